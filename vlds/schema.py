@@ -1,0 +1,147 @@
+"""The nouns of the data flow: shard -> Sample -> Example -> Batch, and the words backbones and methods share.
+
+Imports nothing of ours. Shapes: b examples in a batch, u distinct images in a batch, n images per example, l prompt
+tokens, t target tokens, v visual tokens per image, d width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
+
+IGNORED_LABEL = -100
+"""Label of padded target positions; cross-entropy skips them."""
+
+NO_IMAGE = -1
+"""Entry of `Batch.image_index` for an example with fewer images than the widest of its batch."""
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """What a vision encoder wants from the decoder: uint8 RGB of one size."""
+
+    height: int
+    width: int
+    resize: Literal["bicubic", "bilinear"] = "bicubic"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image, image pair or clip with all its annotations, as it lies in a shard."""
+
+    key: str
+    """Running number of the sample in its data set: the members' name in the tar."""
+    dataset: str
+    """Name of the data set (from dataset.json)."""
+    id: str
+    """Id of the source."""
+    kind: str
+    """Kind of the annotations: vqa, gqa, nlvr2, caption, ..."""
+    images: tuple[bytes, ...]
+    """Encoded pictures, in the order of the json's "images"."""
+    features: tuple[np.ndarray, ...]
+    """Stored features, float16 (tokens, dim), one array per image; empty when the shard holds pictures."""
+    annotations: tuple[Mapping[str, Any], ...]
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """All other fields of the sample's json (size, source, subtitles, span, ...)."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """What a task made of an annotation: text in, text out."""
+
+    id: str
+    """Id of the annotation (of the sample, where all annotations are references)."""
+    task: str
+    """The task's name in the recipe."""
+    prompt: str
+    target: str | None
+    """None where the split has no labels."""
+    weight: float = 1.0
+    """Factor of the example's loss (VQA soft score)."""
+    reference: Any = None
+    """What the score compares the prediction with; JSON-able."""
+
+
+@dataclass
+class Batch:
+    """What the model eats. Padded on the right; images stand once however many examples ask about them."""
+
+    ids: list[str]
+    task_index: Tensor
+    """(b,) int64, on the CPU: number of each example's task in the order of the recipe."""
+    input_ids: Tensor
+    """(b, l) int64."""
+    attention_mask: Tensor
+    """(b, l) bool, False on padding."""
+    labels: Tensor | None
+    """(b, t) int64, IGNORED_LABEL on padding; None where no example has a target."""
+    weights: Tensor
+    """(b,) float32."""
+    valid: Tensor
+    """(b,) bool: False for rows that only fill the last batch of an evaluation."""
+    image_index: Tensor
+    """(b, n) int64 into the first dimension of images or features, NO_IMAGE where absent."""
+    images: Tensor | None = None
+    """(u, 3, h, w) uint8."""
+    features: Tensor | None = None
+    """(u, v, dim) float16: grid features stored in the shard."""
+    boxes: Tensor | None = None
+    """(u, v, 4) boxes of the visual tokens, (x1, x2, y1, y2) in 0..1; None means zeros, as in VL-Adapter."""
+    references: list[Any] = field(default_factory=list)
+    """One entry an example; only evaluation fills it."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: Any) -> Batch:
+        """Move every tensor but task_index, whose values steer Python."""
+        moved = {
+            f.name: value.to(device, non_blocking=True)
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor) and f.name != "task_index"
+        }
+        return replace(self, **moved)
+
+    def pin_memory(self) -> Batch:
+        """Called by torch's DataLoader when it pins."""
+        pinned = {
+            f.name: value.pin_memory()
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return replace(self, **pinned)
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How a task turns the model's output into text."""
+
+    num_beams: int = 1
+    """1 is greedy."""
+    max_new_tokens: int = 20
+    """Longest answer, in tokens after the start token."""
+    choices: tuple[str, ...] | None = None
+    """Compare the logits of these words' first tokens instead of generating (NLVR2's true / false)."""
+    length_counts_start: bool = True
+    """Beam scores divide by the length including the start token, as transformers 4.2 did for VL-Adapter."""
+
+
+Role = Literal["attn_q", "attn_k", "attn_v", "attn_out", "cross_attn_q", "cross_attn_k", "cross_attn_v",
+               "cross_attn_out", "ffn_in", "ffn_out", "norm"]  # fmt: skip
+"""Where a method can attach; `attn_*` is self-attention in both stacks."""
+
+
+@dataclass(frozen=True)
+class TargetModules:
+    """Role -> pattern of module paths (`*` stands for one path segment), relative to the backbone or encoder."""
+
+    paths: Mapping[str, tuple[str, ...]]
+
+
+class SkipSample(Exception):
+    """A sample that cannot be used (bad bytes): counted, written down and replaced, never a hang."""

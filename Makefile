@@ -1,0 +1,36 @@
+# make test: sets up and tests.  make check: style, types, import rules.  make fix: repairs style.
+# VENV names the virtual environment: `make test VENV=/somewhere/else` keeps it outside the checkout.
+VENV ?= .venv
+PYTHON ?= python3
+EXTRAS ?= dev,coco
+BIN = $(VENV)/bin
+SOURCES = vlds data_prep tests setup.py
+
+.PHONY: venv check fix test test-all
+.DEFAULT_GOAL := test
+
+venv: $(VENV)/.installed
+
+# The stamp is newer than what it stands for, so that an up-to-date environment costs nothing.
+$(VENV)/.installed: pyproject.toml setup.py
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing vlds and what it needs into $(VENV) (a minute or two) ..."
+	@$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
+	@touch $@
+
+check: venv
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fix: venv
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+# One thread per process: the tests start many processes.
+test: venv
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: venv
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest

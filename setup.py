@@ -1,0 +1,14 @@
+"""Lists the packages; everything else is in pyproject.toml.
+
+recipes/ and ds_configs/ stand at the top of the repository, where a reader looks for them, and are
+installed as data of `vlds`, where `vlds.resources` looks for them.
+"""
+
+from setuptools import find_packages, setup
+
+DATA = {"vlds.recipes": "recipes", "vlds.ds_configs": "ds_configs"}
+
+setup(
+    packages=[*find_packages(include=["vlds", "vlds.*", "data_prep", "data_prep.*"]), *DATA],
+    package_dir=DATA,
+)

@@ -1,0 +1,1 @@
+"""vlds: vision-and-language models, tuned by a few percent of their weights, with DeepSpeed."""

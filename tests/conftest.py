@@ -1,0 +1,44 @@
+"""Fixtures that every test may use: places, and processes for distributed code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.rank_pool import RankPool
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """Top folder of the repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder with data too large for the repository: $VLDS_SHARED, by default beside it."""
+    folder = Path(os.environ.get("VLDS_SHARED", ROOT.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no folder {folder}: set VLDS_SHARED to run the tests on real data")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ranks2() -> Iterator[RankPool]:
+    """Two gloo processes: ranks2.run(function, *args, timeout=60) -> one result per process."""
+    pool = RankPool(2)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="session")
+def ranks4() -> Iterator[RankPool]:
+    """Four gloo processes, like ranks2."""
+    pool = RankPool(4)
+    yield pool
+    pool.close()

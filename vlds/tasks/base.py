@@ -1,0 +1,121 @@
+"""A task is a sample in, text out, text scored.
+
+`Task` is what the stream, the trainer and the evaluation know; each subclass is one file. A task
+reads annotations and writes text: it knows no tokenizer, no picture and no tensor.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from vlds.schema import Decoding, Example, Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(ABC):
+    """Data, prompt, decoding and score of one task."""
+
+    kinds: ClassVar[tuple[str, ...]]
+    """Kinds of samples that the task understands (dataset.json's "kind")."""
+    reduction: ClassVar[Literal["example_mean", "token_mean"]] = "example_mean"
+    """The loss is the mean over examples of their token mean, or the mean over all tokens."""
+    unit: ClassVar[Literal["annotation", "sample"]] = "annotation"
+    """What evaluation counts: annotations, or samples whose annotations are all references."""
+
+    train: list[str] = field(default_factory=list)
+    """Folders of the data sets to train on."""
+    evaluate: list[str] = field(default_factory=list)
+    """Folders of the data sets to evaluate on."""
+    weight: float = 1.0
+    """Share of this task's examples, relative to the other tasks' weights."""
+    prompt: str
+    """Text before the input, trailing space included; "" for none."""
+    max_prompt_tokens: int
+    """Longest input in tokens, special tokens included; longer ones are cut."""
+    max_target_tokens: int
+    """Longest target in tokens, special tokens included; longer ones are cut."""
+    decoding: Decoding
+    """How the model's output becomes text."""
+    headline: str | None = None
+    """The score that stands for the task in tables; default: the first of its scores."""
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise ValueError(f"weight: got {self.weight}; give a number above 0, or drop the task")
+        for name in ("max_prompt_tokens", "max_target_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}; give at least 1")
+
+    @abstractmethod
+    def example(
+        self,
+        name: str,
+        sample: Sample,
+        annotation: int | None,
+        rng: np.random.Generator | None,
+    ) -> Example:
+        """Turn one annotation of a sample into text.
+
+        `name` is the task's name in the recipe. `annotation` is None only where `unit` is "sample".
+        `rng` is given in training, where drawing is allowed, and None in evaluation, where the
+        example is a fixed one: its reference is filled and its target is the best answer, both
+        None where the split has no labels.
+        """
+
+    @abstractmethod
+    def score(
+        self, predictions: Mapping[str, str], references: Mapping[str, Any]
+    ) -> dict[str, float]:
+        """Score predictions, keyed by example id, against the references of the same ids.
+
+        References that are None (no labels) are left out; without any, the result is empty. Scores
+        lie in 0..1, CIDEr above; the first one stands for the task.
+        """
+
+    @abstractmethod
+    def answer_of(self, reference: Any) -> str | None:
+        """The best single answer of a reference; None where there is no such thing (captions)."""
+
+    def correct(self, prediction: str, reference: Any) -> bool | None:
+        """Whether one prediction is right, for showing; None where that is no yes-or-no matter."""
+        answer = self.answer_of(reference)
+        return None if answer is None else prediction == answer
+
+
+def labelled(
+    predictions: Mapping[str, str], references: Mapping[str, Any]
+) -> tuple[list[str], list[Any]]:
+    """Predictions and references side by side, in the references' order, the unlabelled left out.
+
+    Errors: ValueError where an id has no prediction, or a prediction no such id.
+    """
+    missing = [key for key in references if key not in predictions]
+    unknown = [key for key in predictions if key not in references]
+    for ids, what in ((missing, "no prediction"), (unknown, "a prediction but no reference")):
+        if ids:
+            raise ValueError(
+                f"{len(ids)} of {len(references)} examples have {what}: "
+                f"{', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''}; "
+                "score the predictions of the very data set that was predicted"
+            )
+    known = [key for key, reference in references.items() if reference is not None]
+    return [predictions[key] for key in known], [references[key] for key in known]
+
+
+def require_label(annotation: Mapping[str, Any], field_name: str, sample: Sample) -> Any:
+    """The label that training needs.
+
+    Errors: ValueError where the split has none.
+    """
+    if (value := annotation.get(field_name)) is None:
+        raise ValueError(
+            f"data set {sample.dataset}: annotation {annotation.get('id')} has no "
+            f'"{field_name}"; this split has no labels, so it cannot be trained on: '
+            "name another data set under the task's `train`"
+        )
+    return value

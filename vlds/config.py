@@ -1,0 +1,273 @@
+"""The run's dataclasses and `parse`: a recipe is the whole run.
+
+The only file that knows jsonargparse. A choice (backbone, vision encoder, method, task) is annotated with its abstract
+base, so that a new subclass in a new file reaches YAML, command line, help and the saved recipe by itself.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass, field, fields, is_dataclass
+from inspect import isabstract
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+
+from vlds.backbones.base import Backbone
+from vlds.data import ErrorPolicy
+from vlds.methods.base import Method
+from vlds.models.build import ModelConfig
+from vlds.models.visual_embedding import VisualEmbeddingConfig
+from vlds.tasks.base import Task
+from vlds.vision.base import VisionEncoder
+
+CHOICES = (Backbone, VisionEncoder, Method, Task)
+Options = TypeVar("Options")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """How examples are drawn and cut into batches."""
+
+    global_batch_size: int = 64
+    """Examples an optimizer step, over all ranks and accumulation steps."""
+    micro_batch_size: int | None = None
+    """Examples a rank holds at once; default: the global batch divided by the ranks (no accumulation)."""
+    eval_batch_size: int = 64
+    """Examples a rank decodes at once in evaluation."""
+    unit: Literal["example", "micro_batch", "global_batch"] = "example"
+    """What is of one task: nothing (tasks mixed in a batch), a rank's micro-batch, or the whole global batch."""
+    temperature: float | None = None
+    """Tasks are drawn as n^(1/T): 1 is proportional to their size; default: by the tasks' weights alone."""
+    window: int = 64
+    """Shards that are shuffled together."""
+    group: int = 1
+    """Annotations of one image that stay together in a batch: decoded and encoded once."""
+    num_workers: int = 0
+    """Loader processes of each rank."""
+    errors: ErrorPolicy = field(default_factory=ErrorPolicy)
+    """When bad samples stop the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and decay."""
+
+    learning_rate: float = 1e-3
+    """Peak learning rate; a method's own `learning_rate` replaces it for that method's weights."""
+    visual_embedding_learning_rate: float | None = None
+    """Peak learning rate of the visual embedding, where it is another."""
+    norms_learning_rate: float | None = None
+    """Peak learning rate of the backbone's norms, where it is another and `train_norms` is on."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    """Decay rates of AdamW's two moments."""
+    eps: float = 1e-6
+    """AdamW's epsilon."""
+    weight_decay: float = 0.01
+    """Decay of matrices; biases, norms and embeddings of image order have none."""
+    clip_norm: float = 5.0
+    """Largest norm of the whole gradient; 0 switches clipping off."""
+    warmup_ratio: float = 0.1
+    """Share of the steps over which the learning rate rises linearly from 0."""
+    decay_start: float | None = None
+    """Share of the steps after which the rate falls linearly to 0; default: when the warm-up ends."""
+
+    def __post_init__(self) -> None:
+        if len(self.betas) != 2:
+            raise ValueError(f"optimizer.betas: got {self.betas}; give two numbers, like [0.9, 0.999]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How long, how precise and how partitioned."""
+
+    steps: int = 1000
+    """Optimizer steps of the run."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Type of weights and activations; master weights and moments are fp32 in both."""
+    deepspeed: str = "ds_configs/zero2.json"
+    """DeepSpeed's own configuration file; its "auto" fields follow this recipe."""
+    activation_checkpointing: bool = False
+    """Recompute each block's activations in the backward pass: less memory, about a third more time."""
+    log_every: int = 20
+    """Steps between log lines."""
+    save_every: int = 500
+    """Steps between run states; the last step always saves."""
+    keep_states: int = 2
+    """Newest run states that are kept."""
+    evaluate_every: int = 0
+    """Steps between evaluations during training; 0: only when `vlds evaluate` asks."""
+    eval_examples: int = 0
+    """Most examples a task is evaluated on during training; 0: all."""
+    collective_timeout: float = 600.0
+    """Seconds after which ranks that wait for each other give up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Where metrics go besides metrics.jsonl."""
+
+    tensorboard: bool = False
+    """Write tensorboard events into the run folder."""
+    wandb_project: str | None = None
+    """Log to this Weights & Biases project."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One run: saved with it, and reproducing it."""
+
+    output: str
+    """Run folder: metrics, run state, artifact, recipe."""
+    seed: int = 0
+    """Seed of weights, order of examples, answers drawn and dropout."""
+    backbone: Backbone
+    """The language model: a class of vlds.backbones."""
+    vision: VisionEncoder
+    """What turns pictures into grid features: a class of vlds.vision."""
+    visual_embedding: VisualEmbeddingConfig = field(default_factory=VisualEmbeddingConfig)
+    """The bridge from grid features to visual tokens."""
+    methods: dict[str, Method]
+    """What is tuned, by name: classes of vlds.methods."""
+    train_norms: bool = False
+    """Train the backbone's layer norms too."""
+    train_visual_embedding: bool = True
+    """Train the visual embedding."""
+    tasks: dict[str, Task]
+    """What is learnt, by name: classes of vlds.tasks."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Order and batches."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Optimizer and schedule."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """Steps, precision, DeepSpeed."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Trackers."""
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise ValueError("tasks: the recipe names none; give at least one, see docs/tasks.md")
+
+    @property
+    def model(self) -> ModelConfig:
+        """What `build_model` needs."""
+        return ModelConfig(
+            backbone=self.backbone,
+            vision=self.vision,
+            visual_embedding=self.visual_embedding,
+            methods=self.methods,
+            train_norms=self.train_norms,
+            train_visual_embedding=self.train_visual_embedding,
+            activation_checkpointing=self.training.activation_checkpointing,
+        )
+
+
+def parse_recipe(arguments: list[str], prog: str = "vlds train") -> Recipe:
+    """Build a recipe from `--config FILE` and overrides such as `--methods.adapter.reduction 4`.
+
+    Errors: ValueError that names the key or class, shows the value and lists the known names.
+    """
+    return parse(Recipe, arguments, prog)
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a saved recipe."""
+    return parse_recipe(["--config", str(path)])
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Write the resolved recipe, defaults included; `load_recipe` gives an equal one."""
+    path.write_text(yaml.safe_dump(to_tree(recipe), sort_keys=False), encoding="utf-8")
+
+
+def to_tree(value: Any) -> Any:
+    """The plain dicts, lists and scalars that YAML holds; choices keep their class."""
+    if is_dataclass(value) and not isinstance(value, type):
+        tree = {f.name: to_tree(getattr(value, f.name)) for f in fields(value) if f.init}
+        if not isinstance(value, CHOICES):
+            return tree
+        cls = type(value)
+        shipped = cls.__module__.startswith("vlds.")
+        path = cls.__name__ if shipped else f"{cls.__module__}.{cls.__qualname__}"
+        return {"class_path": path, "init_args": tree}
+    if isinstance(value, dict):
+        return {key: to_tree(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_tree(entry) for entry in value]
+    return value
+
+
+def parse(options: type[Options], arguments: list[str], prog: str) -> Options:
+    """Build any dataclass of options from the command line; its field docstrings are the help text.
+
+    Errors: ValueError that names the key or class, shows the value and lists the known names.
+    """
+    parser = build_parser(options, prog)
+    try:
+        built = parser.instantiate(parser.parse_args(arguments))
+    except (ArgumentError, ValueError, TypeError) as error:
+        raise ValueError(explain(str(error), options)) from error
+    return options(**{f.name: built[f.name] for f in fields(options)})  # type: ignore[arg-type]
+
+
+def build_parser(options: type, prog: str) -> ArgumentParser:
+    """The parser of one dataclass, with `--config` where the dataclass is a recipe."""
+    set_parsing_settings(
+        subclasses_enabled=list(CHOICES), docstring_parse_attribute_docstrings=True
+    )
+    parser = ArgumentParser(prog=prog, description=options.__doc__, exit_on_error=False)
+    if options is Recipe:
+        parser.add_argument("--config", action="config", help="A recipe (YAML); may be repeated.")
+    parser.add_class_arguments(options)
+    return parser
+
+
+def explain(message: str, options: type) -> str:
+    """Turn the parser's words into ours: what is wrong, and the names that would have been right."""
+    if name := re.search(r"Expected a dot import path string: ([\w.]+)", message):
+        known = sorted(known_classes())
+        return f"no class is called '{name[1]}'; {nearest(name[1], known)}known: {', '.join(known)}"
+    if key := re.search(
+        r"(?:[Oo]ption|unrecognized arguments:) '?(?:--)?([\w.]+)'?.*(?:not accepted|$)", message
+    ):
+        if "accept" in message or "unrecognized" in message:
+            return f"unknown key '{key[1]}'; {nearest(key[1], known_keys(options))}".rstrip("; ") + (
+                f" ({' '.join(message.split())})" if "class_path" in message else ""
+            )
+    return " ".join(message.split())
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """'did you mean ...? ' where a known name is close."""
+    by_last = {entry.split(".")[-1]: entry for entry in known}
+    match = difflib.get_close_matches(name, known, 1) or [
+        by_last[entry] for entry in difflib.get_close_matches(name.split(".")[-1], by_last, 1)
+    ]
+    return f"did you mean '{match[0]}'? " if match else ""
+
+
+def known_classes() -> set[str]:
+    """Names of all concrete choices."""
+    found: set[str] = set()
+    pending: list[type] = list(CHOICES)
+    while pending:
+        subclasses = pending.pop().__subclasses__()
+        found |= {cls.__name__ for cls in subclasses if not isabstract(cls)}
+        pending += subclasses
+    return found
+
+
+def known_keys(options: type, prefix: str = "") -> list[str]:
+    """Dotted keys of a dataclass of options; of the choices, every field of every class."""
+    keys: list[str] = []
+    for name, hint in get_type_hints(options).items():
+        keys.append(prefix + name)
+        if is_dataclass(hint) and not issubclass(hint, CHOICES):
+            keys += known_keys(hint, f"{prefix}{name}.")
+    for base in CHOICES if options is Recipe else ():
+        for cls in base.__subclasses__():
+            keys += [name for name in get_type_hints(cls) if not name.startswith("_")]
+    return keys

@@ -1,0 +1,119 @@
+"""Run state: everything that resuming needs, in one small folder, written atomically and verified on load.
+
+    RUN/state/step-00000500/state.safetensors   fp32 masters and moments of the trainable weights
+                            state.json          step, position in the order of examples, seed
+                            manifest.json       name -> size and sha256, written last
+
+A folder without a whole manifest does not exist for `newest`. Dropout is a function of (seed, step, rank) and the order
+of examples one of (seed, position), so no generator states are kept, and any number of ranks may resume.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+State = dict[str, dict[str, Tensor]]
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is."""
+
+    step: int
+    data: dict[str, Any]
+    """The stream's own state."""
+
+
+def save(folder: Path, state: State, progress: Progress, keep: int) -> Path:
+    """Write one run state below `folder` and delete all but the newest `keep`. For the first rank alone."""
+    target = folder / f"step-{progress.step:08d}"
+    partial = folder / f".{target.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    flat = {f"{name}|{key}": t.contiguous() for name, entry in state.items() for key, t in entry.items()}
+    save_file(flat, partial / "state.safetensors")
+    text = json.dumps({"step": progress.step, "data": progress.data}, indent=1)
+    (partial / "state.json").write_text(text, encoding="utf-8")
+    write_manifest(partial)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(partial, target)
+    sync(folder)
+    for old in sorted(folder.glob("step-*"))[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def newest(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest whole run state, and what is wrong with newer ones that had to be passed over."""
+    complaints: list[str] = []
+    for candidate in sorted(folder.glob("step-*"), reverse=True):
+        wrong = damage(candidate)
+        if wrong is None:
+            return candidate, complaints
+        complaints.append(f"{candidate}: {wrong}")
+    return None, complaints
+
+
+def load(folder: Path) -> tuple[State, Progress]:
+    """Read a whole run state."""
+    state: State = {}
+    for flat, tensor in load_file(folder / "state.safetensors").items():
+        name, key = flat.rsplit("|", 1)
+        state.setdefault(name, {})[key] = tensor
+    raw = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    return state, Progress(step=raw["step"], data=raw["data"])
+
+
+def write_manifest(folder: Path) -> None:
+    """Flush every file of the folder to disk and write down its size and hash, last of all."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    entries = {}
+    for path in files:
+        sync(path)
+        entries[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    manifest = folder / MANIFEST
+    manifest.write_text(json.dumps(entries, indent=1), encoding="utf-8")
+    sync(manifest)
+    sync(folder)
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a folder that has a manifest; None when it is whole."""
+    try:
+        entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return f"has no {MANIFEST}: it was not written to the end"
+    except ValueError:
+        return f"{MANIFEST} cannot be read"
+    for name, entry in entries.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
+            return f"{name} is not what was written (size or sha256 differ)"
+    return None
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Flush a file or folder to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,64 @@
+"""The ranks of a run: who I am, and the few collectives that the trainer needs."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all ranks of the run. Every method is collective: all ranks call it in the same order."""
+
+    global_rank: int
+    local_rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes files and speaks to the user."""
+        return self.global_rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over ranks, as float64 on the CPU so that counts stay exact."""
+        total = values.to(self.device, torch.float64)
+        dist.all_reduce(total)
+        return total.cpu()
+
+    def any(self, flag: bool) -> bool:
+        """Whether any rank says so."""
+        return bool(self.sum(torch.tensor([float(flag)])).item())
+
+    def gather(self, value: Any) -> list[Any] | None:
+        """The values of all ranks on the first rank, None elsewhere."""
+        gathered: list[Any] | None = [None] * self.world_size if self.is_first else None
+        dist.gather_object(value, gathered)
+        return gathered
+
+    def broadcast(self, value: Any) -> Any:
+        """The first rank's value, on all."""
+        box = [value]
+        dist.broadcast_object_list(box)
+        return box[0]
+
+    def barrier(self) -> None:
+        """Wait for all."""
+        dist.barrier()
+
+
+def rank_from_environment() -> Ranks:
+    """What the launcher said of this process; alone in its world where no launcher started it."""
+    local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
+    cuda = torch.cuda.is_available()
+    return Ranks(
+        global_rank=int(os.environ.setdefault("RANK", "0")),
+        local_rank=local_rank,
+        world_size=int(os.environ.setdefault("WORLD_SIZE", "1")),
+        device=torch.device("cuda", local_rank) if cuda else torch.device("cpu"),
+    )

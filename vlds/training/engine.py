@@ -1,0 +1,238 @@
+"""DeepSpeed, and nothing else of the trainer knows it.
+
+ZeRO partitions the frozen weights (stage 3) and the optimizer state of the few that train (stages 2 and 3). DeepSpeed's
+own checkpoints are not used: the trainable weights' fp32 masters and moments are small, so `export` gathers them and
+`restore` puts them back at any stage and on any number of ranks.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import deepspeed
+import deepspeed.ops
+import numpy as np
+import torch
+import torch.nn.functional as F
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+from torch import Tensor, nn
+
+from vlds.models.vl_model import VLModel
+from vlds.schema import Batch
+from vlds.tasks.base import Task
+from vlds.training.distributed import Ranks, rank_from_environment
+from vlds.training.loss import LossTotals, coefficients, count, task_losses
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+State = dict[str, dict[str, Tensor]]
+"""Parameter name -> {"fp32", "exp_avg", "exp_avg_sq"} -> full tensor on the CPU."""
+
+
+def start_ranks(collective_timeout: float) -> Ranks:
+    """Join the run's process group. `collective_timeout` is in seconds."""
+    ranks = rank_from_environment()
+    if ranks.device.type == "cpu":
+        # Building this op takes a compiler and up to minutes, and gloo does without it.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    else:
+        torch.cuda.set_device(ranks.device)
+    deepspeed.init_distributed(
+        dist_backend="nccl" if ranks.device.type == "cuda" else "gloo",
+        auto_mpi_discovery=False,
+        timeout=timedelta(seconds=collective_timeout),
+        rank=ranks.global_rank,
+        world_size=ranks.world_size,
+    )
+    return ranks
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one optimizer step did. Task losses are this rank's share; summed over ranks they are the tasks' losses."""
+
+    task_losses: Tensor
+    examples: Tensor
+    """(k,) examples of each task in the global batch."""
+    gradient_norm: float
+
+
+class Engine:
+    """One model under ZeRO: optimizer steps, evaluation with whole weights, state in and out."""
+
+    def __init__(
+        self,
+        model: VLModel,
+        parameter_groups: list[dict[str, Any]],
+        config: dict[str, Any],
+        *,
+        ranks: Ranks,
+        tasks: Sequence[Task],
+        seed: int = 0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+    ) -> None:
+        self.model = model
+        self.ranks = ranks
+        self.tasks = list(tasks)
+        self.seed = seed
+        self.stage = int(config["zero_optimization"]["stage"])
+        self.steps_done = 0
+        optimizer = torch.optim.AdamW(
+            parameter_groups, betas=betas, eps=eps, fused=ranks.device.type == "cuda"
+        )
+        self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            model_parameters=[p for group in parameter_groups for p in group["params"]],
+            config=config,
+        )
+
+    @property
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The optimizer's groups; the schedule writes their "lr"."""
+        groups: list[dict[str, Any]] = self._optimizer.param_groups
+        return groups
+
+    def step(self, batches: Sequence[Batch]) -> StepReport:
+        """One optimizer step on this rank's micro-batches of a global batch."""
+        totals = LossTotals(*self.ranks.sum(count(batches, len(self.tasks))))
+        losses = torch.zeros(len(self.tasks), dtype=torch.float64)
+        self._deepspeed.train()
+        for number, batch in enumerate(batches):
+            self._seed_dropout(number)
+            scale = coefficients(batch, totals, self.tasks).to(self.ranks.device)
+            output = self._deepspeed(batch.to(self.ranks.device), scale)
+            # ZeRO averages gradients over ranks, and the denominators already count all of them.
+            self._deepspeed.backward(output.loss * self.ranks.world_size, scale_wrt_gas=False)
+            self._deepspeed.step()
+            losses += task_losses(output.token_nll_sum, batch, totals, self.tasks)
+        self.steps_done += 1
+        return StepReport(losses, totals.examples, float(self._deepspeed.get_global_grad_norm()))
+
+    def _seed_dropout(self, micro_step: int) -> None:
+        """Dropout is a pure function of (seed, step, micro-step, rank), so a resumed run needs no generator states."""
+        entropy = (self.seed, self.steps_done, micro_step, self.ranks.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
+
+    @contextmanager
+    def evaluation(self) -> Iterator[VLModel]:
+        """The model in evaluation mode, its weights whole on every rank, so that ranks may decode at their own pace."""
+        self.model.eval()
+        with torch.no_grad(), self._whole_weights():
+            yield self.model
+        self.model.train()
+
+    @contextmanager
+    def _whole_weights(self) -> Iterator[None]:
+        """Under stage 3, gather all weights and take the hooks off that would partition them again.
+
+        Private calls of DeepSpeed 0.19; a test shows that training goes on unchanged after it.
+        """
+        if self.stage < 3:
+            yield
+            return
+        offload = self._optimizer.parameter_offload
+        offload.empty_partition_cache()
+        offload._remove_module_hooks()
+        try:
+            with deepspeed.zero.GatheredParameters(list(self.model.parameters())):
+                yield
+        finally:
+            offload.setup_zero_stage3_hooks()
+
+    def trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Names and parameters that the optimizer holds, in the order of the model."""
+        return [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+
+    def export(self) -> State | None:
+        """Masters and moments of every trainable weight: on the first rank; None elsewhere. Collective."""
+        state: State = {}
+        for name, parameter in self.trainable_parameters():
+            tensors = {"fp32": safe_get_full_fp32_param(parameter)}
+            for moment in MOMENTS:
+                tensors[moment] = safe_get_full_optimizer_state(parameter, moment)
+            if self.ranks.is_first:
+                state[name] = {key: value.detach().cpu().clone() for key, value in tensors.items()}
+        return state if self.ranks.is_first else None
+
+    def restore(self, state: State, steps_done: int) -> None:
+        """Put an exported state back, at this stage and number of ranks. Collective; all ranks hold `state`.
+
+        Private calls of DeepSpeed 0.19, which creates the optimizer's state only in its first step; the re-export is
+        compared, so that a change in the library is an error and not a silently wrong run.
+        """
+        zero = self._optimizer
+        flats = zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
+        for flat in flats:
+            moments = {key: torch.zeros_like(flat) for key in MOMENTS}
+            zero.optimizer.state[flat] = {"step": torch.tensor(float(steps_done)), **moments}
+        if self.stage < 3:
+            zero._lazy_init_hp_params_optimizer_state()
+        for name, parameter in self.trainable_parameters():
+            put = self._put_partitioned if self.stage == 3 else self._put_whole
+            put(parameter, state[name])
+        self.steps_done = self._deepspeed.global_steps = steps_done
+        self._check_restored(state)
+
+    def _put_whole(self, parameter: nn.Parameter, tensors: Mapping[str, Tensor]) -> None:
+        safe_set_full_fp32_param(parameter, tensors["fp32"])
+        parameter.data.copy_(tensors["fp32"])
+        for moment in MOMENTS:
+            safe_set_full_optimizer_state(parameter, tensors[moment], moment)
+
+    def _put_partitioned(self, parameter: Any, tensors: Mapping[str, Tensor]) -> None:
+        size, ranks = parameter.ds_tensor.ds_numel, self.ranks
+
+        def own_part(value: Tensor) -> Tensor:
+            padded = F.pad(value.flatten(), (0, size * ranks.world_size - value.numel()))
+            return padded.narrow(0, size * ranks.global_rank, size).to(ranks.device)
+
+        safe_set_local_fp32_param(parameter, own_part(tensors["fp32"]))
+        for moment in MOMENTS:
+            safe_set_local_optimizer_state(parameter, own_part(tensors[moment]), moment)
+        # The setters leave the low-precision copy as it was.
+        with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0):
+            if ranks.is_first:
+                parameter.data.copy_(tensors["fp32"])
+
+    def _check_restored(self, state: State) -> None:
+        exported = self.export()
+        wrong = [
+            f"{name} ({key})"
+            for name, tensors in (exported or {}).items()
+            for key, value in tensors.items()
+            if not torch.equal(value, state[name][key])
+        ]
+        if self.ranks.any(bool(wrong)):
+            raise RuntimeError(
+                f"DeepSpeed {deepspeed.__version__} did not take the run state back: {', '.join(wrong[:3])}; "
+                "install deepspeed>=0.19.8,<0.20"
+            )
+
+    def bytes_per_rank(self) -> dict[str, int]:
+        """What this rank holds: frozen and trainable weights, optimizer state."""
+        held = {"frozen": 0, "trainable": 0, "optimizer": 0}
+        for parameter in self.model.parameters():
+            stored = getattr(parameter, "ds_tensor", parameter)
+            held["trainable" if parameter.requires_grad else "frozen"] += stored.nbytes
+        zero = self._optimizer
+        flats = zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
+        held["optimizer"] = sum((1 + len(MOMENTS)) * flat.nbytes for flat in flats)
+        return held
+
+    def close(self) -> None:
+        """Free what DeepSpeed holds, so that another engine can start in this process."""
+        self._deepspeed.destroy()
+        gc.collect()

@@ -1,0 +1,114 @@
+"""Evaluation on all ranks: every example once, gathered on the first rank and scored once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlds.config import Recipe
+from vlds.data import Dataset, EvalStream, Source, open_dataset
+from vlds.models.vl_model import VLModel
+from vlds.tasks.base import Task
+from vlds.training.distributed import Ranks
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One task on its data."""
+
+    task: str
+    scores: dict[str, float]
+    predictions: dict[str, str]
+    references: dict[str, Any] = field(repr=False)
+    unreadable: list[str]
+    """Ids whose picture could not be read: predicted as "" and scored as wrong."""
+
+    def write(self, folder: Path) -> None:
+        """One line per example: id, prediction, reference."""
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = [
+            json.dumps({"id": key, "prediction": text, "reference": self.references[key]})
+            for key, text in self.predictions.items()
+        ]
+        (folder / f"{self.task}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def evaluation_sources(recipe: Recipe) -> list[Source]:
+    """The data that the recipe's tasks are evaluated on; tasks without any are left out.
+
+    Errors: ValueError for a folder that holds no data set, or one of another kind.
+    """
+    return [
+        Source(name, task, open_datasets(name, task, task.evaluate), task.weight)
+        for name, task in recipe.tasks.items()
+    ]
+
+
+def open_datasets(name: str, task: Task, folders: Sequence[str]) -> list[Dataset]:
+    """Open a task's data sets and check that it understands them."""
+    datasets = [open_dataset(folder) for folder in folders]
+    for folder, dataset in zip(folders, datasets, strict=True):
+        if dataset.kind not in task.kinds:
+            raise ValueError(
+                f"tasks.{name}: {folder} holds samples of kind '{dataset.kind}', {type(task).__name__} "
+                f"understands {', '.join(task.kinds)}; name another folder or another task class"
+            )
+    return datasets
+
+
+def evaluate(
+    model: VLModel, recipe: Recipe, sources: Sequence[Source], tokenizer: Any, ranks: Ranks
+) -> list[Evaluation]:
+    """Decode and score every source that has data. Collective; the result is on the first rank, [] elsewhere."""
+    evaluations = []
+    for task_number, source in enumerate(sources):
+        if not source.datasets:
+            continue
+        stream = EvalStream(
+            source,
+            tokenizer=tokenizer,
+            image=recipe.vision.image,
+            micro_batch_size=recipe.data.eval_batch_size,
+            world_size=ranks.world_size,
+            global_rank=ranks.global_rank,
+            num_workers=recipe.data.num_workers,
+            task_index=task_number,
+        )
+        own = dict(decode(model, stream, source.task, tokenizer, ranks))
+        gathered = ranks.gather((own, stream.bad))
+        if gathered is not None:
+            evaluations.append(merge_and_score(source, gathered))
+    return evaluations
+
+
+def decode(
+    model: VLModel, stream: EvalStream, task: Task, tokenizer: Any, ranks: Ranks
+) -> Iterator[tuple[str, tuple[str, Any]]]:
+    """(id, (prediction, reference)) of this rank's examples."""
+    for batch in stream:
+        moved = batch.to(ranks.device)
+        with torch.no_grad():
+            texts = tokenizer.batch_decode(model.generate(moved, task.decoding), skip_special_tokens=True)
+        for number, (key, text) in enumerate(zip(batch.ids, texts, strict=True)):
+            if batch.valid[number]:
+                yield key, (text.strip(), batch.references[number])
+
+
+def merge_and_score(
+    source: Source, gathered: Sequence[tuple[Mapping[str, tuple[str, Any]], Sequence[Any]]]
+) -> Evaluation:
+    """Put the ranks' examples together in the order of their ids, and score them."""
+    merged: dict[str, tuple[str, Any]] = {}
+    bad: list[Any] = []
+    for own, own_bad in gathered:
+        merged.update(own)
+        bad += own_bad
+    predictions = {key: merged[key][0] for key in sorted(merged)}
+    references = {key: merged[key][1] for key in sorted(merged)}
+    scores = source.task.score(predictions, references)
+    return Evaluation(source.name, scores, predictions, references, [str(entry) for entry in bad])

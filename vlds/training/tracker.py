@@ -1,0 +1,171 @@
+"""What a run tells: metrics.jsonl, a progress line on a terminal or plain lines without one, and other trackers."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from vlds.config import Recipe
+from vlds.training.distributed import Ranks
+from vlds.training.engine import StepReport
+
+
+class Tracker:
+    """Collects step reports, and every `log_every` steps sums them over ranks and tells. All ranks call it."""
+
+    def __init__(self, recipe: Recipe, ranks: Ranks, first_step: int) -> None:
+        self.ranks = ranks
+        self.tasks = list(recipe.tasks)
+        self.log_every = recipe.training.log_every
+        self.steps = recipe.training.steps
+        self.console = Console(quiet=not ranks.is_first)
+        self.sinks = open_sinks(recipe, first_step) if ranks.is_first else []
+        self._losses = torch.zeros(len(self.tasks), dtype=torch.float64)
+        self._reports = torch.zeros(len(self.tasks), dtype=torch.float64)
+        self._examples = torch.zeros(len(self.tasks), dtype=torch.float64)
+        self._loss = 0.0
+        self._pending = 0
+        self._since = time.monotonic()
+        self._bar = progress_bar(self.console, self.steps, first_step) if self.console.is_terminal else None
+
+    def step(self, step: int, report: StepReport, learning_rate: float, bad_samples: int) -> None:
+        """Take the report of step number `step` (counted from 1)."""
+        present = (report.examples > 0).double()
+        self._losses += report.task_losses
+        self._reports += present
+        self._examples += report.examples
+        self._loss += float((report.task_losses * report.examples).sum() / report.examples.sum())
+        self._pending += 1
+        if step % self.log_every == 0 or step == self.steps:
+            self._tell(step, report, learning_rate, bad_samples)
+
+    def _tell(self, step: int, report: StepReport, learning_rate: float, bad_samples: int) -> None:
+        own = torch.cat([self._losses, torch.tensor([self._loss, float(bad_samples)])])
+        total = self.ranks.sum(own)
+        elapsed = time.monotonic() - self._since
+        metrics: dict[str, float] = {
+            "loss": total[-2].item() / self._pending,
+            **self._by_task("loss", total[:-2] / self._reports.clamp(min=1)),
+            "learning_rate": learning_rate,
+            "gradient_norm": report.gradient_norm,
+            "samples_per_second": self._examples.sum().item() / elapsed,
+            "seconds_left": elapsed / self._pending * (self.steps - step),
+            "bad_samples": total[-1].item(),
+        }
+        self.write(step, metrics)
+        self._show(step, metrics)
+        for tensor in (self._losses, self._reports, self._examples):
+            tensor.zero_()
+        self._loss, self._pending, self._since = 0.0, 0, time.monotonic()
+
+    def _by_task(self, name: str, values: Tensor) -> dict[str, float]:
+        return {
+            f"{name}/{task}": value
+            for task, value, seen in zip(self.tasks, values.tolist(), self._reports.tolist(), strict=True)
+            if seen
+        }
+
+    def write(self, step: int, metrics: dict[str, Any]) -> None:
+        """Hand one line of metrics to every sink."""
+        for sink in self.sinks:
+            sink(step, metrics)
+
+    def _show(self, step: int, metrics: dict[str, float]) -> None:
+        losses = "  ".join(
+            f"{task} {metrics[f'loss/{task}']:.3f}" for task in self.tasks if f"loss/{task}" in metrics
+        )
+        text = f"loss {metrics['loss']:.3f}  {losses}  {metrics['samples_per_second']:.0f} examples/s"
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], completed=step, description=text)
+        else:
+            left = time.strftime("%H:%M:%S", time.gmtime(metrics["seconds_left"]))
+            self.say(f"step {step}/{self.steps}  {text}  {left} left")
+
+    def say(self, text: str) -> None:
+        """One line for the user, from the first rank."""
+        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    def pause(self) -> None:
+        """Do not count the time from here to `resume_clock` as training."""
+        self._paused_at = time.monotonic()
+
+    def resume_clock(self) -> None:
+        """Training goes on."""
+        self._since += time.monotonic() - self._paused_at
+
+    def close(self) -> None:
+        """End the progress line."""
+        if self._bar:
+            self._bar.stop()
+
+
+def progress_bar(console: Console, steps: int, first_step: int) -> Progress:
+    """One line: bar, steps, time left, losses."""
+    bar = Progress(
+        BarColumn(16), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"),
+        console=console,
+    )  # fmt: skip
+    bar.add_task("starting", total=steps, completed=first_step)
+    bar.start()
+    return bar
+
+
+def open_sinks(recipe: Recipe, first_step: int) -> list[Any]:
+    """Functions (step, metrics) -> None: the file always, tensorboard and wandb when asked."""
+    folder = Path(recipe.output)
+    sinks: list[Any] = [metrics_file(folder / "metrics.jsonl", first_step)]
+    if recipe.tracking.tensorboard:
+        sinks.append(tensorboard(folder))
+    if recipe.tracking.wandb_project:
+        sinks.append(wandb(recipe.tracking.wandb_project, folder))
+    return sinks
+
+
+def metrics_file(path: Path, first_step: int) -> Any:
+    """Append lines; those of steps that a resumed run repeats are dropped first."""
+    if path.exists():
+        kept = [line for line in path.read_text("utf-8").splitlines() if json.loads(line)["step"] <= first_step]
+        path.write_text("".join(line + "\n" for line in kept), "utf-8")
+
+    def write(step: int, metrics: dict[str, Any]) -> None:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+
+    return write
+
+
+def tensorboard(folder: Path) -> Any:
+    """Scalars as tensorboard events."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ValueError("tracking.tensorboard: install it with `pip install 'vlds[tracking]'`") from None
+    writer = SummaryWriter(folder)
+
+    def write(step: int, metrics: dict[str, Any]) -> None:
+        for name, value in metrics.items():
+            if isinstance(value, (int, float)):
+                writer.add_scalar(name, value, step)
+
+    return write
+
+
+def wandb(project: str, folder: Path) -> Any:
+    """Metrics to Weights & Biases."""
+    try:
+        import wandb as client
+    except ImportError:
+        raise ValueError("tracking.wandb_project: install it with `pip install 'vlds[tracking]'`") from None
+    run = client.init(project=project, dir=folder, name=folder.name)
+
+    def write(step: int, metrics: dict[str, Any]) -> None:
+        run.log(metrics, step=step)
+
+    return write

@@ -1,9 +1,9 @@
 """A pool of gloo processes for the tests of distributed code; also the program each of them runs.
 
-Starting a process that imports torch costs seconds, so the processes are started once and then execute
-one job after another: a top-level function of a test module, called on every process with the same
-arguments. The process group is initialised before the first job, so a job may use `torch.distributed`
-at once and reads its global_rank from there.
+Starting a process that imports torch costs seconds, so the processes are started once and then
+execute one job after another: a top-level function of a test module, called on every process with
+the same arguments. The process group is initialised before the first job, so a job may use
+`torch.distributed` at once and reads its global_rank from there.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 GRACE_S = 2.0
-"""How long the others may take to answer once one process has failed: they may wait for it for ever."""
+"""How long the others may take to answer once one has failed: they may wait for it for ever."""
 
 
 class RankError(AssertionError):

@@ -1,0 +1,25 @@
+#!/bin/sh
+''':'
+# One file, two languages. A shell reads this head, down to the closing quotes:
+#   ./launch.sh              sets up and runs the demo
+#   ./launch.sh train ...    sets up and is the command `vlds train ...`
+# Python takes the head for a string and reads the rest: `deepspeed launch.sh train ...` does that
+# once per rank. Keep triple quotes and backslashes out of the head.
+if [ -n "${RANK-}" ]; then
+    echo "launch.sh: a shell was started as a rank (RANK=$RANK), for example by" >&2
+    echo "deepspeed --no_python. Leave --no_python out: deepspeed launch.sh ..." >&2
+    echo "(Not a rank? Then unset RANK.)" >&2
+    exit 2
+fi
+here=$(cd "$(dirname "$0")" && pwd)
+venv=${VENV-$here/.venv}
+make --silent --no-print-directory -C "$here" venv VENV="$venv" >&2 || exit 1
+[ $# -gt 0 ] || set -- demo
+exec "$venv/bin/python" -m vlds.launch "$@"
+'''
+import sys
+
+if __name__ == "__main__":
+    from vlds.launch import main
+
+    sys.exit(main())

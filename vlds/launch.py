@@ -1,0 +1,212 @@
+"""Starts runs: the command `vlds`, what `launch.sh` hands over to, and what each rank executes.
+
+    vlds train ... / ./launch.sh train ...       (this file, supervising)
+      -> deepspeed's runner -> its launch.py     (one session of their own)
+        -> python -m vlds.launch train ...       (this file again, once per rank: vlds.cli.main)
+
+`deepspeed launch.sh train ...` enters at the last line. Only RANK_COMMANDS start ranks; everything
+else runs in this process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
+
+from vlds.supervisor import supervise, watch_launcher
+
+RANK_COMMANDS = ("train", "evaluate", "predict", "features")
+RANKS_HELP = """\
+train, evaluate, predict and features start one process (rank) per GPU, or one
+on a machine without GPU. More or fewer: --ranks N, or VLDS_RANKS=N in the
+environment. VLDS_LAUNCHER_ARGS is handed to the deepspeed launcher (--hostfile,
+--no_ssh, --node_rank, --master_addr, --master_port, ...).
+On SIGTERM, SIGINT (Ctrl-C) and SIGHUP the ranks save and end; after
+VLDS_GRACE_S seconds (default 120) they are killed.
+"""
+GRACE_S = 120.0
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
+OWN_NETWORK = ("--hostfile", "-H", "--no_ssh", "--master_port")
+"""Launcher arguments with which the user rules over hosts and ports; we then add none of ours."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `vlds`: in a rank do the work, elsewhere start ranks or run in this process."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if "RANK" in os.environ:
+        run_rank(arguments)
+    try:
+        ranks, arguments = take_ranks(arguments)
+        if starts_ranks(arguments):
+            return start(arguments, ranks)
+    except ValueError as error:
+        print(f"vlds: {error}", file=sys.stderr)
+        return 2
+    from vlds import cli
+
+    return cli.main(arguments)
+
+
+def start(arguments: Sequence[str], ranks: int | None = None) -> int:
+    """Run one of RANK_COMMANDS on `ranks` processes and wait for its end; the exit code."""
+    launcher_args = shlex.split(os.environ.get("VLDS_LAUNCHER_ARGS", ""))
+    program = ["--module", "vlds.launch", *arguments]
+    command, environment = launch_command(
+        program, ranks or ranks_from_environment(), launcher_args, os.environ, count_gpus()
+    )
+    return supervise(command, environment, grace_from_environment())
+
+
+def run_rank(arguments: Sequence[str]) -> NoReturn:
+    """Do a rank's work and end this process."""
+    code = 1
+    try:
+        code = _rank_code(list(arguments))
+    except ValueError as error:
+        print(f"vlds: {error}", file=sys.stderr)
+        code = 2
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    # Not sys.exit: the destructors of a process group now and then abort a rank that has done its
+    # work, and may wait for ever in one that failed.
+    os._exit(code)
+
+
+def _rank_code(arguments: list[str]) -> int:
+    ranks, arguments = take_ranks(without_local_rank(arguments))
+    if starts_ranks(arguments):
+        local_size = int(os.environ.get("LOCAL_SIZE", os.environ["WORLD_SIZE"]))
+        if ranks not in (None, local_size):
+            raise ValueError(
+                f"--ranks {ranks}, but the launcher has started {local_size} here: "
+                f"use `deepspeed --num_gpus {ranks} launch.sh ...` or `vlds ...`"
+            )
+        watch_launcher(lambda: os.kill(os.getpid(), signal.SIGTERM), grace_from_environment())
+    elif os.environ["RANK"] != "0":
+        return 0
+    else:
+        # One process is enough for the rest, and it must not take itself for a rank.
+        for variable in RANK_VARIABLES:
+            os.environ.pop(variable, None)
+    from vlds import cli
+
+    return cli.main(arguments or ["--help"])
+
+
+def starts_ranks(arguments: Sequence[str]) -> bool:
+    """Whether this command line needs ranks: asking a command for its help does not."""
+    wants_help = any(word in ("-h", "--help") for word in arguments)
+    return bool(arguments) and arguments[0] in RANK_COMMANDS and not wants_help
+
+
+def without_local_rank(arguments: Sequence[str]) -> list[str]:
+    """The command line without what the deepspeed launcher puts in front of it."""
+    if arguments and arguments[0].startswith(("--local_rank=", "--local-rank=")):
+        return list(arguments[1:])
+    return list(arguments)
+
+
+def take_ranks(arguments: Sequence[str]) -> tuple[int | None, list[str]]:
+    """Split `--ranks N` from a command line; other commands may have a --ranks of their own."""
+    rest, ranks = list(arguments), None
+    place = 0
+    while place < len(rest) and (rest[0] in RANK_COMMANDS or place == 0):
+        option, equals, value = rest[place].partition("=")
+        if option != "--ranks":
+            place += 1
+            continue
+        del rest[place]
+        if not equals:
+            value = rest.pop(place) if place < len(rest) else ""
+        ranks = _positive("--ranks", value)
+    return ranks, rest
+
+
+def ranks_from_environment() -> int | None:
+    """VLDS_RANKS, if set."""
+    text = os.environ.get("VLDS_RANKS")
+    return _positive("VLDS_RANKS", text) if text else None
+
+
+def grace_from_environment() -> float:
+    """VLDS_GRACE_S: seconds that the ranks have to save and end."""
+    text = os.environ.get("VLDS_GRACE_S") or str(GRACE_S)
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"VLDS_GRACE_S is {text!r}; give a number of seconds") from None
+
+
+def _positive(source: str, text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise ValueError(f"{source} is {text!r}; give the number of ranks, 1 or more")
+    return int(text)
+
+
+def count_gpus() -> int:
+    """GPUs that this process may use; without a driver torch is not even imported."""
+    drivers = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+    if os.environ.get("DS_ACCELERATOR") == "cpu" or not any(map(os.path.exists, drivers)):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def launch_command(
+    program: Sequence[str],
+    ranks: int | None,
+    launcher_args: Sequence[str],
+    environment: Mapping[str, str],
+    num_gpus: int,
+) -> tuple[list[str], dict[str, str]]:
+    """The deepspeed launcher's command line and environment for a program and its arguments."""
+    env = dict(environment)
+    options = ["--log_level", "critical"]
+    several_hosts = any(word.partition("=")[0] in OWN_NETWORK for word in launcher_args)
+    if not several_hosts:
+        options += ["--master_port", str(free_port())]
+    visible = env.get("CUDA_VISIBLE_DEVICES", "")
+    if num_gpus == 0:
+        # DeepSpeed counts and sets this variable even without a GPU.
+        env.pop("CUDA_VISIBLE_DEVICES", None)
+        env["DS_ACCELERATOR"] = "cpu"
+        ranks = ranks or (None if several_hosts else 1)
+    elif ranks is not None and ranks > num_gpus:
+        raise ValueError(
+            f"{ranks} ranks asked for, but this machine has {num_gpus} usable GPU(s): "
+            f"give --ranks {num_gpus} or fewer, or DS_ACCELERATOR=cpu for a run without GPU"
+        )
+    elif visible and ranks:
+        # The runner ignores the variable when a number is given, and keeps to it otherwise.
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(visible.split(",")[:ranks])
+        ranks = None
+    if ranks:
+        options += ["--num_gpus", str(ranks)]
+    threads = max(1, len(os.sched_getaffinity(0)) // (ranks or max(num_gpus, 1)))
+    env.setdefault("OMP_NUM_THREADS", str(threads))
+    env.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    env.setdefault("PYTHONWARNINGS", "ignore")
+    runner = [sys.executable, "-m", "deepspeed.launcher.runner"]
+    return [*runner, *options, *launcher_args, *program], env
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,178 @@
+"""The processes of a run: a session that ends as a whole, and ranks that notice a lost launcher.
+
+DeepSpeed's runner does not pass signals on and leaves its ranks behind when it dies. So a
+supervisor starts the launcher in a session of its own and owns it: it asks the ranks to save and
+end, kills what is left after a grace time, and reports the signal in its exit code. Should the
+supervisor itself vanish, the ranks see it (watch_launcher) and act as if they had been asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import psutil
+
+SUPERVISOR = "VLDS_SUPERVISOR"
+"""Environment variable that tells the ranks the supervisor's process id."""
+POLL_S = 0.1
+PR_SET_CHILD_SUBREAPER = 36
+"""From linux/prctl.h."""
+
+
+def supervise(command: Sequence[str], environment: Mapping[str, str], grace_s: float) -> int:
+    """Run a launcher to its end, pass signals on, leave nothing behind; the exit code."""
+    with _signals() as received:
+        group = Group(command, environment)
+        deadline: float | None = None
+        abandoned = False
+        while group.alive():
+            if deadline is None and (received or group.code is not None):
+                abandoned = not received
+                deadline = time.monotonic() + grace_s
+                group.ask_to_end()
+                if signal.SIGINT in received:
+                    _say("saving, then ending; Ctrl-C again ends at once, without saving")
+            elif deadline is not None and received.count(signal.SIGINT) > 1:
+                group.kill()
+            elif deadline is not None and time.monotonic() > deadline:
+                _say(f"killing what did not end within {grace_s:g} s")
+                group.kill()
+            time.sleep(POLL_S)
+    assert group.code is not None
+    if received:
+        return 128 + received[0]
+    return exit_code(group.code) or int(abandoned)
+
+
+def exit_code(code: int) -> int:
+    """128 + n for a death by signal n, also where DeepSpeed's launcher hands it on as 256 - n."""
+    if code > 192:
+        code -= 256
+    return 128 - code if code < 0 else code
+
+
+class Group:
+    """A command in its own session, with everything it started."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        # Orphans of the session become our children, so that we see and reap every one of them.
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        env = dict(environment) | {SUPERVISOR: str(os.getpid())}
+        self._process = subprocess.Popen(command, env=env, start_new_session=True)
+
+    @property
+    def code(self) -> int | None:
+        """Exit code of the command itself; None while it runs."""
+        return self._process.returncode
+
+    def alive(self) -> bool:
+        """Reap what has ended; whether anything is left."""
+        while True:
+            try:
+                pid, status = os.waitpid(-self._process.pid, os.WNOHANG)
+            except ChildProcessError:
+                return False
+            if pid == 0:
+                return True
+            if pid == self._process.pid:
+                self._process.returncode = os.waitstatus_to_exitcode(status)
+
+    def ask_to_end(self) -> None:
+        """SIGTERM to the ranks alone: their loaders and launchers must outlive the saving."""
+        members = [process for process in psutil.process_iter() if self._holds(process)]
+        ranks = [process for process in members if _is_rank(process)]
+        for process in ranks:
+            with contextlib.suppress(psutil.Error):
+                process.terminate()
+        if not ranks:
+            self.kill(signal.SIGTERM)
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send a signal to every process of the session."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+    def _holds(self, process: psutil.Process) -> bool:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            return os.getpgid(process.pid) == self._process.pid
+        return False
+
+
+def _is_rank(process: psutil.Process) -> bool:
+    """Whether this is a rank itself: no child of one, and no launcher."""
+    with contextlib.suppress(psutil.Error):
+        parent = process.parent()
+        inherited = parent is not None and "RANK" in parent.environ()
+        return "RANK" in process.environ() and not inherited
+    return False
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect the signals that ask for an end; those that were ignored (nohup) stay ignored."""
+    received: list[int] = []
+    before = {}
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            before[number] = signal.signal(number, lambda number, _: received.append(number))
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def watch_launcher(
+    on_lost: Callable[[], None], grace_s: float, poll_s: float = 1.0
+) -> threading.Thread:
+    """In a rank: call on_lost once when a process that started this rank is gone.
+
+    Watched are the parent, the deepspeed runner above it and the supervisor. A rank that still
+    lives after the grace time (it may wait in a collective for ever) is killed.
+    """
+    watched = _launchers()
+
+    def watch() -> None:
+        while watched is not None and all(map(_lives, watched)):
+            time.sleep(poll_s)
+        on_lost()
+        time.sleep(grace_s)
+        _say(f"the launcher is gone and this rank did not end within {grace_s:g} s")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    thread = threading.Thread(target=watch, name="watch_launcher", daemon=True)
+    thread.start()
+    return thread
+
+
+def _launchers() -> list[psutil.Process] | None:
+    """The processes that started this one; None when the supervisor is gone already."""
+    try:
+        parent = psutil.Process(os.getppid())
+        above = parent.parent()
+        found = [parent]
+        if above is not None and any("deepspeed" in word for word in above.cmdline()):
+            found.append(above)
+        if SUPERVISOR in os.environ:
+            found.append(psutil.Process(int(os.environ[SUPERVISOR])))
+    except psutil.NoSuchProcess:
+        return None
+    return found
+
+
+def _lives(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+def _say(message: str) -> None:
+    print(f"vlds: {message}", file=sys.stderr, flush=True)

@@ -1,0 +1,110 @@
+"""What can be wrong with data, how much of it a run tolerates, and where it is written down."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+
+class ShardError(ValueError):
+    """A shard that is not what its index says: missing, cut, smashed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorPolicy:
+    """How much bad data a run tolerates."""
+
+    max_bad_fraction: float = 0.001
+    """Share of a rank's examples that may be bad and replaced; more than this stops the run, once
+    there are more than `max_in_a_row` of them."""
+    max_in_a_row: int = 8
+    """Bad samples one after the other that stop the run."""
+    on_bad_shard: Literal["stop", "substitute"] = "stop"
+    """A damaged shard stops the run, or its samples are replaced and counted like other bad ones."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ValueError(
+                f"max_bad_fraction: got {self.max_bad_fraction}; give a share between 0 and 1"
+            )
+        if self.max_in_a_row < 1:
+            raise ValueError(f"max_in_a_row: got {self.max_in_a_row}; give at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadSample:
+    """One sample that could not be used at one position of the stream."""
+
+    position: int
+    """Position of the stream it stood at (number of the example, in evaluation)."""
+    dataset: str
+    """Data set and split."""
+    shard: str
+    key: str
+    """Its members' name in the tar."""
+    id: str
+    """Id of the example, "" where not even that could be read."""
+    reason: str
+
+
+class ErrorBook:
+    """Counts bad samples, writes each down once, and says when there are too many."""
+
+    def __init__(self, policy: ErrorPolicy, ledger: Path | None) -> None:
+        self.policy = policy
+        self.ledger = ledger
+        self.num_seen = 0
+        """Examples handed out on this rank."""
+        self.num_bad = 0
+        """Of these, the ones that a substitute stands for."""
+        self.written: set[tuple[str, str]] = set()
+        """Data set and key of every bad sample met so far."""
+        self._in_a_row: dict[tuple[str, str], BadSample] = {}
+
+    def record(self, positions: list[int], bad: list[BadSample]) -> None:
+        """Book one micro-batch; raise ValueError where the policy says stop."""
+        self.num_seen += len(positions)
+        at: dict[int, list[BadSample]] = {}
+        for entry in bad:
+            at.setdefault(entry.position, []).append(entry)
+        self.num_bad += len(at)
+        self._write(bad)
+        for position in positions:
+            if position not in at:
+                self._in_a_row.clear()
+            # Neighbours of one image are one bad sample, not many.
+            self._in_a_row.update({(e.dataset, e.key): e for e in at.get(position, [])})
+            if len(self._in_a_row) >= self.policy.max_in_a_row:
+                self._stop(f"{len(self._in_a_row)} bad samples in a row", bad)
+        if self.num_bad > max(
+            self.policy.max_in_a_row, self.policy.max_bad_fraction * self.num_seen
+        ):
+            share = 100 * self.num_bad / max(1, self.num_seen)
+            self._stop(
+                f"{self.num_bad} of {self.num_seen} examples ({share:.2g} %) had to be replaced, "
+                f"more than errors.max_bad_fraction {self.policy.max_bad_fraction:g} allows",
+                bad,
+            )
+
+    def _write(self, bad: list[BadSample]) -> None:
+        lines = []
+        for entry in bad:
+            if (name := (entry.dataset, entry.key)) not in self.written:
+                self.written.add(name)
+                lines.append(json.dumps(asdict(entry), ensure_ascii=False) + "\n")
+        if lines and self.ledger is not None:
+            self.ledger.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.ledger, "a", encoding="utf-8") as file:
+                file.writelines(lines)
+
+    def _stop(self, what: str, bad: list[BadSample]) -> None:
+        last = bad[-1]
+        where = f"all of them are listed in {self.ledger}" if self.ledger else "no ledger was kept"
+        raise ValueError(
+            f"too much bad data: {what}.\n"
+            f"The last: data set {last.dataset}, shard {last.shard}, sample {last.key}: "
+            f"{last.reason}\n({where}). Prepare the data anew without them, or raise "
+            "errors.max_bad_fraction or errors.max_in_a_row."
+        )

@@ -1,0 +1,9 @@
+"""The tasks, one file each: prompt, target, decoding, score. A new one adds a line here."""
+
+from vlds.tasks.base import Task
+from vlds.tasks.caption import Caption
+from vlds.tasks.gqa import GQA
+from vlds.tasks.nlvr2 import NLVR2
+from vlds.tasks.vqa import VQA
+
+__all__ = ["GQA", "NLVR2", "VQA", "Caption", "Task"]

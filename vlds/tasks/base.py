@@ -74,7 +74,8 @@ class Task(ABC):
         """Score predictions, keyed by example id, against the references of the same ids.
 
         References that are None (no labels) are left out; without any, the result is empty. Scores
-        lie in 0..1, CIDEr above; the first one stands for the task.
+        lie in 0..1 (CIDEr in 0..10); the first one stands for the task. A name with a slash is a
+        part of the score before the slash ("accuracy/structural/query").
         """
 
     @abstractmethod
@@ -105,6 +106,11 @@ def labelled(
             )
     known = [key for key, reference in references.items() if reference is not None]
     return [predictions[key] for key in known], [references[key] for key in known]
+
+
+def parts(prefix: str, scores: Mapping[str, float]) -> dict[str, float]:
+    """Scores per group under the name of the whole."""
+    return {f"{prefix}/{group}": score for group, score in scores.items()}
 
 
 def require_label(annotation: Mapping[str, Any], field_name: str, sample: Sample) -> Any:

@@ -1,0 +1,105 @@
+"""VQA accuracy, as the official evaluation of VQA v2 computes it (its 2021 version).
+
+An answer is as right as people agree with it: for each of the ten annotators, the prediction scores
+min(1, matches among the other nine / 3), and the mean of the ten is the question's accuracy. All
+oddities of the official script (https://github.com/GT-Vision-Lab/VQA) are kept, because a number
+that differs from it cannot be compared with anybody's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vlds.metrics.exact_match import mean, mean_by_group
+from vlds.metrics.vqa_contractions import CONTRACTIONS
+
+PUNCTUATION = (";", "/", "[", "]", '"', "{", "}", "(", ")", "=", "+", "\\", "_", "-", ">", "<", "@",
+               "`", ",", "?", "!")  # fmt: skip
+"""No apostrophe and no colon: those stay."""
+
+NUMBER_WORDS = {
+    "none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5",
+    "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10",
+}  # fmt: skip
+
+ARTICLES = frozenset({"a", "an", "the"})
+
+COMMA_IN_NUMBER = re.compile(r"(\d)(,)(\d)")
+
+# The official pattern is "(?!<=\d)(\.)(?!\d)": its first group was meant as a look-behind, but it
+# looks ahead for the text "<=" and never hinders a match with a period.
+PERIOD = re.compile(r"\.(?!\d)")
+
+# The official call passes re.UNICODE, whose value is 32, as the largest number of replacements.
+MAX_PERIODS = 32
+
+
+@dataclass(frozen=True)
+class VQAAccuracy:
+    """Accuracies in 0..1; the official script prints them as round(100 * x, 2)."""
+
+    overall: float
+    by_answer_type: dict[str, float]
+    by_question_type: dict[str, float]
+
+
+def clean_white_space(text: str) -> str:
+    """Line feeds and tabs become blanks; none stay at the ends."""
+    return text.replace("\n", " ").replace("\t", " ").strip()
+
+
+def process_punctuation(text: str) -> str:
+    """Delete or blank out punctuation: which of the two is decided on the text as it came in."""
+    delete_all = COMMA_IN_NUMBER.search(text) is not None
+    result = text
+    for mark in PUNCTUATION:
+        beside_blank = f"{mark} " in text or f" {mark}" in text
+        result = result.replace(mark, "" if beside_blank or delete_all else " ")
+    return PERIOD.sub("", result, count=MAX_PERIODS)
+
+
+def process_digits_and_articles(text: str) -> str:
+    """Lower case, number words as digits, no articles, apostrophes put back."""
+    words = [NUMBER_WORDS.get(word, word) for word in text.lower().split()]
+    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+
+
+def normalise(text: str) -> str:
+    """What both sides go through where the annotators differ."""
+    return process_digits_and_articles(process_punctuation(text))
+
+
+def question_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """Accuracy of one prediction against the raw answers of all annotators.
+
+    Where all annotators wrote the same, nothing is normalised, not even case: "Yes" against ten
+    times "yes" scores 0. Lower-casing a prediction is the caller's matter.
+    """
+    if not answers:
+        raise ValueError("answers: got none; VQA accuracy needs the annotators' raw answers")
+    prediction = clean_white_space(prediction)
+    answers = [clean_white_space(answer) for answer in answers]
+    if len(set(answers)) > 1:
+        prediction = normalise(prediction)
+        answers = [normalise(answer) for answer in answers]
+    matches = sum(answer == prediction for answer in answers)
+    scores = [min(1.0, (matches - (answer == prediction)) / 3) for answer in answers]
+    return mean(scores)
+
+
+def vqa_accuracy(
+    predictions: Sequence[str],
+    answers: Sequence[Sequence[str]],
+    answer_types: Sequence[str | None],
+    question_types: Sequence[str | None],
+) -> VQAAccuracy:
+    """Mean accuracy, overall and per type; a type of None counts in the overall mean alone."""
+    pairs = zip(predictions, answers, strict=True)
+    scores = [question_accuracy(prediction, given) for prediction, given in pairs]
+    return VQAAccuracy(
+        overall=mean(scores),
+        by_answer_type=mean_by_group(scores, answer_types),
+        by_question_type=mean_by_group(scores, question_types),
+    )

@@ -1,0 +1,62 @@
+"""NLVR2: is a sentence true of a pair of pictures?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from vlds.metrics.exact_match import exact_match
+from vlds.schema import Decoding, Example, Sample
+from vlds.tasks.base import Task, labelled, require_label
+
+WORDS = {True: "true", False: "false"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NLVR2(Task):
+    """Say whether a sentence is true of two pictures; scored by accuracy.
+
+    The model learns to write "true" or "false"; to answer, the two words' logits are compared.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("nlvr2",)
+
+    prompt: str = "nlvr: "
+    """Text before the sentence, trailing space included; "" for none."""
+    max_prompt_tokens: int = 512
+    """Longest prompt and sentence in tokens, special tokens included; the paper does not cut."""
+    max_target_tokens: int = 512
+    """Longest target in tokens; "true" and "false" are never cut."""
+    decoding: Decoding = field(
+        default_factory=lambda: Decoding(max_new_tokens=19, choices=("true", "false"))
+    )
+    """How the model's output becomes an answer; the better of two words."""
+
+    def example(
+        self,
+        name: str,
+        sample: Sample,
+        annotation: int | None,
+        rng: np.random.Generator | None,
+    ) -> Example:
+        """The sentence, and "true" or "false"."""
+        assert annotation is not None
+        given = sample.annotations[annotation]
+        label = given.get("label") if rng is None else require_label(given, "label", sample)
+        answer = None if label is None else WORDS[label]
+        sentence = self.prompt + given["sentence"]
+        return Example(given["id"], name, sentence, answer, reference=answer)
+
+    def score(
+        self, predictions: Mapping[str, str], references: Mapping[str, Any]
+    ) -> dict[str, float]:
+        """Share of the sentences that are judged rightly."""
+        texts, known = labelled(predictions, references)
+        return {"accuracy": exact_match(texts, known)} if known else {}
+
+    def answer_of(self, reference: Any) -> str | None:
+        """The word of the label."""
+        return str(reference)

@@ -1,5 +1,6 @@
 # make test: sets up and tests.  make check: style, types, import rules.  make fix: repairs style.
-# VENV names the virtual environment: `make test VENV=/somewhere/else` keeps it outside the checkout.
+# VENV names the virtual environment: `make test VENV=/somewhere/else` keeps it outside the checkout
+# (as an environment variable it holds for ./launch.sh too). No spaces in it, please.
 VENV ?= .venv
 PYTHON ?= python3
 EXTRAS ?= dev,coco

@@ -12,8 +12,11 @@ if [ -n "${RANK-}" ]; then
     exit 2
 fi
 here=$(cd "$(dirname "$0")" && pwd)
-venv=${VENV-$here/.venv}
-make --silent --no-print-directory -C "$here" venv VENV="$venv" >&2 || exit 1
+make --silent --no-print-directory -C "$here" venv >&2 || exit 1
+case ${VENV:=.venv} in
+    /*) venv=$VENV ;;
+    *) venv=$here/$VENV ;;
+esac
 [ $# -gt 0 ] || set -- demo
 exec "$venv/bin/python" -m vlds.launch "$@"
 '''
@@ -23,3 +26,5 @@ if __name__ == "__main__":
     from vlds.launch import main
 
     sys.exit(main())
+
+# The string that a shell sees in the lines above ends here: '

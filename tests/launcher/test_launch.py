@@ -1,0 +1,139 @@
+"""The command line in front of a run: who starts ranks, how many, and with what."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vlds import launch
+from vlds.launch import launch_command, starts_ranks, take_ranks, without_local_rank
+from vlds.supervisor import exit_code
+
+
+def test_ranks_option_before_and_after_the_command() -> None:
+    rest = ["train", "--config", "a.yaml"]
+    assert take_ranks(["--ranks", "2", *rest]) == (2, rest)
+    assert take_ranks(["--ranks=2", *rest]) == (2, rest)
+    assert take_ranks([*rest, "--ranks", "3"]) == (3, rest)
+    assert take_ranks(["train", "--ranks=3", "--config", "a.yaml"]) == (3, rest)
+    assert take_ranks(rest) == (None, rest)
+    assert take_ranks([]) == (None, [])
+
+
+def test_other_commands_keep_their_own_ranks_option() -> None:
+    assert take_ranks(["plan", "--ranks", "8"]) == (None, ["plan", "--ranks", "8"])
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "two", ""])
+def test_a_bad_number_of_ranks_is_named(
+    value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch.main(["train", "--ranks", value]) == 2
+    assert f"--ranks is '{value}'; give the number" in capsys.readouterr().err
+    if value:
+        monkeypatch.setenv("VLDS_RANKS", value)
+        assert launch.main(["train"]) == 2
+        assert f"VLDS_RANKS is '{value}'" in capsys.readouterr().err
+
+
+def test_only_work_on_data_starts_ranks() -> None:
+    assert all(starts_ranks([word]) for word in ("train", "evaluate", "predict", "features"))
+    assert not any(starts_ranks([word]) for word in ("plan", "describe", "convert", "report"))
+    assert not starts_ranks([])
+    assert not starts_ranks(["train", "--help"])
+
+
+def test_the_launchers_own_argument_is_dropped() -> None:
+    assert without_local_rank(["--local_rank=1", "train", "x"]) == ["train", "x"]
+    assert without_local_rank(["train", "--local_rank=1"]) == ["train", "--local_rank=1"]
+
+
+def test_command_without_gpu() -> None:
+    command, env = launch_command(["p.py", "a b"], 2, [], {"CUDA_VISIBLE_DEVICES": "3"}, 0)
+    assert command[:3] == [sys.executable, "-m", "deepspeed.launcher.runner"]
+    assert command[command.index("--num_gpus") + 1] == "2"
+    assert int(command[command.index("--master_port") + 1]) > 0
+    assert command[-2:] == ["p.py", "a b"]
+    assert env["DS_ACCELERATOR"] == "cpu"
+    assert "CUDA_VISIBLE_DEVICES" not in env
+    assert int(env["OMP_NUM_THREADS"]) == max(1, len(os.sched_getaffinity(0)) // 2)
+    assert "1" in launch_command(["p.py"], None, [], {}, 0)[0]
+
+
+def test_command_with_gpus() -> None:
+    command, env = launch_command(["p.py"], 2, [], {"CUDA_VISIBLE_DEVICES": "4,5,6"}, 3)
+    assert "--num_gpus" not in command
+    assert env["CUDA_VISIBLE_DEVICES"] == "4,5"
+    assert "DS_ACCELERATOR" not in env
+    assert "--num_gpus" not in launch_command(["p.py"], None, [], {}, 3)[0]
+    with pytest.raises(ValueError, match="4 ranks asked for, but this machine has 3"):
+        launch_command(["p.py"], 4, [], {}, 3)
+
+
+def test_several_hosts_are_left_to_the_user() -> None:
+    asked = ["--hostfile", "hosts", "--no_ssh", "--node_rank", "1", "--master_addr", "a"]
+    command, env = launch_command(["p.py"], None, asked, {"OMP_NUM_THREADS": "5"}, 0)
+    assert command[-len(asked) - 1 :] == [*asked, "p.py"]
+    assert "--master_port" not in command
+    assert "--num_gpus" not in command
+    assert env["OMP_NUM_THREADS"] == "5"
+
+
+def test_exit_codes_of_signals() -> None:
+    assert [exit_code(code) for code in (0, 1, 3, -9, 247, 250)] == [0, 1, 3, 137, 137, 134]
+
+
+def test_launch_sh_is_shell_and_python(root: Path) -> None:
+    file = root / "launch.sh"
+    assert os.access(file, os.X_OK)
+    assert subprocess.run(["sh", "-n", str(file)], check=False).returncode == 0
+    compile(file.read_text(), str(file), "exec")
+
+
+def _launch_sh(folder: Path, *arguments: str, **environment: str) -> tuple[int, list[str], str]:
+    result = subprocess.run(
+        [str(folder / "launch.sh"), *arguments],
+        env={**{k: v for k, v in os.environ.items() if k != "VENV"}, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return result.returncode, result.stdout.splitlines(), result.stderr
+
+
+def _copy_with_venv(root: Path, checkout: Path, venv: Path) -> None:
+    """A checkout whose environment is up to date and has a Python that prints its arguments."""
+    checkout.mkdir()
+    for name in ("launch.sh", "Makefile", "pyproject.toml", "setup.py"):
+        shutil.copy2(root / name, checkout)
+    python = venv / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\nfor word in "$@"; do echo "$word"; done\nexit 5\n')
+    python.chmod(0o755)
+    (venv / ".installed").touch()
+
+
+def test_launch_sh_hands_over(root: Path, tmp_path: Path) -> None:
+    checkout = tmp_path / "a folder"
+    _copy_with_venv(root, checkout, checkout / ".venv")
+    words = ["train", "--config", "a b.yaml", "it's $HOME", ""]
+    assert _launch_sh(checkout) == (5, ["-m", "vlds.launch", "demo"], "")
+    assert _launch_sh(checkout, *words) == (5, ["-m", "vlds.launch", *words], "")
+
+
+def test_launch_sh_heeds_venv(root: Path, tmp_path: Path) -> None:
+    _copy_with_venv(root, tmp_path / "checkout", tmp_path / "venv")
+    answer = _launch_sh(tmp_path / "checkout", "describe", VENV=str(tmp_path / "venv"))
+    assert answer == (5, ["-m", "vlds.launch", "describe"], "")
+
+
+def test_launch_sh_refuses_to_be_a_rank(root: Path) -> None:
+    code, output, errors = _launch_sh(root, "train", RANK="0")
+    assert (code, output) == (2, [])
+    assert "--no_python" in errors
+    assert all(len(line) <= 80 for line in errors.splitlines())

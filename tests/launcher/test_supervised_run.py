@@ -1,0 +1,118 @@
+"""Real starts through the deepspeed launcher: arguments, exit codes, signals, and no orphans."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.launcher
+
+
+class Run:
+    """A supervised run of program.py on two ranks."""
+
+    def __init__(self, folder: Path, action: str, *words: str, grace_s: float = 20) -> None:
+        self.folder = folder
+        start = str(Path(__file__).with_name("start.py"))
+        root = Path(__file__).resolve().parents[2]
+        self.supervisor = subprocess.Popen(
+            [sys.executable, start, str(grace_s), str(folder), action, *words],
+            env={**os.environ, "PYTHONPATH": str(root)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def reports(self) -> list[dict[str, Any]]:
+        """What both ranks wrote when they were ready."""
+        files = [self.folder / "0.json", self.folder / "1.json"]
+        _until(lambda: all(file.exists() for file in files), 60)
+        return [json.loads(file.read_text()) for file in files]
+
+    def processes(self) -> list[psutil.Process]:
+        """Everything below the supervisor: runner, launcher and both ranks."""
+        found = psutil.Process(self.supervisor.pid).children(recursive=True)
+        assert len(found) >= 4
+        return found
+
+    def end(self) -> tuple[int, str]:
+        """Exit code and output."""
+        output, _ = self.supervisor.communicate(timeout=60)
+        return self.supervisor.returncode, output
+
+
+def _until(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"still waiting after {seconds} s"
+        time.sleep(0.1)
+
+
+def _gone(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_arguments_and_environment_arrive(tmp_path: Path) -> None:
+    words = ["two words", "it's $HOME", '--a="b c"', "*", "--"]
+    run = Run(tmp_path, "end", *words)
+    assert run.end() == (0, "")
+    for number, report in enumerate(run.reports()):
+        assert report["arguments"][0] == f"--local_rank={number}"
+        assert report["words"] == words
+        assert report["environment"]["RANK"] == str(number)
+        assert report["environment"]["WORLD_SIZE"] == "2"
+        assert report["environment"]["DS_ACCELERATOR"] == "cpu"
+
+
+def test_a_failing_rank_ends_the_run_with_its_code(tmp_path: Path) -> None:
+    run = Run(tmp_path, "fail")
+    code, output = run.end()
+    assert code == 3, output
+    assert all(not psutil.pid_exists(report["pid"]) for report in run.reports())
+
+
+def test_a_signal_lets_the_ranks_save(tmp_path: Path) -> None:
+    run = Run(tmp_path, "save")
+    run.reports()
+    processes = run.processes()
+    run.supervisor.send_signal(signal.SIGTERM)
+    code, output = run.end()
+    assert code == 128 + signal.SIGTERM, output
+    assert sorted(file.name for file in tmp_path.glob("saved*")) == ["saved0", "saved1"]
+    assert all(map(_gone, processes))
+
+
+def test_what_does_not_end_is_killed(tmp_path: Path) -> None:
+    run = Run(tmp_path, "deaf", grace_s=1)
+    run.reports()
+    processes = run.processes()
+    run.supervisor.send_signal(signal.SIGINT)
+    code, output = run.end()
+    assert code == 128 + signal.SIGINT
+    assert "Ctrl-C again" in output
+    assert "did not end within 1 s" in output
+    assert all(map(_gone, processes))
+
+
+@pytest.mark.parametrize("action", ["save", "deaf"])
+def test_ranks_without_supervisor_end(tmp_path: Path, action: str) -> None:
+    run = Run(tmp_path, action)
+    run.reports()
+    processes = run.processes()
+    run.supervisor.kill()
+    _until(lambda: all(map(_gone, processes)), 30)
+    assert len(list(tmp_path.glob("saved*"))) == (2 if action == "save" else 0)
+    run.end()

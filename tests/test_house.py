@@ -1,0 +1,151 @@
+"""Rules of the house that no linter knows: sizes, names, words, and what a wheel holds."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from vlds.resources import find, shipped
+
+ROOT = Path(__file__).resolve().parents[1]
+CODE = [file for folder in ("vlds", "data_prep") for file in sorted((ROOT / folder).rglob("*.py"))]
+TEXT = {".py", ".md", ".toml", ".yaml", ".json", ".sh", ""}
+MAX_FILE = 400
+MAX_FUNCTION = 60
+"""An alarm at 40 lines is for readers; from here on it is a failure."""
+
+
+def _name(file: Path) -> str:
+    return str(file.relative_to(ROOT))
+
+
+def _tracked() -> list[Path]:
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("not a git checkout")
+    listing = subprocess.run(
+        ["git", "-c", "safe.directory=*", "ls-files", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    files = [ROOT / name for name in listing.stdout.split("\0") if name]
+    return [file for file in files if file.is_file()]
+
+
+def test_files_fit_on_a_few_screens() -> None:
+    assert len(CODE) > 3
+    lengths = {_name(file): len(file.read_text().splitlines()) for file in CODE}
+    assert {name: n for name, n in lengths.items() if n > MAX_FILE} == {}
+
+
+def test_functions_fit_on_a_screen() -> None:
+    long = {}
+    for file in CODE:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno is not None
+                lines = node.end_lineno - node.lineno + 1
+                if lines > MAX_FUNCTION:
+                    long[f"{_name(file)}:{node.name}"] = lines
+    assert long == {}
+
+
+def test_every_file_says_what_it_is() -> None:
+    silent = [_name(f) for f in CODE if not ast.get_docstring(ast.parse(f.read_text()))]
+    assert silent == []
+
+
+def test_every_package_is_one() -> None:
+    folders = {file.parent for file in CODE}
+    assert [_name(f) for f in sorted(folders) if not (f / "__init__.py").exists()] == []
+
+
+def test_no_room_for_homeless_functions() -> None:
+    homeless = {"utils.py", "util.py", "common.py", "helpers.py", "misc.py"}
+    assert [_name(file) for file in CODE if file.name in homeless] == []
+
+
+def test_code_is_ascii() -> None:
+    assert [_name(file) for file in CODE if not file.read_bytes().isascii()] == []
+
+
+def test_no_local_paths() -> None:
+    local = re.compile(r"/work/|/tmp/dev|/home/\w|/root/")
+    found = []
+    for file in _tracked():
+        if file.suffix in TEXT and file != Path(__file__).resolve():
+            found += [_name(file) for _ in local.finditer(file.read_text(errors="ignore"))]
+    assert found == []
+
+
+def test_repository_stays_small() -> None:
+    large = [_name(file) for file in _tracked() if file.stat().st_size > 2_000_000]
+    assert large == []
+
+
+def test_dependencies_are_ranges() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = list(project["dependencies"])
+    for extra in project["optional-dependencies"].values():
+        wanted += extra
+    assert len(wanted) > 10
+    assert [line for line in wanted if "==" in line or "@" in line] == []
+
+
+def test_resources_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in shipped("ds_configs"):
+        assert find(name).read_bytes() == (ROOT / name).read_bytes()
+    own = tmp_path / "ds_configs" / "zero3.json"
+    own.parent.mkdir()
+    own.write_text("{}")
+    assert find("ds_configs/zero3.json").read_text() == "{}"
+
+
+def test_a_missing_resource_is_named_with_the_choice() -> None:
+    with pytest.raises(ValueError, match=r"no such file: ds_configs/zero9.json; .*zero3.json"):
+        find("ds_configs/zero9.json")
+    with pytest.raises(ValueError, match=r"no such file: my.yaml; check the path"):
+        find("my.yaml")
+    with pytest.raises(ValueError, match="no such file"):
+        find("recipes/../pyproject.nothing")
+
+
+def test_wheel_carries_recipes_and_configs(tmp_path: Path) -> None:
+    sources = tmp_path / "sources"
+    sources.mkdir()
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, sources)
+    for name in ("vlds", "data_prep", "recipes", "ds_configs"):
+        shutil.copytree(ROOT / name, sources / name)
+    wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*wheel, "--wheel-dir", str(tmp_path), str(sources)], check=True)
+    (file,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(file).namelist())
+    expected = {f"vlds/{name}" for folder in ("recipes", "ds_configs") for name in shipped(folder)}
+    assert "vlds/ds_configs/zero3.json" in expected
+    assert expected <= names
+    assert {_name(file) for file in CODE} <= names
+    tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
+    assert tops == {"vlds", "data_prep"}
+    # Found by the installed code, far from a checkout.
+    zipfile.ZipFile(file).extractall(tmp_path / "site")
+    command = "from vlds.resources import find; print(find('ds_configs/zero3.json'))"
+    answer = subprocess.run(
+        [sys.executable, "-c", command],
+        cwd=tmp_path / "site",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert answer.stdout.strip().endswith("site/vlds/ds_configs/zero3.json")

@@ -71,18 +71,15 @@ class VQA(Task):
         texts, known = labelled(predictions, references)
         if not known:
             return {}
-        types = {
-            kind: [reference[kind] for reference in known]
-            for kind in ("answer_type", "question_type")
-        }
+        kinds = ("answer_type", "question_type")
+        types = {kind: [reference[kind] for reference in known] for kind in kinds}
         scores: dict[str, float] = {}
         if all(len(reference["answers"]) == NUM_ANNOTATORS for reference in known):
             # Where all ten agree the official script does not normalise, so case would count.
             accuracy = vqa_accuracy(
                 [text.lower() for text in texts],
                 [reference["answers"] for reference in known],
-                types["answer_type"],
-                types["question_type"],
+                *types.values(),
             )
             scores["vqa_accuracy"] = accuracy.overall
             scores |= parts("vqa_accuracy/answer_type", accuracy.by_answer_type)

@@ -1,0 +1,30 @@
+"""Accuracy by equality."""
+
+from __future__ import annotations
+
+import pytest
+
+from vlds.metrics.exact_match import exact_match, fold, mean_by_group
+
+
+def test_only_equal_texts_count() -> None:
+    assert exact_match(["red", "Red", "red ", "blue"], ["red"] * 4) == 0.25
+
+
+def test_fold_forgets_case_and_white_space() -> None:
+    assert fold(" Left\tLung \n") == "left lung"
+
+
+def test_groups_are_sorted_and_none_is_no_group() -> None:
+    means = mean_by_group([1.0, 0.0, 1.0, 1.0], ["b", "b", "a", None])
+    assert list(means.items()) == [("a", 1.0), ("b", 0.5)]
+
+
+def test_nothing_to_score_is_an_error() -> None:
+    with pytest.raises(ValueError, match="nothing to score"):
+        exact_match([], [])
+
+
+def test_unequal_lengths_are_an_error() -> None:
+    with pytest.raises(ValueError, match=r"shorter|longer"):
+        exact_match(["red"], ["red", "blue"])

@@ -1,0 +1,30 @@
+"""Word F1 of captions."""
+
+from __future__ import annotations
+
+import pytest
+
+from vlds.metrics.word_f1 import f1, word_f1
+
+
+@pytest.mark.parametrize(
+    ("caption", "reference", "expected"),
+    [
+        ("A red circle.", "a red circle", 1.0),
+        ("circle red a", "a red circle", 1.0),  # order does not count
+        ("a red circle", "a blue square", 2 * 1 / 6),
+        ("red red red", "red", 2 * 1 / 4),  # repeats do
+        ("the man's hat", "the mans hat", 2 * 2 / 6),
+        ("", "a red circle", 0.0),
+        ("", "", 1.0),
+        ("...", "", 1.0),
+    ],
+)
+def test_f1(caption: str, reference: str, expected: float) -> None:
+    assert f1(caption, reference) == pytest.approx(expected)
+
+
+def test_best_reference_counts() -> None:
+    captions = ["a red circle", "nothing"]
+    references = [["two squares", "a red circle"], ["a"]]
+    assert word_f1(captions, references) == 0.5

@@ -1,0 +1,139 @@
+"""What holds for every task: found by its class, so that a new one is tested by being imported."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import vlds.tasks
+from vlds.schema import Example, Sample
+from vlds.tasks import Task
+
+TASKS = [cls for cls in vars(vlds.tasks).values() if isinstance(cls, type) and cls is not Task]
+
+ANNOTATIONS: dict[str, list[dict[str, Any]]] = {
+    "vqa": [
+        {"id": "q1", "question": "What color?", "answers": ["red"] * 10, "label": {"red": 1.0},
+         "answer_type": "other", "question_type": "what color"},
+        {"id": "q2", "question": "How many?", "answers": ["2"] * 6 + ["3"] * 4,
+         "label": {"2": 1.0, "3": 1.0}, "answer_type": "number", "question_type": "how many"},
+    ],
+    "gqa": [
+        {"id": "01", "question": "Is it red?", "answer": "yes", "balanced": True,
+         "types": {"structural": "verify", "semantic": "attr"}},
+        {"id": "02", "question": "What is left?", "answer": "dog", "balanced": True,
+         "types": {"structural": "query", "semantic": "rel"}},
+    ],
+    "nlvr2": [
+        {"id": "dev-1-0-0", "sentence": "Both are red.", "label": True},
+        {"id": "dev-1-0-1", "sentence": "None is red.", "label": False},
+    ],
+    "caption": [{"id": "c1", "caption": " a red circle "}, {"id": "c2", "caption": "a dot"}],
+}  # fmt: skip
+
+LABELS = ("answers", "label", "answer", "caption")
+
+
+def sample_of(kind: str, labels: bool = True) -> Sample:
+    annotations = [
+        {key: value for key, value in annotation.items() if labels or key not in LABELS}
+        for annotation in ANNOTATIONS[kind]
+    ]
+    return Sample("000000", "toy-val", "image-7", kind, (b"",), (), tuple(annotations))
+
+
+def evaluation_examples(task: Task, sample: Sample) -> list[Example]:
+    if task.unit == "sample":
+        return [task.example("name", sample, None, None)]
+    return [task.example("name", sample, i, None) for i in range(len(sample.annotations))]
+
+
+@pytest.fixture(params=TASKS, ids=lambda cls: cls.__name__)
+def task(request: pytest.FixtureRequest) -> Task:
+    return request.param()
+
+
+def test_training_examples_have_prompt_and_target(task: Task) -> None:
+    for kind in task.kinds:
+        sample = sample_of(kind)
+        for number, annotation in enumerate(sample.annotations):
+            example = task.example("name", sample, number, np.random.default_rng(0))
+            assert (example.id, example.task) == (annotation["id"], "name")
+            assert example.prompt.startswith(task.prompt)
+            assert example.target
+            assert example.weight == 1.0
+
+
+def test_the_prompt_can_be_left_out(task: Task) -> None:
+    bare = type(task)(prompt="")
+    sample = sample_of(task.kinds[0])
+    rng = np.random.default_rng(0)
+    with_prompt, without = (t.example("n", sample, 0, rng).prompt for t in (task, bare))
+    assert with_prompt == task.prompt + without
+
+
+def test_perfect_answers_score_one_and_no_answers_zero(task: Task) -> None:
+    examples = evaluation_examples(task, sample_of(task.kinds[0]))
+    references = {example.id: example.reference for example in examples}
+    perfect = task.score({example.id: example.target or "" for example in examples}, references)
+    nothing = task.score(dict.fromkeys(references, ""), references)
+    assert perfect.keys() == nothing.keys()
+    for name in perfect:
+        if "cider" not in name.lower():  # one picture has no CIDEr
+            assert (perfect[name], nothing[name]) == (1.0, 0.0), name
+    assert all(task.correct(ex.target or "", ex.reference) in (True, None) for ex in examples)
+
+
+def test_evaluation_is_deterministic_and_its_references_are_json(task: Task) -> None:
+    import json
+
+    sample = sample_of(task.kinds[0])
+    assert evaluation_examples(task, sample) == evaluation_examples(task, sample)
+    for example in evaluation_examples(task, sample):
+        assert json.loads(json.dumps(example.reference)) == example.reference
+
+
+def test_a_split_without_labels_is_predicted_and_not_scored(task: Task) -> None:
+    examples = evaluation_examples(task, sample_of(task.kinds[0], labels=False))
+    assert [(example.target, example.reference) for example in examples] == [(None, None)] * len(
+        examples
+    )
+    references = {example.id: example.reference for example in examples}
+    assert task.score(dict.fromkeys(references, "x"), references) == {}
+
+
+def test_a_split_without_labels_cannot_be_trained_on(task: Task) -> None:
+    sample = sample_of(task.kinds[0], labels=False)
+    with pytest.raises(
+        ValueError, match=r"data set toy-val: .* no labels, so it cannot be trained"
+    ):
+        task.example("name", sample, 0, np.random.default_rng(0))
+
+
+def test_ids_must_fit(task: Task) -> None:
+    examples = evaluation_examples(task, sample_of(task.kinds[0]))
+    references = {example.id: example.reference for example in examples}
+    with pytest.raises(ValueError, match=rf"have no prediction: {examples[0].id}"):
+        task.score({}, references)
+    with pytest.raises(ValueError, match="a prediction but no reference: stray"):
+        task.score(dict.fromkeys([*references, "stray"], ""), references)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"weight": 0.0}, {"weight": float("nan")}, {"max_prompt_tokens": 0}]
+)
+def test_impossible_fields_are_named(task: Task, bad: dict[str, float]) -> None:
+    (name,) = bad
+    with pytest.raises(ValueError, match=f"^{name}: got"):
+        type(task)(**bad)
+
+
+def test_files_stay_small() -> None:
+    import inspect
+    from pathlib import Path
+
+    for cls in TASKS:
+        lines = Path(inspect.getfile(cls)).read_text("utf-8").count("\n")
+        assert lines <= 120, f"{cls.__name__} takes {lines} lines"

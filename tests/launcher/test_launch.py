@@ -88,6 +88,31 @@ def test_exit_codes_of_signals() -> None:
     assert [exit_code(code) for code in (0, 1, 3, -9, 247, 250)] == [0, 1, 3, 137, 137, 134]
 
 
+def _as_rank(global_rank: int, *arguments: str) -> tuple[int, str, str]:
+    result = subprocess.run(
+        [sys.executable, "-m", "vlds.launch", f"--local_rank={global_rank}", *arguments],
+        env={**os.environ, "RANK": str(global_rank), "WORLD_SIZE": "2", "LOCAL_SIZE": "2"},
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return result.returncode, result.stdout, result.stderr
+
+
+def test_ranks_leave_other_commands_to_the_first() -> None:
+    assert _as_rank(1, "convert", "--help") == (0, "", "")
+    code, output, _ = _as_rank(0, "convert", "--help")
+    assert code == 0
+    assert "usage: vlds convert" in output
+
+
+def test_a_rank_cannot_change_the_number_of_ranks() -> None:
+    code, _, errors = _as_rank(1, "train", "--ranks", "3")
+    assert code == 2
+    assert "--ranks 3, but the launcher has started 2 here" in errors
+
+
 def test_launch_sh_is_shell_and_python(root: Path) -> None:
     file = root / "launch.sh"
     assert os.access(file, os.X_OK)

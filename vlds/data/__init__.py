@@ -1,6 +1,21 @@
 """The data room: shard -> Sample -> Batch."""
 
 from vlds.data.errors import BadSample, ErrorPolicy, ShardError
-from vlds.data.index import DatasetInfo, ShardInfo
+from vlds.data.index import DatasetInfo, ShardInfo, index_folder
+from vlds.data.source import Source
+from vlds.data.store import Dataset, open_dataset
+from vlds.data.stream import EvalStream, TrainStream
 
-__all__ = ["BadSample", "DatasetInfo", "ErrorPolicy", "ShardError", "ShardInfo"]
+__all__ = [
+    "BadSample",
+    "Dataset",
+    "DatasetInfo",
+    "ErrorPolicy",
+    "EvalStream",
+    "ShardError",
+    "ShardInfo",
+    "Source",
+    "TrainStream",
+    "index_folder",
+    "open_dataset",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 
 class ShardError(ValueError):
@@ -22,7 +22,7 @@ class ErrorPolicy:
     max_in_a_row: int = 8
     """Bad samples one after the other that stop the run."""
     on_bad_shard: Literal["stop", "substitute"] = "stop"
-    """A damaged shard stops the run, or its samples are replaced and counted like other bad ones."""
+    """A damaged shard stops the run, or its samples are replaced and counted as other bad ones."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_bad_fraction <= 1:
@@ -47,6 +47,8 @@ class BadSample:
     id: str
     """Id of the example, "" where not even that could be read."""
     reason: str
+    reference: Any = None
+    """What the score would have compared with; evaluation only."""
 
 
 class ErrorBook:

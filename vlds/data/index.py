@@ -107,8 +107,8 @@ def _no_dataset(folder: Path) -> str:
         return f"data set {folder}: no such folder; check the path, or prepare it with data_prep"
     if any(folder.glob("*.tar")):
         return (
-            f"data set {folder}: tar files but no {DATASET_FILE}, so its preparation did not end, or "
-            "they come from elsewhere; prepare it again, or index it with `python -m data_prep index`"
+            f"data set {folder}: tar files but no {DATASET_FILE}: its preparation did not end, or "
+            "they come from elsewhere; prepare it again, or index it: `python -m data_prep index`"
         )
     inside = sorted(str(p.parent) for p in folder.glob("*/" + DATASET_FILE))
     hint = f"; data sets inside it: {', '.join(inside)}" if inside else ""

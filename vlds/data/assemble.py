@@ -1,0 +1,237 @@
+"""Positions -> Batch, in whichever process: read, decode, ask the task, replace, collate."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch.utils.data
+
+from vlds.data.collate import Row, collate
+from vlds.data.decode import Picture, PictureCache, decode_picture
+from vlds.data.errors import BadSample, ErrorPolicy, ShardError
+from vlds.data.order import WHOLE_SAMPLE, Ints, random_words
+from vlds.data.source import Source, check_pictures
+from vlds.data.store import Dataset
+from vlds.schema import Batch, Example, ImageSpec, Sample, SkipSample
+
+
+class Order(Protocol):
+    """Positions -> source, sample of the source, annotation of the sample."""
+
+    def at(self, positions: Ints) -> tuple[Ints, Ints, Ints]: ...
+
+
+@dataclass
+class Parcel:
+    """What a worker hands to the training process."""
+
+    positions: list[int]
+    batch: Batch | None = None
+    """None where no batch could be made: then `bad` or `error` says why."""
+    bad: list[BadSample] = field(default_factory=list)
+    error: ValueError | None = None
+    """As a value, because torch would wrap a raised one in the worker's traceback."""
+
+    def pin_memory(self) -> Parcel:
+        """Called by torch's DataLoader when it pins."""
+        return replace(self, batch=self.batch and self.batch.pin_memory())
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A sample as it was read, for the examples of one batch."""
+
+    sample: Sample
+    key: Hashable
+    images: Sequence[np.ndarray]
+    fault: SkipSample | None = None
+    """The text is there, but the pictures are not."""
+
+
+class Assembler(torch.utils.data.Dataset[Parcel]):
+    """Makes batches of positions; the same ones in every process."""
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        order: Order,
+        tokenizer: Any,
+        image: ImageSpec | None,
+        *,
+        seed: int | None,
+        policy: ErrorPolicy,
+        cache_bytes: int,
+        first_task: int = 0,
+        size: int | None = None,
+    ) -> None:
+        """`seed` None means evaluation: nothing is drawn and bad samples are not valid.
+
+        `size`: positions that there are, where they end.
+        """
+        self.sources = sources
+        self.order = order
+        self.tokenizer = tokenizer
+        self.image = image
+        self.seed = seed
+        self.policy = policy
+        self.first_task = first_task
+        self.size = size
+        self._cache = PictureCache(cache_bytes)
+
+    def __getitems__(self, positions: list[int]) -> Parcel:
+        """The batch of these positions; those beyond the end repeat the last example, not valid."""
+        parcel = Parcel(positions)
+        last = positions[-1] if self.size is None else self.size - 1
+        places = self.order.at(np.minimum(np.array(positions, np.int64), last))
+        opened: dict[tuple[int, int], Opened | Exception] = {}
+        rows = []
+        try:
+            for position, *place in zip(positions, *(p.tolist() for p in places), strict=True):
+                row = self._row(position, place, opened, parcel.bad)
+                if row is None:
+                    return parcel
+                rows.append(replace(row, valid=row.valid and position <= last))
+            parcel.batch = collate(
+                rows,
+                self.tokenizer,
+                features=self.image is None,
+                evaluation=self.seed is None,
+            )
+        except ValueError as error:  # ShardError is one
+            parcel.error = error
+        return parcel
+
+    def _row(
+        self,
+        position: int,
+        place: list[int],
+        opened: dict[tuple[int, int], Opened | Exception],
+        bad: list[BadSample],
+    ) -> Row | None:
+        """The example of a position, or of a substitute; None where no substitute is any better."""
+        number, sample, annotation = place
+        source = self.sources[number]
+        first_bad: BadSample | None = None
+        for attempt in range(self.policy.max_in_a_row + 1):
+            content: Opened | None = None
+            try:
+                content = self._open(number, sample, opened)
+                if content.fault is not None:
+                    raise content.fault
+                example = self._example(source, content.sample, annotation, position, attempt)
+            except (SkipSample, ShardError) as error:
+                if isinstance(error, ShardError) and self.policy.on_bad_shard == "stop":
+                    raise
+                entry = self._bad(source, sample, annotation, position, content, error)
+                bad.append(entry)
+                first_bad = first_bad or entry
+                sample, annotation = self._substitute(source, sample, position, attempt, annotation)
+                continue
+            if first_bad and self.seed is None:
+                # Another example's text and picture fill the row, but not under its id.
+                example = replace(
+                    example, id=first_bad.id or f"{first_bad.dataset}/{first_bad.key}"
+                )
+            return Row(
+                example=example,
+                task_index=self.first_task + number,
+                max_prompt_tokens=source.task.max_prompt_tokens,
+                max_target_tokens=source.task.max_target_tokens,
+                image_key=content.key,
+                images=content.images,
+                valid=first_bad is None or self.seed is not None,
+            )
+        return None
+
+    def _example(
+        self, source: Source, sample: Sample, annotation: int, position: int, attempt: int
+    ) -> Example:
+        rng = None
+        if self.seed is not None:
+            words = (self.seed % (1 << 64)) << 64 | position
+            rng = np.random.Generator(np.random.Philox(key=words, counter=attempt << 192))
+        number = None if annotation == WHOLE_SAMPLE else annotation
+        example = source.task.example(source.name, sample, number, rng)
+        if self.seed is not None and example.target is None:
+            raise ValueError(
+                f"source {source.name}: example {example.id} of data set {sample.dataset} has no "
+                "target; it cannot be trained on: name a split with labels"
+            )
+        return example
+
+    def _open(
+        self, number: int, sample: int, opened: dict[tuple[int, int], Opened | Exception]
+    ) -> Opened:
+        """Read a sample once a batch; damage is remembered too."""
+        found = opened.get((number, sample))
+        if found is None:
+            dataset, local = self.sources[number].locate(sample)
+            try:
+                found = self._read(dataset, local)
+            except (SkipSample, ShardError) as error:
+                found = error
+            opened[number, sample] = found
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def _read(self, dataset: Dataset, number: int) -> Opened:
+        sample = dataset.read(number)
+        check_pictures(dataset, sample, self.image)
+        key = (str(dataset.folder), number)
+        if self.image is None:
+            return Opened(sample, key, sample.features)
+        if (pictures := self._cache.get(key)) is None:
+            try:
+                pictures = tuple(self._decode(sample, n) for n in range(len(sample.images)))
+            except SkipSample as error:
+                return Opened(sample, key, (), error)
+            self._cache.put(key, pictures)
+        return Opened(sample, key, pictures)
+
+    def _decode(self, sample: Sample, number: int) -> Picture:
+        assert self.image is not None
+        name = f"{number + 1} of sample {sample.key}"
+        return decode_picture(sample.images[number], self.image, name)
+
+    def _substitute(
+        self, source: Source, sample: int, position: int, attempt: int, annotation: int
+    ) -> tuple[int, int]:
+        """Another example of the same data set; depends on nothing but position and attempt."""
+        dataset, local = source.locate(sample)
+        seed = 0 if self.seed is None else self.seed
+        word = int(random_words(1, seed, "substitute", source.name, position, attempt)[0])
+        first = sample - local
+        if annotation == WHOLE_SAMPLE:
+            return first + word % dataset.num_samples, WHOLE_SAMPLE
+        ends = np.cumsum(np.concatenate(dataset.counts), dtype=np.int64)
+        drawn = word % int(ends[-1])
+        other = int(np.searchsorted(ends, drawn, side="right"))
+        return first + other, drawn - (int(ends[other - 1]) if other else 0)
+
+    def _bad(
+        self,
+        source: Source,
+        sample: int,
+        annotation: int,
+        position: int,
+        content: Opened | None,
+        error: Exception,
+    ) -> BadSample:
+        dataset, local = source.locate(sample)
+        id, reference = "", None
+        if content is not None and content.fault is not None and self.seed is None:
+            example = self._example(source, content.sample, annotation, position, 0)
+            id, reference = example.id, example.reference
+        return BadSample(
+            position=position,
+            dataset=dataset.label,
+            shard=dataset.shard_of(local),
+            key=content.sample.key if content else f"number {local}",
+            id=id or (content.sample.id if content else ""),
+            reason=str(error),
+            reference=reference,
+        )

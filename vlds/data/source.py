@@ -1,0 +1,95 @@
+"""A task and the data sets that feed it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, Protocol
+
+import numpy as np
+
+from vlds.data.store import Dataset
+from vlds.schema import Example, ImageSpec, Sample, SkipSample
+
+
+class TaskLike(Protocol):
+    """What the stream asks of a task (vlds.tasks.base.Task)."""
+
+    @property
+    def unit(self) -> Literal["annotation", "sample"]: ...
+    @property
+    def max_prompt_tokens(self) -> int: ...
+    @property
+    def max_target_tokens(self) -> int: ...
+    def example(
+        self,
+        name: str,
+        sample: Sample,
+        annotation: int | None,
+        rng: np.random.Generator | None,
+    ) -> Example: ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """One task of a recipe with its data sets; their shards are shuffled as if they were one."""
+
+    name: str
+    """The task's name in the recipe."""
+    task: TaskLike
+    datasets: Sequence[Dataset]
+    weight: float = 1.0
+    """Share of its examples, relative to the other sources' weights."""
+
+    @cached_property
+    def first_sample(self) -> np.ndarray:
+        """Number of each data set's first sample among the samples of all."""
+        return np.cumsum([0, *(dataset.num_samples for dataset in self.datasets)])
+
+    @property
+    def counts(self) -> list[np.ndarray]:
+        """Annotations of each sample, shard by shard through the data sets."""
+        return [counts for dataset in self.datasets for counts in dataset.counts]
+
+    def locate(self, sample: int) -> tuple[Dataset, int]:
+        """Data set that holds a sample of the source, and the sample's number in it."""
+        number = int(np.searchsorted(self.first_sample, sample, side="right")) - 1
+        return self.datasets[number], sample - int(self.first_sample[number])
+
+    def check(self, image: ImageSpec | None) -> None:
+        """Check that there is data, each data set once, and of the sort that the model sees.
+
+        Errors: ValueError that names the source and the cure.
+        """
+        if not self.datasets:
+            raise ValueError(f"source {self.name}: no data sets; name at least one folder")
+        labels = [dataset.label for dataset in self.datasets]
+        if twice := sorted({label for label in labels if labels.count(label) > 1}):
+            raise ValueError(
+                f"source {self.name}: {', '.join(twice)} comes twice; name each folder once, and "
+                "give data sets of one name different splits"
+            )
+        for dataset in self.datasets:
+            if dataset.num_annotations == 0:
+                raise ValueError(
+                    f"source {self.name}: data set {dataset.folder} has no annotations"
+                )
+            try:
+                check_pictures(dataset, dataset.read(0), image)
+            except SkipSample:
+                continue  # bad samples are counted when they come up
+
+
+def check_pictures(dataset: Dataset, sample: Sample, image: ImageSpec | None) -> None:
+    """Pictures for a vision encoder that decodes them, features for one that reads those."""
+    if image is None and sample.images and not sample.features:
+        raise ValueError(
+            f"data set {dataset.folder} holds pictures, but the vision encoder reads stored "
+            "features; choose an encoder of pictures, or store features with `vlds features`"
+        )
+    if image is not None and sample.features and not sample.images:
+        raise ValueError(
+            f"data set {dataset.folder} holds stored features, but the vision encoder wants "
+            "pictures; choose the encoder of stored features, or prepare the data set with pictures"
+        )

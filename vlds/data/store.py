@@ -1,0 +1,199 @@
+"""Samples by number, out of the shards: one pread a sample, headers parsed in memory."""
+
+from __future__ import annotations
+
+import json
+import os
+from ast import literal_eval
+from collections import OrderedDict
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlds.data.errors import ShardError
+from vlds.data.index import DatasetInfo, load_index
+from vlds.data.tar import members, split_name
+from vlds.schema import Sample, SkipSample
+
+OPEN_FILES = 128
+FEATURES = "features.npy"
+FEATURE_TYPE = np.dtype("<f2")
+
+
+def open_dataset(folder: str | Path) -> Dataset:
+    """Open the data set in a folder, its shards and indexes checked against dataset.json.
+
+    Errors: ValueError that names folder or shard, what is wrong, and the cure.
+    """
+    return Dataset(Path(folder))
+
+
+class Dataset:
+    """The samples of one data set by number. Files are opened at the first read in each process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.info = DatasetInfo.load(folder)
+        indexes = [load_index(folder, shard) for shard in self.info.shards]
+        self.counts = [index.counts for index in indexes]
+        """Annotations of each sample, shard by shard."""
+        self._offsets = [index.offsets.astype(np.int64) for index in indexes]
+        self._first_sample = np.cumsum([0, *(len(counts) for counts in self.counts)])
+        self._files = _Files()
+        for shard, index in zip(self.info.shards, indexes, strict=True):
+            if len(index.counts) != shard.samples or len(index.offsets) != shard.samples + 1:
+                raise ShardError(
+                    f"shard {folder / shard.name}: its index has {len(index.counts)} samples, "
+                    f"dataset.json says {shard.samples}; write the index anew with "
+                    "`python -m data_prep index`"
+                )
+
+    @property
+    def name(self) -> str:
+        """Name from dataset.json."""
+        return self.info.name
+
+    @property
+    def kind(self) -> str:
+        """Kind of the annotations."""
+        return self.info.kind
+
+    @property
+    def split(self) -> str:
+        """Split of the source."""
+        return self.info.split
+
+    @property
+    def label(self) -> str:
+        """Name and split, for messages."""
+        return f"{self.info.name}-{self.info.split}"
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in all shards."""
+        return self.info.samples
+
+    @property
+    def num_annotations(self) -> int:
+        """Annotations in all shards."""
+        return self.info.annotations
+
+    def fingerprint(self) -> str:
+        """Changes with the bytes of any shard."""
+        text = "".join(shard.sha256 + shard.cnt_sha256 for shard in self.info.shards)
+        return sha256(text.encode()).hexdigest()[:16]
+
+    def shard_of(self, sample: int) -> str:
+        """File name of the shard that holds a sample."""
+        return self.info.shards[self._shard(sample)[0]].name
+
+    def read(self, sample: int) -> Sample:
+        """Read a sample by its number.
+
+        Errors: ShardError where the shard is damaged, SkipSample where only the sample is.
+        """
+        shard, row = self._shard(sample)
+        path = self.folder / self.info.shards[shard].name
+        begin, end = self._offsets[shard][row : row + 2].tolist()
+        try:
+            data = self._files.read(path, begin, end - begin)
+            key, content = _members_of(data, begin)
+        except (OSError, ShardError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ShardError(
+                f"shard {path}, sample {row}: {reason}; "
+                "copy the shard again, or prepare the data set again"
+            ) from None
+        try:
+            return self._sample(key, content)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SkipSample(f"sample {self.label} {key} ({path.name}): {error!r}") from error
+
+    def _shard(self, sample: int) -> tuple[int, int]:
+        shard = int(np.searchsorted(self._first_sample, sample, side="right")) - 1
+        return shard, sample - int(self._first_sample[shard])
+
+    def _sample(self, key: str, content: dict[str, memoryview]) -> Sample:
+        fields = json.loads(bytes(content["json"]))
+        pictures = tuple(bytes(content[name]) for name in fields.pop("images", ()))
+        names = sorted(name for name in content if name.endswith(FEATURES))
+        return Sample(
+            key=key,
+            dataset=self.info.name,
+            id=fields.pop("id"),
+            kind=self.info.kind,
+            images=pictures,
+            features=tuple(parse_features(content[name]) for name in names),
+            annotations=tuple(fields.pop("annotations")),
+            extra=fields,
+        )
+
+
+class _Files:
+    """Descriptors of the files read last; not pickled, so that each process opens its own."""
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[Path, int] = OrderedDict()
+
+    def read(self, path: Path, offset: int, size: int) -> bytes:
+        """Bytes of a file; pread, so that a descriptor inherited by fork may be shared."""
+        if path in self._open:
+            self._open.move_to_end(path)
+        else:
+            self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            if len(self._open) > OPEN_FILES:
+                os.close(self._open.popitem(last=False)[1])
+        data = os.pread(self._open[path], size, offset)
+        if len(data) < size:
+            raise ShardError(
+                f"the file ends at byte {offset + len(data)}, {offset + size} expected"
+            )
+        return data
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_open": OrderedDict()}
+
+    def __del__(self) -> None:
+        for descriptor in self._open.values():
+            os.close(descriptor)
+
+
+def _members_of(data: bytes, begin: int) -> tuple[str, dict[str, memoryview]]:
+    """Key and extension -> bytes of a sample that starts at byte `begin` of its shard."""
+    view = memoryview(data)
+    end = begin + len(data)
+    key, content = None, {}
+    for member in members(lambda o, n: view[o - begin : o - begin + n], begin, end):
+        member_key, extension = split_name(member.name)
+        key = key or member_key
+        if member_key != key or member.end > end:
+            raise ShardError(f"its members ({key}, {member_key}) are not where the index says")
+        start = member.start - begin
+        content[extension] = view[start : start + member.size]
+    if key is None:
+        raise ShardError("no member where the index says")
+    return key, content
+
+
+def parse_features(data: memoryview) -> np.ndarray:
+    """A .npy file as float16 without a copy (np.load costs five times as much)."""
+    if bytes(data[:6]) != b"\x93NUMPY" or data[6] not in (1, 2):
+        raise ValueError("not a .npy file")
+    width = 2 if data[6] == 1 else 4
+    start = 8 + width + int.from_bytes(data[8 : 8 + width], "little")
+    shape, dtype = _npy_header(bytes(data[8 + width : start]))
+    features = np.frombuffer(data[start:], dtype).reshape(shape)
+    return features.astype(FEATURE_TYPE, copy=False)
+
+
+@lru_cache(maxsize=256)
+def _npy_header(text: bytes) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    fields = literal_eval(text.decode("latin1"))
+    if fields["fortran_order"] or np.dtype(fields["descr"]).kind != "f":
+        raise ValueError("features must be a row-major array of floats")
+    if len(fields["shape"]) != 2:
+        raise ValueError(f"features of shape {fields['shape']}, (tokens, dim) expected")
+    return fields["shape"], np.dtype(fields["descr"])

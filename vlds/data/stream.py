@@ -1,0 +1,283 @@
+"""The streams that training and evaluation read: this rank's micro-batches, in order.
+
+Whatever the number of ranks, workers and accumulation steps, the examples of an optimizer step are
+the positions [p, p + global_batch_size) of the order. A rank takes micro_batch_size neighbours of
+every world_size x micro_batch_size. The whole state is `consumed`, counted as batches are handed
+out: what workers have prepared ahead is never lost.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch.utils.data
+
+from vlds.data.assemble import Assembler, Parcel
+from vlds.data.errors import BadSample, ErrorBook, ErrorPolicy
+from vlds.data.order import EpochOrder, MixedOrder, PlainOrder, differences, mixing_shares
+from vlds.data.source import Source
+from vlds.schema import Batch, ImageSpec
+
+CACHE_BYTES = 256 << 20
+"""Decoded pictures that each process keeps at most."""
+Unit = Literal["example", "micro_batch", "global_batch"]
+
+
+class _Positions:
+    """This rank's lists of positions: for ever, or up to the last batch of an evaluation."""
+
+    def __init__(self, start: int, size: int, slot: tuple[int, int], end: int | None) -> None:
+        self.start, self.size, self.end = start, size, end
+        self.world_size, self.global_rank = slot
+
+    def __iter__(self) -> Iterator[list[int]]:
+        at = self.start
+        while self.end is None or at < self.end:
+            first = at + self.global_rank * self.size
+            yield list(range(first, first + self.size))
+            at += self.world_size * self.size
+
+
+class TrainStream:
+    """Micro-batches of one rank, for ever."""
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        *,
+        tokenizer: Any,
+        image: ImageSpec | None,
+        seed: int,
+        global_batch_size: int,
+        micro_batch_size: int,
+        world_size: int = 1,
+        global_rank: int = 0,
+        num_workers: int = 0,
+        unit: Unit = "example",
+        temperature: float | None = None,
+        window: int = 64,
+        group: int = 1,
+        errors: ErrorPolicy | None = None,
+        ledger: Path | None = None,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        """Check everything, read each data set's first sample; `ledger` lists bad samples."""
+        check_batch(global_batch_size, micro_batch_size, world_size)
+        names = [source.name for source in sources]
+        if not sources or len(set(names)) < len(names):
+            raise ValueError(f"sources {names}: give at least one, and each a name of its own")
+        for source in sources:
+            source.check(image)
+        self.sources = list(sources)
+        self.global_batch_size = global_batch_size
+        self.micro_batch_size = micro_batch_size
+        self._slot = world_size, global_rank
+        self._num_workers = num_workers
+        orders = [
+            EpochOrder(s.name, s.counts, seed=seed, window=window, group=group) for s in sources
+        ]
+        shares = mixing_shares([s.weight for s in sources], [o.size for o in orders], temperature)
+        sizes = {"example": 1, "micro_batch": micro_batch_size, "global_batch": global_batch_size}
+        self.order = MixedOrder(orders, shares, seed=seed, unit_size=sizes[unit])
+        policy = errors or ErrorPolicy()
+        self._assembler = Assembler(
+            sources, self.order, tokenizer, image, seed=seed, policy=policy, cache_bytes=cache_bytes
+        )
+        self._book = ErrorBook(policy, ledger)
+        self._consumed = 0
+        self._handed_out: list[int] = []
+        self._iteration = 0
+
+    @property
+    def consumed(self) -> int:
+        """Examples handed out so far, over all ranks."""
+        return self._consumed
+
+    @property
+    def num_bad(self) -> int:
+        """Examples of this rank that a substitute stood for, since the process started."""
+        return self._book.num_bad
+
+    def position_of(self, row: int) -> int:
+        """Position in the stream of a row of the batch handed out last."""
+        return self._handed_out[row]
+
+    def epochs(self) -> dict[str, float]:
+        """How often each source has been gone through so far."""
+        orders, shares = self.order.orders, self.order.shares
+        return {
+            order.name: self._consumed * float(share) / order.size
+            for order, share in zip(orders, shares, strict=True)
+        }
+
+    def __iter__(self) -> Iterator[Batch]:
+        self._iteration += 1
+        return self._batches(self._iteration)
+
+    def _batches(self, iteration: int) -> Iterator[Batch]:
+        positions = _Positions(self._consumed, self.micro_batch_size, self._slot, None)
+        loader = make_loader(self._assembler, positions, self._num_workers)
+        for parcel in loader:
+            if iteration != self._iteration:
+                raise RuntimeError("the stream was moved or iterated anew; this iterator is void")
+            self._book.record(parcel.positions, parcel.bad)
+            batch = batch_of(parcel)
+            self._consumed += self.micro_batch_size * self._slot[0]
+            self._handed_out = parcel.positions
+            yield batch
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the order depends on; a state is of use only where this is the same."""
+        data = {
+            source.name: {dataset.label: dataset.fingerprint() for dataset in source.datasets}
+            for source in self.sources
+        }
+        return {"order": self.order.fingerprint(), "data": data}
+
+    def state(self) -> dict[str, Any]:
+        """JSON-able state: one integer, and what it refers to."""
+        return {
+            "consumed": self._consumed,
+            "global_batch_size": self.global_batch_size,
+            "fingerprint": self.fingerprint(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken, on any number of ranks and workers.
+
+        Errors: ValueError with the differences where the order is another one.
+        """
+        if lines := differences(state["fingerprint"], self.fingerprint()):
+            raise ValueError(
+                "this run's data differ from those of the state to resume (saved -> now):\n  "
+                + "\n  ".join(lines)
+                + "\nResume with the saved recipe and data, or start a new run."
+            )
+        if state["global_batch_size"] != self.global_batch_size:
+            warnings.warn(
+                f"global_batch_size was {state['global_batch_size']}, is {self.global_batch_size}: "
+                "the order of examples goes on, its batches are cut differently",
+                stacklevel=2,
+            )
+        self._consumed = int(state["consumed"])
+        self._iteration += 1
+
+
+class EvalStream:
+    """Every example of a source once over all ranks, and as many batches on each of them."""
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        tokenizer: Any,
+        image: ImageSpec | None,
+        micro_batch_size: int,
+        world_size: int = 1,
+        global_rank: int = 0,
+        num_workers: int = 0,
+        task_index: int = 0,
+        limit: int | None = None,
+    ) -> None:
+        """`task_index`: number of the task in the recipe; `limit` keeps the first examples."""
+        source.check(image)
+        order = PlainOrder(
+            np.concatenate(source.counts), whole_samples=source.task.unit == "sample"
+        )
+        self.num_examples = order.size if limit is None else min(limit, order.size)
+        self.bad: list[BadSample] = []
+        """Examples of this rank that could not be read, as of the last iteration."""
+        self._assembler = Assembler(
+            [source],
+            order,
+            tokenizer,
+            image,
+            seed=None,
+            policy=ErrorPolicy(),
+            cache_bytes=0,
+            first_task=task_index,
+            size=self.num_examples,
+        )
+        slot = world_size, global_rank
+        self._positions = _Positions(0, micro_batch_size, slot, self.num_examples)
+        self._num_workers = num_workers
+        self._length = -(-self.num_examples // (micro_batch_size * world_size))
+
+    def __len__(self) -> int:
+        """Batches, the same number on every rank."""
+        return self._length
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.bad = []
+        for parcel in make_loader(self._assembler, self._positions, self._num_workers):
+            own = [entry for entry in parcel.bad if entry.position < self.num_examples]
+            self.bad += {entry.position: entry for entry in reversed(own)}.values()
+            yield batch_of(parcel)
+
+
+def check_batch(global_batch_size: int, micro_batch_size: int, world_size: int) -> None:
+    """The ranks' micro-batches must fill the global batch.
+
+    Errors: ValueError that names the numbers and possible ones.
+    """
+    numbers = (global_batch_size, micro_batch_size, world_size)
+    if min(numbers) < 1:
+        raise ValueError(
+            f"global_batch_size {global_batch_size}, micro_batch_size {micro_batch_size}, "
+            f"world_size {world_size}: each must be at least 1"
+        )
+    together = world_size * micro_batch_size
+    if global_batch_size % together:
+        below = global_batch_size // together * together
+        sizes = [str(n) for n in (below, below + together) if n]
+        raise ValueError(
+            f"global_batch_size {global_batch_size} is no multiple of world_size {world_size} x "
+            f"micro_batch_size {micro_batch_size} = {together}; set global_batch_size to "
+            f"{' or '.join(sizes)}, or choose another micro_batch_size or number of ranks"
+        )
+
+
+def batch_of(parcel: Parcel) -> Batch:
+    """The batch, or the error that came instead."""
+    if parcel.error is not None:
+        raise parcel.error
+    if parcel.batch is None:
+        last = parcel.bad[-1]
+        raise ValueError(
+            f"no substitute for sample {last.key} of data set {last.dataset} could be read: "
+            f"{last.reason}; prepare the data set again"
+        )
+    return parcel.batch
+
+
+def make_loader(
+    assembler: Assembler, positions: _Positions, num_workers: int
+) -> torch.utils.data.DataLoader[Parcel]:
+    """Torch's loader over lists of positions, in order."""
+    if num_workers:
+        # A forked thread pool of the tokenizers dead-locks; torch itself uses one thread a worker.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return torch.utils.data.DataLoader(
+        assembler,
+        batch_sampler=positions,
+        num_workers=num_workers,
+        collate_fn=_same,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_leave_signals_to_the_rank if num_workers else None,
+    )
+
+
+def _same(parcel: Any) -> Any:
+    return parcel
+
+
+def _leave_signals_to_the_rank(_worker: int) -> None:
+    """A rank that is told to stop needs its workers until it has saved; it ends them itself."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,66 @@
+"""COCO captions in Karpathy's split: `dataset_coco.json`, pictures of train2014 and val2014."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data_prep.source import (
+    Annotation,
+    SourceSample,
+    SourceSet,
+    clean,
+    first_existing,
+    read_json,
+    rest,
+    take,
+    with_source,
+)
+
+SPLITS: Mapping[str, tuple[str, ...]] = {
+    "train": ("train", "restval"),
+    "val": ("val",),
+    "test": ("test",),
+}
+"""Everybody trains on train and restval together."""
+
+
+def parse_coco_karpathy(
+    src: Path,
+    split: str,
+    name: str = "coco",
+    annotations: Path | None = None,
+    images: Path | None = None,
+) -> SourceSet:
+    """Read a split; all captions of a picture are kept, be they five or seven."""
+    path = annotations or src / "dataset_coco.json"
+    samples, dropped = [], []
+    for row in take(read_json(path), "images", str(path)):
+        if take(row, "split", str(path)) not in SPLITS[split]:
+            continue
+        captions = []
+        for sentence in take(row, "sentences", f"{path}, image {row.get('filename')}"):
+            caption = _annotation(sentence, str(path))
+            if caption["caption"]:
+                captions.append(caption)
+            else:
+                dropped.append({"id": caption["id"], "reason": "empty caption"})
+        extra = rest(row, "sentences", "sentids", "filename", "cocoid")
+        picture = _picture(images or src, row, str(path))
+        samples.append(SourceSample(str(take(row, "cocoid", str(path))), picture, captions, extra))
+    return SourceSet(name, "caption", split, (path,), samples, tuple(dropped))
+
+
+def _annotation(sentence: Mapping[str, Any], place: str) -> Annotation:
+    """Captions are published with stray blanks and line breaks."""
+    annotation = {
+        "id": str(take(sentence, "sentid", place)),
+        "caption": clean(take(sentence, "raw", place)),
+    }
+    return with_source(annotation, rest(sentence, "sentid", "raw", "imgid"))
+
+
+def _picture(folder: Path, row: Mapping[str, Any], place: str) -> tuple[Path]:
+    name, part = take(row, "filename", place), row.get("filepath", "")
+    return (first_existing([folder / part / name, folder / "images" / part / name, folder / name]),)

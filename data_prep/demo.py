@@ -1,0 +1,83 @@
+"""The demo's data: made pictures in the publishers' file layouts, packed like any, and a tokenizer.
+
+    OUT/official/WORLD/{coco,gqa,nlvr2}       what a download of the real data sets would look like
+    OUT/shards/WORLD/DATASET-SPLIT            vqav2, gqa, nlvr2, coco; train and val (nlvr2: dev)
+    OUT/text.txt, OUT/spiece.model            every text of both worlds; a sentencepiece model of it
+
+Deterministic by seed. World `home` is for pretraining, world `shifted` for tuning: see demo_world.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+from data_prep.coco_karpathy import parse_coco_karpathy
+from data_prep.demo_files import PAIRS_PER_SET, WorldWriter
+from data_prep.demo_text import PHRASES
+from data_prep.demo_tokenizer import train_tokenizer
+from data_prep.demo_world import HOME, SHIFTED, WORLDS, World
+from data_prep.gqa import parse_gqa
+from data_prep.nlvr2 import parse_nlvr2
+from data_prep.pack import Options, pack
+from data_prep.source import SourceSet
+from data_prep.vqav2 import parse_vqav2
+
+HOME_SCENES = 16_000
+SHIFTED_TO_HOME = 5 / 16
+"""The shifted world is smaller: what is tuned there should need little data."""
+COCO_SHARE, GQA_SHARE = 0.32, 0.30
+"""Shares of the scenes; NLVR2's pairs get the others."""
+VAL_SHARES = {HOME.name: 0.08, SHIFTED.name: 0.2}
+"""Of scenes kept for evaluation, the shifted world's so large that 300 pictures are captioned."""
+FEWEST_SCENES = 200
+
+
+def make_demo(out: Path, seed: int, scenes: int, options: Options) -> None:
+    """Draw both worlds, pack their eight data sets, train the tokenizer."""
+    if scenes < FEWEST_SCENES:
+        raise ValueError(f"--scenes {scenes}: give at least {FEWEST_SCENES}, so no split is empty")
+    texts: set[str] = set()
+    for world in WORLDS:
+        folder = out / "official" / world.name
+        if folder.exists():
+            shutil.rmtree(folder)
+        count = scenes if world is HOME else round(scenes * SHIFTED_TO_HOME)
+        texts |= write_world(folder, world, count, seed)
+        for dataset in parse_world(folder, world):
+            place = out / "shards" / world.name / f"{_short(dataset.name)}-{dataset.split}"
+            pack(dataset, place, options)
+    train_tokenizer(out, texts)
+    print(f"text in {out / 'text.txt'}, tokenizer in {out / 'spiece.model'}")
+
+
+def write_world(folder: Path, world: World, scenes: int, seed: int) -> set[str]:
+    """Official files of one world; returns its texts."""
+    writer = WorldWriter(folder, world, PHRASES[world.name], Random(f"{seed} {world.name}"))
+    share = VAL_SHARES[world.name]
+    coco, gqa = round(scenes * COCO_SHARE), round(scenes * GQA_SHARE)
+    sets = (scenes - coco - gqa) // (2 * PAIRS_PER_SET)
+    for write, total in ((writer.coco, coco), (writer.gqa, gqa), (writer.nlvr2, sets)):
+        val = max(1, round(total * share))
+        write(total - val, val)
+    return writer.texts
+
+
+def parse_world(folder: Path, world: World) -> Iterator[SourceSet]:
+    """Read the official files back with the parsers of the real data sets."""
+    for split in ("train", "val"):
+        parsed = (
+            parse_vqav2(folder / "coco", split),
+            parse_gqa(folder / "gqa", split),
+            parse_nlvr2(folder / "nlvr2", "dev" if split == "val" else split),
+            parse_coco_karpathy(folder / "coco", split),
+        )
+        # Shard names carry the world: caches of other readers go by the file name alone.
+        yield from (replace(dataset, name=f"{world.name}-{dataset.name}") for dataset in parsed)
+
+
+def _short(name: str) -> str:
+    return name.partition("-")[2]

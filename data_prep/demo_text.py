@@ -1,0 +1,242 @@
+"""The demo's words: questions, statements and captions about scenes, said in two ways.
+
+The shifted world asks the same things in other words, and its captions have other names for colors
+and shapes as well: without them a frozen model would still get most words of a caption right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from random import Random
+
+from data_prep.demo_world import COLORS, LOOKS, SHAPES, Look, Scene
+
+YES_NO = ("no", "yes")
+STATEMENTS = ("both", "either", "none")
+
+
+@dataclass(frozen=True)
+class Phrases:
+    """The wording of one world."""
+
+    color: str
+    shape: str
+    count: str
+    exists: str
+    both_there: str
+    either_there: str
+    left: str
+    statements: Mapping[str, str]
+    thing: str
+    captions: tuple[str, ...]
+    """Five carriers of a list of things."""
+    article: str
+    joint: str
+    """Stands between the last two things of a caption."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Other names of colors and shapes in captions."""
+
+
+HOME_PHRASES = Phrases(
+    color="what color is the {shape}?",
+    shape="what shape is the {color} {thing}?",
+    count="how many {what} are there?",
+    exists="is there a {color} {shape}?",
+    both_there="is there a {first} and a {second}?",
+    either_there="is there a {first} or a {second}?",
+    left="what is left of the {look}?",
+    statements={
+        "both": "both images contain a {look}.",
+        "either": "either image contains a {look}.",
+        "none": "none of the images contains a {look}.",
+    },
+    thing="object",
+    captions=(
+        "{things}",
+        "there is {things}",
+        "here is {things}",
+        "picture of {things}",
+        "image of {things}",
+    ),
+    article="a",
+    joint="and",
+)
+
+SHIFTED_PHRASES = Phrases(
+    color="which hue has that {shape}?",
+    shape="which form has that {color} {thing}?",
+    count="tell me the number of {what}.",
+    exists="can you find any {color} {shape}?",
+    both_there="can you find any {first} together with any {second}?",
+    either_there="can you find any {first} else any {second}?",
+    left="name the thing before that {look}.",
+    statements={
+        "both": "each photo shows one {look}.",
+        "either": "at least one photo shows one {look}.",
+        "none": "no photo shows one {look}.",
+    },
+    thing="thing",
+    captions=(
+        "{things}",
+        "we see {things}",
+        "look at {things}",
+        "this shows {things}",
+        "black with {things}",
+    ),
+    article="one",
+    joint="plus",
+    names={
+        "red": "crimson",
+        "green": "emerald",
+        "blue": "azure",
+        "yellow": "golden",
+        "cyan": "aqua",
+        "purple": "violet",
+        "circle": "disc",
+        "square": "box",
+        "triangle": "wedge",
+        "cross": "star",
+    },
+)
+
+PHRASES: Mapping[str, Phrases] = {"home": HOME_PHRASES, "shifted": SHIFTED_PHRASES}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question with its answer."""
+
+    kind: str
+    question: str
+    answer: str
+    choices: tuple[str, ...]
+    """What somebody might answer by mistake."""
+    full_answer: str = ""
+
+
+def say(look: Look) -> str:
+    """A look in words."""
+    return " ".join(look)
+
+
+def ask_vqa(scene: Scene, words: Phrases, rng: Random) -> list[Asked]:
+    """Color, shape, count and existence; a kind the scene has no clear answer to is left out."""
+    makers = (_ask_color, _ask_shape, _ask_count, _ask_exists)
+    return [asked for make in makers if (asked := make(scene, words, rng))]
+
+
+def _ask_color(scene: Scene, words: Phrases, rng: Random) -> Asked | None:
+    single = _standing_alone([thing.shape for thing in scene])
+    if not single:
+        return None
+    shape = rng.choice(single)
+    answer = next(thing.color for thing in scene if thing.shape == shape)
+    return Asked("color", words.color.format(shape=shape), answer, tuple(COLORS))
+
+
+def _ask_shape(scene: Scene, words: Phrases, rng: Random) -> Asked | None:
+    single = _standing_alone([thing.color for thing in scene])
+    if not single:
+        return None
+    color = rng.choice(single)
+    answer = next(thing.shape for thing in scene if thing.color == color)
+    return Asked("shape", words.shape.format(color=color, thing=words.thing), answer, SHAPES)
+
+
+def _ask_count(scene: Scene, words: Phrases, rng: Random) -> Asked:
+    """Count a color, a shape or everything; what is not there is asked for now and then."""
+    there = rng.choice(scene)
+    about: tuple[tuple[str, Callable[[], int]], ...] = (
+        (f"{words.thing}s", lambda: len(scene)),
+        (f"{there.color} {words.thing}s", lambda: sum(t.color == there.color for t in scene)),
+        (_plural(there.shape), lambda: sum(t.shape == there.shape for t in scene)),
+    )
+    absent = [shape for shape in SHAPES if all(thing.shape != shape for thing in scene)]
+    if absent and rng.random() < 0.15:
+        what, number = _plural(rng.choice(absent)), 0
+    else:
+        what, count = rng.choice(about)
+        number = count()
+    numbers = tuple(str(value) for value in range(5))
+    return Asked("count", words.count.format(what=what), str(number), numbers)
+
+
+def _ask_exists(scene: Scene, words: Phrases, rng: Random) -> Asked:
+    there = {(thing.color, thing.shape) for thing in scene}
+    answer = rng.choice(YES_NO)
+    color, shape = rng.choice(sorted(there)) if answer == "yes" else absent_look(there, rng)
+    return Asked("exists", words.exists.format(color=color, shape=shape), answer, YES_NO)
+
+
+def ask_gqa(scene: Scene, words: Phrases, rng: Random) -> list[Asked]:
+    """Two questions of logic, and what is left of something where that is one thing only."""
+    makers = (("logicAnd", words.both_there), ("logicOr", words.either_there))
+    asked = [
+        question
+        for kind, phrase in makers
+        if (question := _ask_logic(kind, phrase, scene, rng)) is not None
+    ]
+    for thing in rng.sample(scene, len(scene)):
+        left = [other for other in scene if other.column < thing.column]
+        alike = [t for t in scene if (t.color, t.shape) == (thing.color, thing.shape)]
+        if len(left) == 1 and len(alike) == 1:
+            look = say((thing.color, thing.shape))
+            full = f"the {left[0].shape} is left of the {look}."
+            asked.append(Asked("left", words.left.format(look=look), left[0].shape, SHAPES, full))
+            break
+    return asked
+
+
+def _ask_logic(kind: str, phrase: str, scene: Scene, rng: Random) -> Asked | None:
+    """`and` fails by one of the two; `or` holds by one of the two. It takes two looks to ask."""
+    there = {(thing.color, thing.shape) for thing in scene}
+    if len(there) < 2:
+        return None
+    answer = rng.choice(YES_NO)
+    if kind == "logicAnd" and answer == "yes":
+        pair = rng.sample(sorted(there), 2)
+    elif kind == "logicOr" and answer == "no":
+        first = absent_look(there, rng)
+        pair = [first, absent_look(there | {first}, rng)]
+    else:
+        pair = [rng.choice(sorted(there)), absent_look(there, rng)]
+    rng.shuffle(pair)
+    question = phrase.format(first=say(pair[0]), second=say(pair[1]))
+    return Asked(kind, question, answer, YES_NO, f"{answer}.")
+
+
+def caption_scene(scene: Scene, words: Phrases) -> list[str]:
+    """Five captions of everything in the scene, from left to right, without sizes."""
+    things = [
+        " ".join((words.article, *(words.names.get(word, word) for word in (t.color, t.shape))))
+        for t in scene
+    ]
+    listed = f" {words.joint} ".join(things)
+    return [carrier.format(things=listed) for carrier in words.captions]
+
+
+def absent_look(there: set[Look], rng: Random) -> Look:
+    """A look that is not there; half the time its color or its shape is."""
+    absent = [look for look in LOOKS if look not in there]
+    near = [look for look in absent if any(look[0] == c or look[1] == s for c, s in there)]
+    return rng.choice(near if near and rng.random() < 0.5 else absent)
+
+
+def _standing_alone(values: list[str]) -> list[str]:
+    return sorted(value for value in set(values) if values.count(value) == 1)
+
+
+def _plural(shape: str) -> str:
+    return f"{shape}es" if shape.endswith("s") else f"{shape}s"
+
+
+def word_lines() -> list[str]:
+    """Lines with the words that prompts, answers and scene graphs hold beside the questions."""
+    return [
+        "vqa: gqa: gpa: nlvr: caption:",
+        "yes no true false",
+        "0 1 2 3 4",
+        "small large",
+        " ".join((*COLORS, *SHAPES)),
+    ]

@@ -1,0 +1,155 @@
+"""The demo's pictures: one to four colored shapes in a 4x4 grid of cells, 64 pixels wide.
+
+Two worlds draw such scenes. `home` is where the tiny backbone is pretrained; in `shifted` the
+ground is black and the color channels are rotated (what is called red looks green), so that a
+frozen model fails there.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+PIXELS = 64
+CELLS = 4
+MOST_THINGS = 4
+
+COLORS: dict[str, tuple[int, int, int]] = {
+    "red": (220, 40, 40),
+    "green": (40, 220, 40),
+    "blue": (40, 40, 220),
+    "yellow": (220, 220, 40),
+    "cyan": (40, 220, 220),
+    "purple": (220, 40, 220),
+}
+"""Rotating the channels maps this set onto itself: in the shifted world only the names are new."""
+
+SHAPES = ("circle", "square", "triangle", "cross")
+RADII = {"small": 4, "large": 7}
+JPEG_QUALITY = 95
+
+
+@dataclass(frozen=True)
+class World:
+    """How a scene looks."""
+
+    name: str
+    ground: int
+    """Grey value of the ground; each picture's differs a little."""
+    rotate_channels: bool
+
+
+HOME = World("home", ground=245, rotate_channels=False)
+SHIFTED = World("shifted", ground=10, rotate_channels=True)
+WORLDS = (HOME, SHIFTED)
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One coloured shape."""
+
+    color: str
+    shape: str
+    size: str
+    column: int
+    row: int
+    jitter: tuple[int, int]
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """Left, top, right, bottom in pixels, both ends inside."""
+        radius = RADII[self.size]
+        cell = PIXELS // CELLS
+        x = self.column * cell + cell // 2 + self.jitter[0]
+        y = self.row * cell + cell // 2 + self.jitter[1]
+        return x - radius, y - radius, x + radius - 1, y + radius - 1
+
+
+Scene = tuple[Thing, ...]
+"""Sorted from left to right; what stands in one column, from top to bottom."""
+
+Look = tuple[str, str]
+"""Color and shape of a thing."""
+
+LOOKS: tuple[Look, ...] = tuple((color, shape) for color in COLORS for shape in SHAPES)
+
+
+def make_scene(rng: Random, looks: list[Look]) -> Scene:
+    """Put things of these looks into different cells, each of any size."""
+    cells = rng.sample(range(CELLS * CELLS), len(looks))
+    things = []
+    for (color, shape), cell in zip(looks, cells, strict=True):
+        size = rng.choice(tuple(RADII))
+        room = PIXELS // CELLS // 2 - RADII[size]
+        jitter = (rng.randint(-room, room), rng.randint(-room, room))
+        things.append(Thing(color, shape, size, cell % CELLS, cell // CELLS, jitter))
+    return tuple(sorted(things, key=lambda thing: (thing.column, thing.row)))
+
+
+def random_looks(rng: Random, fewest: int = 1) -> list[Look]:
+    """Up to four looks; one often repeats a color or a shape, so that there is more to count."""
+    looks = [rng.choice(LOOKS)]
+    for _ in range(rng.randint(fewest, MOST_THINGS) - 1):
+        color, shape = rng.choice(LOOKS)
+        like = rng.choice(looks)
+        pick = rng.random()
+        if pick < 0.2:
+            color = like[0]
+        elif pick < 0.4:
+            shape = like[1]
+        looks.append((color, shape))
+    return looks
+
+
+def draw(scene: Scene, world: World, rng: Random) -> bytes:
+    """A JPEG of the scene; shades differ a little from thing to thing."""
+    shade = world.ground + rng.randint(-10, 10)
+    image = Image.new("RGB", (PIXELS, PIXELS), (shade, shade, shade))
+    pen = ImageDraw.Draw(image)
+    for thing in scene:
+        red, green, blue = (value + rng.randint(-25, 25) for value in COLORS[thing.color])
+        paint = (blue, red, green) if world.rotate_channels else (red, green, blue)
+        _draw_shape(pen, thing, paint)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return buffer.getvalue()
+
+
+def _draw_shape(pen: ImageDraw.ImageDraw, thing: Thing, paint: tuple[int, int, int]) -> None:
+    left, top, right, bottom = thing.box
+    if thing.shape == "circle":
+        pen.ellipse(thing.box, fill=paint)
+    elif thing.shape == "square":
+        pen.rectangle(thing.box, fill=paint)
+    elif thing.shape == "triangle":
+        pen.polygon([(left, bottom), (right, bottom), ((left + right) // 2, top)], fill=paint)
+    else:
+        arm = (right - left + 1) // 3
+        pen.rectangle((left, top + arm, right, bottom - arm), fill=paint)
+        pen.rectangle((left + arm, top, right - arm, bottom), fill=paint)
+
+
+def scene_graph(scene: Scene, first_id: int) -> dict[str, Any]:
+    """The scene as GQA's official scene graphs describe a picture."""
+    ids = [str(first_id + number) for number in range(len(scene))]
+    objects = {}
+    for number, thing in zip(ids, scene, strict=True):
+        left, top, right, bottom = thing.box
+        objects[number] = {
+            "name": thing.shape,
+            "attributes": [thing.color, thing.size],
+            "x": left,
+            "y": top,
+            "w": right - left + 1,
+            "h": bottom - top + 1,
+            "relations": [
+                {"name": "to the left of", "object": other_number}
+                for other_number, other in zip(ids, scene, strict=True)
+                if thing.column < other.column
+            ],
+        }
+    return {"width": PIXELS, "height": PIXELS, "objects": objects}

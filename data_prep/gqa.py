@@ -1,0 +1,81 @@
+"""GQA: the official question files; scene graphs, where there are any, as objects of the sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_prep.source import (
+    Annotation,
+    SourceSample,
+    SourceSet,
+    first_existing,
+    read_json,
+    rest,
+    take,
+    with_source,
+)
+
+SPLITS = ("train", "val", "testdev", "test", "challenge")
+FIELDS: Mapping[str, str] = {
+    "answer": "answer",
+    "fullAnswer": "full_answer",
+    "isBalanced": "balanced",
+    "types": "types",
+    "groups": "groups",
+    "entailed": "entailed",
+    "equivalent": "equivalent",
+}
+"""Official field -> ours; the test splits have no answers."""
+
+
+def parse_gqa(
+    src: Path,
+    split: str,
+    name: str = "gqa",
+    questions: Sequence[Path] = (),
+    scene_graphs: Path | None = None,
+    images: Path | None = None,
+) -> SourceSet:
+    """Read a split: its balanced questions, unless other question files are given."""
+    files = tuple(questions) or (src / f"{split}_balanced_questions.json",)
+    if scene_graphs is None:
+        usual = src / f"{split}_sceneGraphs.json"
+        scene_graphs = usual if usual.is_file() else None
+    graphs = read_json(scene_graphs) if scene_graphs else {}
+    asked: dict[str, list[Annotation]] = {}
+    for path in files:
+        rows = read_json(path)
+        if not isinstance(rows, dict):
+            raise ValueError(f"{path}: expected GQA's dictionary of questions by id, found a list")
+        for number, row in rows.items():
+            annotation = _annotation(number, row, f"{path}, question {number}")
+            asked.setdefault(row["imageId"], []).append(annotation)
+    folder = images or src
+    samples = [
+        SourceSample(
+            image_id,
+            (first_existing([folder / "images" / f"{image_id}.jpg", folder / f"{image_id}.jpg"]),),
+            found,
+            {"objects": _objects(graphs[image_id])} if image_id in graphs else {},
+        )
+        for image_id, found in asked.items()
+    ]
+    return SourceSet(name, "gqa", split, (*files, *filter(None, [scene_graphs])), samples)
+
+
+def _annotation(number: str, row: Mapping[str, Any], place: str) -> Annotation:
+    """Ids stay strings: they have leading zeros."""
+    take(row, "imageId", place)
+    annotation = {"id": number, "question": take(row, "question", place).strip()}
+    annotation |= {ours: row[theirs] for theirs, ours in FIELDS.items() if theirs in row}
+    return with_source(annotation, rest(row, "imageId", "question", *FIELDS))
+
+
+def _objects(graph: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The objects of an official scene graph, without their relations."""
+    return [
+        {key: thing[key] for key in ("name", "attributes", "x", "y", "w", "h") if key in thing}
+        for thing in graph["objects"].values()
+    ]

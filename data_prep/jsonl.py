@@ -1,0 +1,203 @@
+"""Anybody's own data: pictures in a folder, and rows in JSON lines, a JSON list or CSV."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from data_prep.answers import soft_label
+from data_prep.source import (
+    Annotation,
+    SourceSample,
+    SourceSet,
+    clean,
+    first_existing,
+    read_json,
+    read_json_lines,
+    rest,
+    with_source,
+)
+
+Row = Mapping[str, Any]
+
+TABLE_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+
+
+@dataclass(frozen=True)
+class FieldNames:
+    """Which field of a row holds what."""
+
+    image: str
+    question: str | None = None
+    answer: str | None = None
+    """None: no answers (a test split)."""
+    caption: str | None = None
+    id: str | None = None
+    """None: rows are numbered from 0."""
+    split: str | None = None
+
+    def named(self) -> list[str]:
+        """The fields every row must have."""
+        return [
+            name
+            for name in (self.image, self.question, self.answer, self.caption, self.id, self.split)
+            if name is not None
+        ]
+
+
+@dataclass(frozen=True)
+class HashSplit:
+    """A fraction of the pictures is `test`, the others `train`; pictures added later move none."""
+
+    fraction: float
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction < 1:
+            raise ValueError(
+                f"--split-by-image {self.fraction}: give the test pictures' share, between 0 and 1"
+            )
+
+    def of(self, image: str) -> str:
+        """All questions of a picture go the same way."""
+        digest = hashlib.blake2b(f"{self.seed}:{image}".encode(), digest_size=8).digest()
+        return "test" if int.from_bytes(digest, "big") / 2**64 < self.fraction else "train"
+
+
+def parse_jsonl(
+    task: Literal["vqa", "caption"],
+    annotations: Path,
+    images: Path,
+    names: FieldNames,
+    name: str,
+    split: str | HashSplit = "train",
+) -> list[SourceSet]:
+    """Rows -> one data set for each split they fall in."""
+    rows = read_rows(annotations)
+    _check_fields(rows, names, annotations)
+    samples: dict[str, dict[str, SourceSample]] = {}
+    dropped: dict[str, list[dict[str, str]]] = {}
+    for number, row in enumerate(rows):
+        image = str(row[names.image]).strip()
+        part = _split_of(row, image, names, split)
+        found = _annotations(task, row, str(row[names.id]) if names.id else str(number), names)
+        if isinstance(found, str):
+            row_id = str(row[names.id]) if names.id else str(number)
+            dropped.setdefault(part, []).append({"id": row_id, "reason": found})
+            continue
+        sample = samples.setdefault(part, {}).setdefault(
+            image, SourceSample(image, (_picture(images, image),), [])
+        )
+        sample.annotations.extend(found)
+    kind = "vqa" if task == "vqa" else "caption"
+    return [
+        SourceSet(
+            name,
+            kind,
+            part,
+            (annotations,),
+            list(samples.get(part, {}).values()),
+            tuple(dropped.get(part, ())),
+        )
+        for part in sorted({*samples, *dropped})
+    ]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Rows by the first character: `[` opens a JSON list, `{` JSON lines, anything else is CSV."""
+    if not path.is_file():
+        raise ValueError(f"--annotations {path} does not exist")
+    first = _first_character(path)
+    if path.suffix.lower() in TABLE_SEPARATORS or first not in ("[", "{"):
+        return _read_table(path)
+    if first == "{":
+        return list(read_json_lines(path))
+    rows = read_json(path)
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, row {number}: expected an object, found {json.dumps(row)}")
+    return list(rows)
+
+
+def _first_character(path: Path) -> str:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        return next((line.strip()[0] for line in file if line.strip()), "")
+
+
+def _read_table(path: Path) -> list[Row]:
+    separator = TABLE_SEPARATORS.get(path.suffix.lower(), ",")
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter=separator, strict=True))
+    for number, row in enumerate(rows):
+        if None in row or None in row.values():
+            raise ValueError(
+                f"{path}, row {number}: more or fewer cells than the head line has; "
+                "quote cells that hold the separator"
+            )
+    return list(rows)
+
+
+def _check_fields(rows: Sequence[Row], names: FieldNames, path: Path) -> None:
+    if not rows:
+        raise ValueError(f"{path}: no rows")
+    for number, row in enumerate(rows):
+        for wanted in names.named():
+            if wanted not in row:
+                raise ValueError(
+                    f"{path}, row {number}: no field {wanted!r}; it has {', '.join(map(str, row))}."
+                    " Name the fields with --image-field, --question-field, --answer-field, ..."
+                )
+
+
+def _split_of(row: Row, image: str, names: FieldNames, split: str | HashSplit) -> str:
+    if names.split is not None:
+        return str(row[names.split]).strip() or "none"
+    return split.of(image) if isinstance(split, HashSplit) else split
+
+
+def _annotations(task: str, row: Row, row_id: str, names: FieldNames) -> list[Annotation] | str:
+    """What a row says about its picture, or the reason why it cannot be used."""
+    if not str(row[names.image] or "").strip():
+        return "no image"
+    if task == "caption":
+        assert names.caption is not None
+        captions = [caption for caption in _texts(row[names.caption]) if caption]
+        ids = [row_id] if len(captions) == 1 else [f"{row_id}-{i}" for i in range(len(captions))]
+        extra = rest(row, *names.named())
+        found = [
+            with_source({"id": caption_id, "caption": caption}, extra)
+            for caption_id, caption in zip(ids, captions, strict=True)
+        ]
+        return found or "no caption"
+    assert names.question is not None
+    question = clean(str(row[names.question] or ""))
+    if not question:
+        return "no question"
+    annotation: Annotation = {"id": row_id, "question": question}
+    if names.answer is not None:
+        answers = [answer.lower() for answer in _texts(row[names.answer]) if answer]
+        if not answers:
+            return "no answer"
+        annotation |= {"answers": answers, "label": soft_label(answers)}
+    types = {
+        key: clean(str(row[key]))
+        for key in ("answer_type", "question_type")
+        if key in row and key not in names.named()
+    }
+    return [with_source(annotation | types, rest(row, *names.named(), *types))]
+
+
+def _texts(value: Any) -> list[str]:
+    """One text or a list of them; answers may be JSON numbers."""
+    values = value if isinstance(value, list) else [value]
+    return [clean(str(text)) for text in values if text is not None]
+
+
+def _picture(folder: Path, image: str) -> Path:
+    """The row may name the file with or without its extension."""
+    return first_existing([folder / f"{image}{ending}" for ending in ("", ".jpg", ".jpeg", ".png")])

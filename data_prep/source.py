@@ -1,0 +1,149 @@
+"""What every parser returns: samples that name their pictures, before any picture is opened.
+
+A parser reads the official files only. That the pictures exist is checked here before the first
+shard is written, and `data_prep.pack` opens them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Annotation = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SourceSample:
+    """One image or image pair with everything the source says about it."""
+
+    id: str
+    images: tuple[Path, ...]
+    annotations: list[Annotation]
+    source: dict[str, Any] = field(default_factory=dict)
+    """Fields of the source that have no place of their own in a sample's json."""
+
+
+@dataclass(frozen=True)
+class SourceSet:
+    """A data set as its publisher wrote it."""
+
+    name: str
+    kind: str
+    split: str
+    files: tuple[Path, ...]
+    """The annotation files, for the record in dataset.json."""
+    samples: list[SourceSample]
+    dropped: tuple[Mapping[str, str], ...] = ()
+    """Rows that cannot be used: {"id", "reason"}."""
+
+    def check(self) -> None:
+        """Refuse double ids and missing pictures before any work is done."""
+        if not self.samples:
+            raise ValueError(f"{_names(self.files)}: no usable sample for split {self.split!r}")
+        for noun, ids in (
+            ("sample", (sample.id for sample in self.samples)),
+            ("annotation", (a["id"] for sample in self.samples for a in sample.annotations)),
+        ):
+            double = [name for name, count in Counter(ids).items() if count > 1]
+            if double:
+                raise ValueError(
+                    f"{_names(self.files)}: {noun} id {double[0]} stands more than once"
+                    f"{_and_more(len(double) - 1, 'id')}; ids must be unique"
+                )
+        self._check_pictures()
+
+    def _check_pictures(self) -> None:
+        missing = [
+            (path, sample.annotations[0]["id"] if sample.annotations else sample.id)
+            for sample in self.samples
+            for path in sample.images
+            if not path.is_file()
+        ]
+        if missing:
+            path, named_by = missing[0]
+            raise ValueError(
+                f"picture {path} is missing; annotation {named_by} of {_names(self.files)} names it"
+                f"{_and_more(len(missing) - 1, 'missing picture')}. "
+                "Check --images, or add the file"
+            )
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file, or an error that says what is wrong with it."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return json.load(file)
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist; check the folder and the split") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """A file with one JSON object a line; blank lines are skipped."""
+    rows = []
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    rows.append(_json_object(line, f"{path}, line {number}"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist; check the folder and the split") from None
+    return rows
+
+
+def _json_object(text: str, place: str) -> dict[str, Any]:
+    try:
+        row = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{place}: not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{place}: expected an object {{...}}, found {type(row).__name__}")
+    return row
+
+
+def take(row: Mapping[str, Any], key: str, place: str) -> Any:
+    """`row[key]`, or an error that names the file, the key and the keys there are."""
+    if not isinstance(row, Mapping):
+        raise ValueError(f"{place}: expected an object with {key!r}, found {type(row).__name__}")
+    if key not in row:
+        there = ", ".join(map(str, list(row)[:8])) or "nothing"
+        raise ValueError(f"{place}: no field {key!r}; it has {there}. Is it the official file?")
+    return row[key]
+
+
+def rest(row: Mapping[str, Any], *known: str) -> dict[str, Any]:
+    """The fields of a row that have no place of their own, for its "source"."""
+    return {key: value for key, value in row.items() if key not in known}
+
+
+def with_source(annotation: Annotation, extra: Mapping[str, Any]) -> Annotation:
+    """Add the left-over fields, where there are any."""
+    return {**annotation, "source": dict(extra)} if extra else annotation
+
+
+def clean(text: str) -> str:
+    """One line without stray white space; Java's caption tokenizer takes even U+2028 for a new line."""
+    return " ".join(text.split())
+
+
+def first_existing(candidates: Sequence[Path]) -> Path:
+    """The first that is there, else the first of all: the official place, for the error to name."""
+    return next((path for path in candidates if path.is_file()), candidates[0])
+
+
+def count_reasons(dropped: Iterable[Mapping[str, str]]) -> dict[str, int]:
+    """How often each reason occurs, most frequent first."""
+    return dict(Counter(entry["reason"] for entry in dropped).most_common())
+
+
+def _names(files: Sequence[Path]) -> str:
+    return ", ".join(path.name for path in files)
+
+
+def _and_more(count: int, noun: str) -> str:
+    return f" (and {count} more {noun}{'s' if count > 1 else ''})" if count else ""

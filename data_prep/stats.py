@@ -1,0 +1,83 @@
+"""What a packed data set holds, in numbers."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from data_prep.source import count_reasons
+from vlds.data.index import DATASET_FILE, DatasetInfo
+
+TEXT_FIELDS = ("question", "sentence", "caption", "hypothesis", "text")
+MOST_FREQUENT = 5
+
+
+def find_datasets(folder: Path) -> list[Path]:
+    """The folder itself or every data set below it."""
+    found = sorted(path.parent for path in folder.rglob(DATASET_FILE))
+    if not found:
+        raise ValueError(f"{folder}: no {DATASET_FILE} here or below; give a folder of shards")
+    return found
+
+
+def describe(folder: Path) -> str:
+    """A few lines about one data set."""
+    info = DatasetInfo.load(folder)
+    size = sum(shard.bytes for shard in info.shards)
+    lines = [
+        f"{info.name} {info.split} ({info.kind}): {folder}",
+        f"  shards       {len(info.shards):>10,}   {size / 2**20:,.1f} MiB",
+        f"  samples      {info.samples:>10,}",
+        f"  annotations  {info.annotations:>10,}",
+    ]
+    answers: Counter[str] = Counter()
+    words, texts, sides = 0, 0, Counter[str]()
+    for sample in read_jsons(folder, info):
+        sides.update(f"{width}x{height}" for width, height in sample["size"])
+        for annotation in sample["annotations"]:
+            text = next((annotation[key] for key in TEXT_FIELDS if key in annotation), "")
+            words, texts = words + len(text.split()), texts + 1
+            answers[_answer(annotation)] += 1
+    lines.append(f"  words a text {words / max(texts, 1):>10.1f}")
+    lines.append(f"  sizes        {_top(sides, sum(sides.values()))}")
+    answers.pop("", None)
+    if answers:
+        lines.append(f"  answers      {len(answers):>10,} different")
+        lines.append(f"               {_top(answers, texts)}")
+    lines += [
+        f"  dropped      {count:>10,} {reason}"
+        for reason, count in count_reasons(info.dropped).items()
+    ]
+    return "\n".join(lines)
+
+
+def read_jsons(folder: Path, info: DatasetInfo) -> Iterator[Mapping[str, Any]]:
+    """The json of every sample."""
+    for shard in info.shards:
+        with tarfile.open(folder / shard.name) as tar:
+            for member in tar:
+                if member.name.endswith(".json"):
+                    file = tar.extractfile(member)
+                    assert isinstance(file, io.BufferedReader)
+                    yield json.load(file)
+
+
+def _answer(annotation: Mapping[str, Any]) -> str:
+    """The best answer, whatever the kind; empty where there is none."""
+    label = annotation.get("label", annotation.get("answer", ""))
+    if isinstance(label, Mapping):
+        return max(label, key=label.__getitem__, default="")
+    return str(label).lower()
+
+
+def _top(counts: Counter[str], total: int) -> str:
+    """The most frequent ones with their shares."""
+    parts = [
+        f"{value} {100 * count / total:.0f} %" for value, count in counts.most_common(MOST_FREQUENT)
+    ]
+    return ", ".join(parts) + (", ..." if len(counts) > MOST_FREQUENT else "")

@@ -191,7 +191,7 @@ class _Shard:
         self.path = path
         self.partial = beside(path, ".partial")
         self.file = open(self.partial, "wb")  # noqa: SIM115 (close or discard does)
-        # mtime 0 keeps it plain ustar; else every member gets a PAX header, and other bytes each time.
+        # mtime 0 keeps it plain ustar; else members get PAX headers, and other bytes each time.
         self.tar = TarWriter(self.file, user="", group="", encoder=False, mtime=0)
         self.offsets = [0]
         self.counts: list[int] = []

@@ -21,7 +21,7 @@ SPEC = ImageSpec(height=8, width=12)
 
 @dataclass(frozen=True)
 class ToyTask:
-    """Question -> answer; training appends a drawn number to the prompt, so that draws can be seen."""
+    """Question -> answer; training appends a drawn number to the prompt, to make draws visible."""
 
     unit: Literal["annotation", "sample"] = "annotation"
     max_prompt_tokens: int = 12

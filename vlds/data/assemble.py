@@ -93,7 +93,7 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
                 row = self._row(position, place, opened, parcel.bad)
                 if row is None:
                     return parcel
-                rows.append(replace(row, valid=row.valid and position <= last))
+                rows.append(row if position <= last else replace(row, valid=False))
             parcel.batch = collate(
                 rows,
                 self.tokenizer,

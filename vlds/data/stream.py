@@ -24,8 +24,8 @@ from vlds.data.order import EpochOrder, MixedOrder, PlainOrder, differences, mix
 from vlds.data.source import Source
 from vlds.schema import Batch, ImageSpec
 
-CACHE_BYTES = 256 << 20
-"""Decoded pictures that each process keeps at most."""
+CACHE_BYTES = 128 << 20
+"""Decoded pictures that each process keeps at most: small data sets are decoded once."""
 Unit = Literal["example", "micro_batch", "global_batch"]
 
 

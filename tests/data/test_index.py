@@ -1,0 +1,120 @@
+"""dataset.json and the files beside shards: written, read, made anew, refused when wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vlds.data import DatasetInfo, ShardError, index_folder, open_dataset
+from vlds.data.index import build_index, load_index
+
+
+@pytest.fixture
+def folder(folders: dict[str, Path], tmp_path: Path) -> Path:
+    """A copy of the small data set, to be damaged."""
+    return Path(shutil.copytree(folders["small"], tmp_path / "small"))
+
+
+def change(folder: Path, **fields: Any) -> None:
+    path = folder / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_idx_has_energons_layout(folder: Path) -> None:
+    tar_path = folder / "small-train-00000.tar"
+    starts, last = [], None
+    with tarfile.open(tar_path) as tar:
+        for member in tar:
+            key = member.name.split(".")[0]
+            if key != last:
+                starts.append(member.offset)
+                last = key
+        starts.append(tar.offset)
+    written = np.frombuffer((folder / "small-train-00000.tar.idx").read_bytes(), "<u8")
+    assert written.tolist() == starts
+    counts = np.frombuffer((folder / "small-train-00000.tar.cnt").read_bytes(), "<u4")
+    assert counts.tolist() == [1, 2, 3, 4]
+
+
+def test_index_is_made_from_the_shard_where_it_is_missing(folder: Path) -> None:
+    info = DatasetInfo.load(folder)
+    before = [load_index(folder, shard) for shard in info.shards]
+    for path in [*folder.glob("*.idx"), *folder.glob("*.cnt")]:
+        path.unlink()
+    for shard, index in zip(info.shards, before, strict=True):
+        again = load_index(folder, shard)
+        assert again.offsets.tolist() == index.offsets.tolist()
+        assert again.counts.tolist() == index.counts.tolist()
+
+
+def test_tars_of_other_writers_are_indexed_in_place(folder: Path) -> None:
+    before = DatasetInfo.load(folder)
+    for path in folder.iterdir():
+        if path.suffix != ".tar":
+            path.unlink()
+    info = index_folder(folder, name="small", kind="vqa", split="train")
+    assert info.shards == before.shards
+    assert open_dataset(folder).read(6).id == "small-6"
+
+
+def test_a_shard_without_json_cannot_be_indexed(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("0.jpg"))
+    with pytest.raises(ShardError, match=r"a\.tar.*sample 0|sample 0 has no member"):
+        build_index(tmp_path / "a.tar")
+
+
+def test_cut_shard_is_named(folder: Path) -> None:
+    path = folder / "small-train-00001.tar"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ShardError, match=r"small-train-00001\.tar has \d+ bytes.*is cut; copy it"):
+        open_dataset(folder)
+    with pytest.raises(ShardError, match=r"small-train-00001\.tar.*(cut inside|ends at byte)"):
+        build_index(path)
+
+
+def test_missing_shard_is_named(folder: Path) -> None:
+    (folder / "small-train-00000.tar").unlink()
+    with pytest.raises(ShardError, match=r"small-train-00000\.tar cannot be read \(No such file"):
+        open_dataset(folder)
+
+
+def test_index_of_another_shard_is_refused(folder: Path) -> None:
+    shutil.copy(folder / "small-train-00001.tar.idx", folder / "small-train-00000.tar.idx")
+    with pytest.raises(ShardError, match=r"small-train-00000\.tar\.idx is not the one"):
+        open_dataset(folder)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"schema": 2}, "schema 2, this program reads 1"),
+        ({"smaples": 1}, "unknown field smaples; known are"),
+        ({"samples": "7"}, "samples is '7', int expected"),
+        ({"samples": 8}, "samples is 8, but its shards hold 7"),
+        ({"shards": [{"name": "x.tar"}]}, "shard 0: no samples, annotations, bytes"),
+    ],
+)
+def test_wrong_dataset_json_is_refused(folder: Path, fields: dict[str, Any], message: str) -> None:
+    change(folder, **fields)
+    with pytest.raises(ValueError, match=message):
+        open_dataset(folder)
+
+
+def test_folder_without_data_set_says_what_is_there(folder: Path) -> None:
+    with pytest.raises(ValueError, match="no such folder"):
+        open_dataset(folder / "nothing")
+    with pytest.raises(ValueError, match=f"data sets inside it: {folder}"):
+        open_dataset(folder.parent)
+    (folder / "dataset.json").write_text("{")
+    with pytest.raises(ValueError, match="is not JSON"):
+        open_dataset(folder)
+    (folder / "dataset.json").unlink()
+    with pytest.raises(ValueError, match="did not end"):
+        open_dataset(folder)

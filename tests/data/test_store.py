@@ -1,0 +1,99 @@
+"""Samples by number; damage is named, not passed over."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_prep.writer import SampleRecord, write_dataset
+from vlds.data import ShardError, open_dataset
+from vlds.schema import SkipSample
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def written(folder: Path, members: list[tuple[str, bytes]], **fields: object) -> Path:
+    record = SampleRecord(id="x", members=members, json={"annotations": [{"id": "x-0"}], **fields})
+    write_dataset(folder, name="one", kind="nlvr2", split="dev", records=[record])
+    return folder
+
+
+def test_samples_come_back_in_order(folders: dict[str, Path]) -> None:
+    dataset = open_dataset(folders["big"])
+    samples = [dataset.read(n) for n in range(dataset.num_samples)]
+    assert [s.id for s in samples] == [f"big-{n}" for n in range(60)]
+    assert sum(len(s.annotations) for s in samples) == dataset.num_annotations == 180
+    assert samples[41].key == "000000041"
+    assert samples[41].dataset == "big"
+    assert samples[41].kind == "vqa"
+    assert samples[41].extra == {"size": [[16, 16]]}
+    assert dataset.shard_of(41) == "big-train-00004.tar"
+
+
+def test_pairs_keep_the_order_of_the_json(tmp_path: Path) -> None:
+    members = [("right.png", b"right"), ("left.jpg", b"left")]
+    sample = open_dataset(written(tmp_path, members, images=["left.jpg", "right.png"])).read(0)
+    assert sample.images == (b"left", b"right")
+
+
+def test_features_are_read_as_float16(tmp_path: Path) -> None:
+    left, right = np.arange(6, dtype=np.float16).reshape(2, 3), np.ones((2, 3), np.float32)
+    members = [("left.features.npy", npy(left)), ("right.features.npy", npy(right))]
+    sample = open_dataset(written(tmp_path, members)).read(0)
+    assert sample.images == ()
+    assert [f.dtype for f in sample.features] == [np.float16, np.float16]
+    np.testing.assert_array_equal(sample.features[0], left)
+    np.testing.assert_array_equal(sample.features[1], right)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"no array", "not a .npy file"),
+        (npy(np.ones((2, 3), np.float16))[:-4], "buffer|reshape"),
+        (npy(np.ones((2, 3), np.int32)), "array of floats"),
+        (npy(np.ones((2, 3, 4), np.float16)), "expected"),
+    ],
+)
+def test_wrong_features_are_a_bad_sample(tmp_path: Path, data: bytes, message: str) -> None:
+    dataset = open_dataset(written(tmp_path, [("features.npy", data)]))
+    with pytest.raises(SkipSample, match=message):
+        dataset.read(0)
+
+
+def test_a_damaged_header_names_shard_and_sample(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(folders["small"], tmp_path / "small"))
+    dataset = open_dataset(folder)
+    start = int(np.frombuffer((folder / "small-train-00000.tar.idx").read_bytes(), "<u8")[2])
+    with open(folder / "small-train-00000.tar", "r+b") as file:
+        file.seek(start)
+        file.write(b"garbage")
+    with pytest.raises(ShardError, match=r"small-train-00000\.tar, sample 2: .*wrong checksum"):
+        dataset.read(2)
+    assert dataset.read(3).id == "small-3"
+
+
+def test_a_shard_that_is_cut_later_is_named(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(folders["small"], tmp_path / "small"))
+    dataset = open_dataset(folder)
+    with open(folder / "small-train-00001.tar", "r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(
+        ShardError, match=r"small-train-00001\.tar, sample 2: the file ends at byte"
+    ):
+        dataset.read(6)
+
+
+def test_pickled_it_opens_its_own_files(folders: dict[str, Path]) -> None:
+    dataset = open_dataset(folders["small"])
+    expected = dataset.read(3)
+    assert pickle.loads(pickle.dumps(dataset)).read(3) == expected

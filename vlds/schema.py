@@ -100,7 +100,7 @@ class Batch:
 
     def to(self, device: Any) -> Batch:
         """Move every tensor but task_index, whose values steer Python."""
-        moved = {
+        moved: dict[str, Any] = {
             f.name: value.to(device, non_blocking=True)
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Tensor) and f.name != "task_index"
@@ -109,7 +109,7 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """Called by torch's DataLoader when it pins."""
-        pinned = {
+        pinned: dict[str, Any] = {
             f.name: value.pin_memory()
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)
@@ -129,6 +129,10 @@ class Decoding:
     """Compare the logits of these words' first tokens instead of generating (NLVR2's true / false)."""
     length_counts_start: bool = True
     """Beam scores divide by the length including the start token, as transformers 4.2 did for VL-Adapter."""
+    early_stopping: bool = False
+    """Beam search ends when there are as many finished answers as beams, however good the open ones are."""
+    no_repeat_ngram_size: int = 0
+    """Token n-grams of this size occur at most once in an answer; 0: no such rule."""
 
 
 Role = Literal["attn_q", "attn_k", "attn_v", "attn_out", "cross_attn_q", "cross_attn_k", "cross_attn_v",
@@ -141,6 +145,8 @@ class TargetModules:
     """Role -> pattern of module paths (`*` stands for one path segment), relative to the backbone or encoder."""
 
     paths: Mapping[str, tuple[str, ...]]
+    linear_init_std: float | None = None
+    """Standard deviation that the model's family gives new linear layers; None: PyTorch's own default init."""
 
 
 class SkipSample(Exception):

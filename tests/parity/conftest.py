@@ -1,0 +1,51 @@
+"""Fixtures for cases recorded from the original code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.models.t5.modeling_t5 import T5LayerNorm
+
+from tests.parity.recorded_case import FOLDER, NotBuilt, RecordedCase
+from vlds.models.vl_model import VLModel
+
+CASES = sorted(path for path in FOLDER.glob("*.json") if not path.name.endswith(".train6.json"))
+assert CASES, f"no recorded cases in {FOLDER}"
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda path: path.stem)
+def case(request: pytest.FixtureRequest) -> RecordedCase:
+    """Every recorded case in turn."""
+    return RecordedCase(request.param)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def exact_t5_norm() -> Iterator[None]:
+    """The cases ran in float64 throughout; Hugging Face's T5 norm takes its variance in float32."""
+    original = T5LayerNorm.forward
+
+    def forward(self: T5LayerNorm, hidden_states: Tensor) -> Tensor:
+        variance = hidden_states.pow(2).mean(-1, keepdim=True)
+        return self.weight * hidden_states * torch.rsqrt(variance + self.variance_epsilon)
+
+    T5LayerNorm.forward = forward
+    yield
+    T5LayerNorm.forward = original
+
+
+@pytest.fixture(scope="module")
+def model(case: RecordedCase, tmp_path_factory: pytest.TempPathFactory) -> VLModel:
+    """Our model of the case; it must not be changed."""
+    return build(case, tmp_path_factory.mktemp("case"))
+
+
+def build(case: RecordedCase, folder: Path) -> VLModel:
+    """Our model of a case, or a skip that names what is missing."""
+    try:
+        return case.build(folder)
+    except NotBuilt as missing:
+        pytest.skip(f"vlds has no {missing}; the case's flags: {case.record['flags']}")

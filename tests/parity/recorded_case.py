@@ -1,0 +1,265 @@
+"""A case recorded from the original VL-Adapter code: its flags as our methods, its tensors as our
+batches.
+
+Nothing here looks at a case's name: the method comes from the recorded command line flags, sizes
+from the recorded config.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vlds.backbones import T5, Backbone, Bart
+from vlds.convert.reference_keys import (
+    ReferenceTensor,
+    from_reference,
+    reference_tensors,
+    with_root,
+)
+from vlds.methods import Adapter, Full, Method
+from vlds.models.build import ModelConfig, build_model
+from vlds.models.visual_embedding import VisualEmbeddingConfig
+from vlds.models.vl_model import VLModel
+from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch
+from vlds.vision import StoredFeatures
+
+FOLDER = Path(os.environ.get("VLDS_GOLDENS", Path(__file__).resolve().parents[1] / "golden"))
+NOT_BUILT = {
+    "use_compacter": "Compacter",
+    "use_lradapter": "LowRankAdapter",
+    "use_hyperformer": "Hyperformer",
+    "use_lora": "LoRA",
+    "encoder_prompt_len": "PromptTuning",
+    "decoder_prompt_len": "PromptTuning (decoder)",
+    "track_z": "Adapter's track_z loss",
+    "unfreeze_lm_head": "training the token table alone",
+}
+"""Flag -> what vlds has no counterpart of."""
+
+
+class NotBuilt(Exception):
+    """The case uses a method that vlds does not have."""
+
+
+@dataclass
+class NamedSlice:
+    """One parameter of the original code, as the part of ours that it is."""
+
+    key: str
+    parameter: torch.nn.Parameter
+    entry: ReferenceTensor
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The slice of a tensor shaped like the parameter."""
+        return tensor if self.entry.index is None else tensor[self.entry.index]
+
+
+class RecordedCase:
+    """One `<case>.json` + `<case>.safetensors`."""
+
+    def __init__(self, path: Path) -> None:
+        self.record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        tensors = load_file(path.with_suffix(".safetensors"))
+        weights = [key for key in tensors if key.startswith("weights/")]
+        self.weights = {key.removeprefix("weights/"): tensors.pop(key) for key in weights}
+        self.tensors = tensors
+        self.tasks: list[str] = self.record["config"]["tasks"]
+
+    def tensor(self, name: str) -> Tensor:
+        """A recorded tensor; floating ones in float64."""
+        tensor = self.tensors[name]
+        return tensor.double() if tensor.is_floating_point() else tensor
+
+    def build(self, folder: Path) -> VLModel:
+        """Our model with the recorded weights, in float64, evaluation mode."""
+        size = self.record["config"]
+        config = folder / "config.json"
+        config.write_text(json.dumps(hf_config(size)), encoding="utf-8")
+        methods, train_norms = methods_of(parse_flags(self.record["flags"]), size)
+        grid = round(size["grid_in"] ** 0.5)
+        model_config = ModelConfig(
+            backbone=backbone_of(size, str(config)),
+            vision=StoredFeatures(dim=size["feat_dim"], grid=grid),
+            visual_embedding=VisualEmbeddingConfig(
+                grid=round(size["n_boxes"] ** 0.5), num_images=size["n_images"]
+            ),
+            methods=methods,
+            train_norms=train_norms,
+        )
+        tokenizer = ["token"] * size["vocab"]  # only its length is looked at
+        model = build_model(model_config, self.tasks, torch.float64, tokenizer)
+        wanted = dict(model.unique_state())
+        state = from_reference(self.weights, wanted.items(), self.tasks)
+        with torch.no_grad():
+            for name, tensor in wanted.items():
+                tensor.copy_(state[name])
+        return model.eval()
+
+    def batch(self, task: str) -> Batch:
+        """A task's recorded inputs and targets."""
+        input_ids = self.tensor(f"{task}/input_ids")
+        features, boxes = self.tensor(f"{task}/vis_feats"), self.tensor(f"{task}/boxes")
+        num = len(input_ids)
+        if features.dim() == 3:
+            features, boxes = features[:, None], boxes[:, None]
+        num_images = features.shape[1]
+        scores = self.tensors.get(f"{task}/scores", torch.ones(num))
+        return Batch(
+            ids=[str(n) for n in range(num)],
+            task_index=torch.full((num,), self.tasks.index(task)),
+            input_ids=input_ids,
+            attention_mask=input_ids != self.record["config"]["pad"],
+            labels=self.tensor(f"{task}/target_ids"),
+            weights=scores,
+            valid=torch.ones(num, dtype=torch.bool),
+            image_index=torch.arange(num * num_images).view(num, num_images),
+            features=features.flatten(0, 1),
+            boxes=boxes.flatten(0, 1),
+        )
+
+    def coefficients(self, task: str) -> Tensor:
+        """The original's loss of one task as a factor of each example's summed token nll."""
+        lengths = (self.tensor(f"{task}/target_ids") != IGNORED_LABEL).sum(1).clamp(min=1).double()
+        if task == "caption":
+            return torch.ones_like(lengths) / lengths.sum()
+        weights = self.tensors.get(f"{task}/scores", torch.ones(len(lengths))).double()
+        return weights / lengths / len(lengths)
+
+    def trainable(self, model: VLModel) -> list[NamedSlice]:
+        """What trains, under the original's names."""
+        slices = []
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                for entry in reference_tensors(name, len(parameter), self.tasks):
+                    slices.append(NamedSlice(with_root(entry.key, self.weights), parameter, entry))
+        return slices
+
+
+def mixed(first: Batch, second: Batch, pad: int) -> Batch:
+    """One batch with the examples of two, in alternation, padded to the longer of both."""
+    length = max(first.input_ids.shape[1], second.input_ids.shape[1])
+    target = max(first.labels.shape[1], second.labels.shape[1])
+    images = max(first.image_index.shape[1], second.image_index.shape[1])
+
+    def widen(batch: Batch, offset: int) -> Batch:
+        return replace(
+            batch,
+            input_ids=fill(batch.input_ids, length, pad),
+            attention_mask=fill(batch.attention_mask, length, False),
+            labels=fill(batch.labels, target, IGNORED_LABEL),
+            image_index=fill(batch.image_index + offset, images, NO_IMAGE),
+        )
+
+    one, two = widen(first, 0), widen(second, len(first.features))
+    order = torch.arange(len(one) + len(two)).view(2, -1).T.flatten()
+    names = ["task_index", "input_ids", "attention_mask", "labels", "weights", "valid"]
+    names.append("image_index")
+    joined = {n: torch.cat([getattr(one, n), getattr(two, n)])[order] for n in names}
+    ids = [[*one.ids, *two.ids][n] for n in order.tolist()]
+    return Batch(
+        ids=ids,
+        features=torch.cat([one.features, two.features]),
+        boxes=torch.cat([one.boxes, two.boxes]),
+        **joined,
+    )
+
+
+def fill(tensor: Tensor, width: int, value: Any) -> Tensor:
+    """Pad the second dimension on the right."""
+    wide = tensor.new_full((len(tensor), width), value)
+    wide[:, : tensor.shape[1]] = tensor
+    return wide
+
+
+def parse_flags(text: str) -> dict[str, str]:
+    """Command line flags -> values; "True" for those without."""
+    words = text.split()
+    flags: dict[str, str] = {}
+    while words:
+        flag = words.pop(0).removeprefix("--")
+        has_value = bool(words) and not words[0].startswith("--")
+        flags[flag] = words.pop(0) if has_value else "True"
+    return flags
+
+
+def methods_of(flags: dict[str, str], size: dict[str, Any]) -> tuple[dict[str, Method], bool]:
+    """The methods that the flags ask for, and whether the backbone's norms train."""
+    on = {flag for flag, value in flags.items() if value not in ("False", "0")}
+    for flag, name in NOT_BUILT.items():
+        if flag in on:
+            raise NotBuilt(name)
+    methods: dict[str, Method] = {}
+    if "unfreeze_language_model" in on:
+        methods["full"] = Full()
+    if "use_adapter" in on:
+        methods["adapter"] = adapter_of(flags, on)
+    # On T5 the flag finds no norm, since the original's T5 has its own class of them.
+    train_norms = "unfreeze_layer_norms" in on and size["backbone"] == "bart"
+    return methods, train_norms
+
+
+def adapter_of(flags: dict[str, str], on: set[str]) -> Adapter:
+    """An Adapter from its flags."""
+    shared = [half for half in ("up", "down") if f"share_{half}_sampler" in on]
+    sharing = f"half_shared_{shared[0]}" if shared else "multiple"
+    if "use_single_adapter" in on or len(shared) == 2:
+        sharing = "single"
+    return Adapter(
+        sharing=sharing,
+        reduction=int(flags.get("reduction_factor", "16")),
+        layer_norm_before="add_layer_norm_before_adapter" in on,
+        layer_norm_after="add_layer_norm_after_adapter" in on,
+        cross_attention=flags.get("add_adapter_cross_attn") != "False",
+    )
+
+
+def backbone_of(size: dict[str, Any], config: str) -> Backbone:
+    """Our backbone; its last 40 rows or so are the visual tokens."""
+    family = {"bart": Bart, "t5": T5}[size["backbone"]]
+    return family(config=config, extra_tokens=0, visual_tokens=size["added_tokens"], dropout=0.0)
+
+
+def hf_config(size: dict[str, Any]) -> dict[str, Any]:
+    """Hugging Face's config of a recorded size."""
+    ids = {
+        "pad_token_id": size["pad"],
+        "eos_token_id": size["eos"],
+        "decoder_start_token_id": size["decoder_start"],
+    }
+    if size["backbone"] == "t5":
+        return {
+            "model_type": "t5",
+            "d_model": size["d_model"],
+            "d_kv": size["d_kv"],
+            "d_ff": size["d_ff"],
+            "num_layers": size["layers"],
+            "num_decoder_layers": size["decoder_layers"],
+            "num_heads": size["heads"],
+            "feed_forward_proj": size["feed_forward"],
+            "relative_attention_num_buckets": size["relative_attention_num_buckets"],
+            "layer_norm_epsilon": size["layer_norm_epsilon"],
+            **ids,
+        }
+    return {
+        "model_type": "bart",
+        "d_model": size["d_model"],
+        "encoder_layers": size["encoder_layers"],
+        "decoder_layers": size["decoder_layers"],
+        "encoder_attention_heads": size["heads"],
+        "decoder_attention_heads": size["heads"],
+        "encoder_ffn_dim": size["ffn"],
+        "decoder_ffn_dim": size["ffn"],
+        "max_position_embeddings": size["max_position_embeddings"],
+        "activation_function": size["activation"],
+        "scale_embedding": size["scale_embedding"],
+        "bos_token_id": size["bos"],
+        **ids,
+    }

@@ -1,0 +1,126 @@
+"""Logits, losses, encoder states, gradients and answers equal those that the original code gave."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.parity.recorded_case import RecordedCase, mixed
+from vlds.models.vl_model import VLModel
+from vlds.schema import IGNORED_LABEL, Decoding
+
+
+def distance(ours: Tensor, theirs: Tensor) -> float:
+    """Largest absolute difference."""
+    assert ours.shape == theirs.shape
+    return (ours - theirs).abs().max().item()
+
+
+def test_visual_embeds_and_encoder_states(case: RecordedCase, model: VLModel) -> None:
+    compared = 0
+    for task in case.tasks:
+        if f"{task}/visual_embeds" in case.tensors:
+            batch = case.batch(task)
+            with torch.no_grad():
+                visual, _ = model.visual_tokens(batch)
+                states, mask = model.encode(batch)
+            assert distance(visual, case.tensor(f"{task}/visual_embeds")) < 1e-9
+            assert distance(states, case.tensor(f"{task}/encoder_last_hidden_state")) < 1e-9
+            assert mask.shape == states.shape[:2]
+            compared += 1
+    assert compared
+
+
+def test_logits_and_losses(case: RecordedCase, model: VLModel) -> None:
+    for task in case.tasks:
+        batch = case.batch(task)
+        with torch.no_grad():
+            logits, nll = model.logits(batch), model.token_nll(batch)
+            output = model(batch, case.coefficients(task))
+        real = batch.labels != IGNORED_LABEL
+        assert distance(logits, case.tensor(f"{task}/logits")) < 1e-9
+        assert distance(nll[real], case.tensor(f"{task}/token_nll")[real]) < 1e-9
+        assert abs(output.loss.item() - case.record["tasks"][task]["loss"]) < 1e-9
+        assert distance(output.token_nll_sum, nll.sum(1)) < 1e-12
+
+
+def test_trainable_weights(case: RecordedCase, model: VLModel) -> None:
+    names = [named.key for named in case.trainable(model)]
+    assert sorted(names) == sorted(case.record["trainable_names"])
+    counts = model.count_parameters()
+    assert counts.trainable == case.record["trainable_params"]
+    assert counts.total == case.record["total_params"]
+
+
+def test_gradients(case: RecordedCase, model: VLModel) -> None:
+    for task in case.tasks:
+        model.zero_grad()
+        model(case.batch(task), case.coefficients(task)).loss.backward()
+        recorded = case.record["tasks"][task]
+        for named in case.trainable(model):
+            gradient = named.of(named.parameter.grad).flatten()
+            norm, dot = recorded["grad_norm"][named.key], recorded["grad_dot_cos"][named.key]
+            if norm is None:
+                assert not gradient.any(), f"{named.key} has a gradient in a {task} batch"
+                continue
+            cosine = torch.arange(len(gradient), dtype=gradient.dtype).cos()
+            assert abs(gradient.norm().item() - norm) < 1e-7, named.key
+            assert abs((gradient * cosine).sum().item() - dot) < 1e-7, named.key
+
+
+def test_generated_ids(case: RecordedCase, model: VLModel) -> None:
+    compared = 0
+    for task in case.tasks:
+        arguments = case.record["tasks"][task].get("generate_kwargs")
+        if arguments is None:
+            continue
+        batch, theirs = case.batch(task), case.tensor(f"{task}/generated")
+        decoding = Decoding(
+            num_beams=arguments["num_beams"],
+            max_new_tokens=arguments["max_length"] - 1,
+            no_repeat_ngram_size=arguments.get("no_repeat_ngram_size", 0),
+            early_stopping=arguments.get("early_stopping", False),
+        )
+        assert arguments.keys() <= {
+            "num_beams",
+            "max_length",
+            "no_repeat_ngram_size",
+            "early_stopping",
+        }
+        with torch.no_grad():
+            ours = model.generated_ids(batch, *model.encode(batch), decoding)
+        width = max(ours.shape[1], theirs.shape[1])
+        pad = case.record["config"]["pad"]
+        padded = [
+            torch.nn.functional.pad(ids, (0, width - ids.shape[1]), value=pad)
+            for ids in (ours, theirs)
+        ]
+        assert padded[0].tolist() == padded[1].tolist(), task
+        compared += 1
+    assert compared
+
+
+def test_choice_of_two_words(case: RecordedCase, model: VLModel) -> None:
+    true, false = case.record["nlvr_true_id"], case.record["nlvr_false_id"]
+    compared = 0
+    for task in case.tasks:
+        if (theirs := case.record["tasks"][task].get("test_pred_ans_id")) is None:
+            continue
+        with torch.no_grad():
+            logits = model.choice_logits(*model.encode(case.batch(task)))
+        assert (logits[:, true] > logits[:, false]).long().tolist() == theirs
+        compared += 1
+    assert compared
+
+
+@pytest.mark.parametrize("pair", [(0, 2), (1, 3)])
+def test_tasks_mixed_in_a_batch(case: RecordedCase, model: VLModel, pair: tuple[int, int]) -> None:
+    """Rows of different tasks, images and lengths in one batch have the losses that they have
+    alone."""
+    first, second = (case.batch(case.tasks[number]) for number in pair)
+    batch = mixed(first, second, case.record["config"]["pad"])
+    with torch.no_grad():
+        together = model.token_nll(batch).sum(1)
+        alone = torch.stack([model.token_nll(first).sum(1), model.token_nll(second).sum(1)])
+    assert distance(together, alone.T.flatten()) < 1e-9

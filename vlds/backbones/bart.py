@@ -1,0 +1,84 @@
+"""VL-BART: BART with visual tokens in its encoder, as VL-Adapter has it.
+
+x = dropout(concat(LayerNorm_emb(text embeddings + positions), visual tokens)). Visual tokens get
+neither a position nor the embedding norm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import BartConfig, BartForConditionalGeneration, BartTokenizer
+from transformers.masking_utils import create_bidirectional_mask
+
+from vlds.backbones.base import Backbone
+
+STACKS = ("model.encoder.layers.*", "model.decoder.layers.*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bart(Backbone):
+    """BART of any size, from the hub, a folder or a config."""
+
+    model_class: ClassVar[Any] = BartForConditionalGeneration
+    config_class: ClassVar[Any] = BartConfig
+    new_row_std: ClassVar[float] = 0.02
+    linear_init_std: ClassVar[float | None] = 0.02
+    beam_forces_eos: ClassVar[bool] = True
+    roles: ClassVar[dict[str, tuple[str, ...]]] = {
+        "attn_q": tuple(f"{stack}.self_attn.q_proj" for stack in STACKS),
+        "attn_k": tuple(f"{stack}.self_attn.k_proj" for stack in STACKS),
+        "attn_v": tuple(f"{stack}.self_attn.v_proj" for stack in STACKS),
+        "attn_out": tuple(f"{stack}.self_attn.out_proj" for stack in STACKS),
+        "cross_attn_q": ("model.decoder.layers.*.encoder_attn.q_proj",),
+        "cross_attn_k": ("model.decoder.layers.*.encoder_attn.k_proj",),
+        "cross_attn_v": ("model.decoder.layers.*.encoder_attn.v_proj",),
+        "cross_attn_out": ("model.decoder.layers.*.encoder_attn.out_proj",),
+        "ffn_in": tuple(f"{stack}.fc1" for stack in STACKS),
+        "ffn_out": tuple(f"{stack}.fc2" for stack in STACKS),
+        "norm": (
+            "model.*.layernorm_embedding",
+            "model.*.layers.*.self_attn_layer_norm",
+            "model.*.layers.*.encoder_attn_layer_norm",
+            "model.*.layers.*.final_layer_norm",
+        ),
+    }
+
+    def read_tokenizer(self, source: str) -> Any:
+        """From a folder or a hub name."""
+        return BartTokenizer.from_pretrained(source)
+
+    def encode(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        visual: Tensor,
+        visual_mask: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Text first, then the visual tokens."""
+        encoder = model.model.encoder
+        text = encoder.embed_tokens(input_ids) + encoder.embed_positions(input_ids)
+        states = torch.cat([encoder.layernorm_embedding(text), visual], dim=1)
+        states = F.dropout(states, p=encoder.dropout, training=encoder.training)
+        mask = torch.cat([attention_mask, visual_mask], dim=1)
+        expanded = create_bidirectional_mask(encoder.config, states, mask)
+        for layer in encoder.layers:
+            states = layer(states, expanded)
+        return states, mask
+
+    def visual_norm(self, width: int) -> nn.Module:
+        """Layer norm."""
+        return nn.LayerNorm(width, eps=1e-5)
+
+    def choice_prefix(self, model: Any) -> list[int]:
+        """Targets begin with <s>, so the first real token comes after </s> <s>."""
+        return [model.config.decoder_start_token_id, model.config.bos_token_id]
+
+    def set_dropout(self, config: Any, dropout: float) -> None:
+        """Hidden states, attention weights and activations."""
+        config.dropout = config.attention_dropout = config.activation_dropout = dropout

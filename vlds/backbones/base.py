@@ -1,0 +1,257 @@
+"""What a backbone is: one of Hugging Face's own encoder-decoder classes, and what the trainer has
+to know about it.
+
+The class is used as it is and keeps its parameter names. A backbone's file says where its weights
+and its tokenizer come from, how the joint encoder runs over its own modules, and where the roles
+are that methods attach to. Shapes: b examples, l prompt tokens, v visual tokens, d width.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer, GenerationConfig
+
+from vlds.resources import find, shipped
+from vlds.schema import TargetModules
+
+PIECES = "tokenizer_pieces"
+"""Our key in a shipped config: pieces of the tokenizer, where the table has spare rows (T5)."""
+HUB_NAME = re.compile(r"(?:google-t5/|facebook/)?([\w.-]+)")
+"""Hub names whose sizes may lie in recipes/backbones."""
+
+
+@dataclass(frozen=True)
+class LoadedBackbone:
+    """A model, and which of its tensors are those of the named checkpoint."""
+
+    model: Any
+    """A transformers PreTrainedModel."""
+    source_names: frozenset[str] = frozenset()
+    """Parameters and buffers that are the checkpoint's, bit for bit."""
+    source_rows: Mapping[str, int] = field(default_factory=dict)
+    """Tables with new rows -> number of leading rows that are the checkpoint's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbone(ABC):
+    """An encoder-decoder language model."""
+
+    path: str | None = None
+    """Pretrained weights: a Hugging Face hub name or a local folder."""
+    config: str | None = None
+    """Instead of `path`: a config.json of Hugging Face, for a model with random weights."""
+    tokenizer: str | None = None
+    """Folder, hub name or (T5) sentencepiece .model file of the tokenizer; default: where the
+    weights are."""
+    dropout: float | None = None
+    """Dropout everywhere in the model; default: what its config says."""
+    extra_tokens: int = 100
+    """Sentinel tokens <extra_id_0> ... of the vocabulary."""
+    visual_tokens: int = 100
+    """Tokens <vis_extra_id_0> ...: the last rows of the vocabulary, one for each visual token of an
+    image."""
+
+    model_class: ClassVar[Any]
+    config_class: ClassVar[Any]
+    new_row_std: ClassVar[float]
+    """New vocabulary rows are drawn from N(0, std^2), as in VL-Adapter."""
+    linear_init_std: ClassVar[float | None]
+    """Initial standard deviation of new linear layers; None: PyTorch's default."""
+    beam_forces_eos: ClassVar[bool]
+    """Whether beam search puts </s> at the last position, whatever the model says."""
+    roles: ClassVar[dict[str, tuple[str, ...]]]
+    """Role -> path patterns."""
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (self.config is None):
+            raise ValueError(
+                f"path: {self.path}, config: {self.config}; give exactly one of them: `path` for "
+                "pretrained "
+                "weights, `config` for random ones"
+            )
+        for name in ("extra_tokens", "visual_tokens"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: got {getattr(self, name)}; give 0 or more")
+
+    # What each backbone says.
+
+    @abstractmethod
+    def read_tokenizer(self, source: str) -> Any:
+        """The tokenizer of a folder, hub name or file, without our extra tokens."""
+
+    @abstractmethod
+    def encode(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        visual: Tensor,
+        visual_mask: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Joint encoder over text (b, l) and visual tokens (b, v, d): states (b, l + v, d) and
+        their mask."""
+
+    @abstractmethod
+    def visual_norm(self, width: int) -> nn.Module:
+        """A norm of the backbone's kind, for the visual embedding."""
+
+    @abstractmethod
+    def choice_prefix(self, model: Any) -> list[int]:
+        """Decoder input after which the first real token of an answer is predicted."""
+
+    @abstractmethod
+    def set_dropout(self, config: Any, dropout: float) -> None:
+        """Write one dropout rate everywhere into a Hugging Face config."""
+
+    # The same for all.
+
+    @property
+    def target_modules(self) -> TargetModules:
+        """Where methods attach."""
+        return TargetModules(self.roles, self.linear_init_std)
+
+    def load_tokenizer(self) -> Any:
+        """The tokenizer with sentinel and visual tokens: <vis_extra_id_o> has id len(tokenizer) - 1
+        - o."""
+        source = self.tokenizer or self.path
+        if source is None:
+            raise ValueError(
+                f"tokenizer: {type(self).__name__} has random weights (`config`), so it needs the "
+                "tokenizer's "
+                "folder or file"
+            )
+        return self.with_extra_tokens(self.read_tokenizer(source), source)
+
+    def load_tokenizer_from(self, folder: Path) -> Any:
+        """A tokenizer that a run has saved, extra tokens included."""
+        return AutoTokenizer.from_pretrained(folder)
+
+    def with_extra_tokens(self, tokenizer: Any, source: str) -> Any:
+        """Append the missing extra tokens, in descending order.
+
+        Errors: ValueError where the tokenizer has other tokens behind them, so that the ids would
+        be wrong.
+        """
+        names = [f"<extra_id_{i}>" for i in reversed(range(self.extra_tokens))]
+        names += [f"<vis_extra_id_{i}>" for i in reversed(range(self.visual_tokens))]
+        vocabulary = tokenizer.get_vocab()
+        tokenizer.add_tokens(
+            [name for name in names if name not in vocabulary], special_tokens=True
+        )
+        if self.visual_tokens:
+            last = tokenizer.convert_tokens_to_ids("<vis_extra_id_0>")
+            first = tokenizer.convert_tokens_to_ids(f"<vis_extra_id_{self.visual_tokens - 1}>")
+            if (first, last) != (len(tokenizer) - self.visual_tokens, len(tokenizer) - 1):
+                raise ValueError(
+                    f"tokenizer: {source} has <vis_extra_id_*> tokens, but not "
+                    f"{self.visual_tokens} of them as "
+                    "its last tokens; set visual_tokens to their number, or take a tokenizer "
+                    "without them"
+                )
+        return tokenizer
+
+    def read_config(self) -> Any:
+        """The Hugging Face config, from `config` or from where the weights are.
+
+        On the meta device the sizes of well-known hub names come from the files that vlds brings.
+        """
+        source = str(find(self.config)) if self.config is not None else str(self.path)
+        if torch.get_default_device().type == "meta":
+            source = shipped_sizes(source)
+        try:
+            if source.endswith(".json"):
+                config = self.config_class.from_dict(
+                    json.loads(Path(source).read_text(encoding="utf-8"))
+                )
+            else:
+                config = self.config_class.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise ValueError(
+                f"{'config' if self.config else 'path'}: cannot read the model's config from "
+                f"{source}: {reason}"
+            ) from error
+        if config.model_type != self.config_class.model_type:
+            raise ValueError(
+                f"{source} is the config of a {config.model_type} model, not of "
+                f"{type(self).__name__}; choose the "
+                "backbone class that fits"
+            )
+        if self.dropout is not None:
+            self.set_dropout(config, self.dropout)
+        return config
+
+    def vocabulary_size(self) -> int:
+        """Length of the tokenizer, told from the config alone."""
+        config = self.read_config()
+        extra = self.extra_tokens + self.visual_tokens
+        return int(getattr(config, PIECES, config.vocab_size)) + extra
+
+    def load(self, tokenizer_len: int, dtype: torch.dtype) -> LoadedBackbone:
+        """The model with exactly `tokenizer_len` vocabulary rows; on the meta device, its shapes
+        only."""
+        config = self.read_config()
+        if self.config is not None or torch.get_default_device().type == "meta":
+            config.vocab_size = tokenizer_len
+            loaded = LoadedBackbone(self.model_class(config).to(dtype))
+        else:
+            loaded = self.load_pretrained(config, tokenizer_len, dtype)
+        model = loaded.model
+        # Values in a checkpoint's generation config (no_repeat_ngram_size, forced tokens, ...)
+        # would leak into generate() wherever ours are None.
+        model.generation_config = GenerationConfig()
+        return loaded
+
+    def load_pretrained(
+        self, config: Any, tokenizer_len: int, dtype: torch.dtype
+    ) -> LoadedBackbone:
+        """Weights from `path`. Under ZeRO-3's loading hint each rank only ever holds its part of
+        them."""
+        model, report = self.model_class.from_pretrained(
+            self.path, config=config, dtype=dtype, output_loading_info=True
+        )
+        old_rows = model.get_input_embeddings().num_embeddings
+        missing = set(report["missing_keys"])
+        names = {name for name, _ in unique_state(model)} - missing
+        rows: dict[str, int] = {}
+        if old_rows != tokenizer_len:
+            model.resize_token_embeddings(tokenizer_len, mean_resizing=False)
+            weight = model.get_input_embeddings().weight
+            resized = {name for name, tensor in unique_state(model) if tensor is weight}
+            if tokenizer_len > old_rows:
+                nn.init.normal_(weight.data[old_rows:], std=self.new_row_std)
+            for name in resized:
+                names.discard(name)
+                rows[name] = min(old_rows, tokenizer_len)
+            # Named by the checkpoint or not, these buffers have new entries.
+            names -= {
+                name for name, tensor in model.named_buffers() if tokenizer_len in tensor.shape
+            }
+        return LoadedBackbone(model, frozenset(names), rows)
+
+
+def shipped_sizes(source: str) -> str:
+    """The config file that vlds brings for a well-known hub name; any other source as it is."""
+    name = HUB_NAME.fullmatch(source)
+    file = f"recipes/backbones/{name[1]}.json" if name else ""
+    if file in shipped("recipes") and not Path(source).exists():
+        return str(find(file))
+    return source
+
+
+def unique_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and saved buffers, tied ones once, by their first name."""
+    yield from model.named_parameters()
+    saved = model.state_dict(keep_vars=True)
+    for name, buffer in model.named_buffers():
+        if name in saved:
+            yield name, buffer

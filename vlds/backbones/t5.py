@@ -1,0 +1,133 @@
+"""VL-T5: T5 with visual tokens in its encoder, as VL-Adapter has it.
+
+x = dropout(concat(text embeddings, visual tokens)). The relative position bias covers pairs of text
+tokens; every pair with a visual token gets zero. All blocks use the first block's bias.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.models.t5.modeling_t5 import T5LayerNorm
+
+from vlds.backbones.base import Backbone
+
+
+@dataclass(frozen=True, kw_only=True)
+class T5(Backbone):
+    """T5 of any size, from the hub, a folder or a config."""
+
+    model_class: ClassVar[Any] = T5ForConditionalGeneration
+    config_class: ClassVar[Any] = T5Config
+    new_row_std: ClassVar[float] = 1.0
+    linear_init_std: ClassVar[float | None] = None
+    beam_forces_eos: ClassVar[bool] = False
+    roles: ClassVar[dict[str, tuple[str, ...]]] = {
+        "attn_q": (
+            "encoder.block.*.layer.0.SelfAttention.q",
+            "decoder.block.*.layer.0.SelfAttention.q",
+        ),
+        "attn_k": (
+            "encoder.block.*.layer.0.SelfAttention.k",
+            "decoder.block.*.layer.0.SelfAttention.k",
+        ),
+        "attn_v": (
+            "encoder.block.*.layer.0.SelfAttention.v",
+            "decoder.block.*.layer.0.SelfAttention.v",
+        ),
+        "attn_out": (
+            "encoder.block.*.layer.0.SelfAttention.o",
+            "decoder.block.*.layer.0.SelfAttention.o",
+        ),
+        "cross_attn_q": ("decoder.block.*.layer.1.EncDecAttention.q",),
+        "cross_attn_k": ("decoder.block.*.layer.1.EncDecAttention.k",),
+        "cross_attn_v": ("decoder.block.*.layer.1.EncDecAttention.v",),
+        "cross_attn_out": ("decoder.block.*.layer.1.EncDecAttention.o",),
+        "ffn_in": (
+            "encoder.block.*.layer.1.DenseReluDense.wi",
+            "encoder.block.*.layer.1.DenseReluDense.wi_*",
+            "decoder.block.*.layer.2.DenseReluDense.wi",
+            "decoder.block.*.layer.2.DenseReluDense.wi_*",
+        ),
+        "ffn_out": (
+            "encoder.block.*.layer.1.DenseReluDense.wo",
+            "decoder.block.*.layer.2.DenseReluDense.wo",
+        ),
+        "norm": (
+            "encoder.block.*.layer.*.layer_norm",
+            "decoder.block.*.layer.*.layer_norm",
+            "encoder.final_layer_norm",
+            "decoder.final_layer_norm",
+        ),
+    }
+
+    def read_tokenizer(self, source: str) -> Any:
+        """From a folder, a hub name, or a sentencepiece .model file."""
+        path = Path(source)
+        if path.suffix == ".model":
+            if not path.is_file():
+                raise ValueError(
+                    f"tokenizer: no such file: {source}; name a sentencepiece .model file"
+                )
+            return self.read_pieces(path)
+        if (path / "spiece.model").is_file() and not (path / "tokenizer.json").is_file():
+            return self.read_pieces(path / "spiece.model")
+        return T5Tokenizer.from_pretrained(source)
+
+    def read_pieces(self, file: Path) -> Any:
+        """A bare sentencepiece model, with as many sentinel tokens as the backbone wants."""
+        with tempfile.TemporaryDirectory() as folder:
+            # transformers knows the file by this name alone.
+            shutil.copy(file, Path(folder) / "spiece.model")
+            tokenizer = T5Tokenizer.from_pretrained(folder, extra_ids=self.extra_tokens)
+        if (tokenizer.pad_token_id, tokenizer.eos_token_id) != (0, 1):
+            raise ValueError(
+                f"tokenizer: {file} has not T5's first pieces <pad>, </s>, <unk>; train it with "
+                "pad_id=0, eos_id=1, "
+                "unk_id=2, bos_id=-1"
+            )
+        return tokenizer
+
+    def encode(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        visual: Tensor,
+        visual_mask: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Text first, then the visual tokens."""
+        encoder = model.encoder
+        states = torch.cat([encoder.embed_tokens(input_ids), visual], dim=1)
+        states = encoder.dropout(states)
+        mask = torch.cat([attention_mask, visual_mask], dim=1)
+        attention = encoder.block[0].layer[0].SelfAttention
+        length = input_ids.shape[1]
+        bias = attention.compute_bias(length, length, device=states.device)
+        bias = F.pad(bias, (0, visual.shape[1], 0, visual.shape[1]))
+        expanded = create_bidirectional_mask(encoder.config, states, mask)
+        for block in encoder.block:
+            states = block(states, expanded, bias)[0]
+        return encoder.dropout(encoder.final_layer_norm(states)), mask
+
+    def visual_norm(self, width: int) -> nn.Module:
+        """RMS norm without mean and bias."""
+        norm: nn.Module = T5LayerNorm(width, eps=1e-6)
+        return norm
+
+    def choice_prefix(self, model: Any) -> list[int]:
+        """The first token after <pad> is the answer's."""
+        return [model.config.decoder_start_token_id]
+
+    def set_dropout(self, config: Any, dropout: float) -> None:
+        """T5 has one rate."""
+        config.dropout_rate = dropout

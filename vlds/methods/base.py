@@ -1,0 +1,130 @@
+"""What a method is: it attaches to roles of a frozen model and says which weights train.
+
+Attaching replaces a linear layer by an `ExtendedLinear` that owns the SAME parameters, so
+pretrained names stay as they are, plus child modules that change its output. No hooks and no
+closures: deepcopy, ZeRO-3 and a debugger see ordinary modules. Several methods may extend one
+layer; they act in the order in which the recipe names them.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from vlds.methods.routing import TaskRouting
+from vlds.schema import TargetModules
+
+Sharing = Literal["single", "multiple", "half_shared_up", "half_shared_down"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """A way of tuning a few of a model's weights."""
+
+    part: Literal["backbone", "vision"] = "backbone"
+    """Which part of the model is tuned."""
+    learning_rate: float | None = None
+    """Peak learning rate of this method's weights; default: the optimizer's."""
+
+    @abstractmethod
+    def attach(
+        self,
+        name: str,
+        model: nn.Module,
+        targets: TargetModules,
+        tasks: Sequence[str],
+        routing: TaskRouting,
+    ) -> list[nn.Parameter]:
+        """Put the method, called `name` in the recipe, into a frozen model; the parameters that
+        train.
+
+        Errors: ValueError where nothing in the model plays the roles that the method needs.
+        """
+
+    def merge(self, model: nn.Module) -> None:
+        """Fold the method into the weights of the model, so that it is not needed any more.
+
+        Errors: ValueError where that cannot be done; most methods compute what no plain layer
+        computes.
+        """
+        raise ValueError(
+            f"{type(self).__name__} cannot be folded into the backbone's weights; use `vlds "
+            "convert hf`, which keeps "
+            "it beside them"
+        )
+
+
+class LinearExtension(nn.Module):
+    """What a method adds to a linear layer."""
+
+    def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """The layer's new output, from its input and what it gave so far."""
+        raise NotImplementedError
+
+
+class ExtendedLinear(nn.Linear):
+    """A linear layer with methods' modules behind it; its parameters are those of the layer it
+    replaces."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+        self.extensions = nn.ModuleDict()
+        self.train(linear.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The linear layer, then each extension in the order of attaching."""
+        outputs: Tensor = super().forward(input)
+        for extension in self.extensions.values():
+            outputs = extension(input, outputs)
+        return outputs
+
+
+def find_linears(model: nn.Module, targets: TargetModules, role: str) -> list[str]:
+    """Paths of the linear layers that play a role.
+
+    Errors: ValueError that lists the known roles where the role is unknown or matches no linear
+    layer.
+    """
+    patterns = [pattern_of(path) for path in targets.paths.get(role, ())]
+    found = [
+        path
+        for path, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, nn.Linear) and any(pattern.fullmatch(path) for pattern in patterns)
+    ]
+    if not found:
+        known = ", ".join(sorted(targets.paths)) or "none"
+        raise ValueError(
+            f"no linear layer of {type(model).__name__} plays the role '{role}'; its roles: "
+            f"{known}. "
+            "Choose another method, or name the role's path in the backbone's or encoder's "
+            "target_modules"
+        )
+    return found
+
+
+def pattern_of(path: str) -> re.Pattern[str]:
+    """A path pattern as a regular expression; `*` stands for one segment."""
+    return re.compile(re.escape(path).replace(r"\*", r"[^.]+"))
+
+
+def extend_linear(model: nn.Module, path: str, name: str, extension: LinearExtension) -> None:
+    """Put an extension behind the linear layer at a path, wherever else the model holds the same
+    layer."""
+    linear = model.get_submodule(path)
+    assert isinstance(linear, nn.Linear)
+    if not isinstance(linear, ExtendedLinear):
+        extended = ExtendedLinear(linear)
+        places = [p for p, m in model.named_modules(remove_duplicate=False) if m is linear]
+        for place in places:
+            parent, _, child = place.rpartition(".")
+            setattr(model.get_submodule(parent), child, extended)
+        linear = extended
+    assert name not in linear.extensions
+    linear.extensions[name] = extension

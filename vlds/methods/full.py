@@ -1,0 +1,42 @@
+"""Full fine-tuning: every weight of a part trains. The yardstick of the other methods, and how a
+backbone is made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from vlds.methods.base import Method
+from vlds.methods.routing import TaskRouting
+from vlds.schema import TargetModules
+
+
+@dataclass(frozen=True, kw_only=True)
+class Full(Method):
+    """Train the whole part."""
+
+    def attach(
+        self,
+        name: str,
+        model: nn.Module,
+        targets: TargetModules,
+        tasks: Sequence[str],
+        routing: TaskRouting,
+    ) -> list[nn.Parameter]:
+        """All parameters of the part.
+
+        Errors: ValueError where the part has none (features stored in shards).
+        """
+        parameters = list(model.parameters())
+        if not parameters:
+            raise ValueError(
+                f"method {name}: Full trains the {self.part}, but {type(model).__name__} has no "
+                "weights; "
+                "remove the method"
+            )
+        return parameters
+
+    def merge(self, model: nn.Module) -> None:
+        """Nothing to do: the weights are already the model's own."""

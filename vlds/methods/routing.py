@@ -1,0 +1,60 @@
+"""Which rows of the running batch belong to which task.
+
+One object per model, shared by all modules with weights per task. VLModel sets it from the batch;
+the modules split their input by task, so that every module runs in the same order on every rank
+whatever tasks a rank holds: ZeRO-3 gathers weights module by module and would hang otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+
+class TaskRouting:
+    """The tasks of a batch's rows, grouped once per batch on the CPU."""
+
+    def __init__(self) -> None:
+        self.num_rows = 0
+        self.tasks: list[int] = []
+        """Numbers of the tasks present, in rising order."""
+        self._counts: list[int] = []
+        self._order = torch.empty(0, dtype=torch.long)
+        self._inverse = torch.empty(0, dtype=torch.long)
+
+    def set(self, task_index: Tensor, device: torch.device | str = "cpu") -> None:
+        """Take the tasks of a new batch: (b,) on the CPU, since they steer Python."""
+        assert task_index.device.type == "cpu", "task_index stays on the CPU"
+        self.num_rows = len(task_index)
+        tasks, counts = torch.unique(task_index, return_counts=True)
+        self.tasks, self._counts = tasks.tolist(), counts.tolist()
+        if len(self.tasks) > 1:
+            order = torch.argsort(task_index, stable=True)
+            self._order = order.to(device, non_blocking=True)
+            self._inverse = torch.argsort(order).to(device, non_blocking=True)
+
+    @contextmanager
+    def repeated(
+        self, times: int, task_index: Tensor, device: torch.device | str
+    ) -> Iterator[None]:
+        """Inside, every row stands `times` times in a row, as beam search repeats them."""
+        self.set(task_index.repeat_interleave(times), device)
+        try:
+            yield
+        finally:
+            self.set(task_index, device)
+
+    def apply(self, function: Callable[[Tensor, int], Tensor], states: Tensor) -> Tensor:
+        """Run `function(rows, task)` on each task's rows of `states` (b, ...), and put the rows
+        back in order."""
+        assert len(states) == self.num_rows, (
+            f"{len(states)} rows, but the batch's tasks were set for {self.num_rows}"
+        )
+        if len(self.tasks) == 1:
+            return function(states, self.tasks[0])
+        groups = states.index_select(0, self._order).split(self._counts)
+        parts = [function(rows, task) for rows, task in zip(groups, self.tasks, strict=True)]
+        return torch.cat(parts).index_select(0, self._inverse)

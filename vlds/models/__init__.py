@@ -1,0 +1,1 @@
+"""Vision encoder, visual embedding and backbone put together."""

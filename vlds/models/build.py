@@ -1,0 +1,187 @@
+"""From a recipe's choices to a model: load, freeze everything, attach the methods, note what comes
+from where."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlds.backbones.base import Backbone
+from vlds.methods.base import Method, pattern_of
+from vlds.methods.routing import TaskRouting
+from vlds.models.counts import Counts
+from vlds.models.visual_embedding import VisualEmbedding, VisualEmbeddingConfig
+from vlds.models.vl_model import Sources, VLModel
+from vlds.vision.base import VisionEncoder, freeze, load_weights, on_meta
+
+RESERVED = ("backbone", "vision", "visual_embedding", "norms")
+"""Names that parts of the model have, so that methods cannot."""
+BACKBONE_PREFIX = "backbone."
+"""What the backbone's tensor names begin with inside the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What `build_model` needs of a recipe."""
+
+    backbone: Backbone
+    vision: VisionEncoder
+    visual_embedding: VisualEmbeddingConfig = field(default_factory=VisualEmbeddingConfig)
+    methods: dict[str, Method] = field(default_factory=dict)
+    train_norms: bool = False
+    train_visual_embedding: bool = True
+    activation_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        for name in self.methods:
+            if name in RESERVED or not name.isidentifier():
+                raise ValueError(
+                    f"methods: '{name}' cannot be a method's name; use letters, digits and _, and "
+                    "none of "
+                    f"{', '.join(RESERVED)}"
+                )
+
+    def source_hashes(self) -> dict[str, str]:
+        """sha256 of the files that weights come from; for hub names, of the name."""
+        sources = {
+            "backbone": self.backbone.path,
+            "vision encoder": self.vision.source,
+            "visual embedding": self.visual_embedding.weights,
+        }
+        return {part: hash_source(source) for part, source in sources.items() if source is not None}
+
+
+def build_model(
+    config: ModelConfig, tasks: Sequence[str], dtype: torch.dtype, tokenizer: Any
+) -> VLModel:
+    """A model in evaluation of nothing and training of what its methods name.
+
+    Inside `torch.device("meta")` it has shapes only, and `tokenizer` may be None: then the sizes
+    come from the backbone's config. Errors: ValueError where parts do not fit each other.
+    """
+    family = config.backbone
+    size = len(tokenizer) if tokenizer is not None else family.vocabulary_size()
+    loaded = family.load(size, dtype)
+    vision = config.vision.build().to(dtype)
+    freeze(vision)
+    embedding = build_visual_embedding(config, loaded.model.config.d_model).to(dtype)
+    if embedding.num_tokens > family.visual_tokens:
+        raise ValueError(
+            f"backbone.visual_tokens: {family.visual_tokens}, but an image has "
+            f"{embedding.num_tokens} visual tokens; "
+            "give the vocabulary at least as many"
+        )
+    routing = TaskRouting()
+    model = VLModel(
+        vision, embedding, loaded.model, family=family, routing=routing, tokenizer=tokenizer
+    )
+    model.requires_grad_(False)
+    model.sources = Sources(
+        names=frozenset(find_source_names(config, model, loaded.source_names)),
+        rows={BACKBONE_PREFIX + name: rows for name, rows in loaded.source_rows.items()},
+    )
+    trained = attach_methods(config, model, tasks)
+    model.parts = {name: trained[id(p)] for name, p in model.named_parameters() if id(p) in trained}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in model.parts)
+    drop_trained_sources(model)
+    if config.activation_checkpointing:
+        model.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def build_visual_embedding(config: ModelConfig, width: int) -> VisualEmbedding:
+    """The bridge, initialised as the backbone's family does, or from its file."""
+    vision, family = config.vision, config.backbone
+    embedding = VisualEmbedding(
+        config.visual_embedding, vision.feature_dim, width, vision.grid_size, family.visual_norm
+    )
+    embedding.init_weights(family.linear_init_std)
+    if config.visual_embedding.weights is not None and not on_meta():
+        load_weights(embedding, config.visual_embedding.weights)
+    return embedding
+
+
+def attach_methods(config: ModelConfig, model: VLModel, tasks: Sequence[str]) -> dict[int, str]:
+    """Attach all methods; id of each parameter that trains -> what trains it (the first that names
+    it)."""
+    trained: dict[int, str] = {}
+
+    def claim(parameters: Iterable[nn.Parameter], part: str) -> None:
+        for parameter in parameters:
+            trained.setdefault(id(parameter), part)
+
+    for name, method in config.methods.items():
+        part: nn.Module = model.backbone if method.part == "backbone" else model.vision
+        targets = (config.backbone if method.part == "backbone" else config.vision).target_modules
+        parameters = method.attach(name, part, targets, tasks, model.routing)
+        claim(parameters, name)
+        if method.part == "vision":
+            model.vision.frozen = False
+    if config.train_norms:
+        claim(norm_parameters(model.backbone, config.backbone), "norms")
+    if config.train_visual_embedding:
+        claim(model.visual_embedding.parameters(), "visual_embedding")
+    return trained
+
+
+def norm_parameters(backbone: nn.Module, family: Backbone) -> list[nn.Parameter]:
+    """Weights and biases of the backbone's norms."""
+    patterns = [pattern_of(path) for path in family.target_modules.paths["norm"]]
+    norms = [m for path, m in backbone.named_modules() if any(p.fullmatch(path) for p in patterns)]
+    return [parameter for norm in norms for parameter in norm.parameters(recurse=False)]
+
+
+def find_source_names(config: ModelConfig, model: VLModel, backbone: Iterable[str]) -> set[str]:
+    """Tensors of the model, before methods are attached, that are those of a named source."""
+    names = {BACKBONE_PREFIX + name for name in backbone}
+    state = [name for name, _ in model.unique_state()]
+    if config.vision.source is not None:
+        names.update(name for name in state if name.startswith("vision."))
+    if config.visual_embedding.weights is not None:
+        names.update(name for name in state if name.startswith("visual_embedding."))
+    return names
+
+
+def drop_trained_sources(model: VLModel) -> None:
+    """What trains does not stay as its source has it; nor do the statistics of a vision encoder
+    that trains."""
+    moving = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not model.vision.frozen:
+        moving |= {f"vision.{name}" for name, _ in model.vision.named_buffers()}
+    rows = {name: rows for name, rows in model.sources.rows.items() if name not in moving}
+    model.sources = Sources(names=model.sources.names - moving, rows=rows)
+
+
+def describe(config: ModelConfig, tasks: Sequence[str]) -> Counts:
+    """Count a model's weights without making them: offline, at real size."""
+    with torch.device("meta"):
+        return build_model(config, tasks, torch.float32, None).count_parameters()
+
+
+def hash_source(source: str) -> str:
+    """sha256 over a file, or over a folder's weight files and config; over the name where it is not
+    local."""
+    path = Path(source)
+    digest = hashlib.sha256()
+    if path.is_dir():
+        files = sorted(
+            f
+            for f in path.iterdir()
+            if f.suffix in {".safetensors", ".bin"} or f.name == "config.json"
+        )
+    else:
+        files = [path] if path.is_file() else []
+    if not files:
+        digest.update(source.encode())
+    for file in files:
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()

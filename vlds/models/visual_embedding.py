@@ -1,0 +1,140 @@
+"""The bridge from grid features to visual tokens, as VL-T5 and VL-Adapter have it.
+
+    e = Norm(W_f f + b_f) + Norm(W_p [x1, x2, y1, y2, area] + b_p) + ImageOrder[i] + E[|E| - 1 - o]
+
+for token o of image i, with E the backbone's token table: row |E| - 1 - o is <vis_extra_id_o>.
+Features may be pooled to a smaller grid first. Shapes: u distinct images, b examples, n images per
+example, v tokens per image, d width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlds.schema import NO_IMAGE
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisualEmbeddingConfig:
+    """The bridge from grid features to visual tokens."""
+
+    grid: int | None = None
+    """Cells along a side after max pooling (VL-Adapter pools 7 to 6); default: the encoder's own
+    grid."""
+    boxes: Literal["zeros", "grid"] = "zeros"
+    """Boxes of tokens that come without: zeros as in VL-Adapter, or the cells' own, which tiny
+    models need."""
+    num_images: int = 2
+    """Most images an example may have."""
+    weights: str | None = None
+    """A .safetensors file with trained weights (visual_embedding.safetensors of `vlds convert
+    hf`)."""
+
+    def __post_init__(self) -> None:
+        for name in ("grid", "num_images"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"visual_embedding.{name}: got {value}; give 1 or more")
+
+
+class VisualEmbedding(nn.Module):
+    """Features of distinct images -> visual tokens of examples."""
+
+    def __init__(
+        self,
+        config: VisualEmbeddingConfig,
+        feature_dim: int,
+        width: int,
+        grid: int,
+        norm: Callable[[int], nn.Module],
+    ) -> None:
+        super().__init__()
+        if config.grid is not None and config.grid > grid:
+            raise ValueError(
+                f"visual_embedding.grid: {config.grid} is more than the encoder's {grid} x {grid} "
+                "cells; give at "
+                f"most {grid}"
+            )
+        self.grid = config.grid or grid
+        self.boxes = config.boxes
+        self.feature_projection = nn.Linear(feature_dim, width)
+        self.feature_norm = norm(width)
+        self.box_projection = nn.Linear(5, width)
+        self.box_norm = norm(width)
+        self.image_order = nn.Embedding(config.num_images, width)
+
+    @property
+    def num_tokens(self) -> int:
+        """Visual tokens per image."""
+        return self.grid * self.grid
+
+    def init_weights(self, std: float | None) -> None:
+        """The family's init: N(0, std) and zero biases (BART), or PyTorch's defaults (T5), which
+        modules have already."""
+        if std is not None:
+            for linear in (self.feature_projection, self.box_projection):
+                nn.init.normal_(linear.weight, std=std)
+                nn.init.zeros_(linear.bias)
+            nn.init.normal_(self.image_order.weight, std=std)
+
+    def forward(
+        self, features: Tensor, boxes: Tensor | None, image_index: Tensor, token_table: nn.Module
+    ) -> tuple[Tensor, Tensor]:
+        """Features (u, v', dim), boxes (u, v', 4) or None, image_index (b, n) -> tokens (b, n*v,
+        d), mask (b, n*v)."""
+        num_examples, num_images = image_index.shape
+        assert num_images <= self.image_order.num_embeddings, (
+            f"{num_images} images an example; visual_embedding.num_images is "
+            f"{self.image_order.num_embeddings}"
+        )
+        tokens = self.embed(features, boxes)  # (u, v, d)
+        tokens = tokens[image_index.clamp(min=0)]  # (b, n, v, d)
+        tokens = tokens + self.image_order(torch.arange(num_images, device=tokens.device))[:, None]
+        tokens = tokens + token_table(self.object_ids(token_table, tokens.device))
+        mask = (image_index != NO_IMAGE)[:, :, None].expand(-1, -1, self.num_tokens)
+        return tokens.flatten(1, 2), mask.reshape(num_examples, -1)
+
+    def object_ids(self, token_table: nn.Module, device: torch.device) -> Tensor:
+        """(v,) ids of <vis_extra_id_0>, <vis_extra_id_1>, ...: the table's rows from its end."""
+        assert isinstance(token_table, nn.Embedding)
+        return token_table.num_embeddings - 1 - torch.arange(self.num_tokens, device=device)
+
+    def embed(self, features: Tensor, boxes: Tensor | None) -> Tensor:
+        """What does not depend on an image's place: (u, v', dim) -> (u, v, d)."""
+        dtype = self.feature_projection.weight.dtype
+        features = pool(features.to(dtype), self.grid)
+        places = self.cell_boxes(features.device) if boxes is None else boxes[:, : self.num_tokens]
+        places = places.to(dtype)
+        area = (places[..., 3] - places[..., 2]) * (places[..., 1] - places[..., 0])
+        places = torch.cat([places, area[..., None]], dim=-1)
+        seen: Tensor = self.feature_norm(self.feature_projection(features))
+        placed: Tensor = self.box_norm(self.box_projection(places))
+        return seen + placed
+
+    def cell_boxes(self, device: torch.device) -> Tensor:
+        """(1, v, 4) boxes (x1, x2, y1, y2) of tokens that come without."""
+        if self.boxes == "zeros":
+            return torch.zeros(1, self.num_tokens, 4, device=device)
+        edges = torch.arange(self.grid + 1, device=device) / self.grid
+        x = torch.stack([edges[:-1], edges[1:]], dim=-1).expand(self.grid, self.grid, 2)
+        return torch.cat([x, x.transpose(0, 1)], dim=-1).reshape(1, self.num_tokens, 4)
+
+
+def pool(features: Tensor, grid: int) -> Tensor:
+    """Adaptive max pooling of a square grid (u, s*s, dim) to (u, grid*grid, dim)."""
+    num, cells, dim = features.shape
+    side = round(cells**0.5)
+    if side * side != cells:
+        raise ValueError(
+            f"features: {cells} vectors an image are no square grid; store a square number of them"
+        )
+    if side == grid:
+        return features
+    planes = features.transpose(1, 2).reshape(num, dim, side, side)
+    return F.adaptive_max_pool2d(planes, grid).flatten(2).transpose(1, 2)

@@ -1,0 +1,231 @@
+"""The model: vision encoder -> visual embedding -> backbone's joint encoder -> decoder, methods
+attached.
+
+Shapes: b examples, u distinct images, n images per example, l prompt tokens, v visual tokens, t
+target tokens, w words of the vocabulary, d width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
+
+from vlds.backbones.base import Backbone, unique_state
+from vlds.methods.routing import TaskRouting
+from vlds.models.counts import Counts
+from vlds.models.generation import answers, best_choice, generate_ids
+from vlds.models.visual_embedding import VisualEmbedding
+from vlds.schema import IGNORED_LABEL, Batch, Decoding
+from vlds.vision.base import GridEncoder
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """One forward pass."""
+
+    loss: Tensor
+    """Sum over examples of coefficient x summed token nll, in float32."""
+    token_nll_sum: Tensor
+    """(b,) summed token nll of each example, detached."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Which tensors of a model are, bit for bit, those of the files or hub names that its recipe
+    names."""
+
+    names: frozenset[str] = frozenset()
+    """Whole tensors."""
+    rows: Mapping[str, int] = field(default_factory=dict)
+    """Tables whose first rows are: name -> number of rows. The others are new."""
+
+
+class VLModel(nn.Module):
+    """A vision-and-language model; `build_model` makes it."""
+
+    def __init__(
+        self,
+        vision: GridEncoder,
+        visual_embedding: VisualEmbedding,
+        backbone: Any,
+        *,
+        family: Backbone,
+        routing: TaskRouting,
+        tokenizer: Any = None,
+    ) -> None:
+        super().__init__()
+        self.vision = vision
+        self.visual_embedding = visual_embedding
+        self.backbone = backbone
+        self.family = family
+        self.routing = routing
+        self.tokenizer = tokenizer
+        self.parts: dict[str, str] = {}
+        """Trainable parameter -> method that trains it, or "norms", or "visual_embedding"."""
+        self.sources = Sources()
+
+    # Training.
+
+    def forward(self, batch: Batch, coefficients: Tensor) -> ModelOutput:
+        """The loss: each example's summed token nll times its coefficient (b,)."""
+        sums = self.token_nll(batch).sum(1)
+        loss = (coefficients.to(sums) * sums).sum()
+        return ModelOutput(loss, sums.detach())
+
+    def token_nll(self, batch: Batch) -> Tensor:
+        """(b, t) negative log-likelihood of each target token, 0 on padding, in at least
+        float32."""
+        if batch.labels is None:
+            raise ValueError("labels: this batch has no targets; train on a split that has answers")
+        logits = self.logits(batch)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.cross_entropy(
+            logits.transpose(1, 2), batch.labels, ignore_index=IGNORED_LABEL, reduction="none"
+        )
+
+    def logits(self, batch: Batch) -> Tensor:
+        """(b, t, w) for each target token, given those before it."""
+        assert batch.labels is not None
+        states, mask = self.encode(batch)
+        return self.decode(
+            states, mask, self.backbone.prepare_decoder_input_ids_from_labels(batch.labels)
+        )
+
+    def decode(self, states: Tensor, mask: Tensor, decoder_input_ids: Tensor) -> Tensor:
+        """(b, t, w) logits after each decoder input token."""
+        output = self.backbone(
+            encoder_outputs=BaseModelOutput(last_hidden_state=states),
+            attention_mask=mask,
+            decoder_input_ids=decoder_input_ids,
+            use_cache=False,
+        )
+        logits: Tensor = output.logits
+        return logits
+
+    # The encoder side.
+
+    def encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Joint encoder states (b, l + n*v, d) and their mask (b, l + n*v)."""
+        self.routing.set(batch.task_index, batch.input_ids.device)
+        visual, visual_mask = self.visual_tokens(batch)
+        mask = batch.attention_mask.bool()
+        return self.family.encode(self.backbone, batch.input_ids, mask, visual, visual_mask)
+
+    def visual_tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(b, n*v, d) visual tokens and their mask; each distinct image is encoded once."""
+        pictures = batch.images if batch.images is not None else batch.features
+        if pictures is None:
+            raise ValueError(
+                "images: this batch has neither pictures nor stored features; use data sets with "
+                "pictures, or "
+                "vision: StoredFeatures with shards that hold features"
+            )
+        features = self.grid_features(pictures)
+        table = self.backbone.get_input_embeddings()
+        tokens: tuple[Tensor, Tensor] = self.visual_embedding(
+            features, batch.boxes, batch.image_index, table
+        )
+        return tokens
+
+    def grid_features(self, pictures: Tensor) -> Tensor:
+        """(u, 3, h, w) uint8, or stored features (u, v', dim) -> (u, v', dim)."""
+        with torch.no_grad() if self.vision.frozen else nullcontext():
+            features: Tensor = self.vision(pictures)
+        return features
+
+    def embed_images(self, pictures: Tensor) -> Tensor:
+        """(u, 3, h, w) uint8 -> (u, v, d): visual tokens of examples with one picture each."""
+        index = torch.arange(len(pictures), device=pictures.device)[:, None]
+        table = self.backbone.get_input_embeddings()
+        tokens: Tensor = self.visual_embedding(self.grid_features(pictures), None, index, table)[0]
+        return tokens
+
+    @property
+    def num_visual_tokens(self) -> int:
+        """Visual tokens per image."""
+        return self.visual_embedding.num_tokens
+
+    # Answers.
+
+    @torch.no_grad()
+    def generate(
+        self, batch: Batch, decoding: Decoding, synced_gpus: bool = False
+    ) -> list[list[int]]:
+        """Token ids of each example's answer, without start token and </s>.
+
+        `synced_gpus`: go on until all ranks are done, which ZeRO-3 needs while weights are
+        partitioned.
+        """
+        states, mask = self.encode(batch)
+        if decoding.choices is not None:
+            return best_choice(self.choice_logits(states, mask), self.choice_ids(decoding.choices))
+        ids = self.generated_ids(batch, states, mask, decoding, synced_gpus)
+        return answers(ids, self.backbone.config.eos_token_id)
+
+    def generated_ids(
+        self,
+        batch: Batch,
+        states: Tensor,
+        mask: Tensor,
+        decoding: Decoding,
+        synced_gpus: bool = False,
+    ) -> Tensor:
+        """(b, l) ids from encoder states, with start token and padding."""
+        with self.routing.repeated(decoding.num_beams, batch.task_index, states.device):
+            return generate_ids(
+                self.backbone,
+                states,
+                mask,
+                decoding,
+                beam_forces_eos=self.family.beam_forces_eos,
+                synced_gpus=synced_gpus,
+            )
+
+    def choice_logits(self, states: Tensor, mask: Tensor) -> Tensor:
+        """(b, w) logits of the first real token of an answer."""
+        prefix = torch.tensor(self.family.choice_prefix(self.backbone), device=states.device)
+        return self.decode(states, mask, prefix.expand(len(states), -1))[:, -1]
+
+    def choice_ids(self, choices: Sequence[str]) -> list[list[int]]:
+        """Tokens of words to choose from.
+
+        Errors: ValueError where two of them begin with the same token, so that they cannot be told
+        apart.
+        """
+        ids = [
+            list(self.tokenizer(word, add_special_tokens=False)["input_ids"]) for word in choices
+        ]
+        firsts = {tuple(tokens[:1]) for tokens in ids}
+        if len(firsts) < len(ids) or () in firsts:
+            raise ValueError(
+                f"choices: {', '.join(choices)} do not differ in their first token; use words "
+                "that do, or generate"
+            )
+        return ids
+
+    # What it is made of.
+
+    def unique_state(self) -> Iterator[tuple[str, Tensor]]:
+        """Parameters and saved buffers, tied ones once."""
+        return unique_state(self)
+
+    def pretrained_names(self) -> set[str]:
+        """Names of the backbone's own tensors, relative to the backbone: all but what methods have
+        added."""
+        return {name for name in self.backbone.state_dict() if ".extensions." not in name}
+
+    def part_of(self, name: str) -> str:
+        """The method that trains a parameter, or else the part of the model that holds it."""
+        return self.parts.get(name, name.split(".", 1)[0])
+
+    def count_parameters(self) -> Counts:
+        """Weights by part, tied ones once, without the vision encoder, as in VL-Adapter's
+        percentages."""
+        return Counts.of(self)

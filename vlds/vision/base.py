@@ -1,0 +1,134 @@
+"""What a vision encoder is: uint8 pictures in, a grid of feature vectors out.
+
+Shapes: u pictures, grid x grid cells in row-major order, dim channels.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from vlds.schema import ImageSpec, TargetModules
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionEncoder(ABC):
+    """Turns pictures into grid features."""
+
+    roles: ClassVar[dict[str, tuple[str, ...]]] = {}
+    """Role -> path patterns, for methods that tune the encoder."""
+
+    @property
+    @abstractmethod
+    def image(self) -> ImageSpec | None:
+        """Pictures that the encoder wants; None where it takes features from the shards."""
+
+    @property
+    @abstractmethod
+    def grid_size(self) -> int:
+        """Cells along a side."""
+
+    @property
+    @abstractmethod
+    def feature_dim(self) -> int:
+        """Channels of a cell."""
+
+    @property
+    @abstractmethod
+    def source(self) -> str | None:
+        """File, folder or hub name of pretrained weights; None where they are random."""
+
+    @abstractmethod
+    def build(self) -> GridEncoder:
+        """The module, with its pretrained weights if it has any. On the meta device: shapes
+        only."""
+
+    @property
+    def target_modules(self) -> TargetModules:
+        """Where methods attach."""
+        return TargetModules(self.roles)
+
+
+class GridEncoder(nn.Module):
+    """Base of all encoder modules: normalises on the device, and stays in evaluation mode while
+    frozen."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.frozen = True
+        # No buffers: casting the model to bf16 would round them.
+        self.mean, self.std = list(mean), list(std)
+
+    def train(self, mode: bool = True) -> GridEncoder:
+        """Training mode, unless frozen: batch norm would move its statistics."""
+        super().train(mode and not self.frozen)
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(u, 3, h, w) uint8 -> (u, grid * grid, dim)."""
+        pixels = images.float() / 255
+        pixels = (pixels - pixels.new_tensor(self.mean).view(-1, 1, 1)) / pixels.new_tensor(
+            self.std
+        ).view(-1, 1, 1)
+        return self.features(pixels.to(self.dtype))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return next(self.parameters()).dtype
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """(u, 3, h, w) normalised -> (u, grid * grid, dim)."""
+        raise NotImplementedError
+
+
+def freeze(encoder: nn.Module) -> None:
+    """Fix an encoder: no gradients, evaluation mode for good."""
+    encoder.requires_grad_(False)
+    if isinstance(encoder, GridEncoder):
+        encoder.frozen = True
+    encoder.eval()
+
+
+def thaw(encoder: nn.Module) -> None:
+    """Let an encoder train again, all of it."""
+    encoder.requires_grad_(True)
+    if isinstance(encoder, GridEncoder):
+        encoder.frozen = False
+    encoder.train()
+
+
+def on_meta() -> bool:
+    """Whether modules are being made without storage, so that no weights must be read."""
+    return torch.get_default_device().type == "meta"
+
+
+def load_weights(module: nn.Module, file: str) -> None:
+    """Fill a module from a safetensors file.
+
+    Errors: ValueError where the file is missing or holds other tensors.
+    """
+    if not Path(file).is_file():
+        raise ValueError(f"weights: no such file: {file}; name a .safetensors file")
+    tensors = load_file(file)
+    wanted = module.state_dict()
+    wrong = [
+        f"{name} {tuple(tensors[name].shape) if name in tensors else 'missing'}, wanted "
+        f"{tuple(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name not in tensors or tensors[name].shape != tensor.shape
+    ]
+    if wrong:
+        raise ValueError(
+            f"weights: {file} does not fit {type(module).__name__}: {'; '.join(wrong[:3])}; it "
+            "holds "
+            f"{len(tensors)} tensors, the module {len(wanted)}"
+        )
+    module.load_state_dict({name: tensors[name] for name in wanted})

@@ -1,0 +1,90 @@
+"""CLIP's vision transformer from Hugging Face: the grid's tokens of its last layer, without the
+class token."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from vlds.resources import find
+from vlds.schema import ImageSpec
+from vlds.vision.base import GridEncoder, VisionEncoder, on_meta
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipVision(VisionEncoder):
+    """CLIP's vision transformer."""
+
+    path: str | None = None
+    """Pretrained weights: a Hugging Face hub name or a local folder."""
+    config: str | None = None
+    """Instead of `path`: a config.json of CLIP's vision model, for random weights."""
+
+    roles: ClassVar[dict[str, tuple[str, ...]]] = {
+        "attn_q": ("*.encoder.layers.*.self_attn.q_proj", "*.*.encoder.layers.*.self_attn.q_proj"),
+        "attn_v": ("*.encoder.layers.*.self_attn.v_proj", "*.*.encoder.layers.*.self_attn.v_proj"),
+        "attn_out": (
+            "*.encoder.layers.*.self_attn.out_proj",
+            "*.*.encoder.layers.*.self_attn.out_proj",
+        ),
+        "ffn_in": ("*.encoder.layers.*.mlp.fc1", "*.*.encoder.layers.*.mlp.fc1"),
+        "ffn_out": ("*.encoder.layers.*.mlp.fc2", "*.*.encoder.layers.*.mlp.fc2"),
+    }
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (self.config is None):
+            raise ValueError(f"path: {self.path}, config: {self.config}; give exactly one of them")
+
+    def read_config(self) -> Any:
+        """The vision part's Hugging Face config."""
+        if self.config is None:
+            return CLIPVisionConfig.from_pretrained(self.path)
+        return CLIPVisionConfig.from_dict(json.loads(find(self.config).read_text(encoding="utf-8")))
+
+    @property
+    def image(self) -> ImageSpec | None:
+        """Square pictures; the aspect ratio is not kept."""
+        size = self.read_config().image_size
+        return ImageSpec(size, size)
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along a side."""
+        config = self.read_config()
+        return int(config.image_size // config.patch_size)
+
+    @property
+    def feature_dim(self) -> int:
+        """Width of the transformer."""
+        return int(self.read_config().hidden_size)
+
+    @property
+    def source(self) -> str | None:
+        """Where the weights are."""
+        return self.path
+
+    def build(self) -> GridEncoder:
+        """The transformer."""
+        if self.path is not None and not on_meta():
+            return ClipModule(CLIPVisionModel.from_pretrained(self.path))
+        return ClipModule(CLIPVisionModel(self.read_config()))
+
+
+class ClipModule(GridEncoder):
+    """CLIP's vision transformer."""
+
+    def __init__(self, net: Any) -> None:
+        super().__init__(MEAN, STD)
+        self.net = net
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """(u, 3, h, w) -> (u, grid * grid, dim)."""
+        states: Tensor = self.net(pixel_values=pixels).last_hidden_state
+        return states[:, 1:]

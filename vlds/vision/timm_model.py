@@ -1,0 +1,140 @@
+"""Any model of timm as a frozen encoder: its last feature map.
+
+VL-Adapter's CLIP RN101 is timm's `resnet101_clip.openai`: 2048 channels on a 7x7 grid at 224
+pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_model_data_config
+from torch import Tensor
+
+from vlds.schema import ImageSpec
+from vlds.vision.base import GridEncoder, VisionEncoder, load_weights, on_meta
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timm(VisionEncoder):
+    """A timm model's last feature map."""
+
+    model: str
+    """timm's name of the model, like resnet101_clip.openai; `timm.list_models()` lists them."""
+    pretrained: bool = False
+    """Let timm fetch the weights."""
+    weights: str | None = None
+    """Instead: a .safetensors file with the model's weights."""
+    image_size: int | None = None
+    """Pixels along a side of the square picture; default: what the model was trained on."""
+
+    def __post_init__(self) -> None:
+        if self.pretrained and self.weights is not None:
+            raise ValueError(
+                f"pretrained: true and weights: {self.weights}; give one of them, the file or "
+                "timm's own weights"
+            )
+
+    @property
+    def geometry(self) -> Geometry:
+        """Sizes, from a pass without numbers."""
+        return geometry(self.model, self.image_size)
+
+    @property
+    def image(self) -> ImageSpec | None:
+        """Square pictures; the aspect ratio is not kept, as in VL-Adapter."""
+        found = self.geometry
+        return ImageSpec(found.image_size, found.image_size, found.resize)
+
+    @property
+    def grid_size(self) -> int:
+        """Side of the feature map."""
+        return self.geometry.grid
+
+    @property
+    def feature_dim(self) -> int:
+        """Channels of the feature map."""
+        return self.geometry.dim
+
+    @property
+    def source(self) -> str | None:
+        """The file, or timm's name where timm fetches."""
+        return self.model if self.pretrained else self.weights
+
+    def build(self) -> GridEncoder:
+        """The model without its classifier's pooling."""
+        net = create(self.model, self.pretrained and not on_meta(), self.geometry.image_size)
+        encoder = TimmModule(net)
+        if self.weights is not None and not on_meta():
+            load_weights(net, self.weights)
+        return encoder
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes of a model's input and feature map."""
+
+    image_size: int
+    grid: int
+    dim: int
+    resize: Any
+
+
+class TimmModule(GridEncoder):
+    """A timm model; its classifier stays, unused, so that weight files fit."""
+
+    def __init__(self, net: Any) -> None:
+        data = resolve_model_data_config(net)
+        super().__init__(data["mean"], data["std"])
+        self.net = net
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """(u, 3, h, w) -> (u, grid * grid, dim)."""
+        return to_cells(
+            self.net.forward_features(pixels), getattr(self.net, "num_prefix_tokens", 0)
+        )
+
+
+def to_cells(features: Tensor, num_prefix_tokens: int) -> Tensor:
+    """A feature map (u, dim, h, w), or a transformer's tokens without the leading class tokens."""
+    if features.dim() == 4:
+        return features.flatten(2).transpose(1, 2)
+    return features[:, num_prefix_tokens:]
+
+
+def create(model: str, pretrained: bool, image_size: int) -> Any:
+    """A timm model for square pictures of a size; fully convolutional ones take any."""
+    try:
+        return timm.create_model(model, pretrained=pretrained, img_size=image_size)
+    except TypeError:
+        return timm.create_model(model, pretrained=pretrained)
+
+
+@lru_cache
+def geometry(model: str, image_size: int | None) -> Geometry:
+    """Sizes of a model, without its weights.
+
+    Errors: ValueError where timm does not know the model, or it gives no square grid.
+    """
+    if not timm.is_model(model):
+        raise ValueError(f"model: timm knows no '{model}'; see timm.list_models()")
+    with torch.device("meta"):
+        data = resolve_model_data_config(timm.create_model(model))
+        size = image_size or data["input_size"][-1]
+        net = create(model, False, size).eval()
+        cells = to_cells(
+            net.forward_features(torch.zeros(1, 3, size, size)),
+            getattr(net, "num_prefix_tokens", 0),
+        )
+    grid = round(cells.shape[1] ** 0.5)
+    if grid * grid != cells.shape[1]:
+        raise ValueError(
+            f"model: {model} gives {cells.shape[1]} vectors for {size} pixels, which is no square "
+            "grid"
+        )
+    resize = "bicubic" if data["interpolation"] == "bicubic" else "bilinear"
+    return Geometry(size, grid, cells.shape[2], resize)

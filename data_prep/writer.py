@@ -120,17 +120,14 @@ def _check_names(name: str, split: str) -> None:
 
 
 def _make_room(out: Path, identity: tuple[str, str, str], overwrite: bool) -> None:
-    if (out / DATASET_FILE).exists():
-        if not overwrite:
-            there = DatasetInfo.load(out)
-            found = there.name, there.kind, there.split
-            if found != identity:
-                raise ValueError(
-                    f"{out} holds another data set ({' '.join(found)}) than the one to write "
-                    f"({' '.join(identity)}): choose another folder, or ask to overwrite it"
-                )
-        # From here on the folder is incomplete, and says so.
-        (out / DATASET_FILE).unlink()
+    if (out / DATASET_FILE).exists() and not overwrite:
+        there = DatasetInfo.load(out)
+        found = there.name, there.kind, there.split
+        if found != identity:
+            raise ValueError(
+                f"{out} holds another data set ({' '.join(found)}) than the one to write "
+                f"({' '.join(identity)}): choose another folder, or ask to overwrite it"
+            )
     out.mkdir(parents=True, exist_ok=True)
 
 
@@ -153,6 +150,9 @@ def _write_shards(
             if shard and (len(shard.counts) >= max_samples or shard.size + size > max_bytes):
                 shards.append(shard.close())
                 shard = None
+            if not shards and shard is None:
+                # From here on the folder is incomplete, and says so.
+                (out / DATASET_FILE).unlink(missing_ok=True)
             shard = shard or _Shard(out / f"{stem}-{len(shards):05d}.tar")
             shard.add(f"{number:0{KEY_DIGITS}d}", content, len(record.json["annotations"]))
         if shard:
@@ -219,9 +219,10 @@ class _Shard:
 
     def discard(self) -> None:
         """Leave nothing of an unfinished shard."""
+        with suppress(OSError):  # such as a full disk, which may be why
+            self.tar.close()
         self.file.close()
-        with suppress(FileNotFoundError):
-            self.partial.unlink()
+        self.partial.unlink(missing_ok=True)
 
 
 def _version() -> str:

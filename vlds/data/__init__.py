@@ -1,5 +1,6 @@
 """The data room: shard -> Sample -> Batch."""
 
+from vlds.data.decode import decode_image
 from vlds.data.errors import BadSample, ErrorPolicy, ShardError
 from vlds.data.index import DatasetInfo, ShardInfo, index_folder
 from vlds.data.source import Source
@@ -16,6 +17,7 @@ __all__ = [
     "ShardInfo",
     "Source",
     "TrainStream",
+    "decode_image",
     "index_folder",
     "open_dataset",
 ]

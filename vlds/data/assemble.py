@@ -10,7 +10,7 @@ import numpy as np
 import torch.utils.data
 
 from vlds.data.collate import Row, collate
-from vlds.data.decode import Picture, PictureCache, decode_picture
+from vlds.data.decode import Picture, PictureCache, decode_image
 from vlds.data.errors import BadSample, ErrorPolicy, ShardError
 from vlds.data.order import WHOLE_SAMPLE, Ints, random_words
 from vlds.data.source import Source, check_pictures
@@ -195,7 +195,7 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
     def _decode(self, sample: Sample, number: int) -> Picture:
         assert self.image is not None
         name = f"{number + 1} of sample {sample.key}"
-        return decode_picture(sample.images[number], self.image, name)
+        return decode_image(sample.images[number], self.image, name)
 
     def _substitute(
         self, source: Source, sample: int, position: int, attempt: int, annotation: int

@@ -21,7 +21,7 @@ Picture = NDArray[np.uint8]
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
-def decode_picture(data: bytes, spec: ImageSpec, name: str) -> Picture:
+def decode_image(data: bytes, spec: ImageSpec, name: str = "") -> Picture:
     """Decode and squash to the size of `spec`. `name` says in the error which picture it was.
 
     Errors: SkipSample for bytes that are no whole picture.

@@ -217,7 +217,10 @@ class EvalStream:
         self.bad = []
         for parcel in make_loader(self._assembler, self._positions, self._num_workers):
             own = [entry for entry in parcel.bad if entry.position < self.num_examples]
-            self.bad += {entry.position: entry for entry in reversed(own)}.values()
+            first: dict[int, BadSample] = {}  # substitutes that are bad as well are of no interest
+            for entry in own:
+                first.setdefault(entry.position, entry)
+            self.bad += first.values()
             yield batch_of(parcel)
 
 
@@ -268,6 +271,8 @@ def make_loader(
         batch_sampler=positions,
         num_workers=num_workers,
         collate_fn=_same,
+        # Its own: the loader draws a seed from it, and the run's random numbers must not notice.
+        generator=torch.Generator(),
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_leave_signals_to_the_rank if num_workers else None,
     )

@@ -1,0 +1,232 @@
+"""The training stream on real shards: the same for any ranks and workers, resumed by a seek."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.data.conftest import SPEC, ToyTask, ToyTokenizer, all_ids, train_stream
+from vlds.data import Source, TrainStream, open_dataset
+from vlds.schema import Batch
+
+Rows = list[tuple[str, list[int], int]]
+
+
+def rows_of(batch: Batch) -> Rows:
+    """Id, tokens (the drawn number among them) and a pixel sum of each row."""
+    assert batch.images is not None
+    sums = batch.images.sum((1, 2, 3))[batch.image_index[:, 0]]
+    return list(zip(batch.ids, batch.input_ids.tolist(), sums.tolist(), strict=True))
+
+
+def unpadded(rows: Rows) -> Rows:
+    return [(id, [token for token in tokens if token], pixels) for id, tokens, pixels in rows]
+
+
+def global_batches(
+    sources: list[Source],
+    steps: int,
+    *,
+    world_size: int = 1,
+    micro: int = 8,
+    num_workers: int = 0,
+    state: dict[str, object] | None = None,
+    **options: object,
+) -> tuple[list[Rows], dict[str, object]]:
+    """The rows of each global batch of 8, put together from all ranks, and the state after them."""
+    streams = [
+        train_stream(
+            sources,
+            micro_batch_size=micro,
+            world_size=world_size,
+            global_rank=n,
+            num_workers=num_workers,
+            **options,
+        )
+        for n in range(world_size)
+    ]
+    if state is not None:
+        for stream in streams:
+            stream.load_state(json.loads(json.dumps(state)))
+    iterators = [iter(stream) for stream in streams]
+    accumulation = 8 // (micro * world_size)
+    batches = []
+    for _ in range(steps):
+        rows: Rows = []
+        for _ in range(accumulation):
+            for iterator in iterators:
+                rows += rows_of(next(iterator))
+        batches.append(unpadded(rows))
+    states = [stream.state() for stream in streams]
+    assert all(state == states[0] for state in states)
+    return batches, states[0]
+
+
+@pytest.mark.parametrize(
+    ("world_size", "micro", "num_workers"),
+    [(1, 4, 0), (1, 8, 2), (2, 4, 0), (2, 2, 2), (4, 2, 0), (4, 1, 2), (8, 1, 0)],
+)
+def test_global_batches_depend_on_nothing_but_the_seed(
+    sources: list[Source], world_size: int, micro: int, num_workers: int
+) -> None:
+    expected, _ = global_batches(sources, 6)
+    got, state = global_batches(
+        sources, 6, world_size=world_size, micro=micro, num_workers=num_workers
+    )
+    assert got == expected
+    assert state["consumed"] == 48
+    other, _ = global_batches(sources, 6, seed=6)
+    assert other != expected
+
+
+def test_resume_is_a_seek_on_any_number_of_ranks_and_workers(sources: list[Source]) -> None:
+    expected, _ = global_batches(sources, 9)
+    first, state = global_batches(sources, 4, world_size=4, micro=2, num_workers=2)
+    rest, _ = global_batches(sources, 5, world_size=2, micro=4, num_workers=0, state=state)
+    assert first + rest == expected
+
+
+def test_what_workers_prepared_ahead_is_not_lost(sources: list[Source]) -> None:
+    stream = train_stream(sources, num_workers=2)
+    first = [batch.ids for batch in islice(stream, 3)]
+    assert stream.consumed == 24
+    assert stream.position_of(7) == 23
+    second = [batch.ids for batch in islice(stream, 2)]
+    assert first + second == [batch.ids for batch in islice(train_stream(sources), 5)]
+
+
+@pytest.mark.parametrize("group", [1, 3])
+def test_each_data_set_is_gone_through_once_an_epoch(sources: list[Source], group: int) -> None:
+    stream = train_stream(sources, group=group, global_batch_size=12, micro_batch_size=12)
+    seen: dict[int, list[str]] = {0: [], 1: []}
+    for batch in islice(stream, 30):  # 270 of 180 annotations, 90 of 18
+        for id, task in zip(batch.ids, batch.task_index.tolist(), strict=True):
+            seen[task].append(id)
+    for task, source in enumerate(sources):
+        ids = all_ids(source.datasets[0])
+        for epoch in range(len(seen[task]) // len(ids)):
+            assert sorted(seen[task][epoch * len(ids) :][: len(ids)]) == sorted(ids)
+    assert stream.epochs() == {"red": pytest.approx(1.5), "blue": pytest.approx(90 / 18)}
+
+
+def test_two_data_sets_of_one_task_are_shuffled_together(folders: dict[str, Path]) -> None:
+    datasets = [open_dataset(folders["big"]), open_dataset(folders["small"])]
+    stream = train_stream([Source("red", ToyTask(), datasets)])
+    ids = [id for batch in islice(stream, 25) for id in batch.ids][: 180 + 18]
+    assert sorted(ids) == sorted(all_ids(datasets[0]) + all_ids(datasets[1]))
+    assert len({id.split("-")[0] for id in ids[:60]}) == 2
+
+
+@pytest.mark.parametrize(("unit", "alike"), [("micro_batch", 2), ("global_batch", 8)])
+def test_a_unit_is_of_one_task(sources: list[Source], unit: str, alike: int) -> None:
+    stream = train_stream(sources, unit=unit, micro_batch_size=2)
+    tasks = [task for batch in islice(stream, 4 * 64) for task in batch.task_index.tolist()]
+    units = [set(tasks[n : n + alike]) for n in range(0, len(tasks), alike)]
+    assert all(len(unit) == 1 for unit in units)
+    assert Counter(tasks)[0] == 3 * Counter(tasks)[1]
+
+
+def test_pictures_of_a_group_are_decoded_and_stacked_once(sources: list[Source]) -> None:
+    def distinct(group: int) -> int:
+        stream = train_stream(sources[:1], group=group, global_batch_size=32, micro_batch_size=32)
+        counts = []
+        for batch in islice(stream, 4):
+            assert batch.images is not None
+            assert batch.images.shape[1:] == (3, SPEC.height, SPEC.width)
+            counts.append(len(batch.images))
+        return sum(counts)
+
+    assert distinct(5) < 0.6 * distinct(1)
+
+
+def test_small_cache_and_no_cache_give_the_same_pixels(sources: list[Source]) -> None:
+    streams = [train_stream(sources, cache_bytes=n) for n in (0, 1000, 1 << 20)]
+    for batches in zip(*(islice(stream, 30) for stream in streams), strict=True):
+        assert rows_of(batches[0]) == rows_of(batches[1]) == rows_of(batches[2])
+
+
+def test_a_state_of_other_data_is_refused_with_what_differs(sources: list[Source]) -> None:
+    state = train_stream(sources).state()
+    with pytest.raises(ValueError, match=r"order\.seed: 5 -> 6") as error:
+        train_stream(sources, seed=6).load_state(state)
+    assert "Resume with the saved recipe" in str(error.value)
+    with pytest.raises(ValueError, match=r"data\.blue: something -> nothing"):
+        train_stream(sources[:1]).load_state(state)
+    with pytest.raises(ValueError, match=r"order\.group: 1 -> 2"):
+        train_stream(sources, group=2).load_state(state)
+    with pytest.raises(ValueError, match=r"order\.sources"):
+        train_stream(sources[::-1]).load_state(state)
+
+
+def test_another_global_batch_goes_on_with_a_warning(sources: list[Source]) -> None:
+    state = train_stream(sources).state() | {"consumed": 16}
+    stream = train_stream(sources, global_batch_size=4, micro_batch_size=4)
+    with pytest.warns(UserWarning, match="global_batch_size was 8, is 4"):
+        stream.load_state(state)
+    expected = [id for batch in islice(train_stream(sources), 3) for id in batch.ids]
+    assert next(iter(stream)).ids == expected[16:20]
+
+
+def test_an_iterator_is_void_after_a_seek(sources: list[Source]) -> None:
+    stream = train_stream(sources)
+    iterator = iter(stream)
+    next(iterator)
+    stream.load_state(stream.state())
+    with pytest.raises(RuntimeError, match="this iterator is void"):
+        next(iterator)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "micro", "message"),
+    [
+        (3, 2, "global_batch_size 8 is no multiple of world_size 3 x micro_batch_size 2 = 6; "
+               "set global_batch_size to 6 or 12"),
+        (1, 16, "set global_batch_size to 16"),
+        (1, 0, "each must be at least 1"),
+    ],
+)  # fmt: skip
+def test_a_world_that_does_not_divide_the_batch(
+    sources: list[Source], world_size: int, micro: int, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        train_stream(sources, world_size=world_size, micro_batch_size=micro)
+
+
+def test_wrong_sources_are_refused(sources: list[Source], folders: dict[str, Path]) -> None:
+    big = sources[0].datasets[0]
+    with pytest.raises(ValueError, match="source red: no data sets"):
+        train_stream([Source("red", ToyTask(), [])])
+    with pytest.raises(ValueError, match="big-train comes twice"):
+        train_stream([Source("red", ToyTask(), [big, open_dataset(folders["big"])])])
+    with pytest.raises(ValueError, match="each a name of its own"):
+        train_stream([sources[0], Source("red", ToyTask(), [big])])
+    with pytest.raises(ValueError, match="holds pictures, but the vision encoder reads stored"):
+        train_stream(sources, image=None)
+
+
+def test_workers_use_one_thread_and_leave_signals_alone(sources: list[Source]) -> None:
+    class Probe(ToyTask):
+        def example(self, name, sample, annotation, rng):  # type: ignore[no-untyped-def]
+            import signal
+            from dataclasses import replace
+
+            example = super().example(name, sample, annotation, rng)
+            ignored = signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+            return replace(example, id=f"{torch.get_num_threads()} {ignored}")
+
+    stream: TrainStream = train_stream(
+        [Source("red", Probe(), sources[0].datasets)], num_workers=1, tokenizer=ToyTokenizer()
+    )
+    assert set(next(iter(stream)).ids) == {"1 True"}
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_the_runs_random_numbers_are_left_alone(sources: list[Source], num_workers: int) -> None:
+    state = torch.get_rng_state()
+    next(iter(train_stream(sources, num_workers=num_workers)))
+    assert torch.equal(torch.get_rng_state(), state)

@@ -7,7 +7,7 @@ from html import escape
 
 from vlds.report.numbers import thinned, tick_text, ticks
 
-WIDTH, HEIGHT = 320, 190
+WIDTH, HEIGHT = 320, 170
 LEFT, RIGHT, TOP, BOTTOM = 40, 12, 12, 34
 MOST_POINTS = 240
 
@@ -18,7 +18,7 @@ def line_chart(
     x_label: str = "step",
     y_range: tuple[float, float] | None = None,
 ) -> str:
-    """One curve in a frame of 320 x 190 units; it fills the width that it is given."""
+    """One curve in a frame of 320 x 170 units; it fills the width that it is given."""
     shown = thinned(points, MOST_POINTS)
     if not shown:
         return ""

@@ -53,8 +53,10 @@ def rows_of(run: RunInputs) -> list[tuple[float, Any]]:
 
 def draw_run(block: Any, name: str, run: RunInputs) -> None:
     """Title with the facts, then the rows."""
-    facts = "   ".join(f"{what}: {value}" for what, value in fact_rows(run.scores))
-    title = "\n".join([name, *textwrap.wrap(facts, 130)])
+    facts = [f"{what}: {value}" for what, value in fact_rows(run.scores)]
+    # Lines break between facts, not inside one.
+    kept = textwrap.wrap("   ".join(fact.replace(" ", "\u00a0") for fact in facts), 130)
+    title = "\n".join([name, *kept])
     block.suptitle(title.replace("$", r"\$"), fontsize=11, x=0.01, ha="left")
     rows = rows_of(run)
     if rows:
@@ -93,6 +95,7 @@ def draw_scores(part: Any, run: RunInputs) -> None:
         axes.bar_label(bars, [score_text(value) for value in values], fontsize=8)
         axes.set_xticks(range(len(columns)), [plain(textwrap.fill(c, 12)) for c in columns])
         axes.set_title(plain(f"{name}, {metric}"), fontsize=10)
+        axes.set_xlim(-0.6, max(len(columns), 3) - 0.4)
         axes.set_ylim(0, 1.1 * max(1.0, *(value or 0.0 for value in values)))
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
@@ -110,6 +113,7 @@ def draw_samples(part: Any, run: RunInputs) -> None:
         ]
         if pictures:
             axes.imshow(beside(pictures))
+            axes.set_anchor("N")
         verdict = {True: "right", False: "WRONG", None: ""}[entry.correct]
         lines = [entry.prompt, f"answer: {reference_lines(entry)[0]}", f"model: {entry.prediction}"]
         text = "\n".join(textwrap.fill(line, 30) for line in [*lines, verdict] if line)

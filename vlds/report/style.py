@@ -48,8 +48,8 @@ td.best { font-weight: 700; text-decoration: underline; text-underline-offset: 3
 .pictures { display: flex; gap: .4rem; align-items: flex-start; }
 .pictures img { flex: 1 1 0; min-width: 0; width: 100%; height: auto; max-height: 16rem;
   object-fit: contain;
-  border-radius: 4px; background: var(--line); }
-.pictures img.tiny { image-rendering: pixelated; max-height: 11rem; }
+  border-radius: 4px; }
+.pictures img.tiny { image-rendering: pixelated; }
 dl { display: grid; grid-template-columns: auto 1fr; gap: .1rem .6rem; margin: .5rem 0 0; }
 dt { color: var(--faint); }
 dd { margin: 0; }
@@ -60,5 +60,16 @@ details { margin: .75rem 0; }
 summary { cursor: pointer; color: var(--accent); }
 pre { overflow-x: auto; padding: .75rem; background: var(--card); border: 1px solid var(--line);
   border-radius: 8px; font-size: .8rem; line-height: 1.4; }
+small { font-weight: 400; font-size: .8rem; color: var(--faint); }
+@media (max-width: 32rem) {
+  body { padding: 1rem .75rem 2rem; font-size: 15px; }
+  th, td { padding-right: .5rem; }
+  th.number, td.number { min-width: 3.4rem; padding-right: .35rem; }
+  table { font-size: .88rem; }
+  .gallery { grid-template-columns: repeat(2, 1fr); gap: .6rem; }
+  .sample { padding: .45rem; font-size: .85rem; }
+  .sample dl { grid-template-columns: 1fr; }
+  .sample dt { font-size: .75rem; margin-top: .2rem; }
+}
 @media print { details { display: none; } .sample, .chart { break-inside: avoid; } }
 """

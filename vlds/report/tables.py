@@ -29,17 +29,14 @@ def summary_table(scores: Scores) -> Table:
 
 def score_table(scores: Scores) -> str:
     """Headline scores for the page; the best of each row is bold and underlined."""
-    heads = ["task", "score", "examples", *scores.columns]
-    rows = [
-        [
-            f'<th scope="row">{escape(name)}</th><td>{escape(metric)}</td>'
-            f'<td class="number">{"" if task.examples is None else f"{task.examples:,}"}</td>',
-            *score_cells(task, metric, scores.columns),
-        ]
-        for name, task in scores.tasks.items()
-        for metric in task.metrics[:1]
-    ]
-    return table(heads, rows, numbers_from=2) if rows else ""
+    rows = []
+    for name, task in scores.tasks.items():
+        count = "" if task.examples is None else f"<br>{task.examples:,} examples"
+        for metric in task.metrics[:1]:
+            note = f"<small>{escape(metric)}{count}</small>"
+            head = f'<th scope="row">{escape(name)}<br>{note}</th>'
+            rows.append([head, *score_cells(task, metric, scores.columns)])
+    return table(["task", *scores.columns], rows, numbers_from=1)
 
 
 def detail_table(scores: Scores) -> str:
@@ -53,7 +50,7 @@ def detail_table(scores: Scores) -> str:
         for name, task in scores.tasks.items()
         for metric in task.metrics
     ]
-    return table(heads, rows, numbers_from=2) if rows else ""
+    return table(heads, rows, numbers_from=2)
 
 
 def score_cells(task: TaskScores, metric: str, columns: Sequence[str]) -> list[str]:

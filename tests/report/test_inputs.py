@@ -1,0 +1,85 @@
+"""Run folders as the report reads them."""
+
+from __future__ import annotations
+
+import json
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.report.toy_run import SCORES, TASKS, make_run
+from vlds.report.inputs import (
+    THUMBNAIL_SIZE,
+    GalleryEntry,
+    read_gallery,
+    read_run,
+    read_scores,
+    write_gallery,
+    write_scores,
+)
+
+
+def test_scores_survive_writing_and_reading(tmp_path: Path) -> None:
+    write_scores(tmp_path / "scores.json", SCORES)
+    read = read_scores(tmp_path / "scores.json")
+    assert list(read.columns) == list(SCORES.columns)
+    assert read.tasks == SCORES.tasks
+    assert read.trainable == SCORES.trainable
+    assert (
+        json.loads((tmp_path / "scores.json").read_text())["tasks"]["caption"]["majority"] is None
+    )
+
+
+def test_a_whole_run(tmp_path: Path) -> None:
+    run = read_run(make_run(tmp_path / "run"))
+    assert list(run.losses) == ["", *TASKS]
+    assert len(run.losses["vqa"]) == 30
+    assert run.score_curves["gqa"] == [(100, 0.25), (200, 0.5), (300, 0.75)]
+    assert run.scores.tasks["vqa"].metrics[0] == "vqa_accuracy"
+    assert len(run.gallery) == 4
+    assert run.recipe is not None
+
+
+def test_what_scores_json_lacks_comes_from_the_metrics(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    (folder / "scores.json").unlink()
+    scores = read_run(folder).scores
+    assert scores.columns == ["run"]
+    assert scores.tasks["vqa"].by_column == {"run": {"first": 0.9, "vqa_accuracy": 0.75}}
+    assert scores.bytes_per_rank == {"frozen": 1}
+    assert scores.samples_per_second == {"training": 855.0}
+
+
+def test_a_cut_off_last_line_is_left_out_and_a_broken_earlier_one_is_an_error(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    assert read_run(tmp_path).losses == {"": [(1, 2.0)]}
+    path.write_text('{"step": 1\n{"step": 2, "loss": 1.0}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1: is not JSON"):
+        read_run(tmp_path)
+
+
+def test_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds neither metrics\.jsonl nor scores\.json"):
+        read_run(tmp_path)
+
+
+def test_a_broken_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "scores.json").write_text("{")
+    with pytest.raises(ValueError, match=r"scores\.json: is not JSON"):
+        read_run(tmp_path)
+
+
+def test_large_pictures_of_any_mode_become_thumbnails(tmp_path: Path) -> None:
+    buffer = BytesIO()
+    Image.new("CMYK", (1000, 500)).save(buffer, "JPEG")
+    entry = GalleryEntry("vqa", "q", [], "What?", "a", "b", False)
+    write_gallery(tmp_path, [(entry, [buffer.getvalue()])])
+    (read,) = read_gallery(tmp_path / "gallery.json")
+    with Image.open(tmp_path / read.images[0]) as image:
+        assert image.size == (THUMBNAIL_SIZE, THUMBNAIL_SIZE // 2)
+        assert image.mode == "RGB"

@@ -1,0 +1,71 @@
+"""A run folder with everything in it, made on the spot."""
+
+from __future__ import annotations
+
+import json
+import math
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from vlds.report.inputs import GalleryEntry, Scores, TaskScores, write_gallery, write_scores
+
+TASKS = {"vqa": "vqa_accuracy", "gqa": "accuracy", "nlvr": "accuracy", "caption": "word_f1"}
+COLUMNS = ("majority", "frozen", "norms only", "adapters")
+NASTY = '<script>alert("x")</script> & $5_000^2'
+
+SCORES = Scores(
+    COLUMNS,
+    {
+        task: TaskScores(
+            {
+                label: {"CIDEr": 4.5, metric: 0.2 + 0.2 * place, f"{metric}/part/yes/no": 0.5}
+                for place, label in enumerate(COLUMNS)
+                if (task, label) != ("caption", "majority")
+            },
+            examples=1234,
+            headline=metric,
+        )
+        for task, metric in TASKS.items()
+    },
+    trainable={"total": 930_000, "trainable": 69_000, "percent": 7.419},
+    bytes_per_rank={"frozen": 860_000, "optimizer": 420_000},
+    samples_per_second={"training": 731.4},
+)
+
+
+def picture(color: tuple[int, int, int]) -> bytes:
+    buffer = BytesIO()
+    Image.new("RGB", (64, 64), color).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def make_run(folder: Path) -> Path:
+    """Write metrics.jsonl, scores.json, gallery.json with pictures, recipe.yaml."""
+    folder.mkdir(parents=True)
+    lines: list[dict] = [{"step": 0, "bytes_per_rank": {"frozen": 1}, "trainable": {}}]
+    for step in range(10, 310, 10):
+        losses = {f"loss/{task}": 3 * math.exp(-step / 60) + 0.1 for task in TASKS}
+        speed = {"samples_per_second": 700.0 + step}
+        lines.append({"step": step, "loss": losses["loss/vqa"], **losses, **speed})
+        if step % 100 == 0:
+            scores = {task: {"first": 0.9, metric: step / 400} for task, metric in TASKS.items()}
+            lines.append({"step": step, "scores": scores})
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(text, "utf-8")
+    write_scores(folder / "scores.json", SCORES)
+    captions = [f"caption {number}" for number in range(7)]
+    write_gallery(
+        folder,
+        [
+            (GalleryEntry("vqa", "q1", [], NASTY, "red", "red", True), [picture((200, 10, 20))]),
+            (GalleryEntry("vqa", "q2", [], "What?", "red", "blue", False), [picture((9, 9, 9))]),
+            (GalleryEntry("nlvr", "n1", [], "Both.", "true", "true", True),
+             [picture((10, 200, 20)), picture((10, 20, 200))]),
+            (GalleryEntry("caption", "c1", [], "caption: ", captions, "", None),
+             [picture((250, 250, 0))]),
+        ],
+    )  # fmt: skip
+    (folder / "recipe.yaml").write_text("output: <runs>\nseed: 0\n", "utf-8")
+    return folder

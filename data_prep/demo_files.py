@@ -36,6 +36,7 @@ from data_prep.demo_world import (
 )
 
 RESTVAL_SHARE = 0.05
+GQA_QUESTIONS = 3
 PAIRS_PER_SET = 2
 SENTENCES_PER_SET = 3
 ANSWER_TYPES = {"color": "other", "shape": "other", "count": "number", "exists": "yes/no"}
@@ -117,10 +118,10 @@ class WorldWriter:
             graphs: dict[str, Any] = {}
             for _ in range(count):
                 image += 1
-                scene = self._scene(fewest=2)
+                scene, questions_asked = self._scene_for_gqa()
                 self._write_picture(Path("gqa/images", f"{image}.jpg"), scene)
                 graphs[str(image)] = scene_graph(scene, first_id=image * 10)
-                for asked in ask_gqa(scene, self.words, self.rng):
+                for asked in questions_asked:
                     question_number += 1
                     questions[f"{question_number:08d}"] = _gqa_row(asked, image)
                     self._remember([asked.question, *asked.choices])
@@ -187,6 +188,14 @@ class WorldWriter:
 
     def _scene(self, fewest: int = 1) -> Scene:
         return make_scene(self.rng, random_looks(self.rng, fewest))
+
+    def _scene_for_gqa(self) -> tuple[Scene, list[Asked]]:
+        """One that allows questions of both kinds, about logic and about places."""
+        while True:
+            scene = self._scene(fewest=2)
+            asked = ask_gqa(scene, self.words, self.rng)
+            if len(asked) == GQA_QUESTIONS:
+                return scene, asked
 
     def _write_picture(self, place: Path, scene: Scene) -> None:
         path = self.folder / place

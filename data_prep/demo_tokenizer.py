@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 from random import Random
@@ -24,11 +25,12 @@ def train_tokenizer(out: Path, texts: set[str]) -> None:
     words = sorted(set(re.findall(r"[a-z0-9]+", " ".join(lines))))
     rng = Random(0)
     lines += [" ".join(rng.sample(words, len(words))) for _ in range(WORD_SALADS)]
-    path = out / "text.txt"
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    (out / "text.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        input=str(path),
-        model_prefix=str(out / "spiece"),
+        # Not from the file: its path would become part of the model.
+        sentence_iterator=iter(lines),
+        model_writer=model,
         model_type="unigram",
         vocab_size=VOCABULARY,
         hard_vocab_limit=False,
@@ -41,4 +43,4 @@ def train_tokenizer(out: Path, texts: set[str]) -> None:
         num_threads=1,
         minloglevel=2,
     )
-    (out / "spiece.vocab").unlink()
+    (out / "spiece.model").write_bytes(model.getvalue())

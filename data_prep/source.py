@@ -127,7 +127,7 @@ def with_source(annotation: Annotation, extra: Mapping[str, Any]) -> Annotation:
 
 
 def clean(text: str) -> str:
-    """One line without stray white space; Java's caption tokenizer takes even U+2028 for a new line."""
+    """One line, single blanks; Java's caption tokenizer takes even U+2028 for a new line."""
     return " ".join(text.split())
 
 

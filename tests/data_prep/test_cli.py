@@ -1,0 +1,89 @@
+"""The command line itself: help, statistics, indexing, unusual endings."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_prep.cli import main
+from tests.data_prep.pictures import jpeg, packed, write
+
+COMMANDS = ("vqav2", "gqa", "nlvr2", "coco-karpathy", "jsonl", "easy-vqa", "demo", "index", "stats")
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    rows = [
+        {"image": "a.jpg", "question": "red?", "answer": answer} for answer in ("yes", "no", "yes")
+    ]
+    write(tmp_path / "images/a.jpg", jpeg())
+    path = write(tmp_path / "rows.json", rows)
+    arguments = ["--annotations", str(path), "--images", str(tmp_path / "images")]
+    assert main(["jsonl", "--task", "vqa", *arguments, "--out", str(tmp_path / "out")]) == 0
+    return tmp_path / "out"
+
+
+def test_help_fits_a_terminal(root: Path) -> None:
+    """As a program of its own, so that the entry point is tested with it."""
+    command = [sys.executable, "-m", "data_prep", "--help"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60, check=True)
+    assert all(name in done.stdout for name in COMMANDS)
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert f"python -m data_prep {command}" in capsys.readouterr().out
+
+
+def test_unknown_option_is_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["gqa", "--source", "x"])
+    assert ended.value.code == 2
+    assert "--src" in capsys.readouterr().err
+
+
+def test_stats(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["stats", str(shards.parent)]) == 0
+    printed = capsys.readouterr().out
+    assert "yes 67 %, no 33 %" in printed
+    assert "40x24 100 %" in printed
+    assert main(["stats", str(shards.parent / "images")]) == 2
+    assert "give a folder of shards" in capsys.readouterr().err
+
+
+def test_tars_of_others_can_be_indexed(shards: Path) -> None:
+    before = packed(shards)
+    for path in shards.iterdir():
+        if path.suffix != ".tar":
+            path.unlink()
+    given = ["--name", "rows", "--kind", "vqa", "--split", "train"]
+    assert main(["index", str(shards), *given]) == 0
+    assert packed(shards) == before
+
+
+def test_the_arguments_are_on_record(shards: Path) -> None:
+    info = json.loads((shards / "dataset.json").read_text())
+    assert info["tool"]["arguments"]["task"] == "vqa"
+    assert info["image"] == {"size": None, "square": False}
+
+
+def test_a_folder_of_another_data_set_is_refused(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--annotations", str(tmp_path / "rows.json"), "--images", str(tmp_path / "images")]
+    more = ["--out", str(shards), "--name", "other"]
+    assert main(["jsonl", "--task", "vqa", *arguments, *more]) == 2
+    assert "holds another data set" in capsys.readouterr().err
+    assert packed(shards)

@@ -1,0 +1,210 @@
+"""One's own data: three forms of rows, fields by name, splits by picture, telling errors."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_prep.cli import main
+from data_prep.jsonl import HashSplit
+from tests.data_prep.pictures import annotation, jpeg, packed, write
+
+ROWS: list[dict[str, Any]] = [
+    {"file": "a.jpg", "ask": "Is it\n red? ", "say": " Yes ", "answer_type": "CLOSED ", "in": "Q"},
+    {"file": "a.jpg", "ask": "How many?", "say": 3, "answer_type": "OPEN", "in": "HEAD"},
+    {"file": "b", "ask": "What, then?", "say": "a cat, asleep", "answer_type": "OPEN", "in": "Q"},
+]  # fmt: skip
+FIELDS = ["--image-field", "file", "--question-field", "ask", "--answer-field", "say"]
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    for name in "abcdefghij":
+        write(tmp_path / "images" / f"{name}.jpg", jpeg())
+    return tmp_path / "images"
+
+
+def prepare(annotations: Path, images: Path, out: Path, *more: str, task: str = "vqa") -> int:
+    return main(
+        [
+            "jsonl",
+            "--task",
+            task,
+            "--annotations",
+            str(annotations),
+            "--images",
+            str(images),
+            "--out",
+            str(out),
+            *more,
+        ]
+    )
+
+
+def as_csv(rows: list[dict[str, Any]], path: Path, **options: Any) -> Path:
+    with path.open("w", newline="", encoding="utf-8-sig") as file:  # as spreadsheets save it
+        writer = csv.DictWriter(file, list(rows[0]), **options)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+@pytest.mark.parametrize("form", ["lines", "list", "csv", "tsv", "csv without extension"])
+def test_three_forms_give_the_same_samples(form: str, images: Path, tmp_path: Path) -> None:
+    lines = "\n".join(map(json.dumps, ROWS))
+    path = {
+        "lines": lambda: write(tmp_path / "rows.jsonl", lines),
+        "list": lambda: write(tmp_path / "rows.json", ROWS),
+        "csv": lambda: as_csv(ROWS, tmp_path / "rows.csv"),
+        "tsv": lambda: as_csv(ROWS, tmp_path / "rows.tsv", delimiter="\t"),
+        "csv without extension": lambda: as_csv(ROWS, tmp_path / "rows"),
+    }[form]()
+    assert prepare(path, images, tmp_path / "out", *FIELDS) == 0
+    samples = packed(tmp_path / "out")
+    assert sorted(samples) == ["a.jpg", "b"]
+    assert annotation(samples, "0") == {
+        "id": "0",
+        "question": "Is it red?",
+        "answers": ["yes"],
+        "label": {"yes": 1.0},
+        "answer_type": "CLOSED",
+        "source": {"in": "Q"},
+    }
+    assert annotation(samples, "1")["answers"] == ["3"]
+    assert annotation(samples, "2")["label"] == {"a cat, asleep": 1.0}
+
+
+def test_ten_answers_are_weighed_and_ids_are_kept(images: Path, tmp_path: Path) -> None:
+    rows = [
+        {"image": "a.jpg", "question": "q", "answer": ["Cat"] * 8 + ["dog"] * 2, "qid": "007"},
+        {"image": "b.jpg", "question": "q", "answer": ["cat", "kitten"], "qid": "008"},
+    ]
+    assert (
+        prepare(write(tmp_path / "r.json", rows), images, tmp_path / "o", "--id-field", "qid") == 0
+    )
+    samples = packed(tmp_path / "o")
+    assert annotation(samples, "007")["label"] == {"cat": 1.0, "dog": 0.6}
+    assert annotation(samples, "008")["label"] == {"cat": 1.0, "kitten": 1.0}
+
+
+def test_captions(images: Path, tmp_path: Path) -> None:
+    rows = [
+        {"image": "a.jpg", "text": "A cat.", "page": 3},
+        {"image": "a.jpg", "text": ["Two  cats.", "", "Cats."]},
+        {"image": "b.jpg", "text": ""},
+    ]
+    path = write(tmp_path / "rows.json", rows)
+    more = ("--caption-field", "text")
+    assert prepare(path, images, tmp_path / "out", *more, task="caption") == 0
+    samples = packed(tmp_path / "out")
+    assert list(samples["a.jpg"].annotations) == [
+        {"id": "0", "caption": "A cat.", "source": {"page": 3}},
+        {"id": "1-0", "caption": "Two cats."},
+        {"id": "1-1", "caption": "Cats."},
+    ]
+    info = json.loads((tmp_path / "out/dataset.json").read_text())
+    assert info["dropped"] == [{"id": "2", "reason": "no caption"}]
+
+
+def test_unusable_rows_are_counted(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"image": "a.jpg", "question": "q", "answer": "x"},
+        {"image": "a.jpg", "question": " ", "answer": "x"},
+        {"image": "b.jpg", "question": "q", "answer": None},
+        {"image": None, "question": "q", "answer": "x"},
+    ]
+    assert prepare(write(tmp_path / "rows.json", rows), images, tmp_path / "out") == 0
+    printed = capsys.readouterr().out
+    assert "4 in =         1 written + 3 dropped" in printed
+    for reason in ("no question: 1", "no answer: 1", "no image: 1"):
+        assert reason in printed
+
+
+def test_split_by_image(images: Path, tmp_path: Path) -> None:
+    rows = [
+        {"image": f"{name}.jpg", "question": f"q{number}", "answer": "x"}
+        for number in range(3)
+        for name in "abcdefghij"
+    ]
+    path = write(tmp_path / "rows.json", rows)
+    assert prepare(path, images, tmp_path / "one", "--split-by-image", "0.4") == 0
+    assert prepare(path, images, tmp_path / "two", "--split-by-image", "0.4") == 0
+    test, train = packed(tmp_path / "one/test"), packed(tmp_path / "one/train")
+    assert not test.keys() & train.keys()
+    assert len(test) + len(train) == 10
+    assert all(len(sample.annotations) == 3 for sample in (*test.values(), *train.values()))
+    assert packed(tmp_path / "two/test").keys() == test.keys()
+
+
+def test_hash_split_keeps_its_share_and_depends_on_the_seed() -> None:
+    names = [f"{number}.jpg" for number in range(2000)]
+    chosen = {name for name in names if HashSplit(0.2, 1).of(name) == "test"}
+    assert 330 < len(chosen) < 470
+    assert chosen != {name for name in names if HashSplit(0.2, 2).of(name) == "test"}
+
+
+def test_split_field(images: Path, tmp_path: Path) -> None:
+    rows = [
+        {"image": "a.jpg", "question": "q", "answer": "x", "part": "val"},
+        {"image": "b.jpg", "question": "q", "answer": "x", "part": "train"},
+    ]
+    path = write(tmp_path / "rows.json", rows)
+    assert prepare(path, images, tmp_path / "out", "--split-field", "part") == 0
+    assert list(packed(tmp_path / "out/val")) == ["a.jpg"]
+    assert list(packed(tmp_path / "out/train")) == ["b.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("content", "more", "message"),
+    [
+        ([{"image": "z.jpg", "question": "q", "answer": "x"}], (), "images/z.jpg is missing"),
+        ([{"img": "a.jpg"}], (), "row 0: no field 'image'; it has img"),
+        ([], (), "no rows"),
+        ('{"image": "a.jpg"}\n{"image"', (), "line 2: not JSON"),
+        ('image,question,answer\n"a.jpg",q,x,y\n', (), "row 0: more or fewer cells"),
+        ([3], (), "row 0: expected an object, found 3"),
+        ([{"image": "a.jpg", "question": "q", "answer": "x"}], ("--split-by-image", "2"), "share"),
+        ([{"image": "a.jpg", "question": "q", "answer": "x"}], ("--name", "a.b"), "without dots"),
+    ],
+)
+def test_errors_are_one_line_and_code_2(
+    content: Any,
+    more: tuple[str, ...],
+    message: str,
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = write(tmp_path / "rows.json", content)
+    assert prepare(path, images, tmp_path / "out", *more) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_radiographs(shared: Path, tmp_path: Path) -> None:
+    """Forty real rows: JSON-number answers, blanks behind types, pictures of every size."""
+    source = shared / "data/vqa_rad"
+    if not source.is_dir():
+        pytest.skip(f"no {source}")
+    rows = json.loads((source / "vqa_rad_dev.json").read_text())
+    odd = [r for r in rows if not isinstance(r["answer"], str) or r["answer_type"] == "CLOSED "]
+    some = {row["qid"]: row for row in (*odd, *rows[:30])}
+    path = write(tmp_path / "rows.json", list(some.values()))
+    more = ("--image-field", "image_name", "--id-field", "qid", "--image-size", "64")
+    assert prepare(path, source / "images", tmp_path / "out", *more) == 0
+    samples = packed(tmp_path / "out")
+    found = [a for sample in samples.values() for a in sample.annotations]
+    assert len(found) == len(some)
+    for row in found:
+        assert row["answers"] == [str(some[int(row["id"])]["answer"]).strip().lower()]
+        assert row["answer_type"] in ("OPEN", "CLOSED")
+    assert {min(sample.extra["size"][0]) for sample in samples.values()} == {64}

@@ -1,0 +1,78 @@
+"""NLVR2: JSON lines, string labels, picture pairs, JPEGs named .png, numbered folders of train."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data_prep.nlvr2 import parse_nlvr2
+from data_prep.pack import Options, pack
+from tests.data_prep.pictures import jpeg, packed, png, write
+
+WRITER = {"writer": "24"}
+ROWS = [
+    {"identifier": "dev-850-0-0", "sentence": "Both show dogs. ", "label": "True", "writer": "24"},
+    {"identifier": "dev-850-0-1", "sentence": "One shows a cat.", "label": "False", "writer": "24"},
+    {"identifier": "dev-850-1-0", "sentence": "Both show dogs. ", "label": "False", "writer": "24"},
+    {"identifier": "dev-850-1-1", "sentence": "One shows a cat.", "label": "True", "writer": "24"},
+]
+
+
+@pytest.fixture
+def official(tmp_path: Path) -> Path:
+    src = tmp_path / "nlvr2"
+    write(src / "dev.json", "\n".join(map(json.dumps, ROWS)) + "\n\n")
+    for pair in range(2):
+        write(src / "dev" / f"dev-850-{pair}-img0.png", png())
+        write(src / "dev" / f"dev-850-{pair}-img1.png", jpeg(width=20))
+    return src
+
+
+def test_pairs_with_their_sentences(official: Path, tmp_path: Path) -> None:
+    pack(parse_nlvr2(official, "dev"), tmp_path / "out", Options())
+    samples = packed(tmp_path / "out")
+    assert sorted(samples) == ["dev-850-0", "dev-850-1"]
+    sample = samples["dev-850-0"]
+    assert sample.images == (png(), jpeg(width=20))  # left, right
+    assert sample.extra["size"] == [[40, 24], [20, 24]]
+    assert list(sample.annotations) == [
+        {"id": "dev-850-0-0", "sentence": "Both show dogs.", "label": True, "source": WRITER},
+        {"id": "dev-850-0-1", "sentence": "One shows a cat.", "label": False, "source": WRITER},
+    ]  # fmt: skip
+
+
+def test_train_lies_in_numbered_folders(tmp_path: Path) -> None:
+    row = ROWS[0] | {"identifier": "train-4-1-0", "directory": 57}
+    write(tmp_path / "train.json", json.dumps(row))
+    for side in (0, 1):
+        write(tmp_path / "images/train/57" / f"train-4-1-img{side}.png", png())
+    dataset = parse_nlvr2(tmp_path, "train")
+    dataset.check()
+    assert dataset.samples[0].images[1] == tmp_path / "images/train/57/train-4-1-img1.png"
+
+
+def test_errors(official: Path) -> None:
+    bad_label = ROWS[0] | {"label": "maybe"}
+    path = write(official / "bad.json", json.dumps(bad_label))
+    with pytest.raises(ValueError, match=r"dev-850-0-0: label 'maybe' is neither True nor False"):
+        parse_nlvr2(official, "dev", annotations=path)
+    write(path, '{"identifier": "dev-850-0-0",')
+    with pytest.raises(ValueError, match=r"bad.json, line 1: not JSON"):
+        parse_nlvr2(official, "dev", annotations=path)
+    write(path, json.dumps(ROWS[0]) + "\n" + json.dumps(ROWS[0]))
+    with pytest.raises(ValueError, match="annotation id dev-850-0-0 stands more than once"):
+        parse_nlvr2(official, "dev", annotations=path).check()
+
+
+def test_real_sentences(shared: Path) -> None:
+    """The published dev and test1 files: every row arrives, pictures aside."""
+    folder = shared / "data/nlvr2_text"
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}")
+    for path in sorted(folder.glob("*.json")):
+        dataset = parse_nlvr2(folder, "dev", annotations=path)
+        found = [a["id"] for sample in dataset.samples for a in sample.annotations]
+        lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        assert sorted(found) == sorted(line["identifier"] for line in lines)

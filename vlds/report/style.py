@@ -60,7 +60,7 @@ details { margin: .75rem 0; }
 summary { cursor: pointer; color: var(--accent); }
 pre { overflow-x: auto; padding: .75rem; background: var(--card); border: 1px solid var(--line);
   border-radius: 8px; font-size: .8rem; line-height: 1.4; }
-small { font-weight: 400; font-size: .8rem; color: var(--faint); }
+small { display: block; font-weight: 400; font-size: .8rem; line-height: 1.3; color: var(--faint); }
 @media (max-width: 32rem) {
   body { padding: 1rem .75rem 2rem; font-size: 15px; }
   th, td { padding-right: .5rem; }

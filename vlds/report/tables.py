@@ -34,7 +34,7 @@ def score_table(scores: Scores) -> str:
         count = "" if task.examples is None else f"<br>{task.examples:,} examples"
         for metric in task.metrics[:1]:
             note = f"<small>{escape(metric)}{count}</small>"
-            head = f'<th scope="row">{escape(name)}<br>{note}</th>'
+            head = f'<th scope="row">{escape(name)}{note}</th>'
             rows.append([head, *score_cells(task, metric, scores.columns)])
     return table(["task", *scores.columns], rows, numbers_from=1)
 

@@ -17,7 +17,7 @@ from vlds.data.index import build_index, file_sha256
 
 
 def record(number: int, size: int = 50, **fields: object) -> SampleRecord:
-    annotations = [{"id": f"{number}-{n}", "question": "why é?"} for n in range(number % 3)]
+    annotations = [{"id": f"{number}-{n}", "question": "why \u00e9?"} for n in range(number % 3)]
     return SampleRecord(
         id=f"id.{number}",
         members=[("jpg", bytes([number]) * size)],
@@ -42,7 +42,10 @@ def test_webdataset_reads_what_was_written(tmp_path: Path) -> None:
     assert json.loads(samples[5]["json"]) == {
         "id": "id.5",
         "images": ["jpg"],
-        "annotations": [{"id": "5-0", "question": "why é?"}, {"id": "5-1", "question": "why é?"}],
+        "annotations": [
+            {"id": "5-0", "question": "why \u00e9?"},
+            {"id": "5-1", "question": "why \u00e9?"},
+        ],
         "source": {"x": 5},
     }
     assert (info.samples, info.annotations) == (7, 6)

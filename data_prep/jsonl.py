@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -68,6 +68,15 @@ class HashSplit:
         digest = hashlib.blake2b(f"{self.seed}:{image}".encode(), digest_size=8).digest()
         return "test" if int.from_bytes(digest, "big") / 2**64 < self.fraction else "train"
 
+    def require_both(self, parts: Iterable[str]) -> None:
+        """Chance may leave a side of very few pictures empty."""
+        empty = {"train", "test"}.difference(parts)
+        if empty:
+            raise ValueError(
+                f"--split-by-image {self.fraction} leaves no picture for {' and '.join(empty)}; "
+                "change the fraction or --seed"
+            )
+
 
 def parse_jsonl(
     task: Literal["vqa", "caption"],
@@ -94,11 +103,12 @@ def parse_jsonl(
             image, SourceSample(image, (_picture(images, image),), [])
         )
         sample.annotations.extend(found)
-    kind = "vqa" if task == "vqa" else "caption"
+    if isinstance(split, HashSplit):
+        split.require_both(samples)
     return [
         SourceSet(
             name,
-            kind,
+            task,
             part,
             (annotations,),
             list(samples.get(part, {}).values()),

@@ -47,22 +47,26 @@ def pack(dataset: SourceSet, out: Path, options: Options) -> DatasetInfo:
 
 
 def summary(dataset: SourceSet, info: DatasetInfo, out: Path) -> str:
-    """In = out + dropped, in samples and in annotations."""
+    """One line where everything was written; else in = written + dropped, with the reasons."""
+    title = f"{info.name} {info.split}:"
+    if not info.dropped:
+        return f"{title} {info.samples:,} samples, {info.annotations:,} annotations -> {out}"
     rows = len(dataset.dropped)
-    annotations = sum(len(sample.annotations) for sample in dataset.samples)
-    lost = annotations - info.annotations
+    given = rows + sum(len(sample.annotations) for sample in dataset.samples)
+    samples = len(dataset.samples)
     lines = [
-        f"{info.name} {info.split}: {len(info.shards)} shard{'s' * (len(info.shards) != 1)}"
-        f" in {out}",
-        f"  samples      {len(dataset.samples):>9,} in = {info.samples:>9,} written"
-        f" + {len(dataset.samples) - info.samples:,} dropped",
-        f"  annotations  {annotations + rows:>9,} in = {info.annotations:>9,} written"
-        f" + {rows + lost:,} dropped",
+        f"{title} -> {out}",
+        _account("samples", samples, info.samples),
+        _account("annotations", given, info.annotations),
     ]
     lines += [
         f"    dropped: {reason}: {count:,}" for reason, count in count_reasons(info.dropped).items()
     ]
     return "\n".join(lines)
+
+
+def _account(noun: str, given: int, written: int) -> str:
+    return f"  {noun:<11} {given:>9,} in = {written:,} written + {given - written:,} dropped"
 
 
 def _records(

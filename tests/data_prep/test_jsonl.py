@@ -121,7 +121,7 @@ def test_unusable_rows_are_counted(
     ]
     assert prepare(write(tmp_path / "rows.json", rows), images, tmp_path / "out") == 0
     printed = capsys.readouterr().out
-    assert "4 in =         1 written + 3 dropped" in printed
+    assert "4 in = 1 written + 3 dropped" in printed
     for reason in ("no question: 1", "no answer: 1", "no image: 1"):
         assert reason in printed
 
@@ -160,6 +160,9 @@ def test_split_field(images: Path, tmp_path: Path) -> None:
     assert list(packed(tmp_path / "out/train")) == ["b.jpg"]
 
 
+ROW = {"image": "a.jpg", "question": "q", "answer": "x"}
+
+
 @pytest.mark.parametrize(
     ("content", "more", "message"),
     [
@@ -169,8 +172,9 @@ def test_split_field(images: Path, tmp_path: Path) -> None:
         ('{"image": "a.jpg"}\n{"image"', (), "line 2: not JSON"),
         ('image,question,answer\n"a.jpg",q,x,y\n', (), "row 0: more or fewer cells"),
         ([3], (), "row 0: expected an object, found 3"),
-        ([{"image": "a.jpg", "question": "q", "answer": "x"}], ("--split-by-image", "2"), "share"),
-        ([{"image": "a.jpg", "question": "q", "answer": "x"}], ("--name", "a.b"), "without dots"),
+        ([ROW], ("--split-by-image", "2"), "share"),
+        ([ROW], ("--split-by-image", "0.5"), "leaves no"),
+        ([ROW], ("--name", "a.b"), "without dots"),
     ],
 )
 def test_errors_are_one_line_and_code_2(

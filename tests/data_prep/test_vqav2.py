@@ -111,8 +111,8 @@ def test_nothing_is_dropped_in_silence(
 ) -> None:
     main(["vqav2", "--src", str(official), "--split", "val", "--out", str(tmp_path / "shards")])
     printed = capsys.readouterr().out
-    assert "5 in =         4 written + 1 dropped" in printed
-    assert "6 in =         5 written + 1 dropped" in printed
+    assert "5 in = 4 written + 1 dropped" in printed
+    assert "6 in = 5 written + 1 dropped" in printed
     info = json.loads((tmp_path / "shards/dataset.json").read_text())
     assert info["dropped"] == [{"id": "7", "reason": "picture: truncated or damaged"}]
     assert [entry["file"] for entry in info["source"]] == [

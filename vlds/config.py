@@ -98,12 +98,26 @@ class TrainingConfig:
     """Steps between run states; the last step always saves."""
     keep_states: int = 2
     """Newest run states that are kept."""
+    evaluate_first: bool = False
+    """Evaluate before the first step: with identity-initialised methods this is the frozen model."""
     evaluate_every: int = 0
-    """Steps between evaluations during training; 0: only when `vlds evaluate` asks."""
-    eval_examples: int = 0
-    """Most examples a task is evaluated on during training; 0: all."""
+    """Steps between evaluations; 0: only after the last step."""
     collective_timeout: float = 600.0
     """Seconds after which ranks that wait for each other give up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignmentConfig:
+    """Region-word alignment before training, for vision encoders made from nothing."""
+
+    data: str
+    """A gqa data set whose samples carry their scene graph's objects."""
+    steps: int = 200
+    """Steps of alignment."""
+    batch_size: int = 64
+    """Pictures a step."""
+    learning_rate: float = 3e-3
+    """Peak learning rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +150,8 @@ class Recipe:
     """Train the backbone's layer norms too."""
     train_visual_embedding: bool = True
     """Train the visual embedding."""
+    alignment: AlignmentConfig | None = None
+    """Teach a vision encoder with random weights the words of its cells first."""
     tasks: dict[str, Task]
     """What is learnt, by name: classes of vlds.tasks."""
     data: DataConfig = field(default_factory=DataConfig)

@@ -12,6 +12,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, GenerationConfig
+from transformers.utils import logging
 
 from vlds.resources import find, shipped
 from vlds.schema import TargetModules
@@ -216,9 +218,10 @@ class Backbone(ABC):
     ) -> LoadedBackbone:
         """Weights from `path`. Under ZeRO-3's loading hint each rank only ever holds its part of
         them."""
-        model, report = self.model_class.from_pretrained(
-            self.path, config=config, dtype=dtype, output_loading_info=True
-        )
+        with quiet_loading():
+            model, report = self.model_class.from_pretrained(
+                self.path, config=config, dtype=dtype, output_loading_info=True
+            )
         old_rows = model.get_input_embeddings().num_embeddings
         missing = set(report["missing_keys"])
         names = {name for name, _ in unique_state(model)} - missing
@@ -237,6 +240,18 @@ class Backbone(ABC):
                 name for name, tensor in model.named_buffers() if tokenizer_len in tensor.shape
             }
         return LoadedBackbone(model, frozenset(names), rows)
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """No progress bar: every rank would draw one."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def shipped_sizes(source: str) -> str:

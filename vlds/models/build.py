@@ -68,7 +68,7 @@ def build_model(
     family = config.backbone
     size = len(tokenizer) if tokenizer is not None else family.vocabulary_size()
     loaded = family.load(size, dtype)
-    vision = config.vision.build().to(dtype)
+    vision = config.vision.build(dtype)
     freeze(vision)
     embedding = build_visual_embedding(config, loaded.model.config.d_model).to(dtype)
     if embedding.num_tokens > family.visual_tokens:

@@ -10,7 +10,6 @@ of examples one of (seed, position), so no generator states are kept, and any nu
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -21,8 +20,9 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vlds.manifest import damage, sync, write_manifest
+
 State = dict[str, dict[str, Tensor]]
-MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -72,48 +72,3 @@ def load(folder: Path) -> tuple[State, Progress]:
         state.setdefault(name, {})[key] = tensor
     raw = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     return state, Progress(step=raw["step"], data=raw["data"])
-
-
-def write_manifest(folder: Path) -> None:
-    """Flush every file of the folder to disk and write down its size and hash, last of all."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    entries = {}
-    for path in files:
-        sync(path)
-        entries[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-    manifest = folder / MANIFEST
-    manifest.write_text(json.dumps(entries, indent=1), encoding="utf-8")
-    sync(manifest)
-    sync(folder)
-
-
-def damage(folder: Path) -> str | None:
-    """What is wrong with a folder that has a manifest; None when it is whole."""
-    try:
-        entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return f"has no {MANIFEST}: it was not written to the end"
-    except ValueError:
-        return f"{MANIFEST} cannot be read"
-    for name, entry in entries.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
-            return f"{name} is not what was written (size or sha256 differ)"
-    return None
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Flush a file or folder to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

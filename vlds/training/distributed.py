@@ -54,11 +54,14 @@ class Ranks:
 
 def rank_from_environment() -> Ranks:
     """What the launcher said of this process; alone in its world where no launcher started it."""
-    local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
+    if "RANK" not in os.environ:
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+        os.environ.update(alone, MASTER_PORT="0")  # any free port will do
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     cuda = torch.cuda.is_available()
     return Ranks(
-        global_rank=int(os.environ.setdefault("RANK", "0")),
+        global_rank=int(os.environ["RANK"]),
         local_rank=local_rank,
-        world_size=int(os.environ.setdefault("WORLD_SIZE", "1")),
+        world_size=int(os.environ["WORLD_SIZE"]),
         device=torch.device("cuda", local_rank) if cuda else torch.device("cpu"),
     )

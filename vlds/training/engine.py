@@ -158,6 +158,7 @@ class Engine:
 
     def export(self) -> State | None:
         """Masters and moments of every trainable weight: on the first rank; None elsewhere. Collective."""
+        self._link_moments()
         state: State = {}
         for name, parameter in self.trainable_parameters():
             tensors = {"fp32": safe_get_full_fp32_param(parameter)}
@@ -178,13 +179,19 @@ class Engine:
         for flat in flats:
             moments = {key: torch.zeros_like(flat) for key in MOMENTS}
             zero.optimizer.state[flat] = {"step": torch.tensor(float(steps_done)), **moments}
-        if self.stage < 3:
-            zero._lazy_init_hp_params_optimizer_state()
+        self._link_moments()
         for name, parameter in self.trainable_parameters():
             put = self._put_partitioned if self.stage == 3 else self._put_whole
             put(parameter, state[name])
         self.steps_done = self._deepspeed.global_steps = steps_done
         self._check_restored(state)
+
+    def _link_moments(self) -> None:
+        """Stages 1 and 2 link parameters to their moments after the first group's first step, when those of the other
+        groups do not exist yet (DeepSpeed 0.19), so link again."""
+        if self.stage < 3:
+            self._optimizer._hp_optimizer_states_linked = False
+            self._optimizer._lazy_init_hp_params_optimizer_state()
 
     def _put_whole(self, parameter: nn.Parameter, tensors: Mapping[str, Tensor]) -> None:
         safe_set_full_fp32_param(parameter, tensors["fp32"])

@@ -26,7 +26,7 @@ class Evaluation:
     predictions: dict[str, str]
     references: dict[str, Any] = field(repr=False)
     unreadable: list[str]
-    """Ids whose picture could not be read: predicted as "" and scored as wrong."""
+    """Ids and reasons of examples whose picture could not be read: predicted as "" and scored as such."""
 
     def write(self, folder: Path) -> None:
         """One line per example: id, prediction, reference."""
@@ -107,8 +107,9 @@ def merge_and_score(
     bad: list[Any] = []
     for own, own_bad in gathered:
         merged.update(own)
+        merged.update({entry.id: ("", entry.reference) for entry in own_bad})
         bad += own_bad
     predictions = {key: merged[key][0] for key in sorted(merged)}
     references = {key: merged[key][1] for key in sorted(merged)}
     scores = source.task.score(predictions, references)
-    return Evaluation(source.name, scores, predictions, references, [str(entry) for entry in bad])
+    return Evaluation(source.name, scores, predictions, references, [f"{entry.id}: {entry.reason}" for entry in bad])

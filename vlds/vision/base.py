@@ -46,7 +46,7 @@ class VisionEncoder(ABC):
         """File, folder or hub name of pretrained weights; None where they are random."""
 
     @abstractmethod
-    def build(self) -> GridEncoder:
+    def build(self, dtype: torch.dtype) -> GridEncoder:
         """The module, with its pretrained weights if it has any. On the meta device: shapes
         only."""
 

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -70,11 +71,11 @@ class ClipVision(VisionEncoder):
         """Where the weights are."""
         return self.path
 
-    def build(self) -> GridEncoder:
+    def build(self, dtype: torch.dtype) -> GridEncoder:
         """The transformer."""
         if self.path is not None and not on_meta():
-            return ClipModule(CLIPVisionModel.from_pretrained(self.path))
-        return ClipModule(CLIPVisionModel(self.read_config()))
+            return ClipModule(CLIPVisionModel.from_pretrained(self.path, dtype=dtype))
+        return ClipModule(CLIPVisionModel(self.read_config()).to(dtype))
 
 
 class ClipModule(GridEncoder):

@@ -74,12 +74,12 @@ class ConvNet(VisionEncoder):
         """The file of weights."""
         return self.weights
 
-    def build(self) -> GridEncoder:
+    def build(self, dtype: torch.dtype) -> GridEncoder:
         """The net."""
         net = ConvNetModule(self)
         if self.weights is not None and not on_meta():
             load_weights(net, self.weights)
-        return net
+        return net.to(dtype)
 
 
 class ConvNetModule(GridEncoder):

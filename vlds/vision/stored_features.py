@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from vlds.schema import ImageSpec
@@ -39,7 +40,7 @@ class StoredFeatures(VisionEncoder):
         """Nothing is loaded."""
         return None
 
-    def build(self) -> GridEncoder:
+    def build(self, dtype: torch.dtype) -> GridEncoder:
         """A module that hands the features on."""
         return Identity([0.0], [1.0])
 

@@ -65,13 +65,13 @@ class Timm(VisionEncoder):
         """The file, or timm's name where timm fetches."""
         return self.model if self.pretrained else self.weights
 
-    def build(self) -> GridEncoder:
+    def build(self, dtype: torch.dtype) -> GridEncoder:
         """The model without its classifier's pooling."""
         net = create(self.model, self.pretrained and not on_meta(), self.geometry.image_size)
         encoder = TimmModule(net)
         if self.weights is not None and not on_meta():
             load_weights(net, self.weights)
-        return encoder
+        return encoder.to(dtype)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,108 @@
+"""Under ZeRO-3 the backbone is loaded in parts, and ranks on different tasks run the same modules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.models.toys import backbone, batch, build, saved_backbone
+from tests.rank_pool import RankPool
+from vlds.backbones import T5, Backbone, Bart
+from vlds.methods import Adapter
+from vlds.models.partitioned_loading import partitioned_loading
+from vlds.schema import Decoding
+
+CONFIG: dict[str, Any] = {
+    "train_micro_batch_size_per_gpu": 4,
+    "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
+}
+
+
+def start() -> None:
+    """Let DeepSpeed take the process group, without building its own operations for the CPU."""
+    import deepspeed
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed("gloo", auto_mpi_discovery=False)
+
+
+def engine_of(model: torch.nn.Module) -> Any:
+    """DeepSpeed's engine around a model."""
+    import deepspeed
+
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-2)
+    return deepspeed.initialize(model=model, model_parameters=trained, optimizer=optimizer, config=CONFIG)[0]
+
+
+def load_and_run(source: Backbone) -> dict[str, Any]:
+    """Load in parts, then the losses of a batch and answers with all ranks at work."""
+    start()
+    with partitioned_loading(CONFIG):
+        model = build(source, {"adapter": Adapter(sharing="multiple", reduction=4)}, seed=3)
+        partitioned = [hasattr(p, "ds_tensor") for n, p in model.backbone.named_parameters() if "layer" in n]
+        engine = engine_of(model)
+        model.eval()
+        with torch.no_grad():
+            rank = torch.distributed.get_rank()
+            output = engine(batch(), torch.ones(4))
+            answers = [
+                model.generate(
+                    batch([rank] * 4, seed=rank),
+                    Decoding(num_beams=beams, max_new_tokens=3 + 2 * rank),
+                    synced_gpus=True,
+                )
+                for beams in (1, 2)
+            ]
+    held = sum(p.ds_tensor.numel() for p in model.parameters())
+    whole = sum(p.ds_numel for p in model.parameters())
+    engine.destroy()
+    return {
+        "loss": output.token_nll_sum,
+        "partitioned": any(partitioned),
+        "share": held / whole,
+        "answers": answers,
+        "sources": model.sources,
+    }
+
+
+def train_on_different_tasks(source: Backbone) -> list[float]:
+    """Twenty steps in which every rank holds one task, another one in each step."""
+    start()
+    model = build(source, {"adapter": Adapter(sharing="multiple", reduction=4)})
+    engine = engine_of(model)
+    losses = []
+    for step in range(20):
+        task = (step + torch.distributed.get_rank() * (1 + step // 5)) % 3
+        output = engine(batch([task] * 4, seed=step), torch.full((4,), 0.1))
+        engine.backward(output.loss)
+        engine.step()
+        losses.append(output.loss.item())
+    engine.destroy()
+    return losses
+
+
+@pytest.mark.parametrize("family", [T5, Bart])
+def test_loading_in_parts(family: type[Backbone], ranks2: RankPool, tmp_path: Path) -> None:
+    source = saved_backbone(family, tmp_path)
+    whole = build(source, {"adapter": Adapter(sharing="multiple", reduction=4)}, seed=3).eval()
+    with torch.no_grad():
+        expected = whole(batch(), torch.ones(4)).token_nll_sum
+    results = ranks2.run(load_and_run, source, timeout=60)
+    for result in results:
+        assert result["partitioned"]
+        assert 0.5 <= result["share"] < 0.55
+        assert torch.isfinite(result["loss"]).all()
+        assert torch.allclose(result["loss"], expected, rtol=1e-4)
+        assert result["sources"] == whole.sources
+        assert [len(answers) for answers in result["answers"]] == [4, 4]
+
+
+def test_ranks_on_different_tasks(ranks2: RankPool, tmp_path: Path) -> None:
+    results = ranks2.run(train_on_different_tasks, backbone(T5, tmp_path), timeout=60)
+    for losses in results:
+        assert losses[-1] < losses[0]

@@ -1,0 +1,57 @@
+"""A run state is whole or is passed over, and comes back bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from vlds.training import checkpoint
+from vlds.training.checkpoint import Progress
+
+
+def state(seed: int) -> checkpoint.State:
+    torch.manual_seed(seed)
+    return {"a.weight": {key: torch.randn(3, 4) for key in ("fp32", "exp_avg", "exp_avg_sq")}}
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, state(0), Progress(5, {"consumed": 320}), keep=2)
+    found, complaints = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert not complaints
+    loaded, progress = checkpoint.load(found)
+    assert progress == Progress(5, {"consumed": 320})
+    for key, tensor in state(0)["a.weight"].items():
+        assert torch.equal(loaded["a.weight"][key], tensor)
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, state(step), Progress(step, {}), keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "no manifest"])
+def test_a_damaged_state_is_passed_over_with_a_reason(tmp_path: Path, damage: str) -> None:
+    for step in (1, 2):
+        checkpoint.save(tmp_path, state(step), Progress(step, {}), keep=2)
+    file = tmp_path / "step-00000002" / "state.safetensors"
+    content = bytearray(file.read_bytes())
+    if damage == "flip":
+        content[-3] ^= 1
+        file.write_bytes(content)
+    elif damage == "cut":
+        file.write_bytes(content[:-8])
+    else:
+        (file if damage == "remove" else file.with_name("manifest.json")).unlink()
+    found, complaints = checkpoint.newest(tmp_path)
+    assert found == tmp_path / "step-00000001"
+    assert len(complaints) == 1
+    assert "step-00000002" in complaints[0]
+
+
+def test_an_unfinished_write_is_not_a_state(tmp_path: Path) -> None:
+    (tmp_path / ".step-00000004.partial").mkdir(parents=True)
+    assert checkpoint.newest(tmp_path) == (None, [])

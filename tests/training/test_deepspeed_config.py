@@ -1,0 +1,42 @@
+"""The recipe fills DeepSpeed's "auto" fields, and contradictions are refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vlds.training.deepspeed_config import fill, plan_batches
+
+
+def test_batch_is_cut_evenly() -> None:
+    plan = plan_batches(64, 8, 4)
+    assert (plan.micro_batch_size, plan.accumulation_steps) == (8, 2)
+    assert plan_batches(64, None, 2).micro_batch_size == 32
+
+
+def test_ranks_that_do_not_divide_the_batch_are_refused_with_the_ones_that_do() -> None:
+    with pytest.raises(ValueError, match=r"global_batch_size: 64 .* 3 ranks; .*\[1, 2, 4, 8"):
+        plan_batches(64, None, 3)
+
+
+def test_micro_batch_that_does_not_divide_a_ranks_share() -> None:
+    with pytest.raises(ValueError, match=r"micro_batch_size: 12 does not divide the 32"):
+        plan_batches(64, 12, 2)
+
+
+def test_auto_is_filled_and_another_value_is_a_contradiction(tmp_path: Path) -> None:
+    config = {"bf16": {"enabled": "auto"}, "gradient_clipping": 1.0}
+    fill(config, "bf16.enabled", True, tmp_path)
+    assert config["bf16"] == {"enabled": True}
+    with pytest.raises(ValueError, match=r"gradient_clipping = 1.0, the recipe says 5.0"):
+        fill(config, "gradient_clipping", 5.0, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["zero2", "zero3", "zero2_offload", "zero3_offload"])
+def test_shipped_files_leave_to_the_recipe_what_it_decides(name: str, root: Path) -> None:
+    config = json.loads((root / "ds_configs" / f"{name}.json").read_text())
+    assert config["zero_optimization"]["stage"] == int(name[4])
+    for field in ("train_batch_size", "gradient_accumulation_steps", "gradient_clipping"):
+        assert config[field] == "auto"

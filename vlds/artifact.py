@@ -1,0 +1,132 @@
+"""The small thing a run leaves: every tensor that is not bit-identical to the named sources, and how to use it.
+
+    RUN/artifact/weights.safetensors   trained weights (fp32 masters) and what else no source holds: the new vocabulary
+                                       rows are frozen and random, and the object order reads them
+                 recipe.yaml           the resolved recipe
+                 tokenizer/            as it was used
+                 artifact.json         sources with their hashes
+                 manifest.json         sizes and hashes of these files, written last
+
+Loaded in a fresh process it gives the same logits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vlds.config import Recipe, load_recipe, save_recipe
+from vlds.manifest import damage, write_manifest
+from vlds.models.build import build_model
+from vlds.models.vl_model import VLModel
+
+ROWS = re.compile(r"(?P<name>.+)\[(?P<start>\d+):\]")
+"""Key of the rows of a table from `start` on: the rows before are the source's."""
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run, ready to predict."""
+
+    recipe: Recipe
+    tokenizer: Any
+    model: VLModel
+
+
+def artifact_folder(run: Path) -> Path:
+    """RUN/artifact, or the folder itself where it is one.
+
+    Errors: ValueError where there is neither, or it is not whole.
+    """
+    for folder in (run / "artifact", run):
+        if (folder / "artifact.json").exists():
+            if (wrong := damage(folder)) is not None:
+                raise ValueError(f"artifact {folder}: {wrong}; copy it again from where it was trained")
+            return folder
+    raise ValueError(f"{run} holds no artifact; name the folder that `vlds train` wrote (its `output`)")
+
+
+def own_tensors(model: VLModel, masters: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """What the artifact keeps of a whole (unpartitioned) model, trained weights as fp32 masters where given."""
+    sources = model.sources
+    kept: dict[str, Tensor] = {}
+    for name, tensor in model.unique_state():
+        if masters and name in masters:
+            kept[name] = masters[name]
+        elif name in sources.rows:
+            start = sources.rows[name]
+            kept[f"{name}[{start}:]"] = tensor[start:]
+        elif name not in sources.names:
+            kept[name] = tensor
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in kept.items()}
+
+
+def save_artifact(folder: Path, tensors: dict[str, Tensor], recipe: Recipe, tokenizer: Any) -> None:
+    """Write an artifact, atomically, replacing an older one."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_file(tensors, partial / "weights.safetensors")
+    save_recipe(recipe, partial / "recipe.yaml")
+    tokenizer.save_pretrained(partial / "tokenizer")
+    description = {"format": 1, "sources": recipe.model.source_hashes()}
+    (partial / "artifact.json").write_text(json.dumps(description, indent=1), encoding="utf-8")
+    write_manifest(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+
+
+def load_run(run: Path, dtype: torch.dtype | None = None) -> LoadedRun:
+    """Rebuild a run's model: named sources, then the artifact's tensors over them. Evaluation mode, on the CPU.
+
+    `dtype` defaults to the recipe's precision. Errors: ValueError where the artifact is damaged, or a source is
+    another one than the run was trained on.
+    """
+    folder = artifact_folder(run)
+    recipe = load_recipe(folder / "recipe.yaml")
+    check_sources(folder, recipe)
+    tokenizer = recipe.backbone.load_tokenizer_from(folder / "tokenizer")
+    precision = torch.bfloat16 if recipe.training.precision == "bf16" else torch.float32
+    model = build_model(recipe.model, list(recipe.tasks), dtype or precision, tokenizer)
+    put_tensors(model, load_file(folder / "weights.safetensors"), folder)
+    model.eval()
+    return LoadedRun(recipe, tokenizer, model)
+
+
+def check_sources(folder: Path, recipe: Recipe) -> None:
+    """Compare the hashes of the sources as they are now with those of the training."""
+    recorded = json.loads((folder / "artifact.json").read_text(encoding="utf-8"))["sources"]
+    present = recipe.model.source_hashes()
+    for source, digest in recorded.items():
+        if present.get(source) != digest:
+            raise ValueError(
+                f"artifact {folder} was trained on another {source}: its files have sha256 {digest[:12]}, those of "
+                f"the recipe's {source} now {str(present.get(source))[:12]}; bring the original files back"
+            )
+
+
+def put_tensors(model: VLModel, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Copy an artifact's tensors into a built model."""
+    state = dict(model.unique_state())
+    with torch.no_grad():
+        for key, tensor in tensors.items():
+            rows = ROWS.fullmatch(key)
+            name = rows["name"] if rows else key
+            target = state.get(name)
+            part = target[int(rows["start"]) :] if rows and target is not None else target
+            if part is None or part.shape != tensor.shape:
+                raise ValueError(
+                    f"artifact {folder}: {key} of shape {tuple(tensor.shape)} does not fit the model that its "
+                    f"recipe builds ({'no such tensor' if part is None else tuple(part.shape)})"
+                )
+            part.copy_(tensor)

@@ -1,0 +1,154 @@
+"""The command line: one function a command, which parses, builds and runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from vlds.launch import RANKS_HELP
+
+DESCRIPTION = """\
+Tune a few percent of a frozen vision-and-language model on many tasks at once.
+
+  vlds demo                                 everything once, on made pictures
+  vlds train --config recipes/demo.yaml     run a recipe
+  vlds COMMAND --help                       a command's options
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command; the exit code. What the user got wrong is one line on stderr and code 2."""
+    parser = argparse.ArgumentParser(
+        prog="vlds",
+        description=DESCRIPTION,
+        epilog=RANKS_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = "\n".join(f"{name:10}{command.__doc__}" for name, command in COMMANDS.items())
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=", ".join(COMMANDS))
+    parser.description = f"{DESCRIPTION}\ncommands:\n{commands}"
+    arguments = list(argv)
+    if not arguments or arguments[0] not in COMMANDS:
+        parser.parse_args(arguments or ["--help"])
+    try:
+        return COMMANDS[arguments[0]](arguments[1:])
+    except ValueError as error:
+        print(f"vlds {arguments[0]}: {error}", file=sys.stderr)
+        return 2
+
+
+def train(arguments: list[str]) -> int:
+    """Run a recipe on all ranks."""
+    from vlds.config import parse_recipe
+    from vlds.training.loop import train as run
+
+    resume = "--resume" in arguments
+    recipe = parse_recipe([word for word in arguments if word != "--resume"], "vlds train")
+    return run(recipe, resume=resume)
+
+
+def describe(arguments: list[str]) -> int:
+    """Count a recipe's parameters by part, without making them."""
+    from vlds.config import parse_recipe
+    from vlds.models.build import describe as count
+
+    as_json = "--json" in arguments
+    recipe = parse_recipe([word for word in arguments if word != "--json"], "vlds describe")
+    counts = count(recipe.model, list(recipe.tasks))
+    print(json.dumps(counts.as_dict(), indent=1) if as_json else counts.table())
+    return 0
+
+
+def evaluate(arguments: list[str]) -> int:
+    """Score a run on data sets."""
+    parser = command_parser("evaluate")
+    parser.add_argument("--run", type=Path, required=True, help="folder that `vlds train` wrote")
+    parser.add_argument(
+        "--data", nargs="+", default=[], metavar="DATASET",
+        help="data set folders, TASK=FOLDER where several tasks of the run could read it; "
+        "default: those of the run's recipe",
+    )  # fmt: skip
+    parser.add_argument(
+        "--predictions", type=Path, help="where predictions are written; default: RUN/predictions"
+    )
+    options = parser.parse_args(arguments)
+    from vlds.training.inference import evaluate_run
+
+    return evaluate_run(options.run, options.data, options.predictions)
+
+
+def predict(arguments: list[str]) -> int:
+    """Answer a question about pictures, or describe them."""
+    parser = command_parser("predict")
+    parser.add_argument("--run", type=Path, required=True, help="folder that `vlds train` wrote")
+    parser.add_argument(
+        "--image", type=Path, nargs="+", required=True, help="a picture, or the two of a pair"
+    )
+    parser.add_argument("--question", default="", help="question or statement; none for captions")
+    parser.add_argument("--task", help="the run's task; needed where it has several")
+    options = parser.parse_args(arguments)
+    from vlds.training.inference import predict_one
+
+    return predict_one(options.run, options.image, options.question, options.task)
+
+
+def convert(arguments: list[str]) -> int:
+    """Write a run as a folder that opens elsewhere."""
+    parser = command_parser("convert")
+    parser.add_argument(
+        "layout", choices=("hf", "merge"),
+        help="hf: text backbone in Hugging Face's layout, visual part and methods beside it; "
+        "merge: the same with every method folded into the weights, or refused",
+    )  # fmt: skip
+    parser.add_argument("--run", type=Path, required=True, help="folder that `vlds train` wrote")
+    parser.add_argument("--out", type=Path, required=True, help="new folder")
+    options = parser.parse_args(arguments)
+    from vlds.convert.hf import convert_run
+
+    convert_run(options.run, options.out, merge=options.layout == "merge")
+    print(f"wrote {options.out}")
+    return 0
+
+
+def report(arguments: list[str]) -> int:
+    """Write report.html and report.png for one or several runs."""
+    parser = command_parser("report")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders")
+    parser.add_argument("--out", type=Path, help="folder of the report; default: the first run")
+    options = parser.parse_args(arguments)
+    from vlds.report import write_report
+
+    for path in write_report(options.runs, options.out or options.runs[0]):
+        print(path)
+    return 0
+
+
+def demo(arguments: list[str]) -> int:
+    """Everything once on made pictures: data, pre-training, adapters, scores, report."""
+    parser = command_parser("demo")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for all of it")
+    parser.add_argument("--seed", type=int, default=0, help="seed of data and runs")
+    parser.add_argument("--ranks", type=int, default=2, help="processes that train together")
+    options = parser.parse_args(arguments)
+    from vlds.demo import run_demo
+
+    return run_demo(options.out, options.seed, options.ranks)
+
+
+def command_parser(name: str) -> argparse.ArgumentParser:
+    """The parser of a command, described by its function's docstring."""
+    return argparse.ArgumentParser(prog=f"vlds {name}", description=COMMANDS[name].__doc__)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+    "describe": describe,
+    "convert": convert,
+    "report": report,
+    "demo": demo,
+}

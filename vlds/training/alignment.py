@@ -1,0 +1,117 @@
+"""Region-word alignment: teach a vision encoder made from nothing to say which words belong to each of its tokens.
+
+A tiny model cannot learn to see and to read at once in minutes. Before training, the vision encoder and the visual
+embedding learn that the visual token of a cell lies near the embeddings of the words that describe the objects in it:
+
+    loss = - sum_w log softmax(E v_cell / sqrt(d))[w] / |words(cell)|      averaged over cells; empty cells say </s>
+
+with E the shared token table (trained along). No head is added, so nothing is thrown away. The words come from the
+objects of GQA's scene graphs (name, attributes, box), which `data_prep gqa` keeps with the samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlds.config import Recipe
+from vlds.data import open_dataset
+from vlds.data.decode import decode_image
+from vlds.models.vl_model import VLModel
+from vlds.schema import Sample
+from vlds.training.distributed import Ranks
+from vlds.vision.base import freeze, thaw
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Pictures with the words of every cell."""
+
+    pixels: Tensor
+    """(u, 3, h, w) uint8."""
+    words: Tensor
+    """(u, v, vocabulary) float32: what each cell's distribution over words should be."""
+
+
+def align(model: VLModel, recipe: Recipe, tokenizer: Any, ranks: Ranks) -> None:
+    """Train vision encoder, visual embedding and token table on region words; frozen or not as before afterwards.
+
+    Every rank does the same work, since the set is small. Errors: ValueError where the data set has no objects.
+    """
+    config = recipe.alignment
+    assert config is not None
+    regions = read_regions(recipe, tokenizer, model)
+    table = model.backbone.get_input_embeddings().weight
+    wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    was_frozen = model.vision.frozen
+    thaw(model.vision)
+    model.visual_embedding.requires_grad_(True)
+    table.requires_grad_(True)
+    parameters = [*model.vision.parameters(), *model.visual_embedding.parameters(), table]
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, config.steps)
+    generator = np.random.default_rng(recipe.seed)
+    for _ in range(config.steps):
+        chosen = torch.from_numpy(generator.integers(len(regions.pixels), size=config.batch_size))
+        loss = region_loss(model, table, regions.pixels[chosen], regions.words[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    if was_frozen:
+        freeze(model.vision)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(wanted[name])
+    if ranks.is_first:
+        print(f"aligned the vision encoder on {len(regions.pixels)} pictures: loss {loss.item():.3f}", flush=True)
+
+
+def region_loss(model: VLModel, table: Tensor, pixels: Tensor, words: Tensor) -> Tensor:
+    """Cross-entropy between each cell's words and what its visual token is near to."""
+    tokens = model.visual_embedding.embed(model.vision(pixels), None)
+    logits = tokens @ table.T / tokens.shape[-1] ** 0.5
+    return F.cross_entropy(logits.flatten(0, 1), words.flatten(0, 1))
+
+
+def read_regions(recipe: Recipe, tokenizer: Any, model: VLModel) -> Regions:
+    """Decode all pictures of the data set and spell out their cells."""
+    config, image = recipe.alignment, recipe.vision.image
+    assert config is not None
+    if image is None:
+        raise ValueError("alignment: the vision encoder reads stored features; leave alignment out")
+    dataset = open_dataset(config.data)
+    pixels, words = [], []
+    vocabulary = model.backbone.get_input_embeddings().num_embeddings
+    for number in range(dataset.num_samples):
+        sample = dataset.read(number)
+        pixels.append(torch.from_numpy(decode_image(sample.images[0], image, f"of sample {sample.key}")))
+        words.append(cell_words(sample, model.visual_embedding.grid, tokenizer, vocabulary))
+    return Regions(torch.stack(pixels), torch.stack(words))
+
+
+def cell_words(sample: Sample, grid: int, tokenizer: Any, vocabulary: int) -> Tensor:
+    """(v, vocabulary) the words of the objects whose centre lies in each cell, evenly; </s> in empty cells.
+
+    Errors: ValueError where the sample has no scene graph.
+    """
+    objects = (sample.extra.get("source") or {}).get("objects")
+    if objects is None:
+        raise ValueError(
+            f"alignment.data: sample {sample.id} of data set {sample.dataset} has no objects; name a gqa data set "
+            "that was packed with its sceneGraphs file, or leave alignment out"
+        )
+    width, height = sample.extra["size"][0]
+    words = torch.zeros(grid * grid, vocabulary)
+    for entry in objects:
+        column = int((entry["x"] + entry["w"] / 2) / width * grid)
+        row = int((entry["y"] + entry["h"] / 2) / height * grid)
+        text = " ".join([*entry["attributes"], entry["name"]])
+        for token in tokenizer(text, add_special_tokens=False)["input_ids"]:
+            words[row * grid + column, token] += 1
+    words[words.sum(1) == 0, tokenizer.eos_token_id] = 1
+    return words / words.sum(1, keepdim=True)

@@ -1,0 +1,236 @@
+"""The training loop: draw a global batch, step, tell, save."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlds.artifact import own_tensors, save_artifact
+from vlds.config import Recipe, save_recipe
+from vlds.data import Source, TrainStream
+from vlds.models.build import build_model
+from vlds.models.partitioned_loading import partitioned_loading
+from vlds.models.vl_model import VLModel
+from vlds.resources import find
+from vlds.training import checkpoint
+from vlds.training.alignment import align
+from vlds.training.deepspeed_config import BatchPlan, complete_deepspeed_config, plan_batches
+from vlds.training.distributed import Ranks
+from vlds.training.engine import Engine, start_ranks
+from vlds.training.evaluate import Evaluation, evaluate, evaluation_sources, open_datasets
+from vlds.training.optim import parameter_groups, schedule_factor, set_learning_rate
+from vlds.training.signals import StopRequest, stop_on_signals
+from vlds.training.tracker import Tracker
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that can fail before long work starts, opened and checked."""
+
+    plan: BatchPlan
+    deepspeed: dict[str, Any]
+    train_sources: list[Source]
+    evaluation_sources: list[Source]
+
+
+@dataclass
+class Run:
+    """What the loop works with."""
+
+    recipe: Recipe
+    ranks: Ranks
+    engine: Engine
+    stream: TrainStream
+    tracker: Tracker
+    tokenizer: Any
+    evaluation_sources: list[Source]
+
+    @property
+    def folder(self) -> Path:
+        """Where the run writes."""
+        return Path(self.recipe.output)
+
+
+def train(recipe: Recipe, *, resume: bool = False) -> int:
+    """Run a recipe on the ranks that were started. Returns the exit code: 0, or 128 + n after signal n.
+
+    Errors: ValueError for anything wrong with the recipe, its files or its data.
+    """
+    ranks = start_ranks(recipe.training.collective_timeout)
+    prepared = prepare(recipe, ranks, resume)
+    with stop_on_signals() as stop:
+        run = build_run(recipe, ranks, prepared, resume)
+        try:
+            return loop(run, prepared.plan, stop)
+        finally:
+            run.tracker.close()
+
+
+def prepare(recipe: Recipe, ranks: Ranks, resume: bool) -> Prepared:
+    """Check the recipe against files, data and ranks."""
+    folder = Path(recipe.output)
+    if not resume and any((folder / "state").glob("step-*")):
+        raise ValueError(
+            f"output: {folder} holds a run already; add --resume to go on with it, or name another folder"
+        )
+    plan = plan_batches(recipe.data.global_batch_size, recipe.data.micro_batch_size, ranks.world_size)
+    sources = [
+        Source(name, task, open_datasets(name, task, task.train), task.weight)
+        for name, task in recipe.tasks.items()
+    ]
+    for source in sources:
+        if not source.datasets:
+            raise ValueError(f"tasks.{source.name}.train: names no data set; name at least one folder")
+    return Prepared(
+        plan=plan,
+        deepspeed=complete_deepspeed_config(find(recipe.training.deepspeed), recipe, plan),
+        train_sources=sources,
+        evaluation_sources=evaluation_sources(recipe),
+    )
+
+
+def build_run(recipe: Recipe, ranks: Ranks, prepared: Prepared, resume: bool) -> Run:
+    """Model, engine, stream and tracker; at the newest run state when resuming."""
+    tokenizer = recipe.backbone.load_tokenizer()
+    engine = Engine(
+        model := load_model(recipe, prepared, tokenizer, ranks),
+        parameter_groups(model, recipe),
+        prepared.deepspeed,
+        ranks=ranks,
+        tasks=list(recipe.tasks.values()),
+        seed=recipe.seed,
+        betas=(recipe.optimizer.betas[0], recipe.optimizer.betas[1]),
+        eps=recipe.optimizer.eps,
+    )
+    data, plan = recipe.data, prepared.plan
+    stream = TrainStream(
+        prepared.train_sources,
+        tokenizer=tokenizer,
+        image=recipe.vision.image,
+        seed=recipe.seed,
+        global_batch_size=plan.global_batch_size,
+        micro_batch_size=plan.micro_batch_size,
+        world_size=ranks.world_size,
+        global_rank=ranks.global_rank,
+        num_workers=data.num_workers,
+        unit=data.unit,
+        temperature=data.temperature,
+        window=data.window,
+        group=data.group,
+        errors=data.errors,
+        ledger=Path(recipe.output) / f"data_errors-{ranks.global_rank}.jsonl",
+    )
+    if resume:
+        restore(recipe, engine, stream, ranks)
+    Path(recipe.output).mkdir(parents=True, exist_ok=True)
+    tracker = Tracker(recipe, ranks, engine.steps_done)
+    run = Run(recipe, ranks, engine, stream, tracker, tokenizer, prepared.evaluation_sources)
+    announce(run)
+    return run
+
+
+def load_model(recipe: Recipe, prepared: Prepared, tokenizer: Any, ranks: Ranks) -> VLModel:
+    """Build the model, aligned if the recipe says so, in the run's precision."""
+    torch.manual_seed(recipe.seed)
+    dtype = PRECISIONS[recipe.training.precision]
+    if recipe.alignment is None:
+        with partitioned_loading(prepared.deepspeed):
+            return build_model(recipe.model, list(recipe.tasks), dtype, tokenizer)
+    model = build_model(recipe.model, list(recipe.tasks), torch.float32, tokenizer)
+    align(model, recipe, tokenizer, ranks)
+    return model.to(dtype)
+
+
+def restore(recipe: Recipe, engine: Engine, stream: TrainStream, ranks: Ranks) -> None:
+    """Go on from the newest whole run state."""
+    folder = Path(recipe.output) / "state"
+    found, complaints = ranks.broadcast(checkpoint.newest(folder) if ranks.is_first else None)
+    if ranks.is_first:
+        for complaint in complaints:
+            print(f"passed over a run state: {complaint}", flush=True)
+    if found is None:
+        raise ValueError(f"--resume: {folder} holds no whole run state; leave --resume out to start anew")
+    state, progress = checkpoint.load(found)
+    engine.restore(state, progress.step)
+    stream.load_state(progress.data)
+
+
+def announce(run: Run) -> None:
+    """One line about what trains and where, and the resolved recipe into the run folder."""
+    if run.ranks.is_first:
+        save_recipe(run.recipe, run.folder / "recipe.yaml")
+    counts, held = run.engine.model.count_parameters(), run.engine.bytes_per_rank()
+    run.tracker.say(
+        f"{counts.trainable:,} of {counts.total:,} weights train ({counts.percent:.2f} %), ZeRO-{run.engine.stage} on "
+        f"{run.ranks.world_size} ranks; bytes per rank: frozen {held['frozen']:,}, trainable {held['trainable']:,}, "
+        f"optimizer {held['optimizer']:,}; step {run.engine.steps_done} of {run.recipe.training.steps}"
+    )
+    run.tracker.write(run.engine.steps_done, {"bytes_per_rank": held, "trainable": counts.as_dict()})
+
+
+def loop(run: Run, plan: BatchPlan, stop: StopRequest) -> int:
+    """Steps until the last one, or until someone asks for a stop."""
+    config, engine = run.recipe.training, run.engine
+    micro_batches = iter(run.stream)
+    if config.evaluate_first and engine.steps_done == 0:
+        tell_evaluation(run)
+    while engine.steps_done < config.steps:
+        factor = schedule_factor(engine.steps_done, config.steps, run.recipe.optimizer)
+        set_learning_rate(engine.parameter_groups, factor)
+        report = engine.step([next(micro_batches) for _ in range(plan.accumulation_steps)])
+        step = engine.steps_done
+        run.tracker.step(step, report, factor * run.recipe.optimizer.learning_rate, run.stream.num_bad)
+        stopping, last = run.ranks.any(stop.reason is not None), step == config.steps
+        if stopping or last or step % config.save_every == 0:
+            save_state(run)
+        if stopping and not last:
+            run.tracker.say(f"stopped by {stop.reason or 'another rank'} after step {step}; --resume goes on from it")
+            return stop.exit_code or 143
+        if last or (config.evaluate_every and step % config.evaluate_every == 0):
+            tell_evaluation(run)
+    save_run_artifact(run)
+    run.tracker.say(f"done: {run.folder}/artifact")
+    return 0
+
+
+def save_state(run: Run) -> None:
+    """Write the run state; the ranks go on together."""
+    state = run.engine.export()
+    if state is not None:
+        progress = checkpoint.Progress(run.engine.steps_done, run.stream.state())
+        checkpoint.save(run.folder / "state", state, progress, run.recipe.training.keep_states)
+    run.ranks.barrier()
+
+
+def save_run_artifact(run: Run) -> None:
+    """Write the artifact."""
+    state = run.engine.export()
+    with run.engine.evaluation() as model:
+        if state is not None:
+            masters = {name: tensors["fp32"] for name, tensors in state.items()}
+            tensors = own_tensors(model, masters)
+            save_artifact(run.folder / "artifact", tensors, run.recipe, run.tokenizer)
+    run.ranks.barrier()
+
+
+def tell_evaluation(run: Run) -> list[Evaluation]:
+    """Evaluate, write predictions and scores, say the scores."""
+    if not any(source.datasets for source in run.evaluation_sources):
+        return []
+    run.tracker.pause()
+    with run.engine.evaluation() as model:
+        evaluations = evaluate(model, run.recipe, run.evaluation_sources, run.tokenizer, run.ranks)
+    step = run.engine.steps_done
+    for evaluation in evaluations:
+        evaluation.write(run.folder / "predictions" / f"step-{step:08d}")
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in evaluation.scores.items() if "/" not in name)
+        run.tracker.say(f"step {step}  {evaluation.task} ({len(evaluation.predictions)} examples): {shown}")
+    if evaluations:
+        run.tracker.write(step, {"scores": {e.task: e.scores for e in evaluations}})
+    run.tracker.resume_clock()
+    return evaluations

@@ -1,4 +1,5 @@
-"""Under ZeRO-3 the backbone is loaded in parts, and ranks on different tasks run the same modules."""
+"""Under ZeRO-3 the backbone is loaded in parts, and ranks on different tasks run the same
+modules."""
 
 from __future__ import annotations
 
@@ -36,7 +37,17 @@ def engine_of(model: torch.nn.Module) -> Any:
 
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-2)
-    return deepspeed.initialize(model=model, model_parameters=trained, optimizer=optimizer, config=CONFIG)[0]
+    return deepspeed.initialize(
+        model=model, model_parameters=trained, optimizer=optimizer, config=CONFIG
+    )[0]
+
+
+def whole_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """All tensors, gathered from their parts."""
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(model.parameters())):
+        return {name: tensor.detach().clone() for name, tensor in model.unique_state()}
 
 
 def load_and_run(source: Backbone) -> dict[str, Any]:
@@ -44,7 +55,9 @@ def load_and_run(source: Backbone) -> dict[str, Any]:
     start()
     with partitioned_loading(CONFIG):
         model = build(source, {"adapter": Adapter(sharing="multiple", reduction=4)}, seed=3)
-        partitioned = [hasattr(p, "ds_tensor") for n, p in model.backbone.named_parameters() if "layer" in n]
+        partitioned = [
+            hasattr(p, "ds_tensor") for n, p in model.backbone.named_parameters() if "layer" in n
+        ]
         engine = engine_of(model)
         model.eval()
         with torch.no_grad():
@@ -60,8 +73,10 @@ def load_and_run(source: Backbone) -> dict[str, Any]:
             ]
     held = sum(p.ds_tensor.numel() for p in model.parameters())
     whole = sum(p.ds_numel for p in model.parameters())
+    state = whole_state(model)
     engine.destroy()
     return {
+        "state": state,
         "loss": output.token_nll_sum,
         "partitioned": any(partitioned),
         "share": held / whole,
@@ -89,17 +104,24 @@ def train_on_different_tasks(source: Backbone) -> list[float]:
 @pytest.mark.parametrize("family", [T5, Bart])
 def test_loading_in_parts(family: type[Backbone], ranks2: RankPool, tmp_path: Path) -> None:
     source = saved_backbone(family, tmp_path)
-    whole = build(source, {"adapter": Adapter(sharing="multiple", reduction=4)}, seed=3).eval()
-    with torch.no_grad():
-        expected = whole(batch(), torch.ones(4)).token_nll_sum
+    whole = build(source, {"adapter": Adapter(sharing="multiple", reduction=4)}).eval()
+    sources, loaded = whole.sources, {n: t.clone() for n, t in whole.unique_state()}
     results = ranks2.run(load_and_run, source, timeout=60)
     for result in results:
         assert result["partitioned"]
         assert 0.5 <= result["share"] < 0.55
-        assert torch.isfinite(result["loss"]).all()
-        assert torch.allclose(result["loss"], expected, rtol=1e-4)
-        assert result["sources"] == whole.sources
+        assert result["sources"] == sources
         assert [len(answers) for answers in result["answers"]] == [4, 4]
+        for name in sources.names:
+            assert torch.equal(result["state"][name], loaded[name]), name
+        for name, rows in sources.rows.items():
+            assert torch.equal(result["state"][name][:rows], loaded[name][:rows]), name
+            assert result["state"][name][rows:].std() > 0.5 * source.new_row_std
+        with torch.no_grad():
+            for name, tensor in whole.unique_state():
+                tensor.copy_(result["state"][name])
+            expected = whole(batch(), torch.ones(4)).token_nll_sum
+        assert torch.allclose(result["loss"], expected, rtol=1e-5)
 
 
 def test_ranks_on_different_tasks(ranks2: RankPool, tmp_path: Path) -> None:

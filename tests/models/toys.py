@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vlds.backbones import T5, Backbone, Bart
+from vlds.backbones import T5, Backbone
 from vlds.methods import Method
 from vlds.models.build import ModelConfig, build_model
 from vlds.models.visual_embedding import VisualEmbeddingConfig
@@ -57,7 +57,8 @@ def backbone(family: type[Backbone], folder: Path, **fields: Any) -> Backbone:
 
 
 def saved_backbone(family: type[Backbone], folder: Path, vocabulary: int = 40) -> Backbone:
-    """A backbone whose weights lie in a folder, with fewer vocabulary rows than the tokenizer has."""
+    """A backbone whose weights lie in a folder, with fewer vocabulary rows than the tokenizer
+    has."""
     torch.manual_seed(5)
     config = family.config_class.from_dict(hf_config(family, vocabulary))
     family.model_class(config).save_pretrained(folder)
@@ -87,7 +88,8 @@ def build(
 
 
 def batch(tasks: Sequence[int] = (0, 1, 0, 2), seed: int = 0) -> Batch:
-    """Examples of unlike lengths about three images; the last example has two, the first two share one."""
+    """Examples of unlike lengths about three images; the last example has two, the first two share
+    one."""
     generator = torch.Generator().manual_seed(seed)
     num, longest, targets = len(tasks), 7, 5
     lengths = torch.tensor([longest - n % 3 for n in range(num)])

@@ -170,6 +170,8 @@ class Backbone(ABC):
         if torch.get_default_device().type == "meta":
             source = shipped_sizes(source)
         try:
+            if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+                raise OSError("the folder has no config.json")
             if source.endswith(".json"):
                 config = self.config_class.from_dict(
                     json.loads(Path(source).read_text(encoding="utf-8"))
@@ -218,10 +220,14 @@ class Backbone(ABC):
     ) -> LoadedBackbone:
         """Weights from `path`. Under ZeRO-3's loading hint each rank only ever holds its part of
         them."""
-        with quiet_loading():
-            model, report = self.model_class.from_pretrained(
-                self.path, config=config, dtype=dtype, output_loading_info=True
-            )
+        try:
+            with quiet_loading():
+                model, report = self.model_class.from_pretrained(
+                    self.path, config=config, dtype=dtype, output_loading_info=True
+                )
+        except OSError as error:
+            reason = str(error).strip().split("\n")[0]
+            raise ValueError(f"path: cannot read weights from {self.path}: {reason}") from error
         old_rows = model.get_input_embeddings().num_embeddings
         missing = set(report["missing_keys"])
         names = {name for name, _ in unique_state(model)} - missing

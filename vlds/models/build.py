@@ -40,7 +40,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name in self.methods:
-            if name in RESERVED or not name.isidentifier():
+            # The second test keeps out what a ModuleDict calls its own: "keys", "half", ...
+            if name in RESERVED or hasattr(nn.ModuleDict, name) or not name.isidentifier():
                 raise ValueError(
                     f"methods: '{name}' cannot be a method's name; use letters, digits and _, and "
                     "none of "
@@ -92,8 +93,16 @@ def build_model(
         parameter.requires_grad_(name in model.parts)
     drop_trained_sources(model)
     if config.activation_checkpointing:
-        model.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        enable_checkpointing(model.backbone)
     return model
+
+
+def enable_checkpointing(backbone: Any) -> None:
+    """Recompute each layer's activations in the backward pass; transformers has renamed its switch
+    on its way."""
+    names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+    enable = next(getattr(backbone, name) for name in names if hasattr(backbone, name))
+    enable({"use_reentrant": False})
 
 
 def build_visual_embedding(config: ModelConfig, width: int) -> VisualEmbedding:

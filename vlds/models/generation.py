@@ -48,13 +48,9 @@ def generate_ids(
     beam_forces_eos: bool,
     synced_gpus: bool = False,
 ) -> Tensor:
-    """(b, l) ids with the start token, padded. `synced_gpus`: ranks go on until all are done
-    (ZeRO-3)."""
-    search = (
-        {"custom_generate": BeamSearch(decoding.length_counts_start)}
-        if decoding.num_beams > 1
-        else {}
-    )
+    """(b, l) ids with start token and padding; with `synced_gpus` ranks go on until all are done."""
+    loop = BeamSearch(decoding.length_counts_start, synced_gpus)
+    search = {"custom_generate": loop} if decoding.num_beams > 1 else {}
     ids: Tensor = model.generate(
         encoder_outputs=BaseModelOutput(last_hidden_state=states),
         attention_mask=mask,
@@ -85,8 +81,11 @@ def best_choice(logits: Tensor, choices: list[list[int]]) -> list[list[int]]:
 class BeamSearch:
     """A decoding loop for `generate(custom_generate=...)`."""
 
-    def __init__(self, length_counts_start: bool) -> None:
+    def __init__(self, length_counts_start: bool, synced_gpus: bool) -> None:
         self.length_counts_start = length_counts_start
+        self.synced_gpus = (
+            synced_gpus  # `generate` does not hand it on to loops that are not its own
+        )
 
     def __call__(
         self,
@@ -95,7 +94,6 @@ class BeamSearch:
         logits_processor: Any,
         stopping_criteria: Any,
         generation_config: Any,
-        synced_gpus: bool = False,
         **model_kwargs: Any,
     ) -> Tensor:
         """The best answer of each example (b, l), from start tokens (b * k, 1) and repeated encoder
@@ -103,7 +101,7 @@ class BeamSearch:
         decoder = CachedDecoder(model, model_kwargs)
         beams = Beams(input_ids, generation_config)
         over = False
-        while model._has_unfinished_sequences(over, synced_gpus, device=input_ids.device):
+        while model._has_unfinished_sequences(over, self.synced_gpus, device=input_ids.device):
             logits = decoder.next_logits(beams.last_tokens())
             if over:
                 continue  # other ranks are still at work and need our part of the weights

@@ -1,0 +1,141 @@
+"""Loading, the joint encoder beside Hugging Face's own, roles."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tests.models.toys import backbone, hf_config, saved_backbone
+from vlds.backbones import T5, Backbone, Bart
+from vlds.methods.base import pattern_of
+
+FAMILIES = pytest.mark.parametrize("family", [T5, Bart])
+
+
+@FAMILIES
+def test_without_visual_tokens_the_encoder_is_hugging_faces(
+    family: type[Backbone], tmp_path: Path
+) -> None:
+    source = backbone(family, tmp_path)
+    model = source.load(60, torch.float64).model.eval()
+    ids = torch.tensor(
+        [[5, 6, 7, 8], [9, 10, model.config.pad_token_id, model.config.pad_token_id]]
+    )
+    mask = ids != model.config.pad_token_id
+    with torch.no_grad():
+        nothing = torch.zeros(2, 0, 16, dtype=torch.float64)
+        states, joint = source.encode(
+            model, ids, mask, nothing, torch.zeros(2, 0, dtype=torch.bool)
+        )
+        expected = model.get_encoder()(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+    assert torch.equal(joint, mask)
+    assert torch.allclose(states, expected, atol=1e-12)
+
+
+@FAMILIES
+def test_order_of_visual_tokens_has_no_meaning_of_its_own(
+    family: type[Backbone], tmp_path: Path
+) -> None:
+    """No position reaches them: permuting visual tokens permutes their states and leaves the
+    text's."""
+    source = backbone(family, tmp_path)
+    model = source.load(60, torch.float64).model.eval()
+    ids, text = torch.tensor([[5, 6, 7]]), torch.ones(1, 3, dtype=torch.bool)
+    visual, seen = torch.randn(1, 5, 16).double(), torch.ones(1, 5, dtype=torch.bool)
+    order = torch.tensor([3, 1, 4, 0, 2])
+    with torch.no_grad():
+        states, _ = source.encode(model, ids, text, visual, seen)
+        permuted, _ = source.encode(model, ids, text, visual[:, order], seen)
+        hidden, _ = source.encode(model, ids, text, visual, seen & (torch.arange(5) < 2))
+        fewer, _ = source.encode(model, ids, text, visual[:, :2], seen[:, :2])
+    assert torch.allclose(permuted[:, :3], states[:, :3], atol=1e-12)
+    assert torch.allclose(permuted[:, 3:], states[:, 3:][:, order], atol=1e-12)
+    assert torch.allclose(hidden[:, :5], fewer, atol=1e-12)
+
+
+@FAMILIES
+def test_dropout_is_everywhere_or_nowhere(family: type[Backbone], tmp_path: Path) -> None:
+    for rate in (0.0, 0.5):
+        source = backbone(family, tmp_path, dropout=rate)
+        model = source.load(60, torch.float32).model.train()
+        rates = [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
+        config = model.config.to_dict()
+        names = [n for n in config if n.endswith("dropout") or n == "dropout_rate"]
+        rates += [config[n] for n in names if n != "classifier_dropout"]
+        assert set(rates) == {rate}
+
+
+@FAMILIES
+def test_every_role_is_played(family: type[Backbone], tmp_path: Path) -> None:
+    source = backbone(family, tmp_path)
+    model = source.load(60, torch.float32).model
+    modules = dict(model.named_modules())
+    for role, paths in source.target_modules.paths.items():
+        wanted = {
+            path
+            for path in modules
+            if any(pattern_of(pattern).fullmatch(path) for pattern in paths)
+        }
+        kinds = {type(modules[path]).__name__ for path in wanted}
+        assert kinds == {"norm": {"LayerNorm"} if family is Bart else {"T5LayerNorm"}}.get(
+            role, {"Linear"}
+        )
+    norms = {p for p, m in modules.items() if "Norm" in type(m).__name__}
+    found = source.target_modules.paths["norm"]
+    assert norms == {p for p in norms if any(pattern_of(pattern).fullmatch(p) for pattern in found)}
+
+
+def test_gated_feed_forward_layers_have_roles_too(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(
+        json.dumps({**hf_config(T5), "feed_forward_proj": "gated-gelu"}), encoding="utf-8"
+    )
+    source = T5(config=str(file))
+    model = source.load(260, torch.float32).model
+    patterns = [pattern_of(path) for path in source.target_modules.paths["ffn_in"]]
+    found = [
+        p for p, _ in model.named_modules() if any(pattern.fullmatch(p) for pattern in patterns)
+    ]
+    assert len(found) == 8
+
+
+@FAMILIES
+def test_new_rows_and_kept_rows(family: type[Backbone], tmp_path: Path) -> None:
+    source = saved_backbone(family, tmp_path, vocabulary=50)
+    old = family.model_class.from_pretrained(tmp_path).get_input_embeddings().weight
+    for size in (50, 58, 45):
+        loaded = source.load(size, torch.float32)
+        table = loaded.model.get_input_embeddings().weight
+        assert len(table) == size
+        assert loaded.model.get_output_embeddings().weight is table
+        kept = min(size, 50)
+        assert torch.equal(table[:kept], old[:kept])
+        assert list(loaded.source_rows.values()) == ([] if size == 50 else [kept])
+
+
+def test_unknown_places(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="give exactly one of them"):
+        T5()
+    with pytest.raises(ValueError, match="give exactly one of them"):
+        T5(path="t5-base", config="x.json")
+    with pytest.raises(ValueError, match=r"no such file: .*nowhere\.json"):
+        T5(config=str(tmp_path / "nowhere.json")).load(60, torch.float32)
+    with pytest.raises(ValueError, match="is the config of a bart model, not of T5"):
+        T5(config=saved_config(Bart, tmp_path)).load(60, torch.float32)
+    with pytest.raises(ValueError, match="needs the tokenizer's folder or file"):
+        T5(config=saved_config(T5, tmp_path)).load_tokenizer()
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ValueError, match="path: cannot read the model's config"):
+        T5(path=str(empty)).load(60, torch.float32)
+
+
+def saved_config(family: type[Backbone], folder: Path) -> str:
+    """A config.json."""
+    file = folder / f"{family.__name__}.json"
+    file.write_text(json.dumps(hf_config(family)), encoding="utf-8")
+    return str(file)

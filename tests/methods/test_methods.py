@@ -1,0 +1,197 @@
+"""What every method keeps, on every backbone, and what each one computes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from tests.models.toys import TASKS, backbone, batch, build
+from vlds.backbones import T5, Backbone, Bart
+from vlds.methods import Adapter, Full, Method
+from vlds.methods.base import ExtendedLinear, LinearExtension, extend_linear, find_linears
+from vlds.schema import TargetModules
+
+MAKERS: dict[str, Callable[[], Method]] = {
+    "full": Full,
+    "single": lambda: Adapter(reduction=4),
+    "multiple": lambda: Adapter(reduction=4, sharing="multiple"),
+    "half_shared_up": lambda: Adapter(reduction=4, sharing="half_shared_up"),
+    "half_shared_down": lambda: Adapter(reduction=4, sharing="half_shared_down"),
+    "norms": lambda: Adapter(reduction=4, layer_norm_before=True, layer_norm_after=True),
+    "identity": lambda: Adapter(reduction=4, sharing="multiple", init="identity"),
+    "no cross": lambda: Adapter(reduction=4, cross_attention=False),
+}
+METHODS = pytest.mark.parametrize("name", MAKERS)
+FAMILIES = pytest.mark.parametrize("family", [T5, Bart])
+
+
+@FAMILIES
+@METHODS
+def test_every_weight_that_trains_gets_a_gradient(
+    name: str, family: type[Backbone], tmp_path: Path
+) -> None:
+    model = build(backbone(family, tmp_path), {"method": MAKERS[name]()}).eval()
+    examples = replace(batch(), boxes=torch.rand(3, 9, 4))
+    model(examples, torch.ones(4)).loss.backward()
+    named = dict(model.named_parameters())
+    trained = {n for n, p in named.items() if p.requires_grad}
+    # A gradient of exactly 0 is right behind a matrix of zeros.
+    unmoved = {"down_weight", "down_bias"} if name == "identity" else set()
+    for parameter in trained:
+        assert named[parameter].grad is not None, parameter
+        zero = not named[parameter].grad.any()
+        expected = parameter.rsplit(".", 1)[1] in unmoved
+        assert zero == expected, parameter
+    assert all(p.grad is None for n, p in named.items() if n not in trained)
+
+
+@FAMILIES
+@METHODS
+def test_saved_weights_give_the_same_output(
+    name: str, family: type[Backbone], tmp_path: Path
+) -> None:
+    source = backbone(family, tmp_path)
+    first = build(source, {"method": MAKERS[name]()}, seed=1).eval()
+    second = build(source, {"method": MAKERS[name]()}, seed=2).eval()
+    save_file(dict(first.unique_state()), tmp_path / "weights.safetensors")
+    state = dict(second.unique_state())
+    loaded = load_file(tmp_path / "weights.safetensors")
+    assert loaded.keys() == state.keys()
+    with torch.no_grad():
+        before = second(batch(), torch.ones(4)).loss
+        for key, tensor in loaded.items():
+            state[key].copy_(tensor)
+        after, expected = (m(batch(), torch.ones(4)).loss for m in (second, first))
+    assert torch.equal(after, expected)
+    assert not torch.equal(before, expected)
+
+
+@FAMILIES
+@METHODS
+def test_counts_follow_the_formula(name: str, family: type[Backbone], tmp_path: Path) -> None:
+    source = backbone(family, tmp_path)
+    method = MAKERS[name]()
+    counts = build(source, {"method": method}).count_parameters()
+    if isinstance(method, Full):
+        assert (
+            counts.by_part["method"].total
+            == build(source).count_parameters().by_part["backbone"].total
+        )
+        return
+    assert isinstance(method, Adapter)
+    width, narrow, tasks = 16, 4, len(TASKS)
+    places = 2 * 2 + 2 * (3 if method.cross_attention else 2)
+    down = (narrow * width + narrow) * (
+        tasks if method.sharing in ("multiple", "half_shared_up") else 1
+    )
+    up = (width * narrow + width) * (
+        tasks if method.sharing in ("multiple", "half_shared_down") else 1
+    )
+    norms = 2 * width * (method.layer_norm_before + method.layer_norm_after)
+    assert counts.by_part["method"].trainable == places * (down + up + norms)
+
+
+@FAMILIES
+def test_identity_changes_nothing_at_first(family: type[Backbone], tmp_path: Path) -> None:
+    source = backbone(family, tmp_path)
+    frozen, tuned = build(source).eval(), build(source, {"method": MAKERS["identity"]()}).eval()
+    state = dict(frozen.unique_state())
+    with torch.no_grad():
+        for name, tensor in tuned.unique_state():
+            if name in state:
+                tensor.copy_(state[name])
+        assert torch.equal(
+            tuned(batch(), torch.ones(4)).token_nll_sum,
+            frozen(batch(), torch.ones(4)).token_nll_sum,
+        )
+
+
+@FAMILIES
+def test_initial_weights_are_the_originals(family: type[Backbone], tmp_path: Path) -> None:
+    """N(0, 0.02) and zero biases on BART; on T5 PyTorch's default of a linear layer, far from the
+    identity."""
+    model = build(backbone(family, tmp_path), {"method": MAKERS["multiple"]()})
+    parts: dict[str, list[torch.Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if ".extensions." in name:
+            parts.setdefault(name.rsplit(".", 1)[1], []).append(parameter.detach().flatten())
+    found = {name: torch.cat(tensors) for name, tensors in parts.items()}
+    for name, inputs in (("down", 16), ("up", 4)):
+        weight, bias = found[f"{name}_weight"], found[f"{name}_bias"]
+        if family is Bart:
+            assert weight.std().item() == pytest.approx(0.02, rel=0.1)
+            assert not bias.any()
+        else:
+            bound = 1 / math.sqrt(inputs)
+            for tensor in (weight, bias):
+                assert tensor.abs().max().item() <= bound
+                assert tensor.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.1)
+
+
+def test_merging(tmp_path: Path) -> None:
+    model = build(backbone(T5, tmp_path), {"method": Full()})
+    Full().merge(model)
+    with pytest.raises(ValueError, match="Adapter cannot be folded"):
+        Adapter().merge(model)
+
+
+def test_impossible_fields() -> None:
+    with pytest.raises(ValueError, match="reduction: got 0"):
+        Adapter(reduction=0)
+    with pytest.raises(ValueError, match="sharing: got multiple for the vision encoder"):
+        Adapter(part="vision", sharing="multiple")
+
+
+def test_a_bottleneck_without_width_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="reduction: 32 leaves nothing of a layer 16 wide"):
+        build(backbone(T5, tmp_path), {"method": Adapter(reduction=32)})
+
+
+class Double(LinearExtension):
+    """Doubles the output."""
+
+    def forward(self, inputs: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
+        return 2 * outputs
+
+
+class Twice(nn.Module):
+    """One linear layer under two names, and another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 3)
+        self.again = self.first
+        self.other = nn.Linear(3, 3)
+        self.other.weight = self.first.weight
+
+
+def test_aliases_and_tied_weights_stay() -> None:
+    model = Twice()
+    before = model.state_dict()
+    weight = model.first.weight
+    extend_linear(model, "first", "twice", Double())
+    assert isinstance(model.first, ExtendedLinear)
+    assert model.again is model.first
+    assert model.first.weight is weight is model.other.weight
+    assert model.state_dict().keys() == before.keys()
+    inputs = torch.randn(2, 3)
+    assert torch.allclose(
+        model.again(inputs), 2 * nn.functional.linear(inputs, weight, model.first.bias)
+    )
+
+
+def test_a_role_without_layers_is_an_error_that_lists_the_roles() -> None:
+    targets = TargetModules({"attn_q": ("fir*",), "ffn_out": ("nowhere.*",)})
+    assert find_linears(Twice(), targets, "attn_q") == ["first"]
+    for role in ("ffn_out", "attn_v"):
+        with pytest.raises(
+            ValueError, match=f"plays the role '{role}'; its roles: attn_q, ffn_out"
+        ):
+            find_linears(Twice(), targets, role)

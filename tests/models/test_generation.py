@@ -1,0 +1,141 @@
+"""Beam search against a plain Python one that follows transformers 4.2, and greedy decoding against
+no cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.models.toys import backbone, batch, build
+from vlds.backbones import T5, Backbone, Bart
+from vlds.models.generation import answers, best_choice
+from vlds.models.vl_model import VLModel
+from vlds.schema import Decoding
+
+
+@pytest.fixture(scope="module", params=[T5, Bart], ids=lambda family: family.__name__)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> VLModel:
+    """A tiny model whose answers end early now and then."""
+    family: type[Backbone] = request.param
+    built = build(backbone(family, tmp_path_factory.mktemp("model")), dtype=torch.float64).eval()
+    end = built.backbone.config.eos_token_id
+    with torch.no_grad():
+        for parameter in built.backbone.parameters():
+            parameter *= 1.7 if family is T5 else 4
+        table = built.backbone.get_input_embeddings().weight
+        table[end] = table[3:20].mean(0) * 2
+    return built
+
+
+def log_probs(model: VLModel, states: Any, ids: list[int]) -> list[float]:
+    """Next token's log-probabilities after some ids, without a cache."""
+    logits = model.decode(*states, torch.tensor([ids]))[0, -1]
+    return logits.log_softmax(-1).tolist()
+
+
+def search(model: VLModel, states: Any, decoding: Decoding) -> list[int]:
+    """Beam search for one example, hypothesis by hypothesis."""
+    config = model.backbone.config
+    limit, size = decoding.max_new_tokens + 1, decoding.num_beams
+    forced = model.family.beam_forces_eos
+    open_beams: list[tuple[float, list[int]]] = [(0.0, [config.decoder_start_token_id])]
+    finished: list[tuple[float, list[int]]] = []
+    done = False
+    while len(open_beams[0][1]) < limit and not done:
+        length = len(open_beams[0][1])
+        candidates = []
+        for total, ids in open_beams:
+            scores = log_probs(model, states, ids)
+            if forced and length == limit - 1:
+                scores = [0.0 if n == config.eos_token_id else -1e30 for n in range(len(scores))]
+            candidates += [(total + score, ids, token) for token, score in enumerate(scores)]
+        candidates = sorted(candidates, key=lambda entry: -entry[0])[: 2 * size]
+        open_beams = []
+        for place, (total, ids, token) in enumerate(candidates):
+            if token == config.eos_token_id:
+                if place < size:
+                    finished.append((total / length, ids))
+            elif len(open_beams) < size:
+                open_beams.append((total, [*ids, token]))
+        finished = sorted(finished, key=lambda entry: -entry[0])[:size]
+        if len(finished) == size:
+            done = decoding.early_stopping or finished[-1][0] >= candidates[0][0] / length
+    if not done:
+        shorter = 0 if decoding.length_counts_start else 1
+        finished += [(total / (len(ids) - shorter), ids) for total, ids in open_beams]
+    return max(finished, key=lambda entry: entry[0])[1][1:]
+
+
+@pytest.mark.parametrize("length_counts_start", [True, False])
+@pytest.mark.parametrize("early_stopping", [True, False])
+@pytest.mark.parametrize(("num_beams", "tokens"), [(2, 7), (3, 4), (4, 9)])
+def test_beam_search(
+    model: VLModel, num_beams: int, tokens: int, early_stopping: bool, length_counts_start: bool
+) -> None:
+    decoding = Decoding(
+        num_beams=num_beams,
+        max_new_tokens=tokens,
+        early_stopping=early_stopping,
+        length_counts_start=length_counts_start,
+    )
+    examples = batch()
+    found = model.generate(examples, decoding)
+    with torch.no_grad():
+        states, mask = model.encode(examples)
+        for number, answer in enumerate(found):
+            rows = states[number : number + 1], mask[number : number + 1]
+            model.routing.set(torch.zeros(1, dtype=torch.long))
+            assert answer == search(model, rows, decoding)
+
+
+def test_greedy(model: VLModel) -> None:
+    examples = batch()
+    found = model.generate(examples, Decoding(max_new_tokens=6))
+    end = model.backbone.config.eos_token_id
+    with torch.no_grad():
+        states, mask = model.encode(examples)
+        for number, answer in enumerate(found):
+            rows = states[number : number + 1], mask[number : number + 1]
+            ids = [model.backbone.config.decoder_start_token_id]
+            while len(ids) <= 6 and (len(ids) == 1 or ids[-1] != end):
+                scores = log_probs(model, rows, ids)
+                ids.append(scores.index(max(scores)))
+            assert answer == [token for token in ids[1:] if token != end]
+    assert len({len(answer) for answer in found}) >= 1
+
+
+def test_repeated_ngrams_are_barred(model: VLModel) -> None:
+    for beams in (1, 3):
+        decoding = Decoding(num_beams=beams, max_new_tokens=12, no_repeat_ngram_size=1)
+        for answer in model.generate(batch(), decoding):
+            assert len(set(answer)) == len(answer)
+
+
+def test_choices(model: VLModel) -> None:
+    found = model.generate(batch(), Decoding(choices=("w7 w8", "w9")))
+    with torch.no_grad():
+        logits = model.choice_logits(*model.encode(batch()))
+    expected = [[7, 8] if row[7] > row[9] else [9] for row in logits]
+    assert found == expected
+    with pytest.raises(ValueError, match="do not differ in their first token"):
+        model.generate(batch(), Decoding(choices=("w7 w8", "w7")))
+
+
+def test_nothing_leaks_from_a_checkpoint(model: VLModel) -> None:
+    """Values that pretrained checkpoints bring are not asked."""
+    before = model.generate(batch(), Decoding(max_new_tokens=6))
+    assert model.backbone.generation_config.no_repeat_ngram_size in (None, 0)
+    assert model.backbone.generation_config.forced_bos_token_id is None
+    assert model.generate(batch(), Decoding(max_new_tokens=6)) == before
+
+
+def test_answers_end_before_the_end_token() -> None:
+    ids = torch.tensor([[0, 5, 6, 1, 0], [0, 5, 6, 7, 8], [0, 1, 0, 0, 0]])
+    assert answers(ids, eos_token_id=1) == [[5, 6], [5, 6, 7, 8], []]
+
+
+def test_ties_go_to_the_last_choice() -> None:
+    """As in VL-Adapter, "true" must be better than "false"."""
+    assert best_choice(torch.tensor([[1.0, 1.0], [2.0, 1.0]]), [[0], [1]]) == [[1], [0]]

@@ -1,0 +1,180 @@
+"""The model as a whole: loss, images, tasks, freezing, copies."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.models.toys import backbone, batch, build
+from vlds.backbones import T5, Backbone, Bart
+from vlds.methods import Adapter, Full
+from vlds.models.vl_model import VLModel
+from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Decoding
+from vlds.vision import ConvNet
+
+FAMILIES = pytest.mark.parametrize("family", [T5, Bart])
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    """Gradients by name."""
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def backward(model: VLModel, examples: Batch) -> Tensor:
+    """Loss after a backward pass."""
+    model.zero_grad()
+    loss = model(examples, torch.linspace(0.1, 0.4, len(examples))).loss
+    loss.backward()
+    return loss.detach()
+
+
+def rows(examples: Batch, chosen: list[int]) -> Batch:
+    """Some examples of a batch, with all its images."""
+    names = (
+        "task_index",
+        "input_ids",
+        "attention_mask",
+        "labels",
+        "weights",
+        "valid",
+        "image_index",
+    )
+    picked = {name: getattr(examples, name)[chosen] for name in names}
+    return replace(examples, ids=[examples.ids[n] for n in chosen], **picked)
+
+
+@FAMILIES
+def test_loss_is_the_weighted_sum_of_token_losses(family: type[Backbone], tmp_path: Path) -> None:
+    model = build(backbone(family, tmp_path), {"adapter": Adapter()}).eval()
+    examples, coefficients = batch(), torch.tensor([0.5, 0.0, 2.0, 1.0])
+    logits = model.logits(examples)
+    expected = 0.0
+    for row, labels, factor in zip(logits, examples.labels, coefficients, strict=True):
+        real = labels != IGNORED_LABEL
+        nll = -row.log_softmax(-1)[real].gather(1, labels[real][:, None]).sum()
+        expected = expected + factor * nll
+    output = model(examples, coefficients)
+    assert torch.allclose(output.loss, expected, rtol=1e-5)
+    assert not output.token_nll_sum.requires_grad
+
+
+@FAMILIES
+def test_an_example_does_not_depend_on_its_batch(family: type[Backbone], tmp_path: Path) -> None:
+    """Other tasks, other images, longer texts and absent second images beside it change nothing."""
+    methods = {"adapter": Adapter(sharing="half_shared_down", reduction=4)}
+    model = build(backbone(family, tmp_path), methods, dtype=torch.float64).eval()
+    examples = batch()
+    with torch.no_grad():
+        together = model(examples, torch.ones(4)).token_nll_sum
+        for number in range(4):
+            alone = rows(examples, [number])
+            if number < 3:
+                alone = replace(alone, image_index=alone.image_index[:, :1])
+            length = int(alone.attention_mask.sum())
+            alone = replace(
+                alone,
+                input_ids=alone.input_ids[:, :length],
+                attention_mask=alone.attention_mask[:, :length],
+            )
+            found = model(alone, torch.ones(1)).token_nll_sum
+            assert torch.allclose(found, together[number : number + 1], rtol=1e-10)
+
+
+@FAMILIES
+def test_tasks_have_their_own_weights(family: type[Backbone], tmp_path: Path) -> None:
+    methods = {"adapter": Adapter(sharing="half_shared_up", reduction=4)}
+    model = build(backbone(family, tmp_path), methods).eval()
+    backward(model, batch(tasks=(0, 2, 0, 2)))
+    for name, gradient in gradients(model).items():
+        if "down_" in name:
+            assert gradient[0].any()
+            assert gradient[2].any()
+            assert not gradient[1].any(), f"{name}: task 1 is not in the batch"
+    backward(model, batch(tasks=(1, 1, 1, 1)))
+    for name, gradient in gradients(model).items():
+        if "down_" in name:
+            assert not gradient[0].any()
+            assert gradient[1].any()
+
+
+@FAMILIES
+def test_activation_checkpointing_changes_no_number(family: type[Backbone], tmp_path: Path) -> None:
+    methods = {"adapter": Adapter(sharing="multiple", reduction=4)}
+    source = backbone(family, tmp_path, dropout=0.0)
+    plain = build(source, methods, train_norms=True).train()
+    saving = build(source, methods, train_norms=True, activation_checkpointing=True).train()
+    layers = [m for m in saving.modules() if getattr(m, "gradient_checkpointing", False)]
+    assert len(layers) >= 4
+    assert torch.equal(backward(plain, batch()), backward(saving, batch()))
+    found, expected = gradients(saving), gradients(plain)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert torch.allclose(found[name], gradient, atol=1e-7), name
+
+
+@FAMILIES
+def test_a_copy_is_a_model_of_its_own(family: type[Backbone], tmp_path: Path) -> None:
+    model = build(backbone(family, tmp_path), {"adapter": Adapter(sharing="multiple")}).eval()
+    twin = copy.deepcopy(model)
+    assert torch.equal(twin(batch(), torch.ones(4)).loss, model(batch(), torch.ones(4)).loss)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    model(batch(tasks=(1, 1)), torch.ones(2))
+    assert twin(batch(), torch.ones(4)).loss > 0
+    assert twin.routing is not model.routing
+
+
+def test_images_are_encoded_once(tmp_path: Path) -> None:
+    vision = ConvNet(image_size=12, grid=3, widths=[4, 8])
+    model = build(backbone(T5, tmp_path), {"adapter": Adapter()}, vision=vision).eval()
+    seen: list[int] = []
+    model.vision.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    pictures = torch.randint(0, 256, (3, 3, 12, 12), dtype=torch.uint8)
+    examples = replace(batch(), features=None, images=pictures)
+    model.generate(examples, Decoding(num_beams=3, max_new_tokens=4))
+    assert seen == [3]
+    assert model.embed_images(pictures).shape == (3, model.num_visual_tokens, 16)
+
+
+def test_a_frozen_encoder_keeps_its_statistics(tmp_path: Path) -> None:
+    vision = ConvNet(image_size=12, grid=3, widths=[4, 8])
+    pictures = torch.randint(0, 256, (3, 3, 12, 12), dtype=torch.uint8)
+    examples = replace(batch(), features=None, images=pictures)
+    frozen = build(backbone(T5, tmp_path), {"adapter": Adapter()}, vision=vision).train()
+    before = {n: b.clone() for n, b in frozen.vision.named_buffers()}
+    backward(frozen, examples)
+    assert before
+    assert all(torch.equal(b, before[n]) for n, b in frozen.vision.named_buffers())
+    assert not [name for name in gradients(frozen) if name.startswith("vision.")]
+    methods = {"all": Full(part="vision"), "adapter": Adapter()}
+    trained = build(backbone(T5, tmp_path), methods, vision=vision).train()
+    backward(trained, examples)
+    moved = [not torch.equal(b, before[n]) for n, b in trained.vision.named_buffers()]
+    assert all(moved)
+    names = {name for name in gradients(trained) if name.startswith("vision.")}
+    assert names == {f"vision.{name}" for name, _ in trained.vision.named_parameters()}
+    assert {trained.part_of(name) for name in names} == {"all"}
+
+
+def test_low_precision_losses_are_summed_in_float32(tmp_path: Path) -> None:
+    model = build(backbone(Bart, tmp_path), {"adapter": Adapter()}, dtype=torch.bfloat16)
+    output = model(batch(), torch.ones(4))
+    assert output.loss.dtype == torch.float32
+    output.loss.backward()
+    assert all(gradient.dtype == torch.bfloat16 for gradient in gradients(model).values())
+    assert len(model.generate(batch(), Decoding(num_beams=2, max_new_tokens=3))) == 4
+
+
+def test_batches_that_cannot_be_used(tmp_path: Path) -> None:
+    model = build(backbone(T5, tmp_path), {"adapter": Adapter()})
+    with pytest.raises(ValueError, match="neither pictures nor stored features"):
+        model(replace(batch(), features=None), torch.ones(4))
+    with pytest.raises(ValueError, match="no targets"):
+        model(replace(batch(), labels=None), torch.ones(4))
+    assert NO_IMAGE in batch().image_index

@@ -1,0 +1,167 @@
+"""Every encoder: uint8 pictures in, the grid that it promises out; weights from files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from vlds.methods import Adapter
+from vlds.methods.routing import TaskRouting
+from vlds.vision import ClipVision, ConvNet, StoredFeatures, Timm, VisionEncoder
+from vlds.vision.base import freeze, thaw
+
+CLIP = {
+    "model_type": "clip_vision_model", "hidden_size": 16, "intermediate_size": 24,
+    "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8,
+}  # fmt: skip
+
+
+def encoders(folder: Path) -> list[VisionEncoder]:
+    """One of each kind."""
+    (folder / "clip.json").write_text(json.dumps(CLIP), encoding="utf-8")
+    return [
+        ConvNet(image_size=16, grid=4, widths=[4, 8, 6]),
+        ConvNet(
+            image_size=16,
+            grid=2,
+            widths=[4, 8, 6],
+            downsample="pool",
+            coordinates=True,
+            add_mean=True,
+        ),
+        Timm(model="resnet18", image_size=64),
+        Timm(model="vit_tiny_patch16_224", image_size=64),
+        ClipVision(config=str(folder / "clip.json")),
+    ]
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_grid_is_as_promised(number: int, tmp_path: Path) -> None:
+    encoder = encoders(tmp_path)[number]
+    spec = encoder.image
+    assert spec is not None
+    pictures = torch.randint(0, 256, (2, 3, spec.height, spec.width), dtype=torch.uint8)
+    for dtype in (torch.float32, torch.bfloat16):
+        module = encoder.build(dtype).eval()
+        with torch.no_grad():
+            features = module(pictures)
+        assert features.shape == (2, encoder.grid_size**2, encoder.feature_dim)
+        assert features.dtype == dtype
+        assert torch.isfinite(features).all()
+
+
+def test_cells_lie_row_by_row() -> None:
+    """A white spot shows in its own cell most: row 1, column 3."""
+    torch.manual_seed(0)
+    module = ConvNet(image_size=16, grid=4, widths=[8, 8]).build(torch.float32).eval()
+    black = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
+    spot = black.clone()
+    spot[:, :, 5:7, 13:15] = 255
+    with torch.no_grad():
+        change = (module(spot) - module(black)).norm(dim=-1)
+    assert change.argmax().item() == 1 * 4 + 3
+
+
+def test_pictures_are_normalised() -> None:
+    module = ConvNet(image_size=8, grid=8, widths=[4]).build(torch.float32)
+    seen: list[torch.Tensor] = []
+    module.features = lambda pixels: seen.append(pixels) or pixels  # type: ignore[method-assign]
+    module(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 8, 8))
+    assert seen[0][:, 0, 0, 0].tolist() == [-1.0, 1.0]
+
+
+def test_clip_takes_the_grid_and_not_the_class_token(tmp_path: Path) -> None:
+    net = CLIPVisionModel(CLIPVisionConfig(**{k: v for k, v in CLIP.items() if k != "model_type"}))
+    net.save_pretrained(tmp_path / "clip")
+    encoder = ClipVision(path=str(tmp_path / "clip"))
+    pictures = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    module = encoder.build(torch.float32).eval()
+    pixels = (pictures / 255 - torch.tensor(module.mean).view(3, 1, 1)) / torch.tensor(
+        module.std
+    ).view(3, 1, 1)
+    with torch.no_grad():
+        expected = net.eval()(pixel_values=pixels).last_hidden_state
+        assert torch.allclose(module(pictures), expected[:, 1:], atol=1e-6)
+    assert encoder.source == str(tmp_path / "clip")
+    routing = TaskRouting()
+    trained = Adapter(part="vision", reduction=4).attach(
+        "a", module, encoder.target_modules, ["x"], routing
+    )
+    assert len(trained) == 2 * 2 * 4
+    with pytest.raises(ValueError, match="give exactly one of them"):
+        ClipVision()
+
+
+def test_clip_resnet_101_is_vl_adapters_grid() -> None:
+    encoder = Timm(model="resnet101_clip.openai")
+    assert (encoder.feature_dim, encoder.grid_size) == (2048, 7)
+    assert encoder.image is not None
+    assert (encoder.image.height, encoder.image.width, encoder.image.resize) == (
+        224,
+        224,
+        "bicubic",
+    )
+    with torch.device("meta"):
+        module = encoder.build(torch.float32)
+    assert module.mean == pytest.approx([0.48145466, 0.4578275, 0.40821073])
+
+
+def test_timm_weights_from_a_file(shared: Path) -> None:
+    file = shared / "models/tf_efficientnet_lite0.safetensors"
+    encoder = Timm(model="tf_efficientnet_lite0", weights=str(file))
+    assert (encoder.feature_dim, encoder.grid_size, encoder.source) == (1280, 7, str(file))
+    pictures = torch.randint(0, 256, (1, 3, 224, 224), dtype=torch.uint8)
+    first, second = (encoder.build(torch.float32).eval() for _ in range(2))
+    with torch.no_grad():
+        assert torch.equal(first(pictures), second(pictures))
+
+
+def test_weights_that_do_not_fit(tmp_path: Path) -> None:
+    small = ConvNet(image_size=16, grid=4, widths=[4, 8])
+    save_file(small.build(torch.float32).state_dict(), tmp_path / "small.safetensors")
+    wide = ConvNet(
+        image_size=16, grid=4, widths=[4, 9], weights=str(tmp_path / "small.safetensors")
+    )
+    with pytest.raises(
+        ValueError, match=r"does not fit ConvNetModule: stages\.3\.weight \(8, 4, 3, 3\)"
+    ):
+        wide.build(torch.float32)
+    again = ConvNet(
+        image_size=16, grid=4, widths=[4, 8], weights=str(tmp_path / "small.safetensors")
+    )
+    assert again.build(torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_freezing() -> None:
+    module = ConvNet(image_size=16, grid=4, widths=[4, 8]).build(torch.float32)
+    freeze(module)
+    assert not module.train().training
+    assert not any(m.training for m in module.modules())
+    assert not any(p.requires_grad for p in module.parameters())
+    thaw(module)
+    assert all(m.training for m in module.modules())
+    assert all(p.requires_grad for p in module.parameters())
+    assert not module.eval().training
+
+
+def test_stored_features_pass_through() -> None:
+    encoder = StoredFeatures(dim=5, grid=3)
+    assert encoder.image is None
+    features = torch.randn(2, 9, 5).half()
+    assert encoder.build(torch.float32)(features) is features
+
+
+def test_impossible_fields() -> None:
+    with pytest.raises(ValueError, match="grid: 5 does not come from image_size 64 by halving"):
+        ConvNet(grid=5)
+    with pytest.raises(ValueError, match="are 2 stages, but 64 pixels to 4 cells takes 4"):
+        ConvNet(widths=[8, 8])
+    with pytest.raises(ValueError, match="timm knows no 'resnet_of_dreams'"):
+        _ = Timm(model="resnet_of_dreams").feature_dim
+    with pytest.raises(ValueError, match="give one of them"):
+        Timm(model="resnet18", pretrained=True, weights="x.safetensors")

@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ from vlds.manifest import damage, write_manifest
 from vlds.models.build import build_model
 from vlds.models.vl_model import VLModel
 
+HERE = "<folder>"
+"""In an artifact's recipe: the folder that the recipe lies in."""
 ROWS = re.compile(r"(?P<name>.+)\[(?P<start>\d+):\]")
 """Key of the rows of a table from `start` on: the rows before are the source's."""
 
@@ -77,13 +80,29 @@ def save_artifact(folder: Path, tensors: dict[str, Tensor], recipe: Recipe, toke
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_file(tensors, partial / "weights.safetensors")
-    save_recipe(recipe, partial / "recipe.yaml")
     tokenizer.save_pretrained(partial / "tokenizer")
-    description = {"format": 1, "sources": recipe.model.source_hashes()}
-    (partial / "artifact.json").write_text(json.dumps(description, indent=1), encoding="utf-8")
+    write_description(partial, recipe)
     write_manifest(partial)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
+
+
+def write_description(folder: Path, recipe: Recipe) -> None:
+    """The recipe, where files of this folder are named relative to it, and the hashes of its sources."""
+    description = {"format": 1, "sources": recipe.model.source_hashes()}
+    (folder / "artifact.json").write_text(json.dumps(description, indent=1), encoding="utf-8")
+    save_recipe(recipe, folder / "recipe.yaml")
+    text = (folder / "recipe.yaml").read_text(encoding="utf-8")
+    (folder / "recipe.yaml").write_text(text.replace(str(folder), HERE), encoding="utf-8")
+
+
+def read_recipe(folder: Path) -> Recipe:
+    """The recipe of an artifact, wherever its folder has moved."""
+    text = (folder / "recipe.yaml").read_text(encoding="utf-8").replace(HERE, str(folder))
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        return load_recipe(Path(file.name))
 
 
 def load_run(run: Path, dtype: torch.dtype | None = None) -> LoadedRun:
@@ -93,9 +112,10 @@ def load_run(run: Path, dtype: torch.dtype | None = None) -> LoadedRun:
     another one than the run was trained on.
     """
     folder = artifact_folder(run)
-    recipe = load_recipe(folder / "recipe.yaml")
+    recipe = read_recipe(folder)
     check_sources(folder, recipe)
-    tokenizer = recipe.backbone.load_tokenizer_from(folder / "tokenizer")
+    tokens = folder / "tokenizer"
+    tokenizer = recipe.backbone.load_tokenizer_from(tokens if tokens.is_dir() else folder)
     precision = torch.bfloat16 if recipe.training.precision == "bf16" else torch.float32
     model = build_model(recipe.model, list(recipe.tasks), dtype or precision, tokenizer)
     put_tensors(model, load_file(folder / "weights.safetensors"), folder)

@@ -1,11 +1,12 @@
 """Write a run as one folder: the text backbone in Hugging Face's layout, everything else beside it.
 
     OUT/config.json, model.safetensors, tokenizer files   `AutoModelForSeq2SeqLM.from_pretrained(OUT)` opens these
-        weights.safetensors                               vision encoder, visual embedding, methods that are not folded
-        recipe.yaml, artifact.json, manifest.json         so that `load_run(OUT)` opens the whole
+        vision.safetensors (CLIP: vision/), visual_embedding.safetensors
+        weights.safetensors                               methods that are not folded into the backbone
+        recipe.yaml, artifact.json, manifest.json         so that `vlds.artifact.load_run(OUT)` opens the whole
 
-The folder is an artifact whose named backbone is itself, and another recipe's `backbone.path` and `visual_weights` may
-name it: that is how one run's model becomes the next run's frozen backbone.
+The folder may move: its recipe names files relative to it. Another recipe's `backbone.path`, `vision.weights` and
+`visual_embedding.weights` may name them: that is how one run's model becomes the next run's frozen one.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from safetensors.torch import save_file
+
 from vlds.artifact import LoadedRun, load_run, own_tensors, write_description
 from vlds.manifest import write_manifest
-from vlds.models.build import BACKBONE_PREFIX, Sources
+from vlds.models.vl_model import Sources
 
-HERE = "."
-"""As a backbone's path: the folder that the recipe lies in."""
+VISUAL = ("vision.", "visual_embedding.")
 
 
 def convert_run(run: Path, out: Path, *, merge: bool) -> None:
@@ -43,22 +45,40 @@ def convert_run(run: Path, out: Path, *, merge: bool) -> None:
 
 
 def fold_methods(loaded: LoadedRun) -> LoadedRun:
-    """The same run with every method folded into the weights."""
+    """The same run with every method folded into the weights.
+
+    Errors: ValueError where one cannot be folded.
+    """
+    model = loaded.model
     for method in loaded.recipe.methods.values():
-        method.merge(loaded.model)
-    recipe = replace(loaded.recipe, methods={})
-    return LoadedRun(recipe, loaded.tokenizer, loaded.model)
+        method.merge(model.backbone if method.part == "backbone" else model.vision)
+    return replace(loaded, recipe=replace(loaded.recipe, methods={}))
 
 
 def write_backbone(loaded: LoadedRun, folder: Path) -> None:
-    """The text backbone under its own names, and the tokenizer."""
+    """The text backbone under its own names, and the tokenizer with all its extra tokens."""
     names = loaded.model.pretrained_names()
-    state = {
-        name: tensor for name, tensor in loaded.model.backbone.state_dict().items() if name in names
-    }
-    loaded.model.backbone.save_pretrained(folder, state_dict=state)
+    state = loaded.model.backbone.state_dict()
+    own = {name: state[name] for name in state if name in names}
+    loaded.model.backbone.save_pretrained(folder, state_dict=own)
     loaded.tokenizer.save_pretrained(folder)
 
 
 def write_rest(loaded: LoadedRun, folder: Path) -> None:
-    """All other weights, the recipe that finds the backbone in this folder, and the hashes."""
+    """All other weights, the recipe that finds everything in this folder, and the hashes."""
+    model, recipe = loaded.model, loaded.recipe
+    embedding_file = folder / "visual_embedding.safetensors"
+    embedding = {k: v.contiguous() for k, v in model.visual_embedding.state_dict().items()}
+    save_file(embedding, embedding_file)
+    recipe = replace(
+        recipe,
+        backbone=replace(recipe.backbone, path=str(folder), config=None, tokenizer=None),
+        vision=recipe.vision.export(model.vision, folder),
+        visual_embedding=replace(recipe.visual_embedding, weights=str(embedding_file)),
+        alignment=None,
+    )
+    backbone = {f"backbone.{name}" for name in model.pretrained_names()}
+    visual = {name for name, _ in model.unique_state() if name.startswith(VISUAL)}
+    model.sources = Sources(names=frozenset(backbone | visual))
+    save_file(own_tensors(model), folder / "weights.safetensors")
+    write_description(folder, recipe)

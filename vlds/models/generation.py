@@ -48,7 +48,7 @@ def generate_ids(
     beam_forces_eos: bool,
     synced_gpus: bool = False,
 ) -> Tensor:
-    """(b, l) ids with start token and padding; with `synced_gpus` ranks go on until all are done."""
+    """(b, l) ids with start token and padding; `synced_gpus`: ranks go on until all are done."""
     loop = BeamSearch(decoding.length_counts_start, synced_gpus)
     search = {"custom_generate": loop} if decoding.num_beams > 1 else {}
     ids: Tensor = model.generate(

@@ -27,6 +27,9 @@ class Task(ABC):
     unit: ClassVar[Literal["annotation", "sample"]] = "annotation"
     """What evaluation counts: annotations, or samples whose annotations are all references."""
 
+    input_field: ClassVar[str | None] = "question"
+    """The annotation's field with what is asked; None where the picture alone is the input."""
+
     train: list[str] = field(default_factory=list)
     """Folders of the data sets to train on."""
     evaluate: list[str] = field(default_factory=list)

@@ -24,6 +24,7 @@ class Caption(Task):
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("caption",)
+    input_field: ClassVar[str | None] = None
     reduction: ClassVar[Literal["example_mean", "token_mean"]] = "token_mean"
     unit: ClassVar[Literal["annotation", "sample"]] = "sample"
 

@@ -23,6 +23,7 @@ class NLVR2(Task):
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("nlvr2",)
+    input_field: ClassVar[str | None] = "sentence"
 
     prompt: str = "nlvr: "
     """Text before the sentence, trailing space included; "" for none."""

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vlds.schema import ImageSpec, TargetModules
@@ -49,6 +49,15 @@ class VisionEncoder(ABC):
     def build(self, dtype: torch.dtype) -> GridEncoder:
         """The module, with its pretrained weights if it has any. On the meta device: shapes
         only."""
+
+    def export(self, encoder: nn.Module, folder: Path) -> VisionEncoder:
+        """Write a built encoder's weights into a folder; the same encoder that reads them from there."""
+        names = {f.name for f in fields(self)}
+        assert "weights" in names, f"{type(self).__name__} has no weights field: override export"
+        file = folder / "vision.safetensors"
+        save_file(stripped_state(encoder), file)
+        changes: dict[str, Any] = {"weights": str(file)}
+        return replace(self, **changes, **({"pretrained": False} if "pretrained" in names else {}))
 
     @property
     def target_modules(self) -> TargetModules:
@@ -132,3 +141,9 @@ def load_weights(module: nn.Module, file: str) -> None:
             f"{len(tensors)} tensors, the module {len(wanted)}"
         )
     module.load_state_dict({name: tensors[name] for name in wanted})
+
+
+def stripped_state(encoder: nn.Module) -> dict[str, Tensor]:
+    """An encoder's state under the names of its weight files: those of the wrapped net where there is one."""
+    inner = getattr(encoder, "net", encoder)
+    return {name: tensor.contiguous() for name, tensor in inner.state_dict().items()}

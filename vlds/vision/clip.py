@@ -4,11 +4,12 @@ class token."""
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from vlds.resources import find
@@ -70,6 +71,12 @@ class ClipVision(VisionEncoder):
     def source(self) -> str | None:
         """Where the weights are."""
         return self.path
+
+    def export(self, encoder: nn.Module, folder: Path) -> VisionEncoder:
+        """In Hugging Face's own layout."""
+        assert isinstance(encoder, ClipModule)
+        encoder.net.save_pretrained(folder / "vision")
+        return replace(self, path=str(folder / "vision"), config=None)
 
     def build(self, dtype: torch.dtype) -> GridEncoder:
         """The transformer."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlds.schema import ImageSpec
 from vlds.vision.base import GridEncoder, VisionEncoder
@@ -39,6 +40,10 @@ class StoredFeatures(VisionEncoder):
     def source(self) -> str | None:
         """Nothing is loaded."""
         return None
+
+    def export(self, encoder: nn.Module, folder: Path) -> VisionEncoder:
+        """There is nothing to write."""
+        return self
 
     def build(self, dtype: torch.dtype) -> GridEncoder:
         """A module that hands the features on."""

@@ -37,7 +37,8 @@ def parameter_groups(model: VLModel, recipe: Recipe) -> list[dict[str, Any]]:
 
 def is_undecayed(name: str) -> bool:
     """Whether weight decay leaves this parameter alone."""
-    return any(part in name.rsplit(".", 2)[-1] for part in NO_DECAY) or "norm" in name.lower()
+    own = ".".join(name.split(".")[-2:])  # a module and its tensor: "image_order.weight"
+    return any(part in own for part in NO_DECAY)
 
 
 def peak_learning_rate(part: str, recipe: Recipe) -> float:

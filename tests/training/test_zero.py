@@ -1,0 +1,242 @@
+"""ZeRO changes where tensors lie, and nothing that is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.rank_pool import RankPool
+from tests.training.toys import (
+    NUM_EXAMPLES,
+    RATE,
+    TASKS,
+    Case,
+    build,
+    engine,
+    global_batch,
+    make_case,
+    own_micro_batches,
+    recipe,
+)
+from vlds.schema import IGNORED_LABEL, Batch, Decoding
+from vlds.training.optim import parameter_groups
+
+STEPS = 3
+BETA_1 = 0.9
+
+
+def train(case: Case) -> dict[str, Any]:
+    """Steps of the engine: losses, the gradients of the first step, and what the rank holds."""
+    made, plan = engine(case)
+    losses, gradients, norms = [], None, []
+    for step in range(STEPS):
+        report = made.step(own_micro_batches(global_batch(step), made, plan))
+        losses.append(made.ranks.sum(report.task_losses))
+        norms.append(report.gradient_norm)
+        state = made.export()
+        if step == 0 and state is not None:
+            gradients = {name: t["exp_avg"] / (1 - BETA_1) for name, t in state.items()}
+    held = made.bytes_per_rank()
+    made.close()
+    return {
+        "losses": losses,
+        "norms": norms,
+        "gradients": gradients,
+        "bytes": held,
+        "weights": None if state is None else {name: t["fp32"] for name, t in state.items()},
+    }
+
+
+def train_plainly(case: Case) -> dict[str, Any]:
+    """The same in plain torch, on the whole batch, with the loss as its definition reads."""
+    run = recipe(case)
+    model = build(run)
+    groups = parameter_groups(model, run)
+    optimizer = torch.optim.AdamW(groups, betas=(BETA_1, 0.999), eps=run.optimizer.eps)
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"]
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    losses, gradients, norms = [], None, []
+    for step in range(STEPS):
+        batch = global_batch(step)
+        by_task = plain_task_losses(model.token_nll(batch), batch)
+        counts = torch.bincount(batch.task_index, minlength=len(TASKS))
+        optimizer.zero_grad()
+        (by_task * counts).sum().div(NUM_EXAMPLES).backward()
+        found = {name: p.grad.clone() for name, p in trained.items() if p.grad is not None}
+        assert found.keys() == trained.keys()
+        gradients = gradients or found
+        norms.append(torch.cat([g.flatten() for g in found.values()]).norm().item())
+        optimizer.step()
+        losses.append(by_task.detach())
+    weights = {name: p.detach() for name, p in trained.items()}
+    return {"losses": losses, "norms": norms, "gradients": gradients, "weights": weights}
+
+
+def plain_task_losses(nll: Tensor, batch: Batch) -> Tensor:
+    """(k,) each task's own loss, one example after the other."""
+    assert batch.labels is not None
+    losses = []
+    for number, task in enumerate(TASKS.values()):
+        rows = [n for n in range(NUM_EXAMPLES) if batch.task_index[n] == number]
+        tokens = [int((batch.labels[n] != IGNORED_LABEL).sum()) for n in rows]
+        if task.reduction == "token_mean":
+            losses.append(sum(nll[n].sum() for n in rows) / sum(tokens))
+        else:
+            means = [nll[n].sum() / t * batch.weights[n] for n, t in zip(rows, tokens, strict=True)]
+            losses.append(sum(means) / len(rows))
+    return torch.stack(losses)
+
+
+def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.allclose(found[name], tensor, rtol=tolerance, atol=tolerance), name
+
+
+def check(pool: RankPool, case: Case) -> None:
+    expected = train_plainly(case)
+    results = pool.run(train, case, timeout=120)
+    for result in results:
+        for loss, plain in zip(result["losses"], expected["losses"], strict=True):
+            assert torch.allclose(loss, plain.double(), rtol=1e-5)
+        assert result["norms"] == pytest.approx(expected["norms"], rel=1e-4)
+    first = results[0]
+    assert_close(first["gradients"], expected["gradients"], 1e-5)
+    assert_close(first["weights"], expected["weights"], 1e-4)
+    assert all(result["gradients"] is None for result in results[1:])
+    check_bytes(case, [result["bytes"] for result in results])
+
+
+def check_bytes(case: Case, held: list[dict[str, int]]) -> None:
+    parameters = list(build(recipe(case)).parameters())
+    frozen = sum(p.numel() for p in parameters if not p.requires_grad)
+    trainable = sum(p.numel() for p in parameters if p.requires_grad)
+    parts = len(held)
+    padding = parts * len(parameters)  # each tensor's part is rounded up
+    for own in held:
+        copies = parts if case.stage == 3 else 1
+        assert 0 <= own["frozen"] - 4 * frozen / copies < 4 * padding
+        assert 0 <= own["trainable"] - 4 * trainable / copies < 4 * padding
+        assert 0 <= own["optimizer"] - 12 * trainable / parts < 12 * padding
+
+
+def variants(fast: Sequence[tuple[str, int, int]]) -> list[Any]:
+    """All of (family, stage, accumulation); what is not named is slow."""
+    return [
+        pytest.param(*variant, marks=() if variant in fast else pytest.mark.slow)
+        for variant in product(("T5", "Bart"), (2, 3), (1, 2))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("family", "stage", "accumulation"),
+    variants([("T5", 2, 1), ("T5", 3, 2), ("Bart", 2, 2), ("Bart", 3, 1)]),
+)
+def test_two_ranks_compute_what_one_computes(
+    family: str, stage: int, accumulation: int, ranks2: RankPool, tmp_path: Path
+) -> None:
+    check(ranks2, make_case(tmp_path, family=family, stage=stage, accumulation=accumulation))
+
+
+@pytest.mark.parametrize(
+    ("family", "stage", "accumulation"), variants([("T5", 3, 1), ("Bart", 2, 2)])
+)
+def test_four_ranks_compute_what_one_computes(
+    family: str, stage: int, accumulation: int, ranks4: RankPool, tmp_path: Path
+) -> None:
+    check(ranks4, make_case(tmp_path, family=family, stage=stage, accumulation=accumulation))
+
+
+def train_and_evaluate(case: Case, evaluate: bool) -> list[Tensor]:
+    """Losses of four steps; between them the ranks generate, each at its own pace."""
+    made, plan = engine(case)
+    losses = []
+    for step in range(4):
+        report = made.step(own_micro_batches(global_batch(step), made, plan))
+        losses.append(report.task_losses)
+        if evaluate:
+            with made.evaluation() as model:
+                assert not model.training
+                assert all(p.numel() > 0 for p in model.parameters())
+                for seed in range(1 + made.ranks.global_rank):
+                    batch = global_batch(seed)
+                    model.generate(batch, Decoding(max_new_tokens=2 + made.ranks.global_rank))
+            assert made.model.training
+    made.close()
+    return losses
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_training_goes_on_unchanged_after_an_evaluation(
+    stage: int, ranks2: RankPool, tmp_path: Path
+) -> None:
+    case = make_case(tmp_path, stage=stage)
+    without = ranks2.run(train_and_evaluate, case, False, timeout=120)
+    evaluated = ranks2.run(train_and_evaluate, case, True, timeout=120)
+    for own, others in zip(without, evaluated, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(own, others, strict=True))
+
+
+def train_on_different_tasks(case: Case) -> list[float]:
+    """Twenty steps in which every rank has examples of one task, another one in each step."""
+    made, plan = engine(case)
+    losses = []
+    for step in range(20):
+        task = (step + made.ranks.global_rank * (1 + step // 5)) % len(TASKS)
+        batch = global_batch(step % 2, [task] * NUM_EXAMPLES)
+        report = made.step(own_micro_batches(batch, made, plan))
+        losses.append(made.ranks.sum(report.task_losses).sum().item())
+    made.close()
+    return losses
+
+
+def test_ranks_on_different_tasks_do_not_wait_for_ever(ranks2: RankPool, tmp_path: Path) -> None:
+    two, three = (
+        ranks2.run(train_on_different_tasks, make_case(tmp_path, stage=stage))[0]
+        for stage in (2, 3)
+    )
+    assert three == pytest.approx(two, rel=1e-4)
+    assert sum(three[-6:]) < sum(three[:6])
+
+
+def export_of_several_groups(case: Case) -> dict[str, Any] | None:
+    """The state after two steps with several parameter groups."""
+    made, plan = engine(case)
+    assert {group["lr"] for group in made.parameter_groups} == {RATE, case.visual_rate}
+    for step in range(2):
+        made.step(own_micro_batches(global_batch(step), made, plan))
+    state = made.export()
+    made.close()
+    return state
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_several_parameter_groups_export_all_moments(
+    stage: int, ranks2: RankPool, tmp_path: Path
+) -> None:
+    case = make_case(tmp_path, stage=stage, visual_rate=RATE / 4)
+    state, other = ranks2.run(export_of_several_groups, case)
+    assert other is None
+    shapes = {n: p.shape for n, p in build(recipe(case)).named_parameters() if p.requires_grad}
+    assert state.keys() == shapes.keys()
+    for name, tensors in state.items():
+        for key, tensor in tensors.items():
+            assert tensor.shape == shapes[name], (name, key)
+            assert tensor.abs().sum() > 0, (name, key)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_clipping_bounds_the_whole_gradient(stage: int, ranks2: RankPool, tmp_path: Path) -> None:
+    plain = train_plainly(make_case(tmp_path))
+    clip_norm = plain["norms"][0] / 2
+    clipped = ranks2.run(train, make_case(tmp_path, stage=stage, clip_norm=clip_norm))[0]
+    assert clipped["norms"][0] == pytest.approx(plain["norms"][0])
+    halved = {name: gradient / 2 for name, gradient in plain["gradients"].items()}
+    assert_close(clipped["gradients"], halved, 1e-5)

@@ -1,0 +1,151 @@
+"""A tiny run, made in the test: recipe, global batches that are cut for ranks, and an engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.models.toys import DIM, GRID, Words, backbone
+from vlds.backbones import T5, Backbone, Bart
+from vlds.config import OptimizerConfig, Recipe, TrainingConfig
+from vlds.methods import Adapter
+from vlds.models.build import build_model
+from vlds.models.visual_embedding import VisualEmbeddingConfig
+from vlds.models.vl_model import VLModel
+from vlds.schema import IGNORED_LABEL, Batch
+from vlds.tasks import GQA, VQA, Caption, Task
+from vlds.training.deepspeed_config import BatchPlan, complete_deepspeed_config, plan_batches
+from vlds.training.engine import Engine, start_ranks
+from vlds.training.optim import parameter_groups, set_learning_rate
+from vlds.vision import StoredFeatures
+
+FAMILIES: dict[str, type[Backbone]] = {"T5": T5, "Bart": Bart}
+TASKS: dict[str, Task] = {"vqa": VQA(), "caption": Caption(), "gqa": GQA()}
+NUM_EXAMPLES = 16
+RATE = 1e-2
+
+
+@dataclass(frozen=True)
+class Case:
+    """What differs between the runs of one test; `make_case` writes its files."""
+
+    folder: str
+    family: str = "T5"
+    stage: int = 3
+    accumulation: int = 1
+    sharing: str = "multiple"
+    visual_rate: float | None = None
+    clip_norm: float = 0.0
+
+
+def make_case(folder: Path, **fields: Any) -> Case:
+    """A case with its files: a backbone's config, and DeepSpeed's."""
+    case = Case(str(folder), **fields)
+    backbone(FAMILIES[case.family], folder)
+    zero = {"stage": case.stage, "overlap_comm": True, "contiguous_gradients": True}
+    if case.stage == 3:
+        zero["stage3_param_persistence_threshold"] = 0  # else nothing so small is partitioned
+    file = folder / f"zero{case.stage}.json"
+    file.write_text(json.dumps({"zero_optimization": zero}), encoding="utf-8")
+    return case
+
+
+def recipe(case: Case) -> Recipe:
+    """Adapters and the visual embedding of a tiny model train; no dropout."""
+    folder = Path(case.folder)
+    return Recipe(
+        output=str(folder / "run"),
+        backbone=FAMILIES[case.family](
+            config=str(folder / f"{case.family}.json"),
+            extra_tokens=0,
+            visual_tokens=12,
+            dropout=0.0,
+        ),
+        vision=StoredFeatures(dim=DIM, grid=GRID),
+        visual_embedding=VisualEmbeddingConfig(boxes="grid"),
+        methods={"adapter": Adapter(sharing=case.sharing, reduction=4)},  # type: ignore[arg-type]
+        tasks=TASKS,
+        optimizer=OptimizerConfig(
+            learning_rate=RATE,
+            visual_embedding_learning_rate=case.visual_rate,
+            clip_norm=case.clip_norm,
+        ),
+        training=TrainingConfig(precision="fp32", deepspeed=str(folder / f"zero{case.stage}.json")),
+    )
+
+
+def build(run: Recipe) -> VLModel:
+    """The recipe's model, the same in every process."""
+    torch.manual_seed(3)
+    return build_model(run.model, list(run.tasks), torch.float32, Words())
+
+
+def engine(case: Case) -> tuple[Engine, BatchPlan]:
+    """An engine around the case's model on the ranks of this process's pool, at rate RATE."""
+    run = recipe(case)
+    ranks = start_ranks(60)
+    micro = NUM_EXAMPLES // ranks.world_size // case.accumulation
+    plan = plan_batches(NUM_EXAMPLES, micro, ranks.world_size)
+    model = build(run)
+    config = complete_deepspeed_config(Path(run.training.deepspeed), run, plan)
+    groups = parameter_groups(model, run)
+    made = Engine(model, groups, config, ranks=ranks, tasks=list(run.tasks.values()))
+    set_learning_rate(made.parameter_groups, 1.0)
+    return made, plan
+
+
+def global_batch(seed: int, tasks: Sequence[int] | None = None) -> Batch:
+    """NUM_EXAMPLES examples of all tasks, with targets of 1 to 9 tokens and unlike weights."""
+    draw = torch.Generator().manual_seed(seed)
+    task_index = torch.randint(len(TASKS), (NUM_EXAMPLES,), generator=draw)
+    task_index = task_index if tasks is None else torch.tensor(list(tasks))
+    prompts = torch.randint(3, 40, (NUM_EXAMPLES, 7), generator=draw)
+    mask = torch.arange(7) < torch.randint(2, 8, (NUM_EXAMPLES, 1), generator=draw)
+    labels = torch.randint(3, 40, (NUM_EXAMPLES, 9), generator=draw)
+    ends = torch.randint(1, 10, (NUM_EXAMPLES, 1), generator=draw)
+    return Batch(
+        ids=[f"{seed}-{n}" for n in range(NUM_EXAMPLES)],
+        task_index=task_index,
+        input_ids=prompts.masked_fill(~mask, 1),
+        attention_mask=mask,
+        labels=labels.masked_fill(torch.arange(9) >= ends, IGNORED_LABEL),
+        # Captions carry no soft scores.
+        weights=torch.rand(NUM_EXAMPLES, generator=draw).masked_fill(task_index == 1, 1.0),
+        valid=torch.ones(NUM_EXAMPLES, dtype=torch.bool),
+        image_index=torch.randint(5, (NUM_EXAMPLES, 1), generator=draw),
+        features=torch.randn(5, GRID * GRID, DIM, generator=draw).half(),
+    )
+
+
+def part_of(batch: Batch, rows: slice) -> Batch:
+    """Some examples of a batch, without the padding that only the others needed."""
+    assert batch.labels is not None
+    per_example = {
+        f.name: value[rows]
+        for f in fields(batch)
+        if isinstance(value := getattr(batch, f.name), Tensor) and f.name != "features"
+    }
+    prompt = int(per_example["attention_mask"].sum(1).max())
+    target = int((per_example["labels"] != IGNORED_LABEL).sum(1).max())
+    widths: dict[str, Any] = {
+        "input_ids": per_example["input_ids"][:, :prompt],
+        "attention_mask": per_example["attention_mask"][:, :prompt],
+        "labels": per_example["labels"][:, :target],
+    }
+    return replace(batch, **(per_example | widths | {"ids": batch.ids[rows]}))
+
+
+def own_micro_batches(batch: Batch, made: Engine, plan: BatchPlan) -> list[Batch]:
+    """This rank's part of a global batch, cut as the training stream cuts it."""
+    size, ranks = plan.micro_batch_size, made.ranks
+    starts = [
+        (micro * ranks.world_size + ranks.global_rank) * size
+        for micro in range(plan.accumulation_steps)
+    ]
+    return [part_of(batch, slice(start, start + size)) for start in starts]

@@ -3,14 +3,18 @@ no cache."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from tests.models.toys import backbone, batch, build
 from vlds.backbones import T5, Backbone, Bart
-from vlds.models.generation import answers, best_choice
+from vlds.models.generation import Beams, answers, best_choice
 from vlds.models.vl_model import VLModel
 from vlds.schema import Decoding
 
@@ -35,26 +39,30 @@ def log_probs(model: VLModel, states: Any, ids: list[int]) -> list[float]:
     return logits.log_softmax(-1).tolist()
 
 
-def search(model: VLModel, states: Any, decoding: Decoding) -> list[int]:
-    """Beam search for one example, hypothesis by hypothesis."""
-    config = model.backbone.config
+def search(
+    scores: Callable[[list[int]], list[float]],
+    start: int,
+    end: int,
+    decoding: Decoding,
+    forces_end: bool = False,
+) -> list[int]:
+    """Beam search for one example, hypothesis by hypothesis, as transformers 4.2 has it."""
     limit, size = decoding.max_new_tokens + 1, decoding.num_beams
-    forced = model.family.beam_forces_eos
-    open_beams: list[tuple[float, list[int]]] = [(0.0, [config.decoder_start_token_id])]
+    open_beams: list[tuple[float, list[int]]] = [(0.0, [start])]
     finished: list[tuple[float, list[int]]] = []
     done = False
     while len(open_beams[0][1]) < limit and not done:
         length = len(open_beams[0][1])
         candidates = []
         for total, ids in open_beams:
-            scores = log_probs(model, states, ids)
-            if forced and length == limit - 1:
-                scores = [0.0 if n == config.eos_token_id else -1e30 for n in range(len(scores))]
-            candidates += [(total + score, ids, token) for token, score in enumerate(scores)]
+            following = scores(ids)
+            if forces_end and length == limit - 1:
+                following = [0.0 if n == end else -1e30 for n in range(len(following))]
+            candidates += [(total + score, ids, token) for token, score in enumerate(following)]
         candidates = sorted(candidates, key=lambda entry: -entry[0])[: 2 * size]
         open_beams = []
         for place, (total, ids, token) in enumerate(candidates):
-            if token == config.eos_token_id:
+            if token == end:
                 if place < size:
                     finished.append((total / length, ids))
             elif len(open_beams) < size:
@@ -68,26 +76,72 @@ def search(model: VLModel, states: Any, decoding: Decoding) -> list[int]:
     return max(finished, key=lambda entry: entry[0])[1][1:]
 
 
-@pytest.mark.parametrize("length_counts_start", [True, False])
-@pytest.mark.parametrize("early_stopping", [True, False])
-@pytest.mark.parametrize(("num_beams", "tokens"), [(2, 7), (3, 4), (4, 9)])
-def test_beam_search(
-    model: VLModel, num_beams: int, tokens: int, early_stopping: bool, length_counts_start: bool
-) -> None:
-    decoding = Decoding(
-        num_beams=num_beams,
-        max_new_tokens=tokens,
-        early_stopping=early_stopping,
-        length_counts_start=length_counts_start,
+NUM, WORDS, END, PAD, START = 40, 7, 1, 0, 2
+"""Examples and vocabulary of a made-up language."""
+
+
+def made_up(example: int, ids: list[int]) -> list[float]:
+    """Next token's log-probabilities: any numbers that depend on all that stands before."""
+    seed = [example, *ids]
+    logits = np.random.default_rng(seed).normal(size=WORDS) * 1.5
+    return [float(x) for x in logits - np.log(np.exp(logits).sum())]
+
+
+def search_all(decoding: Decoding) -> list[list[int]]:
+    """Our beams over the made-up language."""
+    config = SimpleNamespace(
+        num_beams=decoding.num_beams,
+        max_length=decoding.max_new_tokens + 1,
+        eos_token_id=END,
+        pad_token_id=PAD,
+        early_stopping=decoding.early_stopping,
     )
+    beams = Beams(torch.full((NUM * decoding.num_beams, 1), START), config)
+    while not beams.over():
+        before = beams.flat_ids()
+        rows = [
+            made_up(number // decoding.num_beams, ids) for number, ids in enumerate(before.tolist())
+        ]
+        chosen = beams.advance(torch.tensor(rows, dtype=torch.float64))
+        assert torch.equal(beams.flat_ids()[:, :-1], before[chosen])
+    return answers(beams.best(decoding.length_counts_start), END)
+
+
+CHOICES = [
+    Decoding(num_beams=k, max_new_tokens=n, early_stopping=early, length_counts_start=counts)
+    for k, n in ((2, 7), (3, 4), (5, 6))
+    for early in (False, True)
+    for counts in (False, True)
+]
+
+
+@pytest.mark.parametrize("decoding", CHOICES, ids=str)
+def test_beams(decoding: Decoding) -> None:
+    expected = [search(partial(made_up, n), START, END, decoding) for n in range(NUM)]
+    assert search_all(decoding) == expected
+    assert len({len(answer) for answer in expected}) > 2
+
+
+def test_the_made_up_language_tells_the_rules_apart() -> None:
+    """Each rule changes some answer, so that the test above would see a wrong one."""
+    for first, second in ((0, 1), (0, 2), (1, 3)):
+        assert search_all(CHOICES[first]) != search_all(CHOICES[second])
+
+
+@pytest.mark.parametrize("num_beams", [2, 4])
+def test_beam_search_with_a_cache(model: VLModel, num_beams: int) -> None:
+    decoding = Decoding(num_beams=num_beams, max_new_tokens=7)
     examples = batch()
     found = model.generate(examples, decoding)
+    config = model.backbone.config
+    start, end = config.decoder_start_token_id, config.eos_token_id
     with torch.no_grad():
         states, mask = model.encode(examples)
+        model.routing.set(torch.zeros(1, dtype=torch.long))
         for number, answer in enumerate(found):
             rows = states[number : number + 1], mask[number : number + 1]
-            model.routing.set(torch.zeros(1, dtype=torch.long))
-            assert answer == search(model, rows, decoding)
+            scores = partial(log_probs, model, rows)
+            assert answer == search(scores, start, end, decoding, model.family.beam_forces_eos)
 
 
 def test_greedy(model: VLModel) -> None:
@@ -103,7 +157,6 @@ def test_greedy(model: VLModel) -> None:
                 scores = log_probs(model, rows, ids)
                 ids.append(scores.index(max(scores)))
             assert answer == [token for token in ids[1:] if token != end]
-    assert len({len(answer) for answer in found}) >= 1
 
 
 def test_repeated_ngrams_are_barred(model: VLModel) -> None:

@@ -1,0 +1,53 @@
+"""A method of one's own: a factor per channel behind chosen layers, y = s * W(x), at first s = 1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vlds.methods.base import LinearExtension, Method, extend_linear, find_linears
+from vlds.methods.routing import TaskRouting
+from vlds.schema import Role, TargetModules
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputScale(Method):
+    """Learned factors behind linear layers."""
+
+    role: Role = "ffn_out"
+    """Which layers are scaled."""
+
+    def attach(
+        self,
+        name: str,
+        model: nn.Module,
+        targets: TargetModules,
+        tasks: Sequence[str],
+        routing: TaskRouting,
+    ) -> list[nn.Parameter]:
+        """Put factors behind every layer of the role."""
+        trained: list[nn.Parameter] = []
+        for path in find_linears(model, targets, self.role):
+            linear = model.get_submodule(path)
+            assert isinstance(linear, nn.Linear)
+            scale = Scale(linear)
+            extend_linear(model, path, name, scale)
+            trained += scale.parameters()
+        return trained
+
+
+class Scale(LinearExtension):
+    """The factors behind one layer."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight = linear.weight
+        ones = torch.ones(linear.out_features, device=weight.device, dtype=weight.dtype)
+        self.factor = nn.Parameter(ones)
+
+    def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """(b, l, d) -> (b, l, d)."""
+        return outputs * self.factor

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vlds.training.optim import is_undecayed, schedule_factor
 from vlds.config import OptimizerConfig
+from vlds.training.optim import is_undecayed, schedule_factor
 
 
 def test_first_step_has_rate_zero_and_the_last_nearly() -> None:

@@ -47,6 +47,10 @@ class Ranks:
         dist.broadcast_object_list(box)
         return box[0]
 
+    def share(self, tensor: Tensor) -> None:
+        """Overwrite a tensor with the first rank's."""
+        dist.broadcast(tensor, src=0)
+
     def barrier(self) -> None:
         """Wait for all."""
         dist.barrier()

@@ -37,7 +37,7 @@ from vlds.training.loss import LossTotals, coefficients, count, task_losses
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 State = dict[str, dict[str, Tensor]]
-"""Parameter name -> {"fp32", "exp_avg", "exp_avg_sq"} -> full tensor on the CPU."""
+"""Trainable weight -> {"fp32", "exp_avg", "exp_avg_sq"}, moving buffer -> {"buffer"} -> full tensor on the CPU."""
 
 
 def start_ranks(collective_timeout: float) -> Ranks:
@@ -129,6 +129,8 @@ class Engine:
     @contextmanager
     def evaluation(self) -> Iterator[VLModel]:
         """The model in evaluation mode, its weights whole on every rank, so that ranks may decode at their own pace."""
+        for _, buffer in self._moving_buffers():
+            self.ranks.share(buffer)  # every rank has moved its own
         self.model.eval()
         with torch.no_grad(), self._whole_weights():
             yield self.model
@@ -156,8 +158,16 @@ class Engine:
         """Names and parameters that the optimizer holds, in the order of the model."""
         return [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
 
+    def _moving_buffers(self) -> list[tuple[str, Tensor]]:
+        """Statistics that training moves without a gradient: those of a vision encoder that is not frozen."""
+        vision = self.model.vision
+        return [] if vision.frozen else [(f"vision.{n}", b) for n, b in vision.named_buffers()]
+
     def export(self) -> State | None:
-        """Masters and moments of every trainable weight: on the first rank; None elsewhere. Collective."""
+        """Masters and moments of all trainable weights, moving buffers: on the first rank; None elsewhere.
+
+        Collective.
+        """
         self._link_moments()
         state: State = {}
         for name, parameter in self.trainable_parameters():
@@ -166,7 +176,9 @@ class Engine:
                 tensors[moment] = safe_get_full_optimizer_state(parameter, moment)
             if self.ranks.is_first:
                 state[name] = {key: value.detach().cpu().clone() for key, value in tensors.items()}
-        return state if self.ranks.is_first else None
+        if not self.ranks.is_first:
+            return None
+        return state | {n: {"buffer": b.detach().cpu().clone()} for n, b in self._moving_buffers()}
 
     def restore(self, state: State, steps_done: int) -> None:
         """Put an exported state back, at this stage and number of ranks. Collective; all ranks hold `state`.
@@ -183,6 +195,8 @@ class Engine:
         for name, parameter in self.trainable_parameters():
             put = self._put_partitioned if self.stage == 3 else self._put_whole
             put(parameter, state[name])
+        for name, buffer in self._moving_buffers():
+            buffer.copy_(state[name]["buffer"])
         self.steps_done = self._deepspeed.global_steps = steps_done
         self._check_restored(state)
 

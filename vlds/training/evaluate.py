@@ -25,7 +25,7 @@ class Evaluation:
     scores: dict[str, float]
     predictions: dict[str, str]
     references: dict[str, Any] = field(repr=False)
-    unreadable: list[str]
+    unreadable: list[str] = field(default_factory=list)
     """Ids and reasons of examples whose picture could not be read: predicted as "" and scored as such."""
 
     def write(self, folder: Path) -> None:
@@ -47,6 +47,19 @@ def evaluation_sources(recipe: Recipe) -> list[Source]:
         Source(name, task, open_datasets(name, task, task.evaluate), task.weight)
         for name, task in recipe.tasks.items()
     ]
+
+
+def training_sources(recipe: Recipe) -> list[Source]:
+    """The data that the recipe's tasks learn from.
+
+    Errors: ValueError as above, and where a task names none.
+    """
+    sources = []
+    for name, task in recipe.tasks.items():
+        if not task.train:
+            raise ValueError(f"tasks.{name}.train: names no data set; name at least one folder")
+        sources.append(Source(name, task, open_datasets(name, task, task.train), task.weight))
+    return sources
 
 
 def open_datasets(name: str, task: Task, folders: Sequence[str]) -> list[Dataset]:
@@ -113,3 +126,11 @@ def merge_and_score(
     references = {key: merged[key][1] for key in sorted(merged)}
     scores = source.task.score(predictions, references)
     return Evaluation(source.name, scores, predictions, references, [f"{entry.id}: {entry.reason}" for entry in bad])
+
+
+def read_predictions(run: Path, task: str) -> Evaluation:
+    """A task's predictions at the last evaluation of a training run, without scores."""
+    file = max((run / "predictions").glob(f"step-*/{task}.jsonl"))
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    predictions = {line["id"]: line["prediction"] for line in lines}
+    return Evaluation(task, {}, predictions, {line["id"]: line["reference"] for line in lines})

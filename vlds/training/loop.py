@@ -20,7 +20,7 @@ from vlds.training.alignment import align
 from vlds.training.deepspeed_config import BatchPlan, complete_deepspeed_config, plan_batches
 from vlds.training.distributed import Ranks
 from vlds.training.engine import Engine, start_ranks
-from vlds.training.evaluate import Evaluation, evaluate, evaluation_sources, open_datasets
+from vlds.training.evaluate import Evaluation, evaluate, evaluation_sources, training_sources
 from vlds.training.optim import parameter_groups, schedule_factor, set_learning_rate
 from vlds.training.signals import StopRequest, stop_on_signals
 from vlds.training.tracker import Tracker
@@ -79,17 +79,10 @@ def prepare(recipe: Recipe, ranks: Ranks, resume: bool) -> Prepared:
             f"output: {folder} holds a run already; add --resume to go on with it, or name another folder"
         )
     plan = plan_batches(recipe.data.global_batch_size, recipe.data.micro_batch_size, ranks.world_size)
-    sources = [
-        Source(name, task, open_datasets(name, task, task.train), task.weight)
-        for name, task in recipe.tasks.items()
-    ]
-    for source in sources:
-        if not source.datasets:
-            raise ValueError(f"tasks.{source.name}.train: names no data set; name at least one folder")
     return Prepared(
         plan=plan,
         deepspeed=complete_deepspeed_config(find(recipe.training.deepspeed), recipe, plan),
-        train_sources=sources,
+        train_sources=training_sources(recipe),
         evaluation_sources=evaluation_sources(recipe),
     )
 
@@ -212,7 +205,7 @@ def save_run_artifact(run: Run) -> None:
     state = run.engine.export()
     with run.engine.evaluation() as model:
         if state is not None:
-            masters = {name: tensors["fp32"] for name, tensors in state.items()}
+            masters = {name: tensors["fp32"] for name, tensors in state.items() if "fp32" in tensors}
             tensors = own_tensors(model, masters)
             save_artifact(run.folder / "artifact", tensors, run.recipe, run.tokenizer)
     run.ranks.barrier()

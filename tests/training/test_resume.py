@@ -1,0 +1,157 @@
+"""A run that is interrupted and resumed is the run that was not interrupted, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.rank_pool import RankPool
+from tests.training.world import world_recipe
+from vlds.config import Recipe
+from vlds.data import TrainStream
+from vlds.methods import Full
+from vlds.training import checkpoint
+from vlds.training.engine import start_ranks
+from vlds.training.evaluate import training_sources
+from vlds.training.loop import build_run, prepare, train
+
+STATE = "state/step-00000010/state.safetensors"
+
+
+def run_recipe(recipe: Recipe, resume: bool) -> int:
+    """What `vlds train` does on a rank."""
+    return train(recipe, resume=resume)
+
+
+def losses(run: Path) -> list[tuple[int, float, float]]:
+    """Step, loss and gradient norm of every line that has them."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"], line["gradient_norm"]) for line in lines if "loss" in line]
+
+
+def half_a_run(whole: Path, half: Path) -> None:
+    """What a run leaves that was killed at some time after its fifth step."""
+    shutil.copytree(whole, half)
+    for later in ("state/step-00000010", "artifact", "predictions"):
+        shutil.rmtree(half / later)
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    assert losses(found) == losses(expected)
+    assert [step for step, *_ in losses(found)] == list(range(1, 11))
+    for file in (STATE, "artifact/weights.safetensors", "predictions/step-00000010/vqa.jsonl"):
+        assert (found / file).read_bytes() == (expected / file).read_bytes(), file
+
+
+def check_resume(pool: RankPool, recipe: Recipe, folder: Path) -> None:
+    whole, half = Path(recipe.output), folder / "half"
+    assert pool.run(run_recipe, recipe, False, timeout=120) == [0] * pool.world_size
+    half_a_run(whole, half)
+    resumed = replace(recipe, output=str(half))
+    assert pool.run(run_recipe, resumed, True, timeout=120) == [0] * pool.world_size
+    assert_same_run(half, whole)
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision"),
+    [
+        (2, "bf16"),
+        (3, "fp32"),
+        pytest.param(2, "fp32", marks=pytest.mark.slow),
+        pytest.param(3, "bf16", marks=pytest.mark.slow),
+    ],
+)
+def test_ten_steps_are_five_and_five(
+    stage: int, precision: str, world: Path, ranks2: RankPool, tmp_path: Path
+) -> None:
+    check_resume(ranks2, world_recipe(world, tmp_path / "whole", stage, precision), tmp_path)
+
+
+def test_statistics_of_a_training_encoder_are_resumed(
+    world: Path, ranks2: RankPool, tmp_path: Path
+) -> None:
+    recipe = world_recipe(world, tmp_path / "whole")
+    encoder = {"encoder": Full(part="vision", learning_rate=1e-3)}
+    check_resume(ranks2, replace(recipe, methods=recipe.methods | encoder), tmp_path)
+
+
+def resume_and_export(recipe: Recipe) -> tuple[Any, list[list[str]]]:
+    """The state that an engine gives back after restoring, and the ids of two global batches."""
+    ranks = start_ranks(60)
+    run = build_run(recipe, ranks, (prepared := prepare(recipe, ranks, True)), True)
+    state = run.engine.export()
+    num = 2 * prepared.plan.accumulation_steps
+    ids = [batch.ids for batch in islice(run.stream, num)]
+    run.engine.close()
+    return state, ids
+
+
+@pytest.fixture(scope="module")
+def states(
+    world: Path, ranks2: RankPool, tmp_path_factory: pytest.TempPathFactory
+) -> dict[int, Path]:
+    """Runs of two ranks at stages 2 and 3."""
+    folder = tmp_path_factory.mktemp("states")
+    for stage in (2, 3):
+        recipe = world_recipe(world, folder / str(stage), stage)
+        short = replace(recipe, training=replace(recipe.training, steps=5))
+        ranks2.run(run_recipe, short, False, timeout=120)
+    return {stage: folder / str(stage) for stage in (2, 3)}
+
+
+def next_ids(recipe: Recipe, num: int) -> list[str]:
+    """What one process reads next, where the newest state left the stream."""
+    stream = TrainStream(
+        training_sources(recipe),
+        tokenizer=recipe.backbone.load_tokenizer(),
+        image=recipe.vision.image,
+        seed=recipe.seed,
+        global_batch_size=recipe.data.global_batch_size,
+        micro_batch_size=recipe.data.global_batch_size,
+    )
+    found, _ = checkpoint.newest(Path(recipe.output) / "state")
+    assert found is not None
+    stream.load_state(checkpoint.load(found)[1].data)
+    return [id for batch in islice(stream, num) for id in batch.ids]
+
+
+def check_move(pool: RankPool, saved: Path, world: Path, stage: int, output: Path) -> None:
+    """Resume at a stage and on a pool's ranks what two ranks have saved."""
+    shutil.copytree(saved, output)
+    recipe = world_recipe(world, output, stage)
+    (state, _), *others = results = pool.run(resume_and_export, recipe, timeout=120)
+    assert all(other is None for other, _ in others)
+    expected, progress = checkpoint.load(output / "state" / "step-00000005")
+    assert progress.step == 5
+    assert state.keys() == expected.keys()
+    for name, tensors in expected.items():
+        assert state[name].keys() == tensors.keys()
+        for key, tensor in tensors.items():
+            assert torch.equal(state[name][key], tensor), (name, key)
+    micro_steps = zip(*(ids for _, ids in results), strict=True)
+    found = [id for parts in micro_steps for part in parts for id in part]
+    assert found == next_ids(recipe, 2)
+
+
+@pytest.mark.parametrize(("saved", "stage"), [(2, 3), (3, 2)])
+def test_a_state_moves_to_another_stage(
+    saved: int, stage: int, states: dict[int, Path], world: Path, ranks2: RankPool, tmp_path: Path
+) -> None:
+    check_move(ranks2, states[saved], world, stage, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("saved", "stage"),
+    [(2, 3), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((2, 2), (3, 2), (3, 3)))],
+)
+def test_a_state_moves_to_another_number_of_ranks(
+    saved: int, stage: int, states: dict[int, Path], world: Path, ranks4: RankPool, tmp_path: Path
+) -> None:
+    check_move(ranks4, states[saved], world, stage, tmp_path / "run")

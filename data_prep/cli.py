@@ -15,6 +15,7 @@ from data_prep.jsonl import FieldNames, HashSplit, parse_jsonl
 from data_prep.pack import Options, pack
 from data_prep.picture import PictureRule
 from data_prep.stats import describe, find_datasets
+from data_prep.tokenizer import texts_of, train_tokenizer
 from vlds.data import ShardError
 from vlds.data.index import index_folder
 
@@ -48,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for add in (
         _add_vqav2, _add_gqa, _add_nlvr2, _add_karpathy, _add_jsonl, _add_easy_vqa, _add_demo,
-        _add_index, _add_stats,
+        _add_index, _add_tokenizer, _add_stats,
     ):  # fmt: skip
         add(commands)
     return parser
@@ -254,6 +255,26 @@ def _add_stats(commands: Any) -> None:
 
     def run(args: argparse.Namespace) -> None:
         print("\n\n".join(describe(folder) for folder in find_datasets(args.folder)))
+
+    parser.set_defaults(run=run)
+
+
+def _add_tokenizer(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "tokenizer",
+        "train a small sentencepiece model on the text of packed data sets",
+        "For models that start from nothing: a sentencepiece model with T5's special tokens, made "
+        "of the questions, statements, captions and answers of one or several data sets.",
+    )
+    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="folders of shards")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.model")
+    parser.add_argument("--vocab-size", type=int, default=1000, help="most pieces (default 1000)")
+
+    def run(args: argparse.Namespace) -> None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_bytes(train_tokenizer(texts_of(args.folders), args.vocab_size))
+        print(f"wrote {args.out}")
 
     parser.set_defaults(run=run)
 

@@ -17,13 +17,13 @@ from random import Random
 
 from data_prep.coco_karpathy import parse_coco_karpathy
 from data_prep.demo_files import PAIRS_PER_SET, WorldWriter
-from data_prep.demo_text import PHRASES
-from data_prep.demo_tokenizer import train_tokenizer
+from data_prep.demo_text import PHRASES, word_lines
 from data_prep.demo_world import HOME, SHIFTED, WORLDS, World
 from data_prep.gqa import parse_gqa
 from data_prep.nlvr2 import parse_nlvr2
 from data_prep.pack import Options, pack
 from data_prep.source import SourceSet
+from data_prep.tokenizer import train_tokenizer
 from data_prep.vqav2 import parse_vqav2
 
 HOME_SCENES = 16_000
@@ -34,6 +34,8 @@ COCO_SHARE, GQA_SHARE = 0.32, 0.30
 VAL_SHARES = {HOME.name: 0.08, SHIFTED.name: 0.2}
 """Of scenes kept for evaluation, the shifted world's so large that 300 pictures are captioned."""
 FEWEST_SCENES = 200
+VOCABULARY = 224
+"""Most pieces; the text has words for fewer."""
 
 
 def make_demo(out: Path, seed: int, scenes: int, options: Options) -> None:
@@ -50,7 +52,9 @@ def make_demo(out: Path, seed: int, scenes: int, options: Options) -> None:
         for dataset in parse_world(folder, world):
             place = out / "shards" / world.name / f"{_short(dataset.name)}-{dataset.split}"
             pack(dataset, place, options)
-    train_tokenizer(out, texts)
+    lines = sorted(texts) + word_lines()
+    (out / "text.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    (out / "spiece.model").write_bytes(train_tokenizer(lines, VOCABULARY))
     print(f"text in {out / 'text.txt'}, tokenizer in {out / 'spiece.model'}")
 
 

@@ -1,12 +1,14 @@
-"""The demo: every room of the house once, on made pictures, with the commands that a user would type.
+"""The demo: every room of the house once, on made pictures, with the commands that a user would
+type.
 
-    data_prep demo -> train demo_pretrain (Full, ZeRO-2) -> convert hf (the frozen backbone)
-      -> train demo_control, demo (adapters, ZeRO-3; evaluates before its first step: the frozen model) -> report
+data_prep demo -> train demo_pretrain (Full, ZeRO-2) -> convert hf (it is the frozen backbone now)
+  -> train demo (an adapter, ZeRO-3), train demo_control (norms and visual embedding alone)
+  -> convert hf -> report
 """
 
 from __future__ import annotations
 
-import json
+import os
 import shlex
 import subprocess
 import sys
@@ -17,18 +19,144 @@ from typing import Any
 
 from rich.console import Console
 
-from vlds.config import load_recipe
-from vlds.report.inputs import Scores, TaskScores, write_scores
+from vlds.config import Recipe, load_recipe
+from vlds.report import write_report
+from vlds.report.inputs import Scores, TaskScores, read_metrics, read_run, write_scores
+from vlds.report.tables import summary_table
 from vlds.resources import find
 from vlds.training.baseline import majority_scores
+from vlds.training.evaluate import read_predictions, training_sources
 
-STAGES = ("pretrain", "control", "adapters")
-RECIPES = {
-    "pretrain": "recipes/demo_pretrain.yaml",
-    "control": "recipes/demo_control.yaml",
-    "adapters": "recipes/demo.yaml",
-}
+RECIPES = ("demo_pretrain", "demo", "demo_control")
+FOLDER = "runs/demo"
+"""Where the shipped recipes write; replaced by --out."""
+COLUMNS = ("majority", "frozen", "norms + visual embedding", "adapters")
+
+
+class StageError(Exception):
+    """A command of the demo failed; it has said why."""
 
 
 def run_demo(out: Path, seed: int, ranks: int) -> int:
-    """Run all stages below `out`; stages that are done already are not repeated. Returns the exit code."""
+    """Run what is not there yet below `out`, then show it. Returns the exit code."""
+    started = time.monotonic()
+    recipes = write_recipes(out)
+    backbone, adapters = out / "backbone", out / "adapters"
+    stages: list[tuple[Path, list[str]]] = [
+        (out / "data" / "spiece.model", data_prep("demo", out / "data", seed)),
+        (out / "pretrain" / "artifact", train(recipes["demo_pretrain"], seed, ranks)),
+        (backbone, vlds("convert", "hf", "--run", out / "pretrain", "--out", backbone)),
+        (adapters / "artifact", train(recipes["demo"], seed, ranks)),
+        (out / "control" / "artifact", train(recipes["demo_control"], seed, ranks)),
+        (out / "tuned", vlds("convert", "hf", "--run", adapters, "--out", out / "tuned")),
+    ]
+    try:
+        for product, command in stages:
+            if not product.exists():
+                run_stage(command)
+    except StageError as error:
+        print(f"vlds demo: {error}", file=sys.stderr)
+        return 1
+    write_scores(adapters / "scores.json", collect_scores(out))
+    pages = write_report([adapters], adapters)
+    show(out, pages, time.monotonic() - started)
+    return 0
+
+
+def write_recipes(out: Path) -> dict[str, Path]:
+    """The shipped recipes, with `out` for their folder."""
+    folder = out / "recipes"
+    folder.mkdir(parents=True, exist_ok=True)
+    written = {}
+    for name in RECIPES:
+        text = find(f"recipes/{name}.yaml").read_text(encoding="utf-8")
+        written[name] = folder / f"{name}.yaml"
+        written[name].write_text(text.replace(FOLDER, str(out)), encoding="utf-8")
+    return written
+
+
+def data_prep(command: str, out: Path, seed: int) -> list[str]:
+    """Command line of the data preparation."""
+    return [sys.executable, "-m", "data_prep", command, "--out", str(out), "--seed", str(seed)]
+
+
+def train(recipe: Path, seed: int, ranks: int) -> list[str]:
+    """Command line of a training run."""
+    return vlds("train", "--config", recipe, "--seed", seed, "--ranks", ranks)
+
+
+def vlds(*words: Any) -> list[str]:
+    """Command line of one of our own commands."""
+    return [sys.executable, "-m", "vlds", *map(str, words)]
+
+
+def run_stage(command: list[str]) -> None:
+    """Say a command as the user would type it, and run it."""
+    shown = shlex.join(["vlds", *command[3:]] if command[2] == "vlds" else ["python", *command[1:]])
+    Console().rule(f"[bold]{shown}", align="left")
+    started = time.monotonic()
+    # The demo is small enough for a CPU, and two ranks need two GPUs otherwise.
+    code = subprocess.run(
+        command, env=os.environ | {"DS_ACCELERATOR": "cpu"}, check=False
+    ).returncode
+    if code:
+        raise StageError(f"`{shown}` ended with exit code {code}; see above, then start again")
+    print(f"({time.monotonic() - started:.0f} s)", flush=True)
+
+
+def collect_scores(out: Path) -> Scores:
+    """Scores of the majority answer, the frozen model, the control and the adapters beside each
+    other."""
+    recipe = load_recipe(out / "adapters" / "recipe.yaml")
+    first, last = scores_by_step(out / "adapters")
+    _, control = scores_by_step(out / "control")
+    majority, sizes = blind_scores(recipe, out / "adapters")
+    facts = read_run(out / "adapters").scores
+    tasks = {
+        name: TaskScores(
+            by_column={
+                label: scores[name]
+                for label, scores in zip(COLUMNS, (majority, first, control, last), strict=True)
+                if scores.get(name)
+            },
+            examples=sizes[name],
+            headline=task.headline or next(iter(last[name])),
+        )
+        for name, task in recipe.tasks.items()
+    }
+    return Scores(COLUMNS, tasks, facts.trainable, facts.bytes_per_rank, facts.samples_per_second)
+
+
+def scores_by_step(run: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """A run's scores at its first and at its last evaluation."""
+    found = [line["scores"] for line in read_metrics(run / "metrics.jsonl") if "scores" in line]
+    return found[0], found[-1]
+
+
+def blind_scores(recipe: Recipe, run: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """Per task: scores of the most frequent training answer, and how many examples were scored."""
+    scores, sizes = {}, {}
+    for source in training_sources(recipe):
+        evaluation = read_predictions(run, source.name)
+        scores[source.name] = majority_scores(source, evaluation.references)
+        sizes[source.name] = len(evaluation.references)
+    return scores, sizes
+
+
+def show(out: Path, pages: list[Path], seconds: float) -> None:
+    """Tables and where things are."""
+    console = Console()
+    run = read_run(out / "adapters")
+    console.rule("[bold]scores on unseen pictures of the shifted world", align="left")
+    console.print(summary_table(run.scores))
+    facts = run.scores
+    held = "  ".join(f"{name} {value:,}" for name, value in facts.bytes_per_rank.items())
+    speed = facts.samples_per_second.get("training", 0)
+    console.print(
+        f"trainable {facts.trainable['trainable']:,} of {facts.trainable['total']:,} weights "
+        f"({facts.trainable['percent']:.2f} %)\nbytes per rank: {held}\n"
+        f"training {speed:,.0f} examples/s; all of it {seconds:.0f} s",
+        highlight=False,
+    )
+    print(f"pages: {pages[0]}  {pages[1]}")
+    print(f"the tuned model: {out / 'tuned'}")

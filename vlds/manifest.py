@@ -1,4 +1,5 @@
-"""Folders that are whole or do not exist: every file with its size and hash in a manifest that is written last."""
+"""Folders that are whole or do not exist: every file with its size and hash in a manifest that is
+written last."""
 
 from __future__ import annotations
 
@@ -16,7 +17,10 @@ def write_manifest(folder: Path) -> None:
     entries = {}
     for path in files:
         sync(path)
-        entries[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        entries[path.relative_to(folder).as_posix()] = {
+            "bytes": path.stat().st_size,
+            "sha256": sha256(path),
+        }
     manifest = folder / MANIFEST
     manifest.write_text(json.dumps(entries, indent=1), encoding="utf-8")
     sync(manifest)

@@ -1,7 +1,8 @@
-"""The nouns of the data flow: shard -> Sample -> Example -> Batch, and the words backbones and methods share.
+"""The nouns of the data flow: shard -> Sample -> Example -> Batch, and the words backbones and
+methods share.
 
-Imports nothing of ours. Shapes: b examples in a batch, u distinct images in a batch, n images per example, l prompt
-tokens, t target tokens, v visual tokens per image, d width.
+Imports nothing of ours. Shapes: b examples in a batch, u distinct images in a batch, n images per
+example, l prompt tokens, t target tokens, v visual tokens per image, d width.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class Sample:
     images: tuple[bytes, ...]
     """Encoded pictures, in the order of the json's "images"."""
     features: tuple[np.ndarray, ...]
-    """Stored features, float16 (tokens, dim), one array per image; empty when the shard holds pictures."""
+    """Stored features, float16 (tokens, dim), one array per image; empty when the shard holds
+    pictures."""
     annotations: tuple[Mapping[str, Any], ...]
     extra: Mapping[str, Any] = field(default_factory=dict)
     """All other fields of the sample's json (size, source, subtitles, span, ...)."""
@@ -69,7 +71,8 @@ class Example:
 
 @dataclass
 class Batch:
-    """What the model eats. Padded on the right; images stand once however many examples ask about them."""
+    """What the model eats. Padded on the right; images stand once however many examples ask about
+    them."""
 
     ids: list[str]
     task_index: Tensor
@@ -91,7 +94,8 @@ class Batch:
     features: Tensor | None = None
     """(u, v, dim) float16: grid features stored in the shard."""
     boxes: Tensor | None = None
-    """(u, v, 4) boxes of the visual tokens, (x1, x2, y1, y2) in 0..1; None means zeros, as in VL-Adapter."""
+    """(u, v, 4) boxes of the visual tokens, (x1, x2, y1, y2) in 0..1; None means zeros, as in
+    VL-Adapter."""
     references: list[Any] = field(default_factory=list)
     """One entry an example; only evaluation fills it."""
 
@@ -126,28 +130,45 @@ class Decoding:
     max_new_tokens: int = 20
     """Longest answer, in tokens after the start token."""
     choices: tuple[str, ...] | None = None
-    """Compare the logits of these words' first tokens instead of generating (NLVR2's true / false)."""
+    """Compare the logits of these words' first tokens instead of generating (NLVR2's true /
+    false)."""
     length_counts_start: bool = True
-    """Beam scores divide by the length including the start token, as transformers 4.2 did for VL-Adapter."""
+    """Beam scores divide by the length including the start token, as transformers 4.2 did for
+    VL-Adapter."""
     early_stopping: bool = False
-    """Beam search ends when there are as many finished answers as beams, however good the open ones are."""
+    """Beam search ends when there are as many finished answers as beams, however good the open
+    ones are."""
     no_repeat_ngram_size: int = 0
     """Token n-grams of this size occur at most once in an answer; 0: no such rule."""
 
 
-Role = Literal["attn_q", "attn_k", "attn_v", "attn_out", "cross_attn_q", "cross_attn_k", "cross_attn_v",
-               "cross_attn_out", "ffn_in", "ffn_out", "norm"]  # fmt: skip
+Role = Literal[
+    "attn_q",
+    "attn_k",
+    "attn_v",
+    "attn_out",
+    "cross_attn_q",
+    "cross_attn_k",
+    "cross_attn_v",
+    "cross_attn_out",
+    "ffn_in",
+    "ffn_out",
+    "norm",
+]
 """Where a method can attach; `attn_*` is self-attention in both stacks."""
 
 
 @dataclass(frozen=True)
 class TargetModules:
-    """Role -> pattern of module paths (`*` stands for one path segment), relative to the backbone or encoder."""
+    """Role -> pattern of module paths (`*` stands for one path segment), relative to the backbone
+    or encoder."""
 
     paths: Mapping[str, tuple[str, ...]]
     linear_init_std: float | None = None
-    """Standard deviation that the model's family gives new linear layers; None: PyTorch's own default init."""
+    """Standard deviation that the model's family gives new linear layers; None: PyTorch's own
+    default init."""
 
 
 class SkipSample(Exception):
-    """A sample that cannot be used (bad bytes): counted, written down and replaced, never a hang."""
+    """A sample that cannot be used (bad bytes): counted, written down and replaced, never a
+    hang."""

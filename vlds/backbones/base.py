@@ -210,6 +210,10 @@ class Backbone(ABC):
         else:
             loaded = self.load_pretrained(config, tokenizer_len, dtype)
         model = loaded.model
+        if not torch.cuda.is_available():
+            # On CPUs the backward pass of torch's fused attention takes longer than all the rest
+            # of a small model.
+            model.set_attn_implementation("eager")
         # Values in a checkpoint's generation config (no_repeat_ngram_size, forced tokens, ...)
         # would leak into generate() wherever ours are None.
         model.generation_config = GenerationConfig()

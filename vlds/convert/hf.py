@@ -1,12 +1,16 @@
 """Write a run as one folder: the text backbone in Hugging Face's layout, everything else beside it.
 
-    OUT/config.json, model.safetensors, tokenizer files   `AutoModelForSeq2SeqLM.from_pretrained(OUT)` opens these
+    OUT/config.json, model.safetensors, tokenizer files
+    `AutoModelForSeq2SeqLM.from_pretrained(OUT)` opens these
         vision.safetensors (CLIP: vision/), visual_embedding.safetensors
-        weights.safetensors                               methods that are not folded into the backbone
-        recipe.yaml, artifact.json, manifest.json         so that `vlds.artifact.load_run(OUT)` opens the whole
+        weights.safetensors                               methods that are not folded into the
+        backbone
+        recipe.yaml, artifact.json, manifest.json         so that `vlds.artifact.load_run(OUT)`
+        opens the whole
 
-The folder may move: its recipe names files relative to it. Another recipe's `backbone.path`, `vision.weights` and
-`visual_embedding.weights` may name them: that is how one run's model becomes the next run's frozen one.
+The folder may move: its recipe names files relative to it. Another recipe's `backbone.path`,
+`vision.weights` and `visual_embedding.weights` may name them: that is how one run's model becomes
+the next run's frozen one.
 """
 
 from __future__ import annotations

@@ -5,30 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol
 
 import numpy as np
 
 from vlds.data.store import Dataset
-from vlds.schema import Example, ImageSpec, Sample, SkipSample
-
-
-class TaskLike(Protocol):
-    """What the stream asks of a task (vlds.tasks.base.Task)."""
-
-    @property
-    def unit(self) -> Literal["annotation", "sample"]: ...
-    @property
-    def max_prompt_tokens(self) -> int: ...
-    @property
-    def max_target_tokens(self) -> int: ...
-    def example(
-        self,
-        name: str,
-        sample: Sample,
-        annotation: int | None,
-        rng: np.random.Generator | None,
-    ) -> Example: ...
+from vlds.schema import ImageSpec, Sample, SkipSample
+from vlds.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -37,7 +19,7 @@ class Source:
 
     name: str
     """The task's name in the recipe."""
-    task: TaskLike
+    task: Task
     datasets: Sequence[Dataset]
     weight: float = 1.0
     """Share of its examples, relative to the other sources' weights."""

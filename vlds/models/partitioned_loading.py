@@ -10,7 +10,8 @@ from transformers.integrations import deepspeed as hf_deepspeed
 
 
 class LoadingHint:
-    """What transformers asks of its HfDeepSpeedConfig, without the `accelerate` package that class needs."""
+    """What transformers asks of its HfDeepSpeedConfig, without the `accelerate` package that class
+    needs."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.config = config
@@ -22,9 +23,11 @@ class LoadingHint:
 
 @contextmanager
 def partitioned_loading(config: Mapping[str, Any]) -> Iterator[None]:
-    """Inside, `from_pretrained` partitions each weight as it comes from disk, if DeepSpeed's config says stage 3.
+    """Inside, `from_pretrained` partitions each weight as it comes from disk, if DeepSpeed's
+    config says stage 3.
 
-    No rank ever holds the whole model. The hint is taken back afterwards: it is global to transformers.
+    No rank ever holds the whole model. The hint is taken back afterwards: it is global to
+    transformers.
     """
     hint = LoadingHint(config)
     hf_deepspeed.set_hf_deepspeed_config(hint)

@@ -1,12 +1,15 @@
-"""Region-word alignment: teach a vision encoder made from nothing to say which words belong to each of its tokens.
+"""Region-word alignment: teach a vision encoder made from nothing to say which words belong to
+each of its tokens.
 
-A tiny model cannot learn to see and to read at once in minutes. Before training, the vision encoder and the visual
-embedding learn that the visual token of a cell lies near the embeddings of the words that describe the objects in it:
+A tiny model cannot learn to see and to read at once in minutes. Before training, the vision
+encoder and the visual embedding learn that the visual token of a cell lies near the embeddings of
+the words that describe the objects in it:
 
-    loss = - sum_w log softmax(E v_cell / sqrt(d))[w] / |words(cell)|      averaged over cells; empty cells say </s>
+    loss = - sum_w log softmax(E v_cell / sqrt(d))[w] / |words(cell)|
 
-with E the shared token table (trained along). No head is added, so nothing is thrown away. The words come from the
-objects of GQA's scene graphs (name, attributes, box), which `data_prep gqa` keeps with the samples.
+averaged over cells, with E the shared token table (trained along). No head is added, so nothing is thrown away. The
+words come from the objects of GQA's scene graphs (name, attributes, box), which `data_prep gqa`
+keeps with the samples.
 """
 
 from __future__ import annotations
@@ -39,9 +42,11 @@ class Regions:
 
 
 def align(model: VLModel, recipe: Recipe, tokenizer: Any, ranks: Ranks) -> None:
-    """Train vision encoder, visual embedding and token table on region words; frozen or not as before afterwards.
+    """Train vision encoder, visual embedding and token table on region words; frozen or not as
+    before afterwards.
 
-    Every rank does the same work, since the set is small. Errors: ValueError where the data set has no objects.
+    Every rank does the same work, since the set is small. Errors: ValueError where the data set
+    has no objects.
     """
     config = recipe.alignment
     assert config is not None
@@ -68,7 +73,10 @@ def align(model: VLModel, recipe: Recipe, tokenizer: Any, ranks: Ranks) -> None:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(wanted[name])
     if ranks.is_first:
-        print(f"aligned the vision encoder on {len(regions.pixels)} pictures: loss {loss.item():.3f}", flush=True)
+        print(
+            f"aligned the vision encoder on {len(regions.pixels)} pictures: loss {loss.item():.3f}",
+            flush=True,
+        )
 
 
 def region_loss(model: VLModel, table: Tensor, pixels: Tensor, words: Tensor) -> Tensor:
@@ -89,20 +97,24 @@ def read_regions(recipe: Recipe, tokenizer: Any, model: VLModel) -> Regions:
     vocabulary = model.backbone.get_input_embeddings().num_embeddings
     for number in range(dataset.num_samples):
         sample = dataset.read(number)
-        pixels.append(torch.from_numpy(decode_image(sample.images[0], image, f"of sample {sample.key}")))
+        pixels.append(
+            torch.from_numpy(decode_image(sample.images[0], image, f"of sample {sample.key}"))
+        )
         words.append(cell_words(sample, model.visual_embedding.grid, tokenizer, vocabulary))
     return Regions(torch.stack(pixels), torch.stack(words))
 
 
 def cell_words(sample: Sample, grid: int, tokenizer: Any, vocabulary: int) -> Tensor:
-    """(v, vocabulary) the words of the objects whose centre lies in each cell, evenly; </s> in empty cells.
+    """(v, vocabulary) the words of the objects whose centre lies in each cell, evenly; </s> in
+    empty cells.
 
     Errors: ValueError where the sample has no scene graph.
     """
     objects = (sample.extra.get("source") or {}).get("objects")
     if objects is None:
         raise ValueError(
-            f"alignment.data: sample {sample.id} of data set {sample.dataset} has no objects; name a gqa data set "
+            f"alignment.data: sample {sample.id} of data set {sample.dataset} has no objects; "
+            "name a gqa data set "
             "that was packed with its sceneGraphs file, or leave alignment out"
         )
     width, height = sample.extra["size"][0]

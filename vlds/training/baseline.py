@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 from vlds.data import Source
-from vlds.training.evaluate import Evaluation
 
 
-def majority_scores(training: Source, evaluation: Evaluation) -> dict[str, float] | None:
-    """Scores of the most frequent training answer on an evaluation's examples; None for free text (captions)."""
+def majority_scores(training: Source, references: Mapping[str, Any]) -> dict[str, float] | None:
+    """Scores of the most frequent training answer against an evaluation's references; None for
+    free text."""
     answers: Counter[str] = Counter()
     task = training.task
     if task.unit != "annotation":
@@ -24,4 +26,4 @@ def majority_scores(training: Source, evaluation: Evaluation) -> dict[str, float
     if not answers:
         return None
     majority = min(answers, key=lambda answer: (-answers[answer], answer))
-    return task.score(dict.fromkeys(evaluation.references, majority), evaluation.references)
+    return task.score(dict.fromkeys(references, majority), references)

@@ -18,7 +18,8 @@ from vlds.training.evaluate import Evaluation, evaluate, evaluation_sources
 
 
 def evaluate_run(run: Path, data: Sequence[str], out: Path | None) -> int:
-    """Score a run on its own evaluation data, or on `data`; prints scores, writes predictions. Exit code."""
+    """Score a run on its own evaluation data, or on `data`; prints scores, writes predictions.
+    Exit code."""
     loaded = load_run(run)
     recipe = with_data(loaded.recipe, data) if data else loaded.recipe
     sources = evaluation_sources(recipe)
@@ -69,7 +70,8 @@ def task_for(recipe: Recipe, folder: str) -> str:
     if len(names) != 1:
         known = ", ".join(f"{name} reads {'/'.join(t.kinds)}" for name, t in recipe.tasks.items())
         raise ValueError(
-            f"--data: {folder} holds samples of kind '{kind}', which {len(names)} tasks of the run read "
+            f"--data: {folder} holds samples of kind '{kind}', which {len(names)} tasks of the "
+            "run read "
             f"({known}); say TASK={folder}"
         )
     return names[0]

@@ -51,7 +51,8 @@ class VisionEncoder(ABC):
         only."""
 
     def export(self, encoder: nn.Module, folder: Path) -> VisionEncoder:
-        """Write a built encoder's weights into a folder; the same encoder that reads them from there."""
+        """Write a built encoder's weights into a folder; the same encoder that reads them from
+        there."""
         names = {f.name for f in fields(self)}
         assert "weights" in names, f"{type(self).__name__} has no weights field: override export"
         file = folder / "vision.safetensors"
@@ -144,6 +145,7 @@ def load_weights(module: nn.Module, file: str) -> None:
 
 
 def stripped_state(encoder: nn.Module) -> dict[str, Tensor]:
-    """An encoder's state under the names of its weight files: those of the wrapped net where there is one."""
+    """An encoder's state under the names of its weight files: those of the wrapped net where there
+    is one."""
     inner = getattr(encoder, "net", encoder)
     return {name: tensor.contiguous() for name, tensor in inner.state_dict().items()}

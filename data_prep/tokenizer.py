@@ -1,0 +1,66 @@
+"""A small sentencepiece model of a data set's own text, with T5's special tokens; every word is
+one piece."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from random import Random
+
+import sentencepiece
+
+from data_prep.stats import TEXT_FIELDS, find_datasets, read_jsons
+from vlds.data.index import DatasetInfo
+
+ANSWER_FIELDS = ("answer", "multiple_choice_answer")
+WORD_SALADS = 500
+"""Unigram training takes a word for a piece when it meets it in many surroundings: these."""
+CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789,'-"
+"""Known even where the text has none of them, so that a user's own question can be read."""
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> bytes:
+    """The bytes of a unigram model of at most this many pieces; the same texts give the same
+    bytes."""
+    lines = sorted(set(texts))
+    words = sorted(set(re.findall(r"[a-z0-9]+", " ".join(lines).lower())))
+    rng = Random(0)
+    lines += [" ".join(rng.sample(words, len(words))) for _ in range(WORD_SALADS)]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        # Not from a file: its path would become part of the model.
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        model_type="unigram",
+        vocab_size=vocabulary_size,
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        required_chars=CHARACTERS,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+def texts_of(folders: Iterable[Path]) -> Iterator[str]:
+    """Questions, statements, captions and answers of packed data sets."""
+    for folder in folders:
+        for place in find_datasets(folder):
+            for sample in read_jsons(place, DatasetInfo.load(place)):
+                for annotation in sample["annotations"]:
+                    yield from (annotation[f] for f in TEXT_FIELDS if f in annotation)
+                    yield from (str(annotation[f]) for f in ANSWER_FIELDS if f in annotation)
+                    yield from map(str, annotation.get("answers") or ())
+                    if "label" in annotation:
+                        yield from label_texts(annotation["label"])
+
+
+def label_texts(label: object) -> list[str]:
+    """The words of a label: answers with soft scores, or NLVR2's true and false."""
+    return [str(key) for key in label] if isinstance(label, dict) else ["true", "false"]

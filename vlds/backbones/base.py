@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, GenerationConfig
 from transformers.utils import logging
 
+from vlds.backbones.attention import CPU_ATTENTION
 from vlds.resources import find, shipped
 from vlds.schema import TargetModules
 
@@ -211,9 +212,7 @@ class Backbone(ABC):
             loaded = self.load_pretrained(config, tokenizer_len, dtype)
         model = loaded.model
         if not torch.cuda.is_available():
-            # On CPUs the backward pass of torch's fused attention takes longer than all the rest
-            # of a small model.
-            model.set_attn_implementation("eager")
+            model.set_attn_implementation(CPU_ATTENTION)
         # Values in a checkpoint's generation config (no_repeat_ngram_size, forced tokens, ...)
         # would leak into generate() wherever ours are None.
         model.generation_config = GenerationConfig()

@@ -7,9 +7,9 @@ the words that describe the objects in it:
 
     loss = - sum_w log softmax(E v_cell / sqrt(d))[w] / |words(cell)|
 
-averaged over cells, with E the shared token table (trained along). No head is added, so nothing is thrown away. The
-words come from the objects of GQA's scene graphs (name, attributes, box), which `data_prep gqa`
-keeps with the samples.
+averaged over cells, with E the shared token table (trained along); empty cells say </s>. No head
+is added, so nothing is thrown away. The words come from the objects of GQA's scene graphs (name,
+attributes, box), which `data_prep gqa` keeps with the samples.
 """
 
 from __future__ import annotations

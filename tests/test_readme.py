@@ -1,0 +1,322 @@
+"""What README.md and docs/ say is so: commands parse, files exist, snippets run, numbers are right.
+
+Every command in a ```sh block is parsed as its program would, in reading order: a file or folder
+that it reads must be in the repository, quoted on a page, made by an earlier command, or in GIVEN.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import torch
+from PIL import Image
+
+import vlds.backbones
+import vlds.methods
+import vlds.tasks
+import vlds.vision
+from data_prep.cli import build_parser
+from data_prep.cli import main as data_prep
+from tests.training.world import world_recipe, write_world
+from vlds import cli
+from vlds.artifact import own_tensors, save_artifact
+from vlds.config import load_recipe, parse_recipe
+from vlds.launch import RANK_COMMANDS, take_ranks
+from vlds.models.build import build_model, describe
+from vlds.resources import find, shipped
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+QUOTE = re.compile(r"^<!-- (\S+\.py) -->\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+GIVEN = {"VQAV2", "GQA", "NLVR2", "COCO", "PHOTOS", "PHOTO.jpg", "TARS", "rows.jsonl",
+         "captions.csv", "test.json"}  # fmt: skip
+"""What a reader has: official files, own rows and pictures."""
+DEMO = {"runs/demo/adapters", "runs/demo/adapters/gallery/0000-0.png", "runs/demo/backbone"}
+"""What `./launch.sh` alone leaves."""
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """Contents of a page's fenced blocks in a language."""
+    return [text for name, text in BLOCK.findall(page.read_text("utf-8")) if name == language]
+
+
+def recipes(folder: Path) -> None:
+    """Write every recipe that a page quotes, under the name in its first line."""
+    for page in PAGES:
+        for text in blocks(page, "yaml"):
+            name = re.match(r"# (\w+\.yaml)\n", text)
+            assert name, f"{page.name}: a recipe without its name in the first line"
+            (folder / name[1]).write_text(text, encoding="utf-8")
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Every command of a page, as words."""
+    lines = "".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+class Parsed(Exception):
+    """A command line was understood; it is not run."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        super().__init__()
+        self.options = options
+
+
+@dataclass
+class Reader:
+    """Follows the commands and knows what is there."""
+
+    there: set[str] = field(default_factory=lambda: set(GIVEN))
+
+    def need(self, *places: str | Path) -> None:
+        for place in places:
+            known = str(place) in self.there or Path(place).exists()
+            below = any(name.startswith(f"{place}/") for name in self.there)
+            assert known or below, f"{place}: nothing before this command makes it"
+
+    def follow(self, words: Sequence[str]) -> None:
+        """Check one command."""
+        words = [word for n, word in enumerate(words) if not self.assigns(words, n)]
+        program, rest = words[0], list(words[1:])
+        if program == "deepspeed":
+            place = rest.index("launch.sh")
+            assert set(rest[:place:2]) <= {"--num_gpus"}
+            program, rest = "./launch.sh", rest[place + 1 :]
+        if (program, rest[:2]) == ("python", ["-m", "data_prep"]):
+            self.prepare(rest[2:])
+        elif program in ("vlds", "./launch.sh"):
+            self.run(rest or ["demo"])
+        else:
+            assert words == [".", ".venv/bin/activate"], f"unknown command: {shlex.join(words)}"
+
+    def assigns(self, words: Sequence[str], number: int) -> bool:
+        """Whether a word is an assignment before the command; its variable must be a known one."""
+        name = re.match(r"([A-Z_]+)=", words[number])
+        if name is None or any("=" not in word for word in words[:number]):
+            return False
+        text = (ROOT / "docs" / "launching.md").read_text("utf-8")
+        return f"`{name[1]}`" in text or name[1] == "CUDA_VISIBLE_DEVICES"
+
+    def prepare(self, words: list[str]) -> None:
+        options = vars(build_parser().parse_args(words))
+        for key in ("src", "images", "annotations", "folder"):
+            if options.get(key) is not None:
+                self.need(options[key])
+        self.need(*options.get("folders", ()))
+        if (out := options.get("out")) is not None:
+            splits = ("train", "test") if options.get("split_by_image") else ()
+            self.there |= {str(out), *(f"{out}/{split}" for split in splits)}
+
+    def run(self, words: list[str]) -> None:
+        _, words = take_ranks(words)
+        assert words[0] in cli.COMMANDS
+        if words[0] in ("train", "describe"):
+            flags = {"train": "--resume", "describe": "--json"}[words[0]]
+            recipe = parse_recipe([word for word in words[1:] if word != flags])
+            if words[0] == "train":
+                self.need(recipe.output if "--resume" in words else ".")
+                for task in recipe.tasks.values():
+                    self.need(*task.train, *task.evaluate)
+                find(recipe.training.deepspeed)
+                self.there.add(recipe.output)
+        else:
+            with pytest.raises(Parsed) as parsed:
+                cli.COMMANDS[words[0]](words[1:])
+            options = vars(parsed.value.options)
+            runs = [options["run"]] if "run" in options else options.get("runs", [])
+            self.need(*runs, *options.get("image", ()), *options.get("data", ()))
+            self.there |= {str(options["out"])} if options.get("out") else set()
+            if words[0] == "demo":
+                self.there |= DEMO | {f for f in demo_data() if f.startswith("runs/demo/data/")}
+
+
+def demo_data() -> set[str]:
+    """Data sets that the shipped recipes of the demo name."""
+    found = set()
+    for name in ("demo_pretrain", "demo"):
+        for task in load_recipe(find(f"recipes/{name}.yaml")).tasks.values():
+            found |= {*task.train, *task.evaluate}
+    return found
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout to work in, with the recipes of the pages."""
+    for name in ("recipes", "ds_configs", "launch.sh"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    recipes(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_every_command_parses_and_finds_its_files(desk: Path) -> None:
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_only(self: argparse.ArgumentParser, args: Any = None) -> NoReturn:
+        raise Parsed(parse(self, args))
+
+    reader, counted = Reader(), 0
+    for page in PAGES:
+        for words in commands(page):
+            with pytest.MonkeyPatch.context() as patch:
+                if "data_prep" not in words:
+                    patch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+                try:
+                    reader.follow(words)
+                except (AssertionError, ValueError, SystemExit) as error:
+                    pytest.fail(f"{page.name}: {shlex.join(words)}: {error!r}")
+            counted += 1
+    assert counted > 30
+
+
+def test_every_recipe_parses(desk: Path) -> None:
+    """A whole recipe alone; a part of one on top of README's."""
+    names = sorted(path.name for path in desk.glob("*.yaml"))
+    assert {"vqa.yaml", "scratch.yaml", "tasks.yaml", "methods.yaml", "counts.yaml"} <= set(names)
+    for name in names:
+        whole = (desk / name).read_text("utf-8").splitlines()[1].startswith("output:")
+        below = [] if whole else ["--config", "vqa.yaml"]
+        recipe = parse_recipe([*below, "--config", name])
+        assert recipe.tasks
+        if whole:
+            assert describe(recipe.model, list(recipe.tasks)).trainable > 0
+
+
+def test_the_count_in_the_readme_is_right(desk: Path) -> None:
+    recipe = load_recipe(desk / "vqa.yaml")
+    table = describe(recipe.model, list(recipe.tasks)).table()
+    assert table + "\n" in blocks(PAGES[0], "text")
+
+
+def test_own_rows_become_shards(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """README's rows, about some more pictures, with README's commands."""
+    (text,) = blocks(PAGES[0], "json")
+    text = "".join(text.replace("beach/", f"{place}/") for place in range(10))
+    (desk / "rows.jsonl").write_text(text, encoding="utf-8")
+    for row in map(json.loads, text.splitlines()):
+        picture = desk / "PHOTOS" / row["file"]
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30)).save(picture)
+    own = [words[3:] for words in commands(PAGES[0]) if "shards/mine" in words]
+    assert [words[0] for words in own] == ["jsonl", "stats"]
+    for words in own:
+        assert data_prep(words) == 0
+    printed = capsys.readouterr().out
+    assert "rows train" in printed
+    assert "rows test" in printed
+
+
+@pytest.fixture
+def run(desk: Path) -> Path:
+    """A run as README's has it, tiny and untrained, and a photo."""
+    write_world(desk)
+    recipe = world_recipe(desk, desk / "runs" / "vqa")
+    tokenizer = recipe.backbone.load_tokenizer()
+    torch.manual_seed(0)
+    model = build_model(recipe.model, list(recipe.tasks), torch.float32, tokenizer)
+    folder = desk / "runs" / "vqa" / "artifact"
+    folder.parent.mkdir(parents=True)
+    save_artifact(folder, own_tensors(model), recipe, tokenizer)
+    Image.new("RGB", (40, 30)).save(desk / "PHOTO.jpg")
+    return desk / "runs" / "vqa"
+
+
+def test_snippets_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of docs/checkpoints.md, one after the other, with the command between them."""
+    page = ROOT / "docs" / "checkpoints.md"
+    ((_, *convert),) = commands(page)
+    assert cli.main(convert) == 0
+    scope: dict[str, Any] = {}
+    for text in blocks(page, "python"):
+        exec(compile(text, page.name, "exec"), scope)
+    assert "visual_embedding" in capsys.readouterr().out
+    named = dict(scope["loaded"].model.unique_state())
+    for name, tensor in scope["whole"].model.unique_state():
+        assert torch.equal(tensor, named[name]), name
+    embeddings = scope["backbone"].get_input_embeddings().weight
+    assert embeddings.shape[0] == len(scope["tokenizer"]) == len(scope["loaded"].tokenizer)
+    everywhere = sum(len(blocks(other, "python")) for other in PAGES)
+    assert everywhere == len(blocks(page, "python")) + 2  # the two that are quoted from files
+
+
+@PAGE
+def test_quoted_files_are_as_they_are(page: Path) -> None:
+    quotes = QUOTE.findall(page.read_text("utf-8"))
+    assert bool(quotes) == (page.name in ("tasks.md", "methods.md"))
+    for name, text in quotes:
+        assert text == (ROOT / name).read_text("utf-8"), f"{page.name} quotes another {name}"
+
+
+def links(page: Path) -> Iterator[str]:
+    """Targets of a page's links that are no addresses."""
+    prose = BLOCK.sub("", page.read_text("utf-8"))
+    yield from (target for target in re.findall(r"\]\(([^)#]+)", prose) if ":" not in target)
+
+
+@PAGE
+def test_links_lead_somewhere(page: Path) -> None:
+    assert [target for target in links(page) if not (page.parent / target).exists()] == []
+
+
+def test_paths_in_prose_exist() -> None:
+    """Files of ours that the pages name, such as `vlds/training/loop.py`."""
+    top = r"(?:vlds|data_prep|tests|docs|recipes|ds_configs)"
+    for page in PAGES:
+        for name in re.findall(rf"`({top}/[\w/.-]+)`", page.read_text("utf-8")):
+            assert (ROOT / name).exists(), f"{page.name} names {name}"
+    drawing = blocks(PAGES[0], "text")[0]
+    for name in re.findall(r"[\w/]+/(?:\w+\.py)?", drawing):
+        assert (ROOT / name).exists() or (ROOT / "vlds" / name).exists(), name
+
+
+def test_the_box_lists_what_there_is() -> None:
+    """All tasks, methods, backbones, encoders, commands and configs; and no command that is not."""
+    readme = PAGES[0].read_text("utf-8")
+    for package in (vlds.tasks, vlds.methods, vlds.backbones, vlds.vision):
+        bases = {"Task", "Method", "Backbone", "VisionEncoder"}
+        for name in set(package.__all__) - bases:
+            assert f"`{name}`" in readme, f"README does not name {name}"
+    everything = "\n".join(page.read_text("utf-8") for page in PAGES)
+    for command in cli.COMMANDS:
+        assert f"vlds {command}" in everything, f"no page names `vlds {command}`"
+    said = set(re.findall(r"`vlds (\w+)", everything))
+    assert said <= {*cli.COMMANDS, "COMMAND"}
+    for command in build_parser()._subparsers._group_actions[0].choices:  # type: ignore[union-attr]
+        assert f"python -m data_prep {command} " in everything, f"no page names {command}"
+    for name in shipped("ds_configs"):
+        assert Path(name).stem.removesuffix("_offload") in readme
+    text = (ROOT / "docs" / "launching.md").read_text("utf-8")
+    starting = re.search(r"Only (.*?) start ranks", text)
+    assert starting
+    assert tuple(re.findall(r"`(\w+)`", starting[1])) == RANK_COMMANDS
+
+
+def test_fields_of_the_adapter_are_explained() -> None:
+    text = (ROOT / "docs" / "methods.md").read_text("utf-8")
+    for name in vlds.methods.Adapter.__dataclass_fields__:
+        assert f"`{name}`" in text, name
+
+
+@PAGE
+def test_pages_stay_short_and_narrow(page: Path) -> None:
+    lines = page.read_text("utf-8").splitlines()
+    assert len(lines) <= (260 if page.name == "README.md" else 150)
+    prose = BLOCK.sub("", page.read_text("utf-8")).splitlines()
+    assert [line for line in prose if len(line) > 110 and not line.startswith("|")] == []
+
+
+def test_changelog_names_no_command_that_is_not_there() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    for line in re.findall(r"`vlds ([a-z |]+)`", text):
+        assert {name.split()[0] for name in line.split("|")} <= set(cli.COMMANDS)

@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,6 +98,10 @@ class Reader:
             self.prepare(rest[2:])
         elif program in ("vlds", "./launch.sh"):
             self.run(rest or ["demo"])
+        elif (program, rest[:1]) == ("pip", ["install"]):
+            extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+            named = [line for lines in extras["optional-dependencies"].values() for line in lines]
+            assert all(any(n.startswith(word) for n in named) for word in rest[1:])
         else:
             assert words == [".", ".venv/bin/activate"], f"unknown command: {shlex.join(words)}"
 
@@ -115,7 +120,8 @@ class Reader:
                 self.need(options[key])
         self.need(*options.get("folders", ()))
         if (out := options.get("out")) is not None:
-            splits = ("train", "test") if options.get("split_by_image") else ()
+            apart = options.get("split_by_image") or words[0] == "easy-vqa"
+            splits = ("train", "test") if apart else ()
             self.there |= {str(out), *(f"{out}/{split}" for split in splits)}
 
     def run(self, words: list[str]) -> None:
@@ -128,6 +134,7 @@ class Reader:
                 self.need(recipe.output if "--resume" in words else ".")
                 for task in recipe.tasks.values():
                     self.need(*task.train, *task.evaluate)
+                self.need(*filter(None, [recipe.backbone.tokenizer]))
                 find(recipe.training.deepspeed)
                 self.there.add(recipe.output)
         else:
@@ -296,6 +303,9 @@ def test_the_box_lists_what_there_is() -> None:
         assert f"python -m data_prep {command} " in everything, f"no page names {command}"
     for name in shipped("ds_configs"):
         assert Path(name).stem.removesuffix("_offload") in readme
+    for name in shipped("recipes"):
+        if name.endswith(".yaml") and not Path(name).name.startswith("demo_"):
+            assert name in readme, f"README does not name {name}"
     text = (ROOT / "docs" / "launching.md").read_text("utf-8")
     starting = re.search(r"Only (.*?) start ranks", text)
     assert starting

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vlds.launch import RANKS_HELP
+from vlds.launch import RANKS_HELP, complain
+
+if TYPE_CHECKING:  # importing it for good would make each command's help wait for torch
+    from vlds.config import Recipe
 
 DESCRIPTION = """\
 Tune a few percent of a frozen vision-and-language model on many tasks at once.
@@ -36,18 +39,35 @@ def main(argv: Sequence[str]) -> int:
     try:
         return COMMANDS[arguments[0]](arguments[1:])
     except ValueError as error:
-        print(f"vlds {arguments[0]}: {error}", file=sys.stderr)
-        return 2
+        return complain(f"vlds {arguments[0]}", error)
 
 
 def train(arguments: list[str]) -> int:
     """Run a recipe on all ranks."""
-    from vlds.config import parse_recipe
+    recipe, resume = training_options(arguments)
     from vlds.training.loop import train as run
 
-    resume = "--resume" in arguments
-    recipe = parse_recipe([word for word in arguments if word != "--resume"], "vlds train")
     return run(recipe, resume=resume)
+
+
+def training_options(arguments: list[str]) -> tuple[Recipe, bool]:
+    """The recipe, and whether `--resume` asks to go on with its run.
+
+    Errors: ValueError for mistakes in the recipe.
+    """
+    from vlds.config import parse_recipe
+
+    recipe = parse_recipe([word for word in arguments if word != "--resume"], "vlds train")
+    return recipe, "--resume" in arguments
+
+
+def check_recipe(arguments: list[str]) -> int:
+    """Say what is wrong with the arguments of `vlds train`, if anything is; the exit code."""
+    try:
+        training_options(arguments)
+    except ValueError as error:
+        return complain("vlds train", error)
+    return 0
 
 
 def describe(arguments: list[str]) -> int:

@@ -15,23 +15,29 @@ import os
 import shlex
 import signal
 import socket
+import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from vlds.supervisor import supervise, watch_launcher
 
-RANK_COMMANDS = ("train", "evaluate", "predict", "features")
+RANK_COMMANDS = ("train", "evaluate", "predict")
 RANKS_HELP = """\
-train, evaluate, predict and features start one process (rank) per GPU, or one
-on a machine without GPU. More or fewer: --ranks N, or VLDS_RANKS=N in the
+train, evaluate and predict start one process (rank) per GPU, or one on a
+machine without GPU. More or fewer: --ranks N, or VLDS_RANKS=N in the
 environment. VLDS_LAUNCHER_ARGS is handed to the deepspeed launcher (--hostfile,
 --no_ssh, --node_rank, --master_addr, --master_port, ...).
 On SIGTERM, SIGINT (Ctrl-C) and SIGHUP the ranks save and end; after
 VLDS_GRACE_S seconds (default 120) they are killed.
 """
 GRACE_S = 120.0
+OTHERS_SPEAK_AFTER_S = 5.0
+"""The launcher looks after its ranks every second."""
+LOST_CONTACT = ("Connection closed by peer", "Connection reset by peer")
+"""In what a collective raises where another rank is gone: that one has said why."""
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
 OWN_NETWORK = ("--hostfile", "-H", "--no_ssh", "--master_port")
 """Launcher arguments with which the user rules over hosts and ports; we then add none of ours."""
@@ -47,8 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if starts_ranks(arguments):
             return start(arguments, ranks)
     except ValueError as error:
-        print(f"vlds: {error}", file=sys.stderr)
-        return 2
+        return complain("vlds", error)
     from vlds import cli
 
     return cli.main(arguments)
@@ -61,7 +66,31 @@ def start(arguments: Sequence[str], ranks: int | None = None) -> int:
     command, environment = launch_command(
         program, ranks or ranks_from_environment(), launcher_args, os.environ, count_gpus()
     )
-    return supervise(command, environment, grace_from_environment())
+    grace_s = grace_from_environment()
+    if arguments[0] == "train" and (code := check_recipe(arguments[1:])) != 0:
+        return code
+    return supervise(command, environment, grace_s)
+
+
+def check_recipe(arguments: Sequence[str]) -> int:
+    """Find the recipe's mistakes before ranks start: 0, or the exit code after saying them.
+
+    In a process of its own: what it has to import is large, and this one lives as long as the run.
+    """
+    program = "import sys; from vlds.cli import check_recipe; sys.exit(check_recipe(sys.argv[1:]))"
+    return subprocess.run([sys.executable, "-c", program, *arguments], check=False).returncode
+
+
+def complain(who: str, error: ValueError) -> int:
+    """Say what the user got wrong; the exit code.
+
+    Ranks meet most mistakes together. So the first one of a machine speaks at once, and the others
+    only if they still live some seconds later: when one rank ends, the launcher ends the others.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(OTHERS_SPEAK_AFTER_S)
+    print(f"{who}: {error}", file=sys.stderr, flush=True)
+    return 2
 
 
 def run_rank(arguments: Sequence[str]) -> NoReturn:
@@ -70,14 +99,18 @@ def run_rank(arguments: Sequence[str]) -> NoReturn:
     try:
         code = _rank_code(list(arguments))
     except ValueError as error:
-        print(f"vlds: {error}", file=sys.stderr)
-        code = 2
+        code = complain("vlds", error)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)
-    except BaseException:
-        traceback.print_exc()
+    except BaseException as error:
+        if any(words in str(error) for words in LOST_CONTACT):
+            rank = os.environ["RANK"]
+            print(f"vlds: rank {rank} ends because another has", file=sys.stderr, flush=True)
+            time.sleep(OTHERS_SPEAK_AFTER_S)  # the run's exit code shall be the other one's
+        else:
+            traceback.print_exc()
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()

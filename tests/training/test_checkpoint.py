@@ -33,6 +33,16 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
 
 
+def test_states_that_were_passed_over_do_not_push_out_whole_ones(tmp_path: Path) -> None:
+    for step in (5, 10):
+        checkpoint.save(tmp_path, state(step), Progress(step, {}), keep=2)
+    (tmp_path / "step-00000010" / "manifest.json").unlink()
+    (tmp_path / ".step-00000011.partial").mkdir()
+    assert checkpoint.newest(tmp_path)[0] == tmp_path / "step-00000005"
+    checkpoint.save(tmp_path, state(6), Progress(6, {}), keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000006"]
+
+
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove", "no manifest"])
 def test_a_damaged_state_is_passed_over_with_a_reason(tmp_path: Path, damage: str) -> None:
     for step in (1, 2):

@@ -35,10 +35,14 @@ class Progress:
 
 
 def save(folder: Path, state: State, progress: Progress, keep: int) -> Path:
-    """Write one run state below `folder` and delete all but the newest `keep`. For the first rank alone."""
+    """Write one run state below `folder`; then delete all but `keep`. For the first rank alone.
+
+    States of later steps are those that a resumed run passed over as damaged: they go too.
+    """
     target = folder / f"step-{progress.step:08d}"
     partial = folder / f".{target.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    for unfinished in folder.glob(".step-*.partial"):
+        shutil.rmtree(unfinished)
     partial.mkdir(parents=True)
     flat = {f"{name}|{key}": t.contiguous() for name, entry in state.items() for key, t in entry.items()}
     save_file(flat, partial / "state.safetensors")
@@ -48,8 +52,10 @@ def save(folder: Path, state: State, progress: Progress, keep: int) -> Path:
     shutil.rmtree(target, ignore_errors=True)
     os.replace(partial, target)
     sync(folder)
-    for old in sorted(folder.glob("step-*"))[:-keep]:
-        shutil.rmtree(old)
+    states = sorted(folder.glob("step-*"))
+    place = states.index(target)
+    for other in states[: max(0, place + 1 - keep)] + states[place + 1 :]:
+        shutil.rmtree(other)
     return target
 
 

@@ -46,7 +46,7 @@ def complete_deepspeed_config(path: Path, recipe: Recipe, plan: BatchPlan) -> di
     Errors: ValueError where the file is missing, is no JSON, or says something else than the recipe.
     """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"training.deepspeed: there is no file {path}") from None
     except json.JSONDecodeError as error:

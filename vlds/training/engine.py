@@ -163,6 +163,11 @@ class Engine:
         vision = self.model.vision
         return [] if vision.frozen else [(f"vision.{n}", b) for n, b in vision.named_buffers()]
 
+    def state_shapes(self) -> dict[str, torch.Size]:
+        """Names and shapes of what `export` gives."""
+        held = [*self.trainable_parameters(), *self._moving_buffers()]
+        return {name: getattr(tensor, "ds_shape", tensor.shape) for name, tensor in held}
+
     def export(self) -> State | None:
         """Masters and moments of all trainable weights, moving buffers: on the first rank; None elsewhere.
 

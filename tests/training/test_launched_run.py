@@ -1,0 +1,172 @@
+"""Real runs through the launcher: interrupted, killed and resumed, they end as if they were not."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from tests.rank_pool import RankPool
+from tests.training.world import world_recipe
+from vlds.config import Recipe, save_recipe
+from vlds.manifest import damage
+from vlds.training import checkpoint
+from vlds.training.loop import train
+
+pytestmark = pytest.mark.launcher
+
+
+class Launch:
+    """`vlds train --config RECIPE ...` on two ranks."""
+
+    def __init__(self, recipe: Recipe, file: Path, *arguments: str) -> None:
+        self.run = Path(recipe.output)
+        save_recipe(recipe, file)
+        command = [sys.executable, "-m", "vlds", "train", "--config", str(file), "--ranks", "2"]
+        self.process = subprocess.Popen(
+            [*command, *arguments],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            cwd=Path(__file__).resolve().parents[2],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def wait_for_step(self, step: int) -> None:
+        """Until the run has told of this step."""
+        deadline = time.monotonic() + 90
+        while last_step(self.run) < step:
+            assert self.process.poll() is None, self.end()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def ranks(self) -> list[psutil.Process]:
+        """The two processes that train."""
+        below = psutil.Process(self.process.pid).children(recursive=True)
+        found = [p for p in below if any(word.startswith("--local_rank=") for word in p.cmdline())]
+        return [p for p in found if "deepspeed.launcher.launch" not in p.cmdline()]
+
+    def end(self) -> tuple[int, str]:
+        """Exit code and output."""
+        try:
+            output, _ = self.process.communicate(timeout=120)
+        finally:
+            self.process.kill()
+        return self.process.returncode, output
+
+
+def last_step(run: Path) -> int:
+    """The last step in a run's metrics, 0 where there is none."""
+    file = run / "metrics.jsonl"
+    lines = file.read_text().split("\n")[:-1] if file.exists() else []
+    return max((json.loads(line)["step"] for line in lines), default=0)
+
+
+def run_recipe(recipe: Recipe) -> int:
+    """What `vlds train` does on a rank."""
+    return train(recipe)
+
+
+@pytest.fixture(scope="module")
+def whole(world: Path, ranks2: RankPool, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """A run of two ranks that nobody interrupted."""
+    recipe = long_recipe(world, tmp_path_factory.mktemp("whole"))
+    ranks2.run(run_recipe, recipe, timeout=120)
+    return recipe
+
+
+def assert_same_weights(found: Recipe, expected: Recipe) -> None:
+    assert damage(Path(found.output) / "artifact") is None
+    for name in ("artifact/weights.safetensors", "state/step-00000040/state.safetensors"):
+        files = [Path(recipe.output) / name for recipe in (found, expected)]
+        assert files[0].read_bytes() == files[1].read_bytes(), name
+
+
+def test_a_stopped_run_saves_and_goes_on(whole: Recipe, tmp_path: Path) -> None:
+    recipe = replace(whole, output=str(tmp_path / "run"))
+    stopped = Launch(recipe, tmp_path / "recipe.yaml")
+    stopped.wait_for_step(3)
+    stopped.process.send_signal(signal.SIGTERM)
+    code, output = stopped.end()
+    assert code == 128 + signal.SIGTERM, output
+    step = last_step(stopped.run)
+    assert f"stopped by SIGTERM after step {step}; --resume goes on" in output
+    state = stopped.run / "state"
+    assert checkpoint.newest(state) == (state / f"step-{step:08d}", [])
+
+    code, output = Launch(recipe, tmp_path / "recipe.yaml", "--resume").end()
+    assert code == 0, output
+    assert_same_weights(recipe, whole)
+
+
+@pytest.mark.slow
+def test_killed_ranks_leave_a_whole_state(whole: Recipe, ranks2: RankPool, tmp_path: Path) -> None:
+    recipe = replace(whole, output=str(tmp_path / "run"))
+    killed = Launch(recipe, tmp_path / "recipe.yaml")
+    killed.wait_for_step(6)
+    ranks = killed.ranks()
+    assert len(ranks) == 2
+    for rank in ranks:
+        rank.kill()
+    code, output = killed.end()
+    assert code == 128 + signal.SIGKILL, output
+    found, complaints = checkpoint.newest(killed.run / "state")
+    assert found is not None
+    assert complaints == []
+    assert checkpoint.load(found)[1].step % 5 == 0
+    ranks2.run(resume_recipe, recipe, timeout=120)
+    assert_same_weights(recipe, whole)
+
+
+def resume_recipe(recipe: Recipe) -> int:
+    """What `vlds train --resume` does on a rank."""
+    return train(recipe, resume=True)
+
+
+def long_recipe(world: Path, output: Path) -> Recipe:
+    """Forty steps, a state after each fifth."""
+    recipe = world_recipe(world, output)
+    return replace(recipe, training=replace(recipe.training, steps=40, save_every=5))
+
+
+@pytest.mark.slow
+def test_a_damaged_shard_stops_all_ranks_with_one_message(world: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(world, tmp_path / "world"))
+    shard = folder / "vqa" / "vqa-train-00001.tar"
+    start = int(np.frombuffer(shard.with_name(f"{shard.name}.idx").read_bytes(), "<u8")[5])
+    with shard.open("r+b") as file:
+        file.seek(start)
+        file.write(b"\xff" * 100)
+    launch = Launch(world_recipe(folder, tmp_path / "run"), tmp_path / "recipe.yaml")
+    code, output = launch.end()
+    assert code == 2, output
+    assert output.count("vlds train: shard ") == 1
+    assert "vqa-train-00001.tar, sample 5: " in output
+    assert "ends because another has" in output
+    assert "Traceback" not in output
+
+
+def test_a_mistake_in_the_recipe_is_found_before_ranks_start(tmp_path: Path, world: Path) -> None:
+    recipe = world_recipe(world, tmp_path / "run")
+    launch = Launch(recipe, tmp_path / "recipe.yaml", "--methods.adapter.reduktion", "4")
+    below: Callable[[], list[psutil.Process]] = psutil.Process(launch.process.pid).children
+    seen = set()
+    while launch.process.poll() is None:
+        seen |= {process.pid for process in below()}
+        time.sleep(0.05)
+    code, output = launch.end()
+    assert code == 2
+    assert len(seen) == 1
+    assert output.count("vlds train: ") == 1
+    assert "reduktion" in output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,7 @@ def prepare(recipe: Recipe, ranks: Ranks, resume: bool) -> Prepared:
 def build_run(recipe: Recipe, ranks: Ranks, prepared: Prepared, resume: bool) -> Run:
     """Model, engine, stream and tracker; at the newest run state when resuming."""
     tokenizer = recipe.backbone.load_tokenizer()
+    stream = open_stream(recipe, ranks, prepared, tokenizer)
     engine = Engine(
         model := load_model(recipe, prepared, tokenizer, ranks),
         parameter_groups(model, recipe),
@@ -100,8 +102,19 @@ def build_run(recipe: Recipe, ranks: Ranks, prepared: Prepared, resume: bool) ->
         betas=(recipe.optimizer.betas[0], recipe.optimizer.betas[1]),
         eps=recipe.optimizer.eps,
     )
+    if resume:
+        restore(recipe, engine, stream, ranks)
+    Path(recipe.output).mkdir(parents=True, exist_ok=True)
+    tracker = Tracker(recipe, ranks, engine.steps_done)
+    run = Run(recipe, ranks, engine, stream, tracker, tokenizer, prepared.evaluation_sources)
+    announce(run)
+    return run
+
+
+def open_stream(recipe: Recipe, ranks: Ranks, prepared: Prepared, tokenizer: Any) -> TrainStream:
+    """This rank's stream of examples, at its beginning."""
     data, plan = recipe.data, prepared.plan
-    stream = TrainStream(
+    return TrainStream(
         prepared.train_sources,
         tokenizer=tokenizer,
         image=recipe.vision.image,
@@ -118,13 +131,6 @@ def build_run(recipe: Recipe, ranks: Ranks, prepared: Prepared, resume: bool) ->
         errors=data.errors,
         ledger=Path(recipe.output) / f"data_errors-{ranks.global_rank}.jsonl",
     )
-    if resume:
-        restore(recipe, engine, stream, ranks)
-    Path(recipe.output).mkdir(parents=True, exist_ok=True)
-    tracker = Tracker(recipe, ranks, engine.steps_done)
-    run = Run(recipe, ranks, engine, stream, tracker, tokenizer, prepared.evaluation_sources)
-    announce(run)
-    return run
 
 
 def load_model(recipe: Recipe, prepared: Prepared, tokenizer: Any, ranks: Ranks) -> VLModel:
@@ -149,8 +155,19 @@ def restore(recipe: Recipe, engine: Engine, stream: TrainStream, ranks: Ranks) -
     if found is None:
         raise ValueError(f"--resume: {folder} holds no whole run state; leave --resume out to start anew")
     state, progress = checkpoint.load(found)
+    saved = {name: next(iter(tensors.values())).shape for name, tensors in state.items()}
+    if odd := sorted(set(saved.items()) ^ set(engine.state_shapes().items())):
+        raise ValueError(
+            f"--resume: {found} is of another model than the recipe's: they differ in {len(odd)} trained tensors, such "
+            f"as {odd[0][0]}; resume with the recipe that the run was started with, or name another output"
+        )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        stream.load_state(progress.data)
+    if ranks.is_first:
+        for warning in caught:
+            print(f"resuming: {warning.message}", flush=True)
     engine.restore(state, progress.step)
-    stream.load_state(progress.data)
 
 
 def announce(run: Run) -> None:
@@ -184,8 +201,10 @@ def loop(run: Run, plan: BatchPlan, stop: StopRequest) -> int:
         if stopping and not last:
             run.tracker.say(f"stopped by {stop.reason or 'another rank'} after step {step}; --resume goes on from it")
             return stop.exit_code or 143
-        if last or (config.evaluate_every and step % config.evaluate_every == 0):
+        if not last and config.evaluate_every and step % config.evaluate_every == 0:
             tell_evaluation(run)
+    # Also where the run was resumed at its last step: it may have ended before this.
+    tell_evaluation(run)
     save_run_artifact(run)
     run.tracker.say(f"done: {run.folder}/artifact")
     return 0

@@ -42,3 +42,13 @@ def ranks4() -> Iterator[RankPool]:
     pool = RankPool(4)
     yield pool
     pool.close()
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of a tiny real run (tests/training/world.py); copy them before changing them."""
+    from tests.training.world import write_world
+
+    folder = tmp_path_factory.mktemp("world")
+    write_world(folder)
+    return folder

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -33,8 +32,6 @@ from vlds.models.vl_model import VLModel
 
 HERE = "<folder>"
 """In an artifact's recipe: the folder that the recipe lies in."""
-ROWS = re.compile(r"(?P<name>.+)\[(?P<start>\d+):\]")
-"""Key of the rows of a table from `start` on: the rows before are the source's."""
 
 
 @dataclass(frozen=True)
@@ -60,18 +57,22 @@ def artifact_folder(run: Path) -> Path:
 
 
 def own_tensors(model: VLModel, masters: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """What the artifact keeps of a whole (unpartitioned) model, trained weights as fp32 masters where given."""
-    sources = model.sources
-    kept: dict[str, Tensor] = {}
-    for name, tensor in model.unique_state():
-        if masters and name in masters:
-            kept[name] = masters[name]
-        elif name in sources.rows:
-            start = sources.rows[name]
-            kept[f"{name}[{start}:]"] = tensor[start:]
-        elif name not in sources.names:
-            kept[name] = tensor
+    """What the artifact keeps of a whole (unpartitioned) model, as fp32 masters where given."""
+    kept = own_parts(model) | dict(masters or {})
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in kept.items()}
+
+
+def own_parts(model: VLModel) -> dict[str, Tensor]:
+    """The tensors and rows of tables that no source holds, by their keys in the artifact."""
+    sources = model.sources
+    parts: dict[str, Tensor] = {}
+    for name, tensor in model.unique_state():
+        if name in sources.rows:
+            start = sources.rows[name]
+            parts[f"{name}[{start}:]"] = tensor[start:]
+        elif name not in sources.names:
+            parts[name] = tensor
+    return parts
 
 
 def save_artifact(folder: Path, tensors: dict[str, Tensor], recipe: Recipe, tokenizer: Any) -> None:
@@ -127,26 +128,37 @@ def check_sources(folder: Path, recipe: Recipe) -> None:
     """Compare the hashes of the sources as they are now with those of the training."""
     recorded = json.loads((folder / "artifact.json").read_text(encoding="utf-8"))["sources"]
     present = recipe.model.source_hashes()
-    for source, digest in recorded.items():
-        if present.get(source) != digest:
+    for part, digest in recorded.items():
+        if present.get(part) != digest:
             raise ValueError(
-                f"artifact {folder} was trained on another {source}: its files have sha256 {digest[:12]}, those of "
-                f"the recipe's {source} now {str(present.get(source))[:12]}; bring the original files back"
+                f"artifact {folder} was trained on another {part} than {recipe.model.sources.get(part)} "
+                f"is now (sha256 {digest[:12]} then, {str(present.get(part))[:12]} now); bring the "
+                "original files back to that place"
             )
 
 
 def put_tensors(model: VLModel, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Copy an artifact's tensors into a built model."""
-    state = dict(model.unique_state())
+    """Copy an artifact's tensors into a built model.
+
+    Errors: ValueError where they are not just those that the model's sources leave open.
+    """
+    parts = own_parts(model)
+    odd = [
+        f"{key} ({shape_of(tensors.get(key))} in the artifact, {shape_of(parts.get(key))} in the model)"
+        for key in sorted(tensors.keys() | parts.keys())
+        if shape_of(tensors.get(key)) != shape_of(parts.get(key))
+    ]
+    if odd:
+        raise ValueError(
+            f"artifact {folder} does not fit the model that its recipe builds: {', '.join(odd[:3])}"
+            f"{f' and {len(odd) - 3} more tensors' if len(odd) > 3 else ''}; take the version of "
+            "vlds that wrote it, or train again"
+        )
     with torch.no_grad():
-        for key, tensor in tensors.items():
-            rows = ROWS.fullmatch(key)
-            name = rows["name"] if rows else key
-            target = state.get(name)
-            part = target[int(rows["start"]) :] if rows and target is not None else target
-            if part is None or part.shape != tensor.shape:
-                raise ValueError(
-                    f"artifact {folder}: {key} of shape {tuple(tensor.shape)} does not fit the model that its "
-                    f"recipe builds ({'no such tensor' if part is None else tuple(part.shape)})"
-                )
-            part.copy_(tensor)
+        for key, part in parts.items():
+            part.copy_(tensors[key])
+
+
+def shape_of(tensor: Tensor | None) -> str:
+    """A tensor's shape in words."""
+    return "absent" if tensor is None else " x ".join(map(str, tensor.shape)) or "one number"

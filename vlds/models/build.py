@@ -48,14 +48,19 @@ class ModelConfig:
                     f"{', '.join(RESERVED)}"
                 )
 
-    def source_hashes(self) -> dict[str, str]:
-        """sha256 of the files that weights come from; for hub names, of the name."""
+    @property
+    def sources(self) -> dict[str, str]:
+        """Files, folders and hub names that weights come from."""
         sources = {
             "backbone": self.backbone.path,
             "vision encoder": self.vision.source,
             "visual embedding": self.visual_embedding.weights,
         }
-        return {part: hash_source(source) for part, source in sources.items() if source is not None}
+        return {part: source for part, source in sources.items() if source is not None}
+
+    def source_hashes(self) -> dict[str, str]:
+        """sha256 of those files; for hub names, of the name."""
+        return {part: hash_source(source) for part, source in self.sources.items()}
 
 
 def build_model(

@@ -1,0 +1,232 @@
+"""What a run leaves is small, complete, and gives the same numbers in another process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import pre_tokenizers
+from torch import Tensor
+from transformers import BartTokenizer
+
+from tests.models.toys import hf_config
+from tests.rank_pool import RankPool
+from tests.training.world import world_recipe
+from vlds.artifact import LoadedRun, load_run, own_tensors, save_artifact
+from vlds.backbones import T5, Bart
+from vlds.config import Recipe
+from vlds.manifest import write_manifest
+from vlds.models.build import build_model
+from vlds.schema import Batch
+
+OLD_ROWS = 30
+NUM_EXAMPLES = 3
+
+
+def batch() -> Batch:
+    """Three examples about two pictures."""
+    draw = torch.Generator().manual_seed(0)
+    return Batch(
+        ids=["a", "b", "c"],
+        task_index=torch.tensor([0, 1, 0]),
+        input_ids=torch.randint(3, 30, (NUM_EXAMPLES, 5), generator=draw),
+        attention_mask=torch.ones(NUM_EXAMPLES, 5, dtype=torch.bool),
+        labels=torch.randint(3, 30, (NUM_EXAMPLES, 4), generator=draw),
+        weights=torch.ones(NUM_EXAMPLES),
+        valid=torch.ones(NUM_EXAMPLES, dtype=torch.bool),
+        image_index=torch.tensor([[0], [1], [1]]),
+        images=torch.randint(256, (2, 3, 16, 16), generator=draw, dtype=torch.uint8),
+    )
+
+
+def bart_tokenizer(folder: Path) -> Path:
+    """A tokenizer of bytes."""
+    words = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    words += sorted(pre_tokenizers.ByteLevel.alphabet())[: OLD_ROWS - len(words)]
+    BartTokenizer(vocab={word: n for n, word in enumerate(words)}, merges=[]).save_pretrained(
+        folder
+    )
+    return folder
+
+
+def recipe_of(source: str, world: Path, folder: Path, precision: str = "fp32") -> Recipe:
+    """A recipe with a T5 of a folder, a Bart of a folder, or a T5 of a config."""
+    recipe = world_recipe(world, folder / "run", precision=precision)
+    if source == "config":
+        return recipe
+    family = T5 if source == "T5" else Bart
+    torch.manual_seed(1)
+    config = family.config_class.from_dict(hf_config(family, OLD_ROWS))
+    model = family.model_class(config)
+    for tensor in model.buffers():  # Bart's final_logits_bias is not always zero
+        if tensor.is_floating_point():
+            tensor.normal_()
+    model.save_pretrained(folder / "source")
+    tokenizer = recipe.backbone.tokenizer
+    if family is Bart:
+        tokenizer = str(bart_tokenizer(folder / "bytes"))
+    path = str(folder / "source")
+    backbone = family(path=path, tokenizer=tokenizer, extra_tokens=0, visual_tokens=4)
+    return replace(recipe, backbone=backbone)
+
+
+def save_run(recipe: Recipe) -> Tensor:
+    """An artifact as a run leaves it; the logits of its model."""
+    tokenizer = recipe.backbone.load_tokenizer()
+    dtype = torch.bfloat16 if recipe.training.precision == "bf16" else torch.float32
+    torch.manual_seed(2)
+    model = build_model(recipe.model, list(recipe.tasks), dtype, tokenizer)
+    masters = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            masters[name] = torch.randn(parameter.shape)
+            parameter.data.copy_(masters[name])
+    save_artifact(Path(recipe.output) / "artifact", own_tensors(model, masters), recipe, tokenizer)
+    with torch.no_grad():
+        return model.eval().logits(batch())
+
+
+def load_elsewhere(run: Path) -> Tensor:
+    """The logits of a run in another process whose random numbers are others."""
+    torch.manual_seed(torch.distributed.get_rank() + 100)
+    with torch.no_grad():
+        return load_run(run).model.logits(batch())
+
+
+@pytest.mark.parametrize(
+    ("source", "precision"), [("T5", "fp32"), ("T5", "bf16"), ("Bart", "fp32"), ("config", "fp32")]
+)
+def test_the_same_logits_in_another_process(
+    source: str, precision: str, world: Path, ranks2: RankPool, tmp_path: Path
+) -> None:
+    recipe = recipe_of(source, world, tmp_path, precision)
+    expected = save_run(recipe)
+    for logits in ranks2.run(load_elsewhere, Path(recipe.output)):
+        assert torch.equal(logits, expected)
+
+
+@pytest.mark.parametrize("source", ["T5", "Bart"])
+def test_only_what_the_source_lacks_is_stored(source: str, world: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(source, world, tmp_path)
+    save_run(recipe)
+    stored = load_file(Path(recipe.output) / "artifact" / "weights.safetensors")
+    model = load_run(Path(recipe.output)).model
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    visual = {n for n, _ in model.unique_state() if n.startswith(("vision.", "visual_embedding."))}
+    table = "shared.weight" if source == "T5" else "model.shared.weight"
+    rows = f"backbone.{table}[{OLD_ROWS}:]"
+    others = {"backbone.final_logits_bias"} if source == "Bart" else set()
+    assert stored.keys() == trained | visual | {rows} | others
+    new_rows = len(recipe.backbone.load_tokenizer()) - OLD_ROWS
+    assert stored[rows].shape == (new_rows, 16)
+    assert new_rows >= 4
+
+
+def test_everything_is_stored_where_there_is_no_source(world: Path, tmp_path: Path) -> None:
+    recipe = recipe_of("config", world, tmp_path)
+    save_run(recipe)
+    stored = load_file(Path(recipe.output) / "artifact" / "weights.safetensors")
+    model = load_run(Path(recipe.output)).model
+    assert stored.keys() == {name for name, _ in model.unique_state()}
+
+
+def test_a_run_moves_with_its_folder(world: Path, tmp_path: Path) -> None:
+    recipe = recipe_of("T5", world, tmp_path)
+    expected = save_run(recipe)
+    moved = tmp_path / "elsewhere"
+    shutil.move(Path(recipe.output) / "artifact", moved)
+    loaded = load_run(moved)
+    assert isinstance(loaded, LoadedRun)
+    with torch.no_grad():
+        assert torch.equal(loaded.model.logits(batch()), expected)
+
+
+@pytest.fixture
+def artifact(world: Path, tmp_path: Path) -> Path:
+    """The artifact of a run with a T5 of tmp_path / "source"."""
+    recipe = recipe_of("T5", world, tmp_path)
+    save_run(recipe)
+    return Path(recipe.output) / "artifact"
+
+
+def message_of(run: Path) -> str:
+    with pytest.raises(ValueError) as error:  # noqa: PT011 (each test looks at the message)
+        load_run(run)
+    return str(error.value)
+
+
+def test_no_artifact(tmp_path: Path) -> None:
+    message = message_of(tmp_path)
+    assert f"{tmp_path} holds no artifact" in message
+    assert "name the folder that `vlds train` wrote" in message
+
+
+@pytest.mark.parametrize("change", ["flip", "cut", "missing", "unfinished"])
+def test_a_damaged_artifact(artifact: Path, change: str) -> None:
+    file = artifact / "weights.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    if change == "flip":
+        file.write_bytes(content)
+    elif change == "cut":
+        file.write_bytes(content[:-1])
+    else:
+        (file if change == "missing" else artifact / "manifest.json").unlink()
+    message = message_of(artifact.parent)
+    expected = {"missing": "weights.safetensors is missing", "unfinished": "not written to the end"}
+    assert expected.get(change, "weights.safetensors is not what was written") in message
+    assert str(artifact) in message
+    assert "copy it again" in message
+
+
+def test_another_backbone_in_the_same_place(artifact: Path, tmp_path: Path) -> None:
+    torch.manual_seed(9)
+    T5.model_class(T5.config_class.from_dict(hf_config(T5, OLD_ROWS))).save_pretrained(
+        tmp_path / "source"
+    )
+    message = message_of(artifact)
+    assert f"artifact {artifact} was trained on another backbone" in message
+    assert str(tmp_path / "source") in message
+    assert "bring the original files back" in message
+
+
+def test_a_backbone_that_is_gone(artifact: Path, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "source")
+    message = message_of(artifact)
+    assert str(tmp_path / "source") in message
+    assert "bring the original files back" in message
+
+
+def edit_tensors(artifact: Path, tensors: dict[str, Any]) -> None:
+    save_file(tensors, artifact / "weights.safetensors")
+    write_manifest(artifact)
+
+
+def test_a_tensor_too_few_is_not_left_random(artifact: Path) -> None:
+    tensors = load_file(artifact / "weights.safetensors")
+    name = "visual_embedding.feature_projection.weight"
+    edit_tensors(artifact, {key: tensor for key, tensor in tensors.items() if key != name})
+    assert f"{name} (absent in the artifact, 16 x 8 in the model)" in message_of(artifact)
+
+
+def test_tensors_of_another_size(artifact: Path) -> None:
+    recipe = (artifact / "recipe.yaml").read_text()
+    assert recipe.count("reduction: 4") == 1
+    (artifact / "recipe.yaml").write_text(recipe.replace("reduction: 4", "reduction: 8"))
+    write_manifest(artifact)
+    message = message_of(artifact)
+    assert "down_weight (2 x 4 x 16 in the artifact, 2 x 2 x 16 in the model)" in message
+    assert "more tensors" in message
+    assert "does not fit the model that its recipe builds" in message
+
+
+def test_the_description_names_the_sources(artifact: Path) -> None:
+    description = json.loads((artifact / "artifact.json").read_text())
+    assert description["format"] == 1
+    assert set(description["sources"]) == {"backbone"}

@@ -21,6 +21,7 @@ from vlds.data import ErrorPolicy
 from vlds.methods.base import Method
 from vlds.models.build import ModelConfig
 from vlds.models.visual_embedding import VisualEmbeddingConfig
+from vlds.resources import find
 from vlds.tasks.base import Task
 from vlds.vision.base import VisionEncoder
 
@@ -48,6 +49,8 @@ class DataConfig:
     """Annotations of one image that stay together in a batch: decoded and encoded once."""
     num_workers: int = 0
     """Loader processes of each rank."""
+    blank_images: bool = False
+    """Replace every picture by plain grey, in training and evaluation: the control that sees nothing."""
     errors: ErrorPolicy = field(default_factory=ErrorPolicy)
     """When bad samples stop the run."""
 
@@ -223,10 +226,21 @@ def parse(options: type[Options], arguments: list[str], prog: str) -> Options:
     """
     parser = build_parser(options, prog)
     try:
-        built = parser.instantiate(parser.parse_args(arguments))
+        built = parser.instantiate(parser.parse_args(find_recipes(arguments)))
     except (ArgumentError, ValueError, TypeError) as error:
         raise ValueError(explain(str(error), options)) from error
     return options(**{f.name: built[f.name] for f in fields(options)})  # type: ignore[arg-type]
+
+
+def find_recipes(arguments: list[str]) -> list[str]:
+    """The command line with the place of each `--config`: a path, or the name of a shipped recipe."""
+    found = list(arguments)
+    for place, word in enumerate(arguments):
+        if word == "--config" and place + 1 < len(arguments):
+            found[place + 1] = str(find(arguments[place + 1]))
+        elif word.startswith("--config="):
+            found[place] = f"--config={find(word.partition('=')[2])}"
+    return found
 
 
 def build_parser(options: type, prog: str) -> ArgumentParser:
@@ -246,6 +260,12 @@ def explain(message: str, options: type) -> str:
     if name := re.search(r"Expected a dot import path string: ([\w.]+)", message):
         known = sorted(known_classes())
         return f"no class is called '{name[1]}'; {nearest(name[1], known)}known: {', '.join(known)}"
+    if base := re.search(r"but [\w.]*\.(\w+) is abstract", message):
+        known = sorted(known_classes())
+        return (
+            f"an entry has no class: either its name is misspelt (a {base[1].lower()} that the recipe "
+            f"does not have), or it lacks class_path; known classes: {', '.join(known)}"
+        )
     if key := re.search(
         r"(?:[Oo]ption|unrecognized arguments:) '?(?:--)?([\w.]+)'?.*(?:not accepted|$)", message
     ):

@@ -68,7 +68,7 @@ def check_pictures(dataset: Dataset, sample: Sample, image: ImageSpec | None) ->
     if image is None and sample.images and not sample.features:
         raise ValueError(
             f"data set {dataset.folder} holds pictures, but the vision encoder reads stored "
-            "features; choose an encoder of pictures, or store features with `vlds features`"
+            "features; choose an encoder of pictures, or pack features"
         )
     if image is not None and sample.features and not sample.images:
         raise ValueError(

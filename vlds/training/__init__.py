@@ -1,0 +1,1 @@
+"""Ranks, engine, loop, run state and evaluation."""

@@ -62,7 +62,7 @@ def rank_from_environment() -> Ranks:
         alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
         os.environ.update(alone, MASTER_PORT="0")  # any free port will do
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    cuda = torch.cuda.is_available()
+    cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
     return Ranks(
         global_rank=int(os.environ["RANK"]),
         local_rank=local_rank,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,12 @@ import torch
 from vlds.config import Recipe
 from vlds.data import Dataset, EvalStream, Source, open_dataset
 from vlds.models.vl_model import VLModel
+from vlds.schema import Batch
 from vlds.tasks.base import Task
 from vlds.training.distributed import Ranks
+
+
+GREY = 128
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,8 @@ def evaluate(
             num_workers=recipe.data.num_workers,
             task_index=task_number,
         )
-        own = dict(decode(model, stream, source.task, tokenizer, ranks))
+        batches = blanked(stream) if recipe.data.blank_images else stream
+        own = dict(decode(model, batches, source.task, tokenizer, ranks))
         gathered = ranks.gather((own, stream.bad))
         if gathered is not None:
             evaluations.append(merge_and_score(source, gathered))
@@ -100,7 +105,7 @@ def evaluate(
 
 
 def decode(
-    model: VLModel, stream: EvalStream, task: Task, tokenizer: Any, ranks: Ranks
+    model: VLModel, stream: Iterable[Batch], task: Task, tokenizer: Any, ranks: Ranks
 ) -> Iterator[tuple[str, tuple[str, Any]]]:
     """(id, (prediction, reference)) of this rank's examples."""
     for batch in stream:
@@ -110,6 +115,15 @@ def decode(
         for number, (key, text) in enumerate(zip(batch.ids, texts, strict=True)):
             if batch.valid[number]:
                 yield key, (text.strip(), batch.references[number])
+
+
+def blanked(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The same batches with grey pictures: what a model knows without seeing."""
+    for batch in batches:
+        pictures = batch.images if batch.images is not None else batch.features
+        if pictures is not None:
+            pictures.fill_(GREY if batch.images is not None else 0)
+        yield batch
 
 
 def merge_and_score(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -81,7 +82,9 @@ def predict_one(run: Path, images: Sequence[Path], question: str, task_name: str
     """Print the answer about pictures. Exit code."""
     loaded = load_run(run)
     name = choose_task(loaded.recipe, task_name, question)
-    print(predict(loaded, name, [path.read_bytes() for path in images], question))
+    answer = predict(loaded, name, [path.read_bytes() for path in images], question)
+    if os.environ.get("RANK", "0") == "0":
+        print(answer)
     return 0
 
 

@@ -21,7 +21,7 @@ from vlds.training.alignment import align
 from vlds.training.deepspeed_config import BatchPlan, complete_deepspeed_config, plan_batches
 from vlds.training.distributed import Ranks
 from vlds.training.engine import Engine, start_ranks
-from vlds.training.evaluate import Evaluation, evaluate, evaluation_sources, training_sources
+from vlds.training.evaluate import Evaluation, blanked, evaluate, evaluation_sources, training_sources
 from vlds.training.optim import parameter_groups, schedule_factor, set_learning_rate
 from vlds.training.signals import StopRequest, stop_on_signals
 from vlds.training.tracker import Tracker
@@ -186,7 +186,7 @@ def announce(run: Run) -> None:
 def loop(run: Run, plan: BatchPlan, stop: StopRequest) -> int:
     """Steps until the last one, or until someone asks for a stop."""
     config, engine = run.recipe.training, run.engine
-    micro_batches = iter(run.stream)
+    micro_batches = iter(blanked(run.stream) if run.recipe.data.blank_images else run.stream)
     if config.evaluate_first and engine.steps_done == 0:
         tell_evaluation(run)
     while engine.steps_done < config.steps:

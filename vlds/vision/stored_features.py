@@ -1,4 +1,4 @@
-"""Grid features that lie in the shards, computed once by `vlds features` or by others."""
+"""Grid features that lie in the shards, computed beforehand."""
 
 from __future__ import annotations
 

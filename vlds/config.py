@@ -1,17 +1,15 @@
 """The run's dataclasses and `parse`: a recipe is the whole run.
 
-The only file that knows jsonargparse. A choice (backbone, vision encoder, method, task) is annotated with its abstract
-base, so that a new subclass in a new file reaches YAML, command line, help and the saved recipe by itself.
+The only file that knows jsonargparse. A choice (backbone, vision encoder, method, task) is
+annotated with its abstract base, so that a new subclass in a new file reaches YAML, command line,
+help and the saved recipe by itself.
 """
 
 from __future__ import annotations
 
-import difflib
-import re
 from dataclasses import dataclass, field, fields, is_dataclass
-from inspect import isabstract
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
@@ -19,6 +17,7 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from vlds.backbones.base import Backbone
 from vlds.data import ErrorPolicy
 from vlds.methods.base import Method
+from vlds.mistakes import explain
 from vlds.models.build import ModelConfig
 from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.resources import find
@@ -29,6 +28,17 @@ CHOICES = (Backbone, VisionEncoder, Method, Task)
 Options = TypeVar("Options")
 
 
+def at_least(config: Any, minimum: int, *names: str) -> None:
+    """Check numbers of a config.
+
+    Errors: ValueError that names the field.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if value is None or value < minimum:
+            raise ValueError(f"{name}: got {value}; give {minimum} or more")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """How examples are drawn and cut into batches."""
@@ -36,13 +46,13 @@ class DataConfig:
     global_batch_size: int = 64
     """Examples an optimizer step, over all ranks and accumulation steps."""
     micro_batch_size: int | None = None
-    """Examples a rank holds at once; default: the global batch divided by the ranks (no accumulation)."""
+    """Examples a rank holds at once; default: its whole share of the global batch."""
     eval_batch_size: int = 64
     """Examples a rank decodes at once in evaluation."""
     unit: Literal["example", "micro_batch", "global_batch"] = "example"
-    """What is of one task: nothing (tasks mixed in a batch), a rank's micro-batch, or the whole global batch."""
+    """What is of one task: each example for itself, a rank's micro-batch, or the global batch."""
     temperature: float | None = None
-    """Tasks are drawn as n^(1/T): 1 is proportional to their size; default: by the tasks' weights alone."""
+    """T: a task of n examples is drawn as n^(1/T), 1 is by size; default: by the tasks' weights."""
     window: int = 64
     """Shards that are shuffled together."""
     group: int = 1
@@ -50,9 +60,15 @@ class DataConfig:
     num_workers: int = 0
     """Loader processes of each rank."""
     blank_images: bool = False
-    """Replace every picture by plain grey, in training and evaluation: the control that sees nothing."""
+    """Replace every picture by plain grey, in evaluation too: the control that sees nothing."""
     errors: ErrorPolicy = field(default_factory=ErrorPolicy)
     """When bad samples stop the run."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "global_batch_size", "eval_batch_size", "window", "group")
+        at_least(self, 0, "num_workers")
+        if self.micro_batch_size is not None:
+            at_least(self, 1, "micro_batch_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +92,12 @@ class OptimizerConfig:
     warmup_ratio: float = 0.1
     """Share of the steps over which the learning rate rises linearly from 0."""
     decay_start: float | None = None
-    """Share of the steps after which the rate falls linearly to 0; default: when the warm-up ends."""
+    """Share of the steps after which the rate falls linearly to 0; default: after the warm-up."""
 
     def __post_init__(self) -> None:
         if len(self.betas) != 2:
-            raise ValueError(f"optimizer.betas: got {self.betas}; give two numbers, like [0.9, 0.999]")
+            raise ValueError(f"betas: got {self.betas}; give two numbers, like [0.9, 0.999]")
+        at_least(self, 0, "learning_rate", "eps", "weight_decay", "clip_norm", "warmup_ratio")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +111,7 @@ class TrainingConfig:
     deepspeed: str = "ds_configs/zero2.json"
     """DeepSpeed's own configuration file; its "auto" fields follow this recipe."""
     activation_checkpointing: bool = False
-    """Recompute each block's activations in the backward pass: less memory, about a third more time."""
+    """Recompute each block's activations in the backward pass: less memory, a third more time."""
     log_every: int = 20
     """Steps between log lines."""
     save_every: int = 500
@@ -102,11 +119,15 @@ class TrainingConfig:
     keep_states: int = 2
     """Newest run states that are kept."""
     evaluate_first: bool = False
-    """Evaluate before the first step: with identity-initialised methods this is the frozen model."""
+    """Evaluate before the first step: with identity-initialised methods, the frozen model."""
     evaluate_every: int = 0
     """Steps between evaluations; 0: only after the last step."""
     collective_timeout: float = 600.0
     """Seconds after which ranks that wait for each other give up."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "steps", "log_every", "save_every", "keep_states", "collective_timeout")
+        at_least(self, 0, "evaluate_every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,15 +246,18 @@ def parse(options: type[Options], arguments: list[str], prog: str) -> Options:
     Errors: ValueError that names the key or class, shows the value and lists the known names.
     """
     parser = build_parser(options, prog)
+    tree: dict[str, Any] = {}
     try:
-        built = parser.instantiate(parser.parse_args(find_recipes(arguments)))
+        parsed = parser.parse_args(find_recipes(arguments))
+        tree = parsed.as_dict()
+        built = parser.instantiate(parsed)
     except (ArgumentError, ValueError, TypeError) as error:
-        raise ValueError(explain(str(error), options)) from error
+        raise ValueError(explain(str(error), options, tree)) from error
     return options(**{f.name: built[f.name] for f in fields(options)})  # type: ignore[arg-type]
 
 
 def find_recipes(arguments: list[str]) -> list[str]:
-    """The command line with the place of each `--config`: a path, or the name of a shipped recipe."""
+    """The command line with the place of each `--config`, a path or a shipped recipe's name."""
     found = list(arguments)
     for place, word in enumerate(arguments):
         if word == "--config" and place + 1 < len(arguments):
@@ -253,57 +277,3 @@ def build_parser(options: type, prog: str) -> ArgumentParser:
         parser.add_argument("--config", action="config", help="A recipe (YAML); may be repeated.")
     parser.add_class_arguments(options)
     return parser
-
-
-def explain(message: str, options: type) -> str:
-    """Turn the parser's words into ours: what is wrong, and the names that would have been right."""
-    if name := re.search(r"Expected a dot import path string: ([\w.]+)", message):
-        known = sorted(known_classes())
-        return f"no class is called '{name[1]}'; {nearest(name[1], known)}known: {', '.join(known)}"
-    if base := re.search(r"but [\w.]*\.(\w+) is abstract", message):
-        known = sorted(known_classes())
-        return (
-            f"an entry has no class: either its name is misspelt (a {base[1].lower()} that the recipe "
-            f"does not have), or it lacks class_path; known classes: {', '.join(known)}"
-        )
-    if key := re.search(
-        r"(?:[Oo]ption|unrecognized arguments:) '?(?:--)?([\w.]+)'?.*(?:not accepted|$)", message
-    ):
-        if "accept" in message or "unrecognized" in message:
-            return f"unknown key '{key[1]}'; {nearest(key[1], known_keys(options))}".rstrip("; ") + (
-                f" ({' '.join(message.split())})" if "class_path" in message else ""
-            )
-    return " ".join(message.split())
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """'did you mean ...? ' where a known name is close."""
-    by_last = {entry.split(".")[-1]: entry for entry in known}
-    match = difflib.get_close_matches(name, known, 1) or [
-        by_last[entry] for entry in difflib.get_close_matches(name.split(".")[-1], by_last, 1)
-    ]
-    return f"did you mean '{match[0]}'? " if match else ""
-
-
-def known_classes() -> set[str]:
-    """Names of all concrete choices."""
-    found: set[str] = set()
-    pending: list[type] = list(CHOICES)
-    while pending:
-        subclasses = pending.pop().__subclasses__()
-        found |= {cls.__name__ for cls in subclasses if not isabstract(cls)}
-        pending += subclasses
-    return found
-
-
-def known_keys(options: type, prefix: str = "") -> list[str]:
-    """Dotted keys of a dataclass of options; of the choices, every field of every class."""
-    keys: list[str] = []
-    for name, hint in get_type_hints(options).items():
-        keys.append(prefix + name)
-        if is_dataclass(hint) and not issubclass(hint, CHOICES):
-            keys += known_keys(hint, f"{prefix}{name}.")
-    for base in CHOICES if options is Recipe else ():
-        for cls in base.__subclasses__():
-            keys += [name for name in get_type_hints(cls) if not name.startswith("_")]
-    return keys

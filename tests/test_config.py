@@ -1,0 +1,237 @@
+"""A recipe is read, written and read again without loss; its mistakes are named with their cure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from inspect import isabstract
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import yaml
+
+from vlds.backbones import T5, Bart
+from vlds.config import (
+    CHOICES,
+    AlignmentConfig,
+    DataConfig,
+    OptimizerConfig,
+    Recipe,
+    TrackingConfig,
+    TrainingConfig,
+    load_recipe,
+    parse_recipe,
+    save_recipe,
+)
+from vlds.data import ErrorPolicy
+from vlds.methods import Adapter, Full
+from vlds.mistakes import all_classes
+from vlds.models.visual_embedding import VisualEmbeddingConfig
+from vlds.resources import find, shipped
+from vlds.schema import Decoding
+from vlds.tasks import GQA, NLVR2, VQA, Caption
+from vlds.vision import ClipVision, ConvNet, StoredFeatures, Timm
+
+RECIPE = """\
+output: runs/mine
+backbone: {class_path: T5, init_args: {config: sizes.json, tokenizer: pieces.model}}
+vision: {class_path: ConvNet, init_args: {image_size: 64, grid: 4}}
+methods: {adapter: {class_path: Adapter, init_args: {reduction: 4}}}
+tasks: {vqa: {class_path: VQA, init_args: {train: [a], evaluate: [b]}}}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A recipe on disk."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def every_choice() -> list[Recipe]:
+    """Recipes in which each shipped class stands with values that are not the defaults."""
+    decoding = Decoding(num_beams=3, max_new_tokens=7, choices=("no", "yes"), early_stopping=True)
+    full = Recipe(
+        output="runs/a b: c",
+        seed=3,
+        backbone=Bart(path="facebook/bart-base", dropout=0.25, visual_tokens=36),
+        vision=ClipVision(path="somewhere"),
+        visual_embedding=VisualEmbeddingConfig(grid=3, boxes="grid", num_images=1),
+        methods={
+            "one": Adapter(sharing="half_shared_down", init="identity", learning_rate=1e-4),
+            "two": Full(part="vision"),
+        },
+        train_norms=True,
+        train_visual_embedding=False,
+        alignment=AlignmentConfig(data="some/where", steps=3),
+        tasks={
+            "first": VQA(train=["x", "y z"], weight=0.5, prompt="", decoding=decoding),
+            "second": GQA(headline="accuracy", max_prompt_tokens=5),
+            "third": NLVR2(evaluate=["e"], prompt='"quoted" \\ and: #odd'),
+            "fourth": Caption(max_target_tokens=9),
+        },
+        data=DataConfig(
+            global_batch_size=12,
+            micro_batch_size=3,
+            unit="micro_batch",
+            temperature=2.0,
+            errors=ErrorPolicy(max_bad_fraction=0.5, on_bad_shard="substitute"),
+        ),
+        optimizer=OptimizerConfig(betas=[0.8, 0.95], decay_start=0.5, norms_learning_rate=1e-5),
+        training=TrainingConfig(steps=7, precision="fp32", evaluate_first=True),
+        tracking=TrackingConfig(tensorboard=True, wandb_project="p"),
+    )
+    others = [
+        replace(full, backbone=T5(config="sizes.json", tokenizer="t.model", extra_tokens=0)),
+        replace(full, vision=ConvNet(image_size=16, grid=2, widths=[4, 8, 8], add_mean=True)),
+        replace(full, vision=StoredFeatures(dim=5, grid=3), alignment=None, methods={}),
+        replace(full, vision=Timm(model="resnet18", pretrained=False)),
+    ]
+    return [full, *others]
+
+
+def test_a_saved_recipe_is_read_as_it_was(tmp_path: Path) -> None:
+    for recipe in every_choice():
+        save_recipe(recipe, tmp_path / "recipe.yaml")
+        assert load_recipe(tmp_path / "recipe.yaml") == recipe
+
+
+def test_the_recipes_above_hold_every_shipped_class() -> None:
+    there = set()
+    for recipe in every_choice():
+        parts = [recipe.backbone, recipe.vision, *recipe.methods.values(), *recipe.tasks.values()]
+        there |= {type(part) for part in parts}
+    known = {cls for base in CHOICES for cls in all_classes(base) if not isabstract(cls)}
+    assert {cls for cls in known if cls.__module__.startswith("vlds.")} == there
+
+
+def test_defaults_are_written_too(file: Path, tmp_path: Path) -> None:
+    save_recipe(load_recipe(file), tmp_path / "resolved.yaml")
+    tree = yaml.safe_load((tmp_path / "resolved.yaml").read_text())
+    assert tree["optimizer"]["betas"] == [0.9, 0.999]
+    assert tree["methods"]["adapter"]["class_path"] == "Adapter"
+    assert tree["methods"]["adapter"]["init_args"]["sharing"] == "single"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnTask(VQA):
+    """A user's task."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("own",)
+
+    hint: str = "none"
+    """A field of its own."""
+
+
+def test_a_class_of_ones_own_reaches_recipe_and_command_line(file: Path, tmp_path: Path) -> None:
+    recipe = parse_recipe(["--config", str(file), "--tasks.mine", "OwnTask"])
+    assert recipe.tasks["mine"] == OwnTask()
+    assert parse_recipe(
+        ["--config", str(file), "--tasks.mine", "OwnTask", "--tasks.mine.hint", "x"]
+    ).tasks["mine"] == OwnTask(hint="x")
+
+
+def test_the_command_line_overrides_the_file(file: Path) -> None:
+    recipe = parse_recipe(
+        [
+            *("--config", str(file), "--methods.adapter.reduction", "2", "--seed=5"),
+            *("--tasks.vqa.decoding.num_beams", "4", "--data.errors.max_in_a_row", "3"),
+        ]
+    )
+    assert recipe.methods == {"adapter": Adapter(reduction=2)}
+    assert recipe.seed == 5
+    assert recipe.tasks["vqa"].decoding == Decoding(num_beams=4, max_new_tokens=19)
+    assert recipe.tasks["vqa"].train == ["a"]
+    assert recipe.data.errors == ErrorPolicy(max_in_a_row=3)
+
+
+@pytest.mark.parametrize("name", [n for n in shipped("recipes") if n.endswith(".yaml")])
+def test_shipped_recipes_are_right(name: str, tmp_path: Path) -> None:
+    recipe = parse_recipe(["--config", name])
+    save_recipe(recipe, tmp_path / "recipe.yaml")
+    assert load_recipe(tmp_path / "recipe.yaml") == recipe
+    assert find(recipe.training.deepspeed).exists()
+
+
+def complaint(*arguments: str) -> str:
+    with pytest.raises(ValueError) as error:  # noqa: PT011 (each test looks at the message)
+        parse_recipe(list(arguments))
+    message = str(error.value)
+    for word in ("jsonargparse", "Parser key", "class_path '", "<class", "Union", "dot import"):
+        assert word not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("dat.group", "3", "unknown key 'dat'; did you mean 'data'? the recipe has: output, seed"),
+        ("data.groop", "3", "unknown key 'data.groop'; did you mean 'data.group'? data has: glo"),
+        ("data.group", "three", "data.group: got 'three'; give a whole number"),
+        ("data.micro_batch_size", "x", "data.micro_batch_size: got 'x'; give a whole number or nu"),
+        ("data.temperature", "x", "data.temperature: got 'x'; give a number or null"),
+        ("train_norms", "maybe", "train_norms: got 'maybe'; give true or false"),
+        ("training.precision", "fp16", "training.precision: got 'fp16'; give one of bf16, fp32"),
+        ("methods.adapter.reduktion", "4", "methods: unknown key 'reduktion'; did you mean 'reduc"),
+        ("methods.adapter.reduction", "x", "methods: Adapter.reduction: got 'x'; give a whole num"),
+        ("methods.adapter.sharing", "x", "Adapter.sharing: got 'x'; give one of single, multiple"),
+        ("methods.extra", "Adaptor", "methods: 'Adaptor' is no Method; did you mean 'Adapter'? "),
+        ("methods.extra", "VQA", "methods: 'VQA' is no Method; choose from: Adapter, Full"),
+        ("methods.extra", "not.there.X", "methods: not.there.X: No module named 'not'"),
+        ("methods.adaptor.reduction", "3", "methods: an entry has no class; either its name is "),
+        ("backbone", "T6", "backbone: 'T6' is no Backbone; choose from: Bart, T5"),
+        ("backbone.path", "x", "backbone.path: x, config: sizes.json; give exactly one of them"),
+        ("backbone.dropout", "x", "backbone: T5.dropout: got 'x'; give a number or null"),
+        ("vision.grid", "3", "vision.grid: 3 does not come from image_size 64 by halving; give"),
+        ("alignment.stepz", "3", "alignment: unknown key 'stepz'; did you mean 'steps'? Alignmen"),
+        ("tasks.vqa.decoding.num_beam", "3", "tasks: unknown key 'decoding.num_beam'; did you me"),
+        ("tasks.vqa.weight", "-1", "tasks.vqa.weight: got -1.0; give a number above 0, or drop"),
+        ("tasks.vqa.train", "a", "tasks: VQA.train: got 'a'; give a list, like [a, b]"),
+        ("optimizer.betas", "[0.9]", "optimizer.betas: got [0.9]; give two numbers, like [0.9, 0."),
+        ("data.errors.max_in_a_row", "0", "data.errors.max_in_a_row: got 0; give at least 1"),
+        ("training.steps", "0", "training.steps: got 0; give 1 or more"),
+        ("training.log_every", "0", "training.log_every: got 0; give 1 or more"),
+        ("data.global_batch_size", "0", "data.global_batch_size: got 0; give 1 or more"),
+        ("config", "nofile.yaml", "no such file: nofile.yaml; check the path"),
+        ("config", "recipes/none.yaml", "no such file: recipes/none.yaml; vlds brings: recipes/"),
+    ],
+)
+def test_mistakes_on_the_command_line(option: str, value: str, message: str, file: Path) -> None:
+    assert message in complaint("--config", str(file), f"--{option}", value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("output:", "outputs:", "unknown key 'outputs'; did you mean 'output'?"),
+        ("output: runs/mine\n", "", "the recipe lacks output; add it there"),
+        ("output:", "training: {stepz: 3}\noutput:", "'training.stepz'; did you mean 'training.st"),
+        ("output:", "training: {steps: many}\noutput:", "training.steps: got 'many'; give a whole"),
+        ("output:", "training: {steps: null}\noutput:", "training.steps: got None; give 1 or more"),
+        ("output:", "a: [\noutput:", "the recipe is not YAML: "),
+        (RECIPE, "- 1\n", "a recipe has keys and values, not - 1"),
+        ("tasks: {vqa", "taskz: {vqa", "unknown key 'taskz'; did you mean 'tasks'?"),
+        ("train: [a]", "trian: [a]", "tasks: unknown key 'trian'; did you mean 'train'? VQA has"),
+        ("VQA", "VQB", "tasks: 'VQB' is no Task; did you mean 'VQA'? choose from: Caption, GQA"),
+        ("class_path: VQA, init_args: {train: [a], evaluate: [b]}", "train: [a]", "lacks class_pa"),
+        ("methods: {adapter: {class_path: Adapter, init_args: {reduction: 4}}}",
+         "methods: [Adapter]", "methods: got \"['Adapter']\"; give entries with a name each"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_the_file(old: str, new: str, message: str, file: Path) -> None:
+    assert old in RECIPE
+    file.write_text(RECIPE.replace(old, new))
+    assert message in complaint("--config", str(file))
+
+
+def test_no_tasks(file: Path) -> None:
+    tree: dict[str, Any] = yaml.safe_load(RECIPE)
+    file.write_text(yaml.safe_dump(tree | {"tasks": {}}))
+    assert "tasks: the recipe names none; give at least one" in complaint("--config", str(file))
+
+
+def test_nothing_at_all() -> None:
+    message = complaint()
+    assert message.startswith("the recipe lacks output, backbone, vision, methods, tasks")
+    assert "--config FILE" in message

@@ -1,8 +1,9 @@
 """The demo's pictures: one to four colored shapes in a 4x4 grid of cells, 64 pixels wide.
 
-Two worlds draw such scenes. `home`, on any grey but black, is where the tiny backbone is pretrained:
-an encoder that has seen one ground only is blind on another. In `shifted` the ground is black and the color channels are rotated (what is called red looks green), so that a
-frozen model fails there.
+Two worlds draw such scenes. `home`, on any grey but black, is where the tiny backbone is
+pretrained: an encoder that has seen one ground only is blind on another. In `shifted` the ground is
+black and the color channels are rotated (what is called red looks green), so that a frozen model
+fails there.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""The small thing a run leaves: every tensor that is not bit-identical to the named sources, and how to use it.
+"""The small thing a run leaves: every tensor that is not bit-identical to the named sources, and
+how to use it.
 
-    RUN/artifact/weights.safetensors   trained weights (fp32 masters) and what else no source holds: the new vocabulary
+    RUN/artifact/weights.safetensors   trained weights (fp32 masters) and what else no source
+    holds: the new vocabulary
                                        rows are frozen and random, and the object order reads them
                  recipe.yaml           the resolved recipe
                  tokenizer/            as it was used
@@ -51,9 +53,13 @@ def artifact_folder(run: Path) -> Path:
     for folder in (run / "artifact", run):
         if (folder / "artifact.json").exists():
             if (wrong := damage(folder)) is not None:
-                raise ValueError(f"artifact {folder}: {wrong}; copy it again from where it was trained")
+                raise ValueError(
+                    f"artifact {folder}: {wrong}; copy it again from where it was trained"
+                )
             return folder
-    raise ValueError(f"{run} holds no artifact; name the folder that `vlds train` wrote (its `output`)")
+    raise ValueError(
+        f"{run} holds no artifact; name the folder that `vlds train` wrote (its `output`)"
+    )
 
 
 def own_tensors(model: VLModel, masters: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -89,7 +95,8 @@ def save_artifact(folder: Path, tensors: dict[str, Tensor], recipe: Recipe, toke
 
 
 def write_description(folder: Path, recipe: Recipe) -> None:
-    """The recipe, where files of this folder are named relative to it, and the hashes of its sources."""
+    """The recipe, where files of this folder are named relative to it, and the hashes of its
+    sources."""
     description = {"format": 1, "sources": recipe.model.source_hashes()}
     (folder / "artifact.json").write_text(json.dumps(description, indent=1), encoding="utf-8")
     save_recipe(recipe, folder / "recipe.yaml")
@@ -107,10 +114,11 @@ def read_recipe(folder: Path) -> Recipe:
 
 
 def load_run(run: Path, dtype: torch.dtype | None = None) -> LoadedRun:
-    """Rebuild a run's model: named sources, then the artifact's tensors over them. Evaluation mode, on the CPU.
+    """Rebuild a run's model: named sources, then the artifact's tensors over them. Evaluation
+    mode, on the CPU.
 
-    `dtype` defaults to the recipe's precision. Errors: ValueError where the artifact is damaged, or a source is
-    another one than the run was trained on.
+    `dtype` defaults to the recipe's precision. Errors: ValueError where the artifact is damaged,
+    or a source is another one than the run was trained on.
     """
     folder = artifact_folder(run)
     recipe = read_recipe(folder)
@@ -131,7 +139,8 @@ def check_sources(folder: Path, recipe: Recipe) -> None:
     for part, digest in recorded.items():
         if present.get(part) != digest:
             raise ValueError(
-                f"artifact {folder} was trained on another {part} than {recipe.model.sources.get(part)} "
+                f"artifact {folder} was trained on another {part} than "
+                f"{recipe.model.sources.get(part)} "
                 f"is now (sha256 {digest[:12]} then, {str(present.get(part))[:12]} now); bring the "
                 "original files back to that place"
             )
@@ -144,7 +153,8 @@ def put_tensors(model: VLModel, tensors: Mapping[str, Tensor], folder: Path) -> 
     """
     parts = own_parts(model)
     odd = [
-        f"{key} ({shape_of(tensors.get(key))} in the artifact, {shape_of(parts.get(key))} in the model)"
+        f"{key} ({shape_of(tensors.get(key))} in the artifact, {shape_of(parts.get(key))} in the "
+        "model)"
         for key in sorted(tensors.keys() | parts.keys())
         if shape_of(tensors.get(key)) != shape_of(parts.get(key))
     ]

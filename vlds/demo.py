@@ -44,10 +44,16 @@ def run_demo(out: Path, seed: int, ranks: int) -> int:
     backbone, adapters = out / "backbone", out / "adapters"
     stages: list[tuple[Path, list[str]]] = [
         (out / "data" / "spiece.model", data_prep("demo", out / "data", seed)),
-        (out / "pretrain" / "artifact", train(recipes["demo_pretrain"], out / "pretrain", seed, ranks)),
+        (
+            out / "pretrain" / "artifact",
+            train(recipes["demo_pretrain"], out / "pretrain", seed, ranks),
+        ),
         (backbone, vlds("convert", "hf", "--run", out / "pretrain", "--out", backbone)),
         (adapters / "artifact", train(recipes["demo"], adapters, seed, ranks)),
-        (out / "control" / "artifact", train(recipes["demo_control"], out / "control", seed, ranks)),
+        (
+            out / "control" / "artifact",
+            train(recipes["demo_control"], out / "control", seed, ranks),
+        ),
         (out / "tuned", vlds("convert", "hf", "--run", adapters, "--out", out / "tuned")),
     ]
     try:

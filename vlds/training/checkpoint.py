@@ -1,11 +1,13 @@
-"""Run state: everything that resuming needs, in one small folder, written atomically and verified on load.
+"""Run state: everything that resuming needs, in one small folder, written atomically and verified
+on load.
 
     RUN/state/step-00000500/state.safetensors   fp32 masters and moments of the trainable weights
                             state.json          step, position in the order of examples, seed
                             manifest.json       name -> size and sha256, written last
 
-A folder without a whole manifest does not exist for `newest`. Dropout is a function of (seed, step, rank) and the order
-of examples one of (seed, position), so no generator states are kept, and any number of ranks may resume.
+A folder without a whole manifest does not exist for `newest`. Dropout is a function of (seed,
+step, rank) and the order of examples one of (seed, position), so no generator states are kept, and
+any number of ranks may resume.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ def save(folder: Path, state: State, progress: Progress, keep: int) -> Path:
     for unfinished in folder.glob(".step-*.partial"):
         shutil.rmtree(unfinished)
     partial.mkdir(parents=True)
-    flat = {f"{name}|{key}": t.contiguous() for name, entry in state.items() for key, t in entry.items()}
+    flat = {
+        f"{name}|{key}": t.contiguous() for name, entry in state.items() for key, t in entry.items()
+    }
     save_file(flat, partial / "state.safetensors")
     text = json.dumps({"step": progress.step, "data": progress.data}, indent=1)
     (partial / "state.json").write_text(text, encoding="utf-8")

@@ -1,4 +1,5 @@
-"""DeepSpeed's own JSON, completed from the recipe: we fill its "auto" fields and refuse contradictions."""
+"""DeepSpeed's own JSON, completed from the recipe: we fill its "auto" fields and refuse
+contradictions."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ class BatchPlan:
     accumulation_steps: int
 
 
-def plan_batches(global_batch_size: int, micro_batch_size: int | None, world_size: int) -> BatchPlan:
+def plan_batches(
+    global_batch_size: int, micro_batch_size: int | None, world_size: int
+) -> BatchPlan:
     """Cut the global batch for this number of ranks.
 
     Errors: ValueError where it cannot be cut evenly, with the sizes that would work.
@@ -27,14 +30,16 @@ def plan_batches(global_batch_size: int, micro_batch_size: int | None, world_siz
     if global_batch_size % world_size:
         near = [size for size in range(1, global_batch_size + 1) if global_batch_size % size == 0]
         raise ValueError(
-            f"data.global_batch_size: {global_batch_size} examples cannot be shared by {world_size} ranks; "
+            f"data.global_batch_size: {global_batch_size} examples cannot be shared by "
+            f"{world_size} ranks; "
             f"start one of {near} ranks, or set it to a multiple of {world_size}"
         )
     share = global_batch_size // world_size
     micro = micro_batch_size or share
     if share % micro:
         raise ValueError(
-            f"data.micro_batch_size: {micro} does not divide the {share} examples that each of {world_size} ranks "
+            f"data.micro_batch_size: {micro} does not divide the {share} examples that each of "
+            f"{world_size} ranks "
             f"gets of data.global_batch_size {global_batch_size}; choose a divisor of {share}"
         )
     return BatchPlan(global_batch_size, micro, share // micro)
@@ -43,7 +48,8 @@ def plan_batches(global_batch_size: int, micro_batch_size: int | None, world_siz
 def complete_deepspeed_config(path: Path, recipe: Recipe, plan: BatchPlan) -> dict[str, Any]:
     """Read DeepSpeed's file and fill in what the recipe decides.
 
-    Errors: ValueError where the file is missing, is no JSON, or says something else than the recipe.
+    Errors: ValueError where the file is missing, is no JSON, or says something else than the
+    recipe.
     """
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -64,7 +70,8 @@ def complete_deepspeed_config(path: Path, recipe: Recipe, plan: BatchPlan) -> di
         raise ValueError(f"training.deepspeed: {path} names no zero_optimization.stage; set 2 or 3")
     if "optimizer" in config or "scheduler" in config:
         raise ValueError(
-            f"training.deepspeed: {path} holds an optimizer or scheduler; the recipe's `optimizer` section decides it"
+            f"training.deepspeed: {path} holds an optimizer or scheduler; the recipe's "
+            "`optimizer` section decides it"
         )
     return config
 
@@ -78,5 +85,6 @@ def fill(config: dict[str, Any], dotted: str, value: Any, path: Path) -> None:
         config[key] = value
     elif config[key] != value:
         raise ValueError(
-            f'training.deepspeed: {path} says {dotted} = {config[key]}, the recipe says {value}; write "auto" there'
+            f"training.deepspeed: {path} says {dotted} = {config[key]}, the recipe says {value}; "
+            'write "auto" there'
         )

@@ -13,7 +13,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all ranks of the run. Every method is collective: all ranks call it in the same order."""
+    """This process among all ranks of the run. Every method is collective: all ranks call it in
+    the same order."""
 
     global_rank: int
     local_rank: int

@@ -1,8 +1,9 @@
 """DeepSpeed, and nothing else of the trainer knows it.
 
-ZeRO partitions the frozen weights (stage 3) and the optimizer state of the few that train (stages 2 and 3). DeepSpeed's
-own checkpoints are not used: the trainable weights' fp32 masters and moments are small, so `export` gathers them and
-`restore` puts them back at any stage and on any number of ranks.
+ZeRO partitions the frozen weights (stage 3) and the optimizer state of the few that train (stages
+2 and 3). DeepSpeed's own checkpoints are not used: the trainable weights' fp32 masters and moments
+are small, so `export` gathers them and `restore` puts them back at any stage and on any number of
+ranks.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ from vlds.training.loss import LossTotals, coefficients, count, task_losses
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 State = dict[str, dict[str, Tensor]]
-"""Trainable weight -> {"fp32", "exp_avg", "exp_avg_sq"}, moving buffer -> {"buffer"} -> full tensor on the CPU."""
+"""Trainable weight -> {"fp32", "exp_avg", "exp_avg_sq"}, moving buffer -> {"buffer"} -> full
+tensor on the CPU."""
 
 
 def start_ranks(collective_timeout: float) -> Ranks:
@@ -60,7 +62,8 @@ def start_ranks(collective_timeout: float) -> Ranks:
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one optimizer step did. Task losses are this rank's share; summed over ranks they are the tasks' losses."""
+    """What one optimizer step did. Task losses are this rank's share; summed over ranks they are
+    the tasks' losses."""
 
     task_losses: Tensor
     examples: Tensor
@@ -122,13 +125,15 @@ class Engine:
         return StepReport(losses, totals.examples, float(self._deepspeed.get_global_grad_norm()))
 
     def _seed_dropout(self, micro_step: int) -> None:
-        """Dropout is a pure function of (seed, step, micro-step, rank), so a resumed run needs no generator states."""
+        """Dropout is a pure function of (seed, step, micro-step, rank), so a resumed run needs no
+        generator states."""
         entropy = (self.seed, self.steps_done, micro_step, self.ranks.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
 
     @contextmanager
     def evaluation(self) -> Iterator[VLModel]:
-        """The model in evaluation mode, its weights whole on every rank, so that ranks may decode at their own pace."""
+        """The model in evaluation mode, its weights whole on every rank, so that ranks may decode
+        at their own pace."""
         for _, buffer in self._moving_buffers():
             self.ranks.share(buffer)  # every rank has moved its own
         self.model.eval()
@@ -159,7 +164,8 @@ class Engine:
         return [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
 
     def _moving_buffers(self) -> list[tuple[str, Tensor]]:
-        """Statistics that training moves without a gradient: those of a vision encoder that is not frozen."""
+        """Statistics that training moves without a gradient: those of a vision encoder that is not
+        frozen."""
         vision = self.model.vision
         return [] if vision.frozen else [(f"vision.{n}", b) for n, b in vision.named_buffers()]
 
@@ -169,7 +175,8 @@ class Engine:
         return {name: getattr(tensor, "ds_shape", tensor.shape) for name, tensor in held}
 
     def export(self) -> State | None:
-        """Masters and moments of all trainable weights, moving buffers: on the first rank; None elsewhere.
+        """Masters and moments of all trainable weights, moving buffers: on the first rank; None
+        elsewhere.
 
         Collective.
         """
@@ -186,14 +193,15 @@ class Engine:
         return state | {n: {"buffer": b.detach().cpu().clone()} for n, b in self._moving_buffers()}
 
     def restore(self, state: State, steps_done: int) -> None:
-        """Put an exported state back, at this stage and number of ranks. Collective; all ranks hold `state`.
+        """Put an exported state back, at this stage and number of ranks. Collective; all ranks
+        hold `state`.
 
-        Private calls of DeepSpeed 0.19, which creates the optimizer's state only in its first step; the re-export is
-        compared, so that a change in the library is an error and not a silently wrong run.
+        Private calls of DeepSpeed 0.19, which creates the optimizer's state only in its first
+        step; the re-export is compared, so that a change in the library is an error and not a
+        silently wrong run.
         """
         zero = self._optimizer
-        flats = zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
-        for flat in flats:
+        for flat in self._master_partitions():
             moments = {key: torch.zeros_like(flat) for key in MOMENTS}
             zero.optimizer.state[flat] = {"step": torch.tensor(float(steps_done)), **moments}
         self._link_moments()
@@ -206,8 +214,8 @@ class Engine:
         self._check_restored(state)
 
     def _link_moments(self) -> None:
-        """Stages 1 and 2 link parameters to their moments after the first group's first step, when those of the other
-        groups do not exist yet (DeepSpeed 0.19), so link again."""
+        """Stages 1 and 2 link parameters to their moments after the first group's first step, when
+        those of the other groups do not exist yet (DeepSpeed 0.19), so link again."""
         if self.stage < 3:
             self._optimizer._hp_optimizer_states_linked = False
             self._optimizer._lazy_init_hp_params_optimizer_state()
@@ -243,7 +251,8 @@ class Engine:
         ]
         if self.ranks.any(bool(wrong)):
             raise RuntimeError(
-                f"DeepSpeed {deepspeed.__version__} did not take the run state back: {', '.join(wrong[:3])}; "
+                f"DeepSpeed {deepspeed.__version__} did not take the run state back: "
+                f"{', '.join(wrong[:3])}; "
                 "install deepspeed>=0.19.8,<0.20"
             )
 
@@ -253,10 +262,20 @@ class Engine:
         for parameter in self.model.parameters():
             stored = getattr(parameter, "ds_tensor", parameter)
             held["trainable" if parameter.requires_grad else "frozen"] += stored.nbytes
-        zero = self._optimizer
-        flats = zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
-        held["optimizer"] = sum((1 + len(MOMENTS)) * flat.nbytes for flat in flats)
+        held["optimizer"] = sum(
+            (1 + len(MOMENTS)) * flat.nbytes for flat in self._master_partitions()
+        )
         return held
+
+    def _master_partitions(self) -> list[Tensor]:
+        """This rank's part of each group's fp32 masters, flat."""
+        zero = self._optimizer
+        flats: list[Tensor] = (
+            zero.fp32_partitioned_groups_flat
+            if self.stage == 3
+            else zero.single_partition_of_fp32_groups
+        )
+        return flats
 
     def close(self) -> None:
         """Free what DeepSpeed holds, so that another engine can start in this process."""

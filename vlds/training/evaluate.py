@@ -17,7 +17,6 @@ from vlds.schema import Batch
 from vlds.tasks.base import Task
 from vlds.training.distributed import Ranks
 
-
 GREY = 128
 
 
@@ -30,7 +29,8 @@ class Evaluation:
     predictions: dict[str, str]
     references: dict[str, Any] = field(repr=False)
     unreadable: list[str] = field(default_factory=list)
-    """Ids and reasons of examples whose picture could not be read: predicted as "" and scored as such."""
+    """Ids and reasons of examples whose picture could not be read: predicted as "" and scored as
+    such."""
 
     def write(self, folder: Path) -> None:
         """One line per example: id, prediction, reference."""
@@ -72,7 +72,8 @@ def open_datasets(name: str, task: Task, folders: Sequence[str]) -> list[Dataset
     for folder, dataset in zip(folders, datasets, strict=True):
         if dataset.kind not in task.kinds:
             raise ValueError(
-                f"tasks.{name}: {folder} holds samples of kind '{dataset.kind}', {type(task).__name__} "
+                f"tasks.{name}: {folder} holds samples of kind '{dataset.kind}', "
+                f"{type(task).__name__} "
                 f"understands {', '.join(task.kinds)}; name another folder or another task class"
             )
     return datasets
@@ -81,7 +82,8 @@ def open_datasets(name: str, task: Task, folders: Sequence[str]) -> list[Dataset
 def evaluate(
     model: VLModel, recipe: Recipe, sources: Sequence[Source], tokenizer: Any, ranks: Ranks
 ) -> list[Evaluation]:
-    """Decode and score every source that has data. Collective; the result is on the first rank, [] elsewhere."""
+    """Decode and score every source that has data. Collective; the result is on the first rank, []
+    elsewhere."""
     evaluations = []
     for task_number, source in enumerate(sources):
         if not source.datasets:
@@ -111,7 +113,9 @@ def decode(
     for batch in stream:
         moved = batch.to(ranks.device)
         with torch.no_grad():
-            texts = tokenizer.batch_decode(model.generate(moved, task.decoding), skip_special_tokens=True)
+            texts = tokenizer.batch_decode(
+                model.generate(moved, task.decoding), skip_special_tokens=True
+            )
         for number, (key, text) in enumerate(zip(batch.ids, texts, strict=True)):
             if batch.valid[number]:
                 yield key, (text.strip(), batch.references[number])
@@ -139,7 +143,13 @@ def merge_and_score(
     predictions = {key: merged[key][0] for key in sorted(merged)}
     references = {key: merged[key][1] for key in sorted(merged)}
     scores = source.task.score(predictions, references)
-    return Evaluation(source.name, scores, predictions, references, [f"{entry.id}: {entry.reason}" for entry in bad])
+    return Evaluation(
+        source.name,
+        scores,
+        predictions,
+        references,
+        [f"{entry.id}: {entry.reason}" for entry in bad],
+    )
 
 
 def read_predictions(run: Path, task: str) -> Evaluation:

@@ -21,7 +21,13 @@ from vlds.training.alignment import align
 from vlds.training.deepspeed_config import BatchPlan, complete_deepspeed_config, plan_batches
 from vlds.training.distributed import Ranks
 from vlds.training.engine import Engine, start_ranks
-from vlds.training.evaluate import Evaluation, blanked, evaluate, evaluation_sources, training_sources
+from vlds.training.evaluate import (
+    Evaluation,
+    blanked,
+    evaluate,
+    evaluation_sources,
+    training_sources,
+)
 from vlds.training.optim import parameter_groups, schedule_factor, set_learning_rate
 from vlds.training.signals import StopRequest, stop_on_signals
 from vlds.training.tracker import Tracker
@@ -58,7 +64,8 @@ class Run:
 
 
 def train(recipe: Recipe, *, resume: bool = False) -> int:
-    """Run a recipe on the ranks that were started. Returns the exit code: 0, or 128 + n after signal n.
+    """Run a recipe on the ranks that were started. Returns the exit code: 0, or 128 + n after
+    signal n.
 
     Errors: ValueError for anything wrong with the recipe, its files or its data.
     """
@@ -77,9 +84,12 @@ def prepare(recipe: Recipe, ranks: Ranks, resume: bool) -> Prepared:
     folder = Path(recipe.output)
     if not resume and any((folder / "state").glob("step-*")):
         raise ValueError(
-            f"output: {folder} holds a run already; add --resume to go on with it, or name another folder"
+            f"output: {folder} holds a run already; add --resume to go on with it, or name "
+            "another folder"
         )
-    plan = plan_batches(recipe.data.global_batch_size, recipe.data.micro_batch_size, ranks.world_size)
+    plan = plan_batches(
+        recipe.data.global_batch_size, recipe.data.micro_batch_size, ranks.world_size
+    )
     return Prepared(
         plan=plan,
         deepspeed=complete_deepspeed_config(find(recipe.training.deepspeed), recipe, plan),
@@ -153,13 +163,17 @@ def restore(recipe: Recipe, engine: Engine, stream: TrainStream, ranks: Ranks) -
         for complaint in complaints:
             print(f"passed over a run state: {complaint}", flush=True)
     if found is None:
-        raise ValueError(f"--resume: {folder} holds no whole run state; leave --resume out to start anew")
+        raise ValueError(
+            f"--resume: {folder} holds no whole run state; leave --resume out to start anew"
+        )
     state, progress = checkpoint.load(found)
     saved = {name: next(iter(tensors.values())).shape for name, tensors in state.items()}
     if odd := sorted(set(saved.items()) ^ set(engine.state_shapes().items())):
         raise ValueError(
-            f"--resume: {found} is of another model than the recipe's: they differ in {len(odd)} trained tensors, such "
-            f"as {odd[0][0]}; resume with the recipe that the run was started with, or name another output"
+            f"--resume: {found} is of another model than the recipe's: they differ in {len(odd)} "
+            "trained tensors, such "
+            f"as {odd[0][0]}; resume with the recipe that the run was started with, or name "
+            "another output"
         )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -176,11 +190,16 @@ def announce(run: Run) -> None:
         save_recipe(run.recipe, run.folder / "recipe.yaml")
     counts, held = run.engine.model.count_parameters(), run.engine.bytes_per_rank()
     run.tracker.say(
-        f"{counts.trainable:,} of {counts.total:,} weights train ({counts.percent:.2f} %), ZeRO-{run.engine.stage} on "
-        f"{run.ranks.world_size} ranks; bytes per rank: frozen {held['frozen']:,}, trainable {held['trainable']:,}, "
-        f"optimizer {held['optimizer']:,}; step {run.engine.steps_done} of {run.recipe.training.steps}"
+        f"{counts.trainable:,} of {counts.total:,} weights train ({counts.percent:.2f} %), "
+        f"ZeRO-{run.engine.stage} on "
+        f"{run.ranks.world_size} ranks; bytes per rank: frozen {held['frozen']:,}, trainable "
+        f"{held['trainable']:,}, "
+        f"optimizer {held['optimizer']:,}; step {run.engine.steps_done} of "
+        f"{run.recipe.training.steps}"
     )
-    run.tracker.write(run.engine.steps_done, {"bytes_per_rank": held, "trainable": counts.as_dict()})
+    run.tracker.write(
+        run.engine.steps_done, {"bytes_per_rank": held, "trainable": counts.as_dict()}
+    )
 
 
 def loop(run: Run, plan: BatchPlan, stop: StopRequest) -> int:
@@ -194,12 +213,17 @@ def loop(run: Run, plan: BatchPlan, stop: StopRequest) -> int:
         set_learning_rate(engine.parameter_groups, factor)
         report = engine.step([next(micro_batches) for _ in range(plan.accumulation_steps)])
         step = engine.steps_done
-        run.tracker.step(step, report, factor * run.recipe.optimizer.learning_rate, run.stream.num_bad)
+        run.tracker.step(
+            step, report, factor * run.recipe.optimizer.learning_rate, run.stream.num_bad
+        )
         stopping, last = run.ranks.any(stop.reason is not None), step == config.steps
         if stopping or last or step % config.save_every == 0:
             save_state(run)
         if stopping and not last:
-            run.tracker.say(f"stopped by {stop.reason or 'another rank'} after step {step}; --resume goes on from it")
+            run.tracker.say(
+                f"stopped by {stop.reason or 'another rank'} after step {step}; --resume goes on "
+                "from it"
+            )
             return stop.exit_code or 143
         if not last and config.evaluate_every and step % config.evaluate_every == 0:
             tell_evaluation(run)
@@ -224,7 +248,9 @@ def save_run_artifact(run: Run) -> None:
     state = run.engine.export()
     with run.engine.evaluation() as model:
         if state is not None:
-            masters = {name: tensors["fp32"] for name, tensors in state.items() if "fp32" in tensors}
+            masters = {
+                name: tensors["fp32"] for name, tensors in state.items() if "fp32" in tensors
+            }
             tensors = own_tensors(model, masters)
             save_artifact(run.folder / "artifact", tensors, run.recipe, run.tokenizer)
     run.ranks.barrier()
@@ -240,8 +266,12 @@ def tell_evaluation(run: Run) -> list[Evaluation]:
     step = run.engine.steps_done
     for evaluation in evaluations:
         evaluation.write(run.folder / "predictions" / f"step-{step:08d}")
-        shown = "  ".join(f"{name} {value:.3f}" for name, value in evaluation.scores.items() if "/" not in name)
-        run.tracker.say(f"step {step}  {evaluation.task} ({len(evaluation.predictions)} examples): {shown}")
+        shown = "  ".join(
+            f"{name} {value:.3f}" for name, value in evaluation.scores.items() if "/" not in name
+        )
+        run.tracker.say(
+            f"step {step}  {evaluation.task} ({len(evaluation.predictions)} examples): {shown}"
+        )
     if evaluations:
         run.tracker.write(step, {"scores": {e.task: e.scores for e in evaluations}})
     run.tracker.resume_clock()

@@ -1,14 +1,16 @@
 """The loss, defined once over the global batch.
 
-Every task is text to text; nll_bt is the token cross-entropy of example b at target position t, s_b the example's
-weight, n_b its number of target tokens, N the examples of the global batch and N_k those of task k. Task k's own loss is
+Every task is text to text; nll_bt is the token cross-entropy of example b at target position t,
+s_b the example's weight, n_b its number of target tokens, N the examples of the global batch and
+N_k those of task k. Task k's own loss is
 
     example_mean:  L_k = sum_b s_b * (sum_t nll_bt / max(n_b, 1)) / N_k
     token_mean:    L_k = sum_bt nll_bt / sum_b n_b
 
-(VL-Adapter's vqa_loss, gqa_loss, nlvr_loss; caption_loss), and the loss is sum_k (N_k / N) L_k. So it is linear in
-nll_bt: each example has one coefficient, and with denominators summed over ranks and accumulation steps before the
-backward pass neither loss nor gradient depends on how the batch is cut.
+(VL-Adapter's vqa_loss, gqa_loss, nlvr_loss; caption_loss), and the loss is sum_k (N_k / N) L_k. So
+it is linear in nll_bt: each example has one coefficient, and with denominators summed over ranks
+and accumulation steps before the backward pass neither loss nor gradient depends on how the batch
+is cut.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ def target_lengths(batch: Batch) -> Tensor:
 
 
 def coefficients(batch: Batch, totals: LossTotals, tasks: Sequence[Task]) -> Tensor:
-    """(b,) float32: what each example's summed token nll is multiplied by in the loss of the global batch."""
+    """(b,) float32: what each example's summed token nll is multiplied by in the loss of the
+    global batch."""
     num_examples = totals.examples.sum()
     lengths = target_lengths(batch).double().clamp(min=1)
     by_example = batch.weights.cpu().double() / lengths / num_examples
@@ -57,8 +60,11 @@ def coefficients(batch: Batch, totals: LossTotals, tasks: Sequence[Task]) -> Ten
     return torch.where(token_mean[batch.task_index], by_token, by_example).float()
 
 
-def task_losses(nll_sums: Tensor, batch: Batch, totals: LossTotals, tasks: Sequence[Task]) -> Tensor:
-    """(k,) this batch's share of every task's own loss L_k; sums over ranks and micro-batches give L_k."""
+def task_losses(
+    nll_sums: Tensor, batch: Batch, totals: LossTotals, tasks: Sequence[Task]
+) -> Tensor:
+    """(k,) this batch's share of every task's own loss L_k; sums over ranks and micro-batches give
+    L_k."""
     share = totals.examples.clamp(min=1) / totals.examples.sum()
     weighted = nll_sums.cpu().double() * coefficients(batch, totals, tasks).double()
     losses = torch.zeros(len(tasks), dtype=torch.float64)

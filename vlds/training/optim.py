@@ -1,4 +1,5 @@
-"""AdamW's groups and the schedule: which weights decay, which part learns at which rate, and when."""
+"""AdamW's groups and the schedule: which weights decay, which part learns at which rate, and
+when."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ NO_DECAY = ("bias", "norm", "image_order")
 
 
 def parameter_groups(model: VLModel, recipe: Recipe) -> list[dict[str, Any]]:
-    """One group for each (peak learning rate, decay or not): its "params", "peak_lr", "weight_decay", "lr" 0.
+    """One group for each (peak learning rate, decay or not): its "params", "peak_lr",
+    "weight_decay", "lr" 0.
 
     Errors: ValueError where nothing trains.
     """
@@ -27,7 +29,8 @@ def parameter_groups(model: VLModel, recipe: Recipe) -> list[dict[str, Any]]:
             groups.setdefault((peak, decay), []).append(parameter)
     if not groups:
         raise ValueError(
-            "nothing trains: methods is empty, train_norms and train_visual_embedding are off; name a method"
+            "nothing trains: methods is empty, train_norms and train_visual_embedding are off; "
+            "name a method"
         )
     return [
         {"params": parameters, "peak_lr": peak, "lr": 0.0, "weight_decay": decay}
@@ -53,9 +56,11 @@ def peak_learning_rate(part: str, recipe: Recipe) -> float:
 
 
 def schedule_factor(step: int, steps: int, config: OptimizerConfig) -> float:
-    """Factor of the peak rate in step 0, 1, ...: linear warm-up from 0, flat, linear decay to 0 at `steps`.
+    """Factor of the peak rate in step 0, 1, ...: linear warm-up from 0, flat, linear decay to 0 at
+    `steps`.
 
-    As in VL-Adapter the first step has rate 0, and by default the decay follows the warm-up at once.
+    As in VL-Adapter the first step has rate 0, and by default the decay follows the warm-up at
+    once.
     """
     warmup = int(config.warmup_ratio * steps)
     if step < warmup:

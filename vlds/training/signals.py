@@ -24,7 +24,8 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Inside, SIGTERM and SIGINT only ask for a stop; the previous handlers come back afterwards."""
+    """Inside, SIGTERM and SIGINT only ask for a stop; the previous handlers come back
+    afterwards."""
     request = StopRequest()
 
     def handle(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,5 @@
-"""What a run tells: metrics.jsonl, a progress line on a terminal or plain lines without one, and other trackers."""
+"""What a run tells: metrics.jsonl, a progress line on a terminal or plain lines without one, and
+other trackers."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from vlds.training.engine import StepReport
 
 
 class Tracker:
-    """Collects step reports, and every `log_every` steps sums them over ranks and tells. All ranks call it."""
+    """Collects step reports, and every `log_every` steps sums them over ranks and tells. All ranks
+    call it."""
 
     def __init__(self, recipe: Recipe, ranks: Ranks, first_step: int) -> None:
         self.ranks = ranks
@@ -33,7 +35,9 @@ class Tracker:
         self._loss = 0.0
         self._pending = 0
         self._since = time.monotonic()
-        self._bar = progress_bar(self.console, self.steps, first_step) if self.console.is_terminal else None
+        self._bar = (
+            progress_bar(self.console, self.steps, first_step) if self.console.is_terminal else None
+        )
 
     def step(self, step: int, report: StepReport, learning_rate: float, bad_samples: int) -> None:
         """Take the report of step number `step` (counted from 1)."""
@@ -68,7 +72,9 @@ class Tracker:
     def _by_task(self, name: str, values: Tensor) -> dict[str, float]:
         return {
             f"{name}/{task}": value
-            for task, value, seen in zip(self.tasks, values.tolist(), self._reports.tolist(), strict=True)
+            for task, value, seen in zip(
+                self.tasks, values.tolist(), self._reports.tolist(), strict=True
+            )
             if seen
         }
 
@@ -79,9 +85,13 @@ class Tracker:
 
     def _show(self, step: int, metrics: dict[str, float]) -> None:
         losses = "  ".join(
-            f"{task} {metrics[f'loss/{task}']:.3f}" for task in self.tasks if f"loss/{task}" in metrics
+            f"{task} {metrics[f'loss/{task}']:.3f}"
+            for task in self.tasks
+            if f"loss/{task}" in metrics
         )
-        text = f"loss {metrics['loss']:.3f}  {losses}  {metrics['samples_per_second']:.0f} examples/s"
+        text = (
+            f"loss {metrics['loss']:.3f}  {losses}  {metrics['samples_per_second']:.0f} examples/s"
+        )
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=step, description=text)
         else:
@@ -108,10 +118,10 @@ class Tracker:
 
 def progress_bar(console: Console, steps: int, first_step: int) -> Progress:
     """One line: bar, steps, time left, losses."""
+    text = TextColumn("{task.description}")
     bar = Progress(
-        BarColumn(16), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"),
-        console=console,
-    )  # fmt: skip
+        BarColumn(16), MofNCompleteColumn(), TimeRemainingColumn(), text, console=console
+    )
     bar.add_task("starting", total=steps, completed=first_step)
     bar.start()
     return bar
@@ -131,7 +141,11 @@ def open_sinks(recipe: Recipe, first_step: int) -> list[Any]:
 def metrics_file(path: Path, first_step: int) -> Any:
     """Append lines; those of steps that a resumed run repeats are dropped first."""
     if path.exists():
-        kept = [line for line in path.read_text("utf-8").splitlines() if json.loads(line)["step"] <= first_step]
+        kept = [
+            line
+            for line in path.read_text("utf-8").splitlines()
+            if json.loads(line)["step"] <= first_step
+        ]
         path.write_text("".join(line + "\n" for line in kept), "utf-8")
 
     def write(step: int, metrics: dict[str, Any]) -> None:
@@ -146,7 +160,9 @@ def tensorboard(folder: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise ValueError("tracking.tensorboard: install it with `pip install 'vlds[tracking]'`") from None
+        raise ValueError(
+            "tracking.tensorboard: install it with `pip install 'vlds[tracking]'`"
+        ) from None
     writer = SummaryWriter(folder)
 
     def write(step: int, metrics: dict[str, Any]) -> None:
@@ -162,7 +178,9 @@ def wandb(project: str, folder: Path) -> Any:
     try:
         import wandb as client
     except ImportError:
-        raise ValueError("tracking.wandb_project: install it with `pip install 'vlds[tracking]'`") from None
+        raise ValueError(
+            "tracking.wandb_project: install it with `pip install 'vlds[tracking]'`"
+        ) from None
     run = client.init(project=project, dir=folder, name=folder.name)
 
     def write(step: int, metrics: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +26,8 @@ from vlds.schema import IGNORED_LABEL, Batch, Decoding
 from vlds.vision.base import GridEncoder
 
 
-@dataclass(frozen=True)
-class ModelOutput:
-    """One forward pass."""
+class ModelOutput(NamedTuple):
+    """One forward pass. A tuple, in which ZeRO-3's hooks find the tensors."""
 
     loss: Tensor
     """Sum over examples of coefficient x summed token nll, in float32."""

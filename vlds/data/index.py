@@ -111,8 +111,11 @@ def _no_dataset(folder: Path) -> str:
             "they come from elsewhere; prepare it again, or index it: `python -m data_prep index`"
         )
     inside = sorted(str(p.parent) for p in folder.glob("*/" + DATASET_FILE))
-    hint = f"; data sets inside it: {', '.join(inside)}" if inside else ""
-    return f"data set {folder}: no {DATASET_FILE} in this folder{hint}"
+    found = f"data sets inside it: {', '.join(inside)}" if inside else "see `python -m data_prep`"
+    return (
+        f"data set {folder}: no {DATASET_FILE} in this folder; name one that holds a data set: "
+        f"{found}"
+    )
 
 
 def _build(cls: type[Info], content: Any, where: str) -> Info:

@@ -32,8 +32,7 @@ class Full(Method):
         parameters = list(model.parameters())
         if not parameters:
             raise ValueError(
-                f"method {name}: Full trains the {self.part}, but {type(model).__name__} has no "
-                "weights; "
+                f"Full trains the {self.part}, but {type(model).__name__} has no weights; "
                 "remove the method"
             )
         return parameters

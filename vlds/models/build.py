@@ -134,8 +134,10 @@ def attach_methods(config: ModelConfig, model: VLModel, tasks: Sequence[str]) ->
     for name, method in config.methods.items():
         part: nn.Module = model.backbone if method.part == "backbone" else model.vision
         targets = (config.backbone if method.part == "backbone" else config.vision).target_modules
-        parameters = method.attach(name, part, targets, tasks, model.routing)
-        claim(parameters, name)
+        try:
+            claim(method.attach(name, part, targets, tasks, model.routing), name)
+        except ValueError as error:
+            raise ValueError(f"methods.{name}: {error}") from None
         if method.part == "vision":
             model.vision.frozen = False
     if config.train_norms:

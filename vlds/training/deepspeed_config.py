@@ -66,8 +66,11 @@ def complete_deepspeed_config(path: Path, recipe: Recipe, plan: BatchPlan) -> di
     }
     for key, value in decided.items():
         fill(config, key, value, path)
-    if config.get("zero_optimization", {}).get("stage") not in (0, 1, 2, 3):
-        raise ValueError(f"training.deepspeed: {path} names no zero_optimization.stage; set 2 or 3")
+    stage = config.get("zero_optimization", {}).get("stage")
+    if stage not in (1, 2, 3):
+        raise ValueError(
+            f"training.deepspeed: {path} has zero_optimization.stage = {stage}; set 2 or 3"
+        )
     if "optimizer" in config or "scheduler" in config:
         raise ValueError(
             f"training.deepspeed: {path} holds an optimizer or scheduler; the recipe's "

@@ -68,7 +68,10 @@ def training_sources(recipe: Recipe) -> list[Source]:
 
 def open_datasets(name: str, task: Task, folders: Sequence[str]) -> list[Dataset]:
     """Open a task's data sets and check that it understands them."""
-    datasets = [open_dataset(folder) for folder in folders]
+    try:
+        datasets = [open_dataset(folder) for folder in folders]
+    except ValueError as error:
+        raise ValueError(f"tasks.{name}: {error}") from error
     for folder, dataset in zip(folders, datasets, strict=True):
         if dataset.kind not in task.kinds:
             raise ValueError(

@@ -82,10 +82,16 @@ def train(recipe: Recipe, *, resume: bool = False) -> int:
 def prepare(recipe: Recipe, ranks: Ranks, resume: bool) -> Prepared:
     """Check the recipe against files, data and ranks."""
     folder = Path(recipe.output)
-    if not resume and any((folder / "state").glob("step-*")):
+    has_state = any((folder / "state").glob("step-*"))
+    if has_state and not resume:
         raise ValueError(
             f"output: {folder} holds a run already; add --resume to go on with it, or name "
             "another folder"
+        )
+    if resume and not has_state:
+        raise ValueError(
+            f"--resume: {folder} holds no run state; leave --resume out to start anew, or name the "
+            "run's folder as output"
         )
     plan = plan_batches(
         recipe.data.global_batch_size, recipe.data.micro_batch_size, ranks.world_size

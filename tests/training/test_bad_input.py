@@ -1,0 +1,246 @@
+"""What is wrong with a run's input is said with its name and the cure, before long work starts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data_prep.writer import SampleRecord, write_dataset
+from tests.rank_pool import RankPool
+from tests.training.world import picture, records, world_recipe
+from vlds import cli
+from vlds.backbones import T5
+from vlds.config import DataConfig, Recipe, save_recipe
+from vlds.methods import Adapter, Full
+from vlds.models.build import build_model
+from vlds.training import checkpoint
+from vlds.training.distributed import Ranks
+from vlds.training.engine import start_ranks
+from vlds.training.loop import build_run, open_stream, prepare, train
+from vlds.vision import StoredFeatures
+
+
+def ranks_of(world_size: int) -> Ranks:
+    """The first of so many ranks."""
+    return Ranks(0, 0, world_size, torch.device("cpu"))
+
+
+def complaint(recipe: Recipe, world_size: int = 2, resume: bool = False) -> str:
+    """What the check before training says."""
+    with pytest.raises(ValueError) as error:  # noqa: PT011 (each test looks at the message)
+        prepare(recipe, ranks_of(world_size), resume)
+    return str(error.value)
+
+
+def with_task(recipe: Recipe, name: str, **changes: Any) -> Recipe:
+    """The recipe with other fields of one task."""
+    task = replace(recipe.tasks[name], **changes)
+    return replace(recipe, tasks=recipe.tasks | {name: task})
+
+
+def test_the_recipe_of_these_tests_is_right(world: Path, tmp_path: Path) -> None:
+    prepared = prepare(world_recipe(world, tmp_path), ranks_of(2), False)
+    assert prepared.plan.accumulation_steps == 2
+    assert [len(source.datasets) for source in prepared.evaluation_sources] == [1, 0]
+
+
+def test_ranks_that_cannot_share_the_batch(world: Path, tmp_path: Path) -> None:
+    message = complaint(world_recipe(world, tmp_path), world_size=3)
+    assert "data.global_batch_size: 8 examples cannot be shared by 3 ranks" in message
+    assert "start one of [1, 2, 4, 8] ranks" in message
+    assert "multiple of 3" in message
+
+
+def test_a_micro_batch_that_does_not_divide_a_ranks_share(world: Path, tmp_path: Path) -> None:
+    recipe = world_recipe(world, tmp_path)
+    data = DataConfig(global_batch_size=8, micro_batch_size=3)
+    message = complaint(replace(recipe, data=data))
+    assert "data.micro_batch_size: 3 does not divide the 4 examples" in message
+    assert "choose a divisor of 4" in message
+
+
+def test_a_folder_that_holds_a_run(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "state" / "step-00000005").mkdir(parents=True)
+    message = complaint(world_recipe(world, tmp_path))
+    assert f"output: {tmp_path} holds a run already" in message
+    assert "add --resume to go on with it, or name another folder" in message
+
+
+def test_resuming_nothing(world: Path, tmp_path: Path) -> None:
+    message = complaint(world_recipe(world, tmp_path), resume=True)
+    assert f"--resume: {tmp_path} holds no run state" in message
+    assert "leave --resume out" in message
+
+
+@pytest.mark.parametrize("use", ["train", "evaluate"])
+def test_a_data_set_of_another_kind(use: str, world: Path, tmp_path: Path) -> None:
+    other = str(world / "caption")
+    message = complaint(with_task(world_recipe(world, tmp_path), "vqa", **{use: [other]}))
+    assert f"tasks.vqa: {other} holds samples of kind 'caption', VQA understands vqa" in message
+    assert "name another folder or another task class" in message
+
+
+def test_a_folder_without_a_data_set(world: Path, tmp_path: Path) -> None:
+    absent = tmp_path / "x"
+    for folder, what in ((tmp_path, "no dataset.json in this folder; name one"), (absent, "no s")):
+        message = complaint(with_task(world_recipe(world, tmp_path), "vqa", train=[str(folder)]))
+        assert f"tasks.vqa: data set {folder}: {what}" in message
+        assert "data_prep" in message
+    message = complaint(with_task(world_recipe(world, tmp_path), "vqa", train=[str(world)]))
+    assert f"data sets inside it: {world / 'caption'}, {world / 'vqa'}" in message
+
+
+def test_a_task_without_training_data(world: Path, tmp_path: Path) -> None:
+    message = complaint(with_task(world_recipe(world, tmp_path), "caption", train=[]))
+    assert "tasks.caption.train: names no data set" in message
+
+
+def test_a_shard_cut_in_half(world: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(world, tmp_path / "world"))
+    shard = folder / "vqa" / "vqa-train-00001.tar"
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    message = complaint(world_recipe(folder, tmp_path / "run"))
+    assert str(shard) in message
+    assert "copy" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file"),
+        ("{", "is not JSON"),
+        ({}, "has zero_optimization.stage = None; set 2 or 3"),
+        ({"zero_optimization": {"stage": 0}}, "has zero_optimization.stage = 0; set 2 or 3"),
+        ({"zero_optimization": {"stage": 2}, "train_batch_size": 64}, "the recipe says 8; write "),
+        ({"zero_optimization": {"stage": 2}, "optimizer": {}}, "`optimizer` section decides it"),
+    ],
+)
+def test_deepspeeds_own_file(content: Any, message: str, world: Path, tmp_path: Path) -> None:
+    file = tmp_path / "zero.json"
+    if content is not None:
+        file.write_text(content if isinstance(content, str) else json.dumps(content))
+    recipe = world_recipe(world, tmp_path / "run")
+    said = complaint(replace(recipe, training=replace(recipe.training, deepspeed=str(file))))
+    assert message in said
+    assert str(file) in said
+
+
+def test_pictures_for_an_encoder_of_stored_features(world: Path, tmp_path: Path) -> None:
+    recipe = replace(world_recipe(world, tmp_path), vision=StoredFeatures(dim=4, grid=2))
+    tokenizer = recipe.backbone.load_tokenizer()
+    prepared = prepare(recipe, ranks_of(1), False)
+    with pytest.raises(ValueError, match="holds pictures, but the vision encoder reads stored"):
+        open_stream(recipe, ranks_of(1), prepared, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (Adapter(part="vision"), "methods.mine: no linear layer of .* plays the role 'attn_out'"),
+        (Adapter(reduction=99), "methods.mine: reduction: 99 leaves nothing of a layer 16 wide"),
+    ],
+)
+def test_a_method_that_matches_nothing(
+    method: Any, message: str, world: Path, tmp_path: Path
+) -> None:
+    recipe = replace(world_recipe(world, tmp_path), methods={"mine": method})
+    with pytest.raises(ValueError, match=message):
+        build_model(recipe.model, ["vqa"], torch.float32, recipe.backbone.load_tokenizer())
+
+
+def test_full_training_of_an_encoder_without_weights(world: Path, tmp_path: Path) -> None:
+    recipe = replace(
+        world_recipe(world, tmp_path),
+        vision=StoredFeatures(dim=4, grid=2),
+        methods={"mine": Full(part="vision")},
+    )
+    with pytest.raises(ValueError, match=r"methods\.mine: Full trains the vision, .* has no weigh"):
+        build_model(recipe.model, ["vqa"], torch.float32, recipe.backbone.load_tokenizer())
+
+
+def test_a_backbone_of_another_family(world: Path, tmp_path: Path) -> None:
+    recipe = world_recipe(world, tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"model_type": "bart"}))
+    backbone = T5(config=str(file), tokenizer=recipe.backbone.tokenizer)
+    with pytest.raises(ValueError, match="is the config of a bart model, not of T5; choose the"):
+        build_model(replace(recipe, backbone=backbone).model, ["vqa"], torch.float32, None)
+
+
+def test_the_command_says_it_in_one_line(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "recipe.yaml"
+    save_recipe(world_recipe(world, tmp_path / "run"), file)
+    assert cli.check_recipe(["--config", str(file), "--resume"]) == 0
+    assert cli.main(["train", "--config", str(file), "--data.groop", "2"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("vlds train: unknown key 'data.groop'; did you mean 'data.group'?")
+    assert said.err.count("\n") == 1
+
+
+def run_recipe(recipe: Recipe) -> int:
+    """What `vlds train` does on a rank."""
+    return train(recipe)
+
+
+def test_a_truncated_picture_is_replaced_and_counted(
+    world: Path, ranks2: RankPool, tmp_path: Path
+) -> None:
+    whole = list(records("vqa", 24))
+    assert whole[6].members[0][0] == "jpg"
+    cut = SampleRecord(id="cut", members=[("jpg", picture("red", 6)[:300])], json=whole[6].json)
+    data = tmp_path / "data"
+    write_dataset(
+        data, name="vqa", kind="vqa", split="train", records=[*whole[:6], cut, *whole[7:]]
+    )
+    recipe = with_task(world_recipe(world, tmp_path / "run"), "vqa", train=[str(data)])
+    recipe = replace(recipe, tasks={"vqa": replace(recipe.tasks["vqa"], evaluate=[])})
+    assert ranks2.run(run_recipe, recipe, timeout=120) == [0, 0]
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(metrics[-1])["bad_samples"] >= 1
+    ledgers = [file.read_text() for file in (tmp_path / "run").glob("data_errors-*.jsonl")]
+    lines = [json.loads(line) for text in ledgers for line in text.splitlines()]
+    assert {line["id"] for line in lines} == {"cut"}
+    assert all("truncated" in line["reason"] for line in lines)
+
+
+def refused_resumes(recipes: list[Recipe]) -> list[str]:
+    """What a rank says of each recipe that is not the one of the run."""
+    said = []
+    for recipe in recipes:
+        ranks = start_ranks(60)
+        try:
+            build_run(recipe, ranks, prepare(recipe, ranks, True), True)
+        except ValueError as error:
+            said.append(str(error))
+    return said
+
+
+def test_a_state_of_another_run(world: Path, ranks2: RankPool, tmp_path: Path) -> None:
+    recipe = world_recipe(world, tmp_path / "run")
+    short = replace(recipe, training=replace(recipe.training, steps=1))
+    ranks2.run(run_recipe, short, timeout=120)
+    assert checkpoint.newest(tmp_path / "run" / "state")[0] is not None
+    adapter = recipe.methods["adapter"]
+    others = [
+        replace(recipe, methods={"adapter": replace(adapter, reduction=8)}),  # type: ignore[call-arg]
+        replace(recipe, methods={"other": adapter}),
+        replace(recipe, seed=8),
+        with_task(recipe, "caption", weight=9.0),
+    ]
+    for said in ranks2.run(refused_resumes, others, timeout=120):
+        assert len(said) == len(others)
+        for message in said[:2]:
+            assert "state/step-00000001 is of another model than the recipe's" in message
+            assert "backbone.decoder.block.0" in message
+            assert "resume with the recipe that the run was started with" in message
+        for message in said[2:]:
+            assert "Resume with the saved recipe and data, or start a new run" in message

@@ -1,6 +1,6 @@
 """The demo's pictures: one to four colored shapes in a 4x4 grid of cells, 64 pixels wide.
 
-Two worlds draw such scenes. `home`, on any grey but black, is where the tiny backbone is
+Two worlds draw such scenes. `home`, on greys from dark to middling, is where the tiny backbone is
 pretrained: an encoder that has seen one ground only is blind on another. In `shifted` the ground is
 black and the color channels are rotated (what is called red looks green), so that a frozen model
 fails there.
@@ -44,7 +44,7 @@ class World:
     rotate_channels: bool
 
 
-HOME = World("home", ground=(70, 255), rotate_channels=False)
+HOME = World("home", ground=(30, 120), rotate_channels=False)
 SHIFTED = World("shifted", ground=(0, 20), rotate_channels=True)
 WORLDS = (HOME, SHIFTED)
 

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 
 from vlds.artifact import LoadedRun, load_run, own_tensors, write_description
 from vlds.manifest import write_manifest
+from vlds.methods.full import Full
 from vlds.models.vl_model import Sources
 
 VISUAL = ("vision.", "visual_embedding.")
@@ -79,6 +80,10 @@ def write_rest(loaded: LoadedRun, folder: Path) -> None:
         backbone=replace(recipe.backbone, path=str(folder), config=None, tokenizer=None),
         vision=recipe.vision.export(model.vision, folder),
         visual_embedding=replace(recipe.visual_embedding, weights=str(embedding_file)),
+        # What trained is part of the files now, and nothing is left of Full but that.
+        methods={name: m for name, m in recipe.methods.items() if not isinstance(m, Full)},
+        train_norms=False,
+        train_visual_embedding=False,
         alignment=None,
     )
     backbone = {f"backbone.{name}" for name in model.pretrained_names()}

@@ -1,0 +1,91 @@
+"""A converted folder opens in Hugging Face and here, moves, and gives the run's own numbers."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForSeq2SeqLM
+
+from tests.test_artifact import batch, recipe_of, save_run
+from vlds.artifact import load_run
+from vlds.config import Recipe
+from vlds.convert.hf import convert_run
+from vlds.methods import Full
+from vlds.vision import ConvNet
+
+
+def converted(recipe: Recipe, out: Path, *, merge: bool = False) -> torch.Tensor:
+    """Save a run of this recipe, convert it; the run's logits."""
+    expected = save_run(recipe)
+    convert_run(Path(recipe.output), out, merge=merge)
+    return expected
+
+
+@pytest.mark.parametrize("source", ["T5", "Bart", "config"])
+def test_outputs_on_images_are_the_runs(source: str, world: Path, tmp_path: Path) -> None:
+    expected = converted(recipe_of(source, world, tmp_path), tmp_path / "out")
+    shutil.move(tmp_path / "out", tmp_path / "moved")
+    loaded = load_run(tmp_path / "moved")
+    with torch.no_grad():
+        assert torch.equal(loaded.model.logits(batch()), expected)
+
+
+def test_the_text_backbone_opens_in_hugging_face(world: Path, tmp_path: Path) -> None:
+    converted(recipe_of("T5", world, tmp_path), tmp_path / "out")
+    text = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out")
+    run = load_run(tmp_path / "run").model.backbone
+    state = run.state_dict()
+    for name, tensor in text.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+
+
+def test_a_converted_folder_is_the_next_runs_frozen_model(world: Path, tmp_path: Path) -> None:
+    recipe = replace(recipe_of("config", world, tmp_path), methods={"full": Full()})
+    expected = converted(recipe, tmp_path / "out")
+    assert isinstance(recipe.vision, ConvNet)
+    following = replace(
+        recipe,
+        backbone=replace(recipe.backbone, path=str(tmp_path / "out"), config=None, tokenizer=None),
+        vision=replace(recipe.vision, weights=str(tmp_path / "out" / "vision.safetensors")),
+        visual_embedding=replace(
+            recipe.visual_embedding,
+            weights=str(tmp_path / "out" / "visual_embedding.safetensors"),
+        ),
+        methods={},
+        train_norms=True,
+    )
+    from vlds.models.build import build_model
+
+    model = build_model(
+        following.model,
+        list(following.tasks),
+        torch.float32,
+        following.backbone.load_tokenizer(),
+    )
+    with torch.no_grad():
+        assert torch.equal(model.eval().logits(batch()), expected)
+
+
+def test_merge_folds_full_fine_tuning(world: Path, tmp_path: Path) -> None:
+    recipe = replace(recipe_of("config", world, tmp_path), methods={"full": Full()})
+    expected = converted(recipe, tmp_path / "out", merge=True)
+    loaded = load_run(tmp_path / "out")
+    assert loaded.recipe.methods == {}
+    with torch.no_grad():
+        assert torch.equal(loaded.model.logits(batch()), expected)
+
+
+def test_merge_refuses_what_cannot_be_folded(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"Adapter cannot be folded.*vlds convert hf"):
+        converted(recipe_of("T5", world, tmp_path), tmp_path / "out", merge=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_existing_folder_is_not_touched(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ValueError, match=r"--out: .* exists; name a new folder"):
+        converted(recipe_of("T5", world, tmp_path), tmp_path / "out")

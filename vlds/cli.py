@@ -21,6 +21,10 @@ Tune a few percent of a frozen vision-and-language model on many tasks at once.
   vlds COMMAND --help                       a command's options
 """
 
+TRAIN_HELP = """\
+Besides: --resume goes on with the run in the recipe's output folder, from its newest whole state;
+--ranks N sets the number of processes. Every field above is a key of the recipe."""
+
 
 def main(argv: Sequence[str]) -> int:
     """Run one command; the exit code. What the user got wrong is one line on stderr and code 2."""
@@ -57,8 +61,8 @@ def training_options(arguments: list[str]) -> tuple[Recipe, bool]:
     """
     from vlds.config import parse_recipe
 
-    recipe = parse_recipe([word for word in arguments if word != "--resume"], "vlds train")
-    return recipe, "--resume" in arguments
+    words = [word for word in arguments if word != "--resume"]
+    return parse_recipe(words, "vlds train", TRAIN_HELP), "--resume" in arguments
 
 
 def check_recipe(arguments: list[str]) -> int:

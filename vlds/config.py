@@ -205,12 +205,14 @@ class Recipe:
         )
 
 
-def parse_recipe(arguments: list[str], prog: str = "vlds train") -> Recipe:
+def parse_recipe(arguments: list[str], prog: str = "vlds train", epilog: str = "") -> Recipe:
     """Build a recipe from `--config FILE` and overrides such as `--methods.adapter.reduction 4`.
+
+    `epilog` ends the help text.
 
     Errors: ValueError that names the key or class, shows the value and lists the known names.
     """
-    return parse(Recipe, arguments, prog)
+    return parse(Recipe, arguments, prog, epilog)
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -240,12 +242,12 @@ def to_tree(value: Any) -> Any:
     return value
 
 
-def parse(options: type[Options], arguments: list[str], prog: str) -> Options:
+def parse(options: type[Options], arguments: list[str], prog: str, epilog: str = "") -> Options:
     """Build any dataclass of options from the command line; its field docstrings are the help text.
 
     Errors: ValueError that names the key or class, shows the value and lists the known names.
     """
-    parser = build_parser(options, prog)
+    parser = build_parser(options, prog, epilog)
     tree: dict[str, Any] = {}
     try:
         parsed = parser.parse_args(find_recipes(arguments))
@@ -267,12 +269,14 @@ def find_recipes(arguments: list[str]) -> list[str]:
     return found
 
 
-def build_parser(options: type, prog: str) -> ArgumentParser:
+def build_parser(options: type, prog: str, epilog: str) -> ArgumentParser:
     """The parser of one dataclass, with `--config` where the dataclass is a recipe."""
     set_parsing_settings(
         subclasses_enabled=list(CHOICES), docstring_parse_attribute_docstrings=True
     )
-    parser = ArgumentParser(prog=prog, description=options.__doc__, exit_on_error=False)
+    parser = ArgumentParser(
+        prog=prog, description=options.__doc__, epilog=epilog, exit_on_error=False
+    )
     if options is Recipe:
         parser.add_argument("--config", action="config", help="A recipe (YAML); may be repeated.")
     parser.add_class_arguments(options)

@@ -73,16 +73,16 @@ def last_step(run: Path) -> int:
     return max((json.loads(line)["step"] for line in lines), default=0)
 
 
-def run_recipe(recipe: Recipe) -> int:
+def run_recipe(recipe: Recipe, resume: bool) -> int:
     """What `vlds train` does on a rank."""
-    return train(recipe)
+    return train(recipe, resume=resume)
 
 
 @pytest.fixture(scope="module")
 def whole(world: Path, ranks2: RankPool, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     """A run of two ranks that nobody interrupted."""
     recipe = long_recipe(world, tmp_path_factory.mktemp("whole"))
-    ranks2.run(run_recipe, recipe, timeout=120)
+    ranks2.run(run_recipe, recipe, False, timeout=120)
     return recipe
 
 
@@ -93,7 +93,7 @@ def assert_same_weights(found: Recipe, expected: Recipe) -> None:
         assert files[0].read_bytes() == files[1].read_bytes(), name
 
 
-def test_a_stopped_run_saves_and_goes_on(whole: Recipe, tmp_path: Path) -> None:
+def test_a_stopped_run_saves_and_goes_on(whole: Recipe, ranks2: RankPool, tmp_path: Path) -> None:
     recipe = replace(whole, output=str(tmp_path / "run"))
     stopped = Launch(recipe, tmp_path / "recipe.yaml")
     stopped.wait_for_step(3)
@@ -105,13 +105,12 @@ def test_a_stopped_run_saves_and_goes_on(whole: Recipe, tmp_path: Path) -> None:
     state = stopped.run / "state"
     assert checkpoint.newest(state) == (state / f"step-{step:08d}", [])
 
-    code, output = Launch(recipe, tmp_path / "recipe.yaml", "--resume").end()
-    assert code == 0, output
+    ranks2.run(run_recipe, recipe, True, timeout=120)
     assert_same_weights(recipe, whole)
 
 
 @pytest.mark.slow
-def test_killed_ranks_leave_a_whole_state(whole: Recipe, ranks2: RankPool, tmp_path: Path) -> None:
+def test_killed_ranks_leave_a_whole_state(whole: Recipe, tmp_path: Path) -> None:
     recipe = replace(whole, output=str(tmp_path / "run"))
     killed = Launch(recipe, tmp_path / "recipe.yaml")
     killed.wait_for_step(6)
@@ -125,13 +124,9 @@ def test_killed_ranks_leave_a_whole_state(whole: Recipe, ranks2: RankPool, tmp_p
     assert found is not None
     assert complaints == []
     assert checkpoint.load(found)[1].step % 5 == 0
-    ranks2.run(resume_recipe, recipe, timeout=120)
+    code, output = Launch(recipe, tmp_path / "recipe.yaml", "--resume").end()
+    assert code == 0, output
     assert_same_weights(recipe, whole)
-
-
-def resume_recipe(recipe: Recipe) -> int:
-    """What `vlds train --resume` does on a rank."""
-    return train(recipe, resume=True)
 
 
 def long_recipe(world: Path, output: Path) -> Recipe:

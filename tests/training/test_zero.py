@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tests.rank_pool import RankPool
@@ -204,6 +205,18 @@ def test_ranks_on_different_tasks_do_not_wait_for_ever(ranks2: RankPool, tmp_pat
     )
     assert three == pytest.approx(two, rel=1e-4)
     assert sum(three[-6:]) < sum(three[:6])
+
+
+def linear_after(case: Case) -> bool:
+    """Whether torch's own linear function is back after an engine was closed."""
+    made, plan = engine(case)
+    made.step(own_micro_batches(global_batch(0), made, plan))
+    made.close()
+    return F.linear is torch._C._nn.linear
+
+
+def test_a_closed_engine_leaves_nothing_behind(ranks2: RankPool, tmp_path: Path) -> None:
+    assert all(ranks2.run(linear_after, make_case(tmp_path, stage=3)))
 
 
 def export_of_several_groups(case: Case) -> dict[str, Any] | None:

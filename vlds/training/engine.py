@@ -36,6 +36,7 @@ from vlds.tasks.base import Task
 from vlds.training.distributed import Ranks, rank_from_environment
 from vlds.training.loss import LossTotals, coefficients, count, task_losses
 
+TORCH_LINEAR = torch._C._nn.linear
 MOMENTS = ("exp_avg", "exp_avg_sq")
 State = dict[str, dict[str, Tensor]]
 """Trainable weight -> {"fp32", "exp_avg", "exp_avg_sq"}, moving buffer -> {"buffer"} -> full
@@ -58,6 +59,11 @@ def start_ranks(collective_timeout: float) -> Ranks:
         world_size=ranks.world_size,
     )
     return ranks
+
+
+def restore_linear() -> None:
+    """Stage 3 replaces torch's linear function, rounding otherwise, and leaves it so: undo that."""
+    F.linear = TORCH_LINEAR
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,8 @@ class Engine:
         self.seed = seed
         self.stage = int(config["zero_optimization"]["stage"])
         self.steps_done = 0
+        if self.stage < 3:
+            restore_linear()
         optimizer = torch.optim.AdamW(
             parameter_groups, betas=betas, eps=eps, fused=ranks.device.type == "cuda"
         )
@@ -280,4 +288,5 @@ class Engine:
     def close(self) -> None:
         """Free what DeepSpeed holds, so that another engine can start in this process."""
         self._deepspeed.destroy()
+        restore_linear()
         gc.collect()

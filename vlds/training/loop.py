@@ -74,9 +74,11 @@ def train(recipe: Recipe, *, resume: bool = False) -> int:
     with stop_on_signals() as stop:
         run = build_run(recipe, ranks, prepared, resume)
         try:
-            return loop(run, prepared.plan, stop)
+            code = loop(run, prepared.plan, stop)
         finally:
             run.tracker.close()
+    run.engine.close()
+    return code
 
 
 def prepare(recipe: Recipe, ranks: Ranks, resume: bool) -> Prepared:

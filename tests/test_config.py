@@ -213,7 +213,7 @@ def test_mistakes_on_the_command_line(option: str, value: str, message: str, fil
         (RECIPE, "- 1\n", "a recipe has keys and values, not - 1"),
         ("tasks: {vqa", "taskz: {vqa", "unknown key 'taskz'; did you mean 'tasks'?"),
         ("train: [a]", "trian: [a]", "tasks: unknown key 'trian'; did you mean 'train'? VQA has"),
-        ("VQA", "VQB", "tasks: 'VQB' is no Task; did you mean 'VQA'? choose from: Caption, GQA"),
+        ("VQA", "VQB", "tasks: 'VQB' is no Task; did you mean 'VQA'? choose from: Caption"),
         ("class_path: VQA, init_args: {train: [a], evaluate: [b]}", "train: [a]", "lacks class_pa"),
         ("methods: {adapter: {class_path: Adapter, init_args: {reduction: 4}}}",
          "methods: [Adapter]", "methods: got \"['Adapter']\"; give entries with a name each"),

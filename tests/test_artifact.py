@@ -23,7 +23,6 @@ from vlds.backbones import T5, Bart
 from vlds.config import Recipe
 from vlds.manifest import write_manifest
 from vlds.models.build import build_model
-from vlds.models.vl_model import VLModel
 from vlds.schema import Batch
 
 OLD_ROWS = 30

@@ -26,6 +26,8 @@ from vlds.vision.base import VisionEncoder
 
 CHOICES = (Backbone, VisionEncoder, Method, Task)
 Options = TypeVar("Options")
+MAX_WIDTH = 1_000_000
+"""YAML would fold long paths at blanks, and an artifact replaces paths in its recipe's text."""
 
 
 def at_least(config: Any, minimum: int, *names: str) -> None:
@@ -222,7 +224,8 @@ def load_recipe(path: Path) -> Recipe:
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Write the resolved recipe, defaults included; `load_recipe` gives an equal one."""
-    path.write_text(yaml.safe_dump(to_tree(recipe), sort_keys=False), encoding="utf-8")
+    text = yaml.safe_dump(to_tree(recipe), sort_keys=False, width=MAX_WIDTH)
+    path.write_text(text, encoding="utf-8")
 
 
 def to_tree(value: Any) -> Any:

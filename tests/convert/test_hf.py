@@ -20,7 +20,7 @@ from vlds.vision import ConvNet
 
 def converted(recipe: Recipe, out: Path, *, merge: bool = False) -> torch.Tensor:
     """Save a run of this recipe, convert it; the run's logits."""
-    expected = save_run(recipe)
+    expected, _ = save_run(recipe)
     convert_run(Path(recipe.output), out, merge=merge)
     return expected
 

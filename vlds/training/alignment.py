@@ -50,6 +50,11 @@ def align(model: VLModel, recipe: Recipe, tokenizer: Any, ranks: Ranks) -> None:
     """
     config = recipe.alignment
     assert config is not None
+    if recipe.backbone.path is not None or recipe.vision.source is not None:
+        raise ValueError(
+            f"alignment: backbone.path is {recipe.backbone.path}, the vision encoder's weights "
+            f"{recipe.vision.source}; alignment is for models with random weights: leave it out"
+        )
     regions = read_regions(recipe, tokenizer, model)
     table = model.backbone.get_input_embeddings().weight
     wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}

@@ -24,6 +24,7 @@ from vlds.config import Recipe
 from vlds.manifest import write_manifest
 from vlds.models.build import build_model
 from vlds.schema import Batch
+from vlds.training.engine import restore_linear
 
 OLD_ROWS = 30
 NUM_EXAMPLES = 3
@@ -94,6 +95,7 @@ def save_run(recipe: Recipe) -> tuple[Tensor, dict[str, Tensor]]:
 
 def load_elsewhere(run: Path) -> tuple[Tensor, dict[str, Tensor]]:
     """Logits and tensors of a run in another process whose random numbers are others."""
+    restore_linear()  # an earlier test's ZeRO-3 may have left its own, which rounds otherwise
     torch.manual_seed(torch.distributed.get_rank() + 100)
     model = load_run(run).model
     with torch.no_grad():
@@ -111,10 +113,7 @@ def test_the_same_logits_in_another_process(
     for logits, loaded in ranks2.run(load_elsewhere, Path(recipe.output)):
         assert loaded.keys() == state.keys()
         assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
-        if precision == "fp32":
-            assert torch.equal(logits, expected)
-        else:  # DeepSpeed may have put its own linear function into that process
-            assert torch.allclose(logits, expected, atol=0.05)
+        assert torch.equal(logits, expected)
 
 
 @pytest.mark.parametrize("source", ["T5", "Bart"])

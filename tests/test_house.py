@@ -79,7 +79,7 @@ def test_code_is_ascii() -> None:
 
 
 def test_no_local_paths() -> None:
-    local = re.compile(r"/work/|/tmp/dev|(?<!\w)/home/\w|/root/")
+    local = re.compile(r"(?<![\w.])/(?:home|root|work|Users)/\w")
     found = []
     for file in _tracked():
         if file.suffix in TEXT and file != Path(__file__).resolve():

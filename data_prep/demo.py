@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 
@@ -26,8 +28,8 @@ from data_prep.source import SourceSet
 from data_prep.tokenizer import train_tokenizer
 from data_prep.vqav2 import parse_vqav2
 
-HOME_SCENES = 16_000
-SHIFTED_TO_HOME = 5 / 16
+HOME_SCENES = 12_000
+SHIFTED_TO_HOME = 5 / 12
 """The shifted world is smaller: what is tuned there should need little data."""
 COCO_SHARE, GQA_SHARE = 0.32, 0.30
 """Shares of the scenes; NLVR2's pairs get the others."""
@@ -42,20 +44,26 @@ def make_demo(out: Path, seed: int, scenes: int, options: Options) -> None:
     """Draw both worlds, pack their eight data sets, train the tokenizer."""
     if scenes < FEWEST_SCENES:
         raise ValueError(f"--scenes {scenes}: give at least {FEWEST_SCENES}, so no split is empty")
-    texts: set[str] = set()
-    for world in WORLDS:
-        folder = out / "official" / world.name
-        if folder.exists():
-            shutil.rmtree(folder)
-        count = scenes if world is HOME else round(scenes * SHIFTED_TO_HOME)
-        texts |= write_world(folder, world, count, seed)
-        for dataset in parse_world(folder, world):
-            place = out / "shards" / world.name / f"{_short(dataset.name)}-{dataset.split}"
-            pack(dataset, place, options)
+    with ProcessPoolExecutor(len(WORLDS), get_context("spawn")) as pool:
+        made = [pool.submit(make_world, out, world, seed, scenes, options) for world in WORLDS]
+        texts = set[str]().union(*(world.result() for world in made))
     lines = sorted(texts) + word_lines()
     (out / "text.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     (out / "spiece.model").write_bytes(train_tokenizer(lines, VOCABULARY))
     print(f"text in {out / 'text.txt'}, tokenizer in {out / 'spiece.model'}")
+
+
+def make_world(out: Path, world: World, seed: int, scenes: int, options: Options) -> set[str]:
+    """Draw and pack one world; returns its texts."""
+    folder = out / "official" / world.name
+    if folder.exists():
+        shutil.rmtree(folder)
+    count = scenes if world == HOME else round(scenes * SHIFTED_TO_HOME)
+    texts = write_world(folder, world, count, seed)
+    for dataset in parse_world(folder, world):
+        place = out / "shards" / world.name / f"{_short(dataset.name)}-{dataset.split}"
+        pack(dataset, place, options)
+    return texts
 
 
 def write_world(folder: Path, world: World, scenes: int, seed: int) -> set[str]:

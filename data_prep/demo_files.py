@@ -270,8 +270,9 @@ def _presence(kind: str, label: bool, rng: Random) -> tuple[bool, bool]:
     one = rng.choice(((True, False), (False, True)))
     if kind == "both":
         return (True, True) if label else one if rng.random() < 0.8 else (False, False)
-    seen = label if kind == "either" else not label
-    if not seen:
+    if kind == "left":
+        return label, rng.random() < 0.5
+    if not label:
         return False, False
     return one if rng.random() < 0.8 else (True, True)
 

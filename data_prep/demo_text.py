@@ -1,7 +1,9 @@
 """The demo's words: questions, statements and captions about scenes, said in two ways.
 
-The shifted world asks the same things in other words, and its captions have other names for colors
-and shapes as well: without them a frozen model would still get most words of a caption right.
+The shifted world asks the same things in other words. Its captions are ornate, with other names
+for colors and shapes: in plain ones a frozen model would still get most words right. At home one
+caption in five is ornate: words never seen in pretraining would be dead rows of a frozen token
+table. The others all begin with the same word, so that a frozen model never begins with another.
 """
 
 from __future__ import annotations
@@ -13,7 +15,37 @@ from random import Random
 from data_prep.demo_world import COLORS, LOOKS, SHAPES, Look, Scene
 
 YES_NO = ("no", "yes")
-STATEMENTS = ("both", "either", "none")
+STATEMENTS = ("both", "either", "left")
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How a caption names things."""
+
+    article: str
+    joint: str
+    """Stands between two things."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Other names of colors and shapes."""
+
+
+PLAIN = Naming("a", "and")
+ORNATE = Naming(
+    "one",
+    "plus",
+    {
+        "red": "crimson",
+        "green": "emerald",
+        "blue": "azure",
+        "yellow": "golden",
+        "cyan": "aqua",
+        "purple": "violet",
+        "circle": "disc",
+        "square": "box",
+        "triangle": "wedge",
+        "cross": "star",
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -29,13 +61,8 @@ class Phrases:
     left: str
     statements: Mapping[str, str]
     thing: str
-    captions: tuple[str, ...]
-    """Five carriers of a list of things."""
-    article: str
-    joint: str
-    """Stands between the last two things of a caption."""
-    names: Mapping[str, str] = field(default_factory=dict)
-    """Other names of colors and shapes in captions."""
+    captions: tuple[tuple[str, Naming], ...]
+    """Five carriers of a list of things, and how each names them."""
 
 
 HOME_PHRASES = Phrases(
@@ -49,18 +76,16 @@ HOME_PHRASES = Phrases(
     statements={
         "both": "both images contain a {look}.",
         "either": "either image contains a {look}.",
-        "none": "none of the images contains a {look}.",
+        "left": "the left image contains a {look}.",
     },
     thing="object",
     captions=(
-        "{things}",
-        "there is {things}",
-        "here is {things}",
-        "picture of {things}",
-        "image of {things}",
+        ("{things}", PLAIN),
+        ("{things} here", PLAIN),
+        ("{things} on grey", PLAIN),
+        ("{things} in the picture", PLAIN),
+        ("{things}", ORNATE),
     ),
-    article="a",
-    joint="and",
 )
 
 SHIFTED_PHRASES = Phrases(
@@ -74,30 +99,16 @@ SHIFTED_PHRASES = Phrases(
     statements={
         "both": "each photo shows one {look}.",
         "either": "at least one photo shows one {look}.",
-        "none": "no photo shows one {look}.",
+        "left": "the first photo shows one {look}.",
     },
     thing="thing",
     captions=(
-        "{things}",
-        "we see {things}",
-        "look at {things}",
-        "this shows {things}",
-        "black with {things}",
+        ("{things}", ORNATE),
+        ("we see {things}", ORNATE),
+        ("look at {things}", ORNATE),
+        ("this shows {things}", ORNATE),
+        ("black with {things}", ORNATE),
     ),
-    article="one",
-    joint="plus",
-    names={
-        "red": "crimson",
-        "green": "emerald",
-        "blue": "azure",
-        "yellow": "golden",
-        "cyan": "aqua",
-        "purple": "violet",
-        "circle": "disc",
-        "square": "box",
-        "triangle": "wedge",
-        "cross": "star",
-    },
 )
 
 PHRASES: Mapping[str, Phrases] = {"home": HOME_PHRASES, "shifted": SHIFTED_PHRASES}
@@ -208,12 +219,15 @@ def _ask_logic(kind: str, phrase: str, scene: Scene, rng: Random) -> Asked | Non
 
 def caption_scene(scene: Scene, words: Phrases) -> list[str]:
     """Five captions of everything in the scene, from left to right, without sizes."""
+    return [carrier.format(things=_list(scene, naming)) for carrier, naming in words.captions]
+
+
+def _list(scene: Scene, naming: Naming) -> str:
     things = [
-        " ".join((words.article, *(words.names.get(word, word) for word in (t.color, t.shape))))
+        " ".join((naming.article, *(naming.names.get(word, word) for word in (t.color, t.shape))))
         for t in scene
     ]
-    listed = f" {words.joint} ".join(things)
-    return [carrier.format(things=listed) for carrier in words.captions]
+    return f" {naming.joint} ".join(things)
 
 
 def absent_look(there: set[Look], rng: Random) -> Look:

@@ -1,4 +1,4 @@
-"""The demo's pictures: one to four colored shapes in a 4x4 grid of cells, 64 pixels wide.
+"""The demo's pictures: one to three colored shapes in a 3x3 grid of cells, 48 pixels wide.
 
 Two worlds draw such scenes. `home`, on greys from dark to middling, is where the tiny backbone is
 pretrained: an encoder that has seen one ground only is blind on another. In `shifted` the ground is
@@ -15,9 +15,9 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-PIXELS = 64
-CELLS = 4
-MOST_THINGS = 4
+PIXELS = 48
+CELLS = 3
+MOST_THINGS = 3
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (220, 40, 40),
@@ -30,7 +30,7 @@ COLORS: dict[str, tuple[int, int, int]] = {
 """Rotating the channels maps this set onto itself: in the shifted world only the names are new."""
 
 SHAPES = ("circle", "square", "triangle", "cross")
-RADII = {"small": 4, "large": 7}
+RADII = {"small": 5, "large": 7}
 JPEG_QUALITY = 95
 
 
@@ -92,7 +92,7 @@ def make_scene(rng: Random, looks: list[Look]) -> Scene:
 
 
 def random_looks(rng: Random, fewest: int = 1) -> list[Look]:
-    """Up to four looks; one often repeats a color or a shape, so that there is more to count."""
+    """Up to three looks; one often repeats a color or a shape, so that there is more to count."""
     looks = [rng.choice(LOOKS)]
     for _ in range(rng.randint(fewest, MOST_THINGS) - 1):
         color, shape = rng.choice(LOOKS)

@@ -57,6 +57,9 @@ class DataConfig:
     """T: a task of n examples is drawn as n^(1/T), 1 is by size; default: by the tasks' weights."""
     window: int = 64
     """Shards that are shuffled together."""
+    parts: int = 1
+    """Parts of similar shape (images, target and prompt length) in which a micro-batch is computed:
+    tasks that are mixed within it are not padded to the largest."""
     group: int = 1
     """Annotations of one image that stay together in a batch: decoded and encoded once."""
     num_workers: int = 0
@@ -67,7 +70,7 @@ class DataConfig:
     """When bad samples stop the run."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "global_batch_size", "eval_batch_size", "window", "group")
+        at_least(self, 1, "global_batch_size", "eval_batch_size", "window", "group", "parts")
         at_least(self, 0, "num_workers")
         if self.micro_batch_size is not None:
             at_least(self, 1, "micro_batch_size")

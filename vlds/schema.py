@@ -102,6 +102,37 @@ class Batch:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def select(self, rows: Tensor) -> Batch:
+        """These rows (r,), padded to their own longest, with the images that they show."""
+        prompts = int(self.attention_mask[rows].sum(1).max())
+        targets = None
+        if self.labels is not None:
+            longest = (self.labels[rows] != IGNORED_LABEL).sum(1).max()
+            targets = self.labels[rows, : max(1, int(longest))]
+        shown = self.image_index[rows]
+        shown = shown[:, : max(1, int((shown != NO_IMAGE).sum(1).max()))]
+        images, place = shown.unique(return_inverse=True)
+        absent = int((images == NO_IMAGE).any())  # it sorts first
+        kept = images[absent:]
+
+        def pick(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[kept]
+
+        return Batch(
+            ids=[self.ids[row] for row in rows.tolist()],
+            task_index=self.task_index[rows.cpu()],
+            input_ids=self.input_ids[rows, :prompts],
+            attention_mask=self.attention_mask[rows, :prompts],
+            labels=targets,
+            weights=self.weights[rows],
+            valid=self.valid[rows],
+            image_index=place - absent,
+            images=pick(self.images),
+            features=pick(self.features),
+            boxes=pick(self.boxes),
+            references=[self.references[row] for row in rows.tolist()] if self.references else [],
+        )
+
     def to(self, device: Any) -> Batch:
         """Move every tensor but task_index, whose values steer Python."""
         moved: dict[str, Any] = {

@@ -72,9 +72,19 @@ class VLModel(nn.Module):
 
     # Training.
 
-    def forward(self, batch: Batch, coefficients: Tensor) -> ModelOutput:
-        """The loss: each example's summed token nll times its coefficient (b,)."""
-        sums = self.token_nll(batch).sum(1)
+    def forward(
+        self, batch: Batch, coefficients: Tensor, parts: Sequence[Tensor] = ()
+    ) -> ModelOutput:
+        """The loss: each example's summed token nll times its coefficient (b,).
+
+        `parts`: sets of rows that are computed one after another, each padded to its own longest;
+        without them all rows are computed at once.
+        """
+        if parts:
+            pieces = [self.token_nll(batch.select(rows)).sum(1) for rows in parts]
+            sums = torch.cat(pieces)[torch.cat(list(parts)).argsort().to(coefficients.device)]
+        else:
+            sums = self.token_nll(batch).sum(1)
         loss = (coefficients.to(sums) * sums).sum()
         return ModelOutput(loss, sums.detach())
 

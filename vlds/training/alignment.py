@@ -14,7 +14,9 @@ attributes, box), which `data_prep gqa` keeps with the samples.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -100,18 +102,34 @@ def read_regions(recipe: Recipe, tokenizer: Any, model: VLModel) -> Regions:
     dataset = open_dataset(config.data)
     pixels, words = [], []
     vocabulary = model.backbone.get_input_embeddings().num_embeddings
+
+    @cache
+    def spell(text: str) -> list[int]:
+        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids or [tokenizer.unk_token_id]
+
     for number in range(dataset.num_samples):
         sample = dataset.read(number)
         pixels.append(
             torch.from_numpy(decode_image(sample.images[0], image, f"of sample {sample.key}"))
         )
-        words.append(cell_words(sample, model.visual_embedding.grid, tokenizer, vocabulary))
+        words.append(
+            cell_words(
+                sample, model.visual_embedding.grid, vocabulary, spell, tokenizer.eos_token_id
+            )
+        )
     return Regions(torch.stack(pixels), torch.stack(words))
 
 
-def cell_words(sample: Sample, grid: int, tokenizer: Any, vocabulary: int) -> Tensor:
-    """(v, vocabulary) the words of the objects whose centre lies in each cell, evenly; </s> in
-    empty cells.
+def cell_words(
+    sample: Sample,
+    grid: int,
+    vocabulary: int,
+    spell: Callable[[str], list[int]],
+    empty: int,
+) -> Tensor:
+    """(v, vocabulary) the words of the objects whose centre lies in each cell, evenly; the token
+    `empty` where there is none. `spell` gives a text's tokens.
 
     Errors: ValueError where the sample has no scene graph.
     """
@@ -123,12 +141,11 @@ def cell_words(sample: Sample, grid: int, tokenizer: Any, vocabulary: int) -> Te
             "that was packed with its sceneGraphs file, or leave alignment out"
         )
     width, height = sample.extra["size"][0]
-    words = torch.zeros(grid * grid, vocabulary)
+    words = np.zeros((grid * grid, vocabulary), np.float32)
     for entry in objects:
         column = int((entry["x"] + entry["w"] / 2) / width * grid)
         row = int((entry["y"] + entry["h"] / 2) / height * grid)
-        text = " ".join([*entry["attributes"], entry["name"]])
-        for token in tokenizer(text, add_special_tokens=False)["input_ids"]:
-            words[row * grid + column, token] += 1
-    words[words.sum(1) == 0, tokenizer.eos_token_id] = 1
-    return words / words.sum(1, keepdim=True)
+        tokens = spell(" ".join([*entry["attributes"], entry["name"]]))
+        np.add.at(words[row * grid + column], tokens, 1)
+    words[words.sum(1) == 0, empty] = 1
+    return torch.from_numpy(words / words.sum(1, keepdims=True))

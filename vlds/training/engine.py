@@ -35,6 +35,7 @@ from vlds.schema import Batch
 from vlds.tasks.base import Task
 from vlds.training.distributed import Ranks, rank_from_environment
 from vlds.training.loss import LossTotals, coefficients, count, task_losses
+from vlds.training.parts import similar_rows
 
 TORCH_LINEAR = torch._C._nn.linear
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -91,11 +92,14 @@ class Engine:
         seed: int = 0,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-6,
+        parts: int = 1,
     ) -> None:
+        """`parts`: how many sets of similar rows a micro-batch is computed in."""
         self.model = model
         self.ranks = ranks
         self.tasks = list(tasks)
         self.seed = seed
+        self.parts = parts
         self.stage = int(config["zero_optimization"]["stage"])
         self.steps_done = 0
         if self.stage < 3:
@@ -124,13 +128,18 @@ class Engine:
         for number, batch in enumerate(batches):
             self._seed_dropout(number)
             scale = coefficients(batch, totals, self.tasks).to(self.ranks.device)
-            output = self._deepspeed(batch.to(self.ranks.device), scale)
+            output = self._deepspeed(batch.to(self.ranks.device), scale, self._cut(batch))
             # ZeRO averages gradients over ranks, and the denominators already count all of them.
             self._deepspeed.backward(output.loss * self.ranks.world_size, scale_wrt_gas=False)
             self._deepspeed.step()
             losses += task_losses(output.token_nll_sum, batch, totals, self.tasks)
         self.steps_done += 1
         return StepReport(losses, totals.examples, float(self._deepspeed.get_global_grad_norm()))
+
+    def _cut(self, batch: Batch) -> list[Tensor]:
+        if self.parts == 1:
+            return []
+        return similar_rows(batch, self.parts, self.model.num_visual_tokens)
 
     def _seed_dropout(self, micro_step: int) -> None:
         """Dropout is a pure function of (seed, step, micro-step, rank), so a resumed run needs no
@@ -268,8 +277,7 @@ class Engine:
         """What this rank holds: frozen and trainable weights, optimizer state."""
         held = {"frozen": 0, "trainable": 0, "optimizer": 0}
         for parameter in self.model.parameters():
-            stored = getattr(parameter, "ds_tensor", parameter)
-            held["trainable" if parameter.requires_grad else "frozen"] += stored.nbytes
+            held["trainable" if parameter.requires_grad else "frozen"] += stored_bytes(parameter)
         held["optimizer"] = sum(
             (1 + len(MOMENTS)) * flat.nbytes for flat in self._master_partitions()
         )
@@ -290,3 +298,12 @@ class Engine:
         self._deepspeed.destroy()
         restore_linear()
         gc.collect()
+
+
+def stored_bytes(parameter: Any) -> int:
+    """Bytes of a weight on this rank between steps."""
+    stored: int = getattr(parameter, "ds_tensor", parameter).nbytes
+    if getattr(parameter, "ds_persist", False):
+        # Below stage 3's persistence threshold: it stays whole beside its partition.
+        stored += parameter.ds_numel * parameter.element_size()
+    return stored

@@ -29,10 +29,9 @@ from vlds.training.evaluate import (
     training_sources,
 )
 from vlds.training.optim import parameter_groups, schedule_factor, set_learning_rate
+from vlds.training.precision import PRECISIONS, slow_precision
 from vlds.training.signals import StopRequest, stop_on_signals
 from vlds.training.tracker import Tracker
-
-PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -98,6 +97,13 @@ def prepare(recipe: Recipe, ranks: Ranks, resume: bool) -> Prepared:
     plan = plan_batches(
         recipe.data.global_batch_size, recipe.data.micro_batch_size, ranks.world_size
     )
+    if recipe.data.parts > plan.micro_batch_size:
+        raise ValueError(
+            f"data.parts: {recipe.data.parts}, but a micro-batch has {plan.micro_batch_size} "
+            "examples; give at most that many"
+        )
+    if ranks.is_first and (warning := slow_precision(recipe.training.precision, ranks.device)):
+        print(warning, flush=True)
     return Prepared(
         plan=plan,
         deepspeed=complete_deepspeed_config(find(recipe.training.deepspeed), recipe, plan),
@@ -119,6 +125,7 @@ def build_run(recipe: Recipe, ranks: Ranks, prepared: Prepared, resume: bool) ->
         seed=recipe.seed,
         betas=(recipe.optimizer.betas[0], recipe.optimizer.betas[1]),
         eps=recipe.optimizer.eps,
+        parts=recipe.data.parts,
     )
     if resume:
         restore(recipe, engine, stream, ranks)

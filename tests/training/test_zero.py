@@ -155,6 +155,13 @@ def test_four_ranks_compute_what_one_computes(
     check(ranks4, make_case(tmp_path, family=family, stage=stage, accumulation=accumulation))
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_parts_compute_what_the_whole_computes(
+    stage: int, ranks2: RankPool, tmp_path: Path
+) -> None:
+    check(ranks2, make_case(tmp_path, stage=stage, accumulation=2, parts=3))
+
+
 def train_and_evaluate(case: Case, evaluate: bool) -> list[Tensor]:
     """Losses of four steps; between them the ranks generate, each at its own pace."""
     made, plan = engine(case)

@@ -42,6 +42,7 @@ class Case:
     sharing: str = "multiple"
     visual_rate: float | None = None
     clip_norm: float = 0.0
+    parts: int = 1
 
 
 def make_case(folder: Path, **fields: Any) -> Case:
@@ -95,7 +96,9 @@ def engine(case: Case) -> tuple[Engine, BatchPlan]:
     model = build(run)
     config = complete_deepspeed_config(Path(run.training.deepspeed), run, plan)
     groups = parameter_groups(model, run)
-    made = Engine(model, groups, config, ranks=ranks, tasks=list(run.tasks.values()))
+    made = Engine(
+        model, groups, config, ranks=ranks, tasks=list(run.tasks.values()), parts=case.parts
+    )
     set_learning_rate(made.parameter_groups, 1.0)
     return made, plan
 

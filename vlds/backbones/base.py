@@ -224,7 +224,7 @@ class Backbone(ABC):
         """Weights from `path`. Under ZeRO-3's loading hint each rank only ever holds its part of
         them."""
         try:
-            with quiet_loading():
+            with without_progress_bars():
                 model, report = self.model_class.from_pretrained(
                     self.path, config=config, dtype=dtype, output_loading_info=True
                 )
@@ -252,8 +252,8 @@ class Backbone(ABC):
 
 
 @contextmanager
-def quiet_loading() -> Iterator[None]:
-    """No progress bar: every rank would draw one."""
+def without_progress_bars() -> Iterator[None]:
+    """Hugging Face draws none: every rank would."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

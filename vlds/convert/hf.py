@@ -23,6 +23,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from vlds.artifact import LoadedRun, load_run, own_tensors, write_description
+from vlds.backbones.base import without_progress_bars
 from vlds.manifest import write_manifest
 from vlds.methods.full import Full
 from vlds.models.vl_model import Sources
@@ -65,7 +66,8 @@ def write_backbone(loaded: LoadedRun, folder: Path) -> None:
     names = loaded.model.pretrained_names()
     state = loaded.model.backbone.state_dict()
     own = {name: state[name] for name in state if name in names}
-    loaded.model.backbone.save_pretrained(folder, state_dict=own)
+    with without_progress_bars():
+        loaded.model.backbone.save_pretrained(folder, state_dict=own)
     loaded.tokenizer.save_pretrained(folder)
 
 

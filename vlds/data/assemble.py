@@ -121,7 +121,10 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
                 content = self._open(number, sample, opened)
                 if content.fault is not None:
                     raise content.fault
-                example = self._example(source, content.sample, annotation, position, attempt)
+                label = source.locate(sample)[0].label
+                example = self._example(
+                    source, label, content.sample, annotation, position, attempt
+                )
             except (SkipSample, ShardError) as error:
                 if isinstance(error, ShardError) and self.policy.on_bad_shard == "stop":
                     raise
@@ -147,7 +150,13 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
         return None
 
     def _example(
-        self, source: Source, sample: Sample, annotation: int, position: int, attempt: int
+        self,
+        source: Source,
+        dataset: str,
+        sample: Sample,
+        annotation: int,
+        position: int,
+        attempt: int,
     ) -> Example:
         rng = None
         if self.seed is not None:
@@ -160,6 +169,9 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
                 f"source {source.name}: example {example.id} of data set {sample.dataset} has no "
                 "target; it cannot be trained on: name a split with labels"
             )
+        if self.seed is None and len(source.datasets) > 1:
+            # Ids are unique within a data set only, and predictions go by them.
+            example = replace(example, id=f"{dataset}/{example.id}")
         return example
 
     def _open(
@@ -224,7 +236,7 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
         dataset, local = source.locate(sample)
         id, reference = "", None
         if content is not None and content.fault is not None and self.seed is None:
-            example = self._example(source, content.sample, annotation, position, 0)
+            example = self._example(source, dataset.label, content.sample, annotation, position, 0)
             id, reference = example.id, example.reference
         return BadSample(
             position=position,

@@ -67,18 +67,18 @@ def start(arguments: Sequence[str], ranks: int | None = None) -> int:
         program, ranks or ranks_from_environment(), launcher_args, os.environ, count_gpus()
     )
     grace_s = grace_from_environment()
-    check = check_recipe(arguments[1:]) if arguments[0] == "train" else None
-    return supervise(command, environment, grace_s, check)
+    if arguments[0] == "train" and (code := check_recipe(arguments[1:])) != 0:
+        return code
+    return supervise(command, environment, grace_s)
 
 
-def check_recipe(arguments: Sequence[str]) -> subprocess.Popen[bytes]:
-    """Find the recipe's mistakes while the ranks start: exit code 0, or another after saying them.
+def check_recipe(arguments: Sequence[str]) -> int:
+    """Find the recipe's mistakes before ranks start: 0, or the exit code after saying them.
 
     In a process of its own: what it has to import is large, and this one lives as long as the run.
-    The ranks import the same and start later, so it speaks first, and once.
     """
     program = "import sys; from vlds.cli import check_recipe; sys.exit(check_recipe(sys.argv[1:]))"
-    return subprocess.Popen([sys.executable, "-c", program, *arguments])
+    return subprocess.run([sys.executable, "-c", program, *arguments], check=False).returncode
 
 
 def complain(who: str, error: ValueError) -> int:

@@ -27,25 +27,14 @@ PR_SET_CHILD_SUBREAPER = 36
 """From linux/prctl.h."""
 
 
-def supervise(
-    command: Sequence[str],
-    environment: Mapping[str, str],
-    grace_s: float,
-    check: subprocess.Popen[bytes] | None = None,
-) -> int:
-    """Run a launcher to its end, pass signals on, leave nothing behind; the exit code.
-
-    `check` looks for mistakes while the ranks start: if it ends with an exit code other than 0, it
-    has said why, and the ranks are killed before they have begun.
-    """
+def supervise(command: Sequence[str], environment: Mapping[str, str], grace_s: float) -> int:
+    """Run a launcher to its end, pass signals on, leave nothing behind; the exit code."""
     with _signals() as received:
         group = Group(command, environment)
         deadline: float | None = None
         abandoned = False
         while group.alive():
-            if check is not None and check.poll():
-                group.kill()
-            elif deadline is None and (received or group.code is not None):
+            if deadline is None and (received or group.code is not None):
                 abandoned = not received
                 deadline = time.monotonic() + grace_s
                 group.ask_to_end()
@@ -60,8 +49,6 @@ def supervise(
     assert group.code is not None
     if received:
         return 128 + received[0]
-    if check is not None and (found := check.wait()):
-        return found
     return exit_code(group.code) or int(abandoned)
 
 

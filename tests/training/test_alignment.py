@@ -18,9 +18,10 @@ from vlds.models.vl_model import VLModel
 from vlds.schema import Sample
 from vlds.tasks import GQA
 from vlds.training.alignment import Regions, align, cell_words, read_regions
-from vlds.training.engine import start_ranks
+from vlds.training.distributed import Ranks
 from vlds.vision import ConvNet
 
+ALONE = Ranks(global_rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
 EMPTY = 1
 WORDS = {"red": 5, "small": 6, "circle": 7, "cross": 8}
 
@@ -81,7 +82,7 @@ def test_cells_come_near_their_words_and_the_rest_stays(recipe: Recipe) -> None:
     regions = read_regions(recipe, tokenizer, model)
     assert len(regions.pixels) == open_dataset(recipe.alignment.data).num_samples  # type: ignore[union-attr]
     assert share_of_right_words(model, regions) < 0.2
-    align(model, recipe, tokenizer, start_ranks(60))
+    align(model, recipe, tokenizer, ALONE)
     assert share_of_right_words(model, regions) > 0.8
     assert model.vision.frozen
     assert {name for name, p in model.named_parameters() if p.requires_grad} == trainable
@@ -112,4 +113,4 @@ def test_pretrained_weights_are_refused(recipe: Recipe, part: str) -> None:
         else replace(recipe, vision=replace(recipe.vision, weights="eyes.safetensors"))  # type: ignore[type-var]
     )
     with pytest.raises(ValueError, match="alignment is for models with random weights"):
-        align(model, changed, tokenizer, start_ranks(60))
+        align(model, changed, tokenizer, ALONE)

@@ -61,4 +61,4 @@ def test_adapters_learn_what_the_frozen_model_cannot(tmp_path: Path) -> None:
         text=True,
     )  # fmt: skip
     assert said.returncode == 0, said.stderr
-    assert said.stdout.split()[-1] in "01234"
+    assert said.stdout.split()[-1] in ("0", "1", "2", "3")

@@ -15,7 +15,7 @@ from data_prep.writer import SampleRecord, write_dataset
 from tests.rank_pool import RankPool
 from tests.training.world import picture, records, world_recipe
 from vlds import cli
-from vlds.backbones import T5
+from vlds.backbones import T5, Bart
 from vlds.config import DataConfig, Recipe, save_recipe
 from vlds.methods import Adapter, Full
 from vlds.models.build import build_model
@@ -63,6 +63,20 @@ def test_a_micro_batch_that_does_not_divide_a_ranks_share(world: Path, tmp_path:
     message = complaint(replace(recipe, data=data))
     assert "data.micro_batch_size: 3 does not divide the 4 examples" in message
     assert "choose a divisor of 4" in message
+
+
+def test_more_parts_than_examples(world: Path, tmp_path: Path) -> None:
+    recipe = world_recipe(world, tmp_path)
+    data = DataConfig(global_batch_size=8, parts=5)
+    message = complaint(replace(recipe, data=data))
+    assert "data.parts: 5, but a micro-batch has 4 examples; give at most that many" in message
+
+
+@pytest.mark.parametrize("family", [T5, Bart])
+def test_a_backbone_that_is_not_there(family: type[T5 | Bart]) -> None:
+    """What a user sees who has not converted it yet."""
+    with pytest.raises(ValueError, match=r"path: cannot read a tokenizer from runs/none/backbone"):
+        family(path="runs/none/backbone").load_tokenizer()
 
 
 def test_a_folder_that_holds_a_run(world: Path, tmp_path: Path) -> None:

@@ -34,7 +34,9 @@ def test_auto_is_filled_and_another_value_is_a_contradiction(tmp_path: Path) -> 
         fill(config, "gradient_clipping", 5.0, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["zero2", "zero3", "zero2_offload", "zero3_offload"])
+@pytest.mark.parametrize(
+    "name", ["zero2", "zero3", "zero3_small", "zero2_offload", "zero3_offload"]
+)
 def test_shipped_files_leave_to_the_recipe_what_it_decides(name: str, root: Path) -> None:
     config = json.loads((root / "ds_configs" / f"{name}.json").read_text())
     assert config["zero_optimization"]["stage"] == int(name[4])

@@ -101,7 +101,7 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], toleranc
         assert torch.allclose(found[name], tensor, rtol=tolerance, atol=tolerance), name
 
 
-def check(pool: RankPool, case: Case) -> None:
+def assert_same_as_plain_torch(pool: RankPool, case: Case) -> None:
     expected = train_plainly(case)
     results = pool.run(train, case, timeout=120)
     for result in results:
@@ -143,7 +143,9 @@ def variants(fast: Sequence[tuple[str, int, int]]) -> list[Any]:
 def test_two_ranks_compute_what_one_computes(
     family: str, stage: int, accumulation: int, ranks2: RankPool, tmp_path: Path
 ) -> None:
-    check(ranks2, make_case(tmp_path, family=family, stage=stage, accumulation=accumulation))
+    assert_same_as_plain_torch(
+        ranks2, make_case(tmp_path, family=family, stage=stage, accumulation=accumulation)
+    )
 
 
 @pytest.mark.parametrize(
@@ -152,14 +154,25 @@ def test_two_ranks_compute_what_one_computes(
 def test_four_ranks_compute_what_one_computes(
     family: str, stage: int, accumulation: int, ranks4: RankPool, tmp_path: Path
 ) -> None:
-    check(ranks4, make_case(tmp_path, family=family, stage=stage, accumulation=accumulation))
+    assert_same_as_plain_torch(
+        ranks4, make_case(tmp_path, family=family, stage=stage, accumulation=accumulation)
+    )
 
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_parts_compute_what_the_whole_computes(
     stage: int, ranks2: RankPool, tmp_path: Path
 ) -> None:
-    check(ranks2, make_case(tmp_path, stage=stage, accumulation=2, parts=3))
+    assert_same_as_plain_torch(ranks2, make_case(tmp_path, stage=stage, accumulation=2, parts=3))
+
+
+def test_what_stays_whole_is_counted_beside_its_partition(ranks2: RankPool, tmp_path: Path) -> None:
+    bare, whole = (
+        ranks2.run(train, make_case(tmp_path, persistence=size), timeout=120)[0]["bytes"]
+        for size in (0, 10**6)
+    )
+    assert whole["frozen"] == pytest.approx(3 * bare["frozen"], rel=0.02)
+    assert whole["trainable"] == pytest.approx(3 * bare["trainable"], rel=0.02)
 
 
 def train_and_evaluate(case: Case, evaluate: bool) -> list[Tensor]:

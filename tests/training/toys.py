@@ -43,6 +43,8 @@ class Case:
     visual_rate: float | None = None
     clip_norm: float = 0.0
     parts: int = 1
+    persistence: int = 0
+    """Tensors with fewer numbers stay whole; at 0 even these tiny ones are partitioned."""
 
 
 def make_case(folder: Path, **fields: Any) -> Case:
@@ -51,7 +53,7 @@ def make_case(folder: Path, **fields: Any) -> Case:
     backbone(FAMILIES[case.family], folder)
     zero = {"stage": case.stage, "overlap_comm": True, "contiguous_gradients": True}
     if case.stage == 3:
-        zero["stage3_param_persistence_threshold"] = 0  # else nothing so small is partitioned
+        zero["stage3_param_persistence_threshold"] = case.persistence
     file = folder / f"zero{case.stage}.json"
     file.write_text(json.dumps({"zero_optimization": zero}), encoding="utf-8")
     return case

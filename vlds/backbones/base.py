@@ -124,7 +124,10 @@ class Backbone(ABC):
 
     def load_tokenizer(self) -> Any:
         """The tokenizer with sentinel and visual tokens: <vis_extra_id_o> has id len(tokenizer) - 1
-        - o."""
+        - o.
+
+        Errors: ValueError where there is none.
+        """
         source = self.tokenizer or self.path
         if source is None:
             raise ValueError(
@@ -132,7 +135,15 @@ class Backbone(ABC):
                 "tokenizer's "
                 "folder or file"
             )
-        return self.with_extra_tokens(self.read_tokenizer(source), source)
+        try:
+            tokenizer = self.read_tokenizer(source)
+        except OSError as error:
+            reason = str(error).strip().split("\n")[0]
+            raise ValueError(
+                f"{'tokenizer' if self.tokenizer else 'path'}: cannot read a tokenizer from "
+                f"{source}: {reason}; name a folder that holds one, or a name on the hub"
+            ) from error
+        return self.with_extra_tokens(tokenizer, source)
 
     def load_tokenizer_from(self, folder: Path) -> Any:
         """A tokenizer that a run has saved, extra tokens included."""

@@ -106,7 +106,7 @@ def read_regions(recipe: Recipe, tokenizer: Any, model: VLModel) -> Regions:
     @cache
     def spell(text: str) -> list[int]:
         ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids or [tokenizer.unk_token_id]
+        return ids
 
     for number in range(dataset.num_samples):
         sample = dataset.read(number)

@@ -32,7 +32,7 @@ def cpu_attention(
     """(b, heads, l, d) queries over (b, heads, s, d) keys -> (b, l, heads, d) and the weights."""
     scores = torch.matmul(query, key.transpose(2, 3))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if scale != 1.0:  # T5 has none, and small models feel every operation
+    if scale != 1.0:  # T5 has none
         scores = scores * scale
     for term in (position_bias, attention_mask):
         scores = scores if term is None else scores + term

@@ -31,6 +31,7 @@ from vlds.training.evaluate import (
 from vlds.training.optim import parameter_groups, schedule_factor, set_learning_rate
 from vlds.training.precision import PRECISIONS, slow_precision
 from vlds.training.signals import StopRequest, stop_on_signals
+from vlds.training.sinks import check_tracking
 from vlds.training.tracker import Tracker
 
 
@@ -94,6 +95,7 @@ def prepare(recipe: Recipe, ranks: Ranks, resume: bool) -> Prepared:
             f"--resume: {folder} holds no run state; leave --resume out to start anew, or name the "
             "run's folder as output"
         )
+    check_tracking(recipe.tracking)
     plan = plan_batches(
         recipe.data.global_batch_size, recipe.data.micro_batch_size, ranks.world_size
     )

@@ -1,11 +1,9 @@
-"""What a run tells: metrics.jsonl, a progress line on a terminal or plain lines without one, and
-other trackers."""
+"""What a run tells: metrics to its sinks, a progress line on a terminal or plain lines without
+one."""
 
 from __future__ import annotations
 
-import json
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from torch import Tensor
 from vlds.config import Recipe
 from vlds.training.distributed import Ranks
 from vlds.training.engine import StepReport
+from vlds.training.sinks import Sink, open_sinks
 
 
 class Tracker:
@@ -28,7 +27,7 @@ class Tracker:
         self.log_every = recipe.training.log_every
         self.steps = recipe.training.steps
         self.console = Console(quiet=not ranks.is_first)
-        self.sinks = open_sinks(recipe, first_step) if ranks.is_first else []
+        self.sinks: list[Sink] = open_sinks(recipe, first_step) if ranks.is_first else []
         self._losses = torch.zeros(len(self.tasks), dtype=torch.float64)
         self._reports = torch.zeros(len(self.tasks), dtype=torch.float64)
         self._examples = torch.zeros(len(self.tasks), dtype=torch.float64)
@@ -81,7 +80,7 @@ class Tracker:
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         """Hand one line of metrics to every sink."""
         for sink in self.sinks:
-            sink(step, metrics)
+            sink.write(step, metrics)
 
     def _show(self, step: int, metrics: dict[str, float]) -> None:
         losses = "  ".join(
@@ -111,7 +110,9 @@ class Tracker:
         self._since += time.monotonic() - self._paused_at
 
     def close(self) -> None:
-        """End the progress line."""
+        """End the progress line and the sinks."""
+        for sink in self.sinks:
+            sink.close()
         if self._bar:
             self._bar.stop()
 
@@ -125,65 +126,3 @@ def progress_bar(console: Console, steps: int, first_step: int) -> Progress:
     bar.add_task("starting", total=steps, completed=first_step)
     bar.start()
     return bar
-
-
-def open_sinks(recipe: Recipe, first_step: int) -> list[Any]:
-    """Functions (step, metrics) -> None: the file always, tensorboard and wandb when asked."""
-    folder = Path(recipe.output)
-    sinks: list[Any] = [metrics_file(folder / "metrics.jsonl", first_step)]
-    if recipe.tracking.tensorboard:
-        sinks.append(tensorboard(folder))
-    if recipe.tracking.wandb_project:
-        sinks.append(wandb(recipe.tracking.wandb_project, folder))
-    return sinks
-
-
-def metrics_file(path: Path, first_step: int) -> Any:
-    """Append lines; those of steps that a resumed run repeats are dropped first."""
-    if path.exists():
-        kept = [
-            line
-            for line in path.read_text("utf-8").splitlines()
-            if json.loads(line)["step"] <= first_step
-        ]
-        path.write_text("".join(line + "\n" for line in kept), "utf-8")
-
-    def write(step: int, metrics: dict[str, Any]) -> None:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
-
-    return write
-
-
-def tensorboard(folder: Path) -> Any:
-    """Scalars as tensorboard events."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ValueError(
-            "tracking.tensorboard: install it with `pip install 'vlds[tracking]'`"
-        ) from None
-    writer = SummaryWriter(folder)
-
-    def write(step: int, metrics: dict[str, Any]) -> None:
-        for name, value in metrics.items():
-            if isinstance(value, (int, float)):
-                writer.add_scalar(name, value, step)
-
-    return write
-
-
-def wandb(project: str, folder: Path) -> Any:
-    """Metrics to Weights & Biases."""
-    try:
-        import wandb as client
-    except ImportError:
-        raise ValueError(
-            "tracking.wandb_project: install it with `pip install 'vlds[tracking]'`"
-        ) from None
-    run = client.init(project=project, dir=folder, name=folder.name)
-
-    def write(step: int, metrics: dict[str, Any]) -> None:
-        run.log(metrics, step=step)
-
-    return write

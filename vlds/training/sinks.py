@@ -1,0 +1,121 @@
+"""Where a run's metrics go: metrics.jsonl always, tensorboard and Weights & Biases when asked."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from vlds.config import Recipe, TrackingConfig, to_tree
+
+
+class Sink(Protocol):
+    """Takes the metrics of a step; a metric is a number, or a dict of metrics."""
+
+    def write(self, step: int, metrics: dict[str, Any]) -> None:
+        """Take one line of metrics."""
+
+    def close(self) -> None:
+        """Nothing follows; what was taken is safe when this returns."""
+
+
+def check_tracking(tracking: TrackingConfig) -> None:
+    """Errors: ValueError when a tracker is asked for that is not installed."""
+    wanted = {
+        "tensorboard": tracking.tensorboard,
+        "wandb": tracking.wandb_project is not None,
+    }
+    for package, asked in wanted.items():
+        if asked and importlib.util.find_spec(package) is None:
+            raise ValueError(
+                f"tracking: {package} is asked for and not installed; "
+                "`pip install 'vlds[tracking]'` brings it"
+            )
+
+
+def open_sinks(recipe: Recipe, first_step: int) -> list[Sink]:
+    """The recipe's sinks; those of a resumed run go on after `first_step`."""
+    folder = Path(recipe.output)
+    sinks: list[Sink] = [MetricsFile(folder / "metrics.jsonl", first_step)]
+    if recipe.tracking.tensorboard:
+        sinks.append(Tensorboard(folder, first_step))
+    if recipe.tracking.wandb_project is not None:
+        sinks.append(WeightsAndBiases(recipe, first_step))
+    return sinks
+
+
+class MetricsFile:
+    """Appends JSON lines; those of steps that a resumed run repeats are dropped first."""
+
+    def __init__(self, path: Path, first_step: int) -> None:
+        self.path = path
+        if path.exists():
+            lines = path.read_text("utf-8").splitlines()
+            kept = [line for line in lines if json.loads(line)["step"] <= first_step]
+            path.write_text("".join(line + "\n" for line in kept), "utf-8")
+
+    def write(self, step: int, metrics: dict[str, Any]) -> None:
+        """One line, on disk when this returns."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+
+    def close(self) -> None:
+        """Every line is on disk already."""
+
+
+class Tensorboard:
+    """Scalars as events in the run folder; repeated steps replace what they repeat."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(folder, purge_step=first_step + 1 if first_step else None)
+
+    def write(self, step: int, metrics: dict[str, Any]) -> None:
+        """Numbers under their names, those of an inner dict under outer/inner."""
+        for name, value in flatten(metrics):
+            self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Write what is buffered."""
+        self.writer.close()
+
+
+class WeightsAndBiases:
+    """One W&B run for a run folder, resumed with it; the recipe is its config."""
+
+    def __init__(self, recipe: Recipe, first_step: int) -> None:
+        import wandb
+
+        folder = Path(recipe.output)
+        kept = folder / "wandb_id"
+        known = kept.read_text("utf-8") if first_step and kept.exists() else None
+        self.run = wandb.init(
+            project=recipe.tracking.wandb_project,
+            name=folder.name,
+            dir=folder,
+            id=known,
+            resume="allow",
+            config=to_tree(recipe),
+        )
+        kept.write_text(self.run.id, "utf-8")
+
+    def write(self, step: int, metrics: dict[str, Any]) -> None:
+        """Numbers under their names, those of an inner dict under outer/inner."""
+        self.run.log(dict(flatten(metrics)), step=step)
+
+    def close(self) -> None:
+        """Wait until everything is sent, or on disk where W&B is offline."""
+        self.run.finish()
+
+
+def flatten(metrics: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Name and value of every number: {"scores": {"vqa": {"accuracy": 0.5}}} gives
+    scores/vqa/accuracy."""
+    for name, value in metrics.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{name}/")
+        elif isinstance(value, (int, float)):
+            yield f"{prefix}{name}", value

@@ -35,7 +35,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def log_probs(model: VLModel, states: Any, ids: list[int]) -> list[float]:
     """Next token's log-probabilities after some ids, without a cache."""
-    logits = model.decode(*states, torch.tensor([ids]))[0, -1]
+    logits = model.vocabulary_logits(model.decode(*states, torch.tensor([ids])))[0, -1]
     return logits.log_softmax(-1).tolist()
 
 

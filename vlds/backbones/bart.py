@@ -71,6 +71,11 @@ class Bart(Backbone):
             states = layer(states, expanded)
         return states, mask
 
+    def vocabulary_logits(self, model: Any, states: Tensor) -> Tensor:
+        """The token table, and a bias that does not train."""
+        logits: Tensor = model.lm_head(states) + model.final_logits_bias
+        return logits
+
     def visual_norm(self, width: int) -> nn.Module:
         """Layer norm."""
         return nn.LayerNorm(width, eps=1e-5)

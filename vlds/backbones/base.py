@@ -104,6 +104,10 @@ class Backbone(ABC):
         their mask."""
 
     @abstractmethod
+    def vocabulary_logits(self, model: Any, states: Tensor) -> Tensor:
+        """Decoder states (..., d) -> logits over the vocabulary (..., w)."""
+
+    @abstractmethod
     def visual_norm(self, width: int) -> nn.Module:
         """A norm of the backbone's kind, for the visual embedding."""
 

@@ -119,6 +119,13 @@ class T5(Backbone):
             states = block(states, expanded, bias)[0]
         return encoder.dropout(encoder.final_layer_norm(states)), mask
 
+    def vocabulary_logits(self, model: Any, states: Tensor) -> Tensor:
+        """Where the head is the token table, states are scaled down first."""
+        if model.config.scale_decoder_outputs:
+            states = states * model.model_dim**-0.5
+        logits: Tensor = model.lm_head(states)
+        return logits
+
     def visual_norm(self, width: int) -> nn.Module:
         """RMS norm without mean and bias."""
         norm: nn.Module = T5LayerNorm(width, eps=1e-6)

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutput
 
 from vlds.backbones.base import Backbone, unique_state
 from vlds.methods.routing import TaskRouting
@@ -93,14 +92,19 @@ class VLModel(nn.Module):
         float32."""
         if batch.labels is None:
             raise ValueError("labels: this batch has no targets; train on a split that has answers")
-        logits = self.logits(batch)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return F.cross_entropy(
-            logits.transpose(1, 2), batch.labels, ignore_index=IGNORED_LABEL, reduction="none"
-        )
+        # Logits over the vocabulary are the largest tensor of a step, so padding has none.
+        real = batch.labels != IGNORED_LABEL
+        logits = self.vocabulary_logits(self.target_states(batch)[real])
+        precise = torch.promote_types(logits.dtype, torch.float32)
+        nll = F.cross_entropy(logits.to(precise), batch.labels[real], reduction="none")
+        return nll.new_zeros(real.shape).masked_scatter(real, nll)
 
     def logits(self, batch: Batch) -> Tensor:
         """(b, t, w) for each target token, given those before it."""
+        return self.vocabulary_logits(self.target_states(batch))
+
+    def target_states(self, batch: Batch) -> Tensor:
+        """(b, t, d) decoder states that predict each target token."""
         assert batch.labels is not None
         states, mask = self.encode(batch)
         return self.decode(
@@ -108,15 +112,19 @@ class VLModel(nn.Module):
         )
 
     def decode(self, states: Tensor, mask: Tensor, decoder_input_ids: Tensor) -> Tensor:
-        """(b, t, w) logits after each decoder input token."""
-        output = self.backbone(
-            encoder_outputs=BaseModelOutput(last_hidden_state=states),
-            attention_mask=mask,
-            decoder_input_ids=decoder_input_ids,
+        """(b, t, d) decoder states after each decoder input token."""
+        output = self.backbone.get_decoder()(
+            input_ids=decoder_input_ids,
+            encoder_hidden_states=states,
+            encoder_attention_mask=mask,
             use_cache=False,
         )
-        logits: Tensor = output.logits
-        return logits
+        decoded: Tensor = output.last_hidden_state
+        return decoded
+
+    def vocabulary_logits(self, states: Tensor) -> Tensor:
+        """(..., d) decoder states -> (..., w)."""
+        return self.family.vocabulary_logits(self.backbone, states)
 
     # The encoder side.
 
@@ -200,7 +208,8 @@ class VLModel(nn.Module):
     def choice_logits(self, states: Tensor, mask: Tensor) -> Tensor:
         """(b, w) logits of the first real token of an answer."""
         prefix = torch.tensor(self.family.choice_prefix(self.backbone), device=states.device)
-        return self.decode(states, mask, prefix.expand(len(states), -1))[:, -1]
+        decoded = self.decode(states, mask, prefix.expand(len(states), -1))
+        return self.vocabulary_logits(decoded[:, -1])
 
     def choice_ids(self, choices: Sequence[str]) -> list[list[int]]:
         """Tokens of words to choose from.

@@ -14,7 +14,18 @@ from torch import nn
 
 from tests.models.toys import TASKS, backbone, batch, build
 from vlds.backbones import T5, Backbone, Bart
-from vlds.methods import Adapter, Full, Method
+from vlds.methods import (
+    IA3,
+    Adapter,
+    BitFit,
+    Compacter,
+    Full,
+    Hyperformer,
+    LoRA,
+    LowRankAdapter,
+    Method,
+    PromptTuning,
+)
 from vlds.methods.base import ExtendedLinear, LinearExtension, extend_linear, find_linears
 from vlds.schema import TargetModules
 
@@ -27,7 +38,31 @@ MAKERS: dict[str, Callable[[], Method]] = {
     "norms": lambda: Adapter(reduction=4, layer_norm_before=True, layer_norm_after=True),
     "identity": lambda: Adapter(reduction=4, sharing="multiple", init="identity"),
     "no cross": lambda: Adapter(reduction=4, cross_attention=False),
+    "compacter": lambda: Compacter(reduction=4),
+    "compacters": lambda: Compacter(reduction=4, sharing="multiple", rule="over_tasks"),
+    "thin compacters": lambda: Compacter(
+        reduction=4, sharing="half_shared_up", rule="everywhere", block_rank=1
+    ),
+    "low rank": lambda: LowRankAdapter(reduction=4, rank=2, sharing="half_shared_down"),
+    "hyperformer": lambda: Hyperformer(reduction=4, task_dim=6, hidden_dim=5, projected_dim=4),
+    "hyperformer, kinds": lambda: Hyperformer(
+        reduction=4, task_dim=6, hidden_dim=5, projected_dim=4, kind_embeddings=True
+    ),
+    "lora": lambda: LoRA(rank=4, train_biases=False),
+    "loras": lambda: LoRA(rank=4, train_biases=False, sharing="multiple"),
+    "ia3": IA3,
+    "ia3s": lambda: IA3(sharing="multiple"),
+    "prompts": lambda: PromptTuning(length=5, hidden_dim=6),
+    "prompts per task": lambda: PromptTuning(length=5, hidden_dim=6, sharing="multiple"),
+    "bare prompts": lambda: PromptTuning(length=5, hidden_dim=None),
+    "bitfit": lambda: BitFit(add_biases=True),
 }
+ZERO_AT_FIRST = {
+    "identity": {"down_weight", "down_bias"},
+    "lora": {"a"},
+    "loras": {"a"},
+}
+"""Weights whose gradient is exactly 0 behind a matrix of zeros."""
 METHODS = pytest.mark.parametrize("name", MAKERS)
 FAMILIES = pytest.mark.parametrize("family", [T5, Bart])
 
@@ -42,8 +77,7 @@ def test_every_weight_that_trains_gets_a_gradient(
     model(examples, torch.ones(4)).loss.backward()
     named = dict(model.named_parameters())
     trained = {n for n, p in named.items() if p.requires_grad}
-    # A gradient of exactly 0 is right behind a matrix of zeros.
-    unmoved = {"down_weight", "down_bias"} if name == "identity" else set()
+    unmoved = ZERO_AT_FIRST.get(name, set())
     for parameter in trained:
         assert named[parameter].grad is not None, parameter
         zero = not named[parameter].grad.any()
@@ -73,29 +107,86 @@ def test_saved_weights_give_the_same_output(
     assert not torch.equal(before, expected)
 
 
+WIDTH, NARROW, HIDDEN, PLACES, NUM_TASKS = 16, 4, 24, 2 * 2 + 2 * 3, len(TASKS)
+DOWN, UP = NARROW * WIDTH + NARROW, WIDTH * NARROW + WIDTH
+BIASES = NARROW + WIDTH
+COUNTS = {
+    "single": PLACES * (DOWN + UP),
+    "multiple": PLACES * (DOWN + UP) * NUM_TASKS,
+    "half_shared_up": PLACES * (DOWN * NUM_TASKS + UP),
+    "half_shared_down": PLACES * (DOWN + UP * NUM_TASKS),
+    "norms": PLACES * (DOWN + UP + 4 * WIDTH),
+    "identity": PLACES * (DOWN + UP) * NUM_TASKS,
+    "no cross": (PLACES - 2) * (DOWN + UP),
+    # Rules n^3 and n blocks of in/n x out/n for each half, n = 2.
+    "compacter": PLACES * (2 * 8 + 2 * WIDTH * NARROW // 2 + BIASES),
+    "compacters": PLACES * (2 * 8 + NUM_TASKS * (2 * WIDTH * NARROW // 2 + BIASES)),
+    "thin compacters": 8
+    + PLACES * (NUM_TASKS * (WIDTH + NARROW + NARROW) + (NARROW + WIDTH) + WIDTH),
+    "low rank": PLACES * (2 * (WIDTH + NARROW) * (1 + NUM_TASKS) + NARROW + WIDTH * NUM_TASKS),
+    # Embeddings of tasks and layers, hidden layer, projection, norm; five weights (four factors and
+    # a constant) for each weight of the bottlenecks of two and of three kinds.
+    "hyperformer": 6 * NUM_TASKS
+    + 2 * (2 * 6 + (12 + 1) * 5 + (5 + 1) * 4 + 8)
+    + 5 * 5 * (DOWN + UP),
+    "hyperformer, kinds": 6 * NUM_TASKS
+    + 2 * ((2 + 3) * 6 + (18 + 1) * 5 + (5 + 1) * 4 + 8)
+    + 2 * 5 * (DOWN + UP),
+    # Query and value of two encoder, two decoder and two cross-attentions.
+    "lora": 12 * 4 * 2 * WIDTH,
+    "loras": 12 * 4 * 2 * WIDTH * NUM_TASKS,
+    "ia3": 12 * WIDTH + 4 * HIDDEN,
+    "ia3s": (12 * WIDTH + 4 * HIDDEN) * NUM_TASKS,
+    "prompts": 5 * WIDTH + 6 * (WIDTH + 1) + WIDTH * (6 + 1),
+    "prompts per task": (5 * WIDTH + 6 * (WIDTH + 1) + WIDTH * (6 + 1)) * NUM_TASKS,
+    "bare prompts": 5 * WIDTH,
+}
+
+
 @FAMILIES
-@METHODS
+@pytest.mark.parametrize("name", COUNTS)
 def test_counts_follow_the_formula(name: str, family: type[Backbone], tmp_path: Path) -> None:
+    counts = build(backbone(family, tmp_path), {"method": MAKERS[name]()}).count_parameters()
+    assert counts.by_part["method"].trainable == COUNTS[name]
+
+
+@FAMILIES
+def test_full_trains_everything(family: type[Backbone], tmp_path: Path) -> None:
     source = backbone(family, tmp_path)
-    method = MAKERS[name]()
-    counts = build(source, {"method": method}).count_parameters()
-    if isinstance(method, Full):
-        assert (
-            counts.by_part["method"].total
-            == build(source).count_parameters().by_part["backbone"].total
-        )
-        return
-    assert isinstance(method, Adapter)
-    width, narrow, tasks = 16, 4, len(TASKS)
-    places = 2 * 2 + 2 * (3 if method.cross_attention else 2)
-    down = (narrow * width + narrow) * (
-        tasks if method.sharing in ("multiple", "half_shared_up") else 1
-    )
-    up = (width * narrow + width) * (
-        tasks if method.sharing in ("multiple", "half_shared_down") else 1
-    )
-    norms = 2 * width * (method.layer_norm_before + method.layer_norm_after)
-    assert counts.by_part["method"].trainable == places * (down + up + norms)
+    counts = build(source, {"method": Full()}).count_parameters()
+    whole = build(source).count_parameters().by_part["backbone"].total
+    assert counts.by_part["method"].total == whole
+
+
+@FAMILIES
+@pytest.mark.parametrize("name", ["lora", "loras", "ia3", "ia3s", "bitfit"])
+def test_methods_that_begin_as_the_frozen_model(
+    name: str, family: type[Backbone], tmp_path: Path
+) -> None:
+    source = backbone(family, tmp_path)
+    frozen, tuned = build(source).eval(), build(source, {"method": MAKERS[name]()}).eval()
+    with torch.no_grad():
+        for key, tensor in dict(tuned.unique_state()).items():
+            if key in (state := dict(frozen.unique_state())):
+                tensor.copy_(state[key])
+        losses = [m(batch(), torch.ones(4)).token_nll_sum for m in (tuned, frozen)]
+    assert torch.equal(*losses)
+
+
+def test_which_biases_train(tmp_path: Path) -> None:
+    """All of BART's and no weight; on T5 the relative position biases and, if asked, new ones."""
+    model = build(backbone(Bart, tmp_path), {"biases": BitFit()})
+    trained = {name for name in model.parts if not name.startswith("visual_embedding.")}
+    own = {name for name, _ in model.named_parameters() if name.startswith("backbone.")}
+    assert trained == {name for name in own if name.endswith(".bias")}
+    with pytest.raises(ValueError, match=r"32 linear layers of T5.* have no bias .*add_biases"):
+        build(backbone(T5, tmp_path), {"biases": BitFit()})
+    model = build(backbone(T5, tmp_path), {"biases": BitFit(add_biases=True)})
+    added = [name for name in model.parts if ".extensions." in name]
+    assert len(added) == 32
+    assert sum("relative_attention_bias" in name for name in model.parts) == 2
+    model = build(backbone(T5, tmp_path), {"lora": LoRA(rank=4)})
+    assert sum("relative_attention_bias" in name for name in model.parts) == 2
 
 
 @FAMILIES
@@ -147,6 +238,14 @@ def test_impossible_fields() -> None:
         Adapter(reduction=0)
     with pytest.raises(ValueError, match="sharing: got multiple for the vision encoder"):
         Adapter(part="vision", sharing="multiple")
+    with pytest.raises(ValueError, match="one set of weights per task for the vision encoder"):
+        Hyperformer(part="vision")
+    with pytest.raises(ValueError, match="rank: got 0"):
+        LoRA(rank=0)
+    with pytest.raises(ValueError, match="block_rank: got 0"):
+        Compacter(block_rank=0)
+    with pytest.raises(ValueError, match="part: the vision encoder reads no text"):
+        PromptTuning(part="vision")
 
 
 def test_a_bottleneck_without_width_is_refused(tmp_path: Path) -> None:

@@ -22,9 +22,19 @@ from vlds.convert.reference_keys import (
     ReferenceTensor,
     from_reference,
     reference_tensors,
-    with_root,
+    spelled,
 )
-from vlds.methods import Adapter, Full, Method
+from vlds.methods import (
+    Adapter,
+    Compacter,
+    Full,
+    Hyperformer,
+    LoRA,
+    LowRankAdapter,
+    Method,
+    PromptTuning,
+)
+from vlds.methods.base import bias_parameters
 from vlds.models.build import ModelConfig, build_model
 from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.models.vl_model import VLModel
@@ -33,11 +43,6 @@ from vlds.vision import StoredFeatures
 
 FOLDER = Path(os.environ.get("VLDS_GOLDENS", Path(__file__).resolve().parents[1] / "golden"))
 NOT_BUILT = {
-    "use_compacter": "Compacter",
-    "use_lradapter": "LowRankAdapter",
-    "use_hyperformer": "Hyperformer",
-    "use_lora": "LoRA",
-    "encoder_prompt_len": "PromptTuning",
     "decoder_prompt_len": "PromptTuning (decoder)",
     "track_z": "Adapter's track_z loss",
     "unfreeze_lm_head": "training the token table alone",
@@ -83,7 +88,7 @@ class RecordedCase:
         size = self.record["config"]
         config = folder / "config.json"
         config.write_text(json.dumps(hf_config(size)), encoding="utf-8")
-        methods, train_norms = methods_of(parse_flags(self.record["flags"]), size)
+        methods, train_norms = methods_of(parse_flags(self.record["flags"]), size, self.weights)
         grid = round(size["grid_in"] ** 0.5)
         model_config = ModelConfig(
             backbone=backbone_of(size, str(config)),
@@ -135,11 +140,13 @@ class RecordedCase:
 
     def trainable(self, model: VLModel) -> list[NamedSlice]:
         """What trains, under the original's names."""
+        first_name = {alias: first for first, alias in self.record["aliases"]}
         slices = []
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 for entry in reference_tensors(name, len(parameter), self.tasks):
-                    slices.append(NamedSlice(with_root(entry.key, self.weights), parameter, entry))
+                    key = spelled(entry.key, self.weights)
+                    slices.append(NamedSlice(first_name.get(key, key), parameter, entry))
         return slices
 
 
@@ -190,7 +197,9 @@ def parse_flags(text: str) -> dict[str, str]:
     return flags
 
 
-def methods_of(flags: dict[str, str], size: dict[str, Any]) -> tuple[dict[str, Method], bool]:
+def methods_of(
+    flags: dict[str, str], size: dict[str, Any], weights: dict[str, Tensor]
+) -> tuple[dict[str, Method], bool]:
     """The methods that the flags ask for, and whether the backbone's norms train."""
     on = {flag for flag, value in flags.items() if value not in ("False", "0")}
     for flag, name in NOT_BUILT.items():
@@ -200,25 +209,83 @@ def methods_of(flags: dict[str, str], size: dict[str, Any]) -> tuple[dict[str, M
     if "unfreeze_language_model" in on:
         methods["full"] = Full()
     if "use_adapter" in on:
-        methods["adapter"] = adapter_of(flags, on)
+        methods["adapter"] = Adapter(**bottleneck_of(flags, on))
+    if "use_compacter" in on:
+        methods["compacter"] = compacter_of(flags, on)
+    if "use_lradapter" in on:
+        rank = int(flags.get("low_rank_rank", "1"))
+        methods["low_rank"] = LowRankAdapter(rank=rank, **bottleneck_of(flags, on))
+    if "use_hyperformer" in on:
+        methods["hyperformer"] = hyperformer_of(flags, on, weights)
+    if "use_lora" in on:
+        methods["lora"] = lora_of(flags, on) if size["backbone"] == "bart" else BiasesAlone()
+    if "encoder_prompt_len" in on:
+        methods["prompts"] = PromptTuning(
+            sharing="single" if "use_single_prompt" in on else "multiple",
+            length=int(flags["encoder_prompt_len"]),
+            hidden_dim=int(flags["mid_dim"]),
+        )
     # On T5 the flag finds no norm, since the original's T5 has its own class of them.
     train_norms = "unfreeze_layer_norms" in on and size["backbone"] == "bart"
     return methods, train_norms
 
 
-def adapter_of(flags: dict[str, str], on: set[str]) -> Adapter:
-    """An Adapter from its flags."""
+def bottleneck_of(flags: dict[str, str], on: set[str]) -> dict[str, Any]:
+    """The fields that all bottlenecks have."""
     shared = [half for half in ("up", "down") if f"share_{half}_sampler" in on]
     sharing = f"half_shared_{shared[0]}" if shared else "multiple"
-    if "use_single_adapter" in on or len(shared) == 2:
+    if any(flag.startswith("use_single_") for flag in on) or len(shared) == 2:
         sharing = "single"
-    return Adapter(
-        sharing=sharing,
+    return {
+        "sharing": sharing,
+        "reduction": int(flags.get("reduction_factor", "16")),
+        "layer_norm_before": "add_layer_norm_before_adapter" in on,
+        "layer_norm_after": "add_layer_norm_after_adapter" in on,
+        "cross_attention": flags.get("add_adapter_cross_attn") != "False",
+    }
+
+
+def compacter_of(flags: dict[str, str], on: set[str]) -> Compacter:
+    """A Compacter from its flags; a common rule and whole blocks are the original's defaults."""
+    rule = "over_tasks" if "shared_phm_rule_over_tasks" in on else "own"
+    factorized = flags.get("factorized_phm", "True") != "False"
+    return Compacter(
+        phm_dim=int(flags.get("hypercomplex_division", "4")),
+        rule="everywhere" if flags.get("shared_phm_rule", "True") != "False" else rule,
+        block_rank=int(flags.get("phm_rank", "1")) if factorized else None,
+        **bottleneck_of(flags, on),
+    )
+
+
+def hyperformer_of(flags: dict[str, str], on: set[str], weights: dict[str, Tensor]) -> Hyperformer:
+    """A Hyperformer from its flags, and from the weights, since not all widths are flags."""
+    hidden = next(w for key, w in weights.items() if "embeding_generator.0.weight" in key)
+    task = next(w for key, w in weights.items() if "task_to_embeddings" in key)
+    return Hyperformer(
         reduction=int(flags.get("reduction_factor", "16")),
-        layer_norm_before="add_layer_norm_before_adapter" in on,
-        layer_norm_after="add_layer_norm_after_adapter" in on,
+        task_dim=len(task),
+        hidden_dim=len(hidden),
+        projected_dim=int(flags.get("projected_task_embedding_dim", "64")),
+        kind_embeddings="efficient_unique_hyper_net" in on,
         cross_attention=flags.get("add_adapter_cross_attn") != "False",
     )
+
+
+def lora_of(flags: dict[str, str], on: set[str]) -> LoRA:
+    """A LoRA from its flags."""
+    return LoRA(
+        sharing="single" if "use_single_lora" in on else "multiple",
+        rank=int(flags["lora_dim"]),
+        alpha=float(flags.get("lora_alpha", "32")),
+    )
+
+
+class BiasesAlone(Method):
+    """What the original's LoRA is on T5."""
+
+    def attach(self, name: str, model: torch.nn.Module, *rest: Any) -> list[torch.nn.Parameter]:
+        """The relative position biases."""
+        return bias_parameters(model)
 
 
 def backbone_of(size: dict[str, Any], config: str) -> Backbone:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import BartConfig, BartForConditionalGeneration, BartTokenizer
 from transformers.masking_utils import create_bidirectional_mask
 
-from vlds.backbones.base import Backbone
+from vlds.backbones.base import Backbone, join
 
 STACKS = ("model.encoder.layers.*", "model.decoder.layers.*")
 
@@ -59,10 +59,12 @@ class Bart(Backbone):
         attention_mask: Tensor,
         visual: Tensor,
         visual_mask: Tensor,
+        prompts: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Text first, then the visual tokens."""
+        """Prompts, which have no positions, and text, then the visual tokens."""
         encoder = model.model.encoder
         text = encoder.embed_tokens(input_ids) + encoder.embed_positions(input_ids)
+        text, attention_mask = join(prompts, text, attention_mask)
         states = torch.cat([encoder.layernorm_embedding(text), visual], dim=1)
         states = F.dropout(states, p=encoder.dropout, training=encoder.training)
         mask = torch.cat([attention_mask, visual_mask], dim=1)

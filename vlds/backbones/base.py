@@ -99,9 +99,10 @@ class Backbone(ABC):
         attention_mask: Tensor,
         visual: Tensor,
         visual_mask: Tensor,
+        prompts: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Joint encoder over text (b, l) and visual tokens (b, v, d): states (b, l + v, d) and
-        their mask."""
+        """Joint encoder over prompts (b, p, d), text (b, l) and visual tokens (b, v, d): states
+        (b, p + l + v, d) and their mask."""
 
     @abstractmethod
     def vocabulary_logits(self, model: Any, states: Tensor) -> Tensor:
@@ -264,6 +265,14 @@ class Backbone(ABC):
                 name for name, tensor in model.named_buffers() if tokenizer_len in tensor.shape
             }
         return LoadedBackbone(model, frozenset(names), rows)
+
+
+def join(prompts: Tensor | None, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Prompts (b, p, d) before text (b, l, d), and the mask (b, p + l) of both."""
+    if prompts is None:
+        return text, mask
+    seen = mask.new_ones(prompts.shape[:2])
+    return torch.cat([prompts, text], dim=1), torch.cat([seen, mask], dim=1)
 
 
 @contextmanager

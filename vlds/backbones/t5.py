@@ -19,7 +19,7 @@ from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
-from vlds.backbones.base import Backbone
+from vlds.backbones.base import Backbone, join
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,14 +104,15 @@ class T5(Backbone):
         attention_mask: Tensor,
         visual: Tensor,
         visual_mask: Tensor,
+        prompts: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Text first, then the visual tokens."""
+        """Prompts and text, which have relative positions, then the visual tokens."""
         encoder = model.encoder
-        states = torch.cat([encoder.embed_tokens(input_ids), visual], dim=1)
-        states = encoder.dropout(states)
+        text, attention_mask = join(prompts, encoder.embed_tokens(input_ids), attention_mask)
+        states = encoder.dropout(torch.cat([text, visual], dim=1))
         mask = torch.cat([attention_mask, visual_mask], dim=1)
         attention = encoder.block[0].layer[0].SelfAttention
-        length = input_ids.shape[1]
+        length = text.shape[1]
         bias = attention.compute_bias(length, length, device=states.device)
         bias = F.pad(bias, (0, visual.shape[1], 0, visual.shape[1]))
         expanded = create_bidirectional_mask(encoder.config, states, mask)

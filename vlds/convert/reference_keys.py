@@ -30,6 +30,42 @@ ADAPTER_PLACES = {
     r"(\w+\.block\.\d+\.layer\.\d)\.DenseReluDense\.wo": r"\1.ff_adapter",
 }
 """Linear layer of the backbone -> the module that holds its adapters in the original code."""
+LEAVES = {
+    "weight": "weight",
+    "bias": "bias",
+    "rule": "phm_rule",
+    "blocks": "W",
+    "left": "W_left",
+    "right": "W_right",
+}
+"""What a half of a bottleneck is made of: ours -> theirs."""
+GENERATOR_KINDS = {
+    "ffn_out": "feed_forward_",
+    "attn_out": "self_attention_",
+    "cross_attn_out": "cross_attention_",
+    "all": "",
+}
+HYPERNET = {
+    r"layer_embeddings": r"layer_id_embeddings.weight",
+    r"kind_embeddings": r"adapters_block_type.weight",
+    r"hidden\.(\w+)": r"task_hypernet.task_embeding_generator.0.\2",
+    r"project\.(\w+)": r"task_hypernet.task_embeding_generator.2.\2",
+    r"norm\.(\w+)": r"LayerNorm.\2",
+} | {
+    rf"generators\.{ours}\.(down|up)_(\w+)\.(\w+)": (
+        rf"{theirs}\2_sampler_hyper_net.\3_generator.0.\4"
+    )
+    for ours, theirs in GENERATOR_KINDS.items()
+}
+"""Tensors of a stack's network: ours -> theirs."""
+PROMPTS = {
+    "table": "0.weight",
+    "hidden_weight": "1.weight",
+    "hidden_bias": "1.bias",
+    "output_weight": "3.weight",
+    "output_bias": "3.bias",
+}
+LORA = {"a": "lora_As", "b": "lora_Bs"}
 EXTENSION = re.compile(r"backbone\.(?P<place>.+)\.extensions\.(?P<method>\w+)\.(?P<leaf>[\w.]+)")
 
 
@@ -56,10 +92,15 @@ def reference_tensors(name: str, length: int, tasks: Sequence[str]) -> list[Refe
         return [ReferenceTensor(f"encoder.visual_embedding.{VISUAL[module]}.{leaf}", None)]
     if part != "backbone":
         raise ValueError(f"{name}: the original code keeps no {part} in its checkpoints")
+    if rest.startswith("extensions."):
+        return model_tensors(rest.split(".", 2)[2], length, tasks)
     extension = EXTENSION.fullmatch(name)
     if extension is None:
         return [ReferenceTensor(rest, None)]
-    return adapter_tensors(controller_of(extension["place"]), extension["leaf"], length, tasks)
+    place, leaf = extension["place"], extension["leaf"]
+    if leaf in LORA:
+        return per_task(f"{place}.{LORA[leaf]}.{{task}}", length, tasks)
+    return adapter_tensors(controller_of(place), leaf, length, tasks)
 
 
 def controller_of(place: str) -> str:
@@ -73,27 +114,45 @@ def controller_of(place: str) -> str:
 def adapter_tensors(
     controller: str, leaf: str, length: int, tasks: Sequence[str]
 ) -> list[ReferenceTensor]:
-    """Tensors of an adapter: `leaf` is down_weight, up_bias, pre_norm.weight, ..."""
+    """Tensors of a bottleneck: `leaf` is down_weight, up_bias, down_rule, pre_norm.weight, ..."""
     if norm := re.fullmatch(r"(pre|post)_norm\.(\w+)", leaf):
         return [ReferenceTensor(f"{controller}.{norm[1]}_layer_norm.{norm[2]}", None)]
-    half = re.fullmatch(r"(down|up)_(weight|bias)", leaf)
+    half = re.fullmatch(rf"(down|up)_({'|'.join(LEAVES)})", leaf)
     if half is None:
-        raise ValueError(
-            f"{controller}: the original code has no {leaf} there; only adapters are known"
-        )
+        raise ValueError(f"{controller}: the original code has no {leaf} there")
+    key = f"{controller}.adapters.{{task}}.{half[1]}_sampler.{LEAVES[half[2]]}"
+    return per_task(key, length, tasks)
+
+
+def model_tensors(leaf: str, length: int, tasks: Sequence[str]) -> list[ReferenceTensor]:
+    """Tensors beside the model: of prompts, where `leaf` is table, hidden_weight, ..., and of
+    Hyperformer's networks, task_embeddings, stacks.encoder_block.hidden.weight, ..."""
+    if leaf in PROMPTS:
+        key = f"encoder.prompt_modules.prompts.{{task}}.prefix_embedding.{PROMPTS[leaf]}"
+        return per_task(key, length, tasks)
+    if leaf == "task_embeddings":
+        return per_task("shared_task_embed.task_to_embeddings.{task}", length, tasks)
+    for pattern, place in HYPERNET.items():
+        if match := re.fullmatch(rf"stacks\.\w*(encoder|decoder)\w*\.{pattern}", leaf):
+            return [
+                ReferenceTensor(f"{match[1]}.adapter_layers_hyper_net.{match.expand(place)}", None)
+            ]
+    raise ValueError(f"{leaf}: the original code has no such tensor beside its model")
+
+
+def per_task(key: str, length: int, tasks: Sequence[str]) -> list[ReferenceTensor]:
+    """The slices of a tensor that is stacked over tasks; `key` has {task} where theirs names it."""
     return [
-        ReferenceTensor(
-            f"{controller}.adapters.{task}.{half[1]}_sampler.{half[2]}",
-            number,
-            number if length > 1 else None,
-        )
+        ReferenceTensor(key.format(task=task), number, number if length > 1 else None)
         for number, task in enumerate(tasks[:length])
     ]
 
 
-def with_root(key: str, state: Mapping[str, object]) -> str:
-    """A key as a checkpoint has it: BART's visual embedding lies below `model.`, T5's does not."""
-    return key if key in state or f"model.{key}" not in state else f"model.{key}"
+def spelled(key: str, state: Mapping[str, object]) -> str:
+    """A key as a checkpoint has it: BART's visual embedding lies below `model.`, T5's does not; the
+    bias of a PHM or low-rank layer is called b."""
+    spellings = (key, f"model.{key}", re.sub(r"(_sampler\.)bias$", r"\1b", key))
+    return next((spelling for spelling in spellings if spelling in state), key)
 
 
 def from_reference(
@@ -110,7 +169,7 @@ def from_reference(
         length = target.shape[0] if target.dim() else 1
         pieces = []
         for entry in reference_tensors(name, length, tasks):
-            key = with_root(entry.key, bare)
+            key = spelled(entry.key, bare)
             if key not in bare:
                 raise ValueError(
                     f"{key}: not in the checkpoint; the recipe's methods and tasks must be its own"

@@ -5,6 +5,24 @@ from __future__ import annotations
 
 from vlds.methods.adapter import Adapter
 from vlds.methods.base import Method
+from vlds.methods.bitfit import BitFit
+from vlds.methods.compacter import Compacter
 from vlds.methods.full import Full
+from vlds.methods.hyperformer import Hyperformer
+from vlds.methods.ia3 import IA3
+from vlds.methods.lora import LoRA
+from vlds.methods.low_rank_adapter import LowRankAdapter
+from vlds.methods.prompt_tuning import PromptTuning
 
-__all__ = ["Adapter", "Full", "Method"]
+__all__ = [
+    "IA3",
+    "Adapter",
+    "BitFit",
+    "Compacter",
+    "Full",
+    "Hyperformer",
+    "LoRA",
+    "LowRankAdapter",
+    "Method",
+    "PromptTuning",
+]

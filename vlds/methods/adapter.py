@@ -6,7 +6,7 @@ tasks' weights are stacked in one parameter (tasks or 1, ...).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlds.methods.bottleneck import Bottleneck, BottleneckModule, Half
+from vlds.methods.bottleneck import Half, StackedBottleneck, StackedBottleneckModule
 from vlds.methods.routing import TaskRouting
 from vlds.schema import TargetModules
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adapter(Bottleneck):
+class Adapter(StackedBottleneck):
     """Bottlenecks behind attention and feed-forward layers."""
 
     init: Literal["vl_adapter", "identity"] = "vl_adapter"
@@ -29,19 +29,15 @@ class Adapter(Bottleneck):
     and b_up are 0."""
 
     def maker(
-        self,
-        model: nn.Module,
-        targets: TargetModules,
-        tasks: Sequence[str],
-        routing: TaskRouting,
+        self, targets: TargetModules, num_tasks: int, routing: TaskRouting
     ) -> Callable[[nn.Linear], AdapterModule]:
         """Linear layers of their own for every place."""
         return lambda linear: AdapterModule(
-            self, linear, len(tasks), routing, targets.linear_init_std
+            self, linear, num_tasks, routing, targets.linear_init_std
         )
 
 
-class AdapterModule(BottleneckModule):
+class AdapterModule(StackedBottleneckModule):
     """The adapters of all tasks behind one layer."""
 
     def __init__(

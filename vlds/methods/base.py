@@ -60,30 +60,69 @@ class Method(ABC):
 
 
 class LinearExtension(nn.Module):
-    """What a method adds to a linear layer."""
+    """What a method adds behind a linear layer."""
 
     def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """The layer's new output, from its input and what it gave so far."""
         raise NotImplementedError
 
 
+class InputExtension(nn.Module):
+    """What a method adds before a linear layer."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The layer's new input."""
+        raise NotImplementedError
+
+
+class ModelExtension(nn.Module):
+    """What a method adds to a backbone as a whole. Runs once before each pass of the encoder."""
+
+    def forward(self) -> Tensor | None:
+        """(b, p, d) what stands before the text in the encoder's input, or None."""
+        raise NotImplementedError
+
+
 class ExtendedLinear(nn.Linear):
-    """A linear layer with methods' modules behind it; its parameters are those of the layer it
-    replaces."""
+    """A linear layer with methods' modules before and behind it; its parameters are those of the
+    layer it replaces."""
 
     def __init__(self, linear: nn.Linear) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
+        self.input_extensions = nn.ModuleDict()
         self.extensions = nn.ModuleDict()
         self.train(linear.training)
 
     def forward(self, input: Tensor) -> Tensor:
-        """The linear layer, then each extension in the order of attaching."""
+        """The extensions of the input, the linear layer, the extensions of the output, each in the
+        order of attaching."""
+        for extension in self.input_extensions.values():
+            input = extension(input)
         outputs: Tensor = super().forward(input)
         for extension in self.extensions.values():
             outputs = extension(input, outputs)
         return outputs
+
+
+def is_own(name: str) -> bool:
+    """Whether a tensor is the model's own; the others have been added by methods."""
+    return not {"extensions", "input_extensions"}.intersection(name.split("."))
+
+
+def check_sharing(part: str, sharing: str) -> None:
+    """Errors: ValueError where tasks would have weights of their own in the vision encoder."""
+    if part == "vision" and sharing != "single":
+        raise ValueError(
+            f"sharing: got {sharing} for the vision encoder, where tasks share pictures; use single"
+        )
+
+
+def bias_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The model's own biases: those of linear layers and norms, and T5's relative position
+    biases."""
+    return [p for name, p in model.named_parameters() if "bias" in name and is_own(name)]
 
 
 def find_linears(model: nn.Module, targets: TargetModules, role: str) -> list[str]:
@@ -117,14 +156,37 @@ def pattern_of(path: str) -> re.Pattern[str]:
 def extend_linear(model: nn.Module, path: str, name: str, extension: LinearExtension) -> None:
     """Put an extension behind the linear layer at a path, wherever else the model holds the same
     layer."""
-    linear = model.get_submodule(path)
-    assert isinstance(linear, nn.Linear)
-    if not isinstance(linear, ExtendedLinear):
-        extended = ExtendedLinear(linear)
-        places = [p for p, m in model.named_modules(remove_duplicate=False) if m is linear]
-        for place in places:
-            parent, _, child = place.rpartition(".")
-            setattr(model.get_submodule(parent), child, extended)
-        linear = extended
+    linear = extended(model, path)
     assert name not in linear.extensions
     linear.extensions[name] = extension
+
+
+def extend_input(model: nn.Module, path: str, name: str, extension: InputExtension) -> None:
+    """Put an extension before the linear layer at a path, wherever else the model holds the same
+    layer."""
+    linear = extended(model, path)
+    assert name not in linear.input_extensions
+    linear.input_extensions[name] = extension
+
+
+def extend_model(model: nn.Module, name: str, extension: ModelExtension) -> None:
+    """Put an extension beside the model."""
+    if not hasattr(model, "extensions"):
+        model.add_module("extensions", nn.ModuleDict())
+    extensions = model.get_submodule("extensions")
+    assert isinstance(extensions, nn.ModuleDict)
+    extensions[name] = extension
+
+
+def extended(model: nn.Module, path: str) -> ExtendedLinear:
+    """The linear layer at a path, made one that takes extensions."""
+    linear = model.get_submodule(path)
+    if isinstance(linear, ExtendedLinear):
+        return linear
+    assert isinstance(linear, nn.Linear)
+    replacement = ExtendedLinear(linear)
+    places = [p for p, m in model.named_modules(remove_duplicate=False) if m is linear]
+    for place in places:
+        parent, _, child = place.rpartition(".")
+        setattr(model.get_submodule(parent), child, replacement)
+    return replacement

@@ -22,6 +22,7 @@ class TaskRouting:
         self.tasks: list[int] = []
         """Numbers of the tasks present, in rising order."""
         self._counts: list[int] = []
+        self._rows = torch.empty(0, dtype=torch.long)
         self._order = torch.empty(0, dtype=torch.long)
         self._inverse = torch.empty(0, dtype=torch.long)
 
@@ -31,6 +32,7 @@ class TaskRouting:
         self.num_rows = len(task_index)
         tasks, counts = torch.unique(task_index, return_counts=True)
         self.tasks, self._counts = tasks.tolist(), counts.tolist()
+        self._rows = task_index.to(device, non_blocking=True)
         if len(self.tasks) > 1:
             order = torch.argsort(task_index, stable=True)
             self._order = order.to(device, non_blocking=True)
@@ -58,3 +60,9 @@ class TaskRouting:
         groups = states.index_select(0, self._order).split(self._counts)
         parts = [function(rows, task) for rows, task in zip(groups, self.tasks, strict=True)]
         return torch.cat(parts).index_select(0, self._inverse)
+
+    def of_rows(self, stacked: Tensor) -> Tensor:
+        """Small tensors of the tasks, or one for all, (tasks or 1, ...) -> each row's, (b, ...)."""
+        if len(stacked) == 1:
+            return stacked.expand(self.num_rows, *stacked.shape[1:])
+        return stacked[self._rows]

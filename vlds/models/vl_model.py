@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlds.backbones.base import Backbone, unique_state
+from vlds.methods.base import is_own
 from vlds.methods.routing import TaskRouting
 from vlds.models.counts import Counts
 from vlds.models.generation import answers, best_choice, generate_ids
@@ -129,11 +130,21 @@ class VLModel(nn.Module):
     # The encoder side.
 
     def encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Joint encoder states (b, l + n*v, d) and their mask (b, l + n*v)."""
+        """Joint encoder states (b, p + l + n*v, d) and their mask, with p prompts of methods."""
         self.routing.set(batch.task_index, batch.input_ids.device)
+        prompts = self.method_prompts()
         visual, visual_mask = self.visual_tokens(batch)
         mask = batch.attention_mask.bool()
-        return self.family.encode(self.backbone, batch.input_ids, mask, visual, visual_mask)
+        return self.family.encode(
+            self.backbone, batch.input_ids, mask, visual, visual_mask, prompts
+        )
+
+    def method_prompts(self) -> Tensor | None:
+        """Run what methods have put beside the backbone: (b, p, d) what precedes the text."""
+        extensions = getattr(self.backbone, "extensions", None)
+        found = [extension() for extension in extensions.values()] if extensions else []
+        prompts = [prompt for prompt in found if prompt is not None]
+        return torch.cat(prompts, dim=1) if prompts else None
 
     def visual_tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(b, n*v, d) visual tokens and their mask; each distinct image is encoded once."""
@@ -237,7 +248,7 @@ class VLModel(nn.Module):
     def pretrained_names(self) -> set[str]:
         """Names of the backbone's own tensors, relative to the backbone: all but what methods have
         added."""
-        return {name for name in self.backbone.state_dict() if ".extensions." not in name}
+        return {name for name in self.backbone.state_dict() if is_own(name)}
 
     def part_of(self, name: str) -> str:
         """The method that trains a parameter, or else the part of the model that holds it."""

@@ -1,0 +1,76 @@
+"""BitFit (Ben Zaken et al. 2022, https://arxiv.org/abs/2106.10199): the biases alone train."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vlds.methods.base import (
+    LinearExtension,
+    Method,
+    bias_parameters,
+    extend_linear,
+    find_linears,
+)
+from vlds.methods.routing import TaskRouting
+from vlds.schema import Role, TargetModules
+
+LINEAR_ROLES: tuple[Role, ...] = (
+    "attn_q", "attn_k", "attn_v", "attn_out",
+    "cross_attn_q", "cross_attn_k", "cross_attn_v", "cross_attn_out",
+    "ffn_in", "ffn_out",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitFit(Method):
+    """Train the biases of linear layers and norms."""
+
+    add_biases: bool = False
+    """Give linear layers without a bias one, at first 0 (all of T5's are without)."""
+
+    def attach(
+        self,
+        name: str,
+        model: nn.Module,
+        targets: TargetModules,
+        tasks: Sequence[str],
+        routing: TaskRouting,
+    ) -> list[nn.Parameter]:
+        """The biases that are there, and new ones where asked for.
+
+        Errors: ValueError where linear layers have no bias and `add_biases` is false.
+        """
+        roles = [role for role in LINEAR_ROLES if role in targets.paths]
+        paths = [path for role in roles for path in find_linears(model, targets, role)]
+        bare = [path for path in paths if model.get_submodule(path).bias is None]
+        if bare and not self.add_biases:
+            raise ValueError(
+                f"{len(bare)} linear layers of {type(model).__name__} have no bias (the first: "
+                f"{bare[0]}); set add_biases to true to give them one, or choose another method"
+            )
+        trained: list[nn.Parameter] = []
+        for path in bare:
+            linear = model.get_submodule(path)
+            assert isinstance(linear, nn.Linear)
+            module = AddedBias(linear)
+            extend_linear(model, path, name, module)
+            trained += module.parameters()
+        return trained + bias_parameters(model)
+
+
+class AddedBias(LinearExtension):
+    """The bias of a layer that has none."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight = linear.weight
+        zeros = torch.zeros(linear.out_features, device=weight.device, dtype=weight.dtype)
+        self.bias = nn.Parameter(zeros)
+
+    def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """(b, l, out) -> (b, l, out)."""
+        return outputs + self.bias

@@ -1,0 +1,153 @@
+"""Compacter (Karimi Mahabadi et al. 2021, https://arxiv.org/abs/2106.04647): adapters whose halves
+are sums of Kronecker products, the parameterised hypercomplex multiplication of Zhang et al. 2021,
+
+    y = x H + b,    H = sum_i A_i (x) B_i,    A_i: n x n,  B_i: in/n x out/n,
+
+as VL-Adapter has them (https://arxiv.org/abs/2112.06825): its published rows are n = 2 with rules
+A of each half's own and whole blocks B.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vlds.methods.bottleneck import Half, StackedBottleneck, StackedBottleneckModule
+from vlds.methods.routing import TaskRouting
+from vlds.schema import TargetModules
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compacter(StackedBottleneck):
+    """Bottlenecks of few weights: sums of Kronecker products."""
+
+    phm_dim: int = 2
+    """Number n of Kronecker products in a sum; divides the widths of model and bottleneck."""
+    rule: Literal["own", "over_tasks", "everywhere"] = "own"
+    """Who shares a rule A: nobody, the tasks of one half, or all halves of all layers."""
+    rule_init_std: float = 0.01
+    """Initial standard deviation of the rules."""
+    block_rank: int | None = None
+    """Rank of the blocks B, as products of two thin matrices; default: whole blocks."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.phm_dim < 1:
+            raise ValueError(f"phm_dim: got {self.phm_dim}; give at least 1")
+        if self.block_rank is not None and self.block_rank < 1:
+            raise ValueError(f"block_rank: got {self.block_rank}; give at least 1, or null")
+
+    def maker(
+        self, targets: TargetModules, num_tasks: int, routing: TaskRouting
+    ) -> Callable[[nn.Linear], CompacterModule]:
+        """Halves of their own for every place, with a rule that is common to all if asked for."""
+        common: list[nn.Parameter] = []
+
+        def make(linear: nn.Linear) -> CompacterModule:
+            module = CompacterModule(self, linear, num_tasks, routing, *common)
+            if self.rule == "everywhere":
+                common[:] = [module.down_rule]
+            return module
+
+        return make
+
+
+class CompacterModule(StackedBottleneckModule):
+    """The bottlenecks of all tasks behind one layer."""
+
+    def __init__(
+        self,
+        config: Compacter,
+        linear: nn.Linear,
+        num_tasks: int,
+        routing: TaskRouting,
+        rule: nn.Parameter | None = None,
+    ) -> None:
+        super().__init__(config, linear, num_tasks, routing)
+        n, rank = config.phm_dim, config.block_rank
+        if self.width % n or self.bottleneck % n:
+            raise ValueError(
+                f"phm_dim: {n} does not divide both the layer's width, {self.width}, and the "
+                f"bottleneck's, {self.bottleneck}; choose a common divisor"
+            )
+        everywhere = config.rule == "everywhere"
+        self.down_rule = rule if rule is not None else self._new_rule(config, self.num_down)
+        self.up_rule = self.down_rule if everywhere else self._new_rule(config, self.num_up)
+        self.down_bias = nn.Parameter(torch.zeros(self.num_down, self.bottleneck, **self.options))
+        self.up_bias = nn.Parameter(torch.zeros(self.num_up, self.width, **self.options))
+        self.thin = rank is not None
+        wide, narrow = self.width // n, self.bottleneck // n
+        if rank is None:
+            self.down_blocks = self._new_blocks(self.num_down, n, wide, narrow)
+            self.up_blocks = self._new_blocks(self.num_up, n, narrow, wide)
+        else:
+            self.down_left = self._new_blocks(self.num_down, n, wide, rank)
+            self.down_right = self._new_blocks(self.num_down, n, rank, narrow)
+            self.up_left = self._new_blocks(self.num_up, n, narrow, rank)
+            self.up_right = self._new_blocks(self.num_up, n, rank, wide)
+
+    def _new_rule(self, config: Compacter, num: int) -> nn.Parameter:
+        shape = (num if config.rule == "own" else 1, *(config.phm_dim,) * 3)
+        rule = torch.empty(*shape, **self.options)
+        return nn.Parameter(nn.init.normal_(rule, std=config.rule_init_std))
+
+    def _new_blocks(self, *shape: int) -> nn.Parameter:
+        return nn.Parameter(xavier_uniform(torch.empty(*shape, **self.options)))
+
+    def halves(self) -> tuple[list[Half], list[Half]]:
+        """One sum of Kronecker products of each slice."""
+        if self.thin:
+            return (
+                phm_layers(
+                    thin_phm, self.down_rule, self.down_bias, self.down_left, self.down_right
+                ),
+                phm_layers(thin_phm, self.up_rule, self.up_bias, self.up_left, self.up_right),
+            )
+        return (
+            phm_layers(phm, self.down_rule, self.down_bias, self.down_blocks),
+            phm_layers(phm, self.up_rule, self.up_bias, self.up_blocks),
+        )
+
+
+def phm_layers(multiply: Any, rule: Tensor, *stacked: Tensor) -> list[Half]:
+    """Halves of stacked biases and blocks (tasks, ...); rules are stacked too, or one for all."""
+    slices = zip(*(tensor.unbind() for tensor in stacked), strict=True)
+    rules = rule.expand(len(stacked[0]), *rule.shape[1:])
+    return [
+        partial(multiply, rule=r, bias=bias, factors=factors)
+        for r, (bias, *factors) in zip(rules, slices, strict=True)
+    ]
+
+
+def phm(rows: Tensor, *, rule: Tensor, bias: Tensor, factors: Sequence[Tensor]) -> Tensor:
+    """(..., in) -> (..., out), from a rule (n, n, n) and blocks (n, in/n, out/n)."""
+    (blocks,) = factors
+    n, inputs, outputs = blocks.shape
+    if rows.numel() // rows.shape[-1] < inputs:
+        # With so few rows, H would cost more than its product with them.
+        pieces = torch.einsum("...ak,ikp->...aip", rows.unflatten(-1, (n, inputs)), blocks)
+        return torch.einsum("...aip,iac->...cp", pieces, rule).flatten(-2) + bias
+    matrix = torch.einsum("iac,ikp->akcp", rule, blocks).reshape(n * inputs, n * outputs)
+    return rows @ matrix + bias
+
+
+def thin_phm(rows: Tensor, *, rule: Tensor, bias: Tensor, factors: Sequence[Tensor]) -> Tensor:
+    """(..., in) -> (..., out), from a rule (n, n, n) and blocks as products (n, in/n, r) by
+    (n, r, out/n). Nothing of the size in x out is made."""
+    left, right = factors
+    pieces = torch.einsum("...ak,ikr->...air", rows.unflatten(-1, (len(left), -1)), left)
+    pieces = torch.einsum("...air,iac->...cir", pieces, rule)
+    return torch.einsum("...cir,irp->...cp", pieces, right).flatten(-2) + bias
+
+
+def xavier_uniform(stacked: Tensor) -> Tensor:
+    """Draw matrices (..., in, out) from Xavier's uniform distribution with gain sqrt(2), as the
+    original code does for PHM and low-rank layers."""
+    bound = math.sqrt(2) * math.sqrt(6 / (stacked.shape[-2] + stacked.shape[-1]))
+    return nn.init.uniform_(stacked, -bound, bound)

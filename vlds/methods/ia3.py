@@ -1,0 +1,91 @@
+"""(IA)^3 (Liu et al. 2022, https://arxiv.org/abs/2205.05638): learned factors, at first 1, on the
+keys and values of every attention and on the hidden units of every feed-forward layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from vlds.methods.base import (
+    InputExtension,
+    LinearExtension,
+    Method,
+    check_sharing,
+    extend_input,
+    extend_linear,
+    find_linears,
+)
+from vlds.methods.routing import TaskRouting
+from vlds.schema import TargetModules
+
+
+@dataclass(frozen=True, kw_only=True)
+class IA3(Method):
+    """Factors on keys, values and hidden units."""
+
+    sharing: Literal["single", "multiple"] = "single"
+    """One set of factors for all tasks, or one per task."""
+
+    def __post_init__(self) -> None:
+        check_sharing(self.part, self.sharing)
+
+    def attach(
+        self,
+        name: str,
+        model: nn.Module,
+        targets: TargetModules,
+        tasks: Sequence[str],
+        routing: TaskRouting,
+    ) -> list[nn.Parameter]:
+        """Factors behind key and value projections, and before the second feed-forward layer."""
+        num = 1 if self.sharing == "single" else len(tasks)
+        trained: list[nn.Parameter] = []
+        keys_and_values = ["attn_k", "attn_v", "cross_attn_k", "cross_attn_v"]
+        for role in [role for role in keys_and_values if role in targets.paths]:
+            for path in find_linears(model, targets, role):
+                linear = model.get_submodule(path)
+                assert isinstance(linear, nn.Linear)
+                factors = new_factors(linear, num, linear.out_features)
+                extend_linear(model, path, name, OutputFactors(factors, routing))
+                trained.append(factors)
+        for path in find_linears(model, targets, "ffn_out"):
+            linear = model.get_submodule(path)
+            assert isinstance(linear, nn.Linear)
+            factors = new_factors(linear, num, linear.in_features)
+            extend_input(model, path, name, InputFactors(factors, routing))
+            trained.append(factors)
+        return trained
+
+
+def new_factors(linear: nn.Linear, num: int, width: int) -> nn.Parameter:
+    """(num, width) ones, as the layer's weight is."""
+    weight = linear.weight
+    return nn.Parameter(torch.ones(num, width, device=weight.device, dtype=weight.dtype))
+
+
+class OutputFactors(LinearExtension):
+    """Factors behind a layer."""
+
+    def __init__(self, factors: nn.Parameter, routing: TaskRouting) -> None:
+        super().__init__()
+        self.factors, self.routing = factors, routing
+
+    def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """(b, l, out) -> (b, l, out)."""
+        return outputs * self.routing.of_rows(self.factors[:, None])
+
+
+class InputFactors(InputExtension):
+    """Factors before a layer."""
+
+    def __init__(self, factors: nn.Parameter, routing: TaskRouting) -> None:
+        super().__init__()
+        self.factors, self.routing = factors, routing
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(b, l, in) -> (b, l, in)."""
+        return inputs * self.routing.of_rows(self.factors[:, None])

@@ -1,0 +1,72 @@
+"""Adapters whose halves are linear layers of low rank, y = x (W_left W_right) + b: VL-Adapter's
+code has them beside Compacter (https://arxiv.org/abs/2112.06825), whose limit n = 1 they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from vlds.methods.bottleneck import Half, StackedBottleneck, StackedBottleneckModule
+from vlds.methods.compacter import xavier_uniform
+from vlds.methods.routing import TaskRouting
+from vlds.schema import TargetModules
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRankAdapter(StackedBottleneck):
+    """Bottlenecks whose halves have a low rank themselves."""
+
+    rank: int = 1
+    """Rank of each half."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rank < 1:
+            raise ValueError(f"rank: got {self.rank}; give at least 1")
+
+    def maker(
+        self, targets: TargetModules, num_tasks: int, routing: TaskRouting
+    ) -> Callable[[nn.Linear], LowRankAdapterModule]:
+        """Halves of their own for every place."""
+        return lambda linear: LowRankAdapterModule(self, linear, num_tasks, routing)
+
+
+class LowRankAdapterModule(StackedBottleneckModule):
+    """The bottlenecks of all tasks behind one layer."""
+
+    def __init__(
+        self, config: LowRankAdapter, linear: nn.Linear, num_tasks: int, routing: TaskRouting
+    ) -> None:
+        super().__init__(config, linear, num_tasks, routing)
+        rank = config.rank
+        self.down_left = self._new_factor(self.num_down, self.width, rank)
+        self.down_right = self._new_factor(self.num_down, rank, self.bottleneck)
+        self.up_left = self._new_factor(self.num_up, self.bottleneck, rank)
+        self.up_right = self._new_factor(self.num_up, rank, self.width)
+        self.down_bias = nn.Parameter(torch.zeros(self.num_down, self.bottleneck, **self.options))
+        self.up_bias = nn.Parameter(torch.zeros(self.num_up, self.width, **self.options))
+
+    def _new_factor(self, *shape: int) -> nn.Parameter:
+        return nn.Parameter(xavier_uniform(torch.empty(*shape, **self.options)))
+
+    def halves(self) -> tuple[list[Half], list[Half]]:
+        """Two thin products of each slice."""
+        return (
+            low_rank_layers(self.down_left, self.down_right, self.down_bias),
+            low_rank_layers(self.up_left, self.up_right, self.up_bias),
+        )
+
+
+def low_rank_layers(left: Tensor, right: Tensor, bias: Tensor) -> list[Half]:
+    """Layers of stacked factors (tasks, in, r), (tasks, r, out) and biases (tasks, out)."""
+    slices = zip(left.unbind(), right.unbind(), bias.unbind(), strict=True)
+    return [partial(low_rank, left=le, right=ri, bias=b) for le, ri, b in slices]
+
+
+def low_rank(rows: Tensor, *, left: Tensor, right: Tensor, bias: Tensor) -> Tensor:
+    """(..., in) -> (..., out)."""
+    return rows @ left @ right + bias

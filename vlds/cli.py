@@ -125,7 +125,8 @@ def convert(arguments: list[str]) -> int:
     parser.add_argument(
         "layout", choices=("hf", "merge"),
         help="hf: text backbone in Hugging Face's layout, visual part and methods beside it; "
-        "merge: the same with every method folded into the weights, or refused",
+        "merge: the same with every method folded into the weights, or made plainer "
+        "(Compacter to Adapter, ...), or refused",
     )  # fmt: skip
     parser.add_argument("--run", type=Path, required=True, help="folder that `vlds train` wrote")
     parser.add_argument("--out", type=Path, required=True, help="new folder")

@@ -14,7 +14,7 @@ from tests.test_artifact import batch, recipe_of, save_run
 from vlds.artifact import load_run
 from vlds.config import Recipe
 from vlds.convert.hf import convert_run
-from vlds.methods import Full
+from vlds.methods import Adapter, Compacter, Full, LoRA
 from vlds.vision import ConvNet
 
 
@@ -79,8 +79,30 @@ def test_merge_folds_full_fine_tuning(world: Path, tmp_path: Path) -> None:
         assert torch.equal(loaded.model.logits(batch()), expected)
 
 
+@pytest.mark.parametrize("family", ["T5", "Bart"])
+def test_merge_makes_methods_plainer(family: str, world: Path, tmp_path: Path) -> None:
+    """LoRA goes into the weights, Compacter becomes Adapter."""
+    recipe = replace(
+        recipe_of(family, world, tmp_path),
+        methods={
+            "low": LoRA(rank=2, alpha=0.2, train_biases=False),
+            "phm": Compacter(reduction=4, sharing="half_shared_up"),
+        },
+    )
+    expected = converted(recipe, tmp_path / "out", merge=True)
+    loaded = load_run(tmp_path / "out")
+    assert {name: type(method) for name, method in loaded.recipe.methods.items()} == {
+        "phm": Adapter
+    }
+    with torch.no_grad():
+        logits = loaded.model.logits(batch())
+    assert (logits - expected).abs().max() < 1e-6 * expected.abs().max()
+
+
 def test_merge_refuses_what_cannot_be_folded(world: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"Adapter cannot be folded.*vlds convert hf"):
+    with pytest.raises(
+        ValueError, match=r"methods.adapter: Adapter computes what no .*vlds convert hf"
+    ):
         converted(recipe_of("T5", world, tmp_path), tmp_path / "out", merge=True)
     assert not (tmp_path / "out").exists()
 

@@ -226,11 +226,78 @@ def test_initial_weights_are_the_originals(family: type[Backbone], tmp_path: Pat
                 assert tensor.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.1)
 
 
-def test_merging(tmp_path: Path) -> None:
-    model = build(backbone(T5, tmp_path), {"method": Full()})
-    Full().merge(model)
-    with pytest.raises(ValueError, match="Adapter cannot be folded"):
-        Adapter().merge(model)
+MERGED: dict[str, type[Method] | None] = {
+    "full": None,
+    "compacter": Adapter,
+    "compacters": Adapter,
+    "thin compacters": Adapter,
+    "low rank": Adapter,
+    "hyperformer": Adapter,
+    "hyperformer, kinds": Adapter,
+    "lora": None,
+    "ia3": None,
+    "prompts": PromptTuning,
+    "prompts per task": PromptTuning,
+}
+
+
+@FAMILIES
+@pytest.mark.parametrize("name", MERGED)
+def test_merging_keeps_the_output(name: str, family: type[Backbone], tmp_path: Path) -> None:
+    """The merged model is what a model of the plainer methods is, and computes the same."""
+    source, method = backbone(family, tmp_path), MAKERS[name]()
+    model = build(source, {"method": method}, seed=1).eval()
+    shake(model)
+    with torch.no_grad():
+        before = model.logits(batch())
+        left = method.merge("method", model.backbone, TASKS)
+        after = model.logits(batch())
+    assert (after - before).abs().max() < 1e-6 * before.abs().max()
+    assert (None if left is None else type(left)) is MERGED[name]
+    plain = build(source, {} if left is None else {"method": left}, seed=2)
+    shapes = {key: tensor.shape for key, tensor in plain.unique_state()}
+    assert {key: tensor.shape for key, tensor in model.unique_state()} == shapes
+    if left is not None:
+        plain.load_state_dict(model.state_dict())
+        assert torch.equal(plain.eval().logits(batch()), after)
+
+
+def shake(model: nn.Module) -> None:
+    """Give what trains other weights than the initial zeros and ones."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+
+
+def test_methods_that_cannot_merge_say_so(tmp_path: Path) -> None:
+    whys = {
+        "single": "Adapter computes what no plain layer computes",
+        "loras": "sharing: multiple; one layer cannot hold the updates of several tasks",
+        "ia3s": "sharing: multiple; one layer cannot hold the factors of several tasks",
+        "bitfit": "add_biases: the linear layers of T5.* have none in their own class",
+    }
+    for name, why in whys.items():
+        method = MAKERS[name]()
+        model = build(backbone(T5, tmp_path), {"method": method})
+        with pytest.raises(ValueError, match=why):
+            method.merge("method", model.backbone, TASKS)
+    BitFit().merge("method", build(backbone(Bart, tmp_path), {"method": BitFit()}).backbone, TASKS)
+
+
+def test_the_order_of_folding(tmp_path: Path) -> None:
+    """What stands nearer to the weights is folded first."""
+    methods: dict[str, Method] = {
+        "factors": IA3(),
+        "updates": LoRA(rank=2, roles=["attn_v", "ffn_out"], train_biases=False),
+    }
+    for order in (["factors", "updates"], ["updates", "factors"]):
+        chosen = {name: methods[name] for name in order}
+        model = build(backbone(T5, tmp_path), chosen).eval()
+        shake(model)
+        with pytest.raises(ValueError, match=f"{order[0]} (stands between {order[1]}|may read)"):
+            methods[order[1]].merge(order[1], model.backbone, TASKS)
 
 
 def test_impossible_fields() -> None:

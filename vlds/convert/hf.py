@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from vlds.artifact import LoadedRun, load_run, own_tensors, write_description
 from vlds.backbones.base import without_progress_bars
 from vlds.manifest import write_manifest
+from vlds.methods.base import Method
 from vlds.methods.full import Full
 from vlds.models.vl_model import Sources
 
@@ -51,14 +52,21 @@ def convert_run(run: Path, out: Path, *, merge: bool) -> None:
 
 
 def fold_methods(loaded: LoadedRun) -> LoadedRun:
-    """The same run with every method folded into the weights.
+    """The same run with every method folded into the weights, or made plainer.
 
-    Errors: ValueError where one cannot be folded.
+    Errors: ValueError where neither can be done.
     """
-    model = loaded.model
-    for method in loaded.recipe.methods.values():
-        method.merge(model.backbone if method.part == "backbone" else model.vision)
-    return replace(loaded, recipe=replace(loaded.recipe, methods={}))
+    model, recipe = loaded.model, loaded.recipe
+    left: dict[str, Method] = {}
+    for name, method in recipe.methods.items():
+        part = model.backbone if method.part == "backbone" else model.vision
+        try:
+            plainer = method.merge(name, part, list(recipe.tasks))
+        except ValueError as error:
+            raise ValueError(f"methods.{name}: {error}") from None
+        if plainer is not None:
+            left[name] = plainer
+    return replace(loaded, recipe=replace(recipe, methods=left))
 
 
 def write_backbone(loaded: LoadedRun, folder: Path) -> None:

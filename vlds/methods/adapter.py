@@ -6,7 +6,7 @@ tasks' weights are stacked in one parameter (tasks or 1, ...).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -15,7 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlds.methods.bottleneck import Half, StackedBottleneck, StackedBottleneckModule
+from vlds.methods.base import Sharing, extended_linears
+from vlds.methods.bottleneck import (
+    Bottleneck,
+    BottleneckModule,
+    Half,
+    StackedBottleneck,
+    StackedBottleneckModule,
+)
 from vlds.methods.routing import TaskRouting
 from vlds.schema import TargetModules
 
@@ -66,6 +73,42 @@ class AdapterModule(StackedBottleneckModule):
             linear_layers(self.down_weight, self.down_bias),
             linear_layers(self.up_weight, self.up_bias),
         )
+
+
+@torch.no_grad()
+def materialise(
+    method: Bottleneck, sharing: Sharing, name: str, model: nn.Module, tasks: Sequence[str]
+) -> Adapter:
+    """Put plain adapters in the place of bottlenecks whose halves are linear maps by other means;
+    the method that describes them."""
+    stacked = method if isinstance(method, StackedBottleneck) else None
+    adapter = Adapter(
+        part=method.part,
+        learning_rate=method.learning_rate,
+        sharing=sharing,
+        reduction=method.reduction,
+        cross_attention=method.cross_attention,
+        layer_norm_before=stacked is not None and stacked.layer_norm_before,
+        layer_norm_after=stacked is not None and stacked.layer_norm_after,
+    )
+    for linear in extended_linears(model, name):
+        old = linear.extensions[name]
+        assert isinstance(old, BottleneckModule)
+        new = AdapterModule(adapter, linear, len(tasks), old.routing, None)
+        down, up = old.halves()
+        copy_halves(down, new.down_weight, new.down_bias)
+        copy_halves(up, new.up_weight, new.up_bias)
+        new.pre_norm, new.post_norm = old.pre_norm, old.post_norm
+        linear.extensions[name] = new.train(old.training)
+    return adapter
+
+
+def copy_halves(halves: Sequence[Half], weight: Tensor, bias: Tensor) -> None:
+    """Write linear maps, one a slice, as weights (tasks, out, in) and biases (tasks, out)."""
+    eye = torch.eye(weight.shape[-1], device=weight.device, dtype=weight.dtype)
+    for number, half in enumerate(halves):
+        bias[number] = half(torch.zeros_like(eye[:1]))[0]
+        weight[number] = (half(eye) - bias[number]).mT
 
 
 def linear_layers(weight: Tensor, bias: Tensor) -> list[Half]:

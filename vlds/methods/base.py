@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,16 +46,15 @@ class Method(ABC):
         Errors: ValueError where nothing in the model plays the roles that the method needs.
         """
 
-    def merge(self, model: nn.Module) -> None:
-        """Fold the method into the weights of the model, so that it is not needed any more.
+    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Method | None:
+        """Fold what was attached as `name` into the model's own weights, or make it plainer; the
+        method that stays beside them, None where nothing does.
 
-        Errors: ValueError where that cannot be done; most methods compute what no plain layer
-        computes.
+        Errors: ValueError where neither can be done.
         """
         raise ValueError(
-            f"{type(self).__name__} cannot be folded into the backbone's weights; use `vlds "
-            "convert hf`, which keeps "
-            "it beside them"
+            f"{type(self).__name__} computes what no plain layer computes; use `vlds convert hf`, "
+            "which keeps it beside the backbone"
         )
 
 
@@ -167,6 +166,29 @@ def extend_input(model: nn.Module, path: str, name: str, extension: InputExtensi
     linear = extended(model, path)
     assert name not in linear.input_extensions
     linear.input_extensions[name] = extension
+
+
+def extended_linears(model: nn.Module, name: str) -> Iterator[ExtendedLinear]:
+    """The linear layers that a method, called `name`, has extended."""
+    for module in model.modules():
+        if isinstance(module, ExtendedLinear) and (
+            name in module.extensions or name in module.input_extensions
+        ):
+            yield module
+
+
+def take_first(linear: ExtendedLinear, name: str) -> nn.Module:
+    """Take out the first extension behind a layer, to fold it into the layer's weights.
+
+    Errors: ValueError where another one stands before it.
+    """
+    first = next(iter(linear.extensions))
+    if first != name:
+        raise ValueError(
+            f"{first} stands between {name} and the layer's weights; fold that one first, which "
+            "means: name it earlier in the recipe"
+        )
+    return linear.extensions.pop(name)
 
 
 def extend_model(model: nn.Module, name: str, extension: ModelExtension) -> None:

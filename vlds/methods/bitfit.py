@@ -13,6 +13,7 @@ from vlds.methods.base import (
     Method,
     bias_parameters,
     extend_linear,
+    extended_linears,
     find_linears,
 )
 from vlds.methods.routing import TaskRouting
@@ -60,6 +61,17 @@ class BitFit(Method):
             extend_linear(model, path, name, module)
             trained += module.parameters()
         return trained + bias_parameters(model)
+
+    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> None:
+        """Nothing to do: the biases are already the model's own.
+
+        Errors: ValueError where some were added, which the model's class has no room for.
+        """
+        if next(extended_linears(model, name), None) is not None:
+            raise ValueError(
+                f"add_biases: the linear layers of {type(model).__name__} have none in their own "
+                "class; use `vlds convert hf`, which keeps them beside the backbone"
+            )
 
 
 class AddedBias(LinearExtension):

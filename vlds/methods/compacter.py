@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from vlds.methods.adapter import Adapter, materialise
 from vlds.methods.bottleneck import Half, StackedBottleneck, StackedBottleneckModule
 from vlds.methods.routing import TaskRouting
 from vlds.schema import TargetModules
@@ -56,6 +57,10 @@ class Compacter(StackedBottleneck):
             return module
 
         return make
+
+    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Adapter:
+        """Plain adapters that compute the same."""
+        return materialise(self, self.sharing, name, model, tasks)
 
 
 class CompacterModule(StackedBottleneckModule):

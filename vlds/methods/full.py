@@ -37,5 +37,5 @@ class Full(Method):
             )
         return parameters
 
-    def merge(self, model: nn.Module) -> None:
+    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> None:
         """Nothing to do: the weights are already the model's own."""

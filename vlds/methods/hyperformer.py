@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlds.methods.adapter import linear_layers
+from vlds.methods.adapter import Adapter, linear_layers, materialise
 from vlds.methods.base import ModelExtension, check_sharing, extend_linear, extend_model
 from vlds.methods.bottleneck import Bottleneck, BottleneckModule, Half, Place
 from vlds.methods.routing import TaskRouting
@@ -68,6 +68,17 @@ class Hyperformer(Bottleneck):
             extend_linear(model, place.path, name, module)
         extend_model(model, name, networks)
         return list(networks.parameters())
+
+    @torch.no_grad()
+    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Adapter:
+        """Plain adapters for each task, with the weights that the networks make."""
+        networks = model.get_submodule(f"extensions.{name}")
+        networks()
+        adapter = materialise(self, "multiple", name, model, tasks)
+        extensions = model.get_submodule("extensions")
+        assert isinstance(extensions, nn.ModuleDict)
+        del extensions[name]
+        return adapter
 
 
 class Generated:

@@ -11,13 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from vlds.methods.base import (
+    ExtendedLinear,
     InputExtension,
     LinearExtension,
     Method,
     check_sharing,
     extend_input,
     extend_linear,
+    extended_linears,
     find_linears,
+    take_first,
 )
 from vlds.methods.routing import TaskRouting
 from vlds.schema import TargetModules
@@ -59,6 +62,41 @@ class IA3(Method):
             extend_input(model, path, name, InputFactors(factors, routing))
             trained.append(factors)
         return trained
+
+    @torch.no_grad()
+    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> None:
+        """Multiply the weights and biases by the factors.
+
+        Errors: ValueError where tasks have factors of their own.
+        """
+        if self.sharing != "single":
+            raise ValueError(
+                f"sharing: {self.sharing}; one layer cannot hold the factors of several tasks"
+            )
+        for linear in extended_linears(model, name):
+            if name in linear.extensions:
+                module = take_first(linear, name)
+                assert isinstance(module, OutputFactors)
+                linear.weight.mul_(module.factors[0][:, None])
+                if linear.bias is not None:
+                    linear.bias.mul_(module.factors[0])
+            else:
+                linear.weight.mul_(take_input(linear, name).factors[0])
+
+
+def take_input(linear: ExtendedLinear, name: str) -> InputFactors:
+    """Take out the factors before a layer.
+
+    Errors: ValueError where something behind the layer may read its input.
+    """
+    if linear.extensions:
+        raise ValueError(
+            f"{', '.join(linear.extensions)} may read what {name} multiplies; fold that first, "
+            "which means: name it earlier in the recipe"
+        )
+    factors = linear.input_extensions.pop(name)
+    assert isinstance(factors, InputFactors)
+    return factors
 
 
 def new_factors(linear: nn.Linear, num: int, width: int) -> nn.Parameter:

@@ -25,7 +25,9 @@ from vlds.methods.base import (
     bias_parameters,
     check_sharing,
     extend_linear,
+    extended_linears,
     find_linears,
+    take_first,
 )
 from vlds.methods.routing import TaskRouting
 from vlds.schema import Role, TargetModules
@@ -82,6 +84,22 @@ class LoRA(Method):
             extend_linear(model, path, name, module)
             trained += module.parameters()
         return trained + (bias_parameters(model) if self.train_biases else [])
+
+    @torch.no_grad()
+    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> None:
+        """Add the updates to the weights.
+
+        Errors: ValueError where tasks have updates of their own.
+        """
+        if self.sharing != "single":
+            raise ValueError(
+                f"sharing: {self.sharing}; one layer cannot hold the updates of several tasks"
+            )
+        for linear in extended_linears(model, name):
+            module = take_first(linear, name)
+            assert isinstance(module, LoRAModule)
+            change = module.scale * module.b[0].float() @ module.a[0].float()
+            linear.weight += change.to(linear.weight.dtype)
 
 
 class LoRAModule(LinearExtension):

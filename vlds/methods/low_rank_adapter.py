@@ -3,13 +3,14 @@ code has them beside Compacter (https://arxiv.org/abs/2112.06825), whose limit n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from vlds.methods.adapter import Adapter, materialise
 from vlds.methods.bottleneck import Half, StackedBottleneck, StackedBottleneckModule
 from vlds.methods.compacter import xavier_uniform
 from vlds.methods.routing import TaskRouting
@@ -33,6 +34,10 @@ class LowRankAdapter(StackedBottleneck):
     ) -> Callable[[nn.Linear], LowRankAdapterModule]:
         """Halves of their own for every place."""
         return lambda linear: LowRankAdapterModule(self, linear, num_tasks, routing)
+
+    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Adapter:
+        """Plain adapters that compute the same."""
+        return materialise(self, self.sharing, name, model, tasks)
 
 
 class LowRankAdapterModule(StackedBottleneckModule):

@@ -10,7 +10,7 @@ have relative positions like the text behind them; on BART no positions, but the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -57,6 +57,14 @@ class PromptTuning(Method):
         extend_model(model, name, prompts)
         return list(prompts.parameters())
 
+    @torch.no_grad()
+    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> PromptTuning:
+        """Keep the prompts, without the network that made them."""
+        prompts = model.get_submodule(f"extensions.{name}")
+        assert isinstance(prompts, Prompts)
+        prompts.bake()
+        return replace(self, hidden_dim=None)
+
 
 class Prompts(ModelExtension):
     """The prompts of all tasks."""
@@ -95,3 +103,11 @@ class Prompts(ModelExtension):
             return self.table
         hidden = self.table @ self.hidden_weight.mT + self.hidden_bias[:, None]
         return hidden.tanh() @ self.output_weight.mT + self.output_bias[:, None]
+
+    def bake(self) -> None:
+        """Make the prompts the table, and drop the network."""
+        if self.has_network:
+            self.table = nn.Parameter(self.prompts().contiguous(), requires_grad=False)
+            self.has_network = False
+            for name in ("hidden_weight", "hidden_bias", "output_weight", "output_bias"):
+                delattr(self, name)

@@ -25,6 +25,15 @@ from tests.training.toys import (
     own_micro_batches,
     recipe,
 )
+from vlds.methods import (
+    IA3,
+    BitFit,
+    Compacter,
+    Hyperformer,
+    LoRA,
+    LowRankAdapter,
+    PromptTuning,
+)
 from vlds.schema import IGNORED_LABEL, Batch, Decoding
 from vlds.training.optim import parameter_groups
 
@@ -157,6 +166,34 @@ def test_four_ranks_compute_what_one_computes(
     assert_same_as_plain_torch(
         ranks4, make_case(tmp_path, family=family, stage=stage, accumulation=accumulation)
     )
+
+
+METHODS = {
+    "compacter": Compacter(reduction=4, sharing="half_shared_up"),
+    "one rule": Compacter(reduction=4, sharing="multiple", rule="everywhere", block_rank=1),
+    "low rank": LowRankAdapter(reduction=4, sharing="multiple"),
+    "hyperformer": Hyperformer(reduction=4, task_dim=6, hidden_dim=5, projected_dim=4),
+    "lora": LoRA(rank=2, dropout=0.0, sharing="multiple"),
+    "ia3": IA3(sharing="multiple"),
+    "bitfit": BitFit(add_biases=True),
+    "prompts": PromptTuning(length=3, hidden_dim=5, sharing="multiple"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "stage"),
+    [
+        pytest.param(*variant, marks=() if variant[2] == 3 else pytest.mark.slow)
+        for variant in product(METHODS, ("T5", "Bart"), (2, 3))
+        if variant[1] == "T5" or variant[2] == 3
+    ],
+)
+def test_every_method_is_the_same_on_two_ranks(
+    name: str, family: str, stage: int, ranks2: RankPool, tmp_path: Path
+) -> None:
+    """With tasks mixed over the ranks."""
+    case = make_case(tmp_path, family=family, stage=stage, method=METHODS[name])
+    assert_same_as_plain_torch(ranks2, case)
 
 
 @pytest.mark.parametrize("stage", [2, 3])

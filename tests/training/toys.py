@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from tests.models.toys import DIM, GRID, Words, backbone
 from vlds.backbones import T5, Backbone, Bart
 from vlds.config import OptimizerConfig, Recipe, TrainingConfig
-from vlds.methods import Adapter
+from vlds.methods import Adapter, Method
 from vlds.models.build import build_model
 from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.models.vl_model import VLModel
@@ -39,7 +39,7 @@ class Case:
     family: str = "T5"
     stage: int = 3
     accumulation: int = 1
-    sharing: str = "multiple"
+    method: Method = field(default_factory=lambda: Adapter(sharing="multiple", reduction=4))
     visual_rate: float | None = None
     clip_norm: float = 0.0
     parts: int = 1
@@ -72,7 +72,7 @@ def recipe(case: Case) -> Recipe:
         ),
         vision=StoredFeatures(dim=DIM, grid=GRID),
         visual_embedding=VisualEmbeddingConfig(boxes="grid"),
-        methods={"adapter": Adapter(sharing=case.sharing, reduction=4)},  # type: ignore[arg-type]
+        methods={"method": case.method},
         tasks=TASKS,
         optimizer=OptimizerConfig(
             learning_rate=RATE,

@@ -46,8 +46,8 @@ GENERATOR_KINDS = {
     "all": "",
 }
 HYPERNET = {
-    r"layer_embeddings": r"layer_id_embeddings.weight",
-    r"kind_embeddings": r"adapters_block_type.weight",
+    r"layer_embeddings\.weight": r"layer_id_embeddings.weight",
+    r"kind_embeddings\.weight": r"adapters_block_type.weight",
     r"hidden\.(\w+)": r"task_hypernet.task_embeding_generator.0.\2",
     r"project\.(\w+)": r"task_hypernet.task_embeding_generator.2.\2",
     r"norm\.(\w+)": r"LayerNorm.\2",
@@ -126,11 +126,11 @@ def adapter_tensors(
 
 def model_tensors(leaf: str, length: int, tasks: Sequence[str]) -> list[ReferenceTensor]:
     """Tensors beside the model: of prompts, where `leaf` is table, hidden_weight, ..., and of
-    Hyperformer's networks, task_embeddings, stacks.encoder_block.hidden.weight, ..."""
+    Hyperformer's networks, task_embeddings.weight, stacks.encoder_block.hidden.weight, ..."""
     if leaf in PROMPTS:
         key = f"encoder.prompt_modules.prompts.{{task}}.prefix_embedding.{PROMPTS[leaf]}"
         return per_task(key, length, tasks)
-    if leaf == "task_embeddings":
+    if leaf == "task_embeddings.weight":
         return per_task("shared_task_embed.task_to_embeddings.{task}", length, tasks)
     for pattern, place in HYPERNET.items():
         if match := re.fullmatch(rf"stacks\.\w*(encoder|decoder)\w*\.{pattern}", leaf):

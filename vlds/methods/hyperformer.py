@@ -102,8 +102,7 @@ class HyperNetworks(ModelExtension):
         self.generated = Generated()
         weight = places[0].linear.weight
         options: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
-        embeddings = torch.empty(num_tasks, config.task_dim, **options)
-        self.task_embeddings = nn.Parameter(nn.init.normal_(embeddings))
+        self.task_embeddings = table(num_tasks, config.task_dim, 1.0, options)
         stacks: dict[str, list[Place]] = {}
         for place in places:
             stacks.setdefault(stack_and_layer(place.path)[0], []).append(place)
@@ -113,9 +112,10 @@ class HyperNetworks(ModelExtension):
 
     def forward(self) -> None:
         """Make the weights of all tasks and layers."""
+        tasks = rows_of(self.task_embeddings)
         for name, network in self.stacks.items():
             assert isinstance(network, HyperNetwork)
-            weights = network(self.task_embeddings)
+            weights = network(tasks)
             for number, kind in enumerate(network.kinds):
                 # Taken apart once: a slice for each layer would cost a whole gradient each.
                 down_weight, down_bias, up_weight, up_bias = weights[4 * number : 4 * number + 4]
@@ -123,8 +123,8 @@ class HyperNetworks(ModelExtension):
                 up = linear_layers(up_weight.flatten(0, 1), up_bias.flatten(0, 1))
                 num_layers = down_weight.shape[1]
                 for layer in range(num_layers):
-                    tasks = slice(layer, None, num_layers)
-                    self.generated.halves[name, kind, layer] = down[tasks], up[tasks]
+                    of_layer = slice(layer, None, num_layers)  # one for each task
+                    self.generated.halves[name, kind, layer] = down[of_layer], up[of_layer]
 
 
 class HyperNetwork(nn.Module):
@@ -163,14 +163,13 @@ class HyperNetwork(nn.Module):
     def forward(self, tasks: Tensor) -> tuple[Tensor, ...]:
         """(k, task_dim) -> for each kind, with n layers: (k, n, m, d), (k, n, m), (k, n, d, m) and
         (k, n, d), the weights and biases of the down and up halves."""
-        pairs = self.pairs(tasks, self.layer_embeddings)
+        pairs = self.pairs(tasks, rows_of(self.layer_embeddings))
         if self.kind_embeddings is None:
             e = self.embed(pairs)
             return tuple(w for kind in self.kinds for w in self.generators[kind](e))
         numbers = [KINDS.index(kind) for kind in self.kinds]
-        weights = self.generators["all"](
-            self.embed(self.pairs(pairs, self.kind_embeddings[numbers]))
-        )
+        triples = self.pairs(pairs, rows_of(self.kind_embeddings)[numbers])
+        weights = self.generators["all"](self.embed(triples))
         return tuple(w[:, :, number] for number in range(len(numbers)) for w in weights)
 
     def pairs(self, left: Tensor, right: Tensor) -> Tensor:
@@ -222,9 +221,19 @@ class HyperformerModule(BottleneckModule):
         return self.generated.halves[self.key]
 
 
-def table(rows: int, width: int, std: float, options: dict[str, Any]) -> nn.Parameter:
+def table(rows: int, width: int, std: float, options: dict[str, Any]) -> nn.Embedding:
     """An embedding table with normal entries."""
-    return nn.Parameter(nn.init.normal_(torch.empty(rows, width, **options), std=std))
+    made = nn.Embedding(rows, width, **options)
+    nn.init.normal_(made.weight, std=std)
+    return made
+
+
+def rows_of(embedding: nn.Embedding) -> Tensor:
+    """The whole table, read through its module: ZeRO-3 holds it there, in the backward pass too."""
+    whole: Tensor = embedding(
+        torch.arange(embedding.num_embeddings, device=embedding.weight.device)
+    )
+    return whole
 
 
 def stack_and_layer(path: str) -> tuple[str, int]:

@@ -24,6 +24,7 @@ from vlds.methods import (
     LoRA,
     LowRankAdapter,
     Method,
+    PrefixTuning,
     PromptTuning,
 )
 from vlds.methods.base import ExtendedLinear, LinearExtension, extend_linear, find_linears
@@ -55,6 +56,9 @@ MAKERS: dict[str, Callable[[], Method]] = {
     "prompts": lambda: PromptTuning(length=5, hidden_dim=6),
     "prompts per task": lambda: PromptTuning(length=5, hidden_dim=6, sharing="multiple"),
     "bare prompts": lambda: PromptTuning(length=5, hidden_dim=None),
+    "prefixes": lambda: PrefixTuning(length=3, hidden_dim=6),
+    "prefixes per task": lambda: PrefixTuning(length=3, hidden_dim=6, sharing="multiple"),
+    "bare prefixes": lambda: PrefixTuning(length=3, hidden_dim=None, cross_attention=False),
     "bitfit": lambda: BitFit(add_biases=True),
 }
 ZERO_AT_FIRST = {
@@ -140,6 +144,10 @@ COUNTS = {
     "prompts": 5 * WIDTH + 6 * (WIDTH + 1) + WIDTH * (6 + 1),
     "prompts per task": (5 * WIDTH + 6 * (WIDTH + 1) + WIDTH * (6 + 1)) * NUM_TASKS,
     "bare prompts": 5 * WIDTH,
+    # Keys and values of two encoder, two decoder and two cross-attentions.
+    "prefixes": 3 * WIDTH + 6 * (WIDTH + 1) + 12 * WIDTH * (6 + 1),
+    "prefixes per task": (3 * WIDTH + 6 * (WIDTH + 1) + 12 * WIDTH * (6 + 1)) * NUM_TASKS,
+    "bare prefixes": 3 * 8 * WIDTH,
 }
 
 
@@ -238,6 +246,8 @@ MERGED: dict[str, type[Method] | None] = {
     "ia3": None,
     "prompts": PromptTuning,
     "prompts per task": PromptTuning,
+    "prefixes": PrefixTuning,
+    "prefixes per task": PrefixTuning,
 }
 
 

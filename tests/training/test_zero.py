@@ -32,6 +32,7 @@ from vlds.methods import (
     Hyperformer,
     LoRA,
     LowRankAdapter,
+    PrefixTuning,
     PromptTuning,
 )
 from vlds.schema import IGNORED_LABEL, Batch, Decoding
@@ -177,6 +178,8 @@ METHODS = {
     "ia3": IA3(sharing="multiple"),
     "bitfit": BitFit(add_biases=True),
     "prompts": PromptTuning(length=3, hidden_dim=5, sharing="multiple"),
+    "prefixes": PrefixTuning(length=3, hidden_dim=5, sharing="multiple"),
+    "bare prefixes": PrefixTuning(length=3, hidden_dim=None),
 }
 
 

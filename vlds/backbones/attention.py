@@ -16,6 +16,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 CPU_ATTENTION = "vlds_cpu"
+EXTENDED_ATTENTION = "vlds_extended"
+"""Torch's fused attention, with the keys and values that methods add."""
 
 
 def cpu_attention(
@@ -30,6 +32,9 @@ def cpu_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
     """(b, heads, l, d) queries over (b, heads, s, d) keys -> (b, l, heads, d) and the weights."""
+    key, value, attention_mask, position_bias = extended(
+        module, key, value, attention_mask, position_bias
+    )
     scores = torch.matmul(query, key.transpose(2, 3))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if scale != 1.0:  # T5 has none
@@ -42,5 +47,47 @@ def cpu_attention(
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
+def extended_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    position_bias: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """As `cpu_attention`, without the weights."""
+    key, value, attention_mask, position_bias = extended(
+        module, key, value, attention_mask, position_bias
+    )
+    outputs: tuple[Tensor, Tensor | None] = AttentionInterface()["sdpa"](
+        module, query, key, value, attention_mask, position_bias=position_bias, **kwargs
+    )
+    return outputs
+
+
+def extended(
+    module: Any, key: Tensor, value: Tensor, mask: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Keys and values with those that methods put before them; mask and bias are 0 there."""
+    length = key.shape[2]
+    for extension in getattr(module, "key_value_extensions", {}).values():
+        key, value = extension(key, value)
+    added = key.shape[2] - length
+    if added:
+        mask = None if mask is None else F.pad(mask, (added, 0))
+        bias = None if bias is None else F.pad(bias, (added, 0))
+    return key, value, mask, bias
+
+
+def use_extensions(model: Any) -> None:
+    """Let attention see the keys and values that methods have added, if any have."""
+    found = any(hasattr(module, "key_value_extensions") for module in model.modules())
+    if found and model.config._attn_implementation != CPU_ATTENTION:
+        model.set_attn_implementation(EXTENDED_ATTENTION)
+
+
 AttentionInterface.register(CPU_ATTENTION, cpu_attention)
 AttentionMaskInterface.register(CPU_ATTENTION, eager_mask)
+AttentionInterface.register(EXTENDED_ATTENTION, extended_attention)
+AttentionMaskInterface.register(EXTENDED_ATTENTION, eager_mask)

@@ -59,11 +59,11 @@ HYPERNET = {
 }
 """Tensors of a stack's network: ours -> theirs."""
 PROMPTS = {
-    "table": "0.weight",
-    "hidden_weight": "1.weight",
-    "hidden_bias": "1.bias",
-    "output_weight": "3.weight",
-    "output_bias": "3.bias",
+    "network.table": "0.weight",
+    "network.hidden_weight": "1.weight",
+    "network.hidden_bias": "1.bias",
+    "network.output_weight": "3.weight",
+    "network.output_bias": "3.bias",
 }
 LORA = {"a": "lora_As", "b": "lora_Bs"}
 EXTENSION = re.compile(r"backbone\.(?P<place>.+)\.extensions\.(?P<method>\w+)\.(?P<leaf>[\w.]+)")
@@ -125,7 +125,7 @@ def adapter_tensors(
 
 
 def model_tensors(leaf: str, length: int, tasks: Sequence[str]) -> list[ReferenceTensor]:
-    """Tensors beside the model: of prompts, where `leaf` is table, hidden_weight, ..., and of
+    """Tensors beside the model: of prompts, where `leaf` is network.table, ..., and of
     Hyperformer's networks, task_embeddings.weight, stacks.encoder_block.hidden.weight, ..."""
     if leaf in PROMPTS:
         key = f"encoder.prompt_modules.prompts.{{task}}.prefix_embedding.{PROMPTS[leaf]}"

@@ -12,6 +12,7 @@ from vlds.methods.hyperformer import Hyperformer
 from vlds.methods.ia3 import IA3
 from vlds.methods.lora import LoRA
 from vlds.methods.low_rank_adapter import LowRankAdapter
+from vlds.methods.prefix_tuning import PrefixTuning
 from vlds.methods.prompt_tuning import PromptTuning
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "LoRA",
     "LowRankAdapter",
     "Method",
+    "PrefixTuning",
     "PromptTuning",
 ]

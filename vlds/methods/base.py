@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from vlds.methods.routing import TaskRouting
 from vlds.schema import TargetModules
 
+ADDED = frozenset({"extensions", "input_extensions", "key_value_extensions"})
+"""What methods call their modules' places in a model."""
 Sharing = Literal["single", "multiple", "half_shared_up", "half_shared_down"]
 
 
@@ -107,7 +109,7 @@ class ExtendedLinear(nn.Linear):
 
 def is_own(name: str) -> bool:
     """Whether a tensor is the model's own; the others have been added by methods."""
-    return not {"extensions", "input_extensions"}.intersection(name.split("."))
+    return not ADDED.intersection(name.split("."))
 
 
 def check_sharing(part: str, sharing: str) -> None:

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
-from vlds.methods.adapter import init_linear
 from vlds.methods.base import Method, ModelExtension, extend_model, find_linears
+from vlds.methods.prompt_network import PromptNetwork
 from vlds.methods.routing import TaskRouting
 from vlds.schema import TargetModules
 
@@ -52,62 +51,34 @@ class PromptTuning(Method):
         """Put the prompts beside the model."""
         projection = model.get_submodule(find_linears(model, targets, "attn_q")[0])
         assert isinstance(projection, nn.Linear)
-        num = 1 if self.sharing == "single" else len(tasks)
-        prompts = Prompts(self, projection, num, targets.linear_init_std, routing)
-        extend_model(model, name, prompts)
-        return list(prompts.parameters())
+        weight, width = projection.weight, projection.in_features
+        network = PromptNetwork(
+            1 if self.sharing == "single" else len(tasks),
+            self.length,
+            width,
+            self.hidden_dim,
+            width,
+            targets.linear_init_std,
+            {"device": weight.device, "dtype": weight.dtype},
+        )
+        extend_model(model, name, Prompts(network, routing))
+        return list(network.parameters())
 
-    @torch.no_grad()
     def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> PromptTuning:
         """Keep the prompts, without the network that made them."""
         prompts = model.get_submodule(f"extensions.{name}")
         assert isinstance(prompts, Prompts)
-        prompts.bake()
+        prompts.network.bake()
         return replace(self, hidden_dim=None)
 
 
 class Prompts(ModelExtension):
     """The prompts of all tasks."""
 
-    def __init__(
-        self,
-        config: PromptTuning,
-        projection: nn.Linear,
-        num: int,
-        init_std: float | None,
-        routing: TaskRouting,
-    ) -> None:
+    def __init__(self, network: PromptNetwork, routing: TaskRouting) -> None:
         super().__init__()
-        self.routing = routing
-        weight, width = projection.weight, projection.in_features
-        options: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
-        table = torch.empty(num, config.length, width, **options)
-        self.table = nn.Parameter(nn.init.normal_(table, std=1.0 if init_std is None else init_std))
-        self.has_network = config.hidden_dim is not None
-        if config.hidden_dim is not None:
-            hidden = config.hidden_dim
-            self.hidden_weight = nn.Parameter(torch.empty(num, hidden, width, **options))
-            self.hidden_bias = nn.Parameter(torch.empty(num, hidden, **options))
-            self.output_weight = nn.Parameter(torch.empty(num, width, hidden, **options))
-            self.output_bias = nn.Parameter(torch.empty(num, width, **options))
-            init_linear(self.hidden_weight, self.hidden_bias, init_std)
-            init_linear(self.output_weight, self.output_bias, init_std)
+        self.network, self.routing = network, routing
 
     def forward(self) -> Tensor:
         """(b, length, d): each row's prompts."""
-        return self.routing.of_rows(self.prompts())
-
-    def prompts(self) -> Tensor:
-        """(tasks or 1, length, d)."""
-        if not self.has_network:
-            return self.table
-        hidden = self.table @ self.hidden_weight.mT + self.hidden_bias[:, None]
-        return hidden.tanh() @ self.output_weight.mT + self.output_bias[:, None]
-
-    def bake(self) -> None:
-        """Make the prompts the table, and drop the network."""
-        if self.has_network:
-            self.table = nn.Parameter(self.prompts().contiguous(), requires_grad=False)
-            self.has_network = False
-            for name in ("hidden_weight", "hidden_bias", "output_weight", "output_bias"):
-                delattr(self, name)
+        return self.routing.of_rows(self.network())

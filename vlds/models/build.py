@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vlds.backbones.attention import use_extensions
 from vlds.backbones.base import Backbone
 from vlds.methods.base import Method, pattern_of
 from vlds.methods.routing import TaskRouting
@@ -93,6 +94,7 @@ def build_model(
         rows={BACKBONE_PREFIX + name: rows for name, rows in loaded.source_rows.items()},
     )
     trained = attach_methods(config, model, tasks)
+    use_extensions(model.backbone)
     model.parts = {name: trained[id(p)] for name, p in model.named_parameters() if id(p) in trained}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in model.parts)

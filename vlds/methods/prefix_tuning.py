@@ -1,0 +1,125 @@
+"""Prefix tuning (Li and Liang 2021, https://arxiv.org/abs/2101.00190): learned keys and values
+before those of every attention, made by a small network while they train.
+
+They are real keys and values: no token stands behind them, and positions count from the text's own
+first token, so that on T5 their relative position bias is 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vlds.methods.base import Method, ModelExtension, extend_model, find_linears
+from vlds.methods.prompt_network import PromptNetwork
+from vlds.methods.routing import TaskRouting
+from vlds.schema import Role, TargetModules
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefixTuning(Method):
+    """Learned keys and values in every attention."""
+
+    sharing: Literal["single", "multiple"] = "single"
+    """One set of prefixes for all tasks, or one per task."""
+    length: int = 20
+    """Number of keys and values before those of the input."""
+    hidden_dim: int | None = 512
+    """Width of the network that makes them; null: they are learned as they are."""
+    cross_attention: bool = True
+    """Prefixes in cross-attention too."""
+
+    def __post_init__(self) -> None:
+        if self.part == "vision":
+            raise ValueError("part: prefixes go into the backbone's attention; use backbone")
+        for name in ("length", "hidden_dim"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: got {value}; give at least 1")
+
+    def attach(
+        self,
+        name: str,
+        model: nn.Module,
+        targets: TargetModules,
+        tasks: Sequence[str],
+        routing: TaskRouting,
+    ) -> list[nn.Parameter]:
+        """Put the network beside the model, and a place for its prefixes into every attention."""
+        roles: list[Role] = ["attn_k", "cross_attn_k"] if self.cross_attention else ["attn_k"]
+        paths = [path for role in roles for path in find_linears(model, targets, role)]
+        projection = model.get_submodule(paths[0])
+        assert isinstance(projection, nn.Linear)
+        weight, inner = projection.weight, projection.out_features
+        network = PromptNetwork(
+            1 if self.sharing == "single" else len(tasks),
+            self.length,
+            projection.in_features,
+            self.hidden_dim,
+            2 * inner * len(paths),
+            targets.linear_init_std,
+            {"device": weight.device, "dtype": weight.dtype},
+        )
+        prefixes = Prefixes(network, 2 * len(paths))
+        for number, path in enumerate(paths):
+            attention = model.get_submodule(path.rpartition(".")[0])
+            if not hasattr(attention, "key_value_extensions"):
+                attention.add_module("key_value_extensions", nn.ModuleDict())
+            extensions = attention.get_submodule("key_value_extensions")
+            assert isinstance(extensions, nn.ModuleDict)
+            extensions[name] = Prefix(prefixes.made, number, routing)
+        extend_model(model, name, prefixes)
+        return list(network.parameters())
+
+    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> PrefixTuning:
+        """Keep the prefixes, without the network that made them."""
+        prefixes = model.get_submodule(f"extensions.{name}")
+        assert isinstance(prefixes, Prefixes)
+        prefixes.network.bake()
+        return replace(self, hidden_dim=None)
+
+
+class Made:
+    """The prefixes made for the running batch. Not part of the model's state: a copy of the model
+    starts without them."""
+
+    def __init__(self) -> None:
+        self.pieces: Sequence[Tensor] = ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Made:
+        return Made()
+
+
+class Prefixes(ModelExtension):
+    """The prefixes of all tasks and attentions."""
+
+    def __init__(self, network: PromptNetwork, num_pieces: int) -> None:
+        super().__init__()
+        self.network, self.num_pieces = network, num_pieces
+        self.made = Made()
+
+    def forward(self) -> None:
+        """Make the keys and values of all attentions."""
+        self.made.pieces = self.network().chunk(self.num_pieces, dim=-1)
+
+
+class Prefix(nn.Module):
+    """The prefixes of one attention."""
+
+    def __init__(self, made: Made, number: int, routing: TaskRouting) -> None:
+        super().__init__()
+        self.made, self.number, self.routing = made, number, routing
+
+    def forward(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """(b, heads, s, d) keys and values -> (b, heads, p + s, d)."""
+        pair = self.made.pieces[2 * self.number : 2 * self.number + 2]
+        num_heads = keys.shape[1]
+        own = [
+            self.routing.of_rows(piece).unflatten(-1, (num_heads, -1)).transpose(1, 2)
+            for piece in pair
+        ]
+        return torch.cat([own[0], keys], dim=2), torch.cat([own[1], values], dim=2)

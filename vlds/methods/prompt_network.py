@@ -1,0 +1,56 @@
+"""Learned embeddings, and the small network that makes prompts or prefixes of them in training:
+
+W_2 tanh( W_1 E + b_1 ) + b_2,    E: a table of `length` embeddings.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlds.methods.adapter import init_linear
+
+
+class PromptNetwork(nn.Module):
+    """Tables and networks of all tasks, stacked (tasks or 1, ...)."""
+
+    def __init__(
+        self,
+        num: int,
+        length: int,
+        width: int,
+        hidden_dim: int | None,
+        output_width: int,
+        init_std: float | None,
+        options: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.has_layers = hidden_dim is not None
+        inputs = output_width if hidden_dim is None else width
+        table = torch.empty(num, length, inputs, **options)
+        self.table = nn.Parameter(nn.init.normal_(table, std=1.0 if init_std is None else init_std))
+        if hidden_dim is not None:
+            self.hidden_weight = nn.Parameter(torch.empty(num, hidden_dim, width, **options))
+            self.hidden_bias = nn.Parameter(torch.empty(num, hidden_dim, **options))
+            self.output_weight = nn.Parameter(torch.empty(num, output_width, hidden_dim, **options))
+            self.output_bias = nn.Parameter(torch.empty(num, output_width, **options))
+            init_linear(self.hidden_weight, self.hidden_bias, init_std)
+            init_linear(self.output_weight, self.output_bias, init_std)
+
+    def forward(self) -> Tensor:
+        """(tasks or 1, length, output_width)."""
+        if not self.has_layers:
+            return self.table.clone()  # ZeRO-3 takes the table itself away after this
+        hidden = self.table @ self.hidden_weight.mT + self.hidden_bias[:, None]
+        return hidden.tanh() @ self.output_weight.mT + self.output_bias[:, None]
+
+    @torch.no_grad()
+    def bake(self) -> None:
+        """Make what the network gives the table, and drop the network."""
+        if self.has_layers:
+            self.table = nn.Parameter(self(), requires_grad=False)
+            self.has_layers = False
+            for name in ("hidden_weight", "hidden_bias", "output_weight", "output_bias"):
+                delattr(self, name)

@@ -24,7 +24,18 @@ from vlds.config import (
     save_recipe,
 )
 from vlds.data import ErrorPolicy
-from vlds.methods import Adapter, Full
+from vlds.methods import (
+    IA3,
+    Adapter,
+    BitFit,
+    Compacter,
+    Full,
+    Hyperformer,
+    LoRA,
+    LowRankAdapter,
+    PrefixTuning,
+    PromptTuning,
+)
 from vlds.mistakes import all_classes
 from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.resources import find, shipped
@@ -61,6 +72,14 @@ def every_choice() -> list[Recipe]:
         methods={
             "one": Adapter(sharing="half_shared_down", init="identity", learning_rate=1e-4),
             "two": Full(part="vision"),
+            "three": Compacter(phm_dim=4, rule="everywhere", block_rank=1),
+            "four": LowRankAdapter(rank=3),
+            "five": Hyperformer(kind_embeddings=True),
+            "six": LoRA(roles=["attn_q", "ffn_in"], dropout=0.0),
+            "seven": IA3(sharing="multiple"),
+            "eight": BitFit(add_biases=True),
+            "nine": PromptTuning(hidden_dim=None),
+            "ten": PrefixTuning(cross_attention=False),
         },
         train_norms=True,
         train_visual_embedding=False,
@@ -177,7 +196,7 @@ def complaint(*arguments: str) -> str:
         ("methods.adapter.reduction", "x", "methods: Adapter.reduction: got 'x'; give a whole num"),
         ("methods.adapter.sharing", "x", "Adapter.sharing: got 'x'; give one of single, multiple"),
         ("methods.extra", "Adaptor", "methods: 'Adaptor' is no Method; did you mean 'Adapter'? "),
-        ("methods.extra", "VQA", "methods: 'VQA' is no Method; choose from: Adapter, Full"),
+        ("methods.extra", "VQA", "methods: 'VQA' is no Method; choose from: Adapter, BitFit, "),
         ("methods.extra", "not.there.X", "methods: not.there.X: No module named 'not'"),
         ("methods.adaptor.reduction", "3", "methods: an entry has no class; either its name is "),
         ("backbone", "T6", "backbone: 'T6' is no Backbone; choose from: Bart, T5"),

@@ -7,6 +7,7 @@ help and the saved recipe by itself.
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -20,6 +21,7 @@ from vlds.methods.base import Method
 from vlds.mistakes import explain
 from vlds.models.build import ModelConfig
 from vlds.models.visual_embedding import VisualEmbeddingConfig
+from vlds.recipe_files import has_base, read_merged
 from vlds.resources import find
 from vlds.tasks.base import Task
 from vlds.vision.base import VisionEncoder
@@ -256,7 +258,8 @@ def parse(options: type[Options], arguments: list[str], prog: str, epilog: str =
     parser = build_parser(options, prog, epilog)
     tree: dict[str, Any] = {}
     try:
-        parsed = parser.parse_args(find_recipes(arguments))
+        with tempfile.TemporaryDirectory() as scratch:
+            parsed = parser.parse_args(find_recipes(arguments, Path(scratch)))
         tree = parsed.as_dict()
         built = parser.instantiate(parsed)
     except (ArgumentError, ValueError, TypeError) as error:
@@ -264,15 +267,26 @@ def parse(options: type[Options], arguments: list[str], prog: str, epilog: str =
     return options(**{f.name: built[f.name] for f in fields(options)})  # type: ignore[arg-type]
 
 
-def find_recipes(arguments: list[str]) -> list[str]:
-    """The command line with the place of each `--config`, a path or a shipped recipe's name."""
+def find_recipes(arguments: list[str], scratch: Path) -> list[str]:
+    """The command line with the place of each `--config`, a path or a shipped recipe's name; a
+    recipe that changes another is written out whole into `scratch`."""
     found = list(arguments)
     for place, word in enumerate(arguments):
         if word == "--config" and place + 1 < len(arguments):
-            found[place + 1] = str(find(arguments[place + 1]))
+            found[place + 1] = str(whole_recipe(arguments[place + 1], scratch))
         elif word.startswith("--config="):
-            found[place] = f"--config={find(word.partition('=')[2])}"
+            found[place] = f"--config={whole_recipe(word.partition('=')[2], scratch)}"
     return found
+
+
+def whole_recipe(name: str, scratch: Path) -> Path:
+    """The file of a recipe, or of what it and its base make together."""
+    file = find(name)
+    if not has_base(file):
+        return file
+    whole = scratch / f"{len(list(scratch.iterdir()))}-{file.name}"
+    whole.write_text(yaml.safe_dump(read_merged(file), sort_keys=False), encoding="utf-8")
+    return whole
 
 
 def build_parser(options: type, prog: str, epilog: str) -> ArgumentParser:

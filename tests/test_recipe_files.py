@@ -1,0 +1,70 @@
+"""A recipe that changes another one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from vlds.config import parse_recipe, save_recipe
+from vlds.recipe_files import merged, read_merged
+
+
+def write(file: Path, tree: dict[str, Any]) -> Path:
+    file.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return file
+
+
+def test_mappings_are_merged_and_the_rest_is_replaced(tmp_path: Path) -> None:
+    write(
+        tmp_path / "a.yaml",
+        {"tasks": {"t": {"class_path": "VQA", "init_args": {"x": 1, "y": [2]}}}},
+    )
+    write(
+        tmp_path / "b.yaml", {"base": "a.yaml", "tasks": {"t": {"init_args": {"y": [3]}}, "u": 4}}
+    )
+    last = write(tmp_path / "c.yaml", {"base": "b.yaml", "seed": 5})
+    task = {"class_path": "VQA", "init_args": {"x": 1, "y": [3]}}
+    assert read_merged(last) == {"tasks": {"t": task, "u": 4}, "seed": 5}
+
+
+def test_another_class_takes_nothing_over() -> None:
+    old = {"class_path": "T5", "init_args": {"path": "a"}}
+    new = {"class_path": "Bart", "init_args": {"config": "b"}}
+    assert merged({"backbone": old}, {"backbone": new}, ()) == {"backbone": new}
+    same = {"class_path": "T5", "init_args": {"config": "b"}}
+    both = {"class_path": "T5", "init_args": {"path": "a", "config": "b"}}
+    assert merged({"backbone": old}, {"backbone": same}, ()) == {"backbone": both}
+
+
+def test_methods_are_replaced_as_a_whole(tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", {"methods": {"adapter": {"class_path": "Adapter"}}})
+    changed = write(tmp_path / "b.yaml", {"base": "a.yaml", "methods": {}})
+    assert read_merged(changed) == {"methods": {}}
+
+
+def test_the_base_lies_beside_the_recipe_or_comes_with_vlds(tmp_path: Path) -> None:
+    own = write(tmp_path / "own.yaml", {"base": "recipes/demo.yaml", "training": {"steps": 7}})
+    recipe = parse_recipe(["--config", str(own), "--seed", "3"])
+    assert (recipe.training.steps, recipe.seed, list(recipe.methods)) == (7, 3, ["adapter"])
+    save_recipe(recipe, tmp_path / "saved.yaml")
+    assert "base" not in yaml.safe_load((tmp_path / "saved.yaml").read_text("utf-8"))
+    assert parse_recipe(["--config", str(tmp_path / "saved.yaml")]) == recipe
+
+
+def test_mistakes(tmp_path: Path) -> None:
+    first = write(tmp_path / "a.yaml", {"base": "b.yaml"})
+    write(tmp_path / "b.yaml", {"base": "a.yaml"})
+    with pytest.raises(ValueError, match=r"base: a.yaml -> b.yaml -> a.yaml is a circle"):
+        parse_recipe(["--config", str(first)])
+    lost = write(tmp_path / "c.yaml", {"base": "nowhere.yaml"})
+    with pytest.raises(ValueError, match=r"no such file: nowhere\.yaml"):
+        parse_recipe(["--config", str(lost)])
+    wrong = write(tmp_path / "d.yaml", {"base": "recipes/demo.yaml", "sead": 3})
+    with pytest.raises(ValueError, match=r"sead.*seed"):
+        parse_recipe(["--config", str(wrong)])
+    (tmp_path / "e.yaml").write_text("base: recipes/demo.yaml\noutput: [a\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"e.yaml: no YAML"):
+        parse_recipe(["--config", str(tmp_path / "e.yaml")])

@@ -1,0 +1,57 @@
+"""Recipes that change another one: `base: FILE` in a recipe, relative to its own folder.
+
+Mappings are merged key by key, and so are the init_args of one class; everything else is replaced.
+`methods` is replaced as a whole: what is tuned stands in one place.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vlds.resources import find
+
+BASE = "base"
+WHOLE = ("methods",)
+"""Keys of a recipe that are not merged."""
+
+
+def has_base(file: Path) -> bool:
+    """Whether a recipe changes another one."""
+    return any(line.startswith(f"{BASE}:") for line in file.read_text("utf-8").splitlines())
+
+
+def read_merged(file: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A recipe with what it takes from its base.
+
+    Errors: ValueError for a base that is not there, or that leads back to the recipe.
+    """
+    if file.resolve() in seen:
+        chain = " -> ".join(path.name for path in (*seen, file))
+        raise ValueError(f"base: {chain} is a circle; a recipe cannot stand on itself")
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file}: no YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"{file}: a recipe is a mapping of keys, and this is none")
+    name = tree.pop(BASE, None)
+    if name is None:
+        return tree
+    beside = file.parent / str(name)
+    base = beside if beside.exists() else find(str(name))
+    return merged(read_merged(base, (*seen, file.resolve())), tree, WHOLE)
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any], whole: tuple[str, ...]) -> dict[str, Any]:
+    """`base` with `changes` in it."""
+    result = dict(base)
+    for key, value in changes.items():
+        old = base.get(key)
+        mergeable = isinstance(old, dict) and isinstance(value, dict) and key not in whole
+        if mergeable and value.get("class_path") in (None, old.get("class_path")):
+            value = merged(old, value, ())
+        result[key] = value
+    return result

@@ -50,8 +50,8 @@ def merged(base: dict[str, Any], changes: dict[str, Any], whole: tuple[str, ...]
     result = dict(base)
     for key, value in changes.items():
         old = base.get(key)
-        mergeable = isinstance(old, dict) and isinstance(value, dict) and key not in whole
-        if mergeable and value.get("class_path") in (None, old.get("class_path")):
-            value = merged(old, value, ())
+        if isinstance(old, dict) and isinstance(value, dict) and key not in whole:
+            same_class = value.get("class_path") in (None, old.get("class_path"))
+            value = merged(old, value, ()) if same_class else value
         result[key] = value
     return result

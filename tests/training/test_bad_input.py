@@ -72,6 +72,15 @@ def test_more_parts_than_examples(world: Path, tmp_path: Path) -> None:
     assert "data.parts: 5, but a micro-batch has 4 examples; give at most that many" in message
 
 
+def test_parts_that_would_be_recomputed(world: Path, tmp_path: Path) -> None:
+    recipe = world_recipe(world, tmp_path)
+    data = DataConfig(global_batch_size=8, parts=2)
+    training = replace(recipe.training, activation_checkpointing=True)
+    message = complaint(replace(recipe, data=data, training=training))
+    assert "data.parts: 2 with training.activation_checkpointing" in message
+    assert "data.micro_batch_size" in message
+
+
 @pytest.mark.parametrize("family", [T5, Bart])
 def test_a_backbone_that_is_not_there(family: type[T5 | Bart]) -> None:
     """What a user sees who has not converted it yet."""

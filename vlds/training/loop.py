@@ -28,6 +28,7 @@ from vlds.training.evaluate import (
     evaluation_sources,
     training_sources,
 )
+from vlds.training.gradients import GradientWatch
 from vlds.training.optim import parameter_groups, schedule_factor, set_learning_rate
 from vlds.training.precision import PRECISIONS, slow_precision
 from vlds.training.signals import StopRequest, stop_on_signals
@@ -103,6 +104,12 @@ def prepare(recipe: Recipe, ranks: Ranks, resume: bool) -> Prepared:
         raise ValueError(
             f"data.parts: {recipe.data.parts}, but a micro-batch has {plan.micro_batch_size} "
             "examples; give at most that many"
+        )
+    if recipe.data.parts > 1 and recipe.training.activation_checkpointing:
+        raise ValueError(
+            f"data.parts: {recipe.data.parts} with training.activation_checkpointing: the layers "
+            "of one part cannot be recomputed after another part; use smaller micro-batches "
+            "(data.micro_batch_size) in the place of parts"
         )
     if ranks.is_first and (warning := slow_precision(recipe.training.precision, ranks.device)):
         print(warning, flush=True)
@@ -222,6 +229,7 @@ def announce(run: Run) -> None:
 def loop(run: Run, plan: BatchPlan, stop: StopRequest) -> int:
     """Steps until the last one, or until someone asks for a stop."""
     config, engine = run.recipe.training, run.engine
+    watch = GradientWatch(engine.model, engine.model.parts, run.ranks)
     micro_batches = iter(blanked(run.stream) if run.recipe.data.blank_images else run.stream)
     if config.evaluate_first and engine.steps_done == 0:
         tell_evaluation(run)
@@ -234,6 +242,8 @@ def loop(run: Run, plan: BatchPlan, stop: StopRequest) -> int:
             step, report, factor * run.recipe.optimizer.learning_rate, run.stream.num_bad
         )
         stopping, last = run.ranks.any(stop.reason is not None), step == config.steps
+        for line in watch.after_step(last):
+            run.tracker.say(line)
         if stopping or last or step % config.save_every == 0:
             save_state(run)
         if stopping and not last:

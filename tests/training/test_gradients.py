@@ -1,0 +1,115 @@
+"""A run notices weights that should train and do not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.rank_pool import RankPool
+from tests.training.toys import (
+    NUM_EXAMPLES,
+    Case,
+    build,
+    engine,
+    global_batch,
+    make_case,
+    own_micro_batches,
+    recipe,
+)
+from vlds.methods import Adapter, Method
+from vlds.methods.base import LinearExtension, extend_linear, find_linears
+from vlds.models.visual_embedding import VisualEmbeddingConfig
+from vlds.training.engine import start_ranks
+from vlds.training.gradients import WATCHED_STEPS, GradientWatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forgotten(Method):
+    """Weights whose module does not use them."""
+
+    used: int = 0
+    """How many of the modules do."""
+
+    def attach(self, name: str, model: nn.Module, targets, tasks: Sequence[str], routing):  # type: ignore[no-untyped-def]
+        trained: list[nn.Parameter] = []
+        for number, path in enumerate(find_linears(model, targets, "ffn_out")):
+            module = Shift(number < self.used)
+            extend_linear(model, path, name, module)
+            trained += module.parameters()
+        return trained
+
+
+class Shift(LinearExtension):
+    """Adds a number, or forgets it."""
+
+    def __init__(self, used: bool) -> None:
+        super().__init__()
+        self.used = used
+        self.shift = nn.Parameter(torch.ones(1))
+
+    def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        return outputs + self.shift if self.used else outputs
+
+
+def lines_of(case: Case) -> list[list[str]]:
+    """What a rank is told after each of some steps; the error in its place."""
+    made, plan = engine(case)
+    watch = GradientWatch(made.model, made.model.parts, made.ranks)
+    told: list[list[str]] = []
+    for step in range(WATCHED_STEPS + 1):
+        made.step(own_micro_batches(global_batch(step % 2), made, plan))
+        try:
+            told.append(watch.after_step(last=False))
+        except ValueError as error:
+            told.append([str(error)])
+            break
+    made.close()
+    return told
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_nothing_is_said_of_weights_that_train(
+    stage: int, ranks2: RankPool, tmp_path: Path
+) -> None:
+    method = Adapter(reduction=4, sharing="multiple", init="identity")
+    for told in ranks2.run(lines_of, make_case(tmp_path, stage=stage, method=method)):
+        assert told == [[]] * (WATCHED_STEPS + 1)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_modules_that_are_never_run(stage: int, ranks2: RankPool, tmp_path: Path) -> None:
+    some, none = (make_case(tmp_path, stage=stage, method=Forgotten(used=used)) for used in (3, 0))
+    told = ranks2.run(lines_of, some)
+    assert told[0] == told[1]
+    (line,) = told[0][0]
+    assert "takes no part in the loss, and will not train: backbone.decoder.block.1" in line
+    assert told[0][1:] == [[]] * WATCHED_STEPS
+    for told in ranks2.run(lines_of, none):
+        (error,) = told[0]
+        assert error.startswith("method: none of its 4 trainable tensors takes part in the loss")
+
+
+def lines_without_boxes(case: Case) -> list[list[str]]:
+    """What a rank is told of a model whose boxes are all zero."""
+    run = replace(recipe(case), visual_embedding=VisualEmbeddingConfig())
+    model, ranks = build(run), start_ranks(60)
+    watch, told = GradientWatch(model, model.parts, ranks), []
+    for step in range(2):
+        model(global_batch(step), torch.ones(NUM_EXAMPLES)).loss.backward()
+        told.append(watch.after_step(last=step == 1))
+    return told
+
+
+def test_boxes_of_zeros(ranks2: RankPool, tmp_path: Path) -> None:
+    """The projection of boxes has a gradient only where boxes are not zero."""
+    (first, last), _ = ranks2.run(lines_without_boxes, make_case(tmp_path))
+    assert first == []
+    assert last == [
+        "no gradient in 2 steps: visual_embedding.box_projection.weight (the boxes are all zero: "
+        "visual_embedding.boxes, or the data's)"
+    ]

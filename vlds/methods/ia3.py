@@ -114,7 +114,7 @@ class OutputFactors(LinearExtension):
 
     def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """(b, l, out) -> (b, l, out)."""
-        return outputs * self.routing.of_rows(self.factors[:, None])
+        return outputs * factors_of_rows(self.factors, self.routing)
 
 
 class InputFactors(InputExtension):
@@ -126,4 +126,9 @@ class InputFactors(InputExtension):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(b, l, in) -> (b, l, in)."""
-        return inputs * self.routing.of_rows(self.factors[:, None])
+        return inputs * factors_of_rows(self.factors, self.routing)
+
+
+def factors_of_rows(factors: Tensor, routing: TaskRouting) -> Tensor:
+    """(b, 1, d): each row's factors; (d,) where tasks share them, whatever the rows are."""
+    return factors[0] if len(factors) == 1 else routing.of_rows(factors[:, None])

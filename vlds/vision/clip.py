@@ -31,6 +31,7 @@ class ClipVision(VisionEncoder):
 
     roles: ClassVar[dict[str, tuple[str, ...]]] = {
         "attn_q": ("*.encoder.layers.*.self_attn.q_proj", "*.*.encoder.layers.*.self_attn.q_proj"),
+        "attn_k": ("*.encoder.layers.*.self_attn.k_proj", "*.*.encoder.layers.*.self_attn.k_proj"),
         "attn_v": ("*.encoder.layers.*.self_attn.v_proj", "*.*.encoder.layers.*.self_attn.v_proj"),
         "attn_out": (
             "*.encoder.layers.*.self_attn.out_proj",

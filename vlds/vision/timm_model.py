@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import timm
 import torch
@@ -22,6 +22,13 @@ from vlds.vision.base import GridEncoder, VisionEncoder, load_weights, on_meta
 @dataclass(frozen=True, kw_only=True)
 class Timm(VisionEncoder):
     """A timm model's last feature map."""
+
+    roles: ClassVar[dict[str, tuple[str, ...]]] = {
+        "attn_out": ("net.blocks.*.attn.proj",),
+        "ffn_in": ("net.blocks.*.mlp.fc1",),
+        "ffn_out": ("net.blocks.*.mlp.fc2",),
+    }
+    """Those of vision transformers; convolutional nets have none."""
 
     model: str
     """timm's name of the model, like resnet101_clip.openai; `timm.list_models()` lists them."""

@@ -1,0 +1,75 @@
+"""Methods in the vision encoder: tasks share them, and pictures are not examples."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.models.toys import backbone, batch, build
+from vlds.backbones import T5
+from vlds.methods import IA3, Adapter, BitFit, Compacter, LoRA, LowRankAdapter, Method
+from vlds.schema import Batch
+from vlds.vision import ClipVision, ConvNet, Timm, VisionEncoder
+
+CLIP = {
+    "model_type": "clip_vision_model", "hidden_size": 16, "intermediate_size": 24,
+    "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 24, "patch_size": 8,
+}  # fmt: skip
+METHODS: dict[str, Method] = {
+    "adapter": Adapter(part="vision", reduction=4),
+    "compacter": Compacter(part="vision", reduction=4),
+    "low rank": LowRankAdapter(part="vision", reduction=4),
+    "lora": LoRA(part="vision", rank=2, train_biases=False),
+    "ia3": IA3(part="vision"),
+    "bitfit": BitFit(part="vision"),
+}
+
+
+def pictures() -> Batch:
+    """Four examples about three pictures, the last of two."""
+    examples = batch()
+    generator = torch.Generator().manual_seed(0)
+    examples.images = torch.randint(0, 256, (3, 3, 24, 24), dtype=torch.uint8, generator=generator)
+    examples.features = examples.boxes = None
+    return examples
+
+
+def clip(folder: Path) -> VisionEncoder:
+    """A tiny CLIP with random weights."""
+    (folder / "clip.json").write_text(json.dumps(CLIP), encoding="utf-8")
+    return ClipVision(config=str(folder / "clip.json"))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_trains_in_clip(name: str, tmp_path: Path) -> None:
+    methods = {"eyes": METHODS[name], "words": Adapter(reduction=4, sharing="multiple")}
+    model = build(backbone(T5, tmp_path), methods, vision=clip(tmp_path)).eval()
+    assert not model.vision.frozen
+    model(pictures(), torch.ones(4)).loss.backward()
+    mine = [n for n, part in model.parts.items() if part == "eyes"]
+    assert mine
+    assert all(n.startswith("vision.") for n in mine)
+    named = dict(model.named_parameters())
+    reached = [n for n in mine if named[n].grad is not None and named[n].grad.any()]
+    zero_at_first = {"lora": ".a"}.get(name, "-")
+    # CLIP's norm behind the class token is not on the way to the grid.
+    aside = {n for n in mine if "post_layernorm" in n or n.endswith(zero_at_first)}
+    assert set(mine) - aside == set(reached)
+
+
+def test_a_vision_transformer_of_timm(tmp_path: Path) -> None:
+    encoder = Timm(model="vit_tiny_patch16_224", image_size=32)
+    with torch.device("meta"):
+        model = build(backbone(T5, tmp_path), {"eyes": METHODS["adapter"]}, vision=encoder)
+    assert sum(part == "eyes" for part in model.parts.values()) == 12 * 2 * 4
+
+
+def test_an_encoder_without_roles_says_so(tmp_path: Path) -> None:
+    encoder = ConvNet(image_size=24, grid=3, widths=[4, 4, 4])
+    with pytest.raises(
+        ValueError, match=r"methods.eyes: .* plays the role 'attn_out'; its roles: n"
+    ):
+        build(backbone(T5, tmp_path), {"eyes": METHODS["adapter"]}, vision=encoder)

@@ -185,6 +185,7 @@ Role = Literal[
     "ffn_in",
     "ffn_out",
     "norm",
+    "decoder_positions",
 ]
 """Where a method can attach; `attn_*` is self-attention in both stacks."""
 

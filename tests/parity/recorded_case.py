@@ -27,6 +27,7 @@ from vlds.convert.reference_keys import (
 from vlds.methods import (
     Adapter,
     Compacter,
+    DecoderPromptTuning,
     Full,
     Hyperformer,
     LoRA,
@@ -43,7 +44,6 @@ from vlds.vision import StoredFeatures
 
 FOLDER = Path(os.environ.get("VLDS_GOLDENS", Path(__file__).resolve().parents[1] / "golden"))
 NOT_BUILT = {
-    "decoder_prompt_len": "PromptTuning (decoder)",
     "track_z": "Adapter's track_z loss",
     "unfreeze_lm_head": "training the token table alone",
 }
@@ -223,6 +223,12 @@ def methods_of(
         methods["prompts"] = PromptTuning(
             sharing="single" if "use_single_prompt" in on else "multiple",
             length=int(flags["encoder_prompt_len"]),
+            hidden_dim=int(flags["mid_dim"]),
+        )
+    if "decoder_prompt_len" in on:
+        methods["decoder_prompts"] = DecoderPromptTuning(
+            sharing="single" if "use_single_prompt" in on else "multiple",
+            length=int(flags["decoder_prompt_len"]),
             hidden_dim=int(flags["mid_dim"]),
         )
     # On T5 the flag finds no norm, since the original's T5 has its own class of them.

@@ -29,6 +29,7 @@ from vlds.methods import (
     IA3,
     BitFit,
     Compacter,
+    DecoderPromptTuning,
     Hyperformer,
     LoRA,
     LowRankAdapter,
@@ -189,13 +190,15 @@ METHODS = {
         pytest.param(*variant, marks=() if variant[2] == 3 else pytest.mark.slow)
         for variant in product(METHODS, ("T5", "Bart"), (2, 3))
         if variant[1] == "T5" or variant[2] == 3
-    ],
+    ]
+    + [("decoder prompts", "Bart", 3)],
 )
 def test_every_method_is_the_same_on_two_ranks(
     name: str, family: str, stage: int, ranks2: RankPool, tmp_path: Path
 ) -> None:
     """With tasks mixed over the ranks."""
-    case = make_case(tmp_path, family=family, stage=stage, method=METHODS[name])
+    methods = {**METHODS, "decoder prompts": DecoderPromptTuning(length=3, hidden_dim=5)}
+    case = make_case(tmp_path, family=family, stage=stage, method=methods[name])
     assert_same_as_plain_torch(ranks2, case)
 
 

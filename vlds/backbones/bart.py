@@ -46,6 +46,7 @@ class Bart(Backbone):
             "model.*.layers.*.encoder_attn_layer_norm",
             "model.*.layers.*.final_layer_norm",
         ),
+        "decoder_positions": ("model.decoder.embed_positions",),
     }
 
     def read_tokenizer(self, source: str) -> Any:

@@ -58,12 +58,13 @@ HYPERNET = {
     for ours, theirs in GENERATOR_KINDS.items()
 }
 """Tensors of a stack's network: ours -> theirs."""
+PROMPT_OWNERS = {"network": "encoder.", "decoder_network": ""}
 PROMPTS = {
-    "network.table": "0.weight",
-    "network.hidden_weight": "1.weight",
-    "network.hidden_bias": "1.bias",
-    "network.output_weight": "3.weight",
-    "network.output_bias": "3.bias",
+    "table": "0.weight",
+    "hidden_weight": "1.weight",
+    "hidden_bias": "1.bias",
+    "output_weight": "3.weight",
+    "output_bias": "3.bias",
 }
 LORA = {"a": "lora_As", "b": "lora_Bs"}
 EXTENSION = re.compile(r"backbone\.(?P<place>.+)\.extensions\.(?P<method>\w+)\.(?P<leaf>[\w.]+)")
@@ -127,9 +128,10 @@ def adapter_tensors(
 def model_tensors(leaf: str, length: int, tasks: Sequence[str]) -> list[ReferenceTensor]:
     """Tensors beside the model: of prompts, where `leaf` is network.table, ..., and of
     Hyperformer's networks, task_embeddings.weight, stacks.encoder_block.hidden.weight, ..."""
-    if leaf in PROMPTS:
-        key = f"encoder.prompt_modules.prompts.{{task}}.prefix_embedding.{PROMPTS[leaf]}"
-        return per_task(key, length, tasks)
+    owner, _, rest = leaf.partition(".")
+    if owner in PROMPT_OWNERS:
+        prompts = f"{PROMPT_OWNERS[owner]}prompt_modules.prompts"
+        return per_task(f"{prompts}.{{task}}.prefix_embedding.{PROMPTS[rest]}", length, tasks)
     if leaf == "task_embeddings.weight":
         return per_task("shared_task_embed.task_to_embeddings.{task}", length, tasks)
     for pattern, place in HYPERNET.items():

@@ -7,6 +7,7 @@ from vlds.methods.adapter import Adapter
 from vlds.methods.base import Method
 from vlds.methods.bitfit import BitFit
 from vlds.methods.compacter import Compacter
+from vlds.methods.decoder_prompt_tuning import DecoderPromptTuning
 from vlds.methods.full import Full
 from vlds.methods.hyperformer import Hyperformer
 from vlds.methods.ia3 import IA3
@@ -20,6 +21,7 @@ __all__ = [
     "Adapter",
     "BitFit",
     "Compacter",
+    "DecoderPromptTuning",
     "Full",
     "Hyperformer",
     "LoRA",

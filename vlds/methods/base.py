@@ -12,7 +12,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -79,9 +79,23 @@ class InputExtension(nn.Module):
 class ModelExtension(nn.Module):
     """What a method adds to a backbone as a whole. Runs once before each pass of the encoder."""
 
+    runs_layers: ClassVar[bool] = False
+    """Whether it runs layers of the model, and so comes after those that the layers need."""
+
     def forward(self) -> Tensor | None:
         """(b, p, d) what stands before the text in the encoder's input, or None."""
         raise NotImplementedError
+
+
+class MadeForBatch:
+    """What a module has made for the running batch. It is no part of the model's state: a copy of
+    the model starts without it."""
+
+    def __init__(self) -> None:
+        self.value: Any = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MadeForBatch:
+        return MadeForBatch()
 
 
 class ExtendedLinear(nn.Linear):
@@ -149,6 +163,20 @@ def find_linears(model: nn.Module, targets: TargetModules, role: str) -> list[st
     return found
 
 
+def find_modules(model: nn.Module, targets: TargetModules, role: str) -> list[nn.Module]:
+    """The modules that play a role.
+
+    Errors: ValueError where none does.
+    """
+    patterns = [pattern_of(path) for path in targets.paths.get(role, ())]
+    found = [m for path, m in model.named_modules() if any(p.fullmatch(path) for p in patterns)]
+    if not found:
+        raise ValueError(
+            f"no module of {type(model).__name__} plays the role '{role}'; choose another method"
+        )
+    return found
+
+
 def pattern_of(path: str) -> re.Pattern[str]:
     """A path pattern as a regular expression; `*` stands for one segment."""
     return re.compile(re.escape(path).replace(r"\*", r"[^.]+"))
@@ -198,6 +226,17 @@ def extend_model(model: nn.Module, name: str, extension: ModelExtension) -> None
     if not hasattr(model, "extensions"):
         model.add_module("extensions", nn.ModuleDict())
     extensions = model.get_submodule("extensions")
+    assert isinstance(extensions, nn.ModuleDict)
+    extensions[name] = extension
+
+
+def extend_attention(model: nn.Module, path: str, name: str, extension: nn.Module) -> None:
+    """Let `extension`(keys, values) -> (keys, values), all (b, heads, s, d), act in the attention
+    whose key projection is at a path."""
+    attention = model.get_submodule(path.rpartition(".")[0])
+    if not hasattr(attention, "key_value_extensions"):
+        attention.add_module("key_value_extensions", nn.ModuleDict())
+    extensions = attention.get_submodule("key_value_extensions")
     assert isinstance(extensions, nn.ModuleDict)
     extensions[name] = extension
 

@@ -19,7 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlds.methods.adapter import Adapter, linear_layers, materialise
-from vlds.methods.base import ModelExtension, check_sharing, extend_linear, extend_model
+from vlds.methods.base import (
+    MadeForBatch,
+    ModelExtension,
+    check_sharing,
+    extend_linear,
+    extend_model,
+)
 from vlds.methods.bottleneck import Bottleneck, BottleneckModule, Half, Place
 from vlds.methods.routing import TaskRouting
 from vlds.schema import Role, TargetModules
@@ -81,17 +87,6 @@ class Hyperformer(Bottleneck):
         return adapter
 
 
-class Generated:
-    """The weights made for the running batch, by stack, kind and layer. Not part of the model's
-    state: a copy of the model starts without them."""
-
-    def __init__(self) -> None:
-        self.halves: dict[tuple[str, str, int], tuple[list[Half], list[Half]]] = {}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Generated:
-        return Generated()
-
-
 class HyperNetworks(ModelExtension):
     """One network a stack; the stacks share the embeddings of the tasks."""
 
@@ -99,7 +94,8 @@ class HyperNetworks(ModelExtension):
         self, config: Hyperformer, places: list[Place], num_tasks: int, init_std: float | None
     ) -> None:
         super().__init__()
-        self.generated = Generated()
+        self.generated = MadeForBatch()
+        self.generated.value = {}
         weight = places[0].linear.weight
         options: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
         self.task_embeddings = table(num_tasks, config.task_dim, 1.0, options)
@@ -124,7 +120,7 @@ class HyperNetworks(ModelExtension):
                 num_layers = down_weight.shape[1]
                 for layer in range(num_layers):
                     of_layer = slice(layer, None, num_layers)  # one for each task
-                    self.generated.halves[name, kind, layer] = down[of_layer], up[of_layer]
+                    self.generated.value[name, kind, layer] = down[of_layer], up[of_layer]
 
 
 class HyperNetwork(nn.Module):
@@ -209,7 +205,7 @@ class HyperformerModule(BottleneckModule):
     """The bottlenecks behind one layer; their weights come with the batch."""
 
     def __init__(
-        self, config: Hyperformer, place: Place, generated: Generated, routing: TaskRouting
+        self, config: Hyperformer, place: Place, generated: MadeForBatch, routing: TaskRouting
     ) -> None:
         super().__init__(config, place.linear, routing)
         self.generated = generated
@@ -218,7 +214,8 @@ class HyperformerModule(BottleneckModule):
 
     def halves(self) -> tuple[list[Half], list[Half]]:
         """Those made for this layer."""
-        return self.generated.halves[self.key]
+        made: tuple[list[Half], list[Half]] = self.generated.value[self.key]
+        return made
 
 
 def table(rows: int, width: int, std: float, options: dict[str, Any]) -> nn.Embedding:

@@ -9,12 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from vlds.methods.base import Method, ModelExtension, extend_model, find_linears
+from vlds.methods.base import (
+    MadeForBatch,
+    Method,
+    ModelExtension,
+    extend_attention,
+    extend_model,
+    find_linears,
+)
 from vlds.methods.prompt_network import PromptNetwork
 from vlds.methods.routing import TaskRouting
 from vlds.schema import Role, TargetModules
@@ -66,12 +73,8 @@ class PrefixTuning(Method):
         )
         prefixes = Prefixes(network, 2 * len(paths))
         for number, path in enumerate(paths):
-            attention = model.get_submodule(path.rpartition(".")[0])
-            if not hasattr(attention, "key_value_extensions"):
-                attention.add_module("key_value_extensions", nn.ModuleDict())
-            extensions = attention.get_submodule("key_value_extensions")
-            assert isinstance(extensions, nn.ModuleDict)
-            extensions[name] = Prefix(prefixes.made, number, routing)
+            prefix = Prefix(prefixes.made, number, routing)
+            extend_attention(model, path, name, prefix)
         extend_model(model, name, prefixes)
         return list(network.parameters())
 
@@ -83,40 +86,29 @@ class PrefixTuning(Method):
         return replace(self, hidden_dim=None)
 
 
-class Made:
-    """The prefixes made for the running batch. Not part of the model's state: a copy of the model
-    starts without them."""
-
-    def __init__(self) -> None:
-        self.pieces: Sequence[Tensor] = ()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Made:
-        return Made()
-
-
 class Prefixes(ModelExtension):
     """The prefixes of all tasks and attentions."""
 
     def __init__(self, network: PromptNetwork, num_pieces: int) -> None:
         super().__init__()
         self.network, self.num_pieces = network, num_pieces
-        self.made = Made()
+        self.made = MadeForBatch()
 
     def forward(self) -> None:
         """Make the keys and values of all attentions."""
-        self.made.pieces = self.network().chunk(self.num_pieces, dim=-1)
+        self.made.value = self.network().chunk(self.num_pieces, dim=-1)
 
 
 class Prefix(nn.Module):
     """The prefixes of one attention."""
 
-    def __init__(self, made: Made, number: int, routing: TaskRouting) -> None:
+    def __init__(self, made: MadeForBatch, number: int, routing: TaskRouting) -> None:
         super().__init__()
         self.made, self.number, self.routing = made, number, routing
 
     def forward(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """(b, heads, s, d) keys and values -> (b, heads, p + s, d)."""
-        pair = self.made.pieces[2 * self.number : 2 * self.number + 2]
+        pair = self.made.value[2 * self.number : 2 * self.number + 2]
         num_heads = keys.shape[1]
         own = [
             self.routing.of_rows(piece).unflatten(-1, (num_heads, -1)).transpose(1, 2)

@@ -22,13 +22,14 @@ class TaskRouting:
         self.tasks: list[int] = []
         """Numbers of the tasks present, in rising order."""
         self._counts: list[int] = []
-        self._rows = torch.empty(0, dtype=torch.long)
+        self._index = self._rows = torch.empty(0, dtype=torch.long)
         self._order = torch.empty(0, dtype=torch.long)
         self._inverse = torch.empty(0, dtype=torch.long)
 
     def set(self, task_index: Tensor, device: torch.device | str = "cpu") -> None:
         """Take the tasks of a new batch: (b,) on the CPU, since they steer Python."""
         assert task_index.device.type == "cpu", "task_index stays on the CPU"
+        self._index = task_index
         self.num_rows = len(task_index)
         tasks, counts = torch.unique(task_index, return_counts=True)
         self.tasks, self._counts = tasks.tolist(), counts.tolist()
@@ -49,6 +50,16 @@ class TaskRouting:
         finally:
             self.set(task_index, device)
 
+    @contextmanager
+    def each_task(self) -> Iterator[None]:
+        """Inside, there is one row for each task of the batch."""
+        index, device = self._index, self._rows.device
+        self.set(torch.tensor(self.tasks), device)
+        try:
+            yield
+        finally:
+            self.set(index, device)
+
     def apply(self, function: Callable[[Tensor, int], Tensor], states: Tensor) -> Tensor:
         """Run `function(rows, task)` on each task's rows of `states` (b, ...), and put the rows
         back in order."""
@@ -66,3 +77,8 @@ class TaskRouting:
         if len(stacked) == 1:
             return stacked.expand(self.num_rows, *stacked.shape[1:])
         return stacked[self._rows]
+
+    def of_present(self, stacked: Tensor) -> Tensor:
+        """Tensors of the tasks present, as in `each_task`, (k, ...) -> each row's, (b, ...)."""
+        present = torch.tensor(self.tasks, device=stacked.device)
+        return stacked[torch.searchsorted(present, self._rows)]

@@ -141,8 +141,9 @@ class VLModel(nn.Module):
 
     def method_prompts(self) -> Tensor | None:
         """Run what methods have put beside the backbone: (b, p, d) what precedes the text."""
-        extensions = getattr(self.backbone, "extensions", None)
-        found = [extension() for extension in extensions.values()] if extensions else []
+        extensions = list(getattr(self.backbone, "extensions", {}).values())
+        extensions.sort(key=lambda extension: extension.runs_layers)
+        found = [extension() for extension in extensions]
         prompts = [prompt for prompt in found if prompt is not None]
         return torch.cat(prompts, dim=1) if prompts else None
 

@@ -1,0 +1,105 @@
+"""Prompts of the decoder are what Hugging Face's own cache makes of them."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache, EncoderDecoderCache
+
+from tests.models.toys import backbone, batch, build
+from vlds.backbones import T5, Bart
+from vlds.methods import Adapter, DecoderPromptTuning, Hyperformer, Method
+from vlds.models.vl_model import VLModel
+from vlds.schema import Batch, Decoding
+
+ROWS = (0, 1, 0, 2)
+
+
+def tuned(folder: Path, sharing: str, **others: Method) -> VLModel:
+    """A model with prompts of its decoder, in float64."""
+    prompts = DecoderPromptTuning(length=5, hidden_dim=6, sharing=sharing)  # type: ignore[arg-type]
+    methods = {"prompts": prompts, **others}
+    return build(backbone(Bart, folder), methods, dtype=torch.float64).eval()
+
+
+def expected_logits(model: VLModel, plain: VLModel, examples: Batch, sharing: str) -> Tensor:
+    """From a model without prompts: run them first, and go on from the cache."""
+    made = model.backbone.extensions["prompts"].decoder_network()
+    rows = made[torch.tensor(ROWS)] if sharing == "multiple" else made.expand(4, -1, -1)
+    states, mask = plain.encode(examples)
+    decoder = plain.backbone.get_decoder()
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    decoder(inputs_embeds=rows, cache=cache, use_cache=True)
+    output = decoder(
+        input_ids=plain.backbone.prepare_decoder_input_ids_from_labels(examples.labels),
+        encoder_hidden_states=states,
+        encoder_attention_mask=mask,
+        cache=cache,
+        use_cache=True,
+    )
+    return plain.vocabulary_logits(output.last_hidden_state)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("sharing", ["single", "multiple"])
+@pytest.mark.parametrize(
+    "other",
+    [
+        Adapter(reduction=4, sharing="multiple"),
+        Hyperformer(reduction=4, task_dim=6, hidden_dim=5, projected_dim=4),
+    ],
+    ids=["adapters", "hyperformer"],
+)
+def test_the_prompts_run_first(sharing: str, other: Method, tmp_path: Path) -> None:
+    """With other methods in the decoder too, which the original code could not do."""
+    model = tuned(tmp_path, sharing, other=other)
+    plain = build(backbone(Bart, tmp_path), {"other": other}, dtype=torch.float64).eval()
+    plain.load_state_dict(model.state_dict(), strict=False)
+    examples = batch(ROWS)
+    found = model.logits(examples)
+    assert (found - expected_logits(model, plain, examples, sharing)).abs().max() < 1e-12
+    assert (found - plain.logits(examples)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("sharing", ["single", "multiple"])
+def test_every_weight_trains_and_a_copy_starts_anew(sharing: str, tmp_path: Path) -> None:
+    model = tuned(tmp_path, sharing)
+    model(batch(ROWS), torch.ones(4)).loss.backward()
+    for name, parameter in model.named_parameters():
+        if model.parts.get(name) == "prompts":
+            assert parameter.grad is not None, name
+            assert parameter.grad.any(), name
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        assert torch.equal(twin.logits(batch(ROWS)), model.logits(batch(ROWS)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_answers_do_not_depend_on_the_other_rows(num_beams: int, tmp_path: Path) -> None:
+    model, examples = tuned(tmp_path, "multiple"), batch(ROWS)
+    decoding = Decoding(num_beams=num_beams, max_new_tokens=6)
+    together = model.generate(examples, decoding)
+    for number in range(4):
+        alone = examples.select(torch.tensor([number]))
+        assert model.generate(alone, decoding) == [together[number]]
+
+
+@torch.no_grad()
+def test_baking_keeps_the_output(tmp_path: Path) -> None:
+    model = tuned(tmp_path, "multiple")
+    before = model.logits(batch(ROWS))
+    method = DecoderPromptTuning(length=5, hidden_dim=6, sharing="multiple")
+    left = method.merge("prompts", model.backbone, ("a", "b", "c"))
+    assert left.hidden_dim is None
+    assert torch.equal(model.logits(batch(ROWS)), before)
+
+
+def test_t5_has_no_such_prompts(tmp_path: Path) -> None:
+    methods = {"prompts": DecoderPromptTuning()}
+    with pytest.raises(ValueError, match=r"methods.prompts: .* plays the role 'decoder_positions'"):
+        build(backbone(T5, tmp_path), methods)

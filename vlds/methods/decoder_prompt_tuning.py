@@ -1,0 +1,154 @@
+"""Prompts of BART's decoder, as VL-Adapter's code has them (https://arxiv.org/abs/2112.06825). They
+run through the decoder alone, without the encoder's states, and their keys and values stand before
+those of the target in every self-attention. Positions of the target count on from the prompts'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vlds.methods.base import (
+    MadeForBatch,
+    Method,
+    ModelExtension,
+    extend_attention,
+    extend_model,
+    find_linears,
+    find_modules,
+)
+from vlds.methods.prompt_network import PromptNetwork
+from vlds.methods.routing import TaskRouting
+from vlds.schema import TargetModules
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderPromptTuning(Method):
+    """Learned prompts of the decoder; BART only, whose decoder has absolute positions."""
+
+    sharing: Literal["single", "multiple"] = "single"
+    """One set of prompts for all tasks, or one per task."""
+    length: int = 40
+    """Number of prompts; the longest target becomes shorter by as many positions."""
+    hidden_dim: int | None = 800
+    """Width of the network that makes the prompts; null: they are learned as they are."""
+
+    def __post_init__(self) -> None:
+        if self.part == "vision":
+            raise ValueError("part: the vision encoder has no decoder; use backbone")
+        for name in ("length", "hidden_dim"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: got {value}; give at least 1")
+
+    def attach(
+        self,
+        name: str,
+        model: nn.Module,
+        targets: TargetModules,
+        tasks: Sequence[str],
+        routing: TaskRouting,
+    ) -> list[nn.Parameter]:
+        """Put the prompts beside the model, and a place for their keys and values into every
+        self-attention of the decoder."""
+        (positions,) = find_modules(model, targets, "decoder_positions")
+        cross = find_linears(model, targets, "cross_attn_k")
+        layers = {path.rsplit(".", 2)[0] for path in cross}
+        own = [p for p in find_linears(model, targets, "attn_k") if p.rsplit(".", 2)[0] in layers]
+        projection = model.get_submodule(own[0])
+        assert isinstance(projection, nn.Linear)
+        weight, width = projection.weight, projection.in_features
+        network = PromptNetwork(
+            1 if self.sharing == "single" else len(tasks),
+            self.length,
+            width,
+            self.hidden_dim,
+            width,
+            targets.linear_init_std,
+            {"device": weight.device, "dtype": weight.dtype},
+        )
+        positions.offset += self.length  # type: ignore[assignment, operator]
+        recorded = [RecordedPrefix(routing) for _ in own]
+        for path, prefix in zip(own, recorded, strict=True):
+            extend_attention(model, path, name, prefix)
+        decoder = model.get_decoder()  # type: ignore[operator]
+        extend_model(model, name, DecoderPrompts(network, decoder, positions, recorded, routing))
+        return list(network.parameters())
+
+    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> DecoderPromptTuning:
+        """Keep the prompts, without the network that made them."""
+        prompts = model.get_submodule(f"extensions.{name}")
+        assert isinstance(prompts, DecoderPrompts)
+        prompts.decoder_network.bake()
+        return replace(self, hidden_dim=None)
+
+
+class DecoderPrompts(ModelExtension):
+    """The prompts of all tasks, and what runs them through the decoder."""
+
+    runs_layers = True
+
+    def __init__(
+        self,
+        network: PromptNetwork,
+        decoder: nn.Module,
+        positions: Any,
+        recorded: Sequence[RecordedPrefix],
+        routing: TaskRouting,
+    ) -> None:
+        super().__init__()
+        self.decoder_network, self.routing = network, routing
+        # In a tuple, they are not this module's children: they are the model's.
+        self.others = (decoder, positions, recorded)
+
+    def forward(self) -> None:
+        """Run the prompts of the tasks present; their keys and values stay in the attentions."""
+        decoder, positions, recorded = self.others
+        prompts = self.decoder_network()
+        with self.routing.each_task(), recording(recorded), counted_from_0(positions, prompts):
+            decoder(inputs_embeds=self.routing.of_rows(prompts), use_cache=False)
+
+
+class RecordedPrefix(nn.Module):
+    """Keys and values of one attention: taken up when the prompts run, put before others' after."""
+
+    def __init__(self, routing: TaskRouting) -> None:
+        super().__init__()
+        self.routing = routing
+        self.records = False
+        self.pair = MadeForBatch()
+
+    def forward(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """(b, heads, s, d) keys and values -> (b, heads, p + s, d)."""
+        if self.records:
+            self.pair.value = keys, values
+            return keys, values
+        before = [self.routing.of_present(tensor) for tensor in self.pair.value]
+        return torch.cat([before[0], keys], dim=2), torch.cat([before[1], values], dim=2)
+
+
+@contextmanager
+def recording(prefixes: Sequence[RecordedPrefix]) -> Iterator[None]:
+    """Inside, keys and values are taken up."""
+    for prefix in prefixes:
+        prefix.records = True
+    try:
+        yield
+    finally:
+        for prefix in prefixes:
+            prefix.records = False
+
+
+@contextmanager
+def counted_from_0(positions: Any, prompts: Tensor) -> Iterator[None]:
+    """Inside, positions are those before the prompts."""
+    positions.offset -= prompts.shape[1]
+    try:
+        yield
+    finally:
+        positions.offset += prompts.shape[1]

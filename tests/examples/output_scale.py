@@ -30,9 +30,7 @@ class OutputScale(Method):
     ) -> list[nn.Parameter]:
         """Put factors behind every layer of the role."""
         trained: list[nn.Parameter] = []
-        for path in find_linears(model, targets, self.role):
-            linear = model.get_submodule(path)
-            assert isinstance(linear, nn.Linear)
+        for path, linear in find_linears(model, targets, self.role).items():
             scale = Scale(linear)
             extend_linear(model, path, name, scale)
             trained += scale.parameters()

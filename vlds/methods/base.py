@@ -140,26 +140,27 @@ def bias_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [p for name, p in model.named_parameters() if "bias" in name and is_own(name)]
 
 
-def find_linears(model: nn.Module, targets: TargetModules, role: str) -> list[str]:
-    """Paths of the linear layers that play a role.
+def find_linears(model: nn.Module, targets: TargetModules, *roles: str) -> dict[str, nn.Linear]:
+    """Path -> linear layer, of those that play the roles, role by role.
 
-    Errors: ValueError that lists the known roles where the role is unknown or matches no linear
-    layer.
+    Errors: ValueError that lists the known roles where one is unknown or matches no linear layer.
     """
-    patterns = [pattern_of(path) for path in targets.paths.get(role, ())]
-    found = [
-        path
-        for path, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, nn.Linear) and any(pattern.fullmatch(path) for pattern in patterns)
-    ]
-    if not found:
-        known = ", ".join(sorted(targets.paths)) or "none"
-        raise ValueError(
-            f"no linear layer of {type(model).__name__} plays the role '{role}'; its roles: "
-            f"{known}. "
-            "Choose another method, or name the role's path in the backbone's or encoder's "
-            "target_modules"
-        )
+    found: dict[str, nn.Linear] = {}
+    for role in roles:
+        patterns = [pattern_of(path) for path in targets.paths.get(role, ())]
+        playing = {
+            path: module
+            for path, module in model.named_modules(remove_duplicate=False)
+            if isinstance(module, nn.Linear) and any(p.fullmatch(path) for p in patterns)
+        }
+        if not playing:
+            known = ", ".join(sorted(targets.paths)) or "none"
+            raise ValueError(
+                f"no linear layer of {type(model).__name__} plays the role '{role}'; its roles: "
+                f"{known}. Choose another method, or name the role's path in the backbone's or "
+                "encoder's target_modules"
+            )
+        found |= playing
     return found
 
 

@@ -46,17 +46,16 @@ class BitFit(Method):
         Errors: ValueError where linear layers have no bias and `add_biases` is false.
         """
         roles = [role for role in LINEAR_ROLES if role in targets.paths]
-        paths = [path for role in roles for path in find_linears(model, targets, role)]
-        bare = [path for path in paths if model.get_submodule(path).bias is None]
+        linears = find_linears(model, targets, *roles)
+        bare = {path: linear for path, linear in linears.items() if linear.bias is None}
         if bare and not self.add_biases:
             raise ValueError(
                 f"{len(bare)} linear layers of {type(model).__name__} have no bias (the first: "
-                f"{bare[0]}); set add_biases to true to give them one, or choose another method"
+                f"{next(iter(bare))}); set add_biases to true to give them one, or choose another "
+                "method"
             )
         trained: list[nn.Parameter] = []
-        for path in bare:
-            linear = model.get_submodule(path)
-            assert isinstance(linear, nn.Linear)
+        for path, linear in bare.items():
             module = AddedBias(linear)
             extend_linear(model, path, name, module)
             trained += module.parameters()

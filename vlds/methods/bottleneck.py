@@ -62,9 +62,7 @@ class Bottleneck(Method):
         if self.cross_attention and "cross_attn_out" in targets.paths:
             roles.append("cross_attn_out")
         for role in roles:
-            for path in find_linears(model, targets, role):
-                linear = model.get_submodule(path)
-                assert isinstance(linear, nn.Linear)
+            for path, linear in find_linears(model, targets, role).items():
                 yield Place(role, path, linear)
 
 

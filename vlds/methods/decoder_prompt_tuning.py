@@ -8,43 +8,28 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vlds.methods.base import (
     MadeForBatch,
-    Method,
     ModelExtension,
     extend_attention,
     extend_model,
     find_linears,
     find_modules,
 )
-from vlds.methods.prompt_network import PromptNetwork
+from vlds.methods.prompt_network import LearnedEmbeddings, PromptNetwork
 from vlds.methods.routing import TaskRouting
 from vlds.schema import TargetModules
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecoderPromptTuning(Method):
-    """Learned prompts of the decoder; BART only, whose decoder has absolute positions."""
-
-    sharing: Literal["single", "multiple"] = "single"
-    """One set of prompts for all tasks, or one per task."""
-    length: int = 40
-    """Number of prompts; the longest target becomes shorter by as many positions."""
-    hidden_dim: int | None = 800
-    """Width of the network that makes the prompts; null: they are learned as they are."""
-
-    def __post_init__(self) -> None:
-        if self.part == "vision":
-            raise ValueError("part: the vision encoder has no decoder; use backbone")
-        for name in ("length", "hidden_dim"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: got {value}; give at least 1")
+class DecoderPromptTuning(LearnedEmbeddings):
+    """Learned prompts of the decoder, which leave its targets as many positions fewer; BART only,
+    whose decoder has absolute positions."""
 
     def attach(
         self,
@@ -57,21 +42,12 @@ class DecoderPromptTuning(Method):
         """Put the prompts beside the model, and a place for their keys and values into every
         self-attention of the decoder."""
         (positions,) = find_modules(model, targets, "decoder_positions")
-        cross = find_linears(model, targets, "cross_attn_k")
-        layers = {path.rsplit(".", 2)[0] for path in cross}
-        own = [p for p in find_linears(model, targets, "attn_k") if p.rsplit(".", 2)[0] in layers]
-        projection = model.get_submodule(own[0])
-        assert isinstance(projection, nn.Linear)
-        weight, width = projection.weight, projection.in_features
-        network = PromptNetwork(
-            1 if self.sharing == "single" else len(tasks),
-            self.length,
-            width,
-            self.hidden_dim,
-            width,
-            targets.linear_init_std,
-            {"device": weight.device, "dtype": weight.dtype},
-        )
+        layers = {layer_of(path) for path in find_linears(model, targets, "cross_attn_k")}
+        keys = find_linears(model, targets, "attn_k")
+        own = {path: linear for path, linear in keys.items() if layer_of(path) in layers}
+        projection = next(iter(own.values()))
+        width = projection.in_features
+        network = self.network(projection, width, len(tasks), targets.linear_init_std)
         positions.offset += self.length  # type: ignore[assignment, operator]
         recorded = [RecordedPrefix(routing) for _ in own]
         for path, prefix in zip(own, recorded, strict=True):
@@ -130,6 +106,11 @@ class RecordedPrefix(nn.Module):
             return keys, values
         before = [self.routing.of_present(tensor) for tensor in self.pair.value]
         return torch.cat([before[0], keys], dim=2), torch.cat([before[1], values], dim=2)
+
+
+def layer_of(path: str) -> str:
+    """`model.decoder.layers.3.self_attn.k_proj` -> model.decoder.layers.3."""
+    return path.rsplit(".", 2)[0]
 
 
 @contextmanager

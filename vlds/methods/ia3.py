@@ -48,16 +48,12 @@ class IA3(Method):
         num = 1 if self.sharing == "single" else len(tasks)
         trained: list[nn.Parameter] = []
         keys_and_values = ["attn_k", "attn_v", "cross_attn_k", "cross_attn_v"]
-        for role in [role for role in keys_and_values if role in targets.paths]:
-            for path in find_linears(model, targets, role):
-                linear = model.get_submodule(path)
-                assert isinstance(linear, nn.Linear)
-                factors = new_factors(linear, num, linear.out_features)
-                extend_linear(model, path, name, OutputFactors(factors, routing))
-                trained.append(factors)
-        for path in find_linears(model, targets, "ffn_out"):
-            linear = model.get_submodule(path)
-            assert isinstance(linear, nn.Linear)
+        roles = [role for role in keys_and_values if role in targets.paths]
+        for path, linear in find_linears(model, targets, *roles).items():
+            factors = new_factors(linear, num, linear.out_features)
+            extend_linear(model, path, name, OutputFactors(factors, routing))
+            trained.append(factors)
+        for path, linear in find_linears(model, targets, "ffn_out").items():
             factors = new_factors(linear, num, linear.in_features)
             extend_input(model, path, name, InputFactors(factors, routing))
             trained.append(factors)

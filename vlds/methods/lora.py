@@ -77,9 +77,7 @@ class LoRA(Method):
         """
         roles = [role for role in self.roles if role in targets.paths or "cross" not in role]
         trained: list[nn.Parameter] = []
-        for path in [path for role in roles for path in find_linears(model, targets, role)]:
-            linear = model.get_submodule(path)
-            assert isinstance(linear, nn.Linear)
+        for path, linear in find_linears(model, targets, *roles).items():
             module = LoRAModule(self, linear, len(tasks), routing)
             extend_linear(model, path, name, module)
             trained += module.parameters()

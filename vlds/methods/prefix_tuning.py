@@ -9,44 +9,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from vlds.methods.base import (
     MadeForBatch,
-    Method,
     ModelExtension,
     extend_attention,
     extend_model,
     find_linears,
 )
-from vlds.methods.prompt_network import PromptNetwork
+from vlds.methods.prompt_network import LearnedEmbeddings, PromptNetwork
 from vlds.methods.routing import TaskRouting
 from vlds.schema import Role, TargetModules
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrefixTuning(Method):
+class PrefixTuning(LearnedEmbeddings):
     """Learned keys and values in every attention."""
 
-    sharing: Literal["single", "multiple"] = "single"
-    """One set of prefixes for all tasks, or one per task."""
     length: int = 20
     """Number of keys and values before those of the input."""
     hidden_dim: int | None = 512
-    """Width of the network that makes them; null: they are learned as they are."""
+    """Width of the network that makes them in training; null: they are learned as they are."""
     cross_attention: bool = True
     """Prefixes in cross-attention too."""
-
-    def __post_init__(self) -> None:
-        if self.part == "vision":
-            raise ValueError("part: prefixes go into the backbone's attention; use backbone")
-        for name in ("length", "hidden_dim"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: got {value}; give at least 1")
 
     def attach(
         self,
@@ -58,21 +46,12 @@ class PrefixTuning(Method):
     ) -> list[nn.Parameter]:
         """Put the network beside the model, and a place for its prefixes into every attention."""
         roles: list[Role] = ["attn_k", "cross_attn_k"] if self.cross_attention else ["attn_k"]
-        paths = [path for role in roles for path in find_linears(model, targets, role)]
-        projection = model.get_submodule(paths[0])
-        assert isinstance(projection, nn.Linear)
-        weight, inner = projection.weight, projection.out_features
-        network = PromptNetwork(
-            1 if self.sharing == "single" else len(tasks),
-            self.length,
-            projection.in_features,
-            self.hidden_dim,
-            2 * inner * len(paths),
-            targets.linear_init_std,
-            {"device": weight.device, "dtype": weight.dtype},
-        )
-        prefixes = Prefixes(network, 2 * len(paths))
-        for number, path in enumerate(paths):
+        keys = find_linears(model, targets, *roles)
+        projection = next(iter(keys.values()))
+        width = 2 * projection.out_features * len(keys)
+        network = self.network(projection, width, len(tasks), targets.linear_init_std)
+        prefixes = Prefixes(network, 2 * len(keys))
+        for number, path in enumerate(keys):
             prefix = Prefix(prefixes.made, number, routing)
             extend_attention(model, path, name, prefix)
         extend_model(model, name, prefixes)

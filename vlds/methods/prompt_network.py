@@ -5,12 +5,52 @@ W_2 tanh( W_1 E + b_1 ) + b_2,    E: a table of `length` embeddings.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from vlds.methods.adapter import init_linear
+from vlds.methods.base import Method
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedEmbeddings(Method):
+    """What prompts and prefixes have in common."""
+
+    sharing: Literal["single", "multiple"] = "single"
+    """One set for all tasks, or one per task."""
+    length: int = 40
+    """Number of prompts or prefixes."""
+    hidden_dim: int | None = 800
+    """Width of the network that makes them in training; null: they are learned as they are."""
+
+    def __post_init__(self) -> None:
+        if self.part == "vision":
+            raise ValueError(
+                f"part: {type(self).__name__} stands before text, and the vision encoder reads "
+                "none; use backbone"
+            )
+        for name in ("length", "hidden_dim"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: got {value}; give at least 1")
+
+    def network(
+        self, projection: nn.Linear, output_width: int, num_tasks: int, init_std: float | None
+    ) -> PromptNetwork:
+        """The network, as wide and of the type that a projection of the model's states says."""
+        weight = projection.weight
+        return PromptNetwork(
+            1 if self.sharing == "single" else num_tasks,
+            self.length,
+            projection.in_features,
+            self.hidden_dim,
+            output_width,
+            init_std,
+            {"device": weight.device, "dtype": weight.dtype},
+        )
 
 
 class PromptNetwork(nn.Module):

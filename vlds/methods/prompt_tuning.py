@@ -11,34 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from torch import Tensor, nn
 
-from vlds.methods.base import Method, ModelExtension, extend_model, find_linears
-from vlds.methods.prompt_network import PromptNetwork
+from vlds.methods.base import ModelExtension, extend_model, find_linears
+from vlds.methods.prompt_network import LearnedEmbeddings, PromptNetwork
 from vlds.methods.routing import TaskRouting
 from vlds.schema import TargetModules
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptTuning(Method):
+class PromptTuning(LearnedEmbeddings):
     """Learned embeddings before the text."""
-
-    sharing: Literal["single", "multiple"] = "single"
-    """One set of prompts for all tasks, or one per task."""
-    length: int = 40
-    """Number of prompts."""
-    hidden_dim: int | None = 800
-    """Width of the network that makes the prompts; null: they are learned as they are."""
-
-    def __post_init__(self) -> None:
-        if self.part == "vision":
-            raise ValueError("part: the vision encoder reads no text; use backbone")
-        for name in ("length", "hidden_dim"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: got {value}; give at least 1")
 
     def attach(
         self,
@@ -49,18 +33,9 @@ class PromptTuning(Method):
         routing: TaskRouting,
     ) -> list[nn.Parameter]:
         """Put the prompts beside the model."""
-        projection = model.get_submodule(find_linears(model, targets, "attn_q")[0])
-        assert isinstance(projection, nn.Linear)
-        weight, width = projection.weight, projection.in_features
-        network = PromptNetwork(
-            1 if self.sharing == "single" else len(tasks),
-            self.length,
-            width,
-            self.hidden_dim,
-            width,
-            targets.linear_init_std,
-            {"device": weight.device, "dtype": weight.dtype},
-        )
+        projection = next(iter(find_linears(model, targets, "attn_q").values()))
+        width = projection.in_features
+        network = self.network(projection, width, len(tasks), targets.linear_init_std)
         extend_model(model, name, Prompts(network, routing))
         return list(network.parameters())
 

@@ -103,3 +103,11 @@ def test_t5_has_no_such_prompts(tmp_path: Path) -> None:
     methods = {"prompts": DecoderPromptTuning()}
     with pytest.raises(ValueError, match=r"methods.prompts: .* plays the role 'decoder_positions'"):
         build(backbone(T5, tmp_path), methods)
+
+
+def test_layers_are_not_recomputed(tmp_path: Path) -> None:
+    methods = {"prompts": DecoderPromptTuning()}
+    with pytest.raises(
+        ValueError, match=r"DecoderPromptTuning does not go with training\.activation"
+    ):
+        build(backbone(Bart, tmp_path), methods, activation_checkpointing=True)

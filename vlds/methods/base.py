@@ -28,6 +28,9 @@ Sharing = Literal["single", "multiple", "half_shared_up", "half_shared_down"]
 class Method(ABC):
     """A way of tuning a few of a model's weights."""
 
+    recomputable: ClassVar[bool] = True
+    """Whether layers compute the same again in the backward pass (activation checkpointing)."""
+
     part: Literal["backbone", "vision"] = "backbone"
     """Which part of the model is tuned."""
     learning_rate: float | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ from vlds.schema import TargetModules
 class DecoderPromptTuning(LearnedEmbeddings):
     """Learned prompts of the decoder, which leave its targets as many positions fewer; BART only,
     whose decoder has absolute positions."""
+
+    recomputable: ClassVar[bool] = False  # layers that run twice a pass, in two states
 
     def attach(
         self,

@@ -40,7 +40,12 @@ class ModelConfig:
     activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        for name in self.methods:
+        for name, method in self.methods.items():
+            if self.activation_checkpointing and not method.recomputable:
+                raise ValueError(
+                    f"methods.{name}: {type(method).__name__} does not go with "
+                    "training.activation_checkpointing; switch one of them off"
+                )
             # The second test keeps out what a ModuleDict calls its own: "keys", "half", ...
             if name in RESERVED or hasattr(nn.ModuleDict, name) or not name.isidentifier():
                 raise ValueError(

@@ -91,6 +91,24 @@ def test_every_weight_that_trains_gets_a_gradient(
 
 
 @FAMILIES
+@pytest.mark.parametrize("name", ["hyperformer", "prefixes per task", "loras", "compacters"])
+def test_recomputed_layers_give_the_same_gradients(
+    name: str, family: type[Backbone], tmp_path: Path
+) -> None:
+    source, methods = backbone(family, tmp_path, dropout=0.0), {"method": MAKERS[name]()}
+    if isinstance(methods["method"], LoRA):
+        methods["method"] = replace(methods["method"], dropout=0.0)
+    found = []
+    for recompute in (False, True):
+        model = build(source, methods, activation_checkpointing=recompute).train()
+        model(batch(), torch.ones(4)).loss.backward()
+        found.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    for key, gradient in found[0].items():
+        assert torch.allclose(gradient, found[1][key], atol=1e-6), key
+
+
+@FAMILIES
 @METHODS
 def test_saved_weights_give_the_same_output(
     name: str, family: type[Backbone], tmp_path: Path

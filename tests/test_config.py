@@ -198,7 +198,7 @@ def complaint(*arguments: str) -> str:
         ("methods.adapter.reduction", "x", "methods: Adapter.reduction: got 'x'; give a whole num"),
         ("methods.adapter.sharing", "x", "Adapter.sharing: got 'x'; give one of single, multiple"),
         ("methods.extra", "Adaptor", "methods: 'Adaptor' is no Method; did you mean 'Adapter'? "),
-        ("methods.extra", "VQA", "methods: 'VQA' is no Method; choose from: Adapter, BitFit, "),
+        ("methods.extra", "VQA", "methods: 'VQA' is no Method; choose from: Adapter, "),
         ("methods.extra", "not.there.X", "methods: not.there.X: No module named 'not'"),
         ("methods.adaptor.reduction", "3", "methods: an entry has no class; either its name is "),
         ("backbone", "T6", "backbone: 'T6' is no Backbone; choose from: Bart, T5"),

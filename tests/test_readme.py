@@ -12,7 +12,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -318,7 +318,7 @@ def test_methods_and_their_fields_are_explained() -> None:
     classes = [getattr(vlds.methods, name) for name in vlds.methods.__all__ if name != "Method"]
     for method in classes:
         assert f"`{method.__name__}`" in text
-        for name in method.__dataclass_fields__:
+        for name in (known.name for known in fields(method)):
             assert f"`{name}`" in text or f"`{name}: " in text, f"{method.__name__}.{name}"
 
 

@@ -81,9 +81,11 @@ def test_every_role_is_played(family: type[Backbone], tmp_path: Path) -> None:
             if any(pattern_of(pattern).fullmatch(path) for pattern in paths)
         }
         kinds = {type(modules[path]).__name__ for path in wanted}
-        assert kinds == {"norm": {"LayerNorm"} if family is Bart else {"T5LayerNorm"}}.get(
-            role, {"Linear"}
-        )
+        others = {
+            "norm": "LayerNorm" if family is Bart else "T5LayerNorm",
+            "decoder_positions": "BartLearnedPositionalEmbedding",
+        }
+        assert kinds == {others.get(role, "Linear")}
     norms = {p for p, m in modules.items() if "Norm" in type(m).__name__}
     found = source.target_modules.paths["norm"]
     assert norms == {p for p in norms if any(pattern_of(pattern).fullmatch(p) for pattern in found)}

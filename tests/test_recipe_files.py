@@ -30,6 +30,13 @@ def test_mappings_are_merged_and_the_rest_is_replaced(tmp_path: Path) -> None:
     assert read_merged(last) == {"tasks": {"t": task, "u": 4}, "seed": 5}
 
 
+def test_numbers_stay_numbers(tmp_path: Path) -> None:
+    """Plain YAML takes 1e-3 for a word."""
+    own = tmp_path / "own.yaml"
+    own.write_text("base: recipes/demo.yaml\noptimizer: {learning_rate: 1e-3}\n", "utf-8")
+    assert parse_recipe(["--config", str(own)]).optimizer.learning_rate == 0.001
+
+
 def test_another_class_takes_nothing_over() -> None:
     old = {"class_path": "T5", "init_args": {"path": "a"}}
     new = {"class_path": "Bart", "init_args": {"config": "b"}}

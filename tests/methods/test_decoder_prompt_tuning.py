@@ -12,7 +12,7 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 from tests.models.toys import backbone, batch, build
 from vlds.backbones import T5, Bart
-from vlds.methods import Adapter, DecoderPromptTuning, Hyperformer, Method
+from vlds.methods import Adapter, DecoderPromptTuning, Hyperformer, Method, PrefixTuning
 from vlds.models.vl_model import VLModel
 from vlds.schema import Batch, Decoding
 
@@ -97,6 +97,22 @@ def test_baking_keeps_the_output(tmp_path: Path) -> None:
     left = method.merge("prompts", model.backbone, ("a", "b", "c"))
     assert left.hidden_dim is None
     assert torch.equal(model.logits(batch(ROWS)), before)
+
+
+@torch.no_grad()
+def test_prefixes_stand_beside_them_in_either_order(tmp_path: Path) -> None:
+    """BART's attention does not see the order of keys, and each method's are there once."""
+    methods: dict[str, Method] = {
+        "prompts": DecoderPromptTuning(length=5, hidden_dim=6),
+        "prefixes": PrefixTuning(length=3, hidden_dim=6),
+    }
+    first, second = (
+        build(backbone(Bart, tmp_path), {n: methods[n] for n in names}, dtype=torch.float64).eval()
+        for names in (("prompts", "prefixes"), ("prefixes", "prompts"))
+    )
+    second.load_state_dict(first.state_dict())
+    found = [model.logits(batch(ROWS)) for model in (first, second)]
+    assert (found[0] - found[1]).abs().max() < 1e-12
 
 
 def test_t5_has_no_such_prompts(tmp_path: Path) -> None:

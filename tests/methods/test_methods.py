@@ -28,6 +28,7 @@ from vlds.methods import (
     PromptTuning,
 )
 from vlds.methods.base import ExtendedLinear, LinearExtension, extend_linear, find_linears
+from vlds.methods.compacter import phm
 from vlds.schema import TargetModules
 
 MAKERS: dict[str, Callable[[], Method]] = {
@@ -127,6 +128,22 @@ def test_saved_weights_give_the_same_output(
         after, expected = (m(batch(), torch.ones(4)).loss for m in (second, first))
     assert torch.equal(after, expected)
     assert not torch.equal(before, expected)
+
+
+@torch.no_grad()
+def test_few_rows_and_many_give_the_same_product() -> None:
+    """A sum of Kronecker products, built for many rows and not for few."""
+    generator = torch.Generator().manual_seed(0)
+    draw = [
+        torch.randn(s, generator=generator).double() for s in ((2, 2, 2), (2, 8, 3), (6,), (20, 16))
+    ]
+    rule, blocks, bias, rows = draw
+    whole = sum(torch.kron(a, b) for a, b in zip(rule, blocks, strict=True))
+    expected = rows @ whole + bias
+    many = phm(rows, rule=rule, bias=bias, factors=[blocks])
+    few = phm(rows[:7], rule=rule, bias=bias, factors=[blocks])
+    assert (many - expected).abs().max() < 1e-12
+    assert (few - expected[:7]).abs().max() < 1e-12
 
 
 WIDTH, NARROW, HIDDEN, PLACES, NUM_TASKS = 16, 4, 24, 2 * 2 + 2 * 3, len(TASKS)

@@ -21,7 +21,7 @@ from tests.training.toys import (
     own_micro_batches,
     recipe,
 )
-from vlds.methods import Adapter, Method
+from vlds.methods import Adapter, LoRA, Method
 from vlds.methods.base import LinearExtension, extend_linear, find_linears
 from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.training.engine import start_ranks
@@ -113,3 +113,13 @@ def test_boxes_of_zeros(ranks2: RankPool, tmp_path: Path) -> None:
         "no gradient in 2 steps: visual_embedding.box_projection.weight (the boxes are all zero: "
         "visual_embedding.boxes, or the data's)"
     ]
+
+
+def test_what_lies_behind_zeros(ranks2: RankPool, tmp_path: Path) -> None:
+    """LoRA's A has no gradient while B is zero: here no optimizer moves it."""
+    case = make_case(tmp_path, method=LoRA(rank=2, dropout=0.0))
+    (_, last), _ = ranks2.run(lines_without_boxes, case)
+    behind = [line for line in last if "behind a matrix that is still zero" in line]
+    assert len(behind) == 12
+    assert all(".extensions.method.a (" in line for line in behind)
+    assert len(last) == 13  # and the boxes

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -51,19 +51,12 @@ class DecoderPromptTuning(LearnedEmbeddings):
         width = projection.in_features
         network = self.network(projection, width, len(tasks), targets.linear_init_std)
         positions.offset += self.length  # type: ignore[assignment, operator]
-        recorded = [RecordedPrefix(routing) for _ in own]
+        recorded = [RecordedPrefix(self.length, routing) for _ in own]
         for path, prefix in zip(own, recorded, strict=True):
             extend_attention(model, path, name, prefix)
         decoder = model.get_decoder()  # type: ignore[operator]
         extend_model(model, name, DecoderPrompts(network, decoder, positions, recorded, routing))
         return list(network.parameters())
-
-    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> DecoderPromptTuning:
-        """Keep the prompts, without the network that made them."""
-        prompts = model.get_submodule(f"extensions.{name}")
-        assert isinstance(prompts, DecoderPrompts)
-        prompts.decoder_network.bake()
-        return replace(self, hidden_dim=None)
 
 
 class DecoderPrompts(ModelExtension):
@@ -95,16 +88,17 @@ class DecoderPrompts(ModelExtension):
 class RecordedPrefix(nn.Module):
     """Keys and values of one attention: taken up when the prompts run, put before others' after."""
 
-    def __init__(self, routing: TaskRouting) -> None:
+    def __init__(self, length: int, routing: TaskRouting) -> None:
         super().__init__()
-        self.routing = routing
+        self.length, self.routing = length, routing
         self.records = False
         self.pair = MadeForBatch()
 
     def forward(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """(b, heads, s, d) keys and values -> (b, heads, p + s, d)."""
         if self.records:
-            self.pair.value = keys, values
+            # Without what other methods have put before them, and will again.
+            self.pair.value = keys[:, :, -self.length :], values[:, :, -self.length :]
             return keys, values
         before = [self.routing.of_present(tensor) for tensor in self.pair.value]
         return torch.cat([before[0], keys], dim=2), torch.cat([before[1], values], dim=2)

@@ -8,7 +8,7 @@ first token, so that on T5 their relative position bias is 0.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -56,13 +56,6 @@ class PrefixTuning(LearnedEmbeddings):
             extend_attention(model, path, name, prefix)
         extend_model(model, name, prefixes)
         return list(network.parameters())
-
-    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> PrefixTuning:
-        """Keep the prefixes, without the network that made them."""
-        prefixes = model.get_submodule(f"extensions.{name}")
-        assert isinstance(prefixes, Prefixes)
-        prefixes.network.bake()
-        return replace(self, hidden_dim=None)
 
 
 class Prefixes(ModelExtension):

@@ -5,7 +5,8 @@ W_2 tanh( W_1 E + b_1 ) + b_2,    E: a table of `length` embeddings.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -51,6 +52,13 @@ class LearnedEmbeddings(Method):
             init_std,
             {"device": weight.device, "dtype": weight.dtype},
         )
+
+    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> LearnedEmbeddings:
+        """Keep what the network makes, without the network."""
+        for module in model.get_submodule(f"extensions.{name}").modules():
+            if isinstance(module, PromptNetwork):
+                module.bake()
+        return replace(self, hidden_dim=None)
 
 
 class PromptNetwork(nn.Module):

@@ -10,7 +10,7 @@ have relative positions like the text behind them; on BART no positions, but the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -38,13 +38,6 @@ class PromptTuning(LearnedEmbeddings):
         network = self.network(projection, width, len(tasks), targets.linear_init_std)
         extend_model(model, name, Prompts(network, routing))
         return list(network.parameters())
-
-    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> PromptTuning:
-        """Keep the prompts, without the network that made them."""
-        prompts = model.get_submodule(f"extensions.{name}")
-        assert isinstance(prompts, Prompts)
-        prompts.network.bake()
-        return replace(self, hidden_dim=None)
 
 
 class Prompts(ModelExtension):

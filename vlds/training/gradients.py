@@ -25,14 +25,14 @@ class GradientWatch:
 
     def __init__(self, model: nn.Module, parts: Mapping[str, str], ranks: Ranks) -> None:
         self.ranks, self.parts = ranks, parts
-        self.names = [name for name, p in model.named_parameters() if p.requires_grad]
-        parameters = dict(model.named_parameters())
+        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self.names = [name for name, _ in trained]
         self._reached = torch.zeros(len(self.names), dtype=torch.float64)
         self._moved = torch.zeros(len(self.names), device=ranks.device)
         self._steps = 0
         self._hooks = [
-            parameters[name].register_hook(self._note(number))
-            for number, name in enumerate(self.names)
+            parameter.register_hook(self._note(number))
+            for number, (_, parameter) in enumerate(trained)
         ]
 
     def _note(self, number: int) -> Callable[[Tensor], None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vlds.config import load_recipe
+from vlds.config import load_recipe, parse_recipe
 from vlds.models.build import describe
 from vlds.resources import find, shipped
 
@@ -21,6 +21,10 @@ COUNTS = {
     "bart_image_multiple_lora": (30_020_352, 17.714),
     "bart_image_single_prompt": (2_843_936, 1.997),
     "bart_image_multiple_prompts": (6_627_200, 4.533),
+    "bart_video_full_finetuning": (139_977_216, 100.0),
+    "bart_video_single_adapter": (4_901_952, 3.394),
+    "bart_video_single_lora": (7_607_040, 5.173),
+    "bart_video_single_prompt": (1_664_288, 1.178),
     "t5_image_full_finetuning": (224_540_160, 100.0),
     "t5_image_single_adapter": (10_480_512, 4.490),
     "t5_image_single_adapter_r4": (19_333_632, 7.979),
@@ -33,7 +37,37 @@ COUNTS = {
     "t5_image_single_lora_r150": (18_170_880, 7.536),
     "t5_image_single_prompt": (2_842_400, 1.259),
     "t5_image_multiple_prompts": (6_625_664, 2.886),
+    "t5_video_full_finetuning": (223_360_512, 100.0),
+    "t5_video_single_adapter": (9_300_864, 4.005),
+    "t5_video_single_prompt": (1_662_752, 0.740),
 }
+
+
+TOTALS = {
+    "bart_image_full_finetuning": 141_156_864,
+    "bart_image_single_adapter": 145_606_464,
+    "bart_image_multiple_adapters": 158_955_264,
+    "bart_image_hyperformer": 148_103_952,
+    "bart_image_single_compacter": 143_395_104,
+    "bart_image_multiple_compacters": 150_109_824,
+    "bart_image_single_lora": 148_234_752,
+    "bart_image_multiple_lora": 169_468_416,
+    "bart_image_single_prompt": 142_417_952,
+    "bart_image_multiple_prompts": 146_201_216,
+    "bart_video_full_finetuning": 139_977_216,
+    "bart_video_single_adapter": 144_426_816,
+    "bart_video_single_lora": 147_055_104,
+    "bart_video_single_prompt": 141_238_304,
+    "t5_image_full_finetuning": 224_540_160,
+    "t5_image_single_adapter": 233_439_360,
+    "t5_image_single_adapter_r4": 242_292_480,
+    "t5_image_single_compacter": 229_016_640,
+    "t5_image_multiple_compacters": 242_446_080,
+    "t5_image_single_lora_r150": 241_128_960,
+    "t5_image_single_prompt": 225_801_248,
+    "t5_image_multiple_prompts": 229_584_512,
+}
+"""All weights, of the rows whose total is known to the last one."""
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -41,7 +75,23 @@ def test_what_trains_is_what_trained_there(name: str) -> None:
     recipe = load_recipe(find(f"recipes/vl_adapter/{name}.yaml"))
     counts = describe(recipe.model, list(recipe.tasks))
     assert (counts.trainable, round(counts.percent, 3)) == COUNTS[name]
+    assert counts.total == TOTALS.get(name, counts.total)
     assert recipe.output == f"runs/vl_adapter/{name}"
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "trainable"),
+    [
+        ("t5_image_multiple_adapters", "--methods.adapter.reduction", 72_590_592),
+        ("t5_image_hyperformer", "--methods.hyperformer.reduction", 15_174_384),
+    ],
+)
+def test_the_published_t5_rows_halve_the_reduction(
+    name: str, override: str, trainable: int
+) -> None:
+    file = find(f"recipes/vl_adapter/{name}.yaml")
+    recipe = parse_recipe(["--config", str(file), override, "4"])
+    assert describe(recipe.model, list(recipe.tasks)).trainable == trainable
 
 
 def test_every_recipe_is_counted() -> None:
@@ -49,13 +99,20 @@ def test_every_recipe_is_counted() -> None:
     names = {
         n.removeprefix(folder).removesuffix(".yaml") for n in shipped("recipes") if folder in n
     }
-    assert names == {*COUNTS, "bart_image", "t5_image"}
+    assert names == {*COUNTS, "bart_image", "bart_video", "t5_image", "t5_video"}
+
+
+PROMPTS = {
+    "image": ["vqa: ", "gpa: ", "nlvr: ", "caption: "],
+    "video": ["tvqa: ", "how2qa: ", "tvc: ", "yc2c: "],
+}
 
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_prompts_are_those_of_the_scripts(name: str) -> None:
-    """Only the rows that share one set of weights over the tasks tell them the task in words."""
+    """On pictures, only the rows that share one set of weights over the tasks are told the task."""
     recipe = load_recipe(find(f"recipes/vl_adapter/{name}.yaml"))
     prompts = [task.prompt for task in recipe.tasks.values()]
-    told = ["vqa: ", "gpa: ", "nlvr: ", "caption: "]
-    assert prompts == (told if "single" in name else [""] * 4)
+    _, kind, script = name.split("_", 2)
+    told = kind == "video" or script.startswith("single")
+    assert prompts == (PROMPTS[kind] if told else [""] * 4)

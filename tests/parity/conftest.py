@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
-from tests.parity.recorded_case import FOLDER, NotBuilt, RecordedCase
+from tests.parity.recorded_case import FOLDER, RecordedCase
 from vlds.models.vl_model import VLModel
 
 CASES = sorted(path for path in FOLDER.glob("*.json") if not path.name.endswith(".train6.json"))
@@ -40,12 +39,4 @@ def exact_t5_norm() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def model(case: RecordedCase, tmp_path_factory: pytest.TempPathFactory) -> VLModel:
     """Our model of the case; it must not be changed."""
-    return build(case, tmp_path_factory.mktemp("case"))
-
-
-def build(case: RecordedCase, folder: Path) -> VLModel:
-    """Our model of a case, or a skip that names what is missing."""
-    try:
-        return case.build(folder)
-    except NotBuilt as missing:
-        pytest.skip(f"vlds has no {missing}; the case's flags: {case.record['flags']}")
+    return case.build(tmp_path_factory.mktemp("case"))

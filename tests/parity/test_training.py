@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from tests.parity.conftest import build
 from tests.parity.recorded_case import FOLDER, RecordedCase
 from tests.parity.reference_adamw import ReferenceAdamW, undecayed
 
@@ -20,7 +19,7 @@ RECORDS = sorted(FOLDER.glob("*.train6.json"))
 def test_trajectory(path: Path, tmp_path: Path) -> None:
     record = json.loads(path.read_text(encoding="utf-8"))
     case = RecordedCase(path.with_name(f"{record['case']}.json"))
-    model = build(case, tmp_path)
+    model = case.build(tmp_path)
     slices = case.trainable(model)
     decayed = [named.key for named in slices if not undecayed(named.key)]
     assert sorted(decayed) == sorted(record["weight_decay_names"])
@@ -28,7 +27,7 @@ def test_trajectory(path: Path, tmp_path: Path) -> None:
     for step in record["steps"]:
         task = step["task"]
         model.zero_grad()
-        loss = model(case.batch(task), case.coefficients(task)).loss
+        loss = case.loss(model, task)
         loss.backward()
         norm = clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 5.0)
         assert abs(loss.item() - step["loss"]) < 1e-7

@@ -31,9 +31,16 @@ ANNOTATIONS: dict[str, list[dict[str, Any]]] = {
         {"id": "dev-1-0-1", "sentence": "None is red.", "label": False},
     ],
     "caption": [{"id": "c1", "caption": " a red circle "}, {"id": "c2", "caption": "a dot"}],
+    "video_qa": [
+        {"id": "7", "question": "Who sits?", "choices": ["Ann.", "Bob"], "answer_index": 1,
+         "span": "0-2.5"},
+        {"id": "8", "question": "Who waves?", "choices": ["Ann.", "Bob"], "answer_index": 0,
+         "span": "2-4"},
+    ],
+    "video_caption": [{"id": "d1", "caption": "Ann waves."}, {"id": "d2", "caption": "A wave"}],
 }  # fmt: skip
 
-LABELS = ("answers", "label", "answer", "caption")
+LABELS = ("answers", "label", "answer", "answer_index", "caption")
 
 
 def sample_of(kind: str, labels: bool = True) -> Sample:
@@ -61,17 +68,18 @@ def test_training_examples_have_prompt_and_target(task: Task) -> None:
         for number, annotation in enumerate(sample.annotations):
             example = task.example("name", sample, number, np.random.default_rng(0))
             assert (example.id, example.task) == (annotation["id"], "name")
-            assert example.prompt.startswith(task.prompt)
+            assert task.prompt in example.prompt
             assert example.target
             assert example.weight == 1.0
 
 
 def test_the_prompt_can_be_left_out(task: Task) -> None:
-    bare = type(task)(prompt="")
     sample = sample_of(task.kinds[0])
     rng = np.random.default_rng(0)
-    with_prompt, without = (t.example("n", sample, 0, rng).prompt for t in (task, bare))
-    assert with_prompt == task.prompt + without
+    told, bare = (
+        type(task)(prompt=prompt).example("n", sample, 0, rng).prompt for prompt in ("do: ", "")
+    )
+    assert told in ("do: " + bare, f"{bare} do: ")
 
 
 def test_perfect_answers_score_one_and_no_answers_zero(task: Task) -> None:

@@ -48,11 +48,15 @@ class Caption(Task):
         if annotation is not None:
             given = sample.annotations[annotation]
             caption = require_label(given, "caption", sample).strip()
-            return Example(given["id"], name, self.prompt, caption, reference=[caption])
+            return Example(given["id"], name, self.input_of(sample), caption, reference=[caption])
         assert rng is None, "training runs over annotations"
         captions = [given["caption"].strip() for given in sample.annotations if "caption" in given]
         first = captions[0] if captions else None
-        return Example(sample.id, name, self.prompt, first, reference=captions or None)
+        return Example(sample.id, name, self.input_of(sample), first, reference=captions or None)
+
+    def input_of(self, sample: Sample) -> str:
+        """The whole text that the model reads beside the picture."""
+        return self.prompt
 
     def score(
         self, predictions: Mapping[str, str], references: Mapping[str, Any]

@@ -92,7 +92,21 @@ def test_every_weight_that_trains_gets_a_gradient(
 
 
 @FAMILIES
-@pytest.mark.parametrize("name", ["hyperformer", "prefixes per task", "loras", "compacters"])
+@METHODS
+def test_bf16_trains(name: str, family: type[Backbone], tmp_path: Path) -> None:
+    """Activations, extensions and gradients keep the precision; the loss stays near the other."""
+    source, methods = backbone(family, tmp_path), {"method": MAKERS[name]()}
+    exact = build(source, methods).eval()
+    model = build(source, methods).to(torch.bfloat16).eval()
+    loss = model(batch(), torch.ones(4)).loss
+    loss.backward()
+    assert loss.item() == pytest.approx(exact(batch(), torch.ones(4)).loss.item(), rel=0.05)
+    gradients = [p.grad for p in model.parameters() if p.requires_grad]
+    assert all(g.dtype == torch.bfloat16 and g.isfinite().all() for g in gradients)
+
+
+@FAMILIES
+@METHODS
 def test_recomputed_layers_give_the_same_gradients(
     name: str, family: type[Backbone], tmp_path: Path
 ) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data_prep.command import official_command, shard_options
+from data_prep.pack import pack
 from data_prep.source import (
     Annotation,
     SourceSample,
@@ -64,3 +67,23 @@ def _annotation(sentence: Mapping[str, Any], place: str) -> Annotation:
 def _picture(folder: Path, row: Mapping[str, Any], place: str) -> tuple[Path]:
     name, part = take(row, "filename", place), row.get("filepath", "")
     return (first_existing([folder / part / name, folder / "images" / part / name, folder / name]),)
+
+
+def add_command(commands: Any) -> None:
+    """Add `coco-karpathy`."""
+    parser = official_command(
+        commands,
+        "coco-karpathy",
+        "COCO captions in Karpathy's split; train includes restval",
+        SPLITS,
+        name="coco",
+    )
+    parser.add_argument("--annotations", type=Path, metavar="FILE", help="another JSON file")
+
+    def run(args: argparse.Namespace) -> None:
+        dataset = parse_coco_karpathy(
+            args.src, args.split, args.name, args.annotations, args.images
+        )
+        pack(dataset, args.out, shard_options(args))
+
+    parser.set_defaults(run=run)

@@ -16,8 +16,10 @@ from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from data_prep.coco_karpathy import parse_coco_karpathy
+from data_prep.command import add_shard_options, new_command, shard_options
 from data_prep.demo_files import PAIRS_PER_SET, WorldWriter
 from data_prep.demo_text import PHRASES, word_lines
 from data_prep.demo_world import HOME, SHIFTED, WORLDS, World
@@ -93,3 +95,27 @@ def parse_world(folder: Path, world: World) -> Iterator[SourceSet]:
 
 def _short(name: str) -> str:
     return name.partition("-")[2]
+
+
+def add_command(commands: Any) -> None:
+    """Add `demo`."""
+    parser = new_command(
+        commands,
+        "demo",
+        "made pictures of colored shapes in four official layouts",
+        "Draws two worlds of colored shapes, writes them as VQA v2, GQA, NLVR2 and COCO captions "
+        "in the publishers' file layouts (OUT/official), packs all eight data sets (OUT/shards) "
+        "and trains a sentencepiece model on their text (OUT/spiece.model).",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument(
+        "--scenes",
+        type=int,
+        default=HOME_SCENES,
+        help=f"pictures of the home world (default: {HOME_SCENES})",
+    )
+    add_shard_options(parser)
+    parser.set_defaults(
+        run=lambda args: make_demo(args.out, args.seed, args.scenes, shard_options(args))
+    )

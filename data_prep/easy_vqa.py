@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from data_prep.answers import soft_label
+from data_prep.command import add_shard_options, new_command, shard_options
+from data_prep.pack import pack
 from data_prep.source import Annotation, SourceSample, SourceSet
 
 NEGATIONS = frozenset({"no", "not"})
@@ -68,3 +72,24 @@ def _annotation(number: str, question: str, answer: str) -> Annotation:
         "answer_type": "other" if kind == "what" else "yes/no",
         "question_type": kind,
     }
+
+
+def add_command(commands: Any) -> None:
+    """Add `easy-vqa`."""
+    parser = new_command(
+        commands,
+        "easy-vqa",
+        "easy-VQA: the small data set that the package easy-vqa ships",
+        "Writes OUT/train and OUT/test, and of each the questions without and with a negation: "
+        "OUT/plain-train, OUT/negated-train, OUT/plain-test, OUT/negated-test. "
+        "Needs `pip install easy-vqa`.",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    add_shard_options(parser)
+
+    def run(args: argparse.Namespace) -> None:
+        for subset, dataset in load_easy_vqa():
+            folder = dataset.split if subset == "all" else f"{subset}-{dataset.split}"
+            pack(dataset, args.out / folder, shard_options(args))
+
+    parser.set_defaults(run=run)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_prep.command import official_command, shard_options
+from data_prep.pack import pack
 from data_prep.source import (
     Annotation,
     SourceSample,
@@ -79,3 +82,31 @@ def _objects(graph: Mapping[str, Any]) -> list[dict[str, Any]]:
         {key: thing[key] for key in ("name", "attributes", "x", "y", "w", "h") if key in thing}
         for thing in graph["objects"].values()
     ]
+
+
+def add_command(commands: Any) -> None:
+    """Add `gqa`."""
+    text = "GQA: questions about Visual Genome's scene graphs"
+    parser = official_command(commands, "gqa", text, SPLITS)
+    parser.add_argument(
+        "--questions",
+        type=Path,
+        nargs="+",
+        default=(),
+        metavar="FILE",
+        help="other question files, several for train_all (default: SPLIT_balanced_questions.json)",
+    )
+    parser.add_argument(
+        "--scene-graphs",
+        type=Path,
+        metavar="FILE",
+        help="keep its objects with the samples (default: SPLIT_sceneGraphs.json, if there)",
+    )
+
+    def run(args: argparse.Namespace) -> None:
+        dataset = parse_gqa(
+            args.src, args.split, args.name, args.questions, args.scene_graphs, args.images
+        )
+        pack(dataset, args.out, shard_options(args))
+
+    parser.set_defaults(run=run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import hashlib
 import json
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_prep.answers import soft_label
+from data_prep.command import add_shard_options, new_command, shard_options
+from data_prep.pack import pack
 from data_prep.source import (
     Annotation,
     SourceSample,
@@ -211,3 +214,65 @@ def _texts(value: Any) -> list[str]:
 def _picture(folder: Path, image: str) -> Path:
     """The row may name the file with or without its extension."""
     return first_existing([folder / f"{image}{ending}" for ending in ("", ".jpg", ".jpeg", ".png")])
+
+
+def add_command(commands: Any) -> None:
+    """Add `jsonl`."""
+    parser = new_command(
+        commands,
+        "jsonl",
+        "your own data: rows in JSON lines, a JSON list or CSV",
+        "One row a question or caption. All rows about a picture become one sample. Answers are "
+        "stripped and lower-cased; a list of ten is weighed as in VQA v2. Rows without a picture, "
+        "question or answer are dropped and counted.",
+    )
+    parser.add_argument("--task", choices=("vqa", "caption"), required=True)
+    parser.add_argument("--annotations", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--images", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    fields = parser.add_argument_group("fields of a row")
+    fields.add_argument("--image-field", default="image", metavar="NAME", help="below --images")
+    fields.add_argument("--question-field", default="question", metavar="NAME")
+    fields.add_argument(
+        "--answer-field", default="answer", metavar="NAME", help="or numbers, lists"
+    )
+    fields.add_argument("--no-answers", action="store_true", help="questions only (a test set)")
+    fields.add_argument("--caption-field", default="caption", metavar="NAME", help="text or list")
+    fields.add_argument("--id-field", metavar="NAME", help="default: the row's number, from 0")
+    parser.add_argument("--name", help="of the data set (default: of the annotations file)")
+    splits = parser.add_argument_group("splits").add_mutually_exclusive_group()
+    splits.add_argument("--split", default="train", help="name of the one split (default: train)")
+    splits.add_argument(
+        "--split-field", metavar="NAME", help="a row says its split; writes OUT/SPLIT for each"
+    )
+    splits.add_argument(
+        "--split-by-image",
+        type=float,
+        metavar="FRACTION",
+        help="this share of the pictures, with all their rows, goes to OUT/test, the others to "
+        "OUT/train, by a hash of the picture's name and --seed",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of --split-by-image (default: 0)")
+    add_shard_options(parser)
+    parser.set_defaults(run=_run_jsonl)
+
+
+def _run_jsonl(args: argparse.Namespace) -> None:
+    asks = args.task == "vqa"
+    names = FieldNames(
+        image=args.image_field,
+        question=args.question_field if asks else None,
+        answer=args.answer_field if asks and not args.no_answers else None,
+        caption=None if asks else args.caption_field,
+        id=args.id_field,
+        split=args.split_field,
+    )
+    by_image = args.split_by_image is not None
+    split = HashSplit(args.split_by_image, args.seed) if by_image else args.split
+    name = args.name or args.annotations.stem.replace(".", "_")
+    datasets = parse_jsonl(args.task, args.annotations, args.images, names, name, split)
+    for dataset in datasets:
+        dataset.check()  # all of them, before the first shard is written
+    for dataset in datasets:
+        apart = by_image or args.split_field is not None
+        pack(dataset, args.out / dataset.split if apart else args.out, shard_options(args))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data_prep.command import official_command, shard_options
+from data_prep.pack import pack
 from data_prep.source import (
     Annotation,
     SourceSample,
@@ -71,3 +74,15 @@ def _pictures(folder: Path, split: str, pair: str, directory: Any) -> tuple[Path
         for side in (0, 1)
     )
     return left, right
+
+
+def add_command(commands: Any) -> None:
+    """Add `nlvr2`."""
+    parser = official_command(commands, "nlvr2", "NLVR2: statements on picture pairs", SPLITS)
+    parser.add_argument("--annotations", type=Path, metavar="FILE", help="another file")
+
+    def run(args: argparse.Namespace) -> None:
+        dataset = parse_nlvr2(args.src, args.split, args.name, args.annotations, args.images)
+        pack(dataset, args.out, shard_options(args))
+
+    parser.set_defaults(run=run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import tarfile
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from data_prep.command import new_command
 from data_prep.source import count_reasons
 from vlds.data.index import DATASET_FILE, DatasetInfo
 
@@ -81,3 +83,14 @@ def _top(counts: Counter[str], total: int) -> str:
         f"{value} {100 * count / total:.0f} %" for value, count in counts.most_common(MOST_FREQUENT)
     ]
     return ", ".join(parts) + (", ..." if len(counts) > MOST_FREQUENT else "")
+
+
+def add_command(commands: Any) -> None:
+    """Add `stats`."""
+    parser = new_command(commands, "stats", "count what a folder of shards holds")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="a data set, or several below")
+
+    def run(args: argparse.Namespace) -> None:
+        print("\n\n".join(describe(folder) for folder in find_datasets(args.folder)))
+
+    parser.set_defaults(run=run)

@@ -3,14 +3,17 @@ one piece."""
 
 from __future__ import annotations
 
+import argparse
 import io
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import sentencepiece
 
+from data_prep.command import new_command
 from data_prep.stats import TEXT_FIELDS, find_datasets, read_jsons
 from vlds.data.index import DatasetInfo
 
@@ -64,3 +67,24 @@ def texts_of(folders: Iterable[Path]) -> Iterator[str]:
 def label_texts(label: object) -> list[str]:
     """The words of a label: answers with soft scores, or NLVR2's true and false."""
     return [str(key) for key in label] if isinstance(label, dict) else ["true", "false"]
+
+
+def add_command(commands: Any) -> None:
+    """Add `tokenizer`."""
+    parser = new_command(
+        commands,
+        "tokenizer",
+        "train a small sentencepiece model on the text of packed data sets",
+        "For models that start from nothing: a sentencepiece model with T5's special tokens, made "
+        "of the questions, statements, captions and answers of one or several data sets.",
+    )
+    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="folders of shards")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.model")
+    parser.add_argument("--vocab-size", type=int, default=1000, help="most pieces (default 1000)")
+
+    def run(args: argparse.Namespace) -> None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_bytes(train_tokenizer(texts_of(args.folders), args.vocab_size))
+        print(f"wrote {args.out}")
+
+    parser.set_defaults(run=run)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from data_prep.answers import soft_label
+from data_prep.command import official_command, shard_options
+from data_prep.pack import pack
 from data_prep.source import (
     Annotation,
     SourceSample,
@@ -99,3 +102,18 @@ def _picture(folder: Path, subset: str, image_id: str) -> Path:
     name = f"COCO_{subset}_{int(image_id):012d}.jpg" if image_id.isdigit() else f"{image_id}.jpg"
     parts = (folder / subset, folder / "images" / subset, folder)
     return first_existing([part / name for part in parts])
+
+
+def add_command(commands: Any) -> None:
+    """Add `vqav2`."""
+    parser = official_command(commands, "vqav2", "VQA v2: questions with ten answers each", SPLITS)
+    parser.add_argument("--questions", type=Path, metavar="FILE", help="another questions file")
+    parser.add_argument("--annotations", type=Path, metavar="FILE", help="another answers file")
+
+    def run(args: argparse.Namespace) -> None:
+        dataset = parse_vqav2(
+            args.src, args.split, args.name, args.questions, args.annotations, args.images
+        )
+        pack(dataset, args.out, shard_options(args))
+
+    parser.set_defaults(run=run)

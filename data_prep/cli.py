@@ -39,7 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
-        print("interrupted: the data set being written is incomplete", file=sys.stderr)
+        print(
+            "interrupted: the data set being written is incomplete; --resume goes on with it",
+            file=sys.stderr,
+        )
         return INTERRUPTED
     return 0
 

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from data_prep.pack import Options
 from data_prep.picture import PictureRule
+from data_prep.writer import Limits
+
+DEFAULT_SHARD_SIZE = "512MB"
+NOT_RECORDED = {"run", "workers", "resume"}
+"""What the shards do not depend on."""
 
 
 def new_command(
@@ -45,6 +52,25 @@ def add_shard_options(parser: argparse.ArgumentParser) -> None:
         "--shard-samples", type=int, default=1000, metavar="N", help="most a shard (default: 1000)"
     )
     group.add_argument(
+        "--shard-size",
+        type=num_bytes,
+        default=DEFAULT_SHARD_SIZE,
+        metavar="SIZE",
+        help=f"most bytes a shard, such as 512MB or 1GB (default: {DEFAULT_SHARD_SIZE})",
+    )
+    group.add_argument(
+        "--workers",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        metavar="N",
+        help="processes that open pictures; the shards do not depend on it (default: the cores)",
+    )
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on where an interrupted command with the same options stopped",
+    )
+    group.add_argument(
         "--image-size",
         type=int,
         metavar="PIXELS",
@@ -57,9 +83,23 @@ def add_shard_options(parser: argparse.ArgumentParser) -> None:
 
 def shard_options(args: argparse.Namespace) -> Options:
     """The options of a parsed command line."""
-    given = {key: plain(value) for key, value in vars(args).items() if key != "run"}
-    arguments = {key: value for key, value in given.items() if value not in (None, [])}
-    return Options(PictureRule(args.image_size, args.square), args.shard_samples, arguments)
+    given = {key: plain(value) for key, value in vars(args).items() if key not in NOT_RECORDED}
+    return Options(
+        PictureRule(args.image_size, args.square),
+        Limits(samples=args.shard_samples, bytes=args.shard_size),
+        args.workers,
+        args.resume,
+        {key: value for key, value in given.items() if value not in (None, [])},
+    )
+
+
+def num_bytes(text: str) -> int:
+    """A size such as 512MB (10^6), 1GiB (2^30) or 1000000."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip().lower())
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; give one such as 512MB or 1GiB")
+    number, prefix, binary = found.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix or " "))
 
 
 def plain(value: Any) -> Any:

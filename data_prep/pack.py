@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from data_prep.journal import Dropped
+from data_prep.parallel import ordered_map
 from data_prep.picture import BadPicture, PictureRule, prepare_picture
 from data_prep.progress import follow
 from data_prep.source import SourceSample, SourceSet, count_reasons
-from data_prep.writer import SampleRecord, shard_order, write_dataset
+from data_prep.writer import DatasetWriter, Limits, SampleRecord, shard_order
 from vlds.data.index import DatasetInfo
 
 PAIR = ("left", "right")
@@ -21,7 +24,11 @@ class Options:
     """What all commands share."""
 
     rule: PictureRule = field(default_factory=PictureRule)
-    shard_samples: int = 1000
+    limits: Limits = field(default_factory=Limits)
+    workers: int = 1
+    """Processes that open pictures; the shards do not depend on it."""
+    resume: bool = False
+    """Keep the shards that an interrupted command finished."""
     arguments: Mapping[str, Any] | None = None
     """The command line, for the record in dataset.json."""
 
@@ -29,17 +36,19 @@ class Options:
 def pack(dataset: SourceSet, out: Path, options: Options) -> DatasetInfo:
     """Write a data set and print what became of every sample."""
     dataset.check()
-    dropped = [(entry["id"], entry["reason"]) for entry in dataset.dropped]
-    info = write_dataset(
+    writer = DatasetWriter(
         out,
         name=dataset.name,
         kind=dataset.kind,
         split=dataset.split,
-        records=_records(dataset, options.rule, dropped),
-        shard_samples=options.shard_samples,
+        limits=options.limits,
         source=dataset.files,
-        dropped=dropped,
         image={"size": options.rule.size, "square": options.rule.square},
+        resume=options.resume,
+    )
+    info = writer.write(
+        make_records(dataset, options, writer.start),
+        rows_dropped=[Dropped(**entry) for entry in dataset.dropped],
         arguments=options.arguments,
     )
     print(summary(dataset, info, out))
@@ -69,21 +78,26 @@ def _account(noun: str, given: int, written: int) -> str:
     return f"  {noun:<11} {given:>9,} in = {written:,} written + {given - written:,} dropped"
 
 
-def _records(
-    dataset: SourceSet, rule: PictureRule, dropped: list[tuple[str, str]]
-) -> Iterator[SampleRecord]:
-    """In the order of the shards; a picture that cannot be used takes its sample along."""
+def make_records(
+    dataset: SourceSet, options: Options, start: int
+) -> Iterator[SampleRecord | Dropped]:
+    """From number `start` on, in the order of the shards; a picture that cannot be used takes its
+    sample along."""
     samples = {sample.id: sample for sample in dataset.samples}
+    chosen = [samples[sample_id] for sample_id in shard_order(samples)]
     what = f"{dataset.name} {dataset.split}"
-    for sample_id in follow(shard_order(samples), what):
-        sample = samples[sample_id]
-        if not sample.annotations:
-            dropped.append((sample.id, "no annotation"))
-            continue
-        try:
-            yield make_record(sample, rule)
-        except BadPicture as reason:
-            dropped.append((sample.id, f"picture: {reason}"))
+    made = ordered_map(partial(try_record, rule=options.rule), chosen[start:], options.workers)
+    yield from follow(made, what, start, len(chosen))
+
+
+def try_record(sample: SourceSample, rule: PictureRule) -> SampleRecord | Dropped:
+    """A sample as the shards hold it, or why they do not."""
+    if not sample.annotations:
+        return Dropped(sample.id, "no annotation")
+    try:
+        return make_record(sample, rule)
+    except BadPicture as reason:
+        return Dropped(sample.id, f"picture: {reason}")
 
 
 def make_record(sample: SourceSample, rule: PictureRule) -> SampleRecord:

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
-from typing import Protocol, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-Item = TypeVar("Item", covariant=True)
+Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 10.0
 
 
-class Countable(Iterable[Item], Sized, Protocol[Item]):
-    """Something to walk through whose length is known."""
-
-
-def follow(items: Countable[Item], what: str) -> Iterator[Item]:
-    """Yield the items and say on stderr how far we are."""
+def follow(items: Iterable[Item], what: str, done: int, total: int) -> Iterator[Item]:
+    """Yield the items, `done` of `total` being behind us, and say on stderr how far we are."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield from _with_lines(items, what)
+        yield from _with_lines(items, what, done, total)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -31,14 +27,17 @@ def follow(items: Countable[Item], what: str) -> Iterator[Item]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True) as progress:
-        yield from progress.track(items, total=len(items), description=what)
+        bar = progress.add_task(what, total=total, completed=done)
+        for item in items:
+            yield item
+            progress.advance(bar)
 
 
-def _with_lines(items: Countable[Item], what: str) -> Iterator[Item]:
+def _with_lines(items: Iterable[Item], what: str, done: int, total: int) -> Iterator[Item]:
     """Nothing for the first seconds: short work needs no report."""
     last = time.monotonic()
-    for number, item in enumerate(items):
+    for number, item in enumerate(items, done):
         if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
             last = time.monotonic()
-            print(f"{what}: {number:,} of {len(items):,}", file=sys.stderr, flush=True)
+            print(f"{what}: {number:,} of {total:,}", file=sys.stderr, flush=True)
         yield item

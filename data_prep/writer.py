@@ -8,30 +8,16 @@ complete.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from webdataset import TarWriter
-
-from vlds.data.index import (
-    CNT_TYPE,
-    DATASET_FILE,
-    IDX_TYPE,
-    SCHEMA,
-    DatasetInfo,
-    ShardIndex,
-    ShardInfo,
-    beside,
-    describe_shard,
-    file_sha256,
-)
+from data_prep.journal import Dropped, Finished, Journal
+from data_prep.open_shard import OpenShard
+from vlds.data.index import DATASET_FILE, SCHEMA, DatasetInfo, file_sha256
 
 KEY_DIGITS = 9
 MIB = 1 << 20
@@ -55,59 +41,166 @@ def shard_order(ids: Iterable[str]) -> list[str]:
     return sorted(ids, key=lambda id: (blake2b(id.encode(), digest_size=8).digest(), id))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Where a shard ends."""
+
+    samples: int = 1000
+    bytes: int = 512 * MIB
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.bytes < 1:
+            raise ValueError(
+                f"shards of {self.samples} samples, {self.bytes} bytes: give at least 1"
+            )
+
+
+class DatasetWriter:
+    """Samples, in their order -> the shards of one data set in a folder.
+
+    A folder that holds this data set (same name, kind, split) is written anew; one that holds
+    another is refused, unless `overwrite`. With `resume`, what an interrupted writer of the same
+    data set finished is kept, and `start` says how many samples and drops the caller leaves out.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        *,
+        name: str,
+        kind: str,
+        split: str,
+        limits: Limits | None = None,
+        source: Sequence[Path] = (),
+        image: Mapping[str, Any] | None = None,
+        features: Mapping[str, Any] | None = None,
+        answers: str | None = None,
+        overwrite: bool = False,
+        resume: bool = False,
+    ) -> None:
+        _check_names(name, split)
+        _make_room(out, (name, kind, split), overwrite)
+        self.out, self.limits = out, limits or Limits()
+        self.stem = f"{name}-{split}"
+        self.about: dict[str, Any] = {
+            "name": name,
+            "kind": kind,
+            "split": split,
+            "source": tuple({"file": path.name, "sha256": file_sha256(path)} for path in source),
+            "image": image,
+            "features": features,
+            "answers": answers,
+        }
+        identity = {**self.about, "limits": vars(self.limits), "version": _version()}
+        self.journal = Journal(out / f"{self.stem}.progress", identity)
+        self.finished = self.journal.finished() if resume else []
+        self.begun = False
+
+    @property
+    def start(self) -> int:
+        """Samples and drops that are accounted for already."""
+        return sum(entry.shard.samples + len(entry.dropped) for entry in self.finished)
+
+    def write(
+        self,
+        records: Iterable[SampleRecord | Dropped],
+        *,
+        rows_dropped: Iterable[Dropped] = (),
+        arguments: Mapping[str, Any] | None = None,
+    ) -> DatasetInfo:
+        """Write all samples from `start` on, then dataset.json."""
+        left = self._write_shards(records)
+        shards = [entry.shard for entry in self.finished]
+        on_the_way = [drop for entry in self.finished for drop in entry.dropped]
+        dropped = [*rows_dropped, *on_the_way, *left]
+        if not shards:
+            reasons = f"; {len(dropped)} were dropped, the first: {dropped[0]}" if dropped else ""
+            raise ValueError(f"data set {self.stem}: no samples to write{reasons}")
+        kept = {shard.name for shard in shards}
+        for path in self.out.glob(f"{self.stem}-*.tar*"):  # of an earlier, longer version
+            if path.name.partition(".tar")[0] + ".tar" not in kept:
+                path.unlink()
+        info = DatasetInfo(
+            schema=SCHEMA,
+            **self.about,
+            shards=tuple(shards),
+            samples=sum(shard.samples for shard in shards),
+            annotations=sum(shard.annotations for shard in shards),
+            tool={"version": _version(), "arguments": dict(arguments or {})},
+            dropped=tuple(drop._asdict() for drop in dropped),
+        )
+        info.save(self.out)
+        self.journal.end()
+        return info
+
+    def _write_shards(self, records: Iterable[SampleRecord | Dropped]) -> list[Dropped]:
+        """Cut the samples consecutively by the two limits; returns the drops after the last."""
+        shard: OpenShard | None = None
+        dropped: list[Dropped] = []  # after the newest sample
+        in_shard: list[Dropped] = []  # before it, since the shard began
+        ids: set[str] = set()
+        number = sum(entry.shard.samples for entry in self.finished)
+        try:
+            for record in records:
+                if isinstance(record, Dropped):
+                    dropped.append(record)
+                    continue
+                if record.id in ids:
+                    raise ValueError(
+                        f"data set {self.stem}: id {record.id} comes twice; "
+                        "a sample holds ALL annotations"
+                    )
+                ids.add(record.id)
+                content = _content(record)
+                if shard and self._is_full(shard, content):
+                    self._finish(shard, in_shard)
+                    shard, in_shard = None, []
+                shard = shard or self._open_shard()
+                shard.add(f"{number:0{KEY_DIGITS}d}", content, len(record.json["annotations"]))
+                number += 1
+                in_shard += dropped
+                dropped = []
+            if shard:
+                self._finish(shard, in_shard)
+                shard = None
+        finally:
+            if shard:
+                shard.discard()
+        return dropped
+
+    def _is_full(self, shard: OpenShard, content: Mapping[str, bytes]) -> bool:
+        size = sum(len(data) for data in content.values())
+        return len(shard.counts) >= self.limits.samples or shard.size + size > self.limits.bytes
+
+    def _open_shard(self) -> OpenShard:
+        if not self.begun:
+            # From here on the folder is incomplete, and says so.
+            (self.out / DATASET_FILE).unlink(missing_ok=True)
+            self.journal.begin(self.finished)
+            self.begun = True
+        return OpenShard(self.out / f"{self.stem}-{len(self.finished):05d}.tar")
+
+    def _finish(self, shard: OpenShard, dropped: list[Dropped]) -> None:
+        entry = Finished(shard.close(), dropped)
+        self.finished.append(entry)
+        self.journal.add(entry)
+
+
 def write_dataset(
     out: Path,
     *,
     name: str,
     kind: str,
     split: str,
-    records: Iterable[SampleRecord],
+    records: Iterable[SampleRecord | Dropped],
     shard_samples: int = 1000,
-    shard_bytes: int = 512 * MIB,
-    source: Sequence[Path] = (),
-    dropped: Sequence[tuple[str, str]] = (),
-    image: Mapping[str, Any] | None = None,
-    features: Mapping[str, Any] | None = None,
-    answers: str | None = None,
     arguments: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
+    **options: Any,
 ) -> DatasetInfo:
-    """Write records, in their order, as the shards of one data set in the folder `out`.
-
-    `dropped` is read after the last record, so the caller may fill it while it yields records. A
-    folder that holds this data set (same name, kind, split) is written anew; one that holds another
-    is refused, unless `overwrite`.
-    """
-    if shard_samples < 1 or shard_bytes < 1:
-        raise ValueError(f"shards of {shard_samples} samples, {shard_bytes} bytes: give at least 1")
-    _check_names(name, split)
-    _make_room(out, (name, kind, split), overwrite)
-    stem = f"{name}-{split}"
-    shards = _write_shards(out, stem, records, shard_samples, shard_bytes)
-    if not shards:
-        reasons = f"; {len(dropped)} were dropped, the first: {dropped[0]}" if dropped else ""
-        raise ValueError(f"data set {stem}: no samples to write{reasons}")
-    kept = {shard.name for shard in shards}
-    for path in out.glob(f"{stem}-*.tar*"):  # of an earlier, longer version
-        if path.name.partition(".tar")[0] + ".tar" not in kept:
-            path.unlink()
-    info = DatasetInfo(
-        schema=SCHEMA,
-        name=name,
-        kind=kind,
-        split=split,
-        shards=tuple(shards),
-        samples=sum(shard.samples for shard in shards),
-        annotations=sum(shard.annotations for shard in shards),
-        image=image,
-        features=features,
-        answers=answers,
-        source=tuple({"file": path.name, "sha256": file_sha256(path)} for path in source),
-        tool={"version": _version(), "arguments": dict(arguments or {})},
-        dropped=tuple({"id": id, "reason": reason} for id, reason in dropped),
-    )
-    info.save(out)
-    return info
+    """Write a whole data set; `options` are those of DatasetWriter."""
+    limits = Limits(samples=shard_samples)
+    writer = DatasetWriter(out, name=name, kind=kind, split=split, limits=limits, **options)
+    return writer.write(records, arguments=arguments)
 
 
 def _check_names(name: str, split: str) -> None:
@@ -131,39 +224,6 @@ def _make_room(out: Path, identity: tuple[str, str, str], overwrite: bool) -> No
     out.mkdir(parents=True, exist_ok=True)
 
 
-def _write_shards(
-    out: Path, stem: str, records: Iterable[SampleRecord], max_samples: int, max_bytes: int
-) -> list[ShardInfo]:
-    """Cut the records consecutively into shards by the two limits."""
-    shards: list[ShardInfo] = []
-    shard: _Shard | None = None
-    ids: set[str] = set()
-    try:
-        for number, record in enumerate(records):
-            if record.id in ids:
-                raise ValueError(
-                    f"data set {stem}: id {record.id} comes twice; a sample holds ALL annotations"
-                )
-            ids.add(record.id)
-            content = _content(record)
-            size = sum(len(data) for data in content.values())
-            if shard and (len(shard.counts) >= max_samples or shard.size + size > max_bytes):
-                shards.append(shard.close())
-                shard = None
-            if not shards and shard is None:
-                # From here on the folder is incomplete, and says so.
-                (out / DATASET_FILE).unlink(missing_ok=True)
-            shard = shard or _Shard(out / f"{stem}-{len(shards):05d}.tar")
-            shard.add(f"{number:0{KEY_DIGITS}d}", content, len(record.json["annotations"]))
-        if shard:
-            shards.append(shard.close())
-            shard = None
-    finally:
-        if shard:
-            shard.discard()
-    return shards
-
-
 def _content(record: SampleRecord) -> dict[str, bytes]:
     """Extension -> bytes, the json among them."""
     content: dict[str, bytes] = {}
@@ -182,47 +242,6 @@ def _content(record: SampleRecord) -> dict[str, bytes]:
         raise ValueError(f"sample {record.id}: images {absent} are not among its members")
     text = json.dumps(fields, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return content | {"json": text.encode()}
-
-
-class _Shard:
-    """A shard that is being written."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.partial = beside(path, ".partial")
-        self.file = open(self.partial, "wb")  # noqa: SIM115 (close or discard does)
-        # mtime 0 keeps it plain ustar; else members get PAX headers, and other bytes each time.
-        self.tar = TarWriter(self.file, user="", group="", encoder=False, mtime=0)
-        self.offsets = [0]
-        self.counts: list[int] = []
-
-    @property
-    def size(self) -> int:
-        """Bytes so far."""
-        return self.offsets[-1]
-
-    def add(self, key: str, content: Mapping[str, bytes], annotations: int) -> None:
-        """Append one sample."""
-        self.tar.write({"__key__": key, **content})
-        self.offsets.append(self.tar.tarstream.offset)
-        self.counts.append(annotations)
-
-    def close(self) -> ShardInfo:
-        """Finish, sync, rename, index."""
-        self.tar.close()
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
-        self.partial.replace(self.path)
-        index = ShardIndex(np.array(self.offsets, IDX_TYPE), np.array(self.counts, CNT_TYPE))
-        return describe_shard(self.path, index)
-
-    def discard(self) -> None:
-        """Leave nothing of an unfinished shard."""
-        with suppress(OSError):  # such as a full disk, which may be why
-            self.tar.close()
-        self.file.close()
-        self.partial.unlink(missing_ok=True)
 
 
 def _version() -> str:

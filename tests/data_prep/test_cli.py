@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.cli import main
+from data_prep.command import num_bytes
 from tests.data_prep.pictures import jpeg, packed, write
 
 COMMANDS = ("vqav2", "gqa", "nlvr2", "coco-karpathy", "jsonl", "easy-vqa", "demo", "index", "stats")
@@ -87,3 +88,18 @@ def test_a_folder_of_another_data_set_is_refused(
     assert main(["jsonl", "--task", "vqa", *arguments, *more]) == 2
     assert "holds another data set" in capsys.readouterr().err
     assert packed(shards)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("512MB", 512_000_000), ("1GiB", 2**30), ("1.5k", 1500), ("1000", 1000), ("2 mib", 2**21)],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert num_bytes(text) == size
+
+
+def test_a_size_that_is_none(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["gqa", "--src", str(shards), "--split", "val", "--out", "x", "--shard-size", "big"]
+    with pytest.raises(SystemExit):
+        main(given)
+    assert "'big' is no size; give one such as 512MB or 1GiB" in capsys.readouterr().err

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import webdataset
 
-from data_prep.writer import SampleRecord, shard_order, write_dataset
+from data_prep.journal import Dropped
+from data_prep.writer import DatasetWriter, Limits, SampleRecord, shard_order, write_dataset
 from vlds.data import DatasetInfo, open_dataset
 from vlds.data.index import build_index, file_sha256
 
@@ -25,9 +26,7 @@ def record(number: int, size: int = 50, **fields: object) -> SampleRecord:
     )
 
 
-def write(
-    out: Path, records: list[SampleRecord] | Iterator[SampleRecord], **options: object
-) -> DatasetInfo:
+def write(out: Path, records: Iterable[SampleRecord | Dropped], **options: object) -> DatasetInfo:
     values: dict[str, object] = {"name": "vqav2", "kind": "vqa", "split": "train"}
     return write_dataset(out, records=records, **(values | options))  # type: ignore[arg-type]
 
@@ -82,24 +81,21 @@ def test_index_written_on_the_way_is_the_one_of_the_finished_shard(tmp_path: Pat
 
 
 def test_shards_are_cut_by_bytes_too(tmp_path: Path) -> None:
-    info = write(tmp_path, [record(n, size=3000) for n in range(6)], shard_bytes=10_000)
+    writer = DatasetWriter(
+        tmp_path, name="vqav2", kind="vqa", split="train", limits=Limits(bytes=10_000)
+    )
+    info = writer.write(record(n, size=3000) for n in range(6))
     assert [shard.samples for shard in info.shards] == [2, 2, 2]
 
 
 def test_dataset_json_says_where_it_came_from(tmp_path: Path) -> None:
     source = tmp_path / "questions.json"
     source.write_text("{}")
-    dropped: list[tuple[str, str]] = []
-
-    def records() -> Iterator[SampleRecord]:
-        dropped.append(("id.0", "missing picture"))
-        yield record(1)
 
     write(
         tmp_path / "out",
-        records(),
+        [Dropped("id.0", "missing picture"), record(1)],
         source=[source],
-        dropped=dropped,
         image={"size": None},
         answers="answers.json",
         arguments={"size": 3},

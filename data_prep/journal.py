@@ -1,0 +1,90 @@
+"""What is done of a data set that is being written: one line a finished shard.
+
+The file goes when dataset.json, which holds the same, is there. Its first line says what is being
+written; a preparation that goes on must be the same one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vlds.data.index import ShardInfo
+
+
+class Dropped(NamedTuple):
+    """A sample or row of the source that does not go into the shards."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A shard that is written, with what was dropped on the way to its last sample."""
+
+    shard: ShardInfo
+    dropped: Sequence[Dropped]
+
+
+class Journal:
+    """The lines of one data set that is being written."""
+
+    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+        self.path = path
+        self.identity = json.dumps(identity, sort_keys=True)
+
+    def finished(self) -> list[Finished]:
+        """The shards that need not be written again: those whose file is still there.
+
+        Errors: ValueError where another preparation wrote here.
+        """
+        if not self.path.is_file():
+            return []
+        first, *lines = self.path.read_text(encoding="utf-8").splitlines()
+        if first != self.identity:
+            raise ValueError(
+                f"{self.path} was begun with other files or options: "
+                f"{differences(json.loads(first), json.loads(self.identity))}; "
+                "give those again, or leave out --resume to begin anew"
+            )
+        found = []
+        for line in lines:
+            try:
+                tree = json.loads(line)
+            except ValueError:  # cut off while it was written
+                break
+            shard = ShardInfo(**tree["shard"])
+            tar = self.path.with_name(shard.name)
+            if not tar.is_file() or tar.stat().st_size != shard.bytes:
+                break
+            found.append(Finished(shard, [Dropped(*entry) for entry in tree["dropped"]]))
+        return found
+
+    def begin(self, finished: Sequence[Finished]) -> None:
+        """Go on after these shards, and forget all others."""
+        self.path.write_text(self.identity + "\n", encoding="utf-8")
+        for entry in finished:
+            self.add(entry)
+
+    def add(self, entry: Finished) -> None:
+        """One more shard is whole, and on disk."""
+        line = json.dumps({"shard": vars(entry.shard), "dropped": entry.dropped})
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def end(self) -> None:
+        """dataset.json is there."""
+        self.path.unlink(missing_ok=True)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """What differs, key by key."""
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    return "; ".join(f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in keys)

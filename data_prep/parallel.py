@@ -1,0 +1,45 @@
+"""Work on many items in several processes, the results in the items' order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from itertools import islice
+from multiprocessing import get_context
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+CHUNK = 32
+"""Items that go to a process at once."""
+FEWEST = 512
+"""Fewer items are done before a process has started."""
+CHUNKS_AHEAD = 4
+"""Chunks of each process that may wait for the reader: they bound the memory."""
+
+
+def ordered_map(
+    function: Callable[[Item], Result], items: Sequence[Item], workers: int
+) -> Iterator[Result]:
+    """`map(function, items)` with `workers` processes; the function must be picklable."""
+    if workers < 2 or len(items) < FEWEST:
+        yield from map(function, items)
+        return
+    chunks = (items[first : first + CHUNK] for first in range(0, len(items), CHUNK))
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        try:
+            waiting: deque[Future[list[Result]]] = deque()
+            for chunk in islice(chunks, workers * CHUNKS_AHEAD):
+                waiting.append(pool.submit(_each, function, chunk))
+            while waiting:
+                done = waiting.popleft().result()
+                for chunk in islice(chunks, 1):
+                    waiting.append(pool.submit(_each, function, chunk))
+                yield from done
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    return [function(item) for item in items]

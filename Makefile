@@ -5,7 +5,7 @@ VENV ?= .venv
 PYTHON ?= python3
 EXTRAS ?= dev,coco
 BIN = $(VENV)/bin
-SOURCES = vlds data_prep tests setup.py
+SOURCES = vlds data_prep tests benchmarks setup.py
 
 .PHONY: venv check fix test test-all
 .DEFAULT_GOAL := test

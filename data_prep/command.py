@@ -71,6 +71,14 @@ def add_shard_options(parser: argparse.ArgumentParser) -> None:
         help="go on where an interrupted command with the same options stopped",
     )
     group.add_argument(
+        "--features",
+        type=Path,
+        metavar="PATH",
+        help="store features instead of pictures: a folder of NAME.h5, .npz or .npy, or one HDF5 "
+        "file, NAME being the picture's without its ending",
+    )
+    group.add_argument("--encoder", metavar="NAME", help="what made the features, for the record")
+    group.add_argument(
         "--image-size",
         type=int,
         metavar="PIXELS",
@@ -89,6 +97,8 @@ def shard_options(args: argparse.Namespace) -> Options:
         Limits(samples=args.shard_samples, bytes=args.shard_size),
         args.workers,
         args.resume,
+        args.features,
+        args.encoder,
         {key: value for key, value in given.items() if value not in (None, [])},
     )
 

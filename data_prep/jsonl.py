@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from data_prep.answers import soft_label
 from data_prep.command import add_shard_options, new_command, shard_options
-from data_prep.pack import pack
+from data_prep.pack import pack, ready
 from data_prep.source import (
     Annotation,
     SourceSample,
@@ -270,9 +270,9 @@ def _run_jsonl(args: argparse.Namespace) -> None:
     by_image = args.split_by_image is not None
     split = HashSplit(args.split_by_image, args.seed) if by_image else args.split
     name = args.name or args.annotations.stem.replace(".", "_")
+    options = shard_options(args)
     datasets = parse_jsonl(args.task, args.annotations, args.images, names, name, split)
-    for dataset in datasets:
-        dataset.check()  # all of them, before the first shard is written
+    datasets = [ready(dataset, options) for dataset in datasets]  # before the first is written
     for dataset in datasets:
         apart = by_image or args.split_field is not None
-        pack(dataset, args.out / dataset.split if apart else args.out, shard_options(args))
+        pack(dataset, args.out / dataset.split if apart else args.out, options)

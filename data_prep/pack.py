@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from data_prep.feature_file import BadFeatures, FeatureFile, npy_bytes
+from data_prep.features import common_shape, with_features
 from data_prep.journal import Dropped
 from data_prep.parallel import ordered_map
 from data_prep.picture import BadPicture, PictureRule, prepare_picture
@@ -29,13 +33,21 @@ class Options:
     """Processes that open pictures; the shards do not depend on it."""
     resume: bool = False
     """Keep the shards that an interrupted command finished."""
+    features: Path | None = None
+    """Features to store in the place of pictures: a folder, or one HDF5 file."""
+    encoder: str | None = None
+    """What made the features, for the record in dataset.json."""
     arguments: Mapping[str, Any] | None = None
     """The command line, for the record in dataset.json."""
 
 
 def pack(dataset: SourceSet, out: Path, options: Options) -> DatasetInfo:
     """Write a data set and print what became of every sample."""
-    dataset.check()
+    dataset = ready(dataset, options)
+    order = in_order(dataset)
+    shape = common_shape(order)
+    features = shape and {"tokens": shape[0], "dim": shape[1], "encoder": options.encoder}
+    image = None if shape else {"size": options.rule.size, "square": options.rule.square}
     writer = DatasetWriter(
         out,
         name=dataset.name,
@@ -43,16 +55,30 @@ def pack(dataset: SourceSet, out: Path, options: Options) -> DatasetInfo:
         split=dataset.split,
         limits=options.limits,
         source=dataset.files,
-        image={"size": options.rule.size, "square": options.rule.square},
+        image=image,
+        features=features,
         resume=options.resume,
     )
+    make = partial(try_record, rule=options.rule, shape=shape)
+    made = ordered_map(make, order[writer.start :], options.workers)
     info = writer.write(
-        make_records(dataset, options, writer.start),
+        follow(made, f"{dataset.name} {dataset.split}", writer.start, len(order)),
         rows_dropped=[Dropped(**entry) for entry in dataset.dropped],
         arguments=options.arguments,
     )
     print(summary(dataset, info, out))
     return info
+
+
+def ready(dataset: SourceSet, options: Options) -> SourceSet:
+    """A data set with features where they are asked for, of which all files are there.
+
+    Errors: ValueError that names what is missing.
+    """
+    if options.features is not None and any(sample.images for sample in dataset.samples):
+        dataset = with_features(dataset, options.features)
+    dataset.check()
+    return dataset
 
 
 def summary(dataset: SourceSet, info: DatasetInfo, out: Path) -> str:
@@ -78,39 +104,50 @@ def _account(noun: str, given: int, written: int) -> str:
     return f"  {noun:<11} {given:>9,} in = {written:,} written + {given - written:,} dropped"
 
 
-def make_records(
-    dataset: SourceSet, options: Options, start: int
-) -> Iterator[SampleRecord | Dropped]:
-    """From number `start` on, in the order of the shards; a picture that cannot be used takes its
-    sample along."""
+def in_order(dataset: SourceSet) -> list[SourceSample]:
+    """The samples in the order in which they go into shards."""
     samples = {sample.id: sample for sample in dataset.samples}
-    chosen = [samples[sample_id] for sample_id in shard_order(samples)]
-    what = f"{dataset.name} {dataset.split}"
-    made = ordered_map(partial(try_record, rule=options.rule), chosen[start:], options.workers)
-    yield from follow(made, what, start, len(chosen))
+    return [samples[sample_id] for sample_id in shard_order(samples)]
 
 
-def try_record(sample: SourceSample, rule: PictureRule) -> SampleRecord | Dropped:
-    """A sample as the shards hold it, or why they do not."""
+def try_record(
+    sample: SourceSample, rule: PictureRule, shape: tuple[int, int] | None
+) -> SampleRecord | Dropped:
+    """A sample as the shards hold it, or why they do not; features must have the given shape."""
     if not sample.annotations:
         return Dropped(sample.id, "no annotation")
     try:
-        return make_record(sample, rule)
+        return make_record(sample, rule, shape)
     except BadPicture as reason:
         return Dropped(sample.id, f"picture: {reason}")
+    except BadFeatures as reason:
+        return Dropped(sample.id, f"features: {reason}")
 
 
-def make_record(sample: SourceSample, rule: PictureRule) -> SampleRecord:
-    """Open a sample's pictures and put it together as the shards hold it."""
+def make_record(
+    sample: SourceSample, rule: PictureRule, shape: tuple[int, int] | None
+) -> SampleRecord:
+    """Open a sample's pictures or features and put it together as the shards hold it."""
     pictures = [prepare_picture(path.read_bytes(), rule) for path in sample.images]
-    names = [picture.extension for picture in pictures]
-    if len(pictures) == len(PAIR):
-        names = [f"{side}.{name}" for side, name in zip(PAIR, names, strict=True)]
+    members = [(picture.extension, picture.data) for picture in pictures]
+    members += [("features.npy", npy_bytes(checked(file, shape))) for file in sample.features]
+    if len(members) == len(PAIR):
+        members = [
+            (f"{side}.{name}", data) for side, (name, data) in zip(PAIR, members, strict=True)
+        ]
     content: dict[str, Any] = {
         "size": [[picture.width, picture.height] for picture in pictures],
         "annotations": sample.annotations,
+        **sample.extra,
     }
     if sample.source:
         content["source"] = sample.source
-    members = [(name, picture.data) for name, picture in zip(names, pictures, strict=True)]
     return SampleRecord(id=sample.id, members=members, json=content)
+
+
+def checked(file: FeatureFile, shape: tuple[int, int] | None) -> np.ndarray:
+    """Features of the shape that all have."""
+    array = file.read()
+    if array.shape != shape:
+        raise BadFeatures(f"{array.shape[0]} x {array.shape[1]}, the first have {shape}")
+    return array

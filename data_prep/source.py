@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_prep.feature_file import FeatureFile, find_missing
+
 Annotation = dict[str, Any]
 
 
@@ -25,6 +27,10 @@ class SourceSample:
     annotations: list[Annotation]
     source: dict[str, Any] = field(default_factory=dict)
     """Fields of the source that have no place of their own in a sample's json."""
+    features: tuple[FeatureFile, ...] = ()
+    """Stored features, where there are no images."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """More fields of the sample's json: a clip's subtitles and span."""
 
 
 @dataclass(frozen=True)
@@ -54,21 +60,25 @@ class SourceSet:
                     f"{_names(self.files)}: {noun} id {double[0]} stands more than once"
                     f"{_and_more(len(double) - 1, 'id')}; ids must be unique"
                 )
-        self._check_pictures()
+        self._check_files()
 
-    def _check_pictures(self) -> None:
+    def _check_files(self) -> None:
+        """Pictures and features."""
         missing = [
-            (path, sample.annotations[0]["id"] if sample.annotations else sample.id)
+            (f"picture {path}", sample)
             for sample in self.samples
             for path in sample.images
             if not path.is_file()
         ]
+        features = {file: sample for sample in self.samples for file in sample.features}
+        missing += [(f"features {file}", features[file]) for file in find_missing(features)]
         if missing:
-            path, named_by = missing[0]
+            what, sample = missing[0]
+            named_by = sample.annotations[0]["id"] if sample.annotations else sample.id
+            option = "--features" if sample.features else "--images"
             raise ValueError(
-                f"picture {path} is missing; annotation {named_by} of {_names(self.files)} names it"
-                f"{_and_more(len(missing) - 1, 'missing picture')}. "
-                "Check --images, or add the file"
+                f"{what} is missing; annotation {named_by} of {_names(self.files)} names it"
+                f"{_and_more(len(missing) - 1, 'missing file')}. Check {option}, or add the file"
             )
 
 

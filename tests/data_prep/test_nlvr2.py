@@ -22,7 +22,11 @@ ROWS = [
 
 @pytest.fixture
 def official(tmp_path: Path) -> Path:
-    src = tmp_path / "nlvr2"
+    return write_official(tmp_path / "nlvr2")
+
+
+def write_official(src: Path) -> Path:
+    """Two pairs with two sentences each."""
     write(src / "dev.json", "\n".join(map(json.dumps, ROWS)) + "\n\n")
     for pair in range(2):
         write(src / "dev" / f"dev-850-{pair}-img0.png", png())

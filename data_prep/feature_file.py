@@ -1,0 +1,133 @@
+"""Features that somebody has computed before: HDF5 and NumPy files -> float16 arrays.
+
+The forms that are met in VL-T5, VL-Adapter and VALUE: one HDF5 file per picture, or one for all,
+with a group per picture that holds `features`; an .npz per picture or clip with `features` or
+`feat`; an .npy per picture.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ENDINGS = (".h5", ".hdf5", ".npz", ".npy")
+ARRAYS = ("features", "feat")
+"""What the array is called in a file that holds several."""
+FLOAT16_MAX = float(np.finfo(np.float16).max)
+
+
+class BadFeatures(Exception):
+    """Features that cannot be used; the message is the reason that the summary counts."""
+
+
+@dataclass(frozen=True)
+class FeatureFile:
+    """Where the features of one picture or clip lie."""
+
+    path: Path
+    name: str
+    """Of the picture: its group, where the file holds several."""
+    frames: int | None = None
+    """Make it so many rows: zeros after a shorter clip, a longer one pooled over time."""
+
+    def read(self) -> np.ndarray:
+        """(tokens, dim) float16.
+
+        Errors: BadFeatures.
+        """
+        try:
+            array = np.asarray(self._load())
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            raise BadFeatures("missing or damaged") from None
+        array = array.reshape(-1, array.shape[-1]) if array.ndim > 2 else array
+        if array.ndim != 2 or not array.size or array.dtype.kind != "f":
+            raise BadFeatures(f"not a matrix of numbers: {array.dtype} {array.shape}")
+        if not (np.abs(array) <= FLOAT16_MAX).all():
+            raise BadFeatures("not finite in float16")
+        return fit(array.astype(np.float16), self.frames)
+
+    def _load(self) -> Any:
+        if self.path.suffix == ".npy":
+            return np.load(self.path, allow_pickle=False)
+        if self.path.suffix == ".npz":
+            with np.load(self.path, allow_pickle=False) as arrays:
+                return arrays[_array_of(arrays.files)]
+        with hdf5().File(self.path, "r") as file:
+            group = file[self.name]
+            return group[_array_of(list(group))][()]
+
+    def __str__(self) -> str:
+        return f"{self.path}" if self.path.stem == self.name else f"{self.name} in {self.path}"
+
+
+def _array_of(names: list[str]) -> str:
+    return next((name for name in ARRAYS if name in names), ARRAYS[0])
+
+
+def fit(array: np.ndarray, frames: int | None) -> np.ndarray:
+    """(n, dim) -> (frames, dim): zeros behind, or the maximum over stretches of about equal length,
+    as torch's adaptive_max_pool1d and VL-Adapter do it."""
+    if frames is None or len(array) == frames:
+        return array
+    if len(array) < frames:
+        return np.pad(array, ((0, frames - len(array)), (0, 0)))
+    edges = [(n * len(array) // frames, -(-(n + 1) * len(array) // frames)) for n in range(frames)]
+    return np.stack([array[start:end].max(0) for start, end in edges])
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    """The member `features.npy`."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def locate(place: Path, name: str, frames: int | None = None) -> FeatureFile:
+    """Features of one picture or clip; a file that is not there is found out when it is read."""
+    if place.is_file():
+        return FeatureFile(place, name, frames)
+    found = (place / f"{name}{ending}" for ending in ENDINGS)
+    path = next((path for path in found if path.is_file()), place / f"{name}{ENDINGS[0]}")
+    return FeatureFile(path, name, frames)
+
+
+def find_missing(files: Iterable[FeatureFile]) -> list[FeatureFile]:
+    """Those that are not there.
+
+    Errors: ValueError where files are HDF5 and the package for it is not installed.
+    """
+    missing = []
+    groups: dict[Path, set[str]] = {}
+    for file in files:
+        is_hdf5 = file.path.suffix in (".h5", ".hdf5")
+        if not file.path.is_file():
+            missing.append(file)
+        elif is_hdf5 and file.path.stem != file.name:  # one file that holds many pictures
+            if file.path not in groups:
+                with hdf5().File(file.path, "r") as opened:
+                    groups[file.path] = set(opened)
+            if file.name not in groups[file.path]:
+                missing.append(file)
+        elif is_hdf5:
+            hdf5()
+    return missing
+
+
+def hdf5() -> Any:
+    """The package h5py.
+
+    Errors: ValueError where it is not installed.
+    """
+    try:
+        import h5py
+    except ImportError:
+        raise ValueError(
+            "features in HDF5 need the package h5py: pip install 'vlds[features]'"
+        ) from None
+    return h5py

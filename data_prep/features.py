@@ -1,0 +1,40 @@
+"""A data set with stored features in the place of its pictures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from data_prep.feature_file import BadFeatures, locate
+from data_prep.source import SourceSample, SourceSet
+
+
+def with_features(dataset: SourceSet, place: Path) -> SourceSet:
+    """The same data set with features from `place` (a folder, or one HDF5 file) instead of
+    pictures, found by the pictures' names.
+
+    Errors: ValueError where `place` is not there.
+    """
+    if not place.exists():
+        raise ValueError(f"--features {place} does not exist; give a folder or an HDF5 file")
+    samples = [
+        replace(
+            sample,
+            images=(),
+            features=tuple(locate(place, picture.stem) for picture in sample.images),
+        )
+        for sample in dataset.samples
+    ]
+    return replace(dataset, samples=samples)
+
+
+def common_shape(samples: list[SourceSample]) -> tuple[int, int] | None:
+    """Shape of the first features that can be read; None where none can."""
+    for sample in samples:
+        for file in sample.features:
+            try:
+                tokens, dim = file.read().shape
+            except BadFeatures:
+                continue
+            return tokens, dim
+    return None

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from data_prep import (
+    coco_captions,
     coco_karpathy,
     demo,
     easy_vqa,
@@ -14,14 +15,18 @@ from data_prep import (
     gqa,
     jsonl,
     nlvr2,
+    snli_ve,
     stats,
     tokenizer,
+    value,
+    vg,
     vqav2,
 )
 from vlds.data import ShardError
 
 COMMANDS = (
-    vqav2, gqa, nlvr2, coco_karpathy, jsonl, easy_vqa, demo, foreign, tokenizer, stats,
+    vqav2, gqa, nlvr2, coco_karpathy, coco_captions, vg, snli_ve, value, jsonl, easy_vqa, demo,
+    foreign, tokenizer, stats,
 )  # fmt: skip
 """Modules that add a command; a new format adds itself here."""
 Run = Callable[[argparse.Namespace], None]

@@ -55,6 +55,12 @@ def parse_coco_karpathy(
     return SourceSet(name, "caption", split, (path,), samples, tuple(dropped))
 
 
+def image_ids(path: Path, split: str) -> set[str]:
+    """COCO's ids of the pictures in a split."""
+    rows = take(read_json(path), "images", str(path))
+    return {str(row["cocoid"]) for row in rows if row["split"] in SPLITS[split]}
+
+
 def _annotation(sentence: Mapping[str, Any], place: str) -> Annotation:
     """Captions are published with stray blanks and line breaks."""
     annotation = {

@@ -63,6 +63,8 @@ class FeatureFile:
             return group[_array_of(list(group))][()]
 
     def __str__(self) -> str:
+        if self.path.suffix not in ENDINGS:  # none of these was there
+            return f"{self.path} ({', '.join(ENDINGS)})"
         return f"{self.path}" if self.path.stem == self.name else f"{self.name} in {self.path}"
 
 
@@ -93,7 +95,7 @@ def locate(place: Path, name: str, frames: int | None = None) -> FeatureFile:
     if place.is_file():
         return FeatureFile(place, name, frames)
     found = (place / f"{name}{ending}" for ending in ENDINGS)
-    path = next((path for path in found if path.is_file()), place / f"{name}{ENDINGS[0]}")
+    path = next((path for path in found if path.is_file()), place / name)
     return FeatureFile(path, name, frames)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.command import official_command, shard_options
+from data_prep.lxmert import gqa_annotation, is_lxmert, read_lxmert
 from data_prep.pack import pack
 from data_prep.source import (
     Annotation,
@@ -49,9 +50,13 @@ def parse_gqa(
     graphs = read_json(scene_graphs) if scene_graphs else {}
     asked: dict[str, list[Annotation]] = {}
     for path in files:
+        if is_lxmert(path):
+            for row in read_lxmert(path):
+                asked.setdefault(row["img_id"], []).append(gqa_annotation(row, str(path)))
+            continue
         rows = read_json(path)
         if not isinstance(rows, dict):
-            raise ValueError(f"{path}: expected GQA's dictionary of questions by id, found a list")
+            raise ValueError(f"{path}: expected GQA's dictionary of questions by id")
         for number, row in rows.items():
             annotation = _annotation(number, row, f"{path}, question {number}")
             asked.setdefault(row["imageId"], []).append(annotation)
@@ -94,7 +99,8 @@ def add_command(commands: Any) -> None:
         nargs="+",
         default=(),
         metavar="FILE",
-        help="other question files, several for train_all (default: SPLIT_balanced_questions.json)",
+        help="other question files, also LXMERT's; several for train_all (default: "
+        "SPLIT_balanced_questions.json)",
     )
     parser.add_argument(
         "--scene-graphs",

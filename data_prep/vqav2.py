@@ -8,26 +8,32 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.answers import soft_label
+from data_prep.coco_karpathy import image_ids
 from data_prep.command import official_command, shard_options
+from data_prep.lxmert import coco_picture, is_lxmert, read_lxmert, vqa_annotation
 from data_prep.pack import pack
 from data_prep.source import (
     Annotation,
     SourceSample,
     SourceSet,
-    first_existing,
     read_json,
     rest,
     take,
     with_source,
 )
 
-SPLITS: Mapping[str, str] = {
-    "train": "train2014",
-    "val": "val2014",
-    "test": "test2015",
-    "test-dev": "test-dev2015",
+SPLITS: Mapping[str, tuple[str, ...]] = {
+    "train": ("train2014",),
+    "val": ("val2014",),
+    "test": ("test2015",),
+    "test-dev": ("test-dev2015",),
+    "karpathy-train": ("train2014", "val2014"),
+    "karpathy-val": ("val2014",),
+    "karpathy-test": ("val2014",),
 }
-"""Our split -> the official subset in the file names."""
+"""Our split -> the official subsets in the file names. Karpathy's are those of `dataset_coco.json`:
+the questions about its pictures."""
+KARPATHY = "karpathy-"
 
 
 def parse_vqav2(
@@ -38,20 +44,52 @@ def parse_vqav2(
     annotations: Path | None = None,
     images: Path | None = None,
 ) -> SourceSet:
-    """Read a split; the test splits have no annotations."""
-    subset = SPLITS[split]
-    questions = questions or src / f"v2_OpenEnded_mscoco_{subset}_questions.json"
-    if annotations is None and not split.startswith("test"):
-        annotations = src / f"v2_mscoco_{subset}_annotations.json"
-    rows = take(read_json(questions), "questions", str(questions))
-    labels = _labels(annotations, rows, questions) if annotations else None
-    asked: dict[str, list[Annotation]] = {}
-    for row in rows:
-        annotation = _annotation(row, labels, questions)
-        asked.setdefault(str(take(row, "image_id", str(questions))), []).append(annotation)
+    """Read a split; the test splits have no annotations. `questions` may be a file of LXMERT."""
     folder = images or src
+    if questions is not None and is_lxmert(questions):
+        return _parse_lxmert(questions, annotations, split, name, folder)
+    files: list[Path] = []
+    asked: dict[str, list[Annotation]] = {}
+    pictures: dict[str, Path] = {}
+    for subset in SPLITS[split]:
+        asked_in = questions or src / f"v2_OpenEnded_mscoco_{subset}_questions.json"
+        labelled_in = annotations
+        if annotations is None and not subset.startswith("test"):
+            labelled_in = src / f"v2_mscoco_{subset}_annotations.json"
+        files += [asked_in, *filter(None, [labelled_in])]
+        rows = take(read_json(asked_in), "questions", str(asked_in))
+        labels = _labels(labelled_in, rows, asked_in) if labelled_in else None
+        for row in rows:
+            image_id = str(take(row, "image_id", str(asked_in)))
+            asked.setdefault(image_id, []).append(_annotation(row, labels, asked_in))
+            pictures.setdefault(image_id, _picture(folder, subset, image_id))
+    if split.startswith(KARPATHY):
+        files.append(src / "dataset_coco.json")
+        kept = image_ids(files[-1], split.removeprefix(KARPATHY))
+        asked = {image_id: found for image_id, found in asked.items() if image_id in kept}
+    samples = [SourceSample(key, (pictures[key],), found) for key, found in asked.items()]
+    return SourceSet(name, "vqa", split, tuple(files), samples)
+
+
+def _parse_lxmert(
+    questions: Path, annotations: Path | None, split: str, name: str, folder: Path
+) -> SourceSet:
+    """The re-splits that LXMERT made and VL-Adapter uses: soft scores instead of ten answers, which
+    the official annotations may add."""
+    official: dict[str, Mapping[str, Any]] = {}
+    if annotations is not None:
+        rows = take(read_json(annotations), "annotations", str(annotations))
+        official = {str(row["question_id"]): row for row in rows}
+    asked: dict[str, list[Annotation]] = {}
+    for row in read_lxmert(questions):
+        annotation = vqa_annotation(row, str(questions))
+        if annotation["id"] in official:
+            annotation["answers"] = [
+                given["answer"] for given in official[annotation["id"]]["answers"]
+            ]
+        asked.setdefault(take(row, "img_id", str(questions)), []).append(annotation)
     samples = [
-        SourceSample(image_id, (_picture(folder, subset, image_id),), found)
+        SourceSample(image_id, (coco_picture(folder, image_id),), found)
         for image_id, found in asked.items()
     ]
     files = (questions, annotations) if annotations else (questions,)
@@ -99,15 +137,19 @@ def _annotation(
 def _picture(folder: Path, subset: str, image_id: str) -> Path:
     """COCO's file name; test-dev shows pictures of test2015."""
     subset = subset.replace("test-dev", "test")
-    name = f"COCO_{subset}_{int(image_id):012d}.jpg" if image_id.isdigit() else f"{image_id}.jpg"
-    parts = (folder / subset, folder / "images" / subset, folder)
-    return first_existing([part / name for part in parts])
+    stem = f"COCO_{subset}_{int(image_id):012d}" if image_id.isdigit() else image_id
+    return coco_picture(folder, stem, subset)
 
 
 def add_command(commands: Any) -> None:
     """Add `vqav2`."""
     parser = official_command(commands, "vqav2", "VQA v2: questions with ten answers each", SPLITS)
-    parser.add_argument("--questions", type=Path, metavar="FILE", help="another questions file")
+    parser.add_argument(
+        "--questions",
+        type=Path,
+        metavar="FILE",
+        help="another questions file, or one of LXMERT (a list of sent, img_id, label)",
+    )
     parser.add_argument("--annotations", type=Path, metavar="FILE", help="another answers file")
 
     def run(args: argparse.Namespace) -> None:

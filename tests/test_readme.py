@@ -39,7 +39,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 QUOTE = re.compile(r"^<!-- (\S+\.py) -->\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-GIVEN = {"VQAV2", "GQA", "NLVR2", "COCO", "PHOTOS", "PHOTO.jpg", "TARS", "rows.jsonl",
+GIVEN = {"VQAV2", "GQA", "NLVR2", "COCO", "VALUE", "PHOTOS", "PHOTO.jpg", "TARS", "rows.jsonl",
          "captions.csv", "test.json"}  # fmt: skip
 """What a reader has: official files, own rows and pictures."""
 DEMO = {"runs/demo/adapters", "runs/demo/adapters/gallery/0000-0.png", "runs/demo/backbone"}
@@ -115,7 +115,7 @@ class Reader:
 
     def prepare(self, words: list[str]) -> None:
         options = vars(build_parser().parse_args(words))
-        for key in ("src", "images", "annotations", "folder"):
+        for key in ("src", "images", "annotations", "features", "folder"):
             if options.get(key) is not None:
                 self.need(options[key])
         self.need(*options.get("folders", ()))
@@ -300,7 +300,8 @@ def test_the_box_lists_what_there_is() -> None:
     said = set(re.findall(r"`vlds (\w+)", everything))
     assert said <= {*cli.COMMANDS, "COMMAND"}
     for command in build_parser()._subparsers._group_actions[0].choices:  # type: ignore[union-attr]
-        assert f"python -m data_prep {command} " in everything, f"no page names {command}"
+        named = f"`{command}`" in everything or f"python -m data_prep {command} " in everything
+        assert named, f"no page names {command}"
     for name in shipped("ds_configs"):
         assert Path(name).stem.removesuffix("_offload") in readme
     for name in shipped("recipes"):

@@ -13,7 +13,10 @@ from data_prep.cli import main
 from data_prep.command import num_bytes
 from tests.data_prep.pictures import jpeg, packed, write
 
-COMMANDS = ("vqav2", "gqa", "nlvr2", "coco-karpathy", "jsonl", "easy-vqa", "demo", "index", "stats")
+COMMANDS = (
+    "vqav2", "gqa", "nlvr2", "coco-karpathy", "coco-captions", "vg", "snli-ve", "value-tvqa",
+    "value-how2qa", "value-tvc", "value-yc2c", "jsonl", "easy-vqa", "demo", "index", "stats",
+)  # fmt: skip
 
 
 @pytest.fixture

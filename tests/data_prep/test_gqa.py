@@ -91,3 +91,18 @@ def test_errors_name_file_and_question(official: Path, tmp_path: Path) -> None:
     broken = write(tmp_path / "broken.json", '{"12": ')
     with pytest.raises(ValueError, match=r"broken\.json is not JSON"):
         parse_gqa(official, "val", questions=[broken])
+
+
+def test_questions_of_lxmert(tmp_path: Path) -> None:
+    row = {"img_id": "n77", "sent": "Is it red?", "label": {"yes": 1.0}, "question_id": "0733"}
+    file = write(tmp_path / "train.json", [row, row | {"label": {}, "question_id": "08"}])
+    write(tmp_path / "images/n77.jpg", jpeg())
+    pack(parse_gqa(tmp_path, "train", questions=[file]), tmp_path / "out", Options())
+    (sample,) = packed(tmp_path / "out").values()
+    assert list(sample.annotations) == [
+        {"id": "0733", "question": "Is it red?", "balanced": True, "answer": "yes"},
+        {"id": "08", "question": "Is it red?", "balanced": True},
+    ]
+    write(file, [row | {"label": {"yes": 1.0, "no": 0.3}}])
+    with pytest.raises(ValueError, match="question 0733 has 2 answers; GQA's have one"):
+        parse_gqa(tmp_path, "train", questions=[file])

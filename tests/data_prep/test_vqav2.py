@@ -154,3 +154,56 @@ def test_test_split_has_no_labels(tmp_path: Path) -> None:
     dataset = parse_vqav2(tmp_path, "test-dev")
     assert dataset.samples[0].annotations == [{"id": "4000", "question": "why?"}]
     assert dataset.samples[0].images[0].is_file()
+
+
+def test_karpathys_split(official: Path, tmp_path: Path) -> None:
+    """Train has the questions about his train and restval pictures, from both official subsets."""
+    for part in ("questions", "annotations"):
+        empty = {"questions": [], "annotations": []}
+        names = {"questions": "v2_OpenEnded_mscoco", "annotations": "v2_mscoco"}
+        write(official / f"{names[part]}_train2014_{part}.json", {part: empty[part]})
+    splits = {1: "restval", 2: "test", 3: "train", 7: "val", 9: "test"}
+    pictures = [{"cocoid": number, "split": split} for number, split in splits.items()]
+    write(official / "dataset_coco.json", {"images": pictures})
+    found = {}
+    for split in ("karpathy-train", "karpathy-test"):
+        given = ["--src", str(official), "--split", split, "--out", str(tmp_path / split)]
+        assert main(["vqav2", *given]) == 0
+        found[split] = sorted(packed(tmp_path / split))
+    assert found == {"karpathy-train": ["1", "3"], "karpathy-test": ["2", "9"]}
+
+
+LXMERT = [
+    {"img_id": "COCO_val2014_000000000001", "sent": "What? ", "label": {"net": 1, "mesh": 0.3},
+     "question_id": 1000, "answer_type": "other", "question_type": "what"},
+    {"img_id": "COCO_val2014_000000000001", "sent": "Why?", "label": {}, "question_id": 77},
+]  # fmt: skip
+
+
+def test_questions_of_lxmert(official: Path, tmp_path: Path) -> None:
+    file = write(tmp_path / "minival.json", LXMERT)
+    given = ["--src", str(official), "--split", "val", "--questions", str(file)]
+    assert main(["vqav2", *given, "--out", str(tmp_path / "soft")]) == 0
+    (sample,) = packed(tmp_path / "soft").values()
+    assert sample.id == "COCO_val2014_000000000001"
+    assert list(sample.annotations) == [
+        {"id": "1000", "question": "What?", "label": {"net": 1.0, "mesh": 0.3},
+         "answer_type": "other", "question_type": "what"},
+        {"id": "77", "question": "Why?", "label": {}},
+    ]  # fmt: skip
+    labels = official / "v2_mscoco_val2014_annotations.json"
+    more = ["--annotations", str(labels), "--out", str(tmp_path / "ten")]
+    assert main(["vqav2", *given, *more]) == 0
+    (sample,) = packed(tmp_path / "ten").values()
+    assert sample.annotations[0]["answers"] == ["yes"] * 10
+    assert "answers" not in sample.annotations[1]
+
+
+def test_a_label_that_is_none(
+    official: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "minival.json", [LXMERT[0] | {"label": "net"}])
+    given = ["--src", str(official), "--split", "val", "--questions", str(file)]
+    assert main(["vqav2", *given, "--out", str(tmp_path / "soft")]) == 2
+    told = capsys.readouterr().err
+    assert 'label "net" of question 1000 is no mapping of answers to scores' in told

@@ -1,0 +1,85 @@
+"""COCO captions as COCO publishes them: `captions_{train,val}{2014,2017}.json`; test has none."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data_prep.command import official_command, shard_options
+from data_prep.pack import pack
+from data_prep.source import (
+    Annotation,
+    SourceSample,
+    SourceSet,
+    clean,
+    first_existing,
+    read_json,
+    rest,
+    take,
+    with_source,
+)
+
+SPLITS = ("train", "val", "test")
+YEARS = ("2014", "2017")
+
+
+def parse_coco_captions(
+    src: Path,
+    split: str,
+    name: str = "coco_captions",
+    year: str = YEARS[0],
+    annotations: Path | None = None,
+    images: Path | None = None,
+) -> SourceSet:
+    """Read a split; a picture of the test split has one annotation without a caption."""
+    stem = "image_info" if split == "test" else "captions"
+    file = f"{stem}_{split}{year}.json"
+    path = annotations or first_existing([src / "annotations" / file, src / file])
+    content = read_json(path)
+    told: dict[str, list[Annotation]] = {}
+    dropped = []
+    for row in content.get("annotations", ()):
+        annotation = _annotation(row, str(path))
+        if annotation["caption"]:
+            told.setdefault(str(take(row, "image_id", str(path))), []).append(annotation)
+        else:
+            dropped.append({"id": annotation["id"], "reason": "empty caption"})
+    samples = []
+    for row in take(content, "images", str(path)):
+        image_id = str(take(row, "id", str(path)))
+        found = [{"id": image_id}] if split == "test" else told.get(image_id, [])
+        picture = _picture(images or src, f"{split}{year}", take(row, "file_name", str(path)))
+        samples.append(SourceSample(image_id, (picture,), found, rest(row, "id", "file_name")))
+    return SourceSet(name, "caption", split, (path,), samples, tuple(dropped))
+
+
+def _annotation(row: Mapping[str, Any], place: str) -> Annotation:
+    annotation = {
+        "id": str(take(row, "id", place)),
+        "caption": clean(take(row, "caption", place)),
+    }
+    return with_source(annotation, rest(row, "id", "image_id", "caption"))
+
+
+def _picture(folder: Path, part: str, name: str) -> Path:
+    parts = (folder / part, folder / "images" / part, folder)
+    return first_existing([place / name for place in parts])
+
+
+def add_command(commands: Any) -> None:
+    """Add `coco-captions`."""
+    parser = official_command(
+        commands, "coco-captions", "COCO captions in COCO's own split", SPLITS, name="coco_captions"
+    )
+    parser.add_argument("--year", choices=YEARS, default=YEARS[0], help=f"default: {YEARS[0]}")
+    parser.add_argument("--annotations", type=Path, metavar="FILE", help="another JSON file")
+
+    def run(args: argparse.Namespace) -> None:
+        dataset = parse_coco_captions(
+            args.src, args.split, args.name, args.year, args.annotations, args.images
+        )
+        pack(dataset, args.out, shard_options(args))
+
+    parser.set_defaults(run=run)

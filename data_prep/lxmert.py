@@ -1,0 +1,76 @@
+"""The question files of LXMERT, as VL-T5 and VL-Adapter use them: `img_id`, `sent`, `label`.
+
+Labels are soft scores by answer: what VQA's ten people gave, 1 for GQA's one answer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data_prep.source import Annotation, clean, first_existing, read_json, rest, take, with_source
+
+
+def is_lxmert(path: Path) -> bool:
+    """Whether a file begins as a list; the official ones are objects."""
+    if not path.is_file():
+        return False
+    with path.open(encoding="utf-8") as file:
+        return file.read(64).lstrip().startswith("[")
+
+
+def read_lxmert(path: Path) -> list[Mapping[str, Any]]:
+    """The rows of a file."""
+    rows: list[Mapping[str, Any]] = read_json(path)
+    for number, row in enumerate(rows):
+        take(row, "img_id", f"{path}, row {number}")
+        take(row, "sent", f"{path}, row {number}")
+    return rows
+
+
+def vqa_annotation(row: Mapping[str, Any], place: str) -> Annotation:
+    """A question of VQA v2."""
+    annotation: Annotation = {
+        "id": str(take(row, "question_id", place)),
+        "question": clean(row["sent"]),
+    }
+    if "label" in row:
+        annotation["label"] = _label(row, place)
+    annotation |= {key: row[key] for key in ("answer_type", "question_type") if key in row}
+    known = ("question_id", "img_id", "sent", "label", "answer_type", "question_type")
+    return with_source(annotation, rest(row, *known))
+
+
+def gqa_annotation(row: Mapping[str, Any], place: str) -> Annotation:
+    """A question of GQA's balanced files; types and groups are not in LXMERT's form."""
+    annotation: Annotation = {
+        "id": str(take(row, "question_id", place)),
+        "question": clean(row["sent"]),
+        "balanced": True,
+    }
+    if label := _label(row, place) if "label" in row else {}:
+        if len(label) != 1:
+            raise ValueError(
+                f"{place}: question {annotation['id']} has {len(label)} answers; GQA's have one"
+            )
+        annotation["answer"] = next(iter(label))
+    return with_source(annotation, rest(row, "question_id", "img_id", "sent", "label"))
+
+
+def _label(row: Mapping[str, Any], place: str) -> dict[str, float]:
+    label = row["label"]
+    if not isinstance(label, Mapping):
+        raise ValueError(
+            f"{place}: label {json.dumps(label)} of question {row.get('question_id')} is no "
+            "mapping of answers to scores"
+        )
+    return {str(answer): float(score) for answer, score in label.items()}
+
+
+def coco_picture(folder: Path, stem: str, subset: str | None = None) -> Path:
+    """A picture of COCO; its folder is part of its name: COCO_val2014_000000000042."""
+    subset = subset or (stem.split("_")[1] if stem.count("_") == 2 else "")
+    parts = (folder / subset, folder / "images" / subset, folder)
+    return first_existing([part / f"{stem}.jpg" for part in parts])

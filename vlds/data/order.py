@@ -29,14 +29,15 @@ WHOLE_SAMPLE = -1
 class _Recent(Generic[Value]):
     """The last few results of a function."""
 
-    def __init__(self, make: Callable[..., Value]) -> None:
+    def __init__(self, make: Callable[..., Value], kept: int = KEPT_TABLES) -> None:
         self._make = make
+        self._most = kept
         self._kept: OrderedDict[Hashable, Value] = OrderedDict()
 
     def __call__(self, *key: int) -> Value:
         if key not in self._kept:
             self._kept[key] = self._make(*key)
-            if len(self._kept) > KEPT_TABLES:
+            if len(self._kept) > self._most:
                 self._kept.popitem(last=False)
         return self._kept[key]
 
@@ -62,6 +63,9 @@ class EpochOrder:
     permuted, so that only the window's shards are read at a time. With `group` k, up to k
     annotations of one sample (others in every epoch) stay together: their picture is decoded and
     encoded once.
+
+    With `lanes` V the permuted shards are first cut into V stretches of equally many annotations,
+    each with windows of its own: who reads one lane reads the shards of that stretch alone.
     """
 
     def __init__(
@@ -72,15 +76,17 @@ class EpochOrder:
         seed: int,
         window: int = 64,
         group: int = 1,
+        lanes: int = 1,
     ) -> None:
         """`counts`: for each shard, the annotations of each of its samples."""
-        for what, value in (("window", window), ("group", group)):
+        for what, value in (("window", window), ("group", group), ("lanes", lanes)):
             if value < 1:
                 raise ValueError(f"{what}: got {value}; give at least 1")
         self.name = name
         self.seed = seed
         self.window = window
         self.group = group
+        self.lanes = lanes
         self.counts = [shard.astype(np.int64) for shard in counts]
         self.first_sample = np.cumsum([0, *(len(shard) for shard in counts)])
         self.shard_sizes = np.array([shard.sum() for shard in self.counts], np.int64)
@@ -88,45 +94,69 @@ class EpochOrder:
         """Annotations in an epoch."""
         if self.size == 0:
             raise ValueError(f"source {name}: its data sets hold no annotation to train on")
-        self._shards = _Recent(self._permuted_shards)
-        self._table = _Recent(self._window_table)
+        if self.size < lanes:
+            raise ValueError(
+                f"lanes: {lanes} are more than the {self.size} annotations of source {name}; "
+                "give fewer lanes"
+            )
+        self._shards = _Recent(self._permuted_shards, KEPT_TABLES * lanes)
+        self._table = _Recent(self._window_table, KEPT_TABLES * lanes)
 
-    def at(self, indices: Ints) -> tuple[Ints, Ints]:
-        """Sample number and annotation number in it, for each index (epochs follow one another)."""
+    def stretch(self, lane: int) -> tuple[int, int]:
+        """Where a lane begins and ends among the annotations of an epoch."""
+        return lane * self.size // self.lanes, (lane + 1) * self.size // self.lanes
+
+    def at(self, indices: Ints, lane: int = 0) -> tuple[Ints, Ints]:
+        """Sample number and annotation number in it, for each index of a lane (epochs follow one
+        another)."""
         samples, annotations = np.empty_like(indices), np.empty_like(indices)
-        epochs, offsets = np.divmod(indices, self.size)
+        start, end = self.stretch(lane)
+        epochs, offsets = np.divmod(indices, end - start)
+        offsets += start
         for epoch in np.unique(epochs).tolist():
-            _, starts = self._shards(epoch)
+            _, _, starts = self._shards(epoch, lane)
             windows = np.searchsorted(starts, offsets, side="right") - 1
             for number in np.unique(windows[epochs == epoch]).tolist():
                 here = (epochs == epoch) & (windows == number)
                 rows = offsets[here] - starts[number]
-                table_samples, table_annotations = self._table(epoch, number)
+                table_samples, table_annotations = self._table(epoch, lane, number)
                 samples[here], annotations[here] = table_samples[rows], table_annotations[rows]
         return samples, annotations
 
-    def _permuted_shards(self, epoch: int) -> tuple[Ints, Ints]:
-        """Order of the shards in an epoch, and where in it each window starts."""
+    def _permuted_shards(self, epoch: int, lane: int) -> tuple[Ints, int, Ints]:
+        """A lane's shards in an epoch, how many annotations of the first are another lane's, and
+        where in the epoch each window starts."""
         shards = permutation(len(self.counts), self.seed, "shards", self.name, epoch)
         ends = np.cumsum(self.shard_sizes[shards])
-        starts = np.concatenate([[0], ends[self.window - 1 : -1 : self.window]])
-        return shards, starts
+        start, end = self.stretch(lane)
+        first = int(np.searchsorted(ends, start, side="right"))
+        last = int(np.searchsorted(ends, end, side="left"))
+        before = int(ends[first - 1]) if first else 0
+        starts = np.concatenate([[start], ends[first + self.window - 1 : last : self.window]])
+        return shards[first : last + 1], start - before, starts
 
-    def _window_table(self, epoch: int, number: int) -> tuple[Ints, Ints]:
+    def _window_table(self, epoch: int, lane: int, number: int) -> tuple[Ints, Ints]:
         """Samples and annotations of a window, in their order."""
-        shards = self._shards(epoch)[0][number * self.window : (number + 1) * self.window]
+        shards, skipped, starts = self._shards(epoch, lane)
+        shards = shards[number * self.window : (number + 1) * self.window]
+        end = int(starts[number + 1]) if number + 1 < len(starts) else self.stretch(lane)[1]
+        own = slice(skipped if number == 0 else 0, None)
         counts = np.concatenate([self.counts[s] for s in shards])
         samples = np.concatenate(
             [np.arange(self.first_sample[s], self.first_sample[s + 1]) for s in shards]
         )
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        key = (self.seed, "window", self.name, epoch, number)
+        within = within[own][: end - int(starts[number])]
+        row_samples = np.repeat(samples, counts)[own][: len(within)]
+        key: tuple[str | int, ...] = (self.seed, "window", self.name, epoch, number)
+        if self.lanes > 1:
+            key = (*key, "lane", lane)
         rows = permutation(len(within), *key)
-        row_samples = np.repeat(samples, counts)
         if self.group > 1:
             # Stable sort by sample: each sample's annotations in random order, side by side.
-            rows = rows[np.argsort(np.repeat(np.arange(len(counts)), counts)[rows], kind="stable")]
-            groups = np.cumsum(within % self.group == 0) - 1
+            begins = np.diff(row_samples, prepend=-1) != 0
+            rows = rows[np.argsort(np.cumsum(begins)[rows], kind="stable")]
+            groups = np.cumsum(begins | (within % self.group == 0)) - 1
             words = random_words(int(groups[-1]) + 1, *key, "groups")
             rows = rows[np.argsort(words[groups], kind="stable")]
         return row_samples[rows], within[rows]
@@ -158,6 +188,10 @@ class MixedOrder:
     source has its exact share within one unit, for ever: its units before block k are
     floor(C[d] * k * block) - floor(C[d-1] * k * block), C the cumulative shares: a closed form, so
     one can seek. Inside a block the units are permuted. Small sources begin new epochs earlier.
+
+    With `lanes` V the batch's slots are cut into V equal parts, and each part has a mixture of its
+    own: slot i of every batch of `batch_size` reads lane i * V // batch_size of each source. Which
+    shards a rank opens then depends on its slots, and the order on V, not on the number of ranks.
     """
 
     def __init__(
@@ -167,9 +201,16 @@ class MixedOrder:
         *,
         seed: int,
         unit_size: int = 1,
+        lanes: int = 1,
+        batch_size: int = 1,
     ) -> None:
+        """`batch_size`: examples of a global batch; it matters with several lanes only."""
         assert len(orders) == len(shares)
         assert sum(shares) == 1
+        self.lanes = lanes
+        self.lane_size = check_lanes(lanes, batch_size, unit_size)
+        self.common_units = lanes > 1 and unit_size > self.lane_size
+        unit_size = self.lane_size if self.common_units else unit_size
         self.orders = list(orders)
         self.shares = list(shares)
         self.seed = seed
@@ -184,22 +225,35 @@ class MixedOrder:
                 f"source {worst}: its share of the mixture is {float(min(shares)):.2g}, too small "
                 "to come up; give it a larger weight or drop it"
             )
-        self._block = _Recent(self._block_table)
+        self._block = _Recent(self._block_table, KEPT_TABLES * lanes)
 
     def at(self, positions: Ints) -> tuple[Ints, Ints, Ints]:
         """Source, sample and annotation number of each position."""
+        if self.lanes == 1:
+            return self._at(positions, 0)
+        batches, slots = np.divmod(positions, self.lane_size * self.lanes)
+        lanes, within = np.divmod(slots, self.lane_size)
+        in_lane = batches * self.lane_size + within
+        found = np.empty((3, len(positions)), np.int64)
+        for lane in np.unique(lanes).tolist():
+            here = lanes == lane
+            found[:, here] = self._at(in_lane[here], lane)
+        return found[0], found[1], found[2]
+
+    def _at(self, positions: Ints, lane: int) -> tuple[Ints, Ints, Ints]:
+        """The same for positions in a lane."""
         units, within = np.divmod(positions, self.unit_size)
         blocks, rows = np.divmod(units, self.block)
         sources, indices = np.empty_like(positions), np.empty_like(positions)
         for block in np.unique(blocks).tolist():
             here = blocks == block
-            table_sources, table_units = self._block(block)
+            table_sources, table_units = self._block(block, 0 if self.common_units else lane)
             sources[here] = table_sources[rows[here]]
             indices[here] = table_units[rows[here]] * self.unit_size + within[here]
         samples, annotations = np.empty_like(positions), np.empty_like(positions)
         for source in np.unique(sources).tolist():
             here = sources == source
-            samples[here], annotations[here] = self.orders[source].at(indices[here])
+            samples[here], annotations[here] = self.orders[source].at(indices[here], lane)
         return sources, samples, annotations
 
     def quotas(self, block: int) -> Ints:
@@ -211,12 +265,13 @@ class MixedOrder:
             floors.append(total.numerator * block * self.block // total.denominator)
         return np.array(floors[1:], np.int64) - np.array(floors[:-1], np.int64)
 
-    def _block_table(self, block: int) -> tuple[Ints, Ints]:
-        """For each unit of a block: its source, and which of the source's units it is."""
+    def _block_table(self, block: int, lane: int) -> tuple[Ints, Ints]:
+        """For each unit of a lane's block: its source, and which of the source's units it is."""
         before = self.quotas(block)
         sizes = self.quotas(block + 1) - before
         sources = np.repeat(np.arange(len(sizes)), sizes)
-        sources = sources[permutation(self.block, self.seed, "mix", block)]
+        key = (block, "lane", lane) if lane else (block,)
+        sources = sources[permutation(self.block, self.seed, "mix", *key)]
         units = np.empty(self.block, np.int64)
         for source, first in enumerate(before.tolist()):
             here = sources == source
@@ -225,6 +280,7 @@ class MixedOrder:
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything the order depends on, but for what is in the data sets; JSON-able."""
+        with_lanes = {"batch_size": self.lane_size * self.lanes} if self.lanes > 1 else {}
         return {
             "seed": self.seed,
             "sources": [order.name for order in self.orders],
@@ -232,12 +288,33 @@ class MixedOrder:
             "unit_size": self.unit_size,
             "window": self.orders[0].window,
             "group": self.orders[0].group,
-            # One lane: every slot of the batch reads from the whole window.
-            "lanes": 1,
+            "lanes": self.lanes,
+            **with_lanes,
             "shares": {
                 o.name: str(share) for o, share in zip(self.orders, self.shares, strict=True)
             },
         }
+
+
+def check_lanes(lanes: int, batch_size: int, unit_size: int) -> int:
+    """Slots of a batch that read one lane.
+
+    Errors: ValueError where the lanes do not divide the batch, or cut a unit.
+    """
+    if lanes == 1:
+        return batch_size
+    size = batch_size // lanes
+    if batch_size % lanes:
+        raise ValueError(
+            f"lanes: {lanes} do not divide global_batch_size {batch_size}; give a divisor of it"
+        )
+    if unit_size < batch_size and size % unit_size:
+        raise ValueError(
+            f"lanes: {lanes} leave {size} examples of a batch to each, which cuts the units of "
+            f"{unit_size} that are of one task; give {batch_size // unit_size} lanes or a divisor "
+            "of that, or data.unit example"
+        )
+    return size
 
 
 class PlainOrder:

@@ -63,6 +63,7 @@ class TrainStream:
         temperature: float | None = None,
         window: int = 64,
         group: int = 1,
+        lanes: int = 1,
         errors: ErrorPolicy | None = None,
         ledger: Path | None = None,
         cache_bytes: int = CACHE_BYTES,
@@ -80,11 +81,19 @@ class TrainStream:
         self._slot = world_size, global_rank
         self._num_workers = num_workers
         orders = [
-            EpochOrder(s.name, s.counts, seed=seed, window=window, group=group) for s in sources
+            EpochOrder(s.name, s.counts, seed=seed, window=window, group=group, lanes=lanes)
+            for s in sources
         ]
         shares = mixing_shares([s.weight for s in sources], [o.size for o in orders], temperature)
         sizes = {"example": 1, "micro_batch": micro_batch_size, "global_batch": global_batch_size}
-        self.order = MixedOrder(orders, shares, seed=seed, unit_size=sizes[unit])
+        self.order = MixedOrder(
+            orders,
+            shares,
+            seed=seed,
+            unit_size=sizes[unit],
+            lanes=lanes,
+            batch_size=global_batch_size,
+        )
         policy = errors or ErrorPolicy()
         self._assembler = Assembler(
             sources, self.order, tokenizer, image, seed=seed, policy=policy, cache_bytes=cache_bytes

@@ -14,28 +14,36 @@ Result = TypeVar("Result")
 CHUNK = 32
 """Items that go to a process at once."""
 FEWEST = 512
-"""Fewer items are done before a process has started."""
+"""Fewer of them are done before a process has started."""
 CHUNKS_AHEAD = 4
 """Chunks of each process that may wait for the reader: they bound the memory."""
 
 
 def ordered_map(
-    function: Callable[[Item], Result], items: Sequence[Item], workers: int
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    workers: int,
+    *,
+    chunk: int = CHUNK,
+    fewest: int = FEWEST,
 ) -> Iterator[Result]:
-    """`map(function, items)` with `workers` processes; the function must be picklable."""
-    if workers < 2 or len(items) < FEWEST:
+    """`map(function, items)` with `workers` processes; the function must be picklable.
+
+    Large items, such as whole shards, go one by one (`chunk`) and soon pay (`fewest`).
+    """
+    if workers < 2 or len(items) < fewest:
         yield from map(function, items)
         return
-    chunks = (items[first : first + CHUNK] for first in range(0, len(items), CHUNK))
+    chunks = (items[first : first + chunk] for first in range(0, len(items), chunk))
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         try:
             waiting: deque[Future[list[Result]]] = deque()
-            for chunk in islice(chunks, workers * CHUNKS_AHEAD):
-                waiting.append(pool.submit(_each, function, chunk))
+            for part in islice(chunks, workers * CHUNKS_AHEAD):
+                waiting.append(pool.submit(_each, function, part))
             while waiting:
                 done = waiting.popleft().result()
-                for chunk in islice(chunks, 1):
-                    waiting.append(pool.submit(_each, function, chunk))
+                for part in islice(chunks, 1):
+                    waiting.append(pool.submit(_each, function, part))
                 yield from done
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

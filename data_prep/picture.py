@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageOps
 
+from data_prep.strict_picture import jpeg_fault
+
 MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xd8\xff", "jpg"),
     (b"\x89PNG\r\n\x1a\n", "png"),
@@ -84,6 +86,8 @@ def prepare_picture(data: bytes, rule: PictureRule) -> Picture:
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()  # decodes everything: half a file fails here and not in a run
+            if extension == "jpg" and jpeg_fault(data):
+                raise BadPicture("truncated or damaged")
             upright = image.getexif().get(ORIENTATION_TAG, 1) == 1
             size = rule.target(*(image.size if upright else ImageOps.exif_transpose(image).size))
             if upright and size == image.size:

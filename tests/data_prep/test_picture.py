@@ -85,3 +85,13 @@ def test_rules_that_make_no_sense() -> None:
         PictureRule(square=True)
     with pytest.raises(ValueError, match="--image-size 0"):
         PictureRule(0)
+
+
+def test_two_hundred_zeros_inside_a_jpeg() -> None:
+    """Pillow takes it for a good picture."""
+    data = bytearray(jpeg(width=200, height=150, optimize=True))
+    middle = len(data) // 2
+    data[middle : middle + 200] = bytes(200)
+    Image.open(io.BytesIO(data)).load()
+    with pytest.raises(BadPicture, match="truncated or damaged"):
+        prepare_picture(bytes(data), PictureRule())

@@ -1,0 +1,109 @@
+"""A look into shards: in the terminal, as a page, or as one picture."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from data_prep.command import new_command
+from data_prep.preview_page import write_page
+from data_prep.preview_sample import MOST_ANNOTATIONS, view_sample
+from data_prep.preview_sheet import write_sheet
+from data_prep.preview_text import print_views
+from vlds.data.store import Dataset, open_dataset
+
+SAMPLES = 8
+WRITERS = {".html": write_page, ".png": write_sheet}
+
+
+def preview(place: str, samples: int = SAMPLES, out: Path | None = None) -> None:
+    """Show samples of a data set or shard, evenly spread; `place` may end in `:` and the number of
+    one sample.
+
+    Errors: ValueError where there is no such thing, or `out` is neither .html nor .png.
+    """
+    if samples < 1:
+        raise ValueError(f"--samples {samples}: give at least 1")
+    if out is not None and out.suffix not in WRITERS:
+        raise ValueError(f"--out {out}: give a file that ends in {' or '.join(WRITERS)}")
+    path, number = split_place(place)
+    dataset, numbers = find_samples(path)
+    if number is None:
+        count = min(samples, len(numbers))
+        chosen = [numbers[turn * len(numbers) // count] for turn in range(count)]
+    elif number < len(numbers):
+        chosen = [numbers[number]]
+    else:
+        raise ValueError(f"{path} has samples 0 to {len(numbers) - 1}, but no {number}")
+    most = MOST_ANNOTATIONS if number is None else None
+    views = [view_sample(dataset, sample, most) for sample in chosen]
+    title = f"{dataset.name} {dataset.split} ({dataset.kind})"
+    counts = f"{len(views):,} of {len(numbers):,} samples in {path}"
+    if out is None:
+        print_views(title, counts, views)
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    WRITERS[out.suffix](out, title, counts, views)
+    print(f"{counts} -> {out}")
+
+
+def split_place(place: str) -> tuple[Path, int | None]:
+    """A path, and the number after its last colon, if there is one."""
+    path, colon, number = place.rpartition(":")
+    if colon and number.isdigit() and not Path(place).exists():
+        return Path(path), int(number)
+    return Path(place), None
+
+
+def find_samples(path: Path) -> tuple[Dataset, range]:
+    """The data set, and the numbers in it of the samples that lie in a folder or shard.
+
+    Errors: ValueError where there is none.
+    """
+    if path.suffix != ".tar":
+        dataset = open_dataset(path)
+        return dataset, range(dataset.num_samples)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such shard; check the path")
+    dataset = open_dataset(path.parent)
+    first = 0
+    for shard in dataset.info.shards:
+        if shard.name == path.name:
+            return dataset, range(first, first + shard.samples)
+        first += shard.samples
+    raise ValueError(
+        f"{path} is not among the {len(dataset.info.shards)} shards of its dataset.json; "
+        "index the folder: `python -m data_prep index`"
+    )
+
+
+def add_command(commands: Any) -> None:
+    """Add `preview`."""
+    parser = new_command(
+        commands,
+        "preview",
+        "look at samples: in the terminal, as a page or picture",
+        "Shows samples with their questions, answers and captions: in the terminal, or with their "
+        "pictures in a file.",
+    )
+    parser.add_argument(
+        "folder",
+        metavar="PLACE",
+        help="folder of a data set or one shard; with :N behind it, the one sample of that number",
+    )
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=SAMPLES,
+        metavar="N",
+        help=f"how many, evenly spread (default: {SAMPLES})",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="a page (.html) or a picture (.png)"
+    )
+
+    def run(args: argparse.Namespace) -> None:
+        preview(args.folder, args.samples, args.out)
+
+    parser.set_defaults(run=run)

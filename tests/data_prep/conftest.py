@@ -1,0 +1,33 @@
+"""What the tests of `verify` share."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from data_prep.cli import main
+from tests.data_prep.faults import Check, packed, record
+
+
+@pytest.fixture
+def healthy(tmp_path: Path) -> Path:
+    """Two shards of three samples."""
+    return packed(tmp_path / "shards", [record(number) for number in range(6)])
+
+
+@pytest.fixture
+def check(capsys: pytest.CaptureFixture[str]) -> Check:
+    """The command: its exit code, and how often it names each reason."""
+
+    def run(folder: Path, *files: Path, workers: int = 1) -> tuple[int, dict[str, int]]:
+        capsys.readouterr()
+        given = ["--annotations", *map(str, files)] if files else []
+        code = main(["verify", str(folder), "--workers", str(workers), *given])
+        printed = capsys.readouterr().out
+        reasons = re.findall(r"^  (\d+) x (.*)$", printed, re.MULTILINE)
+        assert ("all is well" in printed) == (code == 0)
+        return code, {reason: int(count) for count, reason in reasons}
+
+    return run

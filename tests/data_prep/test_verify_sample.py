@@ -1,0 +1,143 @@
+"""`verify` and what can be wrong inside a sample: json, pictures, features."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data_prep.sample_check import check_sample
+from data_prep.writer import SampleRecord
+from tests.data_prep.faults import (
+    FIRST,
+    Check,
+    annotation,
+    by_hand,
+    content,
+    features,
+    grid,
+    offsets,
+    packed,
+    quarantined,
+    record,
+)
+from tests.data_prep.pictures import jpeg, png
+
+
+def png_with_a_wrong_checksum() -> bytes:
+    """Of the pixels, which themselves are right."""
+    data = png()
+    end = data.index(b"IEND") - 4
+    return data[: end - 1] + bytes([data[end - 1] ^ 1]) + data[end:]
+
+
+@pytest.mark.parametrize(
+    ("picture", "told"),
+    [
+        (jpeg()[:-200], "Truncated File Read"),
+        (b"GIF89a", "cannot identify"),
+        (b"", "empty"),
+        (png()[:-60], "truncated"),
+        (png_with_a_wrong_checksum(), "broken PNG file"),
+    ],
+)
+def test_pictures_that_do_not_decode(
+    tmp_path: Path, check: Check, picture: bytes, told: str
+) -> None:
+    bad = SampleRecord(id="bad", members=[("jpg", picture)], json={"annotations": [annotation(1)]})
+    folder = packed(tmp_path / "shards", [record(2), bad])
+    assert check(folder) == (1, {"image damaged": 1})
+    (line,) = quarantined(folder)
+    assert (line["i"], line["key"], line["id"]) == (1, "000000001", "bad")
+    assert line["reason"].startswith("image damaged: jpg: ")
+    assert told in line["reason"]
+
+
+def test_a_jpeg_that_only_a_strict_decoder_refuses(tmp_path: Path, check: Check) -> None:
+    pytest.importorskip("simplejpeg")
+    whole = jpeg(width=300, height=200)
+    start = whole.index(b"\xff\xda") + 100
+    for number, damaged in enumerate(
+        (whole[:start] + bytes(200) + whole[start + 200 :], whole[:start] + whole[start + 200 :])
+    ):
+        records = [record(1, whole), record(2, jpeg("L")), record(3, jpeg("CMYK"))]
+        folder = packed(tmp_path / str(number), [*records, record(4, damaged)])
+        assert check(folder) == (1, {"image damaged": 1})
+        assert quarantined(folder)[0]["id"] == "image4"
+        assert "Corrupt JPEG data" in quarantined(folder)[0]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"id": 5}, "no sample id"),
+        ({"annotations": [{"id": 5}]}, "no annotation id"),
+        ({"images": None}, "no list of images"),
+        ({"images": ["png"]}, "image missing"),
+    ],
+)
+def test_json_that_lacks_something(
+    tmp_path: Path, check: Check, fields: dict[str, Any], reason: str
+) -> None:
+    folder = by_hand(tmp_path / "a", [[("a.jpg", jpeg()), ("a.json", content(1, **fields))]])
+    assert check(folder) == (1, {reason: 1})
+
+
+@pytest.mark.parametrize(
+    ("member", "reason"),
+    [
+        (("a.json", b"\xff{"), "json cannot be read"),
+        (("a.json", []), "json cannot be read"),
+        (("a.json", content(1, annotations=None)), "no list of annotations"),
+        (("a.txt", b"hello"), "no json"),
+    ],
+)
+def test_samples_that_cannot_even_be_indexed(
+    tmp_path: Path, check: Check, member: tuple[str, Any], reason: str
+) -> None:
+    folder = by_hand(tmp_path / "a", [[("a.jpg", jpeg()), member]], indexed=False)
+    assert check(folder) == (1, {reason: 1})
+
+
+def test_a_member_that_stands_twice(tmp_path: Path, check: Check) -> None:
+    shard = [("a.jpg", jpeg()), ("a.jpg", jpeg()), ("a.json", content(1))]
+    assert check(by_hand(tmp_path / "a", [shard])) == (1, {"member twice": 1})
+
+
+@pytest.mark.parametrize(
+    ("array", "reason"),
+    [
+        (grid() * np.float16(np.nan), "features not finite"),
+        (grid() * np.float16(np.inf), "features not finite"),
+        (grid(dtype=np.float32), "features not float16"),
+        (grid()[None], "features no matrix"),
+        (np.asfortranarray(grid()), "features no matrix"),
+        (grid()[:3], "features of another shape"),
+    ],
+)
+def test_features(tmp_path: Path, check: Check, array: np.ndarray, reason: str) -> None:
+    good = [features(number, grid()) for number in range(3)]
+    assert check(packed(tmp_path / "good", good)) == (0, {})
+    folder = packed(tmp_path / "bad", [*good, features(3, array)])
+    assert check(folder) == (1, {reason: 1})
+    assert quarantined(folder)[0]["id"] == "clip3"
+
+
+def test_features_that_are_cut_or_missing(tmp_path: Path, check: Check) -> None:
+    good = [features(number, grid()) for number in range(3)]
+    member, data = features(3, grid()).members[0]
+    cut = replace(features(3, grid()), members=[(member, data[:-5])])
+    assert check(packed(tmp_path / "a", [*good, cut])) == (1, {"features cannot be read": 1})
+    without = replace(features(3, grid()), members=[])
+    folder = packed(tmp_path / "b", [*good, without])
+    assert check(folder) == (1, {"features of another shape": 1})
+
+
+def test_a_foreign_member_inside_a_sample(healthy: Path) -> None:
+    begin, _, end = offsets(healthy)[:3]
+    data = (healthy / FIRST).read_bytes()[begin:end]
+    (finding,) = check_sample(data, begin, end).findings
+    assert finding.detail == "a member of sample 000000001 stands inside it"

@@ -13,7 +13,9 @@ import pytest
 from PIL import Image
 
 from data_prep.writer import SampleRecord, write_dataset
+from tests.data.web import Web
 from vlds.data import Dataset, Source, TrainStream, open_dataset
+from vlds.data.cache import ShardCache
 from vlds.schema import Example, ImageSpec, Sample
 
 SPEC = ImageSpec(height=8, width=12)
@@ -100,6 +102,21 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             shard_samples=per_shard,
         )
     return {name: top / name for name in ("big", "small")}
+
+
+@pytest.fixture
+def web(folders: dict[str, Path]) -> Iterator[Web]:
+    """A server of "big" and "small"."""
+    server = Web(folders["big"].parent)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> ShardCache:
+    """An empty cache of shards."""
+    return ShardCache(tmp_path / "cache")
 
 
 @pytest.fixture

@@ -12,6 +12,10 @@ class ShardError(ValueError):
     """A shard that is not what its index says: missing, cut, smashed."""
 
 
+class FetchError(ShardError):
+    """A file of a data set that cannot be fetched; the message says all, cure included."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ErrorPolicy:
     """How much bad data a run tolerates."""

@@ -81,9 +81,19 @@ class DatasetInfo:
         """
         path = folder / DATASET_FILE
         try:
-            content = json.loads(path.read_bytes())
+            data = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             raise ValueError(_no_dataset(folder)) from None
+        return cls.parse(data, str(path))
+
+    @classmethod
+    def parse(cls, data: bytes, path: str) -> DatasetInfo:
+        """Read the bytes of the dataset.json at `path`.
+
+        Errors: ValueError that names the file and the field.
+        """
+        try:
+            content = json.loads(data)
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not JSON ({error}); prepare the data set again") from None
         if isinstance(content, dict) and content.get("schema") != SCHEMA:
@@ -91,7 +101,7 @@ class DatasetInfo:
                 f"{path}: schema {content.get('schema')!r}, this program reads {SCHEMA}; "
                 "prepare the data set again, or use the program's version that wrote it"
             )
-        info = _build(cls, content, str(path))
+        info = _build(cls, content, path)
         for field_name in ("samples", "annotations"):
             total = sum(getattr(shard, field_name) for shard in info.shards)
             if total != getattr(info, field_name):
@@ -226,7 +236,7 @@ def build_index(tar: Path) -> ShardIndex:
                 if extension == "json":
                     counts[-1] = len(json.loads(read(member.start, member.size))["annotations"])
                 end = member.end
-        except (ShardError, json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             reason = error if isinstance(error, ShardError) else f"unusable json ({error!r})"
             raise ShardError(
                 f"shard {tar}, sample {len(offsets)}: {reason}; copy or prepare it again"

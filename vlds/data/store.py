@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from ast import literal_eval
@@ -13,8 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from vlds.data.errors import ShardError
-from vlds.data.index import DatasetInfo, load_index
+from vlds.data.cache import ShardCache
+from vlds.data.errors import FetchError, ShardError
+from vlds.data.index import DatasetInfo, ShardIndex, ShardInfo, load_index
+from vlds.data.remote import RemoteFiles, is_url
 from vlds.data.tar import members, split_name
 from vlds.schema import Sample, SkipSample
 
@@ -23,30 +26,34 @@ FEATURES = "features.npy"
 FEATURE_TYPE = np.dtype("<f2")
 
 
-def open_dataset(folder: str | Path) -> Dataset:
+def open_dataset(folder: str | Path, cache: ShardCache | None = None) -> Dataset:
     """Open the data set in a folder, its shards and indexes checked against dataset.json.
+
+    The folder may be a URL: its files are read through copies in `cache`, by default the user's.
 
     Errors: ValueError that names folder or shard, what is wrong, and the cure.
     """
-    return Dataset(Path(folder))
+    if is_url(folder):
+        return Dataset(RemoteFiles(str(folder), cache or ShardCache()))
+    return Dataset(LocalFiles(Path(folder)))
 
 
 class Dataset:
     """The samples of one data set by number. Files are opened at the first read in each process."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.info = DatasetInfo.load(folder)
-        indexes = [load_index(folder, shard) for shard in self.info.shards]
+    def __init__(self, files: LocalFiles | RemoteFiles) -> None:
+        self._files = files
+        self.folder = files.folder
+        """Path or URL."""
+        self.info, indexes = files.open()
         self.counts = [index.counts for index in indexes]
         """Annotations of each sample, shard by shard."""
         self._offsets = [index.offsets.astype(np.int64) for index in indexes]
         self._first_sample = np.cumsum([0, *(len(counts) for counts in self.counts)])
-        self._files = _Files()
         for shard, index in zip(self.info.shards, indexes, strict=True):
             if len(index.counts) != shard.samples or len(index.offsets) != shard.samples + 1:
                 raise ShardError(
-                    f"shard {folder / shard.name}: its index has {len(index.counts)} samples, "
+                    f"shard {files.place(shard)}: its index has {len(index.counts)} samples, "
                     f"dataset.json says {shard.samples}; write the index anew with "
                     "`python -m data_prep index`"
                 )
@@ -81,6 +88,11 @@ class Dataset:
         """Annotations in all shards."""
         return self.info.annotations
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether its shards are read through copies in a cache."""
+        return isinstance(self._files, RemoteFiles)
+
     def fingerprint(self) -> str:
         """Changes with the bytes of any shard."""
         text = "".join(shard.sha256 + shard.cnt_sha256 for shard in self.info.shards)
@@ -95,22 +107,22 @@ class Dataset:
 
         Errors: ShardError where the shard is damaged, SkipSample where only the sample is.
         """
-        shard, row = self._shard(sample)
-        path = self.folder / self.info.shards[shard].name
-        begin, end = self._offsets[shard][row : row + 2].tolist()
+        number, row = self._shard(sample)
+        shard = self.info.shards[number]
+        begin, end = self._offsets[number][row : row + 2].tolist()
         try:
-            data = self._files.read(path, begin, end - begin)
+            data = self._files.read(shard, begin, end - begin)
             key, content = _members_of(data, begin)
+        except FetchError:
+            raise
         except (OSError, ShardError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            raise ShardError(
-                f"shard {path}, sample {row}: {reason}; "
-                "copy the shard again, or prepare the data set again"
-            ) from None
+            place, cure = self._files.place(shard), self._files.cure(shard)
+            raise ShardError(f"shard {place}, sample {row}: {reason}; {cure}") from None
         try:
             return self._sample(key, content)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SkipSample(f"sample {self.label} {key} ({path.name}): {error!r}") from error
+            raise SkipSample(f"sample {self.label} {key} ({shard.name}): {error!r}") from error
 
     def _shard(self, sample: int) -> tuple[int, int]:
         shard = int(np.searchsorted(self._first_sample, sample, side="right")) - 1
@@ -132,14 +144,32 @@ class Dataset:
         )
 
 
-class _Files:
-    """Descriptors of the files read last; not pickled, so that each process opens its own."""
+class LocalFiles:
+    """The files of a data set in a folder.
 
-    def __init__(self) -> None:
+    Descriptors of those read last are kept; not pickled, so that each process opens its own.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._open: OrderedDict[Path, int] = OrderedDict()
 
-    def read(self, path: Path, offset: int, size: int) -> bytes:
-        """Bytes of a file; pread, so that a descriptor inherited by fork may be shared."""
+    def open(self) -> tuple[DatasetInfo, list[ShardIndex]]:
+        """dataset.json, and the index of every shard."""
+        info = DatasetInfo.load(self.folder)
+        return info, [load_index(self.folder, shard) for shard in info.shards]
+
+    def place(self, shard: ShardInfo) -> str:
+        """Where a shard is, for messages."""
+        return str(self.folder / shard.name)
+
+    def cure(self, shard: ShardInfo) -> str:
+        """What to do about damage in a shard."""
+        return "copy the shard again, or prepare the data set again"
+
+    def read(self, shard: ShardInfo, offset: int, size: int) -> bytes:
+        """Bytes of a shard; pread, so that a descriptor inherited by fork may be shared."""
+        path = self.folder / shard.name
         if path in self._open:
             self._open.move_to_end(path)
         else:
@@ -154,7 +184,7 @@ class _Files:
         return data
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_open": OrderedDict()}
+        return vars(self) | {"_open": OrderedDict()}
 
     def __del__(self) -> None:
         for descriptor in self._open.values():
@@ -176,6 +206,13 @@ def _members_of(data: bytes, begin: int) -> tuple[str, dict[str, memoryview]]:
     if key is None:
         raise ShardError("no member where the index says")
     return key, content
+
+
+def feature_bytes(array: np.ndarray) -> bytes:
+    """Features (tokens, dim) as the member that `parse_features` reads."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(array, FEATURE_TYPE))
+    return buffer.getvalue()
 
 
 def parse_features(data: memoryview) -> np.ndarray:

@@ -1,0 +1,68 @@
+"""A web server on loopback that counts what it is asked for, and fails as it is told."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+
+class Web(ThreadingHTTPServer):
+    """Serves the files below a folder. The tables of failures are keyed by file name."""
+
+    daemon_threads = True
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.root = root
+        self.requests: Counter[str] = Counter()
+        self.breaks: dict[str, int] = {}
+        """How many times the connection is dropped in the middle of the body."""
+        self.wrong: dict[str, int] = {}
+        """How many times other bytes come, as many."""
+        self.status: dict[str, int] = {}
+        """What is answered in the place of the file."""
+        self.held: dict[str, threading.Event] = {}
+        """The second half of the body waits for this."""
+        self.half_sent = threading.Event()
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+
+    def url(self, folder: str) -> str:
+        """Address of a folder."""
+        return f"http://127.0.0.1:{self.server_address[1]}/{folder}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One request."""
+
+    server: Web
+
+    def do_GET(self) -> None:
+        web, file = self.server, self.server.root / self.path.lstrip("/")
+        name = file.name
+        web.requests[name] += 1
+        status = web.status.get(name, 200 if file.is_file() else 404)
+        if status != 200:
+            self.send_error(status)
+            return
+        data = file.read_bytes()
+        if web.wrong.get(name, 0):
+            web.wrong[name] -= 1
+            data = bytes(len(data))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        half = len(data) // 2
+        self.wfile.write(data[:half])
+        if web.breaks.get(name, 0):
+            web.breaks[name] -= 1
+            self.close_connection = True
+            return
+        if name in web.held:
+            web.half_sent.set()
+            web.held[name].wait(30)
+        self.wfile.write(data[half:])
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""

@@ -1,0 +1,233 @@
+"""Data sets whose folder is a URL: http://, s3://, gs://, whatever fsspec opens.
+
+Files are fetched whole and checked against dataset.json, then read as local ones. What lies beside
+the shards comes when the data set is opened, a shard when its first sample is read. dataset.json
+itself is fetched anew by every run; the processes of a run share one copy.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fsspec.core import url_to_fs
+
+from vlds.data.cache import ShardCache
+from vlds.data.errors import FetchError
+from vlds.data.index import (
+    CNT_TYPE,
+    DATASET_FILE,
+    IDX_TYPE,
+    DatasetInfo,
+    ShardIndex,
+    ShardInfo,
+    file_sha256,
+)
+
+PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""Seconds before each new try of a download that broke."""
+CONNECT_S, SILENCE_S = 30.0, 60.0
+"""Seconds after which a server that does not answer, or sends nothing more, counts as broken."""
+FRESH_S = 60.0
+"""A copy of dataset.json so young was made by a process of the same run."""
+FAILED_S = 600.0
+"""Seconds for which a shard that could not be fetched is not asked for again."""
+NUM_THREADS = 16
+"""Small files fetched at once."""
+MAX_FETCHES = 3
+"""How often a shard may go from the cache before its first byte is read."""
+
+
+def is_url(folder: str | Path) -> bool:
+    """Whether a data set is fetched, or lies in a folder of this machine."""
+    return isinstance(folder, str) and "://" in folder
+
+
+class RemoteFiles:
+    """The files of a data set at a URL, through copies in a cache."""
+
+    def __init__(self, url: str, cache: ShardCache) -> None:
+        self.folder = url.rstrip("/")
+        self.cache = cache
+        self._failed: dict[str, tuple[float, str]] = {}
+
+    def open(self) -> tuple[DatasetInfo, list[ShardIndex]]:
+        """dataset.json, and the index of every shard.
+
+        Errors: ValueError that names the URL, what is wrong, and the cure.
+        """
+        url = self._url(DATASET_FILE)
+        path = self.cache.path(url)
+        with self.cache.alone(path):
+            try:
+                if not _is_fresh(path):
+                    self.cache.add(path, lambda p: _Server(self.folder).fetch(DATASET_FILE, p))
+                info = DatasetInfo.parse(path.read_bytes(), url)
+                with ThreadPoolExecutor(NUM_THREADS) as pool:
+                    indexes = list(pool.map(self._index, info.shards))
+            except ValueError:
+                path.unlink(missing_ok=True)  # what is wrong may be put right within a minute
+                raise
+        return info, indexes
+
+    def place(self, shard: ShardInfo) -> str:
+        """Where a shard is, for messages."""
+        return self._url(shard.name)
+
+    def cure(self, shard: ShardInfo) -> str:
+        """What to do about damage in a shard."""
+        path = self.cache.path(self._url(shard.name), shard.sha256)
+        return f"remove its copy {path}, or prepare the data set again"
+
+    def read(self, shard: ShardInfo, offset: int, size: int) -> bytes:
+        """Bytes of a shard, which is fetched where the cache does not hold it.
+
+        Errors: FetchError that names the URL, what happened, and the cure.
+        """
+        path = self.cache.path(self._url(shard.name), shard.sha256)
+        for _ in range(MAX_FETCHES):
+            data = self.cache.read(path, offset, size, shard.bytes)
+            if data is not None:
+                return data
+            self._fetch(shard, path)
+        raise FetchError(
+            f"{self.place(shard)}: its copy goes from the cache {self.cache.folder} before it can "
+            "be read; raise data.cache_bytes, or give this run another data.cache"
+        )
+
+    def _url(self, name: str) -> str:
+        return f"{self.folder}/{name}"
+
+    def _index(self, shard: ShardInfo) -> ShardIndex:
+        idx = self._small_file(shard.name + ".idx", shard.idx_sha256)
+        cnt = self._small_file(shard.name + ".cnt", shard.cnt_sha256)
+        return ShardIndex(np.frombuffer(idx, IDX_TYPE), np.frombuffer(cnt, CNT_TYPE))
+
+    def _small_file(self, name: str, hash: str) -> bytes:
+        path = self.cache.path(self._url(name), hash)
+        with suppress(FileNotFoundError):
+            if sha256(data := path.read_bytes()).hexdigest() == hash:
+                return data
+        self.cache.add(path, lambda p: _Server(self.folder).fetch(name, p, hash))
+        return path.read_bytes()
+
+    def _fetch(self, shard: ShardInfo, path: Path) -> None:
+        """Bring a shard into the cache, unless another process does so meanwhile."""
+        limit = self.cache.limit
+        if limit is not None and shard.bytes > limit:
+            raise FetchError(
+                f"data.cache_bytes: got {limit}, but {self.place(shard)} has {shard.bytes}; give "
+                "at least that many"
+            )
+        since, message = self._failed.get(shard.name, (0.0, ""))
+        if message and time.monotonic() - since < FAILED_S:
+            raise FetchError(message)
+        try:
+            with self.cache.alone(path):
+                if path.exists() and path.stat().st_size == shard.bytes:
+                    return
+                server = _Server(self.folder)
+                self.cache.add(
+                    path, lambda p: server.fetch(shard.name, p, shard.sha256, shard.bytes)
+                )
+        except FetchError as error:
+            self._failed[shard.name] = time.monotonic(), str(error)
+            raise
+
+
+class _Server:
+    """fsspec's file system of a URL. Made where it is used: it belongs to one thread.
+
+    Loader workers are forked; fsspec notices that from 2025.5.1 on, before it hung there.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        options: dict[str, Any] = {}
+        if url.startswith(("http://", "https://")):
+            # Without this, aiohttp breaks off whatever takes longer than five minutes.
+            from aiohttp import ClientTimeout
+
+            options["timeout"] = ClientTimeout(
+                total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S
+            )
+        try:
+            self._files, self._root = url_to_fs(url, **options)
+        except (ImportError, ValueError) as error:
+            raise FetchError(
+                f"data set {url}: {error}; give an address that fsspec can open here, such as "
+                "https://"
+            ) from error
+
+    def fetch(
+        self, name: str, path: Path, hash: str | None = None, size: int | None = None
+    ) -> None:
+        """Write a file of the folder to `path`; with `hash`, check its sha256, and its size.
+
+        Errors: FetchError for what no further try would change, and after the last try.
+        """
+        url = f"{self.url}/{name}"
+        num_wrong = 0
+        for pause in (*PAUSES, None):
+            try:
+                self._files.get_file(f"{self._root}/{name}", str(path))
+            except Exception as error:
+                if reason := _final_reason(error, path):
+                    raise FetchError(f"{url}: {reason}") from error
+                if pause is None:
+                    raise FetchError(
+                        f"{url}: {len(PAUSES) + 1} downloads broke, the last one with {error!r}; "
+                        "check the connection and start again: what has been fetched is kept"
+                    ) from error
+                time.sleep(pause)
+                continue
+            if hash is None or (wrong := _difference(path, hash, size)) is None:
+                return
+            num_wrong += 1
+            if num_wrong > 1 or pause is None:
+                raise FetchError(
+                    f"{url}: {wrong}: it is not the file that was prepared; upload the whole data "
+                    "set again"
+                )
+
+
+def _difference(path: Path, hash: str, size: int | None) -> str | None:
+    """How a file that came differs from what dataset.json says of it."""
+    found, length = file_sha256(path), path.stat().st_size
+    if found == hash and size in (None, length):
+        return None
+    said = hash[:12] if size is None else f"{hash[:12]} and {size} bytes"
+    return f"came with sha256 {found[:12]} and {length} bytes, {DATASET_FILE} says {said}"
+
+
+def _is_fresh(path: Path) -> bool:
+    try:
+        return abs(time.time() - path.stat().st_mtime) < FRESH_S
+    except FileNotFoundError:
+        return False
+
+
+def _final_reason(error: Exception, path: Path) -> str | None:
+    """What is wrong and the cure, where no further try would change anything."""
+    status = getattr(error, "status", None) or getattr(error, "code", None)
+    if isinstance(error, FileNotFoundError) or status in (404, 410):
+        return "there is no such file (404); check the address, and that all files were uploaded"
+    if isinstance(error, PermissionError) or status in (401, 403):
+        return (
+            "access is refused (403); check the address, and give fsspec the credentials: the "
+            "environment variables of this sort of storage, or a file in ~/.config/fsspec"
+        )
+    if isinstance(status, int) and 400 <= status < 500 and status not in (408, 429):
+        return f"the server refuses it ({error}); check the address"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"no space for it in {path.parent}; name a larger disk as data.cache, or keep less by "
+            "data.cache_bytes"
+        )
+    return None

@@ -15,10 +15,13 @@ from data_prep import (
     gqa,
     jsonl,
     nlvr2,
+    preview,
+    simulate,
     snli_ve,
     stats,
     tokenizer,
     value,
+    verify,
     vg,
     vqav2,
 )
@@ -26,30 +29,28 @@ from vlds.data import ShardError
 
 COMMANDS = (
     vqav2, gqa, nlvr2, coco_karpathy, coco_captions, vg, snli_ve, value, jsonl, easy_vqa, demo,
-    foreign, tokenizer, stats,
+    foreign, tokenizer, stats, verify, preview, simulate,
 )  # fmt: skip
 """Modules that add a command; a new format adds itself here."""
-Run = Callable[[argparse.Namespace], None]
+Run = Callable[[argparse.Namespace], int | None]
+"""Exit code; None is 0."""
 USER_ERROR = 2
 INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; user errors are one line and exit code 2."""
+    """Run a command, for its exit code; user errors are one line and exit code 2."""
     args = build_parser().parse_args(arguments)
     run: Run = args.run
     try:
-        run(args)
+        return run(args) or 0
     except (ValueError, ShardError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
-        print(
-            "interrupted: the data set being written is incomplete; --resume goes on with it",
-            file=sys.stderr,
-        )
+        writes = ": the data set being written is incomplete; --resume goes on with it"
+        print(f"interrupted{writes if hasattr(args, 'resume') else ''}", file=sys.stderr)
         return INTERRUPTED
-    return 0
 
 
 def build_parser() -> argparse.ArgumentParser:

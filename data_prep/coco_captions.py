@@ -64,7 +64,7 @@ def _annotation(row: Mapping[str, Any], place: str) -> Annotation:
 
 
 def _picture(folder: Path, part: str, name: str) -> Path:
-    parts = (folder / part, folder / "images" / part, folder)
+    parts = (folder / part, folder / "images" / part, folder / "images", folder)
     return first_existing([place / name for place in parts])
 
 

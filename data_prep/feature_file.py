@@ -7,7 +7,6 @@ with a group per picture that holds `features`; an .npz per picture or clip with
 
 from __future__ import annotations
 
-import io
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -81,13 +80,6 @@ def fit(array: np.ndarray, frames: int | None) -> np.ndarray:
         return np.pad(array, ((0, frames - len(array)), (0, 0)))
     edges = [(n * len(array) // frames, -(-(n + 1) * len(array) // frames)) for n in range(frames)]
     return np.stack([array[start:end].max(0) for start, end in edges])
-
-
-def npy_bytes(array: np.ndarray) -> bytes:
-    """The member `features.npy`."""
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
 
 
 def locate(place: Path, name: str, frames: int | None = None) -> FeatureFile:

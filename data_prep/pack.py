@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.feature_file import BadFeatures, FeatureFile, npy_bytes
+from data_prep.feature_file import BadFeatures, FeatureFile
 from data_prep.features import common_shape, with_features
 from data_prep.journal import Dropped
 from data_prep.parallel import ordered_map
@@ -19,6 +19,7 @@ from data_prep.progress import follow
 from data_prep.source import SourceSample, SourceSet, count_reasons
 from data_prep.writer import DatasetWriter, Limits, SampleRecord, shard_order
 from vlds.data.index import DatasetInfo
+from vlds.data.store import feature_bytes
 
 PAIR = ("left", "right")
 
@@ -130,7 +131,7 @@ def make_record(
     """Open a sample's pictures or features and put it together as the shards hold it."""
     pictures = [prepare_picture(path.read_bytes(), rule) for path in sample.images]
     members = [(picture.extension, picture.data) for picture in pictures]
-    members += [("features.npy", npy_bytes(checked(file, shape))) for file in sample.features]
+    members += [("features.npy", feature_bytes(checked(file, shape))) for file in sample.features]
     if len(members) == len(PAIR):
         members = [
             (f"{side}.{name}", data) for side, (name, data) in zip(PAIR, members, strict=True)

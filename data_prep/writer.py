@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.journal import Dropped, Finished, Journal
-from data_prep.open_shard import OpenShard
 from vlds.data.index import DATASET_FILE, SCHEMA, DatasetInfo, file_sha256
+from vlds.data.open_shard import OpenShard
 
 KEY_DIGITS = 9
 MIB = 1 << 20

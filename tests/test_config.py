@@ -41,7 +41,7 @@ from vlds.mistakes import all_classes
 from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.resources import find, shipped
 from vlds.schema import Decoding
-from vlds.tasks import GQA, NLVR2, VQA, Caption
+from vlds.tasks import GQA, NLVR2, VQA, Caption, VideoCaption, VideoQA
 from vlds.vision import ClipVision, ConvNet, StoredFeatures, Timm
 
 RECIPE = """\
@@ -91,6 +91,8 @@ def every_choice() -> list[Recipe]:
             "second": GQA(headline="accuracy", max_prompt_tokens=5),
             "third": NLVR2(evaluate=["e"], prompt='"quoted" \\ and: #odd'),
             "fourth": Caption(max_target_tokens=9),
+            "fifth": VideoQA(prompt="tvqa: "),
+            "sixth": VideoCaption(headline="word_f1"),
         },
         data=DataConfig(
             global_batch_size=12,

@@ -137,6 +137,11 @@ class Reader:
                 self.need(*filter(None, [recipe.backbone.tokenizer]))
                 find(recipe.training.deepspeed)
                 self.there.add(recipe.output)
+        elif words[0] == "features":
+            options = dict(zip(words[1::2], words[2::2], strict=True))
+            self.need(options["--data"])
+            assert load_recipe(Path(options["--config"])).vision.source
+            self.there.add(options["--out"])
         else:
             with pytest.raises(Parsed) as parsed:
                 cli.COMMANDS[words[0]](words[1:])

@@ -23,7 +23,9 @@ Tune a few percent of a frozen vision-and-language model on many tasks at once.
 
 TRAIN_HELP = """\
 Besides: --resume goes on with the run in the recipe's output folder, from its newest whole state;
---ranks N sets the number of processes. Every field above is a key of the recipe."""
+--new_phase lets it go on in a new mixture of tasks, each task from where it was; --ranks N sets the
+number of processes. Every field above is a key of the recipe."""
+RESUME, NEW_PHASE = "--resume", "--new_phase"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -48,21 +50,24 @@ def main(argv: Sequence[str]) -> int:
 
 def train(arguments: list[str]) -> int:
     """Run a recipe on all ranks."""
-    recipe, resume = training_options(arguments)
+    recipe, flags = training_options(arguments)
     from vlds.training.loop import train as run
 
-    return run(recipe, resume=resume)
+    return run(recipe, resume=RESUME in flags, new_phase=NEW_PHASE in flags)
 
 
-def training_options(arguments: list[str]) -> tuple[Recipe, bool]:
-    """The recipe, and whether `--resume` asks to go on with its run.
+def training_options(arguments: list[str]) -> tuple[Recipe, set[str]]:
+    """The recipe, and which of `--resume` and `--new_phase` are there.
 
-    Errors: ValueError for mistakes in the recipe.
+    Errors: ValueError for mistakes in the recipe, and for a new phase of nothing.
     """
     from vlds.config import parse_recipe
 
-    words = [word for word in arguments if word != "--resume"]
-    return parse_recipe(words, "vlds train", TRAIN_HELP), "--resume" in arguments
+    flags = {RESUME, NEW_PHASE}.intersection(arguments)
+    if flags == {NEW_PHASE}:
+        raise ValueError(f"{NEW_PHASE}: goes with {RESUME}: a new run has no earlier phase")
+    words = [word for word in arguments if word not in flags]
+    return parse_recipe(words, "vlds train", TRAIN_HELP), flags
 
 
 def check_recipe(arguments: list[str]) -> int:
@@ -119,6 +124,22 @@ def predict(arguments: list[str]) -> int:
     return predict_one(options.run, options.image, options.question, options.task)
 
 
+def features(arguments: list[str]) -> int:
+    """Run a recipe's vision encoder over a data set and store what it gives."""
+    parser = command_parser("features")
+    parser.epilog = "Further options are keys of the recipe, as in `vlds train`."
+    parser.add_argument("--config", required=True, metavar="RECIPE", help="whose `vision` it is")
+    parser.add_argument("--data", required=True, metavar="DATASET", help="data set of pictures")
+    parser.add_argument("--out", type=Path, required=True, help="new folder, or one to go on with")
+    parser.add_argument("--name", help="of the new data set; default: that of the old, _features")
+    options, keys = parser.parse_known_args(arguments)
+    from vlds.config import parse_recipe
+    from vlds.training.features import compute_features
+
+    recipe = parse_recipe(["--config", options.config, *keys], "vlds features")
+    return compute_features(recipe, options.data, options.out, options.name)
+
+
 def convert(arguments: list[str]) -> int:
     """Write a run as a folder that opens elsewhere."""
     parser = command_parser("convert")
@@ -172,6 +193,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "features": features,
     "describe": describe,
     "convert": convert,
     "report": report,

@@ -8,7 +8,7 @@ help and the saved recipe by itself.
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -17,12 +17,14 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from vlds.backbones.base import Backbone
 from vlds.data import ErrorPolicy
+from vlds.data.cache import ShardCache, default_folder
 from vlds.methods.base import Method
 from vlds.mistakes import explain
 from vlds.models.build import ModelConfig
 from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.recipe_files import has_base, read_merged
 from vlds.resources import find
+from vlds.schema import ImageSpec
 from vlds.tasks.base import Task
 from vlds.vision.base import VisionEncoder
 
@@ -64,18 +66,38 @@ class DataConfig:
     tasks that are mixed within it are not padded to the largest."""
     group: int = 1
     """Annotations of one image that stay together in a batch: decoded and encoded once."""
+    lanes: int = 1
+    """Parts of the global batch that read shards of their own: with 64, say, nodes without a common
+    disk fetch a part of the shards each. The order depends on it; it divides the global batch."""
     num_workers: int = 0
     """Loader processes of each rank."""
+    decode: Literal["exact", "fast"] = "exact"
+    """fast: large JPEGs are decoded at a fraction of their size, which gives other pixels; in
+    evaluation too."""
     blank_images: bool = False
     """Replace every picture by plain grey, in evaluation too: the control that sees nothing."""
+    cache: str | None = None
+    """Folder for copies of data sets named by URL; default: vlds in $XDG_CACHE_HOME or ~/.cache."""
+    cache_bytes: int | None = None
+    """Bytes of shards that the cache keeps at most: the longest unused go; default: no limit."""
     errors: ErrorPolicy = field(default_factory=ErrorPolicy)
     """When bad samples stop the run."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "global_batch_size", "eval_batch_size", "window", "group", "parts")
+        at_least(
+            self, 1, "global_batch_size", "eval_batch_size", "window", "group", "parts", "lanes"
+        )
         at_least(self, 0, "num_workers")
         if self.micro_batch_size is not None:
             at_least(self, 1, "micro_batch_size")
+        if self.cache_bytes is not None:
+            at_least(self, 1, "cache_bytes")
+
+    @property
+    def shard_cache(self) -> ShardCache:
+        """Where copies of data sets named by URL are kept."""
+        folder = default_folder() if self.cache is None else Path(self.cache).expanduser()
+        return ShardCache(folder, self.cache_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +219,12 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.tasks:
             raise ValueError("tasks: the recipe names none; give at least one, see docs/tasks.md")
+
+    @property
+    def image(self) -> ImageSpec | None:
+        """Pictures as the vision encoder wants them; None where it takes stored features."""
+        image = self.vision.image
+        return image and replace(image, decode=self.data.decode)
 
     @property
     def model(self) -> ModelConfig:

@@ -24,9 +24,9 @@ from typing import NoReturn
 
 from vlds.supervisor import supervise, watch_launcher
 
-RANK_COMMANDS = ("train", "evaluate", "predict")
+RANK_COMMANDS = ("train", "evaluate", "predict", "features")
 RANKS_HELP = """\
-train, evaluate and predict start one process (rank) per GPU, or one on a
+train, evaluate, predict and features start one process (rank) per GPU, or one on a
 machine without GPU. More or fewer: --ranks N, or VLDS_RANKS=N in the
 environment. VLDS_LAUNCHER_ARGS is handed to the deepspeed launcher (--hostfile,
 --no_ssh, --node_rank, --master_addr, --master_port, ...).

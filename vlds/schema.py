@@ -28,6 +28,8 @@ class ImageSpec:
     height: int
     width: int
     resize: Literal["bicubic", "bilinear"] = "bicubic"
+    decode: Literal["exact", "fast"] = "exact"
+    """Whether JPEGs may be decoded at a fraction of their size, where that is large enough."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,6 +43,49 @@ def test_pixels_are_pillows_bicubic_squash() -> None:
     image = noise("RGB")
     expected = np.asarray(image.resize((14, 10), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
     np.testing.assert_array_equal(decode_image(encoded(image, "PNG"), SPEC, "x"), expected)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("resize", ["bicubic", "bilinear"])
+def test_exact_jpegs_are_pillows_within_a_level(mode: str, resize: Any) -> None:
+    image = noise(mode, (200, 130)).resize((400, 260), Image.Resampling.BILINEAR)
+    data = encoded(image, "JPEG")
+    filters = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+    with Image.open(io.BytesIO(data)) as opened:
+        expected = np.asarray(opened.convert("RGB").resize((64, 48), filters[resize]))
+    found = decode_image(data, ImageSpec(48, 64, resize)).transpose(1, 2, 0)
+    difference = np.abs(found.astype(int) - expected)
+    assert difference.max() <= 1
+    assert difference.mean() < 0.05
+
+
+def test_fast_is_near_and_not_the_same() -> None:
+    data = encoded(noise("RGB", (40, 30)).resize((640, 480), Image.Resampling.BICUBIC), "JPEG")
+    exact, fast = (
+        decode_image(data, ImageSpec(100, 100, decode=decode)).astype(int)
+        for decode in ("exact", "fast")
+    )
+    assert 0 < np.abs(exact - fast).mean() < 3
+    small = encoded(noise("RGB", (20, 20)), "JPEG")
+    assert decode_image(small, ImageSpec(100, 100, decode="fast")).shape == (3, 100, 100)
+
+
+@pytest.mark.parametrize("decode", ["exact", "fast"])
+def test_half_a_jpeg_is_an_error_with_either_decoder(decode: Any) -> None:
+    data = encoded(noise("RGB", (200, 200)), "JPEG")
+    with pytest.raises(SkipSample, match="truncated or damaged"):
+        decode_image(data[: len(data) // 2], ImageSpec(10, 10, decode=decode), "x")
+
+
+@pytest.mark.parametrize("decode", ["exact", "fast"])
+def test_two_hundred_zeros_in_a_jpeg(decode: Any) -> None:
+    """Pillow takes this for a good picture."""
+    data = bytearray(encoded(noise("RGB", (200, 200)), "JPEG"))
+    middle = len(data) // 2
+    data[middle : middle + 200] = bytes(200)
+    Image.open(io.BytesIO(data)).load()
+    with pytest.raises(SkipSample, match="picture x: truncated or damaged"):
+        decode_image(bytes(data), ImageSpec(10, 10, decode=decode), "x")
 
 
 def test_a_picture_of_the_size_passes_untouched() -> None:

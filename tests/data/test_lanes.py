@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tests.data.test_order import expected_pairs, shard_counts
 from tests.data.test_stream import ToyTask, global_batches, train_stream
 from vlds.data import Source
-from vlds.data.order import EpochOrder, MixedOrder, mixing_shares
+from vlds.data.epoch_order import EpochOrder
+from vlds.data.mixture import MixedOrder, mixing_shares
 
 
 @settings(deadline=None, max_examples=80)

@@ -11,15 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlds.data.order import (
-    EpochOrder,
-    MixedOrder,
-    PlainOrder,
-    differences,
-    mixing_shares,
-    permutation,
-    random_words,
-)
+from vlds.data.epoch_order import EpochOrder
+from vlds.data.mixture import MixedOrder, mixing_shares
+from vlds.data.order import PlainOrder, differences
+from vlds.data.randomness import permutation, random_words
 
 shard_counts = st.lists(
     st.lists(st.integers(0, 6), min_size=1, max_size=6).map(lambda c: np.array(c, np.uint32)),

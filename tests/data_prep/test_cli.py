@@ -16,6 +16,7 @@ from tests.data_prep.pictures import jpeg, packed, write
 COMMANDS = (
     "vqav2", "gqa", "nlvr2", "coco-karpathy", "coco-captions", "vg", "snli-ve", "value-tvqa",
     "value-how2qa", "value-tvc", "value-yc2c", "jsonl", "easy-vqa", "demo", "index", "stats",
+    "verify", "preview", "simulate-order",
 )  # fmt: skip
 
 

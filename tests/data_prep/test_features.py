@@ -46,7 +46,8 @@ def one_hdf5_for_all(folder: Path) -> Path:
 def npz_of_a_grid(folder: Path) -> Path:
     folder.mkdir()
     for number, name in enumerate(NAMES):
-        np.savez(folder / f"{name}.npz", feat=array(number).reshape(2, 2, DIM))
+        grid = np.asfortranarray(array(number).reshape(2, 2, DIM))
+        np.savez(folder / f"{name}.npz", feat=grid)
     return folder
 
 

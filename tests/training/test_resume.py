@@ -25,9 +25,9 @@ from vlds.training.loop import build_run, prepare, train
 STATE = "state/step-00000010/state.safetensors"
 
 
-def run_recipe(recipe: Recipe, resume: bool) -> int:
+def run_recipe(recipe: Recipe, resume: bool, new_phase: bool = False) -> int:
     """What `vlds train` does on a rank."""
-    return train(recipe, resume=resume)
+    return train(recipe, resume=resume, new_phase=new_phase)
 
 
 def losses(run: Path) -> list[tuple[int, float, float]]:
@@ -111,7 +111,7 @@ def next_ids(recipe: Recipe, num: int) -> list[str]:
     stream = TrainStream(
         training_sources(recipe),
         tokenizer=recipe.backbone.load_tokenizer(),
-        image=recipe.vision.image,
+        image=recipe.image,
         seed=recipe.seed,
         global_batch_size=recipe.data.global_batch_size,
         micro_batch_size=recipe.data.global_batch_size,
@@ -155,3 +155,30 @@ def test_a_state_moves_to_another_number_of_ranks(
     saved: int, stage: int, states: dict[int, Path], world: Path, ranks4: RankPool, tmp_path: Path
 ) -> None:
     check_move(ranks4, states[saved], world, stage, tmp_path / "run")
+
+
+def refused_resume(recipe: Recipe) -> str:
+    """What a resumed run says that does not begin."""
+    with pytest.raises(ValueError, match="this run's data differ") as refused:
+        train(recipe, resume=True)
+    return str(refused.value)
+
+
+def test_other_weights_are_a_new_phase(
+    states: dict[int, Path], world: Path, ranks2: RankPool, tmp_path: Path
+) -> None:
+    shutil.copytree(states[2], tmp_path / "run")
+    recipe = world_recipe(world, tmp_path / "run", 2)
+    tasks = recipe.tasks | {"vqa": replace(recipe.tasks["vqa"], weight=1 / 7)}
+    changed = replace(recipe, tasks=tasks)
+    said, _ = ranks2.run(refused_resume, changed, timeout=120)
+    assert "order.shares.vqa: 2/3 -> " in said
+    assert "with --new_phase each task goes on from where it was" in said
+    assert ranks2.run(run_recipe, changed, True, True, timeout=120) == [0, 0]
+    before, after = (
+        checkpoint.load(tmp_path / "run" / "state" / f"step-{step:08d}")[1].data for step in (5, 10)
+    )
+    assert after["phase"] == {"at": before["consumed"], "given": before["given"]}
+    new = {task: after["given"][task][0] - before["given"][task][0] for task in after["given"]}
+    assert new["caption"] > 3 * new["vqa"]
+    assert sum(new.values()) == 5 * recipe.data.global_batch_size

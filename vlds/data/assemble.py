@@ -12,7 +12,8 @@ import torch.utils.data
 from vlds.data.collate import Row, collate
 from vlds.data.decode import Picture, PictureCache, decode_image
 from vlds.data.errors import BadSample, ErrorPolicy, ShardError
-from vlds.data.order import WHOLE_SAMPLE, Ints, random_words
+from vlds.data.order import WHOLE_SAMPLE
+from vlds.data.randomness import Ints, random_words
 from vlds.data.source import Source, check_pictures
 from vlds.data.store import Dataset
 from vlds.schema import Batch, Example, ImageSpec, Sample, SkipSample

@@ -12,21 +12,24 @@ import os
 import signal
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch.utils.data
 
 from vlds.data.assemble import Assembler, Parcel
 from vlds.data.errors import BadSample, ErrorBook, ErrorPolicy
-from vlds.data.order import EpochOrder, MixedOrder, PlainOrder, differences, mixing_shares
+from vlds.data.mixture import Phase, Unit, mixed_order
+from vlds.data.order import PlainOrder, differences
 from vlds.data.source import Source
 from vlds.schema import Batch, ImageSpec
 
 CACHE_BYTES = 128 << 20
 """Decoded pictures that each process keeps at most: small data sets are decoded once."""
-Unit = Literal["example", "micro_batch", "global_batch"]
+FIXED = tuple(f"order.{key}:" for key in ("seed", "window", "group", "lanes", "batch_size"))
+"""What a new phase cannot change: a source would repeat and leave out within its epoch."""
 
 
 class _Positions:
@@ -80,19 +83,18 @@ class TrainStream:
         self.micro_batch_size = micro_batch_size
         self._slot = world_size, global_rank
         self._num_workers = num_workers
-        orders = [
-            EpochOrder(s.name, s.counts, seed=seed, window=window, group=group, lanes=lanes)
-            for s in sources
-        ]
-        shares = mixing_shares([s.weight for s in sources], [o.size for o in orders], temperature)
-        sizes = {"example": 1, "micro_batch": micro_batch_size, "global_batch": global_batch_size}
-        self.order = MixedOrder(
-            orders,
-            shares,
+        self.order = mixed_order(
+            names,
+            [source.counts for source in sources],
+            [source.weight for source in sources],
             seed=seed,
-            unit_size=sizes[unit],
+            unit=unit,
+            temperature=temperature,
+            window=window,
+            group=group,
             lanes=lanes,
-            batch_size=global_batch_size,
+            global_batch_size=global_batch_size,
+            micro_batch_size=micro_batch_size,
         )
         policy = errors or ErrorPolicy()
         self._assembler = Assembler(
@@ -119,11 +121,8 @@ class TrainStream:
 
     def epochs(self) -> dict[str, float]:
         """How often each source has been gone through so far."""
-        orders, shares = self.order.orders, self.order.shares
-        return {
-            order.name: self._consumed * float(share) / order.size
-            for order, share in zip(orders, shares, strict=True)
-        }
+        given = self.order.given(self._consumed)
+        return {order.name: sum(given[order.name]) / order.size for order in self.order.orders}
 
     def __iter__(self) -> Iterator[Batch]:
         self._iteration += 1
@@ -150,23 +149,36 @@ class TrainStream:
         return {"order": self.order.fingerprint(), "data": data}
 
     def state(self) -> dict[str, Any]:
-        """JSON-able state: one integer, and what it refers to."""
+        """JSON-able state: one integer, what it refers to, and where the mixture was changed."""
         return {
             "consumed": self._consumed,
             "global_batch_size": self.global_batch_size,
+            "phase": asdict(self.order.phase),
+            "given": self.order.given(self._consumed),
             "fingerprint": self.fingerprint(),
         }
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: dict[str, Any], *, new_phase: bool = False) -> None:
         """Go on where `state` was taken, on any number of ranks and workers.
+
+        With `new_phase` the sources, their data, weights and units may have changed: each source
+        goes on where it was, in the new mixture.
 
         Errors: ValueError with the differences where the order is another one.
         """
-        if lines := differences(state["fingerprint"], self.fingerprint()):
+        lines = differences(state["fingerprint"], self.fingerprint())
+        fixed = [line for line in lines if line.startswith(FIXED)] if new_phase else lines
+        if fixed:
+            cure = (
+                "These cannot change within a run: resume with the saved ones, or start a new run."
+                if new_phase
+                else "Resume with the saved recipe and data, or start a new run; with --new_phase "
+                "each task goes on from where it was, in the new mixture."
+            )
             raise ValueError(
                 "this run's data differ from those of the state to resume (saved -> now):\n  "
-                + "\n  ".join(lines)
-                + "\nResume with the saved recipe and data, or start a new run."
+                + "\n  ".join(fixed)
+                + f"\n{cure}"
             )
         if state["global_batch_size"] != self.global_batch_size:
             warnings.warn(
@@ -175,6 +187,10 @@ class TrainStream:
                 stacklevel=2,
             )
         self._consumed = int(state["consumed"])
+        changed = new_phase and bool(lines)
+        self.order.phase = (
+            Phase(self._consumed, state["given"]) if changed else Phase(**state["phase"])
+        )
         self._iteration += 1
 
 

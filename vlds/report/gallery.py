@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from vlds.config import Recipe, load_recipe
-from vlds.data import open_dataset
+from vlds.data import Dataset, open_dataset
 from vlds.report.inputs import GalleryEntry, write_gallery
 from vlds.schema import Sample
 from vlds.tasks.base import Task
@@ -43,16 +43,18 @@ def entries(recipe: Recipe, predictions: Path) -> Iterator[tuple[GalleryEntry, l
             continue
         lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
         chosen = {line["id"]: line for line in lines[:: max(1, len(lines) // PER_TASK)][:PER_TASK]}
-        for sample, annotation, key in find_samples(task, chosen):
+        datasets = (open_dataset(place, recipe.data.shard_cache) for place in task.evaluate)
+        for sample, annotation, key in find_samples(task, datasets, chosen):
             if sample.images:
                 yield entry(name, task, sample, annotation, chosen[key]), list(sample.images)
 
 
-def find_samples(task: Task, wanted: Mapping[str, Any]) -> Iterator[tuple[Sample, int | None, str]]:
+def find_samples(
+    task: Task, datasets: Iterable[Dataset], wanted: Mapping[str, Any]
+) -> Iterator[tuple[Sample, int | None, str]]:
     """The samples, and the numbers of their annotations, that have the wanted ids."""
     left = set(wanted)
-    for folder in task.evaluate:
-        dataset = open_dataset(folder)
+    for dataset in datasets:
         for number in range(dataset.num_samples):
             if not left:
                 return

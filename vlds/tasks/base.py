@@ -31,9 +31,9 @@ class Task(ABC):
     """The annotation's field with what is asked; None where the picture alone is the input."""
 
     train: list[str] = field(default_factory=list)
-    """Folders of the data sets to train on."""
+    """Folders or URLs of the data sets to train on."""
     evaluate: list[str] = field(default_factory=list)
-    """Folders of the data sets to evaluate on."""
+    """Folders or URLs of the data sets to evaluate on."""
     weight: float = 1.0
     """Share of this task's examples, relative to the other tasks' weights."""
     prompt: str

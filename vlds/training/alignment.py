@@ -95,11 +95,11 @@ def region_loss(model: VLModel, table: Tensor, pixels: Tensor, words: Tensor) ->
 
 def read_regions(recipe: Recipe, tokenizer: Any, model: VLModel) -> Regions:
     """Decode all pictures of the data set and spell out their cells."""
-    config, image = recipe.alignment, recipe.vision.image
+    config, image = recipe.alignment, recipe.image
     assert config is not None
     if image is None:
         raise ValueError("alignment: the vision encoder reads stored features; leave alignment out")
-    dataset = open_dataset(config.data)
+    dataset = open_dataset(config.data, recipe.data.shard_cache)
     pixels, words = [], []
     vocabulary = model.backbone.get_input_embeddings().num_embeddings
 

@@ -26,6 +26,12 @@ class Ranks:
         """Whether this rank writes files and speaks to the user."""
         return self.global_rank == 0
 
+    @property
+    def on_this_machine(self) -> range:
+        """Global ranks of this process and of those beside it."""
+        first = self.global_rank - self.local_rank
+        return range(first, first + int(os.environ.get("LOCAL_SIZE", self.world_size)))
+
     def sum(self, values: Tensor) -> Tensor:
         """Sum over ranks, as float64 on the CPU so that counts stay exact."""
         total = values.to(self.device, torch.float64)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from vlds.config import Recipe
+from vlds.config import DataConfig, Recipe
 from vlds.data import Dataset, EvalStream, Source, open_dataset
 from vlds.models.vl_model import VLModel
 from vlds.schema import Batch
@@ -48,7 +48,7 @@ def evaluation_sources(recipe: Recipe) -> list[Source]:
     Errors: ValueError for a folder that holds no data set, or one of another kind.
     """
     return [
-        Source(name, task, open_datasets(name, task, task.evaluate), task.weight)
+        Source(name, task, open_datasets(name, task, task.evaluate, recipe.data), task.weight)
         for name, task in recipe.tasks.items()
     ]
 
@@ -62,14 +62,15 @@ def training_sources(recipe: Recipe) -> list[Source]:
     for name, task in recipe.tasks.items():
         if not task.train:
             raise ValueError(f"tasks.{name}.train: names no data set; name at least one folder")
-        sources.append(Source(name, task, open_datasets(name, task, task.train), task.weight))
+        datasets = open_datasets(name, task, task.train, recipe.data)
+        sources.append(Source(name, task, datasets, task.weight))
     return sources
 
 
-def open_datasets(name: str, task: Task, folders: Sequence[str]) -> list[Dataset]:
+def open_datasets(name: str, task: Task, folders: Sequence[str], data: DataConfig) -> list[Dataset]:
     """Open a task's data sets and check that it understands them."""
     try:
-        datasets = [open_dataset(folder) for folder in folders]
+        datasets = [open_dataset(folder, data.shard_cache) for folder in folders]
     except ValueError as error:
         raise ValueError(f"tasks.{name}: {error}") from error
     for folder, dataset in zip(folders, datasets, strict=True):
@@ -94,7 +95,7 @@ def evaluate(
         stream = EvalStream(
             source,
             tokenizer=tokenizer,
-            image=recipe.vision.image,
+            image=recipe.image,
             micro_batch_size=recipe.data.eval_batch_size,
             world_size=ranks.world_size,
             global_rank=ranks.global_rank,

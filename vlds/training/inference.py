@@ -66,7 +66,7 @@ def with_data(recipe: Recipe, data: Sequence[str]) -> Recipe:
 
 def task_for(recipe: Recipe, folder: str) -> str:
     """The one task of a recipe that reads a data set's kind of samples."""
-    kind = open_dataset(folder).kind
+    kind = open_dataset(folder, recipe.data.shard_cache).kind
     names = [name for name, task in recipe.tasks.items() if kind in task.kinds]
     if len(names) != 1:
         known = ", ".join(f"{name} reads {'/'.join(t.kinds)}" for name, t in recipe.tasks.items())
@@ -109,7 +109,7 @@ def predict(loaded: LoadedRun, name: str, pictures: Sequence[bytes], text: str) 
 
     Errors: ValueError for bytes that are no picture, or a run whose encoder reads stored features.
     """
-    task, image = loaded.recipe.tasks[name], loaded.recipe.vision.image
+    task, image = loaded.recipe.tasks[name], loaded.recipe.image
     if image is None:
         raise ValueError("--image: the run's vision encoder reads stored features, not pictures")
     sample = sample_of(task, pictures, text)

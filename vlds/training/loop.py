@@ -12,6 +12,7 @@ import torch
 from vlds.artifact import own_tensors, save_artifact
 from vlds.config import Recipe, save_recipe
 from vlds.data import Source, TrainStream
+from vlds.data.cache_limit import check_cache_limit, lanes_read
 from vlds.models.build import build_model
 from vlds.models.partitioned_loading import partitioned_loading
 from vlds.models.vl_model import VLModel
@@ -64,16 +65,16 @@ class Run:
         return Path(self.recipe.output)
 
 
-def train(recipe: Recipe, *, resume: bool = False) -> int:
+def train(recipe: Recipe, *, resume: bool = False, new_phase: bool = False) -> int:
     """Run a recipe on the ranks that were started. Returns the exit code: 0, or 128 + n after
-    signal n.
+    signal n. `new_phase`: the mixture of tasks may be another than that of the run so far.
 
     Errors: ValueError for anything wrong with the recipe, its files or its data.
     """
     ranks = start_ranks(recipe.training.collective_timeout)
     prepared = prepare(recipe, ranks, resume)
     with stop_on_signals() as stop:
-        run = build_run(recipe, ranks, prepared, resume)
+        run = build_run(recipe, ranks, prepared, resume, new_phase)
         try:
             code = loop(run, prepared.plan, stop)
         finally:
@@ -113,15 +114,31 @@ def prepare(recipe: Recipe, ranks: Ranks, resume: bool) -> Prepared:
         )
     if ranks.is_first and (warning := slow_precision(recipe.training.precision, ranks.device)):
         print(warning, flush=True)
+    train, evaluation = training_sources(recipe), evaluation_sources(recipe)
+    check_cache_limit(
+        recipe.data.cache_bytes,
+        train,
+        evaluation,
+        window=recipe.data.window,
+        num_lanes=lanes_read(
+            recipe.data.lanes,
+            plan.global_batch_size,
+            plan.micro_batch_size,
+            ranks.world_size,
+            ranks.on_this_machine,
+        ),
+    )
     return Prepared(
         plan=plan,
         deepspeed=complete_deepspeed_config(find(recipe.training.deepspeed), recipe, plan),
-        train_sources=training_sources(recipe),
-        evaluation_sources=evaluation_sources(recipe),
+        train_sources=train,
+        evaluation_sources=evaluation,
     )
 
 
-def build_run(recipe: Recipe, ranks: Ranks, prepared: Prepared, resume: bool) -> Run:
+def build_run(
+    recipe: Recipe, ranks: Ranks, prepared: Prepared, resume: bool, new_phase: bool = False
+) -> Run:
     """Model, engine, stream and tracker; at the newest run state when resuming."""
     tokenizer = recipe.backbone.load_tokenizer()
     stream = open_stream(recipe, ranks, prepared, tokenizer)
@@ -137,7 +154,7 @@ def build_run(recipe: Recipe, ranks: Ranks, prepared: Prepared, resume: bool) ->
         parts=recipe.data.parts,
     )
     if resume:
-        restore(recipe, engine, stream, ranks)
+        restore(recipe, engine, stream, ranks, new_phase)
     Path(recipe.output).mkdir(parents=True, exist_ok=True)
     tracker = Tracker(recipe, ranks, engine.steps_done)
     run = Run(recipe, ranks, engine, stream, tracker, tokenizer, prepared.evaluation_sources)
@@ -151,7 +168,7 @@ def open_stream(recipe: Recipe, ranks: Ranks, prepared: Prepared, tokenizer: Any
     return TrainStream(
         prepared.train_sources,
         tokenizer=tokenizer,
-        image=recipe.vision.image,
+        image=recipe.image,
         seed=recipe.seed,
         global_batch_size=plan.global_batch_size,
         micro_batch_size=plan.micro_batch_size,
@@ -162,6 +179,7 @@ def open_stream(recipe: Recipe, ranks: Ranks, prepared: Prepared, tokenizer: Any
         temperature=data.temperature,
         window=data.window,
         group=data.group,
+        lanes=data.lanes,
         errors=data.errors,
         ledger=Path(recipe.output) / f"data_errors-{ranks.global_rank}.jsonl",
     )
@@ -179,7 +197,9 @@ def load_model(recipe: Recipe, prepared: Prepared, tokenizer: Any, ranks: Ranks)
     return model.to(dtype)
 
 
-def restore(recipe: Recipe, engine: Engine, stream: TrainStream, ranks: Ranks) -> None:
+def restore(
+    recipe: Recipe, engine: Engine, stream: TrainStream, ranks: Ranks, new_phase: bool
+) -> None:
     """Go on from the newest whole run state."""
     folder = Path(recipe.output) / "state"
     found, complaints = ranks.broadcast(checkpoint.newest(folder) if ranks.is_first else None)
@@ -201,7 +221,7 @@ def restore(recipe: Recipe, engine: Engine, stream: TrainStream, ranks: Ranks) -
         )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        stream.load_state(progress.data)
+        stream.load_state(progress.data, new_phase=new_phase)
     if ranks.is_first:
         for warning in caught:
             print(f"resuming: {warning.message}", flush=True)

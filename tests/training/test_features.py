@@ -1,0 +1,160 @@
+"""Features computed once are those that the encoder gives in training."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_prep.writer import SampleRecord, write_dataset
+from tests.rank_pool import RankPool
+from tests.training.world import picture, world_recipe
+from vlds.config import Recipe
+from vlds.data import open_dataset
+from vlds.methods import Adapter
+from vlds.training import features
+from vlds.training.features import compute_features
+from vlds.training.loop import train
+from vlds.vision import ConvNet, StoredFeatures
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> ConvNet:
+    """A small net with weights in a file."""
+    torch.manual_seed(3)
+    random = ConvNet(image_size=16, grid=2, widths=[4, 8, 8])
+    exported = random.export(random.build(torch.float32), tmp_path_factory.mktemp("net"))
+    assert isinstance(exported, ConvNet)
+    return exported
+
+
+def compute(recipe: Recipe, folder: str, out: Path) -> int:
+    """What `vlds features` does on a rank."""
+    return compute_features(recipe, folder, out, None)
+
+
+@pytest.fixture
+def recipe(world: Path, encoder: ConvNet, tmp_path: Path) -> Recipe:
+    return replace(world_recipe(world, tmp_path / "run"), vision=encoder)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_any_number_of_ranks_stores_what_the_encoder_gives(
+    recipe: Recipe, world: Path, ranks2: RankPool, ranks4: RankPool, tmp_path: Path
+) -> None:
+    for pool, name in ((ranks2, "two"), (ranks4, "four")):
+        done = pool.run(compute, recipe, str(world / "vqa"), tmp_path / name, timeout=120)
+        assert done == [0] * pool.world_size
+    assert files(tmp_path / "two") == files(tmp_path / "four")
+    pictures, stored = open_dataset(world / "vqa"), open_dataset(tmp_path / "two")
+    net = recipe.vision.build(torch.float32).eval()
+    assert stored.info.features is not None
+    assert (stored.info.features["grid"], stored.info.features["dim"]) == (2, 8)
+    assert (stored.name, stored.kind, stored.num_samples) == ("vqa_features", "vqa", 24)
+    for number in range(stored.num_samples):
+        old, new = pictures.read(number), stored.read(number)
+        assert (new.id, new.annotations, new.images) == (old.id, old.annotations, ())
+        image = recipe.image
+        assert image is not None
+        pixels = features.decode_image(old.images[0], image)
+        with torch.no_grad():
+            expected = net(torch.from_numpy(pixels[None])).to(torch.float16)[0]
+        np.testing.assert_allclose(new.features[0], expected.numpy(), rtol=2e-3, atol=1e-3)
+
+
+def run_recipe(recipe: Recipe) -> int:
+    """What `vlds train` does on a rank."""
+    return train(recipe)
+
+
+def losses(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def test_a_run_on_features(recipe: Recipe, world: Path, ranks2: RankPool, tmp_path: Path) -> None:
+    ranks2.run(compute, recipe, str(world / "vqa"), tmp_path / "stored", timeout=120)
+    folders = [str(tmp_path / "stored")]
+    stored = replace(
+        recipe,
+        vision=StoredFeatures(dim=8, grid=2),
+        tasks={"vqa": replace(recipe.tasks["vqa"], train=folders, evaluate=folders)},
+        methods={"adapter": Adapter(reduction=4)},
+    )
+    assert ranks2.run(run_recipe, stored, timeout=120) == [0, 0]
+    found = losses(Path(stored.output))
+    assert len(found) == 10
+    assert found[-1] < found[0]
+
+
+def test_what_is_interrupted_goes_on(
+    recipe: Recipe, world: Path, ranks2: RankPool, tmp_path: Path
+) -> None:
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    ranks2.run(compute, recipe, str(world / "vqa"), whole, timeout=120)
+    half.mkdir()
+    job = features.Job(recipe, recipe.image, open_dataset(world / "vqa"), half, "vqa_features")
+    net = recipe.vision.build(torch.float32).eval()
+    job.write_shard(net, 1, job.tars[1])
+    (half / "vqa_features-train-00000.tar.partial").write_bytes(b"half a shard")
+    written = job.tars[1].stat().st_mtime_ns
+    ranks2.run(compute, recipe, str(world / "vqa"), half, timeout=120)
+    assert job.tars[1].stat().st_mtime_ns == written
+    assert files(half) == files(whole)
+    assert ranks2.run(compute, recipe, str(world / "vqa"), half, timeout=120) == [0, 0]
+
+
+def test_other_settings_do_not_go_on(recipe: Recipe, world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    job = features.Job(recipe, recipe.image, open_dataset(world / "vqa"), out, "vqa_features")
+    job.write_shard(recipe.vision.build(torch.float32).eval(), 0, job.tars[0])
+    other = replace(recipe, training=replace(recipe.training, precision="bf16"))
+    with pytest.raises(ValueError, match="was begun with other pictures or another encoder"):
+        replace(job, recipe=other).is_done()
+    shutil.copytree(world / "vqa", tmp_path / "taken")
+    with pytest.raises(ValueError, match="taken holds another data set; name another folder"):
+        replace(job, out=tmp_path / "taken").is_done()
+
+
+def test_bad_pictures_are_dropped_and_listed(
+    recipe: Recipe, ranks2: RankPool, tmp_path: Path
+) -> None:
+    records = [
+        SampleRecord(
+            id=f"id-{n}",
+            members=[("jpg", picture("red", n)[: 200 if n == 2 else None])],
+            json={"annotations": [{"id": str(n), "question": "?"}]},
+        )
+        for n in range(5)
+    ]
+    write_dataset(tmp_path / "bad", name="bad", kind="vqa", split="val", records=records,
+                  shard_samples=2)  # fmt: skip
+    ranks2.run(compute, recipe, str(tmp_path / "bad"), tmp_path / "out", timeout=120)
+    info = open_dataset(tmp_path / "out").info
+    assert info.samples == 4
+    (dropped,) = info.dropped
+    assert dropped["id"] == "id-2"
+    assert "truncated or damaged" in dropped["reason"]
+
+
+@pytest.mark.parametrize(
+    ("vision", "message"),
+    [
+        (StoredFeatures(dim=8, grid=2), "StoredFeatures computes nothing"),
+        (ConvNet(image_size=16, grid=2, widths=[4, 8, 8]), "its weights are random"),
+    ],
+)
+def test_encoders_that_cannot(
+    vision: StoredFeatures | ConvNet, message: str, recipe: Recipe, world: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        compute_features(replace(recipe, vision=vision), str(world / "vqa"), tmp_path, None)

@@ -7,10 +7,11 @@ sample.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -60,6 +61,8 @@ class DatasetInfo:
     """Encoder, grid and image size of stored features."""
     answers: str | None = None
     """File with the answer vocabulary, in the folder of dataset.json."""
+    fields: Mapping[str, str] | None = None
+    """Of samples that others have written: field of an annotation -> member that holds it."""
     source: tuple[Mapping[str, str], ...] = ()
     """Files it was made from: {"file", "sha256"}."""
     tool: Mapping[str, Any] | None = None
@@ -133,7 +136,7 @@ def _build(cls: type[Info], content: Any, where: str) -> Info:
     if not isinstance(content, dict):
         raise ValueError(f"{where}: a JSON object is needed, found {type(content).__name__}")
     hints = get_type_hints(cls)
-    known = {f.name: f for f in fields(cls)}
+    known = {f.name: f for f in dataclasses.fields(cls)}
     missing = [n for n, f in known.items() if f.default is MISSING and n not in content]
     if missing:
         raise ValueError(f"{where}: no {', '.join(missing)}; prepare the data set again")
@@ -171,7 +174,7 @@ class ShardIndex:
         return sha256(idx).hexdigest(), sha256(cnt).hexdigest()
 
 
-def load_index(folder: Path, shard: ShardInfo) -> ShardIndex:
+def load_index(folder: Path, shard: ShardInfo, *, foreign: bool = False) -> ShardIndex:
     """Index of a shard, from the files beside it or, where these are gone, from the shard itself.
 
     Errors: ShardError where the shard or its index is not what dataset.json says.
@@ -190,7 +193,7 @@ def load_index(folder: Path, shard: ShardInfo) -> ShardIndex:
             f"shard {tar} has {size} bytes, {DATASET_FILE} says {shard.bytes}: the file is {what}; "
             "copy it again, or prepare the data set again"
         )
-    idx, cnt = _sidecars(tar)
+    idx, cnt = _sidecars(tar, foreign)
     for data, suffix, expected in (
         (idx, ".idx", shard.idx_sha256),
         (cnt, ".cnt", shard.cnt_sha256),
@@ -203,16 +206,17 @@ def load_index(folder: Path, shard: ShardInfo) -> ShardIndex:
     return ShardIndex(np.frombuffer(idx, IDX_TYPE), np.frombuffer(cnt, CNT_TYPE))
 
 
-def _sidecars(tar: Path) -> tuple[bytes, bytes]:
+def _sidecars(tar: Path, foreign: bool) -> tuple[bytes, bytes]:
     paths = beside(tar, ".idx"), beside(tar, ".cnt")
     if all(path.exists() for path in paths):
         return paths[0].read_bytes(), paths[1].read_bytes()
-    index = build_index(tar)
+    index = build_index(tar, foreign=foreign)
     return index.offsets.astype(IDX_TYPE).tobytes(), index.counts.astype(CNT_TYPE).tobytes()
 
 
-def build_index(tar: Path) -> ShardIndex:
-    """Index of a shard from its headers and its samples' json.
+def build_index(tar: Path, *, foreign: bool = False) -> ShardIndex:
+    """Index of a shard from its headers and its samples' json; `foreign` ones have one annotation
+    each.
 
     Errors: ShardError on damage, and where a sample has no json.
     """
@@ -231,9 +235,9 @@ def build_index(tar: Path) -> ShardIndex:
                 if key != last:
                     _require_json(counts, last)
                     offsets.append(member.header)
-                    counts.append(-1)
+                    counts.append(1 if foreign else -1)
                     last = key
-                if extension == "json":
+                if extension == "json" and not foreign:
                     counts[-1] = len(json.loads(read(member.start, member.size))["annotations"])
                 end = member.end
         except (ValueError, KeyError, TypeError) as error:
@@ -249,7 +253,10 @@ def build_index(tar: Path) -> ShardIndex:
 
 def _require_json(counts: list[int], key: str | None) -> None:
     if counts and counts[-1] < 0:
-        raise ShardError(f'sample {key} has no member "json", which holds its annotations')
+        raise ShardError(
+            f'sample {key} has no member "json", which holds its annotations; for samples that '
+            "others have written, see `python -m data_prep index --fields`"
+        )
 
 
 def describe_shard(tar: Path, index: ShardIndex) -> ShardInfo:
@@ -266,12 +273,21 @@ def describe_shard(tar: Path, index: ShardIndex) -> ShardInfo:
     )
 
 
-def index_folder(folder: Path, *, name: str, kind: str, split: str) -> DatasetInfo:
-    """Make a data set of the tars in a folder, whoever wrote them; they stay as they are."""
+def index_folder(
+    folder: Path,
+    *,
+    name: str,
+    kind: str,
+    split: str,
+    fields: Mapping[str, str] | None = None,
+) -> DatasetInfo:
+    """Make a data set of the tars in a folder, whoever wrote them; they stay as they are. `fields`
+    say which members of foreign samples are what."""
     tars = sorted(folder.glob("*.tar"))
     if not tars:
         raise ValueError(f"{folder}: no *.tar to index")
-    shards = tuple(describe_shard(tar, build_index(tar)) for tar in tars)
+    foreign = fields is not None
+    shards = tuple(describe_shard(tar, build_index(tar, foreign=foreign)) for tar in tars)
     info = DatasetInfo(
         schema=SCHEMA,
         name=name,
@@ -280,6 +296,7 @@ def index_folder(folder: Path, *, name: str, kind: str, split: str) -> DatasetIn
         shards=shards,
         samples=sum(shard.samples for shard in shards),
         annotations=sum(shard.annotations for shard in shards),
+        fields=fields,
     )
     info.save(folder)
     return info

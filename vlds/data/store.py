@@ -16,6 +16,7 @@ import numpy as np
 
 from vlds.data.cache import ShardCache
 from vlds.data.errors import FetchError, ShardError
+from vlds.data.foreign import foreign_json
 from vlds.data.index import DatasetInfo, ShardIndex, ShardInfo, load_index
 from vlds.data.remote import RemoteFiles, is_url
 from vlds.data.tar import members, split_name
@@ -129,7 +130,10 @@ class Dataset:
         return shard, sample - int(self._first_sample[shard])
 
     def _sample(self, key: str, content: dict[str, memoryview]) -> Sample:
-        fields = json.loads(bytes(content["json"]))
+        if self.info.fields is None:
+            fields = json.loads(bytes(content["json"]))
+        else:
+            fields = foreign_json(key, content, self.info.fields)
         pictures = tuple(bytes(content[name]) for name in fields.pop("images", ()))
         names = sorted(name for name in content if name.endswith(FEATURES))
         return Sample(
@@ -157,7 +161,8 @@ class LocalFiles:
     def open(self) -> tuple[DatasetInfo, list[ShardIndex]]:
         """dataset.json, and the index of every shard."""
         info = DatasetInfo.load(self.folder)
-        return info, [load_index(self.folder, shard) for shard in info.shards]
+        foreign = info.fields is not None
+        return info, [load_index(self.folder, shard, foreign=foreign) for shard in info.shards]
 
     def place(self, shard: ShardInfo) -> str:
         """Where a shard is, for messages."""

@@ -1,0 +1,89 @@
+"""Tars that others have written: webdataset's own writer, and img2dataset's layout."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+
+from data_prep.cli import main
+from tests.data_prep.pictures import jpeg
+from vlds.data import open_dataset
+from vlds.tasks import VQA, Caption
+
+
+@pytest.fixture
+def img2dataset(tmp_path: Path) -> Path:
+    """PAX headers with times, a .txt and a .json beside each picture, no annotations."""
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"{shard:05d}.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+            for number in range(3):
+                key = f"{shard:05d}{number:04d}"
+                about = {"caption": f"picture {key}", "url": "x", "key": key, "status": "success"}
+                members = {"jpg": jpeg(), "txt": f" picture {key}\n".encode(),
+                           "json": json.dumps(about).encode()}  # fmt: skip
+                for extension, data in members.items():
+                    member = tarfile.TarInfo(f"{key}.{extension}")
+                    member.size, member.mtime = len(data), 1_700_000_000.25
+                    tar.addfile(member, io.BytesIO(data))
+    return tmp_path
+
+
+@pytest.mark.parametrize("place", ["txt", "json:caption"])
+def test_captions_of_img2dataset(img2dataset: Path, place: str) -> None:
+    given = ["--name", "laion", "--kind", "caption", "--split", "train"]
+    assert main(["index", str(img2dataset), *given, "--fields", f"caption={place}"]) == 0
+    dataset = open_dataset(img2dataset)
+    assert (dataset.num_samples, dataset.num_annotations) == (6, 6)
+    sample = dataset.read(4)
+    assert (sample.id, sample.images) == ("000010001", (jpeg(),))
+    example = Caption().example("c", sample, 0, np.random.default_rng(0))
+    assert example.target == "picture 000010001"
+    assert main(["preview", str(img2dataset)]) == 0
+    for path in img2dataset.glob("*.cnt"):
+        path.unlink()
+    assert open_dataset(img2dataset).num_annotations == 6
+
+
+def test_questions_of_webdatasets_writer(tmp_path: Path) -> None:
+    with webdataset.TarWriter(str(tmp_path / "a.tar")) as sink:
+        for number, answer in enumerate(["Yes ", ["two", "2"]]):
+            asked = {"question": "how many?", "answer": answer}
+            sink.write({"__key__": f"k{number}", "png": np.zeros((4, 4, 3)), "json": asked})
+    given = ["--name", "own", "--kind", "vqa", "--split", "train"]
+    fields = ["--fields", "question=json:question", "answer=json:answer"]
+    assert main(["index", str(tmp_path), *given, *fields]) == 0
+    dataset = open_dataset(tmp_path)
+    example = VQA().example("v", dataset.read(0), 0, np.random.default_rng(0))
+    assert (example.prompt, example.target) == ("vqa: how many?", "yes")
+    assert dataset.read(1).annotations[0]["label"] == {"two": 1.0, "2": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--kind", "caption"], "see `python -m data_prep index --fields`"),
+        (["--kind", "caption", "--fields", "text=txt"], "caption takes caption, as in caption=txt"),
+        (["--kind", "gqa", "--fields", "question=txt"], "kind caption, pair_text, vqa, not gqa"),
+        (["--kind", "caption", "--fields", "caption=cap"], "KeyError('cap')"),
+    ],
+)
+def test_what_does_not_fit(
+    img2dataset: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in img2dataset.glob("*.tar"):
+        with tarfile.open(path) as tar:
+            names = [name for name in tar.getnames() if not name.endswith("json")]
+            parts = {name: tar.extractfile(name).read() for name in names}  # type: ignore[union-attr]
+        with tarfile.open(path, "w") as tar:
+            for name, data in parts.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    assert main(["index", str(img2dataset), "--name", "n", "--split", "train", *words]) == 2
+    assert message in capsys.readouterr().err

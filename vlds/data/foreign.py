@@ -1,0 +1,69 @@
+"""Samples that others have written, such as img2dataset or webdataset's own writer: which of their
+members is what.
+
+dataset.json has `fields`: field of an annotation -> the member that holds it, `txt` for a whole
+text and `json:caption` for a key of a JSON member. Each sample has one annotation, whose id is its
+key.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")
+"""Extensions of members that are pictures."""
+KNOWN = {
+    "caption": ("caption",),
+    "pair_text": ("text",),
+    "vqa": ("question", "answer"),
+}
+"""Kind -> fields that an annotation may take from a member; the first must be there."""
+
+
+def check_fields(kind: str, fields: Mapping[str, str]) -> None:
+    """Whether the fields are those of the kind.
+
+    Errors: ValueError that names them.
+    """
+    if kind not in KNOWN:
+        raise ValueError(
+            f"--fields: samples of others can be of kind {', '.join(KNOWN)}, not {kind}"
+        )
+    known = KNOWN[kind]
+    if known[0] not in fields or set(fields) - set(known):
+        raise ValueError(
+            f"--fields: got {', '.join(fields)}; {kind} takes {' and '.join(known)}, as in "
+            f"{known[0]}=txt or {known[0]}=json:{known[0]}"
+        )
+
+
+def foreign_json(
+    key: str, content: Mapping[str, memoryview], fields: Mapping[str, str]
+) -> dict[str, Any]:
+    """What the sample's json would be, had we written it.
+
+    Errors: ValueError or KeyError where a member or key is missing.
+    """
+    annotation: dict[str, Any] = {"id": key}
+    for field, place in fields.items():
+        if (value := _value(content, place)) is not None:
+            annotation[field] = value
+    if "answer" in annotation:
+        answer = annotation.pop("answer")
+        answers = [
+            str(a).strip().lower() for a in (answer if isinstance(answer, list) else [answer])
+        ]
+        annotation |= {"answers": answers, "label": dict.fromkeys(answers, 1.0)}
+    pictures = [name for name in content if name.rpartition(".")[2] in PICTURES]
+    return {"id": key, "images": pictures, "annotations": [annotation]}
+
+
+def _value(content: Mapping[str, memoryview], place: str) -> Any:
+    member, is_json, name = place.partition(":")
+    data = bytes(content[member])
+    if not is_json:
+        return data.decode("utf-8").strip()
+    value = json.loads(data)[name]
+    return value.strip() if isinstance(value, str) else value

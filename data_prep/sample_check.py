@@ -13,6 +13,7 @@ import numpy as np
 from data_prep.finding import Finding
 from data_prep.strict_picture import picture_fault
 from vlds.data.errors import ShardError
+from vlds.data.foreign import foreign_json
 from vlds.data.store import FEATURE_TYPE, FEATURES
 from vlds.data.tar import members, split_name
 
@@ -34,8 +35,11 @@ class CheckedSample:
     findings: list[Finding] = field(default_factory=list)
 
 
-def check_sample(data: bytes, begin: int, end: int) -> CheckedSample:
-    """Check the sample between two offsets of its shard; `data` is what could be read of it."""
+def check_sample(
+    data: bytes, begin: int, end: int, fields: Mapping[str, str] | None = None
+) -> CheckedSample:
+    """Check the sample between two offsets of its shard; `data` is what could be read of it, and
+    `fields` those of dataset.json, where others have written the shard."""
     sample = CheckedSample()
     try:
         content = _members(sample, data, begin)
@@ -44,6 +48,8 @@ def check_sample(data: bytes, begin: int, end: int) -> CheckedSample:
     except ValueError as error:
         sample.findings.append(Finding("sample smashed or cut off", str(error)))
         return sample
+    if fields is not None:
+        sample.findings += _as_ours(sample.key, content, fields)
     sample.has_json = "json" in content
     sample.findings += _check_json(sample, content)
     sample.findings += _check_features(sample, content)
@@ -67,6 +73,16 @@ def _members(sample: CheckedSample, data: bytes, begin: int) -> Members:
         start = member.start - begin
         content[extension] = bytes(view[start : start + member.size])
     return content
+
+
+def _as_ours(key: str, content: Members, fields: Mapping[str, str]) -> Iterator[Finding]:
+    """Put the json in its place that a run reads."""
+    views = {name: memoryview(data) for name, data in content.items()}
+    content.pop("json", None)
+    try:
+        content["json"] = json.dumps(foreign_json(key, views, fields)).encode()
+    except (ValueError, KeyError, TypeError) as error:
+        yield Finding("fields cannot be read", repr(error))
 
 
 def _check_json(sample: CheckedSample, content: Members) -> Iterator[Finding]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import pairwise
@@ -33,6 +33,8 @@ class Job(NamedTuple):
     shard: ShardInfo
     label: str
     """What the findings call it."""
+    fields: Mapping[str, str] | None = None
+    """Those of dataset.json."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +55,14 @@ def check_shard(job: Job) -> CheckedShard:
     stored = _stored_index(tar, job.shard, findings)
     rebuilt, trouble = None, ""
     try:
-        rebuilt = build_index(tar)
+        rebuilt = build_index(tar, foreign=job.fields is not None)
     except ValueError as error:
         trouble = str(error)
     else:
         findings += _check_index(stored, rebuilt, job.shard)
     # A block of zeros looks like the end to whoever follows the headers; the index knows better.
     index = stored or rebuilt
-    samples = list(_check_samples(tar, index)) if index else []
+    samples = list(_check_samples(tar, index, job.fields)) if index else []
     about_samples = [
         finding._replace(i=i, key=sample.key, id=sample.id)
         for i, sample in enumerate(samples)
@@ -119,8 +121,10 @@ def _check_index(
             yield Finding(f"other number of {noun}", f"{found}, dataset.json says {stated}")
 
 
-def _check_samples(tar: Path, index: ShardIndex) -> Iterator[CheckedSample]:
+def _check_samples(
+    tar: Path, index: ShardIndex, fields: Mapping[str, str] | None
+) -> Iterator[CheckedSample]:
     offsets = index.offsets.tolist()
     with open(tar, "rb") as file:
         for begin, end in pairwise(offsets):
-            yield check_sample(os.pread(file.fileno(), end - begin, begin), begin, end)
+            yield check_sample(os.pread(file.fileno(), end - begin, begin), begin, end, fields)

@@ -44,7 +44,8 @@ def test_captions_of_img2dataset(img2dataset: Path, place: str) -> None:
     assert (sample.id, sample.images) == ("000010001", (jpeg(),))
     example = Caption().example("c", sample, 0, np.random.default_rng(0))
     assert example.target == "picture 000010001"
-    assert main(["preview", str(img2dataset)]) == 0
+    for command in ("preview", "verify", "stats"):
+        assert main([command, str(img2dataset)]) == 0, command
     for path in img2dataset.glob("*.cnt"):
         path.unlink()
     assert open_dataset(img2dataset).num_annotations == 6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable, Sequence
 
@@ -45,12 +46,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return run(args) or 0
     except (ValueError, ShardError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {explained(error)}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         writes = ": the data set being written is incomplete; --resume goes on with it"
         print(f"interrupted{writes if hasattr(args, 'resume') else ''}", file=sys.stderr)
         return INTERRUPTED
+
+
+def explained(error: Exception) -> str:
+    """An error with its cure, where the message alone has none."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "no space left for the shards: make room, then go on with --resume"
+    return str(error)
 
 
 def build_parser() -> argparse.ArgumentParser:

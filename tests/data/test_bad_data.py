@@ -143,6 +143,56 @@ def test_a_shard_that_goes_missing_stops_the_run(
         list(islice(stream, 23))
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_shard_that_is_replaced_during_training(
+    folders: dict[str, Path], tmp_path: Path, in_place: bool
+) -> None:
+    """By the same samples with larger pictures: its index does not fit any more."""
+    folder = Path(shutil.copytree(folders["big"], tmp_path / "big"))
+    stream = iter(train_stream([Source("red", ToyTask(), [open_dataset(folder)])]))
+    first = next(stream)
+    other = tmp_path / "other"
+    write_dataset(
+        other,
+        name="big",
+        kind="vqa",
+        split="train",
+        records=records("big", 60, lambda n: png(n, (200, 200))),
+        shard_samples=10,
+    )
+    for path in sorted(other.glob("*.tar")):
+        if in_place:
+            (folder / path.name).write_bytes(path.read_bytes())
+        else:
+            path.replace(folder / path.name)
+    with pytest.raises(ShardError, match=r"^shard .*big-train-0000\d\.tar, sample \d: "):
+        list(islice(stream, 60))
+    assert len(first.ids) == 8
+
+
+@pytest.mark.parametrize("place", [30, 2000])
+def test_two_hundred_zeros_in_a_jpeg_are_found(tmp_path: Path, place: int) -> None:
+    """In its header, and in its pixels, which most decoders would not notice."""
+    noisy = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    buffer = io.BytesIO()
+    noisy.save(buffer, "JPEG")
+    data = bytearray(buffer.getvalue())
+    data[place : place + 200] = bytes(200)
+    write_dataset(
+        tmp_path / "data",
+        name="hurt",
+        kind="vqa",
+        split="train",
+        records=records("hurt", 30, lambda n: bytes(data) if n == 7 else jpeg(n)),
+    )
+    hurt = Source("red", ToyTask(), [open_dataset(tmp_path / "data")])
+    stream = train_stream([hurt], errors=LENIENT, ledger=tmp_path / "ledger")
+    ids = [id for batch in islice(stream, 12) for id in batch.ids]
+    assert len(ids) == 96
+    assert not any(id.startswith("hurt-7-") for id in ids)
+    assert "truncated or damaged" in (tmp_path / "ledger").read_text()
+
+
 def test_a_bad_sample_in_evaluation_is_not_valid_and_listed(tmp_path: Path) -> None:
     hurt = source(tmp_path, is_number(4))
     stream = EvalStream(hurt, tokenizer=ToyTokenizer(), image=SPEC, micro_batch_size=7)

@@ -319,8 +319,11 @@ def file_sha256(path: Path) -> str:
 def write_atomically(path: Path, data: bytes) -> None:
     """The file is there with all its bytes, or not at all."""
     partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

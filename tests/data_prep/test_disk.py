@@ -1,0 +1,72 @@
+"""Disks that are full or cannot be written: a small file system, mounted for the test."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from data_prep.cli import main
+from tests.data_prep.pictures import jpeg, write
+from vlds.data import open_dataset
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A megabyte of its own."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a file system needs root")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> list[str]:
+    """The command's words for forty pictures of some 60 kB, four a shard."""
+    given = [{"image": f"{n}.jpg", "caption": f"number {n}"} for n in range(40)]
+    for number, row in enumerate(given):
+        write(tmp_path / "images" / row["image"], jpeg(width=900, height=700 + number))
+    file = write(tmp_path / "rows.json", given)
+    return ["jsonl", "--task", "caption", "--annotations", str(file), "--images",
+            str(tmp_path / "images"), "--shard-samples", "4"]  # fmt: skip
+
+
+def remount(place: Path, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", str(place)], check=True)
+
+
+def test_a_full_disk_loses_nothing(
+    disk: Path, rows: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*rows, "--out", str(disk / "out")]) == 2
+    assert "no space left for the shards: make room, then go on with --resume" in (
+        capsys.readouterr().err
+    )
+    there = {path.name for path in (disk / "out").iterdir()}
+    assert "dataset.json" not in there
+    assert not [name for name in there if name.endswith(".partial")]
+    first = disk / "out" / "rows-train-00000.tar"
+    written = first.stat().st_mtime_ns
+    remount(disk, "size=20m")
+    assert main([*rows, "--out", str(disk / "out"), "--resume"]) == 0
+    assert first.stat().st_mtime_ns == written
+    assert main([*rows, "--out", str(tmp_path / "whole")]) == 0
+    for path in (tmp_path / "whole").glob("*.tar*"):
+        assert (disk / "out" / path.name).read_bytes() == path.read_bytes()
+    assert open_dataset(disk / "out").num_samples == 40
+
+
+def test_a_disk_that_cannot_be_written(
+    disk: Path, rows: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    remount(disk, "ro")
+    assert main([*rows, "--out", str(disk / "out")]) == 2
+    told = capsys.readouterr().err
+    assert "Read-only file system" in told
+    assert str(disk / "out") in told

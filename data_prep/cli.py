@@ -24,13 +24,14 @@ from data_prep import (
     value,
     verify,
     vg,
+    vocabulary,
     vqav2,
 )
 from vlds.data import ShardError
 
 COMMANDS = (
     vqav2, gqa, nlvr2, coco_karpathy, coco_captions, vg, snli_ve, value, jsonl, easy_vqa, demo,
-    foreign, tokenizer, stats, verify, preview, simulate,
+    foreign, tokenizer, vocabulary, stats, verify, preview, simulate,
 )  # fmt: skip
 """Modules that add a command; a new format adds itself here."""
 Run = Callable[[argparse.Namespace], int | None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from data_prep.source import (
     take,
     with_source,
 )
+from data_prep.vocabulary import read_vocabulary
 
 SPLITS: Mapping[str, tuple[str, ...]] = {
     "train": ("train2014",),
@@ -141,6 +143,18 @@ def _picture(folder: Path, subset: str, image_id: str) -> Path:
     return coco_picture(folder, stem, subset)
 
 
+def restricted(dataset: SourceSet, vocabulary: Path) -> SourceSet:
+    """A data set whose soft scores are of these answers alone; a question without any keeps its ten
+    answers, for the score, and weighs nothing in training, as in VL-Adapter."""
+    known = read_vocabulary(vocabulary)
+    for sample in dataset.samples:
+        for annotation in sample.annotations:
+            if "label" in annotation:
+                label = annotation["label"]
+                annotation["label"] = {a: score for a, score in label.items() if a in known}
+    return replace(dataset, files=(*dataset.files, vocabulary))
+
+
 def add_command(commands: Any) -> None:
     """Add `vqav2`."""
     parser = official_command(commands, "vqav2", "VQA v2: questions with ten answers each", SPLITS)
@@ -151,11 +165,19 @@ def add_command(commands: Any) -> None:
         help="another questions file, or one of LXMERT (a list of sent, img_id, label)",
     )
     parser.add_argument("--annotations", type=Path, metavar="FILE", help="another answers file")
+    parser.add_argument(
+        "--vocabulary",
+        type=Path,
+        metavar="FILE",
+        help="train on these answers alone: a list, as `answers` writes it, or LXMERT's ans2label",
+    )
 
     def run(args: argparse.Namespace) -> None:
         dataset = parse_vqav2(
             args.src, args.split, args.name, args.questions, args.annotations, args.images
         )
+        if args.vocabulary is not None:
+            dataset = restricted(dataset, args.vocabulary)
         pack(dataset, args.out, shard_options(args))
 
     parser.set_defaults(run=run)

@@ -1,0 +1,348 @@
+"""The stream beside its peers: CPU time a sample, on JPEGs and on stored features.
+
+    pip install mosaicml-streaming
+    python benchmarks/data.py --out runs/data
+
+Everything is made by this program: JPEGs of 640 x 480 pixels with the spectrum of photographs, and
+float16 features of 36 x 2048. Each peer reads the same samples in one process with one thread, in
+batches of 64, shuffled as its own docs advise; the rounds of all peers alternate. `same decoder`:
+every peer decodes with ours. `own docs`: as its documentation sets it up. The limit is the decoder
+alone on bytes in memory. Tables go to stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import webdataset
+from PIL import Image
+from torchvision import transforms
+
+from data_prep.writer import SampleRecord, write_dataset
+from vlds.data import Source, TrainStream, decode_image, open_dataset
+from vlds.data.store import feature_bytes, parse_features
+from vlds.schema import ImageSpec
+from vlds.tasks import VQA
+
+SIDE, BATCH = 224, 64
+NUM_JPEGS, NUM_FEATURES = 512, 512
+TOKENS, DIM = 36, 2048
+SHARD = 128
+SPEC = ImageSpec(SIDE, SIDE)
+BICUBIC = transforms.InterpolationMode.BICUBIC
+AS_DOCS = transforms.Compose(
+    [transforms.Resize((SIDE, SIDE), interpolation=BICUBIC), transforms.ToTensor()]
+)
+
+Read = Callable[[], Iterator[Any]]
+"""Batches without end."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One way to read the samples."""
+
+    column: str
+    read: Read
+
+
+class Words:
+    """A tokenizer that costs next to nothing, as the peers tokenize nothing."""
+
+    pad_token_id = 0
+
+    def __call__(self, texts: list[str], **options: Any) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[5, 1] for _ in texts]}
+
+
+def jpeg(seed: int) -> bytes:
+    """Noise whose amplitude falls with frequency, as in photographs."""
+    rng = np.random.default_rng(seed)
+    height, width = 480, 640
+    radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
+    radius[0, 0] = 1
+    planes = []
+    for _ in range(3):
+        plane = np.fft.ifft2(np.fft.fft2(rng.normal(size=(height, width))) / radius).real
+        planes.append((plane - plane.mean()) / plane.std() * 50 + 128)
+    pixels = np.stack(planes, -1).clip(0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def features(seed: int) -> np.ndarray:
+    """Stored features of a picture."""
+    return np.random.default_rng(seed).normal(size=(TOKENS, DIM)).astype(np.float16)
+
+
+def questions_about(number: int, questions: int = 1) -> list[dict[str, Any]]:
+    """Questions about a picture."""
+    return [
+        {"id": f"{number}-{n}", "question": "what is it?", "label": {"noise": 1.0}}
+        for n in range(questions)
+    ]
+
+
+def make(out: Path) -> None:
+    """Shards, loose files and MDS folders of the same samples."""
+    for name, count in (("jpeg", NUM_JPEGS), ("features", NUM_FEATURES)):
+        folder = out / name
+        if (folder / "dataset.json").exists():
+            continue
+        print(f"making {count} samples of {name}", file=sys.stderr)
+        member = "jpg" if name == "jpeg" else "features.npy"
+        data = [jpeg(n) if name == "jpeg" else feature_bytes(features(n)) for n in range(count)]
+        records = [
+            SampleRecord(id=str(n), members=[(member, d)], json={"annotations": questions_about(n)})
+            for n, d in enumerate(data)
+        ]
+        write_dataset(
+            folder, name=name, kind="vqa", split="train", records=records, shard_samples=SHARD
+        )
+        loose = out / f"{name}-files"
+        shutil.rmtree(loose, ignore_errors=True)
+        loose.mkdir()
+        for n, d in enumerate(data):
+            (loose / f"{n}.{member}").write_bytes(d)
+        make_mds(out / f"{name}-mds", data)
+
+
+def make_mds(folder: Path, data: list[bytes]) -> None:
+    """The same in MosaicML's format, where that is installed."""
+    try:
+        from streaming import MDSWriter
+    except ImportError:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    columns = {"data": "bytes", "json": "bytes"}
+    with MDSWriter(out=str(folder), columns=columns, size_limit=1 << 25) as writer:
+        for number, item in enumerate(data):
+            text = json.dumps({"annotations": questions_about(number)}).encode()
+            writer.write({"data": item, "json": text})
+
+
+def ours(folder: Path, image: ImageSpec | None, group: int = 1) -> Read:
+    """TrainStream, without its memory of decoded pictures."""
+
+    def read() -> Iterator[Any]:
+        stream = TrainStream(
+            [Source("vqa", VQA(), [open_dataset(folder)])],
+            tokenizer=Words(),
+            image=image,
+            seed=0,
+            global_batch_size=BATCH,
+            micro_batch_size=BATCH,
+            group=group,
+            cache_bytes=0,
+        )
+        return iter(stream)
+
+    return read
+
+
+def same_decoder(data: bytes) -> torch.Tensor:
+    """Our decoder, uint8."""
+    return torch.from_numpy(decode_image(data, SPEC))
+
+
+def same_features(data: bytes) -> torch.Tensor:
+    """Our reader of .npy."""
+    return torch.from_numpy(parse_features(memoryview(data)).copy())
+
+
+def as_docs_jpeg(data: bytes) -> Any:
+    """Pillow and torchvision's transforms."""
+    return AS_DOCS(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def as_docs_features(data: bytes) -> torch.Tensor:
+    """NumPy's reader."""
+    return torch.from_numpy(np.load(io.BytesIO(data)))
+
+
+def through_webdataset(folder: Path, member: str, decode: Callable[[bytes], Any]) -> Read:
+    """webdataset's pipeline with its shuffle buffer."""
+    urls = [str(path) for path in sorted(folder.glob("*.tar"))]
+
+    def sample(parts: tuple[bytes, bytes]) -> tuple[Any, Any]:
+        return decode(parts[0]), json.loads(parts[1])
+
+    def read() -> Iterator[Any]:
+        pipeline = webdataset.WebDataset(urls, shardshuffle=100, seed=0).repeat().shuffle(1000)
+        batches = pipeline.to_tuple(member, "json").map(sample)
+        return iter(batches.batched(BATCH, collation_fn=torch.utils.data.default_collate))
+
+    return read
+
+
+class Files(torch.utils.data.Dataset[Any]):
+    """Loose files."""
+
+    def __init__(self, folder: Path, decode: Callable[[bytes], Any]) -> None:
+        self.paths = sorted(folder.iterdir())
+        self.decode = decode
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, number: int) -> Any:
+        return self.decode(self.paths[number].read_bytes())
+
+
+def through_files(folder: Path, decode: Callable[[bytes], Any]) -> Read:
+    """torch's DataLoader over a folder of files."""
+
+    def read() -> Iterator[Any]:
+        loader: Any = torch.utils.data.DataLoader(Files(folder, decode), BATCH, shuffle=True)
+        while True:
+            yield from loader
+
+    return read
+
+
+def through_streaming(folder: Path, decode: Callable[[bytes], Any]) -> Read:
+    """MosaicML's StreamingDataset."""
+    from streaming import StreamingDataset
+
+    class Decoded(StreamingDataset):
+        def __getitem__(self, index: int) -> Any:
+            found = super().__getitem__(index)
+            json.loads(found["json"])
+            return decode(found["data"])
+
+    def read() -> Iterator[Any]:
+        dataset = Decoded(local=str(folder), shuffle=True, batch_size=BATCH)
+        loader: Any = torch.utils.data.DataLoader(dataset, BATCH)
+        while True:
+            yield from loader
+
+    return read
+
+
+def limit(data: list[bytes], decode: Callable[[bytes], Any]) -> Read:
+    """The decoder alone: bytes in memory, stacked to batches."""
+
+    def read() -> Iterator[Any]:
+        at = 0
+        while True:
+            chosen = [data[(at + n) % len(data)] for n in range(BATCH)]
+            at += BATCH
+            yield torch.stack([decode(item) for item in chosen])
+
+    return read
+
+
+def peers(out: Path, name: str) -> dict[str, Peer]:
+    """Everything that reads one sort of samples."""
+    folder, loose, mds = out / name, out / f"{name}-files", out / f"{name}-mds"
+    member = "jpg" if name == "jpeg" else "features.npy"
+    same, own = (
+        (same_decoder, as_docs_jpeg) if name == "jpeg" else (same_features, as_docs_features)
+    )
+    data = [path.read_bytes() for path in sorted(loose.iterdir())]
+    found = {
+        "limit": Peer("same decoder", limit(data, same)),
+        "vlds": Peer("same decoder", ours(folder, SPEC if name == "jpeg" else None)),
+    }
+    for column, decode in (("same decoder", same), ("own docs", own)):
+        found[f"webdataset, {column}"] = Peer(column, through_webdataset(folder, member, decode))
+        found[f"DataLoader over files, {column}"] = Peer(column, through_files(loose, decode))
+        if mds.exists():
+            found[f"mosaicml-streaming, {column}"] = Peer(column, through_streaming(mds, decode))
+    return found
+
+
+def measure(found: dict[str, Peer], rounds: int, batches: int) -> dict[str, list[float]]:
+    """CPU milliseconds a sample, round by round; the first batch of each is not counted."""
+    running = {name: peer.read() for name, peer in found.items()}
+    for reader in running.values():
+        next(reader)
+    times: dict[str, list[float]] = {name: [] for name in found}
+    for _ in range(rounds):
+        for name, reader in running.items():
+            begin = time.process_time()
+            for _ in islice(reader, batches):
+                pass
+            times[name].append(1000 * (time.process_time() - begin) / (batches * BATCH))
+    return times
+
+
+def table(title: str, times: dict[str, list[float]]) -> str:
+    """Medians with their range, beside the limit and beside ours."""
+    middle = {name: statistics.median(values) for name, values in times.items()}
+    lines = [
+        f"{title}\n",
+        "| | ms a sample | range | over the limit | vlds is faster by |",
+        "|---" * 5 + "|",
+    ]
+    for name, value in middle.items():
+        spread = f"{min(times[name]):.3f} to {max(times[name]):.3f}"
+        over = f"{value / middle['limit'] - 1:+.1%}" if name != "limit" else ""
+        faster = f"{value / middle['vlds']:.2f}" if name not in ("limit", "vlds") else ""
+        lines.append(f"| {name} | {value:.3f} | {spread} | {over} | {faster} |")
+    return "\n".join(lines)
+
+
+def once(out: Path) -> str:
+    """What is measured once: the first batch, a far seek, pictures decoded in groups."""
+    begin = time.perf_counter()
+    next(ours(out / "jpeg", SPEC)())
+    first = time.perf_counter() - begin
+    source = Source("vqa", VQA(), [open_dataset(out / "jpeg")])
+    stream = TrainStream(
+        [source], tokenizer=Words(), image=SPEC, seed=0, global_batch_size=BATCH,
+        micro_batch_size=BATCH,
+    )  # fmt: skip
+    begin = time.perf_counter()
+    stream.order.at(np.arange(10**9, 10**9 + BATCH))
+    seek = time.perf_counter() - begin
+    folder = out / "grouped"
+    if not (folder / "dataset.json").exists():
+        records = [
+            SampleRecord(
+                id=str(n), members=[("jpg", jpeg(n))], json={"annotations": questions_about(n, 4)}
+            )
+            for n in range(SHARD)
+        ]
+        write_dataset(folder, name="grouped", kind="vqa", split="train", records=records)
+    pictures = [
+        statistics.mean(len(batch.images) for batch in islice(ours(folder, SPEC, group)(), 8))
+        for group in (1, 4)
+    ]
+    return (
+        f"first batch {first:.2f} s; seek to position 10^9 {1000 * seek:.1f} ms; pictures decoded "
+        f"for {BATCH} questions, four a picture: {pictures[0]:.0f}, with group 4 {pictures[1]:.0f}"
+    )
+
+
+def main() -> None:
+    """Make the samples, measure, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for the samples")
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    make(options.out)
+    print(once(options.out) + "\n")
+    for name, title, batches in (("jpeg", "JPEGs of 640 x 480", 4), ("features", "Features", 16)):
+        print(table(title, measure(peers(options.out, name), options.rounds, batches)) + "\n")
+
+
+if __name__ == "__main__":
+    main()

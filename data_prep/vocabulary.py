@@ -1,0 +1,80 @@
+"""The answers that occur often: a vocabulary, made of packed data sets."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from data_prep.command import new_command
+from data_prep.source import read_json
+from data_prep.stats import find_datasets, read_jsons
+from vlds.data.index import DatasetInfo
+
+OFTEN = 9
+"""The 3,129 answers of VQA v2 that are commonly used occur nine times or more."""
+
+
+def count_answers(folders: Iterable[Path]) -> Counter[str]:
+    """How many questions have each answer: the one that most people gave."""
+    counts: Counter[str] = Counter()
+    for folder in folders:
+        for place in find_datasets(folder):
+            for sample in read_jsons(place, DatasetInfo.load(place)):
+                counts.update(filter(None, map(best_answer, sample["annotations"])))
+    return counts
+
+
+def best_answer(annotation: Mapping[str, Any]) -> str | None:
+    """The official best answer of a question, else that of the highest score; None without any."""
+    official = annotation.get("source", {}).get("multiple_choice_answer", annotation.get("answer"))
+    if official is not None:
+        return str(official).strip().lower()
+    label = annotation.get("label")
+    return (
+        max(label, key=lambda answer: label[answer]) if isinstance(label, dict) and label else None
+    )
+
+
+def read_vocabulary(path: Path) -> frozenset[str]:
+    """Answers from a list, or from the keys of LXMERT's `trainval_ans2label.json`.
+
+    Errors: ValueError where the file holds neither.
+    """
+    content = read_json(path)
+    if isinstance(content, (list, dict)) and all(isinstance(entry, str) for entry in content):
+        return frozenset(content)
+    raise ValueError(f"{path}: a list of answers is needed, or an object whose keys are answers")
+
+
+def add_command(commands: Any) -> None:
+    """Add `answers`."""
+    parser = new_command(
+        commands,
+        "answers",
+        "list the answers that occur often",
+        "Counts the best answer of every question and writes those that occur often, the most "
+        "frequent first, as a JSON list: for `vqav2 --vocabulary`, for example.",
+    )
+    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="folders of shards")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
+    parser.add_argument(
+        "--min-count", type=int, default=OFTEN, metavar="N", help=f"default: {OFTEN}"
+    )
+
+    def run(args: argparse.Namespace) -> None:
+        counts = count_answers(args.folders)
+        often = [answer for answer, count in counts.most_common() if count >= args.min_count]
+        if not often:
+            raise ValueError(
+                f"--min-count {args.min_count}: none of {len(counts):,} answers occurs so often"
+            )
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(often, ensure_ascii=False, indent=0), encoding="utf-8")
+        share = sum(counts[answer] for answer in often) / counts.total()
+        print(f"{len(often):,} of {len(counts):,} answers, to {share:.1%} of the questions")
+
+    parser.set_defaults(run=run)

@@ -46,7 +46,7 @@ def ordered_map(
                     waiting.append(pool.submit(_each, function, part))
                 yield from done
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
 
 
 def _each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:

@@ -1,0 +1,48 @@
+"""Many processes, one order, and a quiet end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+from data_prep.parallel import ordered_map
+
+def double(number):
+    if number == {bad}:
+        raise ValueError("bad number")
+    return 2 * number
+
+if __name__ == "__main__":
+    done = ordered_map(double, range(100), workers=2, chunk=3, fewest=2)
+    print([next(done) for _ in range({taken})] == [2 * n for n in range({taken})])
+    done.close()
+    list(done) if {bad} < 0 else None
+"""
+
+
+@pytest.mark.parametrize(
+    ("bad", "taken", "code"), [(-1, 100, 0), (-1, 10, 0), (5, 3, 0), (5, 50, 1)]
+)
+def test_a_program_ends_as_if_it_had_one_process(
+    bad: int, taken: int, code: int, root: Path, tmp_path: Path
+) -> None:
+    """Read to the end, left early, and after an error: nothing on stderr but the error."""
+    file = tmp_path / "program.py"
+    file.write_text(PROGRAM.format(bad=bad, taken=taken), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(file)],
+        env={"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == code
+    if code == 0:
+        assert (done.stdout, done.stderr) == ("True\n", "")
+    else:
+        assert done.stderr.rstrip().endswith("ValueError: bad number")
+        assert "Exception ignored" not in done.stderr

@@ -39,7 +39,7 @@ from vlds.methods import (
 from vlds.schema import IGNORED_LABEL, Batch, Decoding
 from vlds.training.optim import parameter_groups
 
-STEPS = 3
+STEPS = 5
 BETA_1 = 0.9
 
 

@@ -1,10 +1,11 @@
 """Bytes of a picture -> uint8 (3, height, width).
 
 JPEGs are decoded by simplejpeg, strictly: what other decoders fill with grey is an error. `exact`
-takes every pixel of the file, and differs from Pillow, the reference, by at most one level. `fast`
-decodes at a fraction of the size where that is still large enough; its pixels are others, which a
-model notices, so a run keeps to one. All other pictures are Pillow's affair. Preparation baked the
-EXIF rotation in.
+takes every pixel of the file. Squashed by torch it differs from Pillow, the reference, by less than
+0.1 of 255 levels in the mean; on the sharpest edges of radiographs by up to six. `fast` decodes at
+a fraction of the size where that is still large enough; its pixels are others, which a model
+notices, so a run keeps to one. All other pictures are Pillow's affair. Preparation baked the EXIF
+rotation in.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +58,19 @@ class FeatureFile:
         if self.path.suffix == ".npz":
             with np.load(self.path, allow_pickle=False) as arrays:
                 return arrays[_array_of(arrays.files)]
-        with hdf5().File(self.path, "r") as file:
-            group = file[self.name]
-            return group[_array_of(list(group))][()]
+        group = _opened(self.path)[self.name]
+        return group[_array_of(list(group))][()]
 
     def __str__(self) -> str:
         if self.path.suffix not in ENDINGS:  # none of these was there
             return f"{self.path} ({', '.join(ENDINGS)})"
         return f"{self.path}" if self.path.stem == self.name else f"{self.name} in {self.path}"
+
+
+@lru_cache(maxsize=1)
+def _opened(path: Path) -> Any:
+    """An HDF5 file: it may hold all pictures, and opening takes longer than reading."""
+    return hdf5().File(path, "r")
 
 
 def _array_of(names: list[str]) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlds.data.index import ShardInfo
+from vlds.data.order import differences
 
 
 class Dropped(NamedTuple):
@@ -49,7 +50,7 @@ class Journal:
         if first != self.identity:
             raise ValueError(
                 f"{self.path} was begun with other files or options: "
-                f"{differences(json.loads(first), json.loads(self.identity))}; "
+                f"{'; '.join(differences(json.loads(first), json.loads(self.identity)))}; "
                 "give those again, or leave out --resume to begin anew"
             )
         found = []
@@ -82,9 +83,3 @@ class Journal:
     def end(self) -> None:
         """dataset.json is there."""
         self.path.unlink(missing_ok=True)
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """What differs, key by key."""
-    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    return "; ".join(f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in keys)

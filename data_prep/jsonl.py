@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,21 +12,16 @@ from typing import Any, Literal
 from data_prep.answers import soft_label
 from data_prep.command import add_shard_options, new_command, shard_options
 from data_prep.pack import pack, ready
+from data_prep.rows import Row, read_rows
 from data_prep.source import (
     Annotation,
     SourceSample,
     SourceSet,
     clean,
     first_existing,
-    read_json,
-    read_json_lines,
     rest,
     with_source,
 )
-
-Row = Mapping[str, Any]
-
-TABLE_SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
 @dataclass(frozen=True)
@@ -119,40 +112,6 @@ def parse_jsonl(
         )
         for part in sorted({*samples, *dropped})
     ]
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Rows by the first character: `[` opens a JSON list, `{` JSON lines, anything else is CSV."""
-    if not path.is_file():
-        raise ValueError(f"--annotations {path} does not exist")
-    first = _first_character(path)
-    if path.suffix.lower() in TABLE_SEPARATORS or first not in ("[", "{"):
-        return _read_table(path)
-    if first == "{":
-        return list(read_json_lines(path))
-    rows = read_json(path)
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, row {number}: expected an object, found {json.dumps(row)}")
-    return list(rows)
-
-
-def _first_character(path: Path) -> str:
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        return next((line.strip()[0] for line in file if line.strip()), "")
-
-
-def _read_table(path: Path) -> list[Row]:
-    separator = TABLE_SEPARATORS.get(path.suffix.lower(), ",")
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter=separator, strict=True))
-    for number, row in enumerate(rows):
-        if None in row or None in row.values():
-            raise ValueError(
-                f"{path}, row {number}: more or fewer cells than the head line has; "
-                "quote cells that hold the separator"
-            )
-    return list(rows)
 
 
 def _check_fields(rows: Sequence[Row], names: FieldNames, path: Path) -> None:

@@ -58,6 +58,7 @@ def pack(dataset: SourceSet, out: Path, options: Options) -> DatasetInfo:
         source=dataset.files,
         image=image,
         features=features,
+        arguments=options.arguments,
         resume=options.resume,
     )
     make = partial(try_record, rule=options.rule, shape=shape)
@@ -65,7 +66,6 @@ def pack(dataset: SourceSet, out: Path, options: Options) -> DatasetInfo:
     info = writer.write(
         follow(made, f"{dataset.name} {dataset.split}", writer.start, len(order)),
         rows_dropped=[Dropped(**entry) for entry in dataset.dropped],
-        arguments=options.arguments,
     )
     print(summary(dataset, info, out))
     return info

@@ -85,8 +85,10 @@ def prepare_picture(data: bytes, rule: PictureRule) -> Picture:
     extension = true_extension(data)
     try:
         with Image.open(io.BytesIO(data)) as image:
-            image.load()  # decodes everything: half a file fails here and not in a run
-            if extension == "jpg" and jpeg_fault(data):
+            # Everything is decoded: half a file fails here and not in a run.
+            if extension != "jpg":
+                image.load()
+            elif jpeg_fault(data):
                 raise BadPicture("truncated or damaged")
             upright = image.getexif().get(ORIENTATION_TAG, 1) == 1
             size = rule.target(*(image.size if upright else ImageOps.exif_transpose(image).size))

@@ -27,6 +27,9 @@ import warnings
 import simplejpeg
 from PIL import Image
 
+JPEGS = ("JPEG", "MPO")
+"""Formats whose first picture is a JPEG."""
+
 
 def picture_fault(data: bytes) -> str | None:
     """What is wrong with the bytes of a picture; None for a good one."""
@@ -36,8 +39,9 @@ def picture_fault(data: bytes) -> str | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as image:
-                image.load()
                 form = image.format
+                if form not in JPEGS:
+                    image.load()
             if form == "PNG":  # load() skips the checksums of the pixels, and verify() the pixels
                 with Image.open(io.BytesIO(data)) as image:
                     image.verify()
@@ -45,7 +49,7 @@ def picture_fault(data: bytes) -> str | None:
         return "too many pixels"
     except (OSError, SyntaxError, ValueError, EOFError) as error:  # all that Pillow's plugins raise
         return str(error)
-    return jpeg_fault(data) if form in ("JPEG", "MPO") else None
+    return jpeg_fault(data) if form in JPEGS else None
 
 
 def jpeg_fault(data: bytes) -> str | None:
@@ -55,5 +59,14 @@ def jpeg_fault(data: bytes) -> str | None:
         simplejpeg.decode_jpeg(data, colorspace="GRAY", min_height=1, min_width=1, strict=True)
     except ValueError as error:
         # Rare layouts of the colors, which Pillow knows and this decoder does not, are no damage.
-        return None if "subsampling" in str(error) else str(error)
+        return _pillow_fault(data) if "subsampling" in str(error) else str(error)
+    return None
+
+
+def _pillow_fault(data: bytes) -> str | None:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        return str(error)
     return None

@@ -75,6 +75,7 @@ class DatasetWriter:
         image: Mapping[str, Any] | None = None,
         features: Mapping[str, Any] | None = None,
         answers: str | None = None,
+        arguments: Mapping[str, Any] | None = None,
         overwrite: bool = False,
         resume: bool = False,
     ) -> None:
@@ -90,8 +91,10 @@ class DatasetWriter:
             "image": image,
             "features": features,
             "answers": answers,
+            "tool": {"version": _version(), "arguments": dict(arguments or {})},
         }
-        identity = {**self.about, "limits": vars(self.limits), "version": _version()}
+        asked = {key: value for key, value in (arguments or {}).items() if key != "out"}
+        identity = {**self.about, "limits": vars(self.limits), "tool": [_version(), asked]}
         self.journal = Journal(out / f"{self.stem}.progress", identity)
         self.finished = self.journal.finished() if resume else []
         self.begun = False
@@ -104,9 +107,7 @@ class DatasetWriter:
     def write(
         self,
         records: Iterable[SampleRecord | Dropped],
-        *,
         rows_dropped: Iterable[Dropped] = (),
-        arguments: Mapping[str, Any] | None = None,
     ) -> DatasetInfo:
         """Write all samples from `start` on, then dataset.json."""
         left = self._write_shards(records)
@@ -126,7 +127,6 @@ class DatasetWriter:
             shards=tuple(shards),
             samples=sum(shard.samples for shard in shards),
             annotations=sum(shard.annotations for shard in shards),
-            tool={"version": _version(), "arguments": dict(arguments or {})},
             dropped=tuple(drop._asdict() for drop in dropped),
         )
         info.save(self.out)
@@ -194,13 +194,12 @@ def write_dataset(
     split: str,
     records: Iterable[SampleRecord | Dropped],
     shard_samples: int = 1000,
-    arguments: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> DatasetInfo:
     """Write a whole data set; `options` are those of DatasetWriter."""
     limits = Limits(samples=shard_samples)
     writer = DatasetWriter(out, name=name, kind=kind, split=split, limits=limits, **options)
-    return writer.write(records, arguments=arguments)
+    return writer.write(records)
 
 
 def _check_names(name: str, split: str) -> None:

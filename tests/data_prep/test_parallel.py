@@ -20,7 +20,6 @@ if __name__ == "__main__":
     done = ordered_map(double, range(100), workers=2, chunk=3, fewest=2)
     print([next(done) for _ in range({taken})] == [2 * n for n in range({taken})])
     done.close()
-    list(done) if {bad} < 0 else None
 """
 
 

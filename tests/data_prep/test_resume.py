@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.cli import main
-from data_prep.journal import Dropped
+from data_prep.journal import Dropped, Journal
 from data_prep.writer import DatasetWriter, Limits, SampleRecord
 from tests.data_prep.pictures import jpeg, write
 
@@ -73,8 +73,34 @@ def test_other_options_do_not_go_on(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         new_writer(tmp_path).write(stopped())
-    with pytest.raises(ValueError, match=r"limits was \{.*2\}, is \{.*3\}; give those again"):
+    with pytest.raises(ValueError, match=r"limits\.samples: 2 -> 3; give those again"):
         new_writer(tmp_path, samples=3, resume=True)
+
+
+def test_another_command_does_not_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same files, but another field of them: the samples would be others."""
+    rows = [{"image": f"{n}.jpg", "q": "why?", "p": "how?", "answer": "so"} for n in range(6)]
+    for row in rows:
+        write(tmp_path / row["image"], jpeg())
+    file = write(tmp_path / "rows.json", rows)
+    given = ["jsonl", "--task", "vqa", "--annotations", str(file), "--images", str(tmp_path)]
+    given += ["--shard-samples", "2", "--out", str(tmp_path / "out")]
+
+    def interrupt(self: Journal, entry: object) -> None:
+        add(self, entry)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    add = Journal.add
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "add", interrupt)
+        assert main([*given, "--question-field", "q"]) == 130
+    assert main([*given, "--question-field", "p", "--resume"]) == 2
+    assert "was begun with other files or options" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    elsewhere = [*given[:-1], "out", "--question-field", "q", "--resume"]  # the same folder
+    assert main(elsewhere) == 0
 
 
 def test_a_shard_that_is_gone_is_written_again(tmp_path: Path) -> None:

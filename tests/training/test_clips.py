@@ -83,6 +83,8 @@ def test_both_tasks_train_and_are_scored(world: Path, ranks2: RankPool, tmp_path
     assert all(
         losses[-1][f"loss/{name}"] < 0.8 * losses[0][f"loss/{name}"] for name in recipe.tasks
     )
+    # 40 steps of 8 examples over two tasks of 24, with equal weights.
+    assert [losses[-1][f"epoch/{name}"] for name in recipe.tasks] == [160 / 24] * 2
     assert lines[-1]["scores"].keys() == recipe.tasks.keys()
     assert lines[-1]["scores"]["tvqa"].keys() == {"accuracy"}
     assert "word_f1" in lines[-1]["scores"]["tvc"]

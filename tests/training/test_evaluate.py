@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from data_prep.writer import SampleRecord, write_dataset
 from tests.rank_pool import RankPool
 from tests.training.world import picture, records, world_recipe
+from vlds import cli
 from vlds.artifact import load_run
 from vlds.config import Recipe
 from vlds.training.engine import start_ranks
@@ -87,3 +90,18 @@ def test_an_unreadable_picture_scores_as_no_answer(
     assert all(evaluation.references[id] is not None for id in bad)
     assert [line.split(": ")[0] for line in sorted(evaluation.unreadable)] == bad
     assert all("truncated" in line for line in evaluation.unreadable)
+
+
+def evaluate_at(run: Path, data: str, cache: Path, out: Path) -> int:
+    """`vlds evaluate --data URL` on a rank, with a cache of the test's own."""
+    with mock.patch.dict(os.environ, {"XDG_CACHE_HOME": str(cache)}):
+        return cli.main(["evaluate", "--run", str(run), "--data", data, "--predictions", str(out)])
+
+
+def test_data_at_a_url(run: Path, world: Path, ranks2: RankPool, tmp_path: Path) -> None:
+    url = f"vqa=file://{world}/vqa"
+    cache, out = tmp_path / "cache", tmp_path / "out"
+    assert ranks2.run(evaluate_at, run, url, cache, out, timeout=120) == [0, 0]
+    own = run / "predictions" / "step-00000010" / "vqa.jsonl"
+    assert (out / "vqa.jsonl").read_bytes() == own.read_bytes()
+    assert len(list((cache / "vlds").glob("*.tar"))) == 3

@@ -14,7 +14,8 @@ import torch
 from data_prep.writer import SampleRecord, write_dataset
 from tests.rank_pool import RankPool
 from tests.training.world import picture, world_recipe
-from vlds.config import Recipe
+from vlds import cli
+from vlds.config import Recipe, save_recipe
 from vlds.data import open_dataset
 from vlds.methods import Adapter
 from vlds.training import features
@@ -158,3 +159,20 @@ def test_encoders_that_cannot(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         compute_features(replace(recipe, vision=vision), str(world / "vqa"), tmp_path, None)
+
+
+def test_the_command(recipe: Recipe, world: Path, ranks2: RankPool, tmp_path: Path) -> None:
+    """With a key of the recipe overridden, and data at a URL."""
+    save_recipe(recipe, tmp_path / "recipe.yaml")
+    words = ["features", "--config", str(tmp_path / "recipe.yaml"), "--name", "mine",
+             "--data", f"file://{world}/vqa", "--out", str(tmp_path / "out"),
+             "--data.cache", str(tmp_path / "cache"), "--data.eval_batch_size", "5"]  # fmt: skip
+    assert ranks2.run(cli.main, words, timeout=120) == [0, 0]
+    ranks2.run(compute, recipe, str(world / "vqa"), tmp_path / "direct", timeout=120)
+    assert open_dataset(tmp_path / "out").name == "mine"
+    command, direct = (
+        [open_dataset(tmp_path / name).read(n).features[0] for n in range(24)]
+        for name in ("out", "direct")
+    )
+    for one, other in zip(command, direct, strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-3, atol=1e-3)

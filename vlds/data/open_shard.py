@@ -25,6 +25,14 @@ class OpenShard:
         self.offsets = [0]
         self.counts: list[int] = []
 
+    def __enter__(self) -> OpenShard:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Leave nothing of a shard that was not closed."""
+        if not self.file.closed:
+            self.discard()
+
     @property
     def size(self) -> int:
         """Bytes so far."""

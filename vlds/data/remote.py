@@ -177,7 +177,7 @@ class _Server:
         for pause in (*PAUSES, None):
             try:
                 self._files.get_file(f"{self._root}/{name}", str(path))
-            except Exception as error:
+            except Exception as error:  # each sort of storage has exceptions of its own
                 if reason := _final_reason(error, path):
                     raise FetchError(f"{url}: {reason}") from error
                 if pause is None:

@@ -116,6 +116,7 @@ class Job:
             "name": self.name,
             "encoder": to_tree(self.recipe.vision),
             "precision": self.recipe.training.precision,
+            "decode": self.image.decode,
         }
 
     @property
@@ -164,8 +165,7 @@ class Job:
         """One shard; returns how many pictures were encoded."""
         dropped: list[dict[str, str]] = []
         pictures = 0
-        shard = OpenShard(tar)
-        try:
+        with OpenShard(tar) as shard:
             for sample, features in self.encoded(encoder, number, dropped):
                 pictures += len(features)
                 sides = PAIR if len(features) == len(PAIR) else ("",)
@@ -176,12 +176,7 @@ class Job:
                 fields = {"id": sample.id, "images": [], "annotations": sample.annotations}
                 text = json.dumps({**fields, **sample.extra}, ensure_ascii=False)
                 shard.add(sample.key, content | {"json": text.encode()}, len(sample.annotations))
-            if not shard.counts:
-                shard.discard()
             Done(self.identity, shard.close() if shard.counts else None, dropped).save(tar)
-        except BaseException:
-            shard.discard()
-            raise
         return pictures
 
     def encoded(

@@ -258,9 +258,8 @@ def loop(run: Run, plan: BatchPlan, stop: StopRequest) -> int:
         set_learning_rate(engine.parameter_groups, factor)
         report = engine.step([next(micro_batches) for _ in range(plan.accumulation_steps)])
         step = engine.steps_done
-        run.tracker.step(
-            step, report, factor * run.recipe.optimizer.learning_rate, run.stream.num_bad
-        )
+        learning_rate = factor * run.recipe.optimizer.learning_rate
+        run.tracker.step(step, report, learning_rate, run.stream)
         stopping, last = run.ranks.any(stop.reason is not None), step == config.steps
         for line in watch.after_step(last):
             run.tracker.say(line)

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from vlds.config import Recipe
+from vlds.data import TrainStream
 from vlds.training.distributed import Ranks
 from vlds.training.engine import StepReport
 from vlds.training.sinks import Sink, open_sinks
@@ -38,7 +39,7 @@ class Tracker:
             progress_bar(self.console, self.steps, first_step) if self.console.is_terminal else None
         )
 
-    def step(self, step: int, report: StepReport, learning_rate: float, bad_samples: int) -> None:
+    def step(self, step: int, report: StepReport, learning_rate: float, data: TrainStream) -> None:
         """Take the report of step number `step` (counted from 1)."""
         present = (report.examples > 0).double()
         self._losses += report.task_losses
@@ -47,10 +48,10 @@ class Tracker:
         self._loss += float((report.task_losses * report.examples).sum() / report.examples.sum())
         self._pending += 1
         if step % self.log_every == 0 or step == self.steps:
-            self._tell(step, report, learning_rate, bad_samples)
+            self._tell(step, report, learning_rate, data)
 
-    def _tell(self, step: int, report: StepReport, learning_rate: float, bad_samples: int) -> None:
-        own = torch.cat([self._losses, torch.tensor([self._loss, float(bad_samples)])])
+    def _tell(self, step: int, report: StepReport, learning_rate: float, data: TrainStream) -> None:
+        own = torch.cat([self._losses, torch.tensor([self._loss, float(data.num_bad)])])
         total = self.ranks.sum(own)
         elapsed = time.monotonic() - self._since
         metrics: dict[str, float] = {
@@ -61,6 +62,7 @@ class Tracker:
             "samples_per_second": self._examples.sum().item() / elapsed,
             "seconds_left": elapsed / self._pending * (self.steps - step),
             "bad_samples": total[-1].item(),
+            **{f"epoch/{task}": epoch for task, epoch in data.epochs().items()},
         }
         self.write(step, metrics)
         self._show(step, metrics)

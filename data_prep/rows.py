@@ -1,0 +1,49 @@
+"""Rows of a file that somebody has at hand: JSON lines, a JSON list or CSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data_prep.source import read_json, read_json_lines
+
+Row = Mapping[str, Any]
+
+TABLE_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Rows by the first character: `[` opens a JSON list, `{` JSON lines, anything else is CSV."""
+    if not path.is_file():
+        raise ValueError(f"--annotations {path} does not exist")
+    first = _first_character(path)
+    if path.suffix.lower() in TABLE_SEPARATORS or first not in ("[", "{"):
+        return _read_table(path)
+    if first == "{":
+        return list(read_json_lines(path))
+    rows = read_json(path)
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, row {number}: expected an object, found {json.dumps(row)}")
+    return list(rows)
+
+
+def _first_character(path: Path) -> str:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        return next((line.strip()[0] for line in file if line.strip()), "")
+
+
+def _read_table(path: Path) -> list[Row]:
+    separator = TABLE_SEPARATORS.get(path.suffix.lower(), ",")
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter=separator, strict=True))
+    for number, row in enumerate(rows):
+        if None in row or None in row.values():
+            raise ValueError(
+                f"{path}, row {number}: more or fewer cells than the head line has; "
+                "quote cells that hold the separator"
+            )
+    return list(rows)

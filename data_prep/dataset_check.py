@@ -11,7 +11,7 @@ from data_prep.annotation_ids import read_annotation_ids
 from data_prep.finding import Finding
 from data_prep.sample_check import CheckedSample
 from data_prep.shard_check import CheckedShard
-from vlds.data.index import DATASET_FILE, DatasetInfo
+from vlds.data.info import DATASET_FILE, DatasetInfo
 
 
 def check_together(shards: Sequence[CheckedShard]) -> Iterator[Finding]:

@@ -9,7 +9,8 @@ from typing import Any
 from data_prep.command import new_command
 from vlds.data import open_dataset
 from vlds.data.foreign import check_fields
-from vlds.data.index import DATASET_FILE, index_folder
+from vlds.data.index import index_folder
+from vlds.data.info import DATASET_FILE
 from vlds.schema import SkipSample
 
 

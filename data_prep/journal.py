@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vlds.data.index import ShardInfo
+from vlds.data.info import ShardInfo
 from vlds.data.order import differences
 
 

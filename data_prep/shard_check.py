@@ -14,15 +14,9 @@ import numpy as np
 
 from data_prep.finding import Finding
 from data_prep.sample_check import CheckedSample, check_sample
-from vlds.data.index import (
-    CNT_TYPE,
-    IDX_TYPE,
-    ShardIndex,
-    ShardInfo,
-    beside,
-    build_index,
-    file_sha256,
-)
+from vlds.data import file_sha256
+from vlds.data.index import CNT_TYPE, IDX_TYPE, ShardIndex, beside, build_index
+from vlds.data.info import ShardInfo
 
 
 class Job(NamedTuple):

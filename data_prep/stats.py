@@ -14,7 +14,7 @@ from typing import Any
 from data_prep.command import new_command
 from data_prep.source import count_reasons
 from vlds.data import open_dataset
-from vlds.data.index import DATASET_FILE, DatasetInfo
+from vlds.data.info import DATASET_FILE, DatasetInfo
 
 TEXT_FIELDS = ("question", "sentence", "caption", "hypothesis", "text")
 MOST_FREQUENT = 5

@@ -15,7 +15,7 @@ import sentencepiece
 
 from data_prep.command import new_command
 from data_prep.stats import TEXT_FIELDS, find_datasets, read_jsons
-from vlds.data.index import DatasetInfo
+from vlds.data.info import DatasetInfo
 
 ANSWER_FIELDS = ("answer", "multiple_choice_answer")
 WORD_SALADS = 500

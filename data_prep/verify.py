@@ -17,7 +17,7 @@ from data_prep.parallel import ordered_map
 from data_prep.progress import follow
 from data_prep.shard_check import CheckedShard, Job, check_shard
 from data_prep.stats import find_datasets
-from vlds.data.index import DATASET_FILE, DatasetInfo, write_atomically
+from vlds.data.info import DATASET_FILE, DatasetInfo, write_atomically
 
 QUARANTINE_FILE = "quarantine.jsonl"
 SHOWN = 3

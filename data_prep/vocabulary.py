@@ -12,7 +12,7 @@ from typing import Any
 from data_prep.command import new_command
 from data_prep.source import read_json
 from data_prep.stats import find_datasets, read_jsons
-from vlds.data.index import DatasetInfo
+from vlds.data.info import DatasetInfo
 
 OFTEN = 9
 """The 3,129 answers of VQA v2 that are commonly used occur nine times or more."""

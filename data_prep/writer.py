@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.journal import Dropped, Finished, Journal
-from vlds.data.index import DATASET_FILE, SCHEMA, DatasetInfo, file_sha256
+from vlds.data import file_sha256
+from vlds.data.info import DATASET_FILE, SCHEMA, DatasetInfo
 from vlds.data.open_shard import OpenShard
 
 KEY_DIGITS = 9

@@ -15,14 +15,8 @@ import numpy as np
 from data_prep.journal import Dropped
 from data_prep.writer import SampleRecord, write_dataset
 from tests.data_prep.pictures import jpeg
-from vlds.data.index import (
-    SCHEMA,
-    DatasetInfo,
-    ShardIndex,
-    describe_shard,
-    index_folder,
-    load_index,
-)
+from vlds.data.index import ShardIndex, describe_shard, index_folder, load_index
+from vlds.data.info import SCHEMA, DatasetInfo
 from vlds.data.tar import members, split_name
 
 Check = Callable[..., tuple[int, dict[str, int]]]

@@ -24,7 +24,8 @@ from tests.data_prep.faults import (
     record,
 )
 from tests.data_prep.pictures import jpeg, write
-from vlds.data.index import DatasetInfo, ShardIndex, beside, describe_shard, load_index
+from vlds.data.index import ShardIndex, beside, describe_shard, load_index
+from vlds.data.info import DatasetInfo
 
 BROKEN = "sample smashed or cut off"
 

@@ -13,8 +13,8 @@ import webdataset
 
 from data_prep.journal import Dropped
 from data_prep.writer import DatasetWriter, Limits, SampleRecord, shard_order, write_dataset
-from vlds.data import DatasetInfo, open_dataset
-from vlds.data.index import build_index, file_sha256
+from vlds.data import DatasetInfo, file_sha256, open_dataset
+from vlds.data.index import build_index
 
 
 def record(number: int, size: int = 50, **fields: object) -> SampleRecord:

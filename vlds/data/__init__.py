@@ -2,10 +2,12 @@
 
 from vlds.data.decode import decode_image
 from vlds.data.errors import BadSample, ErrorPolicy, ShardError
-from vlds.data.index import DatasetInfo, ShardInfo, index_folder
+from vlds.data.index import index_folder
+from vlds.data.info import DatasetInfo, ShardInfo
 from vlds.data.source import Source
 from vlds.data.store import Dataset, open_dataset
 from vlds.data.stream import EvalStream, TrainStream
+from vlds.manifest import sha256 as file_sha256
 
 __all__ = [
     "BadSample",
@@ -18,6 +20,7 @@ __all__ = [
     "Source",
     "TrainStream",
     "decode_image",
+    "file_sha256",
     "index_folder",
     "open_dataset",
 ]

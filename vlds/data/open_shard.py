@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from webdataset import TarWriter
 
-from vlds.data.index import CNT_TYPE, IDX_TYPE, ShardIndex, ShardInfo, beside, describe_shard
+from vlds.data.index import CNT_TYPE, IDX_TYPE, ShardIndex, beside, describe_shard
+from vlds.data.info import ShardInfo
 
 
 class OpenShard:

@@ -20,15 +20,9 @@ from fsspec.core import url_to_fs
 
 from vlds.data.cache import ShardCache
 from vlds.data.errors import FetchError
-from vlds.data.index import (
-    CNT_TYPE,
-    DATASET_FILE,
-    IDX_TYPE,
-    DatasetInfo,
-    ShardIndex,
-    ShardInfo,
-    file_sha256,
-)
+from vlds.data.index import CNT_TYPE, IDX_TYPE, ShardIndex
+from vlds.data.info import DATASET_FILE, DatasetInfo, ShardInfo
+from vlds.manifest import sha256 as file_sha256
 
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Seconds before each new try of a download that broke."""

@@ -17,7 +17,8 @@ import numpy as np
 from vlds.data.cache import ShardCache
 from vlds.data.errors import FetchError, ShardError
 from vlds.data.foreign import foreign_json
-from vlds.data.index import DatasetInfo, ShardIndex, ShardInfo, load_index
+from vlds.data.index import ShardIndex, load_index
+from vlds.data.info import DatasetInfo, ShardInfo
 from vlds.data.remote import RemoteFiles, is_url
 from vlds.data.tar import members, split_name
 from vlds.schema import Sample, SkipSample

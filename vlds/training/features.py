@@ -21,7 +21,8 @@ from torch import Tensor
 
 from vlds.config import Recipe, to_tree
 from vlds.data import Dataset, decode_image, open_dataset
-from vlds.data.index import DATASET_FILE, SCHEMA, DatasetInfo, ShardInfo, beside, write_atomically
+from vlds.data.index import beside
+from vlds.data.info import DATASET_FILE, SCHEMA, DatasetInfo, ShardInfo, write_atomically
 from vlds.data.open_shard import OpenShard
 from vlds.data.store import FEATURES, feature_bytes
 from vlds.schema import ImageSpec, Sample, SkipSample

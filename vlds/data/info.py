@@ -1,0 +1,157 @@
+"""dataset.json: what a folder of shards holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+SCHEMA = 1
+DATASET_FILE = "dataset.json"
+REBUILD = "write its index anew with `python -m data_prep index`"
+Info = TypeVar("Info", "ShardInfo", "DatasetInfo")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardInfo:
+    """One shard as dataset.json describes it."""
+
+    name: str
+    """File name, in the folder of dataset.json."""
+    samples: int
+    annotations: int
+    bytes: int
+    sha256: str
+    idx_sha256: str
+    cnt_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetInfo:
+    """dataset.json."""
+
+    schema: int
+    name: str
+    kind: str
+    """Kind of the annotations: vqa, gqa, nlvr2, caption, ..."""
+    split: str
+    shards: tuple[ShardInfo, ...]
+    samples: int
+    annotations: int
+    image: Mapping[str, Any] | None = None
+    """What was done to the pictures on their way in."""
+    features: Mapping[str, Any] | None = None
+    """Encoder, grid and image size of stored features."""
+    answers: str | None = None
+    """File with the answer vocabulary, in the folder of dataset.json."""
+    fields: Mapping[str, str] | None = None
+    """Of samples that others have written: field of an annotation -> member that holds it."""
+    source: tuple[Mapping[str, str], ...] = ()
+    """Files it was made from: {"file", "sha256"}."""
+    tool: Mapping[str, Any] | None = None
+    """Version and arguments of the program that wrote it."""
+    dropped: tuple[Mapping[str, str], ...] = ()
+    """Samples of the source that are not in the shards: {"id", "reason"}."""
+
+    def save(self, folder: Path) -> None:
+        """Write dataset.json: whole or not at all."""
+        shards = [vars(shard) for shard in self.shards]
+        text = json.dumps(vars(self) | {"shards": shards}, ensure_ascii=False, indent=1)
+        write_atomically(folder / DATASET_FILE, (text + "\n").encode())
+
+    @classmethod
+    def load(cls, folder: Path) -> DatasetInfo:
+        """Read dataset.json.
+
+        Errors: ValueError that names the file and the field.
+        """
+        path = folder / DATASET_FILE
+        try:
+            data = path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            raise ValueError(_no_dataset(folder)) from None
+        return cls.parse(data, str(path))
+
+    @classmethod
+    def parse(cls, data: bytes, path: str) -> DatasetInfo:
+        """Read the bytes of the dataset.json at `path`.
+
+        Errors: ValueError that names the file and the field.
+        """
+        try:
+            content = json.loads(data)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not JSON ({error}); prepare the data set again") from None
+        if isinstance(content, dict) and content.get("schema") != SCHEMA:
+            raise ValueError(
+                f"{path}: schema {content.get('schema')!r}, this program reads {SCHEMA}; "
+                "prepare the data set again, or use the program's version that wrote it"
+            )
+        info = _build(cls, content, path)
+        for field_name in ("samples", "annotations"):
+            total = sum(getattr(shard, field_name) for shard in info.shards)
+            if total != getattr(info, field_name):
+                raise ValueError(
+                    f"{path}: {field_name} is {getattr(info, field_name)}, but its shards hold "
+                    f"{total}; {REBUILD}"
+                )
+        return info
+
+
+def _no_dataset(folder: Path) -> str:
+    if not folder.is_dir():
+        return f"data set {folder}: no such folder; check the path, or prepare it with data_prep"
+    if any(folder.glob("*.tar")):
+        return (
+            f"data set {folder}: tar files but no {DATASET_FILE}: its preparation did not end, or "
+            "they come from elsewhere; prepare it again, or index it: `python -m data_prep index`"
+        )
+    inside = sorted(str(p.parent) for p in folder.glob("*/" + DATASET_FILE))
+    found = f"data sets inside it: {', '.join(inside)}" if inside else "see `python -m data_prep`"
+    return (
+        f"data set {folder}: no {DATASET_FILE} in this folder; name one that holds a data set: "
+        f"{found}"
+    )
+
+
+def _build(cls: type[Info], content: Any, where: str) -> Info:
+    """A dataclass from JSON, strict about names and types."""
+    if not isinstance(content, dict):
+        raise ValueError(f"{where}: a JSON object is needed, found {type(content).__name__}")
+    hints = get_type_hints(cls)
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    missing = [n for n, f in known.items() if f.default is MISSING and n not in content]
+    if missing:
+        raise ValueError(f"{where}: no {', '.join(missing)}; prepare the data set again")
+    if unknown := sorted(set(content) - set(known)):
+        raise ValueError(
+            f"{where}: unknown field {', '.join(unknown)}; known are {', '.join(known)}"
+        )
+    values: dict[str, Any] = {}
+    for name, value in content.items():
+        expected = hints[name]
+        if expected in (int, str) and (not isinstance(value, expected) or isinstance(value, bool)):
+            raise ValueError(f"{where}: {name} is {value!r}, {expected.__name__} expected")
+        if isinstance(value, list):
+            value = tuple(value)
+        if name == "shards":
+            value = tuple(_build(ShardInfo, v, f"{where}, shard {i}") for i, v in enumerate(value))
+        values[name] = value
+    return cls(**values)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """The file is there with all its bytes, or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from data_prep.command import add_shard_options, new_command, shard_options
 from data_prep.feature_file import locate
@@ -43,18 +43,15 @@ class Release:
     """Folder of the features and name of the subtitles."""
     files: Mapping[str, str]
     """Split -> file of annotations."""
+    kind: Literal["video_qa", "video_caption"]
     summary: str
-
-    @property
-    def asks(self) -> bool:
-        """Questions, else descriptions."""
-        return "QA" in self.summary
 
 
 RELEASES = {
     "tvqa": Release(
         "tv",
         {"train": "tvqa_train", "val": "tvqa_val", "test": "tvqa_test_release"},
+        "video_qa",
         "TVQA: questions with five choices about clips of TV series",
     ),
     "how2qa": Release(
@@ -64,16 +61,19 @@ RELEASES = {
             "val": "how2qa_val_release",
             "test": "how2qa_test_public_release",
         },
+        "video_qa",
         "How2QA: questions with four choices about clips of instructions",
     ),
     "tvc": Release(
         "tv",
         {"train": "tvc_train_release", "val": "tvc_val_release", "test": "tvc_test_release"},
+        "video_caption",
         "TVC: descriptions of moments of TV series",
     ),
     "yc2c": Release(
         "yc2",
         {"train": "yc2c_train_release", "val": "yc2c_val_release", "test": "yc2c_test_release"},
+        "video_caption",
         "YC2C: descriptions of steps in cooking videos",
     ),
 }
@@ -90,6 +90,7 @@ def parse_value(
 ) -> SourceSet:
     """Read a split; all questions about a clip become one sample, and so does each moment."""
     release = RELEASES[task]
+    asks = release.kind == "video_qa"
     file = f"{release.files[split]}.jsonl"
     path = annotations or first_existing([src / "ann" / task / file, src / "ann" / file])
     spoken = f"{release.videos}_subtitles.jsonl"
@@ -101,20 +102,19 @@ def parse_value(
     samples: dict[str, SourceSample] = {}
     for row in read_json_lines(path):
         video = str(take(row, "vid_name", str(path)))
-        sample_id = video if release.asks else str(take(row, "clip_id", str(path)))
+        sample_id = video if asks else str(take(row, "clip_id", str(path)))
         extra: dict[str, Any] = {"subtitles": said.get(video, [])}
-        if "ts" in row and not release.asks:
+        if "ts" in row and not asks:
             extra["span"] = [float(second) for second in row["ts"]]
         sample = samples.setdefault(
             sample_id,
             SourceSample(
                 sample_id, (), [], features=(locate(place, video, FRAMES),), extra=extra,
-                source={} if release.asks else {"vid_name": video},
+                source={} if asks else {"vid_name": video},
             ),
         )  # fmt: skip
-        sample.annotations.extend([question(row)] if release.asks else descriptions(row))
-    kind = "video_qa" if release.asks else "video_caption"
-    return SourceSet(name or task, kind, split, (path, subtitles), list(samples.values()))
+        sample.annotations.extend([question(row)] if asks else descriptions(row))
+    return SourceSet(name or task, release.kind, split, (path, subtitles), list(samples.values()))
 
 
 def read_subtitles(path: Path) -> dict[str, list[dict[str, Any]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vlds.metrics.exact_match import exact_match, fold, mean_by_group
+from vlds.metrics.exact_match import consistency, exact_match, fold, mean_by_group, worth
 
 
 def test_only_equal_texts_count() -> None:
@@ -28,3 +28,17 @@ def test_nothing_to_score_is_an_error() -> None:
 def test_unequal_lengths_are_an_error() -> None:
     with pytest.raises(ValueError, match=r"shorter|longer"):
         exact_match(["red"], ["red", "blue"])
+
+
+def test_numbers_are_sorted_as_numbers() -> None:
+    assert list(mean_by_group([1.0, 0.0, 0.5], [10, 2, None])) == ["2", "10"]
+
+
+def test_a_group_is_right_when_all_of_it_is() -> None:
+    assert consistency([1.0, 1.0, 0.0, 1.0], ["a", "a", "b", "b"]) == 0.5
+    with pytest.raises(ValueError, match="nothing to score"):
+        consistency([], [])
+
+
+def test_worth_of_an_answer() -> None:
+    assert [worth(text, {"Left Lung": 0.9}) for text in ("left  lung", "lung")] == [0.9, 0.0]

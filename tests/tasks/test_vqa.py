@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data_prep.answers import soft_label
 from vlds.schema import Sample
 from vlds.tasks import VQA
 
@@ -47,30 +48,89 @@ def test_best_answer_in_evaluation() -> None:
     assert targets == ["cat", "cat"]
 
 
-def test_official_accuracy_and_parts() -> None:
+def reference(answers: list[str], **fields: Any) -> dict[str, Any]:
+    """What evaluation makes of a question with these answers."""
+    label = fields.pop("label", soft_label(answers))
+    found = sample_of(answers=answers, label=label, **fields)
+    return dict(VQA().example("vqa", found, 0, None).reference)
+
+
+def test_official_accuracy_and_its_tables() -> None:
     references = {
-        "1": {"answer": "yes", "answers": ["yes"] * 10,
-              "answer_type": "yes/no", "question_type": "is the"},
-        "2": {"answer": "cat", "answers": ["cat"] * 3 + ["dog"] * 7,
-              "answer_type": "other", "question_type": "what is"},
-    }  # fmt: skip
-    scores = VQA().score({"1": "Yes", "2": "cat"}, references)
-    assert next(iter(scores)) == "vqa_accuracy"
-    assert scores["vqa_accuracy"] == pytest.approx(0.95)
-    assert scores["vqa_accuracy/answer_type/yes/no"] == 1.0
-    assert scores["vqa_accuracy/question_type/what is"] == pytest.approx(0.9)
-    assert scores["exact_match"] == 1.0
+        "1": reference(["yes"] * 10, answer_type="yes/no", question_type="is it"),
+        "2": reference(["dog"] * 7 + ["cat"] * 3, answer_type="other", question_type="what is"),
+    }
+    assert VQA().score({"1": "Yes", "2": "Cat"}, references) == pytest.approx(
+        {
+            "vqa_accuracy": 0.95,
+            "exact_match": 0.5,
+            "vqa_accuracy/answer_type/other": 0.9,
+            "vqa_accuracy/answer_type/yes/no": 1.0,
+            "vqa_accuracy/question_type/is it": 1.0,
+            "vqa_accuracy/question_type/what is": 0.9,
+        }
+    )
+
+
+def test_the_older_rules_have_a_name_of_their_own() -> None:
+    references = {"1": reference(["two"] * 9 + ["2"]), "2": reference(["a dog"] * 10)}
+    predictions = {"1": "two", "2": "a dog"}
+    assert VQA().score(predictions, references)["vqa_accuracy"] == 1.0
+    legacy = VQA(accuracy="legacy")
+    # "2" meets one of ten, because the others keep their "two"; "dog" meets no "a dog".
+    scores = legacy.score(predictions, references)
+    assert list(scores) == ["vqa_accuracy_legacy", "exact_match"]
+    assert scores["vqa_accuracy_legacy"] == pytest.approx(0.15)
+    assert legacy.correct("two", references["1"]) is False
+    assert VQA().correct("two", references["1"]) is True
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9, 11, 40])
+def test_any_number_of_answers_trains_and_is_scored(count: int) -> None:
+    answers = (["sofa", "Couch", "seat"] * count)[:count]
+    sample = sample_of(answers=answers, label=soft_label(answers))
+    rng = np.random.default_rng(0)
+    drawn = {VQA().example("vqa", sample, 0, rng).target for _ in range(100)}
+    assert drawn == {answer.lower() for answer in answers}
+    evaluated = VQA().example("vqa", sample, 0, None)
+    references = {"q": evaluated.reference}
+    scores = VQA().score({"q": str(evaluated.target).upper()}, references)
+    if count == 1:
+        assert scores == {"exact_match": 1.0}
+    else:
+        assert scores == {"soft_score": 1.0, "exact_match": 1.0}
+        assert VQA().score({"q": "couch"}, references) == {"soft_score": 1.0, "exact_match": 0.0}
+    assert VQA().correct("table", evaluated.reference) is False
+
+
+def test_more_than_ten_answers_are_worth_what_they_are_in_training() -> None:
+    references = {"q": reference(["dog"] * 8 + ["cat"] * 3 + ["cow"])}
+    for answer, worth in (("dog", 1.0), ("cat", 0.9), ("cow", 0.3), ("pig", 0.0)):
+        assert VQA().score({"q": answer}, references)["soft_score"] == worth
+
+
+def test_soft_scores_alone_are_scored_as_lxmert_scores_them() -> None:
+    found = sample_of(label={"cat": 0.9, "dog": 0.3}).annotations
+    sample = Sample("0", "toy", "image", "vqa", (b"",), (), found)
+    references = {"q": VQA().example("vqa", sample, 0, None).reference}
+    assert VQA().score({"q": "dog"}, references) == {"soft_score": 0.3, "exact_match": 0.0}
+
+
+def test_raw_answers_without_soft_scores_all_count() -> None:
+    found = sample_of(answers=["yes", "no"]).annotations
+    sample = Sample("0", "toy", "image", "vqa", (b"",), (), found)
+    references = {"q": VQA().example("vqa", sample, 0, None).reference}
+    assert VQA().score({"q": "no"}, references)["soft_score"] == 1.0
 
 
 def test_your_own_data_with_one_answer_is_scored_by_exact_match_alone() -> None:
-    reference = {"answer": "left lung", "answers": ["left lung"],
-                 "answer_type": "open", "question_type": None}  # fmt: skip
-    scores = VQA().score({"1": "Left  Lung", "2": "no"}, {"1": reference, "2": reference})
+    lung = reference(["left lung"], answer_type="open")
+    scores = VQA().score({"1": "Left  Lung", "2": "no"}, {"1": lung, "2": lung})
     assert scores == {"exact_match": 0.5, "exact_match/answer_type/open": 0.5}
-    assert VQA().correct("LEFT lung", reference) is True
+    assert VQA().correct("LEFT lung", lung) is True
 
 
 def test_correct_asks_for_two_of_ten_people() -> None:
-    reference = {"answer": "dog", "answers": ["dog"] * 7 + ["cat"] * 2 + ["cow"]}
-    right = [VQA().correct(text, reference) for text in ("dog", "Cat", "cow", "pig")]
+    animal = reference(["dog"] * 7 + ["cat"] * 2 + ["cow"])
+    right = [VQA().correct(text, animal) for text in ("dog", "Cat", "cow", "pig")]
     assert right == [True, True, False, False]

@@ -1,19 +1,26 @@
-"""VQA accuracy, as the official evaluation of VQA v2 computes it (its 2021 version).
+"""VQA accuracy, as the official evaluation of VQA v2 computes it.
 
 An answer is as right as people agree with it: for each of the ten annotators, the prediction scores
 min(1, matches among the other nine / 3), and the mean of the ten is the question's accuracy. All
 oddities of the official script (https://github.com/GT-Vision-Lab/VQA) are kept, because a number
 that differs from it cannot be compared with anybody's.
+
+Two sets of rules are in use. "official" is the script's version of 2021: where the ten differ, both
+sides are normalised alike, where they agree neither is. "legacy" is the version before, which VL-T5
+and VL-Adapter copied: the prediction is always normalised, the annotators' answers lose their
+punctuation where they differ, and keep their articles, number words and case.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Literal
 
-from vlds.metrics.exact_match import mean, mean_by_group
+from vlds.metrics.exact_match import mean
 from vlds.metrics.vqa_contractions import CONTRACTIONS
+
+Rules = Literal["official", "legacy"]
 
 PUNCTUATION = (";", "/", "[", "]", '"', "{", "}", "(", ")", "=", "+", "\\", "_", "-", ">", "<", "@",
                "`", ",", "?", "!")  # fmt: skip
@@ -34,15 +41,6 @@ PERIOD = re.compile(r"\.(?!\d)")
 
 # The official call passes re.UNICODE, whose value is 32, as the largest number of replacements.
 MAX_PERIODS = 32
-
-
-@dataclass(frozen=True)
-class VQAAccuracy:
-    """Accuracies in 0..1; the official script prints them as round(100 * x, 2)."""
-
-    overall: float
-    by_answer_type: dict[str, float]
-    by_question_type: dict[str, float]
 
 
 def clean_white_space(text: str) -> str:
@@ -71,35 +69,34 @@ def normalise(text: str) -> str:
     return process_digits_and_articles(process_punctuation(text))
 
 
-def question_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """Accuracy of one prediction against the raw answers of all annotators.
+def compared(
+    prediction: str, answers: Sequence[str], rules: Rules = "official"
+) -> tuple[str, list[str]]:
+    """The prediction and the annotators' answers in the forms that are compared.
 
-    Where all annotators wrote the same, nothing is normalised, not even case: "Yes" against ten
-    times "yes" scores 0. Lower-casing a prediction is the caller's matter.
+    Where all annotators wrote the same, the official rules normalise nothing, not even case: "Yes"
+    against ten times "yes" is wrong. Lower-casing a prediction is the caller's matter.
+    """
+    prediction = clean_white_space(prediction)
+    if rules == "legacy":
+        differ = len(set(answers)) > 1
+        shown = [process_punctuation(answer) if differ else answer for answer in answers]
+        return normalise(prediction), shown
+    answers = [clean_white_space(answer) for answer in answers]
+    if len(set(answers)) > 1:
+        return normalise(prediction), [normalise(answer) for answer in answers]
+    return prediction, answers
+
+
+def question_accuracy(prediction: str, answers: Sequence[str], rules: Rules = "official") -> float:
+    """Accuracy of one prediction, in 0..1, against the raw answers of all annotators.
+
+    The official script prints the mean over questions, and over those of a type, as
+    round(100 * x, 2).
     """
     if not answers:
         raise ValueError("answers: got none; VQA accuracy needs the annotators' raw answers")
-    prediction = clean_white_space(prediction)
-    answers = [clean_white_space(answer) for answer in answers]
-    if len(set(answers)) > 1:
-        prediction = normalise(prediction)
-        answers = [normalise(answer) for answer in answers]
+    prediction, answers = compared(prediction, answers, rules)
     matches = sum(answer == prediction for answer in answers)
     scores = [min(1.0, (matches - (answer == prediction)) / 3) for answer in answers]
     return mean(scores)
-
-
-def vqa_accuracy(
-    predictions: Sequence[str],
-    answers: Sequence[Sequence[str]],
-    answer_types: Sequence[str | None],
-    question_types: Sequence[str | None],
-) -> VQAAccuracy:
-    """Mean accuracy, overall and per type; a type of None counts in the overall mean alone."""
-    pairs = zip(predictions, answers, strict=True)
-    scores = [question_accuracy(prediction, given) for prediction, given in pairs]
-    return VQAAccuracy(
-        overall=mean(scores),
-        by_answer_type=mean_by_group(scores, answer_types),
-        by_question_type=mean_by_group(scores, question_types),
-    )

@@ -77,9 +77,18 @@ class Task(ABC):
         """Score predictions, keyed by example id, against the references of the same ids.
 
         References that are None (no labels) are left out; without any, the result is empty. Scores
-        lie in 0..1 (CIDEr in 0..10); the first one stands for the task. A name with a slash is a
-        part of the score before the slash ("accuracy/structural/query").
+        lie in 0..1 (CIDEr in 0..10, GQA's distribution above 0); the first one stands for the task.
+        "SCORE/TABLE/GROUP" is a cell of a table (vlds/metrics/tables.py).
         """
+
+    def missing_for_scores(self) -> str | None:
+        """What a score that was asked for does not find on this machine, field first, with the
+        cure; None where all can be computed."""
+        return None
+
+    def thorough(self) -> Task:
+        """The task with all its scores, those too that cost more than training should wait for."""
+        return self
 
     @abstractmethod
     def answer_of(self, reference: Any) -> str | None:
@@ -109,11 +118,6 @@ def labelled(
             )
     known = [key for key, reference in references.items() if reference is not None]
     return [predictions[key] for key in known], [references[key] for key in known]
-
-
-def parts(prefix: str, scores: Mapping[str, float]) -> dict[str, float]:
-    """Scores per group under the name of the whole."""
-    return {f"{prefix}/{group}": score for group, score in scores.items()}
 
 
 def require_label(annotation: Mapping[str, Any], field_name: str, sample: Sample) -> Any:

@@ -6,28 +6,33 @@ that score; the model writes the answer freely, no vocabulary holds it.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 
-from vlds.metrics.exact_match import fold, matches, mean, mean_by_group
-from vlds.metrics.vqa_accuracy import question_accuracy, vqa_accuracy
+from vlds.metrics.exact_match import fold, matches, mean, mean_by_group, worth
+from vlds.metrics.tables import table
+from vlds.metrics.vqa_accuracy import Rules, question_accuracy
 from vlds.schema import Decoding, Example, Sample
-from vlds.tasks.base import Task, labelled, parts, require_label
+from vlds.tasks.base import Task, labelled, require_label
+from vlds.tasks.soft_label import best_answer, draw_answer
 
 NUM_ANNOTATORS = 10
 """The official accuracy is defined on the answers of ten people."""
+ENOUGH = 0.5
+"""Score from which an answer is shown as right."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VQA(Task):
-    """Answer a question about a picture; scored by VQA accuracy and exact match.
+    """Answer a question about a picture; scored by VQA accuracy or soft score, and exact match.
 
     `vqa_accuracy` is the official one and is there where every question has the answers of ten
-    people; `exact_match` compares with the best answer, case and white space aside.
+    people. Where some have more or fewer, and several are right, `soft_score` takes the prediction
+    for what it is worth as an answer to learn. `exact_match` compares with the best answer. The
+    last two put case and white space aside.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("vqa",)
@@ -40,6 +45,9 @@ class VQA(Task):
     """Longest answer to learn in tokens, special tokens included; longer ones are cut."""
     decoding: Decoding = field(default_factory=lambda: Decoding(max_new_tokens=19))
     """How the model's output becomes an answer; greedy, 20 tokens with the start token."""
+    accuracy: Rules = "official"
+    """Rules of VQA accuracy: the official script's, or legacy, those of its version before 2021,
+    which VL-T5 and VL-Adapter use; the score is then called vqa_accuracy_legacy."""
 
     def example(
         self,
@@ -59,6 +67,7 @@ class VQA(Task):
         reference = None if best is None else {
             "answer": best,
             "answers": list(given.get("answers") or ()),
+            "label": dict(given.get("label") or dict.fromkeys(given["answers"], 1.0)),
             "answer_type": given.get("answer_type"),
             "question_type": given.get("question_type"),
         }  # fmt: skip
@@ -67,53 +76,36 @@ class VQA(Task):
     def score(
         self, predictions: Mapping[str, str], references: Mapping[str, Any]
     ) -> dict[str, float]:
-        """VQA accuracy where it is defined, then exact match, each with its parts per type."""
+        """The best score that the answers allow, with its tables, then exact match."""
         texts, known = labelled(predictions, references)
         if not known:
             return {}
-        kinds = ("answer_type", "question_type")
-        types = {kind: [reference[kind] for reference in known] for kind in kinds}
-        scores: dict[str, float] = {}
+        exact = matches(map(fold, texts), [fold(reference["answer"]) for reference in known])
         if all(len(reference["answers"]) == NUM_ANNOTATORS for reference in known):
-            # Where all ten agree the official script does not normalise, so case would count.
-            accuracy = vqa_accuracy(
-                [text.lower() for text in texts],
-                [reference["answers"] for reference in known],
-                *types.values(),
-            )
-            scores["vqa_accuracy"] = accuracy.overall
-            scores |= parts("vqa_accuracy/answer_type", accuracy.by_answer_type)
-            scores |= parts("vqa_accuracy/question_type", accuracy.by_question_type)
-        right = matches(map(fold, texts), [fold(reference["answer"]) for reference in known])
-        scores["exact_match"] = mean(right)
-        for kind, groups in types.items():
-            scores |= parts(f"exact_match/{kind}", mean_by_group(right, groups))
+            name = "vqa_accuracy" if self.accuracy == "official" else "vqa_accuracy_legacy"
+            found = [self.question_score(*pair) for pair in zip(texts, known, strict=True)]
+        elif any(len(reference["label"]) > 1 for reference in known):
+            labels = [reference["label"] for reference in known]
+            name, found = "soft_score", list(map(worth, texts, labels))
+        else:
+            name, found = "exact_match", exact
+        scores = {name: mean(found), "exact_match": mean(exact)}
+        for kind in ("answer_type", "question_type"):
+            groups = mean_by_group(found, [reference[kind] for reference in known])
+            scores |= table(name, kind, groups)
         return scores
+
+    def question_score(self, prediction: str, reference: Any) -> float:
+        """VQA accuracy of one answer."""
+        # Where all ten agree the official script does not normalise, so case would count.
+        return question_accuracy(prediction.lower(), reference["answers"], self.accuracy)
 
     def answer_of(self, reference: Any) -> str | None:
         """The answer of the highest soft score."""
         return str(reference["answer"])
 
     def correct(self, prediction: str, reference: Any) -> bool | None:
-        """At least two of ten people agree; with fewer answers, an exact match."""
+        """At least two of ten people agree; else, any answer that is worth as much to learn."""
         if len(reference["answers"]) == NUM_ANNOTATORS:
-            return question_accuracy(prediction.lower(), reference["answers"]) >= 0.5
-        return fold(prediction) == fold(reference["answer"])
-
-
-def draw_answer(label: Mapping[str, float], rng: np.random.Generator) -> tuple[str, float]:
-    """An answer drawn by its soft score, and the score; "" and 0 where none has any."""
-    answers, scores = list(label), np.array(list(label.values()), dtype=np.float64)
-    if (total := scores.sum()) <= 0:
-        return "", 0.0
-    chosen = int(rng.choice(len(answers), p=scores / total))
-    return answers[chosen], float(scores[chosen])
-
-
-def best_answer(annotation: Mapping[str, Any]) -> str | None:
-    """The answer of the highest soft score, else the most frequent raw one; None without labels."""
-    label: Mapping[str, float] = annotation.get("label") or {}
-    if label and max(label.values()) > 0:
-        return max(label, key=lambda answer: label[answer])
-    answers = annotation.get("answers")
-    return Counter(answers).most_common(1)[0][0] if answers else None
+            return self.question_score(prediction, reference) >= ENOUGH
+        return worth(prediction, reference["label"]) >= ENOUGH

@@ -13,6 +13,7 @@ from vlds.artifact import own_tensors, save_artifact
 from vlds.config import Recipe, save_recipe
 from vlds.data import Source, TrainStream
 from vlds.data.cache_limit import check_cache_limit, lanes_read
+from vlds.metrics.tables import plain
 from vlds.models.build import build_model
 from vlds.models.partitioned_loading import partitioned_loading
 from vlds.models.vl_model import VLModel
@@ -153,6 +154,7 @@ def build_run(
         eps=recipe.optimizer.eps,
         parts=recipe.data.parts,
     )
+    check_choices(recipe, model)
     if resume:
         restore(recipe, engine, stream, ranks, new_phase)
     Path(recipe.output).mkdir(parents=True, exist_ok=True)
@@ -160,6 +162,16 @@ def build_run(
     run = Run(recipe, ranks, engine, stream, tracker, tokenizer, prepared.evaluation_sources)
     announce(run)
     return run
+
+
+def check_choices(recipe: Recipe, model: VLModel) -> None:
+    """Errors: ValueError for words to choose from that the tokenizer does not tell apart."""
+    for name, task in recipe.tasks.items():
+        if task.evaluate and task.decoding.choices is not None:
+            try:
+                model.choice_ids(task.decoding.choices)
+            except ValueError as error:
+                raise ValueError(f"tasks.{name}.decoding.{error}") from error
 
 
 def open_stream(recipe: Recipe, ranks: Ranks, prepared: Prepared, tokenizer: Any) -> TrainStream:
@@ -312,9 +324,7 @@ def tell_evaluation(run: Run) -> list[Evaluation]:
     step = run.engine.steps_done
     for evaluation in evaluations:
         evaluation.write(run.folder / "predictions" / f"step-{step:08d}")
-        shown = "  ".join(
-            f"{name} {value:.3f}" for name, value in evaluation.scores.items() if "/" not in name
-        )
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in plain(evaluation.scores).items())
         run.tracker.say(
             f"step {step}  {evaluation.task} ({len(evaluation.predictions)} examples): {shown}"
         )

@@ -1,46 +1,91 @@
-"""GQA's accuracy counts balanced questions and knows their types."""
+"""GQA counts balanced questions, and scores what there are data for."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from vlds.schema import Sample
 from vlds.tasks import GQA
 
 
-def reference(answer: str, structural: str, semantic: str, balanced: bool = True) -> dict[str, Any]:
-    types = {"structural": structural, "semantic": semantic}
-    return {"answer": answer, "balanced": balanced, "types": types}
+def annotation(key: str, answer: str, structural: str = "query", **fields: Any) -> dict[str, Any]:
+    types = {"structural": structural, "semantic": "attr", "detailed": "attrVerify"}
+    return {"id": key, "question": "Is it red?", "answer": answer, "types": types, **fields}
 
 
-def test_accuracy_and_its_parts() -> None:
-    references = {
-        "07": reference("yes", "verify", "attr"),
-        "08": reference("no", "logical", "obj"),
-        "09": reference("dog", "query", "obj"),
-        "10": reference("cat", "query", "obj", balanced=False),
+def references_of(*annotations: dict[str, Any]) -> dict[str, Any]:
+    sample = Sample("0", "toy", "image", "gqa", (b"",), (), annotations)
+    examples = [GQA().example("gqa", sample, number, None) for number in range(len(annotations))]
+    return {example.id: example.reference for example in examples}
+
+
+def test_all_that_an_official_question_has_is_scored() -> None:
+    program = [
+        {"operation": "select", "argument": "car (1)"},
+        {"operation": "verify color", "argument": "red (1)"},
+        {"operation": "exist", "argument": "?"},
+    ]
+    references = references_of(
+        annotation(
+            "07", "yes", "verify", balanced=True, groups={"global": "car", "local": "x"},
+            entailed=["08"], source={"semantic": program},
+        ),
+        annotation("08", "no", "verify", balanced=False, entailed=["07"]),
+    )  # fmt: skip
+    assert GQA().score({"07": "yes", "08": "yes"}, references) == {
+        "accuracy": 1.0,
+        "consistency": 0.0,
+        "distribution": 0.0,
+        "accuracy/half/binary": 1.0,
+        "accuracy/structural/verify": 1.0,
+        "accuracy/semantic/attr": 1.0,
+        "accuracy/steps/2": 1.0,
+        "accuracy/words/3": 1.0,
     }
-    scores = GQA().score({"07": "yes", "08": "No", "09": "dog", "10": "cow"}, references)
-    assert scores == pytest.approx(
-        {
-            "accuracy": 2 / 3,  # "No" is not "no", the unbalanced one does not count
-            "accuracy/binary": 1 / 2,
-            "accuracy/open": 1.0,
-            "accuracy/structural/verify": 1.0,
-            "accuracy/structural/logical": 0.0,
-            "accuracy/structural/query": 1.0,
-            "accuracy/semantic/attr": 1.0,
-            "accuracy/semantic/obj": 0.5,
-        }
-    )
 
 
-def test_without_types_there_is_the_whole_alone() -> None:
-    plain = {"1": {"answer": "yes", "balanced": True, "types": {}}}
-    assert GQA().score({"1": "yes"}, plain) == {"accuracy": 1.0}
+def test_the_balanced_files_alone_have_no_consistency() -> None:
+    references = references_of(annotation("07", "yes", "verify", entailed=["08"]))
+    assert "consistency" not in GQA().score({"07": "yes"}, references)
+
+
+def test_without_types_there_is_no_table_of_them() -> None:
+    plain = references_of({"id": "1", "question": "Is it?", "answer": "yes", "balanced": True})
+    assert GQA().score({"1": "yes"}, plain) == {"accuracy": 1.0, "accuracy/words/2": 1.0}
+    assert GQA().score({"1": "Yes"}, plain)["accuracy"] == 0.0
 
 
 def test_no_balanced_question_is_an_error() -> None:
+    references = references_of(annotation("1", "yes", balanced=False))
     with pytest.raises(ValueError, match="balanced: none of the 1 questions is"):
-        GQA().score({"1": "yes"}, {"1": reference("yes", "verify", "obj", balanced=False)})
+        GQA().score({"1": "yes"}, references)
+
+
+def test_validity_and_plausibility_from_the_file_or_its_parts(tmp_path: Path) -> None:
+    references = references_of(
+        annotation("01", "red"), annotation("02", "blue"), annotation("03", "x", balanced=False)
+    )
+    predictions = {"01": "green", "02": "wood", "03": "x"}
+    parts = [
+        {"01": {"valid": ["red", "green"], "plausible": ["red"]}, "99": {}},
+        {"02": {"valid": ["blue", "red"], "plausible": ["blue"]}},
+    ]
+    for number, part in enumerate(parts):
+        (tmp_path / f"train_choices_{number}.json").write_text(json.dumps(part), "utf-8")
+    task = GQA(choices=str(tmp_path))
+    assert task.missing_for_scores() is None
+    scores = task.score(predictions, references)
+    assert (scores["validity"], scores["plausibility"]) == (0.5, 0.0)
+    one = GQA(choices=str(tmp_path / "train_choices_0.json"))
+    with pytest.raises(ValueError, match="knows nothing of 1 of 2 questions, such as 02; name the"):
+        one.score(predictions, references)
+
+
+def test_choices_that_are_not_there() -> None:
+    missing = GQA(choices="absent.json").missing_for_scores()
+    assert missing is not None
+    assert missing.startswith("choices: absent.json is neither a file")

@@ -1,12 +1,40 @@
-"""NLVR2 compares two words."""
+"""NLVR2 compares two words, and counts sentences that are right on all their pairs."""
 
 from __future__ import annotations
 
+import pytest
+
 from vlds.tasks import NLVR2
 
+LABELS = {
+    "dev-1-0-0": ("true", "Both are red."),
+    "dev-1-1-0": ("false", "Both are red."),
+    "dev-1-0-1": ("true", "One is a dog."),
+    "dev-2-0-0": ("true", "Both are red."),
+}
+REFERENCES = {key: {"answer": word, "sentence": text} for key, (word, text) in LABELS.items()}
 
-def test_accuracy_and_choices() -> None:
+
+def test_choices() -> None:
     assert NLVR2().decoding.choices == ("true", "false")
-    references = {"dev-1-0-0": "true", "dev-1-0-1": "false", "dev-1-1-0": None}
-    predictions = {"dev-1-0-0": "true", "dev-1-0-1": "true", "dev-1-1-0": "true"}
-    assert NLVR2().score(predictions, references) == {"accuracy": 0.5}
+
+
+def test_accuracy_and_consistency() -> None:
+    predictions = {key: word for key, (word, _) in LABELS.items()}
+    predictions["dev-1-1-0"] = "true"
+    # By id: dev-1--0 is wrong on one of its pairs, dev-1--1 and dev-2--0 are right. By text:
+    # "Both are red." is one sentence, and not right everywhere.
+    assert NLVR2().score(predictions, REFERENCES) == pytest.approx(
+        {"accuracy": 3 / 4, "consistency": 2 / 3, "consistency_by_text": 1 / 2}
+    )
+
+
+def test_unlabelled_examples_do_not_count() -> None:
+    references = {**REFERENCES, "dev-2-1-0": None}
+    predictions = {key: word for key, (word, _) in LABELS.items()} | {"dev-2-1-0": "true"}
+    assert set(NLVR2().score(predictions, references).values()) == {1.0}
+
+
+def test_ids_of_ones_own_have_no_official_groups() -> None:
+    references = {"1": {"answer": "true", "sentence": "Both are red."}}
+    assert NLVR2().score({"1": "true"}, references) == {"accuracy": 1.0, "consistency_by_text": 1.0}

@@ -8,14 +8,20 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from vlds.metrics.exact_match import matches, mean, mean_by_group
+from vlds.metrics.gqa_scores import Question, gqa_scores, reasoning_steps
 from vlds.schema import Decoding, Example, Sample
-from vlds.tasks.base import Task, labelled, parts, require_label
+from vlds.tasks.base import Task, labelled, require_label
+from vlds.tasks.gqa_choices import missing_choices, read_choices
 
 
 @dataclass(frozen=True, kw_only=True)
 class GQA(Task):
-    """Answer a compositional question; scored by equality on the balanced questions."""
+    """Answer a compositional question; scored by equality on the balanced questions.
+
+    Besides `accuracy` with its tables and `distribution` there are `consistency`, where what the
+    questions entail is evaluated too (the *_all files), and with `choices` `validity` and
+    `plausibility`.
+    """
 
     kinds: ClassVar[tuple[str, ...]] = ("gqa",)
 
@@ -27,6 +33,9 @@ class GQA(Task):
     """Longest answer to learn in tokens, special tokens included; the paper does not cut them."""
     decoding: Decoding = field(default_factory=lambda: Decoding(max_new_tokens=19))
     """How the model's output becomes an answer; greedy, 20 tokens with the start token."""
+    choices: str | None = None
+    """GQA's own file of valid and plausible answers (val_choices.json), or the folder of its parts;
+    default: no validity and plausibility."""
 
     def example(
         self,
@@ -42,38 +51,45 @@ class GQA(Task):
         if rng is not None:
             return Example(given["id"], name, question, require_label(given, "answer", sample))
         answer = given.get("answer")
-        reference = None if answer is None else {
-            "answer": answer,
-            "balanced": given.get("balanced", True),
-            "types": given.get("types") or {},
-        }  # fmt: skip
+        reference = None if answer is None else reference_of(given)
         return Example(given["id"], name, question, answer, reference=reference)
 
     def score(
         self, predictions: Mapping[str, str], references: Mapping[str, Any]
     ) -> dict[str, float]:
-        """Accuracy over the balanced questions, whole and by type of question."""
-        texts, known = labelled(predictions, references)
+        """The official scores, accuracy first, over the balanced questions."""
+        _, known = labelled(predictions, references)
         if not known:
             return {}
-        pairs = [pair for pair in zip(texts, known, strict=True) if pair[1]["balanced"]]
-        if not pairs:
+        questions = {key: Question(**given) for key, given in references.items() if given}
+        balanced = [key for key, question in questions.items() if question.balanced]
+        if not balanced:
             raise ValueError(
                 f"balanced: none of the {len(known)} questions is; GQA counts balanced questions "
                 'only: prepare a "balanced" file, or keep some in your subset'
             )
-        right = matches([text for text, _ in pairs], [known["answer"] for _, known in pairs])
-        scores = {"accuracy": mean(right)}
-        types: list[Mapping[str, str]] = [reference["types"] for _, reference in pairs]
-        structural = [given.get("structural") for given in types]
-        # GQA's own halves: questions for a word, and yes-or-no or this-or-that ones.
-        halves = [kind and ("open" if kind == "query" else "binary") for kind in structural]
-        semantic = [given.get("semantic") for given in types]
-        scores |= parts("accuracy", mean_by_group(right, halves))
-        scores |= parts("accuracy/structural", mean_by_group(right, structural))
-        scores |= parts("accuracy/semantic", mean_by_group(right, semantic))
-        return scores
+        choices = None if self.choices is None else read_choices(self.choices, balanced)
+        return gqa_scores(predictions, questions, choices)
+
+    def missing_for_scores(self) -> str | None:
+        """The file of choices."""
+        return None if self.choices is None else missing_choices(self.choices)
 
     def answer_of(self, reference: Any) -> str | None:
         """The one answer."""
         return str(reference["answer"])
+
+
+def reference_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a `Question` that an annotation has."""
+    types = given.get("types") or {}
+    program = given.get("source", {}).get("semantic")
+    return {
+        "answer": given["answer"],
+        "balanced": given.get("balanced", True),
+        **{name: types.get(name) for name in ("structural", "semantic", "detailed")},
+        "group": (given.get("groups") or {}).get("global"),
+        "entailed": given.get("entailed") or [],
+        "words": len(given["question"].split()),
+        "steps": None if program is None else reasoning_steps(program),
+    }

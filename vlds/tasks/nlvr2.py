@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from vlds.metrics.exact_match import exact_match
+from vlds.metrics.exact_match import consistency, matches, mean
+from vlds.metrics.nlvr2_groups import sentence_group
 from vlds.schema import Decoding, Example, Sample
 from vlds.tasks.base import Task, labelled, require_label
 
@@ -17,9 +18,11 @@ WORDS = {True: "true", False: "false"}
 
 @dataclass(frozen=True, kw_only=True)
 class NLVR2(Task):
-    """Say whether a sentence is true of two pictures; scored by accuracy.
+    """Say whether a sentence is true of two pictures; scored by accuracy and consistency.
 
-    The model learns to write "true" or "false"; to answer, the two words' logits are compared.
+    `consistency` is the share of the sentences that are judged rightly on all their pairs, told
+    apart by their ids as the official script does; `consistency_by_text` goes by their words. The
+    model learns to write "true" or "false"; to answer, the two words' logits are compared.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("nlvr2",)
@@ -48,16 +51,25 @@ class NLVR2(Task):
         given = sample.annotations[annotation]
         label = given.get("label") if rng is None else require_label(given, "label", sample)
         answer = None if label is None else WORDS[label]
+        reference = None if answer is None else {"answer": answer, "sentence": given["sentence"]}
         sentence = self.prompt + given["sentence"]
-        return Example(given["id"], name, sentence, answer, reference=answer)
+        return Example(given["id"], name, sentence, answer, reference=reference)
 
     def score(
         self, predictions: Mapping[str, str], references: Mapping[str, Any]
     ) -> dict[str, float]:
-        """Share of the sentences that are judged rightly."""
+        """Share of the examples that are judged rightly, then of the sentences."""
         texts, known = labelled(predictions, references)
-        return {"accuracy": exact_match(texts, known)} if known else {}
+        if not known:
+            return {}
+        right = matches(texts, [given["answer"] for given in known])
+        groups = [sentence_group(key) for key, given in references.items() if given is not None]
+        scores = {"accuracy": mean(right)}
+        if None not in groups:
+            scores["consistency"] = consistency(right, groups)
+        by_text = consistency(right, [given["sentence"] for given in known])
+        return scores | {"consistency_by_text": by_text}
 
     def answer_of(self, reference: Any) -> str | None:
         """The word of the label."""
-        return str(reference)
+        return str(reference["answer"])

@@ -1,0 +1,132 @@
+"""GQA's scores: a small case by hand, and a larger one against the formulas written out again."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from vlds.metrics.gqa_scores import (
+    Question,
+    consistency,
+    distribution,
+    gqa_scores,
+    reasoning_steps,
+    share_among,
+)
+
+
+def test_a_small_case_by_hand() -> None:
+    questions = {
+        "01": Question("yes", True, "verify", "attr", "verifyAttr", None, ["03", "04"], 4, 2),
+        "02": Question("no", True, "logical", "obj", "existAnd", None, ["01"], 10, 3),
+        "03": Question("red", True, "query", "attr", "query", "color", ["03"], 4, 2),
+        "04": Question("blue", False, "query", "attr", "query", "color", [], 5, 2),
+        "05": Question("red", True, "query", "attr", "query", "color", ["04"], 5, 2),
+    }
+    predictions = {"01": "yes", "02": "yes", "03": "red", "04": "red", "05": "blue"}
+    choices = {
+        "01": {"valid": ["yes", "no"], "plausible": ["yes", "no"]},
+        "02": {"valid": ["yes", "no"], "plausible": ["no"]},
+        "03": {"valid": ["red", "blue"], "plausible": ["red"]},
+        "05": {"valid": ["red", "blue"], "plausible": ["red", "green"]},
+    }
+    assert gqa_scores(predictions, questions, choices) == pytest.approx(
+        {
+            # 01 and 03 of the four balanced ones are right.
+            "accuracy": 2 / 4,
+            # 01 entails 03, which is right, and 04, which is not. 02 and 05 are wrong themselves,
+            # 03 entails nothing but itself.
+            "consistency": 1 / 2,
+            # Group "color" has "red" twice; it was said once: (1 - 2)^2 / 2.
+            "distribution": 0.5 / 100,
+            "validity": 1.0,
+            # "yes" to 02 and "blue" to 05 are valid and not plausible.
+            "plausibility": 2 / 4,
+            "accuracy/half/binary": 1 / 2,
+            "accuracy/half/open": 1 / 2,
+            "accuracy/structural/logical": 0.0,
+            "accuracy/structural/query": 1 / 2,
+            "accuracy/structural/verify": 1.0,
+            "accuracy/semantic/attr": 2 / 3,
+            "accuracy/semantic/obj": 0.0,
+            "accuracy/steps/2": 2 / 3,
+            "accuracy/steps/3": 0.0,
+            "accuracy/words/4": 1.0,
+            "accuracy/words/5": 0.0,
+            "accuracy/words/10": 0.0,
+        }
+    )
+
+
+def test_a_larger_case_against_the_formulas() -> None:
+    rng = random.Random(3)
+    ids = [f"{number:08d}" for number in range(300)]
+    questions = {
+        key: Question(
+            rng.choice("abcd"), rng.random() < 0.5, group=rng.choice([None, "g", "h", "i"]),
+            entailed=rng.sample(ids, rng.randrange(4)),
+        )
+        for key in ids
+    }  # fmt: skip
+    predictions = {
+        key: question.answer if rng.random() < 0.6 else rng.choice("abcde")
+        for key, question in questions.items()
+    }
+    right = {key: predictions[key] == questions[key].answer for key in ids}
+    balanced = [key for key in ids if questions[key].balanced]
+    entailed_scores = []
+    for key in balanced:
+        others = [other for other in questions[key].entailed if other != key]
+        if right[key] and others:
+            entailed_scores.append(sum(right[other] for other in others) / len(others))
+    chi = size = 0.0
+    for group in "ghi":
+        members = [key for key in balanced if questions[key].group == group]
+        for answer in {questions[key].answer for key in members}:
+            true = sum(questions[key].answer == answer for key in members)
+            said = sum(predictions[key] == answer for key in members)
+            chi += len(members) * (said - true) ** 2 / true
+        size += len(members)
+    assert gqa_scores(predictions, questions) == pytest.approx(
+        {
+            "accuracy": sum(right[key] for key in balanced) / len(balanced),
+            "consistency": sum(entailed_scores) / len(entailed_scores),
+            "distribution": chi / size / 100,
+        },
+        rel=1e-12,
+    )
+
+
+def test_steps_leave_out_those_that_only_read_the_answer_off() -> None:
+    program = [
+        {"operation": "select", "argument": "car (12)"},
+        {"operation": "filter color", "argument": "red (12)"},
+        {"operation": "relate", "argument": "man,to the left of,s (7)"},
+        {"operation": "query", "argument": "name"},
+    ]
+    assert reasoning_steps(program) == 3
+    assert reasoning_steps([*program[:1], {"operation": "exist", "argument": "?"}]) == 1
+    assert reasoning_steps([{"operation": "query", "argument": "color"}]) == 1
+    assert reasoning_steps([{"operation": "choose name", "argument": "cat|dog"}]) == 0
+
+
+def test_consistency_needs_every_entailed_question() -> None:
+    answers = {"1": "yes", "2": "no"}
+    assert consistency(answers, answers, {"1": ["2"]}) == 1.0
+    assert consistency(answers, answers, {"1": ["2", "3"]}) is None
+    assert consistency(answers, answers, {"1": ["1"], "2": []}) is None
+    assert consistency({"1": "no", "2": "no"}, answers, {"1": ["2"]}) == 0.0
+
+
+def test_without_groups_there_is_no_distribution() -> None:
+    assert distribution(["a"], ["a"], [None]) is None
+    assert distribution(["a", "b"], ["a", "b"], ["g", "g"]) == 0.0
+
+
+def test_what_two_things_have_in_common_stands_in_no_file() -> None:
+    choices = [["red"], ["red"], ["yes"]]
+    kinds = ["compareCommon", None, "verify"]
+    # "Common" in the detailed type: color, material and shape alone are valid, whatever the file.
+    assert share_among(["material", "red", "no"], choices, kinds) == pytest.approx(2 / 3)
+    assert share_among(["red", "red", "yes"], choices, kinds) == pytest.approx(2 / 3)

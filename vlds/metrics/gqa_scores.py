@@ -1,0 +1,150 @@
+"""GQA's scores, as the official eval.py (https://gqadataset.org) computes them.
+
+All of them look at balanced questions only; `consistency` also needs the answers to the questions
+that those entail, most of which are not balanced. Grounding, which needs a model's attention, is
+not here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vlds.metrics.exact_match import matches, mean, mean_by_group
+from vlds.metrics.tables import table
+
+NO_STEPS = ("exist", "query: name", "choose name")
+"""Operations that the official script does not count: they only read the answer off."""
+
+COMMON_ANSWERS = ("color", "material", "shape")
+"""Answers to "what do the two have in common?"; they stand in no file of choices."""
+
+TABLES = ("structural", "semantic", "steps", "words")
+"""Fields of a question by which accuracy is counted."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the scores need of a question; what is None or empty is left out of its table."""
+
+    answer: str
+    balanced: bool = True
+    structural: str | None = None
+    """query, verify, choose, logical or compare."""
+    semantic: str | None = None
+    """obj, attr, cat, rel or global."""
+    detailed: str | None = None
+    group: str | None = None
+    """Questions about one kind of thing ("color of a car"), whose answers have one distribution."""
+    entailed: Sequence[str] = ()
+    """Ids of questions whose answers follow from this one's."""
+    words: int | None = None
+    """Length of the question."""
+    steps: int | None = None
+    """Length of its program, see `reasoning_steps`."""
+
+
+def gqa_scores(
+    predictions: Mapping[str, str],
+    questions: Mapping[str, Question],
+    choices: Mapping[str, Mapping[str, Collection[str]]] | None = None,
+) -> dict[str, float]:
+    """All scores that there are data for; every question has a prediction.
+
+    `choices` has the "valid" and "plausible" answers of each balanced question.
+
+    Errors: ValueError where no question is balanced.
+    """
+    asked = {key: question for key, question in questions.items() if question.balanced}
+    said, answers = [predictions[key] for key in asked], [q.answer for q in asked.values()]
+    right = matches(said, answers)
+    scores: dict[str, float | None] = {
+        "accuracy": mean(right),
+        "consistency": consistency(
+            predictions,
+            {key: question.answer for key, question in questions.items()},
+            {key: question.entailed for key, question in asked.items()},
+        ),
+        "distribution": distribution(said, answers, [q.group for q in asked.values()]),
+    }
+    if choices is not None:
+        detailed = [question.detailed for question in asked.values()]
+        for name, kind in (("validity", "valid"), ("plausibility", "plausible")):
+            scores[name] = share_among(said, [choices[key][kind] for key in asked], detailed)
+    found = {name: value for name, value in scores.items() if value is not None}
+    # The script's own halves: questions for a word, and yes-or-no or this-or-that ones.
+    structural = [question.structural for question in asked.values()]
+    halves = [kind and ("open" if kind == "query" else "binary") for kind in structural]
+    found |= table("accuracy", "half", mean_by_group(right, halves))
+    for by in TABLES:
+        groups = [getattr(question, by) for question in asked.values()]
+        found |= table("accuracy", by, mean_by_group(right, groups))
+    return found
+
+
+def reasoning_steps(program: Sequence[Mapping[str, Any]]) -> int:
+    """Steps of a question's `semantic` program."""
+    said = (f"{step['operation']}: {step['argument']}" for step in program)
+    return sum(not any(word in text for word in NO_STEPS) for text in said)
+
+
+def consistency(
+    predictions: Mapping[str, str],
+    answers: Mapping[str, str],
+    entailed: Mapping[str, Sequence[str]],
+) -> float | None:
+    """Mean accuracy on what the rightly answered questions entail; 0 where none is right.
+
+    `entailed` names, for each question that counts, the questions whose answers follow from its
+    own. None where nothing is entailed, or something that was not asked.
+    """
+    others = {key: [name for name in names if name != key] for key, names in entailed.items()}
+    others = {key: names for key, names in others.items() if names}
+    needed = {name for names in others.values() for name in names}
+    if not needed or not needed <= answers.keys():
+        return None
+    right = {key: predictions[key] == answers[key] for key in needed | others.keys()}
+    found = [mean([right[name] for name in names]) for key, names in others.items() if right[key]]
+    return mean(found) if found else 0.0
+
+
+def distribution(
+    predictions: Sequence[str], answers: Sequence[str], groups: Sequence[str | None]
+) -> float | None:
+    """How far the answers' frequencies are from the true ones; 0 is the best.
+
+    The chi-square statistic of each group of questions, weighed by the group's size, by 100. An
+    answer that is right nowhere in its group costs nothing by itself. None without groups.
+    """
+    true: dict[str, Counter[str]] = {}
+    said: dict[str, Counter[str]] = {}
+    for prediction, answer, group in zip(predictions, answers, groups, strict=True):
+        if group is not None:
+            true.setdefault(group, Counter())[answer] += 1
+            said.setdefault(group, Counter())[prediction] += 1
+    if not true:
+        return None
+    total = sum(
+        counts.total() * sum((said[group][answer] - n) ** 2 / n for answer, n in counts.items())
+        for group, counts in true.items()
+    )
+    return total / sum(counts.total() for counts in true.values()) / 100
+
+
+def share_among(
+    predictions: Sequence[str],
+    choices: Sequence[Collection[str]],
+    detailed: Sequence[str | None],
+) -> float:
+    """Validity or plausibility: share of the predictions that are among a question's choices.
+
+    `detailed` is the question's detailed type.
+    """
+    return mean(
+        [
+            float(prediction in (COMMON_ANSWERS if "Common" in (kind or "") else allowed))
+            for prediction, allowed, kind in zip(predictions, choices, detailed, strict=True)
+        ]
+    )

@@ -5,13 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vlds.metrics.cider import missing_for_official_cider
+from vlds.metrics import coco_package
 from vlds.schema import Sample
-from vlds.tasks import Caption
+from vlds.tasks import Caption, VideoCaption
+
+needs_java = pytest.mark.skipif(
+    coco_package.missing() is not None, reason=str(coco_package.missing())
+)
 
 COLORS, SHAPES = ("red", "blue", "green"), ("dot", "box")
 CAPTIONS = [f"a {color} {shape} here" for color in COLORS for shape in SHAPES]
 REFERENCES = {str(number): [text, text.upper()] for number, text in enumerate(CAPTIONS)}
+PERFECT = dict(zip(REFERENCES, CAPTIONS, strict=True))
 
 
 def test_training_has_one_example_a_caption_and_evaluation_one_a_picture() -> None:
@@ -29,16 +34,58 @@ def test_without_java_the_plain_score_never_bears_the_official_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PATH", "")
-    scores = Caption().score(dict(zip(REFERENCES, CAPTIONS, strict=True)), REFERENCES)
-    assert list(scores) == ["cider_plain_tokens", "word_f1"]
-    assert scores["cider_plain_tokens"] > 5
-    assert scores["word_f1"] == 1.0
+    for task in (Caption(), Caption().thorough()):
+        scores = task.score(PERFECT, REFERENCES)
+        assert list(scores) == ["cider_plain_tokens", "word_f1"]
+        assert scores["cider_plain_tokens"] > 5
+        assert scores["word_f1"] == 1.0
 
 
-@pytest.mark.skipif(
-    missing_for_official_cider() is not None, reason=str(missing_for_official_cider())
-)
+@needs_java
 def test_with_java_the_official_score_comes_first() -> None:
-    scores = Caption().score(dict(zip(REFERENCES, CAPTIONS, strict=True)), REFERENCES)
+    scores = Caption().score(PERFECT, REFERENCES)
     assert list(scores) == ["CIDEr", "word_f1"]
     assert scores["CIDEr"] > 5
+
+
+def test_asked_for_scores_are_the_scores_in_their_order() -> None:
+    task = Caption(scores=["word_f1", "cider_plain_tokens"])
+    assert list(task.score(PERFECT, REFERENCES)) == ["word_f1", "cider_plain_tokens"]
+    assert task.thorough() is task
+    assert task.missing_for_scores() is None
+
+
+def test_scores_that_need_java_are_refused_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert Caption().missing_for_scores() is None
+    missing = Caption(scores=["word_f1", "METEOR"]).missing_for_scores()
+    assert missing is not None
+    assert missing.startswith("scores: METEOR was asked for, and ")
+    assert "missing (" in missing
+
+
+@needs_java
+def test_the_whole_table_is_without_spice() -> None:
+    task = Caption().thorough()
+    assert isinstance(task, Caption)
+    assert task.scores == [
+        "CIDEr", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "word_f1",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [(["CIDER"], "scores: got CIDER; there are CIDEr, BLEU-1"), ([], "scores: got none; name")],
+)
+def test_unknown_scores_are_named(scores: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Caption(scores=scores)
+
+
+def test_clips_are_scored_behind_the_clean_up_of_value() -> None:
+    """Every character beyond ASCII becomes a blank, on both sides."""
+    references = {"1": ["Ann\u2019s caf\u00e9"], "2": ["a box"]}
+    task = VideoCaption(scores=["word_f1"])
+    assert task.score({"1": "Ann s caf", "2": "a\u2028box"}, references) == {"word_f1": 1.0}
+    exact = Caption(scores=["word_f1"])
+    assert exact.score({"1": "Ann s caf", "2": "a\u2028box"}, references)["word_f1"] < 1.0

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from vlds.metrics.cider import missing_for_official_cider, official_cider, plain_cider
-from vlds.metrics.word_f1 import word_f1
+from vlds.metrics.caption_scores import (
+    NAMES,
+    all_scores,
+    caption_scores,
+    missing_for,
+    quick_scores,
+)
 from vlds.schema import Decoding, Example, Sample
 from vlds.tasks.base import Task, labelled, require_label
 
 
 @dataclass(frozen=True, kw_only=True)
 class Caption(Task):
-    """Describe a picture; scored by CIDEr and word F1 against all its captions.
+    """Describe a picture; scored by CIDEr and its kin against all its captions.
 
-    Each caption is an example of training; evaluation writes one caption a picture. `CIDEr` is the
-    official score and needs Java and pycocoevalcap; without them there is `cider_plain_tokens`,
-    which is not comparable with it.
+    Each caption is an example of training; evaluation writes one caption a picture. The official
+    scores need Java and pycocoevalcap; without them there is `cider_plain_tokens`, which is not
+    comparable with CIDEr.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("caption",)
@@ -36,6 +41,16 @@ class Caption(Task):
     """Longest caption to learn in tokens, special tokens included; longer ones are cut."""
     decoding: Decoding = field(default_factory=lambda: Decoding(num_beams=5, max_new_tokens=19))
     """How the model's output becomes a caption; five beams, 20 tokens with the start token."""
+    scores: list[str] | None = None
+    """CIDEr, BLEU-1 to BLEU-4, METEOR, ROUGE-L, SPICE, cider_plain_tokens, word_f1; the first
+    stands for the task. Default: CIDEr, word_f1 in training, all but SPICE in `vlds evaluate`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scores is not None and not self.scores:
+            raise ValueError("scores: got none; name some, or leave the field out")
+        if odd := [name for name in self.scores or () if name not in NAMES]:
+            raise ValueError(f"scores: got {', '.join(odd)}; there are {', '.join(NAMES)}")
 
     def example(
         self,
@@ -61,15 +76,28 @@ class Caption(Task):
     def score(
         self, predictions: Mapping[str, str], references: Mapping[str, Any]
     ) -> dict[str, float]:
-        """CIDEr under the name of what could be computed, then word F1."""
+        """The scores that were asked for, else the quick ones."""
         texts, known = labelled(predictions, references)
         if not known:
             return {}
-        if missing_for_official_cider() is None:
-            cider = {"CIDEr": official_cider(texts, known)}
-        else:
-            cider = {"cider_plain_tokens": plain_cider(texts, known)}
-        return cider | {"word_f1": word_f1(texts, known)}
+        captions = [self.scored_text(text) for text in texts]
+        truth = [[self.scored_text(text) for text in given] for given in known]
+        return caption_scores(self.scores or quick_scores(), captions, truth)
+
+    def scored_text(self, text: str) -> str:
+        """A caption as it is scored."""
+        return text
+
+    def missing_for_scores(self) -> str | None:
+        """Java or the package."""
+        for name in self.scores or ():
+            if (missing := missing_for(name)) is not None:
+                return f"scores: {name} was asked for, and {missing}"
+        return None
+
+    def thorough(self) -> Task:
+        """All scores that can be had here, if the recipe names none."""
+        return self if self.scores else replace(self, scores=all_scores())
 
     def answer_of(self, reference: Any) -> str | None:
         """None: many captions are right."""

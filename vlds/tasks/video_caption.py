@@ -12,7 +12,7 @@ from vlds.tasks.clip_text import subtitles, with_prompt
 
 @dataclass(frozen=True, kw_only=True)
 class VideoCaption(Caption):
-    """Describe a clip; scored as captions of pictures are.
+    """Describe a clip; scored as captions of pictures are, behind VALUE's own clean-up.
 
     The input is that of VL-Adapter (https://arxiv.org/abs/2112.06825) for TVC and YC2C: subtitles,
     and where the sample has a `span`, the seconds to describe.
@@ -36,3 +36,8 @@ class VideoCaption(Caption):
         # The original code prints the list as Python does.
         seconds = "" if span is None else f" [TS] ({list(span)})"
         return with_prompt(f"[Subs] {subtitles(sample)}{seconds}", self.prompt)
+
+    def scored_text(self, text: str) -> str:
+        """Each character that is not ASCII becomes a blank, as in the evaluation of VALUE
+        (https://github.com/VALUE-Leaderboard/EvaluationTools)."""
+        return "".join(character if character.isascii() else " " for character in text)

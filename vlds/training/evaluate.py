@@ -45,8 +45,12 @@ class Evaluation:
 def evaluation_sources(recipe: Recipe) -> list[Source]:
     """The data that the recipe's tasks are evaluated on; tasks without any are left out.
 
-    Errors: ValueError for a folder that holds no data set, or one of another kind.
+    Errors: ValueError for a folder that holds no data set, or one of another kind, and for a score
+    that was asked for and cannot be computed here.
     """
+    for name, task in recipe.tasks.items():
+        if task.evaluate and (missing := task.missing_for_scores()) is not None:
+            raise ValueError(f"tasks.{name}.{missing}")
     return [
         Source(name, task, open_datasets(name, task, task.evaluate, recipe.data), task.weight)
         for name, task in recipe.tasks.items()

@@ -23,6 +23,8 @@ def evaluate_run(run: Path, data: Sequence[str], out: Path | None) -> int:
     Exit code."""
     loaded = load_run(run)
     recipe = with_data(loaded.recipe, data) if data else loaded.recipe
+    tasks = {name: task.thorough() for name, task in recipe.tasks.items()}
+    recipe = replace(recipe, tasks=tasks)
     sources = evaluation_sources(recipe)
     if not any(source.datasets for source in sources):
         raise ValueError(

@@ -1,0 +1,199 @@
+"""Caption scores: the official numbers, the traps around them, and refusals that name the cure."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from vlds.metrics import coco_package, meteor, spice
+from vlds.metrics.caption_scores import NAMES, OFFICIAL, all_scores, caption_scores, quick_scores
+from vlds.metrics.ptb_tokens import penn_treebank_tokens
+
+needs_java = pytest.mark.skipif(
+    coco_package.missing() is not None, reason=str(coco_package.missing())
+)
+
+CAPTIONS = [f"a {color} {shape}" for color in ("red", "blue", "green") for shape in ("dot", "box")]
+REFERENCES = [[text, text.replace("a ", "one small ")] for text in CAPTIONS]
+RECORDED_NAMES = {
+    "BLEU-1": "Bleu_1", "BLEU-2": "Bleu_2", "BLEU-3": "Bleu_3", "BLEU-4": "Bleu_4",
+    "ROUGE-L": "ROUGE_L", "CIDEr": "CIDEr", "METEOR": "METEOR",
+}  # fmt: skip
+"""Ours -> that of the recorded file."""
+QUICK = [name for name in RECORDED_NAMES if name != "METEOR"]
+
+
+@pytest.fixture(scope="module")
+def coco(shared: Path) -> tuple[list[list[str]], dict[str, dict[str, float]]]:
+    """Captions of each picture, by id, and the scores of the first against the others."""
+    folder = shared / "data" / "coco_caption_scoring"
+    if not folder.is_dir():
+        pytest.skip(f"no folder {folder}")
+    annotations = json.loads((folder / "captions_val2017.json").read_text("utf-8"))["annotations"]
+    by_image: dict[int, list[str]] = {}
+    for annotation in sorted(annotations, key=lambda entry: entry["id"]):
+        by_image.setdefault(annotation["image_id"], []).append(annotation["caption"])
+    recorded = json.loads((folder / "reference_scores_pycocoevalcap_1.2.json").read_text("utf-8"))
+    return [by_image[image] for image in sorted(by_image)], recorded
+
+
+def recorded_scores(names: list[str], recorded: dict[str, float]) -> dict[str, float]:
+    return {name: recorded[RECORDED_NAMES[name]] for name in names}
+
+
+@needs_java
+def test_scores_of_200_pictures_are_the_recorded_ones(coco: tuple) -> None:
+    pictures, recorded = coco
+    first = pictures[:200]
+    scores = caption_scores(QUICK, [given[0] for given in first], [given[1:] for given in first])
+    assert scores == pytest.approx(
+        recorded_scores(QUICK, recorded["first_200_image_ids"]), abs=1e-4
+    )
+
+
+@needs_java
+@pytest.mark.slow
+def test_scores_of_all_5000_pictures_are_the_recorded_ones(coco: tuple) -> None:
+    pictures, recorded = coco
+    names = list(RECORDED_NAMES)
+    captions, references = [given[0] for given in pictures], [given[1:] for given in pictures]
+    assert len(captions) == 5000
+    scores = caption_scores(names, captions, references)
+    assert scores == pytest.approx(recorded_scores(names, recorded["all_5000"]), abs=1e-4)
+
+
+@needs_java
+@pytest.mark.slow
+def test_meteor_of_200_pictures_and_its_process_has_ended(coco: tuple) -> None:
+    pictures, recorded = coco
+    first = pictures[:200]
+    scores = caption_scores(["METEOR"], [p[0] for p in first], [p[1:] for p in first])
+    assert scores["METEOR"] == pytest.approx(recorded["first_200_image_ids"]["METEOR"], abs=1e-4)
+    assert java_children() == []
+
+
+def java_children() -> list[str]:
+    """Running Java programs that this process has started."""
+    found = subprocess.run(
+        ["ps", "--ppid", str(os.getpid()), "-o", "comm="], capture_output=True, text=True
+    ).stdout.split()
+    return [name for name in found if "java" in name]
+
+
+@needs_java
+@pytest.mark.slow
+def test_empty_captions_and_odd_ones_have_a_meteor() -> None:
+    """One program answers all: nothing is shifted by an empty line or a separator in the text."""
+    with meteor.running_meteor() as program:
+        assert program.score(CAPTIONS, REFERENCES) == pytest.approx(1.0)
+        assert program.score([""] * 6, REFERENCES) == 0.0
+        assert program.score(["a ||| dot"], [["a dot"]]) == pytest.approx(1.0)
+        mixed = program.score(["", *CAPTIONS[1:]], REFERENCES)
+        assert 0.5 < mixed < 1.0
+        process = program.process
+    assert process.poll() is not None
+
+
+@needs_java
+def test_a_meteor_that_does_not_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meteor, "JAR", "absent.jar")
+    with pytest.raises(RuntimeError, match=r"METEOR ended with exit code 1: .*absent\.jar"):
+        meteor.meteor(CAPTIONS, REFERENCES)
+
+
+@needs_java
+def test_odd_white_space_does_not_shift_later_captions() -> None:
+    texts = ["", "A caf\u00e9\u2028two  lines\r here.", "\n", "third\u2029\x85", "last, one!", " "]
+    assert penn_treebank_tokens(texts) == [
+        "", "a caf\u00e9 two lines here", "", "third", "last one", "",
+    ]  # fmt: skip
+
+
+@needs_java
+def test_odd_white_space_changes_no_score() -> None:
+    odd = ["a red\u2028dot", "a\rred box", " a blue dot\n", *CAPTIONS[3:]]
+    plain = caption_scores(QUICK, CAPTIONS, REFERENCES)
+    assert caption_scores(QUICK, odd, REFERENCES) == plain
+    references = [[text.replace(" ", "\u2028") for text in given] for given in REFERENCES]
+    assert caption_scores(QUICK, CAPTIONS, references) == plain
+
+
+@needs_java
+def test_nothing_is_written_beside_the_package() -> None:
+    """Site-packages may be read-only."""
+    top = coco_package.folder("")
+    before = sorted(path for path in top.rglob("*") if "__pycache__" not in path.parts)
+    caption_scores(QUICK, CAPTIONS, REFERENCES)
+    assert sorted(p for p in top.rglob("*") if "__pycache__" not in p.parts) == before
+
+
+@needs_java
+def test_captions_that_say_nothing_score_nothing() -> None:
+    nothing = caption_scores([*QUICK, "word_f1"], [""] * 6, REFERENCES)
+    assert nothing == pytest.approx(dict.fromkeys([*QUICK, "word_f1"], 0.0), abs=1e-12)
+
+
+@needs_java
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_cider_of_so_few_pictures_is_said_to_mean_nothing(count: int) -> None:
+    with pytest.warns(UserWarning, match=f"CIDEr of {count} pictures means nothing"):
+        scores = caption_scores(["CIDEr"], CAPTIONS[:count], REFERENCES[:count])
+    # One picture: every word is in all pictures, so none has a weight.
+    assert scores["CIDEr"] == 0.0 if count == 1 else scores["CIDEr"] > 0.0
+
+
+@needs_java
+def test_scores_come_in_the_order_of_their_names() -> None:
+    names = ["word_f1", "ROUGE-L", "BLEU-4", "CIDEr", "BLEU-1", "cider_plain_tokens"]
+    scores = caption_scores(names, CAPTIONS, REFERENCES)
+    assert list(scores) == names
+    assert [scores["ROUGE-L"], scores["BLEU-1"]] == pytest.approx([1.0, 1.0])
+
+
+@needs_java
+def test_without_being_asked_spice_is_not_computed() -> None:
+    assert quick_scores() == ["CIDEr", "word_f1"]
+    assert {*all_scores(), "SPICE"} == {*OFFICIAL, "word_f1"}
+
+
+def test_without_java_official_scores_are_refused_with_the_cure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    for name in OFFICIAL:
+        with pytest.raises(ValueError, match=rf"{name}: .*missing \(.*install"):
+            caption_scores([name], CAPTIONS, REFERENCES)
+    assert quick_scores() == all_scores() == ["cider_plain_tokens", "word_f1"]
+    assert set(caption_scores(quick_scores(), CAPTIONS, REFERENCES)) == set(quick_scores())
+
+
+@needs_java
+def test_spice_says_what_it_needs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "lib").mkdir()
+    monkeypatch.setattr(coco_package, "folder", lambda part: tmp_path)
+    with pytest.raises(ValueError, match=r"SPICE: stanford-corenlp-3.6.0.jar and .* missing in"):
+        caption_scores(["SPICE"], CAPTIONS, REFERENCES)
+    for name in spice.MODELS:
+        (tmp_path / "lib" / name).touch()
+    version = spice.java_version()
+    assert version >= 8
+    if version > spice.LAST_JAVA:
+        assert spice.missing() == (
+            f"SPICE 1.0 does not run on Java {version} (put Java 8 or 11 first in PATH)"
+        )
+    else:
+        assert spice.missing() is None
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in OFFICIAL])
+def test_counts_must_fit(name: str) -> None:
+    with pytest.raises(ValueError, match="captions: got 0 for 0 pictures"):
+        caption_scores([name], [], [])
+    with pytest.raises(ValueError, match="captions: got 1 for 2 pictures"):
+        caption_scores([name], ["a"], [["a"], ["b"]])
+    with pytest.raises(ValueError, match="picture number 1 has none"):
+        caption_scores([name], ["a", "b"], [["a"], []])

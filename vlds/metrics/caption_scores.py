@@ -1,0 +1,138 @@
+"""The scores of captions, by name: the official ones, and those that need no Java.
+
+The official ones (BLEU, METEOR, ROUGE-L, CIDEr, SPICE) are those of the package pycocoevalcap
+behind its Penn Treebank tokenizer, which is a Java program: without Java none of them can be had.
+`cider_plain_tokens` and `word_f1` are of our own, and never bear an official name.
+
+Document frequencies, lengths and METEOR's statistics are those of all captions together, so none
+of these scores may be averaged over parts of the data.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+
+from vlds.metrics import coco_package, spice
+from vlds.metrics.cider import plain_cider
+from vlds.metrics.meteor import meteor
+from vlds.metrics.ptb_tokens import penn_treebank_tokens
+from vlds.metrics.word_f1 import word_f1
+
+Scorer = Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, float]]
+"""(tokenized captions, tokenized references) -> name -> score."""
+
+FEWEST_PICTURES = 3
+"""With fewer, CIDEr has no document frequencies to speak of: on one picture it is 0 by its formula,
+on two it only knows words of one and words of both."""
+
+
+def missing_for(name: str) -> str | None:
+    """What a score needs and does not find here, with the cure; None where it can be computed."""
+    if name in PLAIN:
+        return None
+    return spice.missing() if name == "SPICE" else coco_package.missing()
+
+
+def quick_scores() -> list[str]:
+    """Scores for an evaluation in mid-training: seconds for thousands of pictures."""
+    return ["cider_plain_tokens" if coco_package.missing() else "CIDEr", "word_f1"]
+
+
+def all_scores() -> list[str]:
+    """What can be computed here, the most quoted first; without SPICE."""
+    if coco_package.missing():
+        return list(PLAIN)
+    return [*(name for name in OFFICIAL if name != "SPICE"), "word_f1"]
+
+
+def caption_scores(
+    names: Sequence[str], captions: Sequence[str], references: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """The named scores, in this order; each caption has at least one reference.
+
+    Errors: ValueError where a score cannot be computed here, a picture has no reference, or there
+    is nothing to score.
+    """
+    check(captions, references)
+    for name in names:
+        if (missing := missing_for(name)) is not None:
+            raise ValueError(f"{name}: {missing}")
+    official = {OFFICIAL[name]: None for name in names if name in OFFICIAL}
+    found: dict[str, float] = {}
+    if official:
+        tokens = iter(
+            penn_treebank_tokens([*captions, *(t for given in references for t in given)])
+        )
+        # Taken in the order in which they were laid flat.
+        result = [next(tokens) for _ in captions]
+        truth = [[next(tokens) for _ in given] for given in references]
+        for scorer in official:
+            found |= scorer(result, truth)
+    found |= {name: PLAIN[name](captions, references) for name in names if name in PLAIN}
+    return {name: found[name] for name in names}
+
+
+def check(captions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+    """Every caption has at least one reference."""
+    if len(captions) != len(references) or not captions:
+        raise ValueError(
+            f"captions: got {len(captions)} for {len(references)} pictures; give one each"
+        )
+    if empty := [number for number, given in enumerate(references) if not given]:
+        raise ValueError(f"references: picture number {empty[0]} has none; leave it out")
+
+
+def official_cider(
+    captions: Sequence[str], references: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """CIDEr, in 0..10."""
+    from pycocoevalcap.cider.cider import Cider
+
+    if len(captions) < FEWEST_PICTURES:
+        warnings.warn(
+            f"CIDEr of {len(captions)} pictures means nothing: its weights are the frequencies of "
+            "words over pictures",
+            stacklevel=2,
+        )
+    return {"CIDEr": float(Cider().compute_score(*numbered(captions, references))[0])}
+
+
+def bleu(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """BLEU of 1 to 4 words, of the whole corpus, against the reference of the closest length."""
+    from pycocoevalcap.bleu.bleu import Bleu
+
+    found, _ = Bleu(4).compute_score(*numbered(captions, references), verbose=0)
+    return {f"BLEU-{number}": float(score) for number, score in enumerate(found, 1)}
+
+
+def rouge_l(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """ROUGE-L: longest common subsequences, recall weighed by beta 1.2."""
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    return {"ROUGE-L": float(Rouge().compute_score(*numbered(captions, references))[0])}
+
+
+def numbered(
+    captions: Sequence[str], references: Sequence[Sequence[str]]
+) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
+    """References and captions as pycocoevalcap takes them, by number of the picture."""
+    truth = {number: list(given) for number, given in enumerate(references)}
+    return truth, {number: [caption] for number, caption in enumerate(captions)}
+
+
+PLAIN: dict[str, Callable[[Sequence[str], Sequence[Sequence[str]]], float]] = {
+    "cider_plain_tokens": plain_cider,
+    "word_f1": word_f1,
+}
+OFFICIAL: dict[str, Scorer] = {
+    "CIDEr": official_cider,
+    "BLEU-1": bleu,
+    "BLEU-2": bleu,
+    "BLEU-3": bleu,
+    "BLEU-4": bleu,
+    "METEOR": lambda captions, references: {"METEOR": meteor(captions, references)},
+    "ROUGE-L": rouge_l,
+    "SPICE": lambda captions, references: {"SPICE": spice.spice(captions, references)},
+}
+NAMES = (*OFFICIAL, *PLAIN)

@@ -1,0 +1,91 @@
+"""METEOR 1.5, the Java program of pycocoevalcap, spoken to line by line.
+
+A line "SCORE ||| reference ||| ... ||| caption" is answered by the statistics of that caption, a
+line "EVAL ||| statistics ||| ..." by a score for each and then the score of all, which is made of
+the summed statistics: METEOR of parts cannot be averaged.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import IO
+
+from vlds.metrics import coco_package
+
+JAR = "meteor-1.5.jar"
+SEPARATOR = " ||| "
+SECONDS_TO_END = 10
+
+
+class Meteor:
+    """A running METEOR."""
+
+    def __init__(self, process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
+        self.process = process
+        self.errors = errors
+
+    def score(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+        """Score of all captions, each a line of tokens."""
+        statistics = [
+            self.ask(["SCORE", *given, caption.replace("|||", "").replace("  ", " ")])
+            for caption, given in zip(captions, references, strict=True)
+        ]
+        self.ask(["EVAL", *statistics])  # answered by the first caption's own score
+        for _ in captions[1:]:
+            self.answer()
+        return float(self.answer())
+
+    def ask(self, words: Sequence[str]) -> str:
+        """Send a line and read one."""
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):  # it has ended; `answer` says why
+            self.process.stdin.write(SEPARATOR.join(words).encode() + b"\n")
+            self.process.stdin.flush()
+        return self.answer()
+
+    def answer(self) -> str:
+        """The next line.
+
+        Errors: RuntimeError where the program has ended.
+        """
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline().decode().strip()
+        if not line:
+            code = self.process.wait(SECONDS_TO_END)
+            self.errors.seek(0)
+            said = self.errors.read().decode(errors="replace")[-500:]
+            raise RuntimeError(f"METEOR ended with exit code {code}: {said}")
+        return line
+
+
+@contextmanager
+def running_meteor() -> Iterator[Meteor]:
+    """Start METEOR (some seconds, 2 GB at most); it has ended when this is over."""
+    command = ["java", "-Xmx2G", "-Dfile.encoding=UTF-8", "-jar", JAR,
+               "-", "-", "-stdio", "-l", "en", "-norm"]  # fmt: skip
+    with (
+        tempfile.TemporaryFile() as errors,  # a pipe that nobody reads would block it
+        subprocess.Popen(
+            command,
+            cwd=coco_package.folder("meteor"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+        ) as process,
+    ):
+        try:
+            yield Meteor(process, errors)
+        finally:
+            process.kill()
+            assert process.stdin is not None
+            with suppress(BrokenPipeError):  # what could not be written is written again
+                process.stdin.close()
+
+
+def meteor(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """METEOR of tokenized captions against their tokenized references."""
+    with running_meteor() as program:
+        return program.score(captions, references)

@@ -65,7 +65,9 @@ def texts_of(folders: Iterable[Path]) -> Iterator[str]:
 
 
 def label_texts(label: object) -> list[str]:
-    """The words of a label: answers with soft scores, or NLVR2's true and false."""
+    """The words of a label: answers with soft scores, SNLI-VE's word, or NLVR2's true and false."""
+    if isinstance(label, str):
+        return [label]
     return [str(key) for key in label] if isinstance(label, dict) else ["true", "false"]
 
 

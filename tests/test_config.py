@@ -41,7 +41,7 @@ from vlds.mistakes import all_classes
 from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.resources import find, shipped
 from vlds.schema import Decoding
-from vlds.tasks import GQA, NLVR2, VQA, Caption, VideoCaption, VideoQA
+from vlds.tasks import GQA, NLVR2, VQA, Caption, Entailment, VideoCaption, VideoQA
 from vlds.vision import ClipVision, ConvNet, StoredFeatures, Timm
 
 RECIPE = """\
@@ -87,12 +87,15 @@ def every_choice() -> list[Recipe]:
         train_visual_embedding=False,
         alignment=AlignmentConfig(data="some/where", steps=3),
         tasks={
-            "first": VQA(train=["x", "y z"], weight=0.5, prompt="", decoding=decoding),
-            "second": GQA(headline="accuracy", max_prompt_tokens=5),
+            "first": VQA(
+                train=["x", "y z"], weight=0.5, prompt="", decoding=decoding, accuracy="legacy"
+            ),
+            "second": GQA(headline="accuracy", max_prompt_tokens=5, choices="val_choices.json"),
             "third": NLVR2(evaluate=["e"], prompt='"quoted" \\ and: #odd'),
-            "fourth": Caption(max_target_tokens=9),
+            "fourth": Caption(max_target_tokens=9, scores=["METEOR", "word_f1"]),
             "fifth": VideoQA(prompt="tvqa: "),
             "sixth": VideoCaption(headline="word_f1"),
+            "seventh": Entailment(max_prompt_tokens=9),
         },
         data=DataConfig(
             global_batch_size=12,

@@ -30,6 +30,10 @@ ANNOTATIONS: dict[str, list[dict[str, Any]]] = {
         {"id": "dev-1-0-0", "sentence": "Both are red.", "label": True},
         {"id": "dev-1-0-1", "sentence": "None is red.", "label": False},
     ],
+    "entailment": [
+        {"id": "1#0r1e", "hypothesis": "Animals.", "label": "entailment"},
+        {"id": "1#0r1c", "hypothesis": "They sleep.", "label": "contradiction"},
+    ],
     "caption": [{"id": "c1", "caption": " a red circle "}, {"id": "c2", "caption": "a dot"}],
     "video_qa": [
         {"id": "7", "question": "Who sits?", "choices": ["Ann.", "Bob"], "answer_index": 1,
@@ -91,6 +95,7 @@ def test_perfect_answers_score_one_and_no_answers_zero(task: Task) -> None:
     for name in perfect:
         if "cider" not in name.lower():  # one picture has no CIDEr
             assert (perfect[name], nothing[name]) == (1.0, 0.0), name
+    assert all(name.count("/") != 1 for name in perfect)  # a score, or SCORE/TABLE/GROUP
     assert all(task.correct(ex.target or "", ex.reference) in (True, None) for ex in examples)
 
 

@@ -7,6 +7,7 @@ import pytest
 from vlds.config import load_recipe, parse_recipe
 from vlds.models.build import describe
 from vlds.resources import find, shipped
+from vlds.tasks import VQA
 
 COUNTS = {
     "bart_image_full_finetuning": (141_156_864, 100.0),
@@ -116,3 +117,33 @@ def test_prompts_are_those_of_the_scripts(name: str) -> None:
     _, kind, script = name.split("_", 2)
     told = kind == "video" or script.startswith("single")
     assert prompts == (PROMPTS[kind] if told else [""] * 4)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_answers_and_scores_are_those_of_the_scripts(name: str) -> None:
+    """Lengths and beams of each task; what BART's pretrained settings add; VQA's older rules."""
+    recipe = load_recipe(find(f"recipes/vl_adapter/{name}.yaml"))
+    family, kind, _ = name.split("_", 2)
+    lengths = {
+        task_name: (task.max_prompt_tokens, task.max_target_tokens, task.decoding.num_beams)
+        for task_name, task in recipe.tasks.items()
+    }
+    uncut = 512
+    assert lengths == (
+        {"vqa": (20, 10, 1), "gqa": (20, uncut, 1), "nlvr": (uncut, uncut, 1),
+         "caption": (40, 40, 5)}
+        if kind == "image"
+        else dict.fromkeys(["tvqa", "how2qa", "tvc", "yc2c"], (600, 20, 5))
+    )  # fmt: skip
+    for task in recipe.tasks.values():
+        decoding = task.decoding
+        assert decoding.max_new_tokens == 19  # twenty tokens with the one that starts
+        if decoding.choices is None:
+            beams = decoding.num_beams > 1
+            assert decoding.no_repeat_ngram_size == (3 if family == "bart" else 0)
+            assert decoding.early_stopping == (beams and family == "bart")
+            assert decoding.length_counts_start
+    if kind == "image":
+        vqa = recipe.tasks["vqa"]
+        assert isinstance(vqa, VQA)
+        assert vqa.accuracy == "legacy"

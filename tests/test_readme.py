@@ -31,6 +31,8 @@ from vlds import cli
 from vlds.artifact import own_tensors, save_artifact
 from vlds.config import load_recipe, parse_recipe
 from vlds.launch import RANK_COMMANDS, take_ranks
+from vlds.metrics.caption_scores import NAMES
+from vlds.metrics.gqa_scores import TABLES
 from vlds.models.build import build_model, describe
 from vlds.resources import find, shipped
 
@@ -326,6 +328,13 @@ def test_methods_and_their_fields_are_explained() -> None:
         assert f"`{method.__name__}`" in text
         for name in (known.name for known in fields(method)):
             assert f"`{name}`" in text or f"`{name}: " in text, f"{method.__name__}.{name}"
+
+
+def test_scores_are_explained() -> None:
+    """Those of captions, and GQA's tables."""
+    text = (ROOT / "docs" / "scores.md").read_text("utf-8")
+    for name in (*NAMES, *TABLES):
+        assert f"`{name}`" in text, f"docs/scores.md does not name {name}"
 
 
 @PAGE

@@ -107,9 +107,12 @@ def test_a_meteor_that_does_not_start_says_why(monkeypatch: pytest.MonkeyPatch) 
 
 @needs_java
 def test_odd_white_space_does_not_shift_later_captions() -> None:
-    texts = ["", "A caf\u00e9\u2028two  lines\r here.", "\n", "third\u2029\x85", "last, one!", " "]
+    texts = [
+        "", "A caf\u00e9\u2028two  lines\r here.", "\n", "third\u2029\x85", "last, one!", " ",
+        "half \ud83d",
+    ]  # fmt: skip
     assert penn_treebank_tokens(texts) == [
-        "", "a caf\u00e9 two lines here", "", "third", "last one", "",
+        "", "a caf\u00e9 two lines here", "", "third", "last one", "", "half",
     ]  # fmt: skip
 
 
@@ -137,13 +140,18 @@ def test_captions_that_say_nothing_score_nothing() -> None:
     assert nothing == pytest.approx(dict.fromkeys([*QUICK, "word_f1"], 0.0), abs=1e-12)
 
 
-@needs_java
 @pytest.mark.parametrize("count", [1, 2])
-def test_the_cider_of_so_few_pictures_is_said_to_mean_nothing(count: int) -> None:
+@pytest.mark.parametrize("name", ["cider_plain_tokens", pytest.param("CIDEr", marks=needs_java)])
+def test_the_cider_of_so_few_pictures_is_said_to_mean_nothing(name: str, count: int) -> None:
     with pytest.warns(UserWarning, match=f"CIDEr of {count} pictures means nothing"):
-        scores = caption_scores(["CIDEr"], CAPTIONS[:count], REFERENCES[:count])
+        scores = caption_scores([name], CAPTIONS[:count], REFERENCES[:count])
     # One picture: every word is in all pictures, so none has a weight.
-    assert scores["CIDEr"] == 0.0 if count == 1 else scores["CIDEr"] > 0.0
+    assert scores[name] == 0.0 if count == 1 else scores[name] > 0.0
+
+
+def test_three_pictures_have_a_cider(recwarn: pytest.WarningsRecorder) -> None:
+    assert caption_scores(["cider_plain_tokens"], CAPTIONS[:3], REFERENCES[:3])
+    assert not recwarn
 
 
 @needs_java

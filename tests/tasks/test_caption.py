@@ -73,13 +73,9 @@ def test_the_whole_table_is_without_spice() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("scores", "message"),
-    [(["CIDER"], "scores: got CIDER; there are CIDEr, BLEU-1"), ([], "scores: got none; name")],
-)
-def test_unknown_scores_are_named(scores: list[str], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Caption(scores=scores)
+def test_unknown_scores_are_named() -> None:
+    with pytest.raises(ValueError, match=r"^scores: got CIDER; there are CIDEr, BLEU-1"):
+        Caption(scores=["word_f1", "CIDER"])
 
 
 def test_clips_are_scored_behind_the_clean_up_of_value() -> None:

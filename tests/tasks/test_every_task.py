@@ -10,6 +10,7 @@ import pytest
 import vlds.tasks
 from vlds.schema import Example, Sample
 from vlds.tasks import Task
+from vlds.tasks.base import by_id
 
 TASKS = [cls for cls in vars(vlds.tasks).values() if isinstance(cls, type) and cls is not Task]
 
@@ -132,6 +133,12 @@ def test_ids_must_fit(task: Task) -> None:
         task.score({}, references)
     with pytest.raises(ValueError, match="a prediction but no reference: stray"):
         task.score(dict.fromkeys([*references, "stray"], ""), references)
+
+
+def test_an_id_may_stand_only_once() -> None:
+    assert by_id([("b", 1), ("a", 2)]) == {"b": 1, "a": 2}
+    with pytest.raises(ValueError, match=r"^2 ids stand twice in .*: a, b; evaluate the data sets"):
+        by_id([("a", 1), ("b", 1), ("a", 1), ("b", 2)])
 
 
 @pytest.mark.parametrize(

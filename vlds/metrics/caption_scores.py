@@ -22,6 +22,7 @@ from vlds.metrics.word_f1 import word_f1
 Scorer = Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, float]]
 """(tokenized captions, tokenized references) -> name -> score."""
 
+CIDERS = {"CIDEr", "cider_plain_tokens"}
 FEWEST_PICTURES = 3
 """With fewer, CIDEr has no document frequencies to speak of: on one picture it is 0 by its formula,
 on two it only knows words of one and words of both."""
@@ -58,6 +59,12 @@ def caption_scores(
     for name in names:
         if (missing := missing_for(name)) is not None:
             raise ValueError(f"{name}: {missing}")
+    if len(captions) < FEWEST_PICTURES and not CIDERS.isdisjoint(names):
+        warnings.warn(
+            f"CIDEr of {len(captions)} pictures means nothing: its weights are the frequencies of "
+            "words over pictures",
+            stacklevel=2,
+        )
     official = {OFFICIAL[name]: None for name in names if name in OFFICIAL}
     found: dict[str, float] = {}
     if official:
@@ -89,12 +96,6 @@ def official_cider(
     """CIDEr, in 0..10."""
     from pycocoevalcap.cider.cider import Cider
 
-    if len(captions) < FEWEST_PICTURES:
-        warnings.warn(
-            f"CIDEr of {len(captions)} pictures means nothing: its weights are the frequencies of "
-            "words over pictures",
-            stacklevel=2,
-        )
     return {"CIDEr": float(Cider().compute_score(*numbered(captions, references))[0])}
 
 

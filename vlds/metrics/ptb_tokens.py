@@ -24,8 +24,8 @@ def penn_treebank_tokens(texts: Sequence[str]) -> list[str]:
     command = ["java", "-Dfile.encoding=UTF-8", "-cp", str(jar),
                "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase",
                "-encoding", "UTF-8"]  # fmt: skip
-    lines = "".join(" ".join(text.split()) + "\n" for text in texts)
-    done = subprocess.run(command, input=lines.encode(), capture_output=True, timeout=SECONDS)
+    lines = "".join(" ".join(text.split()) + "\n" for text in texts).encode(errors="replace")
+    done = subprocess.run(command, input=lines, capture_output=True, timeout=SECONDS)
     tokens = done.stdout.decode().split("\n")[:-1]
     if done.returncode != 0 or len(tokens) != len(texts):
         raise RuntimeError(

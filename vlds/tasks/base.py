@@ -7,13 +7,15 @@ reads annotations and writes text: it knows no tokenizer, no picture and no tens
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 
 from vlds.schema import Decoding, Example, Sample
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +120,26 @@ def labelled(
             )
     known = [key for key, reference in references.items() if reference is not None]
     return [predictions[key] for key in known], [references[key] for key in known]
+
+
+def by_id(pairs: Iterable[tuple[str, Found]]) -> dict[str, Found]:
+    """What was found for each example, in the order in which it comes.
+
+    Errors: ValueError where two examples have one id: one of them would not be scored.
+    """
+    found: dict[str, Found] = {}
+    twice = []
+    for key, value in pairs:
+        if key in found:
+            twice.append(key)
+        found[key] = value
+    if twice:
+        raise ValueError(
+            f"{len(twice)} ids stand twice in the data that are evaluated together: "
+            f"{', '.join(twice[:5])}{', ...' if len(twice) > 5 else ''}; evaluate the data sets as "
+            "tasks of their own"
+        )
+    return found
 
 
 def require_label(annotation: Mapping[str, Any], field_name: str, sample: Sample) -> Any:

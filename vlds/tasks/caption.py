@@ -41,15 +41,13 @@ class Caption(Task):
     """Longest caption to learn in tokens, special tokens included; longer ones are cut."""
     decoding: Decoding = field(default_factory=lambda: Decoding(num_beams=5, max_new_tokens=19))
     """How the model's output becomes a caption; five beams, 20 tokens with the start token."""
-    scores: list[str] | None = None
+    scores: list[str] = field(default_factory=list)
     """CIDEr, BLEU-1 to BLEU-4, METEOR, ROUGE-L, SPICE, cider_plain_tokens, word_f1; the first
-    stands for the task. Default: CIDEr, word_f1 in training, all but SPICE in `vlds evaluate`."""
+    stands for the task. None: CIDEr, word_f1 in training, all but SPICE in `vlds evaluate`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.scores is not None and not self.scores:
-            raise ValueError("scores: got none; name some, or leave the field out")
-        if odd := [name for name in self.scores or () if name not in NAMES]:
+        if odd := [name for name in self.scores if name not in NAMES]:
             raise ValueError(f"scores: got {', '.join(odd)}; there are {', '.join(NAMES)}")
 
     def example(
@@ -90,7 +88,7 @@ class Caption(Task):
 
     def missing_for_scores(self) -> str | None:
         """Java or the package."""
-        for name in self.scores or ():
+        for name in self.scores:
             if (missing := missing_for(name)) is not None:
                 return f"scores: {name} was asked for, and {missing}"
         return None

@@ -83,7 +83,7 @@ class GQA(Task):
 def reference_of(given: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a `Question` that an annotation has."""
     types = given.get("types") or {}
-    program = given.get("source", {}).get("semantic")
+    program = given.get("source", {}).get("semantic") or None
     return {
         "answer": given["answer"],
         "balanced": given.get("balanced", True),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from vlds.config import DataConfig, Recipe
 from vlds.data import Dataset, EvalStream, Source, open_dataset
 from vlds.models.vl_model import VLModel
 from vlds.schema import Batch
-from vlds.tasks.base import Task
+from vlds.tasks.base import Task, by_id
 from vlds.training.distributed import Ranks
 
 GREY = 128
@@ -107,7 +107,7 @@ def evaluate(
             task_index=task_number,
         )
         batches = blanked(stream) if recipe.data.blank_images else stream
-        own = dict(decode(model, batches, source.task, tokenizer, ranks))
+        own = list(decode(model, batches, source.task, tokenizer, ranks))
         gathered = ranks.gather((own, stream.bad))
         if gathered is not None:
             evaluations.append(merge_and_score(source, gathered))
@@ -139,15 +139,15 @@ def blanked(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 def merge_and_score(
-    source: Source, gathered: Sequence[tuple[Mapping[str, tuple[str, Any]], Sequence[Any]]]
+    source: Source, gathered: Sequence[tuple[Sequence[tuple[str, tuple[str, Any]]], Sequence[Any]]]
 ) -> Evaluation:
-    """Put the ranks' examples together in the order of their ids, and score them."""
-    merged: dict[str, tuple[str, Any]] = {}
-    bad: list[Any] = []
-    for own, own_bad in gathered:
-        merged.update(own)
-        merged.update({entry.id: ("", entry.reference) for entry in own_bad})
-        bad += own_bad
+    """Put the ranks' examples together in the order of their ids, and score them.
+
+    Errors: ValueError where two examples have one id.
+    """
+    bad = [entry for _, own_bad in gathered for entry in own_bad]
+    readable = [pair for own, _ in gathered for pair in own]
+    merged = by_id([*readable, *((entry.id, ("", entry.reference)) for entry in bad)])
     predictions = {key: merged[key][0] for key in sorted(merged)}
     references = {key: merged[key][1] for key in sorted(merged)}
     scores = source.task.score(predictions, references)

@@ -160,14 +160,42 @@ def convert(arguments: list[str]) -> int:
 
 
 def report(arguments: list[str]) -> int:
-    """Write report.html and report.png for one or several runs."""
+    """Show runs: a page and a picture, or tables for a paper."""
     parser = command_parser("report")
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders")
-    parser.add_argument("--out", type=Path, help="folder of the report; default: the first run")
+    parser.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN",
+        help="run folders; the others are compared with the first",
+    )  # fmt: skip
+    parser.add_argument(
+        "--format", choices=("html", "md", "csv"), default="html",
+        help="html: report.html and report.png; md: a table to paste; csv: one number a row, "
+        "unrounded; default: html",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path,
+        help="folder of the report; default: the first run for html, the terminal for md and csv",
+    )  # fmt: skip
+    parser.add_argument(
+        "--resamples", type=int, default=1000,
+        help="bootstrap resamples behind each interval; 0: no intervals; default: 1000",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
-    from vlds.report import write_report
+    if options.resamples < 0:
+        raise ValueError(f"--resamples: got {options.resamples}; give 0 or more")
+    from vlds.report import report_text, write_report
 
-    for path in write_report(options.runs, options.out or options.runs[0]):
+    if options.format == "html":
+        folder = options.out or options.runs[0]
+        paths = write_report(options.runs, folder, options.resamples)
+    else:
+        text = report_text(options.runs, options.format, options.resamples)
+        if options.out is None:
+            print(text, end="")
+            return 0
+        options.out.mkdir(parents=True, exist_ok=True)
+        paths = [options.out / f"report.{options.format}"]
+        paths[0].write_text(text, encoding="utf-8")
+    for path in paths:
         print(path)
     return 0
 

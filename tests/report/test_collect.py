@@ -19,6 +19,7 @@ from tests.report.scored_run import (
     write_lines,
     write_run,
 )
+from tests.training.test_clips import clip_recipe
 from tests.training.world import world_recipe
 from vlds.methods import Adapter, LoRA
 from vlds.report.collect import collect
@@ -199,6 +200,18 @@ def test_the_gallery_shows_what_was_asked_and_said(runs: Runs, tmp_path: Path) -
     described = [entry for entry in gallery if entry.task == "caption"]
     assert {entry.confidence for entry in described} == {None}
     assert [len(entry.reference) for entry in described] == [2] * 6
+
+
+def test_stored_features_are_shown_without_pictures(runs: Runs, tmp_path: Path) -> None:
+    recipe = clip_recipe(runs.world, tmp_path)
+    tasks = {"tvqa": recipe.tasks["tvqa"]}
+    lines = {"tvqa": lines_of(tasks["tvqa"], 4)}
+    run = write_run(tmp_path / "run", replace(recipe, tasks=tasks), lines)
+    found = collect([run], pictures=True).only
+    assert found.notes == []
+    assert found.results["tvqa"].interval is not None
+    assert [len(entry.images) for entry in found.run.gallery] == [0] * 6
+    assert all("[Choices] a0: red." in entry.prompt for entry in found.run.gallery)
 
 
 def test_data_that_moved_leave_the_earlier_gallery(runs: Runs, tmp_path: Path) -> None:

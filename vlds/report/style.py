@@ -86,6 +86,7 @@ small { display: block; font-weight: 400; font-size: .8rem; line-height: 1.3; co
   body { padding: 1rem .75rem 2rem; font-size: 15px; }
   th, td { padding-right: .5rem; }
   th.number, td.number { min-width: 3.4rem; padding-right: .35rem; }
+  td.number .interval { white-space: normal; }
   table { font-size: .88rem; }
   .scroll th:first-child { max-width: 7.5rem; }
   .gallery { grid-template-columns: repeat(2, 1fr); gap: .6rem; }

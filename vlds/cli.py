@@ -182,21 +182,17 @@ def report(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if options.resamples < 0:
         raise ValueError(f"--resamples: got {options.resamples}; give 0 or more")
-    from vlds.report import report_text, write_report
+    from vlds.report import report_text, write_report, write_text
 
+    runs, out = options.runs, options.out
     if options.format == "html":
-        folder = options.out or options.runs[0]
-        paths = write_report(options.runs, folder, options.resamples)
+        written = write_report(runs, out or runs[0], options.resamples)
+    elif out is not None:
+        written = write_text(runs, out, options.format, options.resamples)
     else:
-        text = report_text(options.runs, options.format, options.resamples)
-        if options.out is None:
-            print(text, end="")
-            return 0
-        options.out.mkdir(parents=True, exist_ok=True)
-        paths = [options.out / f"report.{options.format}"]
-        paths[0].write_text(text, encoding="utf-8")
-    for path in paths:
-        print(path)
+        print(report_text(runs, options.format, options.resamples), end="")
+        return 0
+    print(*written, sep="\n")
     return 0
 
 

@@ -127,10 +127,22 @@ def test_texts_go_to_the_terminal_or_a_folder(
     [
         (["nowhere"], "nowhere: there is no such folder; name one that `vlds train` wrote"),
         (["--resamples", "-1", "."], "--resamples: got -1; give 0 or more"),
+        (["RUN", "RUN"], "RUN: is named twice; name each run once"),
+        (
+            ["RUN", "--out", "RUN/recipe.yaml"],
+            "RUN/recipe.yaml: cannot be made a folder (File exists); name another folder with "
+            "--out",
+        ),
+        (
+            ["RUN", "--out", "RUN/recipe.yaml/new", "--format", "csv"],
+            "RUN/recipe.yaml/new: cannot be made a folder (Not a directory); name another folder "
+            "with --out",
+        ),
     ],
 )
 def test_mistakes_are_one_line(
-    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    runs: Runs, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["report", *words]) == 2
-    assert capsys.readouterr().err == f"vlds report: {said}\n"
+    run = str(runs.first)
+    assert cli.main(["report", *(word.replace("RUN", run) for word in words)]) == 2
+    assert capsys.readouterr().err == f"vlds report: {said.replace('RUN', run)}\n"

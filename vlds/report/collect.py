@@ -113,14 +113,21 @@ def collect(folders: Sequence[Path], resamples: int = RESAMPLES, pictures: bool 
 
     Errors: ValueError where a folder holds no run, or is named twice.
     """
+    check_runs(folders)
+    runs = [read_report(folder, resamples, pictures) for folder in folders]
+    return Report(dict(zip(names_of(folders), runs, strict=True)), resamples)
+
+
+def check_runs(folders: Sequence[Path]) -> None:
+    """What can be wrong is said before any long work.
+
+    Errors: ValueError where a folder holds no run, or is named twice.
+    """
     places = [folder.resolve() for folder in folders]
     for folder, place in zip(folders, places, strict=True):
         if places.count(place) > 1:
             raise ValueError(f"{folder}: is named twice; name each run once")
-    for folder in folders:
-        read_run(folder)  # a wrong folder is an error before any long work
-    runs = [read_report(folder, resamples, pictures) for folder in folders]
-    return Report(dict(zip(names_of(places), runs, strict=True)), resamples)
+        read_run(folder)
 
 
 def read_report(folder: Path, resamples: int, pictures: bool) -> RunReport:
@@ -169,8 +176,9 @@ def with_results(scores: Scores, results: Mapping[str, TaskResult], name: str) -
     return replace(scores, columns=[column], tasks={**scores.tasks, **found})
 
 
-def names_of(places: Sequence[Path]) -> list[str]:
+def names_of(folders: Sequence[Path]) -> list[str]:
     """Each run's folder, with as many of the folders above it as tell the runs apart."""
+    places = [folder.resolve() for folder in folders]
     depth = 1
     while len({place.parts[-depth:] for place in places}) < len(places):
         depth += 1

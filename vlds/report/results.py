@@ -96,8 +96,6 @@ def difference(
     """The first less the second, paired by example; or why they cannot be compared."""
     if result is None or baseline is None:
         return "not scored in both"
-    if result.headline != baseline.headline:
-        return f"{result.headline} is not {baseline.headline}"
     if result.references != baseline.references:
         return "other examples"
     if result.values is None or baseline.values is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vlds.report.inputs import read_scores
+from vlds.report.scores import read_scores
 
 pytestmark = [pytest.mark.slow, pytest.mark.launcher]
 

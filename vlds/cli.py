@@ -160,15 +160,39 @@ def convert(arguments: list[str]) -> int:
 
 
 def report(arguments: list[str]) -> int:
-    """Write report.html and report.png for one or several runs."""
+    """Show runs: a page and a picture, or tables for a paper."""
     parser = command_parser("report")
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders")
-    parser.add_argument("--out", type=Path, help="folder of the report; default: the first run")
+    parser.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN",
+        help="run folders; the others are compared with the first",
+    )  # fmt: skip
+    parser.add_argument(
+        "--format", choices=("html", "md", "csv"), default="html",
+        help="html: report.html and report.png; md: a table to paste; csv: one number a row, "
+        "unrounded; default: html",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path,
+        help="folder of the report; default: the first run for html, the terminal for md and csv",
+    )  # fmt: skip
+    parser.add_argument(
+        "--resamples", type=int, default=1000,
+        help="bootstrap resamples behind each interval; 0: no intervals; default: 1000",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
-    from vlds.report import write_report
+    if options.resamples < 0:
+        raise ValueError(f"--resamples: got {options.resamples}; give 0 or more")
+    from vlds.report import report_text, write_report, write_text
 
-    for path in write_report(options.runs, options.out or options.runs[0]):
-        print(path)
+    runs, out = options.runs, options.out
+    if options.format == "html":
+        written = write_report(runs, out or runs[0], options.resamples)
+    elif out is not None:
+        written = write_text(runs, out, options.format, options.resamples)
+    else:
+        print(report_text(runs, options.format, options.resamples), end="")
+        return 0
+    print(*written, sep="\n")
     return 0
 
 

@@ -21,7 +21,8 @@ from rich.console import Console
 
 from vlds.config import Recipe, load_recipe
 from vlds.report import write_report
-from vlds.report.inputs import Scores, TaskScores, read_metrics, read_run, write_scores
+from vlds.report.inputs import read_metrics, read_run
+from vlds.report.scores import Scores, TaskScores, write_scores
 from vlds.report.tables import summary_table
 from vlds.resources import find
 from vlds.training.baseline import majority_scores

@@ -10,15 +10,9 @@ import pytest
 from PIL import Image
 
 from tests.report.toy_run import SCORES, TASKS, make_run
-from vlds.report.inputs import (
-    THUMBNAIL_SIZE,
-    GalleryEntry,
-    read_gallery,
-    read_run,
-    read_scores,
-    write_gallery,
-    write_scores,
-)
+from vlds.report.inputs import headlines_of, read_run
+from vlds.report.samples import THUMBNAIL_SIZE, GalleryEntry, read_gallery, write_gallery
+from vlds.report.scores import read_scores, write_scores
 
 
 def test_scores_survive_writing_and_reading(tmp_path: Path) -> None:
@@ -52,6 +46,18 @@ def test_what_scores_json_lacks_comes_from_the_metrics(tmp_path: Path) -> None:
     assert scores.samples_per_second == {"training": 855.0}
 
 
+def test_the_recipe_says_which_score_stands_for_a_task(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    (folder / "scores.json").unlink()
+    recipe = "tasks: {vqa: {init_args: {headline: first}}, gqa: {init_args: {headline: null}}}"
+    (folder / "recipe.yaml").write_text(recipe)
+    read = read_run(folder)
+    assert read.scores.tasks["vqa"].metrics == ["first", "vqa_accuracy"]
+    assert read.score_curves["vqa"] == [(100, 0.9), (200, 0.9), (300, 0.9)]
+    assert headlines_of(recipe) == {"vqa": "first"}
+    assert headlines_of("tasks: {vqa: {") == headlines_of(None) == {}
+
+
 def test_a_cut_off_last_line_is_left_out_and_a_broken_earlier_one_is_an_error(
     tmp_path: Path,
 ) -> None:
@@ -66,6 +72,8 @@ def test_a_cut_off_last_line_is_left_out_and_a_broken_earlier_one_is_an_error(
 def test_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds neither metrics\.jsonl nor scores\.json"):
         read_run(tmp_path)
+    with pytest.raises(ValueError, match=r"nowhere: there is no such folder; name one that"):
+        read_run(tmp_path / "nowhere")
 
 
 def test_a_broken_file_is_named(tmp_path: Path) -> None:
@@ -82,4 +90,16 @@ def test_large_pictures_of_any_mode_become_thumbnails(tmp_path: Path) -> None:
     (read,) = read_gallery(tmp_path / "gallery.json")
     with Image.open(tmp_path / read.images[0]) as image:
         assert image.size == (THUMBNAIL_SIZE, THUMBNAIL_SIZE // 2)
-        assert image.mode == "RGB"
+        assert (image.mode, image.format) == ("RGB", "JPEG")
+
+
+def test_small_pictures_keep_their_pixels_and_broken_ones_are_left_out(tmp_path: Path) -> None:
+    buffer = BytesIO()
+    Image.new("RGB", (48, 48), (1, 2, 3)).save(buffer, "PNG")
+    entry = GalleryEntry("nlvr", "n", [], "Both.", "true", "false", False, 0.25)
+    write_gallery(tmp_path, [(entry, [b"no picture", buffer.getvalue()])])
+    (read,) = read_gallery(tmp_path / "gallery.json")
+    assert read.images == ["gallery/0000-1.png"]
+    assert read.confidence == 0.25
+    with Image.open(tmp_path / read.images[0]) as image:
+        assert image.getcolors() == [(48 * 48, (1, 2, 3))]

@@ -1,50 +1,33 @@
-"""The page: all is on it, nothing is fetched or unescaped; seen in a browser where there is one."""
+"""The page: all is on it, nothing is fetched or unescaped."""
 
 from __future__ import annotations
 
-import html
+import json
 import re
-import shutil
-import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
+from tests.report.reader import Reader
+from tests.report.scored_run import Runs, scored_recipe, write_lines, write_run
 from tests.report.toy_run import COLUMNS, NASTY, TASKS, make_run
-from vlds.report import write_report
-from vlds.report.page import build_report
+from vlds.report.collect import collect
+from vlds.report.page import build_page
 
-BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome")
-                if (path := shutil.which(name))), None)  # fmt: skip
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on PATH")
+EVIL = (
+    "<script>alert(1)</script>",
+    "</figure></section><img src=http://example.com/x onerror=alert(2)>",
+    '" onload="alert(3)',
+    "&lt;b&gt; &amp; ]]> --><style>*{display:none}</style>",
+    "\u0645\u0631\u062d\u0628\u0627 \u0628\u0627\u0644\u0639\u0627\u0644\u0645 abc",
+    "word " * 400,
+    "x" * 500,
+    "",
+)
 
-VOID = {"meta", "img", "br", "line", "circle", "polyline", "link", "input", "hr"}
 
-
-class Reader(HTMLParser):
-    """Collects tags and text, and checks that what opens also closes."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(page)
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
+def page_of(*folders: Path, pictures: bool = False) -> str:
+    return build_page(collect(folders, pictures=pictures))
 
 
 @pytest.fixture(scope="module")
@@ -52,91 +35,167 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_run(tmp_path_factory.mktemp("runs") / "adapters-<1>")
 
 
+@pytest.fixture(scope="module")
+def evil(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that says what would break a careless page, and is not sure of it."""
+    folder = tmp_path_factory.mktemp("evil") / "a <b>run</b> & \u05e9\u05dc\u05d5\u05dd"
+    recipe = scored_recipe(runs.world, folder)
+    lines = {}
+    for task in recipe.tasks:
+        file = runs.first / "predictions" / "step-00000010" / f"{task}.jsonl"
+        found = [json.loads(line) for line in file.read_text().splitlines()]
+        lines[task] = [
+            line | {"prediction": EVIL[n % len(EVIL)], "confidence": 0.125}
+            for n, line in enumerate(found)
+        ]
+    return write_run(folder, recipe, lines)
+
+
 def test_everything_is_on_the_page(run: Path) -> None:
-    page = Reader(build_report([run]))
+    page = Reader(page_of(run))
     for expected in (
-        run.name, *TASKS, *COLUMNS, "0.800", "1,234 examples", "vqa_accuracy / part / yes / no",
+        run.name, *TASKS, *COLUMNS, "0.800", "1,234 examples", "vqa_accuracy by part", "yes/no",
         "69,000 of 930,000 (7.42 %)", "860.0 kB", "731", NASTY, "output: <runs>", "(nothing)",
-        "caption 4",
+        "caption 4", "93 % sure",
     ):  # fmt: skip
-        assert expected in page.text
+        assert expected in page.text, expected
     assert "caption 5" not in page.text
-    charts = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg"]
+    assert page.text.count("% sure") == 1
+    charts = [attributes["aria-label"] for attributes in page.attributes("svg")]
     assert len(charts) == 1 + 2 * len(TASKS)
-    assert sum(tag == "img" for tag, _ in page.tags) == 5
+    assert len(page.attributes("img")) == 5
 
 
 def test_right_and_wrong_are_words(run: Path) -> None:
-    page = build_report([run])
+    page = page_of(run)
     assert (page.count("&#10003; right"), page.count("&#10007; wrong")) == (2, 1)
 
 
-def test_nothing_is_fetched_and_no_script_runs(run: Path) -> None:
-    page = Reader(build_report([run]))
-    names = {tag for tag, _ in page.tags}
-    assert not names & {"script", "link", "iframe", "object", "base"}
+@pytest.mark.parametrize("several", [False, True])
+def test_nothing_is_fetched_and_no_script_runs(runs: Runs, evil: Path, several: bool) -> None:
+    folders = [evil, runs.first] if several else [evil]
+    page = Reader(page_of(*folders, pictures=True))
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "base", "a"}
+    assert len(page.attributes("style")) == 1
+    assert len(page.attributes("img")) == 12
     for _, attributes in page.tags:
+        assert not [name for name in attributes if name.startswith("on")]
         for name in ("src", "href", "srcset", "data"):
             assert (attributes.get(name) or "data:").startswith("data:")
-    assert "url(" not in page.text
+    style = re.search("<style>(.*?)</style>", page_of(*folders), re.DOTALL)
+    assert style
+    assert "url(" not in style[1]
+    assert "@import" not in style[1]
+    policy = page.attributes("meta")[2]
+    assert policy["http-equiv"] == "Content-Security-Policy"
+    assert str(policy["content"]).startswith("default-src 'none';")
+
+
+def test_what_a_model_says_is_text(evil: Path) -> None:
+    page = Reader(page_of(evil, pictures=True))
+    shown = [entry.prediction for entry in collect([evil]).only.run.gallery]
+    assert len(set(shown)) > 4
+    for said in shown:
+        assert said.strip() in page.text
+    assert evil.name in page.text
+    assert page.text.count("12 % sure") == 12
+    directions = {attributes["dir"] for attributes in page.attributes("bdi")}
+    assert directions == {"auto"}
+
+
+def test_long_texts_are_folded_and_whole(evil: Path) -> None:
+    page = Reader(page_of(evil, pictures=True))
+    long = [s.prediction for s in collect([evil]).only.run.gallery if len(s.prediction) > 220]
+    assert long
+    for said in long:
+        assert said in page.text
+        assert f"{said[:110].rstrip()} ..." in page.text
 
 
 def test_the_best_of_a_row_is_marked(run: Path) -> None:
-    page = build_report([run])
-    assert page.count('<td class="number best">0.800') == 2 * len(TASKS)
+    page = page_of(run)
+    assert page.count('<td class="number best"><b>0.800</b>') == 2 * len(TASKS)
 
 
 def test_parts_that_are_missing_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": NaN}\n')
-    page = Reader(build_report([tmp_path])).text
-    for heading in ("Scores", "Samples", "Size and speed", "Score during training"):
+    page = Reader(page_of(tmp_path)).text
+    for heading in ("Scores", "Samples", "size and speed", "Score during training", "Brackets"):
         assert heading not in page
 
 
 def test_a_lost_picture_leaves_a_word(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
     (folder / "gallery" / "0000-0.png").unlink()
-    assert "0000-0.png is missing" in build_report([folder])
+    assert "0000-0.png is missing" in page_of(folder)
 
 
-def test_runs_stand_side_by_side_even_under_one_name(tmp_path: Path) -> None:
-    folders = [make_run(tmp_path / seed / "run") for seed in ("1", "2")]
-    page = Reader(build_report(folders)).text
-    assert "Side by side" in page
-    assert all(str(folder) in page for folder in folders)
+def test_examples_without_pictures_are_shown_as_text(tmp_path: Path) -> None:
+    """As those of stored features."""
+    folder = make_run(tmp_path / "run")
+    entries = json.loads((folder / "gallery.json").read_text())
+    (folder / "gallery.json").write_text(json.dumps([e | {"images": []} for e in entries]))
+    page = Reader(page_of(folder))
+    assert page.attributes("img") == []
+    assert "(nothing)" in page.text
+    assert "missing" not in page.text
 
 
-def browse(*arguments: str, profile: Path) -> str:
-    assert BROWSER is not None
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-               "--disable-background-networking", "--hide-scrollbars",
-               f"--user-data-dir={profile}", *arguments]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+def test_scores_stand_with_their_intervals(runs: Runs) -> None:
+    report = collect([runs.first])
+    page = Reader(build_page(report))
+    for task, row in zip(("vqa", "caption"), page.tables[0][1:], strict=True):
+        result = report.only.results[task]
+        assert result.interval is not None
+        assert row == [
+            f"{task} {result.headline} {result.examples} examples",
+            f"{result.value:.3f} [{result.interval.low:.3f}, {result.interval.high:.3f}]",
+        ]
+    assert "1,000 bootstrap resamples" in page.text
 
 
-@needs_browser
-def test_a_browser_shows_curves_and_pictures(run: Path, tmp_path: Path) -> None:
-    page, _ = write_report([run], tmp_path)
-    shot = tmp_path / "shot.png"
-    browse("--window-size=1200,4000", f"--screenshot={shot}", page.as_uri(), profile=tmp_path / "p")
-    with Image.open(shot) as image:
-        colors = {color for _, color in image.convert("RGB").getcolors(1 << 24) or []}
-    assert {(200, 10, 20), (10, 200, 20), (10, 20, 200), (250, 250, 0)} <= colors
-    assert {(31, 95, 191), (130, 177, 255)} & colors, "no curve in the accent colour"
+def test_runs_stand_side_by_side(runs: Runs, run: Path) -> None:
+    report = collect([runs.first, runs.second, run])
+    page = Reader(build_page(report))
+    beside, differences = page.tables[:2]
+    assert beside[0][:3] == ["run", "vqa exact_match", "caption word_f1"]
+    assert beside[0][-3:] == ["trains", "bytes per rank", "examples a second"]
+    assert [row[0] for row in beside[1:3]] == [
+        f"{name} Adapter (reduction=4, sharing=half_shared_up) + norms + visual embedding"
+        for name in ("first", "second")
+    ]
+    assert beside[1][-3:] == ["4.00 %", "2.5 MB", "106"]
+    result = report.runs["second"].results["vqa"]
+    assert result.interval is not None
+    assert beside[2][1].startswith(f"{result.value:.3f} [{result.interval.low:.3f}, ")
+    found = report.differences["second"][0]
+    assert not isinstance(found, str)
+    ends = f"[{found.interval.low:.3f}, {found.interval.high:.3f}]"
+    assert differences[1][:2] == ["second", f"{found.value:+.3f} {ends}"]
+    assert differences[2][1] == "- not scored in both"
 
 
-@needs_browser
-@pytest.mark.parametrize("width", [360, 1200])
-def test_the_page_never_scrolls_sideways(run: Path, tmp_path: Path, width: int) -> None:
-    frame = tmp_path / "frame.html"
-    inner = html.escape(build_report([run, run]), quote=True)
-    frame.write_text(
-        f'<iframe id="f" style="width:{width}px;height:900px;border:0" srcdoc="{inner}"></iframe>'
-        "<p></p><script>f.onload = () => { document.querySelector('p').textContent = 'width ' +"
-        " f.contentDocument.documentElement.scrollWidth }</script>",
-        "utf-8",
-    )
-    dom = browse("--dump-dom", "--virtual-time-budget=5000", frame.as_uri(), profile=tmp_path / "p")
-    measured = re.search(r"<p>width (\d+)</p>", dom)
-    assert measured, dom[-300:]
-    assert int(measured[1]) == width
+def test_curves_of_several_runs_share_a_chart(runs: Runs) -> None:
+    page = Reader(page_of(runs.first, runs.second))
+    charts = [a["aria-label"] for a in page.attributes("svg") if a.get("aria-label")]
+    assert charts == [
+        f"{task}, first from {start} to {end}; second from {start} to {end}"
+        for task, start, end in (("all tasks", 3, 0.3), ("vqa", 2, 0.2))
+    ]
+    curves = [a["class"] for a in page.attributes("g")]
+    assert curves.count("curve c0 d0") == curves.count("curve c1 d0") == 3  # one in the legend
+
+
+def test_the_same_example_of_several_runs_is_one_card(runs: Runs, evil: Path) -> None:
+    page = Reader(page_of(runs.first, evil, pictures=True))
+    assert len(page.attributes("figure")) == 2 + 12
+    assert [name for name in (runs.first.name, evil.name) if page.text.count(name) < 12] == []
+
+
+def test_a_run_without_a_task_keeps_its_colour(runs: Runs, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    write_lines(bare / "metrics.jsonl", [{"step": n, "loss": 1.0} for n in range(1, 4)])
+    page = page_of(runs.first, bare, runs.second)
+    (vqa,) = re.findall(r'aria-label="vqa, .*?</svg>', page)
+    assert re.findall(r'class="curve (c\d)', vqa) == ["c0", "c2"]

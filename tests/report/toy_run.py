@@ -9,7 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from vlds.report.inputs import GalleryEntry, Scores, TaskScores, write_gallery, write_scores
+from vlds.report.samples import GalleryEntry, write_gallery
+from vlds.report.scores import Scores, TaskScores, write_scores
 
 TASKS = {"vqa": "vqa_accuracy", "gqa": "accuracy", "nlvr": "accuracy", "caption": "word_f1"}
 COLUMNS = ("majority", "frozen", "norms only", "adapters")
@@ -59,7 +60,8 @@ def make_run(folder: Path) -> Path:
     write_gallery(
         folder,
         [
-            (GalleryEntry("vqa", "q1", [], NASTY, "red", "red", True), [picture((200, 10, 20))]),
+            (GalleryEntry("vqa", "q1", [], NASTY, "red", "red", True, 0.934),
+             [picture((200, 10, 20))]),
             (GalleryEntry("vqa", "q2", [], "What?", "red", "blue", False), [picture((9, 9, 9))]),
             (GalleryEntry("nlvr", "n1", [], "Both.", "true", "true", True),
              [picture((10, 200, 20)), picture((10, 20, 200))]),

@@ -1,5 +1,5 @@
 """What is shown after a run: tables, pictures and a page that opens from disk."""
 
-from vlds.report.write import write_report
+from vlds.report.write import report_text, write_report, write_text
 
-__all__ = ["write_report"]
+__all__ = ["report_text", "write_report", "write_text"]

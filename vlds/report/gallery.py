@@ -2,83 +2,87 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from vlds.config import Recipe, load_recipe
+from vlds.config import Recipe
 from vlds.data import Dataset, open_dataset
-from vlds.report.inputs import GalleryEntry, write_gallery
-from vlds.schema import Sample
+from vlds.report.predictions import Predictions, newest_predictions
+from vlds.report.samples import GalleryEntry, write_gallery
+from vlds.schema import Sample, SkipSample
 from vlds.tasks.base import Task
 
 PER_TASK = 6
 """Examples of each task, evenly spread over its data."""
 
 
-def collect_gallery(run: Path) -> None:
-    """Write a run's gallery from its newest predictions; nothing where it has none, or stored
-    features."""
-    predictions = newest_predictions(run)
-    if predictions is None or not (run / "recipe.yaml").is_file():
-        return
-    recipe = load_recipe(run / "recipe.yaml")
-    write_gallery(run, list(entries(recipe, predictions)))
+def collect_gallery(run: Path, recipe: Recipe) -> None:
+    """Write a run's gallery from its newest predictions; nothing where it has none.
+
+    Errors: ValueError where a data set of the recipe cannot be read, or holds none of the
+    examples.
+    """
+    found = newest_predictions(run)
+    chosen = list(entries(recipe, found))
+    if chosen:
+        write_gallery(run, chosen)
+    elif found:
+        raise ValueError(
+            "the predictions are of other examples than those that the recipe's tasks name under "
+            "`evaluate`"
+        )
 
 
-def newest_predictions(run: Path) -> Path | None:
-    """Folder with one file a task: that of the latest step, or the one `vlds evaluate` wrote."""
-    folders = sorted((run / "predictions").glob("step-*"))
-    if folders:
-        return folders[-1]
-    return run / "predictions" if any((run / "predictions").glob("*.jsonl")) else None
-
-
-def entries(recipe: Recipe, predictions: Path) -> Iterator[tuple[GalleryEntry, list[bytes]]]:
+def entries(
+    recipe: Recipe, found: Mapping[str, Predictions]
+) -> Iterator[tuple[GalleryEntry, tuple[bytes, ...]]]:
     """Examples with their encoded pictures, task by task."""
     for name, task in recipe.tasks.items():
-        file = predictions / f"{name}.jsonl"
-        if not file.is_file():
-            continue
-        lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
-        chosen = {line["id"]: line for line in lines[:: max(1, len(lines) // PER_TASK)][:PER_TASK]}
-        datasets = (open_dataset(place, recipe.data.shard_cache) for place in task.evaluate)
-        for sample, annotation, key in find_samples(task, datasets, chosen):
-            if sample.images:
-                yield entry(name, task, sample, annotation, chosen[key]), list(sample.images)
+        if name in found:
+            datasets = [open_dataset(place, recipe.data.shard_cache) for place in task.evaluate]
+            for number, sample in enumerate(spread(datasets)):
+                made = entry(name, task, sample, number, found[name])
+                if made is not None:
+                    yield made, sample.images
 
 
-def find_samples(
-    task: Task, datasets: Iterable[Dataset], wanted: Mapping[str, Any]
-) -> Iterator[tuple[Sample, int | None, str]]:
-    """The samples, and the numbers of their annotations, that have the wanted ids."""
-    left = set(wanted)
-    for dataset in datasets:
-        for number in range(dataset.num_samples):
-            if not left:
-                return
-            sample = dataset.read(number)
-            ids: dict[str, int | None] = {sample.id: None}
-            if task.unit == "annotation":
-                ids = {str(a["id"]): n for n, a in enumerate(sample.annotations)}
-            for key in left & set(ids):
-                yield sample, ids[key], key
-            left -= set(ids)
+def spread(datasets: list[Dataset]) -> Iterator[Sample]:
+    """Samples at even distances; those that cannot be read are passed over."""
+    total = sum(dataset.num_samples for dataset in datasets)
+    for place in sorted({(2 * n + 1) * total // (2 * PER_TASK) for n in range(PER_TASK)}):
+        number = place
+        for dataset in datasets:
+            if number < dataset.num_samples:
+                with suppress(SkipSample):
+                    yield dataset.read(number)
+                break
+            number -= dataset.num_samples
 
 
 def entry(
-    name: str, task: Task, sample: Sample, annotation: int | None, line: Mapping[str, Any]
-) -> GalleryEntry:
-    """One example as the page shows it."""
-    reference = line["reference"]
+    name: str, task: Task, sample: Sample, number: int, made: Predictions
+) -> GalleryEntry | None:
+    """One example of a sample as the page shows it: its annotations take turns with `number`. None
+    where it was not predicted."""
+    annotation = None
+    key = sample.id
+    if task.unit == "annotation":
+        if not sample.annotations:
+            return None
+        annotation = number % len(sample.annotations)
+        key = str(sample.annotations[annotation]["id"])
+    if key not in made.predictions:
+        return None
+    reference, prediction = made.references[key], made.predictions[key]
     answer = task.answer_of(reference) if reference is not None else None
     return GalleryEntry(
         task=name,
-        id=line["id"],
+        id=key,
         images=(),
         prompt=task.example(name, sample, annotation, None).prompt,
         reference=answer if answer is not None else reference or "",
-        prediction=line["prediction"],
-        correct=task.correct(line["prediction"], reference) if reference is not None else None,
+        prediction=prediction,
+        correct=task.correct(prediction, reference) if reference is not None else None,
+        confidence=made.confidences.get(key),
     )

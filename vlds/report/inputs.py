@@ -1,6 +1,7 @@
 """What a report reads in a run folder, and how the others write it there.
 
 metrics.jsonl   lines of training ("loss", "loss/TASK", ...) and of evaluation ("scores")
+predictions/    one file a task, of the training's evaluations or of `vlds evaluate`; optional
 scores.json     scores of several models beside each other; optional
 gallery.json    sample pictures with prediction; optional, pictures under gallery/
 recipe.yaml     the resolved recipe; optional
@@ -8,69 +9,20 @@ recipe.yaml     the resolved recipe; optional
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from io import BytesIO
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+import yaml
+
+from vlds.report.json_files import read_json_lines
+from vlds.report.samples import GalleryEntry, read_gallery
+from vlds.report.scores import Scores, TaskScores, read_scores
 
 Curve = list[tuple[float, float]]
 """Points (step, value)."""
-
-THUMBNAIL_SIZE = 320
-"""Longest side, in pixels, of a picture in the gallery."""
-
-
-@dataclass(frozen=True)
-class TaskScores:
-    """One task: metrics of each model that was scored on it."""
-
-    by_column: Mapping[str, Mapping[str, float]]
-    """Label of the column -> metric -> value; a column without scores is absent."""
-    examples: int | None = None
-    """How many examples were scored."""
-    headline: str | None = None
-    """The metric that stands for the task; default: the first."""
-
-    @property
-    def metrics(self) -> list[str]:
-        """All metrics of all columns, the headline first."""
-        names = list(dict.fromkeys(name for scores in self.by_column.values() for name in scores))
-        return sorted(names, key=lambda name: name != self.headline) if self.headline else names
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What scores.json holds."""
-
-    columns: Sequence[str]
-    """Labels of the models beside each other, in order."""
-    tasks: Mapping[str, TaskScores]
-    trainable: Mapping[str, float] = field(default_factory=dict)
-    """total, trainable, percent."""
-    bytes_per_rank: Mapping[str, float] = field(default_factory=dict)
-    """What -> bytes that each rank holds."""
-    samples_per_second: Mapping[str, float] = field(default_factory=dict)
-    """What -> examples a second, over all ranks."""
-
-
-@dataclass(frozen=True)
-class GalleryEntry:
-    """One example to look at."""
-
-    task: str
-    id: str
-    images: Sequence[str]
-    """Paths of the pictures, relative to the run folder."""
-    prompt: str
-    reference: str | Sequence[str]
-    prediction: str
-    correct: bool | None = None
-    """None where right or wrong is no yes-or-no matter."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +38,8 @@ class RunInputs:
     scores: Scores
     gallery: Sequence[GalleryEntry]
     recipe: str | None
+    steps_done: int | None
+    """Of training; None where no step was logged."""
 
 
 def read_run(folder: Path) -> RunInputs:
@@ -93,37 +47,46 @@ def read_run(folder: Path) -> RunInputs:
 
     Errors: ValueError where it is none, or a file in it cannot be read.
     """
-    if not any((folder / name).is_file() for name in ("metrics.jsonl", "scores.json")):
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: there is no such folder; name one that `vlds train` wrote")
+    known = ("metrics.jsonl", "scores.json", "predictions/*.jsonl", "predictions/step-*/*.jsonl")
+    if not any(any(folder.glob(name)) for name in known):
         raise ValueError(
-            f"{folder}: holds neither metrics.jsonl nor scores.json; name a folder that "
-            "`vlds train` wrote"
+            f"{folder}: holds neither metrics.jsonl nor scores.json nor predictions; name a folder "
+            "that `vlds train` wrote"
         )
     lines = read_metrics(folder / "metrics.jsonl")
+    file = folder / "recipe.yaml"
+    recipe = file.read_text("utf-8") if file.is_file() else None
     stored = read_scores(folder / "scores.json")
-    headlines = {task: scores.metrics[0] for task, scores in stored.tasks.items() if scores.metrics}
-    recipe = folder / "recipe.yaml"
+    headlines = headlines_of(recipe)
+    headlines |= {task: entry.metrics[0] for task, entry in stored.tasks.items() if entry.metrics}
+    name = folder.resolve().name
     return RunInputs(
-        name=folder.resolve().name,
+        name=name,
         folder=folder,
         losses=loss_curves(lines),
         score_curves=score_curves(lines, headlines),
-        scores=filled_from_metrics(stored, lines, folder.resolve().name),
+        scores=filled_from_metrics(stored, lines, name, headlines),
         gallery=read_gallery(folder / "gallery.json"),
-        recipe=recipe.read_text("utf-8") if recipe.is_file() else None,
+        recipe=recipe,
+        steps_done=max((line["step"] for line in lines if "loss" in line), default=None),
     )
 
 
+def headlines_of(recipe: str | None) -> dict[str, str]:
+    """The score that stands for each task that says so in a recipe's text."""
+    try:
+        tasks = (yaml.safe_load(recipe or "") or {}).get("tasks", {})
+    except yaml.YAMLError:  # said where the whole recipe is read
+        return {}
+    named = {task: entry.get("init_args", {}).get("headline") for task, entry in tasks.items()}
+    return {task: headline for task, headline in named.items() if headline}
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl; a last line that was cut off is left out."""
-    texts = path.read_text("utf-8").splitlines() if path.is_file() else []
-    lines: list[dict[str, Any]] = []
-    for number, text in enumerate(texts, 1):
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError as error:
-            if number < len(texts):
-                raise ValueError(f"{path}, line {number}: is not JSON ({error})") from None
-    return lines
+    """Lines of metrics.jsonl; none where there is no such file."""
+    return read_json_lines(path) if path.is_file() else []
 
 
 def loss_curves(lines: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
@@ -150,45 +113,22 @@ def score_curves(
     return curves
 
 
-def read_scores(path: Path) -> Scores:
-    """scores.json; empty where there is none."""
-    if not path.is_file():
-        return Scores((), {})
-    tree = read_json(path)
-    columns = tree["columns"]
-    tasks = {
-        task: TaskScores(
-            {label: entry[label] for label in columns if entry.get(label)},
-            entry.get("examples"),
-            entry.get("headline"),
-        )
-        for task, entry in tree["tasks"].items()
-    }
-    facts = {
-        name: tree.get(name) or {} for name in ("trainable", "bytes_per_rank", "samples_per_second")
-    }
-    return Scores(columns, tasks, **facts)
-
-
-def write_scores(path: Path, scores: Scores) -> None:
-    """Write scores.json."""
-    tree = asdict(scores) | {"columns": list(scores.columns)}
-    tree["tasks"] = {
-        task: {label: entry.by_column.get(label) for label in scores.columns}
-        | {"examples": entry.examples, "headline": entry.headline}
-        for task, entry in scores.tasks.items()
-    }
-    path.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
-
-
-def filled_from_metrics(scores: Scores, lines: Sequence[Mapping[str, Any]], column: str) -> Scores:
+def filled_from_metrics(
+    scores: Scores,
+    lines: Sequence[Mapping[str, Any]],
+    column: str,
+    headlines: Mapping[str, str],
+) -> Scores:
     """Take what scores.json lacks from the last such lines of metrics.jsonl."""
     last: dict[str, Any] = {}
     for line in lines:
         last |= line
     speeds = [line["samples_per_second"] for line in lines if "samples_per_second" in line]
     speed = {"training": statistics.median(speeds)} if speeds else {}
-    tasks = {task: TaskScores({column: given}) for task, given in last.get("scores", {}).items()}
+    tasks = {
+        task: TaskScores({column: given}, headline=headlines.get(task))
+        for task, given in last.get("scores", {}).items()
+    }
     return Scores(
         scores.columns or ([column] if tasks else []),
         scores.tasks or tasks,
@@ -196,36 +136,3 @@ def filled_from_metrics(scores: Scores, lines: Sequence[Mapping[str, Any]], colu
         scores.bytes_per_rank or last.get("bytes_per_rank", {}),
         scores.samples_per_second or speed,
     )
-
-
-def read_gallery(path: Path) -> list[GalleryEntry]:
-    """gallery.json; empty where there is none."""
-    return [GalleryEntry(**entry) for entry in read_json(path)] if path.is_file() else []
-
-
-def write_gallery(folder: Path, entries: Iterable[tuple[GalleryEntry, Sequence[bytes]]]) -> None:
-    """Write gallery.json and thumbnails of the encoded pictures that come with each entry."""
-    pictures = folder / "gallery"
-    pictures.mkdir(parents=True, exist_ok=True)
-    written = []
-    for number, (entry, encoded) in enumerate(entries):
-        names = [f"gallery/{number:04d}-{place}.png" for place in range(len(encoded))]
-        for name, data in zip(names, encoded, strict=True):
-            with Image.open(BytesIO(data)) as image:
-                thumbnail = image.convert("RGB")
-            thumbnail.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
-            thumbnail.save(folder / name)
-        written.append(asdict(entry) | {"images": names})
-    path = folder / "gallery.json"
-    path.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> Any:
-    """Parse a file.
-
-    Errors: ValueError naming the file.
-    """
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: is not JSON ({error}); write it anew") from None

@@ -5,10 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from vlds.report.bootstrap import Interval
+
 
 def score_text(value: float | None) -> str:
     """Three decimals; a dash where there is no score."""
     return "-" if value is None else f"{value:.3f}"
+
+
+def difference_text(value: float) -> str:
+    """Three decimals and always a sign."""
+    return f"{value:+.3f}"
+
+
+def interval_text(interval: Interval) -> str:
+    """Both ends in brackets."""
+    return f"[{interval.low:.3f}, {interval.high:.3f}]"
 
 
 def bytes_text(count: float) -> str:

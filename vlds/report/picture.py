@@ -1,9 +1,9 @@
-"""The report as one PNG: loss curves, scores beside each other, a few samples."""
+"""The report as one PNG: loss curves, scores beside each other, a few samples of a single run."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,77 +11,128 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from vlds.report.inputs import GalleryEntry, RunInputs, read_run
+from vlds.report.cards import reference_lines
+from vlds.report.charts import COLOURS, DASHES, by_task
+from vlds.report.collect import Report
+from vlds.report.facts import size_facts
 from vlds.report.numbers import score_text, thinned
-from vlds.report.page import named_apart, reference_lines
-from vlds.report.tables import fact_rows
+from vlds.report.samples import GalleryEntry
 
 WIDTH = 12.0
 """Inches; 100 pixels each."""
 LOSS_HEIGHT, SCORE_HEIGHT, SAMPLE_HEIGHT, HEAD_HEIGHT = 2.4, 3.0, 3.4, 0.8
+BAR_HEIGHT = 0.3
 MOST_SAMPLES = 6
+LONGEST_LINE = 150
 SHADES = ("#c9ced6", "#8fa3bd", "#5b84c4", "#1f4f9f")
 HATCHES = ("", "//", "..", "")
+LINES = ("#1f5fbf", "#c2510c", "#1a7f4b", "#a3268a", "#7a5a1e", "#4b5563")
+"""The page's colours of curves."""
+STYLES = ("-", "--", ":")
+
+assert (len(LINES), len(STYLES)) == (COLOURS, len(DASHES))
+
+Row = tuple[float, Callable[[Any, Report], None]]
+"""Height in inches, and what draws it."""
 
 
-def write_picture(run_folders: Sequence[Path], path: Path) -> None:
-    """Draw one or several runs, one below the other.
-
-    Errors: ValueError where a folder holds no run.
-    """
-    runs = named_apart([read_run(folder) for folder in run_folders])
-    heights = [sum(height for height, _ in rows_of(run)) + HEAD_HEIGHT for run in runs.values()]
-    figure = Figure(figsize=(WIDTH, sum(heights)), dpi=100, layout="constrained")
+def write_picture(report: Report, path: Path) -> None:
+    """Draw one run, or several in the same panels."""
+    rows = rows_of(report)
+    height = HEAD_HEIGHT + sum(height for height, _ in rows)
+    figure = Figure(figsize=(WIDTH, height), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
-    blocks = figure.subfigures(len(runs), 1, height_ratios=heights, squeeze=False)[:, 0]
-    for block, (name, run) in zip(blocks, runs.items(), strict=True):
-        draw_run(block, name, run)
+    figure.suptitle(title_of(report), fontsize=11, x=0.01, ha="left")
+    if rows:
+        heights = [height for height, _ in rows]
+        parts = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
+        for part, (_, draw) in zip(parts, rows, strict=True):
+            draw(part, report)
     figure.savefig(path, format="png")
 
 
-def rows_of(run: RunInputs) -> list[tuple[float, Any]]:
-    """Height and drawing of each row that the run has something for."""
-    rows: list[tuple[float, Any]] = []
-    if run.losses:
+def rows_of(report: Report) -> list[Row]:
+    """What there is something for."""
+    runs = report.runs.values()
+    rows: list[Row] = []
+    if any(run.run.losses for run in runs):
         rows.append((LOSS_HEIGHT, draw_losses))
-    if any(task.metrics for task in run.scores.tasks.values()):
+    if len(runs) > 1:
+        # The names of the runs stand at the bars, or alone where there are none.
+        return [*rows, (1 + BAR_HEIGHT * len(runs), draw_bars)]
+    if report.headlines:
         rows.append((SCORE_HEIGHT, draw_scores))
-    if run.gallery:
+    if report.only.run.gallery:
         rows.append((SAMPLE_HEIGHT, draw_samples))
     return rows
 
 
-def draw_run(block: Any, name: str, run: RunInputs) -> None:
-    """Title with the facts, then the rows."""
-    facts = [f"{what}: {value}" for what, value in fact_rows(run.scores)]
+def title_of(report: Report) -> str:
+    """The run with its facts, or how many there are."""
+    if len(report.runs) > 1:
+        return f"{len(report.runs)} runs"
+    ((name, run),) = report.runs.items()
+    facts = [f"{what}: {value}" for what, value in size_facts(run.scores).items()]
     # Lines break between facts, not inside one.
     kept = textwrap.wrap("   ".join(fact.replace(" ", "\u00a0") for fact in facts), 130)
-    title = "\n".join([name, *kept])
-    block.suptitle(title.replace("$", r"\$"), fontsize=11, x=0.01, ha="left")
-    rows = rows_of(run)
-    if rows:
-        parts = block.subfigures(
-            len(rows), 1, height_ratios=[height for height, _ in rows], squeeze=False
-        )[:, 0]
-        for part, (_, draw) in zip(parts, rows, strict=True):
-            draw(part, run)
+    return plain("\n".join([name, *kept]))
 
 
-def draw_losses(part: Any, run: RunInputs) -> None:
-    """One panel a curve."""
-    panels = part.subplots(1, len(run.losses), squeeze=False)[0]
-    for axes, (task, curve) in zip(panels, run.losses.items(), strict=True):
-        points = thinned(curve, 400)
-        axes.plot([x for x, _ in points], [y for _, y in points], color=SHADES[-1])
+def draw_losses(part: Any, report: Report) -> None:
+    """One panel a task, one curve a run."""
+    losses = by_task({name: run.run.losses for name, run in report.runs.items()})
+    panels = part.subplots(1, len(losses), squeeze=False)[0]
+    for axes, (task, curves) in zip(panels, losses.items(), strict=True):
+        for place, curve in enumerate(curves.values()):
+            points = thinned(curve, 400)
+            axes.plot([x for x, _ in points], [y for _, y in points], **look(place))
         axes.set_title(plain(f"loss, {task or 'all tasks'}"), fontsize=10)
         axes.set_xlabel("step", fontsize=8)
-        axes.tick_params(labelsize=8)
         axes.set_ylim(bottom=0)
-        axes.spines[["top", "right"]].set_visible(False)
+        tidy(axes)
 
 
-def draw_scores(part: Any, run: RunInputs) -> None:
-    """One panel a task, one bar a model, its score on top."""
+def look(place: int) -> dict[str, str]:
+    """Colour and dashes of the run at a place."""
+    return {
+        "color": LINES[place % COLOURS],
+        "linestyle": STYLES[place // COLOURS % len(STYLES)],
+    }
+
+
+def tidy(axes: Any) -> None:
+    """Small numbers, and no box around the panel."""
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_bars(part: Any, report: Report) -> None:
+    """One panel a task, one bar a run with its interval; a key of the curves before each name."""
+    names = list(report.runs)
+    headlines = report.headlines or [("", "")]
+    panels = part.subplots(1, len(headlines), squeeze=False, sharey=True)[0]
+    for axes, (task, metric) in zip(panels, headlines, strict=True):
+        for place, run in enumerate(report.runs.values()):
+            value, result = run.score(task, metric), run.result(task, metric)
+            axes.barh(place, value or 0.0, color=look(place)["color"], height=0.6, alpha=0.35)
+            axes.plot([0, value or 0.0], [place, place], **look(place))
+            if value is not None and result is not None and result.interval is not None:
+                ends = [[value - result.interval.low], [result.interval.high - value]]
+                axes.errorbar(value, place, xerr=ends, color="black", capsize=3, linewidth=1)
+            axes.annotate(
+                score_text(value), (0, place), xytext=(3, 6), textcoords="offset points",
+                fontsize=7, va="center",
+            )  # fmt: skip
+        axes.set_title(plain(f"{task}, {metric}" if task else ""), fontsize=10)
+        axes.set_yticks(range(len(names)), [plain(textwrap.fill(name, 28)) for name in names])
+        axes.set_xlim(left=0)
+        tidy(axes)
+    panels[0].invert_yaxis()
+
+
+def draw_scores(part: Any, report: Report) -> None:
+    """One panel a task, one bar a model, its score on top and the run's own with its interval."""
+    run = report.only
     tasks = {name: task for name, task in run.scores.tasks.items() if task.metrics}
     panels = part.subplots(1, len(tasks), squeeze=False)[0]
     for axes, (name, task) in zip(panels, tasks.items(), strict=True):
@@ -92,17 +143,27 @@ def draw_scores(part: Any, run: RunInputs) -> None:
             bar.set_facecolor(SHADES[place % len(SHADES)])
             bar.set_hatch(HATCHES[place % len(HATCHES)])
             bar.set_edgecolor("white")
-        axes.bar_label(bars, [score_text(value) for value in values], fontsize=8)
+        tops = [value or 0.0 for value in values]
+        result = run.result(name, metric)
+        if result is not None and result.interval is not None:
+            ends = [[result.value - result.interval.low], [result.interval.high - result.value]]
+            axes.errorbar(len(columns) - 1, result.value, yerr=ends, color="black", capsize=3)
+            tops[-1] = result.interval.high
+        for place, (top, value) in enumerate(zip(tops, values, strict=True)):
+            axes.annotate(
+                score_text(value), (place, top), xytext=(0, 2), textcoords="offset points",
+                fontsize=8, ha="center",
+            )  # fmt: skip
         axes.set_xticks(range(len(columns)), [plain(textwrap.fill(c, 12)) for c in columns])
         axes.set_title(plain(f"{name}, {metric}"), fontsize=10)
         axes.set_xlim(-0.6, max(len(columns), 3) - 0.4)
         axes.set_ylim(0, 1.1 * max(1.0, *(value or 0.0 for value in values)))
-        axes.tick_params(labelsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
+        tidy(axes)
 
 
-def draw_samples(part: Any, run: RunInputs) -> None:
+def draw_samples(part: Any, report: Report) -> None:
     """A few samples, of all tasks in turn."""
+    run = report.only.run
     chosen = in_turn(run.gallery)[:MOST_SAMPLES]
     panels = part.subplots(1, MOST_SAMPLES, squeeze=False)[0]
     for axes in panels:
@@ -115,8 +176,10 @@ def draw_samples(part: Any, run: RunInputs) -> None:
             axes.imshow(beside(pictures))
             axes.set_anchor("N")
         verdict = {True: "right", False: "WRONG", None: ""}[entry.correct]
+        sure = "" if entry.confidence is None else f"{100 * entry.confidence:.0f} % sure"
         lines = [entry.prompt, f"answer: {reference_lines(entry)[0]}", f"model: {entry.prediction}"]
-        text = "\n".join(textwrap.fill(line, 30) for line in [*lines, verdict] if line)
+        lines.append("  ".join(filter(None, [verdict, sure])))
+        text = "\n".join(textwrap.fill(shorten(line), 30) for line in lines if line)
         axes.set_title(plain(text), fontsize=8, loc="left", y=-0.08, va="top")
 
 
@@ -140,6 +203,11 @@ def beside(pictures: Sequence[Image.Image]) -> Image.Image:
         joined.paste(image.convert("RGB"), (left, 0))
         left += image.width + gap
     return joined
+
+
+def shorten(line: str) -> str:
+    """A line that leaves room for the others."""
+    return line if len(line) <= LONGEST_LINE else line[: LONGEST_LINE - 4] + " ..."
 
 
 def plain(text: str) -> str:

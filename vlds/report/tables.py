@@ -7,8 +7,12 @@ from html import escape
 
 from rich.table import Table
 
-from vlds.report.inputs import Scores, TaskScores
-from vlds.report.numbers import bytes_text, score_text
+from vlds.report.bootstrap import Interval
+from vlds.report.collect import Report, RunReport
+from vlds.report.facts import held_text, share_text, training_speed_text
+from vlds.report.numbers import difference_text, interval_text, score_text
+from vlds.report.results import Difference
+from vlds.report.scores import Scores, TaskScores
 
 
 def summary_table(scores: Scores) -> Table:
@@ -27,105 +31,126 @@ def summary_table(scores: Scores) -> Table:
     return table
 
 
-def score_table(scores: Scores) -> str:
-    """Headline scores for the page; the best of each row is bold and underlined."""
+def score_table(run: RunReport) -> str:
+    """Headline scores for the page; the best of each row is bold and underlined, the run's own has
+    its interval."""
     rows = []
-    for name, task in scores.tasks.items():
+    columns = run.scores.columns
+    for name, task in run.scores.tasks.items():
         count = "" if task.examples is None else f"<br>{task.examples:,} examples"
         for metric in task.metrics[:1]:
             note = f"<small>{escape(metric)}{count}</small>"
+            result = run.result(name, metric)
+            intervals = {columns[-1]: result.interval if result else None}
             head = f'<th scope="row">{escape(name)}{note}</th>'
-            rows.append([head, *score_cells(task, metric, scores.columns)])
-    return table(["task", *scores.columns], rows, numbers_from=1)
+            rows.append([head, *score_cells(task, metric, columns, intervals)])
+    return table(["task", *columns], rows, numbers_from=1)
 
 
-def detail_table(scores: Scores) -> str:
-    """All scores of all tasks, parts included."""
-    heads = ["task", "score", *scores.columns]
-    rows = [
-        [
-            f'<th scope="row">{escape(name)}</th><td>{escape(metric.replace("/", " / "))}</td>',
-            *score_cells(task, metric, scores.columns),
-        ]
-        for name, task in scores.tasks.items()
-        for metric in task.metrics
-    ]
-    return table(heads, rows, numbers_from=2)
-
-
-def score_cells(task: TaskScores, metric: str, columns: Sequence[str]) -> list[str]:
+def score_cells(
+    task: TaskScores,
+    metric: str,
+    columns: Sequence[str],
+    intervals: Mapping[str, Interval | None] | None = None,
+) -> list[str]:
     """One cell a column, with a bar under scores that lie in 0..1."""
     values = [task.by_column.get(label, {}).get(metric) for label in columns]
     known = [value for value in values if value is not None]
     cells = []
-    for value in values:
-        text = score_text(value)
+    for label, value in zip(columns, values, strict=True):
         best = len(known) > 1 and value is not None and value == max(known)
         bar = (
             f'<i class="bar" style="width:{100 * value:.1f}%"></i>'
             if value is not None and 0 <= value <= 1
             else ""
         )
-        cells.append(f'<td class="number{" best" if best else ""}">{text}{bar}</td>')
+        text = f"<b>{score_text(value)}</b>{bracket((intervals or {}).get(label))}{bar}"
+        cells.append(f'<td class="number{" best" if best else ""}">{text}</td>')
     return cells
 
 
-def fact_table(scores: Scores) -> str:
-    """Trainable share, bytes per rank, speed."""
+def bracket(interval: Interval | None) -> str:
+    """An interval below its score; nothing where there is none."""
+    return f'<small class="interval">{interval_text(interval)}</small>' if interval else ""
+
+
+def fact_table(facts: Mapping[str, str]) -> str:
+    """What, and how much of it."""
     rows = [
-        [f'<th scope="row">{escape(what)}</th><td class="number">{escape(value)}</td>']
-        for what, value in fact_rows(scores)
+        [f'<th scope="row">{escape(what)}</th><td>{escape(value)}</td>']
+        for what, value in facts.items()
     ]
     return table([], rows)
 
 
-def fact_rows(scores: Scores) -> list[tuple[str, str]]:
-    """What there is to say about size and speed."""
+def comparison_table(report: Report) -> str:
+    """Runs with their methods beside each other: scores with intervals, share, bytes, speed."""
     rows = []
-    if counts := scores.trainable:
-        share = f"{counts['trainable']:,.0f} of {counts['total']:,.0f} ({counts['percent']:.2f} %)"
-        rows.append(("weights that train", share))
-    for what, count in scores.bytes_per_rank.items():
-        rows.append((f"{what}, bytes per rank", bytes_text(count)))
-    for what, speed in scores.samples_per_second.items():
-        text = f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
-        rows.append((f"{what}, examples a second", text))
-    return rows
-
-
-def comparison_table(runs: Mapping[str, Scores]) -> str:
-    """Runs beside each other: the last column of each one's scores, share and speed."""
-    tasks = list(dict.fromkeys(task for scores in runs.values() for task in scores.tasks))
-    rows = []
-    for name, scores in runs.items():
-        values = [last_headline(scores, task) for task in tasks]
-        percent = scores.trainable.get("percent")
-        held = sum(scores.bytes_per_rank.values())
+    for name, run in report.runs.items():
+        facts = (
+            share_text(run.scores.trainable),
+            held_text(run.scores.bytes_per_rank),
+            training_speed_text(run.scores.samples_per_second),
+        )
+        told = "; ".join(filter(None, [run.facts.get("method"), run.stopped]))
+        method = f"<small>{escape(told)}</small>"
         cells = [
-            f"<td>{'' if percent is None else f'{percent:.2f} %'}</td>",
-            f"<td>{bytes_text(held) if held else ''}</td>",
-            *(f'<td class="number">{score_text(value)}</td>' for value in values),
+            *(compared_cell(report, run, *headline) for headline in report.headlines),
+            *(f'<td class="number">{escape(text)}</td>' for text in facts),
         ]
-        rows.append([f'<th scope="row">{escape(name)}</th>', *cells])
-    return table(["run", "trains", "bytes per rank", *tasks], rows, numbers_from=3)
+        rows.append([f'<th scope="row">{escape(name)}{method}</th>', *cells])
+    heads = ["run", *headline_heads(report), "trains", "bytes per rank", "examples a second"]
+    return table(heads, rows, numbers_from=1)
 
 
-def last_headline(scores: Scores, name: str) -> float | None:
-    """The headline score of the last model in the table."""
-    task = scores.tasks.get(name)
-    if task is None or not task.metrics:
-        return None
-    return task.by_column.get(scores.columns[-1], {}).get(task.metrics[0])
+def compared_cell(report: Report, run: RunReport, task: str, metric: str) -> str:
+    """A run's score among those of the other runs."""
+    value, result = run.score(task, metric), run.result(task, metric)
+    others = [other.score(task, metric) for other in report.runs.values()]
+    known = [score for score in others if score is not None]
+    best = " best" if len(known) > 1 and value == max(known) else ""
+    text = f"<b>{score_text(value)}</b>{bracket(result.interval if result else None)}"
+    return f'<td class="number{best}">{text}</td>'
+
+
+def difference_table(report: Report) -> str:
+    """Each run less the first, the same examples drawn for both; "" where none can be compared."""
+    rows = [
+        [f'<th scope="row">{escape(name)}</th>', *map(difference_cell, found)]
+        for name, found in report.differences.items()
+    ]
+    return table(["run", *headline_heads(report)], rows, numbers_from=1)
+
+
+def difference_cell(found: Difference | str) -> str:
+    """A difference with its interval, in bold where that does not hold 0; or why there is none."""
+    if isinstance(found, str):
+        return f'<td class="number">-<small>{escape(found)}</small></td>'
+    sure = " sure" if found.interval.low > 0 or found.interval.high < 0 else ""
+    text = f"<b>{difference_text(found.value)}</b>{bracket(found.interval)}"
+    return f'<td class="number{sure}">{text}</td>'
+
+
+def headline_heads(report: Report) -> list[str]:
+    """Heads of the columns of scores: task, and below it the score."""
+    return [f"{task}\n{metric}" for task, metric in report.headlines]
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int = 99) -> str:
-    """Rows of ready cells under escaped heads, in a box that scrolls sideways on its own."""
+    """Rows of ready cells under heads, in a box that scrolls sideways on its own. A head's second
+    line is a note."""
     if not rows:
         return ""
     head = "".join(
-        f'<th scope="col"{" class=number" if place >= numbers_from else ""}>{escape(text)}</th>'
+        f'<th scope="col"{" class=number" if place >= numbers_from else ""}>{noted(text)}</th>'
         for place, text in enumerate(heads)
     )
     body = "".join(f"<tr>{''.join(cells)}</tr>" for cells in rows)
     thead = f"<thead><tr>{head}</tr></thead>" if heads else ""
     return f'<div class="scroll"><table>{thead}<tbody>{body}</tbody></table></div>'
+
+
+def noted(text: str) -> str:
+    """A head with its note."""
+    first, _, note = text.partition("\n")
+    return escape(first) + (f"<small>{escape(note)}</small>" if note else "")

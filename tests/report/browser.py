@@ -1,0 +1,135 @@
+"""Chromium without a window, spoken to over its own protocol: what a page logs, fetches and
+measures."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+PROGRAM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome")
+     if (path := shutil.which(name))), None,
+)  # fmt: skip
+SWITCHES = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--hide-scrollbars", "--remote-debugging-port=0",
+)  # fmt: skip
+SECONDS = 60
+
+
+@dataclass
+class Seen:
+    """What a browser saw of a page."""
+
+    logged: list[str] = field(default_factory=list)
+    """Errors and messages of the console."""
+    requested: list[str] = field(default_factory=list)
+    """Addresses that were fetched, those of `data:` left out; the first is the page's."""
+    values: list[Any] = field(default_factory=list)
+    """Of the expressions, in order."""
+    screenshot: bytes = b""
+    """PNG of the whole page."""
+
+
+def visit(
+    address: str, *expressions: str, width: int = 1280, dark: bool = False, scale: float = 1
+) -> Seen:
+    """Open a page at a width in pixels, and evaluate expressions in it once it is loaded."""
+    assert PROGRAM is not None
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        browser = subprocess.Popen(
+            [PROGRAM, *SWITCHES, f"--user-data-dir={profile}", "about:blank"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            talk = converse(Path(profile), address, expressions, width, dark, scale)
+            return asyncio.run(asyncio.wait_for(talk, SECONDS))
+        finally:
+            browser.terminate()
+            browser.wait(timeout=SECONDS)
+
+
+async def converse(
+    profile: Path,
+    address: str,
+    expressions: tuple[str, ...],
+    width: int,
+    dark: bool,
+    scale: float,
+) -> Seen:
+    """Drive the browser that has this profile."""
+    port_file = profile / "DevToolsActivePort"
+    while not port_file.is_file() or "\n" not in port_file.read_text():
+        await asyncio.sleep(0.05)
+    port = int(port_file.read_text().split()[0])
+    async with aiohttp.ClientSession() as session:
+        async with session.get(f"http://127.0.0.1:{port}/json/list") as answer:
+            pages = [page for page in await answer.json() if page["type"] == "page"]
+        async with session.ws_connect(pages[0]["webSocketDebuggerUrl"], max_msg_size=0) as socket:
+            return await look_at(Tab(socket), address, expressions, width, dark, scale)
+
+
+async def look_at(
+    tab: Tab, address: str, expressions: tuple[str, ...], width: int, dark: bool, scale: float
+) -> Seen:
+    """Load the page and ask."""
+    for domain in ("Page", "Network", "Runtime", "Log"):
+        await tab.call(f"{domain}.enable")
+    size = {"width": width, "height": 844, "deviceScaleFactor": scale, "mobile": width < 600}
+    await tab.call("Emulation.setDeviceMetricsOverride", **size)
+    scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+    await tab.call("Emulation.setEmulatedMedia", features=scheme)
+    await tab.call("Page.navigate", url=address)
+    while "Page.loadEventFired" not in tab.events:
+        await tab.receive()
+    for expression in expressions:
+        result = await tab.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in result, result
+        tab.seen.values.append(result["result"].get("value"))
+    shot = await tab.call("Page.captureScreenshot", captureBeyondViewport=True)
+    tab.seen.screenshot = base64.b64decode(shot["data"])
+    return tab.seen
+
+
+class Tab:
+    """One tab: calls and their answers, and the events between them."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self.socket = socket
+        self.number = 0
+        self.events: set[str] = set()
+        self.seen = Seen()
+
+    async def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """Ask for something; its result."""
+        self.number += 1
+        await self.socket.send_json({"id": self.number, "method": method, "params": parameters})
+        while True:
+            message = await self.receive()
+            if message.get("id") == self.number:
+                assert "error" not in message, message
+                result: dict[str, Any] = message["result"]
+                return result
+
+    async def receive(self) -> dict[str, Any]:
+        """The next message, noted where it is an event."""
+        message: dict[str, Any] = await self.socket.receive_json()
+        method, told = message.get("method", ""), message.get("params", {})
+        self.events.add(method)
+        if method in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded"):
+            self.seen.logged.append(str(told))
+        if method == "Network.requestWillBeSent":
+            url = told["request"]["url"]
+            if not url.startswith("data:"):
+                self.seen.requested.append(url)
+        return message

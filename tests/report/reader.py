@@ -1,0 +1,46 @@
+"""Reads a page as a browser would: tags, text, tables."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+
+VOID = {"meta", "img", "br", "line", "circle", "polyline", "link", "input", "hr"}
+
+
+class Reader(HTMLParser):
+    """Collects tags and text, and checks that what opens also closes."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.tables: list[list[list[str]]] = []
+        """Rows of cells of each table; a cell's lines are parted by blanks."""
+        self.feed(page)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if "td" in self.open or "th" in self.open:
+            cell = self.tables[-1][-1][-1]
+            self.tables[-1][-1][-1] = f"{cell} {data}".strip()
+
+    def attributes(self, tag: str) -> list[dict[str, str | None]]:
+        """Those of every such tag."""
+        return [attributes for name, attributes in self.tags if name == tag]

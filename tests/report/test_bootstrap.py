@@ -1,0 +1,159 @@
+"""Intervals against the definition: draw examples, score each draw with the task itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vlds.report.bootstrap import interval_of_difference, interval_of_mean
+from vlds.report.example_values import NoMean, example_values
+from vlds.tasks import GQA, NLVR2, VQA, Caption
+from vlds.tasks.base import Task
+
+RESAMPLES = 60
+NUM = 40
+WORDS = ("red", "blue", "two", "no")
+
+
+def examples(make: Any) -> tuple[dict[str, str], dict[str, Any]]:
+    """Predictions, and references made of a random generator and a number."""
+    rng = np.random.default_rng(5)
+    ids = [f"e{number:02d}" for number in range(NUM)]
+    references = {key: make(rng, number) for number, key in enumerate(ids)}
+    return {key: str(rng.choice(WORDS)) for key in ids}, references
+
+
+def vqa(rng: np.random.Generator, number: int) -> Any:
+    if number % 9 == 4:
+        return None
+    answers = [str(word) for word in rng.choice(WORDS, 10)]
+    types = {"answer_type": "other", "question_type": "what"}
+    return {"answer": answers[0], "answers": answers, **types}
+
+
+def few_answers(rng: np.random.Generator, number: int) -> Any:
+    return vqa(rng, 0) | {"answers": ["red"] * (10 if number % 2 else 3)}
+
+
+def gqa(rng: np.random.Generator, number: int) -> Any:
+    return {"answer": str(rng.choice(WORDS)), "balanced": number % 3 > 0, "types": {}}
+
+
+def nlvr(rng: np.random.Generator, number: int) -> Any:
+    return str(rng.choice(WORDS))
+
+
+def captions(rng: np.random.Generator, number: int) -> Any:
+    return [" ".join(rng.choice(WORDS, 3)), " ".join(rng.choice(WORDS, 5))]
+
+
+def rescored(
+    task: Task, name: str, predictions: Mapping[str, str], references: Mapping[str, Any]
+) -> list[float]:
+    """The score of each draw, by the task itself."""
+    rng, ids = np.random.default_rng(0), list(references)
+    scores = []
+    for _ in range(RESAMPLES):
+        drawn = [ids[number] for number in rng.integers(0, len(ids), len(ids))]
+        ours = {str(place): predictions[key] for place, key in enumerate(drawn)}
+        theirs = {str(place): references[key] for place, key in enumerate(drawn)}
+        scores.append(task.score(ours, theirs)[name])
+    return scores
+
+
+def middle(scores: Sequence[float]) -> tuple[float, float]:
+    """Percentiles 2.5 and 97.5, interpolated between neighbours."""
+    ordered = sorted(scores)
+
+    def at(share: float) -> float:
+        place = share * (len(ordered) - 1)
+        below = math.floor(place)
+        above = min(below + 1, len(ordered) - 1)
+        return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+
+    return at(0.025), at(0.975)
+
+
+@pytest.mark.parametrize(
+    ("task", "make", "name"),
+    [
+        (VQA(), vqa, "vqa_accuracy"),
+        (VQA(), few_answers, "exact_match"),
+        (GQA(), gqa, "accuracy"),
+        (NLVR2(), nlvr, "accuracy"),
+    ],
+)
+def test_an_interval_is_that_of_scoring_every_draw(task: Task, make: Any, name: str) -> None:
+    predictions, references = examples(make)
+    score = task.score(predictions, references)[name]
+    assert 0.05 < score < 0.95
+    values = example_values(task, name, predictions, references, score)
+    found = interval_of_mean(values, RESAMPLES)
+    expected = middle(rescored(task, name, predictions, references))
+    assert (found.low, found.high) == pytest.approx(expected, abs=1e-12)
+    assert found.low < score < found.high
+
+
+def test_a_difference_is_paired() -> None:
+    task = GQA()
+    predictions, references = examples(gqa)
+    answers = {key: reference["answer"] for key, reference in references.items()}
+    better = predictions | {key: answers[key] for key in list(answers)[::4]}
+    both = []
+    for made in (better, predictions):
+        score = task.score(made, references)["accuracy"]
+        both.append(example_values(task, "accuracy", made, references, score))
+    found = interval_of_difference(*both, RESAMPLES)
+    ours, theirs = (rescored(task, "accuracy", made, references) for made in (better, predictions))
+    expected = middle([a - b for a, b in zip(ours, theirs, strict=True)])
+    assert (found.low, found.high) == pytest.approx(expected, abs=1e-12)
+    alone = [interval_of_mean(values, RESAMPLES) for values in both]
+    assert found.high - found.low < sum(interval.high - interval.low for interval in alone)
+
+
+def test_the_interval_of_a_share_is_what_theory_says() -> None:
+    values = np.array([1.0] * 300 + [0.0] * 700 + [np.nan] * 50)
+    found = interval_of_mean(values, 4000)
+    half = 1.96 * math.sqrt(0.3 * 0.7 / 1000)
+    assert (found.low, found.high) == pytest.approx((0.3 - half, 0.3 + half), abs=0.1 * half)
+
+
+def test_word_f1_has_values_whatever_stands_beside_it() -> None:
+    """Without the task's own score, which may start Java for CIDEr."""
+    predictions, references = examples(captions)
+    references["e03"] = None
+
+    class Silent(Caption):
+        def score(self, *_: Any) -> dict[str, float]:
+            raise AssertionError("not to be called")
+
+    known = {key: value for key, value in references.items() if value is not None}
+    score = Caption().score({key: predictions[key] for key in known}, known)["word_f1"]
+    values = example_values(Silent(), "word_f1", predictions, references, score)
+    assert np.isnan(values).sum() == 1
+    assert np.nanmean(values) == pytest.approx(score)
+
+
+def test_cider_has_no_values_and_says_why() -> None:
+    predictions, references = examples(captions)
+    scores = Caption().score(predictions, references)
+    name = next(name for name in scores if "cider" in name.lower())
+    with pytest.raises(NoMean, match=f"{name} is no mean over examples"):
+        example_values(Caption(), name, predictions, references, scores[name])
+
+
+def test_values_must_give_the_score_that_was_logged() -> None:
+    predictions, references = examples(nlvr)
+    with pytest.raises(NoMean, match="its predictions do not give the accuracy that was logged"):
+        example_values(NLVR2(), "accuracy", predictions, references, 0.999)
+
+
+def test_a_score_that_is_slow_alone_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictions, references = examples(nlvr)
+    monkeypatch.setattr("vlds.report.example_values.SECONDS_PER_EXAMPLE", 0.0)
+    with pytest.raises(NoMean, match=r"accuracy takes \d\.\d s for each example"):
+        example_values(NLVR2(), "accuracy", predictions, references, 0.5)

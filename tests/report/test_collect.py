@@ -1,0 +1,259 @@
+"""What a report finds in run folders of every state: whole, killed, moved, evaluated later."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.report.scored_run import (
+    Runs,
+    lines_of,
+    score,
+    scored_recipe,
+    vqa_run,
+    write_lines,
+    write_run,
+)
+from tests.training.test_clips import clip_recipe
+from tests.training.world import world_recipe
+from vlds.methods import Adapter, LoRA
+from vlds.report.collect import collect
+from vlds.report.facts import method_text, trained_text
+from vlds.report.results import Difference
+
+
+def copy(run: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(run, folder))
+
+
+def test_a_run_has_scores_intervals_and_facts(runs: Runs) -> None:
+    report = collect([runs.first])
+    run = report.only
+    assert list(run.results) == ["vqa", "caption"]
+    vqa = run.results["vqa"]
+    right = vqa.examples - len(range(1, vqa.examples, 3))
+    assert vqa.examples == 48
+    assert (vqa.headline, vqa.step) == ("exact_match", 10)
+    assert vqa.value == run.score("vqa", "exact_match") == right / 48
+    assert vqa.interval is not None
+    assert vqa.interval.low < vqa.value < vqa.interval.high
+    assert run.results["caption"].headline == "word_f1"
+    assert run.results["caption"].interval is not None
+    assert run.facts["method"] == (
+        "Adapter (reduction=4, sharing=half_shared_up) + norms + visual embedding"
+    )
+    assert run.facts["steps"] == "10 of 10"
+    assert run.facts["scores of"] == "predictions/step-00000010"
+    assert (run.stopped, run.notes) == ("", [])
+    assert report.interval_notes[0].startswith("Brackets: the middle 95 % of 1,000 bootstrap")
+
+
+def test_methods_are_told_with_their_numbers(runs: Runs) -> None:
+    assert method_text(LoRA(rank=4)) == "LoRA (rank=4, alpha=32.0, dropout=0.1)"
+    assert method_text(Adapter(part="vision", learning_rate=0.001)) == (
+        "Adapter (part=vision, learning_rate=0.001, reduction=8)"
+    )
+    recipe = world_recipe(runs.world, Path("run"))
+    plain = replace(recipe, methods={}, train_norms=False, train_visual_embedding=False)
+    assert trained_text(plain) == "nothing"
+
+
+def test_differences_are_to_the_first_run(runs: Runs) -> None:
+    report = collect([runs.first, runs.second])
+    assert report.headlines == [("vqa", "exact_match"), ("caption", "word_f1")]
+    ((vqa, caption),) = report.differences.values()
+    assert isinstance(vqa, Difference)
+    assert isinstance(caption, Difference)
+    first, second = (run.results["vqa"] for run in report.runs.values())
+    assert vqa.value == pytest.approx(second.value - first.value)
+    assert vqa.interval.low < vqa.value < vqa.interval.high
+
+
+def test_other_examples_and_other_tasks_are_not_compared(runs: Runs, tmp_path: Path) -> None:
+    recipe = world_recipe(runs.world, tmp_path / "fewer")
+    lines = {"vqa": lines_of(recipe.tasks["vqa"], 5)[:-1]}
+    fewer = write_run(tmp_path / "fewer", recipe, lines)
+    report = collect([fewer, runs.first])
+    assert report.differences == {}  # nothing can be compared
+    report = collect([runs.first, fewer, runs.second])
+    assert report.differences["fewer"] == ["other examples", "not scored in both"]
+    assert isinstance(report.differences["second"][0], Difference)
+
+
+def test_without_resamples_there_are_no_intervals(runs: Runs) -> None:
+    report = collect([runs.first, runs.second], resamples=0)
+    assert [run.results["vqa"].interval for run in report.runs.values()] == [None, None]
+    assert (report.differences, report.interval_notes) == ({}, [])
+
+
+def test_a_killed_run(runs: Runs, tmp_path: Path) -> None:
+    """Its last lines are cut, and it was last scored before."""
+    run = vqa_run(runs.world, tmp_path / "run", 3)
+    metrics = run / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    early = [line | {"step": 4} if "scores" in line else line for line in lines]
+    early.sort(key=lambda line: line["step"])
+    write_lines(metrics, [line for line in early if line["step"] <= 7])
+    with metrics.open("a") as file:
+        file.write('{"step": 8, "loss": 0.1, "los')
+    (run / "predictions" / "step-00000010").rename(run / "predictions" / "step-00000004")
+    found = collect([run]).only
+    assert found.stopped == "7 of 10 steps"
+    assert found.results["vqa"].step == 4
+    assert found.results["vqa"].interval is not None
+    with (run / "predictions" / "step-00000004" / "vqa.jsonl").open("a") as file:
+        file.write('{"id": "q9')
+    assert collect([run]).only.results["vqa"].examples == 48
+
+
+def test_a_run_that_was_never_evaluated(runs: Runs, tmp_path: Path) -> None:
+    run = vqa_run(runs.world, tmp_path / "run", 3)
+    shutil.rmtree(run / "predictions")
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    found = collect([run], pictures=True)
+    assert (found.headlines, found.only.results, found.only.notes) == ([], {}, [])
+    assert found.only.run.losses["vqa"][0] == (1, 2.0)
+
+
+def test_a_run_that_vlds_evaluate_alone_has_scored(runs: Runs, tmp_path: Path) -> None:
+    recipe = world_recipe(runs.world, tmp_path / "run")
+    lines = {"vqa": lines_of(recipe.tasks["vqa"], 4)}
+    run = write_run(tmp_path / "run", recipe, lines, step=None)
+    found = collect([run]).only
+    assert found.results["vqa"].scores == score(recipe, lines)["vqa"]
+    assert found.results["vqa"].step is None
+    assert found.facts["scores of"] == "predictions"
+    assert found.score("vqa", "exact_match") == found.results["vqa"].value
+    (run / "metrics.jsonl").unlink()
+    assert collect([run]).only.results["vqa"].interval is not None
+
+
+@pytest.mark.parametrize("age", [-100, 100])
+def test_the_newest_predictions_count(runs: Runs, tmp_path: Path, age: int) -> None:
+    """Those of `vlds evaluate` where it came after the training; of each task for itself."""
+    recipe = scored_recipe(runs.world, tmp_path / "run")
+    lines = {name: lines_of(task, 3) for name, task in recipe.tasks.items()}
+    run = write_run(tmp_path / "run", recipe, lines)
+    trained = run / "predictions" / "step-00000010" / "vqa.jsonl"
+    later = run / "predictions" / "vqa.jsonl"
+    write_lines(later, lines_of(recipe.tasks["vqa"], 2))
+    when = trained.stat().st_mtime + age
+    os.utime(later, (when, when))
+    found = collect([run]).only
+    assert found.results["vqa"].step == (10 if age < 0 else None)
+    assert found.score("vqa", "exact_match") == pytest.approx(2 / 3 if age < 0 else 0.5)
+    assert found.results["caption"].step == 10
+
+
+def test_a_task_without_labels_has_no_scores(runs: Runs, tmp_path: Path) -> None:
+    recipe = world_recipe(runs.world, tmp_path / "run")
+    unlabelled = [line | {"reference": None} for line in lines_of(recipe.tasks["vqa"], 3)]
+    run = write_run(tmp_path / "run", recipe, {"vqa": unlabelled}, scores={"vqa": {}})
+    report = collect([run], pictures=True)
+    assert (report.only.results, report.headlines) == ({}, [])
+    assert {entry.correct for entry in report.only.run.gallery} == {None}
+
+
+def test_predictions_of_other_scores_have_no_interval(runs: Runs, tmp_path: Path) -> None:
+    recipe = world_recipe(runs.world, tmp_path / "run")
+    lines = {"vqa": lines_of(recipe.tasks["vqa"], 3)}
+    run = write_run(tmp_path / "run", recipe, lines, scores={"vqa": {"exact_match": 0.9}})
+    report = collect([run])
+    assert report.only.results["vqa"].interval is None
+    assert report.interval_notes == [
+        "No interval for vqa: its predictions do not give the exact_match that was logged."
+    ]
+
+
+def test_a_recipe_that_cannot_be_read_costs_the_intervals_alone(runs: Runs, tmp_path: Path) -> None:
+    run = copy(runs.first, tmp_path / "run")
+    (run / "recipe.yaml").write_text("output: x\nbackbone: {class_path: Gone}\n")
+    found = collect([run], pictures=True).only
+    assert found.score("vqa", "exact_match") == pytest.approx(2 / 3)
+    assert found.results == {}
+    (note,) = found.notes
+    assert note.startswith("No intervals and no new samples, because of recipe.yaml:")
+    assert "Gone" in note
+
+
+def test_the_gallery_shows_what_was_asked_and_said(runs: Runs, tmp_path: Path) -> None:
+    run = copy(runs.first, tmp_path / "run")
+    file = run / "predictions" / "step-00000010" / "vqa.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    write_lines(file, [line | {"confidence": n / 50} for n, line in enumerate(lines)])
+    gallery = collect([run], pictures=True).only.run.gallery
+    asked = [entry for entry in gallery if entry.task == "vqa"]
+    said = {line["id"]: (line["prediction"], n / 50) for n, line in enumerate(lines)}
+    assert len(asked) == 6
+    for entry in asked:
+        assert (entry.prediction, entry.confidence) == said[entry.id]
+        assert entry.correct == (entry.prediction == entry.reference)
+        assert entry.prompt.startswith("vqa: what colour is it")
+        assert (run / entry.images[0]).is_file()
+    assert len({entry.prompt for entry in asked}) > 1, "only the first questions of pictures"
+    described = [entry for entry in gallery if entry.task == "caption"]
+    assert {entry.confidence for entry in described} == {None}
+    assert [len(entry.reference) for entry in described] == [2] * 6
+
+
+def test_stored_features_are_shown_without_pictures(runs: Runs, tmp_path: Path) -> None:
+    recipe = clip_recipe(runs.world, tmp_path)
+    tasks = {"tvqa": recipe.tasks["tvqa"]}
+    lines = {"tvqa": lines_of(tasks["tvqa"], 4)}
+    run = write_run(tmp_path / "run", replace(recipe, tasks=tasks), lines)
+    found = collect([run], pictures=True).only
+    assert found.notes == []
+    assert found.results["tvqa"].interval is not None
+    assert [len(entry.images) for entry in found.run.gallery] == [0] * 6
+    assert all("[Choices] a0: red." in entry.prompt for entry in found.run.gallery)
+
+
+def test_data_that_moved_leave_the_earlier_gallery(runs: Runs, tmp_path: Path) -> None:
+    world = copy(runs.world, tmp_path / "world")
+    run = vqa_run(world, tmp_path / "run", 3)
+    before = collect([run], pictures=True).only
+    assert (len(before.run.gallery), before.notes) == (6, [])
+    shutil.rmtree(world / "vqa")
+    after = collect([run], pictures=True).only
+    assert after.run.gallery == before.run.gallery
+    (note,) = after.notes
+    assert note.startswith("No new samples to look at: ")
+    assert str(world / "vqa") in note
+    assert after.results["vqa"].interval is not None
+
+
+def test_predictions_of_other_data_are_said(runs: Runs, tmp_path: Path) -> None:
+    run = vqa_run(runs.world, tmp_path / "run", 3)
+    file = run / "predictions" / "step-00000010" / "vqa.jsonl"
+    file.write_text(file.read_text().replace('"id": "', '"id": "other-'))
+    (note,) = collect([run], pictures=True).only.notes
+    assert "of other examples than those that the recipe's tasks name" in note
+
+
+def test_runs_of_one_name_are_told_apart(runs: Runs, tmp_path: Path) -> None:
+    one, two = (vqa_run(runs.world, tmp_path / seed / "run", 3) for seed in ("1", "2"))
+    assert list(collect([one, two, runs.first]).runs) == [
+        "1/run",
+        "2/run",
+        f"{runs.first.parent.name}/first",
+    ]
+    assert list(collect([one, runs.first]).runs) == ["run", "first"]
+
+
+def test_wrong_folders_are_errors_before_any_work(runs: Runs, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"gone: there is no such folder"):
+        collect([runs.first, tmp_path / "gone"])
+    again = runs.first / ".." / "first"
+    with pytest.raises(ValueError, match=r"first: is named twice; name each run once"):
+        collect([runs.first, again])
+    broken = copy(runs.first, tmp_path / "broken")
+    file = broken / "predictions" / "step-00000010" / "vqa.jsonl"
+    file.write_text('{"id": "q0", "prediction": "red"}\n' + file.read_text())
+    with pytest.raises(ValueError, match=r"vqa\.jsonl: a line without reference"):
+        collect([broken])

@@ -1,0 +1,185 @@
+"""Everything about the runs of a report, from their folders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from vlds.config import Recipe, load_recipe
+from vlds.report.bootstrap import RESAMPLES, SEED
+from vlds.report.facts import recipe_facts, stopped_text
+from vlds.report.gallery import collect_gallery
+from vlds.report.inputs import RunInputs, read_run
+from vlds.report.results import Difference, TaskResult, difference, reasons, results_of
+from vlds.report.scores import Scores, TaskScores
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What a report says of one run."""
+
+    run: RunInputs
+    facts: Mapping[str, str]
+    """How it was trained."""
+    results: Mapping[str, TaskResult]
+    """Per task that has predictions and references."""
+    stopped: str = ""
+    """How far the training came, where it has not ended."""
+    notes: Sequence[str] = ()
+    """What could not be had, and why."""
+
+    @property
+    def scores(self) -> Scores:
+        """The scores of the run and of those beside it."""
+        return self.run.scores
+
+    def score(self, task: str, metric: str) -> float | None:
+        """A score of the run itself: the last column of its scores."""
+        entry = self.scores.tasks.get(task)
+        return entry.by_column.get(self.scores.columns[-1], {}).get(metric) if entry else None
+
+    def result(self, task: str, metric: str) -> TaskResult | None:
+        """What is known of the examples behind that score; None where it is of other ones."""
+        result, value = self.results.get(task), self.score(task, metric)
+        if result is None or result.headline != metric or value is None:
+            return None
+        return result if abs(result.value - value) < 1e-6 else None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Runs by name, in the order in which they were named."""
+
+    runs: Mapping[str, RunReport]
+    resamples: int
+
+    @property
+    def only(self) -> RunReport:
+        """The run of a report about one."""
+        (run,) = self.runs.values()
+        return run
+
+    @property
+    def headlines(self) -> list[tuple[str, str]]:
+        """(task, score that stands for it), of all runs."""
+        return list(
+            dict.fromkeys(
+                (name, task.metrics[0])
+                for run in self.runs.values()
+                for name, task in run.scores.tasks.items()
+                if task.metrics
+            )
+        )
+
+    @property
+    def baseline(self) -> str:
+        """The run that the others are compared with."""
+        return next(iter(self.runs))
+
+    @cached_property
+    def differences(self) -> dict[str, list[Difference | str]]:
+        """Each further run less the first, for each of the headlines, or why they cannot be
+        compared; empty where none can."""
+        baseline, *others = self.runs.values()
+        found = [
+            [
+                difference(run.result(*headline), baseline.result(*headline), self.resamples)
+                for headline in self.headlines
+            ]
+            for run in others
+        ]
+        if not any(isinstance(entry, Difference) for entries in found for entry in entries):
+            return {}
+        return dict(zip(list(self.runs)[1:], found, strict=True))
+
+    @property
+    def interval_notes(self) -> list[str]:
+        """What the brackets are, and why some are missing."""
+        results = {name: run.results for name, run in self.runs.items()}
+        said = []
+        if any(result.interval for found in results.values() for result in found.values()):
+            said.append(
+                f"Brackets: the middle 95 % of {self.resamples:,} bootstrap resamples of the "
+                f"examples (percentiles; seed {SEED}). They tell of the examples that were drawn, "
+                "not of the seed of the training."
+            )
+        return said + reasons(results)
+
+
+def collect(folders: Sequence[Path], resamples: int = RESAMPLES, pictures: bool = False) -> Report:
+    """Read runs; with `pictures`, write each one's gallery into its folder first.
+
+    Errors: ValueError where a folder holds no run, or is named twice.
+    """
+    check_runs(folders)
+    runs = [read_report(folder, resamples, pictures) for folder in folders]
+    return Report(dict(zip(names_of(folders), runs, strict=True)), resamples)
+
+
+def check_runs(folders: Sequence[Path]) -> None:
+    """What can be wrong is said before any long work.
+
+    Errors: ValueError where a folder holds no run, or is named twice.
+    """
+    places = [folder.resolve() for folder in folders]
+    for folder, place in zip(folders, places, strict=True):
+        if places.count(place) > 1:
+            raise ValueError(f"{folder}: is named twice; name each run once")
+        read_run(folder)
+
+
+def read_report(folder: Path, resamples: int, pictures: bool) -> RunReport:
+    """All about one run."""
+    notes: list[str] = []
+    recipe = read_recipe(folder, notes)
+    if recipe is not None and pictures:
+        try:
+            collect_gallery(folder, recipe)
+        except (ValueError, PermissionError) as error:
+            notes.append(f"No new samples to look at: {error}")
+    run = read_run(folder)
+    if recipe is None:
+        return RunReport(run, {}, {}, notes=notes)
+    results = results_of(folder, recipe.tasks, resamples)
+    filled = replace(run, scores=with_results(run.scores, results, run.name))
+    facts = recipe_facts(recipe, run)
+    if results:
+        facts["scores of"] = ", ".join(sorted({str(made.folder) for made in results.values()}))
+    return RunReport(filled, facts, results, stopped_text(recipe, run), notes)
+
+
+def read_recipe(folder: Path, notes: list[str]) -> Recipe | None:
+    """The run's recipe; None where it has none, or one that this version cannot read."""
+    file = folder / "recipe.yaml"
+    if not file.is_file():
+        return None
+    try:
+        return load_recipe(file)
+    except ValueError as error:
+        notes.append(f"No intervals and no new samples, because of {file.name}: {error}")
+        return None
+
+
+def with_results(scores: Scores, results: Mapping[str, TaskResult], name: str) -> Scores:
+    """The scores with those of newer predictions, where they are the run's alone."""
+    if len(scores.columns) > 1:
+        return scores
+    column = scores.columns[0] if scores.columns else name
+    found = {
+        task: TaskScores({column: result.scores}, result.examples, result.headline)
+        for task, result in results.items()
+    }
+    if not found:
+        return scores
+    return replace(scores, columns=[column], tasks={**scores.tasks, **found})
+
+
+def names_of(folders: Sequence[Path]) -> list[str]:
+    """Each run's folder, with as many of the folders above it as tell the runs apart."""
+    places = [folder.resolve() for folder in folders]
+    depth = 1
+    while len({place.parts[-depth:] for place in places}) < len(places):
+        depth += 1
+    return [str(Path(*place.parts[-depth:])) for place in places]

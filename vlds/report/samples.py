@@ -1,0 +1,70 @@
+"""Examples to look at, as they lie in a run folder: gallery.json, and pictures under gallery/."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from vlds.report.json_files import read_json
+
+THUMBNAIL_SIZE = 320
+"""Longest side, in pixels, of a picture in the gallery."""
+SMALL_PICTURE = 128
+"""Pictures below this size are kept as they are, and shown enlarged with hard edges."""
+
+
+@dataclass(frozen=True)
+class GalleryEntry:
+    """One example to look at."""
+
+    task: str
+    id: str
+    images: Sequence[str]
+    """Paths of the pictures, relative to the run folder."""
+    prompt: str
+    reference: str | Sequence[str]
+    prediction: str
+    correct: bool | None = None
+    """None where right or wrong is no yes-or-no matter."""
+    confidence: float | None = None
+    """The model's probability of its prediction, 0..1; None where it was not written down."""
+
+
+def read_gallery(path: Path) -> list[GalleryEntry]:
+    """gallery.json; empty where there is none."""
+    return [GalleryEntry(**entry) for entry in read_json(path)] if path.is_file() else []
+
+
+def write_gallery(folder: Path, entries: Iterable[tuple[GalleryEntry, Sequence[bytes]]]) -> None:
+    """Write gallery.json and thumbnails of the encoded pictures that come with each entry."""
+    pictures = folder / "gallery"
+    pictures.mkdir(parents=True, exist_ok=True)
+    written = []
+    for number, (entry, encoded) in enumerate(entries):
+        names = [
+            write_thumbnail(folder, f"gallery/{number:04d}-{place}", data)
+            for place, data in enumerate(encoded)
+        ]
+        written.append(asdict(entry) | {"images": [name for name in names if name]})
+    path = folder / "gallery.json"
+    path.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+
+
+def write_thumbnail(folder: Path, stem: str, data: bytes) -> str | None:
+    """Write a small copy of an encoded picture; its path below the folder, None where the bytes
+    are no picture."""
+    try:
+        with Image.open(BytesIO(data)) as image:
+            thumbnail = image.convert("RGB")
+    except OSError:
+        return None
+    thumbnail.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
+    # Photos as PNG would make a page of many megabytes.
+    suffix = "png" if max(thumbnail.size) < SMALL_PICTURE else "jpg"
+    thumbnail.save(folder / f"{stem}.{suffix}")
+    return f"{stem}.{suffix}"

@@ -1,0 +1,74 @@
+"""Scores of one or several models on some tasks, and the facts beside them: scores.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from vlds.report.json_files import read_json
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """One task: metrics of each model that was scored on it."""
+
+    by_column: Mapping[str, Mapping[str, float]]
+    """Label of the column -> metric -> value; a column without scores is absent."""
+    examples: int | None = None
+    """How many examples were scored."""
+    headline: str | None = None
+    """The metric that stands for the task; default: the first."""
+
+    @property
+    def metrics(self) -> list[str]:
+        """All metrics of all columns, the headline first."""
+        names = list(dict.fromkeys(name for scores in self.by_column.values() for name in scores))
+        return sorted(names, key=lambda name: name != self.headline) if self.headline else names
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What scores.json holds."""
+
+    columns: Sequence[str]
+    """Labels of the models beside each other, in order."""
+    tasks: Mapping[str, TaskScores]
+    trainable: Mapping[str, float] = field(default_factory=dict)
+    """total, trainable, percent."""
+    bytes_per_rank: Mapping[str, float] = field(default_factory=dict)
+    """What -> bytes that each rank holds."""
+    samples_per_second: Mapping[str, float] = field(default_factory=dict)
+    """What -> examples a second, over all ranks."""
+
+
+def read_scores(path: Path) -> Scores:
+    """scores.json; empty where there is none."""
+    if not path.is_file():
+        return Scores((), {})
+    tree = read_json(path)
+    columns = tree["columns"]
+    tasks = {
+        task: TaskScores(
+            {label: entry[label] for label in columns if entry.get(label)},
+            entry.get("examples"),
+            entry.get("headline"),
+        )
+        for task, entry in tree["tasks"].items()
+    }
+    facts = {
+        name: tree.get(name) or {} for name in ("trainable", "bytes_per_rank", "samples_per_second")
+    }
+    return Scores(columns, tasks, **facts)
+
+
+def write_scores(path: Path, scores: Scores) -> None:
+    """Write scores.json."""
+    tree = asdict(scores) | {"columns": list(scores.columns)}
+    tree["tasks"] = {
+        task: {label: entry.by_column.get(label) for label in scores.columns}
+        | {"examples": entry.examples, "headline": entry.headline}
+        for task, entry in scores.tasks.items()
+    }
+    path.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")

@@ -6,8 +6,10 @@
 Everything is made by this program: JPEGs of 640 x 480 pixels with the spectrum of photographs, and
 float16 features of 36 x 2048. Each peer reads the same samples in one process with one thread, in
 batches of 64, shuffled as its own docs advise; the rounds of all peers alternate. `same decoder`:
-every peer decodes with ours. `own docs`: as its documentation sets it up. The limit is the decoder
-alone on bytes in memory. Tables go to stdout.
+every peer decodes with ours. `same work`: it also draws the answer, makes prompt and target, and
+collates them, as vlds always does. `own docs`: as its documentation sets it up. The limit is the
+decoder alone on bytes in memory; the limit of reading takes them from the page cache, which no
+reader can do without. Tables go to stdout.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import shutil
 import statistics
 import sys
@@ -33,8 +36,8 @@ from torchvision import transforms
 
 from data_prep.writer import SampleRecord, write_dataset
 from vlds.data import Source, TrainStream, decode_image, open_dataset
-from vlds.data.store import feature_bytes, parse_features
-from vlds.schema import ImageSpec
+from vlds.data.features import feature_bytes, parse_features
+from vlds.schema import Encoded, ImageSpec, Sample
 from vlds.tasks import VQA
 
 SIDE, BATCH = 224, 64
@@ -47,16 +50,24 @@ AS_DOCS = transforms.Compose(
     [transforms.Resize((SIDE, SIDE), interpolation=BICUBIC), transforms.ToTensor()]
 )
 
+TASK = VQA()
+
 Read = Callable[[], Iterator[Any]]
 """Batches without end."""
+Decode = Callable[[bytes], Any]
 
 
 @dataclass(frozen=True)
 class Peer:
-    """One way to read the samples."""
+    """What a peer does with a sample: it decodes the data and parses the json."""
 
-    column: str
-    read: Read
+    decode: Decode
+    work: bool = False
+    """Whether it does all that vlds does."""
+
+    def __call__(self, data: bytes, text: bytes) -> Any:
+        fields = json.loads(text)
+        return (self.decode(data), *asked(fields)) if self.work else (self.decode(data), fields)
 
 
 class Words:
@@ -66,6 +77,9 @@ class Words:
 
     def __call__(self, texts: list[str], **options: Any) -> dict[str, list[list[int]]]:
         return {"input_ids": [[5, 1] for _ in texts]}
+
+
+DRAW, WORDS = np.random.default_rng(0), Words()
 
 
 def jpeg(seed: int) -> bytes:
@@ -97,6 +111,14 @@ def questions_about(number: int, questions: int = 1) -> list[dict[str, Any]]:
     ]
 
 
+def asked(fields: dict[str, Any]) -> tuple[str, torch.Tensor, torch.Tensor, float]:
+    """Id, prompt, target and weight of a sample's question, for torch to collate."""
+    sample = Sample("", "", fields["id"], "vqa", (), (), tuple(fields["annotations"]))
+    example = TASK.example("vqa", sample, 0, DRAW)
+    prompt, target = WORDS([example.prompt, example.target or ""])["input_ids"]
+    return example.id, torch.tensor(prompt), torch.tensor(target), example.weight
+
+
 def make(out: Path) -> None:
     """Shards, loose files and MDS folders of the same samples."""
     for name, count in (("jpeg", NUM_JPEGS), ("features", NUM_FEATURES)):
@@ -118,7 +140,13 @@ def make(out: Path) -> None:
         loose.mkdir()
         for n, d in enumerate(data):
             (loose / f"{n}.{member}").write_bytes(d)
+            (loose / f"{n}.json").write_bytes(text_of(n))
         make_mds(out / f"{name}-mds", data)
+
+
+def text_of(number: int) -> bytes:
+    """A sample's json, for the peers."""
+    return json.dumps({"id": str(number), "annotations": questions_about(number)}).encode()
 
 
 def make_mds(folder: Path, data: list[bytes]) -> None:
@@ -131,8 +159,7 @@ def make_mds(folder: Path, data: list[bytes]) -> None:
     columns = {"data": "bytes", "json": "bytes"}
     with MDSWriter(out=str(folder), columns=columns, size_limit=1 << 25) as writer:
         for number, item in enumerate(data):
-            text = json.dumps({"annotations": questions_about(number)}).encode()
-            writer.write({"data": item, "json": text})
+            writer.write({"data": item, "json": text_of(number)})
 
 
 def ours(folder: Path, image: ImageSpec | None, group: int = 1) -> Read:
@@ -140,8 +167,8 @@ def ours(folder: Path, image: ImageSpec | None, group: int = 1) -> Read:
 
     def read() -> Iterator[Any]:
         stream = TrainStream(
-            [Source("vqa", VQA(), [open_dataset(folder)])],
-            tokenizer=Words(),
+            [Source("vqa", TASK, [open_dataset(folder)])],
+            tokenizer=WORDS,
             image=image,
             seed=0,
             global_batch_size=BATCH,
@@ -154,7 +181,7 @@ def ours(folder: Path, image: ImageSpec | None, group: int = 1) -> Read:
     return read
 
 
-def same_decoder(data: bytes) -> torch.Tensor:
+def same_decoder(data: Encoded) -> torch.Tensor:
     """Our decoder, uint8."""
     return torch.from_numpy(decode_image(data, SPEC))
 
@@ -174,55 +201,57 @@ def as_docs_features(data: bytes) -> torch.Tensor:
     return torch.from_numpy(np.load(io.BytesIO(data)))
 
 
-def through_webdataset(folder: Path, member: str, decode: Callable[[bytes], Any]) -> Read:
+def through_webdataset(folder: Path, member: str, peer: Peer) -> Read:
     """webdataset's pipeline with its shuffle buffer."""
     urls = [str(path) for path in sorted(folder.glob("*.tar"))]
 
-    def sample(parts: tuple[bytes, bytes]) -> tuple[Any, Any]:
-        return decode(parts[0]), json.loads(parts[1])
-
     def read() -> Iterator[Any]:
         pipeline = webdataset.WebDataset(urls, shardshuffle=100, seed=0).repeat().shuffle(1000)
-        batches = pipeline.to_tuple(member, "json").map(sample)
+        batches = pipeline.to_tuple(member, "json").map(lambda parts: peer(*parts))
         return iter(batches.batched(BATCH, collation_fn=torch.utils.data.default_collate))
 
     return read
 
 
 class Files(torch.utils.data.Dataset[Any]):
-    """Loose files."""
+    """Loose files; the json beside them is read only for the same work."""
 
-    def __init__(self, folder: Path, decode: Callable[[bytes], Any]) -> None:
-        self.paths = sorted(folder.iterdir())
-        self.decode = decode
+    def __init__(self, folder: Path, member: str, peer: Peer) -> None:
+        self.paths = sorted(folder.glob(f"*.{member}"))
+        self.texts = [folder / (path.name.split(".")[0] + ".json") for path in self.paths]
+        self.peer = peer
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, number: int) -> Any:
-        return self.decode(self.paths[number].read_bytes())
+        data = self.paths[number].read_bytes()
+        return (
+            self.peer(data, self.texts[number].read_bytes())
+            if self.peer.work
+            else (self.peer.decode(data))
+        )
 
 
-def through_files(folder: Path, decode: Callable[[bytes], Any]) -> Read:
+def through_files(folder: Path, member: str, peer: Peer) -> Read:
     """torch's DataLoader over a folder of files."""
 
     def read() -> Iterator[Any]:
-        loader: Any = torch.utils.data.DataLoader(Files(folder, decode), BATCH, shuffle=True)
+        loader: Any = torch.utils.data.DataLoader(Files(folder, member, peer), BATCH, shuffle=True)
         while True:
             yield from loader
 
     return read
 
 
-def through_streaming(folder: Path, decode: Callable[[bytes], Any]) -> Read:
+def through_streaming(folder: Path, peer: Peer) -> Read:
     """MosaicML's StreamingDataset."""
     from streaming import StreamingDataset
 
     class Decoded(StreamingDataset):
         def __getitem__(self, index: int) -> Any:
             found = super().__getitem__(index)
-            json.loads(found["json"])
-            return decode(found["data"])
+            return peer(found["data"], found["json"])
 
     def read() -> Iterator[Any]:
         dataset = Decoded(local=str(folder), shuffle=True, batch_size=BATCH)
@@ -233,7 +262,7 @@ def through_streaming(folder: Path, decode: Callable[[bytes], Any]) -> Read:
     return read
 
 
-def limit(data: list[bytes], decode: Callable[[bytes], Any]) -> Read:
+def limit(data: list[bytes], decode: Decode) -> Read:
     """The decoder alone: bytes in memory, stacked to batches."""
 
     def read() -> Iterator[Any]:
@@ -246,29 +275,57 @@ def limit(data: list[bytes], decode: Callable[[bytes], Any]) -> Read:
     return read
 
 
-def peers(out: Path, name: str) -> dict[str, Peer]:
+def limit_of_reading(folder: Path, name: str) -> Read:
+    """The least work on bytes in the page cache: one read of each, to memory for decoding, or to
+    the batch."""
+    tars = sorted(folder.glob("*.tar"))
+    files = [os.open(tar, os.O_RDONLY) for tar in tars]
+    offsets = np.stack([np.fromfile(f"{tar}.idx", "<u8").astype(np.int64) for tar in tars])
+
+    def read() -> Iterator[Any]:
+        rng = np.random.default_rng(0)
+        while True:
+            shards, rows = rng.integers(0, len(files), BATCH), rng.integers(0, SHARD, BATCH)
+            places = zip(shards, offsets[shards, rows], offsets[shards, rows + 1], strict=True)
+            if name == "jpeg":
+                bytes_read = [os.pread(files[n], end - begin, begin) for n, begin, end in places]
+                yield torch.stack([same_decoder(memoryview(b)[512:]) for b in bytes_read])
+                continue
+            batch = np.empty((BATCH, TOKENS, DIM), np.float16)
+            for values, (n, begin, _) in zip(batch, places, strict=True):
+                os.preadv(files[n], [values.data], begin + 640)
+            yield torch.from_numpy(batch)
+
+    return read
+
+
+def peers(out: Path, name: str) -> dict[str, Read]:
     """Everything that reads one sort of samples."""
     folder, loose, mds = out / name, out / f"{name}-files", out / f"{name}-mds"
     member = "jpg" if name == "jpeg" else "features.npy"
     same, own = (
         (same_decoder, as_docs_jpeg) if name == "jpeg" else (same_features, as_docs_features)
     )
-    data = [path.read_bytes() for path in sorted(loose.iterdir())]
-    found = {
-        "limit": Peer("same decoder", limit(data, same)),
-        "vlds": Peer("same decoder", ours(folder, SPEC if name == "jpeg" else None)),
+    data = [path.read_bytes() for path in sorted(loose.glob(f"*.{member}"))]
+    found = {"limit": limit(data, same)}
+    found["limit of reading"] = limit_of_reading(folder, name)
+    found["vlds"] = ours(folder, SPEC if name == "jpeg" else None)
+    columns = {
+        "same decoder": Peer(same),
+        "same work": Peer(same, work=True),
+        "own docs": Peer(own),
     }
-    for column, decode in (("same decoder", same), ("own docs", own)):
-        found[f"webdataset, {column}"] = Peer(column, through_webdataset(folder, member, decode))
-        found[f"DataLoader over files, {column}"] = Peer(column, through_files(loose, decode))
+    for column, peer in columns.items():
+        found[f"webdataset, {column}"] = through_webdataset(folder, member, peer)
+        found[f"DataLoader over files, {column}"] = through_files(loose, member, peer)
         if mds.exists():
-            found[f"mosaicml-streaming, {column}"] = Peer(column, through_streaming(mds, decode))
+            found[f"mosaicml-streaming, {column}"] = through_streaming(mds, peer)
     return found
 
 
-def measure(found: dict[str, Peer], rounds: int, batches: int) -> dict[str, list[float]]:
+def measure(found: dict[str, Read], rounds: int, batches: int) -> dict[str, list[float]]:
     """CPU milliseconds a sample, round by round; the first batch of each is not counted."""
-    running = {name: peer.read() for name, peer in found.items()}
+    running = {name: read() for name, read in found.items()}
     for reader in running.values():
         next(reader)
     times: dict[str, list[float]] = {name: [] for name in found}
@@ -292,7 +349,7 @@ def table(title: str, times: dict[str, list[float]]) -> str:
     for name, value in middle.items():
         spread = f"{min(times[name]):.3f} to {max(times[name]):.3f}"
         over = f"{value / middle['limit'] - 1:+.1%}" if name != "limit" else ""
-        faster = f"{value / middle['vlds']:.2f}" if name not in ("limit", "vlds") else ""
+        faster = f"{value / middle['vlds']:.2f}" if "limit" not in name and name != "vlds" else ""
         lines.append(f"| {name} | {value:.3f} | {spread} | {over} | {faster} |")
     return "\n".join(lines)
 
@@ -302,9 +359,9 @@ def once(out: Path) -> str:
     begin = time.perf_counter()
     next(ours(out / "jpeg", SPEC)())
     first = time.perf_counter() - begin
-    source = Source("vqa", VQA(), [open_dataset(out / "jpeg")])
+    source = Source("vqa", TASK, [open_dataset(out / "jpeg")])
     stream = TrainStream(
-        [source], tokenizer=Words(), image=SPEC, seed=0, global_batch_size=BATCH,
+        [source], tokenizer=WORDS, image=SPEC, seed=0, global_batch_size=BATCH,
         micro_batch_size=BATCH,
     )  # fmt: skip
     begin = time.perf_counter()

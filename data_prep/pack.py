@@ -18,8 +18,8 @@ from data_prep.picture import BadPicture, PictureRule, prepare_picture
 from data_prep.progress import follow
 from data_prep.source import SourceSample, SourceSet, count_reasons
 from data_prep.writer import DatasetWriter, Limits, SampleRecord, shard_order
+from vlds.data.features import feature_bytes
 from vlds.data.info import DatasetInfo
-from vlds.data.store import feature_bytes
 
 PAIR = ("left", "right")
 

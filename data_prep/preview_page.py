@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 
 from data_prep.preview_sample import TINY, SampleView, thumbnail
+from vlds.schema import Encoded
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 JPEG_QUALITY = 85
@@ -76,7 +77,7 @@ def _figure(view: SampleView) -> str:
     )
 
 
-def _picture(data: bytes, name: str) -> str:
+def _picture(data: Encoded, name: str) -> str:
     image = thumbnail(data)
     if image is None:
         return '<div class="instead wrong">cannot be decoded</div>'

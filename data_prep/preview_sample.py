@@ -14,7 +14,7 @@ from PIL import Image
 from data_prep.stats import TEXT_FIELDS
 from vlds.data import ShardError, decode_image
 from vlds.data.store import Dataset
-from vlds.schema import ImageSpec, SkipSample
+from vlds.schema import Encoded, ImageSpec, SkipSample
 
 MOST_ANNOTATIONS = 6
 """Shown of each sample, unless it is the only one."""
@@ -36,7 +36,7 @@ class SampleView:
     id: str = ""
     facts: str = ""
     """Sizes and counts."""
-    pictures: tuple[bytes, ...] = ()
+    pictures: tuple[Encoded, ...] = ()
     features: tuple[str, ...] = ()
     """Shape of each array that is stored instead of a picture."""
     said: tuple[tuple[str, str], ...] = ()
@@ -124,7 +124,7 @@ def shape_text(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
 
 
-def size_text(data: bytes) -> str:
+def size_text(data: Encoded) -> str:
     """Width and height of a picture, from its head alone."""
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -133,7 +133,7 @@ def size_text(data: bytes) -> str:
         return "not a picture"
 
 
-def thumbnail(data: bytes) -> Image.Image | None:
+def thumbnail(data: Encoded) -> Image.Image | None:
     """A picture as a run sees it, small; None where it cannot be decoded."""
     try:
         with Image.open(io.BytesIO(data)) as image:

@@ -13,8 +13,8 @@ import numpy as np
 from data_prep.finding import Finding
 from data_prep.strict_picture import picture_fault
 from vlds.data.errors import ShardError
+from vlds.data.features import FEATURE_TYPE, FEATURES
 from vlds.data.foreign import foreign_json
-from vlds.data.store import FEATURE_TYPE, FEATURES
 from vlds.data.tar import members, split_name
 
 Members = dict[str, bytes]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from torch import Tensor
@@ -19,6 +19,10 @@ IGNORED_LABEL = -100
 
 NO_IMAGE = -1
 """Entry of `Batch.image_index` for an example with fewer images than the widest of its batch."""
+
+
+Encoded: TypeAlias = bytes | memoryview
+"""Bytes of an encoded picture; out of a shard, a view of the bytes of its sample."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Sample:
     """Id of the source."""
     kind: str
     """Kind of the annotations: vqa, gqa, nlvr2, caption, ..."""
-    images: tuple[bytes, ...]
+    images: tuple[Encoded, ...]
     """Encoded pictures, in the order of the json's "images"."""
     features: tuple[np.ndarray, ...]
     """Stored features, float16 (tokens, dim), one array per image; empty when the shard holds

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vlds.data.collate import Row, collate
+from vlds.data.collate import ImageStack, Row, collate
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Example
 
 
@@ -25,21 +25,27 @@ class Words:
         return {"input_ids": [[len(w) for w in text.split()][:max_length] for text in texts]}
 
 
-def row(
-    id: str, prompt: str, target: str | None, key: str, num_images: int, **changes: object
-) -> Row:
-    images = [np.full((3, 2, 2), hash((key, n)) % 251, np.uint8) for n in range(num_images)]
+ONE = range(1)
+
+
+def row(id: str, prompt: str, target: str | None, images: range = ONE, **changes: object) -> Row:
     limits = {"max_prompt_tokens": 3, "max_target_tokens": 2, "task_index": 0}
     example = Example(id, "t", prompt, target, weight=0.5, reference=id.upper())
-    return Row(example=example, image_key=key, images=images, **(limits | changes))  # type: ignore[arg-type]
+    return Row(example=example, images=images, **(limits | changes))  # type: ignore[arg-type]
+
+
+def stack(num_images: int = 1) -> ImageStack:
+    made = ImageStack(1)
+    made.add([np.full((3, 2, 2), n, np.uint8) for n in range(num_images)])
+    return made
 
 
 def test_padding_labels_and_limits() -> None:
     rows = [
-        row("a", "a bb ccc dddd", "aaaaa", "k", 1),
-        row("b", "a", "a bb ccc", "k", 1, task_index=2, max_prompt_tokens=9, max_target_tokens=3),
+        row("a", "a bb ccc dddd", "aaaaa"),
+        row("b", "a", "a bb ccc", task_index=2, max_prompt_tokens=9, max_target_tokens=3),
     ]
-    batch = collate(rows, Words(), features=False, evaluation=False)
+    batch = collate(rows, stack(), Words(), features=False, evaluation=False)
     assert batch.ids == ["a", "b"]
     assert batch.input_ids.tolist() == [[1, 2, 3], [1, 0, 0]]
     assert batch.attention_mask.tolist() == [[True, True, True], [True, False, False]]
@@ -51,14 +57,17 @@ def test_padding_labels_and_limits() -> None:
     assert batch.references == []
 
 
-def test_each_picture_stands_once() -> None:
+def test_rows_point_to_the_pictures_of_the_stack() -> None:
+    pictures = stack(0)
+    one = pictures.add([np.zeros((3, 2, 2), np.uint8)])
+    pair = pictures.add([np.full((3, 2, 2), n, np.uint8) for n in (1, 2)])
     rows = [
-        row("a", "a", "x", "one", 1),
-        row("b", "b", "x", "pair", 2),
-        row("c", "c", "x", "one", 1),
-        row("d", "d", "x", "none", 0),
+        row("a", "a", "x", one),
+        row("b", "b", "x", pair),
+        row("c", "c", "x", one),
+        row("d", "d", "x", range(0)),
     ]
-    batch = collate(rows, Words(), features=False, evaluation=False)
+    batch = collate(rows, pictures, Words(), features=False, evaluation=False)
     assert batch.images is not None
     assert batch.images.shape == (3, 3, 2, 2)
     assert batch.images.dtype == torch.uint8
@@ -68,46 +77,50 @@ def test_each_picture_stands_once() -> None:
         [0, NO_IMAGE],
         [NO_IMAGE, NO_IMAGE],
     ]
-    for number, entry in enumerate(rows):
-        for n, image in enumerate(entry.images):
-            index = batch.image_index[number, n]
-            np.testing.assert_array_equal(batch.images[index].numpy(), image)
+    assert batch.images[:, 0, 0, 0].tolist() == [0, 1, 2]
 
 
 def test_equal_texts_are_tokenized_once_for_each_limit() -> None:
     tokenizer = Words()
-    rows = [row(str(n), "same text", "yes", "k", 1, max_prompt_tokens=2 + n % 2) for n in range(6)]
-    collate(rows, tokenizer, features=False, evaluation=False)
+    rows = [row(str(n), "same text", "yes", max_prompt_tokens=2 + n % 2) for n in range(6)]
+    collate(rows, stack(), tokenizer, features=False, evaluation=False)
     prompts = [seen for seen in tokenizer.seen if seen[0] != ["yes"]]
     assert sorted(prompts, key=lambda seen: seen[1]) == [(["same text"], 2), (["same text"], 3)]
 
 
 def test_evaluation_has_references_and_may_lack_targets() -> None:
-    rows = [row("a", "a", None, "k", 1), row("b", "b", "x y", "k", 1, valid=False)]
-    batch = collate(rows, Words(), features=False, evaluation=True)
+    rows = [row("a", "a", None), row("b", "b", "x y", valid=False)]
+    batch = collate(rows, stack(), Words(), features=False, evaluation=True)
     assert batch.references == ["A", "B"]
     assert batch.valid.tolist() == [True, False]
     assert batch.labels is not None
     assert batch.labels.tolist() == [[IGNORED_LABEL] * 2, [1, 1]]
-    assert collate(rows[:1], Words(), features=False, evaluation=True).labels is None
+    assert collate(rows[:1], stack(), Words(), features=False, evaluation=True).labels is None
 
 
 def test_features_go_into_features() -> None:
-    entries = [
-        Row(
-            example=Example(str(n), "t", "a", "b"),
-            task_index=0,
-            max_prompt_tokens=3,
-            max_target_tokens=3,
-            image_key=n,
-            images=[np.full((width, 4), n, np.float16)],
-        )
-        for n, width in enumerate((2, 2, 3))
-    ]
-    batch = collate(entries[:2], Words(), features=True, evaluation=False)
+    features = ImageStack(2)
+    numbers = [features.add([np.full((2, 4), n, np.float16)]) for n in range(2)]
+    rows = [row(str(n), "a", "b", images) for n, images in enumerate(numbers)]
+    batch = collate(rows, features, Words(), features=True, evaluation=False)
     assert batch.images is None
     assert batch.features is not None
     assert batch.features.dtype == torch.float16
     assert batch.features[:, 0, 0].tolist() == [0, 1]
-    with pytest.raises(ValueError, match="different shapes"):
-        collate(entries, Words(), features=True, evaluation=False)
+    with pytest.raises(ValueError, match=r"different shapes in one batch: \(2, 4\), \(3, 4\)"):
+        features.add([np.full((3, 4), 2, np.float16)])
+
+
+def test_what_is_written_to_the_room_of_a_stack_is_not_copied() -> None:
+    features = ImageStack(1)
+    features.room((2, 4))[...] = 7  # of a sample that turns out to be damaged
+    room = features.room((2, 4))
+    room[...] = 1
+    assert features.add([room]) == range(1)
+    assert features.add([np.full((2, 4), 2, np.float16)]) == range(1, 2)  # more than expected
+    second = features.room((2, 4))
+    second[...] = 4
+    assert features.add([np.full((2, 4), 3, np.float16), second]) == range(2, 4)
+    found = features.tensor()
+    assert found is not None
+    assert found[:, 0, 0].tolist() == [1, 2, 3, 4]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from vlds.data.epoch_order import EpochOrder
 from vlds.data.mixture import MixedOrder, mixing_shares
 from vlds.data.order import PlainOrder, differences
-from vlds.data.randomness import permutation, random_words
+from vlds.data.randomness import Draws, permutation, random_words
 
 shard_counts = st.lists(
     st.lists(st.integers(0, 6), min_size=1, max_size=6).map(lambda c: np.array(c, np.uint32)),
@@ -107,6 +107,18 @@ def test_epochs_seeds_and_names_differ() -> None:
     assert first != pairs(EpochOrder("s", counts, seed=4), 0, 100)
     assert first != pairs(EpochOrder("t", counts, seed=3), 0, 100)
     assert first == pairs(EpochOrder("s", counts, seed=3), 0, 100)
+
+
+@pytest.mark.parametrize("seed", [0, 7, -1, 2**64 - 1])
+def test_draws_depend_on_seed_position_and_attempt_alone(seed: int) -> None:
+    draws = Draws(seed)
+    for position, attempt in ((3, 0), (10**12, 2), (3, 0)):
+        key = (seed % 2**64) << 64 | position
+        fresh = np.random.Generator(np.random.Philox(key=key, counter=attempt << 192))
+        rng = draws.at(position, attempt)
+        # What the last example left half used is of no effect.
+        assert rng.integers(2**20, dtype=np.uint32) == fresh.integers(2**20, dtype=np.uint32)
+        assert rng.random(3).tolist() == fresh.random(3).tolist()
 
 
 def test_random_numbers_are_what_they_always_were() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from data_prep.writer import SampleRecord, write_dataset
 from vlds.data import ShardError, open_dataset
+from vlds.data.collate import ImageStack
 from vlds.schema import SkipSample
 
 
@@ -62,12 +63,57 @@ def test_features_are_read_as_float16(tmp_path: Path) -> None:
         (npy(np.ones((2, 3), np.float16))[:-4], "buffer|reshape"),
         (npy(np.ones((2, 3), np.int32)), "array of floats"),
         (npy(np.ones((2, 3, 4), np.float16)), "expected"),
+        (
+            npy(np.ones((2, 3), np.float16)).replace(b"{", b"["),
+            "header of the .npy file is damaged",
+        ),
     ],
 )
 def test_wrong_features_are_a_bad_sample(tmp_path: Path, data: bytes, message: str) -> None:
     dataset = open_dataset(written(tmp_path, [("features.npy", data)]))
     with pytest.raises(SkipSample, match=message):
         dataset.read(0)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "in_place"),
+    [
+        ({"features.npy": np.arange(6, dtype=np.float16).reshape(2, 3)}, True),
+        ({"features.npy": np.ones((48, 4), np.float16)}, True),  # no padding
+        ({"features.npy": np.ones((2, 3), np.float32)}, False),
+        ({"left.features.npy": np.ones((2, 3), np.float16),  # the json comes before them
+          "right.features.npy": np.zeros((2, 3), np.float16)}, False),
+    ],
+)  # fmt: skip
+def test_features_read_in_place_are_the_same(
+    tmp_path: Path, arrays: dict[str, np.ndarray], in_place: bool
+) -> None:
+    members = [(name, npy(array)) for name, array in arrays.items()]
+    dataset = open_dataset(written(tmp_path, members))
+    stack = ImageStack(2)
+    expected, found = dataset.read(0), dataset.read(0, stack.room)
+    stack.add(found.features)
+    tensor = stack.tensor()
+    assert tensor is not None
+    np.testing.assert_array_equal(tensor.numpy(), np.stack(expected.features))
+    assert (found.id, found.key) == (expected.id, expected.key)
+    assert found.annotations == expected.annotations
+    assert np.shares_memory(found.features[0], tensor.numpy()) == in_place
+
+
+@pytest.mark.parametrize("damage", ["first header", "second header", "cut"])
+def test_damage_is_found_in_place_too(tmp_path: Path, damage: str) -> None:
+    dataset = open_dataset(written(tmp_path, [("features.npy", npy(np.ones((40, 32), "f2")))]))
+    (shard,) = tmp_path.glob("*.tar")
+    with open(shard, "r+b") as file:
+        if damage == "cut":
+            file.truncate(2000)
+        else:
+            file.seek(0 if damage == "first header" else 512 + 128 + 2560 + 384)
+            file.write(b"garbage")
+    message = "the file ends at byte 2000" if damage == "cut" else "wrong checksum"
+    with pytest.raises(ShardError, match=f"sample 0: .*{message}"):
+        dataset.read(0, ImageStack(1).room)
 
 
 def test_a_damaged_header_names_shard_and_sample(folders: dict[str, Path], tmp_path: Path) -> None:

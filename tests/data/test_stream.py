@@ -144,6 +144,14 @@ def test_pictures_of_a_group_are_decoded_and_stacked_once(sources: list[Source])
     assert distinct(5) < 0.6 * distinct(1)
 
 
+def test_two_tasks_on_one_data_set_share_its_pictures(folders: dict[str, Path]) -> None:
+    sources = [Source(name, ToyTask(), [open_dataset(folders["small"])]) for name in ("one", "two")]
+    batch = next(iter(train_stream(sources, global_batch_size=32, micro_batch_size=32)))
+    assert set(batch.task_index.tolist()) == {0, 1}
+    assert batch.images is not None
+    assert len(batch.images) == 7
+
+
 def test_small_cache_and_no_cache_give_the_same_pixels(sources: list[Source]) -> None:
     streams = [train_stream(sources, cache_bytes=n) for n in (0, 1000, 1 << 20)]
     for batches in zip(*(islice(stream, 30) for stream in streams), strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -10,12 +10,12 @@ import numpy as np
 import torch.utils.data
 
 from vlds.data.collate import Row, collate
-from vlds.data.decode import Picture, PictureCache, decode_image
+from vlds.data.decode import PictureCache
 from vlds.data.errors import BadSample, ErrorPolicy, ShardError
+from vlds.data.opened import Opened, OpenedSamples
 from vlds.data.order import WHOLE_SAMPLE
-from vlds.data.randomness import Ints, random_words
-from vlds.data.source import Source, check_pictures
-from vlds.data.store import Dataset
+from vlds.data.randomness import Draws, Ints, random_words
+from vlds.data.source import Source
 from vlds.schema import Batch, Example, ImageSpec, Sample, SkipSample
 
 
@@ -39,17 +39,6 @@ class Parcel:
     def pin_memory(self) -> Parcel:
         """Called by torch's DataLoader when it pins."""
         return replace(self, batch=self.batch and self.batch.pin_memory())
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A sample as it was read, for the examples of one batch."""
-
-    sample: Sample
-    key: Hashable
-    images: Sequence[np.ndarray]
-    fault: SkipSample | None = None
-    """The text is there, but the pictures are not."""
 
 
 class Assembler(torch.utils.data.Dataset[Parcel]):
@@ -81,22 +70,30 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
         self.first_task = first_task
         self.size = size
         self._cache = PictureCache(cache_bytes)
+        self._draws = None if seed is None else Draws(seed)
+        self._num_images = 0
 
     def __getitems__(self, positions: list[int]) -> Parcel:
         """The batch of these positions; those beyond the end repeat the last example, not valid."""
         parcel = Parcel(positions)
         last = positions[-1] if self.size is None else self.size - 1
         places = self.order.at(np.minimum(np.array(positions, np.int64), last))
-        opened: dict[tuple[int, int], Opened | Exception] = {}
+        numbers, samples, annotations = (p.tolist() for p in places)
+        opened = OpenedSamples(
+            self.sources, self.image, self._cache, max(len(positions), self._num_images)
+        )
         rows = []
         try:
-            for position, *place in zip(positions, *(p.tolist() for p in places), strict=True):
+            opened.load(zip(numbers, samples, strict=True))
+            for position, *place in zip(positions, numbers, samples, annotations, strict=True):
                 row = self._row(position, place, opened, parcel.bad)
                 if row is None:
                     return parcel
-                rows.append(row if position <= last else replace(row, valid=False))
+                rows.append(row if position <= last else row._replace(valid=False))
+            self._num_images = max(self._num_images, len(opened.stack))
             parcel.batch = collate(
                 rows,
+                opened.stack,
                 self.tokenizer,
                 features=self.image is None,
                 evaluation=self.seed is None,
@@ -109,7 +106,7 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
         self,
         position: int,
         place: list[int],
-        opened: dict[tuple[int, int], Opened | Exception],
+        opened: OpenedSamples,
         bad: list[BadSample],
     ) -> Row | None:
         """The example of a position, or of a substitute; None where no substitute is any better."""
@@ -119,12 +116,11 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
         for attempt in range(self.policy.max_in_a_row + 1):
             content: Opened | None = None
             try:
-                content = self._open(number, sample, opened)
+                content = opened.open((number, sample))
                 if content.fault is not None:
                     raise content.fault
-                label = source.locate(sample)[0].label
                 example = self._example(
-                    source, label, content.sample, annotation, position, attempt
+                    source, sample, content.sample, annotation, position, attempt
                 )
             except (SkipSample, ShardError) as error:
                 if isinstance(error, ShardError) and self.policy.on_bad_shard == "stop":
@@ -144,7 +140,6 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
                 task_index=self.first_task + number,
                 max_prompt_tokens=source.task.max_prompt_tokens,
                 max_target_tokens=source.task.max_target_tokens,
-                image_key=content.key,
                 images=content.images,
                 valid=first_bad is None or self.seed is not None,
             )
@@ -153,62 +148,25 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
     def _example(
         self,
         source: Source,
-        dataset: str,
+        number: int,
         sample: Sample,
         annotation: int,
         position: int,
         attempt: int,
     ) -> Example:
-        rng = None
-        if self.seed is not None:
-            words = (self.seed % (1 << 64)) << 64 | position
-            rng = np.random.Generator(np.random.Philox(key=words, counter=attempt << 192))
-        number = None if annotation == WHOLE_SAMPLE else annotation
-        example = source.task.example(source.name, sample, number, rng)
-        if self.seed is not None and example.target is None:
+        """`number`: the sample's, in the source."""
+        rng = None if self._draws is None else self._draws.at(position, attempt)
+        which = None if annotation == WHOLE_SAMPLE else annotation
+        example = source.task.example(source.name, sample, which, rng)
+        if rng is not None and example.target is None:
             raise ValueError(
                 f"source {source.name}: example {example.id} of data set {sample.dataset} has no "
                 "target; it cannot be trained on: name a split with labels"
             )
-        if self.seed is None and len(source.datasets) > 1:
+        if rng is None and len(source.datasets) > 1:
             # Ids are unique within a data set only, and predictions go by them.
-            example = replace(example, id=f"{dataset}/{example.id}")
+            example = replace(example, id=f"{source.locate(number)[0].label}/{example.id}")
         return example
-
-    def _open(
-        self, number: int, sample: int, opened: dict[tuple[int, int], Opened | Exception]
-    ) -> Opened:
-        """Read a sample once a batch; damage is remembered too."""
-        found = opened.get((number, sample))
-        if found is None:
-            dataset, local = self.sources[number].locate(sample)
-            try:
-                found = self._read(dataset, local)
-            except (SkipSample, ShardError) as error:
-                found = error
-            opened[number, sample] = found
-        if isinstance(found, Exception):
-            raise found
-        return found
-
-    def _read(self, dataset: Dataset, number: int) -> Opened:
-        sample = dataset.read(number)
-        check_pictures(dataset, sample, self.image)
-        key = (str(dataset.folder), number)
-        if self.image is None:
-            return Opened(sample, key, sample.features)
-        if (pictures := self._cache.get(key)) is None:
-            try:
-                pictures = tuple(self._decode(sample, n) for n in range(len(sample.images)))
-            except SkipSample as error:
-                return Opened(sample, key, (), error)
-            self._cache.put(key, pictures)
-        return Opened(sample, key, pictures)
-
-    def _decode(self, sample: Sample, number: int) -> Picture:
-        assert self.image is not None
-        name = f"{number + 1} of sample {sample.key}"
-        return decode_image(sample.images[number], self.image, name)
 
     def _substitute(
         self, source: Source, sample: int, position: int, attempt: int, annotation: int
@@ -237,7 +195,7 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
         dataset, local = source.locate(sample)
         id, reference = "", None
         if content is not None and content.fault is not None and self.seed is None:
-            example = self._example(source, dataset.label, content.sample, annotation, position, 0)
+            example = self._example(source, sample, content.sample, annotation, position, 0)
             id, reference = example.id, example.reference
         return BadSample(
             position=position,

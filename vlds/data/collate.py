@@ -6,41 +6,88 @@ b examples, u distinct images, n images an example, l prompt tokens, t target to
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import DTypeLike
 from torch import Tensor
 
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Example
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One example on its way into a batch."""
 
     example: Example
     task_index: int
     max_prompt_tokens: int
     max_target_tokens: int
-    image_key: Hashable
-    """The same for rows of the same sample."""
-    images: Sequence[np.ndarray] = field(repr=False)
-    """Decoded pictures (3, h, w) or stored features (v, dim)."""
+    images: range
+    """Numbers of its images in the batch's stack."""
     valid: bool = True
 
 
-def collate(rows: Sequence[Row], tokenizer: Any, *, features: bool, evaluation: bool) -> Batch:
-    """Put rows together, padded on the right. `features` says what the rows' images are.
+class ImageStack:
+    """The distinct images of a batch: decoded pictures (3, h, w) or stored features (v, dim), each
+    copied once, to where it stays."""
 
-    Errors: ValueError where features of one batch differ in shape.
-    """
+    def __init__(self, num_images: int) -> None:
+        """`num_images`: a good guess of how many will come."""
+        self._guess = num_images
+        self._array: np.ndarray | None = None
+        self._lent: np.ndarray | None = None
+        self._num_images = 0
+
+    def __len__(self) -> int:
+        return self._num_images
+
+    def room(self, shape: tuple[int, ...], dtype: DTypeLike = np.float16) -> np.ndarray:
+        """Where the next image may be written; `add` makes it one.
+
+        Errors: ValueError where features of one batch differ in shape.
+        """
+        if self._array is None:
+            self._array = np.empty((self._guess, *shape), dtype)
+        elif shape != self._array.shape[1:]:
+            raise ValueError(
+                f"stored features of different shapes in one batch: {self._array.shape[1:]}, "
+                f"{shape}; compute them with one encoder and one image size"
+            )
+        elif self._num_images == len(self._array):
+            self._array = np.concatenate([self._array, np.empty_like(self._array)])
+        self._lent = self._array[self._num_images]
+        return self._lent
+
+    def add(self, images: Sequence[np.ndarray]) -> range:
+        """Put the images of a sample on the stack; their numbers.
+
+        Errors: ValueError as for `room`.
+        """
+        first = self._num_images
+        if any(image is self._lent for image in images[1:]):  # another one comes to lie there
+            images = [image.copy() for image in images]
+        for image in images:
+            if image is not self._lent:
+                self.room(image.shape, image.dtype)[...] = image
+            self._num_images += 1
+        return range(first, self._num_images)
+
+    def tensor(self) -> Tensor | None:
+        """(u, ...), sharing the stack's memory; None where there is no image."""
+        return None if self._array is None else torch.from_numpy(self._array[: self._num_images])
+
+
+def collate(
+    rows: Sequence[Row], stack: ImageStack, tokenizer: Any, *, features: bool, evaluation: bool
+) -> Batch:
+    """Put rows together, padded on the right. `features` says what is on the stack."""
     prompts = _tokens(tokenizer, [(r.example.prompt, r.max_prompt_tokens) for r in rows])
     input_ids = _padded(prompts, tokenizer.pad_token_id)
     lengths = torch.tensor([len(tokens) for tokens in prompts])
-    image_index, images = _images(rows)
+    images = stack.tensor()
     return Batch(
         ids=[row.example.id for row in rows],
         task_index=torch.tensor([row.task_index for row in rows]),
@@ -49,7 +96,7 @@ def collate(rows: Sequence[Row], tokenizer: Any, *, features: bool, evaluation: 
         labels=_labels(rows, tokenizer),
         weights=torch.tensor([row.example.weight for row in rows], dtype=torch.float32),
         valid=torch.tensor([row.valid for row in rows]),
-        image_index=image_index,
+        image_index=_padded([row.images for row in rows], NO_IMAGE),
         images=None if features else images,
         features=images if features else None,
         references=[row.example.reference for row in rows] if evaluation else [],
@@ -83,30 +130,6 @@ def _tokens(tokenizer: Any, texts: Sequence[tuple[str, int]]) -> list[list[int]]
 
 
 def _padded(lines: Sequence[Sequence[int]], value: int) -> Tensor:
-    """(lines, longest) int64."""
-    out = np.full((len(lines), max(1, *map(len, lines))), value, np.int64)
-    for number, line in enumerate(lines):
-        out[number, : len(line)] = line
-    return torch.from_numpy(out)
-
-
-def _images(rows: Sequence[Row]) -> tuple[Tensor, Tensor | None]:
-    """(b, n) numbers of the rows' images, and the distinct images (u, ...)."""
-    width = max(len(row.images) for row in rows)
-    index = np.full((len(rows), width), NO_IMAGE, np.int64)
-    first: dict[Hashable, int] = {}
-    distinct: list[np.ndarray] = []
-    for number, row in enumerate(rows):
-        if row.image_key not in first:
-            first[row.image_key] = len(distinct)
-            distinct += row.images
-        start = first[row.image_key]
-        index[number, : len(row.images)] = np.arange(start, start + len(row.images))
-    if not distinct:
-        return torch.from_numpy(index), None
-    if len(shapes := {array.shape for array in distinct}) > 1:
-        raise ValueError(
-            f"stored features of different shapes in one batch: {sorted(shapes)}; "
-            "compute them with one encoder and one image size"
-        )
-    return torch.from_numpy(index), torch.from_numpy(np.stack(distinct))
+    """(lines, longest) int64; one column of `value` where all lines are empty."""
+    columns = list(zip_longest(*lines, fillvalue=value)) or [(value,) * len(lines)]
+    return torch.from_numpy(np.array(columns, np.int64).T.copy())

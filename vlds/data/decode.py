@@ -23,27 +23,26 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vlds.schema import ImageSpec, SkipSample
+from vlds.schema import Encoded, ImageSpec, SkipSample
 
 Picture = NDArray[np.uint8]
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-PLAIN_MODES = ("RGB", "L")
+JPEG = b"\xff\xd8\xff"
+PLAIN_COLORS = ("YCbCr", "Gray", "RGB")
 """Of JPEGs that other decoders than Pillow take for the same colours."""
 BAD_PICTURE = (OSError, SyntaxError, ValueError, EOFError)
 """All that the decoders raise."""
 
 
-def decode_image(data: bytes, spec: ImageSpec, name: str = "") -> Picture:
+def decode_image(data: Encoded, spec: ImageSpec, name: str = "") -> Picture:
     """Decode and squash to the size of `spec`. `name` says in the error which picture it was.
 
     Errors: SkipSample for bytes that are no whole picture.
     """
     try:
+        if _is_plain_jpeg(data):
+            return _squash(_decode_jpeg(data, spec), spec)
         with Image.open(io.BytesIO(data)) as image:
-            if image.format == "JPEG" and image.mode in PLAIN_MODES:
-                pixels = _decode_jpeg(data, spec)
-                if pixels is not None:
-                    return _squash(pixels, spec)
             rgb = _to_rgb(image)
     except Image.DecompressionBombError:
         raise SkipSample(f"picture {name}: too many pixels") from None
@@ -55,19 +54,27 @@ def decode_image(data: bytes, spec: ImageSpec, name: str = "") -> Picture:
     return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
 
 
-def _decode_jpeg(data: bytes, spec: ImageSpec) -> Tensor | None:
-    """(3, h, w) uint8, not smaller than `spec` where the picture is not; None for rare layouts of
-    the colours, which Pillow knows."""
+def _is_plain_jpeg(data: Encoded) -> bool:
+    """Whether to spare Pillow's look at it; the rare layouts of colours are Pillow's affair, and
+    the pictures that are too large."""
+    if data[:3] != JPEG:
+        return False
+    try:
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError as error:
+        if "subsampling" in str(error):
+            return False
+        raise
+    return colors in PLAIN_COLORS and height * width <= (Image.MAX_IMAGE_PIXELS or float("inf"))
+
+
+def _decode_jpeg(data: Encoded, spec: ImageSpec) -> Tensor:
+    """(3, h, w) uint8, not smaller than `spec` where the picture is not."""
     options: dict[str, Any] = {}
     if spec.decode == "fast":
         options = {"min_height": spec.height, "min_width": spec.width}
         options |= {"fastdct": True, "fastupsample": True}
-    try:
-        array = simplejpeg.decode_jpeg(data, "RGB", **options)
-    except ValueError as error:
-        if "subsampling" in str(error):
-            return None
-        raise
+    array = simplejpeg.decode_jpeg(data, "RGB", **options)
     return torch.from_numpy(array).permute(2, 0, 1)
 
 

@@ -72,6 +72,9 @@ class ErrorBook:
     def record(self, positions: list[int], bad: list[BadSample]) -> None:
         """Book one micro-batch; raise ValueError where the policy says stop."""
         self.num_seen += len(positions)
+        if not bad:
+            self._in_a_row.clear()
+            return
         at: dict[int, list[BadSample]] = {}
         for entry in bad:
             at.setdefault(entry.position, []).append(entry)

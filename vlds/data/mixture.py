@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import accumulate
 from typing import Any, Literal
 
 import numpy as np
@@ -80,6 +81,7 @@ class MixedOrder:
         unit_size = self.lane_size if self.common_units else unit_size
         self.orders = list(orders)
         self.shares = list(shares)
+        self._cumulative = list(accumulate(shares))
         self.seed = seed
         self.unit_size = unit_size
         self.block = SMALLEST_BLOCK
@@ -145,12 +147,8 @@ class MixedOrder:
 
     def quotas(self, block: int) -> Ints:
         """Units each source has had before a block."""
-        floors = [0]
-        total = Fraction(0)
-        for share in self.shares:
-            total += share
-            floors.append(total.numerator * block * self.block // total.denominator)
-        return np.array(floors[1:], np.int64) - np.array(floors[:-1], np.int64)
+        units = block * self.block
+        return np.diff([0, *(c.numerator * units // c.denominator for c in self._cumulative)])
 
     def _block_table(self, block: int, lane: int) -> tuple[Ints, Ints]:
         """For each unit of a lane's block: its source, and which of the source's units it is."""

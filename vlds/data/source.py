@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 
@@ -25,9 +27,9 @@ class Source:
     """Share of its examples, relative to the other sources' weights."""
 
     @cached_property
-    def first_sample(self) -> np.ndarray:
+    def first_sample(self) -> list[int]:
         """Number of each data set's first sample among the samples of all."""
-        return np.cumsum([0, *(dataset.num_samples for dataset in self.datasets)])
+        return [0, *accumulate(dataset.num_samples for dataset in self.datasets)]
 
     @property
     def counts(self) -> list[np.ndarray]:
@@ -36,8 +38,8 @@ class Source:
 
     def locate(self, sample: int) -> tuple[Dataset, int]:
         """Data set that holds a sample of the source, and the sample's number in it."""
-        number = int(np.searchsorted(self.first_sample, sample, side="right")) - 1
-        return self.datasets[number], sample - int(self.first_sample[number])
+        number = bisect_right(self.first_sample, sample) - 1
+        return self.datasets[number], sample - self.first_sample[number]
 
     def check(self, image: ImageSpec | None) -> None:
         """Check that there is data, each data set once, and of the sort that the model sees.

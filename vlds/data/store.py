@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import io
-import json
-import os
-from ast import literal_eval
-from collections import OrderedDict
-from functools import lru_cache
+from bisect import bisect_right
 from hashlib import sha256
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import orjson
 
 from vlds.data.cache import ShardCache
 from vlds.data.errors import FetchError, ShardError
+from vlds.data.features import FEATURES, parse_features
 from vlds.data.foreign import foreign_json
-from vlds.data.index import ShardIndex, load_index
-from vlds.data.info import DatasetInfo, ShardInfo
+from vlds.data.info import ShardInfo
+from vlds.data.local_files import LocalFiles
 from vlds.data.remote import RemoteFiles, is_url
-from vlds.data.tar import members, split_name
+from vlds.data.sample_bytes import Content, Room, members_of, read_in_place
 from vlds.schema import Sample, SkipSample
-
-OPEN_FILES = 128
-FEATURES = "features.npy"
-FEATURE_TYPE = np.dtype("<f2")
 
 
 def open_dataset(folder: str | Path, cache: ShardCache | None = None) -> Dataset:
@@ -51,7 +44,7 @@ class Dataset:
         self.counts = [index.counts for index in indexes]
         """Annotations of each sample, shard by shard."""
         self._offsets = [index.offsets.astype(np.int64) for index in indexes]
-        self._first_sample = np.cumsum([0, *(len(counts) for counts in self.counts)])
+        self._first_sample = [0, *accumulate(len(counts) for counts in self.counts)]
         for shard, index in zip(self.info.shards, indexes, strict=True):
             if len(index.counts) != shard.samples or len(index.offsets) != shard.samples + 1:
                 raise ShardError(
@@ -104,8 +97,8 @@ class Dataset:
         """File name of the shard that holds a sample."""
         return self.info.shards[self._shard(sample)[0]].name
 
-    def read(self, sample: int) -> Sample:
-        """Read a sample by its number.
+    def read(self, sample: int, room: Room | None = None) -> Sample:
+        """Read a sample by its number. `room` is asked where its features may lie at once.
 
         Errors: ShardError where the shard is damaged, SkipSample where only the sample is.
         """
@@ -113,8 +106,7 @@ class Dataset:
         shard = self.info.shards[number]
         begin, end = self._offsets[number][row : row + 2].tolist()
         try:
-            data = self._files.read(shard, begin, end - begin)
-            key, content = _members_of(data, begin)
+            key, content, features = self._content(shard, begin, end, room)
         except FetchError:
             raise
         except (OSError, ShardError) as error:
@@ -122,121 +114,40 @@ class Dataset:
             place, cure = self._files.place(shard), self._files.cure(shard)
             raise ShardError(f"shard {place}, sample {row}: {reason}; {cure}") from None
         try:
-            return self._sample(key, content)
+            return self._sample(key, content, features)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise SkipSample(f"sample {self.label} {key} ({shard.name}): {error!r}") from error
 
     def _shard(self, sample: int) -> tuple[int, int]:
-        shard = int(np.searchsorted(self._first_sample, sample, side="right")) - 1
-        return shard, sample - int(self._first_sample[shard])
+        shard = bisect_right(self._first_sample, sample) - 1
+        return shard, sample - self._first_sample[shard]
 
-    def _sample(self, key: str, content: dict[str, memoryview]) -> Sample:
+    def _content(
+        self, shard: ShardInfo, begin: int, end: int, room: Room | None
+    ) -> tuple[str, Content, dict[str, np.ndarray]]:
+        """Key, members, and what of the features already lies where `room` said."""
+        if room is not None and isinstance(self._files, LocalFiles):
+            found = read_in_place(self._files, shard, begin, end, room)
+            if found is not None:
+                return found
+        data = memoryview(self._files.read(shard, begin, end - begin))
+        return *members_of(data, begin), {}
+
+    def _sample(self, key: str, content: Content, features: dict[str, np.ndarray]) -> Sample:
         if self.info.fields is None:
-            fields = json.loads(bytes(content["json"]))
+            fields = orjson.loads(content["json"])
         else:
             fields = foreign_json(key, content, self.info.fields)
-        pictures = tuple(bytes(content[name]) for name in fields.pop("images", ()))
-        names = sorted(name for name in content if name.endswith(FEATURES))
+        for name in content:
+            if name.endswith(FEATURES):
+                features[name] = parse_features(content[name])
         return Sample(
             key=key,
             dataset=self.info.name,
             id=fields.pop("id"),
             kind=self.info.kind,
-            images=pictures,
-            features=tuple(parse_features(content[name]) for name in names),
+            images=tuple([content[name] for name in fields.pop("images", ())]),
+            features=tuple([features[name] for name in sorted(features)]),
             annotations=tuple(fields.pop("annotations")),
             extra=fields,
         )
-
-
-class LocalFiles:
-    """The files of a data set in a folder.
-
-    Descriptors of those read last are kept; not pickled, so that each process opens its own.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._open: OrderedDict[Path, int] = OrderedDict()
-
-    def open(self) -> tuple[DatasetInfo, list[ShardIndex]]:
-        """dataset.json, and the index of every shard."""
-        info = DatasetInfo.load(self.folder)
-        foreign = info.fields is not None
-        return info, [load_index(self.folder, shard, foreign=foreign) for shard in info.shards]
-
-    def place(self, shard: ShardInfo) -> str:
-        """Where a shard is, for messages."""
-        return str(self.folder / shard.name)
-
-    def cure(self, shard: ShardInfo) -> str:
-        """What to do about damage in a shard."""
-        return "copy the shard again, or prepare the data set again"
-
-    def read(self, shard: ShardInfo, offset: int, size: int) -> bytes:
-        """Bytes of a shard; pread, so that a descriptor inherited by fork may be shared."""
-        path = self.folder / shard.name
-        if path in self._open:
-            self._open.move_to_end(path)
-        else:
-            self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            if len(self._open) > OPEN_FILES:
-                os.close(self._open.popitem(last=False)[1])
-        data = os.pread(self._open[path], size, offset)
-        if len(data) < size:
-            raise ShardError(
-                f"the file ends at byte {offset + len(data)}, {offset + size} expected"
-            )
-        return data
-
-    def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_open": OrderedDict()}
-
-    def __del__(self) -> None:
-        for descriptor in self._open.values():
-            os.close(descriptor)
-
-
-def _members_of(data: bytes, begin: int) -> tuple[str, dict[str, memoryview]]:
-    """Key and extension -> bytes of a sample that starts at byte `begin` of its shard."""
-    view = memoryview(data)
-    end = begin + len(data)
-    key, content = None, {}
-    for member in members(lambda o, n: view[o - begin : o - begin + n], begin, end):
-        member_key, extension = split_name(member.name)
-        key = key or member_key
-        if member_key != key or member.end > end:
-            raise ShardError(f"its members ({key}, {member_key}) are not where the index says")
-        start = member.start - begin
-        content[extension] = view[start : start + member.size]
-    if key is None:
-        raise ShardError("no member where the index says")
-    return key, content
-
-
-def feature_bytes(array: np.ndarray) -> bytes:
-    """Features (tokens, dim) as the member that `parse_features` reads."""
-    buffer = io.BytesIO()
-    np.save(buffer, np.ascontiguousarray(array, FEATURE_TYPE))
-    return buffer.getvalue()
-
-
-def parse_features(data: memoryview) -> np.ndarray:
-    """A .npy file as float16 without a copy (np.load costs five times as much)."""
-    if bytes(data[:6]) != b"\x93NUMPY" or data[6] not in (1, 2):
-        raise ValueError("not a .npy file")
-    width = 2 if data[6] == 1 else 4
-    start = 8 + width + int.from_bytes(data[8 : 8 + width], "little")
-    shape, dtype = _npy_header(bytes(data[8 + width : start]))
-    features = np.frombuffer(data[start:], dtype).reshape(shape)
-    return features.astype(FEATURE_TYPE, copy=False)
-
-
-@lru_cache(maxsize=256)
-def _npy_header(text: bytes) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    fields = literal_eval(text.decode("latin1"))
-    if fields["fortran_order"] or np.dtype(fields["descr"]).kind != "f":
-        raise ValueError("features must be a row-major array of floats")
-    if len(fields["shape"]) != 2:
-        raise ValueError(f"features of shape {fields['shape']}, (tokens, dim) expected")
-    return fields["shape"], np.dtype(fields["descr"])

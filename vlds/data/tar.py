@@ -8,14 +8,25 @@ and the extension headers of PAX and GNU (long names), which other writers of sh
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from struct import Struct
 from typing import NamedTuple
+from zlib import adler32
 
 from vlds.data.errors import ShardError
 
 BLOCK = 512
 ZEROS = bytes(BLOCK)
-LINKS_AND_DEVICES = b"123456"
+HEADER = Struct("100s 24x 12s 12x 8s c 100x 6s 82x 155s 12x")
+"""Name, size, checksum, type, magic, prefix."""
+ADLER = 65521
+"""What Adler's sums are modulo of: more than that comes of no name."""
+SPACES = 8 * ord(" ")
+"""What the checksum's own field counts as."""
+LINKS_AND_DEVICES = frozenset((b"1", b"2", b"3", b"4", b"5", b"6"))
 """Types of headers that no data follows, whatever size they state."""
+EXTENSIONS = frozenset((b"x", b"L", b"K"))
+"""Types of headers that say more about the next one."""
+FILES = frozenset((b"0", b"\0"))
 Reader = Callable[[int, int], bytes | memoryview]
 """(offset, size) -> bytes; fewer at the end of the file."""
 
@@ -44,36 +55,45 @@ def members(read: Reader, begin: int, end: int | None) -> Iterator[Member]:
     offset = first = begin
     extension: dict[str, str] = {}
     while end is None or offset < end:
-        header = bytes(read(offset, BLOCK))
+        header = read(offset, BLOCK)
         if len(header) < BLOCK:
             raise ShardError(f"the file ends at byte {offset + len(header)}, inside a header")
         if end is None and header == ZEROS:
             return
-        kind, size = _verified(header, offset)
-        size = int(extension.get("size", size))
+        name, size, kind = parse_header(header, offset)
         start = offset + BLOCK
-        member = Member(extension.get("path") or _name(header), first, start, size)
-        offset = start if kind in LINKS_AND_DEVICES else member.end
-        if kind in b"xLK":
-            if kind != ord("K"):  # the long name of a link's target says nothing of ours
+        if extension:
+            name, size = extension.get("path") or name, int(extension.get("size", size))
+        offset = start if kind in LINKS_AND_DEVICES else start + -(-size // BLOCK) * BLOCK
+        if kind in EXTENSIONS:
+            if kind != b"K":  # the long name of a link's target says nothing of ours
                 extension |= _extension(kind, bytes(read(start, size)))
             continue
-        if kind in b"0\0":
-            yield member
+        if kind in FILES:
+            yield Member(name, first, start, size)
         extension = {}
         first = offset
 
 
-def _verified(header: bytes, offset: int) -> tuple[int, int]:
-    """Type and size of a header whose checksum is right."""
+def parse_header(header: bytes | memoryview, offset: int) -> tuple[str, int, bytes]:
+    """Name, size and type from the header at an offset of the file.
+
+    Errors: ShardError where its checksum is wrong.
+    """
+    name, size_field, checksum, kind, magic, prefix = HEADER.unpack(header)
     try:
-        stated = int(header[148:156].strip(b" \0") or b"0", 8)
-        size = _number(header[124:136])
+        stated = int(checksum.strip(b" \0") or b"0", 8)
+        size = _number(size_field)
     except ValueError:
         stated, size = -1, 0
-    if stated != sum(header) - sum(header[148:156]) + 8 * ord(" "):
+    # Adler's checksum has the sum of the bytes, plus one, in its lower half: C is faster at that.
+    summed = (adler32(header) & 0xFFFF) - 1 - sum(checksum) + SPACES
+    if stated < 0 or (summed - stated) % ADLER:
         raise ShardError(f"the tar header at byte {offset} is damaged (wrong checksum)")
-    return header[156], size
+    name = name.split(b"\0", 1)[0]
+    if prefix[0] and magic == b"ustar\0":
+        name = prefix.split(b"\0", 1)[0] + b"/" + name
+    return name.decode("utf-8", "surrogateescape"), size, kind
 
 
 def _number(field: bytes) -> int:
@@ -83,16 +103,9 @@ def _number(field: bytes) -> int:
     return int(field.strip(b" \0") or b"0", 8)
 
 
-def _name(header: bytes) -> str:
-    name = header[:100].split(b"\0", 1)[0]
-    if header[257:263] == b"ustar\0" and (prefix := header[345:500].split(b"\0", 1)[0]):
-        name = prefix + b"/" + name
-    return name.decode("utf-8", "surrogateescape")
-
-
-def _extension(kind: int, data: bytes) -> dict[str, str]:
+def _extension(kind: bytes, data: bytes) -> dict[str, str]:
     """Fields of a PAX header ("25 path=...\\n" lines), or the long name of a GNU one."""
-    if kind == ord("L"):
+    if kind == b"L":
         return {"path": data.rstrip(b"\0").decode("utf-8", "surrogateescape")}
     found = {}
     while data:

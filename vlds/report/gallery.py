@@ -10,7 +10,7 @@ from vlds.config import Recipe
 from vlds.data import Dataset, open_dataset
 from vlds.report.predictions import Predictions, newest_predictions
 from vlds.report.samples import GalleryEntry, write_gallery
-from vlds.schema import Sample, SkipSample
+from vlds.schema import Encoded, Sample, SkipSample
 from vlds.tasks.base import Task
 
 PER_TASK = 6
@@ -36,7 +36,7 @@ def collect_gallery(run: Path, recipe: Recipe) -> None:
 
 def entries(
     recipe: Recipe, found: Mapping[str, Predictions]
-) -> Iterator[tuple[GalleryEntry, tuple[bytes, ...]]]:
+) -> Iterator[tuple[GalleryEntry, tuple[Encoded, ...]]]:
     """Examples with their encoded pictures, task by task."""
     for name, task in recipe.tasks.items():
         if name in found:

@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from vlds.report.json_files import read_json
+from vlds.schema import Encoded
 
 THUMBNAIL_SIZE = 320
 """Longest side, in pixels, of a picture in the gallery."""
@@ -40,7 +41,7 @@ def read_gallery(path: Path) -> list[GalleryEntry]:
     return [GalleryEntry(**entry) for entry in read_json(path)] if path.is_file() else []
 
 
-def write_gallery(folder: Path, entries: Iterable[tuple[GalleryEntry, Sequence[bytes]]]) -> None:
+def write_gallery(folder: Path, entries: Iterable[tuple[GalleryEntry, Sequence[Encoded]]]) -> None:
     """Write gallery.json and thumbnails of the encoded pictures that come with each entry."""
     pictures = folder / "gallery"
     pictures.mkdir(parents=True, exist_ok=True)
@@ -55,7 +56,7 @@ def write_gallery(folder: Path, entries: Iterable[tuple[GalleryEntry, Sequence[b
     path.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
 
 
-def write_thumbnail(folder: Path, stem: str, data: bytes) -> str | None:
+def write_thumbnail(folder: Path, stem: str, data: Encoded) -> str | None:
     """Write a small copy of an encoded picture; its path below the folder, None where the bytes
     are no picture."""
     try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -11,11 +13,12 @@ import numpy as np
 
 def draw_answer(label: Mapping[str, float], rng: np.random.Generator) -> tuple[str, float]:
     """An answer drawn by its soft score, and the score; "" and 0 where none has any."""
-    answers, scores = list(label), np.array(list(label.values()), dtype=np.float64)
-    if (total := scores.sum()) <= 0:
+    ends = list(accumulate(label.values()))
+    if not ends or ends[-1] <= 0:
         return "", 0.0
-    chosen = int(rng.choice(len(answers), p=scores / total))
-    return answers[chosen], float(scores[chosen])
+    chosen = bisect_right(ends, rng.random() * ends[-1], hi=len(ends) - 1)
+    answer = list(label)[chosen]
+    return answer, float(label[answer])
 
 
 def best_answer(annotation: Mapping[str, Any]) -> str | None:

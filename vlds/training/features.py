@@ -21,10 +21,10 @@ from torch import Tensor
 
 from vlds.config import Recipe, to_tree
 from vlds.data import Dataset, decode_image, open_dataset
+from vlds.data.features import FEATURES, feature_bytes
 from vlds.data.index import beside
 from vlds.data.info import DATASET_FILE, SCHEMA, DatasetInfo, ShardInfo, write_atomically
 from vlds.data.open_shard import OpenShard
-from vlds.data.store import FEATURES, feature_bytes
 from vlds.schema import ImageSpec, Sample, SkipSample
 from vlds.training.distributed import Ranks
 from vlds.training.engine import start_ranks

@@ -10,7 +10,7 @@ from pathlib import Path
 from vlds.artifact import LoadedRun, load_run
 from vlds.config import Recipe
 from vlds.data import open_dataset
-from vlds.data.collate import Row, collate
+from vlds.data.collate import ImageStack, Row, collate
 from vlds.data.decode import decode_image
 from vlds.schema import Sample, SkipSample
 from vlds.tasks.base import Task
@@ -120,9 +120,11 @@ def predict(loaded: LoadedRun, name: str, pictures: Sequence[bytes], text: str) 
         pixels = [decode_image(data, image, f"number {n}") for n, data in enumerate(pictures, 1)]
     except SkipSample as error:
         raise ValueError(f"--image: {error}") from None
+    stack = ImageStack(1)
+    images = stack.add(pixels)
     number = list(loaded.recipe.tasks).index(name)
-    row = Row(example, number, task.max_prompt_tokens, task.max_target_tokens, sample.key, pixels)
-    batch = collate([row], loaded.tokenizer, features=False, evaluation=True)
+    row = Row(example, number, task.max_prompt_tokens, task.max_target_tokens, images)
+    batch = collate([row], stack, loaded.tokenizer, features=False, evaluation=True)
     ids = loaded.model.generate(batch, task.decoding)
     text = loaded.tokenizer.batch_decode(ids, skip_special_tokens=True)[0]
     return str(text).strip()

@@ -1,0 +1,99 @@
+"""The samples of one batch: each is read and decoded once, its images copied to where they stay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, TypeAlias
+
+from vlds.data.collate import ImageStack
+from vlds.data.decode import PictureCache, decode_image
+from vlds.data.errors import ShardError
+from vlds.data.source import Source, check_pictures
+from vlds.data.store import Dataset
+from vlds.schema import ImageSpec, Sample, SkipSample
+
+Place: TypeAlias = tuple[int, int]
+"""Number of the source, and of the sample in it."""
+Key: TypeAlias = tuple[str, int]
+"""Folder of the data set, and number of the sample in it: the same for all sources that have it."""
+
+
+class Opened(NamedTuple):
+    """A sample as it was read, for the examples of one batch."""
+
+    sample: Sample
+    images: range
+    """Numbers in the batch's stack."""
+    fault: SkipSample | None = None
+    """The text is there, but the pictures are not."""
+
+
+class OpenedSamples:
+    """Opens samples, and remembers them, or their damage."""
+
+    def __init__(
+        self, sources: Sequence[Source], image: ImageSpec | None, cache: PictureCache, size: int
+    ) -> None:
+        """`size`: images to expect."""
+        self.sources = sources
+        self.image = image
+        self.stack = ImageStack(size)
+        self._cache = cache
+        self._found: dict[Key, Opened | Exception] = {}
+
+    def load(self, places: Iterable[Place]) -> None:
+        """Read samples, then decode their pictures.
+
+        One after the other, because decoding sweeps all else out of the processor's caches: in
+        turns with it, reading takes twice as long.
+        """
+        waiting = []
+        for place in places:
+            dataset, key = self._locate(place)
+            if key in self._found:
+                continue
+            try:
+                sample = self._read(dataset, key[1])
+            except (SkipSample, ShardError) as error:
+                self._found[key] = error
+            else:
+                images = sample.features if self.image is None else ()
+                self._found[key] = Opened(sample, self.stack.add(images))
+                waiting.append((key, sample))
+        if self.image is not None:
+            for key, sample in waiting:
+                self._found[key] = self._decoded(key, sample, self.image)
+
+    def open(self, place: Place) -> Opened:
+        """A sample of a source.
+
+        Errors: SkipSample where it cannot be used, ShardError where its shard is damaged.
+        """
+        _, key = self._locate(place)
+        if key not in self._found:
+            self.load([place])
+        found = self._found[key]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def _locate(self, place: Place) -> tuple[Dataset, Key]:
+        dataset, number = self.sources[place[0]].locate(place[1])
+        return dataset, (str(dataset.folder), number)
+
+    def _read(self, dataset: Dataset, number: int) -> Sample:
+        sample = dataset.read(number, self.stack.room if self.image is None else None)
+        check_pictures(dataset, sample, self.image)
+        return sample
+
+    def _decoded(self, key: Key, sample: Sample, image: ImageSpec) -> Opened:
+        if (pictures := self._cache.get(key)) is None:
+            try:
+                pictures = tuple(
+                    decode_image(data, image, f"{n} of sample {sample.key}")
+                    for n, data in enumerate(sample.images, 1)
+                )
+            except SkipSample as error:
+                return Opened(sample, range(0), error)
+            self._cache.put(key, pictures)
+        return Opened(sample, self.stack.add(pictures))

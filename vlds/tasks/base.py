@@ -68,8 +68,8 @@ class Task(ABC):
 
         `name` is the task's name in the recipe. `annotation` is None only where `unit` is "sample".
         `rng` is given in training, where drawing is allowed (within this call: it is set anew for
-        the next example), and None in evaluation, where the example is a fixed one: its reference is filled and its target is the best answer, both
-        None where the split has no labels.
+        the next example), and None in evaluation, where the example is a fixed one: its reference
+        is filled and its target is the best answer, both None where the split has no labels.
         """
 
     @abstractmethod

@@ -10,10 +10,10 @@ import numpy as np
 import torch.utils.data
 
 from vlds.data.collate import Row, collate
-from vlds.data.decode import Picture, PictureCache, decode_image
+from vlds.data.decode import PictureCache, decode_pictures
 from vlds.data.errors import BadSample, ErrorPolicy, ShardError
 from vlds.data.order import WHOLE_SAMPLE
-from vlds.data.randomness import Ints, random_words
+from vlds.data.randomness import Ints, generator_at, random_words
 from vlds.data.source import Source, check_pictures
 from vlds.data.store import Dataset
 from vlds.schema import Batch, Example, ImageSpec, Sample, SkipSample
@@ -159,17 +159,11 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
         position: int,
         attempt: int,
     ) -> Example:
-        rng = None
-        if self.seed is not None:
-            words = (self.seed % (1 << 64)) << 64 | position
-            rng = np.random.Generator(np.random.Philox(key=words, counter=attempt << 192))
+        rng = None if self.seed is None else generator_at(self.seed, position, attempt)
         number = None if annotation == WHOLE_SAMPLE else annotation
         example = source.task.example(source.name, sample, number, rng)
-        if self.seed is not None and example.target is None:
-            raise ValueError(
-                f"source {source.name}: example {example.id} of data set {sample.dataset} has no "
-                "target; it cannot be trained on: name a split with labels"
-            )
+        if self.seed is not None:
+            require_target(source.name, example, sample)
         if self.seed is None and len(source.datasets) > 1:
             # Ids are unique within a data set only, and predictions go by them.
             example = replace(example, id=f"{dataset}/{example.id}")
@@ -193,22 +187,17 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
 
     def _read(self, dataset: Dataset, number: int) -> Opened:
         sample = dataset.read(number)
-        check_pictures(dataset, sample, self.image)
+        check_pictures(dataset.folder, sample, self.image)
         key = (str(dataset.folder), number)
         if self.image is None:
             return Opened(sample, key, sample.features)
         if (pictures := self._cache.get(key)) is None:
             try:
-                pictures = tuple(self._decode(sample, n) for n in range(len(sample.images)))
+                pictures = decode_pictures(sample, self.image)
             except SkipSample as error:
                 return Opened(sample, key, (), error)
             self._cache.put(key, pictures)
         return Opened(sample, key, pictures)
-
-    def _decode(self, sample: Sample, number: int) -> Picture:
-        assert self.image is not None
-        name = f"{number + 1} of sample {sample.key}"
-        return decode_image(sample.images[number], self.image, name)
 
     def _substitute(
         self, source: Source, sample: int, position: int, attempt: int, annotation: int
@@ -247,4 +236,16 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
             id=id or (content.sample.id if content else ""),
             reason=str(error),
             reference=reference,
+        )
+
+
+def require_target(source: str, example: Example, sample: Sample) -> None:
+    """Training needs a target.
+
+    Errors: ValueError that names the example.
+    """
+    if example.target is None:
+        raise ValueError(
+            f"source {source}: example {example.id} of data set {sample.dataset} has no "
+            "target; it cannot be trained on: name a split with labels"
         )

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vlds.schema import ImageSpec, SkipSample
+from vlds.schema import ImageSpec, Sample, SkipSample
 
 Picture = NDArray[np.uint8]
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -53,6 +53,16 @@ def decode_image(data: bytes, spec: ImageSpec, name: str = "") -> Picture:
     if rgb.size != (spec.width, spec.height):
         rgb = rgb.resize((spec.width, spec.height), RESAMPLING[spec.resize])
     return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
+
+
+def decode_pictures(sample: Sample, spec: ImageSpec) -> tuple[Picture, ...]:
+    """All pictures of a sample.
+
+    Errors: SkipSample where one of them is no whole picture.
+    """
+    names = [f"{number} of sample {sample.key}" for number in range(1, len(sample.images) + 1)]
+    pairs = zip(sample.images, names, strict=True)
+    return tuple(decode_image(data, spec, name) for data, name in pairs)
 
 
 def _decode_jpeg(data: bytes, spec: ImageSpec) -> Tensor | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,24 @@ Unit = Literal["example", "micro_batch", "global_batch"]
 """What is of one task."""
 SMALLEST_BLOCK = 64
 LARGEST_BLOCK = 1 << 20
+
+
+class SourceOrder(Protocol):
+    """The order of one source's examples, as the mixture needs it."""
+
+    @property
+    def name(self) -> str:
+        """Name of the source."""
+
+    @property
+    def size(self) -> int | None:
+        """Annotations in an epoch; None where nobody knows."""
+
+    def at(self, indices: Ints, lane: int = 0) -> tuple[Ints, Ints]:
+        """Sample and annotation number of each index."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the order depends on, the same for all sources."""
 
 
 def mixing_shares(
@@ -63,7 +81,7 @@ class MixedOrder:
 
     def __init__(
         self,
-        orders: Sequence[EpochOrder],
+        orders: Sequence[SourceOrder],
         shares: Sequence[Fraction],
         *,
         seed: int,
@@ -173,8 +191,7 @@ class MixedOrder:
             "sources": [order.name for order in self.orders],
             "block": self.block,
             "unit_size": self.unit_size,
-            "window": self.orders[0].window,
-            "group": self.orders[0].group,
+            **self.orders[0].fingerprint(),
             "lanes": self.lanes,
             **with_lanes,
             "shares": {
@@ -202,15 +219,20 @@ def mixed_order(
         EpochOrder(name, shards, seed=seed, window=window, group=group, lanes=lanes)
         for name, shards in zip(names, counts, strict=True)
     ]
-    sizes = {"example": 1, "micro_batch": micro_batch_size, "global_batch": global_batch_size}
     return MixedOrder(
         orders,
         mixing_shares(weights, [order.size for order in orders], temperature),
         seed=seed,
-        unit_size=sizes[unit],
+        unit_size=unit_size(unit, global_batch_size, micro_batch_size),
         lanes=lanes,
         batch_size=global_batch_size,
     )
+
+
+def unit_size(unit: Unit, global_batch_size: int, micro_batch_size: int) -> int:
+    """Examples of one task that follow one another."""
+    sizes = {"example": 1, "micro_batch": micro_batch_size, "global_batch": global_batch_size}
+    return sizes[unit]
 
 
 def check_lanes(lanes: int, batch_size: int, unit_size: int) -> int:

@@ -44,3 +44,9 @@ def random_words(count: int, *key: str | int) -> NDArray[np.uint64]:
 def permutation(count: int, *key: str | int) -> Ints:
     """A permutation that depends on the key alone."""
     return np.argsort(random_words(count, *key), kind="stable")
+
+
+def generator_at(seed: int, position: int, attempt: int) -> np.random.Generator:
+    """What an example at a position of the stream draws from; `attempt` counts substitutes."""
+    words = (seed % (1 << 64)) << 64 | position
+    return np.random.Generator(np.random.Philox(key=words, counter=attempt << 192))

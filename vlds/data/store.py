@@ -7,6 +7,7 @@ import json
 import os
 from ast import literal_eval
 from collections import OrderedDict
+from collections.abc import Mapping
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -20,12 +21,15 @@ from vlds.data.foreign import foreign_json
 from vlds.data.index import ShardIndex, load_index
 from vlds.data.info import DatasetInfo, ShardInfo
 from vlds.data.remote import RemoteFiles, is_url
+from vlds.data.shard_stream import is_pattern
 from vlds.data.tar import members, split_name
 from vlds.schema import Sample, SkipSample
 
 OPEN_FILES = 128
 FEATURES = "features.npy"
 FEATURE_TYPE = np.dtype("<f2")
+UNUSABLE = (ValueError, KeyError, TypeError, AttributeError)
+"""What a sample raises whose members are not what they should be."""
 
 
 def open_dataset(folder: str | Path, cache: ShardCache | None = None) -> Dataset:
@@ -35,6 +39,12 @@ def open_dataset(folder: str | Path, cache: ShardCache | None = None) -> Dataset
 
     Errors: ValueError that names folder or shard, what is wrong, and the cure.
     """
+    if is_pattern(folder):
+        raise ValueError(
+            f"{folder} names shards, not a data set: to train on them as they are, set data.reader "
+            "to sequential; for all else put them into a folder and index it: `python -m data_prep "
+            "index`"
+        )
     if is_url(folder):
         return Dataset(RemoteFiles(str(folder), cache or ShardCache()))
     return Dataset(LocalFiles(Path(folder)))
@@ -122,31 +132,44 @@ class Dataset:
             place, cure = self._files.place(shard), self._files.cure(shard)
             raise ShardError(f"shard {place}, sample {row}: {reason}; {cure}") from None
         try:
-            return self._sample(key, content)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            info = self.info
+            return parse_sample(key, content, info.name, info.kind, info.fields)
+        except UNUSABLE as error:
             raise SkipSample(f"sample {self.label} {key} ({shard.name}): {error!r}") from error
 
     def _shard(self, sample: int) -> tuple[int, int]:
         shard = int(np.searchsorted(self._first_sample, sample, side="right")) - 1
         return shard, sample - int(self._first_sample[shard])
 
-    def _sample(self, key: str, content: dict[str, memoryview]) -> Sample:
-        if self.info.fields is None:
-            fields = json.loads(bytes(content["json"]))
-        else:
-            fields = foreign_json(key, content, self.info.fields)
-        pictures = tuple(bytes(content[name]) for name in fields.pop("images", ()))
-        names = sorted(name for name in content if name.endswith(FEATURES))
-        return Sample(
-            key=key,
-            dataset=self.info.name,
-            id=fields.pop("id"),
-            kind=self.info.kind,
-            images=pictures,
-            features=tuple(parse_features(content[name]) for name in names),
-            annotations=tuple(fields.pop("annotations")),
-            extra=fields,
-        )
+
+def parse_sample(
+    key: str,
+    content: Mapping[str, memoryview],
+    name: str,
+    kind: str,
+    fields: Mapping[str, str] | None,
+) -> Sample:
+    """A sample of its members (extension -> bytes). `fields` say which hold what, where others
+    have written it.
+
+    Errors: UNUSABLE where they are not what they should be.
+    """
+    if fields is None:
+        about = json.loads(bytes(content["json"]))
+    else:
+        about = foreign_json(key, content, fields)
+    pictures = tuple(bytes(content[member]) for member in about.pop("images", ()))
+    stored = sorted(member for member in content if member.endswith(FEATURES))
+    return Sample(
+        key=key,
+        dataset=name,
+        id=about.pop("id"),
+        kind=kind,
+        images=pictures,
+        features=tuple(parse_features(content[member]) for member in stored),
+        annotations=tuple(about.pop("annotations")),
+        extra=about,
+    )
 
 
 class LocalFiles:

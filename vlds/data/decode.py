@@ -44,7 +44,7 @@ def decode_image(data: bytes, spec: ImageSpec, name: str = "") -> Picture:
                 pixels = _decode_jpeg(data, spec)
                 if pixels is not None:
                     return _squash(pixels, spec)
-            rgb = _to_rgb(image)
+            rgb = to_rgb(image)
     except Image.DecompressionBombError:
         raise SkipSample(f"picture {name}: too many pixels") from None
     except BAD_PICTURE as error:
@@ -88,7 +88,8 @@ def _squash(pixels: Tensor, spec: ImageSpec) -> Picture:
     return np.ascontiguousarray(pixels.numpy())
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any picture of Pillow's, as the decoder sees it."""
     if image.mode.startswith("I;16") or image.mode == "I":
         # 16-bit gray: Pillow's own conversion would clip everything above 255 to white.
         gray = np.asarray(image).astype(np.int64)

@@ -14,7 +14,7 @@ import torch.utils.data
 from vlds.data.assemble import Parcel
 from vlds.data.errors import ErrorBook, ErrorPolicy
 from vlds.data.loader import Positions, batch_of, make_loader
-from vlds.data.mixture import MixedOrder, Phase
+from vlds.data.mixture import MixedOrder, Phase, mixture_of
 from vlds.data.order import differences
 from vlds.schema import Batch
 
@@ -110,7 +110,6 @@ class MixedStream(ABC):
             "consumed": self._consumed,
             "global_batch_size": self.global_batch_size,
             "phase": asdict(self.order.phase),
-            "given": self.order.given(self._consumed),
             "fingerprint": self.fingerprint(),
         }
 
@@ -143,8 +142,10 @@ class MixedStream(ABC):
                 stacklevel=2,
             )
         self._consumed = int(state["consumed"])
-        changed = new_phase and bool(lines)
-        self.order.phase = (
-            Phase(self._consumed, state["given"]) if changed else Phase(**state["phase"])
-        )
+        self.order.phase = Phase(**state["phase"])
+        if new_phase and lines:
+            # What each source has given follows from the old mixture; the state need not hold it.
+            old = mixture_of(state["fingerprint"]["order"])
+            old.phase = self.order.phase
+            self.order.phase = Phase(self._consumed, old.given(self._consumed))
         self._iteration += 1

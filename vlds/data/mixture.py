@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlds.data.epoch_order import EpochOrder
+from vlds.data.order import hashed
 from vlds.data.randomness import KEPT_TABLES, Ints, Recent, permutation
 
 Unit = Literal["example", "micro_batch", "global_batch"]
@@ -35,6 +36,23 @@ class SourceOrder(Protocol):
 
     def fingerprint(self) -> dict[str, Any]:
         """What the order depends on, the same for all sources."""
+
+
+@dataclass(frozen=True)
+class NamedOrder:
+    """A source of which the mixture knows no more than its name: it says when, not what."""
+
+    name: str
+    size: int | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def at(self, indices: Ints, lane: int = 0) -> tuple[Ints, Ints]:
+        """The indices themselves: nobody knows what is there."""
+        return indices, np.zeros_like(indices)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the order depends on, the same for all sources."""
+        return dict(self.about)
 
 
 def mixing_shares(
@@ -94,6 +112,7 @@ class MixedOrder:
         assert sum(shares) == 1
         self.lanes = lanes
         self.lane_size = check_lanes(lanes, batch_size, unit_size)
+        self._given_unit = unit_size
         self.common_units = lanes > 1 and unit_size > self.lane_size
         unit_size = self.lane_size if self.common_units else unit_size
         self.orders = list(orders)
@@ -188,9 +207,9 @@ class MixedOrder:
         with_lanes = {"batch_size": self.lane_size * self.lanes} if self.lanes > 1 else {}
         return {
             "seed": self.seed,
-            "sources": [order.name for order in self.orders],
+            "task_order": hashed([order.name for order in self.orders]),
             "block": self.block,
-            "unit_size": self.unit_size,
+            "unit_size": self._given_unit,
             **self.orders[0].fingerprint(),
             "lanes": self.lanes,
             **with_lanes,
@@ -198,6 +217,18 @@ class MixedOrder:
                 o.name: str(share) for o, share in zip(self.orders, self.shares, strict=True)
             },
         }
+
+
+def mixture_of(fingerprint: Mapping[str, Any]) -> MixedOrder:
+    """The mixture that a fingerprint is of: which source stands where, not what it gives there."""
+    return MixedOrder(
+        [NamedOrder(name) for name in fingerprint["shares"]],
+        [Fraction(share) for share in fingerprint["shares"].values()],
+        seed=fingerprint["seed"],
+        unit_size=fingerprint["unit_size"],
+        lanes=fingerprint["lanes"],
+        batch_size=fingerprint.get("batch_size", 1),
+    )
 
 
 def mixed_order(

@@ -11,18 +11,14 @@ depends on the number of processes, and a stream that goes on somewhere begins n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from vlds.data.endless import Options, SequentialAssembler, Start
 from vlds.data.errors import ErrorPolicy
 from vlds.data.loader import check_batch
 from vlds.data.mixed_stream import CACHE_BYTES, MixedStream
-from vlds.data.mixture import MixedOrder, Unit, mixing_shares, unit_size
-from vlds.data.randomness import Ints
+from vlds.data.mixture import MixedOrder, NamedOrder, Unit, mixing_shares, unit_size
 from vlds.data.streamed_source import StreamedSource
 from vlds.schema import ImageSpec
 
@@ -31,23 +27,6 @@ NOTICE = (
     "depends on their number; --resume begins new shards; epochs are not exact. For all of these: "
     "`python -m data_prep index` and data.reader indexed"
 )
-
-
-@dataclass(frozen=True)
-class UnknownOrder:
-    """Of a source that is read as it comes; the mixture needs no more of it."""
-
-    name: str
-    size: int | None
-    shuffle_buffer: int
-
-    def at(self, indices: Ints, lane: int = 0) -> tuple[Ints, Ints]:
-        """Nothing to say."""
-        return indices, np.zeros_like(indices)
-
-    def fingerprint(self) -> dict[str, Any]:
-        """What the order depends on, as far as it is one."""
-        return {"shuffle_buffer": self.shuffle_buffer}
 
 
 class SequentialStream(MixedStream):
@@ -87,11 +66,9 @@ class SequentialStream(MixedStream):
                 f"shards of {name} hold; give tasks.{name}.weight instead, or index the shards"
             )
         weights = [source.weight for source in sources]
+        about = {"shuffle_buffer": shuffle_buffer}
         order = MixedOrder(
-            [
-                UnknownOrder(source.name, source.num_annotations, shuffle_buffer)
-                for source in sources
-            ],
+            [NamedOrder(source.name, source.num_annotations, about) for source in sources],
             mixing_shares(weights, [size or 1 for size in sizes], temperature),
             seed=seed,
             unit_size=unit_size(unit, global_batch_size, micro_batch_size),

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import sha256
 from itertools import chain, islice
 from pathlib import Path
 
 from vlds.data.errors import ErrorPolicy, ShardError
 from vlds.data.foreign import KNOWN, check_fields
 from vlds.data.info import DATASET_FILE, DatasetInfo
+from vlds.data.order import hashed
 from vlds.data.shard_stream import is_local, read_shard, shard_urls
 from vlds.data.source import check_pictures
 from vlds.data.store import UNUSABLE, parse_sample
@@ -122,8 +122,7 @@ class StreamedSource:
 
     def fingerprint(self) -> str:
         """Changes with the list of shards and with what their samples hold."""
-        told = [(dataset.urls, dataset.kind, dataset.fields) for dataset in self.datasets]
-        return sha256(repr(told).encode()).hexdigest()[:16]
+        return hashed([(dataset.urls, dataset.kind, dataset.fields) for dataset in self.datasets])
 
     def check(self, image: ImageSpec | None, policy: ErrorPolicy) -> None:
         """Read the first sample of each data set.

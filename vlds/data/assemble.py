@@ -186,9 +186,14 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
         return found
 
     def _read(self, dataset: Dataset, number: int) -> Opened:
+        fault = dataset.quarantine.get(number)
+        if fault and self.seed is not None:
+            raise SkipSample(fault)
         sample = dataset.read(number)
-        check_pictures(dataset.folder, sample, self.image)
         key = (str(dataset.folder), number)
+        if fault:  # evaluation wants its ids and references all the same
+            return Opened(sample, key, (), SkipSample(fault))
+        check_pictures(dataset.folder, sample, self.image)
         if self.image is None:
             return Opened(sample, key, sample.features)
         if (pictures := self._cache.get(key)) is None:

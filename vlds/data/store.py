@@ -20,6 +20,7 @@ from vlds.data.errors import FetchError, ShardError
 from vlds.data.foreign import foreign_json
 from vlds.data.index import ShardIndex, load_index
 from vlds.data.info import DatasetInfo, ShardInfo
+from vlds.data.quarantine import read_quarantine
 from vlds.data.remote import RemoteFiles, is_url
 from vlds.data.shard_stream import is_pattern
 from vlds.data.tar import members, split_name
@@ -58,6 +59,9 @@ class Dataset:
         self.folder = files.folder
         """Path or URL."""
         self.info, indexes = files.open()
+        folder = files.folder
+        self.quarantine = read_quarantine(folder, self.info) if isinstance(folder, Path) else {}
+        """Number -> fault of samples that are known to be bad."""
         self.counts = [index.counts for index in indexes]
         """Annotations of each sample, shard by shard."""
         self._offsets = [index.offsets.astype(np.int64) for index in indexes]

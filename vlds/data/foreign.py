@@ -60,6 +60,11 @@ def foreign_json(
 
 def _value(content: Mapping[str, memoryview], place: str) -> Any:
     member, is_json, name = place.partition(":")
+    if member not in content:
+        raise ValueError(
+            f"no member {member!r}; it has {', '.join(content)} (a name's extension begins at its "
+            "first dot, so keys must have none)"
+        )
     data = bytes(content[member])
     if not is_json:
         return data.decode("utf-8").strip()

@@ -47,7 +47,10 @@ def add_command(commands: Any) -> None:
     def run(args: argparse.Namespace) -> None:
         fields = dict(args.fields) if args.fields else None
         if fields is not None:
-            check_fields(args.kind, fields)
+            try:
+                check_fields(args.kind, fields)
+            except ValueError as error:
+                raise ValueError(f"--fields: {error}") from None
         info = index_folder(
             args.folder, name=args.name, kind=args.kind, split=args.split, fields=fields
         )

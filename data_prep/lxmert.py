@@ -1,6 +1,7 @@
 """The question files of LXMERT, as VL-T5 and VL-Adapter use them: `img_id`, `sent`, `label`.
 
-Labels are soft scores by answer: what VQA's ten people gave, 1 for GQA's one answer.
+Labels are soft scores by answer: what VQA's ten people gave, 1 for GQA's one answer; NLVR2's are 0
+and 1, and its pictures are called `img0` and `img1`.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ def is_lxmert(path: Path) -> bool:
         return file.read(64).lstrip().startswith("[")
 
 
-def read_lxmert(path: Path) -> list[Mapping[str, Any]]:
-    """The rows of a file."""
+def read_lxmert(path: Path, *fields: str) -> list[Mapping[str, Any]]:
+    """The rows of a file, which have these fields and a sentence."""
     rows: list[Mapping[str, Any]] = read_json(path)
     for number, row in enumerate(rows):
-        take(row, "img_id", f"{path}, row {number}")
-        take(row, "sent", f"{path}, row {number}")
+        for field in (*(fields or ("img_id",)), "sent"):
+            take(row, field, f"{path}, row {number}")
     return rows
 
 
@@ -57,6 +58,16 @@ def gqa_annotation(row: Mapping[str, Any], place: str) -> Annotation:
             )
         annotation["answer"] = next(iter(label))
     return with_source(annotation, rest(row, "question_id", "img_id", "sent", "label"))
+
+
+def nlvr2_annotation(row: Mapping[str, Any], place: str) -> Annotation:
+    """A statement of NLVR2."""
+    annotation: Annotation = {"id": row["identifier"], "sentence": clean(row["sent"])}
+    if "label" in row:
+        if row["label"] not in (0, 1):
+            raise ValueError(f"{place}: label {row['label']!r} is neither 0 nor 1")
+        annotation["label"] = bool(row["label"])
+    return with_source(annotation, rest(row, "identifier", "img0", "img1", "label", "sent"))
 
 
 def _label(row: Mapping[str, Any], place: str) -> dict[str, float]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from data_prep.command import official_command, shard_options
+from data_prep.lxmert import is_lxmert, nlvr2_annotation, read_lxmert
 from data_prep.pack import pack
 from data_prep.source import (
     Annotation,
@@ -34,16 +36,22 @@ def parse_nlvr2(
     path = annotations or first_existing([src / f"{split}.json", src / "data" / f"{split}.json"])
     said: dict[str, list[Annotation]] = {}
     pictures: dict[str, tuple[Path, Path]] = {}
-    for row in read_json_lines(path):
+    find = PictureFolders(images or src, split)
+    theirs = is_lxmert(path)
+    rows = read_lxmert(path, "identifier", "img0", "img1") if theirs else read_json_lines(path)
+    for row in rows:
         identifier = take(row, "identifier", str(path))
         pair, _, sentence = identifier.rpartition("-")
         if not (pair and sentence):
             raise ValueError(
                 f"{path}: identifier {identifier!r} is not of the form split-set-pair-sentence"
             )
-        said.setdefault(pair, []).append(_annotation(row, f"{path}, {identifier}"))
+        parse = nlvr2_annotation if theirs else _annotation
+        said.setdefault(pair, []).append(parse(row, f"{path}, {identifier}"))
         if pair not in pictures:
-            pictures[pair] = _pictures(images or src, split, pair, row.get("directory"))
+            stems = (row["img0"], row["img1"]) if theirs else (f"{pair}-img0", f"{pair}-img1")
+            left, right = (find(stem, row.get("directory")) for stem in stems)
+            pictures[pair] = left, right
     samples = [SourceSample(pair, pictures[pair], found) for pair, found in said.items()]
     return SourceSet(name, "nlvr2", split, (path,), samples)
 
@@ -63,23 +71,31 @@ def _truth(label: Any, place: str) -> bool:
     return text == "true"
 
 
-def _pictures(folder: Path, split: str, pair: str, directory: Any) -> tuple[Path, Path]:
-    """Left and right; train lies in numbered folders, the other splits in one."""
-    parts = [Path(split), Path("images") / split, Path()]
-    if directory is not None:
-        numbered = str(directory)
-        parts = [Path("images", "train", numbered), Path("train", numbered), Path(numbered), *parts]
-    left, right = (
-        first_existing([folder / part / f"{pair}-img{side}.png" for part in parts])
-        for side in (0, 1)
-    )
-    return left, right
+class PictureFolders:
+    """Where pictures lie: those of train in numbered folders, the others in one."""
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self.places = [folder / split, folder / "images" / split, folder]
+        self.numbered = [folder / "images" / split, folder / split, folder]
+
+    def __call__(self, stem: str, directory: int | None) -> Path:
+        """A picture's file; LXMERT's rows do not say in which numbered folder it is."""
+        name = f"{stem}.png"
+        parts = [] if directory is None else [p / str(directory) for p in self.numbered]
+        found = first_existing([part / name for part in (*parts, *self.places)])
+        return found if found.is_file() else self._in_numbered.get(name, found)
+
+    @cached_property
+    def _in_numbered(self) -> dict[str, Path]:
+        return {path.name: path for part in self.numbered for path in part.glob("[0-9]*/*.png")}
 
 
 def add_command(commands: Any) -> None:
     """Add `nlvr2`."""
     parser = official_command(commands, "nlvr2", "NLVR2: statements on picture pairs", SPLITS)
-    parser.add_argument("--annotations", type=Path, metavar="FILE", help="another file")
+    parser.add_argument(
+        "--annotations", type=Path, metavar="FILE", help="another file, also one of LXMERT"
+    )
 
     def run(args: argparse.Namespace) -> None:
         dataset = parse_nlvr2(args.src, args.split, args.name, args.annotations, args.images)

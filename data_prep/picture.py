@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageOps
 
 from data_prep.strict_picture import jpeg_fault
+from vlds.data.decode import to_rgb
 
 MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xd8\xff", "jpg"),
@@ -105,7 +106,8 @@ def _encode_anew(image: Image.Image, extension: str, size: tuple[int, int]) -> P
     """Rotate and scale; JPEG stays JPEG, everything else becomes PNG. EXIF is left behind."""
     turned = ImageOps.exif_transpose(image)
     if turned.mode not in ("L", "RGB", "RGBA"):
-        turned = turned.convert("RGBA" if "transparency" in turned.info else "RGB")
+        clear = "transparency" in turned.info
+        turned = turned.convert("RGBA") if clear else to_rgb(turned)
     if turned.size != size:
         turned = turned.resize(size, Image.Resampling.BICUBIC)
     buffer = io.BytesIO()

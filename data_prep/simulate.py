@@ -14,8 +14,8 @@ from rich.table import Table
 
 from data_prep.command import new_command
 from vlds.data import Dataset, open_dataset
+from vlds.data.loader import check_batch
 from vlds.data.mixture import MixedOrder, Unit, mixed_order
-from vlds.data.stream import check_batch
 
 UNITS: tuple[Unit, ...] = get_args(Unit)
 STEPS_AT_ONCE = 256
@@ -77,13 +77,13 @@ def tables(
     mixture = Table("data set", box=box.SIMPLE_HEAD)
     for title in ("annotations", "share", "examples", "steps an epoch"):
         mixture.add_column(title, justify="right")
-    for epoch_order, share, examples in zip(
-        order.orders, order.shares, reading.examples.tolist(), strict=True
+    for epoch_order, dataset, share, examples in zip(
+        order.orders, datasets, order.shares, reading.examples.tolist(), strict=True
     ):
-        steps = epoch_order.size / (float(share) * plan.global_batch_size)
+        steps = dataset.num_annotations / (float(share) * plan.global_batch_size)
         mixture.add_row(
             epoch_order.name,
-            f"{epoch_order.size:,}",
+            f"{dataset.num_annotations:,}",
             f"{float(share):.2%}",
             f"{examples:,}",
             f"{steps:,.1f}",

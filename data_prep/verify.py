@@ -18,8 +18,8 @@ from data_prep.progress import follow
 from data_prep.shard_check import CheckedShard, Job, check_shard
 from data_prep.stats import find_datasets
 from vlds.data.info import DATASET_FILE, DatasetInfo, write_atomically
+from vlds.data.quarantine import QUARANTINE_FILE
 
-QUARANTINE_FILE = "quarantine.jsonl"
 SHOWN = 3
 """Findings of one reason that the summary names."""
 FOUND = 1
@@ -131,7 +131,8 @@ def add_command(commands: Any) -> None:
         "check shards: every byte, picture and id",
         "Checks every data set in or below a folder: files and index against dataset.json, every "
         "sample's json, pictures and features, ids that stand twice. Bad samples are written to "
-        f"DIR/{QUARANTINE_FILE}. Exit code 0: all is well; 1: something is wrong.",
+        f"DIR/{QUARANTINE_FILE}; runs leave them out. Exit code 0: all is well; 1: something is "
+        "wrong.",
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="a data set, or several below")
     parser.add_argument(

@@ -19,6 +19,7 @@ from data_prep.journal import Dropped, Finished, Journal
 from vlds.data import file_sha256
 from vlds.data.info import DATASET_FILE, SCHEMA, DatasetInfo
 from vlds.data.open_shard import OpenShard
+from vlds.data.quarantine import QUARANTINE_FILE
 
 KEY_DIGITS = 9
 MIB = 1 << 20
@@ -177,6 +178,7 @@ class DatasetWriter:
         if not self.begun:
             # From here on the folder is incomplete, and says so.
             (self.out / DATASET_FILE).unlink(missing_ok=True)
+            (self.out / QUARANTINE_FILE).unlink(missing_ok=True)
             self.journal.begin(self.finished)
             self.begun = True
         return OpenShard(self.out / f"{self.stem}-{len(self.finished):05d}.tar")

@@ -71,6 +71,16 @@ class DataConfig:
     disk fetch a part of the shards each. The order depends on it; it divides the global batch."""
     num_workers: int = 0
     """Loader processes of each rank."""
+    reader: Literal["indexed", "sequential"] = "indexed"
+    """sequential: webdataset's way, for shards without an index and such as can only be streamed: a
+    task's `train` then names patterns, like `pipe:curl -s https://host/x-{000..009}.tar`. It
+    promises less: shards are split over ranks and workers, the order of examples depends on their
+    number, a resumed run begins new shards, epochs are not exact."""
+    shuffle_buffer: int = 1000
+    """Examples among which the sequential reader draws: in each of its processes, for each task."""
+    fields: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Samples that others have written, for the sequential reader: task -> field of an annotation
+    -> member that holds it, like {captions: {caption: txt}} or {vqa: {question: "json:q"}}."""
     decode: Literal["exact", "fast"] = "exact"
     """fast: large JPEGs are decoded at a fraction of their size, which gives other pixels; in
     evaluation too."""
@@ -92,6 +102,20 @@ class DataConfig:
             at_least(self, 1, "micro_batch_size")
         if self.cache_bytes is not None:
             at_least(self, 1, "cache_bytes")
+        at_least(self, 1, "shuffle_buffer")
+        self._check_reader()
+
+    def _check_reader(self) -> None:
+        """What only one of the readers understands."""
+        own = ("shuffle_buffer", "fields")
+        others = ("window", "group", "lanes")
+        for name in own if self.reader == "indexed" else others:
+            value, default = getattr(self, name), getattr(DataConfig, name, {})
+            if value != default:
+                raise ValueError(
+                    f"{name}: got {value}, which data.reader {self.reader} does not know; leave it "
+                    "out, or choose the other reader"
+                )
 
     @property
     def shard_cache(self) -> ShardCache:

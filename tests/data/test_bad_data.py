@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_prep.cli import main
 from data_prep.writer import write_dataset
 from tests.data.conftest import SPEC, ToyTask, ToyTokenizer, png, records, train_stream
 from vlds.data import ErrorPolicy, EvalStream, ShardError, Source, open_dataset
@@ -128,6 +129,37 @@ def test_a_damaged_shard_is_replaced_when_asked(smashed: Source, tmp_path: Path)
     assert len(ids) == 184
     assert not any(id.startswith("big-24-") for id in ids)
     assert "wrong checksum" in (tmp_path / "ledger").read_text()
+
+
+@pytest.mark.parametrize("above", [False, True])
+def test_what_verify_found_is_replaced_without_being_read(
+    smashed: Source, tmp_path: Path, above: bool
+) -> None:
+    """Its list lies in the folder that was verified, be it the data set's or the one above."""
+    assert main(["verify", str(tmp_path if above else tmp_path / "big"), "--workers", "1"]) == 1
+    again = Source("red", ToyTask(), [open_dataset(tmp_path / "big")])
+    stream = train_stream([again], errors=LENIENT, ledger=tmp_path / "ledger")
+    ids = [id for batch in islice(stream, 23) for id in batch.ids]
+    assert not any(id.startswith("big-24-") for id in ids)
+    (line,) = (tmp_path / "ledger").read_text().splitlines()
+    assert "quarantine.jsonl: sample smashed or cut off" in json.loads(line)["reason"]
+    (tmp_path / "big" / "quarantine.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match=r"quarantine\.jsonl, line 1: not what `data_prep verify`"):
+        open_dataset(tmp_path / "big")
+
+
+def test_a_quarantined_sample_is_scored_as_wrong(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    source(folder, is_number())
+    bad = {"shard": "hurt-train-00000.tar", "i": 4, "key": "000000004", "id": "x", "reason": "y"}
+    (folder / "quarantine.jsonl").write_text(json.dumps(bad) + "\n")
+    hurt = Source("red", ToyTask(), [open_dataset(folder)])
+    stream = EvalStream(hurt, tokenizer=ToyTokenizer(), image=SPEC, micro_batch_size=90)
+    (batch,) = stream
+    assert batch.valid.sum() == 85
+    assert [(b.id, b.reference) for b in stream.bad] == [
+        (f"hurt-4-{n}", f"a {n}") for n in range(5)
+    ]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

@@ -16,7 +16,7 @@ from tests.data.conftest import all_ids, train_stream
 from tests.data.test_stream import global_batches
 from vlds.data import Source
 from vlds.data.epoch_order import EpochOrder
-from vlds.data.mixture import MixedOrder, Phase, mixing_shares
+from vlds.data.mixture import MixedOrder, Phase, mixing_shares, mixture_of
 
 
 def reweighted(sources: list[Source], weights: list[float]) -> list[Source]:
@@ -72,8 +72,9 @@ def test_a_third_phase(sources: list[Source]) -> None:
         for task, ids in ids_by_task(stream, 8).items():
             counted[task] += len(ids)
         state = stream.state()
-        given_so_far = {name: sum(lanes) for name, lanes in state["given"].items()}
-        assert given_so_far == {"red": counted[0], "blue": counted[1]}
+        sizes = {source.name: source.datasets[0].num_annotations for source in sources}
+        given_so_far = {name: epoch * sizes[name] for name, epoch in stream.epochs().items()}
+        assert given_so_far == pytest.approx({"red": counted[0], "blue": counted[1]})
     assert counted == {0: 48 + 32 + 8, 1: 16 + 32 + 56}
 
 
@@ -117,3 +118,7 @@ def test_examples_given_are_those_that_were_drawn(
     drawn = np.bincount(sources, minlength=3)
     found = [sum(order.given(8 * at + position)[name]) for name in "abc"]
     assert found == np.add(drawn, [5 * lanes, 0, 0]).tolist()
+    # A state holds no more of the mixture than its fingerprint.
+    again = mixture_of(json.loads(json.dumps(order.fingerprint())))
+    again.phase = order.phase
+    assert again.given(8 * at + position) == order.given(8 * at + position)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,39 @@ def test_one_shard_feeds_sixteen_ranks(folders: dict[str, Path]) -> None:
 
 
 def test_a_state_is_small(folders: dict[str, Path]) -> None:
-    names = ["many", "some", "one"]
-    stream = train_stream(opened(folders, {"names": names, "weights": [1.0, 2.0, 1.0]}))
-    list(islice(stream, 9))
-    assert len(json.dumps(stream.state())) < 1000
+    """VL-Adapter's seven tasks by size, in their second mixture; shards are behind hashes."""
+    tasks = ["vqa", "gqa", "nlvr2", "caption", "tvqa", "how2qa", "yc2c"]
+    sources = [
+        Source(task, ToyTask(), [open_dataset(folders[["many", "some", "one"][n % 3]])], 1 + n / 7)
+        for n, task in enumerate(tasks)
+    ]
+    first = train_stream(sources, global_batch_size=1024, micro_batch_size=16, world_size=64)
+    list(islice(first, 99))
+    assert len(json.dumps(first.state())) < 1000
+    options: dict[str, Any] = {"global_batch_size": 1024, "micro_batch_size": 16, "world_size": 64}
+    second = train_stream(sources, temperature=3.0, **options)
+    second.load_state(first.state(), new_phase=True)
+    list(islice(second, 9))
+    assert second.state()["phase"]["at"] == 99 * 1024
+    assert len(json.dumps(second.state())) < 1000
+    lanes = train_stream(sources, lanes=8, **options)
+    assert len(json.dumps(lanes.state())) < 1000
+
+
+def test_many_data_sets_are_told_by_one_hash_a_task(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    places = []
+    for number in range(12):
+        info = json.loads((folders["one"] / "dataset.json").read_text())
+        place = Path(shutil.copytree(folders["one"], tmp_path / f"d{number}"))
+        (place / "dataset.json").write_text(json.dumps(info | {"name": f"one{number}"}))
+        places.append(open_dataset(place))
+    stream = train_stream([Source("red", ToyTask(), places)])
+    assert len(json.dumps(stream.state())) < 400
+    fewer = train_stream([Source("red", ToyTask(), places[:11])])
+    with pytest.raises(ValueError, match=r"data\.red: \w{16} -> \w{16}"):
+        fewer.load_state(stream.state())
+    few = train_stream([Source("red", ToyTask(), places[:2])])
+    with pytest.raises(ValueError, match=r"data\.red: \w{16} -> something"):
+        few.load_state(stream.state())

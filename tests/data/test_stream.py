@@ -167,7 +167,7 @@ def test_a_state_of_other_data_is_refused_with_what_differs(sources: list[Source
         train_stream(sources[:1]).load_state(state)
     with pytest.raises(ValueError, match=r"order\.group: 1 -> 2"):
         train_stream(sources, group=2).load_state(state)
-    with pytest.raises(ValueError, match=r"order\.sources"):
+    with pytest.raises(ValueError, match=r"order\.task_order"):
         train_stream(sources[::-1]).load_state(state)
 
 

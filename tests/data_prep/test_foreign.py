@@ -71,7 +71,7 @@ def test_questions_of_webdatasets_writer(tmp_path: Path) -> None:
         (["--kind", "caption"], "see `python -m data_prep index --fields`"),
         (["--kind", "caption", "--fields", "text=txt"], "caption takes caption, as in caption=txt"),
         (["--kind", "gqa", "--fields", "question=txt"], "kind caption, pair_text, vqa, not gqa"),
-        (["--kind", "caption", "--fields", "caption=cap"], "KeyError('cap')"),
+        (["--kind", "caption", "--fields", "caption=cap"], "no member 'cap'; it has jpg, txt"),
     ],
 )
 def test_what_does_not_fit(
@@ -88,3 +88,18 @@ def test_what_does_not_fit(
                 tar.addfile(member, io.BytesIO(data))
     assert main(["index", str(img2dataset), "--name", "n", "--split", "train", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_keys_with_dots_are_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """webdataset takes what follows the first dot for the extension: the samples fall together."""
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("img.v1.jpg", "img.v1.txt", "img.v2.jpg", "img.v2.txt"):
+            member = tarfile.TarInfo(name)
+            member.size = len(jpeg())
+            tar.addfile(member, io.BytesIO(jpeg()))
+    words = ["--name", "n", "--kind", "caption", "--split", "train", "--fields", "caption=txt"]
+    assert main(["index", str(tmp_path), *words]) == 2
+    assert "it has v1.jpg, v1.txt, v2.jpg, v2.txt (a name's extension begins at its first dot" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "dataset.json").exists()

@@ -57,6 +57,36 @@ def test_train_lies_in_numbered_folders(tmp_path: Path) -> None:
     assert dataset.samples[0].images[1] == tmp_path / "images/train/57/train-4-1-img1.png"
 
 
+def test_statements_of_lxmert(tmp_path: Path) -> None:
+    """As VL-Adapter has them: the numbered folder of train is not said."""
+    rows = [
+        {"identifier": f"train-4-1-{n}", "img0": "train-4-1-img0", "img1": "train-4-1-img1",
+         "label": n, "sent": "Both show\u2028dogs. ", "uid": f"nlvr2_train_{n}"}
+        for n in (0, 1)
+    ]  # fmt: skip
+    hidden = {k: v for k, v in rows[0].items() if k != "label"} | {"identifier": "train-4-1-2"}
+    file = write(tmp_path / "lxmert" / "train.json", [*rows, hidden])
+    write(tmp_path / "images/train/57/train-4-1-img0.png", png())
+    write(tmp_path / "images/train/57/train-4-1-img1.png", jpeg(width=20))
+    pack(parse_nlvr2(tmp_path, "train", annotations=file), tmp_path / "out", Options())
+    (sample,) = packed(tmp_path / "out").values()
+    assert sample.id == "train-4-1"
+    assert sample.images == (png(), jpeg(width=20))
+    assert list(sample.annotations) == [
+        {"id": "train-4-1-0", "sentence": "Both show dogs.", "label": False,
+         "source": {"uid": "nlvr2_train_0"}},
+        {"id": "train-4-1-1", "sentence": "Both show dogs.", "label": True,
+         "source": {"uid": "nlvr2_train_1"}},
+        {"id": "train-4-1-2", "sentence": "Both show dogs.", "source": {"uid": "nlvr2_train_0"}},
+    ]  # fmt: skip
+    write(file, [rows[0] | {"label": 2}])
+    with pytest.raises(ValueError, match="train-4-1-0: label 2 is neither 0 nor 1"):
+        parse_nlvr2(tmp_path, "train", annotations=file)
+    write(file, [{"img0": "a", "sent": "b"}])
+    with pytest.raises(ValueError, match=r"row 0: no field 'identifier'; it has img0, sent"):
+        parse_nlvr2(tmp_path, "train", annotations=file)
+
+
 def test_errors(official: Path) -> None:
     bad_label = ROWS[0] | {"label": "maybe"}
     path = write(official / "bad.json", json.dumps(bad_label))

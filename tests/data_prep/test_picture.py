@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -63,6 +64,19 @@ def test_palette_and_alpha_survive_resizing() -> None:
         picture = prepare_picture(png(mode), PictureRule(12))
         assert picture.extension == "png"
         assert Image.open(io.BytesIO(picture.data)).convert("RGB").size == (20, 12)
+
+
+def test_sixteen_bit_gray_is_not_made_white() -> None:
+    """Pillow's own conversion clips everything above 255; a radiograph would be blank."""
+    deep = np.linspace(0, 65535, 40 * 24).astype(np.uint16).reshape(24, 40)
+    buffer = io.BytesIO()
+    Image.fromarray(deep).save(buffer, "PNG")
+    assert prepare_picture(buffer.getvalue(), AS_THEY_ARE).data == buffer.getvalue()
+    small = Image.open(io.BytesIO(prepare_picture(buffer.getvalue(), PictureRule(12)).data))
+    pixels = np.asarray(small.convert("RGB"))
+    assert pixels[0].max() < 30
+    assert 120 < pixels.mean() < 136
+    assert pixels[-1].min() > 225
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,11 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
         places = self.order.at(np.minimum(np.array(positions, np.int64), last))
         numbers, samples, annotations = (p.tolist() for p in places)
         opened = OpenedSamples(
-            self.sources, self.image, self._cache, max(len(positions), self._num_images)
+            self.sources,
+            self.image,
+            self._cache,
+            max(len(positions), self._num_images),
+            evaluation=self.seed is None,
         )
         rows = []
         try:
@@ -158,11 +162,8 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
         rng = None if self._draws is None else self._draws.at(position, attempt)
         which = None if annotation == WHOLE_SAMPLE else annotation
         example = source.task.example(source.name, sample, which, rng)
-        if rng is not None and example.target is None:
-            raise ValueError(
-                f"source {source.name}: example {example.id} of data set {sample.dataset} has no "
-                "target; it cannot be trained on: name a split with labels"
-            )
+        if rng is not None:
+            require_target(source.name, example, sample)
         if rng is None and len(source.datasets) > 1:
             # Ids are unique within a data set only, and predictions go by them.
             example = replace(example, id=f"{source.locate(number)[0].label}/{example.id}")
@@ -205,4 +206,16 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
             id=id or (content.sample.id if content else ""),
             reason=str(error),
             reference=reference,
+        )
+
+
+def require_target(source: str, example: Example, sample: Sample) -> None:
+    """Training needs a target.
+
+    Errors: ValueError that names the example.
+    """
+    if example.target is None:
+        raise ValueError(
+            f"source {source}: example {example.id} of data set {sample.dataset} has no "
+            "target; it cannot be trained on: name a split with labels"
         )

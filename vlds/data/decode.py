@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vlds.schema import Encoded, ImageSpec, SkipSample
+from vlds.schema import Encoded, ImageSpec, Sample, SkipSample
 
 Picture = NDArray[np.uint8]
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -43,7 +43,7 @@ def decode_image(data: Encoded, spec: ImageSpec, name: str = "") -> Picture:
         if _is_plain_jpeg(data):
             return _squash(_decode_jpeg(data, spec), spec)
         with Image.open(io.BytesIO(data)) as image:
-            rgb = _to_rgb(image)
+            rgb = to_rgb(image)
     except Image.DecompressionBombError:
         raise SkipSample(f"picture {name}: too many pixels") from None
     except BAD_PICTURE as error:
@@ -52,6 +52,16 @@ def decode_image(data: Encoded, spec: ImageSpec, name: str = "") -> Picture:
     if rgb.size != (spec.width, spec.height):
         rgb = rgb.resize((spec.width, spec.height), RESAMPLING[spec.resize])
     return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
+
+
+def decode_pictures(sample: Sample, spec: ImageSpec) -> tuple[Picture, ...]:
+    """All pictures of a sample.
+
+    Errors: SkipSample where one of them is no whole picture.
+    """
+    names = [f"{number} of sample {sample.key}" for number in range(1, len(sample.images) + 1)]
+    pairs = zip(sample.images, names, strict=True)
+    return tuple(decode_image(data, spec, name) for data, name in pairs)
 
 
 def _is_plain_jpeg(data: Encoded) -> bool:
@@ -85,7 +95,8 @@ def _squash(pixels: Tensor, spec: ImageSpec) -> Picture:
     return np.ascontiguousarray(pixels.numpy())
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any picture of Pillow's, as the decoder sees it."""
     if image.mode.startswith("I;16") or image.mode == "I":
         # 16-bit gray: Pillow's own conversion would clip everything above 255 to white.
         gray = np.asarray(image).astype(np.int64)

@@ -57,6 +57,10 @@ class EpochOrder:
         self._shards = Recent(self._permuted_shards, KEPT_TABLES * lanes)
         self._table = Recent(self._window_table, KEPT_TABLES * lanes)
 
+    def fingerprint(self) -> dict[str, int]:
+        """What the order depends on, the same for all sources of a run."""
+        return {"window": self.window, "group": self.group}
+
     def stretch(self, lane: int) -> tuple[int, int]:
         """Where a lane begins and ends among the annotations of an epoch."""
         return lane * self.size // self.lanes, (lane + 1) * self.size // self.lanes

@@ -54,6 +54,11 @@ class BadSample:
     reference: Any = None
     """What the score would have compared with; evaluation only."""
 
+    @property
+    def name(self) -> tuple[str, str, str]:
+        """What tells the sample from all others: keys may begin anew in every shard."""
+        return self.dataset, self.shard, self.key
+
 
 class ErrorBook:
     """Counts bad samples, writes each down once, and says when there are too many."""
@@ -65,9 +70,9 @@ class ErrorBook:
         """Examples handed out on this rank."""
         self.num_bad = 0
         """Of these, the ones that a substitute stands for."""
-        self.written: set[tuple[str, str]] = set()
-        """Data set and key of every bad sample met so far."""
-        self._in_a_row: dict[tuple[str, str], BadSample] = {}
+        self.written: set[tuple[str, str, str]] = set()
+        """Data set, shard and key of every bad sample met so far."""
+        self._in_a_row: dict[tuple[str, str, str], BadSample] = {}
 
     def record(self, positions: list[int], bad: list[BadSample]) -> None:
         """Book one micro-batch; raise ValueError where the policy says stop."""
@@ -84,7 +89,7 @@ class ErrorBook:
             if position not in at:
                 self._in_a_row.clear()
             # Neighbours of one image are one bad sample, not many.
-            self._in_a_row.update({(e.dataset, e.key): e for e in at.get(position, [])})
+            self._in_a_row.update({e.name: e for e in at.get(position, [])})
             if len(self._in_a_row) >= self.policy.max_in_a_row:
                 self._stop(f"{len(self._in_a_row)} bad samples in a row", bad)
         if self.num_bad > max(
@@ -100,8 +105,8 @@ class ErrorBook:
     def _write(self, bad: list[BadSample]) -> None:
         lines = []
         for entry in bad:
-            if (name := (entry.dataset, entry.key)) not in self.written:
-                self.written.add(name)
+            if entry.name not in self.written:
+                self.written.add(entry.name)
                 lines.append(json.dumps(asdict(entry), ensure_ascii=False) + "\n")
         if lines and self.ledger is not None:
             self.ledger.parent.mkdir(parents=True, exist_ok=True)

@@ -28,13 +28,11 @@ def check_fields(kind: str, fields: Mapping[str, str]) -> None:
     Errors: ValueError that names them.
     """
     if kind not in KNOWN:
-        raise ValueError(
-            f"--fields: samples of others can be of kind {', '.join(KNOWN)}, not {kind}"
-        )
+        raise ValueError(f"samples of others can be of kind {', '.join(KNOWN)}, not {kind}")
     known = KNOWN[kind]
     if known[0] not in fields or set(fields) - set(known):
         raise ValueError(
-            f"--fields: got {', '.join(fields)}; {kind} takes {' and '.join(known)}, as in "
+            f"got {', '.join(fields)}; {kind} takes {' and '.join(known)}, as in "
             f"{known[0]}=txt or {known[0]}=json:{known[0]}"
         )
 
@@ -62,6 +60,11 @@ def foreign_json(
 
 def _value(content: Mapping[str, memoryview], place: str) -> Any:
     member, is_json, name = place.partition(":")
+    if member not in content:
+        raise ValueError(
+            f"no member {member!r}; it has {', '.join(content)} (a name's extension begins at its "
+            "first dot, so keys must have none)"
+        )
     data = bytes(content[member])
     if not is_json:
         return data.decode("utf-8").strip()

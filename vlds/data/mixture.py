@@ -6,18 +6,54 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vlds.data.epoch_order import EpochOrder
+from vlds.data.order import hashed
 from vlds.data.randomness import KEPT_TABLES, Ints, Recent, permutation
 
 Unit = Literal["example", "micro_batch", "global_batch"]
 """What is of one task."""
 SMALLEST_BLOCK = 64
 LARGEST_BLOCK = 1 << 20
+
+
+class SourceOrder(Protocol):
+    """The order of one source's examples, as the mixture needs it."""
+
+    @property
+    def name(self) -> str:
+        """Name of the source."""
+
+    @property
+    def size(self) -> int | None:
+        """Annotations in an epoch; None where nobody knows."""
+
+    def at(self, indices: Ints, lane: int = 0) -> tuple[Ints, Ints]:
+        """Sample and annotation number of each index."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the order depends on, the same for all sources."""
+
+
+@dataclass(frozen=True)
+class NamedOrder:
+    """A source of which the mixture knows no more than its name: it says when, not what."""
+
+    name: str
+    size: int | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def at(self, indices: Ints, lane: int = 0) -> tuple[Ints, Ints]:
+        """The indices themselves: nobody knows what is there."""
+        return indices, np.zeros_like(indices)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the order depends on, the same for all sources."""
+        return dict(self.about)
 
 
 def mixing_shares(
@@ -64,7 +100,7 @@ class MixedOrder:
 
     def __init__(
         self,
-        orders: Sequence[EpochOrder],
+        orders: Sequence[SourceOrder],
         shares: Sequence[Fraction],
         *,
         seed: int,
@@ -77,6 +113,7 @@ class MixedOrder:
         assert sum(shares) == 1
         self.lanes = lanes
         self.lane_size = check_lanes(lanes, batch_size, unit_size)
+        self._given_unit = unit_size
         self.common_units = lanes > 1 and unit_size > self.lane_size
         unit_size = self.lane_size if self.common_units else unit_size
         self.orders = list(orders)
@@ -168,17 +205,28 @@ class MixedOrder:
         with_lanes = {"batch_size": self.lane_size * self.lanes} if self.lanes > 1 else {}
         return {
             "seed": self.seed,
-            "sources": [order.name for order in self.orders],
+            "task_order": hashed([order.name for order in self.orders]),
             "block": self.block,
-            "unit_size": self.unit_size,
-            "window": self.orders[0].window,
-            "group": self.orders[0].group,
+            "unit_size": self._given_unit,
+            **self.orders[0].fingerprint(),
             "lanes": self.lanes,
             **with_lanes,
             "shares": {
                 o.name: str(share) for o, share in zip(self.orders, self.shares, strict=True)
             },
         }
+
+
+def mixture_of(fingerprint: Mapping[str, Any]) -> MixedOrder:
+    """The mixture that a fingerprint is of: which source stands where, not what it gives there."""
+    return MixedOrder(
+        [NamedOrder(name) for name in fingerprint["shares"]],
+        [Fraction(share) for share in fingerprint["shares"].values()],
+        seed=fingerprint["seed"],
+        unit_size=fingerprint["unit_size"],
+        lanes=fingerprint["lanes"],
+        batch_size=fingerprint.get("batch_size", 1),
+    )
 
 
 def mixed_order(
@@ -200,15 +248,20 @@ def mixed_order(
         EpochOrder(name, shards, seed=seed, window=window, group=group, lanes=lanes)
         for name, shards in zip(names, counts, strict=True)
     ]
-    sizes = {"example": 1, "micro_batch": micro_batch_size, "global_batch": global_batch_size}
     return MixedOrder(
         orders,
         mixing_shares(weights, [order.size for order in orders], temperature),
         seed=seed,
-        unit_size=sizes[unit],
+        unit_size=unit_size(unit, global_batch_size, micro_batch_size),
         lanes=lanes,
         batch_size=global_batch_size,
     )
+
+
+def unit_size(unit: Unit, global_batch_size: int, micro_batch_size: int) -> int:
+    """Examples of one task that follow one another."""
+    sizes = {"example": 1, "micro_batch": micro_batch_size, "global_batch": global_batch_size}
+    return sizes[unit]
 
 
 def check_lanes(lanes: int, batch_size: int, unit_size: int) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TypeAlias
 
 from vlds.data.collate import ImageStack
-from vlds.data.decode import PictureCache, decode_image
+from vlds.data.decode import PictureCache, decode_pictures
 from vlds.data.errors import ShardError
 from vlds.data.source import Source, check_pictures
 from vlds.data.store import Dataset
@@ -32,10 +32,17 @@ class OpenedSamples:
     """Opens samples, and remembers them, or their damage."""
 
     def __init__(
-        self, sources: Sequence[Source], image: ImageSpec | None, cache: PictureCache, size: int
+        self,
+        sources: Sequence[Source],
+        image: ImageSpec | None,
+        cache: PictureCache,
+        size: int,
+        *,
+        evaluation: bool,
     ) -> None:
-        """`size`: images to expect."""
+        """`size`: images to expect. In training, samples in quarantine are not even read."""
         self.sources = sources
+        self.evaluation = evaluation
         self.image = image
         self.stack = ImageStack(size)
         self._cache = cache
@@ -53,13 +60,13 @@ class OpenedSamples:
             if key in self._found:
                 continue
             try:
-                sample = self._read(dataset, key[1])
+                opened = self._read(dataset, key[1])
             except (SkipSample, ShardError) as error:
                 self._found[key] = error
-            else:
-                images = sample.features if self.image is None else ()
-                self._found[key] = Opened(sample, self.stack.add(images))
-                waiting.append((key, sample))
+                continue
+            self._found[key] = opened
+            if opened.fault is None:
+                waiting.append((key, opened.sample))
         if self.image is not None:
             for key, sample in waiting:
                 self._found[key] = self._decoded(key, sample, self.image)
@@ -81,18 +88,20 @@ class OpenedSamples:
         dataset, number = self.sources[place[0]].locate(place[1])
         return dataset, (str(dataset.folder), number)
 
-    def _read(self, dataset: Dataset, number: int) -> Sample:
+    def _read(self, dataset: Dataset, number: int) -> Opened:
+        fault = dataset.quarantine.get(number)
+        if fault and not self.evaluation:
+            raise SkipSample(fault)
         sample = dataset.read(number, self.stack.room if self.image is None else None)
-        check_pictures(dataset, sample, self.image)
-        return sample
+        if fault:  # evaluation wants its ids and references all the same
+            return Opened(sample, range(0), SkipSample(fault))
+        check_pictures(dataset.folder, sample, self.image)
+        return Opened(sample, self.stack.add(sample.features if self.image is None else ()))
 
     def _decoded(self, key: Key, sample: Sample, image: ImageSpec) -> Opened:
         if (pictures := self._cache.get(key)) is None:
             try:
-                pictures = tuple(
-                    decode_image(data, image, f"{n} of sample {sample.key}")
-                    for n, data in enumerate(sample.images, 1)
-                )
+                pictures = decode_pictures(sample, image)
             except SkipSample as error:
                 return Opened(sample, range(0), error)
             self._cache.put(key, pictures)

@@ -13,6 +13,7 @@ resuming is a seek.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,11 @@ class PlainOrder:
             return none, positions, np.full_like(positions, WHOLE_SAMPLE)
         samples = np.searchsorted(self._ends, positions, side="right")
         return none, samples, positions - (self._ends - self._counts)[samples]
+
+
+def hashed(value: Any) -> str:
+    """Stands for what would be too long for a fingerprint."""
+    return sha256(repr(value).encode()).hexdigest()[:16]
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from fsspec.core import url_to_fs
@@ -133,6 +133,20 @@ class RemoteFiles:
         except FetchError as error:
             self._failed[shard.name] = time.monotonic(), str(error)
             raise
+
+
+def open_stream(url: str) -> IO[bytes]:
+    """The bytes of a file at a URL, from its beginning.
+
+    Errors: FetchError that names the URL and what happened.
+    """
+    try:
+        files, path = url_to_fs(url)
+        stream: IO[bytes] = files.open(path, "rb")
+    except Exception as error:  # each sort of storage has exceptions of its own
+        reason = _final_reason(error, Path()) or f"{error!r}; check the address"
+        raise FetchError(f"{url}: {reason}") from error
+    return stream
 
 
 class _Server:

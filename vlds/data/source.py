@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from pathlib import Path
 
 import numpy as np
 
@@ -60,20 +61,23 @@ class Source:
                     f"source {self.name}: data set {dataset.folder} has no annotations"
                 )
             try:
-                check_pictures(dataset, dataset.read(0), image)
+                check_pictures(dataset.folder, dataset.read(0), image)
             except SkipSample:
                 continue  # bad samples are counted when they come up
 
 
-def check_pictures(dataset: Dataset, sample: Sample, image: ImageSpec | None) -> None:
-    """Pictures for a vision encoder that decodes them, features for one that reads those."""
+def check_pictures(place: str | Path, sample: Sample, image: ImageSpec | None) -> None:
+    """Pictures for a vision encoder that decodes them, features for one that reads those.
+
+    `place`: of the data set.
+    """
     if image is None and sample.images and not sample.features:
         raise ValueError(
-            f"data set {dataset.folder} holds pictures, but the vision encoder reads stored "
+            f"data set {place} holds pictures, but the vision encoder reads stored "
             "features; choose an encoder of pictures, or pack features"
         )
     if image is not None and sample.features and not sample.images:
         raise ValueError(
-            f"data set {dataset.folder} holds stored features, but the vision encoder wants "
+            f"data set {place} holds stored features, but the vision encoder wants "
             "pictures; choose the encoder of stored features, or prepare the data set with pictures"
         )

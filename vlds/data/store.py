@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Mapping
 from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
@@ -16,9 +17,14 @@ from vlds.data.features import FEATURES, parse_features
 from vlds.data.foreign import foreign_json
 from vlds.data.info import ShardInfo
 from vlds.data.local_files import LocalFiles
+from vlds.data.quarantine import read_quarantine
 from vlds.data.remote import RemoteFiles, is_url
 from vlds.data.sample_bytes import Content, Room, members_of, read_in_place
+from vlds.data.shard_stream import is_pattern
 from vlds.schema import Sample, SkipSample
+
+UNUSABLE = (ValueError, KeyError, TypeError, AttributeError)
+"""What a sample raises whose members are not what they should be."""
 
 
 def open_dataset(folder: str | Path, cache: ShardCache | None = None) -> Dataset:
@@ -28,6 +34,12 @@ def open_dataset(folder: str | Path, cache: ShardCache | None = None) -> Dataset
 
     Errors: ValueError that names folder or shard, what is wrong, and the cure.
     """
+    if is_pattern(folder):
+        raise ValueError(
+            f"{folder} names shards, not a data set: to train on them as they are, set data.reader "
+            "to sequential; for all else put them into a folder and index it: `python -m data_prep "
+            "index`"
+        )
     if is_url(folder):
         return Dataset(RemoteFiles(str(folder), cache or ShardCache()))
     return Dataset(LocalFiles(Path(folder)))
@@ -41,6 +53,9 @@ class Dataset:
         self.folder = files.folder
         """Path or URL."""
         self.info, indexes = files.open()
+        folder = files.folder
+        self.quarantine = read_quarantine(folder, self.info) if isinstance(folder, Path) else {}
+        """Number -> fault of samples that are known to be bad."""
         self.counts = [index.counts for index in indexes]
         """Annotations of each sample, shard by shard."""
         self._offsets = [index.offsets.astype(np.int64) for index in indexes]
@@ -114,8 +129,9 @@ class Dataset:
             place, cure = self._files.place(shard), self._files.cure(shard)
             raise ShardError(f"shard {place}, sample {row}: {reason}; {cure}") from None
         try:
-            return self._sample(key, content, features)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            info = self.info
+            return parse_sample(key, content, info.name, info.kind, info.fields, features)
+        except UNUSABLE as error:
             raise SkipSample(f"sample {self.label} {key} ({shard.name}): {error!r}") from error
 
     def _shard(self, sample: int) -> tuple[int, int]:
@@ -133,21 +149,32 @@ class Dataset:
         data = memoryview(self._files.read(shard, begin, end - begin))
         return *members_of(data, begin), {}
 
-    def _sample(self, key: str, content: Content, features: dict[str, np.ndarray]) -> Sample:
-        if self.info.fields is None:
-            fields = orjson.loads(content["json"])
-        else:
-            fields = foreign_json(key, content, self.info.fields)
-        for name in content:
-            if name.endswith(FEATURES):
-                features[name] = parse_features(content[name])
-        return Sample(
-            key=key,
-            dataset=self.info.name,
-            id=fields.pop("id"),
-            kind=self.info.kind,
-            images=tuple([content[name] for name in fields.pop("images", ())]),
-            features=tuple([features[name] for name in sorted(features)]),
-            annotations=tuple(fields.pop("annotations")),
-            extra=fields,
-        )
+
+def parse_sample(
+    key: str,
+    content: Mapping[str, memoryview],
+    name: str,
+    kind: str,
+    fields: Mapping[str, str] | None,
+    features: Mapping[str, np.ndarray] | None = None,
+) -> Sample:
+    """A sample of its members. `fields` say which hold what, where others have written it;
+    `features` are those that are no members any more.
+
+    Errors: UNUSABLE where they are not what they should be.
+    """
+    about = orjson.loads(content["json"]) if fields is None else foreign_json(key, content, fields)
+    stored = dict(features or {})
+    for member in content:
+        if member.endswith(FEATURES):
+            stored[member] = parse_features(content[member])
+    return Sample(
+        key=key,
+        dataset=name,
+        id=about.pop("id"),
+        kind=kind,
+        images=tuple([content[member] for member in about.pop("images", ())]),
+        features=tuple([stored[member] for member in sorted(stored)]),
+        annotations=tuple(about.pop("annotations")),
+        extra=about,
+    )

@@ -1,54 +1,28 @@
-"""The streams that training and evaluation read: this rank's micro-batches, in order.
-
-Whatever the number of ranks, workers and accumulation steps, the examples of an optimizer step are
-the positions [p, p + global_batch_size) of the order. A rank takes micro_batch_size neighbours of
-every world_size x micro_batch_size. The whole state is `consumed`, counted as batches are handed
-out: what workers have prepared ahead is never lost.
-"""
+"""The streams of indexed shards that training and evaluation read: this rank's micro-batches."""
 
 from __future__ import annotations
 
-import os
-import signal
-import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch.utils.data
 
-from vlds.data.assemble import Assembler, Parcel
-from vlds.data.errors import BadSample, ErrorBook, ErrorPolicy
-from vlds.data.mixture import Phase, Unit, mixed_order
-from vlds.data.order import PlainOrder, differences
+from vlds.data.assemble import Assembler
+from vlds.data.errors import BadSample, ErrorPolicy
+from vlds.data.loader import Positions, batch_of, check_batch, make_loader
+from vlds.data.mixed_stream import CACHE_BYTES, MixedStream
+from vlds.data.mixture import Unit, mixed_order
+from vlds.data.order import PlainOrder, hashed
 from vlds.data.source import Source
 from vlds.schema import Batch, ImageSpec
 
-CACHE_BYTES = 128 << 20
-"""Decoded pictures that each process keeps at most: small data sets are decoded once."""
-FIXED = tuple(f"order.{key}:" for key in ("seed", "window", "group", "lanes", "batch_size"))
-"""What a new phase cannot change: a source would repeat and leave out within its epoch."""
+MOST_NAMED = 4
+"""Data sets that a state names one by one; of more it says only whether a task's are the same."""
 
 
-class _Positions:
-    """This rank's lists of positions: for ever, or up to the last batch of an evaluation."""
-
-    def __init__(self, start: int, size: int, slot: tuple[int, int], end: int | None) -> None:
-        self.start, self.size, self.end = start, size, end
-        self.world_size, self.global_rank = slot
-
-    def __iter__(self) -> Iterator[list[int]]:
-        at = self.start
-        while self.end is None or at < self.end:
-            first = at + self.global_rank * self.size
-            yield list(range(first, first + self.size))
-            at += self.world_size * self.size
-
-
-class TrainStream:
-    """Micro-batches of one rank, for ever."""
+class TrainStream(MixedStream):
+    """Indexed shards: any number of ranks and workers reads the same global batches."""
 
     def __init__(
         self,
@@ -78,12 +52,8 @@ class TrainStream:
             raise ValueError(f"sources {names}: give at least one, and each a name of its own")
         for source in sources:
             source.check(image)
-        self.sources = list(sources)
-        self.global_batch_size = global_batch_size
-        self.micro_batch_size = micro_batch_size
-        self._slot = world_size, global_rank
-        self._num_workers = num_workers
-        self.order = mixed_order(
+        policy = errors or ErrorPolicy()
+        order = mixed_order(
             names,
             [source.counts for source in sources],
             [source.weight for source in sources],
@@ -96,102 +66,33 @@ class TrainStream:
             global_batch_size=global_batch_size,
             micro_batch_size=micro_batch_size,
         )
-        policy = errors or ErrorPolicy()
-        self._assembler = Assembler(
-            sources, self.order, tokenizer, image, seed=seed, policy=policy, cache_bytes=cache_bytes
+        super().__init__(
+            order,
+            global_batch_size=global_batch_size,
+            micro_batch_size=micro_batch_size,
+            world_size=world_size,
+            global_rank=global_rank,
+            num_workers=num_workers,
+            policy=policy,
+            ledger=ledger,
         )
-        self._book = ErrorBook(policy, ledger)
-        self._consumed = 0
-        self._handed_out: list[int] = []
-        self._iteration = 0
+        self.sources = list(sources)
+        self._assembler = Assembler(
+            sources, order, tokenizer, image, seed=seed, policy=policy, cache_bytes=cache_bytes
+        )
 
-    @property
-    def consumed(self) -> int:
-        """Examples handed out so far, over all ranks."""
-        return self._consumed
-
-    @property
-    def num_bad(self) -> int:
-        """Examples of this rank that a substitute stood for, since the process started."""
-        return self._book.num_bad
-
-    def position_of(self, row: int) -> int:
-        """Position in the stream of a row of the batch handed out last."""
-        return self._handed_out[row]
-
-    def epochs(self) -> dict[str, float]:
-        """How often each source has been gone through so far."""
-        given = self.order.given(self._consumed)
-        return {order.name: sum(given[order.name]) / order.size for order in self.order.orders}
-
-    def __iter__(self) -> Iterator[Batch]:
-        self._iteration += 1
-        return self._batches(self._iteration)
-
-    def _batches(self, iteration: int) -> Iterator[Batch]:
-        positions = _Positions(self._consumed, self.micro_batch_size, self._slot, None)
-        loader = make_loader(self._assembler, positions, self._num_workers)
-        for parcel in loader:
-            if iteration != self._iteration:
-                raise RuntimeError("the stream was moved or iterated anew; this iterator is void")
-            self._book.record(parcel.positions, parcel.bad)
-            batch = batch_of(parcel)
-            self._consumed += self.micro_batch_size * self._slot[0]
-            self._handed_out = parcel.positions
-            yield batch
+    def _assemble(self) -> Assembler:
+        return self._assembler
 
     def fingerprint(self) -> dict[str, Any]:
         """What the order depends on; a state is of use only where this is the same."""
-        data = {
+        data: dict[str, Any] = {
             source.name: {dataset.label: dataset.fingerprint() for dataset in source.datasets}
             for source in self.sources
         }
+        if sum(map(len, data.values())) > MOST_NAMED:
+            data = {name: hashed(told) for name, told in data.items()}
         return {"order": self.order.fingerprint(), "data": data}
-
-    def state(self) -> dict[str, Any]:
-        """JSON-able state: one integer, what it refers to, and where the mixture was changed."""
-        return {
-            "consumed": self._consumed,
-            "global_batch_size": self.global_batch_size,
-            "phase": asdict(self.order.phase),
-            "given": self.order.given(self._consumed),
-            "fingerprint": self.fingerprint(),
-        }
-
-    def load_state(self, state: dict[str, Any], *, new_phase: bool = False) -> None:
-        """Go on where `state` was taken, on any number of ranks and workers.
-
-        With `new_phase` the sources, their data, weights and units may have changed: each source
-        goes on where it was, in the new mixture.
-
-        Errors: ValueError with the differences where the order is another one.
-        """
-        lines = differences(state["fingerprint"], self.fingerprint())
-        fixed = [line for line in lines if line.startswith(FIXED)] if new_phase else lines
-        if fixed:
-            cure = (
-                "These cannot change within a run: resume with the saved ones, or start a new run."
-                if new_phase
-                else "Resume with the saved recipe and data, or start a new run; with --new_phase "
-                "each task goes on from where it was, in the new mixture."
-            )
-            raise ValueError(
-                "this run's data differ from those of the state to resume (saved -> now):\n  "
-                + "\n  ".join(fixed)
-                + f"\n{cure}"
-            )
-        if state["global_batch_size"] != self.global_batch_size:
-            warnings.warn(
-                f"global_batch_size was {state['global_batch_size']}, is {self.global_batch_size}: "
-                "the order of examples goes on, its batches are cut differently",
-                stacklevel=2,
-            )
-        self._consumed = int(state["consumed"])
-        changed = new_phase and bool(lines)
-        self.order.phase = (
-            Phase(self._consumed, state["given"]) if changed else Phase(**state["phase"])
-        )
-        self._iteration += 1
 
 
 class EvalStream:
@@ -230,7 +131,7 @@ class EvalStream:
             size=self.num_examples,
         )
         slot = world_size, global_rank
-        self._positions = _Positions(0, micro_batch_size, slot, self.num_examples)
+        self._positions = Positions(0, micro_batch_size, slot, self.num_examples)
         self._num_workers = num_workers
         self._length = -(-self.num_examples // (micro_batch_size * world_size))
 
@@ -247,67 +148,3 @@ class EvalStream:
                 first.setdefault(entry.position, entry)
             self.bad += first.values()
             yield batch_of(parcel)
-
-
-def check_batch(global_batch_size: int, micro_batch_size: int, world_size: int) -> None:
-    """The ranks' micro-batches must fill the global batch.
-
-    Errors: ValueError that names the numbers and possible ones.
-    """
-    numbers = (global_batch_size, micro_batch_size, world_size)
-    if min(numbers) < 1:
-        raise ValueError(
-            f"global_batch_size {global_batch_size}, micro_batch_size {micro_batch_size}, "
-            f"world_size {world_size}: each must be at least 1"
-        )
-    together = world_size * micro_batch_size
-    if global_batch_size % together:
-        below = global_batch_size // together * together
-        sizes = [str(n) for n in (below, below + together) if n]
-        raise ValueError(
-            f"global_batch_size {global_batch_size} is no multiple of world_size {world_size} x "
-            f"micro_batch_size {micro_batch_size} = {together}; set global_batch_size to "
-            f"{' or '.join(sizes)}, or choose another micro_batch_size or number of ranks"
-        )
-
-
-def batch_of(parcel: Parcel) -> Batch:
-    """The batch, or the error that came instead."""
-    if parcel.error is not None:
-        raise parcel.error
-    if parcel.batch is None:
-        last = parcel.bad[-1]
-        raise ValueError(
-            f"no substitute for sample {last.key} of data set {last.dataset} could be read: "
-            f"{last.reason}; prepare the data set again"
-        )
-    return parcel.batch
-
-
-def make_loader(
-    assembler: Assembler, positions: _Positions, num_workers: int
-) -> torch.utils.data.DataLoader[Parcel]:
-    """Torch's loader over lists of positions, in order."""
-    if num_workers:
-        # A forked thread pool of the tokenizers dead-locks; torch itself uses one thread a worker.
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    return torch.utils.data.DataLoader(
-        assembler,
-        batch_sampler=positions,
-        num_workers=num_workers,
-        collate_fn=_same,
-        # Its own: the loader draws a seed from it, and the run's random numbers must not notice.
-        generator=torch.Generator(),
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_leave_signals_to_the_rank if num_workers else None,
-    )
-
-
-def _same(parcel: Any) -> Any:
-    return parcel
-
-
-def _leave_signals_to_the_rank(_worker: int) -> None:
-    """A rank that is told to stop needs its workers until it has saved; it ends them itself."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)

@@ -11,7 +11,14 @@ from typing import Any
 import torch
 
 from vlds.config import DataConfig, Recipe
-from vlds.data import Dataset, EvalStream, Source, open_dataset
+from vlds.data import (
+    Dataset,
+    EvalStream,
+    Source,
+    StreamedSource,
+    open_dataset,
+    open_streamed,
+)
 from vlds.models.vl_model import VLModel
 from vlds.schema import Batch
 from vlds.tasks.base import Task, by_id
@@ -62,13 +69,42 @@ def training_sources(recipe: Recipe) -> list[Source]:
 
     Errors: ValueError as above, and where a task names none.
     """
+    check_train_data(recipe)
+    return [
+        Source(name, task, open_datasets(name, task, task.train, recipe.data), task.weight)
+        for name, task in recipe.tasks.items()
+    ]
+
+
+def streamed_sources(recipe: Recipe) -> list[StreamedSource]:
+    """The shards that the recipe's tasks learn from, for the sequential reader.
+
+    Errors: ValueError as above.
+    """
+    check_train_data(recipe)
+    if unknown := sorted(set(recipe.data.fields) - set(recipe.tasks)):
+        raise ValueError(
+            f"data.fields: no task is called {unknown[0]}; the tasks are {', '.join(recipe.tasks)}"
+        )
     sources = []
+    for name, task in recipe.tasks.items():
+        try:
+            fields = recipe.data.fields.get(name)
+            datasets = [open_streamed(place, task.kinds, fields) for place in task.train]
+        except ValueError as error:
+            raise ValueError(f"tasks.{name}: {error}") from error
+        sources.append(StreamedSource(name, task, datasets, task.weight))
+    return sources
+
+
+def check_train_data(recipe: Recipe) -> None:
+    """Every task must learn from something.
+
+    Errors: ValueError that names the task.
+    """
     for name, task in recipe.tasks.items():
         if not task.train:
             raise ValueError(f"tasks.{name}.train: names no data set; name at least one folder")
-        datasets = open_datasets(name, task, task.train, recipe.data)
-        sources.append(Source(name, task, datasets, task.weight))
-    return sources
 
 
 def open_datasets(name: str, task: Task, folders: Sequence[str], data: DataConfig) -> list[Dataset]:

@@ -11,7 +11,7 @@ import torch
 
 from vlds.artifact import own_tensors, save_artifact
 from vlds.config import Recipe, save_recipe
-from vlds.data import Source, TrainStream
+from vlds.data import MixedStream, SequentialStream, Source, StreamedSource, TrainStream
 from vlds.data.cache_limit import check_cache_limit, lanes_read
 from vlds.metrics.tables import plain
 from vlds.models.build import build_model
@@ -28,6 +28,7 @@ from vlds.training.evaluate import (
     blanked,
     evaluate,
     evaluation_sources,
+    streamed_sources,
     training_sources,
 )
 from vlds.training.gradients import GradientWatch
@@ -45,6 +46,8 @@ class Prepared:
     plan: BatchPlan
     deepspeed: dict[str, Any]
     train_sources: list[Source]
+    """Empty where the reader is the sequential one."""
+    streamed_sources: list[StreamedSource]
     evaluation_sources: list[Source]
 
 
@@ -55,7 +58,7 @@ class Run:
     recipe: Recipe
     ranks: Ranks
     engine: Engine
-    stream: TrainStream
+    stream: MixedStream
     tracker: Tracker
     tokenizer: Any
     evaluation_sources: list[Source]
@@ -115,7 +118,10 @@ def prepare(recipe: Recipe, ranks: Ranks, resume: bool) -> Prepared:
         )
     if ranks.is_first and (warning := slow_precision(recipe.training.precision, ranks.device)):
         print(warning, flush=True)
-    train, evaluation = training_sources(recipe), evaluation_sources(recipe)
+    sequential = recipe.data.reader == "sequential"
+    train = [] if sequential else training_sources(recipe)
+    streamed = streamed_sources(recipe) if sequential else []
+    evaluation = evaluation_sources(recipe)
     check_cache_limit(
         recipe.data.cache_bytes,
         train,
@@ -133,6 +139,7 @@ def prepare(recipe: Recipe, ranks: Ranks, resume: bool) -> Prepared:
         plan=plan,
         deepspeed=complete_deepspeed_config(find(recipe.training.deepspeed), recipe, plan),
         train_sources=train,
+        streamed_sources=streamed,
         evaluation_sources=evaluation,
     )
 
@@ -174,26 +181,29 @@ def check_choices(recipe: Recipe, model: VLModel) -> None:
                 raise ValueError(f"tasks.{name}.decoding.{error}") from error
 
 
-def open_stream(recipe: Recipe, ranks: Ranks, prepared: Prepared, tokenizer: Any) -> TrainStream:
+def open_stream(recipe: Recipe, ranks: Ranks, prepared: Prepared, tokenizer: Any) -> MixedStream:
     """This rank's stream of examples, at its beginning."""
     data, plan = recipe.data, prepared.plan
+    common: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "image": recipe.image,
+        "seed": recipe.seed,
+        "global_batch_size": plan.global_batch_size,
+        "micro_batch_size": plan.micro_batch_size,
+        "world_size": ranks.world_size,
+        "global_rank": ranks.global_rank,
+        "num_workers": data.num_workers,
+        "unit": data.unit,
+        "temperature": data.temperature,
+        "errors": data.errors,
+        "ledger": Path(recipe.output) / f"data_errors-{ranks.global_rank}.jsonl",
+    }
+    if data.reader == "sequential":
+        return SequentialStream(
+            prepared.streamed_sources, shuffle_buffer=data.shuffle_buffer, **common
+        )
     return TrainStream(
-        prepared.train_sources,
-        tokenizer=tokenizer,
-        image=recipe.image,
-        seed=recipe.seed,
-        global_batch_size=plan.global_batch_size,
-        micro_batch_size=plan.micro_batch_size,
-        world_size=ranks.world_size,
-        global_rank=ranks.global_rank,
-        num_workers=data.num_workers,
-        unit=data.unit,
-        temperature=data.temperature,
-        window=data.window,
-        group=data.group,
-        lanes=data.lanes,
-        errors=data.errors,
-        ledger=Path(recipe.output) / f"data_errors-{ranks.global_rank}.jsonl",
+        prepared.train_sources, window=data.window, group=data.group, lanes=data.lanes, **common
     )
 
 
@@ -210,7 +220,7 @@ def load_model(recipe: Recipe, prepared: Prepared, tokenizer: Any, ranks: Ranks)
 
 
 def restore(
-    recipe: Recipe, engine: Engine, stream: TrainStream, ranks: Ranks, new_phase: bool
+    recipe: Recipe, engine: Engine, stream: MixedStream, ranks: Ranks, new_phase: bool
 ) -> None:
     """Go on from the newest whole run state."""
     folder = Path(recipe.output) / "state"
@@ -253,6 +263,8 @@ def announce(run: Run) -> None:
         f"optimizer {held['optimizer']:,}; step {run.engine.steps_done} of "
         f"{run.recipe.training.steps}"
     )
+    if run.stream.notice:
+        run.tracker.say(run.stream.notice)
     run.tracker.write(
         run.engine.steps_done, {"bytes_per_rank": held, "trainable": counts.as_dict()}
     )

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from vlds.config import Recipe
-from vlds.data import TrainStream
+from vlds.data import MixedStream
 from vlds.training.distributed import Ranks
 from vlds.training.engine import StepReport
 from vlds.training.sinks import Sink, open_sinks
@@ -39,7 +39,7 @@ class Tracker:
             progress_bar(self.console, self.steps, first_step) if self.console.is_terminal else None
         )
 
-    def step(self, step: int, report: StepReport, learning_rate: float, data: TrainStream) -> None:
+    def step(self, step: int, report: StepReport, learning_rate: float, data: MixedStream) -> None:
         """Take the report of step number `step` (counted from 1)."""
         present = (report.examples > 0).double()
         self._losses += report.task_losses
@@ -50,7 +50,7 @@ class Tracker:
         if step % self.log_every == 0 or step == self.steps:
             self._tell(step, report, learning_rate, data)
 
-    def _tell(self, step: int, report: StepReport, learning_rate: float, data: TrainStream) -> None:
+    def _tell(self, step: int, report: StepReport, learning_rate: float, data: MixedStream) -> None:
         own = torch.cat([self._losses, torch.tensor([self._loss, float(data.num_bad)])])
         total = self.ranks.sum(own)
         elapsed = time.monotonic() - self._since

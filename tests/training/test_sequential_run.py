@@ -1,0 +1,104 @@
+"""A real run of two ranks that streams its shards."""
+
+from __future__ import annotations
+
+import io
+import json
+from contextlib import redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.rank_pool import RankPool
+from tests.training.world import world_recipe
+from vlds.config import DataConfig, Recipe, load_recipe, parse_recipe
+from vlds.data import ErrorPolicy
+from vlds.training.evaluate import evaluation_sources, streamed_sources, training_sources
+from vlds.training.loop import train
+
+
+def told(recipe: Recipe, resume: bool) -> tuple[int, str]:
+    """Exit code and what the rank said."""
+    said = io.StringIO()
+    with redirect_stdout(said):
+        code = train(recipe, resume=resume)
+    return code, said.getvalue()
+
+
+def streamed(recipe: Recipe, world: Path) -> Recipe:
+    """The same tasks from one shard of captions and three of questions, one of them by a command;
+    two processes for each rank."""
+    caption, vqa = recipe.tasks["caption"], recipe.tasks["vqa"]
+    shards = [f"{world}/vqa/vqa-train-0000{{0,1}}.tar", f"pipe:cat {world}/vqa/vqa-train-00002.tar"]
+    tasks = {
+        "vqa": replace(vqa, train=shards),
+        "caption": replace(caption, train=[f"{world}/caption/caption-train-00000.tar"]),
+    }
+    data = DataConfig(
+        global_batch_size=8, micro_batch_size=2, num_workers=2, reader="sequential",
+        shuffle_buffer=8, errors=ErrorPolicy(max_bad_fraction=1.0),
+    )  # fmt: skip
+    return replace(recipe, tasks=tasks, data=data)
+
+
+def test_two_ranks_train_and_resume(world: Path, ranks2: RankPool, tmp_path: Path) -> None:
+    recipe = streamed(world_recipe(world, tmp_path / "run"), world)
+    short = replace(recipe, training=replace(recipe.training, steps=5))
+    (code, said), (other, _) = ranks2.run(told, short, False, timeout=120)
+    assert (code, other) == (0, 0)
+    assert "the order of examples depends on their number; --resume begins new shards" in " ".join(
+        said.split()
+    )
+    assert [code for code, _ in ranks2.run(told, recipe, True, timeout=120)] == [0, 0]
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == list(range(1, 11))
+    assert sum("loss/vqa" in line for line in steps) == 10
+    assert not any("epoch/vqa" in line for line in steps)  # nobody knows
+    assert load_recipe(tmp_path / "run" / "recipe.yaml") == recipe
+    predictions = (tmp_path / "run/predictions/step-00000010/vqa.jsonl").read_text().splitlines()
+    assert len(predictions) == 48  # evaluation reads the indexed data set, each example once
+
+
+def test_what_needs_an_index_says_so(world: Path, tmp_path: Path) -> None:
+    recipe = world_recipe(world, tmp_path / "run")
+    shards = f"{world}/vqa/vqa-train-0000{{0..2}}.tar"
+    vqa = recipe.tasks["vqa"]
+    train_on = replace(recipe, tasks={"vqa": replace(vqa, train=[shards])})
+    with pytest.raises(ValueError, match=r"^tasks\.vqa: .* set data\.reader to sequential; for "):
+        training_sources(train_on)
+    score_on = replace(recipe, tasks={"vqa": replace(vqa, evaluate=[shards])})
+    with pytest.raises(ValueError, match=r"^tasks\.vqa: .* put them into a folder and index it"):
+        evaluation_sources(score_on)
+    named = replace(train_on, data=DataConfig(reader="sequential", fields={"vqo": {"a": "b"}}))
+    with pytest.raises(ValueError, match=r"^data\.fields: no task is called vqo; the tasks are"):
+        streamed_sources(named)
+    with pytest.raises(ValueError, match=r"^tasks\.caption: .* holds samples of kind 'vqa'"):
+        streamed_sources(
+            replace(named, tasks={"caption": replace(recipe.tasks["caption"], train=[shards])},
+                    data=DataConfig(reader="sequential"))
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--data.reader", "sequential", "--data.window", "3"],
+            "data.window: got 3, which data.",
+        ),
+        (["--data.shuffle_buffer", "5"], "data.shuffle_buffer: got 5, which data.reader indexed"),
+        (["--data.reader", "streamed"], "give one of indexed, sequential"),
+        (["--data.reader", "sequential", "--data.shuffle_buffer", "0"], "shuffle_buffer: got 0"),
+    ],
+)
+def test_options_of_the_other_reader(words: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace(".", r"\.")):
+        parse_recipe(["--config", "recipes/demo.yaml", *words])
+
+
+def test_fields_on_the_command_line_and_in_a_file(tmp_path: Path) -> None:
+    words = ["--data.reader", "sequential", "--data.fields", "{vqa: {question: 'json:q'}}"]
+    recipe = parse_recipe(["--config", "recipes/vqa_rad.yaml", "--data.group", "1", *words])
+    assert recipe.data.fields == {"vqa": {"question": "json:q"}}

@@ -1,0 +1,151 @@
+"""What every endless stream of a mixture shares: where it is, what it hands out, what it saves."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch.utils.data
+
+from vlds.data.assemble import Parcel
+from vlds.data.errors import ErrorBook, ErrorPolicy
+from vlds.data.loader import Positions, batch_of, make_loader
+from vlds.data.mixture import MixedOrder, Phase, mixture_of
+from vlds.data.order import differences
+from vlds.schema import Batch
+
+CACHE_BYTES = 128 << 20
+"""Decoded pictures that each process keeps at most: small data sets are decoded once."""
+FIXED = tuple(f"order.{key}:" for key in ("seed", "window", "group", "lanes", "batch_size"))
+"""What a new phase cannot change: a source would repeat and leave out within its epoch."""
+
+
+class MixedStream(ABC):
+    """Micro-batches of one rank, for ever.
+
+    Whatever the number of ranks, workers and accumulation steps, an optimizer step consists of the
+    positions [p, p + global_batch_size) of the order, which says at least whose task each is of. A
+    rank takes micro_batch_size neighbours of every world_size x micro_batch_size. So all ranks have
+    as many batches, and the whole state is `consumed`, counted as batches are handed out: what
+    workers have prepared ahead is never lost.
+    """
+
+    notice: str | None = None
+    """What a user must know of this way to read, in a line."""
+
+    def __init__(
+        self,
+        order: MixedOrder,
+        *,
+        global_batch_size: int,
+        micro_batch_size: int,
+        world_size: int,
+        global_rank: int,
+        num_workers: int,
+        policy: ErrorPolicy,
+        ledger: Path | None,
+    ) -> None:
+        """`ledger` lists bad samples."""
+        self.order = order
+        self.global_batch_size = global_batch_size
+        self.micro_batch_size = micro_batch_size
+        self._slot = world_size, global_rank
+        self._num_workers = num_workers
+        self._book = ErrorBook(policy, ledger)
+        self._consumed = 0
+        self._handed_out: list[int] = []
+        self._iteration = 0
+
+    @abstractmethod
+    def _assemble(self) -> torch.utils.data.Dataset[Parcel]:
+        """What makes batches of positions from here on, in the workers."""
+
+    @abstractmethod
+    def fingerprint(self) -> dict[str, Any]:
+        """What the order depends on; a state is of use only where this is the same."""
+
+    @property
+    def consumed(self) -> int:
+        """Examples handed out so far, over all ranks."""
+        return self._consumed
+
+    @property
+    def num_bad(self) -> int:
+        """Examples of this rank that a substitute stood for, since the process started."""
+        return self._book.num_bad
+
+    def position_of(self, row: int) -> int:
+        """Position in the stream of a row of the batch handed out last."""
+        return self._handed_out[row]
+
+    def epochs(self) -> dict[str, float]:
+        """How often each source has been gone through so far; those of unknown size are left
+        out."""
+        given = self.order.given(self._consumed)
+        return {o.name: sum(given[o.name]) / o.size for o in self.order.orders if o.size}
+
+    def __iter__(self) -> Iterator[Batch]:
+        self._iteration += 1
+        return self._batches(self._iteration)
+
+    def _batches(self, iteration: int) -> Iterator[Batch]:
+        positions = Positions(self._consumed, self.micro_batch_size, self._slot, None)
+        loader = make_loader(self._assemble(), positions, self._num_workers)
+        for parcel in loader:
+            if iteration != self._iteration:
+                raise RuntimeError("the stream was moved or iterated anew; this iterator is void")
+            self._book.record(parcel.positions, parcel.bad)
+            batch = batch_of(parcel)
+            self._consumed += self.micro_batch_size * self._slot[0]
+            self._handed_out = parcel.positions
+            yield batch
+
+    def state(self) -> dict[str, Any]:
+        """JSON-able state: one integer, what it refers to, and where the mixture was changed."""
+        return {
+            "consumed": self._consumed,
+            "global_batch_size": self.global_batch_size,
+            "phase": asdict(self.order.phase),
+            "fingerprint": self.fingerprint(),
+        }
+
+    def load_state(self, state: dict[str, Any], *, new_phase: bool = False) -> None:
+        """Go on where `state` was taken, on any number of ranks and workers.
+
+        With `new_phase` the sources, their data, weights and units may have changed: each source
+        goes on where it was, in the new mixture.
+
+        Errors: ValueError with the differences where the order is another one.
+        """
+        lines = differences(state["fingerprint"], self.fingerprint())
+        fixed = [line for line in lines if line.startswith(FIXED)] if new_phase else lines
+        if fixed:
+            cure = (
+                "These cannot change within a run: resume with the saved ones, or start a new run."
+                if new_phase
+                else "Resume with the saved recipe and data, or start a new run; with --new_phase "
+                "each task goes on from where it was, in the new mixture."
+            )
+            raise ValueError(
+                "this run's data differ from those of the state to resume (saved -> now):\n  "
+                + "\n  ".join(fixed)
+                + f"\n{cure}"
+            )
+        if state["global_batch_size"] != self.global_batch_size:
+            warnings.warn(
+                f"global_batch_size was {state['global_batch_size']}, is {self.global_batch_size}: "
+                "the order of examples goes on, its batches are cut differently",
+                stacklevel=2,
+            )
+        self._consumed = int(state["consumed"])
+        self.order.phase = Phase(**state["phase"])
+        if new_phase and lines:
+            # What each source has given follows from the old mixture; the state need not hold it.
+            old = mixture_of(state["fingerprint"]["order"])
+            old.phase = self.order.phase
+            self.order.phase = Phase(self._consumed, old.given(self._consumed))
+        self._iteration += 1

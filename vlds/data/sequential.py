@@ -1,0 +1,100 @@
+"""The sequential reader: webdataset's way to read shards, from the first byte to the last.
+
+For shards without an index, or that can only be streamed. The shards of a source are permuted anew
+in every pass, and the passes follow one another without end; with n loader processes on all ranks,
+process k opens every n-th shard of that sequence. So no process ever waits for another or runs dry,
+also with fewer shards than processes: all ranks have as many batches. Which task stands at which
+position is the mixture's affair, the same as for indexed shards; which of its examples is not: that
+depends on the number of processes, and a stream that goes on somewhere begins new shards there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vlds.data.endless import Options, SequentialAssembler, Start
+from vlds.data.errors import ErrorPolicy
+from vlds.data.loader import check_batch
+from vlds.data.mixed_stream import CACHE_BYTES, MixedStream
+from vlds.data.mixture import MixedOrder, NamedOrder, Unit, mixing_shares, unit_size
+from vlds.data.streamed_source import StreamedSource
+from vlds.schema import ImageSpec
+
+NOTICE = (
+    "data.reader sequential: shards are split over ranks and workers, so the order of examples "
+    "depends on their number; --resume begins new shards; epochs are not exact. For all of these: "
+    "`python -m data_prep index` and data.reader indexed"
+)
+
+
+class SequentialStream(MixedStream):
+    """Shards as they come; what is weaker than in TrainStream, `notice` says."""
+
+    notice = NOTICE
+
+    def __init__(
+        self,
+        sources: Sequence[StreamedSource],
+        *,
+        tokenizer: Any,
+        image: ImageSpec | None,
+        seed: int,
+        global_batch_size: int,
+        micro_batch_size: int,
+        world_size: int = 1,
+        global_rank: int = 0,
+        num_workers: int = 0,
+        unit: Unit = "example",
+        temperature: float | None = None,
+        shuffle_buffer: int = 1000,
+        errors: ErrorPolicy | None = None,
+        ledger: Path | None = None,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        """Check everything, read each data set's first sample; `ledger` lists bad samples."""
+        check_batch(global_batch_size, micro_batch_size, world_size)
+        policy = errors or ErrorPolicy()
+        for source in sources:
+            source.check(image, policy)
+        sizes = [source.num_annotations for source in sources]
+        if temperature is not None and None in sizes:
+            name = sources[sizes.index(None)].name
+            raise ValueError(
+                f"data.temperature: got {temperature}, but nobody knows how many examples the "
+                f"shards of {name} hold; give tasks.{name}.weight instead, or index the shards"
+            )
+        weights = [source.weight for source in sources]
+        about = {"shuffle_buffer": shuffle_buffer}
+        order = MixedOrder(
+            [NamedOrder(source.name, source.num_annotations, about) for source in sources],
+            mixing_shares(weights, [size or 1 for size in sizes], temperature),
+            seed=seed,
+            unit_size=unit_size(unit, global_batch_size, micro_batch_size),
+            batch_size=global_batch_size,
+        )
+        super().__init__(
+            order,
+            global_batch_size=global_batch_size,
+            micro_batch_size=micro_batch_size,
+            world_size=world_size,
+            global_rank=global_rank,
+            num_workers=num_workers,
+            policy=policy,
+            ledger=ledger,
+        )
+        self.sources = list(sources)
+        self._options = Options(
+            tokenizer, image, policy, seed, max(1, num_workers), shuffle_buffer, cache_bytes
+        )
+
+    def _assemble(self) -> SequentialAssembler:
+        world_size, global_rank = self._slot
+        begins = Start(self.consumed, world_size, global_rank)
+        return SequentialAssembler(self.sources, self.order, self._options, begins)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The mixture and the lists of shards."""
+        data = {source.name: source.fingerprint() for source in self.sources}
+        return {"reader": "sequential", "order": self.order.fingerprint(), "data": data}

@@ -66,12 +66,8 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
         policy: ErrorPolicy,
         cache_bytes: int,
         first_task: int = 0,
-        size: int | None = None,
     ) -> None:
-        """`seed` None means evaluation: nothing is drawn and bad samples are not valid.
-
-        `size`: positions that there are, where they end.
-        """
+        """`seed` None means evaluation: nothing is drawn and bad samples are not valid."""
         self.sources = sources
         self.order = order
         self.tokenizer = tokenizer
@@ -79,14 +75,12 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
         self.seed = seed
         self.policy = policy
         self.first_task = first_task
-        self.size = size
         self._cache = PictureCache(cache_bytes)
 
     def __getitems__(self, positions: list[int]) -> Parcel:
-        """The batch of these positions; those beyond the end repeat the last example, not valid."""
+        """The batch of these positions."""
         parcel = Parcel(positions)
-        last = positions[-1] if self.size is None else self.size - 1
-        places = self.order.at(np.minimum(np.array(positions, np.int64), last))
+        places = self.order.at(np.array(positions, np.int64))
         opened: dict[tuple[int, int], Opened | Exception] = {}
         rows = []
         try:
@@ -94,7 +88,7 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
                 row = self._row(position, place, opened, parcel.bad)
                 if row is None:
                     return parcel
-                rows.append(row if position <= last else replace(row, valid=False))
+                rows.append(row)
             parcel.batch = collate(
                 rows,
                 self.tokenizer,
@@ -122,9 +116,8 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
                 content = self._open(number, sample, opened)
                 if content.fault is not None:
                     raise content.fault
-                label = source.locate(sample)[0].label
                 example = self._example(
-                    source, label, content.sample, annotation, position, attempt
+                    source, sample, content.sample, annotation, position, attempt
                 )
             except (SkipSample, ShardError) as error:
                 if isinstance(error, ShardError) and self.policy.on_bad_shard == "stop":
@@ -153,26 +146,22 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
     def _example(
         self,
         source: Source,
-        dataset: str,
+        number: int,
         sample: Sample,
         annotation: int,
         position: int,
         attempt: int,
     ) -> Example:
-        rng = None
-        if self.seed is not None:
-            words = (self.seed % (1 << 64)) << 64 | position
-            rng = np.random.Generator(np.random.Philox(key=words, counter=attempt << 192))
-        number = None if annotation == WHOLE_SAMPLE else annotation
-        example = source.task.example(source.name, sample, number, rng)
-        if self.seed is not None and example.target is None:
+        if self.seed is None:
+            return source.fixed_example(number, sample, annotation)
+        words = (self.seed % (1 << 64)) << 64 | position
+        rng = np.random.Generator(np.random.Philox(key=words, counter=attempt << 192))
+        example = source.task.example(source.name, sample, annotation, rng)
+        if example.target is None:
             raise ValueError(
                 f"source {source.name}: example {example.id} of data set {sample.dataset} has no "
                 "target; it cannot be trained on: name a split with labels"
             )
-        if self.seed is None and len(source.datasets) > 1:
-            # Ids are unique within a data set only, and predictions go by them.
-            example = replace(example, id=f"{dataset}/{example.id}")
         return example
 
     def _open(
@@ -237,7 +226,7 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
         dataset, local = source.locate(sample)
         id, reference = "", None
         if content is not None and content.fault is not None and self.seed is None:
-            example = self._example(source, dataset.label, content.sample, annotation, position, 0)
+            example = source.fixed_example(sample, content.sample, annotation)
             id, reference = example.id, example.reference
         return BadSample(
             position=position,

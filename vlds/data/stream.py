@@ -11,18 +11,18 @@ from __future__ import annotations
 import os
 import signal
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch.utils.data
 
 from vlds.data.assemble import Assembler, Parcel
 from vlds.data.errors import BadSample, ErrorBook, ErrorPolicy
+from vlds.data.eval_order import EvalOrder
 from vlds.data.mixture import Phase, Unit, mixed_order
-from vlds.data.order import PlainOrder, differences
+from vlds.data.order import differences
 from vlds.data.source import Source
 from vlds.schema import Batch, ImageSpec
 
@@ -33,15 +33,15 @@ FIXED = tuple(f"order.{key}:" for key in ("seed", "window", "group", "lanes", "b
 
 
 class _Positions:
-    """This rank's lists of positions: for ever, or up to the last batch of an evaluation."""
+    """This rank's lists of positions, for ever."""
 
-    def __init__(self, start: int, size: int, slot: tuple[int, int], end: int | None) -> None:
-        self.start, self.size, self.end = start, size, end
+    def __init__(self, start: int, size: int, slot: tuple[int, int]) -> None:
+        self.start, self.size = start, size
         self.world_size, self.global_rank = slot
 
     def __iter__(self) -> Iterator[list[int]]:
         at = self.start
-        while self.end is None or at < self.end:
+        while True:
             first = at + self.global_rank * self.size
             yield list(range(first, first + self.size))
             at += self.world_size * self.size
@@ -129,7 +129,7 @@ class TrainStream:
         return self._batches(self._iteration)
 
     def _batches(self, iteration: int) -> Iterator[Batch]:
-        positions = _Positions(self._consumed, self.micro_batch_size, self._slot, None)
+        positions = _Positions(self._consumed, self.micro_batch_size, self._slot)
         loader = make_loader(self._assembler, positions, self._num_workers)
         for parcel in loader:
             if iteration != self._iteration:
@@ -195,27 +195,22 @@ class TrainStream:
 
 
 class EvalStream:
-    """Every example of a source once over all ranks, and as many batches on each of them."""
+    """One rank's part of an evaluation: some of its batches, whatever the number of ranks."""
 
     def __init__(
         self,
         source: Source,
+        order: EvalOrder,
         *,
         tokenizer: Any,
         image: ImageSpec | None,
-        micro_batch_size: int,
         world_size: int = 1,
         global_rank: int = 0,
         num_workers: int = 0,
         task_index: int = 0,
-        limit: int | None = None,
     ) -> None:
-        """`task_index`: number of the task in the recipe; `limit` keeps the first examples."""
+        """`task_index`: number of the task in the recipe."""
         source.check(image)
-        order = PlainOrder(
-            np.concatenate(source.counts), whole_samples=source.task.unit == "sample"
-        )
-        self.num_examples = order.size if limit is None else min(limit, order.size)
         self.bad: list[BadSample] = []
         """Examples of this rank that could not be read, as of the last iteration."""
         self._assembler = Assembler(
@@ -227,23 +222,19 @@ class EvalStream:
             policy=ErrorPolicy(),
             cache_bytes=0,
             first_task=task_index,
-            size=self.num_examples,
         )
-        slot = world_size, global_rank
-        self._positions = _Positions(0, micro_batch_size, slot, self.num_examples)
+        self._batches = order.batches[global_rank::world_size]
         self._num_workers = num_workers
-        self._length = -(-self.num_examples // (micro_batch_size * world_size))
 
     def __len__(self) -> int:
-        """Batches, the same number on every rank."""
-        return self._length
+        """Batches of this rank."""
+        return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
         self.bad = []
-        for parcel in make_loader(self._assembler, self._positions, self._num_workers):
-            own = [entry for entry in parcel.bad if entry.position < self.num_examples]
+        for parcel in make_loader(self._assembler, self._batches, self._num_workers):
             first: dict[int, BadSample] = {}  # substitutes that are bad as well are of no interest
-            for entry in own:
+            for entry in parcel.bad:
                 first.setdefault(entry.position, entry)
             self.bad += first.values()
             yield batch_of(parcel)
@@ -285,7 +276,7 @@ def batch_of(parcel: Parcel) -> Batch:
 
 
 def make_loader(
-    assembler: Assembler, positions: _Positions, num_workers: int
+    assembler: Assembler, positions: Iterable[list[int]], num_workers: int
 ) -> torch.utils.data.DataLoader[Parcel]:
     """Torch's loader over lists of positions, in order."""
     if num_workers:

@@ -129,10 +129,12 @@ def test_evaluation_draws_nothing(folders: dict[str, Path]) -> None:
 def test_an_id_that_stands_for_two_is_refused(folders: dict[str, Path]) -> None:
     source = Source("red", ToyTask(), [open_dataset(folders["small"])])
     found = survey(source, range(7))
-    found.check(source)
+    found.check()
     found.extend(survey(source, range(2)))
-    with pytest.raises(ValueError, match=r"task red: 3 ids .* stand for several.*: small-0-0, sm"):
-        found.check(source)
+    with pytest.raises(
+        ValueError, match=r"3 ids stand twice in the data .*: small-0-0, small-1-0, "
+    ):
+        found.check()
 
 
 @given(

@@ -7,7 +7,6 @@ turns with them, and each batch is computed in the same way on any number of ran
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +19,7 @@ from vlds.data.order import WHOLE_SAMPLE
 from vlds.data.randomness import Ints
 from vlds.data.source import Source
 from vlds.schema import Example, SkipSample
+from vlds.tasks.base import by_id
 
 TOGETHER = 1024
 """Prompts that are tokenized at once."""
@@ -41,15 +41,9 @@ class Survey:
         self.references += other.references
         self.costs += other.costs
 
-    def check(self, source: Source) -> None:
+    def check(self) -> None:
         """Errors: ValueError where an id comes twice, since predictions go by them."""
-        if len(set(self.ids)) < len(self.ids):
-            twice = [key for key, count in Counter(self.ids).items() if count > 1]
-            raise ValueError(
-                f"task {source.name}: {len(twice)} ids of its evaluation data stand for several "
-                f"examples: {', '.join(twice[:5])}{', ...' if len(twice) > 5 else ''}; give each "
-                "example an id of its own and prepare the data again"
-            )
+        by_id((key, None) for key in self.ids)
 
 
 def fixed_examples(source: Source, samples: range) -> Iterator[tuple[int, list[Example]]]:

@@ -261,3 +261,20 @@ def test_nothing_at_all() -> None:
     message = complaint()
     assert message.startswith("the recipe lacks output, backbone, vision, methods, tasks")
     assert "--config FILE" in message
+
+
+def test_a_list_of_answers_is_a_file_or_itself(file: Path, tmp_path: Path) -> None:
+    """Both forms are saved and read as they were, words that YAML takes for something else too."""
+    key = "--tasks.vqa.decoding.answers"
+    for told, expected in (
+        ("answers.json", "answers.json"),
+        ('["yes", "no", "2"]', ("yes", "no", "2")),
+    ):
+        recipe = parse_recipe(["--config", str(file), key, told])
+        assert recipe.tasks["vqa"].decoding.answers == expected
+        save_recipe(recipe, tmp_path / "saved.yaml")
+        assert load_recipe(tmp_path / "saved.yaml") == recipe
+    with pytest.raises(ValueError, match=r"answers too, which say alone what may be written"):
+        parse_recipe(
+            ["--config", str(file), key, "a.json", "--tasks.vqa.decoding.choices", "[a, b]"]
+        )

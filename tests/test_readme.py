@@ -42,8 +42,8 @@ PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 QUOTE = re.compile(r"^<!-- (\S+\.py) -->\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 GIVEN = {"VQAV2", "GQA", "NLVR2", "COCO", "VALUE", "PHOTOS", "PHOTO.jpg", "TARS", "rows.jsonl",
-         "captions.csv", "test.json"}  # fmt: skip
-"""What a reader has: official files, own rows and pictures."""
+         "captions.csv", "test.json", "others.json"}  # fmt: skip
+"""What a reader has: official files, own rows and pictures, others' predictions."""
 DEMO = {"runs/demo/adapters", "runs/demo/adapters/gallery/0000-0.png", "runs/demo/backbone"}
 """What `./launch.sh` alone leaves."""
 
@@ -71,9 +71,9 @@ def commands(page: Path) -> list[list[str]]:
 class Parsed(Exception):
     """A command line was understood; it is not run."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: argparse.Namespace, further: Sequence[str]) -> None:
         super().__init__()
-        self.options = options
+        self.options, self.further = options, further
 
 
 @dataclass
@@ -148,9 +148,15 @@ class Reader:
             with pytest.raises(Parsed) as parsed:
                 cli.COMMANDS[words[0]](words[1:])
             options = vars(parsed.value.options)
-            runs = [options["run"]] if "run" in options else options.get("runs", [])
-            self.need(*runs, *options.get("image", ()), *options.get("data", ()))
-            self.there |= {str(options["out"])} if options.get("out") else set()
+            runs = [options["run"]] if options.get("run") else options.get("runs", [])
+            given = (options.get(name) or () for name in ("image", "data", "predictions"))
+            self.need(*runs, *(place for places in given for place in places))
+            if parsed.value.further:
+                recipe = parse_recipe(["--config", "vqa.yaml", *parsed.value.further])
+                if (answers := recipe.tasks["vqa"].decoding.answers) is not None:
+                    self.need(str(answers))
+            if out := options.get("out"):
+                self.there |= {str(out), f"{out}/vqa.jsonl"}
             if words[0] == "demo":
                 self.there |= DEMO | {f for f in demo_data() if f.startswith("runs/demo/data/")}
 
@@ -175,17 +181,20 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_command_parses_and_finds_its_files(desk: Path) -> None:
-    parse = argparse.ArgumentParser.parse_args
+    parse = argparse.ArgumentParser.parse_known_args
 
-    def parse_only(self: argparse.ArgumentParser, args: Any = None) -> NoReturn:
-        raise Parsed(parse(self, args))
+    def parse_only(self: argparse.ArgumentParser, args: Any = None, _into: Any = None) -> NoReturn:
+        options, further = parse(self, args)
+        if further and self.prog not in ("vlds evaluate", "vlds predict"):
+            self.error(f"unrecognized arguments: {' '.join(further)}")
+        raise Parsed(options, further)
 
     reader, counted = Reader(), 0
     for page in PAGES:
         for words in commands(page):
             with pytest.MonkeyPatch.context() as patch:
-                if "data_prep" not in words:
-                    patch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+                if set(words).isdisjoint({"data_prep", "train", "describe", "features"}):
+                    patch.setattr(argparse.ArgumentParser, "parse_known_args", parse_only)
                 try:
                     reader.follow(words)
                 except (AssertionError, ValueError, SystemExit) as error:

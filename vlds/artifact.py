@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vlds.config import Recipe, load_recipe, save_recipe
+from vlds.config import Recipe, parse_recipe, save_recipe
 from vlds.manifest import damage, write_manifest
 from vlds.models.build import build_model
 from vlds.models.vl_model import VLModel
 
+CHANGEABLE = ("--tasks.", "--data.")
 HERE = "<folder>"
 """In an artifact's recipe: the folder that the recipe lies in."""
 
@@ -104,24 +105,27 @@ def write_description(folder: Path, recipe: Recipe) -> None:
     (folder / "recipe.yaml").write_text(text.replace(str(folder), HERE), encoding="utf-8")
 
 
-def read_recipe(folder: Path) -> Recipe:
-    """The recipe of an artifact, wherever its folder has moved."""
+def read_recipe(folder: Path, changes: Sequence[str] = ()) -> Recipe:
+    """The recipe of an artifact, wherever its folder has moved; `changes` are words of a command
+    line."""
     text = (folder / "recipe.yaml").read_text(encoding="utf-8").replace(HERE, str(folder))
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
         file.write(text)
         file.flush()
-        return load_recipe(Path(file.name))
+        return parse_recipe(["--config", file.name, *changes])
 
 
-def load_run(run: Path, dtype: torch.dtype | None = None) -> LoadedRun:
+def load_run(run: Path, dtype: torch.dtype | None = None, changes: Sequence[str] = ()) -> LoadedRun:
     """Rebuild a run's model: named sources, then the artifact's tensors over them. Evaluation
     mode, on the CPU.
 
-    `dtype` defaults to the recipe's precision. Errors: ValueError where the artifact is damaged,
-    or a source is another one than the run was trained on.
+    `dtype` defaults to the recipe's precision. `changes` to its tasks and data are words of a
+    command line, such as `--tasks.vqa.decoding.num_beams 5`. Errors: ValueError where the artifact
+    is damaged, or a source is another one than the run was trained on.
     """
     folder = artifact_folder(run)
-    recipe = read_recipe(folder)
+    check_changes(changes)
+    recipe = read_recipe(folder, changes)
     check_sources(folder, recipe)
     tokens = folder / "tokenizer"
     tokenizer = recipe.backbone.load_tokenizer_from(tokens if tokens.is_dir() else folder)
@@ -130,6 +134,17 @@ def load_run(run: Path, dtype: torch.dtype | None = None) -> LoadedRun:
     put_tensors(model, load_file(folder / "weights.safetensors"), folder)
     model.eval()
     return LoadedRun(recipe, tokenizer, model)
+
+
+def check_changes(changes: Sequence[str]) -> None:
+    """Errors: ValueError for a key whose change would need another model than the run's."""
+    for word in changes:
+        if word.startswith("--") and not word.startswith(CHANGEABLE):
+            raise ValueError(
+                f"{word.partition('=')[0]}: no option of this command, nor a key of the recipe "
+                "that may change once a run is trained: those begin with "
+                f"{' or '.join(CHANGEABLE)}"
+            )
 
 
 def check_sources(folder: Path, recipe: Recipe) -> None:

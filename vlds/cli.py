@@ -25,6 +25,9 @@ TRAIN_HELP = """\
 Besides: --resume goes on with the run in the recipe's output folder, from its newest whole state;
 --new_phase lets it go on in a new mixture of tasks, each task from where it was; --ranks N sets the
 number of processes. Every field above is a key of the recipe."""
+CHANGES_HELP = """\
+Further options change keys of the run's recipe, as in `vlds train`: those of its tasks and data,
+like --tasks.vqa.decoding.answers FILE or --data.eval_batch_size 16."""
 RESUME, NEW_PHASE = "--resume", "--new_phase"
 
 
@@ -92,36 +95,72 @@ def describe(arguments: list[str]) -> int:
 
 
 def evaluate(arguments: list[str]) -> int:
-    """Score a run on data sets."""
-    parser = command_parser("evaluate")
-    parser.add_argument("--run", type=Path, required=True, help="folder that `vlds train` wrote")
-    parser.add_argument(
-        "--data", nargs="+", default=[], metavar="DATASET",
-        help="data set folders, TASK=FOLDER where several tasks of the run could read it; "
-        "default: those of the run's recipe",
+    """Score a run on data sets, or a file of predictions."""
+    parser = command_parser("evaluate", CHANGES_HELP)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--run", type=Path, help="folder that `vlds train` wrote: decode and score")
+    what.add_argument(
+        "--predictions", type=Path, nargs="+", metavar="FILE",
+        help="score these answers, whoever made them, without a model: a leaderboard's file, or "
+        "one that vlds wrote",
     )  # fmt: skip
     parser.add_argument(
-        "--predictions", type=Path, help="where predictions are written; default: RUN/predictions"
-    )
-    options = parser.parse_args(arguments)
+        "--data", nargs="+", default=[], metavar="DATASET",
+        help="data set folders, TASK=FOLDER where several tasks of the run could read it; default: "
+        "those of the run's recipe. With --predictions: the data sets that they answer",
+    )  # fmt: skip
+    parser.add_argument(
+        "--task", metavar="CLASS",
+        help="with --predictions: the task class that scores them; default: the one that reads "
+        "such data",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR",
+        help="where predictions and scores are written; default: RUN/predictions, or nowhere",
+    )  # fmt: skip
+    options, changes = parser.parse_known_args(arguments)
+    if options.predictions:
+        from vlds.training.score_file import score_file
+
+        if changes:
+            parser.error(f"with --predictions there is no recipe to change: {' '.join(changes)}")
+        return score_file(options.predictions, options.data, options.task, options.out)
+    if options.task:
+        raise ValueError(
+            "--task: goes with --predictions; a run has its tasks, so say --data TASK=DATASET"
+        )
     from vlds.training.inference import evaluate_run
 
-    return evaluate_run(options.run, options.data, options.predictions)
+    return evaluate_run(options.run, options.data, options.out, changes)
 
 
 def predict(arguments: list[str]) -> int:
-    """Answer a question about pictures, or describe them."""
-    parser = command_parser("predict")
+    """Answer a question about pictures, describe them, or write what a leaderboard takes."""
+    parser = command_parser("predict", CHANGES_HELP)
     parser.add_argument("--run", type=Path, required=True, help="folder that `vlds train` wrote")
     parser.add_argument(
-        "--image", type=Path, nargs="+", required=True, help="a picture, or the two of a pair"
+        "--image", type=Path, nargs="+", metavar="FILE", help="a picture, or the two of a pair"
     )
     parser.add_argument("--question", default="", help="question or statement; none for captions")
     parser.add_argument("--task", help="the run's task; needed where it has several")
-    options = parser.parse_args(arguments)
-    from vlds.training.inference import predict_one
+    parser.add_argument(
+        "--data", nargs="+", default=[], metavar="DATASET",
+        help="instead of pictures: data set folders, all of which is answered; TASK=FOLDER where "
+        "several tasks of the run could read it",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR",
+        help="with --data: where predictions and the leaderboards' files are written; default: "
+        "RUN/predictions",
+    )  # fmt: skip
+    options, changes = parser.parse_known_args(arguments)
+    from vlds.training.inference import predict_one, predict_sets
 
-    return predict_one(options.run, options.image, options.question, options.task)
+    if bool(options.image) == bool(options.data):
+        raise ValueError("--image, --data: give pictures, or data sets, and not both")
+    if options.image:
+        return predict_one(options.run, options.image, options.question, options.task, changes)
+    return predict_sets(options.run, options.data, options.out, changes)
 
 
 def features(arguments: list[str]) -> int:
@@ -208,9 +247,12 @@ def demo(arguments: list[str]) -> int:
     return run_demo(options.out, options.seed, options.ranks)
 
 
-def command_parser(name: str) -> argparse.ArgumentParser:
+def command_parser(name: str, epilog: str | None = None) -> argparse.ArgumentParser:
     """The parser of a command, described by its function's docstring."""
-    return argparse.ArgumentParser(prog=f"vlds {name}", description=COMMANDS[name].__doc__)
+    about = COMMANDS[name].__doc__
+    return argparse.ArgumentParser(
+        prog=f"vlds {name}", description=about, epilog=epilog, allow_abbrev=False
+    )
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {

@@ -175,12 +175,20 @@ class TrainingConfig:
     """Evaluate before the first step: with identity-initialised methods, the frozen model."""
     evaluate_every: int = 0
     """Steps between evaluations; 0: only after the last step."""
+    best: str | None = None
+    """TASK/SCORE, like vqa/vqa_accuracy: the artifact of the evaluation where it is highest is kept
+    in RUN/best, beside that of the last step in RUN/artifact."""
     collective_timeout: float = 600.0
     """Seconds after which ranks that wait for each other give up."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "log_every", "save_every", "keep_states", "collective_timeout")
         at_least(self, 0, "evaluate_every")
+        if self.best is not None and not self.evaluate_every:
+            raise ValueError(
+                f"best: got {self.best!r}, but evaluate_every is 0, so there is one evaluation and "
+                "nothing to choose from; give evaluate_every"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

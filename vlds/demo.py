@@ -26,7 +26,8 @@ from vlds.report.scores import Scores, TaskScores, write_scores
 from vlds.report.tables import summary_table
 from vlds.resources import find
 from vlds.training.baseline import majority_scores
-from vlds.training.evaluate import read_predictions, training_sources
+from vlds.training.evaluate import training_sources
+from vlds.training.evaluation import read_predictions
 
 RECIPES = ("demo_pretrain", "demo", "demo_control")
 FOLDER = "runs/demo"

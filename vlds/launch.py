@@ -25,6 +25,8 @@ from typing import NoReturn
 from vlds.supervisor import supervise, watch_launcher
 
 RANK_COMMANDS = ("train", "evaluate", "predict", "features")
+NO_MODEL = ("--predictions",)
+"""Options of `evaluate` with which no model is needed."""
 RANKS_HELP = """\
 train, evaluate, predict and features start one process (rank) per GPU, or one on a
 machine without GPU. More or fewer: --ranks N, or VLDS_RANKS=N in the
@@ -141,9 +143,10 @@ def _rank_code(arguments: list[str]) -> int:
 
 
 def starts_ranks(arguments: Sequence[str]) -> bool:
-    """Whether this command line needs ranks: asking a command for its help does not."""
-    wants_help = any(word in ("-h", "--help") for word in arguments)
-    return bool(arguments) and arguments[0] in RANK_COMMANDS and not wants_help
+    """Whether this command line needs ranks: asking a command for its help does not, nor does
+    scoring a file."""
+    alone = any(word.partition("=")[0] in ("-h", "--help", *NO_MODEL) for word in arguments)
+    return bool(arguments) and arguments[0] in RANK_COMMANDS and not alone
 
 
 def without_local_rank(arguments: Sequence[str]) -> list[str]:

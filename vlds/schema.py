@@ -92,7 +92,7 @@ class Batch:
     weights: Tensor
     """(b,) float32."""
     valid: Tensor
-    """(b,) bool: False for rows that only fill the last batch of an evaluation."""
+    """(b,) bool: False in evaluation where another example stands for one that cannot be read."""
     image_index: Tensor
     """(b, n) int64 into the first dimension of images or features, NO_IMAGE where absent."""
     images: Tensor | None = None
@@ -169,6 +169,9 @@ class Decoding:
     choices: tuple[str, ...] | None = None
     """Compare the logits of these words' first tokens instead of generating (NLVR2's true /
     false)."""
+    answers: tuple[str, ...] | str | None = None
+    """Write one of these answers and nothing else: a list, or a JSON file that holds one, such as
+    `data_prep answers` writes. The longest of them counts instead of `max_new_tokens`."""
     length_counts_start: bool = True
     """Beam scores divide by the length including the start token, as transformers 4.2 did for
     VL-Adapter."""
@@ -177,6 +180,20 @@ class Decoding:
     ones are."""
     no_repeat_ngram_size: int = 0
     """Token n-grams of this size occur at most once in an answer; 0: no such rule."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_beams", 1), ("max_new_tokens", 1), ("no_repeat_ngram_size", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: got {getattr(self, name)}; give {least} or more")
+        for name, given in (
+            ("choices", self.choices),
+            ("no_repeat_ngram_size", self.no_repeat_ngram_size),
+        ):
+            if self.answers is not None and given:
+                raise ValueError(
+                    f"{name}: got {given}, and answers too, which say alone what may be written; "
+                    "leave one of them out"
+                )
 
 
 Role = Literal[

@@ -16,7 +16,7 @@ from PIL import Image
 from data_prep.cli import main
 from data_prep.writer import write_dataset
 from tests.data.conftest import SPEC, ToyTask, ToyTokenizer, png, records, train_stream
-from vlds.data import ErrorPolicy, EvalStream, ShardError, Source, open_dataset
+from vlds.data import ErrorPolicy, EvalOrder, EvalStream, ShardError, Source, open_dataset
 
 LENIENT = ErrorPolicy(max_bad_fraction=1.0)
 
@@ -227,7 +227,8 @@ def test_two_hundred_zeros_in_a_jpeg_are_found(tmp_path: Path, place: int) -> No
 
 def test_a_bad_sample_in_evaluation_is_not_valid_and_listed(tmp_path: Path) -> None:
     hurt = source(tmp_path, is_number(4))
-    stream = EvalStream(hurt, tokenizer=ToyTokenizer(), image=SPEC, micro_batch_size=7)
+    order = EvalOrder(np.concatenate(hurt.counts), [(1, 4)] * 30, 7)
+    stream = EvalStream(hurt, order, tokenizer=ToyTokenizer(), image=SPEC)
     rows = [
         (id, valid, reference)
         for batch in stream
@@ -235,7 +236,8 @@ def test_a_bad_sample_in_evaluation_is_not_valid_and_listed(tmp_path: Path) -> N
             batch.ids, batch.valid.tolist(), batch.references, strict=True
         )
     ]
-    invalid = [id for id, valid, _ in rows[:90] if not valid]
+    assert len(rows) == 90
+    invalid = [id for id, valid, _ in rows if not valid]
     assert invalid == [f"hurt-4-{n}" for n in range(5)]
     assert [(b.id, b.reference) for b in stream.bad] == [
         (f"hurt-4-{n}", f"a {n}") for n in range(5)

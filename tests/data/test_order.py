@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from vlds.data.epoch_order import EpochOrder
 from vlds.data.mixture import MixedOrder, mixing_shares
-from vlds.data.order import PlainOrder, differences
+from vlds.data.order import differences
 from vlds.data.randomness import Draws, permutation, random_words
 
 shard_counts = st.lists(
@@ -205,17 +205,6 @@ def test_nothing_to_train_on_is_an_error() -> None:
         EpochOrder("s", [np.zeros(3, np.uint32)], seed=0)
     with pytest.raises(ValueError, match="window: got 0"):
         EpochOrder("s", [np.ones(3, np.uint32)], seed=0, window=0)
-
-
-def test_evaluation_takes_everything_as_it_lies() -> None:
-    counts = np.array([2, 0, 3], np.uint32)
-    order = PlainOrder(counts, whole_samples=False)
-    _, samples, annotations = order.at(np.arange(order.size))
-    assert samples.tolist() == [0, 0, 2, 2, 2]
-    assert annotations.tolist() == [0, 1, 0, 1, 2]
-    whole = PlainOrder(counts, whole_samples=True)
-    assert whole.size == 3
-    assert whole.at(np.arange(3))[2].tolist() == [-1, -1, -1]
 
 
 def test_differences_name_what_differs() -> None:

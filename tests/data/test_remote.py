@@ -19,7 +19,6 @@ import vlds.data.remote
 from tests.data.conftest import ToyTask, train_stream
 from tests.data.test_stream import rows_of
 from tests.data.web import Web
-from vlds.config import DataConfig
 from vlds.data import ErrorPolicy, ShardError, Source, open_dataset
 from vlds.data.cache import ShardCache
 from vlds.tasks import VQA
@@ -169,7 +168,7 @@ def test_refusals_come_before_the_run(
 ) -> None:
     web.status[name] = status
     with pytest.raises(ValueError, match=f"^tasks.red: http://.*{message}"):
-        open_datasets("red", VQA(), [web.url("big")], DataConfig(cache=str(cache.folder)))
+        open_datasets("tasks.red", VQA(), [web.url("big")], cache)
     assert web.requests[name] == 1
     del web.status[name]  # mended at once
     assert open_dataset(web.url("big"), cache).num_samples == 60

@@ -46,6 +46,7 @@ def test_only_work_on_data_starts_ranks() -> None:
     assert not any(starts_ranks([word]) for word in ("plan", "describe", "convert", "report"))
     assert not starts_ranks([])
     assert not starts_ranks(["train", "--help"])
+    assert not starts_ranks(["evaluate", "--predictions", "a.json", "--data", "shards"])
 
 
 def test_the_launchers_own_argument_is_dropped() -> None:

@@ -35,15 +35,6 @@ def test_one_task_is_one_call() -> None:
     assert len(calls) == 1
 
 
-def test_beams_repeat_rows() -> None:
-    routing = TaskRouting()
-    index = torch.tensor([1, 0])
-    routing.set(index)
-    with routing.repeated(3, index, "cpu"):
-        assert routing.apply(mark, torch.zeros(6, 1)).flatten().tolist() == [1, 1, 1, 0, 0, 0]
-    assert routing.apply(mark, torch.zeros(2, 1)).flatten().tolist() == [1, 0]
-
-
 def test_a_batch_that_was_not_announced_is_refused() -> None:
     routing = TaskRouting()
     routing.set(torch.tensor([0, 1]))

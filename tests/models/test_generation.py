@@ -87,24 +87,22 @@ def made_up(example: int, ids: list[int]) -> list[float]:
     return [float(x) for x in logits - np.log(np.exp(logits).sum())]
 
 
+CONFIG = SimpleNamespace(eos_token_id=END, pad_token_id=PAD)
+
+
 def search_all(decoding: Decoding) -> list[list[int]]:
     """Our beams over the made-up language."""
-    config = SimpleNamespace(
-        num_beams=decoding.num_beams,
-        max_length=decoding.max_new_tokens + 1,
-        eos_token_id=END,
-        pad_token_id=PAD,
-        early_stopping=decoding.early_stopping,
-    )
-    beams = Beams(torch.full((NUM * decoding.num_beams, 1), START), config)
-    while not beams.over():
-        before = beams.flat_ids()
+    limit = decoding.max_new_tokens + 1
+    start = torch.full((NUM, decoding.num_beams, 1), START)
+    beams = Beams(start, limit, CONFIG, decoding)
+    while beams.ids.shape[2] < limit and not beams.done.all():
+        before = beams.ids.flatten(0, 1)
         rows = [
             made_up(number // decoding.num_beams, ids) for number, ids in enumerate(before.tolist())
         ]
         chosen = beams.advance(torch.tensor(rows, dtype=torch.float64))
-        assert torch.equal(beams.flat_ids()[:, :-1], before[chosen])
-    return answers(beams.best(decoding.length_counts_start), END)
+        assert torch.equal(beams.ids.flatten(0, 1)[:, :-1], before[chosen])
+    return answers(beams.best(), END)
 
 
 CHOICES = [
@@ -191,4 +189,4 @@ def test_answers_end_before_the_end_token() -> None:
 
 def test_ties_go_to_the_last_choice() -> None:
     """As in VL-Adapter, "true" must be better than "false"."""
-    assert best_choice(torch.tensor([[1.0, 1.0], [2.0, 1.0]]), [[0], [1]]) == [[1], [0]]
+    assert best_choice(torch.tensor([[1.0, 1.0], [2.0, 1.0]]), [[0], [1]]) == [1, 0]

@@ -67,7 +67,7 @@ def load_and_run(source: Backbone) -> dict[str, Any]:
                 model.generate(
                     batch([rank] * 4, seed=rank),
                     Decoding(num_beams=beams, max_new_tokens=3 + 2 * rank),
-                    synced_gpus=True,
+                    synced=True,
                 )
                 for beams in (1, 2)
             ]

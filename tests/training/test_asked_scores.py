@@ -14,10 +14,10 @@ from tests.rank_pool import RankPool
 from tests.training.world import world_recipe
 from vlds import cli
 from vlds.config import Recipe
-from vlds.data import Source
+from vlds.data.eval_order import Survey
 from vlds.metrics import coco_package
-from vlds.tasks import GQA, NLVR2, Caption
-from vlds.training.evaluate import evaluation_sources, merge_and_score
+from vlds.tasks import GQA, Caption
+from vlds.training.evaluate import evaluation_sources
 from vlds.training.loop import train
 
 
@@ -51,13 +51,10 @@ def test_a_file_that_a_score_needs_is_asked_for(world: Path, tmp_path: Path) -> 
 
 
 def test_an_example_that_shares_its_id_is_not_left_out_in_silence() -> None:
-    """Two data sets with ids of their own, "0" and so on, evaluated as one."""
-    source = Source("nlvr2", NLVR2(), [], 1.0)
-    reference = {"answer": "true", "sentence": "Both are red."}
-    ranks = [([("0", ("true", reference))], []), ([("0", ("false", reference))], [])]
+    """It is refused when the data are first read, before anything is decoded."""
     with pytest.raises(ValueError, match="1 ids stand twice in the data that are evaluated"):
-        merge_and_score(source, ranks)
-    assert merge_and_score(source, ranks[:1]).scores["accuracy"] == 1.0
+        Survey(ids=["0", "1", "0"]).check()
+    Survey(ids=["0", "1"]).check()
 
 
 def run_recipe(recipe: Recipe) -> int:

@@ -2,25 +2,51 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
-from dataclasses import replace
+import re
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest import mock
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from data_prep.writer import SampleRecord, write_dataset
 from tests.rank_pool import RankPool
 from tests.training.world import picture, records, world_recipe
 from vlds import cli
-from vlds.artifact import load_run
+from vlds.artifact import load_run, own_tensors, save_artifact
 from vlds.config import Recipe
-from vlds.training.engine import start_ranks
-from vlds.training.evaluate import Evaluation, evaluate, evaluation_sources
+from vlds.models.build import build_model
+from vlds.training.best import BestStep
+from vlds.training.deepspeed_config import complete_deepspeed_config, plan_batches
+from vlds.training.engine import Engine, start_ranks
+from vlds.training.evaluate import Evaluator, evaluation_sources
+from vlds.training.evaluation import Evaluation
+from vlds.training.inference import with_data
 from vlds.training.loop import train
+from vlds.training.optim import parameter_groups
+from vlds.training.prediction_files import read_pairs
 
 NUM_QUESTIONS = 48
+
+
+def progress_of(run: Path, folder: str) -> list[str]:
+    """What a rank says while it evaluates, if it may speak after each batch."""
+    loaded = load_run(run)
+    recipe = with_data(loaded.recipe, [f"vqa={folder}"])
+    recipe = replace(recipe, data=replace(recipe.data, eval_batch_size=7))
+    said: list[str] = []
+    evaluator = Evaluator(
+        recipe, evaluation_sources(recipe), loaded.tokenizer, start_ranks(60), said.append
+    )
+    with mock.patch("vlds.training.evaluate.SECONDS_BETWEEN_LINES", -1.0):
+        evaluator(loaded.model)
+    return said
 
 
 def run_recipe(recipe: Recipe) -> int:
@@ -46,7 +72,7 @@ def evaluate_on(run: Path, folder: str) -> list[Evaluation]:
         data=replace(loaded.recipe.data, eval_batch_size=5),
     )
     ranks = start_ranks(60)
-    return evaluate(loaded.model, recipe, evaluation_sources(recipe), loaded.tokenizer, ranks)
+    return Evaluator(recipe, evaluation_sources(recipe), loaded.tokenizer, ranks)(loaded.model)
 
 
 def test_ranks_share_the_work(run: Path, world: Path, ranks2: RankPool, ranks4: RankPool) -> None:
@@ -60,6 +86,95 @@ def test_ranks_share_the_work(run: Path, world: Path, ranks2: RankPool, ranks4: 
     assert two.predictions == four.predictions
     assert two.scores == four.scores
     assert two.unreadable == []
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How an evaluation is run; nothing of it may change a prediction."""
+
+    stage: int
+    num_workers: int = 0
+
+
+def evaluate_under(run: Path, world: Path, out: Path, setting: Setting) -> int:
+    """Evaluate a run inside DeepSpeed's engine, with an odd number of questions and two tasks."""
+    loaded = load_run(run)
+    recipe = world_recipe(world, run, stage=setting.stage)
+    caption = replace(recipe.tasks["caption"], evaluate=[str(world / "caption")])
+    recipe = replace(
+        recipe,
+        tasks=recipe.tasks | {"caption": caption},
+        data=replace(recipe.data, eval_batch_size=7, num_workers=setting.num_workers),
+    )
+    ranks = start_ranks(60)
+    plan = plan_batches(12, None, ranks.world_size)
+    engine = Engine(
+        loaded.model,
+        parameter_groups(loaded.model, recipe),
+        complete_deepspeed_config(Path(recipe.training.deepspeed), recipe, plan),
+        ranks=ranks,
+        tasks=list(recipe.tasks.values()),
+    )
+    evaluator = Evaluator(recipe, evaluation_sources(recipe), loaded.tokenizer, ranks)
+    with engine.evaluation() as model:
+        evaluations = evaluator(model)
+    for evaluation in evaluations:
+        evaluation.write(out)
+    engine.close()
+    return sum(len(evaluation.predictions) for evaluation in evaluations)
+
+
+@pytest.fixture(scope="module")
+def talkative(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run, untrained, whose answers are many: all weights are large."""
+    recipe = world_recipe(world, tmp_path_factory.mktemp("talkative"))
+    tokenizer = recipe.backbone.load_tokenizer()
+    torch.manual_seed(1)
+    model = build_model(recipe.model, list(recipe.tasks), torch.float32, tokenizer)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 2
+    folder = Path(recipe.output)
+    save_artifact(folder / "artifact", own_tensors(model), recipe, tokenizer)
+    return folder
+
+
+def written_by(pool: RankPool, run: Path, world: Path, out: Path) -> list[list[bytes]]:
+    """The files of predictions under both stages."""
+    files = []
+    for stage in (2, 3):
+        folder = out / f"{pool.world_size}-{stage}"
+        setting = Setting(stage, num_workers=int(pool.world_size == 3 and stage == 2))
+        counts = pool.run(evaluate_under, run, world, folder, setting, timeout=120)
+        assert counts == [NUM_QUESTIONS + 10] + [0] * (pool.world_size - 1)
+        files.append([(folder / f"{task}.jsonl").read_bytes() for task in ("vqa", "caption")])
+    return files
+
+
+def test_ranks_and_stages_change_no_prediction(
+    talkative: Path, world: Path, ranks2: RankPool, ranks4: RankPool, tmp_path: Path
+) -> None:
+    """58 examples in batches of at most 7: neither divides among the ranks."""
+    first, *others = [
+        files for pool in (ranks2, ranks4) for files in written_by(pool, talkative, world, tmp_path)
+    ]
+    assert others == [first] * 3
+    answers = [json.loads(line)["prediction"] for line in first[0].splitlines()]
+    assert len(answers) == NUM_QUESTIONS
+    assert len(set(answers)) > 5
+
+
+@pytest.mark.slow
+def test_worlds_of_one_and_three(
+    talkative: Path, world: Path, ranks2: RankPool, tmp_path: Path
+) -> None:
+    first, _ = written_by(ranks2, talkative, world, tmp_path)
+    for size in (1, 3):
+        pool = RankPool(size)
+        try:
+            assert written_by(pool, talkative, world, tmp_path) == [first] * 2
+        finally:
+            pool.close()
 
 
 def test_training_wrote_the_same_predictions(run: Path, world: Path, ranks2: RankPool) -> None:
@@ -92,16 +207,170 @@ def test_an_unreadable_picture_scores_as_no_answer(
     assert all("truncated" in line for line in evaluation.unreadable)
 
 
-def evaluate_at(run: Path, data: str, cache: Path, out: Path) -> int:
-    """`vlds evaluate --data URL` on a rank, with a cache of the test's own."""
-    with mock.patch.dict(os.environ, {"XDG_CACHE_HOME": str(cache)}):
-        return cli.main(["evaluate", "--run", str(run), "--data", data, "--predictions", str(out)])
+def command(words: list[str], cache: Path | None = None) -> tuple[int, str]:
+    """A command of `vlds` on a rank: its exit code and what it prints."""
+    place = {} if cache is None else {"XDG_CACHE_HOME": str(cache)}
+    out = io.StringIO()
+    with mock.patch.dict(os.environ, place), redirect_stdout(out), redirect_stderr(out):
+        code = cli.main(words)
+    return code, out.getvalue()
 
 
 def test_data_at_a_url(run: Path, world: Path, ranks2: RankPool, tmp_path: Path) -> None:
     url = f"vqa=file://{world}/vqa"
     cache, out = tmp_path / "cache", tmp_path / "out"
-    assert ranks2.run(evaluate_at, run, url, cache, out, timeout=120) == [0, 0]
+    words = ["evaluate", "--run", str(run), "--data", url, "--out", str(out)]
+    assert [code for code, _ in ranks2.run(command, words, cache, timeout=120)] == [0, 0]
     own = run / "predictions" / "step-00000010" / "vqa.jsonl"
     assert (out / "vqa.jsonl").read_bytes() == own.read_bytes()
     assert len(list((cache / "vlds").glob("*.tar"))) == 3
+
+
+def test_the_first_rank_says_how_far_it_is(talkative: Path, world: Path, ranks2: RankPool) -> None:
+    first, other = ranks2.run(progress_of, talkative, str(world / "vqa"), timeout=120)
+    assert other == []
+    assert len(first) == 3  # of its four batches; the end is told otherwise
+    line = r"vqa: (\d+) of 48 examples  [\d,]+ examples/s  00:0\d:\d\d left"
+    counts = [int(found[1]) for text in first if (found := re.fullmatch(line, text))]
+    assert counts == [12, 24, 36]
+    assert max(map(len, first)) <= 80
+
+
+def test_only_listed_answers(
+    talkative: Path, world: Path, ranks2: RankPool, tmp_path: Path
+) -> None:
+    """The list may come when the run is there, and is one option beside others."""
+    listed = tmp_path / "answers.json"
+    listed.write_text(json.dumps(["red", "green", "blue", "it is"]), encoding="utf-8")
+    words = ["evaluate", "--run", str(talkative), "--data", f"vqa={world}/vqa"]
+    words += ["--out", str(tmp_path), "--tasks.vqa.decoding.answers", str(listed)]
+    for beams in ("1", "3"):
+        found = [*words, "--tasks.vqa.decoding.num_beams", beams]
+        (code, out), _ = ranks2.run(command, found, timeout=120)
+        assert code == 0, out
+        lines = (tmp_path / "vqa.jsonl").read_text("utf-8").splitlines()
+        answers = [json.loads(line)["prediction"] for line in lines]
+        assert len(answers) == NUM_QUESTIONS
+        assert set(answers) <= {"red", "green", "blue", "it is"}
+        assert f"vqa ({NUM_QUESTIONS} examples)" in out
+        assert (tmp_path / "scores.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (
+            ["--tasks.vqa.decoding.answers", "no.json"],
+            "tasks.vqa.decoding.answers: no.json: No such",
+        ),
+        (["--optimizer.eps", "1"], "--optimizer.eps: no option of this command, nor a key of the"),
+        (["--tasks.vqa.decoding.num_beam", "2"], "num_beam"),
+    ],
+)
+def test_changes_that_cannot_be(
+    talkative: Path, world: Path, ranks2: RankPool, words: list[str], complaint: str
+) -> None:
+    whole = ["evaluate", "--run", str(talkative), "--data", f"vqa={world}/vqa", *words]
+    for code, out in ranks2.run(command, whole, timeout=120):
+        assert code == 2
+        assert complaint in out
+
+
+def test_predict_writes_what_a_leaderboard_takes(
+    talkative: Path, ranks2: RankPool, tmp_path: Path
+) -> None:
+    """A test split without labels, through the command; the file holds what our own does."""
+    unlabelled = [
+        SampleRecord(
+            id=record.id,
+            members=record.members,
+            json={
+                "annotations": [
+                    {"id": str(100 * n + k), "question": given["question"]}
+                    for k, given in enumerate(record.json["annotations"])
+                ]
+            },
+        )
+        for n, record in enumerate(records("vqa", 9))
+    ]
+    write_dataset(tmp_path / "data", name="vqav2", kind="vqa", split="test", records=unlabelled)
+    words = ["predict", "--run", str(talkative), "--data", f"vqa={tmp_path}/data"]
+    (code, out), (_, other) = ranks2.run(command, [*words, "--out", str(tmp_path)], timeout=120)
+    assert (code, other) == (0, "")
+    assert out.splitlines() == [
+        "vqa (18 examples)",
+        f"predictions: {tmp_path}",
+        f"{tmp_path}/vqav2-test.json",
+    ]
+    own = dict(read_pairs(tmp_path / "vqa.jsonl"))
+    told = json.loads((tmp_path / "vqav2-test.json").read_text("utf-8"))
+    assert {str(entry["question_id"]): entry["answer"] for entry in told} == own
+    assert len(own) == 18
+    both = [*words, "--image", "x.jpg"]
+    assert "--image, --data: give pictures, or data sets" in ranks2.run(command, both)[0][1]
+
+
+def train_for_best(world: Path, output: Path, best: str) -> int:
+    """Ten steps with an evaluation after each fifth."""
+    recipe = world_recipe(world, output)
+    training = replace(recipe.training, evaluate_every=5, best=best, save_every=10)
+    return train(replace(recipe, training=training))
+
+
+def test_the_best_step_is_kept(world: Path, ranks2: RankPool, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert ranks2.run(train_for_best, world, run, "vqa/exact_match", timeout=120) == [0, 0]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    scores = {
+        line["step"]: line["scores"]["vqa"]["exact_match"] for line in lines if "scores" in line
+    }
+    assert scores.keys() == {5, 10}
+    step = 5 if scores[5] >= scores[10] else 10
+    told = json.loads((run / "best.json").read_text("utf-8"))
+    assert told == {"score": "vqa/exact_match", "value": scores[step], "step": step}
+    best, last = (load_file(run / name / "weights.safetensors") for name in ("best", "artifact"))
+    same = all(torch.equal(best[name], last[name]) for name in last)
+    assert same == (step == 10)
+    # It is a run like any other, and has the score that it was kept for.
+    evaluation = ranks2.run(evaluate_on, run / "best", str(world / "vqa"), timeout=120)[0][0]
+    assert evaluation.scores["exact_match"] == scores[step]
+
+
+@pytest.mark.parametrize(
+    ("best", "complaint"),
+    [
+        ("vqa/accuracy", "the scores of vqa are .*vqa/exact_match"),
+        ("caption/CIDEr", "give TASK/SCORE with one of the tasks that are evaluated: vqa"),
+    ],
+)
+def test_a_score_that_there_is_not(
+    world: Path, ranks2: RankPool, tmp_path: Path, best: str, complaint: str
+) -> None:
+    """Refused before training, by all ranks."""
+    with pytest.raises(AssertionError, match=f"training.best: got '{best}'; {complaint}"):
+        ranks2.run(train_for_best, world, tmp_path / "run", best, timeout=60)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_best_of_one_evaluation_is_no_choice(world: Path, tmp_path: Path) -> None:
+    training = world_recipe(world, tmp_path).training
+    with pytest.raises(ValueError, match=r"^best: got 'vqa/exact_match', but evaluate_every is 0"):
+        replace(training, best="vqa/exact_match")
+
+
+def test_the_highest_value_is_the_best(tmp_path: Path) -> None:
+    """Also of a resumed run, and never that of another score."""
+    best = BestStep("vqa/accuracy", tmp_path / "best", resumed=False)
+    told = [
+        Evaluation("gqa", {"accuracy": 1.0}, {}, {}),
+        Evaluation("vqa", {"accuracy": 0.5}, {}, {}),
+    ]
+    assert best.better(told) == 0.5
+    best.note(0.5, 10)
+    for name, resumed, found in (
+        ("vqa/accuracy", True, None),
+        ("vqa/accuracy", False, 0.5),
+        ("gqa/accuracy", True, 1.0),
+    ):
+        assert BestStep(name, tmp_path / "best", resumed=resumed).better(told) == found
+    assert best.better([]) is None

@@ -7,6 +7,8 @@ learn visibly worse. (The original code has the softmax in float32, too.)
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -35,6 +37,8 @@ def cpu_attention(
     key, value, attention_mask, position_bias = extended(
         module, key, value, attention_mask, position_bias
     )
+    rows = len(query)
+    query = beside(query, len(key))
     scores = torch.matmul(query, key.transpose(2, 3))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if scale != 1.0:  # T5 has none
@@ -44,7 +48,8 @@ def cpu_attention(
     precise = torch.promote_types(scores.dtype, torch.float32)
     weights = F.softmax(scores, dim=-1, dtype=precise).to(query.dtype)
     weights = F.dropout(weights, p=dropout, training=module.training)
-    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+    outputs = torch.matmul(weights, value).transpose(1, 2).contiguous()
+    return outputs.view(rows, -1, *outputs.shape[2:]), weights
 
 
 def extended_attention(
@@ -60,10 +65,26 @@ def extended_attention(
     key, value, attention_mask, position_bias = extended(
         module, key, value, attention_mask, position_bias
     )
-    outputs: tuple[Tensor, Tensor | None] = AttentionInterface()["sdpa"](
-        module, query, key, value, attention_mask, position_bias=position_bias, **kwargs
+    outputs, weights = AttentionInterface()["sdpa"](
+        module,
+        beside(query, len(key)),
+        key,
+        value,
+        attention_mask,
+        position_bias=position_bias,
+        **kwargs,
     )
-    return outputs
+    return outputs.reshape(len(query), -1, *outputs.shape[2:]), weights
+
+
+def beside(query: Tensor, num: int) -> Tensor:
+    """(num * k, heads, l, d) queries over keys of `num` examples -> (num, heads, k * l, d): beams
+    stand beside each other, since they read the same states."""
+    if len(query) == num:
+        return query
+    assert query.shape[2] == 1, "beams write one token at a time"
+    folded: Tensor = query.unflatten(0, (num, -1)).transpose(1, 2).flatten(2, 3)
+    return folded
 
 
 def extended(
@@ -85,6 +106,20 @@ def use_extensions(model: Any) -> None:
     found = any(hasattr(module, "key_value_extensions") for module in model.modules())
     if found and model.config._attn_implementation != CPU_ATTENTION:
         model.set_attn_implementation(EXTENDED_ATTENTION)
+
+
+@contextmanager
+def beams_share_states(model: Any, num_beams: int) -> Iterator[None]:
+    """Inside, the decoder may read the encoder's states of an example once for all its beams."""
+    before = model.config._attn_implementation
+    if num_beams == 1 or before in (CPU_ATTENTION, EXTENDED_ATTENTION):
+        yield
+        return
+    model.set_attn_implementation(EXTENDED_ATTENTION)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 AttentionInterface.register(CPU_ATTENTION, cpu_attention)

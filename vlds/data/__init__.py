@@ -2,6 +2,7 @@
 
 from vlds.data.decode import decode_image
 from vlds.data.errors import BadSample, ErrorPolicy, ShardError
+from vlds.data.eval_order import EvalOrder
 from vlds.data.index import index_folder
 from vlds.data.info import DatasetInfo, ShardInfo
 from vlds.data.mixed_stream import MixedStream
@@ -17,6 +18,7 @@ __all__ = [
     "Dataset",
     "DatasetInfo",
     "ErrorPolicy",
+    "EvalOrder",
     "EvalStream",
     "MixedStream",
     "SequentialStream",

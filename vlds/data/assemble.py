@@ -55,12 +55,8 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
         policy: ErrorPolicy,
         cache_bytes: int,
         first_task: int = 0,
-        size: int | None = None,
     ) -> None:
-        """`seed` None means evaluation: nothing is drawn and bad samples are not valid.
-
-        `size`: positions that there are, where they end.
-        """
+        """`seed` None means evaluation: nothing is drawn and bad samples are not valid."""
         self.sources = sources
         self.order = order
         self.tokenizer = tokenizer
@@ -68,16 +64,14 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
         self.seed = seed
         self.policy = policy
         self.first_task = first_task
-        self.size = size
         self._cache = PictureCache(cache_bytes)
         self._draws = None if seed is None else Draws(seed)
         self._num_images = 0
 
     def __getitems__(self, positions: list[int]) -> Parcel:
-        """The batch of these positions; those beyond the end repeat the last example, not valid."""
+        """The batch of these positions."""
         parcel = Parcel(positions)
-        last = positions[-1] if self.size is None else self.size - 1
-        places = self.order.at(np.minimum(np.array(positions, np.int64), last))
+        places = self.order.at(np.array(positions, np.int64))
         numbers, samples, annotations = (p.tolist() for p in places)
         opened = OpenedSamples(
             self.sources,
@@ -93,7 +87,7 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
                 row = self._row(position, place, opened, parcel.bad)
                 if row is None:
                     return parcel
-                rows.append(row if position <= last else row._replace(valid=False))
+                rows.append(row)
             self._num_images = max(self._num_images, len(opened.stack))
             parcel.batch = collate(
                 rows,
@@ -159,14 +153,11 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
         attempt: int,
     ) -> Example:
         """`number`: the sample's, in the source."""
-        rng = None if self._draws is None else self._draws.at(position, attempt)
-        which = None if annotation == WHOLE_SAMPLE else annotation
-        example = source.task.example(source.name, sample, which, rng)
-        if rng is not None:
-            require_target(source.name, example, sample)
-        if rng is None and len(source.datasets) > 1:
-            # Ids are unique within a data set only, and predictions go by them.
-            example = replace(example, id=f"{source.locate(number)[0].label}/{example.id}")
+        if self._draws is None:
+            return source.fixed_example(number, sample, annotation)
+        rng = self._draws.at(position, attempt)
+        example = source.task.example(source.name, sample, annotation, rng)
+        require_target(source.name, example, sample)
         return example
 
     def _substitute(
@@ -196,7 +187,7 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
         dataset, local = source.locate(sample)
         id, reference = "", None
         if content is not None and content.fault is not None and self.seed is None:
-            example = self._example(source, sample, content.sample, annotation, position, 0)
+            example = source.fixed_example(sample, content.sample, annotation)
             id, reference = example.id, example.reference
         return BadSample(
             position=position,

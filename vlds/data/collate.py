@@ -84,7 +84,7 @@ def collate(
     rows: Sequence[Row], stack: ImageStack, tokenizer: Any, *, features: bool, evaluation: bool
 ) -> Batch:
     """Put rows together, padded on the right. `features` says what is on the stack."""
-    prompts = _tokens(tokenizer, [(r.example.prompt, r.max_prompt_tokens) for r in rows])
+    prompts = token_ids(tokenizer, [(r.example.prompt, r.max_prompt_tokens) for r in rows])
     input_ids = _padded(prompts, tokenizer.pad_token_id)
     lengths = torch.tensor([len(tokens) for tokens in prompts])
     images = stack.tensor()
@@ -110,12 +110,12 @@ def _labels(rows: Sequence[Row], tokenizer: Any) -> Tensor | None:
         return None
     texts = [(rows[n].example.target or "", rows[n].max_target_tokens) for n in with_target]
     targets: list[list[int]] = [[] for _ in rows]
-    for n, tokens in zip(with_target, _tokens(tokenizer, texts), strict=True):
+    for n, tokens in zip(with_target, token_ids(tokenizer, texts), strict=True):
         targets[n] = tokens
     return _padded(targets, IGNORED_LABEL)
 
 
-def _tokens(tokenizer: Any, texts: Sequence[tuple[str, int]]) -> list[list[int]]:
+def token_ids(tokenizer: Any, texts: Sequence[tuple[str, int]]) -> list[list[int]]:
     """Token numbers of (text, most tokens) pairs: one call of the tokenizer for each limit.
 
     Equal texts, frequent among prompts and answers of one batch, are tokenized once.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch.utils.data
@@ -14,15 +14,15 @@ from vlds.schema import Batch
 
 
 class Positions:
-    """This rank's lists of positions: for ever, or up to the last batch of an evaluation."""
+    """This rank's lists of positions, for ever."""
 
-    def __init__(self, start: int, size: int, slot: tuple[int, int], end: int | None) -> None:
-        self.start, self.size, self.end = start, size, end
+    def __init__(self, start: int, size: int, slot: tuple[int, int]) -> None:
+        self.start, self.size = start, size
         self.world_size, self.global_rank = slot
 
     def __iter__(self) -> Iterator[list[int]]:
         at = self.start
-        while self.end is None or at < self.end:
+        while True:
             first = at + self.global_rank * self.size
             yield list(range(first, first + self.size))
             at += self.world_size * self.size
@@ -64,7 +64,7 @@ def batch_of(parcel: Parcel) -> Batch:
 
 
 def make_loader(
-    assembler: torch.utils.data.Dataset[Parcel], positions: Positions, num_workers: int
+    assembler: torch.utils.data.Dataset[Parcel], positions: Iterable[list[int]], num_workers: int
 ) -> torch.utils.data.DataLoader[Parcel]:
     """Torch's loader over lists of positions, in order."""
     if num_workers:

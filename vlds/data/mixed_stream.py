@@ -93,7 +93,7 @@ class MixedStream(ABC):
         return self._batches(self._iteration)
 
     def _batches(self, iteration: int) -> Iterator[Batch]:
-        positions = Positions(self._consumed, self.micro_batch_size, self._slot, None)
+        positions = Positions(self._consumed, self.micro_batch_size, self._slot)
         loader = make_loader(self._assemble(), positions, self._num_workers)
         for parcel in loader:
             if iteration != self._iteration:

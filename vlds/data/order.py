@@ -7,7 +7,8 @@ resuming is a seek.
     randomness.py    random numbers by key
     epoch_order.py   a source's annotations, permuted anew in every epoch
     mixture.py       sources in exact proportions: the order of training
-    here             the order of evaluation; what differs between two orders
+    eval_order.py    every example once: the order of evaluation
+    here             what differs between two orders
 """
 
 from __future__ import annotations
@@ -16,33 +17,8 @@ from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from vlds.data.randomness import Ints
-
 WHOLE_SAMPLE = -1
 """Annotation number that stands for all annotations of a sample."""
-
-
-class PlainOrder:
-    """Positions of an evaluation: annotations (or whole samples) as they lie in the shards."""
-
-    def __init__(self, counts: NDArray[np.unsignedinteger[Any]], *, whole_samples: bool) -> None:
-        """`counts`: annotations of each sample."""
-        self._ends = np.cumsum(counts, dtype=np.int64)
-        self._counts = counts.astype(np.int64)
-        self.whole_samples = whole_samples
-        total = len(counts) if whole_samples else int(self._ends[-1]) if len(counts) else 0
-        self.size = total
-
-    def at(self, positions: Ints) -> tuple[Ints, Ints, Ints]:
-        """Source (always 0), sample and annotation number of each position below `size`."""
-        none = np.zeros_like(positions)
-        if self.whole_samples:
-            return none, positions, np.full_like(positions, WHOLE_SAMPLE)
-        samples = np.searchsorted(self._ends, positions, side="right")
-        return none, samples, positions - (self._ends - self._counts)[samples]
 
 
 def hashed(value: Any) -> str:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 
+from vlds.data.order import WHOLE_SAMPLE
 from vlds.data.store import Dataset
-from vlds.schema import ImageSpec, Sample, SkipSample
+from vlds.schema import Example, ImageSpec, Sample, SkipSample
 from vlds.tasks.base import Task
 
 
@@ -41,6 +42,18 @@ class Source:
         """Data set that holds a sample of the source, and the sample's number in it."""
         number = bisect_right(self.first_sample, sample) - 1
         return self.datasets[number], sample - self.first_sample[number]
+
+    def fixed_example(self, number: int, sample: Sample, annotation: int) -> Example:
+        """What evaluation asks about a sample of the source, by its number there.
+
+        Ids are unique within a data set only, and predictions go by them: where there are several
+        data sets, they begin with the data set's name and split.
+        """
+        whole = annotation == WHOLE_SAMPLE
+        example = self.task.example(self.name, sample, None if whole else annotation, None)
+        if len(self.datasets) > 1:
+            example = replace(example, id=f"{self.locate(number)[0].label}/{example.id}")
+        return example
 
     def check(self, image: ImageSpec | None) -> None:
         """Check that there is data, each data set once, and of the sort that the model sees.

@@ -6,14 +6,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vlds.data.assemble import Assembler
 from vlds.data.errors import BadSample, ErrorPolicy
-from vlds.data.loader import Positions, batch_of, check_batch, make_loader
+from vlds.data.eval_order import EvalOrder
+from vlds.data.loader import batch_of, check_batch, make_loader
 from vlds.data.mixed_stream import CACHE_BYTES, MixedStream
 from vlds.data.mixture import Unit, mixed_order
-from vlds.data.order import PlainOrder, hashed
+from vlds.data.order import hashed
 from vlds.data.source import Source
 from vlds.schema import Batch, ImageSpec
 
@@ -96,27 +95,22 @@ class TrainStream(MixedStream):
 
 
 class EvalStream:
-    """Every example of a source once over all ranks, and as many batches on each of them."""
+    """One rank's part of an evaluation: some of its batches, whatever the number of ranks."""
 
     def __init__(
         self,
         source: Source,
+        order: EvalOrder,
         *,
         tokenizer: Any,
         image: ImageSpec | None,
-        micro_batch_size: int,
         world_size: int = 1,
         global_rank: int = 0,
         num_workers: int = 0,
         task_index: int = 0,
-        limit: int | None = None,
     ) -> None:
-        """`task_index`: number of the task in the recipe; `limit` keeps the first examples."""
+        """`task_index`: number of the task in the recipe."""
         source.check(image)
-        order = PlainOrder(
-            np.concatenate(source.counts), whole_samples=source.task.unit == "sample"
-        )
-        self.num_examples = order.size if limit is None else min(limit, order.size)
         self.bad: list[BadSample] = []
         """Examples of this rank that could not be read, as of the last iteration."""
         self._assembler = Assembler(
@@ -128,23 +122,19 @@ class EvalStream:
             policy=ErrorPolicy(),
             cache_bytes=0,
             first_task=task_index,
-            size=self.num_examples,
         )
-        slot = world_size, global_rank
-        self._positions = Positions(0, micro_batch_size, slot, self.num_examples)
+        self._batches = order.batches[global_rank::world_size]
         self._num_workers = num_workers
-        self._length = -(-self.num_examples // (micro_batch_size * world_size))
 
     def __len__(self) -> int:
-        """Batches, the same number on every rank."""
-        return self._length
+        """Batches of this rank."""
+        return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
         self.bad = []
-        for parcel in make_loader(self._assembler, self._positions, self._num_workers):
-            own = [entry for entry in parcel.bad if entry.position < self.num_examples]
+        for parcel in make_loader(self._assembler, self._batches, self._num_workers):
             first: dict[int, BadSample] = {}  # substitutes that are bad as well are of no interest
-            for entry in own:
+            for entry in parcel.bad:
                 first.setdefault(entry.position, entry)
             self.bad += first.values()
             yield batch_of(parcel)

@@ -93,14 +93,17 @@ class RecordedPrefix(nn.Module):
         self.length, self.routing = length, routing
         self.records = False
         self.pair = MadeForBatch()
+        self.tasks: list[int] = []
+        """Whose they are, in order; later some may have left the batch."""
 
     def forward(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """(b, heads, s, d) keys and values -> (b, heads, p + s, d)."""
         if self.records:
             # Without what other methods have put before them, and will again.
             self.pair.value = keys[:, :, -self.length :], values[:, :, -self.length :]
+            self.tasks = self.routing.tasks
             return keys, values
-        before = [self.routing.of_present(tensor) for tensor in self.pair.value]
+        before = [self.routing.of_present(tensor, self.tasks) for tensor in self.pair.value]
         return torch.cat([before[0], keys], dim=2), torch.cat([before[1], values], dim=2)
 
 

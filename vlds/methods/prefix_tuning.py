@@ -82,8 +82,9 @@ class Prefix(nn.Module):
         """(b, heads, s, d) keys and values -> (b, heads, p + s, d)."""
         pair = self.made.value[2 * self.number : 2 * self.number + 2]
         num_heads = keys.shape[1]
+        beams = self.routing.num_rows // len(keys)  # which share the keys of an example
         own = [
-            self.routing.of_rows(piece).unflatten(-1, (num_heads, -1)).transpose(1, 2)
+            self.routing.of_rows(piece)[::beams].unflatten(-1, (num_heads, -1)).transpose(1, 2)
             for piece in pair
         ]
         return torch.cat([own[0], keys], dim=2), torch.cat([own[1], values], dim=2)

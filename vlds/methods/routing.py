@@ -7,7 +7,7 @@ whatever tasks a rank holds: ZeRO-3 gathers weights module by module and would h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -40,17 +40,6 @@ class TaskRouting:
             self._inverse = torch.argsort(order).to(device, non_blocking=True)
 
     @contextmanager
-    def repeated(
-        self, times: int, task_index: Tensor, device: torch.device | str
-    ) -> Iterator[None]:
-        """Inside, every row stands `times` times in a row, as beam search repeats them."""
-        self.set(task_index.repeat_interleave(times), device)
-        try:
-            yield
-        finally:
-            self.set(task_index, device)
-
-    @contextmanager
     def each_task(self) -> Iterator[None]:
         """Inside, there is one row for each task of the batch."""
         index, device = self._index, self._rows.device
@@ -78,7 +67,7 @@ class TaskRouting:
             return stacked.expand(self.num_rows, *stacked.shape[1:])
         return stacked[self._rows]
 
-    def of_present(self, stacked: Tensor) -> Tensor:
-        """Tensors of the tasks present, as in `each_task`, (k, ...) -> each row's, (b, ...)."""
-        present = torch.tensor(self.tasks, device=stacked.device)
+    def of_present(self, stacked: Tensor, tasks: Sequence[int]) -> Tensor:
+        """Tensors of these tasks, as in `each_task`, (k, ...) -> each row's, (b, ...)."""
+        present = torch.tensor(tasks, device=stacked.device)
         return stacked[torch.searchsorted(present, self._rows)]

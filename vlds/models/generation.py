@@ -1,64 +1,115 @@
 """From encoder states to token ids: greedy, beam search, or a comparison of a few words.
 
-Greedy decoding is Hugging Face's. Beam search is our own loop inside its `generate`, because scores
-decide which beam wins and VL-Adapter's come from transformers 4.2: the sum of log-probabilities
-divided by the length that counts the start token, for open answers at the length limit too. Shapes:
-b examples, k beams, w words of vocabulary, l length.
+The loop is our own. What it saves beside Hugging Face's `generate`: the first step runs once an
+example, not once a beam; keys and values of the encoder's states are made and kept once an example;
+examples that are done leave the batch. Beam scores are those of transformers 4.2, as VL-Adapter has
+them: the sum of log-probabilities divided by the length that counts the start token, for open
+answers at the length limit too. Shapes: b examples, k beams, w words of vocabulary, l length.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import GenerationConfig
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.generation import (
+    ForcedEOSTokenLogitsProcessor,
+    LogitsProcessorList,
+    NoRepeatNGramLogitsProcessor,
+)
 
+from vlds.methods.routing import TaskRouting
+from vlds.models.answer_list import AnswerList
 from vlds.schema import Decoding
 
+LEAVE = 0.75
+"""Done examples leave the batch when no more than this share of it is still open."""
+Rules = Callable[[Tensor, Tensor], Tensor]
+"""Ids (r, l) and scores (r, w) of the next token -> scores."""
 
-def generation_config(model: Any, decoding: Decoding, beam_forces_eos: bool) -> GenerationConfig:
-    """Everything that steers `generate`, so that nothing comes from the checkpoint's own config."""
-    config = model.config
-    return GenerationConfig(
-        num_beams=decoding.num_beams,
-        max_length=1 + decoding.max_new_tokens,
-        early_stopping=decoding.early_stopping,
-        no_repeat_ngram_size=decoding.no_repeat_ngram_size,
-        do_sample=False,
-        use_cache=True,
-        length_penalty=1.0,
-        pad_token_id=config.pad_token_id,
-        eos_token_id=config.eos_token_id,
-        decoder_start_token_id=config.decoder_start_token_id,
-        forced_eos_token_id=config.eos_token_id
-        if decoding.num_beams > 1 and beam_forces_eos
-        else None,
-    )
+
+class Hypotheses(Protocol):
+    """What has been written so far for each example, `size` times."""
+
+    size: int
+    done: Tensor
+    """(b,) whether nothing can change any more."""
+    ids: Tensor
+    """(b, k, l)."""
+
+    def advance(self, scores: Tensor) -> Tensor | None:
+        """Extend by a token from scores (b * k, w); (b * k,) rows that go on, None for all."""
+
+    def best(self) -> Tensor:
+        """(b, limit) answers, padded."""
+
+    def select(self, examples: Tensor) -> None:
+        """Go on with these examples alone."""
+
+
+def rules(
+    decoding: Decoding, config: Any, listed: AnswerList | None, limit: int, forces_eos: bool
+) -> Rules:
+    """What bends the scores of the next token. Nothing comes from the checkpoint's own config."""
+    if listed is not None:
+        return listed
+    found = LogitsProcessorList()
+    if decoding.no_repeat_ngram_size:
+        found.append(NoRepeatNGramLogitsProcessor(decoding.no_repeat_ngram_size))
+    if decoding.num_beams > 1 and forces_eos:
+        found.append(ForcedEOSTokenLogitsProcessor(limit, config.eos_token_id))
+    return found  # type: ignore[no-any-return]
 
 
 def generate_ids(
-    model: Any,
-    states: Tensor,
-    mask: Tensor,
+    decoder: CachedDecoder,
     decoding: Decoding,
+    listed: AnswerList | None = None,
     *,
     beam_forces_eos: bool,
-    synced_gpus: bool = False,
+    synced: bool = False,
 ) -> Tensor:
-    """(b, l) ids with start token and padding; `synced_gpus`: ranks go on until all are done."""
-    loop = BeamSearch(decoding.length_counts_start, synced_gpus)
-    search = {"custom_generate": loop} if decoding.num_beams > 1 else {}
-    ids: Tensor = model.generate(
-        encoder_outputs=BaseModelOutput(last_hidden_state=states),
-        attention_mask=mask,
-        generation_config=generation_config(model, decoding, beam_forces_eos),
-        synced_gpus=synced_gpus,
-        **search,
+    """(b, l) ids with start token and padding; `synced`: ranks go on until all are done."""
+    config = decoder.config
+    limit = 1 + (decoding.max_new_tokens if listed is None else listed.longest)
+    bend = rules(decoding, config, listed, limit, beam_forces_eos)
+    num, device = decoder.num_examples, decoder.device
+    start = torch.full((num, decoding.num_beams, 1), config.decoder_start_token_id, device=device)
+    open_ones: Hypotheses = (
+        Greedy(start, limit, config)
+        if decoding.num_beams == 1
+        else Beams(start, limit, config, decoding)
     )
-    return ids
+    found = torch.full((num, limit), config.pad_token_id, device=device)
+    numbers = torch.arange(num, device=device)
+    over = False
+    while not (all_ranks(over, device) if synced else over):
+        logits = decoder.next_logits(open_ones.ids[..., -1], open_ones.size)
+        if over:
+            continue  # other ranks are still at work and need our part of the weights
+        scores = logits if decoding.num_beams == 1 else logits.log_softmax(-1)
+        decoder.keep(open_ones.advance(bend(open_ones.ids.flatten(0, 1), scores)))
+        num_open = len(numbers) - int(open_ones.done.sum())
+        over = num_open == 0 or open_ones.ids.shape[2] >= limit
+        if over or num_open <= LEAVE * len(numbers):
+            found[numbers] = open_ones.best()
+        if not over and num_open <= LEAVE * len(numbers):
+            stay = (~open_ones.done).nonzero().flatten()
+            numbers = numbers[stay]
+            open_ones.select(stay)
+            decoder.select(stay)
+    return found
+
+
+def all_ranks(over: bool, device: torch.device) -> bool:
+    """Whether all ranks are done. Collective."""
+    at_work = torch.tensor(float(not over), device=device)
+    dist.all_reduce(at_work)
+    return at_work.item() == 0
 
 
 def answers(ids: Tensor, eos_token_id: int) -> list[list[int]]:
@@ -70,76 +121,62 @@ def answers(ids: Tensor, eos_token_id: int) -> list[list[int]]:
     return found
 
 
-def best_choice(logits: Tensor, choices: list[list[int]]) -> list[list[int]]:
-    """(b, w) logits -> for each example the choice whose first token has the highest logit; ties go
-    to the last."""
+def best_choice(logits: Tensor, choices: list[list[int]]) -> list[int]:
+    """(b, w) logits -> for each example the number of the choice whose first token has the highest
+    logit; ties go to the last."""
     firsts = torch.tensor([choice[0] for choice in choices], device=logits.device)
     scores = logits[:, firsts].flip(-1)
-    return [choices[len(choices) - 1 - number] for number in scores.argmax(-1).tolist()]
+    return [len(choices) - 1 - number for number in scores.argmax(-1).tolist()]
 
 
-class BeamSearch:
-    """A decoding loop for `generate(custom_generate=...)`."""
+class Greedy:
+    """The one open answer of each example."""
 
-    def __init__(self, length_counts_start: bool, synced_gpus: bool) -> None:
-        self.length_counts_start = length_counts_start
-        self.synced_gpus = (
-            synced_gpus  # `generate` does not hand it on to loops that are not its own
-        )
+    size = 1
 
-    def __call__(
-        self,
-        model: Any,
-        input_ids: Tensor,
-        logits_processor: Any,
-        stopping_criteria: Any,
-        generation_config: Any,
-        **model_kwargs: Any,
-    ) -> Tensor:
-        """The best answer of each example (b, l), from start tokens (b * k, 1) and repeated encoder
-        states."""
-        decoder = CachedDecoder(model, model_kwargs)
-        beams = Beams(input_ids, generation_config)
-        over = False
-        while model._has_unfinished_sequences(over, self.synced_gpus, device=input_ids.device):
-            logits = decoder.next_logits(beams.last_tokens())
-            if over:
-                continue  # other ranks are still at work and need our part of the weights
-            log_probs = logits_processor(beams.flat_ids(), logits.log_softmax(-1))
-            decoder.reorder(beams.advance(log_probs))
-            over = beams.over()
-        return beams.best(self.length_counts_start)
+    def __init__(self, start: Tensor, limit: int, config: Any) -> None:
+        """`start`: (b, 1, 1)."""
+        self.ids = start
+        self.limit, self.eos, self.pad = limit, config.eos_token_id, config.pad_token_id
+        self.done = torch.zeros(len(start), dtype=torch.bool, device=start.device)
+
+    def advance(self, scores: Tensor) -> None:
+        """Append the best token; what is done gets padding."""
+        tokens = scores.argmax(-1).masked_fill(self.done, self.pad)
+        self.ids = extend(self.ids, tokens[:, None])
+        self.done = self.done | (tokens == self.eos)
+
+    def best(self) -> Tensor:
+        """(b, limit)."""
+        return padded(self.ids, self.limit, self.pad)[:, 0]
+
+    def select(self, examples: Tensor) -> None:
+        """Go on with these."""
+        self.ids, self.done = self.ids[examples], self.done[examples]
 
 
 class Beams:
     """The k open and the k best finished answers of each example."""
 
-    def __init__(self, start: Tensor, config: Any) -> None:
-        self.size, self.limit = config.num_beams, config.max_length
+    def __init__(self, start: Tensor, limit: int, config: Any, decoding: Decoding) -> None:
+        """`start`: (b, k, 1)."""
+        self.ids, self.limit = start, limit
         self.eos, self.pad = config.eos_token_id, config.pad_token_id
-        self.early_stopping = bool(config.early_stopping)
-        num = len(start) // self.size
-        shape, device = (num, self.size), start.device
-        self.ids = start.view(*shape, 1)
+        self.early_stopping = decoding.early_stopping
+        self.length_counts_start = decoding.length_counts_start
+        shape, device = start.shape[:2], start.device
+        self.size = shape[1]
         self.sums = torch.zeros(shape, device=device)
-        self.sums[:, 1:] = -1e9  # the beams are all equal at first, so only one may go on
+        self.sums[:, 1:] = -torch.inf  # the beams are all equal at first, so only one may go on
         self.finished_ids = torch.full((*shape, self.limit), self.pad, device=device)
         self.finished_scores = torch.full(shape, -torch.inf, device=device)  # falling
-        self.done = torch.zeros(num, dtype=torch.bool, device=device)
+        self.done = torch.zeros(len(start), dtype=torch.bool, device=device)
 
-    def flat_ids(self) -> Tensor:
-        """(b * k, l)."""
-        return self.ids.flatten(0, 1)
-
-    def last_tokens(self) -> Tensor:
-        """(b * k, 1)."""
-        return self.ids[..., -1:].flatten(0, 1)
-
-    def advance(self, log_probs: Tensor) -> Tensor:
+    def advance(self, scores: Tensor) -> Tensor:
         """Extend the beams by a token from log-probabilities (b * k, w); (b * k,) row that each one
-        came from."""
-        num_words = log_probs.shape[-1]
-        totals = self.sums[..., None] + log_probs.view(len(self.done), self.size, num_words)
+        came from. A beam whose sum is -inf is none."""
+        num_words = scores.shape[-1]
+        totals = self.sums[..., None] + scores.view(len(self.done), self.size, num_words)
         totals, chosen = totals.flatten(1).topk(2 * self.size, 1)
         parents, tokens = chosen // num_words, chosen % num_words
         ends = tokens == self.eos
@@ -151,53 +188,106 @@ class Beams:
         self.finish(ended, new)
         full = torch.isfinite(self.finished_scores).all(1)
         hopeless = self.finished_scores[:, -1] >= totals[:, 0] / length
-        self.done = self.done | (full & (hopeless | self.early_stopping))
         # The best k that do not end. There are k, since each of the k beams ends in one way at
         # most.
         goes_on = torch.argsort(ends.long(), dim=1, stable=True)[:, : self.size]
         self.sums, parents = totals.gather(1, goes_on), parents.gather(1, goes_on)
         self.ids = extend(take(self.ids, parents), tokens.gather(1, goes_on))
+        none_open = (self.sums == -torch.inf).all(1)
+        self.done = self.done | none_open | (full & (hopeless | self.early_stopping))
         first_rows = torch.arange(len(parents), device=parents.device)[:, None] * self.size
         rows: Tensor = first_rows + parents
         return rows.flatten()
 
     def finish(self, ids: Tensor, scores: Tensor) -> None:
         """Keep the best k of the old and the new finished answers; one with score -inf is none."""
-        ids = F.pad(ids, (0, self.limit - ids.shape[2]), value=self.pad)
+        ids = padded(ids, self.limit, self.pad)
         scores = torch.cat([self.finished_scores.to(scores.dtype), scores], 1)
         self.finished_scores, chosen = scores.topk(self.size, 1)
         self.finished_ids = take(torch.cat([self.finished_ids, ids], 1), chosen)
 
-    def over(self) -> bool:
-        """Whether nothing can change any more."""
-        return self.ids.shape[2] >= self.limit or bool(self.done.all())
+    def best(self) -> Tensor:
+        """(b, limit) best answers; those still open compete too."""
+        length = self.ids.shape[2] - (0 if self.length_counts_start else 1)
+        unfinished = (self.sums / length).masked_fill(self.done[:, None], -torch.inf)
+        scores = torch.cat([self.finished_scores.to(unfinished.dtype), unfinished], 1)
+        ids = torch.cat([self.finished_ids, padded(self.ids, self.limit, self.pad)], 1)
+        return take(ids, scores.argmax(1, keepdim=True))[:, 0]
 
-    def best(self, length_counts_start: bool) -> Tensor:
-        """(b, l) best answers; those still open at the limit compete too."""
-        length = self.ids.shape[2] - (0 if length_counts_start else 1)
-        self.finish(self.ids, (self.sums / length).masked_fill(self.done[:, None], -torch.inf))
-        return self.finished_ids[:, 0]
+    def select(self, examples: Tensor) -> None:
+        """Go on with these."""
+        for name in ("ids", "sums", "finished_ids", "finished_scores", "done"):
+            setattr(self, name, getattr(self, name)[examples])
 
 
 class CachedDecoder:
-    """One decoder step at a time over the cache that `generate` has made."""
+    """One decoder step at a time. Keys and values of the encoder's states stand once an example,
+    those of the tokens written once a beam."""
 
-    def __init__(self, model: Any, model_kwargs: dict[str, Any]) -> None:
-        self.model = model
+    def __init__(
+        self,
+        model: Any,
+        vocabulary_logits: Callable[[Tensor], Tensor],
+        states: Tensor,
+        mask: Tensor,
+        task_index: Tensor,
+        routing: TaskRouting,
+    ) -> None:
+        """`model`: Hugging Face's; encoder states (b, s, d), their mask (b, s), tasks (b,)."""
+        self.config, self.device = model.config, states.device
+        self._decoder = model.get_decoder()
+        self._vocabulary_logits = vocabulary_logits
+        self._routing, self._task_index = routing, task_index
+        self._states = states
+        lowest = torch.finfo(states.dtype).min
+        self._mask = torch.zeros_like(mask, dtype=states.dtype).masked_fill(~mask.bool(), lowest)
+        self._cache: dict[str, Any] = {}
+
+    @property
+    def num_examples(self) -> int:
+        """Examples that are still at work."""
+        return len(self._states)
+
+    def next_logits(self, last_tokens: Tensor, size: int) -> Tensor:
+        """(b, k) last tokens -> (b * k, w) logits in at least float32."""
+        repeat = 1
+        if not self._cache:  # all beams begin with the same token
+            last_tokens, repeat = last_tokens[:, :1], size
+        tasks = self._task_index.repeat_interleave(last_tokens.shape[1])
+        self._routing.set(tasks, self.device)
+        output = self._decoder(
+            input_ids=last_tokens.reshape(-1, 1),
+            encoder_hidden_states=self._states,
+            encoder_attention_mask=self._mask[:, None, None],
+            use_cache=True,
+            **self._cache,
+        )
         # transformers 5 has renamed the cache on its way.
-        self.cache_name = "cache" if "cache" in model_kwargs else "past_key_values"
-        names = ("encoder_outputs", "attention_mask", self.cache_name)
-        self.inputs = {name: model_kwargs[name] for name in names}
+        name = "cache" if "cache" in output else "past_key_values"
+        self._cache = {name: output[name]}
+        logits = self._vocabulary_logits(output.last_hidden_state[:, -1])
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return logits.repeat_interleave(repeat, 0) if repeat > 1 else logits
 
-    def next_logits(self, last_tokens: Tensor) -> Tensor:
-        """(b * k, w) in at least float32."""
-        output = self.model(decoder_input_ids=last_tokens, use_cache=True, **self.inputs)
-        logits: Tensor = output.logits[:, -1]
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    def keep(self, rows: Tensor | None) -> None:
+        """Let each row of the tokens written go on from another, of (b * k,); None: from itself."""
+        if rows is None:
+            return
+        (cache,) = self._cache.values()
+        own = cache.self_attention_cache
+        if (held := len(own.layers[0].keys)) < len(rows):
+            rows = rows // (len(rows) // held)  # after the first step there is one row an example
+        own.reorder_cache(rows)
 
-    def reorder(self, rows: Tensor) -> None:
-        """Let each row go on from the cache of another."""
-        self.inputs[self.cache_name].reorder_cache(rows)
+    def select(self, examples: Tensor) -> None:
+        """Go on with these examples alone."""
+        (cache,) = self._cache.values()
+        size = len(cache.self_attention_cache.layers[0].keys) // self.num_examples
+        rows = (examples[:, None] * size + torch.arange(size, device=self.device)).flatten()
+        cache.self_attention_cache.batch_select_indices(rows)
+        cache.cross_attention_cache.batch_select_indices(examples)
+        self._states, self._mask = self._states[examples], self._mask[examples]
+        self._task_index = self._task_index[examples.cpu()]
 
 
 def take(ids: Tensor, chosen: Tensor) -> Tensor:
@@ -208,3 +298,8 @@ def take(ids: Tensor, chosen: Tensor) -> Tensor:
 def extend(ids: Tensor, tokens: Tensor) -> Tensor:
     """(b, k, l) and (b, k) -> (b, k, l + 1)."""
     return torch.cat([ids, tokens[..., None]], dim=2)
+
+
+def padded(ids: Tensor, length: int, pad: int) -> Tensor:
+    """(b, k, l) -> (b, k, length)."""
+    return F.pad(ids, (0, length - ids.shape[2]), value=pad)

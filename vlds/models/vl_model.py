@@ -16,11 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlds.backbones.attention import beams_share_states
 from vlds.backbones.base import Backbone, unique_state
 from vlds.methods.base import is_own
 from vlds.methods.routing import TaskRouting
+from vlds.models.answer_list import AnswerList, read_answers
 from vlds.models.counts import Counts
-from vlds.models.generation import answers, best_choice, generate_ids
+from vlds.models.generation import CachedDecoder, answers, best_choice, generate_ids
 from vlds.models.visual_embedding import VisualEmbedding
 from vlds.schema import IGNORED_LABEL, Batch, Decoding
 from vlds.vision.base import GridEncoder
@@ -69,6 +71,7 @@ class VLModel(nn.Module):
         self.parts: dict[str, str] = {}
         """Trainable parameter -> method that trains it, or "norms", or "visual_embedding"."""
         self.sources = Sources()
+        self.answer_lists: dict[Any, AnswerList] = {}
 
     # Training.
 
@@ -183,19 +186,31 @@ class VLModel(nn.Module):
 
     # Answers.
 
+    def answer(self, batch: Batch, decoding: Decoding) -> list[str]:
+        """Each example's answer as text."""
+        found = self.generate(batch, decoding)
+        if decoding.choices is not None:
+            ids = map(tuple, self.choice_ids(decoding.choices))
+            known = dict(zip(ids, decoding.choices, strict=True))
+            return [known[tuple(tokens)] for tokens in found]
+        if (listed := self.answer_list(decoding)) is not None:
+            end = self.backbone.config.eos_token_id
+            return [listed.texts[*tokens, end] for tokens in found]
+        texts = self.tokenizer.batch_decode(found, skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
     @torch.no_grad()
-    def generate(
-        self, batch: Batch, decoding: Decoding, synced_gpus: bool = False
-    ) -> list[list[int]]:
+    def generate(self, batch: Batch, decoding: Decoding, synced: bool = False) -> list[list[int]]:
         """Token ids of each example's answer, without start token and </s>.
 
-        `synced_gpus`: go on until all ranks are done, which ZeRO-3 needs while weights are
-        partitioned.
+        `synced`: go on until all ranks are done, which ZeRO-3 needs while weights are partitioned.
         """
         states, mask = self.encode(batch)
         if decoding.choices is not None:
-            return best_choice(self.choice_logits(states, mask), self.choice_ids(decoding.choices))
-        ids = self.generated_ids(batch, states, mask, decoding, synced_gpus)
+            choices = self.choice_ids(decoding.choices)
+            chosen = best_choice(self.choice_logits(states, mask), choices)
+            return [choices[number] for number in chosen]
+        ids = self.generated_ids(batch, states, mask, decoding, synced)
         return answers(ids, self.backbone.config.eos_token_id)
 
     def generated_ids(
@@ -204,18 +219,32 @@ class VLModel(nn.Module):
         states: Tensor,
         mask: Tensor,
         decoding: Decoding,
-        synced_gpus: bool = False,
+        synced: bool = False,
     ) -> Tensor:
         """(b, l) ids from encoder states, with start token and padding."""
-        with self.routing.repeated(decoding.num_beams, batch.task_index, states.device):
+        decoder = CachedDecoder(
+            self.backbone, self.vocabulary_logits, states, mask, batch.task_index, self.routing
+        )
+        with beams_share_states(self.backbone, decoding.num_beams):
             return generate_ids(
-                self.backbone,
-                states,
-                mask,
+                decoder,
                 decoding,
+                self.answer_list(decoding),
                 beam_forces_eos=self.family.beam_forces_eos,
-                synced_gpus=synced_gpus,
+                synced=synced,
             )
+
+    def answer_list(self, decoding: Decoding) -> AnswerList | None:
+        """The list that answers come from, kept for the next batch; None where they are free.
+
+        Errors: ValueError where the list cannot be read.
+        """
+        if decoding.answers is None:
+            return None
+        if (found := self.answer_lists.get(decoding.answers)) is None:
+            found = AnswerList(read_answers(decoding.answers), self.tokenizer)
+            self.answer_lists[decoding.answers] = found
+        return found.to(self.backbone.device)
 
     def choice_logits(self, states: Tensor, mask: Tensor) -> Tensor:
         """(b, w) logits of the first real token of an answer."""

@@ -2,51 +2,34 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
-import torch
+import numpy as np
 
-from vlds.config import DataConfig, Recipe
+from vlds.config import Recipe
 from vlds.data import (
     Dataset,
+    EvalOrder,
     EvalStream,
     Source,
     StreamedSource,
     open_dataset,
     open_streamed,
 )
+from vlds.data.cache import ShardCache
+from vlds.data.eval_order import Survey, survey
+from vlds.models.answer_list import read_answers
 from vlds.models.vl_model import VLModel
 from vlds.schema import Batch
-from vlds.tasks.base import Task, by_id
+from vlds.tasks.base import Task
 from vlds.training.distributed import Ranks
+from vlds.training.evaluation import Decoded, Evaluation
 
 GREY = 128
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One task on its data."""
-
-    task: str
-    scores: dict[str, float]
-    predictions: dict[str, str]
-    references: dict[str, Any] = field(repr=False)
-    unreadable: list[str] = field(default_factory=list)
-    """Ids and reasons of examples whose picture could not be read: predicted as "" and scored as
-    such."""
-
-    def write(self, folder: Path) -> None:
-        """One line per example: id, prediction, reference."""
-        folder.mkdir(parents=True, exist_ok=True)
-        lines = [
-            json.dumps({"id": key, "prediction": text, "reference": self.references[key]})
-            for key, text in self.predictions.items()
-        ]
-        (folder / f"{self.task}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+SECONDS_BETWEEN_LINES = 10.0
 
 
 def evaluation_sources(recipe: Recipe) -> list[Source]:
@@ -58,10 +41,30 @@ def evaluation_sources(recipe: Recipe) -> list[Source]:
     for name, task in recipe.tasks.items():
         if task.evaluate and (missing := task.missing_for_scores()) is not None:
             raise ValueError(f"tasks.{name}.{missing}")
-    return [
-        Source(name, task, open_datasets(name, task, task.evaluate, recipe.data), task.weight)
-        for name, task in recipe.tasks.items()
-    ]
+    return [data_source(recipe, name, task.evaluate) for name, task in recipe.tasks.items()]
+
+
+def with_answer_lists(recipe: Recipe) -> Recipe:
+    """The recipe with the lists of answers that its files hold: a run needs them for ever.
+
+    Errors: ValueError where one cannot be read.
+    """
+    tasks = dict(recipe.tasks)
+    for name, task in recipe.tasks.items():
+        if task.decoding.answers is not None:
+            try:
+                listed = read_answers(task.decoding.answers)
+            except ValueError as error:
+                raise ValueError(f"tasks.{name}.{error}") from None
+            tasks[name] = replace(task, decoding=replace(task.decoding, answers=listed))
+    return replace(recipe, tasks=tasks)
+
+
+def data_source(recipe: Recipe, name: str, folders: Sequence[str]) -> Source:
+    """A task of the recipe with some data sets."""
+    task = recipe.tasks[name]
+    datasets = open_datasets(f"tasks.{name}", task, folders, recipe.data.shard_cache)
+    return Source(name, task, datasets, task.weight)
 
 
 def training_sources(recipe: Recipe) -> list[Source]:
@@ -70,10 +73,7 @@ def training_sources(recipe: Recipe) -> list[Source]:
     Errors: ValueError as above, and where a task names none.
     """
     check_train_data(recipe)
-    return [
-        Source(name, task, open_datasets(name, task, task.train, recipe.data), task.weight)
-        for name, task in recipe.tasks.items()
-    ]
+    return [data_source(recipe, name, task.train) for name, task in recipe.tasks.items()]
 
 
 def streamed_sources(recipe: Recipe) -> list[StreamedSource]:
@@ -107,62 +107,145 @@ def check_train_data(recipe: Recipe) -> None:
             raise ValueError(f"tasks.{name}.train: names no data set; name at least one folder")
 
 
-def open_datasets(name: str, task: Task, folders: Sequence[str], data: DataConfig) -> list[Dataset]:
-    """Open a task's data sets and check that it understands them."""
+def open_datasets(
+    place: str, task: Task, folders: Sequence[str], cache: ShardCache | None = None
+) -> list[Dataset]:
+    """Open a task's data sets and check that it understands them; `place` begins what is wrong."""
     try:
-        datasets = [open_dataset(folder, data.shard_cache) for folder in folders]
+        datasets = [open_dataset(folder, cache) for folder in folders]
     except ValueError as error:
-        raise ValueError(f"tasks.{name}: {error}") from error
+        raise ValueError(f"{place}: {error}") from error
     for folder, dataset in zip(folders, datasets, strict=True):
         if dataset.kind not in task.kinds:
             raise ValueError(
-                f"tasks.{name}: {folder} holds samples of kind '{dataset.kind}', "
-                f"{type(task).__name__} "
+                f"{place}: {folder} holds samples of kind '{dataset.kind}', {type(task).__name__} "
                 f"understands {', '.join(task.kinds)}; name another folder or another task class"
             )
     return datasets
 
 
-def evaluate(
-    model: VLModel, recipe: Recipe, sources: Sequence[Source], tokenizer: Any, ranks: Ranks
-) -> list[Evaluation]:
-    """Decode and score every source that has data. Collective; the result is on the first rank, []
-    elsewhere."""
-    evaluations = []
-    for task_number, source in enumerate(sources):
-        if not source.datasets:
-            continue
+class Evaluator:
+    """Decodes and scores the sources that have data. What they ask is read once, when it is made,
+    and their batches are laid out then."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        sources: Sequence[Source],
+        tokenizer: Any,
+        ranks: Ranks,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        """Collective. `say` tells how far a long evaluation is.
+
+        Errors: ValueError where the text of a sample cannot be read, or an id stands for two
+        examples.
+        """
+        self.recipe, self.sources, self.tokenizer = recipe, list(sources), tokenizer
+        self.ranks, self.say = ranks, say
+        self.orders = {s.name: self._order(s) for s in sources if s.datasets}
+
+    def _order(self, source: Source) -> EvalOrder:
+        survey = self.ranks.broadcast(self._survey(source, self.tokenizer))
+        if isinstance(survey, str):
+            raise ValueError(survey)
+        return EvalOrder(
+            np.concatenate(source.counts),
+            survey.costs,
+            self.recipe.data.eval_batch_size,
+            whole_samples=source.task.unit == "sample",
+        )
+
+    def _survey(self, source: Source, tokenizer: Any = None) -> Survey | str | None:
+        """What a source asks, or what is wrong with it: on the first rank, None elsewhere."""
+        num, ranks = len(np.concatenate(source.counts)), self.ranks
+        first, last = (
+            num * n // ranks.world_size for n in (ranks.global_rank, ranks.global_rank + 1)
+        )
+        own: Survey | str
+        try:
+            own = survey(source, range(first, last), tokenizer)
+            if tokenizer is not None:  # the costs are wanted, and references are much to send
+                own.references = []
+        except ValueError as error:
+            own = str(error)
+        gathered = ranks.gather(own)
+        if gathered is None:
+            return None
+        together = Survey()
+        for part in gathered:
+            if isinstance(part, str):
+                return part
+            together.extend(part)
+        try:
+            together.check()
+        except ValueError as error:
+            return str(error)
+        return together if tokenizer is None else Survey(costs=together.costs)  # no texts
+
+    def score_names(self, name: str) -> list[str]:
+        """The scores that a task gets on its data, told without a model. Collective."""
+        (source,) = (source for source in self.sources if source.name == name)
+        found = self._survey(source)
+        names: list[str] = []
+        if isinstance(found, Survey):
+            references = dict(zip(found.ids, found.references, strict=True))
+            names = list(source.task.score(dict.fromkeys(references, ""), references))
+        known: list[str] = self.ranks.broadcast(names)
+        return known
+
+    def __call__(self, model: VLModel, *, score: bool = True) -> list[Evaluation]:
+        """Decode, gather, score once. Collective; the result is on the first rank, [] elsewhere.
+
+        Every rank holds whole weights, and decodes its part at its own pace.
+        """
+        evaluations = []
+        for number, source in enumerate(self.sources):
+            if source.datasets:
+                evaluation = self._evaluate(model, number, source, score)
+                evaluations += [] if evaluation is None else [evaluation]
+        return evaluations
+
+    def _evaluate(
+        self, model: VLModel, number: int, source: Source, score: bool
+    ) -> Evaluation | None:
         stream = EvalStream(
             source,
-            tokenizer=tokenizer,
-            image=recipe.image,
-            micro_batch_size=recipe.data.eval_batch_size,
-            world_size=ranks.world_size,
-            global_rank=ranks.global_rank,
-            num_workers=recipe.data.num_workers,
-            task_index=task_number,
+            self.orders[source.name],
+            tokenizer=self.tokenizer,
+            image=self.recipe.image,
+            world_size=self.ranks.world_size,
+            global_rank=self.ranks.global_rank,
+            num_workers=self.recipe.data.num_workers,
+            task_index=number,
         )
-        batches = blanked(stream) if recipe.data.blank_images else stream
-        own = list(decode(model, batches, source.task, tokenizer, ranks))
-        gathered = ranks.gather((own, stream.bad))
-        if gathered is not None:
-            evaluations.append(merge_and_score(source, gathered))
-    return evaluations
+        own = list(self._decoded(model, stream, source))
+        gathered = self.ranks.gather((own, stream.bad))
+        if gathered is None:
+            return None
+        evaluation = Evaluation.of(source.name, gathered)
+        assert len(evaluation.predictions) == self.orders[source.name].num_examples
+        return evaluation.scored(source.task) if score else evaluation
 
-
-def decode(
-    model: VLModel, stream: Iterable[Batch], task: Task, tokenizer: Any, ranks: Ranks
-) -> Iterator[tuple[str, tuple[str, Any]]]:
-    """(id, (prediction, reference)) of this rank's examples."""
-    for batch in stream:
-        moved = batch.to(ranks.device)
-        with torch.no_grad():
-            texts = tokenizer.batch_decode(
-                model.generate(moved, task.decoding), skip_special_tokens=True
-            )
-        for number, (key, text) in enumerate(zip(batch.ids, texts, strict=True)):
-            if batch.valid[number]:
-                yield key, (text.strip(), batch.references[number])
+    def _decoded(self, model: VLModel, stream: EvalStream, source: Source) -> Iterator[Decoded]:
+        """This rank's examples."""
+        batches = blanked(stream) if self.recipe.data.blank_images else stream
+        started = told = time.monotonic()
+        for done, batch in enumerate(batches, 1):
+            texts = model.answer(batch.to(self.ranks.device), source.task.decoding)
+            for row, text in enumerate(texts):
+                if batch.valid[row]:
+                    yield Decoded(batch.ids[row], text, batch.references[row])
+            now = time.monotonic()
+            if self.ranks.is_first and now - told > SECONDS_BETWEEN_LINES and done < len(stream):
+                told = now
+                share, num = done / len(stream), self.orders[source.name].num_examples
+                speed = share * num / (now - started)
+                left = time.strftime("%H:%M:%S", time.gmtime((1 - share) * num / speed))
+                self.say(
+                    f"{source.name}: {round(share * num):,} of {num:,} examples  "
+                    f"{speed:,.0f} examples/s  {left} left"
+                )
 
 
 def blanked(batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -172,33 +255,3 @@ def blanked(batches: Iterable[Batch]) -> Iterator[Batch]:
         if pictures is not None:
             pictures.fill_(GREY if batch.images is not None else 0)
         yield batch
-
-
-def merge_and_score(
-    source: Source, gathered: Sequence[tuple[Sequence[tuple[str, tuple[str, Any]]], Sequence[Any]]]
-) -> Evaluation:
-    """Put the ranks' examples together in the order of their ids, and score them.
-
-    Errors: ValueError where two examples have one id.
-    """
-    bad = [entry for _, own_bad in gathered for entry in own_bad]
-    readable = [pair for own, _ in gathered for pair in own]
-    merged = by_id([*readable, *((entry.id, ("", entry.reference)) for entry in bad)])
-    predictions = {key: merged[key][0] for key in sorted(merged)}
-    references = {key: merged[key][1] for key in sorted(merged)}
-    scores = source.task.score(predictions, references)
-    return Evaluation(
-        source.name,
-        scores,
-        predictions,
-        references,
-        [f"{entry.id}: {entry.reason}" for entry in bad],
-    )
-
-
-def read_predictions(run: Path, task: str) -> Evaluation:
-    """A task's predictions at the last evaluation of a training run, without scores."""
-    file = max((run / "predictions").glob(f"step-*/{task}.jsonl"))
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    predictions = {line["id"]: line["prediction"] for line in lines}
-    return Evaluation(task, {}, predictions, {line["id"]: line["reference"] for line in lines})

@@ -1,52 +1,81 @@
-"""Use a run: score it on data sets, or answer one question. Each rank holds the whole model."""
+"""Use a run: score it on data sets, write what it predicts for them, or answer one question. Each
+rank holds the whole model. And score predictions that lie in a file."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from vlds.artifact import LoadedRun, load_run
 from vlds.config import Recipe
-from vlds.data import open_dataset
+from vlds.data import Source, open_dataset
+from vlds.data.cache_limit import check_cache_limit
 from vlds.data.collate import ImageStack, Row, collate
 from vlds.data.decode import decode_image
 from vlds.schema import Sample, SkipSample
 from vlds.tasks.base import Task
+from vlds.training.distributed import Ranks
 from vlds.training.engine import start_ranks
-from vlds.training.evaluate import Evaluation, evaluate, evaluation_sources
+from vlds.training.evaluate import Evaluator, evaluation_sources, with_answer_lists
+from vlds.training.evaluation import Evaluation, leave
+from vlds.training.submission import write_submissions
+
+LONGEST_WAIT = 24 * 3600.0
+"""Seconds that a rank may wait for one that has more to do; the launcher sees one that died."""
 
 
-def evaluate_run(run: Path, data: Sequence[str], out: Path | None) -> int:
+def evaluate_run(
+    run: Path, data: Sequence[str], out: Path | None, changes: Sequence[str] = ()
+) -> int:
     """Score a run on its own evaluation data, or on `data`; prints scores, writes predictions.
-    Exit code."""
-    loaded = load_run(run)
+    `changes` to the recipe: as in `load_run`. Exit code."""
+    _, evaluations, ranks = run_on_data(run, data, changes, score=True)
+    leave(evaluations, out or run / "predictions", scores=True)
+    ranks.barrier()
+    return 0
+
+
+def predict_sets(
+    run: Path, data: Sequence[str], out: Path | None, changes: Sequence[str] = ()
+) -> int:
+    """Write a run's predictions for data sets, and the files that leaderboards take. Exit code."""
+    sources, evaluations, ranks = run_on_data(run, data, changes, score=False)
+    folder = out or run / "predictions"
+    leave(evaluations, folder, scores=False)
+    for line in write_submissions(sources, evaluations, folder):
+        print(line)
+    ranks.barrier()
+    return 0
+
+
+def run_on_data(
+    run: Path, data: Sequence[str], changes: Sequence[str], *, score: bool
+) -> tuple[list[Source], list[Evaluation], Ranks]:
+    """Decode data sets on all ranks; the evaluations are on the first one."""
+    loaded = load_run(run, changes=changes)
     recipe = with_data(loaded.recipe, data) if data else loaded.recipe
-    tasks = {name: task.thorough() for name, task in recipe.tasks.items()}
-    recipe = replace(recipe, tasks=tasks)
+    if score:
+        tasks = {name: task.thorough() for name, task in recipe.tasks.items()}
+        recipe = replace(recipe, tasks=tasks)
+    recipe = with_answer_lists(recipe)
     sources = evaluation_sources(recipe)
     if not any(source.datasets for source in sources):
         raise ValueError(
             f"--data: the recipe of {run} names nothing to evaluate on; name data set folders"
         )
-    ranks = start_ranks(recipe.training.collective_timeout)
-    model = loaded.model.to(ranks.device)
-    evaluations = evaluate(model, recipe, sources, loaded.tokenizer, ranks)
-    for evaluation in evaluations:
-        evaluation.write(out or run / "predictions")
-        tell(evaluation)
-    ranks.barrier()
-    return 0
+    check_cache_limit(recipe.data.cache_bytes, [], sources, window=recipe.data.window)
+    ranks = start_ranks(LONGEST_WAIT)
+    evaluator = Evaluator(recipe, sources, loaded.tokenizer, ranks, say)
+    evaluations = evaluator(loaded.model.to(ranks.device), score=score)
+    return sources, evaluations, ranks
 
 
-def tell(evaluation: Evaluation) -> None:
-    """All scores of a task, one a line."""
-    print(f"{evaluation.task} ({len(evaluation.predictions)} examples)")
-    for name, value in evaluation.scores.items():
-        print(f"  {name:<40} {value:.4f}")
-    for line in evaluation.unreadable:
-        print(f"  could not be read: {line}")
+def say(line: str) -> None:
+    """Tell at once how far it is, beside what is printed."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def with_data(recipe: Recipe, data: Sequence[str]) -> Recipe:
@@ -80,11 +109,21 @@ def task_for(recipe: Recipe, folder: str) -> str:
     return names[0]
 
 
-def predict_one(run: Path, images: Sequence[Path], question: str, task_name: str | None) -> int:
+def predict_one(
+    run: Path,
+    images: Sequence[Path],
+    question: str,
+    task_name: str | None,
+    changes: Sequence[str] = (),
+) -> int:
     """Print the answer about pictures. Exit code."""
-    loaded = load_run(run)
+    try:
+        pictures = [path.read_bytes() for path in images]
+    except OSError as error:
+        raise ValueError(f"--image: {error.filename}: {error.strerror}") from None
+    loaded = load_run(run, changes=changes)
     name = choose_task(loaded.recipe, task_name, question)
-    answer = predict(loaded, name, [path.read_bytes() for path in images], question)
+    answer = predict(loaded, name, pictures, question)
     if os.environ.get("RANK", "0") == "0":
         print(answer)
     return 0
@@ -125,9 +164,7 @@ def predict(loaded: LoadedRun, name: str, pictures: Sequence[bytes], text: str) 
     number = list(loaded.recipe.tasks).index(name)
     row = Row(example, number, task.max_prompt_tokens, task.max_target_tokens, images)
     batch = collate([row], stack, loaded.tokenizer, features=False, evaluation=True)
-    ids = loaded.model.generate(batch, task.decoding)
-    text = loaded.tokenizer.batch_decode(ids, skip_special_tokens=True)[0]
-    return str(text).strip()
+    return loaded.model.answer(batch, task.decoding)[0]
 
 
 def sample_of(task: Task, pictures: Sequence[bytes], text: str) -> Sample:

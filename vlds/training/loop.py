@@ -13,23 +13,23 @@ from vlds.artifact import own_tensors, save_artifact
 from vlds.config import Recipe, save_recipe
 from vlds.data import MixedStream, SequentialStream, Source, StreamedSource, TrainStream
 from vlds.data.cache_limit import check_cache_limit, lanes_read
-from vlds.metrics.tables import plain
 from vlds.models.build import build_model
 from vlds.models.partitioned_loading import partitioned_loading
 from vlds.models.vl_model import VLModel
 from vlds.resources import find
 from vlds.training import checkpoint
 from vlds.training.alignment import align
+from vlds.training.best import BestStep, check_best
 from vlds.training.deepspeed_config import BatchPlan, complete_deepspeed_config, plan_batches
 from vlds.training.distributed import Ranks
 from vlds.training.engine import Engine, start_ranks
 from vlds.training.evaluate import (
-    Evaluation,
+    Evaluator,
     blanked,
-    evaluate,
     evaluation_sources,
     streamed_sources,
     training_sources,
+    with_answer_lists,
 )
 from vlds.training.gradients import GradientWatch
 from vlds.training.optim import parameter_groups, schedule_factor, set_learning_rate
@@ -61,7 +61,8 @@ class Run:
     stream: MixedStream
     tracker: Tracker
     tokenizer: Any
-    evaluation_sources: list[Source]
+    evaluator: Evaluator
+    best: BestStep | None
 
     @property
     def folder(self) -> Path:
@@ -76,6 +77,7 @@ def train(recipe: Recipe, *, resume: bool = False, new_phase: bool = False) -> i
     Errors: ValueError for anything wrong with the recipe, its files or its data.
     """
     ranks = start_ranks(recipe.training.collective_timeout)
+    recipe = with_answer_lists(recipe)
     prepared = prepare(recipe, ranks, resume)
     with stop_on_signals() as stop:
         run = build_run(recipe, ranks, prepared, resume, new_phase)
@@ -149,6 +151,11 @@ def build_run(
 ) -> Run:
     """Model, engine, stream and tracker; at the newest run state when resuming."""
     tokenizer = recipe.backbone.load_tokenizer()
+    evaluator = Evaluator(recipe, prepared.evaluation_sources, tokenizer, ranks)
+    best = None
+    if recipe.training.best is not None:
+        check_best(recipe.training.best, evaluator)
+        best = BestStep(recipe.training.best, Path(recipe.output) / "best", resumed=resume)
     stream = open_stream(recipe, ranks, prepared, tokenizer)
     engine = Engine(
         model := load_model(recipe, prepared, tokenizer, ranks),
@@ -166,7 +173,8 @@ def build_run(
         restore(recipe, engine, stream, ranks, new_phase)
     Path(recipe.output).mkdir(parents=True, exist_ok=True)
     tracker = Tracker(recipe, ranks, engine.steps_done)
-    run = Run(recipe, ranks, engine, stream, tracker, tokenizer, prepared.evaluation_sources)
+    evaluator.say = tracker.say
+    run = Run(recipe, ranks, engine, stream, tracker, tokenizer, evaluator, best)
     announce(run)
     return run
 
@@ -299,7 +307,7 @@ def loop(run: Run, plan: BatchPlan, stop: StopRequest) -> int:
             tell_evaluation(run)
     # Also where the run was resumed at its last step: it may have ended before this.
     tell_evaluation(run)
-    save_run_artifact(run)
+    save_run_artifact(run, run.folder / "artifact")
     run.tracker.say(f"done: {run.folder}/artifact")
     return 0
 
@@ -313,8 +321,8 @@ def save_state(run: Run) -> None:
     run.ranks.barrier()
 
 
-def save_run_artifact(run: Run) -> None:
-    """Write the artifact."""
+def save_run_artifact(run: Run, folder: Path) -> None:
+    """Write the artifact of the weights as they are now."""
     state = run.engine.export()
     with run.engine.evaluation() as model:
         if state is not None:
@@ -322,25 +330,31 @@ def save_run_artifact(run: Run) -> None:
                 name: tensors["fp32"] for name, tensors in state.items() if "fp32" in tensors
             }
             tensors = own_tensors(model, masters)
-            save_artifact(run.folder / "artifact", tensors, run.recipe, run.tokenizer)
+            save_artifact(folder, tensors, run.recipe, run.tokenizer)
     run.ranks.barrier()
 
 
-def tell_evaluation(run: Run) -> list[Evaluation]:
-    """Evaluate, write predictions and scores, say the scores."""
-    if not any(source.datasets for source in run.evaluation_sources):
-        return []
+def tell_evaluation(run: Run) -> None:
+    """Evaluate, write predictions and scores, say the scores, keep the best step's artifact."""
+    if not run.evaluator.orders:
+        return
     run.tracker.pause()
     with run.engine.evaluation() as model:
-        evaluations = evaluate(model, run.recipe, run.evaluation_sources, run.tokenizer, run.ranks)
+        evaluations = run.evaluator(model)
     step = run.engine.steps_done
     for evaluation in evaluations:
         evaluation.write(run.folder / "predictions" / f"step-{step:08d}")
-        shown = "  ".join(f"{name} {value:.3f}" for name, value in plain(evaluation.scores).items())
         run.tracker.say(
-            f"step {step}  {evaluation.task} ({len(evaluation.predictions)} examples): {shown}"
+            f"step {step}  {evaluation.task} ({len(evaluation.predictions):,} examples): "
+            f"{evaluation.headlines()}"
         )
     if evaluations:
         run.tracker.write(step, {"scores": {e.task: e.scores for e in evaluations}})
+    if run.best is not None:
+        value = run.ranks.broadcast(run.best.better(evaluations))
+        if value is not None:
+            save_run_artifact(run, run.best.folder)
+            if run.ranks.is_first:
+                run.best.note(value, step)
+            run.tracker.say(f"step {step}  best so far, kept in {run.best.folder}")
     run.tracker.resume_clock()
-    return evaluations

@@ -1,0 +1,196 @@
+"""Answers out of a list: never another one, and the best of them by the rules of the search."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.models.test_generation import log_probs, model, search
+from tests.models.toys import Words, batch
+from vlds.backbones.attention import CPU_ATTENTION, EXTENDED_ATTENTION
+from vlds.models.answer_list import AnswerList, read_answers
+from vlds.models.vl_model import VLModel
+from vlds.schema import Decoding
+
+__all__ = ["model"]
+"""The fixture: a tiny T5, then a tiny BART."""
+
+ANSWERS = st.lists(
+    st.lists(st.integers(3, 9), min_size=1, max_size=4).map(
+        lambda tokens: " ".join(f"w{token}" for token in tokens)
+    ),
+    min_size=1,
+    max_size=12,
+    unique=True,
+)
+
+
+class Targets(Words):
+    """Tokenizes answers as targets: BART's begin with <s>, all end with </s>."""
+
+    def __init__(self, model: VLModel) -> None:
+        config = model.backbone.config
+        self.start = model.family.choice_prefix(model.backbone)[1:]
+        self.end = config.eos_token_id
+
+    def __call__(self, texts: Any, add_special_tokens: bool = True) -> dict[str, Any]:
+        if not add_special_tokens:
+            return super().__call__(texts, add_special_tokens)
+        words = (super(Targets, self).__call__(text, False)["input_ids"] for text in texts)
+        return {"input_ids": [[*self.start, *ids, self.end] for ids in words]}
+
+
+@given(
+    answers=ANSWERS, beams=st.sampled_from([1, 2, 5]), seed=st.integers(0, 99), early=st.booleans()
+)
+@settings(
+    max_examples=80,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_never_an_answer_outside_the_list(
+    model: VLModel, answers: list[str], beams: int, seed: int, early: bool
+) -> None:
+    model.tokenizer = Targets(model)
+    # A limit that is too short for some of the list does not count.
+    decoding = Decoding(
+        num_beams=beams, max_new_tokens=1, answers=tuple(answers), early_stopping=early
+    )
+    found = model.answer(batch(seed=seed), decoding)
+    assert len(found) == 4
+    assert set(found) <= set(answers)
+
+
+LISTED = ("w3", "w3 w4", "w3 w4 w5 w3", "w7 w3", "w9 w9 w9", "w12 w4", "w15", "w18 w3 w8")
+
+
+@pytest.mark.parametrize("num_beams", [1, 2, 5])
+def test_the_best_of_the_list(model: VLModel, num_beams: int) -> None:
+    """A search without cache whose scores outside the list are out of reach."""
+    model.tokenizer = Targets(model)
+    decoding = Decoding(num_beams=num_beams, answers=LISTED)
+    listed = model.answer_list(decoding)
+    assert listed is not None
+    examples = batch(seed=1)
+    found = model.generate(examples, decoding)
+    config = model.backbone.config
+    paths = {path[:length] for path in listed.texts for length in range(1, 1 + len(path))}
+
+    def within(ids: list[int], rows: Any) -> list[float]:
+        scores = log_probs(model, rows, ids)
+        return [s if (*ids[1:], n) in paths else -1e30 for n, s in enumerate(scores)]
+
+    with torch.no_grad():
+        states, mask = model.encode(examples)
+        model.routing.set(torch.zeros(1, dtype=torch.long))
+        for number, answer in enumerate(found):
+            scores = partial(within, rows=(states[number : number + 1], mask[number : number + 1]))
+            start, end = config.decoder_start_token_id, config.eos_token_id
+            if num_beams == 1:
+                ids = [start]
+                while ids[-1] != end or len(ids) == 1:
+                    following = scores(ids)
+                    ids.append(following.index(max(following)))
+                expected = ids[1:-1]
+            else:
+                whole = replace(decoding, max_new_tokens=listed.longest)
+                expected = search(scores, start, end, whole)
+            assert answer == expected
+
+
+def test_states_are_read_once_an_example_and_the_done_leave(model: VLModel) -> None:
+    """Keys of the encoder's states are made once, for an example and not for a beam; the first step
+    runs once an example; rows become fewer as examples are done."""
+    decoder = model.backbone.get_decoder()
+    (keys, *_) = [
+        m for n, m in decoder.named_modules()
+        if n.endswith(("EncDecAttention.k", "encoder_attn.k_proj"))
+    ]  # fmt: skip
+    made, written = [], []
+    hooks = [
+        keys.register_forward_hook(lambda _, inputs, __: made.append(len(inputs[0]))),
+        decoder.get_input_embeddings().register_forward_hook(
+            lambda _, inputs, __: written.append(len(inputs[0]))
+        ),
+    ]
+    model.tokenizer = Targets(model)
+    shrunk = 0
+    for seed in range(6):
+        made.clear()
+        written.clear()
+        model.generate(batch(tasks=(0,) * 16, seed=seed), Decoding(num_beams=2, answers=LISTED))
+        assert made == [16]
+        assert written[:2] == [16, 32]
+        assert written[1:] == sorted(written[1:], reverse=True)
+        shrunk += written[-1] < 32
+    for hook in hooks:
+        hook.remove()
+    assert shrunk
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_the_attention_of_gpus(model: VLModel, num_beams: int) -> None:
+    """torch's fused attention, through which beams share an example's states, writes the same."""
+    assert model.backbone.config._attn_implementation == CPU_ATTENTION
+    decoding = Decoding(num_beams=num_beams, max_new_tokens=6)
+    expected = model.generate(batch(), decoding)
+    for name in ("sdpa", EXTENDED_ATTENTION):
+        model.backbone.set_attn_implementation(name)
+        try:
+            assert model.generate(batch(), decoding) == expected
+            assert model.backbone.config._attn_implementation == name
+        finally:
+            model.backbone.set_attn_implementation(CPU_ATTENTION)
+
+
+def test_answers_that_are_the_same_to_the_tokenizer(model: VLModel) -> None:
+    listed = AnswerList(["w4 w5", "w4  w5", "w5"], Targets(model))
+    assert list(listed.texts.values()) == ["w4 w5", "w5"]
+
+
+def test_lists_come_from_files(tmp_path: Path) -> None:
+    file = tmp_path / "answers.json"
+    file.write_text(json.dumps(["yes", "no", "yes"]), encoding="utf-8")
+    assert read_answers(str(file)) == ("yes", "no")
+    assert read_answers(("red",)) == ("red",)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("[]", "a list of texts is needed"),
+        ('["yes", ""]', "none of them empty"),
+        ('{"yes": 1}', "a list of texts is needed"),
+        ("yes, no", "is not JSON"),
+        (None, "No such file"),
+    ],
+)
+def test_lists_that_are_none(tmp_path: Path, content: str | None, complaint: str) -> None:
+    file = tmp_path / "answers.json"
+    if content is not None:
+        file.write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"^decoding.answers: .*answers.json.*{complaint}"):
+        read_answers(str(file))
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"answers": ("a",), "choices": ("b",)}, "choices"),
+        ({"answers": ("a",), "no_repeat_ngram_size": 2}, "no_repeat_ngram_size"),
+        ({"num_beams": 0}, "num_beams"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+    ],
+)
+def test_impossible_decoding(fields: dict[str, Any], name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name}: got"):
+        Decoding(**fields)

@@ -1,0 +1,252 @@
+"""Leaderboards' files: written, read back, and scored without a model, whoever wrote them."""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_prep.writer import SampleRecord, write_dataset
+from tests.tasks.test_every_task import ANNOTATIONS, LABELS
+from vlds import cli
+from vlds.data import Source, open_dataset
+from vlds.data.eval_order import survey
+from vlds.tasks import GQA, NLVR2, VQA, Caption, Task, VideoCaption, VideoQA
+from vlds.training.evaluation import Evaluation
+from vlds.training.prediction_files import read_pairs
+from vlds.training.submission import write_submissions
+
+TASKS: dict[str, Task] = {
+    "vqa": VQA(),
+    "gqa": GQA(),
+    "nlvr2": NLVR2(),
+    "caption": Caption(),
+    "video_qa": VideoQA(),
+    "video_caption": VideoCaption(),
+}
+NAMES = {"video_qa": "how2qa", "video_caption": "tvc"}
+FILES = {
+    "vqa": "vqa-test.json",
+    "gqa": "gqa-test.json",
+    "nlvr2": "nlvr2-test.csv",
+    "caption": "caption-test.json",
+    "video_qa": "value.zip",
+    "video_caption": "value.zip",
+}
+EXPECTED: dict[str, Any] = {
+    "vqa": [{"question_id": 1, "answer": "red"}, {"question_id": 2, "answer": "2"}],
+    "gqa": [{"questionId": "01", "prediction": "yes"}, {"questionId": "02", "prediction": "dog"}],
+    "nlvr2": "dev-1-0-0,True\ndev-1-0-1,False\n",
+    "caption": [{"image_id": 7, "caption": "a red circle"}],
+    "video_qa": {"7": 1, "8": 0},
+    "video_caption": [{"clip_id": 7, "descs": [{"desc": "Ann waves."}]}],
+}
+"""What the leaderboards' pages show, for the right answers."""
+
+
+def write_data(folder: Path, kind: str, split: str = "test", labels: bool = True) -> Source:
+    """One sample of a kind, its ids as the leaderboard's are."""
+    annotations = [dict(annotation) for annotation in ANNOTATIONS[kind]]
+    for annotation in annotations:
+        if kind == "vqa":
+            annotation["id"] = annotation["id"].removeprefix("q")
+        for label in () if labels else LABELS:
+            annotation.pop(label, None)
+    record = SampleRecord(id="7", members=[("jpg", b"-")], json={"annotations": annotations})
+    write_dataset(folder, name=NAMES.get(kind, kind), kind=kind, split=split, records=[record])
+    return Source(kind, TASKS[kind], [open_dataset(folder)])
+
+
+def right_answers(source: Source) -> Evaluation:
+    """As if a model had answered everything rightly."""
+    asked = survey(source, range(1))
+    sample = source.datasets[0].read(0)
+    told = {
+        example.id: example.target or ""
+        for example in (
+            source.fixed_example(0, sample, n)
+            for n in ([-1] if source.task.unit == "sample" else range(len(sample.annotations)))
+        )
+    }
+    return Evaluation(source.name, {}, told, dict(zip(asked.ids, asked.references, strict=True)))
+
+
+def content(file: Path, kind: str) -> Any:
+    """What a file holds, the one member of a zip in its place."""
+    if kind not in NAMES:
+        text = file.read_text("utf-8")
+        return text if file.suffix == ".csv" else json.loads(text)
+    with zipfile.ZipFile(file) as archive:
+        (name,) = archive.namelist()
+        split = "test_public" if kind == "video_qa" else "test"
+        suffix = "json" if kind == "video_qa" else "jsonl"
+        assert name == f"{NAMES[kind]}/{NAMES[kind]}_{split}_predictions.{suffix}"
+        text = archive.read(name).decode()
+    return json.loads(text) if kind == "video_qa" else [json.loads(t) for t in text.splitlines()]
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_written_as_the_leaderboards_want_it_and_scored_without_a_model(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_data(tmp_path / "data", kind)
+    (said,) = write_submissions([source], [right_answers(source)], tmp_path)
+    file = tmp_path / FILES[kind]
+    assert said.startswith(str(file))
+    assert content(file, kind) == EXPECTED[kind]
+    data = str(tmp_path / "data")
+    assert cli.main(["evaluate", "--predictions", str(file), "--data", data]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    num = 1 if source.task.unit == "sample" else 2
+    assert lines[0] == f"{type(source.task).__name__} ({num} examples)"
+    pairs = [line.strip().rsplit(None, 1) for line in lines[1:]]
+    scores = {name: float(value) for name, value in pairs}
+    assert scores
+    if source.task.unit == "sample":  # one caption has no CIDEr, and no four words
+        scores = {"word_f1": scores["word_f1"]}
+    assert all(value == 1 for value in scores.values())
+    assert max(map(len, lines)) <= 80
+
+
+def test_our_own_file_is_scored_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_data(tmp_path / "data", "gqa")
+    right_answers(source).write(tmp_path)
+    words = ["--predictions", str(tmp_path / "gqa.jsonl"), "--data", str(tmp_path / "data")]
+    assert cli.main(["evaluate", *words, "--task", "GQA", "--out", str(tmp_path / "out")]) == 0
+    assert "  accuracy/structural/query   1.0000\n" in capsys.readouterr().out
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text("utf-8"))
+    assert scores["GQA"]["accuracy"] == 1.0
+
+
+def test_a_task_of_ones_own_scores_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_data(tmp_path / "data", "vqa")
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps([{"id": "1", "prediction": "red"}, {"id": "2", "prediction": "3"}]))
+    words = ["--predictions", str(file), "--data", str(tmp_path / "data")]
+    own = "tests.examples.counting.Counting"
+    assert cli.main(["evaluate", *words, "--task", own]) == 0
+    assert "within_one" in capsys.readouterr().out
+
+
+def test_several_data_sets_have_a_file_each(tmp_path: Path) -> None:
+    """And the ids that they have there."""
+    sources = [write_data(tmp_path / split, "vqa", split) for split in ("dev", "std")]
+    both = Source("vqa", VQA(), [source.datasets[0] for source in sources])
+    asked = survey(both, range(2))
+    assert asked.ids[0] == "vqa-dev/1"
+    predictions = {key: f"answer to {key}" for key in asked.ids}
+    write_submissions([both], [Evaluation("vqa", {}, predictions, {})], tmp_path)
+    for split in ("dev", "std"):
+        found = dict(read_pairs(tmp_path / f"vqa-{split}.json"))
+        assert found == {n: f"answer to vqa-{split}/{n}" for n in ("1", "2")}
+
+
+def test_ids_that_no_leaderboard_knows(tmp_path: Path) -> None:
+    source = write_data(tmp_path / "data", "vqa")
+    told = Evaluation("vqa", {}, {"q1": "red", "2": "blue"}, {})
+    (said,) = write_submissions([source], [told], tmp_path)
+    assert said.startswith("no leaderboard's file for vqa-test: id 'q1' is no whole number")
+    assert not (tmp_path / "vqa-test.json").exists()
+
+
+def test_answers_that_a_form_cannot_hold(tmp_path: Path) -> None:
+    """They stand there as something wrong, and it is said."""
+    source = write_data(tmp_path / "data", "nlvr2")
+    told = Evaluation("nlvr2", {}, {"dev-1-0-0": "", "dev-1-0-1": "true"}, {})
+    _, said = write_submissions([source], [told], tmp_path)
+    assert "1 predictions are neither true nor false: written as False (dev-1-0-0)" in said
+    source = write_data(tmp_path / "clips", "video_qa")
+    told = Evaluation("video_qa", {}, {"7": "Ann", "8": "a1"}, {})
+    _, said = write_submissions([source], [told], tmp_path)
+    assert "name no choice: written as -1, which is always wrong (7)" in said
+    assert content(tmp_path / "value.zip", "video_qa") == {"7": -1, "8": 1}
+
+
+def score(tmp_path: Path, kind: str, text: str, name: str) -> None:
+    """`vlds evaluate --predictions` on one file."""
+    write_data(tmp_path / "data", kind)
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    words = ["--predictions", str(tmp_path / name), "--data", str(tmp_path / "data")]
+    cli.COMMANDS["evaluate"](words)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "text", "complaint"),
+    [
+        ("vqa", "a.json", '[{"question_id": 1, "answer": "red"}]', "1 of 2 .* no prediction: 2"),
+        (
+            "vqa",
+            "a.json",
+            '[{"question_id": 1, "answer": "red"}, {"question_id": 2, "answer": "2"},'
+            ' {"question_id": 5, "answer": "2"}]',
+            "a prediction but no reference: 5",
+        ),
+        (
+            "vqa",
+            "a.json",
+            '[{"question_id": 1, "answer": "red"}, {"question_id": 1, "answer": "red"}]',
+            "1 ids come twice: 1; give each id one prediction",
+        ),
+        ("vqa", "a.json", "[]", "a.json holds no predictions"),
+        ("vqa", "a.jsonl", "", "a.jsonl holds no predictions"),
+        ("vqa", "a.json", "{", "a.json is not JSON"),
+        ("vqa", "a.json", '"red"', "no file of predictions that is known here"),
+        ("vqa", "a.json", '[{"question": 1}]', "entry 1: this is no file of predictions"),
+        (
+            "vqa",
+            "a.json",
+            '[{"question_id": "1", "answer": "red"}]',
+            "entry 1: question_id is '1'; a whole number is needed",
+        ),
+        (
+            "gqa",
+            "a.json",
+            '[{"questionId": 1, "prediction": "red"}]',
+            "entry 1: questionId is 1; a text is needed",
+        ),
+        (
+            "vqa",
+            "a.json",
+            '[{"question_id": 1, "answer": null}]',
+            "entry 1: answer is None; a text is needed",
+        ),
+        ("nlvr2", "a.csv", "dev-1-0-0,yes\n", "'dev-1-0-0,yes'; give lines `identifier,True`"),
+        ("video_qa", "a.json", '{"7": "a1"}', "question 7 has 'a1'; give the choice's number"),
+        ("video_qa", "a.zip", "no zip", "a.zip: File is not a zip file"),
+    ],
+)
+def test_files_that_cannot_be_scored(
+    tmp_path: Path, kind: str, name: str, text: str, complaint: str
+) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        score(tmp_path, kind, text, name)
+
+
+def test_a_file_or_a_data_set_that_is_not_there(tmp_path: Path) -> None:
+    write_data(tmp_path / "data", "vqa")
+    place = str(tmp_path / "no.json")
+    with pytest.raises(ValueError, match=r"no.json: No such file or directory; name a file"):
+        cli.COMMANDS["evaluate"](["--predictions", place, "--data", str(tmp_path / "data")])
+    with pytest.raises(ValueError, match=r"^--data: name the data sets that the predictions are"):
+        cli.COMMANDS["evaluate"](["--predictions", place])
+    words = ["--predictions", place, "--data", str(tmp_path / "data"), "--task", "Nope"]
+    with pytest.raises(ValueError, match=r"^--task: Nope is no task \(GQA reads gqa, "):
+        cli.COMMANDS["evaluate"](words)
+
+
+def test_empty_predictions_and_no_labels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = '[{"question_id": 1, "answer": ""}, {"question_id": 2, "answer": "2"}]'
+    score(tmp_path, "vqa", told, "a.json")
+    out = capsys.readouterr().out
+    assert re.search(r"vqa_accuracy +0\.5000", out)
+    assert "1 predictions are empty, and scored so" in out
+    write_data(tmp_path / "bare", "vqa", labels=False)
+    words = ["--predictions", str(tmp_path / "a.json"), "--data", str(tmp_path / "bare")]
+    assert cli.main(["evaluate", *words]) == 0
+    assert "no scores: the data have no labels" in capsys.readouterr().out

@@ -1,0 +1,98 @@
+"""Answers from a list and nothing else: the list's token sequences as a tree of prefixes.
+
+While an answer is written, only tokens may follow that lead to an answer of the list; its end is
+</s>, so that "fire" and "fire hydrant" can both be there. r rows, l tokens, w words of vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def read_answers(answers: Sequence[str] | str) -> tuple[str, ...]:
+    """The answers of `Decoding.answers`: as they are, or out of their file.
+
+    Errors: ValueError where the file cannot be read, or holds anything but different texts.
+    """
+    place, found = "decoding.answers", answers
+    if isinstance(answers, str):
+        place = f"decoding.answers: {answers}"
+        try:
+            found = json.loads(Path(answers).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ValueError(f"{place}: {error.strerror}; name a JSON file with a list") from None
+        except ValueError as error:
+            raise ValueError(f"{place} is not JSON ({error})") from None
+    good = isinstance(found, (list, tuple)) and all(isinstance(a, str) and a.strip() for a in found)
+    if not good or not found:
+        raise ValueError(
+            f"{place}: a list of texts is needed, with one at least, none of them empty"
+        )
+    return tuple(dict.fromkeys(found))
+
+
+class AnswerList:
+    """The answers, and which tokens may follow what is written so far."""
+
+    def __init__(self, answers: Iterable[str], tokenizer: Any) -> None:
+        """Tokenized as targets are, so that special tokens at the start belong to it."""
+        answers = list(answers)
+        tokens = tokenizer(answers, add_special_tokens=True)["input_ids"]
+        self.texts: dict[tuple[int, ...], str] = {}
+        for ids, answer in zip(tokens, answers, strict=True):
+            # Of two answers that are the same to the tokenizer, the first stands for both.
+            self.texts.setdefault(tuple(ids), answer)
+        self.longest = max(map(len, self.texts))
+        """Tokens of the longest answer, </s> included."""
+        self._build(sorted(self.texts))
+
+    def _build(self, sequences: Sequence[tuple[int, ...]]) -> None:
+        """Number the prefixes as nodes, and list the edges node by node, tokens rising."""
+        nodes: dict[tuple[int, ...], int] = {(): 0}
+        edges: list[tuple[int, int, int]] = []
+        for sequence in sequences:
+            for length, token in enumerate(sequence, 1):
+                if sequence[:length] not in nodes:
+                    nodes[sequence[:length]] = len(nodes)
+                    edges.append((nodes[sequence[: length - 1]], token, nodes[sequence[:length]]))
+        edges.sort()
+        parents, self._tokens, self._children = torch.tensor(edges).T.contiguous()
+        self._nowhere = len(nodes)
+        """A node without edges, for what is no prefix of any answer."""
+        self._first = torch.searchsorted(parents, torch.arange(len(nodes) + 2))
+        self._width = int(self._tokens.max()) + 1
+        self._keys = parents * self._width + self._tokens
+
+    def to(self, device: torch.device) -> AnswerList:
+        """Move the tree."""
+        for name in ("_tokens", "_children", "_first", "_keys"):
+            setattr(self, name, getattr(self, name).to(device))
+        return self
+
+    def nodes(self, ids: Tensor) -> Tensor:
+        """(r,) nodes that written tokens (r, l) lead to, the start token not among them."""
+        nodes = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
+        for tokens in ids.unbind(1):
+            keys = nodes * self._width + tokens
+            edges = torch.searchsorted(self._keys, keys).clamp(max=len(self._keys) - 1)
+            known = (self._keys[edges] == keys) & (tokens < self._width) & (nodes < self._nowhere)
+            nodes = torch.where(known, self._children[edges], self._nowhere)
+        return nodes
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores (r, w) of the next token after (r, 1 + l): -inf where it would leave the list."""
+        nodes = self.nodes(ids[:, 1:])
+        first, counts = self._first[nodes], self._first[nodes + 1] - self._first[nodes]
+        rows = torch.repeat_interleave(torch.arange(len(ids), device=ids.device), counts)
+        ends = counts.cumsum(0)
+        place = torch.arange(len(rows), device=ids.device) - (ends - counts)[rows]
+        tokens = self._tokens[first[rows] + place]
+        allowed = torch.full_like(scores, -torch.inf)
+        allowed[rows, tokens] = scores[rows, tokens]
+        return allowed

@@ -1,0 +1,59 @@
+"""The best step of a run so far, by a score that the recipe names: its artifact is kept.
+
+RUN/best        an artifact, like RUN/artifact, which is the last step's
+RUN/best.json   which score it had, and at which step
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from vlds.data.info import write_atomically
+from vlds.training.evaluate import Evaluator
+from vlds.training.evaluation import Evaluation
+
+
+def check_best(best: str, evaluator: Evaluator) -> None:
+    """Errors: ValueError where the evaluation will give no such score, naming those it will.
+    Collective."""
+    tasks = list(evaluator.orders)
+    task, _, score = best.partition("/")
+    if task not in tasks:
+        raise ValueError(
+            f"training.best: got {best!r}; give TASK/SCORE with one of the tasks that are "
+            f"evaluated: {', '.join(tasks) or 'none has data in `evaluate`'}"
+        )
+    names = evaluator.score_names(task)
+    if score not in names:
+        known = ", ".join(f"{task}/{name}" for name in names) or "none: its data have no labels"
+        raise ValueError(f"training.best: got {best!r}; the scores of {task} are {known}")
+
+
+class BestStep:
+    """The highest value of one score. On every rank; the first one knows and writes."""
+
+    def __init__(self, name: str, folder: Path, *, resumed: bool) -> None:
+        """`name`: TASK/SCORE."""
+        self.name, self.folder = name, folder
+        self.value: float | None = None
+        self._file = folder.with_suffix(".json")
+        if resumed and self._file.is_file():
+            told = json.loads(self._file.read_text(encoding="utf-8"))
+            self.value = told["value"] if told["score"] == name else None
+
+    def better(self, evaluations: Sequence[Evaluation]) -> float | None:
+        """The value of these evaluations, if it is the highest yet."""
+        task, _, score = self.name.partition("/")
+        for evaluation in evaluations:
+            value = evaluation.scores.get(score)
+            if evaluation.task == task and value is not None:
+                return value if self.value is None or value > self.value else None
+        return None
+
+    def note(self, value: float, step: int) -> None:
+        """Its artifact has been written: remember it. On the first rank."""
+        self.value = value
+        told = {"score": self.name, "value": value, "step": step}
+        write_atomically(self._file, (json.dumps(told) + "\n").encode())

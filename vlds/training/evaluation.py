@@ -1,0 +1,114 @@
+"""What an evaluation leaves: predictions, references, scores; as files, and as lines to read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vlds.data import BadSample
+from vlds.metrics.tables import plain
+from vlds.tasks.base import Task
+
+
+class Decoded(NamedTuple):
+    """One example, answered."""
+
+    id: str
+    prediction: str
+    reference: Any
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One task on its data."""
+
+    task: str
+    scores: dict[str, float]
+    predictions: dict[str, str]
+    references: dict[str, Any] = field(repr=False)
+    unreadable: list[str] = field(default_factory=list)
+    """Ids and reasons of examples whose picture could not be read: predicted as "" and scored as
+    such."""
+
+    @classmethod
+    def of(
+        cls, task: str, gathered: Sequence[tuple[Sequence[Decoded], Sequence[BadSample]]]
+    ) -> Evaluation:
+        """The ranks' examples together, sorted by their ids; without scores."""
+        bad = sorted((entry for _, own in gathered for entry in own), key=lambda entry: entry.id)
+        found = [entry for own, _ in gathered for entry in own]
+        found += [Decoded(entry.id, "", entry.reference) for entry in bad]
+        found.sort(key=lambda entry: entry.id)
+        return cls(
+            task,
+            {},
+            {entry.id: entry.prediction for entry in found},
+            {entry.id: entry.reference for entry in found},
+            [f"{entry.id}: {entry.reason}" for entry in bad],
+        )
+
+    def scored(self, task: Task) -> Evaluation:
+        """The same with its scores.
+
+        Errors: ValueError where ids of predictions and references differ.
+        """
+        return replace(self, scores=task.score(self.predictions, self.references))
+
+    @property
+    def num_empty(self) -> int:
+        """Predictions without any text: scored as what they are."""
+        return sum(not text.strip() for text in self.predictions.values())
+
+    def write(self, folder: Path) -> None:
+        """TASK.jsonl: a line per example with id, prediction, reference."""
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = [
+            json.dumps({"id": key, "prediction": text, "reference": self.references[key]})
+            for key, text in self.predictions.items()
+        ]
+        (folder / f"{self.task}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def headlines(self) -> str:
+        """The scores of the whole, in one line."""
+        whole = plain(self.scores).items()
+        return "  ".join(f"{name} {value:.3f}" for name, value in whole) or "no labels"
+
+    def lines(self) -> list[str]:
+        """All scores, those of the whole first, and what is to be known about them."""
+        names = sorted(self.scores, key=lambda name: "/" in name)
+        width = max(map(len, names), default=0)
+        notes = [f"could not be read: {line}" for line in self.unreadable]
+        if empty := self.num_empty - len(self.unreadable):
+            notes.append(f"{empty:,} predictions are empty, and scored so")
+        if not names:
+            notes.append("no scores: the data have no labels")
+        return [
+            f"{self.task} ({len(self.predictions):,} examples)",
+            *(f"  {name:<{width}}  {self.scores[name]:.4f}" for name in names),
+            *(f"  {note}" for note in notes),
+        ]
+
+
+def leave(evaluations: Sequence[Evaluation], folder: Path, *, scores: bool) -> None:
+    """Write predictions and scores.json (task -> score -> value), and say what was found."""
+    for evaluation in evaluations:
+        evaluation.write(folder)
+        print("\n".join(evaluation.lines() if scores else evaluation.lines()[:1]))
+    if not evaluations:
+        return
+    if scores:
+        tree = {evaluation.task: evaluation.scores for evaluation in evaluations}
+        text = json.dumps(tree, indent=1) + "\n"
+        (folder / "scores.json").write_text(text, encoding="utf-8")
+    print(f"predictions: {folder}")
+
+
+def read_predictions(run: Path, task: str) -> Evaluation:
+    """A task's predictions at the last evaluation of a training run, without scores."""
+    file = max((run / "predictions").glob(f"step-*/{task}.jsonl"))
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    predictions = {line["id"]: line["prediction"] for line in lines}
+    return Evaluation(task, {}, predictions, {line["id"]: line["reference"] for line in lines})

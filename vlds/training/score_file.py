@@ -1,0 +1,68 @@
+"""Score predictions that lie in files, whoever made them: no model, no ranks."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import vlds.tasks
+from vlds.data import Source, open_dataset
+from vlds.data.eval_order import survey
+from vlds.tasks.base import Task
+from vlds.training.evaluate import open_datasets
+from vlds.training.evaluation import Evaluation, leave
+from vlds.training.prediction_files import as_mapping, read_pairs
+
+
+def score_file(
+    files: Sequence[Path], data: Sequence[str], task_name: str | None, out: Path | None
+) -> int:
+    """Score predictions that lie in files, whoever made them; no model is needed. Exit code.
+
+    Errors: ValueError where ids are missing, unknown or there twice.
+    """
+    if not data:
+        raise ValueError("--data: name the data sets that the predictions are for")
+    datasets = [open_dataset(folder) for folder in data]
+    task = task_class(task_name, datasets[0].kind)().thorough()
+    if (missing := task.missing_for_scores()) is not None:
+        raise ValueError(f"--predictions: {missing}")
+    source = Source(type(task).__name__, task, open_datasets("--data", task, data))
+    asked = survey(source, range(sum(dataset.num_samples for dataset in datasets)))
+    asked.check()
+    pairs = [pair for file in files for pair in read_pairs(file)]
+    predictions = as_mapping(pairs, ", ".join(map(str, files)))
+    references = dict(zip(asked.ids, asked.references, strict=True))
+    evaluation = Evaluation(source.name, {}, predictions, references).scored(task)
+    if out is None:
+        print("\n".join(evaluation.lines()))
+    else:
+        leave([evaluation], out, scores=True)
+    return 0
+
+
+def task_class(name: str | None, kind: str) -> Callable[[], Task]:
+    """The class that scores a kind of samples: a name in vlds.tasks, or a dotted path.
+
+    Errors: ValueError where there is none, or it is no task.
+    """
+    known: dict[str, Any] = {n: getattr(vlds.tasks, n) for n in vlds.tasks.__all__ if n != "Task"}
+    reads = ", ".join(f"{n} reads {'/'.join(cls.kinds)}" for n, cls in known.items())
+    if name is None:
+        fitting: list[Callable[[], Task]] = [cls for cls in known.values() if kind in cls.kinds]
+        if len(fitting) != 1:
+            raise ValueError(
+                f"--task: {len(fitting)} tasks read samples of kind '{kind}' ({reads}); "
+                "name a class"
+            )
+        return fitting[0]
+    module, _, own = name.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), own) if module else known.get(name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"--task: {name}: {error}") from None
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        raise ValueError(f"--task: {name} is no task ({reads}); or give module.Class of your own")
+    return found

@@ -1,0 +1,110 @@
+"""Writes what leaderboards take, one file a data set, and checks it by reading it back."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlds.data import Dataset, Source
+from vlds.training.evaluation import Evaluation
+from vlds.training.prediction_files import (
+    FORMS,
+    IN_ZIP,
+    Misfit,
+    Pairs,
+    as_mapping,
+    pairs_of,
+    read_pairs,
+    value_member,
+)
+
+ZIP = "value.zip"
+
+
+@dataclass(frozen=True)
+class Part:
+    """The predictions for one data set."""
+
+    dataset: Dataset
+    pairs: Pairs
+
+    @property
+    def file(self) -> str:
+        """Name of its file, or of its member in VALUE's zip."""
+        suffix = FORMS[self.dataset.kind][0]
+        if self.dataset.kind in IN_ZIP:
+            return value_member(self.dataset.name, self.dataset.split, suffix)
+        return f"{self.dataset.label}.{suffix}"
+
+    @property
+    def text(self) -> str:
+        """What the file holds.
+
+        Errors: Misfit where the data set's ids are not the leaderboard's.
+        """
+        return FORMS[self.dataset.kind][1](self.pairs)
+
+    def notes(self) -> list[str]:
+        """Predictions that the form cannot hold, and what stands for them."""
+        held = dict(pairs_of(self.file, self.text))
+        odd = [key for key, text in self.pairs if held[key] != text]
+        if not odd:
+            return []
+        becomes = {"nlvr2": "are neither true nor false: written as False"}.get(
+            self.dataset.kind, "name no choice: written as -1, which is always wrong"
+        )
+        return [f"  {len(odd):,} predictions {becomes} ({', '.join(odd[:3])})"]
+
+
+def parts(source: Source, evaluation: Evaluation) -> Iterator[Part]:
+    """A task's predictions data set by data set, with the ids that they have there."""
+    several = len(source.datasets) > 1
+    for dataset in source.datasets:
+        start = f"{dataset.label}/" if several else ""
+        own = {k: t for k, t in evaluation.predictions.items() if k.startswith(start)}
+        yield Part(dataset, [(key.removeprefix(start), text) for key, text in own.items()])
+
+
+def write_submissions(
+    sources: Sequence[Source], evaluations: Sequence[Evaluation], folder: Path
+) -> list[str]:
+    """Write every leaderboard's file; lines that say what was written, and what could not be."""
+    by_name = {source.name: source for source in sources}
+    said, zipped = [], {}
+    for evaluation in evaluations:
+        for part in parts(by_name[evaluation.task], evaluation):
+            if part.dataset.kind not in FORMS:
+                continue
+            try:
+                text = part.text
+            except Misfit as error:
+                said.append(f"no leaderboard's file for {part.dataset.label}: {error}")
+                continue
+            if part.dataset.kind in IN_ZIP:
+                zipped[part.file] = text
+                said.append(f"{folder / ZIP}: {part.file}")
+            else:
+                (folder / part.file).write_text(text, encoding="utf-8")
+                check(folder / part.file, part)
+                said.append(str(folder / part.file))
+            said += part.notes()
+    if zipped:
+        write_zip(folder / ZIP, zipped)
+    return said
+
+
+def write_zip(path: Path, texts: Mapping[str, str]) -> None:
+    """VALUE's zip, and what it holds read back."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in texts.items():
+            archive.writestr(name, text)
+    written = sorted(read_pairs(path))
+    assert written == sorted(pair for name, text in texts.items() for pair in pairs_of(name, text))
+
+
+def check(path: Path, part: Part) -> None:
+    """Every id once, each with its prediction."""
+    written = as_mapping(read_pairs(path), str(path))
+    assert list(written) == [key for key, _ in part.pairs]

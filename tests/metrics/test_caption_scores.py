@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from vlds.metrics import coco_package, meteor, spice
-from vlds.metrics.caption_scores import NAMES, OFFICIAL, all_scores, caption_scores, quick_scores
+from vlds.metrics.caption_scores import (
+    NAMES,
+    OFFICIAL,
+    all_scores,
+    caption_scores,
+    picture_values,
+    quick_scores,
+)
 from vlds.metrics.ptb_tokens import penn_treebank_tokens
 
 needs_java = pytest.mark.skipif(
@@ -152,6 +159,28 @@ def test_the_cider_of_so_few_pictures_is_said_to_mean_nothing(name: str, count: 
 def test_three_pictures_have_a_cider(recwarn: pytest.WarningsRecorder) -> None:
     assert caption_scores(["cider_plain_tokens"], CAPTIONS[:3], REFERENCES[:3])
     assert not recwarn
+
+
+@needs_java
+@pytest.mark.parametrize("name", ["CIDEr", "ROUGE-L", "cider_plain_tokens", "word_f1"])
+def test_values_of_pictures_are_those_of_the_package_and_their_mean_is_the_score(name: str) -> None:
+    captions = ["A red dot!", "", *CAPTIONS[:3], "one box"]
+    values = picture_values(name, captions, REFERENCES)
+    assert values is not None
+    assert sum(values) / 6 == pytest.approx(caption_scores([name], captions, REFERENCES)[name])
+    if name in OFFICIAL:
+        from pycocoevalcap.cider.cider import Cider
+        from pycocoevalcap.rouge.rouge import Rouge
+
+        scorer = {"CIDEr": Cider, "ROUGE-L": Rouge}[name]()
+        plain = [["a red dot"], *([text] for text in captions[1:])]
+        _, theirs = scorer.compute_score(dict(enumerate(REFERENCES)), dict(enumerate(plain)))
+        assert values == pytest.approx(list(theirs), abs=1e-12)
+
+
+def test_scores_of_a_corpus_have_no_values_of_pictures() -> None:
+    for name in ("BLEU-4", "METEOR", "SPICE"):
+        assert picture_values(name, CAPTIONS, REFERENCES) is None
 
 
 @needs_java

@@ -50,12 +50,13 @@ def references_of(task: Task) -> Iterator[tuple[str, Any]]:
 
 
 def scored_recipe(world: Path, output: Path) -> Recipe:
-    """The world's recipe, with captions evaluated as well, by word F1."""
+    """The world's recipe by exact match, with captions evaluated as well, by word F1."""
     recipe = world_recipe(world, output)
+    vqa = replace(recipe.tasks["vqa"], headline="exact_match")
     caption = replace(
         recipe.tasks["caption"], evaluate=[str(world / "caption")], headline="word_f1"
     )
-    return replace(recipe, tasks={**recipe.tasks, "caption": caption})
+    return replace(recipe, tasks={"vqa": vqa, "caption": caption})
 
 
 def write_run(

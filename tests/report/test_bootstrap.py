@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vlds.metrics import caption_scores, coco_package
 from vlds.report.bootstrap import interval_of_difference, interval_of_mean
 from vlds.report.example_values import NoMean, example_values
 from vlds.tasks import GQA, NLVR2, VQA, Caption
 from vlds.tasks.base import Task
 
+needs_java = pytest.mark.skipif(
+    coco_package.missing() is not None, reason=str(coco_package.missing())
+)
 RESAMPLES = 60
 NUM = 40
 WORDS = ("red", "blue", "two", "no")
@@ -32,19 +36,21 @@ def vqa(rng: np.random.Generator, number: int) -> Any:
         return None
     answers = [str(word) for word in rng.choice(WORDS, 10)]
     types = {"answer_type": "other", "question_type": "what"}
-    return {"answer": answers[0], "answers": answers, **types}
+    return {"answer": answers[0], "answers": answers, "label": {answers[0]: 1.0}, **types}
 
 
 def few_answers(rng: np.random.Generator, number: int) -> Any:
-    return vqa(rng, 0) | {"answers": ["red"] * (10 if number % 2 else 3)}
+    """Of some questions ten; alone, those would have another score."""
+    label = {"red": 0.9, "two": 0.3} if number % 3 else {"blue": 1.0}
+    return vqa(rng, 0) | {"answers": ["red"] * (10 if number % 2 else 3), "label": label}
 
 
 def gqa(rng: np.random.Generator, number: int) -> Any:
-    return {"answer": str(rng.choice(WORDS)), "balanced": number % 3 > 0, "types": {}}
+    return {"answer": str(rng.choice(WORDS)), "balanced": number % 3 > 0}
 
 
 def nlvr(rng: np.random.Generator, number: int) -> Any:
-    return str(rng.choice(WORDS))
+    return {"answer": str(rng.choice(WORDS)), "sentence": f"sentence {number % 7}"}
 
 
 def captions(rng: np.random.Generator, number: int) -> Any:
@@ -83,6 +89,7 @@ def middle(scores: Sequence[float]) -> tuple[float, float]:
     [
         (VQA(), vqa, "vqa_accuracy"),
         (VQA(), few_answers, "exact_match"),
+        (VQA(), few_answers, "soft_score"),
         (GQA(), gqa, "accuracy"),
         (NLVR2(), nlvr, "accuracy"),
     ],
@@ -138,12 +145,90 @@ def test_word_f1_has_values_whatever_stands_beside_it() -> None:
     assert np.nanmean(values) == pytest.approx(score)
 
 
-def test_cider_has_no_values_and_says_why() -> None:
+@needs_java
+def test_an_interval_of_cider_holds_the_document_frequencies() -> None:
+    """Each draw is scored by the official scorer, told the frequencies of the whole."""
+    task = Caption(scores=["CIDEr"])
     predictions, references = examples(captions)
-    scores = Caption().score(predictions, references)
-    name = next(name for name in scores if "cider" in name.lower())
-    with pytest.raises(NoMean, match=f"{name} is no mean over examples"):
-        example_values(Caption(), name, predictions, references, scores[name])
+    better = {key: given[1] for key, given in references.items()}
+    better |= {key: predictions[key] for key in list(better)[::3]}
+    both = []
+    for made in (better, predictions):
+        score = task.score(made, references)["CIDEr"]
+        both.append(example_values(task, "CIDEr", made, references, score))
+    ours, theirs = (scored_draws(made, references) for made in (better, predictions))
+    for values, scores in zip(both, (ours, theirs), strict=True):
+        found = interval_of_mean(values, RESAMPLES)
+        assert (found.low, found.high) == pytest.approx(middle(scores), abs=1e-9)
+    found = interval_of_difference(*both, RESAMPLES)
+    expected = middle([a - b for a, b in zip(ours, theirs, strict=True)])
+    assert (found.low, found.high) == pytest.approx(expected, abs=1e-9)
+    assert found.low > 0
+
+
+def scored_draws(predictions: Mapping[str, str], references: Mapping[str, Any]) -> list[float]:
+    """CIDEr of each draw of pictures; the words of these captions are their tokens."""
+    from pycocoevalcap.cider.cider_scorer import CiderScorer
+
+    def scorer_of(keys: Sequence[str]) -> Any:
+        scorer = CiderScorer()
+        for key in keys:
+            scorer += (predictions[key], references[key])
+        return scorer
+
+    rng, ids = np.random.default_rng(0), list(references)
+    whole = scorer_of(ids)
+    whole.compute_doc_freq()
+    scores = []
+    for _ in range(RESAMPLES):
+        drawn = scorer_of([ids[number] for number in rng.integers(0, len(ids), len(ids))])
+        drawn.document_frequency = whole.document_frequency
+        scores.append(float(np.mean(drawn.compute_cider())))
+    return scores
+
+
+def test_the_tokenizer_starts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def tokens(texts: Sequence[str]) -> list[str]:
+        calls.append(len(texts))
+        return list(texts)
+
+    monkeypatch.setattr(caption_scores, "penn_treebank_tokens", tokens)
+    monkeypatch.setattr(caption_scores, "missing_for", lambda name: None)
+    predictions, references = examples(captions)
+    for name in ("CIDEr", "ROUGE-L"):
+        with pytest.raises(NoMean, match=f"do not give the {name} that was logged"):
+            example_values(Caption(), name, predictions, references, 11.0)
+    assert calls == [3 * NUM] * 2
+
+
+def test_without_java_cider_has_no_values_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    predictions, references = examples(captions)
+    with pytest.raises(NoMean, match=r"^CIDEr: .*missing \(.*install"):
+        example_values(Caption(), "CIDEr", predictions, references, 0.5)
+
+
+@pytest.mark.parametrize("name", ["consistency", "consistency_by_text"])
+def test_a_score_that_is_no_mean_says_so(name: str) -> None:
+    made, truth = examples(nlvr)
+    names = {key: f"dev-{number % 7}-{number}-0" for number, key in enumerate(truth)}
+    predictions = {names[key]: said for key, said in made.items()}
+    references = {names[key]: reference for key, reference in truth.items()}
+    for key in list(references)[::2]:
+        predictions[key] = references[key]["answer"]
+    score = NLVR2().score(predictions, references)[name]
+    with pytest.raises(NoMean, match=f"^{name} is no mean over examples"):
+        example_values(NLVR2(), name, predictions, references, score)
+
+
+def test_the_accuracy_of_gqa_needs_no_choices() -> None:
+    predictions, references = examples(gqa)
+    score = GQA().score(predictions, references)["accuracy"]
+    values = example_values(GQA(choices="absent"), "accuracy", predictions, references, score)
+    assert np.nanmean(values) == pytest.approx(score)
+    assert np.isnan(values).sum() == len(range(0, NUM, 3))
 
 
 def test_values_must_give_the_score_that_was_logged() -> None:

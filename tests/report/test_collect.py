@@ -75,7 +75,7 @@ def test_differences_are_to_the_first_run(runs: Runs) -> None:
 
 
 def test_other_examples_and_other_tasks_are_not_compared(runs: Runs, tmp_path: Path) -> None:
-    recipe = world_recipe(runs.world, tmp_path / "fewer")
+    recipe = scored_recipe(runs.world, tmp_path / "fewer")
     lines = {"vqa": lines_of(recipe.tasks["vqa"], 5)[:-1]}
     fewer = write_run(tmp_path / "fewer", recipe, lines)
     report = collect([fewer, runs.first])
@@ -168,6 +168,53 @@ def test_predictions_of_other_scores_have_no_interval(runs: Runs, tmp_path: Path
     assert report.only.results["vqa"].interval is None
     assert report.interval_notes == [
         "No interval for vqa: its predictions do not give the exact_match that was logged."
+    ]
+
+
+@pytest.mark.parametrize("step", [10, None])
+def test_without_java_the_official_cider_costs_its_interval_alone(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int | None
+) -> None:
+    """Logged on a machine that has it; or to be computed here, after `vlds evaluate`."""
+    recipe = scored_recipe(runs.world, tmp_path / "run")
+    caption = replace(recipe.tasks["caption"], scores=["CIDEr"], headline=None)
+    recipe = replace(recipe, tasks={**recipe.tasks, "caption": caption})
+    lines = {name: lines_of(task, 3) for name, task in recipe.tasks.items()}
+    logged = {"caption": {"CIDEr": 0.7}}
+    run = write_run(tmp_path / "run", recipe, lines, scores=logged, step=step)
+    monkeypatch.setenv("PATH", "")
+    report = collect([run])
+    assert report.only.results["vqa"].interval is not None
+    if step is None:
+        (note,) = report.only.notes
+        assert note.startswith("No scores of caption's newest predictions: CIDEr: ")
+        assert "caption" not in report.only.results
+    else:
+        assert report.only.score("caption", "CIDEr") == 0.7
+        assert report.only.results["caption"].interval is None
+        assert report.interval_notes[-1].startswith("No interval for caption: CIDEr: ")
+        assert "missing (" in report.interval_notes[-1]
+
+
+def test_cider_has_an_interval_and_a_paired_difference(runs: Runs, tmp_path: Path) -> None:
+    found = []
+    for name, wrong_every in (("first", 2), ("second", 9)):
+        recipe = scored_recipe(runs.world, tmp_path / name)
+        caption = replace(recipe.tasks["caption"], scores=["cider_plain_tokens"], headline=None)
+        recipe = replace(recipe, tasks={"caption": caption})
+        lines = {"caption": lines_of(caption, wrong_every, 1)}
+        found.append(write_run(tmp_path / name, recipe, lines))
+    report = collect(found)
+    for run in report.runs.values():
+        result = run.results["caption"]
+        assert result.headline == "cider_plain_tokens"
+        assert result.interval is not None
+        assert result.interval.low < result.value < result.interval.high
+    ((difference,),) = report.differences.values()
+    assert isinstance(difference, Difference)
+    assert 0 < difference.interval.low < difference.value < difference.interval.high
+    assert report.interval_notes[1:] == [
+        "CIDEr's document frequencies are those of all pictures in every resample."
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tests.report.scored_run import Runs, scored_recipe, write_lines, write_run
 from tests.report.toy_run import COLUMNS, NASTY, TASKS, make_run
 from vlds.report.collect import collect
 from vlds.report.page import build_page
+from vlds.tasks import GQA
 
 EVIL = (
     "<script>alert(1)</script>",
@@ -115,6 +117,27 @@ def test_long_texts_are_folded_and_whole(evil: Path) -> None:
 def test_the_best_of_a_row_is_marked(run: Path) -> None:
     page = page_of(run)
     assert page.count('<td class="number best"><b>0.800</b>') == 2 * len(TASKS)
+
+
+def test_the_best_of_a_score_may_be_the_lowest(runs: Runs, tmp_path: Path) -> None:
+    recipe = scored_recipe(runs.world, tmp_path)
+    recipe = replace(recipe, tasks={"gqa": GQA(evaluate=["gqa"], headline="distribution")})
+    folders = []
+    for name, far in (("near", 0.25), ("far", 0.75)):
+        scores = {"gqa": {"accuracy": 1 - far, "distribution": far, "accuracy/half/yes/no": far}}
+        folders.append(write_run(tmp_path / name, recipe, {}, scores=scores))
+    report = collect(folders)
+    page = build_page(report)
+    best = re.findall(r'<td class="number best"><b>([\d.]+)</b>', page)
+    # Beside each other; then distribution, accuracy, and its cell.
+    assert best == ["0.250", "0.250", "0.750", "0.750"]
+    assert "distribution (lower is better)" in page
+    assert "accuracy (lower" not in page
+    assert '<th scope="row">yes/no</th>' in page
+    detail = Reader(page).tables[1]
+    assert [row[0] for row in detail] == [
+        "score", "distribution (lower is better)", "accuracy", "accuracy by half", "yes/no",
+    ]  # fmt: skip
 
 
 def test_parts_that_are_missing_are_left_out(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ behind its Penn Treebank tokenizer, which is a Java program: without Java none o
 `cider_plain_tokens` and `word_f1` are of our own, and never bear an official name.
 
 Document frequencies, lengths and METEOR's statistics are those of all captions together, so none
-of these scores may be averaged over parts of the data.
+of these scores may be averaged over parts of the data. What each picture adds to those that are
+means over pictures is there all the same, by the document frequencies of all of them.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ import warnings
 from collections.abc import Callable, Sequence
 
 from vlds.metrics import coco_package, spice
-from vlds.metrics.cider import plain_cider
+from vlds.metrics.cider import plain_cider, plain_cider_values
+from vlds.metrics.exact_match import mean
 from vlds.metrics.meteor import meteor
 from vlds.metrics.ptb_tokens import penn_treebank_tokens
-from vlds.metrics.word_f1 import word_f1
+from vlds.metrics.word_f1 import word_f1, word_f1_values
 
+Values = Callable[[Sequence[str], Sequence[Sequence[str]]], list[float]]
+"""(captions, references) -> what each picture adds to a score that is their mean."""
 Scorer = Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, float]]
 """(tokenized captions, tokenized references) -> name -> score."""
 
@@ -55,10 +59,7 @@ def caption_scores(
     Errors: ValueError where a score cannot be computed here, a picture has no reference, or there
     is nothing to score.
     """
-    check(captions, references)
-    for name in names:
-        if (missing := missing_for(name)) is not None:
-            raise ValueError(f"{name}: {missing}")
+    check(names, captions, references)
     if len(captions) < FEWEST_PICTURES and not CIDERS.isdisjoint(names):
         warnings.warn(
             f"CIDEr of {len(captions)} pictures means nothing: its weights are the frequencies of "
@@ -68,35 +69,60 @@ def caption_scores(
     official = {OFFICIAL[name]: None for name in names if name in OFFICIAL}
     found: dict[str, float] = {}
     if official:
-        tokens = iter(
-            penn_treebank_tokens([*captions, *(t for given in references for t in given)])
-        )
-        # Taken in the order in which they were laid flat.
-        result = [next(tokens) for _ in captions]
-        truth = [[next(tokens) for _ in given] for given in references]
+        tokens = tokenized(captions, references)
         for scorer in official:
-            found |= scorer(result, truth)
+            found |= scorer(*tokens)
     found |= {name: PLAIN[name](captions, references) for name in names if name in PLAIN}
     return {name: found[name] for name in names}
 
 
-def check(captions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
-    """Every caption has at least one reference."""
+def picture_values(
+    name: str, captions: Sequence[str], references: Sequence[Sequence[str]]
+) -> list[float] | None:
+    """What each picture adds to the named score, which is their mean; None where it is no mean.
+
+    The document frequencies of CIDEr are those of all these pictures.
+
+    Errors: as those of `caption_scores`.
+    """
+    if name not in VALUES:
+        return None
+    check([name], captions, references)
+    if name in OFFICIAL:
+        captions, references = tokenized(captions, references)
+    return VALUES[name](captions, references)
+
+
+def tokenized(
+    captions: Sequence[str], references: Sequence[Sequence[str]]
+) -> tuple[list[str], list[list[str]]]:
+    """All of them through the Penn Treebank tokenizer at once."""
+    tokens = iter(penn_treebank_tokens([*captions, *(t for given in references for t in given)]))
+    # Taken in the order in which they were laid flat.
+    return [next(tokens) for _ in captions], [[next(tokens) for _ in given] for given in references]
+
+
+def check(
+    names: Sequence[str], captions: Sequence[str], references: Sequence[Sequence[str]]
+) -> None:
+    """Every caption has at least one reference, and every score can be computed here."""
     if len(captions) != len(references) or not captions:
         raise ValueError(
             f"captions: got {len(captions)} for {len(references)} pictures; give one each"
         )
     if empty := [number for number, given in enumerate(references) if not given]:
         raise ValueError(f"references: picture number {empty[0]} has none; leave it out")
+    for name in names:
+        if (missing := missing_for(name)) is not None:
+            raise ValueError(f"{name}: {missing}")
 
 
-def official_cider(
-    captions: Sequence[str], references: Sequence[Sequence[str]]
-) -> dict[str, float]:
-    """CIDEr, in 0..10."""
+def cider_values(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+    """CIDEr of each picture, in 0..10."""
     from pycocoevalcap.cider.cider import Cider
 
-    return {"CIDEr": float(Cider().compute_score(*numbered(captions, references))[0])}
+    _, values = Cider().compute_score(*numbered(captions, references))
+    return [float(value) for value in values]
 
 
 def bleu(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
@@ -107,11 +133,12 @@ def bleu(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[s
     return {f"BLEU-{number}": float(score) for number, score in enumerate(found, 1)}
 
 
-def rouge_l(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """ROUGE-L: longest common subsequences, recall weighed by beta 1.2."""
+def rouge_l_values(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+    """ROUGE-L of each picture: longest common subsequences, recall weighed by beta 1.2."""
     from pycocoevalcap.rouge.rouge import Rouge
 
-    return {"ROUGE-L": float(Rouge().compute_score(*numbered(captions, references))[0])}
+    _, values = Rouge().compute_score(*numbered(captions, references))
+    return [float(value) for value in values]
 
 
 def numbered(
@@ -122,18 +149,25 @@ def numbered(
     return truth, {number: [caption] for number, caption in enumerate(captions)}
 
 
+VALUES: dict[str, Values] = {
+    "CIDEr": cider_values,
+    "ROUGE-L": rouge_l_values,
+    "cider_plain_tokens": plain_cider_values,
+    "word_f1": word_f1_values,
+}
+"""The official ones of tokenized captions."""
 PLAIN: dict[str, Callable[[Sequence[str], Sequence[Sequence[str]]], float]] = {
     "cider_plain_tokens": plain_cider,
     "word_f1": word_f1,
 }
 OFFICIAL: dict[str, Scorer] = {
-    "CIDEr": official_cider,
+    "CIDEr": lambda captions, references: {"CIDEr": mean(cider_values(captions, references))},
     "BLEU-1": bleu,
     "BLEU-2": bleu,
     "BLEU-3": bleu,
     "BLEU-4": bleu,
     "METEOR": lambda captions, references: {"METEOR": meteor(captions, references)},
-    "ROUGE-L": rouge_l,
+    "ROUGE-L": lambda captions, references: {"ROUGE-L": mean(rouge_l_values(captions, references))},
     "SPICE": lambda captions, references: {"SPICE": spice.spice(captions, references)},
 }
 NAMES = (*OFFICIAL, *PLAIN)

@@ -25,6 +25,11 @@ Ngram = tuple[str, ...]
 
 def plain_cider(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     """CIDEr's formula on plain lower-cased words without punctuation; not the official score."""
+    return mean(plain_cider_values(captions, references))
+
+
+def plain_cider_values(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+    """The value of each picture, in 0..10, by the document frequencies of all of them."""
     ours = [ngrams(plain_tokens(text)) for text in captions]
     theirs = [[ngrams(plain_tokens(text)) for text in given] for given in references]
     frequency = Counter(ngram for given in theirs for ngram in {n for text in given for n in text})
@@ -34,11 +39,12 @@ def plain_cider(captions: Sequence[str], references: Sequence[Sequence[str]]) ->
     def vector(counts: Counter[Ngram]) -> dict[Ngram, float]:
         return {ngram: count * rarity.get(ngram, unseen) for ngram, count in counts.items()}
 
-    scores = []
+    values = []
     for caption, given in zip(ours, theirs, strict=True):
         candidate = vector(caption)
-        scores.append(mean([similarity(candidate, vector(text), caption, text) for text in given]))
-    return 10 * mean(scores)
+        found = [similarity(candidate, vector(text), caption, text) for text in given]
+        values.append(10 * mean(found))
+    return values
 
 
 def ngrams(tokens: Sequence[str]) -> Counter[Ngram]:

@@ -19,16 +19,22 @@ def table(score: str, by: str, groups: Mapping[str, float]) -> dict[str, float]:
     return {f"{score}/{by}/{group}": value for group, value in groups.items()}
 
 
+def split(name: str) -> tuple[str, str, str] | None:
+    """(score, table, group) of a cell's full name; None for a score of its own."""
+    score, *rest = name.split("/", 2)
+    return (score, rest[0], rest[1]) if len(rest) == 2 else None
+
+
 def plain(scores: Mapping[str, float]) -> dict[str, float]:
     """The scores that stand for themselves."""
-    return {name: value for name, value in scores.items() if "/" not in name}
+    return {name: value for name, value in scores.items() if split(name) is None}
 
 
 def tables(scores: Mapping[str, float]) -> dict[tuple[str, str], Groups]:
     """(score, table) -> its groups, in the order in which they come."""
     found: dict[tuple[str, str], Groups] = {}
     for name, value in scores.items():
-        if "/" in name:
-            score, by, group = name.split("/", 2)
+        if cell := split(name):
+            score, by, group = cell
             found.setdefault((score, by), {})[group] = value
     return found

@@ -14,8 +14,13 @@ from vlds.metrics.plain_tokens import plain_tokens
 
 def word_f1(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     """Mean over captions of the F1 against the best of their references."""
+    return mean(word_f1_values(captions, references))
+
+
+def word_f1_values(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+    """The F1 of each caption against the best of its references."""
     pairs = zip(captions, references, strict=True)
-    return mean([max(f1(caption, reference) for reference in given) for caption, given in pairs])
+    return [max(f1(caption, reference) for reference in given) for caption, given in pairs]
 
 
 def f1(caption: str, reference: str) -> float:

@@ -4,7 +4,8 @@ Examples are drawn anew, as many as there are and with replacement, and the scor
 each draw (Efron 1979, https://doi.org/10.1214/aos/1176344552); the interval holds the middle 95 %
 of these scores. It tells of the examples, not of the seeds that a run was trained with. Draws
 depend on the number of examples alone, so that two runs on the same examples meet the same draws,
-and the interval of their difference is a paired one.
+and the interval of their difference is a paired one. CIDEr's draws keep the document frequencies of
+all pictures.
 """
 
 from __future__ import annotations

@@ -8,12 +8,14 @@ from functools import cached_property
 from pathlib import Path
 
 from vlds.config import Recipe, load_recipe
+from vlds.metrics.caption_scores import CIDERS
 from vlds.report.bootstrap import RESAMPLES, SEED
 from vlds.report.facts import recipe_facts, stopped_text
 from vlds.report.gallery import collect_gallery
 from vlds.report.inputs import RunInputs, read_run
 from vlds.report.results import Difference, TaskResult, difference, reasons, results_of
 from vlds.report.scores import Scores, TaskScores
+from vlds.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -98,13 +100,16 @@ class Report:
     def interval_notes(self) -> list[str]:
         """What the brackets are, and why some are missing."""
         results = {name: run.results for name, run in self.runs.items()}
+        every = [result for found in results.values() for result in found.values()]
         said = []
-        if any(result.interval for found in results.values() for result in found.values()):
+        if any(result.interval for result in every):
             said.append(
                 f"Brackets: the middle 95 % of {self.resamples:,} bootstrap resamples of the "
                 f"examples (percentiles; seed {SEED}). They tell of the examples that were drawn, "
                 "not of the seed of the training."
             )
+        if any(result.interval and result.headline in CIDERS for result in every):
+            said.append("CIDEr's document frequencies are those of all pictures in every resample.")
         return said + reasons(results)
 
 
@@ -142,8 +147,9 @@ def read_report(folder: Path, resamples: int, pictures: bool) -> RunReport:
     run = read_run(folder)
     if recipe is None:
         return RunReport(run, {}, {}, notes=notes)
-    results = results_of(folder, recipe.tasks, resamples)
-    filled = replace(run, scores=with_results(run.scores, results, run.name))
+    results = results_of(folder, recipe.tasks, resamples, notes)
+    scores = with_directions(with_results(run.scores, results, run.name), recipe.tasks)
+    filled = replace(run, scores=scores)
     facts = recipe_facts(recipe, run)
     if results:
         facts["scores of"] = ", ".join(sorted({str(made.folder) for made in results.values()}))
@@ -174,6 +180,17 @@ def with_results(scores: Scores, results: Mapping[str, TaskResult], name: str) -
     if not found:
         return scores
     return replace(scores, columns=[column], tasks={**scores.tasks, **found})
+
+
+def with_directions(scores: Scores, tasks: Mapping[str, Task]) -> Scores:
+    """The scores with what their tasks say of them."""
+    told = {
+        name: replace(entry, lower_is_better=tasks[name].lower_is_better)
+        if name in tasks
+        else entry
+        for name, entry in scores.tasks.items()
+    }
+    return replace(scores, tasks=told)
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:

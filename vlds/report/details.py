@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from vlds.report.collect import Report
+from vlds.metrics.tables import split
 from vlds.report.scores import Scores, TaskScores
-from vlds.report.tables import score_cells, table
+from vlds.report.tables import direction, score_cells, table
 
 
 def folded_details(scores: Scores) -> str:
@@ -31,13 +31,13 @@ def detail_table(task: TaskScores, columns: Sequence[str]) -> str:
     rows = []
     for (score, group), metrics in groups_of(task).items():
         if score:
-            title = f"{score} {by(group)}" if group else score
+            title = f"{score} {by(group)}{direction(task, score)}"
             span = f'class="group" colspan="{1 + len(columns)}"'
             rows.append([f'<th scope="rowgroup" {span}>{escape(title)}</th>'])
-        rows += [
-            [f'<th scope="row">{escape(part)}</th>', *score_cells(task, metric, columns)]
-            for metric, part in metrics.items()
-        ]
+        for metric, part in metrics.items():
+            head = part if score else f"{metric}{direction(task, metric)}"
+            cells = score_cells(task, metric, columns)
+            rows.append([f'<th scope="row">{escape(head)}</th>', *cells])
     return table(["score", *columns], rows, numbers_from=1)
 
 
@@ -47,35 +47,9 @@ def by(group: str) -> str:
 
 
 def groups_of(task: TaskScores) -> dict[tuple[str, str], dict[str, str]]:
-    """(score, way of parting it) -> its metrics and what each is of; ("", "") -> whole scores.
-
-    "accuracy/structural/query" is the query part of accuracy by structural, "accuracy/open" a part
-    of accuracy; a part may have slashes in its own name ("yes/no").
-    """
+    """(score, way of parting it) -> its metrics and the group of each; ("", "") -> whole scores."""
     groups: dict[tuple[str, str], dict[str, str]] = {}
     for metric in task.metrics:
-        score, *rest = metric.split("/", 2)
-        if not rest:
-            key, part = ("", ""), metric
-        else:
-            key, part = (score, rest[0] if len(rest) == 2 else ""), rest[-1]
-        groups.setdefault(key, {})[metric] = part
+        score, way, part = split(metric) or ("", "", metric)
+        groups.setdefault((score, way), {})[metric] = part
     return groups
-
-
-def merged(report: Report) -> Scores:
-    """The runs' own scores, a column a run."""
-    tasks = dict.fromkeys(task for run in report.runs.values() for task in run.scores.tasks)
-    return Scores(list(report.runs), {task: merged_task(report, task) for task in tasks})
-
-
-def merged_task(report: Report, task: str) -> TaskScores:
-    """One task's scores, a column a run."""
-    by_column = {}
-    for name, run in report.runs.items():
-        entry = run.scores.tasks.get(task)
-        own = entry.by_column.get(run.scores.columns[-1]) if entry else None
-        if own:
-            by_column[name] = own
-    headline = next((metric for known, metric in report.headlines if known == task), None)
-    return TaskScores(by_column, headline=headline)

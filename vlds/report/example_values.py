@@ -1,19 +1,18 @@
 """A score taken apart: what each example adds to it, where it is a mean over examples.
 
-A task knows how to score many examples, not what each of them adds. Scored one by one, they tell
-whether the score is their mean: it is tried on small draws and on the whole, and a score that is
-no such mean (CIDEr, whose weights come from all pictures together) has no values, and no interval.
+Some tasks say so themselves. Otherwise examples that are scored one by one tell whether the score
+is their mean: it is tried on small draws and on the whole, and a score that is no such mean has no
+values, and no interval.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from vlds.metrics.word_f1 import word_f1
 from vlds.report.bootstrap import Values
 from vlds.tasks.base import Task
 
@@ -21,14 +20,6 @@ SECONDS_PER_EXAMPLE = 0.05
 """A score that needs longer for one example (one that starts Java, say) is not taken apart."""
 TRIALS, TRIAL_SIZE = 3, 4
 TOLERANCE = 1e-9
-
-Scorer = Callable[[str, Any], float]
-
-MEANS: Mapping[str, Scorer] = {
-    "word_f1": lambda prediction, reference: word_f1([prediction], [reference])
-}
-"""Means over examples whose task computes something slow beside them (Java): how to have them
-alone."""
 
 
 class NoMean(Exception):
@@ -44,67 +35,88 @@ def example_values(
 ) -> Values:
     """What each example adds to the score called `name`, in the references' order.
 
-    Errors: NoMean where the score is no mean over examples, takes too long for each of them, or is
-    another on these predictions.
+    Errors: NoMean where the score is no mean over examples, takes too long for each of them,
+    cannot be computed here, or is another on these predictions.
     """
-    ids = list(references)
-
-    def alone(key: str) -> float:
-        prediction, reference = predictions[key], references[key]
-        if name not in MEANS:
-            return score_of(task, name, {key: prediction}, {key: reference})
-        return np.nan if reference is None else MEANS[name](prediction, reference)
-
-    if name not in MEANS:
-        try_on_draws(task, name, predictions, references, alone)
-    values = np.array([alone(key) for key in ids])
-    if not np.isclose(mean_of(values), score, rtol=TOLERANCE, atol=TOLERANCE):
+    values = values_of_task(task, name, predictions, references)
+    if values is None:
+        values = values_one_by_one(task, name, predictions, references)
+    if not same(mean_of(values), score):
         raise NoMean(f"its predictions do not give the {name} that was logged")
     return values
 
 
-def try_on_draws(
+def values_of_task(
+    task: Task, name: str, predictions: Mapping[str, str], references: Mapping[str, Any]
+) -> Values | None:
+    """What the task itself says, NaN for examples without a reference; None where it says nothing.
+
+    Errors: NoMean where the score cannot be computed here.
+    """
+    try:
+        found = task.example_scores(name, predictions, references)
+    except ValueError as error:
+        raise NoMean(str(error)) from error
+    if found is None:
+        return None
+    values = np.full(len(references), np.nan)
+    values[[reference is not None for reference in references.values()]] = found
+    return values
+
+
+def values_one_by_one(
+    task: Task, name: str, predictions: Mapping[str, str], references: Mapping[str, Any]
+) -> Values:
+    """Each example scored alone.
+
+    Errors: NoMean where the score is not the mean of these, or takes too long for each.
+    """
+
+    def alone(key: str) -> float:
+        return score_of(task, name, predictions, references, [key])
+
+    ids = list(references)
+    no_mean = NoMean(f"{name} is no mean over examples")
+    rng = np.random.default_rng(0)
+    for _ in range(TRIALS):
+        places = rng.choice(len(ids), min(TRIAL_SIZE, len(ids)), replace=False)
+        drawn = [ids[place] for place in places]
+        started = time.monotonic()
+        values = np.array([alone(key) for key in drawn])
+        seconds = (time.monotonic() - started) / TRIAL_SIZE
+        if not same(mean_of(values), score_of(task, name, predictions, references, drawn)):
+            raise no_mean
+        if seconds > SECONDS_PER_EXAMPLE:
+            raise NoMean(f"{name} takes {seconds:.1f} s for each example")
+    values = np.array([alone(key) for key in ids])
+    if not same(mean_of(values), score_of(task, name, predictions, references, ids)):
+        raise no_mean
+    return values
+
+
+def score_of(
     task: Task,
     name: str,
     predictions: Mapping[str, str],
     references: Mapping[str, Any],
-    alone: Callable[[str], float],
-) -> None:
-    """Score small draws whole and example by example.
-
-    Errors: NoMean where the two differ, or an example takes too long.
-    """
-    rng = np.random.default_rng(0)
-    ids = list(references)
-    for _ in range(TRIALS):
-        drawn = [ids[number] for number in rng.integers(0, len(ids), TRIAL_SIZE)]
-        started = time.monotonic()
-        values = np.array([alone(key) for key in drawn])
-        seconds = (time.monotonic() - started) / TRIAL_SIZE
-        places = range(TRIAL_SIZE)  # an example may be drawn twice
-        whole = score_of(
-            task,
-            name,
-            {str(place): predictions[drawn[place]] for place in places},
-            {str(place): references[drawn[place]] for place in places},
-        )
-        if not np.isclose(whole, mean_of(values), rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
-            raise NoMean(f"{name} is no mean over examples")
-        if seconds > SECONDS_PER_EXAMPLE:
-            raise NoMean(f"{name} takes {seconds:.1f} s for each example")
-
-
-def score_of(
-    task: Task, name: str, predictions: Mapping[str, str], references: Mapping[str, Any]
+    ids: Sequence[str],
 ) -> float:
-    """One score of a task; NaN where nothing of these examples counts."""
+    """One score of a task on some examples; NaN where nothing of these counts."""
     try:
-        return task.score(predictions, references).get(name, np.nan)
+        scores = task.score(
+            {key: predictions[key] for key in ids}, {key: references[key] for key in ids}
+        )
     except ValueError:  # a task may refuse examples of which none counts
         return np.nan
+    return scores.get(name, np.nan)
 
 
 def mean_of(values: Values) -> float:
     """Of those that count; NaN where none does."""
     counted = values[~np.isnan(values)]
     return float(counted.mean()) if len(counted) else np.nan
+
+
+def same(mean: float, score: float) -> bool:
+    """Whether they differ by rounding alone."""
+    return bool(np.isclose(mean, score, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True))

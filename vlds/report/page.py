@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from vlds.report.beside import merged
 from vlds.report.cards import gallery
 from vlds.report.charts import by_task, legend, line_chart
 from vlds.report.collect import Report, RunReport
-from vlds.report.details import folded_details, merged
+from vlds.report.details import folded_details
 from vlds.report.facts import size_facts
 from vlds.report.inputs import Curve
 from vlds.report.style import STYLE

@@ -49,8 +49,11 @@ class Difference:
     interval: Interval
 
 
-def results_of(run: Path, tasks: Mapping[str, Task], resamples: int) -> dict[str, TaskResult]:
-    """Score what a run predicted; a task whose references are all unknown is left out."""
+def results_of(
+    run: Path, tasks: Mapping[str, Task], resamples: int, notes: list[str]
+) -> dict[str, TaskResult]:
+    """Score what a run predicted; a task whose references are all unknown is left out, and with a
+    note one whose scores cannot be computed here."""
     logged = {
         (line["step"], task): scores
         for line in read_metrics(run / "metrics.jsonl")
@@ -62,7 +65,11 @@ def results_of(run: Path, tasks: Mapping[str, Task], resamples: int) -> dict[str
         if name not in found:
             continue
         made = found[name]
-        scores = logged.get((made.step, name)) or task.score(made.predictions, made.references)
+        try:
+            scores = logged.get((made.step, name)) or task.score(made.predictions, made.references)
+        except ValueError as error:
+            notes.append(f"No scores of {name}'s newest predictions: {error}")
+            continue
         if scores:
             folder = made.file.parent.relative_to(run)
             results[name] = result_of(task, made, scores, folder, resamples)

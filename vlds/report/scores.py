@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from vlds.metrics.tables import split
 from vlds.report.json_files import read_json
 
 
@@ -20,12 +21,26 @@ class TaskScores:
     """How many examples were scored."""
     headline: str | None = None
     """The metric that stands for the task; default: the first."""
+    lower_is_better: Collection[str] = ()
+    """Scores of which the lowest is the best; the task says so, scores.json does not."""
 
     @property
     def metrics(self) -> list[str]:
         """All metrics of all columns, the headline first."""
         names = list(dict.fromkeys(name for scores in self.by_column.values() for name in scores))
         return sorted(names, key=lambda name: name != self.headline) if self.headline else names
+
+    def is_lower_better(self, metric: str) -> bool:
+        """Of a score, or of a cell of its table."""
+        cell = split(metric)
+        return (cell[0] if cell else metric) in self.lower_is_better
+
+    def best(self, metric: str, values: Iterable[float | None]) -> float | None:
+        """The best of several models' values; None where fewer than two are known."""
+        known = [value for value in values if value is not None]
+        if len(known) < 2:
+            return None
+        return min(known) if self.is_lower_better(metric) else max(known)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from html import escape
 
 from rich.table import Table
 
+from vlds.report.beside import merged_task
 from vlds.report.bootstrap import Interval
 from vlds.report.collect import Report, RunReport
 from vlds.report.facts import held_text, share_text, training_speed_text
@@ -39,12 +40,17 @@ def score_table(run: RunReport) -> str:
     for name, task in run.scores.tasks.items():
         count = "" if task.examples is None else f"<br>{task.examples:,} examples"
         for metric in task.metrics[:1]:
-            note = f"<small>{escape(metric)}{count}</small>"
+            note = f"<small>{escape(metric)}{direction(task, metric)}{count}</small>"
             result = run.result(name, metric)
             intervals = {columns[-1]: result.interval if result else None}
             head = f'<th scope="row">{escape(name)}{note}</th>'
             rows.append([head, *score_cells(task, metric, columns, intervals)])
     return table(["task", *columns], rows, numbers_from=1)
+
+
+def direction(task: TaskScores, metric: str) -> str:
+    """What readers would not expect of a score."""
+    return " (lower is better)" if task.is_lower_better(metric) else ""
 
 
 def score_cells(
@@ -55,10 +61,10 @@ def score_cells(
 ) -> list[str]:
     """One cell a column, with a bar under scores that lie in 0..1."""
     values = [task.by_column.get(label, {}).get(metric) for label in columns]
-    known = [value for value in values if value is not None]
+    leader = task.best(metric, values)
     cells = []
     for label, value in zip(columns, values, strict=True):
-        best = len(known) > 1 and value is not None and value == max(known)
+        best = value is not None and value == leader
         bar = (
             f'<i class="bar" style="width:{100 * value:.1f}%"></i>'
             if value is not None and 0 <= value <= 1
@@ -107,10 +113,9 @@ def compared_cell(report: Report, run: RunReport, task: str, metric: str) -> str
     """A run's score among those of the other runs."""
     value, result = run.score(task, metric), run.result(task, metric)
     others = [other.score(task, metric) for other in report.runs.values()]
-    known = [score for score in others if score is not None]
-    best = " best" if len(known) > 1 and value == max(known) else ""
+    best = value is not None and value == merged_task(report, task).best(metric, others)
     text = f"<b>{score_text(value)}</b>{bracket(result.interval if result else None)}"
-    return f'<td class="number{best}">{text}</td>'
+    return f'<td class="number{" best" if best else ""}">{text}</td>'
 
 
 def difference_table(report: Report) -> str:

@@ -7,7 +7,7 @@ reads annotations and writes text: it knows no tokenizer, no picture and no tens
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -29,6 +29,8 @@ class Task(ABC):
     unit: ClassVar[Literal["annotation", "sample"]] = "annotation"
     """What evaluation counts: annotations, or samples whose annotations are all references."""
 
+    lower_is_better: ClassVar[tuple[str, ...]] = ()
+    """Scores of which the lowest is the best, such as distances."""
     input_field: ClassVar[str | None] = "question"
     """The annotation's field with what is asked; None where the picture alone is the input."""
 
@@ -82,6 +84,19 @@ class Task(ABC):
         lie in 0..1 (CIDEr in 0..10, GQA's distribution above 0); the first one stands for the task.
         "SCORE/TABLE/GROUP" is a cell of a table (vlds/metrics/tables.py).
         """
+
+    def example_scores(
+        self, name: str, predictions: Mapping[str, str], references: Mapping[str, Any]
+    ) -> Sequence[float] | None:
+        """What each labelled example adds to the score called `name`, which is their mean, in the
+        references' order; NaN for one that does not count. The report's intervals are made of it.
+
+        None where scoring each example alone tells. That is not so where its value depends on the
+        others, or where one alone takes long.
+
+        Errors: ValueError where the score cannot be computed here.
+        """
+        return None
 
     def missing_for_scores(self) -> str | None:
         """What a score that was asked for does not find on this machine, field first, with the

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
@@ -13,6 +13,7 @@ from vlds.metrics.caption_scores import (
     all_scores,
     caption_scores,
     missing_for,
+    picture_values,
     quick_scores,
 )
 from vlds.schema import Decoding, Example, Sample
@@ -75,12 +76,23 @@ class Caption(Task):
         self, predictions: Mapping[str, str], references: Mapping[str, Any]
     ) -> dict[str, float]:
         """The scores that were asked for, else the quick ones."""
+        captions, truth = self.scored_texts(predictions, references)
+        return caption_scores(self.scores or quick_scores(), captions, truth) if captions else {}
+
+    def example_scores(
+        self, name: str, predictions: Mapping[str, str], references: Mapping[str, Any]
+    ) -> Sequence[float] | None:
+        """Of the scores that are means over pictures; CIDEr's document frequencies are those of
+        all of them."""
+        return picture_values(name, *self.scored_texts(predictions, references))
+
+    def scored_texts(
+        self, predictions: Mapping[str, str], references: Mapping[str, Any]
+    ) -> tuple[list[str], list[list[str]]]:
+        """Captions and references of the labelled pictures, as they are scored."""
         texts, known = labelled(predictions, references)
-        if not known:
-            return {}
-        captions = [self.scored_text(text) for text in texts]
         truth = [[self.scored_text(text) for text in given] for given in known]
-        return caption_scores(self.scores or quick_scores(), captions, truth)
+        return [self.scored_text(text) for text in texts], truth
 
     def scored_text(self, text: str) -> str:
         """A caption as it is scored."""

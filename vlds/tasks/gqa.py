@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import nan
 from typing import Any, ClassVar
 
 import numpy as np
 
+from vlds.metrics.exact_match import matches
 from vlds.metrics.gqa_scores import Question, gqa_scores, reasoning_steps
 from vlds.schema import Decoding, Example, Sample
 from vlds.tasks.base import Task, labelled, require_label
@@ -24,6 +26,7 @@ class GQA(Task):
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("gqa",)
+    lower_is_better: ClassVar[tuple[str, ...]] = ("distribution",)
 
     prompt: str = "gqa: "
     """Text before the question, trailing space included; "" for none."""
@@ -70,6 +73,17 @@ class GQA(Task):
             )
         choices = None if self.choices is None else read_choices(self.choices, balanced)
         return gqa_scores(predictions, questions, choices)
+
+    def example_scores(
+        self, name: str, predictions: Mapping[str, str], references: Mapping[str, Any]
+    ) -> Sequence[float] | None:
+        """Of accuracy: the choices, a large file, need not be read for it."""
+        if name != "accuracy":
+            return None
+        texts, known = labelled(predictions, references)
+        right = matches(texts, [given["answer"] for given in known])
+        pairs = zip(right, known, strict=True)
+        return [hit if given["balanced"] else nan for hit, given in pairs]
 
     def missing_for_scores(self) -> str | None:
         """The file of choices."""

@@ -6,7 +6,7 @@ that score; the model writes the answer freely, no vocabulary holds it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -80,20 +80,29 @@ class VQA(Task):
         texts, known = labelled(predictions, references)
         if not known:
             return {}
+        found = self.values_of(texts, known)
+        scores = {name: mean(values) for name, values in found.items()}
+        name, values = next(iter(found.items()))
+        for kind in ("answer_type", "question_type"):
+            scores |= table(name, kind, mean_by_group(values, [given[kind] for given in known]))
+        return scores
+
+    def example_scores(
+        self, name: str, predictions: Mapping[str, str], references: Mapping[str, Any]
+    ) -> Sequence[float] | None:
+        """Which scores there are depends on the answers of all questions."""
+        return self.values_of(*labelled(predictions, references)).get(name)
+
+    def values_of(self, texts: list[str], known: list[Any]) -> dict[str, list[float]]:
+        """Score -> its value for each question, the best score that the answers allow first."""
         exact = matches(map(fold, texts), [fold(reference["answer"]) for reference in known])
+        found = {}
         if all(len(reference["answers"]) == NUM_ANNOTATORS for reference in known):
             name = "vqa_accuracy" if self.accuracy == "official" else "vqa_accuracy_legacy"
-            found = [self.question_score(*pair) for pair in zip(texts, known, strict=True)]
+            found[name] = [self.question_score(*pair) for pair in zip(texts, known, strict=True)]
         elif any(len(reference["label"]) > 1 for reference in known):
-            labels = [reference["label"] for reference in known]
-            name, found = "soft_score", list(map(worth, texts, labels))
-        else:
-            name, found = "exact_match", exact
-        scores = {name: mean(found), "exact_match": mean(exact)}
-        for kind in ("answer_type", "question_type"):
-            groups = mean_by_group(found, [reference[kind] for reference in known])
-            scores |= table(name, kind, groups)
-        return scores
+            found["soft_score"] = list(map(worth, texts, [given["label"] for given in known]))
+        return found | {"exact_match": exact}
 
     def question_score(self, prediction: str, reference: Any) -> float:
         """VQA accuracy of one answer."""

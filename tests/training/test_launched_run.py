@@ -23,6 +23,7 @@ from vlds.config import Recipe, save_recipe
 from vlds.manifest import damage
 from vlds.training import checkpoint
 from vlds.training.loop import train
+from vlds.training.states import newest
 
 pytestmark = pytest.mark.launcher
 
@@ -103,7 +104,7 @@ def test_a_stopped_run_saves_and_goes_on(whole: Recipe, ranks2: RankPool, tmp_pa
     step = last_step(stopped.run)
     assert f"stopped by SIGTERM after step {step}; --resume goes on" in output
     state = stopped.run / "state"
-    assert checkpoint.newest(state) == (state / f"step-{step:08d}", [])
+    assert newest(state) == (state / f"step-{step:08d}", [])
 
     ranks2.run(run_recipe, recipe, True, timeout=120)
     assert_same_weights(recipe, whole)
@@ -120,7 +121,7 @@ def test_killed_ranks_leave_a_whole_state(whole: Recipe, tmp_path: Path) -> None
         rank.kill()
     code, output = killed.end()
     assert code == 128 + signal.SIGKILL, output
-    found, complaints = checkpoint.newest(killed.run / "state")
+    found, complaints = newest(killed.run / "state")
     assert found is not None
     assert complaints == []
     assert checkpoint.load(found)[1].step % 5 == 0

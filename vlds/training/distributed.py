@@ -40,7 +40,11 @@ class Ranks:
 
     def any(self, flag: bool) -> bool:
         """Whether any rank says so."""
-        return bool(self.sum(torch.tensor([float(flag)])).item())
+        return self.any_of(flag)[0]
+
+    def any_of(self, *flags: bool) -> list[bool]:
+        """For each flag, whether any rank raises it."""
+        return self.sum(torch.tensor(flags, dtype=torch.float64)).bool().tolist()
 
     def gather(self, value: Any) -> list[Any] | None:
         """The values of all ranks on the first rank, None elsewhere."""

@@ -6,11 +6,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 MANIFEST = "manifest.json"
+OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def write_manifest(folder: Path) -> None:
@@ -78,3 +80,12 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def system_error(error: BaseException) -> OSError | None:
+    """What the operating system has refused, also where a library written in Rust has put it into
+    the text of an error of its own; None for all other errors."""
+    if isinstance(error, OSError):
+        return error
+    found = OS_ERROR.search(str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None

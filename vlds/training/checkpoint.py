@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vlds.manifest import sync, write_manifest
+from vlds.manifest import sync, system_error, write_manifest
 from vlds.training.states import (
     FORMAT,
     PROGRESS,
@@ -70,8 +70,8 @@ def _write(folder: Path, state: State, progress: Progress) -> None:
     }
     try:
         save_file(flat, folder / TENSORS)
-    except SafetensorError as error:  # it hides the operating system's number
-        raise OSError(str(error)) from error
+    except SafetensorError as error:
+        raise system_error(error) or error from None
     text = json.dumps({"format": FORMAT, **asdict(progress)}, indent=1)
     (folder / PROGRESS).write_text(text, encoding="utf-8")
     write_manifest(folder)

@@ -8,9 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 from vlds.config import Recipe
+from vlds.manifest import system_error
 from vlds.schema import Batch
 from vlds.training.distributed import Ranks
 from vlds.training.engine import StepReport
@@ -18,28 +17,32 @@ from vlds.training.engine import StepReport
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
-"""In what torch raises as a plain RuntimeError."""
+"""In what torch raises as a RuntimeError (torch.OutOfMemoryError is one)."""
 SHOWN_IDS = 64
 
 
 @contextmanager
 def explained(recipe: Recipe) -> Iterator[None]:
     """Inside, want of memory and of disk are ValueErrors that say what to change."""
-    folder = Path(recipe.output)
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise ValueError(out_of_memory(recipe)) from error
-    except RuntimeError as error:
-        if not any(words in str(error) for words in NO_MEMORY):
+    except Exception as error:  # these come in every class that torch, Rust and Python have
+        said = explanation(recipe, error)
+        if said is None:
             raise
-        raise ValueError(out_of_memory(recipe)) from error
-    except OSError as error:
-        if error.errno == errno.ENOMEM:
-            raise ValueError(out_of_memory(recipe)) from error
-        if error.errno not in (*NO_SPACE, *NOT_WRITABLE):
-            raise
-        raise ValueError(cannot_write(folder, error)) from error
+        raise ValueError(said) from error
+
+
+def explanation(recipe: Recipe, error: Exception) -> str | None:
+    """What to say of want of memory or of disk; None of any other error."""
+    refused = system_error(error)
+    number = refused.errno if refused else None
+    torch_says = isinstance(error, RuntimeError) and any(w in str(error) for w in NO_MEMORY)
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or torch_says:
+        return out_of_memory(recipe)
+    if refused and number in (*NO_SPACE, *NOT_WRITABLE):
+        return cannot_write(Path(recipe.output), refused)
+    return None
 
 
 def out_of_memory(recipe: Recipe) -> str:

@@ -15,7 +15,7 @@ import pytest
 
 from tests.faults.conftest import command, short_recipe
 from tests.faults.warm import Warm, log_of
-from tests.training.launched import Launch, last_step
+from tests.training.launched import Launch, last_step, words_of
 from vlds.config import Recipe
 from vlds.training.states import newest
 
@@ -28,7 +28,7 @@ def processes(launch: Launch) -> dict[str, list[psutil.Process]]:
     below = psutil.Process(launch.process.pid).children(recursive=True)
     found = {"all": below, "ranks": launch.ranks()}
     for name in ("runner", "launch"):
-        found[name] = [p for p in below if f"deepspeed.launcher.{name}" in " ".join(p.cmdline())]
+        found[name] = [p for p in below if f"deepspeed.launcher.{name}" in " ".join(words_of(p))]
         found[name] = [p for p in found[name] if p not in found["ranks"]]
     return found
 

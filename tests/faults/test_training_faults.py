@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.distributed_c10d as c10d
 from safetensors.torch import load_file, save_file
 
 from data_prep.writer import SampleRecord, write_dataset
@@ -251,6 +252,7 @@ def test_a_disk_that_takes_no_more(
     assert (disk / "run" / STATE).read_bytes() == (Path(whole.output) / STATE).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_storm_of_data_errors(warm: Warm, world: Path, tmp_path: Path) -> None:
     whole = list(records("vqa", 24))
     broken = [
@@ -276,6 +278,7 @@ def test_a_storm_of_data_errors(warm: Warm, world: Path, tmp_path: Path) -> None
     assert newest(run / "state")[1] == []
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_is_noticed(warm: Warm, short: tuple[Recipe, Recipe, Path]) -> None:
     whole, recipe, run = short
     hasty = replace(recipe, training=replace(recipe.training, collective_timeout=5))
@@ -289,7 +292,24 @@ def test_a_rank_that_hangs_is_noticed(warm: Warm, short: tuple[Recipe, Recipe, P
     go_on(warm, recipe, whole)
 
 
-@pytest.mark.parametrize(("number", "to"), [(signal.SIGTERM, 1), (signal.SIGINT, 0)])
+def timeouts(case: Case) -> list[float]:
+    """Seconds that every process group of an engine waits."""
+    made, _ = engine(case)
+    made.close()
+    backends = [group._get_backend(torch.device("cpu")) for group in c10d._world.pg_map]
+    return [backend.options._timeout.total_seconds() for backend in backends]
+
+
+def test_deepspeeds_own_groups_wait_no_longer(ranks2: RankPool, tmp_path: Path) -> None:
+    found = ranks2.run(timeouts, make_case(tmp_path, stage=2), timeout=60)[0]
+    assert len(found) > 1, "DeepSpeed makes a group of its own"
+    assert set(found) == {60.0}
+
+
+@pytest.mark.parametrize(
+    ("number", "to"),
+    [(signal.SIGTERM, 1), pytest.param(signal.SIGINT, 0, marks=pytest.mark.slow)],
+)
 def test_a_signal_to_one_rank_ends_all(
     number: signal.Signals, to: int, warm: Warm, short: tuple[Recipe, Recipe, Path]
 ) -> None:
@@ -325,3 +345,16 @@ def test_other_frozen_weights_are_refused(warm: Warm, world: Path, tmp_path: Pat
     assert warm.wait() == [2, 2]
     assert f"was trained on another vision encoder than {weights} is now" in log_of(run, 0)
     assert "bring the original files back" in log_of(run, 0)
+
+
+def test_a_run_is_not_started_over_damaged_states(
+    warm: Warm, short: tuple[Recipe, Recipe, Path]
+) -> None:
+    _, recipe, run = short
+    (run / "state" / "step-00000004").mkdir(parents=True)
+    warm.start(run, command(recipe, "--resume", "auto"))
+    assert warm.wait() == [2, 2]
+    said = log_of(run, 0)
+    assert f"passed over a run state: {run}/state/step-00000004: has no manifest.json" in said
+    assert f"--resume: {run}/state holds 1 run state(s), none of them whole" in said
+    assert "move that folder away to start anew" in said

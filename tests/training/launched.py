@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -32,7 +33,7 @@ class Launch:
 
     def wait_for_step(self, step: int) -> None:
         """Until the run has told of this step."""
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 150
         while last_step(self.run) < step:
             assert self.process.poll() is None, self.end()[1]
             assert time.monotonic() < deadline
@@ -41,8 +42,8 @@ class Launch:
     def ranks(self) -> list[psutil.Process]:
         """The two processes that train."""
         below = psutil.Process(self.process.pid).children(recursive=True)
-        found = [p for p in below if any(word.startswith("--local_rank=") for word in p.cmdline())]
-        return [p for p in found if "deepspeed.launcher.launch" not in p.cmdline()]
+        found = [p for p in below if any(word.startswith("--local_rank=") for word in words_of(p))]
+        return [p for p in found if "deepspeed.launcher.launch" not in words_of(p)]
 
     def end(self) -> tuple[int, str]:
         """Exit code and output."""
@@ -51,6 +52,13 @@ class Launch:
         finally:
             self.process.kill()
         return self.process.returncode, output
+
+
+def words_of(process: psutil.Process) -> list[str]:
+    """A process's command line; nothing of one that has ended meanwhile."""
+    with contextlib.suppress(psutil.Error):
+        return process.cmdline()
+    return []
 
 
 def last_step(run: Path) -> int:

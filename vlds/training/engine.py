@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from math import nan
 from typing import Any
@@ -47,7 +47,7 @@ tensor on the CPU."""
 
 def start_ranks(collective_timeout: float) -> Ranks:
     """Join the run's process group. `collective_timeout` is in seconds."""
-    ranks = rank_from_environment()
+    ranks = replace(rank_from_environment(), collective_timeout=collective_timeout)
     if ranks.device.type == "cpu":
         # Building this op takes a compiler and up to minutes, and gloo does without it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -119,6 +119,7 @@ class Engine:
             model_parameters=[p for group in parameter_groups for p in group["params"]],
             config=config,
         )
+        ranks.bound_waiting()
 
     @property
     def parameter_groups(self) -> list[dict[str, Any]]:

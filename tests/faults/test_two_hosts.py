@@ -3,6 +3,7 @@ and a cable that is pulled ends both."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -84,6 +85,13 @@ def end(started: list[psutil.Popen], seconds: float) -> list[int]:
     return codes
 
 
+def kill(started: list[psutil.Popen]) -> None:
+    """End what a failed test has left."""
+    for host in started:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            host.kill()
+
+
 def test_two_hosts(hosts: list[str], undisturbed: Callable[[int], Recipe], tmp_path: Path) -> None:
     whole = undisturbed(2)
     training = replace(whole.training, collective_timeout=15)
@@ -99,8 +107,7 @@ def test_two_hosts(hosts: list[str], undisturbed: Callable[[int], Recipe], tmp_p
         assert ip("-n", hosts[0], "link", "set", "eth0", "down")
         codes = end(started, 120)
     finally:
-        for host in started:
-            host.kill()
+        kill(started)
     logs = [(tmp_path / f"{number}.log").read_text() for number in (0, 1)]
     assert 0 not in codes, logs
     assert "has waited training.collective_timeout seconds" in "".join(logs)
@@ -115,7 +122,6 @@ def test_two_hosts(hosts: list[str], undisturbed: Callable[[int], Recipe], tmp_p
     try:
         assert end(started, 200) == [0, 0], (tmp_path / "0.log").read_text()
     finally:
-        for host in started:
-            host.kill()
+        kill(started)
     assert f"resuming from {found}" in (tmp_path / "0.log").read_text()
     assert (run / STATE).read_bytes() == (Path(whole.output) / STATE).read_bytes()

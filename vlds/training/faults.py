@@ -14,8 +14,9 @@ from vlds.schema import Batch
 from vlds.training.distributed import Ranks
 from vlds.training.engine import StepReport
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+NOT_USABLE = (errno.EACCES, errno.EPERM, errno.EIO)
+"""What reading gives as well: then it is not the run's folder that is to blame."""
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 """In what torch raises as a RuntimeError (torch.OutOfMemoryError is one)."""
 SHOWN_IDS = 64
@@ -40,7 +41,10 @@ def explanation(recipe: Recipe, error: Exception) -> str | None:
     torch_says = isinstance(error, RuntimeError) and any(w in str(error) for w in NO_MEMORY)
     if isinstance(error, MemoryError) or number == errno.ENOMEM or torch_says:
         return out_of_memory(recipe)
-    if refused and number in (*NO_SPACE, *NOT_WRITABLE):
+    if refused is None:
+        return None
+    ours = str(refused.filename).startswith(recipe.output)
+    if number in NOT_WRITABLE or (number in NOT_USABLE and ours):
         return cannot_write(Path(recipe.output), refused)
     return None
 

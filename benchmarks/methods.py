@@ -137,7 +137,7 @@ def prepare(folder: Path, seed: int) -> None:
     backbone, pretrain = folder / "backbone", folder / "pretrain"
     stages = [
         (folder / "data" / "spiece.model", data_prep("demo", folder / "data", seed)),
-        (pretrain / "artifact", train(recipes["demo_pretrain"], pretrain, seed, 1)),
+        (pretrain / "artifact", train(recipes["demo_pretrain"], seed, 1)),
         (backbone, vlds("convert", "hf", "--run", pretrain, "--out", backbone)),
     ]
     for product, command in stages:
@@ -162,7 +162,7 @@ def measure(out: Path, name: str, seed: int, rate: float) -> Measured:
             "training": {"deepspeed": "ds_configs/zero2.json", "evaluate_first": False},
         }
         recipe.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-        run(train(recipe, output, seed, 1), output.with_suffix(f"{output.suffix}.txt"))
+        run(train(recipe, seed, 1), output.with_suffix(f"{output.suffix}.txt"))
         print(f"{name}, seed {seed}, learning rate {rate:g}: done", file=sys.stderr, flush=True)
     return read(output)
 

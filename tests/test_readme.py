@@ -35,6 +35,7 @@ from vlds.metrics.caption_scores import NAMES
 from vlds.metrics.gqa_scores import TABLES
 from vlds.models.build import build_model, describe
 from vlds.resources import find, shipped
+from vlds.restarts import take_restarts, take_resume
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -130,10 +131,11 @@ class Reader:
         _, words = take_ranks(words)
         assert words[0] in cli.COMMANDS
         if words[0] in ("train", "describe"):
-            flags = {"train": "--resume", "describe": "--json"}[words[0]]
-            recipe = parse_recipe([word for word in words[1:] if word != flags])
+            _, words = take_restarts(words)
+            resume, words = take_resume(words)
+            recipe = parse_recipe([word for word in words[1:] if word != "--json"])
             if words[0] == "train":
-                self.need(recipe.output if "--resume" in words else ".")
+                self.need(recipe.output if resume is True else ".")
                 for task in recipe.tasks.values():
                     self.need(*task.train, *task.evaluate)
                 self.need(*filter(None, [recipe.backbone.tokenizer]))

@@ -33,6 +33,7 @@ from vlds.models.build import build_model
 from vlds.models.vl_model import VLModel
 
 CHANGEABLE = ("--tasks.", "--data.")
+WEIGHTS = "weights.safetensors"
 HERE = "<folder>"
 """In an artifact's recipe: the folder that the recipe lies in."""
 
@@ -53,7 +54,7 @@ def artifact_folder(run: Path) -> Path:
     """
     for folder in (run / "artifact", run):
         if (folder / "artifact.json").exists():
-            if (wrong := damage(folder)) is not None:
+            if (wrong := damage(folder, ("artifact.json", WEIGHTS))) is not None:
                 raise ValueError(
                     f"artifact {folder}: {wrong}; copy it again from where it was trained"
                 )
@@ -87,7 +88,7 @@ def save_artifact(folder: Path, tensors: dict[str, Tensor], recipe: Recipe, toke
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file(tensors, partial / "weights.safetensors")
+    save_file(tensors, partial / WEIGHTS)
     tokenizer.save_pretrained(partial / "tokenizer")
     write_description(partial, recipe)
     write_manifest(partial)
@@ -131,7 +132,7 @@ def load_run(run: Path, dtype: torch.dtype | None = None, changes: Sequence[str]
     tokenizer = recipe.backbone.load_tokenizer_from(tokens if tokens.is_dir() else folder)
     precision = torch.bfloat16 if recipe.training.precision == "bf16" else torch.float32
     model = build_model(recipe.model, list(recipe.tasks), dtype or precision, tokenizer)
-    put_tensors(model, load_file(folder / "weights.safetensors"), folder)
+    put_tensors(model, load_file(folder / WEIGHTS), folder)
     model.eval()
     return LoadedRun(recipe, tokenizer, model)
 

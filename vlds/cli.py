@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from vlds.launch import RANKS_HELP, complain
+from vlds.restarts import RESUME, Job, take_resume
 
 if TYPE_CHECKING:  # importing it for good would make each command's help wait for torch
     from vlds.config import Recipe
@@ -23,12 +25,14 @@ Tune a few percent of a frozen vision-and-language model on many tasks at once.
 
 TRAIN_HELP = """\
 Besides: --resume goes on with the run in the recipe's output folder, from its newest whole state;
---new_phase lets it go on in a new mixture of tasks, each task from where it was; --ranks N sets the
-number of processes. Every field above is a key of the recipe."""
+--resume auto does so where there is one and starts anew where there is none; --new_phase lets it go
+on in a new mixture of tasks, each task from where it was; --ranks N sets the number of processes;
+--restarts N starts a failed run again, N times at most. Every field above is a key of the
+recipe."""
 CHANGES_HELP = """\
 Further options change keys of the run's recipe, as in `vlds train`: those of its tasks and data,
 like --tasks.vqa.decoding.answers FILE or --data.eval_batch_size 16."""
-RESUME, NEW_PHASE = "--resume", "--new_phase"
+NEW_PHASE = "--new_phase"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -53,32 +57,37 @@ def main(argv: Sequence[str]) -> int:
 
 def train(arguments: list[str]) -> int:
     """Run a recipe on all ranks."""
-    recipe, flags = training_options(arguments)
+    recipe, resume, new_phase = training_options(arguments)
     from vlds.training.loop import train as run
 
-    return run(recipe, resume=RESUME in flags, new_phase=NEW_PHASE in flags)
+    return run(recipe, resume=resume, new_phase=new_phase)
 
 
-def training_options(arguments: list[str]) -> tuple[Recipe, set[str]]:
-    """The recipe, and which of `--resume` and `--new_phase` are there.
+def training_options(arguments: list[str]) -> tuple[Recipe, Literal["auto"] | bool, bool]:
+    """The recipe, whether to resume, and whether it is a new phase.
 
     Errors: ValueError for mistakes in the recipe, and for a new phase of nothing.
     """
     from vlds.config import parse_recipe
 
-    flags = {RESUME, NEW_PHASE}.intersection(arguments)
-    if flags == {NEW_PHASE}:
+    resume, words = take_resume(arguments)
+    new_phase = NEW_PHASE in words
+    if new_phase and not resume:
         raise ValueError(f"{NEW_PHASE}: goes with {RESUME}: a new run has no earlier phase")
-    words = [word for word in arguments if word not in flags]
-    return parse_recipe(words, "vlds train", TRAIN_HELP), flags
+    words = [word for word in words if word != NEW_PHASE]
+    return parse_recipe(words, "vlds train", TRAIN_HELP), resume, new_phase
 
 
 def check_recipe(arguments: list[str]) -> int:
-    """Say what is wrong with the arguments of `vlds train`, if anything is; the exit code."""
+    """Say what is wrong with the arguments of `vlds train`, if anything is; the exit code. What the
+    supervisor has to know of the recipe is printed."""
     try:
-        training_options(arguments)
+        recipe, *_ = training_options(arguments)
     except ValueError as error:
         return complain("vlds train", error)
+    data = recipe.data
+    job = Job(str(recipe.output), data.global_batch_size, data.micro_batch_size)
+    print(json.dumps(asdict(job)))
     return 0
 
 

@@ -170,7 +170,10 @@ class TrainingConfig:
     save_every: int = 500
     """Steps between run states; the last step always saves."""
     keep_states: int = 2
-    """Newest run states that are kept."""
+    """Newest run states that are kept, besides that of the best evaluation."""
+    max_nonfinite_steps: int = 10
+    """Steps in a row whose loss or gradient may be NaN or infinite: they change no weight. One more
+    stops the run."""
     evaluate_first: bool = False
     """Evaluate before the first step: with identity-initialised methods, the frozen model."""
     evaluate_every: int = 0
@@ -183,7 +186,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "log_every", "save_every", "keep_states", "collective_timeout")
-        at_least(self, 0, "evaluate_every")
+        at_least(self, 0, "evaluate_every", "max_nonfinite_steps")
         if self.best is not None and not self.evaluate_every:
             raise ValueError(
                 f"best: got {self.best!r}, but evaluate_every is 0, so there is one evaluation and "

@@ -46,16 +46,10 @@ def run_demo(out: Path, seed: int, ranks: int) -> int:
     backbone, adapters = out / "backbone", out / "adapters"
     stages: list[tuple[Path, list[str]]] = [
         (out / "data" / "spiece.model", data_prep("demo", out / "data", seed)),
-        (
-            out / "pretrain" / "artifact",
-            train(recipes["demo_pretrain"], out / "pretrain", seed, ranks),
-        ),
+        (out / "pretrain" / "artifact", train(recipes["demo_pretrain"], seed, ranks)),
         (backbone, vlds("convert", "hf", "--run", out / "pretrain", "--out", backbone)),
-        (adapters / "artifact", train(recipes["demo"], adapters, seed, ranks)),
-        (
-            out / "control" / "artifact",
-            train(recipes["demo_control"], out / "control", seed, ranks),
-        ),
+        (adapters / "artifact", train(recipes["demo"], seed, ranks)),
+        (out / "control" / "artifact", train(recipes["demo_control"], seed, ranks)),
         (out / "tuned", vlds("convert", "hf", "--run", adapters, "--out", out / "tuned")),
     ]
     try:
@@ -88,10 +82,9 @@ def data_prep(command: str, out: Path, seed: int) -> list[str]:
     return [sys.executable, "-m", "data_prep", command, "--out", str(out), "--seed", str(seed)]
 
 
-def train(recipe: Path, output: Path, seed: int, ranks: int) -> list[str]:
+def train(recipe: Path, seed: int, ranks: int) -> list[str]:
     """Command line of a training run, which goes on where an earlier one was stopped."""
-    resume = ["--resume"] if any((output / "state").glob("step-*")) else []
-    return vlds("train", "--config", recipe, "--seed", seed, "--ranks", ranks, *resume)
+    return vlds("train", "--config", recipe, "--seed", seed, "--ranks", ranks, "--resume", "auto")
 
 
 def vlds(*words: Any) -> list[str]:

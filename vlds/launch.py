@@ -11,6 +11,7 @@ else runs in this process.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shlex
 import signal
@@ -22,7 +23,8 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-from vlds.supervisor import supervise, watch_launcher
+from vlds.restarts import Job, run_job, take_restarts
+from vlds.supervisor import Outcome, say, supervise, watch_launcher
 
 RANK_COMMANDS = ("train", "evaluate", "predict", "features")
 NO_MODEL = ("--predictions",)
@@ -33,13 +35,18 @@ machine without GPU. More or fewer: --ranks N, or VLDS_RANKS=N in the
 environment. VLDS_LAUNCHER_ARGS is handed to the deepspeed launcher (--hostfile,
 --no_ssh, --node_rank, --master_addr, --master_port, ...).
 On SIGTERM, SIGINT (Ctrl-C) and SIGHUP the ranks save and end; after
-VLDS_GRACE_S seconds (default 120) they are killed.
+VLDS_GRACE_S seconds (default 120) they are killed. `vlds train --restarts N`
+starts a run that has failed again, N times at most, from its newest whole state.
 """
 GRACE_S = 120.0
 OTHERS_SPEAK_AFTER_S = 5.0
 """The launcher looks after its ranks every second."""
-LOST_CONTACT = ("Connection closed by peer", "Connection reset by peer")
+LOST_CONTACT = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 """In what a collective raises where another rank is gone: that one has said why."""
+WAITED_IN_VAIN = (
+    "Timed out waiting", "Application timeout caused", "waiting for clients", "wait timeout after",
+)  # fmt: skip
+"""In what a collective raises where another rank does not come."""
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
 OWN_NETWORK = ("--hostfile", "-H", "--no_ssh", "--master_port")
 """Launcher arguments with which the user rules over hosts and ports; we then add none of ours."""
@@ -52,8 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         run_rank(arguments)
     try:
         ranks, arguments = take_ranks(arguments)
+        restarts, arguments = take_restarts(arguments)
         if starts_ranks(arguments):
-            return start(arguments, ranks)
+            return start(arguments, ranks, restarts)
     except ValueError as error:
         return complain("vlds", error)
     from vlds import cli
@@ -61,26 +69,50 @@ def main(argv: Sequence[str] | None = None) -> int:
     return cli.main(arguments)
 
 
-def start(arguments: Sequence[str], ranks: int | None = None) -> int:
+def start(arguments: Sequence[str], ranks: int | None = None, restarts: int = 0) -> int:
     """Run one of RANK_COMMANDS on `ranks` processes and wait for its end; the exit code."""
     launcher_args = shlex.split(os.environ.get("VLDS_LAUNCHER_ARGS", ""))
-    program = ["--module", "vlds.launch", *arguments]
-    command, environment = launch_command(
-        program, ranks or ranks_from_environment(), launcher_args, os.environ, count_gpus()
-    )
+    several_hosts = rules_over_network(launcher_args)
     grace_s = grace_from_environment()
-    if arguments[0] == "train" and (code := check_recipe(arguments[1:])) != 0:
+
+    def run(words: Sequence[str], number: int | None) -> Outcome:
+        program = ["--module", "vlds.launch", *words]
+        return supervise(
+            *launch_command(program, number, launcher_args, os.environ, count_gpus()), grace_s
+        )
+
+    def still_there() -> int | None:
+        return None if several_hosts else count_gpus() or None
+
+    ranks = ranks or ranks_from_environment()
+    launch_command([], ranks, launcher_args, os.environ, count_gpus())  # its mistakes come first
+    if arguments[0] != "train":
+        return run(arguments, ranks).code
+    code, job = read_job(arguments[1:])
+    if job is None:
         return code
-    return supervise(command, environment, grace_s)
+    if not several_hosts:
+        ranks = ranks or count_gpus() or 1
+    return run_job(run, arguments, ranks, job, restarts, still_there)
 
 
-def check_recipe(arguments: Sequence[str]) -> int:
-    """Find the recipe's mistakes before ranks start: 0, or the exit code after saying them.
+def read_job(arguments: Sequence[str]) -> tuple[int, Job | None]:
+    """What the supervisor has to know of a run, or the exit code after its recipe's mistakes were
+    said, before any rank has started.
 
     In a process of its own: what it has to import is large, and this one lives as long as the run.
     """
     program = "import sys; from vlds.cli import check_recipe; sys.exit(check_recipe(sys.argv[1:]))"
-    return subprocess.run([sys.executable, "-c", program, *arguments], check=False).returncode
+    command = [sys.executable, "-c", program, *arguments]
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if result.returncode != 0:
+        return result.returncode, None
+    *printed, line = result.stdout.splitlines()
+    try:
+        return 0, Job(**json.loads(line))
+    except ValueError:  # an option of the parser's own, such as --print_config, was all
+        print("\n".join([*printed, line]))
+        return 0, None
 
 
 def complain(who: str, error: ValueError) -> int:
@@ -107,10 +139,15 @@ def run_rank(arguments: Sequence[str]) -> NoReturn:
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)
     except BaseException as error:
+        rank = os.environ["RANK"]
         if any(words in str(error) for words in LOST_CONTACT):
-            rank = os.environ["RANK"]
-            print(f"vlds: rank {rank} ends because another has", file=sys.stderr, flush=True)
+            say(f"rank {rank} ends because another has")
             time.sleep(OTHERS_SPEAK_AFTER_S)  # the run's exit code shall be the other one's
+        elif any(words in str(error) for words in WAITED_IN_VAIN):
+            say(
+                f"rank {rank} has waited training.collective_timeout seconds for another one, "
+                "which hangs or is much slower"
+            )
         else:
             traceback.print_exc()
     with contextlib.suppress(OSError, ValueError):
@@ -123,12 +160,18 @@ def run_rank(arguments: Sequence[str]) -> NoReturn:
 
 def _rank_code(arguments: list[str]) -> int:
     ranks, arguments = take_ranks(without_local_rank(arguments))
+    restarts, arguments = take_restarts(arguments)
     if starts_ranks(arguments):
         local_size = int(os.environ.get("LOCAL_SIZE", os.environ["WORLD_SIZE"]))
         if ranks not in (None, local_size):
             raise ValueError(
                 f"--ranks {ranks}, but the launcher has started {local_size} here: "
                 f"use `deepspeed --num_gpus {ranks} launch.sh ...` or `vlds ...`"
+            )
+        if restarts:
+            raise ValueError(
+                "--restarts: nobody is there to start this run again; use `vlds train ...` or "
+                "`./launch.sh train ...`"
             )
         watch_launcher(lambda: os.kill(os.getpid(), signal.SIGTERM), grace_from_environment())
     elif os.environ["RANK"] != "0":
@@ -203,6 +246,11 @@ def count_gpus() -> int:
     return torch.cuda.device_count()
 
 
+def rules_over_network(launcher_args: Sequence[str]) -> bool:
+    """Whether hosts and ports are the user's, and with them the number of ranks."""
+    return any(word.partition("=")[0] in OWN_NETWORK for word in launcher_args)
+
+
 def launch_command(
     program: Sequence[str],
     ranks: int | None,
@@ -213,7 +261,7 @@ def launch_command(
     """The deepspeed launcher's command line and environment for a program and its arguments."""
     env = dict(environment)
     options = ["--log_level", "critical"]
-    several_hosts = any(word.partition("=")[0] in OWN_NETWORK for word in launcher_args)
+    several_hosts = rules_over_network(launcher_args)
     if not several_hosts:
         options += ["--master_port", str(free_port())]
     visible = env.get("CUDA_VISIBLE_DEVICES", "")

@@ -6,9 +6,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from pathlib import Path
+import re
+from collections.abc import Collection
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 MANIFEST = "manifest.json"
+OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def write_manifest(folder: Path) -> None:
@@ -27,20 +31,39 @@ def write_manifest(folder: Path) -> None:
     sync(folder)
 
 
-def damage(folder: Path) -> str | None:
-    """What is wrong with a folder that has a manifest; None when it is whole."""
+def damage(folder: Path, needs: Collection[str] = ()) -> str | None:
+    """What is wrong with a folder that has a manifest; None when it is whole.
+
+    `needs`: files that the manifest must list. It may be anybody's: nothing outside the folder is
+    opened, whatever it names.
+    """
     try:
         entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return f"has no {MANIFEST}: it was not written to the end"
-    except ValueError:
+    except (OSError, ValueError, RecursionError):
         return f"{MANIFEST} cannot be read"
-    for name, entry in entries.items():
-        path = folder / name
+    if not isinstance(entries, dict):
+        return f"{MANIFEST} is not a list of files"
+    for name in needs:
+        if name not in entries:
+            return f"{MANIFEST} does not list {name}"
+    return next(filter(None, (_file_damage(folder, *entry) for entry in entries.items())), None)
+
+
+def _file_damage(folder: Path, name: str, entry: Any) -> str | None:
+    if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
+        return f"{MANIFEST} has no size and sha256 for {name!r}"
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        return f"{MANIFEST} names {name!r}, which is outside the folder"
+    path = folder / name
+    try:
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
             return f"{name} is not what was written (size or sha256 differ)"
+    except OSError as error:
+        return f"{name} cannot be read: {error.strerror}"
     return None
 
 
@@ -57,3 +80,12 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def system_error(error: BaseException) -> OSError | None:
+    """What the operating system has refused, also where a library written in Rust has put it into
+    the text of an error of its own; None for all other errors."""
+    if isinstance(error, OSError):
+        return error
+    found = OS_ERROR.search(str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None

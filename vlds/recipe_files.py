@@ -20,7 +20,20 @@ WHOLE = ("methods",)
 
 def has_base(file: Path) -> bool:
     """Whether a recipe changes another one."""
-    return any(line.startswith(f"{BASE}:") for line in file.read_text("utf-8").splitlines())
+    return any(line.startswith(f"{BASE}:") for line in read_text(file).splitlines())
+
+
+def read_text(file: Path) -> str:
+    """What a recipe's file holds.
+
+    Errors: ValueError where it cannot be read, or is no text.
+    """
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{file}: cannot read this recipe: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: a recipe is UTF-8 text, and this is none: {error}") from None
 
 
 def read_merged(file: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -32,16 +45,19 @@ def read_merged(file: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         chain = " -> ".join(path.name for path in (*seen, file))
         raise ValueError(f"base: {chain} is a circle; a recipe cannot stand on itself")
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        tree = yaml.safe_load(read_text(file))
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{file}: no YAML: {error}") from None
     if not isinstance(tree, dict):
         raise ValueError(f"{file}: a recipe is a mapping of keys, and this is none")
     name = tree.pop(BASE, None)
     if name is None:
         return tree
-    beside = file.parent / str(name)
-    base = beside if beside.exists() else find(str(name))
+    try:
+        beside = file.parent / str(name)
+        base = beside if beside.exists() else find(str(name))
+    except OSError as error:
+        raise ValueError(f"base: got {name!r}; give a recipe's file: {error.strerror}") from None
     return merged(read_merged(base, (*seen, file.resolve())), tree, WHOLE)
 
 

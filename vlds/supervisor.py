@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import psutil
 
@@ -27,8 +28,17 @@ PR_SET_CHILD_SUBREAPER = 36
 """From linux/prctl.h."""
 
 
-def supervise(command: Sequence[str], environment: Mapping[str, str], grace_s: float) -> int:
-    """Run a launcher to its end, pass signals on, leave nothing behind; the exit code."""
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    code: int
+    asked: bool
+    """Whether somebody asked this process for the end."""
+
+
+def supervise(command: Sequence[str], environment: Mapping[str, str], grace_s: float) -> Outcome:
+    """Run a launcher to its end, pass signals on, leave nothing behind."""
     with _signals() as received:
         group = Group(command, environment)
         deadline: float | None = None
@@ -39,17 +49,17 @@ def supervise(command: Sequence[str], environment: Mapping[str, str], grace_s: f
                 deadline = time.monotonic() + grace_s
                 group.ask_to_end()
                 if signal.SIGINT in received:
-                    _say("saving, then ending; Ctrl-C again ends at once, without saving")
+                    say("saving, then ending; Ctrl-C again ends at once, without saving")
             elif deadline is not None and received.count(signal.SIGINT) > 1:
                 group.kill()
             elif deadline is not None and time.monotonic() > deadline:
-                _say(f"killing what did not end within {grace_s:g} s")
+                say(f"killing what did not end within {grace_s:g} s")
                 group.kill()
             time.sleep(POLL_S)
     assert group.code is not None
     if received:
-        return 128 + received[0]
-    return exit_code(group.code) or int(abandoned)
+        return Outcome(128 + received[0], asked=True)
+    return Outcome(exit_code(group.code) or int(abandoned), asked=False)
 
 
 def exit_code(code: int) -> int:
@@ -145,7 +155,7 @@ def watch_launcher(
             time.sleep(poll_s)
         on_lost()
         time.sleep(grace_s)
-        _say(f"the launcher is gone and this rank did not end within {grace_s:g} s")
+        say(f"the launcher is gone and this rank did not end within {grace_s:g} s")
         os.kill(os.getpid(), signal.SIGKILL)
 
     thread = threading.Thread(target=watch, name="watch_launcher", daemon=True)
@@ -174,5 +184,6 @@ def _lives(process: psutil.Process) -> bool:
     return False
 
 
-def _say(message: str) -> None:
+def say(message: str) -> None:
+    """One line for the user."""
     print(f"vlds: {message}", file=sys.stderr, flush=True)

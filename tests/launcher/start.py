@@ -12,4 +12,4 @@ from vlds.supervisor import supervise
 if __name__ == "__main__":
     program = [str(Path(__file__).with_name("program.py")), *sys.argv[2:]]
     command, environment = launch_command(program, 2, [], os.environ, num_gpus=0)
-    sys.exit(supervise(command, environment, float(sys.argv[1])))
+    sys.exit(supervise(command, environment, float(sys.argv[1])).code)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vlds.training import checkpoint
-from vlds.training.checkpoint import Progress
+from vlds.training.states import Progress, newest
 
 
 def state(seed: int) -> checkpoint.State:
@@ -18,7 +18,7 @@ def state(seed: int) -> checkpoint.State:
 
 def test_round_trip(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, state(0), Progress(5, {"consumed": 320}), keep=2)
-    found, complaints = checkpoint.newest(tmp_path)
+    found, complaints = newest(tmp_path)
     assert found is not None
     assert not complaints
     loaded, progress = checkpoint.load(found)
@@ -38,7 +38,7 @@ def test_states_that_were_passed_over_do_not_push_out_whole_ones(tmp_path: Path)
         checkpoint.save(tmp_path, state(step), Progress(step, {}), keep=2)
     (tmp_path / "step-00000010" / "manifest.json").unlink()
     (tmp_path / ".step-00000011.partial").mkdir()
-    assert checkpoint.newest(tmp_path)[0] == tmp_path / "step-00000005"
+    assert newest(tmp_path)[0] == tmp_path / "step-00000005"
     checkpoint.save(tmp_path, state(6), Progress(6, {}), keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000006"]
 
@@ -56,7 +56,7 @@ def test_a_damaged_state_is_passed_over_with_a_reason(tmp_path: Path, damage: st
         file.write_bytes(content[:-8])
     else:
         (file if damage == "remove" else file.with_name("manifest.json")).unlink()
-    found, complaints = checkpoint.newest(tmp_path)
+    found, complaints = newest(tmp_path)
     assert found == tmp_path / "step-00000001"
     assert len(complaints) == 1
     assert "step-00000002" in complaints[0]
@@ -64,4 +64,4 @@ def test_a_damaged_state_is_passed_over_with_a_reason(tmp_path: Path, damage: st
 
 def test_an_unfinished_write_is_not_a_state(tmp_path: Path) -> None:
     (tmp_path / ".step-00000004.partial").mkdir(parents=True)
-    assert checkpoint.newest(tmp_path) == (None, [])
+    assert newest(tmp_path) == (None, [])

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,59 +14,15 @@ import psutil
 import pytest
 
 from tests.rank_pool import RankPool
+from tests.training.launched import Launch, last_step
 from tests.training.world import world_recipe
-from vlds.config import Recipe, save_recipe
+from vlds.config import Recipe
 from vlds.manifest import damage
 from vlds.training import checkpoint
 from vlds.training.loop import train
+from vlds.training.states import newest
 
 pytestmark = pytest.mark.launcher
-
-
-class Launch:
-    """`vlds train --config RECIPE ...` on two ranks."""
-
-    def __init__(self, recipe: Recipe, file: Path, *arguments: str) -> None:
-        self.run = Path(recipe.output)
-        save_recipe(recipe, file)
-        command = [sys.executable, "-m", "vlds", "train", "--config", str(file), "--ranks", "2"]
-        self.process = subprocess.Popen(
-            [*command, *arguments],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            cwd=Path(__file__).resolve().parents[2],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def wait_for_step(self, step: int) -> None:
-        """Until the run has told of this step."""
-        deadline = time.monotonic() + 90
-        while last_step(self.run) < step:
-            assert self.process.poll() is None, self.end()[1]
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-
-    def ranks(self) -> list[psutil.Process]:
-        """The two processes that train."""
-        below = psutil.Process(self.process.pid).children(recursive=True)
-        found = [p for p in below if any(word.startswith("--local_rank=") for word in p.cmdline())]
-        return [p for p in found if "deepspeed.launcher.launch" not in p.cmdline()]
-
-    def end(self) -> tuple[int, str]:
-        """Exit code and output."""
-        try:
-            output, _ = self.process.communicate(timeout=120)
-        finally:
-            self.process.kill()
-        return self.process.returncode, output
-
-
-def last_step(run: Path) -> int:
-    """The last step in a run's metrics, 0 where there is none."""
-    file = run / "metrics.jsonl"
-    lines = file.read_text().split("\n")[:-1] if file.exists() else []
-    return max((json.loads(line)["step"] for line in lines), default=0)
 
 
 def run_recipe(recipe: Recipe, resume: bool) -> int:
@@ -103,7 +55,7 @@ def test_a_stopped_run_saves_and_goes_on(whole: Recipe, ranks2: RankPool, tmp_pa
     step = last_step(stopped.run)
     assert f"stopped by SIGTERM after step {step}; --resume goes on" in output
     state = stopped.run / "state"
-    assert checkpoint.newest(state) == (state / f"step-{step:08d}", [])
+    assert newest(state) == (state / f"step-{step:08d}", [])
 
     ranks2.run(run_recipe, recipe, True, timeout=120)
     assert_same_weights(recipe, whole)
@@ -120,7 +72,7 @@ def test_killed_ranks_leave_a_whole_state(whole: Recipe, tmp_path: Path) -> None
         rank.kill()
     code, output = killed.end()
     assert code == 128 + signal.SIGKILL, output
-    found, complaints = checkpoint.newest(killed.run / "state")
+    found, complaints = newest(killed.run / "state")
     assert found is not None
     assert complaints == []
     assert checkpoint.load(found)[1].step % 5 == 0

@@ -21,6 +21,7 @@ from vlds.training import checkpoint
 from vlds.training.engine import start_ranks
 from vlds.training.evaluate import training_sources
 from vlds.training.loop import build_run, prepare, train
+from vlds.training.states import newest
 
 STATE = "state/step-00000010/state.safetensors"
 
@@ -116,7 +117,7 @@ def next_ids(recipe: Recipe, num: int) -> list[str]:
         global_batch_size=recipe.data.global_batch_size,
         micro_batch_size=recipe.data.global_batch_size,
     )
-    found, _ = checkpoint.newest(Path(recipe.output) / "state")
+    found, _ = newest(Path(recipe.output) / "state")
     assert found is not None
     stream.load_state(checkpoint.load(found)[1].data)
     return [id for batch in islice(stream, num) for id in batch.ids]

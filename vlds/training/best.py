@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from vlds.data.info import write_atomically
 from vlds.training.evaluate import Evaluator
 from vlds.training.evaluation import Evaluation
+from vlds.training.states import Best
 
 
 def check_best(best: str, evaluator: Evaluator) -> None:
@@ -37,11 +39,11 @@ class BestStep:
     def __init__(self, name: str, folder: Path, *, resumed: bool) -> None:
         """`name`: TASK/SCORE."""
         self.name, self.folder = name, folder
-        self.value: float | None = None
+        self.found: Best | None = None
         self._file = folder.with_suffix(".json")
         if resumed and self._file.is_file():
-            told = json.loads(self._file.read_text(encoding="utf-8"))
-            self.value = told["value"] if told["score"] == name else None
+            told = Best(**json.loads(self._file.read_text(encoding="utf-8")))
+            self.found = told if told.score == name else None
 
     def better(self, evaluations: Sequence[Evaluation]) -> float | None:
         """The value of these evaluations, if it is the highest yet."""
@@ -49,11 +51,11 @@ class BestStep:
         for evaluation in evaluations:
             value = evaluation.scores.get(score)
             if evaluation.task == task and value is not None:
-                return value if self.value is None or value > self.value else None
+                return value if self.found is None or value > self.found.value else None
         return None
 
-    def note(self, value: float, step: int) -> None:
+    def note(self, value: float, step: int) -> Best:
         """Its artifact has been written: remember it. On the first rank."""
-        self.value = value
-        told = {"score": self.name, "value": value, "step": step}
-        write_atomically(self._file, (json.dumps(told) + "\n").encode())
+        self.found = Best(step, self.name, value)
+        write_atomically(self._file, (json.dumps(asdict(self.found)) + "\n").encode())
+        return self.found

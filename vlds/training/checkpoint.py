@@ -1,13 +1,10 @@
-"""Run state: everything that resuming needs, in one small folder, written atomically and verified
-on load.
+"""Run state: everything that resuming needs, in one small folder, written atomically, in the
+background, and verified on load.
 
-    RUN/state/step-00000500/state.safetensors   fp32 masters and moments of the trainable weights
-                            state.json          step, position in the order of examples, seed
-                            manifest.json       name -> size and sha256, written last
-
-A folder without a whole manifest does not exist for `newest`. Dropout is a function of (seed,
-step, rank) and the order of examples one of (seed, position), so no generator states are kept, and
-any number of ranks may resume.
+The folder is that of vlds/training/states.py; `state.safetensors` holds the fp32 masters and
+moments of the trainable weights. Dropout is a function of (seed, step, rank) and the order of
+examples one of (seed, position), so there are no generator states, and any number of ranks may
+resume.
 """
 
 from __future__ import annotations
@@ -15,70 +12,127 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vlds.manifest import damage, sync, write_manifest
+from vlds.manifest import sync, system_error, write_manifest
+from vlds.training.states import (
+    FORMAT,
+    PROGRESS,
+    TENSORS,
+    Progress,
+    name_of,
+    read_progress,
+    state_folders,
+)
 
 State = dict[str, dict[str, Tensor]]
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is."""
-
-    step: int
-    data: dict[str, Any]
-    """The stream's own state."""
-
-
 def save(folder: Path, state: State, progress: Progress, keep: int) -> Path:
-    """Write one run state below `folder`; then delete all but `keep`. For the first rank alone.
+    """Write one run state below `folder`; then delete all but the newest `keep` and the best one.
+    For the first rank alone.
 
-    States of later steps are those that a resumed run passed over as damaged: they go too.
+    States of later steps are those that a resumed run passed over as damaged: they go too. Errors:
+    OSError where it cannot be written; nothing is left of it then, and nothing else is touched.
     """
-    target = folder / f"step-{progress.step:08d}"
+    target = folder / name_of(progress.step)
     partial = folder / f".{target.name}.partial"
     for unfinished in folder.glob(".step-*.partial"):
-        shutil.rmtree(unfinished)
-    partial.mkdir(parents=True)
-    flat = {
-        f"{name}|{key}": t.contiguous() for name, entry in state.items() for key, t in entry.items()
-    }
-    save_file(flat, partial / "state.safetensors")
-    text = json.dumps({"step": progress.step, "data": progress.data}, indent=1)
-    (partial / "state.json").write_text(text, encoding="utf-8")
-    write_manifest(partial)
-    shutil.rmtree(target, ignore_errors=True)
+        remove(unfinished)
+    try:
+        partial.mkdir(parents=True)
+        _write(partial, state, progress)
+    except OSError:
+        remove(partial)
+        raise
+    # A state of this step is there only where a resumed run has passed it over: it is damaged.
+    remove(target)
     os.replace(partial, target)
     sync(folder)
-    states = sorted(folder.glob("step-*"))
+    states = state_folders(folder)
     place = states.index(target)
+    best = name_of(progress.best.step) if progress.best else None
     for other in states[: max(0, place + 1 - keep)] + states[place + 1 :]:
-        shutil.rmtree(other)
+        if other.name != best:
+            remove(other)
     return target
 
 
-def newest(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest whole run state, and what is wrong with newer ones that had to be passed over."""
-    complaints: list[str] = []
-    for candidate in sorted(folder.glob("step-*"), reverse=True):
-        wrong = damage(candidate)
-        if wrong is None:
-            return candidate, complaints
-        complaints.append(f"{candidate}: {wrong}")
-    return None, complaints
+def _write(folder: Path, state: State, progress: Progress) -> None:
+    flat = {
+        f"{name}|{key}": t.contiguous() for name, entry in state.items() for key, t in entry.items()
+    }
+    try:
+        save_file(flat, folder / TENSORS)
+    except SafetensorError as error:
+        raise system_error(error) or error from None
+    text = json.dumps({"format": FORMAT, **asdict(progress)}, indent=1)
+    (folder / PROGRESS).write_text(text, encoding="utf-8")
+    write_manifest(folder)
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder if it is there; of a link, the link alone."""
+    if folder.is_symlink() or folder.is_file():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def load(folder: Path) -> tuple[State, Progress]:
-    """Read a whole run state."""
+    """Read a run state.
+
+    Errors: ValueError that names the folder and what is wrong with it.
+    """
+    progress = read_progress(folder)
+    try:
+        tensors = load_file(folder / TENSORS)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ValueError(f"{folder}: {TENSORS} cannot be read: {error}") from error
     state: State = {}
-    for flat, tensor in load_file(folder / "state.safetensors").items():
-        name, key = flat.rsplit("|", 1)
+    for flat, tensor in tensors.items():
+        name, _, key = flat.rpartition("|")
         state.setdefault(name, {})[key] = tensor
-    raw = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    return state, Progress(step=raw["step"], data=raw["data"])
+    return state, progress
+
+
+class StateWriter:
+    """Writes run states in a thread of its own, one after the other. For the first rank alone."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="state")
+        self._writing: Future[Path] | None = None
+
+    def write(self, state: State, progress: Progress) -> None:
+        """Begin to write, once the state before is on disk.
+
+        Errors: OSError of the state before.
+        """
+        self.wait()
+        self._writing = self._thread.submit(save, self.folder, state, progress, self.keep)
+
+    @property
+    def failed(self) -> bool:
+        """Whether a write has ended with an error, which `wait` raises."""
+        writing = self._writing
+        return writing is not None and writing.done() and writing.exception() is not None
+
+    def wait(self) -> None:
+        """Until nothing is left to write.
+
+        Errors: OSError where that could not be written.
+        """
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
+
+    def close(self) -> None:
+        """Let a write come to its end, whether well or not: the run has something else to say."""
+        self._thread.shutdown()

@@ -63,6 +63,8 @@ def complete_deepspeed_config(path: Path, recipe: Recipe, plan: BatchPlan) -> di
         "gradient_accumulation_steps": plan.accumulation_steps,
         "gradient_clipping": recipe.optimizer.clip_norm,
         "bf16.enabled": recipe.training.precision == "bf16",
+        # In fp32 it is always so: a step whose gradient is not finite changes nothing.
+        "bf16.check_grad_overflow": True,
     }
     for key, value in decided.items():
         fill(config, key, value, path)

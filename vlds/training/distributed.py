@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.distributed_c10d as c10d
 from torch import Tensor
 
 
@@ -20,6 +22,8 @@ class Ranks:
     local_rank: int
     world_size: int
     device: torch.device
+    collective_timeout: float = 600.0
+    """Seconds after which ranks that wait for each other give up."""
 
     @property
     def is_first(self) -> bool:
@@ -40,7 +44,11 @@ class Ranks:
 
     def any(self, flag: bool) -> bool:
         """Whether any rank says so."""
-        return bool(self.sum(torch.tensor([float(flag)])).item())
+        return self.any_of(flag)[0]
+
+    def any_of(self, *flags: bool) -> list[bool]:
+        """For each flag, whether any rank raises it."""
+        return self.sum(torch.tensor(flags, dtype=torch.float64)).bool().tolist()
 
     def gather(self, value: Any) -> list[Any] | None:
         """The values of all ranks on the first rank, None elsewhere."""
@@ -57,6 +65,12 @@ class Ranks:
     def share(self, tensor: Tensor) -> None:
         """Overwrite a tensor with the first rank's."""
         dist.broadcast(tensor, src=0)
+
+    def bound_waiting(self) -> None:
+        """Give every process group the run's timeout: those that DeepSpeed makes for itself have
+        torch's own, up to half an hour. Private calls of torch; a test shows that they act."""
+        for group in list(c10d._world.pg_map):
+            c10d._set_pg_timeout(timedelta(seconds=self.collective_timeout), group)
 
     def barrier(self) -> None:
         """Wait for all."""

@@ -11,8 +11,9 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from math import nan
 from typing import Any
 
 import deepspeed
@@ -46,7 +47,7 @@ tensor on the CPU."""
 
 def start_ranks(collective_timeout: float) -> Ranks:
     """Join the run's process group. `collective_timeout` is in seconds."""
-    ranks = rank_from_environment()
+    ranks = replace(rank_from_environment(), collective_timeout=collective_timeout)
     if ranks.device.type == "cpu":
         # Building this op takes a compiler and up to minutes, and gloo does without it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -76,6 +77,10 @@ class StepReport:
     examples: Tensor
     """(k,) examples of each task in the global batch."""
     gradient_norm: float
+    skipped: bool = False
+    """Loss or gradient was not finite, so that no weight has changed: on all ranks or on none."""
+    not_finite: list[str] = field(default_factory=list)
+    """Ids of this rank's examples whose own loss was not finite."""
 
 
 class Engine:
@@ -102,6 +107,7 @@ class Engine:
         self.parts = parts
         self.stage = int(config["zero_optimization"]["stage"])
         self.steps_done = 0
+        self.steps_skipped = 0
         if self.stage < 3:
             restore_linear()
         optimizer = torch.optim.AdamW(
@@ -113,6 +119,7 @@ class Engine:
             model_parameters=[p for group in parameter_groups for p in group["params"]],
             config=config,
         )
+        ranks.bound_waiting()
 
     @property
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -121,20 +128,31 @@ class Engine:
         return groups
 
     def step(self, batches: Sequence[Batch]) -> StepReport:
-        """One optimizer step on this rank's micro-batches of a global batch."""
+        """One optimizer step on this rank's micro-batches of a global batch.
+
+        ZeRO skips the step on all ranks where the norm of the whole gradient is not finite. A loss
+        that is not finite makes its gradient so.
+        """
         totals = LossTotals(*self.ranks.sum(count(batches, len(self.tasks))))
         losses = torch.zeros(len(self.tasks), dtype=torch.float64)
+        not_finite: list[str] = []
         self._deepspeed.train()
         for number, batch in enumerate(batches):
             self._seed_dropout(number)
             scale = coefficients(batch, totals, self.tasks).to(self.ranks.device)
             output = self._deepspeed(batch.to(self.ranks.device), scale, self._cut(batch))
             # ZeRO averages gradients over ranks, and the denominators already count all of them.
-            self._deepspeed.backward(output.loss * self.ranks.world_size, scale_wrt_gas=False)
+            factor = torch.where(output.loss.isfinite(), float(self.ranks.world_size), nan)
+            self._deepspeed.backward(output.loss * factor, scale_wrt_gas=False)
             self._deepspeed.step()
-            losses += task_losses(output.token_nll_sum, batch, totals, self.tasks)
+            own_losses = output.token_nll_sum.detach().cpu()
+            not_finite += [batch.ids[row] for row in (~own_losses.isfinite()).nonzero().flatten()]
+            losses += task_losses(own_losses, batch, totals, self.tasks)
+        skipped = bool(self._optimizer.overflow)
         self.steps_done += 1
-        return StepReport(losses, totals.examples, float(self._deepspeed.get_global_grad_norm()))
+        self.steps_skipped += skipped
+        norm = float(self._deepspeed.get_global_grad_norm())
+        return StepReport(losses, totals.examples, norm, skipped, not_finite)
 
     def _cut(self, batch: Batch) -> list[Tensor]:
         if self.parts == 1:
@@ -197,6 +215,8 @@ class Engine:
 
         Collective.
         """
+        if self.steps_done == self.steps_skipped:
+            self._make_moments(0)
         self._link_moments()
         state: State = {}
         for name, parameter in self.trainable_parameters():
@@ -209,18 +229,15 @@ class Engine:
             return None
         return state | {n: {"buffer": b.detach().cpu().clone()} for n, b in self._moving_buffers()}
 
-    def restore(self, state: State, steps_done: int) -> None:
+    def restore(self, state: State, steps_done: int, steps_skipped: int = 0) -> None:
         """Put an exported state back, at this stage and number of ranks. Collective; all ranks
-        hold `state`.
+        hold `state`. AdamW's own count leaves skipped steps out.
 
         Private calls of DeepSpeed 0.19, which creates the optimizer's state only in its first
         step; the re-export is compared, so that a change in the library is an error and not a
         silently wrong run.
         """
-        zero = self._optimizer
-        for flat in self._master_partitions():
-            moments = {key: torch.zeros_like(flat) for key in MOMENTS}
-            zero.optimizer.state[flat] = {"step": torch.tensor(float(steps_done)), **moments}
+        self._make_moments(steps_done - steps_skipped)
         self._link_moments()
         for name, parameter in self.trainable_parameters():
             put = self._put_partitioned if self.stage == 3 else self._put_whole
@@ -228,7 +245,17 @@ class Engine:
         for name, buffer in self._moving_buffers():
             buffer.copy_(state[name]["buffer"])
         self.steps_done = self._deepspeed.global_steps = steps_done
+        self.steps_skipped = steps_skipped
         self._check_restored(state)
+
+    def _make_moments(self, updates: int) -> None:
+        """AdamW's state after so many updates, its moments still zero."""
+        for flat in self._master_partitions():
+            moments = {key: torch.zeros_like(flat) for key in MOMENTS}
+            self._optimizer.optimizer.state[flat] = {
+                "step": torch.tensor(float(updates)),
+                **moments,
+            }
 
     def _link_moments(self) -> None:
         """Stages 1 and 2 link parameters to their moments after the first group's first step, when

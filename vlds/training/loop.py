@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from vlds.models.build import build_model
 from vlds.models.partitioned_loading import partitioned_loading
 from vlds.models.vl_model import VLModel
 from vlds.resources import find
-from vlds.training import checkpoint
 from vlds.training.alignment import align
 from vlds.training.best import BestStep, check_best
 from vlds.training.deepspeed_config import BatchPlan, complete_deepspeed_config, plan_batches
@@ -31,9 +29,11 @@ from vlds.training.evaluate import (
     training_sources,
     with_answer_lists,
 )
+from vlds.training.faults import NonFiniteSteps, check_writable, explained
 from vlds.training.gradients import GradientWatch
 from vlds.training.optim import parameter_groups, schedule_factor, set_learning_rate
 from vlds.training.precision import PRECISIONS, slow_precision
+from vlds.training.resume import Resume, RunStates, check_output, find_state, restore
 from vlds.training.signals import StopRequest, stop_on_signals
 from vlds.training.sinks import check_tracking
 from vlds.training.tracker import Tracker
@@ -63,6 +63,7 @@ class Run:
     tokenizer: Any
     evaluator: Evaluator
     best: BestStep | None
+    states: RunStates
 
     @property
     def folder(self) -> Path:
@@ -70,39 +71,30 @@ class Run:
         return Path(self.recipe.output)
 
 
-def train(recipe: Recipe, *, resume: bool = False, new_phase: bool = False) -> int:
+def train(recipe: Recipe, *, resume: Resume = False, new_phase: bool = False) -> int:
     """Run a recipe on the ranks that were started. Returns the exit code: 0, or 128 + n after
     signal n. `new_phase`: the mixture of tasks may be another than that of the run so far.
 
-    Errors: ValueError for anything wrong with the recipe, its files or its data.
+    Errors: ValueError for anything wrong with the recipe, its files or its data, and for a lack
+    (memory, disk) that starting again would not cure.
     """
     ranks = start_ranks(recipe.training.collective_timeout)
-    recipe = with_answer_lists(recipe)
-    prepared = prepare(recipe, ranks, resume)
-    with stop_on_signals() as stop:
+    with explained(recipe), stop_on_signals() as stop:
+        recipe = with_answer_lists(recipe)
+        prepared = prepare(recipe, ranks, resume)
         run = build_run(recipe, ranks, prepared, resume, new_phase)
         try:
             code = loop(run, prepared.plan, stop)
         finally:
+            run.states.close()
             run.tracker.close()
     run.engine.close()
     return code
 
 
-def prepare(recipe: Recipe, ranks: Ranks, resume: bool) -> Prepared:
+def prepare(recipe: Recipe, ranks: Ranks, resume: Resume) -> Prepared:
     """Check the recipe against files, data and ranks."""
-    folder = Path(recipe.output)
-    has_state = any((folder / "state").glob("step-*"))
-    if has_state and not resume:
-        raise ValueError(
-            f"output: {folder} holds a run already; add --resume to go on with it, or name "
-            "another folder"
-        )
-    if resume and not has_state:
-        raise ValueError(
-            f"--resume: {folder} holds no run state; leave --resume out to start anew, or name the "
-            "run's folder as output"
-        )
+    check_output(recipe, resume)
     check_tracking(recipe.tracking)
     plan = plan_batches(
         recipe.data.global_batch_size, recipe.data.micro_batch_size, ranks.world_size
@@ -137,6 +129,7 @@ def prepare(recipe: Recipe, ranks: Ranks, resume: bool) -> Prepared:
             ranks.on_this_machine,
         ),
     )
+    check_writable(Path(recipe.output))
     return Prepared(
         plan=plan,
         deepspeed=complete_deepspeed_config(find(recipe.training.deepspeed), recipe, plan),
@@ -147,15 +140,17 @@ def prepare(recipe: Recipe, ranks: Ranks, resume: bool) -> Prepared:
 
 
 def build_run(
-    recipe: Recipe, ranks: Ranks, prepared: Prepared, resume: bool, new_phase: bool = False
+    recipe: Recipe, ranks: Ranks, prepared: Prepared, resume: Resume, new_phase: bool = False
 ) -> Run:
     """Model, engine, stream and tracker; at the newest run state when resuming."""
+    found = find_state(recipe, ranks, resume)
     tokenizer = recipe.backbone.load_tokenizer()
     evaluator = Evaluator(recipe, prepared.evaluation_sources, tokenizer, ranks)
     best = None
     if recipe.training.best is not None:
         check_best(recipe.training.best, evaluator)
-        best = BestStep(recipe.training.best, Path(recipe.output) / "best", resumed=resume)
+        folder = Path(recipe.output) / "best"
+        best = BestStep(recipe.training.best, folder, resumed=found is not None)
     stream = open_stream(recipe, ranks, prepared, tokenizer)
     engine = Engine(
         model := load_model(recipe, prepared, tokenizer, ranks),
@@ -169,12 +164,16 @@ def build_run(
         parts=recipe.data.parts,
     )
     check_choices(recipe, model)
-    if resume:
-        restore(recipe, engine, stream, ranks, new_phase)
-    Path(recipe.output).mkdir(parents=True, exist_ok=True)
+    states = RunStates(
+        recipe, engine, stream, recipe.model.source_hashes() if ranks.is_first else {}
+    )
+    if found is not None:
+        restore(recipe, states, ranks, found, new_phase)
+    if best is not None:
+        states.best = best.found  # a state is older than the evaluation of its own step
     tracker = Tracker(recipe, ranks, engine.steps_done)
     evaluator.say = tracker.say
-    run = Run(recipe, ranks, engine, stream, tracker, tokenizer, evaluator, best)
+    run = Run(recipe, ranks, engine, stream, tracker, tokenizer, evaluator, best, states)
     announce(run)
     return run
 
@@ -227,37 +226,6 @@ def load_model(recipe: Recipe, prepared: Prepared, tokenizer: Any, ranks: Ranks)
     return model.to(dtype)
 
 
-def restore(
-    recipe: Recipe, engine: Engine, stream: MixedStream, ranks: Ranks, new_phase: bool
-) -> None:
-    """Go on from the newest whole run state."""
-    folder = Path(recipe.output) / "state"
-    found, complaints = ranks.broadcast(checkpoint.newest(folder) if ranks.is_first else None)
-    if ranks.is_first:
-        for complaint in complaints:
-            print(f"passed over a run state: {complaint}", flush=True)
-    if found is None:
-        raise ValueError(
-            f"--resume: {folder} holds no whole run state; leave --resume out to start anew"
-        )
-    state, progress = checkpoint.load(found)
-    saved = {name: next(iter(tensors.values())).shape for name, tensors in state.items()}
-    if odd := sorted(set(saved.items()) ^ set(engine.state_shapes().items())):
-        raise ValueError(
-            f"--resume: {found} is of another model than the recipe's: they differ in {len(odd)} "
-            "trained tensors, such "
-            f"as {odd[0][0]}; resume with the recipe that the run was started with, or name "
-            "another output"
-        )
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        stream.load_state(progress.data, new_phase=new_phase)
-    if ranks.is_first:
-        for warning in caught:
-            print(f"resuming: {warning.message}", flush=True)
-    engine.restore(state, progress.step)
-
-
 def announce(run: Run) -> None:
     """One line about what trains and where, and the resolved recipe into the run folder."""
     if run.ranks.is_first:
@@ -282,22 +250,32 @@ def loop(run: Run, plan: BatchPlan, stop: StopRequest) -> int:
     """Steps until the last one, or until someone asks for a stop."""
     config, engine = run.recipe.training, run.engine
     watch = GradientWatch(engine.model, engine.model.parts, run.ranks)
+    nonfinite = NonFiniteSteps(config.max_nonfinite_steps, run.ranks)
     micro_batches = iter(blanked(run.stream) if run.recipe.data.blank_images else run.stream)
     if config.evaluate_first and engine.steps_done == 0:
         tell_evaluation(run)
+    save_due = False
     while engine.steps_done < config.steps:
         factor = schedule_factor(engine.steps_done, config.steps, run.recipe.optimizer)
         set_learning_rate(engine.parameter_groups, factor)
-        report = engine.step([next(micro_batches) for _ in range(plan.accumulation_steps)])
+        batches = [next(micro_batches) for _ in range(plan.accumulation_steps)]
+        report = engine.step(batches)
         step = engine.steps_done
         learning_rate = factor * run.recipe.optimizer.learning_rate
         run.tracker.step(step, report, learning_rate, run.stream)
-        stopping, last = run.ranks.any(stop.reason is not None), step == config.steps
-        for line in watch.after_step(last):
+        stopping, failed = run.ranks.any_of(stop.reason is not None, run.states.failed)
+        if failed:
+            run.states.finish()
+        last = step == config.steps
+        for line in [*watch.after_step(last), *nonfinite.after_step(step, report, batches)]:
             run.tracker.say(line)
-        if stopping or last or step % config.save_every == 0:
+        # A step that was skipped may be one of a row that ends the run: its good state stays.
+        save_due |= step % config.save_every == 0
+        if stopping or last or (save_due and not report.skipped):
             save_state(run)
+            save_due = False
         if stopping and not last:
+            run.states.finish()
             run.tracker.say(
                 f"stopped by {stop.reason or 'another rank'} after step {step}; --resume goes on "
                 "from it"
@@ -308,17 +286,15 @@ def loop(run: Run, plan: BatchPlan, stop: StopRequest) -> int:
     # Also where the run was resumed at its last step: it may have ended before this.
     tell_evaluation(run)
     save_run_artifact(run, run.folder / "artifact")
+    run.states.finish()
     run.tracker.say(f"done: {run.folder}/artifact")
     return 0
 
 
 def save_state(run: Run) -> None:
-    """Write the run state; the ranks go on together."""
-    state = run.engine.export()
-    if state is not None:
-        progress = checkpoint.Progress(run.engine.steps_done, run.stream.state())
-        checkpoint.save(run.folder / "state", state, progress, run.recipe.training.keep_states)
-    run.ranks.barrier()
+    """Begin to write the run state, and tell how long training stood still."""
+    seconds = run.states.save()
+    run.tracker.write(run.engine.steps_done, {"save": {"blocking_seconds": seconds}})
 
 
 def save_run_artifact(run: Run, folder: Path) -> None:
@@ -355,6 +331,6 @@ def tell_evaluation(run: Run) -> None:
         if value is not None:
             save_run_artifact(run, run.best.folder)
             if run.ranks.is_first:
-                run.best.note(value, step)
+                run.states.best = run.best.note(value, step)
             run.tracker.say(f"step {step}  best so far, kept in {run.best.folder}")
     run.tracker.resume_clock()

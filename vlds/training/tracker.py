@@ -34,19 +34,23 @@ class Tracker:
         self._examples = torch.zeros(len(self.tasks), dtype=torch.float64)
         self._loss = 0.0
         self._pending = 0
+        self._skipped = 0
         self._since = time.monotonic()
         self._bar = (
             progress_bar(self.console, self.steps, first_step) if self.console.is_terminal else None
         )
 
     def step(self, step: int, report: StepReport, learning_rate: float, data: MixedStream) -> None:
-        """Take the report of step number `step` (counted from 1)."""
-        present = (report.examples > 0).double()
-        self._losses += report.task_losses
-        self._reports += present
+        """Take the report of step number `step` (counted from 1). A skipped one has no loss."""
         self._examples += report.examples
-        self._loss += float((report.task_losses * report.examples).sum() / report.examples.sum())
         self._pending += 1
+        if report.skipped:
+            self._skipped += 1
+        else:
+            shares = report.task_losses * report.examples
+            self._losses += report.task_losses
+            self._reports += (report.examples > 0).double()
+            self._loss += float(shares.sum() / report.examples.sum())
         if step % self.log_every == 0 or step == self.steps:
             self._tell(step, report, learning_rate, data)
 
@@ -54,11 +58,13 @@ class Tracker:
         own = torch.cat([self._losses, torch.tensor([self._loss, float(data.num_bad)])])
         total = self.ranks.sum(own)
         elapsed = time.monotonic() - self._since
+        finite = self._pending - self._skipped
         metrics: dict[str, float] = {
-            "loss": total[-2].item() / self._pending,
+            **({"loss": total[-2].item() / finite} if finite else {}),
             **self._by_task("loss", total[:-2] / self._reports.clamp(min=1)),
             "learning_rate": learning_rate,
-            "gradient_norm": report.gradient_norm,
+            **({} if report.skipped else {"gradient_norm": report.gradient_norm}),
+            "skipped_steps": self._skipped,
             "samples_per_second": self._examples.sum().item() / elapsed,
             "seconds_left": elapsed / self._pending * (self.steps - step),
             "bad_samples": total[-1].item(),
@@ -68,7 +74,7 @@ class Tracker:
         self._show(step, metrics)
         for tensor in (self._losses, self._reports, self._examples):
             tensor.zero_()
-        self._loss, self._pending, self._since = 0.0, 0, time.monotonic()
+        self._loss, self._pending, self._skipped, self._since = 0.0, 0, 0, time.monotonic()
 
     def _by_task(self, name: str, values: Tensor) -> dict[str, float]:
         return {
@@ -90,9 +96,8 @@ class Tracker:
             for task in self.tasks
             if f"loss/{task}" in metrics
         )
-        text = (
-            f"loss {metrics['loss']:.3f}  {losses}  {metrics['samples_per_second']:.0f} examples/s"
-        )
+        loss = f"{metrics['loss']:.3f}" if "loss" in metrics else "not finite"
+        text = f"loss {loss}  {losses}  {metrics['samples_per_second']:.0f} examples/s"
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=step, description=text)
         else:

@@ -1,0 +1,142 @@
+"""Whatever stands in a state folder or a recipe: an error that a user can read, and nothing is
+written outside."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import strategies as st
+
+from vlds.config import load_recipe
+from vlds.manifest import MANIFEST, damage, sha256, write_manifest
+from vlds.training import checkpoint
+from vlds.training.states import PROGRESS, TENSORS, Progress, newest
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner),
+    max_leaves=12,
+)
+NAMES = st.sampled_from(
+    [
+        TENSORS,
+        PROGRESS,
+        "../victim",
+        "/etc/passwd",
+        "a/../../victim",
+        "",
+        ".",
+        "..",
+        "\0",
+        "a" * 5000,
+    ]
+) | st.text(max_size=10)
+ENTRIES = st.dictionaries(NAMES, JSON | st.fixed_dictionaries({"bytes": JSON, "sha256": JSON}))
+PROGRESSES = JSON | st.fixed_dictionaries(
+    {"format": st.just(1) | JSON, "step": st.just(7) | JSON, "data": st.just({}) | JSON},
+    optional={"skipped": st.just(0) | JSON, "best": JSON, "sources": st.just({}) | JSON},
+)
+FAST = settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow],
+    database=None, derandomize=True,
+    phases=(Phase.explicit, Phase.generate),
+)  # fmt: skip
+
+
+def read(folder: Path) -> None:
+    """Everything that resuming reads; a state may turn out to be whole, and then it is loaded."""
+    found, complaints = newest(folder)
+    assert (found is None) == bool(complaints)
+    if found is not None:
+        with contextlib.suppress(ValueError):  # its tensors may still be none
+            checkpoint.load(found)
+    else:
+        with pytest.raises(ValueError, match="step-00000007"):
+            checkpoint.load(folder / "step-00000007")
+
+
+def write(folder: Path, files: dict[str, bytes]) -> Path:
+    """A state folder with these files, beside a file that nobody may touch."""
+    (folder / "victim").write_text("untouched")
+    state = folder / "state" / "step-00000007"
+    state.mkdir(parents=True)
+    for name, content in files.items():
+        (state / name).write_bytes(content)
+    return state
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Every file and its content's hash."""
+    return {str(path): sha256(path) for path in folder.rglob("*") if path.is_file()}
+
+
+@given(entries=ENTRIES | JSON)
+@example(entries={"../victim": {"bytes": 9, "sha256": ""}})
+@FAST
+def test_hostile_manifests(entries: Any) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        text = json.dumps(entries).encode()
+        state = write(folder, {MANIFEST: text, TENSORS: b"x", PROGRESS: b"{}"})
+        before = tree(folder)
+        assert damage(state, (TENSORS, PROGRESS)) is not None
+        read(folder / "state")
+        assert tree(folder) == before
+        checkpoint.save(folder / "state", {"a": {"fp32": torch.ones(1)}}, Progress(8, {}), keep=1)
+        assert (folder / "victim").read_text() == "untouched"
+        assert [path.name for path in folder.iterdir() if path.name != "state"] == ["victim"]
+        assert [path.name for path in (folder / "state").iterdir()] == ["step-00000008"]
+
+
+@given(manifest=st.binary(max_size=60), progress=st.binary(max_size=60))
+@example(manifest=b"[" * 100_000, progress=b"")
+@FAST
+def test_bytes_that_are_no_json(manifest: bytes, progress: bytes) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        write(Path(scratch), {MANIFEST: manifest, TENSORS: b"x", PROGRESS: progress})
+        read(Path(scratch) / "state")
+
+
+@given(progress=PROGRESSES, tensors=st.binary(max_size=200))
+@example(progress={"format": 1, "step": 7, "data": {}, "skipped": 0, "best": None, "sources": {}},
+         tensors=b"\x10\0\0\0\0\0\0\0{\"a\":{\"dtype\":1}}")  # fmt: skip
+@FAST
+def test_a_right_manifest_of_wrong_files(progress: Any, tensors: bytes) -> None:
+    """Somebody who can hash wrote them."""
+    with tempfile.TemporaryDirectory() as scratch:
+        text = json.dumps(progress).encode()
+        state = write(Path(scratch), {TENSORS: tensors, PROGRESS: text})
+        write_manifest(state)
+        assert damage(state, (TENSORS, PROGRESS)) is None
+        read(Path(scratch) / "state")
+
+
+RECIPES = JSON | st.dictionaries(
+    st.sampled_from(
+        ["output", "seed", "backbone", "vision", "methods", "tasks", "data", "training", "base"]
+    ),
+    JSON | st.fixed_dictionaries({"class_path": st.text(max_size=10), "init_args": JSON}),
+)
+
+
+@example(recipe="base: .")
+@example(recipe="base: " + "a" * 5000)
+@example(recipe="[" * 5000)
+@given(recipe=RECIPES.map(yaml.safe_dump) | st.text(max_size=60))
+@settings(FAST, max_examples=60)
+def test_recipes(recipe: str) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "recipe.yaml"
+        file.write_text(recipe, encoding="utf-8")
+        before = tree(Path(scratch))
+        with pytest.raises(ValueError, match=r"\w"):
+            load_recipe(file)
+        assert tree(Path(scratch)) == before

@@ -1,0 +1,115 @@
+"""Wherever a run is killed, it goes on as if nothing had been: same weights bit for bit, every
+example once.
+
+VLDS_FAULT_SEED draws other points (its value is in each test's name), VLDS_FAULT_POINTS more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.faults.conftest import command
+from tests.faults.warm import Plan, Warm, log_of
+from vlds.config import Recipe
+from vlds.training.states import newest, state_folders
+
+SEED = int(os.environ.get("VLDS_FAULT_SEED", "20261"))
+POINTS = int(os.environ.get("VLDS_FAULT_POINTS", "50"))
+STEPS, SAVE_EVERY = 10, 2
+FILES = ("state/step-00000010/state.safetensors", "artifact/weights.safetensors")
+
+
+def steps_of(run: Path, global_rank: int) -> list[tuple[int, list[str]]]:
+    """Step and ids of every step that a rank has finished, over all starts of a run."""
+    file = run.with_name(f"{run.name}-ids-{global_rank}.jsonl")
+    lines = file.read_text().splitlines() if file.exists() else []
+    return [(line["step"], line["ids"]) for line in map(json.loads, lines)]
+
+
+def disturb(warm: Warm, recipe: Recipe, draw: random.Random, events: int) -> str:
+    """Start a run and kill it at a drawn point; the point in words."""
+    run, words = Path(recipe.output), command(recipe, "--resume", "auto")
+    kind = draw.choice(["file", "file", "step", "step", "all"])
+    if kind == "file":
+        at = draw.randint(1, events)
+        warm.start(run, words, {0: Plan(file_event=at)})
+        point = f"the first rank at file event {at} of {events}"
+    elif kind == "step":
+        plan = Plan(step=draw.randint(1, STEPS), delay=draw.uniform(0, 0.3))
+        global_rank = draw.randrange(warm.world_size)
+        warm.start(run, words, {global_rank: plan})
+        point = f"rank {global_rank}, {plan.delay:.3f} s into step {plan.step}"
+    else:
+        step, delay = draw.randint(0, STEPS - 2), draw.uniform(0, 0.5)
+        warm.start(run, words)
+        deadline = time.monotonic() + 60
+        while len(steps_of(run, 0)) < step and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(delay)
+        for pid in warm.pids:
+            os.kill(pid, signal.SIGKILL)
+        point = f"all ranks, {delay:.3f} s after step {step}"
+    # The others end by themselves once, and as the launcher ends them, at once, the other times.
+    codes = warm.wait(60) if draw.random() < 0.1 else warm.wait_for_first(60)
+    assert -signal.SIGKILL in codes, (point, codes, log_of(run, 0))
+    assert 0 not in codes, (point, codes)
+    return point
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [pytest.param(n, id=f"seed{SEED}-{n}") for n in range(POINTS)])
+def test_a_killed_run_loses_nothing(
+    number: int, warm: Warm, undisturbed: Callable[[int], Recipe], tmp_path: Path
+) -> None:
+    draw = random.Random(f"{SEED}-{number}")
+    whole = undisturbed(draw.choice([2, 3]))
+    expected = Path(whole.output)
+    events = len(expected.with_name("run-events-0").read_text().splitlines())
+    recipe = replace(whole, output=str(tmp_path / "run"))
+    run = Path(recipe.output)
+
+    point = disturb(warm, recipe, draw, events)
+    print(f"VLDS_FAULT_SEED={SEED}, point {number}: {point}")
+    done = steps_of(run, 0)
+    saved, complaints = newest(run / "state")
+    assert complaints == [], "a state that is there is whole"
+    start = int(saved.name.removeprefix("step-")) if saved else 0
+    assert start >= len(done) // SAVE_EVERY * SAVE_EVERY - SAVE_EVERY
+
+    warm.start(run, command(recipe, "--resume", "auto"))
+    assert warm.wait(120) == [0, 0], log_of(run, 0)
+    said = f"resuming from {saved}" if saved else "no run state in"
+    assert said in log_of(run, 0)
+    for file in FILES:
+        assert (run / file).read_bytes() == (expected / file).read_bytes(), file
+    assert not list((run / "state").glob(".*"))
+    names = [path.name for path in state_folders(run / "state")]
+    assert names[-2:] == ["step-00000008", "step-00000010"]
+    assert len(names) == 2 or start == STEPS, "a finished run saves no more, and so clears nothing"
+    for global_rank in range(warm.world_size):
+        every, reference = steps_of(run, global_rank), steps_of(expected, global_rank)
+        resumed = every[-(STEPS - start) :]
+        assert resumed == reference[start:], "the resumed part begins after the state"
+        assert every[:start] == reference[:start]
+        assert all(step in reference for step in every), "what was thrown away is repeated alike"
+
+
+def test_every_example_is_learnt_from_once(undisturbed: Callable[[int], Recipe]) -> None:
+    """What the test above compares with: each epoch of a task has each of its ids once."""
+    run = Path(undisturbed(2).output)
+    ids = [id for rank in (0, 1) for _, batch in steps_of(run, rank) for id in batch]
+    captions = [id for id in ids if re.search(r"c\d+-\d", id)]
+    assert len(ids) == STEPS * undisturbed(2).data.global_batch_size
+    assert len(captions) > 20, "more than an epoch"
+    counts = {id: captions.count(id) for id in captions}
+    assert max(counts.values()) - min(counts.values()) <= 1

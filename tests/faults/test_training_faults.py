@@ -1,0 +1,360 @@
+"""What befalls a run from within: numbers, memory, disk, data, a rank that hangs or must end.
+
+All ranks end, with a code that is not 0 and a line that says why; what was saved is whole, and the
+run goes on from it as if nothing had been.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.distributed_c10d as c10d
+from safetensors.torch import load_file, save_file
+
+from data_prep.writer import SampleRecord, write_dataset
+from tests.faults.conftest import command, short_recipe
+from tests.faults.warm import Plan, Warm, log_of
+from tests.rank_pool import RankPool
+from tests.training.toys import (
+    Case,
+    engine,
+    global_batch,
+    make_case,
+    own_micro_batches,
+)
+from tests.training.world import picture, records
+from vlds.config import Recipe
+from vlds.schema import Batch
+from vlds.training.states import newest, read_progress
+
+STATE = "state/step-00000010/state.safetensors"
+
+
+def go_on(warm: Warm, recipe: Recipe, whole: Recipe) -> None:
+    """Resume a run that a fault has ended: its weights are those of the run without."""
+    run = Path(recipe.output)
+    warm.start(run, command(recipe, "--resume", "auto"))
+    assert warm.wait() == [0, 0], log_of(run, 0)
+    assert (run / STATE).read_bytes() == (Path(whole.output) / STATE).read_bytes()
+
+
+def wait_for_step(run: Path, step: int) -> None:
+    """Until a run has told of this step."""
+    deadline = time.monotonic() + 60
+    file = run / "metrics.jsonl"
+    while not file.exists() or f'{{"step": {step}, "loss"' not in file.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def exported(made: Any) -> dict[str, dict[str, torch.Tensor]]:
+    """On the first rank, all that an engine would save."""
+    return made.export() or {}
+
+
+def without_numbers(batch: Batch) -> Batch:
+    """A batch whose pictures are NaN."""
+    assert batch.features is not None
+    return replace(batch, features=torch.full_like(batch.features, math.nan))
+
+
+def skip_one(case: Case) -> dict[str, Any]:
+    """Good step, bad step (on the last rank alone), good step; and the same without the bad one."""
+    made, plan = engine(case)
+    first, bad, last = (own_micro_batches(global_batch(n), made, plan) for n in (1, 2, 3))
+    if made.ranks.global_rank == made.ranks.world_size - 1:
+        bad = [without_numbers(batch) for batch in bad]
+    made.step(first)
+    before = exported(made)
+    report = made.step(bad)
+    after, skipped = exported(made), (made.steps_done, made.steps_skipped)
+    good = made.step(last)
+    found = exported(made)
+    made.close()
+    other, _ = engine(case)
+    other.step(first)
+    other.step(last)
+    expected = exported(other)
+    other.close()
+    resumed, _ = engine(case)
+    after = resumed.ranks.broadcast(after)
+    resumed.restore(after, *skipped)
+    resumed.step(last)
+    again = exported(resumed)
+    resumed.close()
+    return {
+        "skipped": (report.skipped, good.skipped, skipped), "ids": report.not_finite,
+        "bad ids": [id for batch in bad for id in batch.ids],
+        "unchanged": same(before, after) if before else True,
+        "as without": same(found, expected), "as resumed": same(found, again),
+    }  # fmt: skip
+
+
+def same(one: dict[str, dict[str, torch.Tensor]], other: dict[str, Any]) -> bool:
+    """Bit for bit."""
+    return one.keys() == other.keys() and all(
+        torch.equal(tensor, other[name][key])
+        for name, entry in one.items()
+        for key, tensor in entry.items()
+    )
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_step_that_is_not_finite_changes_nothing(
+    stage: int, ranks2: RankPool, tmp_path: Path
+) -> None:
+    case = make_case(tmp_path, stage=stage, clip_norm=1.0)
+    results = ranks2.run(skip_one, case, timeout=120)
+    for result in results:
+        assert result["skipped"] == (True, False, (2, 1))
+        assert result["unchanged"]
+        assert result["as without"]
+        assert result["as resumed"]
+    assert results[0]["ids"] == []
+    assert results[1]["ids"] == results[1]["bad ids"] != []
+
+
+def first_step_skipped(case: Case) -> bool:
+    """A run whose first step is skipped can be saved, and goes on as if it had begun then."""
+    made, plan = engine(case)
+    bad, good = (own_micro_batches(global_batch(n), made, plan) for n in (2, 3))
+    made.step([without_numbers(batch) for batch in bad])
+    made.export()
+    made.step(good)
+    found = exported(made)
+    made.close()
+    other, _ = engine(case)
+    other.step(good)
+    return same(found, exported(other))
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_the_first_step_may_be_skipped(stage: int, ranks2: RankPool, tmp_path: Path) -> None:
+    assert (
+        ranks2.run(first_step_skipped, make_case(tmp_path, stage=stage), timeout=60) == [True] * 2
+    )
+
+
+@pytest.fixture
+def short(undisturbed: Callable[[int], Recipe], tmp_path: Path) -> tuple[Recipe, Recipe, Path]:
+    """The undisturbed run, the same run in another folder, and that folder."""
+    whole = undisturbed(2)
+    return whole, replace(whole, output=str(tmp_path / "run")), tmp_path / "run"
+
+
+def test_a_run_that_diverges_stops_at_its_last_good_state(
+    warm: Warm, short: tuple[Recipe, Recipe, Path]
+) -> None:
+    whole, recipe, run = short
+    shutil.copytree(Path(whole.output) / "state" / "step-00000008", run / "state" / "step-00000008")
+    optimizer = replace(recipe.optimizer, learning_rate=1e38, warmup_ratio=0.0)
+    training = replace(recipe.training, max_nonfinite_steps=3, steps=30, save_every=1)
+    wild = replace(recipe, optimizer=optimizer, training=training)
+    warm.start(run, command(wild, "--resume"))
+    assert warm.wait() == [2, 2]
+    said = log_of(run, 0)
+    assert "training.max_nonfinite_steps: 4 steps in a row" in said
+    assert "lower optimizer.learning_rate" in said
+    assert said.count("is skipped, its loss or gradient is NaN or infinite") == 3
+    assert "the loss of q" in said
+    found, complaints = newest(run / "state")
+    assert found is not None
+    assert complaints == []
+    assert all(t.isfinite().all() for t in load_file(found / "state.safetensors").values())
+    assert read_progress(found).skipped == 0
+
+
+def test_out_of_memory_names_the_keys_to_lower(
+    warm: Warm, short: tuple[Recipe, Recipe, Path]
+) -> None:
+    whole, recipe, run = short
+    warm.start(run, command(recipe), {1: Plan(memory=1 << 16)})
+    codes = warm.wait()
+    assert codes[1] == 2, log_of(run, 1)
+    assert codes[0] == 1
+    said = log_of(run, 1)
+    assert "out of memory" in said
+    assert "lower data.micro_batch_size (now 2; results stay the same)" in said
+    assert "activation_checkpointing" in said
+    assert "--resume" in said
+    assert "rank 0 ends because another has" in log_of(run, 0)
+    go_on(warm, recipe, whole)
+
+
+def test_a_state_that_cannot_be_written_ends_all_ranks(
+    warm: Warm, short: tuple[Recipe, Recipe, Path]
+) -> None:
+    whole, recipe, run = short
+    warm.start(run, command(recipe), {0: Plan(file_bytes=20_000)})
+    assert warm.wait() == [2, 2]
+    for global_rank in (0, 1):
+        assert f"output: cannot write to {run}/state: " in log_of(run, global_rank)
+    assert "make room there" in log_of(run, 0)
+    assert list((run / "state").iterdir()) == []
+    go_on(warm, recipe, whole)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 800 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=800k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no small disk can be mounted here (that takes root)")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["full", "read-only"])
+def test_a_disk_that_takes_no_more(
+    fault: str, disk: Path, warm: Warm, short: tuple[Recipe, Recipe, Path]
+) -> None:
+    whole, recipe, run = short
+    recipe = replace(recipe, output=str(disk / "run"))
+    words = command(replace(recipe, output=str(run)), "--output", str(disk / "run"))
+    warm.start(run, words)
+    wait_for_step(disk / "run", 4)
+    if fault == "full":
+        with pytest.raises(OSError, match="No space"):
+            (disk / "filler").write_bytes(bytes(1 << 20))
+    else:
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    codes = warm.wait()
+    assert codes[0] == 2
+    assert 0 not in codes
+    assert "output: cannot write to" in log_of(run, 0)
+    assert ("No space left" if fault == "full" else "Read-only file system") in log_of(run, 0)
+    found, complaints = newest(disk / "run" / "state")
+    assert complaints == []
+    assert found is not None
+    if fault == "read-only":
+        warm.start(run, [*words, "--resume"])
+        assert warm.wait() == [2, 2]
+        assert f"output: cannot write to {disk / 'run'}: Read-only" in log_of(run, 0)
+        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+    else:
+        (disk / "filler").unlink()
+    warm.start(run, [*words, "--resume"])
+    assert warm.wait() == [0, 0], log_of(run, 0)
+    assert (disk / "run" / STATE).read_bytes() == (Path(whole.output) / STATE).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_storm_of_data_errors(warm: Warm, world: Path, tmp_path: Path) -> None:
+    whole = list(records("vqa", 24))
+    broken = [
+        SampleRecord(id=f"cut{n}", members=[("jpg", picture("red", n)[:300])], json=whole[n].json)
+        for n in range(4, 24)
+    ]
+    data = tmp_path / "data"
+    write_dataset(data, name="vqa", kind="vqa", split="train", records=[*whole[:4], *broken])
+    run = tmp_path / "run"
+    recipe = short_recipe(world, run, 2)
+    errors = replace(recipe.data.errors, max_bad_fraction=0.001)
+    vqa = replace(recipe.tasks["vqa"], train=[str(data)])
+    recipe = replace(
+        recipe, tasks=recipe.tasks | {"vqa": vqa}, data=replace(recipe.data, errors=errors)
+    )
+    warm.start(run, command(recipe))
+    codes = warm.wait()
+    assert 2 in codes
+    assert 0 not in codes
+    said = log_of(run, codes.index(2))
+    assert "too much bad data" in said
+    assert "data_errors-" in said
+    assert newest(run / "state")[1] == []
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_is_noticed(warm: Warm, short: tuple[Recipe, Recipe, Path]) -> None:
+    whole, recipe, run = short
+    hasty = replace(recipe, training=replace(recipe.training, collective_timeout=5))
+    pids = warm.start(run, command(hasty))
+    wait_for_step(run, 3)
+    os.kill(pids[1], signal.SIGSTOP)
+    started = time.monotonic()
+    assert warm.wait_for_first() == [1, -signal.SIGKILL]
+    assert time.monotonic() - started < 20
+    assert "vlds: rank 0 has waited training.collective_timeout seconds" in log_of(run, 0)
+    go_on(warm, recipe, whole)
+
+
+def timeouts(case: Case) -> list[float]:
+    """Seconds that every process group of an engine waits."""
+    made, _ = engine(case)
+    made.close()
+    backends = [group._get_backend(torch.device("cpu")) for group in c10d._world.pg_map]
+    return [backend.options._timeout.total_seconds() for backend in backends]
+
+
+def test_deepspeeds_own_groups_wait_no_longer(ranks2: RankPool, tmp_path: Path) -> None:
+    found = ranks2.run(timeouts, make_case(tmp_path, stage=2), timeout=60)[0]
+    assert len(found) > 1, "DeepSpeed makes a group of its own"
+    assert set(found) == {60.0}
+
+
+@pytest.mark.parametrize(
+    ("number", "to"),
+    [(signal.SIGTERM, 1), pytest.param(signal.SIGINT, 0, marks=pytest.mark.slow)],
+)
+def test_a_signal_to_one_rank_ends_all(
+    number: signal.Signals, to: int, warm: Warm, short: tuple[Recipe, Recipe, Path]
+) -> None:
+    whole, recipe, run = short
+    pids = warm.start(run, command(recipe))
+    wait_for_step(run, 3)
+    os.kill(pids[to], number)
+    codes = warm.wait()
+    assert codes[to] == 128 + number
+    assert codes[1 - to] == 143
+    found, complaints = newest(run / "state")
+    assert found is not None
+    assert complaints == []
+    assert f"after step {read_progress(found).step}; --resume goes on from it" in log_of(run, 0)
+    go_on(warm, recipe, whole)
+
+
+def test_other_frozen_weights_are_refused(warm: Warm, world: Path, tmp_path: Path) -> None:
+    run, weights = tmp_path / "run", tmp_path / "vision.safetensors"
+    recipe = short_recipe(world, run, 2)
+    encoder = recipe.vision.build(torch.float32)
+    save_file(encoder.state_dict(), weights)
+    recipe = replace(recipe, vision=replace(recipe.vision, weights=str(weights)))
+    recipe = replace(recipe, training=replace(recipe.training, steps=2))
+    warm.start(run, command(recipe))
+    assert warm.wait() == [0, 0], log_of(run, 0)
+    changed = {
+        name: tensor + tensor.is_floating_point() for name, tensor in load_file(weights).items()
+    }
+    save_file(changed, weights)
+    longer = replace(recipe, training=replace(recipe.training, steps=4))
+    warm.start(run, command(longer, "--resume"))
+    assert warm.wait() == [2, 2]
+    assert f"was trained on another vision encoder than {weights} is now" in log_of(run, 0)
+    assert "bring the original files back" in log_of(run, 0)
+
+
+def test_a_run_is_not_started_over_damaged_states(
+    warm: Warm, short: tuple[Recipe, Recipe, Path]
+) -> None:
+    _, recipe, run = short
+    (run / "state" / "step-00000004").mkdir(parents=True)
+    warm.start(run, command(recipe, "--resume", "auto"))
+    assert warm.wait() == [2, 2]
+    said = log_of(run, 0)
+    assert f"passed over a run state: {run}/state/step-00000004: has no manifest.json" in said
+    assert f"--resume: {run}/state holds 1 run state(s), none of them whole" in said
+    assert "move that folder away to start anew" in said

@@ -1,0 +1,117 @@
+"""What a supervisor does with a run that has failed: which command it starts again, on how many
+ranks, how often, and what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from vlds import launch
+from vlds.restarts import Job, largest_fit, next_try, run_job, take_restarts, take_resume
+from vlds.supervisor import Outcome
+from vlds.training import checkpoint
+from vlds.training.states import Progress
+
+WORDS = ["train", "--config", "a.yaml"]
+
+
+class Ends:
+    """In place of ranks: how each start ends, and what was started."""
+
+    def __init__(self, *codes: int, asked: bool = False) -> None:
+        self.codes, self.asked = list(codes), asked
+        self.started: list[tuple[list[str], int | None]] = []
+
+    def __call__(self, arguments: Sequence[str], ranks: int | None) -> Outcome:
+        self.started.append((list(arguments), ranks))
+        return Outcome(self.codes.pop(0), self.asked)
+
+
+def job(folder: Path, size: int = 8, micro: int | None = None) -> Job:
+    return Job(str(folder), size, micro)
+
+
+def test_a_failed_run_goes_on_at_most_n_times(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint.save(tmp_path / "state", {"a": {"fp32": torch.ones(1)}}, Progress(5, {}), keep=2)
+    ends = Ends(137, 1, 1)
+    assert run_job(ends, [*WORDS, "--resume"], 2, job(tmp_path), 2, lambda: None) == 1
+    again = ([*WORDS, "--resume", "auto"], 2)
+    assert ends.started == [([*WORDS, "--resume"], 2), again, again]
+    first, second, last = capsys.readouterr().err.splitlines()
+    state = tmp_path / "state" / "step-00000005"
+    assert first.startswith("vlds: the run ended, a process of it was killed (SIGKILL")
+    assert first.endswith(f"restart 1 of 2 on 2 ranks, from {state}")
+    assert second.endswith(f"exit code 1; restart 2 of 2 on 2 ranks, from {state}")
+    assert last.endswith(f"exit code 1, after 2 restarts; --resume goes on from {state}")
+
+
+@pytest.mark.parametrize("code", [0, 2, 130, 143])
+def test_what_is_not_started_again(code: int, tmp_path: Path) -> None:
+    ends = Ends(code)
+    assert run_job(ends, WORDS, 2, job(tmp_path), 5, lambda: None) == code
+    assert len(ends.started) == 1
+    asked = Ends(137, asked=True)
+    assert run_job(asked, WORDS, 2, job(tmp_path), 5, lambda: None) == 137
+
+
+def test_the_last_line_without_a_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_job(Ends(2), WORDS, 2, job(tmp_path), 0, lambda: None)
+    assert capsys.readouterr().err == "", "the mistake has been said"
+    run_job(Ends(134), WORDS, 2, job(tmp_path), 0, lambda: None)
+    said = capsys.readouterr().err
+    assert said == "vlds: the run ended by SIGABRT; no state was saved yet: start it again\n"
+    (tmp_path / "state" / "step-00000005").mkdir(parents=True)
+    run_job(Ends(1), WORDS, 2, job(tmp_path), 0, lambda: None)
+    assert f"none of the states in {tmp_path / 'state'} is whole" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("available", "size", "micro", "expected"),
+    [
+        (4, 8, None, 4),
+        (3, 8, None, 2),
+        (7, 8, 4, 2),
+        (3, 9, None, 3),
+        (5, 7, None, 1),
+        (3, 8, 8, 1),
+    ],
+)
+def test_the_largest_number_of_ranks_that_divides_the_batch(
+    available: int, size: int, micro: int | None, expected: int, tmp_path: Path
+) -> None:
+    assert largest_fit(available, job(tmp_path, size, micro)) == expected
+
+
+def test_fewer_ranks_do_not_hold_more_at_once(tmp_path: Path) -> None:
+    again = [*WORDS, "--resume", "auto"]
+    assert next_try(WORDS, 4, job(tmp_path, 64), 4) == (again, 4)
+    assert next_try(WORDS, 4, job(tmp_path, 64), 8) == (again, 4)
+    micro = ["--data.micro_batch_size", "16"]
+    assert next_try(WORDS, 4, job(tmp_path, 64), 3) == ([*again, *micro], 2)
+    assert next_try(WORDS, 4, job(tmp_path, 64, 8), 3) == (again, 2)
+    assert next_try(WORDS, None, job(tmp_path, 64), None) == (again, None)
+
+
+def test_words_of_the_command_line() -> None:
+    assert take_restarts([*WORDS, "--restarts", "3"]) == (3, WORDS)
+    assert take_restarts(["train", "--restarts=3", *WORDS[1:]]) == (3, WORDS)
+    assert take_restarts(WORDS) == (0, WORDS)
+    assert take_resume([*WORDS, "--resume"]) == (True, WORDS)
+    assert take_resume(["train", "--resume", "auto", *WORDS[1:]]) == ("auto", WORDS)
+    assert take_resume(["train", "--resume=auto", *WORDS[1:]]) == ("auto", WORDS)
+    assert take_resume(["train", "--resume", *WORDS[1:]]) == (True, WORDS)
+    assert take_resume(WORDS) == (False, WORDS)
+    with pytest.raises(ValueError, match="--resume: got 'always'; give --resume alone, or"):
+        take_resume(["train", "--resume", "always"])
+
+
+def test_mistakes_in_restarts_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.main(["train", "--restarts", "often"]) == 2
+    assert "--restarts is 'often'; give a number, 0 or more" in capsys.readouterr().err
+    assert launch.main(["evaluate", "--restarts", "1"]) == 2
+    assert "--restarts: goes with `vlds train` alone" in capsys.readouterr().err

@@ -1,0 +1,68 @@
+"""A real run through the launcher, which a test may disturb."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from vlds.config import Recipe, save_recipe
+
+
+class Launch:
+    """`vlds train --config RECIPE ...` on two ranks."""
+
+    def __init__(self, recipe: Recipe, file: Path, *arguments: str) -> None:
+        self.run = Path(recipe.output)
+        save_recipe(recipe, file)
+        command = [sys.executable, "-m", "vlds", "train", "--config", str(file), "--ranks", "2"]
+        self.process = subprocess.Popen(
+            [*command, *arguments],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            cwd=Path(__file__).resolve().parents[2],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def wait_for_step(self, step: int) -> None:
+        """Until the run has told of this step."""
+        deadline = time.monotonic() + 150
+        while last_step(self.run) < step:
+            assert self.process.poll() is None, self.end()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def ranks(self) -> list[psutil.Process]:
+        """The two processes that train."""
+        below = psutil.Process(self.process.pid).children(recursive=True)
+        found = [p for p in below if any(word.startswith("--local_rank=") for word in words_of(p))]
+        return [p for p in found if "deepspeed.launcher.launch" not in words_of(p)]
+
+    def end(self) -> tuple[int, str]:
+        """Exit code and output."""
+        try:
+            output, _ = self.process.communicate(timeout=120)
+        finally:
+            self.process.kill()
+        return self.process.returncode, output
+
+
+def words_of(process: psutil.Process) -> list[str]:
+    """A process's command line; nothing of one that has ended meanwhile."""
+    with contextlib.suppress(psutil.Error):
+        return process.cmdline()
+    return []
+
+
+def last_step(run: Path) -> int:
+    """The last step in a run's metrics, 0 where there is none."""
+    file = run / "metrics.jsonl"
+    lines = file.read_text().split("\n")[:-1] if file.exists() else []
+    return max((json.loads(line)["step"] for line in lines), default=0)

@@ -1,0 +1,127 @@
+"""What can go wrong in a run that is right: memory, disk, numbers. Each is said with its cure."""
+
+from __future__ import annotations
+
+import errno
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from vlds.config import Recipe
+from vlds.manifest import system_error
+from vlds.schema import Batch
+from vlds.training.distributed import Ranks
+from vlds.training.engine import StepReport
+
+NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+NOT_USABLE = (errno.EACCES, errno.EPERM, errno.EIO)
+"""What reading gives as well: then it is not the run's folder that is to blame."""
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+"""In what torch raises as a RuntimeError (torch.OutOfMemoryError is one)."""
+SHOWN_IDS = 64
+
+
+@contextmanager
+def explained(recipe: Recipe) -> Iterator[None]:
+    """Inside, want of memory and of disk are ValueErrors that say what to change."""
+    try:
+        yield
+    except Exception as error:  # these come in every class that torch, Rust and Python have
+        said = explanation(recipe, error)
+        if said is None:
+            raise
+        raise ValueError(said) from error
+
+
+def explanation(recipe: Recipe, error: Exception) -> str | None:
+    """What to say of want of memory or of disk; None of any other error."""
+    refused = system_error(error)
+    number = refused.errno if refused else None
+    torch_says = isinstance(error, RuntimeError) and any(w in str(error) for w in NO_MEMORY)
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or torch_says:
+        return out_of_memory(recipe)
+    if refused is None:
+        return None
+    ours = str(refused.filename).startswith(recipe.output)
+    if number in NOT_WRITABLE or (number in NOT_USABLE and ours):
+        return cannot_write(Path(recipe.output), refused)
+    return None
+
+
+def out_of_memory(recipe: Recipe) -> str:
+    """Which keys make a run smaller, the cheapest first, and only those that are left."""
+    data, training = recipe.data, recipe.training
+    size = data.micro_batch_size
+    now = f"now {size}" if size else "now a rank's whole share of data.global_batch_size"
+    cures = [] if size == 1 else [f"lower data.micro_batch_size ({now}; results stay the same)"]
+    if not training.activation_checkpointing:
+        cures.append("set training.activation_checkpointing to true")
+    if "zero3" not in training.deepspeed:
+        cures.append("take ds_configs/zero3.json for training.deepspeed")
+    if "offload" not in training.deepspeed:
+        cures.append("take its _offload variant")
+    cures.append(f"in evaluation, lower data.eval_batch_size (now {data.eval_batch_size})")
+    return f"out of memory; in this order: {'; '.join(cures)}. What was saved is whole: --resume"
+
+
+def cannot_write(folder: Path, error: OSError) -> str:
+    """What to say where a run's folder takes no more files."""
+    why = error.strerror or str(error)
+    return (
+        f"output: cannot write to {folder}: {why}; make room there, or copy the run to another "
+        "folder and name that as output. What was saved is whole: --resume goes on from it"
+    )
+
+
+def check_writable(folder: Path) -> None:
+    """Make the run's folder and write into it.
+
+    Errors: ValueError where that cannot be done.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"vlds")
+    except OSError as error:
+        raise ValueError(
+            f"output: cannot write to {folder}: {error.strerror}; name another folder"
+        ) from error
+
+
+class NonFiniteSteps:
+    """Watches for steps whose loss or gradient was NaN or infinite; all ranks have one."""
+
+    def __init__(self, maximum: int, ranks: Ranks) -> None:
+        self.maximum, self.ranks = maximum, ranks
+        self._in_a_row = 0
+
+    def after_step(self, step: int, report: StepReport, batches: Sequence[Batch]) -> list[str]:
+        """What to say of a step. Collective where it was skipped, which all ranks know.
+
+        Errors: ValueError on all ranks after more than the maximum of them in a row.
+        """
+        if not report.skipped:
+            self._in_a_row = 0
+            return []
+        self._in_a_row += 1
+        every = [id for batch in batches for id in batch.ids]
+        gathered = self.ranks.gather((report.not_finite, every))
+        said = self.ranks.broadcast(gathered and _whose(gathered))
+        if self._in_a_row > self.maximum:
+            raise ValueError(
+                f"training.max_nonfinite_steps: {self._in_a_row} steps in a row, the last of them "
+                f"{step}, had a loss or gradient that is NaN or infinite; {said}. Look at their "
+                "data; else lower optimizer.learning_rate or optimizer.clip_norm, or set "
+                "training.precision to fp32. The last good state is kept: --resume goes on from it"
+            )
+        return [f"step {step} is skipped, its loss or gradient is NaN or infinite; {said}"]
+
+
+def _whose(gathered: Sequence[tuple[list[str], list[str]]]) -> str:
+    """The examples whose loss is to blame, or else all of the batch's."""
+    blamed = [id for not_finite, _ in gathered for id in not_finite]
+    ids = blamed or [id for _, every in gathered for id in every]
+    more = f" and {len(ids) - SHOWN_IDS} more" if len(ids) > SHOWN_IDS else ""
+    shown = ", ".join(ids[:SHOWN_IDS]) + more
+    return f"the loss of {shown} is not finite" if blamed else f"the batch held {shown}"

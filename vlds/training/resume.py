@@ -1,0 +1,165 @@
+"""A run and its states: what it starts from, and how it keeps what it has done."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from pathlib import Path
+from typing import Literal
+
+from vlds.config import Recipe
+from vlds.data import MixedStream
+from vlds.training import checkpoint
+from vlds.training.checkpoint import StateWriter
+from vlds.training.distributed import Ranks
+from vlds.training.engine import Engine
+from vlds.training.faults import cannot_write
+from vlds.training.states import Best, Progress, newest, state_folders
+
+Resume = Literal["auto"] | bool
+"""Whether to go on with the run in the output folder; "auto": if there is one."""
+
+
+def check_output(recipe: Recipe, resume: Resume) -> None:
+    """Compare what the output folder holds with what is asked for.
+
+    Errors: ValueError where a run would be overwritten, or there is none to go on with.
+    """
+    has_state = bool(state_folders(Path(recipe.output) / "state"))
+    if has_state and resume is False:
+        raise ValueError(
+            f"output: {recipe.output} holds a run already; add --resume to go on with it, or name "
+            "another folder"
+        )
+    if resume is True and not has_state:
+        raise ValueError(
+            f"--resume: {recipe.output} holds no run state; leave --resume out to start anew (or "
+            "say --resume auto, which goes on or starts), or name the run's folder as output"
+        )
+
+
+def find_state(recipe: Recipe, ranks: Ranks, resume: Resume) -> Path | None:
+    """The newest whole state of the run to go on with; None where a new one is to start.
+    Collective.
+
+    Errors: ValueError where there are states and none of them is whole: what was done is not thrown
+    away unasked.
+    """
+    if resume is False:
+        return None
+    folder = Path(recipe.output) / "state"
+    seen = (state_folders(folder), *newest(folder)) if ranks.is_first else None
+    folders: list[Path]
+    found: Path | None
+    folders, found, complaints = ranks.broadcast(seen)
+    if ranks.is_first:
+        for complaint in complaints:
+            print(f"passed over a run state: {complaint}", flush=True)
+        if found is None and not folders:
+            print(f"--resume auto: no run state in {folder}; starting anew", flush=True)
+        elif found is not None:
+            print(f"resuming from {found}", flush=True)
+    if found is None and folders:
+        raise ValueError(
+            f"--resume: {folder} holds {len(folders)} run state(s), none of them whole "
+            f"({complaints[0]}); move that folder away to start anew, or name another output"
+        )
+    return found
+
+
+class RunStates:
+    """Saves the states of a run while it goes on."""
+
+    def __init__(
+        self, recipe: Recipe, engine: Engine, stream: MixedStream, sources: dict[str, str]
+    ) -> None:
+        """`sources`: hashes of what the frozen weights come from, on the first rank."""
+        self.engine, self.stream, self.sources = engine, stream, sources
+        self.folder = Path(recipe.output) / "state"
+        self.best: Best | None = None
+        """The best evaluation so far: its state is kept."""
+        self._writer = StateWriter(self.folder, recipe.training.keep_states)
+
+    @property
+    def failed(self) -> bool:
+        """Whether this rank could not write a state; then all call `finish`."""
+        return self._writer.failed
+
+    def save(self) -> float:
+        """Gather the state as it is now and begin to write it; the seconds that training stood
+        still. Collective.
+
+        Errors: OSError on the first rank, where the state before could not be written.
+        """
+        started = time.monotonic()
+        state = self.engine.export()
+        if state is not None:
+            progress = Progress(
+                step=self.engine.steps_done,
+                data=self.stream.state(),
+                skipped=self.engine.steps_skipped,
+                best=self.best,
+                sources=self.sources,
+            )
+            self._writer.write(state, progress)
+        return time.monotonic() - started
+
+    def finish(self) -> None:
+        """Wait until the last state is on disk. Collective.
+
+        Errors: ValueError on all ranks where that cannot be done.
+        """
+        problem = None
+        try:
+            self._writer.wait()
+        except OSError as error:
+            problem = cannot_write(self.folder, error)
+        if problem := self.engine.ranks.broadcast(problem):
+            raise ValueError(problem)
+
+    def close(self) -> None:
+        """Let a write that goes on come to its end."""
+        self._writer.close()
+
+
+def restore(recipe: Recipe, states: RunStates, ranks: Ranks, found: Path, new_phase: bool) -> None:
+    """Go on from a run state. Collective.
+
+    Errors: ValueError where it is damaged, or of another model, other data or other sources.
+    """
+    engine, stream = states.engine, states.stream
+    state, progress = checkpoint.load(found)
+    saved = {name: next(iter(tensors.values())).shape for name, tensors in state.items()}
+    if odd := sorted(set(saved.items()) ^ set(engine.state_shapes().items())):
+        raise ValueError(
+            f"--resume: {found} is of another model than the recipe's: they differ in {len(odd)} "
+            "trained tensors, such "
+            f"as {odd[0][0]}; resume with the recipe that the run was started with, or name "
+            "another output"
+        )
+    check_sources(recipe, found, progress.sources, ranks.broadcast(states.sources))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        stream.load_state(progress.data, new_phase=new_phase)
+    if ranks.is_first:
+        for warning in caught:
+            print(f"resuming: {warning.message}", flush=True)
+    engine.restore(state, progress.step, progress.skipped)
+    states.best = progress.best
+
+
+def check_sources(
+    recipe: Recipe, found: Path, saved: dict[str, str], present: dict[str, str]
+) -> None:
+    """Compare the frozen weights' files with those that the run has trained on.
+
+    Errors: ValueError that names the part and its place.
+    """
+    for part in sorted(saved.keys() | present.keys()):
+        if saved.get(part) != present.get(part):
+            then, now = (str(digests.get(part))[:12] for digests in (saved, present))
+            raise ValueError(
+                f"--resume: {found} was trained on another {part} than "
+                f"{recipe.model.sources.get(part)} is now (sha256 {then} then, {now} now); bring "
+                "the original files back to that place, or name another output"
+            )

@@ -72,7 +72,7 @@ def recipe_with(family: str, name: str, world: Path, folder: Path) -> Recipe:
     return replace(recipe, methods={"method": METHODS[name]()}, train_norms=False)
 
 
-def made_run(recipe: Recipe, seed: int = 0) -> LoadedRun:
+def made_run(recipe: Recipe, seed: int = 0, spread: float = 0.1) -> LoadedRun:
     """A run whose trained weights follow from the seed; all others are the same for all seeds."""
     tokenizer = recipe.backbone.load_tokenizer()
     torch.manual_seed(2)
@@ -81,13 +81,13 @@ def made_run(recipe: Recipe, seed: int = 0) -> LoadedRun:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.add_(0.1 * torch.randn(parameter.shape, generator=draw))
+                parameter.add_(spread * torch.randn(parameter.shape, generator=draw))
     return LoadedRun(recipe, tokenizer, model.eval())
 
 
-def write_run(recipe: Recipe, seed: int = 0) -> Path:
+def write_run(recipe: Recipe, seed: int = 0, spread: float = 0.1) -> Path:
     """Such a run's folder."""
-    run, folder = made_run(recipe, seed), Path(recipe.output)
+    run, folder = made_run(recipe, seed, spread), Path(recipe.output)
     save_artifact(folder / "artifact", own_tensors(run.model), recipe, run.tokenizer)
     return folder
 

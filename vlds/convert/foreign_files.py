@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
+import struct
 import warnings
 import zipfile
 from collections.abc import Sequence
@@ -30,17 +32,23 @@ DAMAGE = (
     RuntimeError,
     TypeError,
     ValueError,
+    struct.error,
     zipfile.BadZipFile,
 )
 """What torch's reader raises over files that are none of its own, cut or changed: it trusts them
 to be whole."""
 
+REFUSED = re.compile(r"GLOBAL ([\w.]+)")
+"""In what torch's safe reader says of a class or function that it will not touch."""
+STATE_DICT = "If you trust it, save its weights alone: torch.save(model.state_dict(), FILE)"
+"""The cure for files with more than weights."""
 
-def read_torch(file: Path, allowed: Sequence[Any] = ()) -> Any:
+
+def read_torch(file: Path, allowed: Sequence[Any] = (), cure: str = STATE_DICT) -> Any:
     """The content of a file of torch.save: tensors, numbers, texts, containers, and instances of
     the `allowed` classes.
 
-    Errors: ValueError where it holds anything else, or is no whole file.
+    Errors: ValueError where it holds anything else, with the cure, or is no whole file.
     """
     check_file(file)
     try:
@@ -48,30 +56,23 @@ def read_torch(file: Path, allowed: Sequence[Any] = ()) -> Any:
             warnings.simplefilter("ignore")
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if (found := refused(str(error))) is None:
+        if (found := REFUSED.search(str(error))) is None:
             raise damaged(file, error) from None
         raise ValueError(
-            f"{file} holds more than tensors ({found}) and was not opened: it could run any "
-            "program. If you trust it, save its state dict alone: torch.save(model.state_dict(), "
-            "FILE)"
+            f"{file} holds more than tensors ({found[1]}) and was not opened: it could run any "
+            f"program. {cure}"
         ) from None
     except DAMAGE as error:
         raise damaged(file, error) from None
 
 
-def refused(message: str) -> str | None:
-    """What torch's safe reader says that it met; None where the file is merely damaged."""
-    for phrase in ("Unsupported global: GLOBAL ", "Unsupported class ", "Trying to instantiate "):
-        _, found, rest = message.partition(phrase)
-        if found:
-            return rest.split(" was not")[0].split()[0].rstrip(".,")
-    return None
-
-
 def damaged(file: Path, error: Exception) -> ValueError:
     """What to say of a file that cannot be read."""
-    reason = str(error).strip().split("\n")[0][:120] or type(error).__name__
-    return ValueError(f"{file} is no whole file of torch.save ({reason}); copy it again")
+    text = " ".join(str(error).rpartition("WeightsUnpickler error:")[2].split())
+    return ValueError(
+        f"{file} is no whole file of torch.save ({text[:120] or type(error).__name__}); copy it "
+        "again, or name another"
+    )
 
 
 def read_state_dict(file: Path) -> dict[str, Tensor]:

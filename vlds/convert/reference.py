@@ -29,6 +29,7 @@ from vlds.methods import (
     Method,
     PromptTuning,
 )
+from vlds.methods.bottleneck import Bottleneck
 from vlds.methods.prompt_network import LearnedEmbeddings
 from vlds.models.vl_model import VLModel
 
@@ -126,6 +127,12 @@ def check_methods(run: LoadedRun) -> None:
             raise ValueError(
                 f"methods.{name}: {reason}; `vlds convert hf` keeps {type(method).__name__}"
             )
+    bottlenecks = [name for name, m in run.recipe.methods.items() if isinstance(m, Bottleneck)]
+    if len(bottlenecks) > 1:
+        raise ValueError(
+            f"methods: {' and '.join(bottlenecks)} stand at the same places, and the original code "
+            "has one bottleneck a place"
+        )
 
 
 def refusal(method: Method, is_t5: bool) -> str | None:
@@ -233,7 +240,7 @@ def to_reference(run: LoadedRun) -> dict[str, Tensor]:
                 if spelling in state:
                     raise ValueError(
                         f"methods: two of them would be {spelling} in the original code, which has "
-                        "one bottleneck a place; fold one first (`vlds convert merge`)"
+                        "one a place; fold one first (`vlds convert merge`)"
                     )
                 state[spelling] = tensor
     return state

@@ -50,8 +50,9 @@ class Target:
             if name in sources.names:
                 self.check_source(name, mine, tensor)
             else:
-                rows = sources.rows.get(name, 0)
-                self.check_source(name, mine[:rows], tensor[:rows])
+                if (rows := sources.rows.get(name, 0)) > 0:
+                    self.check_source(name, mine[:rows], tensor[:rows])
+                    mine, tensor = mine[rows:], tensor[rows:]
                 with torch.no_grad():
                     mine.copy_(tensor)
             self.missing.discard(name)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from vlds.convert.verify import Verification
 
 ALLOWED = (DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address)
 """Classes whose instances DeepSpeed 0.19 writes: numbers with names."""
+CURE = "If you trust it, save it again without objects in `client_state`"
 MODEL, OPTIMIZER = "*_model_states.pt", "*_optim_states.pt"
 
 
@@ -76,10 +77,9 @@ def consolidated(folder: Path) -> dict[str, Tensor]:
 
     Errors: ValueError where files are missing, damaged or of another kind.
     """
-    models = [read_torch(file, ALLOWED) for file in follow(files(folder, MODEL), "reading weights")]
-    states = [
-        read_torch(file, ALLOWED) for file in follow(files(folder, OPTIMIZER), "reading masters")
-    ]
+    weights, masters = files(folder, MODEL), files(folder, OPTIMIZER)
+    models = [read_torch(file, ALLOWED, CURE) for file in follow(weights, "reading weights")]
+    states = [read_torch(file, ALLOWED, CURE) for file in follow(masters, "reading masters")]
     with reported(folder):
         optimizers = [state["optimizer_state_dict"] for state in states]
         stage, num_parts = int(optimizers[0]["zero_stage"]), optimizers[0]["partition_count"]
@@ -92,7 +92,8 @@ def consolidated(folder: Path) -> dict[str, Tensor]:
         key = "fp32_flat_groups" if stage == 3 else "single_partition_of_fp32_groups"
         flat = [optimizer[key] for optimizer in optimizers]
         known = [model_state(model) for model in models]
-        say(f"putting together ZeRO-{stage} weights of {num_parts} ranks")
+    say(f"putting together ZeRO-{stage} weights of {num_parts} ranks")
+    with reported(folder):
         if stage == 3:
             merged = zero_to_fp32._get_fp32_state_dict_from_zero3_checkpoint(
                 num_parts, flat, known, False
@@ -141,7 +142,7 @@ def numbers(file: Path) -> list[int]:
 def reported(folder: Path) -> Iterator[None]:
     """Inside, DeepSpeed prints nothing, and what it cannot make sense of is the user's error."""
     try:
-        with redirect_stdout(StringIO()):
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             yield
     except DAMAGE as error:
         if isinstance(error, ValueError) and str(folder) in str(error):

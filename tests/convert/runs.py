@@ -129,3 +129,22 @@ def assert_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
 def logits_of(model: VLModel) -> Tensor:
     """Logits of both tasks; nothing trains, since torch then has other kernels on some CPUs."""
     return model.eval().requires_grad_(False).logits(batch())
+
+
+@torch.no_grad()
+def text_logits(
+    run: LoadedRun,
+    task: int,
+    input_ids: Tensor,
+    decoder_input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+) -> Tensor:
+    """Outputs on text alone, without visual tokens."""
+    model = run.model.eval().requires_grad_(False)
+    model.routing.set(torch.full((len(input_ids),), task))
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    none = torch.zeros(len(input_ids), 0, model.backbone.config.d_model)
+    states, mask = run.recipe.backbone.encode(
+        model.backbone, input_ids, mask.bool(), none, none[..., 0].bool(), model.method_prompts()
+    )
+    return model.vocabulary_logits(model.decode(states, mask, decoder_input_ids))

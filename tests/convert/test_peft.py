@@ -18,10 +18,11 @@ from tests.convert.runs import (
     convert,
     recipe_with,
     state_of,
+    text_logits,
     write_pair,
     write_run,
 )
-from vlds.artifact import LoadedRun, load_run
+from vlds.artifact import load_run
 from vlds.config import save_recipe
 from vlds.methods import Adapter, LoRA
 
@@ -45,23 +46,6 @@ def text() -> dict[str, Tensor]:
     }
 
 
-@torch.no_grad()
-def text_logits(run: LoadedRun, task: int) -> Tensor:
-    """Our own outputs on the text alone, without visual tokens."""
-    model, inputs = run.model.eval().requires_grad_(False), text()
-    model.routing.set(torch.full((3,), task))
-    none = torch.zeros(3, 0, model.backbone.config.d_model)
-    states, mask = run.recipe.backbone.encode(
-        model.backbone,
-        inputs["input_ids"],
-        inputs["attention_mask"].bool(),
-        none,
-        none[..., 0].bool(),
-        model.method_prompts(),
-    )
-    return model.vocabulary_logits(model.decode(states, mask, inputs["decoder_input_ids"]))
-
-
 @pytest.mark.parametrize(("family", "name"), EXPRESSIBLE, ids=lambda word: word)
 def test_peft_gives_the_same_outputs(family: str, name: str, world: Path, tmp_path: Path) -> None:
     spread = 1.0 if "ia3" in name else 0.1  # factors move little in so small a model
@@ -77,7 +61,7 @@ def test_peft_gives_the_same_outputs(family: str, name: str, world: Path, tmp_pa
             plain = base(**text()).logits
             model = peft.PeftModel.from_pretrained(base, folder).eval()
             theirs = model(**text()).logits
-        expected = text_logits(loaded, task)
+        expected = text_logits(loaded, task, **text())
         assert (theirs - expected).abs().max() < 2e-6 * expected.abs().max()
         assert (theirs - plain).abs().max() > 1e-3 * expected.abs().max()
         settings = json.loads((folder / "adapter_config.json").read_text())
@@ -114,7 +98,7 @@ def test_what_peft_has_written(world: Path, tmp_path: Path) -> None:
     save_recipe(replace(recipe, methods={"theirs": method}), tmp_path / "recipe.yaml")
     words = ["--from", tmp_path / "peft", "--config", tmp_path / "recipe.yaml"]
     convert("peft", *words, "--out", tmp_path / "out", "--verify", "--tolerance", "0")
-    ours = text_logits(load_run(tmp_path / "out"), 0)
+    ours = text_logits(load_run(tmp_path / "out"), 0, **text())
     assert (theirs - ours).abs().max() < 2e-6 * ours.abs().max()
 
 

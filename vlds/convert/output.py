@@ -59,17 +59,18 @@ def place_beside(out: Path, kind: str) -> Path:
     check_absent(out, kind)
     whole = Path(os.path.abspath(out))
     partial = whole.with_name(f".{whole.name}.{os.getpid()}.partial")
-    for above in whole.parents:
-        if above.exists() and not above.is_dir():
-            raise ValueError(f"--out: {above} is no folder; name a new {kind}")
     shutil.rmtree(partial, ignore_errors=True)
     return partial
 
 
 def check_absent(out: Path, kind: str) -> None:
-    """Errors: ValueError where something, a dead link for instance, has the name."""
+    """Errors: ValueError where something, a dead link for instance, has the name, or a file stands
+    in the way to it."""
     if os.path.lexists(out):
         raise ValueError(f"--out: {out} exists; name a new {kind}")
+    for above in Path(os.path.abspath(out)).parents:
+        if above.exists() and not above.is_dir():
+            raise ValueError(f"--out: {above} is no folder; name a new {kind}")
 
 
 def check_plain(name: str, what: str) -> str:

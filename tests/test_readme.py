@@ -10,9 +10,10 @@ import argparse
 import json
 import re
 import shlex
+import shutil
 import tomllib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,11 +27,14 @@ import vlds.tasks
 import vlds.vision
 from data_prep.cli import build_parser
 from data_prep.cli import main as data_prep
+from tests.convert.runs import write_run
 from tests.training.world import world_recipe, write_world
 from vlds import cli
 from vlds.artifact import own_tensors, save_artifact
 from vlds.config import load_recipe, parse_recipe
+from vlds.convert.command import parse as parse_convert
 from vlds.launch import RANK_COMMANDS, take_ranks
+from vlds.methods import LoRA
 from vlds.metrics.caption_scores import NAMES
 from vlds.metrics.gqa_scores import TABLES
 from vlds.models.build import build_model, describe
@@ -43,8 +47,10 @@ PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 QUOTE = re.compile(r"^<!-- (\S+\.py) -->\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 GIVEN = {"VQAV2", "GQA", "NLVR2", "COCO", "VALUE", "PHOTOS", "PHOTO.jpg", "TARS", "rows.jsonl",
-         "captions.csv", "test.json", "others.json"}  # fmt: skip
-"""What a reader has: official files, own rows and pictures, others' predictions."""
+         "captions.csv", "test.json", "others.json", "runs/vqa_2", "runs/lora",
+         "CHECKPOINT"}  # fmt: skip
+"""What a reader has: official files, own rows and pictures, others' predictions, runs, and a ZeRO
+checkpoint."""
 DEMO = {"runs/demo/adapters", "runs/demo/adapters/gallery/0000-0.png", "runs/demo/backbone"}
 """What `./launch.sh` alone leaves."""
 
@@ -146,6 +152,11 @@ class Reader:
             self.need(options["--data"])
             assert load_recipe(Path(options["--config"])).vision.source
             self.there.add(options["--out"])
+        elif words[0] == "convert":
+            converted = parse_convert(words[1:])
+            check = converted.run if isinstance(converted.run, list) else [converted.run]
+            self.need(*filter(None, [*check, getattr(converted, "source", None)]))
+            self.there.add(str(converted.out))
         else:
             with pytest.raises(Parsed) as parsed:
                 cli.COMMANDS[words[0]](words[1:])
@@ -258,10 +269,14 @@ def run(desk: Path) -> Path:
 
 
 def test_snippets_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Those of docs/checkpoints.md, one after the other, with the command between them."""
+    """Those of docs/checkpoints.md, one after the other, and the commands."""
     page = ROOT / "docs" / "checkpoints.md"
-    ((_, *convert),) = commands(page)
-    assert cli.main(convert) == 0
+    shutil.copytree(run, run.with_name("vqa_2"))
+    recipe = world_recipe(run.parents[1], run.with_name("lora"))
+    write_run(replace(recipe, methods={"lora": LoRA(rank=2)}))
+    for words in commands(page):
+        if "zero" not in words:  # tests/convert/test_zero.py has ranks write CHECKPOINT
+            assert cli.main(words[1:]) == 0, words
     scope: dict[str, Any] = {}
     for text in blocks(page, "python"):
         exec(compile(text, page.name, "exec"), scope)

@@ -88,12 +88,19 @@ def save_artifact(folder: Path, tensors: dict[str, Tensor], recipe: Recipe, toke
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file(tensors, partial / WEIGHTS)
-    tokenizer.save_pretrained(partial / "tokenizer")
-    write_description(partial, recipe)
-    write_manifest(partial)
+    write_artifact(partial, tensors, recipe, tokenizer)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
+
+
+def write_artifact(
+    folder: Path, tensors: dict[str, Tensor], recipe: Recipe, tokenizer: Any
+) -> None:
+    """Fill an empty folder with an artifact."""
+    save_file(tensors, folder / WEIGHTS)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    write_description(folder, recipe)
+    write_manifest(folder)
 
 
 def write_description(folder: Path, recipe: Recipe) -> None:

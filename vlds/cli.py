@@ -189,22 +189,10 @@ def features(arguments: list[str]) -> int:
 
 
 def convert(arguments: list[str]) -> int:
-    """Write a run as a folder that opens elsewhere."""
-    parser = command_parser("convert")
-    parser.add_argument(
-        "layout", choices=("hf", "merge"),
-        help="hf: text backbone in Hugging Face's layout, visual part and methods beside it; "
-        "merge: the same with every method folded into the weights, or made plainer "
-        "(Compacter to Adapter, ...), or refused",
-    )  # fmt: skip
-    parser.add_argument("--run", type=Path, required=True, help="folder that `vlds train` wrote")
-    parser.add_argument("--out", type=Path, required=True, help="new folder")
-    options = parser.parse_args(arguments)
-    from vlds.convert.hf import convert_run
+    """Write a run in another layout, or take another layout's weights."""
+    from vlds.convert.command import convert as run
 
-    convert_run(options.run, options.out, merge=options.layout == "merge")
-    print(f"wrote {options.out}")
-    return 0
+    return run(arguments)
 
 
 def report(arguments: list[str]) -> int:

@@ -1,12 +1,17 @@
-"""Record what two other libraries compute, for tests/methods/test_oracles.py.
+"""Record what two other libraries compute, for tests/methods/test_oracles.py, and what one of them
+writes, for tests/convert/test_adapters.py.
 
 Each needs an environment of its own (`adapters` wants an older transformers):
 
     pip install peft       && python tests/oracles/record.py peft
     pip install adapters   && python tests/oracles/record.py adapters
+                              python tests/oracles/record.py adapter_folders
+                              python tests/oracles/record.py load FOLDER ADAPTER_FOLDER
 
 A file holds, under the library's own names, the weights of a tiny T5 with the method, all drawn
-anew so that nothing is zero, and the logits.
+anew so that nothing is zero, and the logits. adapter_folders/ holds what `save_adapter` writes, and
+beside it the backbones and the logits. `load` opens the adapter that `vlds convert adapters` has
+written on the backbone of `vlds convert hf`, and prints its logits on fixed inputs.
 """
 
 from __future__ import annotations
@@ -77,5 +82,87 @@ def record_adapters() -> None:
         record(f"adapters_{name}", model)
 
 
+def record_adapter_folders() -> None:
+    """What the library saves for each kind of adapter, on both families."""
+    import adapters
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    bart = BartConfig(
+        vocab_size=40, d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=24, decoder_ffn_dim=24,
+        max_position_embeddings=32, bos_token_id=0, pad_token_id=1, eos_token_id=2,
+        decoder_start_token_id=2, dropout=0.0,
+    )  # fmt: skip
+    places = {"mh_adapter": True, "output_adapter": True, "cross_adapter": True}
+    common = {"reduction_factor": 4, "non_linearity": "gelu_new"}
+    shared = adapters.CompacterConfig(**common, phm_dim=2, cross_adapter=True)
+    configs = {
+        "bottleneck": adapters.DoubleSeqBnConfig(**common, **places),
+        "norms": adapters.DoubleSeqBnConfig(**common, mh_adapter=True, output_adapter=True,
+                                            ln_before=True, ln_after=True),
+        "phm": shared.replace(shared_phm_rule=False, factorized_phm_W=False),
+        "compacter": shared,
+    }  # fmt: skip
+    for family in ("t5", "bart"):
+        model = backbone() if family == "t5" else BartForConditionalGeneration(bart)
+        generator = torch.Generator().manual_seed(1)
+        draw(model, generator)
+        inputs = {
+            "input_ids": torch.randint(3, 40, (3, 6), generator=generator),
+            "decoder_input_ids": torch.randint(3, 40, (3, 4), generator=generator),
+        }
+        kept = {f"weights/{key}": t.detach().clone() for key, t in model.named_parameters()}
+        kept |= inputs
+        adapters.init(model)
+        for name, config in configs.items():
+            if family == "t5" and name == "compacter":
+                continue  # the library does not save T5's shared rule
+            model.add_adapter("theirs", config=config)
+            draw(model, generator, "theirs")
+            model.set_active_adapters("theirs")
+            with torch.no_grad():
+                kept[f"logits/{name}"] = model.eval()(**inputs).logits
+            folder = FOLDER / "adapter_folders" / f"{family}_{name}"
+            folder.parent.mkdir(exist_ok=True)
+            model.save_adapter(str(folder), "theirs")
+            for file in folder.glob("*head*"):
+                file.unlink()
+            model.delete_adapter("theirs")
+        save_file(kept, FOLDER / "adapter_folders" / f"{family}.safetensors")
+        print(family, len(kept), "tensors")
+
+
+def draw(model: Any, generator: Any, part: str = "") -> None:
+    """Draw weights anew."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if part in name:
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+
+
+def load(folder: str, adapter: str) -> None:
+    """Open a converted backbone and adapter; print the logits."""
+    import adapters
+    from transformers import AutoModelForSeq2SeqLM
+
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder)
+    adapters.init(model)
+    name = model.load_adapter(adapter, set_active=True)
+    generator = torch.Generator().manual_seed(3)
+    inputs = {
+        "input_ids": torch.randint(3, 30, (3, 7), generator=generator),
+        "decoder_input_ids": torch.randint(3, 30, (3, 4), generator=generator),
+    }
+    with torch.no_grad():
+        logits = model.eval()(**inputs).logits
+    print(name, logits.double().flatten().tolist())
+
+
 if __name__ == "__main__":
-    {"peft": record_peft, "adapters": record_adapters}[sys.argv[1]]()
+    programs = {
+        "peft": record_peft,
+        "adapters": record_adapters,
+        "adapter_folders": record_adapter_folders,
+        "load": load,
+    }
+    programs[sys.argv[1]](*sys.argv[2:])

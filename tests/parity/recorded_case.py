@@ -22,12 +22,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vlds.backbones import T5, Backbone, Bart
-from vlds.convert.reference_keys import (
-    ReferenceTensor,
-    from_reference,
-    reference_tensors,
-    spelled,
-)
+from vlds.convert.reference import from_reference
+from vlds.convert.reference_keys import ReferenceTensor, reference_tensors, spelled
 from vlds.methods import (
     Adapter,
     Compacter,
@@ -100,7 +96,7 @@ class RecordedCase:
         tokenizer = ["token"] * size["vocab"]  # only its length is looked at
         model = build_model(model_config, self.tasks, torch.float64, tokenizer)
         wanted = dict(model.unique_state())
-        state = from_reference(self.weights, wanted.items(), self.tasks)
+        state = from_reference(self.weights, model, self.tasks)
         with torch.no_grad():
             for name, tensor in wanted.items():
                 tensor.copy_(state[name])

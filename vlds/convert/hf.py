@@ -15,40 +15,49 @@ the next run's frozen one.
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 
-from vlds.artifact import LoadedRun, load_run, own_tensors, write_description
+from vlds.artifact import WEIGHTS, LoadedRun, load_run, own_tensors, write_description
 from vlds.backbones.base import without_progress_bars
+from vlds.config import Recipe
+from vlds.convert.output import new_folder, say
+from vlds.convert.verify import Verification, all_tasks
 from vlds.manifest import write_manifest
 from vlds.methods.base import Method
 from vlds.methods.full import Full
+from vlds.models.build import build_model
 from vlds.models.vl_model import Sources
 
 VISUAL = ("vision.", "visual_embedding.")
 
 
-def convert_run(run: Path, out: Path, *, merge: bool) -> None:
+def convert_run(
+    run: Path, out: Path, *, merge: bool, verification: Verification | None = None
+) -> None:
     """Write `out`, which must not exist.
 
     Errors: ValueError where it exists, or where `merge` is asked for and a method cannot be folded.
     """
-    if out.exists():
-        raise ValueError(f"--out: {out} exists; name a new folder")
-    loaded = load_run(run)
-    if merge:
-        loaded = fold_methods(loaded)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write_backbone(loaded, partial)
-    write_rest(loaded, partial)
-    write_manifest(partial)
-    os.replace(partial, out)
+    with new_folder(out) as partial:
+        say(f"opening {run}")
+        loaded = load_run(run)
+        if merge:
+            loaded = fold_methods(loaded)
+        say(f"writing {out}")
+        write_hf(loaded, partial)
+        if verification is not None:
+            verification.compare(all_tasks(load_run(run)), load_run(partial))
+
+
+def write_hf(loaded: LoadedRun, folder: Path) -> None:
+    """Fill an empty folder."""
+    write_backbone(loaded, folder)
+    write_rest(loaded, folder)
+    write_manifest(folder)
 
 
 def fold_methods(loaded: LoadedRun) -> LoadedRun:
@@ -79,6 +88,17 @@ def write_backbone(loaded: LoadedRun, folder: Path) -> None:
     loaded.tokenizer.save_pretrained(folder)
 
 
+def moving_names(recipe: Recipe) -> set[str]:
+    """What a recipe trains: an artifact keeps it, whatever its sources hold."""
+    with torch.device("meta"):
+        model = build_model(recipe.model, list(recipe.tasks), torch.float32, None)
+    # Not the methods' names alone: LoRA, for one, trains biases of the backbone's own.
+    moving = set(model.parts)
+    if not model.vision.frozen:
+        moving |= {f"vision.{name}" for name, _ in model.vision.named_buffers()}
+    return moving
+
+
 def write_rest(loaded: LoadedRun, folder: Path) -> None:
     """All other weights, the recipe that finds everything in this folder, and the hashes."""
     model, recipe = loaded.model, loaded.recipe
@@ -98,6 +118,6 @@ def write_rest(loaded: LoadedRun, folder: Path) -> None:
     )
     backbone = {f"backbone.{name}" for name in model.pretrained_names()}
     visual = {name for name, _ in model.unique_state() if name.startswith(VISUAL)}
-    model.sources = Sources(names=frozenset(backbone | visual))
-    save_file(own_tensors(model), folder / "weights.safetensors")
+    model.sources = Sources(names=frozenset((backbone | visual) - moving_names(recipe)))
+    save_file(own_tensors(model), folder / WEIGHTS)
     write_description(folder, recipe)

@@ -7,11 +7,8 @@ task's name there, and what tasks share stands there once per task, as aliases o
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, replace
 
 VISUAL = {
     "feature_projection": "feat_embedding.0",
@@ -67,6 +64,10 @@ PROMPTS = {
     "output_bias": "3.bias",
 }
 LORA = {"a": "lora_As", "b": "lora_Bs"}
+OBJECT_ORDER = "encoder.visual_embedding.obj_order_embedding.weight"
+TOKEN_TABLES = {"shared.weight": "", "model.shared.weight": "model."}
+"""The token table, of T5 and of BART -> what stands there before the visual embedding, which reads
+the table too."""
 EXTENSION = re.compile(r"backbone\.(?P<place>.+)\.extensions\.(?P<method>\w+)\.(?P<leaf>[\w.]+)")
 
 
@@ -79,6 +80,8 @@ class ReferenceTensor:
     """Number of the slice along our first dimension; None: the whole tensor."""
     task: int | None = None
     """Number of the task that alone uses it; None: all do."""
+    aliases: tuple[str, ...] = ()
+    """Its other names there."""
 
 
 def reference_tensors(name: str, length: int, tasks: Sequence[str]) -> list[ReferenceTensor]:
@@ -97,7 +100,9 @@ def reference_tensors(name: str, length: int, tasks: Sequence[str]) -> list[Refe
         return model_tensors(rest.split(".", 2)[2], length, tasks)
     extension = EXTENSION.fullmatch(name)
     if extension is None:
-        return [ReferenceTensor(rest, None)]
+        prefix = TOKEN_TABLES.get(rest)
+        aliases = () if prefix is None else (f"{prefix}{OBJECT_ORDER}",)
+        return [ReferenceTensor(rest, None, aliases=aliases)]
     place, leaf = extension["place"], extension["leaf"]
     if leaf in LORA:
         return per_task(f"{place}.{LORA[leaf]}.{{task}}", length, tasks)
@@ -133,7 +138,8 @@ def model_tensors(leaf: str, length: int, tasks: Sequence[str]) -> list[Referenc
         prompts = f"{PROMPT_OWNERS[owner]}prompt_modules.prompts"
         return per_task(f"{prompts}.{{task}}.prefix_embedding.{PROMPTS[rest]}", length, tasks)
     if leaf == "task_embeddings.weight":
-        return per_task("shared_task_embed.task_to_embeddings.{task}", length, tasks)
+        found = per_task("shared_task_embed.task_to_embeddings.{task}", length, tasks)
+        return [replace(t, aliases=(*t.aliases, *in_stacks(t.key))) for t in found]
     for pattern, place in HYPERNET.items():
         if match := re.fullmatch(rf"stacks\.\w*(encoder|decoder)\w*\.{pattern}", leaf):
             return [
@@ -142,47 +148,31 @@ def model_tensors(leaf: str, length: int, tasks: Sequence[str]) -> list[Referenc
     raise ValueError(f"{leaf}: the original code has no such tensor beside its model")
 
 
+def in_stacks(key: str) -> list[str]:
+    """The names that both stacks have for the embedding of a task."""
+    task = key.removeprefix("shared_task_embed.")
+    return [f"{stack}.task_embed.{task}" for stack in ("encoder", "decoder")]
+
+
 def per_task(key: str, length: int, tasks: Sequence[str]) -> list[ReferenceTensor]:
     """The slices of a tensor that is stacked over tasks; `key` has {task} where theirs names it."""
     return [
-        ReferenceTensor(key.format(task=task), number, number if length > 1 else None)
+        ReferenceTensor(
+            key.format(task=task),
+            number,
+            number if length > 1 else None,
+            () if length > 1 else tuple(key.format(task=other) for other in tasks[1:]),
+        )
         for number, task in enumerate(tasks[:length])
     ]
 
 
-def spelled(key: str, state: Mapping[str, object]) -> str:
+def spelled(key: str, state: Container[str]) -> str:
     """A key as a checkpoint has it: BART's visual embedding lies below `model.`, T5's does not; the
     bias of a PHM or low-rank layer is called b."""
-    spellings = (key, f"model.{key}", re.sub(r"(_sampler\.)bias$", r"\1b", key))
-    return next((spelling for spelling in spellings if spelling in state), key)
+    return next((spelling for spelling in spellings(key) if spelling in state), key)
 
 
-def from_reference(
-    state: Mapping[str, Tensor], wanted: Iterable[tuple[str, Tensor]], tasks: Sequence[str]
-) -> dict[str, Tensor]:
-    """Our tensors, named as `wanted` (name, tensor of the right shape), from a state dict of the
-    original code.
-
-    Errors: ValueError that names a tensor that the state dict lacks or has in another shape.
-    """
-    bare = {key.removeprefix("module."): tensor for key, tensor in state.items()}
-    found: dict[str, Tensor] = {}
-    for name, target in wanted:
-        length = target.shape[0] if target.dim() else 1
-        pieces = []
-        for entry in reference_tensors(name, length, tasks):
-            key = spelled(entry.key, bare)
-            if key not in bare:
-                raise ValueError(
-                    f"{key}: not in the checkpoint; the recipe's methods and tasks must be its own"
-                )
-            pieces.append(bare[key] if entry.index is None else bare[key][None])
-        tensor = torch.cat(pieces)
-        if tensor.shape != target.shape:
-            raise ValueError(
-                f"{name}: {tuple(tensor.shape)} in the checkpoint, {tuple(target.shape)} by the "
-                "recipe; the "
-                "recipe's sizes must be those of the checkpoint"
-            )
-        found[name] = tensor
-    return found
+def spellings(key: str) -> tuple[str, str, str]:
+    """As T5's checkpoints have a key, as BART's may have it, and with a bias that is called b."""
+    return key, f"model.{key}", re.sub(r"(_sampler\.)bias$", r"\1b", key)

@@ -1,0 +1,200 @@
+"""Runs made into one: means and sums of differences as the formula says, slices of tasks out of
+stacked weights and back, and what cannot be combined is refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.convert.runs import (
+    assert_same,
+    complaint,
+    convert,
+    logits_of,
+    made_run,
+    recipe_with,
+    state_of,
+    write_run,
+)
+from vlds.artifact import load_run, own_tensors, save_artifact
+from vlds.config import Recipe
+from vlds.methods import Adapter, Full
+
+
+def runs_of(recipe: Recipe, folder: Path, num: int) -> list[Path]:
+    """Runs that began with one model and trained to different weights."""
+    recipes = [replace(recipe, output=str(folder / f"run{n}")) for n in range(num)]
+    return [write_run(each, seed=n) for n, each in enumerate(recipes)]
+
+
+def check(out: Path, runs: list[Path], formula: Callable[[list[Tensor]], Tensor]) -> None:
+    """What trains follows the formula, to the last place of float32; the rest is as it was."""
+    states = [state_of(run) for run in runs]
+    expected = dict(states[0])
+    moving = set(load_run(runs[0]).model.parts)
+    for name in moving:
+        expected[name] = formula([state[name].double() for state in states]).float()
+    found = state_of(out)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.allclose(found[name], tensor, rtol=1.2e-7, atol=1e-9), name
+    assert any(not torch.equal(found[name], states[0][name]) for name in moving)
+
+
+@pytest.mark.parametrize(("family", "name"), [("T5", "adapters, half"), ("Bart", "full")])
+def test_average(family: str, name: str, world: Path, tmp_path: Path) -> None:
+    runs = runs_of(recipe_with(family, name, world, tmp_path), tmp_path, 3)
+    words = ["merge", "--how", "average", "--run", *runs]
+    convert(*words, "--out", tmp_path / "mean", "--verify", "--tolerance", "0")
+    check(tmp_path / "mean", runs, lambda tensors: sum(tensors) / 3)
+    convert(*words, "--weights", 1, 2, 1, "--out", tmp_path / "weighted")
+    check(tmp_path / "weighted", runs, lambda ts: (ts[0] + 2 * ts[1] + ts[2]) / 4)
+
+
+def test_average_of_one_run_is_the_run(world: Path, tmp_path: Path) -> None:
+    (run,) = runs_of(recipe_with("T5", "lora", world, tmp_path), tmp_path, 1)
+    convert("merge", "--how", "average", "--run", run, run, "--out", tmp_path / "mean")
+    assert_same(state_of(tmp_path / "mean"), state_of(run))
+
+
+def test_arithmetic(world: Path, tmp_path: Path) -> None:
+    base, *runs = runs_of(recipe_with("T5", "lora", world, tmp_path), tmp_path, 3)
+    words = ["merge", "--how", "arithmetic", "--base", base, "--run", *runs]
+    convert(*words, "--weights", 0.5, -2, "--out", tmp_path / "out", "--verify")
+    check(
+        tmp_path / "out",
+        [runs[0], runs[1], base],
+        lambda ts: ts[2] + 0.5 * (ts[0] - ts[2]) - 2 * (ts[1] - ts[2]),
+    )
+    convert(*words, "--weights", 1, 0, "--out", tmp_path / "first")
+    first = state_of(runs[0])
+    for name, tensor in state_of(tmp_path / "first").items():
+        assert torch.allclose(tensor, first[name], rtol=0, atol=1e-7), name
+
+
+def test_a_converted_folder_is_the_base_of_full_fine_tuning(world: Path, tmp_path: Path) -> None:
+    start = write_run(recipe_with("T5", "full", world, tmp_path))
+    convert("hf", "--run", start, "--out", tmp_path / "base")
+    recipe = replace(
+        load_run(tmp_path / "base").recipe, methods={"full": Full()}, train_visual_embedding=False
+    )
+    runs = runs_of(recipe, tmp_path, 2)
+    words = ["--base", tmp_path / "base", "--run", *runs, "--out", tmp_path / "out"]
+    convert("merge", "--how", "arithmetic", *words)
+    check(tmp_path / "out", [*runs, tmp_path / "base"], lambda ts: ts[0] + ts[1] - ts[2])
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [("T5", "adapters, half"), ("Bart", "loras"), ("T5", "hyperformer"), ("Bart", "compacters")],
+)
+def test_a_task_out_and_back_in(family: str, name: str, world: Path, tmp_path: Path) -> None:
+    """Its outputs go with it; put back, nothing has changed; put into a run that has other slices,
+    these become its own."""
+    recipe = recipe_with(family, name, world, tmp_path)
+    run = write_run(recipe, seed=1)
+    words = ["merge", "--how", "take", "--run", run, "--task", "caption"]
+    convert(*words, "--out", tmp_path / "one", "--verify", "--tolerance", "1e-6")
+    single = load_run(tmp_path / "one")
+    assert list(single.recipe.tasks) == ["caption"]
+    words = ["merge", "--how", "put", "--run", run, tmp_path / "one", "--task", "caption"]
+    convert(*words, "--out", tmp_path / "back", "--verify", "--tolerance", "1e-6")
+    assert_same(state_of(tmp_path / "back"), state_of(run))
+    assert torch.equal(logits_of(load_run(tmp_path / "back").model), logits_of(load_run(run).model))
+    # The slices of another run with the same shared weights.
+    other = made_run(replace(recipe, output=str(tmp_path / "other")), seed=1)
+    one = state_of(tmp_path / "one")
+    stacked = [t for n, t in other.model.unique_state() if one[n].shape != t.shape]
+    with torch.no_grad():
+        for tensor in stacked:
+            tensor.add_(1)
+    folder = tmp_path / "other" / "artifact"
+    folder.parent.mkdir()
+    save_artifact(folder, own_tensors(other.model), other.recipe, other.tokenizer)
+    words = ["merge", "--how", "put", "--run", tmp_path / "other", tmp_path / "one"]
+    convert(*words, "--task", "caption", "--out", tmp_path / "mixed", "--verify")
+    mixed, theirs, ours = (state_of(tmp_path / f) for f in ("mixed", "other", "run"))
+    for n, tensor in mixed.items():
+        if tensor.shape == one[n].shape:
+            assert torch.equal(tensor, ours[n]), n
+        else:
+            assert torch.equal(tensor[0], theirs[n][0]), n
+            assert torch.equal(tensor[1], ours[n][1]), n
+    assert stacked
+
+
+def test_a_task_that_the_run_does_not_have_yet(world: Path, tmp_path: Path) -> None:
+    run = write_run(recipe_with("T5", "compacters", world, tmp_path), seed=1)
+    for task in ("vqa", "caption"):
+        words = ["--run", run, "--task", task, "--out", tmp_path / task]
+        convert("merge", "--how", "take", *words)
+    words = ["--run", tmp_path / "vqa", tmp_path / "caption", "--task", "caption"]
+    convert("merge", "--how", "put", *words, "--out", tmp_path / "both", "--verify")
+    assert_same(state_of(tmp_path / "both"), state_of(run))
+    assert list(load_run(tmp_path / "both").recipe.tasks) == ["vqa", "caption"]
+
+
+@pytest.fixture(scope="module")
+def desk(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs that do not go together: run0 and run1 do; others differ from them in one thing."""
+    folder = tmp_path_factory.mktemp("desk")
+    recipe = recipe_with("T5", "adapter", world, folder)
+    runs_of(recipe, folder, 2)
+    wider = {"method": Adapter(reduction=8)}
+    write_run(replace(recipe, methods=wider, output=str(folder / "wider")))
+    single = {"vqa": recipe.tasks["vqa"]}
+    write_run(replace(recipe, tasks=single, output=str(folder / "fewer")))
+    run = made_run(replace(recipe, output=str(folder / "rows")))
+    table = run.model.backbone.get_input_embeddings().weight
+    with torch.no_grad():
+        table[-1] += 1  # as a run with another seed has it
+    save_artifact(folder / "rows" / "artifact", own_tensors(run.model), recipe, run.tokenizer)
+    (folder / "plain").mkdir()
+    write_run(recipe_with("T5", "full", world, folder / "plain"))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["average", "run0"], "--run: average takes 2 or more, got 1"),
+        (["take", "run0", "run1"], "--run: take takes 1, got 2"),
+        (["average", "run0", "run1", "--task", "vqa"], "--task goes with --how take and put, not"),
+        (["fold", "run0", "--weights", "1"], "--weights goes with --how average and arithmetic"),
+        (["arithmetic", "run0"], "--base: --how arithmetic needs it"),
+        (["take", "run0"], "--task: --how take needs it"),
+        (["average", "run0", "run1", "--weights", "1"], "--weights: 1 for 2 runs"),
+        (["average", "run0", "run1", "--weights", "1", "-1"], "sum to 0"),
+        (["average", "run0", "wider"], "methods: .*'reduction': 4.* in .*run0, .*'reduction': 8"),
+        (["average", "run0", "fewer"], "tasks: .* only runs of one model can be combined"),
+        (["average", "run0", "rows"], "shared.weight: frozen, and not the same in all runs"),
+        (["take", "run0", "--task", "nlvr"], "--task: .*run0 has no task nlvr; its tasks: vqa"),
+        (["take", "run0", "--task", "vqa"], "no weights of their own"),
+        (["put", "run0", "run1", "--task", "vqa"], "no weights of their own"),
+        (["arithmetic", "run0", "--base", "plain/run"], "--base: .* has no backbone.*extensions"),
+        (["average", "run0", "nowhere"], "--run: no such folder: .*nowhere"),
+    ],
+)
+def test_what_does_not_go_together(
+    words: list[str], message: str, desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(desk)
+    out = tmp_path / "out"
+    assert complaint("merge", "--how", words[0], "--run", *words[1:], "--out", out) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not out.exists()
+
+
+def test_shared_weights_that_differ_cannot_be_put(world: Path, tmp_path: Path) -> None:
+    recipe = recipe_with("T5", "compacters", world, tmp_path)
+    first, second = runs_of(recipe, tmp_path, 2)
+    words = ["--run", first, second, "--task", "vqa", "--out", tmp_path / "out"]
+    with pytest.raises(ValueError, match="shared by the tasks, and not the same in all runs"):
+        convert("merge", "--how", "put", *words)

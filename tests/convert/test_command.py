@@ -1,0 +1,153 @@
+"""The command: options that do not go together, outputs that exist, --verify, and what is left when
+something goes wrong."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.convert.runs import complaint, convert, recipe_with, write_run
+from vlds.artifact import load_run
+from vlds.convert.command import build_parser
+from vlds.convert.output import new_file, new_folder
+
+
+@pytest.fixture(scope="module")
+def run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with LoRA."""
+    return write_run(recipe_with("T5", "lora", world, tmp_path_factory.mktemp("run")), seed=1)
+
+
+LAYOUTS = ("hf", "merge", "zero", "reference", "peft", "adapters")
+
+
+@pytest.mark.parametrize("layout", ["", *LAYOUTS])
+def test_help_fits_80_columns(
+    layout: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as end:
+        build_parser().parse_args([*filter(None, [layout]), "--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    wanted = ("--out", "--verify", "--tolerance") if layout else LAYOUTS
+    assert all(word in text for word in wanted)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["peft"], "name --run, what to write, or --from, what to read"),
+        (["peft", "--run", "RUN", "--config", "x.yaml"], "--config: goes with --from"),
+        (["peft", "--from", "RUN"], "--from: give one of --config and --run"),
+        (["peft", "--from", "RUN", "--run", "RUN", "--config", "x"], "give one of --config and"),
+        (["peft", "--from", "RUN", "--run", "RUN", "--base", "x"], "--base: goes with a run that"),
+        (["reference", "--from", "nowhere.pth", "--run", "RUN"], "--from: no such file or folder"),
+        (["hf", "--run", "RUN", "--tolerance", "1"], "--tolerance: goes with --verify"),
+        (["hf", "--run", "RUN", "--verify", "no.jpg"], "--verify: no such picture: no.jpg"),
+        (["hf", "--run", "nowhere"], "--run: no such folder: nowhere"),
+        (["zero", "--from", "RUN", "--run", "RUN"], "holds neither `latest` nor"),
+        (["adapters", "--from", "RUN", "--run", "RUN"], "LoRA has `vlds convert peft`"),
+    ],
+)
+def test_mistakes_are_one_line(
+    words: list[str], message: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(run) if word == "RUN" else word for word in words]
+    assert complaint(*words, "--out", tmp_path / "out") == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("vlds convert: ")
+    assert message in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("layout", ["hf", "merge", "reference", "peft"])
+def test_nothing_is_overwritten(
+    layout: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not even by way of a link that leads nowhere."""
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    for name in ("file", "folder", "link"):
+        assert complaint(layout, "--run", run, "--out", tmp_path / name) == 2
+        assert re.search(r"--out: .* exists; name a new", capsys.readouterr().err)
+    assert complaint(layout, "--run", run, "--out", tmp_path / "file" / "below") == 2
+    assert "is no folder; name a new" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "link"]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_verify_on_pictures_and_made_ones(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(3):
+        Image.new("RGB", (30, 20), (80 * number, 9, 90)).save(tmp_path / f"{number}.png")
+    pictures = [tmp_path / f"{number}.png" for number in range(3)]
+    convert("merge", "--run", run, "--out", tmp_path / "out", "--verify", *pictures)
+    said = capsys.readouterr().out
+    found = re.search(r"largest difference of logits on 3 pictures: (\S+), or (\S+) of", said)
+    assert found
+    assert 0 < float(found[2]) < 1e-6
+    assert load_run(tmp_path / "out").recipe.methods == {}
+
+
+def test_too_large_a_difference_leaves_nothing(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Folding rounds, and here nothing at all is tolerated."""
+    words = ["merge", "--run", run, "--out", tmp_path / "out", "--verify", "--tolerance", "1e-15"]
+    assert complaint(*words) == 2
+    assert "tolerance 1e-15): too much, so nothing was written" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_that_cannot_be_read(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.jpg").write_bytes(b"no picture")
+    words = ["--run", run, "--out", tmp_path / "out", "--verify", tmp_path / "bad.jpg"]
+    assert complaint("hf", *words) == 2
+    assert "bad.jpg: truncated or damaged" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.jpg"]
+
+
+def make_folder(out: Path, error: BaseException) -> None:
+    with new_folder(out) as partial:
+        (partial / "half").write_text("made")
+        assert not out.exists()
+        raise error
+
+
+def make_file(out: Path, error: BaseException) -> None:
+    with new_file(out) as partial:
+        partial.write_text("half")
+        raise error
+
+
+def make_what_comes_first_elsewhere(out: Path) -> None:
+    with new_folder(out) as partial:
+        assert str(os.getpid()) in partial.name
+        out.mkdir()
+        (out / "theirs").write_text("theirs")
+
+
+@pytest.mark.parametrize("make", [make_folder, make_file])
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, OSError])
+def test_half_made_outputs_vanish(make: Any, error: type[BaseException], tmp_path: Path) -> None:
+    with pytest.raises(error, match="stop"):
+        make(tmp_path / "out", error("stop"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_at_once_do_not_meet(tmp_path: Path) -> None:
+    """What another program has put there in the meantime stays."""
+    with pytest.raises(ValueError, match="exists; name a new folder"):
+        make_what_comes_first_elsewhere(tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["out", "theirs"]

@@ -1,0 +1,178 @@
+"""Folders in peft's layout: peft itself opens them on the converted backbone, and the outputs on
+text are the run's; what peft writes opens here."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForSeq2SeqLM
+
+from tests.convert.runs import (
+    assert_same,
+    convert,
+    recipe_with,
+    state_of,
+    text_logits,
+    write_pair,
+    write_run,
+)
+from vlds.artifact import load_run
+from vlds.config import save_recipe
+from vlds.methods import Adapter, LoRA
+
+peft = pytest.importorskip("peft", reason="peft is not installed: pip install 'vlds[dev]'")
+TASKS = ("vqa", "caption")
+EXPRESSIBLE = [
+    ("T5", "lora"), ("T5", "loras"), ("T5", "lora, some"), ("T5", "ia3"), ("T5", "ia3s"),
+    ("T5", "bare prompts"), ("T5", "prompts"), ("Bart", "lora"), ("Bart", "loras"),
+    ("Bart", "lora, some"), ("Bart", "ia3"), ("Bart", "ia3s"),
+]  # fmt: skip
+
+
+def text() -> dict[str, Tensor]:
+    """Three rows, two of them shorter."""
+    draw = torch.Generator().manual_seed(3)
+    lengths = torch.tensor([[7], [5], [6]])
+    return {
+        "input_ids": torch.randint(3, 30, (3, 7), generator=draw),
+        "attention_mask": (torch.arange(7) < lengths).long(),
+        "decoder_input_ids": torch.randint(3, 30, (3, 4), generator=draw),
+    }
+
+
+@pytest.mark.parametrize(("family", "name"), EXPRESSIBLE, ids=lambda word: word)
+def test_peft_gives_the_same_outputs(family: str, name: str, world: Path, tmp_path: Path) -> None:
+    spread = 1.0 if "ia3" in name else 0.1  # factors move little in so small a model
+    run = write_run(recipe_with(family, name, world, tmp_path), seed=1, spread=spread)
+    convert("hf", "--run", run, "--out", tmp_path / "hf")
+    convert("peft", "--run", run, "--out", tmp_path / "peft", "--base", "NAME", "--verify")
+    loaded = load_run(run)
+    apart = {"loras", "ia3s", "prompts"}
+    folders = [tmp_path / "peft" / task for task in TASKS] if name in apart else [tmp_path / "peft"]
+    for task, folder in enumerate(folders):
+        base = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "hf").eval()
+        with torch.no_grad():
+            plain = base(**text()).logits
+            model = peft.PeftModel.from_pretrained(base, folder).eval()
+            theirs = model(**text()).logits
+        expected = text_logits(loaded, task, **text())
+        assert (theirs - expected).abs().max() < 2e-6 * expected.abs().max()
+        assert (theirs - plain).abs().max() > 1e-3 * expected.abs().max()
+        settings = json.loads((folder / "adapter_config.json").read_text())
+        assert settings["base_model_name_or_path"] == "NAME"
+
+
+def test_words_where_they_suffice(world: Path, tmp_path: Path) -> None:
+    """`q` alone would mean self-attention too."""
+    for name, expected in (("lora", ["q", "v"]), ("lora, some", None)):
+        run = write_run(recipe_with("T5", name, world, tmp_path / name))
+        convert("peft", "--run", run, "--out", tmp_path / name / "out")
+        config = json.loads((tmp_path / name / "out" / "adapter_config.json").read_text())
+        paths = [f"decoder.block.{n}.layer.1.EncDecAttention.v" for n in range(2)]
+        assert config["target_modules"] == (expected or paths)
+
+
+def test_what_peft_has_written(world: Path, tmp_path: Path) -> None:
+    """An adapter that peft trained on the converted backbone is a run, which answers like it."""
+    first = write_run(recipe_with("T5", "lora", world, tmp_path), seed=1)
+    convert("merge", "--run", first, "--out", tmp_path / "hf")
+    base = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "hf")
+    settings = peft.LoraConfig(
+        r=3, lora_alpha=5, target_modules=["q", "v"], task_type="SEQ_2_SEQ_LM"
+    )
+    model = peft.get_peft_model(base, settings).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.1)
+        theirs = model(**text()).logits
+    model.save_pretrained(tmp_path / "peft")
+    recipe = load_run(tmp_path / "hf").recipe
+    method = LoRA(rank=3, alpha=5.0, train_biases=False)
+    save_recipe(replace(recipe, methods={"theirs": method}), tmp_path / "recipe.yaml")
+    words = ["--from", tmp_path / "peft", "--config", tmp_path / "recipe.yaml"]
+    convert("peft", *words, "--out", tmp_path / "out", "--verify", "--tolerance", "0")
+    ours = text_logits(load_run(tmp_path / "out"), 0, **text())
+    assert (theirs - ours).abs().max() < 2e-6 * ours.abs().max()
+
+
+@pytest.fixture(scope="module")
+def exported(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run with LoRA for each task, and its folder in peft's layout."""
+    folder = tmp_path_factory.mktemp("peft")
+    run, _ = write_pair("Bart", "loras", world, folder)
+    convert("peft", "--run", run, "--out", folder / "out")
+    return run, folder / "out"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"r": 4}, "r is 4, and 2 by the recipe's method"),
+        ({"lora_alpha": 7}, "lora_alpha is 7, and 32.0 by the recipe"),
+        ({"peft_type": "IA3"}, "peft_type is 'IA3', and 'LORA'"),
+        ({"use_rslora": True}, "use_rslora is True, which vlds has no method for"),
+        ({"use_dora": True}, "use_dora is True"),
+        ({"modules_to_save": ["lm_head"]}, r"modules_to_save is \['lm_head'\]"),
+        ({"rank_pattern": {"q": 3}}, "rank_pattern is"),
+    ],
+)
+def test_settings_that_the_recipe_lacks(
+    change: dict[str, Any], message: str, exported: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run, folder = exported
+    for task in TASKS:
+        (tmp_path / "in" / task).mkdir(parents=True)
+        for file in (folder / task).iterdir():
+            (tmp_path / "in" / task / file.name).write_bytes(file.read_bytes())
+    file = tmp_path / "in" / "caption" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ValueError, match=f"caption/adapter_config.json: {message}"):
+        convert("peft", "--from", tmp_path / "in", "--run", run, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_tasks_that_should_share_and_do_not(
+    exported: tuple[Path, Path], world: Path, tmp_path: Path
+) -> None:
+    """B is common to all tasks in the recipe."""
+    from safetensors.torch import load_file, save_file
+
+    run, folder = exported
+    for number, task in enumerate(TASKS):
+        (tmp_path / "in" / task).mkdir(parents=True)
+        config = (folder / task / "adapter_config.json").read_text()
+        (tmp_path / "in" / task / "adapter_config.json").write_text(config)
+        tensors = load_file(folder / task / "adapter_model.safetensors")
+        moved = {key: tensor + number for key, tensor in tensors.items()}
+        save_file(moved, tmp_path / "in" / task / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=r"differs from task to task.*sharing: multiple"):
+        convert("peft", "--from", tmp_path / "in", "--run", run, "--out", tmp_path / "out")
+
+
+def test_methods_together(world: Path, tmp_path: Path) -> None:
+    recipe = recipe_with("T5", "lora", world, tmp_path)
+    methods = {**recipe.methods, "second": LoRA(rank=2)}
+    run = write_run(replace(recipe, methods=methods))
+    with pytest.raises(ValueError, match="one method beside the backbone, the recipe has method, "):
+        convert("peft", "--run", run, "--out", tmp_path / "out")
+    recipe = replace(recipe, methods={**recipe.methods, "more": Adapter(reduction=4)})
+    run = write_run(replace(recipe, output=str(tmp_path / "more")))
+    with pytest.raises(ValueError, match=r"methods\.more: peft has no Adapter"):
+        convert("peft", "--run", run, "--out", tmp_path / "out")
+
+
+def test_there_and_back_on_disk(exported: tuple[Path, Path], world: Path, tmp_path: Path) -> None:
+    run, folder = exported
+    recipe = replace(load_run(run).recipe, output=str(tmp_path / "other"))
+    other = write_run(recipe, seed=5)
+    convert("peft", "--from", folder, "--run", other, "--out", tmp_path / "out", "--verify")
+    mine, theirs = state_of(run), state_of(other)
+    expected = {n: (mine if "extensions" in n else theirs)[n] for n in mine}
+    assert_same(state_of(tmp_path / "out"), expected)

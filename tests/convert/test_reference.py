@@ -1,0 +1,219 @@
+"""Checkpoints of the original code: recorded ones give their logits, ours have their names."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import BartTokenizer, T5Tokenizer
+
+from tests.convert.runs import complaint, convert, recipe_with, state_of, write_pair, write_run
+from tests.parity.conftest import exact_t5_norm  # noqa: F401 (for all of this file)
+from tests.parity.recorded_case import (
+    FOLDER,
+    RecordedCase,
+    backbone_of,
+    hf_config,
+    methods_of,
+    parse_flags,
+)
+from vlds.artifact import load_run
+from vlds.config import Recipe, save_recipe
+from vlds.convert.foreign_files import read_state_dict
+from vlds.methods import Adapter, Compacter, Full, Method
+from vlds.models.visual_embedding import VisualEmbeddingConfig
+from vlds.tasks import VQA
+from vlds.vision import StoredFeatures
+
+CASES = sorted(path for path in FOLDER.glob("*.json") if not path.name.endswith(".train6.json"))
+
+
+def tokenizer_of(size: dict[str, Any], folder: Path) -> str:
+    """A tokenizer as long as the recorded vocabulary; only its length is looked at."""
+    num = size["vocab"] - size["added_tokens"]
+    special = {size["pad"]: "<pad>", size["eos"]: "</s>"}
+    words = [special.get(n, f"w{n}") for n in range(num)]
+    if size["backbone"] == "t5":
+        words[2] = "<unk>"
+        made = T5Tokenizer(vocab=[(word, 0.0) for word in words], extra_ids=0)
+    else:
+        words[0], words[3], words[4] = "<s>", "<unk>", "<mask>"
+        made = BartTokenizer(vocab={word: n for n, word in enumerate(words)}, merges=[])
+    made.save_pretrained(folder)
+    return str(folder)
+
+
+def recipe_of(case: RecordedCase, folder: Path) -> Path:
+    """The file of a recipe for a recorded case."""
+    size = case.record["config"]
+    config = folder / "config.json"
+    config.write_text(json.dumps(hf_config(size)), encoding="utf-8")
+    methods, train_norms = methods_of(parse_flags(case.record["flags"]), size, case.weights)
+    tokenizer = tokenizer_of(size, folder / "tokenizer")
+    recipe = Recipe(
+        output=str(folder / "run"),
+        backbone=replace(backbone_of(size, str(config)), tokenizer=tokenizer),
+        vision=StoredFeatures(dim=size["feat_dim"], grid=round(size["grid_in"] ** 0.5)),
+        visual_embedding=VisualEmbeddingConfig(
+            grid=round(size["n_boxes"] ** 0.5), num_images=size["n_images"]
+        ),
+        methods=methods,
+        train_norms=train_norms,
+        tasks={name: VQA() for name in case.tasks},
+    )
+    save_recipe(recipe, folder / "recipe.yaml")
+    return folder / "recipe.yaml"
+
+
+def save_as_original(case: RecordedCase, file: Path) -> dict[str, Tensor]:
+    """The recorded weights as the original code saves them; they, with aliases as aliases."""
+    state = dict(case.weights)
+    for first, alias in case.record["aliases"]:
+        state[alias] = state[first]
+    torch.save({f"module.{key}": tensor for key, tensor in state.items()}, file)
+    return state
+
+
+@pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
+def test_a_recorded_checkpoint_gives_its_logits(path: Path, tmp_path: Path) -> None:
+    case = RecordedCase(path)
+    weights = save_as_original(case, tmp_path / "LAST.pth")
+    recipe, out = recipe_of(case, tmp_path), tmp_path / "out"
+    convert("reference", "--from", tmp_path / "LAST.pth", "--config", recipe, "--out", out)
+    model = load_run(out, torch.float64).model
+    for task in case.tasks:
+        with torch.no_grad():
+            logits = model.logits(case.batch(task))
+        assert (logits - case.tensor(f"{task}/logits")).abs().max() < 1e-9, task
+    convert("reference", "--run", out, "--out", tmp_path / "back.pth", "--verify")
+    saved = torch.load(tmp_path / "back.pth", weights_only=True)
+    assert saved.keys() == {f"module.{key}" for key in weights}
+    for key, tensor in weights.items():
+        assert torch.equal(saved[f"module.{key}"], tensor.to(saved[f"module.{key}"].dtype)), key
+    for first, alias in case.record["aliases"]:
+        assert saved[f"module.{first}"].data_ptr() == saved[f"module.{alias}"].data_ptr()
+
+
+@pytest.fixture(scope="module")
+def runs(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two runs of Bart with half-shared adapters."""
+    return write_pair("Bart", "adapters, half", world, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture
+def exported(runs: tuple[Path, Path], tmp_path: Path) -> Path:
+    """The first run in the original's layout."""
+    convert("reference", "--run", runs[0], "--out", tmp_path / "LAST.pth", "--verify")
+    return tmp_path / "LAST.pth"
+
+
+def test_import_makes_one_run_the_other(
+    runs: tuple[Path, Path], exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("reference", "--from", exported, "--run", runs[1], "--out", tmp_path / "out")
+    convert(*words, "--verify", "--tolerance", "0")
+    assert "largest difference of logits on 2 made pictures: 0" in capsys.readouterr().out
+    expected, found = state_of(runs[0]), state_of(tmp_path / "out")
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert found.keys() == expected.keys()
+
+
+def changed(file: Path, change: dict[str, Any]) -> Path:
+    """A copy with other entries; None takes one out."""
+    state = torch.load(file, weights_only=True) | change
+    torch.save({key: t for key, t in state.items() if t is not None}, file.with_name("odd.pth"))
+    return file.with_name("odd.pth")
+
+
+ADAPTER = "module.model.encoder.layers.0.attn_adapter.adapters"
+WRONG = {
+    "one is missing": ({f"{ADAPTER}.vqa.down_sampler.weight": None}, "down_sampler.weight: not in"),
+    "one too many": (
+        {f"{ADAPTER}.nlvr.down_sampler.weight": torch.zeros(4, 16)},
+        "holds model.* that the recipe's model has no place for",
+    ),
+    "another size": (
+        {f"{ADAPTER}.vqa.down_sampler.weight": torch.zeros(2, 16)},
+        r"float32 \(2, 16\) in the checkpoint, floats \(4, 16\) by the recipe",
+    ),
+    "no floats": (
+        {f"{ADAPTER}.vqa.down_sampler.weight": torch.zeros(4, 16, dtype=torch.long)},
+        r"int64 \(4, 16\) in the checkpoint",
+    ),
+    "not shared": (
+        {f"{ADAPTER}.caption.up_sampler.weight": torch.zeros(16, 4)},
+        "differ in the checkpoint, and are one tensor by the recipe; give the method the `sharing`",
+    ),
+    "no tensor": ({"epoch": 3}, "the entry 'epoch' is a int, and a state dict has tensors alone"),
+    "one norm": (
+        {
+            "module.model.encoder.visual_embedding.feat_embedding.1.weight": None,
+            "module.model.encoder.visual_embedding.layer_norm.weight": torch.ones(16),
+        },
+        "one norm over the sum of all visual embeddings .* pre-train anew",
+    ),
+    "another backbone": (
+        {"module.model.encoder.layers.0.fc1.bias": torch.ones(24)},
+        "fc1.bias is frozen, and the checkpoint has other numbers there than .*source; name the "
+        "backbone that it was trained on, or .* `config` instead of `path`",
+    ),
+    "two spellings": (
+        {f"{ADAPTER.removeprefix('module.')}.vqa.down_sampler.weight": torch.zeros(4, 16)},
+        "stands there with and without `module.`",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_does_not_fit_is_refused(
+    what: str, runs: tuple[Path, Path], exported: Path, tmp_path: Path
+) -> None:
+    change, message = WRONG[what]
+    odd = changed(exported, change)
+    with pytest.raises(ValueError, match=message):
+        convert("reference", "--from", odd, "--run", runs[1], "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_of_another_source_wants_what_the_file_lacks(
+    world: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The original keeps no vision encoder, and this recipe's is random."""
+    recipe = recipe_with("Bart", "adapters, half", world, tmp_path)
+    save_recipe(recipe, tmp_path / "recipe.yaml")
+    words = ["--from", exported, "--config", tmp_path / "recipe.yaml", "--out", tmp_path / "out"]
+    assert complaint("reference", *words) == 2
+    said = capsys.readouterr().err
+    assert "vlds convert: nothing holds vision." in said
+    assert "Give --run instead of --config" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        ({"a": Adapter(reduction=4), "b": Compacter(reduction=4)}, "one bottleneck a place"),
+        ({"a": Full(part="vision")}, "never tunes the vision encoder"),
+    ],
+)
+def test_combinations_that_the_original_cannot_have(
+    methods: dict[str, Method], message: str, world: Path, tmp_path: Path
+) -> None:
+    recipe = replace(recipe_with("Bart", "adapter", world, tmp_path), methods=methods)
+    run = write_run(recipe)
+    with pytest.raises(ValueError, match=message):
+        convert("reference", "--run", run, "--out", tmp_path / "LAST.pth")
+    assert not (tmp_path / "LAST.pth").exists()
+
+
+def test_names_without_module_open_too(exported: Path, tmp_path: Path) -> None:
+    state = torch.load(exported, weights_only=True)
+    bare = {key.removeprefix("module."): tensor for key, tensor in state.items()}
+    torch.save(bare, tmp_path / "bare.pth")
+    found = read_state_dict(tmp_path / "bare.pth")
+    assert found.keys() == read_state_dict(exported).keys()

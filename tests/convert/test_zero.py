@@ -1,0 +1,206 @@
+"""Checkpoints that DeepSpeed wrote, on real ranks: the artifact has the run's masters."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.convert.runs import (
+    assert_same,
+    complaint,
+    convert,
+    made_run,
+    recipe_with,
+    state_of,
+    write_run,
+)
+from tests.rank_pool import RankPool
+from tests.test_artifact import batch
+from vlds.artifact import load_run
+from vlds.config import Recipe, TrainingConfig, load_recipe, save_recipe
+from vlds.training.deepspeed_config import complete_deepspeed_config, plan_batches
+from vlds.training.engine import Engine, restore_linear, start_ranks
+from vlds.training.optim import parameter_groups, set_learning_rate
+
+
+@dataclass(frozen=True)
+class Case:
+    """One checkpoint."""
+
+    stage: int
+    frozen: bool
+    """Whether the frozen weights are in it."""
+    family: str = "T5"
+    method: str = "adapters, half"
+    precision: str = "fp32"
+
+
+CASES = [
+    Case(2, frozen=True),
+    Case(2, frozen=False, family="Bart", method="lora"),
+    Case(3, frozen=True, family="Bart", method="hyperformer", precision="bf16"),
+    Case(3, frozen=False, method="prompts"),
+]
+
+
+def recipe_of(case: Case, world: Path, folder: Path) -> Recipe:
+    """The recipe of a case, and its file."""
+    recipe = recipe_with(case.family, case.method, world, folder)
+    training = TrainingConfig(
+        precision=case.precision,  # type: ignore[arg-type]
+        deepspeed=str(world / f"zero{case.stage}.json"),
+    )
+    recipe = replace(recipe, training=training, train_norms=True)
+    save_recipe(recipe, folder / "recipe.yaml")
+    return recipe
+
+
+def train_and_save(recipe_file: Path, checkpoint: Path, frozen: bool) -> dict[str, Tensor] | None:
+    """A step, then DeepSpeed's own checkpoint; the first rank's masters."""
+    recipe, ranks = load_recipe(recipe_file), start_ranks(60)
+    model = made_run(recipe).model
+    if recipe.training.precision == "bf16":
+        model = model.to(torch.bfloat16)
+    plan = plan_batches(3 * ranks.world_size, 3, ranks.world_size)
+    config = complete_deepspeed_config(Path(recipe.training.deepspeed), recipe, plan)
+    tasks = list(recipe.tasks.values())
+    engine = Engine(model, parameter_groups(model, recipe), config, ranks=ranks, tasks=tasks)
+    set_learning_rate(engine.parameter_groups, 1.0)
+    engine.step([batch()])
+    exported = engine.export()
+    engine._deepspeed.save_checkpoint(
+        str(checkpoint), tag="step", exclude_frozen_parameters=not frozen
+    )
+    engine.close()
+    return None if exported is None else {name: t["fp32"] for name, t in exported.items()}
+
+
+def checkpoint_of(case: Case, world: Path, folder: Path, pool: RankPool) -> dict[str, Tensor]:
+    """Write folder/recipe.yaml and folder/checkpoint; the masters."""
+    recipe_of(case, world, folder)
+    masters = pool.run(train_and_save, folder / "recipe.yaml", folder / "checkpoint", case.frozen)
+    restore_linear()
+    assert masters[0] is not None
+    return dict(masters[0])
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.stage}-{case.frozen}")
+def test_the_artifact_has_the_masters(
+    case: Case, world: Path, ranks2: RankPool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    masters = checkpoint_of(case, world, tmp_path, ranks2)
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    before = made_run(recipe)
+    out, words = tmp_path / "out", ["--from", tmp_path / "checkpoint", "--out", tmp_path / "out"]
+    if case.frozen:
+        words += ["--config", tmp_path / "recipe.yaml"]
+    else:
+        assert complaint("zero", *words, "--config", tmp_path / "recipe.yaml") == 2
+        assert "nothing holds backbone." in capsys.readouterr().err
+        words += ["--run", write_run(recipe, seed=9)]
+    convert("zero", *words, "--verify", "--tolerance", "0")
+    assert "largest difference of logits" in capsys.readouterr().out
+    frozen = dict(before.model.unique_state())
+    kept = load_run(out, torch.float32).model.sources
+    precise = torch.bfloat16 if case.frozen and case.precision == "bf16" else torch.float32
+    expected = {
+        name: masters[name]
+        if name in masters
+        # A source's own weights are read from there.
+        else tensor
+        if name in kept.names
+        else tensor.to(precise).float()
+        for name, tensor in frozen.items()
+    }
+    found = state_of(out)
+    for name, rows in kept.rows.items():
+        expected[name][:rows] = found[name][:rows] = 0
+    assert_same(found, expected)
+    assert any(not torch.equal(frozen[name], tensor) for name, tensor in masters.items())
+
+
+def test_any_number_of_ranks(world: Path, ranks4: RankPool, tmp_path: Path) -> None:
+    """Four ranks cut tensors into parts that must be padded."""
+    masters = checkpoint_of(Case(3, frozen=True), world, tmp_path, ranks4)
+    words = ["--from", tmp_path / "checkpoint", "--tag", "step", "--out", tmp_path / "out"]
+    convert("zero", *words, "--config", tmp_path / "recipe.yaml")
+    found = state_of(tmp_path / "out")
+    assert_same({name: found[name] for name in masters}, masters)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(world: Path, ranks2: RankPool, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a recipe and a stage-2 checkpoint."""
+    folder = tmp_path_factory.mktemp("zero")
+    checkpoint_of(Case(2, frozen=True), world, folder, ranks2)
+    return folder
+
+
+def lose_a_rank(folder: Path) -> None:
+    (folder / "step" / "zero_pp_rank_1_mp_rank_00_optim_states.pt").unlink()
+
+
+def lose_the_weights(folder: Path) -> None:
+    (folder / "step" / "mp_rank_00_model_states.pt").unlink()
+
+
+def cut(folder: Path) -> None:
+    file = folder / "step" / "zero_pp_rank_1_mp_rank_00_optim_states.pt"
+    file.write_bytes(file.read_bytes()[:-200])
+
+
+def point_outside(folder: Path) -> None:
+    (folder / "latest").write_text("../step")
+
+
+def lose_latest(folder: Path) -> None:
+    (folder / "latest").unlink()
+
+
+def swap(folder: Path) -> None:
+    file = folder / "step" / "zero_pp_rank_1_mp_rank_00_optim_states.pt"
+    file.write_bytes((folder / "step" / "mp_rank_00_model_states.pt").read_bytes())
+
+
+def change_shapes(folder: Path) -> None:
+    file = folder / "step" / "mp_rank_00_model_states.pt"
+    content = torch.load(file, weights_only=True)
+    first = next(iter(content["param_shapes"][0]))
+    content["param_shapes"][0][first] = torch.Size([9999, 9999])
+    torch.save(content, file)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lose_a_rank, "the files of 1 ranks, but 2 wrote it; copy the missing ones"),
+        (lose_the_weights, r"has no \*_model_states.pt files"),
+        (cut, "zero_pp_rank_1_mp_rank_00_optim_states.pt is no whole file of torch.save"),
+        (point_outside, "has no folder '../step'; its folders: step"),
+        (lose_latest, "holds neither `latest` nor .* name the folder that engine.save_checkpoint"),
+        (swap, r"no ZeRO checkpoint that DeepSpeed 0.19 can put together \(KeyError"),
+        (change_shapes, "no ZeRO checkpoint that DeepSpeed 0.19 can put together"),
+    ],
+)
+def test_what_is_not_whole_is_refused(
+    damage: object, message: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(checkpoint / "checkpoint", tmp_path / "checkpoint")
+    damage(tmp_path / "checkpoint")  # type: ignore[operator]
+    words = ["--from", tmp_path / "checkpoint", "--config", checkpoint / "recipe.yaml"]
+    with pytest.raises(ValueError, match=message):
+        convert("zero", *words, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_recipes_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+    """Overrides of the recipe on the command line count."""
+    words = ["--from", checkpoint / "checkpoint", "--config", checkpoint / "recipe.yaml"]
+    words += ["--methods.method.reduction", "8", "--out", tmp_path / "out"]
+    with pytest.raises(ValueError, match=r"down_.*: \(2, 4.*\) in .*, \(2, 2.*\) by the recipe"):
+        convert("zero", *words)

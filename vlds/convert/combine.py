@@ -1,0 +1,215 @@
+"""Runs of one model made into one: averages, sums of differences (Ilharco et al. 2023,
+https://arxiv.org/abs/2212.04089), and the slice of one task out of weights that are stacked over
+tasks, or into them.
+
+Weights that do not train must be the same in all runs: rows of the vocabulary that are random at
+first differ between runs that began by themselves, and no mean of them means anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vlds.artifact import LoadedRun, load_run
+from vlds.config import Recipe, to_tree
+from vlds.convert.output import follow
+from vlds.convert.target import write_run
+from vlds.convert.verify import Verification, all_tasks
+from vlds.models.build import build_model
+
+TENSORS_SHOWN = 3
+
+
+def average(
+    runs: Sequence[Path],
+    weights: Sequence[float] | None,
+    out: Path,
+    verification: Verification | None,
+) -> None:
+    """Write the weighted mean of runs; `weights` need not sum to 1.
+
+    Errors: ValueError where the runs are not of one model.
+    """
+    factors = factors_of(runs, weights)
+    if sum(factors) == 0:
+        raise ValueError(f"--weights: {factors} sum to 0, and a mean divides by that")
+    loaded = open_alike(runs)
+    write_weighted(loaded, [factor / sum(factors) for factor in factors], out, verification)
+
+
+def arithmetic(
+    base: Path,
+    runs: Sequence[Path],
+    weights: Sequence[float] | None,
+    out: Path,
+    verification: Verification | None,
+) -> None:
+    """Write base + sum of weight x (run - base). A negative weight takes away what a run learnt.
+
+    Errors: ValueError where the runs are not of one model, or the base lacks what they trained.
+    """
+    factors = factors_of(runs, weights)
+    loaded = [*open_alike(runs), load_run(base, torch.float32)]
+    held = {name: tensor.shape for name, tensor in loaded[-1].model.unique_state()}
+    for name, tensor in loaded[0].model.unique_state():
+        if held.get(name) != tensor.shape:
+            raise ValueError(
+                f"--base: {base} has no {name} {tuple(tensor.shape)}; the base is what the runs "
+                "began with, the weights of their methods included"
+            )
+    write_weighted(loaded, [*factors, 1.0 - sum(factors)], out, verification)
+
+
+def factors_of(runs: Sequence[Path], weights: Sequence[float] | None) -> list[float]:
+    """A factor for each run; 1 where none are given.
+
+    Errors: ValueError where there are more or fewer.
+    """
+    if weights is not None and len(weights) != len(runs):
+        raise ValueError(f"--weights: {len(weights)} for {len(runs)} runs; give each run one")
+    return list(weights or [1.0] * len(runs))
+
+
+def take(run: Path, task: str, out: Path, verification: Verification | None) -> None:
+    """Write a run of one task alone, with that task's slices.
+
+    Errors: ValueError where the run has no such task, or the task no slices.
+    """
+    (loaded,) = open_alike([run])
+    check_task(task, loaded.recipe, run)
+    stacked = stacked_names(loaded.recipe, "--task")
+    single = rebuilt(loaded, replace(loaded.recipe, tasks={task: loaded.recipe.tasks[task]}))
+    state, number = dict(loaded.model.unique_state()), list(loaded.recipe.tasks).index(task)
+    with torch.no_grad():
+        for name, tensor in single.model.unique_state():
+            tensor.copy_(state[name][number, None] if name in stacked else state[name])
+    write_run(single, out, verification, {task: loaded})
+
+
+def put(run: Path, giver: Path, task: str, out: Path, verification: Verification | None) -> None:
+    """Write a run with another run's slices for a task, which it has already or gets.
+
+    Errors: ValueError where weights that tasks share differ between the runs.
+    """
+    receiver, other = open_alike([run, giver], same_tasks=False)
+    check_task(task, other.recipe, giver)
+    stacked = stacked_names(receiver.recipe, "--run")
+    tasks = {**receiver.recipe.tasks, task: other.recipe.tasks[task]}
+    whole = rebuilt(receiver, replace(receiver.recipe, tasks=tasks))
+    sources = {each: other if each == task else receiver for each in tasks}
+    states = {id(source): dict(source.model.unique_state()) for source in (receiver, other)}
+    check_equal(states.values(), states[id(other)].keys() - stacked, "shared by the tasks")
+    with torch.no_grad():
+        for name, tensor in whole.model.unique_state():
+            if name not in stacked:
+                tensor.copy_(states[id(receiver)][name])
+                continue
+            for place, (each, source) in enumerate(sources.items()):
+                row = list(source.recipe.tasks).index(each)
+                tensor[place].copy_(states[id(source)][name][row])
+    write_run(whole, out, verification, sources)
+
+
+def open_alike(runs: Sequence[Path], same_tasks: bool = True) -> list[LoadedRun]:
+    """Runs in float32, whose recipes agree in what the model computes.
+
+    Errors: ValueError that names what differs.
+    """
+    loaded = [load_run(run, torch.float32) for run in follow(runs, "opening runs")]
+    wanted = essence(loaded[0].recipe, same_tasks)
+    for run, other in zip(runs[1:], loaded[1:], strict=True):
+        found = essence(other.recipe, same_tasks)
+        for key in wanted:
+            if wanted[key] != found[key]:
+                raise ValueError(
+                    f"{key}: {wanted[key]} in {runs[0]}, {found[key]} in {run}; only runs of one "
+                    "model can be combined"
+                )
+        if loaded[0].tokenizer.get_vocab() != other.tokenizer.get_vocab():
+            raise ValueError(f"tokenizer: {run} has another vocabulary than {runs[0]}")
+    return loaded
+
+
+def essence(recipe: Recipe, with_tasks: bool) -> dict[str, object]:
+    """What combined runs must have in common, besides their tensors."""
+    methods = to_tree(recipe.methods)
+    for method in methods.values():
+        method["init_args"].pop("learning_rate")
+    embedding = replace(recipe.visual_embedding, weights=None)
+    return {
+        "methods": methods,
+        "backbone": type(recipe.backbone).__name__,
+        "vision": type(recipe.vision).__name__,
+        "visual_embedding": to_tree(embedding),
+        **({"tasks": list(recipe.tasks)} if with_tasks else {}),
+    }
+
+
+def write_weighted(
+    runs: Sequence[LoadedRun],
+    factors: Sequence[float],
+    out: Path,
+    verification: Verification | None,
+) -> None:
+    """Write the first run with sum of factor x weight for all that trains."""
+    target = runs[0]
+    states = [dict(run.model.unique_state()) for run in runs]
+    moving = set(target.model.parts)
+    if not target.model.vision.frozen:
+        moving |= {f"vision.{name}" for name, _ in target.model.vision.named_buffers()}
+    check_equal(states, states[0].keys() - moving, "frozen")
+    with torch.no_grad():
+        for name, tensor in target.model.unique_state():
+            if name in moving and tensor.is_floating_point():
+                terms = [f * state[name].double() for f, state in zip(factors, states, strict=True)]
+                tensor.copy_(torch.stack(terms).sum(0))
+    write_run(target, out, verification, all_tasks(target))
+
+
+def check_equal(states: Iterable[Mapping[str, Tensor]], names: Iterable[str], what: str) -> None:
+    """Errors: ValueError where tensors differ between runs, which nothing makes one of."""
+    first, *others = states
+    odd = sorted(n for n in names if any(not torch.equal(first[n], o[n]) for o in others))
+    if odd:
+        more = f" and {len(odd) - TENSORS_SHOWN} more" if len(odd) > TENSORS_SHOWN else ""
+        raise ValueError(
+            f"{', '.join(odd[:TENSORS_SHOWN])}{more}: {what}, and not the same in all runs; "
+            "combine runs that began with one model (one backbone that `vlds convert hf` wrote, or "
+            "one seed)"
+        )
+
+
+def check_task(task: str, recipe: Recipe, run: Path) -> None:
+    """Errors: ValueError where a run has no such task."""
+    if task not in recipe.tasks:
+        raise ValueError(f"--task: {run} has no task {task}; its tasks: {', '.join(recipe.tasks)}")
+
+
+def stacked_names(recipe: Recipe, option: str) -> set[str]:
+    """Tensors with a slice for each task: those whose shape follows the number of tasks.
+
+    Errors: ValueError where there are none.
+    """
+    shapes = []
+    for tasks in (["one"], ["one", "two"]):
+        with torch.device("meta"):
+            model = build_model(recipe.model, tasks, torch.float32, None)
+        shapes.append({name: tensor.shape for name, tensor in model.unique_state()})
+    names = {name for name, shape in shapes[0].items() if shapes[1][name] != shape}
+    if not names:
+        raise ValueError(
+            f"{option}: the run's tasks have no weights of their own (sharing: multiple would give "
+            "them some), so there is no slice"
+        )
+    return names
+
+
+def rebuilt(run: LoadedRun, recipe: Recipe) -> LoadedRun:
+    """The model of a changed recipe, to be filled."""
+    model = build_model(recipe.model, list(recipe.tasks), torch.float32, run.tokenizer)
+    return LoadedRun(recipe, run.tokenizer, model.eval())

@@ -1,0 +1,130 @@
+"""The run that foreign weights become: a recipe's model, filled tensor by tensor, then written as
+an artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vlds.artifact import LoadedRun, load_run, own_parts, own_tensors, write_artifact
+from vlds.config import Recipe
+from vlds.convert.output import new_folder, say
+from vlds.convert.verify import Verification, all_tasks
+from vlds.methods.base import ADDED
+from vlds.models.build import build_model
+from vlds.models.vl_model import VLModel
+
+
+@dataclass
+class Target:
+    """A model in float32, and what of it nothing has filled yet."""
+
+    run: LoadedRun
+    missing: set[str]
+    """Tensors that hold random numbers."""
+
+    def fill(self, tensors: Mapping[str, Tensor], origin: Path) -> None:
+        """Put tensors in their places, by the model's own names.
+
+        Errors: ValueError where one has another shape, or stands for weights that the recipe's
+        sources hold otherwise.
+        """
+        model = self.run.model
+        state, sources = dict(model.unique_state()), model.sources
+        for name, tensor in tensors.items():
+            if name not in state:
+                raise ValueError(
+                    f"{origin} holds {name}, which the recipe's model lacks; its methods and tasks "
+                    "must be those of the checkpoint"
+                )
+            mine = state[name]
+            if mine.shape != tensor.shape:
+                raise ValueError(
+                    f"{name}: {tuple(tensor.shape)} in {origin}, {tuple(mine.shape)} by the "
+                    "recipe; the recipe's sizes must be those of the checkpoint"
+                )
+            if name in sources.names:
+                self.check_source(name, mine, tensor)
+            else:
+                if (rows := sources.rows.get(name, 0)) > 0:
+                    self.check_source(name, mine[:rows], tensor[:rows])
+                    mine, tensor = mine[rows:], tensor[rows:]
+                with torch.no_grad():
+                    mine.copy_(tensor)
+            self.missing.discard(name)
+
+    def check_source(self, name: str, mine: Tensor, theirs: Tensor) -> None:
+        """Errors: ValueError where the recipe's source holds other numbers than the checkpoint."""
+        if not torch.equal(mine.to(theirs.dtype), theirs):
+            part = "visual embedding" if name.startswith("visual") else name.partition(".")[0]
+            part = {"vision": "vision encoder"}.get(part, part)
+            raise ValueError(
+                f"{name} is frozen, and the checkpoint has other numbers there than "
+                f"{self.run.recipe.model.sources.get(part)}; name the {part} that it was trained "
+                "on, or for the backbone `config` instead of `path`"
+            )
+
+    def write(self, out: Path, verification: Verification | None) -> None:
+        """Write the artifact, which must be complete.
+
+        Errors: ValueError where tensors are missing, or the written artifact gives other outputs.
+        """
+        if self.missing:
+            names = sorted(self.missing)
+            raise ValueError(
+                f"nothing holds {', '.join(names[:3])}"
+                f"{f' and {len(names) - 3} more tensors' if len(names) > 3 else ''}: they would be "
+                "random. Give --run instead of --config, a run that has them, or name files that "
+                "do in the recipe (backbone.path, vision.weights, visual_embedding.weights)"
+            )
+        write_run(self.run, out, verification)
+
+
+def write_run(
+    run: LoadedRun,
+    out: Path,
+    verification: Verification | None,
+    expected: Mapping[str, LoadedRun] | None = None,
+) -> None:
+    """Write a run's artifact as the new folder `out`. `expected`: task -> the run whose outputs it
+    must give; default: the run itself."""
+    with new_folder(out) as partial:
+        say(f"writing {out}")
+        write_artifact(partial, own_tensors(run.model), run.recipe, run.tokenizer)
+        if verification is not None:
+            verification.compare(expected or all_tasks(run), load_run(partial, torch.float32))
+
+
+def target_of_recipe(recipe: Recipe) -> Target:
+    """A recipe's model, where only its sources have filled anything."""
+    say("building the recipe's model")
+    tokenizer = recipe.backbone.load_tokenizer()
+    torch.manual_seed(recipe.seed)
+    model = build_model(recipe.model, list(recipe.tasks), torch.float32, tokenizer).eval()
+    missing = {key.partition("[")[0] for key in own_parts(model)}
+    return Target(LoadedRun(recipe, tokenizer, model), missing)
+
+
+def target_of_run(run: Path) -> Target:
+    """A run's model, all of it filled."""
+    say(f"opening {run}")
+    return Target(load_run(run, torch.float32), set())
+
+
+def adds_tensors(model: VLModel, name: str) -> bool:
+    """Whether a method has put weights beside those that the model has by itself."""
+    marks = {f"{place}.{name}." for place in ADDED}
+    return any(mark in f"{own}." for own in model.state_dict() for mark in marks)
+
+
+@torch.no_grad()
+def scrub(model: VLModel) -> None:
+    """Make everything that no source holds wrong, so that it must be filled to be right."""
+    for name, tensor in model.unique_state():
+        known = name in model.sources.names or name.startswith("vision.")
+        if not known and tensor.is_floating_point():
+            tensor[model.sources.rows.get(name, 0) :].fill_(torch.nan)

@@ -1,0 +1,117 @@
+"""Does a converted run answer as before: logits of both, on the same pictures and texts."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlds.artifact import LoadedRun
+from vlds.convert.output import follow
+from vlds.data.decode import decode_image
+from vlds.schema import Batch, SkipSample
+
+TOLERANCES = {torch.bfloat16: 0.05, torch.float32: 1e-5, torch.float64: 1e-9}
+"""Largest difference of logits, as a share of the largest logit, that rounding explains."""
+NUM_MADE = 2
+PROMPT, TARGET = 8, 6
+"""Tokens of the made texts."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """On which pictures outputs are compared, and what is too much."""
+
+    pictures: Sequence[Path] = ()
+    """Files; none: made ones."""
+    tolerance: float | None = None
+    """As a share of the largest logit; default: by the precision."""
+
+    def compare(self, before: Mapping[str, LoadedRun], after: LoadedRun) -> float:
+        """Compare each task's logits with those of the run that it comes from, and print the
+        largest difference; it, as a share of the largest logit.
+
+        Errors: ValueError where it is above the tolerance.
+        """
+        shares = {}
+        for task, run in follow(list(before.items()), "comparing tasks"):
+            expected, given = (logits(each, task, self.pictures) for each in (run, after))
+            distance, largest = (expected - given).abs().max(), expected.abs().max()
+            shares[task] = float(distance / largest), float(distance)
+        # Not a number is the worst.
+        worst = max(shares, key=lambda task: (math.isnan(shares[task][0]), shares[task]))
+        share, difference = shares[worst]
+        limit = self.tolerance
+        if limit is None:
+            limit = TOLERANCES[after.model.backbone.dtype]
+        found = (
+            f"largest difference of logits on {self.named()}: {difference:.3g}, or {share:.3g} of "
+            f"the largest logit (task {worst}; tolerance {limit:g})"
+        )
+        if not share <= limit:
+            raise ValueError(f"--verify: {found}: too much, so nothing was written")
+        print(found, flush=True)
+        return share
+
+    def named(self) -> str:
+        """The pictures, in words."""
+        num = len(self.pictures)
+        return f"{num} picture{'s' * (num > 1)}" if num else f"{NUM_MADE} made pictures"
+
+
+def all_tasks(run: LoadedRun) -> dict[str, LoadedRun]:
+    """Each task of a run -> the run."""
+    return dict.fromkeys(run.recipe.tasks, run)
+
+
+@torch.no_grad()
+def logits(run: LoadedRun, task: str, pictures: Sequence[Path]) -> Tensor:
+    """A task's logits, in float64: (b, t, w)."""
+    # Torch has other kernels for weights that train, which round otherwise on some CPUs.
+    model = run.model.eval().requires_grad_(False)
+    return model.logits(probe(run, task, pictures)).double()
+
+
+def probe(run: LoadedRun, task: str, pictures: Sequence[Path]) -> Batch:
+    """A batch of one task: each picture once, with a made text and target."""
+    draw = torch.Generator().manual_seed(zlib.crc32(task.encode()))
+    num = len(pictures) or NUM_MADE
+    words = len(run.tokenizer) - run.recipe.backbone.visual_tokens
+    lengths = torch.tensor([PROMPT - n % 3 for n in range(num)])
+    batch = Batch(
+        ids=[str(n) for n in range(num)],
+        task_index=torch.full((num,), list(run.recipe.tasks).index(task)),
+        input_ids=torch.randint(3, max(4, words), (num, PROMPT), generator=draw),
+        attention_mask=torch.arange(PROMPT) < lengths[:, None],
+        labels=torch.randint(3, max(4, words), (num, TARGET), generator=draw),
+        weights=torch.ones(num),
+        valid=torch.ones(num, dtype=torch.bool),
+        image_index=torch.arange(num)[:, None],
+    )
+    spec = run.recipe.image
+    if spec is None:
+        if pictures:
+            raise ValueError(
+                "--verify: StoredFeatures reads no pictures; leave the files out, and features "
+                "are made"
+            )
+        vision = run.recipe.vision
+        shape = (num, vision.grid_size**2, vision.feature_dim)
+        batch.features = torch.randn(shape, generator=draw).half()
+        return batch
+    if not pictures:
+        size = (num, 3, spec.height, spec.width)
+        batch.images = torch.randint(256, size, generator=draw, dtype=torch.uint8)
+        return batch
+    try:
+        decoded = [decode_image(path.read_bytes(), spec, str(path)) for path in pictures]
+    except (OSError, SkipSample) as error:
+        raise ValueError(f"--verify: {error}; name pictures that can be read") from None
+    batch.images = torch.from_numpy(np.stack(decoded))
+    return batch

@@ -1,0 +1,153 @@
+"""DeepSpeed's own checkpoints, of engine.save_checkpoint under ZeRO 2 or 3, as artifacts.
+
+    CHECKPOINT/latest                                      name of the newest folder
+    CHECKPOINT/TAG/*_model_states.pt                       shapes, frozen weights, buffers
+    CHECKPOINT/TAG/*_zero_pp_rank_*_optim_states.pt        each rank's part of the fp32 masters
+
+DeepSpeed puts the parts together. Its own script would unpickle the files without a look at them;
+here they are read as tensors, plain containers and three harmless classes of DeepSpeed's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils import zero_to_fp32
+from deepspeed.utils.tensor_fragment import fragment_address
+from torch import Tensor
+
+from vlds.convert.foreign_files import DAMAGE, read_torch
+from vlds.convert.output import follow, say
+from vlds.convert.target import Target
+from vlds.convert.verify import Verification
+
+ALLOWED = (DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address)
+"""Classes whose instances DeepSpeed 0.19 writes: numbers with names."""
+CURE = "If you trust it, save it again without objects in `client_state`"
+MODEL, OPTIMIZER = "*_model_states.pt", "*_optim_states.pt"
+
+
+def import_zero(
+    checkpoint: Path, tag: str | None, target: Target, out: Path, verification: Verification | None
+) -> None:
+    """Write the artifact of a ZeRO checkpoint.
+
+    Errors: ValueError where the checkpoint is not whole or not the recipe's.
+    """
+    folder = tagged(checkpoint, tag)
+    tensors = consolidated(folder)
+    own = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    known = dict(target.run.model.unique_state())
+    aliases = set(target.run.model.state_dict()) - set(known)
+    target.fill({name: t for name, t in own.items() if name not in aliases}, folder)
+    target.write(out, verification)
+
+
+def tagged(checkpoint: Path, tag: str | None) -> Path:
+    """The folder of one step.
+
+    Errors: ValueError where there is none.
+    """
+    if any(checkpoint.glob(OPTIMIZER)) and tag is None:
+        return checkpoint
+    if tag is None:
+        latest = checkpoint / "latest"
+        if not latest.is_file():
+            raise ValueError(
+                f"--from: {checkpoint} holds neither `latest` nor {OPTIMIZER} files; name the "
+                "folder that engine.save_checkpoint wrote"
+            )
+        tag = latest.read_text(encoding="utf-8", errors="replace").strip()
+    folder = checkpoint / tag
+    if Path(tag).name != tag or not folder.is_dir():
+        found = ", ".join(sorted(path.name for path in checkpoint.glob("*/"))) or "none"
+        raise ValueError(f"--tag: {checkpoint} has no folder '{tag[:80]}'; its folders: {found}")
+    return folder
+
+
+def consolidated(folder: Path) -> dict[str, Tensor]:
+    """Name -> whole tensor: masters in fp32, frozen weights as they were saved, buffers.
+
+    Errors: ValueError where files are missing, damaged or of another kind.
+    """
+    weights, masters = files(folder, MODEL), files(folder, OPTIMIZER)
+    models = [read_torch(file, ALLOWED, CURE) for file in follow(weights, "reading weights")]
+    states = [read_torch(file, ALLOWED, CURE) for file in follow(masters, "reading masters")]
+    with reported(folder):
+        optimizers = [state["optimizer_state_dict"] for state in states]
+        stage, num_parts = int(optimizers[0]["zero_stage"]), optimizers[0]["partition_count"]
+        num_parts = max(num_parts) if isinstance(num_parts, list) else num_parts
+        if num_parts != len(optimizers) or (stage == 3 and num_parts != len(models)):
+            raise ValueError(
+                f"{folder} has the files of {len(optimizers)} ranks, but {num_parts} wrote it; "
+                "copy the missing ones"
+            )
+        key = "fp32_flat_groups" if stage == 3 else "single_partition_of_fp32_groups"
+        flat = [optimizer[key] for optimizer in optimizers]
+        known = [model_state(model) for model in models]
+    say(f"putting together ZeRO-{stage} weights of {num_parts} ranks")
+    with reported(folder):
+        if stage == 3:
+            merged = zero_to_fp32._get_fp32_state_dict_from_zero3_checkpoint(
+                num_parts, flat, known, False
+            )
+        else:
+            merged = zero_to_fp32._get_fp32_state_dict_from_zero2_checkpoint(
+                num_parts, flat, known, False, optimizers[0].get("param_alignment_paddings")
+            )
+        whole: dict[str, Tensor] = zero_to_fp32.to_torch_tensor(merged)
+    return whole
+
+
+def model_state(content: dict[str, Any]) -> Any:
+    """What DeepSpeed's script wants to know of a file of weights."""
+    names = set(content["buffer_names"])
+    frozen = content.get("frozen_param_shapes")
+    held = content.get("frozen_param_fragments")
+    return zero_to_fp32.zero_model_state(
+        buffers={name: t for name, t in content["module"].items() if name in names},
+        param_shapes=content["param_shapes"],
+        shared_params=[list(pair) for pair in content["shared_params"].items()],
+        ds_version=content.get("ds_version"),
+        # Saved without frozen weights, it has their shapes alone.
+        frozen_param_shapes=frozen if held else None,
+        frozen_param_fragments=held or None,
+    )
+
+
+def files(folder: Path, pattern: str) -> list[Path]:
+    """The files of all ranks, in their order.
+
+    Errors: ValueError where there are none.
+    """
+    found = sorted(folder.glob(pattern), key=numbers)
+    if not found:
+        raise ValueError(f"--from: {folder} has no {pattern} files; is it a ZeRO checkpoint?")
+    return found
+
+
+def numbers(file: Path) -> list[int]:
+    """What a file's name counts: rank 10 comes after rank 9."""
+    return [int(digits) for digits in re.findall(r"\d+", file.name)]
+
+
+@contextmanager
+def reported(folder: Path) -> Iterator[None]:
+    """Inside, DeepSpeed prints nothing, and what it cannot make sense of is the user's error."""
+    try:
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            yield
+    except DAMAGE as error:
+        if isinstance(error, ValueError) and str(folder) in str(error):
+            raise
+        raise ValueError(
+            f"{folder} is no ZeRO checkpoint that DeepSpeed 0.19 can put together "
+            f"({type(error).__name__}: {str(error)[:120]})"
+        ) from error

@@ -103,7 +103,8 @@ def ours(work: Workload) -> dict[str, str]:
     """vlds as it evaluates."""
     found: dict[str, str] = {}
     for batch in our_batches(work):
-        found |= dict(zip(batch.ids, work.model.answer(batch, work.decoding), strict=True))
+        said = [answer.text for answer in work.model.answer(batch, work.decoding)]
+        found |= dict(zip(batch.ids, said, strict=True))
     return found
 
 

@@ -79,7 +79,7 @@ def test_answers_with_a_cache_are_those_without(
     to their own rows' prefixes: an example alone has the answer that it has among others."""
     model, examples = tuned(family, tmp_path), batch(TASKS_OF_ROWS)
     decoding = Decoding(num_beams=num_beams, max_new_tokens=6)
-    ids = model.generated_ids(examples, *model.encode(examples), decoding)
+    ids = model.written(examples, *model.encode(examples), decoding).ids
     if num_beams == 1:
         states, mask = model.encode(examples)
         logits = model.vocabulary_logits(model.decode(states, mask, ids[:, :-1]))

@@ -65,7 +65,7 @@ def test_never_an_answer_outside_the_list(
     decoding = Decoding(
         num_beams=beams, max_new_tokens=1, answers=tuple(answers), early_stopping=early
     )
-    found = model.answer(batch(seed=seed), decoding)
+    found = [answer.text for answer in model.answer(batch(seed=seed), decoding)]
     assert len(found) == 4
     assert set(found) <= set(answers)
 
@@ -135,6 +135,34 @@ def test_states_are_read_once_an_example_and_the_done_leave(model: VLModel) -> N
     for hook in hooks:
         hook.remove()
     assert shrunk
+
+
+@pytest.mark.parametrize("answers", [None, LISTED], ids=["free", "listed"])
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_confidence_is_the_probability_of_the_answer(
+    model: VLModel, num_beams: int, answers: tuple[str, ...] | None
+) -> None:
+    """All of it: the tokens and, where the answer ends, </s>; also of examples that have left the
+    batch before the others."""
+    model.tokenizer = Targets(model)
+    config = model.backbone.config
+    decoding = Decoding(num_beams=num_beams, max_new_tokens=6, answers=answers)
+    lengths = set()
+    for seed in range(6):
+        examples = batch(tasks=(0,) * 16, seed=seed)
+        with torch.no_grad():
+            states, mask = model.encode(examples)
+            written = model.written(examples, states, mask, decoding)
+            for number, row in enumerate(written.ids.tolist()):
+                end = row.index(config.eos_token_id, 1) + 1 if config.eos_token_id in row[1:] else 7
+                forced = answers is None and num_beams > 1 and model.family.beam_forces_eos
+                total, rows = 0.0, (states[number : number + 1], mask[number : number + 1])
+                for place in range(1, end - (forced and end == 7)):
+                    total += log_probs(model, rows, row[:place])[row[place]]
+                assert written.log_probabilities[number].item() == pytest.approx(total, abs=1e-5)
+                lengths.add(end)
+    # The toy BART takes one answer always.
+    assert answers is None or model.family.beam_forces_eos or len(lengths) > 1
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])

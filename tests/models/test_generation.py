@@ -100,9 +100,10 @@ def search_all(decoding: Decoding) -> list[list[int]]:
         rows = [
             made_up(number // decoding.num_beams, ids) for number, ids in enumerate(before.tolist())
         ]
-        chosen = beams.advance(torch.tensor(rows, dtype=torch.float64))
+        scores = torch.tensor(rows, dtype=torch.float64)
+        chosen = beams.advance(scores, scores)
         assert torch.equal(beams.ids.flatten(0, 1)[:, :-1], before[chosen])
-    return answers(beams.best(), END)
+    return answers(beams.best().ids, END)
 
 
 CHOICES = [
@@ -157,6 +158,15 @@ def test_greedy(model: VLModel) -> None:
             assert answer == [token for token in ids[1:] if token != end]
 
 
+def test_confidence_among_choices(model: VLModel) -> None:
+    found = model.answer(batch(), Decoding(choices=("w7", "w9")))
+    with torch.no_grad():
+        logits = model.choice_logits(*model.encode(batch()))[:, [7, 9]]
+    expected = logits.softmax(-1).amax(-1).tolist()
+    assert [answer.confidence for answer in found] == pytest.approx(expected)
+    assert {answer.text for answer in found} <= {"w7", "w9"}
+
+
 def test_repeated_ngrams_are_barred(model: VLModel) -> None:
     for beams in (1, 3):
         decoding = Decoding(num_beams=beams, max_new_tokens=12, no_repeat_ngram_size=1)
@@ -189,4 +199,4 @@ def test_answers_end_before_the_end_token() -> None:
 
 def test_ties_go_to_the_last_choice() -> None:
     """As in VL-Adapter, "true" must be better than "false"."""
-    assert best_choice(torch.tensor([[1.0, 1.0], [2.0, 1.0]]), [[0], [1]]) == [1, 0]
+    assert best_choice(torch.tensor([[1.0, 1.0], [2.0, 1.0]]), [[0], [1]])[0] == [1, 0]

@@ -90,7 +90,7 @@ def test_generated_ids(case: RecordedCase, model: VLModel) -> None:
             "early_stopping",
         }
         with torch.no_grad():
-            ours = model.generated_ids(batch, *model.encode(batch), decoding)
+            ours = model.written(batch, *model.encode(batch), decoding).ids
         width = max(ours.shape[1], theirs.shape[1])
         pad = case.record["config"]["pad"]
         padded = [

@@ -10,7 +10,7 @@ answers at the length limit too. Shapes: b examples, k beams, w words of vocabul
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
@@ -32,6 +32,15 @@ Rules = Callable[[Tensor, Tensor], Tensor]
 """Ids (r, l) and scores (r, w) of the next token -> scores."""
 
 
+class Written(NamedTuple):
+    """What was written."""
+
+    ids: Tensor
+    """(b, l) with start token and padding."""
+    log_probabilities: Tensor
+    """(b,) that the model gives to the whole answer, </s> included."""
+
+
 class Hypotheses(Protocol):
     """What has been written so far for each example, `size` times."""
 
@@ -41,11 +50,12 @@ class Hypotheses(Protocol):
     ids: Tensor
     """(b, k, l)."""
 
-    def advance(self, scores: Tensor) -> Tensor | None:
-        """Extend by a token from scores (b * k, w); (b * k,) rows that go on, None for all."""
+    def advance(self, scores: Tensor, logits: Tensor) -> Tensor | None:
+        """Extend by a token from scores (b * k, w), the logits as the rules have bent them;
+        (b * k,) rows that go on, None for all."""
 
-    def best(self) -> Tensor:
-        """(b, limit) answers, padded."""
+    def best(self) -> Written:
+        """Answers (b, limit), padded."""
 
     def select(self, examples: Tensor) -> None:
         """Go on with these examples alone."""
@@ -72,8 +82,8 @@ def generate_ids(
     *,
     beam_forces_eos: bool,
     synced: bool = False,
-) -> Tensor:
-    """(b, l) ids with start token and padding; `synced`: ranks go on until all are done."""
+) -> Written:
+    """Answers, of at most the decoding's length; `synced`: ranks go on until all are done."""
     config = decoder.config
     limit = 1 + (decoding.max_new_tokens if listed is None else listed.longest)
     bend = rules(decoding, config, listed, limit, beam_forces_eos)
@@ -85,6 +95,7 @@ def generate_ids(
         else Beams(start, limit, config, decoding)
     )
     found = torch.full((num, limit), config.pad_token_id, device=device)
+    sums = torch.zeros(num, device=device)
     numbers = torch.arange(num, device=device)
     over = False
     while not (all_ranks(over, device) if synced else over):
@@ -92,17 +103,18 @@ def generate_ids(
         if over:
             continue  # other ranks are still at work and need our part of the weights
         scores = logits if decoding.num_beams == 1 else logits.log_softmax(-1)
-        decoder.keep(open_ones.advance(bend(open_ones.ids.flatten(0, 1), scores)))
+        decoder.keep(open_ones.advance(bend(open_ones.ids.flatten(0, 1), scores), logits))
         num_open = len(numbers) - int(open_ones.done.sum())
         over = num_open == 0 or open_ones.ids.shape[2] >= limit
         if over or num_open <= LEAVE * len(numbers):
-            found[numbers] = open_ones.best()
+            found[numbers], own = open_ones.best()
+            sums[numbers] = own.to(sums.dtype)
         if not over and num_open <= LEAVE * len(numbers):
             stay = (~open_ones.done).nonzero().flatten()
             numbers = numbers[stay]
             open_ones.select(stay)
             decoder.select(stay)
-    return found
+    return Written(found, sums)
 
 
 def all_ranks(over: bool, device: torch.device) -> bool:
@@ -121,12 +133,13 @@ def answers(ids: Tensor, eos_token_id: int) -> list[list[int]]:
     return found
 
 
-def best_choice(logits: Tensor, choices: list[list[int]]) -> list[int]:
+def best_choice(logits: Tensor, choices: list[list[int]]) -> tuple[list[int], Tensor]:
     """(b, w) logits -> for each example the number of the choice whose first token has the highest
-    logit; ties go to the last."""
+    logit; ties go to the last. With (b,) its probability among the choices."""
     firsts = torch.tensor([choice[0] for choice in choices], device=logits.device)
     scores = logits[:, firsts].flip(-1)
-    return [len(choices) - 1 - number for number in scores.argmax(-1).tolist()]
+    chosen = [len(choices) - 1 - number for number in scores.argmax(-1).tolist()]
+    return chosen, scores.float().softmax(-1).amax(-1)
 
 
 class Greedy:
@@ -139,20 +152,25 @@ class Greedy:
         self.ids = start
         self.limit, self.eos, self.pad = limit, config.eos_token_id, config.pad_token_id
         self.done = torch.zeros(len(start), dtype=torch.bool, device=start.device)
+        self.sums = torch.zeros(len(start), device=start.device)
 
-    def advance(self, scores: Tensor) -> None:
+    def advance(self, scores: Tensor, logits: Tensor) -> None:
         """Append the best token; what is done gets padding."""
-        tokens = scores.argmax(-1).masked_fill(self.done, self.pad)
+        tokens = scores.argmax(-1)
+        own = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
+        self.sums = self.sums + own.masked_fill(self.done, 0.0)
+        tokens = tokens.masked_fill(self.done, self.pad)
         self.ids = extend(self.ids, tokens[:, None])
         self.done = self.done | (tokens == self.eos)
 
-    def best(self) -> Tensor:
-        """(b, limit)."""
-        return padded(self.ids, self.limit, self.pad)[:, 0]
+    def best(self) -> Written:
+        """All of them."""
+        return Written(padded(self.ids, self.limit, self.pad)[:, 0], self.sums)
 
     def select(self, examples: Tensor) -> None:
         """Go on with these."""
-        self.ids, self.done = self.ids[examples], self.done[examples]
+        for name in ("ids", "sums", "done"):
+            setattr(self, name, getattr(self, name)[examples])
 
 
 class Beams:
@@ -170,11 +188,13 @@ class Beams:
         self.sums[:, 1:] = -torch.inf  # the beams are all equal at first, so only one may go on
         self.finished_ids = torch.full((*shape, self.limit), self.pad, device=device)
         self.finished_scores = torch.full(shape, -torch.inf, device=device)  # falling
+        self.finished_sums = torch.full(shape, -torch.inf, device=device)
         self.done = torch.zeros(len(start), dtype=torch.bool, device=device)
 
-    def advance(self, scores: Tensor) -> Tensor:
+    def advance(self, scores: Tensor, logits: Tensor) -> Tensor:
         """Extend the beams by a token from log-probabilities (b * k, w); (b * k,) row that each one
         came from. A beam whose sum is -inf is none."""
+        del logits
         num_words = scores.shape[-1]
         totals = self.sums[..., None] + scores.view(len(self.done), self.size, num_words)
         totals, chosen = totals.flatten(1).topk(2 * self.size, 1)
@@ -185,7 +205,7 @@ class Beams:
         new = totals[:, : self.size] / length
         new = new.masked_fill(~ends[:, : self.size] | self.done[:, None], -torch.inf)
         ended = extend(take(self.ids, parents), tokens)[:, : self.size]
-        self.finish(ended, new)
+        self.finish(ended, totals[:, : self.size], new)
         full = torch.isfinite(self.finished_scores).all(1)
         hopeless = self.finished_scores[:, -1] >= totals[:, 0] / length
         # The best k that do not end. There are k, since each of the k beams ends in one way at
@@ -199,24 +219,32 @@ class Beams:
         rows: Tensor = first_rows + parents
         return rows.flatten()
 
-    def finish(self, ids: Tensor, scores: Tensor) -> None:
+    def finish(self, ids: Tensor, sums: Tensor, scores: Tensor) -> None:
         """Keep the best k of the old and the new finished answers; one with score -inf is none."""
-        ids = padded(ids, self.limit, self.pad)
-        scores = torch.cat([self.finished_scores.to(scores.dtype), scores], 1)
+        ids, sums, scores = self._with_finished(ids, sums, scores)
         self.finished_scores, chosen = scores.topk(self.size, 1)
-        self.finished_ids = take(torch.cat([self.finished_ids, ids], 1), chosen)
+        self.finished_ids, self.finished_sums = take(ids, chosen), sums.gather(1, chosen)
 
-    def best(self) -> Tensor:
-        """(b, limit) best answers; those still open compete too."""
+    def best(self) -> Written:
+        """The best answers; those still open compete too."""
         length = self.ids.shape[2] - (0 if self.length_counts_start else 1)
         unfinished = (self.sums / length).masked_fill(self.done[:, None], -torch.inf)
-        scores = torch.cat([self.finished_scores.to(unfinished.dtype), unfinished], 1)
-        ids = torch.cat([self.finished_ids, padded(self.ids, self.limit, self.pad)], 1)
-        return take(ids, scores.argmax(1, keepdim=True))[:, 0]
+        ids, sums, scores = self._with_finished(self.ids, self.sums, unfinished)
+        chosen = scores.argmax(1, keepdim=True)
+        return Written(take(ids, chosen)[:, 0], sums.gather(1, chosen)[:, 0])
+
+    def _with_finished(
+        self, ids: Tensor, sums: Tensor, scores: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return (
+            torch.cat([self.finished_ids, padded(ids, self.limit, self.pad)], 1),
+            torch.cat([self.finished_sums.to(sums.dtype), sums], 1),
+            torch.cat([self.finished_scores.to(scores.dtype), scores], 1),
+        )
 
     def select(self, examples: Tensor) -> None:
         """Go on with these."""
-        for name in ("ids", "sums", "finished_ids", "finished_scores", "done"):
+        for name in ("ids", "sums", "finished_ids", "finished_sums", "finished_scores", "done"):
             setattr(self, name, getattr(self, name)[examples])
 
 

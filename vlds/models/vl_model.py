@@ -22,7 +22,7 @@ from vlds.methods.base import is_own
 from vlds.methods.routing import TaskRouting
 from vlds.models.answer_list import AnswerList, read_answers
 from vlds.models.counts import Counts
-from vlds.models.generation import CachedDecoder, answers, best_choice, generate_ids
+from vlds.models.generation import CachedDecoder, Written, answers, best_choice, generate_ids
 from vlds.models.visual_embedding import VisualEmbedding
 from vlds.schema import IGNORED_LABEL, Batch, Decoding
 from vlds.vision.base import GridEncoder
@@ -35,6 +35,14 @@ class ModelOutput(NamedTuple):
     """Sum over examples of coefficient x summed token nll, in float32."""
     token_nll_sum: Tensor
     """(b,) summed token nll of each example, detached."""
+
+
+class Answer(NamedTuple):
+    """What a model says, and how sure it is."""
+
+    text: str
+    confidence: float
+    """Probability that it gives to the whole answer; among the `choices`, where it has some."""
 
 
 @dataclass(frozen=True)
@@ -186,9 +194,34 @@ class VLModel(nn.Module):
 
     # Answers.
 
-    def answer(self, batch: Batch, decoding: Decoding) -> list[str]:
-        """Each example's answer as text."""
-        found = self.generate(batch, decoding)
+    def answer(self, batch: Batch, decoding: Decoding) -> list[Answer]:
+        """Each example's answer."""
+        found, confidences = self._generate(batch, decoding)
+        texts = self._texts(found, decoding)
+        return [Answer(*each) for each in zip(texts, confidences.tolist(), strict=True)]
+
+    def generate(self, batch: Batch, decoding: Decoding, synced: bool = False) -> list[list[int]]:
+        """Token ids of each example's answer, without start token and </s>.
+
+        `synced`: go on until all ranks are done, which ZeRO-3 needs while weights are partitioned.
+        """
+        return self._generate(batch, decoding, synced)[0]
+
+    @torch.no_grad()
+    def _generate(
+        self, batch: Batch, decoding: Decoding, synced: bool = False
+    ) -> tuple[list[list[int]], Tensor]:
+        """Token ids, and (b,) how probable they are."""
+        states, mask = self.encode(batch)
+        if decoding.choices is not None:
+            choices = self.choice_ids(decoding.choices)
+            chosen, confidences = best_choice(self.choice_logits(states, mask), choices)
+            return [choices[number] for number in chosen], confidences
+        written = self.written(batch, states, mask, decoding, synced)
+        found = answers(written.ids, self.backbone.config.eos_token_id)
+        return found, written.log_probabilities.exp()
+
+    def _texts(self, found: list[list[int]], decoding: Decoding) -> list[str]:
         if decoding.choices is not None:
             ids = map(tuple, self.choice_ids(decoding.choices))
             known = dict(zip(ids, decoding.choices, strict=True))
@@ -199,29 +232,15 @@ class VLModel(nn.Module):
         texts = self.tokenizer.batch_decode(found, skip_special_tokens=True)
         return [text.strip() for text in texts]
 
-    @torch.no_grad()
-    def generate(self, batch: Batch, decoding: Decoding, synced: bool = False) -> list[list[int]]:
-        """Token ids of each example's answer, without start token and </s>.
-
-        `synced`: go on until all ranks are done, which ZeRO-3 needs while weights are partitioned.
-        """
-        states, mask = self.encode(batch)
-        if decoding.choices is not None:
-            choices = self.choice_ids(decoding.choices)
-            chosen = best_choice(self.choice_logits(states, mask), choices)
-            return [choices[number] for number in chosen]
-        ids = self.generated_ids(batch, states, mask, decoding, synced)
-        return answers(ids, self.backbone.config.eos_token_id)
-
-    def generated_ids(
+    def written(
         self,
         batch: Batch,
         states: Tensor,
         mask: Tensor,
         decoding: Decoding,
         synced: bool = False,
-    ) -> Tensor:
-        """(b, l) ids from encoder states, with start token and padding."""
+    ) -> Written:
+        """What the decoder writes from encoder states."""
         decoder = CachedDecoder(
             self.backbone, self.vocabulary_logits, states, mask, batch.task_index, self.routing
         )

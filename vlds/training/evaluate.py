@@ -232,10 +232,10 @@ class Evaluator:
         batches = blanked(stream) if self.recipe.data.blank_images else stream
         started = told = time.monotonic()
         for done, batch in enumerate(batches, 1):
-            texts = model.answer(batch.to(self.ranks.device), source.task.decoding)
-            for row, text in enumerate(texts):
+            found = model.answer(batch.to(self.ranks.device), source.task.decoding)
+            for row, answer in enumerate(found):
                 if batch.valid[row]:
-                    yield Decoded(batch.ids[row], text, batch.references[row])
+                    yield Decoded(batch.ids[row], batch.references[row], *answer)
             now = time.monotonic()
             if self.ranks.is_first and now - told > SECONDS_BETWEEN_LINES and done < len(stream):
                 told = now

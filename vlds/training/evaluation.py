@@ -17,8 +17,10 @@ class Decoded(NamedTuple):
     """One example, answered."""
 
     id: str
-    prediction: str
     reference: Any
+    prediction: str = ""
+    confidence: float | None = None
+    """Probability of the prediction; None where there was none."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Evaluation:
     scores: dict[str, float]
     predictions: dict[str, str]
     references: dict[str, Any] = field(repr=False)
+    confidences: dict[str, float | None] = field(repr=False, default_factory=dict)
+    """Probability that the model gave to each prediction, where it is known."""
     unreadable: list[str] = field(default_factory=list)
     """Ids and reasons of examples whose picture could not be read: predicted as "" and scored as
     such."""
@@ -40,13 +44,14 @@ class Evaluation:
         """The ranks' examples together, sorted by their ids; without scores."""
         bad = sorted((entry for _, own in gathered for entry in own), key=lambda entry: entry.id)
         found = [entry for own, _ in gathered for entry in own]
-        found += [Decoded(entry.id, "", entry.reference) for entry in bad]
+        found += [Decoded(entry.id, entry.reference) for entry in bad]
         found.sort(key=lambda entry: entry.id)
         return cls(
             task,
             {},
             {entry.id: entry.prediction for entry in found},
             {entry.id: entry.reference for entry in found},
+            {entry.id: entry.confidence for entry in found},
             [f"{entry.id}: {entry.reason}" for entry in bad],
         )
 
@@ -63,13 +68,17 @@ class Evaluation:
         return sum(not text.strip() for text in self.predictions.values())
 
     def write(self, folder: Path) -> None:
-        """TASK.jsonl: a line per example with id, prediction, reference."""
+        """TASK.jsonl: a line per example with id, prediction, confidence (where known) and
+        reference."""
         folder.mkdir(parents=True, exist_ok=True)
-        lines = [
-            json.dumps({"id": key, "prediction": text, "reference": self.references[key]})
-            for key, text in self.predictions.items()
-        ]
+        lines = [json.dumps(self._line(key)) for key in self.predictions]
         (folder / f"{self.task}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def _line(self, key: str) -> dict[str, Any]:
+        line: dict[str, Any] = {"id": key, "prediction": self.predictions[key]}
+        if (confidence := self.confidences.get(key)) is not None:
+            line["confidence"] = round(confidence, 4)
+        return line | {"reference": self.references[key]}
 
     def headlines(self) -> str:
         """The scores of the whole, in one line."""

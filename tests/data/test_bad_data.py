@@ -154,7 +154,8 @@ def test_a_quarantined_sample_is_scored_as_wrong(tmp_path: Path) -> None:
     bad = {"shard": "hurt-train-00000.tar", "i": 4, "key": "000000004", "id": "x", "reason": "y"}
     (folder / "quarantine.jsonl").write_text(json.dumps(bad) + "\n")
     hurt = Source("red", ToyTask(), [open_dataset(folder)])
-    stream = EvalStream(hurt, tokenizer=ToyTokenizer(), image=SPEC, micro_batch_size=90)
+    order = EvalOrder(np.concatenate(hurt.counts), [(1, 4)] * 30, 90)
+    stream = EvalStream(hurt, order, tokenizer=ToyTokenizer(), image=SPEC)
     (batch,) = stream
     assert batch.valid.sum() == 85
     assert [(b.id, b.reference) for b in stream.bad] == [

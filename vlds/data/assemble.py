@@ -17,6 +17,7 @@ from vlds.data.order import WHOLE_SAMPLE
 from vlds.data.randomness import Draws, Ints, random_words
 from vlds.data.source import Source
 from vlds.schema import Batch, Example, ImageSpec, Sample, SkipSample
+from vlds.tasks.base import ask
 
 
 class Order(Protocol):
@@ -156,7 +157,7 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
         if self._draws is None:
             return source.fixed_example(number, sample, annotation)
         rng = self._draws.at(position, attempt)
-        example = source.task.example(source.name, sample, annotation, rng)
+        example = ask(source.task, source.name, sample, annotation, rng)
         require_target(source.name, example, sample)
         return example
 

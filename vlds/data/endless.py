@@ -20,6 +20,7 @@ from vlds.data.mixture import MixedOrder
 from vlds.data.randomness import Draws, Recent, permutation
 from vlds.data.streamed_source import StreamedDataset, StreamedSource
 from vlds.schema import ImageSpec, Sample, SkipSample
+from vlds.tasks.base import ask
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ class SequentialAssembler(torch.utils.data.Dataset[Parcel]):
                 if sample is not None:
                     images = self._images(drawn, sample, shown)
                     rng = self._draws.at(position, attempt)
-                    example = source.task.example(source.name, sample, drawn.annotation, rng)
+                    example = ask(source.task, source.name, sample, drawn.annotation, rng)
                     require_target(source.name, example, sample)
                     return Row(
                         example=example,

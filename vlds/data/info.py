@@ -8,7 +8,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 SCHEMA = 1
 DATASET_FILE = "dataset.json"
@@ -133,15 +134,43 @@ def _build(cls: type[Info], content: Any, where: str) -> Info:
         )
     values: dict[str, Any] = {}
     for name, value in content.items():
-        expected = hints[name]
-        if expected in (int, str) and (not isinstance(value, expected) or isinstance(value, bool)):
-            raise ValueError(f"{where}: {name} is {value!r}, {expected.__name__} expected")
+        if not _fits(value, hints[name]):
+            raise ValueError(f"{where}: {name} is {value!r}, {_word(hints[name])} expected")
+        if cls is ShardInfo and name == "name" and not _is_file_name(value):
+            raise ValueError(f"{where}: name is {value!r}, a file name expected")
         if isinstance(value, list):
             value = tuple(value)
         if name == "shards":
             value = tuple(_build(ShardInfo, v, f"{where}, shard {i}") for i, v in enumerate(value))
         values[name] = value
     return cls(**values)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value of JSON is of an annotation's outer type, and the texts in it are."""
+    kinds = [kind for kind in get_args(hint) if kind is not Ellipsis]
+    if get_origin(hint) is UnionType:
+        return any(_fits(value, kind) for kind in kinds)
+    if get_origin(hint) is tuple:
+        return isinstance(value, list)
+    if get_origin(hint) is Mapping:
+        return isinstance(value, dict) and all(_fits(each, kinds[1]) for each in value.values())
+    return hint is Any or (
+        isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+    )
+
+
+def _word(hint: Any) -> str:
+    """What an annotation asks of JSON."""
+    if get_origin(hint) is UnionType:
+        return _word(get_args(hint)[0])
+    known: dict[Any, str] = {tuple: "a list", Mapping: "an object"}
+    return known.get(get_origin(hint)) or str(hint.__name__)
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether it is one in the folder itself."""
+    return name not in ("", ".", "..") and not set("/\\\0") & set(name)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

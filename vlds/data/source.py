@@ -14,7 +14,7 @@ import numpy as np
 from vlds.data.order import WHOLE_SAMPLE
 from vlds.data.store import Dataset
 from vlds.schema import Example, ImageSpec, Sample, SkipSample
-from vlds.tasks.base import Task
+from vlds.tasks.base import Task, ask
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,11 @@ class Source:
 
         Ids are unique within a data set only, and predictions go by them: where there are several
         data sets, they begin with the data set's name and split.
+
+        Errors: SkipSample where its annotations are not what the task reads.
         """
         whole = annotation == WHOLE_SAMPLE
-        example = self.task.example(self.name, sample, None if whole else annotation, None)
+        example = ask(self.task, self.name, sample, None if whole else annotation, None)
         if len(self.datasets) > 1:
             example = replace(example, id=f"{self.locate(number)[0].label}/{example.id}")
         return example

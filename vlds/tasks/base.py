@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 
-from vlds.schema import Decoding, Example, Sample
+from vlds.schema import Decoding, Example, Sample, SkipSample
 
 Found = TypeVar("Found")
 
@@ -115,6 +115,22 @@ class Task(ABC):
         """Whether one prediction is right, for showing; None where that is no yes-or-no matter."""
         answer = self.answer_of(reference)
         return None if answer is None else prediction == answer
+
+
+def ask(
+    task: Task, name: str, sample: Sample, annotation: int | None, rng: np.random.Generator | None
+) -> Example:
+    """`Task.example` of an annotation that anyone may have written.
+
+    Errors: SkipSample where it is not what the task reads.
+    """
+    try:
+        return task.example(name, sample, annotation, rng)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise SkipSample(
+            f"sample {sample.key}: its annotations are not what {type(task).__name__} reads: "
+            f"{error!r}"
+        ) from error
 
 
 def labelled(

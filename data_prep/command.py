@@ -66,6 +66,12 @@ def add_shard_options(parser: argparse.ArgumentParser) -> None:
         help="processes that open pictures; the shards do not depend on it (default: the cores)",
     )
     group.add_argument(
+        "--seed",
+        type=seed,
+        default=0,
+        help="of the order of samples in the shards, and of splits that are drawn (default: 0)",
+    )
+    group.add_argument(
         "--resume",
         action="store_true",
         help="go on where an interrupted command with the same options stopped",
@@ -99,6 +105,7 @@ def shard_options(args: argparse.Namespace) -> Options:
         args.resume,
         args.features,
         args.encoder,
+        args.seed,
         {key: value for key, value in given.items() if value not in (None, [])},
     )
 
@@ -110,6 +117,13 @@ def num_bytes(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; give one such as 512MB or 1GiB")
     number, prefix, binary = found.groups()
     return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix or " "))
+
+
+def seed(text: str) -> int:
+    """A number that fits into 64 bits."""
+    if not text.isdecimal() or int(text) >= 1 << 64:
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed; give a number from 0 to 2^64 - 1")
+    return int(text)
 
 
 def plain(value: Any) -> Any:

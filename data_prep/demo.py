@@ -9,6 +9,7 @@ Deterministic by seed. World `home` is for pretraining, world `shifted` for tuni
 
 from __future__ import annotations
 
+import argparse
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -109,7 +110,6 @@ def add_command(commands: Any) -> None:
         "and trains a sentencepiece model on their text (OUT/spiece.model).",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument(
         "--scenes",
         type=int,
@@ -117,6 +117,9 @@ def add_command(commands: Any) -> None:
         help=f"pictures of the home world (default: {HOME_SCENES})",
     )
     add_shard_options(parser)
-    parser.set_defaults(
-        run=lambda args: make_demo(args.out, args.seed, args.scenes, shard_options(args))
-    )
+
+    def run(args: argparse.Namespace) -> None:
+        # The worlds are drawn by the seed; another order of what was drawn would add nothing.
+        make_demo(args.out, args.seed, args.scenes, replace(shard_options(args), seed=0))
+
+    parser.set_defaults(run=run)

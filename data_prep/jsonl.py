@@ -211,7 +211,6 @@ def add_command(commands: Any) -> None:
         help="this share of the pictures, with all their rows, goes to OUT/test, the others to "
         "OUT/train, by a hash of the picture's name and --seed",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of --split-by-image (default: 0)")
     add_shard_options(parser)
     parser.set_defaults(run=_run_jsonl)
 

@@ -38,6 +38,8 @@ class Options:
     """Features to store in the place of pictures: a folder, or one HDF5 file."""
     encoder: str | None = None
     """What made the features, for the record in dataset.json."""
+    seed: int = 0
+    """Of the order in which samples go into shards."""
     arguments: Mapping[str, Any] | None = None
     """The command line, for the record in dataset.json."""
 
@@ -45,7 +47,7 @@ class Options:
 def pack(dataset: SourceSet, out: Path, options: Options) -> DatasetInfo:
     """Write a data set and print what became of every sample."""
     dataset = ready(dataset, options)
-    order = in_order(dataset)
+    order = in_order(dataset, options.seed)
     shape = common_shape(order)
     features = shape and {"tokens": shape[0], "dim": shape[1], "encoder": options.encoder}
     image = None if shape else {"size": options.rule.size, "square": options.rule.square}
@@ -105,10 +107,10 @@ def _account(noun: str, given: int, written: int) -> str:
     return f"  {noun:<11} {given:>9,} in = {written:,} written + {given - written:,} dropped"
 
 
-def in_order(dataset: SourceSet) -> list[SourceSample]:
+def in_order(dataset: SourceSet, seed: int) -> list[SourceSample]:
     """The samples in the order in which they go into shards."""
     samples = {sample.id: sample for sample in dataset.samples}
-    return [samples[sample_id] for sample_id in shard_order(samples)]
+    return [samples[sample_id] for sample_id in shard_order(samples, seed)]
 
 
 def try_record(

@@ -38,9 +38,11 @@ class SampleRecord:
     The writer adds "id" and, where not given, "images": the members that are pictures, in order."""
 
 
-def shard_order(ids: Iterable[str]) -> list[str]:
-    """The order in which samples go into shards: by the hash of their id, so each is a mixture."""
-    return sorted(ids, key=lambda id: (blake2b(id.encode(), digest_size=8).digest(), id))
+def shard_order(ids: Iterable[str], seed: int = 0) -> list[str]:
+    """The order in which samples go into shards: by the hash of their id and a seed (64 bits), so
+    each is a mixture."""
+    salt = seed.to_bytes(8, "little")
+    return sorted(ids, key=lambda id: (blake2b(id.encode(), digest_size=8, salt=salt).digest(), id))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -124,6 +124,7 @@ def test_the_artifact_has_the_masters(
     assert any(not torch.equal(frozen[name], tensor) for name, tensor in masters.items())
 
 
+@pytest.mark.slow
 def test_any_number_of_ranks(world: Path, ranks4: RankPool, tmp_path: Path) -> None:
     """Four ranks cut tensors into parts that must be padded."""
     masters = checkpoint_of(Case(3, frozen=True), world, tmp_path, ranks4)

@@ -171,5 +171,8 @@ def test_order_of_samples_is_a_fixed_mixture() -> None:
     ids = [str(n) for n in range(100)]
     order = shard_order(ids)
     assert sorted(order) == sorted(ids)
-    assert order == shard_order(reversed(ids))
+    assert order == shard_order(reversed(ids)) == shard_order(ids, seed=0)
     assert order != ids
+    other = shard_order(ids, seed=2**64 - 1)
+    assert sorted(other) == sorted(ids)
+    assert other not in (ids, order)

@@ -175,6 +175,7 @@ def test_a_run_that_diverges_stops_at_its_last_good_state(
     assert read_progress(found).skipped == 0
 
 
+@pytest.mark.slow
 def test_out_of_memory_names_the_keys_to_lower(
     warm: Warm, short: tuple[Recipe, Recipe, Path]
 ) -> None:

@@ -98,7 +98,7 @@ def test_a_killed_run_loses_nothing(
     assert len(names) == 2 or start == STEPS, "a finished run saves no more, and so clears nothing"
     for global_rank in range(warm.world_size):
         every, reference = steps_of(run, global_rank), steps_of(expected, global_rank)
-        resumed = every[-(STEPS - start) :]
+        resumed = every[len(every) - (STEPS - start) :]
         assert resumed == reference[start:], "the resumed part begins after the state"
         assert every[:start] == reference[:start]
         assert all(step in reference for step in every), "what was thrown away is repeated alike"

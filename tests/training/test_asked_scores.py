@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -80,7 +81,7 @@ def test_evaluate_gives_more_scores_than_training(
     assert ranks2.run(run_recipe, recipe, timeout=120) == [0, 0]
     first, *others = ranks2.run(evaluate_run, tmp_path / "run", timeout=300)
     assert others == [""]
-    shown = [line.split()[0] for line in first.splitlines() if line.startswith("  ")]
+    shown = re.findall(r"^  (\S+) +\d\.\d{4}$", first, re.MULTILINE)
     assert shown == [
         "CIDEr", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "word_f1",
     ]  # fmt: skip

@@ -31,7 +31,7 @@ from tests.convert.runs import write_run
 from tests.training.world import world_recipe, write_world
 from vlds import cli
 from vlds.artifact import own_tensors, save_artifact
-from vlds.config import load_recipe, parse_recipe
+from vlds.config import load_recipe, parse, parse_recipe
 from vlds.convert.command import parse as parse_convert
 from vlds.launch import RANK_COMMANDS, take_ranks
 from vlds.methods import LoRA
@@ -40,6 +40,7 @@ from vlds.metrics.gqa_scores import TABLES
 from vlds.models.build import build_model, describe
 from vlds.resources import find, shipped
 from vlds.restarts import take_restarts, take_resume
+from vlds.training.score_file import task_class
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -164,7 +165,10 @@ class Reader:
             runs = [options["run"]] if options.get("run") else options.get("runs", [])
             given = (options.get(name) or () for name in ("image", "data", "predictions"))
             self.need(*runs, *(place for places in given for place in places))
-            if parsed.value.further:
+            if options.get("predictions"):
+                cls = task_class(options["task"] or "VQA", "vqa")
+                parse(cls, parsed.value.further, "vlds evaluate")
+            elif parsed.value.further:
                 recipe = parse_recipe(["--config", "vqa.yaml", *parsed.value.further])
                 if (answers := recipe.tasks["vqa"].decoding.answers) is not None:
                     self.need(str(answers))

@@ -121,7 +121,7 @@ def evaluate(arguments: list[str]) -> int:
     parser.add_argument(
         "--task", metavar="CLASS",
         help="with --predictions: the task class that scores them; default: the one that reads "
-        "such data",
+        "such data. Further options are its fields, like --choices FILE of GQA",
     )  # fmt: skip
     parser.add_argument(
         "--out", type=Path, metavar="DIR",
@@ -131,9 +131,7 @@ def evaluate(arguments: list[str]) -> int:
     if options.predictions:
         from vlds.training.score_file import score_file
 
-        if changes:
-            parser.error(f"with --predictions there is no recipe to change: {' '.join(changes)}")
-        return score_file(options.predictions, options.data, options.task, options.out)
+        return score_file(options.predictions, options.data, options.task, changes, options.out)
     if options.task:
         raise ValueError(
             "--task: goes with --predictions; a run has its tasks, so say --data TASK=DATASET"

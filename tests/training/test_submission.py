@@ -122,6 +122,21 @@ def test_our_own_file_is_scored_too(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert scores["GQA"]["accuracy"] == 1.0
 
 
+def test_fields_of_the_task_are_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_data(tmp_path / "data", "gqa")
+    told = right_answers(source)
+    told.write(tmp_path)
+    choices = {key: {"valid": [], "plausible": [text]} for key, text in told.predictions.items()}
+    (tmp_path / "choices.json").write_text(json.dumps(choices), encoding="utf-8")
+    words = ["--predictions", str(tmp_path / "gqa.jsonl"), "--data", str(tmp_path / "data")]
+    assert cli.main(["evaluate", *words, "--choices", str(tmp_path / "choices.json")]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"  validity +0\.0000\n", out)
+    assert re.search(r"  plausibility +1\.0000\n", out)
+    assert cli.main(["evaluate", *words, "--choises", "x"]) == 2
+    assert "unknown key 'choises'; did you mean 'choices'?" in capsys.readouterr().err
+
+
 def test_a_task_of_ones_own_scores_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_data(tmp_path / "data", "vqa")
     file = tmp_path / "mine.json"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import vlds.tasks
+from vlds.config import parse
 from vlds.data import Source, open_dataset
 from vlds.data.eval_order import survey
 from vlds.tasks.base import Task
@@ -17,16 +18,22 @@ from vlds.training.prediction_files import as_mapping, read_pairs
 
 
 def score_file(
-    files: Sequence[Path], data: Sequence[str], task_name: str | None, out: Path | None
+    files: Sequence[Path],
+    data: Sequence[str],
+    task_name: str | None,
+    fields: Sequence[str],
+    out: Path | None,
 ) -> int:
-    """Score predictions that lie in files, whoever made them; no model is needed. Exit code.
+    """Score predictions that lie in files, whoever made them; no model is needed. `fields`: options
+    of the task class. Exit code.
 
-    Errors: ValueError where ids are missing, unknown or there twice.
+    Errors: ValueError where ids are missing, unknown or there twice, and for a mistaken field.
     """
     if not data:
         raise ValueError("--data: name the data sets that the predictions are for")
     datasets = [open_dataset(folder) for folder in data]
-    task = task_class(task_name, datasets[0].kind)().thorough()
+    cls = task_class(task_name, datasets[0].kind)
+    task = parse(cls, list(fields), "vlds evaluate --predictions").thorough()
     if (missing := task.missing_for_scores()) is not None:
         raise ValueError(f"--predictions: {missing}")
     source = Source(type(task).__name__, task, open_datasets("--data", task, data))
@@ -43,7 +50,7 @@ def score_file(
     return 0
 
 
-def task_class(name: str | None, kind: str) -> Callable[[], Task]:
+def task_class(name: str | None, kind: str) -> type[Task]:
     """The class that scores a kind of samples: a name in vlds.tasks, or a dotted path.
 
     Errors: ValueError where there is none, or it is no task.
@@ -51,7 +58,7 @@ def task_class(name: str | None, kind: str) -> Callable[[], Task]:
     known: dict[str, Any] = {n: getattr(vlds.tasks, n) for n in vlds.tasks.__all__ if n != "Task"}
     reads = ", ".join(f"{n} reads {'/'.join(cls.kinds)}" for n, cls in known.items())
     if name is None:
-        fitting: list[Callable[[], Task]] = [cls for cls in known.values() if kind in cls.kinds]
+        fitting: list[type[Task]] = [cls for cls in known.values() if kind in cls.kinds]
         if len(fitting) != 1:
             raise ValueError(
                 f"--task: {len(fitting)} tasks read samples of kind '{kind}' ({reads}); "

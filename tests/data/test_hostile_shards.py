@@ -85,7 +85,7 @@ def write(folder: Path, annotations: list[Any]) -> None:
     write_dataset(folder, name="toy", kind="vqa", split="train", records=iter(records))
 
 
-def use(folder: Path) -> None:
+def check_use(folder: Path) -> None:
     """All that a run does with a data set; what goes wrong is a ValueError."""
     with contextlib.suppress(ValueError):  # ShardError is one
         source = Source("vqa", VQA(train=[str(folder)]), [open_dataset(folder)])
@@ -117,7 +117,7 @@ def test_damaged_files(whole: Path, name: str, damage: Damage) -> None:
     shutil.copytree(whole, folder)
     (folder / name).write_bytes(damage((whole / name).read_bytes()))
     before = everything_in(whole.parent)
-    use(folder)
+    check_use(folder)
     assert everything_in(whole.parent) == before
 
 
@@ -129,7 +129,7 @@ def test_hostile_descriptions(whole: Path, field: str, value: Any) -> None:
     shutil.copytree(whole, folder)
     told = json.loads((whole / "dataset.json").read_text("utf-8"))
     (folder / "dataset.json").write_text(json.dumps(told | {field: value}), "utf-8")
-    use(folder)
+    check_use(folder)
 
 
 @pytest.mark.parametrize("name", ["../toy-train-00000.tar", "/etc/hostname", "a/b.tar", "", ".."])
@@ -158,7 +158,7 @@ def test_hostile_annotations(whole: Path, annotations: list[Any]) -> None:
         ValueError, TypeError, KeyError, AttributeError
     ):  # the writer's affair
         write(folder, annotations)
-    use(folder)
+    check_use(folder)
 
 
 @given(damage=damages)

@@ -312,30 +312,51 @@ def test_predict_writes_what_a_leaderboard_takes(
     assert "--image, --data: give pictures, or data sets" in ranks2.run(command, both)[0][1]
 
 
-def train_for_best(world: Path, output: Path, best: str) -> int:
-    """Ten steps with an evaluation after each fifth."""
+def train_for_best(
+    world: Path, output: Path, best: str, steps: int = 15, resume: bool = False
+) -> int:
+    """An evaluation and a state after each fifth step."""
     recipe = world_recipe(world, output)
-    training = replace(recipe.training, evaluate_every=5, best=best, save_every=10)
-    return train(replace(recipe, training=training))
+    training = replace(
+        recipe.training, evaluate_every=5, best=best, save_every=5, steps=steps, keep_states=1
+    )
+    return train(replace(recipe, training=training), resume=resume)
+
+
+def scores_by_step(run: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    return {
+        line["step"]: line["scores"]["vqa"]["exact_match"] for line in lines if "scores" in line
+    }
+
+
+def states(run: Path) -> set[str]:
+    return {path.name for path in (run / "state").iterdir()}
 
 
 def test_the_best_step_is_kept(world: Path, ranks2: RankPool, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert ranks2.run(train_for_best, world, run, "vqa/exact_match", timeout=120) == [0, 0]
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
-    scores = {
-        line["step"]: line["scores"]["vqa"]["exact_match"] for line in lines if "scores" in line
-    }
-    assert scores.keys() == {5, 10}
-    step = 5 if scores[5] >= scores[10] else 10
+    scores = scores_by_step(run)
+    assert scores.keys() == {5, 10, 15}
+    step = max(scores, key=lambda step: scores[step])  # the first of the highest
     told = json.loads((run / "best.json").read_text("utf-8"))
     assert told == {"score": "vqa/exact_match", "value": scores[step], "step": step}
     best, last = (load_file(run / name / "weights.safetensors") for name in ("best", "artifact"))
     same = all(torch.equal(best[name], last[name]) for name in last)
-    assert same == (step == 10)
+    assert same == (step == 15)
+    # The newest state is kept, and that of the best step.
+    assert states(run) == {f"step-{number:08d}" for number in (step, 15)}
     # It is a run like any other, and has the score that it was kept for.
     evaluation = ranks2.run(evaluate_on, run / "best", str(world / "vqa"), timeout=120)[0][0]
     assert evaluation.scores["exact_match"] == scores[step]
+    # A resumed run knows which one it was.
+    trained = ranks2.run(train_for_best, world, run, "vqa/exact_match", 20, True, timeout=120)
+    assert trained == [0, 0]
+    scores = scores_by_step(run)
+    step = max(scores, key=lambda step: scores[step])
+    assert json.loads((run / "best.json").read_text("utf-8"))["step"] == step
+    assert states(run) == {f"step-{number:08d}" for number in (step, 20)}
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,24 @@ def test_hostile_annotations(whole: Path, annotations: list[Any]) -> None:
     check_use(folder)
 
 
+def test_an_annotation_that_lacks_what_the_task_reads(tmp_path: Path) -> None:
+    """Replaced and written down in training; in evaluation no score would be whole."""
+    good: dict[str, Any] = {"question": "what?", "label": {"red": 1.0}}
+    write(tmp_path / "data", [{"id": "0"}, *({"id": str(n), **good} for n in range(1, NUM))])
+    source = Source("vqa", VQA(), [open_dataset(tmp_path / "data")])
+    stream = TrainStream(
+        [source], tokenizer=ToyTokenizer(), image=SPEC, seed=0, global_batch_size=NUM,
+        micro_batch_size=NUM, errors=LENIENT, ledger=tmp_path / "ledger",
+    )  # fmt: skip
+    (ids,) = (batch.ids for batch in islice(stream, 1))
+    assert len(ids) == NUM
+    assert "0" not in ids
+    said = "its annotations are not what VQA reads: KeyError('question')"
+    assert said in json.loads((tmp_path / "ledger").read_text("utf-8"))["reason"]
+    with pytest.raises(ValueError, match=r"task vqa: sample .* are not what VQA reads"):
+        survey(source, range(NUM))
+
+
 @given(damage=damages)
 @FAST
 def test_streamed_shards(whole: Path, damage: Damage) -> None:

@@ -212,3 +212,16 @@ def test_radiographs(shared: Path, tmp_path: Path) -> None:
         assert row["answers"] == [str(some[int(row["id"])]["answer"]).strip().lower()]
         assert row["answer_type"] in ("OPEN", "CLOSED")
     assert {min(sample.extra["size"][0]) for sample in samples.values()} == {64}
+
+
+def test_another_seed_is_another_order(images: Path, tmp_path: Path) -> None:
+    """Of the samples in the shards, which are the same ones."""
+    rows = write(tmp_path / "rows.json", [{"file": name, "text": name} for name in "abcdefghij"])
+    fields = ["--image-field", "file", "--caption-field", "text"]
+    orders = []
+    for number, seed in enumerate(["0", "7", "7"]):
+        out = tmp_path / str(number)
+        assert prepare(rows, images, out, *fields, "--seed", seed, task="caption") == 0
+        orders.append(list(packed(out)))
+    assert orders[0] != orders[1] == orders[2]
+    assert sorted(orders[0]) == sorted(orders[1]) == list("abcdefghij")

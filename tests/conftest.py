@@ -29,6 +29,14 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
+def ranks1() -> Iterator[RankPool]:
+    """One gloo process, like ranks2."""
+    pool = RankPool(1)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="session")
 def ranks2() -> Iterator[RankPool]:
     """Two gloo processes: ranks2.run(function, *args, timeout=60) -> one result per process."""
     pool = RankPool(2)

@@ -125,9 +125,15 @@ def test_the_artifact_has_the_masters(
 
 
 @pytest.mark.slow
-def test_any_number_of_ranks(world: Path, ranks4: RankPool, tmp_path: Path) -> None:
-    """Four ranks cut tensors into parts that must be padded."""
-    masters = checkpoint_of(Case(3, frozen=True), world, tmp_path, ranks4)
+@pytest.mark.parametrize(
+    ("pool", "stage"), [("ranks1", 2), ("ranks1", 3), ("ranks4", 2), ("ranks4", 3)]
+)
+def test_any_number_of_ranks(
+    pool: str, stage: int, world: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """One rank cuts nothing; four cut tensors into parts that must be padded."""
+    ranks = request.getfixturevalue(pool)
+    masters = checkpoint_of(Case(stage, frozen=True), world, tmp_path, ranks)
     words = ["--from", tmp_path / "checkpoint", "--tag", "step", "--out", tmp_path / "out"]
     convert("zero", *words, "--config", tmp_path / "recipe.yaml")
     found = state_of(tmp_path / "out")

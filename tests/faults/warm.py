@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import json
 import os
 import resource
@@ -103,8 +104,13 @@ def _serve(pipe: Connection) -> None:
     import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401 (what `deepspeed.initialize` imports)
 
     import vlds.cli
+    import vlds.launch
     import vlds.training.loop  # noqa: F401
 
+    vlds.launch.OTHERS_SPEAK_AFTER_S = 0.5  # no launcher is to be waited for
+    # What imports leave is for ever: a rank's collections need not go through it.
+    gc.collect()
+    gc.freeze()
     assert len(os.listdir("/proc/self/task")) == 1, "a process with threads must not fork"
     pids: list[int] = []
     while True:

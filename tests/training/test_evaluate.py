@@ -168,15 +168,15 @@ def test_ranks_and_stages_change_no_prediction(
 
 @pytest.mark.slow
 def test_worlds_of_one_and_three(
-    talkative: Path, world: Path, ranks2: RankPool, tmp_path: Path
+    talkative: Path, world: Path, ranks1: RankPool, ranks2: RankPool, tmp_path: Path
 ) -> None:
     first, _ = written_by(ranks2, talkative, world, tmp_path)
-    for size in (1, 3):
-        pool = RankPool(size)
-        try:
-            assert written_by(pool, talkative, world, tmp_path) == [first] * 2
-        finally:
-            pool.close()
+    assert written_by(ranks1, talkative, world, tmp_path) == [first] * 2
+    pool = RankPool(3)
+    try:
+        assert written_by(pool, talkative, world, tmp_path) == [first] * 2
+    finally:
+        pool.close()
 
 
 def test_training_wrote_the_same_predictions(run: Path, world: Path, ranks2: RankPool) -> None:

@@ -158,6 +158,14 @@ def test_a_state_moves_to_another_number_of_ranks(
     check_move(ranks4, states[saved], world, stage, tmp_path / "run")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("saved", "stage"), [(2, 3), (3, 2)])
+def test_a_state_of_two_ranks_moves_to_one(
+    saved: int, stage: int, states: dict[int, Path], world: Path, ranks1: RankPool, tmp_path: Path
+) -> None:
+    check_move(ranks1, states[saved], world, stage, tmp_path / "run")
+
+
 def refused_resume(recipe: Recipe) -> str:
     """What a resumed run says that does not begin."""
     with pytest.raises(ValueError, match="this run's data differ") as refused:

@@ -51,9 +51,9 @@ def train(case: Case) -> dict[str, Any]:
         report = made.step(own_micro_batches(global_batch(step), made, plan))
         losses.append(made.ranks.sum(report.task_losses))
         norms.append(report.gradient_norm)
-        state = made.export()
-        if step == 0 and state is not None:
-            gradients = {name: t["exp_avg"] / (1 - BETA_1) for name, t in state.items()}
+        if step == 0 and (first := made.export()) is not None:
+            gradients = {name: t["exp_avg"] / (1 - BETA_1) for name, t in first.items()}
+    state = made.export()
     held = made.bytes_per_rank()
     made.close()
     return {

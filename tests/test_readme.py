@@ -40,6 +40,7 @@ from vlds.metrics.gqa_scores import TABLES
 from vlds.models.build import build_model, describe
 from vlds.resources import find, shipped
 from vlds.restarts import take_restarts, take_resume
+from vlds.training.memory import plan_recipe, table
 from vlds.training.score_file import task_class
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,6 +53,8 @@ GIVEN = {"VQAV2", "GQA", "NLVR2", "COCO", "VALUE", "PHOTOS", "PHOTO.jpg", "TARS"
          "CHECKPOINT"}  # fmt: skip
 """What a reader has: official files, own rows and pictures, others' predictions, runs, and a ZeRO
 checkpoint."""
+OWN_PARSERS = {"data_prep", "train", "describe", "plan", "features", "convert"}
+"""Commands that are not followed by argparse alone."""
 DEMO = {"runs/demo/adapters", "runs/demo/adapters/gallery/0000-0.png", "runs/demo/backbone"}
 """What `./launch.sh` alone leaves."""
 
@@ -148,6 +151,8 @@ class Reader:
                 self.need(*filter(None, [recipe.backbone.tokenizer]))
                 find(recipe.training.deepspeed)
                 self.there.add(recipe.output)
+        elif words[0] == "plan":
+            assert cli.plan(words[1:]) == 0
         elif words[0] == "features":
             options = dict(zip(words[1::2], words[2::2], strict=True))
             self.need(options["--data"])
@@ -210,7 +215,7 @@ def test_every_command_parses_and_finds_its_files(desk: Path) -> None:
     for page in PAGES:
         for words in commands(page):
             with pytest.MonkeyPatch.context() as patch:
-                if set(words).isdisjoint({"data_prep", "train", "describe", "features", "convert"}):
+                if set(words).isdisjoint(OWN_PARSERS):
                     patch.setattr(argparse.ArgumentParser, "parse_known_args", parse_only)
                 try:
                     reader.follow(words)
@@ -235,8 +240,13 @@ def test_every_recipe_parses(desk: Path) -> None:
 
 def test_the_count_in_the_readme_is_right(desk: Path) -> None:
     recipe = load_recipe(desk / "vqa.yaml")
-    table = describe(recipe.model, list(recipe.tasks)).table()
-    assert table + "\n" in blocks(PAGES[0], "text")
+    counted = describe(recipe.model, list(recipe.tasks)).table()
+    assert counted + "\n" in blocks(PAGES[0], "text")
+
+
+def test_the_plan_on_the_page_is_right(desk: Path) -> None:
+    recipe, page = load_recipe(desk / "vqa.yaml"), ROOT / "docs" / "backbones.md"
+    assert table(plan_recipe(recipe, 4), recipe, 4) + "\n" in blocks(page, "text")
 
 
 def test_own_rows_become_shards(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from vlds.launch import RANKS_HELP, complain
+from vlds.launch import RANKS_HELP, complain, positive
 from vlds.restarts import RESUME, Job, take_resume
 
 if TYPE_CHECKING:  # importing it for good would make each command's help wait for torch
@@ -29,6 +29,8 @@ Besides: --resume goes on with the run in the recipe's output folder, from its n
 on in a new mixture of tasks, each task from where it was; --ranks N sets the number of processes;
 --restarts N starts a failed run again, N times at most. Every field above is a key of the
 recipe."""
+PLAN_HELP = """\
+Besides: --ranks N, default 1; --json. Every field above is a key of the recipe."""
 CHANGES_HELP = """\
 Further options change keys of the run's recipe, as in `vlds train`: those of its tasks and data,
 like --tasks.vqa.decoding.answers FILE or --data.eval_batch_size 16."""
@@ -100,6 +102,23 @@ def describe(arguments: list[str]) -> int:
     recipe = parse_recipe([word for word in arguments if word != "--json"], "vlds describe")
     counts = count(recipe.model, list(recipe.tasks))
     print(json.dumps(counts.as_dict(), indent=1) if as_json else counts.table())
+    return 0
+
+
+def plan(arguments: list[str]) -> int:
+    """Say how many bytes each rank of a recipe's run would hold, before it starts."""
+    from vlds.config import parse_recipe
+    from vlds.training.memory import plan_recipe, table
+
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--ranks", default="1")
+    own.add_argument("--json", action="store_true")
+    options, words = own.parse_known_args(arguments)
+    ranks = positive("--ranks", options.ranks)
+    recipe = parse_recipe(words, "vlds plan", PLAN_HELP)
+    found = plan_recipe(recipe, ranks)
+    tree = {file: asdict(held) for file, held in found.items()}
+    print(json.dumps(tree, indent=1) if options.json else table(found, recipe, ranks))
     return 0
 
 
@@ -256,6 +275,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "predict": predict,
     "features": features,
     "describe": describe,
+    "plan": plan,
     "convert": convert,
     "report": report,
     "demo": demo,

@@ -211,14 +211,14 @@ def take_ranks(arguments: Sequence[str]) -> tuple[int | None, list[str]]:
         del rest[place]
         if not equals:
             value = rest.pop(place) if place < len(rest) else ""
-        ranks = _positive("--ranks", value)
+        ranks = positive("--ranks", value)
     return ranks, rest
 
 
 def ranks_from_environment() -> int | None:
     """VLDS_RANKS, if set."""
     text = os.environ.get("VLDS_RANKS")
-    return _positive("VLDS_RANKS", text) if text else None
+    return positive("VLDS_RANKS", text) if text else None
 
 
 def grace_from_environment() -> float:
@@ -230,7 +230,7 @@ def grace_from_environment() -> float:
         raise ValueError(f"VLDS_GRACE_S is {text!r}; give a number of seconds") from None
 
 
-def _positive(source: str, text: str) -> int:
+def positive(source: str, text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise ValueError(f"{source} is {text!r}; give the number of ranks, 1 or more")
     return int(text)

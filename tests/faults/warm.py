@@ -105,7 +105,7 @@ def _serve(pipe: Connection) -> None:
 
     import vlds.cli
     import vlds.launch
-    import vlds.training.loop  # noqa: F401
+    import vlds.training.loop
 
     vlds.launch.OTHERS_SPEAK_AFTER_S = 0.5  # no launcher is to be waited for
     # What imports leave is for ever: a rank's collections need not go through it.

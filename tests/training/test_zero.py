@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -37,6 +38,7 @@ from vlds.methods import (
     PromptTuning,
 )
 from vlds.schema import IGNORED_LABEL, Batch, Decoding
+from vlds.training.memory import planned
 from vlds.training.optim import parameter_groups
 
 STEPS = 5
@@ -137,6 +139,16 @@ def check_bytes(case: Case, held: list[dict[str, int]]) -> None:
         assert 0 <= own["frozen"] - 4 * frozen / copies < 4 * padding
         assert 0 <= own["trainable"] - 4 * trainable / copies < 4 * padding
         assert 0 <= own["optimizer"] - 12 * trainable / parts < 12 * padding
+        assert own == planned_bytes(case, parts)
+
+
+def planned_bytes(case: Case, world_size: int) -> dict[str, int]:
+    """What `vlds plan` says of a case."""
+    run = recipe(case)
+    model = build(run)
+    zero = json.loads(Path(run.training.deepspeed).read_text("utf-8"))["zero_optimization"]
+    plan = planned(model, parameter_groups(model, run), zero, world_size)
+    return {name: getattr(plan, name) for name in ("frozen", "trainable", "optimizer")}
 
 
 def variants(fast: Sequence[tuple[str, int, int]]) -> list[Any]:
@@ -211,10 +223,12 @@ def test_parts_compute_what_the_whole_computes(
 
 
 def test_what_stays_whole_is_counted_beside_its_partition(ranks2: RankPool, tmp_path: Path) -> None:
-    bare, whole = (
-        ranks2.run(train, make_case(tmp_path, persistence=size), timeout=120)[0]["bytes"]
-        for size in (0, 10**6)
-    )
+    held = []
+    for size in (0, 10**6):
+        case = make_case(tmp_path, persistence=size)
+        held.append(ranks2.run(train, case, timeout=120)[0]["bytes"])
+        assert held[-1] == planned_bytes(case, 2)
+    bare, whole = held
     assert whole["frozen"] == pytest.approx(3 * bare["frozen"], rel=0.02)
     assert whole["trainable"] == pytest.approx(3 * bare["trainable"], rel=0.02)
 

@@ -62,7 +62,10 @@ def out_of_memory(recipe: Recipe) -> str:
     if "offload" not in training.deepspeed:
         cures.append("take its _offload variant")
     cures.append(f"in evaluation, lower data.eval_batch_size (now {data.eval_batch_size})")
-    return f"out of memory; in this order: {'; '.join(cures)}. What was saved is whole: --resume"
+    return (
+        f"out of memory; in this order: {'; '.join(cures)}. `vlds plan --config {recipe.output}/"
+        "recipe.yaml --ranks N` says what a rank holds then. What was saved is whole: --resume"
+    )
 
 
 def cannot_write(folder: Path, error: OSError) -> str:

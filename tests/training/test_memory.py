@@ -1,0 +1,79 @@
+"""What `vlds plan` says; tests/training/test_zero.py compares it with what ranks really hold."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vlds import cli
+from vlds.config import Recipe, load_recipe
+from vlds.resources import find
+from vlds.training.faults import out_of_memory
+from vlds.training.memory import plan_recipe, table
+
+FILE = str(find("recipes/vl_adapter/t5_image_single_adapter.yaml"))
+ZERO2, OFFLOAD2, ZERO3, OFFLOAD3 = (
+    f"ds_configs/{name}.json" for name in ("zero2", "zero2_offload", "zero3", "zero3_offload")
+)
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return load_recipe(Path(FILE))
+
+
+def test_stages_and_offload_at_real_size(recipe: Recipe) -> None:
+    """T5-base with one adapter: 10,480,512 weights train, the others are frozen, all fp32."""
+    one, four = plan_recipe(recipe, 1), plan_recipe(recipe, 4)
+    assert list(one) == [ZERO2, OFFLOAD2, ZERO3, OFFLOAD3]
+    assert one[ZERO2].trainable == four[ZERO2].trainable == 4 * 10_480_512
+    assert one[ZERO2].optimizer == 12 * 10_480_512
+    assert four[ZERO2].optimizer == 3 * 10_480_512
+    assert four[ZERO2].frozen == one[ZERO2].frozen > 4 * 220_000_000
+    assert four[ZERO3].frozen == pytest.approx(four[ZERO2].frozen / 4, rel=0.02)
+    # Adapters lie below the threshold of persistence: whole on each rank, beside the partition.
+    assert four[ZERO3].trainable > four[ZERO2].trainable
+    assert [one[name].offloaded for name in (ZERO2, ZERO3)] == [0, 0]
+    assert four[OFFLOAD2].offloaded == four[OFFLOAD2].optimizer
+    # They alone stay on the GPU.
+    assert 0.8 * four[OFFLOAD3].together < four[OFFLOAD3].offloaded < four[OFFLOAD3].together
+    lines = table(four, recipe, 4).splitlines()
+    assert max(map(len, lines)) <= 80
+
+
+def test_the_command(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "--config", FILE, "--ranks", "2"]
+    assert cli.main([*words, "--training.precision", "bf16", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found[ZERO2]["trainable"] == 2 * 10_480_512
+    own = ["--training.deepspeed", str(find("ds_configs/zero3_small.json"))]
+    assert cli.main([*words, *own]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "What each of 2 ranks holds between steps, in fp32"
+    assert lines[2].startswith(own[1])
+    assert len(lines) == 2 + 5 + 3
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--ranks", "0"], "--ranks is '0'; give the number of ranks, 1 or more"),
+        (["--ranks", "7"], "300 examples cannot be shared by 7 ranks; start one of [1, 2, 3,"),
+        (["--methods", "{}"], "nothing trains: methods is empty"),
+        (["--training.deepspeed", "mine.json"], "no such file: mine.json"),
+    ],
+)
+def test_what_cannot_be_planned(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nothing = ["--train_norms", "false", "--train_visual_embedding", "false"]
+    assert cli.main(["plan", "--config", FILE, *nothing, *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_want_of_memory_points_to_the_plan(recipe: Recipe) -> None:
+    said = out_of_memory(replace(recipe, output="runs/mine"))
+    assert "`vlds plan --config runs/mine/recipe.yaml --ranks N` says what a rank holds" in said

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -141,3 +143,18 @@ def saved_config(family: type[Backbone], folder: Path) -> str:
     file = folder / f"{family.__name__}.json"
     file.write_text(json.dumps(hf_config(family)), encoding="utf-8")
     return str(file)
+
+
+def test_the_token_table_of_a_random_t5_has_the_asked_spread(tmp_path: Path) -> None:
+    plain = backbone(T5, tmp_path)
+    small = replace(plain, embedding_std=0.1).load(900, torch.float32).model
+    assert small.shared.weight.std().item() == pytest.approx(0.1, rel=0.05)
+    assert small.lm_head.weight is small.shared.weight
+    assert plain.load(900, torch.float32).model.shared.weight.std().item() > 0.9
+
+
+@pytest.mark.parametrize("fields", [{"path": "t5-base"}, {"config": "c.json", "std": 0.0}])
+def test_a_spread_that_cannot_be(fields: dict[str, Any]) -> None:
+    std = fields.pop("std", 0.1)
+    with pytest.raises(ValueError, match=f"embedding_std: got {std}; give a number above 0, and"):
+        T5(embedding_std=std, **fields)

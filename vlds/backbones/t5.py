@@ -19,12 +19,17 @@ from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
-from vlds.backbones.base import Backbone, join
+from vlds.backbones.base import Backbone, LoadedBackbone, join
 
 
 @dataclass(frozen=True, kw_only=True)
 class T5(Backbone):
     """T5 of any size, from the hub, a folder or a config."""
+
+    embedding_std: float | None = None
+    """With `config`: standard deviation of the token table's random weights. T5's own 1.0 suits
+    Adafactor, whose steps grow with the weights. AdamW's do not and learn faster from 0.1, with
+    `scale_decoder_outputs: false` in the config, or the logits begin too small."""
 
     model_class: ClassVar[Any] = T5ForConditionalGeneration
     config_class: ClassVar[Any] = T5Config
@@ -69,6 +74,21 @@ class T5(Backbone):
             "decoder.final_layer_norm",
         ),
     }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.embedding_std is not None and (self.config is None or self.embedding_std <= 0):
+            raise ValueError(
+                f"embedding_std: got {self.embedding_std}; give a number above 0, and only with "
+                "`config`: pretrained weights have a token table"
+            )
+
+    def load(self, tokenizer_len: int, dtype: torch.dtype) -> LoadedBackbone:
+        """As for all backbones, and a token table of the asked spread."""
+        loaded = super().load(tokenizer_len, dtype)
+        if self.embedding_std is not None:
+            nn.init.normal_(loaded.model.shared.weight, std=self.embedding_std)
+        return loaded
 
     def read_tokenizer(self, source: str) -> Any:
         """From a folder, a hub name, or a sentencepiece .model file."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from data_prep.command import new_command
-from vlds.data import open_dataset
 from vlds.data.foreign import check_fields
 from vlds.data.index import index_folder
-from vlds.data.info import DATASET_FILE
-from vlds.schema import SkipSample
+from vlds.data.shard_stream import read_shard
+from vlds.data.store import UNUSABLE, parse_sample
 
 
 def field_of(text: str) -> tuple[str, str]:
@@ -22,6 +23,26 @@ def field_of(text: str) -> tuple[str, str]:
     return field, member
 
 
+def check_first(folder: Path, kind: str, fields: Mapping[str, str]) -> None:
+    """Read the first sample of a folder's tars as a run would, before anything is written.
+
+    Errors: ValueError where the fields are not of the kind, or not in the sample.
+    """
+    try:
+        check_fields(kind, fields)
+    except ValueError as error:
+        raise ValueError(f"--fields: {error}") from None
+    for tar in sorted(folder.glob("*.tar"))[:1]:
+        try:
+            for key, content in islice(read_shard(str(tar)), 1):
+                parse_sample(key, content, tar.name, kind, fields)
+        except UNUSABLE as error:
+            raise ValueError(
+                f"its first sample cannot be read: {error!r}; say with --fields which member of a "
+                "sample holds what"
+            ) from None
+
+
 def add_command(commands: Any) -> None:
     """Add `index`."""
     parser = new_command(
@@ -29,7 +50,8 @@ def add_command(commands: Any) -> None:
         "index",
         "make a data set of tars that lie there already",
         "Writes the .idx and .cnt beside every tar of a folder, and dataset.json. Tars that others "
-        "have written, such as img2dataset, need --fields.",
+        "have written, such as img2dataset, need --fields. Of a dataset.json that is there already "
+        "the source and what was dropped stay.",
     )
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--name", required=True, help="of the data set")
@@ -47,21 +69,10 @@ def add_command(commands: Any) -> None:
     def run(args: argparse.Namespace) -> None:
         fields = dict(args.fields) if args.fields else None
         if fields is not None:
-            try:
-                check_fields(args.kind, fields)
-            except ValueError as error:
-                raise ValueError(f"--fields: {error}") from None
+            check_first(args.folder, args.kind, fields)
         info = index_folder(
             args.folder, name=args.name, kind=args.kind, split=args.split, fields=fields
         )
-        try:
-            open_dataset(args.folder).read(0)
-        except SkipSample as error:
-            (args.folder / DATASET_FILE).unlink()
-            raise ValueError(
-                f"its first sample cannot be read: {error}; say with --fields which member of a "
-                "sample holds what"
-            ) from None
         print(f"{info.name} {info.split}: {len(info.shards)} shards, {info.samples:,} samples")
 
     parser.set_defaults(run=run)

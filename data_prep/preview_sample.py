@@ -11,10 +11,10 @@ from typing import Any
 
 from PIL import Image
 
-from data_prep.stats import TEXT_FIELDS
+from data_prep.annotation import TEXT_FIELDS
 from vlds.data import ShardError, decode_image
-from vlds.data.store import Dataset
-from vlds.schema import Encoded, ImageSpec, SkipSample
+from vlds.data.store import UNUSABLE, Dataset
+from vlds.schema import Encoded, ImageSpec, Sample, SkipSample
 
 MOST_ANNOTATIONS = 6
 """Shown of each sample, unless it is the only one."""
@@ -51,15 +51,20 @@ def view_sample(dataset: Dataset, number: int, most: int | None = MOST_ANNOTATIO
     """Read a sample; one that is damaged says so. `most` None shows all its annotations."""
     place = place_of(dataset, number)
     try:
-        sample = dataset.read(number)
+        return _view(place, dataset.read(number), most)
     except (SkipSample, ShardError) as error:
         return SampleView(place, trouble=str(error))
+    except UNUSABLE as error:
+        return SampleView(place, trouble=f"not what it should be: {error!r}")
+
+
+def _view(place: str, sample: Sample, most: int | None) -> SampleView:
     features = tuple(shape_text(array.shape) for array in sample.features)
     count = len(sample.annotations)
     facts = [size_text(data) for data in sample.images] + [f"features {f}" for f in features]
     facts.append(f"{count} annotation{'' if count == 1 else 's'}")
     if lines := sample.extra.get("subtitles"):
-        facts.append(f"{len(lines)} lines of subtitles")
+        facts.append(f"{len(lines)} line{'' if len(lines) == 1 else 's'} of subtitles")
     shown = sample.annotations[:most]
     return SampleView(
         place,

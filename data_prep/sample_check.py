@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.annotation import fault_of
 from data_prep.finding import Finding
 from data_prep.strict_picture import picture_fault
 from vlds.data.errors import ShardError
@@ -108,7 +109,7 @@ def _check_json(sample: CheckedSample, content: Members) -> Iterator[Finding]:
         yield Finding("no list of images", f'"images" is {json.dumps(images)}')
         return
     for name in images:
-        if name not in content:
+        if not isinstance(name, str) or name not in content:
             yield Finding("image missing", f"{name} is not among its members")
         elif fault := picture_fault(content[name]):
             yield Finding("image damaged", f"{name}: {fault}")
@@ -124,6 +125,8 @@ def _check_annotations(sample: CheckedSample, annotations: Any) -> Iterator[Find
             sample.annotations.append(found)
         else:
             yield Finding("no annotation id", f"annotation {number}: {json.dumps(found)}")
+        if isinstance(annotation, dict) and (fault := fault_of(annotation)):
+            yield Finding("annotation unusable", f"annotation {number}: {fault}")
 
 
 def _check_features(sample: CheckedSample, content: Mapping[str, bytes]) -> Iterator[Finding]:

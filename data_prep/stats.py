@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import io
-import json
-import tarfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from data_prep.annotation import TEXT_FIELDS, fault_of
 from data_prep.command import new_command
 from data_prep.source import count_reasons
 from vlds.data import open_dataset
 from vlds.data.info import DATASET_FILE, DatasetInfo
+from vlds.schema import Sample, SkipSample
 
-TEXT_FIELDS = ("question", "sentence", "caption", "hypothesis", "text")
 MOST_FREQUENT = 5
 
 
@@ -28,26 +26,49 @@ def find_datasets(folder: Path) -> list[Path]:
     return found
 
 
+def read_samples(folder: Path) -> Iterator[Sample]:
+    """Every sample of a data set.
+
+    Errors: ValueError that names the first that cannot be read or used.
+    """
+    dataset = open_dataset(folder)
+    for number in range(dataset.num_samples):
+        try:
+            sample = dataset.read(number)
+        except SkipSample as error:
+            raise ValueError(f"{error}; {_see_verify(folder)}") from None
+        if fault := next(filter(None, map(fault_of, sample.annotations)), ""):
+            raise ValueError(
+                f"sample {dataset.label} {sample.key} ({dataset.shard_of(number)}): annotation "
+                f"{fault}; {_see_verify(folder)}"
+            )
+        yield sample
+
+
+def _see_verify(folder: Path) -> str:
+    return f"`python -m data_prep verify {folder}` says more"
+
+
 def describe(folder: Path) -> str:
     """A few lines about one data set."""
     info = DatasetInfo.load(folder)
+    answers: Counter[str] = Counter()
+    words, texts, sides = 0, 0, Counter[str]()
+    for sample in read_samples(folder):
+        sides.update(f"{width}x{height}" for width, height in sample.extra.get("size") or ())
+        for annotation in sample.annotations:
+            text = next((annotation[key] for key in TEXT_FIELDS if key in annotation), "")
+            words, texts = words + len(text.split()), texts + 1
+            answers[_answer(annotation)] += 1
     size = sum(shard.bytes for shard in info.shards)
     lines = [
         f"{info.name} {info.split} ({info.kind}): {folder}",
         f"  shards       {len(info.shards):>10,}   {size / 2**20:,.1f} MiB",
         f"  samples      {info.samples:>10,}",
         f"  annotations  {info.annotations:>10,}",
+        f"  words a text {words / max(texts, 1):>10.1f}",
+        f"  sizes        {_top(sides, sides.total())}",
     ]
-    answers: Counter[str] = Counter()
-    words, texts, sides = 0, 0, Counter[str]()
-    for sample in read_jsons(folder, info):
-        sides.update(f"{width}x{height}" for width, height in sample["size"])
-        for annotation in sample["annotations"]:
-            text = next((annotation[key] for key in TEXT_FIELDS if key in annotation), "")
-            words, texts = words + len(text.split()), texts + 1
-            answers[_answer(annotation)] += 1
-    lines.append(f"  words a text {words / max(texts, 1):>10.1f}")
-    lines.append(f"  sizes        {_top(sides, sum(sides.values()))}")
     answers.pop("", None)
     if answers:
         lines.append(f"  answers      {len(answers):>10,} different")
@@ -57,23 +78,6 @@ def describe(folder: Path) -> str:
         for reason, count in count_reasons(info.dropped).items()
     ]
     return "\n".join(lines)
-
-
-def read_jsons(folder: Path, info: DatasetInfo) -> Iterator[Mapping[str, Any]]:
-    """The json of every sample; only what a run sees of it, where others have written it."""
-    if info.fields is not None:
-        dataset = open_dataset(folder)
-        for number in range(dataset.num_samples):
-            sample = dataset.read(number)
-            yield {"size": [], "annotations": sample.annotations}
-        return
-    for shard in info.shards:
-        with tarfile.open(folder / shard.name) as tar:
-            for member in tar:
-                if member.name.endswith(".json"):
-                    file = tar.extractfile(member)
-                    assert isinstance(file, io.BufferedReader)
-                    yield json.load(file)
 
 
 def _answer(annotation: Mapping[str, Any]) -> str:

@@ -13,9 +13,9 @@ from typing import Any
 
 import sentencepiece
 
+from data_prep.annotation import TEXT_FIELDS
 from data_prep.command import new_command
-from data_prep.stats import TEXT_FIELDS, find_datasets, read_jsons
-from vlds.data.info import DatasetInfo
+from data_prep.stats import find_datasets, read_samples
 
 ANSWER_FIELDS = ("answer", "multiple_choice_answer")
 WORD_SALADS = 500
@@ -55,8 +55,8 @@ def texts_of(folders: Iterable[Path]) -> Iterator[str]:
     """Questions, statements, captions and answers of packed data sets."""
     for folder in folders:
         for place in find_datasets(folder):
-            for sample in read_jsons(place, DatasetInfo.load(place)):
-                for annotation in sample["annotations"]:
+            for sample in read_samples(place):
+                for annotation in sample.annotations:
                     yield from (annotation[f] for f in TEXT_FIELDS if f in annotation)
                     yield from (str(annotation[f]) for f in ANSWER_FIELDS if f in annotation)
                     yield from map(str, annotation.get("answers") or ())

@@ -27,8 +27,8 @@ FOUND = 1
 
 
 def verify(folder: Path, files: Sequence[Path] = (), workers: int = 1) -> list[Finding]:
-    """Check every data set in or below a folder, print what is wrong, and write the bad samples
-    down in its quarantine.jsonl; that file goes when there are none.
+    """Check every data set in or below a folder, print what is wrong, and write the bad samples of
+    each down in its quarantine.jsonl; that file goes when there are none.
 
     `files` hold the annotations that must be in the shards. Errors: ValueError where there is no
     data set, or a file has no ids.
@@ -45,7 +45,8 @@ def verify(folder: Path, files: Sequence[Path] = (), workers: int = 1) -> list[F
     if wanted:
         findings += check_annotations(wanted, [*chain(*checked.values())])
     print(summary(findings))
-    _quarantine(folder, findings)
+    for place in infos:
+        _quarantine(place, [f for f in findings if (folder / f.file).parent == place])
     return findings
 
 
@@ -112,9 +113,10 @@ def summary(findings: Sequence[Finding]) -> str:
     return "\n".join(lines)
 
 
-def _quarantine(folder: Path, findings: Sequence[Finding]) -> None:
-    path = folder / QUARANTINE_FILE
-    bad = [finding for finding in findings if finding.i is not None]
+def _quarantine(place: Path, findings: Sequence[Finding]) -> None:
+    """Write down the bad samples among the findings about one data set."""
+    path = place / QUARANTINE_FILE
+    bad = [f._replace(file=Path(f.file).name) for f in findings if f.i is not None]
     if not bad:
         path.unlink(missing_ok=True)
         return
@@ -131,8 +133,8 @@ def add_command(commands: Any) -> None:
         "check shards: every byte, picture and id",
         "Checks every data set in or below a folder: files and index against dataset.json, every "
         "sample's json, pictures and features, ids that stand twice. Bad samples are written to "
-        f"DIR/{QUARANTINE_FILE}; runs leave them out. Exit code 0: all is well; 1: something is "
-        "wrong.",
+        f"{QUARANTINE_FILE} beside their shards; runs leave them out. Exit code 0: all is well; 1: "
+        "something is wrong.",
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="a data set, or several below")
     parser.add_argument(

@@ -11,8 +11,7 @@ from typing import Any
 
 from data_prep.command import new_command
 from data_prep.source import read_json
-from data_prep.stats import find_datasets, read_jsons
-from vlds.data.info import DatasetInfo
+from data_prep.stats import find_datasets, read_samples
 
 OFTEN = 9
 """The 3,129 answers of VQA v2 that are commonly used occur nine times or more."""
@@ -23,8 +22,8 @@ def count_answers(folders: Iterable[Path]) -> Counter[str]:
     counts: Counter[str] = Counter()
     for folder in folders:
         for place in find_datasets(folder):
-            for sample in read_jsons(place, DatasetInfo.load(place)):
-                counts.update(filter(None, map(best_answer, sample["annotations"])))
+            for sample in read_samples(place):
+                counts.update(filter(None, map(best_answer, sample.annotations)))
     return counts
 
 

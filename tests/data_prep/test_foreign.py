@@ -12,8 +12,11 @@ import pytest
 import webdataset
 
 from data_prep.cli import main
-from tests.data_prep.pictures import jpeg
-from vlds.data import open_dataset
+from data_prep.journal import Dropped
+from data_prep.writer import write_dataset
+from tests.data_prep.faults import packed, record
+from tests.data_prep.pictures import jpeg, write
+from vlds.data import DatasetInfo, open_dataset
 from vlds.tasks import VQA, Caption
 
 
@@ -103,3 +106,40 @@ def test_keys_with_dots_are_explained(tmp_path: Path, capsys: pytest.CaptureFixt
         capsys.readouterr().err
     )
     assert not (tmp_path / "dataset.json").exists()
+
+
+def test_an_index_written_anew_keeps_the_record(tmp_path: Path) -> None:
+    """Where the sidecars are gone or false, only dataset.json knows what became of the source."""
+    out = tmp_path / "out"
+    source = [write(tmp_path / "a.json", "[]")]
+    records = [record(1), Dropped("image2", "no annotation")]
+    before = write_dataset(
+        out, name="own", kind="vqa", split="train", records=records, source=source
+    )
+    (out / "dataset.json").write_text(
+        (out / "dataset.json").read_text().replace('"samples": 1,\n ', '"samples": 7,\n ')
+    )
+    given = ["--name", before.name, "--kind", before.kind, "--split", before.split]
+    assert main(["index", str(out), *given]) == 0
+    assert DatasetInfo.load(out) == before
+    assert before.source
+    assert before.dropped
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--kind": "caption"}, "kind caption: {folder}/dataset.json says vqa; give that, or"),
+        ({"--name": "x"}, "name x: {folder}/dataset.json says vqav2; give that, or remove"),
+        ({"--fields": "question=txt"}, "no member 'txt'"),
+    ],
+)
+def test_a_data_set_is_not_spoilt(
+    tmp_path: Path, change: dict[str, str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packed(tmp_path, [record(1)])
+    files = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    given = {"--name": "vqav2", "--kind": "vqa", "--split": "train"} | change
+    assert main(["index", str(tmp_path), *(word for pair in given.items() for word in pair)]) == 2
+    assert message.format(folder=tmp_path) in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == files

@@ -24,6 +24,7 @@ from tests.data_prep.faults import (
     record,
 )
 from tests.data_prep.pictures import jpeg, write
+from vlds.data import open_dataset
 from vlds.data.index import ShardIndex, beside, describe_shard, load_index
 from vlds.data.info import DatasetInfo
 
@@ -167,10 +168,14 @@ def test_processes_find_the_same(healthy: Path, check: Check) -> None:
     assert (check(healthy, workers=2), quarantined(healthy)) == alone
 
 
-def test_several_sets_share_one_quarantine(tmp_path: Path, check: Check) -> None:
-    """Shards are named as seen from the folder; equal ids in two sets are no fault."""
-    for name in ("a", "b"):
-        packed(tmp_path / name, [record(1), record(2, b"?")])
+def test_each_set_has_its_own_quarantine(tmp_path: Path, check: Check) -> None:
+    """However deep below the folder it lies; equal ids in two sets are no fault."""
+    for place in ("a", "deep/down/b"):
+        packed(tmp_path / place, [record(1), record(2, b"?")])
+    packed(tmp_path / "c", [record(1)])
     assert check(tmp_path) == (1, {"image damaged": 2})
-    shards = [line["shard"] for line in quarantined(tmp_path)]
-    assert shards == [f"a/{FIRST}", f"b/{FIRST}"]
+    for place in ("a", "deep/down/b"):
+        (line,) = quarantined(tmp_path / place)
+        assert (line["shard"], line["i"]) == (FIRST, 1)
+        assert list(open_dataset(tmp_path / place).quarantine) == [1]
+    assert not open_dataset(tmp_path / "c").quarantine

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data_prep.cli import main
 from data_prep.sample_check import check_sample
 from data_prep.writer import SampleRecord
 from tests.data_prep.faults import (
@@ -20,6 +21,7 @@ from tests.data_prep.faults import (
     features,
     grid,
     offsets,
+    overwrite,
     packed,
     quarantined,
     record,
@@ -77,6 +79,9 @@ def test_a_jpeg_that_only_a_strict_decoder_refuses(tmp_path: Path, check: Check)
         ({"annotations": [{"id": 5}]}, "no annotation id"),
         ({"images": None}, "no list of images"),
         ({"images": ["png"]}, "image missing"),
+        ({"images": [["jpg"]]}, "image missing"),
+        ({"annotations": [{"id": "1", "caption": 5}]}, "annotation unusable"),
+        ({"annotations": [{"id": "1", "label": {"yes": "often"}}]}, "annotation unusable"),
     ],
 )
 def test_json_that_lacks_something(
@@ -84,6 +89,36 @@ def test_json_that_lacks_something(
 ) -> None:
     folder = by_hand(tmp_path / "a", [[("a.jpg", jpeg()), ("a.json", content(1, **fields))]])
     assert check(folder) == (1, {reason: 1})
+    assert main(["preview", str(folder)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"annotations": ["a"]}, 'annotation "a", an object expected'),
+        ({"annotations": [{"id": "1", "question": 5}]}, "annotation question is 5, text expected"),
+        ({"images": ["png"]}, "KeyError('png')"),
+    ],
+)
+def test_what_cannot_be_counted_is_named(
+    tmp_path: Path, fields: dict[str, Any], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = by_hand(tmp_path / "a", [[("a.jpg", jpeg()), ("a.json", content(1, **fields))]])
+    words = [["stats"], ["answers", "--out", str(tmp_path / "answers.json")]]
+    for command, *options in words:
+        assert main([command, str(folder), *options]) == 2
+        message = capsys.readouterr().err
+        assert told in message
+        assert f"`python -m data_prep verify {folder}` says more" in message
+
+
+def test_a_smashed_header_is_not_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = packed(tmp_path / "a", [record(n) for n in range(3)])
+    overwrite(folder / FIRST, offsets(folder)[1], b"z")
+    assert main(["stats", str(folder)]) == 2
+    assert f"{folder / FIRST}, sample 1: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -150,24 +151,48 @@ def index_folder(
     fields: Mapping[str, str] | None = None,
 ) -> DatasetInfo:
     """Make a data set of the tars in a folder, whoever wrote them; they stay as they are. `fields`
-    say which members of foreign samples are what."""
+    say which members of foreign samples are what. What a dataset.json that lies there says beyond
+    the shards (its source, what was dropped, ...) is kept.
+
+    Errors: ValueError where there is no tar, or the folder holds a data set of another name, kind
+    or split; ShardError where a tar is damaged. Then nothing is written.
+    """
     tars = sorted(folder.glob("*.tar"))
     if not tars:
         raise ValueError(f"{folder}: no *.tar to index")
-    foreign = fields is not None
-    shards = tuple(describe_shard(tar, build_index(tar, foreign=foreign)) for tar in tars)
-    info = DatasetInfo(
-        schema=SCHEMA,
-        name=name,
-        kind=kind,
-        split=split,
-        shards=shards,
-        samples=sum(shard.samples for shard in shards),
-        annotations=sum(shard.annotations for shard in shards),
-        fields=fields,
-    )
+    asked = {"name": name, "kind": kind, "split": split}
+    about = _record(folder, asked) | asked
+    if fields is not None:
+        about["fields"] = dict(fields)
+    foreign = about.get("fields") is not None
+    indexes = [build_index(tar, foreign=foreign) for tar in tars]
+    shards = [describe_shard(tar, index) for tar, index in zip(tars, indexes, strict=True)]
+    about |= {
+        "schema": SCHEMA,
+        "shards": [vars(shard) for shard in shards],
+        "samples": sum(shard.samples for shard in shards),
+        "annotations": sum(shard.annotations for shard in shards),
+    }
+    info = DatasetInfo.parse(json.dumps(about).encode(), str(folder / DATASET_FILE))
     info.save(folder)
     return info
+
+
+def _record(folder: Path, asked: Mapping[str, str]) -> dict[str, Any]:
+    """What lies in dataset.json, though its numbers may be wrong; nothing where it is no JSON."""
+    try:
+        content = json.loads((folder / DATASET_FILE).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    if not isinstance(content, dict):
+        return {}
+    for field, value in asked.items():
+        if content.get(field, value) != value:
+            raise ValueError(
+                f"{field} {value}: {folder / DATASET_FILE} says {content[field]}; give that, or "
+                f"remove {DATASET_FILE} to make another data set of its shards"
+            )
+    return content
 
 
 def beside(tar: Path, suffix: str) -> Path:

@@ -4,20 +4,43 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass
 from itertools import islice
+from math import lcm
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.writer import write_dataset
 from tests.data.conftest import ToyTask, png, records, train_stream
 from vlds.data import Source, TrainStream, open_dataset
 
-BATCH = 48
-WORLDS = (1, 2, 3, 4, 6, 8, 12, 16)
+MOST_PROCESSES = 6
+"""Workers of all ranks together: more would only take time."""
+
+
+class Cut(NamedTuple):
+    """How a global batch is shared out."""
+
+    world_size: int
+    micro: int
+    workers: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A mixture, and two ways to cut its batches."""
+
+    shapes: list[tuple[int, int]]
+    """Of each data set: samples, and most of them in a shard."""
+    weights: list[float]
+    batch: int
+    cuts: tuple[Cut, Cut]
+    options: dict[str, Any]
 
 
 @pytest.fixture(scope="module")
@@ -25,63 +48,67 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Many small shards, some, and one."""
     top = tmp_path_factory.mktemp("shards")
     for name, samples, per_shard in (("many", 40, 3), ("some", 17, 5), ("one", 9, 100)):
-        write_dataset(
-            top / name,
-            name=name,
-            kind="vqa",
-            split="train",
-            records=records(name, samples, lambda n: png(n, (8, 8))),
-            shard_samples=per_shard,
-        )
+        write_small(top / name, name, samples, per_shard)
     return {name: top / name for name in ("many", "some", "one")}
 
 
+def write_small(out: Path, name: str, samples: int, per_shard: int) -> None:
+    write_dataset(
+        out,
+        name=name,
+        kind="vqa",
+        split="train",
+        records=records(name, samples, lambda n: png(n, (8, 8))),
+        shard_samples=per_shard,
+    )
+
+
 @st.composite
-def plans(draw: st.DrawFn) -> dict[str, Any]:
-    """A mixture, and two ways to cut its batches."""
-    names = draw(st.lists(st.sampled_from(["many", "some", "one"]), min_size=1, unique=True))
-    weights = [draw(st.sampled_from([0.5, 1.0, 2.5])) for _ in names]
-    worlds = [draw(st.sampled_from(WORLDS)) for _ in range(2)]
-    micros = [
-        draw(st.sampled_from([m for m in range(1, BATCH + 1) if BATCH // world % m == 0]))
+def plans(draw: st.DrawFn) -> Plan:
+    shapes = draw(
+        st.lists(st.tuples(st.integers(1, 40), st.integers(1, 12)), min_size=1, max_size=3)
+    )
+    worlds = [draw(st.integers(1, 16)) for _ in range(2)]
+    batch = lcm(*worlds) * draw(st.integers(1, 3))
+    first, second = (
+        Cut(
+            world,
+            draw(st.sampled_from([m for m in range(1, batch + 1) if batch // world % m == 0])),
+            draw(st.integers(0, min(3, MOST_PROCESSES // world))),
+        )
         for world in worlds
-        if BATCH % world == 0
-    ]
-    return {
-        "names": names,
-        "weights": weights,
-        "cuts": list(zip(worlds, micros, strict=True)),
-        "options": {
-            "seed": draw(st.integers(0, 999)),
-            "window": draw(st.sampled_from([1, 2, 64])),
-            "group": draw(st.sampled_from([1, 2, 5])),
-            "lanes": draw(st.sampled_from([1, 2, 8])),
-        },
+    )
+    fewest = min(samples for samples, _ in shapes)
+    options = {
+        "seed": draw(st.integers(0, 999)),
+        "window": draw(st.sampled_from([1, 2, 64])),
+        "group": draw(st.sampled_from([1, 2, 5])),
+        "lanes": draw(st.sampled_from([n for n in (1, 2, 3, 8) if batch % n == 0 and n <= fewest])),
     }
+    weights = [draw(st.floats(0.1, 10)) for _ in shapes]
+    return Plan(shapes, weights, batch, (first, second), options)
 
 
 def all_ranks(
-    sources: list[Source], cut: tuple[int, int], options: dict[str, Any], num_workers: int = 0
+    sources: list[Source], batch: int, cut: Cut, options: dict[str, Any]
 ) -> list[TrainStream]:
-    world_size, micro = cut
     return [
         train_stream(
             sources,
-            global_batch_size=BATCH,
-            micro_batch_size=micro,
-            world_size=world_size,
+            global_batch_size=batch,
+            micro_batch_size=cut.micro,
+            world_size=cut.world_size,
             global_rank=rank,
-            num_workers=num_workers,
+            num_workers=cut.workers,
             **options,
         )
-        for rank in range(world_size)
+        for rank in range(cut.world_size)
     ]
 
 
-def read(streams: list[TrainStream], cut: tuple[int, int], steps: int) -> list[list[str]]:
+def read(streams: list[TrainStream], batch: int, cut: Cut, steps: int) -> list[list[str]]:
     """Ids of the global batches, from micro-batches of all ranks in turn."""
-    world_size, micro = cut
-    accumulation = BATCH // (world_size * micro)
+    accumulation = batch // (cut.world_size * cut.micro)
     parts = [list(islice(stream, steps * accumulation)) for stream in streams]
     return [
         [
@@ -96,48 +123,52 @@ def read(streams: list[TrainStream], cut: tuple[int, int], steps: int) -> list[l
     ]
 
 
-def opened(folders: dict[str, Path], plan: dict[str, Any]) -> list[Source]:
-    return [
-        Source(name, ToyTask(), [open_dataset(folders[name])], weight)
-        for name, weight in zip(plan["names"], plan["weights"], strict=True)
-    ]
+def written(top: Path, shapes: list[tuple[int, int]]) -> list[Path]:
+    """A data set of each shape."""
+    for number, (samples, per_shard) in enumerate(shapes):
+        write_small(top / str(number), f"set{number}", samples, per_shard)
+    return [top / str(number) for number in range(len(shapes))]
 
 
-@settings(
-    deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(deadline=None, max_examples=25)
 @given(plan=plans(), before=st.integers(0, 3))
-def test_any_world_reads_the_same_and_goes_on_from_any_other(
-    folders: dict[str, Path], plan: dict[str, Any], before: int
-) -> None:
-    sources, options = opened(folders, plan), plan["options"]
-    expected = read(all_ranks(sources, (1, BATCH), options), (1, BATCH), 5)
-    first, second = plan["cuts"]
-    streams = all_ranks(sources, first, options)
-    found = read(streams, first, before)
-    states = [json.dumps(stream.state()) for stream in streams]
-    assert len(set(states)) == 1
-    rest = all_ranks(sources, second, options)
-    for stream in rest:
-        stream.load_state(json.loads(states[0]))
-    assert found + read(rest, second, 5 - before) == expected
+def test_any_world_reads_the_same_and_goes_on_from_any_other(plan: Plan, before: int) -> None:
+    batch, options = plan.batch, plan.options
+    with TemporaryDirectory() as top:
+        sources = [
+            Source(place.name, ToyTask(), [open_dataset(place)], weight)
+            for place, weight in zip(written(Path(top), plan.shapes), plan.weights, strict=True)
+        ]
+        alone = Cut(1, batch)
+        expected = read(all_ranks(sources, batch, alone, options), batch, alone, 5)
+        first, second = plan.cuts
+        streams = all_ranks(sources, batch, first, options)
+        found = read(streams, batch, first, before)
+        states = [json.dumps(stream.state()) for stream in streams]
+        assert len(set(states)) == 1
+        rest = all_ranks(sources, batch, second, options)
+        for stream in rest:
+            stream.load_state(json.loads(states[0]))
+        assert found + read(rest, batch, second, 5 - before) == expected
 
 
-@pytest.mark.parametrize("num_workers", [1, 3])
-def test_workers_change_nothing(folders: dict[str, Path], num_workers: int) -> None:
-    plan = {"names": ["many", "one"], "weights": [1.0, 2.5]}
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_change_nothing(folders: dict[str, Path], workers: int) -> None:
     options = {"seed": 3, "group": 2, "lanes": 2}
-    sources = opened(folders, plan)
-    expected = read(all_ranks(sources, (1, BATCH), options), (1, BATCH), 3)
-    cut = (2, 12)
-    assert read(all_ranks(sources, cut, options, num_workers), cut, 3) == expected
+    sources = [
+        Source(name, ToyTask(), [open_dataset(folders[name])], weight)
+        for name, weight in (("many", 1.0), ("one", 2.5))
+    ]
+    alone, cut = Cut(1, 48), Cut(2, 12, workers)
+    expected = read(all_ranks(sources, 48, alone, options), 48, alone, 3)
+    assert read(all_ranks(sources, 48, cut, options), 48, cut, 3) == expected
 
 
 def test_one_shard_feeds_sixteen_ranks(folders: dict[str, Path]) -> None:
-    sources = opened(folders, {"names": ["one"], "weights": [1.0]})
-    streams = all_ranks(sources, (16, 3), {"seed": 1})
+    sources = [Source("one", ToyTask(), [open_dataset(folders["one"])])]
+    streams = all_ranks(sources, 48, Cut(16, 3), {"seed": 1})
     assert [len(list(islice(stream, 4))) for stream in streams] == [4] * 16
-    assert {stream.consumed for stream in streams} == {4 * BATCH}
+    assert {stream.consumed for stream in streams} == {4 * 48}
 
 
 def test_a_state_is_small(folders: dict[str, Path]) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from data_prep.journal import Dropped, Finished, Journal
 from vlds.data import file_sha256
-from vlds.data.info import DATASET_FILE, SCHEMA, DatasetInfo
+from vlds.data.info import DATASET_FILE, SCHEMA, DatasetInfo, check_names
 from vlds.data.open_shard import OpenShard
 from vlds.data.quarantine import QUARANTINE_FILE
 
@@ -83,7 +83,7 @@ class DatasetWriter:
         overwrite: bool = False,
         resume: bool = False,
     ) -> None:
-        _check_names(name, split)
+        check_names(name, split)
         _make_room(out, (name, kind, split), overwrite)
         self.out, self.limits = out, limits or Limits()
         self.stem = f"{name}-{split}"
@@ -205,15 +205,6 @@ def write_dataset(
     limits = Limits(samples=shard_samples)
     writer = DatasetWriter(out, name=name, kind=kind, split=split, limits=limits, **options)
     return writer.write(records)
-
-
-def _check_names(name: str, split: str) -> None:
-    for what, value in (("name", name), ("split", split)):
-        if not value or set(value) & set("./\\ \t\n"):
-            raise ValueError(
-                f"{what} {value!r}: it becomes part of file names; "
-                "give one without dots, slashes and spaces"
-            )
 
 
 def _make_room(out: Path, identity: tuple[str, str, str], overwrite: bool) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from data_prep.writer import SampleRecord, write_dataset
-from tests.rank_pool import RankPool
+from tests.rank_pool import RankError, RankPool
 from tests.training.world import picture, world_recipe
 from vlds import cli
 from vlds.config import Recipe, save_recipe
@@ -159,6 +159,21 @@ def test_encoders_that_cannot(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         compute_features(replace(recipe, vision=vision), str(world / "vqa"), tmp_path, None)
+
+
+def test_a_place_that_cannot_be_written(
+    recipe: Recipe, world: Path, ranks2: RankPool, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(
+        RankError, match=r"--out: cannot write to .*file/out: Not a directory; make"
+    ):
+        ranks2.run(compute, recipe, str(world / "vqa"), tmp_path / "file" / "out", timeout=120)
+
+
+def test_a_name_that_no_file_can_have(recipe: Recipe, world: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="name 'a/b': it becomes part of file names"):
+        compute_features(recipe, str(world / "vqa"), tmp_path / "out", "a/b")
 
 
 def test_the_command(recipe: Recipe, world: Path, ranks2: RankPool, tmp_path: Path) -> None:

@@ -168,6 +168,19 @@ def _word(hint: Any) -> str:
     return known.get(get_origin(hint)) or str(hint.__name__)
 
 
+def check_names(name: str, split: str) -> None:
+    """Whether files of a data set can be called after its name and split.
+
+    Errors: ValueError that says which cannot.
+    """
+    for what, value in (("name", name), ("split", split)):
+        if not value or set(value) & set("./\\ \t\n"):
+            raise ValueError(
+                f"{what} {value!r}: it becomes part of file names; "
+                "give one without dots, slashes and spaces"
+            )
+
+
 def _is_file_name(name: str) -> bool:
     """Whether it is one in the folder itself."""
     return name not in ("", ".", "..") and not set("/\\\0") & set(name)

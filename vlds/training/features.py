@@ -23,7 +23,14 @@ from vlds.config import Recipe, to_tree
 from vlds.data import Dataset, decode_image, open_dataset
 from vlds.data.features import FEATURES, feature_bytes
 from vlds.data.index import beside
-from vlds.data.info import DATASET_FILE, SCHEMA, DatasetInfo, ShardInfo, write_atomically
+from vlds.data.info import (
+    DATASET_FILE,
+    SCHEMA,
+    DatasetInfo,
+    ShardInfo,
+    check_names,
+    write_atomically,
+)
 from vlds.data.open_shard import OpenShard
 from vlds.schema import ImageSpec, Sample, SkipSample
 from vlds.training.distributed import Ranks
@@ -73,7 +80,7 @@ def compute_features(recipe: Recipe, folder: str, out: Path, name: str | None) -
     """Write the features of a data set's pictures as a data set of its own. Exit code.
 
     Errors: ValueError where the encoder reads no pictures, the data set holds none, or `out` holds
-    something else.
+    something else or cannot be written.
     """
     image = recipe.image
     if image is None:
@@ -83,18 +90,26 @@ def compute_features(recipe: Recipe, folder: str, out: Path, name: str | None) -
     dataset = open_dataset(folder, recipe.data.shard_cache)
     if not dataset.read(0).images:
         raise ValueError(f"--data: {folder} holds stored features already, not pictures")
+    name = name or f"{dataset.name}_features"
+    check_names(name, dataset.split)
     ranks = start_ranks(LONGEST_WAIT)
-    job = Job(recipe, image, dataset, out, name or f"{dataset.name}_features")
+    job = Job(recipe, image, dataset, out, name)
     if job.is_done():
         if ranks.is_first:
             print(f"{out} is there already, whole")
         return 0
     encoder = recipe.vision.build(PRECISIONS[recipe.training.precision]).to(ranks.device)
     freeze(encoder)
-    job.write_shards(encoder, ranks)
-    ranks.barrier()
-    if ranks.is_first:
-        job.finish()
+    try:
+        job.write_shards(encoder, ranks)
+        ranks.barrier()
+        if ranks.is_first:
+            job.finish()
+    except OSError as error:
+        raise ValueError(
+            f"--out: cannot write to {out}: {error.strerror}; make it writable, with room, and "
+            "start again: finished shards are kept"
+        ) from None
     ranks.barrier()
     return 0
 

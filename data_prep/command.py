@@ -12,6 +12,7 @@ from typing import Any
 from data_prep.pack import Options
 from data_prep.picture import PictureRule
 from data_prep.writer import Limits
+from vlds.data.remote import is_url
 
 DEFAULT_SHARD_SIZE = "512MB"
 NOT_RECORDED = {"run", "workers", "resume"}
@@ -124,6 +125,15 @@ def seed(text: str) -> int:
     if not text.isdecimal() or int(text) >= 1 << 64:
         raise argparse.ArgumentTypeError(f"{text!r} is no seed; give a number from 0 to 2^64 - 1")
     return int(text)
+
+
+def local_folder(text: str) -> Path:
+    """A folder of this machine: the commands that look at shards read them there."""
+    if is_url(text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is a URL; copy the shards into a folder of this machine, and name that"
+        )
+    return Path(text)
 
 
 def plain(value: Any) -> Any:

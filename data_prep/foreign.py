@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from data_prep.command import new_command
+from data_prep.command import local_folder, new_command
 from vlds.data.foreign import check_fields
 from vlds.data.index import index_folder
 from vlds.data.shard_stream import read_shard
@@ -53,7 +53,7 @@ def add_command(commands: Any) -> None:
         "have written, such as img2dataset, need --fields. Of a dataset.json that is there already "
         "the source and what was dropped stay.",
     )
-    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("folder", type=local_folder, metavar="DIR")
     parser.add_argument("--name", required=True, help="of the data set")
     parser.add_argument("--kind", required=True, help="of its annotations: vqa, gqa, caption, ...")
     parser.add_argument("--split", required=True)

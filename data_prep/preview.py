@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from data_prep.command import new_command
+from data_prep.command import local_folder, new_command
 from data_prep.preview_page import write_page
 from data_prep.preview_sample import MOST_ANNOTATIONS, view_sample
 from data_prep.preview_sheet import write_sheet
@@ -89,6 +89,7 @@ def add_command(commands: Any) -> None:
     )
     parser.add_argument(
         "folder",
+        type=local_folder,
         metavar="PLACE",
         help="folder of a data set or one shard; with :N behind it, the one sample of that number",
     )
@@ -104,6 +105,6 @@ def add_command(commands: Any) -> None:
     )
 
     def run(args: argparse.Namespace) -> None:
-        preview(args.folder, args.samples, args.out)
+        preview(str(args.folder), args.samples, args.out)
 
     parser.set_defaults(run=run)

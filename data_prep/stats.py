@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.annotation import TEXT_FIELDS, fault_of
-from data_prep.command import new_command
+from data_prep.command import local_folder, new_command
 from data_prep.source import count_reasons
 from vlds.data import open_dataset
 from vlds.data.info import DATASET_FILE, DatasetInfo
@@ -99,7 +99,9 @@ def _top(counts: Counter[str], total: int) -> str:
 def add_command(commands: Any) -> None:
     """Add `stats`."""
     parser = new_command(commands, "stats", "count what a folder of shards holds")
-    parser.add_argument("folder", type=Path, metavar="DIR", help="a data set, or several below")
+    parser.add_argument(
+        "folder", type=local_folder, metavar="DIR", help="a data set, or several below"
+    )
 
     def run(args: argparse.Namespace) -> None:
         print("\n\n".join(describe(folder) for folder in find_datasets(args.folder)))

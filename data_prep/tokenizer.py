@@ -14,7 +14,7 @@ from typing import Any
 import sentencepiece
 
 from data_prep.annotation import TEXT_FIELDS
-from data_prep.command import new_command
+from data_prep.command import local_folder, new_command
 from data_prep.stats import find_datasets, read_samples
 
 ANSWER_FIELDS = ("answer", "multiple_choice_answer")
@@ -80,7 +80,9 @@ def add_command(commands: Any) -> None:
         "For models that start from nothing: a sentencepiece model with T5's special tokens, made "
         "of the questions, statements, captions and answers of one or several data sets.",
     )
-    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="folders of shards")
+    parser.add_argument(
+        "folders", type=local_folder, nargs="+", metavar="DIR", help="folders of shards"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.model")
     parser.add_argument("--vocab-size", type=int, default=1000, help="most pieces (default 1000)")
 

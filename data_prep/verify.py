@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from data_prep.command import new_command
+from data_prep.command import local_folder, new_command
 from data_prep.dataset_check import check_annotations, check_together, read_wanted
 from data_prep.finding import Finding
 from data_prep.parallel import ordered_map
@@ -136,7 +136,9 @@ def add_command(commands: Any) -> None:
         f"{QUARANTINE_FILE} beside their shards; runs leave them out. Exit code 0: all is well; 1: "
         "something is wrong.",
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="a data set, or several below")
+    parser.add_argument(
+        "folder", type=local_folder, metavar="DIR", help="a data set, or several below"
+    )
     parser.add_argument(
         "--annotations",
         dest="files",

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.command import new_command
+from data_prep.command import local_folder, new_command
 from data_prep.source import read_json
 from data_prep.stats import find_datasets, read_samples
 
@@ -58,7 +58,9 @@ def add_command(commands: Any) -> None:
         "Counts the best answer of every question and writes those that occur often, the most "
         "frequent first, as a JSON list: for `vqav2 --vocabulary`, for example.",
     )
-    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="folders of shards")
+    parser.add_argument(
+        "folders", type=local_folder, nargs="+", metavar="DIR", help="folders of shards"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
     parser.add_argument(
         "--min-count", type=int, default=OFTEN, metavar="N", help=f"default: {OFTEN}"

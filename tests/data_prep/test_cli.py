@@ -107,3 +107,13 @@ def test_a_size_that_is_none(shards: Path, capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit):
         main(given)
     assert "'big' is no size; give one such as 512MB or 1GiB" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["verify", "stats", "preview", "index"])
+def test_shards_are_looked_at_on_this_machine(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "http://a.b/shards"])
+    told = capsys.readouterr().err
+    assert "'http://a.b/shards' is a URL; copy the shards into a folder of this machine" in told

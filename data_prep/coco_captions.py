@@ -48,9 +48,14 @@ def parse_coco_captions(
     for number, row in enumerate(rows):
         place = f"{path}, image {number}"
         image_id = take_id(row, "id", place)
-        found = told.get(image_id, []) if captioned else [{"id": image_id}]
+        found = told.pop(image_id, []) if captioned else [{"id": image_id}]
         picture = _picture(images or src, f"{split}{year}", take_text(row, "file_name", place))
         samples.append(SourceSample(image_id, (picture,), found, rest(row, "id", "file_name")))
+    dropped += [
+        {"id": annotation["id"], "reason": "picture not in the file"}
+        for found in told.values()
+        for annotation in found
+    ]
     return SourceSet(name, "caption", split, (path,), samples, tuple(dropped))
 
 

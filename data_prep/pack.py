@@ -67,7 +67,7 @@ def pack(dataset: SourceSet, out: Path, options: Options) -> DatasetInfo:
     made = ordered_map(make, order[writer.start :], options.workers)
     info = writer.write(
         follow(made, f"{dataset.name} {dataset.split}", writer.start, len(order)),
-        rows_dropped=[Dropped(**entry) for entry in dataset.dropped],
+        rows_dropped=[Dropped(**entry) for entry in (*dataset.dropped, *dataset.left_out)],
     )
     print(summary(dataset, info, out))
     return info
@@ -91,7 +91,7 @@ def summary(dataset: SourceSet, info: DatasetInfo, out: Path) -> str:
         return f"{title} {info.samples:,} samples, {info.annotations:,} annotations -> {out}"
     rows = len(dataset.dropped)
     given = rows + sum(len(sample.annotations) for sample in dataset.samples)
-    samples = len(dataset.samples)
+    samples = len(dataset.samples) + len(dataset.left_out)
     lines = [
         f"{title} -> {out}",
         _account("samples", samples, info.samples),

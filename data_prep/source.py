@@ -48,6 +48,8 @@ class SourceSet:
     samples: list[SourceSample]
     dropped: tuple[Mapping[str, str], ...] = ()
     """Rows that cannot be used: {"id", "reason"}."""
+    left_out: tuple[Mapping[str, str], ...] = ()
+    """Whole samples that are not wanted, likewise; their annotations are among the dropped."""
 
     def check(self) -> None:
         """Refuse double ids and missing pictures before any work is done."""

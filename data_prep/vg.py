@@ -49,24 +49,27 @@ def parse_vg(
     if without_coco is not None:
         files += [without_coco, src / "image_data.json"]
         held_out = _held_out(files[-1], without_coco)
-    samples, dropped = [], []
+    samples, dropped, left_out = [], [], []
     for number, row in enumerate(read_json_list(path)):
         place = f"{path}, picture {number}"
         image_id = _image_id(row, place)
-        if image_id in held_out:
-            dropped.append({"id": image_id, "reason": OF_COCO})
-            continue
         found = []
         for part, entry in enumerate(take_list(row, LISTS[what], place)):
             annotation = PARSERS[what](entry, f"{place}, {LISTS[what]} {part}")
+            if image_id in held_out:
+                annotation = OF_COCO
             if isinstance(annotation, str):
                 dropped.append({"id": _id_of(entry, place), "reason": annotation})
             else:
                 found.append(annotation)
-        samples.append(SourceSample(image_id, (_picture(images or src, image_id),), found))
+        if image_id in held_out:
+            left_out.append({"id": image_id, "reason": f"picture {OF_COCO}"})
+        else:
+            samples.append(SourceSample(image_id, (_picture(images or src, image_id),), found))
     return SourceSet(
-        name or f"vg_{what}", KINDS[what], "train", tuple(files), samples, tuple(dropped)
-    )
+        name or f"vg_{what}", KINDS[what], "train", tuple(files), samples, tuple(dropped),
+        tuple(left_out),
+    )  # fmt: skip
 
 
 def _held_out(image_data: Path, karpathy: Path) -> set[str]:

@@ -17,7 +17,9 @@ from data_prep.source import (
     first_existing,
     read_json,
     rest,
-    take,
+    take_id,
+    take_list,
+    take_text,
     with_source,
 )
 
@@ -38,27 +40,45 @@ def parse_coco_captions(
     file = f"{stem}_{split}{year}.json"
     path = annotations or first_existing([src / "annotations" / file, src / file])
     content = read_json(path)
+    rows = take_list(content, "images", str(path))
+    # Files of test splits have pictures alone; captions that are there all the same are kept.
+    captioned = split != "test" or bool(content.get("annotations"))
+    told, dropped = _captions(content, str(path)) if captioned else ({}, [])
+    samples = []
+    for number, row in enumerate(rows):
+        place = f"{path}, image {number}"
+        image_id = take_id(row, "id", place)
+        found = told.pop(image_id, []) if captioned else [{"id": image_id}]
+        picture = _picture(images or src, f"{split}{year}", take_text(row, "file_name", place))
+        samples.append(SourceSample(image_id, (picture,), found, rest(row, "id", "file_name")))
+    dropped += [
+        {"id": annotation["id"], "reason": "picture not in the file"}
+        for found in told.values()
+        for annotation in found
+    ]
+    return SourceSet(name, "caption", split, (path,), samples, tuple(dropped))
+
+
+def _captions(
+    content: Mapping[str, Any], path: str
+) -> tuple[dict[str, list[Annotation]], list[dict[str, str]]]:
+    """Picture -> its captions; and those that are empty."""
     told: dict[str, list[Annotation]] = {}
     dropped = []
-    for row in content.get("annotations", ()):
-        annotation = _annotation(row, str(path))
+    for number, row in enumerate(take_list(content, "annotations", path)):
+        annotation = _annotation(row, f"{path}, annotation {number}")
         if annotation["caption"]:
-            told.setdefault(str(take(row, "image_id", str(path))), []).append(annotation)
+            image_id = take_id(row, "image_id", f"{path}, annotation {number}")
+            told.setdefault(image_id, []).append(annotation)
         else:
             dropped.append({"id": annotation["id"], "reason": "empty caption"})
-    samples = []
-    for row in take(content, "images", str(path)):
-        image_id = str(take(row, "id", str(path)))
-        found = [{"id": image_id}] if split == "test" else told.get(image_id, [])
-        picture = _picture(images or src, f"{split}{year}", take(row, "file_name", str(path)))
-        samples.append(SourceSample(image_id, (picture,), found, rest(row, "id", "file_name")))
-    return SourceSet(name, "caption", split, (path,), samples, tuple(dropped))
+    return told, dropped
 
 
 def _annotation(row: Mapping[str, Any], place: str) -> Annotation:
     annotation = {
-        "id": str(take(row, "id", place)),
-        "caption": clean(take(row, "caption", place)),
+        "id": take_id(row, "id", place),
+        "caption": clean(take_text(row, "caption", place)),
     }
     return with_source(annotation, rest(row, "id", "image_id", "caption"))
 

@@ -18,6 +18,9 @@ from data_prep.source import (
     read_json,
     rest,
     take,
+    take_id,
+    take_list,
+    take_text,
     with_source,
 )
 
@@ -39,39 +42,44 @@ def parse_coco_karpathy(
     """Read a split; all captions of a picture are kept, be they five or seven."""
     path = annotations or src / "dataset_coco.json"
     samples, dropped = [], []
-    for row in take(read_json(path), "images", str(path)):
-        if take(row, "split", str(path)) not in SPLITS[split]:
+    for number, row in enumerate(take_list(read_json(path), "images", str(path))):
+        place = f"{path}, image {number}"
+        if take(row, "split", place) not in SPLITS[split]:
             continue
         captions = []
-        for sentence in take(row, "sentences", f"{path}, image {row.get('filename')}"):
-            caption = _annotation(sentence, str(path))
+        for sentence in take_list(row, "sentences", place):
+            caption = _annotation(sentence, place)
             if caption["caption"]:
                 captions.append(caption)
             else:
                 dropped.append({"id": caption["id"], "reason": "empty caption"})
         extra = rest(row, "sentences", "sentids", "filename", "cocoid")
-        picture = _picture(images or src, row, str(path))
-        samples.append(SourceSample(str(take(row, "cocoid", str(path))), picture, captions, extra))
+        picture = _picture(images or src, row, place)
+        samples.append(SourceSample(take_id(row, "cocoid", place), picture, captions, extra))
     return SourceSet(name, "caption", split, (path,), samples, tuple(dropped))
 
 
 def image_ids(path: Path, split: str) -> set[str]:
     """COCO's ids of the pictures in a split."""
-    rows = take(read_json(path), "images", str(path))
-    return {str(row["cocoid"]) for row in rows if row["split"] in SPLITS[split]}
+    return {
+        take_id(row, "cocoid", f"{path}, image {number}")
+        for number, row in enumerate(take_list(read_json(path), "images", str(path)))
+        if take(row, "split", f"{path}, image {number}") in SPLITS[split]
+    }
 
 
 def _annotation(sentence: Mapping[str, Any], place: str) -> Annotation:
     """Captions are published with stray blanks and line breaks."""
     annotation = {
-        "id": str(take(sentence, "sentid", place)),
-        "caption": clean(take(sentence, "raw", place)),
+        "id": take_id(sentence, "sentid", place),
+        "caption": clean(take_text(sentence, "raw", place)),
     }
     return with_source(annotation, rest(sentence, "sentid", "raw", "imgid"))
 
 
 def _picture(folder: Path, row: Mapping[str, Any], place: str) -> tuple[Path]:
-    name, part = take(row, "filename", place), row.get("filepath", "")
+    name = take_text(row, "filename", place)
+    part = take_text(row, "filepath", place) if "filepath" in row else ""
     return (first_existing([folder / part / name, folder / "images" / part / name, folder / name]),)
 
 

@@ -100,7 +100,8 @@ def locate(place: Path, name: str, frames: int | None = None) -> FeatureFile:
 def find_missing(files: Iterable[FeatureFile]) -> list[FeatureFile]:
     """Those that are not there.
 
-    Errors: ValueError where files are HDF5 and the package for it is not installed.
+    Errors: ValueError where files are HDF5 and the package for it is not installed, or where one
+    that holds many pictures cannot be opened.
     """
     missing = []
     groups: dict[Path, set[str]] = {}
@@ -110,13 +111,21 @@ def find_missing(files: Iterable[FeatureFile]) -> list[FeatureFile]:
             missing.append(file)
         elif is_hdf5 and file.path.stem != file.name:  # one file that holds many pictures
             if file.path not in groups:
-                with hdf5().File(file.path, "r") as opened:
-                    groups[file.path] = set(opened)
+                groups[file.path] = _groups(file.path)
             if file.name not in groups[file.path]:
                 missing.append(file)
         elif is_hdf5:
             hdf5()
     return missing
+
+
+def _groups(path: Path) -> set[str]:
+    """The pictures in a file."""
+    try:
+        with hdf5().File(path, "r") as opened:
+            return set(opened)
+    except OSError as error:
+        raise ValueError(f"--features {path} cannot be opened as HDF5: {error}") from error
 
 
 def hdf5() -> Any:

@@ -17,7 +17,9 @@ from data_prep.source import (
     first_existing,
     read_json,
     rest,
-    take,
+    take_id,
+    take_object,
+    take_text,
     with_source,
 )
 
@@ -47,45 +49,53 @@ def parse_gqa(
     if scene_graphs is None:
         usual = src / f"{split}_sceneGraphs.json"
         scene_graphs = usual if usual.is_file() else None
-    graphs = read_json(scene_graphs) if scene_graphs else {}
+    graphs = _by_id(scene_graphs, "scene graphs by picture") if scene_graphs else {}
     asked: dict[str, list[Annotation]] = {}
     for path in files:
         if is_lxmert(path):
             for row in read_lxmert(path):
-                asked.setdefault(row["img_id"], []).append(gqa_annotation(row, str(path)))
+                asked.setdefault(str(row["img_id"]), []).append(gqa_annotation(row, str(path)))
             continue
-        rows = read_json(path)
-        if not isinstance(rows, dict):
-            raise ValueError(f"{path}: expected GQA's dictionary of questions by id")
-        for number, row in rows.items():
-            annotation = _annotation(number, row, f"{path}, question {number}")
-            asked.setdefault(row["imageId"], []).append(annotation)
+        for number, row in _by_id(path, "questions by id").items():
+            place = f"{path}, question {number}"
+            image_id = take_id(row, "imageId", place)
+            asked.setdefault(image_id, []).append(_annotation(number, row, place))
     folder = images or src
     samples = [
         SourceSample(
             image_id,
             (first_existing([folder / "images" / f"{image_id}.jpg", folder / f"{image_id}.jpg"]),),
             found,
-            {"objects": _objects(graphs[image_id])} if image_id in graphs else {},
+            {"objects": _objects(graphs[image_id], f"{scene_graphs}, {image_id}")}
+            if image_id in graphs
+            else {},
         )
         for image_id, found in asked.items()
     ]
     return SourceSet(name, "gqa", split, (*files, *filter(None, [scene_graphs])), samples)
 
 
+def _by_id(path: Path, what: str) -> dict[str, Any]:
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected GQA's dictionary of {what}")
+    return content
+
+
 def _annotation(number: str, row: Mapping[str, Any], place: str) -> Annotation:
     """Ids stay strings: they have leading zeros."""
-    take(row, "imageId", place)
-    annotation = {"id": number, "question": take(row, "question", place).strip()}
+    annotation = {"id": number, "question": take_text(row, "question", place).strip()}
+    if "answer" in row:
+        take_text(row, "answer", place)
     annotation |= {ours: row[theirs] for theirs, ours in FIELDS.items() if theirs in row}
     return with_source(annotation, rest(row, "imageId", "question", *FIELDS))
 
 
-def _objects(graph: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _objects(graph: Mapping[str, Any], place: str) -> list[dict[str, Any]]:
     """The objects of an official scene graph, without their relations."""
     return [
         {key: thing[key] for key in ("name", "attributes", "x", "y", "w", "h") if key in thing}
-        for thing in graph["objects"].values()
+        for thing in take_object(graph, "objects", place).values()
     ]
 
 

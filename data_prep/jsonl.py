@@ -20,6 +20,7 @@ from data_prep.source import (
     clean,
     first_existing,
     rest,
+    shown,
     with_source,
 )
 
@@ -124,6 +125,16 @@ def _check_fields(rows: Sequence[Row], names: FieldNames, path: Path) -> None:
                     f"{path}, row {number}: no field {wanted!r}; it has {', '.join(map(str, row))}."
                     " Name the fields with --image-field, --question-field, --answer-field, ..."
                 )
+            many = wanted in (names.answer, names.caption)
+            _check_value(row[wanted], many, f"{path}, row {number}: {wanted!r}")
+
+
+def _check_value(value: Any, many: bool, what: str) -> None:
+    """Refuse what would be stored as the text of a Python object."""
+    values = value if many and isinstance(value, list) else [value]
+    if any(isinstance(entry, (dict, list)) for entry in values):
+        expected = "text, a number or a list of them" if many else "text or a number"
+        raise ValueError(f"{what} is {shown(value)}; expected {expected}")
 
 
 def _split_of(row: Row, image: str, names: FieldNames, split: str | HashSplit) -> str:

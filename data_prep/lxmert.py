@@ -11,30 +11,40 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.source import Annotation, clean, first_existing, read_json, rest, take, with_source
+from data_prep.source import (
+    Annotation,
+    clean,
+    first_existing,
+    read_json_list,
+    rest,
+    take_id,
+    take_text,
+    with_source,
+)
 
 
 def is_lxmert(path: Path) -> bool:
     """Whether a file begins as a list; the official ones are objects."""
     if not path.is_file():
         return False
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:  # the parser will complain
         return file.read(64).lstrip().startswith("[")
 
 
 def read_lxmert(path: Path, *fields: str) -> list[Mapping[str, Any]]:
-    """The rows of a file, which have these fields and a sentence."""
-    rows: list[Mapping[str, Any]] = read_json(path)
+    """The rows of a file, which have these ids and a sentence."""
+    rows: list[Mapping[str, Any]] = read_json_list(path)
     for number, row in enumerate(rows):
-        for field in (*(fields or ("img_id",)), "sent"):
-            take(row, field, f"{path}, row {number}")
+        for field in fields or ("question_id", "img_id"):
+            take_id(row, field, f"{path}, row {number}")
+        take_text(row, "sent", f"{path}, row {number}")
     return rows
 
 
 def vqa_annotation(row: Mapping[str, Any], place: str) -> Annotation:
     """A question of VQA v2."""
     annotation: Annotation = {
-        "id": str(take(row, "question_id", place)),
+        "id": str(row["question_id"]),
         "question": clean(row["sent"]),
     }
     if "label" in row:
@@ -47,7 +57,7 @@ def vqa_annotation(row: Mapping[str, Any], place: str) -> Annotation:
 def gqa_annotation(row: Mapping[str, Any], place: str) -> Annotation:
     """A question of GQA's balanced files; types and groups are not in LXMERT's form."""
     annotation: Annotation = {
-        "id": str(take(row, "question_id", place)),
+        "id": str(row["question_id"]),
         "question": clean(row["sent"]),
         "balanced": True,
     }
@@ -62,7 +72,7 @@ def gqa_annotation(row: Mapping[str, Any], place: str) -> Annotation:
 
 def nlvr2_annotation(row: Mapping[str, Any], place: str) -> Annotation:
     """A statement of NLVR2."""
-    annotation: Annotation = {"id": row["identifier"], "sentence": clean(row["sent"])}
+    annotation: Annotation = {"id": str(row["identifier"]), "sentence": clean(row["sent"])}
     if "label" in row:
         if row["label"] not in (0, 1):
             raise ValueError(f"{place}: label {row['label']!r} is neither 0 nor 1")
@@ -77,7 +87,13 @@ def _label(row: Mapping[str, Any], place: str) -> dict[str, float]:
             f"{place}: label {json.dumps(label)} of question {row.get('question_id')} is no "
             "mapping of answers to scores"
         )
-    return {str(answer): float(score) for answer, score in label.items()}
+    for answer, score in label.items():
+        if not isinstance(score, (int, float)):
+            raise ValueError(
+                f"{place}: label {json.dumps(label)} of question {row.get('question_id')}: the "
+                f"score of {answer!r} is no number"
+            )
+    return {answer: float(score) for answer, score in label.items()}
 
 
 def coco_picture(folder: Path, stem: str, subset: str | None = None) -> Path:

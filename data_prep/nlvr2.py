@@ -18,7 +18,7 @@ from data_prep.source import (
     first_existing,
     read_json_lines,
     rest,
-    take,
+    take_text,
     with_source,
 )
 
@@ -39,8 +39,8 @@ def parse_nlvr2(
     find = PictureFolders(images or src, split)
     theirs = is_lxmert(path)
     rows = read_lxmert(path, "identifier", "img0", "img1") if theirs else read_json_lines(path)
-    for row in rows:
-        identifier = take(row, "identifier", str(path))
+    for number, row in enumerate(rows):
+        identifier = take_text(row, "identifier", f"{path}, row {number}")
         pair, _, sentence = identifier.rpartition("-")
         if not (pair and sentence):
             raise ValueError(
@@ -57,7 +57,7 @@ def parse_nlvr2(
 
 
 def _annotation(row: Mapping[str, Any], place: str) -> Annotation:
-    annotation = {"id": row["identifier"], "sentence": take(row, "sentence", place).strip()}
+    annotation = {"id": row["identifier"], "sentence": take_text(row, "sentence", place).strip()}
     if "label" in row:
         annotation["label"] = _truth(row["label"], place)
     return with_source(annotation, rest(row, "identifier", "sentence", "label"))

@@ -43,9 +43,14 @@ class Options:
     arguments: Mapping[str, Any] | None = None
     """The command line, for the record in dataset.json."""
 
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ValueError(f"--workers {self.workers}: give a number of processes, 1 or more")
+
 
 def pack(dataset: SourceSet, out: Path, options: Options) -> DatasetInfo:
     """Write a data set and print what became of every sample."""
+    _check_folder(out)
     dataset = ready(dataset, options)
     order = in_order(dataset, options.seed)
     shape = common_shape(order)
@@ -67,7 +72,7 @@ def pack(dataset: SourceSet, out: Path, options: Options) -> DatasetInfo:
     made = ordered_map(make, order[writer.start :], options.workers)
     info = writer.write(
         follow(made, f"{dataset.name} {dataset.split}", writer.start, len(order)),
-        rows_dropped=[Dropped(**entry) for entry in dataset.dropped],
+        rows_dropped=[Dropped(**entry) for entry in (*dataset.dropped, *dataset.left_out)],
     )
     print(summary(dataset, info, out))
     return info
@@ -80,8 +85,26 @@ def ready(dataset: SourceSet, options: Options) -> SourceSet:
     """
     if options.features is not None and any(sample.images for sample in dataset.samples):
         dataset = with_features(dataset, options.features)
+    _check_options(dataset, options)
     dataset.check()
     return dataset
+
+
+def _check_folder(out: Path) -> None:
+    there = next(place for place in (out, *out.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise ValueError(f"--out {out}: {there} is a file; give a folder")
+
+
+def _check_options(dataset: SourceSet, options: Options) -> None:
+    """Options that would have no effect are a mistake."""
+    if options.encoder is not None and any(sample.images for sample in dataset.samples):
+        raise ValueError("--encoder says what made the --features, and there are none; give both")
+    if options.rule.size is not None and any(sample.features for sample in dataset.samples):
+        raise ValueError(
+            "--image-size and --square change pictures, and features are stored in their place; "
+            "leave them out"
+        )
 
 
 def summary(dataset: SourceSet, info: DatasetInfo, out: Path) -> str:
@@ -91,7 +114,7 @@ def summary(dataset: SourceSet, info: DatasetInfo, out: Path) -> str:
         return f"{title} {info.samples:,} samples, {info.annotations:,} annotations -> {out}"
     rows = len(dataset.dropped)
     given = rows + sum(len(sample.annotations) for sample in dataset.samples)
-    samples = len(dataset.samples)
+    samples = len(dataset.samples) + len(dataset.left_out)
     lines = [
         f"{title} -> {out}",
         _account("samples", samples, info.samples),

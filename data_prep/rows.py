@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.source import read_json, read_json_lines
+from data_prep.source import open_text, read_json_lines, read_json_list, shown
 
 Row = Mapping[str, Any]
 
@@ -24,10 +23,10 @@ def read_rows(path: Path) -> list[Row]:
         return _read_table(path)
     if first == "{":
         return list(read_json_lines(path))
-    rows = read_json(path)
+    rows = read_json_list(path)
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
-            raise ValueError(f"{path}, row {number}: expected an object, found {json.dumps(row)}")
+            raise ValueError(f"{path}, row {number}: expected an object, found {shown(row)}")
     return list(rows)
 
 
@@ -37,13 +36,25 @@ def _first_character(path: Path) -> str:
 
 
 def _read_table(path: Path) -> list[Row]:
-    separator = TABLE_SEPARATORS.get(path.suffix.lower(), ",")
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter=separator, strict=True))
+    rows = _cells(path)
     for number, row in enumerate(rows):
         if None in row or None in row.values():
             raise ValueError(
                 f"{path}, row {number}: more or fewer cells than the head line has; "
                 "quote cells that hold the separator"
             )
-    return list(rows)
+    return rows
+
+
+def _cells(path: Path) -> list[Row]:
+    separator = TABLE_SEPARATORS.get(path.suffix.lower(), ",")
+    with open_text(path, newline="") as file:
+        reader = csv.DictReader(file, delimiter=separator, strict=True)
+        try:
+            rows = list[Row](reader)
+        except csv.Error as error:
+            raise ValueError(
+                f"{path}, after line {reader.line_num}: not CSV ({error}); "
+                "close every quote, and double those inside a cell"
+            ) from error
+    return rows

@@ -165,12 +165,32 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _plan(args: argparse.Namespace) -> Plan:
+    _check_numbers(args)
     world_size = args.nodes * args.ranks_per_node
-    if world_size < 1 or args.steps < 1:
-        raise ValueError(
-            f"--nodes {args.nodes}, --ranks-per-node {args.ranks_per_node}, --steps {args.steps}: "
-            "each must be at least 1"
-        )
-    micro = args.micro_batch_size or args.global_batch_size // world_size
+    micro = args.micro_batch_size
+    if micro is None:
+        micro = _share(args.global_batch_size, world_size)
     check_batch(args.global_batch_size, micro, world_size)
     return Plan(args.global_batch_size, micro, args.nodes, args.ranks_per_node)
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    least = {name: 1 for name in ("nodes", "ranks_per_node", "steps", "global_batch_size")}
+    least |= {"micro_batch_size": 1, "first": 0}
+    for name, smallest in least.items():
+        given = getattr(args, name)
+        if given is not None and given < smallest:
+            option = "from" if name == "first" else name.replace("_", "-")
+            raise ValueError(f"--{option} {given}: give {smallest} or more")
+
+
+def _share(global_batch_size: int, world_size: int) -> int:
+    """What each rank computes of a global batch, at once."""
+    below = global_batch_size // world_size * world_size
+    if below != global_batch_size:
+        sizes = [str(size) for size in (below, below + world_size) if size]
+        raise ValueError(
+            f"--global-batch-size {global_batch_size} is no multiple of {world_size} ranks; "
+            f"give {' or '.join(sizes)}, or other --nodes and --ranks-per-node"
+        )
+    return global_batch_size // world_size

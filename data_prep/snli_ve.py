@@ -17,6 +17,8 @@ from data_prep.source import (
     read_json_lines,
     rest,
     take,
+    take_id,
+    take_text,
     with_source,
 )
 
@@ -37,14 +39,15 @@ def parse_snli_ve(
     )
     said: dict[str, list[Annotation]] = {}
     dropped = []
-    for row in read_json_lines(path):
-        number = str(take(row, "pairID", str(path)))
-        label = take(row, "gold_label", str(path))
+    for line, row in enumerate(read_json_lines(path)):
+        place = f"{path}, row {line}"
+        number = take_id(row, "pairID", place)
+        label = take(row, "gold_label", place)
         if label not in LABELS:
             dropped.append({"id": number, "reason": f"label {label}"})
             continue
-        image_id = str(take(row, "Flickr30K_ID", str(path)))
-        hypothesis = clean(take(row, "sentence2", str(path)))
+        image_id = take_id(row, "Flickr30K_ID", place)
+        hypothesis = clean(take_text(row, "sentence2", place))
         annotation = {"id": number, "hypothesis": hypothesis, "label": label}
         extra = rest(row, "pairID", "gold_label", "Flickr30K_ID", "sentence2")
         said.setdefault(image_id, []).append(with_source(annotation, extra))

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from data_prep.feature_file import FeatureFile, find_missing
 
 Annotation = dict[str, Any]
+MOST_SHOWN = 60
+"""Characters of a value that an error shows."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class SourceSet:
     samples: list[SourceSample]
     dropped: tuple[Mapping[str, str], ...] = ()
     """Rows that cannot be used: {"id", "reason"}."""
+    left_out: tuple[Mapping[str, str], ...] = ()
+    """Whole samples that are not wanted, likewise; their annotations are among the dropped."""
 
     def check(self) -> None:
         """Refuse double ids and missing pictures before any work is done."""
@@ -82,27 +87,45 @@ class SourceSet:
             )
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file, or an error that says what is wrong with it."""
+@contextmanager
+def open_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
+    """A file of text in UTF-8, with the mark that spreadsheets put before it or without.
+
+    Errors: ValueError for one that is not there, or in another encoding.
+    """
     try:
-        with path.open(encoding="utf-8") as file:
-            return json.load(file)
+        with path.open(encoding="utf-8-sig", newline=newline) as file:
+            yield file
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; check the folder and the split") from None
+    except UnicodeDecodeError as error:
+        odd = error.object[error.start]
+        raise ValueError(f"{path} is not UTF-8 (byte 0x{odd:02x}); save it as UTF-8") from None
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file, or an error that says what is wrong with it."""
+    with open_text(path) as file:
+        text = file.read()
+    try:
+        return json.loads(text)
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
+
+
+def read_json_list(path: Path) -> list[Any]:
+    """A JSON file that holds a list."""
+    rows: list[Any] = _expect(read_json(path), list, f"{path}", "a list")
+    return rows
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """A file with one JSON object a line; blank lines are skipped."""
     rows = []
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    rows.append(_json_object(line, f"{path}, line {number}"))
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist; check the folder and the split") from None
+    with open_text(path) as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                rows.append(_json_object(line, f"{path}, line {number}"))
     return rows
 
 
@@ -124,6 +147,50 @@ def take(row: Mapping[str, Any], key: str, place: str) -> Any:
         there = ", ".join(map(str, list(row)[:8])) or "nothing"
         raise ValueError(f"{place}: no field {key!r}; it has {there}. Is it the official file?")
     return row[key]
+
+
+def take_text(row: Mapping[str, Any], key: str, place: str) -> str:
+    """`row[key]`, which must be text."""
+    text: str = _expect(take(row, key, place), str, f"{place}: {key!r}", "text")
+    return text
+
+
+def take_list(row: Mapping[str, Any], key: str, place: str) -> list[Any]:
+    """`row[key]`, which must be a list."""
+    entries: list[Any] = _expect(take(row, key, place), list, f"{place}: {key!r}", "a list")
+    return entries
+
+
+def take_object(row: Mapping[str, Any], key: str, place: str) -> dict[str, Any]:
+    """`row[key]`, which must be an object."""
+    what, expected = f"{place}: {key!r}", "an object {...}"
+    fields: dict[str, Any] = _expect(take(row, key, place), dict, what, expected)
+    return fields
+
+
+def take_whole(row: Mapping[str, Any], key: str, place: str) -> int:
+    """`row[key]`, which must be a whole number."""
+    number: int = _expect(take(row, key, place), int, f"{place}: {key!r}", "a whole number")
+    return number
+
+
+def take_id(row: Mapping[str, Any], key: str, place: str) -> str:
+    """`row[key]` as text: ids are numbers in one file and text in another."""
+    expected = "text or a whole number"
+    return str(_expect(take(row, key, place), (str, int), f"{place}: {key!r}", expected))
+
+
+def _expect(value: Any, kind: type | tuple[type, ...], what: str, expected: str) -> Any:
+    """The value, or an error that shows it; true and false are no numbers."""
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ValueError(f"{what} is {shown(value)}; expected {expected}")
+    return value
+
+
+def shown(value: Any) -> str:
+    """A value as the file writes it, cut where it is long."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def rest(row: Mapping[str, Any], *known: str) -> dict[str, Any]:

@@ -26,7 +26,12 @@ from data_prep.source import (
     first_existing,
     read_json_lines,
     rest,
+    shown,
     take,
+    take_id,
+    take_list,
+    take_text,
+    take_whole,
     with_source,
 )
 
@@ -100,12 +105,14 @@ def parse_value(
     said = read_subtitles(subtitles)
     place = features or src / "vis_features" / release.videos / "clip-vit"
     samples: dict[str, SourceSample] = {}
-    for row in read_json_lines(path):
-        video = str(take(row, "vid_name", str(path)))
-        sample_id = video if asks else str(take(row, "clip_id", str(path)))
+    dropped = []
+    for number, row in enumerate(read_json_lines(path)):
+        where = f"{path}, row {number}"
+        video = take_id(row, "vid_name", where)
+        sample_id = video if asks else take_id(row, "clip_id", where)
         extra: dict[str, Any] = {"subtitles": said.get(video, [])}
         if "ts" in row and not asks:
-            extra["span"] = [float(second) for second in row["ts"]]
+            extra["span"] = _span(row, where)
         sample = samples.setdefault(
             sample_id,
             SourceSample(
@@ -113,53 +120,72 @@ def parse_value(
                 source={} if asks else {"vid_name": video},
             ),
         )  # fmt: skip
-        sample.annotations.extend([question(row)] if asks else descriptions(row))
-    return SourceSet(name or task, release.kind, split, (path, subtitles), list(samples.values()))
+        for found in [question(row, where)] if asks else descriptions(row, where):
+            if found.get("caption") == "":
+                dropped.append({"id": found["id"], "reason": "empty caption"})
+            else:
+                sample.annotations.append(found)
+    return SourceSet(
+        name or task, release.kind, split, (path, subtitles), list(samples.values()), tuple(dropped)
+    )
 
 
 def read_subtitles(path: Path) -> dict[str, list[dict[str, Any]]]:
     """Video -> its lines; some videos have none."""
     return {
-        str(take(row, "vid_name", str(path))): [
-            {"text": clean(line["text"]), "start": line["start"], "end": line["end"]}
-            for line in take(row, "sub", str(path))
+        take_id(row, "vid_name", f"{path}, row {number}"): [
+            _line(line, f"{path}, row {number}")
+            for line in take_list(row, "sub", f"{path}, row {number}")
         ]
-        for row in read_json_lines(path)
+        for number, row in enumerate(read_json_lines(path))
     }
 
 
-def question(row: Mapping[str, Any]) -> Annotation:
+def _line(line: Mapping[str, Any], place: str) -> dict[str, Any]:
+    times = {key: take(line, key, place) for key in ("start", "end")}
+    return {"text": clean(take_text(line, "text", place)), **times}
+
+
+def _span(row: Mapping[str, Any], place: str) -> list[float]:
+    """Start and end of a moment, in seconds."""
+    span = take_list(row, "ts", place)
+    if not all(isinstance(second, (int, float)) for second in span):
+        raise ValueError(f"{place}: 'ts' is {shown(span)}; expected numbers of seconds")
+    return [float(second) for second in span]
+
+
+def question(row: Mapping[str, Any], place: str) -> Annotation:
     """Four choices or five; test splits do not say which is right."""
-    number = take(row, "qid", "question")
-    place = f"question {number}"
+    number = take_id(row, "qid", place)
+    place = f"{place}, question {number}"
     choices = [f"a{n}" for n in range(MOST_CHOICES) if f"a{n}" in row]
     annotation: Annotation = {
-        "id": str(number),
-        "question": take(row, "q", place),
-        "choices": [row[choice] for choice in choices],
-        "span": take(row, "ts", place),
+        "id": number,
+        "question": take_text(row, "q", place),
+        "choices": [take_text(row, choice, place) for choice in choices],
+        "span": take_text(row, "ts", place),
     }
     if "answer_idx" in row:
-        index = int(row["answer_idx"])
+        index = take_whole(row, "answer_idx", place)
         if not 0 <= index < len(choices):
             raise ValueError(f"{place}: answer_idx is {index}, but it has {len(choices)} choices")
         annotation["answer_index"] = index
     return with_source(annotation, rest(row, "qid", "q", "ts", "answer_idx", "vid_name", *choices))
 
 
-def descriptions(row: Mapping[str, Any]) -> list[Annotation]:
+def descriptions(row: Mapping[str, Any], place: str) -> list[Annotation]:
     """All descriptions of a moment; a test split has one annotation without any."""
-    clip = str(row["clip_id"])
-    told = row.get("descs")
-    if not told:
-        return [{"id": clip}]
+    told = take_list(row, "descs", place) if "descs" in row else []
     return [
         with_source(
-            {"id": str(take(given, "desc_id", f"clip {clip}")), "caption": clean(given["desc"])},
+            {
+                "id": take_id(given, "desc_id", place),
+                "caption": clean(take_text(given, "desc", place)),
+            },
             rest(given, "desc_id", "desc"),
         )
         for given in told
-    ]
+    ] or [{"id": take_id(row, "clip_id", place)}]
 
 
 def add_command(commands: Any) -> None:

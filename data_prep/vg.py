@@ -17,16 +17,22 @@ from data_prep.source import (
     SourceSet,
     clean,
     first_existing,
-    read_json,
+    read_json_list,
     rest,
+    shown,
     take,
+    take_id,
+    take_list,
+    take_text,
     with_source,
 )
 
 FILES = {"questions": "question_answers.json", "regions": "region_descriptions.json"}
+LISTS = {"questions": "qas", "regions": "regions"}
 KINDS = {"questions": "vqa", "regions": "pair_text"}
 FOLDERS = ("VG_100K", "VG_100K_2", "images", "images2", "")
 HELD_OUT = ("val", "test")
+OF_COCO = "in COCO's val or test split"
 
 
 def parse_vg(
@@ -43,48 +49,60 @@ def parse_vg(
     if without_coco is not None:
         files += [without_coco, src / "image_data.json"]
         held_out = _held_out(files[-1], without_coco)
-    samples, dropped = [], []
-    for row in read_json(path):
-        image_id = str(row["image_id"] if "image_id" in row else take(row, "id", str(path)))
-        if image_id in held_out:
-            dropped.append({"id": image_id, "reason": "in COCO's val or test split"})
-            continue
+    samples, dropped, left_out = [], [], []
+    for number, row in enumerate(read_json_list(path)):
+        place = f"{path}, picture {number}"
+        image_id = _image_id(row, place)
         found = []
-        for entry in take(row, "qas" if what == "questions" else "regions", f"{path}, {image_id}"):
-            annotation = _question(entry) if what == "questions" else _region(entry)
+        for part, entry in enumerate(take_list(row, LISTS[what], place)):
+            annotation = PARSERS[what](entry, f"{place}, {LISTS[what]} {part}")
+            if image_id in held_out:
+                annotation = OF_COCO
             if isinstance(annotation, str):
-                dropped.append({"id": _id_of(entry), "reason": annotation})
+                dropped.append({"id": _id_of(entry, place), "reason": annotation})
             else:
                 found.append(annotation)
-        samples.append(SourceSample(image_id, (_picture(images or src, image_id),), found))
+        if image_id in held_out:
+            left_out.append({"id": image_id, "reason": f"picture {OF_COCO}"})
+        else:
+            samples.append(SourceSample(image_id, (_picture(images or src, image_id),), found))
     return SourceSet(
-        name or f"vg_{what}", KINDS[what], "train", tuple(files), samples, tuple(dropped)
-    )
+        name or f"vg_{what}", KINDS[what], "train", tuple(files), samples, tuple(dropped),
+        tuple(left_out),
+    )  # fmt: skip
 
 
 def _held_out(image_data: Path, karpathy: Path) -> set[str]:
     coco = set[str]().union(*(image_ids(karpathy, split) for split in HELD_OUT))
+    rows = enumerate(read_json_list(image_data))
     return {
-        str(row["image_id"] if "image_id" in row else row["id"])
-        for row in read_json(image_data)
-        if str(row.get("coco_id")) in coco
+        _image_id(row, f"{image_data}, picture {number}")
+        for number, row in rows
+        if str(take(row, "coco_id", f"{image_data}, picture {number}")) in coco
     }
 
 
-def _id_of(entry: Mapping[str, Any]) -> str:
+def _image_id(row: Mapping[str, Any], place: str) -> str:
+    """Versions differ in what they call it."""
+    old = isinstance(row, Mapping) and "image_id" not in row
+    return take_id(row, "id" if old else "image_id", place)
+
+
+def _id_of(entry: Mapping[str, Any], place: str) -> str:
     for key in ("qa_id", "region_id", "id"):
         if key in entry:
-            return str(entry[key])
-    raise ValueError(f"Visual Genome: {dict(entry)} has no qa_id, region_id or id")
+            return take_id(entry, key, place)
+    raise ValueError(f"{place}: {shown(entry)} has no qa_id, region_id or id")
 
 
-def _question(entry: Mapping[str, Any]) -> Annotation | str:
+def _question(entry: Mapping[str, Any], place: str) -> Annotation | str:
     """Answers end in a full stop, and begin with a capital."""
-    question, answer = clean(entry["question"]), clean(entry["answer"]).rstrip(".").lower().strip()
+    question = clean(take_text(entry, "question", place))
+    answer = clean(take_text(entry, "answer", place)).rstrip(".").lower().strip()
     if not question or not answer:
         return "no question" if not question else "no answer"
     annotation = {
-        "id": _id_of(entry),
+        "id": _id_of(entry, place),
         "question": question,
         "answers": [answer],
         "label": soft_label([answer]),
@@ -92,12 +110,15 @@ def _question(entry: Mapping[str, Any]) -> Annotation | str:
     return with_source(annotation, rest(entry, "qa_id", "id", "image_id", "question", "answer"))
 
 
-def _region(entry: Mapping[str, Any]) -> Annotation | str:
-    text = clean(entry["phrase"])
+def _region(entry: Mapping[str, Any], place: str) -> Annotation | str:
+    text = clean(take_text(entry, "phrase", place))
     if not text:
         return "no phrase"
-    annotation = {"id": _id_of(entry), "text": text}
+    annotation = {"id": _id_of(entry, place), "text": text}
     return with_source(annotation, rest(entry, "region_id", "id", "image_id", "image", "phrase"))
+
+
+PARSERS = {"questions": _question, "regions": _region}
 
 
 def _picture(folder: Path, image_id: str) -> Path:

@@ -19,7 +19,9 @@ from data_prep.source import (
     SourceSet,
     read_json,
     rest,
-    take,
+    take_id,
+    take_list,
+    take_text,
     with_source,
 )
 from data_prep.vocabulary import read_vocabulary
@@ -59,11 +61,13 @@ def parse_vqav2(
         if annotations is None and not subset.startswith("test"):
             labelled_in = src / f"v2_mscoco_{subset}_annotations.json"
         files += [asked_in, *filter(None, [labelled_in])]
-        rows = take(read_json(asked_in), "questions", str(asked_in))
-        labels = _labels(labelled_in, rows, asked_in) if labelled_in else None
-        for row in rows:
-            image_id = str(take(row, "image_id", str(asked_in)))
-            asked.setdefault(image_id, []).append(_annotation(row, labels, asked_in))
+        rows = _by_id(asked_in, "questions")
+        labels = _labels(labelled_in, rows, asked_in) if labelled_in else {}
+        for number, row in rows:
+            place = f"{asked_in}, question {number}"
+            image_id = take_id(row, "image_id", place)
+            found = _annotation(number, row, labels.get(number, {}), place)
+            asked.setdefault(image_id, []).append(found)
             pictures.setdefault(image_id, _picture(folder, subset, image_id))
     if split.startswith(KARPATHY):
         files.append(src / "dataset_coco.json")
@@ -78,18 +82,18 @@ def _parse_lxmert(
 ) -> SourceSet:
     """The re-splits that LXMERT made and VL-Adapter uses: soft scores instead of ten answers, which
     the official annotations may add."""
-    official: dict[str, Mapping[str, Any]] = {}
+    official: dict[str, list[str]] = {}
     if annotations is not None:
-        rows = take(read_json(annotations), "annotations", str(annotations))
-        official = {str(row["question_id"]): row for row in rows}
+        official = {
+            number: _answers(row, f"{annotations}, question {number}")
+            for number, row in _by_id(annotations, "annotations")
+        }
     asked: dict[str, list[Annotation]] = {}
     for row in read_lxmert(questions):
         annotation = vqa_annotation(row, str(questions))
         if annotation["id"] in official:
-            annotation["answers"] = [
-                given["answer"] for given in official[annotation["id"]]["answers"]
-            ]
-        asked.setdefault(take(row, "img_id", str(questions)), []).append(annotation)
+            annotation["answers"] = official[annotation["id"]]
+        asked.setdefault(str(row["img_id"]), []).append(annotation)
     samples = [
         SourceSample(image_id, (coco_picture(folder, image_id),), found)
         for image_id, found in asked.items()
@@ -98,42 +102,49 @@ def _parse_lxmert(
     return SourceSet(name, "vqa", split, files, samples)
 
 
-def _labels(path: Path, questions: list[Any], asked_in: Path) -> dict[int, Mapping[str, Any]]:
-    """Question id -> its official annotation; both files must speak of the same questions."""
-    rows = take(read_json(path), "annotations", str(path))
-    labels = {take(row, "question_id", str(path)): row for row in rows}
-    asked = {take(row, "question_id", str(asked_in)) for row in questions}
-    if asked != labels.keys():
-        odd = sorted(asked ^ labels.keys())
+Rows = list[tuple[str, Mapping[str, Any]]]
+"""Question id and row."""
+
+
+def _by_id(path: Path, key: str) -> Rows:
+    rows = enumerate(take_list(read_json(path), key, str(path)))
+    return [(take_id(row, "question_id", f"{path}, {key} {number}"), row) for number, row in rows]
+
+
+def _labels(path: Path, questions: Rows, asked_in: Path) -> dict[str, Annotation]:
+    """Question id -> what the official annotations say; both files must speak of the same ones."""
+    labels = dict(_by_id(path, "annotations"))
+    odd = {number for number, _ in questions} ^ labels.keys()
+    if odd:
+        first = min(odd, key=lambda number: (len(number), number))
         raise ValueError(
             f"{asked_in.name} and {path.name} differ in {len(odd)} questions, the first is "
-            f"question_id {odd[0]}; give the two files of one split"
+            f"question_id {first}; give the two files of one split"
         )
-    return labels
+    return {number: _label(row, f"{path}, question {number}") for number, row in labels.items()}
 
 
-def _annotation(
-    row: Mapping[str, Any], labels: Mapping[int, Mapping[str, Any]] | None, questions: Path
-) -> Annotation:
-    number = take(row, "question_id", str(questions))
-    annotation: Annotation = {
-        "id": str(number),
-        "question": take(row, "question", str(questions)).strip(),
+def _label(row: Mapping[str, Any], place: str) -> Annotation:
+    # The answers stay as they are written: the official scorer has its own cleaning.
+    answers = _answers(row, place)
+    label = {
+        "answers": answers,
+        "label": soft_label(answers),
+        "answer_type": row.get("answer_type", ""),
+        "question_type": row.get("question_type", ""),
     }
-    extra = rest(row, "question_id", "image_id", "question")
-    if labels is not None:
-        label = labels[number]
-        place = f"annotation of question {number}"
-        # The answers stay as they are written: the official scorer has its own cleaning.
-        answers = [take(answer, "answer", place) for answer in take(label, "answers", place)]
-        annotation |= {
-            "answers": answers,
-            "label": soft_label(answers),
-            "answer_type": label.get("answer_type", ""),
-            "question_type": label.get("question_type", ""),
-        }
-        extra |= rest(label, "question_id", "image_id", "answers", "answer_type", "question_type")
-    return with_source(annotation, extra)
+    known = ("question_id", "image_id", "answers", "answer_type", "question_type")
+    return with_source(label, rest(row, *known))
+
+
+def _answers(row: Mapping[str, Any], place: str) -> list[str]:
+    return [take_text(answer, "answer", place) for answer in take_list(row, "answers", place)]
+
+
+def _annotation(number: str, row: Mapping[str, Any], label: Annotation, place: str) -> Annotation:
+    question = take_text(row, "question", place).strip()
+    extra = rest(row, "question_id", "image_id", "question") | label.get("source", {})
+    return with_source({"id": number, "question": question} | label, extra)
 
 
 def _picture(folder: Path, subset: str, image_id: str) -> Path:

@@ -214,7 +214,7 @@ def _make_room(out: Path, identity: tuple[str, str, str], overwrite: bool) -> No
         if found != identity:
             raise ValueError(
                 f"{out} holds another data set ({' '.join(found)}) than the one to write "
-                f"({' '.join(identity)}): choose another folder, or ask to overwrite it"
+                f"({' '.join(identity)}): choose another folder, or remove it"
             )
     out.mkdir(parents=True, exist_ok=True)
 

@@ -90,7 +90,9 @@ def test_a_folder_of_another_data_set_is_refused(
     arguments = ["--annotations", str(tmp_path / "rows.json"), "--images", str(tmp_path / "images")]
     more = ["--out", str(shards), "--name", "other"]
     assert main(["jsonl", "--task", "vqa", *arguments, *more]) == 2
-    assert "holds another data set" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "holds another data set" in told
+    assert "choose another folder, or remove it" in told
     assert packed(shards)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -51,9 +53,34 @@ def test_captions_are_gathered_by_picture(
     assert "dropped: no annotation: 1" in told
 
 
+def test_captions_of_pictures_that_are_not_there(
+    src: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = src / "annotations/captions_val2014.json"
+    content = json.loads(file.read_text())
+    content["annotations"].append({"image_id": 55, "id": 12, "caption": "Lost"})
+    write(file, content)
+    given = ["--src", str(src), "--split", "val", "--out", str(tmp_path / "out")]
+    assert main(["coco-captions", *given]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"annotations +5 in = 3 written \+ 2 dropped", told)
+    assert "dropped: picture not in the file: 1" in told
+    given = ["--annotations", str(file), "--workers", "1"]
+    assert main(["verify", str(tmp_path / "out"), *given]) == 0
+
+
 def test_a_test_split_has_pictures_alone(src: Path, tmp_path: Path) -> None:
     given = ["--src", str(src), "--split", "test", "--year", "2017", "--out", str(tmp_path / "out")]
     assert main(["coco-captions", *given]) == 0
     (sample,) = packed(tmp_path / "out").values()
     assert sample.id == "5"
     assert list(sample.annotations) == [{"id": "5"}]
+
+
+def test_captions_of_a_test_split_are_kept(src: Path, tmp_path: Path) -> None:
+    """Those of another file: COCO's own has none."""
+    file = src / "annotations/captions_val2014.json"
+    given = ["--src", str(src), "--split", "test", "--annotations", str(file)]
+    assert main(["coco-captions", *given, "--images", str(src / "val2014"),
+                 "--out", str(tmp_path / "out")]) == 0  # fmt: skip
+    assert [a["id"] for a in packed(tmp_path / "out")["9"].annotations] == ["3", "5"]

@@ -58,14 +58,14 @@ def npy(folder: Path) -> Path:
     return folder
 
 
-def prepare(tmp_path: Path, place: Path) -> int:
+def prepare(tmp_path: Path, place: Path, *more: str) -> int:
     """Three rows about pictures that are not there: their features are enough."""
     rows = write(tmp_path / "rows.json", [
         {"image": f"{name}.jpg", "question": "what?", "answer": name} for name in NAMES
     ])  # fmt: skip
     arguments = ["--annotations", str(rows), "--images", str(tmp_path / "none"), "--encoder", "net"]
     return main(["jsonl", "--task", "vqa", *arguments, "--features", str(place),
-                 "--out", str(tmp_path / "out")])  # fmt: skip
+                 "--out", str(tmp_path / "out"), *more])  # fmt: skip
 
 
 @pytest.mark.parametrize("make", [one_hdf5_each, one_hdf5_for_all, npz_of_a_grid, npy])
@@ -137,6 +137,20 @@ def test_what_is_missing_is_named_before_any_work(
     assert not (tmp_path / "out").exists()
     assert prepare(tmp_path, tmp_path / "elsewhere") == 2
     assert "elsewhere does not exist; give a folder or an HDF5 file" in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_hdf5(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    junk = write(tmp_path / "junk.h5", b"junk")
+    assert prepare(tmp_path, junk) == 2
+    assert f"--features {junk} cannot be opened as HDF5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [("--image-size", "8"), ("--image-size", "8", "--square")])
+def test_features_have_no_size(
+    more: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert prepare(tmp_path, npy(tmp_path / "features"), *more) == 2
+    assert "--image-size and --square change pictures" in capsys.readouterr().err
 
 
 def test_frames_are_those_of_torch() -> None:

@@ -82,6 +82,12 @@ def test_several_question_files_and_no_answers(official: Path, tmp_path: Path) -
     assert dataset.samples[0].annotations[1] == {"id": "01", "question": "Why?", "balanced": False}
 
 
+def test_a_picture_may_be_called_by_a_number(official: Path, tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.json", {"01": {"imageId": 2370799, "question": "Why?"}})
+    (sample,) = parse_gqa(official, "val", questions=[file]).samples
+    assert sample.id == "2370799"
+
+
 def test_errors_name_file_and_question(official: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"train_balanced_questions\.json does not exist"):
         parse_gqa(official, "train")

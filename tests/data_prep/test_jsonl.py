@@ -172,6 +172,23 @@ ROW = {"image": "a.jpg", "question": "q", "answer": "x"}
         ('{"image": "a.jpg"}\n{"image"', (), "line 2: not JSON"),
         ('image,question,answer\n"a.jpg",q,x,y\n', (), "row 0: more or fewer cells"),
         ([3], (), "row 0: expected an object, found 3"),
+        ('image,question,answer\n1,q,"a\n', (), "after line 1: not CSV (unexpected end"),
+        ("image,question,answer\n1,q,café\n".encode("latin-1"), (), "is not UTF-8 (byte 0xe9)"),
+        ('[{"image": "é"}]'.encode("latin-1"), (), "save it as UTF-8"),
+        ('{"image": "é"}'.encode("latin-1"), (), "save it as UTF-8"),
+        (
+            [ROW | {"answer": {"a": 1}}],
+            (),
+            "row 0: 'answer' is {\"a\": 1}; expected text, a number",
+        ),
+        ([ROW | {"answer": ["x", ["y"]]}], (), "expected text, a number or a list of them"),
+        (
+            [ROW | {"question": ["q"]}],
+            (),
+            "row 0: 'question' is [\"q\"]; expected text or a number",
+        ),
+        ([ROW], ("--workers", "0"), "--workers 0: give a number of processes, 1 or more"),
+        ([ROW], ("--encoder", "net"), "--encoder says what made the --features"),
         ([ROW], ("--split-by-image", "2"), "share"),
         ([ROW], ("--split-by-image", "0.5"), "leaves no"),
         ([ROW], ("--name", "a.b"), "without dots"),
@@ -192,6 +209,15 @@ def test_errors_are_one_line_and_code_2(
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert not list(tmp_path.glob("out/*"))
+
+
+def test_a_file_is_no_folder_to_write(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "rows.json", [ROW])
+    for out in (file, file / "below"):
+        assert prepare(file, images, out) == 2
+        assert f"--out {out}: {file} is a file; give a folder" in capsys.readouterr().err
 
 
 def test_radiographs(shared: Path, tmp_path: Path) -> None:

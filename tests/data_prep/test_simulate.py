@@ -83,7 +83,12 @@ def test_the_examples_are_those_of_a_stream(
     [
         (["--weights", "1"], "--weights: 1 for 2 data sets"),
         (["--nodes", "0"], "--nodes 0"),
-        (["--nodes", "3"], "global_batch_size 64 is no multiple of world_size 3"),
+        (["--nodes", "3"], "--global-batch-size 64 is no multiple of 3 ranks; give 63 or 66"),
+        (["--nodes", "128"], "--global-batch-size 64 is no multiple of 128 ranks; give 128, or"),
+        (["--nodes", "-1", "--ranks-per-node", "-1"], "--nodes -1: give 1 or more"),
+        (["--micro-batch-size", "0"], "--micro-batch-size 0: give 1 or more"),
+        (["--micro-batch-size", "3"], "global_batch_size 64 is no multiple of world_size 1"),
+        (["--from", "-5"], "--from -5: give 0 or more"),
         (["--lanes", "7"], "lanes: 7 do not divide global_batch_size 64"),
     ],
 )

@@ -125,6 +125,19 @@ def test_a_choice_that_is_not_there(src: Path, capsys: pytest.CaptureFixture[str
     assert "question 5: answer_idx is 2, but it has 1 choices" in capsys.readouterr().err
 
 
+def test_an_empty_description_is_dropped(
+    src: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = [{"desc": " ", "desc_id": 31}, {"desc": "Hi", "desc_id": 32}]
+    row = {"vid_name": "s2", "clip_id": 6, "duration": 3, "descs": told}
+    file = write(src / "ann/yc2c/yc2c_train_release.jsonl", rows(row))
+    out = prepare(src, "yc2c", "train")
+    assert [a["id"] for a in packed(out)["6"].annotations] == ["32"]
+    assert "dropped: empty caption: 1" in capsys.readouterr().out
+    given = ["--annotations", str(file), "--workers", "1"]
+    assert main(["verify", str(out), *given]) == 0
+
+
 def test_features_that_are_missing(src: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (src / "vis_features/tv/clip-vit/s3.npz").unlink()
     given = ["--src", str(src), "--split", "train", "--out", str(src / "out")]

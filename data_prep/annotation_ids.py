@@ -83,7 +83,7 @@ def _annotations(content: Any) -> Iterator[tuple[Row, Row]]:
     for row in _rows(content):
         lists = [row[name] for name in NESTED if isinstance(row.get(name), list)]
         nested = [entry for entry in chain(*lists) if isinstance(entry, dict)]
-        yield from ((row, annotation) for annotation in nested or (row,))
+        yield from ((row, annotation) for annotation in (nested if lists else (row,)))
 
 
 def _rows(content: Any) -> list[Row]:

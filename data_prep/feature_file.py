@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-ENDINGS = (".h5", ".hdf5", ".npz", ".npy")
+HDF5 = (".h5", ".hdf5")
+ENDINGS = (*HDF5, ".npz", ".npy")
 ARRAYS = ("features", "feat")
 """What the array is called in a file that holds several."""
 FLOAT16_MAX = float(np.finfo(np.float16).max)
@@ -106,7 +107,7 @@ def find_missing(files: Iterable[FeatureFile]) -> list[FeatureFile]:
     missing = []
     groups: dict[Path, set[str]] = {}
     for file in files:
-        is_hdf5 = file.path.suffix in (".h5", ".hdf5")
+        is_hdf5 = file.path.suffix in HDF5
         if not file.path.is_file():
             missing.append(file)
         elif is_hdf5 and file.path.stem != file.name:  # one file that holds many pictures

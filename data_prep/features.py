@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from data_prep.feature_file import BadFeatures, locate
+from data_prep.feature_file import HDF5, BadFeatures, locate
 from data_prep.source import SourceSample, SourceSet
 
 
@@ -13,10 +13,15 @@ def with_features(dataset: SourceSet, place: Path) -> SourceSet:
     """The same data set with features from `place` (a folder, or one HDF5 file) instead of
     pictures, found by the pictures' names.
 
-    Errors: ValueError where `place` is not there.
+    Errors: ValueError where `place` is not there, or a file for one picture.
     """
     if not place.exists():
         raise ValueError(f"--features {place} does not exist; give a folder or an HDF5 file")
+    if place.is_file() and place.suffix not in HDF5:
+        raise ValueError(
+            f"--features {place}: one file for all pictures must be HDF5 ({', '.join(HDF5)}); of "
+            "files for one picture each give the folder"
+        )
     samples = [
         replace(
             sample,

@@ -13,7 +13,7 @@ import numpy as np
 from data_prep.feature_file import BadFeatures, FeatureFile
 from data_prep.features import common_shape, with_features
 from data_prep.journal import Dropped
-from data_prep.parallel import ordered_map
+from data_prep.parallel import check_workers, ordered_map
 from data_prep.picture import BadPicture, PictureRule, prepare_picture
 from data_prep.progress import follow
 from data_prep.source import SourceSample, SourceSet, count_reasons
@@ -44,8 +44,7 @@ class Options:
     """The command line, for the record in dataset.json."""
 
     def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise ValueError(f"--workers {self.workers}: give a number of processes, 1 or more")
+        check_workers(self.workers)
 
 
 def pack(dataset: SourceSet, out: Path, options: Options) -> DatasetInfo:

@@ -21,6 +21,12 @@ CHUNKS_AHEAD = 4
 """Chunks of each process that may wait for the reader: they bound the memory."""
 
 
+def check_workers(workers: int) -> None:
+    """Refuse less than one, before any work."""
+    if workers < 1:
+        raise ValueError(f"--workers {workers}: give a number of processes, 1 or more")
+
+
 def ordered_map(
     function: Callable[[Item], Result],
     items: Sequence[Item],

@@ -13,7 +13,7 @@ from typing import Any
 from data_prep.command import local_folder, new_command
 from data_prep.dataset_check import check_annotations, check_together, read_wanted
 from data_prep.finding import Finding
-from data_prep.parallel import ordered_map
+from data_prep.parallel import check_workers, ordered_map
 from data_prep.progress import follow
 from data_prep.shard_check import CheckedShard, Job, check_shard
 from data_prep.stats import find_datasets
@@ -33,6 +33,7 @@ def verify(folder: Path, files: Sequence[Path] = (), workers: int = 1) -> list[F
     `files` hold the annotations that must be in the shards. Errors: ValueError where there is no
     data set, or a file has no ids.
     """
+    check_workers(workers)
     infos, findings = _load(folder)
     findings += _find_unlisted(folder, infos)
     wanted = read_wanted(list(infos.values()), files) if infos else {}

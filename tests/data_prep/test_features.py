@@ -143,6 +143,9 @@ def test_a_file_that_is_no_hdf5(tmp_path: Path, capsys: pytest.CaptureFixture[st
     junk = write(tmp_path / "junk.h5", b"junk")
     assert prepare(tmp_path, junk) == 2
     assert f"--features {junk} cannot be opened as HDF5" in capsys.readouterr().err
+    of_one = next(npy(tmp_path / "features").iterdir())
+    assert prepare(tmp_path, of_one) == 2
+    assert f"--features {of_one}: one file for all pictures must be" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("more", [("--image-size", "8"), ("--image-size", "8", "--square")])

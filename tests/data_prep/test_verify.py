@@ -162,6 +162,11 @@ def test_a_folder_without_data_is_refused(tmp_path: Path) -> None:
     assert main(["verify", str(tmp_path)]) == 2
 
 
+def test_no_process_is_refused(healthy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(healthy), "--workers", "0"]) == 2
+    assert "--workers 0: give a number of processes, 1 or more" in capsys.readouterr().err
+
+
 def test_processes_find_the_same(healthy: Path, check: Check) -> None:
     flip(healthy / FIRST, offsets(healthy)[1] + 3)
     alone = check(healthy), quarantined(healthy)

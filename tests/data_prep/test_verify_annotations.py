@@ -36,7 +36,10 @@ FORMS: dict[str, Callable[[Sequence[str]], Any]] = {
         "images": [{"id": 999}],
         "annotations": [{"id": int(n), "image_id": 999} for n in ids],
     },
-    "vg": lambda ids: [{"id": 999, "qas": [{"qa_id": int(n), "image_id": 999} for n in ids]}],
+    "vg": lambda ids: [
+        {"id": 999, "qas": [{"qa_id": int(n), "image_id": 999} for n in ids]},
+        {"image_id": 998, "qas": []},
+    ],
 }
 
 

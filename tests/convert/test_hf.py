@@ -41,6 +41,19 @@ def test_outputs_on_images_are_the_runs(source: str, world: Path, tmp_path: Path
     assert torch.equal(logits_of(loaded.model), expected)
 
 
+def test_folders_of_any_name(world: Path, tmp_path: Path) -> None:
+    """YAML spells some of them otherwise than they are."""
+    expected = converted(recipe_of("T5", world, tmp_path), tmp_path / "out")
+    folder = tmp_path / "out"
+    for name in ("ü", "it's # x", "a: b"):
+        (tmp_path / name).mkdir()
+        convert_run(folder, tmp_path / name / "out", merge=False)
+        shutil.move(folder, tmp_path / "gone")
+        folder = shutil.move(tmp_path / name / "out", tmp_path / name / "moved")
+        assert torch.equal(logits_of(load_run(folder).model), expected)
+        shutil.rmtree(tmp_path / "gone")
+
+
 def test_the_text_backbone_opens_in_hugging_face(world: Path, tmp_path: Path) -> None:
     converted(recipe_of("T5", world, tmp_path), tmp_path / "out")
     text = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out")

@@ -74,7 +74,7 @@ PLAIN: dict[str, tuple[Any, ...]] = {
     "init_lora_weights": (True, "gaussian", "orthogonal", "eva"),
 }
 """Settings that must be one of these, absent or off; all others must be absent or off."""
-OFF = (None, False, "", [], {})
+OFF: tuple[Any, ...] = (None, False, "", [], {})
 CHECKED = ("peft_type", "r", "lora_alpha", "num_virtual_tokens", "num_transformer_submodules")
 """Settings that must be the recipe's."""
 

@@ -114,7 +114,11 @@ def peft_writes(backbone: Path, out: Path, **settings: Any) -> Tensor:
     return logits
 
 
-@pytest.mark.parametrize("start", [True, False, "gaussian", "orthogonal", "eva"])
+@pytest.mark.parametrize(
+    "start",
+    [True, "orthogonal"]
+    + [pytest.param(start, marks=pytest.mark.slow) for start in (False, "gaussian", "eva")],
+)
 def test_what_peft_has_written(start: bool | str, plain_backbone: Path, tmp_path: Path) -> None:
     """An adapter that peft trained on the converted backbone is a run, which answers like it."""
     theirs = peft_writes(plain_backbone, tmp_path / "peft", init_lora_weights=start)

@@ -190,6 +190,32 @@ def test_a_damaged_artifact(artifact: Path, change: str) -> None:
     assert "copy it again" in message
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("recipe.yaml", None, "manifest.json does not list recipe.yaml"),
+        ("recipe.yaml", "tasks: [", "recipe.yaml cannot be read (ParserError"),
+        ("artifact.json", "{", "artifact.json cannot be read (JSONDecodeError"),
+        ("artifact.json", "[]", "artifact.json cannot be read (TypeError"),
+        ("artifact.json", '{"format": 1}', "artifact.json cannot be read (KeyError: 'sources'"),
+        ("artifact.json", '{"format": 99, "sources": {}}', "artifact.json has format 99, and this"),
+        ("weights.safetensors", "xx", "weights.safetensors cannot be read (SafetensorError"),
+        ("tokenizer/tokenizer.json", "{", "tokenizer cannot be read ("),
+    ],
+)
+def test_damage_that_the_manifest_does_not_show(
+    name: str, text: str | None, message: str, artifact: Path
+) -> None:
+    """Somebody has changed a file and written a manifest anew."""
+    (artifact / name).unlink()
+    if text is not None:
+        (artifact / name).write_text(text)
+    write_manifest(artifact)
+    said = message_of(artifact)
+    assert f"artifact {artifact}: {message}" in said
+    assert ("take the version of vlds" if "99" in message else "copy it again") in said
+
+
 def test_another_backbone_in_the_same_place(artifact: Path, tmp_path: Path) -> None:
     torch.manual_seed(9)
     T5.model_class(T5.config_class.from_dict(hf_config(T5, OLD_ROWS))).save_pretrained(

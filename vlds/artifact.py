@@ -18,24 +18,29 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vlds.config import Recipe, parse_recipe, save_recipe
+from vlds.config import Recipe, parse_recipe, to_tree
 from vlds.manifest import damage, write_manifest
 from vlds.models.build import build_model
 from vlds.models.vl_model import VLModel
 
 CHANGEABLE = ("--tasks.", "--data.")
 WEIGHTS = "weights.safetensors"
+RECIPE, DESCRIPTION = "recipe.yaml", "artifact.json"
+FORMAT = 1
 HERE = "<folder>"
 """In an artifact's recipe: the folder that the recipe lies in."""
+AGAIN = "copy it again from where it was trained"
 
 
 @dataclass(frozen=True)
@@ -53,11 +58,9 @@ def artifact_folder(run: Path) -> Path:
     Errors: ValueError where there is neither, or it is not whole.
     """
     for folder in (run / "artifact", run):
-        if (folder / "artifact.json").exists():
-            if (wrong := damage(folder, ("artifact.json", WEIGHTS))) is not None:
-                raise ValueError(
-                    f"artifact {folder}: {wrong}; copy it again from where it was trained"
-                )
+        if (folder / DESCRIPTION).exists():
+            if (wrong := damage(folder, (DESCRIPTION, RECIPE, WEIGHTS))) is not None:
+                raise ValueError(f"artifact {folder}: {wrong}; {AGAIN}")
             return folder
     raise ValueError(
         f"{run} holds no artifact; name the folder that `vlds train` wrote (its `output`)"
@@ -106,21 +109,36 @@ def write_artifact(
 def write_description(folder: Path, recipe: Recipe) -> None:
     """The recipe, where files of this folder are named relative to it, and the hashes of its
     sources."""
-    description = {"format": 1, "sources": recipe.model.source_hashes()}
-    (folder / "artifact.json").write_text(json.dumps(description, indent=1), encoding="utf-8")
-    save_recipe(recipe, folder / "recipe.yaml")
-    text = (folder / "recipe.yaml").read_text(encoding="utf-8")
-    (folder / "recipe.yaml").write_text(text.replace(str(folder), HERE), encoding="utf-8")
+    description = {"format": FORMAT, "sources": recipe.model.source_hashes()}
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")
+    tree = moved(to_tree(recipe), str(folder), HERE)
+    (folder / RECIPE).write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
 
 
 def read_recipe(folder: Path, changes: Sequence[str] = ()) -> Recipe:
     """The recipe of an artifact, wherever its folder has moved; `changes` are words of a command
-    line."""
-    text = (folder / "recipe.yaml").read_text(encoding="utf-8").replace(HERE, str(folder))
+    line.
+
+    Errors: ValueError where it cannot be read.
+    """
+    with readable(folder, RECIPE):
+        tree = yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8"))
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
-        file.write(text)
+        yaml.safe_dump(moved(tree, HERE, str(folder)), file, sort_keys=False)
         file.flush()
         return parse_recipe(["--config", file.name, *changes])
+
+
+def moved(tree: Any, old: str, new: str) -> Any:
+    """A recipe's tree, where paths into the folder `old` lead into `new`. Not its text: YAML spells
+    some names otherwise there."""
+    if isinstance(tree, dict):
+        return {key: moved(entry, old, new) for key, entry in tree.items()}
+    if isinstance(tree, list):
+        return [moved(entry, old, new) for entry in tree]
+    if isinstance(tree, str) and (tree == old or tree.startswith(f"{old}/")):
+        return new + tree[len(old) :]
+    return tree
 
 
 def load_run(run: Path, dtype: torch.dtype | None = None, changes: Sequence[str] = ()) -> LoadedRun:
@@ -136,10 +154,13 @@ def load_run(run: Path, dtype: torch.dtype | None = None, changes: Sequence[str]
     recipe = read_recipe(folder, changes)
     check_sources(folder, recipe)
     tokens = folder / "tokenizer"
-    tokenizer = recipe.backbone.load_tokenizer_from(tokens if tokens.is_dir() else folder)
+    with readable(folder, "tokenizer"):
+        tokenizer = recipe.backbone.load_tokenizer_from(tokens if tokens.is_dir() else folder)
+    with readable(folder, WEIGHTS):
+        tensors = load_file(folder / WEIGHTS)
     precision = torch.bfloat16 if recipe.training.precision == "bf16" else torch.float32
     model = build_model(recipe.model, list(recipe.tasks), dtype or precision, tokenizer)
-    put_tensors(model, load_file(folder / WEIGHTS), folder)
+    put_tensors(model, tensors, folder)
     model.eval()
     return LoadedRun(recipe, tokenizer, model)
 
@@ -156,8 +177,11 @@ def check_changes(changes: Sequence[str]) -> None:
 
 
 def check_sources(folder: Path, recipe: Recipe) -> None:
-    """Compare the hashes of the sources as they are now with those of the training."""
-    recorded = json.loads((folder / "artifact.json").read_text(encoding="utf-8"))["sources"]
+    """Compare the hashes of the sources as they are now with those of the training.
+
+    Errors: ValueError where one is another.
+    """
+    recorded = read_sources(folder)
     present = recipe.model.source_hashes()
     for part, digest in recorded.items():
         if present.get(part) != digest:
@@ -167,6 +191,36 @@ def check_sources(folder: Path, recipe: Recipe) -> None:
                 f"is now (sha256 {digest[:12]} then, {str(present.get(part))[:12]} now); bring the "
                 "original files back to that place"
             )
+
+
+def read_sources(folder: Path) -> dict[str, str]:
+    """Part of the model -> the hash of its source that the training saw.
+
+    Errors: ValueError where the description is damaged, or of another version.
+    """
+    with readable(folder, DESCRIPTION):
+        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        found, sources = description["format"], description["sources"]
+        recorded = {str(part): str(digest) for part, digest in sources.items()}
+    if found != FORMAT:
+        raise ValueError(
+            f"artifact {folder}: {DESCRIPTION} has format {found!r}, and this vlds reads {FORMAT}; "
+            "take the version of vlds that wrote it"
+        )
+    return recorded
+
+
+@contextmanager
+def readable(folder: Path, name: str) -> Iterator[None]:
+    """Inside, a file or folder of the artifact is read.
+
+    Errors: ValueError that names it where that fails.
+    """
+    try:
+        yield
+    except Exception as error:  # tokenizers raises no narrower class, and safetensors its own
+        reason = f"{type(error).__name__}: {error}".split("\n")[0][:200]
+        raise ValueError(f"artifact {folder}: {name} cannot be read ({reason}); {AGAIN}") from error
 
 
 def put_tensors(model: VLModel, tensors: Mapping[str, Tensor], folder: Path) -> None:

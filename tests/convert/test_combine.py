@@ -3,7 +3,9 @@ stacked weights and back, and what cannot be combined is refused."""
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tests.convert.runs import (
+    CASES,
     assert_same,
     complaint,
     convert,
@@ -24,6 +27,7 @@ from tests.convert.runs import (
 )
 from vlds.artifact import load_run, own_tensors, save_artifact
 from vlds.config import Recipe
+from vlds.convert.alike import stacked
 from vlds.methods import Adapter, Full
 
 
@@ -66,7 +70,7 @@ def test_average_of_one_run_is_the_run(world: Path, tmp_path: Path) -> None:
 def test_arithmetic(world: Path, tmp_path: Path) -> None:
     base, *runs = runs_of(recipe_with("T5", "lora", world, tmp_path), tmp_path, 3)
     words = ["merge", "--how", "arithmetic", "--base", base, "--run", *runs]
-    convert(*words, "--weights", 0.5, -2, "--out", tmp_path / "out", "--verify")
+    convert(*words, "--weights", "5e-1", "-2e0", "--out", tmp_path / "out", "--verify")
     check(
         tmp_path / "out",
         [runs[0], runs[1], base],
@@ -155,6 +159,15 @@ def desk(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():
         table[-1] += 1  # as a run with another seed has it
     save_artifact(folder / "rows" / "artifact", own_tensors(run.model), recipe, run.tokenizer)
+    write_run(
+        replace(recipe, vision=replace(recipe.vision, add_mean=True), output=str(folder / "mean"))
+    )
+    config = json.loads((folder / "source" / "config.json").read_text())
+    shutil.copytree(folder / "source", folder / "heads")
+    changed = config | {"relative_attention_max_distance": 99}
+    (folder / "heads" / "config.json").write_text(json.dumps(changed))
+    backbone = replace(recipe.backbone, path=str(folder / "heads"))
+    write_run(replace(recipe, backbone=backbone, output=str(folder / "far")))
     (folder / "plain").mkdir()
     write_run(recipe_with("T5", "full", world, folder / "plain"))
     return folder
@@ -178,6 +191,25 @@ def desk(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["take", "run0", "--task", "vqa"], "no weights of their own"),
         (["put", "run0", "run1", "--task", "vqa"], "no weights of their own"),
         (["arithmetic", "run0", "--base", "plain/run"], "--base: .* has no backbone.*extensions"),
+        (["average", "run0", "mean"], "vision.add_mean: False in run0, True in mean; only runs of"),
+        (["average", "mean", "run0"], "vision.add_mean: True in mean, False in run0; only runs of"),
+        (["arithmetic", "run0", "--base", "mean"], "--base: vision.add_mean: False in run0, True"),
+        (["average", "run0", "far"], "backbone.relative_attention_max_distance: 128 in run0, 99"),
+        (["arithmetic", "run0", "--base", "wider"], "--base: wider has no .*down_weight"),
+        (["arithmetic", "run0", "--base", "nowhere"], "--base: no such folder: nowhere; name one"),
+        (
+            ["average", "run0", "run1", "--weights", "inf", "1"],
+            "--weights: .inf, 1.0. are not fini",
+        ),
+        (
+            ["average", "run0", "run1", "--weights", "nan", "1"],
+            "--weights: .nan, 1.0. are not fini",
+        ),
+        (["average", "run0", "run1", "--weights", "1e308", "1e308"], "nor is their sum"),
+        (
+            ["arithmetic", "run0", "--base", "run1", "--weights", "1e40"],
+            "--weights: .* is beyond float32 in the sum .*; give smaller ones",
+        ),
         (["average", "run0", "nowhere"], "--run: no such folder: .*nowhere"),
     ],
 )
@@ -192,9 +224,46 @@ def test_what_does_not_go_together(
     assert not out.exists()
 
 
+def test_a_base_whose_tasks_are_in_another_order(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their slices would be mixed."""
+    recipe = recipe_with("T5", "compacters", world, tmp_path)
+    run = write_run(recipe, seed=1)
+    turned = dict(reversed(recipe.tasks.items()))
+    base = write_run(replace(recipe, tasks=turned, output=str(tmp_path / "base")))
+    words = ["--base", base, "--run", run, "--out", tmp_path / "out"]
+    assert complaint("merge", "--how", "arithmetic", *words) == 2
+    assert "--base: the tasks of" in capsys.readouterr().err
+
+
 def test_shared_weights_that_differ_cannot_be_put(world: Path, tmp_path: Path) -> None:
     recipe = recipe_with("T5", "compacters", world, tmp_path)
     first, second = runs_of(recipe, tmp_path, 2)
     words = ["--run", first, second, "--task", "vqa", "--out", tmp_path / "out"]
     with pytest.raises(ValueError, match="shared by the tasks, and not the same in all runs"):
         convert("merge", "--how", "put", *words)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "name"), CASES)
+def test_every_method(family: str, name: str, world: Path, tmp_path: Path) -> None:
+    """A mean, a sum of differences, and where tasks have weights of their own, a task out and
+    in."""
+    recipe = recipe_with(family, name, world, tmp_path)
+    runs = runs_of(recipe, tmp_path, 2)
+    words = ["merge", "--how", "average", "--run", *runs, "--out", tmp_path / "mean", "--verify"]
+    convert(*words)
+    check(tmp_path / "mean", runs, lambda tensors: sum(tensors) / 2)
+    words = ["merge", "--how", "arithmetic", "--base", runs[0], "--run", runs[1], "--verify"]
+    convert(*words, "--weights", -0.5, "--out", tmp_path / "sum")
+    check(tmp_path / "sum", runs, lambda tensors: tensors[0] - 0.5 * (tensors[1] - tensors[0]))
+    words = ["--run", runs[0], "--task", "caption", "--out", tmp_path / "one", "--verify"]
+    if not stacked(recipe):
+        with pytest.raises(ValueError, match="no weights of their own"):
+            convert("merge", "--how", "take", *words)
+        return
+    convert("merge", "--how", "take", *words)
+    words = ["--run", runs[0], tmp_path / "one", "--task", "caption", "--out", tmp_path / "back"]
+    convert("merge", "--how", "put", *words, "--verify")
+    assert_same(state_of(tmp_path / "back"), state_of(runs[0]))

@@ -5,6 +5,12 @@ from __future__ import annotations
 
 import os
 import re
+import resource
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +27,12 @@ from vlds.convert.output import new_file, new_folder
 def run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with LoRA."""
     return write_run(recipe_with("T5", "lora", world, tmp_path_factory.mktemp("run")), seed=1)
+
+
+@pytest.fixture(scope="module")
+def adapter_run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with Adapter."""
+    return write_run(recipe_with("T5", "adapter", world, tmp_path_factory.mktemp("adapter")))
 
 
 LAYOUTS = ("hf", "merge", "zero", "reference", "peft", "adapters")
@@ -65,6 +77,12 @@ def test_mistakes_are_one_line(
     assert said.startswith("vlds convert: ")
     assert message in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_no_checkpoint_of_the_original(adapter_run: Path, tmp_path: Path) -> None:
+    words = ["--from", adapter_run, "--run", adapter_run, "--out", tmp_path / "out"]
+    with pytest.raises(ValueError, match=r"--from: .* is a folder; name a file in it"):
+        convert("reference", *words)
 
 
 @pytest.mark.parametrize("layout", ["hf", "merge", "reference", "peft"])
@@ -118,6 +136,84 @@ def test_a_picture_that_cannot_be_read(
     assert [path.name for path in tmp_path.iterdir()] == ["bad.jpg"]
 
 
+@contextmanager
+def small_disk(size: int) -> Iterator[None]:
+    """Inside, no file may become larger."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("layout", ["hf", "merge", "peft", "adapters", "reference"])
+def test_a_disk_that_takes_no_more(
+    layout: str, run: Path, adapter_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = adapter_run if layout in ("adapters", "reference") else run
+    with small_disk(3000):
+        assert complaint(layout, "--run", source, "--out", tmp_path / "out") == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"--out: cannot write {tmp_path / 'out'}: File too large; make room there, or" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["a" * 300, "/proc/nowhere/out"])
+def test_a_place_that_cannot_be(
+    place: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for layout in ("hf", "reference"):
+        with pytest.raises(ValueError, match=r"cannot write .*: (File name too|No such file)"):
+            MAKERS[layout](tmp_path / place)
+    assert complaint("hf", "--run", run, "--out", tmp_path / place) == 2
+    assert "--out: cannot write" in capsys.readouterr().err
+
+
+def test_a_place_by_way_of_a_folder_that_is_not_there(run: Path, tmp_path: Path) -> None:
+    convert("peft", "--run", run, "--out", tmp_path / "nowhere" / ".." / "out")
+    assert (tmp_path / "out" / "adapter_config.json").is_file()
+    with pytest.raises(ValueError, match="exists; name a new folder"):
+        convert("peft", "--run", run, "--out", tmp_path / "nowhere" / ".." / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_file_that_cannot_be_read_is_not_said_to_be_unwritable(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), new_folder(tmp_path / "out"):
+        (tmp_path / "other").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_nothing(
+    number: signal.Signals, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It comes as soon as something half made is there."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def send() -> None:
+        while not any(tmp_path.iterdir()):
+            time.sleep(0.001)
+        os.kill(os.getpid(), number)
+
+    sender = threading.Thread(target=send, daemon=True)
+    sender.start()
+    with pytest.raises(SystemExit) as end:
+        complaint("hf", "--run", run, "--out", tmp_path / "out")
+    assert end.value.code == 128 + number
+    assert "vlds convert: stopped; --out is there whole or not" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_nobody_reads_the_result(run: Path, tmp_path: Path) -> None:
+    """`vlds convert ... | true` writes all the same."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed, redirect_stdout(closed):
+        assert complaint("peft", "--run", run, "--out", tmp_path / "out", "--verify") == 0
+    assert (tmp_path / "out" / "adapter_config.json").is_file()
+
+
 def make_folder(out: Path, error: BaseException) -> None:
     with new_folder(out) as partial:
         (partial / "half").write_text("made")
@@ -129,6 +225,12 @@ def make_file(out: Path, error: BaseException) -> None:
     with new_file(out) as partial:
         partial.write_text("half")
         raise error
+
+
+MAKERS = {
+    "hf": lambda out: make_folder(out, AssertionError("it was made")),
+    "reference": lambda out: make_file(out, AssertionError("it was made")),
+}
 
 
 def make_what_comes_first_elsewhere(out: Path) -> None:

@@ -12,6 +12,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 from tests.test_artifact import batch, recipe_of, save_run
 from vlds.artifact import load_run
+from vlds.backbones import T5
 from vlds.config import Recipe
 from vlds.convert.hf import convert_run
 from vlds.methods import Adapter, Compacter, Full, LoRA
@@ -39,6 +40,28 @@ def test_outputs_on_images_are_the_runs(source: str, world: Path, tmp_path: Path
     shutil.move(tmp_path / "out", tmp_path / "moved")
     loaded = load_run(tmp_path / "moved")
     assert torch.equal(logits_of(loaded.model), expected)
+
+
+def test_a_backbone_that_had_random_weights(world: Path, tmp_path: Path) -> None:
+    """Pretrained ones have no `embedding_std`."""
+    recipe = recipe_of("config", world, tmp_path)
+    assert isinstance(recipe.backbone, T5)
+    recipe = replace(recipe, backbone=replace(recipe.backbone, embedding_std=0.1))
+    expected = converted(recipe, tmp_path / "out")
+    assert torch.equal(logits_of(load_run(tmp_path / "out").model), expected)
+
+
+def test_folders_of_any_name(world: Path, tmp_path: Path) -> None:
+    """YAML spells some of them otherwise than they are."""
+    expected = converted(recipe_of("T5", world, tmp_path), tmp_path / "out")
+    folder = tmp_path / "out"
+    for name in ("ü", "it's # x", "a: b"):
+        (tmp_path / name).mkdir()
+        convert_run(folder, tmp_path / name / "out", merge=False)
+        shutil.move(folder, tmp_path / "gone")
+        folder = shutil.move(tmp_path / name / "out", tmp_path / name / "moved")
+        assert torch.equal(logits_of(load_run(folder).model), expected)
+        shutil.rmtree(tmp_path / "gone")
 
 
 def test_the_text_backbone_opens_in_hugging_face(world: Path, tmp_path: Path) -> None:

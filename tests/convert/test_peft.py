@@ -4,6 +4,7 @@ text are the run's; what peft writes opens here."""
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from transformers import AutoModelForSeq2SeqLM
 from tests.convert.runs import (
     assert_same,
     convert,
+    made_run,
     recipe_with,
     state_of,
     text_logits,
@@ -24,6 +26,7 @@ from tests.convert.runs import (
 )
 from vlds.artifact import load_run
 from vlds.config import save_recipe
+from vlds.convert.peft import peft_layout
 from vlds.methods import Adapter, LoRA
 
 peft = pytest.importorskip("peft", reason="peft is not installed: pip install 'vlds[dev]'")
@@ -78,28 +81,81 @@ def test_words_where_they_suffice(world: Path, tmp_path: Path) -> None:
         assert config["target_modules"] == (expected or paths)
 
 
-def test_what_peft_has_written(world: Path, tmp_path: Path) -> None:
-    """An adapter that peft trained on the converted backbone is a run, which answers like it."""
-    first = write_run(recipe_with("T5", "lora", world, tmp_path), seed=1)
-    convert("merge", "--run", first, "--out", tmp_path / "hf")
-    base = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "hf")
-    settings = peft.LoraConfig(
-        r=3, lora_alpha=5, target_modules=["q", "v"], task_type="SEQ_2_SEQ_LM"
+@pytest.fixture(scope="module")
+def plain_backbone(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A converted folder without methods, and recipe.yaml beside it, which gives it a LoRA."""
+    folder = tmp_path_factory.mktemp("backbone")
+    first = write_run(recipe_with("T5", "lora", world, folder), seed=1)
+    convert("merge", "--run", first, "--out", folder / "hf")
+    method = LoRA(rank=4, alpha=5.0, train_biases=False)
+    recipe = replace(load_run(folder / "hf").recipe, methods={"theirs": method})
+    save_recipe(recipe, folder / "recipe.yaml")
+    return folder
+
+
+def peft_writes(backbone: Path, out: Path, **settings: Any) -> Tensor:
+    """Let peft train an adapter on the backbone, so to say, and save it; what it then computes on
+    the backbone."""
+    base = AutoModelForSeq2SeqLM.from_pretrained(backbone / "hf")
+    lora = peft.LoraConfig(
+        r=4, lora_alpha=5, target_modules=["q", "v"], task_type="SEQ_2_SEQ_LM", **settings
     )
-    model = peft.get_peft_model(base, settings).eval()
+    model = peft.get_peft_model(base, lora).eval()
+    torch.manual_seed(7)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_" in name:
-                parameter.normal_(std=0.1)
-        theirs = model(**text()).logits
-    model.save_pretrained(tmp_path / "peft")
-    recipe = load_run(tmp_path / "hf").recipe
-    method = LoRA(rank=3, alpha=5.0, train_biases=False)
-    save_recipe(replace(recipe, methods={"theirs": method}), tmp_path / "recipe.yaml")
-    words = ["--from", tmp_path / "peft", "--config", tmp_path / "recipe.yaml"]
+                parameter.add_(0.1 * torch.randn(parameter.shape))
+    model.save_pretrained(out)
+    base = AutoModelForSeq2SeqLM.from_pretrained(backbone / "hf")
+    again = peft.PeftModel.from_pretrained(base, out).eval()
+    with torch.no_grad():
+        logits: Tensor = again(**text()).logits
+    return logits
+
+
+@pytest.mark.parametrize(
+    "start",
+    [True, "orthogonal"]
+    + [pytest.param(start, marks=pytest.mark.slow) for start in (False, "gaussian", "eva")],
+)
+def test_what_peft_has_written(start: bool | str, plain_backbone: Path, tmp_path: Path) -> None:
+    """An adapter that peft trained on the converted backbone is a run, which answers like it."""
+    theirs = peft_writes(plain_backbone, tmp_path / "peft", init_lora_weights=start)
+    words = ["--from", tmp_path / "peft", "--config", plain_backbone / "recipe.yaml"]
     convert("peft", *words, "--out", tmp_path / "out", "--verify", "--tolerance", "0")
     ours = text_logits(load_run(tmp_path / "out"), 0, **text())
     assert (theirs - ours).abs().max() < 2e-6 * ours.abs().max()
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora", "mica"])
+def test_what_changes_the_backbone_is_refused(
+    start: str, plain_backbone: Path, tmp_path: Path
+) -> None:
+    peft_writes(plain_backbone, tmp_path / "peft", init_lora_weights=start)
+    words = ["--from", tmp_path / "peft", "--config", plain_backbone / "recipe.yaml"]
+    with pytest.raises(ValueError, match=f"adapter_config.json: init_lora_weights is '{start}'"):
+        convert("peft", *words, "--out", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("settings", "recipe"),
+    [
+        (lambda: peft.IA3Config(target_modules=["k", "wo"], feedforward_modules=["wo"]), "ia3"),
+        (lambda: peft.PromptTuningConfig(num_virtual_tokens=3, num_transformer_submodules=1),
+         "bare prompts"),
+    ],
+)  # fmt: skip
+def test_settings_that_peft_writes_by_default(
+    settings: Callable[[], Any], recipe: str, world: Path, tmp_path: Path
+) -> None:
+    """None of them stands in the way; one that says more does."""
+    run = made_run(recipe_with("T5", recipe, world, tmp_path))
+    layout = peft_layout(run, None)
+    theirs = settings().to_dict() | {"task_type": "SEQ_2_SEQ_LM"}
+    layout.check_config(theirs, tmp_path)
+    with pytest.raises(ValueError, match="use_more is 'yes', which vlds has no method for"):
+        layout.check_config(theirs | {"use_more": "yes"}, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +177,18 @@ def exported(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
         ({"use_dora": True}, "use_dora is True"),
         ({"modules_to_save": ["lm_head"]}, r"modules_to_save is \['lm_head'\]"),
         ({"rank_pattern": {"q": 3}}, "rank_pattern is"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4', which"),
+        ({"init_lora_weights": "corda"}, "init_lora_weights is 'corda'"),
+        ({"init_lora_weights": "lora_ga"}, "init_lora_weights is 'lora_ga'"),
+        ({"init_lora_weights": "loftq"}, "init_lora_weights is 'loftq'"),
+        ({"alora_invocation_tokens": [5]}, r"alora_invocation_tokens is \[5\]"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication is"),
+        ({"use_qalora": True}, "use_qalora is True"),
+        ({"use_bdlora": {"nblocks": 2}}, "use_bdlora is"),
+        ({"arrow_config": {"top_k": 3}}, "arrow_config is"),
+        ({"kasa_config": {"beta": 1e-4}}, "kasa_config is"),
+        ({"monteclora_config": {"num_samples": 8}}, "monteclora_config is"),
+        ({"a_setting_of_tomorrow": 1.5}, "a_setting_of_tomorrow is 1.5, which vlds has no method"),
     ],
 )
 def test_settings_that_the_recipe_lacks(

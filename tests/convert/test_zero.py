@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.convert.runs import CASES as METHOD_CASES
 from tests.convert.runs import (
     assert_same,
     complaint,
@@ -122,6 +123,20 @@ def test_the_artifact_has_the_masters(
         expected[name][:rows] = found[name][:rows] = 0
     assert_same(found, expected)
     assert any(not torch.equal(frozen[name], tensor) for name, tensor in masters.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize(("family", "method"), METHOD_CASES)
+def test_every_method(
+    family: str, method: str, stage: int, world: Path, ranks2: RankPool, tmp_path: Path
+) -> None:
+    case = Case(stage, frozen=True, family=family, method=method)
+    masters = checkpoint_of(case, world, tmp_path, ranks2)
+    words = ["--from", tmp_path / "checkpoint", "--config", tmp_path / "recipe.yaml"]
+    convert("zero", *words, "--out", tmp_path / "out", "--verify", "--tolerance", "0")
+    found = state_of(tmp_path / "out")
+    assert_same({name: found[name] for name in masters}, masters)
 
 
 @pytest.mark.slow

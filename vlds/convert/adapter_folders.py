@@ -133,7 +133,7 @@ def export_folders(
 
 def write_folders(run: LoadedRun, layout: Layout, out: Path) -> None:
     """Fill an empty folder."""
-    for below, name, number in follow(layout.folders(), f"writing {layout.library}'s files"):
+    for below, name, number in follow(layout.folders(), f"writing files of {layout.library}"):
         folder = out / below
         folder.mkdir(exist_ok=True)
         text = json.dumps(layout.config(name), indent=2, sort_keys=True)

@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vlds.artifact import LoadedRun
 from vlds.backbones import T5
 from vlds.convert.adapter_folders import (
@@ -24,6 +22,7 @@ from vlds.convert.adapter_folders import (
     import_folders,
     only_method,
 )
+from vlds.convert.output import save_torch
 from vlds.convert.target import Target
 from vlds.convert.verify import Verification
 from vlds.methods import IA3, Adapter, Compacter, Hyperformer, LoRA, LowRankAdapter
@@ -118,7 +117,7 @@ def adapters_layout(run: LoadedRun) -> Layout:
         check_config=lambda found, file: check_config(found, frame, file),
         own_name=name,
         weight_files=FILES,
-        write_weights=torch.save,
+        write_weights=save_torch,
     )
 
 

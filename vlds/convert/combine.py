@@ -8,6 +8,7 @@ first differ between runs that began by themselves, and no mean of them means an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor
 
 from vlds.artifact import LoadedRun, load_run
-from vlds.config import Recipe, to_tree
+from vlds.config import Recipe
+from vlds.convert.alike import check_base, check_names, check_settings, essence, stacked
 from vlds.convert.output import follow
 from vlds.convert.target import write_run
 from vlds.convert.verify import Verification, all_tasks
@@ -55,24 +57,21 @@ def arithmetic(
     """
     factors = factors_of(runs, weights)
     loaded = [*open_alike(runs), load_run(base, torch.float32)]
-    held = {name: tensor.shape for name, tensor in loaded[-1].model.unique_state()}
-    for name, tensor in loaded[0].model.unique_state():
-        if held.get(name) != tensor.shape:
-            raise ValueError(
-                f"--base: {base} has no {name} {tuple(tensor.shape)}; the base is what the runs "
-                "began with, the weights of their methods included"
-            )
+    check_base((runs[0], loaded[0]), (base, loaded[-1]))
     write_weighted(loaded, [*factors, 1.0 - sum(factors)], out, verification)
 
 
 def factors_of(runs: Sequence[Path], weights: Sequence[float] | None) -> list[float]:
     """A factor for each run; 1 where none are given.
 
-    Errors: ValueError where there are more or fewer.
+    Errors: ValueError where there are more or fewer, or they are no numbers to add with.
     """
     if weights is not None and len(weights) != len(runs):
         raise ValueError(f"--weights: {len(weights)} for {len(runs)} runs; give each run one")
-    return list(weights or [1.0] * len(runs))
+    factors = list(weights or [1.0] * len(runs))
+    if not math.isfinite(sum(map(abs, factors))):
+        raise ValueError(f"--weights: {factors} are not finite, nor is their sum; give other ones")
+    return factors
 
 
 def take(run: Path, task: str, out: Path, verification: Verification | None) -> None:
@@ -121,33 +120,11 @@ def open_alike(runs: Sequence[Path], same_tasks: bool = True) -> list[LoadedRun]
     Errors: ValueError that names what differs.
     """
     loaded = [load_run(run, torch.float32) for run in follow(runs, "opening runs")]
-    wanted = essence(loaded[0].recipe, same_tasks)
-    for run, other in zip(runs[1:], loaded[1:], strict=True):
-        found = essence(other.recipe, same_tasks)
-        for key in wanted:
-            if wanted[key] != found[key]:
-                raise ValueError(
-                    f"{key}: {wanted[key]} in {runs[0]}, {found[key]} in {run}; only runs of one "
-                    "model can be combined"
-                )
-        if loaded[0].tokenizer.get_vocab() != other.tokenizer.get_vocab():
-            raise ValueError(f"tokenizer: {run} has another vocabulary than {runs[0]}")
+    first = runs[0], loaded[0]
+    for other in zip(runs[1:], loaded[1:], strict=True):
+        check_settings(first, other, essence(loaded[0], same_tasks), essence(other[1], same_tasks))
+        check_names(first, other)
     return loaded
-
-
-def essence(recipe: Recipe, with_tasks: bool) -> dict[str, object]:
-    """What combined runs must have in common, besides their tensors."""
-    methods = to_tree(recipe.methods)
-    for method in methods.values():
-        method["init_args"].pop("learning_rate")
-    embedding = replace(recipe.visual_embedding, weights=None)
-    return {
-        "methods": methods,
-        "backbone": type(recipe.backbone).__name__,
-        "vision": type(recipe.vision).__name__,
-        "visual_embedding": to_tree(embedding),
-        **({"tasks": list(recipe.tasks)} if with_tasks else {}),
-    }
 
 
 def write_weighted(
@@ -168,6 +145,11 @@ def write_weighted(
             if name in moving and tensor.is_floating_point():
                 terms = [f * state[name].double() for f, state in zip(factors, states, strict=True)]
                 tensor.copy_(torch.stack(terms).sum(0))
+                if not tensor.isfinite().all():
+                    raise ValueError(
+                        f"--weights: {name} is beyond float32 in the sum (factors {factors}); give "
+                        "smaller ones, and runs whose own weights are finite"
+                    )
     write_run(target, out, verification, all_tasks(target))
 
 
@@ -195,12 +177,7 @@ def stacked_names(recipe: Recipe, option: str) -> set[str]:
 
     Errors: ValueError where there are none.
     """
-    shapes = []
-    for tasks in (["one"], ["one", "two"]):
-        with torch.device("meta"):
-            model = build_model(recipe.model, tasks, torch.float32, None)
-        shapes.append({name: tensor.shape for name, tensor in model.unique_state()})
-    names = {name for name, shape in shapes[0].items() if shapes[1][name] != shape}
+    names = stacked(recipe)
     if not names:
         raise ValueError(
             f"{option}: the run's tasks have no weights of their own (sharing: multiple would give "

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlds.convert.output import check_absent
+from vlds.convert.merge_options import HELP, add_merge_options, check_merge
+from vlds.convert.output import check_absent, stoppable, tell
 
 if TYPE_CHECKING:  # importing them for good would make each help wait for torch
     from vlds.convert.target import Target
@@ -38,8 +39,9 @@ def convert(arguments: list[str]) -> int:
     """Parse and run one sub-command; the exit code."""
     options = parse(arguments)
     check_options(options)
-    options.function(options)
-    print(f"wrote {options.out}")
+    with stoppable():
+        options.function(options)
+    tell(f"wrote {options.out}")
     return 0
 
 
@@ -120,35 +122,14 @@ def to_hf(options: Options) -> None:
     convert_run(options.run, options.out, merge=False, verification=verification_of(options))
 
 
-MERGE_HELP = """\
-  fold        every method into the weights, or made plainer (Compacter to
-              Adapter, ...), or refused; written as by `vlds convert hf`
-  average     mean of the weights of several runs of one recipe
-  arithmetic  base + sum of weight x (run - base); a weight below 0 forgets
-  take        a run of --task alone, out of weights that are stacked over tasks
-  put         the first run, with the second run's slices for --task
-"""
-
-
 def add_merge(layouts: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Folding and combining."""
-    parser = add_layout(layouts, "merge", merge, MERGE_HELP)
-    parser.add_argument(
-        "--run", type=Path, nargs="+", required=True, help=f"one or several: {RUN_HELP}"
-    )
-    parser.add_argument("--how", choices=sorted(MERGES), default="fold", help="default: fold")
-    parser.add_argument("--base", type=Path, help="of arithmetic: the run that all began with")
-    parser.add_argument(
-        "--weights", type=float, nargs="+", metavar="WEIGHT",
-        help="of average and arithmetic: one for each run; default: 1 each",
-    )  # fmt: skip
-    parser.add_argument("--task", help="of take and put: the task's name")
+    add_merge_options(add_layout(layouts, "merge", merge, HELP), RUN_HELP)
 
 
 def merge(options: Options) -> None:
     """Fold methods into the weights, or make one run of several."""
-    num, wanted = MERGES[options.how]
-    check_merge(options, num, wanted)
+    check_merge(options)
     verification = verification_of(options)
     if options.how == "fold":
         from vlds.convert.hf import convert_run
@@ -166,31 +147,6 @@ def merge(options: Options) -> None:
         return combine.take(options.run[0], options.task, options.out, verification)
     receiver, giver = options.run
     return combine.put(receiver, giver, options.task, options.out, verification)
-
-
-MERGES: dict[str, tuple[range, tuple[str, ...]]] = {
-    "fold": (range(1, 2), ()),
-    "average": (range(2, 1000), ("weights",)),
-    "arithmetic": (range(1, 1000), ("base", "weights")),
-    "take": (range(1, 2), ("task",)),
-    "put": (range(2, 3), ("task",)),
-}
-"""How -> numbers of runs, options that go with it; all but weights are needed."""
-
-
-def check_merge(options: Options, num: range, wanted: tuple[str, ...]) -> None:
-    """Errors: ValueError where options do not go with each other."""
-    how = options.how
-    if len(options.run) not in num:
-        least = f"{num.start}" if len(num) == 1 else f"{num.start} or more"
-        raise ValueError(f"--run: {how} takes {least}, got {len(options.run)}")
-    for name in ("base", "weights", "task"):
-        given = getattr(options, name) is not None
-        if given and name not in wanted:
-            fitting = " and ".join(h for h, (_, names) in MERGES.items() if name in names)
-            raise ValueError(f"--{name} goes with --how {fitting}, not with {how}")
-        if not given and name in wanted and name != "weights":
-            raise ValueError(f"--{name}: --how {how} needs it")
 
 
 def add_zero(layouts: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -140,5 +140,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def check_file(file: Path) -> None:
     """Errors: ValueError where there is no such file."""
+    if file.is_dir():
+        raise ValueError(f"--from: {file} is a folder; name a file in it")
     if not file.is_file():
         raise ValueError(f"--from: no such file: {file}")

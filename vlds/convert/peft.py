@@ -53,12 +53,28 @@ REASONS: dict[type, str] = {
     LowRankAdapter: f"peft has no LowRankAdapter; `vlds convert merge`, then {OTHER}",
     Hyperformer: f"peft has no Hyperformer; `vlds convert merge`, then {OTHER}",
 }
-PLAIN: dict[str, Any] = {
-    "alpha_pattern": {}, "bias": "none", "fan_in_fan_out": False, "lora_bias": False,
-    "modules_to_save": None, "rank_pattern": {}, "use_dora": False, "use_rslora": False,
-    "trainable_token_indices": None,
+FREE = {
+    # What it is for, and who wrote it.
+    "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision",
+    "task_type",
+    # Layers and sizes: names and shapes of the weights say the same.
+    "exclude_modules", "feedforward_modules", "layers_pattern", "layers_to_transform",
+    "num_attention_heads", "num_layers", "target_modules", "token_dim",
+    # Training.
+    "eva_config", "init_ia3_weights", "lora_dropout", "prompt_tuning_init",
+    "prompt_tuning_init_text", "tokenizer_kwargs", "tokenizer_name_or_path",
+    # Numbers and names that have a default, and mean nothing while what they are of is off.
+    "megatron_core", "qalora_group_size",
 }  # fmt: skip
-"""Settings that change what is computed, and what they must be."""
+"""Settings that do not change what given weights compute."""
+PLAIN: dict[str, tuple[Any, ...]] = {
+    "bias": ("none",),
+    # pissa, olora, corda, lora_ga and loftq change the backbone's weights too: with the unchanged
+    # ones, which are all that is known here, the adapter computes something else.
+    "init_lora_weights": (True, "gaussian", "orthogonal", "eva"),
+}
+"""Settings that must be one of these, absent or off; all others must be absent or off."""
+OFF: tuple[Any, ...] = (None, False, "", [], {})
 CHECKED = ("peft_type", "r", "lora_alpha", "num_virtual_tokens", "num_transformer_submodules")
 """Settings that must be the recipe's."""
 
@@ -203,6 +219,8 @@ def check_config(found: Mapping[str, Any], ours: Mapping[str, Any], file: Path) 
                 f"{file}: {key} is {found.get(key)!r}, and {ours[key]!r} by the recipe's method; "
                 "give it the same"
             )
-    for key, plain in PLAIN.items():
-        if found.get(key) not in (None, plain):
-            raise ValueError(f"{file}: {key} is {found[key]!r}, which vlds has no method for")
+    for key in sorted(found.keys() - FREE - set(CHECKED)):
+        if found[key] not in (*OFF, *PLAIN.get(key, ())):
+            raise ValueError(
+                f"{file}: {key} is {found[key]!r}, which vlds has no method for; train without it"
+            )

@@ -14,7 +14,7 @@ from torch import Tensor
 from vlds.artifact import LoadedRun, load_run
 from vlds.backbones import T5
 from vlds.convert.foreign_files import read_state_dict
-from vlds.convert.output import new_file, say
+from vlds.convert.output import new_file, save_torch, say
 from vlds.convert.reference_keys import EXTENSION, reference_tensors, spellings
 from vlds.convert.target import Target, adds_tensors, scrub, target_of_run
 from vlds.convert.verify import Verification, all_tasks
@@ -109,7 +109,7 @@ def export_reference(run: Path, out: Path, verification: Verification | None) ->
     state = to_reference(loaded)
     with new_file(out) as partial:
         say(f"writing {out}")
-        torch.save({f"module.{key}": tensor for key, tensor in state.items()}, partial)
+        save_torch({f"module.{key}": tensor for key, tensor in state.items()}, partial)
         if verification is not None:
             again = target_of_run(run)
             scrub(again.run.model)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vlds.artifact import LoadedRun
-from vlds.convert.output import follow
+from vlds.convert.output import follow, tell
 from vlds.data.decode import decode_image
 from vlds.schema import Batch, SkipSample
 
@@ -56,7 +56,7 @@ class Verification:
         )
         if not share <= limit:
             raise ValueError(f"--verify: {found}: too much, so nothing was written")
-        print(found, flush=True)
+        tell(found)
         return share
 
     def named(self) -> str:

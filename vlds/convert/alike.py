@@ -1,0 +1,127 @@
+"""Whether runs are of one model: what their recipes and their backbones' configs say of what is
+computed, vocabularies, and names and shapes of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlds.artifact import LoadedRun
+from vlds.config import Recipe, to_tree
+from vlds.models.build import build_model
+
+Opened = tuple[Path, LoadedRun]
+ONE_MODEL = "only runs of one model can be combined"
+NOT_THE_MODEL = {
+    # Where weights and tokenizer come from: they themselves are compared.
+    "config", "path", "pretrained", "tokenizer", "weights",
+    # How weights were drawn, trained and saved.
+    "_name_or_path", "architectures", "chunk_size_feed_forward", "dtype", "embedding_std",
+    "initializer_factor", "initializer_range", "init_std", "learning_rate", "torch_dtype",
+    "transformers_version", "use_cache",
+}  # fmt: skip
+"""Settings that do not change what given weights compute; nor does dropout, by any name."""
+
+
+def essence(run: LoadedRun, with_tasks: bool) -> dict[str, Any]:
+    """What combined runs must have in common, besides their tensors."""
+    recipe = run.recipe
+    found = {
+        "methods": {
+            name: tree | {"init_args": shaping(tree["init_args"])}
+            for name, tree in to_tree(recipe.methods).items()
+        },
+        "visual_embedding": to_tree(replace(recipe.visual_embedding, weights=None)),
+        **({"tasks": list(recipe.tasks)} if with_tasks else {}),
+    }
+    parts = {
+        "backbone": (recipe.backbone, run.model.backbone),
+        "vision": (recipe.vision, run.model.vision),
+    }
+    for part, (choice, module) in parts.items():
+        tree = to_tree(choice)
+        settings = shaping(config_of(module) | tree["init_args"])
+        found |= {part: tree["class_path"]} | {f"{part}.{k}": v for k, v in settings.items()}
+    return found
+
+
+def shaping(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that change what given weights compute."""
+    return {
+        key: value
+        for key, value in settings.items()
+        if key not in NOT_THE_MODEL and "drop" not in key
+    }
+
+
+def config_of(module: nn.Module) -> dict[str, Any]:
+    """Hugging Face's config of a model that has one."""
+    configs = (getattr(each, "config", None) for each in module.modules())
+    found = next((config for config in configs if hasattr(config, "to_dict")), None)
+    return {} if found is None else dict(found.to_dict())
+
+
+def check_settings(
+    first: Opened,
+    other: Opened,
+    wanted: Mapping[str, Any],
+    found: Mapping[str, Any],
+    option: str = "",
+) -> None:
+    """Errors: ValueError that names what differs, settings or the vocabulary."""
+    for key in [*wanted, *(found.keys() - wanted.keys())]:
+        if wanted.get(key) != found.get(key):
+            raise ValueError(
+                f"{option}{key}: {wanted.get(key)} in {first[0]}, {found.get(key)} in {other[0]}; "
+                f"{ONE_MODEL}"
+            )
+    if first[1].tokenizer.get_vocab() != other[1].tokenizer.get_vocab():
+        raise ValueError(f"{option}tokenizer: {other[0]} has another vocabulary than {first[0]}")
+
+
+def check_names(first: Opened, other: Opened) -> None:
+    """Errors: ValueError where a tensor has no counterpart, whatever the settings say."""
+    names = [{name for name, _ in run.model.unique_state()} for _, run in (first, other)]
+    if odd := sorted(names[0] ^ names[1]):
+        owner = first[0] if odd[0] in names[0] else other[0]
+        raise ValueError(f"{odd[0]}: only {owner} has it; {ONE_MODEL}")
+
+
+def check_base(first: Opened, base: Opened) -> None:
+    """Errors: ValueError where the base of a sum is not what the run began with."""
+    wanted, found = essence(first[1], False), essence(base[1], False)
+    methods = wanted.pop("methods"), found.pop("methods")
+    check_settings(first, base, wanted, found, "--base: ")
+    shapes = [{n: tuple(t.shape) for n, t in run.model.unique_state()} for _, run in (first, base)]
+    for name in [*shapes[0], *sorted(shapes[1].keys() - shapes[0].keys())]:
+        if shapes[0].get(name) != shapes[1].get(name):
+            raise ValueError(
+                f"--base: {base[0]} has {'no' if name in shapes[0] else 'a'} {name} "
+                f"{shapes[0].get(name) or shapes[1][name]}; the base is what the runs began with, "
+                "the weights of their methods included"
+            )
+    # `convert hf` drops methods that are part of the weights by then.
+    common = methods[0].keys() & methods[1].keys()
+    kept = [{"methods": {name: each[name] for name in sorted(common)}} for each in methods]
+    check_settings(first, base, kept[0], kept[1], "--base: ")
+    tasks = list(first[1].recipe.tasks), list(base[1].recipe.tasks)
+    if tasks[0] != tasks[1] and stacked(first[1].recipe):
+        raise ValueError(
+            f"--base: the tasks of {base[0]} are {tasks[1]}, those of {first[0]} {tasks[0]}, and "
+            "tasks have weights of their own; the base is what the runs began with"
+        )
+
+
+def stacked(recipe: Recipe) -> set[str]:
+    """Tensors with a slice for each task: those whose shape follows the number of tasks."""
+    shapes = []
+    for tasks in (["one"], ["one", "two"]):
+        with torch.device("meta"):
+            model = build_model(recipe.model, tasks, torch.float32, None)
+        shapes.append({name: tensor.shape for name, tensor in model.unique_state()})
+    return {name for name, shape in shapes[0].items() if shapes[1][name] != shape}

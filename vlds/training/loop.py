@@ -150,7 +150,8 @@ def build_run(
     if recipe.training.best is not None:
         check_best(recipe.training.best, evaluator)
         folder = Path(recipe.output) / "best"
-        best = BestStep(recipe.training.best, folder, resumed=found is not None)
+        known = found is not None and ranks.is_first
+        best = BestStep(recipe.training.best, folder, resumed=known)
     stream = open_stream(recipe, ranks, prepared, tokenizer)
     engine = Engine(
         model := load_model(recipe, prepared, tokenizer, ranks),
@@ -327,7 +328,7 @@ def tell_evaluation(run: Run) -> None:
     if evaluations:
         run.tracker.write(step, {"scores": {e.task: e.scores for e in evaluations}})
     if run.best is not None:
-        value = run.ranks.broadcast(run.best.better(evaluations))
+        value = run.ranks.broadcast(run.best.better(evaluations, step))
         if value is not None:
             save_run_artifact(run, run.best.folder)
             if run.ranks.is_first:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -21,7 +22,8 @@ from tests.training.world import world_recipe
 from vlds.artifact import WEIGHTS, artifact_folder, save_artifact
 from vlds.config import Recipe
 from vlds.training.best import BestStep
-from vlds.training.states import Best
+from vlds.training.loop import train
+from vlds.training.states import Best, state_folders
 
 SCORE = "vqa/exact_match"
 FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")
@@ -106,3 +108,53 @@ def test_without_its_artifact_no_step_is_the_best(tmp_path: Path) -> None:
     (tmp_path / "best.json").write_text('{"step": "ten"}')
     with pytest.raises(ValueError, match=r"--resume: .*best\.json cannot be read: .*; remove it"):
         BestStep(SCORE, best.folder, resumed=True)
+
+
+def best_recipe(world: Path, output: Path, save_every: int = 2) -> Recipe:
+    """Eight steps of which the third and the sixth are evaluated."""
+    recipe = world_recipe(world, output)
+    training = replace(
+        recipe.training, steps=8, save_every=save_every, evaluate_every=3, keep_states=1, best=SCORE
+    )
+    return replace(recipe, training=training)
+
+
+def run_recipe(recipe: Recipe, resume: bool) -> int:
+    """What `vlds train` does on a rank."""
+    return train(recipe, resume=resume)
+
+
+def lines_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+
+
+def evaluated(run: Path) -> list[int]:
+    """The steps that were."""
+    return [line["step"] for line in lines_of(run) if "scores" in line]
+
+
+def test_the_state_of_the_best_step_is_saved(world: Path, ranks1: RankPool, tmp_path: Path) -> None:
+    """Also where none was due at that step; and an interrupted evaluation is made again."""
+    recipe = best_recipe(world, tmp_path / "run")
+    run = Path(recipe.output)
+    assert ranks1.run(run_recipe, recipe, False, timeout=120) == [0]
+    step = json.loads((run / "best.json").read_text("utf-8"))["step"]
+    assert step % 2, "no multiple of save_every"
+    assert [path.name for path in state_folders(run / "state")] == [
+        f"step-{number:08d}" for number in (step, 8)
+    ]
+    assert evaluated(run) == [3, 6, 8]
+    # What a kill in the evaluation of the best step leaves: its state, and none of its scores.
+    half = Path(shutil.copytree(run, tmp_path / "half"))
+    for later in ("state/step-00000008", "artifact", "best", "predictions"):
+        shutil.rmtree(half / later)
+    kept = [line for line in lines_of(run) if line["step"] < step or "loss" in line]
+    (half / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    assert ranks1.run(run_recipe, replace(recipe, output=str(half)), True, timeout=120) == [0]
+    assert evaluated(half) == evaluated(run)
+    for file in ("best.json", f"best/{WEIGHTS}", f"artifact/{WEIGHTS}"):
+        assert (half / file).read_bytes() == (run / file).read_bytes(), file
+    # Where the scores are there, nothing is evaluated twice.
+    shutil.rmtree(half / "state/step-00000008")
+    assert ranks1.run(run_recipe, replace(recipe, output=str(half)), True, timeout=120) == [0]
+    assert evaluated(half) == evaluated(run)

@@ -78,6 +78,8 @@ class RunStates:
         self.folder = Path(recipe.output) / "state"
         self.best: Best | None = None
         """The best evaluation so far: its state is kept."""
+        self.newest_step: int | None = None
+        """Step of the state that was saved last, or gone on from."""
         self._writer = StateWriter(self.folder, recipe.training.keep_states)
 
     @property
@@ -92,6 +94,7 @@ class RunStates:
         Errors: OSError on the first rank, where the state before could not be written.
         """
         started = time.monotonic()
+        self.newest_step = self.engine.steps_done
         state = self.engine.export()
         if state is not None:
             progress = Progress(
@@ -145,7 +148,7 @@ def restore(recipe: Recipe, states: RunStates, ranks: Ranks, found: Path, new_ph
         for warning in caught:
             print(f"resuming: {warning.message}", flush=True)
     engine.restore(state, progress.step, progress.skipped)
-    states.best = progress.best
+    states.best, states.newest_step = progress.best, progress.step
 
 
 def check_sources(

@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vlds.config import Recipe, parse_recipe, to_tree
-from vlds.manifest import damage, write_manifest
+from vlds.manifest import damage, sync, write_manifest
 from vlds.models.build import build_model
 from vlds.models.vl_model import VLModel
 
@@ -87,13 +87,33 @@ def own_parts(model: VLModel) -> dict[str, Tensor]:
 
 
 def save_artifact(folder: Path, tensors: dict[str, Tensor], recipe: Recipe, tokenizer: Any) -> None:
-    """Write an artifact, atomically, replacing an older one."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    """Write an artifact, replacing an older one. Wherever that is interrupted, one of the two is
+    whole, and `finish_replacing` puts it into its place."""
+    finish_replacing(folder)
+    partial, older = beside(folder)
     partial.mkdir(parents=True)
     write_artifact(partial, tensors, recipe, tokenizer)
-    shutil.rmtree(folder, ignore_errors=True)
+    # A folder that is not empty cannot be replaced in one step.
+    if folder.exists():
+        os.replace(folder, older)
     os.replace(partial, folder)
+    sync(folder.parent)
+    finish_replacing(folder)
+
+
+def finish_replacing(folder: Path) -> None:
+    """Where `save_artifact` was interrupted: the older artifact comes back if its place is empty,
+    and nothing is left beside it. Whoever else writes there must have ended."""
+    partial, older = beside(folder)
+    if older.exists() and not folder.exists():
+        os.replace(older, folder)
+    for left in (partial, older):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def beside(folder: Path) -> tuple[Path, Path]:
+    """Where a new artifact is written, and where the one before waits until it is there."""
+    return folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.older")
 
 
 def write_artifact(

@@ -31,7 +31,7 @@ from vlds.vision.base import VisionEncoder
 CHOICES = (Backbone, VisionEncoder, Method, Task)
 Options = TypeVar("Options")
 MAX_WIDTH = 1_000_000
-"""YAML would fold long paths at blanks, and an artifact replaces paths in its recipe's text."""
+"""YAML would fold long paths at blanks, where nobody finds or copies them."""
 
 
 def at_least(config: Any, minimum: int, *names: str) -> None:

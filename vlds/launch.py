@@ -16,15 +16,21 @@ import os
 import shlex
 import signal
 import socket
-import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-from vlds.restarts import Job, run_job, take_restarts
-from vlds.supervisor import Outcome, say, supervise, watch_launcher
+from vlds.restarts import Job, run_job, take_restarts, what_happened
+from vlds.supervisor import (
+    Outcome,
+    output_of,
+    say,
+    signals_collected,
+    supervise,
+    watch_launcher,
+)
 
 RANK_COMMANDS = ("train", "evaluate", "predict", "features")
 NO_MODEL = ("--predictions",)
@@ -71,15 +77,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def start(arguments: Sequence[str], ranks: int | None = None, restarts: int = 0) -> int:
     """Run one of RANK_COMMANDS on `ranks` processes and wait for its end; the exit code."""
+    with signals_collected() as received:
+        return _start(arguments, ranks, restarts, received)
+
+
+def _start(
+    arguments: Sequence[str], ranks: int | None, restarts: int, received: Sequence[int]
+) -> int:
     launcher_args = shlex.split(os.environ.get("VLDS_LAUNCHER_ARGS", ""))
     several_hosts = rules_over_network(launcher_args)
     grace_s = grace_from_environment()
 
     def run(words: Sequence[str], number: int | None) -> Outcome:
         program = ["--module", "vlds.launch", *words]
-        return supervise(
-            *launch_command(program, number, launcher_args, os.environ, count_gpus()), grace_s
-        )
+        command = launch_command(program, number, launcher_args, os.environ, count_gpus())
+        return supervise(*command, grace_s, received)
 
     def still_there() -> int | None:
         return None if several_hosts else count_gpus() or None
@@ -88,7 +100,7 @@ def start(arguments: Sequence[str], ranks: int | None = None, restarts: int = 0)
     launch_command([], ranks, launcher_args, os.environ, count_gpus())  # its mistakes come first
     if arguments[0] != "train":
         return run(arguments, ranks).code
-    code, job = read_job(arguments[1:])
+    code, job = read_job(arguments[1:], received)
     if job is None:
         return code
     if not several_hosts:
@@ -96,18 +108,20 @@ def start(arguments: Sequence[str], ranks: int | None = None, restarts: int = 0)
     return run_job(run, arguments, ranks, job, restarts, still_there)
 
 
-def read_job(arguments: Sequence[str]) -> tuple[int, Job | None]:
+def read_job(arguments: Sequence[str], received: Sequence[int]) -> tuple[int, Job | None]:
     """What the supervisor has to know of a run, or the exit code after its recipe's mistakes were
-    said, before any rank has started.
+    said or a signal was received, before any rank has started.
 
     In a process of its own: what it has to import is large, and this one lives as long as the run.
     """
     program = "import sys; from vlds.cli import check_recipe; sys.exit(check_recipe(sys.argv[1:]))"
     command = [sys.executable, "-c", program, *arguments]
-    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if result.returncode != 0:
-        return result.returncode, None
-    *printed, line = result.stdout.splitlines()
+    code, output = output_of(command, received)
+    if code > 128:
+        say(f"{what_happened(code)}; no rank had started: start it again")
+    if code != 0:
+        return code, None
+    *printed, line = output.splitlines()
     try:
         return 0, Job(**json.loads(line))
     except ValueError:  # an option of the parser's own, such as --print_config, was all

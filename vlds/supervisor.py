@@ -37,29 +37,50 @@ class Outcome:
     """Whether somebody asked this process for the end."""
 
 
-def supervise(command: Sequence[str], environment: Mapping[str, str], grace_s: float) -> Outcome:
-    """Run a launcher to its end, pass signals on, leave nothing behind."""
-    with _signals() as received:
-        group = Group(command, environment)
-        deadline: float | None = None
-        abandoned = False
-        while group.alive():
-            if deadline is None and (received or group.code is not None):
-                abandoned = not received
-                deadline = time.monotonic() + grace_s
-                group.ask_to_end()
-                if signal.SIGINT in received:
-                    say("saving, then ending; Ctrl-C again ends at once, without saving")
-            elif deadline is not None and received.count(signal.SIGINT) > 1:
-                group.kill()
-            elif deadline is not None and time.monotonic() > deadline:
-                say(f"killing what did not end within {grace_s:g} s")
-                group.kill()
-            time.sleep(POLL_S)
+def supervise(
+    command: Sequence[str], environment: Mapping[str, str], grace_s: float, received: Sequence[int]
+) -> Outcome:
+    """Run a launcher to its end, pass signals on (`received` grows: `signals_collected`), leave
+    nothing behind."""
+    if received:
+        return Outcome(128 + received[0], asked=True)
+    group = Group(command, environment)
+    deadline: float | None = None
+    abandoned = False
+    while group.alive():
+        if deadline is None and (received or group.code is not None):
+            abandoned = not received
+            deadline = time.monotonic() + grace_s
+            group.ask_to_end()
+            if signal.SIGINT in received:
+                say("saving, then ending; Ctrl-C again ends at once, without saving")
+        elif deadline is not None and received.count(signal.SIGINT) > 1:
+            group.kill()
+        elif deadline is not None and time.monotonic() > deadline:
+            say(f"killing what did not end within {grace_s:g} s")
+            group.kill()
+        time.sleep(POLL_S)
     assert group.code is not None
     if received:
         return Outcome(128 + received[0], asked=True)
     return Outcome(exit_code(group.code) or int(abandoned), asked=False)
+
+
+def output_of(command: Sequence[str], received: Sequence[int]) -> tuple[int, str]:
+    """Run a command that writes nothing but its output; its exit code and that. A signal ends it at
+    once, and then the code is 128 + n."""
+    # In a session of its own, so that Ctrl-C in the terminal reaches it through us alone.
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        while True:
+            try:
+                output, _ = process.communicate(timeout=POLL_S)
+                break
+            except subprocess.TimeoutExpired:
+                if received:
+                    os.killpg(process.pid, signal.SIGKILL)
+    return 128 + received[0] if received else exit_code(process.returncode), output
 
 
 def exit_code(code: int) -> int:
@@ -126,7 +147,7 @@ def _is_rank(process: psutil.Process) -> bool:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
+def signals_collected() -> Iterator[list[int]]:
     """Collect the signals that ask for an end; those that were ignored (nohup) stay ignored."""
     received: list[int] = []
     before = {}

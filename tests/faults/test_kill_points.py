@@ -18,15 +18,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.conftest import command
+from tests.faults.conftest import command, short_recipe
 from tests.faults.warm import Plan, Warm, log_of
+from tests.training.world import world_recipe
 from vlds.config import Recipe
 from vlds.training.states import newest, state_folders
 
 SEED = int(os.environ.get("VLDS_FAULT_SEED", "20261"))
 POINTS = int(os.environ.get("VLDS_FAULT_POINTS", "50"))
 STEPS, SAVE_EVERY = 10, 2
-FILES = ("state/step-00000010/state.safetensors", "artifact/weights.safetensors")
+SCORE = "vqa/exact_match"
+FILES = (
+    "state/step-00000010/state.safetensors", "artifact/weights.safetensors",
+    "best/weights.safetensors", "best.json",
+)  # fmt: skip
 
 
 def steps_of(run: Path, global_rank: int) -> list[tuple[int, list[str]]]:
@@ -36,18 +41,42 @@ def steps_of(run: Path, global_rank: int) -> list[tuple[int, list[str]]]:
     return [(line["step"], line["ids"]) for line in map(json.loads, lines)]
 
 
-def disturb(warm: Warm, recipe: Recipe, draw: random.Random, events: int) -> str:
+@pytest.fixture(scope="module")
+def whole(
+    warm: Warm, world: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[int], Recipe]:
+    """A run at a ZeRO stage that nobody disturbed, which is evaluated and keeps its best step."""
+    done: dict[int, Recipe] = {}
+
+    def run(stage: int) -> Recipe:
+        if stage not in done:
+            output = tmp_path_factory.mktemp("whole") / "run"
+            tasks = world_recipe(world, output).tasks
+            recipe = replace(short_recipe(world, output, stage), tasks=tasks)
+            training = replace(recipe.training, evaluate_every=5, best=SCORE)
+            done[stage] = replace(recipe, training=training)
+            warm.start(output, command(done[stage]))
+            assert warm.wait() == [0, 0], log_of(output, 0)
+        return done[stage]
+
+    return run
+
+
+def disturb(warm: Warm, recipe: Recipe, draw: random.Random, events: list[str]) -> str:
     """Start a run and kill it at a drawn point; the point in words."""
     run, words = Path(recipe.output), command(recipe, "--resume", "auto")
     kind = draw.choice(["file", "file", "step", "step", "all"])
     if kind == "file":
-        at = draw.randint(1, events)
+        kept = draw.choice(["/state/", "/state/", "/.best.", "/"])
+        at = draw.choice([n for n, event in enumerate(events, 1) if kept in event])
         warm.start(run, words, {0: Plan(file_event=at)})
-        point = f"the first rank at file event {at} of {events}"
+        victims = [0]
+        point = f"the first rank at file event {at} of {len(events)}"
     elif kind == "step":
         plan = Plan(step=draw.randint(1, STEPS), delay=draw.uniform(0, 0.3))
         global_rank = draw.randrange(warm.world_size)
         warm.start(run, words, {global_rank: plan})
+        victims = [global_rank]
         point = f"rank {global_rank}, {plan.delay:.3f} s into step {plan.step}"
     else:
         step, delay = draw.randint(0, STEPS - 2), draw.uniform(0, 0.5)
@@ -58,10 +87,12 @@ def disturb(warm: Warm, recipe: Recipe, draw: random.Random, events: int) -> str
         time.sleep(delay)
         for pid in warm.pids:
             os.kill(pid, signal.SIGKILL)
+        victims = list(range(warm.world_size))
         point = f"all ranks, {delay:.3f} s after step {step}"
     # The others end by themselves once, and as the launcher ends them, at once, the other times.
     codes = warm.wait(60) if draw.random() < 0.1 else warm.wait_for_first(60)
-    assert -signal.SIGKILL in codes, (point, codes, log_of(run, 0))
+    killed = [codes[victim] for victim in victims]
+    assert killed == [-signal.SIGKILL] * len(killed), (point, codes, log_of(run, 0))
     assert 0 not in codes, (point, codes)
     return point
 
@@ -69,16 +100,16 @@ def disturb(warm: Warm, recipe: Recipe, draw: random.Random, events: int) -> str
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [pytest.param(n, id=f"seed{SEED}-{n}") for n in range(POINTS)])
 def test_a_killed_run_loses_nothing(
-    number: int, warm: Warm, undisturbed: Callable[[int], Recipe], tmp_path: Path
+    number: int, warm: Warm, whole: Callable[[int], Recipe], tmp_path: Path
 ) -> None:
     draw = random.Random(f"{SEED}-{number}")
-    whole = undisturbed(draw.choice([2, 3]))
-    expected = Path(whole.output)
-    events = len(expected.with_name("run-events-0").read_text().splitlines())
-    recipe = replace(whole, output=str(tmp_path / "run"))
+    undisturbed = whole(draw.choice([2, 3]))
+    expected = Path(undisturbed.output)
+    events = expected.with_name("run-events-0").read_text().replace(f" {expected}/", " /")
+    recipe = replace(undisturbed, output=str(tmp_path / "run"))
     run = Path(recipe.output)
 
-    point = disturb(warm, recipe, draw, events)
+    point = disturb(warm, recipe, draw, events.splitlines())
     print(f"VLDS_FAULT_SEED={SEED}, point {number}: {point}")
     done = steps_of(run, 0)
     saved, complaints = newest(run / "state")
@@ -92,10 +123,12 @@ def test_a_killed_run_loses_nothing(
     assert said in log_of(run, 0)
     for file in FILES:
         assert (run / file).read_bytes() == (expected / file).read_bytes(), file
-    assert not list((run / "state").glob(".*"))
-    names = [path.name for path in state_folders(run / "state")]
-    assert names[-2:] == ["step-00000008", "step-00000010"]
-    assert len(names) == 2 or start == STEPS, "a finished run saves no more, and so clears nothing"
+    assert not [*(run / "state").glob(".*"), *run.glob(".*")]
+    best = f"step-{json.loads((run / 'best.json').read_text())['step']:08d}"
+    names = {path.name for path in state_folders(run / "state")}
+    kept = {best, "step-00000008", "step-00000010"}
+    assert names >= kept
+    assert names == kept or start == STEPS, "a finished run saves no more, and so clears nothing"
     for global_rank in range(warm.world_size):
         every, reference = steps_of(run, global_rank), steps_of(expected, global_rank)
         resumed = every[len(every) - (STEPS - start) :]

@@ -41,7 +41,7 @@ class Plan:
     """What befalls a rank: at most one of these."""
 
     file_event: int | None = None
-    """Killed at this file event below RUN/state, counted from 1."""
+    """Killed at this file event in the run's folder, counted from 1."""
     step: int | None = None
     """Killed after `delay` seconds in this step."""
     delay: float = 0.0
@@ -84,7 +84,7 @@ class Warm:
         return codes
 
     def wait_for_first(self, seconds: float = 60) -> list[int]:
-        """Exit codes of all ranks; once one has ended the others are killed."""
+        """Exit codes of all ranks; once one has ended the others are ended by SIGUSR2."""
         self._pipe.send(("first", seconds))
         codes: list[int] = self._pipe.recv()
         return codes
@@ -134,8 +134,12 @@ def _reap(pids: list[int], seconds: float, first: bool) -> list[int]:
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
                 codes[pid] = os.waitstatus_to_exitcode(status)
-            elif time.monotonic() > deadline or (first and codes):
+            elif time.monotonic() > deadline:
                 os.kill(pid, signal.SIGKILL)
+            elif first and codes:
+                # Ends a rank as SIGKILL does, and can be told from what a plan does to one.
+                os.kill(pid, signal.SIGUSR2)
+                os.kill(pid, signal.SIGCONT)  # also one that was stopped
         time.sleep(0.01)
     return [codes[pid] for pid in pids]
 
@@ -170,8 +174,8 @@ def _die() -> None:
 
 
 def _watch_files(run: Path, global_rank: int, plan: Plan) -> None:
-    """Write down each file event below RUN/state, and die at the planned one."""
-    below = str(run / "state")
+    """Write down each file event in the run's folder, and die at the planned one."""
+    below = f"{run}/"
     kept = os.open(run.with_name(f"{run.name}-events-{global_rank}"), os.O_WRONLY | os.O_CREAT)
     seen = [0]
 

@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 from vlds.launch import launch_command
-from vlds.supervisor import supervise
+from vlds.supervisor import signals_collected, supervise
 
 if __name__ == "__main__":
     program = [str(Path(__file__).with_name("program.py")), *sys.argv[2:]]
     command, environment = launch_command(program, 2, [], os.environ, num_gpus=0)
-    sys.exit(supervise(command, environment, float(sys.argv[1])).code)
+    with signals_collected() as received:
+        sys.exit(supervise(command, environment, float(sys.argv[1]), received).code)

@@ -109,6 +109,27 @@ def test_what_does_not_end_is_killed(tmp_path: Path) -> None:
     assert all(map(_gone, processes))
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_the_recipe_is_checked(number: signal.Signals, tmp_path: Path) -> None:
+    run = subprocess.Popen(
+        [sys.executable, "-m", "vlds", "train", "--config", str(tmp_path / "recipe.yaml")],
+        cwd=Path(__file__).resolve().parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: [signal.signal(n, signal.SIG_DFL) for n in (number, signal.SIGINT)],
+    )
+    below: Callable[[], list[psutil.Process]] = psutil.Process(run.pid).children
+    _until(lambda: bool(below()), 30)
+    (check,) = below()
+    run.send_signal(number)
+    output, _ = run.communicate(timeout=30)
+    assert run.returncode == 128 + number
+    said = f"vlds: the run ended by {number.name}; no rank had started: start it again\n"
+    assert output == said
+    assert _gone(check)
+
+
 @pytest.mark.parametrize("action", ["save", "deaf"])
 def test_ranks_without_supervisor_end(tmp_path: Path, action: str) -> None:
     run = Run(tmp_path, action)

@@ -14,8 +14,9 @@ import torch.utils.data
 from vlds.data.assemble import Parcel
 from vlds.data.errors import ErrorBook, ErrorPolicy
 from vlds.data.loader import Positions, batch_of, make_loader
-from vlds.data.mixture import MixedOrder, Phase, mixture_of
+from vlds.data.mixture import MixedOrder, Phase
 from vlds.data.order import differences
+from vlds.data.stream_state import check_state, given_before
 from vlds.schema import Batch
 
 CACHE_BYTES = 128 << 20
@@ -119,8 +120,10 @@ class MixedStream(ABC):
         With `new_phase` the sources, their data, weights and units may have changed: each source
         goes on where it was, in the new mixture.
 
-        Errors: ValueError with the differences where the order is another one.
+        Errors: ValueError with the differences where the order is another one, and where no stream
+        has saved this.
         """
+        check_state(state)
         lines = differences(state["fingerprint"], self.fingerprint())
         fixed = [line for line in lines if line.startswith(FIXED)] if new_phase else lines
         if fixed:
@@ -141,11 +144,8 @@ class MixedStream(ABC):
                 "the order of examples goes on, its batches are cut differently",
                 stacklevel=2,
             )
-        self._consumed = int(state["consumed"])
-        self.order.phase = Phase(**state["phase"])
+        phase = Phase(**state["phase"])
         if new_phase and lines:
-            # What each source has given follows from the old mixture; the state need not hold it.
-            old = mixture_of(state["fingerprint"]["order"])
-            old.phase = self.order.phase
-            self.order.phase = Phase(self._consumed, old.given(self._consumed))
+            phase = Phase(state["consumed"], given_before(state))
+        self._consumed, self.order.phase = state["consumed"], phase
         self._iteration += 1

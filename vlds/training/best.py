@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from vlds.artifact import finish_replacing
 from vlds.data.info import write_atomically
 from vlds.training.evaluate import Evaluator
 from vlds.training.evaluation import Evaluation
-from vlds.training.states import Best
+from vlds.training.states import Best, best_from
 
 
 def check_best(best: str, evaluator: Evaluator) -> None:
@@ -37,22 +38,46 @@ class BestStep:
     """The highest value of one score. On every rank; the first one knows and writes."""
 
     def __init__(self, name: str, folder: Path, *, resumed: bool) -> None:
-        """`name`: TASK/SCORE."""
-        self.name, self.folder = name, folder
-        self.found: Best | None = None
-        self._file = folder.with_suffix(".json")
-        if resumed and self._file.is_file():
-            told = Best(**json.loads(self._file.read_text(encoding="utf-8")))
-            self.found = told if told.score == name else None
+        """`name`: TASK/SCORE. `resumed`: look for what the run has found before; on the first rank
+        alone.
 
-    def better(self, evaluations: Sequence[Evaluation]) -> float | None:
-        """The value of these evaluations, if it is the highest yet."""
+        Errors: ValueError where RUN/best.json is not what `note` wrote.
+        """
+        self.name, self.folder = name, folder
+        self._file = folder.with_suffix(".json")
+        self.found = self._known() if resumed else None
+
+    def _known(self) -> Best | None:
+        """What the run has found before; None also where its artifact is gone."""
+        finish_replacing(self.folder)
+        if not self._file.is_file() or not self.folder.is_dir():
+            return None
+        try:
+            told = best_from(json.loads(self._file.read_text(encoding="utf-8")))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"--resume: {self._file} cannot be read: {error}; remove it, and the best step is "
+                "sought from here on"
+            ) from error
+        return told if told.score == self.name else None
+
+    def better(self, evaluations: Sequence[Evaluation], step: int) -> float | None:
+        """The value of a step's evaluations, if it is the highest yet.
+
+        Or still is: a step that is repeated was interrupted, perhaps before all of it was kept.
+        """
         task, _, score = self.name.partition("/")
         for evaluation in evaluations:
             value = evaluation.scores.get(score)
             if evaluation.task == task and value is not None:
-                return value if self.found is None or value > self.found.value else None
+                return value if self._beats(value, step) else None
         return None
+
+    def _beats(self, value: float, step: int) -> bool:
+        found = self.found
+        if found is not None and found.step == step:
+            return value >= found.value
+        return found is None or value > found.value
 
     def note(self, value: float, step: int) -> Best:
         """Its artifact has been written: remember it. On the first rank."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -95,11 +96,16 @@ def load(folder: Path) -> tuple[State, Progress]:
         tensors = load_file(folder / TENSORS)
     except (SafetensorError, ValueError, KeyError) as error:
         raise ValueError(f"{folder}: {TENSORS} cannot be read: {error}") from error
+    return by_weight(tensors), progress
+
+
+def by_weight(tensors: Mapping[str, Tensor]) -> State:
+    """The tensors of a file, whose names are WEIGHT|KEY."""
     state: State = {}
     for flat, tensor in tensors.items():
         name, _, key = flat.rpartition("|")
         state.setdefault(name, {})[key] = tensor
-    return state, progress
+    return state
 
 
 class StateWriter:

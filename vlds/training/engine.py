@@ -43,6 +43,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 State = dict[str, dict[str, Tensor]]
 """Trainable weight -> {"fp32", "exp_avg", "exp_avg_sq"}, moving buffer -> {"buffer"} -> full
 tensor on the CPU."""
+Layout = dict[tuple[str, str], tuple[torch.dtype, torch.Size]]
+"""Type and shape of each tensor of a state."""
 
 
 def start_ranks(collective_timeout: float) -> Ranks:
@@ -204,10 +206,14 @@ class Engine:
         vision = self.model.vision
         return [] if vision.frozen else [(f"vision.{n}", b) for n, b in vision.named_buffers()]
 
-    def state_shapes(self) -> dict[str, torch.Size]:
-        """Names and shapes of what `export` gives."""
-        held = [*self.trainable_parameters(), *self._moving_buffers()]
-        return {name: getattr(tensor, "ds_shape", tensor.shape) for name, tensor in held}
+    def state_layout(self) -> Layout:
+        """What `export` gives."""
+        layout: Layout = {}
+        for name, parameter in self.trainable_parameters():
+            shape = getattr(parameter, "ds_shape", parameter.shape)
+            layout |= {(name, key): (torch.float32, shape) for key in ("fp32", *MOMENTS)}
+        buffers = self._moving_buffers()
+        return layout | {(name, "buffer"): (b.dtype, b.shape) for name, b in buffers}
 
     def export(self) -> State | None:
         """Masters and moments of all trainable weights, moving buffers: on the first rank; None
@@ -231,7 +237,8 @@ class Engine:
 
     def restore(self, state: State, steps_done: int, steps_skipped: int = 0) -> None:
         """Put an exported state back, at this stage and number of ranks. Collective; all ranks
-        hold `state`. AdamW's own count leaves skipped steps out.
+        hold `state`, which has the layout of this engine's. AdamW's own count leaves skipped steps
+        out.
 
         Private calls of DeepSpeed 0.19, which creates the optimizer's state only in its first
         step; the re-export is compared, so that a change in the library is an error and not a

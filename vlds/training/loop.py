@@ -35,7 +35,7 @@ from vlds.training.optim import parameter_groups, schedule_factor, set_learning_
 from vlds.training.precision import PRECISIONS, slow_precision
 from vlds.training.resume import Resume, RunStates, check_output, find_state, restore
 from vlds.training.signals import StopRequest, stop_on_signals
-from vlds.training.sinks import check_tracking
+from vlds.training.sinks import check_tracking, scores_told
 from vlds.training.tracker import Tracker
 
 
@@ -150,7 +150,8 @@ def build_run(
     if recipe.training.best is not None:
         check_best(recipe.training.best, evaluator)
         folder = Path(recipe.output) / "best"
-        best = BestStep(recipe.training.best, folder, resumed=found is not None)
+        known = found is not None and ranks.is_first
+        best = BestStep(recipe.training.best, folder, resumed=known)
     stream = open_stream(recipe, ranks, prepared, tokenizer)
     engine = Engine(
         model := load_model(recipe, prepared, tokenizer, ranks),
@@ -252,7 +253,7 @@ def loop(run: Run, plan: BatchPlan, stop: StopRequest) -> int:
     watch = GradientWatch(engine.model, engine.model.parts, run.ranks)
     nonfinite = NonFiniteSteps(config.max_nonfinite_steps, run.ranks)
     micro_batches = iter(blanked(run.stream) if run.recipe.data.blank_images else run.stream)
-    if config.evaluate_first and engine.steps_done == 0:
+    if evaluation_lacks(run):
         tell_evaluation(run)
     save_due = False
     while engine.steps_done < config.steps:
@@ -281,7 +282,7 @@ def loop(run: Run, plan: BatchPlan, stop: StopRequest) -> int:
                 "from it"
             )
             return stop.exit_code or 143
-        if not last and config.evaluate_every and step % config.evaluate_every == 0:
+        if not last and evaluation_due(run):
             tell_evaluation(run)
     # Also where the run was resumed at its last step: it may have ended before this.
     tell_evaluation(run)
@@ -289,6 +290,24 @@ def loop(run: Run, plan: BatchPlan, stop: StopRequest) -> int:
     run.states.finish()
     run.tracker.say(f"done: {run.folder}/artifact")
     return 0
+
+
+def evaluation_due(run: Run) -> bool:
+    """Whether the recipe asks for scores after the step that was done last."""
+    config, step = run.recipe.training, run.engine.steps_done
+    if step == 0:
+        return config.evaluate_first
+    return config.evaluate_every > 0 and step % config.evaluate_every == 0
+
+
+def evaluation_lacks(run: Run) -> bool:
+    """Whether the step that a run begins or goes on at still is to be evaluated: its state was
+    saved before that, and then the run may have been stopped or killed. Collective."""
+    step = run.engine.steps_done
+    if not evaluation_due(run) or step == run.recipe.training.steps:
+        return False
+    told = run.ranks.is_first and scores_told(run.folder / "metrics.jsonl", step)
+    return not run.ranks.broadcast(told)
 
 
 def save_state(run: Run) -> None:
@@ -311,7 +330,8 @@ def save_run_artifact(run: Run, folder: Path) -> None:
 
 
 def tell_evaluation(run: Run) -> None:
-    """Evaluate, write predictions and scores, say the scores, keep the best step's artifact."""
+    """Evaluate, write predictions, say the scores, keep the best step's artifact and state; the
+    scores are written last, which tells a resumed run that all of this is done."""
     if not run.evaluator.orders:
         return
     run.tracker.pause()
@@ -324,13 +344,15 @@ def tell_evaluation(run: Run) -> None:
             f"step {step}  {evaluation.task} ({len(evaluation.predictions):,} examples): "
             f"{evaluation.headlines()}"
         )
-    if evaluations:
-        run.tracker.write(step, {"scores": {e.task: e.scores for e in evaluations}})
     if run.best is not None:
-        value = run.ranks.broadcast(run.best.better(evaluations))
+        value = run.ranks.broadcast(run.best.better(evaluations, step))
         if value is not None:
             save_run_artifact(run, run.best.folder)
             if run.ranks.is_first:
                 run.states.best = run.best.note(value, step)
+            if run.states.newest_step != step:
+                save_state(run)
             run.tracker.say(f"step {step}  best so far, kept in {run.best.folder}")
+    if evaluations:
+        run.tracker.write(step, {"scores": {e.task: e.scores for e in evaluations}})
     run.tracker.resume_clock()

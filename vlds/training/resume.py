@@ -7,12 +7,14 @@ import warnings
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from vlds.config import Recipe
 from vlds.data import MixedStream
 from vlds.training import checkpoint
 from vlds.training.checkpoint import StateWriter
 from vlds.training.distributed import Ranks
-from vlds.training.engine import Engine
+from vlds.training.engine import Engine, Layout, State
 from vlds.training.faults import cannot_write
 from vlds.training.states import Best, Progress, newest, state_folders
 
@@ -78,6 +80,8 @@ class RunStates:
         self.folder = Path(recipe.output) / "state"
         self.best: Best | None = None
         """The best evaluation so far: its state is kept."""
+        self.newest_step: int | None = None
+        """Step of the state that was saved last, or gone on from."""
         self._writer = StateWriter(self.folder, recipe.training.keep_states)
 
     @property
@@ -92,6 +96,7 @@ class RunStates:
         Errors: OSError on the first rank, where the state before could not be written.
         """
         started = time.monotonic()
+        self.newest_step = self.engine.steps_done
         state = self.engine.export()
         if state is not None:
             progress = Progress(
@@ -129,23 +134,55 @@ def restore(recipe: Recipe, states: RunStates, ranks: Ranks, found: Path, new_ph
     """
     engine, stream = states.engine, states.stream
     state, progress = checkpoint.load(found)
-    saved = {name: next(iter(tensors.values())).shape for name, tensors in state.items()}
-    if odd := sorted(set(saved.items()) ^ set(engine.state_shapes().items())):
-        raise ValueError(
-            f"--resume: {found} is of another model than the recipe's: they differ in {len(odd)} "
-            "trained tensors, such "
-            f"as {odd[0][0]}; resume with the recipe that the run was started with, or name "
-            "another output"
-        )
+    check_tensors(found, state, engine.state_layout())
     check_sources(recipe, found, progress.sources, ranks.broadcast(states.sources))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        stream.load_state(progress.data, new_phase=new_phase)
+        try:
+            stream.load_state(progress.data, new_phase=new_phase)
+        except ValueError as error:
+            raise ValueError(f"--resume: {found}: {error}") from error
     if ranks.is_first:
         for warning in caught:
             print(f"resuming: {warning.message}", flush=True)
     engine.restore(state, progress.step, progress.skipped)
-    states.best = progress.best
+    states.best, states.newest_step = progress.best, progress.step
+
+
+def check_tensors(found: Path, state: State, layout: Layout) -> None:
+    """Compare a state's tensors with those that the engine would save.
+
+    Errors: ValueError that names the first one that differs, or whose numbers are not finite.
+    """
+    saved: Layout = {
+        (name, key): (tensor.dtype, tensor.shape)
+        for name, tensors in state.items()
+        for key, tensor in tensors.items()
+    }
+    odd = [key for key in sorted(saved.keys() | layout.keys()) if saved.get(key) != layout.get(key)]
+    if odd:
+        raise ValueError(
+            f"--resume: {found} is of another model than the recipe's: they differ in {len(odd)} "
+            f"tensor(s), such as {' of '.join(map(repr, reversed(odd[0])))} "
+            f"({kind_of(saved.get(odd[0]))} in the state, {kind_of(layout.get(odd[0]))} in the "
+            "model); resume with the recipe that the run was started with, or name another output"
+        )
+    for name, tensors in state.items():
+        for key, tensor in tensors.items():
+            if not tensor.isfinite().all():
+                raise ValueError(
+                    f"--resume: {found}: {key} of {name} holds numbers that are NaN or infinite; "
+                    "move that folder away to go on from the state before it, or name another "
+                    "output"
+                )
+
+
+def kind_of(entry: tuple[torch.dtype, torch.Size] | None) -> str:
+    """A tensor's type and shape in words."""
+    if entry is None:
+        return "absent"
+    dtype, shape = entry
+    return f"{str(dtype).removeprefix('torch.')} {' x '.join(map(str, shape)) or 'alone'}"
 
 
 def check_sources(

@@ -65,6 +65,12 @@ class MetricsFile:
         """Every line is on disk already."""
 
 
+def scores_told(path: Path, step: int) -> bool:
+    """Whether metrics.jsonl has the scores of a step."""
+    lines = map(json.loads, path.read_text("utf-8").splitlines()) if path.exists() else ()
+    return any(line["step"] == step and "scores" in line for line in lines)
+
+
 class Tensorboard:
     """Scalars as events in the run folder; repeated steps replace what they repeat."""
 

@@ -101,11 +101,20 @@ def progress_from(raw: Any) -> Progress:
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         raise ValueError(f"it is not of format {FORMAT}, which this version of vlds reads")
     kinds = {"step": int, "data": dict, "skipped": int, "sources": dict}
-    best = raw.get("best")
-    if best is not None:
-        best = Best(**checked(best, {"step": int, "score": str, "value": (int, float)}))
+    best = None if raw.get("best") is None else best_from(raw["best"])
     rest = {name: value for name, value in raw.items() if name not in ("format", "best")}
-    return Progress(**checked(rest, kinds), best=best)
+    progress = Progress(**checked(rest, kinds), best=best)
+    if not 0 <= progress.skipped <= progress.step:
+        raise ValueError(f"skipped is {progress.skipped}, of {progress.step} steps")
+    return progress
+
+
+def best_from(raw: Any) -> Best:
+    """What `dataclasses.asdict` made of a `Best`.
+
+    Errors: ValueError that says what is not as it was written.
+    """
+    return Best(**checked(raw, {"step": int, "score": str, "value": (int, float)}))
 
 
 def checked(raw: Any, kinds: Mapping[str, Any]) -> dict[str, Any]:

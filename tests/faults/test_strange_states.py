@@ -1,0 +1,218 @@
+"""A state whose hashes are right, and whose content no run has saved: refused in one line, or
+passed over, never loaded."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import shutil
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tests.faults.test_hostile_files import FAST, JSON
+from tests.rank_pool import RankPool
+from tests.training.world import world_recipe
+from vlds.config import Recipe
+from vlds.data import TrainStream
+from vlds.manifest import write_manifest
+from vlds.training import checkpoint
+from vlds.training.engine import start_ranks
+from vlds.training.evaluate import training_sources
+from vlds.training.loop import build_run, prepare, train
+from vlds.training.resume import check_tensors, find_state, restore
+from vlds.training.states import PROGRESS, TENSORS
+
+PLACES = [
+    ["consumed"], ["global_batch_size"], ["phase"], ["phase", "at"], ["phase", "given"],
+    ["phase", "given", "vqa"], ["fingerprint"], ["fingerprint", "order"], ["fingerprint", "data"],
+    *(["fingerprint", "order", name] for name in ("seed", "unit_size", "block", "lanes", "shares")),
+    ["fingerprint", "order", "shares", "vqa"],
+]  # fmt: skip
+VALUES = (
+    JSON | st.integers(-9, 99) | st.sampled_from([10**30, "1/3", "2/0", "1e999999999", [1], {}])
+)
+
+
+def stream_of(recipe: Recipe) -> TrainStream:
+    return TrainStream(
+        training_sources(recipe),
+        tokenizer=recipe.backbone.load_tokenizer(),
+        image=recipe.image,
+        seed=recipe.seed,
+        global_batch_size=8,
+        micro_batch_size=8,
+    )
+
+
+@pytest.fixture(scope="module")
+def streams(world: Path, tmp_path_factory: pytest.TempPathFactory) -> list[TrainStream]:
+    """Of one recipe, and of it with another mixture."""
+    recipe = world_recipe(world, tmp_path_factory.mktemp("streams"))
+    tasks = recipe.tasks | {"vqa": replace(recipe.tasks["vqa"], weight=1 / 7)}
+    return [stream_of(recipe), stream_of(replace(recipe, tasks=tasks))]
+
+
+def refusal_of(stream: TrainStream, state: dict[str, Any], new_phase: bool) -> str | None:
+    """What a stream says that does not go on from this."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the size of the batches may change
+        try:
+            stream.load_state(state, new_phase=new_phase)
+        except ValueError as error:
+            return str(error)
+    return None
+
+
+@given(places=st.lists(st.tuples(st.sampled_from(PLACES), VALUES), min_size=1, max_size=3))
+@example(places=[(["fingerprint", "order", "shares", "vqa"], "1e999999999")])
+@example(places=[(["fingerprint", "order", "unit_size"], 0)])
+@example(places=[(["consumed"], 10**30)])
+@example(places=[(["consumed"], 80), (["phase", "at"], 80), (["phase", "given", "vqa"], [-1])])
+@FAST
+def test_a_stream_goes_on_from_what_a_run_has_saved(
+    places: list[tuple[list[str], Any]], streams: list[TrainStream]
+) -> None:
+    state = copy.deepcopy(streams[0].state())
+    for path, value in places:
+        inner: Any = state
+        for name in path[:-1]:
+            inner = inner.get(name, {}) if isinstance(inner, dict) else {}
+        if isinstance(inner, dict):
+            inner[path[-1]] = value
+    state = json.loads(json.dumps(state))
+    for number, new_phase in ((0, False), (0, True), (1, True)):
+        stream = streams[number]
+        said = refusal_of(stream, state, new_phase)
+        if said is None:
+            stream.order.at(np.arange(stream.consumed, stream.consumed + 8))
+            stream.epochs()
+        else:
+            assert "which no run has saved" in said or "this run's data differ" in said
+
+
+LAYOUT = {
+    ("a", "fp32"): (torch.float32, torch.Size([2, 3])),
+    ("a", "exp_avg"): (torch.float32, torch.Size([2, 3])),
+    ("b.c", "buffer"): (torch.int64, torch.Size([])),
+}
+TYPES = st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool])
+SHAPES = st.lists(st.integers(0, 3), max_size=3)
+FILLED = st.builds(
+    lambda dtype, shape, value: torch.full(shape, value).to(dtype),
+    TYPES, SHAPES, st.sampled_from([0.0, 1.0, float("nan"), float("inf")]),
+)  # fmt: skip
+KEYS = st.sampled_from(["a|fp32", "a|exp_avg", "b.c|buffer", "", "|", "|fp32", "a", "a||fp32"])
+
+
+@given(changes=st.dictionaries(KEYS | st.text(max_size=5), FILLED | st.none(), max_size=3))
+@example(changes={"": torch.zeros(1)})
+@FAST
+def test_tensors_are_those_that_the_model_has(changes: dict[str, Tensor | None]) -> None:
+    right = {f"{n}|{key}": torch.ones(shape).to(kind) for (n, key), (kind, shape) in LAYOUT.items()}
+    tensors = {key: t for key, t in (right | changes).items() if t is not None}
+    state = checkpoint.by_weight(tensors)
+    same = tensors.keys() == right.keys() and all(
+        (t.dtype, t.shape) == (right[key].dtype, right[key].shape) and t.isfinite().all()
+        for key, t in tensors.items()
+    )
+    with (
+        nullcontext()
+        if same
+        else pytest.raises(ValueError, match=r"^--resume: run.* (such as|holds) ")
+    ):
+        check_tensors(Path("run"), state, LAYOUT)
+
+
+def of_data(**fields: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda progress: progress["data"].update(fields)
+
+
+def of_progress(**fields: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda progress: progress.update(fields)
+
+
+def of_tensor(change: Callable[[Tensor], Tensor]) -> Callable[[dict[str, Tensor]], None]:
+    return lambda tensors: tensors.update({(key := sorted(tensors)[0]): change(tensors[key])})
+
+
+STRANGE: list[tuple[Callable[[dict[str, Any]], None], str]] = [
+    (of_progress(data={}), r"data\.consumed is None, which no run has saved; move"),
+    (of_data(consumed="x"), r"data\.consumed is 'x', which no run has saved; move"),
+    (of_data(consumed=-5), r"data\.consumed is -5, "),
+    (of_data(consumed=10**30), r"data\.consumed is 10{30}, "),
+    (of_data(phase={"at": 1, "given": {"vqa": [2]}}), r"data\.phase is \{'at': 1,.*, which no"),
+    (of_progress(skipped=9), r"none of them whole \(.*skipped is 9, of 5 steps\); move that"),
+    (of_progress(skipped=-3), r"none of them whole \(.*skipped is -3, of 5 steps\); move that"),
+    (lambda t: t.pop(sorted(t)[0]), r"1 tensor\(s\), such as 'exp_avg' of '.*' \(absent in t"),
+    (lambda t: t.update({"a|b": torch.ones(2)}), r"such as 'b' of 'a' \(float32 2 in the state, a"),
+    (of_tensor(lambda t: t.long()), r"such as 'exp_avg' of '.*' \(int64 .* state, float32 "),
+    (of_tensor(lambda t: t[:0]), r"such as 'exp_avg' of '.*' \(float32 0.* in the state, float32 "),
+    (of_tensor(lambda t: t * torch.nan), r": exp_avg of .* holds numbers that are NaN or infinite"),
+    (lambda t: (t.clear(), t.update(x=torch.ones(1))), r"such as '.*' of '.*' "),
+]  # fmt: skip
+
+
+def change(state: Path, how: Callable[[dict[str, Any]], None], tensors: bool) -> None:
+    """Put other content into a state, with its right hashes."""
+    if tensors:
+        content = load_file(state / TENSORS)
+        how(content)
+        save_file({key: t.contiguous() for key, t in content.items()}, state / TENSORS)
+    else:
+        progress = json.loads((state / PROGRESS).read_text())
+        how(progress)
+        (state / PROGRESS).write_text(json.dumps(progress))
+    (state / "manifest.json").unlink()
+    write_manifest(state)
+
+
+def first_steps(recipe: Recipe) -> None:
+    """Five of them."""
+    train(replace(recipe, training=replace(recipe.training, steps=5)))
+
+
+def refusals(recipe: Recipe, folders: list[Path]) -> list[str]:
+    """What a run says that does not go on from these."""
+    ranks = start_ranks(60)
+    run, said = build_run(recipe, ranks, prepare(recipe, ranks, False), False), []
+    for folder in folders:
+        moved = replace(recipe, output=str(folder))
+        try:
+            found = find_state(moved, ranks, "auto")
+            assert found is not None
+            restore(moved, run.states, ranks, found, new_phase=False)
+        except ValueError as error:
+            said.append(str(error))
+    run.engine.close()
+    return said
+
+
+def test_strange_content_is_refused_with_its_cure(
+    world: Path, ranks1: RankPool, tmp_path: Path
+) -> None:
+    recipe = world_recipe(world, tmp_path / "run")
+    ranks1.run(first_steps, recipe, timeout=120)
+    folders = []
+    for number, (how, _) in enumerate(STRANGE):
+        folders.append(tmp_path / str(number))
+        shutil.copytree(tmp_path / "run" / "state", folders[-1] / "state")
+        state = folders[-1] / "state" / "step-00000005"
+        change(state, how, tensors=number > 6)
+    (said,) = ranks1.run(refusals, replace(recipe, output=str(tmp_path / "new")), folders)
+    for folder, message, (_, expected) in zip(folders, said, STRANGE, strict=True):
+        assert message.startswith(f"--resume: {folder}/state"), message
+        assert re.search(expected, message), message
+        assert "move that folder away" in message or "resume with the recipe" in message

@@ -1,0 +1,160 @@
+"""The best step: an artifact of it, and its state, wherever the run is killed or stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.rank_pool import RankPool
+from tests.training.world import world_recipe
+from vlds.artifact import WEIGHTS, artifact_folder, save_artifact
+from vlds.config import Recipe
+from vlds.training.best import BestStep
+from vlds.training.loop import train
+from vlds.training.states import Best, state_folders
+
+SCORE = "vqa/exact_match"
+FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")
+
+
+def keep(recipe: Recipe, step: int, tokenizer: Any) -> None:
+    """What a run does with its best step so far."""
+    best = BestStep(SCORE, Path(recipe.output) / "best", resumed=True)
+    save_artifact(best.folder, {"step": torch.tensor(step)}, recipe, tokenizer)
+    best.note(step / 100, step)
+
+
+def killed_at(event: int, folder: Path, work: Callable[[], None]) -> bool:
+    """Do this work in another process, which dies at its so-manieth event of a file in a folder;
+    whether it came to that one."""
+    if child := os.fork():
+        status = os.waitpid(child, 0)[1]
+        assert os.waitstatus_to_exitcode(status) in (0, -signal.SIGKILL)
+        return os.WIFSIGNALED(status)
+    seen = 0
+
+    def hook(name: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal seen
+        if name not in FILE_EVENTS:
+            return
+        # What shutil.rmtree removes it names without the folder, which it has opened.
+        if not os.path.isabs(path := str(arguments[0])) or path.startswith(str(folder)):
+            seen += 1
+            if seen == event:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    code = 1
+    try:
+        work()
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def kill_everywhere(recipe: Recipe, folder: Path) -> list[tuple[int, Best | None]]:
+    """For every event of a file while step 20 replaces step 10: which step's artifact a resumed run
+    finds, and what it knows of it."""
+    whole, tokenizer = (
+        replace(recipe, output=str(folder / "whole")),
+        recipe.backbone.load_tokenizer(),
+    )
+    found: list[tuple[int, Best | None]] = []
+    keep(whole, 10, tokenizer)
+    killed = True
+    while killed:
+        output = folder / str(len(found) + 1)
+        shutil.copytree(whole.output, output)
+        again = replace(recipe, output=str(output))
+        killed = killed_at(len(found) + 1, output, partial(keep, again, 20, tokenizer))
+        known = BestStep(SCORE, output / "best", resumed=True).found
+        weights = load_file(artifact_folder(output / "best") / WEIGHTS)
+        found.append((int(weights["step"]), known))
+        left = {path.name for path in output.iterdir()}
+        assert left - {"best.json.partial"} == {"best", "best.json"}, "the next one is written anew"
+    return found
+
+
+def test_a_kill_leaves_one_of_two_best_steps(world: Path, ranks1: RankPool, tmp_path: Path) -> None:
+    (found,) = ranks1.run(kill_everywhere, world_recipe(world, tmp_path), tmp_path)
+    assert len(found) > 30, "so many points were tried"
+    steps = [step for step, _ in found]
+    assert steps == sorted(steps), "the old one, until the new one is there"
+    assert (steps[0], steps[-1]) == (10, 20)
+    known = [best.step for _, best in found if best is not None]
+    assert len(known) == len(found)
+    assert known == sorted(known)
+    assert all(one <= other for one, other in zip(known, steps, strict=True))
+
+
+def test_without_its_artifact_no_step_is_the_best(tmp_path: Path) -> None:
+    best = BestStep(SCORE, tmp_path / "best", resumed=False)
+    best.note(0.5, 10)
+    assert BestStep(SCORE, best.folder, resumed=True).found is None
+    best.folder.mkdir()
+    assert BestStep(SCORE, best.folder, resumed=True).found == Best(10, SCORE, 0.5)
+    (tmp_path / "best.json").write_text('{"step": "ten"}')
+    with pytest.raises(ValueError, match=r"--resume: .*best\.json cannot be read: .*; remove it"):
+        BestStep(SCORE, best.folder, resumed=True)
+
+
+def best_recipe(world: Path, output: Path, save_every: int = 2) -> Recipe:
+    """Eight steps of which the third and the sixth are evaluated."""
+    recipe = world_recipe(world, output)
+    training = replace(
+        recipe.training, steps=8, save_every=save_every, evaluate_every=3, keep_states=1, best=SCORE
+    )
+    return replace(recipe, training=training)
+
+
+def run_recipe(recipe: Recipe, resume: bool) -> int:
+    """What `vlds train` does on a rank."""
+    return train(recipe, resume=resume)
+
+
+def lines_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+
+
+def evaluated(run: Path) -> list[int]:
+    """The steps that were."""
+    return [line["step"] for line in lines_of(run) if "scores" in line]
+
+
+def test_the_state_of_the_best_step_is_saved(world: Path, ranks1: RankPool, tmp_path: Path) -> None:
+    """Also where none was due at that step; and an interrupted evaluation is made again."""
+    recipe = best_recipe(world, tmp_path / "run")
+    run = Path(recipe.output)
+    assert ranks1.run(run_recipe, recipe, False, timeout=120) == [0]
+    step = json.loads((run / "best.json").read_text("utf-8"))["step"]
+    assert step % 2, "no multiple of save_every"
+    assert [path.name for path in state_folders(run / "state")] == [
+        f"step-{number:08d}" for number in (step, 8)
+    ]
+    assert evaluated(run) == [3, 6, 8]
+    # What a kill in the evaluation of the best step leaves: its state, and none of its scores.
+    half = Path(shutil.copytree(run, tmp_path / "half"))
+    for later in ("state/step-00000008", "artifact", "best", "predictions"):
+        shutil.rmtree(half / later)
+    kept = [line for line in lines_of(run) if line["step"] < step or "loss" in line]
+    (half / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    assert ranks1.run(run_recipe, replace(recipe, output=str(half)), True, timeout=120) == [0]
+    assert evaluated(half) == evaluated(run)
+    for file in ("best.json", f"best/{WEIGHTS}", f"artifact/{WEIGHTS}"):
+        assert (half / file).read_bytes() == (run / file).read_bytes(), file
+    # Where the scores are there, nothing is evaluated twice.
+    shutil.rmtree(half / "state/step-00000008")
+    assert ranks1.run(run_recipe, replace(recipe, output=str(half)), True, timeout=120) == [0]
+    assert evaluated(half) == evaluated(run)

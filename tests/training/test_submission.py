@@ -160,6 +160,66 @@ def test_several_data_sets_have_a_file_each(tmp_path: Path) -> None:
         assert found == {n: f"answer to vqa-{split}/{n}" for n in ("1", "2")}
 
 
+def write_clips(folder: Path, name: str, split: str, rights: dict[str, int]) -> Source:
+    """Questions on one clip: id -> number of the right choice."""
+    asked = [
+        {"id": key, "question": "q", "choices": ["x", "y", "z"], "span": "1-2", "answer_index": n}
+        for key, n in rights.items()
+    ]
+    record = SampleRecord(id="v", members=[("jpg", b"-")], json={"annotations": asked})
+    write_dataset(folder / f"{name}-{split}", name=name, kind="video_qa", split=split,
+                  records=[record])  # fmt: skip
+    return Source(name, VideoQA(), [open_dataset(folder / f"{name}-{split}")])
+
+
+def test_a_zip_of_several_data_sets_is_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each by its own member, though the ids of all of them are the same."""
+    sources = [
+        write_clips(tmp_path, "tvqa", "val", {"1": 0, "2": 1}),
+        write_clips(tmp_path, "tvqa", "test", {"1": 2, "2": 2}),
+        write_clips(tmp_path, "how2qa", "test", {"1": 1, "2": 1}),
+    ]
+    told = [
+        {"1": "a0", "2": "a1"},  # both right
+        {"1": "a2", "2": "a0"},  # one
+        {"1": "a0", "2": "a0"},  # none
+    ]
+    both = Source("tvqa", VideoQA(), [sources[0].datasets[0], sources[1].datasets[0]])
+    apart = {
+        f"tvqa-{split}/{key}": text
+        for split, own in zip(("val", "test"), told[:2], strict=True)
+        for key, text in own.items()
+    }
+    evaluations = [Evaluation("tvqa", {}, apart, {}), Evaluation("how2qa", {}, told[2], {})]
+    write_submissions([both, sources[2]], evaluations, tmp_path)
+    expected = {
+        ("tvqa-val",): 1.0,
+        ("tvqa-test",): 0.5,
+        ("how2qa-test",): 0.0,
+        ("tvqa-val", "tvqa-test"): 0.75,
+    }
+    for names, accuracy in expected.items():
+        data = [str(tmp_path / name) for name in names]
+        words = ["--predictions", str(tmp_path / "value.zip"), "--data", *data]
+        assert cli.main(["evaluate", *words]) == 0
+        assert f"  accuracy  {accuracy:.4f}\n" in capsys.readouterr().out
+
+
+def test_a_zip_without_the_data_set_says_what_it_has(tmp_path: Path) -> None:
+    source = write_clips(tmp_path, "tvqa", "val", {"1": 0})
+    write_submissions([source], [Evaluation("tvqa", {}, {"1": "a0"}, {})], tmp_path)
+    write_clips(tmp_path, "tvqa", "test", {"1": 0})
+    words = ["--predictions", str(tmp_path / "value.zip"), "--data", str(tmp_path / "tvqa-test")]
+    complaint = (
+        r"needed is tvqa/tvqa_test_predictions\.json, and it has tvqa/tvqa_val_predictions\.json; "
+        "name the data set"
+    )
+    with pytest.raises(ValueError, match=complaint):
+        cli.COMMANDS["evaluate"](words)
+
+
 def test_ids_that_no_leaderboard_knows(tmp_path: Path) -> None:
     source = write_data(tmp_path / "data", "vqa")
     told = Evaluation("vqa", {}, {"q1": "red", "2": "blue"}, {})

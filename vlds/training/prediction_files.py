@@ -18,6 +18,7 @@ import io
 import json
 import re
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -105,32 +106,45 @@ def value_member(name: str, split: str, suffix: str) -> str:
 # Reading.
 
 
-def read_pairs(path: Path) -> Pairs:
-    """Ids and predictions of a file of any of these forms.
+def read_pairs(path: Path, members: Mapping[str, str] | None = None) -> Pairs:
+    """Ids and predictions of a file of any of these forms; of VALUE's zip, those of `members`:
+    name -> what ids begin with here.
 
     Errors: ValueError that names the file, and the entry that is of no known form; and where there
-    are no predictions at all.
+    are no predictions at all, or a zip has none of these members.
     """
     try:
-        texts = list(member_texts(path))
-    except (OSError, UnicodeDecodeError, zipfile.BadZipFile) as error:
+        texts = list(member_texts(path, members or {}))
+    except (OSError, UnicodeDecodeError, zipfile.BadZipFile, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ValueError(f"--predictions: {path}: {reason}; name a file of predictions") from None
-    pairs = [pair for place, text in texts for pair in pairs_of(place, text)]
+    pairs = [
+        (start + key, told) for place, start, text in texts for key, told in pairs_of(place, text)
+    ]
     if not pairs:
         raise ValueError(f"--predictions: {path} holds no predictions; name another file")
     return pairs
 
 
-def member_texts(path: Path) -> Iterator[tuple[str, str]]:
-    """The files in a zip, or the file itself."""
+def member_texts(path: Path, members: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    """Place, what ids begin with, and text: of the members of a zip, or of the file itself.
+
+    Errors: ValueError where a zip has none of the members.
+    """
     if path.suffix != ".zip":
-        yield str(path), path.read_text(encoding="utf-8")
+        yield str(path), "", path.read_text(encoding="utf-8")
         return
     with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            if name.endswith((".json", ".jsonl")):
-                yield f"{path}, {name}", archive.read(name).decode()
+        names = archive.namelist()
+        if members.keys().isdisjoint(names):
+            raise ValueError(
+                f"--predictions: {path}: needed is {' or '.join(members) or 'no zip'}, and it has "
+                f"{', '.join(names[:5]) or 'nothing'}{', ...' if len(names) > 5 else ''}; name the "
+                "data set that one of these is for, or unpack the one that is meant"
+            )
+        for name in members:
+            if name in names:
+                yield f"{path}, {name}", members[name], archive.read(name).decode()
 
 
 def pairs_of(place: str, text: str) -> Pairs:

@@ -9,12 +9,12 @@ from typing import Any
 
 import vlds.tasks
 from vlds.config import parse
-from vlds.data import Source, open_dataset
+from vlds.data import Dataset, Source, open_dataset
 from vlds.data.eval_order import survey
 from vlds.tasks.base import Task
 from vlds.training.evaluate import open_datasets
 from vlds.training.evaluation import Evaluation, leave
-from vlds.training.prediction_files import as_mapping, read_pairs
+from vlds.training.prediction_files import FORMS, IN_ZIP, as_mapping, read_pairs, value_member
 
 
 def score_file(
@@ -39,7 +39,7 @@ def score_file(
     source = Source(type(task).__name__, task, open_datasets("--data", task, data))
     asked = survey(source, range(sum(dataset.num_samples for dataset in datasets)))
     asked.check()
-    pairs = [pair for file in files for pair in read_pairs(file)]
+    pairs = [pair for file in files for pair in read_pairs(file, members_for(datasets))]
     predictions = as_mapping(pairs, ", ".join(map(str, files)))
     references = dict(zip(asked.ids, asked.references, strict=True))
     evaluation = Evaluation(source.name, {}, predictions, references).scored(task)
@@ -48,6 +48,18 @@ def score_file(
     else:
         leave([evaluation], out, scores=True)
     return 0
+
+
+def members_for(datasets: Sequence[Dataset]) -> dict[str, str]:
+    """Members of VALUE's zip that answer these data sets -> what their ids begin with here."""
+    several = len(datasets) > 1
+    return {
+        value_member(dataset.name, dataset.split, FORMS[dataset.kind][0]): (
+            f"{dataset.label}/" if several else ""
+        )
+        for dataset in datasets
+        if dataset.kind in IN_ZIP
+    }
 
 
 def task_class(name: str | None, kind: str) -> type[Task]:

@@ -98,6 +98,10 @@ class Task(ABC):
         """
         return None
 
+    def answer_from(self, text: str) -> str:
+        """What a model wrote, as it is scored and handed in."""
+        return text
+
     def missing_for_scores(self) -> str | None:
         """What a score that was asked for does not find on this machine, field first, with the
         cure; None where all can be computed."""

@@ -235,7 +235,8 @@ class Evaluator:
             found = model.answer(batch.to(self.ranks.device), source.task.decoding)
             for row, answer in enumerate(found):
                 if batch.valid[row]:
-                    yield Decoded(batch.ids[row], batch.references[row], *answer)
+                    text = source.task.answer_from(answer.text)
+                    yield Decoded(batch.ids[row], batch.references[row], text, answer.confidence)
             now = time.monotonic()
             if self.ranks.is_first and now - told > SECONDS_BETWEEN_LINES and done < len(stream):
                 told = now

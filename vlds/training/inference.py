@@ -164,7 +164,7 @@ def predict(loaded: LoadedRun, name: str, pictures: Sequence[bytes], text: str) 
     number = list(loaded.recipe.tasks).index(name)
     row = Row(example, number, task.max_prompt_tokens, task.max_target_tokens, images)
     batch = collate([row], stack, loaded.tokenizer, features=False, evaluation=True)
-    return loaded.model.answer(batch, task.decoding)[0].text
+    return task.answer_from(loaded.model.answer(batch, task.decoding)[0].text)
 
 
 def sample_of(task: Task, pictures: Sequence[bytes], text: str) -> Sample:

@@ -103,7 +103,8 @@ def test_written_as_the_leaderboards_want_it_and_scored_without_a_model(
     lines = capsys.readouterr().out.splitlines()
     num = 1 if source.task.unit == "sample" else 2
     assert lines[0] == f"{type(source.task).__name__} ({num} examples)"
-    pairs = [line.strip().rsplit(None, 1) for line in lines[1:]]
+    told = [line.strip() for line in lines[1:] if "means nothing" not in line]
+    pairs = [line.rsplit(None, 1) for line in told]
     scores = {name: float(value) for name, value in pairs}
     assert scores
     if source.task.unit == "sample":  # one caption has no CIDEr, and no four words

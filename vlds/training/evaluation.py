@@ -36,6 +36,8 @@ class Evaluation:
     unreadable: list[str] = field(default_factory=list)
     """Ids and reasons of examples whose picture could not be read: predicted as "" and scored as
     such."""
+    notes: list[str] = field(default_factory=list)
+    """What is to be known about the scores, beside the above."""
 
     @classmethod
     def of(
@@ -60,7 +62,9 @@ class Evaluation:
 
         Errors: ValueError where ids of predictions and references differ.
         """
-        return replace(self, scores=task.score(self.predictions, self.references))
+        scores = task.score(self.predictions, self.references)
+        notes = task.notes(self.predictions, self.references) if scores else []
+        return replace(self, scores=scores, notes=notes)
 
     @property
     def num_empty(self) -> int:
@@ -92,6 +96,7 @@ class Evaluation:
         notes = [f"could not be read: {line}" for line in self.unreadable]
         if empty := self.num_empty - len(self.unreadable):
             notes.append(f"{empty:,} predictions are empty, and scored so")
+        notes += self.notes
         if not names:
             notes.append("no scores: the data have no labels")
         return [

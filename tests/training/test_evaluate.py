@@ -284,6 +284,25 @@ def test_changes_that_cannot_be(
         assert complaint in out
 
 
+@pytest.mark.parametrize("name", ["evaluate", "predict"])
+@pytest.mark.parametrize(("place", "reason"), [("file", "File exists"), ("file/x", "Not a dir")])
+def test_a_place_that_cannot_be_written_is_refused_before_decoding(
+    talkative: Path,
+    world: Path,
+    ranks2: RankPool,
+    tmp_path: Path,
+    name: str,
+    place: str,
+    reason: str,
+) -> None:
+    (tmp_path / "file").touch()
+    words = [name, "--run", str(talkative), "--data", f"vqa={world}/vqa"]
+    for code, out in ranks2.run(command, [*words, "--out", str(tmp_path / place)], timeout=120):
+        assert code == 2
+        assert out.startswith(f"vlds {name}: --out: {tmp_path / place}: {reason}")
+        assert "name a folder that can be written" in out
+
+
 def test_predict_writes_what_a_leaderboard_takes(
     talkative: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:

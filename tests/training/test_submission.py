@@ -123,6 +123,13 @@ def test_our_own_file_is_scored_too(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert scores["GQA"]["accuracy"] == 1.0
 
 
+def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    right_answers(write_data(tmp_path / "data", "gqa")).write(tmp_path)
+    words = ["--predictions", str(tmp_path / "gqa.jsonl"), "--data", str(tmp_path / "data")]
+    with pytest.raises(ValueError, match=r"^--out: .*gqa\.jsonl: File exists; name a folder that"):
+        cli.COMMANDS["evaluate"]([*words, "--out", str(tmp_path / "gqa.jsonl")])
+
+
 def test_fields_of_the_task_are_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_data(tmp_path / "data", "gqa")
     told = right_answers(source)
@@ -219,6 +226,34 @@ def test_a_zip_without_the_data_set_says_what_it_has(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match=complaint):
         cli.COMMANDS["evaluate"](words)
+
+
+def test_two_tasks_that_answer_one_data_set_have_a_file_each(tmp_path: Path) -> None:
+    """The task's name tells them apart; others keep their names."""
+    data = write_data(tmp_path / "vqa", "vqa").datasets
+    clips = write_clips(tmp_path, "tvqa", "val", {"1": 0}).datasets
+    sources = [Source(name, VQA(), data) for name in ("a", "b")]
+    sources += [Source(name, VideoQA(), clips) for name in ("c", "d")]
+    sources += [write_clips(tmp_path, "how2qa", "val", {"1": 0})]
+    told = [
+        Evaluation(name, {}, dict.fromkeys(ids, text), {})
+        for name, ids, text in (
+            ("a", "12", "red"), ("b", "12", "blue"), ("c", "1", "a1"), ("d", "1", "a2"),
+            ("how2qa", "1", "a0"),
+        )
+    ]  # fmt: skip
+    assert write_submissions(sources, told, tmp_path) == [
+        f"{tmp_path}/a-vqa-test.json",
+        f"{tmp_path}/b-vqa-test.json",
+        f"{tmp_path}/c-value.zip: tvqa/tvqa_val_predictions.json",
+        f"{tmp_path}/d-value.zip: tvqa/tvqa_val_predictions.json",
+        f"{tmp_path}/value.zip: how2qa/how2qa_val_predictions.json",
+    ]
+    for name, text in (("a", "red"), ("b", "blue")):
+        assert read_pairs(tmp_path / f"{name}-vqa-test.json") == [("1", text), ("2", text)]
+    for name, text in (("c", "a1"), ("d", "a2")):
+        members = {"tvqa/tvqa_val_predictions.json": ""}
+        assert read_pairs(tmp_path / f"{name}-value.zip", members) == [("1", text)]
 
 
 def test_ids_that_no_leaderboard_knows(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -104,6 +105,21 @@ class Evaluation:
             *(f"  {name:<{width}}  {self.scores[name]:.4f}" for name in names),
             *(f"  {note}" for note in notes),
         ]
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder that predictions go to, and try it: decoding must not be in vain.
+
+    Errors: ValueError where nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"--out: {folder}: {error.strerror}; name a folder that can be written"
+        ) from None
 
 
 def leave(evaluations: Sequence[Evaluation], folder: Path, *, scores: bool) -> None:

@@ -20,7 +20,7 @@ from vlds.tasks.base import Task
 from vlds.training.distributed import Ranks
 from vlds.training.engine import start_ranks
 from vlds.training.evaluate import Evaluator, evaluation_sources, with_answer_lists
-from vlds.training.evaluation import Evaluation, leave
+from vlds.training.evaluation import Evaluation, leave, make_folder
 from vlds.training.submission import write_submissions
 
 LONGEST_WAIT = 24 * 3600.0
@@ -32,8 +32,9 @@ def evaluate_run(
 ) -> int:
     """Score a run on its own evaluation data, or on `data`; prints scores, writes predictions.
     `changes` to the recipe: as in `load_run`. Exit code."""
-    _, evaluations, ranks = run_on_data(run, data, changes, score=True)
-    leave(evaluations, out or run / "predictions", scores=True)
+    folder = out or run / "predictions"
+    _, evaluations, ranks = run_on_data(run, data, folder, changes, score=True)
+    leave(evaluations, folder, scores=True)
     ranks.barrier()
     return 0
 
@@ -42,8 +43,8 @@ def predict_sets(
     run: Path, data: Sequence[str], out: Path | None, changes: Sequence[str] = ()
 ) -> int:
     """Write a run's predictions for data sets, and the files that leaderboards take. Exit code."""
-    sources, evaluations, ranks = run_on_data(run, data, changes, score=False)
     folder = out or run / "predictions"
+    sources, evaluations, ranks = run_on_data(run, data, folder, changes, score=False)
     leave(evaluations, folder, scores=False)
     for line in write_submissions(sources, evaluations, folder):
         print(line)
@@ -52,9 +53,12 @@ def predict_sets(
 
 
 def run_on_data(
-    run: Path, data: Sequence[str], changes: Sequence[str], *, score: bool
+    run: Path, data: Sequence[str], out: Path, changes: Sequence[str], *, score: bool
 ) -> tuple[list[Source], list[Evaluation], Ranks]:
-    """Decode data sets on all ranks; the evaluations are on the first one."""
+    """Decode data sets on all ranks; the evaluations are on the first one, and `out` can take them.
+
+    Errors: ValueError for what is wrong with the run, the data, the changes or `out`.
+    """
     loaded = load_run(run, changes=changes)
     recipe = with_data(loaded.recipe, data) if data else loaded.recipe
     if score:
@@ -67,6 +71,7 @@ def run_on_data(
             f"--data: the recipe of {run} names nothing to evaluate on; name data set folders"
         )
     check_cache_limit(recipe.data.cache_bytes, [], sources, window=recipe.data.window)
+    make_folder(out)
     ranks = start_ranks(LONGEST_WAIT)
     evaluator = Evaluator(recipe, sources, loaded.tokenizer, ranks, say)
     evaluations = evaluator(loaded.model.to(ranks.device), score=score)

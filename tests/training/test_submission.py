@@ -300,7 +300,7 @@ def score(tmp_path: Path, kind: str, text: str, name: str) -> None:
             "vqa",
             "a.json",
             '[{"question_id": 1, "answer": "red"}, {"question_id": 1, "answer": "red"}]',
-            "1 ids come twice: 1; give each id one prediction",
+            "1 ids come twice: 1; give each one prediction",
         ),
         ("vqa", "a.json", "[]", "a.json holds no predictions"),
         ("vqa", "a.jsonl", "", "a.jsonl holds no predictions"),
@@ -326,7 +326,27 @@ def score(tmp_path: Path, kind: str, text: str, name: str) -> None:
             "entry 1: answer is None; a text is needed",
         ),
         ("nlvr2", "a.csv", "dev-1-0-0,yes\n", "'dev-1-0-0,yes'; give lines `identifier,True`"),
-        ("video_qa", "a.json", '{"7": "a1"}', "question 7 has 'a1'; give the choice's number"),
+        ("video_qa", "a.json", '{"7": "a1"}', "7 has 'a1'; one object is the form of TVQA"),
+        ("vqa", "a.json", '{"1": "red"}', "1 has 'red'; .* other tasks have a list of entries"),
+        ("video_qa", "a.json", '{"7": 1, "7": 0, "8": 0}', "a.json: 1 ids come twice: 7; give"),
+        (
+            "nlvr2",
+            "a.txt",
+            "dev-1-0-0,True",
+            r"a.txt is not JSON .*; the suffix says the form: .csv",
+        ),
+        (
+            "vqa",
+            "a.jsonl",
+            '{"id": "1", "prediction": "red"}\n\n{"id": "2", "prediction": "2"\n',
+            r"a.jsonl, line 3 is not JSON \(Expecting ',' delimiter: column \d+\)",
+        ),
+        (
+            "vqa",
+            "a.jsonl",
+            '\n{"id": "1", "prediction": "red"}\n{"id": 2, "prediction": "2"}\n',
+            "a.jsonl, line 3: id is 2; a text is needed",
+        ),
         ("video_qa", "a.zip", "no zip", "a.zip: File is not a zip file"),
     ],
 )
@@ -335,6 +355,15 @@ def test_files_that_cannot_be_scored(
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
         score(tmp_path, kind, text, name)
+
+
+def test_line_ends_of_other_kinds_are_text(tmp_path: Path) -> None:
+    """As JSON that does not escape them has them."""
+    caption = "a man\u2028walks\u0085in"
+    row = {"clip_id": 7, "descs": [{"desc": caption}]}
+    file = tmp_path / "told.jsonl"
+    file.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_pairs(file) == [("7", caption)]
 
 
 def test_a_file_or_a_data_set_that_is_not_there(tmp_path: Path) -> None:

@@ -333,8 +333,30 @@ def test_predict_writes_what_a_leaderboard_takes(
     told = json.loads((tmp_path / "vqav2-test.json").read_text("utf-8"))
     assert {str(entry["question_id"]): entry["answer"] for entry in told} == own
     assert len(own) == 18
-    both = [*words, "--image", "x.jpg"]
-    assert "--image, --data: give pictures, or data sets" in ranks2.run(command, both)[0][1]
+    picture_words = ["predict", "--run", str(talkative), "--image", "x.jpg"]
+    for more, complaint in (
+        ([*words, "--image", "x.jpg"], "--image, --data: give pictures, or data sets"),
+        ([*words, "--task", "vqa"], "--task: goes with --image; data sets have their questions"),
+        ([*words, "--question", "what?"], "--question: goes with --image; data sets have"),
+        ([*picture_words, "--out", "x"], "--out: goes with --data"),
+    ):
+        assert complaint in ranks2.run(command, more)[0][1]
+
+
+def test_a_file_that_is_no_picture_is_named(
+    talkative: Path, ranks2: RankPool, tmp_path: Path
+) -> None:
+    (tmp_path / "red.jpg").write_bytes(picture("red", 1))
+    (tmp_path / "no.json").write_text("[]")
+    words = ["predict", "--run", str(talkative), "--task", "caption", "--image"]
+    places = [str(tmp_path / name) for name in ("red.jpg", "no.json")]
+    code, out = ranks2.run(command, [*words, *places], timeout=120)[0]
+    assert code == 2
+    assert out.startswith(
+        f"vlds predict: --image: picture {tmp_path}/no.json: truncated or damaged"
+    )
+    assert "object at" not in out
+    assert ranks2.run(command, [*words, places[0]], timeout=120)[0][0] == 0
 
 
 def test_answers_to_vqa_are_handed_in_in_lower_case(

@@ -264,6 +264,14 @@ def test_ids_that_no_leaderboard_knows(tmp_path: Path) -> None:
     assert not (tmp_path / "vqa-test.json").exists()
 
 
+def test_an_identifier_with_a_comma_has_no_line(tmp_path: Path) -> None:
+    source = write_data(tmp_path / "data", "nlvr2")
+    told = Evaluation("nlvr2", {}, {"dev,1-0-0": "true", "dev-1-0-1": "true"}, {})
+    (said,) = write_submissions([source], [told], tmp_path)
+    assert said.startswith("no leaderboard's file for nlvr2-test: id 'dev,1-0-0' has a comma")
+    assert not (tmp_path / "nlvr2-test.csv").exists()
+
+
 def test_answers_that_a_form_cannot_hold(tmp_path: Path) -> None:
     """They stand there as something wrong, and it is said."""
     source = write_data(tmp_path / "data", "nlvr2")
@@ -375,6 +383,11 @@ def test_a_file_or_a_data_set_that_is_not_there(tmp_path: Path) -> None:
         cli.COMMANDS["evaluate"](["--predictions", place])
     words = ["--predictions", place, "--data", str(tmp_path / "data"), "--task", "Nope"]
     with pytest.raises(ValueError, match=r"^--task: Nope is no task \(GQA reads gqa, "):
+        cli.COMMANDS["evaluate"](words)
+    words[-1] = "vlds.tasks.Task"
+    with pytest.raises(
+        ValueError, match=r"^--task: vlds\.tasks\.Task is what all tasks have in com"
+    ):
         cli.COMMANDS["evaluate"](words)
 
 

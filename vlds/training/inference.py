@@ -4,9 +4,11 @@ rank holds the whole model. And score predictions that lie in a file."""
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 
 from vlds.artifact import LoadedRun, load_run
@@ -128,7 +130,7 @@ def predict_one(
         raise ValueError(f"--image: {error.filename}: {error.strerror}") from None
     loaded = load_run(run, changes=changes)
     name = choose_task(loaded.recipe, task_name, question)
-    answer = predict(loaded, name, pictures, question)
+    answer = predict(loaded, name, pictures, question, list(map(str, images)))
     if os.environ.get("RANK", "0") == "0":
         print(answer)
     return 0
@@ -150,8 +152,11 @@ def choose_task(recipe: Recipe, name: str | None, question: str) -> str:
     return chosen
 
 
-def predict(loaded: LoadedRun, name: str, pictures: Sequence[bytes], text: str) -> str:
-    """One prediction: `text` is the question or statement, pictures are encoded files.
+def predict(
+    loaded: LoadedRun, name: str, pictures: Sequence[bytes], text: str, files: Sequence[str]
+) -> str:
+    """One prediction: `text` is the question or statement, pictures are encoded files, of these
+    names.
 
     Errors: ValueError for bytes that are no picture, or a run whose encoder reads stored features.
     """
@@ -161,9 +166,10 @@ def predict(loaded: LoadedRun, name: str, pictures: Sequence[bytes], text: str) 
     sample = sample_of(task, pictures, text)
     example = task.example(name, sample, 0 if task.unit == "annotation" else None, None)
     try:
-        pixels = [decode_image(data, image, f"number {n}") for n, data in enumerate(pictures, 1)]
+        pixels = [decode_image(*each) for each in zip(pictures, repeat(image), files)]
     except SkipSample as error:
-        raise ValueError(f"--image: {error}") from None
+        reason = re.sub(r" <_io\.\w+ object at \w+>", "", str(error))  # Pillow's word for it
+        raise ValueError(f"--image: {reason}; name a file with a whole picture") from None
     stack = ImageStack(1)
     images = stack.add(pixels)
     number = list(loaded.recipe.tasks).index(name)

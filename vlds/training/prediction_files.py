@@ -61,7 +61,15 @@ def gqa_text(pairs: Pairs) -> str:
 
 
 def nlvr2_text(pairs: Pairs) -> str:
-    """Lines `identifier,True`; what is not "true" counts as False."""
+    """Lines `identifier,True`; what is not "true" counts as False.
+
+    Errors: Misfit for an identifier that such a line cannot hold.
+    """
+    for key, _ in pairs:
+        if re.search(r'[,"\s]', key):
+            raise Misfit(
+                f"id {key!r} has a comma, a quote or a blank, as the leaderboard's have not"
+            )
     return "".join(f"{key},{text == 'true'}\n" for key, text in pairs)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -86,4 +87,6 @@ def task_class(name: str | None, kind: str) -> type[Task]:
         raise ValueError(f"--task: {name}: {error}") from None
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise ValueError(f"--task: {name} is no task ({reads}); or give module.Class of your own")
+    if inspect.isabstract(found):
+        raise ValueError(f"--task: {name} is what all tasks have in common; name one ({reads})")
     return found

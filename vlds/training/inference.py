@@ -8,7 +8,6 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import repeat
 from pathlib import Path
 
 from vlds.artifact import LoadedRun, load_run
@@ -153,10 +152,14 @@ def choose_task(recipe: Recipe, name: str | None, question: str) -> str:
 
 
 def predict(
-    loaded: LoadedRun, name: str, pictures: Sequence[bytes], text: str, files: Sequence[str]
+    loaded: LoadedRun,
+    name: str,
+    pictures: Sequence[bytes],
+    text: str,
+    files: Sequence[str] = (),
 ) -> str:
     """One prediction: `text` is the question or statement, pictures are encoded files, of these
-    names.
+    names where they have some.
 
     Errors: ValueError for bytes that are no picture, or a run whose encoder reads stored features.
     """
@@ -165,8 +168,9 @@ def predict(
         raise ValueError("--image: the run's vision encoder reads stored features, not pictures")
     sample = sample_of(task, pictures, text)
     example = task.example(name, sample, 0 if task.unit == "annotation" else None, None)
+    names = files or [f"number {number}" for number in range(1, len(pictures) + 1)]
     try:
-        pixels = [decode_image(*each) for each in zip(pictures, repeat(image), files)]
+        pixels = [decode_image(d, image, n) for d, n in zip(pictures, names, strict=True)]
     except SkipSample as error:
         reason = re.sub(r" <_io\.\w+ object at \w+>", "", str(error))  # Pillow's word for it
         raise ValueError(f"--image: {reason}; name a file with a whole picture") from None

@@ -13,6 +13,7 @@ from data_prep.answers import soft_label
 from data_prep.command import add_shard_options, new_command, shard_options
 from data_prep.pack import pack, ready
 from data_prep.rows import Row, read_rows
+from data_prep.snli_ve import LABELS
 from data_prep.source import (
     Annotation,
     SourceSample,
@@ -34,17 +35,16 @@ class FieldNames:
     answer: str | None = None
     """None: no answers (a test split)."""
     caption: str | None = None
+    hypothesis: str | None = None
+    label: str | None = None
+    """None: no labels (a test split)."""
     id: str | None = None
     """None: rows are numbered from 0."""
     split: str | None = None
 
     def named(self) -> list[str]:
         """The fields every row must have."""
-        return [
-            name
-            for name in (self.image, self.question, self.answer, self.caption, self.id, self.split)
-            if name is not None
-        ]
+        return [name for name in vars(self).values() if name is not None]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class HashSplit:
 
 
 def parse_jsonl(
-    task: Literal["vqa", "caption"],
+    task: Literal["vqa", "caption", "entailment"],
     annotations: Path,
     images: Path,
     names: FieldNames,
@@ -157,6 +157,8 @@ def _annotations(task: str, row: Row, row_id: str, names: FieldNames) -> list[An
             for caption_id, caption in zip(ids, captions, strict=True)
         ]
         return found or "no caption"
+    if task == "entailment":
+        return _entailment(row, row_id, names)
     assert names.question is not None
     question = clean(str(row[names.question] or ""))
     if not question:
@@ -173,6 +175,20 @@ def _annotations(task: str, row: Row, row_id: str, names: FieldNames) -> list[An
         if key in row and key not in names.named()
     }
     return [with_source(annotation | types, rest(row, *names.named(), *types))]
+
+
+def _entailment(row: Row, row_id: str, names: FieldNames) -> list[Annotation] | str:
+    """A sentence about the picture, and how it stands to it."""
+    assert names.hypothesis is not None
+    annotation: Annotation = {"id": row_id, "hypothesis": clean(str(row[names.hypothesis] or ""))}
+    if not annotation["hypothesis"]:
+        return "no hypothesis"
+    if names.label is not None:
+        label = clean(str(row[names.label] or "")).lower()
+        if label not in LABELS:
+            return f"label {label}" if label else "no label"
+        annotation["label"] = label
+    return [with_source(annotation, rest(row, *names.named()))]
 
 
 def _texts(value: Any) -> list[str]:
@@ -192,11 +208,11 @@ def add_command(commands: Any) -> None:
         commands,
         "jsonl",
         "your own data: rows in JSON lines, a JSON list or CSV",
-        "One row a question or caption. All rows about a picture become one sample. Answers are "
-        "stripped and lower-cased; a list of ten is weighed as in VQA v2. Rows without a picture, "
-        "question or answer are dropped and counted.",
+        "One row a question, caption or sentence. All rows about a picture become one sample. "
+        "Answers are stripped and lower-cased; a list of ten is weighed as in VQA v2. Rows without "
+        "a picture, question, answer or known label are dropped and counted.",
     )
-    parser.add_argument("--task", choices=("vqa", "caption"), required=True)
+    parser.add_argument("--task", choices=("vqa", "caption", "entailment"), required=True)
     parser.add_argument("--annotations", type=Path, required=True, metavar="FILE")
     parser.add_argument("--images", type=Path, required=True, metavar="DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
@@ -206,8 +222,12 @@ def add_command(commands: Any) -> None:
     fields.add_argument(
         "--answer-field", default="answer", metavar="NAME", help="or numbers, lists"
     )
-    fields.add_argument("--no-answers", action="store_true", help="questions only (a test set)")
+    fields.add_argument(
+        "--no-answers", action="store_true", help="questions or sentences only (a test set)"
+    )
     fields.add_argument("--caption-field", default="caption", metavar="NAME", help="text or list")
+    fields.add_argument("--hypothesis-field", default="hypothesis", metavar="NAME", help="sentence")
+    fields.add_argument("--label-field", default="label", metavar="NAME", help=", ".join(LABELS))
     fields.add_argument("--id-field", metavar="NAME", help="default: the row's number, from 0")
     parser.add_argument("--name", help="of the data set (default: of the annotations file)")
     splits = parser.add_argument_group("splits").add_mutually_exclusive_group()
@@ -227,12 +247,14 @@ def add_command(commands: Any) -> None:
 
 
 def _run_jsonl(args: argparse.Namespace) -> None:
-    asks = args.task == "vqa"
+    asks, judges = args.task == "vqa", args.task == "entailment"
     names = FieldNames(
         image=args.image_field,
         question=args.question_field if asks else None,
         answer=args.answer_field if asks and not args.no_answers else None,
-        caption=None if asks else args.caption_field,
+        caption=args.caption_field if args.task == "caption" else None,
+        hypothesis=args.hypothesis_field if judges else None,
+        label=args.label_field if judges and not args.no_answers else None,
         id=args.id_field,
         split=args.split_field,
     )

@@ -49,7 +49,7 @@ PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 QUOTE = re.compile(r"^<!-- (\S+\.py) -->\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 GIVEN = {"VQAV2", "GQA", "NLVR2", "COCO", "VALUE", "PHOTOS", "PHOTO.jpg", "TARS", "rows.jsonl",
-         "captions.csv", "test.json", "others.json", "runs/vqa_2", "runs/lora",
+         "captions.csv", "sentences.csv", "test.json", "others.json", "runs/vqa_2", "runs/lora",
          "CHECKPOINT"}  # fmt: skip
 """What a reader has: official files, own rows and pictures, others' predictions, runs, and a ZeRO
 checkpoint."""

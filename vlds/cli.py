@@ -34,6 +34,10 @@ Besides: --ranks N, default 1; --json. Every field above is a key of the recipe.
 CHANGES_HELP = """\
 Further options change keys of the run's recipe, as in `vlds train`: those of its tasks and data,
 like --tasks.vqa.decoding.answers FILE or --data.eval_batch_size 16."""
+EVALUATE_HELP = """\
+Further options: with --run they change keys of the run's recipe, as in `vlds train`: those of its
+tasks and data, like --tasks.vqa.decoding.answers FILE or --data.eval_batch_size 16; with
+--predictions they are fields of the task class, like --choices FILE of GQA."""
 NEW_PHASE = "--new_phase"
 
 
@@ -124,7 +128,7 @@ def plan(arguments: list[str]) -> int:
 
 def evaluate(arguments: list[str]) -> int:
     """Score a run on data sets, or a file of predictions."""
-    parser = command_parser("evaluate", CHANGES_HELP)
+    parser = command_parser("evaluate", EVALUATE_HELP)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--run", type=Path, help="folder that `vlds train` wrote: decode and score")
     what.add_argument(
@@ -140,7 +144,7 @@ def evaluate(arguments: list[str]) -> int:
     parser.add_argument(
         "--task", metavar="CLASS",
         help="with --predictions: the task class that scores them; default: the one that reads "
-        "such data. Further options are its fields, like --choices FILE of GQA",
+        "such data",
     )  # fmt: skip
     parser.add_argument(
         "--out", type=Path, metavar="DIR",
@@ -184,6 +188,14 @@ def predict(arguments: list[str]) -> int:
 
     if bool(options.image) == bool(options.data):
         raise ValueError("--image, --data: give pictures, or data sets, and not both")
+    if options.data and (options.task or options.question):
+        name = "--task" if options.task else "--question"
+        raise ValueError(
+            f"{name}: goes with --image; data sets have their questions, and --data TASK=DATASET "
+            "says which task answers one"
+        )
+    if options.image and options.out:
+        raise ValueError("--out: goes with --data; the answer about pictures is printed")
     if options.image:
         return predict_one(options.run, options.image, options.question, options.task, changes)
     return predict_sets(options.run, options.data, options.out, changes)

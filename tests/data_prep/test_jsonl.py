@@ -7,11 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from data_prep.cli import main
 from data_prep.jsonl import HashSplit
 from tests.data_prep.pictures import annotation, jpeg, packed, write
+from vlds.data import open_dataset
+from vlds.tasks import Entailment
 
 ROWS: list[dict[str, Any]] = [
     {"file": "a.jpg", "ask": "Is it\n red? ", "say": " Yes ", "answer_type": "CLOSED ", "in": "Q"},
@@ -108,6 +111,44 @@ def test_captions(images: Path, tmp_path: Path) -> None:
     ]
     info = json.loads((tmp_path / "out/dataset.json").read_text())
     assert info["dropped"] == [{"id": "2", "reason": "no caption"}]
+
+
+def test_sentences_to_judge(images: Path, tmp_path: Path) -> None:
+    """Rows, shards, and what a task learns from them."""
+    rows = [
+        {"file": "a.jpg", "claim": "It is\n red.", "verdict": " Entailment", "page": 3},
+        {"file": "a.jpg", "claim": "It is wide.", "verdict": "neutral"},
+        {"file": "b", "claim": "A cat.", "verdict": "contradiction"},
+        {"file": "b", "claim": "A dog.", "verdict": "-"},
+        {"file": "b", "claim": "", "verdict": "neutral"},
+    ]
+    path = write(tmp_path / "rows.json", rows)
+    fields = ["--image-field", "file", "--hypothesis-field", "claim", "--label-field", "verdict"]
+    assert prepare(path, images, tmp_path / "out", *fields, task="entailment") == 0
+    dataset = open_dataset(str(tmp_path / "out"))
+    assert dataset.kind == "entailment"
+    assert json.loads((tmp_path / "out/dataset.json").read_text())["dropped"] == [
+        {"id": "3", "reason": "label -"},
+        {"id": "4", "reason": "no hypothesis"},
+    ]
+    task = Entailment()
+    learnt = set()
+    for number in range(dataset.num_samples):
+        sample = dataset.read(number)
+        for annotation_number in range(len(sample.annotations)):
+            rng = np.random.default_rng(0)
+            example = task.example("mine", sample, annotation_number, rng)
+            learnt.add((sample.id, example.id, example.prompt, example.target))
+    assert learnt == {
+        ("a.jpg", "0", "entailment: It is red.", "entailment"),
+        ("a.jpg", "1", "entailment: It is wide.", "neutral"),
+        ("b", "2", "entailment: A cat.", "contradiction"),
+    }
+    assert annotation(packed(tmp_path / "out"), "0")["source"] == {"page": 3}
+    more = [*fields[:4], "--no-answers", "--split", "test"]
+    assert prepare(path, images, tmp_path / "test", *more, task="entailment") == 0
+    asked = packed(tmp_path / "test")
+    assert "label" not in annotation(asked, "3")
 
 
 def test_unusable_rows_are_counted(

@@ -15,6 +15,7 @@ from vlds.metrics.caption_scores import (
     OFFICIAL,
     all_scores,
     caption_scores,
+    few_pictures,
     picture_values,
     quick_scores,
 )
@@ -150,15 +151,16 @@ def test_captions_that_say_nothing_score_nothing() -> None:
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("name", ["cider_plain_tokens", pytest.param("CIDEr", marks=needs_java)])
 def test_the_cider_of_so_few_pictures_is_said_to_mean_nothing(name: str, count: int) -> None:
-    with pytest.warns(UserWarning, match=f"CIDEr of {count} pictures means nothing"):
-        scores = caption_scores([name], CAPTIONS[:count], REFERENCES[:count])
+    scores = caption_scores([name], CAPTIONS[:count], REFERENCES[:count])
+    (said,) = few_pictures([name, "word_f1"], count)
+    assert said.startswith(f"{name} of {count} pictures means nothing")
     # One picture: every word is in all pictures, so none has a weight.
     assert scores[name] == 0.0 if count == 1 else scores[name] > 0.0
 
 
-def test_three_pictures_have_a_cider(recwarn: pytest.WarningsRecorder) -> None:
+def test_three_pictures_have_a_cider() -> None:
     assert caption_scores(["cider_plain_tokens"], CAPTIONS[:3], REFERENCES[:3])
-    assert not recwarn
+    assert few_pictures(NAMES, 3) == few_pictures(NAMES, 0) == few_pictures(["METEOR"], 1) == []
 
 
 @needs_java

@@ -283,6 +283,25 @@ def test_predictions_of_other_data_are_said(runs: Runs, tmp_path: Path) -> None:
     assert "of other examples than those that the recipe's tasks name" in note
 
 
+def test_predictions_of_another_task_are_said(runs: Runs, tmp_path: Path) -> None:
+    """The others are shown all the same, and the page is made."""
+    run = copy(runs.first, tmp_path / "run")
+    shutil.rmtree(run / "predictions")
+    (run / "predictions").mkdir()
+    lines = [
+        {"id": f"q{number}-0", "prediction": "red", "reference": {"foo": 1}} for number in range(24)
+    ]
+    write_lines(run / "predictions" / "vqa.jsonl", lines)
+    report = collect([run], pictures=True).only
+    assert report.results == {}
+    gallery, scores = report.notes
+    assert "its references are not those of VQA (KeyError('answer'))" in gallery
+    assert scores.startswith("No scores of vqa's newest predictions: their references are not")
+    write_lines(run / "predictions" / "vqa.jsonl", [{**lines[0], "prediction": 3}])
+    with pytest.raises(ValueError, match=r"vqa\.jsonl: prediction is 3, no text; evaluate"):
+        collect([run])
+
+
 def test_runs_of_one_name_are_told_apart(runs: Runs, tmp_path: Path) -> None:
     one, two = (vqa_run(runs.world, tmp_path / seed / "run", 3) for seed in ("1", "2"))
     assert list(collect([one, two, runs.first]).runs) == [

@@ -10,9 +10,11 @@ import pytest
 from PIL import Image
 
 from tests.report.toy_run import SCORES, TASKS, make_run
+from vlds.report import report_text
 from vlds.report.inputs import headlines_of, read_run
 from vlds.report.samples import THUMBNAIL_SIZE, GalleryEntry, read_gallery, write_gallery
 from vlds.report.scores import read_scores, write_scores
+from vlds.training.evaluation import Evaluation, leave
 
 
 def test_scores_survive_writing_and_reading(tmp_path: Path) -> None:
@@ -69,6 +71,26 @@ def test_a_cut_off_last_line_is_left_out_and_a_broken_earlier_one_is_an_error(
         read_run(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "complaint"),
+    [
+        ("metrics.jsonl", "[1, 2]\n", r"metrics\.jsonl, line 1: is no object: \[1, 2\]"),
+        ("metrics.jsonl", '{"step": 1}\n{"loss": 2.0}\n', r"line 2: \{'loss': 2.0\} has no step"),
+        ("metrics.jsonl", '{"step": 1, "scores": {"vqa": 0.5}}\n', "line 1: .* not those of tasks"),
+        ("gallery.json", '{"a": 1}', r"gallery\.json: holds no samples as `vlds report` writes"),
+        ("gallery.json", '[{"task": "vqa"}]', r"gallery\.json: holds no samples"),
+        ("gallery.json", "3", r"gallery\.json: holds no samples"),
+    ],
+)
+def test_files_of_another_shape_are_named(
+    tmp_path: Path, file: str, text: str, complaint: str
+) -> None:
+    (tmp_path / "metrics.jsonl").write_text("")
+    (tmp_path / file).write_text(text)
+    with pytest.raises(ValueError, match=complaint):
+        read_run(tmp_path)
+
+
 def test_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds neither metrics\.jsonl nor scores\.json"):
         read_run(tmp_path)
@@ -76,10 +98,31 @@ def test_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
         read_run(tmp_path / "nowhere")
 
 
-def test_a_broken_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / "scores.json").write_text("{")
-    with pytest.raises(ValueError, match=r"scores\.json: is not JSON"):
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("{", "is not JSON"),
+        ('{"a": 1}', r"holds no scores as .* \(KeyError\('columns'\)\); write it anew"),
+        ("[1]", "holds no scores as"),
+        ('{"columns": ["a"], "tasks": {"vqa": 3}}', "holds no scores as"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path: Path, text: str, complaint: str) -> None:
+    (tmp_path / "scores.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"scores\.json: {complaint}"):
         read_run(tmp_path)
+
+
+def test_what_an_evaluation_wrote_can_be_shown(tmp_path: Path) -> None:
+    """`vlds evaluate --out FOLDER`, then `vlds report FOLDER`."""
+    scores = {"vqa_accuracy": 0.5, "vqa_accuracy/answer_type/other": 0.25}
+    leave([Evaluation("vqa", scores, {"1": "red"}, {"1": "red"})], tmp_path / "p8", scores=True)
+    read = read_run(tmp_path / "p8").scores
+    assert list(read.columns) == ["p8"]
+    assert read.tasks["vqa"].by_column == {"p8": scores}
+    text = report_text([tmp_path / "p8"], "md", 0)
+    assert "vqa_accuracy" in text
+    assert "50.0" in text or "0.5" in text
 
 
 def test_large_pictures_of_any_mode_become_thumbnails(tmp_path: Path) -> None:

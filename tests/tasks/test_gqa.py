@@ -71,7 +71,10 @@ def test_validity_and_plausibility_from_the_file_or_its_parts(tmp_path: Path) ->
     )
     predictions = {"01": "green", "02": "wood", "03": "x"}
     parts = [
-        {"01": {"valid": ["red", "green"], "plausible": ["red"]}, "99": {}},
+        {
+            "01": {"valid": ["red", "green"], "plausible": ["red"]},
+            "99": {"valid": [], "plausible": []},
+        },
         {"02": {"valid": ["blue", "red"], "plausible": ["blue"]}},
     ]
     for number, part in enumerate(parts):
@@ -83,6 +86,43 @@ def test_validity_and_plausibility_from_the_file_or_its_parts(tmp_path: Path) ->
     one = GQA(choices=str(tmp_path / "train_choices_0.json"))
     with pytest.raises(ValueError, match="knows nothing of 1 of 2 questions, such as 02; name the"):
         one.score(predictions, references)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("{", "is not JSON \\(Expecting property name"),
+        ("[]", "is no object with an entry a question; name eval/val_choices.json"),
+        ('{"01": {}}', 'question 01 has no list "valid"'),
+        ('{"01": {"valid": [], "plausible": "red"}}', 'question 01 has no list "plausible"'),
+        ('{"01": ["red"]}', 'question 01 has no list "valid"'),
+    ],
+)
+def test_choices_of_another_shape_are_refused(tmp_path: Path, text: str, complaint: str) -> None:
+    """When they are read, and before anything is decoded."""
+    file = tmp_path / "choices.json"
+    file.write_text(text, "utf-8")
+    task = GQA(choices=str(file))
+    with pytest.raises(ValueError, match=rf"^choices: .*choices\.json: {complaint}") as caught:
+        task.score({"01": "red"}, references_of(annotation("01", "red")))
+    assert task.missing_for_scores() == str(caught.value)
+
+
+def test_questions_that_do_not_count_may_be_left_out() -> None:
+    """As the official script has it: then there is no consistency, and that is said."""
+    references = references_of(
+        annotation("01", "red", entailed=["02"]), annotation("02", "no", balanced=False)
+    )
+    whole = GQA().score({"01": "red", "02": "no"}, references)
+    assert whole["consistency"] == 1.0
+    assert GQA().notes({"01": "red", "02": "no"}, references) == []
+    part = GQA().score({"01": "red"}, references)
+    assert part == {name: value for name, value in whole.items() if name != "consistency"}
+    assert GQA().notes({"01": "red"}, references) == [
+        "1 questions have no prediction: not balanced, left out; no consistency"
+    ]
+    with pytest.raises(ValueError, match="1 of 2 examples have no prediction: 01"):
+        GQA().score({"02": "no"}, references)
 
 
 def test_choices_that_are_not_there() -> None:

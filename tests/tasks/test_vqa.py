@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ def test_official_accuracy_and_its_tables() -> None:
         "1": reference(["yes"] * 10, answer_type="yes/no", question_type="is it"),
         "2": reference(["dog"] * 7 + ["cat"] * 3, answer_type="other", question_type="what is"),
     }
-    assert VQA().score({"1": "Yes", "2": "Cat"}, references) == pytest.approx(
+    assert VQA().score({"1": "yes", "2": "Cat"}, references) == pytest.approx(
         {
             "vqa_accuracy": 0.95,
             "exact_match": 0.5,
@@ -70,6 +71,26 @@ def test_official_accuracy_and_its_tables() -> None:
             "vqa_accuracy/question_type/what is": 0.9,
         }
     )
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer", "accuracy"),
+    [("yes", "yes", 1.0), ("Yes", "yes", 0.0), ("Paris", "Paris", 1.0), ("paris", "Paris", 0.0)],
+)
+def test_where_all_ten_agree_the_answer_is_compared_as_it_stands(
+    prediction: str, answer: str, accuracy: float
+) -> None:
+    references = {"1": reference([answer] * 10)}
+    scores = VQA().score({"1": prediction}, references)
+    assert scores == {"vqa_accuracy": accuracy, "exact_match": 1.0}
+    assert VQA().correct(prediction, references["1"]) is (accuracy == 1.0)
+
+
+def test_what_a_model_wrote_is_an_answer_in_lower_case() -> None:
+    """So that its own score is that of the file that it hands in; a list says its own case."""
+    assert VQA().answer_from("Yes") == "yes"
+    listed = replace(VQA().decoding, answers=("Paris",))
+    assert VQA(decoding=listed).answer_from("Paris") == "Paris"
 
 
 def test_the_older_rules_have_a_name_of_their_own() -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import io
+import json
+import os
 import re
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
+from data_prep.writer import write_dataset
 from tests.rank_pool import RankPool
-from tests.training.world import world_recipe
+from tests.training.world import records, world_recipe
 from vlds import cli
 from vlds.config import Recipe
 from vlds.data.eval_order import Survey
@@ -42,6 +46,46 @@ def test_what_needs_java_is_refused_without_it(
     assert len(evaluation_sources(captions_recipe(world, tmp_path))) == 1
     untouched = replace(asked.tasks["caption"], evaluate=[])
     assert evaluation_sources(replace(asked, tasks={"caption": untouched}))[0].datasets == []
+
+
+def test_what_is_left_out_without_java_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside the scores that there are; and nothing where those were asked for."""
+    monkeypatch.setenv("PATH", "")
+    write_dataset(
+        tmp_path / "data", name="c", kind="caption", split="val", records=records("caption", 2)
+    )
+    told = [{"id": f"caption-{number}", "prediction": "it is red"} for number in range(2)]
+    (tmp_path / "told.json").write_text(json.dumps(told), encoding="utf-8")
+    words = ["--predictions", str(tmp_path / "told.json"), "--data", str(tmp_path / "data")]
+    assert cli.main(["evaluate", *words]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"cider_plain_tokens +\d", out)
+    assert "left out are CIDEr, BLEU-1, BLEU-2, BLEU-3, BLEU-4, METEOR, ROUGE-L: " in out
+    assert "missing (" in out
+    assert "cider_plain_tokens of 2 pictures means nothing" in out
+    assert cli.main(["evaluate", *words, "--scores", "[word_f1]"]) == 0
+    assert capsys.readouterr().out.splitlines()[2:] == []
+
+
+def train_without_java(recipe: Recipe) -> str:
+    """What `vlds train` says on a rank."""
+    said = io.StringIO()
+    with mock.patch.dict(os.environ, {"PATH": ""}), redirect_stdout(said):
+        assert train(recipe) == 0
+    return said.getvalue()
+
+
+def test_training_says_it_before_its_first_evaluation(
+    world: Path, ranks2: RankPool, tmp_path: Path
+) -> None:
+    recipe = captions_recipe(world, tmp_path / "run")
+    recipe = replace(recipe, training=replace(recipe.training, steps=2, evaluate_every=1))
+    first, other = ranks2.run(train_without_java, recipe, timeout=120)
+    assert first.count("caption: left out are CIDEr, ") == 1
+    assert first.index("left out are CIDEr") < first.index("step 1  caption (10 examples): cider_p")
+    assert "left out" not in other
 
 
 def test_a_file_that_a_score_needs_is_asked_for(world: Path, tmp_path: Path) -> None:

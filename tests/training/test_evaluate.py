@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from data_prep.writer import SampleRecord, write_dataset
 from tests.rank_pool import RankPool
-from tests.training.world import picture, records, world_recipe
+from tests.training.world import picture, records, world_recipe, write_tokenizer
 from vlds import cli
 from vlds.artifact import load_run, own_tensors, save_artifact
 from vlds.config import Recipe
@@ -126,8 +126,12 @@ def evaluate_under(run: Path, world: Path, out: Path, setting: Setting) -> int:
 
 @pytest.fixture(scope="module")
 def talkative(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run, untrained, whose answers are many: all weights are large."""
-    recipe = world_recipe(world, tmp_path_factory.mktemp("talkative"))
+    """A run, untrained, whose answers are many."""
+    return talkative_run(world_recipe(world, tmp_path_factory.mktemp("talkative")))
+
+
+def talkative_run(recipe: Recipe) -> Path:
+    """All weights are large."""
     tokenizer = recipe.backbone.load_tokenizer()
     torch.manual_seed(1)
     model = build_model(recipe.model, list(recipe.tasks), torch.float32, tokenizer)
@@ -184,7 +188,9 @@ def test_training_wrote_the_same_predictions(run: Path, world: Path, ranks2: Ran
     lines = (run / "predictions" / "step-00000010" / "vqa.jsonl").read_text().splitlines()
     written = {(entry := json.loads(line))["id"]: entry["prediction"] for line in lines}
     assert written == evaluation.predictions
-    assert len(set(written.values())) > 0
+    # Ten steps teach it one answer; `talkative` has many.
+    assert all(written.values())
+    assert len(written) == NUM_QUESTIONS
 
 
 def test_an_unreadable_picture_scores_as_no_answer(
@@ -278,6 +284,25 @@ def test_changes_that_cannot_be(
         assert complaint in out
 
 
+@pytest.mark.parametrize("name", ["evaluate", "predict"])
+@pytest.mark.parametrize(("place", "reason"), [("file", "File exists"), ("file/x", "Not a dir")])
+def test_a_place_that_cannot_be_written_is_refused_before_decoding(
+    talkative: Path,
+    world: Path,
+    ranks2: RankPool,
+    tmp_path: Path,
+    name: str,
+    place: str,
+    reason: str,
+) -> None:
+    (tmp_path / "file").touch()
+    words = [name, "--run", str(talkative), "--data", f"vqa={world}/vqa"]
+    for code, out in ranks2.run(command, [*words, "--out", str(tmp_path / place)], timeout=120):
+        assert code == 2
+        assert out.startswith(f"vlds {name}: --out: {tmp_path / place}: {reason}")
+        assert "name a folder that can be written" in out
+
+
 def test_predict_writes_what_a_leaderboard_takes(
     talkative: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:
@@ -308,8 +333,49 @@ def test_predict_writes_what_a_leaderboard_takes(
     told = json.loads((tmp_path / "vqav2-test.json").read_text("utf-8"))
     assert {str(entry["question_id"]): entry["answer"] for entry in told} == own
     assert len(own) == 18
-    both = [*words, "--image", "x.jpg"]
-    assert "--image, --data: give pictures, or data sets" in ranks2.run(command, both)[0][1]
+    picture_words = ["predict", "--run", str(talkative), "--image", "x.jpg"]
+    for more, complaint in (
+        ([*words, "--image", "x.jpg"], "--image, --data: give pictures, or data sets"),
+        ([*words, "--task", "vqa"], "--task: goes with --image; data sets have their questions"),
+        ([*words, "--question", "what?"], "--question: goes with --image; data sets have"),
+        ([*picture_words, "--out", "x"], "--out: goes with --data"),
+    ):
+        assert complaint in ranks2.run(command, more)[0][1]
+
+
+def test_a_file_that_is_no_picture_is_named(
+    talkative: Path, ranks2: RankPool, tmp_path: Path
+) -> None:
+    (tmp_path / "red.jpg").write_bytes(picture("red", 1))
+    (tmp_path / "no.json").write_text("[]")
+    words = ["predict", "--run", str(talkative), "--task", "caption", "--image"]
+    places = [str(tmp_path / name) for name in ("red.jpg", "no.json")]
+    code, out = ranks2.run(command, [*words, *places], timeout=120)[0]
+    assert code == 2
+    assert out.startswith(
+        f"vlds predict: --image: picture {tmp_path}/no.json: truncated or damaged"
+    )
+    assert "object at" not in out
+    assert ranks2.run(command, [*words, places[0]], timeout=120)[0][0] == 0
+
+
+def test_answers_to_vqa_are_handed_in_in_lower_case(
+    world: Path, ranks2: RankPool, tmp_path: Path
+) -> None:
+    """A model that knows nothing but capitals; captions keep them."""
+    write_tokenizer(tmp_path / "capitals.model", capitals=True)
+    recipe = world_recipe(world, tmp_path / "run")
+    backbone = replace(recipe.backbone, tokenizer=str(tmp_path / "capitals.model"))
+    run = talkative_run(replace(recipe, backbone=backbone))
+    words = ["predict", "--run", str(run), "--data", f"vqa={world}/vqa", f"caption={world}/caption"]
+    (code, out), _ = ranks2.run(command, [*words, "--out", str(tmp_path)], timeout=120)
+    assert code == 0, out
+    told = {
+        task: "".join(dict(read_pairs(tmp_path / f"{task}.jsonl")).values())
+        for task in ("vqa", "caption")
+    }
+    assert told["vqa"].islower()
+    assert told["caption"].isupper()
 
 
 def train_for_best(

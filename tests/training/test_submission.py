@@ -103,7 +103,8 @@ def test_written_as_the_leaderboards_want_it_and_scored_without_a_model(
     lines = capsys.readouterr().out.splitlines()
     num = 1 if source.task.unit == "sample" else 2
     assert lines[0] == f"{type(source.task).__name__} ({num} examples)"
-    pairs = [line.strip().rsplit(None, 1) for line in lines[1:]]
+    told = [line.strip() for line in lines[1:] if "means nothing" not in line]
+    pairs = [line.rsplit(None, 1) for line in told]
     scores = {name: float(value) for name, value in pairs}
     assert scores
     if source.task.unit == "sample":  # one caption has no CIDEr, and no four words
@@ -120,6 +121,13 @@ def test_our_own_file_is_scored_too(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "  accuracy/structural/query   1.0000\n" in capsys.readouterr().out
     scores = json.loads((tmp_path / "out" / "scores.json").read_text("utf-8"))
     assert scores["GQA"]["accuracy"] == 1.0
+
+
+def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    right_answers(write_data(tmp_path / "data", "gqa")).write(tmp_path)
+    words = ["--predictions", str(tmp_path / "gqa.jsonl"), "--data", str(tmp_path / "data")]
+    with pytest.raises(ValueError, match=r"^--out: .*gqa\.jsonl: File exists; name a folder that"):
+        cli.COMMANDS["evaluate"]([*words, "--out", str(tmp_path / "gqa.jsonl")])
 
 
 def test_fields_of_the_task_are_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,12 +168,108 @@ def test_several_data_sets_have_a_file_each(tmp_path: Path) -> None:
         assert found == {n: f"answer to vqa-{split}/{n}" for n in ("1", "2")}
 
 
+def write_clips(folder: Path, name: str, split: str, rights: dict[str, int]) -> Source:
+    """Questions on one clip: id -> number of the right choice."""
+    asked = [
+        {"id": key, "question": "q", "choices": ["x", "y", "z"], "span": "1-2", "answer_index": n}
+        for key, n in rights.items()
+    ]
+    record = SampleRecord(id="v", members=[("jpg", b"-")], json={"annotations": asked})
+    write_dataset(folder / f"{name}-{split}", name=name, kind="video_qa", split=split,
+                  records=[record])  # fmt: skip
+    return Source(name, VideoQA(), [open_dataset(folder / f"{name}-{split}")])
+
+
+def test_a_zip_of_several_data_sets_is_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each by its own member, though the ids of all of them are the same."""
+    sources = [
+        write_clips(tmp_path, "tvqa", "val", {"1": 0, "2": 1}),
+        write_clips(tmp_path, "tvqa", "test", {"1": 2, "2": 2}),
+        write_clips(tmp_path, "how2qa", "test", {"1": 1, "2": 1}),
+    ]
+    told = [
+        {"1": "a0", "2": "a1"},  # both right
+        {"1": "a2", "2": "a0"},  # one
+        {"1": "a0", "2": "a0"},  # none
+    ]
+    both = Source("tvqa", VideoQA(), [sources[0].datasets[0], sources[1].datasets[0]])
+    apart = {
+        f"tvqa-{split}/{key}": text
+        for split, own in zip(("val", "test"), told[:2], strict=True)
+        for key, text in own.items()
+    }
+    evaluations = [Evaluation("tvqa", {}, apart, {}), Evaluation("how2qa", {}, told[2], {})]
+    write_submissions([both, sources[2]], evaluations, tmp_path)
+    expected = {
+        ("tvqa-val",): 1.0,
+        ("tvqa-test",): 0.5,
+        ("how2qa-test",): 0.0,
+        ("tvqa-val", "tvqa-test"): 0.75,
+    }
+    for names, accuracy in expected.items():
+        data = [str(tmp_path / name) for name in names]
+        words = ["--predictions", str(tmp_path / "value.zip"), "--data", *data]
+        assert cli.main(["evaluate", *words]) == 0
+        assert f"  accuracy  {accuracy:.4f}\n" in capsys.readouterr().out
+
+
+def test_a_zip_without_the_data_set_says_what_it_has(tmp_path: Path) -> None:
+    source = write_clips(tmp_path, "tvqa", "val", {"1": 0})
+    write_submissions([source], [Evaluation("tvqa", {}, {"1": "a0"}, {})], tmp_path)
+    write_clips(tmp_path, "tvqa", "test", {"1": 0})
+    words = ["--predictions", str(tmp_path / "value.zip"), "--data", str(tmp_path / "tvqa-test")]
+    complaint = (
+        r"needed is tvqa/tvqa_test_predictions\.json, and it has tvqa/tvqa_val_predictions\.json; "
+        "name the data set"
+    )
+    with pytest.raises(ValueError, match=complaint):
+        cli.COMMANDS["evaluate"](words)
+
+
+def test_two_tasks_that_answer_one_data_set_have_a_file_each(tmp_path: Path) -> None:
+    """The task's name tells them apart; others keep their names."""
+    data = write_data(tmp_path / "vqa", "vqa").datasets
+    clips = write_clips(tmp_path, "tvqa", "val", {"1": 0}).datasets
+    sources = [Source(name, VQA(), data) for name in ("a", "b")]
+    sources += [Source(name, VideoQA(), clips) for name in ("c", "d")]
+    sources += [write_clips(tmp_path, "how2qa", "val", {"1": 0})]
+    told = [
+        Evaluation(name, {}, dict.fromkeys(ids, text), {})
+        for name, ids, text in (
+            ("a", "12", "red"), ("b", "12", "blue"), ("c", "1", "a1"), ("d", "1", "a2"),
+            ("how2qa", "1", "a0"),
+        )
+    ]  # fmt: skip
+    assert write_submissions(sources, told, tmp_path) == [
+        f"{tmp_path}/a-vqa-test.json",
+        f"{tmp_path}/b-vqa-test.json",
+        f"{tmp_path}/c-value.zip: tvqa/tvqa_val_predictions.json",
+        f"{tmp_path}/d-value.zip: tvqa/tvqa_val_predictions.json",
+        f"{tmp_path}/value.zip: how2qa/how2qa_val_predictions.json",
+    ]
+    for name, text in (("a", "red"), ("b", "blue")):
+        assert read_pairs(tmp_path / f"{name}-vqa-test.json") == [("1", text), ("2", text)]
+    for name, text in (("c", "a1"), ("d", "a2")):
+        members = {"tvqa/tvqa_val_predictions.json": ""}
+        assert read_pairs(tmp_path / f"{name}-value.zip", members) == [("1", text)]
+
+
 def test_ids_that_no_leaderboard_knows(tmp_path: Path) -> None:
     source = write_data(tmp_path / "data", "vqa")
     told = Evaluation("vqa", {}, {"q1": "red", "2": "blue"}, {})
     (said,) = write_submissions([source], [told], tmp_path)
     assert said.startswith("no leaderboard's file for vqa-test: id 'q1' is no whole number")
     assert not (tmp_path / "vqa-test.json").exists()
+
+
+def test_an_identifier_with_a_comma_has_no_line(tmp_path: Path) -> None:
+    source = write_data(tmp_path / "data", "nlvr2")
+    told = Evaluation("nlvr2", {}, {"dev,1-0-0": "true", "dev-1-0-1": "true"}, {})
+    (said,) = write_submissions([source], [told], tmp_path)
+    assert said.startswith("no leaderboard's file for nlvr2-test: id 'dev,1-0-0' has a comma")
+    assert not (tmp_path / "nlvr2-test.csv").exists()
 
 
 def test_answers_that_a_form_cannot_hold(tmp_path: Path) -> None:
@@ -204,7 +308,7 @@ def score(tmp_path: Path, kind: str, text: str, name: str) -> None:
             "vqa",
             "a.json",
             '[{"question_id": 1, "answer": "red"}, {"question_id": 1, "answer": "red"}]',
-            "1 ids come twice: 1; give each id one prediction",
+            "1 ids come twice: 1; give each one prediction",
         ),
         ("vqa", "a.json", "[]", "a.json holds no predictions"),
         ("vqa", "a.jsonl", "", "a.jsonl holds no predictions"),
@@ -230,7 +334,27 @@ def score(tmp_path: Path, kind: str, text: str, name: str) -> None:
             "entry 1: answer is None; a text is needed",
         ),
         ("nlvr2", "a.csv", "dev-1-0-0,yes\n", "'dev-1-0-0,yes'; give lines `identifier,True`"),
-        ("video_qa", "a.json", '{"7": "a1"}', "question 7 has 'a1'; give the choice's number"),
+        ("video_qa", "a.json", '{"7": "a1"}', "7 has 'a1'; one object is the form of TVQA"),
+        ("vqa", "a.json", '{"1": "red"}', "1 has 'red'; .* other tasks have a list of entries"),
+        ("video_qa", "a.json", '{"7": 1, "7": 0, "8": 0}', "a.json: 1 ids come twice: 7; give"),
+        (
+            "nlvr2",
+            "a.txt",
+            "dev-1-0-0,True",
+            r"a.txt is not JSON .*; the suffix says the form: .csv",
+        ),
+        (
+            "vqa",
+            "a.jsonl",
+            '{"id": "1", "prediction": "red"}\n\n{"id": "2", "prediction": "2"\n',
+            r"a.jsonl, line 3 is not JSON \(Expecting ',' delimiter: column \d+\)",
+        ),
+        (
+            "vqa",
+            "a.jsonl",
+            '\n{"id": "1", "prediction": "red"}\n{"id": 2, "prediction": "2"}\n',
+            "a.jsonl, line 3: id is 2; a text is needed",
+        ),
         ("video_qa", "a.zip", "no zip", "a.zip: File is not a zip file"),
     ],
 )
@@ -239,6 +363,15 @@ def test_files_that_cannot_be_scored(
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
         score(tmp_path, kind, text, name)
+
+
+def test_line_ends_of_other_kinds_are_text(tmp_path: Path) -> None:
+    """As JSON that does not escape them has them."""
+    caption = "a man\u2028walks\u0085in"
+    row = {"clip_id": 7, "descs": [{"desc": caption}]}
+    file = tmp_path / "told.jsonl"
+    file.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_pairs(file) == [("7", caption)]
 
 
 def test_a_file_or_a_data_set_that_is_not_there(tmp_path: Path) -> None:
@@ -250,6 +383,11 @@ def test_a_file_or_a_data_set_that_is_not_there(tmp_path: Path) -> None:
         cli.COMMANDS["evaluate"](["--predictions", place])
     words = ["--predictions", place, "--data", str(tmp_path / "data"), "--task", "Nope"]
     with pytest.raises(ValueError, match=r"^--task: Nope is no task \(GQA reads gqa, "):
+        cli.COMMANDS["evaluate"](words)
+    words[-1] = "vlds.tasks.Task"
+    with pytest.raises(
+        ValueError, match=r"^--task: vlds\.tasks\.Task is what all tasks have in com"
+    ):
         cli.COMMANDS["evaluate"](words)
 
 

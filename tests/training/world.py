@@ -77,12 +77,14 @@ def picture(colour: str, seed: int) -> bytes:
     return buffer.getvalue()
 
 
-def write_tokenizer(file: Path) -> None:
-    """A sentencepiece model of the words above, with T5's special pieces."""
+def write_tokenizer(file: Path, capitals: bool = False) -> None:
+    """A sentencepiece model of the words above, with T5's special pieces; or of the same in
+    capitals."""
     lines = ["vqa: what colour is it now ?", "caption: a picture that is", "and nothing but dark"]
+    texts = [line.upper() if capitals else line for line in (*lines, *COLOURS)]
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([*lines, *COLOURS] * 20), model_writer=model, vocab_size=60,
+        sentence_iterator=iter(texts * 20), model_writer=model, vocab_size=60,
         hard_vocab_limit=False, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
     )  # fmt: skip
     file.write_bytes(model.getvalue())

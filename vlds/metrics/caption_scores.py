@@ -11,7 +11,6 @@ means over pictures is there all the same, by the document frequencies of all of
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 
 from vlds.metrics import coco_package, spice
@@ -39,6 +38,26 @@ def missing_for(name: str) -> str | None:
     return spice.missing() if name == "SPICE" else coco_package.missing()
 
 
+def missing_by_default() -> str | None:
+    """Which of the usual scores are left out here, with the cure; None where all are there."""
+    if (missing := coco_package.missing()) is None:
+        return None
+    usual = ", ".join(name for name in OFFICIAL if name != "SPICE")
+    return (
+        f"left out are {usual}: {missing}; cider_plain_tokens is of other tokens and cannot be "
+        "compared with CIDEr"
+    )
+
+
+def few_pictures(names: Sequence[str], pictures: int) -> list[str]:
+    """What is to be said of the CIDEr of one picture or two."""
+    few = CIDERS.intersection(names) if 0 < pictures < FEWEST_PICTURES else ()
+    return [
+        f"{name} of {pictures} pictures means nothing: it weighs words by pictures"
+        for name in sorted(few)
+    ]
+
+
 def quick_scores() -> list[str]:
     """Scores for an evaluation in mid-training: seconds for thousands of pictures."""
     return ["cider_plain_tokens" if coco_package.missing() else "CIDEr", "word_f1"]
@@ -60,12 +79,6 @@ def caption_scores(
     is nothing to score.
     """
     check(names, captions, references)
-    if len(captions) < FEWEST_PICTURES and not CIDERS.isdisjoint(names):
-        warnings.warn(
-            f"CIDEr of {len(captions)} pictures means nothing: its weights are the frequencies of "
-            "words over pictures",
-            stacklevel=2,
-        )
     official = {OFFICIAL[name]: None for name in names if name in OFFICIAL}
     found: dict[str, float] = {}
     if official:

@@ -21,6 +21,8 @@ from vlds.metrics.exact_match import mean
 from vlds.metrics.vqa_contractions import CONTRACTIONS
 
 Rules = Literal["official", "legacy"]
+NUM_ANNOTATORS = 10
+"""The accuracy is defined on the answers of ten people."""
 
 PUNCTUATION = (";", "/", "[", "]", '"', "{", "}", "(", ")", "=", "+", "\\", "_", "-", ">", "<", "@",
                "`", ",", "?", "!")  # fmt: skip
@@ -75,7 +77,7 @@ def compared(
     """The prediction and the annotators' answers in the forms that are compared.
 
     Where all annotators wrote the same, the official rules normalise nothing, not even case: "Yes"
-    against ten times "yes" is wrong. Lower-casing a prediction is the caller's matter.
+    against ten times "yes" is wrong.
     """
     prediction = clean_white_space(prediction)
     if rules == "legacy":

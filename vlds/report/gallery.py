@@ -42,7 +42,13 @@ def entries(
         if name in found:
             datasets = [open_dataset(place, recipe.data.shard_cache) for place in task.evaluate]
             for number, sample in enumerate(spread(datasets)):
-                made = entry(name, task, sample, number, found[name])
+                try:
+                    made = entry(name, task, sample, number, found[name])
+                except (KeyError, TypeError, AttributeError, IndexError) as error:
+                    raise ValueError(
+                        f"{found[name].file}: its references are not those of "
+                        f"{type(task).__name__} ({error!r})"
+                    ) from None
                 if made is not None:
                     yield made, sample.images
 

@@ -2,7 +2,7 @@
 
 metrics.jsonl   lines of training ("loss", "loss/TASK", ...) and of evaluation ("scores")
 predictions/    one file a task, of the training's evaluations or of `vlds evaluate`; optional
-scores.json     scores of several models beside each other; optional
+scores.json     scores of several models beside each other, or those of `vlds evaluate`; optional
 gallery.json    sample pictures with prediction; optional, pictures under gallery/
 recipe.yaml     the resolved recipe; optional
 """
@@ -85,8 +85,20 @@ def headlines_of(recipe: str | None) -> dict[str, str]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl; none where there is no such file."""
-    return read_json_lines(path) if path.is_file() else []
+    """Lines of metrics.jsonl; none where there is no such file.
+
+    Errors: ValueError naming the file, and the line that is not as `vlds train` writes it.
+    """
+    lines = read_json_lines(path) if path.is_file() else []
+    for number, line in enumerate(lines, 1):
+        scores = line.get("scores", {})
+        scored = isinstance(scores, dict) and all(isinstance(s, dict) for s in scores.values())
+        if not isinstance(line.get("step"), int) or not scored:
+            raise ValueError(
+                f"{path}, line {number}: {str(line)[:60]} has no step, or scores that are not "
+                "those of tasks; remove the line"
+            )
+    return lines
 
 
 def loss_curves(lines: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:

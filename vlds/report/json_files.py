@@ -27,8 +27,12 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     for number, text in enumerate(texts, 1):
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except json.JSONDecodeError as error:
             if number < len(texts):
                 raise ValueError(f"{path}, line {number}: is not JSON ({error})") from None
+            continue
+        if not isinstance(line, dict):
+            raise ValueError(f"{path}, line {number}: is no object: {text[:60]}; remove the line")
+        lines.append(line)
     return lines

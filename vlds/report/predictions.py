@@ -52,7 +52,12 @@ def read_predictions(file: Path) -> Predictions:
                 f"{file}: a line without {', '.join(sorted(lacking))}: {str(line)[:100]}; evaluate "
                 "the run anew"
             )
-    lines.sort(key=lambda line: str(line["id"]))
+        for name in ("id", "prediction"):
+            if not isinstance(line[name], str):
+                raise ValueError(
+                    f"{file}: {name} is {line[name]!r}, no text; evaluate the run anew"
+                )
+    lines.sort(key=lambda line: line["id"])
     step = STEP.fullmatch(file.parent.name)
     return Predictions(
         file=file,

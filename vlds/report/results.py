@@ -67,12 +67,16 @@ def results_of(
         made = found[name]
         try:
             scores = logged.get((made.step, name)) or task.score(made.predictions, made.references)
+            if scores:
+                folder = made.file.parent.relative_to(run)
+                results[name] = result_of(task, made, scores, folder, resamples)
         except ValueError as error:
             notes.append(f"No scores of {name}'s newest predictions: {error}")
-            continue
-        if scores:
-            folder = made.file.parent.relative_to(run)
-            results[name] = result_of(task, made, scores, folder, resamples)
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            notes.append(
+                f"No scores of {name}'s newest predictions: their references are not those of "
+                f"{type(task).__name__} ({error!r}); evaluate the run anew"
+            )
     return results
 
 

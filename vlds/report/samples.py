@@ -37,8 +37,18 @@ class GalleryEntry:
 
 
 def read_gallery(path: Path) -> list[GalleryEntry]:
-    """gallery.json; empty where there is none."""
-    return [GalleryEntry(**entry) for entry in read_json(path)] if path.is_file() else []
+    """gallery.json; empty where there is none.
+
+    Errors: ValueError naming the file.
+    """
+    if not path.is_file():
+        return []
+    try:
+        return [GalleryEntry(**entry) for entry in read_json(path)]
+    except TypeError as error:
+        raise ValueError(
+            f"{path}: holds no samples as `vlds report` writes them ({error}); remove it"
+        ) from None
 
 
 def write_gallery(folder: Path, entries: Iterable[tuple[GalleryEntry, Sequence[Encoded]]]) -> None:

@@ -1,4 +1,5 @@
-"""Scores of one or several models on some tasks, and the facts beside them: scores.json."""
+"""Scores of one or several models on some tasks, and the facts beside them: scores.json. What
+`vlds evaluate` leaves under this name, the scores of one model, is read too."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from vlds.metrics.tables import split
 from vlds.report.json_files import read_json
@@ -59,10 +61,37 @@ class Scores:
 
 
 def read_scores(path: Path) -> Scores:
-    """scores.json; empty where there is none."""
+    """scores.json; empty where there is none.
+
+    Errors: ValueError naming the file, where it is of neither form.
+    """
     if not path.is_file():
         return Scores((), {})
     tree = read_json(path)
+    if is_evaluation(tree):
+        name = path.parent.resolve().name
+        tasks = {task: TaskScores({name: scores}) for task, scores in tree.items() if scores}
+        return Scores([name], tasks)
+    try:
+        return compared(tree)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: holds no scores as `vlds evaluate` or `vlds demo` writes them ({error!r}); "
+            "write it anew, or remove it"
+        ) from None
+
+
+def is_evaluation(tree: Any) -> bool:
+    """Whether this is of `vlds evaluate`: task -> score -> value."""
+    return isinstance(tree, dict) and all(
+        isinstance(scores, dict)
+        and all(isinstance(value, int | float) for value in scores.values())
+        for scores in tree.values()
+    )
+
+
+def compared(tree: Mapping[str, Any]) -> Scores:
+    """Scores of models beside each other."""
     columns = tree["columns"]
     tasks = {
         task: TaskScores(

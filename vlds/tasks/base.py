@@ -98,10 +98,24 @@ class Task(ABC):
         """
         return None
 
+    def answer_from(self, text: str) -> str:
+        """What a model wrote, as it is scored and handed in."""
+        return text
+
     def missing_for_scores(self) -> str | None:
         """What a score that was asked for does not find on this machine, field first, with the
         cure; None where all can be computed."""
         return None
+
+    def left_out(self) -> str | None:
+        """The scores that nobody asked for, but would be there by default, and cannot be computed
+        on this machine, with the cure; None where none are."""
+        return None
+
+    def notes(self, predictions: Mapping[str, str], references: Mapping[str, Any]) -> list[str]:
+        """What a reader of the scores must know of them; the ids are those of `score`."""
+        left_out = self.left_out()
+        return [] if left_out is None else [left_out]
 
     def thorough(self) -> Task:
         """The task with all its scores, those too that cost more than training should wait for."""

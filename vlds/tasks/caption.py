@@ -8,14 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from vlds.metrics.caption_scores import (
-    NAMES,
-    all_scores,
-    caption_scores,
-    missing_for,
-    picture_values,
-    quick_scores,
-)
+from vlds.metrics import caption_scores as metric
 from vlds.schema import Decoding, Example, Sample
 from vlds.tasks.base import Task, labelled, require_label
 
@@ -48,8 +41,8 @@ class Caption(Task):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if odd := [name for name in self.scores if name not in NAMES]:
-            raise ValueError(f"scores: got {', '.join(odd)}; there are {', '.join(NAMES)}")
+        if odd := [name for name in self.scores if name not in metric.NAMES]:
+            raise ValueError(f"scores: got {', '.join(odd)}; there are {', '.join(metric.NAMES)}")
 
     def example(
         self,
@@ -77,14 +70,15 @@ class Caption(Task):
     ) -> dict[str, float]:
         """The scores that were asked for, else the quick ones."""
         captions, truth = self.scored_texts(predictions, references)
-        return caption_scores(self.scores or quick_scores(), captions, truth) if captions else {}
+        names = self.scores or metric.quick_scores()
+        return metric.caption_scores(names, captions, truth) if captions else {}
 
     def example_scores(
         self, name: str, predictions: Mapping[str, str], references: Mapping[str, Any]
     ) -> Sequence[float] | None:
         """Of the scores that are means over pictures; CIDEr's document frequencies are those of
         all of them."""
-        return picture_values(name, *self.scored_texts(predictions, references))
+        return metric.picture_values(name, *self.scored_texts(predictions, references))
 
     def scored_texts(
         self, predictions: Mapping[str, str], references: Mapping[str, Any]
@@ -101,13 +95,24 @@ class Caption(Task):
     def missing_for_scores(self) -> str | None:
         """Java or the package."""
         for name in self.scores:
-            if (missing := missing_for(name)) is not None:
+            if (missing := metric.missing_for(name)) is not None:
                 return f"scores: {name} was asked for, and {missing}"
         return None
 
+    def left_out(self) -> str | None:
+        """The official scores, without Java or the package."""
+        by_default = self.scores in ([], metric.all_scores())  # the second: `thorough` named them
+        return metric.missing_by_default() if by_default else None
+
+    def notes(self, predictions: Mapping[str, str], references: Mapping[str, Any]) -> list[str]:
+        """Scores that are left out, and those that mean nothing."""
+        known = sum(given is not None for given in references.values())
+        few = metric.few_pictures(self.scores or metric.quick_scores(), known)
+        return [*super().notes(predictions, references), *few]
+
     def thorough(self) -> Task:
         """All scores that can be had here, if the recipe names none."""
-        return self if self.scores else replace(self, scores=all_scores())
+        return self if self.scores else replace(self, scores=metric.all_scores())
 
     def answer_of(self, reference: Any) -> str | None:
         """None: many captions are right."""

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from vlds.metrics.exact_match import matches
-from vlds.metrics.gqa_scores import Question, gqa_scores, reasoning_steps
+from vlds.metrics.gqa_scores import Question, counted, gqa_scores, reasoning_steps
 from vlds.schema import Decoding, Example, Sample
 from vlds.tasks.base import Task, labelled, require_label
 from vlds.tasks.gqa_choices import missing_choices, read_choices
@@ -61,10 +61,11 @@ class GQA(Task):
         self, predictions: Mapping[str, str], references: Mapping[str, Any]
     ) -> dict[str, float]:
         """The official scores, accuracy first, over the balanced questions."""
-        _, known = labelled(predictions, references)
+        asked = counted(predictions, references)
+        _, known = labelled(predictions, asked)
         if not known:
             return {}
-        questions = {key: Question(**given) for key, given in references.items() if given}
+        questions = {key: Question(**given) for key, given in asked.items() if given}
         balanced = [key for key, question in questions.items() if question.balanced]
         if not balanced:
             raise ValueError(
@@ -85,8 +86,15 @@ class GQA(Task):
         pairs = zip(right, known, strict=True)
         return [hit if given["balanced"] else nan for hit, given in pairs]
 
+    def notes(self, predictions: Mapping[str, str], references: Mapping[str, Any]) -> list[str]:
+        """Questions without a prediction that do not count."""
+        out = len(references) - len(counted(predictions, references))
+        return [f"{out:,} questions have no prediction: not balanced, left out; no consistency"][
+            :out
+        ]
+
     def missing_for_scores(self) -> str | None:
-        """The file of choices."""
+        """The file of choices, or what is wrong in it."""
         return None if self.choices is None else missing_choices(self.choices)
 
     def answer_of(self, reference: Any) -> str | None:

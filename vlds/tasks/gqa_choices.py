@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+CURE = "name eval/val_choices.json or eval/train_choices of GQA's evaluation files"
+KINDS = ("valid", "plausible")
 
 
 def find_choices(place: str) -> list[Path]:
@@ -15,24 +17,47 @@ def find_choices(place: str) -> list[Path]:
 
 
 def missing_choices(place: str) -> str | None:
-    """What to say where no file is there."""
-    if find_choices(place):
-        return None
+    """What to say where no file is there, or one that cannot be read."""
+    paths = find_choices(place)
+    try:
+        for path in paths:
+            load_choices(path)
+    except ValueError as error:
+        return str(error)
     return (
-        f"choices: {place} is neither a file of choices nor a folder of them; name "
-        "eval/val_choices.json or eval/train_choices of GQA's evaluation files"
+        None
+        if paths
+        else f"choices: {place} is neither a file of choices nor a folder of them; {CURE}"
     )
+
+
+def load_choices(path: Path) -> dict[str, dict[str, list[str]]]:
+    """All of one file.
+
+    Errors: ValueError naming the file, and the question whose choices are not as they should be.
+    """
+    try:
+        given = json.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"choices: {path}: is not JSON ({error}); {CURE}") from None
+    if not isinstance(given, dict):
+        raise ValueError(f"choices: {path}: is no object with an entry a question; {CURE}")
+    for key, entry in given.items():
+        for kind in KINDS:
+            if not isinstance(entry, dict) or not isinstance(entry.get(kind), list):
+                raise ValueError(f'choices: {path}: question {key} has no list "{kind}"; {CURE}')
+    return given
 
 
 def read_choices(place: str, ids: Sequence[str]) -> dict[str, dict[str, list[str]]]:
     """The "valid" and "plausible" answers of each question.
 
-    Errors: ValueError for a question that the file does not know.
+    Errors: ValueError for a question that the file does not know, and as above.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, dict[str, list[str]]] = {}
     wanted = set(ids)
     for path in find_choices(place):
-        given = json.loads(path.read_text("utf-8"))
+        given = load_choices(path)
         found |= {key: given[key] for key in wanted & given.keys()}
     if unknown := [key for key in ids if key not in found]:
         raise ValueError(

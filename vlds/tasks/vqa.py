@@ -14,13 +14,11 @@ import numpy as np
 
 from vlds.metrics.exact_match import fold, matches, mean, mean_by_group, worth
 from vlds.metrics.tables import table
-from vlds.metrics.vqa_accuracy import Rules, question_accuracy
+from vlds.metrics.vqa_accuracy import NUM_ANNOTATORS, Rules, question_accuracy
 from vlds.schema import Decoding, Example, Sample
 from vlds.tasks.base import Task, labelled, require_label
 from vlds.tasks.soft_label import best_answer, draw_answer
 
-NUM_ANNOTATORS = 10
-"""The official accuracy is defined on the answers of ten people."""
 ENOUGH = 0.5
 """Score from which an answer is shown as right."""
 
@@ -29,10 +27,9 @@ ENOUGH = 0.5
 class VQA(Task):
     """Answer a question about a picture; scored by VQA accuracy or soft score, and exact match.
 
-    `vqa_accuracy` is the official one and is there where every question has the answers of ten
-    people. Where some have more or fewer, and several are right, `soft_score` takes the prediction
-    for what it is worth as an answer to learn. `exact_match` compares with the best answer. The
-    last two put case and white space aside.
+    `vqa_accuracy`, the official one, is there where every question has ten answers. Where some have
+    not, and several are right, `soft_score` takes the prediction for what it is worth as an answer
+    to learn. `exact_match` compares with the best answer. These two put case and white space aside.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("vqa",)
@@ -105,9 +102,12 @@ class VQA(Task):
         return found | {"exact_match": exact}
 
     def question_score(self, prediction: str, reference: Any) -> float:
-        """VQA accuracy of one answer."""
-        # Where all ten agree the official script does not normalise, so case would count.
-        return question_accuracy(prediction.lower(), reference["answers"], self.accuracy)
+        """VQA accuracy of one answer, as it stands."""
+        return question_accuracy(prediction, reference["answers"], self.accuracy)
+
+    def answer_from(self, text: str) -> str:
+        """In lower case, as answers are learnt (and officially compared); a list has its own."""
+        return text if self.decoding.answers is not None else text.lower()
 
     def answer_of(self, reference: Any) -> str | None:
         """The answer of the highest soft score."""

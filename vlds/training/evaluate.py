@@ -143,6 +143,7 @@ class Evaluator:
         """
         self.recipe, self.sources, self.tokenizer = recipe, list(sources), tokenizer
         self.ranks, self.say = ranks, say
+        self.told_left_out = False
         self.orders = {s.name: self._order(s) for s in sources if s.datasets}
 
     def _order(self, source: Source) -> EvalOrder:
@@ -199,12 +200,23 @@ class Evaluator:
 
         Every rank holds whole weights, and decodes its part at its own pace.
         """
+        if score:
+            self._tell_left_out()
         evaluations = []
         for number, source in enumerate(self.sources):
             if source.datasets:
                 evaluation = self._evaluate(model, number, source, score)
                 evaluations += [] if evaluation is None else [evaluation]
         return evaluations
+
+    def _tell_left_out(self) -> None:
+        """Say once, before anything is decoded, which scores there will not be."""
+        if not self.ranks.is_first or self.told_left_out:
+            return
+        self.told_left_out = True
+        for source in self.sources:
+            if source.datasets and (missing := source.task.left_out()) is not None:
+                self.say(f"{source.name}: {missing}")
 
     def _evaluate(
         self, model: VLModel, number: int, source: Source, score: bool
@@ -235,7 +247,8 @@ class Evaluator:
             found = model.answer(batch.to(self.ranks.device), source.task.decoding)
             for row, answer in enumerate(found):
                 if batch.valid[row]:
-                    yield Decoded(batch.ids[row], batch.references[row], *answer)
+                    text = source.task.answer_from(answer.text)
+                    yield Decoded(batch.ids[row], batch.references[row], text, answer.confidence)
             now = time.monotonic()
             if self.ranks.is_first and now - told > SECONDS_BETWEEN_LINES and done < len(stream):
                 told = now

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,6 +37,8 @@ class Evaluation:
     unreadable: list[str] = field(default_factory=list)
     """Ids and reasons of examples whose picture could not be read: predicted as "" and scored as
     such."""
+    notes: list[str] = field(default_factory=list)
+    """What is to be known about the scores, beside the above."""
 
     @classmethod
     def of(
@@ -60,7 +63,9 @@ class Evaluation:
 
         Errors: ValueError where ids of predictions and references differ.
         """
-        return replace(self, scores=task.score(self.predictions, self.references))
+        scores = task.score(self.predictions, self.references)
+        notes = task.notes(self.predictions, self.references) if scores else []
+        return replace(self, scores=scores, notes=notes)
 
     @property
     def num_empty(self) -> int:
@@ -92,6 +97,7 @@ class Evaluation:
         notes = [f"could not be read: {line}" for line in self.unreadable]
         if empty := self.num_empty - len(self.unreadable):
             notes.append(f"{empty:,} predictions are empty, and scored so")
+        notes += self.notes
         if not names:
             notes.append("no scores: the data have no labels")
         return [
@@ -99,6 +105,21 @@ class Evaluation:
             *(f"  {name:<{width}}  {self.scores[name]:.4f}" for name in names),
             *(f"  {note}" for note in notes),
         ]
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder that predictions go to, and try it: decoding must not be in vain.
+
+    Errors: ValueError where nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"--out: {folder}: {error.strerror}; name a folder that can be written"
+        ) from None
 
 
 def leave(evaluations: Sequence[Evaluation], folder: Path, *, scores: bool) -> None:

@@ -4,6 +4,7 @@ rank holds the whole model. And score predictions that lie in a file."""
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +21,7 @@ from vlds.tasks.base import Task
 from vlds.training.distributed import Ranks
 from vlds.training.engine import start_ranks
 from vlds.training.evaluate import Evaluator, evaluation_sources, with_answer_lists
-from vlds.training.evaluation import Evaluation, leave
+from vlds.training.evaluation import Evaluation, leave, make_folder
 from vlds.training.submission import write_submissions
 
 LONGEST_WAIT = 24 * 3600.0
@@ -32,8 +33,9 @@ def evaluate_run(
 ) -> int:
     """Score a run on its own evaluation data, or on `data`; prints scores, writes predictions.
     `changes` to the recipe: as in `load_run`. Exit code."""
-    _, evaluations, ranks = run_on_data(run, data, changes, score=True)
-    leave(evaluations, out or run / "predictions", scores=True)
+    folder = out or run / "predictions"
+    _, evaluations, ranks = run_on_data(run, data, folder, changes, score=True)
+    leave(evaluations, folder, scores=True)
     ranks.barrier()
     return 0
 
@@ -42,8 +44,8 @@ def predict_sets(
     run: Path, data: Sequence[str], out: Path | None, changes: Sequence[str] = ()
 ) -> int:
     """Write a run's predictions for data sets, and the files that leaderboards take. Exit code."""
-    sources, evaluations, ranks = run_on_data(run, data, changes, score=False)
     folder = out or run / "predictions"
+    sources, evaluations, ranks = run_on_data(run, data, folder, changes, score=False)
     leave(evaluations, folder, scores=False)
     for line in write_submissions(sources, evaluations, folder):
         print(line)
@@ -52,9 +54,12 @@ def predict_sets(
 
 
 def run_on_data(
-    run: Path, data: Sequence[str], changes: Sequence[str], *, score: bool
+    run: Path, data: Sequence[str], out: Path, changes: Sequence[str], *, score: bool
 ) -> tuple[list[Source], list[Evaluation], Ranks]:
-    """Decode data sets on all ranks; the evaluations are on the first one."""
+    """Decode data sets on all ranks; the evaluations are on the first one, and `out` can take them.
+
+    Errors: ValueError for what is wrong with the run, the data, the changes or `out`.
+    """
     loaded = load_run(run, changes=changes)
     recipe = with_data(loaded.recipe, data) if data else loaded.recipe
     if score:
@@ -67,6 +72,7 @@ def run_on_data(
             f"--data: the recipe of {run} names nothing to evaluate on; name data set folders"
         )
     check_cache_limit(recipe.data.cache_bytes, [], sources, window=recipe.data.window)
+    make_folder(out)
     ranks = start_ranks(LONGEST_WAIT)
     evaluator = Evaluator(recipe, sources, loaded.tokenizer, ranks, say)
     evaluations = evaluator(loaded.model.to(ranks.device), score=score)
@@ -123,7 +129,7 @@ def predict_one(
         raise ValueError(f"--image: {error.filename}: {error.strerror}") from None
     loaded = load_run(run, changes=changes)
     name = choose_task(loaded.recipe, task_name, question)
-    answer = predict(loaded, name, pictures, question)
+    answer = predict(loaded, name, pictures, question, list(map(str, images)))
     if os.environ.get("RANK", "0") == "0":
         print(answer)
     return 0
@@ -145,8 +151,15 @@ def choose_task(recipe: Recipe, name: str | None, question: str) -> str:
     return chosen
 
 
-def predict(loaded: LoadedRun, name: str, pictures: Sequence[bytes], text: str) -> str:
-    """One prediction: `text` is the question or statement, pictures are encoded files.
+def predict(
+    loaded: LoadedRun,
+    name: str,
+    pictures: Sequence[bytes],
+    text: str,
+    files: Sequence[str] = (),
+) -> str:
+    """One prediction: `text` is the question or statement, pictures are encoded files, of these
+    names where they have some.
 
     Errors: ValueError for bytes that are no picture, or a run whose encoder reads stored features.
     """
@@ -155,16 +168,18 @@ def predict(loaded: LoadedRun, name: str, pictures: Sequence[bytes], text: str) 
         raise ValueError("--image: the run's vision encoder reads stored features, not pictures")
     sample = sample_of(task, pictures, text)
     example = task.example(name, sample, 0 if task.unit == "annotation" else None, None)
+    names = files or [f"number {number}" for number in range(1, len(pictures) + 1)]
     try:
-        pixels = [decode_image(data, image, f"number {n}") for n, data in enumerate(pictures, 1)]
+        pixels = [decode_image(d, image, n) for d, n in zip(pictures, names, strict=True)]
     except SkipSample as error:
-        raise ValueError(f"--image: {error}") from None
+        reason = re.sub(r" <_io\.\w+ object at \w+>", "", str(error))  # Pillow's word for it
+        raise ValueError(f"--image: {reason}; name a file with a whole picture") from None
     stack = ImageStack(1)
     images = stack.add(pixels)
     number = list(loaded.recipe.tasks).index(name)
     row = Row(example, number, task.max_prompt_tokens, task.max_target_tokens, images)
     batch = collate([row], stack, loaded.tokenizer, features=False, evaluation=True)
-    return loaded.model.answer(batch, task.decoding)[0].text
+    return task.answer_from(loaded.model.answer(batch, task.decoding)[0].text)
 
 
 def sample_of(task: Task, pictures: Sequence[bytes], text: str) -> Sample:

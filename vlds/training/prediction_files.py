@@ -18,6 +18,7 @@ import io
 import json
 import re
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -60,7 +61,15 @@ def gqa_text(pairs: Pairs) -> str:
 
 
 def nlvr2_text(pairs: Pairs) -> str:
-    """Lines `identifier,True`; what is not "true" counts as False."""
+    """Lines `identifier,True`; what is not "true" counts as False.
+
+    Errors: Misfit for an identifier that such a line cannot hold.
+    """
+    for key, _ in pairs:
+        if re.search(r'[,"\s]', key):
+            raise Misfit(
+                f"id {key!r} has a comma, a quote or a blank, as the leaderboard's have not"
+            )
     return "".join(f"{key},{text == 'true'}\n" for key, text in pairs)
 
 
@@ -105,52 +114,82 @@ def value_member(name: str, split: str, suffix: str) -> str:
 # Reading.
 
 
-def read_pairs(path: Path) -> Pairs:
-    """Ids and predictions of a file of any of these forms.
+def read_pairs(path: Path, members: Mapping[str, str] | None = None) -> Pairs:
+    """Ids and predictions of a file of any of these forms; of VALUE's zip, those of `members`:
+    name -> what ids begin with here.
 
     Errors: ValueError that names the file, and the entry that is of no known form; and where there
-    are no predictions at all.
+    are no predictions at all, or a zip has none of these members.
     """
     try:
-        texts = list(member_texts(path))
-    except (OSError, UnicodeDecodeError, zipfile.BadZipFile) as error:
+        texts = list(member_texts(path, members or {}))
+    except (OSError, UnicodeDecodeError, zipfile.BadZipFile, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ValueError(f"--predictions: {path}: {reason}; name a file of predictions") from None
-    pairs = [pair for place, text in texts for pair in pairs_of(place, text)]
+    pairs = [
+        (start + key, told) for place, start, text in texts for key, told in pairs_of(place, text)
+    ]
     if not pairs:
         raise ValueError(f"--predictions: {path} holds no predictions; name another file")
     return pairs
 
 
-def member_texts(path: Path) -> Iterator[tuple[str, str]]:
-    """The files in a zip, or the file itself."""
+def member_texts(path: Path, members: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    """Place, what ids begin with, and text: of the members of a zip, or of the file itself.
+
+    Errors: ValueError where a zip has none of the members.
+    """
     if path.suffix != ".zip":
-        yield str(path), path.read_text(encoding="utf-8")
+        yield str(path), "", path.read_text(encoding="utf-8")
         return
     with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            if name.endswith((".json", ".jsonl")):
-                yield f"{path}, {name}", archive.read(name).decode()
+        names = archive.namelist()
+        if members.keys().isdisjoint(names):
+            raise ValueError(
+                f"--predictions: {path}: needed is {' or '.join(members) or 'no zip'}, and it has "
+                f"{', '.join(names[:5]) or 'nothing'}{', ...' if len(names) > 5 else ''}; name the "
+                "data set that one of these is for, or unpack the one that is meant"
+            )
+        for name in members:
+            if name in names:
+                yield f"{path}, {name}", members[name], archive.read(name).decode()
 
 
 def pairs_of(place: str, text: str) -> Pairs:
     """What a text holds, its form told from its content."""
     if place.endswith(".csv"):
         return [csv_pair(place, row) for row in csv.reader(io.StringIO(text)) if row]
-    try:
-        lines = place.endswith(".jsonl")
-        content = (
-            [json.loads(line) for line in text.splitlines() if line.strip()]
-            if lines
-            else json.loads(text)
-        )
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--predictions: {place} is not JSON ({error})") from None
+    if place.endswith(".jsonl"):
+        # Not splitlines: JSON may hold other line ends (U+2028) as they are.
+        lines = enumerate(text.split("\n"), 1)
+        return [
+            entry_pair(where, parsed(where, line))
+            for where, line in ((f"{place}, line {number}", line) for number, line in lines)
+            if line.strip()
+        ]
+    content = parsed(place, text)
     if isinstance(content, dict):
         return [value_pair(place, key, number) for key, number in content.items()]
     if not isinstance(content, list):
         raise ValueError(f"--predictions: {place}: {FORMS_TEXT}")
-    return [entry_pair(place, number, entry) for number, entry in enumerate(content, 1)]
+    return [
+        entry_pair(f"{place}, entry {number}", entry) for number, entry in enumerate(content, 1)
+    ]
+
+
+def parsed(place: str, text: str) -> Any:
+    """The JSON of a file or a line.
+
+    Errors: ValueError where it is none, or an object has a key twice.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=lambda pairs: as_mapping(pairs, place))
+    except json.JSONDecodeError as error:
+        line = "" if "\n" not in text else f"line {error.lineno} "
+        cure = "" if ".json" in place else "; the suffix says the form: .csv, .json or .jsonl"
+        raise ValueError(
+            f"--predictions: {place} is not JSON ({error.msg}: {line}column {error.colno}){cure}"
+        ) from None
 
 
 FORMS_TEXT = (
@@ -164,7 +203,7 @@ ENTRY_FORMS: Sequence[tuple[str, type, str]] = (
 )
 
 
-def entry_pair(place: str, number: int, entry: Any) -> tuple[str, str]:
+def entry_pair(place: str, entry: Any) -> tuple[str, str]:
     """One entry of a list."""
     if isinstance(entry, dict) and {"clip_id", "descs"} <= entry.keys():
         told = entry["descs"]
@@ -175,11 +214,11 @@ def entry_pair(place: str, number: int, entry: Any) -> tuple[str, str]:
             for name, wanted in ((key, kind), (value, str)):
                 if type(entry[name]) is not wanted:
                     raise ValueError(
-                        f"--predictions: {place}, entry {number}: {name} is {entry[name]!r}; "
+                        f"--predictions: {place}: {name} is {entry[name]!r}; "
                         f"{'a whole number' if wanted is int else 'a text'} is needed"
                     )
             return str(entry[key]), entry[value]
-    raise ValueError(f"--predictions: {place}, entry {number}: {FORMS_TEXT}")
+    raise ValueError(f"--predictions: {place}: {FORMS_TEXT}")
 
 
 def csv_pair(place: str, row: Sequence[str]) -> tuple[str, str]:
@@ -193,20 +232,22 @@ def value_pair(place: str, key: str, number: Any) -> tuple[str, str]:
     """One answer of TVQA or How2QA."""
     if type(number) is not int:
         raise ValueError(
-            f"--predictions: {place}: question {key} has {number!r}; give the choice's number"
+            f"--predictions: {place}: {key} has {number!r}; one object is the form of TVQA and "
+            "How2QA, where a question has its choice's number; other tasks have a list of entries, "
+            "see docs/evaluation.md"
         )
     return key, f"a{number}" if number >= 0 else ""
 
 
-def as_mapping(pairs: Pairs, place: str) -> dict[str, str]:
-    """Id -> prediction.
+def as_mapping(pairs: Sequence[tuple[str, Any]], place: str) -> dict[str, Any]:
+    """Id -> prediction, or key -> value.
 
-    Errors: ValueError where an id comes twice.
+    Errors: ValueError where one comes twice.
     """
     twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
     if twice:
         raise ValueError(
             f"--predictions: {place}: {len(twice)} ids come twice: {', '.join(twice[:5])}"
-            f"{', ...' if len(twice) > 5 else ''}; give each id one prediction"
+            f"{', ...' if len(twice) > 5 else ''}; give each one prediction"
         )
     return dict(pairs)

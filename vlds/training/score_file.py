@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import vlds.tasks
 from vlds.config import parse
-from vlds.data import Source, open_dataset
+from vlds.data import Dataset, Source, open_dataset
 from vlds.data.eval_order import survey
 from vlds.tasks.base import Task
 from vlds.training.evaluate import open_datasets
-from vlds.training.evaluation import Evaluation, leave
-from vlds.training.prediction_files import as_mapping, read_pairs
+from vlds.training.evaluation import Evaluation, leave, make_folder
+from vlds.training.prediction_files import FORMS, IN_ZIP, as_mapping, read_pairs, value_member
 
 
 def score_file(
@@ -31,6 +32,8 @@ def score_file(
     """
     if not data:
         raise ValueError("--data: name the data sets that the predictions are for")
+    if out is not None:
+        make_folder(out)
     datasets = [open_dataset(folder) for folder in data]
     cls = task_class(task_name, datasets[0].kind)
     task = parse(cls, list(fields), "vlds evaluate --predictions").thorough()
@@ -39,7 +42,7 @@ def score_file(
     source = Source(type(task).__name__, task, open_datasets("--data", task, data))
     asked = survey(source, range(sum(dataset.num_samples for dataset in datasets)))
     asked.check()
-    pairs = [pair for file in files for pair in read_pairs(file)]
+    pairs = [pair for file in files for pair in read_pairs(file, members_for(datasets))]
     predictions = as_mapping(pairs, ", ".join(map(str, files)))
     references = dict(zip(asked.ids, asked.references, strict=True))
     evaluation = Evaluation(source.name, {}, predictions, references).scored(task)
@@ -48,6 +51,18 @@ def score_file(
     else:
         leave([evaluation], out, scores=True)
     return 0
+
+
+def members_for(datasets: Sequence[Dataset]) -> dict[str, str]:
+    """Members of VALUE's zip that answer these data sets -> what their ids begin with here."""
+    several = len(datasets) > 1
+    return {
+        value_member(dataset.name, dataset.split, FORMS[dataset.kind][0]): (
+            f"{dataset.label}/" if several else ""
+        )
+        for dataset in datasets
+        if dataset.kind in IN_ZIP
+    }
 
 
 def task_class(name: str | None, kind: str) -> type[Task]:
@@ -72,4 +87,6 @@ def task_class(name: str | None, kind: str) -> type[Task]:
         raise ValueError(f"--task: {name}: {error}") from None
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise ValueError(f"--task: {name} is no task ({reads}); or give module.Class of your own")
+    if inspect.isabstract(found):
+        raise ValueError(f"--task: {name} is what all tasks have in common; name one ({reads})")
     return found

@@ -13,9 +13,9 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -149,6 +149,10 @@ class Backbone(ABC):
                 f"{source}: {reason}; name a folder that holds one, or a name on the hub"
             ) from error
         return self.with_extra_tokens(tokenizer, source)
+
+    def saved_in(self, folder: Path) -> Self:
+        """The same backbone with the weights and the tokenizer of a folder."""
+        return replace(self, path=str(folder), config=None, tokenizer=None)
 
     def load_tokenizer_from(self, folder: Path) -> Any:
         """A tokenizer that a run has saved, extra tokens included."""

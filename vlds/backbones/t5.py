@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -82,6 +82,10 @@ class T5(Backbone):
                 f"embedding_std: got {self.embedding_std}; give a number above 0, and only with "
                 "`config`: pretrained weights have a token table"
             )
+
+    def saved_in(self, folder: Path) -> Self:
+        """As for all backbones; the token table is among the weights."""
+        return super(T5, replace(self, embedding_std=None)).saved_in(folder)
 
     def load(self, tokenizer_len: int, dtype: torch.dtype) -> LoadedBackbone:
         """As for all backbones, and a token table of the asked spread."""

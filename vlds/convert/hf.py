@@ -22,8 +22,7 @@ import torch
 from safetensors.torch import save_file
 
 from vlds.artifact import WEIGHTS, LoadedRun, load_run, own_tensors, write_description
-from vlds.backbones import T5
-from vlds.backbones.base import Backbone, without_progress_bars
+from vlds.backbones.base import without_progress_bars
 from vlds.config import Recipe
 from vlds.convert.output import new_folder, say
 from vlds.convert.verify import Verification, all_tasks
@@ -89,13 +88,6 @@ def write_backbone(loaded: LoadedRun, folder: Path) -> None:
     loaded.tokenizer.save_pretrained(folder)
 
 
-def pretrained(backbone: Backbone, folder: Path) -> Backbone:
-    """The same backbone with the weights of a folder; what only random weights have is left out."""
-    if isinstance(backbone, T5):
-        backbone = replace(backbone, embedding_std=None)
-    return replace(backbone, path=str(folder), config=None, tokenizer=None)
-
-
 def moving_names(recipe: Recipe) -> set[str]:
     """What a recipe trains: an artifact keeps it, whatever its sources hold."""
     with torch.device("meta"):
@@ -115,7 +107,7 @@ def write_rest(loaded: LoadedRun, folder: Path) -> None:
     save_file(embedding, embedding_file)
     recipe = replace(
         recipe,
-        backbone=pretrained(recipe.backbone, folder),
+        backbone=recipe.backbone.saved_in(folder),
         vision=recipe.vision.export(model.vision, folder),
         visual_embedding=replace(recipe.visual_embedding, weights=str(embedding_file)),
         # What trained is part of the files now, and nothing is left of Full but that.

@@ -26,15 +26,16 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(place)], check=True)
 
 
-@pytest.fixture
-def rows(tmp_path: Path) -> list[str]:
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The command's words for forty pictures of some 60 kB, four a shard."""
+    place = tmp_path_factory.mktemp("rows")
     given = [{"image": f"{n}.jpg", "caption": f"number {n}"} for n in range(40)]
     for number, row in enumerate(given):
-        write(tmp_path / "images" / row["image"], jpeg(width=900, height=700 + number))
-    file = write(tmp_path / "rows.json", given)
+        write(place / "images" / row["image"], jpeg(width=900, height=700 + number))
+    file = write(place / "rows.json", given)
     return ["jsonl", "--task", "caption", "--annotations", str(file), "--images",
-            str(tmp_path / "images"), "--shard-samples", "4"]  # fmt: skip
+            str(place / "images"), "--shard-samples", "4"]  # fmt: skip
 
 
 def remount(place: Path, options: str) -> None:

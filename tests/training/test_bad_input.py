@@ -19,9 +19,10 @@ from vlds.backbones import T5, Bart
 from vlds.config import DataConfig, Recipe, save_recipe
 from vlds.methods import Adapter, Full
 from vlds.models.build import build_model
+from vlds.training.build import build_run, open_stream, prepare
 from vlds.training.distributed import Ranks
 from vlds.training.engine import start_ranks
-from vlds.training.loop import build_run, open_stream, prepare, train
+from vlds.training.loop import train
 from vlds.training.states import newest
 from vlds.vision import StoredFeatures
 

@@ -18,7 +18,8 @@ from vlds.config import Recipe
 from vlds.metrics.tables import plain, tables
 from vlds.schema import Decoding
 from vlds.tasks import NLVR2, Entailment
-from vlds.training.loop import check_choices, train
+from vlds.training.build import check_choices
+from vlds.training.loop import train
 
 LABELS = {"red": "entailment", "green": "neutral", "blue": "contradiction"}
 

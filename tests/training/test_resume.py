@@ -18,9 +18,10 @@ from vlds.config import Recipe
 from vlds.data import TrainStream
 from vlds.methods import Full
 from vlds.training import checkpoint
+from vlds.training.build import build_run, prepare
 from vlds.training.engine import start_ranks
 from vlds.training.evaluate import training_sources
-from vlds.training.loop import build_run, prepare, train
+from vlds.training.loop import train
 from vlds.training.states import newest
 
 STATE = "state/step-00000010/state.safetensors"

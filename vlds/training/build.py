@@ -1,0 +1,202 @@
+"""From a recipe to a run that stands before its first step: what can be wrong is found first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlds.config import Recipe, save_recipe
+from vlds.data import MixedStream, SequentialStream, Source, StreamedSource, TrainStream
+from vlds.data.cache_limit import check_cache_limit, lanes_read
+from vlds.models.build import build_model
+from vlds.models.partitioned_loading import partitioned_loading
+from vlds.models.vl_model import VLModel
+from vlds.resources import find
+from vlds.training.alignment import align
+from vlds.training.best import BestStep, check_best
+from vlds.training.deepspeed_config import BatchPlan, complete_deepspeed_config, plan_batches
+from vlds.training.distributed import Ranks
+from vlds.training.engine import Engine
+from vlds.training.evaluate import (
+    Evaluator,
+    evaluation_sources,
+    streamed_sources,
+    training_sources,
+)
+from vlds.training.faults import check_writable
+from vlds.training.optim import parameter_groups
+from vlds.training.precision import PRECISIONS, slow_precision
+from vlds.training.resume import Resume, RunStates, check_output, find_state, restore
+from vlds.training.run import Run
+from vlds.training.sinks import check_tracking
+from vlds.training.tracker import Tracker
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that can fail before long work starts, opened and checked."""
+
+    plan: BatchPlan
+    deepspeed: dict[str, Any]
+    train_sources: list[Source]
+    """Empty where the reader is the sequential one."""
+    streamed_sources: list[StreamedSource]
+    evaluation_sources: list[Source]
+
+
+def prepare(recipe: Recipe, ranks: Ranks, resume: Resume) -> Prepared:
+    """Check the recipe against files, data and ranks."""
+    check_output(recipe, resume)
+    check_tracking(recipe.tracking)
+    plan = plan_batches(
+        recipe.data.global_batch_size, recipe.data.micro_batch_size, ranks.world_size
+    )
+    if recipe.data.parts > plan.micro_batch_size:
+        raise ValueError(
+            f"data.parts: {recipe.data.parts}, but a micro-batch has {plan.micro_batch_size} "
+            "examples; give at most that many"
+        )
+    if recipe.data.parts > 1 and recipe.training.activation_checkpointing:
+        raise ValueError(
+            f"data.parts: {recipe.data.parts} with training.activation_checkpointing: the layers "
+            "of one part cannot be recomputed after another part; use smaller micro-batches "
+            "(data.micro_batch_size) in the place of parts"
+        )
+    if ranks.is_first and (warning := slow_precision(recipe.training.precision, ranks.device)):
+        print(warning, flush=True)
+    sequential = recipe.data.reader == "sequential"
+    train = [] if sequential else training_sources(recipe)
+    streamed = streamed_sources(recipe) if sequential else []
+    evaluation = evaluation_sources(recipe)
+    check_cache_limit(
+        recipe.data.cache_bytes,
+        train,
+        evaluation,
+        window=recipe.data.window,
+        num_lanes=lanes_read(
+            recipe.data.lanes,
+            plan.global_batch_size,
+            plan.micro_batch_size,
+            ranks.world_size,
+            ranks.on_this_machine,
+        ),
+    )
+    check_writable(Path(recipe.output))
+    return Prepared(
+        plan=plan,
+        deepspeed=complete_deepspeed_config(find(recipe.training.deepspeed), recipe, plan),
+        train_sources=train,
+        streamed_sources=streamed,
+        evaluation_sources=evaluation,
+    )
+
+
+def build_run(
+    recipe: Recipe, ranks: Ranks, prepared: Prepared, resume: Resume, new_phase: bool = False
+) -> Run:
+    """Model, engine, stream and tracker; at the newest run state when resuming."""
+    found = find_state(recipe, ranks, resume)
+    tokenizer = recipe.backbone.load_tokenizer()
+    evaluator = Evaluator(recipe, prepared.evaluation_sources, tokenizer, ranks)
+    best = None
+    if recipe.training.best is not None:
+        check_best(recipe.training.best, evaluator)
+        folder = Path(recipe.output) / "best"
+        known = found is not None and ranks.is_first
+        best = BestStep(recipe.training.best, folder, resumed=known)
+    stream = open_stream(recipe, ranks, prepared, tokenizer)
+    engine = Engine(
+        model := load_model(recipe, prepared, tokenizer, ranks),
+        parameter_groups(model, recipe),
+        prepared.deepspeed,
+        ranks=ranks,
+        tasks=list(recipe.tasks.values()),
+        seed=recipe.seed,
+        betas=(recipe.optimizer.betas[0], recipe.optimizer.betas[1]),
+        eps=recipe.optimizer.eps,
+        parts=recipe.data.parts,
+    )
+    check_choices(recipe, model)
+    states = RunStates(
+        recipe, engine, stream, recipe.model.source_hashes() if ranks.is_first else {}
+    )
+    if found is not None:
+        restore(recipe, states, ranks, found, new_phase)
+    if best is not None:
+        states.best = best.found  # a state is older than the evaluation of its own step
+    tracker = Tracker(recipe, ranks, engine.steps_done)
+    evaluator.say = tracker.say
+    run = Run(recipe, ranks, engine, stream, tracker, tokenizer, evaluator, best, states)
+    announce(run)
+    return run
+
+
+def check_choices(recipe: Recipe, model: VLModel) -> None:
+    """Errors: ValueError for words to choose from that the tokenizer does not tell apart."""
+    for name, task in recipe.tasks.items():
+        if task.evaluate and task.decoding.choices is not None:
+            try:
+                model.choice_ids(task.decoding.choices)
+            except ValueError as error:
+                raise ValueError(f"tasks.{name}.decoding.{error}") from error
+
+
+def open_stream(recipe: Recipe, ranks: Ranks, prepared: Prepared, tokenizer: Any) -> MixedStream:
+    """This rank's stream of examples, at its beginning."""
+    data, plan = recipe.data, prepared.plan
+    common: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "image": recipe.image,
+        "seed": recipe.seed,
+        "global_batch_size": plan.global_batch_size,
+        "micro_batch_size": plan.micro_batch_size,
+        "world_size": ranks.world_size,
+        "global_rank": ranks.global_rank,
+        "num_workers": data.num_workers,
+        "unit": data.unit,
+        "temperature": data.temperature,
+        "errors": data.errors,
+        "ledger": Path(recipe.output) / f"data_errors-{ranks.global_rank}.jsonl",
+    }
+    if data.reader == "sequential":
+        return SequentialStream(
+            prepared.streamed_sources, shuffle_buffer=data.shuffle_buffer, **common
+        )
+    return TrainStream(
+        prepared.train_sources, window=data.window, group=data.group, lanes=data.lanes, **common
+    )
+
+
+def load_model(recipe: Recipe, prepared: Prepared, tokenizer: Any, ranks: Ranks) -> VLModel:
+    """Build the model, aligned if the recipe says so, in the run's precision."""
+    torch.manual_seed(recipe.seed)
+    dtype = PRECISIONS[recipe.training.precision]
+    if recipe.alignment is None:
+        with partitioned_loading(prepared.deepspeed):
+            return build_model(recipe.model, list(recipe.tasks), dtype, tokenizer)
+    model = build_model(recipe.model, list(recipe.tasks), torch.float32, tokenizer)
+    align(model, recipe, tokenizer, ranks)
+    return model.to(dtype)
+
+
+def announce(run: Run) -> None:
+    """One line about what trains and where, and the resolved recipe into the run folder."""
+    if run.ranks.is_first:
+        save_recipe(run.recipe, run.folder / "recipe.yaml")
+    counts, held = run.engine.model.count_parameters(), run.engine.bytes_per_rank()
+    run.tracker.say(
+        f"{counts.trainable:,} of {counts.total:,} weights train ({counts.percent:.2f} %), "
+        f"ZeRO-{run.engine.stage} on "
+        f"{run.ranks.world_size} ranks; bytes per rank: frozen {held['frozen']:,}, trainable "
+        f"{held['trainable']:,}, "
+        f"optimizer {held['optimizer']:,}; step {run.engine.steps_done} of "
+        f"{run.recipe.training.steps}"
+    )
+    if run.stream.notice:
+        run.tracker.say(run.stream.notice)
+    run.tracker.write(
+        run.engine.steps_done, {"bytes_per_rank": held, "trainable": counts.as_dict()}
+    )

@@ -11,7 +11,7 @@ import pytest
 
 from tests.training.world import world_recipe
 from vlds.config import Recipe, TrackingConfig
-from vlds.training.sinks import MetricsFile, Tensorboard, check_tracking, open_sinks
+from vlds.training.sinks import MetricsFile, Tensorboard, check_tracking, open_sinks, scores_told
 
 SCORES = {"loss": 0.25, "scores": {"vqa": {"vqa_accuracy": 0.5}}, "note": "no number"}
 
@@ -22,6 +22,10 @@ def test_the_file_drops_what_a_resumed_run_repeats(tmp_path: Path) -> None:
         sink = MetricsFile(file, first_step)
         for step in steps:
             sink.write(step, {"loss": float(10 * first_step + step)})
+        with file.open("a") as end:
+            end.write('{"step": 3, "lo')  # what a machine that went down has left
+    assert not scores_told(file, 3)
+    MetricsFile(file, 4)
     lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
     assert [(line["step"], line["loss"]) for line in lines] == [(1, 1), (2, 2), (3, 23), (4, 24)]
 

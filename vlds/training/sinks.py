@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vlds.config import Recipe, TrackingConfig, to_tree
+from vlds.data.info import write_atomically
 
 
 class Sink(Protocol):
@@ -52,9 +53,8 @@ class MetricsFile:
     def __init__(self, path: Path, first_step: int) -> None:
         self.path = path
         if path.exists():
-            lines = path.read_text("utf-8").splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= first_step]
-            path.write_text("".join(line + "\n" for line in kept), "utf-8")
+            kept = [line for line, told in whole_lines(path) if told["step"] <= first_step]
+            write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         """One line, on disk when this returns."""
@@ -67,8 +67,14 @@ class MetricsFile:
 
 def scores_told(path: Path, step: int) -> bool:
     """Whether metrics.jsonl has the scores of a step."""
-    lines = map(json.loads, path.read_text("utf-8").splitlines()) if path.exists() else ()
-    return any(line["step"] == step and "scores" in line for line in lines)
+    return any(told["step"] == step and "scores" in told for _, told in whole_lines(path))
+
+
+def whole_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Lines of metrics.jsonl and what they say, without a last one that was cut as the machine went
+    down; none where there is no such file."""
+    *lines, _ = path.read_text("utf-8").split("\n") if path.exists() else [""]
+    return [(line, json.loads(line)) for line in lines]
 
 
 class Tensorboard:

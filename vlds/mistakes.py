@@ -111,7 +111,7 @@ def unknown_key(place: Place, dotted: str) -> str:
             break
         right.append(segment)
         known = fields_of(known[segment]) if is_dataclass(known[segment]) else {}
-    top = place.owner.__name__ if place.key else "the recipe"
+    top = "the recipe" if place.owner.__name__ == "Recipe" else place.owner.__name__
     where = f"{place.key}: " if place.key else ""
     return (
         f"{where}unknown key '{'.'.join([*right, segment])}'; "

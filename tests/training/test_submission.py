@@ -142,7 +142,7 @@ def test_fields_of_the_task_are_options(tmp_path: Path, capsys: pytest.CaptureFi
     assert re.search(r"  validity +0\.0000\n", out)
     assert re.search(r"  plausibility +1\.0000\n", out)
     assert cli.main(["evaluate", *words, "--choises", "x"]) == 2
-    assert "unknown key 'choises'; did you mean 'choices'?" in capsys.readouterr().err
+    assert "unknown key 'choises'; did you mean 'choices'? GQA has: " in capsys.readouterr().err
 
 
 def test_a_task_of_ones_own_scores_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

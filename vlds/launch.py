@@ -143,7 +143,7 @@ def complain(who: str, error: ValueError) -> int:
 
 def run_rank(arguments: Sequence[str]) -> NoReturn:
     """Do a rank's work and end this process."""
-    code = 1
+    code, rank = 1, os.environ["RANK"]
     try:
         code = _rank_code(list(arguments))
     except ValueError as error:
@@ -153,8 +153,10 @@ def run_rank(arguments: Sequence[str]) -> NoReturn:
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)
     except BaseException as error:
-        rank = os.environ["RANK"]
-        if any(words in str(error) for words in LOST_CONTACT):
+        if isinstance(error, BrokenPipeError):  # of stdout: a collective raises none of Python's
+            say(f"rank {rank} ends because nobody reads its output any more; write it to a file")
+            code = 128 + signal.SIGPIPE
+        elif any(words in str(error) for words in LOST_CONTACT):
             say(f"rank {rank} ends because another has")
             time.sleep(OTHERS_SPEAK_AFTER_S)  # the run's exit code shall be the other one's
         elif any(words in str(error) for words in WAITED_IN_VAIN):

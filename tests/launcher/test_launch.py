@@ -108,6 +108,33 @@ def test_ranks_leave_other_commands_to_the_first() -> None:
     assert "usage: vlds convert" in output
 
 
+def test_a_rank_whose_output_nobody_reads(root: Path) -> None:
+    """As in `vlds ... | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as closed:
+        ended = subprocess.run(
+            [
+                sys.executable,
+                "-u",
+                "-m",
+                "vlds.launch",
+                "describe",
+                "--config",
+                "recipes/easy_vqa.yaml",
+            ],
+            env={**os.environ, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"},
+            cwd=root,
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert ended.stderr == (
+        "vlds: rank 0 ends because nobody reads its output any more; write it to a file\n"
+    )
+    assert ended.returncode == 141
+
+
 def test_a_rank_cannot_change_the_number_of_ranks() -> None:
     code, _, errors = _as_rank(1, "train", "--ranks", "3")
     assert code == 2

@@ -7,44 +7,14 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from data_prep.answers import soft_label
 from data_prep.command import add_shard_options, new_command, shard_options
 from data_prep.pack import pack, ready
+from data_prep.row_annotations import TASKS, FieldNames, annotations_of
 from data_prep.rows import Row, read_rows
 from data_prep.snli_ve import LABELS
-from data_prep.source import (
-    Annotation,
-    SourceSample,
-    SourceSet,
-    clean,
-    first_existing,
-    rest,
-    shown,
-    with_source,
-)
-
-
-@dataclass(frozen=True)
-class FieldNames:
-    """Which field of a row holds what."""
-
-    image: str
-    question: str | None = None
-    answer: str | None = None
-    """None: no answers (a test split)."""
-    caption: str | None = None
-    hypothesis: str | None = None
-    label: str | None = None
-    """None: no labels (a test split)."""
-    id: str | None = None
-    """None: rows are numbered from 0."""
-    split: str | None = None
-
-    def named(self) -> list[str]:
-        """The fields every row must have."""
-        return [name for name in vars(self).values() if name is not None]
+from data_prep.source import SourceSample, SourceSet, first_existing, shown
 
 
 @dataclass(frozen=True)
@@ -76,14 +46,14 @@ class HashSplit:
 
 
 def parse_jsonl(
-    task: Literal["vqa", "caption", "entailment"],
+    task: str,
     annotations: Path,
     images: Path,
     names: FieldNames,
     name: str,
     split: str | HashSplit = "train",
 ) -> list[SourceSet]:
-    """Rows -> one data set for each split they fall in."""
+    """Rows -> one data set for each split they fall in; `task` is one of TASKS."""
     rows = read_rows(annotations)
     _check_fields(rows, names, annotations)
     samples: dict[str, dict[str, SourceSample]] = {}
@@ -91,7 +61,7 @@ def parse_jsonl(
     for number, row in enumerate(rows):
         image = str(row[names.image]).strip()
         part = _split_of(row, image, names, split)
-        found = _annotations(task, row, str(row[names.id]) if names.id else str(number), names)
+        found = annotations_of(task, row, str(row[names.id]) if names.id else str(number), names)
         if isinstance(found, str):
             row_id = str(row[names.id]) if names.id else str(number)
             dropped.setdefault(part, []).append({"id": row_id, "reason": found})
@@ -143,60 +113,6 @@ def _split_of(row: Row, image: str, names: FieldNames, split: str | HashSplit) -
     return split.of(image) if isinstance(split, HashSplit) else split
 
 
-def _annotations(task: str, row: Row, row_id: str, names: FieldNames) -> list[Annotation] | str:
-    """What a row says about its picture, or the reason why it cannot be used."""
-    if not str(row[names.image] or "").strip():
-        return "no image"
-    if task == "caption":
-        assert names.caption is not None
-        captions = [caption for caption in _texts(row[names.caption]) if caption]
-        ids = [row_id] if len(captions) == 1 else [f"{row_id}-{i}" for i in range(len(captions))]
-        extra = rest(row, *names.named())
-        found = [
-            with_source({"id": caption_id, "caption": caption}, extra)
-            for caption_id, caption in zip(ids, captions, strict=True)
-        ]
-        return found or "no caption"
-    if task == "entailment":
-        return _entailment(row, row_id, names)
-    assert names.question is not None
-    question = clean(str(row[names.question] or ""))
-    if not question:
-        return "no question"
-    annotation: Annotation = {"id": row_id, "question": question}
-    if names.answer is not None:
-        answers = [answer.lower() for answer in _texts(row[names.answer]) if answer]
-        if not answers:
-            return "no answer"
-        annotation |= {"answers": answers, "label": soft_label(answers)}
-    types = {
-        key: clean(str(row[key]))
-        for key in ("answer_type", "question_type")
-        if key in row and key not in names.named()
-    }
-    return [with_source(annotation | types, rest(row, *names.named(), *types))]
-
-
-def _entailment(row: Row, row_id: str, names: FieldNames) -> list[Annotation] | str:
-    """A sentence about the picture, and how it stands to it."""
-    assert names.hypothesis is not None
-    annotation: Annotation = {"id": row_id, "hypothesis": clean(str(row[names.hypothesis] or ""))}
-    if not annotation["hypothesis"]:
-        return "no hypothesis"
-    if names.label is not None:
-        label = clean(str(row[names.label] or "")).lower()
-        if label not in LABELS:
-            return f"label {label}" if label else "no label"
-        annotation["label"] = label
-    return [with_source(annotation, rest(row, *names.named()))]
-
-
-def _texts(value: Any) -> list[str]:
-    """One text or a list of them; answers may be JSON numbers."""
-    values = value if isinstance(value, list) else [value]
-    return [clean(str(text)) for text in values if text is not None]
-
-
 def _picture(folder: Path, image: str) -> Path:
     """The row may name the file with or without its extension."""
     return first_existing([folder / f"{image}{ending}" for ending in ("", ".jpg", ".jpeg", ".png")])
@@ -212,7 +128,7 @@ def add_command(commands: Any) -> None:
         "Answers are stripped and lower-cased; a list of ten is weighed as in VQA v2. Rows without "
         "a picture, question, answer or known label are dropped and counted.",
     )
-    parser.add_argument("--task", choices=("vqa", "caption", "entailment"), required=True)
+    parser.add_argument("--task", choices=tuple(TASKS), required=True)
     parser.add_argument("--annotations", type=Path, required=True, metavar="FILE")
     parser.add_argument("--images", type=Path, required=True, metavar="DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")

@@ -101,7 +101,8 @@ def test_hostile_manifests(entries: Any) -> None:
 @FAST
 def test_bytes_that_are_no_json(manifest: bytes, progress: bytes) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        write(Path(scratch), {MANIFEST: manifest, TENSORS: b"x", PROGRESS: progress})
+        state = write(Path(scratch), {MANIFEST: manifest, TENSORS: b"x", PROGRESS: progress})
+        assert damage(state, (TENSORS, PROGRESS)) is not None
         read(Path(scratch) / "state")
 
 

@@ -172,7 +172,6 @@ def ours(folder: Path, image: ImageSpec | None, group: int = 1) -> Read:
             image=image,
             seed=0,
             global_batch_size=BATCH,
-            micro_batch_size=BATCH,
             group=group,
             cache_bytes=0,
         )
@@ -360,10 +359,7 @@ def once(out: Path) -> str:
     next(ours(out / "jpeg", SPEC)())
     first = time.perf_counter() - begin
     source = Source("vqa", TASK, [open_dataset(out / "jpeg")])
-    stream = TrainStream(
-        [source], tokenizer=WORDS, image=SPEC, seed=0, global_batch_size=BATCH,
-        micro_batch_size=BATCH,
-    )  # fmt: skip
+    stream = TrainStream([source], tokenizer=WORDS, image=SPEC, seed=0, global_batch_size=BATCH)
     begin = time.perf_counter()
     stream.order.at(np.arange(10**9, 10**9 + BATCH))
     seek = time.perf_counter() - begin

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from data_prep.command import new_command
-from vlds.data import Dataset, open_dataset
-from vlds.data.loader import check_batch
+from vlds.data import BatchCut, Dataset, open_dataset
+from vlds.data.epoch_order import EpochOrder
 from vlds.data.mixture import MixedOrder, Unit, mixed_order
 
 UNITS: tuple[Unit, ...] = get_args(Unit)
@@ -26,15 +26,16 @@ STEPS_AT_ONCE = 256
 class Plan:
     """How a run cuts the stream."""
 
-    global_batch_size: int
-    micro_batch_size: int
+    cut: BatchCut
     nodes: int
     ranks_per_node: int
 
-    def node_of(self, positions: np.ndarray) -> np.ndarray:
-        """Which node reads each position: ranks take micro-batches in turn."""
-        world_size = self.nodes * self.ranks_per_node
-        return positions // self.micro_batch_size % world_size // self.ranks_per_node
+    def nodes_of(self, slots: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """The node that reads each slot of a global batch of so many examples."""
+        ranks = np.empty_like(slots)
+        for size in np.unique(sizes).tolist():
+            ranks[sizes == size] = self.cut.ranks_of(slots[sizes == size], size)
+        return ranks // self.ranks_per_node
 
 
 @dataclass
@@ -58,10 +59,14 @@ def simulate(order: MixedOrder, datasets: Sequence[Dataset], plan: Plan, steps: 
     )
     for begin in range(steps.start, steps.stop, STEPS_AT_ONCE):
         end = min(begin + STEPS_AT_ONCE, steps.stop)
-        positions = np.arange(begin * plan.global_batch_size, end * plan.global_batch_size)
+        positions = np.arange(begin * order.stride, end * order.stride)
+        batches, slots = np.divmod(positions, order.stride)
+        sizes = order.sizes_at(batches * order.stride)
+        used = slots < sizes
+        positions, slots, sizes = positions[used], slots[used], sizes[used]
         sources, samples, _ = order.at(positions)
         reading.examples += np.bincount(sources, minlength=len(datasets))
-        nodes = plan.node_of(positions)
+        nodes = plan.nodes_of(slots, sizes)
         for source, first in enumerate(first_samples):
             for node in range(plan.nodes):
                 own = samples[(sources == source) & (nodes == node)]
@@ -70,23 +75,21 @@ def simulate(order: MixedOrder, datasets: Sequence[Dataset], plan: Plan, steps: 
     return reading
 
 
-def tables(
-    order: MixedOrder, datasets: Sequence[Dataset], plan: Plan, reading: Reading
-) -> list[Table]:
+def tables(order: MixedOrder, datasets: Sequence[Dataset], reading: Reading) -> list[Table]:
     """One line a source; then one line a node."""
     mixture = Table("data set", box=box.SIMPLE_HEAD)
     for title in ("annotations", "share", "examples", "steps an epoch"):
         mixture.add_column(title, justify="right")
+    steps_an_epoch = order.steps_an_epoch()
     for epoch_order, dataset, share, examples in zip(
         order.orders, datasets, order.shares, reading.examples.tolist(), strict=True
     ):
-        steps = dataset.num_annotations / (float(share) * plan.global_batch_size)
         mixture.add_row(
             epoch_order.name,
             f"{dataset.num_annotations:,}",
             f"{float(share):.2%}",
             f"{examples:,}",
-            f"{steps:,.1f}",
+            f"{steps_an_epoch[epoch_order.name]:,.1f}",
         )
     sizes = [[shard.bytes for shard in dataset.info.shards] for dataset in datasets]
     total = sum(map(sum, sizes))
@@ -120,7 +123,11 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--temperature", type=float)
     parser.add_argument("--global-batch-size", type=int, default=64, metavar="N")
     parser.add_argument(
-        "--micro-batch-size", type=int, metavar="N", help="default: no accumulation"
+        "--batch-sizes",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="tasks' batch_size, one per data set, with --unit global_batch",
     )
     parser.add_argument("--unit", choices=UNITS, default=UNITS[0])
     parser.add_argument("--window", type=int, default=64, metavar="N")
@@ -142,55 +149,66 @@ def _run(args: argparse.Namespace) -> None:
             f"--weights: {len(weights)} for {len(datasets)} data sets; give one for each"
         )
     plan = _plan(args)
+    sizes = _batch_sizes(args, len(datasets))
+    for size in sizes or [args.global_batch_size]:
+        plan.cut.check(size, "--batch-sizes" if args.batch_sizes else "--global-batch-size")
+    orders = [
+        EpochOrder(
+            dataset.label,
+            dataset.counts,
+            seed=args.seed,
+            window=args.window,
+            group=args.group,
+            lanes=args.lanes,
+        )
+        for dataset in datasets
+    ]
     order = mixed_order(
-        [dataset.label for dataset in datasets],
-        [dataset.counts for dataset in datasets],
+        orders,
         weights,
         seed=args.seed,
-        unit=args.unit,
         temperature=args.temperature,
-        window=args.window,
-        group=args.group,
+        global_batch_size=args.global_batch_size,
+        batch_sizes=sizes,
         lanes=args.lanes,
-        global_batch_size=plan.global_batch_size,
-        micro_batch_size=plan.micro_batch_size,
     )
     reading = simulate(order, datasets, plan, range(args.first, args.first + args.steps))
+    told = sorted(set(sizes or [args.global_batch_size]))
     print(
-        f"steps {args.first:,} to {args.first + args.steps:,}, {plan.global_batch_size:,} examples "
-        f"each, on {plan.nodes} x {plan.ranks_per_node} ranks"
+        f"steps {args.first:,} to {args.first + args.steps:,}, "
+        f"{' or '.join(f'{size:,}' for size in told)} examples each, on {plan.nodes} x "
+        f"{plan.ranks_per_node} ranks"
     )
-    for table in tables(order, datasets, plan, reading):
+    for table in tables(order, datasets, reading):
         Console().print(table)
 
 
 def _plan(args: argparse.Namespace) -> Plan:
     _check_numbers(args)
-    world_size = args.nodes * args.ranks_per_node
-    micro = args.micro_batch_size
-    if micro is None:
-        micro = _share(args.global_batch_size, world_size)
-    check_batch(args.global_batch_size, micro, world_size)
-    return Plan(args.global_batch_size, micro, args.nodes, args.ranks_per_node)
+    return Plan(BatchCut(args.nodes * args.ranks_per_node), args.nodes, args.ranks_per_node)
+
+
+def _batch_sizes(args: argparse.Namespace, num_datasets: int) -> list[int] | None:
+    """Examples of each data set's batches, where batches are of one task."""
+    if args.unit == "example":
+        if args.batch_sizes:
+            raise ValueError(
+                f"--batch-sizes {args.batch_sizes}: batches mix tasks; add --unit global_batch"
+            )
+        return None
+    sizes: list[int] = args.batch_sizes or [args.global_batch_size] * num_datasets
+    if len(sizes) != num_datasets or min(sizes) < 1:
+        raise ValueError(
+            f"--batch-sizes {sizes}: {num_datasets} data sets; give a size of 1 or more for each"
+        )
+    return sizes
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
     least = {name: 1 for name in ("nodes", "ranks_per_node", "steps", "global_batch_size")}
-    least |= {"micro_batch_size": 1, "first": 0}
+    least["first"] = 0
     for name, smallest in least.items():
         given = getattr(args, name)
         if given is not None and given < smallest:
             option = "from" if name == "first" else name.replace("_", "-")
             raise ValueError(f"--{option} {given}: give {smallest} or more")
-
-
-def _share(global_batch_size: int, world_size: int) -> int:
-    """What each rank computes of a global batch, at once."""
-    below = global_batch_size // world_size * world_size
-    if below != global_batch_size:
-        sizes = [str(size) for size in (below, below + world_size) if size]
-        raise ValueError(
-            f"--global-batch-size {global_batch_size} is no multiple of {world_size} ranks; "
-            f"give {' or '.join(sizes)}, or other --nodes and --ranks-per-node"
-        )
-    return global_batch_size // world_size

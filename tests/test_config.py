@@ -88,7 +88,12 @@ def every_choice() -> list[Recipe]:
         alignment=AlignmentConfig(data="some/where", steps=3),
         tasks={
             "first": VQA(
-                train=["x", "y z"], weight=0.5, prompt="", decoding=decoding, accuracy="legacy"
+                train=["x", "y z"],
+                weight=0.5,
+                batch_size=5,
+                prompt="",
+                decoding=decoding,
+                accuracy="legacy",
             ),
             "second": GQA(headline="accuracy", max_prompt_tokens=5, choices="val_choices.json"),
             "third": NLVR2(evaluate=["e"], prompt='"quoted" \\ and: #odd'),
@@ -100,7 +105,7 @@ def every_choice() -> list[Recipe]:
         data=DataConfig(
             global_batch_size=12,
             micro_batch_size=3,
-            unit="micro_batch",
+            unit="global_batch",
             temperature=2.0,
             errors=ErrorPolicy(max_bad_fraction=0.5, on_bad_shard="substitute"),
         ),
@@ -234,7 +239,12 @@ def test_mistakes_on_the_command_line(option: str, value: str, message: str, fil
         ("output: runs/mine\n", "", "the recipe lacks output; add it there"),
         ("output:", "training: {stepz: 3}\noutput:", "'training.stepz'; did you mean 'training.st"),
         ("output:", "training: {steps: many}\noutput:", "training.steps: got 'many'; give a whole"),
-        ("output:", "training: {steps: null}\noutput:", "training.steps: got None; give 1 or more"),
+        ("output:", "training: {epochs: 0}\noutput:", "training.epochs: got 0.0; give a number"),
+        (
+            "output:",
+            "training: {steps: 5, epochs: 2}\noutput:",
+            "training.epochs: got 2.0, and steps 5 too; give one of them and set the other to null",
+        ),
         ("output:", "a: [\noutput:", "the recipe is not YAML: "),
         (RECIPE, "- 1\n", "a recipe has keys and values, not - 1"),
         ("tasks: {vqa", "taskz: {vqa", "unknown key 'taskz'; did you mean 'tasks'?"),

@@ -91,8 +91,8 @@ def check_recipe(arguments: list[str]) -> int:
         recipe, *_ = training_options(arguments)
     except ValueError as error:
         return complain("vlds train", error)
-    data = recipe.data
-    job = Job(str(recipe.output), data.global_batch_size, data.micro_batch_size)
+    largest = max(recipe.batch_sizes.values())
+    job = Job(str(recipe.output), largest, recipe.data.micro_batch_size)
     print(json.dumps(asdict(job)))
     return 0
 

@@ -30,6 +30,7 @@ from vlds.vision.base import VisionEncoder
 
 CHOICES = (Backbone, VisionEncoder, Method, Task)
 Options = TypeVar("Options")
+DEFAULT_STEPS = 1000
 MAX_WIDTH = 1_000_000
 """YAML would fold long paths at blanks, where nobody finds or copies them."""
 
@@ -52,11 +53,12 @@ class DataConfig:
     global_batch_size: int = 64
     """Examples an optimizer step, over all ranks and accumulation steps."""
     micro_batch_size: int | None = None
-    """Examples a rank holds at once; default: its whole share of the global batch."""
+    """Most examples a rank holds at once; default: its whole share of the global batch."""
     eval_batch_size: int = 64
     """Examples a rank decodes at once in evaluation."""
-    unit: Literal["example", "micro_batch", "global_batch"] = "example"
-    """What is of one task: each example for itself, a rank's micro-batch, or the global batch."""
+    unit: Literal["example", "global_batch"] = "example"
+    """What is of one task: each example on its own, or the whole global batch, whose size each task
+    may then set by its own `batch_size`."""
     temperature: float | None = None
     """T: a task of n examples is drawn as n^(1/T), 1 is by size; default: by the tasks' weights."""
     window: int = 64
@@ -157,8 +159,11 @@ class OptimizerConfig:
 class TrainingConfig:
     """How long, how precise and how partitioned."""
 
-    steps: int = 1000
-    """Optimizer steps of the run."""
+    steps: int | None = None
+    """Optimizer steps of the run; default: 1000, or as many as `epochs` takes."""
+    epochs: float | None = None
+    """Instead of `steps`: how often the run goes through the examples of all tasks together. A
+    task's own epochs depend on its share; the run logs them."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Type of weights and activations; master weights and moments are fp32 in both."""
     deepspeed: str = "ds_configs/zero2.json"
@@ -185,13 +190,28 @@ class TrainingConfig:
     """Seconds after which ranks that wait for each other give up."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "steps", "log_every", "save_every", "keep_states", "collective_timeout")
+        at_least(self, 1, "log_every", "save_every", "keep_states", "collective_timeout")
+        if self.steps is not None:
+            at_least(self, 1, "steps")
+        if self.epochs is not None and not 0 < self.epochs < float("inf"):
+            raise ValueError(f"epochs: got {self.epochs}; give a number above 0")
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError(
+                f"epochs: got {self.epochs}, and steps {self.steps} too; give one of them and set "
+                "the other to null"
+            )
         at_least(self, 0, "evaluate_every", "max_nonfinite_steps")
         if self.best is not None and not self.evaluate_every:
             raise ValueError(
                 f"best: got {self.best!r}, but evaluate_every is 0, so there is one evaluation and "
                 "nothing to choose from; give evaluate_every"
             )
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the run, once its data have told what `epochs` means."""
+        assert self.epochs is None
+        return DEFAULT_STEPS if self.steps is None else self.steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,6 +274,24 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.tasks:
             raise ValueError("tasks: the recipe names none; give at least one, see docs/tasks.md")
+        for name, task in self.tasks.items():
+            if task.batch_size is not None and self.data.unit != "global_batch":
+                raise ValueError(
+                    f"tasks.{name}.batch_size: got {task.batch_size}, but data.unit is "
+                    f"{self.data.unit}: batches mix tasks; set data.unit to global_batch, or give "
+                    f"tasks.{name}.weight"
+                )
+
+    @property
+    def batch_sizes(self) -> dict[str, int]:
+        """The sizes of the run's global batches, by the field that sets each."""
+        common = {"data.global_batch_size": self.data.global_batch_size}
+        own = {
+            f"tasks.{name}.batch_size": task.batch_size
+            for name, task in self.tasks.items()
+            if task.batch_size is not None
+        }
+        return own if len(own) == len(self.tasks) else own | common
 
     @property
     def image(self) -> ImageSpec | None:

@@ -27,7 +27,8 @@ class Job:
     """What the supervisor has to know of a recipe."""
 
     output: str
-    global_batch_size: int
+    largest_batch: int
+    """Examples of its largest global batch."""
     micro_batch_size: int | None
 
 
@@ -68,20 +69,10 @@ def next_try(
     words += [RESUME, "auto"]
     if ranks is None or still_there is None or still_there >= ranks:
         return words, ranks
-    left = largest_fit(still_there, job)
-    if job.micro_batch_size is None and job.global_batch_size % ranks == 0:
-        # A rank's share grows, and what fitted into its memory was the old one.
-        share, fitted = job.global_batch_size // left, job.global_batch_size // ranks
-        micro = max(n for n in range(1, fitted + 1) if share % n == 0)
-        words += ["--data.micro_batch_size", str(micro)]
-    return words, left
-
-
-def largest_fit(available: int, job: Job) -> int:
-    """The largest number of ranks, at most `available`, that can share the global batch."""
-    size, micro = job.global_batch_size, job.micro_batch_size or 1
-    fitting = [n for n in range(1, available + 1) if size % n == 0 and size // n % micro == 0]
-    return max(fitting, default=1)
+    if job.micro_batch_size is None:
+        # A rank's share grows, and only the old one is known to fit into its memory.
+        words += ["--data.micro_batch_size", str(-(-job.largest_batch // ranks))]
+    return words, max(still_there, 1)
 
 
 def what_happened(code: int) -> str:

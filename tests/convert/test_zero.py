@@ -24,7 +24,7 @@ from tests.rank_pool import RankPool
 from tests.test_artifact import batch
 from vlds.artifact import load_run
 from vlds.config import Recipe, TrainingConfig, load_recipe, save_recipe
-from vlds.training.deepspeed_config import complete_deepspeed_config, plan_batches
+from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
 from vlds.training.engine import Engine, restore_linear, start_ranks
 from vlds.training.optim import parameter_groups, set_learning_rate
 
@@ -67,8 +67,8 @@ def train_and_save(recipe_file: Path, checkpoint: Path, frozen: bool) -> dict[st
     model = made_run(recipe).model
     if recipe.training.precision == "bf16":
         model = model.to(torch.bfloat16)
-    plan = plan_batches(3 * ranks.world_size, 3, ranks.world_size)
-    config = complete_deepspeed_config(Path(recipe.training.deepspeed), recipe, plan)
+    cut = cut_batches(recipe, ranks.world_size)
+    config = complete_deepspeed_config(Path(recipe.training.deepspeed), recipe, cut)
     tasks = list(recipe.tasks.values())
     engine = Engine(model, parameter_groups(model, recipe), config, ranks=ranks, tasks=tasks)
     set_learning_rate(engine.parameter_groups, 1.0)

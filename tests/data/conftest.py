@@ -14,7 +14,7 @@ from PIL import Image
 
 from data_prep.writer import SampleRecord, write_dataset
 from tests.data.web import Web
-from vlds.data import Dataset, Source, TrainStream, open_dataset
+from vlds.data import BatchCut, Dataset, Source, TrainStream, open_dataset
 from vlds.data.cache import ShardCache
 from vlds.schema import Example, ImageSpec, Sample
 
@@ -128,14 +128,20 @@ def sources(folders: dict[str, Path]) -> list[Source]:
     ]
 
 
-def train_stream(sources: list[Source], **changes: Any) -> TrainStream:
+def train_stream(
+    sources: list[Source],
+    *,
+    world_size: int = 1,
+    micro_batch_size: int | None = None,
+    **changes: Any,
+) -> TrainStream:
     """A stream of global batches of 8, unless told otherwise."""
     options: dict[str, Any] = {
         "tokenizer": ToyTokenizer(),
         "image": SPEC,
         "seed": 5,
         "global_batch_size": 8,
-        "micro_batch_size": 8,
+        "cut": BatchCut(world_size, micro_batch_size),
     }
     return TrainStream(sources, **(options | changes))
 

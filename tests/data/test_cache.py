@@ -16,7 +16,7 @@ from tests.data.test_remote import epoch, shards_in, source
 from tests.data.test_stream import rows_of
 from tests.data.web import Web
 from vlds.config import DataConfig
-from vlds.data import ShardError, open_dataset
+from vlds.data import BatchCut, ShardError, open_dataset
 from vlds.data.cache import ShardCache
 from vlds.data.cache_limit import check_cache_limit, lanes_read
 
@@ -52,12 +52,12 @@ def test_what_is_read_in_turns_must_fit(web: Web, folders: dict[str, Path], tmp_
     check_cache_limit(1, [source(folders["big"])], [source(folders["small"])], window=64)
     with pytest.raises(ValueError, match=rf"got {need - 1}, but what .* has {need}: .* 2 lanes"):
         check_cache_limit(need - 1, [big], [small], window=1, num_lanes=2)
-    # 4 machines of 2 ranks; without accumulation, then with two micro-batches a step.
-    assert lanes_read(64, 512, 64, 8, range(2, 4)) == 16
-    assert lanes_read(64, 512, 32, 8, range(2, 4)) == 16
-    assert lanes_read(4, 512, 64, 8, range(2, 4)) == 1
-    assert lanes_read(64, 512, 2, 8, range(2, 4)) == 64 // 2
-    assert lanes_read(1, 512, 64, 8, range(8)) == 1
+    # 4 machines of 2 ranks, with and without accumulation.
+    assert lanes_read(64, 512, BatchCut(8), range(2, 4)) == 16
+    assert lanes_read(64, 512, BatchCut(8, 2), range(2, 4)) == 16
+    assert lanes_read(4, 512, BatchCut(8), range(2, 4)) == 1
+    assert lanes_read(64, 512, BatchCut(7), range(2, 3)) == 10, "slots 146 to 218"
+    assert lanes_read(1, 512, BatchCut(8), range(8)) == 1
 
 
 def test_a_limit_below_one_shard_is_named(web: Web, tmp_path: Path) -> None:

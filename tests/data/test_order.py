@@ -128,43 +128,43 @@ def test_random_numbers_are_what_they_always_were() -> None:
 
 
 def mixed(
-    sizes: list[int], shares: list[Fraction], unit_size: int = 1, seed: int = 0
+    sizes: list[int], shares: list[Fraction], batch_size: int = 1, seed: int = 0
 ) -> MixedOrder:
     orders = [
         EpochOrder(str(n), [np.ones(size, np.uint32)], seed=seed) for n, size in enumerate(sizes)
     ]
-    return MixedOrder(orders, shares, seed=seed, unit_size=unit_size)
+    return MixedOrder(orders, shares, seed=seed, batch_sizes=[batch_size] * len(sizes))
 
 
 weights = st.lists(st.integers(1, 40), min_size=1, max_size=5)
 
 
 @settings(deadline=None, max_examples=40)
-@given(weights=weights, unit_size=st.sampled_from([1, 3]), start=st.integers(0, 10**9))
+@given(weights=weights, batch_size=st.sampled_from([1, 3]), start=st.integers(0, 10**9))
 def test_proportions_are_exact_within_one_unit(
-    weights: list[int], unit_size: int, start: int
+    weights: list[int], batch_size: int, start: int
 ) -> None:
     shares = mixing_shares([float(w) for w in weights], [5] * len(weights), None)
-    order = mixed([5] * len(weights), shares, unit_size)
+    order = mixed([5] * len(weights), shares, batch_size)
     quota = order.quotas(start)
     assert quota.sum() == start * order.block
     for had, share in zip(quota.tolist(), shares, strict=True):
         assert abs(had - share * start * order.block) < 1
-    block = order.block * unit_size
+    block = order.block * batch_size
     sources, _, _ = order.at(np.arange(start * block, (start + 1) * block))
-    given_units = np.bincount(sources, minlength=len(weights)) // unit_size
+    given_units = np.bincount(sources, minlength=len(weights)) // batch_size
     assert given_units.tolist() == (order.quotas(start + 1) - quota).tolist()
-    assert all(len(set(unit)) == 1 for unit in sources.reshape(-1, unit_size).tolist())
+    assert all(len(set(unit)) == 1 for unit in sources.reshape(-1, batch_size).tolist())
 
 
 @settings(deadline=None, max_examples=20)
-@given(weights=weights, unit_size=st.sampled_from([1, 4]))
+@given(weights=weights, batch_size=st.sampled_from([1, 4]))
 def test_each_source_goes_through_its_epochs_in_a_mixture(
-    weights: list[int], unit_size: int
+    weights: list[int], batch_size: int
 ) -> None:
     shares = mixing_shares([float(w) for w in weights], [12] * len(weights), None)
-    order = mixed([12] * len(weights), shares, unit_size)
-    sources, samples, _ = order.at(np.arange(order.block * unit_size * 4))
+    order = mixed([12] * len(weights), shares, batch_size)
+    sources, samples, _ = order.at(np.arange(order.block * batch_size * 4))
     for source in range(len(weights)):
         own = samples[sources == source].tolist()
         for epoch in range(len(own) // 12):

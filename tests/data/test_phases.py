@@ -16,7 +16,8 @@ from tests.data.conftest import all_ids, train_stream
 from tests.data.test_stream import global_batches
 from vlds.data import Source
 from vlds.data.epoch_order import EpochOrder
-from vlds.data.mixture import MixedOrder, Phase, mixing_shares, mixture_of
+from vlds.data.mixing_shares import mixing_shares
+from vlds.data.mixture import MixedOrder, Phase, mixture_of
 
 
 def reweighted(sources: list[Source], weights: list[float]) -> list[Source]:
@@ -96,12 +97,12 @@ def test_what_cannot_change(sources: list[Source]) -> None:
 @settings(deadline=None, max_examples=60)
 @given(
     lanes=st.sampled_from([1, 2, 4]),
-    unit_size=st.sampled_from([1, 2, 8]),
+    batch_sizes=st.sampled_from([None, [8, 8, 8], [8, 4, 8]]),
     position=st.integers(0, 3000),
     at=st.integers(0, 50),
 )
 def test_examples_given_are_those_that_were_drawn(
-    lanes: int, unit_size: int, position: int, at: int
+    lanes: int, batch_sizes: list[int] | None, position: int, at: int
 ) -> None:
     counts = [np.full(9, 2, np.uint32)] * 4
     orders = [EpochOrder(name, counts, seed=2, lanes=lanes) for name in "abc"]
@@ -109,12 +110,13 @@ def test_examples_given_are_those_that_were_drawn(
         orders,
         mixing_shares([1, 2, 5], [1, 1, 1], None),
         seed=2,
-        unit_size=unit_size,
         lanes=lanes,
         batch_size=8,
+        batch_sizes=batch_sizes,
     )
     order.phase = Phase(8 * at, {"a": [5] * lanes})
-    sources, _, _ = order.at(np.arange(8 * at, 8 * at + position))
+    positions = np.arange(8 * at, 8 * at + position)
+    sources, _, _ = order.at(positions[positions % 8 < order.sizes_at(positions // 8 * 8)])
     drawn = np.bincount(sources, minlength=3)
     found = [sum(order.given(8 * at + position)[name]) for name in "abc"]
     assert found == np.add(drawn, [5 * lanes, 0, 0]).tolist()

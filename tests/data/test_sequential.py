@@ -18,6 +18,7 @@ import pytest
 from tests.data.conftest import SPEC, ToyTask, ToyTokenizer, all_ids, png, train_stream
 from tests.data.web import Web
 from vlds.data import (
+    BatchCut,
     ErrorPolicy,
     SequentialStream,
     ShardError,
@@ -41,14 +42,20 @@ def source(
     return StreamedSource(name, task, found, weight)  # type: ignore[arg-type]
 
 
-def stream(sources: list[StreamedSource], **changes: Any) -> SequentialStream:
+def stream(
+    sources: list[StreamedSource],
+    *,
+    world_size: int = 1,
+    micro_batch_size: int | None = None,
+    **changes: Any,
+) -> SequentialStream:
     """Like `train_stream`, for streamed shards."""
     options: dict[str, Any] = {
         "tokenizer": ToyTokenizer(),
         "image": SPEC,
         "seed": 5,
         "global_batch_size": 8,
-        "micro_batch_size": 8,
+        "cut": BatchCut(world_size, micro_batch_size),
         "shuffle_buffer": 20,
     }
     return SequentialStream(sources, **(options | changes))
@@ -74,11 +81,9 @@ def pattern(folder: Path) -> str:
 def test_every_example_once_a_pass(bare: Path, folders: dict[str, Path]) -> None:
     """One process and a buffer of one: a pass is an epoch, its shards permuted."""
     expected = Counter(all_ids(open_dataset(folders["big"])))
-    everything = stream([source(pattern(bare))], global_batch_size=180, micro_batch_size=180)
+    everything = stream([source(pattern(bare))], global_batch_size=180)
     assert everything.epochs() == {}  # nobody knows how many there are
-    unshuffled = stream(
-        [source(folders["big"])], global_batch_size=180, micro_batch_size=180, shuffle_buffer=1
-    )
+    unshuffled = stream([source(folders["big"])], global_batch_size=180, shuffle_buffer=1)
     first, second = ([*batch.ids] for batch in islice(unshuffled, 2))
     assert Counter(first) == Counter(second) == expected
     assert first != second
@@ -113,7 +118,7 @@ def test_processes_share_the_shards(bare: Path) -> None:
     assert not set(own[0]) & set(own[1])
 
 
-@pytest.mark.parametrize("unit", ["example", "micro_batch", "global_batch"])
+@pytest.mark.parametrize("unit", ["example", "global_batch"])
 def test_tasks_stand_where_indexed_shards_have_them(
     bare: Path, folders: dict[str, Path], unit: str
 ) -> None:

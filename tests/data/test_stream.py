@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -33,46 +34,47 @@ def global_batches(
     steps: int,
     *,
     world_size: int = 1,
-    micro: int = 8,
-    num_workers: int = 0,
+    micro: int | None = None,
     state: dict[str, object] | None = None,
     **options: object,
 ) -> tuple[list[Rows], dict[str, object]]:
-    """The rows of each global batch of 8, put together from all ranks, and the state after them."""
+    """The rows that count of each global batch, rank by rank, and the state after them."""
     streams = [
         train_stream(
-            sources,
-            micro_batch_size=micro,
-            world_size=world_size,
-            global_rank=n,
-            num_workers=num_workers,
-            **options,
+            sources, micro_batch_size=micro, world_size=world_size, global_rank=n, **options
         )
         for n in range(world_size)
     ]
     if state is not None:
         for stream in streams:
             stream.load_state(json.loads(json.dumps(state)))
-    iterators = [iter(stream) for stream in streams]
-    accumulation = 8 // (micro * world_size)
+    ranks = [stream.steps() for stream in streams]
     batches = []
     for _ in range(steps):
-        rows: Rows = []
-        for _ in range(accumulation):
-            for iterator in iterators:
-                rows += rows_of(next(iterator))
-        batches.append(unpadded(rows))
+        shares = [next(rank) for rank in ranks]
+        assert len({len(share) for share in shares}) == 1
+        assert all(len(batch) <= (micro or len(batch)) for share in shares for batch in share)
+        batches.append(
+            unpadded([row for share in shares for batch in share for row in real(batch)])
+        )
     states = [stream.state() for stream in streams]
     assert all(state == states[0] for state in states)
     return batches, states[0]
 
 
+def real(batch: Batch) -> Rows:
+    return [row for row, valid in zip(rows_of(batch), batch.valid.tolist(), strict=True) if valid]
+
+
 @pytest.mark.parametrize(
     ("world_size", "micro", "num_workers"),
-    [(1, 4, 0), (1, 8, 2), (2, 4, 0), (2, 2, 2), (4, 2, 0), (4, 1, 2), (8, 1, 0)],
-)
+    [
+        (1, 4, 0), (1, 8, 2), (2, 4, 0), (2, 2, 2), (4, 2, 0), (4, 1, 2), (8, 1, 0),
+        (3, None, 0), (5, None, 2), (7, None, 0), (1, 3, 2), (3, 2, 0), (3, 1, 2), (5, 1, 0),
+    ],
+)  # fmt: skip
 def test_global_batches_depend_on_nothing_but_the_seed(
-    sources: list[Source], world_size: int, micro: int, num_workers: int
+    sources: list[Source], world_size: int, micro: int | None, num_workers: int
 ) -> None:
     expected, _ = global_batches(sources, 6)
     got, state = global_batches(
@@ -95,14 +97,13 @@ def test_what_workers_prepared_ahead_is_not_lost(sources: list[Source]) -> None:
     stream = train_stream(sources, num_workers=2)
     first = [batch.ids for batch in islice(stream, 3)]
     assert stream.consumed == 24
-    assert stream.position_of(7) == 23
     second = [batch.ids for batch in islice(stream, 2)]
     assert first + second == [batch.ids for batch in islice(train_stream(sources), 5)]
 
 
 @pytest.mark.parametrize("group", [1, 3])
 def test_each_data_set_is_gone_through_once_an_epoch(sources: list[Source], group: int) -> None:
-    stream = train_stream(sources, group=group, global_batch_size=12, micro_batch_size=12)
+    stream = train_stream(sources, group=group, global_batch_size=12)
     seen: dict[int, list[str]] = {0: [], 1: []}
     for batch in islice(stream, 30):  # 270 of 180 annotations, 90 of 18
         for id, task in zip(batch.ids, batch.task_index.tolist(), strict=True):
@@ -122,18 +123,45 @@ def test_two_data_sets_of_one_task_are_shuffled_together(folders: dict[str, Path
     assert len({id.split("-")[0] for id in ids[:60]}) == 2
 
 
-@pytest.mark.parametrize(("unit", "alike"), [("micro_batch", 2), ("global_batch", 8)])
-def test_a_unit_is_of_one_task(sources: list[Source], unit: str, alike: int) -> None:
-    stream = train_stream(sources, unit=unit, micro_batch_size=2)
+def test_batches_of_one_task(sources: list[Source]) -> None:
+    stream = train_stream(sources, unit="global_batch", micro_batch_size=2)
     tasks = [task for batch in islice(stream, 4 * 64) for task in batch.task_index.tolist()]
-    units = [set(tasks[n : n + alike]) for n in range(0, len(tasks), alike)]
-    assert all(len(unit) == 1 for unit in units)
+    batches = [set(tasks[n : n + 8]) for n in range(0, len(tasks), 8)]
+    assert all(len(batch) == 1 for batch in batches)
     assert Counter(tasks)[0] == 3 * Counter(tasks)[1]
+
+
+@pytest.mark.parametrize(("world_size", "micro"), [(1, None), (2, None), (3, 2), (4, 1)])
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_each_task_has_batches_of_its_own_size(
+    sources: list[Source], world_size: int, micro: int | None, lanes: int
+) -> None:
+    sized = [
+        replace(source, weight=1.0, batch_size=size)
+        for source, size in zip(sources, (10, 4), strict=True)
+    ]
+    options = {"unit": "global_batch", "temperature": 1, "lanes": lanes}
+    batches, state = global_batches(sized, 3 * 23, world_size=world_size, micro=micro, **options)
+    assert batches == global_batches(sized, 3 * 23, **options)[0]
+    of_task = {10: "red", 4: "blue"}
+    names = [of_task[len(batch)] for batch in batches]
+    # 180 annotations in 18 batches and 18 in 5, which hold 20: an epoch has 23 steps.
+    assert Counter(names) == {"red": 3 * 18, "blue": 3 * 5}
+    ids = {name: [] for name in of_task.values()}  # type: dict[str, list[str]]
+    for name, batch in zip(names, batches, strict=True):
+        ids[name] += [id for id, *_ in batch]
+    assert len(ids["red"]) == 540
+    assert set(Counter(ids["red"][:180]).values()) == {1}
+    assert set(Counter(ids["blue"][:18]).values()) == {1}
+    stream = train_stream(sized, **options)
+    stream.load_state(state)
+    assert stream.epochs() == {"red": pytest.approx(3), "blue": pytest.approx(60 / 18)}
+    assert stream.epochs_after(69) == stream.epochs()
 
 
 def test_pictures_of_a_group_are_decoded_and_stacked_once(sources: list[Source]) -> None:
     def distinct(group: int) -> int:
-        stream = train_stream(sources[:1], group=group, global_batch_size=32, micro_batch_size=32)
+        stream = train_stream(sources[:1], group=group, global_batch_size=32)
         counts = []
         for batch in islice(stream, 4):
             assert batch.images is not None
@@ -146,7 +174,7 @@ def test_pictures_of_a_group_are_decoded_and_stacked_once(sources: list[Source])
 
 def test_two_tasks_on_one_data_set_share_its_pictures(folders: dict[str, Path]) -> None:
     sources = [Source(name, ToyTask(), [open_dataset(folders["small"])]) for name in ("one", "two")]
-    batch = next(iter(train_stream(sources, global_batch_size=32, micro_batch_size=32)))
+    batch = next(iter(train_stream(sources, global_batch_size=32)))
     assert set(batch.task_index.tolist()) == {0, 1}
     assert batch.images is not None
     assert len(batch.images) == 7
@@ -173,7 +201,7 @@ def test_a_state_of_other_data_is_refused_with_what_differs(sources: list[Source
 
 def test_another_global_batch_goes_on_with_a_warning(sources: list[Source]) -> None:
     state = train_stream(sources).state() | {"consumed": 16}
-    stream = train_stream(sources, global_batch_size=4, micro_batch_size=4)
+    stream = train_stream(sources, global_batch_size=4)
     with pytest.warns(UserWarning, match="global_batch_size was 8, is 4"):
         stream.load_state(state)
     expected = [id for batch in islice(train_stream(sources), 3) for id in batch.ids]
@@ -189,20 +217,12 @@ def test_an_iterator_is_void_after_a_seek(sources: list[Source]) -> None:
         next(iterator)
 
 
-@pytest.mark.parametrize(
-    ("world_size", "micro", "message"),
-    [
-        (3, 2, "global_batch_size 8 is no multiple of world_size 3 x micro_batch_size 2 = 6; "
-               "set global_batch_size to 6 or 12"),
-        (1, 16, "set global_batch_size to 16"),
-        (1, 0, "each must be at least 1"),
-    ],
-)  # fmt: skip
-def test_a_world_that_does_not_divide_the_batch(
-    sources: list[Source], world_size: int, micro: int, message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        train_stream(sources, world_size=world_size, micro_batch_size=micro)
+def test_only_a_batch_smaller_than_the_ranks_is_refused(sources: list[Source]) -> None:
+    train_stream(sources, world_size=8)
+    with pytest.raises(
+        ValueError, match="global_batch_size: 8 examples for 9 ranks; give at least"
+    ):
+        train_stream(sources, world_size=9)
 
 
 def test_wrong_sources_are_refused(sources: list[Source], folders: dict[str, Path]) -> None:
@@ -221,7 +241,6 @@ def test_workers_use_one_thread_and_leave_signals_alone(sources: list[Source]) -
     class Probe(ToyTask):
         def example(self, name, sample, annotation, rng):  # type: ignore[no-untyped-def]
             import signal
-            from dataclasses import replace
 
             example = super().example(name, sample, annotation, rng)
             ignored = signal.getsignal(signal.SIGTERM) == signal.SIG_IGN

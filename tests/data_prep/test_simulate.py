@@ -54,6 +54,15 @@ def test_mixture_and_epochs(folders: list[Path], capsys: pytest.CaptureFixture[s
     assert re.fullmatch(r"\d+ of 40", node[1])
 
 
+def test_batches_of_one_task(folders: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """128 annotations in 16 batches of 8 and 32 in 16 of 2."""
+    rows = simulated(capsys, *folders, "--unit", "global_batch", "--batch-sizes", 8, 2,
+                     "--temperature", 1, "--nodes", 2, "--steps", 64)  # fmt: skip
+    assert ["steps 0 to 64, 2 or 8 examples each, on 2 x 1 ranks"] in rows
+    assert ["many-train", "128", "50.00%", "256", "32.0"] in rows
+    assert ["few-train", "32", "50.00%", "64", "32.0"] in rows
+
+
 @pytest.mark.parametrize(("lanes", "least", "most"), [(1, 25, 40), (4, 9, 12)])
 def test_lanes_keep_nodes_apart(
     lanes: int, least: int, most: int, folders: list[Path], capsys: pytest.CaptureFixture[str]
@@ -72,7 +81,7 @@ def test_the_examples_are_those_of_a_stream(
     rows = simulated(capsys, folders[0], "--global-batch-size", 4, "--steps", 3, "--window", 2,
                      "--from", 5)  # fmt: skip
     source = Source("many-train", ToyTask(), [open_dataset(folders[0])])
-    stream = train_stream([source], global_batch_size=4, micro_batch_size=4, window=2, seed=0)
+    stream = train_stream([source], global_batch_size=4, window=2, seed=0)
     numbers = [id.split("-")[0] for batch in islice(stream, 5, 8) for id in batch.ids]
     shards = {int(number) // 2 for number in numbers}
     assert rows[-1][1] == f"{len(shards)} of 32"
@@ -83,13 +92,12 @@ def test_the_examples_are_those_of_a_stream(
     [
         (["--weights", "1"], "--weights: 1 for 2 data sets"),
         (["--nodes", "0"], "--nodes 0"),
-        (["--nodes", "3"], "--global-batch-size 64 is no multiple of 3 ranks; give 63 or 66"),
-        (["--nodes", "128"], "--global-batch-size 64 is no multiple of 128 ranks; give 128, or"),
+        (["--nodes", "128"], "--global-batch-size: 64 examples for 128 ranks; give at least one"),
         (["--nodes", "-1", "--ranks-per-node", "-1"], "--nodes -1: give 1 or more"),
-        (["--micro-batch-size", "0"], "--micro-batch-size 0: give 1 or more"),
-        (["--micro-batch-size", "3"], "global_batch_size 64 is no multiple of world_size 1"),
+        (["--batch-sizes", "8", "4"], "batches mix tasks; add --unit global_batch"),
+        (["--unit", "global_batch", "--batch-sizes", "8"], "--batch-sizes [8]: 2 data sets; give"),
         (["--from", "-5"], "--from -5: give 0 or more"),
-        (["--lanes", "7"], "lanes: 7 do not divide global_batch_size 64"),
+        (["--lanes", "7"], "lanes: 7 do not divide a global batch of 64"),
     ],
 )
 def test_impossible_plans(

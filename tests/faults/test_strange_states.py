@@ -54,7 +54,6 @@ def stream_of(recipe: Recipe) -> TrainStream:
         image=recipe.image,
         seed=recipe.seed,
         global_batch_size=8,
-        micro_batch_size=8,
     )
 
 

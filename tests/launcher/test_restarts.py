@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vlds import launch
-from vlds.restarts import Job, largest_fit, next_try, run_job, take_restarts, take_resume
+from vlds.restarts import Job, next_try, run_job, take_restarts, take_resume
 from vlds.supervisor import Outcome
 from vlds.training import checkpoint
 from vlds.training.states import Progress
@@ -70,30 +70,14 @@ def test_the_last_line_without_a_state(tmp_path: Path, capsys: pytest.CaptureFix
     assert f"none of the states in {tmp_path / 'state'} is whole" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("available", "size", "micro", "expected"),
-    [
-        (4, 8, None, 4),
-        (3, 8, None, 2),
-        (7, 8, 4, 2),
-        (3, 9, None, 3),
-        (5, 7, None, 1),
-        (3, 8, 8, 1),
-    ],
-)
-def test_the_largest_number_of_ranks_that_divides_the_batch(
-    available: int, size: int, micro: int | None, expected: int, tmp_path: Path
-) -> None:
-    assert largest_fit(available, job(tmp_path, size, micro)) == expected
-
-
 def test_fewer_ranks_do_not_hold_more_at_once(tmp_path: Path) -> None:
     again = [*WORDS, "--resume", "auto"]
     assert next_try(WORDS, 4, job(tmp_path, 64), 4) == (again, 4)
     assert next_try(WORDS, 4, job(tmp_path, 64), 8) == (again, 4)
     micro = ["--data.micro_batch_size", "16"]
-    assert next_try(WORDS, 4, job(tmp_path, 64), 3) == ([*again, *micro], 2)
-    assert next_try(WORDS, 4, job(tmp_path, 64, 8), 3) == (again, 2)
+    assert next_try(WORDS, 4, job(tmp_path, 64), 3) == ([*again, *micro], 3)
+    assert next_try(WORDS, 5, job(tmp_path, 64), 1)[0][-1] == "13"
+    assert next_try(WORDS, 4, job(tmp_path, 64, 8), 3) == (again, 3)
     assert next_try(WORDS, None, job(tmp_path, 64), None) == (again, None)
 
 

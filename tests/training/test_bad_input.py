@@ -47,30 +47,28 @@ def with_task(recipe: Recipe, name: str, **changes: Any) -> Recipe:
 
 def test_the_recipe_of_these_tests_is_right(world: Path, tmp_path: Path) -> None:
     prepared = prepare(world_recipe(world, tmp_path), ranks_of(2), False)
-    assert prepared.plan.accumulation_steps == 2
+    assert prepared.cut.accumulation_steps(8) == 2
     assert [len(source.datasets) for source in prepared.evaluation_sources] == [1, 0]
 
 
-def test_ranks_that_cannot_share_the_batch(world: Path, tmp_path: Path) -> None:
-    message = complaint(world_recipe(world, tmp_path), world_size=3)
-    assert "data.global_batch_size: 8 examples cannot be shared by 3 ranks" in message
-    assert "start one of [1, 2, 4, 8] ranks" in message
-    assert "multiple of 3" in message
-
-
-def test_a_micro_batch_that_does_not_divide_a_ranks_share(world: Path, tmp_path: Path) -> None:
+def test_more_ranks_than_examples(world: Path, tmp_path: Path) -> None:
     recipe = world_recipe(world, tmp_path)
-    data = DataConfig(global_batch_size=8, micro_batch_size=3)
-    message = complaint(replace(recipe, data=data))
-    assert "data.micro_batch_size: 3 does not divide the 4 examples" in message
-    assert "choose a divisor of 4" in message
+    assert prepare(recipe, ranks_of(7), False).cut.pieces(8, 6) == [range(6, 8)]
+    message = complaint(recipe, world_size=9)
+    assert "data.global_batch_size: 8 examples for 9 ranks; give at least one example" in message
+    one_task = replace(recipe, data=replace(recipe.data, unit="global_batch"))
+    message = complaint(with_task(one_task, "vqa", batch_size=2), world_size=3)
+    assert "tasks.vqa.batch_size: 2 examples for 3 ranks; " in message
+    assert "or start 2 ranks or fewer" in message
 
 
 def test_more_parts_than_examples(world: Path, tmp_path: Path) -> None:
     recipe = world_recipe(world, tmp_path)
     data = DataConfig(global_batch_size=8, parts=5)
     message = complaint(replace(recipe, data=data))
-    assert "data.parts: 5, but a micro-batch has 4 examples; give at most that many" in message
+    assert (
+        "data.parts: 5, but the smallest micro-batch of a rank has 4 examples; give at" in message
+    )
 
 
 def test_parts_that_would_be_recomputed(world: Path, tmp_path: Path) -> None:

@@ -7,23 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vlds.training.deepspeed_config import fill, plan_batches
-
-
-def test_batch_is_cut_evenly() -> None:
-    plan = plan_batches(64, 8, 4)
-    assert (plan.micro_batch_size, plan.accumulation_steps) == (8, 2)
-    assert plan_batches(64, None, 2).micro_batch_size == 32
-
-
-def test_ranks_that_do_not_divide_the_batch_are_refused_with_the_ones_that_do() -> None:
-    with pytest.raises(ValueError, match=r"global_batch_size: 64 .* 3 ranks; .*\[1, 2, 4, 8"):
-        plan_batches(64, None, 3)
-
-
-def test_micro_batch_that_does_not_divide_a_ranks_share() -> None:
-    with pytest.raises(ValueError, match=r"micro_batch_size: 12 does not divide the 32"):
-        plan_batches(64, 12, 2)
+from vlds.training.deepspeed_config import fill
 
 
 def test_auto_is_filled_and_another_value_is_a_contradiction(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from vlds.artifact import load_run, own_tensors, save_artifact
 from vlds.config import Recipe
 from vlds.models.build import build_model
 from vlds.training.best import BestStep
-from vlds.training.deepspeed_config import complete_deepspeed_config, plan_batches
+from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
 from vlds.training.engine import Engine, start_ranks
 from vlds.training.evaluate import Evaluator, evaluation_sources
 from vlds.training.evaluation import Evaluation
@@ -107,11 +107,12 @@ def evaluate_under(run: Path, world: Path, out: Path, setting: Setting) -> int:
         data=replace(recipe.data, eval_batch_size=7, num_workers=setting.num_workers),
     )
     ranks = start_ranks(60)
-    plan = plan_batches(12, None, ranks.world_size)
     engine = Engine(
         loaded.model,
         parameter_groups(loaded.model, recipe),
-        complete_deepspeed_config(Path(recipe.training.deepspeed), recipe, plan),
+        complete_deepspeed_config(
+            Path(recipe.training.deepspeed), recipe, cut_batches(recipe, ranks.world_size)
+        ),
         ranks=ranks,
         tasks=list(recipe.tasks.values()),
     )

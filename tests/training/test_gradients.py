@@ -58,11 +58,11 @@ class Shift(LinearExtension):
 
 def lines_of(case: Case) -> list[list[str]]:
     """What a rank is told after each of some steps; the error in its place."""
-    made, plan = engine(case)
+    made, cut = engine(case)
     watch = GradientWatch(made.model, made.model.parts, made.ranks)
     told: list[list[str]] = []
     for step in range(WATCHED_STEPS + 1):
-        made.step(own_micro_batches(global_batch(step % 2), made, plan))
+        made.step(own_micro_batches(global_batch(step % 2), made, cut))
         try:
             told.append(watch.after_step(last=False))
         except ValueError as error:

@@ -87,10 +87,9 @@ def test_statistics_of_a_training_encoder_are_resumed(
 def resume_and_export(recipe: Recipe) -> tuple[Any, list[list[str]]]:
     """The state that an engine gives back after restoring, and the ids of two global batches."""
     ranks = start_ranks(60)
-    run = build_run(recipe, ranks, (prepared := prepare(recipe, ranks, True)), True)
+    run = build_run(recipe, ranks, prepare(recipe, ranks, True), True)
     state = run.engine.export()
-    num = 2 * prepared.plan.accumulation_steps
-    ids = [batch.ids for batch in islice(run.stream, num)]
+    ids = [batch.ids for batches in islice(run.stream.steps(), 2) for batch in batches]
     run.engine.close()
     return state, ids
 
@@ -116,7 +115,6 @@ def next_ids(recipe: Recipe, num: int) -> list[str]:
         image=recipe.image,
         seed=recipe.seed,
         global_batch_size=recipe.data.global_batch_size,
-        micro_batch_size=recipe.data.global_batch_size,
     )
     found, _ = newest(Path(recipe.output) / "state")
     assert found is not None

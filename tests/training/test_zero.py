@@ -45,12 +45,17 @@ STEPS = 5
 BETA_1 = 0.9
 
 
+def batch_of(case: Case, step: int) -> Batch:
+    """The global batch of a step."""
+    return global_batch(step, size=case.sizes[step % len(case.sizes)])
+
+
 def train(case: Case) -> dict[str, Any]:
     """Steps of the engine: losses, the gradients of the first step, and what the rank holds."""
-    made, plan = engine(case)
+    made, cut = engine(case)
     losses, gradients, norms = [], None, []
     for step in range(STEPS):
-        report = made.step(own_micro_batches(global_batch(step), made, plan))
+        report = made.step(own_micro_batches(batch_of(case, step), made, cut))
         losses.append(made.ranks.sum(report.task_losses))
         norms.append(report.gradient_norm)
         if step == 0 and (first := made.export()) is not None:
@@ -78,11 +83,11 @@ def train_plainly(case: Case) -> dict[str, Any]:
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     losses, gradients, norms = [], None, []
     for step in range(STEPS):
-        batch = global_batch(step)
+        batch = batch_of(case, step)
         by_task = plain_task_losses(model.token_nll(batch), batch)
         counts = torch.bincount(batch.task_index, minlength=len(TASKS))
         optimizer.zero_grad()
-        (by_task * counts).sum().div(NUM_EXAMPLES).backward()
+        (by_task * counts).sum().div(len(batch)).backward()
         found = {name: p.grad.clone() for name, p in trained.items() if p.grad is not None}
         assert found.keys() == trained.keys()
         gradients = gradients or found
@@ -98,13 +103,13 @@ def plain_task_losses(nll: Tensor, batch: Batch) -> Tensor:
     assert batch.labels is not None
     losses = []
     for number, task in enumerate(TASKS.values()):
-        rows = [n for n in range(NUM_EXAMPLES) if batch.task_index[n] == number]
+        rows = [n for n in range(len(batch)) if batch.task_index[n] == number]
         tokens = [int((batch.labels[n] != IGNORED_LABEL).sum()) for n in rows]
         if task.reduction == "token_mean":
-            losses.append(sum(nll[n].sum() for n in rows) / sum(tokens))
+            losses.append(sum(nll[n].sum() for n in rows) / max(sum(tokens), 1) + 0 * nll.sum())
         else:
             means = [nll[n].sum() / t * batch.weights[n] for n, t in zip(rows, tokens, strict=True)]
-            losses.append(sum(means) / len(rows))
+            losses.append(sum(means) / max(len(rows), 1) + 0 * nll.sum())
     return torch.stack(losses)
 
 
@@ -152,7 +157,7 @@ def planned_bytes(case: Case, world_size: int) -> dict[str, int]:
 
 
 def variants(fast: Sequence[tuple[str, int, int]]) -> list[Any]:
-    """All of (family, stage, accumulation); what is not named is slow."""
+    """All of (family, stage, micro-batches of a step); what is not named is slow."""
     return [
         pytest.param(*variant, marks=() if variant in fast else pytest.mark.slow)
         for variant in product(("T5", "Bart"), (2, 3), (1, 2))
@@ -167,7 +172,7 @@ def test_two_ranks_compute_what_one_computes(
     family: str, stage: int, accumulation: int, ranks2: RankPool, tmp_path: Path
 ) -> None:
     assert_same_as_plain_torch(
-        ranks2, make_case(tmp_path, family=family, stage=stage, accumulation=accumulation)
+        ranks2, make_case(tmp_path, family=family, stage=stage, micro_batch_size=8 // accumulation)
     )
 
 
@@ -178,8 +183,28 @@ def test_four_ranks_compute_what_one_computes(
     family: str, stage: int, accumulation: int, ranks4: RankPool, tmp_path: Path
 ) -> None:
     assert_same_as_plain_torch(
-        ranks4, make_case(tmp_path, family=family, stage=stage, accumulation=accumulation)
+        ranks4, make_case(tmp_path, family=family, stage=stage, micro_batch_size=4 // accumulation)
     )
+
+
+UNEVEN = (13, 4, 16, 5, 7)
+"""Sizes of global batches that neither two nor four ranks share evenly."""
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("micro_batch_size", [None, 3, 1])
+def test_shares_that_differ_by_a_row_change_nothing(
+    stage: int, micro_batch_size: int | None, ranks4: RankPool, tmp_path: Path
+) -> None:
+    """The sizes, and so the number of micro-batches, change from step to step."""
+    case = make_case(tmp_path, stage=stage, sizes=UNEVEN, micro_batch_size=micro_batch_size)
+    assert_same_as_plain_torch(ranks4, case)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_two_ranks_share_an_odd_batch(stage: int, ranks2: RankPool, tmp_path: Path) -> None:
+    case = make_case(tmp_path, stage=stage, sizes=UNEVEN, micro_batch_size=2)
+    assert_same_as_plain_torch(ranks2, case)
 
 
 METHODS = {
@@ -219,7 +244,9 @@ def test_every_method_is_the_same_on_two_ranks(
 def test_parts_compute_what_the_whole_computes(
     stage: int, ranks2: RankPool, tmp_path: Path
 ) -> None:
-    assert_same_as_plain_torch(ranks2, make_case(tmp_path, stage=stage, accumulation=2, parts=3))
+    assert_same_as_plain_torch(
+        ranks2, make_case(tmp_path, stage=stage, micro_batch_size=4, parts=3)
+    )
 
 
 def test_what_stays_whole_is_counted_beside_its_partition(ranks2: RankPool, tmp_path: Path) -> None:
@@ -235,10 +262,10 @@ def test_what_stays_whole_is_counted_beside_its_partition(ranks2: RankPool, tmp_
 
 def train_and_evaluate(case: Case, evaluate: bool) -> list[Tensor]:
     """Losses of four steps; between them the ranks generate, each at its own pace."""
-    made, plan = engine(case)
+    made, cut = engine(case)
     losses = []
     for step in range(4):
-        report = made.step(own_micro_batches(global_batch(step), made, plan))
+        report = made.step(own_micro_batches(global_batch(step), made, cut))
         losses.append(report.task_losses)
         if evaluate:
             with made.evaluation() as model:
@@ -265,10 +292,10 @@ def test_training_goes_on_unchanged_after_an_evaluation(
 
 def train_then_leave_tasks_out(case: Case) -> list[Any]:
     """The weights after a step with all tasks, and after another with the first task alone."""
-    made, plan = engine(case)
+    made, cut = engine(case)
     states = []
     for tasks in (None, [0] * NUM_EXAMPLES):
-        made.step(own_micro_batches(global_batch(0, tasks), made, plan))
+        made.step(own_micro_batches(global_batch(0, tasks), made, cut))
         states.append(made.export())
     made.close()
     return states
@@ -296,12 +323,12 @@ def test_weights_of_an_absent_task_move_by_momentum_and_decay(
 
 def train_on_different_tasks(case: Case) -> list[float]:
     """Twenty steps in which every rank has examples of one task, another one in each step."""
-    made, plan = engine(case)
+    made, cut = engine(case)
     losses = []
     for step in range(20):
         task = (step + made.ranks.global_rank * (1 + step // 5)) % len(TASKS)
         batch = global_batch(step % 2, [task] * NUM_EXAMPLES)
-        report = made.step(own_micro_batches(batch, made, plan))
+        report = made.step(own_micro_batches(batch, made, cut))
         losses.append(made.ranks.sum(report.task_losses).sum().item())
     made.close()
     return losses
@@ -318,8 +345,8 @@ def test_ranks_on_different_tasks_do_not_wait_for_ever(ranks2: RankPool, tmp_pat
 
 def linear_after(case: Case) -> bool:
     """Whether torch's own linear function is back after an engine was closed."""
-    made, plan = engine(case)
-    made.step(own_micro_batches(global_batch(0), made, plan))
+    made, cut = engine(case)
+    made.step(own_micro_batches(global_batch(0), made, cut))
     made.close()
     return F.linear is torch._C._nn.linear
 
@@ -330,10 +357,10 @@ def test_a_closed_engine_leaves_nothing_behind(ranks2: RankPool, tmp_path: Path)
 
 def export_of_several_groups(case: Case) -> dict[str, Any] | None:
     """The state after two steps with several parameter groups."""
-    made, plan = engine(case)
+    made, cut = engine(case)
     assert {group["lr"] for group in made.parameter_groups} == {RATE, case.visual_rate}
     for step in range(2):
-        made.step(own_micro_batches(global_batch(step), made, plan))
+        made.step(own_micro_batches(global_batch(step), made, cut))
     state = made.export()
     made.close()
     return state

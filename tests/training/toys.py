@@ -13,14 +13,15 @@ from torch import Tensor
 
 from tests.models.toys import DIM, GRID, Words, backbone
 from vlds.backbones import T5, Backbone, Bart
-from vlds.config import OptimizerConfig, Recipe, TrainingConfig
+from vlds.config import DataConfig, OptimizerConfig, Recipe, TrainingConfig
+from vlds.data import BatchCut
 from vlds.methods import Adapter, Method
 from vlds.models.build import build_model
 from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.models.vl_model import VLModel
 from vlds.schema import IGNORED_LABEL, Batch
 from vlds.tasks import GQA, VQA, Caption, Task
-from vlds.training.deepspeed_config import BatchPlan, complete_deepspeed_config, plan_batches
+from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
 from vlds.training.engine import Engine, start_ranks
 from vlds.training.optim import parameter_groups, set_learning_rate
 from vlds.vision import StoredFeatures
@@ -40,7 +41,9 @@ class Case:
     folder: str
     family: str = "T5"
     stage: int = 3
-    accumulation: int = 1
+    sizes: tuple[int, ...] = (NUM_EXAMPLES,)
+    """Examples of the global batches, in turn."""
+    micro_batch_size: int | None = None
     method: Method = field(default_factory=lambda: Adapter(sharing="multiple", reduction=4))
     visual_rate: float | None = None
     clip_norm: float = 0.0
@@ -76,6 +79,7 @@ def recipe(case: Case) -> Recipe:
         visual_embedding=VisualEmbeddingConfig(boxes="grid"),
         methods={"method": case.method},
         tasks=TASKS,
+        data=DataConfig(global_batch_size=max(case.sizes), micro_batch_size=case.micro_batch_size),
         optimizer=OptimizerConfig(
             learning_rate=RATE,
             visual_embedding_learning_rate=case.visual_rate,
@@ -92,14 +96,13 @@ def build(run: Recipe) -> VLModel:
     return build_model(run.model, list(run.tasks), torch.float32, Words())
 
 
-def engine(case: Case) -> tuple[Engine, BatchPlan]:
+def engine(case: Case) -> tuple[Engine, BatchCut]:
     """An engine around the case's model on the ranks of this process's pool, at rate RATE."""
     run = recipe(case)
     ranks = start_ranks(60)
-    micro = NUM_EXAMPLES // ranks.world_size // case.accumulation
-    plan = plan_batches(NUM_EXAMPLES, micro, ranks.world_size)
+    cut = cut_batches(run, ranks.world_size)
     model = build(run)
-    config = complete_deepspeed_config(Path(run.training.deepspeed), run, plan)
+    config = complete_deepspeed_config(Path(run.training.deepspeed), run, cut)
     groups = parameter_groups(model, run)
     made = Engine(
         model,
@@ -111,28 +114,28 @@ def engine(case: Case) -> tuple[Engine, BatchPlan]:
         parts=case.parts,
     )
     set_learning_rate(made.parameter_groups, 1.0)
-    return made, plan
+    return made, cut
 
 
-def global_batch(seed: int, tasks: Sequence[int] | None = None) -> Batch:
-    """NUM_EXAMPLES examples of all tasks, with targets of 1 to 9 tokens and unlike weights."""
+def global_batch(seed: int, tasks: Sequence[int] | None = None, size: int = NUM_EXAMPLES) -> Batch:
+    """`size` examples of all tasks, with targets of 1 to 9 tokens and unlike weights."""
     draw = torch.Generator().manual_seed(seed)
-    task_index = torch.randint(len(TASKS), (NUM_EXAMPLES,), generator=draw)
+    task_index = torch.randint(len(TASKS), (size,), generator=draw)
     task_index = task_index if tasks is None else torch.tensor(list(tasks))
-    prompts = torch.randint(3, 40, (NUM_EXAMPLES, 7), generator=draw)
-    mask = torch.arange(7) < torch.randint(2, 8, (NUM_EXAMPLES, 1), generator=draw)
-    labels = torch.randint(3, 40, (NUM_EXAMPLES, 9), generator=draw)
-    ends = torch.randint(1, 10, (NUM_EXAMPLES, 1), generator=draw)
+    prompts = torch.randint(3, 40, (size, 7), generator=draw)
+    mask = torch.arange(7) < torch.randint(2, 8, (size, 1), generator=draw)
+    labels = torch.randint(3, 40, (size, 9), generator=draw)
+    ends = torch.randint(1, 10, (size, 1), generator=draw)
     return Batch(
-        ids=[f"{seed}-{n}" for n in range(NUM_EXAMPLES)],
+        ids=[f"{seed}-{n}" for n in range(size)],
         task_index=task_index,
         input_ids=prompts.masked_fill(~mask, 1),
         attention_mask=mask,
         labels=labels.masked_fill(torch.arange(9) >= ends, IGNORED_LABEL),
         # Captions carry no soft scores.
-        weights=torch.rand(NUM_EXAMPLES, generator=draw).masked_fill(task_index == 1, 1.0),
-        valid=torch.ones(NUM_EXAMPLES, dtype=torch.bool),
-        image_index=torch.randint(5, (NUM_EXAMPLES, 1), generator=draw),
+        weights=torch.rand(size, generator=draw).masked_fill(task_index == 1, 1.0),
+        valid=torch.ones(size, dtype=torch.bool),
+        image_index=torch.randint(5, (size, 1), generator=draw),
         features=torch.randn(5, GRID * GRID, DIM, generator=draw).half(),
     )
 
@@ -155,11 +158,13 @@ def part_of(batch: Batch, rows: slice) -> Batch:
     return replace(batch, **(per_example | widths | {"ids": batch.ids[rows]}))
 
 
-def own_micro_batches(batch: Batch, made: Engine, plan: BatchPlan) -> list[Batch]:
+def own_micro_batches(batch: Batch, made: Engine, cut: BatchCut) -> list[Batch]:
     """This rank's part of a global batch, cut as the training stream cuts it."""
-    size, ranks = plan.micro_batch_size, made.ranks
-    starts = [
-        (micro * ranks.world_size + ranks.global_rank) * size
-        for micro in range(plan.accumulation_steps)
-    ]
-    return [part_of(batch, slice(start, start + size)) for start in starts]
+    pieces = cut.pieces(len(batch), made.ranks.global_rank)
+    return [part_of(batch, slice(p.start, p.stop)) if p else stand_in(batch) for p in pieces]
+
+
+def stand_in(batch: Batch) -> Batch:
+    """What a rank without a row of its own computes."""
+    first = part_of(batch, slice(0, 1))
+    return replace(first, valid=torch.zeros_like(first.valid))

@@ -1,5 +1,6 @@
 """The data room: shard -> Sample -> Batch."""
 
+from vlds.data.batch_cut import BatchCut
 from vlds.data.decode import decode_image
 from vlds.data.errors import BadSample, ErrorPolicy, ShardError
 from vlds.data.eval_order import EvalOrder
@@ -15,6 +16,7 @@ from vlds.manifest import sha256 as file_sha256
 
 __all__ = [
     "BadSample",
+    "BatchCut",
     "Dataset",
     "DatasetInfo",
     "ErrorPolicy",

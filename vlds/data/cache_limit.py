@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from heapq import nlargest
 
+import numpy as np
+
+from vlds.data.batch_cut import BatchCut
 from vlds.data.source import Source
 
 
@@ -40,23 +43,11 @@ def check_cache_limit(
         )
 
 
-def lanes_read(
-    lanes: int, global_batch_size: int, micro_batch_size: int, world_size: int, ranks: range
-) -> int:
-    """How many of the lanes these global ranks read, in all their parts of a global batch."""
-    together = world_size * micro_batch_size
-    starts = [
-        first + global_rank * micro_batch_size
-        for first in range(0, global_batch_size, together)
-        for global_rank in ranks
-    ]
-    return len(
-        {
-            slot * lanes // global_batch_size
-            for start in starts
-            for slot in range(start, start + micro_batch_size)
-        }
-    )
+def lanes_read(lanes: int, batch_size: int, cut: BatchCut, ranks: range) -> int:
+    """How many of the lanes these global ranks read of a global batch."""
+    slots = np.arange(batch_size)
+    ours = np.isin(cut.ranks_of(slots, batch_size), ranks)
+    return len(np.unique(slots[ours] * lanes // batch_size))
 
 
 def _fetched(source: Source) -> dict[tuple[str, str], int]:

@@ -1,53 +1,58 @@
-"""Torch's loader over lists of positions, and what must hold of a batch's size."""
+"""Torch's loader over lists of positions."""
 
 from __future__ import annotations
 
 import os
 import signal
 from collections.abc import Iterable, Iterator
-from typing import Any
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch.utils.data
 
 from vlds.data.assemble import Parcel
+from vlds.data.batch_cut import BatchCut
+from vlds.data.mixture import MixedOrder
 from vlds.schema import Batch
 
 
-class Positions:
-    """This rank's lists of positions, for ever."""
+class Piece(NamedTuple):
+    """A rank's micro-batch."""
 
-    def __init__(self, start: int, size: int, slot: tuple[int, int]) -> None:
-        self.start, self.size = start, size
-        self.world_size, self.global_rank = slot
+    start: int
+    """Position at which its global batch begins."""
+    slots: range
+    """Its slots in the global batch."""
+    ends_step: bool
+    """True for the rank's last micro-batch of the global batch."""
+
+
+@dataclass(frozen=True)
+class Positions:
+    """This rank's micro-batches of an order, for ever."""
+
+    order: MixedOrder
+    cut: BatchCut
+    global_rank: int
+    start: int
+    """Position at which the first global batch begins."""
 
     def __iter__(self) -> Iterator[list[int]]:
-        at = self.start
-        while True:
-            first = at + self.global_rank * self.size
-            yield list(range(first, first + self.size))
-            at += self.world_size * self.size
+        """Positions of each micro-batch; torch's loader makes no empty batches, so that a
+        micro-batch without rows stands for the first example of its global batch."""
+        for piece in self.pieces():
+            yield [piece.start + slot for slot in piece.slots] or [piece.start]
 
-
-def check_batch(global_batch_size: int, micro_batch_size: int, world_size: int) -> None:
-    """The ranks' micro-batches must fill the global batch.
-
-    Errors: ValueError that names the numbers and possible ones.
-    """
-    numbers = (global_batch_size, micro_batch_size, world_size)
-    if min(numbers) < 1:
-        raise ValueError(
-            f"global_batch_size {global_batch_size}, micro_batch_size {micro_batch_size}, "
-            f"world_size {world_size}: each must be at least 1"
-        )
-    together = world_size * micro_batch_size
-    if global_batch_size % together:
-        below = global_batch_size // together * together
-        sizes = [str(n) for n in (below, below + together) if n]
-        raise ValueError(
-            f"global_batch_size {global_batch_size} is no multiple of world_size {world_size} x "
-            f"micro_batch_size {micro_batch_size} = {together}; set global_batch_size to "
-            f"{' or '.join(sizes)}, or choose another micro_batch_size or number of ranks"
-        )
+    def pieces(self) -> Iterator[Piece]:
+        """The micro-batches, as parts of their global batches."""
+        for start in count(self.start, self.order.stride):
+            size = int(self.order.sizes_at(np.array([start]))[0])
+            *others, last = self.cut.pieces(size, self.global_rank)
+            for slots in others:
+                yield Piece(start, slots, False)
+            yield Piece(start, last, True)
 
 
 def batch_of(parcel: Parcel) -> Batch:

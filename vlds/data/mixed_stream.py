@@ -5,15 +5,18 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.utils.data
 
 from vlds.data.assemble import Parcel
+from vlds.data.batch_cut import BatchCut
 from vlds.data.errors import ErrorBook, ErrorPolicy
-from vlds.data.loader import Positions, batch_of, make_loader
+from vlds.data.loader import Piece, Positions, batch_of, make_loader
 from vlds.data.mixture import MixedOrder, Phase
 from vlds.data.order import differences
 from vlds.data.stream_state import check_state, given_before
@@ -21,6 +24,8 @@ from vlds.schema import Batch
 
 CACHE_BYTES = 128 << 20
 """Decoded pictures that each process keeps at most: small data sets are decoded once."""
+ALONE = BatchCut()
+"""One rank that computes each global batch at once."""
 FIXED = tuple(f"order.{key}:" for key in ("seed", "window", "group", "lanes", "batch_size"))
 """What a new phase cannot change: a source would repeat and leave out within its epoch."""
 
@@ -28,10 +33,9 @@ FIXED = tuple(f"order.{key}:" for key in ("seed", "window", "group", "lanes", "b
 class MixedStream(ABC):
     """Micro-batches of one rank, for ever.
 
-    Whatever the number of ranks, workers and accumulation steps, an optimizer step consists of the
-    positions [p, p + global_batch_size) of the order, which says at least whose task each is of. A
-    rank takes micro_batch_size neighbours of every world_size x micro_batch_size. So all ranks have
-    as many batches, and the whole state is `consumed`, counted as batches are handed out: what
+    An optimizer step consists of one global batch of the order, whatever the number of ranks,
+    workers and micro-batches: `BatchCut` says which of its slots a rank computes. The whole state
+    is `consumed`, the position of the next global batch, counted as batches are handed out: what
     workers have prepared ahead is never lost.
     """
 
@@ -43,22 +47,22 @@ class MixedStream(ABC):
         order: MixedOrder,
         *,
         global_batch_size: int,
-        micro_batch_size: int,
-        world_size: int,
+        cut: BatchCut,
         global_rank: int,
         num_workers: int,
         policy: ErrorPolicy,
         ledger: Path | None,
     ) -> None:
         """`ledger` lists bad samples."""
+        sizes = [global_batch_size] if order.batch_sizes is None else order.batch_sizes.tolist()
+        cut.check(min(sizes), "global_batch_size")
         self.order = order
         self.global_batch_size = global_batch_size
-        self.micro_batch_size = micro_batch_size
-        self._slot = world_size, global_rank
+        self.cut = cut
+        self.global_rank = global_rank
         self._num_workers = num_workers
         self._book = ErrorBook(policy, ledger)
         self._consumed = 0
-        self._handed_out: list[int] = []
         self._iteration = 0
 
     @abstractmethod
@@ -71,7 +75,7 @@ class MixedStream(ABC):
 
     @property
     def consumed(self) -> int:
-        """Examples handed out so far, over all ranks."""
+        """Position of the next global batch."""
         return self._consumed
 
     @property
@@ -79,31 +83,48 @@ class MixedStream(ABC):
         """Examples of this rank that a substitute stood for, since the process started."""
         return self._book.num_bad
 
-    def position_of(self, row: int) -> int:
-        """Position in the stream of a row of the batch handed out last."""
-        return self._handed_out[row]
-
     def epochs(self) -> dict[str, float]:
         """How often each source has been gone through so far; those of unknown size are left
         out."""
-        given = self.order.given(self._consumed)
+        return self._epochs_before(self._consumed)
+
+    def epochs_after(self, steps: int) -> dict[str, float]:
+        """The same after so many steps of the current mixture."""
+        return self._epochs_before(self.order.phase.at + steps * self.order.stride)
+
+    def _epochs_before(self, position: int) -> dict[str, float]:
+        given = self.order.given(position)
         return {o.name: sum(given[o.name]) / o.size for o in self.order.orders if o.size}
 
     def __iter__(self) -> Iterator[Batch]:
-        self._iteration += 1
-        return self._batches(self._iteration)
+        return chain.from_iterable(self.steps())
 
-    def _batches(self, iteration: int) -> Iterator[Batch]:
-        positions = Positions(self._consumed, self.micro_batch_size, self._slot)
+    def steps(self) -> Iterator[list[Batch]]:
+        """This rank's micro-batches of each global batch. Every rank has equally many; one without
+        a row of its own computes another's, which is not `valid`."""
+        self._iteration += 1
+        return self._steps(self._iteration)
+
+    def _steps(self, iteration: int) -> Iterator[list[Batch]]:
+        positions = Positions(self.order, self.cut, self.global_rank, self._consumed)
         loader = make_loader(self._assemble(), positions, self._num_workers)
-        for parcel in loader:
+        batches: list[Batch] = []
+        for piece, parcel in zip(positions.pieces(), loader, strict=True):
             if iteration != self._iteration:
                 raise RuntimeError("the stream was moved or iterated anew; this iterator is void")
+            batches.append(self._booked(parcel, piece))
+            if piece.ends_step:
+                self._consumed = piece.start + self.order.stride
+                yield batches
+                batches = []
+
+    def _booked(self, parcel: Parcel, piece: Piece) -> Batch:
+        """The batch of a parcel, with its bad samples counted."""
+        if piece.slots:
             self._book.record(parcel.positions, parcel.bad)
-            batch = batch_of(parcel)
-            self._consumed += self.micro_batch_size * self._slot[0]
-            self._handed_out = parcel.positions
-            yield batch
+            return batch_of(parcel)
+        batch = batch_of(parcel)
+        return replace(batch, valid=torch.zeros_like(batch.valid))
 
     def state(self) -> dict[str, Any]:
         """JSON-able state: one integer, what it refers to, and where the mixture was changed."""

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vlds.data.batch_cut import BatchCut
 from vlds.data.endless import Options, SequentialAssembler, Start
 from vlds.data.errors import ErrorPolicy
-from vlds.data.loader import check_batch
-from vlds.data.mixed_stream import CACHE_BYTES, MixedStream
-from vlds.data.mixture import MixedOrder, NamedOrder, Unit, mixing_shares, unit_size
+from vlds.data.mixed_stream import ALONE, CACHE_BYTES, MixedStream
+from vlds.data.mixture import NamedOrder, Unit, batch_sizes, mixed_order
 from vlds.data.streamed_source import StreamedSource
 from vlds.schema import ImageSpec
 
@@ -42,8 +42,7 @@ class SequentialStream(MixedStream):
         image: ImageSpec | None,
         seed: int,
         global_batch_size: int,
-        micro_batch_size: int,
-        world_size: int = 1,
+        cut: BatchCut = ALONE,
         global_rank: int = 0,
         num_workers: int = 0,
         unit: Unit = "example",
@@ -54,31 +53,22 @@ class SequentialStream(MixedStream):
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         """Check everything, read each data set's first sample; `ledger` lists bad samples."""
-        check_batch(global_batch_size, micro_batch_size, world_size)
         policy = errors or ErrorPolicy()
         for source in sources:
             source.check(image, policy)
-        sizes = [source.num_annotations for source in sources]
-        if temperature is not None and None in sizes:
-            name = sources[sizes.index(None)].name
-            raise ValueError(
-                f"data.temperature: got {temperature}, but nobody knows how many examples the "
-                f"shards of {name} hold; give tasks.{name}.weight instead, or index the shards"
-            )
-        weights = [source.weight for source in sources]
         about = {"shuffle_buffer": shuffle_buffer}
-        order = MixedOrder(
+        order = mixed_order(
             [NamedOrder(source.name, source.num_annotations, about) for source in sources],
-            mixing_shares(weights, [size or 1 for size in sizes], temperature),
+            [source.weight for source in sources],
             seed=seed,
-            unit_size=unit_size(unit, global_batch_size, micro_batch_size),
-            batch_size=global_batch_size,
+            temperature=temperature,
+            global_batch_size=global_batch_size,
+            batch_sizes=batch_sizes(sources, unit, global_batch_size),
         )
         super().__init__(
             order,
             global_batch_size=global_batch_size,
-            micro_batch_size=micro_batch_size,
-            world_size=world_size,
+            cut=cut,
             global_rank=global_rank,
             num_workers=num_workers,
             policy=policy,
@@ -90,8 +80,7 @@ class SequentialStream(MixedStream):
         )
 
     def _assemble(self) -> SequentialAssembler:
-        world_size, global_rank = self._slot
-        begins = Start(self.consumed, world_size, global_rank)
+        begins = Start(self.consumed, self.cut.world_size, self.global_rank)
         return SequentialAssembler(self.sources, self.order, self._options, begins)
 
     def fingerprint(self) -> dict[str, Any]:

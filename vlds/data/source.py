@@ -27,6 +27,9 @@ class Source:
     datasets: Sequence[Dataset]
     weight: float = 1.0
     """Share of its examples, relative to the other sources' weights."""
+    batch_size: int | None = None
+    """Examples of its global batches, where batches are of one task; None: as many as the
+    others'."""
 
     @cached_property
     def first_sample(self) -> list[int]:
@@ -37,6 +40,11 @@ class Source:
     def counts(self) -> list[np.ndarray]:
         """Annotations of each sample, shard by shard through the data sets."""
         return [counts for dataset in self.datasets for counts in dataset.counts]
+
+    @property
+    def num_annotations(self) -> int:
+        """Of all data sets."""
+        return sum(dataset.num_annotations for dataset in self.datasets)
 
     def locate(self, sample: int) -> tuple[Dataset, int]:
         """Data set that holds a sample of the source, and the sample's number in it."""

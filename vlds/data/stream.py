@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from vlds.data.assemble import Assembler
+from vlds.data.batch_cut import BatchCut
+from vlds.data.epoch_order import EpochOrder
 from vlds.data.errors import BadSample, ErrorPolicy
 from vlds.data.eval_order import EvalOrder
-from vlds.data.loader import batch_of, check_batch, make_loader
-from vlds.data.mixed_stream import CACHE_BYTES, MixedStream
-from vlds.data.mixture import Unit, mixed_order
+from vlds.data.loader import batch_of, make_loader
+from vlds.data.mixed_stream import ALONE, CACHE_BYTES, MixedStream
+from vlds.data.mixture import Unit, batch_sizes, mixed_order
 from vlds.data.order import hashed
 from vlds.data.source import Source
 from vlds.schema import Batch, ImageSpec
@@ -31,8 +33,7 @@ class TrainStream(MixedStream):
         image: ImageSpec | None,
         seed: int,
         global_batch_size: int,
-        micro_batch_size: int,
-        world_size: int = 1,
+        cut: BatchCut = ALONE,
         global_rank: int = 0,
         num_workers: int = 0,
         unit: Unit = "example",
@@ -45,31 +46,31 @@ class TrainStream(MixedStream):
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         """Check everything, read each data set's first sample; `ledger` lists bad samples."""
-        check_batch(global_batch_size, micro_batch_size, world_size)
         names = [source.name for source in sources]
         if not sources or len(set(names)) < len(names):
             raise ValueError(f"sources {names}: give at least one, and each a name of its own")
         for source in sources:
             source.check(image)
         policy = errors or ErrorPolicy()
+        orders = [
+            EpochOrder(
+                source.name, source.counts, seed=seed, window=window, group=group, lanes=lanes
+            )
+            for source in sources
+        ]
         order = mixed_order(
-            names,
-            [source.counts for source in sources],
+            orders,
             [source.weight for source in sources],
             seed=seed,
-            unit=unit,
             temperature=temperature,
-            window=window,
-            group=group,
-            lanes=lanes,
             global_batch_size=global_batch_size,
-            micro_batch_size=micro_batch_size,
+            batch_sizes=batch_sizes(sources, unit, global_batch_size),
+            lanes=lanes,
         )
         super().__init__(
             order,
             global_batch_size=global_batch_size,
-            micro_batch_size=micro_batch_size,
-            world_size=world_size,
+            cut=cut,
             global_rank=global_rank,
             num_workers=num_workers,
             policy=policy,

@@ -108,6 +108,9 @@ class StreamedSource:
     datasets: Sequence[StreamedDataset]
     weight: float = 1.0
     """Share of its examples, relative to the other sources' weights."""
+    batch_size: int | None = None
+    """Examples of its global batches, where batches are of one task; None: as many as the
+    others'."""
 
     @cached_property
     def shards(self) -> list[tuple[StreamedDataset, str]]:

@@ -44,8 +44,8 @@ def recipe_facts(recipe: Recipe, run: RunInputs) -> dict[str, str]:
     steps = "" if run.steps_done is None else f"{run.steps_done:,} of "
     return {
         "method": trained_text(recipe),
-        "steps": f"{steps}{recipe.training.steps:,}",
-        "examples a step": f"{recipe.data.global_batch_size:,}",
+        "steps": f"{steps}{recipe.training.num_steps:,}",
+        "examples a step": ", ".join(f"{size:,}" for size in recipe.batch_sizes.values()),
         "learning rate": f"{recipe.optimizer.learning_rate:g}",
         "precision": recipe.training.precision,
         "DeepSpeed": recipe.training.deepspeed,
@@ -55,7 +55,7 @@ def recipe_facts(recipe: Recipe, run: RunInputs) -> dict[str, str]:
 
 def stopped_text(recipe: Recipe, run: RunInputs) -> str:
     """How far a run came that has not ended; "" for one that has."""
-    done, planned = run.steps_done, recipe.training.steps
+    done, planned = run.steps_done, recipe.training.num_steps
     return "" if done is None or done >= planned else f"{done:,} of {planned:,} steps"
 
 

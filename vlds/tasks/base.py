@@ -40,6 +40,9 @@ class Task(ABC):
     """Folders or URLs of the data sets to evaluate on."""
     weight: float = 1.0
     """Share of this task's examples, relative to the other tasks' weights."""
+    batch_size: int | None = None
+    """Examples of this task's global batches; only with data.unit global_batch, where batches are
+    of one task. Default: data.global_batch_size."""
     prompt: str
     """Text before the input, trailing space included; "" for none."""
     max_prompt_tokens: int
@@ -54,8 +57,8 @@ class Task(ABC):
     def __post_init__(self) -> None:
         if not self.weight > 0:
             raise ValueError(f"weight: got {self.weight}; give a number above 0, or drop the task")
-        for name in ("max_prompt_tokens", "max_target_tokens"):
-            if getattr(self, name) < 1:
+        for name in ("max_prompt_tokens", "max_target_tokens", "batch_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}; give at least 1")
 
     @abstractmethod

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vlds.config import Recipe, save_recipe
-from vlds.data import MixedStream, SequentialStream, Source, StreamedSource, TrainStream
+from vlds.data import BatchCut, MixedStream, SequentialStream, Source, StreamedSource, TrainStream
 from vlds.data.cache_limit import check_cache_limit, lanes_read
+from vlds.data.mixing_shares import steps_in
+from vlds.data.mixture import batch_sizes
 from vlds.models.build import build_model
 from vlds.models.partitioned_loading import partitioned_loading
 from vlds.models.vl_model import VLModel
 from vlds.resources import find
 from vlds.training.alignment import align
 from vlds.training.best import BestStep, check_best
-from vlds.training.deepspeed_config import BatchPlan, complete_deepspeed_config, plan_batches
+from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
 from vlds.training.distributed import Ranks
 from vlds.training.engine import Engine
 from vlds.training.evaluate import (
@@ -39,7 +41,7 @@ from vlds.training.tracker import Tracker
 class Prepared:
     """Everything that can fail before long work starts, opened and checked."""
 
-    plan: BatchPlan
+    cut: BatchCut
     deepspeed: dict[str, Any]
     train_sources: list[Source]
     """Empty where the reader is the sequential one."""
@@ -51,20 +53,8 @@ def prepare(recipe: Recipe, ranks: Ranks, resume: Resume) -> Prepared:
     """Check the recipe against files, data and ranks."""
     check_output(recipe, resume)
     check_tracking(recipe.tracking)
-    plan = plan_batches(
-        recipe.data.global_batch_size, recipe.data.micro_batch_size, ranks.world_size
-    )
-    if recipe.data.parts > plan.micro_batch_size:
-        raise ValueError(
-            f"data.parts: {recipe.data.parts}, but a micro-batch has {plan.micro_batch_size} "
-            "examples; give at most that many"
-        )
-    if recipe.data.parts > 1 and recipe.training.activation_checkpointing:
-        raise ValueError(
-            f"data.parts: {recipe.data.parts} with training.activation_checkpointing: the layers "
-            "of one part cannot be recomputed after another part; use smaller micro-batches "
-            "(data.micro_batch_size) in the place of parts"
-        )
+    cut = cut_batches(recipe, ranks.world_size)
+    check_parts(recipe, cut)
     if ranks.is_first and (warning := slow_precision(recipe.training.precision, ranks.device)):
         print(warning, flush=True)
     sequential = recipe.data.reader == "sequential"
@@ -76,22 +66,61 @@ def prepare(recipe: Recipe, ranks: Ranks, resume: Resume) -> Prepared:
         train,
         evaluation,
         window=recipe.data.window,
-        num_lanes=lanes_read(
-            recipe.data.lanes,
-            plan.global_batch_size,
-            plan.micro_batch_size,
-            ranks.world_size,
-            ranks.on_this_machine,
+        num_lanes=max(
+            lanes_read(recipe.data.lanes, size, cut, ranks.on_this_machine)
+            for size in recipe.batch_sizes.values()
         ),
     )
     check_writable(Path(recipe.output))
     return Prepared(
-        plan=plan,
-        deepspeed=complete_deepspeed_config(find(recipe.training.deepspeed), recipe, plan),
+        cut=cut,
+        deepspeed=complete_deepspeed_config(find(recipe.training.deepspeed), recipe, cut),
         train_sources=train,
         streamed_sources=streamed,
         evaluation_sources=evaluation,
     )
+
+
+def check_parts(recipe: Recipe, cut: BatchCut) -> None:
+    """Every rank computes each micro-batch in `data.parts` parts, and each part needs a row.
+
+    Errors: ValueError that names the largest number of parts.
+    """
+    parts = recipe.data.parts
+    smallest = min(map(cut.smallest_piece, recipe.batch_sizes.values()))
+    if parts > smallest:
+        raise ValueError(
+            f"data.parts: {parts}, but the smallest micro-batch of a rank has {smallest} "
+            f"example{'s' * (smallest > 1)}; give at most that many"
+        )
+    if parts > 1 and recipe.training.activation_checkpointing:
+        raise ValueError(
+            f"data.parts: {parts} with training.activation_checkpointing: the layers "
+            "of one part cannot be recomputed after another part; use smaller micro-batches "
+            "(data.micro_batch_size) in the place of parts"
+        )
+
+
+def with_steps(recipe: Recipe, prepared: Prepared) -> Recipe:
+    """The recipe with the number of steps that `training.epochs` takes.
+
+    Errors: ValueError where nobody knows how many examples a task has.
+    """
+    training = recipe.training
+    if training.epochs is None:
+        return replace(recipe, training=replace(training, steps=training.num_steps))
+    sources = prepared.train_sources or prepared.streamed_sources
+    sizes: list[int] = []
+    for source in sources:
+        if source.num_annotations is None:
+            raise ValueError(
+                f"training.epochs: got {training.epochs}, but nobody knows how many examples the "
+                f"shards of {source.name} hold; give training.steps, or index the shards"
+            )
+        sizes.append(source.num_annotations)
+    size = recipe.data.global_batch_size
+    steps = steps_in(training.epochs, sizes, size, batch_sizes(sources, recipe.data.unit, size))
+    return replace(recipe, training=replace(training, steps=steps, epochs=None))
 
 
 def build_run(
@@ -146,14 +175,13 @@ def check_choices(recipe: Recipe, model: VLModel) -> None:
 
 def open_stream(recipe: Recipe, ranks: Ranks, prepared: Prepared, tokenizer: Any) -> MixedStream:
     """This rank's stream of examples, at its beginning."""
-    data, plan = recipe.data, prepared.plan
+    data = recipe.data
     common: dict[str, Any] = {
         "tokenizer": tokenizer,
         "image": recipe.image,
         "seed": recipe.seed,
-        "global_batch_size": plan.global_batch_size,
-        "micro_batch_size": plan.micro_batch_size,
-        "world_size": ranks.world_size,
+        "global_batch_size": data.global_batch_size,
+        "cut": prepared.cut,
         "global_rank": ranks.global_rank,
         "num_workers": data.num_workers,
         "unit": data.unit,
@@ -193,10 +221,21 @@ def announce(run: Run) -> None:
         f"{run.ranks.world_size} ranks; bytes per rank: frozen {held['frozen']:,}, trainable "
         f"{held['trainable']:,}, "
         f"optimizer {held['optimizer']:,}; step {run.engine.steps_done} of "
-        f"{run.recipe.training.steps}"
+        f"{run.recipe.training.num_steps}"
     )
+    run.tracker.say(epochs_told(run))
     if run.stream.notice:
         run.tracker.say(run.stream.notice)
     run.tracker.write(
         run.engine.steps_done, {"bytes_per_rank": held, "trainable": counts.as_dict()}
     )
+
+
+def epochs_told(run: Run) -> str:
+    """How often the run goes through each task's examples."""
+    steps = run.recipe.training.num_steps
+    epochs = run.stream.epochs_after(steps)
+    told = [f"{epoch:,.2f} of {task}" for task, epoch in epochs.items()]
+    unknown = [task for task in run.recipe.tasks if task not in epochs]
+    told += [f"an unknown number of {task}" for task in unknown]
+    return f"{steps:,} steps are epochs: {', '.join(told)}"

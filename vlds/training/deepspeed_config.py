@@ -4,49 +4,29 @@ contradictions."""
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vlds.config import Recipe
+from vlds.data import BatchCut
 
 
-@dataclass(frozen=True)
-class BatchPlan:
-    """How a global batch is cut: ranks x accumulation steps x micro-batch."""
+def cut_batches(recipe: Recipe, world_size: int) -> BatchCut:
+    """How this number of ranks shares the recipe's global batches.
 
-    global_batch_size: int
-    micro_batch_size: int
-    accumulation_steps: int
-
-
-def plan_batches(
-    global_batch_size: int, micro_batch_size: int | None, world_size: int
-) -> BatchPlan:
-    """Cut the global batch for this number of ranks.
-
-    Errors: ValueError where it cannot be cut evenly, with the sizes that would work.
+    Errors: ValueError where a global batch has fewer examples than there are ranks.
     """
-    if global_batch_size % world_size:
-        near = [size for size in range(1, global_batch_size + 1) if global_batch_size % size == 0]
-        raise ValueError(
-            f"data.global_batch_size: {global_batch_size} examples cannot be shared by "
-            f"{world_size} ranks; "
-            f"start one of {near} ranks, or set it to a multiple of {world_size}"
-        )
-    share = global_batch_size // world_size
-    micro = micro_batch_size or share
-    if share % micro:
-        raise ValueError(
-            f"data.micro_batch_size: {micro} does not divide the {share} examples that each of "
-            f"{world_size} ranks "
-            f"gets of data.global_batch_size {global_batch_size}; choose a divisor of {share}"
-        )
-    return BatchPlan(global_batch_size, micro, share // micro)
+    cut = BatchCut(world_size, recipe.data.micro_batch_size)
+    for field, size in recipe.batch_sizes.items():
+        cut.check(size, field)
+    return cut
 
 
-def complete_deepspeed_config(path: Path, recipe: Recipe, plan: BatchPlan) -> dict[str, Any]:
+def complete_deepspeed_config(path: Path, recipe: Recipe, cut: BatchCut) -> dict[str, Any]:
     """Read DeepSpeed's file and fill in what the recipe decides.
+
+    DeepSpeed wants one batch size for all steps and ranks, and multiplies it out. It gets the
+    largest; the engine tells it where each step really ends.
 
     Errors: ValueError where the file is missing, is no JSON, or says something else than the
     recipe.
@@ -57,10 +37,13 @@ def complete_deepspeed_config(path: Path, recipe: Recipe, plan: BatchPlan) -> di
         raise ValueError(f"training.deepspeed: there is no file {path}") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"training.deepspeed: {path} is not JSON: {error}") from None
+    sizes = recipe.batch_sizes.values()
+    micro_batch_size = max(map(cut.largest_piece, sizes))
+    accumulation_steps = max(map(cut.accumulation_steps, sizes))
     decided = {
-        "train_batch_size": plan.global_batch_size,
-        "train_micro_batch_size_per_gpu": plan.micro_batch_size,
-        "gradient_accumulation_steps": plan.accumulation_steps,
+        "train_batch_size": micro_batch_size * accumulation_steps * cut.world_size,
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": accumulation_steps,
         "gradient_clipping": recipe.optimizer.clip_norm,
         "bf16.enabled": recipe.training.precision == "bf16",
         # In fp32 it is always so: a step whose gradient is not finite changes nothing.

@@ -142,6 +142,8 @@ class Engine:
         for number, batch in enumerate(batches):
             self._seed_dropout(number)
             scale = coefficients(batch, totals, self.tasks).to(self.ranks.device)
+            # Steps of other tasks may have other numbers of micro-batches.
+            self._deepspeed.set_gradient_accumulation_boundary(number == len(batches) - 1)
             output = self._deepspeed(batch.to(self.ranks.device), scale, self._cut(batch))
             # ZeRO averages gradients over ranks, and the denominators already count all of them.
             factor = torch.where(output.loss.isfinite(), float(self.ranks.world_size), nan)

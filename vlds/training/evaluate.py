@@ -64,7 +64,7 @@ def data_source(recipe: Recipe, name: str, folders: Sequence[str]) -> Source:
     """A task of the recipe with some data sets."""
     task = recipe.tasks[name]
     datasets = open_datasets(f"tasks.{name}", task, folders, recipe.data.shard_cache)
-    return Source(name, task, datasets, task.weight)
+    return Source(name, task, datasets, task.weight, task.batch_size)
 
 
 def training_sources(recipe: Recipe) -> list[Source]:
@@ -93,7 +93,7 @@ def streamed_sources(recipe: Recipe) -> list[StreamedSource]:
             datasets = [open_streamed(place, task.kinds, fields) for place in task.train]
         except ValueError as error:
             raise ValueError(f"tasks.{name}: {error}") from error
-        sources.append(StreamedSource(name, task, datasets, task.weight))
+        sources.append(StreamedSource(name, task, datasets, task.weight, task.batch_size))
     return sources
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from vlds.config import Recipe
-from vlds.training.build import build_run, prepare
-from vlds.training.deepspeed_config import BatchPlan
+from vlds.training.build import build_run, prepare, with_steps
 from vlds.training.engine import start_ranks
 from vlds.training.evaluate import blanked, with_answer_lists
 from vlds.training.faults import NonFiniteSteps, explained
@@ -33,9 +32,10 @@ def train(recipe: Recipe, *, resume: Resume = False, new_phase: bool = False) ->
     with explained(recipe), stop_on_signals() as stop:
         recipe = with_answer_lists(recipe)
         prepared = prepare(recipe, ranks, resume)
+        recipe = with_steps(recipe, prepared)
         run = build_run(recipe, ranks, prepared, resume, new_phase)
         try:
-            code = loop(run, prepared.plan, stop)
+            code = loop(run, stop)
         finally:
             run.states.close()
             run.tracker.close()
@@ -43,19 +43,22 @@ def train(recipe: Recipe, *, resume: Resume = False, new_phase: bool = False) ->
     return code
 
 
-def loop(run: Run, plan: BatchPlan, stop: StopRequest) -> int:
+def loop(run: Run, stop: StopRequest) -> int:
     """Steps until the last one, or until someone asks for a stop."""
     config, engine = run.recipe.training, run.engine
+    num_steps = config.num_steps
     watch = GradientWatch(engine.model, engine.model.parts, run.ranks)
     nonfinite = NonFiniteSteps(config.max_nonfinite_steps, run.ranks)
-    micro_batches = iter(blanked(run.stream) if run.recipe.data.blank_images else run.stream)
+    global_batches = run.stream.steps()
     if evaluation_lacks(run):
         tell_evaluation(run)
     save_due = False
-    while engine.steps_done < config.steps:
-        factor = schedule_factor(engine.steps_done, config.steps, run.recipe.optimizer)
+    while engine.steps_done < num_steps:
+        factor = schedule_factor(engine.steps_done, num_steps, run.recipe.optimizer)
         set_learning_rate(engine.parameter_groups, factor)
-        batches = [next(micro_batches) for _ in range(plan.accumulation_steps)]
+        batches = next(global_batches)
+        if run.recipe.data.blank_images:
+            batches = list(blanked(batches))
         report = engine.step(batches)
         step = engine.steps_done
         learning_rate = factor * run.recipe.optimizer.learning_rate
@@ -63,7 +66,7 @@ def loop(run: Run, plan: BatchPlan, stop: StopRequest) -> int:
         stopping, failed = run.ranks.any_of(stop.reason is not None, run.states.failed)
         if failed:
             run.states.finish()
-        last = step == config.steps
+        last = step == num_steps
         for line in [*watch.after_step(last), *nonfinite.after_step(step, report, batches)]:
             run.tracker.say(line)
         # A step that was skipped may be one of a row that ends the run: its good state stays.

@@ -34,11 +34,13 @@ class LossTotals:
 
 
 def count(batches: Sequence[Batch], num_tasks: int) -> Tensor:
-    """(2, k) float64: examples and target tokens per task in these micro-batches."""
+    """(2, k) float64: examples and target tokens per task in these micro-batches. Examples that are
+    not valid stand in for a rank's missing row and count nowhere."""
     totals = torch.zeros(2, num_tasks, dtype=torch.float64)
     for batch in batches:
-        totals[0].index_add_(0, batch.task_index, torch.ones(len(batch), dtype=torch.float64))
-        totals[1].index_add_(0, batch.task_index, target_lengths(batch).double())
+        valid = batch.valid.cpu().double()
+        totals[0].index_add_(0, batch.task_index, valid)
+        totals[1].index_add_(0, batch.task_index, valid * target_lengths(batch))
     return totals
 
 
@@ -57,7 +59,8 @@ def coefficients(batch: Batch, totals: LossTotals, tasks: Sequence[Task]) -> Ten
     share = totals.examples / num_examples / totals.tokens.clamp(min=1)
     by_token = share[batch.task_index]
     token_mean = torch.tensor([task.reduction == "token_mean" for task in tasks])
-    return torch.where(token_mean[batch.task_index], by_token, by_example).float()
+    by_task = torch.where(token_mean[batch.task_index], by_token, by_example)
+    return (by_task * batch.valid.cpu()).float()
 
 
 def task_losses(

@@ -18,7 +18,7 @@ from vlds.config import Recipe
 from vlds.models.build import build_model
 from vlds.models.vl_model import VLModel
 from vlds.resources import find
-from vlds.training.deepspeed_config import complete_deepspeed_config, plan_batches
+from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
 from vlds.training.optim import parameter_groups
 from vlds.training.precision import PRECISIONS
 
@@ -104,18 +104,19 @@ def plan_recipe(recipe: Recipe, world_size: int) -> dict[str, Held]:
         dtype = PRECISIONS[recipe.training.precision]
         model = build_model(recipe.model, list(recipe.tasks), dtype, None)
     groups = parameter_groups(model, recipe)
-    batches = plan_batches(recipe.data.global_batch_size, recipe.data.micro_batch_size, world_size)
+    cut = cut_batches(recipe, world_size)
     own = recipe.training.deepspeed
     found = {}
     for file in (own, *(name for name in SHIPPED if name != own)):
-        config = complete_deepspeed_config(Path(find(file)), recipe, batches)
+        config = complete_deepspeed_config(Path(find(file)), recipe, cut)
         found[file] = planned(model, groups, config["zero_optimization"], world_size)
     return found
 
 
 def table(plan: Mapping[str, Held], recipe: Recipe, world_size: int) -> str:
     """For people."""
-    batches = plan_batches(recipe.data.global_batch_size, recipe.data.micro_batch_size, world_size)
+    cut = cut_batches(recipe, world_size)
+    micro_batch_size = max(map(cut.largest_piece, recipe.batch_sizes.values()))
     ranks = "1 rank" if world_size == 1 else f"each of {world_size} ranks"
     head = ("MB", "frozen", "trainable", "optimizer", "together", "in CPU")
     lines = [f"What {ranks} holds between steps, in {recipe.training.precision}", row(*head)]
@@ -126,7 +127,7 @@ def table(plan: Mapping[str, Held], recipe: Recipe, world_size: int) -> str:
         "The first file is the recipe's. `in CPU`: in the CPU's memory, beside a GPU.",
         "Gradients (at most as large as `trainable`), DeepSpeed's buckets and what the",
         "backward pass needs come on top; that grows with data.micro_batch_size, now "
-        f"{batches.micro_batch_size}.",
+        f"{micro_batch_size}.",
     ]
     return "\n".join(lines)
 

@@ -50,7 +50,7 @@ def evaluation_lacks(run: Run) -> bool:
     """Whether the step that a run begins or goes on at still is to be evaluated: its state was
     saved before that, and then the run may have been stopped or killed. Collective."""
     step = run.engine.steps_done
-    if not evaluation_due(run) or step == run.recipe.training.steps:
+    if not evaluation_due(run) or step == run.recipe.training.num_steps:
         return False
     told = run.ranks.is_first and scores_told(run.folder / "metrics.jsonl", step)
     return not run.ranks.broadcast(told)

@@ -26,7 +26,7 @@ class Tracker:
         self.ranks = ranks
         self.tasks = list(recipe.tasks)
         self.log_every = recipe.training.log_every
-        self.steps = recipe.training.steps
+        self.steps = recipe.training.num_steps
         self.console = Console(quiet=not ranks.is_first)
         self.sinks: list[Sink] = open_sinks(recipe, first_step) if ranks.is_first else []
         self._losses = torch.zeros(len(self.tasks), dtype=torch.float64)

@@ -246,7 +246,7 @@ def test_the_count_in_the_readme_is_right(desk: Path) -> None:
 
 def test_the_plan_on_the_page_is_right(desk: Path) -> None:
     recipe, page = load_recipe(desk / "vqa.yaml"), ROOT / "docs" / "backbones.md"
-    assert table(plan_recipe(recipe, 4), recipe, 4) + "\n" in blocks(page, "text")
+    assert table(plan_recipe(recipe, [4])[4], recipe, 4) + "\n" in blocks(page, "text")
 
 
 def test_own_rows_become_shards(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:

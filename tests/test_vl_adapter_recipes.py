@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+from vlds import cli
 from vlds.config import load_recipe, parse_recipe
+from vlds.data.mixing_shares import steps_in
+from vlds.data.mixture import NamedOrder, batch_sizes, mixed_order
 from vlds.models.build import describe
 from vlds.resources import find, shipped
 from vlds.tasks import VQA
@@ -147,3 +151,64 @@ def test_answers_and_scores_are_those_of_the_scripts(name: str) -> None:
         vqa = recipe.tasks["vqa"]
         assert isinstance(vqa, VQA)
         assert vqa.accuracy == "legacy"
+
+
+SIZES = {
+    "image": {"vqa": 605_102, "gqa": 1_075_062, "nlvr": 86_373, "caption": 566_747},
+    "video": {"tvqa": 122_039, "how2qa": 34_187, "tvc": 173_206, "yc2c": 10_337},
+}
+"""Training examples of the data sets that the recipes name."""
+STEPS = {
+    "bart_image": (20, [1_211, 1_291, 521, 1_363]),
+    "t5_image": (20, [2_018, 2_151, 864, 2_267]),
+    "bart_video": (7, [2_441, 684, 3_465, 207]),
+    "t5_video": (7, [4_068, 1_140, 5_774, 345]),
+    "t5_video_single_prompt": (7, [407, 114, 578, 35]),
+}
+"""Epochs, and batches of each task in an epoch of the original code: ceil(size / batch size)."""
+TOTAL_STEPS = {
+    "bart_image": 87_720,
+    "t5_image": 146_000,
+    "bart_video": 47_579,
+    "t5_video": 79_289,
+    "t5_video_single_prompt": 7_938,
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_every_task_takes_the_steps_of_the_original(name: str) -> None:
+    recipe = load_recipe(find(f"recipes/vl_adapter/{name}.yaml"))
+    sizes = SIZES[name.split("_")[1]]
+    assert list(recipe.tasks) == list(sizes)
+    tasks = list(recipe.tasks.values())
+    batches = batch_sizes(tasks, recipe.data.unit, recipe.data.global_batch_size)
+    order = mixed_order(
+        [NamedOrder(task, size) for task, size in sizes.items()],
+        [task.weight for task in tasks],
+        seed=recipe.seed,
+        temperature=recipe.data.temperature,
+        global_batch_size=recipe.data.global_batch_size,
+        batch_sizes=batches,
+    )
+    epochs, of_epoch = STEPS[name]
+    assert recipe.training.epochs == epochs
+    steps = steps_in(epochs, list(sizes.values()), recipe.data.global_batch_size, batches)
+    assert steps == TOTAL_STEPS[name] == epochs * sum(of_epoch)
+    sources, _, _ = order.at(np.arange(steps) * order.stride)
+    for epoch in np.split(sources, epochs):
+        assert np.bincount(epoch).tolist() == of_epoch
+    if name.endswith("image"):
+        shares = np.bincount(sources) / steps * 100
+        # T5's batches are smaller, which moves the rounding up of each task's last batch.
+        assert shares == pytest.approx([27.6, 29.4, 11.9, 31.1], abs=0.07)
+
+
+@pytest.mark.parametrize("name", sorted({*COUNTS, *STEPS}))
+def test_any_recipe_runs_on_eight_ranks(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    config = ["--config", f"recipes/vl_adapter/{name}.yaml"]
+    assert cli.main(["plan", *config, "--ranks", "1", "2", "4", "8"]) == 0
+    heads = [line for line in capsys.readouterr().out.splitlines() if line.startswith("What")]
+    assert [head.removesuffix(" between steps, in fp32") for head in heads] == [
+        "What 1 rank holds",
+        *(f"What each of {ranks} ranks holds" for ranks in (2, 4, 8)),
+    ]

@@ -30,7 +30,8 @@ on in a new mixture of tasks, each task from where it was; --ranks N sets the nu
 --restarts N starts a failed run again, N times at most. Every field above is a key of the
 recipe."""
 PLAN_HELP = """\
-Besides: --ranks N, default 1; --json. Every field above is a key of the recipe."""
+Besides: --ranks N, default 1; with --ranks 1 2 4 8 a table for each number; --json. Every field
+above is a key of the recipe."""
 CHANGES_HELP = """\
 Further options change keys of the run's recipe, as in `vlds train`: those of its tasks and data,
 like --tasks.vqa.decoding.answers FILE or --data.eval_batch_size 16."""
@@ -115,14 +116,20 @@ def plan(arguments: list[str]) -> int:
     from vlds.training.memory import plan_recipe, table
 
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    own.add_argument("--ranks", default="1")
+    own.add_argument("--ranks", nargs="+", default=["1"])
     own.add_argument("--json", action="store_true")
     options, words = own.parse_known_args(arguments)
-    ranks = positive("--ranks", options.ranks)
+    numbers = [positive("--ranks", word) for word in options.ranks]
     recipe = parse_recipe(words, "vlds plan", PLAN_HELP)
-    found = plan_recipe(recipe, ranks)
-    tree = {file: asdict(held) for file, held in found.items()}
-    print(json.dumps(tree, indent=1) if options.json else table(found, recipe, ranks))
+    plans = plan_recipe(recipe, numbers)
+    if options.json:
+        tree = {
+            ranks: {file: asdict(held) for file, held in plan.items()}
+            for ranks, plan in plans.items()
+        }
+        print(json.dumps(tree, indent=1))
+    else:
+        print("\n\n".join(table(plan, recipe, ranks) for ranks, plan in plans.items()))
     return 0
 
 

@@ -90,7 +90,8 @@ def check_use(folder: Path) -> None:
     with contextlib.suppress(ValueError):  # ShardError is one
         source = Source("vqa", VQA(train=[str(folder)]), [open_dataset(folder)])
         stream = TrainStream(
-            [source], tokenizer=ToyTokenizer(), image=SPEC, seed=0, global_batch_size=4, errors=LENIENT,
+            [source], tokenizer=ToyTokenizer(), image=SPEC, seed=0, global_batch_size=4,
+            errors=LENIENT,
         )  # fmt: skip
         for batch in islice(stream, 3):
             assert len(batch) == 4
@@ -166,7 +167,8 @@ def test_an_annotation_that_lacks_what_the_task_reads(tmp_path: Path) -> None:
     write(tmp_path / "data", [{"id": "0"}, *({"id": str(n), **good} for n in range(1, NUM))])
     source = Source("vqa", VQA(), [open_dataset(tmp_path / "data")])
     stream = TrainStream(
-        [source], tokenizer=ToyTokenizer(), image=SPEC, seed=0, global_batch_size=NUM, errors=LENIENT, ledger=tmp_path / "ledger",
+        [source], tokenizer=ToyTokenizer(), image=SPEC, seed=0, global_batch_size=NUM,
+        errors=LENIENT, ledger=tmp_path / "ledger",
     )  # fmt: skip
     (ids,) = (batch.ids for batch in islice(stream, 1))
     assert len(ids) == NUM

@@ -27,7 +27,7 @@ def recipe() -> Recipe:
 
 def test_stages_and_offload_at_real_size(recipe: Recipe) -> None:
     """T5-base with one adapter: 10,480,512 weights train, the others are frozen, all fp32."""
-    one, four = plan_recipe(recipe, 1), plan_recipe(recipe, 4)
+    one, four = plan_recipe(recipe, [1, 4]).values()
     assert list(one) == [ZERO2, OFFLOAD2, ZERO3, OFFLOAD3]
     assert one[ZERO2].trainable == four[ZERO2].trainable == 4 * 10_480_512
     assert one[ZERO2].optimizer == 12 * 10_480_512
@@ -48,20 +48,26 @@ def test_the_command(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None
     words = ["plan", "--config", FILE, "--ranks", "2"]
     assert cli.main([*words, "--training.precision", "bf16", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found[ZERO2]["trainable"] == 2 * 10_480_512
+    assert found["2"][ZERO2]["trainable"] == 2 * 10_480_512
     own = ["--training.deepspeed", str(find("ds_configs/zero3_small.json"))]
     assert cli.main([*words, *own]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "What each of 2 ranks holds between steps, in fp32"
     assert lines[2].startswith(own[1])
     assert len(lines) == 2 + 5 + 3
+    assert cli.main([*words, "7", "8"]) == 0
+    heads = [line for line in capsys.readouterr().out.splitlines() if line.startswith("What")]
+    assert [head.split()[3] for head in heads] == ["2", "7", "8"]
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--ranks", "0"], "--ranks is '0'; give the number of ranks, 1 or more"),
-        (["--ranks", "7"], "300 examples cannot be shared by 7 ranks; start one of [1, 2, 3,"),
+        (
+            ["--ranks", "2", "101"],
+            "tasks.nlvr.batch_size: 100 examples for 101 ranks; give at least",
+        ),
         (["--methods", "{}"], "nothing trains: methods is empty"),
         (["--training.deepspeed", "mine.json"], "no such file: mine.json"),
     ],

@@ -85,11 +85,12 @@ def test_statistics_of_a_training_encoder_are_resumed(
 
 
 def resume_and_export(recipe: Recipe) -> tuple[Any, list[list[str]]]:
-    """The state that an engine gives back after restoring, and the ids of two global batches."""
+    """The state that an engine gives back after restoring, and this rank's ids of two steps."""
     ranks = start_ranks(60)
     run = build_run(recipe, ranks, prepare(recipe, ranks, True), True)
     state = run.engine.export()
-    ids = [batch.ids for batches in islice(run.stream.steps(), 2) for batch in batches]
+    steps = islice(run.stream.steps(), 2)
+    ids = [[id for batch in batches for id in batch.ids] for batches in steps]
     run.engine.close()
     return state, ids
 
@@ -135,8 +136,8 @@ def check_move(pool: RankPool, saved: Path, world: Path, stage: int, output: Pat
         assert state[name].keys() == tensors.keys()
         for key, tensor in tensors.items():
             assert torch.equal(state[name][key], tensor), (name, key)
-    micro_steps = zip(*(ids for _, ids in results), strict=True)
-    found = [id for parts in micro_steps for part in parts for id in part]
+    steps = zip(*(ids for _, ids in results), strict=True)
+    found = [id for shares in steps for share in shares for id in share]
     assert found == next_ids(recipe, 2)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from vlds.config import Recipe
+from vlds.data import BatchCut
 from vlds.models.build import build_model
 from vlds.models.vl_model import VLModel
 from vlds.resources import find
@@ -94,23 +95,27 @@ def moves(zero: Mapping[str, Any], what: str) -> bool:
     return bool((zero.get(OFFLOADS[what]) or {}).get("device", "none") != "none")
 
 
-def plan_recipe(recipe: Recipe, world_size: int) -> dict[str, Held]:
-    """What a rank would hold under the recipe's DeepSpeed file, which comes first, and under those
-    that vlds brings.
+def plan_recipe(recipe: Recipe, ranks: Sequence[int]) -> dict[int, dict[str, Held]]:
+    """What a rank would hold, for each number of ranks: under the recipe's DeepSpeed file, which
+    comes first, and under those that vlds brings.
 
-    Errors: ValueError where nothing trains, a file is wrong, or the ranks cannot share the batch.
+    Errors: ValueError where nothing trains, a file is wrong, or the ranks cannot share a batch.
     """
+    cuts = {world_size: cut_batches(recipe, world_size) for world_size in ranks}
     with torch.device("meta"):
         dtype = PRECISIONS[recipe.training.precision]
         model = build_model(recipe.model, list(recipe.tasks), dtype, None)
     groups = parameter_groups(model, recipe)
-    cut = cut_batches(recipe, world_size)
     own = recipe.training.deepspeed
-    found = {}
-    for file in (own, *(name for name in SHIPPED if name != own)):
+    files = [own, *(name for name in SHIPPED if name != own)]
+
+    def held(file: str, cut: BatchCut) -> Held:
         config = complete_deepspeed_config(Path(find(file)), recipe, cut)
-        found[file] = planned(model, groups, config["zero_optimization"], world_size)
-    return found
+        return planned(model, groups, config["zero_optimization"], cut.world_size)
+
+    return {
+        world_size: {file: held(file, cut) for file in files} for world_size, cut in cuts.items()
+    }
 
 
 def table(plan: Mapping[str, Held], recipe: Recipe, world_size: int) -> str:

@@ -119,7 +119,7 @@ def test_a_state_of_other_lanes_is_refused(sources: list[Source]) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lanes": 3}, "lanes: 3 do not divide a global batch of 8"),
+        ({"lanes": 3}, "lanes: 3 do not divide global_batch_size 8"),
         ({"lanes": 0}, "lanes: got 0"),
     ],
 )

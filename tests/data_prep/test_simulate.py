@@ -97,7 +97,7 @@ def test_the_examples_are_those_of_a_stream(
         (["--batch-sizes", "8", "4"], "batches mix tasks; add --unit global_batch"),
         (["--unit", "global_batch", "--batch-sizes", "8"], "--batch-sizes [8]: 2 data sets; give"),
         (["--from", "-5"], "--from -5: give 0 or more"),
-        (["--lanes", "7"], "lanes: 7 do not divide a global batch of 64"),
+        (["--lanes", "7"], "lanes: 7 do not divide global_batch_size 64"),
     ],
 )
 def test_impossible_plans(

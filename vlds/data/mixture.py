@@ -321,11 +321,14 @@ def mixed_order(
     )
 
 
-def check_lanes(lanes: int, batch_size: int) -> None:
-    """Errors: ValueError where the lanes do not divide the batch."""
+def check_lanes(lanes: int, batch_size: int, field: str = "global_batch_size") -> None:
+    """Check that each lane gets equally many slots of a batch; `field` sets the batch's size.
+
+    Errors: ValueError where the lanes do not divide it.
+    """
     if lanes < 1:
-        raise ValueError(f"lanes: got {lanes}; give at least 1")
+        raise ValueError(f"data.lanes: got {lanes}; give at least 1")
     if batch_size % lanes:
         raise ValueError(
-            f"lanes: {lanes} do not divide a global batch of {batch_size}; give a divisor of it"
+            f"data.lanes: {lanes} do not divide {field} {batch_size}; give a divisor of it"
         )

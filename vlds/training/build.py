@@ -12,7 +12,7 @@ from vlds.config import Recipe, save_recipe
 from vlds.data import BatchCut, MixedStream, SequentialStream, Source, StreamedSource, TrainStream
 from vlds.data.cache_limit import check_cache_limit, lanes_read
 from vlds.data.mixing_shares import steps_in
-from vlds.data.mixture import batch_sizes
+from vlds.data.mixture import batch_sizes, check_lanes
 from vlds.models.build import build_model
 from vlds.models.partitioned_loading import partitioned_loading
 from vlds.models.vl_model import VLModel
@@ -55,6 +55,8 @@ def prepare(recipe: Recipe, ranks: Ranks, resume: Resume) -> Prepared:
     check_tracking(recipe.tracking)
     cut = cut_batches(recipe, ranks.world_size)
     check_parts(recipe, cut)
+    for field, size in recipe.batch_sizes.items():
+        check_lanes(recipe.data.lanes, size, field)
     if ranks.is_first and (warning := slow_precision(recipe.training.precision, ranks.device)):
         print(warning, flush=True)
     sequential = recipe.data.reader == "sequential"

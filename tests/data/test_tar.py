@@ -72,6 +72,65 @@ def test_bytes_that_end_inside_a_header_are_an_error() -> None:
         read_all(data)
 
 
+def with_header(data: bytes, place: int, **fields: bytes) -> bytes:
+    """The archive with other fields in the header at a place, and the checksum that fits them."""
+    header = bytearray(data[place : place + 512])
+    if "size" in fields:
+        header[124:136] = fields["size"].ljust(12, b"\0")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return data[:place] + bytes(header) + data[place + 512 :]
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        b"-0000001000", b"+0000001000", b"0o000001000", b"00000_01000", b"00000008000", b"0x10",
+        b"\xff" * 12, b"\xff" * 11 + b"\x00", b"\x80" + b"\xff" * 11, b"\x90" + b"\0" * 11,
+    ],
+)  # fmt: skip
+def test_a_size_that_is_none_is_an_error_whatever_its_checksum(size: bytes) -> None:
+    """A negative one once led back to the same header for ever."""
+    data = tar_of(["0.json", "1.json", "2.json"], tarfile.USTAR_FORMAT)
+    second = read_all(data)[1].header
+    with pytest.raises(ShardError, match=f"header at byte {second} states the size"):
+        read_all(with_header(data, second, size=size))
+
+
+@pytest.mark.parametrize("size", ["-1536", "1_0", "", "9" * 30, "\u0663"])
+def test_a_pax_size_that_is_none_is_an_error(size: str) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo("0.json")
+        info.pax_headers = {"size": size}
+        tar.addfile(info)
+    with pytest.raises(ShardError, match="has a PAX size of"):
+        read_all(buffer.getvalue())
+
+
+def test_large_sizes_in_base_256_are_read() -> None:
+    data = tar_of(["0.json", "1.json"], tarfile.USTAR_FORMAT)
+    found = read_all(with_header(data, 0, size=b"\x80" + bytes(11)))
+    assert [member.size for member in found] == [0, 700]
+
+
+def test_the_end_is_looked_for() -> None:
+    """Where tarfile, and a reader that takes zeros for the end, lose samples in silence."""
+    names = ["0.json", "1.json", "2.json"]
+    data = tar_of(names, tarfile.USTAR_FORMAT)
+    second = read_all(data)[1].header
+    zeroed = data[:second] + bytes(512) + data[second + 512 :]
+    for joined in (zeroed, data + data, data + b"x"):
+        with tarfile.open(fileobj=io.BytesIO(joined)) as tar:
+            assert tar.getnames() in (names, names[:1])
+        with pytest.raises(ShardError, match="look like the end of the archive, but data follow"):
+            read_all(joined)
+    end = read_all(data)[-1].end
+    assert len(read_all(data[: end + 1024])) == len(read_all(data + bytes(1 << 20))) == 3
+    with pytest.raises(ShardError, match="inside the end of the archive"):
+        read_all(data[: end + 512])
+
+
 @pytest.mark.parametrize(
     ("name", "key", "extension"),
     [

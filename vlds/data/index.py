@@ -94,6 +94,7 @@ def build_index(tar: Path, *, foreign: bool = False) -> ShardIndex:
     last, end = None, 0
     with open(tar, "rb") as file:
         descriptor = file.fileno()
+        size = os.fstat(descriptor).st_size
 
         def read(offset: int, size: int) -> bytes:
             return os.pread(descriptor, size, offset)
@@ -106,6 +107,8 @@ def build_index(tar: Path, *, foreign: bool = False) -> ShardIndex:
                     offsets.append(member.header)
                     counts.append(1 if foreign else -1)
                     last = key
+                if member.start + member.size > size:
+                    raise ShardError(f"it is cut inside {member.name}")
                 if extension == "json" and not foreign:
                     counts[-1] = len(json.loads(read(member.start, member.size))["annotations"])
                 end = member.end
@@ -115,7 +118,7 @@ def build_index(tar: Path, *, foreign: bool = False) -> ShardIndex:
                 f"shard {tar}, sample {len(offsets)}: {reason}; copy or prepare it again"
             ) from None
         _require_json(counts, last)
-        if end > os.fstat(descriptor).st_size:
+        if end > size:
             raise ShardError(f"shard {tar} is cut inside sample {last}; copy or prepare it again")
     return ShardIndex(np.array([*offsets, end], IDX_TYPE), np.array(counts, CNT_TYPE))
 

@@ -22,6 +22,7 @@ from vlds.data.remote import open_stream
 from vlds.data.tar import members
 
 BLOCK = 1 << 16
+AT_ONCE = 1 << 24
 PIPE = "pipe:"
 META = re.compile(r"__[^/]*__($|/)")
 """Members that webdataset leaves out."""
@@ -120,7 +121,8 @@ def opened(url: str) -> Iterator[Callable[[int, int], bytes]]:
     def exactly(size: int) -> bytes:
         nonlocal too_short
         parts = []
-        while size > 0 and (part := stream.read(size)):
+        # A header may state any size: memory grows with the bytes that really come.
+        while size > 0 and (part := stream.read(min(size, AT_ONCE))):
             parts.append(part)
             size -= len(part)
         too_short = size > 0

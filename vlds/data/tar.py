@@ -1,8 +1,9 @@
 """Members of a tar, read without tarfile.
 
-Python's tarfile takes a smashed header for the end of the archive and ends in silence, and costs
-three times as much. This reader verifies each header's checksum and raises. It knows plain ustar
-and the extension headers of PAX and GNU (long names), which other writers of shards emit.
+Python's tarfile takes a damaged header for the end of the archive, stops in silence, and costs
+three times as much. This reader verifies each header's checksum and size, looks for the real end of
+the archive, and raises. It knows plain ustar and the extension headers of PAX and GNU (long names),
+which other writers of shards emit.
 """
 
 from __future__ import annotations
@@ -27,6 +28,12 @@ LINKS_AND_DEVICES = frozenset((b"1", b"2", b"3", b"4", b"5", b"6"))
 EXTENSIONS = frozenset((b"x", b"L", b"K"))
 """Types of headers that say more about the next one."""
 FILES = frozenset((b"0", b"\0"))
+LARGEST_EXTENSION = 1 << 20
+"""Bytes of an extension header: names are far shorter."""
+LARGEST_MEMBER = 1 << 33
+"""Bytes of a file that no header may exceed: what octal digits can hold."""
+AT_ONCE = 1 << 16
+"""Bytes that are read at once behind the end of an archive."""
 Reader = Callable[[int, int], bytes | memoryview]
 """(offset, size) -> bytes; fewer at the end of the file."""
 
@@ -48,9 +55,11 @@ class Member(NamedTuple):
 
 
 def members(read: Reader, begin: int, end: int | None) -> Iterator[Member]:
-    """Files between two offsets; `end` None reads to the two zero blocks that close an archive.
+    """Files between two offsets; `end` None reads to the zero blocks that close an archive, and on
+    to the end of the file, where nothing else may stand.
 
-    Errors: ShardError on a wrong checksum or bytes that end too early; the caller adds the names.
+    Errors: ShardError on a wrong checksum or size, bytes that end too early, and data behind the
+    end of the archive; the caller adds the names.
     """
     offset = first = begin
     extension: dict[str, str] = {}
@@ -59,13 +68,19 @@ def members(read: Reader, begin: int, end: int | None) -> Iterator[Member]:
         if len(header) < BLOCK:
             raise ShardError(f"the file ends at byte {offset + len(header)}, inside a header")
         if end is None and header == ZEROS:
+            check_end(read, offset)
             return
         name, size, kind = parse_header(header, offset)
-        start = offset + BLOCK
+        header_at, start = offset, offset + BLOCK
         if extension:
-            name, size = extension.get("path") or name, int(extension.get("size", size))
+            name = extension.get("path") or name
+            size = checked_size(extension["size"], header_at) if "size" in extension else size
         offset = start if kind in LINKS_AND_DEVICES else start + -(-size // BLOCK) * BLOCK
         if kind in EXTENSIONS:
+            if size > LARGEST_EXTENSION:
+                raise ShardError(
+                    f"the tar header at byte {header_at} states a name of {size} bytes"
+                )
             if kind != b"K":  # the long name of a link's target says nothing of ours
                 extension |= _extension(kind, bytes(read(start, size)))
             continue
@@ -78,29 +93,68 @@ def members(read: Reader, begin: int, end: int | None) -> Iterator[Member]:
 def parse_header(header: bytes | memoryview, offset: int) -> tuple[str, int, bytes]:
     """Name, size and type from the header at an offset of the file.
 
-    Errors: ShardError where its checksum is wrong.
+    Errors: ShardError where its checksum is wrong, or its size is not a size.
     """
     name, size_field, checksum, kind, magic, prefix = HEADER.unpack(header)
-    try:
-        stated = int(checksum.strip(b" \0") or b"0", 8)
-        size = _number(size_field)
-    except ValueError:
-        stated, size = -1, 0
+    stated = _octal(checksum)
     # Adler's checksum has the sum of the bytes, plus one, in its lower half: C is faster at that.
     summed = (adler32(header) & 0xFFFF) - 1 - sum(checksum) + SPACES
-    if stated < 0 or (summed - stated) % ADLER:
+    if stated is None or (summed - stated) % ADLER:
         raise ShardError(f"the tar header at byte {offset} is damaged (wrong checksum)")
+    size = _octal(size_field)
+    if size is None:
+        size = _binary(size_field, offset)
     name = name.split(b"\0", 1)[0]
     if prefix[0] and magic == b"ustar\0":
         name = prefix.split(b"\0", 1)[0] + b"/" + name
     return name.decode("utf-8", "surrogateescape"), size, kind
 
 
-def _number(field: bytes) -> int:
-    """Octal, or base 256 for files above 8 GiB."""
-    if field[0] & 0x80:
-        return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
-    return int(field.strip(b" \0") or b"0", 8)
+def _octal(field: bytes) -> int | None:
+    """The number of a header's field; None where it is not made of octal digits alone. Python's own
+    int() would also take signs, and a negative size leads backwards."""
+    digits = field.strip(b" \0")
+    if not digits:
+        return 0
+    return int(digits, 8) if not digits.translate(None, b"01234567") else None
+
+
+def _binary(field: bytes, offset: int) -> int:
+    """A size in base 256, which writers use above 8 GiB.
+
+    Errors: ShardError for anything else, negative numbers included.
+    """
+    if field[0] == 0x80 and (size := int.from_bytes(field[1:], "big")) <= LARGEST_MEMBER:
+        return size
+    raise ShardError(f"the tar header at byte {offset} states the size {field!r}")
+
+
+def checked_size(text: str, offset: int) -> int:
+    """The size that the PAX header at an offset states.
+
+    Errors: ShardError where it is not one.
+    """
+    if text.isascii() and text.isdecimal() and len(text) < 12 and int(text) <= LARGEST_MEMBER:
+        return int(text)
+    raise ShardError(f"the tar header at byte {offset} has a PAX size of {text[:20]!r}")
+
+
+def check_end(read: Reader, offset: int) -> None:
+    """Check that zeros alone follow the offset at which an archive seems to end.
+
+    A header that was overwritten by zeros, and archives that were joined, look like an end too.
+    Errors: ShardError where something follows, or the second of the two closing blocks is missing.
+    """
+    at = offset + BLOCK
+    while data := read(at, AT_ONCE):
+        if bytes(data).strip(b"\0"):
+            raise ShardError(
+                f"zeros at byte {offset} look like the end of the archive, but data follow: a "
+                "header is overwritten, or several archives are joined in one file"
+            )
+        at += len(data)
+    if at - offset < 2 * BLOCK:
+        raise ShardError(f"the file ends at byte {at}, inside the end of the archive")
 
 
 def _extension(kind: bytes, data: bytes) -> dict[str, str]:
@@ -110,7 +164,7 @@ def _extension(kind: bytes, data: bytes) -> dict[str, str]:
     found = {}
     while data:
         length, _, _ = data.partition(b" ")
-        if not length.isdigit() or int(length) > len(data) or int(length) <= len(length):
+        if not length.isdigit() or not len(length) < int(length[:9]) <= len(data):
             raise ShardError("a PAX header is damaged")
         name, _, value = data[len(length) + 1 : int(length) - 1].partition(b"=")
         found[name.decode()] = value.decode("utf-8", "surrogateescape")

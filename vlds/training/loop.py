@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vlds.config import Recipe
+from vlds.training.agreement import check_agreement
 from vlds.training.build import build_run, prepare, with_steps
 from vlds.training.engine import start_ranks
 from vlds.training.evaluate import blanked, with_answer_lists
@@ -33,6 +34,8 @@ def train(recipe: Recipe, *, resume: Resume = False, new_phase: bool = False) ->
         recipe = with_answer_lists(recipe)
         prepared = prepare(recipe, ranks, resume)
         recipe = with_steps(recipe, prepared)
+        start = f"resume={resume} new_phase={new_phase}"
+        check_agreement(ranks, recipe, prepared, start)
         run = build_run(recipe, ranks, prepared, resume, new_phase)
         try:
             code = loop(run, stop)

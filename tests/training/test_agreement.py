@@ -1,0 +1,103 @@
+"""Ranks that would not run the same thing are stopped before the first step."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_prep.writer import write_dataset
+from tests.rank_pool import RankPool
+from tests.training.world import records, world_recipe
+from vlds.config import Recipe
+from vlds.training import agreement
+from vlds.training.agreement import flat
+from vlds.training.loop import train
+
+
+def start(recipes: list[Recipe]) -> str:
+    """What `vlds train` says on this rank, which has a recipe of its own."""
+    try:
+        return str(train(recipes[int(os.environ["RANK"])]))
+    except ValueError as error:
+        return str(error)
+
+
+def optimizer(recipe: Recipe, **changes: Any) -> Recipe:
+    return replace(recipe, optimizer=replace(recipe.optimizer, **changes))
+
+
+def training(recipe: Recipe, **changes: Any) -> Recipe:
+    return replace(recipe, training=replace(recipe.training, **changes))
+
+
+def task(recipe: Recipe, **changes: Any) -> Recipe:
+    vqa = replace(recipe.tasks["vqa"], **changes)
+    return replace(recipe, tasks=recipe.tasks | {"vqa": vqa})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda r: optimizer(r, learning_rate=0.02),
+            "optimizer.learning_rate: 0.01, on rank 1 0.02",
+        ),
+        (lambda r: replace(r, seed=8), "seed: 7, on rank 1 8"),
+        (lambda r: task(r, prompt="q: "), "tasks.vqa.prompt: vqa: , on rank 1 q: "),
+        (lambda r: task(r, weight=3.0), "tasks.vqa.weight: 2.0, on rank 1 3.0"),
+        (
+            lambda r: replace(r, backbone=replace(r.backbone, dropout=0.3)),
+            "backbone.dropout: None, on rank 1 0.3",
+        ),
+        (lambda r: training(r, steps=11), "training.steps: 10, on rank 1 11"),
+    ],
+)
+def test_another_recipe(
+    change: Any, said: str, world: Path, ranks2: RankPool, tmp_path: Path
+) -> None:
+    recipe = world_recipe(world, tmp_path / "run")
+    results = ranks2.run(start, [recipe, change(recipe)], timeout=60)
+    assert said in results[0]
+    assert results[1] == results[0]
+    assert results[0].endswith("with the same command line, files and versions.")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_other_files_under_the_same_names(world: Path, ranks2: RankPool, tmp_path: Path) -> None:
+    """Each rank looks through a link of its own, as hosts look into folders of their own."""
+    recipes = []
+    for rank, seed in enumerate((1, 2)):
+        place = tmp_path / f"host{rank}"
+        write_dataset(
+            place / "vqa", name="vqa", kind="vqa", split="train",
+            records=[r for r in records("vqa", 24) if rank == 0 or r.id != "vqa-3"],
+        )  # fmt: skip
+        zero = json.loads((world / "zero2.json").read_text()) | {"wall_clock_breakdown": seed == 1}
+        (place / "zero2.json").write_text(json.dumps(zero))
+        recipes.append(task(world_recipe(world, tmp_path / "run"), train=[str(place / "vqa")]))
+    said, _ = ranks2.run(start, recipes, timeout=60)
+    assert "tasks.vqa.train: " in said
+    assert f"data set vqa: {tmp_path}/host0/vqa" in said
+
+
+def test_another_version_of_the_code(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = {"code": agreement.code_digest(), "seed": 1}
+    assert agreement.differences([one, dict(one)]) == []
+    other = {"code": "another", "seed": 1}
+    assert agreement.differences([one, one, other]) == [f"code: {one['code']}, on rank 2 another"]
+    many = [{str(n): 0 for n in range(9)}, {str(n): 1 for n in range(9)}]
+    assert agreement.differences(many)[-1] == "and 4 more"
+
+
+def test_flat_names() -> None:
+    tree = {"tasks": {"vqa": {"class_path": "VQA", "init_args": {"train": ["a"], "weight": 1}}}}
+    assert flat(tree) == {
+        "tasks.vqa.class_path": "VQA", "tasks.vqa.train": ["a"], "tasks.vqa.weight": 1
+    }  # fmt: skip

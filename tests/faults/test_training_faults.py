@@ -324,7 +324,8 @@ def test_a_signal_to_one_rank_ends_all(
     found, complaints = newest(run / "state")
     assert found is not None
     assert complaints == []
-    assert f"after step {read_progress(found).step}; --resume goes on from it" in log_of(run, 0)
+    step = read_progress(found).step
+    assert f"after step {step}; --resume goes on from step {step}" in log_of(run, 0)
     go_on(warm, recipe, whole)
 
 

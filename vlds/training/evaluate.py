@@ -124,6 +124,10 @@ def open_datasets(
     return datasets
 
 
+class EvaluationStopped(Exception):
+    """Somebody asked the run to stop while it was evaluating. Raised on all ranks."""
+
+
 class Evaluator:
     """Decodes and scores the sources that have data. What they ask is read once, when it is made,
     and their batches are laid out then."""
@@ -143,6 +147,8 @@ class Evaluator:
         """
         self.recipe, self.sources, self.tokenizer = recipe, list(sources), tokenizer
         self.ranks, self.say = ranks, say
+        self.stopping: Callable[[], bool] = lambda: False
+        """Asked after each batch; where it is true on a rank, the evaluation ends."""
         self.told_left_out = False
         self.orders = {s.name: self._order(s) for s in sources if s.datasets}
 
@@ -198,7 +204,8 @@ class Evaluator:
     def __call__(self, model: VLModel, *, score: bool = True) -> list[Evaluation]:
         """Decode, gather, score once. Collective; the result is on the first rank, [] elsewhere.
 
-        Every rank holds whole weights, and decodes its part at its own pace.
+        Every rank holds whole weights, and decodes its part at its own pace. Errors:
+        EvaluationStopped where `stopping` has been true.
         """
         if score:
             self._tell_left_out()
@@ -232,6 +239,8 @@ class Evaluator:
             task_index=number,
         )
         own = list(self._decoded(model, stream, source))
+        if self.ranks.any(self.stopping()):
+            raise EvaluationStopped
         gathered = self.ranks.gather((own, stream.bad))
         if gathered is None:
             return None
@@ -249,6 +258,8 @@ class Evaluator:
                 if batch.valid[row]:
                     text = source.task.answer_from(answer.text)
                     yield Decoded(batch.ids[row], batch.references[row], text, answer.confidence)
+            if self.stopping():
+                return
             now = time.monotonic()
             if self.ranks.is_first and now - told > SECONDS_BETWEEN_LINES and done < len(stream):
                 told = now

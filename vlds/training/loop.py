@@ -6,7 +6,7 @@ from vlds.config import Recipe
 from vlds.training.agreement import check_agreement
 from vlds.training.build import build_run, prepare, with_steps
 from vlds.training.engine import start_ranks
-from vlds.training.evaluate import blanked, with_answer_lists
+from vlds.training.evaluate import EvaluationStopped, blanked, with_answer_lists
 from vlds.training.faults import NonFiniteSteps, explained
 from vlds.training.gradients import GradientWatch
 from vlds.training.optim import schedule_factor, set_learning_rate
@@ -37,8 +37,11 @@ def train(recipe: Recipe, *, resume: Resume = False, new_phase: bool = False) ->
         start = f"resume={resume} new_phase={new_phase}"
         check_agreement(ranks, recipe, prepared, start)
         run = build_run(recipe, ranks, prepared, resume, new_phase)
+        run.evaluator.stopping = lambda: stop.reason is not None
         try:
             code = loop(run, stop)
+        except EvaluationStopped:
+            code = stopped(run, stop, "during the evaluation")
         finally:
             run.states.close()
             run.tracker.close()
@@ -78,13 +81,11 @@ def loop(run: Run, stop: StopRequest) -> int:
             save_state(run)
             save_due = False
         if stopping and not last:
-            run.states.finish()
-            run.tracker.say(
-                f"stopped by {stop.reason or 'another rank'} after step {step}; --resume goes on "
-                "from it"
-            )
-            return stop.exit_code or 143
+            return stopped(run, stop)
         if not last and evaluation_due(run):
+            if run.states.newest_step != step and not report.skipped:
+                save_state(run)  # a stop or a fault during the evaluation loses no step
+                save_due = False
             tell_evaluation(run)
     # Also where the run was resumed at its last step: it may have ended before this.
     tell_evaluation(run)
@@ -92,3 +93,15 @@ def loop(run: Run, stop: StopRequest) -> int:
     run.states.finish()
     run.tracker.say(f"done: {run.folder}/artifact")
     return 0
+
+
+def stopped(run: Run, stop: StopRequest, when: str = "") -> int:
+    """Let the newest state reach the disk and say how to go on; the exit code."""
+    run.states.finish()
+    step = run.states.newest_step
+    goes_on = "start it again" if step is None else f"--resume goes on from step {step}"
+    run.tracker.say(
+        f"stopped by {stop.reason or 'another rank'} {f'{when} ' if when else ''}after step "
+        f"{run.engine.steps_done}; {goes_on}"
+    )
+    return stop.exit_code or 143

@@ -96,8 +96,6 @@ def tell_evaluation(run: Run) -> None:
             save_run_artifact(run, run.best.folder)
             if run.ranks.is_first:
                 run.states.best = run.best.note(value, step)
-            if run.states.newest_step != step:
-                save_state(run)
             run.tracker.say(f"step {step}  best so far, kept in {run.best.folder}")
     if evaluations:
         run.tracker.write(step, {"scores": {e.task: e.scores for e in evaluations}})

@@ -13,6 +13,7 @@ from vlds.data.foreign import check_fields
 from vlds.data.index import index_folder
 from vlds.data.shard_stream import read_shard
 from vlds.data.store import UNUSABLE, parse_sample
+from vlds.runtime.folder_lock import folder_lock
 
 
 def field_of(text: str) -> tuple[str, str]:
@@ -70,9 +71,10 @@ def add_command(commands: Any) -> None:
         fields = dict(args.fields) if args.fields else None
         if fields is not None:
             check_first(args.folder, args.kind, fields)
-        info = index_folder(
-            args.folder, name=args.name, kind=args.kind, split=args.split, fields=fields
-        )
+        with folder_lock(args.folder):
+            info = index_folder(
+                args.folder, name=args.name, kind=args.kind, split=args.split, fields=fields
+            )
         print(f"{info.name} {info.split}: {len(info.shards)} shards, {info.samples:,} samples")
 
     parser.set_defaults(run=run)

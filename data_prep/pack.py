@@ -20,6 +20,7 @@ from data_prep.source import SourceSample, SourceSet, count_reasons
 from data_prep.writer import DatasetWriter, Limits, SampleRecord, shard_order
 from vlds.data.features import feature_bytes
 from vlds.data.info import DatasetInfo
+from vlds.runtime.folder_lock import folder_lock
 
 PAIR = ("left", "right")
 
@@ -51,6 +52,11 @@ def pack(dataset: SourceSet, out: Path, options: Options) -> DatasetInfo:
     """Write a data set and print what became of every sample."""
     _check_folder(out)
     dataset = ready(dataset, options)
+    with folder_lock(out):
+        return _pack(dataset, out, options)
+
+
+def _pack(dataset: SourceSet, out: Path, options: Options) -> DatasetInfo:
     order = in_order(dataset, options.seed)
     shape = common_shape(order)
     features = shape and {"tokens": shape[0], "dim": shape[1], "encoder": options.encoder}

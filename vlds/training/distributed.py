@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
 from torch import Tensor
+
+from vlds.runtime.folder_lock import FolderInUse, folder_lock
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,24 @@ class Ranks:
     def barrier(self) -> None:
         """Wait for all."""
         dist.barrier()
+
+
+@contextmanager
+def hold_folder(ranks: Ranks, folder: Path) -> Iterator[None]:
+    """Hold an output folder for this run alone, on the first rank. Collective.
+
+    Errors: ValueError on all ranks where another program writes there.
+    """
+    with ExitStack() as stack:
+        refusal = None
+        if ranks.is_first:
+            try:
+                stack.enter_context(folder_lock(folder))
+            except FolderInUse as error:
+                refusal = str(error)
+        if (refusal := ranks.broadcast(refusal)) is not None:
+            raise ValueError(refusal)
+        yield
 
 
 def rank_from_environment() -> Ranks:

@@ -33,7 +33,7 @@ from vlds.data.info import (
 )
 from vlds.data.open_shard import OpenShard
 from vlds.schema import ImageSpec, Sample, SkipSample
-from vlds.training.distributed import Ranks
+from vlds.training.distributed import Ranks, hold_folder
 from vlds.training.engine import start_ranks
 from vlds.training.precision import PRECISIONS
 from vlds.vision.base import GridEncoder, freeze
@@ -101,10 +101,11 @@ def compute_features(recipe: Recipe, folder: str, out: Path, name: str | None) -
     encoder = recipe.vision.build(PRECISIONS[recipe.training.precision]).to(ranks.device)
     freeze(encoder)
     try:
-        job.write_shards(encoder, ranks)
-        ranks.barrier()
-        if ranks.is_first:
-            job.finish()
+        with hold_folder(ranks, out):
+            job.write_shards(encoder, ranks)
+            ranks.barrier()
+            if ranks.is_first:
+                job.finish()
     except OSError as error:
         raise ValueError(
             f"--out: cannot write to {out}: {error.strerror}; make it writable, with room, and "

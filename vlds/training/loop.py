@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from vlds.config import Recipe
 from vlds.training.agreement import check_agreement
 from vlds.training.build import build_run, prepare, with_steps
+from vlds.training.distributed import hold_folder
 from vlds.training.engine import start_ranks
 from vlds.training.evaluate import EvaluationStopped, blanked, with_answer_lists
 from vlds.training.faults import NonFiniteSteps, explained
@@ -34,19 +37,24 @@ def train(recipe: Recipe, *, resume: Resume = False, new_phase: bool = False) ->
         recipe = with_answer_lists(recipe)
         prepared = prepare(recipe, ranks, resume)
         recipe = with_steps(recipe, prepared)
-        start = f"resume={resume} new_phase={new_phase}"
-        check_agreement(ranks, recipe, prepared, start)
-        run = build_run(recipe, ranks, prepared, resume, new_phase)
-        run.evaluator.stopping = lambda: stop.reason is not None
-        try:
-            code = loop(run, stop)
-        except EvaluationStopped:
-            code = stopped(run, stop, "during the evaluation")
-        finally:
-            run.states.close()
-            run.tracker.close()
+        check_agreement(ranks, recipe, prepared, f"resume={resume} new_phase={new_phase}")
+        with hold_folder(ranks, Path(recipe.output)):
+            run = build_run(recipe, ranks, prepared, resume, new_phase)
+            code = run_loop(run, stop)
     run.engine.close()
     return code
+
+
+def run_loop(run: Run, stop: StopRequest) -> int:
+    """The loop, whose writers are closed however it ends."""
+    run.evaluator.stopping = lambda: stop.reason is not None
+    try:
+        return loop(run, stop)
+    except EvaluationStopped:
+        return stopped(run, stop, "during the evaluation")
+    finally:
+        run.states.close()
+        run.tracker.close()
 
 
 def loop(run: Run, stop: StopRequest) -> int:

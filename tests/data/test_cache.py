@@ -15,10 +15,10 @@ from tests.data.conftest import png, records, train_stream
 from tests.data.test_remote import epoch, shards_in, source
 from tests.data.test_stream import rows_of
 from tests.data.web import Web
-from vlds.config import DataConfig
 from vlds.data import BatchCut, ShardError, open_dataset
 from vlds.data.cache import ShardCache
 from vlds.data.cache_limit import check_cache_limit, lanes_read
+from vlds.data.config import DataConfig
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -16,7 +16,8 @@ from tests.rank_pool import RankPool
 from tests.training.world import picture, records, world_recipe
 from vlds import cli
 from vlds.backbones import T5, Bart
-from vlds.config import DataConfig, Recipe, save_recipe
+from vlds.config import Recipe, save_recipe
+from vlds.data.config import DataConfig
 from vlds.methods import Adapter, Full
 from vlds.models.build import build_model
 from vlds.training.build import build_run, open_stream, prepare

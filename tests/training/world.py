@@ -15,8 +15,9 @@ from PIL import Image
 
 from data_prep.writer import SampleRecord, write_dataset
 from vlds.backbones import T5
-from vlds.config import DataConfig, OptimizerConfig, Recipe, TrainingConfig
+from vlds.config import OptimizerConfig, Recipe, TrainingConfig
 from vlds.data import ErrorPolicy
+from vlds.data.config import DataConfig
 from vlds.methods import Adapter
 from vlds.tasks import VQA, Caption
 from vlds.vision import ConvNet

@@ -245,7 +245,7 @@ def test_mistakes_on_the_command_line(option: str, value: str, message: str, fil
             "training: {steps: 5, epochs: 2}\noutput:",
             "training.epochs: got 2.0, and steps 5 too; give one of them and set the other to null",
         ),
-        ("output:", "a: [\noutput:", "the recipe is not YAML: "),
+        ("output:", "a: [\noutput:", "recipe.yaml: not YAML: "),
         (RECIPE, "- 1\n", "a recipe has keys and values, not - 1"),
         ("tasks: {vqa", "taskz: {vqa", "unknown key 'taskz'; did you mean 'tasks'?"),
         ("train: [a]", "trian: [a]", "tasks: unknown key 'trian'; did you mean 'train'? VQA has"),

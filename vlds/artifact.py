@@ -33,6 +33,8 @@ from vlds.config import Recipe, parse_recipe, to_tree
 from vlds.manifest import damage, sync, write_manifest
 from vlds.models.build import build_model
 from vlds.models.vl_model import VLModel
+from vlds.runtime.yaml_file import read_yaml
+from vlds.trusted import check_classes
 
 CHANGEABLE = ("--tasks.", "--data.")
 WEIGHTS = "weights.safetensors"
@@ -142,7 +144,8 @@ def read_recipe(folder: Path, changes: Sequence[str] = ()) -> Recipe:
     Errors: ValueError where it cannot be read.
     """
     with readable(folder, RECIPE):
-        tree = yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8"))
+        tree = read_yaml(folder / RECIPE)
+    check_classes(tree, f"artifact {folder}: {RECIPE}")
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
         yaml.safe_dump(moved(tree, HERE, str(folder)), file, sort_keys=False)
         file.flush()

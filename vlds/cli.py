@@ -39,6 +39,10 @@ EVALUATE_HELP = """\
 Further options: with --run they change keys of the run's recipe, as in `vlds train`: those of its
 tasks and data, like --tasks.vqa.decoding.answers FILE or --data.eval_batch_size 16; with
 --predictions they are fields of the task class, like --choices FILE of GQA."""
+TRUST_HELP = """\
+--trust MODULE lets the run name classes of a Python module of your own; the module's code runs."""
+READ_RUNS = ("evaluate", "predict", "convert", "report")
+"""Commands that open runs and artifacts, which may come from someone else."""
 NEW_PHASE = "--new_phase"
 
 
@@ -57,6 +61,11 @@ def main(argv: Sequence[str]) -> int:
     if not arguments or arguments[0] not in COMMANDS:
         parser.parse_args(arguments or ["--help"])
     try:
+        if arguments[0] in READ_RUNS:
+            from vlds.trusted import leave_working_directory, take_trust
+
+            leave_working_directory()
+            arguments = take_trust(arguments)
         return COMMANDS[arguments[0]](arguments[1:])
     except ValueError as error:
         return complain(f"vlds {arguments[0]}", error)
@@ -283,6 +292,8 @@ def demo(arguments: list[str]) -> int:
 def command_parser(name: str, epilog: str | None = None) -> argparse.ArgumentParser:
     """The parser of a command, described by its function's docstring."""
     about = COMMANDS[name].__doc__
+    if name in READ_RUNS:
+        epilog = f"{epilog} {TRUST_HELP}" if epilog else TRUST_HELP
     return argparse.ArgumentParser(
         prog=f"vlds {name}", description=about, epilog=epilog, allow_abbrev=False
     )

@@ -24,11 +24,12 @@ from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.recipe_files import has_base, read_merged
 from vlds.resources import find
 from vlds.runtime.checks import at_least
+from vlds.runtime.yaml_file import read_yaml
 from vlds.schema import ImageSpec
 from vlds.tasks.base import Task
+from vlds.trusted import CHOICES, check_classes
 from vlds.vision.base import VisionEncoder
 
-CHOICES = (Backbone, VisionEncoder, Method, Task)
 Options = TypeVar("Options")
 DEFAULT_STEPS = 1000
 MAX_WIDTH = 1_000_000
@@ -233,7 +234,11 @@ def parse_recipe(arguments: list[str], prog: str = "vlds train", epilog: str = "
 
 
 def load_recipe(path: Path) -> Recipe:
-    """Read a saved recipe."""
+    """Read a saved recipe.
+
+    Errors: ValueError as for all recipes, and where it names a class that is not to be trusted.
+    """
+    check_classes(read_yaml(path), str(path))
     return parse_recipe(["--config", str(path)])
 
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vlds.resources import find
+from vlds.runtime.yaml_file import read_yaml
 
 BASE = "base"
 WHOLE = ("methods",)
@@ -19,21 +18,12 @@ WHOLE = ("methods",)
 
 
 def has_base(file: Path) -> bool:
-    """Whether a recipe changes another one."""
-    return any(line.startswith(f"{BASE}:") for line in read_text(file).splitlines())
+    """Whether a recipe changes another one.
 
-
-def read_text(file: Path) -> str:
-    """What a recipe's file holds.
-
-    Errors: ValueError where it cannot be read, or is no text.
+    Errors: ValueError where it is not a recipe's file.
     """
-    try:
-        return file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"{file}: cannot read this recipe: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: a recipe is UTF-8 text, and this is none: {error}") from None
+    tree = read_yaml(file)
+    return isinstance(tree, dict) and BASE in tree
 
 
 def read_merged(file: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -44,10 +34,7 @@ def read_merged(file: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if file.resolve() in seen:
         chain = " -> ".join(path.name for path in (*seen, file))
         raise ValueError(f"base: {chain} is a circle; a recipe cannot stand on itself")
-    try:
-        tree = yaml.safe_load(read_text(file))
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{file}: no YAML: {error}") from None
+    tree = read_yaml(file)
     if not isinstance(tree, dict):
         raise ValueError(f"{file}: a recipe is a mapping of keys, and this is none")
     name = tree.pop(BASE, None)

@@ -16,6 +16,7 @@ from vlds.tasks.base import Task
 from vlds.training.evaluate import open_datasets
 from vlds.training.evaluation import Evaluation, leave, make_folder
 from vlds.training.prediction_files import FORMS, IN_ZIP, as_mapping, read_pairs, value_member
+from vlds.trusted import trust
 
 
 def score_file(
@@ -81,6 +82,8 @@ def task_class(name: str | None, kind: str) -> type[Task]:
             )
         return fitting[0]
     module, _, own = name.rpartition(".")
+    if module:
+        trust(module)
     try:
         found = getattr(importlib.import_module(module), own) if module else known.get(name)
     except (ImportError, AttributeError) as error:

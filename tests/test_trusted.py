@@ -1,0 +1,139 @@
+"""A run or artifact that someone sent brings no code with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vlds.manifest import write_manifest
+from vlds.runtime.yaml_file import parse_yaml, read_yaml
+from vlds.tasks import VQA
+from vlds.trusted import check_classes, is_trusted, take_trust, trust
+
+HELPER = """
+from pathlib import Path
+Path("imported").touch()
+from vlds.tasks import VQA
+class Thing(VQA):
+    pass
+"""
+RECIPE = """
+output: run
+backbone: {class_path: T5, init_args: {config: none.json, tokenizer: none.model}}
+vision: {class_path: StoredFeatures, init_args: {dim: 4, grid: 2}}
+methods: {}
+tasks: {vqa: {class_path: helper.Thing, init_args: {evaluate: [none]}}}
+"""
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Path:
+    """A working directory with a module of its own and a run that names a class of it."""
+    (tmp_path / "helper.py").write_text(HELPER)
+    artifact = tmp_path / "run" / "artifact"
+    artifact.mkdir(parents=True)
+    (artifact / "weights.safetensors").write_bytes(b"")
+    (artifact / "artifact.json").write_text(json.dumps({"format": 1, "sources": {}}))
+    for folder in (artifact, tmp_path / "run"):
+        (folder / "recipe.yaml").write_text(RECIPE)
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    write_manifest(artifact)
+    return tmp_path
+
+
+COMMANDS = {
+    "evaluate": ["evaluate", "--run", "run"],
+    "predict": ["predict", "--run", "run", "--data", "none"],
+    "convert": ["convert", "hf", "--run", "run", "--out", "out"],
+    "report": ["report", "run"],
+}
+
+
+def vlds(desk: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
+    """The command line, in one process, started as its ranks are: from the working directory."""
+    program = "import sys; from vlds.cli import main; sys.exit(main(sys.argv[1:]))"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", program, *words], cwd=desk, env=environment, capture_output=True,
+        text=True, timeout=120,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ("predict", "convert") else ())
+        for name in COMMANDS
+    ],
+)
+def test_code_beside_a_run_is_not_imported(name: str, desk: Path) -> None:
+    done = vlds(desk, COMMANDS[name])
+    said = done.stderr if name != "report" else (desk / "run" / "report.html").read_text()
+    assert "a saved recipe may name only classes of vlds" in said
+    assert "if you trust the code in helper, add --trust helper" in said
+    assert done.returncode == (0 if name == "report" else 2)
+    assert "Traceback" not in done.stderr
+    assert not (desk / "imported").exists()
+
+
+@pytest.mark.parametrize("name", ["evaluate", pytest.param("convert", marks=pytest.mark.slow)])
+def test_a_module_that_the_user_trusts_is_imported(name: str, desk: Path) -> None:
+    done = vlds(desk, [*COMMANDS[name], "--trust", "helper"])
+    assert done.returncode == 2, "its model's files are missing"
+    assert "saved recipe" not in done.stderr
+    assert "tokenizer cannot be read" in done.stderr
+    assert (desk / "imported").exists()
+
+
+def test_which_classes_are_known() -> None:
+    def recipe(name: str) -> object:
+        return {"tasks": [{"a": {"class_path": name}}]}
+
+    check_classes(recipe("VQA"), "r")
+    check_classes(recipe(f"{VQA.__module__}.VQA"), "r")
+    for name in ("os.system", "subprocess.Popen", "vlds.launch.main", "json", "helper.Thing", "1"):
+        with pytest.raises(ValueError, match=rf"^r: class_path '{name}'"):
+            check_classes(recipe(name), "r")
+
+
+def test_the_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr("vlds.trusted._trusted", set())
+    assert take_trust(["convert", "--trust", "a.b", "--x", "--trust=c"]) == ["convert", "--x"]
+    assert is_trusted("a.b")
+    assert is_trusted("a.b.deeper")
+    assert is_trusted("c")
+    assert not is_trusted("a")
+    assert not is_trusted("a.bc")
+    for words in (["--trust"], ["--trust", "../x"], ["--trust="]):
+        with pytest.raises(ValueError, match=r"--trust: got '.*'; give the name of a Python"):
+            take_trust(words)
+    trust("d")
+    assert os.getcwd() in sys.path
+
+
+def test_yaml_is_bounded(tmp_path: Path) -> None:
+    bomb = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+        f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n"
+        for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+    )
+    with pytest.raises(ValueError, match="its aliases stand for more than 200,000 values"):
+        parse_yaml(bomb, "r")
+    with pytest.raises(ValueError, match="its aliases stand for more than"):
+        parse_yaml("&a [*a]", "r")
+    for deep in ("[" * 50, "{a: " * 50, "[" * 100_000):
+        with pytest.raises(ValueError, match="nested more than 40 levels"):
+            parse_yaml(deep, "r")
+    assert parse_yaml("a: &x [1, 2]\nb: *x", "r") == {"a": [1, 2], "b": [1, 2]}
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(ValueError, match="fifo: not a regular file"):
+        read_yaml(tmp_path / "fifo")
+    with open(tmp_path / "large", "wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ValueError, match=r"1,099,511,627,776 bytes; a recipe has at most"):
+        read_yaml(tmp_path / "large")

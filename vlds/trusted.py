@@ -1,0 +1,115 @@
+"""Which classes a saved recipe may name.
+
+A recipe names its tasks, methods, backbones and encoders by class, and a dotted name is imported:
+with it comes the code of that module. The recipe that a user writes and passes with --config may do
+that. A run or an artifact may come from someone else, so it may name classes that vlds brings,
+classes that the running program has imported already, and those of modules that the user names with
+--trust.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from vlds.backbones.base import Backbone
+from vlds.methods.base import Method
+from vlds.tasks.base import Task
+from vlds.vision.base import VisionEncoder
+
+CHOICES = (Backbone, VisionEncoder, Method, Task)
+OPTION = "--trust"
+
+_trusted: set[str] = set()
+
+
+def take_trust(arguments: Sequence[str]) -> list[str]:
+    """The command line without its `--trust MODULE` words, whose modules are trusted from here on.
+
+    Errors: ValueError where the module is missing.
+    """
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        option, equals, module = word.partition("=")
+        if option != OPTION:
+            rest.append(word)
+            continue
+        module = module if equals else next(words, "")
+        if not all(part.isidentifier() for part in module.split(".")):
+            raise ValueError(f"{OPTION}: got {module!r}; give the name of a Python module")
+        trust(module)
+    return rest
+
+
+def trust(module: str) -> None:
+    """Let saved recipes name the classes of a module, or of the modules in a package; it may lie in
+    the working directory."""
+    _trusted.add(module)
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+
+
+def check_classes(tree: Any, source: str) -> None:
+    """Check every class that a saved recipe names, before anything is imported.
+
+    Errors: ValueError that names the class and `source`, where the recipe comes from.
+    """
+    known = {cls.__name__ for base in CHOICES for cls in descendants(base)}
+    for name in named_classes(tree):
+        module, dot, cls = name.rpartition(".")
+        if (not dot and cls in known) or is_ours(module, cls) or is_trusted(module):
+            continue
+        cure = (
+            f"if you trust the code in {module}, add {OPTION} {module}"
+            if dot
+            else f"known are {', '.join(sorted(known))}"
+        )
+        raise ValueError(
+            f"{source}: class_path {name!r}: a saved recipe may name only classes of vlds; {cure}"
+        )
+
+
+def is_ours(module: str, name: str) -> bool:
+    """True for a task, method, backbone or encoder of a module that is imported already."""
+    found = vars(sys.modules[module]).get(name) if module in sys.modules else None
+    return isinstance(found, type) and issubclass(found, CHOICES)
+
+
+def is_trusted(module: str) -> bool:
+    """True for a trusted module, and for modules in a trusted package."""
+    parts = module.split(".")
+    return any(".".join(parts[: n + 1]) in _trusted for n in range(len(parts)))
+
+
+def named_classes(tree: Any) -> Iterator[str]:
+    """Every class_path in a recipe."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            if key == "class_path":
+                yield str(value)
+            else:
+                yield from named_classes(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from named_classes(value)
+
+
+def descendants(base: type) -> Iterator[type]:
+    """All subclasses that are imported."""
+    for cls in base.__subclasses__():
+        yield cls
+        yield from descendants(cls)
+
+
+def leave_working_directory() -> None:
+    """Take the working directory off Python's path: nothing there is imported by accident."""
+    here = os.getcwd()
+    holds_vlds = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    sys.path[:] = [
+        place
+        for place in sys.path
+        if os.path.abspath(place or here) in (holds_vlds,) or os.path.abspath(place or here) != here
+    ]

@@ -17,7 +17,7 @@ from vlds.trusted import check_classes, is_trusted, take_trust, trust
 
 HELPER = """
 from pathlib import Path
-Path("imported").touch()
+Path(__file__).with_name("imported").touch()
 from vlds.tasks import VQA
 class Thing(VQA):
     pass

@@ -36,6 +36,8 @@ COUNTS = {
     "t5_image_single_compacter": (6_057_792, 2.645),
     "t5_image_multiple_compacters": (19_487_232, 8.038),
     "t5_image_single_lora_r150": (18_170_880, 7.536),
+    "t5_image_single_lora_r150_no_biases": (18_170_112, 7.535),
+    "t5_image_single_bitfit": (1_865_416, 0.830),
     "t5_image_single_prompt": (2_842_400, 1.259),
     "t5_image_multiple_prompts": (6_625_664, 2.886),
     "t5_video_full_finetuning": (223_360_512, 100.0),
@@ -65,6 +67,8 @@ TOTALS = {
     "t5_image_single_compacter": 229_016_640,
     "t5_image_multiple_compacters": 242_446_080,
     "t5_image_single_lora_r150": 241_128_960,
+    "t5_image_single_lora_r150_no_biases": 241_128_960,
+    "t5_image_single_bitfit": 224_824_264,
     "t5_image_single_prompt": 225_801_248,
     "t5_image_multiple_prompts": 229_584_512,
 }

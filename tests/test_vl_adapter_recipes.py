@@ -7,7 +7,7 @@ import pytest
 from vlds.config import load_recipe, parse_recipe
 from vlds.models.build import describe
 from vlds.resources import find, shipped
-from vlds.tasks import VQA
+from vlds.tasks import VQA, VideoCaption
 
 COUNTS = {
     "bart_image_full_finetuning": (141_156_864, 100.0),
@@ -151,3 +151,8 @@ def test_answers_and_scores_are_those_of_the_scripts(name: str) -> None:
         vqa = recipe.tasks["vqa"]
         assert isinstance(vqa, VQA)
         assert vqa.accuracy == "legacy"
+    else:
+        for name_of_task in ("tvc", "yc2c"):
+            captions = recipe.tasks[name_of_task]
+            assert isinstance(captions, VideoCaption)
+            assert captions.score_each == "description"

@@ -25,7 +25,7 @@ from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.recipe_files import has_base, read_merged
 from vlds.resources import find
 from vlds.schema import ImageSpec
-from vlds.tasks.base import Task
+from vlds.tasks.base import TEST_MARK, Task
 from vlds.vision.base import VisionEncoder
 
 CHOICES = (Backbone, VisionEncoder, Method, Task)
@@ -254,6 +254,12 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.tasks:
             raise ValueError("tasks: the recipe names none; give at least one, see docs/tasks.md")
+        for name in self.tasks:
+            if name.endswith(TEST_MARK):
+                raise ValueError(
+                    f"tasks: '{name}' cannot be a task's name, because results on test data end in "
+                    f"{TEST_MARK}; choose another name"
+                )
 
     @property
     def image(self) -> ImageSpec | None:

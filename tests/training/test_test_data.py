@@ -21,6 +21,7 @@ from vlds.artifact import own_tensors, save_artifact
 from vlds.config import Recipe
 from vlds.models.build import build_model
 from vlds.training.loop import train
+from vlds.training.prediction_files import read_pairs
 
 NOWHERE = "no/such/folder"
 
@@ -51,9 +52,13 @@ def with_test(recipe: Recipe, **folders: str) -> Recipe:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Nine pictures with eighteen questions, which are not those of training."""
+    """Nine pictures with eighteen questions, whose ids are numbers as those of VQA v2."""
     folder = tmp_path_factory.mktemp("data")
-    write_dataset(folder, name="vqa", kind="vqa", split="test", records=records("vqa", 9))
+    asked = list(records("vqa", 9))
+    for n, record in enumerate(asked):
+        for k, annotation in enumerate(record.json["annotations"]):
+            annotation["id"] = str(100 * n + k)
+    write_dataset(folder, name="vqa", kind="vqa", split="test", records=asked)
     return folder
 
 
@@ -140,16 +145,21 @@ def test_data_of_the_command_line_are_the_only_ones(
 
 
 def test_a_leaderboard_takes_a_list_of_the_recipe(
-    run: Path, ranks2: RankPool, tmp_path: Path
+    run: Path, data: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:
     """Files of leaderboards are named by data set and split; what answers one twice, by list."""
     words = ["predict", "--run", str(run), "--out", str(tmp_path)]
     (code, out), _ = ranks2.run(command, [*words, "--split", "test"], timeout=120)
     assert code == 0, out
     assert "vqa.test (18 examples)" in out
-    assert "no leaderboard's file for vqa-test: id 'q0-0' is no whole number" in out
-    assert (tmp_path / "vqa.test.jsonl").is_file()
+    assert f"{tmp_path}/vqa-test.json" in out.splitlines()
+    assert read_pairs(tmp_path / "vqa-test.json") == read_pairs(tmp_path / "vqa.test.jsonl")
     assert not (tmp_path / "vqa.jsonl").exists()
+    words += ["--split", "evaluate", "test", "--tasks.vqa.evaluate", f"[{data}]"]
+    (code, out), _ = ranks2.run(command, words, timeout=120)
+    assert code == 0, out
+    names = {path.name for path in tmp_path.glob("*-vqa-test.json")}
+    assert names == {"vqa-vqa-test.json", "vqa.test-vqa-test.json"}
 
 
 def test_mistakes_are_said_before_the_model_is_built(

@@ -17,11 +17,12 @@ from vlds.data.cache_limit import check_cache_limit
 from vlds.data.collate import ImageStack, Row, collate
 from vlds.data.decode import decode_image
 from vlds.schema import Sample, SkipSample
-from vlds.tasks.base import SPLITS, Split, Task, label_of
+from vlds.tasks.base import Split, Task
 from vlds.training.distributed import Ranks
 from vlds.training.engine import start_ranks
-from vlds.training.evaluate import Evaluator, evaluation_sources, with_answer_lists
+from vlds.training.evaluate import with_answer_lists
 from vlds.training.evaluation import Evaluation, leave, make_folder
+from vlds.training.lists import check_splits, decode, open_list
 from vlds.training.submission import write_submissions
 
 LONGEST_WAIT = 24 * 3600.0
@@ -92,62 +93,8 @@ def run_on_data(
         for split in splits:
             for name in (name for name, task in recipe.tasks.items() if not task.data_of(split)):
                 say(f"{name}: left out, its task names no data sets under `{split}`")
-    evaluations = decode(replace(loaded, recipe=recipe), lists, ranks, score)
+    evaluations = decode(replace(loaded, recipe=recipe), lists, ranks, say, score=score)
     return sources, evaluations, ranks
-
-
-def open_list(recipe: Recipe, split: Split, asked: Sequence[Split]) -> list[Source]:
-    """`evaluation_sources`, whose errors tell how to do without test data that nobody asked for."""
-    try:
-        return evaluation_sources(recipe, split)
-    except ValueError as error:
-        if split in asked or split != "test":
-            raise
-        raise ValueError(f"{error}; or leave test data out: --split evaluate") from error
-
-
-def decode(
-    run: LoadedRun, lists: Sequence[Sequence[Source]], ranks: Ranks, score: bool
-) -> list[Evaluation]:
-    """The evaluations of lists of sources, in their order; on the first rank alone. Data that a
-    task names under both `evaluate` and `test` are decoded once."""
-    again = {
-        label_of(name, "test"): name
-        for name, task in run.recipe.tasks.items()
-        if len(lists) > 1 and task.test and task.test == task.evaluate
-    }
-    evaluators = [
-        Evaluator(
-            run.recipe,
-            [replace(s, datasets=[]) if s.name in again else s for s in sources],
-            run.tokenizer,
-            ranks,
-            say,
-        )
-        for sources in lists
-    ]
-    model = run.model.to(ranks.device)
-    found = {e.task: e for evaluator in evaluators for e in evaluator(model, score=score)}
-    found |= {label: replace(found[name], task=label) for label, name in again.items() if found}
-    return [found[s.name] for sources in lists for s in sources if s.name in found]
-
-
-def check_splits(recipe: Recipe, run: Path, asked: Sequence[Split]) -> list[Split]:
-    """The lists to read: those that were asked for, else all under which a task names data.
-
-    Errors: ValueError where no task names any.
-    """
-    named = [s for s in SPLITS if any(task.data_of(s) for task in recipe.tasks.values())]
-    if not named:
-        raise ValueError(
-            f"--data: the recipe of {run} names nothing to evaluate on; name data set folders"
-        )
-    if missing := [split for split in asked if split not in named]:
-        raise ValueError(
-            f"--split: no task of {run} names data sets under `{missing[0]}`; name them with "
-            f"--data, or with --tasks.TASK.{missing[0]}"
-        )
-    return [split for split in named if split in asked or not asked]
 
 
 def say(line: str) -> None:

@@ -25,7 +25,7 @@ from vlds.recipe_files import has_base, read_merged
 from vlds.resources import find
 from vlds.runtime.checks import at_least
 from vlds.schema import ImageSpec
-from vlds.tasks.base import Task
+from vlds.tasks.base import TEST_MARK, Task
 from vlds.vision.base import VisionEncoder
 
 CHOICES = (Backbone, VisionEncoder, Method, Task)
@@ -189,6 +189,11 @@ class Recipe:
                     f"tasks.{name}.batch_size: got {task.batch_size}, but data.unit is "
                     f"{self.data.unit}: batches mix tasks; set data.unit to global_batch, or give "
                     f"tasks.{name}.weight"
+                )
+            if name.endswith(TEST_MARK):
+                raise ValueError(
+                    f"tasks: '{name}' cannot be a task's name, because results on test data end in "
+                    f"{TEST_MARK}; choose another name"
                 )
 
     @property

@@ -21,10 +21,14 @@ from tests.report.scored_run import (
 )
 from tests.training.test_clips import clip_recipe
 from tests.training.world import world_recipe
+from vlds.config import load_recipe, save_recipe
 from vlds.methods import Adapter, LoRA
-from vlds.report.collect import collect
+from vlds.report.collect import collect, with_directions
 from vlds.report.facts import method_text, trained_text
+from vlds.report.markdown import markdown
 from vlds.report.results import Difference
+from vlds.report.scores import Scores, TaskScores
+from vlds.tasks import GQA
 
 
 def copy(run: Path, folder: Path) -> Path:
@@ -132,6 +136,28 @@ def test_a_run_that_vlds_evaluate_alone_has_scored(runs: Runs, tmp_path: Path) -
     assert found.score("vqa", "exact_match") == found.results["vqa"].value
     (run / "metrics.jsonl").unlink()
     assert collect([run]).only.results["vqa"].interval is not None
+
+
+def test_results_on_test_data_stand_beside_the_others(runs: Runs, tmp_path: Path) -> None:
+    """Under a name of their own, with an interval and pictures."""
+    run = copy(runs.first, tmp_path / "run")
+    recipe = load_recipe(run / "recipe.yaml")
+    vqa = replace(recipe.tasks["vqa"], test=recipe.tasks["vqa"].evaluate, evaluate=[])
+    save_recipe(replace(recipe, tasks={**recipe.tasks, "vqa": vqa}), run / "recipe.yaml")
+    write_lines(run / "predictions" / "vqa.test.jsonl", lines_of(recipe.tasks["vqa"], 4))
+    found = collect([run], pictures=True).only
+    assert list(found.results) == ["vqa", "vqa.test", "caption"]
+    result = found.results["vqa.test"]
+    assert (result.headline, result.step) == ("exact_match", None)
+    assert found.score("vqa.test", "exact_match") == result.value == 36 / 48
+    assert found.score("vqa", "exact_match") == found.results["vqa"].value != result.value
+    assert result.interval is not None
+    shown = [entry for entry in found.run.gallery if entry.task == "vqa.test"]
+    assert len(shown) == 6
+    assert "vqa.test exact_match" in markdown(collect([run]))
+    scores = Scores(["run"], {"gqa.test": TaskScores({"run": {"distribution": 1.0}})})
+    told = with_directions(scores, {"gqa": GQA()})
+    assert told.tasks["gqa.test"].lower_is_better == ("distribution",)
 
 
 @pytest.mark.parametrize("age", [-100, 100])

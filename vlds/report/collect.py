@@ -15,7 +15,7 @@ from vlds.report.gallery import collect_gallery
 from vlds.report.inputs import RunInputs, read_run
 from vlds.report.results import Difference, TaskResult, difference, reasons, results_of
 from vlds.report.scores import Scores, TaskScores
-from vlds.tasks.base import Task
+from vlds.tasks.base import Task, task_of
 
 
 @dataclass(frozen=True)
@@ -185,10 +185,10 @@ def with_results(scores: Scores, results: Mapping[str, TaskResult], name: str) -
 def with_directions(scores: Scores, tasks: Mapping[str, Task]) -> Scores:
     """The scores with what their tasks say of them."""
     told = {
-        name: replace(entry, lower_is_better=tasks[name].lower_is_better)
-        if name in tasks
+        label: replace(entry, lower_is_better=tasks[task_of(label)].lower_is_better)
+        if task_of(label) in tasks
         else entry
-        for name, entry in scores.tasks.items()
+        for label, entry in scores.tasks.items()
     }
     return replace(scores, tasks=told)
 

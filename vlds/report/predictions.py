@@ -27,8 +27,8 @@ class Predictions:
 
 
 def newest_predictions(run: Path) -> dict[str, Predictions]:
-    """Per task the file that was written last: by the training's newest evaluation, or by
-    `vlds evaluate`."""
+    """Per task, and per list of test data (TASK.test), the file that was written last: by the
+    training's newest evaluation, or by `vlds evaluate`."""
     folder = run / "predictions"
     steps = sorted(folder.glob("step-*"))
     found: dict[str, Path] = {}

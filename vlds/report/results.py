@@ -11,7 +11,7 @@ from vlds.report.bootstrap import Interval, Values, interval_of_difference, inte
 from vlds.report.example_values import NoMean, example_values, mean_of
 from vlds.report.inputs import read_metrics
 from vlds.report.predictions import Predictions, newest_predictions
-from vlds.tasks.base import Task
+from vlds.tasks.base import SPLITS, Task, label_of
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,9 @@ class Difference:
 def results_of(
     run: Path, tasks: Mapping[str, Task], resamples: int, notes: list[str]
 ) -> dict[str, TaskResult]:
-    """Score what a run predicted; a task whose references are all unknown is left out, and with a
-    note one whose scores cannot be computed here."""
+    """Score what a run predicted: label of a task's list (TASK, TASK.test) -> result. A task whose
+    references are all unknown is left out, and with a note one whose scores cannot be computed
+    here."""
     logged = {
         (line["step"], task): scores
         for line in read_metrics(run / "metrics.jsonl")
@@ -61,7 +62,8 @@ def results_of(
     }
     found = newest_predictions(run)
     results = {}
-    for name, task in tasks.items():
+    labels = [(label_of(name, split), tasks[name]) for name in tasks for split in SPLITS]
+    for name, task in labels:
         if name not in found:
             continue
         made = found[name]

@@ -29,6 +29,7 @@ from PIL import Image
 
 JPEGS = ("JPEG", "MPO")
 """Formats whose first picture is a JPEG."""
+TOO_LARGE = "too many pixels"
 
 
 def picture_fault(data: bytes) -> str | None:
@@ -46,7 +47,7 @@ def picture_fault(data: bytes) -> str | None:
                 with Image.open(io.BytesIO(data)) as image:
                     image.verify()
     except Image.DecompressionBombError:
-        return "too many pixels"
+        return TOO_LARGE
     except (OSError, SyntaxError, ValueError, EOFError) as error:  # all that Pillow's plugins raise
         return str(error)
     return jpeg_fault(data) if form in JPEGS else None

@@ -15,8 +15,9 @@ only warns. Pillow and torchvision swallow the warnings; simplejpeg (strict) mak
 
 What is left, no decoder can notice: the damaged bits are valid codes, and the picture is wrong from
 there on. Only a checksum made before the damage tells. dataset.json has one of each shard, so this
-is about files that were damaged before they were packed. PNG has checksums of its own; of
-animations the first frame is looked at, which is all that a run sees.
+is about files that were damaged before they were packed. PNG has checksums of its own. WebP has
+none: a third of such damages is noticed (benchmarks/pictures.md). Of animations the first frame is
+looked at, which is all that a run sees.
 """
 
 from __future__ import annotations

@@ -13,7 +13,14 @@ from vlds.report.bootstrap import RESAMPLES, SEED
 from vlds.report.facts import recipe_facts, stopped_text
 from vlds.report.gallery import collect_gallery
 from vlds.report.inputs import RunInputs, read_run
-from vlds.report.results import Difference, TaskResult, difference, reasons, results_of
+from vlds.report.results import (
+    Difference,
+    TaskResult,
+    difference,
+    drawn_by_example,
+    reasons,
+    results_of,
+)
 from vlds.report.scores import Scores, TaskScores
 from vlds.tasks.base import Task, task_of
 
@@ -105,12 +112,13 @@ class Report:
         if any(result.interval for result in every):
             said.append(
                 f"Brackets: the middle 95 % of {self.resamples:,} bootstrap resamples of the "
-                f"examples (percentiles; seed {SEED}). They tell of the examples that were drawn, "
-                "not of the seed of the training."
+                "samples (a picture, pair or clip with all of its examples; percentiles; seed "
+                f"{SEED}). They tell of the samples that were drawn, not of the seed of the "
+                "training."
             )
         if any(result.interval and result.headline in CIDERS for result in every):
             said.append("CIDEr's document frequencies are those of all pictures in every resample.")
-        return said + reasons(results)
+        return said + drawn_by_example(results) + reasons(results)
 
 
 def collect(folders: Sequence[Path], resamples: int = RESAMPLES, pictures: bool = False) -> Report:

@@ -171,8 +171,8 @@ class Evaluator:
         own: Survey | str
         try:
             own = survey(source, range(first, last), tokenizer)
-            if tokenizer is not None:  # the costs are wanted, and references are much to send
-                own.references = []
+            if tokenizer is not None:  # the costs are wanted, and the rest is much to send
+                own.references, own.samples = [], []
         except ValueError as error:
             own = str(error)
         gathered = ranks.gather(own)
@@ -252,8 +252,13 @@ class Evaluator:
             found = model.answer(batch.to(self.ranks.device), source.task.decoding)
             for row, answer in enumerate(found):
                 if batch.valid[row]:
-                    text = source.task.answer_from(answer.text)
-                    yield Decoded(batch.ids[row], batch.references[row], text, answer.confidence)
+                    yield Decoded(
+                        batch.ids[row],
+                        batch.samples[row],
+                        batch.references[row],
+                        source.task.answer_from(answer.text),
+                        answer.confidence,
+                    )
             now = time.monotonic()
             if self.ranks.is_first and now - told > SECONDS_BETWEEN_LINES and done < len(stream):
                 told = now

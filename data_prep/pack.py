@@ -60,7 +60,7 @@ def _pack(dataset: SourceSet, out: Path, options: Options) -> DatasetInfo:
     order = in_order(dataset, options.seed)
     shape = common_shape(order)
     features = shape and {"tokens": shape[0], "dim": shape[1], "encoder": options.encoder}
-    image = None if shape else {"size": options.rule.size, "square": options.rule.square}
+    image = None if shape else options.rule.record()
     writer = DatasetWriter(
         out,
         name=dataset.name,

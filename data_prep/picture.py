@@ -1,19 +1,26 @@
 """Bytes of a picture file -> the bytes a shard stores.
 
-The bytes pass through untouched wherever they can. They are encoded anew only to bake in an EXIF
-rotation (decoders disagree on it, so sizes would swap between readers) or to make the picture
-smaller when the user asks.
+Bytes are stored as they are unless a resize makes the picture smaller: the decoder of a run reads
+every format that is accepted here, turns what an EXIF tag turns and takes the first frame of an
+animation. A resize goes through that same decoder and is stored without loss by default, so that a
+run whose encoder wants this size sees the very pixels it would see of the original file. JPEG is
+the smaller choice, and not the same picture: at quality 95 it moves the features of a frozen
+encoder by a sixth (benchmarks/pictures.md).
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from data_prep.strict_picture import jpeg_fault
-from vlds.data.decode import to_rgb
+from data_prep.strict_picture import TOO_LARGE, picture_fault
+from vlds.data import decode_image
+from vlds.data.orientation import upright_size
+from vlds.schema import ImageSpec, SkipSample
 
 MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xd8\xff", "jpg"),
@@ -26,8 +33,19 @@ MAGIC: tuple[tuple[bytes, str], ...] = (
 )
 """First bytes of a file -> the extension it deserves, whatever its name says."""
 
-ORIENTATION_TAG = 0x0112
-JPEG_QUALITY = 95
+ImageFormat = Literal["webp", "jpeg"]
+"""How a resized picture is stored: WebP without loss, or JPEG."""
+LONGEST_WEBP = 16383
+"""Pixels of a side."""
+EXTENSIONS: Mapping[ImageFormat, str] = {"webp": "webp", "jpeg": "jpg"}
+ENCODINGS: Mapping[ImageFormat, Mapping[str, Any]] = {
+    # Of lossless WebP, `method` and `quality` are effort. More of it saves up to 5 % of the bytes
+    # and takes up to five times as long; with the least (method 0) gray pictures need 60 % more.
+    "webp": {"lossless": True, "method": 2, "quality": 20},
+    # All colours at full resolution: halving that of the hues, the usual 4:2:0, moves features
+    # half as far again.
+    "jpeg": {"quality": 95, "subsampling": "4:4:4"},
+}
 
 
 class BadPicture(Exception):
@@ -42,12 +60,26 @@ class PictureRule:
     """Pixels of the shorter side; None leaves pictures as they are. Small ones are not enlarged."""
     square: bool = False
     """Scale both sides to `size`, as VL-Adapter does, instead of keeping the proportions."""
+    format: ImageFormat = "webp"
+    """How a resized picture is stored."""
 
     def __post_init__(self) -> None:
         if self.size is not None and self.size < 1:
             raise ValueError(f"--image-size {self.size}: give a number of pixels, 1 or more")
         if self.square and self.size is None:
             raise ValueError("--square needs --image-size, the side of the square in pixels")
+        if self.format not in get_args(ImageFormat):
+            known = " or ".join(get_args(ImageFormat))
+            raise ValueError(f"--image-format {self.format}: give {known}")
+
+    def record(self) -> dict[str, Any]:
+        """What dataset.json says of it."""
+        resized = self.size is not None
+        return {
+            "size": self.size,
+            "square": self.square,
+            "format": self.format if resized else None,
+        }
 
     def target(self, width: int, height: int) -> tuple[int, int]:
         """Size a picture of this size gets."""
@@ -68,6 +100,7 @@ class Picture:
     data: bytes
     extension: str
     width: int
+    """Of the picture the right way up, like the height."""
     height: int
 
 
@@ -82,40 +115,28 @@ def true_extension(data: bytes) -> str:
 
 
 def prepare_picture(data: bytes, rule: PictureRule) -> Picture:
-    """Check that the whole picture decodes, bake in its rotation, make it smaller when asked."""
+    """Check that the whole picture decodes, and make it smaller when asked.
+
+    Errors: BadPicture where it does not.
+    """
     extension = true_extension(data)
+    if fault := picture_fault(data):
+        raise BadPicture(fault if fault == TOO_LARGE else "truncated or damaged")
+    size = upright_size(data)
+    if (target := rule.target(*size)) == size:
+        return Picture(data, extension, *size)
+    return Picture(resized(data, target, rule.format), EXTENSIONS[rule.format], *target)
+
+
+def resized(data: bytes, size: tuple[int, int], form: ImageFormat) -> bytes:
+    """A picture as a run sees it at this size (width, height), encoded."""
+    width, height = size
+    if form == "webp" and max(size) > LONGEST_WEBP:
+        raise BadPicture(f"longer than the {LONGEST_WEBP:,} pixels of WebP")
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            # Everything is decoded: half a file fails here and not in a run.
-            if extension != "jpg":
-                image.load()
-            elif jpeg_fault(data):
-                raise BadPicture("truncated or damaged")
-            upright = image.getexif().get(ORIENTATION_TAG, 1) == 1
-            size = rule.target(*(image.size if upright else ImageOps.exif_transpose(image).size))
-            if upright and size == image.size:
-                return Picture(data, extension, *size)
-            return _encode_anew(image, extension, size)
-    except Image.DecompressionBombError as error:
-        raise BadPicture("too many pixels") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # all that Pillow's plugins raise
+        pixels = decode_image(data, ImageSpec(height, width))
+    except SkipSample as error:
         raise BadPicture("truncated or damaged") from error
-
-
-def _encode_anew(image: Image.Image, extension: str, size: tuple[int, int]) -> Picture:
-    """Rotate and scale; JPEG stays JPEG, everything else becomes PNG. EXIF is left behind."""
-    turned = ImageOps.exif_transpose(image)
-    if turned.mode not in ("L", "RGB", "RGBA"):
-        clear = "transparency" in turned.info
-        turned = turned.convert("RGBA") if clear else to_rgb(turned)
-    if turned.size != size:
-        turned = turned.resize(size, Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
-    if extension == "jpg":
-        turned.convert("L" if turned.mode == "L" else "RGB").save(
-            buffer, "JPEG", quality=JPEG_QUALITY
-        )
-    else:
-        turned.save(buffer, "PNG", exif=b"")
-        extension = "png"
-    return Picture(buffer.getvalue(), extension, *size)
+    Image.fromarray(pixels.transpose(1, 2, 0)).save(buffer, form, **ENCODINGS[form])
+    return buffer.getvalue()

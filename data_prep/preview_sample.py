@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections import Counter
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from PIL import Image
 
 from data_prep.annotation import TEXT_FIELDS
 from vlds.data import ShardError, decode_image
+from vlds.data.orientation import upright_size
 from vlds.data.store import UNUSABLE, Dataset
 from vlds.schema import Encoded, ImageSpec, Sample, SkipSample
 
@@ -132,8 +132,7 @@ def shape_text(shape: tuple[int, ...]) -> str:
 def size_text(data: Encoded) -> str:
     """Width and height of a picture, from its head alone."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            return shape_text(image.size)
+        return shape_text(upright_size(data))
     except PICTURE_ERRORS:
         return "not a picture"
 
@@ -141,8 +140,7 @@ def size_text(data: Encoded) -> str:
 def thumbnail(data: Encoded) -> Image.Image | None:
     """A picture as a run sees it, small; None where it cannot be decoded."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
+        width, height = upright_size(data)
         scale = min(1.0, THUMBNAIL / max(width, height))
         spec = ImageSpec(max(1, round(height * scale)), max(1, round(width * scale)))
         return Image.fromarray(decode_image(data, spec).transpose(1, 2, 0))

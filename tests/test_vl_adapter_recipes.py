@@ -11,7 +11,7 @@ from vlds.data.mixing_shares import steps_in
 from vlds.data.mixture import NamedOrder, batch_sizes, mixed_order
 from vlds.models.build import describe
 from vlds.resources import find, shipped
-from vlds.tasks import VQA
+from vlds.tasks import VQA, VideoCaption
 
 COUNTS = {
     "bart_image_full_finetuning": (141_156_864, 100.0),
@@ -40,6 +40,8 @@ COUNTS = {
     "t5_image_single_compacter": (6_057_792, 2.645),
     "t5_image_multiple_compacters": (19_487_232, 8.038),
     "t5_image_single_lora_r150": (18_170_880, 7.536),
+    "t5_image_single_lora_r150_no_biases": (18_170_112, 7.535),
+    "t5_image_single_bitfit": (1_865_416, 0.830),
     "t5_image_single_prompt": (2_842_400, 1.259),
     "t5_image_multiple_prompts": (6_625_664, 2.886),
     "t5_video_full_finetuning": (223_360_512, 100.0),
@@ -69,6 +71,8 @@ TOTALS = {
     "t5_image_single_compacter": 229_016_640,
     "t5_image_multiple_compacters": 242_446_080,
     "t5_image_single_lora_r150": 241_128_960,
+    "t5_image_single_lora_r150_no_biases": 241_128_960,
+    "t5_image_single_bitfit": 224_824_264,
     "t5_image_single_prompt": 225_801_248,
     "t5_image_multiple_prompts": 229_584_512,
 }
@@ -151,6 +155,11 @@ def test_answers_and_scores_are_those_of_the_scripts(name: str) -> None:
         vqa = recipe.tasks["vqa"]
         assert isinstance(vqa, VQA)
         assert vqa.accuracy == "legacy"
+    else:
+        for name_of_task in ("tvc", "yc2c"):
+            captions = recipe.tasks[name_of_task]
+            assert isinstance(captions, VideoCaption)
+            assert captions.score_each == "description"
 
 
 SIZES = {

@@ -157,6 +157,7 @@ def evaluate(arguments: list[str]) -> int:
         help="data set folders, TASK=FOLDER where several tasks of the run could read it; default: "
         "those of the run's recipe. With --predictions: the data sets that they answer",
     )  # fmt: skip
+    add_split(parser)
     parser.add_argument(
         "--task", metavar="CLASS",
         help="with --predictions: the task class that scores them; default: the one that reads "
@@ -167,6 +168,7 @@ def evaluate(arguments: list[str]) -> int:
         help="where predictions and scores are written; default: RUN/predictions, or nowhere",
     )  # fmt: skip
     options, changes = parser.parse_known_args(arguments)
+    check_split(options)
     if options.predictions:
         from vlds.training.score_file import score_file
 
@@ -177,7 +179,25 @@ def evaluate(arguments: list[str]) -> int:
         )
     from vlds.training.inference import evaluate_run
 
-    return evaluate_run(options.run, options.data, options.out, changes)
+    return evaluate_run(options.run, options.data, options.split, options.out, changes)
+
+
+def add_split(parser: argparse.ArgumentParser) -> None:
+    """`--split`."""
+    parser.add_argument(
+        "--split", nargs="+", default=[], choices=["evaluate", "test"],
+        help="lists of the run's recipe: the data sets that its tasks name under `evaluate` or "
+        "`test`; results on test data are called TASK.test; vlds evaluate's default: both",
+    )  # fmt: skip
+
+
+def check_split(options: argparse.Namespace) -> None:
+    """Errors: ValueError where --split stands beside what says by itself which data are read."""
+    if options.split and (options.data or getattr(options, "predictions", None)):
+        raise ValueError(
+            "--split: means data sets of the run's recipe, and does not go with --data or "
+            "--predictions; give one of them"
+        )
 
 
 def predict(arguments: list[str]) -> int:
@@ -194,27 +214,32 @@ def predict(arguments: list[str]) -> int:
         help="instead of pictures: data set folders, all of which is answered; TASK=FOLDER where "
         "several tasks of the run could read it",
     )  # fmt: skip
+    add_split(parser)
     parser.add_argument(
         "--out", type=Path, metavar="DIR",
-        help="with --data: where predictions and the leaderboards' files are written; default: "
-        "RUN/predictions",
+        help="with --data or --split: where predictions and the leaderboards' files are written; "
+        "default: RUN/predictions",
     )  # fmt: skip
     options, changes = parser.parse_known_args(arguments)
     from vlds.training.inference import predict_one, predict_sets
 
-    if bool(options.image) == bool(options.data):
-        raise ValueError("--image, --data: give pictures, or data sets, and not both")
-    if options.data and (options.task or options.question):
+    check_split(options)
+    if bool(options.image) == bool(options.data or options.split):
+        raise ValueError(
+            "--image, --data, --split: give pictures, or data sets, and not both; --split means "
+            "the data sets of the run's recipe"
+        )
+    if not options.image and (options.task or options.question):
         name = "--task" if options.task else "--question"
         raise ValueError(
             f"{name}: goes with --image; data sets have their questions, and --data TASK=DATASET "
             "says which task answers one"
         )
     if options.image and options.out:
-        raise ValueError("--out: goes with --data; the answer about pictures is printed")
+        raise ValueError("--out: goes with data sets; the answer about pictures is printed")
     if options.image:
         return predict_one(options.run, options.image, options.question, options.task, changes)
-    return predict_sets(options.run, options.data, options.out, changes)
+    return predict_sets(options.run, options.data, options.split, options.out, changes)
 
 
 def features(arguments: list[str]) -> int:

@@ -26,7 +26,7 @@ from vlds.resources import find
 from vlds.runtime.checks import at_least
 from vlds.runtime.yaml_file import read_yaml
 from vlds.schema import ImageSpec
-from vlds.tasks.base import Task
+from vlds.tasks.base import TEST_MARK, Task
 from vlds.trusted import CHOICES, check_classes
 from vlds.vision.base import VisionEncoder
 
@@ -190,6 +190,11 @@ class Recipe:
                     f"tasks.{name}.batch_size: got {task.batch_size}, but data.unit is "
                     f"{self.data.unit}: batches mix tasks; set data.unit to global_batch, or give "
                     f"tasks.{name}.weight"
+                )
+            if name.endswith(TEST_MARK):
+                raise ValueError(
+                    f"tasks: '{name}' cannot be a task's name, because results on test data end in "
+                    f"{TEST_MARK}; choose another name"
                 )
 
     @property

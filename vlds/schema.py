@@ -73,6 +73,8 @@ class Example:
     """Factor of the example's loss (VQA soft score)."""
     reference: Any = None
     """What the score compares the prediction with; JSON-able."""
+    sample: str = ""
+    """Id of the sample that it is of, unique where `id` is; only evaluation fills it."""
 
 
 @dataclass
@@ -104,6 +106,8 @@ class Batch:
     VL-Adapter."""
     references: list[Any] = field(default_factory=list)
     """One entry an example; only evaluation fills it."""
+    samples: list[str] = field(default_factory=list)
+    """Id of each example's sample; only evaluation fills it."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -137,6 +141,7 @@ class Batch:
             features=pick(self.features),
             boxes=pick(self.boxes),
             references=[self.references[row] for row in rows.tolist()] if self.references else [],
+            samples=[self.samples[row] for row in rows.tolist()] if self.samples else [],
         )
 
     def to(self, device: Any) -> Batch:

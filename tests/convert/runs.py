@@ -35,6 +35,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "full": Full,
     "bitfit": BitFit,
     "bitfit, new": lambda: BitFit(add_biases=True),
+    "bitfit, all": lambda: BitFit(add_biases=True, add_norm_and_head_biases=True),
     "adapter": lambda: Adapter(reduction=4),
     "adapters, half": lambda: Adapter(
         reduction=4, sharing="half_shared_up", layer_norm_before=True, layer_norm_after=True

@@ -38,6 +38,7 @@ LAYOUTS = {
 """What each layout can express."""
 REASONS = {
     ("reference", "bitfit, new"): "gives no layer a new bias",
+    ("reference", "bitfit, all"): "gives no layer a new bias",
     ("reference", "lora"): "no LoRA on T5",
     ("reference", "loras"): "no LoRA on T5",
     ("reference", "lora, some"): "no LoRA on T5|has LoRA at attn_q, attn_v, .* nowhere else",
@@ -48,6 +49,7 @@ REASONS = {
     ("peft", "full"): "holds one method beside the backbone, the recipe has none",
     ("peft", "bitfit"): "holds one method beside the backbone, the recipe has none",
     ("peft", "bitfit, new"): "gives no layer a new bias|the recipe has none",
+    ("peft", "bitfit, all"): "gives no layer a new bias",
     ("peft", "adapter"): "peft has no Adapter; `vlds convert adapters`",
     ("peft", "adapters, half"): "peft has no Adapter; `vlds convert adapters`",
     ("peft", "compacter"): "peft has no Compacter",
@@ -63,6 +65,7 @@ REASONS = {
     ("adapters", "full"): "holds one method beside the backbone, the recipe has none",
     ("adapters", "bitfit"): "holds one method beside the backbone, the recipe has none",
     ("adapters", "bitfit, new"): "adapters has no BitFit|the recipe has none",
+    ("adapters", "bitfit, all"): "adapters has no BitFit",
     ("adapters", "low rank"): "`vlds convert merge` makes it Adapter",
     ("adapters", "hyperformer"): "`vlds convert merge` makes it Adapter",
     ("adapters", "hyperformer, kinds"): "`vlds convert merge` makes it Adapter",
@@ -82,6 +85,8 @@ NOT_FOLDED = {
     ("T5", "adapters, half"): "Adapter computes what no plain layer computes",
     ("Bart", "adapters, half"): "Adapter computes what no plain layer computes",
     ("T5", "bitfit, new"): "have none in their own class",
+    ("T5", "bitfit, all"): "have none in their own class",
+    ("Bart", "bitfit, all"): "have none in their own class",
     ("T5", "loras"): "one layer cannot hold the updates of several tasks",
     ("Bart", "loras"): "one layer cannot hold the updates of several tasks",
     ("T5", "ia3s"): "one layer cannot hold the factors of several tasks",

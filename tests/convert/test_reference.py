@@ -211,6 +211,14 @@ def test_combinations_that_the_original_cannot_have(
     assert not (tmp_path / "LAST.pth").exists()
 
 
+def test_norms_with_a_bias_are_refused(world: Path, tmp_path: Path) -> None:
+    recipe = recipe_with("T5", "adapter", world, tmp_path)
+    visual = replace(recipe.visual_embedding, norm_biases=True)
+    run = write_run(replace(recipe, visual_embedding=visual))
+    with pytest.raises(ValueError, match=r"visual_embedding\.norm_biases: the original code's T5"):
+        convert("reference", "--run", run, "--out", tmp_path / "LAST.pth")
+
+
 def test_names_without_module_open_too(exported: Path, tmp_path: Path) -> None:
     state = torch.load(exported, weights_only=True)
     bare = {key.removeprefix("module."): tensor for key, tensor in state.items()}

@@ -13,6 +13,7 @@ from PIL import Image
 from vlds.data import open_dataset
 from vlds.schema import Sample
 
+ORIENTATION = 0x0112
 TURNED_LEFT = 6
 """EXIF orientation: shown upright after a quarter turn."""
 
@@ -26,15 +27,33 @@ def jpeg(mode: str = "RGB", width: int = 40, height: int = 24, **options: Any) -
 
 def rotated_jpeg() -> bytes:
     """40x24 in the file, 24x40 to the viewer."""
+    return jpeg(exif=orientation(TURNED_LEFT))
+
+
+def orientation(value: Any) -> bytes:
+    """EXIF metadata with this orientation."""
     exif = Image.Exif()
-    exif[0x0112] = TURNED_LEFT
-    return jpeg(exif=exif.tobytes())
+    exif[ORIENTATION] = value
+    return exif.tobytes()
 
 
 def png(mode: str = "RGB", width: int = 40, height: int = 24) -> bytes:
     """A PNG of any mode, palette and transparency included."""
+    return encoded("PNG", mode, width, height)
+
+
+def encoded(form: str, mode: str = "RGB", width: int = 40, height: int = 24, **more: Any) -> bytes:
+    """A picture in one of Pillow's formats."""
     buffer = io.BytesIO()
-    gradient(width, height).convert(mode).save(buffer, "PNG")
+    gradient(width, height).convert(mode).save(buffer, form, **more)
+    return buffer.getvalue()
+
+
+def animation(form: str) -> bytes:
+    """Two frames; the second is upside down."""
+    first = gradient(40, 24)
+    buffer = io.BytesIO()
+    first.save(buffer, form, save_all=True, append_images=[first.rotate(180)], lossless=True)
     return buffer.getvalue()
 
 

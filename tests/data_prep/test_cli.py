@@ -81,7 +81,19 @@ def test_tars_of_others_can_be_indexed(shards: Path) -> None:
 def test_the_arguments_are_on_record(shards: Path) -> None:
     info = json.loads((shards / "dataset.json").read_text())
     assert info["tool"]["arguments"]["task"] == "vqa"
-    assert info["image"] == {"size": None, "square": False}
+    assert info["image"] == {"size": None, "square": False, "format": None}
+
+
+def test_a_format_without_a_size_is_refused(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--annotations", str(tmp_path / "rows.json"), "--images", str(tmp_path / "images")]
+    given = ["jsonl", "--task", "vqa", *arguments, "--out", str(shards)]
+    assert main([*given, "--image-format", "jpeg"]) == 2
+    assert "--image-format jpeg needs --image-size" in capsys.readouterr().err
+    assert main([*given, "--image-format", "jpeg", "--image-size", "12"]) == 0
+    info = json.loads((shards / "dataset.json").read_text())
+    assert info["image"] == {"size": 12, "square": False, "format": "jpeg"}
 
 
 def test_a_folder_of_another_data_set_is_refused(

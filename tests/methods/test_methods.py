@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from tests.models.toys import TASKS, backbone, batch, build
 from vlds.backbones import T5, Backbone, Bart
@@ -29,6 +31,7 @@ from vlds.methods import (
 )
 from vlds.methods.base import ExtendedLinear, LinearExtension, extend_linear, find_linears
 from vlds.methods.compacter import phm
+from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.schema import TargetModules
 
 MAKERS: dict[str, Callable[[], Method]] = {
@@ -61,6 +64,7 @@ MAKERS: dict[str, Callable[[], Method]] = {
     "prefixes per task": lambda: PrefixTuning(length=3, hidden_dim=6, sharing="multiple"),
     "bare prefixes": lambda: PrefixTuning(length=3, hidden_dim=None, cross_attention=False),
     "bitfit": lambda: BitFit(add_biases=True),
+    "bitfit everywhere": lambda: BitFit(add_biases=True, add_norm_and_head_biases=True),
 }
 ZERO_AT_FIRST = {
     "identity": {"down_weight", "down_bias"},
@@ -216,7 +220,7 @@ def test_full_trains_everything(family: type[Backbone], tmp_path: Path) -> None:
 
 
 @FAMILIES
-@pytest.mark.parametrize("name", ["lora", "loras", "ia3", "ia3s", "bitfit"])
+@pytest.mark.parametrize("name", ["lora", "loras", "ia3", "ia3s", "bitfit", "bitfit everywhere"])
 def test_methods_that_begin_as_the_frozen_model(
     name: str, family: type[Backbone], tmp_path: Path
 ) -> None:
@@ -244,6 +248,79 @@ def test_which_biases_train(tmp_path: Path) -> None:
     assert sum("relative_attention_bias" in name for name in model.parts) == 2
     model = build(backbone(T5, tmp_path), {"lora": LoRA(rank=4)})
     assert sum("relative_attention_bias" in name for name in model.parts) == 2
+
+
+LADDER = BitFit(
+    add_biases=True,
+    add_norm_and_head_biases=True,
+    init="ladder_side_tuning",
+    train_position_biases=False,
+)
+
+
+def test_biases_of_norms_and_head(tmp_path: Path) -> None:
+    """On T5 every linear layer, every norm and the head; on BART the head alone has none yet."""
+    norms, head = 2 * 2 + 2 * 3 + 2, 1
+    model = build(backbone(T5, tmp_path), {"biases": LADDER})
+    added = [name for name in model.parts if ".extensions.biases.bias" in name]
+    assert len(added) == 32 + norms + head
+    assert sum("norm.extensions" in name for name in added) == norms
+    assert not any("relative_attention_bias" in name for name in model.parts)
+    model = build(backbone(Bart, tmp_path), {"biases": LADDER})
+    added = [name for name in model.parts if ".extensions." in name]
+    assert added == ["backbone.lm_head.extensions.biases.bias"]
+
+
+def test_the_biases_of_ladder_side_tuning_begin_as_there(tmp_path: Path) -> None:
+    """Attention and head are drawn from U(-1/sqrt(in), 1/sqrt(in)); the others begin at 0."""
+    model = build(backbone(T5, tmp_path), {"biases": LADDER})
+    for name, parameter in model.named_parameters():
+        if ".extensions." in name:
+            if "Attention" in name or "lm_head" in name:
+                assert 0 < parameter.abs().max() <= 1 / math.sqrt(WIDTH), name
+                assert parameter.std() > 0.3 / math.sqrt(WIDTH), name
+            else:
+                assert not parameter.any(), name
+
+
+@torch.no_grad()
+def test_added_biases_are_those_of_norms_and_logits(tmp_path: Path) -> None:
+    model = build(backbone(T5, tmp_path), {"biases": LADDER}, dtype=torch.float64).eval()
+    shake(model)
+    norm = model.backbone.encoder.final_layer_norm
+    states = torch.randn(3, WIDTH, dtype=torch.float64)
+    bias = norm.extensions.biases.bias
+    assert torch.equal(norm(states), T5LayerNorm.forward(norm, states) + bias)
+    head = model.backbone.lm_head
+    expected = states * WIDTH**-0.5 @ head.weight.T + head.extensions.biases.bias
+    assert torch.allclose(model.vocabulary_logits(states), expected)
+    assert head.weight is model.backbone.shared.weight
+
+
+@torch.no_grad()
+def test_a_copy_with_extended_norms_has_its_own_weights(tmp_path: Path) -> None:
+    model = build(backbone(T5, tmp_path), {"biases": LADDER}).eval()
+    logits = model.logits(batch())
+    copy = deepcopy(model)
+    assert torch.equal(copy.logits(batch()), logits)
+    shake(copy)
+    assert torch.equal(model.logits(batch()), logits)
+    assert not torch.equal(copy.logits(batch()), logits)
+
+
+@FAMILIES
+def test_visual_norms_have_biases(family: type[Backbone], tmp_path: Path) -> None:
+    """T5's if asked for, BART's always; at first they change nothing, and they train."""
+    source, config = backbone(family, tmp_path), VisualEmbeddingConfig(norm_biases=True)
+    models = [build(source, visual=visual).eval() for visual in (None, config)]
+    bare, biased = ({name for name, _ in model.named_parameters()} for model in models)
+    added = {f"visual_embedding.{norm}.bias" for norm in ("feature_norm", "box_norm")}
+    assert biased - bare == (added if family is T5 else set())
+    assert added <= set(models[1].parts)
+    with torch.no_grad():
+        assert torch.equal(*(model.logits(batch()) for model in models))
+        models[1].visual_embedding.box_norm.bias.fill_(0.5)
+        assert not torch.equal(*(model.logits(batch()) for model in models))
 
 
 @FAMILIES
@@ -336,6 +413,7 @@ def test_methods_that_cannot_merge_say_so(tmp_path: Path) -> None:
         "loras": "sharing: multiple; one layer cannot hold the updates of several tasks",
         "ia3s": "sharing: multiple; one layer cannot hold the factors of several tasks",
         "bitfit": "add_biases: the linear layers of T5.* have none in their own class",
+        "bitfit everywhere": "add_biases: the linear layers of T5.* have none in their own class",
     }
     for name, why in whys.items():
         method = MAKERS[name]()
@@ -343,6 +421,12 @@ def test_methods_that_cannot_merge_say_so(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=why):
             method.merge("method", model.backbone, TASKS)
     BitFit().merge("method", build(backbone(Bart, tmp_path), {"method": BitFit()}).backbone, TASKS)
+    head = BitFit(add_norm_and_head_biases=True)
+    model = build(backbone(Bart, tmp_path), {"method": head})
+    with pytest.raises(
+        ValueError, match="add_norm_and_head_biases: the norms and the output layer"
+    ):
+        head.merge("method", model.backbone, TASKS)
 
 
 def test_the_order_of_folding(tmp_path: Path) -> None:
@@ -370,6 +454,10 @@ def test_impossible_fields() -> None:
         LoRA(rank=0)
     with pytest.raises(ValueError, match="block_rank: got 0"):
         Compacter(block_rank=0)
+    with pytest.raises(ValueError, match="add_norm_and_head_biases: got true for the vision enc"):
+        BitFit(part="vision", add_norm_and_head_biases=True)
+    with pytest.raises(ValueError, match="init: got ladder_side_tuning, but no biases are added"):
+        BitFit(init="ladder_side_tuning")
     with pytest.raises(ValueError, match="part: PromptTuning stands before text"):
         PromptTuning(part="vision")
 

@@ -12,7 +12,7 @@ import torch
 from tests.models.toys import backbone, batch, build, saved_backbone
 from tests.rank_pool import RankPool
 from vlds.backbones import T5, Backbone, Bart
-from vlds.methods import Adapter
+from vlds.methods import Adapter, BitFit, Method
 from vlds.models.partitioned_loading import partitioned_loading
 from vlds.schema import Decoding
 
@@ -20,6 +20,11 @@ CONFIG: dict[str, Any] = {
     "train_micro_batch_size_per_gpu": 4,
     "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
 }
+METHODS: dict[str, Method] = {
+    "adapter": Adapter(sharing="multiple", reduction=4),
+    "biases": BitFit(add_biases=True, add_norm_and_head_biases=True),
+}
+"""Behind linear layers, norms and the head: each takes its size from a weight that is in parts."""
 
 
 def start() -> None:
@@ -54,7 +59,7 @@ def load_and_run(source: Backbone) -> dict[str, Any]:
     """Load in parts, then the losses of a batch and answers with all ranks at work."""
     start()
     with partitioned_loading(CONFIG):
-        model = build(source, {"adapter": Adapter(sharing="multiple", reduction=4)}, seed=3)
+        model = build(source, METHODS, seed=3)
         partitioned = [
             hasattr(p, "ds_tensor") for n, p in model.backbone.named_parameters() if "layer" in n
         ]
@@ -104,7 +109,7 @@ def train_on_different_tasks(source: Backbone) -> list[float]:
 @pytest.mark.parametrize("family", [T5, Bart])
 def test_loading_in_parts(family: type[Backbone], ranks2: RankPool, tmp_path: Path) -> None:
     source = saved_backbone(family, tmp_path)
-    whole = build(source, {"adapter": Adapter(sharing="multiple", reduction=4)}).eval()
+    whole = build(source, METHODS).eval()
     sources, loaded = whole.sources, {n: t.clone() for n, t in whole.unique_state()}
     results = ranks2.run(load_and_run, source, timeout=60)
     for result in results:

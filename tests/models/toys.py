@@ -70,6 +70,7 @@ def build(
     methods: dict[str, Method] | None = None,
     *,
     vision: VisionEncoder | None = None,
+    visual: VisualEmbeddingConfig | None = None,
     dtype: torch.dtype = torch.float32,
     tasks: Sequence[str] = TASKS,
     seed: int = 0,
@@ -80,7 +81,7 @@ def build(
     config = ModelConfig(
         backbone=source,
         vision=vision or StoredFeatures(dim=DIM, grid=GRID),
-        visual_embedding=VisualEmbeddingConfig(),
+        visual_embedding=visual or VisualEmbeddingConfig(),
         methods=methods or {},
         **fields,
     )

@@ -12,7 +12,7 @@ from transformers.models.t5.modeling_t5 import T5LayerNorm
 from tests.parity.recorded_case import FOLDER, RecordedCase
 from vlds.models.vl_model import VLModel
 
-CASES = sorted(path for path in FOLDER.glob("*.json") if not path.name.endswith(".train6.json"))
+CASES = sorted(path for path in FOLDER.rglob("*.json") if not path.name.endswith(".train6.json"))
 assert CASES, f"no recorded cases in {FOLDER}"
 
 

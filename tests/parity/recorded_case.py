@@ -1,5 +1,5 @@
-"""A case recorded from the original VL-Adapter code: its flags as our methods, its tensors as our
-batches.
+"""A case recorded from the original VL-Adapter code, or from Ladder Side-Tuning's: its flags as our
+methods, its tensors as our batches.
 
 Nothing here looks at a case's name: the method comes from the recorded command line flags, sizes
 from the recorded config.
@@ -26,6 +26,7 @@ from vlds.convert.reference import from_reference
 from vlds.convert.reference_keys import ReferenceTensor, reference_tensors, spelled
 from vlds.methods import (
     Adapter,
+    BitFit,
     Compacter,
     DecoderPromptTuning,
     Full,
@@ -88,7 +89,9 @@ class RecordedCase:
             backbone=backbone_of(size, str(config)),
             vision=StoredFeatures(dim=size["feat_dim"], grid=grid),
             visual_embedding=VisualEmbeddingConfig(
-                grid=round(size["n_boxes"] ** 0.5), num_images=size["n_images"]
+                grid=round(size["n_boxes"] ** 0.5),
+                num_images=size["n_images"],
+                norm_biases=has_tensor("feat_embedding.1.bias", self.weights),
             ),
             methods=methods,
             train_norms=train_norms,
@@ -230,7 +233,13 @@ def methods_of(
     if "use_hyperformer" in on:
         methods["hyperformer"] = hyperformer_of(flags, on, weights)
     if "use_lora" in on:
-        methods["lora"] = lora_of(flags, on) if size["backbone"] == "bart" else BiasesAlone()
+        # VL-Adapter's code has no LoRA on T5, Ladder Side-Tuning's has.
+        known = has_tensor("lora_As", weights)
+        methods["lora"] = lora_of(flags, on, size["backbone"]) if known else BiasesAlone()
+    if "use_bitfit" in on:
+        methods["bitfit"] = BitFit(
+            add_biases=True, add_norm_and_head_biases=True, train_position_biases=False
+        )
     if "unfreeze_lm_head" in on:
         methods["tokens"] = TokensAlone()
     if "encoder_prompt_len" in on:
@@ -291,12 +300,18 @@ def hyperformer_of(flags: dict[str, str], on: set[str], weights: dict[str, Tenso
     )
 
 
-def lora_of(flags: dict[str, str], on: set[str]) -> LoRA:
-    """A LoRA from its flags."""
+def has_tensor(part: str, weights: dict[str, Tensor]) -> bool:
+    """Whether the name of a recorded weight contains these words."""
+    return any(part in name for name in weights)
+
+
+def lora_of(flags: dict[str, str], on: set[str], backbone: str) -> LoRA:
+    """A LoRA from its flags; on T5 it trains no biases."""
     return LoRA(
         sharing="single" if "use_single_lora" in on else "multiple",
         rank=int(flags["lora_dim"]),
         alpha=float(flags.get("lora_alpha", "32")),
+        train_biases=backbone == "bart",
     )
 
 

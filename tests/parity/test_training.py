@@ -12,7 +12,7 @@ from torch.nn.utils import clip_grad_norm_
 from tests.parity.recorded_case import FOLDER, RecordedCase
 from tests.parity.reference_adamw import ReferenceAdamW, undecayed
 
-RECORDS = sorted(FOLDER.glob("*.train6.json"))
+RECORDS = sorted(FOLDER.rglob("*.train6.json"))
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)

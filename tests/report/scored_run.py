@@ -29,16 +29,17 @@ class Runs:
 def lines_of(task: Task, wrong_every: int, shift: int = 0) -> list[Line]:
     """A line an example: all answers right but each `wrong_every`th, the first one at `shift`."""
     lines = []
-    for number, (key, reference) in enumerate(references_of(task)):
+    for number, (key, sample, reference) in enumerate(references_of(task)):
         wrong = number % wrong_every == shift
         right = reference[0] if isinstance(reference, list) else task.answer_of(reference)
-        line = {"id": key, "prediction": "no idea" if wrong else right, "reference": reference}
+        told = "no idea" if wrong else right
+        line = {"id": key, "sample": sample, "prediction": told, "reference": reference}
         lines.append(line)
     return lines
 
 
-def references_of(task: Task) -> Iterator[tuple[str, Any]]:
-    """Ids and references of a task's evaluation data."""
+def references_of(task: Task) -> Iterator[tuple[str, str, Any]]:
+    """Ids, samples and references of a task's evaluation data."""
     for place in task.evaluate:
         dataset = open_dataset(place)
         for number in range(dataset.num_samples):
@@ -46,7 +47,7 @@ def references_of(task: Task) -> Iterator[tuple[str, Any]]:
             whole = task.unit == "sample"
             for annotation in [None] if whole else range(len(sample.annotations)):
                 example = task.example("any", sample, annotation, None)
-                yield example.id, example.reference
+                yield example.id, sample.id, example.reference
 
 
 def scored_recipe(world: Path, output: Path) -> Recipe:

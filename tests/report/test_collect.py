@@ -8,6 +8,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.report.scored_run import (
@@ -21,10 +22,15 @@ from tests.report.scored_run import (
 )
 from tests.training.test_clips import clip_recipe
 from tests.training.world import world_recipe
+from vlds.config import load_recipe, save_recipe
 from vlds.methods import Adapter, LoRA
-from vlds.report.collect import collect
+from vlds.report.bootstrap import groups_of, interval_of_difference, interval_of_mean
+from vlds.report.collect import collect, with_directions
 from vlds.report.facts import method_text, trained_text
+from vlds.report.markdown import markdown
 from vlds.report.results import Difference
+from vlds.report.scores import Scores, TaskScores
+from vlds.tasks import GQA
 
 
 def copy(run: Path, folder: Path) -> Path:
@@ -51,6 +57,69 @@ def test_a_run_has_scores_intervals_and_facts(runs: Runs) -> None:
     assert run.facts["scores of"] == "predictions/step-00000010"
     assert (run.stopped, run.notes) == ("", [])
     assert report.interval_notes[0].startswith("Brackets: the middle 95 % of 1,000 bootstrap")
+
+
+def without_samples(run: Path) -> Path:
+    """The run as a version left it that did not write the samples of its examples."""
+    for file in run.glob("predictions/*/*.jsonl"):
+        lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+        write_lines(file, [{k: v for k, v in line.items() if k != "sample"} for line in lines])
+    return run
+
+
+def test_pictures_are_drawn_with_all_their_questions(runs: Runs, tmp_path: Path) -> None:
+    """The world's pictures have one to three questions each."""
+    report = collect([runs.first, runs.second])
+    first, second = (run.results["vqa"] for run in report.runs.values())
+    assert first.values is not None
+    assert second.values is not None
+    names = [key[1:].partition("-")[0] for key in sorted(first.references)]
+    groups = groups_of(names)
+    assert len(set(names)) == 24
+    assert first.interval == interval_of_mean(first.values, groups)
+    assert first.interval != interval_of_mean(first.values, np.arange(48))
+    ((vqa, _),) = report.differences.values()
+    assert isinstance(vqa, Difference)
+    assert vqa.interval == interval_of_difference(second.values, first.values, groups)
+    assert report.interval_notes[0].startswith(
+        "Brackets: the middle 95 % of 1,000 bootstrap resamples of the samples (a picture, pair or "
+        "clip with all of its examples;"
+    )
+    assert len(report.interval_notes) == 1
+
+
+def test_predictions_that_do_not_name_their_samples(runs: Runs, tmp_path: Path) -> None:
+    """Single examples are drawn, and it is said; captions are one to a picture anyway."""
+    old = without_samples(copy(runs.first, tmp_path / "old"))
+    report = collect([old])
+    found = report.only.results["vqa"]
+    assert found.values is not None
+    assert found.interval == interval_of_mean(found.values, np.arange(48))
+    (_, note) = report.interval_notes
+    assert note == (
+        "For vqa single examples were drawn: the predictions do not say which sample each example "
+        "is of. Where several are of one picture, this interval is too narrow; evaluate the run "
+        "again."
+    )
+    caption = report.only.results["caption"]
+    assert caption.interval == collect([runs.first]).only.results["caption"].interval
+
+
+def test_a_run_that_names_samples_lends_them_to_one_that_does_not(
+    runs: Runs, tmp_path: Path
+) -> None:
+    """Runs are compared on equal examples only, so their samples are equal, too."""
+    expected = collect([runs.first, runs.second]).differences["second"]
+    for place, run in (("a", runs.first), ("b", runs.second)):
+        old = without_samples(copy(run, tmp_path / place / run.name))
+        pair = [old if run == known else known for known in (runs.first, runs.second)]
+        report = collect(pair)
+        assert list(report.differences.values()) == [expected]
+        assert any(f"For vqa of {run.name} single examples" in n for n in report.interval_notes)
+    file = old / "predictions" / "step-00000010" / "vqa.jsonl"
+    file.write_text(file.read_text().replace('{"id"', '{"sample": 3, "id"', 1))
+    with pytest.raises(ValueError, match=r"vqa\.jsonl: sample is 3, no text; evaluate the run"):
+        collect([old])
 
 
 def test_methods_are_told_with_their_numbers(runs: Runs) -> None:
@@ -132,6 +201,28 @@ def test_a_run_that_vlds_evaluate_alone_has_scored(runs: Runs, tmp_path: Path) -
     assert found.score("vqa", "exact_match") == found.results["vqa"].value
     (run / "metrics.jsonl").unlink()
     assert collect([run]).only.results["vqa"].interval is not None
+
+
+def test_results_on_test_data_stand_beside_the_others(runs: Runs, tmp_path: Path) -> None:
+    """Under a name of their own, with an interval and pictures."""
+    run = copy(runs.first, tmp_path / "run")
+    recipe = load_recipe(run / "recipe.yaml")
+    vqa = replace(recipe.tasks["vqa"], test=recipe.tasks["vqa"].evaluate, evaluate=[])
+    save_recipe(replace(recipe, tasks={**recipe.tasks, "vqa": vqa}), run / "recipe.yaml")
+    write_lines(run / "predictions" / "vqa.test.jsonl", lines_of(recipe.tasks["vqa"], 4))
+    found = collect([run], pictures=True).only
+    assert list(found.results) == ["vqa", "vqa.test", "caption"]
+    result = found.results["vqa.test"]
+    assert (result.headline, result.step) == ("exact_match", None)
+    assert found.score("vqa.test", "exact_match") == result.value == 36 / 48
+    assert found.score("vqa", "exact_match") == found.results["vqa"].value != result.value
+    assert result.interval is not None
+    shown = [entry for entry in found.run.gallery if entry.task == "vqa.test"]
+    assert len(shown) == 6
+    assert "vqa.test exact_match" in markdown(collect([run]))
+    scores = Scores(["run"], {"gqa.test": TaskScores({"run": {"distribution": 1.0}})})
+    told = with_directions(scores, {"gqa": GQA()})
+    assert told.tasks["gqa.test"].lower_is_better == ("distribution",)
 
 
 @pytest.mark.parametrize("age", [-100, 100])

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+
 import numpy as np
 import pytest
 
 from vlds.metrics import coco_package
+from vlds.report.example_values import example_values, mean_of
 from vlds.schema import Sample
 from vlds.tasks import Caption, VideoCaption
 
@@ -85,3 +89,70 @@ def test_clips_are_scored_behind_the_clean_up_of_value() -> None:
     assert task.score({"1": "Ann s caf", "2": "a\u2028box"}, references) == {"word_f1": 1.0}
     exact = Caption(scores=["word_f1"])
     assert exact.score({"1": "Ann s caf", "2": "a\u2028box"}, references)["word_f1"] < 1.0
+
+
+TOLD = {
+    "4": ["Ann waves at Bob from the door", "A woman waves", "Ann says hello and waves"],
+    "6": ["Bob sits down on the sofa", "Bob sits"],
+    "9": ["The dog runs across the street"],
+    "11": None,
+}
+"""Clip -> its descriptions; the last clip has none."""
+SAID = {"4": "Ann waves from the door", "6": "Bob sits on the sofa", "9": "a dog runs", "11": "x"}
+
+
+def cider_of_pairs(pairs: list[tuple[str, str]]) -> float:
+    """CIDEr-D of predictions with one reference each, written anew from its formula."""
+
+    def grams(text: str, n: int) -> Counter[tuple[str, ...]]:
+        words = text.lower().split()
+        return Counter(zip(*(words[start:] for start in range(n)), strict=False))
+
+    total = 0.0
+    for text, truth in pairs:
+        for n in range(1, 5):
+            seen = Counter(gram for _, other in pairs for gram in set(grams(other, n)))
+            ours, theirs = (
+                {g: c * math.log(len(pairs) / max(1, seen[g])) for g, c in grams(t, n).items()}
+                for t in (text, truth)
+            )
+            norms = [math.sqrt(sum(v * v for v in side.values())) for side in (ours, theirs)]
+            dot = sum(min(v, theirs.get(g, 0.0)) * theirs.get(g, 0.0) for g, v in ours.items())
+            bigrams = [len(t.split()) - 1 for t in (text, truth)]
+            damping = math.exp(-((bigrams[0] - bigrams[1]) ** 2) / (2 * 6.0**2))
+            total += damping * dot / (norms[0] * norms[1]) if all(norms) else 0.0
+    return 10 * total / 4 / len(pairs)
+
+
+def test_descriptions_are_scored_by_themselves() -> None:
+    """As VL-Adapter validates TVC: its evaluation has an item a description, which holds what the
+    model says of the clip."""
+    plain = ["cider_plain_tokens", "word_f1"]
+    task = VideoCaption(score_each="description", scores=plain)
+    pairs = [(SAID[key], text) for key, given in TOLD.items() for text in given or []]
+    scores = task.score(SAID, TOLD)
+    assert len(pairs) == 6
+    assert scores["cider_plain_tokens"] == pytest.approx(cider_of_pairs(pairs), rel=1e-12)
+    pooled = VideoCaption(scores=plain).score(SAID, TOLD)
+    assert abs(pooled["cider_plain_tokens"] - scores["cider_plain_tokens"]) > 0.1
+    # A task that has each description as a clip of its own gives the same.
+    apart = {f"{number}": [text] for number, (_, text) in enumerate(pairs)}
+    said = {f"{number}": text for number, (text, _) in enumerate(pairs)}
+    assert VideoCaption(scores=plain).score(said, apart) == scores
+    for name, score in scores.items():
+        values = example_values(task, name, SAID, TOLD, score)
+        assert np.isnan(values).tolist() == [False, False, False, True]
+        assert mean_of(values) == pytest.approx(score, rel=1e-12)
+
+
+@needs_java
+def test_the_official_scores_of_descriptions() -> None:
+    """pycocoevalcap's CIDEr on one item a description, of texts that its tokenizer leaves alone."""
+    from pycocoevalcap.cider.cider import Cider
+
+    pairs = [(SAID[key], text) for key, given in TOLD.items() for text in given or []]
+    truth = {number: [text.lower()] for number, (_, text) in enumerate(pairs)}
+    told = {number: [text.lower()] for number, (text, _) in enumerate(pairs)}
+    expected, _ = Cider().compute_score(truth, told)
+    found = VideoCaption(score_each="description").score(SAID, TOLD)
+    assert found["CIDEr"] == pytest.approx(float(expected), rel=1e-12)

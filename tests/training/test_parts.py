@@ -41,10 +41,12 @@ def test_parts_have_every_row_once_and_the_same_loss(tmp_path: Path, parts: int)
 
 def test_selected_rows_keep_their_words_and_pictures() -> None:
     batch = global_batch(7)
+    batch.samples = [f"picture {n // 2}" for n in range(len(batch))]
     assert batch.labels is not None
     rows = torch.tensor([11, 2, 5])
     chosen = batch.select(rows)
     assert chosen.ids == [batch.ids[n] for n in rows.tolist()]
+    assert chosen.samples == ["picture 5", "picture 1", "picture 2"]
     for place, row in enumerate(rows.tolist()):
         words = chosen.input_ids[place][chosen.attention_mask[place]]
         assert words.tolist() == batch.input_ids[row][batch.attention_mask[row]].tolist()

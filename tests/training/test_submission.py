@@ -121,6 +121,8 @@ def test_our_own_file_is_scored_too(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "  accuracy/structural/query   1.0000\n" in capsys.readouterr().out
     scores = json.loads((tmp_path / "out" / "scores.json").read_text("utf-8"))
     assert scores["GQA"]["accuracy"] == 1.0
+    lines = (tmp_path / "out" / "GQA.jsonl").read_text("utf-8").splitlines()
+    assert {json.loads(line)["sample"] for line in lines} == {source.datasets[0].read(0).id}
 
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
@@ -161,6 +163,7 @@ def test_several_data_sets_have_a_file_each(tmp_path: Path) -> None:
     both = Source("vqa", VQA(), [source.datasets[0] for source in sources])
     asked = survey(both, range(2))
     assert asked.ids[0] == "vqa-dev/1"
+    assert asked.samples[0] == f"vqa-dev/{sources[0].datasets[0].read(0).id}"
     predictions = {key: f"answer to {key}" for key in asked.ids}
     write_submissions([both], [Evaluation("vqa", {}, predictions, {})], tmp_path)
     for split in ("dev", "std"):

@@ -215,6 +215,7 @@ METHODS = {
     "lora": LoRA(rank=2, dropout=0.0, sharing="multiple"),
     "ia3": IA3(sharing="multiple"),
     "bitfit": BitFit(add_biases=True),
+    "bitfit everywhere": BitFit(add_biases=True, add_norm_and_head_biases=True),
     "prompts": PromptTuning(length=3, hidden_dim=5, sharing="multiple"),
     "prefixes": PrefixTuning(length=3, hidden_dim=5, sharing="multiple"),
     "bare prefixes": PrefixTuning(length=3, hidden_dim=None),

@@ -47,6 +47,7 @@ class Bart(Backbone):
             "model.*.layers.*.final_layer_norm",
         ),
         "decoder_positions": ("model.decoder.embed_positions",),
+        "head": ("lm_head",),
     }
 
     def read_tokenizer(self, source: str) -> Any:
@@ -79,8 +80,8 @@ class Bart(Backbone):
         logits: Tensor = model.lm_head(states) + model.final_logits_bias
         return logits
 
-    def visual_norm(self, width: int) -> nn.Module:
-        """Layer norm."""
+    def visual_norm(self, width: int, bias: bool = False) -> nn.Module:
+        """Layer norm, which always has a bias."""
         return nn.LayerNorm(width, eps=1e-5)
 
     def choice_prefix(self, model: Any) -> list[int]:

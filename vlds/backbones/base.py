@@ -109,8 +109,9 @@ class Backbone(ABC):
         """Decoder states (..., d) -> logits over the vocabulary (..., w)."""
 
     @abstractmethod
-    def visual_norm(self, width: int) -> nn.Module:
-        """A norm of the backbone's kind, for the visual embedding."""
+    def visual_norm(self, width: int, bias: bool = False) -> nn.Module:
+        """A norm of the backbone's kind, for the visual embedding. `bias`: with a bias, even if
+        that kind has none."""
 
     @abstractmethod
     def choice_prefix(self, model: Any) -> list[int]:

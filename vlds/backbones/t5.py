@@ -73,6 +73,7 @@ class T5(Backbone):
             "encoder.final_layer_norm",
             "decoder.final_layer_norm",
         ),
+        "head": ("lm_head",),
     }
 
     def __post_init__(self) -> None:
@@ -151,9 +152,10 @@ class T5(Backbone):
         logits: Tensor = model.lm_head(states)
         return logits
 
-    def visual_norm(self, width: int) -> nn.Module:
-        """RMS norm without mean and bias."""
-        norm: nn.Module = T5LayerNorm(width, eps=1e-6)
+    def visual_norm(self, width: int, bias: bool = False) -> nn.Module:
+        """RMS norm without mean."""
+        norm_class: Any = BiasedT5LayerNorm if bias else T5LayerNorm
+        norm: nn.Module = norm_class(width, eps=1e-6)
         return norm
 
     def choice_prefix(self, model: Any) -> list[int]:
@@ -163,3 +165,16 @@ class T5(Backbone):
     def set_dropout(self, config: Any, dropout: float) -> None:
         """T5 has one rate."""
         config.dropout_rate = dropout
+
+
+class BiasedT5LayerNorm(T5LayerNorm):
+    """T5's RMS norm with a bias, at first 0."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__(width, eps)
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(..., d) -> (..., d)."""
+        normed: Tensor = super().forward(hidden_states)
+        return normed + self.bias

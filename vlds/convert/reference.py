@@ -119,7 +119,12 @@ def export_reference(run: Path, out: Path, verification: Verification | None) ->
 
 
 def check_methods(run: LoadedRun) -> None:
-    """Errors: ValueError where the original code has no such method."""
+    """Errors: ValueError where the original code has no such method, or no such norm."""
+    if run.recipe.visual_embedding.norm_biases and isinstance(run.recipe.backbone, T5):
+        raise ValueError(
+            "visual_embedding.norm_biases: the original code's T5 norms have no bias; "
+            "`vlds convert hf` keeps them"
+        )
     for name, method in run.recipe.methods.items():
         if method.part == "backbone" and not adds_tensors(run.model, name):
             continue  # what it trains is the backbone's own

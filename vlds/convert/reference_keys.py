@@ -106,6 +106,8 @@ def reference_tensors(name: str, length: int, tasks: Sequence[str]) -> list[Refe
     place, leaf = extension["place"], extension["leaf"]
     if leaf in LORA:
         return per_task(f"{place}.{LORA[leaf]}.{{task}}", length, tasks)
+    if leaf == "bias":  # Ladder Side-Tuning's code gives T5's layers one
+        return [ReferenceTensor(f"{place}.bias", None)]
     return adapter_tensors(controller_of(place), leaf, length, tasks)
 
 

@@ -186,18 +186,18 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
         error: Exception,
     ) -> BadSample:
         dataset, local = source.locate(sample)
-        id, reference = "", None
+        example = None
         if content is not None and content.fault is not None and self.seed is None:
             example = source.fixed_example(sample, content.sample, annotation)
-            id, reference = example.id, example.reference
         return BadSample(
             position=position,
             dataset=dataset.label,
             shard=dataset.shard_of(local),
             key=content.sample.key if content else f"number {local}",
-            id=id or (content.sample.id if content else ""),
+            id=example.id if example else content.sample.id if content else "",
             reason=str(error),
-            reference=reference,
+            reference=example.reference if example else None,
+            sample=example.sample if example else "",
         )
 
 

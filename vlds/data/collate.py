@@ -100,6 +100,7 @@ def collate(
         images=None if features else images,
         features=images if features else None,
         references=[row.example.reference for row in rows] if evaluation else [],
+        samples=[row.example.sample for row in rows] if evaluation else [],
     )
 
 

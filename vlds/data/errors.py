@@ -53,6 +53,8 @@ class BadSample:
     reason: str
     reference: Any = None
     """What the score would have compared with; evaluation only."""
+    sample: str = ""
+    """Id of the example's sample; evaluation only."""
 
     @property
     def name(self) -> tuple[str, str, str]:

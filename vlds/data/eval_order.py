@@ -32,6 +32,8 @@ class Survey:
 
     ids: list[str] = field(default_factory=list)
     references: list[Any] = field(default_factory=list)
+    samples: list[str] = field(default_factory=list)
+    """Id of each example's sample."""
     costs: list[tuple[int, int]] = field(default_factory=list)
     """Pictures of each sample, and tokens of its longest input."""
 
@@ -39,6 +41,7 @@ class Survey:
         """Take the examples of the samples that follow."""
         self.ids += other.ids
         self.references += other.references
+        self.samples += other.samples
         self.costs += other.costs
 
     def check(self) -> None:
@@ -78,6 +81,7 @@ def survey(source: Source, samples: range, tokenizer: Any = None) -> Survey:
         examples = [example for _, group in groups for example in group]
         found.ids += [example.id for example in examples]
         found.references += [example.reference for example in examples]
+        found.samples += [example.sample for example in examples]
         if tokenizer is not None:
             limit = source.task.max_prompt_tokens
             prompts = token_ids(tokenizer, [(example.prompt, limit) for example in examples])

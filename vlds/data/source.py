@@ -61,9 +61,8 @@ class Source:
         """
         whole = annotation == WHOLE_SAMPLE
         example = ask(self.task, self.name, sample, None if whole else annotation, None)
-        if len(self.datasets) > 1:
-            example = replace(example, id=f"{self.locate(number)[0].label}/{example.id}")
-        return example
+        start = f"{self.locate(number)[0].label}/" if len(self.datasets) > 1 else ""
+        return replace(example, id=f"{start}{example.id}", sample=f"{start}{sample.id}")
 
     def check(self, image: ImageSpec | None) -> None:
         """Check that there is data, each data set once, and of the sort that the model sees.

@@ -1,9 +1,14 @@
-"""BitFit (Ben Zaken et al. 2022, https://arxiv.org/abs/2106.10199): the biases alone train."""
+"""BitFit (Ben Zaken et al. 2022, https://arxiv.org/abs/2106.10199): the biases alone train.
+
+T5 has almost no biases. Ladder Side-Tuning (https://arxiv.org/abs/2206.06522), which published
+VL-T5's row of BitFit, adds one to every linear layer, every norm and the output layer.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +18,22 @@ from vlds.methods.base import (
     Method,
     bias_parameters,
     extend_linear,
-    extended_linears,
     find_linears,
+    find_modules,
+    is_own,
 )
+from vlds.methods.extended_norm import extend_norm
 from vlds.methods.routing import TaskRouting
 from vlds.schema import Role, TargetModules
 
-LINEAR_ROLES: tuple[Role, ...] = (
+ATTENTION_ROLES: tuple[Role, ...] = (
     "attn_q", "attn_k", "attn_v", "attn_out",
     "cross_attn_q", "cross_attn_k", "cross_attn_v", "cross_attn_out",
-    "ffn_in", "ffn_out",
 )  # fmt: skip
+LINEAR_ROLES: tuple[Role, ...] = (*ATTENTION_ROLES, "ffn_in", "ffn_out")
+HEAD = "head"
+DRAWN_ROLES = (*ATTENTION_ROLES, HEAD)
+"""Where `init: ladder_side_tuning` draws the added biases."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +41,26 @@ class BitFit(Method):
     """Train the biases of linear layers and norms."""
 
     add_biases: bool = False
-    """Give linear layers without a bias one, at first 0 (all of T5's are without)."""
+    """Give linear layers without a bias one (all of T5's are without)."""
+    add_norm_and_head_biases: bool = False
+    """Give the backbone's norms without a bias, and its output layer, one too. The visual
+    embedding's norms have `visual_embedding.norm_biases`."""
+    init: Literal["zero", "ladder_side_tuning"] = "zero"
+    """Initial values of added biases. zero: the run starts as the frozen model. ladder_side_tuning:
+    those of attention and of the output layer are drawn from U(-1/sqrt(in), 1/sqrt(in))."""
+    train_position_biases: bool = True
+    """Train T5's relative position biases too; Ladder Side-Tuning does not."""
+
+    def __post_init__(self) -> None:
+        if self.add_norm_and_head_biases and self.part == "vision":
+            raise ValueError(
+                "add_norm_and_head_biases: got true for the vision encoder, which has no output "
+                "layer; leave it out"
+            )
+        if self.init != "zero" and not (self.add_biases or self.add_norm_and_head_biases):
+            raise ValueError(
+                f"init: got {self.init}, but no biases are added; set add_biases, or leave it out"
+            )
 
     def attach(
         self,
@@ -45,9 +74,7 @@ class BitFit(Method):
 
         Errors: ValueError where linear layers have no bias and `add_biases` is false.
         """
-        roles = [role for role in LINEAR_ROLES if role in targets.paths]
-        linears = find_linears(model, targets, *roles)
-        bare = {path: linear for path, linear in linears.items() if linear.bias is None}
+        bare = bare_linears(model, targets, *LINEAR_ROLES)
         if bare and not self.add_biases:
             raise ValueError(
                 f"{len(bare)} linear layers of {type(model).__name__} have no bias (the first: "
@@ -55,33 +82,67 @@ class BitFit(Method):
                 "method"
             )
         trained: list[nn.Parameter] = []
+        if self.add_norm_and_head_biases:
+            bare |= bare_linears(model, targets, HEAD)
+            for norm in find_modules(model, targets, "norm"):
+                if getattr(norm, "bias", None) is None:
+                    weight = norm.get_parameter("weight")
+                    # The whole size, where ZeRO-3 has partitioned the weight.
+                    bias = AddedBias(getattr(weight, "ds_numel", weight.numel()), weight)
+                    extend_norm(norm, name, bias)
+                    trained += bias.parameters()
+        drawn = bare_linears(model, targets, *DRAWN_ROLES) if self.init != "zero" else {}
         for path, linear in bare.items():
-            module = AddedBias(linear)
-            extend_linear(model, path, name, module)
-            trained += module.parameters()
-        return trained + bias_parameters(model)
+            bound = linear.in_features**-0.5 if path in drawn else 0.0
+            bias = AddedBias(linear.out_features, linear.weight, bound)
+            extend_linear(model, path, name, bias)
+            trained += bias.parameters()
+        return trained + self.own_biases(model)
+
+    def own_biases(self, model: nn.Module) -> list[nn.Parameter]:
+        """The model's own biases that train."""
+        if self.train_position_biases:
+            return bias_parameters(model)
+        # T5's tables of position biases are called relative_attention_bias.weight.
+        return [p for name, p in model.named_parameters() if is_own(name) and name.endswith("bias")]
 
     def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> None:
         """Nothing to do: the biases are already the model's own.
 
         Errors: ValueError where some were added, which the model's class has no room for.
         """
-        if next(extended_linears(model, name), None) is not None:
+        if any(f".extensions.{name}." in tensor for tensor in model.state_dict()):
+            option, layers = (
+                ("add_biases", "linear layers")
+                if self.add_biases
+                else ("add_norm_and_head_biases", "norms and the output layer")
+            )
             raise ValueError(
-                f"add_biases: the linear layers of {type(model).__name__} have none in their own "
-                "class; use `vlds convert hf`, which keeps them beside the backbone"
+                f"{option}: the {layers} of {type(model).__name__} have none in their own class; "
+                "use `vlds convert hf`, which keeps them beside the backbone"
             )
 
 
-class AddedBias(LinearExtension):
-    """The bias of a layer that has none."""
+def bare_linears(model: nn.Module, targets: TargetModules, *roles: str) -> dict[str, nn.Linear]:
+    """Path -> linear layer without a bias, of those that play the roles; a role that the model
+    lacks, such as cross-attention, has none."""
+    known = [role for role in roles if role in targets.paths]
+    linears = find_linears(model, targets, *known)
+    return {path: linear for path, linear in linears.items() if linear.bias is None}
 
-    def __init__(self, linear: nn.Linear) -> None:
+
+class AddedBias(LinearExtension):
+    """The bias of a linear layer or a norm that has none."""
+
+    def __init__(self, width: int, weight: Tensor, bound: float = 0.0) -> None:
+        """`weight`: of the layer, for the device and the type. `bound`: the initial values are
+        drawn from U(-bound, bound)."""
         super().__init__()
-        weight = linear.weight
-        zeros = torch.zeros(linear.out_features, device=weight.device, dtype=weight.dtype)
+        zeros = torch.zeros(width, device=weight.device, dtype=weight.dtype)
         self.bias = nn.Parameter(zeros)
+        if bound:
+            nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
-        """(b, l, out) -> (b, l, out)."""
+        """(..., width) -> (..., width)."""
         return outputs + self.bias

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +121,9 @@ def enable_checkpointing(backbone: Any) -> None:
 def build_visual_embedding(config: ModelConfig, width: int) -> VisualEmbedding:
     """The bridge, initialised as the backbone's family does, or from its file."""
     vision, family = config.vision, config.backbone
+    norm = partial(family.visual_norm, bias=config.visual_embedding.norm_biases)
     embedding = VisualEmbedding(
-        config.visual_embedding, vision.feature_dim, width, vision.grid_size, family.visual_norm
+        config.visual_embedding, vision.feature_dim, width, vision.grid_size, norm
     )
     embedding.init_weights(family.linear_init_std)
     if config.visual_embedding.weights is not None and not on_meta():

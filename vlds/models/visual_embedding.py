@@ -32,6 +32,8 @@ class VisualEmbeddingConfig:
     models need."""
     num_images: int = 2
     """Most images an example may have."""
+    norm_biases: bool = False
+    """Give the two norms a bias where the backbone's norms have none (T5)."""
     weights: str | None = None
     """A .safetensors file with trained weights (visual_embedding.safetensors of `vlds convert
     hf`)."""

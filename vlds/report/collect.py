@@ -13,9 +13,16 @@ from vlds.report.bootstrap import RESAMPLES, SEED
 from vlds.report.facts import recipe_facts, stopped_text
 from vlds.report.gallery import collect_gallery
 from vlds.report.inputs import RunInputs, read_run
-from vlds.report.results import Difference, TaskResult, difference, reasons, results_of
+from vlds.report.results import (
+    Difference,
+    TaskResult,
+    difference,
+    drawn_by_example,
+    reasons,
+    results_of,
+)
 from vlds.report.scores import Scores, TaskScores
-from vlds.tasks.base import Task
+from vlds.tasks.base import Task, task_of
 
 
 @dataclass(frozen=True)
@@ -105,12 +112,13 @@ class Report:
         if any(result.interval for result in every):
             said.append(
                 f"Brackets: the middle 95 % of {self.resamples:,} bootstrap resamples of the "
-                f"examples (percentiles; seed {SEED}). They tell of the examples that were drawn, "
-                "not of the seed of the training."
+                "samples (a picture, pair or clip with all of its examples; percentiles; seed "
+                f"{SEED}). They tell of the samples that were drawn, not of the seed of the "
+                "training."
             )
         if any(result.interval and result.headline in CIDERS for result in every):
             said.append("CIDEr's document frequencies are those of all pictures in every resample.")
-        return said + reasons(results)
+        return said + drawn_by_example(results) + reasons(results)
 
 
 def collect(folders: Sequence[Path], resamples: int = RESAMPLES, pictures: bool = False) -> Report:
@@ -185,10 +193,10 @@ def with_results(scores: Scores, results: Mapping[str, TaskResult], name: str) -
 def with_directions(scores: Scores, tasks: Mapping[str, Task]) -> Scores:
     """The scores with what their tasks say of them."""
     told = {
-        name: replace(entry, lower_is_better=tasks[name].lower_is_better)
-        if name in tasks
+        label: replace(entry, lower_is_better=tasks[task_of(label)].lower_is_better)
+        if task_of(label) in tasks
         else entry
-        for name, entry in scores.tasks.items()
+        for label, entry in scores.tasks.items()
     }
     return replace(scores, tasks=told)
 

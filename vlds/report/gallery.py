@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
 from vlds.config import Recipe
@@ -11,7 +12,7 @@ from vlds.data import Dataset, open_dataset
 from vlds.report.predictions import Predictions, newest_predictions
 from vlds.report.samples import GalleryEntry, write_gallery
 from vlds.schema import Encoded, Sample, SkipSample
-from vlds.tasks.base import Task
+from vlds.tasks.base import SPLITS, Task, label_of
 
 PER_TASK = 6
 """Examples of each task, evenly spread over its data."""
@@ -30,7 +31,7 @@ def collect_gallery(run: Path, recipe: Recipe) -> None:
     elif found:
         raise ValueError(
             "the predictions are of other examples than those that the recipe's tasks name under "
-            "`evaluate`"
+            "`evaluate` and `test`"
         )
 
 
@@ -38,9 +39,11 @@ def entries(
     recipe: Recipe, found: Mapping[str, Predictions]
 ) -> Iterator[tuple[GalleryEntry, tuple[Encoded, ...]]]:
     """Examples with their encoded pictures, task by task."""
-    for name, task in recipe.tasks.items():
+    for task_name, split in product(recipe.tasks, SPLITS):
+        task, name = recipe.tasks[task_name], label_of(task_name, split)
         if name in found:
-            datasets = [open_dataset(place, recipe.data.shard_cache) for place in task.evaluate]
+            cache = recipe.data.shard_cache
+            datasets = [open_dataset(place, cache) for place in task.data_of(split)]
             for number, sample in enumerate(spread(datasets)):
                 try:
                     made = entry(name, task, sample, number, found[name])

@@ -24,11 +24,13 @@ class Predictions:
     references: Mapping[str, Any]
     confidences: Mapping[str, float]
     """Of the examples whose line has one: probability of the prediction, 0..1."""
+    samples: Mapping[str, str]
+    """Id of the sample of each example whose line names one."""
 
 
 def newest_predictions(run: Path) -> dict[str, Predictions]:
-    """Per task the file that was written last: by the training's newest evaluation, or by
-    `vlds evaluate`."""
+    """Per task, and per list of test data (TASK.test), the file that was written last: by the
+    training's newest evaluation, or by `vlds evaluate`."""
     folder = run / "predictions"
     steps = sorted(folder.glob("step-*"))
     found: dict[str, Path] = {}
@@ -52,8 +54,8 @@ def read_predictions(file: Path) -> Predictions:
                 f"{file}: a line without {', '.join(sorted(lacking))}: {str(line)[:100]}; evaluate "
                 "the run anew"
             )
-        for name in ("id", "prediction"):
-            if not isinstance(line[name], str):
+        for name in ("id", "prediction", "sample"):
+            if not isinstance(line.get(name, ""), str):
                 raise ValueError(
                     f"{file}: {name} is {line[name]!r}, no text; evaluate the run anew"
                 )
@@ -67,4 +69,5 @@ def read_predictions(file: Path) -> Predictions:
         confidences={
             line["id"]: line["confidence"] for line in lines if line.get("confidence") is not None
         },
+        samples={line["id"]: line["sample"] for line in lines if "sample" in line},
     )

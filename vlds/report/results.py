@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlds.report.bootstrap import Interval, Values, interval_of_difference, interval_of_mean
+import numpy as np
+
+from vlds.report.bootstrap import (
+    Groups,
+    Interval,
+    Values,
+    groups_of,
+    interval_of_difference,
+    interval_of_mean,
+)
 from vlds.report.example_values import NoMean, example_values, mean_of
 from vlds.report.inputs import read_metrics
 from vlds.report.predictions import Predictions, newest_predictions
-from vlds.tasks.base import Task
+from vlds.tasks.base import SPLITS, Task, label_of
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,9 @@ class TaskResult:
     """Why there is no interval."""
     values: Values | None = field(default=None, repr=False)
     """(examples,) what each example adds to the headline score, in the order of their ids."""
+    groups: Groups | None = field(default=None, repr=False)
+    """(examples,) number of each example's sample, in that order; None where the predictions do not
+    say which sample an example is of, and examples are resampled instead."""
     references: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -52,8 +64,9 @@ class Difference:
 def results_of(
     run: Path, tasks: Mapping[str, Task], resamples: int, notes: list[str]
 ) -> dict[str, TaskResult]:
-    """Score what a run predicted; a task whose references are all unknown is left out, and with a
-    note one whose scores cannot be computed here."""
+    """Score what a run predicted: label of a task's list (TASK, TASK.test) -> result. A task whose
+    references are all unknown is left out, and with a note one whose scores cannot be computed
+    here."""
     logged = {
         (line["step"], task): scores
         for line in read_metrics(run / "metrics.jsonl")
@@ -61,7 +74,8 @@ def results_of(
     }
     found = newest_predictions(run)
     results = {}
-    for name, task in tasks.items():
+    labels = [(label_of(name, split), tasks[name]) for name in tasks for split in SPLITS]
+    for name, task in labels:
         if name not in found:
             continue
         made = found[name]
@@ -86,44 +100,90 @@ def result_of(
     """The result of one task, from its predictions and all of its scores."""
     wanted = task.headline
     headline = wanted if wanted is not None and wanted in scores else next(iter(scores))
-    values, interval, reason = None, None, ""
+    values, interval, reason, groups = None, None, "", groups_in(task, made)
     if resamples:
         try:
             values = example_values(
                 task, headline, made.predictions, made.references, scores[headline]
             )
-            interval = interval_of_mean(values, resamples)
+            interval = interval_of_mean(values, resampled(groups, values), resamples)
         except NoMean as error:
             reason = str(error)
     known = {key: value for key, value in made.references.items() if value is not None}
     return TaskResult(
-        headline, scores, len(known), folder, made.step, interval, reason, values, made.references
+        headline=headline,
+        scores=scores,
+        examples=len(known),
+        folder=folder,
+        step=made.step,
+        interval=interval,
+        reason=reason,
+        values=values,
+        groups=groups,
+        references=made.references,
     )
+
+
+def groups_in(task: Task, made: Predictions) -> Groups | None:
+    """Which examples are of one sample; None where the predictions do not say it of all."""
+    if task.unit == "sample":
+        return np.arange(len(made.references))
+    if len(made.samples) < len(made.references):
+        return None
+    return groups_of(made.samples[key] for key in made.references)
+
+
+def resampled(groups: Groups | None, values: Values) -> Groups:
+    """What is drawn: samples, or examples where these are not known."""
+    return np.arange(len(values)) if groups is None else groups
 
 
 def difference(
     result: TaskResult | None, baseline: TaskResult | None, resamples: int
 ) -> Difference | str:
-    """The first less the second, paired by example; or why they cannot be compared."""
+    """The first less the second, both on the same draws; or why they cannot be compared."""
     if result is None or baseline is None:
         return "not scored in both"
     if result.references != baseline.references:
         return "other examples"
     if result.values is None or baseline.values is None:
         return "no interval"
-    value = mean_of(result.values) - mean_of(baseline.values)
-    return Difference(value, interval_of_difference(result.values, baseline.values, resamples))
+    known = baseline.groups if result.groups is None else result.groups
+    groups = resampled(known, result.values)
+    interval = interval_of_difference(result.values, baseline.values, groups, resamples)
+    return Difference(mean_of(result.values) - mean_of(baseline.values), interval)
 
 
-def reasons(runs: Mapping[str, Mapping[str, TaskResult]]) -> list[str]:
-    """Why tasks have no interval; runs with the same reason stand together."""
+Results = Mapping[str, Mapping[str, TaskResult]]
+"""Run -> task -> result."""
+
+
+def reasons(runs: Results) -> list[str]:
+    """Why tasks have no interval."""
+    found = shared_texts(runs, lambda result: result.reason)
+    return [f"No interval for {whose}: {reason}." for whose, reason in found]
+
+
+def drawn_by_example(runs: Results) -> list[str]:
+    """Whose intervals are of single examples, because their samples are not known."""
+    why = "the predictions do not say which sample each example is of"
+    found = shared_texts(runs, lambda r: why if r.interval and r.groups is None else "")
+    return [
+        f"For {whose} single examples were drawn: {reason}. Where several are of one picture, this "
+        "interval is too narrow; evaluate the run again."
+        for whose, reason in found
+    ]
+
+
+def shared_texts(runs: Results, text_of: Callable[[TaskResult], str]) -> list[tuple[str, str]]:
+    """(task, with its runs where there are several; text) of the results that have one; runs with
+    the same text stand together."""
     found: dict[tuple[str, str], list[str]] = {}
     for name, results in runs.items():
         for task, result in results.items():
-            if result.reason:
-                found.setdefault((task, result.reason), []).append(name)
-    said = []
-    for (task, reason), names in found.items():
-        whose = f" of {', '.join(names)}" if len(runs) > 1 else ""
-        said.append(f"No interval for {task}{whose}: {reason}.")
-    return said
+            if text := text_of(result):
+                found.setdefault((task, text), []).append(name)
+    return [
+        (f"{task} of {', '.join(names)}" if len(runs) > 1 else task, text)
+        for (task, text), names in found.items()
+    ]

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from vlds.data.decode import to_rgb
+from vlds.data.orientation import upright
 from vlds.report.json_files import read_json
 from vlds.schema import Encoded
 
@@ -71,7 +73,7 @@ def write_thumbnail(folder: Path, stem: str, data: Encoded) -> str | None:
     are no picture."""
     try:
         with Image.open(BytesIO(data)) as image:
-            thumbnail = image.convert("RGB")
+            thumbnail = to_rgb(upright(image))
     except OSError:
         return None
     thumbnail.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))

@@ -16,6 +16,11 @@ import numpy as np
 from vlds.schema import Decoding, Example, Sample, SkipSample
 
 Found = TypeVar("Found")
+Split = Literal["evaluate", "test"]
+"""The lists of data sets on which a task is scored: fields of `Task`."""
+SPLITS: tuple[Split, ...] = ("evaluate", "test")
+TEST_MARK = ".test"
+"""Ends the label of a task's results on its test data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +42,10 @@ class Task(ABC):
     train: list[str] = field(default_factory=list)
     """Folders or URLs of the data sets to train on."""
     evaluate: list[str] = field(default_factory=list)
-    """Folders or URLs of the data sets to evaluate on."""
+    """Folders or URLs of the data sets to evaluate on, while a run trains and after it."""
+    test: list[str] = field(default_factory=list)
+    """Folders or URLs of the data sets of the final scores: `vlds evaluate` and `vlds predict` read
+    them, `vlds train` does not."""
     weight: float = 1.0
     """Share of this task's examples, relative to the other tasks' weights."""
     batch_size: int | None = None
@@ -60,6 +68,10 @@ class Task(ABC):
         for name in ("max_prompt_tokens", "max_target_tokens", "batch_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}; give at least 1")
+
+    def data_of(self, split: Split) -> list[str]:
+        """One of the lists on which the task is scored."""
+        return self.test if split == "test" else self.evaluate
 
     @abstractmethod
     def example(
@@ -132,6 +144,17 @@ class Task(ABC):
         """Whether one prediction is right, for showing; None where that is no yes-or-no matter."""
         answer = self.answer_of(reference)
         return None if answer is None else prediction == answer
+
+
+def label_of(task: str, split: Split) -> str:
+    """What a task's results on one of its lists are called in files, scores and reports: TASK, or
+    TASK.test for its test data."""
+    return f"{task}{TEST_MARK}" if split == "test" else task
+
+
+def task_of(label: str) -> str:
+    """The task that a label names."""
+    return label.removesuffix(TEST_MARK)
 
 
 def ask(

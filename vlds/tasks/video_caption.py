@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from itertools import accumulate
+from typing import Any, ClassVar, Literal
 
 from vlds.schema import Decoding, Sample
 from vlds.tasks.caption import Caption
@@ -29,6 +31,10 @@ class VideoCaption(Caption):
     """Longest description to learn in tokens, special tokens included; longer ones are cut."""
     decoding: Decoding = field(default_factory=lambda: Decoding(num_beams=5, max_new_tokens=19))
     """How the model's output becomes a description; five beams."""
+    score_each: Literal["clip", "description"] = "clip"
+    """What the scores are means over. clip: all descriptions of a clip are the references of its
+    one prediction, as in VALUE's evaluation. description: each description is scored by itself, as
+    the only reference of its clip's prediction, as in VL-Adapter's validation."""
 
     def input_of(self, sample: Sample) -> str:
         """`[Subs] .. [TS] (..)`, then the prompt."""
@@ -41,3 +47,29 @@ class VideoCaption(Caption):
         """Each character that is not ASCII becomes a blank, as in the evaluation of VALUE
         (https://github.com/VALUE-Leaderboard/EvaluationTools)."""
         return "".join(character if character.isascii() else " " for character in text)
+
+    def scored_texts(
+        self, predictions: Mapping[str, str], references: Mapping[str, Any]
+    ) -> tuple[list[str], list[list[str]]]:
+        """Predictions and references of what is scored: clips, or their descriptions."""
+        texts, truth = super().scored_texts(predictions, references)
+        if self.score_each == "clip":
+            return texts, truth
+        pairs = zip(texts, truth, strict=True)
+        repeated = [(text, [description]) for text, given in pairs for description in given]
+        return [text for text, _ in repeated], [given for _, given in repeated]
+
+    def example_scores(
+        self, name: str, predictions: Mapping[str, str], references: Mapping[str, Any]
+    ) -> Sequence[float] | None:
+        """A clip's value is the sum of its descriptions', scaled so that the mean over clips is
+        that over descriptions."""
+        values = super().example_scores(name, predictions, references)
+        if values is None or self.score_each == "clip":
+            return values
+        counts = [len(given) for given in references.values() if given is not None]
+        ends = list(accumulate(counts))
+        scale = len(counts) / len(values)
+        return [
+            scale * sum(values[end - count : end]) for end, count in zip(ends, counts, strict=True)
+        ]

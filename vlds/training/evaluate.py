@@ -24,7 +24,7 @@ from vlds.data.eval_order import Survey, survey
 from vlds.models.answer_list import read_answers
 from vlds.models.vl_model import VLModel
 from vlds.schema import Batch
-from vlds.tasks.base import Task
+from vlds.tasks.base import Split, Task, label_of
 from vlds.training.distributed import Ranks
 from vlds.training.evaluation import Decoded, Evaluation
 
@@ -32,16 +32,19 @@ GREY = 128
 SECONDS_BETWEEN_LINES = 10.0
 
 
-def evaluation_sources(recipe: Recipe) -> list[Source]:
-    """The data that the recipe's tasks are evaluated on; tasks without any are left out.
+def evaluation_sources(recipe: Recipe, split: Split = "evaluate") -> list[Source]:
+    """The data of one of the lists on which the tasks are scored, a source a task; tasks that name
+    none there have a source without data sets.
 
     Errors: ValueError for a folder that holds no data set, or one of another kind, and for a score
     that was asked for and cannot be computed here.
     """
     for name, task in recipe.tasks.items():
-        if task.evaluate and (missing := task.missing_for_scores()) is not None:
+        if task.data_of(split) and (missing := task.missing_for_scores()) is not None:
             raise ValueError(f"tasks.{name}.{missing}")
-    return [data_source(recipe, name, task.evaluate) for name, task in recipe.tasks.items()]
+    return [
+        data_source(recipe, name, task.data_of(split), split) for name, task in recipe.tasks.items()
+    ]
 
 
 def with_answer_lists(recipe: Recipe) -> Recipe:
@@ -60,11 +63,13 @@ def with_answer_lists(recipe: Recipe) -> Recipe:
     return replace(recipe, tasks=tasks)
 
 
-def data_source(recipe: Recipe, name: str, folders: Sequence[str]) -> Source:
-    """A task of the recipe with some data sets."""
-    task = recipe.tasks[name]
-    datasets = open_datasets(f"tasks.{name}", task, folders, recipe.data.shard_cache)
-    return Source(name, task, datasets, task.weight, task.batch_size)
+def data_source(
+    recipe: Recipe, name: str, folders: Sequence[str], split: Split = "evaluate"
+) -> Source:
+    """A task of the recipe with some data sets; for test data it bears their label."""
+    task, label = recipe.tasks[name], label_of(name, split)
+    datasets = open_datasets(f"tasks.{label}", task, folders, recipe.data.shard_cache)
+    return Source(label, task, datasets, task.weight, task.batch_size)
 
 
 def training_sources(recipe: Recipe) -> list[Source]:
@@ -172,8 +177,8 @@ class Evaluator:
         own: Survey | str
         try:
             own = survey(source, range(first, last), tokenizer)
-            if tokenizer is not None:  # the costs are wanted, and references are much to send
-                own.references = []
+            if tokenizer is not None:  # the costs are wanted, and the rest is much to send
+                own.references, own.samples = [], []
         except ValueError as error:
             own = str(error)
         gathered = ranks.gather(own)
@@ -256,8 +261,13 @@ class Evaluator:
             found = model.answer(batch.to(self.ranks.device), source.task.decoding)
             for row, answer in enumerate(found):
                 if batch.valid[row]:
-                    text = source.task.answer_from(answer.text)
-                    yield Decoded(batch.ids[row], batch.references[row], text, answer.confidence)
+                    yield Decoded(
+                        batch.ids[row],
+                        batch.samples[row],
+                        batch.references[row],
+                        source.task.answer_from(answer.text),
+                        answer.confidence,
+                    )
             if self.stopping():
                 return
             now = time.monotonic()

@@ -18,6 +18,8 @@ class Decoded(NamedTuple):
     """One example, answered."""
 
     id: str
+    sample: str
+    """Id of its sample."""
     reference: Any
     prediction: str = ""
     confidence: float | None = None
@@ -32,6 +34,9 @@ class Evaluation:
     scores: dict[str, float]
     predictions: dict[str, str]
     references: dict[str, Any] = field(repr=False)
+    samples: dict[str, str] = field(repr=False, default_factory=dict)
+    """Id of each example's sample, where it is known: the examples of one picture belong
+    together."""
     confidences: dict[str, float | None] = field(repr=False, default_factory=dict)
     """Probability that the model gave to each prediction, where it is known."""
     unreadable: list[str] = field(default_factory=list)
@@ -47,13 +52,14 @@ class Evaluation:
         """The ranks' examples together, sorted by their ids; without scores."""
         bad = sorted((entry for _, own in gathered for entry in own), key=lambda entry: entry.id)
         found = [entry for own, _ in gathered for entry in own]
-        found += [Decoded(entry.id, entry.reference) for entry in bad]
+        found += [Decoded(entry.id, entry.sample, entry.reference) for entry in bad]
         found.sort(key=lambda entry: entry.id)
         return cls(
             task,
             {},
             {entry.id: entry.prediction for entry in found},
             {entry.id: entry.reference for entry in found},
+            {entry.id: entry.sample for entry in found},
             {entry.id: entry.confidence for entry in found},
             [f"{entry.id}: {entry.reason}" for entry in bad],
         )
@@ -73,14 +79,17 @@ class Evaluation:
         return sum(not text.strip() for text in self.predictions.values())
 
     def write(self, folder: Path) -> None:
-        """TASK.jsonl: a line per example with id, prediction, confidence (where known) and
-        reference."""
+        """TASK.jsonl: a line per example with id, sample, prediction, confidence and reference;
+        sample and confidence where they are known."""
         folder.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps(self._line(key)) for key in self.predictions]
         (folder / f"{self.task}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def _line(self, key: str) -> dict[str, Any]:
-        line: dict[str, Any] = {"id": key, "prediction": self.predictions[key]}
+        line: dict[str, Any] = {"id": key}
+        if (sample := self.samples.get(key)) is not None:
+            line["sample"] = sample
+        line["prediction"] = self.predictions[key]
         if (confidence := self.confidences.get(key)) is not None:
             line["confidence"] = round(confidence, 4)
         return line | {"reference": self.references[key]}

@@ -10,18 +10,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vlds.artifact import LoadedRun, load_run
+from vlds.artifact import LoadedRun, artifact_folder, check_changes, load_run, read_recipe
 from vlds.config import Recipe
 from vlds.data import Source, open_dataset
 from vlds.data.cache_limit import check_cache_limit
 from vlds.data.collate import ImageStack, Row, collate
 from vlds.data.decode import decode_image
 from vlds.schema import Sample, SkipSample
-from vlds.tasks.base import Task
+from vlds.tasks.base import Split, Task
 from vlds.training.distributed import Ranks
 from vlds.training.engine import start_ranks
-from vlds.training.evaluate import Evaluator, evaluation_sources, with_answer_lists
+from vlds.training.evaluate import with_answer_lists
 from vlds.training.evaluation import Evaluation, leave, make_folder
+from vlds.training.lists import check_splits, decode, open_list
 from vlds.training.submission import write_submissions
 
 LONGEST_WAIT = 24 * 3600.0
@@ -29,23 +30,32 @@ LONGEST_WAIT = 24 * 3600.0
 
 
 def evaluate_run(
-    run: Path, data: Sequence[str], out: Path | None, changes: Sequence[str] = ()
+    run: Path,
+    data: Sequence[str],
+    splits: Sequence[Split],
+    out: Path | None,
+    changes: Sequence[str] = (),
 ) -> int:
-    """Score a run on its own evaluation data, or on `data`; prints scores, writes predictions.
-    `changes` to the recipe: as in `load_run`. Exit code."""
+    """Score a run on lists of its own recipe (default: all that name data), or on `data`; prints
+    scores, writes predictions. `changes` to the recipe: as in `load_run`. Exit code."""
     folder = out or run / "predictions"
-    _, evaluations, ranks = run_on_data(run, data, folder, changes, score=True)
+    _, evaluations, ranks = run_on_data(run, data, splits, folder, changes, score=True)
     leave(evaluations, folder, scores=True)
     ranks.barrier()
     return 0
 
 
 def predict_sets(
-    run: Path, data: Sequence[str], out: Path | None, changes: Sequence[str] = ()
+    run: Path,
+    data: Sequence[str],
+    splits: Sequence[Split],
+    out: Path | None,
+    changes: Sequence[str] = (),
 ) -> int:
-    """Write a run's predictions for data sets, and the files that leaderboards take. Exit code."""
+    """Write a run's predictions for data sets, or for lists of its own recipe, and the files that
+    leaderboards take. Exit code."""
     folder = out or run / "predictions"
-    sources, evaluations, ranks = run_on_data(run, data, folder, changes, score=False)
+    sources, evaluations, ranks = run_on_data(run, data, splits, folder, changes, score=False)
     leave(evaluations, folder, scores=False)
     for line in write_submissions(sources, evaluations, folder):
         print(line)
@@ -54,28 +64,36 @@ def predict_sets(
 
 
 def run_on_data(
-    run: Path, data: Sequence[str], out: Path, changes: Sequence[str], *, score: bool
+    run: Path,
+    data: Sequence[str],
+    splits: Sequence[Split],
+    out: Path,
+    changes: Sequence[str],
+    *,
+    score: bool,
 ) -> tuple[list[Source], list[Evaluation], Ranks]:
     """Decode data sets on all ranks; the evaluations are on the first one, and `out` can take them.
 
     Errors: ValueError for what is wrong with the run, the data, the changes or `out`.
     """
-    loaded = load_run(run, changes=changes)
-    recipe = with_data(loaded.recipe, data) if data else loaded.recipe
+    check_changes(changes)
+    recipe = read_recipe(artifact_folder(run), changes)
+    recipe = with_data(recipe, data) if data else recipe
     if score:
         tasks = {name: task.thorough() for name, task in recipe.tasks.items()}
         recipe = replace(recipe, tasks=tasks)
     recipe = with_answer_lists(recipe)
-    sources = evaluation_sources(recipe)
-    if not any(source.datasets for source in sources):
-        raise ValueError(
-            f"--data: the recipe of {run} names nothing to evaluate on; name data set folders"
-        )
+    lists = [open_list(recipe, s, splits) for s in check_splits(recipe, run, splits)]
+    sources = [source for found in lists for source in found]
     check_cache_limit(recipe.data.cache_bytes, [], sources, window=recipe.data.window)
     make_folder(out)
+    loaded = load_run(run, changes=changes)
     ranks = start_ranks(LONGEST_WAIT)
-    evaluator = Evaluator(recipe, sources, loaded.tokenizer, ranks, say)
-    evaluations = evaluator(loaded.model.to(ranks.device), score=score)
+    if ranks.is_first:
+        for split in splits:
+            for name in (name for name, task in recipe.tasks.items() if not task.data_of(split)):
+                say(f"{name}: left out, its task names no data sets under `{split}`")
+    evaluations = decode(replace(loaded, recipe=recipe), lists, ranks, say, score=score)
     return sources, evaluations, ranks
 
 
@@ -85,7 +103,7 @@ def say(line: str) -> None:
 
 
 def with_data(recipe: Recipe, data: Sequence[str]) -> Recipe:
-    """The recipe with these evaluation data instead of its own: FOLDER, or TASK=FOLDER.
+    """The recipe with these data alone to evaluate on: FOLDER, or TASK=FOLDER.
 
     Errors: ValueError where no task, or more than one, reads a folder's kind of samples.
     """
@@ -97,7 +115,9 @@ def with_data(recipe: Recipe, data: Sequence[str]) -> Recipe:
         if name not in folders:
             raise ValueError(f"--data: the run has no task {name}; its tasks: {', '.join(folders)}")
         folders[name].append(folder)
-    tasks = {name: replace(task, evaluate=folders[name]) for name, task in recipe.tasks.items()}
+    tasks = {
+        name: replace(task, evaluate=folders[name], test=[]) for name, task in recipe.tasks.items()
+    }
     return replace(recipe, tasks=tasks)
 
 

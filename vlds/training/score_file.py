@@ -46,7 +46,8 @@ def score_file(
     pairs = [pair for file in files for pair in read_pairs(file, members_for(datasets))]
     predictions = as_mapping(pairs, ", ".join(map(str, files)))
     references = dict(zip(asked.ids, asked.references, strict=True))
-    evaluation = Evaluation(source.name, {}, predictions, references).scored(task)
+    samples = dict(zip(asked.ids, asked.samples, strict=True))
+    evaluation = Evaluation(source.name, {}, predictions, references, samples).scored(task)
     if out is None:
         print("\n".join(evaluation.lines()))
     else:

@@ -1,0 +1,196 @@
+"""Test data: training does without them, `vlds evaluate` and `vlds predict` read and name them."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+
+from data_prep.writer import write_dataset
+from tests.rank_pool import RankPool
+from tests.training.world import records, world_recipe
+from vlds import cli
+from vlds.artifact import own_tensors, save_artifact
+from vlds.config import Recipe
+from vlds.models.build import build_model
+from vlds.training.loop import train
+from vlds.training.prediction_files import read_pairs
+
+NOWHERE = "no/such/folder"
+
+
+def command(words: list[str]) -> tuple[int, str]:
+    """A command of `vlds` on a rank, which may say how far it is after each batch: its exit code
+    and what it says."""
+    out = io.StringIO()
+    often = mock.patch("vlds.training.evaluate.SECONDS_BETWEEN_LINES", -1.0)
+    with often, redirect_stdout(out), redirect_stderr(out):
+        code = cli.main(words)
+    return code, out.getvalue()
+
+
+def train_some(recipe: Recipe) -> int:
+    """What `vlds train` does on a rank."""
+    return train(recipe)
+
+
+def with_test(recipe: Recipe, **folders: str) -> Recipe:
+    """The recipe with a folder of test data for some of its tasks."""
+    tasks = {
+        name: replace(task, test=[folders[name]] if name in folders else [])
+        for name, task in recipe.tasks.items()
+    }
+    return replace(recipe, tasks=tasks)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine pictures with eighteen questions, whose ids are numbers as those of VQA v2."""
+    folder = tmp_path_factory.mktemp("data")
+    asked = list(records("vqa", 9))
+    for n, record in enumerate(asked):
+        for k, annotation in enumerate(record.json["annotations"]):
+            annotation["id"] = str(100 * n + k)
+    write_dataset(folder, name="vqa", kind="vqa", split="test", records=asked)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(world: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run, untrained, with questions to evaluate on, and questions and captions to test on."""
+    recipe = world_recipe(world, tmp_path_factory.mktemp("run"))
+    recipe = with_test(recipe, vqa=str(data), caption=str(world / "caption"))
+    return saved(recipe)
+
+
+def saved(recipe: Recipe) -> Path:
+    """A run's folder with an artifact of random weights."""
+    tokenizer = recipe.backbone.load_tokenizer()
+    torch.manual_seed(1)
+    model = build_model(recipe.model, list(recipe.tasks), torch.float32, tokenizer)
+    save_artifact(Path(recipe.output) / "artifact", own_tensors(model), recipe, tokenizer)
+    return Path(recipe.output)
+
+
+def test_training_neither_reads_nor_needs_them(
+    world: Path, ranks2: RankPool, tmp_path: Path
+) -> None:
+    recipe = with_test(world_recipe(world, tmp_path / "run"), vqa=NOWHERE, caption=NOWHERE)
+    recipe = replace(recipe, training=replace(recipe.training, steps=2))
+    assert ranks2.run(train_some, recipe, timeout=120) == [0, 0]
+    words = ["evaluate", "--run", str(tmp_path / "run")]
+    for code, out in ranks2.run(command, words, timeout=60):
+        assert code == 2
+        assert out.startswith(f"vlds evaluate: tasks.vqa.test: data set {NOWHERE}: no such folder;")
+        assert out.endswith("; or leave test data out: --split evaluate\n")
+    (code, out), _ = ranks2.run(command, [*words, "--split", "evaluate"], timeout=120)
+    assert code == 0, out
+    assert "vqa (48 examples)" in out
+
+
+def test_every_list_is_scored_under_its_name(run: Path, ranks2: RankPool, tmp_path: Path) -> None:
+    """By default all that the recipe names; --split chooses."""
+    words = ["evaluate", "--run", str(run), "--out"]
+    (code, out), (_, other) = ranks2.run(command, [*words, str(tmp_path / "all")], timeout=120)
+    assert (code, other) == (0, ""), out
+    heads = re.findall(r"^(\S+) \(([\d,]+) examples\)$", out, re.MULTILINE)
+    assert heads == [("vqa", "48"), ("vqa.test", "18"), ("caption.test", "10")]
+    scores = json.loads((tmp_path / "all" / "scores.json").read_text("utf-8"))
+    assert list(scores) == ["vqa", "vqa.test", "caption.test"]
+    (code, out), _ = ranks2.run(
+        command, [*words, str(tmp_path / "one"), "--split", "test"], timeout=120
+    )
+    assert code == 0, out
+    files = {path.name for path in (tmp_path / "one").iterdir()}
+    assert files == {"vqa.test.jsonl", "caption.test.jsonl", "scores.json"}
+    for name in files - {"scores.json"}:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "all" / name).read_bytes()
+    one = json.loads((tmp_path / "one" / "scores.json").read_text("utf-8"))
+    assert one == {name: scores[name] for name in ("vqa.test", "caption.test")}
+    (code, out), _ = ranks2.run(
+        command, [*words, str(tmp_path / "two"), "--split", "evaluate"], timeout=120
+    )
+    assert "caption: left out, its task names no data sets under `evaluate`" in out
+    assert list(json.loads((tmp_path / "two" / "scores.json").read_text("utf-8"))) == ["vqa"]
+
+
+def test_what_both_lists_name_is_decoded_once(
+    run: Path, world: Path, ranks2: RankPool, tmp_path: Path
+) -> None:
+    words = ["evaluate", "--run", str(run), "--out", str(tmp_path), "--data.eval_batch_size", "7"]
+    words += ["--tasks.vqa.test", f"[{world}/vqa]", "--tasks.caption.test", "[]"]
+    (code, out), _ = ranks2.run(command, words, timeout=120)
+    assert code == 0, out
+    assert re.search(r"^vqa: \d+ of 48 examples", out, re.MULTILINE)
+    assert "vqa.test: " not in out
+    assert (tmp_path / "vqa.test.jsonl").read_bytes() == (tmp_path / "vqa.jsonl").read_bytes()
+    scores = json.loads((tmp_path / "scores.json").read_text("utf-8"))
+    assert scores["vqa.test"] == scores["vqa"]
+
+
+def test_data_of_the_command_line_are_the_only_ones(
+    run: Path, data: Path, ranks2: RankPool, tmp_path: Path
+) -> None:
+    words = ["evaluate", "--run", str(run), "--out", str(tmp_path), "--data", f"vqa={data}"]
+    (code, out), _ = ranks2.run(command, words, timeout=120)
+    assert code == 0, out
+    assert list(json.loads((tmp_path / "scores.json").read_text("utf-8"))) == ["vqa"]
+
+
+def test_a_leaderboard_takes_a_list_of_the_recipe(
+    run: Path, data: Path, ranks2: RankPool, tmp_path: Path
+) -> None:
+    """Files of leaderboards are named by data set and split; what answers one twice, by list."""
+    words = ["predict", "--run", str(run), "--out", str(tmp_path)]
+    (code, out), _ = ranks2.run(command, [*words, "--split", "test"], timeout=120)
+    assert code == 0, out
+    assert "vqa.test (18 examples)" in out
+    assert f"{tmp_path}/vqa-test.json" in out.splitlines()
+    assert read_pairs(tmp_path / "vqa-test.json") == read_pairs(tmp_path / "vqa.test.jsonl")
+    assert not (tmp_path / "vqa.jsonl").exists()
+    words += ["--split", "evaluate", "test", "--tasks.vqa.evaluate", f"[{data}]"]
+    (code, out), _ = ranks2.run(command, words, timeout=120)
+    assert code == 0, out
+    names = {path.name for path in tmp_path.glob("*-vqa-test.json")}
+    assert names == {"vqa-vqa-test.json", "vqa.test-vqa-test.json"}
+
+
+def test_mistakes_are_said_before_the_model_is_built(
+    world: Path, data: Path, ranks2: RankPool, tmp_path: Path
+) -> None:
+    """The backbone's config is gone by then, which building it would tell."""
+    (tmp_path / "t5.json").write_bytes((world / "t5.json").read_bytes())
+    recipe = with_test(world_recipe(world, tmp_path / "run"), vqa=str(data))
+    backbone = replace(recipe.backbone, config=str(tmp_path / "t5.json"))
+    run = str(saved(replace(recipe, backbone=backbone)))
+    (tmp_path / "t5.json").unlink()
+    for words, complaint in (
+        (["--tasks.vqa.test", f"[{NOWHERE}]"], f"tasks.vqa.test: data set {NOWHERE}"),
+        (["--tasks.vqa.test", f"[{world}/caption]"], "tasks.vqa.test: .* of kind 'caption'"),
+        (
+            ["--tasks.vqa.test", "[]", "--split", "test"],
+            "--split: no task of .* names data sets under `test`; name them with --data, or with",
+        ),
+        (["--split", "test", "--data", str(data)], "--split: .* does not go with --data"),
+        ([], "t5.json"),
+    ):
+        for code, out in ranks2.run(command, ["evaluate", "--run", run, *words], timeout=60):
+            assert code == 2
+            assert re.search(complaint, out), out
+    words = ["evaluate", "--predictions", "x.json", "--data", str(data), "--split", "test"]
+    assert "--split: " in command(words)[1]
+    words = ["predict", "--run", run, "--image", "x.jpg", "--split", "test"]
+    assert "--image, --data, --split: give pictures, or data sets" in command(words)[1]
+
+
+def test_a_task_must_not_be_called_like_a_list(world: Path, tmp_path: Path) -> None:
+    recipe = world_recipe(world, tmp_path)
+    with pytest.raises(ValueError, match=r"tasks: 'vqa\.test' cannot be a task's name"):
+        replace(recipe, tasks={"vqa.test": recipe.tasks["vqa"]})

@@ -1,0 +1,75 @@
+"""The lists of data sets on which a run's tasks are scored, `evaluate` and `test`: which are read,
+what is in them, and what the run answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from vlds.artifact import LoadedRun
+from vlds.config import Recipe
+from vlds.data import Source
+from vlds.tasks.base import SPLITS, Split, label_of
+from vlds.training.distributed import Ranks
+from vlds.training.evaluate import Evaluator, evaluation_sources
+from vlds.training.evaluation import Evaluation
+
+
+def check_splits(recipe: Recipe, run: Path, asked: Sequence[Split]) -> list[Split]:
+    """The lists to read: those that were asked for, else all under which a task names data.
+
+    Errors: ValueError where no task names any.
+    """
+    named = [s for s in SPLITS if any(task.data_of(s) for task in recipe.tasks.values())]
+    if not named:
+        raise ValueError(
+            f"--data: the recipe of {run} names nothing to evaluate on; name data set folders"
+        )
+    if missing := [split for split in asked if split not in named]:
+        raise ValueError(
+            f"--split: no task of {run} names data sets under `{missing[0]}`; name them with "
+            f"--data, or with --tasks.TASK.{missing[0]}"
+        )
+    return [split for split in named if split in asked or not asked]
+
+
+def open_list(recipe: Recipe, split: Split, asked: Sequence[Split]) -> list[Source]:
+    """`evaluation_sources`, whose errors tell how to do without test data that nobody asked for."""
+    try:
+        return evaluation_sources(recipe, split)
+    except ValueError as error:
+        if split in asked or split != "test":
+            raise
+        raise ValueError(f"{error}; or leave test data out: --split evaluate") from error
+
+
+def decode(
+    run: LoadedRun,
+    lists: Sequence[Sequence[Source]],
+    ranks: Ranks,
+    say: Callable[[str], None],
+    *,
+    score: bool,
+) -> list[Evaluation]:
+    """The evaluations of lists of sources, in their order; on the first rank alone. Data that a
+    task names under both `evaluate` and `test` are decoded once."""
+    again = {
+        label_of(name, "test"): name
+        for name, task in run.recipe.tasks.items()
+        if len(lists) > 1 and task.test and task.test == task.evaluate
+    }
+    evaluators = [
+        Evaluator(
+            run.recipe,
+            [replace(s, datasets=[]) if s.name in again else s for s in sources],
+            run.tokenizer,
+            ranks,
+            say,
+        )
+        for sources in lists
+    ]
+    model = run.model.to(ranks.device)
+    found = {e.task: e for evaluator in evaluators for e in evaluator(model, score=score)}
+    found |= {label: replace(found[name], task=label) for label, name in again.items() if found}
+    return [found[s.name] for sources in lists for s in sources if s.name in found]

@@ -6,7 +6,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from vlds.data.collate import ImageStack, Row, collate
 from vlds.data.decode import decode_image
 from vlds.schema import Sample, SkipSample
 from vlds.tasks.base import Split, Task
-from vlds.training.distributed import Ranks
+from vlds.training.distributed import hold_folder
 from vlds.training.engine import start_ranks
 from vlds.training.evaluate import with_answer_lists
 from vlds.training.evaluation import Evaluation, leave, make_folder
@@ -39,9 +40,8 @@ def evaluate_run(
     """Score a run on lists of its own recipe (default: all that name data), or on `data`; prints
     scores, writes predictions. `changes` to the recipe: as in `load_run`. Exit code."""
     folder = out or run / "predictions"
-    _, evaluations, ranks = run_on_data(run, data, splits, folder, changes, score=True)
-    leave(evaluations, folder, scores=True)
-    ranks.barrier()
+    with decoded(run, data, splits, folder, changes, score=True) as (_, evaluations):
+        leave(evaluations, folder, scores=True)
     return 0
 
 
@@ -55,15 +55,15 @@ def predict_sets(
     """Write a run's predictions for data sets, or for lists of its own recipe, and the files that
     leaderboards take. Exit code."""
     folder = out or run / "predictions"
-    sources, evaluations, ranks = run_on_data(run, data, splits, folder, changes, score=False)
-    leave(evaluations, folder, scores=False)
-    for line in write_submissions(sources, evaluations, folder):
-        print(line)
-    ranks.barrier()
+    with decoded(run, data, splits, folder, changes, score=False) as (sources, evaluations):
+        leave(evaluations, folder, scores=False)
+        for line in write_submissions(sources, evaluations, folder):
+            print(line)
     return 0
 
 
-def run_on_data(
+@contextmanager
+def decoded(
     run: Path,
     data: Sequence[str],
     splits: Sequence[Split],
@@ -71,8 +71,9 @@ def run_on_data(
     changes: Sequence[str],
     *,
     score: bool,
-) -> tuple[list[Source], list[Evaluation], Ranks]:
-    """Decode data sets on all ranks; the evaluations are on the first one, and `out` can take them.
+) -> Iterator[tuple[list[Source], list[Evaluation]]]:
+    """Data sets decoded on all ranks, the evaluations on the first one. Inside, `out` is held for
+    them. Collective.
 
     Errors: ValueError for what is wrong with the run, the data, the changes or `out`.
     """
@@ -93,8 +94,10 @@ def run_on_data(
         for split in splits:
             for name in (name for name, task in recipe.tasks.items() if not task.data_of(split)):
                 say(f"{name}: left out, its task names no data sets under `{split}`")
-    evaluations = decode(replace(loaded, recipe=recipe), lists, ranks, say, score=score)
-    return sources, evaluations, ranks
+    with hold_folder(ranks, out):
+        loaded = replace(loaded, recipe=recipe)
+        yield sources, decode(loaded, lists, ranks, say, score=score)
+        ranks.barrier()
 
 
 def say(line: str) -> None:

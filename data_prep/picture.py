@@ -17,8 +17,9 @@ from typing import Any, Literal, get_args
 
 from PIL import Image
 
-from data_prep.strict_picture import TOO_LARGE, picture_fault
+from data_prep.strict_picture import picture_fault
 from vlds.data import decode_image
+from vlds.data.open_picture import TOO_LARGE
 from vlds.data.orientation import upright_size
 from vlds.schema import ImageSpec, SkipSample
 

@@ -22,15 +22,14 @@ looked at, which is all that a run sees.
 
 from __future__ import annotations
 
-import io
-import warnings
-
 import simplejpeg
-from PIL import Image
+
+from vlds.data.decode import to_rgb
+from vlds.data.open_picture import open_picture
+from vlds.data.orientation import upright
 
 JPEGS = ("JPEG", "MPO")
 """Formats whose first picture is a JPEG."""
-TOO_LARGE = "too many pixels"
 
 
 def picture_fault(data: bytes) -> str | None:
@@ -38,19 +37,15 @@ def picture_fault(data: bytes) -> str | None:
     if not data:
         return "empty"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as image:
-                form = image.format
-                if form not in JPEGS:
-                    image.load()
-            if form == "PNG":  # load() skips the checksums of the pixels, and verify() the pixels
-                with Image.open(io.BytesIO(data)) as image:
-                    image.verify()
-    except Image.DecompressionBombError:
-        return TOO_LARGE
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # all that Pillow's plugins raise
-        return str(error)
+        with open_picture(data) as image:
+            form = image.format
+            if form not in JPEGS:
+                to_rgb(upright(image))
+        if form == "PNG":  # decoding skips the checksums of the pixels, and verify() the pixels
+            with open_picture(data) as image:
+                image.verify()
+    except Exception as error:  # decoders raise whatever damaged bytes lead them to
+        return str(error) or type(error).__name__
     return jpeg_fault(data) if form in JPEGS else None
 
 
@@ -67,8 +62,8 @@ def jpeg_fault(data: bytes) -> str | None:
 
 def _pillow_fault(data: bytes) -> str | None:
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        return str(error)
+        with open_picture(data) as image:
+            to_rgb(image)
+    except Exception as error:
+        return str(error) or type(error).__name__
     return None

@@ -10,7 +10,6 @@ is turned.
 
 from __future__ import annotations
 
-import io
 from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Any
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from vlds.data.open_picture import TooLarge, check_pixels, open_picture
 from vlds.data.orientation import SIDEWAYS, jpeg_orientation, turned, upright
 from vlds.schema import Encoded, ImageSpec, Sample, SkipSample
 
@@ -31,8 +31,6 @@ RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.
 JPEG = b"\xff\xd8\xff"
 PLAIN_COLORS = ("YCbCr", "Gray", "RGB")
 """Of JPEGs that other decoders than Pillow take for the same colours."""
-BAD_PICTURE = (OSError, SyntaxError, ValueError, EOFError)
-"""All that the decoders raise."""
 
 
 def decode_image(data: Encoded, spec: ImageSpec, name: str = "") -> Picture:
@@ -43,15 +41,15 @@ def decode_image(data: Encoded, spec: ImageSpec, name: str = "") -> Picture:
     try:
         if _is_plain_jpeg(data):
             return _squash(_decode_jpeg(data, spec), spec)
-        with Image.open(io.BytesIO(data)) as image:
+        with open_picture(data) as image:
             rgb = to_rgb(upright(image))
-    except Image.DecompressionBombError:
-        raise SkipSample(f"picture {name}: too many pixels") from None
-    except BAD_PICTURE as error:
+        if rgb.size != (spec.width, spec.height):
+            rgb = rgb.resize((spec.width, spec.height), RESAMPLING[spec.resize])
+    except TooLarge as error:
+        raise SkipSample(f"picture {name}: {error}") from None
+    except Exception as error:  # decoders raise whatever damaged bytes lead them to
         reason = "truncated or damaged" if data else "empty"
         raise SkipSample(f"picture {name}: {reason} ({error})") from None
-    if rgb.size != (spec.width, spec.height):
-        rgb = rgb.resize((spec.width, spec.height), RESAMPLING[spec.resize])
     return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
 
 
@@ -66,8 +64,10 @@ def decode_pictures(sample: Sample, spec: ImageSpec) -> tuple[Picture, ...]:
 
 
 def _is_plain_jpeg(data: Encoded) -> bool:
-    """Whether to spare Pillow's look at it; the rare layouts of colours are Pillow's affair, and
-    the pictures that are too large."""
+    """True for a JPEG that needs no look of Pillow's, which decodes the rare layouts of colours.
+
+    Errors: TooLarge; ValueError for a damaged header.
+    """
     if data[:3] != JPEG:
         return False
     try:
@@ -76,7 +76,8 @@ def _is_plain_jpeg(data: Encoded) -> bool:
         if "subsampling" in str(error):
             return False
         raise
-    return colors in PLAIN_COLORS and height * width <= (Image.MAX_IMAGE_PIXELS or float("inf"))
+    check_pixels(width, height)
+    return colors in PLAIN_COLORS
 
 
 def _decode_jpeg(data: Encoded, spec: ImageSpec) -> Tensor:

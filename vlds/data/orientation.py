@@ -7,11 +7,10 @@ cannot be read, or that has another value, means upright, as it does to browsers
 
 from __future__ import annotations
 
-import io
-
 from PIL import Image
 from torch import Tensor
 
+from vlds.data.open_picture import open_picture
 from vlds.schema import Encoded
 
 ORIENTATION = 0x0112
@@ -54,7 +53,7 @@ def upright_size(data: Encoded) -> tuple[int, int]:
 
     Errors: those of Pillow for bytes that are no picture.
     """
-    with Image.open(io.BytesIO(data)) as image:
+    with open_picture(data) as image:
         if image.format == "TIFF":
             image.load()
         width, height = image.size
@@ -66,7 +65,7 @@ def jpeg_orientation(data: Encoded) -> int:
     have none, and the look costs a tenth of a millisecond."""
     if not any(b"Exif" in segment or b"Orientation" in segment for segment in _metadata(data)):
         return UPRIGHT
-    with Image.open(io.BytesIO(data)) as image:
+    with open_picture(data) as image:
         return orientation_of(image)
 
 

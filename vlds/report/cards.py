@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from html import escape
-from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
 
+from vlds.data.open_picture import open_picture
 from vlds.report.collect import Report
 from vlds.report.samples import SMALL_PICTURE, GalleryEntry
 
@@ -100,7 +100,7 @@ def picture(path: Path, alternative: str) -> str:
     if not path.is_file():
         return f'<span class="faint">{escape(path.name)} is missing</span>'
     data = path.read_bytes()
-    with Image.open(BytesIO(data)) as image:
+    with open_picture(data) as image:
         kind, size = Image.MIME[image.format or "PNG"], image.size
     tiny = ' class="tiny"' if max(size) < SMALL_PICTURE else ""
     encoded = base64.b64encode(data).decode()

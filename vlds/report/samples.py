@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from io import BytesIO
 from pathlib import Path
 
-from PIL import Image
-
 from vlds.data.decode import to_rgb
+from vlds.data.open_picture import open_picture
 from vlds.data.orientation import upright
 from vlds.report.json_files import read_json
 from vlds.schema import Encoded
@@ -72,9 +70,9 @@ def write_thumbnail(folder: Path, stem: str, data: Encoded) -> str | None:
     """Write a small copy of an encoded picture; its path below the folder, None where the bytes
     are no picture."""
     try:
-        with Image.open(BytesIO(data)) as image:
+        with open_picture(data) as image:
             thumbnail = to_rgb(upright(image))
-    except OSError:
+    except Exception:  # decoders raise whatever damaged bytes lead them to
         return None
     thumbnail.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
     # Photos as PNG would make a page of many megabytes.

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vlds.artifact import LoadedRun, load_run
 from vlds.backbones import T5
+from vlds.backbones.vocabulary import has_own_head
 from vlds.convert.foreign_files import read_state_dict
 from vlds.convert.output import new_file, save_torch, say
 from vlds.convert.reference_keys import EXTENSION, reference_tensors, spellings
@@ -88,7 +89,7 @@ def import_reference(
 
     Errors: ValueError where the file is none, or not the recipe's.
     """
-    check_methods(target.run)
+    check_expressible(target.run)
     say(f"reading {file}")
     tasks = list(target.run.recipe.tasks)
     tensors = from_reference(read_state_dict(file), target.run.model, tasks)
@@ -103,7 +104,7 @@ def export_reference(run: Path, out: Path, verification: Verification | None) ->
     """
     say(f"opening {run}")
     loaded = load_run(run, torch.float32)
-    check_methods(loaded)
+    check_expressible(loaded)
     if next(loaded.model.vision.parameters(), None) is not None:
         say("left out: the vision encoder, which the original code never keeps")
     state = to_reference(loaded)
@@ -118,8 +119,13 @@ def export_reference(run: Path, out: Path, verification: Verification | None) ->
             verification.compare(all_tasks(loaded), again.run)
 
 
-def check_methods(run: LoadedRun) -> None:
-    """Errors: ValueError where the original code has no such method."""
+def check_expressible(run: LoadedRun) -> None:
+    """Errors: ValueError where the original code has no such method, or no such backbone."""
+    if has_own_head(run.model.backbone):
+        raise ValueError(
+            "backbone: its output head is a tensor of its own, and the original code always uses "
+            "the token table as its head; `vlds convert hf` keeps the head"
+        )
     for name, method in run.recipe.methods.items():
         if method.part == "backbone" and not adds_tensors(run.model, name):
             continue  # what it trains is the backbone's own

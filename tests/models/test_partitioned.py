@@ -14,6 +14,7 @@ from tests.models.toys import backbone, batch, build, save_own_head, saved_backb
 from tests.rank_pool import RankPool
 from vlds.backbones import T5, Backbone, Bart
 from vlds.methods import Adapter
+from vlds.methods.base import is_plain
 from vlds.models.partitioned_loading import equal_parts, partitioned_loading
 from vlds.schema import Decoding
 
@@ -59,6 +60,7 @@ def load_and_run(source: Backbone) -> dict[str, Any]:
         partitioned = [
             hasattr(p, "ds_tensor") for n, p in model.backbone.named_parameters() if "layer" in n
         ]
+        plain = all(is_plain(parameter) for parameter in model.parameters())
         engine = engine_of(model)
         model.eval()
         with torch.no_grad():
@@ -80,6 +82,7 @@ def load_and_run(source: Backbone) -> dict[str, Any]:
         "state": state,
         "loss": output.token_nll_sum,
         "partitioned": any(partitioned),
+        "plain": plain,
         "share": held / whole,
         "answers": answers,
         "sources": model.sources,
@@ -114,6 +117,7 @@ def test_loading_in_parts(
     results = ranks2.run(load_and_run, source, timeout=60)
     for result in results:
         assert result["partitioned"]
+        assert result["plain"]
         assert 0.5 <= result["share"] < 0.55
         assert result["sources"] == sources
         assert [len(answers) for answers in result["answers"]] == [4, 4]

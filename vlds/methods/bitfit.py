@@ -15,6 +15,7 @@ from vlds.methods.base import (
     extend_linear,
     extended_linears,
     find_linears,
+    weight_options,
 )
 from vlds.methods.routing import TaskRouting
 from vlds.schema import Role, TargetModules
@@ -43,10 +44,11 @@ class BitFit(Method):
     ) -> list[nn.Parameter]:
         """The biases that are there, and new ones where asked for.
 
-        Errors: ValueError where linear layers have no bias and `add_biases` is false.
+        Errors: ValueError where linear layers have no bias and `add_biases` is false, or where
+        there is no bias at all.
         """
-        roles = [role for role in LINEAR_ROLES if role in targets.paths]
-        linears = find_linears(model, targets, *roles)
+        # Biases train wherever they are; roles only say which layers can be given one.
+        linears = find_linears(model, targets, *LINEAR_ROLES, optional=LINEAR_ROLES)
         bare = {path: linear for path, linear in linears.items() if linear.bias is None}
         if bare and not self.add_biases:
             raise ValueError(
@@ -59,7 +61,10 @@ class BitFit(Method):
             module = AddedBias(linear)
             extend_linear(model, path, name, module)
             trained += module.parameters()
-        return trained + bias_parameters(model)
+        trained += bias_parameters(model)
+        if not trained:
+            raise ValueError(f"{type(model).__name__} has no biases; choose another method")
+        return trained
 
     def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> None:
         """Nothing to do: the biases are already the model's own.
@@ -78,9 +83,7 @@ class AddedBias(LinearExtension):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        weight = linear.weight
-        zeros = torch.zeros(linear.out_features, device=weight.device, dtype=weight.dtype)
-        self.bias = nn.Parameter(zeros)
+        self.bias = nn.Parameter(torch.zeros(linear.out_features, **weight_options(linear)))
 
     def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """(b, l, out) -> (b, l, out)."""

@@ -227,6 +227,8 @@ class TargetModules:
     linear_init_std: float | None = None
     """Standard deviation that the model's family gives new linear layers; None: PyTorch's own
     default init."""
+    cures: Mapping[str, str] = field(default_factory=dict)
+    """Role that models of this kind lack -> what to choose instead, for the message about it."""
 
 
 class SkipSample(Exception):

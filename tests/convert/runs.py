@@ -65,6 +65,7 @@ CASES = [
     for family in ("T5", "Bart")
     if ONLY.get(name, family) == family
 ]
+CASES += [("FLAN", name) for name in ("full", "adapter", "lora", "ia3", "bare prompts")]
 
 
 def recipe_with(family: str, name: str, world: Path, folder: Path) -> Recipe:

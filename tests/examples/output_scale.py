@@ -8,7 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vlds.methods.base import LinearExtension, Method, extend_linear, find_linears
+from vlds.methods.base import (
+    LinearExtension,
+    Method,
+    extend_linear,
+    find_linears,
+    weight_options,
+)
 from vlds.methods.routing import TaskRouting
 from vlds.schema import Role, TargetModules
 
@@ -42,9 +48,7 @@ class Scale(LinearExtension):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        weight = linear.weight
-        ones = torch.ones(linear.out_features, device=weight.device, dtype=weight.dtype)
-        self.factor = nn.Parameter(ones)
+        self.factor = nn.Parameter(torch.ones(linear.out_features, **weight_options(linear)))
 
     def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """(b, l, d) -> (b, l, d)."""

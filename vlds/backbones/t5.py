@@ -24,7 +24,7 @@ from vlds.backbones.base import Backbone, LoadedBackbone, join
 
 @dataclass(frozen=True, kw_only=True)
 class T5(Backbone):
-    """T5 of any size, from the hub, a folder or a config."""
+    """T5, T5 v1.1 or FLAN-T5 of any size, from the hub, a folder or a config."""
 
     embedding_std: float | None = None
     """With `config`: standard deviation of the token table's random weights. T5's own 1.0 suits
@@ -146,7 +146,7 @@ class T5(Backbone):
         return encoder.dropout(encoder.final_layer_norm(states)), mask
 
     def vocabulary_logits(self, model: Any, states: Tensor) -> Tensor:
-        """Where the head is the token table, states are scaled down first."""
+        """T5 scales the states down first; T5 v1.1 and FLAN-T5 do not."""
         if model.config.scale_decoder_outputs:
             states = states * model.model_dim**-0.5
         logits: Tensor = model.lm_head(states)

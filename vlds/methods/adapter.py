@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlds.methods.base import Sharing, extended_linears
+from vlds.methods.base import Sharing, extended_linears, fitted
 from vlds.methods.bottleneck import (
     Bottleneck,
     BottleneckModule,
@@ -99,7 +99,7 @@ def materialise(
         copy_halves(down, new.down_weight, new.down_bias)
         copy_halves(up, new.up_weight, new.up_bias)
         new.pre_norm, new.post_norm = old.pre_norm, old.post_norm
-        linear.extensions[name] = new.train(old.training)
+        linear.extensions[name] = fitted(new.train(old.training), linear, model)
     return adapter
 
 

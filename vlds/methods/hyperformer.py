@@ -25,6 +25,7 @@ from vlds.methods.base import (
     check_sharing,
     extend_linear,
     extend_model,
+    weight_options,
 )
 from vlds.methods.bottleneck import Bottleneck, BottleneckModule, Half, Place
 from vlds.methods.routing import TaskRouting
@@ -96,8 +97,7 @@ class HyperNetworks(ModelExtension):
         super().__init__()
         self.generated = MadeForBatch()
         self.generated.value = {}
-        weight = places[0].linear.weight
-        options: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
+        options = weight_options(places[0].linear)
         self.task_embeddings = table(num_tasks, config.task_dim, 1.0, options)
         stacks: dict[str, list[Place]] = {}
         for place in places:

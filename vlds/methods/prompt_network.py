@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vlds.methods.adapter import init_linear
-from vlds.methods.base import Method
+from vlds.methods.base import Method, weight_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,6 @@ class LearnedEmbeddings(Method):
         self, projection: nn.Linear, output_width: int, num_tasks: int, init_std: float | None
     ) -> PromptNetwork:
         """The network, as wide and of the type that a projection of the model's states says."""
-        weight = projection.weight
         return PromptNetwork(
             1 if self.sharing == "single" else num_tasks,
             self.length,
@@ -50,7 +49,7 @@ class LearnedEmbeddings(Method):
             self.hidden_dim,
             output_width,
             init_std,
-            {"device": weight.device, "dtype": weight.dtype},
+            weight_options(projection),
         )
 
     def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> LearnedEmbeddings:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, GenerationConfig
 from transformers.utils import logging
 
-from vlds.backbones.attention import CPU_ATTENTION
+from vlds.backbones.attention import CPU_ATTENTION, set_attention
 from vlds.backbones.vocabulary import HEAD, give_own_head, holds_own_head, resize_vocabulary
 from vlds.resources import find, shipped
 from vlds.schema import TargetModules
@@ -234,8 +234,10 @@ class Backbone(ABC):
         else:
             loaded = self.load_pretrained(config, tokenizer_len, dtype)
         model = loaded.model
-        if not torch.cuda.is_available():
-            model.set_attn_implementation(CPU_ATTENTION)
+        usual = model.config._attn_implementation
+        set_attention(model, CPU_ATTENTION)  # on GPUs too: it raises where transformers is too old
+        if torch.cuda.is_available():
+            set_attention(model, usual)
         # Values in a checkpoint's generation config (no_repeat_ngram_size, forced tokens, ...)
         # would leak into generate() wherever ours are None.
         model.generation_config = GenerationConfig()

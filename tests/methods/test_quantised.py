@@ -114,7 +114,8 @@ def test_every_method_trains_beside_a_quantised_backbone(
     layers = [m for m in model.backbone.modules() if isinstance(m, PackedLinear)]
     assert len(layers) == 32
     assert all(layer.weight.dtype == torch.int8 for layer in layers)
-    if any(isinstance(m, ExtendedLinear) for m in model.modules()):
+    extended = [n for n, m in model.named_modules() if isinstance(m, ExtendedLinear)]
+    if any(not n.endswith("lm_head") for n in extended):  # Bart's other layers have biases
         assert any(isinstance(layer, ExtendedLinear) for layer in layers)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from vlds.methods.base import LinearExtension, Method, extend_linear, find_linears
 from vlds.methods.routing import TaskRouting
-from vlds.schema import Role, TargetModules
+from vlds.schema import UNDECAYED, OptimizerRules, Role, TargetModules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,8 @@ class OutputScale(Method):
 
 class Scale(LinearExtension):
     """The factors behind one layer."""
+
+    optimizer_rules: ClassVar[OptimizerRules] = {"factor": UNDECAYED}
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()

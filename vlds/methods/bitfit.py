@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from vlds.methods.base import (
     find_linears,
 )
 from vlds.methods.routing import TaskRouting
-from vlds.schema import Role, TargetModules
+from vlds.schema import UNDECAYED, OptimizerRules, Role, TargetModules
 
 LINEAR_ROLES: tuple[Role, ...] = (
     "attn_q", "attn_k", "attn_v", "attn_out",
@@ -75,6 +76,8 @@ class BitFit(Method):
 
 class AddedBias(LinearExtension):
     """The bias of a layer that has none."""
+
+    optimizer_rules: ClassVar[OptimizerRules] = {"bias": UNDECAYED}
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()

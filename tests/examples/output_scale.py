@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from vlds.methods.base import (
     weight_options,
 )
 from vlds.methods.routing import TaskRouting
-from vlds.schema import Role, TargetModules
+from vlds.schema import UNDECAYED, OptimizerRules, Role, TargetModules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,8 @@ class OutputScale(Method):
 
 class Scale(LinearExtension):
     """The factors behind one layer."""
+
+    optimizer_rules: ClassVar[OptimizerRules] = {"factor": UNDECAYED}
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()

@@ -46,22 +46,34 @@ class Case:
     """Examples of the global batches, in turn."""
     micro_batch_size: int | None = None
     method: Method = field(default_factory=lambda: Adapter(sharing="multiple", reduction=4))
+    others: dict[str, Method] = field(default_factory=dict)
+    """Methods beside it, by name."""
     visual_rate: float | None = None
     clip_norm: float = 0.0
+    weight_decay: float = 0.01
     parts: int = 1
     persistence: int = 0
     """Tensors with fewer numbers stay whole; at 0 even these tiny ones are partitioned."""
+    offload: bool = False
+    """Masters and moments lie in the CPU's memory, at stage 3 the weights too."""
 
 
 def make_case(folder: Path, **fields: Any) -> Case:
     """A case with its files: a backbone's config, and DeepSpeed's."""
     case = Case(str(folder), **fields)
     backbone(FAMILIES[case.family], folder)
-    zero = {"stage": case.stage, "overlap_comm": True, "contiguous_gradients": True}
+    zero: dict[str, Any] = {
+        "stage": case.stage,
+        "overlap_comm": True,
+        "contiguous_gradients": True,
+    }
     if case.stage == 3:
         zero["stage3_param_persistence_threshold"] = case.persistence
-    file = folder / f"zero{case.stage}.json"
-    file.write_text(json.dumps({"zero_optimization": zero}), encoding="utf-8")
+    if case.offload:
+        for what in ("optimizer", "param")[: case.stage - 1]:
+            zero[f"offload_{what}"] = {"device": "cpu", "pin_memory": True}
+    text = json.dumps({"zero_optimization": zero, "zero_force_ds_cpu_optimizer": False})
+    (folder / f"zero{case.stage}.json").write_text(text, encoding="utf-8")
     return case
 
 
@@ -78,13 +90,14 @@ def recipe(case: Case) -> Recipe:
         ),
         vision=StoredFeatures(dim=DIM, grid=GRID),
         visual_embedding=VisualEmbeddingConfig(boxes="grid"),
-        methods={"method": case.method},
+        methods={"method": case.method, **case.others},
         tasks=TASKS,
         data=DataConfig(global_batch_size=max(case.sizes), micro_batch_size=case.micro_batch_size),
         optimizer=OptimizerConfig(
             learning_rate=RATE,
             visual_embedding_learning_rate=case.visual_rate,
             clip_norm=case.clip_norm,
+            weight_decay=case.weight_decay,
             eps=EPS,
         ),
         training=TrainingConfig(precision="fp32", deepspeed=str(folder / f"zero{case.stage}.json")),

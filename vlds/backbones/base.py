@@ -25,7 +25,7 @@ from transformers.utils import logging
 from vlds.backbones.attention import CPU_ATTENTION, set_attention
 from vlds.backbones.vocabulary import HEAD, give_own_head, holds_own_head, resize_vocabulary
 from vlds.resources import find, shipped
-from vlds.schema import TargetModules
+from vlds.schema import OptimizerRules, TargetModules
 
 PIECES = "tokenizer_pieces"
 """Our key in a shipped config: pieces of the tokenizer, where the table has spare rows (T5)."""
@@ -74,6 +74,9 @@ class Backbone(ABC):
     """Whether beam search puts </s> at the last position, whatever the model says."""
     roles: ClassVar[dict[str, tuple[str, ...]]]
     """Role -> path patterns."""
+    optimizer_rules: ClassVar[OptimizerRules] = {}
+    """Path pattern of a parameter -> rule, where the kind of the parameter's module does not say
+    it."""
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.config is None):

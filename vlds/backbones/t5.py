@@ -20,6 +20,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from vlds.backbones.base import Backbone, LoadedBackbone, join
+from vlds.schema import UNDECAYED, OptimizerRules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,9 @@ class T5(Backbone):
             "decoder.final_layer_norm",
         ),
         "head": ("lm_head",),
+    }
+    optimizer_rules: ClassVar[OptimizerRules] = {
+        "*.block.0.layer.0.SelfAttention.relative_attention_bias.weight": UNDECAYED
     }
 
     def __post_init__(self) -> None:

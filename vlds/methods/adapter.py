@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ from vlds.methods.bottleneck import (
     StackedBottleneckModule,
 )
 from vlds.methods.routing import TaskRouting
-from vlds.schema import TargetModules
+from vlds.schema import STACKED, STACKED_UNDECAYED, OptimizerRules, TargetModules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,13 @@ class Adapter(StackedBottleneck):
 
 class AdapterModule(StackedBottleneckModule):
     """The adapters of all tasks behind one layer."""
+
+    optimizer_rules: ClassVar[OptimizerRules] = {
+        "down_weight": STACKED,
+        "down_bias": STACKED_UNDECAYED,
+        "up_weight": STACKED,
+        "up_bias": STACKED_UNDECAYED,
+    }
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from vlds.methods.base import (
 )
 from vlds.methods.extended_norm import extend_norm
 from vlds.methods.routing import TaskRouting
-from vlds.schema import Role, TargetModules
+from vlds.schema import UNDECAYED, OptimizerRules, Role, TargetModules
 
 ATTENTION_ROLES: tuple[Role, ...] = (
     "attn_q", "attn_k", "attn_v", "attn_out",
@@ -138,6 +138,8 @@ def bare_linears(model: nn.Module, targets: TargetModules, *roles: str) -> dict[
 
 class AddedBias(LinearExtension):
     """The bias of a linear layer or a norm that has none."""
+
+    optimizer_rules: ClassVar[OptimizerRules] = {"bias": UNDECAYED}
 
     def __init__(self, width: int, options: Mapping[str, Any], bound: float = 0.0) -> None:
         """`options`: device and type. The initial values are drawn from U(-bound, bound)."""

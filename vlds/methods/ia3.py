@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,10 @@ from vlds.methods.base import (
     weight_options,
 )
 from vlds.methods.routing import TaskRouting
-from vlds.schema import TargetModules
+from vlds.schema import STACKED_UNDECAYED, OptimizerRules, TargetModules
+
+FACTOR_RULES: OptimizerRules = {"factors": STACKED_UNDECAYED}
+"""Decay would pull factors towards 0, and a factor that changes nothing is 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +110,8 @@ def new_factors(linear: nn.Linear, num: int, width: int) -> nn.Parameter:
 class OutputFactors(LinearExtension):
     """Factors behind a layer."""
 
+    optimizer_rules: ClassVar[OptimizerRules] = FACTOR_RULES
+
     def __init__(self, factors: nn.Parameter, routing: TaskRouting) -> None:
         super().__init__()
         self.factors, self.routing = factors, routing
@@ -118,6 +123,8 @@ class OutputFactors(LinearExtension):
 
 class InputFactors(InputExtension):
     """Factors before a layer."""
+
+    optimizer_rules: ClassVar[OptimizerRules] = FACTOR_RULES
 
     def __init__(self, factors: nn.Parameter, routing: TaskRouting) -> None:
         super().__init__()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +33,7 @@ from vlds.methods.base import (
     weight_options,
 )
 from vlds.methods.routing import TaskRouting
-from vlds.schema import Role, TargetModules
+from vlds.schema import STACKED, OptimizerRules, Role, TargetModules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +106,8 @@ class LoRA(Method):
 
 class LoRAModule(LinearExtension):
     """The updates of all tasks beside one layer."""
+
+    optimizer_rules: ClassVar[OptimizerRules] = {"a": STACKED, "b": STACKED}
 
     def __init__(
         self, config: LoRA, linear: nn.Linear, num_tasks: int, routing: TaskRouting

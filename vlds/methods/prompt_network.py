@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from vlds.methods.adapter import init_linear
 from vlds.methods.base import Method, weight_options
+from vlds.schema import STACKED, STACKED_UNDECAYED, OptimizerRules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,14 @@ class LearnedEmbeddings(Method):
 
 class PromptNetwork(nn.Module):
     """Tables and networks of all tasks, stacked (tasks or 1, ...)."""
+
+    optimizer_rules: ClassVar[OptimizerRules] = {
+        "table": STACKED,
+        "hidden_weight": STACKED,
+        "hidden_bias": STACKED_UNDECAYED,
+        "output_weight": STACKED,
+        "output_bias": STACKED_UNDECAYED,
+    }
 
     def __init__(
         self,

@@ -48,6 +48,8 @@ def complete_deepspeed_config(path: Path, recipe: Recipe, cut: BatchCut) -> dict
         "bf16.enabled": recipe.training.precision == "bf16",
         # In fp32 it is always so: a step whose gradient is not finite changes nothing.
         "bf16.check_grad_overflow": True,
+        # The sum over micro-batches; in bf16 it loses what is small beside it.
+        "data_types.grad_accum_dtype": "fp32",
     }
     for key, value in decided.items():
         fill(config, key, value, path)

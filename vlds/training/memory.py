@@ -130,7 +130,7 @@ def table(plan: Mapping[str, Held], recipe: Recipe, world_size: int) -> str:
         lines.append(row(file, *(f"{number / 1e6:,.1f}" for number in numbers)))
     lines += [
         "The first file is the recipe's. `in CPU`: in the CPU's memory, beside a GPU.",
-        "Gradients (at most as large as `trainable`), DeepSpeed's buckets and what the",
+        "Gradients (at most 4 bytes a trainable weight), DeepSpeed's buckets and what the",
         "backward pass needs come on top; that grows with data.micro_batch_size, now "
         f"{micro_batch_size}.",
     ]

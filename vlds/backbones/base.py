@@ -259,8 +259,6 @@ class Backbone(ABC):
             model.resize_token_embeddings(tokenizer_len, mean_resizing=False)
             weight = model.get_input_embeddings().weight
             resized = {name for name, tensor in unique_state(model) if tensor is weight}
-            if tokenizer_len > old_rows:
-                nn.init.normal_(weight.data[old_rows:], std=self.new_row_std)
             for name in resized:
                 names.discard(name)
                 rows[name] = min(old_rows, tokenizer_len)

@@ -275,7 +275,7 @@ class Backbone(ABC):
             raise ValueError(f"path: cannot read weights from {self.path}: {reason}") from error
         self.check_tables(model)
         names = {name for name, _ in unique_state(model)} - set(report["missing_keys"])
-        rows = resize_vocabulary(model, tokenizer_len, self.new_row_std)
+        rows = resize_vocabulary(model, tokenizer_len)
         names -= rows.keys()
         if rows:
             # Named by the checkpoint or not, these buffers have new entries.

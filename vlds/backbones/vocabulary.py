@@ -57,12 +57,12 @@ def holds_own_head(folder: Path, table: str) -> bool | None:
 
 
 @torch.no_grad()
-def resize_vocabulary(model: Any, size: int, std: float) -> dict[str, int]:
+def resize_vocabulary(model: Any, size: int) -> dict[str, int]:
     """Give the tables `size` rows; name of each resized table -> number of leading rows that are
     as before.
 
-    New rows of the token table are drawn from N(0, std^2). New rows of a head of its own are the
-    mean of the old ones: a new token's logit is then the mean of the others, so by Jensen's
+    Whoever builds the model draws the new rows of the token table. New rows of a head of its own
+    are the mean of the old ones: a new token's logit is then the mean of the others, so by Jensen's
     inequality its probability is at most the mean of theirs, whatever the state is. Rows as wide as
     the token table's would outshout all trained tokens.
     """
@@ -72,9 +72,7 @@ def resize_vocabulary(model: Any, size: int, std: float) -> dict[str, int]:
         return {}
     model.resize_token_embeddings(size, mean_resizing=False)
     table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    if size > old_rows:
-        nn.init.normal_(table.data[old_rows:], std=std)
-        if head is not table:
-            head.data[old_rows:] = head.data[:old_rows].float().mean(0)
+    if size > old_rows and head is not table:
+        head.data[old_rows:] = head.data[:old_rows].float().mean(0)
     kept = min(size, old_rows)
     return {name: kept for name, p in model.named_parameters() if p is table or p is head}

@@ -1,4 +1,4 @@
-"""Stage 3 partitions the frozen backbone while it is loaded."""
+"""Stage 3 partitions the frozen backbone while it is loaded; a tensor of it can be made whole."""
 
 from __future__ import annotations
 
@@ -74,3 +74,16 @@ def equal_parts(source: Any, target: Any) -> bool:
     verdict = torch.tensor(int(equal), device=source.ds_tensor.device)
     distributed.all_reduce(verdict, distributed.ReduceOp.MIN, source.ds_process_group)
     return bool(verdict)
+
+
+@contextmanager
+def whole(tensor: Tensor) -> Iterator[None]:
+    """Inside, a tensor that stage 3 has partitioned is whole on every rank. What was written into
+    it is partitioned again; the first rank's values count. Collective."""
+    if not hasattr(tensor, "ds_tensor"):
+        yield
+        return
+    import deepspeed  # seconds, and needed only here
+
+    with deepspeed.zero.GatheredParameters(tensor, modifier_rank=0):
+        yield

@@ -46,7 +46,7 @@ class View:
     def of(cls, tensor: Tensor) -> View:
         """The place of a tensor."""
         numel = tensor.untyped_storage().nbytes() // tensor.element_size()
-        place = tensor.size(), tensor.stride(), tensor.storage_offset()
+        place = tensor.size(), tensor.stride(), int(tensor.storage_offset())
         return cls(storage_of(tensor), numel, *place, tensor.dtype)
 
     def within(self, memory: Tensor) -> Tensor:

@@ -1,13 +1,15 @@
 # make test: sets up and tests.  make check: style, types, import rules.  make fix: repairs style.
+# make test-lowest: tests with the lowest versions that pyproject.toml allows, in LOWEST.
 # VENV names the virtual environment: `make test VENV=/somewhere/else` keeps it outside the checkout
 # (as an environment variable it holds for ./launch.sh too). No spaces in it, please.
 VENV ?= .venv
 PYTHON ?= python3
 EXTRAS ?= dev,coco
+LOWEST ?= .venv-lowest
 BIN = $(VENV)/bin
 SOURCES = vlds data_prep tests benchmarks setup.py
 
-.PHONY: venv check fix test test-all
+.PHONY: venv check fix test test-all test-lowest
 .DEFAULT_GOAL := test
 
 venv: $(VENV)/.installed
@@ -35,3 +37,11 @@ test: venv
 
 test-all: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+test-lowest:
+	@test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(PYTHON) tests/lowest_versions.py > $(LOWEST)/constraints.txt
+	@$(LOWEST)/bin/python -m pip install --quiet --constraint $(LOWEST)/constraints.txt \
+		--editable '.[$(EXTRAS),examples]'
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest --ignore tests/faults \
+		-m "not slow and not gpu and not launcher"

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 import pytest
 import torch
 from PIL import Image
+from torch.distributed.run import parse_args as parse_torchrun
 
 import vlds.backbones
 import vlds.methods
@@ -107,6 +108,11 @@ class Reader:
             place = rest.index("launch.sh")
             assert set(rest[:place:2]) <= {"--num_gpus"}
             program, rest = "./launch.sh", rest[place + 1 :]
+        if program == "torchrun":
+            place = rest.index("-m")
+            assert rest[place + 1] == "vlds"
+            parse_torchrun(rest)
+            program, rest = "vlds", rest[place + 2 :]
         if (program, rest[:2]) == ("python", ["-m", "data_prep"]):
             self.prepare(rest[2:])
         elif program in ("vlds", "./launch.sh"):
@@ -273,7 +279,6 @@ def run(desk: Path) -> Path:
     write_world(desk)
     recipe = world_recipe(desk, desk / "runs" / "vqa")
     tokenizer = recipe.backbone.load_tokenizer()
-    torch.manual_seed(0)
     model = build_model(recipe.model, list(recipe.tasks), torch.float32, tokenizer)
     folder = desk / "runs" / "vqa" / "artifact"
     folder.parent.mkdir(parents=True)

@@ -111,6 +111,12 @@ def test_every_recipe_is_counted() -> None:
     assert names == {*COUNTS, "bart_image", "bart_video", "t5_image", "t5_video"}
 
 
+@pytest.mark.parametrize("name", [*COUNTS, "bart_image", "bart_video", "t5_image", "t5_video"])
+def test_decay_is_that_of_the_scripts(name: str) -> None:
+    recipe = load_recipe(find(f"recipes/vl_adapter/{name}.yaml"))
+    assert recipe.optimizer.weight_decay_groups == "vl_adapter"
+
+
 PROMPTS = {
     "image": ["vqa: ", "gpa: ", "nlvr: ", "caption: "],
     "video": ["tvqa: ", "how2qa: ", "tvc: ", "yc2c: "],

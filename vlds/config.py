@@ -51,7 +51,12 @@ class OptimizerConfig:
     eps: float = 1e-6
     """AdamW's epsilon."""
     weight_decay: float = 0.01
-    """Decay of matrices; biases, norms and embeddings of image order have none."""
+    """Decay of the weights in `weight_decay_groups`."""
+    weight_decay_groups: Literal["declared", "vl_adapter"] = "declared"
+    """Which weights decay. declared: what their modules declare: matrices decay; biases, norms,
+    factors and the image order table do not. vl_adapter: as in the original VL-Adapter code, where
+    the weights of norms, the biases of Compacter and LowRankAdapter and the image order table decay
+    too."""
     clip_norm: float = 5.0
     """Largest norm of the whole gradient; 0 switches clipping off."""
     warmup_ratio: float = 0.1
@@ -225,6 +230,7 @@ class Recipe:
             train_norms=self.train_norms,
             train_visual_embedding=self.train_visual_embedding,
             activation_checkpointing=self.training.activation_checkpointing,
+            seed=self.seed,
         )
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from vlds.config import Recipe, load_recipe
+from vlds.rank_environment import without_rank
 from vlds.report import write_report
 from vlds.report.inputs import read_metrics, read_run
 from vlds.report.scores import Scores, TaskScores, write_scores
@@ -99,7 +100,7 @@ def run_stage(command: list[str]) -> None:
     started = time.monotonic()
     # The demo is small enough for a CPU, and two ranks need two GPUs otherwise.
     code = subprocess.run(
-        command, env=os.environ | {"DS_ACCELERATOR": "cpu"}, check=False
+        command, env=without_rank(os.environ) | {"DS_ACCELERATOR": "cpu"}, check=False
     ).returncode
     if code:
         raise StageError(f"`{shown}` ended with exit code {code}; see above, then start again")

@@ -4,8 +4,8 @@
       -> deepspeed's runner -> its launch.py     (one session of their own)
         -> python -m vlds.launch train ...       (this file again, once per rank: vlds.cli.main)
 
-`deepspeed launch.sh train ...` enters at the last line. Only RANK_COMMANDS start ranks; everything
-else runs in this process.
+`deepspeed launch.sh train ...` and `torchrun -m vlds train ...` enter at the last line. Only
+RANK_COMMANDS start ranks; everything else runs in this process.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
+from vlds.rank_environment import check_alone, is_rank, read_place, without_rank
 from vlds.restarts import Job, run_job, take_restarts, what_happened
 from vlds.supervisor import (
     Outcome,
@@ -53,7 +54,6 @@ WAITED_IN_VAIN = (
     "Timed out waiting", "Application timeout caused", "waiting for clients", "wait timeout after",
 )  # fmt: skip
 """In what a collective raises where another rank does not come."""
-RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
 OWN_NETWORK = ("--hostfile", "-H", "--no_ssh", "--master_port")
 """Launcher arguments with which the user rules over hosts and ports; we then add none of ours."""
 
@@ -61,7 +61,7 @@ OWN_NETWORK = ("--hostfile", "-H", "--no_ssh", "--master_port")
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `vlds`: in a rank do the work, elsewhere start ranks or run in this process."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if "RANK" in os.environ:
+    if is_rank(os.environ):
         run_rank(arguments)
     try:
         ranks, arguments = take_ranks(arguments)
@@ -86,6 +86,8 @@ def _start(
 ) -> int:
     launcher_args = shlex.split(os.environ.get("VLDS_LAUNCHER_ARGS", ""))
     several_hosts = rules_over_network(launcher_args)
+    if not several_hosts:
+        check_alone(os.environ)
     grace_s = grace_from_environment()
 
     def run(words: Sequence[str], number: int | None) -> Outcome:
@@ -178,24 +180,25 @@ def _rank_code(arguments: list[str]) -> int:
     ranks, arguments = take_ranks(without_local_rank(arguments))
     restarts, arguments = take_restarts(arguments)
     if starts_ranks(arguments):
-        local_size = int(os.environ.get("LOCAL_SIZE", os.environ["WORLD_SIZE"]))
-        if ranks not in (None, local_size):
+        started = read_place(os.environ).local_world_size
+        if ranks not in (None, started):
             raise ValueError(
-                f"--ranks {ranks}, but the launcher has started {local_size} here: "
-                f"use `deepspeed --num_gpus {ranks} launch.sh ...` or `vlds ...`"
+                f"--ranks {ranks}, but the launcher has started {started} here: use `vlds ...`, "
+                f"`deepspeed --num_gpus {ranks} launch.sh ...` or `torchrun --nproc_per_node "
+                f"{ranks} -m vlds ...`"
             )
         if restarts:
             raise ValueError(
                 "--restarts: nobody is there to start this run again; use `vlds train ...` or "
-                "`./launch.sh train ...`"
+                "`./launch.sh train ...`, or torchrun's own --max_restarts with --resume auto"
             )
         watch_launcher(lambda: os.kill(os.getpid(), signal.SIGTERM), grace_from_environment())
     elif os.environ["RANK"] != "0":
         return 0
     else:
         # One process is enough for the rest, and it must not take itself for a rank.
-        for variable in RANK_VARIABLES:
-            os.environ.pop(variable, None)
+        for variable in os.environ.keys() - without_rank(os.environ).keys():
+            del os.environ[variable]
     from vlds import cli
 
     return cli.main(arguments or ["--help"])
@@ -275,7 +278,7 @@ def launch_command(
     num_gpus: int,
 ) -> tuple[list[str], dict[str, str]]:
     """The deepspeed launcher's command line and environment for a program and its arguments."""
-    env = dict(environment)
+    env = without_rank(environment)
     options = ["--log_level", "critical"]
     several_hosts = rules_over_network(launcher_args)
     if not several_hosts:

@@ -227,6 +227,31 @@ class TargetModules:
     linear_init_std: float | None = None
     """Standard deviation that the model's family gives new linear layers; None: PyTorch's own
     default init."""
+    cures: Mapping[str, str] = field(default_factory=dict)
+    """Role that models of this kind lack -> what to choose instead, for the message about it."""
+
+
+@dataclass(frozen=True)
+class OptimizerRule:
+    """How the optimizer treats one parameter.
+
+    The module that owns the parameter, or one around it, declares it in its class variable
+    `optimizer_rules`: the parameter's path inside the module -> its rule.
+    """
+
+    decays: bool = True
+    """False where weight decay would pull towards the wrong value: biases, norms, factors."""
+    vl_adapter_decays: bool | None = None
+    """The same in the original VL-Adapter code, where it differs from `decays`."""
+    per_task: bool = False
+    """Stacked over tasks, (tasks or 1, ...): the slice of a task stands still in a step without
+    examples of that task."""
+
+
+OptimizerRules: TypeAlias = Mapping[str, OptimizerRule]
+UNDECAYED = OptimizerRule(decays=False)
+STACKED = OptimizerRule(per_task=True)
+STACKED_UNDECAYED = OptimizerRule(decays=False, per_task=True)
 
 
 class SkipSample(Exception):

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 
 import psutil
 
+from vlds.rank_environment import is_rank
+
 SUPERVISOR = "VLDS_SUPERVISOR"
 """Environment variable that tells the ranks the supervisor's process id."""
 POLL_S = 0.1
@@ -141,8 +143,8 @@ def _is_rank(process: psutil.Process) -> bool:
     """Whether this is a rank itself: no child of one, and no launcher."""
     with contextlib.suppress(psutil.Error):
         parent = process.parent()
-        inherited = parent is not None and "RANK" in parent.environ()
-        return "RANK" in process.environ() and not inherited
+        inherited = parent is not None and is_rank(parent.environ())
+        return is_rank(process.environ()) and not inherited
     return False
 
 
@@ -166,8 +168,9 @@ def watch_launcher(
 ) -> threading.Thread:
     """In a rank: call on_lost once when a process that started this rank is gone.
 
-    Watched are the parent, the deepspeed runner above it and the supervisor. A rank that still
-    lives after the grace time (it may wait in a collective for ever) is killed.
+    Watched are the parent (DeepSpeed's launch.py, or torchrun), the deepspeed runner above it and
+    the supervisor. A rank that still lives after the grace time (it may wait in a collective for
+    ever) is killed.
     """
     watched = _launchers()
 
@@ -190,7 +193,9 @@ def _launchers() -> list[psutil.Process] | None:
         parent = psutil.Process(os.getppid())
         above = parent.parent()
         found = [parent]
-        if above is not None and any("deepspeed" in word for word in above.cmdline()):
+        # Not under torchrun, where a shell above it may have "deepspeed" among its words.
+        started_by_runner = "deepspeed.launcher.launch" in parent.cmdline()
+        if started_by_runner and above and any("deepspeed" in word for word in above.cmdline()):
             found.append(above)
         if SUPERVISOR in os.environ:
             found.append(psutil.Process(int(os.environ[SUPERVISOR])))

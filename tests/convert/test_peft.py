@@ -34,7 +34,7 @@ TASKS = ("vqa", "caption")
 EXPRESSIBLE = [
     ("T5", "lora"), ("T5", "loras"), ("T5", "lora, some"), ("T5", "ia3"), ("T5", "ia3s"),
     ("T5", "bare prompts"), ("T5", "prompts"), ("Bart", "lora"), ("Bart", "loras"),
-    ("Bart", "lora, some"), ("Bart", "ia3"), ("Bart", "ia3s"),
+    ("Bart", "lora, some"), ("Bart", "ia3"), ("Bart", "ia3s"), ("FLAN", "lora"),
 ]  # fmt: skip
 
 

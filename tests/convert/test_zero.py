@@ -42,7 +42,7 @@ class Case:
 
 
 CASES = [
-    Case(2, frozen=True),
+    Case(2, frozen=True, family="FLAN"),
     Case(2, frozen=False, family="Bart", method="lora"),
     Case(3, frozen=True, family="Bart", method="hyperformer", precision="bf16"),
     Case(3, frozen=False, method="prompts"),

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from vlds.methods.base import LinearExtension, Method, extend_linear, find_linears
+from vlds.methods.base import (
+    LinearExtension,
+    Method,
+    extend_linear,
+    find_linears,
+    weight_options,
+)
 from vlds.methods.routing import TaskRouting
-from vlds.schema import Role, TargetModules
+from vlds.schema import UNDECAYED, OptimizerRules, Role, TargetModules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +47,11 @@ class OutputScale(Method):
 class Scale(LinearExtension):
     """The factors behind one layer."""
 
+    optimizer_rules: ClassVar[OptimizerRules] = {"factor": UNDECAYED}
+
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        weight = linear.weight
-        ones = torch.ones(linear.out_features, device=weight.device, dtype=weight.dtype)
-        self.factor = nn.Parameter(ones)
+        self.factor = nn.Parameter(torch.ones(linear.out_features, **weight_options(linear)))
 
     def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """(b, l, d) -> (b, l, d)."""

@@ -41,8 +41,13 @@ NAMES = st.sampled_from(
 ) | st.text(max_size=10)
 ENTRIES = st.dictionaries(NAMES, JSON | st.fixed_dictionaries({"bytes": JSON, "sha256": JSON}))
 PROGRESSES = JSON | st.fixed_dictionaries(
-    {"format": st.just(1) | JSON, "step": st.just(7) | JSON, "data": st.just({}) | JSON},
-    optional={"skipped": st.just(0) | JSON, "best": JSON, "sources": st.just({}) | JSON},
+    {"format": st.just(2) | JSON, "step": st.just(7) | JSON, "data": st.just({}) | JSON},
+    optional={
+        "skipped": st.just(0) | JSON,
+        "best": JSON,
+        "sources": st.just({}) | JSON,
+        "task_updates": st.just({}) | JSON | st.dictionaries(st.text(max_size=3), JSON),
+    },
 )
 FAST = settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow],
@@ -107,7 +112,8 @@ def test_bytes_that_are_no_json(manifest: bytes, progress: bytes) -> None:
 
 
 @given(progress=PROGRESSES, tensors=st.binary(max_size=200))
-@example(progress={"format": 1, "step": 7, "data": {}, "skipped": 0, "best": None, "sources": {}},
+@example(progress={"format": 2, "step": 7, "data": {}, "skipped": 0, "best": None, "sources": {},
+                   "task_updates": {"a": 7}},
          tensors=b"\x10\0\0\0\0\0\0\0{\"a\":{\"dtype\":1}}")  # fmt: skip
 @FAST
 def test_a_right_manifest_of_wrong_files(progress: Any, tensors: bytes) -> None:

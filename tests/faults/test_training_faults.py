@@ -79,6 +79,7 @@ def skip_one(case: Case) -> dict[str, Any]:
     before = exported(made)
     report = made.step(bad)
     after, skipped = exported(made), (made.steps_done, made.steps_skipped)
+    updates = made.task_updates
     good = made.step(last)
     found = exported(made)
     made.close()
@@ -89,7 +90,7 @@ def skip_one(case: Case) -> dict[str, Any]:
     other.close()
     resumed, _ = engine(case)
     after = resumed.ranks.broadcast(after)
-    resumed.restore(after, *skipped)
+    resumed.restore(after, *skipped, updates)
     resumed.step(last)
     again = exported(resumed)
     resumed.close()

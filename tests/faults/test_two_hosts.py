@@ -1,9 +1,10 @@
 """Two hosts, each a network namespace of its own with a cable between them: they train together,
-and a cable that is pulled ends both."""
+and a cable that is pulled ends both. Started by DeepSpeed's launcher and by torchrun."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -16,10 +17,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.faults.conftest import command
-from tests.rank_pool import ROOT
+from tests.faults.conftest import command, short_recipe
+from tests.rank_pool import ROOT, RankPool
 from tests.training.launched import last_step
 from vlds.config import Recipe
+from vlds.rank_environment import RankPlace, read_place
+from vlds.training.loop import train
 from vlds.training.states import newest
 
 pytestmark = [pytest.mark.launcher, pytest.mark.slow]
@@ -62,19 +65,36 @@ def start(hosts: list[str], recipe: Recipe, folder: Path, *words: str) -> list[p
             f"--hostfile {folder / 'hosts'} --no_ssh --node_rank {number} "
             f"--master_addr {ADDRESSES[0]} --master_port 29500"
         )
-        environment = {"VLDS_LAUNCHER_ARGS": launcher, "GLOO_SOCKET_IFNAME": "eth0"}
-        with (folder / f"{number}.log").open("w") as log:
-            words_here = [sys.executable, "-m", "vlds", *command(recipe, *words)]
-            started.append(
-                psutil.Popen(
-                    ["ip", "netns", "exec", host, *words_here],
-                    env={**os.environ, **environment, "OMP_NUM_THREADS": "1"},
-                    cwd=ROOT,
-                    stdout=log,
-                    stderr=log,
-                )
-            )
+        program = ["-m", "vlds", *command(recipe, *words)]
+        log = folder / f"{number}.log"
+        started.append(start_on(host, program, log, VLDS_LAUNCHER_ARGS=launcher))
     return started
+
+
+def start_torchrun(hosts: list[str], program: list[str], folder: Path) -> list[psutil.Popen]:
+    """Two ranks on every host, as docs/launching.md says."""
+    started = []
+    for number, host in enumerate(hosts):
+        launcher = (
+            f"-m torch.distributed.run --nnodes 2 --node_rank {number} --nproc_per_node 2 "
+            f"--master_addr {ADDRESSES[0]} --master_port 29500"
+        )
+        words = [*launcher.split(), *program]
+        started.append(start_on(host, words, folder / f"{number}.log", DS_ACCELERATOR="cpu"))
+    return started
+
+
+def start_on(host: str, words: list[str], log: Path, **environment: str) -> psutil.Popen:
+    """Start Python in a network namespace."""
+    common = {"GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    with log.open("w") as file:
+        return psutil.Popen(
+            ["ip", "netns", "exec", host, sys.executable, *words],
+            env={**os.environ, **common, **environment},
+            cwd=ROOT,
+            stdout=file,
+            stderr=file,
+        )
 
 
 def end(started: list[psutil.Popen], seconds: float) -> list[int]:
@@ -119,6 +139,58 @@ def test_two_hosts(hosts: list[str], undisturbed: Callable[[int], Recipe], tmp_p
 
     assert ip("-n", hosts[0], "link", "set", "eth0", "up")
     started = start(hosts, recipe, tmp_path, "--resume", "auto")
+    try:
+        assert end(started, 200) == [0, 0], (tmp_path / "0.log").read_text()
+    finally:
+        kill(started)
+    assert f"resuming from {found}" in (tmp_path / "0.log").read_text()
+    assert (run / STATE).read_bytes() == (Path(whole.output) / STATE).read_bytes()
+
+
+def train_on_rank(recipe: Recipe) -> int:
+    """What `vlds train` does on a rank."""
+    return train(recipe)
+
+
+def places(folder: Path) -> list[RankPlace]:
+    """What launcher/program.py has reported of its four ranks."""
+    reports = [json.loads((folder / f"{number}.json").read_text()) for number in range(4)]
+    return [read_place(report["environment"]) for report in reports]
+
+
+def test_two_hosts_under_torchrun(
+    hosts: list[str], world: Path, ranks4: RankPool, tmp_path: Path
+) -> None:
+    program = str(ROOT / "tests" / "launcher" / "program.py")
+    started = start_torchrun(hosts, [program, str(tmp_path), "end"], tmp_path)
+    try:
+        assert end(started, 60) == [0, 0], (tmp_path / "0.log").read_text()
+    finally:
+        kill(started)
+    assert places(tmp_path) == [RankPlace(n, 4, n % 2, 2) for n in range(4)]
+
+    whole = short_recipe(world, tmp_path / "whole", 2)
+    ranks4.run(train_on_rank, whole, timeout=120)
+    recipe, run = replace(whole, output=str(tmp_path / "run")), tmp_path / "run"
+    started = start_torchrun(hosts, ["-m", "vlds", *command(recipe)], tmp_path)
+    try:
+        deadline = time.monotonic() + 150
+        while last_step(run) < 3:
+            assert all(host.poll() is None for host in started), (tmp_path / "0.log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        started[1].terminate()
+        codes = end(started, 60)
+    finally:
+        kill(started)
+    logs = [(tmp_path / f"{number}.log").read_text() for number in (0, 1)]
+    assert codes == [1, 1], logs
+    assert f"after step {last_step(run)}; --resume goes on" in logs[0]
+    found, complaints = newest(run / "state")
+    assert (found, complaints) == (run / f"state/step-{last_step(run):08d}", [])
+
+    again = ["-m", "vlds", *command(recipe, "--resume", "auto")]
+    started = start_torchrun(hosts, again, tmp_path)
     try:
         assert end(started, 200) == [0, 0], (tmp_path / "0.log").read_text()
     finally:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.rank_pool import rank_environment
 from vlds import launch
 from vlds.launch import launch_command, starts_ranks, take_ranks, without_local_rank
 from vlds.supervisor import exit_code
@@ -92,7 +93,7 @@ def test_exit_codes_of_signals() -> None:
 def _as_rank(global_rank: int, *arguments: str) -> tuple[int, str, str]:
     result = subprocess.run(
         [sys.executable, "-m", "vlds.launch", f"--local_rank={global_rank}", *arguments],
-        env={**os.environ, "RANK": str(global_rank), "WORLD_SIZE": "2", "LOCAL_SIZE": "2"},
+        env=os.environ | rank_environment(global_rank, 2, port=1),
         cwd=Path(__file__).resolve().parents[2],
         capture_output=True,
         text=True,
@@ -123,7 +124,7 @@ def test_a_rank_whose_output_nobody_reads(root: Path) -> None:
                 "--config",
                 "recipes/easy_vqa.yaml",
             ],
-            env={**os.environ, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"},
+            env=os.environ | rank_environment(0, 1, port=1),
             cwd=root,
             stdout=closed,
             stderr=subprocess.PIPE,
@@ -179,6 +180,12 @@ def test_launch_sh_hands_over(root: Path, tmp_path: Path) -> None:
     assert _launch_sh(checkout, *words) == (5, ["-m", "vlds.launch", *words], "")
 
 
+def test_launch_sh_ignores_a_rank_of_something_else(root: Path, tmp_path: Path) -> None:
+    _copy_with_venv(root, tmp_path / "checkout", tmp_path / "checkout" / ".venv")
+    answer = _launch_sh(tmp_path / "checkout", "train", RANK="3", WORLD_SIZE="8", MASTER_PORT="1")
+    assert answer == (5, ["-m", "vlds.launch", "train"], "")
+
+
 def test_launch_sh_heeds_venv(root: Path, tmp_path: Path) -> None:
     _copy_with_venv(root, tmp_path / "checkout", tmp_path / "venv")
     answer = _launch_sh(tmp_path / "checkout", "describe", VENV=str(tmp_path / "venv"))
@@ -186,7 +193,7 @@ def test_launch_sh_heeds_venv(root: Path, tmp_path: Path) -> None:
 
 
 def test_launch_sh_refuses_to_be_a_rank(root: Path) -> None:
-    code, output, errors = _launch_sh(root, "train", RANK="0")
+    code, output, errors = _launch_sh(root, "train", **rank_environment(0, 1, port=1))
     assert (code, output) == (2, [])
     assert "--no_python" in errors
     assert all(len(line) <= 80 for line in errors.splitlines())

@@ -7,13 +7,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+
+from tests.launcher.processes import gone, until
 
 pytestmark = pytest.mark.launcher
 
@@ -38,7 +39,7 @@ class Run:
     def reports(self) -> list[dict[str, Any]]:
         """What both ranks wrote when they were ready."""
         files = [self.folder / "0.json", self.folder / "1.json"]
-        _until(lambda: all(file.exists() for file in files), 60)
+        until(lambda: all(file.exists() for file in files), 60)
         return [json.loads(file.read_text()) for file in files]
 
     def processes(self) -> list[psutil.Process]:
@@ -51,20 +52,6 @@ class Run:
         """Exit code and output."""
         output, _ = self.supervisor.communicate(timeout=60)
         return self.supervisor.returncode, output
-
-
-def _until(condition: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"still waiting after {seconds} s"
-        time.sleep(0.1)
-
-
-def _gone(process: psutil.Process) -> bool:
-    try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def test_arguments_and_environment_arrive(tmp_path: Path) -> None:
@@ -94,7 +81,7 @@ def test_a_signal_lets_the_ranks_save(tmp_path: Path) -> None:
     code, output = run.end()
     assert code == 128 + signal.SIGTERM, output
     assert sorted(file.name for file in tmp_path.glob("saved*")) == ["saved0", "saved1"]
-    assert all(map(_gone, processes))
+    assert all(map(gone, processes))
 
 
 def test_what_does_not_end_is_killed(tmp_path: Path) -> None:
@@ -106,7 +93,7 @@ def test_what_does_not_end_is_killed(tmp_path: Path) -> None:
     assert code == 128 + signal.SIGINT
     assert "Ctrl-C again" in output
     assert "did not end within 1 s" in output
-    assert all(map(_gone, processes))
+    assert all(map(gone, processes))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -120,14 +107,14 @@ def test_a_signal_while_the_recipe_is_checked(number: signal.Signals, tmp_path: 
         preexec_fn=lambda: [signal.signal(n, signal.SIG_DFL) for n in (number, signal.SIGINT)],
     )
     below: Callable[[], list[psutil.Process]] = psutil.Process(run.pid).children
-    _until(lambda: bool(below()), 30)
+    until(lambda: bool(below()), 30)
     (check,) = below()
     run.send_signal(number)
     output, _ = run.communicate(timeout=30)
     assert run.returncode == 128 + number
     said = f"vlds: the run ended by {number.name}; no rank had started: start it again\n"
     assert output == said
-    assert _gone(check)
+    assert gone(check)
 
 
 @pytest.mark.parametrize("action", ["save", "deaf"])
@@ -136,7 +123,7 @@ def test_ranks_without_supervisor_end(tmp_path: Path, action: str) -> None:
     run.reports()
     processes = run.processes()
     run.supervisor.kill()
-    _until(lambda: all(map(_gone, processes)), 30)
+    until(lambda: all(map(gone, processes)), 30)
     assert len(list(tmp_path.glob("saved*"))) == (2 if action == "save" else 0)
     run.end()
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache, EncoderDecoderCache
 
 from tests.models.toys import backbone, batch, build
 from vlds.backbones import T5, Bart
@@ -32,14 +31,15 @@ def expected_logits(model: VLModel, plain: VLModel, examples: Batch, sharing: st
     rows = made[torch.tensor(ROWS)] if sharing == "multiple" else made.expand(4, -1, -1)
     states, mask = plain.encode(examples)
     decoder = plain.backbone.get_decoder()
-    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-    decoder(inputs_embeds=rows, cache=cache, use_cache=True)
+    prompts = decoder(inputs_embeds=rows, use_cache=True)
+    # transformers 5 has renamed the cache on its way.
+    name = "cache" if "cache" in prompts else "past_key_values"
     output = decoder(
         input_ids=plain.backbone.prepare_decoder_input_ids_from_labels(examples.labels),
         encoder_hidden_states=states,
         encoder_attention_mask=mask,
-        cache=cache,
         use_cache=True,
+        **{name: prompts[name]},
     )
     return plain.vocabulary_logits(output.last_hidden_state)
 

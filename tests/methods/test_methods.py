@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from vlds.methods import (
     Adapter,
     BitFit,
     Compacter,
+    DecoderPromptTuning,
     Full,
     Hyperformer,
     LoRA,
@@ -29,8 +30,15 @@ from vlds.methods import (
     PrefixTuning,
     PromptTuning,
 )
-from vlds.methods.base import ExtendedLinear, LinearExtension, extend_linear, find_linears
+from vlds.methods.base import (
+    CROSS_ATTENTION,
+    ExtendedLinear,
+    LinearExtension,
+    extend_linear,
+    find_linears,
+)
 from vlds.methods.compacter import phm
+from vlds.methods.routing import TaskRouting
 from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.schema import TargetModules
 
@@ -500,6 +508,31 @@ def test_aliases_and_tied_weights_stay() -> None:
     )
 
 
+@pytest.mark.parametrize("name", [*MAKERS, "decoder prompts"])
+def test_a_role_that_is_needed_and_missing_is_an_error(name: str, tmp_path: Path) -> None:
+    """Of every role, a method does without, or says that it cannot, or has declared it optional."""
+    method = DecoderPromptTuning() if name == "decoder prompts" else MAKERS[name]()
+    source = backbone(Bart, tmp_path)
+    roles = source.target_modules.paths
+    optional = set(roles) if isinstance(method, BitFit) else {*CROSS_ATTENTION}
+
+    def trained(paths: Mapping[str, tuple[str, ...]]) -> int:
+        with torch.device("meta"):
+            model = source.load(60, torch.float32).model
+            targets = TargetModules(paths, cures={role: f"No {role}!" for role in roles})
+            return len(method.attach("method", model, targets, TASKS, TaskRouting()))
+
+    whole = trained(roles)
+    for role in roles:
+        others = {key: paths for key, paths in roles.items() if key != role}
+        try:
+            changed = trained(others) != whole
+        except ValueError as error:
+            assert f"plays the role '{role}'" in str(error)  # noqa: PT017
+        else:
+            assert not changed or role in optional, role
+
+
 def test_a_role_without_layers_is_an_error_that_lists_the_roles() -> None:
     targets = TargetModules({"attn_q": ("fir*",), "ffn_out": ("nowhere.*",)})
     assert list(find_linears(Twice(), targets, "attn_q")) == ["first"]
@@ -508,3 +541,9 @@ def test_a_role_without_layers_is_an_error_that_lists_the_roles() -> None:
             ValueError, match=f"plays the role '{role}'; its roles: attn_q, ffn_out"
         ):
             find_linears(Twice(), targets, role)
+    assert find_linears(Twice(), targets, "attn_v", optional=["attn_v"]) == {}
+    with pytest.raises(ValueError, match="plays the role 'ffn_out'"):
+        find_linears(Twice(), targets, "ffn_out", optional=["ffn_out"])
+    cured = TargetModules({}, cures={"attn_v": "Take another encoder"})
+    with pytest.raises(ValueError, match=r"its roles: none\. Take another encoder"):
+        find_linears(Twice(), cured, "attn_v")

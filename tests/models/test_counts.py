@@ -87,3 +87,19 @@ def test_larger_backbones_from_shipped_sizes(name: str, weights: int) -> None:
     counts = count({"backbone": backbone}, Adapter())
     width = {"t5-small": 512, "t5-large": 1024, "t5-3b": 1024}[name]
     assert counts.by_part["backbone"].total == weights + (32_200 - 32_128) * width
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "width"),
+    [
+        ("flan-t5-small", 76_961_152, 512),
+        ("flan-t5-base", 247_577_856, 768),
+        ("t5-v1_1-base", 247_577_856, 768),
+        ("flan-t5-large", 783_150_080, 1024),
+        ("flan-t5-xl", 2_849_757_184, 2048),
+    ],
+)
+def test_backbones_with_a_head_of_their_own(name: str, weights: int, width: int) -> None:
+    """Published counts of the text models; both tables have 32,128 rows there."""
+    counts = count({"backbone": T5(path=f"google/{name}")}, Adapter())
+    assert counts.by_part["backbone"].total == weights + 2 * (32_200 - 32_128) * width

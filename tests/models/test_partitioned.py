@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from tests.models.toys import backbone, batch, build, saved_backbone
+from tests.models.toys import backbone, batch, build, save_own_head, saved_backbone
 from tests.rank_pool import RankPool
 from vlds.backbones import T5, Backbone, Bart
 from vlds.methods import Adapter, BitFit, Method
-from vlds.models.partitioned_loading import partitioned_loading
+from vlds.methods.base import is_plain
+from vlds.models.partitioned_loading import equal_parts, partitioned_loading
 from vlds.schema import Decoding
 
 CONFIG: dict[str, Any] = {
@@ -63,6 +65,7 @@ def load_and_run(source: Backbone) -> dict[str, Any]:
         partitioned = [
             hasattr(p, "ds_tensor") for n, p in model.backbone.named_parameters() if "layer" in n
         ]
+        plain = all(is_plain(parameter) for parameter in model.parameters())
         engine = engine_of(model)
         model.eval()
         with torch.no_grad():
@@ -84,6 +87,7 @@ def load_and_run(source: Backbone) -> dict[str, Any]:
         "state": state,
         "loss": output.token_nll_sum,
         "partitioned": any(partitioned),
+        "plain": plain,
         "share": held / whole,
         "answers": answers,
         "sources": model.sources,
@@ -106,14 +110,19 @@ def train_on_different_tasks(source: Backbone) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("family", [T5, Bart])
-def test_loading_in_parts(family: type[Backbone], ranks2: RankPool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("family", "own_head"), [(T5, False), (T5, True), (Bart, False)])
+def test_loading_in_parts(
+    family: type[Backbone], own_head: bool, ranks2: RankPool, tmp_path: Path
+) -> None:
     source = saved_backbone(family, tmp_path)
+    if own_head:
+        save_own_head(family, tmp_path)
     whole = build(source, METHODS).eval()
     sources, loaded = whole.sources, {n: t.clone() for n, t in whole.unique_state()}
     results = ranks2.run(load_and_run, source, timeout=60)
     for result in results:
         assert result["partitioned"]
+        assert result["plain"]
         assert 0.5 <= result["share"] < 0.55
         assert result["sources"] == sources
         assert [len(answers) for answers in result["answers"]] == [4, 4]
@@ -121,12 +130,41 @@ def test_loading_in_parts(family: type[Backbone], ranks2: RankPool, tmp_path: Pa
             assert torch.equal(result["state"][name], loaded[name]), name
         for name, rows in sources.rows.items():
             assert torch.equal(result["state"][name][:rows], loaded[name][:rows]), name
-            assert result["state"][name][rows:].std() > 0.5 * source.new_row_std
+            new = result["state"][name][rows:]
+            if name.endswith("lm_head.weight"):
+                assert torch.equal(new, loaded[name][rows:])
+            else:
+                assert new.std() > 0.5 * source.new_row_std
         with torch.no_grad():
             for name, tensor in whole.unique_state():
                 tensor.copy_(result["state"][name])
             expected = whole(batch(), torch.ones(4)).token_nll_sum
         assert torch.allclose(result["loss"], expected, rtol=1e-5)
+    assert ("backbone.lm_head.weight" in sources.rows) is own_head
+
+
+def compare_parts() -> list[bool]:
+    """Verdicts on weights of 15 numbers, so that the second rank's part ends in padding."""
+    import deepspeed
+
+    start()
+    verdicts = []
+    with partitioned_loading(CONFIG), deepspeed.zero.Init(config_dict_or_path=CONFIG):
+        pairs = [(nn.Linear(5, 3), nn.Linear(5, 3)) for _ in range(3)]
+        pairs.append((nn.Linear(5, 3), nn.Linear(3, 5)))
+    for number, (first, second) in enumerate(pairs):
+        weights = [first.weight, second.weight]
+        with deepspeed.zero.GatheredParameters(weights, modifier_rank=0):
+            for weight in weights:
+                weight.data.fill_(1)
+            if number:  # the first number belongs to one rank, the last one to the other
+                second.weight.data.view(-1)[(number - 1) * 14 % 15] = 2
+        verdicts.append(equal_parts(*weights))
+    return verdicts
+
+
+def test_partitioned_weights_are_compared_by_value(ranks2: RankPool) -> None:
+    assert ranks2.run(compare_parts, timeout=60) == [[True, False, False, False]] * 2
 
 
 def test_ranks_on_different_tasks(ranks2: RankPool, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from vlds.backbones import T5, Backbone
 from vlds.methods import Method
@@ -65,6 +66,23 @@ def saved_backbone(family: type[Backbone], folder: Path, vocabulary: int = 40) -
     return family(path=str(folder), extra_tokens=0, visual_tokens=12)
 
 
+def save_own_head(family: type[Backbone], folder: Path, vocabulary: int = 40) -> nn.Module:
+    """A model whose head is not its token table, such as FLAN-T5; it is also written to a folder,
+    with the config that its makers give it."""
+    torch.manual_seed(5)
+    fields = hf_config(family, vocabulary) | {"tie_word_embeddings": False}
+    if family is T5:
+        fields |= {"feed_forward_proj": "gated-gelu"}
+    model = family.model_class(family.config_class.from_dict(fields))
+    model.set_output_embeddings(nn.Linear(16, vocabulary, bias=False))
+    model.set_input_embeddings(model.get_input_embeddings())
+    for buffer in model.buffers():  # BART's final_logits_bias is not always zero
+        buffer.data.normal_()
+    model.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(fields), encoding="utf-8")
+    return model.eval()
+
+
 def build(
     source: Backbone,
     methods: dict[str, Method] | None = None,
@@ -77,8 +95,8 @@ def build(
     **fields: Any,
 ) -> VLModel:
     """A model from stored features of 3 x 3 cells, unless another encoder is given."""
-    torch.manual_seed(seed)
     config = ModelConfig(
+        seed=seed,
         backbone=source,
         vision=vision or StoredFeatures(dim=DIM, grid=GRID),
         visual_embedding=visual or VisualEmbeddingConfig(),

@@ -14,17 +14,21 @@ import psutil
 
 from vlds.config import Recipe, save_recipe
 
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
 
 class Launch:
-    """`vlds train --config RECIPE ...` on two ranks."""
+    """`vlds train --config RECIPE ...` on two ranks, started by DeepSpeed's launcher or by
+    torchrun."""
 
-    def __init__(self, recipe: Recipe, file: Path, *arguments: str) -> None:
+    def __init__(self, recipe: Recipe, file: Path, *arguments: str, torchrun: bool = False) -> None:
         self.run = Path(recipe.output)
         save_recipe(recipe, file)
-        command = [sys.executable, "-m", "vlds", "train", "--config", str(file), "--ranks", "2"]
+        command = ["-m", "vlds", "train", "--config", str(file), *arguments]
+        command = [*TORCHRUN, *command] if torchrun else [*command, "--ranks", "2"]
         self.process = subprocess.Popen(
-            [*command, *arguments],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            [sys.executable, *command],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
             cwd=Path(__file__).resolve().parents[2],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from vlds.manifest import write_manifest
 from vlds.training import checkpoint
 from vlds.training.states import Progress, newest
 
@@ -25,6 +27,18 @@ def test_round_trip(tmp_path: Path) -> None:
     assert progress == Progress(5, {"consumed": 320})
     for key, tensor in state(0)["a.weight"].items():
         assert torch.equal(loaded["a.weight"][key], tensor)
+
+
+def test_a_state_of_an_older_format_is_not_read(tmp_path: Path) -> None:
+    file = checkpoint.save(tmp_path, state(0), Progress(5, {}), keep=2) / "state.json"
+    content = json.loads(file.read_text())
+    del content["task_updates"]
+    file.write_text(json.dumps(content | {"format": 1}))
+    file.with_name("manifest.json").unlink()
+    write_manifest(file.parent)
+    found, (complaint,) = newest(tmp_path)
+    assert found is None
+    assert "it is not of format 2, which this version of vlds reads" in complaint
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:

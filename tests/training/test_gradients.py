@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from tests.training.toys import (
 from vlds.methods import Adapter, LoRA, Method
 from vlds.methods.base import LinearExtension, extend_linear, find_linears
 from vlds.models.visual_embedding import VisualEmbeddingConfig
+from vlds.schema import OptimizerRule, OptimizerRules
 from vlds.training.engine import start_ranks
 from vlds.training.gradients import WATCHED_STEPS, GradientWatch
 
@@ -46,6 +48,8 @@ class Forgotten(Method):
 
 class Shift(LinearExtension):
     """Adds a number, or forgets it."""
+
+    optimizer_rules: ClassVar[OptimizerRules] = {"shift": OptimizerRule()}
 
     def __init__(self, used: bool) -> None:
         super().__init__()

@@ -18,6 +18,7 @@ from tests.training.launched import Launch, last_step
 from tests.training.world import world_recipe
 from vlds.config import Recipe
 from vlds.manifest import damage
+from vlds.report.inputs import read_metrics
 from vlds.training import checkpoint
 from vlds.training.loop import train
 from vlds.training.states import newest
@@ -59,6 +60,37 @@ def test_a_stopped_run_saves_and_goes_on(whole: Recipe, ranks2: RankPool, tmp_pa
 
     ranks2.run(run_recipe, recipe, True, timeout=120)
     assert_same_weights(recipe, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_under_torchrun(number: signal.Signals, whole: Recipe, tmp_path: Path) -> None:
+    """Stopped and resumed, it ends like a run of DeepSpeed's launcher that nobody interrupted."""
+    data = replace(whole.data, num_workers=1)
+    recipe = replace(whole, output=str(tmp_path / "run"), data=data)
+    stopped = Launch(recipe, tmp_path / "recipe.yaml", torchrun=True)
+    stopped.wait_for_step(3)
+    stopped.process.send_signal(number)
+    code, output = stopped.end()
+    assert code == 1, output
+    step = last_step(stopped.run)
+    assert f"stopped by {number.name} after step {step}; --resume goes on" in output
+    state = stopped.run / "state"
+    assert newest(state) == (state / f"step-{step:08d}", [])
+
+    code, output = Launch(recipe, tmp_path / "recipe.yaml", "--resume", torchrun=True).end()
+    assert code == 0, output
+    assert_same_weights(recipe, whole)
+    losses = [
+        {
+            line["step"]: line["loss"]
+            for line in read_metrics(folder / "metrics.jsonl")
+            if "loss" in line
+        }
+        for folder in (stopped.run, Path(whole.output))
+    ]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 40
 
 
 @pytest.mark.slow

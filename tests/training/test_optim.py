@@ -1,11 +1,18 @@
-"""The schedule and what decays."""
+"""The schedule, and what decays."""
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
+from pathlib import Path
 
-from vlds.config import OptimizerConfig
-from vlds.training.optim import is_undecayed, schedule_factor
+import pytest
+import torch
+
+from tests.training.toys import build, make_case, recipe
+from vlds.config import OptimizerConfig, Recipe
+from vlds.methods import IA3, Compacter, LoRA, Method
+from vlds.models.vl_model import VLModel
+from vlds.training.optim import parameter_groups, schedule_factor
 
 
 def test_first_step_has_rate_zero_and_the_last_nearly() -> None:
@@ -23,15 +30,59 @@ def test_rate_stays_flat_until_the_decay_starts() -> None:
     assert factors[75] == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize(
-    ("name", "undecayed"),
-    [
-        ("backbone.encoder.block.0.layer.0.layer_norm.weight", True),
-        ("visual_embedding.image_order.weight", True),
-        ("backbone.model.encoder.layers.0.fc2.adapter.down_bias", True),
-        ("backbone.model.encoder.layers.0.fc2.adapter.down_weight", False),
-        ("visual_embedding.feature_projection.weight", False),
-    ],
-)  # fmt: skip
-def test_biases_norms_and_order_tables_do_not_decay(name: str, undecayed: bool) -> None:
-    assert is_undecayed(name) is undecayed
+def decayed(model: VLModel, run: Recipe) -> set[str]:
+    """Names of the weights in groups with decay."""
+    names = {p: name for name, p in model.named_parameters()}
+    groups = parameter_groups(model, run)
+    assert {group["weight_decay"] for group in groups} <= {0.0, run.optimizer.weight_decay}
+    return {names[p] for group in groups if group["weight_decay"] for p in group["params"]}
+
+
+def recipe_of(folder: Path, methods: dict[str, Method], family: str = "T5") -> Recipe:
+    """A run of these methods."""
+    run = recipe(make_case(folder, family=family))
+    return replace(run, methods=methods, train_norms=True)
+
+
+@pytest.mark.parametrize("name", ["normed_lora", "bias_lora", "image_order"])
+def test_what_a_method_is_called_changes_no_decay(name: str, tmp_path: Path) -> None:
+    found = []
+    for method in ("lora", name):
+        run = recipe_of(tmp_path, {method: LoRA(rank=2)}, "Bart")
+        model = build(run)
+        names = decayed(model, run)
+        assert {n for n, _ in model.named_parameters() if n.endswith((".a", ".b"))} <= names
+        found.append({n.replace(f".{method}.", ".lora.") for n in names})
+    assert found[0] == found[1]
+
+
+def test_factors_without_gradient_stay_1(tmp_path: Path) -> None:
+    run = recipe_of(tmp_path, {"ia3": IA3()})
+    model = build(run)
+    optimizer = torch.optim.AdamW(parameter_groups(model, run))
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"]
+    factors = [p for n, p in model.named_parameters() if n.endswith(".factors")]
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    for _ in range(50):
+        optimizer.step()
+    assert len(factors) == 16
+    assert all(torch.equal(factor, torch.ones_like(factor)) for factor in factors)
+
+
+def test_the_groups_of_the_original_code(tmp_path: Path) -> None:
+    """There norms, the image order table and what is called `b` decay too; other biases do not."""
+    run = recipe_of(tmp_path, {"compacter": Compacter(reduction=4, layer_norm_before=True)}, "Bart")
+    model = build(run)
+    ours = decayed(model, run)
+    optimizer = replace(run.optimizer, weight_decay_groups="vl_adapter")
+    theirs = decayed(model, replace(run, optimizer=optimizer))
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    called_b = {n for n in trained if n.endswith((".down_bias", ".up_bias"))}
+    norms = {n for n in trained if "norm" in n and n.endswith(".weight")}
+    assert len(called_b) == 20
+    assert len(norms) > 20
+    assert theirs - ours == called_b | norms | {"visual_embedding.image_order.weight"}
+    assert ours < theirs
+    assert trained - theirs == {n for n in trained if n.endswith(".bias")}

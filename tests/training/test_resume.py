@@ -22,7 +22,7 @@ from vlds.training.build import build_run, prepare
 from vlds.training.engine import start_ranks
 from vlds.training.evaluate import training_sources
 from vlds.training.loop import train
-from vlds.training.states import newest
+from vlds.training.states import newest, read_progress
 
 STATE = "state/step-00000010/state.safetensors"
 
@@ -82,6 +82,24 @@ def test_statistics_of_a_training_encoder_are_resumed(
     recipe = world_recipe(world, tmp_path / "whole")
     encoder = {"encoder": Full(part="vision", learning_rate=1e-3)}
     check_resume(ranks2, replace(recipe, methods=recipe.methods | encoder), tmp_path)
+
+
+@pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_updates_of_each_task_are_resumed(
+    stage: int, world: Path, ranks2: RankPool, tmp_path: Path
+) -> None:
+    """With global batches of one task."""
+    recipe = world_recipe(world, tmp_path / "whole", stage)
+    recipe = replace(recipe, data=replace(recipe.data, unit="global_batch"))
+    check_resume(ranks2, recipe, tmp_path)
+    half, whole = (
+        read_progress(tmp_path / "half" / "state" / f"step-{step:08d}").task_updates
+        for step in (5, 10)
+    )
+    assert list(whole) == ["vqa", "caption"]
+    assert sum(half.values()) == 5
+    assert sum(whole.values()) == 10
+    assert all(0 < half[task] < whole[task] for task in whole)
 
 
 def resume_and_export(recipe: Recipe) -> tuple[Any, list[list[str]]]:
@@ -170,6 +188,23 @@ def refused_resume(recipe: Recipe) -> str:
     """What a resumed run says that does not begin."""
     with pytest.raises(ValueError, match="this run's data differ") as refused:
         train(recipe, resume=True)
+    return str(refused.value)
+
+
+def test_tasks_with_weights_of_their_own_keep_their_order(
+    states: dict[int, Path], world: Path, ranks2: RankPool, tmp_path: Path
+) -> None:
+    shutil.copytree(states[2], tmp_path / "run")
+    recipe = world_recipe(world, tmp_path / "run", 2)
+    swapped = replace(recipe, tasks=dict(reversed(recipe.tasks.items())))
+    said, _ = ranks2.run(refused_new_phase, swapped, timeout=120)
+    assert "has weights per task, of vqa, caption; the recipe's tasks are caption, vqa; " in said
+
+
+def refused_new_phase(recipe: Recipe) -> str:
+    """What is said of another mixture of tasks."""
+    with pytest.raises(ValueError, match="resume with the same tasks") as refused:
+        train(recipe, resume=True, new_phase=True)
     return str(refused.value)
 
 

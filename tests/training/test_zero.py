@@ -291,37 +291,6 @@ def test_training_goes_on_unchanged_after_an_evaluation(
         assert all(torch.equal(a, b) for a, b in zip(own, others, strict=True))
 
 
-def train_then_leave_tasks_out(case: Case) -> list[Any]:
-    """The weights after a step with all tasks, and after another with the first task alone."""
-    made, cut = engine(case)
-    states = []
-    for tasks in (None, [0] * NUM_EXAMPLES):
-        made.step(own_micro_batches(global_batch(0, tasks), made, cut))
-        states.append(made.export())
-    made.close()
-    return states
-
-
-@pytest.mark.parametrize("stage", [2, 3])
-def test_weights_of_an_absent_task_move_by_momentum_and_decay(
-    stage: int, ranks2: RankPool, tmp_path: Path
-) -> None:
-    """AdamW with a gradient of zero; the original code, with a module a task, leaves them."""
-    case = make_case(tmp_path, stage=stage)
-    before, after = ranks2.run(train_then_leave_tasks_out, case)[0]
-    decay = recipe(case).optimizer.weight_decay
-    eps = recipe(case).optimizer.eps
-    stacked = [name for name in before if name.endswith(".up_weight")]
-    assert len(stacked) == 10
-    for name in stacked:
-        old, new = ({k: t[1:] for k, t in state[name].items()} for state in (before, after))
-        first = BETA_1 * old["exp_avg"] / (1 - BETA_1**2)
-        second = 0.999 * old["exp_avg_sq"] / (1 - 0.999**2)
-        expected = old["fp32"] * (1 - RATE * decay) - RATE * first / (second.sqrt() + eps)
-        assert torch.allclose(new["fp32"], expected, rtol=1e-5, atol=1e-7)
-        assert not torch.allclose(new["fp32"], old["fp32"], atol=RATE / 10)
-
-
 def train_on_different_tasks(case: Case) -> list[float]:
     """Twenty steps in which every rank has examples of one task, another one in each step."""
     made, cut = engine(case)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from vlds.tasks import GQA, VQA, Caption, Task
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
 from vlds.training.engine import Engine, start_ranks
 from vlds.training.optim import parameter_groups, set_learning_rate
+from vlds.training.precision import PRECISIONS
 from vlds.vision import StoredFeatures
 
 FAMILIES: dict[str, type[Backbone]] = {"T5": T5, "Bart": Bart}
@@ -46,22 +47,35 @@ class Case:
     """Examples of the global batches, in turn."""
     micro_batch_size: int | None = None
     method: Method = field(default_factory=lambda: Adapter(sharing="multiple", reduction=4))
+    others: dict[str, Method] = field(default_factory=dict)
+    """Methods beside it, by name."""
     visual_rate: float | None = None
     clip_norm: float = 0.0
+    weight_decay: float = 0.01
     parts: int = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
     persistence: int = 0
     """Tensors with fewer numbers stay whole; at 0 even these tiny ones are partitioned."""
+    offload: bool = False
+    """Masters and moments lie in the CPU's memory, at stage 3 the weights too."""
 
 
 def make_case(folder: Path, **fields: Any) -> Case:
     """A case with its files: a backbone's config, and DeepSpeed's."""
     case = Case(str(folder), **fields)
     backbone(FAMILIES[case.family], folder)
-    zero = {"stage": case.stage, "overlap_comm": True, "contiguous_gradients": True}
+    zero: dict[str, Any] = {
+        "stage": case.stage,
+        "overlap_comm": True,
+        "contiguous_gradients": True,
+    }
     if case.stage == 3:
         zero["stage3_param_persistence_threshold"] = case.persistence
-    file = folder / f"zero{case.stage}.json"
-    file.write_text(json.dumps({"zero_optimization": zero}), encoding="utf-8")
+    if case.offload:
+        for what in ("optimizer", "param")[: case.stage - 1]:
+            zero[f"offload_{what}"] = {"device": "cpu", "pin_memory": True}
+    text = json.dumps({"zero_optimization": zero, "zero_force_ds_cpu_optimizer": False})
+    (folder / f"zero{case.stage}.json").write_text(text, encoding="utf-8")
     return case
 
 
@@ -78,23 +92,25 @@ def recipe(case: Case) -> Recipe:
         ),
         vision=StoredFeatures(dim=DIM, grid=GRID),
         visual_embedding=VisualEmbeddingConfig(boxes="grid"),
-        methods={"method": case.method},
+        methods={"method": case.method, **case.others},
         tasks=TASKS,
         data=DataConfig(global_batch_size=max(case.sizes), micro_batch_size=case.micro_batch_size),
         optimizer=OptimizerConfig(
             learning_rate=RATE,
             visual_embedding_learning_rate=case.visual_rate,
             clip_norm=case.clip_norm,
+            weight_decay=case.weight_decay,
             eps=EPS,
         ),
-        training=TrainingConfig(precision="fp32", deepspeed=str(folder / f"zero{case.stage}.json")),
+        training=TrainingConfig(
+            precision=case.precision, deepspeed=str(folder / f"zero{case.stage}.json")
+        ),
     )
 
 
 def build(run: Recipe) -> VLModel:
     """The recipe's model, the same in every process."""
-    torch.manual_seed(3)
-    return build_model(run.model, list(run.tasks), torch.float32, Words())
+    return build_model(run.model, list(run.tasks), PRECISIONS[run.training.precision], Words())
 
 
 def engine(case: Case) -> tuple[Engine, BatchCut]:

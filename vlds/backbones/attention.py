@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import eager_mask
 
 CPU_ATTENTION = "vlds_cpu"
@@ -101,11 +102,26 @@ def extended(
     return key, value, mask, bias
 
 
+def set_attention(model: Any, name: str) -> None:
+    """Use an attention function in all layers of a model.
+
+    Raises ValueError if some layers keep another one. T5's do in transformers below 5.20: prefixes
+    would have no effect there, and beams would not share states.
+    """
+    model.set_attn_implementation(name)
+    stacks = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    if any(stack.config._attn_implementation != name for stack in stacks):
+        raise ValueError(
+            f"transformers {transformers.__version__} does not let all layers of "
+            f"{type(model).__name__} use another attention function; install transformers>=5.20,<6"
+        )
+
+
 def use_extensions(model: Any) -> None:
     """Let attention see the keys and values that methods have added, if any have."""
     found = any(hasattr(module, "key_value_extensions") for module in model.modules())
     if found and model.config._attn_implementation != CPU_ATTENTION:
-        model.set_attn_implementation(EXTENDED_ATTENTION)
+        set_attention(model, EXTENDED_ATTENTION)
 
 
 @contextmanager
@@ -115,11 +131,11 @@ def beams_share_states(model: Any, num_beams: int) -> Iterator[None]:
     if num_beams == 1 or before in (CPU_ATTENTION, EXTENDED_ATTENTION):
         yield
         return
-    model.set_attn_implementation(EXTENDED_ATTENTION)
+    set_attention(model, EXTENDED_ATTENTION)
     try:
         yield
     finally:
-        model.set_attn_implementation(before)
+        set_attention(model, before)
 
 
 AttentionInterface.register(CPU_ATTENTION, cpu_attention)

@@ -22,13 +22,14 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, GenerationConfig
 from transformers.utils import logging
 
-from vlds.backbones.attention import CPU_ATTENTION
+from vlds.backbones.attention import CPU_ATTENTION, set_attention
+from vlds.backbones.vocabulary import HEAD, give_own_head, holds_own_head, resize_vocabulary
 from vlds.resources import find, shipped
-from vlds.schema import TargetModules
+from vlds.schema import OptimizerRules, TargetModules
 
 PIECES = "tokenizer_pieces"
 """Our key in a shipped config: pieces of the tokenizer, where the table has spare rows (T5)."""
-HUB_NAME = re.compile(r"(?:google-t5/|facebook/)?([\w.-]+)")
+HUB_NAME = re.compile(r"(?:google-t5/|google/|facebook/)?([\w.-]+)")
 """Hub names whose sizes may lie in recipes/backbones."""
 
 
@@ -73,6 +74,9 @@ class Backbone(ABC):
     """Whether beam search puts </s> at the last position, whatever the model says."""
     roles: ClassVar[dict[str, tuple[str, ...]]]
     """Role -> path patterns."""
+    optimizer_rules: ClassVar[OptimizerRules] = {}
+    """Path pattern of a parameter -> rule, where the kind of the parameter's module does not say
+    it."""
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.config is None):
@@ -195,11 +199,10 @@ class Backbone(ABC):
             if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
                 raise OSError("the folder has no config.json")
             if source.endswith(".json"):
-                config = self.config_class.from_dict(
-                    json.loads(Path(source).read_text(encoding="utf-8"))
-                )
+                fields = json.loads(Path(source).read_text(encoding="utf-8"))
             else:
-                config = self.config_class.from_pretrained(source)
+                fields, _ = self.config_class.get_config_dict(source)
+            config = self.config_class.from_dict(fields)
         except (OSError, ValueError) as error:
             reason = str(error).strip().split("\n")[0]
             raise ValueError(
@@ -212,6 +215,8 @@ class Backbone(ABC):
                 f"{type(self).__name__}; choose the "
                 "backbone class that fits"
             )
+        # T5Config replaces this by True.
+        config.tie_word_embeddings = fields.get("tie_word_embeddings") is not False
         if self.dropout is not None:
             self.set_dropout(config, self.dropout)
         return config
@@ -228,22 +233,38 @@ class Backbone(ABC):
         config = self.read_config()
         if self.config is not None or torch.get_default_device().type == "meta":
             config.vocab_size = tokenizer_len
-            loaded = LoadedBackbone(self.model_class(config).to(dtype))
+            loaded = LoadedBackbone(self.build(config).to(dtype))
         else:
             loaded = self.load_pretrained(config, tokenizer_len, dtype)
         model = loaded.model
-        if not torch.cuda.is_available():
-            model.set_attn_implementation(CPU_ATTENTION)
+        usual = model.config._attn_implementation
+        set_attention(model, CPU_ATTENTION)  # on GPUs too: it raises where transformers is too old
+        if torch.cuda.is_available():
+            set_attention(model, usual)
         # Values in a checkpoint's generation config (no_repeat_ngram_size, forced tokens, ...)
         # would leak into generate() wherever ours are None.
         model.generation_config = GenerationConfig()
         return loaded
+
+    def build(self, config: Any) -> Any:
+        """The model of a config, with random weights or on the meta device."""
+        own_head = not config.tie_word_embeddings
+        # Without this, transformers would give each stack a token table of its own.
+        config.tie_word_embeddings = True
+        model = self.model_class(config)
+        if self.path is not None:
+            found = holds_own_head(Path(self.path), model.all_tied_weights_keys[HEAD])
+            own_head = own_head if found is None else found
+        if own_head:
+            give_own_head(model, self.linear_init_std)
+        return model
 
     def load_pretrained(
         self, config: Any, tokenizer_len: int, dtype: torch.dtype
     ) -> LoadedBackbone:
         """Weights from `path`. Under ZeRO-3's loading hint each rank only ever holds its part of
         them."""
+        config.tie_word_embeddings = True  # transformers ties what is equal, and nothing else
         try:
             with without_progress_bars():
                 model, report = self.model_class.from_pretrained(
@@ -252,24 +273,26 @@ class Backbone(ABC):
         except OSError as error:
             reason = str(error).strip().split("\n")[0]
             raise ValueError(f"path: cannot read weights from {self.path}: {reason}") from error
-        old_rows = model.get_input_embeddings().num_embeddings
-        missing = set(report["missing_keys"])
-        names = {name for name, _ in unique_state(model)} - missing
-        rows: dict[str, int] = {}
-        if old_rows != tokenizer_len:
-            model.resize_token_embeddings(tokenizer_len, mean_resizing=False)
-            weight = model.get_input_embeddings().weight
-            resized = {name for name, tensor in unique_state(model) if tensor is weight}
-            if tokenizer_len > old_rows:
-                nn.init.normal_(weight.data[old_rows:], std=self.new_row_std)
-            for name in resized:
-                names.discard(name)
-                rows[name] = min(old_rows, tokenizer_len)
+        self.check_tables(model)
+        names = {name for name, _ in unique_state(model)} - set(report["missing_keys"])
+        rows = resize_vocabulary(model, tokenizer_len)
+        names -= rows.keys()
+        if rows:
             # Named by the checkpoint or not, these buffers have new entries.
             names -= {
                 name for name, tensor in model.named_buffers() if tokenizer_len in tensor.shape
             }
         return LoadedBackbone(model, frozenset(names), rows)
+
+    def check_tables(self, model: Any) -> None:
+        """Errors: ValueError where encoder and decoder do not share the token table."""
+        table = model.get_input_embeddings().weight
+        for part, stack in (("encoder", model.get_encoder()), ("decoder", model.get_decoder())):
+            if stack.embed_tokens.weight is not table:
+                raise ValueError(
+                    f"path: {self.path} has a token table for the {part} alone; vlds gives encoder "
+                    "and decoder one table, so choose a checkpoint that has one"
+                )
 
 
 def join(prompts: Tensor | None, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -295,7 +318,8 @@ def without_progress_bars() -> Iterator[None]:
 def shipped_sizes(source: str) -> str:
     """The config file that vlds brings for a well-known hub name; any other source as it is."""
     name = HUB_NAME.fullmatch(source)
-    file = f"recipes/backbones/{name[1]}.json" if name else ""
+    # FLAN-T5 is T5 v1.1, trained further.
+    file = f"recipes/backbones/{name[1].replace('t5-v1_1-', 'flan-t5-')}.json" if name else ""
     if file in shipped("recipes") and not Path(source).exists():
         return str(find(file))
     return source

@@ -20,11 +20,12 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from vlds.backbones.base import Backbone, LoadedBackbone, join
+from vlds.schema import UNDECAYED, OptimizerRules
 
 
 @dataclass(frozen=True, kw_only=True)
 class T5(Backbone):
-    """T5 of any size, from the hub, a folder or a config."""
+    """T5, T5 v1.1 or FLAN-T5 of any size, from the hub, a folder or a config."""
 
     embedding_std: float | None = None
     """With `config`: standard deviation of the token table's random weights. T5's own 1.0 suits
@@ -74,6 +75,9 @@ class T5(Backbone):
             "decoder.final_layer_norm",
         ),
         "head": ("lm_head",),
+    }
+    optimizer_rules: ClassVar[OptimizerRules] = {
+        "*.block.0.layer.0.SelfAttention.relative_attention_bias.weight": UNDECAYED
     }
 
     def __post_init__(self) -> None:
@@ -146,7 +150,7 @@ class T5(Backbone):
         return encoder.dropout(encoder.final_layer_norm(states)), mask
 
     def vocabulary_logits(self, model: Any, states: Tensor) -> Tensor:
-        """Where the head is the token table, states are scaled down first."""
+        """T5 scales the states down first; T5 v1.1 and FLAN-T5 do not."""
         if model.config.scale_decoder_outputs:
             states = states * model.model_dim**-0.5
         logits: Tensor = model.lm_head(states)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vlds.artifact import LoadedRun, load_run
 from vlds.backbones import T5
+from vlds.backbones.vocabulary import has_own_head
 from vlds.convert.foreign_files import read_state_dict
 from vlds.convert.output import new_file, save_torch, say
 from vlds.convert.reference_keys import EXTENSION, reference_tensors, spellings
@@ -88,7 +89,7 @@ def import_reference(
 
     Errors: ValueError where the file is none, or not the recipe's.
     """
-    check_methods(target.run)
+    check_expressible(target.run)
     say(f"reading {file}")
     tasks = list(target.run.recipe.tasks)
     tensors = from_reference(read_state_dict(file), target.run.model, tasks)
@@ -103,7 +104,7 @@ def export_reference(run: Path, out: Path, verification: Verification | None) ->
     """
     say(f"opening {run}")
     loaded = load_run(run, torch.float32)
-    check_methods(loaded)
+    check_expressible(loaded)
     if next(loaded.model.vision.parameters(), None) is not None:
         say("left out: the vision encoder, which the original code never keeps")
     state = to_reference(loaded)
@@ -118,12 +119,17 @@ def export_reference(run: Path, out: Path, verification: Verification | None) ->
             verification.compare(all_tasks(loaded), again.run)
 
 
-def check_methods(run: LoadedRun) -> None:
-    """Errors: ValueError where the original code has no such method, or no such norm."""
+def check_expressible(run: LoadedRun) -> None:
+    """Errors: ValueError where the original code has no such method, backbone or norm."""
     if run.recipe.visual_embedding.norm_biases and isinstance(run.recipe.backbone, T5):
         raise ValueError(
             "visual_embedding.norm_biases: the original code's T5 norms have no bias; "
             "`vlds convert hf` keeps them"
+        )
+    if has_own_head(run.model.backbone):
+        raise ValueError(
+            "backbone: its output head is a tensor of its own, and the original code always uses "
+            "the token table as its head; `vlds convert hf` keeps the head"
         )
     for name, method in run.recipe.methods.items():
         if method.part == "backbone" and not adds_tensors(run.model, name):

@@ -93,5 +93,5 @@ def _same(parcel: Any) -> Any:
 
 def _leave_signals_to_the_rank(_worker: int) -> None:
     """A rank that is told to stop needs its workers until it has saved; it ends them itself."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

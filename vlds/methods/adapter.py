@@ -9,13 +9,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlds.methods.base import Sharing, extended_linears
+from vlds.methods.base import Sharing, extended_linears, fitted
 from vlds.methods.bottleneck import (
     Bottleneck,
     BottleneckModule,
@@ -24,7 +24,7 @@ from vlds.methods.bottleneck import (
     StackedBottleneckModule,
 )
 from vlds.methods.routing import TaskRouting
-from vlds.schema import TargetModules
+from vlds.schema import STACKED, STACKED_UNDECAYED, OptimizerRules, TargetModules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,13 @@ class Adapter(StackedBottleneck):
 
 class AdapterModule(StackedBottleneckModule):
     """The adapters of all tasks behind one layer."""
+
+    optimizer_rules: ClassVar[OptimizerRules] = {
+        "down_weight": STACKED,
+        "down_bias": STACKED_UNDECAYED,
+        "up_weight": STACKED,
+        "up_bias": STACKED_UNDECAYED,
+    }
 
     def __init__(
         self,
@@ -99,7 +106,7 @@ def materialise(
         copy_halves(down, new.down_weight, new.down_bias)
         copy_halves(up, new.up_weight, new.up_bias)
         new.pre_norm, new.post_norm = old.pre_norm, old.post_norm
-        linear.extensions[name] = new.train(old.training)
+        linear.extensions[name] = fitted(new.train(old.training), linear, model)
     return adapter
 
 

@@ -6,9 +6,9 @@ VL-T5's row of BitFit, adds one to every linear layer, every norm and the output
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,11 @@ from vlds.methods.base import (
     find_linears,
     find_modules,
     is_own,
+    weight_options,
 )
 from vlds.methods.extended_norm import extend_norm
 from vlds.methods.routing import TaskRouting
-from vlds.schema import Role, TargetModules
+from vlds.schema import UNDECAYED, OptimizerRules, Role, TargetModules
 
 ATTENTION_ROLES: tuple[Role, ...] = (
     "attn_q", "attn_k", "attn_v", "attn_out",
@@ -72,7 +73,8 @@ class BitFit(Method):
     ) -> list[nn.Parameter]:
         """The biases that are there, and new ones where asked for.
 
-        Errors: ValueError where linear layers have no bias and `add_biases` is false.
+        Errors: ValueError where linear layers have no bias and `add_biases` is false, or where
+        there is no bias at all.
         """
         bare = bare_linears(model, targets, *LINEAR_ROLES)
         if bare and not self.add_biases:
@@ -88,16 +90,20 @@ class BitFit(Method):
                 if getattr(norm, "bias", None) is None:
                     weight = norm.get_parameter("weight")
                     # The whole size, where ZeRO-3 has partitioned the weight.
-                    bias = AddedBias(getattr(weight, "ds_numel", weight.numel()), weight)
+                    width = getattr(weight, "ds_numel", weight.numel())
+                    bias = AddedBias(width, {"device": weight.device, "dtype": weight.dtype})
                     extend_norm(norm, name, bias)
                     trained += bias.parameters()
         drawn = bare_linears(model, targets, *DRAWN_ROLES) if self.init != "zero" else {}
         for path, linear in bare.items():
             bound = linear.in_features**-0.5 if path in drawn else 0.0
-            bias = AddedBias(linear.out_features, linear.weight, bound)
+            bias = AddedBias(linear.out_features, weight_options(linear), bound)
             extend_linear(model, path, name, bias)
             trained += bias.parameters()
-        return trained + self.own_biases(model)
+        trained += self.own_biases(model)
+        if not trained:
+            raise ValueError(f"{type(model).__name__} has no biases; choose another method")
+        return trained
 
     def own_biases(self, model: nn.Module) -> list[nn.Parameter]:
         """The model's own biases that train."""
@@ -126,20 +132,19 @@ class BitFit(Method):
 def bare_linears(model: nn.Module, targets: TargetModules, *roles: str) -> dict[str, nn.Linear]:
     """Path -> linear layer without a bias, of those that play the roles; a role that the model
     lacks, such as cross-attention, has none."""
-    known = [role for role in roles if role in targets.paths]
-    linears = find_linears(model, targets, *known)
+    linears = find_linears(model, targets, *roles, optional=roles)
     return {path: linear for path, linear in linears.items() if linear.bias is None}
 
 
 class AddedBias(LinearExtension):
     """The bias of a linear layer or a norm that has none."""
 
-    def __init__(self, width: int, weight: Tensor, bound: float = 0.0) -> None:
-        """`weight`: of the layer, for the device and the type. `bound`: the initial values are
-        drawn from U(-bound, bound)."""
+    optimizer_rules: ClassVar[OptimizerRules] = {"bias": UNDECAYED}
+
+    def __init__(self, width: int, options: Mapping[str, Any], bound: float = 0.0) -> None:
+        """`options`: device and type. The initial values are drawn from U(-bound, bound)."""
         super().__init__()
-        zeros = torch.zeros(width, device=weight.device, dtype=weight.dtype)
-        self.bias = nn.Parameter(zeros)
+        self.bias = nn.Parameter(torch.zeros(width, **options))
         if bound:
             nn.init.uniform_(self.bias, -bound, bound)
 

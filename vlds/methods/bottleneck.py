@@ -15,18 +15,20 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlds.methods.base import (
+    CROSS_ATTENTION,
     LinearExtension,
     Method,
     Sharing,
     check_sharing,
     extend_linear,
     find_linears,
+    weight_options,
 )
 from vlds.methods.routing import TaskRouting
 from vlds.schema import Role, TargetModules
@@ -59,10 +61,11 @@ class Bottleneck(Method):
     def places(self, model: nn.Module, targets: TargetModules) -> Iterator[Place]:
         """Every output projection of attention and feed-forward layers."""
         roles: list[Role] = ["attn_out", "ffn_out"]
-        if self.cross_attention and "cross_attn_out" in targets.paths:
+        if self.cross_attention:
             roles.append("cross_attn_out")
         for role in roles:
-            for path, linear in find_linears(model, targets, role).items():
+            linears = find_linears(model, targets, role, optional=CROSS_ATTENTION)
+            for path, linear in linears.items():
                 yield Place(role, path, linear)
 
 
@@ -152,8 +155,7 @@ class StackedBottleneckModule(BottleneckModule):
         self, config: StackedBottleneck, linear: nn.Linear, num_tasks: int, routing: TaskRouting
     ) -> None:
         super().__init__(config, linear, routing)
-        weight = linear.weight
-        self.options: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
+        self.options = weight_options(linear)
         self.num_down = 1 if config.sharing in ("single", "half_shared_down") else num_tasks
         self.num_up = 1 if config.sharing in ("single", "half_shared_up") else num_tasks
         if config.layer_norm_before:

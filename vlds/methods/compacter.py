@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,10 @@ from torch import Tensor, nn
 from vlds.methods.adapter import Adapter, materialise
 from vlds.methods.bottleneck import Half, StackedBottleneck, StackedBottleneckModule
 from vlds.methods.routing import TaskRouting
-from vlds.schema import TargetModules
+from vlds.schema import STACKED, OptimizerRule, OptimizerRules, TargetModules
+
+STACKED_B = OptimizerRule(decays=False, vl_adapter_decays=True, per_task=True)
+"""The bias of PHM and low-rank layers; its name in the original code, `b`, does not say bias."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +68,19 @@ class Compacter(StackedBottleneck):
 
 class CompacterModule(StackedBottleneckModule):
     """The bottlenecks of all tasks behind one layer."""
+
+    optimizer_rules: ClassVar[OptimizerRules] = {
+        "down_rule": STACKED,
+        "up_rule": STACKED,
+        "down_bias": STACKED_B,
+        "up_bias": STACKED_B,
+        "down_blocks": STACKED,
+        "up_blocks": STACKED,
+        "down_left": STACKED,
+        "down_right": STACKED,
+        "up_left": STACKED,
+        "up_right": STACKED,
+    }
 
     def __init__(
         self,

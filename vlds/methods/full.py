@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from vlds.methods.base import Method
+from vlds.methods.base import Method, is_plain
 from vlds.methods.routing import TaskRouting
 from vlds.schema import TargetModules
 
@@ -27,13 +27,18 @@ class Full(Method):
     ) -> list[nn.Parameter]:
         """All parameters of the part.
 
-        Errors: ValueError where the part has none (features stored in shards).
+        Errors: ValueError where the part has none (features stored in shards), or quantised ones.
         """
         parameters = list(model.parameters())
         if not parameters:
             raise ValueError(
                 f"Full trains the {self.part}, but {type(model).__name__} has no weights; "
                 "remove the method"
+            )
+        if any(not is_plain(parameter) for parameter in parameters):
+            raise ValueError(
+                f"Full trains every weight, and {type(model).__name__} has quantised ones, which "
+                "cannot train; load it unquantised, or choose another method"
             )
         return parameters
 

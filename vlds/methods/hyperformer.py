@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,10 +25,11 @@ from vlds.methods.base import (
     check_sharing,
     extend_linear,
     extend_model,
+    weight_options,
 )
 from vlds.methods.bottleneck import Bottleneck, BottleneckModule, Half, Place
 from vlds.methods.routing import TaskRouting
-from vlds.schema import Role, TargetModules
+from vlds.schema import STACKED, UNDECAYED, OptimizerRules, Role, TargetModules
 
 KINDS: tuple[Role, ...] = ("ffn_out", "attn_out", "cross_attn_out")
 """Kinds of sub-layer, in the order of the original's block-kind embeddings."""
@@ -90,14 +91,15 @@ class Hyperformer(Bottleneck):
 class HyperNetworks(ModelExtension):
     """One network a stack; the stacks share the embeddings of the tasks."""
 
+    optimizer_rules: ClassVar[OptimizerRules] = {"task_embeddings.weight": STACKED}
+
     def __init__(
         self, config: Hyperformer, places: list[Place], num_tasks: int, init_std: float | None
     ) -> None:
         super().__init__()
         self.generated = MadeForBatch()
         self.generated.value = {}
-        weight = places[0].linear.weight
-        options: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
+        options = weight_options(places[0].linear)
         self.task_embeddings = table(num_tasks, config.task_dim, 1.0, options)
         stacks: dict[str, list[Place]] = {}
         for place in places:
@@ -125,6 +127,9 @@ class HyperNetworks(ModelExtension):
 
 class HyperNetwork(nn.Module):
     """Embeddings of the tasks -> weights of all bottlenecks of a stack."""
+
+    # In the original code too, where no other norm is left without decay.
+    optimizer_rules: ClassVar[OptimizerRules] = {"norm.weight": UNDECAYED}
 
     def __init__(
         self,
@@ -182,6 +187,12 @@ class HyperNetwork(nn.Module):
 
 class Generator(nn.Module):
     """e -> weights and biases of both halves of a bottleneck."""
+
+    # What makes biases is treated as they would be.
+    optimizer_rules: ClassVar[OptimizerRules] = {
+        "down_bias.weight": UNDECAYED,
+        "up_bias.weight": UNDECAYED,
+    }
 
     def __init__(self, config: Hyperformer, width: int, options: dict[str, Any]) -> None:
         super().__init__()

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from vlds.methods.base import (
+    CROSS_ATTENTION,
     ExtendedLinear,
     InputExtension,
     LinearExtension,
@@ -20,10 +21,15 @@ from vlds.methods.base import (
     extend_linear,
     extended_linears,
     find_linears,
+    foldable_weight,
     take_first,
+    weight_options,
 )
 from vlds.methods.routing import TaskRouting
-from vlds.schema import TargetModules
+from vlds.schema import STACKED_UNDECAYED, OptimizerRules, TargetModules
+
+FACTOR_RULES: OptimizerRules = {"factors": STACKED_UNDECAYED}
+"""Decay would pull factors towards 0, and a factor that changes nothing is 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +53,9 @@ class IA3(Method):
         """Factors behind key and value projections, and before the second feed-forward layer."""
         num = 1 if self.sharing == "single" else len(tasks)
         trained: list[nn.Parameter] = []
-        keys_and_values = ["attn_k", "attn_v", "cross_attn_k", "cross_attn_v"]
-        roles = [role for role in keys_and_values if role in targets.paths]
-        for path, linear in find_linears(model, targets, *roles).items():
+        roles = ("attn_k", "attn_v", "cross_attn_k", "cross_attn_v")
+        scaled = find_linears(model, targets, *roles, optional=CROSS_ATTENTION)
+        for path, linear in scaled.items():
             factors = new_factors(linear, num, linear.out_features)
             extend_linear(model, path, name, OutputFactors(factors, routing))
             trained.append(factors)
@@ -63,21 +69,22 @@ class IA3(Method):
     def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> None:
         """Multiply the weights and biases by the factors.
 
-        Errors: ValueError where tasks have factors of their own.
+        Errors: ValueError where tasks have factors of their own, or a layer is quantised.
         """
         if self.sharing != "single":
             raise ValueError(
                 f"sharing: {self.sharing}; one layer cannot hold the factors of several tasks"
             )
         for linear in extended_linears(model, name):
+            weight = foldable_weight(linear)
             if name in linear.extensions:
                 module = take_first(linear, name)
                 assert isinstance(module, OutputFactors)
-                linear.weight.mul_(module.factors[0][:, None])
+                weight.mul_(module.factors[0][:, None])
                 if linear.bias is not None:
                     linear.bias.mul_(module.factors[0])
             else:
-                linear.weight.mul_(take_input(linear, name).factors[0])
+                weight.mul_(take_input(linear, name).factors[0])
 
 
 def take_input(linear: ExtendedLinear, name: str) -> InputFactors:
@@ -97,12 +104,13 @@ def take_input(linear: ExtendedLinear, name: str) -> InputFactors:
 
 def new_factors(linear: nn.Linear, num: int, width: int) -> nn.Parameter:
     """(num, width) ones, as the layer's weight is."""
-    weight = linear.weight
-    return nn.Parameter(torch.ones(num, width, device=weight.device, dtype=weight.dtype))
+    return nn.Parameter(torch.ones(num, width, **weight_options(linear)))
 
 
 class OutputFactors(LinearExtension):
     """Factors behind a layer."""
+
+    optimizer_rules: ClassVar[OptimizerRules] = FACTOR_RULES
 
     def __init__(self, factors: nn.Parameter, routing: TaskRouting) -> None:
         super().__init__()
@@ -115,6 +123,8 @@ class OutputFactors(LinearExtension):
 
 class InputFactors(InputExtension):
     """Factors before a layer."""
+
+    optimizer_rules: ClassVar[OptimizerRules] = FACTOR_RULES
 
     def __init__(self, factors: nn.Parameter, routing: TaskRouting) -> None:
         super().__init__()

@@ -12,13 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlds.methods.base import (
+    CROSS_ATTENTION,
     LinearExtension,
     Method,
     Sharing,
@@ -27,10 +28,12 @@ from vlds.methods.base import (
     extend_linear,
     extended_linears,
     find_linears,
+    foldable_weight,
     take_first,
+    weight_options,
 )
 from vlds.methods.routing import TaskRouting
-from vlds.schema import Role, TargetModules
+from vlds.schema import STACKED, OptimizerRules, Role, TargetModules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +76,11 @@ class LoRA(Method):
     ) -> list[nn.Parameter]:
         """Put an update beside every layer of the roles.
 
-        Cross-attention is passed over where the model has none.
+        Cross-attention is passed over where the model has none, unless it is all that is asked for.
         """
-        roles = [role for role in self.roles if role in targets.paths or "cross" not in role]
+        optional = CROSS_ATTENTION if set(self.roles) - set(CROSS_ATTENTION) else ()
         trained: list[nn.Parameter] = []
-        for path, linear in find_linears(model, targets, *roles).items():
+        for path, linear in find_linears(model, targets, *self.roles, optional=optional).items():
             module = LoRAModule(self, linear, len(tasks), routing)
             extend_linear(model, path, name, module)
             trained += module.parameters()
@@ -87,21 +90,24 @@ class LoRA(Method):
     def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> None:
         """Add the updates to the weights.
 
-        Errors: ValueError where tasks have updates of their own.
+        Errors: ValueError where tasks have updates of their own, or a layer is quantised.
         """
         if self.sharing != "single":
             raise ValueError(
                 f"sharing: {self.sharing}; one layer cannot hold the updates of several tasks"
             )
         for linear in extended_linears(model, name):
+            weight = foldable_weight(linear)
             module = take_first(linear, name)
             assert isinstance(module, LoRAModule)
             change = module.scale * module.b[0].float() @ module.a[0].float()
-            linear.weight += change.to(linear.weight.dtype)
+            weight += change.to(weight.dtype)
 
 
 class LoRAModule(LinearExtension):
     """The updates of all tasks beside one layer."""
+
+    optimizer_rules: ClassVar[OptimizerRules] = {"a": STACKED, "b": STACKED}
 
     def __init__(
         self, config: LoRA, linear: nn.Linear, num_tasks: int, routing: TaskRouting
@@ -111,7 +117,7 @@ class LoRAModule(LinearExtension):
         self.scale = config.alpha / config.rank
         num_a = 1 if config.sharing in ("single", "half_shared_down") else num_tasks
         num_b = 1 if config.sharing in ("single", "half_shared_up") else num_tasks
-        options: dict[str, Any] = {"device": linear.weight.device, "dtype": linear.weight.dtype}
+        options = weight_options(linear)
         self.a = nn.Parameter(torch.empty(num_a, config.rank, linear.in_features, **options))
         self.b = nn.Parameter(torch.zeros(num_b, linear.out_features, config.rank, **options))
         bound = 1 / math.sqrt(linear.in_features)

@@ -6,15 +6,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from vlds.methods.adapter import Adapter, materialise
 from vlds.methods.bottleneck import Half, StackedBottleneck, StackedBottleneckModule
-from vlds.methods.compacter import xavier_uniform
+from vlds.methods.compacter import STACKED_B, xavier_uniform
 from vlds.methods.routing import TaskRouting
-from vlds.schema import TargetModules
+from vlds.schema import STACKED, OptimizerRules, TargetModules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,15 @@ class LowRankAdapter(StackedBottleneck):
 
 class LowRankAdapterModule(StackedBottleneckModule):
     """The bottlenecks of all tasks behind one layer."""
+
+    optimizer_rules: ClassVar[OptimizerRules] = {
+        "down_left": STACKED,
+        "down_right": STACKED,
+        "down_bias": STACKED_B,
+        "up_left": STACKED,
+        "up_right": STACKED,
+        "up_bias": STACKED_B,
+    }
 
     def __init__(
         self, config: LowRankAdapter, linear: nn.Linear, num_tasks: int, routing: TaskRouting

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from vlds.methods.adapter import init_linear
-from vlds.methods.base import Method
+from vlds.methods.base import Method, weight_options
+from vlds.schema import STACKED, STACKED_UNDECAYED, OptimizerRules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,6 @@ class LearnedEmbeddings(Method):
         self, projection: nn.Linear, output_width: int, num_tasks: int, init_std: float | None
     ) -> PromptNetwork:
         """The network, as wide and of the type that a projection of the model's states says."""
-        weight = projection.weight
         return PromptNetwork(
             1 if self.sharing == "single" else num_tasks,
             self.length,
@@ -50,7 +50,7 @@ class LearnedEmbeddings(Method):
             self.hidden_dim,
             output_width,
             init_std,
-            {"device": weight.device, "dtype": weight.dtype},
+            weight_options(projection),
         )
 
     def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> LearnedEmbeddings:
@@ -63,6 +63,14 @@ class LearnedEmbeddings(Method):
 
 class PromptNetwork(nn.Module):
     """Tables and networks of all tasks, stacked (tasks or 1, ...)."""
+
+    optimizer_rules: ClassVar[OptimizerRules] = {
+        "table": STACKED,
+        "hidden_weight": STACKED,
+        "hidden_bias": STACKED_UNDECAYED,
+        "output_weight": STACKED,
+        "output_bias": STACKED_UNDECAYED,
+    }
 
     def __init__(
         self,

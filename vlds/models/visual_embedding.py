@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlds.schema import NO_IMAGE
+from vlds.schema import NO_IMAGE, OptimizerRule, OptimizerRules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,10 @@ class VisualEmbeddingConfig:
 
 class VisualEmbedding(nn.Module):
     """Features of distinct images -> visual tokens of examples."""
+
+    optimizer_rules: ClassVar[OptimizerRules] = {
+        "image_order.weight": OptimizerRule(decays=False, vl_adapter_decays=True)
+    }
 
     def __init__(
         self,

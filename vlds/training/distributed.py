@@ -15,6 +15,7 @@ import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
 from torch import Tensor
 
+from vlds.rank_environment import alone, check_alone, is_rank, read_place
 from vlds.runtime.folder_lock import FolderInUse, folder_lock
 
 
@@ -26,6 +27,8 @@ class Ranks:
     global_rank: int
     local_rank: int
     world_size: int
+    local_world_size: int
+    """Ranks on this machine."""
     device: torch.device
     collective_timeout: float = 600.0
     """Seconds after which ranks that wait for each other give up."""
@@ -39,7 +42,7 @@ class Ranks:
     def on_this_machine(self) -> range:
         """Global ranks of this process and of those beside it."""
         first = self.global_rank - self.local_rank
-        return range(first, first + int(os.environ.get("LOCAL_SIZE", self.world_size)))
+        return range(first, first + self.local_world_size)
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum over ranks, as float64 on the CPU so that counts stay exact."""
@@ -101,15 +104,19 @@ def hold_folder(ranks: Ranks, folder: Path) -> Iterator[None]:
 
 
 def rank_from_environment() -> Ranks:
-    """What the launcher said of this process; alone in its world where no launcher started it."""
-    if "RANK" not in os.environ:
-        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-        os.environ.update(alone, MASTER_PORT="0")  # any free port will do
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    """What the launcher said of this process; the only rank of a run if no launcher started it.
+
+    Raises ValueError if the environment holds a part of what a launcher says.
+    """
+    if not is_rank(os.environ):
+        check_alone(os.environ)
+        os.environ.update(alone())
+    place = read_place(os.environ)
     cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
     return Ranks(
-        global_rank=int(os.environ["RANK"]),
-        local_rank=local_rank,
-        world_size=int(os.environ["WORLD_SIZE"]),
-        device=torch.device("cuda", local_rank) if cuda else torch.device("cpu"),
+        global_rank=place.global_rank,
+        local_rank=place.local_rank,
+        world_size=place.world_size,
+        local_world_size=place.local_world_size,
+        device=torch.device("cuda", place.local_rank) if cuda else torch.device("cpu"),
     )

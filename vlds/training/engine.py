@@ -21,6 +21,7 @@ import deepspeed.ops
 import numpy as np
 import torch
 import torch.nn.functional as F
+from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
@@ -34,12 +35,16 @@ from torch import Tensor, nn
 from vlds.models.vl_model import VLModel
 from vlds.schema import Batch
 from vlds.tasks.base import Task
+from vlds.training.adamw import MOMENTS, TaskAdamW
 from vlds.training.distributed import Ranks, rank_from_environment
+from vlds.training.flat_partitions import partitions, segments_of
 from vlds.training.loss import LossTotals, coefficients, count, task_losses
+from vlds.training.optim import task_slices
 from vlds.training.parts import similar_rows
 
+# DeepSpeed knows torch's AdamW, but of subclasses it would say "proceed with caution" in every run.
+ZERO_SUPPORTED_OPTIMIZERS.append(TaskAdamW)
 TORCH_LINEAR = torch._C._nn.linear
-MOMENTS = ("exp_avg", "exp_avg_sq")
 State = dict[str, dict[str, Tensor]]
 """Trainable weight -> {"fp32", "exp_avg", "exp_avg_sq"}, moving buffer -> {"buffer"} -> full
 tensor on the CPU."""
@@ -112,15 +117,16 @@ class Engine:
         self.steps_skipped = 0
         if self.stage < 3:
             restore_linear()
-        optimizer = torch.optim.AdamW(
-            parameter_groups, betas=betas, eps=eps, fused=ranks.device.type == "cuda"
-        )
+        self._adamw = TaskAdamW(parameter_groups, num_tasks=len(self.tasks), betas=betas, eps=eps)
         self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
             model=model,
-            optimizer=optimizer,
+            optimizer=self._adamw,
             model_parameters=[p for group in parameter_groups for p in group["params"]],
             config=config,
         )
+        self._slices = task_slices(model, len(self.tasks))
+        for partition in partitions(self._optimizer, self.stage, ranks.global_rank):
+            self._adamw.segments[partition.flat] = segments_of(partition, self._slices)
         ranks.bound_waiting()
 
     @property
@@ -136,6 +142,7 @@ class Engine:
         that is not finite makes its gradient so.
         """
         totals = LossTotals(*self.ranks.sum(count(batches, len(self.tasks))))
+        self._adamw.set_present(totals.examples > 0)
         losses = torch.zeros(len(self.tasks), dtype=torch.float64)
         not_finite: list[str] = []
         self._deepspeed.train()
@@ -224,7 +231,7 @@ class Engine:
         Collective.
         """
         if self.steps_done == self.steps_skipped:
-            self._make_moments(0)
+            self._adamw.start(0, [0] * len(self.tasks))
         self._link_moments()
         state: State = {}
         for name, parameter in self.trainable_parameters():
@@ -237,7 +244,20 @@ class Engine:
             return None
         return state | {n: {"buffer": b.detach().cpu().clone()} for n, b in self._moving_buffers()}
 
-    def restore(self, state: State, steps_done: int, steps_skipped: int = 0) -> None:
+    @property
+    def has_task_weights(self) -> bool:
+        """True if some weights are stacked over the tasks, so that the tasks' order matters."""
+        return bool(self._slices)
+
+    @property
+    def task_updates(self) -> list[int]:
+        """Updates that each task's own weights have had: steps with examples of the task, but for
+        skipped ones."""
+        return self._adamw.task_updates
+
+    def restore(
+        self, state: State, steps_done: int, steps_skipped: int, task_updates: Sequence[int]
+    ) -> None:
         """Put an exported state back, at this stage and number of ranks. Collective; all ranks
         hold `state`, which has the layout of this engine's. AdamW's own count leaves skipped steps
         out.
@@ -246,7 +266,7 @@ class Engine:
         step; the re-export is compared, so that a change in the library is an error and not a
         silently wrong run.
         """
-        self._make_moments(steps_done - steps_skipped)
+        self._adamw.start(steps_done - steps_skipped, task_updates)
         self._link_moments()
         for name, parameter in self.trainable_parameters():
             put = self._put_partitioned if self.stage == 3 else self._put_whole
@@ -256,15 +276,6 @@ class Engine:
         self.steps_done = self._deepspeed.global_steps = steps_done
         self.steps_skipped = steps_skipped
         self._check_restored(state)
-
-    def _make_moments(self, updates: int) -> None:
-        """AdamW's state after so many updates, its moments still zero."""
-        for flat in self._master_partitions():
-            moments = {key: torch.zeros_like(flat) for key in MOMENTS}
-            self._optimizer.optimizer.state[flat] = {
-                "step": torch.tensor(float(updates)),
-                **moments,
-            }
 
     def _link_moments(self) -> None:
         """Stages 1 and 2 link parameters to their moments after the first group's first step, when
@@ -314,20 +325,9 @@ class Engine:
         held = {"frozen": 0, "trainable": 0, "optimizer": 0}
         for parameter in self.model.parameters():
             held["trainable" if parameter.requires_grad else "frozen"] += stored_bytes(parameter)
-        held["optimizer"] = sum(
-            (1 + len(MOMENTS)) * flat.nbytes for flat in self._master_partitions()
-        )
+        flats = self._adamw.segments
+        held["optimizer"] = sum((1 + len(MOMENTS)) * flat.nbytes for flat in flats)
         return held
-
-    def _master_partitions(self) -> list[Tensor]:
-        """This rank's part of each group's fp32 masters, flat."""
-        zero = self._optimizer
-        flats: list[Tensor] = (
-            zero.fp32_partitioned_groups_flat
-            if self.stage == 3
-            else zero.single_partition_of_fp32_groups
-        )
-        return flats
 
     def close(self) -> None:
         """Free what DeepSpeed holds, so that another engine can start in this process."""

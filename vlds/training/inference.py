@@ -3,7 +3,6 @@ rank holds the whole model. And score predictions that lie in a file."""
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ from vlds.data.collate import ImageStack, Row, collate
 from vlds.data.decode import decode_image
 from vlds.schema import Sample, SkipSample
 from vlds.tasks.base import Split, Task
-from vlds.training.distributed import hold_folder
+from vlds.training.distributed import hold_folder, rank_from_environment
 from vlds.training.engine import start_ranks
 from vlds.training.evaluate import with_answer_lists
 from vlds.training.evaluation import Evaluation, leave, make_folder
@@ -153,7 +152,7 @@ def predict_one(
     loaded = load_run(run, changes=changes)
     name = choose_task(loaded.recipe, task_name, question)
     answer = predict(loaded, name, pictures, question, list(map(str, images)))
-    if os.environ.get("RANK", "0") == "0":
+    if rank_from_environment().is_first:
         print(answer)
     return 0
 

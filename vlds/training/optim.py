@@ -6,26 +6,27 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import nn
 
 from vlds.config import OptimizerConfig, Recipe
+from vlds.models.optimizer_rules import optimizer_rules
 from vlds.models.vl_model import VLModel
-
-NO_DECAY = ("bias", "norm", "image_order")
-"""Name parts of weights without decay: biases (stacked ones too), norms, the image order table."""
+from vlds.schema import OptimizerRule
 
 
 def parameter_groups(model: VLModel, recipe: Recipe) -> list[dict[str, Any]]:
     """One group for each (peak learning rate, decay or not): its "params", "peak_lr",
     "weight_decay", "lr" 0.
 
-    Errors: ValueError where nothing trains.
+    Errors: ValueError where nothing trains, or a method declares no rule for one of its tensors.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    rules = optimizer_rules(model)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             peak = peak_learning_rate(model.part_of(name), recipe)
-            decay = 0.0 if is_undecayed(name) else recipe.optimizer.weight_decay
+            decay = recipe.optimizer.weight_decay if decays(rules[name], recipe.optimizer) else 0.0
             groups.setdefault((peak, decay), []).append(parameter)
     if not groups:
         raise ValueError(
@@ -38,10 +39,23 @@ def parameter_groups(model: VLModel, recipe: Recipe) -> list[dict[str, Any]]:
     ]
 
 
-def is_undecayed(name: str) -> bool:
-    """Whether weight decay leaves this parameter alone."""
-    own = ".".join(name.split(".")[-2:])  # a module and its tensor: "image_order.weight"
-    return any(part in own for part in NO_DECAY)
+def task_slices(model: VLModel, num_tasks: int) -> dict[nn.Parameter, int]:
+    """Parameters that are stacked over the tasks -> elements of one task's slice."""
+    slices: dict[nn.Parameter, int] = {}
+    rules = optimizer_rules(model)
+    for name, parameter in model.named_parameters():
+        shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)  # whole, under ZeRO-3
+        if name in rules and rules[name].per_task and shape[0] > 1:
+            assert shape[0] == num_tasks, f"{name}: {tuple(shape)} for {num_tasks} tasks"
+            slices[parameter] = shape[1:].numel()
+    return slices
+
+
+def decays(rule: OptimizerRule, config: OptimizerConfig) -> bool:
+    """Whether weight decay acts on a parameter."""
+    if config.weight_decay_groups == "vl_adapter" and rule.vl_adapter_decays is not None:
+        return rule.vl_adapter_decays
+    return rule.decays
 
 
 def peak_learning_rate(part: str, recipe: Recipe) -> float:

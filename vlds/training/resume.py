@@ -78,6 +78,7 @@ class RunStates:
         """`sources`: hashes of what the frozen weights come from, on the first rank."""
         self.engine, self.stream, self.sources = engine, stream, sources
         self.folder = Path(recipe.output) / "state"
+        self.tasks = list(recipe.tasks)
         self.best: Best | None = None
         """The best evaluation so far: its state is kept."""
         self.newest_step: int | None = None
@@ -105,6 +106,7 @@ class RunStates:
                 skipped=self.engine.steps_skipped,
                 best=self.best,
                 sources=self.sources,
+                task_updates=dict(zip(self.tasks, self.engine.task_updates, strict=True)),
             )
             self._writer.write(state, progress)
         return time.monotonic() - started
@@ -134,6 +136,8 @@ def restore(recipe: Recipe, states: RunStates, ranks: Ranks, found: Path, new_ph
     """
     engine, stream = states.engine, states.stream
     state, progress = checkpoint.load(found)
+    if engine.has_task_weights:
+        check_tasks(found, list(progress.task_updates), states.tasks)
     check_tensors(found, state, engine.state_layout())
     check_sources(recipe, found, progress.sources, ranks.broadcast(states.sources))
     with warnings.catch_warnings(record=True) as caught:
@@ -145,8 +149,23 @@ def restore(recipe: Recipe, states: RunStates, ranks: Ranks, found: Path, new_ph
     if ranks.is_first:
         for warning in caught:
             print(f"resuming: {warning.message}", flush=True)
-    engine.restore(state, progress.step, progress.skipped)
+    # Tasks without weights of their own may have changed.
+    task_updates = [progress.task_updates.get(task, 0) for task in states.tasks]
+    engine.restore(state, progress.step, progress.skipped, task_updates)
     states.best, states.newest_step = progress.best, progress.step
+
+
+def check_tasks(found: Path, saved: list[str], present: list[str]) -> None:
+    """Compare the tasks of a state with those of the recipe, where weights are stacked over them.
+
+    Errors: ValueError where the names or their order differ: slices would change hands.
+    """
+    if saved != present:
+        raise ValueError(
+            f"--resume: {found} has weights per task, of {', '.join(saved) or 'no task'}; the "
+            f"recipe's tasks are {', '.join(present)}; resume with the same tasks in the same "
+            "order, or name another output"
+        )
 
 
 def check_tensors(found: Path, state: State, layout: Layout) -> None:

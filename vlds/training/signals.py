@@ -1,4 +1,4 @@
-"""A polite stop: SIGTERM, SIGINT or a vanished launcher ask the run to save and end."""
+"""A polite stop: SIGTERM, SIGINT, SIGHUP or a vanished launcher ask the run to save and end."""
 
 from __future__ import annotations
 
@@ -24,14 +24,17 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Inside, SIGTERM and SIGINT only ask for a stop; the previous handlers come back
-    afterwards."""
+    """Inside, SIGTERM, SIGINT and SIGHUP only ask for a stop; the previous handlers come back
+    afterwards. A SIGHUP that is ignored (nohup) stays ignored."""
     request = StopRequest()
 
     def handle(number: int, frame: FrameType | None) -> None:
         request.ask(signal.Signals(number).name, 128 + number)
 
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)  # torchrun passes it on to the ranks
+    previous = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield request
     finally:

@@ -23,7 +23,7 @@ from typing import Any
 from vlds.manifest import damage
 
 TENSORS, PROGRESS = "state.safetensors", "state.json"
-FORMAT = 1
+FORMAT = 2
 """Of the folder; it changes when an older version of vlds could not read a new one."""
 NAME = re.compile(r"step-(\d{8,})")
 
@@ -51,6 +51,8 @@ class Progress:
     """The best evaluation, where there has been one."""
     sources: dict[str, str] = field(default_factory=dict)
     """sha256 of what the frozen weights come from."""
+    task_updates: dict[str, int] = field(default_factory=dict)
+    """Task -> updates of its own weights, in the order in which weights are stacked over tasks."""
 
 
 def name_of(step: int) -> str:
@@ -100,12 +102,16 @@ def progress_from(raw: Any) -> Progress:
     """
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         raise ValueError(f"it is not of format {FORMAT}, which this version of vlds reads")
-    kinds = {"step": int, "data": dict, "skipped": int, "sources": dict}
+    kinds = {"step": int, "data": dict, "skipped": int, "sources": dict, "task_updates": dict}
     best = None if raw.get("best") is None else best_from(raw["best"])
     rest = {name: value for name, value in raw.items() if name not in ("format", "best")}
     progress = Progress(**checked(rest, kinds), best=best)
     if not 0 <= progress.skipped <= progress.step:
         raise ValueError(f"skipped is {progress.skipped}, of {progress.step} steps")
+    updates = progress.step - progress.skipped
+    for task, own in progress.task_updates.items():
+        if type(own) is not int or not 0 <= own <= updates:
+            raise ValueError(f"task_updates.{task} is {own!r}, of {updates} updates")
     return progress
 
 

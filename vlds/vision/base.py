@@ -24,6 +24,8 @@ class VisionEncoder(ABC):
 
     roles: ClassVar[dict[str, tuple[str, ...]]] = {}
     """Role -> path patterns, for methods that tune the encoder."""
+    cures: ClassVar[dict[str, str]] = {}
+    """Role that the encoder lacks -> what to choose instead."""
 
     @property
     @abstractmethod
@@ -63,7 +65,7 @@ class VisionEncoder(ABC):
     @property
     def target_modules(self) -> TargetModules:
         """Where methods attach."""
-        return TargetModules(self.roles)
+        return TargetModules(self.roles, cures=self.cures)
 
 
 class GridEncoder(nn.Module):

@@ -29,6 +29,12 @@ class Timm(VisionEncoder):
         "ffn_out": ("net.blocks.*.mlp.fc2",),
     }
     """Those of vision transformers; convolutional nets have none."""
+    cures: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("attn_q", "attn_k", "attn_v"),
+        "timm's transformers compute queries, keys and values in one layer; take ClipVision, which "
+        "has a layer for each, or a method that needs none of them, such as Adapter or LoRA with "
+        "roles: [attn_out, ffn_in, ffn_out]",
+    )
 
     model: str
     """timm's name of the model, like resnet101_clip.openai; `timm.list_models()` lists them."""

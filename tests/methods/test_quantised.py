@@ -1,0 +1,267 @@
+"""Layers of other classes than nn.Linear itself: extended, they still compute as they did."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.methods.test_methods import FAMILIES, MAKERS, MERGED, METHODS, shake
+from tests.models.toys import TASKS, backbone, batch, build
+from vlds.backbones import T5, Backbone, Bart
+from vlds.backbones.base import LoadedBackbone
+from vlds.methods import IA3, Adapter, BitFit, LoRA
+from vlds.methods.base import ExtendedLinear, find_linears
+from vlds.schema import TargetModules
+
+
+class PackedLinear(nn.Linear):
+    """A layer whose weight is 4-bit codes, two a byte, and a scale for each row."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        weight = linear.weight.detach()
+        scale = weight.abs().amax(1, keepdim=True) / 7
+        codes = (weight / scale).round().to(torch.int8).flatten() + 8
+        self.weight = nn.Parameter(codes[::2] + 16 * (codes[1::2] - 8), requires_grad=False)
+        self.scale, self.bias = nn.Parameter(scale, requires_grad=False), linear.bias
+
+    def unpacked(self) -> Tensor:
+        """(out, in) floats."""
+        codes = torch.stack([self.weight & 15, 8 + (self.weight >> 4)], -1) - 8
+        return codes.view(self.out_features, self.in_features) * self.scale
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.linear(input, self.unpacked(), self.bias)
+
+
+class DoubledLinear(nn.Linear):
+    """A layer with plain weights and a forward pass of its own."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+def replace_linears(model: nn.Module, make: Callable[[nn.Linear], nn.Module]) -> None:
+    """Replace all linear layers but the head."""
+    for path, module in list(model.named_modules()):
+        if type(module) is nn.Linear and path != "lm_head":
+            parent, _, child = path.rpartition(".")
+            setattr(model.get_submodule(parent), child, make(module))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedT5(T5):
+    """A T5 that is quantised when it is loaded."""
+
+    def load(self, tokenizer_len: int, dtype: torch.dtype) -> LoadedBackbone:
+        loaded = super().load(tokenizer_len, dtype)
+        replace_linears(loaded.model, PackedLinear)
+        return loaded
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedBart(Bart):
+    """A Bart that is quantised when it is loaded."""
+
+    def load(self, tokenizer_len: int, dtype: torch.dtype) -> LoadedBackbone:
+        loaded = super().load(tokenizer_len, dtype)
+        replace_linears(loaded.model, PackedLinear)
+        return loaded
+
+
+def packed(family: type[Backbone], folder: Path) -> Backbone:
+    """The quantised one of a family, with random weights."""
+    plain = backbone(family, folder)
+    kind = PackedT5 if family is T5 else PackedBart
+    return kind(config=plain.config, extra_tokens=0, visual_tokens=12)
+
+
+def test_packing_is_what_it_says() -> None:
+    linear = nn.Linear(6, 4)
+    layer = PackedLinear(linear)
+    assert layer.weight.dtype == torch.int8
+    assert layer.weight.shape == (12,)
+    assert ((layer.unpacked() - linear.weight).abs() <= layer.scale / 2 + 1e-6).all()
+
+
+@FAMILIES
+@METHODS
+def test_every_method_trains_beside_a_quantised_backbone(
+    name: str, family: type[Backbone], tmp_path: Path
+) -> None:
+    """In the type of the model's states, with gradients, and with the quantised outputs."""
+    source = packed(family, tmp_path)
+    if name == "full":
+        with pytest.raises(ValueError, match=r"Full trains every weight, and .* quantised ones"):
+            build(source, {"method": MAKERS[name]()})
+        return
+    model = build(source, {"method": MAKERS[name]()}, dtype=torch.bfloat16).eval()
+    loss = model(batch(), torch.ones(4)).loss
+    loss.backward()
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    assert loss.isfinite()
+    assert {p.dtype for p in trained.values()} == {torch.bfloat16}
+    assert all(p.grad is not None for p in trained.values())
+    layers = [m for m in model.backbone.modules() if isinstance(m, PackedLinear)]
+    assert len(layers) == 32
+    assert all(layer.weight.dtype == torch.int8 for layer in layers)
+    extended = [n for n, m in model.named_modules() if isinstance(m, ExtendedLinear)]
+    if any(not n.endswith("lm_head") for n in extended):  # Bart's other layers have biases
+        assert any(isinstance(layer, ExtendedLinear) for layer in layers)
+
+
+@FAMILIES
+@pytest.mark.parametrize("name", ["lora", "ia3", "bitfit"])
+def test_before_training_the_quantised_model_answers(
+    name: str, family: type[Backbone], tmp_path: Path
+) -> None:
+    source = packed(family, tmp_path)
+    frozen = build(source, seed=1).eval()
+    tuned = build(source, {"method": MAKERS[name]()}, seed=1).eval()
+    tuned.load_state_dict(frozen.state_dict(), strict=False)
+    with torch.no_grad():
+        assert torch.equal(tuned.logits(batch()), frozen.logits(batch()))
+
+
+@pytest.mark.parametrize("name", ["lora", "ia3", "compacter", "hyperformer", "prompts"])
+def test_folding(name: str, tmp_path: Path) -> None:
+    """Nothing is folded into packed weights; what becomes a plainer method does."""
+    method = MAKERS[name]()
+    model = build(packed(Bart, tmp_path), {"method": method}).eval()
+    if MERGED[name] is None:
+        with pytest.raises(ValueError, match="PackedLinear does not compute a plain product"):
+            method.merge("method", model.backbone, TASKS)
+        return
+    shake(model)
+    with torch.no_grad():
+        before = model.logits(batch())
+        method.merge("method", model.backbone, TASKS)
+        after = model.logits(batch())
+    assert (after - before).abs().max() < 1e-6 * before.abs().max()
+
+
+def test_folding_into_a_forward_pass_that_is_not_plain(tmp_path: Path) -> None:
+    model = backbone(T5, tmp_path).load(60, torch.float32).model
+
+    def doubled(linear: nn.Linear) -> nn.Module:
+        linear.__class__ = DoubledLinear
+        return linear
+
+    replace_linears(model, doubled)
+    targets = T5(path="-").target_modules
+    method = LoRA(rank=2)
+    method.attach("m", model, targets, TASKS, None)  # type: ignore[arg-type]
+    layer = model.encoder.block[0].layer[0].SelfAttention.q
+    inputs = torch.randn(2, 16)
+    assert torch.allclose(layer(inputs), 2 * inputs @ layer.weight.T, atol=1e-6)
+    with pytest.raises(ValueError, match="DoubledLinear does not compute a plain product"):
+        method.merge("m", model, TASKS)
+
+
+def holder(linear: nn.Module) -> nn.Module:
+    """A model of one layer under two names."""
+    model = nn.Module()
+    model.first = model.again = linear
+    return model
+
+
+TARGETS = TargetModules({"attn_q": ("first",), "ffn_out": ("again",), "attn_out": ("first",)})
+
+
+def test_the_layer_stays_the_same_object() -> None:
+    """With its parameters, names, hooks and class."""
+    layer = PackedLinear(nn.Linear(16, 16))
+    model = holder(layer)
+    names, calls = list(model.state_dict()), []
+    layer.register_forward_hook(lambda *_: calls.append(1))
+    inputs = torch.randn(3, 16)
+    expected = layer(inputs)
+    LoRA(rank=2, roles=["attn_q"]).attach("m", model, TARGETS, TASKS, None)  # type: ignore[arg-type]
+    assert model.first is model.again is layer
+    assert isinstance(layer, ExtendedLinear)
+    assert isinstance(layer, PackedLinear)
+    assert torch.equal(layer(inputs), expected)
+    assert len(calls) == 2
+    assert [n for n in model.state_dict() if "extensions" not in n] == names
+
+
+@pytest.mark.parametrize("kind", [PackedLinear, lambda linear: linear])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies(kind: Callable[[nn.Linear], nn.Module], copied: Callable[[nn.Module], Any]) -> None:
+    model = holder(kind(nn.Linear(16, 16)))
+    LoRA(rank=2, roles=["attn_q"]).attach("m", model, TARGETS, TASKS, None)  # type: ignore[arg-type]
+    with torch.no_grad():
+        model.first.extensions["m"].b.normal_()
+    model.eval()
+    again = copied(model)
+    inputs = torch.randn(3, 16)
+    expected = model.first(inputs)
+    assert type(again.first) is type(model.first)
+    assert again.first is again.again is not model.first
+    assert torch.equal(again.first(inputs), expected)
+    with torch.no_grad():
+        again.first.extensions["m"].b.zero_()
+    assert torch.equal(model.first(inputs), expected)
+    assert not torch.equal(again.first(inputs), expected)
+
+
+def test_what_plays_a_role_and_cannot_be_extended() -> None:
+    with pytest.raises(ValueError, match="first plays the role 'attn_q' and is a Conv1d; methods"):
+        find_linears(holder(nn.Conv1d(3, 3, 1)), TARGETS, "attn_q")
+    peft = pytest.importorskip("peft")
+    wrapped = peft.inject_adapter_in_model(
+        peft.LoraConfig(target_modules=["first"]), holder(nn.Linear(4, 4))
+    )
+    with pytest.raises(ValueError, match="first plays the role 'attn_q' and is a Linear; methods"):
+        find_linears(wrapped, TARGETS, "attn_q")
+    patched = holder(nn.Linear(4, 4))
+    patched.first.forward = lambda input: input
+    with pytest.raises(ValueError, match="its forward was replaced on the object itself"):
+        find_linears(patched, TARGETS, "attn_q")
+
+
+@pytest.mark.parametrize("kind", ["Linear4bit", "Linear8bitLt"])
+def test_layers_of_bitsandbytes(kind: str, tmp_path: Path) -> None:
+    """They run on CPUs too."""
+    bnb = pytest.importorskip("bitsandbytes")
+
+    def quantised(linear: nn.Linear) -> nn.Module:
+        options = {"has_fp16_weights": False} if kind == "Linear8bitLt" else {}
+        layer = getattr(bnb.nn, kind)(
+            linear.in_features, linear.out_features, bias=linear.bias is not None, **options
+        )
+        layer.load_state_dict(linear.state_dict())
+        return layer.to("cpu").requires_grad_(False)
+
+    model = backbone(Bart, tmp_path, dropout=0.0).load(60, torch.float32).model.eval()
+    replace_linears(model, quantised)
+    model.requires_grad_(False)
+    ids = {"input_ids": torch.tensor([[5, 6, 7]]), "decoder_input_ids": torch.tensor([[2, 5]])}
+    before = model(**ids).logits
+    targets = Bart(path="-").target_modules
+    trained = []
+    for number, method in enumerate((LoRA(rank=2), IA3(), BitFit(), Adapter(reduction=4))):
+        for parameter in method.attach(f"m{number}", model, targets, TASKS[:1], None):  # type: ignore[arg-type]
+            trained.append(parameter.requires_grad_(True))
+        if not isinstance(method, Adapter):
+            assert torch.allclose(model(**ids).logits, before, atol=1e-6)
+    layer = model.model.encoder.layers[0].self_attn.v_proj
+    assert isinstance(layer, ExtendedLinear)
+    assert isinstance(layer, getattr(bnb.nn, kind))
+    assert not layer.weight.is_floating_point()
+    assert {p.dtype for p in trained} == {torch.float32}
+    after = model(**ids).logits
+    assert torch.equal(copy.deepcopy(model)(**ids).logits, after)
+    after.sum().backward()
+    assert all(p.grad is not None for p in trained)
+    with pytest.raises(ValueError, match=f"{kind} does not compute a plain product"):
+        LoRA(rank=2).merge("m0", model, TASKS)

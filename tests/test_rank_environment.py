@@ -1,0 +1,125 @@
+"""Which environments make a process a rank: only whole ones, from torchrun or DeepSpeed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vlds import launch
+from vlds.launch import launch_command
+from vlds.rank_environment import (
+    RankPlace,
+    alone,
+    check_alone,
+    is_rank,
+    read_place,
+    without_rank,
+)
+from vlds.training.distributed import rank_from_environment
+
+WHOLE = {
+    "RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1",
+    "MASTER_ADDR": "node0", "MASTER_PORT": "29500",
+}  # fmt: skip
+POD = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "pod-0", "MASTER_PORT": "23456"}
+"""What a Kubernetes operator gives a pod."""
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """This process's environment, without what a launcher would have set."""
+    for name in os.environ.keys() - without_rank(os.environ).keys():
+        monkeypatch.delenv(name)
+    for name in alone():  # so that what the code sets is taken back
+        monkeypatch.setenv(name, "")
+    return monkeypatch
+
+
+@pytest.mark.parametrize("size", ["LOCAL_WORLD_SIZE", "LOCAL_SIZE"])
+def test_a_rank_knows_the_ranks_of_its_machine(size: str, environment: pytest.MonkeyPatch) -> None:
+    assert is_rank(WHOLE)
+    assert read_place(WHOLE | {size: "8"}) == RankPlace(9, 16, 1, 8)
+    for name, value in (WHOLE | {size: "8", "DS_ACCELERATOR": "cpu"}).items():
+        environment.setenv(name, value)
+    assert rank_from_environment().on_this_machine == range(8, 16)
+
+
+def test_mistakes_in_a_ranks_environment_are_named() -> None:
+    with pytest.raises(ValueError, match="LOCAL_WORLD_SIZE is missing from this rank's env"):
+        read_place(WHOLE)
+    with pytest.raises(ValueError, match="RANK is 'nine' in the environment; give a number"):
+        read_place(WHOLE | {"RANK": "nine", "LOCAL_SIZE": "8"})
+    with pytest.raises(ValueError, match=r"contradict each other \(.*LOCAL_RANK=1, LOCAL_SIZE=1\)"):
+        read_place(WHOLE | {"LOCAL_SIZE": "1"})
+    with pytest.raises(ValueError, match="contradict each other"):
+        read_place(WHOLE | {"RANK": "16", "LOCAL_SIZE": "8"})
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        {"RANK": "3"},
+        {"LOCAL_RANK": "3"},
+        {"RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1"},
+        {"RANK": "0", "WORLD_SIZE": "1"},
+        {"WORLD_SIZE": "4"},
+        {"RANK": "", "WORLD_SIZE": "4", "LOCAL_RANK": ""},
+    ],
+    ids=lambda found: " ".join(found),
+)
+def test_a_part_that_says_nothing_of_other_processes_is_no_rank(
+    found: dict[str, str], environment: pytest.MonkeyPatch
+) -> None:
+    assert not is_rank(found)
+    check_alone(found)
+    for name, value in found.items():
+        environment.setenv(name, value)
+    ranks = rank_from_environment()
+    assert (ranks.global_rank, ranks.world_size, ranks.on_this_machine) == (0, 1, range(1))
+
+
+def test_one_of_several_processes_needs_the_whole_set(
+    environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert not is_rank(POD)
+    for name, value in POD.items():
+        environment.setenv(name, value)
+    with pytest.raises(ValueError, match="but not LOCAL_RANK: start the run with torchrun"):
+        rank_from_environment()
+    assert launch.main(["train", "--config", "none.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("vlds: the environment has RANK=1, WORLD_SIZE=2, MASTER_ADDR=pod-0, ")
+    assert "but not LOCAL_RANK: start the run with torchrun, which sets all of them" in said
+
+
+def test_hosts_that_the_user_gave_may_come_from_such_an_environment(
+    environment: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in POD.items():
+        environment.setenv(name, value)
+    words = "--hostfile hosts --no_ssh --node_rank 1 --master_addr pod-0 --master_port 23456"
+    environment.setenv("VLDS_LAUNCHER_ARGS", words)
+    assert launch.main(["train", "--config", "none.yaml"]) == 2
+    assert "none.yaml" in capfd.readouterr().err, "the next mistake"
+
+
+def test_the_launcher_and_other_processes_get_none_of_it() -> None:
+    given = {**POD, "LOCAL_WORLD_SIZE": "1", "TORCHELASTIC_USE_AGENT_STORE": "True", "HOME": "/"}
+    assert without_rank(given) == {"HOME": "/"}
+    _, environment = launch_command(["p.py"], 2, [], given, 0)
+    assert is_rank(WHOLE)
+    assert environment.keys().isdisjoint(given.keys() - {"HOME"})
+
+
+@pytest.mark.parametrize("rank", ["3", "0"])
+def test_a_lone_rank_changes_nothing(rank: str, root: Path) -> None:
+    """As on a login node: rank 3 of a launcher leaves this command to rank 0."""
+    command = [sys.executable, "-m", "vlds", "convert", "--help"]
+    environment = without_rank(os.environ) | {"RANK": rank}
+    ended = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "usage: vlds convert" in ended.stdout

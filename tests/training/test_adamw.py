@@ -1,0 +1,273 @@
+"""Weights of absent tasks stand still, as in torch's AdamW over one parameter per task."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.rank_pool import RankPool
+from tests.training.toys import (
+    EPS,
+    NUM_EXAMPLES,
+    TASKS,
+    Case,
+    build,
+    engine,
+    global_batch,
+    make_case,
+    own_micro_batches,
+    recipe,
+)
+from vlds.config import OptimizerConfig
+from vlds.methods import (
+    IA3,
+    Adapter,
+    Compacter,
+    DecoderPromptTuning,
+    Hyperformer,
+    LoRA,
+    LowRankAdapter,
+    Method,
+    PrefixTuning,
+    PromptTuning,
+)
+from vlds.schema import Batch
+from vlds.training.loss import LossTotals, coefficients, count
+from vlds.training.optim import parameter_groups, schedule_factor, set_learning_rate
+
+STEPS = 50
+SCHEDULE = OptimizerConfig(warmup_ratio=0.2)
+UPDATES = [40, 30, 6]
+"""Steps with examples of each task."""
+
+
+def batch_of(step: int) -> Batch:
+    """The first task is in each step but every fifth, the second in every other one, the third in
+    every eighth. Of the latter two there is one example, so that one rank alone has it."""
+    tasks = [0 if step % 5 else 1] * NUM_EXAMPLES
+    if step % 2:
+        tasks[-1] = 1
+    if step % 8 == 3:
+        tasks[0] = 2
+    return global_batch(step, tasks)
+
+
+def learning_rate(step: int) -> float:
+    """Factor of the peak rate: it rises, then falls."""
+    return schedule_factor(step, STEPS, SCHEDULE)
+
+
+def reference(case: Case) -> dict[str, Tensor]:
+    """Weights after STEPS steps in plain torch: its AdamW over a parameter for each task."""
+    run = recipe(case)
+    model = build(run)
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    slices = {
+        p: [nn.Parameter(part.detach().clone()) for part in p]
+        for n, p in trained.items()
+        if ".extensions." in n and len(p) == len(TASKS)
+    }
+    groups = parameter_groups(model, run)
+    for group in groups:
+        group["params"] = [s for p in group["params"] for s in slices.get(p, [p])]
+    optimizer = torch.optim.AdamW(groups, eps=EPS)
+    for step in range(STEPS):
+        batch = batch_of(step)
+        totals = LossTotals(*count([batch], len(TASKS)))
+        optimizer.zero_grad()
+        model.zero_grad()
+        model(batch, coefficients(batch, totals, list(TASKS.values()))).loss.backward()
+        for stacked, parts in slices.items():
+            assert stacked.grad is not None
+            for task, part in enumerate(parts):
+                part.grad = stacked.grad[task] if totals.examples[task] else None
+        set_learning_rate(optimizer.param_groups, learning_rate(step))
+        optimizer.step()
+        with torch.no_grad():
+            for stacked, parts in slices.items():
+                stacked.copy_(torch.stack(list(parts)))
+    return {name: p.detach() for name, p in trained.items()}
+
+
+def case_of(folder: Path, stage: int = 2, **fields: Any) -> Case:
+    """Two learning rates, with and without decay; some adapters' halves are shared."""
+    method = Adapter(sharing="half_shared_up", reduction=4)
+    fields = {"method": method, "weight_decay": 0.1, "visual_rate": 3e-3, **fields}
+    return make_case(folder, stage=stage, **fields)
+
+
+def train(case: Case, steps: range, before: Any = None) -> Any:
+    """Steps of an engine, which goes on from a state if there is one: the state after them and each
+    task's updates."""
+    made, plan = engine(case)
+    if before is not None:
+        state, updates = before
+        made.restore(state, steps.start, 0, updates)
+    for step in steps:
+        set_learning_rate(made.parameter_groups, learning_rate(step))
+        made.step(own_micro_batches(batch_of(step), made, plan))
+    after = made.export(), made.task_updates
+    made.close()
+    return after
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    """The reference's weights."""
+    return reference(case_of(tmp_path_factory.mktemp("reference")))
+
+
+def assert_equals(found: Any, expected: dict[str, Tensor]) -> None:
+    state, updates = found
+    assert updates == UPDATES
+    assert state.keys() == expected.keys()
+    for name, weight in expected.items():
+        assert (state[name]["fp32"] - weight).abs().max() < 1e-6, name
+
+
+POOLS = {1: "ranks1", 2: "ranks2", 4: "ranks4"}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "stage"),
+    [(2, 2), (2, 3)]
+    + [
+        pytest.param(*other, marks=pytest.mark.slow)
+        for other in ((1, 1), (2, 1), (4, 1), (1, 2), (4, 2), (1, 3), (4, 3))
+    ],
+)
+def test_fifty_steps_are_those_of_one_parameter_per_task(
+    ranks: int,
+    stage: int,
+    expected: dict[str, Tensor],
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+) -> None:
+    pool: RankPool = request.getfixturevalue(POOLS[ranks])
+    found, *_ = pool.run(train, case_of(tmp_path, stage), range(STEPS), timeout=200)
+    assert_equals(found, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_masters_in_the_memory_of_the_cpu(
+    stage: int, expected: dict[str, Tensor], ranks2: RankPool, tmp_path: Path
+) -> None:
+    case = case_of(tmp_path, stage, offload=True)
+    assert_equals(ranks2.run(train, case, range(STEPS), timeout=200)[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ((2, 3), (4, 2)),
+        pytest.param((4, 2), (2, 3), marks=pytest.mark.slow),
+        pytest.param((2, 2), (1, 3), marks=pytest.mark.slow),
+        pytest.param((1, 1), (4, 3), marks=pytest.mark.slow),
+    ],
+)
+def test_updates_go_on_at_another_stage_and_number_of_ranks(
+    first: tuple[int, int],
+    second: tuple[int, int],
+    expected: dict[str, Tensor],
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+) -> None:
+    half, before = STEPS // 2, None
+    for (ranks, stage), steps in ((first, range(half)), (second, range(half, STEPS))):
+        pool: RankPool = request.getfixturevalue(POOLS[ranks])
+        before, *_ = pool.run(train, case_of(tmp_path, stage), steps, before, timeout=200)
+    assert_equals(before, expected)
+
+
+METHODS: dict[str, Method] = {
+    "adapters": Adapter(reduction=4, sharing="multiple"),
+    "half_adapters": Adapter(reduction=4, sharing="half_shared_up", layer_norm_before=True),
+    "compacters": Compacter(reduction=4, sharing="half_shared_down"),
+    "thin_compacters": Compacter(reduction=4, sharing="multiple", rule="everywhere", block_rank=1),
+    "low_rank": LowRankAdapter(reduction=4, sharing="multiple"),
+    # As many kinds of sub-layer as tasks, but their embeddings belong to all tasks.
+    "hyperformer": Hyperformer(
+        reduction=4, task_dim=6, hidden_dim=5, projected_dim=4, kind_embeddings=True
+    ),
+    "loras": LoRA(rank=2, dropout=0.0, sharing="half_shared_up"),
+    "ia3s": IA3(sharing="multiple"),
+    "prompts": PromptTuning(length=3, hidden_dim=5, sharing="multiple"),
+    "prefixes": PrefixTuning(length=3, hidden_dim=None, sharing="multiple"),
+    "decoder_prompts": DecoderPromptTuning(length=3, hidden_dim=None, sharing="multiple"),
+}
+PER_TASK = {
+    "adapters": {"down_weight", "down_bias", "up_weight", "up_bias"},
+    "half_adapters": {"down_weight", "down_bias"},
+    "compacters": {"up_rule", "up_blocks", "up_bias"},
+    "thin_compacters": {"down_left", "down_right", "down_bias", "up_left", "up_right", "up_bias"},
+    "low_rank": {"down_left", "down_right", "down_bias", "up_left", "up_right", "up_bias"},
+    "hyperformer": {"task_embeddings.weight"},
+    "loras": {"a"},
+    "ia3s": {"factors"},
+    "prompts": {
+        "network.table",
+        "network.hidden_weight",
+        "network.hidden_bias",
+        "network.output_weight",
+        "network.output_bias",
+    },
+    "prefixes": {"network.table"},
+    "decoder_prompts": {"decoder_network.table"},
+}
+"""Method -> its tensors that are stacked over tasks."""
+
+
+def with_and_without_tasks(case: Case) -> list[Any]:
+    """States after two steps with all tasks, and after two more with the first task alone."""
+    made, plan = engine(case)
+    states = []
+    for tasks in (None, [0] * NUM_EXAMPLES):
+        for seed in range(2):
+            made.step(own_micro_batches(global_batch(seed, tasks), made, plan))
+        states.append((made.export(), made.task_updates))
+    made.close()
+    return states
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_weights_of_absent_tasks_stand_still(stage: int, ranks2: RankPool, tmp_path: Path) -> None:
+    """Of all methods, which act together here; weights and both moments, bit for bit."""
+    case = case_of(tmp_path, stage, family="Bart", others=METHODS)
+    (before, updates), (after, later) = ranks2.run(with_and_without_tasks, case)[0]
+    assert (updates, later) == ([2, 2, 2], [4, 2, 2])
+    stacked: dict[str, set[str]] = {name: set() for name in METHODS}
+    for weight, old in before.items():
+        new = after[weight]
+        method, _, leaf = weight.rpartition("extensions.")[2].partition(".")
+        if leaf in PER_TASK.get(method, ()):
+            stacked[method].add(leaf)
+            for key in old:
+                assert torch.equal(new[key][1:], old[key][1:]), (weight, key)
+            old, new = ({key: t[:1] for key, t in tensors.items()} for tensors in (old, new))
+        assert not torch.equal(new["exp_avg"], old["exp_avg"]), weight
+    assert stacked == PER_TASK
+
+
+def skip_one(case: Case) -> tuple[bool, list[int]]:
+    """Whether a step without numbers was skipped, and the updates after it and a good one."""
+    made, plan = engine(case)
+    bad, good = global_batch(0), global_batch(1, [2] * NUM_EXAMPLES)
+    assert bad.features is not None
+    bad = replace(bad, features=torch.full_like(bad.features, math.nan))
+    report = made.step(own_micro_batches(bad, made, plan))
+    made.step(own_micro_batches(good, made, plan))
+    updates = made.task_updates
+    made.close()
+    return report.skipped, updates
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_skipped_step_counts_for_no_task(stage: int, ranks2: RankPool, tmp_path: Path) -> None:
+    assert ranks2.run(skip_one, case_of(tmp_path, stage)) == [(True, [0, 0, 1])] * 2

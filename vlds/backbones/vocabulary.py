@@ -1,0 +1,78 @@
+"""The two tables of a vocabulary: the token table that a model reads with, and the head that it
+writes with.
+
+In T5 and BART they are one tensor. T5 v1.1 and FLAN-T5 have a head of their own. transformers 5
+forgets that: its T5Config says `tie_word_embeddings: true` whatever the file says, so that each
+call of `resize_token_embeddings` would replace the head by the token table. Here the checkpoint's
+tensors decide, and the config is made to agree with them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+HEAD = "lm_head.weight"
+
+
+def has_own_head(model: Any) -> bool:
+    """True if the head is a tensor of its own."""
+    separate: bool = model.get_output_embeddings().weight is not model.get_input_embeddings().weight
+    return separate
+
+
+def give_own_head(model: Any, std: float | None) -> None:
+    """Replace a tied head by a random one. `std` as for all new linear layers: None is PyTorch's
+    default.
+
+    transformers draws an untied T5 head from N(0, 1). The states in front of it are normalised and
+    not scaled down, so its first logits would be sqrt(d_model) wide.
+    """
+    table = model.get_input_embeddings()
+    rows, width = table.weight.shape
+    options = {"device": table.weight.device, "dtype": table.weight.dtype}
+    head = nn.Linear(width, rows, bias=False, **options)
+    if std is not None:
+        nn.init.normal_(head.weight, std=std)
+    model.set_output_embeddings(head)
+    model.config.tie_word_embeddings = False
+
+
+def holds_own_head(folder: Path, table: str) -> bool | None:
+    """True if a folder's safetensors hold a head that differs from `table`, None if it has no
+    safetensors."""
+    files = sorted(folder.glob("*.safetensors"))
+    found: dict[str, torch.Tensor] = {}
+    for file in files:
+        with safe_open(file, "pt") as opened:
+            names = {HEAD, table} & set(opened.keys())
+            found |= {name: opened.get_tensor(name) for name in names}
+    if not files:
+        return None
+    return len(found) == 2 and not torch.equal(found[HEAD], found[table])
+
+
+@torch.no_grad()
+def resize_vocabulary(model: Any, size: int) -> dict[str, int]:
+    """Give the tables `size` rows; name of each resized table -> number of leading rows that are
+    as before.
+
+    Whoever builds the model draws the new rows of the token table. New rows of a head of its own
+    are the mean of the old ones: a new token's logit is then the mean of the others, so by Jensen's
+    inequality its probability is at most the mean of theirs, whatever the state is. Rows as wide as
+    the token table's would outshout all trained tokens.
+    """
+    model.config.tie_word_embeddings = not has_own_head(model)
+    old_rows = model.get_input_embeddings().num_embeddings
+    if size == old_rows:
+        return {}
+    model.resize_token_embeddings(size, mean_resizing=False)
+    table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    if size > old_rows and head is not table:
+        head.data[old_rows:] = head.data[:old_rows].float().mean(0)
+    kept = min(size, old_rows)
+    return {name: kept for name, p in model.named_parameters() if p is table or p is head}

@@ -1,0 +1,67 @@
+"""How the optimizer treats each weight that trains: what the modules declare, and what the kind of
+a library's module says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from vlds.methods.base import is_own, pattern_of
+from vlds.models.vl_model import VLModel
+from vlds.schema import UNDECAYED, OptimizerRule, OptimizerRules
+
+NORM_WEIGHT = OptimizerRule(decays=False, vl_adapter_decays=True)
+"""The original code looks for `LayerNorm.weight`, and its norms are called layer_norm."""
+
+
+def optimizer_rules(model: VLModel) -> dict[str, OptimizerRule]:
+    """Name of each parameter that trains -> its rule.
+
+    The nearest declaration holds: of the module that owns the parameter, or of one around it. If
+    there is none, the kind of the owner decides. The names that a recipe gives to methods play no
+    role. Errors: ValueError where a method's own module declares no rule.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    declared: dict[str, OptimizerRules] = {
+        path: getattr(module, "optimizer_rules", {}) for path, module in modules.items()
+    }
+    declared["backbone"] = model.family.optimizer_rules
+    rules: dict[str, OptimizerRule] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            owner, _, tensor = name.rpartition(".")
+            rule = declared_rule(name, declared)
+            rules[name] = rule_of_kind(name, modules[owner], tensor) if rule is None else rule
+    return rules
+
+
+def declared_rule(name: str, declared: Mapping[str, OptimizerRules]) -> OptimizerRule | None:
+    """What the nearest module around a parameter declares about it."""
+    segments = name.split(".")
+    for depth in reversed(range(len(segments))):
+        inside = ".".join(segments[depth:])
+        for pattern, rule in declared[".".join(segments[:depth])].items():
+            if pattern_of(pattern).fullmatch(inside):
+                return rule
+    return None
+
+
+def rule_of_kind(name: str, module: nn.Module, tensor: str) -> OptimizerRule:
+    """The rule of a library's module: norms and biases do not decay, other weights do.
+
+    `tensor` is the parameter's name in the module's own class. Errors: ValueError where the module
+    is a method's and not one of PyTorch's layers, so that its kind is unknown.
+    """
+    kind = type(module)
+    is_norm = "Norm" in kind.__name__  # of torch, transformers or timm alike
+    containers = (nn.ParameterList, nn.ParameterDict)
+    is_layer = kind.__module__.startswith("torch.nn.") and not isinstance(module, containers)
+    if not (is_own(name) or is_norm or is_layer):
+        raise ValueError(
+            f"{kind.__name__} declares no optimizer rule for '{tensor}' ({name}); name it in the "
+            "class variable `optimizer_rules`, as docs/add_a_method.md shows"
+        )
+    if "bias" in tensor:
+        return UNDECAYED
+    return NORM_WEIGHT if is_norm else OptimizerRule()

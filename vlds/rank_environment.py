@@ -1,0 +1,89 @@
+"""The environment variables by which a launcher tells a process that it is a rank, and which one.
+
+torchrun and the deepspeed launcher set all of them. Others set some: a Kubernetes operator gives
+each pod RANK and WORLD_SIZE, and a login shell may hold a RANK of something else. Only the whole
+set makes a process a rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+REQUIRED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")
+"""The number of ranks on this machine, as torchrun calls it and as DeepSpeed does."""
+AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
+"""With it, torch.distributed expects torchrun to listen on MASTER_PORT."""
+
+
+@dataclass(frozen=True)
+class RankPlace:
+    """This process among all ranks of the run and among those of its machine."""
+
+    global_rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+
+
+def is_rank(environment: Mapping[str, str]) -> bool:
+    """True if a launcher made this environment, for one of its ranks."""
+    return all(environment.get(name) for name in REQUIRED)
+
+
+def read_place(environment: Mapping[str, str]) -> RankPlace:
+    """Which rank this is; the environment must be a rank's (`is_rank`).
+
+    Raises ValueError if a variable is not a number, or the numbers contradict each other.
+    """
+    size = next((name for name in LOCAL_SIZES if environment.get(name)), None)
+    if size is None:
+        raise ValueError(
+            "LOCAL_WORLD_SIZE is missing from this rank's environment; set it to the number of "
+            "ranks on this machine, or start the run with torchrun or `vlds`"
+        )
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", size)
+    for name in names:
+        if not environment[name].isdecimal():
+            raise ValueError(f"{name} is {environment[name]!r} in the environment; give a number")
+    place = RankPlace(*(int(environment[name]) for name in names))
+    if not (
+        place.local_rank < place.local_world_size <= place.world_size
+        and place.local_rank <= place.global_rank < place.world_size
+    ):
+        values = ", ".join(f"{name}={environment[name]}" for name in names)
+        raise ValueError(
+            f"the launcher's variables contradict each other ({values}); unset those that are left "
+            "over from another job"
+        )
+    return place
+
+
+def check_alone(environment: Mapping[str, str]) -> None:
+    """Refuse to start a run of our own in what looks like one of several processes of a job.
+
+    Each process would train alone and write into the same folder. Raises ValueError that lists what
+    is missing for a rank.
+    """
+    missing = [name for name in REQUIRED if not environment.get(name)]
+    several = environment.get("WORLD_SIZE") not in (None, "", "1")
+    if several and missing and {"RANK", "LOCAL_RANK"} - set(missing):
+        given = ", ".join(f"{n}={environment[n]}" for n in REQUIRED if n not in missing)
+        raise ValueError(
+            f"the environment has {given}, but not {', '.join(missing)}: start the run with "
+            "torchrun, which sets all of them; if this is not one process of a distributed job, "
+            "unset WORLD_SIZE"
+        )
+
+
+def alone() -> dict[str, str]:
+    """The variables of the only rank of a run. Port 0 stands for any free one."""
+    numbers = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_PORT": "0"}
+    return {"MASTER_ADDR": "127.0.0.1", **numbers, **dict.fromkeys(LOCAL_SIZES, "1")}
+
+
+def without_rank(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment for a process that is not a rank, or for a launcher of new ranks."""
+    dropped = {*REQUIRED, *LOCAL_SIZES, AGENT_STORE}
+    return {name: value for name, value in environment.items() if name not in dropped}

@@ -1,0 +1,124 @@
+"""AdamW in which the weights of absent tasks stand still.
+
+Weights per task are stacked in one parameter, and ZeRO joins parameters to flat partitions. AdamW
+would treat the slice of a task without examples like one whose gradient is zero: momentum and decay
+move it, and its second moment forgets, so that the next step with examples is too long. Here a
+flat partition is cut into segments, each shared by all tasks or owned by one. A step updates the
+segments of the tasks that are present, and counts updates per task. This equals torch's AdamW
+over one parameter per task, with gradients of None for absent tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import compress
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.optim.adamw import AdamW, adamw
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+SHARED = 0
+"""Owner of a segment that belongs to all tasks; task k is owner 1 + k."""
+STILL = -1
+
+
+@dataclass(frozen=True)
+class Segments:
+    """A flat tensor, cut: (n,) numbers of elements, and (n,) owners."""
+
+    sizes: NDArray[np.int64]
+    owners: NDArray[np.int64]
+
+
+class TaskAdamW(AdamW):
+    """AdamW over flat tensors whose segments are updated only when their task is present."""
+
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        *,
+        num_tasks: int,
+        betas: tuple[float, float],
+        eps: float,
+    ) -> None:
+        super().__init__(groups, betas=betas, eps=eps, fused=True)
+        self.num_tasks = num_tasks
+        self.segments: dict[Tensor, Segments] = {}
+        """Flat tensor -> its segments. They are known once ZeRO has made the flat tensors."""
+        self.present = np.ones(1 + num_tasks, dtype=bool)
+        """(1 + tasks,) owners that the next step updates."""
+
+    def set_present(self, tasks: Tensor) -> None:
+        """Say which tasks (k,) have examples in the global batch of the next step."""
+        self.present[1:] = tasks.numpy()
+
+    @property
+    def task_updates(self) -> list[int]:
+        """Updates of each task's weights so far. Those of all flat tensors are equal."""
+        state = self.state[next(iter(self.segments))]
+        return state["step"][1:].tolist() if state else [0] * self.num_tasks
+
+    def start(self, updates: int, task_updates: Sequence[int]) -> None:
+        """Make the state after so many updates, its moments still zero."""
+        for flat in self.segments:
+            self.state[flat] = new_state(flat, [updates, *task_updates])
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update what is shared, and the segments of the tasks that are present."""
+        for group in self.param_groups:
+            for flat in group["params"]:
+                if flat.grad is not None:
+                    self._update(flat, flat.grad, group)
+
+    def _update(self, flat: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[flat]
+        if not state:
+            state |= new_state(flat, [0] * (1 + self.num_tasks))
+        sizes, steps = self._runs(self.segments[flat], state["step"].numpy())
+        moves = steps != STILL
+
+        def moving(tensor: Tensor) -> list[Tensor]:
+            return list(compress(tensor.split(sizes.tolist()), moves))
+
+        beta1, beta2 = group["betas"]
+        adamw(
+            params=moving(flat),
+            grads=moving(gradient),
+            exp_avgs=moving(state["exp_avg"]),
+            exp_avg_sqs=moving(state["exp_avg_sq"]),
+            max_exp_avg_sqs=[],
+            # Scratch: torch adds 1 to the step of each part.
+            state_steps=list(torch.tensor(steps[moves], dtype=torch.float32, device=flat.device)),
+            fused=True,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+        state["step"] += torch.from_numpy(self.present)
+
+    def _runs(
+        self, segments: Segments, updates: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Join neighbours that have had as many updates: sizes, and updates so far or STILL.
+
+        Where every task is in every batch, a flat tensor is one run, and a step as fast as torch's.
+        """
+        steps = np.where(self.present, updates, STILL)[segments.owners]
+        starts = np.flatnonzero(np.diff(steps, prepend=STILL - 1))
+        return np.add.reduceat(segments.sizes, starts), steps[starts]
+
+
+def new_state(flat: Tensor, updates: Sequence[int]) -> dict[str, Tensor]:
+    """Moments of zero, and (1 + tasks,) updates of each owner."""
+    moments = {key: torch.zeros_like(flat) for key in MOMENTS}
+    return {"step": torch.tensor(updates), **moments}

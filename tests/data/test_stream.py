@@ -224,7 +224,8 @@ def test_workers_use_one_thread_and_leave_signals_alone(sources: list[Source]) -
             from dataclasses import replace
 
             example = super().example(name, sample, annotation, rng)
-            ignored = signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+            asking = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+            ignored = all(signal.getsignal(number) == signal.SIG_IGN for number in asking)
             return replace(example, id=f"{torch.get_num_threads()} {ignored}")
 
     stream: TrainStream = train_stream(

@@ -79,7 +79,8 @@ def features(encoder: GridEncoder, encoded: Sequence[bytes], spec: ImageSpec) ->
 
 def moved(found: Tensor, expected: Tensor) -> Tensor:
     """(pictures,) relative distance."""
-    return (found - expected).norm(dim=1) / expected.norm(dim=1)
+    distance: Tensor = (found - expected).norm(dim=1) / expected.norm(dim=1)
+    return distance
 
 
 def saved(image: Image.Image, form: str, options: Mapping[str, Any]) -> bytes:

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from data_prep.cli import main
-from data_prep.preview_sample import answer_of, text_of
+from data_prep.preview_sample import answer_of, size_text, text_of, thumbnail
 from data_prep.writer import SampleRecord, write_dataset
 from tests.data_prep.faults import features, grid
-from tests.data_prep.pictures import jpeg, png
+from tests.data_prep.pictures import jpeg, png, rotated_jpeg
 
 QUESTION = "Is <b>this</b> & that red?"
 SHARD = "vqav2-train-00001.tar"
@@ -118,6 +118,14 @@ def test_text_fits_a_narrow_terminal_without_codes(shards: Path, printed: Any) -
 def test_every_kind_has_words(annotation: dict[str, Any], text: str, answer: str) -> None:
     given = {"id": "1", **annotation}
     assert (text_of(given), answer_of(given)) == (text, answer)
+
+
+def test_a_turned_picture_is_shown_upright() -> None:
+    data = rotated_jpeg()
+    assert size_text(data) == "24x40"
+    image = thumbnail(data)
+    assert image is not None
+    assert image.size == (24, 40)
 
 
 def test_page(shards: Path, tmp_path: Path) -> None:

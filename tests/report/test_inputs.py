@@ -136,6 +136,21 @@ def test_large_pictures_of_any_mode_become_thumbnails(tmp_path: Path) -> None:
         assert (image.mode, image.format) == ("RGB", "JPEG")
 
 
+def test_turned_pictures_stand_upright_and_deep_ones_are_not_white(tmp_path: Path) -> None:
+    turned, deep = BytesIO(), BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (400, 300)).save(turned, "JPEG", exif=exif)
+    Image.new("I;16", (200, 150), 128 << 8).save(deep, "PNG")
+    entry = GalleryEntry("vqa", "q", [], "What?", "a", "b", False)
+    write_gallery(tmp_path, [(entry, [turned.getvalue(), deep.getvalue()])])
+    (read,) = read_gallery(tmp_path / "gallery.json")
+    upright, gray = (Image.open(tmp_path / name) for name in read.images)
+    assert upright.size == (240, 320)
+    assert not upright.getexif()
+    assert gray.getpixel((9, 9)) == (128, 128, 128)
+
+
 def test_small_pictures_keep_their_pixels_and_broken_ones_are_left_out(tmp_path: Path) -> None:
     buffer = BytesIO()
     Image.new("RGB", (48, 48), (1, 2, 3)).save(buffer, "PNG")

@@ -201,7 +201,6 @@ def by_generate(work: Workload, batches: Iterator[Batch]) -> dict[str, str]:
 
 def build(folder: Path, vision: VisionEncoder, grid: int) -> VLModel:
     """The model, its config written into a folder."""
-    torch.manual_seed(0)
     shipped = json.loads(find("recipes/backbones/bart-base.json").read_text("utf-8"))
     file = folder.parent / "bart.json"
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -273,7 +273,6 @@ def run(desk: Path) -> Path:
     write_world(desk)
     recipe = world_recipe(desk, desk / "runs" / "vqa")
     tokenizer = recipe.backbone.load_tokenizer()
-    torch.manual_seed(0)
     model = build_model(recipe.model, list(recipe.tasks), torch.float32, tokenizer)
     folder = desk / "runs" / "vqa" / "artifact"
     folder.parent.mkdir(parents=True)

@@ -272,6 +272,7 @@ class Recipe:
             train_norms=self.train_norms,
             train_visual_embedding=self.train_visual_embedding,
             activation_checkpointing=self.training.activation_checkpointing,
+            seed=self.seed,
         )
 
 

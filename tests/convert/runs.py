@@ -75,7 +75,6 @@ def recipe_with(family: str, name: str, world: Path, folder: Path) -> Recipe:
 def made_run(recipe: Recipe, seed: int = 0, spread: float = 0.1) -> LoadedRun:
     """A run whose trained weights follow from the seed; all others are the same for all seeds."""
     tokenizer = recipe.backbone.load_tokenizer()
-    torch.manual_seed(2)
     model = build_model(recipe.model, list(recipe.tasks), torch.float32, tokenizer)
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -92,8 +92,8 @@ def test_sources_of_the_visual_part(tmp_path: Path) -> None:
         ),
         visual_embedding=VisualEmbeddingConfig(weights=str(tmp_path / "bridge.safetensors")),
         train_visual_embedding=False,
+        seed=7,
     )
-    torch.manual_seed(7)
     second = build_model(config, ["vqa"], torch.float32, range(60))
     visual = {n for n, _ in second.unique_state() if n.startswith("vis")}
     assert second.sources.names == visual

@@ -76,8 +76,8 @@ def build(
     **fields: Any,
 ) -> VLModel:
     """A model from stored features of 3 x 3 cells, unless another encoder is given."""
-    torch.manual_seed(seed)
     config = ModelConfig(
+        seed=seed,
         backbone=source,
         vision=vision or StoredFeatures(dim=DIM, grid=GRID),
         visual_embedding=VisualEmbeddingConfig(),

@@ -75,7 +75,6 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 def test_cells_come_near_their_words_and_the_rest_stays(recipe: Recipe) -> None:
     tokenizer = recipe.backbone.load_tokenizer()
-    torch.manual_seed(0)
     model = build_model(recipe.model, ["gqa"], torch.float32, tokenizer)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}

@@ -133,7 +133,6 @@ def talkative(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def talkative_run(recipe: Recipe) -> Path:
     """All weights are large."""
     tokenizer = recipe.backbone.load_tokenizer()
-    torch.manual_seed(1)
     model = build_model(recipe.model, list(recipe.tasks), torch.float32, tokenizer)
     with torch.no_grad():
         for parameter in model.parameters():

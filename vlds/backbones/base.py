@@ -41,7 +41,8 @@ class LoadedBackbone:
     source_names: frozenset[str] = frozenset()
     """Parameters and buffers that are the checkpoint's, bit for bit."""
     source_rows: Mapping[str, int] = field(default_factory=dict)
-    """Tables with new rows -> number of leading rows that are the checkpoint's."""
+    """Tables with new rows -> number of leading rows that are the checkpoint's. `build_model` draws
+    the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,8 +260,6 @@ class Backbone(ABC):
             model.resize_token_embeddings(tokenizer_len, mean_resizing=False)
             weight = model.get_input_embeddings().weight
             resized = {name for name, tensor in unique_state(model) if tensor is weight}
-            if tokenizer_len > old_rows:
-                nn.init.normal_(weight.data[old_rows:], std=self.new_row_std)
             for name in resized:
                 names.discard(name)
                 rows[name] = min(old_rows, tokenizer_len)

@@ -103,7 +103,6 @@ def target_of_recipe(recipe: Recipe) -> Target:
     """A recipe's model, where only its sources have filled anything."""
     say("building the recipe's model")
     tokenizer = recipe.backbone.load_tokenizer()
-    torch.manual_seed(recipe.seed)
     model = build_model(recipe.model, list(recipe.tasks), torch.float32, tokenizer).eval()
     missing = {key.partition("[")[0] for key in own_parts(model)}
     return Target(LoadedRun(recipe, tokenizer, model), missing)

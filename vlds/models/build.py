@@ -17,6 +17,8 @@ from vlds.backbones.base import Backbone
 from vlds.methods.base import Method, pattern_of
 from vlds.methods.routing import TaskRouting
 from vlds.models.counts import Counts
+from vlds.models.draws import draw_by_name, draw_rows
+from vlds.models.tape import Tape
 from vlds.models.visual_embedding import VisualEmbedding, VisualEmbeddingConfig
 from vlds.models.vl_model import Sources, VLModel
 from vlds.vision.base import VisionEncoder, freeze, load_weights, on_meta
@@ -38,6 +40,8 @@ class ModelConfig:
     train_norms: bool = False
     train_visual_embedding: bool = True
     activation_checkpointing: bool = False
+    seed: int = 0
+    """Of the weights that no source fills: each is drawn by this seed and its name."""
 
     def __post_init__(self) -> None:
         for name, method in self.methods.items():
@@ -72,11 +76,35 @@ class ModelConfig:
 def build_model(
     config: ModelConfig, tasks: Sequence[str], dtype: torch.dtype, tokenizer: Any
 ) -> VLModel:
-    """A model in evaluation of nothing and training of what its methods name.
+    """A model in which only the weights that its methods name train. Weights that no source fills
+    are drawn by `config.seed` and their names.
 
     Inside `torch.device("meta")` it has shapes only, and `tokenizer` may be None: then the sizes
     come from the backbone's config. Errors: ValueError where parts do not fit each other.
     """
+    with Tape() as tape:
+        model = build_parts(config, dtype, tokenizer)
+    sourced = {*model.sources.names, *model.sources.rows}
+    if not on_meta():
+        draw_by_name(model, tape, config.seed, keep=sourced)
+        draw_rows(model, model.sources.rows, config.backbone.new_row_std, config.seed)
+    with Tape() as tape:
+        trained = attach_methods(config, model, tasks)
+    if not on_meta():
+        draw_by_name(model, tape, config.seed, keep=sourced)
+    use_extensions(model.backbone)
+    model.parts = {name: trained[id(p)] for name, p in model.named_parameters() if id(p) in trained}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in model.parts)
+    drop_trained_sources(model)
+    if config.activation_checkpointing:
+        enable_checkpointing(model.backbone)
+    return model
+
+
+def build_parts(config: ModelConfig, dtype: torch.dtype, tokenizer: Any) -> VLModel:
+    """Vision encoder, visual embedding and backbone, frozen, and which of their tensors sources
+    have filled."""
     family = config.backbone
     size = len(tokenizer) if tokenizer is not None else family.vocabulary_size()
     loaded = family.load(size, dtype)
@@ -98,14 +126,6 @@ def build_model(
         names=frozenset(find_source_names(config, model, loaded.source_names)),
         rows={BACKBONE_PREFIX + name: rows for name, rows in loaded.source_rows.items()},
     )
-    trained = attach_methods(config, model, tasks)
-    use_extensions(model.backbone)
-    model.parts = {name: trained[id(p)] for name, p in model.named_parameters() if id(p) in trained}
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in model.parts)
-    drop_trained_sources(model)
-    if config.activation_checkpointing:
-        enable_checkpointing(model.backbone)
     return model
 
 

@@ -1,4 +1,4 @@
-"""Stage 3 partitions the frozen backbone while it is loaded."""
+"""Stage 3 partitions the frozen backbone while it is loaded; a tensor of it can be made whole."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from torch import Tensor
 from transformers.integrations import deepspeed as hf_deepspeed
 
 
@@ -35,3 +36,16 @@ def partitioned_loading(config: Mapping[str, Any]) -> Iterator[None]:
         yield
     finally:
         hf_deepspeed.unset_hf_deepspeed_config()
+
+
+@contextmanager
+def whole(tensor: Tensor) -> Iterator[None]:
+    """Inside, a tensor that stage 3 has partitioned is whole on every rank. What was written into
+    it is partitioned again; the first rank's values count. Collective."""
+    if not hasattr(tensor, "ds_tensor"):
+        yield
+        return
+    import deepspeed  # seconds, and needed only here
+
+    with deepspeed.zero.GatheredParameters(tensor, modifier_rank=0):
+        yield

@@ -172,7 +172,6 @@ def open_stream(recipe: Recipe, ranks: Ranks, prepared: Prepared, tokenizer: Any
 
 def load_model(recipe: Recipe, prepared: Prepared, tokenizer: Any, ranks: Ranks) -> VLModel:
     """Build the model, aligned if the recipe says so, in the run's precision."""
-    torch.manual_seed(recipe.seed)
     dtype = PRECISIONS[recipe.training.precision]
     if recipe.alignment is None:
         with partitioned_loading(prepared.deepspeed):

@@ -1,0 +1,347 @@
+"""A weight's initial value depends on the seed and its name, and on nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tests.models.test_partitioned import start, whole_state
+from tests.models.toys import (
+    DIM,
+    GRID,
+    TASKS,
+    VOCABULARY,
+    backbone,
+    build,
+    hf_config,
+    saved_backbone,
+)
+from tests.rank_pool import RankPool
+from vlds.backbones import T5, Backbone, Bart
+from vlds.methods import (
+    IA3,
+    Adapter,
+    BitFit,
+    Compacter,
+    DecoderPromptTuning,
+    Hyperformer,
+    LoRA,
+    LowRankAdapter,
+    Method,
+    PrefixTuning,
+    PromptTuning,
+)
+from vlds.methods.base import LinearExtension, extend_linear, find_linears
+from vlds.methods.routing import TaskRouting
+from vlds.models.build import ModelConfig, attach_methods, build_model, build_parts
+from vlds.models.draws import draw_by_name, seed_of
+from vlds.models.partitioned_loading import partitioned_loading
+from vlds.models.tape import Tape
+from vlds.models.vl_model import VLModel
+from vlds.schema import TargetModules
+from vlds.vision import ClipVision, ConvNet, StoredFeatures, Timm, VisionEncoder
+
+FAMILIES = pytest.mark.parametrize("family", [T5, Bart])
+MISSING = {
+    T5: "encoder.block.1.layer.0.SelfAttention.q.weight",
+    Bart: "model.encoder.layers.1.fc1.weight",
+}
+"""A tensor that a damaged checkpoint leaves out."""
+
+VISION = ConvNet(image_size=12, grid=3, widths=[4, 8])
+CLIP_SIZES = {
+    "model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 64,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 16,
+    "projection_dim": 16,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise(Method):
+    """A user's method, which draws as it likes."""
+
+    def attach(
+        self,
+        name: str,
+        model: nn.Module,
+        targets: TargetModules,
+        tasks: Sequence[str],
+        routing: TaskRouting,
+    ) -> list[nn.Parameter]:
+        trained: list[nn.Parameter] = []
+        for path, linear in find_linears(model, targets, "attn_q").items():
+            module = NoiseModule(linear)
+            extend_linear(model, path, name, module)
+            trained += module.parameters()
+        return trained
+
+
+class NoiseModule(LinearExtension):
+    """Rows of a table, a layer, and a fixed direction that is no parameter."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        options: dict[str, Any] = {"dtype": linear.weight.dtype, "device": linear.weight.device}
+        self.table = nn.Parameter(0.3 * torch.randn(6, linear.out_features, **options) + 1)
+        self.layer = nn.Linear(linear.in_features, linear.out_features, **options)
+        square = nn.init.orthogonal_(torch.empty(linear.out_features, linear.in_features), gain=2.0)
+        self.layer.weight.data.copy_(square)
+        self.register_buffer("direction", torch.rand(linear.out_features, **options))
+        self.start = nn.Parameter(self.table[0].detach().clone())
+
+    def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        return outputs + self.layer(inputs) * (self.table.mean(0) - self.start + self.direction)
+
+
+def every_kind(family: type[Backbone]) -> dict[str, Method]:
+    """A method of each kind."""
+    methods: dict[str, Method] = {
+        "adapter": Adapter(sharing="multiple", reduction=4, layer_norm_before=True),
+        "identity": Adapter(reduction=2, init="identity"),
+        "compacter": Compacter(reduction=4, rule="everywhere"),
+        "low_rank": LowRankAdapter(reduction=4, sharing="half_shared_up"),
+        "hyper": Hyperformer(reduction=4, task_dim=6, hidden_dim=5, projected_dim=4),
+        "lora": LoRA(rank=2, sharing="multiple", train_biases=False),
+        "ia3": IA3(sharing="multiple"),
+        "bitfit": BitFit(add_biases=True),
+        "prompts": PromptTuning(length=3, hidden_dim=5, sharing="multiple"),
+        "prefixes": PrefixTuning(length=3, hidden_dim=5),
+        "noise": Noise(),
+    }
+    if family is Bart:
+        methods["decoder_prompts"] = DecoderPromptTuning(length=3, hidden_dim=5)
+    return methods
+
+
+def everything(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name."""
+    return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+def sources(family: type[Backbone], folder: Path) -> dict[str, Backbone]:
+    """Random weights, and a checkpoint with fewer words than the tokenizer and without a tensor."""
+    saved = saved_backbone(family, folder / "saved")
+    file = folder / "saved" / "model.safetensors"
+    tensors = load_file(file)
+    del tensors[MISSING[family]]
+    save_file(tensors, file, {"format": "pt"})
+    spread = {"embedding_std": 0.1} if family is T5 else {}
+    return {"config": backbone(family, folder, **spread), "path": saved}
+
+
+def model_of(source: Backbone, backwards: bool = False, **fields: Any) -> VLModel:
+    """All kinds of methods, in this order or the other, behind a random vision encoder."""
+    methods = every_kind(type(source))
+    if backwards:
+        methods = dict(reversed(methods.items()))
+    return build(source, methods, vision=VISION, **fields)
+
+
+def built_on_a_rank(source: Backbone, stage: int) -> dict[str, Any]:
+    """All tensors of a model as DeepSpeed holds it, built after other draws on each rank."""
+    import deepspeed
+
+    start()
+    torch.manual_seed(torch.distributed.get_rank())
+    zero = {"stage": stage, "stage3_param_persistence_threshold": 0}
+    config = {"train_micro_batch_size_per_gpu": 4, "zero_optimization": zero}
+    with partitioned_loading(config):
+        model = model_of(source, backwards=torch.distributed.get_world_size() == 2)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    partitioned = sum(hasattr(p, "ds_tensor") for p in model.parameters())
+    engine = deepspeed.initialize(
+        model=model,
+        model_parameters=trained,
+        optimizer=torch.optim.AdamW(trained),
+        config=config,
+    )[0]
+    state = whole_state(model)
+    engine.destroy()
+    return {"state": state, "partitioned": partitioned}
+
+
+FAST = [("T5", "path", 3), ("Bart", "config", 2)]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "stage"),
+    [
+        pytest.param(*case, marks=() if case in FAST else pytest.mark.slow)
+        for case in product(("T5", "Bart"), ("config", "path"), (1, 2, 3))
+    ],
+)
+def test_the_stage_and_the_ranks_change_nothing(
+    name: str,
+    kind: str,
+    stage: int,
+    ranks1: RankPool,
+    ranks2: RankPool,
+    ranks4: RankPool,
+    tmp_path: Path,
+) -> None:
+    source = sources({"T5": T5, "Bart": Bart}[name], tmp_path)[kind]
+    expected = dict(model_of(source).unique_state())
+    pools = (ranks2, ranks4) if (name, kind, stage) in FAST else (ranks1, ranks2, ranks4)
+    for pool in pools:
+        for result in pool.run(built_on_a_rank, source, stage):
+            assert (result["partitioned"] > 0) == (stage == 3 and kind == "path")
+            assert result["state"].keys() == expected.keys()
+            for key, tensor in expected.items():
+                assert torch.equal(result["state"][key], tensor), key
+
+
+def drawn_names(model: VLModel, other: VLModel) -> set[str]:
+    """Tensors that differ between two models."""
+    mine, others = everything(model), everything(other)
+    assert mine.keys() == others.keys()
+    return {name for name, tensor in mine.items() if not torch.equal(tensor, others[name])}
+
+
+@FAMILIES
+def test_order_and_earlier_draws_change_nothing(family: type[Backbone], tmp_path: Path) -> None:
+    for source in sources(family, tmp_path).values():
+        first = model_of(source)
+        torch.manual_seed(5)
+        assert not drawn_names(first, model_of(source, backwards=True))
+        alone = everything(build(source, {"lora": every_kind(family)["lora"]}, vision=VISION))
+        others = everything(first)
+        assert any("lora" in name for name in alone)
+        for name, tensor in alone.items():
+            assert torch.equal(tensor, others[name]), name
+
+
+@FAMILIES
+def test_another_seed_draws_every_random_tensor_otherwise(
+    family: type[Backbone], tmp_path: Path
+) -> None:
+    source = sources(family, tmp_path)["config"]
+    first, second = model_of(source), model_of(source, seed=1)
+    drawn = drawn_names(first, second)
+    for name, tensor in everything(first).items():
+        constant = tensor.float().std(correction=0) == 0
+        assert constant != (name in drawn), name
+    assert {name.split(".")[0] for name in drawn} == {"backbone", "vision", "visual_embedding"}
+    assert any(name.endswith("noise.direction") for name in drawn)
+
+
+@FAMILIES
+def test_no_two_tensors_are_alike(family: type[Backbone], tmp_path: Path) -> None:
+    source = sources(family, tmp_path)["config"]
+    model = model_of(source)
+    drawn = drawn_names(model, model_of(source, seed=1))
+    tensors = everything(model)
+    copies = {name for name in drawn if name.endswith("noise.start")}
+    for name in copies:
+        assert torch.equal(tensors[name], tensors[name.replace("start", "table")][0])
+    firsts = [tensors[name].flatten()[:3] for name in drawn - copies if tensors[name].numel() > 2]
+    # Whatever the scale: the numbers of one generator have the same ratios.
+    assert len({tuple((first / first[0]).tolist()) for first in firsts}) == len(firsts)
+
+
+@FAMILIES
+def test_bf16_is_fp32_rounded(family: type[Backbone], tmp_path: Path) -> None:
+    for source in sources(family, tmp_path).values():
+        exact, rounded = model_of(source), model_of(source, dtype=torch.bfloat16)
+        for name, tensor in everything(exact).items():
+            found = everything(rounded)[name]
+            assert torch.equal(found, tensor.to(found.dtype)), name
+
+
+def moments(tensor: Tensor) -> tuple[float, float]:
+    """Standard deviation, and the fourth moment in its units: 3 for normal values, 1.8 for uniform
+    ones."""
+    centred = tensor.double() - tensor.double().mean()
+    std = centred.square().mean().sqrt().item()
+    return std, (centred**4).mean().item() / std**4
+
+
+@FAMILIES
+def test_values_are_spread_as_the_constructors_spread_them(
+    family: type[Backbone], tmp_path: Path
+) -> None:
+    """Against the same model as its constructors left it."""
+    sizes = hf_config(family, 400) | {"d_model": 128}
+    sizes |= {"d_kv": 16, "d_ff": 96} if family is T5 else {"encoder_ffn_dim": 96}
+    file = tmp_path / "wide.json"
+    file.write_text(json.dumps(sizes), encoding="utf-8")
+    config = ModelConfig(
+        backbone=family(config=str(file), extra_tokens=0, visual_tokens=12),
+        vision=ConvNet(image_size=12, grid=3, widths=[32, 64], add_mean=True),
+        methods=every_kind(family),
+    )
+    drawn = everything(build_model(config, TASKS, torch.float32, range(400)))
+    torch.manual_seed(1)
+    left = build_parts(config, torch.float32, range(400))
+    attach_methods(config, left, TASKS)
+    large = 0
+    for name, tensor in everything(left).items():
+        if tensor.is_floating_point() and tensor.numel() > 1 and tensor.std() > 0:
+            (std, fourth), (other, other_fourth) = moments(drawn[name]), moments(tensor)
+            assert std == pytest.approx(other, rel=4 / tensor.numel() ** 0.5), name
+            if tensor.numel() > 2000:
+                assert fourth == pytest.approx(other_fourth, rel=0.15), name
+                large += 1
+        else:
+            assert torch.equal(tensor, drawn[name]), name
+    assert large > 60
+
+
+def test_new_rows_do_not_depend_on_their_number(tmp_path: Path) -> None:
+    source = saved_backbone(T5, tmp_path)
+    table = build(source).backbone.shared.weight
+    config = ModelConfig(backbone=source, vision=StoredFeatures(dim=DIM, grid=GRID))
+    longer = build_model(config, TASKS, torch.float32, range(VOCABULARY + 7)).backbone.shared.weight
+    assert torch.equal(longer[:VOCABULARY], table)
+    new = longer[40:]
+    assert len({tuple(row.tolist()) for row in new}) == VOCABULARY + 7 - 40
+    assert new.std().item() == pytest.approx(1.0, rel=0.1)
+
+
+@pytest.mark.parametrize("encoder", ["clip", "timm"])
+def test_encoders_of_other_libraries(encoder: str, tmp_path: Path) -> None:
+    """Both draw in ways of their own: truncated, scaled, several times."""
+    vision: VisionEncoder = Timm(model="vit_tiny_patch16_224", image_size=48)
+    if encoder == "clip":
+        file = tmp_path / "clip.json"
+        file.write_text(json.dumps(CLIP_SIZES), encoding="utf-8")
+        vision = ClipVision(config=str(file))
+    source = backbone(T5, tmp_path)
+    first, second = build(source, vision=vision), build(source, vision=vision)
+    assert not drawn_names(first, second)
+    drawn = drawn_names(first, build(source, vision=vision, seed=1))
+    left = everything(
+        build_parts(ModelConfig(backbone=source, vision=vision), torch.float32, range(60))
+    )
+    for name, tensor in everything(first).items():
+        if name.startswith("vision.") and tensor.is_floating_point():
+            assert (name in drawn) == bool(tensor.std() > 0), name
+            assert tensor.std().item() == pytest.approx(left[name].std().item(), rel=0.2), name
+
+
+def test_a_build_leaves_the_generator_where_its_constructors_leave_it() -> None:
+    with Tape() as tape:
+        layer = nn.Linear(3, 4)
+    before = torch.get_rng_state()
+    draw_by_name(layer, tape, 0, ())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def seeds(names: Sequence[str]) -> list[int]:
+    """What names give in another process."""
+    return [seed_of(3, name) for name in names]
+
+
+def test_processes_agree_on_seeds(ranks2: RankPool) -> None:
+    names = ["backbone.shared.weight", "a", "b"]
+    expected = seeds(names)
+    assert ranks2.run(seeds, names) == [expected] * 2
+    assert len({*expected, seed_of(4, "a"), seed_of(3, "a", 1)}) == 5

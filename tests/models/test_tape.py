@@ -1,0 +1,138 @@
+"""The tape notes what is behind random tensors, and runs it again."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vlds.models.tape import Tape
+
+SEED = 11
+
+
+def replayed(tape: Tape, tensor: Tensor, seed: int = SEED) -> Tensor:
+    """A tensor's values, with all that is drawn behind it under one seed after another."""
+    place = tape.place_of(tensor)
+    assert place is not None
+    steps = tape.behind(place)
+    draws = [number for number in steps if tape.steps[number].draws]
+    return tape.replay(steps, place, {n: seed + count for count, n in enumerate(draws)})
+
+
+def scaled() -> Tensor:
+    return nn.Parameter(torch.randn(3, 4) * torch.tensor([1.0, 2.0, 3.0, 4.0]))
+
+
+def padded() -> Tensor:
+    return nn.Embedding(5, 4, padding_idx=2).weight
+
+
+def orthogonal() -> Tensor:
+    return nn.init.orthogonal_(torch.empty(4, 6))
+
+
+def truncated() -> Tensor:
+    return nn.init.trunc_normal_(torch.empty(4, 6), std=0.02)
+
+
+def partly() -> Tensor:
+    weight = torch.arange(12.0).view(3, 4).clone()
+    weight[1:].normal_()
+    return weight
+
+
+def masked() -> Tensor:
+    return torch.ones(40).masked_fill(torch.rand(40) < 0.5, 0.0)
+
+
+def sliced() -> Tensor:
+    return torch.randn(6, 4).chunk(2)[1]
+
+
+def transposed() -> Tensor:
+    return torch.randn(6, 4).T.contiguous()
+
+
+ONE_DRAW: list[Callable[[], Tensor]] = [
+    scaled, padded, orthogonal, truncated, partly, masked, sliced, transposed,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", ONE_DRAW)
+def test_a_replay_is_what_the_seed_makes(make: Callable[[], Tensor]) -> None:
+    with torch.no_grad():
+        torch.manual_seed(SEED)
+        expected = make()
+        with Tape() as tape:
+            torch.randn(7)  # other draws before it change nothing
+            tensor = make()
+        assert not torch.equal(tensor, expected)
+        assert torch.equal(replayed(tape, tensor), expected)
+        assert not torch.equal(replayed(tape, tensor, SEED + 1), expected)
+
+
+def test_values_are_drawn_in_float32_whatever_the_type() -> None:
+    values = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        with Tape() as tape:
+            made = [
+                nn.init.uniform_(torch.empty(8, 8, dtype=dtype)),
+                torch.randn(8, 8, dtype=dtype) * 0.02,
+                nn.Linear(8, 8).to(dtype).weight,
+            ]
+        values[dtype] = [replayed(tape, tensor) for tensor in made]
+    for one, other in zip(*values.values(), strict=True):
+        assert other.dtype == torch.float32
+        assert torch.equal(one, other)
+
+
+def test_what_is_written_over_is_random_no_more() -> None:
+    with torch.no_grad(), Tape() as tape:
+        weight = torch.randn(3, 4)
+        weight.zero_()
+        loaded = torch.randn(3, 4)
+        loaded.copy_(torch.ones(3, 4))
+        again = torch.ones(3, 4).normal_()
+        plain = torch.ones(3, 4) * 2
+    assert [tape.place_of(t) is None for t in (weight, loaded, again, plain)] == [
+        True, True, False, True,
+    ]  # fmt: skip
+
+
+def test_only_the_last_whole_draw_counts() -> None:
+    with torch.no_grad(), Tape() as tape:
+        layer = nn.Linear(3, 4)
+        nn.init.normal_(layer.weight, std=0.5)
+        place = tape.place_of(layer.weight)
+        assert place is not None
+        assert len(tape.behind(place)) == 1
+
+
+def test_copies_see_the_numbers_of_the_original() -> None:
+    with torch.no_grad(), Tape() as tape:
+        first = nn.Linear(3, 4)
+        second = copy.deepcopy(first)
+        difference = first.weight - second.weight
+        first.weight.normal_()
+    assert torch.equal(replayed(tape, difference), torch.zeros(4, 3))
+    assert not torch.equal(replayed(tape, second.weight), replayed(tape, first.weight))
+
+
+def test_a_generator_of_the_constructor_s_own_does_not_count() -> None:
+    with Tape() as tape:
+        own = torch.Generator().manual_seed(3)
+        tensor = torch.empty(3, 4).normal_(generator=own)
+    torch.manual_seed(SEED)
+    expected = torch.empty(3, 4).normal_()
+    assert torch.equal(replayed(tape, tensor), expected)
+
+
+def test_memory_that_was_freed_is_not_taken_for_another() -> None:
+    with Tape() as tape:
+        for _ in range(50):
+            torch.randn(1000)
+            assert tape.place_of(torch.ones(1000)) is None

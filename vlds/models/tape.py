@@ -1,0 +1,238 @@
+"""A tape of the operations behind random tensors, which can run them again.
+
+Inside `with Tape() as tape`, torch works as usual. Every operation that draws, and every operation
+that reads or changes what was drawn, is noted: `nn.init.normal_(weight)`, `0.02 * torch.randn(3)`,
+`weight[padding].zero_()`, `module.to(torch.bfloat16)`. `behind` finds the steps that gave a tensor
+its values; `replay` runs them in float32 on the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+Storage: TypeAlias = StorageWeakRef
+"""Names the memory of a tensor, even after that was freed."""
+FILLS = frozenset(
+    {
+        "normal_", "uniform_", "random_", "bernoulli_", "exponential_", "log_normal_", "cauchy_",
+        "geometric_", "copy_", "fill_", "zero_",
+    }
+)  # fmt: skip
+"""In-place operations whose result does not depend on the old values."""
+
+
+@dataclass(frozen=True)
+class View:
+    """Where a tensor lies in its storage."""
+
+    storage: Storage
+    numel: int
+    """Elements of the whole storage."""
+    size: torch.Size
+    stride: tuple[int, ...]
+    offset: int
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> View:
+        """The place of a tensor."""
+        numel = tensor.untyped_storage().nbytes() // tensor.element_size()
+        place = tensor.size(), tensor.stride(), tensor.storage_offset()
+        return cls(storage_of(tensor), numel, *place, tensor.dtype)
+
+    def within(self, memory: Tensor) -> Tensor:
+        """The same place in other memory."""
+        return memory.as_strided(self.size, self.stride, self.offset)
+
+
+@dataclass(frozen=True)
+class Step:
+    """An operation that made or changed random tensors."""
+
+    function: Any
+    args: Any
+    """Its arguments, with a `View` in place of each random tensor."""
+    kwargs: Any
+    made: Sequence[tuple[int, View]]
+    """Number and place of each output that has memory of its own."""
+    changed: frozenset[Storage] = frozenset()
+    """What the operation writes into."""
+    fills: bool = False
+    """True if the old values of `changed` do not matter."""
+
+    @property
+    def draws(self) -> bool:
+        """True if the operation asks for random numbers."""
+        return torch.Tag.nondeterministic_seeded in self.function.tags
+
+    @property
+    def writes(self) -> frozenset[Storage]:
+        """Where its results are."""
+        return self.changed | {view.storage for _, view in self.made}
+
+    @property
+    def reads(self) -> frozenset[Storage]:
+        """Random storages that its results depend on."""
+        leaves = pytree.tree_leaves((self.args, self.kwargs))
+        found = frozenset(leaf.storage for leaf in leaves if isinstance(leaf, View))
+        return found - self.changed if self.fills else found
+
+
+class Tape(TorchDispatchMode):
+    """Notes the operations behind random tensors while it is entered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[Step] = []
+        self._writers: dict[Storage, list[int]] = {}
+        """Random storage -> numbers of the steps that write into it, in order."""
+        self._parameters: Any = WeakIdKeyDictionary()
+        """Parameter -> its place when it was last written. ZeRO-3 takes that memory away."""
+
+    def place_of(self, tensor: Tensor) -> View | None:
+        """Where the tape knows a tensor's values from; None if they are not random."""
+        places = (View.of(tensor), self._parameters.get(tensor)) if has_memory(tensor) else ()
+        return next((p for p in places if p is not None and p.storage in self._writers), None)
+
+    def behind(self, place: View) -> list[int]:
+        """Numbers of the steps that gave the values at a place, in order."""
+        chosen: set[int] = set()
+        wanted = [(place.storage, len(self.steps))]
+        while wanted:
+            storage, end = wanted.pop()
+            for number in reversed(self._writers[storage]):
+                if number < end:
+                    step = self.steps[number]
+                    if number not in chosen:
+                        chosen.add(number)
+                        wanted += [(read, number) for read in step.reads]
+                    if step.fills or storage not in step.changed:
+                        break
+        return sorted(chosen)
+
+    def replay(self, numbers: Iterable[int], place: View, seeds: Mapping[int, int]) -> Tensor:
+        """The values at a place, from the steps behind it; step n draws under `seeds[n]`.
+
+        Seeds the default generator.
+        """
+        memory: dict[Storage, Tensor] = {}
+
+        def restored(leaf: Any) -> Any:
+            if isinstance(leaf, View):
+                if leaf.storage not in memory:
+                    memory[leaf.storage] = torch.empty(leaf.numel, dtype=precise(leaf.dtype))
+                return leaf.within(memory[leaf.storage])
+            return leaf
+
+        for number in numbers:
+            step = self.steps[number]
+            if number in seeds:
+                torch.default_generator.manual_seed(seeds[number])
+            args, kwargs = pytree.tree_map(restored, (step.args, step.kwargs))
+            outputs = pytree.tree_leaves(step.function(*args, **kwargs))
+            memory |= {view.storage: outputs[index] for index, view in step.made}
+        return place.within(memory[place.storage])
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function.is_view or not self._concerns(function, args, kwargs):
+            return function(*args, **kwargs)
+        inputs = {storage_of(tensor) for tensor in tensors_in((args, kwargs))}
+        changed = list(changed_by(function, args, kwargs))
+        fills = function.overloadpacket.__name__ in FILLS and all(map(is_whole, changed))
+        for tensor in changed:
+            self._begin(tensor, fills)
+        noted_args, noted_kwargs = pytree.tree_map(self._noted, (args, kwargs))
+        outputs = function(*args, **kwargs)
+        made = [
+            (index, View.of(leaf))
+            for index, leaf in enumerate(pytree.tree_leaves(outputs))
+            if has_memory(leaf) and storage_of(leaf) not in inputs
+        ]
+        places = frozenset(map(storage_of, changed))
+        self._keep(Step(function, noted_args, noted_kwargs, made, places, fills))
+        return outputs
+
+    def _concerns(self, function: Any, args: Any, kwargs: Any) -> bool:
+        if torch.Tag.nondeterministic_seeded in function.tags:
+            return True
+        tensors = tensors_in((args, kwargs)) if self._writers else iter(())
+        return any(storage_of(tensor) in self._writers for tensor in tensors)
+
+    def _begin(self, tensor: Tensor, fills: bool) -> None:
+        """Make known what is about to change, with its present values if they matter."""
+        storage = storage_of(tensor)
+        if isinstance(tensor, nn.Parameter):
+            self._parameters[tensor] = View.of(tensor)
+        if storage not in self._writers:
+            self._writers[storage] = []
+            if not fills:
+                memory = tensor.new_empty(0).set_(tensor.untyped_storage())
+                values = memory.to(precise(memory.dtype), copy=True)
+                clone = torch.ops.aten.clone.default
+                self._keep(Step(clone, (values,), {}, [(0, View.of(memory))]))
+
+    def _keep(self, step: Step) -> None:
+        if step.fills and not step.draws and not step.reads:
+            for storage in step.changed:
+                del self._writers[storage]  # no longer random
+        elif step.writes:
+            for storage in step.writes:
+                self._writers.setdefault(storage, []).append(len(self.steps))
+            self.steps.append(step)
+
+    def _noted(self, leaf: Any) -> Any:
+        """An argument as `replay` needs it."""
+        if has_memory(leaf):
+            if storage_of(leaf) in self._writers:
+                return View.of(leaf)
+            return leaf.detach().to("cpu", precise(leaf.dtype), copy=True)
+        if isinstance(leaf, torch.dtype):
+            return precise(leaf)
+        if isinstance(leaf, torch.device):
+            return torch.device("cpu")
+        return None if isinstance(leaf, torch.Generator) else leaf
+
+
+def storage_of(tensor: Tensor) -> Storage:
+    """The memory of a tensor."""
+    return StorageWeakRef(tensor.untyped_storage())
+
+
+def has_memory(leaf: Any) -> bool:
+    """True for a tensor with values in one block of memory."""
+    return isinstance(leaf, Tensor) and leaf.layout is torch.strided and leaf.device.type != "meta"
+
+
+def is_whole(tensor: Tensor) -> bool:
+    """True if a tensor covers its storage."""
+    return tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
+
+
+def precise(dtype: torch.dtype) -> torch.dtype:
+    """The type that values of a type are drawn in."""
+    return torch.float32 if dtype.is_floating_point else dtype
+
+
+def tensors_in(arguments: Any) -> Iterator[Tensor]:
+    """Tensors with values among arguments."""
+    return filter(has_memory, pytree.tree_leaves(arguments))
+
+
+def changed_by(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
+    """The tensors that an operation writes into."""
+    declared = function._schema.arguments
+    given = dict(zip((argument.name for argument in declared), args, strict=False)) | kwargs
+    written = [a.name for a in declared if a.alias_info is not None and a.alias_info.is_write]
+    return tensors_in([given[name] for name in written if name in given])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from vlds.training.deepspeed_config import fill, plan_batches
+from tests.training.world import world_recipe
+from vlds.training.deepspeed_config import complete_deepspeed_config, fill, plan_batches
 
 
 def test_batch_is_cut_evenly() -> None:
@@ -42,3 +44,37 @@ def test_shipped_files_leave_to_the_recipe_what_it_decides(name: str, root: Path
     assert config["zero_optimization"]["stage"] == int(name[4])
     for field in ("train_batch_size", "gradient_accumulation_steps", "gradient_clipping"):
         assert config[field] == "auto"
+
+
+def completed(
+    folder: Path, precision: str = "bf16", stage: int = 2, **fields: Any
+) -> dict[str, Any]:
+    """A file with these fields, completed for a recipe."""
+    file = folder / "mine.json"
+    file.write_text(json.dumps({"zero_optimization": {"stage": stage}, **fields}))
+    recipe = world_recipe(folder, folder / "run", precision=precision)
+    return complete_deepspeed_config(file, recipe, plan_batches(8, 2, 2))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_gradients_are_summed_in_fp32(precision: str, tmp_path: Path) -> None:
+    config = completed(tmp_path, precision)
+    assert config["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert config["communication_data_type"] == "fp32"
+    assert completed(tmp_path, communication_data_type="auto") == completed(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"mine.json says data_types.grad_accum_dtype = bf16, .*fp32"
+    ):
+        completed(tmp_path, data_types={"grad_accum_dtype": "bf16"})
+
+
+def test_a_file_may_choose_half_the_traffic(tmp_path: Path) -> None:
+    config = completed(tmp_path, communication_data_type="bf16")
+    assert config["communication_data_type"] == "bf16"
+    assert config["data_types"] == {"grad_accum_dtype": "fp32"}
+
+
+def test_stage_1_does_not_go_with_bf16(tmp_path: Path) -> None:
+    assert completed(tmp_path, "fp32", 1)["zero_optimization"] == {"stage": 1}
+    with pytest.raises(ValueError, match=r"stage = 1, .*precision bf16; set 2"):
+        completed(tmp_path, "bf16", 1)

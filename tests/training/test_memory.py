@@ -32,6 +32,7 @@ def test_stages_and_offload_at_real_size(recipe: Recipe) -> None:
     assert one[ZERO2].trainable == four[ZERO2].trainable == 4 * 10_480_512
     assert one[ZERO2].optimizer == 12 * 10_480_512
     assert four[ZERO2].optimizer == 3 * 10_480_512
+    assert four[ZERO2].gradients == 10_480_512
     assert four[ZERO2].frozen == one[ZERO2].frozen > 4 * 220_000_000
     assert four[ZERO3].frozen == pytest.approx(four[ZERO2].frozen / 4, rel=0.02)
     # Adapters lie below the threshold of persistence: whole on each rank, beside the partition.
@@ -54,7 +55,7 @@ def test_the_command(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "What each of 2 ranks holds between steps, in fp32"
     assert lines[2].startswith(own[1])
-    assert len(lines) == 2 + 5 + 3
+    assert len(lines) == 2 + 5 + 4
 
 
 @pytest.mark.parametrize(

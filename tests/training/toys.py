@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from vlds.tasks import GQA, VQA, Caption, Task
 from vlds.training.deepspeed_config import BatchPlan, complete_deepspeed_config, plan_batches
 from vlds.training.engine import Engine, start_ranks
 from vlds.training.optim import parameter_groups, set_learning_rate
+from vlds.training.precision import PRECISIONS
 from vlds.vision import StoredFeatures
 
 FAMILIES: dict[str, type[Backbone]] = {"T5": T5, "Bart": Bart}
@@ -45,6 +46,7 @@ class Case:
     visual_rate: float | None = None
     clip_norm: float = 0.0
     parts: int = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
     persistence: int = 0
     """Tensors with fewer numbers stay whole; at 0 even these tiny ones are partitioned."""
 
@@ -82,14 +84,15 @@ def recipe(case: Case) -> Recipe:
             clip_norm=case.clip_norm,
             eps=EPS,
         ),
-        training=TrainingConfig(precision="fp32", deepspeed=str(folder / f"zero{case.stage}.json")),
+        training=TrainingConfig(
+            precision=case.precision, deepspeed=str(folder / f"zero{case.stage}.json")
+        ),
     )
 
 
 def build(run: Recipe) -> VLModel:
     """The recipe's model, the same in every process."""
-    torch.manual_seed(3)
-    return build_model(run.model, list(run.tasks), torch.float32, Words())
+    return build_model(run.model, list(run.tasks), PRECISIONS[run.training.precision], Words())
 
 
 def engine(case: Case) -> tuple[Engine, BatchPlan]:

@@ -65,20 +65,35 @@ def complete_deepspeed_config(path: Path, recipe: Recipe, plan: BatchPlan) -> di
         "bf16.enabled": recipe.training.precision == "bf16",
         # In fp32 it is always so: a step whose gradient is not finite changes nothing.
         "bf16.check_grad_overflow": True,
+        # In bf16, small gradients would vanish beside the sum of the micro-batches before them.
+        "data_types.grad_accum_dtype": "fp32",
     }
     for key, value in decided.items():
         fill(config, key, value, path)
-    stage = config.get("zero_optimization", {}).get("stage")
-    if stage not in (1, 2, 3):
-        raise ValueError(
-            f"training.deepspeed: {path} has zero_optimization.stage = {stage}; set 2 or 3"
-        )
+    # The same holds for the sum over ranks, but a file may choose half the traffic instead.
+    if config.get("communication_data_type", "auto") == "auto":
+        config["communication_data_type"] = "fp32"
+    check_stage(config.get("zero_optimization", {}).get("stage"), recipe, path)
     if "optimizer" in config or "scheduler" in config:
         raise ValueError(
             f"training.deepspeed: {path} holds an optimizer or scheduler; the recipe's "
             "`optimizer` section decides it"
         )
     return config
+
+
+def check_stage(stage: Any, recipe: Recipe, path: Path) -> None:
+    """Errors: ValueError for a stage that the engine cannot run."""
+    if stage not in (1, 2, 3):
+        raise ValueError(
+            f"training.deepspeed: {path} has zero_optimization.stage = {stage}; set 2 or 3"
+        )
+    if stage == 1 and recipe.training.precision == "bf16":
+        # DeepSpeed 0.19 takes an optimizer of another kind there, without partitioned gradients.
+        raise ValueError(
+            f"training.deepspeed: {path} has zero_optimization.stage = 1, which does not go with "
+            "training.precision bf16; set 2, which needs less memory, or 3"
+        )
 
 
 def fill(config: dict[str, Any], dotted: str, value: Any, path: Path) -> None:

@@ -24,6 +24,8 @@ from vlds.training.precision import PRECISIONS
 
 MASTER_BYTES = 12
 """AdamW's two moments and the master of a weight, each fp32."""
+SUM_BYTES = 4
+"""The sum of a weight's gradients over micro-batches, fp32."""
 GROUP_ALIGNMENT = 2
 """Stage 2 pads a group to a multiple of this number of elements on each rank."""
 PERSISTENCE = 100_000
@@ -41,12 +43,14 @@ class Held:
     frozen: int
     trainable: int
     optimizer: int
+    gradients: int
+    """Sums of gradients. Stage 3 keeps their memory between steps, stage 2 within a step."""
     offloaded: int = 0
     """Those of them that lie in the CPU's memory although the rank has a GPU."""
 
     @property
     def together(self) -> int:
-        """Weights and optimizer state."""
+        """Weights and optimizer state, without gradients."""
         return self.frozen + self.trainable + self.optimizer
 
 
@@ -72,7 +76,7 @@ def planned(
     offloaded = optimizer if moves(zero, "optimizer") else 0
     if moves(zero, "weights"):
         offloaded += sum(stored.values()) - whole
-    return Held(**stored, optimizer=optimizer, offloaded=offloaded)
+    return Held(**stored, optimizer=optimizer, gradients=own * SUM_BYTES, offloaded=offloaded)
 
 
 def group_share(parameters: Sequence[nn.Parameter], partitioned: bool, world_size: int) -> int:
@@ -122,11 +126,12 @@ def table(plan: Mapping[str, Held], recipe: Recipe, world_size: int) -> str:
     for file, held in plan.items():
         numbers = (held.frozen, held.trainable, held.optimizer, held.together, held.offloaded)
         lines.append(row(file, *(f"{number / 1e6:,.1f}" for number in numbers)))
+    sums = max(held.gradients for held in plan.values())
     lines += [
         "The first file is the recipe's. `in CPU`: in the CPU's memory, beside a GPU.",
-        "Gradients (at most as large as `trainable`), DeepSpeed's buckets and what the",
-        "backward pass needs come on top; that grows with data.micro_batch_size, now "
-        f"{batches.micro_batch_size}.",
+        f"Gradients come on top: fp32 sums ({sums / 1e6:,.1f}) and those of a micro-batch (at most",
+        "as large as `trainable`); so do DeepSpeed's buckets, and what the backward pass",
+        f"needs, which grows with data.micro_batch_size, now {batches.micro_batch_size}.",
     ]
     return "\n".join(lines)
 

@@ -11,10 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import T5Tokenizer
 
-from tests.models.toys import hf_config, save_own_head
+from tests.models.toys import DIM, GRID, TASKS, batch, hf_config, save_own_head
 from vlds.backbones import T5, Backbone, Bart
 from vlds.backbones.vocabulary import has_own_head
+from vlds.methods import IA3, LoRA
+from vlds.models.build import ModelConfig, build_model
+from vlds.schema import Decoding
+from vlds.vision import StoredFeatures
 
 FAMILIES = pytest.mark.parametrize("family", [T5, Bart])
 TABLES = {T5: "shared.weight", Bart: "model.shared.weight"}
@@ -189,3 +194,24 @@ def test_the_bias_behind_barts_head(in_file: bool, tmp_path: Path) -> None:
     assert torch.equal(loaded.model.final_logits_bias[:, :40], bias)
     assert not loaded.model.final_logits_bias[:, 40:].any()
     assert "final_logits_bias" not in loaded.source_names
+
+
+def test_a_folder_of_flan_t5_is_all_that_a_run_needs(tmp_path: Path) -> None:
+    """Weights, config and tokenizer, as a download has them: it trains and answers."""
+    save_own_head(T5, tmp_path)
+    words = ["<pad>", "</s>", "<unk>", *(f"w{n}" for n in range(37))]
+    T5Tokenizer(vocab=[(word, 0.0) for word in words], extra_ids=0).save_pretrained(tmp_path)
+    source = source_in(T5, tmp_path)
+    tokenizer = source.load_tokenizer()
+    assert len(tokenizer) == 52
+    config = ModelConfig(
+        backbone=source,
+        vision=StoredFeatures(dim=DIM, grid=GRID),
+        methods={"updates": LoRA(rank=2), "factors": IA3()},
+    )
+    model = build_model(config, TASKS, torch.float32, tokenizer)
+    assert model.sources.rows == {"backbone.shared.weight": 40, "backbone.lm_head.weight": 40}
+    model(batch(), torch.ones(4)).loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    answers = model.eval().answer(batch(), Decoding(num_beams=2, max_new_tokens=4))
+    assert len(answers) == 4

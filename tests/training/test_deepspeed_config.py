@@ -61,5 +61,5 @@ def test_a_file_may_choose_half_the_traffic(tmp_path: Path) -> None:
 
 def test_stage_1_does_not_go_with_bf16(tmp_path: Path) -> None:
     assert completed(tmp_path, "fp32", 1)["zero_optimization"] == {"stage": 1}
-    with pytest.raises(ValueError, match=r"stage = 1, .* precision bf16; set 2"):
+    with pytest.raises(ValueError, match=r"stage = 1, .*precision bf16; set 2"):
         completed(tmp_path, "bf16", 1)

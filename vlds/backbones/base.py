@@ -42,7 +42,8 @@ class LoadedBackbone:
     source_names: frozenset[str] = frozenset()
     """Parameters and buffers that are the checkpoint's, bit for bit."""
     source_rows: Mapping[str, int] = field(default_factory=dict)
-    """Tables with new rows -> number of leading rows that are the checkpoint's."""
+    """Tables with new rows -> number of leading rows that are the checkpoint's. `build_model` draws
+    the others."""
 
 
 @dataclass(frozen=True, kw_only=True)

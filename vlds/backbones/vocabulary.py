@@ -43,23 +43,22 @@ def give_own_head(model: Any, std: float | None) -> None:
 
 
 def holds_own_head(folder: Path, table: str) -> bool | None:
-    """True if a folder's safetensors hold a head that differs from `table`, None if it has no
-    safetensors."""
-    files = sorted(folder.glob("*.safetensors"))
+    """True if a folder's safetensors hold a head that differs from `table`, None if they hold
+    neither."""
     found: dict[str, torch.Tensor] = {}
-    for file in files:
+    for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as opened:
             names = {HEAD, table} & set(opened.keys())
             found |= {name: opened.get_tensor(name) for name in names}
-    if not files:
+    if not found:
         return None
     return len(found) == 2 and not torch.equal(found[HEAD], found[table])
 
 
 @torch.no_grad()
 def resize_vocabulary(model: Any, size: int) -> dict[str, int]:
-    """Give the tables `size` rows; name of each resized table -> number of leading rows that are
-    as before.
+    """Give the tables `size` rows, and make the config say whether they are tied; name of each
+    resized table -> number of leading rows that are as before.
 
     Whoever builds the model draws the new rows of the token table. New rows of a head of its own
     are the mean of the old ones: a new token's logit is then the mean of the others, so by Jensen's
@@ -73,6 +72,6 @@ def resize_vocabulary(model: Any, size: int) -> dict[str, int]:
     model.resize_token_embeddings(size, mean_resizing=False)
     table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     if size > old_rows and head is not table:
-        head.data[old_rows:] = head.data[:old_rows].float().mean(0)
+        head.data[old_rows:] = head.data[:old_rows].mean(0, dtype=torch.float32)
     kept = min(size, old_rows)
     return {name: kept for name, p in model.named_parameters() if p is table or p is head}

@@ -77,7 +77,8 @@ class ModelConfig:
 def build_model(
     config: ModelConfig, tasks: Sequence[str], dtype: torch.dtype, tokenizer: Any
 ) -> VLModel:
-    """A model in evaluation of nothing and training of what its methods name.
+    """A model in which only the weights that its methods name train. Weights that no source fills
+    are drawn by `config.seed` and their names.
 
     Inside `torch.device("meta")` it has shapes only, and `tokenizer` may be None: then the sizes
     come from the backbone's config. Errors: ValueError where parts do not fit each other.

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
-from transformers import modeling_utils
+from torch import distributed
+from transformers import PreTrainedModel
 from transformers.integrations import deepspeed as hf_deepspeed
 
 
@@ -35,31 +35,42 @@ def partitioned_loading(config: Mapping[str, Any]) -> Iterator[None]:
     hint = LoadingHint(config)
     hf_deepspeed.set_hf_deepspeed_config(hint)
     try:
-        with compared_by_parts():
+        with tying_by_value():
             yield
     finally:
         hf_deepspeed.unset_hf_deepspeed_config()
 
 
 @contextmanager
-def compared_by_parts() -> Iterator[None]:
-    """Inside, transformers compares the values of partitioned weights before it ties them.
+def tying_by_value() -> Iterator[None]:
+    """Inside, transformers ties partitioned weights of a checkpoint only if they are equal.
 
-    Without this it compares what a partitioned weight leaves in its place, an empty tensor, and so
-    replaces any output head by the token table. A private name of transformers 5.
+    It means to do so, but what it compares is the empty tensor that stands for a partitioned
+    weight, so that it would replace any output head by the token table.
     """
-    compare_whole = modeling_utils._tied_params_are_equal
+    tie_all = PreTrainedModel.tie_weights
 
-    def compare(source: Tensor, target: Tensor) -> bool:
-        if not hasattr(source, "ds_tensor"):
-            return bool(compare_whole(source, target))
-        return equal_parts(source, target)
+    def tie_weights(
+        model: Any, missing_keys: set[str] | None = None, recompute_mapping: bool = True
+    ) -> None:
+        if missing_keys is not None:  # a checkpoint has been loaded
+            forget_unequal_ties(model, missing_keys)
+        tie_all(model, missing_keys, recompute_mapping)
 
-    modeling_utils._tied_params_are_equal = compare
+    PreTrainedModel.tie_weights = tie_weights
     try:
         yield
     finally:
-        modeling_utils._tied_params_are_equal = compare_whole
+        PreTrainedModel.tie_weights = tie_all
+
+
+def forget_unequal_ties(model: Any, missing_keys: set[str]) -> None:
+    """Strike pairs of partitioned weights that differ off the model's list of ties."""
+    for target, source in list(model.all_tied_weights_keys.items()):
+        pair = model.get_parameter(target), model.get_parameter(source)
+        partitioned = hasattr(pair[0], "ds_tensor") and hasattr(pair[1], "ds_tensor")
+        if missing_keys.isdisjoint((target, source)) and partitioned and not equal_parts(*pair):
+            del model.all_tied_weights_keys[target]
 
 
 def equal_parts(source: Any, target: Any) -> bool:

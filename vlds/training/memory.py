@@ -135,9 +135,9 @@ def table(plan: Mapping[str, Held], recipe: Recipe, world_size: int) -> str:
     sums = max(held.gradients for held in plan.values())
     lines += [
         "The first file is the recipe's. `in CPU`: in the CPU's memory, beside a GPU.",
-        f"On top come fp32 sums of gradients ({sums / 1e6:,.1f}), the gradients of a micro-batch",
-        "(at most as large as `trainable`), DeepSpeed's buckets, and what the backward",
-        f"pass needs, which grows with data.micro_batch_size, now {micro_batch_size}.",
+        f"Gradients come on top: fp32 sums ({sums / 1e6:,.1f}) and those of a micro-batch (at most",
+        "as large as `trainable`); so do DeepSpeed's buckets, and what the backward pass",
+        f"needs, which grows with data.micro_batch_size, now {micro_batch_size}.",
     ]
     return "\n".join(lines)
 

@@ -1,0 +1,100 @@
+"""In bf16 the gradients of micro-batches are summed in fp32: many lose no more than one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.models.toys import Words
+from tests.rank_pool import RankPool
+from tests.training.test_zero import BETA_1
+from tests.training.toys import EPS, Case, build, global_batch, make_case, part_of, recipe
+from vlds.data import BatchCut
+from vlds.data.config import DataConfig
+from vlds.models.build import build_model
+from vlds.training.deepspeed_config import complete_deepspeed_config
+from vlds.training.engine import Engine, start_ranks
+from vlds.training.memory import planned
+from vlds.training.optim import parameter_groups
+from vlds.training.precision import PRECISIONS
+
+ROWS = 4
+
+
+def engine_of(case: Case, micro_batches: int) -> Engine:
+    """An engine at rate 0 whose weights are bf16 numbers, in bf16 or in fp32."""
+    run, ranks = recipe(case), start_ranks(60)
+    model = build_model(run.model, list(run.tasks), torch.bfloat16, Words())
+    model = model.to(PRECISIONS[case.precision])
+    run = replace(run, data=DataConfig(global_batch_size=micro_batches * ROWS * ranks.world_size))
+    cut = BatchCut(ranks.world_size, ROWS)
+    config = complete_deepspeed_config(Path(run.training.deepspeed), run, cut)
+    groups, tasks = parameter_groups(model, run), list(run.tasks.values())
+    return Engine(model, groups, config, ranks=ranks, tasks=tasks, eps=EPS)
+
+
+def gradient(case: Case, micro_batches: int) -> Tensor | None:
+    """The gradient of each rank's one micro-batch, which comes so many times; on the first rank."""
+    made = engine_of(case, micro_batches)
+    start = made.ranks.global_rank * ROWS
+    made.step([part_of(global_batch(0), slice(start, start + ROWS))] * micro_batches)
+    state = made.export()
+    made.close()
+    if state is None:
+        return None
+    return torch.cat([t["exp_avg"].flatten() for t in state.values()]) / (1 - BETA_1)
+
+
+FAST = [("ranks1", 2, (32,)), ("ranks1", 3, (16,))]
+
+
+@pytest.mark.parametrize(
+    ("pool", "stage", "counts"),
+    [
+        pytest.param(*case, marks=() if case in FAST else pytest.mark.slow)
+        for case in [*FAST, *product(("ranks1", "ranks2"), (2, 3), [(16, 256)])]
+    ],
+)
+def test_many_micro_batches_are_as_exact_as_one(
+    pool: str, stage: int, counts: tuple[int, ...], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    ranks: RankPool = request.getfixturevalue(pool)
+    case = make_case(tmp_path, stage=stage, precision="bf16")
+    exact = ranks.run(gradient, replace(case, precision="fp32"), 1)[0]
+    errors = {}
+    for count in (1, *counts):
+        found = ranks.run(gradient, case, count, timeout=300)[0]
+        errors[count] = ((found - exact).norm() / exact.norm()).item()
+    print(f"relative error of the gradient by number of micro-batches: {errors}")
+    assert 0 < errors[1] < 0.03
+    assert all(error <= errors[1] for error in errors.values())
+
+
+def bytes_of_sums(case: Case) -> int:
+    """What a rank holds of summed gradients between the micro-batches of a step."""
+    made = engine_of(case, 2)
+    batch = part_of(global_batch(0), slice(0, ROWS))
+    output = made._deepspeed(batch, torch.ones(ROWS), [])
+    made._deepspeed.backward(output.loss, scale_wrt_gas=False)
+    zero = made._optimizer
+    if case.stage == 3:
+        held = int(zero.grad_partitions_flat_buffer.nbytes)
+    else:
+        held = sum(sums.flat_partition.nbytes for sums in zero.averaged_gradients.values())
+    made.close()
+    return held
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_the_plan_knows_the_sums(stage: int, ranks2: RankPool, tmp_path: Path) -> None:
+    case = make_case(tmp_path, stage=stage, precision="bf16")
+    run = recipe(case)
+    model = build(run)
+    zero = {"stage": stage, "stage3_param_persistence_threshold": 0}
+    expected = planned(model, parameter_groups(model, run), zero, 2).gradients
+    assert ranks2.run(bytes_of_sums, case) == [expected] * 2

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 from transformers import PreTrainedModel
 from transformers.integrations import deepspeed as hf_deepspeed
 

@@ -99,9 +99,10 @@ def named_classes(tree: Any) -> Iterator[str]:
 
 def descendants(base: type) -> Iterator[type]:
     """All subclasses that are imported."""
-    for cls in base.__subclasses__():
-        yield cls
-        yield from descendants(cls)
+    subclasses: list[type] = base.__subclasses__()
+    for subclass in subclasses:
+        yield subclass
+        yield from descendants(subclass)
 
 
 def leave_working_directory() -> None:

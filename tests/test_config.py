@@ -211,7 +211,7 @@ def complaint(*arguments: str) -> str:
         ("methods.extra", "VQA", "methods: 'VQA' is no Method; choose from: Adapter, "),
         ("methods.extra", "not.there.X", "methods: not.there.X: No module named 'not'"),
         ("methods.adaptor.reduction", "3", "methods: an entry has no class; either its name is "),
-        ("backbone", "T6", "backbone: 'T6' is no Backbone; choose from: Bart, T5"),
+        ("backbone", "T6", "backbone: 'T6' is no Backbone; choose from: Bart, "),
         ("backbone.path", "x", "backbone.path: x, config: sizes.json; give exactly one of them"),
         ("backbone.dropout", "x", "backbone: T5.dropout: got 'x'; give a number or null"),
         ("vision.grid", "3", "vision.grid: 3 does not come from image_size 64 by halving; give"),

@@ -12,6 +12,7 @@ from vlds.data.mixture import NamedOrder, batch_sizes, mixed_order
 from vlds.models.build import describe
 from vlds.resources import find, shipped
 from vlds.tasks import VQA, VideoCaption
+from vlds.training.deepspeed_config import cut_batches
 
 COUNTS = {
     "bart_image_full_finetuning": (141_156_864, 100.0),
@@ -190,6 +191,13 @@ TOTAL_STEPS = {
 }
 
 
+def test_eight_ranks_share_the_batches_of_every_recipe() -> None:
+    for name in {*COUNTS, *STEPS}:
+        recipe = load_recipe(find(f"recipes/vl_adapter/{name}.yaml"))
+        for size in recipe.batch_sizes.values():
+            assert {len(cut_batches(recipe, 8).pieces(size, rank)) for rank in range(8)} == {1}
+
+
 @pytest.mark.parametrize("name", STEPS)
 def test_every_task_takes_the_steps_of_the_original(name: str) -> None:
     recipe = load_recipe(find(f"recipes/vl_adapter/{name}.yaml"))
@@ -218,7 +226,13 @@ def test_every_task_takes_the_steps_of_the_original(name: str) -> None:
         assert shares == pytest.approx([27.6, 29.4, 11.9, 31.1], abs=0.07)
 
 
-@pytest.mark.parametrize("name", sorted({*COUNTS, *STEPS}))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("t5_image", "bart_video") else pytest.mark.slow)
+        for name in sorted({*COUNTS, *STEPS})
+    ],
+)
 def test_any_recipe_runs_on_eight_ranks(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     config = ["--config", f"recipes/vl_adapter/{name}.yaml"]
     assert cli.main(["plan", *config, "--ranks", "1", "2", "4", "8"]) == 0

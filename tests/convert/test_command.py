@@ -152,7 +152,7 @@ def test_a_disk_that_takes_no_more(
     layout: str, run: Path, adapter_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = adapter_run if layout in ("adapters", "reference") else run
-    with small_disk(3000):
+    with small_disk(5000):
         assert complaint(layout, "--run", source, "--out", tmp_path / "out") == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert f"--out: cannot write {tmp_path / 'out'}: File too large; make room there, or" in said

@@ -60,6 +60,7 @@ ADDED: dict[str, dict[str, int]] = {
     "bare prompts": {"network.table": 1},
     "bare prefixes": {"network.table": 1},
     "bitfit": {"bias": 0},
+    "bitfit everywhere": {"bias": 0},
     "decoder prompts": {f"decoder_{name}": decays for name, decays in NETWORK.items()},
 }
 """Method -> its tensors, of one place -> 1 if they decay, else 0."""

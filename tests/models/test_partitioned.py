@@ -169,5 +169,5 @@ def test_partitioned_weights_are_compared_by_value(ranks2: RankPool) -> None:
 
 def test_ranks_on_different_tasks(ranks2: RankPool, tmp_path: Path) -> None:
     results = ranks2.run(train_on_different_tasks, backbone(T5, tmp_path), timeout=60)
-    for losses in results:
-        assert losses[-1] < losses[0]
+    for losses in results:  # each of other examples, so that single steps may be worse
+        assert sum(losses[-5:]) < sum(losses[:5])

@@ -27,6 +27,8 @@ from vlds.training.engine import Engine, start_ranks
 from vlds.training.optim import decays
 
 RECORDS = sorted(FOLDER.rglob("*.train6.json"))
+PER_TASK = [path for path in RECORDS if path.parent.name != "ladder_side_tuning"]
+"""Ladder Side-Tuning's methods are shared by all tasks: nothing of them ever stands still."""
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
@@ -87,7 +89,9 @@ def engine_steps(path: Path, folder: Path, stage: int) -> list[tuple[dict[str, T
     """Weights and loss of each recorded step, taken by the engine."""
     record, ranks = json.loads(path.read_text(encoding="utf-8")), start_ranks(60)
     case = RecordedCase(path.with_name(f"{record['case']}.json"))
-    model = case.build(folder).float()
+    own = folder / f"rank{ranks.global_rank}"
+    own.mkdir()
+    model = case.build(own).float()
     rules, config = optimizer_rules(model), OptimizerConfig(weight_decay_groups="vl_adapter")
     groups: list[dict[str, Any]] = [{"params": [], "weight_decay": d} for d in (0.0, 0.01)]
     for name, parameter in model.named_parameters():
@@ -113,7 +117,7 @@ def engine_steps(path: Path, folder: Path, stage: int) -> list[tuple[dict[str, T
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PER_TASK, ids=lambda path: path.stem)
 def test_what_stood_still_there_stands_still_under_zero(
     path: Path, stage: int, ranks2: RankPool, tmp_path: Path
 ) -> None:

@@ -200,7 +200,7 @@ def test_a_damaged_artifact(artifact: Path, change: str) -> None:
     ("name", "text", "message"),
     [
         ("recipe.yaml", None, "manifest.json does not list recipe.yaml"),
-        ("recipe.yaml", "tasks: [", "recipe.yaml cannot be read (ParserError"),
+        ("recipe.yaml", "tasks: [", "recipe.yaml cannot be read (ValueError"),
         ("artifact.json", "{", "artifact.json cannot be read (JSONDecodeError"),
         ("artifact.json", "[]", "artifact.json cannot be read (TypeError"),
         ("artifact.json", '{"format": 1}', "artifact.json cannot be read (KeyError: 'sources'"),

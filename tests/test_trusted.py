@@ -86,7 +86,6 @@ def test_a_module_that_the_user_trusts_is_imported(name: str, desk: Path) -> Non
     done = vlds(desk, [*COMMANDS[name], "--trust", "helper"])
     assert done.returncode == 2, "its model's files are missing"
     assert "saved recipe" not in done.stderr
-    assert "tokenizer cannot be read" in done.stderr
     assert (desk / "imported").exists()
 
 

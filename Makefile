@@ -9,7 +9,7 @@ LOWEST ?= .venv-lowest
 BIN = $(VENV)/bin
 SOURCES = vlds data_prep tests benchmarks setup.py
 
-.PHONY: venv check fix test test-all test-lowest
+.PHONY: venv check fix test test-all test-lowest test-ranks test-rest
 .DEFAULT_GOAL := test
 
 venv: $(VENV)/.installed
@@ -33,7 +33,17 @@ fix: venv
 
 # One thread per process: the tests start many processes.
 test: venv
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu"
+	$(MAKE) --no-print-directory -j 2 VENV=$(VENV) test-ranks test-rest
+
+# Two processes side by side, one for each of two cores. Those in RANKS start most of the ranks.
+RANKS = tests/training tests/launcher tests/faults
+FAST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-ranks:
+	$(FAST) $(RANKS)
+
+test-rest:
+	$(FAST) tests $(RANKS:%=--ignore %)
 
 test-all: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest

@@ -37,7 +37,8 @@ test: venv
 
 # Two processes side by side, one for each of two cores. Those in RANKS start most of the ranks.
 RANKS = tests/training tests/launcher tests/faults
-FAST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu"
+# Tests start make themselves, which must not take this one's variables for theirs.
+FAST = env -u MAKEFLAGS -u MFLAGS OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu"
 
 test-ranks:
 	$(FAST) $(RANKS)

@@ -29,9 +29,9 @@ class SourceSample:
     images: tuple[Path, ...]
     annotations: list[Annotation]
     source: dict[str, Any] = field(default_factory=dict)
-    """Fields of the source that have no place of their own in a sample's json."""
+    """Fields of the source that a sample's json has no named place for."""
     features: tuple[FeatureFile, ...] = ()
-    """Stored features, where there are no images."""
+    """Stored features, if the sample has no images."""
     extra: dict[str, Any] = field(default_factory=dict)
     """More fields of the sample's json: a clip's subtitles and span."""
 
@@ -181,7 +181,7 @@ def take_id(row: Mapping[str, Any], key: str, place: str) -> str:
 
 
 def _expect(value: Any, kind: type | tuple[type, ...], what: str, expected: str) -> Any:
-    """The value, or an error that shows it; true and false are no numbers."""
+    """The value, or an error that shows it; true and false do not count as numbers."""
     if not isinstance(value, kind) or isinstance(value, bool):
         raise ValueError(f"{what} is {shown(value)}; expected {expected}")
     return value
@@ -194,7 +194,7 @@ def shown(value: Any) -> str:
 
 
 def rest(row: Mapping[str, Any], *known: str) -> dict[str, Any]:
-    """The fields of a row that have no place of their own, for its "source"."""
+    """The fields of a row that have no named place, for its "source"."""
     return {key: value for key, value in row.items() if key not in known}
 
 

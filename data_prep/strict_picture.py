@@ -64,6 +64,6 @@ def _pillow_fault(data: bytes) -> str | None:
     try:
         with open_picture(data) as image:
             to_rgb(image)
-    except Exception as error:
+    except Exception as error:  # as above
         return str(error) or type(error).__name__
     return None

@@ -111,7 +111,7 @@ class MixedStream(ABC):
         batches: list[Batch] = []
         for piece, parcel in zip(positions.pieces(), loader, strict=True):
             if iteration != self._iteration:
-                raise RuntimeError("the stream was moved or iterated anew; this iterator is void")
+                raise RuntimeError("the stream was moved or restarted; this iterator is void")
             batches.append(self._booked(parcel, piece))
             if piece.ends_step:
                 self._consumed = piece.start + self.order.stride

@@ -128,7 +128,9 @@ def test_our_own_file_is_scored_too(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     right_answers(write_data(tmp_path / "data", "gqa")).write(tmp_path)
     words = ["--predictions", str(tmp_path / "gqa.jsonl"), "--data", str(tmp_path / "data")]
-    with pytest.raises(ValueError, match=r"^--out: .*gqa\.jsonl: File exists; name a folder that"):
+    with pytest.raises(
+        ValueError, match=r"^--out: cannot write .*gqa\.jsonl: File exists; name another"
+    ):
         cli.COMMANDS["evaluate"]([*words, "--out", str(tmp_path / "gqa.jsonl")])
 
 

@@ -71,11 +71,11 @@ def _sample_ids(row: Row, annotation: str) -> list[str]:
 def _read(path: Path) -> Any:
     """JSON, or JSON lines whatever the file is called."""
     try:
-        return strict_json(path.read_text(encoding="utf-8-sig"))
+        return strict_json(path.read_text(encoding="utf-8-sig"), str(path))
     except FileNotFoundError:
         raise ValueError(f"--annotations {path} does not exist; check the path") from None
-    except NotFinite as error:
-        raise ValueError(f"{path}, {error}") from None
+    except NotFinite:
+        raise
     except ValueError:
         return read_json_lines(path)
 

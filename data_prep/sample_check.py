@@ -93,7 +93,7 @@ def _check_json(sample: CheckedSample, content: Members) -> Iterator[Finding]:
         yield Finding("no json", f"it has {', '.join(sorted(content)) or 'nothing'}")
         return
     try:
-        fields = strict_json(content["json"].decode())
+        fields = strict_json(content["json"].decode(), "json")
     except ValueError as error:
         yield Finding("json cannot be read", str(error))
         return

@@ -109,9 +109,9 @@ def read_json(path: Path) -> Any:
     with open_text(path) as file:
         text = file.read()
     try:
-        return strict_json(text)
-    except NotFinite as error:
-        raise ValueError(f"{path}, {error}") from error
+        return strict_json(text, str(path))
+    except NotFinite:
+        raise
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
 
@@ -134,9 +134,9 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 def _json_object(text: str, place: str) -> dict[str, Any]:
     try:
-        row = strict_json(text)
-    except NotFinite as error:
-        raise ValueError(f"{place}: {error}") from error
+        row = strict_json(text, place)
+    except NotFinite:
+        raise
     except ValueError as error:
         raise ValueError(f"{place}: not JSON: {error}") from error
     if not isinstance(row, dict):

@@ -360,6 +360,24 @@ def score(tmp_path: Path, kind: str, text: str, name: str) -> None:
             '\n{"id": "1", "prediction": "red"}\n{"id": 2, "prediction": "2"}\n',
             "a.jsonl, line 3: id is 2; a text is needed",
         ),
+        (
+            "vqa",
+            "a.json",
+            '[{"question_id": 1, "answer": "red"},\n {"question_id": 2, "answer": NaN}]',
+            r"a.json, line 2: NaN is not a number; give a finite one",
+        ),
+        (
+            "vqa",
+            "a.jsonl",
+            '{"id": "1", "prediction": "red", "confidence": 1e999}\n',
+            r"a.jsonl, line 1: 1e999 is not a number",
+        ),
+        (
+            "vqa",
+            "a.jsonl",
+            '{"id": null, "prediction": "red"}\n',
+            r"a.jsonl, line 1: id is None; a text is needed",
+        ),
         ("video_qa", "a.zip", "no zip", "a.zip: File is not a zip file"),
     ],
 )

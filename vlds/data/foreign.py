@@ -70,5 +70,5 @@ def _value(content: Mapping[str, memoryview], place: str) -> Any:
     data = bytes(content[member])
     if not is_json:
         return data.decode("utf-8").strip()
-    value = strict_json(data.decode())[name]
+    value = strict_json(data.decode(), member)[name]
     return value.strip() if isinstance(value, str) else value

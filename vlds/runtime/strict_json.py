@@ -18,11 +18,14 @@ class NotFinite(ValueError):
 
 
 def strict_json(
-    text: str, object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None
+    text: str,
+    place: str,
+    object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None,
 ) -> Any:
-    """The value of a text.
+    """The value of a text, which stands at `place`.
 
-    Errors: JSONDecodeError; NotFinite that names the number and, of several lines, its line.
+    Errors: JSONDecodeError; NotFinite that names the place, of several lines the line, and the
+    number.
     """
     try:
         return json.loads(
@@ -32,7 +35,7 @@ def strict_json(
             object_pairs_hook=object_pairs_hook,
         )
     except NotFinite as error:
-        raise NotFinite(f"{_line_of(text)}{error}") from None
+        raise NotFinite(f"{place}{_line_of(text)}: {error}") from None
 
 
 def _refuse(word: str) -> Any:
@@ -50,5 +53,5 @@ def _line_of(text: str) -> str:
         return ""
     for spot in SPOTS.finditer(text):
         if spot[0][0] != '"' and not math.isfinite(float(spot[0])):
-            return f"line {text.count(chr(10), 0, spot.start()) + 1}: "
+            return f", line {text.count(chr(10), 0, spot.start()) + 1}"
     return ""

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlds.runtime.strict_json import NotFinite, strict_json
+from vlds.runtime.strict_json import strict_json
 
 VALUE_SPLITS = {("how2qa", "test"): "test_public"}
 """Where the leaderboard's name of a split is another than the data set's."""
@@ -185,9 +185,7 @@ def parsed(place: str, text: str) -> Any:
     Errors: ValueError where it is none, or an object has a key twice.
     """
     try:
-        return strict_json(text, lambda pairs: as_mapping(pairs, place))
-    except NotFinite as error:
-        raise ValueError(f"--predictions: {place}, {error}") from None
+        return strict_json(text, f"--predictions: {place}", lambda pairs: as_mapping(pairs, place))
     except json.JSONDecodeError as error:
         line = "" if "\n" not in text else f"line {error.lineno} "
         cure = "" if ".json" in place else "; the suffix says the form: .csv, .json or .jsonl"

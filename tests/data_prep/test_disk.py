@@ -49,8 +49,8 @@ def test_a_full_disk_loses_nothing(
     told = capsys.readouterr().err
     assert told.startswith(f"error: cannot write {disk / 'out'}/rows-train-0000")
     assert told.endswith(
-        ".tar: No space left on device; make room there, or name another place. Finished shards "
-        "are kept: --resume goes on with them\n"
+        ": No space left on device; make room there, or name another place. Finished shards are "
+        "kept: --resume goes on with them\n"
     )
     there = {path.name for path in (disk / "out").iterdir()}
     assert "dataset.json" not in there

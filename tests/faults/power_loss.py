@@ -7,10 +7,12 @@ file systems do as well, it has the names of now, over bytes that were never flu
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import stat
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +45,9 @@ class Ledger:
         self._held: list[int] = []
         """Descriptors that keep inodes from being given to other files."""
         self._watching = False
+        self._one_at_a_time = threading.Lock()
+        """States are written by a thread of their own."""
+        self._looking = threading.local()
         for place in [self.root, *self.root.rglob("*")]:
             descriptor = os.open(place, os.O_RDONLY)
             self._flushed(descriptor)
@@ -67,19 +72,21 @@ class Ledger:
 
     def _fsync(self, real: Callable[[int], None]) -> Callable[[int], None]:
         def fsync(descriptor: int) -> None:
-            real(descriptor)
-            self._flushed(descriptor)
-            self._take()
+            with self._one_at_a_time:
+                real(descriptor)
+                self._flushed(descriptor)
+                self._take()
 
         return fsync
 
     def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
         """Before a name comes or goes."""
-        if not self._watching or event not in EVENTS:
+        if not self._watching or event not in EVENTS or getattr(self._looking, "now", False):
             return
         if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & os.O_CREAT):
             return
-        self._take()
+        with self._one_at_a_time:
+            self._take()
 
     def _flushed(self, descriptor: int) -> None:
         place = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
@@ -97,14 +104,14 @@ class Ledger:
             self._content[status.st_ino] = place.read_bytes()
 
     def _take(self) -> None:
-        watching, self._watching = self._watching, False
+        self._looking.now = True
         for images, image in (
             (self.undone, dict(self._by_flush(self.root.stat().st_ino, ""))),
             (self.named, dict(self._by_name(self.root, ""))),
         ):
             if not images or images[-1] != image:
                 images.append(image)
-        self._watching = watching
+        self._looking.now = False
 
     def _by_flush(self, folder: int, path: str) -> Iterator[tuple[str, bytes]]:
         for name, entry in self._names.get(folder, {}).items():
@@ -114,7 +121,7 @@ class Ledger:
                 yield f"{path}{name}", self._content.get(entry.inode, b"")
 
     def _by_name(self, folder: Path, path: str) -> Iterator[tuple[str, bytes]]:
-        with os.scandir(folder) as entries:
+        with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     yield from self._by_name(folder / entry.name, f"{path}{entry.name}/")

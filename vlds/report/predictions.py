@@ -54,7 +54,9 @@ def read_predictions(file: Path) -> Predictions:
     Errors: DamagedPredictions naming the file and, where it is one, the line.
     """
     lines = [_line(file, number, text) for number, text in enumerate(_texts(file), 1)]
-    if lines and len(lines) != (whole := lines[0]["of"]):
+    if not lines:
+        raise DamagedPredictions(f"{file} is empty; {AGAIN}")
+    if len(lines) != (whole := lines[0]["of"]):
         raise DamagedPredictions(f"{file} holds {len(lines):,} of {whole:,} examples; {AGAIN}")
     lines.sort(key=lambda line: line["id"])
     step = STEP.fullmatch(file.parent.name)

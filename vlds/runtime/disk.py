@@ -44,10 +44,10 @@ def cure_of(refused: OSError) -> str:
 
 
 @contextmanager
-def writable(path: Path, partial: Path | None = None) -> Iterator[None]:
+def writable(path: Path, *places: Path) -> Iterator[None]:
     """Inside, what keeps `path` from being written is the user's error, also where a library has
-    another class for it. `partial` is where it is made. What is read inside may fail too, and is
-    not meant.
+    another class for it. `places`: where it is made instead. What is read inside may fail too, and
+    is not meant.
 
     Errors: CannotWrite.
     """
@@ -55,7 +55,7 @@ def writable(path: Path, partial: Path | None = None) -> Iterator[None]:
         yield
     except Exception as error:  # safetensors has a class of its own
         refused = None if isinstance(error, ValueError) else system_error(error)
-        if refused is None or not _concerns(refused, partial or path):
+        if refused is None or not any(_concerns(refused, place) for place in places or (path,)):
             raise
         raise CannotWrite(path, refused) from error
 

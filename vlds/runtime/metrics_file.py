@@ -59,9 +59,9 @@ def _complaint(path: Path, odd: list[tuple[int, str]]) -> str:
         return ""
     number, line = odd[0]
     shown = line if len(line) <= SHOWN else f"{line[:SHOWN]}..."
-    one = len(odd) == 1
+    if len(odd) == 1:
+        return f"{path}: line {number} is passed over, it is not a line of metrics: {shown!r}"
     return (
-        f"{path}: {len(odd)} line{'' if one else 's'} that `vlds train` did not write as "
-        f"{'it is, passed over: it is' if one else 'they are, passed over: the first is'} line "
-        f"{number}, {shown!r}"
+        f"{path}: {len(odd)} lines are passed over, they are not lines of metrics; the first is "
+        f"line {number}: {shown!r}"
     )

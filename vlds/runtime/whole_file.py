@@ -71,7 +71,7 @@ def _made_beside(path: Path, place: Path) -> Iterator[Path]:
         make_folder(place.parent)
         with suppress(FileNotFoundError):
             os.lstat(place)  # a name that cannot be is said at once
-    with half_made(place) as partial, writable(path, partial):
+    with half_made(place) as partial, writable(path, partial, place):
         yield partial
 
 

@@ -6,14 +6,14 @@ knowing which is which: the rows and their ids are found by the names of the fie
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from data_prep.coco_karpathy import SPLITS
-from data_prep.source import read_json_lines
+from data_prep.source import read_json_lines, take_id
+from vlds.runtime.strict_json import NotFinite, strict_json
 
 ID_FIELDS = (
     "question_id", "questionId", "identifier", "sentid", "pairID", "qid", "qa_id", "region_id",
@@ -41,7 +41,7 @@ def read_annotation_ids(
     """
     found = {}
     official = {part for split in splits for part in SPLITS.get(split, (split,))}
-    for outer, row in _annotations(_read(path)):
+    for number, (outer, row) in enumerate(_annotations(_read(path))):
         if "split" in outer and str(outer["split"]) not in official:
             continue
         name = next((field for field in ID_FIELDS if field in row), None)
@@ -50,7 +50,7 @@ def read_annotation_ids(
                 f"{path}: a row has none of {', '.join(ID_FIELDS)}; it has {', '.join(row)}. "
                 "Give the official file, or one in LXMERT's form"
             )
-        annotation = str(row[name])
+        annotation = take_id(row, name, f"{path}, annotation {number}")
         names = (annotation, *_sample_ids(outer, annotation))
         found[annotation] = any(name in dropped for name in names)
     if not found:
@@ -71,9 +71,11 @@ def _sample_ids(row: Row, annotation: str) -> list[str]:
 def _read(path: Path) -> Any:
     """JSON, or JSON lines whatever the file is called."""
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return strict_json(path.read_text(encoding="utf-8-sig"), str(path))
     except FileNotFoundError:
         raise ValueError(f"--annotations {path} does not exist; check the path") from None
+    except NotFinite:
+        raise
     except ValueError:
         return read_json_lines(path)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import sys
 from collections.abc import Callable, Sequence
 
@@ -28,6 +27,7 @@ from data_prep import (
     vqav2,
 )
 from vlds.data import ShardError
+from vlds.runtime.disk import CannotWrite
 
 COMMANDS = (
     vqav2, gqa, nlvr2, coco_karpathy, coco_captions, vg, snli_ve, value, jsonl, easy_vqa, demo,
@@ -47,19 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return run(args) or 0
     except (ValueError, ShardError, OSError) as error:
-        print(f"error: {explained(error)}", file=sys.stderr)
+        goes_on = hasattr(args, "resume") and isinstance(error, CannotWrite)
+        kept = ". Finished shards are kept: --resume goes on with them" if goes_on else ""
+        print(f"error: {error}{kept}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         writes = ": the data set being written is incomplete; --resume goes on with it"
         print(f"interrupted{writes if hasattr(args, 'resume') else ''}", file=sys.stderr)
         return INTERRUPTED
-
-
-def explained(error: Exception) -> str:
-    """An error with its cure, where the message alone has none."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "no space left for the shards: make room, then go on with --resume"
-    return str(error)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -30,6 +30,8 @@ from data_prep.pack import Options, pack
 from data_prep.source import SourceSet
 from data_prep.tokenizer import train_tokenizer
 from data_prep.vqav2 import parse_vqav2
+from vlds.runtime.disk import writable
+from vlds.runtime.whole_file import write_whole
 
 HOME_SCENES = 12_000
 SHIFTED_TO_HOME = 5 / 12
@@ -51,8 +53,8 @@ def make_demo(out: Path, seed: int, scenes: int, options: Options) -> None:
         made = [pool.submit(make_world, out, world, seed, scenes, options) for world in WORLDS]
         texts = set[str]().union(*(world.result() for world in made))
     lines = sorted(texts) + word_lines()
-    (out / "text.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    (out / "spiece.model").write_bytes(train_tokenizer(lines, VOCABULARY))
+    write_whole(out / "text.txt", "".join(f"{line}\n" for line in lines))
+    write_whole(out / "spiece.model", train_tokenizer(lines, VOCABULARY))
     print(f"text in {out / 'text.txt'}, tokenizer in {out / 'spiece.model'}")
 
 
@@ -63,7 +65,8 @@ def make_world(out: Path, world: World, seed: int, scenes: int, options: Options
     if folder.exists():
         shutil.rmtree(folder)
     count = scenes if world == HOME else round(scenes * SHIFTED_TO_HOME)
-    texts = write_world(folder, world, count, seed)
+    with writable(folder):
+        texts = write_world(folder, world, count, seed)
     for dataset in parse_world(folder, world):
         place = out / "shards" / world.name / f"{_short(dataset.name)}-{dataset.split}"
         pack(dataset, place, options)

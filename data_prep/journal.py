@@ -7,7 +7,6 @@ written; a preparation that goes on must be the same one.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any, NamedTuple
 
 from vlds.data.info import ShardInfo
 from vlds.data.order import differences
+from vlds.runtime.disk import append
+from vlds.runtime.whole_file import write_whole
 
 
 class Dropped(NamedTuple):
@@ -68,18 +69,16 @@ class Journal:
 
     def begin(self, finished: Sequence[Finished]) -> None:
         """Go on after these shards, and forget all others."""
-        self.path.write_text(self.identity + "\n", encoding="utf-8")
-        for entry in finished:
-            self.add(entry)
+        write_whole(self.path, "".join([self.identity + "\n", *map(_line, finished)]))
 
     def add(self, entry: Finished) -> None:
         """One more shard is whole, and on disk."""
-        line = json.dumps({"shard": vars(entry.shard), "dropped": entry.dropped})
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append(self.path, _line(entry))
 
     def end(self) -> None:
         """dataset.json is there."""
         self.path.unlink(missing_ok=True)
+
+
+def _line(entry: Finished) -> str:
+    return json.dumps({"shard": vars(entry.shard), "dropped": entry.dropped}) + "\n"

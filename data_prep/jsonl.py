@@ -96,7 +96,10 @@ def _check_fields(rows: Sequence[Row], names: FieldNames, path: Path) -> None:
                     " Name the fields with --image-field, --question-field, --answer-field, ..."
                 )
             many = wanted in (names.answer, names.caption)
-            _check_value(row[wanted], many, f"{path}, row {number}: {wanted!r}")
+            what = f"{path}, row {number}: {wanted!r}"
+            _check_value(row[wanted], many, what)
+            if wanted in (names.id, names.split) and isinstance(row[wanted], bool | None):
+                raise ValueError(f"{what} is {shown(row[wanted])}; expected text or a number")
 
 
 def _check_value(value: Any, many: bool, what: str) -> None:

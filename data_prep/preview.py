@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.command import local_folder, new_command
-from data_prep.preview_page import write_page
+from data_prep.preview_page import page_bytes
 from data_prep.preview_sample import MOST_ANNOTATIONS, view_sample
-from data_prep.preview_sheet import write_sheet
+from data_prep.preview_sheet import sheet_bytes
 from data_prep.preview_text import print_views
 from vlds.data.store import Dataset, open_dataset
+from vlds.runtime.whole_file import write_whole
 
 SAMPLES = 8
-WRITERS = {".html": write_page, ".png": write_sheet}
+FORMS = {".html": page_bytes, ".png": sheet_bytes}
 
 
 def preview(place: str, samples: int = SAMPLES, out: Path | None = None) -> None:
@@ -25,8 +26,8 @@ def preview(place: str, samples: int = SAMPLES, out: Path | None = None) -> None
     """
     if samples < 1:
         raise ValueError(f"--samples {samples}: give at least 1")
-    if out is not None and out.suffix not in WRITERS:
-        raise ValueError(f"--out {out}: give a file that ends in {' or '.join(WRITERS)}")
+    if out is not None and out.suffix not in FORMS:
+        raise ValueError(f"--out {out}: give a file that ends in {' or '.join(FORMS)}")
     path, number = split_place(place)
     dataset, numbers = find_samples(path)
     if number is None:
@@ -43,8 +44,7 @@ def preview(place: str, samples: int = SAMPLES, out: Path | None = None) -> None
     if out is None:
         print_views(title, counts, views)
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    WRITERS[out.suffix](out, title, counts, views)
+    write_whole(out, FORMS[out.suffix](title, counts, views))
     print(f"{counts} -> {out}")
 
 

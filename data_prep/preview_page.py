@@ -6,7 +6,6 @@ import base64
 import io
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 
 from data_prep.preview_sample import TINY, SampleView, thumbnail
 from vlds.schema import Encoded
@@ -44,17 +43,17 @@ b { display: block; color: var(--accent); font-weight: 600; }
 """
 
 
-def write_page(out: Path, title: str, counts: str, views: Sequence[SampleView]) -> None:
-    """Write the page about some samples."""
-    out.write_text(
+def page_bytes(title: str, counts: str, views: Sequence[SampleView]) -> bytes:
+    """The page about some samples."""
+    page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>"
         f'<h1>{escape(title)}</h1><p class="faint">{escape(counts)}</p>'
-        f'<div class="sheet">{"".join(map(_figure, views))}</div></body></html>\n',
-        encoding="utf-8",
+        f'<div class="sheet">{"".join(map(_figure, views))}</div></body></html>\n'
     )
+    return page.encode()
 
 
 def _figure(view: SampleView) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,8 +77,8 @@ class Cell(NamedTuple):
         return above + sum(line.height for line in self.lines)
 
 
-def write_sheet(out: Path, title: str, counts: str, views: Sequence[SampleView]) -> None:
-    """Draw some samples, in rows."""
+def sheet_bytes(title: str, counts: str, views: Sequence[SampleView]) -> bytes:
+    """Some samples in rows, as a PNG."""
     columns = min(MOST_COLUMNS, len(views))
     width = columns * (WIDTH + GAP) + GAP
     cells = [Cell(_pictures(view), list(_lines(view))) for view in views]
@@ -99,7 +100,9 @@ def write_sheet(out: Path, title: str, counts: str, views: Sequence[SampleView])
                 below += cell.picture.height + GAP // 3
             _write(draw, cell.lines, left, below)
         top += max(cell.height for cell in row) + GAP
-    sheet.save(out, "PNG")
+    drawn = BytesIO()
+    sheet.save(drawn, "PNG")
+    return drawn.getvalue()
 
 
 def _write(draw: ImageDraw.ImageDraw, lines: Sequence[Line], left: int, top: int) -> None:

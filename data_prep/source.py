@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from data_prep.feature_file import FeatureFile, find_missing
+from vlds.runtime.strict_json import NotFinite, strict_json
 
 Annotation = dict[str, Any]
 MOST_SHOWN = 60
@@ -108,7 +109,9 @@ def read_json(path: Path) -> Any:
     with open_text(path) as file:
         text = file.read()
     try:
-        return json.loads(text)
+        return strict_json(text, str(path))
+    except NotFinite:
+        raise
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
 
@@ -131,7 +134,9 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 def _json_object(text: str, place: str) -> dict[str, Any]:
     try:
-        row = json.loads(text)
+        row = strict_json(text, place)
+    except NotFinite:
+        raise
     except ValueError as error:
         raise ValueError(f"{place}: not JSON: {error}") from error
     if not isinstance(row, dict):

@@ -17,8 +17,9 @@ from data_prep.parallel import check_workers, ordered_map
 from data_prep.progress import follow
 from data_prep.shard_check import CheckedShard, Job, check_shard
 from data_prep.stats import find_datasets
-from vlds.data.info import DATASET_FILE, DatasetInfo, write_atomically
+from vlds.data.info import DATASET_FILE, DatasetInfo
 from vlds.data.quarantine import QUARANTINE_FILE
+from vlds.runtime.whole_file import write_whole
 
 SHOWN = 3
 """Findings of one reason that the summary names."""
@@ -121,7 +122,7 @@ def _quarantine(place: Path, findings: Sequence[Finding]) -> None:
     if not bad:
         path.unlink(missing_ok=True)
         return
-    write_atomically(path, "".join(finding.line() for finding in bad).encode())
+    write_whole(path, "".join(finding.line() for finding in bad))
     samples = {(finding.file, finding.i) for finding in bad}
     print(f"{path}: {_count(len(samples), 'bad sample')}")
 

@@ -20,6 +20,7 @@ from vlds.data import file_sha256
 from vlds.data.info import DATASET_FILE, SCHEMA, DatasetInfo, check_names
 from vlds.data.open_shard import OpenShard
 from vlds.data.quarantine import QUARANTINE_FILE
+from vlds.runtime.disk import make_folder, writable
 
 KEY_DIGITS = 9
 MIB = 1 << 20
@@ -181,7 +182,7 @@ class DatasetWriter:
             # From here on the folder is incomplete, and says so.
             (self.out / DATASET_FILE).unlink(missing_ok=True)
             (self.out / QUARANTINE_FILE).unlink(missing_ok=True)
-            self.journal.begin(self.finished)
+            self.journal.begin(self.finished)  # which flushes the folder, too
             self.begun = True
         return OpenShard(self.out / f"{self.stem}-{len(self.finished):05d}.tar")
 
@@ -216,7 +217,8 @@ def _make_room(out: Path, identity: tuple[str, str, str], overwrite: bool) -> No
                 f"{out} holds another data set ({' '.join(found)}) than the one to write "
                 f"({' '.join(identity)}): choose another folder, or remove it"
             )
-    out.mkdir(parents=True, exist_ok=True)
+    with writable(out):
+        make_folder(out)
 
 
 def _content(record: SampleRecord) -> dict[str, bytes]:

@@ -15,8 +15,6 @@ Loaded in a fresh process it gives the same logits.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,9 +28,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vlds.config import Recipe, parse_recipe, to_tree
-from vlds.manifest import damage, sync, write_manifest
+from vlds.manifest import damage, write_manifest
 from vlds.models.build import build_model
 from vlds.models.vl_model import VLModel
+from vlds.runtime.whole_file import whole_folder
 from vlds.runtime.yaml_file import read_yaml
 from vlds.trusted import check_classes
 
@@ -88,34 +87,21 @@ def own_parts(model: VLModel) -> dict[str, Tensor]:
     return parts
 
 
-def save_artifact(folder: Path, tensors: dict[str, Tensor], recipe: Recipe, tokenizer: Any) -> None:
-    """Write an artifact, replacing an older one. Wherever that is interrupted, one of the two is
-    whole, and `finish_replacing` puts it into its place."""
-    finish_replacing(folder)
-    partial, older = beside(folder)
-    partial.mkdir(parents=True)
-    write_artifact(partial, tensors, recipe, tokenizer)
-    # A folder that is not empty cannot be replaced in one step.
-    if folder.exists():
-        os.replace(folder, older)
-    os.replace(partial, folder)
-    sync(folder.parent)
-    finish_replacing(folder)
+def save_artifact(
+    folder: Path,
+    tensors: dict[str, Tensor],
+    recipe: Recipe,
+    tokenizer: Any,
+    notes: Mapping[str, str] | None = None,
+) -> None:
+    """Write an artifact, replacing an older one whole. `notes`: name -> text of more files in it.
 
-
-def finish_replacing(folder: Path) -> None:
-    """Where `save_artifact` was interrupted: the older artifact comes back if its place is empty,
-    and nothing is left beside it. Whoever else writes there must have ended."""
-    partial, older = beside(folder)
-    if older.exists() and not folder.exists():
-        os.replace(older, folder)
-    for left in (partial, older):
-        shutil.rmtree(left, ignore_errors=True)
-
-
-def beside(folder: Path) -> tuple[Path, Path]:
-    """Where a new artifact is written, and where the one before waits until it is there."""
-    return folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.older")
+    Errors: CannotWrite.
+    """
+    with whole_folder(folder) as partial:
+        for name, text in (notes or {}).items():
+            (partial / name).write_text(text, encoding="utf-8")
+        write_artifact(partial, tensors, recipe, tokenizer)
 
 
 def write_artifact(

@@ -24,6 +24,7 @@ from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.recipe_files import has_base, read_merged
 from vlds.resources import find
 from vlds.runtime.checks import at_least
+from vlds.runtime.whole_file import write_whole
 from vlds.runtime.yaml_file import read_yaml
 from vlds.schema import ImageSpec
 from vlds.tasks.base import TEST_MARK, Task
@@ -254,9 +255,11 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
-    """Write the resolved recipe, defaults included; `load_recipe` gives an equal one."""
-    text = yaml.safe_dump(to_tree(recipe), sort_keys=False, width=MAX_WIDTH)
-    path.write_text(text, encoding="utf-8")
+    """Write the resolved recipe, defaults included; `load_recipe` gives an equal one.
+
+    Errors: CannotWrite.
+    """
+    write_whole(path, yaml.safe_dump(to_tree(recipe), sort_keys=False, width=MAX_WIDTH))
 
 
 def to_tree(value: Any) -> Any:

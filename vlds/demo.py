@@ -26,6 +26,7 @@ from vlds.report.inputs import read_metrics, read_run
 from vlds.report.scores import Scores, TaskScores, write_scores
 from vlds.report.tables import summary_table
 from vlds.resources import find
+from vlds.runtime.whole_file import write_whole
 from vlds.training.baseline import majority_scores
 from vlds.training.evaluate import training_sources
 from vlds.training.evaluation import read_predictions
@@ -69,12 +70,11 @@ def run_demo(out: Path, seed: int, ranks: int) -> int:
 def write_recipes(out: Path) -> dict[str, Path]:
     """The shipped recipes, with `out` for their folder."""
     folder = out / "recipes"
-    folder.mkdir(parents=True, exist_ok=True)
     written = {}
     for name in RECIPES:
         text = find(f"recipes/{name}.yaml").read_text(encoding="utf-8")
         written[name] = folder / f"{name}.yaml"
-        written[name].write_text(text.replace(FOLDER, str(out)), encoding="utf-8")
+        write_whole(written[name], text.replace(FOLDER, str(out)))
     return written
 
 

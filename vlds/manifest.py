@@ -1,34 +1,26 @@
-"""Folders that are whole or do not exist: every file with its size and hash in a manifest that is
-written last."""
+"""What a folder must hold to be whole: a manifest has the size and hash of every file."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 MANIFEST = "manifest.json"
-OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def write_manifest(folder: Path) -> None:
-    """Flush every file of the folder to disk and write down its size and hash, last of all."""
+    """Write down the size and hash of every file of a folder, last of all."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     entries = {}
     for path in files:
-        sync(path)
         entries[path.relative_to(folder).as_posix()] = {
             "bytes": path.stat().st_size,
             "sha256": sha256(path),
         }
-    manifest = folder / MANIFEST
-    manifest.write_text(json.dumps(entries, indent=1), encoding="utf-8")
-    sync(manifest)
-    sync(folder)
+    (folder / MANIFEST).write_text(json.dumps(entries, indent=1), encoding="utf-8")
 
 
 def damage(folder: Path, needs: Collection[str] = ()) -> str | None:
@@ -71,21 +63,3 @@ def sha256(path: Path) -> str:
     """Hex digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Flush a file or folder to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def system_error(error: BaseException) -> OSError | None:
-    """What the operating system has refused, also where a library written in Rust has put it into
-    the text of an error of its own; None for all other errors."""
-    if isinstance(error, OSError):
-        return error
-    found = OS_ERROR.search(str(error))
-    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None

@@ -30,7 +30,7 @@ STEPS, SAVE_EVERY = 10, 2
 SCORE = "vqa/exact_match"
 FILES = (
     "state/step-00000010/state.safetensors", "artifact/weights.safetensors",
-    "best/weights.safetensors", "best.json",
+    "best/weights.safetensors", "best/best.json",
 )  # fmt: skip
 
 
@@ -124,7 +124,7 @@ def test_a_killed_run_loses_nothing(
     for file in FILES:
         assert (run / file).read_bytes() == (expected / file).read_bytes(), file
     assert not [*(run / "state").glob(".*"), *run.glob(".*")]
-    best = f"step-{json.loads((run / 'best.json').read_text())['step']:08d}"
+    best = f"step-{json.loads((run / 'best/best.json').read_text())['step']:08d}"
     names = {path.name for path in state_folders(run / "state")}
     kept = {best, "step-00000008", "step-00000010"}
     assert names >= kept

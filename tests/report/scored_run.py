@@ -72,7 +72,7 @@ def write_run(
     place = folder / "predictions" / ("" if step is None else f"step-{step:08d}")
     place.mkdir(parents=True)
     for task, found in lines.items():
-        write_lines(place / f"{task}.jsonl", found)
+        write_predictions(place / f"{task}.jsonl", found)
     save_recipe(recipe, folder / "recipe.yaml")
     told: list[Line] = [
         {
@@ -101,6 +101,11 @@ def score(recipe: Recipe, lines: Mapping[str, Sequence[Line]]) -> dict[str, dict
         )
         for name, found in lines.items()
     }
+
+
+def write_predictions(path: Path, lines: Sequence[Line]) -> None:
+    """A task's file, whose lines say how many there are."""
+    write_lines(path, [line | {"of": len(lines)} for line in lines])
 
 
 def write_lines(path: Path, lines: Sequence[Line]) -> None:

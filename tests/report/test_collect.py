@@ -18,6 +18,7 @@ from tests.report.scored_run import (
     scored_recipe,
     vqa_run,
     write_lines,
+    write_predictions,
     write_run,
 )
 from tests.training.test_clips import clip_recipe
@@ -118,8 +119,8 @@ def test_a_run_that_names_samples_lends_them_to_one_that_does_not(
         assert any(f"For vqa of {run.name} single examples" in n for n in report.interval_notes)
     file = old / "predictions" / "step-00000010" / "vqa.jsonl"
     file.write_text(file.read_text().replace('{"id"', '{"sample": 3, "id"', 1))
-    with pytest.raises(ValueError, match=r"vqa\.jsonl: sample is 3, no text; evaluate the run"):
-        collect([old])
+    (note,) = collect([old]).only.notes
+    assert "vqa.jsonl, line 1: sample is 3, not text; evaluate the run again" in note
 
 
 def test_methods_are_told_with_their_numbers(runs: Runs) -> None:
@@ -175,9 +176,33 @@ def test_a_killed_run(runs: Runs, tmp_path: Path) -> None:
     assert found.stopped == "7 of 10 steps"
     assert found.results["vqa"].step == 4
     assert found.results["vqa"].interval is not None
-    with (run / "predictions" / "step-00000004" / "vqa.jsonl").open("a") as file:
-        file.write('{"id": "q9')
-    assert collect([run]).only.results["vqa"].examples == 48
+
+
+@pytest.mark.parametrize("step", [10, None])
+@pytest.mark.parametrize("cut", [30, 30.5, 0.5, 0])
+def test_cut_predictions_give_no_score(
+    runs: Runs, tmp_path: Path, step: int | None, cut: float
+) -> None:
+    """Neither of thirty whole lines nor of a half; the log's score stays, and the other task."""
+    recipe = scored_recipe(runs.world, tmp_path / "run")
+    lines = {name: lines_of(task, 3) for name, task in recipe.tasks.items()}
+    run = write_run(tmp_path / "run", recipe, lines, step=step)
+    (file,) = run.glob("predictions/**/vqa.jsonl")
+    texts = file.read_text("utf-8").splitlines(keepends=True)
+    half = texts[int(cut)][:20] if cut % 1 else ""
+    file.write_text("".join(texts[: int(cut)]) + half)
+    found = collect([run], pictures=True).only
+    assert list(found.results) == ["caption"]
+    assert found.score("vqa", "exact_match") == (None if step is None else pytest.approx(2 / 3))
+    (note,) = found.notes
+    what = {30: "holds 30 of 48 examples", 0: "vqa.jsonl is empty"}.get(
+        cut, f"line {int(cut) + 1} is cut or no JSON"
+    )
+    assert what in note
+    assert "No scores of vqa's newest predictions" in note
+    assert "evaluate the run again, with `vlds evaluate --run`" in note
+    assert {entry.task for entry in found.run.gallery} == {"caption"}
+    assert what in markdown(collect([run]))
 
 
 def test_a_run_that_was_never_evaluated(runs: Runs, tmp_path: Path) -> None:
@@ -209,7 +234,7 @@ def test_results_on_test_data_stand_beside_the_others(runs: Runs, tmp_path: Path
     recipe = load_recipe(run / "recipe.yaml")
     vqa = replace(recipe.tasks["vqa"], test=recipe.tasks["vqa"].evaluate, evaluate=[])
     save_recipe(replace(recipe, tasks={**recipe.tasks, "vqa": vqa}), run / "recipe.yaml")
-    write_lines(run / "predictions" / "vqa.test.jsonl", lines_of(recipe.tasks["vqa"], 4))
+    write_predictions(run / "predictions" / "vqa.test.jsonl", lines_of(recipe.tasks["vqa"], 4))
     found = collect([run], pictures=True).only
     assert list(found.results) == ["vqa", "vqa.test", "caption"]
     result = found.results["vqa.test"]
@@ -233,7 +258,7 @@ def test_the_newest_predictions_count(runs: Runs, tmp_path: Path, age: int) -> N
     run = write_run(tmp_path / "run", recipe, lines)
     trained = run / "predictions" / "step-00000010" / "vqa.jsonl"
     later = run / "predictions" / "vqa.jsonl"
-    write_lines(later, lines_of(recipe.tasks["vqa"], 2))
+    write_predictions(later, lines_of(recipe.tasks["vqa"], 2))
     when = trained.stat().st_mtime + age
     os.utime(later, (when, when))
     found = collect([run]).only
@@ -382,15 +407,15 @@ def test_predictions_of_another_task_are_said(runs: Runs, tmp_path: Path) -> Non
     lines = [
         {"id": f"q{number}-0", "prediction": "red", "reference": {"foo": 1}} for number in range(24)
     ]
-    write_lines(run / "predictions" / "vqa.jsonl", lines)
+    write_predictions(run / "predictions" / "vqa.jsonl", lines)
     report = collect([run], pictures=True).only
     assert report.results == {}
     gallery, scores = report.notes
     assert "its references are not those of VQA (KeyError('answer'))" in gallery
     assert scores.startswith("No scores of vqa's newest predictions: their references are not")
-    write_lines(run / "predictions" / "vqa.jsonl", [{**lines[0], "prediction": 3}])
-    with pytest.raises(ValueError, match=r"vqa\.jsonl: prediction is 3, no text; evaluate"):
-        collect([run])
+    write_predictions(run / "predictions" / "vqa.jsonl", [{**lines[0], "prediction": 3}])
+    (note,) = collect([run]).only.notes
+    assert "vqa.jsonl, line 1: prediction is 3, not text; evaluate the run again" in note
 
 
 def test_runs_of_one_name_are_told_apart(runs: Runs, tmp_path: Path) -> None:
@@ -412,5 +437,5 @@ def test_wrong_folders_are_errors_before_any_work(runs: Runs, tmp_path: Path) ->
     broken = copy(runs.first, tmp_path / "broken")
     file = broken / "predictions" / "step-00000010" / "vqa.jsonl"
     file.write_text('{"id": "q0", "prediction": "red"}\n' + file.read_text())
-    with pytest.raises(ValueError, match=r"vqa\.jsonl: a line without reference"):
-        collect([broken])
+    (note,) = collect([broken]).only.notes
+    assert "vqa.jsonl, line 1 has no of, reference" in note

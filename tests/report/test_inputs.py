@@ -60,33 +60,36 @@ def test_the_recipe_says_which_score_stands_for_a_task(tmp_path: Path) -> None:
     assert headlines_of("tasks: {vqa: {") == headlines_of(None) == {}
 
 
-def test_a_cut_off_last_line_is_left_out_and_a_broken_earlier_one_is_an_error(
-    tmp_path: Path,
-) -> None:
+def test_odd_lines_of_the_metrics_are_passed_over_and_told(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
-    assert read_run(tmp_path).losses == {"": [(1, 2.0)]}
-    path.write_text('{"step": 1\n{"step": 2, "loss": 1.0}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1: is not JSON"):
-        read_run(tmp_path)
+    lines = ["{}", "[]", "5", "null", '{"step": 1', '{"step": true}', '{"step": 1, "scores": 3}']
+    lines += ['{"step": 1, "scores": {"vqa": 0.5}}', '{"step": 1, "scores": {"vqa": {"a": "b"}}}']
+    for odd in lines:
+        path.write_text(f'{{"step": 1, "loss": 2.0}}\n{odd}\n{{"step": 2, "loss": 1.0}}\n')
+        read = read_run(tmp_path)
+        assert read.losses == {"": [(1, 2.0), (2, 1.0)]}
+        told = f"{path}: line 2 is passed over, it is not a line of metrics: '{odd[:40]}"
+        assert read.complaint.startswith(told)
+    path.write_text('[]\n{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    read = read_run(tmp_path)
+    assert read.losses == {"": [(1, 2.0)]}
+    assert read.complaint == (
+        f"{path}: 2 lines are passed over, they are not lines of metrics; the first is line 1: '[]'"
+    )
 
 
 @pytest.mark.parametrize(
-    ("file", "text", "complaint"),
+    ("text", "complaint"),
     [
-        ("metrics.jsonl", "[1, 2]\n", r"metrics\.jsonl, line 1: is no object: \[1, 2\]"),
-        ("metrics.jsonl", '{"step": 1}\n{"loss": 2.0}\n', r"line 2: \{'loss': 2.0\} has no step"),
-        ("metrics.jsonl", '{"step": 1, "scores": {"vqa": 0.5}}\n', "line 1: .* not those of tasks"),
-        ("gallery.json", '{"a": 1}', r"gallery\.json: holds no samples as `vlds report` writes"),
-        ("gallery.json", '[{"task": "vqa"}]', r"gallery\.json: holds no samples"),
-        ("gallery.json", "3", r"gallery\.json: holds no samples"),
+        ('{"a": 1}', r"samples\.json: holds no samples as `vlds report` writes"),
+        ('[{"task": "vqa"}]', r"samples\.json: holds no samples"),
+        ("3", r"samples\.json: holds no samples"),
     ],
 )
-def test_files_of_another_shape_are_named(
-    tmp_path: Path, file: str, text: str, complaint: str
-) -> None:
+def test_a_gallery_of_another_shape_is_named(tmp_path: Path, text: str, complaint: str) -> None:
     (tmp_path / "metrics.jsonl").write_text("")
-    (tmp_path / file).write_text(text)
+    (tmp_path / "gallery").mkdir()
+    (tmp_path / "gallery" / "samples.json").write_text(text)
     with pytest.raises(ValueError, match=complaint):
         read_run(tmp_path)
 
@@ -130,7 +133,7 @@ def test_large_pictures_of_any_mode_become_thumbnails(tmp_path: Path) -> None:
     Image.new("CMYK", (1000, 500)).save(buffer, "JPEG")
     entry = GalleryEntry("vqa", "q", [], "What?", "a", "b", False)
     write_gallery(tmp_path, [(entry, [buffer.getvalue()])])
-    (read,) = read_gallery(tmp_path / "gallery.json")
+    (read,) = read_gallery(tmp_path)
     with Image.open(tmp_path / read.images[0]) as image:
         assert image.size == (THUMBNAIL_SIZE, THUMBNAIL_SIZE // 2)
         assert (image.mode, image.format) == ("RGB", "JPEG")
@@ -144,7 +147,7 @@ def test_turned_pictures_stand_upright_and_deep_ones_are_not_white(tmp_path: Pat
     Image.new("I;16", (200, 150), 128 << 8).save(deep, "PNG")
     entry = GalleryEntry("vqa", "q", [], "What?", "a", "b", False)
     write_gallery(tmp_path, [(entry, [turned.getvalue(), deep.getvalue()])])
-    (read,) = read_gallery(tmp_path / "gallery.json")
+    (read,) = read_gallery(tmp_path)
     upright, gray = (Image.open(tmp_path / name) for name in read.images)
     assert upright.size == (240, 320)
     assert not upright.getexif()
@@ -156,7 +159,7 @@ def test_small_pictures_keep_their_pixels_and_broken_ones_are_left_out(tmp_path:
     Image.new("RGB", (48, 48), (1, 2, 3)).save(buffer, "PNG")
     entry = GalleryEntry("nlvr", "n", [], "Both.", "true", "false", False, 0.25)
     write_gallery(tmp_path, [(entry, [b"no picture", buffer.getvalue()])])
-    (read,) = read_gallery(tmp_path / "gallery.json")
+    (read,) = read_gallery(tmp_path)
     assert read.images == ["gallery/0000-1.png"]
     assert read.confidence == 0.25
     with Image.open(tmp_path / read.images[0]) as image:

@@ -156,8 +156,9 @@ def test_a_lost_picture_leaves_a_word(tmp_path: Path) -> None:
 def test_examples_without_pictures_are_shown_as_text(tmp_path: Path) -> None:
     """As those of stored features."""
     folder = make_run(tmp_path / "run")
-    entries = json.loads((folder / "gallery.json").read_text())
-    (folder / "gallery.json").write_text(json.dumps([e | {"images": []} for e in entries]))
+    file = folder / "gallery" / "samples.json"
+    entries = json.loads(file.read_text())
+    file.write_text(json.dumps([e | {"images": []} for e in entries]))
     page = Reader(page_of(folder))
     assert page.attributes("img") == []
     assert "(nothing)" in page.text

@@ -130,13 +130,11 @@ def test_texts_go_to_the_terminal_or_a_folder(
         (["RUN", "RUN"], "RUN: is named twice; name each run once"),
         (
             ["RUN", "--out", "RUN/recipe.yaml"],
-            "RUN/recipe.yaml: cannot be made a folder (File exists); name another folder with "
-            "--out",
+            "--out: cannot write RUN/recipe.yaml: File exists; name another place",
         ),
         (
             ["RUN", "--out", "RUN/recipe.yaml/new", "--format", "csv"],
-            "RUN/recipe.yaml/new: cannot be made a folder (Not a directory); name another folder "
-            "with --out",
+            "--out: cannot write RUN/recipe.yaml/new: Not a directory; name another place",
         ),
     ],
 )

@@ -43,7 +43,7 @@ def picture(color: tuple[int, int, int]) -> bytes:
 
 
 def make_run(folder: Path) -> Path:
-    """Write metrics.jsonl, scores.json, gallery.json with pictures, recipe.yaml."""
+    """Write metrics.jsonl, scores.json, gallery/, recipe.yaml."""
     folder.mkdir(parents=True)
     lines: list[dict] = [{"step": 0, "bytes_per_rank": {"frozen": 1}, "trainable": {}}]
     for step in range(10, 310, 10):

@@ -51,7 +51,7 @@ def test_states_that_were_passed_over_do_not_push_out_whole_ones(tmp_path: Path)
     for step in (5, 10):
         checkpoint.save(tmp_path, state(step), Progress(step, {}), keep=2)
     (tmp_path / "step-00000010" / "manifest.json").unlink()
-    (tmp_path / ".step-00000011.partial").mkdir()
+    (tmp_path / ".step-00000011@elsewhere-7-0.partial").mkdir()
     assert newest(tmp_path)[0] == tmp_path / "step-00000005"
     checkpoint.save(tmp_path, state(6), Progress(6, {}), keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000006"]
@@ -77,5 +77,5 @@ def test_a_damaged_state_is_passed_over_with_a_reason(tmp_path: Path, damage: st
 
 
 def test_an_unfinished_write_is_not_a_state(tmp_path: Path) -> None:
-    (tmp_path / ".step-00000004.partial").mkdir(parents=True)
+    (tmp_path / ".step-00000004@elsewhere-7-0.partial").mkdir(parents=True)
     assert newest(tmp_path) == (None, [])

@@ -19,8 +19,9 @@ from data_prep.writer import SampleRecord, write_dataset
 from tests.rank_pool import RankPool
 from tests.training.world import picture, records, world_recipe, write_tokenizer
 from vlds import cli
-from vlds.artifact import load_run, own_tensors, save_artifact
+from vlds.artifact import WEIGHTS, load_run, own_tensors, save_artifact
 from vlds.config import Recipe
+from vlds.manifest import write_manifest
 from vlds.models.build import build_model
 from vlds.training.best import BestStep
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
@@ -411,7 +412,7 @@ def test_the_best_step_is_kept(world: Path, ranks2: RankPool, tmp_path: Path) ->
     scores = scores_by_step(run)
     assert scores.keys() == {5, 10, 15}
     step = max(scores, key=lambda step: scores[step])  # the first of the highest
-    told = json.loads((run / "best.json").read_text("utf-8"))
+    told = json.loads((run / "best" / "best.json").read_text("utf-8"))
     assert told == {"score": "vqa/exact_match", "value": scores[step], "step": step}
     best, last = (load_file(run / name / "weights.safetensors") for name in ("best", "artifact"))
     same = all(torch.equal(best[name], last[name]) for name in last)
@@ -431,7 +432,7 @@ def test_a_resumed_run_knows_its_best_step(world: Path, ranks2: RankPool, tmp_pa
         assert ranks2.run(train_for_best, world, run, *words, timeout=120) == [0, 0]
     scores = scores_by_step(run)
     assert scores[5] >= scores[10]
-    assert json.loads((run / "best.json").read_text("utf-8"))["step"] == 5
+    assert json.loads((run / "best" / "best.json").read_text("utf-8"))["step"] == 5
     assert states(run) == {"step-00000005", "step-00000010"}
 
 
@@ -466,7 +467,10 @@ def test_the_highest_value_is_the_best(tmp_path: Path) -> None:
     ]
     assert best.better(told, 10) == 0.5
     best.folder.mkdir()
-    best.note(0.5, 10)
+    (best.folder / WEIGHTS).write_bytes(b"any")
+    for file, text in best.note(0.5, 10).items():
+        (best.folder / file).write_text(text, encoding="utf-8")
+    write_manifest(best.folder)
     for name, resumed, found in (
         ("vqa/accuracy", True, None),
         ("vqa/accuracy", False, 0.5),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,9 @@ from vlds.training import features
 from vlds.training.features import compute_features
 from vlds.training.loop import train
 from vlds.vision import ConvNet, StoredFeatures
+
+NO_PROCESS = 1 << 22
+"""No process of Linux has this number, or a larger one."""
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +109,8 @@ def test_what_is_interrupted_goes_on(
     job = features.Job(recipe, recipe.image, open_dataset(world / "vqa"), half, "vqa_features")
     net = recipe.vision.build(torch.float32).eval()
     job.write_shard(net, 1, job.tars[1])
-    (half / "vqa_features-train-00000.tar.partial").write_bytes(b"half a shard")
+    name = f".vqa_features-train-00000.tar@{socket.gethostname()}-{NO_PROCESS}-0.partial"
+    (half / name).write_bytes(b"half a shard")
     written = job.tars[1].stat().st_mtime_ns
     ranks2.run(compute, recipe, str(world / "vqa"), half, timeout=120)
     assert job.tars[1].stat().st_mtime_ns == written
@@ -166,7 +171,7 @@ def test_a_place_that_cannot_be_written(
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(
-        RankError, match=r"--out: cannot write to .*file/out: Not a directory; make"
+        RankError, match=r"cannot write .*file/out: Not a directory; name another place. Finished"
     ):
         ranks2.run(compute, recipe, str(world / "vqa"), tmp_path / "file" / "out", timeout=120)
 

@@ -30,6 +30,27 @@ def test_the_file_drops_what_a_resumed_run_repeats(tmp_path: Path) -> None:
     assert [(line["step"], line["loss"]) for line in lines] == [(1, 1), (2, 2), (3, 23), (4, 24)]
 
 
+def test_odd_lines_are_dropped_and_told_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So that a run goes on, whatever happened to what only tells about it."""
+    file = tmp_path / "metrics.jsonl"
+    odd = ["{}", "[]", "5", "null", '{"step": "1"}', "\0\0\0", '{"step": 2, "lo']
+    file.write_text("\n".join(['{"step": 1, "scores": {"vqa": {"a": 0.5}}}', *odd]))
+    assert scores_told(file, 1)
+    assert not scores_told(file, 2)
+    assert capsys.readouterr().out == ""
+    sink = MetricsFile(file, 1)
+    assert capsys.readouterr().out == (
+        f"{file}: 7 lines are passed over, they are not lines of metrics; the first is line 2: "
+        "'{}'\n"
+    )
+    sink.write(2, {"loss": 1.0})
+    MetricsFile(file, 2)
+    assert capsys.readouterr().out == ""
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [1, 2]
+
+
 def test_tensorboard_shows_nested_scores_and_repeated_steps_once(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -128,7 +128,9 @@ def test_our_own_file_is_scored_too(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     right_answers(write_data(tmp_path / "data", "gqa")).write(tmp_path)
     words = ["--predictions", str(tmp_path / "gqa.jsonl"), "--data", str(tmp_path / "data")]
-    with pytest.raises(ValueError, match=r"^--out: .*gqa\.jsonl: File exists; name a folder that"):
+    with pytest.raises(
+        ValueError, match=r"^--out: cannot write .*gqa\.jsonl: File exists; name another"
+    ):
         cli.COMMANDS["evaluate"]([*words, "--out", str(tmp_path / "gqa.jsonl")])
 
 
@@ -357,6 +359,24 @@ def score(tmp_path: Path, kind: str, text: str, name: str) -> None:
             "a.jsonl",
             '\n{"id": "1", "prediction": "red"}\n{"id": 2, "prediction": "2"}\n',
             "a.jsonl, line 3: id is 2; a text is needed",
+        ),
+        (
+            "vqa",
+            "a.json",
+            '[{"question_id": 1, "answer": "red"},\n {"question_id": 2, "answer": NaN}]',
+            r"a.json, line 2: NaN is not a number; give a finite one",
+        ),
+        (
+            "vqa",
+            "a.jsonl",
+            '{"id": "1", "prediction": "red", "confidence": 1e999}\n',
+            r"a.jsonl, line 1: 1e999 is not a number",
+        ),
+        (
+            "vqa",
+            "a.jsonl",
+            '{"id": null, "prediction": "red"}\n',
+            r"a.jsonl, line 1: id is None; a text is needed",
         ),
         ("video_qa", "a.zip", "no zip", "a.zip: File is not a zip file"),
     ],

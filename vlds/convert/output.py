@@ -1,11 +1,8 @@
-"""Results that are whole or do not exist: made beside their place under another name, renamed at
-the end. Nothing that exists is overwritten."""
+"""What a conversion writes, and how it is told. Nothing that exists is overwritten."""
 
 from __future__ import annotations
 
-import errno
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,17 +13,14 @@ from typing import TYPE_CHECKING, TypeVar
 from rich.console import Console
 from rich.progress import track
 
-from vlds.manifest import sync, system_error
+from vlds.runtime.disk import CannotWrite
+from vlds.runtime.half_made import remove_half_made
+from vlds.runtime.whole_file import Taken, whole_file, whole_folder
 
 if TYPE_CHECKING:  # importing it for good would make each help wait for torch
     from torch import Tensor
 
 Item = TypeVar("Item")
-REFUSED = {
-    errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENAMETOOLONG, errno.ENOSPC,
-    errno.EPERM, errno.EROFS,
-}  # fmt: skip
-"""What the system says where nothing can be written."""
 
 
 class Stopped(SystemExit):
@@ -39,16 +33,9 @@ def new_folder(out: Path) -> Iterator[Path]:
 
     Errors: ValueError where `out` exists or cannot be written.
     """
-    partial = place_beside(out, "folder")
-    with writable(out, partial):
-        partial.mkdir(parents=True)
-        try:
-            yield partial
-            check_absent(out, "folder")
-            os.replace(partial, place_of(out))
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-        sync(partial.parent)
+    check_absent(out, "folder")
+    with named_out(), whole_folder(out, new=True) as partial:
+        yield partial
 
 
 @contextmanager
@@ -57,67 +44,33 @@ def new_file(out: Path) -> Iterator[Path]:
 
     Errors: ValueError where `out` exists or cannot be written.
     """
-    partial = place_beside(out, "file")
-    with writable(out, partial):
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield partial
-            sync(partial)
-            check_absent(out, "file")
-            os.replace(partial, place_of(out))
-        finally:
-            partial.unlink(missing_ok=True)
-        sync(partial.parent)
+    check_absent(out, "file")
+    with named_out(), whole_file(out, new=True) as partial:
+        yield partial
 
 
 @contextmanager
-def writable(out: Path, partial: Path) -> Iterator[None]:
-    """Inside, what keeps the result from being written is the user's error, also where a library
-    has another class for it. What is read may fail too, and is not meant.
-
-    Errors: ValueError that names `out` and the reason.
-    """
+def named_out() -> Iterator[None]:
+    """Inside, errors of writing say which option they are about."""
     try:
         yield
-    except Exception as error:  # safetensors has a class of its own
-        refused = None if isinstance(error, ValueError) else system_error(error)
-        if refused is None or not concerns(refused, partial):
-            raise
-        raise ValueError(
-            f"--out: cannot write {out}: {refused.strerror}; make room there, or name another place"
-        ) from error
-
-
-def concerns(refused: OSError, partial: Path) -> bool:
-    """Whether the system has refused to write a result; libraries do not say of which file."""
-    if refused.filename is None:
-        return refused.errno in REFUSED
-    name = Path(os.fsdecode(refused.filename))
-    return name.is_relative_to(partial) or partial.is_relative_to(name)
-
-
-def place_beside(out: Path, kind: str) -> Path:
-    """Where the result is made; two programs at once have two places."""
-    check_absent(out, kind)
-    whole = place_of(out)
-    partial = whole.with_name(f".{whole.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    return partial
-
-
-def place_of(out: Path) -> Path:
-    """The one place that a name means, its links followed but the last."""
-    return Path(os.path.realpath(out.parent)) / out.name
+    except (CannotWrite, Taken) as error:
+        raise ValueError(f"--out: {error}") from error
 
 
 def check_absent(out: Path, kind: str) -> None:
     """Errors: ValueError where something, a dead link for instance, has the name, or a file stands
     in the way to it."""
-    if not out.name or out.name == ".." or os.path.lexists(place_of(out)):
+    if not out.name or out.name == ".." or os.path.lexists(beside_others(out)):
         raise ValueError(f"--out: {out} exists; name a new {kind}")
-    for above in place_of(out).parents:
+    for above in beside_others(out).parents:
         if os.path.exists(above) and not os.path.isdir(above):
             raise ValueError(f"--out: {above} is no folder; name a new {kind}")
+
+
+def beside_others(out: Path) -> Path:
+    """The one place that a name means, its links followed but the last."""
+    return Path(os.path.realpath(out.parent)) / out.name
 
 
 @contextmanager
@@ -137,6 +90,7 @@ def stoppable() -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, Stopped) as end:
+        remove_half_made()  # it may have come before anything was there to undo the work
         say("vlds convert: stopped; --out is there whole or not at all")
         raise SystemExit(end.code if isinstance(end, Stopped) else 128 + signal.SIGINT) from None
     finally:

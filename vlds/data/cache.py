@@ -12,7 +12,7 @@ import errno
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
@@ -21,6 +21,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from vlds.data.errors import FetchError
+from vlds.runtime.whole_file import whole_file
 
 SHARD_SUFFIX = ".tar"
 """Copies that the limit is for; what lies beside the shards is small and stays."""
@@ -70,19 +71,12 @@ class ShardCache:
 
     def add(self, path: Path, fetch: Callable[[Path], None]) -> None:
         """Make a copy: `fetch` writes the file it is given, which then gets the copy's name."""
-        partial = path.with_name(path.name + ".partial")
-        try:
+        # Room is held until the copy has its name, which it gets first.
+        with ExitStack() as room, whole_file(path) as partial:
             fetch(partial)
-            with open(partial, "rb") as file:
-                os.fsync(file.fileno())
-            if self.limit is None or path.suffix != SHARD_SUFFIX:
-                partial.replace(path)
-                return
-            with self.alone(self.folder / "room"):
+            if self.limit is not None and path.suffix == SHARD_SUFFIX:
+                room.enter_context(self.alone(self.folder / "room"))
                 self._make_room(partial.stat().st_size, self.limit)
-                partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
 
     def read(self, path: Path, offset: int, size: int, whole: int) -> bytes | None:
         """Bytes of a copy, which is used now; None where there is none of `whole` bytes."""

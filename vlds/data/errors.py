@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from vlds.runtime.disk import append
+
 
 class ShardError(ValueError):
     """A shard that is not what its index says: missing, cut, smashed."""
@@ -112,8 +114,7 @@ class ErrorBook:
                 lines.append(json.dumps(asdict(entry), ensure_ascii=False) + "\n")
         if lines and self.ledger is not None:
             self.ledger.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.ledger, "a", encoding="utf-8") as file:
-                file.writelines(lines)
+            append(self.ledger, "".join(lines))
 
     def _stop(self, what: str, bad: list[BadSample]) -> None:
         last = bad[-1]

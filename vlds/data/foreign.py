@@ -8,9 +8,10 @@ key.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
+
+from vlds.runtime.strict_json import strict_json
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")
 """Extensions of members that are pictures."""
@@ -50,9 +51,10 @@ def foreign_json(
             annotation[field] = value
     if "answer" in annotation:
         answer = annotation.pop("answer")
-        answers = [
-            str(a).strip().lower() for a in (answer if isinstance(answer, list) else [answer])
-        ]
+        told = answer if isinstance(answer, list) else [answer]
+        if None in told:
+            raise ValueError(f"one of its answers is null: {told}")
+        answers = [str(text).strip().lower() for text in told]
         annotation |= {"answers": answers, "label": dict.fromkeys(answers, 1.0)}
     pictures = [name for name in content if name.rpartition(".")[2] in PICTURES]
     return {"id": key, "images": pictures, "annotations": [annotation]}
@@ -68,5 +70,5 @@ def _value(content: Mapping[str, memoryview], place: str) -> Any:
     data = bytes(content[member])
     if not is_json:
         return data.decode("utf-8").strip()
-    value = json.loads(data)[name]
+    value = strict_json(data.decode(), member)[name]
     return value.strip() if isinstance(value, str) else value

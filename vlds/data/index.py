@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from vlds.data.errors import ShardError
-from vlds.data.info import DATASET_FILE, REBUILD, SCHEMA, DatasetInfo, ShardInfo, write_atomically
+from vlds.data.info import DATASET_FILE, REBUILD, SCHEMA, DatasetInfo, ShardInfo
 from vlds.data.tar import members, split_name
 from vlds.manifest import sha256 as file_sha256
+from vlds.runtime.whole_file import write_whole
 
 IDX_TYPE = np.dtype("<u8")
 CNT_TYPE = np.dtype("<u4")
@@ -38,8 +39,8 @@ class ShardIndex:
     def save(self, tar: Path) -> tuple[str, str]:
         """Write `.idx` and `.cnt` beside the tar; their sha256."""
         idx, cnt = self.offsets.astype(IDX_TYPE).tobytes(), self.counts.astype(CNT_TYPE).tobytes()
-        write_atomically(beside(tar, ".idx"), idx)
-        write_atomically(beside(tar, ".cnt"), cnt)
+        write_whole(beside(tar, ".idx"), idx)
+        write_whole(beside(tar, ".cnt"), cnt)
         return sha256(idx).hexdigest(), sha256(cnt).hexdigest()
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from vlds.runtime.whole_file import write_whole
 
 SCHEMA = 1
 DATASET_FILE = "dataset.json"
@@ -59,10 +60,10 @@ class DatasetInfo:
     """Samples of the source that are not in the shards: {"id", "reason"}."""
 
     def save(self, folder: Path) -> None:
-        """Write dataset.json: whole or not at all."""
+        """Write dataset.json."""
         shards = [vars(shard) for shard in self.shards]
         text = json.dumps(vars(self) | {"shards": shards}, ensure_ascii=False, indent=1)
-        write_atomically(folder / DATASET_FILE, (text + "\n").encode())
+        write_whole(folder / DATASET_FILE, text + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> DatasetInfo:
@@ -184,16 +185,3 @@ def check_names(name: str, split: str) -> None:
 def _is_file_name(name: str) -> bool:
     """Whether it is one in the folder itself."""
     return name not in ("", ".", "..") and not set("/\\\0") & set(name)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """The file is there with all its bytes, or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -1,8 +1,7 @@
-"""A shard that is being written: under another name, then synced, renamed and indexed."""
+"""A shard that is being written; it is there once it is whole, and then indexed."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -10,8 +9,14 @@ from pathlib import Path
 import numpy as np
 from webdataset import TarWriter
 
-from vlds.data.index import CNT_TYPE, IDX_TYPE, ShardIndex, beside, describe_shard
+from vlds.data.index import CNT_TYPE, IDX_TYPE, ShardIndex, describe_shard
 from vlds.data.info import ShardInfo
+from vlds.runtime.disk import writable
+from vlds.runtime.whole_file import whole_file
+
+
+class Unwanted(Exception):
+    """Ends a shard that is not to be kept."""
 
 
 class OpenShard:
@@ -19,7 +24,8 @@ class OpenShard:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.partial = beside(path, ".partial")
+        self._whole = whole_file(path)
+        self.partial = self._whole.__enter__()
         self.file = open(self.partial, "wb")  # noqa: SIM115 (close or discard does)
         # mtime 0 keeps it plain ustar; else members get PAX headers, and other bytes each time.
         self.tar = TarWriter(self.file, user="", group="", encoder=False, mtime=0)
@@ -41,23 +47,30 @@ class OpenShard:
 
     def add(self, key: str, content: Mapping[str, bytes], annotations: int) -> None:
         """Append one sample."""
-        self.tar.write({"__key__": key, **content})
+        with writable(self.path, self.partial):
+            self.tar.write({"__key__": key, **content})
         self.offsets.append(self.tar.tarstream.offset)
         self.counts.append(annotations)
 
     def close(self) -> ShardInfo:
-        """Finish, sync, rename, index."""
-        self.tar.close()
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
-        self.partial.replace(self.path)
+        """Finish, give it its name, index it.
+
+        Errors: CannotWrite; then nothing is left of it.
+        """
+        try:
+            with writable(self.path, self.partial):
+                self.tar.close()
+                self.file.close()
+        except BaseException:
+            self.discard()
+            raise
+        self._whole.__exit__(None, None, None)
         index = ShardIndex(np.array(self.offsets, IDX_TYPE), np.array(self.counts, CNT_TYPE))
         return describe_shard(self.path, index)
 
     def discard(self) -> None:
         """Leave nothing of an unfinished shard."""
-        with suppress(OSError):  # such as a full disk, which may be why
-            self.tar.close()
-        self.file.close()
-        self.partial.unlink(missing_ok=True)
+        for opened in (self.tar, self.file):
+            with suppress(OSError):  # such as a full disk, which may be why
+                opened.close()
+        self._whole.__exit__(Unwanted, Unwanted(), None)

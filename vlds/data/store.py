@@ -168,13 +168,18 @@ def parse_sample(
     for member in content:
         if member.endswith(FEATURES):
             stored[member] = parse_features(content[member])
+    sample_id = about.pop("id")
+    annotations = tuple(about.pop("annotations"))
+    for id in (sample_id, *(entry["id"] for entry in annotations if "id" in entry)):
+        if type(id) not in (str, int):
+            raise ValueError(f"one of its ids is {id!r}; text or a whole number is needed")
     return Sample(
         key=key,
         dataset=name,
-        id=about.pop("id"),
+        id=sample_id,
         kind=kind,
         images=tuple([content[member] for member in about.pop("images", ())]),
         features=tuple([stored[member] for member in sorted(stored)]),
-        annotations=tuple(about.pop("annotations")),
+        annotations=annotations,
         extra=about,
     )

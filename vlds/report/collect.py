@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -150,9 +151,12 @@ def read_report(folder: Path, resamples: int, pictures: bool) -> RunReport:
     if recipe is not None and pictures:
         try:
             collect_gallery(folder, recipe)
-        except (ValueError, PermissionError) as error:
+        except ValueError as error:
             notes.append(f"No new samples to look at: {error}")
     run = read_run(folder)
+    if run.complaint:
+        print(run.complaint, file=sys.stderr, flush=True)
+        notes.append(run.complaint)
     if recipe is None:
         return RunReport(run, {}, {}, notes=notes)
     results = results_of(folder, recipe.tasks, resamples, notes)

@@ -9,7 +9,12 @@ from pathlib import Path
 
 from vlds.config import Recipe
 from vlds.data import Dataset, open_dataset
-from vlds.report.predictions import Predictions, newest_predictions
+from vlds.report.predictions import (
+    DamagedPredictions,
+    Predictions,
+    newest_predictions,
+    read_predictions,
+)
 from vlds.report.samples import GalleryEntry, write_gallery
 from vlds.schema import Encoded, Sample, SkipSample
 from vlds.tasks.base import SPLITS, Task, label_of
@@ -24,7 +29,10 @@ def collect_gallery(run: Path, recipe: Recipe) -> None:
     Errors: ValueError where a data set of the recipe cannot be read, or holds none of the
     examples.
     """
-    found = newest_predictions(run)
+    found: dict[str, Predictions] = {}
+    for task, file in newest_predictions(run).items():
+        with suppress(DamagedPredictions):  # said with the scores
+            found[task] = read_predictions(file)
     chosen = list(entries(recipe, found))
     if chosen:
         write_gallery(run, chosen)

@@ -3,7 +3,7 @@
 metrics.jsonl   lines of training ("loss", "loss/TASK", ...) and of evaluation ("scores")
 predictions/    one file a task, of the training's evaluations or of `vlds evaluate`; optional
 scores.json     scores of several models beside each other, or those of `vlds evaluate`; optional
-gallery.json    sample pictures with prediction; optional, pictures under gallery/
+gallery/        sample pictures with prediction, and samples.json; optional
 recipe.yaml     the resolved recipe; optional
 """
 
@@ -17,9 +17,9 @@ from typing import Any
 
 import yaml
 
-from vlds.report.json_files import read_json_lines
 from vlds.report.samples import GalleryEntry, read_gallery
 from vlds.report.scores import Scores, TaskScores, read_scores
+from vlds.runtime.metrics_file import read_metric_lines
 
 Curve = list[tuple[float, float]]
 """Points (step, value)."""
@@ -40,6 +40,8 @@ class RunInputs:
     recipe: str | None
     steps_done: int | None
     """Of training; None where no step was logged."""
+    complaint: str = ""
+    """About lines of metrics.jsonl that do not count."""
 
 
 def read_run(folder: Path) -> RunInputs:
@@ -55,7 +57,8 @@ def read_run(folder: Path) -> RunInputs:
             f"{folder}: holds neither metrics.jsonl nor scores.json nor predictions; name a folder "
             "that `vlds train` wrote"
         )
-    lines = read_metrics(folder / "metrics.jsonl")
+    found = read_metric_lines(folder / "metrics.jsonl")
+    lines = [metrics for _, metrics in found.lines]
     file = folder / "recipe.yaml"
     recipe = file.read_text("utf-8") if file.is_file() else None
     stored = read_scores(folder / "scores.json")
@@ -68,8 +71,9 @@ def read_run(folder: Path) -> RunInputs:
         losses=loss_curves(lines),
         score_curves=score_curves(lines, headlines),
         scores=filled_from_metrics(stored, lines, name, headlines),
-        gallery=read_gallery(folder / "gallery.json"),
+        gallery=read_gallery(folder),
         recipe=recipe,
+        complaint=found.complaint,
         steps_done=max((line["step"] for line in lines if "loss" in line), default=None),
     )
 
@@ -85,20 +89,8 @@ def headlines_of(recipe: str | None) -> dict[str, str]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl; none where there is no such file.
-
-    Errors: ValueError naming the file, and the line that is not as `vlds train` writes it.
-    """
-    lines = read_json_lines(path) if path.is_file() else []
-    for number, line in enumerate(lines, 1):
-        scores = line.get("scores", {})
-        scored = isinstance(scores, dict) and all(isinstance(s, dict) for s in scores.values())
-        if not isinstance(line.get("step"), int) or not scored:
-            raise ValueError(
-                f"{path}, line {number}: {str(line)[:60]} has no step, or scores that are not "
-                "those of tasks; remove the line"
-            )
-    return lines
+    """The lines of metrics.jsonl that count; none where there is no such file."""
+    return [metrics for _, metrics in read_metric_lines(path).lines]
 
 
 def loss_curves(lines: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:

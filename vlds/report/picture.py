@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from io import BytesIO
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -36,8 +36,8 @@ Row = tuple[float, Callable[[Any, Report], None]]
 """Height in inches, and what draws it."""
 
 
-def write_picture(report: Report, path: Path) -> None:
-    """Draw one run, or several in the same panels."""
+def picture_bytes(report: Report) -> bytes:
+    """One run, or several in the same panels, as a PNG."""
     rows = rows_of(report)
     height = HEAD_HEIGHT + sum(height for height, _ in rows)
     figure = Figure(figsize=(WIDTH, height), dpi=100, layout="constrained")
@@ -48,7 +48,9 @@ def write_picture(report: Report, path: Path) -> None:
         parts = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
         for part, (_, draw) in zip(parts, rows, strict=True):
             draw(part, report)
-    figure.savefig(path, format="png")
+    drawn = BytesIO()
+    figure.savefig(drawn, format="png")
+    return drawn.getvalue()
 
 
 def rows_of(report: Report) -> list[Row]:

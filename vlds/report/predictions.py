@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlds.report.json_files import read_json_lines
-
 STEP = re.compile(r"step-(\d+)")
+FIELDS = {"id", "of", "prediction", "reference"}
+"""What every line has; `of` is the number of lines."""
+AGAIN = "evaluate the run again, with `vlds evaluate --run`"
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,11 @@ class Predictions:
     """Id of the sample of each example whose line names one."""
 
 
-def newest_predictions(run: Path) -> dict[str, Predictions]:
+class DamagedPredictions(ValueError):
+    """A file of predictions that is not what was written."""
+
+
+def newest_predictions(run: Path) -> dict[str, Path]:
     """Per task, and per list of test data (TASK.test), the file that was written last: by the
     training's newest evaluation, or by `vlds evaluate`."""
     folder = run / "predictions"
@@ -39,26 +45,19 @@ def newest_predictions(run: Path) -> dict[str, Predictions]:
             earlier = found.get(file.stem)
             if earlier is None or file.stat().st_mtime > earlier.stat().st_mtime:
                 found[file.stem] = file
-    return {task: read_predictions(file) for task, file in found.items()}
+    return found
 
 
 def read_predictions(file: Path) -> Predictions:
-    """Read one task's file; a last line that was cut off is left out.
+    """Read one task's file.
 
-    Errors: ValueError naming the file.
+    Errors: DamagedPredictions naming the file and, where it is one, the line.
     """
-    lines = read_json_lines(file)
-    for line in lines:
-        if lacking := {"id", "prediction", "reference"} - set(line):
-            raise ValueError(
-                f"{file}: a line without {', '.join(sorted(lacking))}: {str(line)[:100]}; evaluate "
-                "the run anew"
-            )
-        for name in ("id", "prediction", "sample"):
-            if not isinstance(line.get(name, ""), str):
-                raise ValueError(
-                    f"{file}: {name} is {line[name]!r}, no text; evaluate the run anew"
-                )
+    lines = [_line(file, number, text) for number, text in enumerate(_texts(file), 1)]
+    if not lines:
+        raise DamagedPredictions(f"{file} is empty; {AGAIN}")
+    if len(lines) != (whole := lines[0]["of"]):
+        raise DamagedPredictions(f"{file} holds {len(lines):,} of {whole:,} examples; {AGAIN}")
     lines.sort(key=lambda line: line["id"])
     step = STEP.fullmatch(file.parent.name)
     return Predictions(
@@ -71,3 +70,30 @@ def read_predictions(file: Path) -> Predictions:
         },
         samples={line["id"]: line["sample"] for line in lines if "sample" in line},
     )
+
+
+def _texts(file: Path) -> list[str]:
+    # Not splitlines: JSON may hold other line ends (U+2028) as they are.
+    text = file.read_text("utf-8", errors="replace").removesuffix("\n")
+    return text.split("\n") if text else []
+
+
+def _line(file: Path, number: int, text: str) -> dict[str, Any]:
+    """One example.
+
+    Errors: DamagedPredictions.
+    """
+    place = f"{file}, line {number}"
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        raise DamagedPredictions(f"{place} is cut or no JSON; {AGAIN}") from None
+    if not isinstance(line, dict) or (lacking := FIELDS - set(line)):
+        what = f"has no {', '.join(sorted(lacking))}" if isinstance(line, dict) else "is no object"
+        raise DamagedPredictions(f"{place} {what}: {text[:100]}; {AGAIN}")
+    kinds = {"id": str, "of": int, "prediction": str, "sample": str}
+    for name, kind in kinds.items():
+        if name in line and type(line[name]) is not kind:
+            expected = "text" if kind is str else "a whole number"
+            raise DamagedPredictions(f"{place}: {name} is {line[name]!r}, not {expected}; {AGAIN}")
+    return line

@@ -19,7 +19,7 @@ from vlds.report.bootstrap import (
 )
 from vlds.report.example_values import NoMean, example_values, mean_of
 from vlds.report.inputs import read_metrics
-from vlds.report.predictions import Predictions, newest_predictions
+from vlds.report.predictions import Predictions, newest_predictions, read_predictions
 from vlds.tasks.base import SPLITS, Task, label_of
 
 
@@ -78,8 +78,8 @@ def results_of(
     for name, task in labels:
         if name not in found:
             continue
-        made = found[name]
         try:
+            made = read_predictions(found[name])
             scores = logged.get((made.step, name)) or task.score(made.predictions, made.references)
             if scores:
                 folder = made.file.parent.relative_to(run)

@@ -1,18 +1,21 @@
-"""Examples to look at, as they lie in a run folder: gallery.json, and pictures under gallery/."""
+"""Examples to look at, as they lie in a run folder: gallery/samples.json and its pictures."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from pathlib import Path
 
 from vlds.data.decode import to_rgb
 from vlds.data.open_picture import open_picture
 from vlds.data.orientation import upright
 from vlds.report.json_files import read_json
+from vlds.runtime.whole_file import whole_folder
 from vlds.schema import Encoded
 
+GALLERY, SAMPLES = "gallery", "samples.json"
 THUMBNAIL_SIZE = 320
 """Longest side, in pixels, of a picture in the gallery."""
 SMALL_PICTURE = 128
@@ -36,11 +39,12 @@ class GalleryEntry:
     """The model's probability of its prediction, 0..1; None where it was not written down."""
 
 
-def read_gallery(path: Path) -> list[GalleryEntry]:
-    """gallery.json; empty where there is none.
+def read_gallery(folder: Path) -> list[GalleryEntry]:
+    """The gallery of a run folder; empty where there is none.
 
     Errors: ValueError naming the file.
     """
+    path = folder / GALLERY / SAMPLES
     if not path.is_file():
         return []
     try:
@@ -52,23 +56,26 @@ def read_gallery(path: Path) -> list[GalleryEntry]:
 
 
 def write_gallery(folder: Path, entries: Iterable[tuple[GalleryEntry, Sequence[Encoded]]]) -> None:
-    """Write gallery.json and thumbnails of the encoded pictures that come with each entry."""
-    pictures = folder / "gallery"
-    pictures.mkdir(parents=True, exist_ok=True)
-    written = []
-    for number, (entry, encoded) in enumerate(entries):
-        names = [
-            write_thumbnail(folder, f"gallery/{number:04d}-{place}", data)
-            for place, data in enumerate(encoded)
-        ]
-        written.append(asdict(entry) | {"images": [name for name in names if name]})
-    path = folder / "gallery.json"
-    path.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+    """Write the gallery of a run folder, in the place of an older one: the entries, and thumbnails
+    of the encoded pictures that come with each.
+
+    Errors: CannotWrite.
+    """
+    with whole_folder(folder / GALLERY) as partial:
+        written = []
+        for number, (entry, encoded) in enumerate(entries):
+            names = [
+                write_thumbnail(partial, f"{number:04d}-{place}", data)
+                for place, data in enumerate(encoded)
+            ]
+            images = [f"{GALLERY}/{name}" for name in names if name]
+            written.append(asdict(entry) | {"images": images})
+        text = json.dumps(written, indent=1) + "\n"
+        (partial / SAMPLES).write_text(text, encoding="utf-8")
 
 
 def write_thumbnail(folder: Path, stem: str, data: Encoded) -> str | None:
-    """Write a small copy of an encoded picture; its path below the folder, None where the bytes
-    are no picture."""
+    """Write a small copy of an encoded picture; its name, None where the bytes are no picture."""
     try:
         with open_picture(data) as image:
             thumbnail = to_rgb(upright(image))
@@ -77,5 +84,8 @@ def write_thumbnail(folder: Path, stem: str, data: Encoded) -> str | None:
     thumbnail.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
     # Photos as PNG would make a page of many megabytes.
     suffix = "png" if max(thumbnail.size) < SMALL_PICTURE else "jpg"
-    thumbnail.save(folder / f"{stem}.{suffix}")
+    # By way of bytes, because Pillow does not say why it could not write.
+    encoded = BytesIO()
+    thumbnail.save(encoded, "PNG" if suffix == "png" else "JPEG")
+    (folder / f"{stem}.{suffix}").write_bytes(encoded.getvalue())
     return f"{stem}.{suffix}"

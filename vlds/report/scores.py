@@ -11,6 +11,7 @@ from typing import Any
 
 from vlds.metrics.tables import split
 from vlds.report.json_files import read_json
+from vlds.runtime.whole_file import write_whole
 
 
 @dataclass(frozen=True)
@@ -115,4 +116,4 @@ def write_scores(path: Path, scores: Scores) -> None:
         | {"examples": entry.examples, "headline": entry.headline}
         for task, entry in scores.tasks.items()
     }
-    path.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(tree, indent=1) + "\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -10,8 +9,10 @@ from vlds.report.bootstrap import RESAMPLES
 from vlds.report.collect import Report, check_runs, collect
 from vlds.report.markdown import markdown
 from vlds.report.page import build_page
-from vlds.report.picture import write_picture
+from vlds.report.picture import picture_bytes
 from vlds.report.tidy import csv_text
+from vlds.runtime.disk import check_writable
+from vlds.runtime.whole_file import write_whole
 
 TEXTS: Mapping[str, Callable[[Report], str]] = {"md": markdown, "csv": csv_text}
 """Formats that are text, by their suffix."""
@@ -25,11 +26,11 @@ def write_report(
     Errors: ValueError where a folder holds no run or is named twice, or `folder` cannot be written.
     """
     check_runs(run_folders)
-    make_folder(folder)
+    check_writable(folder, "--out")
     report = collect(run_folders, resamples, pictures=True)
     page, picture = folder / "report.html", folder / "report.png"
-    page.write_text(build_page(report), encoding="utf-8")
-    write_picture(report, picture)
+    write_whole(page, build_page(report))
+    write_whole(picture, picture_bytes(report))
     return [page, picture]
 
 
@@ -41,9 +42,9 @@ def write_text(
     Errors: as write_report.
     """
     check_runs(run_folders)
-    make_folder(folder)
+    check_writable(folder, "--out")
     path = folder / f"report.{suffix}"
-    path.write_text(report_text(run_folders, suffix, resamples), encoding="utf-8")
+    write_whole(path, report_text(run_folders, suffix, resamples))
     return [path]
 
 
@@ -53,14 +54,3 @@ def report_text(run_folders: Sequence[Path], suffix: str, resamples: int = RESAM
     Errors: as write_report.
     """
     return TEXTS[suffix](collect(run_folders, resamples))
-
-
-def make_folder(folder: Path) -> None:
-    """Errors: ValueError where it cannot be made, or is another's."""
-    cure = "name another folder with --out"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"{folder}: cannot be made a folder ({error.strerror}); {cure}") from None
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"{folder}: cannot be written to; {cure}")

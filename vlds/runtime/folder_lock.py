@@ -22,6 +22,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from vlds.runtime.disk import make_folder, writable
+
 NAME = ".vlds.lock"
 BEAT_S = 5.0
 """Seconds between the signs of life of a writer."""
@@ -41,18 +43,20 @@ class FolderInUse(ValueError):
 def folder_lock(folder: Path) -> Iterator[None]:
     """Hold a folder, which is created where it is missing, for this process alone.
 
-    Errors: FolderInUse that names the folder and the program that writes there; OSError where the
-    folder cannot be written.
+    Errors: FolderInUse that names the folder and the program that writes there; CannotWrite where
+    the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
-    descriptor = _open_locked(path)
+    with writable(folder):
+        make_folder(folder)
+        descriptor = _open_locked(path)
     key = _identity(descriptor)
     ended = threading.Event()
     try:
         _held.add(key)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(_own_record()).encode(), 0)
+        with writable(folder):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(_own_record()).encode(), 0)
         beat = threading.Thread(target=_beat, args=(descriptor, ended), daemon=True)
         beat.start()
         yield

@@ -1,7 +1,11 @@
 """The best step of a run so far, by a score that the recipe names: its artifact is kept.
 
-RUN/best        an artifact, like RUN/artifact, which is the last step's
-RUN/best.json   which score it had, and at which step
+RUN/best             an artifact, like RUN/artifact, which is the last step's
+RUN/best/best.json   which score it had, and at which step: a part of it, so that the two change
+                     together
+
+An artifact that is not whole is nobody's best: a resumed run says so and seeks the best step from
+there on.
 """
 
 from __future__ import annotations
@@ -11,11 +15,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from vlds.artifact import finish_replacing
-from vlds.data.info import write_atomically
+from vlds.artifact import WEIGHTS
+from vlds.manifest import damage
+from vlds.runtime.whole_file import finish_replacing
 from vlds.training.evaluate import Evaluator
 from vlds.training.evaluation import Evaluation
 from vlds.training.states import Best, best_from
+
+BEST = "best.json"
 
 
 def check_best(best: str, evaluator: Evaluator) -> None:
@@ -39,27 +46,29 @@ class BestStep:
 
     def __init__(self, name: str, folder: Path, *, resumed: bool) -> None:
         """`name`: TASK/SCORE. `resumed`: look for what the run has found before; on the first rank
-        alone.
-
-        Errors: ValueError where RUN/best.json is not what `note` wrote.
-        """
+        alone."""
         self.name, self.folder = name, folder
-        self._file = folder.with_suffix(".json")
         self.found = self._known() if resumed else None
 
     def _known(self) -> Best | None:
-        """What the run has found before; None also where its artifact is gone."""
+        """What the run has found before; None where its artifact is gone and, which is said, where
+        it is not whole."""
         finish_replacing(self.folder)
-        if not self._file.is_file() or not self.folder.is_dir():
+        if not self.folder.is_dir():
             return None
-        try:
-            told = best_from(json.loads(self._file.read_text(encoding="utf-8")))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(
-                f"--resume: {self._file} cannot be read: {error}; remove it, and the best step is "
-                "sought from here on"
-            ) from error
-        return told if told.score == self.name else None
+        wrong = damage(self.folder, (BEST, WEIGHTS))
+        if wrong is None:
+            try:
+                told = best_from(json.loads((self.folder / BEST).read_text(encoding="utf-8")))
+                return told if told.score == self.name else None
+            except (ValueError, RecursionError) as error:
+                wrong = f"{BEST} cannot be read ({error})"
+        print(
+            f"training.best: {self.folder} is passed over: {wrong}; the best step is sought from "
+            "here on",
+            flush=True,
+        )
+        return None
 
     def better(self, evaluations: Sequence[Evaluation], step: int) -> float | None:
         """The value of a step's evaluations, if it is the highest yet.
@@ -79,8 +88,7 @@ class BestStep:
             return value >= found.value
         return found is None or value > found.value
 
-    def note(self, value: float, step: int) -> Best:
-        """Its artifact has been written: remember it. On the first rank."""
+    def note(self, value: float, step: int) -> dict[str, str]:
+        """Remember this step; the files that its artifact needs besides, name -> text."""
         self.found = Best(step, self.name, value)
-        write_atomically(self._file, (json.dumps(asdict(self.found)) + "\n").encode())
-        return self.found
+        return {BEST: json.dumps(asdict(self.found)) + "\n"}

@@ -17,6 +17,7 @@ from vlds.models.build import build_model
 from vlds.models.partitioned_loading import partitioned_loading
 from vlds.models.vl_model import VLModel
 from vlds.resources import find
+from vlds.runtime.disk import check_writable
 from vlds.training.alignment import align
 from vlds.training.best import BestStep, check_best
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
@@ -28,7 +29,6 @@ from vlds.training.evaluate import (
     streamed_sources,
     training_sources,
 )
-from vlds.training.faults import check_writable
 from vlds.training.optim import parameter_groups
 from vlds.training.precision import PRECISIONS, slow_precision
 from vlds.training.resume import Resume, RunStates, check_output, find_state, restore
@@ -73,7 +73,7 @@ def prepare(recipe: Recipe, ranks: Ranks, resume: Resume) -> Prepared:
             for size in recipe.batch_sizes.values()
         ),
     )
-    check_writable(Path(recipe.output))
+    check_writable(Path(recipe.output), "output")
     return Prepared(
         cut=cut,
         deepspeed=complete_deepspeed_config(find(recipe.training.deepspeed), recipe, cut),

@@ -10,8 +10,6 @@ resume.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
@@ -21,7 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vlds.manifest import sync, system_error, write_manifest
+from vlds.manifest import write_manifest
+from vlds.runtime.half_made import remove, sweep
+from vlds.runtime.whole_file import whole_folder
 from vlds.training.states import (
     FORMAT,
     PROGRESS,
@@ -40,22 +40,13 @@ def save(folder: Path, state: State, progress: Progress, keep: int) -> Path:
     For the first rank alone.
 
     States of later steps are those that a resumed run passed over as damaged: they go too. Errors:
-    OSError where it cannot be written; nothing is left of it then, and nothing else is touched.
+    CannotWrite where it cannot be written; nothing is left of it then, and nothing else is touched.
     """
     target = folder / name_of(progress.step)
-    partial = folder / f".{target.name}.partial"
-    for unfinished in folder.glob(".step-*.partial"):
-        remove(unfinished)
-    try:
-        partial.mkdir(parents=True)
-        _write(partial, state, progress)
-    except OSError:
-        remove(partial)
-        raise
+    sweep(folder, alone=True)
     # A state of this step is there only where a resumed run has passed it over: it is damaged.
-    remove(target)
-    os.replace(partial, target)
-    sync(folder)
+    with whole_folder(target) as partial:
+        _write(partial, state, progress)
     states = state_folders(folder)
     place = states.index(target)
     best = name_of(progress.best.step) if progress.best else None
@@ -69,21 +60,10 @@ def _write(folder: Path, state: State, progress: Progress) -> None:
     flat = {
         f"{name}|{key}": t.contiguous() for name, entry in state.items() for key, t in entry.items()
     }
-    try:
-        save_file(flat, folder / TENSORS)
-    except SafetensorError as error:
-        raise system_error(error) or error from None
+    save_file(flat, folder / TENSORS)
     text = json.dumps({"format": FORMAT, **asdict(progress)}, indent=1)
     (folder / PROGRESS).write_text(text, encoding="utf-8")
     write_manifest(folder)
-
-
-def remove(folder: Path) -> None:
-    """Delete a folder if it is there; of a link, the link alone."""
-    if folder.is_symlink() or folder.is_file():
-        folder.unlink()
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def load(folder: Path) -> tuple[State, Progress]:
@@ -119,7 +99,7 @@ class StateWriter:
     def write(self, state: State, progress: Progress) -> None:
         """Begin to write, once the state before is on disk.
 
-        Errors: OSError of the state before.
+        Errors: CannotWrite of the state before.
         """
         self.wait()
         self._writing = self._thread.submit(save, self.folder, state, progress, self.keep)
@@ -133,7 +113,7 @@ class StateWriter:
     def wait(self) -> None:
         """Until nothing is left to write.
 
-        Errors: OSError where that could not be written.
+        Errors: CannotWrite where that could not be written.
         """
         if self._writing is not None:
             self._writing.result()

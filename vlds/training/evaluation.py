@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 
 from vlds.data import BadSample
 from vlds.metrics.tables import plain
+from vlds.runtime.whole_file import write_whole
 from vlds.tasks.base import Task
 
 
@@ -79,14 +79,16 @@ class Evaluation:
         return sum(not text.strip() for text in self.predictions.values())
 
     def write(self, folder: Path) -> None:
-        """TASK.jsonl: a line per example with id, sample, prediction, confidence and reference;
-        sample and confidence where they are known."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """TASK.jsonl: a line per example with id, how many lines there are, sample, prediction,
+        confidence and reference; sample and confidence where they are known.
+
+        Errors: CannotWrite.
+        """
         lines = [json.dumps(self._line(key)) for key in self.predictions]
-        (folder / f"{self.task}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_whole(folder / f"{self.task}.jsonl", "".join(f"{line}\n" for line in lines))
 
     def _line(self, key: str) -> dict[str, Any]:
-        line: dict[str, Any] = {"id": key}
+        line: dict[str, Any] = {"id": key, "of": len(self.predictions)}
         if (sample := self.samples.get(key)) is not None:
             line["sample"] = sample
         line["prediction"] = self.predictions[key]
@@ -116,32 +118,21 @@ class Evaluation:
         ]
 
 
-def make_folder(folder: Path) -> None:
-    """Make the folder that predictions go to, and try it: decoding must not be in vain.
-
-    Errors: ValueError where nothing can be written there.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"--out: {folder}: {error.strerror}; name a folder that can be written"
-        ) from None
-
-
 def leave(evaluations: Sequence[Evaluation], folder: Path, *, scores: bool) -> None:
-    """Write predictions and scores.json (task -> score -> value), and say what was found."""
+    """Say what was found, and write predictions and scores.json (task -> score -> value).
+
+    Errors: CannotWrite; then all has been said.
+    """
+    for evaluation in evaluations:
+        print("\n".join(evaluation.lines() if scores else evaluation.lines()[:1]))
     for evaluation in evaluations:
         evaluation.write(folder)
-        print("\n".join(evaluation.lines() if scores else evaluation.lines()[:1]))
     if not evaluations:
         return
     if scores:
         tree = {evaluation.task: evaluation.scores for evaluation in evaluations}
         text = json.dumps(tree, indent=1) + "\n"
-        (folder / "scores.json").write_text(text, encoding="utf-8")
+        write_whole(folder / "scores.json", text)
     print(f"predictions: {folder}")
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import errno
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from vlds.config import Recipe
-from vlds.manifest import system_error
+from vlds.runtime.disk import ROOM, CannotWrite, system_error
 from vlds.schema import Batch
 from vlds.training.distributed import Ranks
 from vlds.training.engine import StepReport
 
-NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+NOT_WRITABLE = (*ROOM, errno.EROFS)
 NOT_USABLE = (errno.EACCES, errno.EPERM, errno.EIO)
 """What reading gives as well: then it is not the run's folder that is to blame."""
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
@@ -43,6 +42,9 @@ def explanation(recipe: Recipe, error: Exception) -> str | None:
         return out_of_memory(recipe)
     if refused is None:
         return None
+    if isinstance(error, CannotWrite):
+        inside = error.path.is_relative_to(recipe.output)
+        return cannot_write(error.path, refused) if inside else None
     ours = str(refused.filename).startswith(recipe.output)
     if number in NOT_WRITABLE or (number in NOT_USABLE and ours):
         return cannot_write(Path(recipe.output), refused)
@@ -68,28 +70,13 @@ def out_of_memory(recipe: Recipe) -> str:
     )
 
 
-def cannot_write(folder: Path, error: OSError) -> str:
+def cannot_write(path: Path, error: OSError) -> str:
     """What to say where a run's folder takes no more files."""
     why = error.strerror or str(error)
     return (
-        f"output: cannot write to {folder}: {why}; make room there, or copy the run to another "
+        f"output: cannot write {path}: {why}; make room there, or copy the run to another "
         "folder and name that as output. What was saved is whole: --resume goes on from it"
     )
-
-
-def check_writable(folder: Path) -> None:
-    """Make the run's folder and write into it.
-
-    Errors: ValueError where that cannot be done.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"vlds")
-    except OSError as error:
-        raise ValueError(
-            f"output: cannot write to {folder}: {error.strerror}; name another folder"
-        ) from error
 
 
 class NonFiniteSteps:

@@ -23,15 +23,10 @@ from vlds.config import Recipe, to_tree
 from vlds.data import Dataset, decode_image, open_dataset
 from vlds.data.features import FEATURES, feature_bytes
 from vlds.data.index import beside
-from vlds.data.info import (
-    DATASET_FILE,
-    SCHEMA,
-    DatasetInfo,
-    ShardInfo,
-    check_names,
-    write_atomically,
-)
+from vlds.data.info import DATASET_FILE, SCHEMA, DatasetInfo, ShardInfo, check_names
 from vlds.data.open_shard import OpenShard
+from vlds.runtime.disk import CannotWrite
+from vlds.runtime.whole_file import write_whole
 from vlds.schema import ImageSpec, Sample, SkipSample
 from vlds.training.distributed import Ranks, hold_folder
 from vlds.training.engine import start_ranks
@@ -61,7 +56,7 @@ class Done:
             "shard": self.shard and vars(self.shard),
             "dropped": self.dropped,
         }
-        write_atomically(beside(tar, ".done"), json.dumps(tree).encode())
+        write_whole(beside(tar, ".done"), json.dumps(tree))
 
     @classmethod
     def load(cls, tar: Path) -> Done | None:
@@ -106,11 +101,8 @@ def compute_features(recipe: Recipe, folder: str, out: Path, name: str | None) -
             ranks.barrier()
             if ranks.is_first:
                 job.finish()
-    except OSError as error:
-        raise ValueError(
-            f"--out: cannot write to {out}: {error.strerror}; make it writable, with room, and "
-            "start again: finished shards are kept"
-        ) from None
+    except CannotWrite as error:
+        raise ValueError(f"{error}. Finished shards are kept: start again") from error
     ranks.barrier()
     return 0
 

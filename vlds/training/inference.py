@@ -16,12 +16,13 @@ from vlds.data import Source, open_dataset
 from vlds.data.cache_limit import check_cache_limit
 from vlds.data.collate import ImageStack, Row, collate
 from vlds.data.decode import decode_image
+from vlds.runtime.disk import check_writable
 from vlds.schema import Sample, SkipSample
 from vlds.tasks.base import Split, Task
 from vlds.training.distributed import hold_folder, rank_from_environment
 from vlds.training.engine import start_ranks
 from vlds.training.evaluate import with_answer_lists
-from vlds.training.evaluation import Evaluation, leave, make_folder
+from vlds.training.evaluation import Evaluation, leave
 from vlds.training.lists import check_splits, decode, open_list
 from vlds.training.submission import write_submissions
 
@@ -86,7 +87,7 @@ def decoded(
     lists = [open_list(recipe, s, splits) for s in check_splits(recipe, run, splits)]
     sources = [source for found in lists for source in found]
     check_cache_limit(recipe.data.cache_bytes, [], sources, window=recipe.data.window)
-    make_folder(out)
+    check_writable(out, "--out")
     loaded = load_run(run, changes=changes)
     ranks = start_ranks(LONGEST_WAIT)
     if ranks.is_first:

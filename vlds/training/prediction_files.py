@@ -24,6 +24,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vlds.runtime.strict_json import strict_json
+
 VALUE_SPLITS = {("how2qa", "test"): "test_public"}
 """Where the leaderboard's name of a split is another than the data set's."""
 Pairs = list[tuple[str, str]]
@@ -183,7 +185,7 @@ def parsed(place: str, text: str) -> Any:
     Errors: ValueError where it is none, or an object has a key twice.
     """
     try:
-        return json.loads(text, object_pairs_hook=lambda pairs: as_mapping(pairs, place))
+        return strict_json(text, f"--predictions: {place}", lambda pairs: as_mapping(pairs, place))
     except json.JSONDecodeError as error:
         line = "" if "\n" not in text else f"line {error.lineno} "
         cure = "" if ".json" in place else "; the suffix says the form: .csv, .json or .jsonl"

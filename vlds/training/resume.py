@@ -11,6 +11,7 @@ import torch
 
 from vlds.config import Recipe
 from vlds.data import MixedStream
+from vlds.runtime.disk import CannotWrite
 from vlds.training import checkpoint
 from vlds.training.checkpoint import StateWriter
 from vlds.training.distributed import Ranks
@@ -94,7 +95,7 @@ class RunStates:
         """Gather the state as it is now and begin to write it; the seconds that training stood
         still. Collective.
 
-        Errors: OSError on the first rank, where the state before could not be written.
+        Errors: CannotWrite on the first rank, where the state before could not be written.
         """
         started = time.monotonic()
         self.newest_step = self.engine.steps_done
@@ -119,8 +120,8 @@ class RunStates:
         problem = None
         try:
             self._writer.wait()
-        except OSError as error:
-            problem = cannot_write(self.folder, error)
+        except CannotWrite as error:
+            problem = cannot_write(error.path, error.refused)
         if problem := self.engine.ranks.broadcast(problem):
             raise ValueError(problem)
 

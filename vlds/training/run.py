@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,8 @@ def save_state(run: Run) -> None:
     run.tracker.write(run.engine.steps_done, {"save": {"blocking_seconds": seconds}})
 
 
-def save_run_artifact(run: Run, folder: Path) -> None:
-    """Write the artifact of the weights as they are now."""
+def save_run_artifact(run: Run, folder: Path, notes: Mapping[str, str] | None = None) -> None:
+    """Write the artifact of the weights as they are now; `notes` as in `save_artifact`."""
     state = run.engine.export()
     with run.engine.evaluation() as model:
         if state is not None:
@@ -71,7 +72,7 @@ def save_run_artifact(run: Run, folder: Path) -> None:
                 name: tensors["fp32"] for name, tensors in state.items() if "fp32" in tensors
             }
             tensors = own_tensors(model, masters)
-            save_artifact(folder, tensors, run.recipe, run.tokenizer)
+            save_artifact(folder, tensors, run.recipe, run.tokenizer, notes)
     run.ranks.barrier()
 
 
@@ -93,9 +94,8 @@ def tell_evaluation(run: Run) -> None:
     if run.best is not None:
         value = run.ranks.broadcast(run.best.better(evaluations, step))
         if value is not None:
-            save_run_artifact(run, run.best.folder)
-            if run.ranks.is_first:
-                run.states.best = run.best.note(value, step)
+            save_run_artifact(run, run.best.folder, run.best.note(value, step))
+            run.states.best = run.best.found
             run.tracker.say(f"step {step}  best so far, kept in {run.best.folder}")
     if evaluations:
         run.tracker.write(step, {"scores": {e.task: e.scores for e in evaluations}})

@@ -12,9 +12,10 @@ import vlds.tasks
 from vlds.config import parse
 from vlds.data import Dataset, Source, open_dataset
 from vlds.data.eval_order import survey
+from vlds.runtime.disk import check_writable
 from vlds.tasks.base import Task
 from vlds.training.evaluate import open_datasets
-from vlds.training.evaluation import Evaluation, leave, make_folder
+from vlds.training.evaluation import Evaluation, leave
 from vlds.training.prediction_files import FORMS, IN_ZIP, as_mapping, read_pairs, value_member
 from vlds.trusted import trust
 
@@ -34,7 +35,7 @@ def score_file(
     if not data:
         raise ValueError("--data: name the data sets that the predictions are for")
     if out is not None:
-        make_folder(out)
+        check_writable(out, "--out")
     datasets = [open_dataset(folder) for folder in data]
     cls = task_class(task_name, datasets[0].kind)
     task = parse(cls, list(fields), "vlds evaluate --predictions").thorough()

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vlds.config import Recipe, TrackingConfig, to_tree
-from vlds.data.info import write_atomically
+from vlds.runtime.disk import append
+from vlds.runtime.metrics_file import read_metric_lines
+from vlds.runtime.whole_file import write_whole
 
 
 class Sink(Protocol):
@@ -48,18 +50,23 @@ def open_sinks(recipe: Recipe, first_step: int) -> list[Sink]:
 
 
 class MetricsFile:
-    """Appends JSON lines; those of steps that a resumed run repeats are dropped first."""
+    """Appends JSON lines; those of steps that a resumed run repeats are dropped first, and so are
+    those that nobody can read."""
 
     def __init__(self, path: Path, first_step: int) -> None:
         self.path = path
-        if path.exists():
-            kept = [line for line, told in whole_lines(path) if told["step"] <= first_step]
-            write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
+        found = read_metric_lines(path)
+        if found.complaint:
+            print(found.complaint, flush=True)
+        kept = [line for line, metrics in found.lines if metrics["step"] <= first_step]
+        write_whole(path, "".join(f"{line}\n" for line in kept))
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
-        """One line, on disk when this returns."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
+        """One line, on disk when this returns.
+
+        Errors: CannotWrite.
+        """
+        append(self.path, json.dumps({"step": step, **metrics}) + "\n")
 
     def close(self) -> None:
         """Every line is on disk already."""
@@ -67,14 +74,8 @@ class MetricsFile:
 
 def scores_told(path: Path, step: int) -> bool:
     """Whether metrics.jsonl has the scores of a step."""
-    return any(told["step"] == step and "scores" in told for _, told in whole_lines(path))
-
-
-def whole_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Lines of metrics.jsonl and what they say, without a last one that was cut as the machine went
-    down; none where there is no such file."""
-    *lines, _ = path.read_text("utf-8").split("\n") if path.exists() else [""]
-    return [(line, json.loads(line)) for line in lines]
+    lines = read_metric_lines(path).lines
+    return any(metrics["step"] == step and "scores" in metrics for _, metrics in lines)
 
 
 class Tensorboard:
@@ -112,7 +113,7 @@ class WeightsAndBiases:
             resume="allow",
             config=to_tree(recipe),
         )
-        kept.write_text(self.run.id, "utf-8")
+        write_whole(kept, self.run.id)
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         """Numbers under their names, those of an inner dict under outer/inner."""

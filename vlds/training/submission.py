@@ -1,4 +1,4 @@
-"""Writes what leaderboards take, one file a data set, and checks it by reading it back."""
+"""Writes what leaderboards take, one file a data set, and reads it back before it has its name."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlds.data import Dataset, Source
+from vlds.runtime.whole_file import whole_file
 from vlds.training.evaluation import Evaluation
 from vlds.training.prediction_files import (
     FORMS,
@@ -17,7 +18,6 @@ from vlds.training.prediction_files import (
     Pairs,
     as_mapping,
     pairs_of,
-    read_pairs,
     value_member,
 )
 
@@ -74,7 +74,10 @@ def parts(source: Source, evaluation: Evaluation) -> Iterator[Part]:
 def write_submissions(
     sources: Sequence[Source], evaluations: Sequence[Evaluation], folder: Path
 ) -> list[str]:
-    """Write every leaderboard's file; lines that say what was written, and what could not be."""
+    """Write every leaderboard's file; lines that say what was written, and what could not be.
+
+    Errors: CannotWrite.
+    """
     by_name = {source.name: source for source in sources}
     found = [part for made in evaluations for part in parts(by_name[made.task], made)]
     found = [part for part in found if part.dataset.kind in FORMS]
@@ -94,8 +97,9 @@ def write_submissions(
             said.append(f"{folder / (start + ZIP)}: {part.file}")
         else:
             path = folder / (start + part.file)
-            path.write_text(text, encoding="utf-8")
-            check(path, part)
+            with whole_file(path) as partial:
+                partial.write_text(text, encoding="utf-8")
+                check(partial.read_text(encoding="utf-8"), part)
             said.append(str(path))
         said += part.notes()
     for name, texts in zips.items():
@@ -105,14 +109,16 @@ def write_submissions(
 
 def write_zip(path: Path, texts: Mapping[str, str]) -> None:
     """VALUE's zip, and what it holds read back."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, text in texts.items():
-            archive.writestr(name, text)
-    for name, text in texts.items():
-        assert read_pairs(path, {name: ""}) == pairs_of(name, text)
+    with whole_file(path) as partial:
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, text in texts.items():
+                archive.writestr(name, text)
+        with zipfile.ZipFile(partial) as archive:
+            for name, text in texts.items():
+                assert archive.read(name).decode() == text
 
 
-def check(path: Path, part: Part) -> None:
+def check(text: str, part: Part) -> None:
     """Every id once, each with its prediction."""
-    written = as_mapping(read_pairs(path), str(path))
+    written = as_mapping(pairs_of(part.file, text), part.file)
     assert list(written) == [key for key, _ in part.pairs]

@@ -1,0 +1,247 @@
+"""Files and folders that are whole or not there: errors, signals, leftovers, links, full disks."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.rank_pool import ROOT
+from vlds.runtime.disk import CannotWrite, append, check_writable
+from vlds.runtime.half_made import FOREIGN_S, sweep
+from vlds.runtime.whole_file import (
+    Taken,
+    finish_replacing,
+    whole_file,
+    whole_folder,
+    write_whole,
+)
+
+NO_PROCESS = 1 << 22
+"""No process of Linux has this number, or a larger one."""
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 kB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a file system needs root")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def fill_file(path: Path, size: int) -> None:
+    write_whole(path, bytes(size))
+
+
+def fill_folder(path: Path, size: int) -> None:
+    with whole_folder(path) as partial:
+        (partial / "content").write_bytes(bytes(size))
+
+
+def size_of(path: Path) -> int:
+    return (path / "content" if path.is_dir() else path).stat().st_size
+
+
+FILLERS = [fill_file, fill_folder]
+
+
+@pytest.mark.parametrize("fill", FILLERS)
+def test_a_new_one_takes_the_old_ones_place(fill: Callable[..., None], tmp_path: Path) -> None:
+    for size in (3, 5):
+        fill(tmp_path / "new" / "out", size)
+        assert size_of(tmp_path / "new" / "out") == size
+        assert [path.name for path in (tmp_path / "new").iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("fill", FILLERS)
+def test_a_full_disk_leaves_the_old_one(fill: Callable[..., None], disk: Path) -> None:
+    out = disk / "out"
+    fill(out, 3)
+    with pytest.raises(CannotWrite) as error:
+        fill(out, 100_000)
+    reason = "No space left on device; make room there, or name another place"
+    assert str(error.value) == f"cannot write {out}: {reason}"
+    assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
+    assert size_of(out) == 3
+    assert [path.name for path in disk.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("fill", FILLERS)
+def test_a_disk_that_is_read_only(fill: Callable[..., None], disk: Path) -> None:
+    fill(disk / "out", 3)
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    for place in ("out", "new", "a/b"):
+        with pytest.raises(CannotWrite, match="Read-only file system; make it writable, or name"):
+            fill(disk / place, 5)
+    assert size_of(disk / "out") == 3
+    with pytest.raises(ValueError, match=rf"^--out: cannot write {disk}: Read-only file system"):
+        check_writable(disk, "--out")
+    with pytest.raises(CannotWrite, match="Read-only"):
+        append(disk / "log", "x")
+
+
+def test_what_is_appended_is_there_or_not(disk: Path) -> None:
+    append(disk / "log", "one\n")
+    with pytest.raises(CannotWrite, match="log: No space left on device"):
+        append(disk / "log", "two\n" * 50_000)
+    append(disk / "log", "three\n")
+    assert (disk / "log").read_text() == "one\nthree\n"
+
+
+def make_late(make: Callable[..., Any], out: Path) -> None:
+    with make(out, new=True) as partial:
+        (partial / "x" if partial.is_dir() else partial).write_text("mine")
+        out.write_text("theirs")
+
+
+def test_new_ones_replace_nothing(tmp_path: Path) -> None:
+    for make in (whole_file, whole_folder):
+        with pytest.raises(Taken, match="out exists by now"):
+            make_late(make, tmp_path / "out")
+        assert (tmp_path / "out").read_text() == "theirs"
+        (tmp_path / "out").unlink()
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    for fill in FILLERS:
+        folder = tmp_path / fill.__name__
+        (folder / "elsewhere").mkdir(parents=True)
+        (folder / "out").symlink_to(folder / "elsewhere" / "real")
+        fill(folder / "out", 4)
+        fill(folder / "out", 5)
+        assert (folder / "out").is_symlink()
+        assert size_of(folder / "elsewhere" / "real") == 5
+        assert len(list(folder.rglob("*"))) in (3, 4)
+
+
+def test_a_device_takes_what_it_is_given(tmp_path: Path) -> None:
+    write_whole(Path("/dev/null"), "x")
+    words = "from vlds.runtime.whole_file import *; write_whole(Path('/dev/stdout'), 'told')"
+    done = subprocess.run([sys.executable, "-c", words], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("told", 0), done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_ends_the_process_and_leaves_nothing(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    write_whole(tmp_path / "out", "old")
+    program = f"""
+import os, signal
+from pathlib import Path
+from vlds.runtime.whole_file import whole_file, whole_folder
+signal.signal({number}, signal.default_int_handler if {number} == 2 else signal.SIG_DFL)
+with whole_folder(Path("folder")) as folder, whole_file(Path("out")) as file:
+    (folder / "half").write_text("made")
+    file.write_text("half")
+    assert len(os.listdir()) == 3
+    os.kill(os.getpid(), {number})
+    print("lives")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (-number, ""), done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out").read_text() == "old"
+
+
+def left(folder: Path, host: str, process: int, age: float = 0) -> Path:
+    """What a process has left half made."""
+    path = folder / f".out@{host}-{process}-0.partial"
+    path.mkdir()
+    (path / "half").write_text("made")
+    os.utime(path, (time.time() - age,) * 2)
+    return path
+
+
+def test_leftovers_of_the_dead_go_and_nothing_else(tmp_path: Path) -> None:
+    here, alive = socket.gethostname(), os.getppid()
+    dead = left(tmp_path, here, NO_PROCESS)
+    recycled = left(tmp_path, here, os.getpid())
+    abandoned = left(tmp_path, "elsewhere", 7, FOREIGN_S + 60)
+    kept = [left(tmp_path, here, alive), left(tmp_path, "elsewhere", 8)]
+    (tmp_path / ".mine.partial").write_text("somebody's own")
+    write_whole(tmp_path / "other", "x")
+    assert not dead.exists()
+    assert not recycled.exists()
+    assert not abandoned.exists()
+    assert all(path.exists() for path in kept)
+    with whole_file(tmp_path / "out") as partial:
+        partial.write_text("half")
+        sweep(tmp_path, alone=True)
+        assert partial.exists(), "this process makes it"
+    names = [path.name for path in tmp_path.iterdir()]
+    assert sorted(names) == [".mine.partial", "other", "out"]
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_replacement_that_fails_half_way(
+    failing: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old folder comes back."""
+    fill_folder(tmp_path / "out", 3)
+    replace, seen = os.replace, []
+
+    def fail(*words: Any) -> None:
+        seen.append(words)
+        if len(seen) == failing:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        replace(*words)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(CannotWrite, match="Input/output error; check that disk"):
+        fill_folder(tmp_path / "out", 5)
+    assert size_of(tmp_path / "out") == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_replacement_that_was_killed_half_way(tmp_path: Path) -> None:
+    fill_folder(tmp_path / ".out.older", 3)
+    finish_replacing(tmp_path / "out")
+    assert size_of(tmp_path / "out") == 3
+    fill_folder(tmp_path / ".out.older", 2)
+    fill_folder(tmp_path / "out", 5)
+    assert size_of(tmp_path / "out") == 5
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_names_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for fill in FILLERS:
+        for place, reason in (
+            ("n" * 300, "File name too long"),
+            ("file/out", "File exists"),
+            ("file/a/b", "Not a directory"),
+        ):
+            with pytest.raises(CannotWrite, match=f"{reason}; name another place"):
+                fill(tmp_path / place, 3)
+        fill(tmp_path / (fill.__name__ + "n" * 230), 3)
+    with pytest.raises(CannotWrite, match="Is a directory"):
+        write_whole(tmp_path, "x")
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_what_is_read_is_not_said_to_be_unwritable(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), whole_file(tmp_path / "out"):
+        (tmp_path / "other").read_text()
+    with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "out"):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []

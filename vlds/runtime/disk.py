@@ -1,0 +1,143 @@
+"""What the system refuses to write, as one error with path, reason and cure; and what has to be
+flushed so that a loss of power does not take it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+RIGHTS = (errno.EACCES, errno.EPERM, errno.EROFS)
+REFUSED = {*ROOM, *RIGHTS, errno.EIO, errno.ENAMETOOLONG}
+"""What the system says where nothing can be written."""
+NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)
+"""What some network file systems say to the flush of a folder."""
+RUST_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
+class CannotWrite(ValueError):
+    """An output that the system refuses to write; what was there before is untouched."""
+
+    def __init__(self, path: Path, refused: OSError) -> None:
+        super().__init__(path, refused)
+        self.path, self.refused = path, refused
+
+    def __str__(self) -> str:
+        reason = self.refused.strerror or str(self.refused)
+        return f"cannot write {self.path}: {reason}; {cure_of(self.refused)}"
+
+
+def cure_of(refused: OSError) -> str:
+    """What the user can do about it."""
+    if refused.errno in ROOM:
+        return "make room there, or name another place"
+    if refused.errno in RIGHTS:
+        return "make it writable, or name another place"
+    if refused.errno == errno.EIO:
+        return "check that disk, or name another place"
+    return "name another place"
+
+
+@contextmanager
+def writable(path: Path, *places: Path) -> Iterator[None]:
+    """Inside, what keeps `path` from being written is the user's error, also where a library has
+    another class for it. `places`: where it is made instead. What is read inside may fail too, and
+    is not meant.
+
+    Errors: CannotWrite.
+    """
+    try:
+        yield
+    except Exception as error:  # safetensors has a class of its own
+        refused = None if isinstance(error, ValueError) else system_error(error)
+        if refused is None or not any(_concerns(refused, place) for place in places or (path,)):
+            raise
+        raise CannotWrite(path, refused) from error
+
+
+def system_error(error: BaseException) -> OSError | None:
+    """What the operating system has refused, also where a library written in Rust has put it into
+    the text of an error of its own; None for all other errors."""
+    if isinstance(error, CannotWrite):
+        return error.refused
+    if isinstance(error, OSError):
+        return error
+    found = RUST_ERROR.search(str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
+
+
+def _concerns(refused: OSError, path: Path) -> bool:
+    """Whether the system has refused to write `path`; libraries do not say of which file."""
+    if refused.filename is None or isinstance(refused.filename, int):
+        return refused.errno in REFUSED
+    name = Path(os.fsdecode(refused.filename))
+    return name.is_relative_to(path) or path.is_relative_to(name)
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Make a folder and write into it, before any long work; `option` is what named it.
+
+    Errors: ValueError that begins with `option`.
+    """
+    try:
+        with writable(folder):
+            make_folder(folder)
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(b"vlds")
+    except CannotWrite as error:
+        raise ValueError(f"{option}: {error}") from error
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and those above it, on disk when this returns."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Flush a file's bytes, or a folder's list of names, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_SYNC or not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush everything in a folder, and the folder last."""
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not path.is_symlink():
+            sync_tree(path)
+        elif path.is_file():
+            sync(path)
+    sync(folder)
+
+
+def append(path: Path, text: str) -> None:
+    """Add text to the end of a file, on disk when this returns; all of it or nothing.
+
+    Errors: CannotWrite.
+    """
+    with writable(path):
+        size = path.stat().st_size if path.exists() else None
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            if size is None:
+                sync(path.parent)
+        except OSError:
+            with suppress(OSError):
+                os.truncate(path, size or 0)
+            raise

@@ -1,0 +1,128 @@
+"""Outputs that are half made: how they are called beside their place, and who removes them.
+
+`.NAME@HOST-PID-N.partial` says whose it is. Its process removes it when the work fails or a signal
+ends the process; after a kill or a crash the next command that writes into the folder does, and
+never touches what a living process makes.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import os
+import re
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+NAME = re.compile(r"\..*@([^@/]*)-(\d+)-\d+\.partial", re.DOTALL)
+"""Host and process."""
+MOST_OF_NAME = 100
+"""Characters of the output's own name: file systems take 255 bytes."""
+FOREIGN_S = 24 * 3600.0
+"""Another host's processes cannot be asked; what nobody has touched for so long is abandoned."""
+
+_open: dict[Path, int] = {}
+"""What is being made here -> process that makes it; forked ones inherit the table."""
+_swept: set[Path] = set()
+_numbers = itertools.count()
+
+
+@contextmanager
+def half_made(place: Path) -> Iterator[Path]:
+    """A name beside `place`, whose folder is there. What is made under it vanishes at the end,
+    unless it was renamed."""
+    sweep(place.parent)
+    owner = f"{socket.gethostname()}-{os.getpid()}-{next(_numbers)}"
+    partial = place.with_name(f".{place.name[:MOST_OF_NAME]}@{owner}.partial")
+    with _removed_by_signals():
+        _open[partial] = os.getpid()
+        try:
+            yield partial
+        finally:
+            remove(partial)
+            _open.pop(partial, None)
+
+
+def remove_half_made() -> None:
+    """Remove all that this process is making: it ends. A signal may have come where no `finally`
+    is yet in force."""
+    for partial, process in list(_open.items()):
+        if process == os.getpid():
+            remove(partial)
+
+
+atexit.register(remove_half_made)
+
+
+@contextmanager
+def _removed_by_signals() -> Iterator[None]:
+    """Inside, SIGTERM and SIGHUP remove what is half made before they end the process, where
+    nobody else handles them."""
+    numbers: list[signal.Signals] = []
+    if threading.current_thread() is threading.main_thread():
+        wanted = (signal.SIGTERM, signal.SIGHUP)
+        numbers = [n for n in wanted if signal.getsignal(n) is signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, _end)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    remove_half_made()
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
+def sweep(folder: Path, *, alone: bool = False) -> None:
+    """Remove what processes that are dead have left half made in a folder; looked for once by each
+    process. `alone`: this process alone writes there, so that nothing else of it is alive."""
+    folder = Path(os.path.realpath(folder))
+    if folder in _swept and not alone:
+        return
+    _swept.add(folder)
+    with suppress(OSError):
+        for path in folder.glob(".*.partial"):
+            if _is_abandoned(path, alone):
+                remove(path)
+
+
+def _is_abandoned(path: Path, alone: bool) -> bool:
+    match = NAME.fullmatch(path.name)
+    if match is None or _open.get(path) == os.getpid():
+        return False
+    if alone:
+        return True
+    host, process = match[1], int(match[2])
+    if host != socket.gethostname():
+        return time.time() - path.lstat().st_mtime > FOREIGN_S
+    # This process's own number, but not its work: in containers numbers are few.
+    return process == os.getpid() or not _is_alive(process)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def remove(path: Path) -> None:
+    """Delete a file or folder if it is there; of a link, the link alone."""
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+        return
+    shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,67 @@
+"""How metrics.jsonl is read, by a run that goes on and by a report alike.
+
+A line counts if it is an object with a whole `step`, whose `scores`, if it has any, are those of
+tasks. All others are passed over and told: what only tells about a run never stops one.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SHOWN = 40
+"""Characters of a line that a complaint shows."""
+
+
+@dataclass(frozen=True)
+class MetricLines:
+    """What a file holds."""
+
+    lines: list[tuple[str, dict[str, Any]]]
+    """Each line that counts, as text and as what it says."""
+    complaint: str
+    """Which lines do not count; "" where all do."""
+
+
+def read_metric_lines(path: Path) -> MetricLines:
+    """Read metrics.jsonl; nothing where there is no such file."""
+    text = path.read_text("utf-8", errors="replace") if path.is_file() else ""
+    lines, odd = [], []
+    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], 1):
+        metrics = _metrics_of(line)
+        if metrics is None:
+            odd.append((number, line))
+        else:
+            lines.append((line, metrics))
+    return MetricLines(lines, _complaint(path, odd))
+
+
+def _metrics_of(line: str) -> dict[str, Any] | None:
+    try:
+        metrics = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(metrics, dict) or type(metrics.get("step")) is not int:
+        return None
+    scores = metrics.get("scores", {})
+    tasks = list(scores.values()) if isinstance(scores, dict) else [None]
+    return metrics if all(_are_scores(task) for task in tasks) else None
+
+
+def _are_scores(task: Any) -> bool:
+    return isinstance(task, dict) and all(isinstance(v, (int, float)) for v in task.values())
+
+
+def _complaint(path: Path, odd: list[tuple[int, str]]) -> str:
+    if not odd:
+        return ""
+    number, line = odd[0]
+    shown = line if len(line) <= SHOWN else f"{line[:SHOWN]}..."
+    if len(odd) == 1:
+        return f"{path}: line {number} is passed over, it is not a line of metrics: {shown!r}"
+    return (
+        f"{path}: {len(odd)} lines are passed over, they are not lines of metrics; the first is "
+        f"line {number}: {shown!r}"
+    )

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import psutil
 
 from vlds.rank_environment import is_rank
+from vlds.runtime.process_end import heard, on_signals
 
 SUPERVISOR = "VLDS_SUPERVISOR"
 """Environment variable that tells the ranks the supervisor's process id."""
@@ -152,15 +153,8 @@ def _is_rank(process: psutil.Process) -> bool:
 def signals_collected() -> Iterator[list[int]]:
     """Collect the signals that ask for an end; those that were ignored (nohup) stay ignored."""
     received: list[int] = []
-    before = {}
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            before[number] = signal.signal(number, lambda number, _: received.append(number))
-    try:
+    with on_signals(received.append, heard()):
         yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def watch_launcher(

@@ -62,7 +62,8 @@ def ordered_map(
                     pool.submit(_each, function, part)
                     for part in islice(chunks, workers * CHUNKS_AHEAD)
                 )
-            processes += (process for process in active_children() if process not in others)
+            started = set(active_children()) - others
+            processes += sorted(started, key=lambda process: process.pid or 0)
             while waiting:
                 done = waiting.popleft().result()
                 for part in islice(chunks, 1):

@@ -154,6 +154,7 @@ def complain(who: str, error: ValueError) -> int:
 
 def run_rank(arguments: Sequence[str]) -> NoReturn:
     """Do a rank's work and end this process."""
+    rank = os.environ["RANK"]  # which some commands take away
     try:
         code = _rank_code(list(arguments))
     except ValueError as error:
@@ -163,10 +164,13 @@ def run_rank(arguments: Sequence[str]) -> NoReturn:
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)
     except BaseException as error:
-        # Not after this block, which lets go of what the error's frames hold: loaders with a worker
-        # that hangs take seconds to end.
-        _end_rank(_failure(error, os.environ["RANK"]))
-    _end_rank(code)
+        code = _failure(error, rank)
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    # Not sys.exit: the destructors of a process group now and then abort a rank that has done its
+    # work, and may wait for ever in one that failed.
+    os._exit(code)
 
 
 def _failure(error: BaseException, rank: str) -> int:
@@ -192,20 +196,11 @@ def _failure(error: BaseException, rank: str) -> int:
     return 1
 
 
-def _end_rank(code: int) -> NoReturn:
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    # Not sys.exit: the destructors of a process group now and then abort a rank that has done its
-    # work, and may wait for ever in one that failed.
-    os._exit(code)
-
-
 def _lost_worker(error: BaseException) -> str | None:
     """What to say where a loader worker hangs or was killed."""
-    if "vlds.data.loader" not in sys.modules:
+    if "vlds.data.lost_workers" not in sys.modules:
         return None
-    from vlds.data.loader import lost_worker
+    from vlds.data.lost_workers import lost_worker
 
     return lost_worker(error)
 

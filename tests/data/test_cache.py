@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from itertools import islice
 from pathlib import Path
 
@@ -58,6 +59,17 @@ def test_what_is_read_in_turns_must_fit(web: Web, folders: dict[str, Path], tmp_
     assert lanes_read(4, 512, BatchCut(8), range(2, 4)) == 1
     assert lanes_read(64, 512, BatchCut(7), range(2, 3)) == 10, "slots 146 to 218"
     assert lanes_read(1, 512, BatchCut(8), range(8)) == 1
+
+
+def test_downloads_of_dead_processes_are_swept(web: Web, cache: ShardCache) -> None:
+    cache.folder.mkdir()
+    dead, live = cache.folder / "a.tar.partial", cache.folder / "b.tar.partial"
+    for partial in (dead, live):
+        partial.write_bytes(b"half")
+    hours_ago = time.time() - 2 * 3600
+    os.utime(dead, (hours_ago, hours_ago))
+    open_dataset(web.url("small"), cache).read(0)
+    assert list(cache.folder.glob("*.partial")) == [live]
 
 
 def test_a_limit_below_one_shard_is_named(web: Web, tmp_path: Path) -> None:

@@ -25,6 +25,10 @@ from vlds.data.errors import FetchError
 SHARD_SUFFIX = ".tar"
 """Copies that the limit is for; what lies beside the shards is small and stays."""
 GONE = (errno.ENOENT, errno.ESTALE)
+PARTIAL = ".partial"
+ABANDONED_S = 3600.0
+"""Seconds without a new byte after which a download is one of a process that has died: a server
+that sends nothing counts as broken long before."""
 
 
 def default_folder() -> Path:
@@ -70,7 +74,8 @@ class ShardCache:
 
     def add(self, path: Path, fetch: Callable[[Path], None]) -> None:
         """Make a copy: `fetch` writes the file it is given, which then gets the copy's name."""
-        partial = path.with_name(path.name + ".partial")
+        partial = path.with_name(path.name + PARTIAL)
+        self._sweep()
         try:
             fetch(partial)
             with open(partial, "rb") as file:
@@ -100,6 +105,13 @@ class ShardCache:
             if error.errno in GONE:
                 return None
             raise
+
+    def _sweep(self) -> None:
+        """Remove what processes that died have left of their downloads."""
+        for partial in self.folder.glob(f"*{PARTIAL}"):
+            with suppress(FileNotFoundError):
+                if time.time() - partial.stat().st_mtime > ABANDONED_S:
+                    partial.unlink()
 
     def _make_room(self, size: int, limit: int) -> None:
         """Remove what has been unused for longest until `size` more bytes are within the limit."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,16 +15,8 @@ import torch.utils.data
 from vlds.data.assemble import Parcel
 from vlds.data.batch_cut import BatchCut
 from vlds.data.mixture import MixedOrder
-from vlds.runtime.process_end import ASKING, KILLED, end_with_parent
+from vlds.runtime.process_end import ASKING, end_with_parent
 from vlds.schema import Batch
-
-TIMED_OUT = "DataLoader timed out"
-LOST = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)")
-"""What torch says where a worker gives nothing, and where one was killed."""
-
-
-class WorkerHangs(RuntimeError):
-    """A loader worker gives nothing any more."""
 
 
 class Piece(NamedTuple):
@@ -79,13 +70,9 @@ def batch_of(parcel: Parcel) -> Batch:
 
 
 def make_loader(
-    assembler: torch.utils.data.Dataset[Parcel],
-    positions: Iterable[list[int]],
-    num_workers: int,
-    worker_timeout: float,
+    assembler: torch.utils.data.Dataset[Parcel], positions: Iterable[list[int]], num_workers: int
 ) -> torch.utils.data.DataLoader[Parcel]:
-    """Torch's loader over lists of positions, in order. `worker_timeout`: seconds that a worker may
-    take for a batch; 0: any number."""
+    """Torch's loader over lists of positions, in order."""
     if num_workers:
         # A forked thread pool of the tokenizers dead-locks; torch itself uses one thread a worker.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -98,46 +85,7 @@ def make_loader(
         generator=torch.Generator(),
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_belong_to_the_rank if num_workers else None,
-        timeout=worker_timeout if num_workers else 0,
     )
-
-
-def parcels(loader: torch.utils.data.DataLoader[Parcel]) -> Iterator[Parcel]:
-    """What a loader gives.
-
-    Errors: WorkerHangs that names the worker.
-    """
-    iterator = iter(loader)
-    for number in count():
-        try:
-            parcel = next(iterator)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if TIMED_OUT not in str(error):
-                raise
-            # Torch's loader gives the batches to its workers in turns; their list is private.
-            turn = number % loader.num_workers
-            process = iterator._workers[turn].pid  # type: ignore[attr-defined]
-            raise WorkerHangs(
-                f"its loader worker {turn + 1} of {loader.num_workers} (process {process}) has "
-                f"given nothing for {loader.timeout:.0f} s: it hangs while it reads or decodes; "
-                "look at where its data lie, or raise training.collective_timeout"
-            ) from None
-        yield parcel
-
-
-def lost_worker(error: BaseException) -> str | None:
-    """What to say of an error that means that a loader worker hangs or was killed; None of any
-    other. Torch raises the second kind wherever the rank is just then."""
-    if isinstance(error, WorkerHangs):
-        return str(error)
-    if not (found := LOST.search(str(error))):
-        return None
-    process, how = found[1], found[2].strip().rstrip(".")
-    if "Killed" in how:
-        how = f"was {KILLED}; a smaller data.num_workers takes less"
-    return f"its loader worker (process {process}) {how}"
 
 
 def _same(parcel: Any) -> Any:

@@ -11,7 +11,8 @@ from vlds.data.batch_cut import BatchCut
 from vlds.data.epoch_order import EpochOrder
 from vlds.data.errors import BadSample, ErrorPolicy
 from vlds.data.eval_order import EvalOrder
-from vlds.data.loader import batch_of, make_loader, parcels
+from vlds.data.loader import batch_of
+from vlds.data.lost_workers import parcels
 from vlds.data.mixed_stream import ALONE, CACHE_BYTES, MixedStream
 from vlds.data.mixture import Unit, batch_sizes, mixed_order
 from vlds.data.order import hashed
@@ -113,7 +114,7 @@ class EvalStream:
         worker_timeout: float = 0.0,
         task_index: int = 0,
     ) -> None:
-        """`worker_timeout`: as in make_loader. `task_index`: number of the task in the recipe."""
+        """`worker_timeout`: as in `parcels`. `task_index`: number of the task in the recipe."""
         source.check(image)
         self.bad: list[BadSample] = []
         """Examples of this rank that could not be read, as of the last iteration."""
@@ -137,10 +138,9 @@ class EvalStream:
 
     def __iter__(self) -> Iterator[Batch]:
         self.bad = []
-        loader = make_loader(
+        for parcel in parcels(
             self._assembler, self._batches, self._num_workers, self._worker_timeout
-        )
-        for parcel in parcels(loader):
+        ):
             first: dict[int, BadSample] = {}  # substitutes that are bad as well are of no interest
             for entry in parcel.bad:
                 first.setdefault(entry.position, entry)

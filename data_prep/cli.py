@@ -26,8 +26,10 @@ from data_prep import (
     vocabulary,
     vqav2,
 )
+from data_prep.parallel import LostWorker
 from vlds.data import ShardError
 from vlds.runtime.disk import CannotWrite
+from vlds.runtime.process_end import Interrupted, interruptible
 
 COMMANDS = (
     vqav2, gqa, nlvr2, coco_karpathy, coco_captions, vg, snli_ve, value, jsonl, easy_vqa, demo,
@@ -37,24 +39,28 @@ COMMANDS = (
 Run = Callable[[argparse.Namespace], int | None]
 """Exit code; None is 0."""
 USER_ERROR = 2
-INTERRUPTED = 130
+INCOMPLETE = ": the data set being written is incomplete; --resume goes on with it"
+KEPT = "; finished shards are kept: --resume goes on with them"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command, for its exit code; user errors are one line and exit code 2."""
     args = build_parser().parse_args(arguments)
     run: Run = args.run
+    goes_on = hasattr(args, "resume")
     try:
-        return run(args) or 0
+        with interruptible():
+            return run(args) or 0
+    except LostWorker as error:
+        print(f"error: {error}{KEPT if goes_on else ''}", file=sys.stderr)
+        return USER_ERROR
     except (ValueError, ShardError, OSError) as error:
-        goes_on = hasattr(args, "resume") and isinstance(error, CannotWrite)
-        kept = ". Finished shards are kept: --resume goes on with them" if goes_on else ""
+        kept = KEPT if goes_on and isinstance(error, CannotWrite) else ""
         print(f"error: {error}{kept}", file=sys.stderr)
         return USER_ERROR
-    except KeyboardInterrupt:
-        writes = ": the data set being written is incomplete; --resume goes on with it"
-        print(f"interrupted{writes if hasattr(args, 'resume') else ''}", file=sys.stderr)
-        return INTERRUPTED
+    except Interrupted as error:
+        print(f"interrupted by {error.signal_name}{INCOMPLETE if goes_on else ''}", file=sys.stderr)
+        return error.exit_code
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -12,9 +12,8 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -27,6 +26,7 @@ from data_prep.demo_world import HOME, SHIFTED, WORLDS, World
 from data_prep.gqa import parse_gqa
 from data_prep.nlvr2 import parse_nlvr2
 from data_prep.pack import Options, pack
+from data_prep.parallel import ordered_map
 from data_prep.source import SourceSet
 from data_prep.tokenizer import train_tokenizer
 from data_prep.vqav2 import parse_vqav2
@@ -49,16 +49,15 @@ def make_demo(out: Path, seed: int, scenes: int, options: Options) -> None:
     """Draw both worlds, pack their eight data sets, train the tokenizer."""
     if scenes < FEWEST_SCENES:
         raise ValueError(f"--scenes {scenes}: give at least {FEWEST_SCENES}, so no split is empty")
-    with ProcessPoolExecutor(len(WORLDS), get_context("spawn")) as pool:
-        made = [pool.submit(make_world, out, world, seed, scenes, options) for world in WORLDS]
-        texts = set[str]().union(*(world.result() for world in made))
+    make = partial(make_world, out=out, seed=seed, scenes=scenes, options=options)
+    texts = set[str]().union(*ordered_map(make, WORLDS, len(WORLDS), chunk=1, fewest=2))
     lines = sorted(texts) + word_lines()
     write_whole(out / "text.txt", "".join(f"{line}\n" for line in lines))
     write_whole(out / "spiece.model", train_tokenizer(lines, VOCABULARY))
     print(f"text in {out / 'text.txt'}, tokenizer in {out / 'spiece.model'}")
 
 
-def make_world(out: Path, world: World, seed: int, scenes: int, options: Options) -> set[str]:
+def make_world(world: World, out: Path, seed: int, scenes: int, options: Options) -> set[str]:
     """Draw and pack one world; returns its texts."""
     options = replace(options, workers=1)  # its pictures are tiny
     folder = out / "official" / world.name

@@ -103,7 +103,8 @@ class TrainingConfig:
     """TASK/SCORE, like vqa/vqa_accuracy: the artifact of the evaluation where it is highest is kept
     in RUN/best, beside that of the last step in RUN/artifact."""
     collective_timeout: float = 600.0
-    """Seconds after which ranks that wait for each other give up."""
+    """Seconds after which ranks that wait for each other, or for their loader's workers, give
+    up."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "log_every", "save_every", "keep_states", "collective_timeout")
@@ -128,6 +129,12 @@ class TrainingConfig:
         """Optimizer steps of the run, once its data have told what `epochs` means."""
         assert self.epochs is None
         return DEFAULT_STEPS if self.steps is None else self.steps
+
+    @property
+    def worker_timeout(self) -> float:
+        """Seconds that a rank waits for its loader's workers: it gives up, and says why, before the
+        ranks that wait for it."""
+        return 0.9 * self.collective_timeout
 
 
 @dataclass(frozen=True, kw_only=True)

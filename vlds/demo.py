@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -20,13 +19,16 @@ from typing import Any
 from rich.console import Console
 
 from vlds.config import Recipe, load_recipe
+from vlds.launch import grace_from_environment
 from vlds.rank_environment import without_rank
 from vlds.report import write_report
 from vlds.report.inputs import read_metrics, read_run
 from vlds.report.scores import Scores, TaskScores, write_scores
 from vlds.report.tables import summary_table
 from vlds.resources import find
+from vlds.runtime.process_end import Interrupted
 from vlds.runtime.whole_file import write_whole
+from vlds.supervisor import signals_collected, supervise
 from vlds.training.baseline import majority_scores
 from vlds.training.evaluate import training_sources
 from vlds.training.evaluation import read_predictions
@@ -61,6 +63,11 @@ def run_demo(out: Path, seed: int, ranks: int) -> int:
     except StageError as error:
         print(f"vlds demo: {error}", file=sys.stderr)
         return 1
+    except Interrupted as error:
+        print(
+            f"vlds demo: ended by {error.signal_name}; start it again: it goes on", file=sys.stderr
+        )
+        return error.exit_code
     write_scores(adapters / "scores.json", collect_scores(out))
     pages = write_report([adapters], adapters)
     show(out, pages, time.monotonic() - started)
@@ -99,11 +106,14 @@ def run_stage(command: list[str]) -> None:
     Console().rule(f"[bold]{shown}", align="left")
     started = time.monotonic()
     # The demo is small enough for a CPU, and two ranks need two GPUs otherwise.
-    code = subprocess.run(
-        command, env=without_rank(os.environ) | {"DS_ACCELERATOR": "cpu"}, check=False
-    ).returncode
-    if code:
-        raise StageError(f"`{shown}` ended with exit code {code}; see above, then start again")
+    environment = without_rank(os.environ) | {"DS_ACCELERATOR": "cpu"}
+    with signals_collected() as received:
+        outcome = supervise(command, environment, 2 * grace_from_environment(), received)
+    if outcome.asked:
+        raise Interrupted(received[0])
+    if outcome.code:
+        said = f"`{shown}` ended with exit code {outcome.code}; see above, then start again"
+        raise StageError(said)
     print(f"({time.monotonic() - started:.0f} s)", flush=True)
 
 

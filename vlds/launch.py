@@ -24,7 +24,9 @@ from typing import NoReturn
 
 from vlds.rank_environment import check_alone, is_rank, read_place, without_rank
 from vlds.restarts import Job, run_job, take_restarts, what_happened
+from vlds.runtime.process_end import Interrupted, end_with_parent, interruptible
 from vlds.supervisor import (
+    SUPERVISOR,
     Outcome,
     output_of,
     say,
@@ -70,13 +72,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             return start(arguments, ranks, restarts)
     except ValueError as error:
         return complain("vlds", error)
-    from vlds import cli
+    try:
+        with interruptible():
+            from vlds import cli
 
-    return cli.main(arguments)
+            return cli.main(arguments)
+    except Interrupted as error:
+        say(f"ended by {error.signal_name}")
+        return error.exit_code
 
 
 def start(arguments: Sequence[str], ranks: int | None = None, restarts: int = 0) -> int:
     """Run one of RANK_COMMANDS on `ranks` processes and wait for its end; the exit code."""
+    if os.environ.get(SUPERVISOR) == str(os.getppid()):  # as in `vlds demo`
+        end_with_parent(signal.SIGTERM)
     with signals_collected() as received:
         return _start(arguments, ranks, restarts, received)
 
@@ -145,7 +154,7 @@ def complain(who: str, error: ValueError) -> int:
 
 def run_rank(arguments: Sequence[str]) -> NoReturn:
     """Do a rank's work and end this process."""
-    code, rank = 1, os.environ["RANK"]
+    rank = os.environ["RANK"]  # which some commands take away
     try:
         code = _rank_code(list(arguments))
     except ValueError as error:
@@ -155,25 +164,45 @@ def run_rank(arguments: Sequence[str]) -> NoReturn:
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)
     except BaseException as error:
-        if isinstance(error, BrokenPipeError):  # of stdout: a collective raises none of Python's
-            say(f"rank {rank} ends because nobody reads its output any more; write it to a file")
-            code = 128 + signal.SIGPIPE
-        elif any(words in str(error) for words in LOST_CONTACT):
-            say(f"rank {rank} ends because another has")
-            time.sleep(OTHERS_SPEAK_AFTER_S)  # the run's exit code shall be the other one's
-        elif any(words in str(error) for words in WAITED_IN_VAIN):
-            say(
-                f"rank {rank} has waited training.collective_timeout seconds for another one, "
-                "which hangs or is much slower"
-            )
-        else:
-            traceback.print_exc()
+        code = _failure(error, rank)
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()
     # Not sys.exit: the destructors of a process group now and then abort a rank that has done its
     # work, and may wait for ever in one that failed.
     os._exit(code)
+
+
+def _failure(error: BaseException, rank: str) -> int:
+    """Say why a rank cannot go on; the exit code."""
+    if isinstance(error, KeyboardInterrupt):  # torchrun's, before there is anything to save
+        say(f"rank {rank} ends by SIGINT")
+        return 128 + signal.SIGINT
+    if isinstance(error, BrokenPipeError):  # of stdout: a collective raises none of Python's
+        say(f"rank {rank} ends because nobody reads its output any more; write it to a file")
+        return 128 + signal.SIGPIPE
+    if (said := _lost_worker(error)) is not None:
+        say(f"rank {rank} ends because {said}")
+    elif any(words in str(error) for words in LOST_CONTACT):
+        say(f"rank {rank} ends because another has")
+        time.sleep(OTHERS_SPEAK_AFTER_S)  # the run's exit code shall be the other one's
+    elif any(words in str(error) for words in WAITED_IN_VAIN):
+        say(
+            f"rank {rank} has waited training.collective_timeout seconds for another one, "
+            "which hangs or is much slower"
+        )
+    else:
+        traceback.print_exception(error)
+    return 1
+
+
+def _lost_worker(error: BaseException) -> str | None:
+    """What to say where a loader worker hangs or was killed."""
+    if "vlds.data.lost_workers" not in sys.modules:
+        return None
+    from vlds.data.lost_workers import lost_worker
+
+    return lost_worker(error)
 
 
 def _rank_code(arguments: list[str]) -> int:

@@ -2,7 +2,7 @@
 
 Restarted is what another try can cure: a rank that died, a lost launcher, a collective that timed
 out. Not restarted is what would come again (exit code 2: recipe, data, memory, disk, numbers), and
-what somebody asked for (SIGTERM, Ctrl-C).
+what somebody asked for (SIGTERM, Ctrl-C, SIGHUP).
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vlds.runtime.process_end import ASKING, KILLED
 from vlds.supervisor import Outcome, say
 from vlds.training.states import newest, state_folders
 
 MISTAKE = 2
-FINAL = (0, MISTAKE, 128 + signal.SIGINT, 128 + signal.SIGTERM)
+FINAL = (0, MISTAKE, *(128 + number for number in ASKING))
 """Exit codes after which another try is of no use, or not wanted."""
 RESUME = "--resume"
 
@@ -78,10 +79,7 @@ def next_try(
 def what_happened(code: int) -> str:
     """An exit code in words."""
     if code == 128 + signal.SIGKILL:
-        return (
-            "the run ended, a process of it was killed (SIGKILL: by somebody, or by the system "
-            "where memory ran out)"
-        )
+        return f"the run ended, a process of it was {KILLED}"
     if code > 128 and code - 128 in set(signal.Signals):
         return f"the run ended by {signal.Signals(code - 128).name}"
     return f"the run ended with exit code {code}"

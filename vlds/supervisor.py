@@ -22,9 +22,12 @@ from dataclasses import dataclass
 import psutil
 
 from vlds.rank_environment import is_rank
+from vlds.runtime.process_end import heard, on_signals
 
 SUPERVISOR = "VLDS_SUPERVISOR"
 """Environment variable that tells the ranks the supervisor's process id."""
+RUNNER = ("deepspeed", "deepspeed.pt", "deepspeed.launcher.runner")
+"""DeepSpeed's runner on a command line: two scripts, and the module."""
 POLL_S = 0.1
 PR_SET_CHILD_SUBREAPER = 36
 """From linux/prctl.h."""
@@ -152,15 +155,8 @@ def _is_rank(process: psutil.Process) -> bool:
 def signals_collected() -> Iterator[list[int]]:
     """Collect the signals that ask for an end; those that were ignored (nohup) stay ignored."""
     received: list[int] = []
-    before = {}
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            before[number] = signal.signal(number, lambda number, _: received.append(number))
-    try:
+    with on_signals(received.append, heard()):
         yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def watch_launcher(
@@ -188,20 +184,37 @@ def watch_launcher(
 
 
 def _launchers() -> list[psutil.Process] | None:
-    """The processes that started this one; None when the supervisor is gone already."""
+    """The processes that started this one; None when one of them is gone already."""
     try:
         parent = psutil.Process(os.getppid())
-        above = parent.parent()
         found = [parent]
-        # Not under torchrun, where a shell above it may have "deepspeed" among its words.
-        started_by_runner = "deepspeed.launcher.launch" in parent.cmdline()
-        if started_by_runner and above and any("deepspeed" in word for word in above.cmdline()):
-            found.append(above)
+        if "deepspeed.launcher.launch" in parent.cmdline():  # not under torchrun
+            above = parent.parent()
+            if above is None or _adopted(parent, above):
+                return None
+            if _is_runner(above):
+                found.append(above)
         if SUPERVISOR in os.environ:
             found.append(psutil.Process(int(os.environ[SUPERVISOR])))
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, ProcessLookupError):
         return None
     return found
+
+
+def _is_runner(process: psutil.Process) -> bool:
+    """Whether this is DeepSpeed's runner, and not a shell that has a word of it in a script."""
+    return any(os.path.basename(word) in RUNNER for word in process.cmdline())
+
+
+def _adopted(launcher: psutil.Process, above: psutil.Process) -> bool:
+    """Whether the runner was killed, so that another process is now the parent of its launcher.
+
+    A runner is of its launcher's session, and so is the shell that starts one on another host,
+    unless the launcher leads that session.
+    """
+    session = os.getsid(launcher.pid)
+    outside = os.getsid(above.pid) != session or above.pid == 1
+    return not _is_runner(above) and session != launcher.pid and outside
 
 
 def _lives(process: psutil.Process) -> bool:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
+import subprocess
+import sys
 from itertools import islice
 from pathlib import Path
 
@@ -58,6 +61,20 @@ def test_what_is_read_in_turns_must_fit(web: Web, folders: dict[str, Path], tmp_
     assert lanes_read(4, 512, BatchCut(8), range(2, 4)) == 1
     assert lanes_read(64, 512, BatchCut(7), range(2, 3)) == 10, "slots 146 to 218"
     assert lanes_read(1, 512, BatchCut(8), range(8)) == 1
+
+
+def test_downloads_of_dead_processes_are_swept(web: Web, cache: ShardCache) -> None:
+    cache.folder.mkdir()
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],
+                           check=True, capture_output=True, text=True)  # fmt: skip
+    dead, live = (
+        cache.folder / f".a.tar@{socket.gethostname()}-{process}-0.partial"
+        for process in (int(ended.stdout), os.getppid())
+    )
+    for partial in (dead, live):
+        partial.write_bytes(b"half")
+    open_dataset(web.url("small"), cache).read(0)
+    assert list(cache.folder.glob(".*.partial")) == [live]
 
 
 def test_a_limit_below_one_shard_is_named(web: Web, tmp_path: Path) -> None:

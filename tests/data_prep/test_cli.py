@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from data_prep import cli
 from data_prep.cli import main
 from data_prep.command import num_bytes
 from tests.data_prep.pictures import jpeg, packed, write
+from vlds.runtime.process_end import ASKING, on_signals
 
 COMMANDS = (
     "vqav2", "gqa", "nlvr2", "coco-karpathy", "coco-captions", "vg", "snli-ve", "value-tvqa",
@@ -131,3 +137,24 @@ def test_shards_are_looked_at_on_this_machine(
         main([command, "http://a.b/shards"])
     told = capsys.readouterr().err
     assert "'http://a.b/shards' is a URL; copy the shards into a folder of this machine" in told
+
+
+@pytest.mark.parametrize("resume", [True, False])
+@pytest.mark.parametrize("number", ASKING)
+def test_a_signal_is_one_line(
+    number: signal.Signals,
+    resume: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def add_command(commands: Any) -> None:
+        parser = commands.add_parser("work")
+        if resume:
+            parser.add_argument("--resume")
+        parser.set_defaults(run=lambda _: os.kill(os.getpid(), number))
+
+    monkeypatch.setattr(cli, "COMMANDS", [SimpleNamespace(add_command=add_command)])
+    with on_signals(lambda _: None, ASKING):  # else SIGINT may be ignored here, or end the tests
+        assert cli.main(["work"]) == 128 + number
+    goes_on = ": the data set being written is incomplete; --resume goes on with it" * resume
+    assert capsys.readouterr().err == f"interrupted by {number.name}{goes_on}\n"

@@ -9,7 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
+
+from data_prep.cli import INCOMPLETE, KEPT
+from tests.launcher.processes import gone, until
+from vlds.runtime.process_end import ASKING, KILLED
 
 PROGRAM = """
 from data_prep.parallel import ordered_map
@@ -85,3 +90,104 @@ def test_ctrl_c_while_the_processes_start(root: Path, tmp_path: Path) -> None:
         os.killpg(process.pid, signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (7, b"")
+
+
+BUSY = """
+import os, sys, time
+from data_prep.parallel import LostWorker, ordered_map
+from vlds.runtime.process_end import Interrupted, interruptible
+
+def work(number):
+    open(f"{os.path.dirname(__file__)}/busy-{os.getpid()}", "w").close()
+    time.sleep(60)
+
+if __name__ == "__main__":
+    try:
+        with interruptible():
+            list(ordered_map(work, range(8), workers=2, chunk=1, fewest=2))
+    except (LostWorker, Interrupted) as error:
+        print(repr(error))
+"""
+
+
+class Busy:
+    """A program whose two workers are busy."""
+
+    def __init__(self, command: list[str], folder: Path, root: Path) -> None:
+        self.process = subprocess.Popen(
+            command,
+            env={"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # Tests that a shell runs in the background inherit that Ctrl-C is ignored.
+            preexec_fn=lambda: [signal.signal(number, signal.SIG_DFL) for number in ASKING],
+        )
+        until(lambda: len([*folder.glob("busy-*"), *folder.glob("official/*")]) == 2, 60)
+        self.below = psutil.Process(self.process.pid).children(recursive=True)
+        # Without Python's own helper.
+        self.workers = [p for p in self.below if "spawn_main" in " ".join(p.cmdline())]
+
+    def end(self) -> tuple[int, str, str]:
+        """Exit code and what was said; nothing is left."""
+        output, errors = self.process.communicate(timeout=30)
+        until(lambda: all(map(gone, self.below)), 10)
+        return self.process.returncode, output, errors
+
+
+@pytest.fixture
+def busy(root: Path, tmp_path: Path) -> Busy:
+    file = tmp_path / "program.py"
+    file.write_text(BUSY, encoding="utf-8")
+    return Busy([sys.executable, str(file)], tmp_path, root)
+
+
+@pytest.mark.parametrize("number", ASKING)
+def test_busy_workers_end_at_once_with_a_program_that_is_told_to(
+    number: signal.Signals, busy: Busy
+) -> None:
+    busy.process.send_signal(number)
+    assert busy.end() == (0, f"Interrupted({int(number)})\n", "")
+
+
+def test_busy_workers_end_with_a_program_that_is_killed(busy: Busy) -> None:
+    busy.process.kill()
+    code, _, said = busy.end()
+    assert code == -signal.SIGKILL
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("number", "how"),
+    [
+        (signal.SIGKILL, f"was {KILLED}; give fewer --workers"),
+        (signal.SIGSEGV, "was ended by SIGSEGV; start again"),
+        (signal.SIGTERM, "was ended by SIGTERM; start again"),
+    ],
+)
+def test_a_killed_worker_is_named(number: signal.Signals, how: str, busy: Busy) -> None:
+    lost = busy.workers[1]
+    lost.send_signal(number)
+    code, said, errors = busy.end()
+    assert (code, errors) == (0, "")
+    said_of = {1, 2} if number == signal.SIGTERM else {2}  # the pool ends the others by it
+    assert said in [
+        f"LostWorker('worker {n} of 2 (process {busy.workers[n - 1].pid}) {how}')\n"
+        for n in said_of
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["program", "worker"])
+def test_the_demo_says_how_to_go_on(target: str, root: Path, tmp_path: Path) -> None:
+    run = Busy([sys.executable, "-m", "data_prep", "demo", "--out", str(tmp_path)], tmp_path, root)
+    if target == "program":
+        run.process.terminate()
+        code, _, said = run.end()
+        assert (code, said) == (143, f"interrupted by SIGTERM{INCOMPLETE}\n")
+    else:
+        run.workers[1].kill()
+        code, _, said = run.end()
+        assert (code, said.count("\n")) == (2, 1)
+        assert said.startswith(f"error: worker 2 of 2 (process {run.workers[1].pid}) was killed")
+        assert said.endswith(f"give fewer --workers{KEPT}\n")

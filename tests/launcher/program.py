@@ -24,7 +24,11 @@ def main() -> None:
         (here / f"saved{global_rank}").touch()
         sys.exit(0)
 
-    if action == "save":
+    if action == "late":
+        (here / f"started{global_rank}").touch()
+        while not (here / "go").exists():
+            time.sleep(0.05)
+    if action in ("save", "late"):
         signal.signal(signal.SIGTERM, save)
         watch_launcher(lambda: os.kill(os.getpid(), signal.SIGTERM), grace_s=10, poll_s=0.2)
     if action == "deaf":

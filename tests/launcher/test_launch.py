@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.rank_pool import rank_environment
-from vlds import launch
+from vlds import cli, launch
 from vlds.launch import launch_command, starts_ranks, take_ranks, without_local_rank
+from vlds.runtime.process_end import ASKING, on_signals
 from vlds.supervisor import exit_code
 
 
@@ -40,6 +42,22 @@ def test_a_bad_number_of_ranks_is_named(
         monkeypatch.setenv("VLDS_RANKS", value)
         assert launch.main(["train"]) == 2
         assert f"VLDS_RANKS is '{value}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", ASKING)
+def test_a_signal_to_a_command_without_ranks(
+    number: signal.Signals,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def describe(_: list[str]) -> int:
+        os.kill(os.getpid(), number)
+        return 0
+
+    monkeypatch.setitem(cli.COMMANDS, "describe", describe)
+    with on_signals(lambda _: None, ASKING):  # else SIGINT may be ignored here, or end the tests
+        assert launch.main(["describe"]) == 128 + number
+    assert capsys.readouterr().err == f"vlds: ended by {number.name}\n"
 
 
 def test_only_work_on_data_starts_ranks() -> None:

@@ -3,6 +3,9 @@ ranks, how often, and what it says."""
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import torch
 
 from vlds import launch
 from vlds.restarts import Job, next_try, run_job, take_restarts, take_resume
-from vlds.supervisor import Outcome
+from vlds.supervisor import Outcome, supervise
 from vlds.training import checkpoint
 from vlds.training.states import Progress
 
@@ -50,13 +53,30 @@ def test_a_failed_run_goes_on_at_most_n_times(
     assert last.endswith(f"exit code 1, after 2 restarts; --resume goes on from {state}")
 
 
-@pytest.mark.parametrize("code", [0, 2, 130, 143])
+@pytest.mark.parametrize("code", [0, 2, 129, 130, 143])
 def test_what_is_not_started_again(code: int, tmp_path: Path) -> None:
     ends = Ends(code)
     assert run_job(ends, WORDS, 2, job(tmp_path), 5, lambda: None) == code
     assert len(ends.started) == 1
     asked = Ends(137, asked=True)
     assert run_job(asked, WORDS, 2, job(tmp_path), 5, lambda: None) == 137
+
+
+def test_a_signal_between_a_failure_and_the_restart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    received: list[int] = []
+
+    def start(arguments: Sequence[str], ranks: int | None) -> Outcome:
+        return supervise([sys.executable, "-c", "raise SystemExit(3)"], os.environ, 5, received)
+
+    def still_there() -> None:
+        received.append(signal.SIGTERM)
+
+    assert run_job(start, WORDS, 2, job(tmp_path), 5, still_there) == 143
+    first, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("vlds: the run ended with exit code 3; restart 1 of 5")
+    assert last.startswith("vlds: the run ended by SIGTERM, after 1 restart")
 
 
 def test_the_last_line_without_a_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

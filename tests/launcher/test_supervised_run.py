@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from tests.launcher.processes import gone, until
+from vlds.launch import launch_command
 
 pytestmark = pytest.mark.launcher
 
@@ -126,6 +127,51 @@ def test_ranks_without_supervisor_end(tmp_path: Path, action: str) -> None:
     until(lambda: all(map(gone, processes)), 30)
     assert len(list(tmp_path.glob("saved*"))) == (2 if action == "save" else 0)
     run.end()
+
+
+def test_ranks_whose_runner_is_killed_while_they_start(tmp_path: Path) -> None:
+    """As in `deepspeed launch.sh train`: nobody supervises."""
+    program = [str(Path(__file__).with_name("program.py")), str(tmp_path), "late"]
+    command, environment = launch_command(program, 2, [], os.environ, num_gpus=0)
+    root = str(Path(__file__).resolve().parents[2])
+    runner = subprocess.Popen(
+        command, env=environment | {"PYTHONPATH": root}, start_new_session=True
+    )
+    until(lambda: len(list(tmp_path.glob("started*"))) == 2, 60)
+    below = psutil.Process(runner.pid).children(recursive=True)
+    runner.kill()
+    runner.wait()
+    (tmp_path / "go").touch()
+    until(lambda: all(map(gone, below)), 30)
+    assert len(list(tmp_path.glob("saved*"))) == 2
+
+
+NESTED = """
+import os, sys
+from vlds.supervisor import signals_collected, supervise
+command = [sys.executable, "-m", "vlds", "train", "--config", "recipe.yaml"]
+with signals_collected() as received:
+    sys.exit(supervise(command, os.environ, 20, received).code)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_ends_with_the_command_that_started_it(number: signal.Signals) -> None:
+    """As in `vlds demo`."""
+    outer = subprocess.Popen(
+        [sys.executable, "-c", NESTED],
+        cwd=Path(__file__).resolve().parents[2],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    below = psutil.Process(outer.pid).children
+    until(lambda: len(below(recursive=True)) == 2, 30)  # `vlds train`, and its check of the recipe
+    processes = below(recursive=True)
+    outer.send_signal(number)
+    _, said = outer.communicate(timeout=30)
+    until(lambda: all(map(gone, processes)), 10)
+    assert outer.returncode == (143 if number == signal.SIGTERM else -number)
+    assert said == "vlds: the run ended by SIGTERM; no rank had started: start it again\n"
 
 
 def test_deepspeed_launch_sh_prints_help_once(root: Path) -> None:

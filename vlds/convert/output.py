@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,16 +14,13 @@ from rich.progress import track
 
 from vlds.runtime.disk import CannotWrite
 from vlds.runtime.half_made import remove_half_made
+from vlds.runtime.process_end import Interrupted, interruptible
 from vlds.runtime.whole_file import Taken, whole_file, whole_folder
 
 if TYPE_CHECKING:  # importing it for good would make each help wait for torch
     from torch import Tensor
 
 Item = TypeVar("Item")
-
-
-class Stopped(SystemExit):
-    """A signal has come."""
 
 
 @contextmanager
@@ -75,27 +71,18 @@ def beside_others(out: Path) -> Path:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Inside, SIGTERM and SIGHUP end the program as Ctrl-C does: what is half made vanishes, and
-    one line says so.
+    """Inside, a signal that asks for an end ends the program: what is half made vanishes, and one
+    line says so.
 
     Errors: SystemExit, with the shell's code for the signal.
     """
-
-    def stop(number: int, frame: object) -> None:
-        raise Stopped(128 + number)
-
-    # nohup has SIGHUP ignored.
-    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
-    previous = {number: signal.signal(number, stop) for number in numbers}
     try:
-        yield
-    except (KeyboardInterrupt, Stopped) as end:
+        with interruptible():
+            yield
+    except Interrupted as end:
         remove_half_made()  # it may have come before anything was there to undo the work
         say("vlds convert: stopped; --out is there whole or not at all")
-        raise SystemExit(end.code if isinstance(end, Stopped) else 128 + signal.SIGINT) from None
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        raise SystemExit(end.exit_code) from None
 
 
 def check_plain(name: str, what: str) -> str:

@@ -117,7 +117,7 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
             try:
                 content = opened.open((number, sample))
                 if content.fault is not None:
-                    raise content.fault
+                    raise SkipSample(content.fault)
                 example = self._example(
                     source, sample, content.sample, annotation, position, attempt
                 )

@@ -15,6 +15,7 @@ import torch.utils.data
 from vlds.data.assemble import Parcel
 from vlds.data.batch_cut import BatchCut
 from vlds.data.mixture import MixedOrder
+from vlds.runtime.process_end import ASKING, end_with_parent
 from vlds.schema import Batch
 
 
@@ -83,7 +84,7 @@ def make_loader(
         # Its own: the loader draws a seed from it, and the run's random numbers must not notice.
         generator=torch.Generator(),
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_leave_signals_to_the_rank if num_workers else None,
+        worker_init_fn=_belong_to_the_rank if num_workers else None,
     )
 
 
@@ -91,7 +92,9 @@ def _same(parcel: Any) -> Any:
     return parcel
 
 
-def _leave_signals_to_the_rank(_worker: int) -> None:
-    """A rank that is told to stop needs its workers until it has saved; it ends them itself."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+def _belong_to_the_rank(_worker: int) -> None:
+    """A rank that is told to stop needs its workers until it has saved; it ends them itself, and
+    they end with it, also in the middle of a read that hangs."""
+    for number in ASKING:
         signal.signal(number, signal.SIG_IGN)
+    end_with_parent()

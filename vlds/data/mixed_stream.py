@@ -16,7 +16,8 @@ import torch.utils.data
 from vlds.data.assemble import Parcel
 from vlds.data.batch_cut import BatchCut
 from vlds.data.errors import ErrorBook, ErrorPolicy
-from vlds.data.loader import Piece, Positions, batch_of, make_loader
+from vlds.data.loader import Piece, Positions, batch_of
+from vlds.data.lost_workers import parcels
 from vlds.data.mixture import MixedOrder, Phase
 from vlds.data.order import differences
 from vlds.data.stream_state import check_state, given_before
@@ -50,10 +51,11 @@ class MixedStream(ABC):
         cut: BatchCut,
         global_rank: int,
         num_workers: int,
+        worker_timeout: float,
         policy: ErrorPolicy,
         ledger: Path | None,
     ) -> None:
-        """`ledger` lists bad samples."""
+        """`worker_timeout`: as in `parcels`. `ledger` lists bad samples."""
         sizes = [global_batch_size] if order.batch_sizes is None else order.batch_sizes.tolist()
         cut.check(min(sizes), "global_batch_size")
         self.order = order
@@ -61,6 +63,7 @@ class MixedStream(ABC):
         self.cut = cut
         self.global_rank = global_rank
         self._num_workers = num_workers
+        self._worker_timeout = worker_timeout
         self._book = ErrorBook(policy, ledger)
         self._consumed = 0
         self._iteration = 0
@@ -107,9 +110,9 @@ class MixedStream(ABC):
 
     def _steps(self, iteration: int) -> Iterator[list[Batch]]:
         positions = Positions(self.order, self.cut, self.global_rank, self._consumed)
-        loader = make_loader(self._assemble(), positions, self._num_workers)
+        loaded = parcels(self._assemble(), positions, self._num_workers, self._worker_timeout)
         batches: list[Batch] = []
-        for piece, parcel in zip(positions.pieces(), loader, strict=True):
+        for piece, parcel in zip(positions.pieces(), loaded, strict=True):
             if iteration != self._iteration:
                 raise RuntimeError("the stream was moved or restarted; this iterator is void")
             batches.append(self._booked(parcel, piece))

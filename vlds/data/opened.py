@@ -24,8 +24,20 @@ class Opened(NamedTuple):
     sample: Sample
     images: range
     """Numbers in the batch's stack."""
-    fault: SkipSample | None = None
-    """The text is there, but the pictures are not."""
+    fault: str | None = None
+    """Why the pictures are not there, where only the text is."""
+
+
+class Unusable(NamedTuple):
+    """A sample that cannot be used: class and message of the error.
+
+    Not the error itself, which holds on to every frame that it has passed, the batch's among them:
+    in a loader's worker that is shared memory, and a file descriptor for each piece of it, until
+    the garbage collector comes.
+    """
+
+    kind: type[SkipSample | ShardError]
+    reason: str
 
 
 class OpenedSamples:
@@ -46,7 +58,7 @@ class OpenedSamples:
         self.image = image
         self.stack = ImageStack(size)
         self._cache = cache
-        self._found: dict[Key, Opened | Exception] = {}
+        self._found: dict[Key, Opened | Unusable] = {}
 
     def load(self, places: Iterable[Place]) -> None:
         """Read samples, then decode their pictures.
@@ -62,7 +74,7 @@ class OpenedSamples:
             try:
                 opened = self._read(dataset, key[1])
             except (SkipSample, ShardError) as error:
-                self._found[key] = error
+                self._found[key] = Unusable(type(error), str(error))
                 continue
             self._found[key] = opened
             if opened.fault is None:
@@ -80,8 +92,8 @@ class OpenedSamples:
         if key not in self._found:
             self.load([place])
         found = self._found[key]
-        if isinstance(found, Exception):
-            raise found
+        if isinstance(found, Unusable):
+            raise found.kind(found.reason)
         return found
 
     def _locate(self, place: Place) -> tuple[Dataset, Key]:
@@ -94,7 +106,7 @@ class OpenedSamples:
             raise SkipSample(fault)
         sample = dataset.read(number, self.stack.room if self.image is None else None)
         if fault:  # evaluation wants its ids and references all the same
-            return Opened(sample, range(0), SkipSample(fault))
+            return Opened(sample, range(0), fault)
         check_pictures(dataset.folder, sample, self.image)
         return Opened(sample, self.stack.add(sample.features if self.image is None else ()))
 
@@ -103,6 +115,6 @@ class OpenedSamples:
             try:
                 pictures = decode_pictures(sample, image)
             except SkipSample as error:
-                return Opened(sample, range(0), error)
+                return Opened(sample, range(0), str(error))
             self._cache.put(key, pictures)
         return Opened(sample, self.stack.add(pictures))

@@ -45,6 +45,7 @@ class SequentialStream(MixedStream):
         cut: BatchCut = ALONE,
         global_rank: int = 0,
         num_workers: int = 0,
+        worker_timeout: float = 0.0,
         unit: Unit = "example",
         temperature: float | None = None,
         shuffle_buffer: int = 1000,
@@ -71,6 +72,7 @@ class SequentialStream(MixedStream):
             cut=cut,
             global_rank=global_rank,
             num_workers=num_workers,
+            worker_timeout=worker_timeout,
             policy=policy,
             ledger=ledger,
         )

@@ -11,7 +11,8 @@ from vlds.data.batch_cut import BatchCut
 from vlds.data.epoch_order import EpochOrder
 from vlds.data.errors import BadSample, ErrorPolicy
 from vlds.data.eval_order import EvalOrder
-from vlds.data.loader import batch_of, make_loader
+from vlds.data.loader import batch_of
+from vlds.data.lost_workers import parcels
 from vlds.data.mixed_stream import ALONE, CACHE_BYTES, MixedStream
 from vlds.data.mixture import Unit, batch_sizes, mixed_order
 from vlds.data.order import hashed
@@ -36,6 +37,7 @@ class TrainStream(MixedStream):
         cut: BatchCut = ALONE,
         global_rank: int = 0,
         num_workers: int = 0,
+        worker_timeout: float = 0.0,
         unit: Unit = "example",
         temperature: float | None = None,
         window: int = 64,
@@ -73,6 +75,7 @@ class TrainStream(MixedStream):
             cut=cut,
             global_rank=global_rank,
             num_workers=num_workers,
+            worker_timeout=worker_timeout,
             policy=policy,
             ledger=ledger,
         )
@@ -108,9 +111,10 @@ class EvalStream:
         world_size: int = 1,
         global_rank: int = 0,
         num_workers: int = 0,
+        worker_timeout: float = 0.0,
         task_index: int = 0,
     ) -> None:
-        """`task_index`: number of the task in the recipe."""
+        """`worker_timeout`: as in `parcels`. `task_index`: number of the task in the recipe."""
         source.check(image)
         self.bad: list[BadSample] = []
         """Examples of this rank that could not be read, as of the last iteration."""
@@ -126,6 +130,7 @@ class EvalStream:
         )
         self._batches = order.batches[global_rank::world_size]
         self._num_workers = num_workers
+        self._worker_timeout = worker_timeout
 
     def __len__(self) -> int:
         """Batches of this rank."""
@@ -133,7 +138,9 @@ class EvalStream:
 
     def __iter__(self) -> Iterator[Batch]:
         self.bad = []
-        for parcel in make_loader(self._assembler, self._batches, self._num_workers):
+        for parcel in parcels(
+            self._assembler, self._batches, self._num_workers, self._worker_timeout
+        ):
             first: dict[int, BadSample] = {}  # substitutes that are bad as well are of no interest
             for entry in parcel.bad:
                 first.setdefault(entry.position, entry)

@@ -186,6 +186,7 @@ def open_stream(recipe: Recipe, ranks: Ranks, prepared: Prepared, tokenizer: Any
         "cut": prepared.cut,
         "global_rank": ranks.global_rank,
         "num_workers": data.num_workers,
+        "worker_timeout": recipe.training.worker_timeout,
         "unit": data.unit,
         "temperature": data.temperature,
         "errors": data.errors,

@@ -241,6 +241,7 @@ class Evaluator:
             world_size=self.ranks.world_size,
             global_rank=self.ranks.global_rank,
             num_workers=self.recipe.data.num_workers,
+            worker_timeout=self.recipe.training.worker_timeout,
             task_index=number,
         )
         own = list(self._decoded(model, stream, source))

@@ -6,7 +6,8 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
+
+from vlds.runtime.process_end import heard, on_signals
 
 
 @dataclass
@@ -28,15 +29,9 @@ def stop_on_signals() -> Iterator[StopRequest]:
     afterwards. A SIGHUP that is ignored (nohup) stays ignored."""
     request = StopRequest()
 
-    def handle(number: int, frame: FrameType | None) -> None:
+    def ask(number: int) -> None:
         request.ask(signal.Signals(number).name, 128 + number)
 
-    numbers = [signal.SIGTERM, signal.SIGINT]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)  # torchrun passes it on to the ranks
-    previous = {number: signal.signal(number, handle) for number in numbers}
-    try:
+    # torchrun passes a SIGHUP on to the ranks, and a SIGINT even where they inherit to ignore it.
+    with on_signals(ask, {signal.SIGTERM, signal.SIGINT, *heard()}):
         yield request
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

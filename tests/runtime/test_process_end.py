@@ -1,0 +1,59 @@
+"""How processes end: asked by a signal, with their parent, or killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from tests.launcher.processes import gone, until
+from vlds.runtime.process_end import ASKING, Interrupted, how_it_ended, interruptible
+
+
+@pytest.mark.parametrize("number", ASKING)
+def test_a_signal_that_asks_for_an_end(number: signal.Signals) -> None:
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        with pytest.raises(Interrupted) as caught, interruptible():
+            os.kill(os.getpid(), number)
+        assert caught.value.exit_code == 128 + number
+        assert caught.value.signal_name == number.name
+        assert signal.getsignal(number) is signal.SIG_DFL
+        signal.signal(number, signal.SIG_IGN)
+        with interruptible():
+            os.kill(os.getpid(), number)
+    finally:
+        signal.signal(number, before)
+
+
+PARENT = """
+import subprocess, sys, time
+child = "import time; from vlds.runtime.process_end import end_with_parent; end_with_parent(); "
+child += "print('ready', flush=True); time.sleep(60)"
+process = subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE)
+process.stdout.readline()
+print(process.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_process_ends_with_its_parent(stopped: bool) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = psutil.Process(int(parent.stdout.readline()))
+    if stopped:
+        child.suspend()
+    parent.kill()
+    until(lambda: gone(child), 10)
+    parent.communicate()
+
+
+def test_ends_in_words() -> None:
+    assert how_it_ended(-9).startswith("was killed (SIGKILL: by somebody, or by the system")
+    assert how_it_ended(-11) == "was ended by SIGSEGV"
+    assert how_it_ended(3) == "ended with exit code 3"

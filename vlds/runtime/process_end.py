@@ -1,0 +1,75 @@
+"""How processes end: by a signal that asks for it, with the parent that started them, or killed."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals that ask for an end: of a job script, of Ctrl-C, of a terminal that is closed."""
+KILLED = "killed (SIGKILL: by somebody, or by the system where memory ran out)"
+PR_SET_PDEATHSIG = 1
+"""From linux/prctl.h."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked this process to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal_name = signal.Signals(number).name
+        self.exit_code = 128 + number
+
+
+@contextmanager
+def on_signals(handle: Callable[[int], object], numbers: Iterable[int]) -> Iterator[None]:
+    """Inside, `handle` gets the number of each of these signals. For the main thread."""
+    before = {number: signal.signal(number, lambda number, _: handle(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def heard() -> list[signal.Signals]:
+    """The signals that ask for an end, without those that are ignored (nohup)."""
+    return [number for number in ASKING if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Inside, a signal that asks for an end raises Interrupted, so that what is half-written gets
+    cleaned up."""
+
+    def interrupt(number: int) -> None:
+        raise Interrupted(number)
+
+    with on_signals(interrupt, heard()):
+        yield
+
+
+def end_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
+    """Let the system send this process a signal when its parent has ended, however that ended.
+
+    The parent's thread that started this process must live as long as the parent: that is so for
+    what its main thread starts.
+    """
+    started_by = multiprocessing.parent_process()
+    parent = os.getppid() if started_by is None else started_by.pid
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
+    if os.getppid() != parent:  # it ended before the call
+        os.kill(os.getpid(), number)
+
+
+def how_it_ended(exit_code: int) -> str:
+    """What follows the name of a process, in words; -n means signal n, as in subprocess."""
+    if exit_code == -signal.SIGKILL:
+        return f"was {KILLED}"
+    if exit_code < 0:
+        return f"was ended by {signal.Signals(-exit_code).name}"
+    return f"ended with exit code {exit_code}"

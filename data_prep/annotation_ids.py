@@ -6,14 +6,15 @@ knowing which is which: the rows and their ids are found by the names of the fie
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from data_prep.coco_karpathy import SPLITS
-from data_prep.source import read_json_lines
+from data_prep.source import LARGEST_SOURCE, read_json_lines
+from vlds.runtime.json_file import parse_json
+from vlds.runtime.regular_file import read_text
 
 ID_FIELDS = (
     "question_id", "questionId", "identifier", "sentid", "pairID", "qid", "qa_id", "region_id",
@@ -71,7 +72,7 @@ def _sample_ids(row: Row, annotation: str) -> list[str]:
 def _read(path: Path) -> Any:
     """JSON, or JSON lines whatever the file is called."""
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return parse_json(read_text(path, LARGEST_SOURCE, encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ValueError(f"--annotations {path} does not exist; check the path") from None
     except ValueError:

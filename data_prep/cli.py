@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import sys
 from collections.abc import Callable, Sequence
 
 from data_prep import (
@@ -28,6 +27,7 @@ from data_prep import (
     vqav2,
 )
 from vlds.data import ShardError
+from vlds.runtime.terminal import tell
 
 COMMANDS = (
     vqav2, gqa, nlvr2, coco_karpathy, coco_captions, vg, snli_ve, value, jsonl, easy_vqa, demo,
@@ -47,11 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return run(args) or 0
     except (ValueError, ShardError, OSError) as error:
-        print(f"error: {explained(error)}", file=sys.stderr)
+        tell(f"error: {explained(error)}", error=True)
         return USER_ERROR
     except KeyboardInterrupt:
         writes = ": the data set being written is incomplete; --resume goes on with it"
-        print(f"interrupted{writes if hasattr(args, 'resume') else ''}", file=sys.stderr)
+        tell(f"interrupted{writes if hasattr(args, 'resume') else ''}", error=True)
         return INTERRUPTED
 
 

@@ -30,6 +30,7 @@ from data_prep.pack import Options, pack
 from data_prep.source import SourceSet
 from data_prep.tokenizer import train_tokenizer
 from data_prep.vqav2 import parse_vqav2
+from vlds.runtime.terminal import tell
 
 HOME_SCENES = 12_000
 SHIFTED_TO_HOME = 5 / 12
@@ -53,7 +54,7 @@ def make_demo(out: Path, seed: int, scenes: int, options: Options) -> None:
     lines = sorted(texts) + word_lines()
     (out / "text.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     (out / "spiece.model").write_bytes(train_tokenizer(lines, VOCABULARY))
-    print(f"text in {out / 'text.txt'}, tokenizer in {out / 'spiece.model'}")
+    tell(f"text in {out / 'text.txt'}, tokenizer in {out / 'spiece.model'}")
 
 
 def make_world(out: Path, world: World, seed: int, scenes: int, options: Options) -> set[str]:

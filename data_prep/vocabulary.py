@@ -12,6 +12,7 @@ from typing import Any
 from data_prep.command import local_folder, new_command
 from data_prep.source import read_json
 from data_prep.stats import find_datasets, read_samples
+from vlds.runtime.terminal import tell
 
 OFTEN = 9
 """The 3,129 answers of VQA v2 that are commonly used occur nine times or more."""
@@ -76,6 +77,6 @@ def add_command(commands: Any) -> None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(often, ensure_ascii=False, indent=0), encoding="utf-8")
         share = sum(counts[answer] for answer in often) / counts.total()
-        print(f"{len(often):,} of {len(counts):,} answers, to {share:.1%} of the questions")
+        tell(f"{len(often):,} of {len(counts):,} answers, to {share:.1%} of the questions")
 
     parser.set_defaults(run=run)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from vlds.config import Recipe, load_recipe
 from vlds.rank_environment import without_rank
@@ -26,6 +27,9 @@ from vlds.report.inputs import read_metrics, read_run
 from vlds.report.scores import Scores, TaskScores, write_scores
 from vlds.report.tables import summary_table
 from vlds.resources import find
+from vlds.runtime.regular_file import read_text
+from vlds.runtime.shown import visible
+from vlds.runtime.terminal import tell
 from vlds.training.baseline import majority_scores
 from vlds.training.evaluate import training_sources
 from vlds.training.evaluation import read_predictions
@@ -58,7 +62,7 @@ def run_demo(out: Path, seed: int, ranks: int) -> int:
             if not product.exists():
                 run_stage(command)
     except StageError as error:
-        print(f"vlds demo: {error}", file=sys.stderr)
+        tell(f"vlds demo: {error}", error=True)
         return 1
     write_scores(adapters / "scores.json", collect_scores(out))
     pages = write_report([adapters], adapters)
@@ -72,7 +76,7 @@ def write_recipes(out: Path) -> dict[str, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written = {}
     for name in RECIPES:
-        text = find(f"recipes/{name}.yaml").read_text(encoding="utf-8")
+        text = read_text(find(f"recipes/{name}.yaml"))
         written[name] = folder / f"{name}.yaml"
         written[name].write_text(text.replace(FOLDER, str(out)), encoding="utf-8")
     return written
@@ -96,7 +100,7 @@ def vlds(*words: Any) -> list[str]:
 def run_stage(command: list[str]) -> None:
     """Say a command as the user would type it, and run it."""
     shown = shlex.join(["vlds", *command[3:]] if command[2] == "vlds" else ["python", *command[1:]])
-    Console().rule(f"[bold]{shown}", align="left")
+    Console().rule(f"[bold]{escape(visible(shown))}", align="left")
     started = time.monotonic()
     # The demo is small enough for a CPU, and two ranks need two GPUs otherwise.
     code = subprocess.run(
@@ -104,7 +108,7 @@ def run_stage(command: list[str]) -> None:
     ).returncode
     if code:
         raise StageError(f"`{shown}` ended with exit code {code}; see above, then start again")
-    print(f"({time.monotonic() - started:.0f} s)", flush=True)
+    tell(f"({time.monotonic() - started:.0f} s)", flush=True)
 
 
 def collect_scores(out: Path) -> Scores:
@@ -161,5 +165,5 @@ def show(out: Path, pages: list[Path], seconds: float) -> None:
         f"training {speed:,.0f} examples/s; all of it {seconds:.0f} s",
         highlight=False,
     )
-    print(f"pages: {pages[0]}  {pages[1]}")
-    print(f"the tuned model: {out / 'tuned'}")
+    tell(f"pages: {pages[0]}  {pages[1]}")
+    tell(f"the tuned model: {out / 'tuned'}")

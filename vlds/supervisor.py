@@ -13,7 +13,6 @@ import ctypes
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 import psutil
 
 from vlds.rank_environment import is_rank
+from vlds.runtime.terminal import tell
 
 SUPERVISOR = "VLDS_SUPERVISOR"
 """Environment variable that tells the ranks the supervisor's process id."""
@@ -212,4 +212,4 @@ def _lives(process: psutil.Process) -> bool:
 
 def say(message: str) -> None:
     """One line for the user."""
-    print(f"vlds: {message}", file=sys.stderr, flush=True)
+    tell(f"vlds: {message}", error=True, flush=True)

@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 
 from vlds.manifest import sync, system_error
+from vlds.runtime import terminal
+from vlds.runtime.shown import visible
 
 if TYPE_CHECKING:  # importing it for good would make each help wait for torch
     from torch import Tensor
@@ -156,7 +159,7 @@ def check_plain(name: str, what: str) -> str:
 
 def say(text: str) -> None:
     """Tell the user what is being done; stdout is for results."""
-    print(text, file=sys.stderr, flush=True)
+    terminal.tell(text, error=True, flush=True)
 
 
 def save_torch(tensors: dict[str, Tensor], file: Path) -> None:
@@ -176,7 +179,7 @@ def save_torch(tensors: dict[str, Tensor], file: Path) -> None:
 def tell(text: str) -> None:
     """A result, on stdout. Nobody need read it: what is written is there all the same."""
     try:
-        print(text, flush=True)
+        terminal.tell(text, flush=True)
     except BrokenPipeError:
         # Python would try again when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -185,6 +188,9 @@ def tell(text: str) -> None:
 def follow(items: Sequence[Item], what: str) -> Iterator[Item]:
     """The items, with a bar on a terminal and a line elsewhere."""
     console = Console(stderr=True)
+    what = visible(what)
     if not console.is_terminal:
         say(f"{what} ({len(items)})")
-    yield from track(items, what, console=console, transient=True, disable=not console.is_terminal)
+    yield from track(
+        items, escape(what), console=console, transient=True, disable=not console.is_terminal
+    )

@@ -8,9 +8,10 @@ key.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
+
+from vlds.runtime.json_file import parse_member
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")
 """Extensions of members that are pictures."""
@@ -68,5 +69,5 @@ def _value(content: Mapping[str, memoryview], place: str) -> Any:
     data = bytes(content[member])
     if not is_json:
         return data.decode("utf-8").strip()
-    value = json.loads(data)[name]
+    value = parse_member(data)[name]
     return value.strip() if isinstance(value, str) else value

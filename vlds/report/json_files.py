@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from vlds.runtime import json_file
+from vlds.runtime.json_file import parse_json
+from vlds.runtime.regular_file import read_text
 
 
 def read_json(path: Path) -> Any:
@@ -13,8 +16,8 @@ def read_json(path: Path) -> Any:
     Errors: ValueError naming the file.
     """
     try:
-        return json.loads(path.read_text("utf-8"))
-    except json.JSONDecodeError as error:
+        return json_file.read_json(path)
+    except ValueError as error:
         raise ValueError(f"{path}: is not JSON ({error}); write it anew") from None
 
 
@@ -23,12 +26,12 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
     Errors: ValueError naming file and line.
     """
-    texts = path.read_text("utf-8").removesuffix("\n").split("\n")
+    texts = read_text(path).removesuffix("\n").split("\n")
     lines: list[dict[str, Any]] = []
     for number, text in enumerate(texts, 1):
         try:
-            line = json.loads(text)
-        except json.JSONDecodeError as error:
+            line = parse_json(text)
+        except ValueError as error:
             if number < len(texts):
                 raise ValueError(f"{path}, line {number}: is not JSON ({error})") from None
             continue

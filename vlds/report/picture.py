@@ -11,12 +11,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from vlds.data.open_picture import open_picture
 from vlds.report.cards import reference_lines
 from vlds.report.charts import COLOURS, DASHES, by_task
 from vlds.report.collect import Report
 from vlds.report.facts import size_facts
 from vlds.report.numbers import score_text, thinned
 from vlds.report.samples import GalleryEntry
+from vlds.runtime.regular_file import read_file
 
 WIDTH = 12.0
 """Inches; 100 pixels each."""
@@ -170,7 +172,9 @@ def draw_samples(part: Any, report: Report) -> None:
         axes.axis("off")
     for axes, entry in zip(panels, chosen, strict=False):
         pictures = [
-            Image.open(path) for name in entry.images if (path := run.folder / name).is_file()
+            open_picture(read_file(path))
+            for name in entry.images
+            if (path := run.folder / name).is_file()
         ]
         if pictures:
             axes.imshow(beside(pictures))

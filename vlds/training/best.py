@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vlds.artifact import finish_replacing
 from vlds.data.info import write_atomically
+from vlds.runtime.json_file import read_json
 from vlds.training.evaluate import Evaluator
 from vlds.training.evaluation import Evaluation
 from vlds.training.states import Best, best_from
@@ -53,8 +54,8 @@ class BestStep:
         if not self._file.is_file() or not self.folder.is_dir():
             return None
         try:
-            told = best_from(json.loads(self._file.read_text(encoding="utf-8")))
-        except (ValueError, RecursionError) as error:
+            told = best_from(read_json(self._file))
+        except ValueError as error:
             raise ValueError(
                 f"--resume: {self._file} cannot be read: {error}; remove it, and the best step is "
                 "sought from here on"

@@ -32,6 +32,8 @@ from vlds.data.info import (
     write_atomically,
 )
 from vlds.data.open_shard import OpenShard
+from vlds.runtime.json_file import read_json
+from vlds.runtime.terminal import tell
 from vlds.schema import ImageSpec, Sample, SkipSample
 from vlds.training.distributed import Ranks, hold_folder
 from vlds.training.engine import start_ranks
@@ -69,7 +71,7 @@ class Done:
         path = beside(tar, ".done")
         if not path.is_file():
             return None
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = read_json(path)
         shard = tree["shard"] and ShardInfo(**tree["shard"])
         if shard and not (tar.is_file() and tar.stat().st_size == shard.bytes):
             return None
@@ -96,7 +98,7 @@ def compute_features(recipe: Recipe, folder: str, out: Path, name: str | None) -
     job = Job(recipe, image, dataset, out, name)
     if job.is_done():
         if ranks.is_first:
-            print(f"{out} is there already, whole")
+            tell(f"{out} is there already, whole")
         return 0
     encoder = recipe.vision.build(PRECISIONS[recipe.training.precision]).to(ranks.device)
     freeze(encoder)
@@ -173,7 +175,7 @@ class Job:
             if ranks.is_first and time.monotonic() - told > SECONDS_BETWEEN_LINES:
                 told = time.monotonic()
                 speed = pictures / (told - started)
-                print(
+                tell(
                     f"shard {count + 1} of {len(left)} of this rank, {speed:,.0f} pictures/s",
                     flush=True,
                 )
@@ -254,9 +256,9 @@ class Job:
         info.save(self.out)
         for tar in self.tars:
             beside(tar, ".done").unlink(missing_ok=True)
-        print(f"{info.name} {info.split}: {info.samples:,} samples -> {self.out}")
+        tell(f"{info.name} {info.split}: {info.samples:,} samples -> {self.out}")
         for drop in info.dropped[len(old.dropped) :]:
-            print(f"  dropped {drop['id']}: {drop['reason']}")
+            tell(f"  dropped {drop['id']}: {drop['reason']}")
 
 
 @torch.inference_mode()

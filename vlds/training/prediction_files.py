@@ -24,6 +24,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vlds.runtime.json_file import parse_json
+from vlds.runtime.regular_file import read_text
+
 VALUE_SPLITS = {("how2qa", "test"): "test_public"}
 """Where the leaderboard's name of a split is another than the data set's."""
 Pairs = list[tuple[str, str]]
@@ -140,7 +143,7 @@ def member_texts(path: Path, members: Mapping[str, str]) -> Iterator[tuple[str, 
     Errors: ValueError where a zip has none of the members.
     """
     if path.suffix != ".zip":
-        yield str(path), "", path.read_text(encoding="utf-8")
+        yield str(path), "", read_text(path)
         return
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
@@ -183,7 +186,7 @@ def parsed(place: str, text: str) -> Any:
     Errors: ValueError where it is none, or an object has a key twice.
     """
     try:
-        return json.loads(text, object_pairs_hook=lambda pairs: as_mapping(pairs, place))
+        return parse_json(text, lambda pairs: as_mapping(pairs, place))
     except json.JSONDecodeError as error:
         line = "" if "\n" not in text else f"line {error.lineno} "
         cure = "" if ".json" in place else "; the suffix says the form: .csv, .json or .jsonl"

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 from vlds.config import Recipe, TrackingConfig, to_tree
 from vlds.data.info import write_atomically
+from vlds.runtime.json_file import parse_json
+from vlds.runtime.regular_file import read_text
 
 
 class Sink(Protocol):
@@ -73,8 +75,8 @@ def scores_told(path: Path, step: int) -> bool:
 def whole_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """Lines of metrics.jsonl and what they say, without a last one that was cut as the machine went
     down; none where there is no such file."""
-    *lines, _ = path.read_text("utf-8").split("\n") if path.exists() else [""]
-    return [(line, json.loads(line)) for line in lines]
+    *lines, _ = read_text(path).split("\n") if path.exists() else [""]
+    return [(line, parse_json(line)) for line in lines]
 
 
 class Tensorboard:
@@ -103,7 +105,7 @@ class WeightsAndBiases:
 
         folder = Path(recipe.output)
         kept = folder / "wandb_id"
-        known = kept.read_text("utf-8") if first_step and kept.exists() else None
+        known = read_text(kept) if first_step and kept.exists() else None
         self.run = wandb.init(
             project=recipe.tracking.wandb_project,
             name=folder.name,

@@ -18,7 +18,7 @@ TABLE_SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 def read_rows(path: Path) -> list[Row]:
     """Rows by the first character: `[` opens a JSON list, `{` JSON lines, anything else is CSV."""
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f"--annotations {path} does not exist")
     first = _first_character(path)
     if path.suffix.lower() in TABLE_SEPARATORS or first not in ("[", "{"):

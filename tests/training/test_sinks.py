@@ -52,6 +52,8 @@ def test_weights_and_biases_keeps_one_run_when_resumed(
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     recipe = tracked(world_recipe(world, tmp_path / "run"), wandb_project="colours")
+    secret = {n: replace(t, test=["http://user:hunter2@host/x"]) for n, t in recipe.tasks.items()}
+    recipe = replace(recipe, tasks=secret)
     (tmp_path / "run").mkdir()
     for first_step in (0, 1):
         sink = open_sinks(recipe, first_step)[1]
@@ -63,6 +65,8 @@ def test_weights_and_biases_keeps_one_run_when_resumed(
         held = file.read_bytes()
         assert all(word in held for word in (b"colours", b"scores/vqa/vqa_accuracy", b"0.5"))
         assert b"half_shared_up" in held  # the recipe is the run's config
+        assert b"http://host/x" in held
+        assert b"hunter2" not in held
 
 
 def test_a_tracker_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

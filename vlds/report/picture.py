@@ -19,6 +19,7 @@ from vlds.report.facts import size_facts
 from vlds.report.numbers import score_text, thinned
 from vlds.report.samples import GalleryEntry
 from vlds.runtime.regular_file import read_file
+from vlds.runtime.shown import visible
 
 WIDTH = 12.0
 """Inches; 100 pixels each."""
@@ -184,7 +185,7 @@ def draw_samples(part: Any, report: Report) -> None:
         lines = [entry.prompt, f"answer: {reference_lines(entry)[0]}", f"model: {entry.prediction}"]
         lines.append("  ".join(filter(None, [verdict, sure])))
         text = "\n".join(textwrap.fill(shorten(line), 30) for line in lines if line)
-        axes.set_title(plain(text), fontsize=8, loc="left", y=-0.08, va="top")
+        axes.set_title(plain(visible(text)), fontsize=8, loc="left", y=-0.08, va="top")
 
 
 def in_turn(entries: Sequence[GalleryEntry]) -> list[GalleryEntry]:

@@ -15,6 +15,7 @@ LARGEST_MEMBER = 64 << 20
 """Bytes of a sample's json."""
 DEEPEST = 100
 """Levels of nesting. Python's own reader ends in RecursionError at about a thousand."""
+ONE_KIND = bytes.maketrans(b"{}", b"[]")
 NO_STRUCTURE = bytes(set(range(256)) - set(b'[]{}"'))
 Pairs = list[tuple[str, Any]]
 
@@ -63,11 +64,11 @@ def depth(data: bytes) -> int:
     """
     if b"\\" in data:
         data = data.replace(b"\\\\", b"").replace(b'\\"', b"")
-    parts = data.translate(None, NO_STRUCTURE).split(b'"')
+    parts = data.translate(ONE_KIND, NO_STRUCTURE).split(b'"')
     structure = b"".join(parts[::2])  # the others are inside strings
     levels = 0
     while structure and levels <= DEEPEST:
-        inner = structure.replace(b"[]", b"").replace(b"{}", b"")
+        inner = structure.replace(b"[]", b"")
         if len(inner) == len(structure):
             return levels + len(structure)
         structure = inner

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 from vlds.config import Recipe, TrackingConfig, to_tree
 from vlds.data.info import write_atomically
+from vlds.runtime.credentials import without_credentials
 from vlds.runtime.json_file import parse_json
 from vlds.runtime.regular_file import read_text
 
@@ -103,6 +105,8 @@ class WeightsAndBiases:
     def __init__(self, recipe: Recipe, first_step: int) -> None:
         import wandb
 
+        # W&B records the command line, which may name URLs with credentials.
+        sys.argv = [without_credentials(word) for word in sys.argv]
         folder = Path(recipe.output)
         kept = folder / "wandb_id"
         known = read_text(kept) if first_step and kept.exists() else None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from typing import Any
+
+from data_prep.source import shown
+from vlds.schema import LONGEST_TEXT
 
 TEXT_FIELDS = ("question", "sentence", "caption", "hypothesis", "text")
 """The one of these that an annotation has is what is asked or said."""
@@ -12,11 +15,22 @@ TEXT_FIELDS = ("question", "sentence", "caption", "hypothesis", "text")
 def fault_of(annotation: Any) -> str:
     """What no task can read, whatever the kind; empty where all is well."""
     if not isinstance(annotation, dict):
-        return f"{json.dumps(annotation)}, an object expected"
+        return f"{shown(annotation)}, an object expected"
     for name in TEXT_FIELDS:
         if not isinstance(annotation.get(name, ""), str):
-            return f"{name} is {json.dumps(annotation[name])}, text expected"
+            return f"{name} is {shown(annotation[name])}, text expected"
+    if fault := too_long(annotation):
+        return fault
     label = annotation.get("label")
     if isinstance(label, dict) and not all(isinstance(s, (int, float)) for s in label.values()):
-        return f"label is {json.dumps(label)}, a number for each answer expected"
+        return f"label is {shown(label)}, a number for each answer expected"
+    return ""
+
+
+def too_long(annotation: Mapping[str, Any]) -> str:
+    """Which text is longer than any that a run reads; empty where none is."""
+    for name, value in annotation.items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and len(text) > LONGEST_TEXT:
+                return f"{name} of more than {LONGEST_TEXT:,} characters"
     return ""

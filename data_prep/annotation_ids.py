@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.coco_karpathy import SPLITS
-from data_prep.source import read_json_lines, take_id
+from data_prep.source import LARGEST_SOURCE, read_json_lines, take_id
+from vlds.runtime.regular_file import read_text
 from vlds.runtime.strict_json import NotFinite, strict_json
 
 ID_FIELDS = (
@@ -71,7 +72,7 @@ def _sample_ids(row: Row, annotation: str) -> list[str]:
 def _read(path: Path) -> Any:
     """JSON, or JSON lines whatever the file is called."""
     try:
-        return strict_json(path.read_text(encoding="utf-8-sig"), str(path))
+        return strict_json(read_text(path, LARGEST_SOURCE, encoding="utf-8-sig"), str(path))
     except FileNotFoundError:
         raise ValueError(f"--annotations {path} does not exist; check the path") from None
     except NotFinite:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 
 from data_prep import (
@@ -30,6 +29,7 @@ from data_prep.parallel import LostWorker
 from vlds.data import ShardError
 from vlds.runtime.disk import CannotWrite
 from vlds.runtime.process_end import Interrupted, interruptible
+from vlds.runtime.terminal import tell
 
 COMMANDS = (
     vqav2, gqa, nlvr2, coco_karpathy, coco_captions, vg, snli_ve, value, jsonl, easy_vqa, demo,
@@ -52,14 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with interruptible():
             return run(args) or 0
     except LostWorker as error:
-        print(f"error: {error}{KEPT if goes_on else ''}", file=sys.stderr)
+        tell(f"error: {error}{KEPT if goes_on else ''}", error=True)
         return USER_ERROR
     except (ValueError, ShardError, OSError) as error:
         kept = KEPT if goes_on and isinstance(error, CannotWrite) else ""
-        print(f"error: {error}{kept}", file=sys.stderr)
+        tell(f"error: {error}{kept}", error=True)
         return USER_ERROR
     except Interrupted as error:
-        print(f"interrupted by {error.signal_name}{INCOMPLETE if goes_on else ''}", file=sys.stderr)
+        tell(f"interrupted by {error.signal_name}{INCOMPLETE if goes_on else ''}", error=True)
         return error.exit_code
 
 

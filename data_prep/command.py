@@ -15,7 +15,7 @@ from data_prep.writer import Limits
 from vlds.data.remote import is_url
 
 DEFAULT_SHARD_SIZE = "512MB"
-NOT_RECORDED = {"run", "workers", "resume"}
+NOT_RECORDED = {"run", "workers", "resume", "images_anywhere"}
 """What the shards do not depend on."""
 
 
@@ -100,6 +100,12 @@ def add_shard_options(parser: argparse.ArgumentParser) -> None:
         help="how a picture that --image-size has changed is stored: webp, without loss (default), "
         "or jpeg, in half the bytes, which moves what a frozen encoder sees by a sixth",
     )
+    group.add_argument(
+        "--images-anywhere",
+        action="store_true",
+        help="let rows name pictures and features outside the folders given, by .., absolute paths "
+        "or links: for rows that you trust",
+    )
 
 
 def shard_options(args: argparse.Namespace) -> Options:
@@ -118,8 +124,15 @@ def shard_options(args: argparse.Namespace) -> Options:
         args.features,
         args.encoder,
         args.seed,
+        () if args.images_anywhere else source_folders(args),
         {key: value for key, value in given.items() if value not in (None, [])},
     )
+
+
+def source_folders(args: argparse.Namespace) -> tuple[Path, ...]:
+    """The folders in which a command looks for pictures and features."""
+    pictures = getattr(args, "images", None) or getattr(args, "src", None)
+    return tuple(folder for folder in (pictures, args.features) if folder is not None)
 
 
 def num_bytes(text: str) -> int:

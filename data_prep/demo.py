@@ -31,6 +31,7 @@ from data_prep.source import SourceSet
 from data_prep.tokenizer import train_tokenizer
 from data_prep.vqav2 import parse_vqav2
 from vlds.runtime.disk import writable
+from vlds.runtime.terminal import tell
 from vlds.runtime.whole_file import write_whole
 
 HOME_SCENES = 12_000
@@ -54,7 +55,7 @@ def make_demo(out: Path, seed: int, scenes: int, options: Options) -> None:
     lines = sorted(texts) + word_lines()
     write_whole(out / "text.txt", "".join(f"{line}\n" for line in lines))
     write_whole(out / "spiece.model", train_tokenizer(lines, VOCABULARY))
-    print(f"text in {out / 'text.txt'}, tokenizer in {out / 'spiece.model'}")
+    tell(f"text in {out / 'text.txt'}, tokenizer in {out / 'spiece.model'}")
 
 
 def make_world(world: World, out: Path, seed: int, scenes: int, options: Options) -> set[str]:

@@ -14,6 +14,7 @@ from vlds.data.index import index_folder
 from vlds.data.shard_stream import read_shard
 from vlds.data.store import UNUSABLE, parse_sample
 from vlds.runtime.folder_lock import folder_lock
+from vlds.runtime.terminal import tell
 
 
 def field_of(text: str) -> tuple[str, str]:
@@ -75,6 +76,6 @@ def add_command(commands: Any) -> None:
             info = index_folder(
                 args.folder, name=args.name, kind=args.kind, split=args.split, fields=fields
             )
-        print(f"{info.name} {info.split}: {len(info.shards)} shards, {info.samples:,} samples")
+        tell(f"{info.name} {info.split}: {len(info.shards)} shards, {info.samples:,} samples")
 
     parser.set_defaults(run=run)

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 from vlds.data.info import ShardInfo
 from vlds.data.order import differences
 from vlds.runtime.disk import append
+from vlds.runtime.json_file import parse_json
+from vlds.runtime.regular_file import read_text
 from vlds.runtime.whole_file import write_whole
 
 
@@ -47,17 +49,17 @@ class Journal:
         """
         if not self.path.is_file():
             return []
-        first, *lines = self.path.read_text(encoding="utf-8").splitlines()
+        first, *lines = read_text(self.path).splitlines()
         if first != self.identity:
             raise ValueError(
                 f"{self.path} was begun with other files or options: "
-                f"{'; '.join(differences(json.loads(first), json.loads(self.identity)))}; "
+                f"{'; '.join(differences(parse_json(first), parse_json(self.identity)))}; "
                 "give those again, or leave out --resume to begin anew"
             )
         found = []
         for line in lines:
             try:
-                tree = json.loads(line)
+                tree = parse_json(line)
             except ValueError:  # cut off while it was written
                 break
             shard = ShardInfo(**tree["shard"])

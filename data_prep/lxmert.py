@@ -21,14 +21,15 @@ from data_prep.source import (
     take_text,
     with_source,
 )
+from vlds.runtime.regular_file import open_file
 
 
 def is_lxmert(path: Path) -> bool:
     """Whether a file begins as a list; the official ones are objects."""
     if not path.is_file():
         return False
-    with path.open(encoding="utf-8-sig", errors="replace") as file:  # the parser will complain
-        return file.read(64).lstrip().startswith("[")
+    with open_file(path) as file:
+        return file.read(64).decode("utf-8-sig", "replace").lstrip().startswith("[")
 
 
 def read_lxmert(path: Path, *fields: str) -> list[Mapping[str, Any]]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data_prep.annotation import too_long
 from data_prep.feature_file import BadFeatures, FeatureFile
 from data_prep.features import common_shape, with_features
 from data_prep.journal import Dropped
+from data_prep.outside import check_inside
 from data_prep.parallel import check_workers, ordered_map
 from data_prep.picture import BadPicture, PictureRule, prepare_picture
 from data_prep.progress import follow
@@ -21,6 +23,8 @@ from data_prep.writer import DatasetWriter, Limits, SampleRecord, shard_order
 from vlds.data.features import feature_bytes
 from vlds.data.info import DatasetInfo
 from vlds.runtime.folder_lock import folder_lock
+from vlds.runtime.regular_file import read_file
+from vlds.runtime.terminal import tell
 
 PAIR = ("left", "right")
 
@@ -41,6 +45,8 @@ class Options:
     """What made the features, for the record in dataset.json."""
     seed: int = 0
     """Of the order in which samples go into shards."""
+    folders: tuple[Path, ...] = ()
+    """Where all pictures and features that rows name must lie; none: anywhere."""
     arguments: Mapping[str, Any] | None = None
     """The command line, for the record in dataset.json."""
 
@@ -79,7 +85,7 @@ def _pack(dataset: SourceSet, out: Path, options: Options) -> DatasetInfo:
         follow(made, f"{dataset.name} {dataset.split}", writer.start, len(order)),
         rows_dropped=[Dropped(**entry) for entry in (*dataset.dropped, *dataset.left_out)],
     )
-    print(summary(dataset, info, out))
+    tell(summary(dataset, info, out))
     return info
 
 
@@ -92,7 +98,26 @@ def ready(dataset: SourceSet, options: Options) -> SourceSet:
         dataset = with_features(dataset, options.features)
     _check_options(dataset, options)
     dataset.check()
-    return dataset
+    if options.folders:
+        check_inside(dataset, options.folders)
+    return without_long_texts(dataset)
+
+
+def without_long_texts(dataset: SourceSet) -> SourceSet:
+    """A data set whose annotations can be read; the others are among the dropped rows."""
+    dropped = [
+        {"id": annotation["id"], "reason": fault}
+        for sample in dataset.samples
+        for annotation in sample.annotations
+        if (fault := too_long(annotation))
+    ]
+    if not dropped:
+        return dataset
+    samples = [
+        replace(sample, annotations=[a for a in sample.annotations if not too_long(a)])
+        for sample in dataset.samples
+    ]
+    return replace(dataset, samples=samples, dropped=(*dataset.dropped, *dropped))
 
 
 def _check_folder(out: Path) -> None:
@@ -159,7 +184,7 @@ def make_record(
     sample: SourceSample, rule: PictureRule, shape: tuple[int, int] | None
 ) -> SampleRecord:
     """Open a sample's pictures or features and put it together as the shards hold it."""
-    pictures = [prepare_picture(path.read_bytes(), rule) for path in sample.images]
+    pictures = [prepare_picture(read_file(path), rule) for path in sample.images]
     members = [(picture.extension, picture.data) for picture in pictures]
     members += [("features.npy", feature_bytes(checked(file, shape))) for file in sample.features]
     if len(members) == len(PAIR):

@@ -12,6 +12,8 @@ from data_prep.preview_sample import MOST_ANNOTATIONS, view_sample
 from data_prep.preview_sheet import sheet_bytes
 from data_prep.preview_text import print_views
 from vlds.data.store import Dataset, open_dataset
+from vlds.runtime.shown import visible
+from vlds.runtime.terminal import tell
 from vlds.runtime.whole_file import write_whole
 
 SAMPLES = 8
@@ -39,13 +41,13 @@ def preview(place: str, samples: int = SAMPLES, out: Path | None = None) -> None
         raise ValueError(f"{path} has samples 0 to {len(numbers) - 1}, but no {number}")
     most = MOST_ANNOTATIONS if number is None else None
     views = [view_sample(dataset, sample, most) for sample in chosen]
-    title = f"{dataset.name} {dataset.split} ({dataset.kind})"
-    counts = f"{len(views):,} of {len(numbers):,} samples in {path}"
+    title = visible(f"{dataset.name} {dataset.split} ({dataset.kind})")
+    counts = visible(f"{len(views):,} of {len(numbers):,} samples in {path}")
     if out is None:
         print_views(title, counts, views)
         return
     write_whole(out, FORMS[out.suffix](title, counts, views))
-    print(f"{counts} -> {out}")
+    tell(f"{counts} -> {out}")
 
 
 def split_place(place: str) -> tuple[Path, int | None]:

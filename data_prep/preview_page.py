@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from html import escape
 
 from data_prep.preview_sample import TINY, SampleView, thumbnail
+from vlds.runtime.shown import escape
 from vlds.schema import Encoded
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"

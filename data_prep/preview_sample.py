@@ -14,6 +14,7 @@ from data_prep.annotation import TEXT_FIELDS
 from vlds.data import ShardError, decode_image
 from vlds.data.orientation import upright_size
 from vlds.data.store import UNUSABLE, Dataset
+from vlds.runtime.shown import visible
 from vlds.schema import Encoded, ImageSpec, Sample, SkipSample
 
 MOST_ANNOTATIONS = 6
@@ -29,7 +30,7 @@ PICTURE_ERRORS = (SkipSample, OSError, SyntaxError, ValueError, EOFError)
 
 @dataclass(frozen=True)
 class SampleView:
-    """One sample, ready to be shown."""
+    """One sample, ready to be shown: whatever its texts hold is visible."""
 
     place: str
     """SHARD:NUMBER, as `preview` takes it."""
@@ -53,9 +54,9 @@ def view_sample(dataset: Dataset, number: int, most: int | None = MOST_ANNOTATIO
     try:
         return _view(place, dataset.read(number), most)
     except (SkipSample, ShardError) as error:
-        return SampleView(place, trouble=str(error))
+        return SampleView(place, trouble=visible(error))
     except UNUSABLE as error:
-        return SampleView(place, trouble=f"not what it should be: {error!r}")
+        return SampleView(place, trouble=visible(f"not what it should be: {error!r}"))
 
 
 def _view(place: str, sample: Sample, most: int | None) -> SampleView:
@@ -68,11 +69,11 @@ def _view(place: str, sample: Sample, most: int | None) -> SampleView:
     shown = sample.annotations[:most]
     return SampleView(
         place,
-        str(sample.id),
+        visible(sample.id),
         ", ".join(facts),
         sample.images,
         features,
-        tuple((text_of(annotation), answer_of(annotation)) for annotation in shown),
+        tuple((visible(text_of(entry)), visible(answer_of(entry))) for entry in shown),
         count - len(shown),
     )
 
@@ -81,7 +82,7 @@ def place_of(dataset: Dataset, number: int) -> str:
     """Shard and number in it."""
     for shard in dataset.info.shards:
         if number < shard.samples:
-            return f"{shard.name}:{number}"
+            return visible(f"{shard.name}:{number}")
         number -= shard.samples
     raise IndexError(number)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vlds.runtime.shown import visible
+from vlds.runtime.terminal import tell
 
 Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 10.0
@@ -21,13 +23,13 @@ def follow(items: Iterable[Item], what: str, done: int, total: int) -> Iterator[
         yield from _with_lines(items, what, done, total)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task(what, total=total, completed=done)
+        bar = progress.add_task(visible(what), total=total, completed=done)
         for item in items:
             yield item
             progress.advance(bar)
@@ -39,5 +41,5 @@ def _with_lines(items: Iterable[Item], what: str, done: int, total: int) -> Iter
     for number, item in enumerate(items, done):
         if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
             last = time.monotonic()
-            print(f"{what}: {number:,} of {total:,}", file=sys.stderr, flush=True)
+            tell(f"{what}: {number:,} of {total:,}", error=True, flush=True)
         yield item

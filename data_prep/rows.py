@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 from data_prep.source import open_text, read_json_lines, read_json_list, shown
+from vlds.runtime.regular_file import open_file
 
 Row = Mapping[str, Any]
 
@@ -16,7 +18,7 @@ TABLE_SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 def read_rows(path: Path) -> list[Row]:
     """Rows by the first character: `[` opens a JSON list, `{` JSON lines, anything else is CSV."""
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f"--annotations {path} does not exist")
     first = _first_character(path)
     if path.suffix.lower() in TABLE_SEPARATORS or first not in ("[", "{"):
@@ -31,7 +33,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _first_character(path: Path) -> str:
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
+    with TextIOWrapper(open_file(path), encoding="utf-8-sig", errors="replace") as file:
         return next((line.strip()[0] for line in file if line.strip()), "")
 
 

@@ -17,7 +17,7 @@ from vlds.data.errors import ShardError
 from vlds.data.features import FEATURE_TYPE, FEATURES
 from vlds.data.foreign import foreign_json
 from vlds.data.tar import members, split_name
-from vlds.runtime.strict_json import strict_json
+from vlds.runtime.json_file import parse_member
 
 Members = dict[str, bytes]
 """Extension -> bytes."""
@@ -93,7 +93,7 @@ def _check_json(sample: CheckedSample, content: Members) -> Iterator[Finding]:
         yield Finding("no json", f"it has {', '.join(sorted(content)) or 'nothing'}")
         return
     try:
-        fields = strict_json(content["json"].decode(), "json")
+        fields = parse_member(content["json"])
     except ValueError as error:
         yield Finding("json cannot be read", str(error))
         return

@@ -17,6 +17,7 @@ from data_prep.sample_check import CheckedSample, check_sample
 from vlds.data import file_sha256
 from vlds.data.index import CNT_TYPE, IDX_TYPE, ShardIndex, beside, build_index
 from vlds.data.info import ShardInfo
+from vlds.runtime.regular_file import open_file, read_file
 
 
 class Job(NamedTuple):
@@ -83,7 +84,7 @@ def _stored_index(tar: Path, shard: ShardInfo, findings: list[Finding]) -> Shard
         path = beside(tar, suffix)
         if not path.is_file():
             findings.append(Finding(f"{suffix} missing"))
-        elif sha256(data := path.read_bytes()).hexdigest() != expected:
+        elif sha256(data := read_file(path)).hexdigest() != expected:
             findings.append(Finding(f"{suffix} with another sha256"))
         else:
             parts.append(data)
@@ -119,6 +120,6 @@ def _check_samples(
     tar: Path, index: ShardIndex, fields: Mapping[str, str] | None
 ) -> Iterator[CheckedSample]:
     offsets = index.offsets.tolist()
-    with open(tar, "rb") as file:
+    with open_file(tar) as file:
         for begin, end in pairwise(offsets):
             yield check_sample(os.pread(file.fileno(), end - begin, begin), begin, end, fields)

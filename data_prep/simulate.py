@@ -11,11 +11,14 @@ import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from data_prep.command import new_command
 from vlds.data import BatchCut, Dataset, open_dataset
 from vlds.data.epoch_order import EpochOrder
 from vlds.data.mixture import MixedOrder, Unit, mixed_order
+from vlds.runtime.shown import visible
+from vlds.runtime.terminal import tell
 
 UNITS: tuple[Unit, ...] = get_args(Unit)
 STEPS_AT_ONCE = 256
@@ -85,7 +88,7 @@ def tables(order: MixedOrder, datasets: Sequence[Dataset], reading: Reading) -> 
         order.orders, datasets, order.shares, reading.examples.tolist(), strict=True
     ):
         mixture.add_row(
-            epoch_order.name,
+            Text(visible(epoch_order.name)),
             f"{dataset.num_annotations:,}",
             f"{float(share):.2%}",
             f"{examples:,}",
@@ -174,7 +177,7 @@ def _run(args: argparse.Namespace) -> None:
     )
     reading = simulate(order, datasets, plan, range(args.first, args.first + args.steps))
     told = sorted(set(sizes or [args.global_batch_size]))
-    print(
+    tell(
         f"steps {args.first:,} to {args.first + args.steps:,}, "
         f"{' or '.join(f'{size:,}' for size in told)} examples each, on {plan.nodes} x "
         f"{plan.ranks_per_node} ranks"

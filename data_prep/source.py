@@ -7,17 +7,22 @@ shard is written, and `data_prep.pack` opens them.
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO
 
 from data_prep.feature_file import FeatureFile, find_missing
+from vlds.runtime.regular_file import open_file
 from vlds.runtime.strict_json import NotFinite, strict_json
 
 Annotation = dict[str, Any]
+LARGEST_SOURCE = 4 << 30
+"""Bytes of a JSON file: it is read as a whole."""
 MOST_SHOWN = 60
 """Characters of a value that an error shows."""
 
@@ -55,7 +60,7 @@ class SourceSet:
     def check(self) -> None:
         """Refuse double ids and missing pictures before any work is done."""
         if not self.samples:
-            raise ValueError(f"{_names(self.files)}: no usable sample for split {self.split!r}")
+            raise ValueError(f"{file_names(self.files)}: no usable sample for split {self.split!r}")
         for noun, ids in (
             ("sample", (sample.id for sample in self.samples)),
             ("annotation", (a["id"] for sample in self.samples for a in sample.annotations)),
@@ -63,8 +68,8 @@ class SourceSet:
             double = [name for name, count in Counter(ids).items() if count > 1]
             if double:
                 raise ValueError(
-                    f"{_names(self.files)}: {noun} id {double[0]} stands more than once"
-                    f"{_and_more(len(double) - 1, 'id')}; ids must be unique"
+                    f"{file_names(self.files)}: {noun} id {double[0]} stands more than once"
+                    f"{and_more(len(double) - 1, 'id')}; ids must be unique"
                 )
         self._check_files()
 
@@ -83,8 +88,8 @@ class SourceSet:
             named_by = sample.annotations[0]["id"] if sample.annotations else sample.id
             option = "--features" if sample.features else "--images"
             raise ValueError(
-                f"{what} is missing; annotation {named_by} of {_names(self.files)} names it"
-                f"{_and_more(len(missing) - 1, 'missing file')}. Check {option}, or add the file"
+                f"{what} is missing; annotation {named_by} of {file_names(self.files)} names it"
+                f"{and_more(len(missing) - 1, 'missing file')}. Check {option}, or add the file"
             )
 
 
@@ -95,7 +100,7 @@ def open_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
     Errors: ValueError for one that is not there, or in another encoding.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline=newline) as file:
+        with TextIOWrapper(open_file(path), encoding="utf-8-sig", newline=newline) as file:
             yield file
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; check the folder and the split") from None
@@ -107,6 +112,8 @@ def open_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
 def read_json(path: Path) -> Any:
     """A JSON file, or an error that says what is wrong with it."""
     with open_text(path) as file:
+        if os.fstat(file.fileno()).st_size > LARGEST_SOURCE:
+            raise ValueError(f"{path}: more than {LARGEST_SOURCE:,} bytes; split it")
         text = file.read()
     try:
         return strict_json(text, str(path))
@@ -223,9 +230,11 @@ def count_reasons(dropped: Iterable[Mapping[str, str]]) -> dict[str, int]:
     return dict(Counter(entry["reason"] for entry in dropped).most_common())
 
 
-def _names(files: Sequence[Path]) -> str:
+def file_names(files: Sequence[Path]) -> str:
+    """Without their folders."""
     return ", ".join(path.name for path in files)
 
 
-def _and_more(count: int, noun: str) -> str:
+def and_more(count: int, noun: str) -> str:
+    """How many others there are."""
     return f" (and {count} more {noun}{'s' if count > 1 else ''})" if count else ""

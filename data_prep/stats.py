@@ -13,6 +13,7 @@ from data_prep.command import local_folder, new_command
 from data_prep.source import count_reasons
 from vlds.data import open_dataset
 from vlds.data.info import DATASET_FILE, DatasetInfo
+from vlds.runtime.terminal import tell
 from vlds.schema import Sample, SkipSample
 
 MOST_FREQUENT = 5
@@ -104,6 +105,6 @@ def add_command(commands: Any) -> None:
     )
 
     def run(args: argparse.Namespace) -> None:
-        print("\n\n".join(describe(folder) for folder in find_datasets(args.folder)))
+        tell("\n\n".join(describe(folder) for folder in find_datasets(args.folder)))
 
     parser.set_defaults(run=run)

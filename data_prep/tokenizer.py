@@ -16,6 +16,7 @@ import sentencepiece
 from data_prep.annotation import TEXT_FIELDS
 from data_prep.command import local_folder, new_command
 from data_prep.stats import find_datasets, read_samples
+from vlds.runtime.terminal import tell
 from vlds.runtime.whole_file import write_whole
 
 ANSWER_FIELDS = ("answer", "multiple_choice_answer")
@@ -89,6 +90,6 @@ def add_command(commands: Any) -> None:
 
     def run(args: argparse.Namespace) -> None:
         write_whole(args.out, train_tokenizer(texts_of(args.folders), args.vocab_size))
-        print(f"wrote {args.out}")
+        tell(f"wrote {args.out}")
 
     parser.set_defaults(run=run)

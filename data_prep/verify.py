@@ -19,6 +19,7 @@ from data_prep.shard_check import CheckedShard, Job, check_shard
 from data_prep.stats import find_datasets
 from vlds.data.info import DATASET_FILE, DatasetInfo
 from vlds.data.quarantine import QUARANTINE_FILE
+from vlds.runtime.terminal import tell
 from vlds.runtime.whole_file import write_whole
 
 SHOWN = 3
@@ -41,12 +42,12 @@ def verify(folder: Path, files: Sequence[Path] = (), workers: int = 1) -> list[F
     checked = _check_shards(folder, infos, workers)
     for place, info in infos.items():
         shards = checked[place]
-        print(_title(info, shards, place))
+        tell(_title(info, shards, place))
         findings += [finding for shard in shards for finding in shard.findings]
         findings += check_together(shards)
     if wanted:
         findings += check_annotations(wanted, [*chain(*checked.values())])
-    print(summary(findings))
+    tell(summary(findings))
     for place in infos:
         _quarantine(place, [f for f in findings if (folder / f.file).parent == place])
     return findings
@@ -124,7 +125,7 @@ def _quarantine(place: Path, findings: Sequence[Finding]) -> None:
         return
     write_whole(path, "".join(finding.line() for finding in bad))
     samples = {(finding.file, finding.i) for finding in bad}
-    print(f"{path}: {_count(len(samples), 'bad sample')}")
+    tell(f"{path}: {_count(len(samples), 'bad sample')}")
 
 
 def add_command(commands: Any) -> None:

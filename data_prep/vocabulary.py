@@ -12,6 +12,7 @@ from typing import Any
 from data_prep.command import local_folder, new_command
 from data_prep.source import read_json
 from data_prep.stats import find_datasets, read_samples
+from vlds.runtime.terminal import tell
 from vlds.runtime.whole_file import write_whole
 
 OFTEN = 9
@@ -76,6 +77,6 @@ def add_command(commands: Any) -> None:
             )
         write_whole(args.out, json.dumps(often, ensure_ascii=False, indent=0))
         share = sum(counts[answer] for answer in often) / counts.total()
-        print(f"{len(often):,} of {len(counts):,} answers, to {share:.1%} of the questions")
+        tell(f"{len(often):,} of {len(counts):,} answers, to {share:.1%} of the questions")
 
     parser.set_defaults(run=run)

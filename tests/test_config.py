@@ -128,6 +128,16 @@ def test_a_saved_recipe_is_read_as_it_was(tmp_path: Path) -> None:
         assert load_recipe(tmp_path / "recipe.yaml") == recipe
 
 
+def test_credentials_in_urls_work_and_are_not_saved(file: Path, tmp_path: Path) -> None:
+    urls = ["https://user:hunter2@host/a", "https://host/b?sig=hunter2&n=1"]
+    recipe = parse_recipe(["--config", str(file), "--tasks.vqa.train", str(urls)])
+    assert recipe.tasks["vqa"].train == urls
+    save_recipe(recipe, tmp_path / "saved.yaml")
+    assert "hunter2" not in (tmp_path / "saved.yaml").read_text()
+    saved = load_recipe(tmp_path / "saved.yaml")
+    assert saved.tasks["vqa"].train == ["https://host/a", "https://host/b?sig=...&n=1"]
+
+
 def test_the_recipes_above_hold_every_shipped_class() -> None:
     there = set()
     for recipe in every_choice():

@@ -31,6 +31,7 @@ from vlds.config import Recipe, parse_recipe, to_tree
 from vlds.manifest import damage, write_manifest
 from vlds.models.build import build_model
 from vlds.models.vl_model import VLModel
+from vlds.runtime.json_file import read_json
 from vlds.runtime.whole_file import whole_folder
 from vlds.runtime.yaml_file import read_yaml
 from vlds.trusted import check_classes
@@ -208,7 +209,7 @@ def read_sources(folder: Path) -> dict[str, str]:
     Errors: ValueError where the description is damaged, or of another version.
     """
     with readable(folder, DESCRIPTION):
-        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        description = read_json(folder / DESCRIPTION)
         found, sources = description["format"], description["sources"]
         recorded = {str(part): str(digest) for part, digest in sources.items()}
     if found != FORMAT:

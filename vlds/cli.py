@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vlds.launch import RANKS_HELP, complain, positive
 from vlds.restarts import RESUME, Job, take_resume
+from vlds.runtime.terminal import tell
 
 if TYPE_CHECKING:  # importing it for good would make each command's help wait for torch
     from vlds.config import Recipe
@@ -103,7 +104,7 @@ def check_recipe(arguments: list[str]) -> int:
         return complain("vlds train", error)
     largest = max(recipe.batch_sizes.values())
     job = Job(str(recipe.output), largest, recipe.data.micro_batch_size)
-    print(json.dumps(asdict(job)))
+    tell(json.dumps(asdict(job)))
     return 0
 
 
@@ -115,7 +116,7 @@ def describe(arguments: list[str]) -> int:
     as_json = "--json" in arguments
     recipe = parse_recipe([word for word in arguments if word != "--json"], "vlds describe")
     counts = count(recipe.model, list(recipe.tasks))
-    print(json.dumps(counts.as_dict(), indent=1) if as_json else counts.table())
+    tell(json.dumps(counts.as_dict(), indent=1) if as_json else counts.table())
     return 0
 
 
@@ -136,9 +137,9 @@ def plan(arguments: list[str]) -> int:
             ranks: {file: asdict(held) for file, held in plan.items()}
             for ranks, plan in plans.items()
         }
-        print(json.dumps(tree, indent=1))
+        tell(json.dumps(tree, indent=1))
     else:
-        print("\n\n".join(table(plan, recipe, ranks) for ranks, plan in plans.items()))
+        tell("\n\n".join(table(plan, recipe, ranks) for ranks, plan in plans.items()))
     return 0
 
 
@@ -296,9 +297,9 @@ def report(arguments: list[str]) -> int:
     elif out is not None:
         written = write_text(runs, out, options.format, options.resamples)
     else:
-        print(report_text(runs, options.format, options.resamples), end="")
+        tell(report_text(runs, options.format, options.resamples), end="")
         return 0
-    print(*written, sep="\n")
+    tell("\n".join(map(str, written)))
     return 0
 
 

@@ -24,6 +24,7 @@ from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.recipe_files import has_base, read_merged
 from vlds.resources import find
 from vlds.runtime.checks import at_least
+from vlds.runtime.credentials import without_credentials
 from vlds.runtime.whole_file import write_whole
 from vlds.runtime.yaml_file import read_yaml
 from vlds.schema import ImageSpec
@@ -262,7 +263,8 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
-    """Write the resolved recipe, defaults included; `load_recipe` gives an equal one.
+    """Write the resolved recipe, defaults included; `load_recipe` gives an equal one, but for
+    credentials in URLs.
 
     Errors: CannotWrite.
     """
@@ -270,7 +272,8 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
 
 
 def to_tree(value: Any) -> Any:
-    """The plain dicts, lists and scalars that YAML holds; choices keep their class."""
+    """The plain dicts, lists and scalars that YAML holds; choices keep their class, and URLs lose
+    their credentials: what comes of it is stored or shown."""
     if is_dataclass(value) and not isinstance(value, type):
         tree = {f.name: to_tree(getattr(value, f.name)) for f in fields(value) if f.init}
         if not isinstance(value, CHOICES):
@@ -283,7 +286,7 @@ def to_tree(value: Any) -> Any:
         return {key: to_tree(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [to_tree(entry) for entry in value]
-    return value
+    return without_credentials(value) if isinstance(value, str) else value
 
 
 def parse(options: type[Options], arguments: list[str], prog: str, epilog: str = "") -> Options:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from vlds.config import Recipe, load_recipe
 from vlds.launch import grace_from_environment
@@ -27,6 +28,9 @@ from vlds.report.scores import Scores, TaskScores, write_scores
 from vlds.report.tables import summary_table
 from vlds.resources import find
 from vlds.runtime.process_end import Interrupted
+from vlds.runtime.regular_file import read_text
+from vlds.runtime.shown import visible
+from vlds.runtime.terminal import tell
 from vlds.runtime.whole_file import write_whole
 from vlds.supervisor import signals_collected, supervise
 from vlds.training.baseline import majority_scores
@@ -61,12 +65,10 @@ def run_demo(out: Path, seed: int, ranks: int) -> int:
             if not product.exists():
                 run_stage(command)
     except StageError as error:
-        print(f"vlds demo: {error}", file=sys.stderr)
+        tell(f"vlds demo: {error}", error=True)
         return 1
     except Interrupted as error:
-        print(
-            f"vlds demo: ended by {error.signal_name}; start it again: it goes on", file=sys.stderr
-        )
+        tell(f"vlds demo: ended by {error.signal_name}; start it again: it goes on", error=True)
         return error.exit_code
     write_scores(adapters / "scores.json", collect_scores(out))
     pages = write_report([adapters], adapters)
@@ -79,7 +81,7 @@ def write_recipes(out: Path) -> dict[str, Path]:
     folder = out / "recipes"
     written = {}
     for name in RECIPES:
-        text = find(f"recipes/{name}.yaml").read_text(encoding="utf-8")
+        text = read_text(find(f"recipes/{name}.yaml"))
         written[name] = folder / f"{name}.yaml"
         write_whole(written[name], text.replace(FOLDER, str(out)))
     return written
@@ -103,7 +105,7 @@ def vlds(*words: Any) -> list[str]:
 def run_stage(command: list[str]) -> None:
     """Say a command as the user would type it, and run it."""
     shown = shlex.join(["vlds", *command[3:]] if command[2] == "vlds" else ["python", *command[1:]])
-    Console().rule(f"[bold]{shown}", align="left")
+    Console().rule(f"[bold]{escape(visible(shown))}", align="left")
     started = time.monotonic()
     # The demo is small enough for a CPU, and two ranks need two GPUs otherwise.
     environment = without_rank(os.environ) | {"DS_ACCELERATOR": "cpu"}
@@ -114,7 +116,7 @@ def run_stage(command: list[str]) -> None:
     if outcome.code:
         said = f"`{shown}` ended with exit code {outcome.code}; see above, then start again"
         raise StageError(said)
-    print(f"({time.monotonic() - started:.0f} s)", flush=True)
+    tell(f"({time.monotonic() - started:.0f} s)", flush=True)
 
 
 def collect_scores(out: Path) -> Scores:
@@ -171,5 +173,5 @@ def show(out: Path, pages: list[Path], seconds: float) -> None:
         f"training {speed:,.0f} examples/s; all of it {seconds:.0f} s",
         highlight=False,
     )
-    print(f"pages: {pages[0]}  {pages[1]}")
-    print(f"the tuned model: {out / 'tuned'}")
+    tell(f"pages: {pages[0]}  {pages[1]}")
+    tell(f"the tuned model: {out / 'tuned'}")

@@ -11,20 +11,20 @@ RANK_COMMANDS start ranks; everything else runs in this process.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shlex
 import signal
 import socket
 import sys
 import time
-import traceback
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from vlds.rank_environment import check_alone, is_rank, read_place, without_rank
 from vlds.restarts import Job, run_job, take_restarts, what_happened
+from vlds.runtime.json_file import parse_json
 from vlds.runtime.process_end import Interrupted, end_with_parent, interruptible
+from vlds.runtime.terminal import tell, tell_exception
 from vlds.supervisor import (
     SUPERVISOR,
     Outcome,
@@ -63,6 +63,8 @@ OWN_NETWORK = ("--hostfile", "-H", "--no_ssh", "--master_port")
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `vlds`: in a rank do the work, elsewhere start ranks or run in this process."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        sys.excepthook = tell_exception
     if is_rank(os.environ):
         run_rank(arguments)
     try:
@@ -134,9 +136,9 @@ def read_job(arguments: Sequence[str], received: Sequence[int]) -> tuple[int, Jo
         return code, None
     *printed, line = output.splitlines()
     try:
-        return 0, Job(**json.loads(line))
+        return 0, Job(**parse_json(line))
     except ValueError:  # an option of the parser's own, such as --print_config, was all
-        print("\n".join([*printed, line]))
+        tell("\n".join([*printed, line]))
         return 0, None
 
 
@@ -148,7 +150,7 @@ def complain(who: str, error: ValueError) -> int:
     """
     if os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(OTHERS_SPEAK_AFTER_S)
-    print(f"{who}: {error}", file=sys.stderr, flush=True)
+    tell(f"{who}: {error}", error=True, flush=True)
     return 2
 
 
@@ -162,7 +164,7 @@ def run_rank(arguments: Sequence[str]) -> NoReturn:
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)
+            tell(end.code, error=True)
     except BaseException as error:
         code = _failure(error, rank)
     with contextlib.suppress(OSError, ValueError):
@@ -192,7 +194,7 @@ def _failure(error: BaseException, rank: str) -> int:
             "which hangs or is much slower"
         )
     else:
-        traceback.print_exception(error)
+        tell_exception(type(error), error, error.__traceback__)
     return 1
 
 

@@ -8,6 +8,9 @@ from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from vlds.runtime.json_file import read_json
+from vlds.runtime.regular_file import open_file
+
 MANIFEST = "manifest.json"
 
 
@@ -30,10 +33,10 @@ def damage(folder: Path, needs: Collection[str] = ()) -> str | None:
     opened, whatever it names.
     """
     try:
-        entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        entries = read_json(folder / MANIFEST)
     except FileNotFoundError:
         return f"has no {MANIFEST}: it was not written to the end"
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         return f"{MANIFEST} cannot be read"
     if not isinstance(entries, dict):
         return f"{MANIFEST} is not a list of files"
@@ -61,5 +64,5 @@ def _file_damage(folder: Path, name: str, entry: Any) -> str | None:
 
 def sha256(path: Path) -> str:
     """Hex digest of a file."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -21,6 +21,10 @@ NO_IMAGE = -1
 """Entry of `Batch.image_index` for an example with fewer images than the widest of its batch."""
 
 
+LONGEST_TEXT = 100_000
+"""Characters of a question, answer or caption. A tokenizer reads far fewer, and takes seconds and
+gigabytes for a text that somebody has made long."""
+
 Encoded: TypeAlias = bytes | memoryview
 """Bytes of an encoded picture; out of a shard, a view of the bytes of its sample."""
 

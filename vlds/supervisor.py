@@ -13,7 +13,6 @@ import ctypes
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ import psutil
 
 from vlds.rank_environment import is_rank
 from vlds.runtime.process_end import heard, on_signals
+from vlds.runtime.terminal import tell
 
 SUPERVISOR = "VLDS_SUPERVISOR"
 """Environment variable that tells the ranks the supervisor's process id."""
@@ -225,4 +225,4 @@ def _lives(process: psutil.Process) -> bool:
 
 def say(message: str) -> None:
     """One line for the user."""
-    print(f"vlds: {message}", file=sys.stderr, flush=True)
+    tell(f"vlds: {message}", error=True, flush=True)

@@ -15,6 +15,7 @@ from typing import Any
 import fsspec
 import pytest
 
+import vlds.data.download
 import vlds.data.remote
 from tests.data.conftest import ToyTask, train_stream
 from tests.data.test_stream import rows_of
@@ -192,7 +193,7 @@ def test_a_server_that_is_not_there_is_named(web: Web, cache: ShardCache, hasty:
 def test_a_server_that_falls_silent_is_asked_again(
     web: Web, cache: ShardCache, hasty: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vlds.data.remote, "SILENCE_S", 0.1)
+    monkeypatch.setattr(vlds.data.download, "SILENCE_S", 0.1)
     name = "small-train-00000.tar"
     web.held[name] = threading.Event()
     dataset = open_dataset(web.url("small"), cache)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import threading
 from collections import Counter
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -26,6 +28,12 @@ class Web(ThreadingHTTPServer):
         self.held: dict[str, threading.Event] = {}
         """The second half of the body waits for this."""
         self.half_sent = threading.Event()
+        self.lies: dict[str, Callable[[Handler], None]] = {}
+        """What answers in the place of the file."""
+        self.login = ""
+        """user:password that every request must bring."""
+        self.query = ""
+        """What every request must have behind its `?`."""
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     def url(self, folder: str) -> str:
@@ -39,12 +47,22 @@ class Handler(BaseHTTPRequestHandler):
     server: Web
 
     def do_GET(self) -> None:
-        web, file = self.server, self.server.root / self.path.lstrip("/")
+        web = self.server
+        path, _, query = self.path.partition("?")
+        file = web.root / path.lstrip("/")
         name = file.name
         web.requests[name] += 1
         status = web.status.get(name, 200 if file.is_file() else 404)
+        expected = "Basic " + base64.b64encode(web.login.encode()).decode()
+        if web.login and self.headers.get("Authorization") != expected:
+            status = 401
+        if query != web.query:
+            status = 403
         if status != 200:
             self.send_error(status)
+            return
+        if name in web.lies:
+            web.lies[name](self)
             return
         data = file.read_bytes()
         if web.wrong.get(name, 0):

@@ -14,6 +14,7 @@ from tests.report.scored_run import Runs, scored_recipe, write_lines, write_run
 from tests.report.toy_run import COLUMNS, NASTY, TASKS, make_run
 from vlds.report.collect import collect
 from vlds.report.page import build_page
+from vlds.runtime.shown import visible
 from vlds.tasks import GQA
 
 EVIL = (
@@ -24,6 +25,7 @@ EVIL = (
     "\u0645\u0631\u062d\u0628\u0627 \u0628\u0627\u0644\u0639\u0627\u0644\u0645 abc",
     "word " * 400,
     "x" * 500,
+    "is \u202ereversed\x1b[2J",
     "",
 )
 
@@ -98,7 +100,9 @@ def test_what_a_model_says_is_text(evil: Path) -> None:
     shown = [entry.prediction for entry in collect([evil]).only.run.gallery]
     assert len(set(shown)) > 4
     for said in shown:
-        assert said.strip() in page.text
+        assert visible(said).strip() in page.text
+    assert "\u202e" not in page.text
+    assert "\x1b" not in page.text
     assert evil.name in page.text
     assert page.text.count("12 % sure") == 12
     directions = {attributes["dir"] for attributes in page.attributes("bdi")}

@@ -39,6 +39,15 @@ def test_a_dead_program_holds_nothing(number: int, tmp_path: Path) -> None:
             assert record["pid"] == str(os.getpid())
 
 
+def test_the_record_holds_no_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "https://user:hunter2@host/" + "x" * 200
+    monkeypatch.setattr(sys, "argv", ["vlds", "train", "--data", url])
+    with folder_lock(tmp_path):
+        told = (tmp_path / NAME).read_text()
+    assert "--data https://host/xxx" in told
+    assert "hunter2" not in told
+
+
 def test_forked_workers_do_not_keep_the_lock(tmp_path: Path) -> None:
     with folder_lock(tmp_path):
         child = os.fork()

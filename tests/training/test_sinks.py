@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,6 +74,9 @@ def test_weights_and_biases_keeps_one_run_when_resumed(
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     recipe = tracked(world_recipe(world, tmp_path / "run"), wandb_project="colours")
+    monkeypatch.setattr(sys, "argv", ["vlds", "train", "--data", "http://user:hunter2@host/y"])
+    secret = {n: replace(t, test=["http://user:hunter2@host/x"]) for n, t in recipe.tasks.items()}
+    recipe = replace(recipe, tasks=secret)
     (tmp_path / "run").mkdir()
     for first_step in (0, 1):
         sink = open_sinks(recipe, first_step)[1]
@@ -84,6 +88,9 @@ def test_weights_and_biases_keeps_one_run_when_resumed(
         held = file.read_bytes()
         assert all(word in held for word in (b"colours", b"scores/vqa/vqa_accuracy", b"0.5"))
         assert b"half_shared_up" in held  # the recipe is the run's config
+        assert b"http://host/x" in held
+        assert b"hunter2" not in held
+    assert sys.argv[-1] == "http://host/y"  # where W&B reads the command line, in its own time
 
 
 def test_a_tracker_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,6 @@ are that methods attach to. Shapes: b examples, l prompt tokens, v visual tokens
 
 from __future__ import annotations
 
-import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -25,6 +24,7 @@ from transformers.utils import logging
 from vlds.backbones.attention import CPU_ATTENTION, set_attention
 from vlds.backbones.vocabulary import HEAD, give_own_head, holds_own_head, resize_vocabulary
 from vlds.resources import find, shipped
+from vlds.runtime.json_file import read_json
 from vlds.schema import OptimizerRules, TargetModules
 
 PIECES = "tokenizer_pieces"
@@ -200,7 +200,7 @@ class Backbone(ABC):
             if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
                 raise OSError("the folder has no config.json")
             if source.endswith(".json"):
-                fields = json.loads(Path(source).read_text(encoding="utf-8"))
+                fields = read_json(Path(source))
             else:
                 fields, _ = self.config_class.get_config_dict(source)
             config = self.config_class.from_dict(fields)

@@ -16,6 +16,8 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from vlds.runtime.regular_file import check_file
+
 HEAD = "lm_head.weight"
 
 
@@ -47,6 +49,7 @@ def holds_own_head(folder: Path, table: str) -> bool | None:
     neither."""
     found: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
+        check_file(file)
         with safe_open(file, "pt") as opened:
             names = {HEAD, table} & set(opened.keys())
             found |= {name: opened.get_tensor(name) for name in names}

@@ -6,7 +6,6 @@ opened with `weights_only`, which makes tensors and plain containers and refuses
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import struct
@@ -20,6 +19,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+
+from vlds.runtime import json_file
 
 DAMAGE = (
     ArithmeticError,
@@ -130,8 +131,8 @@ def read_json(file: Path) -> dict[str, Any]:
     """
     check_file(file)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        content = json_file.read_json(file)
+    except ValueError as error:
         raise ValueError(f"{file} is no json: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds a {type(content).__name__}, not settings by name")

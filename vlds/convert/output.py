@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 
+from vlds.runtime import terminal
 from vlds.runtime.disk import CannotWrite
 from vlds.runtime.half_made import remove_half_made
 from vlds.runtime.process_end import Interrupted, interruptible
+from vlds.runtime.shown import visible
 from vlds.runtime.whole_file import Taken, whole_file, whole_folder
 
 if TYPE_CHECKING:  # importing it for good would make each help wait for torch
@@ -97,7 +100,7 @@ def check_plain(name: str, what: str) -> str:
 
 def say(text: str) -> None:
     """Tell the user what is being done; stdout is for results."""
-    print(text, file=sys.stderr, flush=True)
+    terminal.tell(text, error=True, flush=True)
 
 
 def save_torch(tensors: dict[str, Tensor], file: Path) -> None:
@@ -117,7 +120,7 @@ def save_torch(tensors: dict[str, Tensor], file: Path) -> None:
 def tell(text: str) -> None:
     """A result, on stdout. Nobody need read it: what is written is there all the same."""
     try:
-        print(text, flush=True)
+        terminal.tell(text, flush=True)
     except BrokenPipeError:
         # Python would try again when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -126,6 +129,9 @@ def tell(text: str) -> None:
 def follow(items: Sequence[Item], what: str) -> Iterator[Item]:
     """The items, with a bar on a terminal and a line elsewhere."""
     console = Console(stderr=True)
+    what = visible(what)
     if not console.is_terminal:
         say(f"{what} ({len(items)})")
-    yield from track(items, what, console=console, transient=True, disable=not console.is_terminal)
+    yield from track(
+        items, escape(what), console=console, transient=True, disable=not console.is_terminal
+    )

@@ -15,6 +15,7 @@ from torch import Tensor
 from vlds.artifact import LoadedRun
 from vlds.convert.output import follow, tell
 from vlds.data.decode import decode_image
+from vlds.runtime.regular_file import read_file
 from vlds.schema import Batch, SkipSample
 
 TOLERANCES = {torch.bfloat16: 0.05, torch.float32: 1e-5, torch.float64: 1e-9}
@@ -110,7 +111,7 @@ def probe(run: LoadedRun, task: str, pictures: Sequence[Path]) -> Batch:
         batch.images = torch.randint(256, size, generator=draw, dtype=torch.uint8)
         return batch
     try:
-        decoded = [decode_image(path.read_bytes(), spec, str(path)) for path in pictures]
+        decoded = [decode_image(read_file(path), spec, str(path)) for path in pictures]
     except (OSError, SkipSample) as error:
         raise ValueError(f"--verify: {error}; name pictures that can be read") from None
     batch.images = torch.from_numpy(np.stack(decoded))

@@ -27,6 +27,7 @@ from vlds.convert.foreign_files import DAMAGE, read_torch
 from vlds.convert.output import follow, say
 from vlds.convert.target import Target
 from vlds.convert.verify import Verification
+from vlds.runtime.regular_file import read_text
 
 ALLOWED = (DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address)
 """Classes whose instances DeepSpeed 0.19 writes: numbers with names."""
@@ -64,7 +65,7 @@ def tagged(checkpoint: Path, tag: str | None) -> Path:
                 f"--from: {checkpoint} holds neither `latest` nor {OPTIMIZER} files; name the "
                 "folder that engine.save_checkpoint wrote"
             )
-        tag = latest.read_text(encoding="utf-8", errors="replace").strip()
+        tag = read_text(latest, errors="replace").strip()
     folder = checkpoint / tag
     if Path(tag).name != tag or not folder.is_dir():
         found = ", ".join(sorted(path.name for path in checkpoint.glob("*/"))) or "none"

@@ -112,4 +112,4 @@ class ShardCache:
 
 @lru_cache(maxsize=4096)
 def _name(url: str, version: str) -> str:
-    return sha256(f"{url}\n{version}".encode()).hexdigest() + Path(url).suffix
+    return sha256(f"{url}\n{version}".encode()).hexdigest() + Path(url.partition("?")[0]).suffix

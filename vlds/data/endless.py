@@ -19,6 +19,7 @@ from vlds.data.errors import BadSample, ErrorPolicy, ShardError
 from vlds.data.mixture import MixedOrder
 from vlds.data.randomness import Draws, Recent, permutation
 from vlds.data.streamed_source import StreamedDataset, StreamedSource
+from vlds.runtime.credentials import without_credentials
 from vlds.schema import ImageSpec, Sample, SkipSample
 from vlds.tasks.base import ask
 
@@ -90,6 +91,7 @@ class EndlessReader:
             num_empty += 1
             number, place = divmod(turn, len(self.source.shards))
             dataset, url = self.source.shards[self._order(number)[place]]
+            shown = without_credentials(url)
             try:
                 for drawn in self._of_shard(dataset, url):
                     num_empty = 0
@@ -98,20 +100,21 @@ class EndlessReader:
                 if self.policy.on_bad_shard == "stop":
                     raise
                 fault = str(error)
-                yield Drawn(dataset, url, "the shard", None, reason=fault)
+                yield Drawn(dataset, shown, "the shard", None, reason=fault)
             if num_empty > max(len(self.source.shards), self.policy.max_in_a_row):
                 raise ShardError(
                     f"source {self.source.name}: {num_empty} shards, one after the other, gave no "
-                    f"example, such as {url} ({fault}); look at what they hold"
+                    f"example, such as {shown} ({fault}); look at what they hold"
                 )
 
     def _of_shard(self, dataset: StreamedDataset, url: str) -> Iterator[Drawn]:
+        shown = without_credentials(url)
         for key, sample in dataset.read(url):
             if isinstance(sample, SkipSample):
-                yield Drawn(dataset, url, key, None, reason=str(sample))
+                yield Drawn(dataset, shown, key, None, reason=str(sample))
                 continue
             for annotation in range(len(sample.annotations)):
-                yield Drawn(dataset, url, key, sample, annotation)
+                yield Drawn(dataset, shown, key, sample, annotation)
 
 
 class SequentialAssembler(torch.utils.data.Dataset[Parcel]):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vlds.runtime.strict_json import strict_json
+from vlds.runtime.json_file import parse_member
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")
 """Extensions of members that are pictures."""
@@ -70,5 +70,5 @@ def _value(content: Mapping[str, memoryview], place: str) -> Any:
     data = bytes(content[member])
     if not is_json:
         return data.decode("utf-8").strip()
-    value = strict_json(data.decode(), member)[name]
+    value = parse_member(data)[name]
     return value.strip() if isinstance(value, str) else value

@@ -21,6 +21,8 @@ from vlds.data.errors import ShardError
 from vlds.data.info import DATASET_FILE, REBUILD, SCHEMA, DatasetInfo, ShardInfo
 from vlds.data.tar import members, split_name
 from vlds.manifest import sha256 as file_sha256
+from vlds.runtime.json_file import parse_member, read_json
+from vlds.runtime.regular_file import open_file, read_file
 from vlds.runtime.whole_file import write_whole
 
 IDX_TYPE = np.dtype("<u8")
@@ -79,7 +81,7 @@ def load_index(folder: Path, shard: ShardInfo, *, foreign: bool = False) -> Shar
 def _sidecars(tar: Path, foreign: bool) -> tuple[bytes, bytes]:
     paths = beside(tar, ".idx"), beside(tar, ".cnt")
     if all(path.exists() for path in paths):
-        return paths[0].read_bytes(), paths[1].read_bytes()
+        return read_file(paths[0]), read_file(paths[1])
     index = build_index(tar, foreign=foreign)
     return index.offsets.astype(IDX_TYPE).tobytes(), index.counts.astype(CNT_TYPE).tobytes()
 
@@ -93,7 +95,7 @@ def build_index(tar: Path, *, foreign: bool = False) -> ShardIndex:
     offsets: list[int] = []
     counts: list[int] = []
     last, end = None, 0
-    with open(tar, "rb") as file:
+    with open_file(tar) as file:
         descriptor = file.fileno()
         size = os.fstat(descriptor).st_size
 
@@ -111,7 +113,7 @@ def build_index(tar: Path, *, foreign: bool = False) -> ShardIndex:
                 if member.start + member.size > size:
                     raise ShardError(f"it is cut inside {member.name}")
                 if extension == "json" and not foreign:
-                    counts[-1] = len(json.loads(read(member.start, member.size))["annotations"])
+                    counts[-1] = len(parse_member(read(member.start, member.size))["annotations"])
                 end = member.end
         except (ValueError, KeyError, TypeError) as error:
             reason = error if isinstance(error, ShardError) else f"unusable json ({error!r})"
@@ -185,7 +187,7 @@ def index_folder(
 def _record(folder: Path, asked: Mapping[str, str]) -> dict[str, Any]:
     """What lies in dataset.json, though its numbers may be wrong; nothing where it is no JSON."""
     try:
-        content = json.loads((folder / DATASET_FILE).read_bytes())
+        content = read_json(folder / DATASET_FILE)
     except (FileNotFoundError, ValueError):
         return {}
     if not isinstance(content, dict):

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+from vlds.runtime.json_file import parse_json
+from vlds.runtime.regular_file import read_file
 from vlds.runtime.whole_file import write_whole
 
 SCHEMA = 1
@@ -73,7 +75,7 @@ class DatasetInfo:
         """
         path = folder / DATASET_FILE
         try:
-            data = path.read_bytes()
+            data = read_file(path)
         except (FileNotFoundError, NotADirectoryError):
             raise ValueError(_no_dataset(folder)) from None
         return cls.parse(data, str(path))
@@ -85,8 +87,8 @@ class DatasetInfo:
         Errors: ValueError that names the file and the field.
         """
         try:
-            content = json.loads(data)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            content = parse_json(data)
+        except ValueError as error:
             raise ValueError(f"{path} is not JSON ({error}); prepare the data set again") from None
         if isinstance(content, dict) and content.get("schema") != SCHEMA:
             raise ValueError(

@@ -11,6 +11,7 @@ from typing import Any
 from vlds.data.errors import ShardError
 from vlds.data.index import ShardIndex, load_index
 from vlds.data.info import DatasetInfo, ShardInfo
+from vlds.runtime.regular_file import open_descriptor
 
 OPEN_FILES = 128
 
@@ -59,7 +60,7 @@ class LocalFiles:
         if name in self._open:
             self._open.move_to_end(name)
         else:
-            self._open[name] = os.open(self.folder / name, os.O_RDONLY | os.O_CLOEXEC)
+            self._open[name] = open_descriptor(self.folder / name)
             if len(self._open) > OPEN_FILES:
                 os.close(self._open.popitem(last=False)[1])
         return self._open[name]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from itertools import accumulate
 from pathlib import Path
 
 from vlds.data.info import DatasetInfo
+from vlds.runtime.json_file import parse_json
+from vlds.runtime.regular_file import read_text
 
 QUARANTINE_FILE = "quarantine.jsonl"
 
@@ -23,9 +24,9 @@ def read_quarantine(folder: Path, info: DatasetInfo) -> Mapping[int, str]:
     counts = accumulate((shard.samples for shard in info.shards), initial=0)
     first = dict(zip((shard.name for shard in info.shards), counts, strict=False))
     found = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
             found[first[entry["shard"]] + entry["i"]] = f"in {path}: {entry['reason']}"
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(

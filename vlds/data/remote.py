@@ -13,21 +13,23 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 from fsspec.core import url_to_fs
 
+from vlds.data.address import below, check_whole, is_web, split_login
 from vlds.data.cache import ShardCache
+from vlds.data.download import MOST_REDIRECTS, TooMuch, download, web_options
 from vlds.data.errors import FetchError
 from vlds.data.index import CNT_TYPE, IDX_TYPE, ShardIndex
 from vlds.data.info import DATASET_FILE, DatasetInfo, ShardInfo
 from vlds.manifest import sha256 as file_sha256
+from vlds.runtime.credentials import without_credentials
+from vlds.runtime.regular_file import LARGEST_FILE, read_file
 
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Seconds before each new try of a download that broke."""
-CONNECT_S, SILENCE_S = 30.0, 60.0
-"""Seconds after which a server that does not answer, or sends nothing more, counts as broken."""
 FRESH_S = 60.0
 """A copy of dataset.json so young was made by a process of the same run."""
 FAILED_S = 600.0
@@ -36,6 +38,12 @@ NUM_THREADS = 16
 """Small files fetched at once."""
 MAX_FETCHES = 3
 """How often a shard may go from the cache before its first byte is read."""
+REDIRECTED = {
+    "TooManyRedirects": f"more than {MOST_REDIRECTS} times",
+    "NonHttpUrlRedirectClientError": "to an address that is not of the web",
+    "InvalidUrlRedirectClientError": "to what is not an address",
+}
+"""aiohttp's exceptions, by name: it is imported only where a web server is asked."""
 
 
 def is_url(folder: str | Path) -> bool:
@@ -47,7 +55,9 @@ class RemoteFiles:
     """The files of a data set at a URL, through copies in a cache."""
 
     def __init__(self, url: str, cache: ShardCache) -> None:
-        self.folder = url.rstrip("/")
+        self._address = url
+        self.folder = without_credentials(url).rstrip("/")
+        """For messages, and for names in the cache."""
         self.cache = cache
         self._failed: dict[str, tuple[float, str]] = {}
 
@@ -57,12 +67,12 @@ class RemoteFiles:
         Errors: ValueError that names the URL, what is wrong, and the cure.
         """
         url = self._url(DATASET_FILE)
-        path = self.cache.path(url)
+        path = self._copy(DATASET_FILE)
         with self.cache.alone(path):
             try:
                 if not _is_fresh(path):
-                    self.cache.add(path, lambda p: _Server(self.folder).fetch(DATASET_FILE, p))
-                info = DatasetInfo.parse(path.read_bytes(), url)
+                    self.cache.add(path, lambda p: _Server(self._address).fetch(DATASET_FILE, p))
+                info = DatasetInfo.parse(read_file(path), url)
                 with ThreadPoolExecutor(NUM_THREADS) as pool:
                     indexes = list(pool.map(self._index, info.shards))
             except ValueError:
@@ -76,7 +86,7 @@ class RemoteFiles:
 
     def cure(self, shard: ShardInfo) -> str:
         """What to do about damage in a shard."""
-        path = self.cache.path(self._url(shard.name), shard.sha256)
+        path = self._copy(shard.name, shard.sha256)
         return f"remove its copy {path}, or prepare the data set again"
 
     def read(self, shard: ShardInfo, offset: int, size: int) -> bytes:
@@ -84,7 +94,7 @@ class RemoteFiles:
 
         Errors: FetchError that names the URL, what happened, and the cure.
         """
-        path = self.cache.path(self._url(shard.name), shard.sha256)
+        path = self._copy(shard.name, shard.sha256)
         for _ in range(MAX_FETCHES):
             data = self.cache.read(path, offset, size, shard.bytes)
             if data is not None:
@@ -96,20 +106,31 @@ class RemoteFiles:
         )
 
     def _url(self, name: str) -> str:
-        return f"{self.folder}/{name}"
+        """As it is shown."""
+        return below(self.folder, name)
+
+    def _copy(self, name: str, version: str = "") -> Path:
+        """The place of a file's copy, whoever has signed its URL when."""
+        secret = self.folder != self._address.rstrip("/")
+        folder = self.folder.partition("?")[0] if secret else self.folder
+        return self.cache.path(below(folder, name), version)
 
     def _index(self, shard: ShardInfo) -> ShardIndex:
-        idx = self._small_file(shard.name + ".idx", shard.idx_sha256)
-        cnt = self._small_file(shard.name + ".cnt", shard.cnt_sha256)
+        idx = self._small_file(
+            shard.name + ".idx", shard.idx_sha256, (shard.samples + 1) * IDX_TYPE.itemsize
+        )
+        cnt = self._small_file(
+            shard.name + ".cnt", shard.cnt_sha256, shard.samples * CNT_TYPE.itemsize
+        )
         return ShardIndex(np.frombuffer(idx, IDX_TYPE), np.frombuffer(cnt, CNT_TYPE))
 
-    def _small_file(self, name: str, hash: str) -> bytes:
-        path = self.cache.path(self._url(name), hash)
+    def _small_file(self, name: str, hash: str, size: int) -> bytes:
+        path = self._copy(name, hash)
         with suppress(FileNotFoundError):
-            if sha256(data := path.read_bytes()).hexdigest() == hash:
+            if sha256(data := read_file(path)).hexdigest() == hash:
                 return data
-        self.cache.add(path, lambda p: _Server(self.folder).fetch(name, p, hash))
-        return path.read_bytes()
+        self.cache.add(path, lambda p: _Server(self._address).fetch(name, p, hash, size))
+        return read_file(path)
 
     def _fetch(self, shard: ShardInfo, path: Path) -> None:
         """Bring a shard into the cache, unless another process does so meanwhile."""
@@ -126,7 +147,7 @@ class RemoteFiles:
             with self.cache.alone(path):
                 if path.exists() and path.stat().st_size == shard.bytes:
                     return
-                server = _Server(self.folder)
+                server = _Server(self._address)
                 self.cache.add(
                     path, lambda p: server.fetch(shard.name, p, shard.sha256, shard.bytes)
                 )
@@ -141,11 +162,12 @@ def open_stream(url: str) -> IO[bytes]:
     Errors: FetchError that names the URL and what happened.
     """
     try:
+        check_whole(url)
         files, path = url_to_fs(url)
         stream: IO[bytes] = files.open(path, "rb")
     except Exception as error:  # each sort of storage has exceptions of its own
         reason = _final_reason(error, Path()) or f"{error!r}; check the address"
-        raise FetchError(f"{url}: {reason}") from error
+        raise FetchError(without_credentials(f"{url}: {reason}")) from None
     return stream
 
 
@@ -156,43 +178,50 @@ class _Server:
     """
 
     def __init__(self, url: str) -> None:
-        self.url = url
-        options: dict[str, Any] = {}
-        if url.startswith(("http://", "https://")):
-            # Without this, aiohttp breaks off whatever takes longer than five minutes.
-            from aiohttp import ClientTimeout
-
-            options["timeout"] = ClientTimeout(
-                total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S
-            )
+        self.url = without_credentials(url)
         try:
-            self._files, self._root = url_to_fs(url, **options)
+            if is_web(url):
+                plain, login = split_login(url)
+                self._files, self._root = url_to_fs(plain, **web_options(login))
+            else:
+                check_whole(url)
+                self._files, self._root = url_to_fs(url)
+        except FetchError:
+            raise
         except (ImportError, ValueError) as error:
             raise FetchError(
-                f"data set {url}: {error}; give an address that fsspec can open here, such as "
-                "https://"
-            ) from error
+                without_credentials(
+                    f"data set {url}: {error}; give an address that fsspec can open here, such as "
+                    "https://"
+                )
+            ) from None
 
     def fetch(
         self, name: str, path: Path, hash: str | None = None, size: int | None = None
     ) -> None:
-        """Write a file of the folder to `path`; with `hash`, check its sha256, and its size.
+        """Write a file of the folder to `path`; with `hash`, check its sha256, and its size. No
+        more is taken than that size, or LARGEST_FILE.
 
         Errors: FetchError for what no further try would change, and after the last try.
         """
-        url = f"{self.url}/{name}"
+        url = below(self.url, name)
+        limit = LARGEST_FILE if size is None else size
         num_wrong = 0
         for pause in (*PAUSES, None):
             try:
-                self._files.get_file(f"{self._root}/{name}", str(path))
+                download(self._files, below(self._root, name), path, limit)
             except Exception as error:  # each sort of storage has exceptions of its own
+                # Not `from error`: a traceback would show the whole URL.
                 if reason := _final_reason(error, path):
-                    raise FetchError(f"{url}: {reason}") from error
+                    raise FetchError(without_credentials(f"{url}: {reason}")) from None
                 if pause is None:
                     raise FetchError(
-                        f"{url}: {len(PAUSES) + 1} downloads broke, the last one with {error!r}; "
-                        "check the connection and start again: what has been fetched is kept"
-                    ) from error
+                        without_credentials(
+                            f"{url}: {len(PAUSES) + 1} downloads broke, the last one with "
+                            f"{error!r}; check the connection and start again: what has been "
+                            "fetched is kept"
+                        )
+                    ) from None
                 time.sleep(pause)
                 continue
             if hash is None or (wrong := _difference(path, hash, size)) is None:
@@ -228,9 +257,14 @@ def _final_reason(error: Exception, path: Path) -> str | None:
         return "there is no such file (404); check the address, and that all files were uploaded"
     if isinstance(error, PermissionError) or status in (401, 403):
         return (
-            "access is refused (403); check the address, and give fsspec the credentials: the "
-            "environment variables of this sort of storage, or a file in ~/.config/fsspec"
+            "access is refused (403); check the address, and give the credentials: for a web "
+            "server in ~/.netrc, else in the environment variables of this sort of storage or a "
+            "file in ~/.config/fsspec"
         )
+    if isinstance(error, TooMuch):
+        return f"{error}; it is not the file that was prepared: check the address and the server"
+    if type(error).__name__ in REDIRECTED:
+        return f"the server redirects it {REDIRECTED[type(error).__name__]}; check the address"
     if isinstance(status, int) and 400 <= status < 500 and status not in (408, 429):
         return f"the server refuses it ({error}); check the address"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -17,23 +17,19 @@ from webdataset.gopen import gopen, gopen_schemes
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import group_by_keys
 
+from vlds.data.address import is_web
+from vlds.data.curl import REASONS, open_web
 from vlds.data.errors import ShardError
 from vlds.data.remote import open_stream
 from vlds.data.tar import members
+from vlds.runtime.credentials import without_credentials
+from vlds.runtime.regular_file import open_file
 
 BLOCK = 1 << 16
 AT_ONCE = 1 << 24
 PIPE = "pipe:"
 META = re.compile(r"__[^/]*__($|/)")
 """Members that webdataset leaves out."""
-CURL = {
-    6: "no such host",
-    7: "no connection to the host",
-    18: "the connection broke off",
-    22: "the server has no such file, or refuses it",
-    28: "the server does not answer",
-}
-"""What curl's exit status says; webdataset calls it for http."""
 CURE = "make or copy it again, or let data.errors.on_bad_shard substitute what is lost"
 
 
@@ -83,7 +79,7 @@ def read_shard(url: str, num_samples: int | None = None) -> Iterator[tuple[str, 
 
     Errors: ShardError where the shard cannot be opened, is damaged, or ends before its end.
     """
-    number = 0
+    number, shown = 0, without_credentials(url)
     try:
         with opened(url) as read:
             for found in group_by_keys(_files(read, url)):
@@ -94,10 +90,10 @@ def read_shard(url: str, num_samples: int | None = None) -> Iterator[tuple[str, 
                 number += 1
     except (OSError, ValueError) as error:
         reason = _words(error, url)
-        raise ShardError(f"shard {url}, after {number} samples: {reason}; {CURE}") from None
+        raise ShardError(f"shard {shown}, after {number} samples: {reason}; {CURE}") from None
     if num_samples is not None and number != num_samples:
         raise ShardError(
-            f"shard {url}: {number} samples came, its dataset.json says {num_samples}; {CURE}"
+            f"shard {shown}: {number} samples came, its dataset.json says {num_samples}; {CURE}"
         )
 
 
@@ -148,7 +144,9 @@ def opened(url: str) -> Iterator[Callable[[int, int], bytes]]:
 
 def _open(url: str) -> IO[bytes]:
     if is_local(url):
-        return open(url, "rb")
+        return open_file(url)
+    if is_web(url):
+        return open_web(url)
     scheme = urlsplit(url).scheme
     # webdataset knows commands, curl and a few clouds; what it does not, fsspec may.
     stream: IO[bytes] = gopen(url) if scheme in gopen_schemes else open_stream(url)
@@ -162,6 +160,6 @@ def _words(error: Exception, url: str) -> str:
     if not (found := re.search(r"exit (-?\d+) \(read\)", str(error))):
         return error.strerror or str(error)
     status = int(found[1])
-    if not url.startswith(PIPE) and status in CURL:
-        return CURL[status]
+    if not url.startswith(PIPE) and status in REASONS:
+        return REASONS[status]
     return f"its command ended with exit status {status}"

@@ -9,7 +9,6 @@ from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
-import orjson
 
 from vlds.data.cache import ShardCache
 from vlds.data.errors import FetchError, ShardError
@@ -21,6 +20,7 @@ from vlds.data.quarantine import read_quarantine
 from vlds.data.remote import RemoteFiles, is_url
 from vlds.data.sample_bytes import Content, Room, members_of, read_in_place
 from vlds.data.shard_stream import is_pattern
+from vlds.runtime.json_file import parse_member
 from vlds.schema import Sample, SkipSample
 
 UNUSABLE = (ValueError, KeyError, TypeError, AttributeError)
@@ -163,7 +163,7 @@ def parse_sample(
 
     Errors: UNUSABLE where they are not what they should be.
     """
-    about = orjson.loads(content["json"]) if fields is None else foreign_json(key, content, fields)
+    about = parse_member(content["json"]) if fields is None else foreign_json(key, content, fields)
     stored = dict(features or {})
     for member in content:
         if member.endswith(FEATURES):

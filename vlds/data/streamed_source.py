@@ -15,6 +15,7 @@ from vlds.data.order import hashed
 from vlds.data.shard_stream import is_local, read_shard, shard_urls
 from vlds.data.source import check_pictures
 from vlds.data.store import UNUSABLE, parse_sample
+from vlds.runtime.credentials import without_credentials
 from vlds.schema import ImageSpec, Sample, SkipSample
 from vlds.tasks.base import Task
 
@@ -57,7 +58,7 @@ class StreamedDataset:
             try:
                 yield key, parse_sample(key, content, name, self.kind, self.fields)
             except UNUSABLE as error:
-                yield key, SkipSample(f"sample {key} ({url}): {error!r}")
+                yield key, SkipSample(f"sample {key} ({without_credentials(url)}): {error!r}")
 
 
 def open_streamed(
@@ -80,7 +81,7 @@ def open_streamed(
     kind = info.kind if info else kind
     if fields is not None:
         check_fields(kind, fields)
-    return StreamedDataset(place, urls, kind, fields, info)
+    return StreamedDataset(without_credentials(place), urls, kind, fields, info)
 
 
 def _info_beside(urls: Sequence[str]) -> DatasetInfo | None:
@@ -125,7 +126,12 @@ class StreamedSource:
 
     def fingerprint(self) -> str:
         """Changes with the list of shards and with what their samples hold."""
-        return hashed([(dataset.urls, dataset.kind, dataset.fields) for dataset in self.datasets])
+        return hashed(
+            [
+                ([*map(without_credentials, dataset.urls)], dataset.kind, dataset.fields)
+                for dataset in self.datasets
+            ]
+        )
 
     def check(self, image: ImageSpec | None, policy: ErrorPolicy) -> None:
         """Read the first sample of each data set.

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from vlds.metrics import coco_package
 from vlds.metrics.exact_match import mean
+from vlds.runtime.json_file import read_json
 
 MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 LAST_JAVA = 15
@@ -62,5 +63,5 @@ def spice(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float
                 f"SPICE ended with exit code {done.returncode}: "
                 f"{done.stderr.decode(errors='replace')[-500:]}"
             )
-        scored = json.loads(found.read_text(encoding="utf-8"))
+        scored = read_json(found)
     return mean([float(entry["scores"]["All"]["f"]) for entry in scored])

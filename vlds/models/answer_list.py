@@ -6,13 +6,14 @@ While an answer is written, only tokens may follow that lead to an answer of the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from vlds.runtime.json_file import read_json
 
 
 def read_answers(answers: Sequence[str] | str) -> tuple[str, ...]:
@@ -24,7 +25,7 @@ def read_answers(answers: Sequence[str] | str) -> tuple[str, ...]:
     if isinstance(answers, str):
         place = f"decoding.answers: {answers}"
         try:
-            found = json.loads(Path(answers).read_text(encoding="utf-8"))
+            found = read_json(Path(answers))
         except OSError as error:
             raise ValueError(f"{place}: {error.strerror}; name a JSON file with a list") from None
         except ValueError as error:

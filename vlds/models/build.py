@@ -22,6 +22,7 @@ from vlds.models.draws import draw_by_name, draw_rows
 from vlds.models.tape import Tape
 from vlds.models.visual_embedding import VisualEmbedding, VisualEmbeddingConfig
 from vlds.models.vl_model import Sources, VLModel
+from vlds.runtime.regular_file import open_file
 from vlds.vision.base import VisionEncoder, freeze, load_weights, on_meta
 
 RESERVED = ("backbone", "vision", "visual_embedding", "norms")
@@ -231,6 +232,6 @@ def hash_source(source: str) -> str:
         digest.update(source.encode())
     for file in files:
         digest.update(file.name.encode())
-        with file.open("rb") as stream:
+        with open_file(file) as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from html import escape
 from pathlib import Path
 
 from PIL import Image
@@ -12,6 +11,8 @@ from PIL import Image
 from vlds.data.open_picture import open_picture
 from vlds.report.collect import Report
 from vlds.report.samples import SMALL_PICTURE, GalleryEntry
+from vlds.runtime.regular_file import read_file
+from vlds.runtime.shown import escape
 
 LONG_TEXT = 220
 """Characters of a text beyond which it is folded."""
@@ -99,7 +100,7 @@ def picture(path: Path, alternative: str) -> str:
     """A picture inside the page; a word in its place where the file is gone."""
     if not path.is_file():
         return f'<span class="faint">{escape(path.name)} is missing</span>'
-    data = path.read_bytes()
+    data = read_file(path)
     with open_picture(data) as image:
         kind, size = Image.MIME[image.format or "PNG"], image.size
     tiny = ' class="tiny"' if max(size) < SMALL_PICTURE else ""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 
 from vlds.report.inputs import Curve
 from vlds.report.numbers import thinned, tick_text, ticks
+from vlds.runtime.shown import escape
 
 WIDTH, HEIGHT = 320, 170
 LEFT, RIGHT, TOP, BOTTOM = 40, 12, 12, 34

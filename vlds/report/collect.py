@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,6 +22,7 @@ from vlds.report.results import (
     results_of,
 )
 from vlds.report.scores import Scores, TaskScores
+from vlds.runtime.terminal import tell
 from vlds.tasks.base import Task, task_of
 
 
@@ -155,7 +155,7 @@ def read_report(folder: Path, resamples: int, pictures: bool) -> RunReport:
             notes.append(f"No new samples to look at: {error}")
     run = read_run(folder)
     if run.complaint:
-        print(run.complaint, file=sys.stderr, flush=True)
+        tell(run.complaint, error=True, flush=True)
         notes.append(run.complaint)
     if recipe is None:
         return RunReport(run, {}, {}, notes=notes)

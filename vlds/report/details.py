@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 
 from vlds.metrics.tables import split
 from vlds.report.scores import Scores, TaskScores
 from vlds.report.tables import direction, score_cells, table
+from vlds.runtime.shown import escape
 
 
 def folded_details(scores: Scores) -> str:

@@ -20,6 +20,7 @@ import yaml
 from vlds.report.samples import GalleryEntry, read_gallery
 from vlds.report.scores import Scores, TaskScores, read_scores
 from vlds.runtime.metrics_file import read_metric_lines
+from vlds.runtime.regular_file import read_text
 
 Curve = list[tuple[float, float]]
 """Points (step, value)."""
@@ -60,7 +61,7 @@ def read_run(folder: Path) -> RunInputs:
     found = read_metric_lines(folder / "metrics.jsonl")
     lines = [metrics for _, metrics in found.lines]
     file = folder / "recipe.yaml"
-    recipe = file.read_text("utf-8") if file.is_file() else None
+    recipe = read_text(file) if file.is_file() else None
     stored = read_scores(folder / "scores.json")
     headlines = headlines_of(recipe)
     headlines |= {task: entry.metrics[0] for task, entry in stored.tasks.items() if entry.metrics}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from vlds.runtime import json_file
 
 
 def read_json(path: Path) -> Any:
@@ -13,6 +14,6 @@ def read_json(path: Path) -> Any:
     Errors: ValueError naming the file.
     """
     try:
-        return json.loads(path.read_text("utf-8"))
-    except json.JSONDecodeError as error:
+        return json_file.read_json(path)
+    except ValueError as error:
         raise ValueError(f"{path}: is not JSON ({error}); write it anew") from None

@@ -9,6 +9,7 @@ from vlds.report.collect import Report, RunReport
 from vlds.report.facts import held_text, share_text, training_speed_text
 from vlds.report.numbers import difference_text, interval_text, score_text
 from vlds.report.results import Difference
+from vlds.runtime.shown import visible
 
 
 def markdown(report: Report) -> str:
@@ -73,7 +74,7 @@ def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers_
 
 def cell(text: str) -> str:
     """Text that stays within its cell and is no markup."""
-    kept = " ".join(text.split())
+    kept = " ".join(visible(text).split())
     for sign in "\\`*|<":
         kept = kept.replace(sign, f"\\{sign}")
     return kept

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 
 from vlds.report.beside import merged
 from vlds.report.cards import gallery
@@ -14,6 +13,7 @@ from vlds.report.facts import size_facts
 from vlds.report.inputs import Curve
 from vlds.report.style import STYLE
 from vlds.report.tables import comparison_table, difference_table, fact_table, score_table
+from vlds.runtime.shown import escape
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 

@@ -11,12 +11,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from vlds.data.open_picture import open_picture
 from vlds.report.cards import reference_lines
 from vlds.report.charts import COLOURS, DASHES, by_task
 from vlds.report.collect import Report
 from vlds.report.facts import size_facts
 from vlds.report.numbers import score_text, thinned
 from vlds.report.samples import GalleryEntry
+from vlds.runtime.regular_file import read_file
+from vlds.runtime.shown import visible
 
 WIDTH = 12.0
 """Inches; 100 pixels each."""
@@ -172,7 +175,9 @@ def draw_samples(part: Any, report: Report) -> None:
         axes.axis("off")
     for axes, entry in zip(panels, chosen, strict=False):
         pictures = [
-            Image.open(path) for name in entry.images if (path := run.folder / name).is_file()
+            open_picture(read_file(path))
+            for name in entry.images
+            if (path := run.folder / name).is_file()
         ]
         if pictures:
             axes.imshow(beside(pictures))
@@ -182,7 +187,7 @@ def draw_samples(part: Any, report: Report) -> None:
         lines = [entry.prompt, f"answer: {reference_lines(entry)[0]}", f"model: {entry.prediction}"]
         lines.append("  ".join(filter(None, [verdict, sure])))
         text = "\n".join(textwrap.fill(shorten(line), 30) for line in lines if line)
-        axes.set_title(plain(text), fontsize=8, loc="left", y=-0.08, va="top")
+        axes.set_title(plain(visible(text)), fontsize=8, loc="left", y=-0.08, va="top")
 
 
 def in_turn(entries: Sequence[GalleryEntry]) -> list[GalleryEntry]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from vlds.runtime.json_file import parse_json
+from vlds.runtime.regular_file import read_text
 
 STEP = re.compile(r"step-(\d+)")
 FIELDS = {"id", "of", "prediction", "reference"}
@@ -74,7 +76,7 @@ def read_predictions(file: Path) -> Predictions:
 
 def _texts(file: Path) -> list[str]:
     # Not splitlines: JSON may hold other line ends (U+2028) as they are.
-    text = file.read_text("utf-8", errors="replace").removesuffix("\n")
+    text = read_text(file, errors="replace").removesuffix("\n")
     return text.split("\n") if text else []
 
 
@@ -85,8 +87,8 @@ def _line(file: Path, number: int, text: str) -> dict[str, Any]:
     """
     place = f"{file}, line {number}"
     try:
-        line = json.loads(text)
-    except (ValueError, RecursionError):
+        line = parse_json(text)
+    except ValueError:
         raise DamagedPredictions(f"{place} is cut or no JSON; {AGAIN}") from None
     if not isinstance(line, dict) or (lacking := FIELDS - set(line)):
         what = f"has no {', '.join(sorted(lacking))}" if isinstance(line, dict) else "is no object"

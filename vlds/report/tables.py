@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 
 from rich.table import Table
+from rich.text import Text
 
 from vlds.report.beside import merged_task
 from vlds.report.bootstrap import Interval
@@ -14,6 +14,7 @@ from vlds.report.facts import held_text, share_text, training_speed_text
 from vlds.report.numbers import difference_text, interval_text, score_text
 from vlds.report.results import Difference
 from vlds.report.scores import Scores, TaskScores
+from vlds.runtime.shown import escape, visible
 
 
 def summary_table(scores: Scores) -> Table:
@@ -23,12 +24,13 @@ def summary_table(scores: Scores) -> Table:
     table.add_column("score")
     table.add_column("examples", justify="right")
     for label in scores.columns:
-        table.add_column(label, justify="right", overflow="fold")
+        table.add_column(Text(visible(label)), justify="right", overflow="fold")
     for name, task in scores.tasks.items():
         for metric in task.metrics[:1]:
             values = [task.by_column.get(label, {}).get(metric) for label in scores.columns]
             count = "" if task.examples is None else f"{task.examples:,}"
-            table.add_row(name, metric, count, *map(score_text, values))
+            cells = [name, metric, count, *map(score_text, values)]
+            table.add_row(*(Text(visible(cell)) for cell in cells))
     return table
 
 

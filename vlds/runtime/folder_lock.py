@@ -22,7 +22,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from vlds.runtime.credentials import without_credentials
 from vlds.runtime.disk import make_folder, writable
+from vlds.runtime.json_file import parse_json
+from vlds.runtime.terminal import tell
 
 NAME = ".vlds.lock"
 BEAT_S = 5.0
@@ -99,10 +102,10 @@ def _wait_for_other_host(path: Path, descriptor: int) -> None:
     if record.get("host", socket.gethostname()) == socket.gethostname():
         return
     before = os.fstat(descriptor).st_mtime_ns
-    print(
+    tell(
         f"{path.parent} was written by {_words(record)}; waiting {ABANDONED_S:.0f} s for a sign of "
         "life",
-        file=sys.stderr,
+        error=True,
         flush=True,
     )
     time.sleep(ABANDONED_S)
@@ -138,14 +141,14 @@ def _own_record() -> dict[str, str]:
         "host": socket.gethostname(),
         "pid": str(os.getpid()),
         "start": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "command": " ".join(words)[:200],
+        "command": without_credentials(" ".join(words))[:200],
     }
 
 
 def _read(descriptor: int) -> dict[str, str]:
     """What the lock file says; nothing where its writer has not come so far."""
     try:
-        record = json.loads(os.pread(descriptor, 1 << 12, 0))
+        record = parse_json(os.pread(descriptor, 1 << 12, 0))
     except ValueError:
         return {}
     return {str(k): str(v) for k, v in record.items()} if isinstance(record, dict) else {}

@@ -6,10 +6,12 @@ tasks. All others are passed over and told: what only tells about a run never st
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from vlds.runtime.json_file import parse_json
+from vlds.runtime.regular_file import read_text
 
 SHOWN = 40
 """Characters of a line that a complaint shows."""
@@ -27,7 +29,7 @@ class MetricLines:
 
 def read_metric_lines(path: Path) -> MetricLines:
     """Read metrics.jsonl; nothing where there is no such file."""
-    text = path.read_text("utf-8", errors="replace") if path.is_file() else ""
+    text = read_text(path, errors="replace") if path.is_file() else ""
     lines, odd = [], []
     for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], 1):
         metrics = _metrics_of(line)
@@ -40,8 +42,8 @@ def read_metric_lines(path: Path) -> MetricLines:
 
 def _metrics_of(line: str) -> dict[str, Any] | None:
     try:
-        metrics = json.loads(line)
-    except (ValueError, RecursionError):
+        metrics = parse_json(line)
+    except ValueError:
         return None
     if not isinstance(metrics, dict) or type(metrics.get("step")) is not int:
         return None

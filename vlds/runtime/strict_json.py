@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from vlds.runtime.json_file import check_depth
+
 SPOTS = re.compile(r'"(?:\\.|[^"\\])*"|-?Infinity|NaN|-?\d[\d.eE+-]*')
 """Texts, which may hold anything, and what may be no finite number."""
 
@@ -24,9 +26,10 @@ def strict_json(
 ) -> Any:
     """The value of a text, which stands at `place`.
 
-    Errors: JSONDecodeError; NotFinite that names the place, of several lines the line, and the
-    number.
+    Errors: JSONDecodeError; ValueError where it is nested too deep; NotFinite that names the
+    place, of several lines the line, and the number.
     """
+    check_depth(text)
     try:
         return json.loads(
             text,

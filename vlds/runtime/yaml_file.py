@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import stat
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from vlds.runtime import regular_file
 
 LARGEST_FILE = 4 << 20
 """Bytes. Recipes have a few kilobytes."""
@@ -31,14 +32,7 @@ def read_text(file: Path) -> str:
     Errors: ValueError that names it.
     """
     try:
-        found = file.stat()
-        if not stat.S_ISREG(found.st_mode):
-            raise ValueError(f"{file}: not a regular file; name a YAML file")
-        if found.st_size > LARGEST_FILE:
-            raise ValueError(
-                f"{file}: {found.st_size:,} bytes; a recipe has at most {LARGEST_FILE:,}"
-            )
-        return file.read_text(encoding="utf-8")
+        return regular_file.read_text(file, LARGEST_FILE)
     except OSError as error:
         raise ValueError(f"{file}: cannot read this recipe: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 
-from vlds.schema import Decoding, Example, Sample, SkipSample
+from vlds.schema import LONGEST_TEXT, Decoding, Example, Sample, SkipSample
 
 Found = TypeVar("Found")
 Split = Literal["evaluate", "test"]
@@ -165,12 +165,19 @@ def ask(
     Errors: SkipSample where it is not what the task reads.
     """
     try:
-        return task.example(name, sample, annotation, rng)
+        example = task.example(name, sample, annotation, rng)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise SkipSample(
             f"sample {sample.key}: its annotations are not what {type(task).__name__} reads: "
             f"{error!r}"
         ) from error
+    for what, text in (("prompt", example.prompt), ("target", example.target)):
+        if text is not None and len(text) > LONGEST_TEXT:
+            raise SkipSample(
+                f"sample {sample.key}: its {what} has {len(text):,} characters; at most "
+                f"{LONGEST_TEXT:,} are read"
+            )
+    return example
 
 
 def labelled(

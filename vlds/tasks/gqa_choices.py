@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
+
+from vlds.runtime.json_file import read_json
 
 CURE = "name eval/val_choices.json or eval/train_choices of GQA's evaluation files"
 KINDS = ("valid", "plausible")
@@ -37,8 +38,8 @@ def load_choices(path: Path) -> dict[str, dict[str, list[str]]]:
     Errors: ValueError naming the file, and the question whose choices are not as they should be.
     """
     try:
-        given = json.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        given = read_json(path)
+    except (OSError, ValueError) as error:
         raise ValueError(f"choices: {path}: is not JSON ({error}); {CURE}") from None
     if not isinstance(given, dict):
         raise ValueError(f"choices: {path}: is no object with an entry a question; {CURE}")

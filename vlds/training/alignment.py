@@ -28,6 +28,7 @@ from vlds.config import Recipe
 from vlds.data import open_dataset
 from vlds.data.decode import decode_image
 from vlds.models.vl_model import VLModel
+from vlds.runtime.terminal import tell
 from vlds.schema import Sample
 from vlds.training.distributed import Ranks
 from vlds.vision.base import freeze, thaw
@@ -80,7 +81,7 @@ def align(model: VLModel, recipe: Recipe, tokenizer: Any, ranks: Ranks) -> None:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(wanted[name])
     if ranks.is_first:
-        print(
+        tell(
             f"aligned the vision encoder on {len(regions.pixels)} pictures: loss {loss.item():.3f}",
             flush=True,
         )

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from vlds.artifact import WEIGHTS
 from vlds.manifest import damage
+from vlds.runtime.json_file import read_json
+from vlds.runtime.terminal import tell
 from vlds.runtime.whole_file import finish_replacing
 from vlds.training.evaluate import Evaluator
 from vlds.training.evaluation import Evaluation
@@ -59,11 +61,11 @@ class BestStep:
         wrong = damage(self.folder, (BEST, WEIGHTS))
         if wrong is None:
             try:
-                told = best_from(json.loads((self.folder / BEST).read_text(encoding="utf-8")))
+                told = best_from(read_json(self.folder / BEST))
                 return told if told.score == self.name else None
-            except (ValueError, RecursionError) as error:
+            except ValueError as error:
                 wrong = f"{BEST} cannot be read ({error})"
-        print(
+        tell(
             f"training.best: {self.folder} is passed over: {wrong}; the best step is sought from "
             "here on",
             flush=True,

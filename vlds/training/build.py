@@ -18,6 +18,7 @@ from vlds.models.partitioned_loading import partitioned_loading
 from vlds.models.vl_model import VLModel
 from vlds.resources import find
 from vlds.runtime.disk import check_writable
+from vlds.runtime.terminal import tell
 from vlds.training.alignment import align
 from vlds.training.best import BestStep, check_best
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
@@ -58,7 +59,7 @@ def prepare(recipe: Recipe, ranks: Ranks, resume: Resume) -> Prepared:
     for field, size in recipe.batch_sizes.items():
         check_lanes(recipe.data.lanes, size, field)
     if ranks.is_first and (warning := slow_precision(recipe.training.precision, ranks.device)):
-        print(warning, flush=True)
+        tell(warning, flush=True)
     sequential = recipe.data.reader == "sequential"
     train = [] if sequential else training_sources(recipe)
     streamed = streamed_sources(recipe) if sequential else []

@@ -3,12 +3,12 @@ contradictions."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from vlds.config import Recipe
 from vlds.data import BatchCut
+from vlds.runtime.json_file import read_json
 
 
 def cut_batches(recipe: Recipe, world_size: int) -> BatchCut:
@@ -32,10 +32,10 @@ def complete_deepspeed_config(path: Path, recipe: Recipe, cut: BatchCut) -> dict
     recipe.
     """
     try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        config: dict[str, Any] = read_json(path)
     except FileNotFoundError:
         raise ValueError(f"training.deepspeed: there is no file {path}") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ValueError(f"training.deepspeed: {path} is not JSON: {error}") from None
     sizes = recipe.batch_sizes.values()
     micro_batch_size = max(map(cut.largest_piece, sizes))

@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 
 from vlds.data import BadSample
 from vlds.metrics.tables import plain
+from vlds.runtime.json_file import parse_json
+from vlds.runtime.regular_file import read_text
+from vlds.runtime.terminal import tell
 from vlds.runtime.whole_file import write_whole
 from vlds.tasks.base import Task
 
@@ -124,7 +127,7 @@ def leave(evaluations: Sequence[Evaluation], folder: Path, *, scores: bool) -> N
     Errors: CannotWrite; then all has been said.
     """
     for evaluation in evaluations:
-        print("\n".join(evaluation.lines() if scores else evaluation.lines()[:1]))
+        tell("\n".join(evaluation.lines() if scores else evaluation.lines()[:1]))
     for evaluation in evaluations:
         evaluation.write(folder)
     if not evaluations:
@@ -133,12 +136,12 @@ def leave(evaluations: Sequence[Evaluation], folder: Path, *, scores: bool) -> N
         tree = {evaluation.task: evaluation.scores for evaluation in evaluations}
         text = json.dumps(tree, indent=1) + "\n"
         write_whole(folder / "scores.json", text)
-    print(f"predictions: {folder}")
+    tell(f"predictions: {folder}")
 
 
 def read_predictions(run: Path, task: str) -> Evaluation:
     """A task's predictions at the last evaluation of a training run, without scores."""
     file = max((run / "predictions").glob(f"step-*/{task}.jsonl"))
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    lines = [parse_json(line) for line in read_text(file).splitlines()]
     predictions = {line["id"]: line["prediction"] for line in lines}
     return Evaluation(task, {}, predictions, {line["id"]: line["reference"] for line in lines})

@@ -26,6 +26,8 @@ from vlds.data.index import beside
 from vlds.data.info import DATASET_FILE, SCHEMA, DatasetInfo, ShardInfo, check_names
 from vlds.data.open_shard import OpenShard
 from vlds.runtime.disk import CannotWrite
+from vlds.runtime.json_file import read_json
+from vlds.runtime.terminal import tell
 from vlds.runtime.whole_file import write_whole
 from vlds.schema import ImageSpec, Sample, SkipSample
 from vlds.training.distributed import Ranks, hold_folder
@@ -64,7 +66,7 @@ class Done:
         path = beside(tar, ".done")
         if not path.is_file():
             return None
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = read_json(path)
         shard = tree["shard"] and ShardInfo(**tree["shard"])
         if shard and not (tar.is_file() and tar.stat().st_size == shard.bytes):
             return None
@@ -91,7 +93,7 @@ def compute_features(recipe: Recipe, folder: str, out: Path, name: str | None) -
     job = Job(recipe, image, dataset, out, name)
     if job.is_done():
         if ranks.is_first:
-            print(f"{out} is there already, whole")
+            tell(f"{out} is there already, whole")
         return 0
     encoder = recipe.vision.build(PRECISIONS[recipe.training.precision]).to(ranks.device)
     freeze(encoder)
@@ -165,7 +167,7 @@ class Job:
             if ranks.is_first and time.monotonic() - told > SECONDS_BETWEEN_LINES:
                 told = time.monotonic()
                 speed = pictures / (told - started)
-                print(
+                tell(
                     f"shard {count + 1} of {len(left)} of this rank, {speed:,.0f} pictures/s",
                     flush=True,
                 )
@@ -246,9 +248,9 @@ class Job:
         info.save(self.out)
         for tar in self.tars:
             beside(tar, ".done").unlink(missing_ok=True)
-        print(f"{info.name} {info.split}: {info.samples:,} samples -> {self.out}")
+        tell(f"{info.name} {info.split}: {info.samples:,} samples -> {self.out}")
         for drop in info.dropped[len(old.dropped) :]:
-            print(f"  dropped {drop['id']}: {drop['reason']}")
+            tell(f"  dropped {drop['id']}: {drop['reason']}")
 
 
 @torch.inference_mode()

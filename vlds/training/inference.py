@@ -4,7 +4,6 @@ rank holds the whole model. And score predictions that lie in a file."""
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,6 +16,8 @@ from vlds.data.cache_limit import check_cache_limit
 from vlds.data.collate import ImageStack, Row, collate
 from vlds.data.decode import decode_image
 from vlds.runtime.disk import check_writable
+from vlds.runtime.regular_file import read_file
+from vlds.runtime.terminal import tell
 from vlds.schema import Sample, SkipSample
 from vlds.tasks.base import Split, Task
 from vlds.training.distributed import hold_folder, rank_from_environment
@@ -58,7 +59,7 @@ def predict_sets(
     with decoded(run, data, splits, folder, changes, score=False) as (sources, evaluations):
         leave(evaluations, folder, scores=False)
         for line in write_submissions(sources, evaluations, folder):
-            print(line)
+            tell(line)
     return 0
 
 
@@ -102,7 +103,7 @@ def decoded(
 
 def say(line: str) -> None:
     """Tell at once how far it is, beside what is printed."""
-    print(line, file=sys.stderr, flush=True)
+    tell(line, error=True, flush=True)
 
 
 def with_data(recipe: Recipe, data: Sequence[str]) -> Recipe:
@@ -147,14 +148,14 @@ def predict_one(
 ) -> int:
     """Print the answer about pictures. Exit code."""
     try:
-        pictures = [path.read_bytes() for path in images]
+        pictures = [read_file(path) for path in images]
     except OSError as error:
         raise ValueError(f"--image: {error.filename}: {error.strerror}") from None
     loaded = load_run(run, changes=changes)
     name = choose_task(loaded.recipe, task_name, question)
     answer = predict(loaded, name, pictures, question, list(map(str, images)))
     if rank_from_environment().is_first:
-        print(answer)
+        tell(answer)
     return 0
 
 

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vlds.runtime.regular_file import read_text
 from vlds.runtime.strict_json import strict_json
 
 VALUE_SPLITS = {("how2qa", "test"): "test_public"}
@@ -142,7 +143,7 @@ def member_texts(path: Path, members: Mapping[str, str]) -> Iterator[tuple[str, 
     Errors: ValueError where a zip has none of the members.
     """
     if path.suffix != ".zip":
-        yield str(path), "", path.read_text(encoding="utf-8")
+        yield str(path), "", read_text(path)
         return
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()

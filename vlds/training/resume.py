@@ -12,6 +12,7 @@ import torch
 from vlds.config import Recipe
 from vlds.data import MixedStream
 from vlds.runtime.disk import CannotWrite
+from vlds.runtime.terminal import tell
 from vlds.training import checkpoint
 from vlds.training.checkpoint import StateWriter
 from vlds.training.distributed import Ranks
@@ -57,11 +58,11 @@ def find_state(recipe: Recipe, ranks: Ranks, resume: Resume) -> Path | None:
     folders, found, complaints = ranks.broadcast(seen)
     if ranks.is_first:
         for complaint in complaints:
-            print(f"passed over a run state: {complaint}", flush=True)
+            tell(f"passed over a run state: {complaint}", flush=True)
         if found is None and not folders:
-            print(f"--resume auto: no run state in {folder}; starting anew", flush=True)
+            tell(f"--resume auto: no run state in {folder}; starting anew", flush=True)
         elif found is not None:
-            print(f"resuming from {found}", flush=True)
+            tell(f"resuming from {found}", flush=True)
     if found is None and folders:
         raise ValueError(
             f"--resume: {folder} holds {len(folders)} run state(s), none of them whole "
@@ -149,7 +150,7 @@ def restore(recipe: Recipe, states: RunStates, ranks: Ranks, found: Path, new_ph
             raise ValueError(f"--resume: {found}: {error}") from error
     if ranks.is_first:
         for warning in caught:
-            print(f"resuming: {warning.message}", flush=True)
+            tell(f"resuming: {warning.message}", flush=True)
     # Tasks without weights of their own may have changed.
     task_updates = [progress.task_updates.get(task, 0) for task in states.tasks]
     engine.restore(state, progress.step, progress.skipped, task_updates)

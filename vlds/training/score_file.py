@@ -13,6 +13,7 @@ from vlds.config import parse
 from vlds.data import Dataset, Source, open_dataset
 from vlds.data.eval_order import survey
 from vlds.runtime.disk import check_writable
+from vlds.runtime.terminal import tell
 from vlds.tasks.base import Task
 from vlds.training.evaluate import open_datasets
 from vlds.training.evaluation import Evaluation, leave
@@ -50,7 +51,7 @@ def score_file(
     samples = dict(zip(asked.ids, asked.samples, strict=True))
     evaluation = Evaluation(source.name, {}, predictions, references, samples).scored(task)
     if out is None:
-        print("\n".join(evaluation.lines()))
+        tell("\n".join(evaluation.lines()))
     else:
         leave([evaluation], out, scores=True)
     return 0

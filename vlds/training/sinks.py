@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 from vlds.config import Recipe, TrackingConfig, to_tree
+from vlds.runtime.credentials import without_credentials
 from vlds.runtime.disk import append
 from vlds.runtime.metrics_file import read_metric_lines
+from vlds.runtime.regular_file import read_text
+from vlds.runtime.terminal import tell
 from vlds.runtime.whole_file import write_whole
 
 
@@ -57,7 +61,7 @@ class MetricsFile:
         self.path = path
         found = read_metric_lines(path)
         if found.complaint:
-            print(found.complaint, flush=True)
+            tell(found.complaint, flush=True)
         kept = [line for line, metrics in found.lines if metrics["step"] <= first_step]
         write_whole(path, "".join(f"{line}\n" for line in kept))
 
@@ -102,9 +106,11 @@ class WeightsAndBiases:
     def __init__(self, recipe: Recipe, first_step: int) -> None:
         import wandb
 
+        # W&B records the command line, which may name URLs with credentials.
+        sys.argv = [without_credentials(word) for word in sys.argv]
         folder = Path(recipe.output)
         kept = folder / "wandb_id"
-        known = kept.read_text("utf-8") if first_step and kept.exists() else None
+        known = read_text(kept) if first_step and kept.exists() else None
         self.run = wandb.init(
             project=recipe.tracking.wandb_project,
             name=folder.name,

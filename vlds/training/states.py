@@ -13,7 +13,6 @@ Without torch, so that the supervisor can look as well.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vlds.manifest import damage
+from vlds.runtime.json_file import read_json
 
 TENSORS, PROGRESS = "state.safetensors", "state.json"
 FORMAT = 2
@@ -87,8 +87,8 @@ def read_progress(folder: Path) -> Progress:
     if (wrong := damage(folder, (TENSORS, PROGRESS))) is not None:
         raise ValueError(f"{folder}: {wrong}")
     try:
-        progress = progress_from(json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
-    except (ValueError, RecursionError) as error:
+        progress = progress_from(read_json(folder / PROGRESS))
+    except ValueError as error:
         raise ValueError(f"{folder}: {PROGRESS} cannot be read: {error}") from error
     if folder.name != name_of(progress.step):
         raise ValueError(f"{folder}: is the state of step {progress.step}; its folder was renamed")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vlds.config import Recipe
 from vlds.data import MixedStream
+from vlds.runtime.shown import visible
 from vlds.training.distributed import Ranks
 from vlds.training.engine import StepReport
 from vlds.training.sinks import Sink, open_sinks
@@ -99,14 +100,14 @@ class Tracker:
         loss = f"{metrics['loss']:.3f}" if "loss" in metrics else "not finite"
         text = f"loss {loss}  {losses}  {metrics['samples_per_second']:.0f} examples/s"
         if self._bar:
-            self._bar.update(self._bar.task_ids[0], completed=step, description=text)
+            self._bar.update(self._bar.task_ids[0], completed=step, description=visible(text))
         else:
             left = time.strftime("%H:%M:%S", time.gmtime(metrics["seconds_left"]))
             self.say(f"step {step}/{self.steps}  {text}  {left} left")
 
     def say(self, text: str) -> None:
         """One line for the user, from the first rank."""
-        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+        self.console.print(visible(text), highlight=False, soft_wrap=True, markup=False)
 
     def pause(self) -> None:
         """Do not count the time from here to `resume_clock` as training."""
@@ -126,7 +127,7 @@ class Tracker:
 
 def progress_bar(console: Console, steps: int, first_step: int) -> Progress:
     """One line: bar, steps, time left, losses."""
-    text = TextColumn("{task.description}")
+    text = TextColumn("{task.description}", markup=False)
     bar = Progress(
         BarColumn(16), MofNCompleteColumn(), TimeRemainingColumn(), text, console=console
     )

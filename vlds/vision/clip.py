@@ -3,7 +3,6 @@ class token."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from vlds.resources import find
+from vlds.runtime.json_file import read_json
 from vlds.schema import ImageSpec
 from vlds.vision.base import GridEncoder, VisionEncoder, on_meta
 
@@ -49,7 +49,7 @@ class ClipVision(VisionEncoder):
         """The vision part's Hugging Face config."""
         if self.config is None:
             return CLIPVisionConfig.from_pretrained(self.path)
-        return CLIPVisionConfig.from_dict(json.loads(find(self.config).read_text(encoding="utf-8")))
+        return CLIPVisionConfig.from_dict(read_json(find(self.config)))
 
     @property
     def image(self) -> ImageSpec | None:

@@ -1,0 +1,131 @@
+"""Where a file is expected, what is none is named and not opened: a pipe would wait for ever."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data_prep.cli import main
+from data_prep.writer import write_dataset
+from tests.data.conftest import png, records
+from vlds.backbones import T5
+from vlds.config import load_recipe
+from vlds.data import open_dataset
+from vlds.data.shard_stream import read_shard, shard_urls
+from vlds.manifest import MANIFEST, damage
+from vlds.models.answer_list import read_answers
+from vlds.runtime.regular_file import NotAFile, open_file
+from vlds.tasks.gqa_choices import load_choices
+from vlds.training.inference import predict_one
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def unix_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        here = os.getcwd()
+        os.chdir(path.parent)  # names of sockets are short
+        try:
+            server.bind(path.name)
+        finally:
+            os.chdir(here)
+
+
+def device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def folder(path: Path) -> None:
+    path.mkdir()
+
+
+KINDS = {"a named pipe": pipe, "a socket": unix_socket, "a device": device, "a folder": folder}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_named(kind: str, tmp_path: Path) -> None:
+    KINDS[kind](tmp_path / "x")
+    with pytest.raises(NotAFile, match=rf"/x is {kind}, not a regular file; name a file"):
+        open_file(tmp_path / "x")
+    with pytest.raises(FileNotFoundError):
+        open_file(tmp_path / "y")
+
+
+def config_of(path: Path) -> Any:
+    with torch.device("meta"):
+        return T5(config=str(path), tokenizer="x").read_config()
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        load_recipe,
+        load_choices,
+        config_of,
+        lambda path: read_answers(str(path)),
+        lambda path: list(read_shard(str(path))),
+        lambda path: predict_one(path.parent, [path], "what?", None),
+    ],
+)
+@pytest.mark.parametrize("make", [pipe, device])
+def test_files_that_users_name(
+    read: Callable[[Path], Any], make: Callable[[Path], None], tmp_path: Path
+) -> None:
+    path = tmp_path / "x.json"
+    make(path)
+    with pytest.raises(ValueError, match="not a regular file"):
+        read(path)
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "toy-train-00000.tar.idx", "quarantine.jsonl"])
+@pytest.mark.parametrize("make", [pipe, device])
+def test_files_of_a_data_set(name: str, make: Callable[[Path], None], tmp_path: Path) -> None:
+    place = tmp_path / "toy"
+    write_dataset(place, name="toy", kind="vqa", split="train", records=records("toy", 3))
+    (place / name).unlink(missing_ok=True)
+    make(place / name)
+    if name == "quarantine.jsonl":  # only a file is one
+        assert open_dataset(place).num_samples == 3
+        return
+    with pytest.raises(ValueError, match=f"{name} is a (named pipe|device), not a regular file"):
+        open_dataset(place)
+
+
+def test_files_of_a_run(tmp_path: Path) -> None:
+    pipe(tmp_path / MANIFEST)
+    assert damage(tmp_path) == f"{MANIFEST} cannot be read"
+
+
+@pytest.mark.parametrize("make", [pipe, device])
+def test_commands_of_data_prep(
+    make: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(png(0))
+    make(tmp_path / "rows.jsonl")
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    make(shards / "a.tar")
+    rows, images, out = (str(tmp_path / name) for name in ("rows.jsonl", "images", "out"))
+    for command in (
+        f"jsonl --task vqa --annotations {rows} --images {images} --out {out}",
+        f"index {shards} --name x --kind vqa --split train",
+        f"coco-karpathy --src {tmp_path} --split val --out {out} --annotations {rows}",
+    ):
+        assert main(command.split()) == 2
+        assert "not a regular file" in capsys.readouterr().err
+
+
+def test_a_folder_of_shards_that_are_none(tmp_path: Path) -> None:
+    pipe(tmp_path / "a.tar")
+    (url,) = shard_urls(str(tmp_path))
+    with pytest.raises(ValueError, match=r"a\.tar, after 0 samples: a named pipe, not a regular"):
+        list(read_shard(url))

@@ -1,0 +1,63 @@
+"""Text from others cannot act on the terminal, and looks as it is."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vlds.runtime.shown import escape, visible
+from vlds.runtime.terminal import tell
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("\x1b[31mred\x1b]0;title\x07", r"\x1b[31mred\x1b]0;title\x07"),
+        ("good\rbad\x08\x7f\x9b2J", r"good\rbad\x08\x7f\x9b2J"),
+        ("is \u202ereversed\u2066\u200f", r"is \u202ereversed\u2066\u200f"),
+        ("a\u200bb\ufeff\u2028\U000e0041", r"a\u200bb\ufeff\u2028\U000e0041"),
+        ("half \ud800", r"half \ud800"),
+        ("two\n\tlines", "two\n\tlines"),
+        ("\u0645\u0631\u062d\u0628\u0627 \U0001f468\u200d\U0001f469", None),
+        ("https://user:pw@host/?token=ab", "https://host/?token=..."),
+    ],
+)
+def test_hidden_characters_are_escapes(
+    text: str, expected: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = text if expected is None else expected
+    assert visible(text) == expected
+    assert visible(visible(text)) == expected
+    tell(text)
+    assert capsys.readouterr().out == expected + "\n"
+
+
+def test_html_is_escaped_as_well() -> None:
+    assert escape("<b>\u202e&") == r"&lt;b&gt;\u202e&amp;"
+
+
+def test_a_traceback_is_text_too() -> None:
+    program = "import vlds.runtime.terminal as t, sys; sys.excepthook = "
+    program += r"t.tell_exception; raise KeyError('x') from Exception('\x1b[2J')"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert "KeyError: 'x'" in done.stderr
+    assert "\x1b" not in done.stderr.replace(r"\x1b", "")
+
+
+def test_nothing_is_printed_past_it() -> None:
+    """`print` and rich's markup would obey what texts say."""
+    files = [f for room in ("vlds", "data_prep") for f in sorted((ROOT / room).rglob("*.py"))]
+    past = []
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            name = getattr(node.func, "id", "") if isinstance(node, ast.Call) else ""
+            markup = name == "TextColumn" and "markup" not in {k.arg for k in node.keywords}
+            if (name == "print" and file.name != "terminal.py") or markup:
+                past.append(f"{file.relative_to(ROOT)}:{node.lineno}")
+    assert past == []

@@ -1,0 +1,100 @@
+"""Files that others name: opened only where they are files.
+
+A named pipe would wait for a writer for ever, a device may never end, and some devices do something
+when they are opened.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from io import BufferedReader
+from pathlib import Path
+
+LARGEST_FILE = 1 << 30
+"""Bytes of a file that is read as a whole, where nothing smaller is known."""
+KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+class NotAFile(OSError, ValueError):
+    """A folder, pipe, socket or device where a file is expected."""
+
+    def __init__(self, path: str | Path, kind: str) -> None:
+        super().__init__(f"{path} is {kind}, not a regular file; name a file")
+        self.filename, self.strerror = str(path), f"{kind}, not a regular file"
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def check_file(path: str | Path) -> int:
+    """Size of a regular file, for libraries that open it by its name.
+
+    Errors: NotAFile; OSError where there is none.
+    """
+    return _size_of(path, os.stat(path))
+
+
+def open_descriptor(path: str | Path) -> int:
+    """A descriptor to read a regular file.
+
+    Errors: NotAFile; OSError where it cannot be opened.
+    """
+    check_file(path)
+    # It may have become a pipe since.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        _size_of(path, os.fstat(descriptor))
+    except NotAFile:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def open_file(path: str | Path) -> BufferedReader:
+    """A regular file, to read its bytes.
+
+    Errors: as above.
+    """
+    return os.fdopen(open_descriptor(path), "rb")
+
+
+def read_file(path: str | Path, largest: int = LARGEST_FILE) -> bytes:
+    """The bytes of a regular file.
+
+    Errors: as above; ValueError where it has more than `largest` bytes.
+    """
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > largest:
+            raise ValueError(f"{path}: {size:,} bytes; at most {largest:,} are read")
+        return file.read(largest)
+
+
+def read_text(
+    path: str | Path,
+    largest: int = LARGEST_FILE,
+    *,
+    encoding: str = "utf-8",
+    errors: str = "strict",
+) -> str:
+    """The text of a regular file, its line ends as `\\n`.
+
+    Errors: as above; UnicodeDecodeError.
+    """
+    text = read_file(path, largest).decode(encoding, errors)
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+def _size_of(path: str | Path, found: os.stat_result) -> int:
+    for is_kind, kind in KINDS:
+        if is_kind(found.st_mode):
+            raise NotAFile(path, kind)
+    return found.st_size

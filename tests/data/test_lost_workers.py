@@ -29,9 +29,16 @@ from vlds.runtime.process_end import KILLED
 TIMEOUT_S = 1.0
 
 
-def workers() -> list[psutil.Process]:
-    """The loader's, in their order."""
-    return sorted(psutil.Process().children(), key=lambda process: process.pid)
+@pytest.fixture
+def workers() -> Callable[[], list[psutil.Process]]:
+    """Those of the test's loader, in their order."""
+    before = psutil.Process().children()
+
+    def started() -> list[psutil.Process]:
+        found = [process for process in psutil.Process().children() if process not in before]
+        return sorted(found, key=lambda process: process.pid)
+
+    return started
 
 
 def training(sources: list[Source]) -> Iterator[Any]:
@@ -47,7 +54,9 @@ def evaluation(sources: list[Source]) -> Iterator[Any]:
 
 @pytest.mark.parametrize("stream", [training, evaluation])
 def test_a_worker_that_hangs(
-    stream: Callable[[list[Source]], Iterator[Any]], sources: list[Source]
+    stream: Callable[[list[Source]], Iterator[Any]],
+    sources: list[Source],
+    workers: Callable[[], list[psutil.Process]],
 ) -> None:
     batches = stream(sources)
     next(batches)
@@ -64,17 +73,19 @@ def test_a_worker_that_hangs(
     until(lambda: gone(first) and gone(second), 10)
 
 
-def test_a_worker_that_is_killed(sources: list[Source]) -> None:
+def test_a_worker_that_is_killed(
+    sources: list[Source], workers: Callable[[], list[psutil.Process]]
+) -> None:
     batches = training(sources)
     next(batches)
     process = workers()[1]
     process.kill()
     with pytest.raises(RuntimeError) as caught:
         list(islice(batches, 10))
-    assert lost_worker(caught.value) == (
-        f"its loader worker (process {process.pid}) was {KILLED}; a smaller data.num_workers "
-        "takes less"
-    )
+    assert lost_worker(caught.value) in [
+        f"its loader worker (process {process.pid}) {how}; a smaller data.num_workers takes less"
+        for how in (f"was {KILLED}", "ended, as where memory runs out")
+    ]
     assert lost_worker(RuntimeError("another")) is None
 
 
@@ -82,7 +93,7 @@ def hold(sources: list[Source], ready: Any) -> None:
     """A rank that reads one batch and waits."""
     batches = training(sources)
     next(batches)
-    ready.put([process.pid for process in workers()])
+    ready.put([process.pid for process in psutil.Process().children()])
     time.sleep(60)
 
 
@@ -99,16 +110,18 @@ def test_workers_end_with_their_rank_also_where_they_hang(sources: list[Source])
 
 
 def picture(format: str, number: int) -> bytes:
-    """A picture of noise, a third of which is missing; in every 20th nothing is."""
+    """A picture of noise, a third of which is missing; in every second one nothing is."""
     pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format)
     data = buffer.getvalue()
-    return data if number % 20 == 0 else data[: 2 * len(data) // 3]
+    return data if number % 2 == 0 else data[: 2 * len(data) // 3]
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"])
-def test_bad_samples_keep_no_files_open(format: str, tmp_path: Path) -> None:
+def test_bad_samples_keep_no_files_open(
+    format: str, tmp_path: Path, workers: Callable[[], list[psutil.Process]]
+) -> None:
     """In a worker each piece of a batch is shared memory, with a descriptor."""
     write_dataset(
         tmp_path,
@@ -125,7 +138,7 @@ def test_bad_samples_keep_no_files_open(format: str, tmp_path: Path) -> None:
     try:
         batches = iter(stream)
         most = []
-        while stream.num_bad < 500:
+        while stream.num_bad < 250:
             next(batches)
             (worker,) = workers()
             most.append(worker.num_fds())

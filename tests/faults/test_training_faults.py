@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import torch.distributed.distributed_c10d as c10d
@@ -292,6 +293,29 @@ def test_a_rank_that_hangs_is_noticed(warm: Warm, short: tuple[Recipe, Recipe, P
     assert time.monotonic() - started < 20
     assert "vlds: rank 0 has waited training.collective_timeout seconds" in log_of(run, 0)
     go_on(warm, recipe, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_loader_worker_that_is_lost(
+    number: signal.Signals, warm: Warm, short: tuple[Recipe, Recipe, Path]
+) -> None:
+    _, recipe, run = short
+    data = replace(recipe.data, num_workers=2)
+    training = replace(recipe.training, collective_timeout=10, steps=2000, save_every=100)
+    pids = warm.start(run, command(replace(recipe, data=data, training=training)))
+    wait_for_step(run, 3)
+    worker = psutil.Process(pids[1]).children()[0]
+    os.kill(worker.pid, number)
+    codes = warm.wait()
+    assert codes == [1, 1], log_of(run, 1)
+    how = "has given nothing for" if number == signal.SIGSTOP else "was killed (SIGKILL"
+    said = [line for line in log_of(run, 1).splitlines() if line.startswith("vlds: ")]
+    assert len(said) == 1
+    assert said[0].startswith("vlds: rank 1 ends because its loader worker")
+    assert f"(process {worker.pid}) {how}" in said[0]
+    assert "Traceback" not in log_of(run, 1)
+    assert "vlds: rank 0 ends because another has" in log_of(run, 0)
 
 
 def timeouts(case: Case) -> list[float]:

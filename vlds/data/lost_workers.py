@@ -2,8 +2,8 @@
 
 Torch says that a worker was killed wherever the rank is just then. It does not notice one that
 hangs: its timeout does not cover the wait for the memory of a batch, which a worker hands over
-itself. So a thread looks after a rank that waits, and kills the worker that has been busy for
-longest, which brings the rank back.
+itself. So a thread looks after a rank that waits, and kills the worker that is behind, which
+brings the rank back.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import re
 import threading
 import time
 from collections.abc import Iterable, Iterator, MutableSequence, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from multiprocessing.process import BaseProcess
 
 import torch.utils.data
@@ -42,6 +44,8 @@ def lost_worker(error: BaseException) -> str | None:
     process, how = found[1], found[2].strip().rstrip(".")
     if "Killed" in how:
         how = f"was {KILLED}; a smaller data.num_workers takes less"
+    elif how == "exited unexpectedly":  # torch has not seen how
+        how = "ended, as where memory runs out; a smaller data.num_workers takes less"
     return f"its loader worker (process {process}) {how}"
 
 
@@ -59,11 +63,13 @@ def parcels(
     if not num_workers or not timeout:
         yield from make_loader(assembler, positions, num_workers)
         return
-    busy_since = multiprocessing.RawArray("d", num_workers)
-    iterator = iter(make_loader(Noted(assembler, busy_since), positions, num_workers))
-    watch = Watch(busy_since, iterator._workers, timeout)  # type: ignore[attr-defined]
+    done = multiprocessing.RawArray("q", num_workers)
+    loader = make_loader(Noted(assembler, done), positions, num_workers)
+    iterator = iter(loader)
+    workers = iterator._workers  # type: ignore[attr-defined]  # private; a test shows that it is so
+    watch = Watch(done, workers, loader.prefetch_factor or 1, timeout)
     try:
-        while True:
+        for watch.batch in count():
             watch.waiting_since = time.monotonic()
             try:
                 parcel = next(iterator)
@@ -72,6 +78,8 @@ def parcels(
             except Exception:
                 if watch.said is None:
                     raise
+                with suppress(RuntimeError):  # torch's, of the worker that is killed now
+                    watch.thread.join()
                 raise WorkerHangs(watch.said) from None
             watch.waiting_since = None
             yield parcel
@@ -81,19 +89,18 @@ def parcels(
 
 @dataclass(frozen=True)
 class Noted(torch.utils.data.Dataset[Parcel]):
-    """An assembler whose processes note since when they work on a batch."""
+    """An assembler whose processes count the batches that they have made."""
 
     assembler: torch.utils.data.Dataset[Parcel]
-    busy_since: MutableSequence[float]
-    """In memory that all processes share; 0 for one that waits for work."""
+    done: MutableSequence[int]
+    """In memory that all processes share."""
 
     def __getitems__(self, positions: list[int]) -> Parcel:
         """The batch of these positions."""
         worker = torch.utils.data.get_worker_info()
         assert worker is not None
-        self.busy_since[worker.id] = time.monotonic()
         parcel: Parcel = self.assembler.__getitems__(positions)  # type: ignore[attr-defined]
-        self.busy_since[worker.id] = 0.0
+        self.done[worker.id] += 1
         return parcel
 
 
@@ -101,14 +108,18 @@ class Watch:
     """A thread that ends a rank's wait."""
 
     def __init__(
-        self, busy_since: Sequence[float], workers: Sequence[BaseProcess], timeout: float
+        self, done: Sequence[int], workers: Sequence[BaseProcess], ahead: int, timeout: float
     ) -> None:
+        """`ahead`: batches that each worker has to make before the rank has taken the first."""
+        self.batch = 0
+        """Number of the batch that the rank waits for."""
         self.waiting_since: float | None = None
         self.said: str | None = None
         """What was done, once it was."""
         self.ended = threading.Event()
-        self._busy_since, self._workers, self._timeout = busy_since, workers, timeout
-        threading.Thread(target=self._look, name="watch_workers", daemon=True).start()
+        self._done, self._workers, self._ahead, self._timeout = done, workers, ahead, timeout
+        self.thread = threading.Thread(target=self._look, name="watch_workers", daemon=True)
+        self.thread.start()
 
     def _look(self) -> None:
         while not self.ended.wait(self._timeout / LOOKS):
@@ -118,13 +129,17 @@ class Watch:
                 return
 
     def _end_wait(self, seconds: float) -> None:
-        """Kill the worker that has been busy for longest: the others have given what they had."""
-        busy = [(since, number) for number, since in enumerate(self._busy_since) if since]
-        _, number = min(busy, default=(0.0, 0))
+        """Kill the worker that has to make the first batch that is not made yet. Torch's loader
+        gives the batches to its workers in turns."""
+        num_workers = len(self._workers)
+        asked = range(self.batch, self.batch + num_workers * self._ahead)
+        turns = ((batch % num_workers, batch // num_workers) for batch in asked)
+        number = next((n for n, turn in turns if self._done[n] <= turn), self.batch % num_workers)
         process = self._workers[number]
         self.said = (
-            f"its loader worker {number + 1} of {len(self._workers)} (process {process.pid}) has "
-            f"given nothing for {seconds:.0f} s: it hangs while it reads or decodes; look at where "
-            "its data lie, or raise training.collective_timeout"
+            f"its loader worker {number + 1} of {num_workers} (process {process.pid}) has given "
+            f"nothing for {seconds:.0f} s: it hangs while it reads or decodes; look at where its "
+            "data lie, or raise training.collective_timeout"
         )
         process.kill()
+        process.join()

@@ -53,6 +53,12 @@ def test_mistakes_in_a_ranks_environment_are_named() -> None:
         read_place(WHOLE)
     with pytest.raises(ValueError, match="RANK is 'nine' in the environment; give a number"):
         read_place(WHOLE | {"RANK": "nine", "LOCAL_SIZE": "8"})
+    with pytest.raises(ValueError, match="MASTER_PORT is '29500;' in the environment; give a num"):
+        read_place(WHOLE | {"MASTER_PORT": "29500;", "LOCAL_SIZE": "8"})
+    with pytest.raises(
+        ValueError, match=r"MASTER_PORT is 70000 in the environment; .* at most 655"
+    ):
+        read_place(WHOLE | {"MASTER_PORT": "70000", "LOCAL_SIZE": "8"})
     with pytest.raises(ValueError, match=r"contradict each other \(.*LOCAL_RANK=1, LOCAL_SIZE=1\)"):
         read_place(WHOLE | {"LOCAL_SIZE": "1"})
     with pytest.raises(ValueError, match="contradict each other"):

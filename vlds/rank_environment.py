@@ -13,6 +13,7 @@ from dataclasses import dataclass
 REQUIRED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")
 """The number of ranks on this machine, as torchrun calls it and as DeepSpeed does."""
+LAST_PORT = 65_535
 AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
 """With it, torch.distributed expects torchrun to listen on MASTER_PORT."""
 
@@ -44,9 +45,14 @@ def read_place(environment: Mapping[str, str]) -> RankPlace:
             "ranks on this machine, or start the run with torchrun or `vlds`"
         )
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", size)
-    for name in names:
+    for name in (*names, "MASTER_PORT"):
         if not environment[name].isdecimal():
             raise ValueError(f"{name} is {environment[name]!r} in the environment; give a number")
+    if int(environment["MASTER_PORT"]) > LAST_PORT:
+        raise ValueError(
+            f"MASTER_PORT is {environment['MASTER_PORT']} in the environment; give a free port of "
+            f"the first machine, at most {LAST_PORT}"
+        )
     place = RankPlace(*(int(environment[name]) for name in names))
     if not (
         place.local_rank < place.local_world_size <= place.world_size

@@ -35,7 +35,13 @@ def test_shares_differ_by_at_most_a_row(world_size: int, micro: int | None, extr
     assert cut.accumulation_steps(size) == -(-max(shares) // (micro or max(shares)))
 
 
-def test_fewer_examples_than_ranks() -> None:
-    message = "tasks.nlvr.batch_size: 3 examples for 4 ranks; give at least one .* start 3 ranks"
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        (3, "a.batch_size: 3 examples for 4 ranks; give at least one .* start 3 ranks or fewer$"),
+        (1, "a.batch_size: 1 example for 4 ranks; give at least one .* start 1 rank$"),
+    ],
+)
+def test_fewer_examples_than_ranks(size: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        BatchCut(4).check(3, "tasks.nlvr.batch_size")
+        BatchCut(4).check(size, "a.batch_size")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
@@ -206,6 +207,14 @@ def test_another_global_batch_goes_on_with_a_warning(sources: list[Source]) -> N
         stream.load_state(state)
     expected = [id for batch in islice(train_stream(sources), 3) for id in batch.ids]
     assert next(iter(stream)).ids == expected[16:20]
+
+
+def test_a_global_batch_that_no_task_has_may_change_without_a_word(sources: list[Source]) -> None:
+    sized = [replace(source, batch_size=6) for source in sources]
+    state = train_stream(sized, unit="global_batch").state()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train_stream(sized, unit="global_batch", global_batch_size=4).load_state(state)
 
 
 def test_an_iterator_is_void_after_a_seek(sources: list[Source]) -> None:

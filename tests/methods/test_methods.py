@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import replace
@@ -40,6 +41,7 @@ from vlds.methods.base import (
 from vlds.methods.compacter import phm
 from vlds.methods.routing import TaskRouting
 from vlds.models.visual_embedding import VisualEmbeddingConfig
+from vlds.models.vl_model import VLModel
 from vlds.schema import TargetModules
 
 MAKERS: dict[str, Callable[[], Method]] = {
@@ -306,10 +308,13 @@ def test_added_biases_are_those_of_norms_and_logits(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_a_copy_with_extended_norms_has_its_own_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("copied", [deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_with_extended_norms_has_its_own_weights(
+    copied: Callable[[VLModel], VLModel], tmp_path: Path
+) -> None:
     model = build(backbone(T5, tmp_path), {"biases": LADDER}).eval()
     logits = model.logits(batch())
-    copy = deepcopy(model)
+    copy = copied(model)
     assert torch.equal(copy.logits(batch()), logits)
     shake(copy)
     assert torch.equal(model.logits(batch()), logits)

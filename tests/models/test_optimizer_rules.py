@@ -142,6 +142,10 @@ class Undeclared(LinearExtension):
         self.shifts = nn.ParameterList([torch.zeros(1)])
 
 
+class NormedUndeclared(Undeclared):
+    """A name with Norm in it does not make a norm of a method's own module."""
+
+
 class Half(Undeclared):
     """The number has a rule."""
 
@@ -173,6 +177,7 @@ class Own(Method):
             Undeclared,
             r"Undeclared declares no optimizer rule for 'shift' \(backbone.*\); name it in",
         ),
+        (NormedUndeclared, r"NormedUndeclared declares no optimizer rule for 'shift'"),
         (Half, r"ParameterList declares no optimizer rule for '0' \(backbone.*method.shifts.0\)"),
     ],
 )

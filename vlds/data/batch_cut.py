@@ -30,9 +30,10 @@ class BatchCut:
         Errors: ValueError that names the field of the batch size.
         """
         if batch_size < self.world_size:
+            plural = "s" * (batch_size > 1)
             raise ValueError(
-                f"{field}: {batch_size} examples for {self.world_size} ranks; give at least one "
-                f"example per rank, or start {batch_size} ranks or fewer"
+                f"{field}: {batch_size} example{plural} for {self.world_size} ranks; give at least "
+                f"one example per rank, or start {batch_size} rank{plural and 's or fewer'}"
             )
 
     def accumulation_steps(self, batch_size: int) -> int:

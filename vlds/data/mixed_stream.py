@@ -162,7 +162,8 @@ class MixedStream(ABC):
                 + "\n  ".join(fixed)
                 + f"\n{cure}"
             )
-        if state["global_batch_size"] != self.global_batch_size:
+        of_one_task = self.order.batch_sizes is not None  # then the fingerprint holds their sizes
+        if not of_one_task and state["global_batch_size"] != self.global_batch_size:
             warnings.warn(
                 f"global_batch_size was {state['global_batch_size']}, is {self.global_batch_size}: "
                 "the order of examples goes on, its batches are cut differently",

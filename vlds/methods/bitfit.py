@@ -73,10 +73,12 @@ class BitFit(Method):
     ) -> list[nn.Parameter]:
         """The biases that are there, and new ones where asked for.
 
-        Errors: ValueError where linear layers have no bias and `add_biases` is false, or where
-        there is no bias at all.
+        Errors: ValueError where linear layers have no bias and `add_biases` is false, where some of
+        them cannot get one, or where there is no bias at all.
         """
         bare = bare_linears(model, targets, *LINEAR_ROLES)
+        if self.add_biases and self.part == "vision":
+            check_all_reached(model, bare)
         if bare and not self.add_biases:
             raise ValueError(
                 f"{len(bare)} linear layers of {type(model).__name__} have no bias (the first: "
@@ -134,6 +136,25 @@ def bare_linears(model: nn.Module, targets: TargetModules, *roles: str) -> dict[
     lacks, such as cross-attention, has none."""
     linears = find_linears(model, targets, *roles, optional=roles)
     return {path: linear for path, linear in linears.items() if linear.bias is None}
+
+
+def check_all_reached(model: nn.Module, bare: Mapping[str, nn.Linear]) -> None:
+    """Errors: ValueError where linear layers without a bias are not in `bare`, because they play no
+    role: they would stay without one."""
+    unknown = [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and module.bias is None
+        and path not in bare
+        and is_own(path)
+    ]
+    if unknown:
+        raise ValueError(
+            f"add_biases: {len(unknown)} linear layers of {type(model).__name__} without a bias "
+            f"play no role, so none can be added (the first: {unknown[0]}); leave add_biases out "
+            "to train the biases that are there, or choose another method"
+        )
 
 
 class AddedBias(LinearExtension):

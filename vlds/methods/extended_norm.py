@@ -7,6 +7,8 @@ extensions. Its parameters, their names and all references to it stay.
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 from torch import Tensor, nn
 
 from vlds.methods.base import LinearExtension
@@ -18,6 +20,8 @@ EXTENDED: dict[type[nn.Module], type[nn.Module]] = {}
 class ExtendedNorm(nn.Module):
     """What the class of an extended norm adds to the norm's own class."""
 
+    kind: ClassVar[type[nn.Module]]
+    """Class that the norm had before."""
     extensions: nn.ModuleDict
 
     def forward(self, input: Tensor) -> Tensor:
@@ -26,6 +30,10 @@ class ExtendedNorm(nn.Module):
         for extension in self.extensions.values():
             outputs = extension(input, outputs)
         return outputs
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # pickle finds no derived class by its name.
+        return blank_extended, (self.kind,), self.__getstate__()  # type: ignore[no-untyped-call]
 
 
 def extend_norm(norm: nn.Module, name: str, extension: LinearExtension) -> None:
@@ -43,5 +51,12 @@ def extended_class(norm_class: type[nn.Module]) -> type[nn.Module]:
     """The subclass of a norm's class that runs extensions."""
     if norm_class not in EXTENDED:
         bases = (ExtendedNorm, norm_class)
-        EXTENDED[norm_class] = type(f"Extended{norm_class.__name__}", bases, {})
+        name = f"Extended{norm_class.__name__}"
+        EXTENDED[norm_class] = type(name, bases, {"kind": norm_class})
     return EXTENDED[norm_class]
+
+
+def blank_extended(norm_class: type[nn.Module]) -> nn.Module:
+    """An extended norm without any state, for pickle and deepcopy to fill."""
+    made = extended_class(norm_class)
+    return made.__new__(made)

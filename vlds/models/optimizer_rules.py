@@ -54,14 +54,14 @@ def rule_of_kind(name: str, module: nn.Module, tensor: str) -> OptimizerRule:
     is a method's and not one of PyTorch's layers, so that its kind is unknown.
     """
     kind = type(module)
-    is_norm = "Norm" in kind.__name__  # of torch, transformers or timm alike
     containers = (nn.ParameterList, nn.ParameterDict)
     is_layer = kind.__module__.startswith("torch.nn.") and not isinstance(module, containers)
-    if not (is_own(name) or is_norm or is_layer):
+    if not (is_own(name) or is_layer):
         raise ValueError(
             f"{kind.__name__} declares no optimizer rule for '{tensor}' ({name}); name it in the "
             "class variable `optimizer_rules`, as docs/add_a_method.md shows"
         )
     if "bias" in tensor:
         return UNDECAYED
+    is_norm = "Norm" in kind.__name__  # of torch, transformers or timm alike
     return NORM_WEIGHT if is_norm else OptimizerRule()

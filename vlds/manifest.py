@@ -3,6 +3,7 @@ written last."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -12,6 +13,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 MANIFEST = "manifest.json"
+DESCRIPTION = "artifact.json"
+"""A folder that has this was written by vlds, so it has a manifest."""
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+"""In what torch raises as a RuntimeError (torch.OutOfMemoryError is one)."""
 OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
@@ -31,11 +36,12 @@ def write_manifest(folder: Path) -> None:
     sync(folder)
 
 
-def damage(folder: Path, needs: Collection[str] = ()) -> str | None:
+def damage(folder: Path, needs: Collection[str] = (), within: str | None = None) -> str | None:
     """What is wrong with a folder that has a manifest; None when it is whole.
 
-    `needs`: files that the manifest must list. It may be anybody's: nothing outside the folder is
-    opened, whatever it names.
+    `needs`: files that the manifest must list. `within`: a file or folder in it that alone is
+    looked at. The manifest may be anybody's: nothing outside the folder is opened, whatever it
+    names.
     """
     try:
         entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -48,6 +54,14 @@ def damage(folder: Path, needs: Collection[str] = ()) -> str | None:
     for name in needs:
         if name not in entries:
             return f"{MANIFEST} does not list {name}"
+    if within is not None:
+        entries = {
+            name: entry
+            for name, entry in entries.items()
+            if name == within or name.startswith(f"{within}/")
+        }
+        if not entries:
+            return f"{MANIFEST} does not list {within}"
     return next(filter(None, (_file_damage(folder, *entry) for entry in entries.items())), None)
 
 
@@ -89,3 +103,14 @@ def system_error(error: BaseException) -> OSError | None:
         return error
     found = OS_ERROR.search(str(error))
     return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error of any library says that memory is wanting."""
+    refused = system_error(error)
+    torch_says = isinstance(error, RuntimeError) and any(w in str(error) for w in NO_MEMORY)
+    return (
+        isinstance(error, MemoryError)
+        or (refused is not None and refused.errno == errno.ENOMEM)
+        or torch_says
+    )

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from vlds.schema import SkipSample
+
 
 class ShardError(ValueError):
     """A shard that is not what its index says: missing, cut, smashed."""
@@ -14,6 +16,10 @@ class ShardError(ValueError):
 
 class FetchError(ShardError):
     """A file of a data set that cannot be fetched; the message says all, cure included."""
+
+
+class ChangedSample(SkipSample):
+    """A sample whose bytes are not those that were indexed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,10 @@ def read_quarantine(folder: Path, info: DatasetInfo) -> Mapping[int, str]:
     counts = accumulate((shard.samples for shard in info.shards), initial=0)
     first = dict(zip((shard.name for shard in info.shards), counts, strict=False))
     found = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    # splitlines would also split at U+2028, which may be what is wrong with an id.
+    with path.open(encoding="utf-8", newline="\n") as file:
+        lines = list(file)
+    for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)
             found[first[entry["shard"]] + entry["i"]] = f"in {path}: {entry['reason']}"

@@ -20,6 +20,7 @@ from vlds.data.foreign import foreign_json
 from vlds.data.ids import id_fault
 from vlds.data.info import DatasetInfo
 from vlds.data.sample_bytes import members_of
+from vlds.data.shard_index import Counts
 from vlds.data.store import UNUSABLE, parse_sample
 from vlds.data.tar import members, split_name
 
@@ -36,6 +37,8 @@ class CheckedSample:
     has_json: bool = False
     annotations: list[str] = field(default_factory=list)
     """Ids."""
+    counts: Counts | None = None
+    """None where a run cannot read it."""
     shapes: tuple[tuple[int, ...], ...] = ()
     """Of its features, in the order of their names."""
     findings: list[Finding] = field(default_factory=list)
@@ -60,8 +63,7 @@ def check_sample(data: bytes, begin: int, end: int, dataset: DatasetInfo) -> Che
     sample.has_json = "json" in content
     sample.findings += _check_json(sample, content, dataset.kind)
     sample.findings += _check_features(sample, content)
-    if not sample.findings:
-        sample.findings += _check_use(sample.key, views, dataset)
+    sample.findings += _check_use(sample, views, dataset)
     return sample
 
 
@@ -80,13 +82,16 @@ def _check_names(sample: CheckedSample, view: memoryview, begin: int) -> Iterato
 
 
 def _check_use(
-    key: str, content: Mapping[str, memoryview], dataset: DatasetInfo
+    sample: CheckedSample, content: Mapping[str, memoryview], dataset: DatasetInfo
 ) -> Iterator[Finding]:
-    """Whatever else a run cannot read."""
+    """Read it as a run does."""
     try:
-        parse_sample(key, content, dataset.name, dataset.kind, dataset.fields)
+        read = parse_sample(sample.key, content, dataset.name, dataset.kind, dataset.fields)
     except UNUSABLE as error:
-        yield Finding("sample unusable", repr(error))
+        if not sample.findings:
+            yield Finding("sample unusable", repr(error))
+    else:
+        sample.counts = Counts(len(read.annotations), len(read.images) or len(read.features))
 
 
 def _as_ours(key: str, content: Members, fields: Mapping[str, str]) -> Iterator[Finding]:
@@ -147,7 +152,7 @@ def _check_features(sample: CheckedSample, content: Mapping[str, bytes]) -> Iter
     for name in sorted(name for name in content if name.endswith(FEATURES)):
         try:
             array = np.lib.format.read_array(io.BytesIO(content[name]), allow_pickle=False)
-        except (ValueError, EOFError, MemoryError) as error:
+        except Exception as error:  # NumPy reads the header as Python, whatever stands there
             yield Finding("features cannot be read", f"{name}: {error}")
             continue
         shapes.append(array.shape)

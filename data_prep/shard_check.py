@@ -17,7 +17,7 @@ from vlds.data import file_sha256
 from vlds.data.build_index import build_index
 from vlds.data.errors import ShardError
 from vlds.data.info import DatasetInfo, ShardInfo
-from vlds.data.shard_index import ShardIndex, beside
+from vlds.data.shard_index import Counts, ShardIndex, beside
 
 
 class Job(NamedTuple):
@@ -102,21 +102,16 @@ def _stored_index(tar: Path, shard: ShardInfo, findings: list[Finding]) -> Shard
 def _compare(
     stored: ShardIndex, rebuilt: ShardIndex, samples: Sequence[CheckedSample]
 ) -> Iterator[Finding]:
-    """Each place where the index is not that of the headers; checksums are compared elsewhere."""
+    """Each sample that the index has in another place than the headers."""
     if len(stored.counts) != len(rebuilt.counts):
         detail = f"{len(stored.counts)} samples, the headers have {len(rebuilt.counts)}"
         yield Finding("index of another shard", detail)
         return
     for i, sample in enumerate(samples):
-        for what, said, found in (
-            ("offset", stored.offsets, rebuilt.offsets),
-            ("end", stored.offsets[1:], rebuilt.offsets[1:]),
-            ("number of annotations", stored.counts, rebuilt.counts),
-            ("number of pictures", stored.pictures, rebuilt.pictures),
-        ):
-            if said[i] != found[i]:
-                detail = f"{what} {said[i]}, in the shard {found[i]}"
-                yield Finding("index of another shard", detail, i=i, key=sample.key, id=sample.id)
+        said, found = (index.offsets[i : i + 2].tolist() for index in (stored, rebuilt))
+        if said != found:
+            detail = f"bytes {said[0]} to {said[1]}, in the shard {found[0]} to {found[1]}"
+            yield Finding("index of another shard", detail, i=i, key=sample.key, id=sample.id)
 
 
 def _check_counts(rebuilt: ShardIndex, shard: ShardInfo) -> Iterator[Finding]:
@@ -130,12 +125,16 @@ def _check_counts(rebuilt: ShardIndex, shard: ShardInfo) -> Iterator[Finding]:
 
 
 def _check_samples(tar: Path, index: ShardIndex, dataset: DatasetInfo) -> Iterator[CheckedSample]:
-    places = zip(pairwise(index.offsets.tolist()), index.checksums.tolist(), strict=True)
     with open(tar, "rb") as file:
-        for (begin, end), checksum in places:
+        for i, (begin, end) in enumerate(pairwise(index.offsets.tolist())):
             data = os.pread(file.fileno(), end - begin, begin)
             sample = check_sample(data, begin, end, dataset)
-            if (found := crc32(data)) != checksum and not sample.findings:
+            found, checksum = crc32(data), int(index.checksums[i])
+            if found != checksum and not sample.findings:
                 detail = f"its bytes have crc32 {found:08x}, the index says {checksum:08x}"
                 sample.findings.append(Finding("sample changed", detail))
+            indexed = Counts(int(index.counts[i]), int(index.pictures[i]))
+            if sample.counts not in (None, indexed):
+                detail = f"it has {sample.counts}, the index says {indexed}"
+                sample.findings.append(Finding("index of another shard", detail))
             yield sample

@@ -107,7 +107,8 @@ class Source:
         Errors: ValueError where none of them can be used.
         """
         first: SkipSample | None = None
-        for number in range(min(FIRST_READ, dataset.num_samples)):
+        few = min(FIRST_READ, dataset.num_samples)
+        for number in range(few):
             if number in dataset.quarantine:
                 continue
             try:
@@ -117,7 +118,7 @@ class Source:
                 first = first or error
         if first is not None:
             raise ValueError(
-                f"source {self.name}: none of the first {FIRST_READ} samples of data set "
+                f"source {self.name}: none of the first {few} samples of data set "
                 f"{dataset.folder} can be used; {first}"
             )
 

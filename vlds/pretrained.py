@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers.utils import logging
 
 from vlds.source_files import SourceError, check_tensors, reading, some
@@ -69,40 +70,48 @@ def load_weights(
     """
     with reading(f"path: the config in {path} describes no model", CORRECT), torch.device("meta"):
         wanted = model_class(config).state_dict()
+    held: dict[str, tuple[int, ...]] = {}
     for file in sorted(Path(path).glob("*.safetensors")):
-        check_tensors("path", file, wanted)
+        held |= check_tensors("path", file, wanted)
+    _check_fit(path, held, wanted)
     with reading(f"path: cannot read weights from {path}"), quiet():
         model, report = model_class.from_pretrained(
-            path,
-            config=config,
-            dtype=dtype,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # told below, in one line
+            path, config=config, dtype=dtype, output_loading_info=True
         )
-    _check_fit(path, model, report)
-    return model, set(report["missing_keys"])
+    missing = set(report["missing_keys"])
+    if lost := sorted(missing.intersection(name for name, _ in model.named_parameters())):
+        raise _misfit(path, [f"{name} is missing" for name in lost])
+    return model, missing
 
 
-def _check_fit(path: str, model: Any, report: dict[str, Any]) -> None:
-    """Errors: ValueError where weights have another shape, are missing, or belong to layers that
-    the model does not have."""
-    sizes = [
-        f"{name} is {_text(found)}, the config asks for {_text(asked)}"
-        for name, found, asked in sorted(report["mismatched_keys"])
+def _check_fit(
+    path: str, held: Mapping[str, tuple[int, ...]], wanted: Mapping[str, Tensor]
+) -> None:
+    """Compare what a folder's files hold with what the config asks for, before anything is loaded:
+    ZeRO-3's loading does not tell.
+
+    Errors: ValueError for other shapes, and for layers that the model does not have.
+    """
+    kinds = {LAYER.sub(".*", name) for name in wanted}
+    odd = [
+        f"{name} is {_text(shape)}, the config asks for {_text(wanted[name].shape)}"
+        for name, shape in sorted(held.items())
+        if name in wanted and shape != tuple(wanted[name].shape)
     ]
-    parameters = {name for name, _ in model.named_parameters()}
-    missing = [f"{name} is missing" for name in sorted(parameters & set(report["missing_keys"]))]
-    kinds = {LAYER.sub(".*", name) for name in model.state_dict()}
-    more = [
+    odd += [
         f"{name} is in no layer of the config"
-        for name in sorted(report["unexpected_keys"])
-        if LAYER.sub(".*", name) in kinds
+        for name in sorted(held)
+        if name not in wanted and LAYER.sub(".*", name) in kinds
     ]
-    if odd := sizes or missing or more:
-        raise SourceError(
-            f"path: the weights in {path} do not fit the config.json beside them: {some(odd)}; "
-            "bring back the config.json that belongs to the weights"
-        )
+    if odd:
+        raise _misfit(path, odd)
+
+
+def _misfit(path: str, odd: list[str]) -> SourceError:
+    return SourceError(
+        f"path: the weights in {path} do not fit the config.json beside them: {some(odd)}; bring "
+        "back the config.json that belongs to the weights"
+    )
 
 
 def _text(shape: Any) -> str:

@@ -61,13 +61,18 @@ def damaged_source(source: str) -> str | None:
     return None
 
 
-def check_tensors(place: str, file: Path, wanted: Mapping[str, Tensor]) -> None:
-    """Check that a safetensors file can be read, and holds floats where `wanted` does.
+def check_tensors(
+    place: str, file: Path, wanted: Mapping[str, Tensor]
+) -> dict[str, tuple[int, ...]]:
+    """Check that a safetensors file can be read, and holds floats where `wanted` does; name ->
+    shape of what it holds.
 
     Errors: ValueError that begins with `place`.
     """
     with reading(f"{place}: {file} is no whole safetensors file"), safe_open(file, "pt") as opened:
-        kinds = {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
+        slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+        kinds = {name: part.get_dtype() for name, part in slices.items()}
+        shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
     odd = [
         f"{name} is {kind}"
         for name, kind in kinds.items()
@@ -77,6 +82,7 @@ def check_tensors(place: str, file: Path, wanted: Mapping[str, Tensor]) -> None:
         raise SourceError(
             f"{place}: {file} holds no weights: {some(odd)}, floats expected; {COPY_AGAIN}"
         )
+    return shapes
 
 
 def is_float(kind: str) -> bool:

@@ -172,7 +172,8 @@ def test_ids_that_are_not_a_line_of_text(tmp_path: Path, odd: object, where: str
     text = json.dumps(told).encode()
     assert len(text) == end - begin
     tar.write_bytes(data[:begin] + text + data[end:])
-    with pytest.raises(ShardError, match=r"sample 0: unusable json"):
+    told = r"sample 0: (the .* (text expected|a control character)|unusable json .*surrogate)"
+    with pytest.raises(ShardError, match=told):
         index_folder(folder, **options)
 
 
@@ -181,6 +182,6 @@ def test_ids_in_shards_that_nobody_indexed_again(tmp_path: Path) -> None:
     folder = by_hand(tmp_path / "a", [[member for one in samples for member in one]], indexed=False)
     source = Source("red", ToyTask(), [open_dataset(folder)])
     with pytest.raises(
-        ValueError, match=r"none of the first 3 samples .*the sample's id 0 is not text"
+        ValueError, match=r"none of the first 3 samples .*the sample's id is 0, text expected"
     ):
         train_stream([source])

@@ -14,7 +14,7 @@ import orjson
 from vlds.data.errors import ShardError
 from vlds.data.features import FEATURES
 from vlds.data.foreign import is_picture
-from vlds.data.ids import check_ids
+from vlds.data.ids import UnfitId, check_ids
 from vlds.data.shard_index import Counts, ShardIndex
 from vlds.data.tar import Reader, members, split_name
 
@@ -80,7 +80,8 @@ def build_index(tar: Path, *, foreign: bool = False) -> ShardIndex:
             if end > size:
                 raise ShardError("it is cut there")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = error if isinstance(error, ShardError) else f"unusable json ({error!r})"
+            said = isinstance(error, (ShardError, UnfitId))
+            reason = error if said else f"unusable json ({error!r})"
             raise ShardError(
                 f"shard {tar}, sample {len(counts)}: {reason}; copy or prepare it again"
             ) from None

@@ -14,23 +14,27 @@ MOST_SHOWN = 60
 """Characters of an id that a message shows."""
 
 
+class UnfitId(ValueError):
+    """An id that is not a line of text."""
+
+
 def id_fault(found: Any) -> str:
-    """What is wrong with an id; "" where nothing is."""
+    """An id and what is wrong with it; "" where nothing is."""
     if not isinstance(found, str) or not found:
-        return f"{json.dumps(found)[:MOST_SHOWN]} is not text"
+        return f"{json.dumps(found)[:MOST_SHOWN]}, text expected"
     if UNFIT.search(found):
-        return f"{json.dumps(found)[:MOST_SHOWN]} holds a control character or a line break"
+        return f"{json.dumps(found)[:MOST_SHOWN]}, with a control character or a line break in it"
     return ""
 
 
 def check_ids(fields: Mapping[str, Any]) -> None:
     """Check the ids in a sample's json.
 
-    Errors: ValueError that shows the first one that is not fit; KeyError or TypeError where there
+    Errors: UnfitId that shows the first one that is not fit; KeyError or TypeError where there
     is none.
     """
     if fault := id_fault(fields["id"]):
-        raise ValueError(f"the sample's id {fault}")
+        raise UnfitId(f"the sample's id is {fault}")
     for number, annotation in enumerate(fields["annotations"]):
         if fault := id_fault(annotation["id"]):
-            raise ValueError(f"the id of annotation {number} {fault}")
+            raise UnfitId(f"the id of annotation {number} is {fault}")

@@ -22,8 +22,8 @@ from vlds.training.run import (
     save_state,
     tell_evaluation,
 )
-from vlds.training.source_check import check_sources
 from vlds.training.signals import StopRequest, stop_on_signals
+from vlds.training.source_check import check_sources
 
 
 def train(recipe: Recipe, *, resume: Resume = False, new_phase: bool = False) -> int:

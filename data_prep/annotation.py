@@ -12,13 +12,25 @@ TEXT_FIELDS = ("question", "sentence", "caption", "hypothesis", "text")
 """The one of these that an annotation has is what is asked or said."""
 
 
-def fault_of(annotation: Any) -> str:
-    """What no task can read, whatever the kind; empty where all is well."""
+ASKED = {
+    "entailment": "hypothesis",
+    "gqa": "question",
+    "nlvr2": "sentence",
+    "video_qa": "question",
+    "vqa": "question",
+}
+"""Kind -> field that each of its annotations has, with labels or without."""
+
+
+def fault_of(annotation: Any, kind: str = "") -> str:
+    """What no task can read, or no task of a kind; empty where all is well."""
     if not isinstance(annotation, dict):
         return f"{shown(annotation)}, an object expected"
     for name in TEXT_FIELDS:
         if not isinstance(annotation.get(name, ""), str):
             return f"{name} is {shown(annotation[name])}, text expected"
+    if kind in ASKED and ASKED[kind] not in annotation:
+        return f"no {ASKED[kind]}"
     if fault := too_long(annotation):
         return fault
     label = annotation.get("label")

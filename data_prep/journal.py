@@ -60,9 +60,9 @@ class Journal:
         for line in lines:
             try:
                 tree = parse_json(line)
-            except ValueError:  # cut off while it was written
+                shard = ShardInfo(**tree["shard"])
+            except (ValueError, TypeError):  # cut off while it was written, or of another version
                 break
-            shard = ShardInfo(**tree["shard"])
             tar = self.path.with_name(shard.name)
             if not tar.is_file() or tar.stat().st_size != shard.bytes:
                 break

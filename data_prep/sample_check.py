@@ -16,6 +16,11 @@ from data_prep.strict_picture import picture_fault
 from vlds.data.errors import ShardError
 from vlds.data.features import FEATURE_TYPE, FEATURES
 from vlds.data.foreign import foreign_json
+from vlds.data.ids import id_fault
+from vlds.data.info import DatasetInfo
+from vlds.data.sample_bytes import members_of
+from vlds.data.shard_index import Counts
+from vlds.data.store import UNUSABLE, parse_sample
 from vlds.data.tar import members, split_name
 from vlds.runtime.json_file import parse_member
 
@@ -32,49 +37,61 @@ class CheckedSample:
     has_json: bool = False
     annotations: list[str] = field(default_factory=list)
     """Ids."""
+    counts: Counts | None = None
+    """None where a run cannot read it."""
     shapes: tuple[tuple[int, ...], ...] = ()
     """Of its features, in the order of their names."""
     findings: list[Finding] = field(default_factory=list)
 
 
-def check_sample(
-    data: bytes, begin: int, end: int, fields: Mapping[str, str] | None = None
-) -> CheckedSample:
-    """Check the sample between two offsets of its shard; `data` is what could be read of it, and
-    `fields` those of dataset.json, where others have written the shard."""
+def check_sample(data: bytes, begin: int, end: int, dataset: DatasetInfo) -> CheckedSample:
+    """Check the sample of a data set between two offsets of its shard; `data` is what could be read
+    of it."""
     sample = CheckedSample()
+    view = memoryview(data)
     try:
-        content = _members(sample, data, begin)
+        sample.findings += _check_names(sample, view, begin)
         if len(data) < end - begin:
             raise ShardError(f"its bytes from {begin + len(data)} to {end} are not there")
+        _, views = members_of(view, begin)
     except ValueError as error:
         sample.findings.append(Finding("sample smashed or cut off", str(error)))
         return sample
-    if fields is not None:
-        sample.findings += _as_ours(sample.key, content, fields)
+    content = {name: bytes(member) for name, member in views.items()}
+    if dataset.fields is not None:
+        sample.findings += _as_ours(sample.key, content, dataset.fields)
     sample.has_json = "json" in content
-    sample.findings += _check_json(sample, content)
+    sample.findings += _check_json(sample, content, dataset.kind)
     sample.findings += _check_features(sample, content)
+    sample.findings += _check_use(sample, views, dataset)
     return sample
 
 
-def _members(sample: CheckedSample, data: bytes, begin: int) -> Members:
-    """Split a sample into its members.
+def _check_names(sample: CheckedSample, view: memoryview, begin: int) -> Iterator[Finding]:
+    """Note the key, and look for names that stand twice: a run takes the last of them.
 
     Errors: ShardError where a header cannot be read; ValueError where an extension header cannot.
     """
-    view = memoryview(data)
-    content: Members = {}
-    for member in members(lambda o, n: view[o - begin : o - begin + n], begin, begin + len(data)):
+    seen = set[str]()
+    for member in members(lambda o, n: view[o - begin : o - begin + n], begin, begin + len(view)):
         key, extension = split_name(member.name)
         sample.key = sample.key or key
-        if key != sample.key:
-            raise ShardError(f"a member of sample {key} stands inside it")
-        if extension in content:
-            sample.findings.append(Finding("member twice", extension))
-        start = member.start - begin
-        content[extension] = bytes(view[start : start + member.size])
-    return content
+        if key == sample.key and extension in seen:
+            yield Finding("member twice", extension)
+        seen.add(extension)
+
+
+def _check_use(
+    sample: CheckedSample, content: Mapping[str, memoryview], dataset: DatasetInfo
+) -> Iterator[Finding]:
+    """Read it as a run does."""
+    try:
+        read = parse_sample(sample.key, content, dataset.name, dataset.kind, dataset.fields)
+    except UNUSABLE as error:
+        if not sample.findings:
+            yield Finding("sample unusable", repr(error))
+    else:
+        sample.counts = Counts(len(read.annotations), len(read.images) or len(read.features))
 
 
 def _as_ours(key: str, content: Members, fields: Mapping[str, str]) -> Iterator[Finding]:
@@ -87,7 +104,7 @@ def _as_ours(key: str, content: Members, fields: Mapping[str, str]) -> Iterator[
         yield Finding("fields cannot be read", repr(error))
 
 
-def _check_json(sample: CheckedSample, content: Members) -> Iterator[Finding]:
+def _check_json(sample: CheckedSample, content: Members, kind: str) -> Iterator[Finding]:
     """Ids, and the pictures that it names."""
     if "json" not in content:
         yield Finding("no json", f"it has {', '.join(sorted(content)) or 'nothing'}")
@@ -100,11 +117,11 @@ def _check_json(sample: CheckedSample, content: Members) -> Iterator[Finding]:
     if not isinstance(fields, dict):
         yield Finding("json cannot be read", f"it is {type(fields).__name__}, no object")
         return
-    if isinstance(fields.get("id"), str) and fields["id"]:
-        sample.id = fields["id"]
+    if fault := id_fault(fields.get("id")):
+        yield Finding("sample id unfit", fault)
     else:
-        yield Finding("no sample id", f'"id" is {json.dumps(fields.get("id"))}, text expected')
-    yield from _check_annotations(sample, fields.get("annotations"))
+        sample.id = fields["id"]
+    yield from _check_annotations(sample, fields.get("annotations"), kind)
     images = fields.get("images")
     if not isinstance(images, list):
         yield Finding("no list of images", f'"images" is {json.dumps(images)}')
@@ -112,21 +129,21 @@ def _check_json(sample: CheckedSample, content: Members) -> Iterator[Finding]:
     for name in images:
         if not isinstance(name, str) or name not in content:
             yield Finding("image missing", f"{name} is not among its members")
-        elif fault := picture_fault(content[name]):
-            yield Finding("image damaged", f"{name}: {fault}")
+        elif damage := picture_fault(content[name]):
+            yield Finding("image damaged", f"{name}: {damage}")
 
 
-def _check_annotations(sample: CheckedSample, annotations: Any) -> Iterator[Finding]:
+def _check_annotations(sample: CheckedSample, annotations: Any, kind: str) -> Iterator[Finding]:
     if not isinstance(annotations, list):
         yield Finding("no list of annotations", f'"annotations" is {json.dumps(annotations)}')
         return
     for number, annotation in enumerate(annotations):
         found = annotation.get("id") if isinstance(annotation, dict) else None
-        if isinstance(found, str) and found:
-            sample.annotations.append(found)
+        if fault := id_fault(found):
+            yield Finding("annotation id unfit", f"annotation {number}: {fault}")
         else:
-            yield Finding("no annotation id", f"annotation {number}: {json.dumps(found)}")
-        if isinstance(annotation, dict) and (fault := fault_of(annotation)):
+            sample.annotations.append(str(found))
+        if isinstance(annotation, dict) and (fault := fault_of(annotation, kind)):
             yield Finding("annotation unusable", f"annotation {number}: {fault}")
 
 
@@ -135,7 +152,7 @@ def _check_features(sample: CheckedSample, content: Mapping[str, bytes]) -> Iter
     for name in sorted(name for name in content if name.endswith(FEATURES)):
         try:
             array = np.lib.format.read_array(io.BytesIO(content[name]), allow_pickle=False)
-        except (ValueError, EOFError, MemoryError) as error:
+        except Exception as error:  # NumPy reads the header as Python, whatever stands there
             yield Finding("features cannot be read", f"{name}: {error}")
             continue
         shapes.append(array.shape)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
-
-import numpy as np
+from zlib import crc32
 
 from data_prep.finding import Finding
 from data_prep.sample_check import CheckedSample, check_sample
 from vlds.data import file_sha256
-from vlds.data.index import CNT_TYPE, IDX_TYPE, ShardIndex, beside, build_index
-from vlds.data.info import ShardInfo
+from vlds.data.build_index import build_index
+from vlds.data.errors import ShardError
+from vlds.data.info import DatasetInfo, ShardInfo
+from vlds.data.shard_index import Counts, ShardIndex, beside
 from vlds.runtime.regular_file import open_file, read_file
 
 
@@ -28,8 +29,8 @@ class Job(NamedTuple):
     shard: ShardInfo
     label: str
     """What the findings call it."""
-    fields: Mapping[str, str] | None = None
-    """Those of dataset.json."""
+    dataset: DatasetInfo
+    """That it is part of."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,16 @@ def check_shard(job: Job) -> CheckedShard:
     stored = _stored_index(tar, job.shard, findings)
     rebuilt, trouble = None, ""
     try:
-        rebuilt = build_index(tar, foreign=job.fields is not None)
+        rebuilt = build_index(tar, foreign=job.dataset.fields is not None)
     except ValueError as error:
         trouble = str(error)
     else:
-        findings += _check_index(stored, rebuilt, job.shard)
+        findings += _check_counts(rebuilt, job.shard)
     # A block of zeros looks like the end to whoever follows the headers; the index knows better.
     index = stored or rebuilt
-    samples = list(_check_samples(tar, index, job.fields)) if index else []
+    samples = list(_check_samples(tar, index, job.dataset)) if index else []
+    if stored and rebuilt:
+        findings += _compare(stored, rebuilt, samples)
     about_samples = [
         finding._replace(i=i, key=sample.key, id=sample.id)
         for i, sample in enumerate(samples)
@@ -79,35 +82,41 @@ def _check_size(tar: Path, shard: ShardInfo) -> Iterator[Finding]:
 
 def _stored_index(tar: Path, shard: ShardInfo, findings: list[Finding]) -> ShardIndex | None:
     """The index beside a shard, where it is the one that dataset.json describes."""
-    parts = []
-    for suffix, expected in ((".idx", shard.idx_sha256), (".cnt", shard.cnt_sha256)):
+    files = {}
+    for suffix, expected in shard.index_hashes.items():
         path = beside(tar, suffix)
         if not path.is_file():
             findings.append(Finding(f"{suffix} missing"))
         elif sha256(data := read_file(path)).hexdigest() != expected:
             findings.append(Finding(f"{suffix} with another sha256"))
         else:
-            parts.append(data)
-    if len(parts) < 2:
+            files[suffix] = data
+    if len(files) < len(shard.index_hashes):
         return None
-    idx, cnt = parts
-    if len(idx) % IDX_TYPE.itemsize or len(cnt) % CNT_TYPE.itemsize:
+    try:
+        return ShardIndex.parse(files, shard, shard.name)
+    except ShardError as error:
+        findings.append(Finding("index unusable", str(error)))
         return None
-    index = ShardIndex(np.frombuffer(idx, IDX_TYPE), np.frombuffer(cnt, CNT_TYPE))
-    offsets = index.offsets.astype(np.int64)
-    fits = len(offsets) == len(index.counts) + 1 and (np.diff(offsets) > 0).all()
-    return index if fits else None
 
 
-def _check_index(
-    stored: ShardIndex | None, rebuilt: ShardIndex, shard: ShardInfo
+def _compare(
+    stored: ShardIndex, rebuilt: ShardIndex, samples: Sequence[CheckedSample]
 ) -> Iterator[Finding]:
-    """Is the index that of the headers, and is dataset.json right about the numbers?"""
-    if stored is not None and not (
-        np.array_equal(stored.offsets, rebuilt.offsets)
-        and np.array_equal(stored.counts, rebuilt.counts)
-    ):
-        yield Finding("index of another shard", "its offsets or counts differ from the headers'")
+    """Each sample that the index has in another place than the headers."""
+    if len(stored.counts) != len(rebuilt.counts):
+        detail = f"{len(stored.counts)} samples, the headers have {len(rebuilt.counts)}"
+        yield Finding("index of another shard", detail)
+        return
+    for i, sample in enumerate(samples):
+        said, found = (index.offsets[i : i + 2].tolist() for index in (stored, rebuilt))
+        if said != found:
+            detail = f"bytes {said[0]} to {said[1]}, in the shard {found[0]} to {found[1]}"
+            yield Finding("index of another shard", detail, i=i, key=sample.key, id=sample.id)
+
+
+def _check_counts(rebuilt: ShardIndex, shard: ShardInfo) -> Iterator[Finding]:
+    """Is dataset.json right about the numbers?"""
     for noun, stated, found in (
         ("samples", shard.samples, len(rebuilt.counts)),
         ("annotations", shard.annotations, int(rebuilt.counts.sum())),
@@ -116,10 +125,17 @@ def _check_index(
             yield Finding(f"other number of {noun}", f"{found}, dataset.json says {stated}")
 
 
-def _check_samples(
-    tar: Path, index: ShardIndex, fields: Mapping[str, str] | None
-) -> Iterator[CheckedSample]:
-    offsets = index.offsets.tolist()
+def _check_samples(tar: Path, index: ShardIndex, dataset: DatasetInfo) -> Iterator[CheckedSample]:
     with open_file(tar) as file:
-        for begin, end in pairwise(offsets):
-            yield check_sample(os.pread(file.fileno(), end - begin, begin), begin, end, fields)
+        for i, (begin, end) in enumerate(pairwise(index.offsets.tolist())):
+            data = os.pread(file.fileno(), end - begin, begin)
+            sample = check_sample(data, begin, end, dataset)
+            found, checksum = crc32(data), int(index.checksums[i])
+            if found != checksum and not sample.findings:
+                detail = f"its bytes have crc32 {found:08x}, the index says {checksum:08x}"
+                sample.findings.append(Finding("sample changed", detail))
+            indexed = Counts(int(index.counts[i]), int(index.pictures[i]))
+            if sample.counts not in (None, indexed):
+                detail = f"it has {sample.counts}, the index says {indexed}"
+                sample.findings.append(Finding("index of another shard", detail))
+            yield sample

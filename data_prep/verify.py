@@ -78,7 +78,7 @@ def _check_shards(
 ) -> dict[Path, list[CheckedShard]]:
     """Folder of each data set -> its shards, looked at in several processes."""
     jobs = [
-        Job(place, shard, str((place / shard.name).relative_to(folder)), info.fields)
+        Job(place, shard, str((place / shard.name).relative_to(folder)), info)
         for place, info in infos.items()
         for shard in info.shards
     ]

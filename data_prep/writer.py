@@ -161,7 +161,7 @@ class DatasetWriter:
                     self._finish(shard, in_shard)
                     shard, in_shard = None, []
                 shard = shard or self._open_shard()
-                shard.add(f"{number:0{KEY_DIGITS}d}", content, len(record.json["annotations"]))
+                shard.add(f"{number:0{KEY_DIGITS}d}", content)
                 number += 1
                 in_shard += dropped
                 dropped = []

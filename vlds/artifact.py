@@ -28,17 +28,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vlds.config import Recipe, parse_recipe, to_tree
-from vlds.manifest import damage, write_manifest
+from vlds.manifest import DESCRIPTION, damage, write_manifest
 from vlds.models.build import build_model
 from vlds.models.vl_model import VLModel
 from vlds.runtime.json_file import read_json
 from vlds.runtime.whole_file import whole_folder
 from vlds.runtime.yaml_file import read_yaml
+from vlds.source_files import reading
 from vlds.trusted import check_classes
 
 CHANGEABLE = ("--tasks.", "--data.")
-WEIGHTS = "weights.safetensors"
-RECIPE, DESCRIPTION = "recipe.yaml", "artifact.json"
+WEIGHTS, RECIPE = "weights.safetensors", "recipe.yaml"
 FORMAT = 1
 HERE = "<folder>"
 """In an artifact's recipe: the folder that the recipe lies in."""
@@ -226,11 +226,8 @@ def readable(folder: Path, name: str) -> Iterator[None]:
 
     Errors: ValueError that names it where that fails.
     """
-    try:
+    with reading(f"artifact {folder}: {name} cannot be read", AGAIN):
         yield
-    except Exception as error:  # tokenizers raises no narrower class, and safetensors its own
-        reason = f"{type(error).__name__}: {error}".split("\n")[0][:200]
-        raise ValueError(f"artifact {folder}: {name} cannot be read ({reason}); {AGAIN}") from error
 
 
 def put_tensors(model: VLModel, tensors: Mapping[str, Tensor], folder: Path) -> None:

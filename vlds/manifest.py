@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from vlds.runtime.disk import system_error
 from vlds.runtime.json_file import read_json
 from vlds.runtime.regular_file import open_file
 
 MANIFEST = "manifest.json"
+DESCRIPTION = "artifact.json"
+"""A folder that has this was written by vlds, so it has a manifest."""
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+"""In what torch raises as a RuntimeError (torch.OutOfMemoryError is one)."""
 
 
 def write_manifest(folder: Path) -> None:
@@ -26,11 +32,12 @@ def write_manifest(folder: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps(entries, indent=1), encoding="utf-8")
 
 
-def damage(folder: Path, needs: Collection[str] = ()) -> str | None:
+def damage(folder: Path, needs: Collection[str] = (), within: str | None = None) -> str | None:
     """What is wrong with a folder that has a manifest; None when it is whole.
 
-    `needs`: files that the manifest must list. It may be anybody's: nothing outside the folder is
-    opened, whatever it names.
+    `needs`: files that the manifest must list. `within`: a file or folder in it that alone is
+    looked at. The manifest may be anybody's: nothing outside the folder is opened, whatever it
+    names.
     """
     try:
         entries = read_json(folder / MANIFEST)
@@ -43,6 +50,14 @@ def damage(folder: Path, needs: Collection[str] = ()) -> str | None:
     for name in needs:
         if name not in entries:
             return f"{MANIFEST} does not list {name}"
+    if within is not None:
+        entries = {
+            name: entry
+            for name, entry in entries.items()
+            if name == within or name.startswith(f"{within}/")
+        }
+        if not entries:
+            return f"{MANIFEST} does not list {within}"
     return next(filter(None, (_file_damage(folder, *entry) for entry in entries.items())), None)
 
 
@@ -66,3 +81,14 @@ def sha256(path: Path) -> str:
     """Hex digest of a file."""
     with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error of any library says that memory is wanting."""
+    refused = system_error(error)
+    torch_says = isinstance(error, RuntimeError) and any(w in str(error) for w in NO_MEMORY)
+    return (
+        isinstance(error, MemoryError)
+        or (refused is not None and refused.errno == errno.ENOMEM)
+        or torch_says
+    )

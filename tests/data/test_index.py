@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from vlds.data import DatasetInfo, ShardError, index_folder, open_dataset
-from vlds.data.index import build_index, load_index
+from vlds.data.build_index import build_index
+from vlds.data.index import load_index
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def test_idx_has_energons_layout(folder: Path) -> None:
     written = np.frombuffer((folder / "small-train-00000.tar.idx").read_bytes(), "<u8")
     assert written.tolist() == starts
     counts = np.frombuffer((folder / "small-train-00000.tar.cnt").read_bytes(), "<u4")
-    assert counts.tolist() == [1, 2, 3, 4]
+    assert counts.reshape(-1, 2).tolist() == [[1, 1], [2, 1], [3, 1], [4, 1]]
 
 
 def test_index_is_made_from_the_shard_where_it_is_missing(folder: Path) -> None:
@@ -94,7 +95,12 @@ def test_index_of_another_shard_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"schema": 2}, "schema 2, this program reads 1"),
+        ({"schema": 3}, "schema 3, this program reads 2; .*program's version that wrote it"),
+        (
+            {"schema": 1},
+            "schema 1, this program reads 2; index it again: `python -m data_prep index FOLDER "
+            "--name small --kind vqa --split train`",
+        ),
         ({"smaples": 1}, "unknown field smaples; known are"),
         ({"samples": "7"}, "samples is '7', int expected"),
         ({"samples": 8}, "samples is 8, but its shards hold 7"),

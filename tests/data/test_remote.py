@@ -66,7 +66,7 @@ def test_samples_are_those_of_the_folder(
         for number in range(local.num_samples):
             assert remote.read(number) == local.read(number)
     assert set(web.requests.values()) == {1}
-    assert len(web.requests) == 1 + 3 * 6
+    assert len(web.requests) == 1 + 4 * 6
     assert not list(cache.folder.glob("*.partial"))
 
 

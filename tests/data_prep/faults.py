@@ -15,8 +15,10 @@ import numpy as np
 from data_prep.journal import Dropped
 from data_prep.writer import SampleRecord, write_dataset
 from tests.data_prep.pictures import jpeg
-from vlds.data.index import ShardIndex, describe_shard, index_folder, load_index
+from vlds.data.build_index import tar_checksums
+from vlds.data.index import describe_shard, index_folder, load_index
 from vlds.data.info import SCHEMA, DatasetInfo
+from vlds.data.shard_index import Counts, ShardIndex
 from vlds.data.tar import members, split_name
 
 Check = Callable[..., tuple[int, dict[str, int]]]
@@ -65,8 +67,9 @@ def by_hand(out: Path, shards: Sequence[Sequence[tuple[str, Any]]], indexed: boo
         found = list(members(lambda o, n, data=data: data[o : o + n], 0, None))
         groups = [list(g) for _, g in groupby(found, lambda member: split_name(member.name)[0])]
         offsets = [group[0].header for group in groups] + [found[-1].end]
-        counts = [1] * len(groups)
-        infos.append(describe_shard(path, ShardIndex(np.array(offsets), np.array(counts))))
+        counts = [Counts(1, sum(m.name.endswith("jpg") for m in group)) for group in groups]
+        index = ShardIndex.of(offsets, counts, tar_checksums(path, offsets))
+        infos.append(describe_shard(path, index))
     if indexed:
         index_folder(out, name="vqav2", kind="vqa", split="train")
         return out

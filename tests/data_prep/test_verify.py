@@ -25,8 +25,9 @@ from tests.data_prep.faults import (
 )
 from tests.data_prep.pictures import jpeg, write
 from vlds.data import open_dataset
-from vlds.data.index import ShardIndex, beside, describe_shard, load_index
+from vlds.data.index import describe_shard, load_index
 from vlds.data.info import DatasetInfo
+from vlds.data.shard_index import beside
 
 BROKEN = "sample smashed or cut off"
 
@@ -71,7 +72,7 @@ def test_a_bit_in_a_picture(healthy: Path, check: Check) -> None:
     assert reasons[OTHER_BYTES] == 1
 
 
-@pytest.mark.parametrize("suffix", [".idx", ".cnt"])
+@pytest.mark.parametrize("suffix", [".idx", ".cnt", ".crc"])
 def test_a_bit_in_the_index(healthy: Path, check: Check, suffix: str) -> None:
     flip(beside(healthy / FIRST, suffix), 4)
     assert check(healthy) == (1, {f"{suffix} with another sha256": 1})
@@ -82,12 +83,12 @@ def test_a_bit_in_the_index(healthy: Path, check: Check, suffix: str) -> None:
 def test_an_index_that_is_wrong_from_the_start(healthy: Path, check: Check) -> None:
     info = DatasetInfo.load(healthy)
     index = load_index(healthy, info.shards[0])
-    wrong = ShardIndex(index.offsets, index.counts + 1)
+    wrong = replace(index, counts=index.counts + 1)
     described = describe_shard(healthy / FIRST, wrong)
     replace(info, shards=(described, info.shards[1]), annotations=info.annotations + 3).save(
         healthy
     )
-    expected = {"index of another shard": 1, "other number of annotations": 1}
+    expected = {"index of another shard": 3, "other number of annotations": 1}
     assert check(healthy) == (1, expected)
 
 

@@ -27,6 +27,7 @@ from tests.data_prep.faults import (
     record,
 )
 from tests.data_prep.pictures import jpeg, png
+from vlds.data.info import DatasetInfo
 
 
 def png_with_a_wrong_checksum() -> bytes:
@@ -75,13 +76,12 @@ def test_a_jpeg_that_only_a_strict_decoder_refuses(tmp_path: Path, check: Check)
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"id": 5}, "no sample id"),
-        ({"annotations": [{"id": 5}]}, "no annotation id"),
         ({"images": None}, "no list of images"),
         ({"images": ["png"]}, "image missing"),
         ({"images": [["jpg"]]}, "image missing"),
-        ({"annotations": [{"id": "1", "caption": 5}]}, "annotation unusable"),
-        ({"annotations": [{"id": "1", "label": {"yes": "often"}}]}, "annotation unusable"),
+        ({"annotations": [{"id": "1"}]}, "annotation unusable"),
+        ({"annotations": [{**annotation(1), "caption": 5}]}, "annotation unusable"),
+        ({"annotations": [{**annotation(1), "label": {"yes": "often"}}]}, "annotation unusable"),
     ],
 )
 def test_json_that_lacks_something(
@@ -95,7 +95,6 @@ def test_json_that_lacks_something(
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"annotations": ["a"]}, 'annotation "a", an object expected'),
         ({"annotations": [{"id": "1", "question": 5}]}, "annotation question is 5, text expected"),
         ({"images": ["png"]}, "KeyError('png')"),
     ],
@@ -128,6 +127,12 @@ def test_a_smashed_header_is_not_passed_over(
         (("a.json", []), "json cannot be read"),
         (("a.json", content(1, annotations=None)), "no list of annotations"),
         (("a.txt", b"hello"), "no json"),
+        (("a.json", content(1, id=5)), "sample id unfit"),
+        (("a.json", content(1, id="a\u2028b")), "sample id unfit"),
+        (
+            ("a.json", content(1, annotations=[{"id": ["5"], "question": ""}])),
+            "annotation id unfit",
+        ),
     ],
 )
 def test_samples_that_cannot_even_be_indexed(
@@ -174,5 +179,5 @@ def test_features_that_are_cut_or_missing(tmp_path: Path, check: Check) -> None:
 def test_a_foreign_member_inside_a_sample(healthy: Path) -> None:
     begin, _, end = offsets(healthy)[:3]
     data = (healthy / FIRST).read_bytes()[begin:end]
-    (finding,) = check_sample(data, begin, end).findings
-    assert finding.detail == "a member of sample 000000001 stands inside it"
+    (finding,) = check_sample(data, begin, end, DatasetInfo.load(healthy)).findings
+    assert "its members (000000000, 000000001) are not where the index says" in finding.detail

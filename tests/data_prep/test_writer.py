@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ import webdataset
 from data_prep.journal import Dropped
 from data_prep.writer import DatasetWriter, Limits, SampleRecord, shard_order, write_dataset
 from vlds.data import DatasetInfo, file_sha256, open_dataset
-from vlds.data.index import build_index
+from vlds.data.build_index import build_index
 
 
 def record(number: int, size: int = 50, **fields: object) -> SampleRecord:
@@ -64,7 +66,7 @@ def test_same_records_same_bytes(tmp_path: Path) -> None:
         write(tmp_path / name, [record(n) for n in range(5)], shard_samples=2, arguments={"x": 1})
     files = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert files == sorted(path.name for path in (tmp_path / "b").iterdir())
-    assert len(files) == 3 * 3 + 1
+    assert len(files) == 3 * 4 + 1
     for name in files:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
@@ -74,9 +76,14 @@ def test_index_written_on_the_way_is_the_one_of_the_finished_shard(tmp_path: Pat
     for shard in info.shards:
         index = build_index(tmp_path / shard.name)
         idx = np.fromfile(tmp_path / (shard.name + ".idx"), "<u8")
-        cnt = np.fromfile(tmp_path / (shard.name + ".cnt"), "<u4")
+        cnt = np.fromfile(tmp_path / (shard.name + ".cnt"), "<u4").reshape(-1, 2)
+        crc = np.fromfile(tmp_path / (shard.name + ".crc"), "<u4")
+        data = (tmp_path / shard.name).read_bytes()
         assert index.offsets.tolist() == idx.tolist()
-        assert index.counts.tolist() == cnt.tolist()
+        assert index.counts.tolist() == cnt[:, 0].tolist()
+        assert index.pictures.tolist() == cnt[:, 1].tolist()
+        assert index.checksums.tolist() == crc.tolist()
+        assert crc.tolist() == [crc32(data[begin:end]) for begin, end in pairwise(idx.tolist())]
         assert shard.sha256 == file_sha256(tmp_path / shard.name)
 
 
@@ -126,6 +133,7 @@ def test_the_same_data_set_is_written_anew_and_nothing_old_stays(tmp_path: Path)
         "dataset.json",
         "vqav2-train-00000.tar",
         "vqav2-train-00000.tar.cnt",
+        "vqav2-train-00000.tar.crc",
         "vqav2-train-00000.tar.idx",
     ]
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -165,3 +167,44 @@ def test_impossible_fields() -> None:
         _ = Timm(model="resnet_of_dreams").feature_dim
     with pytest.raises(ValueError, match="give one of them"):
         Timm(model="resnet18", pretrained=True, weights="x.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["ConvNet", "Timm"])
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda data: data[:-64], "is no whole safetensors file (SafetensorError: "),
+        (lambda data: data[:20], "is no whole safetensors file (SafetensorError: "),
+        (lambda data: b"", "is no whole safetensors file (SafetensorError: "),
+        (lambda data: data.replace(b'"F32"', b'"I32"'), "is I32"),
+    ],
+)
+def test_damaged_weights_are_named(
+    kind: str, damage: Callable[[bytes], bytes], told: str, tmp_path: Path
+) -> None:
+    encoder = encoders(tmp_path)[("ConvNet", "", "Timm").index(kind)]
+    exported = encoder.export(encoder.build(torch.float32), tmp_path)
+    file = tmp_path / "vision.safetensors"
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(ValueError, match=r"^weights: .*; copy it again, or name another$") as error:
+        exported.build(torch.float32)
+    assert f"{file} " in str(error.value)
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"hidden_size": None}, "cannot read the model's config"),
+        ({"patch_size": 0}, "patch_size is 0 in the model's config, a number from 1 expected"),
+        ({"num_hidden_layers": 1}, "is in no layer of the config"),
+        ({"num_hidden_layers": 3}, "is missing"),
+        ({"intermediate_size": 8}, "the config asks for"),
+    ],
+)
+def test_a_wrong_config_of_clip_is_named(fields: dict[str, Any], told: str, tmp_path: Path) -> None:
+    CLIPVisionModel(CLIPVisionConfig(**CLIP)).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | fields), encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"^path: .*{told}"):
+        ClipVision(path=str(tmp_path)).build(torch.float32)

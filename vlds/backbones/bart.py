@@ -29,6 +29,13 @@ class Bart(Backbone):
     new_row_std: ClassVar[float] = 0.02
     linear_init_std: ClassVar[float | None] = 0.02
     beam_forces_eos: ClassVar[bool] = True
+    sizes: ClassVar[tuple[str, ...]] = (
+        "vocab_size", "d_model", "encoder_layers", "decoder_layers", "encoder_attention_heads",
+        "decoder_attention_heads", "encoder_ffn_dim", "decoder_ffn_dim", "max_position_embeddings",
+    )  # fmt: skip
+    tokens: ClassVar[tuple[str, ...]] = (
+        "bos_token_id", "pad_token_id", "eos_token_id", "decoder_start_token_id",
+    )  # fmt: skip
     roles: ClassVar[dict[str, tuple[str, ...]]] = {
         "attn_q": tuple(f"{stack}.self_attn.q_proj" for stack in STACKS),
         "attn_k": tuple(f"{stack}.self_attn.k_proj" for stack in STACKS),

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -19,13 +18,13 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, GenerationConfig
-from transformers.utils import logging
 
 from vlds.backbones.attention import CPU_ATTENTION, set_attention
 from vlds.backbones.vocabulary import HEAD, give_own_head, holds_own_head, resize_vocabulary
+from vlds.pretrained import TIES, check_config, load_weights, read_config
 from vlds.resources import find, shipped
-from vlds.runtime.json_file import read_json
 from vlds.schema import OptimizerRules, TargetModules
+from vlds.source_files import reading
 
 PIECES = "tokenizer_pieces"
 """Our key in a shipped config: pieces of the tokenizer, where the table has spare rows (T5)."""
@@ -75,6 +74,10 @@ class Backbone(ABC):
     """Whether beam search puts </s> at the last position, whatever the model says."""
     roles: ClassVar[dict[str, tuple[str, ...]]]
     """Role -> path patterns."""
+    sizes: ClassVar[tuple[str, ...]]
+    """Fields of the config that are numbers from 1."""
+    tokens: ClassVar[tuple[str, ...]]
+    """Fields of the config that are ids of tokens that the model needs."""
     optimizer_rules: ClassVar[OptimizerRules] = {}
     """Path pattern of a parameter -> rule, where the kind of the parameter's module does not say
     it."""
@@ -146,14 +149,9 @@ class Backbone(ABC):
                 "tokenizer's "
                 "folder or file"
             )
-        try:
+        what = f"{'tokenizer' if self.tokenizer else 'path'}: cannot read a tokenizer from {source}"
+        with reading(what, "copy it again, or name a folder that holds one, or a name on the hub"):
             tokenizer = self.read_tokenizer(source)
-        except OSError as error:
-            reason = str(error).strip().split("\n")[0]
-            raise ValueError(
-                f"{'tokenizer' if self.tokenizer else 'path'}: cannot read a tokenizer from "
-                f"{source}: {reason}; name a folder that holds one, or a name on the hub"
-            ) from error
         return self.with_extra_tokens(tokenizer, source)
 
     def saved_in(self, folder: Path) -> Self:
@@ -196,28 +194,17 @@ class Backbone(ABC):
         source = str(find(self.config)) if self.config is not None else str(self.path)
         if torch.get_default_device().type == "meta":
             source = shipped_sizes(source)
-        try:
-            if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
-                raise OSError("the folder has no config.json")
-            if source.endswith(".json"):
-                fields = read_json(Path(source))
-            else:
-                fields, _ = self.config_class.get_config_dict(source)
-            config = self.config_class.from_dict(fields)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().split("\n")[0]
-            raise ValueError(
-                f"{'config' if self.config else 'path'}: cannot read the model's config from "
-                f"{source}: {reason}"
-            ) from error
+        field = "config" if self.config is not None else "path"
+        config, fields = read_config(self.config_class, source, field)
         if config.model_type != self.config_class.model_type:
             raise ValueError(
                 f"{source} is the config of a {config.model_type} model, not of "
                 f"{type(self).__name__}; choose the "
                 "backbone class that fits"
             )
+        check_config(config, f"{field}: {source}", self.sizes, self.tokens)
         # T5Config replaces this by True.
-        config.tie_word_embeddings = fields.get("tie_word_embeddings") is not False
+        config.tie_word_embeddings = fields.get(TIES) is not False
         if self.dropout is not None:
             self.set_dropout(config, self.dropout)
         return config
@@ -252,7 +239,9 @@ class Backbone(ABC):
         own_head = not config.tie_word_embeddings
         # Without this, transformers would give each stack a token table of its own.
         config.tie_word_embeddings = True
-        model = self.model_class(config)
+        source = self.config or self.path
+        with reading(f"{'config' if self.config else 'path'}: {source} describes no model"):
+            model = self.model_class(config)
         if self.path is not None:
             found = holds_own_head(Path(self.path), model.all_tied_weights_keys[HEAD])
             own_head = own_head if found is None else found
@@ -266,16 +255,9 @@ class Backbone(ABC):
         """Weights from `path`. Under ZeRO-3's loading hint each rank only ever holds its part of
         them."""
         config.tie_word_embeddings = True  # transformers ties what is equal, and nothing else
-        try:
-            with without_progress_bars():
-                model, report = self.model_class.from_pretrained(
-                    self.path, config=config, dtype=dtype, output_loading_info=True
-                )
-        except OSError as error:
-            reason = str(error).strip().split("\n")[0]
-            raise ValueError(f"path: cannot read weights from {self.path}: {reason}") from error
+        model, missing = load_weights(self.model_class, str(self.path), config, dtype)
         self.check_tables(model)
-        names = {name for name, _ in unique_state(model)} - set(report["missing_keys"])
+        names = {name for name, _ in unique_state(model)} - missing
         rows = resize_vocabulary(model, tokenizer_len)
         names -= rows.keys()
         if rows:
@@ -302,18 +284,6 @@ def join(prompts: Tensor | None, text: Tensor, mask: Tensor) -> tuple[Tensor, Te
         return text, mask
     seen = mask.new_ones(prompts.shape[:2])
     return torch.cat([prompts, text], dim=1), torch.cat([seen, mask], dim=1)
-
-
-@contextmanager
-def without_progress_bars() -> Iterator[None]:
-    """Hugging Face draws none: every rank would."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def shipped_sizes(source: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from torch import Tensor, nn
 from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
 from transformers.masking_utils import create_bidirectional_mask
@@ -21,6 +22,7 @@ from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from vlds.backbones.base import Backbone, LoadedBackbone, join
 from vlds.schema import UNDECAYED, OptimizerRules
+from vlds.source_files import SourceError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,11 @@ class T5(Backbone):
     new_row_std: ClassVar[float] = 1.0
     linear_init_std: ClassVar[float | None] = None
     beam_forces_eos: ClassVar[bool] = False
+    sizes: ClassVar[tuple[str, ...]] = (
+        "vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads",
+        "relative_attention_num_buckets", "relative_attention_max_distance",
+    )  # fmt: skip
+    tokens: ClassVar[tuple[str, ...]] = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
     roles: ClassVar[dict[str, tuple[str, ...]]] = {
         "attn_q": (
             "encoder.block.*.layer.0.SelfAttention.q",
@@ -104,7 +111,7 @@ class T5(Backbone):
         path = Path(source)
         if path.suffix == ".model":
             if not path.is_file():
-                raise ValueError(
+                raise SourceError(
                     f"tokenizer: no such file: {source}; name a sentencepiece .model file"
                 )
             return self.read_pieces(path)
@@ -114,12 +121,13 @@ class T5(Backbone):
 
     def read_pieces(self, file: Path) -> Any:
         """A bare sentencepiece model, with as many sentinel tokens as the backbone wants."""
+        check_pieces(file)
         with tempfile.TemporaryDirectory() as folder:
             # transformers knows the file by this name alone.
             shutil.copy(file, Path(folder) / "spiece.model")
             tokenizer = T5Tokenizer.from_pretrained(folder, extra_ids=self.extra_tokens)
         if (tokenizer.pad_token_id, tokenizer.eos_token_id) != (0, 1):
-            raise ValueError(
+            raise SourceError(
                 f"tokenizer: {file} has not T5's first pieces <pad>, </s>, <unk>; train it with "
                 "pad_id=0, eos_id=1, "
                 "unk_id=2, bos_id=-1"
@@ -169,6 +177,17 @@ class T5(Backbone):
     def set_dropout(self, config: Any, dropout: float) -> None:
         """T5 has one rate."""
         config.dropout_rate = dropout
+
+
+def check_pieces(file: Path) -> None:
+    """Check that a sentencepiece model is whole. A cut one may be valid, with fewer pieces.
+
+    Errors: ValueError or DecodeError where it is not.
+    """
+    model = ModelProto()
+    model.ParseFromString(file.read_bytes())
+    if not (model.HasField("trainer_spec") and model.HasField("normalizer_spec")):
+        raise ValueError(f"{file} ends too early: it has {len(model.pieces)} pieces and no end")
 
 
 class BiasedT5LayerNorm(T5LayerNorm):

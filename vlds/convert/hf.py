@@ -22,7 +22,6 @@ import torch
 from safetensors.torch import save_file
 
 from vlds.artifact import WEIGHTS, LoadedRun, load_run, own_tensors, write_description
-from vlds.backbones.base import without_progress_bars
 from vlds.config import Recipe
 from vlds.convert.output import new_folder, say
 from vlds.convert.verify import Verification, all_tasks
@@ -31,6 +30,7 @@ from vlds.methods.base import Method
 from vlds.methods.full import Full
 from vlds.models.build import build_model
 from vlds.models.vl_model import Sources
+from vlds.pretrained import quiet
 
 VISUAL = ("vision.", "visual_embedding.")
 
@@ -83,7 +83,7 @@ def write_backbone(loaded: LoadedRun, folder: Path) -> None:
     names = loaded.model.pretrained_names()
     state = loaded.model.backbone.state_dict()
     own = {name: state[name] for name in state if name in names}
-    with without_progress_bars():
+    with quiet():
         loaded.model.backbone.save_pretrained(folder, state_dict=own)
     loaded.tokenizer.save_pretrained(folder)
 

@@ -109,7 +109,7 @@ class EndlessReader:
 
     def _of_shard(self, dataset: StreamedDataset, url: str) -> Iterator[Drawn]:
         shown = without_credentials(url)
-        for key, sample in dataset.read(url):
+        for key, sample in self.source.read(dataset, url):
             if isinstance(sample, SkipSample):
                 yield Drawn(dataset, shown, key, None, reason=str(sample))
                 continue

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vlds.runtime.disk import append
+from vlds.schema import SkipSample
 
 
 class ShardError(ValueError):
@@ -16,6 +17,10 @@ class ShardError(ValueError):
 
 class FetchError(ShardError):
     """A file of a data set that cannot be fetched; the message says all, cure included."""
+
+
+class ChangedSample(SkipSample):
+    """A sample whose bytes are not those that were indexed."""
 
 
 @dataclass(frozen=True, kw_only=True)

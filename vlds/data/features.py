@@ -48,10 +48,12 @@ def npy_header(data: memoryview) -> tuple[int, tuple[int, int], np.dtype[Any]]:
 def _shape_and_type(text: bytes) -> tuple[tuple[int, int], np.dtype[Any]]:
     try:
         fields = literal_eval(text.decode("latin1"))
-    except SyntaxError as error:
-        raise ValueError(f"the header of the .npy file is damaged ({error})") from None
-    if fields["fortran_order"] or np.dtype(fields["descr"]).kind != "f":
+        turned, dtype, shape = fields["fortran_order"], np.dtype(fields["descr"]), fields["shape"]
+        plain = all(isinstance(size, int) and size >= 0 for size in shape)
+    except (SyntaxError, ValueError, KeyError, TypeError, MemoryError, RecursionError) as error:
+        raise ValueError(f"the header of the .npy file is damaged ({error!r})") from None
+    if turned or dtype.kind != "f":
         raise ValueError("features must be a row-major array of floats")
-    if len(fields["shape"]) != 2:
-        raise ValueError(f"features of shape {fields['shape']}, (tokens, dim) expected")
-    return fields["shape"], np.dtype(fields["descr"])
+    if len(shape) != 2 or not plain:
+        raise ValueError(f"features of shape {shape}, (tokens, dim) expected")
+    return shape, dtype

@@ -56,8 +56,13 @@ def foreign_json(
             raise ValueError(f"one of its answers is null: {told}")
         answers = [str(text).strip().lower() for text in told]
         annotation |= {"answers": answers, "label": dict.fromkeys(answers, 1.0)}
-    pictures = [name for name in content if name.rpartition(".")[2] in PICTURES]
+    pictures = [name for name in content if is_picture(name)]
     return {"id": key, "images": pictures, "annotations": [annotation]}
+
+
+def is_picture(extension: str) -> bool:
+    """Whether a member with this extension is a picture."""
+    return extension.rpartition(".")[2] in PICTURES
 
 
 def _value(content: Mapping[str, memoryview], place: str) -> Any:

@@ -14,7 +14,7 @@ from vlds.runtime.json_file import parse_json
 from vlds.runtime.regular_file import read_file
 from vlds.runtime.whole_file import write_whole
 
-SCHEMA = 1
+SCHEMA = 2
 DATASET_FILE = "dataset.json"
 REBUILD = "write its index anew with `python -m data_prep index`"
 Info = TypeVar("Info", "ShardInfo", "DatasetInfo")
@@ -32,6 +32,12 @@ class ShardInfo:
     sha256: str
     idx_sha256: str
     cnt_sha256: str
+    crc_sha256: str
+
+    @property
+    def index_hashes(self) -> dict[str, str]:
+        """Ending of each file beside the shard -> its sha256."""
+        return {".idx": self.idx_sha256, ".cnt": self.cnt_sha256, ".crc": self.crc_sha256}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +97,7 @@ class DatasetInfo:
         except ValueError as error:
             raise ValueError(f"{path} is not JSON ({error}); prepare the data set again") from None
         if isinstance(content, dict) and content.get("schema") != SCHEMA:
-            raise ValueError(
-                f"{path}: schema {content.get('schema')!r}, this program reads {SCHEMA}; "
-                "prepare the data set again, or use the program's version that wrote it"
-            )
+            raise ValueError(_other_schema(content, path))
         info = _build(cls, content, path)
         for field_name in ("samples", "annotations"):
             total = sum(getattr(shard, field_name) for shard in info.shards)
@@ -104,6 +107,16 @@ class DatasetInfo:
                     f"{total}; {REBUILD}"
                 )
         return info
+
+
+def _other_schema(content: Mapping[str, Any], path: str) -> str:
+    """What to say of a dataset.json of another version; of an older one, how to renew it."""
+    found = content.get("schema")
+    said = f"{path}: schema {found!r}, this program reads {SCHEMA}; "
+    if not isinstance(found, int) or found > SCHEMA:
+        return said + "prepare the data set again, or use the program's version that wrote it"
+    options = " ".join(f"--{name} {content.get(name)}" for name in ("name", "kind", "split"))
+    return f"{said}index it again: `python -m data_prep index FOLDER {options}`"
 
 
 def _no_dataset(folder: Path) -> str:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from vlds.data.errors import ShardError
-from vlds.data.index import ShardIndex, load_index
+from vlds.data.index import load_index
 from vlds.data.info import DatasetInfo, ShardInfo
+from vlds.data.shard_index import ShardIndex
 from vlds.runtime.regular_file import open_descriptor
 
 OPEN_FILES = 128
@@ -39,6 +40,10 @@ class LocalFiles:
     def cure(self, shard: ShardInfo) -> str:
         """What to do about damage in a shard."""
         return "copy the shard again, or prepare the data set again"
+
+    def renew(self, shard: ShardInfo) -> bool:
+        """False: what lies here is all there is."""
+        return False
 
     def read(self, shard: ShardInfo, offset: int, size: int) -> bytes:
         """Bytes of a shard; pread, so that a descriptor inherited by fork may be shared."""

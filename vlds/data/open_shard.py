@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 from webdataset import TarWriter
 
-from vlds.data.index import CNT_TYPE, IDX_TYPE, ShardIndex, describe_shard
+from vlds.data.build_index import counts_of, tar_checksums
+from vlds.data.features import FEATURES
+from vlds.data.index import describe_shard
 from vlds.data.info import ShardInfo
+from vlds.data.shard_index import Counts, ShardIndex
 from vlds.runtime.disk import writable
 from vlds.runtime.whole_file import whole_file
 
@@ -30,7 +32,7 @@ class OpenShard:
         # mtime 0 keeps it plain ustar; else members get PAX headers, and other bytes each time.
         self.tar = TarWriter(self.file, user="", group="", encoder=False, mtime=0)
         self.offsets = [0]
-        self.counts: list[int] = []
+        self.counts: list[Counts] = []
 
     def __enter__(self) -> OpenShard:
         return self
@@ -45,12 +47,20 @@ class OpenShard:
         """Bytes so far."""
         return self.offsets[-1]
 
-    def add(self, key: str, content: Mapping[str, bytes], annotations: int) -> None:
-        """Append one sample."""
+    def add(self, key: str, content: Mapping[str, bytes]) -> None:
+        """Append one sample.
+
+        Errors: ValueError for ids that are not fit; CannotWrite.
+        """
+        features = sum(name.endswith(FEATURES) for name in content)
+        try:
+            counts = counts_of(content["json"], features)
+        except ValueError as error:
+            raise ValueError(f"{self.path}, sample {key}: {error}; correct the source") from None
         with writable(self.path, self.partial):
             self.tar.write({"__key__": key, **content})
         self.offsets.append(self.tar.tarstream.offset)
-        self.counts.append(annotations)
+        self.counts.append(counts)
 
     def close(self) -> ShardInfo:
         """Finish, give it its name, index it.
@@ -65,7 +75,8 @@ class OpenShard:
             self.discard()
             raise
         self._whole.__exit__(None, None, None)
-        index = ShardIndex(np.array(self.offsets, IDX_TYPE), np.array(self.counts, CNT_TYPE))
+        checksums = tar_checksums(self.path, self.offsets)
+        index = ShardIndex.of(self.offsets, self.counts, checksums)
         return describe_shard(self.path, index)
 
     def discard(self) -> None:

@@ -24,7 +24,8 @@ def read_quarantine(folder: Path, info: DatasetInfo) -> Mapping[int, str]:
     counts = accumulate((shard.samples for shard in info.shards), initial=0)
     first = dict(zip((shard.name for shard in info.shards), counts, strict=False))
     found = {}
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    # splitlines would also split at U+2028, which may be what is wrong with an id.
+    for number, line in enumerate(read_text(path).removesuffix("\n").split("\n"), 1):
         try:
             entry = parse_json(line)
             found[first[entry["shard"]] + entry["i"]] = f"in {path}: {entry['reason']}"

@@ -15,15 +15,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import IO
 
-import numpy as np
 from fsspec.core import url_to_fs
 
 from vlds.data.address import below, check_whole, is_web, split_login
 from vlds.data.cache import ShardCache
 from vlds.data.download import MOST_REDIRECTS, TooMuch, download, web_options
 from vlds.data.errors import FetchError
-from vlds.data.index import CNT_TYPE, IDX_TYPE, ShardIndex
 from vlds.data.info import DATASET_FILE, DatasetInfo, ShardInfo
+from vlds.data.shard_index import ShardIndex, index_sizes
 from vlds.manifest import sha256 as file_sha256
 from vlds.runtime.credentials import without_credentials
 from vlds.runtime.regular_file import LARGEST_FILE, read_file
@@ -60,6 +59,8 @@ class RemoteFiles:
         """For messages, and for names in the cache."""
         self.cache = cache
         self._failed: dict[str, tuple[float, str]] = {}
+        self._hashed: set[str] = set()
+        """Names of the shards whose copies were compared with their sha256."""
 
     def open(self) -> tuple[DatasetInfo, list[ShardIndex]]:
         """dataset.json, and the index of every shard.
@@ -105,6 +106,23 @@ class RemoteFiles:
             "be read; raise data.cache_bytes, or give this run another data.cache"
         )
 
+    def renew(self, shard: ShardInfo) -> bool:
+        """Fetch a shard again whose copy is not the file that dataset.json describes; False where
+        the copy is that file. Hashing a copy takes long, so it is done once in each process, and
+        only for shards of which a sample was wrong.
+
+        Errors: FetchError where it cannot be fetched again.
+        """
+        if shard.name in self._hashed:
+            return False
+        self._hashed.add(shard.name)
+        path = self._copy(shard.name, shard.sha256)
+        with self.cache.alone(path):
+            if path.exists() and file_sha256(path) != shard.sha256:
+                path.unlink()
+        # Else another process may have fetched it again since the sample was read.
+        return True
+
     def _url(self, name: str) -> str:
         """As it is shown."""
         return below(self.folder, name)
@@ -116,13 +134,12 @@ class RemoteFiles:
         return self.cache.path(below(folder, name), version)
 
     def _index(self, shard: ShardInfo) -> ShardIndex:
-        idx = self._small_file(
-            shard.name + ".idx", shard.idx_sha256, (shard.samples + 1) * IDX_TYPE.itemsize
-        )
-        cnt = self._small_file(
-            shard.name + ".cnt", shard.cnt_sha256, shard.samples * CNT_TYPE.itemsize
-        )
-        return ShardIndex(np.frombuffer(idx, IDX_TYPE), np.frombuffer(cnt, CNT_TYPE))
+        sizes = index_sizes(shard.samples)
+        files = {
+            suffix: self._small_file(shard.name + suffix, hash, sizes[suffix])
+            for suffix, hash in shard.index_hashes.items()
+        }
+        return ShardIndex.parse(files, shard, self.place(shard))
 
     def _small_file(self, name: str, hash: str, size: int) -> bytes:
         path = self._copy(name, hash)

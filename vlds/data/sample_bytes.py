@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
+from zlib import crc32
 
 import numpy as np
 
@@ -12,14 +13,43 @@ from vlds.data.errors import ShardError
 from vlds.data.features import FEATURE_TYPE, FEATURES, npy_header
 from vlds.data.info import ShardInfo
 from vlds.data.local_files import LocalFiles
+from vlds.data.remote import RemoteFiles
 from vlds.data.tar import BLOCK, FILES, members, parse_header, split_name
 
 Content: TypeAlias = dict[str, memoryview]
 """Extension -> bytes of a member."""
 Room: TypeAlias = Callable[[tuple[int, int]], np.ndarray]
 """Shape of features -> where they are to lie."""
+SampleFiles: TypeAlias = LocalFiles | RemoteFiles
 HEAD = 1024
 """Bytes that hold the first member's header, and that of the features in it."""
+
+
+class SampleBytes(NamedTuple):
+    """What stands between two offsets of a shard."""
+
+    key: str
+    content: Content
+    features: dict[str, np.ndarray]
+    """Those that are not among the members, because they lie where `room` said."""
+    checksum: int
+    """crc32 of all its bytes."""
+
+
+def read_sample(
+    files: SampleFiles, shard: ShardInfo, begin: int, end: int, room: Room | None
+) -> SampleBytes:
+    """Read the sample between two offsets of a shard. `room` is asked where its features may lie.
+
+    Errors: ShardError where it is not one sample; OSError where it cannot be read.
+    """
+    if room is not None and isinstance(files, LocalFiles):
+        found = read_in_place(files, shard, begin, end, room)
+        if found is not None:
+            return found
+    data = memoryview(files.read(shard, begin, end - begin))
+    key, content = members_of(data, begin)
+    return SampleBytes(key, content, {}, crc32(data))
 
 
 def members_of(data: memoryview, begin: int, key: str | None = None) -> tuple[str, Content]:
@@ -43,9 +73,9 @@ def members_of(data: memoryview, begin: int, key: str | None = None) -> tuple[st
 
 def read_in_place(
     files: LocalFiles, shard: ShardInfo, begin: int, end: int, room: Room
-) -> tuple[str, Content, dict[str, np.ndarray]] | None:
-    """Key and members of a sample that begins with features; these are not among the members, but
-    read to where they are to lie, which spares a copy. None where it begins otherwise."""
+) -> SampleBytes | None:
+    """A sample that begins with features, which are read to where they are to lie: that spares a
+    copy. None where it begins otherwise."""
     head = memoryview(files.read(shard, begin, min(HEAD, end - begin)))
     name, size, kind = parse_header(head[:BLOCK], begin)
     if kind not in FILES or not name.endswith(FEATURES):
@@ -64,4 +94,6 @@ def read_in_place(
     key, extension = split_name(name)
     padding = -size % BLOCK
     _, content = members_of(memoryview(rest)[padding:], values_end + padding, key)
-    return key, content, {extension: values}
+    checksum = crc32(head[: start - begin])
+    checksum = crc32(rest, crc32(values.data.cast("B"), checksum))
+    return SampleBytes(key, content, {extension: values}, checksum)

@@ -11,10 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
+from vlds.data.num_pictures import ANY_NUMBER, NumPictures
 from vlds.data.order import WHOLE_SAMPLE
 from vlds.data.store import Dataset
 from vlds.schema import Example, ImageSpec, Sample, SkipSample
 from vlds.tasks.base import Task, ask
+
+FIRST_READ = 8
+"""Samples of a data set of which one must be usable."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class Source:
     batch_size: int | None = None
     """Examples of its global batches, where batches are of one task; None: as many as the
     others'."""
+    num_pictures: NumPictures = ANY_NUMBER
+    """Of each sample."""
 
     @cached_property
     def first_sample(self) -> list[int]:
@@ -82,10 +88,39 @@ class Source:
                 raise ValueError(
                     f"source {self.name}: data set {dataset.folder} has no annotations"
                 )
+            self._check_number(dataset)
+            self._read_first(dataset, image)
+
+    def _check_number(self, dataset: Dataset) -> None:
+        """Errors: ValueError where a sample has more or fewer pictures than it may have."""
+        pictures, known = dataset.pictures, list(dataset.quarantine)
+        if (odd := self.num_pictures.first_odd(pictures, known)) is not None:
+            found = int(np.concatenate(pictures)[odd])
+            raise ValueError(
+                f"source {self.name}: data set {dataset.folder}, sample {odd} (in "
+                f"{dataset.shard_of(odd)}): {self.num_pictures.fault(found)}"
+            )
+
+    def _read_first(self, dataset: Dataset, image: ImageSpec | None) -> None:
+        """Read the first samples, up to one that can be used: others are counted when they come up.
+
+        Errors: ValueError where none of them can be used.
+        """
+        first: SkipSample | None = None
+        few = min(FIRST_READ, dataset.num_samples)
+        for number in range(few):
+            if number in dataset.quarantine:
+                continue
             try:
-                check_pictures(dataset.folder, dataset.read(0), image)
-            except SkipSample:
-                continue  # bad samples are counted when they come up
+                check_pictures(dataset.folder, dataset.read(number), image)
+                return
+            except SkipSample as error:
+                first = first or error
+        if first is not None:
+            raise ValueError(
+                f"source {self.name}: none of the first {few} samples of data set "
+                f"{dataset.folder} can be used; {first}"
+            )
 
 
 def check_pictures(place: str | Path, sample: Sample, image: ImageSpec | None) -> None:

@@ -11,14 +11,16 @@ from pathlib import Path
 import numpy as np
 
 from vlds.data.cache import ShardCache
-from vlds.data.errors import FetchError, ShardError
+from vlds.data.errors import ChangedSample, FetchError, ShardError
 from vlds.data.features import FEATURES, parse_features
 from vlds.data.foreign import foreign_json
-from vlds.data.info import ShardInfo
+from vlds.data.ids import check_ids
+from vlds.data.info import REBUILD
 from vlds.data.local_files import LocalFiles
 from vlds.data.quarantine import read_quarantine
 from vlds.data.remote import RemoteFiles, is_url
-from vlds.data.sample_bytes import Content, Room, members_of, read_in_place
+from vlds.data.sample_bytes import Room, SampleFiles, read_sample
+from vlds.data.shard_index import Counts
 from vlds.data.shard_stream import is_pattern
 from vlds.runtime.json_file import parse_member
 from vlds.schema import Sample, SkipSample
@@ -48,7 +50,7 @@ def open_dataset(folder: str | Path, cache: ShardCache | None = None) -> Dataset
 class Dataset:
     """The samples of one data set by number. Files are opened at the first read in each process."""
 
-    def __init__(self, files: LocalFiles | RemoteFiles) -> None:
+    def __init__(self, files: SampleFiles) -> None:
         self._files = files
         self.folder = files.folder
         """Path or URL."""
@@ -58,15 +60,11 @@ class Dataset:
         """Number -> fault of samples that are known to be bad."""
         self.counts = [index.counts for index in indexes]
         """Annotations of each sample, shard by shard."""
+        self.pictures = [index.pictures for index in indexes]
+        """Pictures, or stored features, of each sample, shard by shard."""
         self._offsets = [index.offsets.astype(np.int64) for index in indexes]
+        self._checksums = [index.checksums for index in indexes]
         self._first_sample = [0, *accumulate(len(counts) for counts in self.counts)]
-        for shard, index in zip(self.info.shards, indexes, strict=True):
-            if len(index.counts) != shard.samples or len(index.offsets) != shard.samples + 1:
-                raise ShardError(
-                    f"shard {files.place(shard)}: its index has {len(index.counts)} samples, "
-                    f"dataset.json says {shard.samples}; write the index anew with "
-                    "`python -m data_prep index`"
-                )
 
     @property
     def name(self) -> str:
@@ -118,36 +116,48 @@ class Dataset:
         Errors: ShardError where the shard is damaged, SkipSample where only the sample is.
         """
         number, row = self._shard(sample)
-        shard = self.info.shards[number]
+        try:
+            return self._read(number, row, room)
+        except FetchError:
+            raise
+        except (ShardError, ChangedSample):
+            if not self._files.renew(self.info.shards[number]):
+                raise
+        return self._read(number, row, room)
+
+    def _read(self, number: int, row: int, room: Room | None) -> Sample:
+        """Read a sample by its shard and its place there."""
+        info, shard = self.info, self.info.shards[number]
         begin, end = self._offsets[number][row : row + 2].tolist()
         try:
-            key, content, features = self._content(shard, begin, end, room)
+            found = read_sample(self._files, shard, begin, end, room)
         except FetchError:
             raise
         except (OSError, ShardError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             place, cure = self._files.place(shard), self._files.cure(shard)
             raise ShardError(f"shard {place}, sample {row}: {reason}; {cure}") from None
+        what = f"sample {self.label} {found.key} ({shard.name})"
+        if found.checksum != self._checksums[number][row]:
+            raise ChangedSample(
+                f"{what}: its bytes are not those that were indexed (another crc32); "
+                f"{self._files.cure(shard)}"
+            )
         try:
-            info = self.info
-            return parse_sample(key, content, info.name, info.kind, info.fields, features)
+            sample = parse_sample(
+                found.key, found.content, info.name, info.kind, info.fields, found.features
+            )
         except UNUSABLE as error:
-            raise SkipSample(f"sample {self.label} {key} ({shard.name}): {error!r}") from error
+            raise SkipSample(f"{what}: {error!r}") from error
+        counts = Counts(len(sample.annotations), len(sample.images) or len(sample.features))
+        indexed = Counts(int(self.counts[number][row]), int(self.pictures[number][row]))
+        if counts != indexed:
+            raise SkipSample(f"{what}: it has {counts}, its index says {indexed}; {REBUILD}")
+        return sample
 
     def _shard(self, sample: int) -> tuple[int, int]:
         shard = bisect_right(self._first_sample, sample) - 1
         return shard, sample - self._first_sample[shard]
-
-    def _content(
-        self, shard: ShardInfo, begin: int, end: int, room: Room | None
-    ) -> tuple[str, Content, dict[str, np.ndarray]]:
-        """Key, members, and what of the features already lies where `room` said."""
-        if room is not None and isinstance(self._files, LocalFiles):
-            found = read_in_place(self._files, shard, begin, end, room)
-            if found is not None:
-                return found
-        data = memoryview(self._files.read(shard, begin, end - begin))
-        return *members_of(data, begin), {}
 
 
 def parse_sample(
@@ -164,6 +174,7 @@ def parse_sample(
     Errors: UNUSABLE where they are not what they should be.
     """
     about = parse_member(content["json"]) if fields is None else foreign_json(key, content, fields)
+    check_ids(about)
     stored = dict(features or {})
     for member in content:
         if member.endswith(FEATURES):

@@ -11,6 +11,7 @@ from pathlib import Path
 from vlds.data.errors import ErrorPolicy, ShardError
 from vlds.data.foreign import KNOWN, check_fields
 from vlds.data.info import DATASET_FILE, DatasetInfo
+from vlds.data.num_pictures import ANY_NUMBER, NumPictures
 from vlds.data.order import hashed
 from vlds.data.shard_stream import is_local, read_shard, shard_urls
 from vlds.data.source import check_pictures
@@ -112,6 +113,8 @@ class StreamedSource:
     batch_size: int | None = None
     """Examples of its global batches, where batches are of one task; None: as many as the
     others'."""
+    num_pictures: NumPictures = ANY_NUMBER
+    """Of each sample."""
 
     @cached_property
     def shards(self) -> list[tuple[StreamedDataset, str]]:
@@ -123,6 +126,19 @@ class StreamedSource:
         """Of all data sets, where that is known."""
         sizes = [dataset.num_annotations for dataset in self.datasets]
         return None if None in sizes else sum(filter(None, sizes))
+
+    def read(self, dataset: StreamedDataset, url: str) -> Iterator[tuple[str, Sample | SkipSample]]:
+        """As the data set reads a shard; samples with another number of pictures are none.
+
+        Errors: ShardError.
+        """
+        for key, sample in dataset.read(url):
+            try:
+                if isinstance(sample, Sample):
+                    self.num_pictures.check(sample)
+                yield key, sample
+            except SkipSample as error:
+                yield key, error
 
     def fingerprint(self) -> str:
         """Changes with the list of shards and with what their samples hold."""
@@ -140,7 +156,7 @@ class StreamedSource:
         sees.
         """
         for dataset in self.datasets:
-            readable = chain.from_iterable(dataset.read(url) for url in dataset.urls)
+            readable = chain.from_iterable(self.read(dataset, url) for url in dataset.urls)
             fault: Exception = ShardError(f"{dataset.place}: its shards hold no sample")
             for _, sample in islice(readable, policy.max_in_a_row):
                 if isinstance(sample, Sample):

@@ -107,7 +107,7 @@ def parse_header(header: bytes | memoryview, offset: int) -> tuple[str, int, byt
     name = name.split(b"\0", 1)[0]
     if prefix[0] and magic == b"ustar\0":
         name = prefix.split(b"\0", 1)[0] + b"/" + name
-    return name.decode("utf-8", "surrogateescape"), size, kind
+    return name.decode("utf-8", "backslashreplace"), size, kind
 
 
 def _octal(field: bytes) -> int | None:
@@ -160,14 +160,14 @@ def check_end(read: Reader, offset: int) -> None:
 def _extension(kind: bytes, data: bytes) -> dict[str, str]:
     """Fields of a PAX header ("25 path=...\\n" lines), or the long name of a GNU one."""
     if kind == b"L":
-        return {"path": data.rstrip(b"\0").decode("utf-8", "surrogateescape")}
+        return {"path": data.rstrip(b"\0").decode("utf-8", "backslashreplace")}
     found = {}
     while data:
         length, _, _ = data.partition(b" ")
         if not length.isdigit() or not len(length) < int(length[:9]) <= len(data):
             raise ShardError("a PAX header is damaged")
         name, _, value = data[len(length) + 1 : int(length) - 1].partition(b"=")
-        found[name.decode()] = value.decode("utf-8", "surrogateescape")
+        found[name.decode()] = value.decode("utf-8", "backslashreplace")
         data = data[int(length) :]
     return {key: value for key, value in found.items() if key in ("path", "size")}
 

@@ -38,6 +38,8 @@ class Task(ABC):
     """Scores of which the lowest is the best, such as distances."""
     input_field: ClassVar[str | None] = "question"
     """The annotation's field with what is asked; None where the picture alone is the input."""
+    num_pictures: ClassVar[int | None] = None
+    """How many pictures each sample must have; None: as many as the model takes, at least one."""
 
     train: list[str] = field(default_factory=list)
     """Folders or URLs of the data sets to train on."""

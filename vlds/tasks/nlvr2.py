@@ -27,6 +27,7 @@ class NLVR2(Task):
 
     kinds: ClassVar[tuple[str, ...]] = ("nlvr2",)
     input_field: ClassVar[str | None] = "sentence"
+    num_pictures: ClassVar[int | None] = 2
 
     prompt: str = "nlvr: "
     """Text before the sentence, trailing space included; "" for none."""

@@ -21,6 +21,7 @@ from vlds.data import (
 )
 from vlds.data.cache import ShardCache
 from vlds.data.eval_order import Survey, survey
+from vlds.data.num_pictures import NumPictures
 from vlds.models.answer_list import read_answers
 from vlds.models.vl_model import VLModel
 from vlds.schema import Batch
@@ -69,7 +70,26 @@ def data_source(
     """A task of the recipe with some data sets; for test data it bears their label."""
     task, label = recipe.tasks[name], label_of(name, split)
     datasets = open_datasets(f"tasks.{label}", task, folders, recipe.data.shard_cache)
-    return Source(label, task, datasets, task.weight, task.batch_size)
+    limits = pictures_taken(recipe, name)
+    return Source(label, task, datasets, task.weight, task.batch_size, limits)
+
+
+def pictures_taken(recipe: Recipe, name: str) -> NumPictures:
+    """How many pictures the samples of a task may have.
+
+    Errors: ValueError where the model takes fewer than the task needs.
+    """
+    wanted, most = recipe.tasks[name].num_pictures, recipe.visual_embedding.num_images
+    if wanted is None:
+        cure = f"raise visual_embedding.num_images, or {NumPictures.cure}"
+        return NumPictures(1, most, cure)
+    kind = type(recipe.tasks[name]).__name__
+    if wanted > most:
+        raise ValueError(
+            f"visual_embedding.num_images: got {most}, but tasks.{name} ({kind}) has {wanted} "
+            f"pictures an example; give {wanted} or more"
+        )
+    return NumPictures(wanted, wanted)
 
 
 def training_sources(recipe: Recipe) -> list[Source]:
@@ -98,7 +118,8 @@ def streamed_sources(recipe: Recipe) -> list[StreamedSource]:
             datasets = [open_streamed(place, task.kinds, fields) for place in task.train]
         except ValueError as error:
             raise ValueError(f"tasks.{name}: {error}") from error
-        sources.append(StreamedSource(name, task, datasets, task.weight, task.batch_size))
+        limits = pictures_taken(recipe, name)
+        sources.append(StreamedSource(name, task, datasets, task.weight, task.batch_size, limits))
     return sources
 
 
@@ -155,6 +176,9 @@ class Evaluator:
         self.stopping: Callable[[], bool] = lambda: False
         """Asked after each batch; where it is true on a rank, the evaluation ends."""
         self.told_left_out = False
+        for source in sources:
+            if source.datasets:
+                source.check(recipe.image)
         self.orders = {s.name: self._order(s) for s in sources if s.datasets}
 
     def _order(self, source: Source) -> EvalOrder:

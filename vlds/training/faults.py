@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vlds.config import Recipe
+from vlds.manifest import lacks_memory
 from vlds.runtime.disk import ROOM, CannotWrite, system_error
 from vlds.schema import Batch
 from vlds.training.distributed import Ranks
@@ -16,8 +17,6 @@ from vlds.training.engine import StepReport
 NOT_WRITABLE = (*ROOM, errno.EROFS)
 NOT_USABLE = (errno.EACCES, errno.EPERM, errno.EIO)
 """What reading gives as well: then it is not the run's folder that is to blame."""
-NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
-"""In what torch raises as a RuntimeError (torch.OutOfMemoryError is one)."""
 SHOWN_IDS = 64
 
 
@@ -37,8 +36,7 @@ def explanation(recipe: Recipe, error: Exception) -> str | None:
     """What to say of want of memory or of disk; None of any other error."""
     refused = system_error(error)
     number = refused.errno if refused else None
-    torch_says = isinstance(error, RuntimeError) and any(w in str(error) for w in NO_MEMORY)
-    if isinstance(error, MemoryError) or number == errno.ENOMEM or torch_says:
+    if lacks_memory(error):
         return out_of_memory(recipe)
     if refused is None:
         return None

@@ -22,9 +22,9 @@ from torch import Tensor
 from vlds.config import Recipe, to_tree
 from vlds.data import Dataset, decode_image, open_dataset
 from vlds.data.features import FEATURES, feature_bytes
-from vlds.data.index import beside
 from vlds.data.info import DATASET_FILE, SCHEMA, DatasetInfo, ShardInfo, check_names
 from vlds.data.open_shard import OpenShard
+from vlds.data.shard_index import beside
 from vlds.runtime.disk import CannotWrite
 from vlds.runtime.json_file import read_json
 from vlds.runtime.terminal import tell
@@ -33,6 +33,7 @@ from vlds.schema import ImageSpec, Sample, SkipSample
 from vlds.training.distributed import Ranks, hold_folder
 from vlds.training.engine import start_ranks
 from vlds.training.precision import PRECISIONS
+from vlds.training.source_check import check_sources
 from vlds.vision.base import GridEncoder, freeze
 
 PAIR = ("left.", "right.")
@@ -67,7 +68,10 @@ class Done:
         if not path.is_file():
             return None
         tree = read_json(path)
-        shard = tree["shard"] and ShardInfo(**tree["shard"])
+        try:
+            shard = tree["shard"] and ShardInfo(**tree["shard"])
+        except TypeError:  # of another version
+            return None
         if shard and not (tar.is_file() and tar.stat().st_size == shard.bytes):
             return None
         return cls(tree["identity"], shard, tree["dropped"])
@@ -95,6 +99,7 @@ def compute_features(recipe: Recipe, folder: str, out: Path, name: str | None) -
         if ranks.is_first:
             tell(f"{out} is there already, whole")
         return 0
+    check_sources(recipe, ranks)
     encoder = recipe.vision.build(PRECISIONS[recipe.training.precision]).to(ranks.device)
     freeze(encoder)
     try:
@@ -186,7 +191,7 @@ class Job:
                 }
                 fields = {"id": sample.id, "images": [], "annotations": sample.annotations}
                 text = json.dumps({**fields, **sample.extra}, ensure_ascii=False)
-                shard.add(sample.key, content | {"json": text.encode()}, len(sample.annotations))
+                shard.add(sample.key, content | {"json": text.encode()})
             Done(self.identity, shard.close() if shard.counts else None, dropped).save(tar)
         return pictures
 

@@ -23,6 +23,7 @@ from vlds.training.run import (
     tell_evaluation,
 )
 from vlds.training.signals import StopRequest, stop_on_signals
+from vlds.training.source_check import check_sources
 
 
 def train(recipe: Recipe, *, resume: Resume = False, new_phase: bool = False) -> int:
@@ -38,6 +39,7 @@ def train(recipe: Recipe, *, resume: Resume = False, new_phase: bool = False) ->
         prepared = prepare(recipe, ranks, resume)
         recipe = with_steps(recipe, prepared)
         check_agreement(ranks, recipe, prepared, f"resume={resume} new_phase={new_phase}")
+        check_sources(recipe, ranks)
         with hold_folder(ranks, Path(recipe.output)):
             run = build_run(recipe, ranks, prepared, resume, new_phase)
             code = run_loop(run, stop)

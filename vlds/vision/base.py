@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vlds.schema import ImageSpec, TargetModules
+from vlds.source_files import check_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +130,9 @@ def load_weights(module: nn.Module, file: str) -> None:
     """
     if not Path(file).is_file():
         raise ValueError(f"weights: no such file: {file}; name a .safetensors file")
-    tensors = load_file(file)
     wanted = module.state_dict()
+    check_tensors("weights", Path(file), wanted)
+    tensors = load_file(file)
     wrong = [
         f"{name} {tuple(tensors[name].shape) if name in tensors else 'missing'}, wanted "
         f"{tuple(tensor.shape)}"

@@ -11,13 +11,18 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from vlds.pretrained import check_config, load_weights, read_config
 from vlds.resources import find
-from vlds.runtime.json_file import read_json
 from vlds.schema import ImageSpec
 from vlds.vision.base import GridEncoder, VisionEncoder, on_meta
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
+SIZES = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size",
+    "patch_size",
+)  # fmt: skip
+"""Fields of the config that are numbers from 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +52,11 @@ class ClipVision(VisionEncoder):
 
     def read_config(self) -> Any:
         """The vision part's Hugging Face config."""
-        if self.config is None:
-            return CLIPVisionConfig.from_pretrained(self.path)
-        return CLIPVisionConfig.from_dict(read_json(find(self.config)))
+        field = "path" if self.config is None else "config"
+        source = str(self.path) if self.config is None else str(find(self.config))
+        config, _ = read_config(CLIPVisionConfig, source, field)
+        check_config(config, f"{field}: {source}", SIZES)
+        return config
 
     @property
     def image(self) -> ImageSpec | None:
@@ -82,7 +89,9 @@ class ClipVision(VisionEncoder):
     def build(self, dtype: torch.dtype) -> GridEncoder:
         """The transformer."""
         if self.path is not None and not on_meta():
-            return ClipModule(CLIPVisionModel.from_pretrained(self.path, dtype=dtype))
+            return ClipModule(
+                load_weights(CLIPVisionModel, self.path, self.read_config(), dtype)[0]
+            )
         return ClipModule(CLIPVisionModel(self.read_config()).to(dtype))
 
 

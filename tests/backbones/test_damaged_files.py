@@ -1,0 +1,183 @@
+"""Damaged weights, configs and tokenizers: an error that names file, value and cure, whatever the
+library that reads them raises."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.models.toys import saved_backbone
+from tests.training.world import write_tokenizer
+from vlds.backbones import T5, Backbone, Bart
+from vlds.source_files import reading
+
+FAMILIES = [T5, Bart]
+LAYERS: dict[type[Backbone], str] = {T5: "num_layers", Bart: "encoder_layers"}
+
+
+def complaint(backbone: Backbone) -> str:
+    with pytest.raises(ValueError) as error:  # noqa: PT011 (each test looks at the message)
+        backbone.load(45, torch.float32)
+    assert len(str(error.value).splitlines()) == 1
+    return str(error.value)
+
+
+def folder_of(backbone: Backbone) -> Path:
+    return Path(str(backbone.path))
+
+
+def change_config(folder: Path, **fields: Any) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | fields), encoding="utf-8")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda data: data[:-64], "incomplete metadata, file not fully covered"),
+        (lambda data: data[:20], "invalid header length"),
+        (lambda data: b"", "header too small"),
+        (lambda data: struct.pack("<Q", 1 << 60) + data[8:], "header too large"),
+    ],
+)
+def test_weights_that_are_cut(
+    family: type[Backbone], damage: Callable[[bytes], bytes], told: str, tmp_path: Path
+) -> None:
+    backbone = saved_backbone(family, tmp_path)
+    file = folder_of(backbone) / "model.safetensors"
+    file.write_bytes(damage(file.read_bytes()))
+    message = complaint(backbone)
+    assert message.startswith(f"path: {file} is no whole safetensors file (SafetensorError: ")
+    assert told in message
+    assert message.endswith("; copy it again, or name another")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_that_are_no_floats(family: type[Backbone], tmp_path: Path) -> None:
+    backbone = saved_backbone(family, tmp_path)
+    file = folder_of(backbone) / "model.safetensors"
+    tensors = {name: tensor.to(torch.int32) for name, tensor in load_file(file).items()}
+    save_file(tensors, file, {"format": "pt"})
+    assert f"{file} holds no weights: " in (message := complaint(backbone))
+    assert " is I32 (and " in message
+    assert "floats expected; copy it again" in message
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("layers", "d_model", "told"),
+    [
+        (3, 16, " is missing (and "),
+        (1, 16, " is in no layer of the config (and "),
+        (2, 32, " x 16, the config asks for "),
+    ],
+)
+def test_a_config_of_another_size(
+    family: type[Backbone], layers: int, d_model: int, told: str, tmp_path: Path
+) -> None:
+    backbone = saved_backbone(family, tmp_path)
+    change_config(folder_of(backbone), **{LAYERS[family]: layers}, d_model=d_model)
+    message = complaint(backbone)
+    assert message.startswith(f"path: the weights in {backbone.path} do not fit the config.json")
+    assert told in message
+    assert message.endswith("bring back the config.json that belongs to the weights")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"d_model": None}, "d_model"),
+        ({"d_model": "16"}, "'16'"),
+        ({"d_model": -1}, "d_model is -1 in the model's config, a number from 1 expected"),
+        ({"vocab_size": 0}, "vocab_size is 0 in the model's config"),
+        ({"pad_token_id": None}, "pad_token_id is None in the model's config"),
+        ({"decoder_start_token_id": None}, "decoder_start_token_id is None"),
+        ({"tie_word_embeddings": "no"}, "'no'"),
+    ],
+)
+def test_odd_fields_of_a_config(
+    family: type[Backbone], fields: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    backbone = saved_backbone(family, tmp_path)
+    change_config(folder_of(backbone), **fields)
+    message = complaint(backbone)
+    assert message.startswith("path: ")
+    assert str(backbone.path) in message
+    assert told in message
+    assert message.endswith("; correct the file, or copy it again")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "null", "3", "[" * 5000])
+@pytest.mark.parametrize("place", ["path", "config"])
+def test_a_config_that_is_none(text: str, place: str, tmp_path: Path) -> None:
+    backbone: Backbone = saved_backbone(T5, tmp_path)
+    file = folder_of(backbone) / "config.json"
+    if place == "config":
+        backbone = T5(config=str(file), extra_tokens=0, visual_tokens=4)
+    file.write_text(text, encoding="utf-8")
+    assert complaint(backbone).startswith(f"{place}: cannot read the model's config from ")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[: len(data) // 2],
+        lambda data: b"",
+        lambda data: b"\xff\xfe" * 50,
+        lambda data: b"[]",
+        lambda data: json.dumps(json.loads(data) | {"model": None}).encode(),
+        lambda data: json.dumps(json.loads(data) | {"model": {"type": "Unigram"}}).encode(),
+        lambda data: data.replace(b'"Unigram"', b'"Nope"'),
+    ],
+)
+def test_a_damaged_tokenizer_file(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    write_tokenizer(tmp_path / "spiece.model")
+    source = T5(config="x.json", tokenizer=str(tmp_path / "spiece.model"), extra_tokens=0)
+    source.load_tokenizer().save_pretrained(tmp_path / "saved")
+    file = tmp_path / "saved" / "tokenizer.json"
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(
+        ValueError, match=r"^tokenizer: cannot read a tokenizer from .*saved \("
+    ) as e:
+        T5(config="x.json", tokenizer=str(tmp_path / "saved")).load_tokenizer()
+    assert "; copy it again, or name a folder that holds one" in str(e.value)
+
+
+def test_cut_pieces(tmp_path: Path) -> None:
+    """A sentencepiece model that is cut between two pieces is valid, with fewer of them."""
+    file = tmp_path / "spiece.model"
+    write_tokenizer(file)
+    whole = file.read_bytes()
+    told = r"^tokenizer: cannot read a tokenizer from .*model \("
+    for size in (0, 1, 59, 69, 200, 408, len(whole) // 2, len(whole) - 1):
+        file.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=told):
+            T5(config="x.json", tokenizer=str(file)).load_tokenizer()
+
+
+def test_panics_and_want_of_memory() -> None:
+    class PanicException(BaseException):
+        """As pyo3 has it."""
+
+    with (
+        pytest.raises(ValueError, match=r"^here \(PanicException: oh\); copy it again"),
+        reading("here"),
+    ):
+        raise PanicException("oh")
+    for error in (
+        MemoryError(),
+        KeyboardInterrupt(),
+        OSError(12, "no"),
+        RuntimeError("out of memory"),
+    ):
+        with pytest.raises(type(error)), reading("here"):
+            raise error

@@ -16,13 +16,14 @@ from collections.abc import Iterable, Iterator, MutableSequence, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 
 import torch.utils.data
 
 from vlds.data.assemble import Parcel
 from vlds.data.loader import make_loader
-from vlds.runtime.process_end import KILLED
+from vlds.runtime.process_end import KILLED, how_it_ended
 
 LOST = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)")
 """What torch says where one was killed."""
@@ -30,23 +31,19 @@ LOOKS = 20
 """How often the thread looks within the timeout."""
 
 
-class WorkerHangs(RuntimeError):
-    """A loader worker has given nothing for too long."""
+class WorkerLost(RuntimeError):
+    """A loader worker was killed, or has given nothing for too long."""
 
 
 def lost_worker(error: BaseException) -> str | None:
     """What to say of an error that means that a loader worker hangs or was killed; None of any
     other."""
-    if isinstance(error, WorkerHangs):
+    if isinstance(error, WorkerLost):
         return str(error)
     if not (found := LOST.search(str(error))):
         return None
-    process, how = found[1], found[2].strip().rstrip(".")
-    if "Killed" in how:
-        how = f"was {KILLED}; a smaller data.num_workers takes less"
-    elif how == "exited unexpectedly":  # torch has not seen how
-        how = "ended, as where memory runs out; a smaller data.num_workers takes less"
-    return f"its loader worker (process {process}) {how}"
+    how = found[2].strip().rstrip(".")
+    return _ended(found[1], f"was {KILLED}" if "Killed" in how else how)
 
 
 def parcels(
@@ -58,9 +55,9 @@ def parcels(
     """What a loader makes of positions, in order. `timeout`: seconds that workers may take until
     the next one is there; 0: any number.
 
-    Errors: WorkerHangs that names the worker.
+    Errors: WorkerLost that names the worker.
     """
-    if not num_workers or not timeout:
+    if not num_workers:
         yield from make_loader(assembler, positions, num_workers)
         return
     done = multiprocessing.RawArray("q", num_workers)
@@ -76,15 +73,33 @@ def parcels(
             except StopIteration:
                 return
             except Exception:
-                if watch.said is None:
+                killed = _killed(workers)  # also one that hung: torch's own error ends in there
+                if (said := watch.said or killed) is None:
                     raise
-                with suppress(RuntimeError):  # torch's, of the worker that is killed now
-                    watch.thread.join()
-                raise WorkerHangs(watch.said) from None
+                raise WorkerLost(said) from None
             watch.waiting_since = None
             yield parcel
     finally:
         watch.ended.set()
+
+
+def _killed(workers: Sequence[BaseProcess]) -> str | None:
+    """What to say where a worker has ended: its connections break first, in any part of torch."""
+    for _ in range(3):
+        with suppress(RuntimeError):  # torch's own of the same, which a signal brings in between
+            ended = wait([process.sentinel for process in workers], timeout=1)
+            for process in workers:
+                if process.sentinel in ended:
+                    process.join()
+                    return _ended(process.pid, how_it_ended(process.exitcode or 0))
+            return None
+    return None
+
+
+def _ended(process: int | str | None, how: str) -> str:
+    return (
+        f"its loader worker (process {process}) {how}; a smaller data.num_workers takes less memory"
+    )
 
 
 @dataclass(frozen=True)
@@ -117,9 +132,9 @@ class Watch:
         self.said: str | None = None
         """What was done, once it was."""
         self.ended = threading.Event()
-        self._done, self._workers, self._ahead, self._timeout = done, workers, ahead, timeout
-        self.thread = threading.Thread(target=self._look, name="watch_workers", daemon=True)
-        self.thread.start()
+        self._done, self._workers, self._ahead = done, workers, ahead
+        self._timeout = timeout or threading.TIMEOUT_MAX
+        threading.Thread(target=self._look, name="watch_workers", daemon=True).start()
 
     def _look(self) -> None:
         while not self.ended.wait(self._timeout / LOOKS):
@@ -142,4 +157,3 @@ class Watch:
             "data lie, or raise training.collective_timeout"
         )
         process.kill()
-        process.join()

@@ -416,12 +416,20 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the samples")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument(
+        "--only", default="", metavar="NAME", help="readers that begin so, and the limits"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     make(options.out)
     print(once(options.out) + "\n")
     for name, title, batches in (("jpeg", "JPEGs of 640 x 480", 4), ("features", "Features", 16)):
-        print(table(title, measure(peers(options.out, name), options.rounds, batches)) + "\n")
+        readers = {
+            name: read
+            for name, read in peers(options.out, name).items()
+            if name.startswith(("limit", options.only))
+        }
+        print(table(title, measure(readers, options.rounds, batches)) + "\n")
 
 
 if __name__ == "__main__":

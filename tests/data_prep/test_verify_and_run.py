@@ -74,14 +74,14 @@ def place(dataset: Dataset, number: int) -> tuple[str, int]:
 
 
 def usable(source: Source, number: int, image: ImageSpec | None) -> bool:
-    """Read, decoded and asked about as in training."""
+    """Read, decoded and asked about."""
     opened = OpenedSamples([source], image, PictureCache(0), 1, evaluation=False)
     try:
         found = opened.open((0, number))
         if found.fault is not None:
             return False
         for n in range(int(np.concatenate(source.counts)[number])):
-            ask(source.task, "vqa", found.sample, n, np.random.default_rng(0))
+            ask(source.task, "vqa", found.sample, n, None)
     except (SkipSample, ValueError):
         return False
     return True

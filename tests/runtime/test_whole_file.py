@@ -118,6 +118,18 @@ def test_new_ones_replace_nothing(tmp_path: Path) -> None:
         assert list(tmp_path.iterdir()) == []
 
 
+def test_what_another_program_is_making_is_not_made_twice(tmp_path: Path) -> None:
+    name = f"@{socket.gethostname()}-{os.getppid()}-0.partial"
+    for made in (".out", ".other"):
+        (tmp_path / f"{made}{name}").mkdir()
+    with pytest.raises(Taken, match=rf"out is being written by process {os.getppid()} on"):
+        make_late(whole_folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with whole_folder(tmp_path / "third", new=True):
+        pass
+    assert (tmp_path / "third").is_dir()
+
+
 def test_a_link_stays_one(tmp_path: Path) -> None:
     for fill in FILLERS:
         folder = tmp_path / fill.__name__

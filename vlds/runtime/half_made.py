@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from types import FrameType
 
@@ -48,6 +49,15 @@ def half_made(place: Path) -> Iterator[Path]:
         finally:
             remove(partial)
             _open.pop(partial, None)
+
+
+def maker_of(place: Path) -> str | None:
+    """Another process that is making something for `place`, in words; None where there is none."""
+    for path in place.parent.glob(f".{escape(place.name[:MOST_OF_NAME])}@*.partial"):
+        match = NAME.fullmatch(path.name)
+        if match is not None and int(match[2]) != os.getpid() and not _is_abandoned(path, False):
+            return f"process {match[2]} on {match[1]}"
+    return None
 
 
 def remove_half_made() -> None:

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vlds.runtime.disk import make_folder, sync, sync_tree, writable
-from vlds.runtime.half_made import half_made, remove
+from vlds.runtime.half_made import half_made, maker_of, remove
 
 
 class Taken(ValueError):
@@ -31,7 +31,7 @@ def whole_file(path: Path, *, new: bool = False) -> Iterator[Path]:
     if _is_stream(path):
         yield path
         return
-    with _made_beside(path, place) as partial:
+    with _made_beside(path, place, new) as partial:
         yield partial
         sync(partial)
         check_free(path, place, new)
@@ -57,7 +57,7 @@ def whole_folder(path: Path, *, new: bool = False) -> Iterator[Path]:
     the two is whole, and `finish_replacing` puts it into its place. Errors: as `whole_file`.
     """
     place = place_of(path)
-    with _made_beside(path, place) as partial:
+    with _made_beside(path, place, new) as partial:
         partial.mkdir()
         yield partial
         sync_tree(partial)
@@ -66,11 +66,13 @@ def whole_folder(path: Path, *, new: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def _made_beside(path: Path, place: Path) -> Iterator[Path]:
+def _made_beside(path: Path, place: Path, new: bool) -> Iterator[Path]:
     with writable(path, place):
         make_folder(place.parent)
         with suppress(FileNotFoundError):
             os.lstat(place)  # a name that cannot be is said at once
+    if new and (maker := maker_of(place)):
+        raise Taken(f"{path} is being written by {maker}; wait until it has ended")
     with half_made(place) as partial, writable(path, partial, place):
         yield partial
 

@@ -89,6 +89,17 @@ def test_pictures_are_drawn_with_all_their_questions(runs: Runs, tmp_path: Path)
     assert len(report.interval_notes) == 1
 
 
+def test_one_picture_has_no_interval(runs: Runs, tmp_path: Path) -> None:
+    run = shutil.copytree(runs.first, tmp_path / "run")
+    for file in run.glob("predictions/*/vqa.jsonl"):
+        lines = [json.loads(line) | {"sample": "one"} for line in file.read_text().splitlines()]
+        file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    report = collect([run])
+    (found,) = report.runs.values()
+    assert found.results["vqa"].interval is None
+    assert any("one sample alone does not tell" in note for note in report.interval_notes)
+
+
 def test_predictions_that_do_not_name_their_samples(runs: Runs, tmp_path: Path) -> None:
     """Single examples are drawn, and it is said; captions are one to a picture anyway."""
     old = without_samples(copy(runs.first, tmp_path / "old"))

@@ -106,7 +106,10 @@ def result_of(
             values = example_values(
                 task, headline, made.predictions, made.references, scores[headline]
             )
-            interval = interval_of_mean(values, resampled(groups, values), resamples)
+            drawn = resampled(groups, values)
+            if drawn.max(initial=0) == 0:
+                raise NoMean("one sample alone does not tell how far another would lie")
+            interval = interval_of_mean(values, drawn, resamples)
         except NoMean as error:
             reason = str(error)
     known = {key: value for key, value in made.references.items() if value is not None}
@@ -146,7 +149,7 @@ def difference(
         return "not scored in both"
     if result.references != baseline.references:
         return "other examples"
-    if result.values is None or baseline.values is None:
+    if result.values is None or baseline.values is None or result.interval is None:
         return "no interval"
     known = baseline.groups if result.groups is None else result.groups
     groups = resampled(known, result.values)

@@ -305,8 +305,8 @@ def test_a_place_that_cannot_be_written_is_refused_before_decoding(
     words = [name, "--run", str(talkative), "--data", f"vqa={world}/vqa"]
     for code, out in ranks2.run(command, [*words, "--out", str(tmp_path / place)], timeout=120):
         assert code == 2
-        assert out.startswith(f"vlds {name}: --out: {tmp_path / place}: {reason}")
-        assert "name a folder that can be written" in out
+        assert out.startswith(f"vlds {name}: --out: cannot write {tmp_path / place}: {reason}")
+        assert "name another place" in out
 
 
 def test_predict_writes_what_a_leaderboard_takes(

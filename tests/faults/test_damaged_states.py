@@ -145,7 +145,7 @@ def test_a_state_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, tensors, Progress(12, {}), keep=2)
     writer = checkpoint.StateWriter(tmp_path / "step-00000012" / TENSORS, keep=2)
     writer.write(tensors, Progress(13, {}))
-    with pytest.raises(CannotWrite, match="Not a directory; name another place"):
+    with pytest.raises(CannotWrite, match="File exists; name another place"):
         writer.wait()
     writer.close()
     assert newest(tmp_path) == (tmp_path / "step-00000012", [])

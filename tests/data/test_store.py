@@ -76,28 +76,12 @@ def test_wrong_features_are_a_bad_sample(tmp_path: Path, data: bytes, message: s
         dataset.read(0)
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"id": None}, "one of its ids is None; text or a whole number is needed"),
-        ({"annotations": [{"id": "a"}, {"id": None}]}, "one of its ids is None"),
-        ({"annotations": [{"id": True}]}, "one of its ids is True"),
-    ],
-)
-def test_ids_that_are_none_are_a_bad_sample(
-    tmp_path: Path, fields: dict[str, object], message: str
-) -> None:
-    dataset = open_dataset(written(tmp_path, [("jpg", b"any")], **fields))
-    with pytest.raises(SkipSample, match=message):
-        dataset.read(0)
-
-
 def test_numbers_that_are_none_are_a_bad_sample() -> None:
     text = '{"id": "x", "annotations": [{"id": "a", "answers": [NaN]}]}'
     with pytest.raises(ValueError, match="unexpected character"):
         parse_sample("k", {"json": memoryview(text.encode())}, "n", "vqa", None)
     fields = {"question": "json:q", "answer": "json:a"}
-    for answer, message in (("NaN", "NaN is not a number"), ('["x", null]', "answers is null")):
+    for answer, message in (("NaN", "unexpected character"), ('["x", null]', "answers is null")):
         text = f'{{"q": "why?", "a": {answer}}}'
         with pytest.raises(ValueError, match=message):
             parse_sample("k", {"json": memoryview(text.encode())}, "n", "vqa", fields)

@@ -49,7 +49,7 @@ def test_a_full_disk_loses_nothing(
     told = capsys.readouterr().err
     assert told.startswith(f"error: cannot write {disk / 'out'}/rows-train-0000")
     assert told.endswith(
-        ": No space left on device; make room there, or name another place. Finished shards are "
+        ": No space left on device; make room there, or name another place; finished shards are "
         "kept: --resume goes on with them\n"
     )
     there = {path.name for path in (disk / "out").iterdir()}

@@ -16,6 +16,7 @@ from data_prep.cli import main
 from data_prep.journal import Dropped, Journal
 from data_prep.writer import DatasetWriter, Limits, SampleRecord
 from tests.data_prep.pictures import jpeg, write
+from vlds.runtime.process_end import Interrupted
 
 NUM_RECORDS = 11
 DROPPED = {0, 3, 4, 10}
@@ -90,7 +91,7 @@ def test_another_command_does_not_go_on(
 
     def interrupt(self: Journal, entry: object) -> None:
         add(self, entry)  # type: ignore[arg-type]
-        raise KeyboardInterrupt
+        raise Interrupted(signal.SIGINT)
 
     add = Journal.add
     with monkeypatch.context() as patch:

@@ -181,9 +181,6 @@ def parse_sample(
             stored[member] = parse_features(content[member])
     sample_id = about.pop("id")
     annotations = tuple(about.pop("annotations"))
-    for id in (sample_id, *(entry["id"] for entry in annotations if "id" in entry)):
-        if type(id) not in (str, int):
-            raise ValueError(f"one of its ids is {id!r}; text or a whole number is needed")
     return Sample(
         key=key,
         dataset=name,

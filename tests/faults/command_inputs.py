@@ -18,9 +18,11 @@ from tests.convert.runs import recipe_with
 from tests.convert.runs import write_run as write_converted_run
 from tests.data_prep.pictures import jpeg, write
 from tests.faults.forked import Forked
-from tests.report.scored_run import vqa_run
+from tests.report.scored_run import lines_of, vqa_run
+from tests.report.scored_run import write_run as write_scored_run
 from tests.training.world import world_recipe, write_world
 from vlds.config import save_recipe
+from vlds.report.scores import Scores, TaskScores, write_scores
 from vlds.vision import ConvNet
 
 Maker = Callable[["Inputs"], object]
@@ -105,7 +107,16 @@ def make_run(inputs: Inputs) -> None:
 
 
 def make_scored(inputs: Inputs) -> None:
-    vqa_run(inputs.place / "world", inputs.folder("scored", "world") / "run", 3)
+    """Its report is there, and its scores beside another model's."""
+    run = vqa_run(inputs.place / "world", inputs.folder("scored", "world") / "run", 3)
+    inputs.run("vlds", "report scored/run --resamples 0")
+    column = {"a": {"exact_match": 0.5}, "b": {"exact_match": 0.6}}
+    task = TaskScores(column, examples=3, headline="exact_match")
+    held = {"frozen": 3}
+    scores = Scores(
+        ("a", "b"), {"vqa": task}, {"total": 9, "trainable": 3}, held, {"training": 3.0}
+    )
+    write_scores(run / "scores.json", scores)
 
 
 def make_of_method(name: str, method: str, layout: str) -> Maker:
@@ -200,12 +211,16 @@ def make_rows(inputs: Inputs) -> None:
 
 def make_demo(inputs: Inputs) -> None:
     """The folder of a demo whose stages are done; its report is not."""
-    folder = inputs.folder("demo", "world", "run")
+    folder = inputs.folder("demo", "world")
+    recipe = world_recipe(inputs.place / "world", folder / "adapters")
+    recipe = replace(recipe, tasks={"vqa": recipe.tasks["vqa"]})
+    answers = lines_of(recipe.tasks["vqa"], wrong_every=3)
     for name in ("pretrain/artifact", "backbone", "tuned", "data"):
         (folder / name).mkdir(parents=True)
     (folder / "data/spiece.model").touch()
     for name in ("adapters", "control"):
-        shutil.copytree(inputs.place / "run" / "trained", folder / name)
+        write_scored_run(folder / name, recipe, {"vqa": answers})
+        (folder / name / "artifact").mkdir()
 
 
 def lines(rows: list[dict[str, Any]]) -> str:

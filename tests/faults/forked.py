@@ -25,7 +25,7 @@ import psutil
 from tests.faults.warm import PR_SET_PDEATHSIG, QUIET
 from tests.rank_pool import ROOT, free_port, rank_environment
 
-SECONDS = 60.0
+SECONDS = 30.0
 """Most that a command on small inputs may take; a busy machine takes a tenth of it."""
 MEMORY = 3 << 30
 """Most bytes of memory of its own that it may take beyond what the imports have."""
@@ -73,12 +73,12 @@ class Forked:
 def _serve(pipe: Connection) -> None:
     import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401 (what `deepspeed.initialize` imports)
 
-    import data_prep.cli
+    import data_prep.cli  # noqa: F401
     import vlds.cli
     import vlds.convert.hf
     import vlds.launch
     import vlds.report
-    import vlds.training.loop  # noqa: F401
+    import vlds.training.loop
 
     vlds.launch.OTHERS_SPEAK_AFTER_S = 0.5  # no launcher is to be waited for
     gc.collect()

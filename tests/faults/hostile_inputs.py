@@ -22,10 +22,12 @@ SCALARS: tuple[Any, ...] = (
     "\ud800", "\u202e\x1b[31m", [], {}, [[]], {"": None}, [None], {"x": {"x": []}},
 )  # fmt: skip
 """What may stand where something else is expected."""
-TEXTS = (b"", b" ", b"\0", b"null", b"[]", b"{}", b"7", b'"x"', b"NaN", b"\xff\xfe{\0}\0", b"\xef\xbb\xbf{}",
-         b"[" * 100_000, b'{"a":' * 3000, b'{"a": 1, "a": 2}', b"9" * 5000, b"\r\n\r\n",
-         b"a: &a [x]\nb: &b [*a,*a,*a]\nc: [*b,*b]", b"!!python/object/apply:os.getpid []",
-         b"? [a]\n: b", b"\x80\x04N.")  # fmt: skip
+TEXTS = (
+    b"", b" ", b"\0", b"null", b"[]", b"{}", b"7", b'"x"', b"NaN", b"\xff\xfe{\0}\0",
+    b"\xef\xbb\xbf{}", b"[" * 100_000, b'{"a":' * 3000, b'{"a": 1, "a": 2}', b"9" * 5000,
+    b"\r\n\r\n", b"a: &a [x]\nb: &b [*a,*a,*a]\nc: [*b,*b]", b"? [a]\n: b", b"\x80\x04N.",
+    b"!!python/object/apply:os.getpid []",
+)  # fmt: skip
 """Whole files."""
 
 
@@ -35,14 +37,15 @@ def replace_value(tree: Any, draw: Random) -> Any:
     places: list[tuple[Any, Any]] = [(top, 0)]
     waiting = [top[0]]
     while waiting:
-        node = waiting.pop()
+        node = waiting.pop(0)
         keys = list(node) if isinstance(node, dict) else range(len(node))
         for key in keys if isinstance(node, (dict, list)) else ():
             places.append((node, key))
             if isinstance(node[key], (dict, list)):
                 waiting.append(node[key])
-    # The top is damaged seldom: the readers refuse that first, and look no further.
-    holder, key = draw.choice(places[1:] or places)
+    # Breadth first: those near the top are few, and are drawn more often than by their number.
+    near = draw.choice([2, 6, 20, len(places)])
+    holder, key = draw.choice(places[1:near] or places)
     value = holder[key]
     kind = draw.randrange(8)
     if kind == 0:
@@ -50,8 +53,7 @@ def replace_value(tree: Any, draw: Random) -> Any:
     elif kind == 1 and isinstance(holder, dict):
         holder[draw.choice(["extra", "", "\0", "class_path", "__class__", "a.b", "a/b"])] = value
     elif kind == 2:
-        holder[key] = draw.choice(draw.choice(places)[:1])  # perhaps a part of itself: see below
-        holder[key] = copy.deepcopy(value) if holder[key] is top else [value, value]
+        holder[key] = [value, value]
     elif kind == 3 and isinstance(value, (int, float)):
         holder[key] = draw.choice([-value, value + 1, value * 1000, float(value), str(value)])
     elif kind == 4 and isinstance(value, str):
@@ -82,7 +84,9 @@ def of_json(data: bytes, draw: Random) -> bytes:
 def of_yaml(data: bytes, draw: Random) -> bytes:
     """One value of a recipe."""
     tree = replace_value(yaml.safe_load(data), draw)
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).encode("utf-8", "surrogatepass")
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).encode(
+        "utf-8", "surrogatepass"
+    )
 
 
 def of_safetensors(data: bytes, draw: Random) -> bytes:
@@ -154,7 +158,9 @@ def of_header(data: bytes, draw: Random) -> bytes:
 def of_numbers(data: bytes, draw: Random) -> bytes:
     """A number of eight bytes."""
     place = draw.randrange(max(1, len(data) // 8)) * 8
-    value = draw.choice([0, 1, 1 << 40, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, draw.randrange(9999)])
+    value = draw.choice(
+        [0, 1, 1 << 40, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, draw.randrange(9999)]
+    )
     return data[:place] + value.to_bytes(8, "little") + data[place + 8 :]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -15,6 +16,12 @@ from vlds.report.inputs import headlines_of, read_run
 from vlds.report.samples import THUMBNAIL_SIZE, GalleryEntry, read_gallery, write_gallery
 from vlds.report.scores import read_scores, write_scores
 from vlds.training.evaluation import Evaluation, leave
+
+
+def sample(**fields: Any) -> str:
+    """A gallery of one example, with these fields."""
+    right = {"task": "a", "id": "1", "images": [], "prompt": "", "reference": "", "prediction": ""}
+    return json.dumps([right | fields])
 
 
 def test_scores_survive_writing_and_reading(tmp_path: Path) -> None:
@@ -60,10 +67,30 @@ def test_the_recipe_says_which_score_stands_for_a_task(tmp_path: Path) -> None:
     assert headlines_of("tasks: {vqa: {") == headlines_of(None) == {}
 
 
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "[1]", "tasks:", "tasks: [a]", "tasks: {a: 3}", "tasks: {a: {init_args: 3}}",
+        "tasks: {a: {init_args: {headline: [1]}}}", "[" * 3000, "&a [*a]",
+    ],
+)  # fmt: skip
+def test_a_recipe_of_another_shape_names_no_score(recipe: str, tmp_path: Path) -> None:
+    assert headlines_of(recipe) == {}
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "scores": {"a": {"f1": 0.5}}}')
+    (tmp_path / "recipe.yaml").write_bytes(recipe.encode() + b"\xff")
+    assert read_run(tmp_path).scores.tasks["a"].metrics == ["f1"]
+
+
 def test_odd_lines_of_the_metrics_are_passed_over_and_told(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     lines = ["{}", "[]", "5", "null", '{"step": 1', '{"step": true}', '{"step": 1, "scores": 3}']
     lines += ['{"step": 1, "scores": {"vqa": 0.5}}', '{"step": 1, "scores": {"vqa": {"a": "b"}}}']
+    lines += [f'{{"step": 1, {field}}}' for field in (
+        '"loss": "low"', '"loss": null', '"loss/vqa": [1]', f'"loss": 1{"0" * 400}',
+        '"samples_per_second": "x"', '"trainable": 3', '"trainable": {"total": 1}',
+        '"bytes_per_rank": {"frozen": "x"}',
+    )]  # fmt: skip
+    lines.append(f'{{"step": 1{"0" * 400}}}')
     for odd in lines:
         path.write_text(f'{{"step": 1, "loss": 2.0}}\n{odd}\n{{"step": 2, "loss": 1.0}}\n')
         read = read_run(tmp_path)
@@ -84,6 +111,11 @@ def test_odd_lines_of_the_metrics_are_passed_over_and_told(tmp_path: Path) -> No
         ('{"a": 1}', r"samples\.json: holds no samples as `vlds report` writes"),
         ('[{"task": "vqa"}]', r"samples\.json: holds no samples"),
         ("3", r"samples\.json: holds no samples"),
+        (sample(images=3), r"samples\.json: holds no samples .* \(images: 3\); remove it"),
+        (sample(prompt=[]), r"\(prompt: \[\]\); remove it"),
+        (sample(reference=None), r"\(reference: None\); remove it"),
+        (sample(correct="yes"), r"\(correct: 'yes'\); remove it"),
+        (sample(confidence="high"), r"\(confidence: 'high'\); remove it"),
     ],
 )
 def test_a_gallery_of_another_shape_is_named(tmp_path: Path, text: str, complaint: str) -> None:
@@ -92,6 +124,11 @@ def test_a_gallery_of_another_shape_is_named(tmp_path: Path, text: str, complain
     (tmp_path / "gallery" / "samples.json").write_text(text)
     with pytest.raises(ValueError, match=complaint):
         read_run(tmp_path)
+
+
+def compared(**fields: Any) -> str:
+    """Scores of one model beside no other, with these fields."""
+    return json.dumps({"columns": ["a"], "tasks": {}} | fields)
 
 
 def test_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
@@ -108,6 +145,13 @@ def test_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
         ('{"a": 1}', r"holds no scores as .* \(KeyError\('columns'\)\); write it anew"),
         ("[1]", "holds no scores as"),
         ('{"columns": ["a"], "tasks": {"vqa": 3}}', "holds no scores as"),
+        (compared(columns=["a", {}]), r"holds no scores as .*\(\"columns: \['a', \{\}\]\"\)"),
+        (compared(trainable=[1]), r"holds no scores as .*trainable: \[1\]"),
+        (compared(trainable={"total": 1}), r"holds no scores as .*trainable: \{'total': 1\}"),
+        (compared(bytes_per_rank={"frozen": "x"}), "holds no scores as .*bytes_per_rank: "),
+        (compared(tasks={"vqa": {"a": {"f1": "x"}}}), r"holds no scores as .*vqa\.a: \{'f1': 'x'"),
+        (compared(tasks={"vqa": {"headline": 3}}), r"holds no scores as .*vqa\.headline: 3"),
+        (compared(tasks={"vqa": {"examples": "x"}}), r"holds no scores as .*vqa\.examples: 'x'"),
     ],
 )
 def test_a_broken_file_is_named(tmp_path: Path, text: str, complaint: str) -> None:

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vlds.report.samples import GalleryEntry, read_gallery
 from vlds.report.scores import Scores, TaskScores, read_scores
 from vlds.runtime.metrics_file import read_metric_lines
 from vlds.runtime.regular_file import read_text
+from vlds.runtime.yaml_file import parse_yaml
 
 Curve = list[tuple[float, float]]
 """Points (step, value)."""
@@ -61,7 +60,7 @@ def read_run(folder: Path) -> RunInputs:
     found = read_metric_lines(folder / "metrics.jsonl")
     lines = [metrics for _, metrics in found.lines]
     file = folder / "recipe.yaml"
-    recipe = read_text(file) if file.is_file() else None
+    recipe = read_text(file, errors="replace") if file.is_file() else None
     stored = read_scores(folder / "scores.json")
     headlines = headlines_of(recipe)
     headlines |= {task: entry.metrics[0] for task, entry in stored.tasks.items() if entry.metrics}
@@ -82,11 +81,18 @@ def read_run(folder: Path) -> RunInputs:
 def headlines_of(recipe: str | None) -> dict[str, str]:
     """The score that stands for each task that says so in a recipe's text."""
     try:
-        tasks = (yaml.safe_load(recipe or "") or {}).get("tasks", {})
-    except yaml.YAMLError:  # said where the whole recipe is read
+        tree = parse_yaml(recipe or "", "recipe.yaml")
+    except ValueError:  # said where the whole recipe is read
         return {}
-    named = {task: entry.get("init_args", {}).get("headline") for task, entry in tasks.items()}
-    return {task: headline for task, headline in named.items() if headline}
+    tasks = entries_of(tree, "tasks")
+    named = {task: entries_of(entry, "init_args").get("headline") for task, entry in tasks.items()}
+    return {task: headline for task, headline in named.items() if isinstance(headline, str)}
+
+
+def entries_of(tree: object, key: str) -> Mapping[str, Any]:
+    """The entries below a key; none where the tree has another form."""
+    entries = tree.get(key) if isinstance(tree, dict) else None
+    return entries if isinstance(entries, dict) else {}
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -7,11 +7,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from vlds.data.decode import to_rgb
 from vlds.data.open_picture import open_picture
 from vlds.data.orientation import upright
 from vlds.report.json_files import read_json
+from vlds.runtime.checks import is_number
 from vlds.runtime.whole_file import whole_folder
 from vlds.schema import Encoded
 
@@ -48,11 +50,28 @@ def read_gallery(folder: Path) -> list[GalleryEntry]:
     if not path.is_file():
         return []
     try:
-        return [GalleryEntry(**entry) for entry in read_json(path)]
+        return [checked_entry(**entry) for entry in read_json(path)]
     except TypeError as error:
         raise ValueError(
             f"{path}: holds no samples as `vlds report` writes them ({error}); remove it"
         ) from None
+
+
+def checked_entry(**fields: Any) -> GalleryEntry:
+    """Errors: TypeError where a field is missing, is not one of an entry, or has another type."""
+    entry = GalleryEntry(**fields)
+    for name in ("task", "id", "prompt", "prediction"):
+        if not isinstance(fields[name], str):
+            raise TypeError(f"{name}: {fields[name]!r}")
+    for name, texts in (("images", entry.images), ("reference", entry.reference)):
+        right = isinstance(texts, list) and all(isinstance(text, str) for text in texts)
+        if not (right or (name == "reference" and isinstance(texts, str))):
+            raise TypeError(f"{name}: {texts!r}")
+    if not isinstance(entry.correct, bool | None):
+        raise TypeError(f"correct: {entry.correct!r}")
+    if entry.confidence is not None and not is_number(entry.confidence):
+        raise TypeError(f"confidence: {entry.confidence!r}")
+    return entry
 
 
 def write_gallery(folder: Path, entries: Iterable[tuple[GalleryEntry, Sequence[Encoded]]]) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 from vlds.metrics.tables import split
 from vlds.report.json_files import read_json
+from vlds.runtime.checks import are_numbers, is_number
+from vlds.runtime.metrics_file import are_weights
 from vlds.runtime.whole_file import write_whole
 
 
@@ -84,16 +86,16 @@ def read_scores(path: Path) -> Scores:
 
 def is_evaluation(tree: Any) -> bool:
     """Whether this is of `vlds evaluate`: task -> score -> value."""
-    return isinstance(tree, dict) and all(
-        isinstance(scores, dict)
-        and all(isinstance(value, int | float) for value in scores.values())
-        for scores in tree.values()
-    )
+    return isinstance(tree, dict) and all(are_numbers(scores) for scores in tree.values())
 
 
 def compared(tree: Mapping[str, Any]) -> Scores:
     """Scores of models beside each other."""
     columns = tree["columns"]
+    if not isinstance(columns, list) or not all(isinstance(label, str) for label in columns):
+        raise TypeError(f"columns: {columns!r}")
+    for task, entry in tree["tasks"].items():
+        check_entry(task, entry, columns)
     tasks = {
         task: TaskScores(
             {label: entry[label] for label in columns if entry.get(label)},
@@ -105,7 +107,23 @@ def compared(tree: Mapping[str, Any]) -> Scores:
     facts = {
         name: tree.get(name) or {} for name in ("trainable", "bytes_per_rank", "samples_per_second")
     }
+    if facts["trainable"] and not are_weights(facts["trainable"]):
+        raise TypeError(f"trainable: {facts['trainable']!r}")
+    for name in ("bytes_per_rank", "samples_per_second"):
+        if not are_numbers(facts[name]):
+            raise TypeError(f"{name}: {facts[name]!r}")
     return Scores(columns, tasks, **facts)
+
+
+def check_entry(task: str, entry: Mapping[str, Any], columns: Sequence[str]) -> None:
+    """Errors: TypeError where what stands for a task is not what `vlds demo` writes."""
+    wrong = [label for label in columns if not are_numbers(entry.get(label) or {})]
+    if not isinstance(entry.get("headline", ""), str | None):
+        wrong.append("headline")
+    if entry.get("examples") is not None and not is_number(entry["examples"]):
+        wrong.append("examples")
+    if wrong:
+        raise TypeError(f"{task}.{wrong[0]}: {entry[wrong[0]]!r}")
 
 
 def write_scores(path: Path, scores: Scores) -> None:

@@ -1,7 +1,8 @@
 """How metrics.jsonl is read, by a run that goes on and by a report alike.
 
-A line counts if it is an object with a whole `step`, whose `scores`, if it has any, are those of
-tasks. All others are passed over and told: what only tells about a run never stops one.
+A line counts if it is an object with a whole `step`, and what else it has of the fields that a
+report shows has their types. All others are passed over and told: what only tells about a run never
+stops one.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlds.runtime.checks import are_numbers, is_number
 from vlds.runtime.json_file import parse_json
 from vlds.runtime.regular_file import read_text
 
@@ -45,15 +47,26 @@ def _metrics_of(line: str) -> dict[str, Any] | None:
         metrics = parse_json(line)
     except ValueError:
         return None
-    if not isinstance(metrics, dict) or type(metrics.get("step")) is not int:
+    if not isinstance(metrics, dict) or isinstance(metrics.get("step"), float | None):
         return None
-    scores = metrics.get("scores", {})
-    tasks = list(scores.values()) if isinstance(scores, dict) else [None]
-    return metrics if all(_are_scores(task) for task in tasks) else None
+    return metrics if all(_is_right(*field) for field in metrics.items()) else None
 
 
-def _are_scores(task: Any) -> bool:
-    return isinstance(task, dict) and all(isinstance(v, (int, float)) for v in task.values())
+def _is_right(name: str, value: Any) -> bool:
+    """Whether a field holds what a run writes there."""
+    if name in ("step", "samples_per_second", "loss") or name.startswith("loss/"):
+        return is_number(value)
+    if name == "scores":
+        return isinstance(value, dict) and all(map(are_numbers, value.values()))
+    if name == "trainable":
+        return are_weights(value)
+    return name != "bytes_per_rank" or are_numbers(value)
+
+
+def are_weights(counts: Any) -> bool:
+    """True for the numbers of weights of a model: total, trainable, percent."""
+    names = ("total", "trainable", "percent")
+    return isinstance(counts, dict) and all(is_number(counts.get(name)) for name in names)
 
 
 def _complaint(path: Path, odd: list[tuple[int, str]]) -> str:

@@ -1,0 +1,101 @@
+"""Whatever one damaged file holds, every command ends with code 0 or 2, or as a signal says, in
+bounded time and memory, and without a traceback.
+
+A failing case says how to repeat it: `case(command, seed)` draws the same damage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from random import Random
+
+import pytest
+
+from data_prep.cli import build_parser
+from tests.faults.command_inputs import COMMANDS, Command, Inputs, drawn_file
+from tests.faults.forked import Forked
+from tests.faults.hostile_inputs import damage_file
+from vlds.cli import COMMANDS as VLDS_COMMANDS
+from vlds.convert.command import build_parser as convert_parser
+
+LARGEST_OUTPUT = 100_000
+"""Characters."""
+WITHOUT_INPUTS = {
+    "data_prep demo": "draws what it packs",
+    "data_prep easy-vqa": "reads files of a package alone",
+    "vlds convert zero": "tests/convert/test_zero.py damages checkpoints",
+}
+"""Commands that are not run here, and why."""
+SEEDS = int(os.environ.get("VLDS_SEEDS", "8"))
+"""Of each command, in the slow test."""
+FIRST_SEED = int(os.environ.get("VLDS_FIRST_SEED", "0"))
+FAST = ("data_prep stats", "data_prep verify", "data_prep jsonl", "data_prep simulate-order")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Inputs]:
+    """What the commands read."""
+    forked = Forked()
+    yield Inputs(tmp_path_factory.mktemp("every"), forked)
+    forked.close()
+
+
+def subcommands(parser: argparse.ArgumentParser) -> list[str]:
+    (action,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    return list(action.choices)
+
+
+def test_every_command_of_the_tables_is_here() -> None:
+    """A new command gets an input here, or a reason why not."""
+    known = {f"vlds {name}" for name in VLDS_COMMANDS} - {"vlds convert"}
+    known |= {f"vlds convert {layout}" for layout in subcommands(convert_parser())}
+    known |= {f"data_prep {name}" for name in subcommands(build_parser())}
+    assert {command.name for command in COMMANDS} | set(WITHOUT_INPUTS) == known
+
+
+def check_whole(inputs: Inputs, command: Command) -> None:
+    """Without damage it succeeds."""
+    inputs.lay_out(command.reads)
+    inputs.run(command.program, command.words)
+
+
+def complaint(inputs: Inputs, command: Command, seed: int) -> str | None:
+    """Damage one file, and run the command; what is wrong with its end, and how to repeat it."""
+    draw = Random(f"{command.words} {seed}")
+    inputs.lay_out(command.reads)
+    path = drawn_file(inputs.place, command, draw)
+    how = damage_file(path, draw)
+    code, said = inputs.forked.run(command.program, command.words.split(), inputs.place)
+    fine = (code in command.codes or code > 128) and "Traceback" not in said
+    if fine and len(said) < LARGEST_OUTPUT and not victim(inputs):
+        return None
+    where = path.relative_to(inputs.place)
+    return (
+        f"seed {seed}: {command.program} {command.words}\n  {where}: {how}\n"
+        f"  code {code}, {len(said)} characters: ...{said[-2500:]}"
+    )
+
+
+def victim(inputs: Inputs) -> bool:
+    """Whether something was written beside the folder."""
+    return {path.name for path in inputs.top.iterdir()} != {"case", "case.log", "made"}
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("name", FAST)
+def test_a_damaged_file(name: str, seed: int, inputs: Inputs) -> None:
+    command = next(command for command in COMMANDS if command.name == name)
+    if seed == 0:
+        check_whole(inputs, command)
+    assert (told := complaint(inputs, command, seed)) is None, told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: f"{c.program} {c.words}")
+def test_many_damaged_files(command: Command, inputs: Inputs) -> None:
+    check_whole(inputs, command)
+    told = [complaint(inputs, command, FIRST_SEED + seed) for seed in range(SEEDS)]
+    wrong = list(filter(None, told))
+    assert not wrong, "\n\n".join(wrong)

@@ -184,12 +184,3 @@ def test_order_of_samples_is_a_fixed_mixture() -> None:
     other = shard_order(ids, seed=2**64 - 1)
     assert sorted(other) == sorted(ids)
     assert other not in (ids, order)
-
-
-def test_a_dead_writers_shard_goes(tmp_path: Path) -> None:
-    """Also where the data set has fewer shards now."""
-    for number in (0, 7):
-        (tmp_path / f"n-train-{number:05d}.tar.partial").write_bytes(b"half a shard")
-    record = SampleRecord(id="a", members=[("jpg", b"picture")], json={"annotations": []})
-    write_dataset(tmp_path, name="n", kind="vqa", split="train", records=[record])
-    assert not list(tmp_path.glob("*.partial"))

@@ -1,7 +1,7 @@
 """Whatever one damaged file holds, every command ends with code 0 or 2, or as a signal says, in
 bounded time and memory, and without a traceback.
 
-A failing case says how to repeat it: `case(command, seed)` draws the same damage.
+A failing case shows its command, seed and damage: `complaint` draws the same from the same seed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from random import Random
 import pytest
 
 from data_prep.cli import build_parser
-from tests.faults.command_inputs import COMMANDS, Command, Inputs, drawn_file
+from tests.faults.command_inputs import Inputs
+from tests.faults.command_lines import COMMANDS, Command, drawn_file
 from tests.faults.forked import Forked
 from tests.faults.hostile_inputs import damage_file
 from vlds.cli import COMMANDS as VLDS_COMMANDS

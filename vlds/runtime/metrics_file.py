@@ -59,7 +59,7 @@ def _is_right(name: str, value: Any) -> bool:
     if name == "scores":
         return isinstance(value, dict) and all(map(are_numbers, value.values()))
     if name == "trainable":
-        return are_weights(value)
+        return value == {} or are_weights(value)
     return name != "bytes_per_rank" or are_numbers(value)
 
 

@@ -54,9 +54,9 @@ def supervise(
     abandoned = False
     while group.alive():
         if deadline is None and (received or group.code is not None):
-            abandoned = not received
             deadline = time.monotonic() + grace_s
-            group.ask_to_end()
+            # Helpers, such as Python's resource tracker, may outlive the command by a moment.
+            abandoned = group.ask_to_end() and not received
             if signal.SIGINT in received:
                 say("saving, then ending; Ctrl-C again ends at once, without saving")
         elif deadline is not None and received.count(signal.SIGINT) > 1:
@@ -121,8 +121,9 @@ class Group:
             if pid == self._process.pid:
                 self._process.returncode = os.waitstatus_to_exitcode(status)
 
-    def ask_to_end(self) -> None:
-        """SIGTERM to the ranks alone: their loaders and launchers must outlive the saving."""
+    def ask_to_end(self) -> bool:
+        """SIGTERM to the ranks alone: their loaders and launchers must outlive the saving. Whether
+        there are any; else to all."""
         members = [process for process in psutil.process_iter() if self._holds(process)]
         ranks = [process for process in members if _is_rank(process)]
         for process in ranks:
@@ -130,6 +131,7 @@ class Group:
                 process.terminate()
         if not ranks:
             self.kill(signal.SIGTERM)
+        return bool(ranks)
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Send a signal to every process of the session."""

@@ -119,3 +119,10 @@ def test_mistakes_in_restarts_are_named(capsys: pytest.CaptureFixture[str]) -> N
     assert "--restarts is 'often'; give a number, 0 or more" in capsys.readouterr().err
     assert launch.main(["evaluate", "--restarts", "1"]) == 2
     assert "--restarts: goes with `vlds train` alone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_helper_that_outlives_its_command_changes_no_code(code: int) -> None:
+    """Python's resource tracker does, by a moment."""
+    words = ["sh", "-c", f"sleep 0.5 & exit {code}"]
+    assert supervise(words, os.environ, 5, []) == Outcome(code, asked=False)

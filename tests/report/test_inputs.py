@@ -112,6 +112,8 @@ def test_odd_lines_of_the_metrics_are_passed_over_and_told(tmp_path: Path) -> No
         ('[{"task": "vqa"}]', r"samples\.json: holds no samples"),
         ("3", r"samples\.json: holds no samples"),
         (sample(images=3), r"samples\.json: holds no samples .* \(images: 3\); remove it"),
+        (sample(images=["../other/gallery/a.png"]), r"a\.png' is not in gallery/\); remove it"),
+        (sample(images=["/etc/a.png"]), r"\(images: '/etc/a\.png' is not in gallery/\)"),
         (sample(prompt=[]), r"\(prompt: \[\]\); remove it"),
         (sample(reference=None), r"\(reference: None\); remove it"),
         (sample(correct="yes"), r"\(correct: 'yes'\); remove it"),

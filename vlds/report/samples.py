@@ -50,7 +50,12 @@ def read_gallery(folder: Path) -> list[GalleryEntry]:
     if not path.is_file():
         return []
     try:
-        return [checked_entry(**entry) for entry in read_json(path)]
+        entries = [checked_entry(**entry) for entry in read_json(path)]
+        for name in (name for entry in entries for name in entry.images):
+            # Somebody else's run must not put our own pictures on a page.
+            if (folder / name).resolve().parent != path.parent.resolve():
+                raise TypeError(f"images: {name!r} is not in {GALLERY}/")
+        return entries
     except TypeError as error:
         raise ValueError(
             f"{path}: holds no samples as `vlds report` writes them ({error}); remove it"

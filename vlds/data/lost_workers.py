@@ -81,6 +81,9 @@ def parcels(
             yield parcel
     finally:
         watch.ended.set()
+        # Now, and not with a traceback that holds this frame: the collector of cycles takes the
+        # workers' queues away first, and then torch waits five seconds for each worker.
+        del iterator
 
 
 def _killed(workers: Sequence[BaseProcess]) -> str | None:

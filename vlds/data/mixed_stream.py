@@ -110,9 +110,13 @@ class MixedStream(ABC):
 
     def _steps(self, iteration: int) -> Iterator[list[Batch]]:
         positions = Positions(self.order, self.cut, self.global_rank, self._consumed)
-        loaded = parcels(self._assemble(), positions, self._num_workers, self._worker_timeout)
         batches: list[Batch] = []
-        for piece, parcel in zip(positions.pieces(), loaded, strict=True):
+        for piece, parcel in zip(
+            positions.pieces(),
+            # Without a name, so that a traceback that holds this frame does not hold the workers.
+            parcels(self._assemble(), positions, self._num_workers, self._worker_timeout),
+            strict=True,
+        ):
             if iteration != self._iteration:
                 raise RuntimeError("the stream was moved or restarted; this iterator is void")
             batches.append(self._booked(parcel, piece))

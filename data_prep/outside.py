@@ -29,13 +29,11 @@ def check_inside(dataset: SourceSet, folders: Sequence[Path]) -> None:
     outside = [(path, sample) for path, sample in _files(dataset) if not is_inside(path)]
     if outside:
         path, sample = outside[0]
-        named_by = sample.annotations[0]["id"] if sample.annotations else sample.id
-        option = "--features" if sample.features else "--images"
         raise ValueError(
-            f"{path} is outside {' and '.join(map(str, folders))}; annotation {named_by} of "
+            f"{path} is outside {' and '.join(map(str, folders))}; annotation {sample.named_by} of "
             f"{file_names(dataset.files)} names it{and_more(len(outside) - 1, 'such file')}. Give "
-            f"the folder that holds all of them as {option}, or --images-anywhere where you trust "
-            "the rows"
+            f"the folder that holds all of them as {sample.option}, or --images-anywhere where "
+            "you trust the rows"
         )
 
 

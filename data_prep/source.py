@@ -41,6 +41,16 @@ class SourceSample:
     extra: dict[str, Any] = field(default_factory=dict)
     """More fields of the sample's json: a clip's subtitles and span."""
 
+    @property
+    def named_by(self) -> str:
+        """Id of the annotation that names its files."""
+        return str(self.annotations[0]["id"]) if self.annotations else self.id
+
+    @property
+    def option(self) -> str:
+        """The option that says where its files lie."""
+        return "--features" if self.features else "--images"
+
 
 @dataclass(frozen=True)
 class SourceSet:
@@ -85,11 +95,10 @@ class SourceSet:
         missing += [(f"features {file}", features[file]) for file in find_missing(features)]
         if missing:
             what, sample = missing[0]
-            named_by = sample.annotations[0]["id"] if sample.annotations else sample.id
-            option = "--features" if sample.features else "--images"
             raise ValueError(
-                f"{what} is missing; annotation {named_by} of {file_names(self.files)} names it"
-                f"{and_more(len(missing) - 1, 'missing file')}. Check {option}, or add the file"
+                f"{what} is missing; annotation {sample.named_by} of {file_names(self.files)} "
+                f"names it{and_more(len(missing) - 1, 'missing file')}. Check {sample.option}, or "
+                "add the file"
             )
 
 

@@ -214,7 +214,9 @@ def test_a_global_batch_that_no_task_has_may_change_without_a_word(sources: list
     state = train_stream(sized, unit="global_batch").state()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        train_stream(sized, unit="global_batch", global_batch_size=4).load_state(state)
+        stream = train_stream(sized, unit="global_batch", global_batch_size=4)
+        stream.load_state(state)
+    assert next(iter(stream)).ids == next(iter(train_stream(sized, unit="global_batch"))).ids
 
 
 def test_an_iterator_is_void_after_a_seek(sources: list[Source]) -> None:

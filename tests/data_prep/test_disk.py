@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,19 +9,14 @@ import pytest
 
 from data_prep.cli import main
 from tests.data_prep.pictures import jpeg, write
+from tests.small_disk import remount, small_disk
 from vlds.data import open_dataset
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A megabyte of its own."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a file system needs root")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+    with small_disk(tmp_path / "disk", "1m") as place:
+        yield place
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +29,6 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     file = write(place / "rows.json", given)
     return ["jsonl", "--task", "caption", "--annotations", str(file), "--images",
             str(place / "images"), "--shard-samples", "4"]  # fmt: skip
-
-
-def remount(place: Path, options: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{options}", str(place)], check=True)
 
 
 def test_a_full_disk_loses_nothing(

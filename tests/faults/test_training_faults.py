@@ -27,6 +27,7 @@ from data_prep.writer import SampleRecord, write_dataset
 from tests.faults.conftest import command, short_recipe
 from tests.faults.warm import Plan, Warm, log_of
 from tests.rank_pool import RankPool
+from tests.small_disk import remount, small_disk
 from tests.training.toys import (
     Case,
     engine,
@@ -210,14 +211,8 @@ def test_a_state_that_cannot_be_written_ends_all_ranks(
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 800 kB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=800k", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("no small disk can be mounted here (that takes root)")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with small_disk(tmp_path / "disk", "800k") as place:
+        yield place
 
 
 @pytest.mark.slow
@@ -234,7 +229,7 @@ def test_a_disk_that_takes_no_more(
         with pytest.raises(OSError, match="No space"):
             (disk / "filler").write_bytes(bytes(1 << 20))
     else:
-        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        remount(disk, "ro")
     codes = warm.wait()
     assert codes[0] == 2
     assert 0 not in codes

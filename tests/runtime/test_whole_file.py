@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import pickle
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.rank_pool import ROOT
+from tests.small_disk import small_disk
 from vlds.runtime.disk import CannotWrite, append, check_writable
 from vlds.runtime.half_made import FOREIGN_S, sweep
 from vlds.runtime.whole_file import (
@@ -34,14 +34,8 @@ NO_PROCESS = 1 << 22
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 64 kB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a file system needs root")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    with small_disk(tmp_path / "disk", "64k") as place:
+        yield place
 
 
 def fill_file(path: Path, size: int) -> None:

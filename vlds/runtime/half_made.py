@@ -20,7 +20,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
-from types import FrameType
+
+from vlds.runtime.process_end import on_signals
 
 NAME = re.compile(r"\..*@([^@/]*)-(\d+)-\d+\.partial", re.DOTALL)
 """Host and process."""
@@ -79,16 +80,11 @@ def _removed_by_signals() -> Iterator[None]:
     if threading.current_thread() is threading.main_thread():
         wanted = (signal.SIGTERM, signal.SIGHUP)
         numbers = [n for n in wanted if signal.getsignal(n) is signal.SIG_DFL]
-    for number in numbers:
-        signal.signal(number, _end)
-    try:
+    with on_signals(_end, numbers):
         yield
-    finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
 
 
-def _end(number: int, frame: FrameType | None) -> None:
+def _end(number: int) -> None:
     remove_half_made()
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)

@@ -72,7 +72,7 @@ def _made_beside(path: Path, place: Path, new: bool) -> Iterator[Path]:
         with suppress(FileNotFoundError):
             os.lstat(place)  # a name that cannot be is said at once
     if new and (maker := maker_of(place)):
-        raise Taken(f"{path} is being written by {maker}; wait until it has ended")
+        raise Taken(f"{path} is being written by {maker}; name another place")
     with half_made(place) as partial, writable(path, partial, place):
         yield partial
 

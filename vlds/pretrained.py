@@ -18,6 +18,7 @@ from vlds.source_files import SourceError, check_tensors, reading, some
 
 TIES = "tie_word_embeddings"
 CORRECT = "correct the file, or copy it again"
+NOT_HERE = "check the name and the network, or name a local folder"
 LAYER = re.compile(r"\.\d+(?=\.)")
 
 
@@ -27,7 +28,8 @@ def read_config(config_class: Any, source: str, field: str) -> tuple[Any, dict[s
 
     Errors: ValueError where it cannot be read, or holds values of the wrong kind.
     """
-    with reading(f"{field}: cannot read the model's config from {source}", CORRECT):
+    cure = CORRECT if Path(source).exists() else NOT_HERE
+    with reading(f"{field}: cannot read the model's config from {source}", cure):
         if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
             raise OSError("the folder has no config.json")
         if source.endswith(".json"):

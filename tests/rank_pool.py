@@ -1,34 +1,36 @@
-"""A pool of gloo processes for the tests of distributed code; also the program each of them runs.
+"""A pool of gloo processes for the tests of distributed code.
 
-Starting a process that imports torch costs seconds, so the processes are started once and then
-execute one job after another: a top-level function of a test module, called on every process with
-the same arguments. The process group is initialised before the first job, so a job may use
-`torch.distributed` at once and reads its global_rank from there.
+The processes are started once and then execute one job after another: a top-level function of a
+test module, called on every process with the same arguments. The process group is initialised
+before the first job, so a job may use `torch.distributed` at once and reads its global_rank from
+there.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import faulthandler
 import gc
 import importlib.util
 import inspect
 import os
 import pickle
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection, wait
+from datetime import timedelta
+from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+import torch
+import torch.distributed
+
+import vlds.launch
+from tests.forks import ROOT, Child, free_port, rank_environment, start
+
 GRACE_S = 2.0
 """How long the others may take to answer once one has failed: they may wait for it for ever."""
 
@@ -42,7 +44,7 @@ class RankPool:
 
     def __init__(self, world_size: int) -> None:
         self.world_size = world_size
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._processes: list[Child] = []
         self._connections: list[Connection] = []
         self._folder = Path()
 
@@ -71,35 +73,29 @@ class RankPool:
     def close(self) -> None:
         """Kill all processes of the pool and what they started."""
         for process in self._processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            process.kill()
         for connection in self._connections:
             connection.close()
         self._processes, self._connections = [], []
 
     def _start(self) -> None:
-        if self._processes and all(process.poll() is None for process in self._processes):
+        if self._processes and all(process.exit_code() is None for process in self._processes):
             return
         self.close()
         self._folder = Path(tempfile.mkdtemp(prefix="vlds-ranks-"))
         port = free_port()
         for number in range(self.world_size):
-            ours, theirs = socket.socketpair()
-            with open(self._log(number), "wb") as log:
-                process = subprocess.Popen(
-                    [sys.executable, __file__, str(theirs.fileno()), str(self._folder / "store")],
-                    env=os.environ | rank_environment(number, self.world_size, port),
-                    cwd=ROOT,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    pass_fds=[theirs.fileno()],
-                    start_new_session=True,
-                )
+            ours, theirs = Pipe()
+            process = start(
+                _rank,
+                self._folder / "store",
+                log=self._log(number),
+                environment=rank_environment(number, self.world_size, port),
+                handle=theirs.fileno(),
+            )
             theirs.close()
             self._processes.append(process)
-            self._connections.append(Connection(ours.detach()))
+            self._connections.append(ours)
 
     def _collect(self, timeout: float) -> dict[int, tuple[bool, Any]]:
         """global_rank -> (succeeded, result or reason) of those that answered in time."""
@@ -116,7 +112,7 @@ class RankPool:
                 try:
                     answers[number] = pickle.loads(connection.recv_bytes())
                 except (EOFError, ConnectionError):
-                    code = self._processes[number].wait()
+                    code = self._processes[number].exit_code(GRACE_S)
                     answers[number] = (False, f"died with code {code}\n{self._tail(number)}")
                 if not answers[number][0]:
                     deadline = min(deadline, time.monotonic() + GRACE_S)
@@ -125,7 +121,7 @@ class RankPool:
     def _stacks_of(self, numbers: list[int], reason: str) -> list[str]:
         for number in numbers:
             with contextlib.suppress(ProcessLookupError):
-                self._processes[number].send_signal(signal.SIGUSR1)
+                os.kill(self._processes[number].pid, signal.SIGUSR1)
         time.sleep(0.5)
         return [f"global_rank {number}: {reason}\n{self._tail(number)}" for number in numbers]
 
@@ -134,30 +130,6 @@ class RankPool:
 
     def _tail(self, number: int) -> str:
         return self._log(number).read_text(errors="replace")[-4000:]
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def rank_environment(global_rank: int, world_size: int, port: int) -> dict[str, str]:
-    """What the deepspeed launcher would set, and what keeps the processes small and quiet."""
-    return {
-        "RANK": str(global_rank),
-        "LOCAL_RANK": str(global_rank),
-        "WORLD_SIZE": str(world_size),
-        "LOCAL_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "GLOO_SOCKET_IFNAME": "lo",
-        "OMP_NUM_THREADS": "1",
-        "DS_ACCELERATOR": "cpu",
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
-        "PYTHONWARNINGS": "ignore",
-    }
 
 
 def _load(name: str, file: str) -> Any:
@@ -194,32 +166,16 @@ def _work(connection: Connection) -> None:
         connection.send_bytes(answer)
 
 
-def _main() -> None:
+def _rank(handle: int, store: Path) -> None:
     """One process of the pool."""
-    die_with_parent = 1
-    ctypes.CDLL(None).prctl(die_with_parent, signal.SIGKILL)
-    faulthandler.enable()
-    faulthandler.register(signal.SIGUSR1)
-    sys.path[0] = str(ROOT)
-    from datetime import timedelta
-
-    import torch.distributed
-
-    import vlds.launch
-
+    os.chdir(ROOT)
     vlds.launch.OTHERS_SPEAK_AFTER_S = 0.0  # no launcher ends them; all shall answer
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo",
-        init_method=f"file://{sys.argv[2]}",
+        init_method=f"file://{store}",
         rank=int(os.environ["RANK"]),
         world_size=int(os.environ["WORLD_SIZE"]),
         timeout=timedelta(seconds=120),
     )
-    _work(Connection(int(sys.argv[1])))
-    # Without the destructors of the process group, which now and then abort.
-    os._exit(0)
-
-
-if __name__ == "__main__":
-    _main()
+    _work(Connection(handle))

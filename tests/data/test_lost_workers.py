@@ -124,7 +124,8 @@ def picture(format: str, number: int) -> bytes:
 def test_bad_samples_keep_no_files_open(
     format: str, tmp_path: Path, workers: Callable[[], list[psutil.Process]]
 ) -> None:
-    """In a worker each piece of a batch is shared memory, with a descriptor."""
+    """In a worker each piece of a batch is shared memory, with a descriptor: how many are open at a
+    time depends on the machine, and does not grow."""
     write_dataset(
         tmp_path,
         name="hurt",
@@ -146,4 +147,5 @@ def test_bad_samples_keep_no_files_open(
             most.append(worker.num_fds())
     finally:
         gc.enable()
-    assert max(most) <= most[0] + 20
+    half = len(most) // 2
+    assert max(most[half:]) <= max(most[:half]) + 20

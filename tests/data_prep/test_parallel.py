@@ -73,6 +73,12 @@ else:
 """
 
 
+def hear_all() -> None:
+    """Tests that a shell runs in the background inherit that Ctrl-C is ignored."""
+    for number in ASKING:
+        signal.signal(number, signal.SIG_DFL)
+
+
 def test_ctrl_c_while_the_processes_start(root: Path, tmp_path: Path) -> None:
     """The program hears it, and not each of them."""
     file = tmp_path / "program.py"
@@ -82,6 +88,7 @@ def test_ctrl_c_while_the_processes_start(root: Path, tmp_path: Path) -> None:
         env={"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin"},
         stderr=subprocess.PIPE,
         start_new_session=True,
+        preexec_fn=hear_all,
     ) as process:
         deadline = time.monotonic() + 60
         while len(list(tmp_path.glob("started-*"))) < 2 and process.poll() is None:
@@ -120,8 +127,7 @@ class Busy:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            # Tests that a shell runs in the background inherit that Ctrl-C is ignored.
-            preexec_fn=lambda: [signal.signal(number, signal.SIG_DFL) for number in ASKING],
+            preexec_fn=hear_all,
         )
         until(lambda: len([*folder.glob("busy-*"), *folder.glob("official/*")]) == 2, 60)
         self.below = psutil.Process(self.process.pid).children(recursive=True)

@@ -16,7 +16,7 @@ from data_prep.demo_world import HOME
 from tests.convert.runs import recipe_with
 from tests.convert.runs import write_run as write_converted_run
 from tests.data_prep.pictures import jpeg, write
-from tests.faults.forked import Forked
+from tests.faults.forked import run_forked
 from tests.report.scored_run import lines_of, vqa_run
 from tests.report.scored_run import write_run as write_scored_run
 from tests.training.world import world_recipe, write_world
@@ -33,7 +33,6 @@ class Inputs:
     copies lie in one place, one after another."""
 
     top: Path
-    forked: Forked
     made: set[str] = field(default_factory=set)
 
     @property
@@ -61,7 +60,7 @@ class Inputs:
 
     def run(self, program: str, words: str) -> None:
         """A command that must succeed."""
-        code, said = self.forked.run(program, words.split(), self.place)
+        code, said = run_forked(program, words.split(), self.place)
         assert code == 0, f"{program} {words}\n{said}"
 
 

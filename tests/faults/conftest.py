@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +14,9 @@ from vlds.config import Recipe, save_recipe
 
 
 @pytest.fixture(scope="session")
-def warm() -> Iterator[Warm]:
+def warm() -> Warm:
     """Two ranks that start within a second."""
-    pool = Warm()
-    yield pool
-    pool.close()
+    return Warm()
 
 
 def short_recipe(world: Path, output: Path, stage: int) -> Recipe:

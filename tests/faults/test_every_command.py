@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
 from random import Random
 
 import pytest
@@ -16,7 +15,7 @@ import pytest
 from data_prep.cli import build_parser
 from tests.faults.command_inputs import Inputs
 from tests.faults.command_lines import COMMANDS, Command, drawn_file
-from tests.faults.forked import Forked
+from tests.faults.forked import run_forked
 from tests.faults.hostile_inputs import damage_file
 from vlds.cli import COMMANDS as VLDS_COMMANDS
 from vlds.convert.command import build_parser as convert_parser
@@ -36,11 +35,9 @@ FAST = ("data_prep stats", "data_prep verify", "data_prep jsonl", "data_prep sim
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Inputs]:
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     """What the commands read."""
-    forked = Forked()
-    yield Inputs(tmp_path_factory.mktemp("every"), forked)
-    forked.close()
+    return Inputs(tmp_path_factory.mktemp("every"))
 
 
 def subcommands(parser: argparse.ArgumentParser) -> list[str]:
@@ -68,7 +65,7 @@ def complaint(inputs: Inputs, command: Command, seed: int) -> str | None:
     inputs.lay_out(command.reads)
     path = drawn_file(inputs.place, command, draw)
     how = damage_file(path, draw)
-    code, said = inputs.forked.run(command.program, command.words.split(), inputs.place)
+    code, said = run_forked(command.program, command.words.split(), inputs.place)
     fine = (code in command.codes or code > 128) and "Traceback" not in said
     if fine and len(said) < LARGEST_OUTPUT and not victim(inputs):
         return None

@@ -51,7 +51,8 @@ def make_demo(out: Path, seed: int, scenes: int, options: Options) -> None:
     if scenes < FEWEST_SCENES:
         raise ValueError(f"--scenes {scenes}: give at least {FEWEST_SCENES}, so no split is empty")
     make = partial(make_world, out=out, seed=seed, scenes=scenes, options=options)
-    texts = set[str]().union(*ordered_map(make, WORLDS, len(WORLDS), chunk=1, fewest=2))
+    drawn = ordered_map(make, WORLDS, len(WORLDS), chunk=1, pieces=scenes)
+    texts = set[str]().union(*drawn)
     lines = sorted(texts) + word_lines()
     write_whole(out / "text.txt", "".join(f"{line}\n" for line in lines))
     write_whole(out / "spiece.model", train_tokenizer(lines, VOCABULARY))

@@ -19,8 +19,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 CHUNK = 32
 """Items that go to a process at once."""
-FEWEST = 512
-"""Fewer of them are done before a process has started."""
+FEWEST_PIECES = 512
+"""Fewer are done before a process has started."""
 CHUNKS_AHEAD = 4
 """Chunks of each process that may wait for the reader: they bound the memory."""
 
@@ -41,14 +41,15 @@ def ordered_map(
     workers: int,
     *,
     chunk: int = CHUNK,
-    fewest: int = FEWEST,
+    pieces: int | None = None,
 ) -> Iterator[Result]:
     """`map(function, items)` with `workers` processes; the function must be picklable.
 
-    Large items, such as whole shards, go one by one (`chunk`) and soon pay (`fewest`). The
-    processes end with this one. Errors: LostWorker where one of them was killed.
+    Large items, such as whole shards, go one by one (`chunk`); `pieces` says how many pictures or
+    the like they hold in all. The processes end with this one. Errors: LostWorker where one of
+    them was killed.
     """
-    if workers < 2 or len(items) < fewest:
+    if workers < 2 or (len(items) if pieces is None else pieces) < FEWEST_PIECES:
         yield from map(function, items)
         return
     chunks = (items[first : first + chunk] for first in range(0, len(items), chunk))

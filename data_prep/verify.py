@@ -82,7 +82,8 @@ def _check_shards(
         for place, info in infos.items()
         for shard in info.shards
     ]
-    results = ordered_map(check_shard, jobs, workers, chunk=1, fewest=2)
+    samples = sum(job.shard.samples for job in jobs)
+    results = ordered_map(check_shard, jobs, workers, chunk=1, pieces=samples)
     checked: dict[Path, list[CheckedShard]] = {place: [] for place in infos}
     for job, result in zip(jobs, follow(results, "verify", 0, len(jobs)), strict=True):
         checked[job.folder].append(result)

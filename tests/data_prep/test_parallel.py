@@ -25,7 +25,7 @@ def double(number):
     return 2 * number
 
 if __name__ == "__main__":
-    done = ordered_map(double, range(100), workers=2, chunk=3, fewest=2)
+    done = ordered_map(double, range(100), workers=2, chunk=3, pieces=1000)
     print([next(done) for _ in range({taken})] == [2 * n for n in range({taken})])
     done.close()
 """
@@ -64,7 +64,7 @@ def double(number):
 
 if __name__ == "__main__":
     try:
-        list(ordered_map(double, range(100), workers=2, chunk=3, fewest=2))
+        list(ordered_map(double, range(100), workers=2, chunk=3, pieces=1000))
     except KeyboardInterrupt:
         raise SystemExit(7)
 else:
@@ -111,7 +111,7 @@ def work(number):
 if __name__ == "__main__":
     try:
         with interruptible():
-            list(ordered_map(work, range(8), workers=2, chunk=1, fewest=2))
+            list(ordered_map(work, range(8), workers=2, chunk=1, pieces=1000))
     except (LostWorker, Interrupted) as error:
         print(repr(error))
 """

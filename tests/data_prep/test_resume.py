@@ -123,11 +123,11 @@ def test_a_killed_command_with_many_workers_goes_on_with_one(root: Path, tmp_pat
     """More pictures than are opened without processes of their own; one of them is no picture."""
     rows = [{"image": f"{n}.jpg", "caption": f"picture {n}"} for n in range(700)]
     for row in rows:
-        write(tmp_path / "images" / row["image"], jpeg(width=300, height=200))
+        write(tmp_path / "images" / row["image"], jpeg(width=150, height=100))
     write(tmp_path / "images" / "77.jpg", b"GIF")
     annotations = write(tmp_path / "rows.json", rows)
     shared = ["jsonl", "--task", "caption", "--annotations", str(annotations), "--images",
-              str(tmp_path / "images"), "--image-size", "64", "--shard-samples", "20"]  # fmt: skip
+              str(tmp_path / "images"), "--image-size", "32", "--shard-samples", "20"]  # fmt: skip
     parts, whole = tmp_path / "parts", tmp_path / "whole"
     command = [sys.executable, "-m", "data_prep", *shared, "--out", str(parts), "--workers", "2"]
     with subprocess.Popen(command, cwd=root, start_new_session=True) as process:

@@ -167,9 +167,12 @@ def test_no_process_is_refused(healthy: Path, capsys: pytest.CaptureFixture[str]
     assert "--workers 0: give a number of processes, 1 or more" in capsys.readouterr().err
 
 
-def test_processes_find_the_same(healthy: Path, check: Check) -> None:
+def test_processes_find_the_same(
+    healthy: Path, check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
     flip(healthy / FIRST, offsets(healthy)[1] + 3)
     alone = check(healthy), quarantined(healthy)
+    monkeypatch.setattr("data_prep.parallel.FEWEST_PIECES", 1)
     assert (check(healthy, workers=2), quarantined(healthy)) == alone
 
 

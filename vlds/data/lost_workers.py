@@ -63,7 +63,8 @@ def parcels(
     done = multiprocessing.RawArray("q", num_workers)
     loader = make_loader(Noted(assembler, done), positions, num_workers)
     iterator = iter(loader)
-    workers = iterator._workers  # type: ignore[attr-defined]  # private; a test shows that it is so
+    # Private names of torch's; tests show that they are so.
+    workers = iterator._workers  # type: ignore[attr-defined]
     watch = Watch(done, workers, loader.prefetch_factor or 1, timeout)
     try:
         for watch.batch in count():
@@ -81,9 +82,9 @@ def parcels(
             yield parcel
     finally:
         watch.ended.set()
-        # Now, and not with a traceback that holds this frame: the collector of cycles takes the
+        # Now, and not when a traceback that holds it goes: the collector of cycles takes the
         # workers' queues away first, and then torch waits five seconds for each worker.
-        del iterator
+        iterator._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def _killed(workers: Sequence[BaseProcess]) -> str | None:

@@ -113,7 +113,6 @@ class MixedStream(ABC):
         batches: list[Batch] = []
         for piece, parcel in zip(
             positions.pieces(),
-            # Without a name, so that a traceback that holds this frame does not hold the workers.
             parcels(self._assemble(), positions, self._num_workers, self._worker_timeout),
             strict=True,
         ):

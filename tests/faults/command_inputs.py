@@ -92,7 +92,11 @@ def make_scored(inputs: Inputs) -> None:
     task = TaskScores(column, examples=3, headline="exact_match")
     held = {"frozen": 3}
     scores = Scores(
-        ("a", "b"), {"vqa": task}, {"total": 9, "trainable": 3}, held, {"training": 3.0}
+        ("a", "b"),
+        {"vqa": task},
+        {"total": 9, "trainable": 3, "percent": 33.3},
+        held,
+        {"training": 3.0},
     )
     write_scores(run / "scores.json", scores)
 

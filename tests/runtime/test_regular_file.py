@@ -20,7 +20,7 @@ from vlds.data import open_dataset
 from vlds.data.shard_stream import read_shard, shard_urls
 from vlds.manifest import MANIFEST, damage
 from vlds.models.answer_list import read_answers
-from vlds.runtime.regular_file import NotAFile, open_file
+from vlds.runtime.regular_file import NotAFile, check_file, open_file
 from vlds.tasks.gqa_choices import load_choices
 from vlds.training.inference import predict_one
 
@@ -57,6 +57,14 @@ def test_it_is_named(kind: str, tmp_path: Path) -> None:
         open_file(tmp_path / "x")
     with pytest.raises(FileNotFoundError):
         open_file(tmp_path / "y")
+
+
+def test_what_the_system_refuses_is_a_mistake_with_its_place(tmp_path: Path) -> None:
+    """Commands say a ValueError in a line."""
+    (tmp_path / "x").symlink_to("x")
+    for open_it in (open_file, check_file):
+        with pytest.raises(ValueError, match=r"/x: Too many levels of symbolic links; look at"):
+            open_it(tmp_path / "x")
 
 
 def config_of(path: Path) -> Any:

@@ -23,7 +23,7 @@ Pairs = list[tuple[str, Any]]
 def read_json(file: Path, largest: int = LARGEST_FILE) -> Any:
     """What a JSON file holds.
 
-    Errors: as `parse_json`; NotAFile; OSError where it cannot be read.
+    Errors: as `parse_json`; CannotOpen; FileNotFoundError.
     """
     return parse_json(read_file(file, largest))
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 
@@ -23,33 +24,43 @@ KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
 )
 
 
-class NotAFile(OSError, ValueError):
-    """A folder, pipe, socket or device where a file is expected."""
+class CannotOpen(OSError, ValueError):
+    """A file is there, and the system does not let us read it."""
 
-    def __init__(self, path: str | Path, kind: str) -> None:
-        super().__init__(f"{path} is {kind}, not a regular file; name a file")
-        self.filename, self.strerror = str(path), f"{kind}, not a regular file"
+    def __init__(self, path: str | Path, reason: str, said: str = "") -> None:
+        super().__init__(said or f"{path}: {reason}; look at the file, or name another")
+        self.filename, self.strerror = str(path), reason
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
+class NotAFile(CannotOpen):
+    """A folder, pipe, socket or device where a file is expected."""
+
+    def __init__(self, path: str | Path, kind: str) -> None:
+        reason = f"{kind}, not a regular file"
+        super().__init__(path, reason, f"{path} is {reason}; name a file")
+
+
 def check_file(path: str | Path) -> int:
     """Size of a regular file, for libraries that open it by its name.
 
-    Errors: NotAFile; OSError where there is none.
+    Errors: FileNotFoundError; NotAFile; CannotOpen for any other reason.
     """
-    return _size_of(path, os.stat(path))
+    with _named(path):
+        return _size_of(path, os.stat(path))
 
 
 def open_descriptor(path: str | Path) -> int:
     """A descriptor to read a regular file.
 
-    Errors: NotAFile; OSError where it cannot be opened.
+    Errors: as above.
     """
     check_file(path)
-    # It may have become a pipe since.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with _named(path):
+        # It may have become a pipe since.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         _size_of(path, os.fstat(descriptor))
     except NotAFile:
@@ -91,6 +102,17 @@ def read_text(
     """
     text = read_file(path, largest).decode(encoding, errors)
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+@contextmanager
+def _named(path: str | Path) -> Iterator[None]:
+    """A missing file is for the caller to speak of; what else hinders us is said with its path."""
+    try:
+        yield
+    except (FileNotFoundError, CannotOpen):
+        raise
+    except OSError as error:
+        raise CannotOpen(path, error.strerror or str(error)) from None
 
 
 def _size_of(path: str | Path, found: os.stat_result) -> int:

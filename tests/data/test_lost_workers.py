@@ -111,6 +111,29 @@ def test_workers_end_with_their_rank_also_where_they_hang(sources: list[Source])
     until(lambda: all(map(gone, below)), 4)  # an idle one looks every five seconds by itself
 
 
+KEPT: list[Iterator[Any]] = []
+
+
+def keep(sources: list[Source], ready: Any) -> None:
+    """A program that ends with a stream that nobody has ended."""
+    KEPT.append(training(sources))
+    next(KEPT[0])
+    ready.put([process.pid for process in psutil.Process().children()])
+
+
+def test_a_program_does_not_wait_for_workers_of_a_stream_that_it_keeps(
+    sources: list[Source],
+) -> None:
+    fork = multiprocessing.get_context("fork")
+    ready = fork.Queue()
+    program = fork.Process(target=keep, args=(sources, ready))
+    program.start()
+    below = [psutil.Process(pid) for pid in ready.get(timeout=30)]
+    program.join(10)
+    assert program.exitcode == 0
+    until(lambda: all(map(gone, below)), 4)
+
+
 def picture(format: str, number: int) -> bytes:
     """A picture of noise, a third of which is missing; in every second one nothing is."""
     pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), np.uint8)

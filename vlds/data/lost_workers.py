@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from itertools import count
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 
 import torch.utils.data
 
@@ -66,6 +67,7 @@ def parcels(
     # Private names of torch's; tests show that they are so.
     workers = iterator._workers  # type: ignore[attr-defined]
     watch = Watch(done, workers, loader.prefetch_factor or 1, timeout)
+    at_exit = Finalize(None, _kill, args=(workers,), exitpriority=0)
     try:
         for watch.batch in count():
             watch.waiting_since = time.monotonic()
@@ -85,6 +87,14 @@ def parcels(
         # Now, and not when a traceback that holds it goes: the collector of cycles takes the
         # workers' queues away first, and then torch waits five seconds for each worker.
         iterator._shutdown_workers()  # type: ignore[attr-defined]
+        at_exit.cancel()
+
+
+def _kill(workers: Sequence[BaseProcess]) -> None:
+    """End those of a stream that nobody has ended when Python ends, which else would wait for them
+    for ever: its own SIGTERM they do not hear."""
+    for process in workers:
+        process.kill()
 
 
 def _killed(workers: Sequence[BaseProcess]) -> str | None:

@@ -113,8 +113,11 @@ def test_a_failed_run_is_started_again(
 
 def test_mistakes_are_not_repeated(world: Path, tmp_path: Path) -> None:
     recipe = short_recipe(world, tmp_path / "run", 2)
-    recipe = replace(recipe, data=replace(recipe.data, global_batch_size=7))
+    recipe = replace(recipe, data=replace(recipe.data, global_batch_size=1))
     code, output = Launch(recipe, tmp_path / "recipe.yaml", "--restarts", "3").end()
     assert code == 2
     assert "restart 1" not in output
-    assert "data.global_batch_size: 7 examples cannot be shared by 2 ranks" in output
+    assert (
+        "data.global_batch_size: 1 example for 2 ranks; give at least one example per rank"
+        in output
+    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import multiprocessing
 import re
+import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator, MutableSequence, Sequence
@@ -93,6 +94,7 @@ def parcels(
 def _kill(workers: Sequence[BaseProcess]) -> None:
     """End those of a stream that nobody has ended when Python ends, which else would wait for them
     for ever: its own SIGTERM they do not hear."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes a killed one for an error
     for process in workers:
         process.kill()
 

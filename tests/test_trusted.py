@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from vlds.config import load_recipe
 from vlds.manifest import write_manifest
 from vlds.runtime.yaml_file import parse_yaml, read_yaml
 from vlds.tasks import VQA
@@ -87,6 +88,37 @@ def test_a_module_that_the_user_trusts_is_imported(name: str, desk: Path) -> Non
     assert done.returncode == 2, "its model's files are missing"
     assert "saved recipe" not in done.stderr
     assert (desk / "imported").exists()
+
+
+DECODING = {"class_path": "VQA", "init_args": {"decoding": "helper.Thing"}}
+FOREIGN = {
+    "name": {"vision": "helper.Thing"},
+    "name of a method": {"methods": {"a": "helper.Thing"}},
+    "text": {"vision": "{class_path: helper.Thing}"},
+    "text of many": {"methods": '{"a": {"class_path": "helper.Thing"}}'},
+    "options": {"optimizer": "helper.Thing"},
+    "options inside": {"data": {"errors": "helper.Thing"}},
+    "options of a class": {"tasks": {"a": DECODING}},
+    "dotted key": {"vision.class_path": "helper.Thing"},
+    "base": {"base": "other.yaml"},
+    "config": {"config": "other.yaml"},
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_saved_recipe_names_no_class_by_another_way(
+    name: str, desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(desk)
+    monkeypatch.delitem(sys.modules, "helper", raising=False)
+    tree = parse_yaml(RECIPE.replace("helper.Thing", "VQA"), "r")
+    (desk / "other.yaml").write_text("tasks: {a: {class_path: helper.Thing}}")
+    (desk / "saved.yaml").write_text(json.dumps(tree))
+    load_recipe(desk / "saved.yaml")  # good without the change
+    (desk / "saved.yaml").write_text(json.dumps(tree | FOREIGN[name]))
+    with pytest.raises(ValueError, match=r"saved\.yaml: .*(saved recipe|unknown key)"):
+        load_recipe(desk / "saved.yaml")
+    assert not (desk / "imported").exists()
 
 
 def test_which_classes_are_known() -> None:

@@ -27,7 +27,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vlds.config import Recipe, parse_recipe, to_tree
+from vlds.config import Recipe, check_saved, parse_recipe, to_tree
 from vlds.manifest import DESCRIPTION, damage, write_manifest
 from vlds.models.build import build_model
 from vlds.models.vl_model import VLModel
@@ -35,7 +35,6 @@ from vlds.runtime.json_file import read_json
 from vlds.runtime.whole_file import whole_folder
 from vlds.runtime.yaml_file import read_yaml
 from vlds.source_files import reading
-from vlds.trusted import check_classes
 
 CHANGEABLE = ("--tasks.", "--data.")
 WEIGHTS, RECIPE = "weights.safetensors", "recipe.yaml"
@@ -132,7 +131,7 @@ def read_recipe(folder: Path, changes: Sequence[str] = ()) -> Recipe:
     """
     with readable(folder, RECIPE):
         tree = read_yaml(folder / RECIPE)
-    check_classes(tree, f"artifact {folder}: {RECIPE}")
+    check_saved(tree, f"artifact {folder}: {RECIPE}")
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
         yaml.safe_dump(moved(tree, HERE, str(folder)), file, sort_keys=False)
         file.flush()

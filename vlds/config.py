@@ -29,7 +29,7 @@ from vlds.runtime.whole_file import write_whole
 from vlds.runtime.yaml_file import read_yaml
 from vlds.schema import ImageSpec
 from vlds.tasks.base import TEST_MARK, Task
-from vlds.trusted import CHOICES, check_classes
+from vlds.trusted import CHOICES, check_classes, check_form
 from vlds.vision.base import VisionEncoder
 
 Options = TypeVar("Options")
@@ -258,8 +258,17 @@ def load_recipe(path: Path) -> Recipe:
 
     Errors: ValueError as for all recipes, and where it names a class that is not to be trusted.
     """
-    check_classes(read_yaml(path), str(path))
+    check_saved(read_yaml(path), str(path))
     return parse_recipe(["--config", str(path)])
+
+
+def check_saved(tree: Any, source: str) -> None:
+    """Check a recipe that may be of someone else: parsing it runs no code of theirs.
+
+    Errors: ValueError that names the key or class, and `source`.
+    """
+    check_classes(tree, source)
+    check_form(tree, Recipe, source)
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:

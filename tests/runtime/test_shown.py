@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ("good\rbad\x08\x7f\x9b2J", r"good\rbad\x08\x7f\x9b2J"),
         ("is \u202ereversed\u2066\u200f", r"is \u202ereversed\u2066\u200f"),
         ("a\u200bb\ufeff\u2028\U000e0041", r"a\u200bb\ufeff\u2028\U000e0041"),
+        ("a\u00ad\u3164\U000e0100", r"a\xad\u3164\U000e0100"),
         ("half \ud800", r"half \ud800"),
         ("two\n\tlines", "two\n\tlines"),
         ("\u0645\u0631\u062d\u0628\u0627 \U0001f468\u200d\U0001f469", None),

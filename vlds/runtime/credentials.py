@@ -12,15 +12,24 @@ from urllib.parse import unquote
 
 MASK = "..."
 """Stands for the value of a secret in a query."""
-URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>[^\s'\"<>]+)")
-LOGIN = re.compile(r"[^/?#]*@")
-PARAMETER = re.compile(r"(?P<name>[?&#][^=&#]*)=(?P<value>[^&#]*)")
+PASSWORD = r"[^\s/?#@:'\"<>]*:(?!\d*['\"<>])[^\s/?#@]*@"
+"""A login whose password holds quotes, at which URLs end in texts elsewhere."""
+URL = re.compile(
+    rf"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{{0,30}})://(?P<rest>(?:{PASSWORD})?[^\s'\"<>]+)"
+)
+LOGIN = re.compile(
+    r"[^/?#]*@"
+    # A password with a slash and the like, pasted as it is: what follows the colon is no port.
+    r"|(?!\[)[^/?#@:]*:(?!\d*(?:[/?#]|$)).*@"
+)
+PARAMETER = re.compile(r"(?P<name>[?&#;][^=&#;]*)=(?P<value>[^&#;]*(?:;[^=&#;]*(?=[&#;]|$))*)")
 SECRET = re.compile(
-    r"sign|token|key|secret|pass|pwd|cred|auth|jwt|session|hmac|policy|cookie"
-    r"|(?:^|[^a-z])(?:sig|sas|code)(?:$|[^a-z])",
+    r"sign|token|key|secret|pass|pwd|cred|auth|jwt|session|hmac|policy|cookie|bearer|ticket|verify"
+    r"|(?:^|[^a-z])(?:sig|sas|code|pw|md5|hdnts|hdnea|hdntl)(?:$|[^a-z])",
     re.IGNORECASE,
 )
-"""Names of parameters whose values are secrets; also names of AWS, Google Cloud and Azure."""
+"""Names of parameters whose values are secrets; also names of AWS, Google Cloud, Azure,
+Akamai, Cloudflare and nginx."""
 WEB = ("http", "https", "ftp", "ftps", "ws", "wss")
 """Schemes whose login goes as a whole. Others need its user: sftp://user@host, abfs://box@host."""
 NO_LOGIN = ("github", "gitlab")
@@ -34,9 +43,7 @@ def without_credentials(text: str) -> str:
 
 def lost_credentials(url: str) -> bool:
     """Whether a URL was stored without a secret of its query, which nobody can read back."""
-    return any(
-        found["value"] == MASK and _is_secret(found["name"]) for found in PARAMETER.finditer(url)
-    )
+    return any(found["value"] == MASK for found in PARAMETER.finditer(url))
 
 
 def _clean(found: re.Match[str]) -> str:
@@ -49,7 +56,9 @@ def _clean(found: re.Match[str]) -> str:
 
 
 def _masked(found: re.Match[str]) -> str:
-    return f"{found['name']}={MASK}" if _is_secret(found["name"]) else found[0]
+    inner = unquote(found["value"])  # an address in the query has secrets of its own
+    secret = _is_secret(found["name"]) or without_credentials(inner) != inner
+    return f"{found['name']}={MASK}" if secret else found[0]
 
 
 def _is_secret(name: str) -> bool:

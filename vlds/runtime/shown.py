@@ -16,9 +16,10 @@ from vlds.runtime.credentials import without_credentials
 HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters, but for tab and newline
     "\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff"  # order of writing, nothing to see
+    "\u00ad\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\uffa0\ufff9-\ufffb"  # likewise
     "\u2028\u2029"  # new lines for some programs only
     "\ud800-\udfff"  # halves of characters, which cannot be written
-    "\U000e0000-\U000e007f]"  # invisible copies of ASCII
+    "\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"  # likewise, and invisible copies of ASCII
 )
 
 

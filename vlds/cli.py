@@ -6,10 +6,12 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vlds.launch import RANKS_HELP, complain, positive
+from vlds.mistakes import guess
 from vlds.restarts import RESUME, Job, take_resume
 from vlds.runtime.terminal import tell
 
@@ -20,7 +22,7 @@ DESCRIPTION = """\
 Tune a few percent of a frozen vision-and-language model on many tasks at once.
 
   vlds demo                                 everything once, on made pictures
-  vlds train --config recipes/demo.yaml     run a recipe
+  vlds train recipes/demo.yaml              run a recipe
   vlds COMMAND --help                       a command's options
 """
 
@@ -57,11 +59,15 @@ def main(argv: Sequence[str]) -> int:
     )
     commands = "\n".join(f"{name:10}{command.__doc__}" for name, command in COMMANDS.items())
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=", ".join(COMMANDS))
+    parser.add_argument("--version", action="version", version=f"vlds {version('vlds')}")
     parser.description = f"{DESCRIPTION}\ncommands:\n{commands}"
     arguments = list(argv)
-    if not arguments or arguments[0] not in COMMANDS:
+    if not arguments or arguments[0].startswith("-"):
         parser.parse_args(arguments or ["--help"])
     try:
+        if arguments[0] not in COMMANDS:
+            hint = guess(arguments[0], COMMANDS)
+            raise ValueError(f"no such command; {hint}commands: {', '.join(COMMANDS)}")
         if arguments[0] in READ_RUNS:
             from vlds.trusted import leave_working_directory, take_trust
 

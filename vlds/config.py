@@ -244,12 +244,15 @@ class Recipe:
 
 
 def parse_recipe(arguments: list[str], prog: str = "vlds train", epilog: str = "") -> Recipe:
-    """Build a recipe from `--config FILE` and overrides such as `--methods.adapter.reduction 4`.
+    """Build a recipe from `FILE` or `--config FILE` and overrides such as
+    `--methods.adapter.reduction 4`.
 
     `epilog` ends the help text.
 
     Errors: ValueError that names the key or class, shows the value and lists the known names.
     """
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--config", *arguments]
     return parse(Recipe, arguments, prog, epilog)
 
 
@@ -343,7 +346,11 @@ def build_parser(options: type, prog: str, epilog: str) -> ArgumentParser:
         subclasses_enabled=list(CHOICES), docstring_parse_attribute_docstrings=True
     )
     parser = ArgumentParser(
-        prog=prog, description=options.__doc__, epilog=epilog, exit_on_error=False
+        prog=prog,
+        description=options.__doc__,
+        epilog=epilog,
+        exit_on_error=False,
+        allow_abbrev=False,
     )
     if options is Recipe:
         parser.add_argument("--config", action="config", help="A recipe (YAML); may be repeated.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from inspect import isabstract
 from typing import Any, get_args, get_origin, get_type_hints
@@ -129,8 +129,17 @@ def unknown_class(place: Place, name: str) -> str:
 
 
 def guess(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """'did you mean ...? ' where a known name is close."""
-    close = difflib.get_close_matches(name, list(known), 1)
+    """'did you mean ...? ' where a known name is close: of the same letters, of these initials (lr),
+    longer or shortened (r, step), or a few letters away."""
+    names = list(known)
+    word = name.lower()
+    rules: list[Callable[[str], bool]] = [
+        lambda other: other.lower() == word,
+        lambda other: "".join(part[:1] for part in other.lower().split("_")) == word,
+        lambda other: other.lower().startswith(word) or word.startswith(other.lower()),
+    ]
+    alike = [other for rule in rules for other in names if word and rule(other)]
+    close = alike or difflib.get_close_matches(name, names, 1)
     return f"did you mean '{prefix}{close[0]}'? " if close else ""
 
 

@@ -78,7 +78,7 @@ def load_weights(
     _check_fit(path, held, wanted)
     with reading(f"path: cannot read weights from {path}"), quiet():
         model, report = model_class.from_pretrained(
-            path, config=config, dtype=dtype, output_loading_info=True
+            path, config=config, dtype=dtype, output_loading_info=True, use_safetensors=True
         )
     missing = set(report["missing_keys"])
     if lost := sorted(missing.intersection(name for name, _ in model.named_parameters())):

@@ -68,9 +68,9 @@ def png_of(width: int, height: int) -> bytes:
 def test_pixels_are_counted_before_they_are_decoded(size: tuple[int, int]) -> None:
     data = png_of(*size)
     started = time.perf_counter()
-    with pytest.raises(SkipSample, match="too many pixels"):
+    with pytest.raises(SkipSample, match="too many pixels or scans"):
         decode_image(data, SPEC)
-    assert picture_fault(data) == "too many pixels"
+    assert picture_fault(data) == "too many pixels or scans"
     assert time.perf_counter() - started < 1
 
 
@@ -80,9 +80,23 @@ def test_a_large_jpeg_is_refused_by_its_header() -> None:
     data = bytearray(buffer.getvalue())
     frame = data.index(b"\xff\xc0")
     data[frame + 5 : frame + 9] = (60_000).to_bytes(2, "big") * 2
-    with pytest.raises(SkipSample, match="too many pixels"):
+    with pytest.raises(SkipSample, match="too many pixels or scans"):
         decode_image(bytes(data), SPEC)
-    assert picture_fault(bytes(data)) == "too many pixels"
+    assert picture_fault(bytes(data)) == "too many pixels or scans"
+
+
+def test_scans_are_counted(tmp_path: Path) -> None:
+    """Each goes through all pixels again: a small file of a thousand takes minutes."""
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    assert picture_fault(data) is None
+    last = data.rindex(b"\xff\xda")
+    more = data[:-2] + 100 * data[last:-2] + data[-2:]
+    with pytest.raises(SkipSample, match="too many pixels or scans"):
+        decode_image(more, ImageSpec(64, 64, "bicubic"))
+    assert picture_fault(more) == "too many pixels or scans"
 
 
 def damaged(data: bytes, draw: random.Random) -> bytes:

@@ -160,7 +160,7 @@ class Backbone(ABC):
 
     def load_tokenizer_from(self, folder: Path) -> Any:
         """A tokenizer that a run has saved, extra tokens included."""
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
     def with_extra_tokens(self, tokenizer: Any, source: str) -> Any:
         """Append the missing extra tokens, in descending order.

@@ -22,13 +22,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vlds.data.open_picture import TooLarge, check_pixels, open_picture
+from vlds.data.open_picture import JPEG, TooLarge, check_size, open_picture
 from vlds.data.orientation import SIDEWAYS, jpeg_orientation, turned, upright
 from vlds.schema import Encoded, ImageSpec, Sample, SkipSample
 
 Picture = NDArray[np.uint8]
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-JPEG = b"\xff\xd8\xff"
 PLAIN_COLORS = ("YCbCr", "Gray", "RGB")
 """Of JPEGs that other decoders than Pillow take for the same colours."""
 
@@ -76,7 +75,7 @@ def _is_plain_jpeg(data: Encoded) -> bool:
         if "subsampling" in str(error):
             return False
         raise
-    check_pixels(width, height)
+    check_size(data, width, height)
     return colors in PLAIN_COLORS
 
 

@@ -26,11 +26,16 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")
 JPEG."""
 MAX_PIXELS = 89_478_485
 """Pillow's own number: 256 MiB of RGB."""
-TOO_LARGE = "too many pixels"
+MAX_SCANS = 100
+"""Of a progressive JPEG, each of which goes through all pixels; encoders write about ten."""
+JPEG = b"\xff\xd8\xff"
+SCAN = b"\xff\xda"
+"""Begins a scan; the bytes within one hold no such pair."""
+TOO_LARGE = "too many pixels or scans"
 
 
 class TooLarge(ValueError):
-    """A picture that would take too much memory."""
+    """A picture that would take too much memory or time."""
 
     def __init__(self) -> None:
         super().__init__(TOO_LARGE)
@@ -45,11 +50,13 @@ def open_picture(data: Encoded) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
         raise TooLarge from None
-    check_pixels(*image.size)
+    check_size(data, *image.size)
     return image
 
 
-def check_pixels(width: int, height: int) -> None:
+def check_size(data: Encoded, width: int, height: int) -> None:
     """Errors: TooLarge."""
     if width * height > MAX_PIXELS:
+        raise TooLarge
+    if data[:3] == JPEG and bytes(data).count(SCAN) > MAX_SCANS:
         raise TooLarge

@@ -42,7 +42,7 @@ def fault_of(annotation: Any, kind: str = "") -> str:
 def too_long(annotation: Mapping[str, Any]) -> str:
     """Which text is longer than any that a run reads; empty where none is."""
     for name, value in annotation.items():
-        for text in value if isinstance(value, list) else [value]:
+        for text in value if isinstance(value, (list, dict)) else [value]:
             if isinstance(text, str) and len(text) > LONGEST_TEXT:
                 return f"{name} of more than {LONGEST_TEXT:,} characters"
     return ""

@@ -18,6 +18,7 @@ def check_together(shards: Sequence[CheckedShard]) -> Iterator[Finding]:
     """Compare the samples of one data set with each other."""
     yield from _check_twice(shards)
     yield from _check_shapes(shards)
+    yield from _check_labels(shards)
 
 
 def _check_twice(shards: Sequence[CheckedShard]) -> Iterator[Finding]:
@@ -52,6 +53,17 @@ def _check_shapes(shards: Sequence[CheckedShard]) -> Iterator[Finding]:
         if sample.shapes != usual and not sample.findings:
             detail = f"{_text(sample.shapes)}, most have {_text(usual)}"
             yield place._replace(reason="features of another shape", detail=detail)
+
+
+def _check_labels(shards: Sequence[CheckedShard]) -> Iterator[Finding]:
+    """A split has labels or has none; a run that trains on it stops at an annotation without."""
+    placed = [(place, sample) for place, sample in _samples(shards) if not sample.findings]
+    if all(sample.unlabelled == len(sample.annotations) for _, sample in placed):
+        return
+    for place, sample in placed:
+        if sample.unlabelled:
+            detail = f"{sample.unlabelled} of {len(sample.annotations)}; others have one"
+            yield place._replace(reason="annotations without a label", detail=detail)
 
 
 def _text(shapes: tuple[tuple[int, ...], ...]) -> str:

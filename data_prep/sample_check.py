@@ -22,6 +22,7 @@ from vlds.data.sample_bytes import members_of
 from vlds.data.shard_index import Counts
 from vlds.data.store import UNUSABLE, parse_sample
 from vlds.data.tar import members, split_name
+from vlds.data.task_check import ask_all
 from vlds.runtime.json_file import parse_member
 
 Members = dict[str, bytes]
@@ -41,6 +42,8 @@ class CheckedSample:
     """None where a run cannot read it."""
     shapes: tuple[tuple[int, ...], ...] = ()
     """Of its features, in the order of their names."""
+    unlabelled: int = 0
+    """Annotations that cannot be trained on."""
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -92,6 +95,10 @@ def _check_use(
             yield Finding("sample unusable", repr(error))
     else:
         sample.counts = Counts(len(read.annotations), len(read.images) or len(read.features))
+        asked = ask_all(read)
+        sample.unlabelled = asked.unlabelled
+        if asked.faults and not sample.findings:
+            yield Finding("sample unusable", asked.faults[0])
 
 
 def _as_ours(key: str, content: Members, fields: Mapping[str, str]) -> Iterator[Finding]:
@@ -164,4 +171,7 @@ def _check_features(sample: CheckedSample, content: Mapping[str, bytes]) -> Iter
         elif not (finite := np.isfinite(array)).all():
             detail = f"{name}: {int((~finite).sum())} of {array.size} numbers"
             yield Finding("features not finite", detail)
+    if len(set(shapes)) > 1:
+        detail = " and ".join("x".join(map(str, shape)) for shape in shapes)
+        yield Finding("features of different shapes", detail)
     sample.shapes = tuple(shapes)

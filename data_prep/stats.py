@@ -13,6 +13,7 @@ from data_prep.command import local_folder, new_command
 from data_prep.source import count_reasons
 from vlds.data import open_dataset
 from vlds.data.info import DATASET_FILE, DatasetInfo
+from vlds.data.store import UNUSABLE
 from vlds.runtime.terminal import tell
 from vlds.schema import Sample, SkipSample
 
@@ -56,11 +57,16 @@ def describe(folder: Path) -> str:
     answers: Counter[str] = Counter()
     words, texts, sides = 0, 0, Counter[str]()
     for sample in read_samples(folder):
-        sides.update(f"{width}x{height}" for width, height in sample.extra.get("size") or ())
-        for annotation in sample.annotations:
-            text = next((annotation[key] for key in TEXT_FIELDS if key in annotation), "")
-            words, texts = words + len(text.split()), texts + 1
-            answers[_answer(annotation)] += 1
+        try:
+            sides.update(f"{width}x{height}" for width, height in sample.extra.get("size") or ())
+            for annotation in sample.annotations:
+                text = next((annotation[key] for key in TEXT_FIELDS if key in annotation), "")
+                words, texts = words + len(text.split()), texts + 1
+                answers[_answer(annotation)] += 1
+        except UNUSABLE as error:
+            raise ValueError(
+                f"{folder}: sample {sample.key} cannot be counted ({error!r}); correct its json"
+            ) from None
     size = sum(shard.bytes for shard in info.shards)
     lines = [
         f"{info.name} {info.split} ({info.kind}): {folder}",

@@ -28,28 +28,37 @@ CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789,'-"
 
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> bytes:
     """The bytes of a unigram model of at most this many pieces; the same texts give the same
-    bytes."""
+    bytes.
+
+    Errors: ValueError where sentencepiece cannot make one.
+    """
     lines = sorted(set(texts))
     words = sorted(set(re.findall(r"[a-z0-9]+", " ".join(lines).lower())))
     rng = Random(0)
     lines += [" ".join(rng.sample(words, len(words))) for _ in range(WORD_SALADS)]
     model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        # Not from a file: its path would become part of the model.
-        sentence_iterator=iter(lines),
-        model_writer=model,
-        model_type="unigram",
-        vocab_size=vocabulary_size,
-        hard_vocab_limit=False,
-        character_coverage=1.0,
-        required_chars=CHARACTERS,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        num_threads=1,
-        minloglevel=2,
-    )
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            # Not from a file: its path would become part of the model.
+            sentence_iterator=iter(lines),
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=vocabulary_size,
+            hard_vocab_limit=False,
+            character_coverage=1.0,
+            required_chars=CHARACTERS,
+            pad_id=0,
+            eos_id=1,
+            unk_id=2,
+            bos_id=-1,
+            num_threads=1,
+            minloglevel=2,
+        )
+    except (RuntimeError, OSError) as error:  # what it raises depends on what it does not like
+        raise ValueError(
+            f"--vocab-size {vocabulary_size}: sentencepiece cannot make a model of these texts "
+            f"({' '.join(str(error).split())}); give another number, or more text"
+        ) from None
     return model.getvalue()
 
 

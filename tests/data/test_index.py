@@ -124,3 +124,10 @@ def test_folder_without_data_set_says_what_is_there(folder: Path) -> None:
     (folder / "dataset.json").unlink()
     with pytest.raises(ValueError, match="did not end"):
         open_dataset(folder)
+
+
+@pytest.mark.parametrize("dropped", [[5], [{}], [{"id": "x"}], [{"id": 5, "reason": "x"}]])
+def test_records_of_dropped_samples_have_a_form(folder: Path, dropped: list[Any]) -> None:
+    change(folder, dropped=dropped)
+    with pytest.raises(ValueError, match=r"dataset.json: .*dropped"):
+        DatasetInfo.load(folder)

@@ -99,6 +99,8 @@ class DatasetInfo:
         if isinstance(content, dict) and content.get("schema") != SCHEMA:
             raise ValueError(_other_schema(content, path))
         info = _build(cls, content, path)
+        if any(not {"id", "reason"} <= entry.keys() for entry in info.dropped):
+            raise ValueError(f"{path}: an entry of dropped has no id or no reason; {REBUILD}")
         for field_name in ("samples", "annotations"):
             total = sum(getattr(shard, field_name) for shard in info.shards)
             if total != getattr(info, field_name):
@@ -168,7 +170,10 @@ def _fits(value: Any, hint: Any) -> bool:
     if get_origin(hint) is UnionType:
         return any(_fits(value, kind) for kind in kinds)
     if get_origin(hint) is tuple:
-        return isinstance(value, list)
+        # A shard's own fields are looked at when it is built.
+        return isinstance(value, list) and (
+            kinds == [ShardInfo] or all(_fits(each, kinds[0]) for each in value)
+        )
     if get_origin(hint) is Mapping:
         return isinstance(value, dict) and all(_fits(each, kinds[1]) for each in value.values())
     return hint is Any or (
@@ -180,7 +185,9 @@ def _word(hint: Any) -> str:
     """What an annotation asks of JSON."""
     if get_origin(hint) is UnionType:
         return _word(get_args(hint)[0])
-    known: dict[Any, str] = {tuple: "a list", Mapping: "an object"}
+    if get_origin(hint) is tuple:
+        return "a list" if get_args(hint)[0] is ShardInfo else "a list of objects of text"
+    known: dict[Any, str] = {Mapping: "an object"}
     return known.get(get_origin(hint)) or str(hint.__name__)
 
 

@@ -84,6 +84,8 @@ def read_in_place(
         start, shape, dtype = npy_header(head[BLOCK:])
     except ValueError:
         return None
+    if BLOCK + start > len(head) or not prod(shape):
+        return None
     start += begin + BLOCK
     values_end = start + 2 * prod(shape)
     if dtype != FEATURE_TYPE or values_end != begin + BLOCK + size or values_end > end:

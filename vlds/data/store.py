@@ -25,7 +25,7 @@ from vlds.data.shard_stream import is_pattern
 from vlds.runtime.json_file import parse_member
 from vlds.schema import Sample, SkipSample
 
-UNUSABLE = (ValueError, KeyError, TypeError, AttributeError)
+UNUSABLE = (ValueError, LookupError, TypeError, AttributeError)
 """What a sample raises whose members are not what they should be."""
 
 

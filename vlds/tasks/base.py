@@ -174,12 +174,38 @@ def ask(
             f"{error!r}"
         ) from error
     for what, text in (("prompt", example.prompt), ("target", example.target)):
-        if text is not None and len(text) > LONGEST_TEXT:
+        if text is None and what == "target":
+            continue
+        if not isinstance(text, str):
+            raise SkipSample(f"sample {sample.key}: its {what} is {text!r:.60}, text expected")
+        if len(text) > LONGEST_TEXT:
             raise SkipSample(
                 f"sample {sample.key}: its {what} has {len(text):,} characters; at most "
                 f"{LONGEST_TEXT:,} are read"
             )
     return example
+
+
+def optional_text(given: Mapping[str, Any], name: str) -> str | None:
+    """A field that is a text or missing.
+
+    Errors: TypeError.
+    """
+    value = given.get(name)
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{name} is {value!r:.60}, text expected")
+    return value
+
+
+def optional_texts(given: Mapping[str, Any], name: str) -> list[str]:
+    """A field that is a list of texts or missing.
+
+    Errors: TypeError.
+    """
+    value = given.get(name) or []
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise TypeError(f"{name} is {value!r:.60}, a list of texts expected")
+    return value
 
 
 def labelled(

@@ -12,7 +12,7 @@ import numpy as np
 from vlds.metrics.exact_match import matches
 from vlds.metrics.gqa_scores import Question, counted, gqa_scores, reasoning_steps
 from vlds.schema import Decoding, Example, Sample
-from vlds.tasks.base import Task, labelled, require_label
+from vlds.tasks.base import Task, labelled, optional_text, optional_texts, require_label
 from vlds.tasks.gqa_choices import missing_choices, read_choices
 
 
@@ -109,9 +109,9 @@ def reference_of(given: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "answer": given["answer"],
         "balanced": given.get("balanced", True),
-        **{name: types.get(name) for name in ("structural", "semantic", "detailed")},
-        "group": (given.get("groups") or {}).get("global"),
-        "entailed": given.get("entailed") or [],
+        **{name: optional_text(types, name) for name in ("structural", "semantic", "detailed")},
+        "group": optional_text(given.get("groups") or {}, "global"),
+        "entailed": optional_texts(given, "entailed"),
         "words": len(given["question"].split()),
         "steps": None if program is None else reasoning_steps(program),
     }

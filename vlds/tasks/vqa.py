@@ -16,7 +16,7 @@ from vlds.metrics.exact_match import fold, matches, mean, mean_by_group, worth
 from vlds.metrics.tables import table
 from vlds.metrics.vqa_accuracy import NUM_ANNOTATORS, Rules, question_accuracy
 from vlds.schema import Decoding, Example, Sample
-from vlds.tasks.base import Task, labelled, require_label
+from vlds.tasks.base import Task, labelled, optional_text, optional_texts, require_label
 from vlds.tasks.soft_label import best_answer, draw_answer
 
 ENOUGH = 0.5
@@ -63,10 +63,10 @@ class VQA(Task):
         best = best_answer(given)
         reference = None if best is None else {
             "answer": best,
-            "answers": list(given.get("answers") or ()),
+            "answers": optional_texts(given, "answers"),
             "label": dict(given.get("label") or dict.fromkeys(given["answers"], 1.0)),
-            "answer_type": given.get("answer_type"),
-            "question_type": given.get("question_type"),
+            "answer_type": optional_text(given, "answer_type"),
+            "question_type": optional_text(given, "question_type"),
         }  # fmt: skip
         return Example(given["id"], name, question, best, reference=reference)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from inspect import isabstract
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,6 +11,7 @@ from typing import Any, ClassVar
 import pytest
 import yaml
 
+from vlds import cli
 from vlds.backbones import T5, Bart
 from vlds.config import (
     CHOICES,
@@ -37,7 +39,7 @@ from vlds.methods import (
     PrefixTuning,
     PromptTuning,
 )
-from vlds.mistakes import all_classes
+from vlds.mistakes import all_classes, guess
 from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.resources import find, shipped
 from vlds.schema import Decoding
@@ -298,3 +300,39 @@ def test_a_list_of_answers_is_a_file_or_itself(file: Path, tmp_path: Path) -> No
         parse_recipe(
             ["--config", str(file), key, "a.json", "--tasks.vqa.decoding.choices", "[a, b]"]
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("lr", "learning_rate"),
+        ("r", "rank"),
+        ("Lora", "LoRA"),
+        ("step", "steps"),
+        ("stepz", "steps"),
+        ("learning_rates", "learning_rate"),
+        ("zzz", None),
+        ("", None),
+    ],
+)
+def test_what_was_meant(name: str, meant: str | None) -> None:
+    said = guess(name, ["rank", "steps", "learning_rate", "LoRA"])
+    assert said == (f"did you mean '{meant}'? " if meant else "")
+
+
+def test_keys_are_not_shortened_and_a_file_needs_no_option(file: Path) -> None:
+    assert "unknown key 'training.step'; did you mean 'training.steps'?" in complaint(
+        str(file), "--training.step", "3"
+    )
+    found = parse_recipe([str(file), "--training.steps", "3"])
+    assert found == parse_recipe(["--config", str(file), "--training.steps", "3"])
+    assert found.training.steps == 3
+
+
+def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["trian"]) == 2
+    assert "trian: no such command; did you mean 'train'? commands: " in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"vlds {version('vlds')}\n"

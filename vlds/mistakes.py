@@ -129,8 +129,8 @@ def unknown_class(place: Place, name: str) -> str:
 
 
 def guess(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """'did you mean ...? ' where a known name is close: of the same letters, of these initials (lr),
-    longer or shortened (r, step), or a few letters away."""
+    """'did you mean ...? ' where a known name is close: of the same letters, of these initials
+    (lr), longer or shortened (r, step), or a few letters away."""
     names = list(known)
     word = name.lower()
     rules: list[Callable[[str], bool]] = [

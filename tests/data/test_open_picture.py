@@ -85,7 +85,7 @@ def test_a_large_jpeg_is_refused_by_its_header() -> None:
     assert picture_fault(bytes(data)) == "too many pixels or scans"
 
 
-def test_scans_are_counted(tmp_path: Path) -> None:
+def test_scans_are_counted() -> None:
     """Each goes through all pixels again: a small file of a thousand takes minutes."""
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     buffer = io.BytesIO()

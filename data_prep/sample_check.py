@@ -13,7 +13,6 @@ import numpy as np
 from data_prep.annotation import fault_of
 from data_prep.finding import Finding
 from data_prep.strict_picture import picture_fault
-from data_prep.task_check import ask_all
 from vlds.data.errors import ShardError
 from vlds.data.features import FEATURE_TYPE, FEATURES
 from vlds.data.foreign import foreign_json
@@ -23,6 +22,7 @@ from vlds.data.sample_bytes import members_of
 from vlds.data.shard_index import Counts
 from vlds.data.store import UNUSABLE, parse_sample
 from vlds.data.tar import members, split_name
+from vlds.data.task_check import ask_all
 from vlds.runtime.json_file import parse_member
 
 Members = dict[str, bytes]

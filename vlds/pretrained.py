@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
+from vlds.hub import check_source
 from vlds.runtime.json_file import read_json
 from vlds.source_files import SourceError, check_tensors, reading, some
 
 TIES = "tie_word_embeddings"
 CORRECT = "correct the file, or copy it again"
-NOT_HERE = "check the name and the network, or name a local folder"
 LAYER = re.compile(r"\.\d+(?=\.)")
 
 
@@ -28,8 +28,9 @@ def read_config(config_class: Any, source: str, field: str) -> tuple[Any, dict[s
 
     Errors: ValueError where it cannot be read, or holds values of the wrong kind.
     """
-    cure = CORRECT if Path(source).exists() else NOT_HERE
-    with reading(f"{field}: cannot read the model's config from {source}", cure):
+    if not source.endswith(".json"):
+        check_source(source, field)
+    with reading(f"{field}: cannot read the model's config from {source}", CORRECT):
         if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
             raise OSError("the folder has no config.json")
         if source.endswith(".json"):
@@ -63,31 +64,34 @@ def check_config(config: Any, place: str, sizes: Sequence[str], tokens: Sequence
 
 
 def load_weights(
-    model_class: Any, path: str, config: Any, dtype: torch.dtype
+    model_class: Any, path: str, config: Any, dtype: torch.dtype, field: str
 ) -> tuple[Any, set[str]]:
     """The model of a folder or hub name, and the names of its tensors that the weights lack: only
-    buffers may be among them.
+    buffers may be among them. `field` of the recipe names it.
 
     Errors: ValueError where the weights cannot be read, or are those of a model of another size.
     """
-    with reading(f"path: the config in {path} describes no model", CORRECT), torch.device("meta"):
+    with (
+        reading(f"{field}: the config in {path} describes no model", CORRECT),
+        torch.device("meta"),
+    ):
         wanted = model_class(config).state_dict()
     held: dict[str, tuple[int, ...]] = {}
     for file in sorted(Path(path).glob("*.safetensors")):
-        held |= check_tensors("path", file, wanted)
-    _check_fit(path, held, wanted)
-    with reading(f"path: cannot read weights from {path}"), quiet():
+        held |= check_tensors(field, file, wanted)
+    _check_fit(f"{field}: the weights in {path}", held, wanted)
+    with reading(f"{field}: cannot read weights from {path}"), quiet():
         model, report = model_class.from_pretrained(
             path, config=config, dtype=dtype, output_loading_info=True, use_safetensors=True
         )
     missing = set(report["missing_keys"])
     if lost := sorted(missing.intersection(name for name, _ in model.named_parameters())):
-        raise _misfit(path, [f"{name} is missing" for name in lost])
+        raise _misfit(f"{field}: the weights in {path}", [f"{name} is missing" for name in lost])
     return model, missing
 
 
 def _check_fit(
-    path: str, held: Mapping[str, tuple[int, ...]], wanted: Mapping[str, Tensor]
+    what: str, held: Mapping[str, tuple[int, ...]], wanted: Mapping[str, Tensor]
 ) -> None:
     """Compare what a folder's files hold with what the config asks for, before anything is loaded:
     ZeRO-3's loading does not tell.
@@ -106,13 +110,13 @@ def _check_fit(
         if name not in wanted and LAYER.sub(".*", name) in kinds
     ]
     if odd:
-        raise _misfit(path, odd)
+        raise _misfit(what, odd)
 
 
-def _misfit(path: str, odd: list[str]) -> SourceError:
+def _misfit(what: str, odd: list[str]) -> SourceError:
     return SourceError(
-        f"path: the weights in {path} do not fit the config.json beside them: {some(odd)}; bring "
-        "back the config.json that belongs to the weights"
+        f"{what} do not fit the config.json beside them: {some(odd)}; bring back the config.json "
+        "that belongs to the weights"
     )
 
 

@@ -136,7 +136,7 @@ def test_unknown_places(tmp_path: Path) -> None:
     empty.mkdir()
     with pytest.raises(ValueError, match="path: cannot read the model's config"):
         T5(path=str(empty)).load(60, torch.float32)
-    with pytest.raises(ValueError, match="check the name and the network, or name a local folder"):
+    with pytest.raises(ValueError, match=r"no such file or folder: .*nowhere; check"):
         T5(path=str(tmp_path / "nowhere")).load(60, torch.float32)
 
 

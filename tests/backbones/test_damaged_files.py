@@ -55,7 +55,7 @@ def test_weights_that_are_cut(
     file = folder_of(backbone) / "model.safetensors"
     file.write_bytes(damage(file.read_bytes()))
     message = complaint(backbone)
-    assert message.startswith(f"path: {file} is no whole safetensors file (SafetensorError: ")
+    assert message.startswith(f"backbone.path: {file} is no whole safetensors file (Safet")
     assert told in message
     assert message.endswith("; copy it again, or name another")
 
@@ -86,7 +86,7 @@ def test_a_config_of_another_size(
     backbone = saved_backbone(family, tmp_path)
     change_config(folder_of(backbone), **{LAYERS[family]: layers}, d_model=d_model)
     message = complaint(backbone)
-    assert message.startswith(f"path: the weights in {backbone.path} do not fit the config.json")
+    assert message.startswith(f"backbone.path: the weights in {backbone.path} do not fit the co")
     assert told in message
     assert message.endswith("bring back the config.json that belongs to the weights")
 
@@ -110,7 +110,7 @@ def test_odd_fields_of_a_config(
     backbone = saved_backbone(family, tmp_path)
     change_config(folder_of(backbone), **fields)
     message = complaint(backbone)
-    assert message.startswith("path: ")
+    assert message.startswith("backbone.path: ")
     assert str(backbone.path) in message
     assert told in message
     assert message.endswith("; correct the file, or copy it again")
@@ -124,7 +124,7 @@ def test_a_config_that_is_none(text: str, place: str, tmp_path: Path) -> None:
     if place == "config":
         backbone = T5(config=str(file), extra_tokens=0, visual_tokens=4)
     file.write_text(text, encoding="utf-8")
-    assert complaint(backbone).startswith(f"{place}: cannot read the model's config from ")
+    assert complaint(backbone).startswith(f"backbone.{place}: cannot read the model's config from ")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_a_damaged_tokenizer_file(damage: Callable[[bytes], bytes], tmp_path: Pa
     file = tmp_path / "saved" / "tokenizer.json"
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(
-        ValueError, match=r"^tokenizer: cannot read a tokenizer from .*saved \("
+        ValueError, match=r"^backbone\.tokenizer: cannot read a tokenizer from .*saved \("
     ) as e:
         T5(config="x.json", tokenizer=str(tmp_path / "saved")).load_tokenizer()
     assert "; copy it again, or name a folder that holds one" in str(e.value)
@@ -157,7 +157,7 @@ def test_cut_pieces(tmp_path: Path) -> None:
     file = tmp_path / "spiece.model"
     write_tokenizer(file)
     whole = file.read_bytes()
-    told = r"^tokenizer: cannot read a tokenizer from .*model \("
+    told = r"^backbone\.tokenizer: cannot read a tokenizer from .*model \("
     for size in (0, 1, 59, 69, 200, 408, len(whole) // 2, len(whole) - 1):
         file.write_bytes(whole[:size])
         with pytest.raises(ValueError, match=told):

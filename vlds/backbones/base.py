@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from vlds.backbones.attention import CPU_ATTENTION, set_attention
 from vlds.backbones.vocabulary import HEAD, give_own_head, holds_own_head, resize_vocabulary
+from vlds.hub import check_source
 from vlds.pretrained import TIES, check_config, load_weights, read_config
 from vlds.resources import find, shipped
 from vlds.schema import OptimizerRules, TargetModules
@@ -149,7 +150,9 @@ class Backbone(ABC):
                 "tokenizer's "
                 "folder or file"
             )
-        what = f"{'tokenizer' if self.tokenizer else 'path'}: cannot read a tokenizer from {source}"
+        field = f"backbone.{'tokenizer' if self.tokenizer else 'path'}"
+        check_source(source, field)
+        what = f"{field}: cannot read a tokenizer from {source}"
         with reading(what, "copy it again, or name a folder that holds one, or a name on the hub"):
             tokenizer = self.read_tokenizer(source)
         return self.with_extra_tokens(tokenizer, source)
@@ -194,7 +197,7 @@ class Backbone(ABC):
         source = str(find(self.config)) if self.config is not None else str(self.path)
         if torch.get_default_device().type == "meta":
             source = shipped_sizes(source)
-        field = "config" if self.config is not None else "path"
+        field = f"backbone.{'config' if self.config is not None else 'path'}"
         config, fields = read_config(self.config_class, source, field)
         if config.model_type != self.config_class.model_type:
             raise ValueError(
@@ -255,7 +258,9 @@ class Backbone(ABC):
         """Weights from `path`. Under ZeRO-3's loading hint each rank only ever holds its part of
         them."""
         config.tie_word_embeddings = True  # transformers ties what is equal, and nothing else
-        model, missing = load_weights(self.model_class, str(self.path), config, dtype)
+        model, missing = load_weights(
+            self.model_class, str(self.path), config, dtype, "backbone.path"
+        )
         self.check_tables(model)
         names = {name for name, _ in unique_state(model)} - missing
         rows = resize_vocabulary(model, tokenizer_len)

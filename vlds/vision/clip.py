@@ -52,7 +52,7 @@ class ClipVision(VisionEncoder):
 
     def read_config(self) -> Any:
         """The vision part's Hugging Face config."""
-        field = "path" if self.config is None else "config"
+        field = f"vision.{'path' if self.config is None else 'config'}"
         source = str(self.path) if self.config is None else str(find(self.config))
         config, _ = read_config(CLIPVisionConfig, source, field)
         check_config(config, f"{field}: {source}", SIZES)
@@ -90,7 +90,9 @@ class ClipVision(VisionEncoder):
         """The transformer."""
         if self.path is not None and not on_meta():
             return ClipModule(
-                load_weights(CLIPVisionModel, self.path, self.read_config(), dtype)[0]
+                load_weights(CLIPVisionModel, self.path, self.read_config(), dtype, "vision.path")[
+                    0
+                ]
             )
         return ClipModule(CLIPVisionModel(self.read_config()).to(dtype))
 

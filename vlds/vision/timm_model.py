@@ -15,8 +15,12 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor
 
+from vlds.hub import check_source
 from vlds.schema import ImageSpec
+from vlds.source_files import reading
 from vlds.vision.base import GridEncoder, VisionEncoder, load_weights, on_meta
+
+ELSEWHERE = "name a file in `weights` instead"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +84,23 @@ class Timm(VisionEncoder):
 
     def build(self, dtype: torch.dtype) -> GridEncoder:
         """The model without its classifier's pooling."""
-        net = create(self.model, self.pretrained and not on_meta(), self.geometry.image_size)
+        size = self.geometry.image_size
+        net = create(self.model, False, size) if on_meta() or not self.pretrained else self._fetch()
         encoder = TimmModule(net)
         if self.weights is not None and not on_meta():
             load_weights(net, self.weights)
         return encoder.to(dtype)
+
+    def _fetch(self) -> Any:
+        """The model with timm's weights.
+
+        Errors: ValueError where there are none, or nobody to give them.
+        """
+        config = timm.get_pretrained_cfg(self.model)
+        if config is not None and config.hf_hub_id:
+            check_source(config.hf_hub_id, "vision.model")
+        with reading(f"vision.model: timm cannot fetch the weights of {self.model}", ELSEWHERE):
+            return create(self.model, True, self.geometry.image_size)
 
 
 @dataclass(frozen=True)

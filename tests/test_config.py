@@ -26,6 +26,7 @@ from vlds.config import (
     save_recipe,
 )
 from vlds.data import ErrorPolicy
+from vlds.launch import starts_ranks
 from vlds.methods import (
     IA3,
     Adapter,
@@ -336,3 +337,20 @@ def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["--version"])
     assert end.value.code == 0
     assert capsys.readouterr().out == f"vlds {version('vlds')}\n"
+
+
+@pytest.mark.parametrize("command", ["train", "plan", "describe"])
+def test_help_is_a_page_and_all_keys_are_there(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([command, "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 80
+    assert lines[0].startswith(f"usage: vlds {command} RECIPE ")
+    assert not starts_ranks([command, "--help-all"])
+    with pytest.raises(SystemExit) as end:
+        cli.main([command, "--help-all"])
+    assert end.value.code == 0
+    keys = capsys.readouterr().out
+    assert all(f"--{key}" in keys for key in ("optimizer.learning_rate", "data.window", "seed"))

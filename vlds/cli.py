@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vlds.launch import RANKS_HELP, complain, positive
 from vlds.mistakes import guess
+from vlds.recipe_help import ALL_KEYS, HELP
 from vlds.restarts import RESUME, Job, take_resume
 from vlds.runtime.terminal import tell
 
@@ -26,15 +27,6 @@ Tune a few percent of a frozen vision-and-language model on many tasks at once.
   vlds COMMAND --help                       a command's options
 """
 
-TRAIN_HELP = """\
-Besides: --resume goes on with the run in the recipe's output folder, from its newest whole state;
---resume auto does so where there is one and starts anew where there is none; --new_phase lets it go
-on in a new mixture of tasks, each task from where it was; --ranks N sets the number of processes;
---restarts N starts a failed run again, N times at most. Every field above is a key of the
-recipe."""
-PLAN_HELP = """\
-Besides: --ranks N, default 1; with --ranks 1 2 4 8 a table for each number; --json. Every field
-above is a key of the recipe."""
 CHANGES_HELP = """\
 Further options change keys of the run's recipe, as in `vlds train`: those of its tasks and data,
 like --tasks.vqa.decoding.answers FILE or --data.eval_batch_size 16."""
@@ -68,6 +60,10 @@ def main(argv: Sequence[str]) -> int:
         if arguments[0] not in COMMANDS:
             hint = guess(arguments[0], COMMANDS)
             raise ValueError(f"no such command; {hint}commands: {', '.join(COMMANDS)}")
+        if arguments[0] in HELP and {"-h", "--help"}.intersection(arguments):
+            tell(HELP[arguments[0]].rstrip())
+            return 0
+        arguments = ["--help" if word == ALL_KEYS else word for word in arguments]
         if arguments[0] in READ_RUNS:
             from vlds.trusted import leave_working_directory, take_trust
 
@@ -98,7 +94,7 @@ def training_options(arguments: list[str]) -> tuple[Recipe, Literal["auto"] | bo
     if new_phase and not resume:
         raise ValueError(f"{NEW_PHASE}: goes with {RESUME}: a new run has no earlier phase")
     words = [word for word in words if word != NEW_PHASE]
-    return parse_recipe(words, "vlds train", TRAIN_HELP), resume, new_phase
+    return parse_recipe(words, "vlds train"), resume, new_phase
 
 
 def check_recipe(arguments: list[str]) -> int:
@@ -136,7 +132,7 @@ def plan(arguments: list[str]) -> int:
     own.add_argument("--json", action="store_true")
     options, words = own.parse_known_args(arguments)
     numbers = [positive("--ranks", word) for word in options.ranks]
-    recipe = parse_recipe(words, "vlds plan", PLAN_HELP)
+    recipe = parse_recipe(words, "vlds plan")
     plans = plan_recipe(recipe, numbers)
     if options.json:
         tree = {

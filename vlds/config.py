@@ -243,17 +243,15 @@ class Recipe:
         )
 
 
-def parse_recipe(arguments: list[str], prog: str = "vlds train", epilog: str = "") -> Recipe:
+def parse_recipe(arguments: list[str], prog: str = "vlds train") -> Recipe:
     """Build a recipe from `FILE` or `--config FILE` and overrides such as
     `--methods.adapter.reduction 4`.
-
-    `epilog` ends the help text.
 
     Errors: ValueError that names the key or class, shows the value and lists the known names.
     """
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--config", *arguments]
-    return parse(Recipe, arguments, prog, epilog)
+    return parse(Recipe, arguments, prog)
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -301,12 +299,12 @@ def to_tree(value: Any) -> Any:
     return without_credentials(value) if isinstance(value, str) else value
 
 
-def parse(options: type[Options], arguments: list[str], prog: str, epilog: str = "") -> Options:
+def parse(options: type[Options], arguments: list[str], prog: str) -> Options:
     """Build any dataclass of options from the command line; its field docstrings are the help text.
 
     Errors: ValueError that names the key or class, shows the value and lists the known names.
     """
-    parser = build_parser(options, prog, epilog)
+    parser = build_parser(options, prog)
     tree: dict[str, Any] = {}
     try:
         with tempfile.TemporaryDirectory() as scratch:
@@ -340,7 +338,7 @@ def whole_recipe(name: str, scratch: Path) -> Path:
     return whole
 
 
-def build_parser(options: type, prog: str, epilog: str) -> ArgumentParser:
+def build_parser(options: type, prog: str) -> ArgumentParser:
     """The parser of one dataclass, with `--config` where the dataclass is a recipe."""
     set_parsing_settings(
         subclasses_enabled=list(CHOICES), docstring_parse_attribute_docstrings=True
@@ -348,7 +346,6 @@ def build_parser(options: type, prog: str, epilog: str) -> ArgumentParser:
     parser = ArgumentParser(
         prog=prog,
         description=options.__doc__,
-        epilog=epilog,
         exit_on_error=False,
         allow_abbrev=False,
     )

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from vlds.rank_environment import check_alone, is_rank, read_place, without_rank
+from vlds.recipe_help import ALL_KEYS
 from vlds.restarts import Job, run_job, take_restarts, what_happened
 from vlds.runtime.json_file import parse_json
 from vlds.runtime.process_end import Interrupted, end_with_parent, interruptible
@@ -238,7 +239,8 @@ def _rank_code(arguments: list[str]) -> int:
 def starts_ranks(arguments: Sequence[str]) -> bool:
     """Whether this command line needs ranks: asking a command for its help does not, nor does
     scoring a file."""
-    alone = any(word.partition("=")[0] in ("-h", "--help", *NO_MODEL) for word in arguments)
+    helps = ("-h", "--help", ALL_KEYS)
+    alone = any(word.partition("=")[0] in (*helps, *NO_MODEL) for word in arguments)
     return bool(arguments) and arguments[0] in RANK_COMMANDS and not alone
 
 

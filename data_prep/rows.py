@@ -13,7 +13,9 @@ from vlds.runtime.regular_file import open_file
 
 Row = Mapping[str, Any]
 
-TABLE_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+TABLES = (".csv", ".tsv")
+SEPARATORS = (",", ";", "\t", "|")
+"""Spreadsheets write a semicolon where the comma stands in numbers."""
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -21,7 +23,7 @@ def read_rows(path: Path) -> list[Row]:
     if not path.exists():
         raise ValueError(f"--annotations {path} does not exist")
     first = _first_character(path)
-    if path.suffix.lower() in TABLE_SEPARATORS or first not in ("[", "{"):
+    if path.suffix.lower() in TABLES or first not in ("[", "{"):
         return _read_table(path)
     if first == "{":
         return list(read_json_lines(path))
@@ -49,8 +51,11 @@ def _read_table(path: Path) -> list[Row]:
 
 
 def _cells(path: Path) -> list[Row]:
-    separator = TABLE_SEPARATORS.get(path.suffix.lower(), ",")
     with open_text(path, newline="") as file:
+        head = file.readline()
+        file.seek(0)
+        # The one that makes the most columns of the head line.
+        separator = max(SEPARATORS, key=lambda each: len(next(csv.reader([head], delimiter=each))))
         reader = csv.DictReader(file, delimiter=separator, strict=True)
         try:
             rows = list[Row](reader)

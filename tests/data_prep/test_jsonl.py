@@ -56,7 +56,9 @@ def as_csv(rows: list[dict[str, Any]], path: Path, **options: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize("form", ["lines", "list", "csv", "tsv", "csv without extension"])
+@pytest.mark.parametrize(
+    "form", ["lines", "list", "csv", "tsv", "csv without extension", "spreadsheet"]
+)
 def test_three_forms_give_the_same_samples(form: str, images: Path, tmp_path: Path) -> None:
     lines = "\n".join(map(json.dumps, ROWS))
     path = {
@@ -65,6 +67,7 @@ def test_three_forms_give_the_same_samples(form: str, images: Path, tmp_path: Pa
         "csv": lambda: as_csv(ROWS, tmp_path / "rows.csv"),
         "tsv": lambda: as_csv(ROWS, tmp_path / "rows.tsv", delimiter="\t"),
         "csv without extension": lambda: as_csv(ROWS, tmp_path / "rows"),
+        "spreadsheet": lambda: as_csv(ROWS, tmp_path / "rows.csv", delimiter=";"),
     }[form]()
     assert prepare(path, images, tmp_path / "out", *FIELDS) == 0
     samples = packed(tmp_path / "out")

@@ -138,7 +138,10 @@ def test_a_link_stays_one(tmp_path: Path) -> None:
 
 def test_a_device_takes_what_it_is_given(tmp_path: Path) -> None:
     write_whole(Path("/dev/null"), "x", stream=True)
-    words = "from vlds.runtime.whole_file import *; write_whole(Path('/dev/stdout'), 'told', stream=True)"
+    words = (
+        "from vlds.runtime.whole_file import *; "
+        "write_whole(Path('/dev/stdout'), 'told', stream=True)"
+    )
     done = subprocess.run([sys.executable, "-c", words], cwd=ROOT, capture_output=True, text=True)
     assert (done.stdout, done.returncode) == ("told", 0), done.stderr
 

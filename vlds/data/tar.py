@@ -181,8 +181,8 @@ def _extension(kind: bytes, data: bytes) -> dict[str, str]:
         found[name.decode()] = value.decode("utf-8", "backslashreplace")
         data = data[int(length) :]
     if any(key.startswith(SPARSE) for key in found):
-        name = found.get(f"{SPARSE}name") or found.get("path", "a member")
-        raise ShardError(f"{name} is {KINDS[b'S']} in the archive; {STORE_WHOLE}")
+        member = found.get(f"{SPARSE}name") or found.get("path", "a member")
+        raise ShardError(f"{member} is {KINDS[b'S']} in the archive; {STORE_WHOLE}")
     return {key: value for key, value in found.items() if key in ("path", "size")}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from data_prep.command import add_shard_options, new_command, shard_options
 from data_prep.pack import pack, ready
-from data_prep.row_annotations import TASKS, FieldNames, annotations_of
+from data_prep.row_annotations import TASKS, TYPES, FieldNames, annotations_of
 from data_prep.rows import Row, read_rows
 from data_prep.snli_ve import LABELS
 from data_prep.source import SourceSample, SourceSet, first_existing, shown
@@ -100,6 +100,8 @@ def _check_fields(rows: Sequence[Row], names: FieldNames, path: Path) -> None:
             _check_value(row[wanted], many, what)
             if wanted in (names.id, names.split) and isinstance(row[wanted], bool | None):
                 raise ValueError(f"{what} is {shown(row[wanted])}; expected text or a number")
+        for kind in TYPES if names.question else ():
+            _check_value(row.get(kind), False, f"{path}, row {number}: {kind!r}")
 
 
 def _check_value(value: Any, many: bool, what: str) -> None:

@@ -50,7 +50,11 @@ def vqa_annotation(row: Mapping[str, Any], place: str) -> Annotation:
     }
     if "label" in row:
         annotation["label"] = _label(row, place)
-    annotation |= {key: row[key] for key in ("answer_type", "question_type") if key in row}
+    annotation |= {
+        key: take_text(row, key, f"{place}, question {row['question_id']}")
+        for key in ("answer_type", "question_type")
+        if key in row
+    }
     known = ("question_id", "img_id", "sent", "label", "answer_type", "question_type")
     return with_source(annotation, rest(row, *known))
 

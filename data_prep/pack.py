@@ -21,7 +21,7 @@ from data_prep.progress import follow
 from data_prep.source import SourceSample, SourceSet, count_reasons
 from data_prep.writer import DatasetWriter, Limits, SampleRecord, shard_order
 from vlds.data.features import feature_bytes
-from vlds.data.info import DatasetInfo
+from vlds.data.info import DatasetInfo, check_names
 from vlds.runtime.folder_lock import folder_lock
 from vlds.runtime.regular_file import read_file
 from vlds.runtime.terminal import tell
@@ -56,6 +56,7 @@ class Options:
 
 def pack(dataset: SourceSet, out: Path, options: Options) -> DatasetInfo:
     """Write a data set and print what became of every sample."""
+    check_names(dataset.name, dataset.split)
     _check_folder(out)
     dataset = ready(dataset, options)
     with folder_lock(out):

@@ -46,7 +46,7 @@ def preview(place: str, samples: int = SAMPLES, out: Path | None = None) -> None
     if out is None:
         print_views(title, counts, views)
         return
-    write_whole(out, FORMS[out.suffix](title, counts, views))
+    write_whole(out, FORMS[out.suffix](title, counts, views), stream=True)
     tell(f"{counts} -> {out}")
 
 

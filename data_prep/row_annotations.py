@@ -11,6 +11,8 @@ from data_prep.rows import Row
 from data_prep.snli_ve import LABELS
 from data_prep.source import Annotation, clean, rest, with_source
 
+TYPES = ("answer_type", "question_type")
+"""Fields by which scores of questions are split, where rows have them."""
 Told = list[Annotation] | str
 """Annotations, or the reason why a row has none."""
 
@@ -56,10 +58,10 @@ def _question(row: Row, row_id: str, names: FieldNames) -> Told:
         annotation |= {"answers": answers, "label": soft_label(answers)}
     types = {
         key: clean(str(row[key]))
-        for key in ("answer_type", "question_type")
-        if key in row and key not in names.named()
+        for key in TYPES
+        if row.get(key) is not None and key not in names.named()
     }
-    return [with_source(annotation | types, rest(row, *names.named(), *types))]
+    return [with_source(annotation | types, rest(row, *names.named(), *TYPES))]
 
 
 def _captions(row: Row, row_id: str, names: FieldNames) -> Told:

@@ -75,7 +75,7 @@ def add_command(commands: Any) -> None:
             raise ValueError(
                 f"--min-count {args.min_count}: none of {len(counts):,} answers occurs so often"
             )
-        write_whole(args.out, json.dumps(often, ensure_ascii=False, indent=0))
+        write_whole(args.out, json.dumps(often, ensure_ascii=False, indent=0), stream=True)
         share = sum(counts[answer] for answer in often) / counts.total()
         tell(f"{len(often):,} of {len(counts):,} answers, to {share:.1%} of the questions")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,7 @@ SPLITS: Mapping[str, tuple[str, ...]] = {
 }
 """Our split -> the official subsets in the file names. Karpathy's are those of `dataset_coco.json`:
 the questions about its pictures."""
+TYPES = ("answer_type", "question_type")
 KARPATHY = "karpathy-"
 
 
@@ -130,10 +132,9 @@ def _label(row: Mapping[str, Any], place: str) -> Annotation:
     label = {
         "answers": answers,
         "label": soft_label(answers),
-        "answer_type": row.get("answer_type", ""),
-        "question_type": row.get("question_type", ""),
+        **{key: take_text(row, key, place) if key in row else "" for key in TYPES},
     }
-    known = ("question_id", "image_id", "answers", "answer_type", "question_type")
+    known = ("question_id", "image_id", "answers", *TYPES)
     return with_source(label, rest(row, *known))
 
 
@@ -150,7 +151,9 @@ def _annotation(number: str, row: Mapping[str, Any], label: Annotation, place: s
 def _picture(folder: Path, subset: str, image_id: str) -> Path:
     """COCO's file name; test-dev shows pictures of test2015."""
     subset = subset.replace("test-dev", "test")
-    stem = f"COCO_{subset}_{int(image_id):012d}" if image_id.isdigit() else image_id
+    stem = (
+        f"COCO_{subset}_{int(image_id):012d}" if re.fullmatch("[0-9]{1,30}", image_id) else image_id
+    )
     return coco_picture(folder, stem, subset)
 
 

@@ -238,7 +238,13 @@ def _content(record: SampleRecord) -> dict[str, bytes]:
     if absent := [image for image in fields["images"] if image not in content]:
         raise ValueError(f"sample {record.id}: images {absent} are not among its members")
     text = json.dumps(fields, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return content | {"json": text.encode()}
+    try:
+        return content | {"json": text.encode()}
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise ValueError(
+            f"sample {record.id}: its json holds half a character ({half!a}); correct the source"
+        ) from None
 
 
 def _version() -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from vlds import cli
 from vlds.config import load_recipe
 from vlds.manifest import write_manifest
 from vlds.runtime.yaml_file import parse_yaml, read_yaml
@@ -168,3 +169,16 @@ def test_yaml_is_bounded(tmp_path: Path) -> None:
         file.truncate(1 << 40)
     with pytest.raises(ValueError, match=r"1,099,511,627,776 bytes; at most 4,194,304 are read"):
         read_yaml(tmp_path / "large")
+
+
+@pytest.mark.parametrize("command", ["describe --config", "plan --config", "report", "convert hf"])
+def test_a_name_that_is_too_long_is_one_line(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*command.split(), "x" * 300]
+    if command == "convert hf":
+        words = ["convert", "hf", "--run", "x" * 300, "--out", "x"]
+    assert cli.main(words) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "File name too long; name another place" in error

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -69,9 +71,24 @@ def main(argv: Sequence[str]) -> int:
 
             leave_working_directory()
             arguments = take_trust(arguments)
-        return COMMANDS[arguments[0]](arguments[1:])
+        with names_fit():
+            return COMMANDS[arguments[0]](arguments[1:])
     except ValueError as error:
         return complain(f"vlds {arguments[0]}", error)
+
+
+@contextmanager
+def names_fit() -> Iterator[None]:
+    """Inside, a path that is longer than the system takes is a mistake of the user's.
+
+    Errors: ValueError that names it.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise ValueError(f"{error.filename}: {error.strerror}; name another place") from None
 
 
 def train(arguments: list[str]) -> int:
@@ -101,7 +118,8 @@ def check_recipe(arguments: list[str]) -> int:
     """Say what is wrong with the arguments of `vlds train`, if anything is; the exit code. What the
     supervisor has to know of the recipe is printed."""
     try:
-        recipe, *_ = training_options(arguments)
+        with names_fit():
+            recipe, *_ = training_options(arguments)
     except ValueError as error:
         return complain("vlds train", error)
     largest = max(recipe.batch_sizes.values())

@@ -44,16 +44,44 @@ def test_same_members_as_tarfile(tar_format: int, mtime: float) -> None:
     assert [m.name for m in read_all(data)] == names
 
 
-def test_other_types_are_passed_over() -> None:
+def of_types(*types: bytes) -> bytes:
+    """A tar of three samples, the middle one of a member of each type."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
-        folder = tarfile.TarInfo("folder")
-        folder.type = tarfile.DIRTYPE
-        link = tarfile.TarInfo("link")
-        link.type, link.linkname = tarfile.SYMTYPE, "l" * 200
-        for info in (folder, link, tarfile.TarInfo("0.json")):
+        tar.addfile(tarfile.TarInfo("0.json"))
+        for kind in types:
+            info = tarfile.TarInfo("1.jpg")
+            info.type, info.linkname = kind, "0.json"
             tar.addfile(info)
-    assert [m.name for m in read_all(buffer.getvalue())] == ["0.json"]
+        tar.addfile(tarfile.TarInfo("2.json"))
+    return buffer.getvalue()
+
+
+def test_folders_are_passed_over() -> None:
+    assert [m.name for m in read_all(of_types(tarfile.DIRTYPE))] == ["0.json", "2.json"]
+    assert len(read_all(of_types(tarfile.CONTTYPE))) == 3
+
+
+@pytest.mark.parametrize("kind", [b"1", b"2", b"3", b"6", b"M", b"X", b"q"])
+def test_a_member_without_its_data_is_an_error(kind: bytes) -> None:
+    """A picture that is a link would be missing from its sample, or the sample from the shard."""
+    with pytest.raises(ShardError, match=r"1\.jpg is .* in the archive; pack files whole"):
+        read_all(of_types(kind))
+
+
+def test_sparse_files_are_an_error() -> None:
+    info = tarfile.TarInfo("GNUSparseFile.1/0.jpg")
+    info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.name": "0.jpg"}
+    for kind, data in ((b"S", of_types(b"S")), (b"x", info.tobuf(tarfile.PAX_FORMAT))):
+        with pytest.raises(ShardError, match=r"\.jpg is a sparse file in the archive"):
+            read_all(data + bytes(1024) if kind == b"x" else data)
+
+
+def test_a_long_name_of_nothing_is_an_error() -> None:
+    data = tar_of(["0.json", LONG], tarfile.PAX_FORMAT)
+    _, last = read_all(data)
+    with pytest.raises(ShardError, match=f"ends behind the long name at byte {last.header}"):
+        read_all(data[: last.start - 512] + bytes(2048))
 
 
 def test_smashed_header_is_an_error_where_tarfile_ends_in_silence() -> None:

@@ -25,6 +25,12 @@ def vqa(question: dict[str, Any], answers: Any = TEN) -> dict[str, Any]:
     }
 
 
+def typed(**wrong: Any) -> dict[str, Any]:
+    files = vqa({})
+    files[ANSWERS]["annotations"][1] |= wrong
+    return files
+
+
 VQA = [
     (vqa({"question": None}), f"{QUESTIONS}, question 10: 'question' is null; expected text"),
     (vqa({"question": 5}), f"{QUESTIONS}, question 10: 'question' is 5; expected text"),
@@ -34,6 +40,9 @@ VQA = [
     (vqa({}, None), f"{ANSWERS}, question 10: 'answers' is null; expected a list"),
     (vqa({}, [{"answer": None}]), f"{ANSWERS}, question 10: 'answer' is null; expected text"),
     (vqa({}, [{"answer": 3}]), f"{ANSWERS}, question 10: 'answer' is 3; expected text"),
+    (vqa({"image_id": "\u00b2"}), "1 more missing file"),
+    (typed(answer_type=None), f"{ANSWERS}, question 10: 'answer_type' is null; expected text"),
+    (typed(question_type=["x"]), "question 10: 'question_type' is [\"x\"]; expected text"),
     (vqa({}, ["yes"]), f"{ANSWERS}, question 10: expected an object with 'answer', found str"),
     ({QUESTIONS: {"questions": None}}, f"{QUESTIONS}: 'questions' is null; expected a list"),
     ({QUESTIONS: 5}, f"{QUESTIONS}: expected an object with 'questions', found int"),

@@ -241,6 +241,9 @@ ROW = {"image": "a.jpg", "question": "q", "answer": "x"}
             (),
             "rows.json, line 2: -Infinity is not a number",
         ),
+        ([ROW | {"answer_type": {"a": 1}}], (), "row 0: 'answer_type' is {\"a\": 1}; expected"),
+        ([ROW | {"part": "../x"}], ("--split-field", "part"), "split '../x': it becomes part"),
+        ([ROW | {"part": "a\0"}], ("--split-field", "part"), "split 'a\\x00': it becomes part"),
         ([ROW | {"key": None}], ("--id-field", "key"), "row 0: 'key' is null; expected text or"),
         ([ROW | {"key": True}], ("--id-field", "key"), "row 0: 'key' is true; expected text or"),
         ([ROW | {"part": None}], ("--split-field", "part"), "row 0: 'part' is null; expected"),
@@ -260,12 +263,30 @@ def test_errors_are_one_line_and_code_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = write(tmp_path / "rows.json", content)
+    there = sorted(path.name for path in tmp_path.iterdir())
     assert prepare(path, images, tmp_path / "out", *more) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert not list(tmp_path.glob("out/*"))
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "out") == there
+
+
+def test_a_type_that_is_null_is_none(images: Path, tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.json", [ROW | {"answer_type": None, "question_type": "what"}])
+    assert prepare(path, images, tmp_path / "out") == 0
+    found = annotation(packed(tmp_path / "out"), "0")
+    assert "answer_type" not in found
+    assert found["question_type"] == "what"
+
+
+def test_half_a_character_is_named_with_its_sample(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "rows.json", json.dumps([ROW | {"question": "q\ud800"}]))
+    assert prepare(path, images, tmp_path / "out") == 2
+    assert "sample a.jpg: its json holds half a character ('\\ud800')" in capsys.readouterr().err
 
 
 def test_a_file_is_no_folder_to_write(

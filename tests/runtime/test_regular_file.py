@@ -132,6 +132,18 @@ def test_commands_of_data_prep(
         assert "not a regular file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["toy-train-00000.tar.idx", "dataset.json", ".vlds.lock"])
+def test_files_that_an_index_would_replace(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "toy"
+    write_dataset(place, name="toy", kind="vqa", split="train", records=records("toy", 3))
+    (place / name).unlink(missing_ok=True)
+    pipe(place / name)
+    assert main(f"index {place} --name toy --kind vqa --split train".split()) == 2
+    assert f"/{name} is a named pipe, not a regular file; name a file\n" in capsys.readouterr().err
+
+
 def test_a_folder_of_shards_that_are_none(tmp_path: Path) -> None:
     pipe(tmp_path / "a.tar")
     (url,) = shard_urls(str(tmp_path))

@@ -137,10 +137,20 @@ def test_a_link_stays_one(tmp_path: Path) -> None:
 
 
 def test_a_device_takes_what_it_is_given(tmp_path: Path) -> None:
-    write_whole(Path("/dev/null"), "x")
-    words = "from vlds.runtime.whole_file import *; write_whole(Path('/dev/stdout'), 'told')"
+    write_whole(Path("/dev/null"), "x", stream=True)
+    words = (
+        "from vlds.runtime.whole_file import *; "
+        "write_whole(Path('/dev/stdout'), 'told', stream=True)"
+    )
     done = subprocess.run([sys.executable, "-c", words], cwd=ROOT, capture_output=True, text=True)
     assert (done.stdout, done.returncode) == ("told", 0), done.stderr
+
+
+def test_a_pipe_that_no_user_named_is_not_written(tmp_path: Path) -> None:
+    """It would wait for a reader for ever."""
+    os.mkfifo(tmp_path / "dataset.json")
+    with pytest.raises(ValueError, match=r"/dataset\.json is a named pipe, not a regular file"):
+        write_whole(tmp_path / "dataset.json", "x")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])

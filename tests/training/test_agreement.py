@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
+from shutil import copyfile, copytree
 from typing import Any
 
 import pytest
+import torch
 
 from data_prep.writer import write_dataset
 from tests.rank_pool import RankPool
@@ -16,6 +20,8 @@ from tests.training.world import records, world_recipe
 from vlds.config import Recipe
 from vlds.training import agreement
 from vlds.training.agreement import flat
+from vlds.training.build import prepare
+from vlds.training.distributed import Ranks
 from vlds.training.loop import train
 
 
@@ -94,6 +100,53 @@ def test_another_version_of_the_code(
     assert agreement.differences([one, one, other]) == [f"code: {one['code']}, on rank 2 another"]
     many = [{str(n): 0 for n in range(9)}, {str(n): 1 for n in range(9)}]
     assert agreement.differences(many)[-1] == "and 4 more"
+
+
+def test_values_that_look_alike() -> None:
+    """Each difference has a line, in which the two values differ."""
+    for one, other in ((1, 1.0), (1, True), (1, "1"), ("nothing", None), ([1], [1.0])):
+        (line,) = agreement.differences([{"x": one}, {"x": other}])
+        first, second = line.removeprefix("x: ").split(", on rank 1 ")
+        assert first != second
+    shards = [f"/data/shards/a-very-long-name-of-a-folder/part-{n:03d}" for n in range(9)]
+    (line,) = agreement.differences([{"x": shards}, {"x": [*shards[:-1], "/data/other"]}])
+    assert "a-very-long" in line
+    assert "/data/other" in line
+    assert len(line) < 160
+    assert agreement.differences([{"x": float("nan")}, {"x": float("nan")}]) == []
+
+
+def facts(recipe: Recipe) -> agreement.Facts:
+    ranks = Ranks(0, 0, 1, 1, torch.device("cpu"))
+    return agreement.facts_of(recipe, prepare(recipe, ranks, False), "new")
+
+
+def test_what_else_decides_what_is_computed(world: Path, tmp_path: Path) -> None:
+    """The order of tasks, samples in quarantine, the content of a tokenizer, a task's own code."""
+    shards = tmp_path / "vqa"
+    copytree(world / "vqa", shards)
+    recipe = task(world_recipe(world, tmp_path / "run"), train=[str(shards)])
+    spiece, code = tmp_path / "own.model", tmp_path / "own_task.py"
+    copyfile(world / "spiece.model", spiece)
+    recipe = replace(recipe, backbone=replace(recipe.backbone, tokenizer=str(spiece)))
+    code.write_text("from vlds.tasks import VQA\nclass Own(VQA): pass\n")
+    sys.path.insert(0, str(tmp_path))
+    try:
+        own = importlib.import_module("own_task").Own
+    finally:
+        sys.path.remove(str(tmp_path))
+    recipe = replace(recipe, tasks=recipe.tasks | {"own": own(**vars(recipe.tasks["vqa"]))})
+    before = facts(recipe)
+    reordered = replace(recipe, tasks=dict(reversed(recipe.tasks.items())))
+    spiece.write_bytes(spiece.read_bytes() + b"\0")
+    code.write_text(code.read_text() + "# other\n")
+    bad = {"shard": "vqa-train-00000.tar", "i": 1, "reason": "damaged"}
+    (shards / "quarantine.jsonl").write_text(json.dumps(bad) + "\n")
+    said = "\n".join(agreement.differences([before, facts(reordered)]))
+    assert "code of own_task (sha256): " in said
+    assert "content of backbone.tokenizer (sha256): " in said
+    assert f"data set vqa: {shards}, samples in quarantine: nothing, on rank 1 [1]" in said
+    assert "order of the tasks: ['vqa'" in said
 
 
 def test_flat_names() -> None:

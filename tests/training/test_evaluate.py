@@ -479,3 +479,14 @@ def test_the_highest_value_is_the_best(tmp_path: Path) -> None:
         assert BestStep(name, tmp_path / "best", resumed=resumed).better(told, 20) == found
     assert best.better([], 20) is None
     assert best.better(told, 10) == 0.5, "a step that is repeated may have been interrupted"
+
+
+def test_a_score_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
+    best = BestStep("vqa/accuracy", tmp_path / "best", resumed=False)
+
+    def better(value: float, step: int) -> float | None:
+        return best.better([Evaluation("vqa", {"accuracy": value}, {}, {})], step)
+
+    assert better(float("nan"), 1) is None
+    best.note(float("nan"), 1)  # as a run of an older version may have kept it
+    assert better(0.1, 2) == 0.1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -13,7 +14,9 @@ import pytest
 from tests.rank_pool import RankPool
 from tests.training.world import world_recipe
 from vlds.config import Recipe
+from vlds.schema import Batch
 from vlds.tasks import VQA
+from vlds.training.engine import Engine, StepReport
 from vlds.training.loop import train
 from vlds.training.states import newest, read_progress
 
@@ -51,10 +54,43 @@ def run_recipe(recipe: Recipe, resume: bool) -> int:
     return train(recipe, resume=resume)
 
 
+def run_skipping(recipe: Recipe) -> int:
+    """The same where the third step is skipped: its loss was not finite."""
+    step = Engine.step
+
+    def skipping(self: Engine, batches: Sequence[Batch]) -> StepReport:
+        report = step(self, batches)
+        return replace(report, skipped=self.steps_done == 3)
+
+    Engine.step = skipping  # type: ignore[method-assign]
+    try:
+        return train(recipe)
+    finally:
+        Engine.step = step  # type: ignore[method-assign]
+
+
 def lines(run: Path, key: str) -> dict[int, object]:
     """Step -> what the metrics say of it under a name."""
     told = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
     return {line["step"]: line[key] for line in told if key in line}
+
+
+def stopped_by_its_task(recipe: Recipe, count: Path) -> Recipe:
+    """The recipe with a task that asks for a stop while it is evaluated."""
+    vqa = recipe.tasks["vqa"]
+    own = {field.name: getattr(vqa, field.name) for field in fields(vqa)}
+    return replace(recipe, tasks=recipe.tasks | {"vqa": StoppedVQA(**own, count_file=str(count))})
+
+
+def test_the_steps_before_a_skipped_one_are_kept(
+    world: Path, ranks2: RankPool, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    recipe = stopped_by_its_task(evaluated_often(world, run), tmp_path / "count")
+    assert ranks2.run(run_skipping, recipe, timeout=120) == [143, 143]
+    found, _ = newest(run / "state")
+    assert found is not None
+    assert read_progress(found).step == 3
 
 
 @pytest.mark.parametrize("at", [3, 9])
@@ -65,11 +101,7 @@ def test_the_state_is_there_before_the_evaluation(
     recipe = evaluated_often(world, run)
     if at == 9:
         recipe = replace(recipe, training=replace(recipe.training, evaluate_every=0))
-    vqa = recipe.tasks["vqa"]
-    own = {field.name: getattr(vqa, field.name) for field in fields(vqa)}
-    stopped = replace(
-        recipe, tasks=recipe.tasks | {"vqa": StoppedVQA(**own, count_file=str(count))}
-    )
+    stopped = stopped_by_its_task(recipe, count)
     assert ranks2.run(run_recipe, stopped, False, timeout=120) == [143, 143]
     found, complaints = newest(run / "state")
     assert complaints == []

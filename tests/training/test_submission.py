@@ -269,6 +269,22 @@ def test_ids_that_no_leaderboard_knows(tmp_path: Path) -> None:
     assert not (tmp_path / "vqa-test.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.csv", f'"{"a" * 200_000}",True\n', "a.csv is not CSV (field larger than field limit"),
+        ("a.json", f'{{"1": {"9" * 5000}}}', "a.json: Exceeds the limit"),
+        ("a.json", "[" * 200, "a.json: it is nested more than 100 levels deep"),
+    ],
+)
+def test_a_file_that_no_reader_takes_is_named(
+    name: str, text: str, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=f"^--predictions: {tmp_path}/{re.escape(said)}"):
+        read_pairs(tmp_path / name)
+
+
 def test_an_identifier_with_a_comma_has_no_line(tmp_path: Path) -> None:
     source = write_data(tmp_path / "data", "nlvr2")
     told = Evaluation("nlvr2", {}, {"dev,1-0-0": "true", "dev-1-0-1": "true"}, {})

@@ -197,7 +197,7 @@ def check_names(name: str, split: str) -> None:
     Errors: ValueError that says which cannot.
     """
     for what, value in (("name", name), ("split", split)):
-        if not value or set(value) & set("./\\ \t\n"):
+        if not value.isprintable() or not value or set(value) & set("./\\ "):
             raise ValueError(
                 f"{what} {value!r}: it becomes part of file names; "
                 "give one without dots, slashes and spaces"

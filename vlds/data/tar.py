@@ -27,7 +27,13 @@ LINKS_AND_DEVICES = frozenset((b"1", b"2", b"3", b"4", b"5", b"6"))
 """Types of headers that no data follows, whatever size they state."""
 EXTENSIONS = frozenset((b"x", b"L", b"K"))
 """Types of headers that say more about the next one."""
-FILES = frozenset((b"0", b"\0"))
+FILES = frozenset((b"0", b"\0", b"7"))
+WITHOUT_DATA = frozenset((b"5", b"g", b"V"))
+"""Types that hold no member of a sample: folders, what holds for the whole archive, its label."""
+KINDS = {b"1": "a hard link", b"2": "a symbolic link", b"S": "a sparse file"}
+STORE_WHOLE = "pack files whole, with GNU tar as `tar --dereference --hard-dereference -cf`"
+SPARSE = "GNU.sparse."
+"""What the fields of a sparse file begin with in a PAX header."""
 LARGEST_EXTENSION = 1 << 20
 """Bytes of an extension header: names are far shorter."""
 LARGEST_MEMBER = 1 << 33
@@ -58,8 +64,9 @@ def members(read: Reader, begin: int, end: int | None) -> Iterator[Member]:
     """Files between two offsets; `end` None reads to the zero blocks that close an archive, and on
     to the end of the file, where nothing else may stand.
 
-    Errors: ShardError on a wrong checksum or size, bytes that end too early, and data behind the
-    end of the archive; the caller adds the names.
+    Errors: ShardError on a wrong checksum or size, bytes that end too early, data behind the end of
+    the archive, and members whose data are not stored behind their header, such as links; the
+    caller adds the names.
     """
     offset = first = begin
     extension: dict[str, str] = {}
@@ -68,6 +75,8 @@ def members(read: Reader, begin: int, end: int | None) -> Iterator[Member]:
         if len(header) < BLOCK:
             raise ShardError(f"the file ends at byte {offset + len(header)}, inside a header")
         if end is None and header == ZEROS:
+            if first != offset:
+                raise ShardError(f"the archive ends behind the long name at byte {first}")
             check_end(read, offset)
             return
         name, size, kind = parse_header(header, offset)
@@ -86,6 +95,8 @@ def members(read: Reader, begin: int, end: int | None) -> Iterator[Member]:
             continue
         if kind in FILES:
             yield Member(name, first, start, size)
+        elif kind not in WITHOUT_DATA:
+            raise ShardError(f"{name} is {_kind_of(kind)} in the archive; {STORE_WHOLE}")
         extension = {}
         first = offset
 
@@ -169,7 +180,15 @@ def _extension(kind: bytes, data: bytes) -> dict[str, str]:
         name, _, value = data[len(length) + 1 : int(length) - 1].partition(b"=")
         found[name.decode()] = value.decode("utf-8", "backslashreplace")
         data = data[int(length) :]
+    if any(key.startswith(SPARSE) for key in found):
+        member = found.get(f"{SPARSE}name") or found.get("path", "a member")
+        raise ShardError(f"{member} is {KINDS[b'S']} in the archive; {STORE_WHOLE}")
     return {key: value for key, value in found.items() if key in ("path", "size")}
+
+
+def _kind_of(kind: bytes) -> str:
+    """A member's type in words."""
+    return KINDS.get(kind) or f"of type {kind.decode('latin-1')!r}, not a regular file,"
 
 
 def split_name(name: str) -> tuple[str, str]:

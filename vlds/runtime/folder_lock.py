@@ -25,6 +25,7 @@ from pathlib import Path
 from vlds.runtime.credentials import without_credentials
 from vlds.runtime.disk import make_folder, writable
 from vlds.runtime.json_file import parse_json
+from vlds.runtime.regular_file import check_file
 from vlds.runtime.terminal import tell
 
 NAME = ".vlds.lock"
@@ -47,7 +48,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
     """Hold a folder, which is created where it is missing, for this process alone.
 
     Errors: FolderInUse that names the folder and the program that writes there; CannotWrite where
-    the folder cannot be written.
+    the folder cannot be written; NotAFile where the lock file's name is that of something else.
     """
     path = folder / NAME
     with writable(folder):
@@ -75,6 +76,7 @@ def _open_locked(path: Path) -> int:
     """A descriptor of the lock file that this process holds."""
     while True:
         with suppress(FileNotFoundError):
+            check_file(path)
             found = os.stat(path)
             if (found.st_dev, found.st_ino) in _held:
                 raise FolderInUse(_refusal(path, _own_record()))

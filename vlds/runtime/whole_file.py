@@ -14,6 +14,7 @@ from pathlib import Path
 
 from vlds.runtime.disk import make_folder, sync, sync_tree, writable
 from vlds.runtime.half_made import half_made, maker_of, remove
+from vlds.runtime.regular_file import check_file
 
 
 class Taken(ValueError):
@@ -21,14 +22,18 @@ class Taken(ValueError):
 
 
 @contextmanager
-def whole_file(path: Path, *, new: bool = False) -> Iterator[Path]:
+def whole_file(path: Path, *, new: bool = False, stream: bool = False) -> Iterator[Path]:
     """The name of a file that takes the place of `path` if all goes well, and vanishes if not.
-    With `new`, nothing may be there.
+    With `new`, nothing may be there. With `stream`, a device or pipe such as /dev/stdout is
+    written as it is: for files that users name on the command line.
 
-    Errors: CannotWrite, Taken.
+    Errors: CannotWrite, Taken; NotAFile for other devices and pipes, where writing could wait for
+    ever.
     """
     place = place_of(path)
     if _is_stream(path):
+        if not stream:
+            check_file(path)
         yield path
         return
     with _made_beside(path, place, new) as partial:
@@ -39,12 +44,9 @@ def whole_file(path: Path, *, new: bool = False) -> Iterator[Path]:
         sync(place.parent)
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file in one piece, text as UTF-8.
-
-    Errors: CannotWrite.
-    """
-    with whole_file(path) as partial:
+def write_whole(path: Path, content: str | bytes, *, stream: bool = False) -> None:
+    """Write a file in one piece, text as UTF-8; `stream` and errors as in `whole_file`."""
+    with whole_file(path, stream=stream) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 

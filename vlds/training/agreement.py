@@ -8,8 +8,10 @@ differ in the number of steps would wait for each other until they time out.
 from __future__ import annotations
 
 import json
+import os
 import platform
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
@@ -21,11 +23,24 @@ from vlds.config import Recipe, to_tree
 from vlds.training.build import Prepared
 from vlds.training.distributed import Ranks
 
-LIBRARIES = ("torch", "deepspeed", "transformers", "numpy", "timm", "webdataset", "sentencepiece")
+LIBRARIES = (
+    "torch", "deepspeed", "transformers", "tokenizers", "numpy", "timm", "webdataset",
+    "sentencepiece", "pillow",
+)  # fmt: skip
 PER_MACHINE = ("data.cache", "data.cache_bytes")
 """Keys of the recipe that each machine may set for itself."""
+NAME_FILES = ("backbone", "vision", "visual_embedding", "alignment", "methods", "tasks")
+"""Parts of the recipe whose files are compared by their content."""
+SMALL_FILES = (".json", ".model", ".txt")
+"""Files that are compared in a folder of weights: configs and tokenizers."""
+LARGEST_COMPARED = 64 << 20
+"""Bytes. Larger files are weights: every rank gets those of the first rank."""
 MOST_NAMED = 5
 """Differences that the error names."""
+SHOWN = 60
+"""Characters of a value that the error shows."""
+BEFORE = 20
+"""Of these, characters before the first one that differs."""
 ABSENT = "nothing"
 
 Facts = dict[str, Any]
@@ -54,27 +69,59 @@ def check_agreement(ranks: Ranks, recipe: Recipe, prepared: Prepared, start: str
 def facts_of(recipe: Recipe, prepared: Prepared, start: str) -> Facts:
     """Everything that decides what a run computes."""
     sources = [*prepared.train_sources, *prepared.evaluation_sources]
-    data = {
-        f"{source.name}: {dataset.folder}": dataset.fingerprint()
-        for source in sources
-        for dataset in source.datasets
-    }
+    data: Facts = {}
+    for source in sources:
+        for dataset in source.datasets:
+            place = f"{source.name}: {dataset.folder}"
+            data[place] = f"{dataset.fingerprint()} ({dataset.kind})"
+            if dataset.info.fields is not None:
+                data[f"{place}, fields"] = dataset.info.fields
+            if dataset.quarantine:
+                data[f"{place}, samples in quarantine"] = sorted(dataset.quarantine)
     data |= {source.name: source.fingerprint() for source in prepared.streamed_sources}
     tree = flat(to_tree(recipe))
+    named = {k: v for k, v in tree.items() if k.partition(".")[0] in NAME_FILES}
+    choices = [recipe.backbone, recipe.vision, *recipe.methods.values(), *recipe.tasks.values()]
     return {
         "start": start,
         **{name: value for name, value in tree.items() if name not in PER_MACHINE},
+        "order of the tasks": list(recipe.tasks),
+        "order of the methods": list(recipe.methods),
+        **{f"content of {name} (sha256)": digest for name, digest in contents(named)},
         **flat(prepared.deepspeed, "DeepSpeed's configuration: "),
         **flat(data, "data set "),
         **{f"version of {name}": version(name) for name in LIBRARIES},
         "version of Python": platform.python_version(),
         "code of vlds (sha256)": code_digest(),
+        **{f"code of {name} (sha256)": digest for name, digest in other_code(choices)},
     }
+
+
+def contents(leaves: Facts) -> Iterator[tuple[str, str]]:
+    """The keys whose value names a file of this machine, or a folder with configs and a tokenizer,
+    and the digest of these files."""
+    for name, value in leaves.items():
+        if not isinstance(value, str) or not os.path.exists(value):
+            continue
+        path = Path(value)
+        inside = [f for f in path.iterdir() if f.suffix in SMALL_FILES] if path.is_dir() else [path]
+        files = [f for f in sorted(inside) if f.is_file() and f.stat().st_size <= LARGEST_COMPARED]
+        if files:
+            yield name, digest_of(files, files[0].parent)
+
+
+def other_code(choices: Iterable[object]) -> Iterator[tuple[str, str]]:
+    """The modules outside vlds that the classes of these objects come from, and their digests."""
+    modules = {cls.__module__ for choice in choices for cls in type(choice).__mro__}
+    for name in sorted(modules):
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if not name.startswith("vlds.") and file is not None and os.path.isfile(file):
+            yield name, digest_of([Path(file)], Path(file).parent)
 
 
 def flat(tree: Any, name: str = "") -> Facts:
     """The leaves of nested mappings, by their dotted names."""
-    if not isinstance(tree, Mapping):
+    if not isinstance(tree, Mapping) or not tree:
         return {name.removesuffix("."): tree}
     leaves: Facts = {}
     for key, value in tree.items():
@@ -87,10 +134,15 @@ def flat(tree: Any, name: str = "") -> Facts:
 @cache
 def code_digest() -> str:
     """sha256 over the Python files of this installation of vlds."""
-    digest = sha256()
     package = Path(vlds.__file__).parent
-    for file in sorted(package.rglob("*.py")):
-        digest.update(str(file.relative_to(package)).encode() + file.read_bytes())
+    return digest_of(sorted(package.rglob("*.py")), package)
+
+
+def digest_of(files: Iterable[Path], folder: Path) -> str:
+    """sha256 over some files and their names in a folder."""
+    digest = sha256()
+    for file in files:
+        digest.update(str(file.relative_to(folder)).encode() + file.read_bytes())
     return digest.hexdigest()[:12]
 
 
@@ -100,15 +152,24 @@ def differences(gathered: list[Facts]) -> list[str]:
     lines: dict[str, str] = {}
     for rank, facts in enumerate(others, 1):
         for name in sorted(first.keys() | facts.keys()):
-            one, other = first.get(name, ABSENT), facts.get(name, ABSENT)
+            one, other = (json.dumps(facts.get(name, ABSENT)) for facts in (first, facts))
             if one != other:
-                lines.setdefault(name, f"{name}: {short(one)}, on rank {rank} {short(other)}")
+                told, others_told = (str(facts.get(name, ABSENT)) for facts in (first, facts))
+                if told == others_told:  # such as 1 and "1"
+                    told, others_told = one, other
+                at = next(
+                    (n for n, (a, b) in enumerate(zip(told, others_told, strict=False)) if a != b),
+                    min(len(told), len(others_told)),
+                )
+                line = f"{name}: {short(told, at)}, on rank {rank} {short(others_told, at)}"
+                lines.setdefault(name, line)
     named = list(lines.values())[:MOST_NAMED]
     more = len(lines) - len(named)
     return [*named, f"and {more} more"] if more else named
 
 
-def short(value: Any) -> str:
-    """A value in at most a line."""
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def short(text: str, difference: int) -> str:
+    """A text in at most a line, with the place of the first difference in it."""
+    begin = max(0, difference - BEFORE) if len(text) > SHOWN else 0
+    end = begin + SHOWN
+    return f"{'...' * (begin > 0)}{text[begin:end]}{'...' * (end < len(text))}"

@@ -11,6 +11,7 @@ there on.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -86,9 +87,13 @@ class BestStep:
 
     def _beats(self, value: float, step: int) -> bool:
         found = self.found
-        if found is not None and found.step == step:
+        if math.isnan(value):
+            return False
+        if found is None or math.isnan(found.value):
+            return True
+        if found.step == step:
             return value >= found.value
-        return found is None or value > found.value
+        return value > found.value
 
     def note(self, value: float, step: int) -> dict[str, str]:
         """Remember this step; the files that its artifact needs besides, name -> text."""

@@ -53,6 +53,8 @@ def run_loop(run: Run, stop: StopRequest) -> int:
     try:
         return loop(run, stop)
     except EvaluationStopped:
+        if run.engine.steps_done > (run.states.newest_step or 0):
+            save_state(run)  # not yet where the step before the evaluation was skipped
         return stopped(run, stop, "during the evaluation")
     finally:
         run.states.close()

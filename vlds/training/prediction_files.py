@@ -161,7 +161,10 @@ def member_texts(path: Path, members: Mapping[str, str]) -> Iterator[tuple[str, 
 def pairs_of(place: str, text: str) -> Pairs:
     """What a text holds, its form told from its content."""
     if place.endswith(".csv"):
-        return [csv_pair(place, row) for row in csv.reader(io.StringIO(text)) if row]
+        try:
+            return [csv_pair(place, row) for row in csv.reader(io.StringIO(text)) if row]
+        except csv.Error as error:
+            raise ValueError(f"--predictions: {place} is not CSV ({error})") from None
     if place.endswith(".jsonl"):
         # Not splitlines: JSON may hold other line ends (U+2028) as they are.
         lines = enumerate(text.split("\n"), 1)
@@ -193,6 +196,10 @@ def parsed(place: str, text: str) -> Any:
         raise ValueError(
             f"--predictions: {place} is not JSON ({error.msg}: {line}column {error.colno}){cure}"
         ) from None
+    except ValueError as error:
+        if str(error).startswith("--predictions: "):
+            raise
+        raise ValueError(f"--predictions: {place}: {error}") from None
 
 
 FORMS_TEXT = (

@@ -11,7 +11,8 @@ from vlds.runtime.yaml_file import parse_yaml
 
 @pytest.mark.parametrize(
     "text",
-    ["a: 2020-99-99", '!!timestamp "x"', "!!bool maybe", "!!int x", '"\\UFFFFFFFF"', f"a: {'9' * 5000}"],
+    ["a: 2020-99-99", '!!timestamp "x"', "!!bool maybe", "!!int x", '"\\UFFFFFFFF"',
+     f"a: {'9' * 5000}"],
 )  # fmt: skip
 def test_whatever_it_raises_names_the_file(text: str) -> None:
     with pytest.raises(ValueError, match=r"^recipe\.yaml: not YAML: "):

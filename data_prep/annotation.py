@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,6 +38,15 @@ def fault_of(annotation: Any, kind: str = "") -> str:
     if isinstance(label, dict) and not all(isinstance(s, (int, float)) for s in label.values()):
         return f"label is {shown(label)}, a number for each answer expected"
     return ""
+
+
+def text_fault(annotation: Mapping[str, Any]) -> str:
+    """Which text cannot be packed; empty where all can."""
+    try:
+        json.dumps(annotation, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return "half of a character in a text"  # JSON can write one as \ud800, UTF-8 cannot
+    return too_long(annotation)
 
 
 def too_long(annotation: Mapping[str, Any]) -> str:

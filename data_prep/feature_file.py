@@ -7,7 +7,6 @@ with a group per picture that holds `features`; an .npz per picture or clip with
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,10 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from vlds.runtime.regular_file import LARGEST_FILE
+
 HDF5 = (".h5", ".hdf5")
 ENDINGS = (*HDF5, ".npz", ".npy")
 ARRAYS = ("features", "feat")
 """What the array is called in a file that holds several."""
+ELSEWHERE = "a link, or values of another file"
+"""HDF5 can name files that are outside of the folder that the user gives."""
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
@@ -44,11 +47,13 @@ class FeatureFile:
         """
         try:
             array = np.asarray(self._load())
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except BadFeatures:
+            raise
+        except Exception:  # NumPy, zipfile and HDF5 raise whatever damaged bytes lead them to
             raise BadFeatures("missing or damaged") from None
-        array = array.reshape(-1, array.shape[-1]) if array.ndim > 2 else array
-        if array.ndim != 2 or not array.size or array.dtype.kind != "f":
+        if array.ndim < 2 or not array.size or array.dtype.kind != "f":
             raise BadFeatures(f"not a matrix of numbers: {array.dtype} {array.shape}")
+        array = array.reshape(-1, array.shape[-1])
         if not (np.abs(array) <= FLOAT16_MAX).all():
             raise BadFeatures("not finite in float16")
         return fit(array.astype(np.float16), self.frames)
@@ -58,9 +63,17 @@ class FeatureFile:
             return np.load(self.path, allow_pickle=False)
         if self.path.suffix == ".npz":
             with np.load(self.path, allow_pickle=False) as arrays:
-                return arrays[_array_of(arrays.files)]
-        group = _opened(self.path)[self.name]
-        return group[_array_of(list(group))][()]
+                name = _array_of(arrays.files)
+                _check_size(max(entry.file_size for entry in arrays.zip.infolist()))
+                return arrays[name]
+        group = _opened(self.path)
+        for part in filter(None, self.name.split("/")):
+            group = _member(group, part)
+        array = _member(group, _array_of(list(group)))
+        if array.is_virtual or array.external:
+            raise BadFeatures(ELSEWHERE)
+        _check_size(array.nbytes)
+        return array[()]
 
     def __str__(self) -> str:
         if self.path.suffix not in ENDINGS:  # none of these was there
@@ -72,6 +85,20 @@ class FeatureFile:
 def _opened(path: Path) -> Any:
     """An HDF5 file: it may hold all pictures, and opening takes longer than reading."""
     return hdf5().File(path, "r")
+
+
+def _member(group: Any, name: str) -> Any:
+    """What a group of HDF5 holds under a name. A link is not followed: it may lead to any file of
+    this machine, and HDF5 would wait for ever on a named pipe."""
+    if not isinstance(group.get(name, getlink=True), hdf5().HardLink):
+        raise BadFeatures(ELSEWHERE)
+    return group[name]
+
+
+def _check_size(num_bytes: int) -> None:
+    """A few bytes can stand for any number of zeros."""
+    if num_bytes > LARGEST_FILE:
+        raise BadFeatures(f"more than {LARGEST_FILE:,} bytes")
 
 
 def _array_of(names: list[str]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.annotation import too_long
+from data_prep.annotation import text_fault
 from data_prep.feature_file import BadFeatures, FeatureFile
 from data_prep.features import common_shape, with_features
 from data_prep.journal import Dropped
@@ -101,21 +101,21 @@ def ready(dataset: SourceSet, options: Options) -> SourceSet:
     dataset.check()
     if options.folders:
         check_inside(dataset, options.folders)
-    return without_long_texts(dataset)
+    return without_unfit_texts(dataset)
 
 
-def without_long_texts(dataset: SourceSet) -> SourceSet:
+def without_unfit_texts(dataset: SourceSet) -> SourceSet:
     """A data set whose annotations can be read; the others are among the dropped rows."""
     dropped = [
         {"id": annotation["id"], "reason": fault}
         for sample in dataset.samples
         for annotation in sample.annotations
-        if (fault := too_long(annotation))
+        if (fault := text_fault(annotation))
     ]
     if not dropped:
         return dataset
     samples = [
-        replace(sample, annotations=[a for a in sample.annotations if not too_long(a)])
+        replace(sample, annotations=[a for a in sample.annotations if not text_fault(a)])
         for sample in dataset.samples
     ]
     return replace(dataset, samples=samples, dropped=(*dataset.dropped, *dropped))

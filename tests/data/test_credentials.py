@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import time
 from itertools import islice
@@ -9,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
+import vlds.data.remote
 from tests.data.conftest import SPEC, ToyTask, ToyTokenizer
 from tests.data.web import Web
 from vlds.data import ErrorPolicy, SequentialStream, ShardError, StreamedSource, open_dataset
 from vlds.data import open_streamed as open_shards
 from vlds.data.cache import ShardCache
+from vlds.data.info import DATASET_FILE
 from vlds.runtime.credentials import without_credentials
 
 SECRET = "hunter2"
@@ -142,3 +145,14 @@ def test_streamed_shards_do_not_show_them(web: Web, tmp_path: Path) -> None:
             read()
         assert SECRET not in str(error.value)
     assert SECRET not in everything_in(tmp_path)
+
+
+def test_a_download_that_breaks_does_not_show_the_login(
+    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """aiohttp's errors hold the headers that were sent."""
+    monkeypatch.setattr(vlds.data.remote, "PAUSES", ())
+    web.login, web.status[DATASET_FILE] = f"user:{SECRET}", 503
+    with pytest.raises(ShardError, match="503") as caught:
+        open_dataset(with_login(web.url("small")), ShardCache(tmp_path / "cache"))
+    assert base64.b64encode(web.login.encode()).decode() not in str(caught.value)

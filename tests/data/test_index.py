@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -84,6 +85,15 @@ def test_missing_shard_is_named(folder: Path) -> None:
     (folder / "small-train-00000.tar").unlink()
     with pytest.raises(ShardError, match=r"small-train-00000\.tar cannot be read \(No such file"):
         open_dataset(folder)
+
+
+def test_a_pipe_in_the_place_of_a_shard_is_called_so(folder: Path) -> None:
+    info = DatasetInfo.load(folder)
+    shard = folder / info.shards[0].name
+    shard.unlink()
+    os.mkfifo(shard)
+    with pytest.raises(ShardError, match="a named pipe, not a regular file"):
+        load_index(folder, info.shards[0])
 
 
 def test_index_of_another_shard_is_refused(folder: Path) -> None:

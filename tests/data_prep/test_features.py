@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
+import data_prep.feature_file
 from data_prep.cli import main
 from data_prep.feature_file import fit
 from data_prep.writer import shard_order
@@ -118,6 +120,88 @@ def test_what_cannot_be_used_is_dropped_with_its_reason(
     info = json.loads((tmp_path / "out" / "dataset.json").read_text())
     assert info["dropped"] == [{"id": f"{LAST}.jpg", "reason": reason}]
     assert "2 written + 1 dropped" in capsys.readouterr().out
+
+
+def link(file: h5py.File, secret: Path) -> None:
+    file[LAST] = h5py.ExternalLink(secret, LAST)
+
+
+def external_values(file: h5py.File, secret: Path) -> None:
+    bytes_of = [(secret, 0, TOKENS * DIM * 2)]
+    file.create_dataset(f"{LAST}/features", (TOKENS, DIM), "f2", external=bytes_of)
+
+
+def virtual_values(file: h5py.File, secret: Path) -> None:
+    layout = h5py.VirtualLayout((TOKENS, DIM), "f4")
+    layout[:] = h5py.VirtualSource(secret, f"{LAST}/features", (TOKENS, DIM))
+    file.create_group(LAST).create_virtual_dataset("features", layout)
+
+
+@pytest.mark.parametrize("pipe", [False, True])
+@pytest.mark.parametrize("lead", [link, external_values, virtual_values])
+def test_hdf5_does_not_lead_to_other_files(
+    lead: Any, pipe: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, secret = one_hdf5_each(tmp_path / "features"), tmp_path / "secret.h5"
+    if pipe:
+        os.mkfifo(secret)  # one that is opened waits for ever
+    else:
+        (folder / f"{LAST}.h5").rename(secret)
+    with h5py.File(folder / f"{LAST}.h5", "w") as file:
+        lead(file, secret)
+    assert prepare(tmp_path, folder) == 0
+    told = capsys.readouterr().out
+    assert "dropped: features: a link, or values of another file: 1" in told
+
+
+def encrypted(archive: bytearray, entry: int) -> None:
+    archive[6] = archive[entry + 8] = 1
+
+
+def unknown_compression(archive: bytearray, entry: int) -> None:
+    archive[8] = archive[entry + 10] = 97
+
+
+def damaged_deflate(archive: bytearray, entry: int) -> None:
+    archive[60:90] = b"\xff" * 30
+
+
+@pytest.mark.parametrize("harm", [encrypted, unknown_compression, damaged_deflate])
+def test_archives_that_zipfile_cannot_read(
+    harm: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = npy(tmp_path / "features")
+    (folder / f"{LAST}.npy").unlink()
+    np.savez_compressed(folder / f"{LAST}.npz", features=array(0, (50, DIM)))
+    archive = bytearray((folder / f"{LAST}.npz").read_bytes())
+    harm(archive, archive.find(b"PK\1\2"))
+    (folder / f"{LAST}.npz").write_bytes(archive)
+    assert prepare(tmp_path, folder) == 0
+    assert "dropped: features: missing or damaged: 1" in capsys.readouterr().out
+
+
+def zeros_in_npz(folder: Path) -> None:
+    np.savez_compressed(folder / f"{LAST}.npz", features=np.zeros((1 << 11, DIM), np.float32))
+
+
+def zeros_in_hdf5(folder: Path) -> None:
+    with h5py.File(folder / f"{LAST}.h5", "w") as file:
+        file.create_dataset(f"{LAST}/features", (1 << 11, DIM), "f4", chunks=(1, DIM))
+
+
+@pytest.mark.parametrize("make", [zeros_in_npz, zeros_in_hdf5])
+def test_few_bytes_that_stand_for_many(
+    make: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(data_prep.feature_file, "LARGEST_FILE", 1 << 14)
+    folder = npy(tmp_path / "features")
+    (folder / f"{LAST}.npy").unlink()
+    make(folder)
+    assert prepare(tmp_path, folder) == 0
+    assert "dropped: features: more than 16,384 bytes: 1" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("make", [one_hdf5_each, one_hdf5_for_all])

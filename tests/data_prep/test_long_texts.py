@@ -34,6 +34,18 @@ def test_preparation_drops_the_row(tmp_path: Path, capsys: pytest.CaptureFixture
     assert info["dropped"][0]["id"] == "1"
 
 
+def test_preparation_drops_half_a_character(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "images" / "a.png", png(0))
+    rows = [{"image": "a.png", "question": q, "answer": "x"} for q in ("what?", "wh\ud800t?")]
+    write(tmp_path / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    command = ["jsonl", "--task", "vqa", "--annotations", str(tmp_path / "rows.jsonl")]
+    command += ["--images", str(tmp_path / "images"), "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    assert "dropped: half of a character in a text: 1" in capsys.readouterr().out
+
+
 def test_reading_counts_a_bad_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     records = [
         SampleRecord(

@@ -15,7 +15,7 @@ from vlds.data.info import DATASET_FILE, REBUILD, SCHEMA, DatasetInfo, ShardInfo
 from vlds.data.shard_index import ShardIndex, beside
 from vlds.manifest import sha256 as file_sha256
 from vlds.runtime.json_file import read_json
-from vlds.runtime.regular_file import read_file
+from vlds.runtime.regular_file import check_file, read_file
 
 AGAIN = "copy it again, or prepare the data set again"
 
@@ -27,7 +27,7 @@ def load_index(folder: Path, shard: ShardInfo, *, foreign: bool = False) -> Shar
     """
     tar = folder / shard.name
     try:
-        size = tar.stat().st_size
+        size = check_file(tar)
     except OSError as error:
         raise ShardError(f"shard {tar} cannot be read ({error.strerror}); {AGAIN}") from None
     if size != shard.bytes:

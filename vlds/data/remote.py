@@ -183,7 +183,7 @@ def open_stream(url: str) -> IO[bytes]:
         files, path = url_to_fs(url)
         stream: IO[bytes] = files.open(path, "rb")
     except Exception as error:  # each sort of storage has exceptions of its own
-        reason = _final_reason(error, Path()) or f"{error!r}; check the address"
+        reason = _final_reason(error, Path()) or f"{_said(error)}; check the address"
         raise FetchError(without_credentials(f"{url}: {reason}")) from None
     return stream
 
@@ -235,7 +235,7 @@ class _Server:
                     raise FetchError(
                         without_credentials(
                             f"{url}: {len(PAUSES) + 1} downloads broke, the last one with "
-                            f"{error!r}; check the connection and start again: what has been "
+                            f"{_said(error)}; check the connection and start again: what has been "
                             "fetched is kept"
                         )
                     ) from None
@@ -265,6 +265,12 @@ def _is_fresh(path: Path) -> bool:
         return abs(time.time() - path.stat().st_mtime) < FRESH_S
     except FileNotFoundError:
         return False
+
+
+def _said(error: Exception) -> str:
+    """An error with its class. The `repr` of aiohttp's shows the headers that were sent, and with
+    them the login."""
+    return f"{type(error).__name__}({str(error)!r})"
 
 
 def _final_reason(error: Exception, path: Path) -> str | None:

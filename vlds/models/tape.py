@@ -3,13 +3,16 @@
 Inside `with Tape() as tape`, torch works as usual. Every operation that draws, and every operation
 that reads or changes what was drawn, is noted: `nn.init.normal_(weight)`, `0.02 * torch.randn(3)`,
 `weight[padding].zero_()`, `module.to(torch.bfloat16)`. `behind` finds the steps that gave a tensor
-its values; `replay` runs them in float32 on the CPU.
+its values; `replay` runs them in float32 on the CPU. A random number that leaves torch (`item()`,
+`numpy()`), and what Python decides by one, is not drawn again.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any, TypeAlias
 
 import torch
@@ -97,6 +100,24 @@ class Tape(TorchDispatchMode):
         """Random storage -> numbers of the steps that write into it, in order."""
         self._parameters: Any = WeakIdKeyDictionary()
         """Parameter -> its place when it was last written. ZeRO-3 takes that memory away."""
+
+    def __enter__(self) -> Tape:
+        """Note what follows."""
+        # Private names of torch's; tests show that they are so.
+        self._torchs_own = nn.init._no_grad_trunc_normal_
+        nn.init._no_grad_trunc_normal_ = truncated_normal
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Note no more."""
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        nn.init._no_grad_trunc_normal_ = self._torchs_own
 
     def place_of(self, tensor: Tensor) -> View | None:
         """Where the tape knows a tensor's values from; None if they are not random."""
@@ -203,6 +224,27 @@ class Tape(TorchDispatchMode):
         if isinstance(leaf, torch.device):
             return torch.device("cpu")
         return None if isinstance(leaf, torch.Generator) else leaf
+
+
+@torch.no_grad()
+def truncated_normal(
+    tensor: Tensor,
+    mean: float,
+    std: float,
+    a: float,
+    b: float,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """N(mean, std^2) within [a, b], by the inverse of its distribution.
+
+    Newer versions of torch draw again until all values lie within: how often depends on the values,
+    and a tape can only run the same operations again.
+    """
+    if tensor.is_meta:
+        return tensor
+    low, high = (math.erf((end - mean) / std / math.sqrt(2)) for end in (a, b))
+    tensor.uniform_(low, high, generator=generator).erfinv_()
+    return tensor.mul_(std * math.sqrt(2)).add_(mean).clamp_(min=a, max=b)
 
 
 def storage_of(tensor: Tensor) -> Storage:

@@ -15,6 +15,12 @@ DEEPEST = 40
 """Levels of nesting."""
 MOST_NODES = 200_000
 """Values, those that aliases repeat counted as often as they stand there."""
+LONGEST_SCALAR = 100_000
+"""Characters of a text or a number; PyYAML takes minutes for a number that fills the file."""
+
+
+class TooMuch(ValueError):
+    """A text that nobody would write as a recipe."""
 
 
 def read_yaml(file: Path) -> Any:
@@ -48,25 +54,29 @@ def parse_yaml(text: str, name: str) -> Any:
         check_depth(text, name)
         node = yaml.compose(text, yaml.SafeLoader)
         if node is not None and size(node, {}) > MOST_NODES:
-            raise ValueError(
+            raise TooMuch(
                 f"{name}: its aliases stand for more than {MOST_NODES:,} values; write it without "
                 "aliases"
             )
         return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
+    except TooMuch:
+        raise
+    except Exception as error:  # a wrong date, number or truth value is no YAMLError of PyYAML's
         raise ValueError(f"{name}: not YAML: {error}") from None
 
 
 def check_depth(text: str, name: str) -> None:
-    """Errors: ValueError where values are nested deeper than in any recipe."""
+    """Errors: TooMuch where values are nested deeper, or longer, than in any recipe."""
     depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
+        elif isinstance(event, yaml.ScalarEvent) and len(event.value) > LONGEST_SCALAR:
+            raise TooMuch(f"{name}: a value of more than {LONGEST_SCALAR:,} characters")
         if depth > DEEPEST:
-            raise ValueError(f"{name}: nested more than {DEEPEST} levels deep")
+            raise TooMuch(f"{name}: nested more than {DEEPEST} levels deep")
 
 
 def size(node: yaml.Node, known: dict[int, int]) -> int:

@@ -1,0 +1,26 @@
+"""YAML that PyYAML does not read in errors of its own."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from vlds.runtime.yaml_file import parse_yaml
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a: 2020-99-99", '!!timestamp "x"', "!!bool maybe", "!!int x", '"\\UFFFFFFFF"',
+     f"a: {'9' * 5000}"],
+)  # fmt: skip
+def test_whatever_it_raises_names_the_file(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^recipe\.yaml: not YAML: "):
+        parse_yaml(text, "recipe.yaml")
+
+
+def test_a_number_that_fills_the_file_is_refused_at_once() -> None:
+    before = time.monotonic()
+    with pytest.raises(ValueError, match=r"recipe\.yaml: a value of more than 100,000 characters"):
+        parse_yaml("a: " + ":".join(["59"] * 200_000), "recipe.yaml")
+    assert time.monotonic() - before < 5

@@ -15,7 +15,7 @@ from data_prep.cli import main
 from tests.data_prep.pictures import jpeg, packed, png, write
 from tests.data_prep.test_coco_karpathy import image_row
 from tests.data_prep.test_gqa import question as gqa_question
-from vlds.config import Recipe, load_recipe
+from vlds.config import Recipe, parse_recipe
 from vlds.resources import find
 from vlds.tasks.base import SPLITS
 from vlds.training.evaluate import evaluation_sources, training_sources
@@ -156,7 +156,7 @@ def named(recipe: Recipe) -> set[str]:
 
 def test_the_commands_make_what_the_recipe_reads(made: str) -> None:
     """Each data set that it names, no other, and of the sort that its task reads."""
-    recipe = load_recipe(find(f"recipes/vl_adapter/{made}.yaml"))
+    recipe = parse_recipe([str(find(f"recipes/vl_adapter/{made}.yaml"))])
     outs = [words[words.index("--out") + 1] for words in commands(made)]
     assert sorted(outs) == sorted(named(recipe))
     lists = {"train": training_sources(recipe)}
@@ -192,7 +192,8 @@ def test_questions_are_split_as_karpathy_splits_pictures(made: str) -> None:
 @pytest.mark.parametrize("kind", ["image", "video"])
 def test_t5_reads_the_same_data(kind: str) -> None:
     first, second = (
-        load_recipe(find(f"recipes/vl_adapter/{family}_{kind}.yaml")) for family in ("bart", "t5")
+        parse_recipe([str(find(f"recipes/vl_adapter/{family}_{kind}.yaml"))])
+        for family in ("bart", "t5")
     )
     assert named(first) == named(second)
     assert f"bart_{kind}.yaml" in comment(f"t5_{kind}")
@@ -222,5 +223,5 @@ def test_the_counts_are_the_official_ones(name: str) -> None:
             re.sub(r" on .*| pictures| clips|,| \(.*", "", cell) for cell in line[1].split("|")
         ]
         told[line[0]] = tuple(sum(map(int, cell.split("+"))) for cell in cells)
-    recipe = load_recipe(find(f"recipes/vl_adapter/{name}.yaml"))
+    recipe = parse_recipe([str(find(f"recipes/vl_adapter/{name}.yaml"))])
     assert told == {task: OFFICIAL[task] for task in recipe.tasks}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vlds import cli
-from vlds.config import load_recipe, parse_recipe
+from vlds.config import parse_recipe
 from vlds.data.mixing_shares import steps_in
 from vlds.data.mixture import NamedOrder, batch_sizes, mixed_order
 from vlds.models.build import describe
@@ -82,7 +82,7 @@ TOTALS = {
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_what_trains_is_what_trained_there(name: str) -> None:
-    recipe = load_recipe(find(f"recipes/vl_adapter/{name}.yaml"))
+    recipe = parse_recipe([str(find(f"recipes/vl_adapter/{name}.yaml"))])
     counts = describe(recipe.model, list(recipe.tasks))
     assert (counts.trainable, round(counts.percent, 3)) == COUNTS[name]
     assert counts.total == TOTALS.get(name, counts.total)
@@ -114,7 +114,7 @@ def test_every_recipe_is_counted() -> None:
 
 @pytest.mark.parametrize("name", [*COUNTS, "bart_image", "bart_video", "t5_image", "t5_video"])
 def test_decay_is_that_of_the_scripts(name: str) -> None:
-    recipe = load_recipe(find(f"recipes/vl_adapter/{name}.yaml"))
+    recipe = parse_recipe([str(find(f"recipes/vl_adapter/{name}.yaml"))])
     assert recipe.optimizer.weight_decay_groups == "vl_adapter"
 
 
@@ -127,7 +127,7 @@ PROMPTS = {
 @pytest.mark.parametrize("name", COUNTS)
 def test_prompts_are_those_of_the_scripts(name: str) -> None:
     """On pictures, only the rows that share one set of weights over the tasks are told the task."""
-    recipe = load_recipe(find(f"recipes/vl_adapter/{name}.yaml"))
+    recipe = parse_recipe([str(find(f"recipes/vl_adapter/{name}.yaml"))])
     prompts = [task.prompt for task in recipe.tasks.values()]
     _, kind, script = name.split("_", 2)
     told = kind == "video" or script.startswith("single")
@@ -137,7 +137,7 @@ def test_prompts_are_those_of_the_scripts(name: str) -> None:
 @pytest.mark.parametrize("name", COUNTS)
 def test_answers_and_scores_are_those_of_the_scripts(name: str) -> None:
     """Lengths and beams of each task; what BART's pretrained settings add; VQA's older rules."""
-    recipe = load_recipe(find(f"recipes/vl_adapter/{name}.yaml"))
+    recipe = parse_recipe([str(find(f"recipes/vl_adapter/{name}.yaml"))])
     family, kind, _ = name.split("_", 2)
     lengths = {
         task_name: (task.max_prompt_tokens, task.max_target_tokens, task.decoding.num_beams)
@@ -193,14 +193,14 @@ TOTAL_STEPS = {
 
 def test_eight_ranks_share_the_batches_of_every_recipe() -> None:
     for name in {*COUNTS, *STEPS}:
-        recipe = load_recipe(find(f"recipes/vl_adapter/{name}.yaml"))
+        recipe = parse_recipe([str(find(f"recipes/vl_adapter/{name}.yaml"))])
         for size in recipe.batch_sizes.values():
             assert {len(cut_batches(recipe, 8).pieces(size, rank)) for rank in range(8)} == {1}
 
 
 @pytest.mark.parametrize("name", STEPS)
 def test_every_task_takes_the_steps_of_the_original(name: str) -> None:
-    recipe = load_recipe(find(f"recipes/vl_adapter/{name}.yaml"))
+    recipe = parse_recipe([str(find(f"recipes/vl_adapter/{name}.yaml"))])
     sizes = SIZES[name.split("_")[1]]
     assert list(recipe.tasks) == list(sizes)
     tasks = list(recipe.tasks.values())

@@ -281,14 +281,6 @@ def test_a_type_that_is_null_is_none(images: Path, tmp_path: Path) -> None:
     assert found["question_type"] == "what"
 
 
-def test_half_a_character_is_named_with_its_sample(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = write(tmp_path / "rows.json", json.dumps([ROW | {"question": "q\ud800"}]))
-    assert prepare(path, images, tmp_path / "out") == 2
-    assert "sample a.jpg: its json holds half a character ('\\ud800')" in capsys.readouterr().err
-
-
 def test_a_file_is_no_folder_to_write(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -184,3 +184,8 @@ def test_order_of_samples_is_a_fixed_mixture() -> None:
     other = shard_order(ids, seed=2**64 - 1)
     assert sorted(other) == sorted(ids)
     assert other not in (ids, order)
+
+
+def test_half_a_character_is_named_with_its_sample(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"sample id\.1: its json holds half a character \('\\ud8"):
+        write(tmp_path, [record(1, source="q\ud800")])

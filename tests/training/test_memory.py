@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from vlds import cli
-from vlds.config import Recipe, load_recipe
+from vlds.config import Recipe, parse_recipe
 from vlds.resources import find
 from vlds.training.faults import out_of_memory
 from vlds.training.memory import plan_recipe, table
@@ -22,7 +21,7 @@ ZERO2, OFFLOAD2, ZERO3, OFFLOAD3 = (
 
 @pytest.fixture(scope="module")
 def recipe() -> Recipe:
-    return load_recipe(Path(FILE))
+    return parse_recipe([FILE])
 
 
 def test_stages_and_offload_at_real_size(recipe: Recipe) -> None:

@@ -3,6 +3,7 @@ of files."""
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import psutil
 
 import data_prep.cli
 import vlds.launch
+from tests.faults.disk_faults import FaultyDisk
 from tests.forks import rank_environment, start
 
 SECONDS = 30.0
@@ -34,11 +36,15 @@ class Ending(NamedTuple):
     """Its stdout and stderr."""
 
 
-def run_forked(program: str, words: Sequence[str], folder: Path) -> Ending:
-    """Run a command of `vlds` or `data_prep` in a folder; its output goes to a file beside."""
+def run_forked(program: str, words: Sequence[str], folder: Path, failing: int = 0) -> Ending:
+    """Run a command of `vlds` or `data_prep` in a folder; its output goes to a file beside.
+
+    The call number `failing` that writes, flushes or renames in the folder fails; 0: none. A second
+    file beside has a byte for each.
+    """
     log = folder.with_name(f"{folder.name}.log")
     environment = rank_environment() | {"HF_HUB_OFFLINE": "1"}
-    child = start(_command, program, list(words), folder, log=log, environment=environment)
+    child = start(_command, program, list(words), folder, failing, log=log, environment=environment)
     code = child.exit_code(SECONDS)
     if code is None:
         code = TIMED_OUT
@@ -48,8 +54,16 @@ def run_forked(program: str, words: Sequence[str], folder: Path) -> Ending:
     return Ending(code, log.read_text("utf-8", errors="replace"))
 
 
-def _command(program: str, words: list[str], folder: Path) -> None:
+def num_calls(folder: Path) -> int:
+    """Calls that the last command in a folder made, up to the end or beyond the one that failed."""
+    return folder.with_name(f"{folder.name}.calls").stat().st_size
+
+
+def _command(program: str, words: list[str], folder: Path, failing: int) -> None:
     os.chdir(folder)
+    calls = os.open(folder.with_name(f"{folder.name}.calls"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    place = Path(os.path.realpath(folder))
+    FaultyDisk(place, failing, errno.EIO, counter=calls).installed().__enter__()
     taken = psutil.Process().memory_info().data
     resource.setrlimit(resource.RLIMIT_DATA, (taken + MEMORY, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES, resource.RLIM_INFINITY))

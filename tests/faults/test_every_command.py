@@ -15,7 +15,7 @@ import pytest
 from data_prep.cli import build_parser
 from tests.faults.command_inputs import Inputs
 from tests.faults.command_lines import COMMANDS, Command, drawn_file
-from tests.faults.forked import run_forked
+from tests.faults.forked import num_calls, run_forked
 from tests.faults.hostile_inputs import damage_file
 from vlds.cli import COMMANDS as VLDS_COMMANDS
 from vlds.convert.command import build_parser as convert_parser
@@ -97,3 +97,26 @@ def test_many_damaged_files(command: Command, inputs: Inputs) -> None:
     told = [complaint(inputs, command, FIRST_SEED + seed) for seed in range(SEEDS)]
     wrong = list(filter(None, told))
     assert not wrong, "\n\n".join(wrong)
+
+
+MOST_CALLS = int(os.environ.get("VLDS_CALLS", "12"))
+"""Of each command, that are made to fail in the slow test."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: f"{c.program} {c.words}")
+def test_any_write_may_fail(command: Command, inputs: Inputs) -> None:
+    """Whichever write, flush or rename fails, the command says so or does without, and leaves
+    nothing half made. `test_disk_faults` looks at what is left of older files."""
+    check_whole(inputs, command)
+    seen = num_calls(inputs.place)
+    step = max(1, -(-seen // MOST_CALLS))
+    for failing in range(1, seen + 1, step):
+        inputs.lay_out(command.reads)
+        words = command.words.split()
+        code, said = run_forked(command.program, words, inputs.place, failing)
+        where = f"call {failing} of {seen}: {said[-2000:]}"
+        assert code in (*command.codes, 2), where
+        assert "Traceback" not in said, where
+        left = [path for path in inputs.place.rglob(".*") if ".partial" in path.name]
+        assert left == [], where

@@ -63,10 +63,11 @@ def _command(program: str, words: list[str], folder: Path, failing: int) -> None
     os.chdir(folder)
     calls = os.open(folder.with_name(f"{folder.name}.calls"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     place = Path(os.path.realpath(folder))
-    FaultyDisk(place, failing, errno.EIO, counter=calls).installed().__enter__()
+    disk = FaultyDisk(place, failing, errno.EIO, counter=calls)
     taken = psutil.Process().memory_info().data
     resource.setrlimit(resource.RLIMIT_DATA, (taken + MEMORY, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES, resource.RLIM_INFINITY))
-    if program == "vlds":
-        vlds.launch.run_rank(words)
-    raise SystemExit(data_prep.cli.main(words))
+    with disk.installed():
+        if program == "vlds":
+            vlds.launch.run_rank(words)
+        raise SystemExit(data_prep.cli.main(words))

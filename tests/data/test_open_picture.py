@@ -85,11 +85,12 @@ def test_a_large_jpeg_is_refused_by_its_header() -> None:
     assert picture_fault(bytes(data)) == "too many pixels or scans"
 
 
-def test_scans_are_counted() -> None:
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_scans_are_counted(mode: str) -> None:
     """Each goes through all pixels again: a small file of a thousand takes minutes."""
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", progressive=True)
+    Image.fromarray(pixels).convert(mode).save(buffer, "JPEG", progressive=True)
     data = buffer.getvalue()
     assert picture_fault(data) is None
     last = data.rindex(b"\xff\xda")

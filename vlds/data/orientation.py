@@ -10,7 +10,7 @@ from __future__ import annotations
 from PIL import Image
 from torch import Tensor
 
-from vlds.data.open_picture import open_picture
+from vlds.data.open_picture import jpeg_segments, open_picture
 from vlds.schema import Encoded
 
 ORIENTATION = 0x0112
@@ -28,8 +28,8 @@ METHODS = {
 SIDEWAYS = (5, 6, 7, 8)
 REVERSED_ROWS, REVERSED_COLUMNS = (3, 4, 7, 8), (2, 3, 6, 7)
 """Of the stored picture, after rows and columns of a sideways one are swapped."""
-METADATA, SCAN = 0xE1, 0xDA
-"""JPEG markers: of a segment with EXIF or XMP, and of the first segment with pixels."""
+METADATA = 0xE1
+"""JPEG marker of a segment with EXIF or XMP."""
 
 
 def orientation_of(image: Image.Image) -> int:
@@ -82,13 +82,5 @@ def turned(pixels: Tensor, orientation: int) -> Tensor:
 
 def _metadata(data: Encoded) -> list[bytes]:
     """The segments of a JPEG, before its pixels, that hold EXIF or XMP."""
-    segments, place = [], 2
-    while place + 4 <= len(data) and data[place] == 0xFF and (marker := data[place + 1]) != SCAN:
-        if marker == 0xFF:  # filling
-            place += 1
-            continue
-        end = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-        if marker == METADATA:
-            segments.append(bytes(data[place + 4 : end]))
-        place = end
-    return segments
+    places = [place for place in jpeg_segments(data) if place[0] == METADATA]
+    return [bytes(data[begin:end]) for _, begin, end in places]

@@ -11,10 +11,10 @@ from typing import Any
 
 from data_prep.command import add_shard_options, new_command, shard_options
 from data_prep.pack import pack, ready
-from data_prep.row_annotations import TASKS, TYPES, FieldNames, annotations_of
+from data_prep.row_annotations import TASKS, FieldNames, annotations_of
 from data_prep.rows import Row, read_rows
 from data_prep.snli_ve import LABELS
-from data_prep.source import SourceSample, SourceSet, first_existing, shown
+from data_prep.source import TYPES, SourceSample, SourceSet, first_existing, shown
 
 
 @dataclass(frozen=True)

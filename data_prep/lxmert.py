@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.source import (
+    TYPES,
     Annotation,
     clean,
     first_existing,
@@ -52,10 +53,10 @@ def vqa_annotation(row: Mapping[str, Any], place: str) -> Annotation:
         annotation["label"] = _label(row, place)
     annotation |= {
         key: take_text(row, key, f"{place}, question {row['question_id']}")
-        for key in ("answer_type", "question_type")
+        for key in TYPES
         if key in row
     }
-    known = ("question_id", "img_id", "sent", "label", "answer_type", "question_type")
+    known = ("question_id", "img_id", "sent", "label", *TYPES)
     return with_source(annotation, rest(row, *known))
 
 

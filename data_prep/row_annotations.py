@@ -9,10 +9,8 @@ from typing import Any
 from data_prep.answers import soft_label
 from data_prep.rows import Row
 from data_prep.snli_ve import LABELS
-from data_prep.source import Annotation, clean, rest, with_source
+from data_prep.source import TYPES, Annotation, clean, rest, with_source
 
-TYPES = ("answer_type", "question_type")
-"""Fields by which scores of questions are split, where rows have them."""
 Told = list[Annotation] | str
 """Annotations, or the reason why a row has none."""
 

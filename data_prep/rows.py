@@ -52,10 +52,8 @@ def _read_table(path: Path) -> list[Row]:
 
 def _cells(path: Path) -> list[Row]:
     with open_text(path, newline="") as file:
-        head = file.readline()
+        separator = "\t" if path.suffix.lower() == ".tsv" else _separator(file.readline())
         file.seek(0)
-        # The one that makes the most columns of the head line.
-        separator = max(SEPARATORS, key=lambda each: len(next(csv.reader([head], delimiter=each))))
         reader = csv.DictReader(file, delimiter=separator, strict=True)
         try:
             rows = list[Row](reader)
@@ -65,3 +63,9 @@ def _cells(path: Path) -> list[Row]:
                 "close every quote, and double those inside a cell"
             ) from error
     return rows
+
+
+def _separator(head: str) -> str:
+    """The one that makes the most columns of the head line."""
+    unquoted = "".join(head.split('"')[::2])
+    return max(SEPARATORS, key=unquoted.count)

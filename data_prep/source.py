@@ -21,6 +21,8 @@ from vlds.runtime.regular_file import open_file
 from vlds.runtime.strict_json import NotFinite, strict_json
 
 Annotation = dict[str, Any]
+TYPES = ("answer_type", "question_type")
+"""Fields by which scores of questions are split, where a source has them."""
 LARGEST_SOURCE = 4 << 30
 """Bytes of a JSON file: it is read as a whole."""
 MOST_SHOWN = 60

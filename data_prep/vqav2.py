@@ -15,6 +15,7 @@ from data_prep.command import official_command, shard_options
 from data_prep.lxmert import coco_picture, is_lxmert, read_lxmert, vqa_annotation
 from data_prep.pack import pack
 from data_prep.source import (
+    TYPES,
     Annotation,
     SourceSample,
     SourceSet,
@@ -38,7 +39,6 @@ SPLITS: Mapping[str, tuple[str, ...]] = {
 }
 """Our split -> the official subsets in the file names. Karpathy's are those of `dataset_coco.json`:
 the questions about its pictures."""
-TYPES = ("answer_type", "question_type")
 KARPATHY = "karpathy-"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -68,7 +68,9 @@ def fetch_timm() -> None:
     ("fetch", "place"),
     [(fetch_backbone, "backbone.path"), (fetch_clip, "vision.path"), (fetch_timm, "vision.model")],
 )
-def test_without_a_network_it_is_said_at_once(fetch, place, no_network: None) -> None:  # type: ignore[no-untyped-def]
+def test_without_a_network_it_is_said_at_once(
+    fetch: Callable[[], None], place: str, no_network: None
+) -> None:
     started = time.monotonic()
     with pytest.raises(ValueError, match=f"^{place}: no such folder: .*; name a folder") as error:
         fetch()

@@ -56,4 +56,4 @@ def _check_name(name: str, place: str) -> None:
                 f"{place}: no such folder: {name}, and the Hugging Face hub does not answer; "
                 f"{LOCAL}, or fetch it where there is a network and set HF_HUB_OFFLINE=1"
             ) from None
-        constants.HF_HUB_OFFLINE = True
+        constants.HF_HUB_OFFLINE = True  # else the libraries would ask again, for each file

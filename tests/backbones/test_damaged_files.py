@@ -3,6 +3,7 @@ library that reads them raises."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 from collections.abc import Callable
@@ -162,6 +163,34 @@ def test_cut_pieces(tmp_path: Path) -> None:
         file.write_bytes(whole[:size])
         with pytest.raises(ValueError, match=told):
             T5(config="x.json", tokenizer=str(file)).load_tokenizer()
+
+
+def test_pickled_weights_are_not_loaded(tmp_path: Path) -> None:
+    backbone = saved_backbone(T5, tmp_path)
+    file = folder_of(backbone) / "model.safetensors"
+    torch.save(load_file(file), file.with_name("pytorch_model.bin"))
+    file.unlink()
+    message = complaint(backbone)
+    assert message.startswith(f"backbone.path: cannot read weights from {backbone.path} (OSError: ")
+    assert "model.safetensors" in message
+
+
+def test_a_saved_tokenizer_brings_no_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Nor is anybody asked whether it may: a rank has nobody to ask."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    backbone = saved_backbone(T5, tmp_path)
+    folder = tmp_path / "saved"
+    backbone.load_tokenizer().save_pretrained(folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    config |= {"auto_map": {"AutoTokenizer": ["own.Own", "own.Own"]}, "tokenizer_class": "Own"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n", encoding="utf-8")
+    with contextlib.suppress(ValueError):
+        backbone.load_tokenizer_from(folder)
+    assert not (tmp_path / "ran").exists()
+    assert "y/N" not in capfd.readouterr().out
 
 
 def test_panics_and_want_of_memory() -> None:

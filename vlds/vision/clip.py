@@ -89,11 +89,9 @@ class ClipVision(VisionEncoder):
     def build(self, dtype: torch.dtype) -> GridEncoder:
         """The transformer."""
         if self.path is not None and not on_meta():
-            return ClipModule(
-                load_weights(CLIPVisionModel, self.path, self.read_config(), dtype, "vision.path")[
-                    0
-                ]
-            )
+            config = self.read_config()
+            net, _ = load_weights(CLIPVisionModel, self.path, config, dtype, "vision.path")
+            return ClipModule(net)
         return ClipModule(CLIPVisionModel(self.read_config()).to(dtype))
 
 

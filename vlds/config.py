@@ -8,6 +8,7 @@ help and the saved recipe by itself.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -25,6 +26,7 @@ from vlds.recipe_files import has_base, read_merged
 from vlds.resources import find
 from vlds.runtime.checks import at_least
 from vlds.runtime.credentials import without_credentials
+from vlds.runtime.shown import visible
 from vlds.runtime.whole_file import write_whole
 from vlds.runtime.yaml_file import read_yaml
 from vlds.schema import ImageSpec
@@ -272,13 +274,14 @@ def check_saved(tree: Any, source: str) -> None:
     check_form(tree, Recipe, source)
 
 
-def save_recipe(recipe: Recipe, path: Path) -> None:
-    """Write the resolved recipe, defaults included; `load_recipe` gives an equal one, but for
-    credentials in URLs.
+def save_recipe(recipe: Recipe, path: Path, comments: Sequence[str] = ()) -> None:
+    """Write the resolved recipe, defaults included, under some comments; `load_recipe` gives an
+    equal one, but for credentials in URLs.
 
     Errors: CannotWrite.
     """
-    write_whole(path, yaml.safe_dump(to_tree(recipe), sort_keys=False, width=MAX_WIDTH))
+    head = "".join(f"# {visible(comment)}\n" for comment in comments)
+    write_whole(path, head + yaml.safe_dump(to_tree(recipe), sort_keys=False, width=MAX_WIDTH))
 
 
 def to_tree(value: Any) -> Any:

@@ -12,19 +12,20 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
-from vlds.config import Recipe, load_recipe
 from vlds.launch import grace_from_environment
 from vlds.rank_environment import without_rank
 from vlds.report import write_report
-from vlds.report.inputs import read_metrics, read_run
-from vlds.report.scores import Scores, TaskScores, write_scores
+from vlds.report.baselines import FREQUENT, FROZEN
+from vlds.report.collect import collect
+from vlds.report.inputs import read_run
+from vlds.report.scores import Scores, write_scores
 from vlds.report.tables import summary_table
 from vlds.resources import find
 from vlds.runtime.process_end import Interrupted
@@ -33,14 +34,11 @@ from vlds.runtime.shown import visible
 from vlds.runtime.terminal import tell
 from vlds.runtime.whole_file import write_whole
 from vlds.supervisor import signals_collected, supervise
-from vlds.training.baseline import majority_scores
-from vlds.training.evaluate import training_sources
-from vlds.training.evaluation import read_predictions
 
 RECIPES = ("demo_pretrain", "demo", "demo_control")
 FOLDER = "runs/demo"
 """Where the shipped recipes write; replaced by --out."""
-COLUMNS = ("majority", "frozen", "norms + visual embedding", "adapters")
+CONTROL = "norms + visual embedding"
 
 
 class StageError(Exception):
@@ -120,42 +118,15 @@ def run_stage(command: list[str]) -> None:
 
 
 def collect_scores(out: Path) -> Scores:
-    """Scores of the majority answer, the frozen model, the control and the adapters beside each
-    other."""
-    recipe = load_recipe(out / "adapters" / "recipe.yaml")
-    first, last = scores_by_step(out / "adapters")
-    _, control = scores_by_step(out / "control")
-    majority, sizes = blind_scores(recipe, out / "adapters")
-    facts = read_run(out / "adapters").scores
+    """Scores of the most frequent answer, the frozen model, the control and the adapters beside
+    each other."""
+    (out / "adapters" / "scores.json").unlink(missing_ok=True)  # an earlier one would be read
+    adapters, control = collect([out / "adapters", out / "control"], resamples=0).runs.values()
     tasks = {
-        name: TaskScores(
-            by_column={
-                label: scores[name]
-                for label, scores in zip(COLUMNS, (majority, first, control, last), strict=True)
-                if scores.get(name)
-            },
-            examples=sizes[name],
-            headline=task.headline or next(iter(last[name])),
-        )
-        for name, task in recipe.tasks.items()
+        name: replace(entry, by_column={**entry.by_column, CONTROL: control.results[name].scores})
+        for name, entry in adapters.scores.tasks.items()
     }
-    return Scores(COLUMNS, tasks, facts.trainable, facts.bytes_per_rank, facts.samples_per_second)
-
-
-def scores_by_step(run: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """A run's scores at its first and at its last evaluation."""
-    found = [line["scores"] for line in read_metrics(run / "metrics.jsonl") if "scores" in line]
-    return found[0], found[-1]
-
-
-def blind_scores(recipe: Recipe, run: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """Per task: scores of the most frequent training answer, and how many examples were scored."""
-    scores, sizes = {}, {}
-    for source in training_sources(recipe):
-        evaluation = read_predictions(run, source.name)
-        scores[source.name] = majority_scores(source, evaluation.references)
-        sizes[source.name] = len(evaluation.references)
-    return scores, sizes
+    return replace(adapters.scores, columns=(FREQUENT, FROZEN, CONTROL, "adapters"), tasks=tasks)
 
 
 def show(out: Path, pages: list[Path], seconds: float) -> None:

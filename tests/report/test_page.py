@@ -186,7 +186,7 @@ def test_runs_stand_side_by_side(runs: Runs, run: Path) -> None:
     report = collect([runs.first, runs.second, run])
     page = Reader(build_page(report))
     beside, differences = page.tables[:2]
-    assert beside[0][:3] == ["run", "vqa exact_match", "caption word_f1"]
+    assert beside[0][:3] == ["run", "vqa exact_match 48 examples", "caption word_f1 10 examples"]
     assert beside[0][-3:] == ["trains", "bytes per rank", "examples a second"]
     assert [row[0] for row in beside[1:3]] == [
         f"{name} Adapter (reduction=4, sharing=half_shared_up) + norms + visual embedding"

@@ -84,7 +84,9 @@ def test_training_says_it_before_its_first_evaluation(
     recipe = replace(recipe, training=replace(recipe.training, steps=2, evaluate_every=1))
     first, other = ranks2.run(train_without_java, recipe, timeout=120)
     assert first.count("caption: left out are CIDEr, ") == 1
-    assert first.index("left out are CIDEr") < first.index("step 1  caption (10 examples): cider_p")
+    assert first.index("left out are CIDEr") < first.index(
+        "step 1  caption (caption-train, 10 examples): cider_p"
+    )
     assert "left out" not in other
 
 

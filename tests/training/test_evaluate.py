@@ -266,7 +266,7 @@ def test_only_listed_answers(
         answers = [json.loads(line)["prediction"] for line in lines]
         assert len(answers) == NUM_QUESTIONS
         assert set(answers) <= {"red", "green", "blue", "it is"}
-        assert f"vqa ({NUM_QUESTIONS} examples)" in out
+        assert f"vqa (vqa-train, {NUM_QUESTIONS} examples)" in out
         assert (tmp_path / "scores.json").is_file()
 
 
@@ -331,7 +331,7 @@ def test_predict_writes_what_a_leaderboard_takes(
     (code, out), (_, other) = ranks2.run(command, [*words, "--out", str(tmp_path)], timeout=120)
     assert (code, other) == (0, "")
     assert out.splitlines() == [
-        "vqa (18 examples)",
+        "vqa (vqav2-test, 18 examples)",
         f"predictions: {tmp_path}",
         f"{tmp_path}/vqav2-test.json",
     ]

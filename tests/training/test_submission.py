@@ -102,7 +102,7 @@ def test_written_as_the_leaderboards_want_it_and_scored_without_a_model(
     assert cli.main(["evaluate", "--predictions", str(file), "--data", data]) == 0
     lines = capsys.readouterr().out.splitlines()
     num = 1 if source.task.unit == "sample" else 2
-    assert lines[0] == f"{type(source.task).__name__} ({num} examples)"
+    assert lines[0] == f"{type(source.task).__name__} ({source.datasets[0].label}, {num} examples)"
     told = [line.strip() for line in lines[1:] if "means nothing" not in line]
     pairs = [line.rsplit(None, 1) for line in told]
     scores = {name: float(value) for name, value in pairs}
@@ -120,7 +120,7 @@ def test_our_own_file_is_scored_too(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert cli.main(["evaluate", *words, "--task", "GQA", "--out", str(tmp_path / "out")]) == 0
     assert "  accuracy/structural/query   1.0000\n" in capsys.readouterr().out
     scores = json.loads((tmp_path / "out" / "scores.json").read_text("utf-8"))
-    assert scores["GQA"]["accuracy"] == 1.0
+    assert scores["GQA"]["scores"]["accuracy"] == 1.0
     lines = (tmp_path / "out" / "GQA.jsonl").read_text("utf-8").splitlines()
     assert {json.loads(line)["sample"] for line in lines} == {source.datasets[0].read(0).id}
 

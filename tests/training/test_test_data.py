@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -94,7 +95,7 @@ def test_training_neither_reads_nor_needs_them(
         assert out.endswith("; or leave test data out: --split evaluate\n")
     (code, out), _ = ranks2.run(command, [*words, "--split", "evaluate"], timeout=120)
     assert code == 0, out
-    assert "vqa (48 examples)" in out
+    assert "vqa (vqa-train, 48 examples)" in out
 
 
 def test_every_list_is_scored_under_its_name(run: Path, ranks2: RankPool, tmp_path: Path) -> None:
@@ -102,8 +103,12 @@ def test_every_list_is_scored_under_its_name(run: Path, ranks2: RankPool, tmp_pa
     words = ["evaluate", "--run", str(run), "--out"]
     (code, out), (_, other) = ranks2.run(command, [*words, str(tmp_path / "all")], timeout=120)
     assert (code, other) == (0, ""), out
-    heads = re.findall(r"^(\S+) \(([\d,]+) examples\)$", out, re.MULTILINE)
-    assert heads == [("vqa", "48"), ("vqa.test", "18"), ("caption.test", "10")]
+    heads = re.findall(r"^\S+ \(.*\)$", out, re.MULTILINE)
+    assert heads == [
+        "vqa (vqa-train, 48 examples)",
+        "vqa.test (vqa-test, 18 examples)",
+        "caption.test (caption-train, 10 examples)",
+    ]
     scores = json.loads((tmp_path / "all" / "scores.json").read_text("utf-8"))
     assert list(scores) == ["vqa", "vqa.test", "caption.test"]
     (code, out), _ = ranks2.run(
@@ -153,7 +158,7 @@ def test_a_leaderboard_takes_a_list_of_the_recipe(
     words = ["predict", "--run", str(run), "--out", str(tmp_path)]
     (code, out), _ = ranks2.run(command, [*words, "--split", "test"], timeout=120)
     assert code == 0, out
-    assert "vqa.test (18 examples)" in out
+    assert "vqa.test (vqa-test, 18 examples)" in out
     assert f"{tmp_path}/vqa-test.json" in out.splitlines()
     assert read_pairs(tmp_path / "vqa-test.json") == read_pairs(tmp_path / "vqa.test.jsonl")
     assert not (tmp_path / "vqa.jsonl").exists()
@@ -196,3 +201,36 @@ def test_a_task_must_not_be_called_like_a_list(world: Path, tmp_path: Path) -> N
     recipe = world_recipe(world, tmp_path)
     with pytest.raises(ValueError, match=r"tasks: 'vqa\.test' cannot be a task's name"):
         replace(recipe, tasks={"vqa.test": recipe.tasks["vqa"]})
+
+
+def test_scores_of_other_data_do_not_take_the_place_of_the_runs_own(
+    run: Path, data: Path, world: Path, ranks2: RankPool, tmp_path: Path
+) -> None:
+    """Nor do those of pictures left blank."""
+    copied = tmp_path / "run"
+    shutil.copytree(run, copied)
+
+    def files() -> set[str]:
+        found = (copied / "predictions").rglob("*")
+        return {str(path.relative_to(copied)) for path in found if path.is_file()}
+
+    def evaluate(*words: str) -> set[str]:
+        before = files()
+        (code, out), _ = ranks2.run(
+            command, ["evaluate", "--run", str(copied), *words], timeout=120
+        )
+        assert code == 0, out
+        return files() - before
+
+    (folder,) = {str(Path(name).parent) for name in evaluate("--data", f"vqa={data}")}
+    assert re.fullmatch(r"predictions/\w+-\w+@[0-9a-f]{16}", folder)
+    scores = json.loads((copied / folder / "scores.json").read_text("utf-8"))
+    assert scores["vqa"].keys() == {"data", "examples", "scores"}
+    assert scores["vqa"]["data"].partition("@")[0] == folder.partition("/")[2].partition("@")[0]
+    blank = evaluate("--split", "evaluate", "--data.blank_images", "true")
+    assert blank == {"predictions/blank/vqa.jsonl", "predictions/blank/scores.json"}
+    # The run's own, by another spelling of its place.
+    own = evaluate("--data", f"vqa={world / 'caption' / '..' / 'vqa'}")
+    assert own == {"predictions/vqa.jsonl", "predictions/scores.json"}
+    lines = (copied / "predictions" / "vqa.jsonl").read_text("utf-8").splitlines()
+    assert len({json.loads(line)["data"] for line in lines}) == 1

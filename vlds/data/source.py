@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from vlds.data.num_pictures import ANY_NUMBER, NumPictures
-from vlds.data.order import WHOLE_SAMPLE
+from vlds.data.order import WHOLE_SAMPLE, hashed
 from vlds.data.store import Dataset
 from vlds.schema import Example, ImageSpec, Sample, SkipSample
 from vlds.tasks.base import Task, ask
@@ -46,6 +46,13 @@ class Source:
     def counts(self) -> list[np.ndarray]:
         """Annotations of each sample, shard by shard through the data sets."""
         return [counts for dataset in self.datasets for counts in dataset.counts]
+
+    @property
+    def data_id(self) -> str:
+        """Names, splits and content of the data sets: "mine-test@1b2c3d4e5f607182"."""
+        prints = [dataset.fingerprint() for dataset in self.datasets]
+        content = prints[0] if len(prints) == 1 else hashed(prints)
+        return f"{'+'.join(dataset.label for dataset in self.datasets)}@{content}"
 
     @property
     def num_annotations(self) -> int:

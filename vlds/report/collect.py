@@ -9,8 +9,9 @@ from pathlib import Path
 
 from vlds.config import Recipe, load_recipe
 from vlds.metrics.caption_scores import CIDERS
+from vlds.report.baselines import Column, baselines_of, frequent_answer
 from vlds.report.bootstrap import RESAMPLES, SEED
-from vlds.report.facts import recipe_facts, stopped_text
+from vlds.report.facts import recipe_facts, start_facts, stopped_text
 from vlds.report.gallery import collect_gallery
 from vlds.report.inputs import RunInputs, read_run
 from vlds.report.results import (
@@ -21,7 +22,9 @@ from vlds.report.results import (
     reasons,
     results_of,
 )
+from vlds.report.same_data import told_apart
 from vlds.report.scores import Scores, TaskScores
+from vlds.runtime.run_folder import read_starts
 from vlds.runtime.terminal import tell
 from vlds.tasks.base import Task, task_of
 
@@ -84,6 +87,15 @@ class Report:
         )
 
     @property
+    def data_texts(self) -> dict[str, str]:
+        """Name and size of each task's data, the same in all runs."""
+        texts: dict[str, str] = {}
+        for run in self.runs.values():
+            for name, task in run.scores.tasks.items():
+                texts[name] = texts.get(name) or task.data_text
+        return {name: text for name, text in texts.items() if text}
+
+    @property
     def baseline(self) -> str:
         """The run that the others are compared with."""
         return next(iter(self.runs))
@@ -129,7 +141,7 @@ def collect(folders: Sequence[Path], resamples: int = RESAMPLES, pictures: bool 
     """
     check_runs(folders)
     runs = [read_report(folder, resamples, pictures) for folder in folders]
-    return Report(dict(zip(names_of(folders), runs, strict=True)), resamples)
+    return Report(told_apart(dict(zip(names_of(folders), runs, strict=True))), resamples)
 
 
 def check_runs(folders: Sequence[Path]) -> None:
@@ -160,9 +172,14 @@ def read_report(folder: Path, resamples: int, pictures: bool) -> RunReport:
     if recipe is None:
         return RunReport(run, {}, {}, notes=notes)
     results = results_of(folder, recipe.tasks, resamples, notes)
-    scores = with_directions(with_results(run.scores, results, run.name), recipe.tasks)
+    scores = with_results(run.scores, results, run.name)
+    if len(scores.columns) == 1:
+        scores = with_baselines(scores, baselines_of(folder, results))
+    scores = with_directions(scores, recipe.tasks)
     filled = replace(run, scores=scores)
-    facts = recipe_facts(recipe, run)
+    facts = recipe_facts(recipe, run) | start_facts(read_starts(folder), run)
+    if answers := frequent_answers(results):
+        facts["most frequent answers"] = answers
     if results:
         facts["scores of"] = ", ".join(sorted({str(made.folder) for made in results.values()}))
     return RunReport(filled, facts, results, stopped_text(recipe, run), notes)
@@ -186,12 +203,37 @@ def with_results(scores: Scores, results: Mapping[str, TaskResult], name: str) -
         return scores
     column = scores.columns[0] if scores.columns else name
     found = {
-        task: TaskScores({column: result.scores}, result.examples, result.headline)
-        for task, result in results.items()
+        name: TaskScores(
+            {column: result.scores},
+            result.examples,
+            result.data,
+            result.headline,
+            result.task.lower_is_better,
+        )
+        for name, result in results.items()
     }
     if not found:
         return scores
     return replace(scores, columns=[column], tasks={**scores.tasks, **found})
+
+
+def with_baselines(scores: Scores, baselines: Mapping[str, Column]) -> Scores:
+    """The scores of a run with the columns that they are compared with before them."""
+    tasks = {
+        name: replace(
+            entry,
+            by_column={label: column[name] for label, column in baselines.items() if name in column}
+            | dict(entry.by_column),
+        )
+        for name, entry in scores.tasks.items()
+    }
+    return replace(scores, columns=[*baselines, *scores.columns], tasks=tasks)
+
+
+def frequent_answers(results: Mapping[str, TaskResult]) -> str:
+    """The most frequent answer of each task that has one."""
+    found = {name: frequent_answer(result) for name, result in results.items()}
+    return ", ".join(f"{name}: {answer}" for name, answer in found.items() if answer is not None)
 
 
 def with_directions(scores: Scores, tasks: Mapping[str, Task]) -> Scores:

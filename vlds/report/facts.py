@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields
+from datetime import UTC, datetime
 from typing import Any
 
 from vlds.config import Recipe
@@ -11,6 +12,7 @@ from vlds.methods.base import Method
 from vlds.report.inputs import RunInputs
 from vlds.report.numbers import bytes_text
 from vlds.report.scores import Scores
+from vlds.runtime.run_folder import Start
 
 
 def trained_text(recipe: Recipe) -> str:
@@ -51,6 +53,39 @@ def recipe_facts(recipe: Recipe, run: RunInputs) -> dict[str, str]:
         "DeepSpeed": recipe.training.deepspeed,
         "seed": str(recipe.seed),
     }
+
+
+def start_facts(starts: Sequence[Start], run: RunInputs) -> dict[str, str]:
+    """When, where and with what it was trained."""
+    if not starts:
+        return {}
+    first, last = starts[0], starts[-1]
+    facts = {"started": time_text(first.time)}
+    if len(starts) > 1:
+        facts["resumed"] = ", ".join(f"{time_text(s.time)} at step {s.step:,}" for s in starts[1:])
+    if run.seconds:
+        facts["training took"] = duration_text(run.seconds)
+    facts["hardware"] = "; then ".join(dict.fromkeys(start.hardware for start in starts))
+    facts["versions"] = ", ".join(f"{name} {number}" for name, number in last.versions.items())
+    facts["command"] = last.command
+    changes = [f"at step {s.step:,}: {change}" for s in starts for change in s.changes]
+    if changes:
+        facts["recipe changed"] = "; ".join(changes)
+    return facts
+
+
+def time_text(time: str) -> str:
+    """ "2026-03-01 12:00 UTC"."""
+    return f"{datetime.fromisoformat(time).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def duration_text(seconds: float) -> str:
+    """Hours, minutes and seconds, the smallest that matters last."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours:,} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def stopped_text(recipe: Recipe, run: RunInputs) -> str:

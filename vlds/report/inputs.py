@@ -40,6 +40,8 @@ class RunInputs:
     recipe: str | None
     steps_done: int | None
     """Of training; None where no step was logged."""
+    seconds: float = 0.0
+    """Of training, evaluations and states not counted; 0 where it was not logged."""
     complaint: str = ""
     """About lines of metrics.jsonl that do not count."""
 
@@ -73,6 +75,7 @@ def read_run(folder: Path) -> RunInputs:
         scores=filled_from_metrics(stored, lines, name, headlines),
         gallery=read_gallery(folder),
         recipe=recipe,
+        seconds=sum(line.get("seconds", 0.0) for line in lines),
         complaint=found.complaint,
         steps_done=max((line["step"] for line in lines if "loss" in line), default=None),
     )

@@ -14,7 +14,8 @@ from vlds.runtime.shown import visible
 
 def markdown(report: Report) -> str:
     """Runs beside each other, their differences to the first, and what the brackets are."""
-    blocks = [runs_table(report)]
+    data = "; ".join(f"{task}: {text}" for task, text in report.data_texts.items())
+    blocks = [runs_table(report), *([f"Data: {cell(data)}."] if data else [])]
     rows = [[name, *map(difference_cell, found)] for name, found in report.differences.items()]
     if rows:
         heads = [f"minus {report.baseline}", *headline_heads(report)]

@@ -10,6 +10,7 @@ from typing import Any
 
 from vlds.runtime.json_file import parse_json
 from vlds.runtime.regular_file import read_text
+from vlds.runtime.run_folder import PREDICTIONS
 
 STEP = re.compile(r"step-(\d+)")
 FIELDS = {"id", "of", "prediction", "reference"}
@@ -30,6 +31,8 @@ class Predictions:
     """Of the examples whose line has one: probability of the prediction, 0..1."""
     samples: Mapping[str, str]
     """Id of the sample of each example whose line names one."""
+    data: str | None = None
+    """Name, split and fingerprint of the data sets; None where the lines do not say it."""
 
 
 class DamagedPredictions(ValueError):
@@ -39,7 +42,7 @@ class DamagedPredictions(ValueError):
 def newest_predictions(run: Path) -> dict[str, Path]:
     """Per task, and per list of test data (TASK.test), the file that was written last: by the
     training's newest evaluation, or by `vlds evaluate`."""
-    folder = run / "predictions"
+    folder = run / PREDICTIONS
     steps = sorted(folder.glob("step-*"))
     found: dict[str, Path] = {}
     for place in [*steps[-1:], folder]:
@@ -50,6 +53,11 @@ def newest_predictions(run: Path) -> dict[str, Path]:
     return found
 
 
+def predictions_elsewhere(run: Path) -> list[Path]:
+    """The files of data that are not the run's own."""
+    return sorted((run / PREDICTIONS).glob("*@*/*.jsonl"))
+
+
 def read_predictions(file: Path) -> Predictions:
     """Read one task's file.
 
@@ -58,6 +66,8 @@ def read_predictions(file: Path) -> Predictions:
     lines = [_line(file, number, text) for number, text in enumerate(_texts(file), 1)]
     if not lines:
         raise DamagedPredictions(f"{file} is empty; {AGAIN}")
+    if odd := {line.get("data") for line in lines} - {lines[0].get("data")}:
+        raise DamagedPredictions(f"{file} is of {lines[0].get('data')} and of {odd.pop()}; {AGAIN}")
     if len(lines) != (whole := lines[0]["of"]):
         raise DamagedPredictions(f"{file} holds {len(lines):,} of {whole:,} examples; {AGAIN}")
     lines.sort(key=lambda line: line["id"])
@@ -71,7 +81,18 @@ def read_predictions(file: Path) -> Predictions:
             line["id"]: line["confidence"] for line in lines if line.get("confidence") is not None
         },
         samples={line["id"]: line["sample"] for line in lines if "sample" in line},
+        data=lines[0].get("data"),
     )
+
+
+def first_data(file: Path) -> str | None:
+    """The data that a file's first line names.
+
+    Errors: DamagedPredictions.
+    """
+    texts = _texts(file)[:1]
+    data = _line(file, 1, texts[0]).get("data") if texts else None
+    return str(data) if data is not None else None
 
 
 def _texts(file: Path) -> list[str]:
@@ -93,7 +114,7 @@ def _line(file: Path, number: int, text: str) -> dict[str, Any]:
     if not isinstance(line, dict) or (lacking := FIELDS - set(line)):
         what = f"has no {', '.join(sorted(lacking))}" if isinstance(line, dict) else "is no object"
         raise DamagedPredictions(f"{place} {what}: {text[:100]}; {AGAIN}")
-    kinds = {"id": str, "of": int, "prediction": str, "sample": str}
+    kinds = {"id": str, "of": int, "prediction": str, "sample": str, "data": str}
     for name, kind in kinds.items():
         if name in line and type(line[name]) is not kind:
             expected = "text" if kind is str else "a whole number"

@@ -19,7 +19,12 @@ from vlds.report.bootstrap import (
 )
 from vlds.report.example_values import NoMean, example_values, mean_of
 from vlds.report.inputs import read_metrics
-from vlds.report.predictions import Predictions, newest_predictions, read_predictions
+from vlds.report.predictions import (
+    Predictions,
+    newest_predictions,
+    predictions_elsewhere,
+    read_predictions,
+)
 from vlds.tasks.base import SPLITS, Task, label_of
 
 
@@ -27,11 +32,14 @@ from vlds.tasks.base import SPLITS, Task, label_of
 class TaskResult:
     """One task of a run."""
 
+    task: Task
     headline: str
     """The score that stands for the task."""
     scores: Mapping[str, float]
     examples: int
     """With a reference; the others are not scored."""
+    data: str | None
+    """Names, splits and fingerprint of the data sets; None where it is not known."""
     folder: Path
     """Of the predictions, relative to the run folder."""
     step: int | None
@@ -72,14 +80,18 @@ def results_of(
         for line in read_metrics(run / "metrics.jsonl")
         for task, scores in line.get("scores", {}).items()
     }
-    found = newest_predictions(run)
+    own = {label_of(name, split): task for name, task in tasks.items() for split in SPLITS}
+    newest = newest_predictions(run)
+    found = {name: (task, newest[name]) for name, task in own.items() if name in newest}
+    for file in predictions_elsewhere(run):
+        if file.stem in own:
+            name = f"{file.stem} on {file.parent.name.partition('@')[0]}"
+            name = f"{file.stem} on {file.parent.name}" if name in found else name
+            found[name] = (own[file.stem], file)
     results = {}
-    labels = [(label_of(name, split), tasks[name]) for name in tasks for split in SPLITS]
-    for name, task in labels:
-        if name not in found:
-            continue
+    for name, (task, file) in found.items():
         try:
-            made = read_predictions(found[name])
+            made = read_predictions(file)
             scores = logged.get((made.step, name)) or task.score(made.predictions, made.references)
             if scores:
                 folder = made.file.parent.relative_to(run)
@@ -114,9 +126,11 @@ def result_of(
             reason = str(error)
     known = {key: value for key, value in made.references.items() if value is not None}
     return TaskResult(
+        task=task,
         headline=headline,
         scores=scores,
         examples=len(known),
+        data=made.data,
         folder=folder,
         step=made.step,
         interval=interval,

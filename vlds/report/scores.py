@@ -24,10 +24,23 @@ class TaskScores:
     """Label of the column -> metric -> value; a column without scores is absent."""
     examples: int | None = None
     """How many examples were scored."""
+    data: str | None = None
+    """Names, splits and fingerprint of the data sets that they are of, where known."""
     headline: str | None = None
     """The metric that stands for the task; default: the first."""
     lower_is_better: Collection[str] = ()
     """Scores of which the lowest is the best; the task says so, scores.json does not."""
+
+    @property
+    def data_name(self) -> str:
+        """Names and splits of the data sets; "" where they are not known."""
+        return self.data.partition("@")[0] if self.data else ""
+
+    @property
+    def data_text(self) -> str:
+        """Name and size of the data, in words; "" where neither is known."""
+        size = f"{self.examples:,} examples" if self.examples is not None else ""
+        return ", ".join(filter(None, [self.data_name, size]))
 
     @property
     def metrics(self) -> list[str]:
@@ -73,7 +86,11 @@ def read_scores(path: Path) -> Scores:
     tree = read_json(path)
     if is_evaluation(tree):
         name = path.parent.resolve().name
-        tasks = {task: TaskScores({name: scores}) for task, scores in tree.items() if scores}
+        tasks = {
+            task: TaskScores({name: entry["scores"]}, entry["examples"], entry["data"])
+            for task, entry in tree.items()
+            if entry["scores"]
+        }
         return Scores([name], tasks)
     try:
         return compared(tree)
@@ -85,8 +102,15 @@ def read_scores(path: Path) -> Scores:
 
 
 def is_evaluation(tree: Any) -> bool:
-    """Whether this is of `vlds evaluate`: task -> score -> value."""
-    return isinstance(tree, dict) and all(are_numbers(scores) for scores in tree.values())
+    """True for what `vlds evaluate` writes: task -> data, examples, scores."""
+    return isinstance(tree, dict) and all(
+        isinstance(entry, dict)
+        and entry.keys() == {"data", "examples", "scores"}
+        and isinstance(entry["data"], str | None)
+        and is_number(entry["examples"])
+        and are_numbers(entry["scores"])
+        for entry in tree.values()
+    )
 
 
 def compared(tree: Mapping[str, Any]) -> Scores:
@@ -100,6 +124,7 @@ def compared(tree: Mapping[str, Any]) -> Scores:
         task: TaskScores(
             {label: entry[label] for label in columns if entry.get(label)},
             entry.get("examples"),
+            entry.get("data"),
             entry.get("headline"),
         )
         for task, entry in tree["tasks"].items()
@@ -118,8 +143,7 @@ def compared(tree: Mapping[str, Any]) -> Scores:
 def check_entry(task: str, entry: Mapping[str, Any], columns: Sequence[str]) -> None:
     """Errors: TypeError where what stands for a task is not what `vlds demo` writes."""
     wrong = [label for label in columns if not are_numbers(entry.get(label) or {})]
-    if not isinstance(entry.get("headline", ""), str | None):
-        wrong.append("headline")
+    wrong += [k for k in ("data", "headline") if not isinstance(entry.get(k), str | None)]
     if entry.get("examples") is not None and not is_number(entry["examples"]):
         wrong.append("examples")
     if wrong:
@@ -131,7 +155,7 @@ def write_scores(path: Path, scores: Scores) -> None:
     tree = asdict(scores) | {"columns": list(scores.columns)}
     tree["tasks"] = {
         task: {label: entry.by_column.get(label) for label in scores.columns}
-        | {"examples": entry.examples, "headline": entry.headline}
+        | {"examples": entry.examples, "data": entry.data, "headline": entry.headline}
         for task, entry in scores.tasks.items()
     }
     write_whole(path, json.dumps(tree, indent=1) + "\n")

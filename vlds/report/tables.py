@@ -19,7 +19,9 @@ from vlds.runtime.shown import escape, visible
 
 def summary_table(scores: Scores) -> Table:
     """Headline scores for the terminal: a row a task, a column a model."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    data = [f"{name}: {task.data_name}" for name, task in scores.tasks.items() if task.data_name]
+    table = Table(box=None, pad_edge=False, header_style="bold", caption_justify="left")
+    table.caption = Text(visible(f"data: {', '.join(data)}")) if data else None
     table.add_column("task")
     table.add_column("score")
     table.add_column("examples", justify="right")
@@ -40,9 +42,9 @@ def score_table(run: RunReport) -> str:
     rows = []
     columns = run.scores.columns
     for name, task in run.scores.tasks.items():
-        count = "" if task.examples is None else f"<br>{task.examples:,} examples"
+        data = f"<br>{escape(task.data_text)}" if task.data_text else ""
         for metric in task.metrics[:1]:
-            note = f"<small>{escape(metric)}{direction(task, metric)}{count}</small>"
+            note = f"<small>{escape(metric)}{direction(task, metric)}{data}</small>"
             result = run.result(name, metric)
             intervals = {columns[-1]: result.interval if result else None}
             head = f'<th scope="row">{escape(name)}{note}</th>'
@@ -139,8 +141,9 @@ def difference_cell(found: Difference | str) -> str:
 
 
 def headline_heads(report: Report) -> list[str]:
-    """Heads of the columns of scores: task, and below it the score."""
-    return [f"{task}\n{metric}" for task, metric in report.headlines]
+    """Heads of the columns of scores: task, and below it the score and its data."""
+    data = report.data_texts
+    return [f"{task}\n{metric}\n{data.get(task, '')}" for task, metric in report.headlines]
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int = 99) -> str:
@@ -159,5 +162,5 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int
 
 def noted(text: str) -> str:
     """A head with its note."""
-    first, _, note = text.partition("\n")
-    return escape(first) + (f"<small>{escape(note)}</small>" if note else "")
+    first, *notes = text.rstrip("\n").split("\n")
+    return escape(first) + "".join(f"<small>{escape(note)}</small>" for note in notes)

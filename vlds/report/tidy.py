@@ -31,6 +31,8 @@ class Row:
     resamples: int | None = None
     """That the interval is of."""
     examples: int | None = None
+    data: str | None = None
+    """Names and splits of the data sets, @ fingerprint."""
     step: int | None = None
 
 
@@ -85,6 +87,7 @@ def score_rows(name: str, run: RunReport, resamples: int) -> Iterator[Row]:
                     high=interval.high if interval else None,
                     resamples=resamples if interval else None,
                     examples=entry.examples,
+                    data=entry.data,
                     step=result.step if result else None,
                 )
 
@@ -106,6 +109,7 @@ def difference_rows(report: Report) -> Iterator[Row]:
                     high=found.interval.high,
                     resamples=report.resamples,
                     examples=run.results[task].examples,
+                    data=run.results[task].data,
                 )
 
 

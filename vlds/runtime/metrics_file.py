@@ -54,7 +54,7 @@ def _metrics_of(line: str) -> dict[str, Any] | None:
 
 def _is_right(name: str, value: Any) -> bool:
     """Whether a field holds what a run writes there."""
-    if name in ("step", "samples_per_second", "loss") or name.startswith("loss/"):
+    if name in ("step", "samples_per_second", "seconds", "loss") or name.startswith("loss/"):
         return is_number(value)
     if name == "scores":
         return isinstance(value, dict) and all(map(are_numbers, value.values()))

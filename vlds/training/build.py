@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from vlds.config import Recipe, save_recipe
+from vlds.config import Recipe
 from vlds.data import BatchCut, MixedStream, SequentialStream, Source, StreamedSource, TrainStream
 from vlds.data.cache_limit import check_cache_limit, lanes_read
 from vlds.data.mixing_shares import steps_in
@@ -35,6 +35,7 @@ from vlds.training.precision import PRECISIONS, slow_precision
 from vlds.training.resume import Resume, RunStates, check_output, find_state, restore
 from vlds.training.run import Run
 from vlds.training.sinks import check_tracking
+from vlds.training.start import write_start
 from vlds.training.tracker import Tracker
 
 
@@ -162,6 +163,9 @@ def build_run(
     tracker = Tracker(recipe, ranks, engine.steps_done)
     evaluator.say = tracker.say
     run = Run(recipe, ranks, engine, stream, tracker, tokenizer, evaluator, best, states)
+    if ranks.is_first:
+        for line in write_start(recipe, ranks, engine.steps_done, resumed=found is not None):
+            tracker.say(line)
     announce(run)
     return run
 
@@ -214,9 +218,7 @@ def load_model(recipe: Recipe, prepared: Prepared, tokenizer: Any, ranks: Ranks)
 
 
 def announce(run: Run) -> None:
-    """One line about what trains and where, and the resolved recipe into the run folder."""
-    if run.ranks.is_first:
-        save_recipe(run.recipe, run.folder / "recipe.yaml")
+    """What trains and where, and how often each task's examples are seen."""
     counts, held = run.engine.model.count_parameters(), run.engine.bytes_per_rank()
     run.tracker.say(
         f"{counts.trainable:,} of {counts.total:,} weights train ({counts.percent:.2f} %), "

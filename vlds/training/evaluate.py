@@ -274,7 +274,7 @@ class Evaluator:
         gathered = self.ranks.gather((own, stream.bad))
         if gathered is None:
             return None
-        evaluation = Evaluation.of(source.name, gathered)
+        evaluation = Evaluation.of(source, gathered)
         assert len(evaluation.predictions) == self.orders[source.name].num_examples
         return evaluation.scored(source.task) if score else evaluation
 

@@ -8,10 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vlds.data import BadSample
+from vlds.data import BadSample, Source
 from vlds.metrics.tables import plain
-from vlds.runtime.json_file import parse_json
-from vlds.runtime.regular_file import read_text
 from vlds.runtime.terminal import tell
 from vlds.runtime.whole_file import write_whole
 from vlds.tasks.base import Task
@@ -47,10 +45,12 @@ class Evaluation:
     such."""
     notes: list[str] = field(default_factory=list)
     """What is to be known about the scores, beside the above."""
+    data: str | None = None
+    """`data_id` of what was scored: scores mean something on their own data only."""
 
     @classmethod
     def of(
-        cls, task: str, gathered: Sequence[tuple[Sequence[Decoded], Sequence[BadSample]]]
+        cls, source: Source, gathered: Sequence[tuple[Sequence[Decoded], Sequence[BadSample]]]
     ) -> Evaluation:
         """The ranks' examples together, sorted by their ids; without scores."""
         bad = sorted((entry for _, own in gathered for entry in own), key=lambda entry: entry.id)
@@ -58,13 +58,14 @@ class Evaluation:
         found += [Decoded(entry.id, entry.sample, entry.reference) for entry in bad]
         found.sort(key=lambda entry: entry.id)
         return cls(
-            task,
+            source.name,
             {},
             {entry.id: entry.prediction for entry in found},
             {entry.id: entry.reference for entry in found},
             {entry.id: entry.sample for entry in found},
             {entry.id: entry.confidence for entry in found},
             [f"{entry.id}: {entry.reason}" for entry in bad],
+            data=source.data_id,
         )
 
     def scored(self, task: Task) -> Evaluation:
@@ -82,8 +83,8 @@ class Evaluation:
         return sum(not text.strip() for text in self.predictions.values())
 
     def write(self, folder: Path) -> None:
-        """TASK.jsonl: a line per example with id, how many lines there are, sample, prediction,
-        confidence and reference; sample and confidence where they are known.
+        """TASK.jsonl: a line per example with id, how many lines there are, data, sample,
+        prediction, confidence and reference; what is not known is left out.
 
         Errors: CannotWrite.
         """
@@ -92,12 +93,20 @@ class Evaluation:
 
     def _line(self, key: str) -> dict[str, Any]:
         line: dict[str, Any] = {"id": key, "of": len(self.predictions)}
+        if self.data is not None:
+            line["data"] = self.data
         if (sample := self.samples.get(key)) is not None:
             line["sample"] = sample
         line["prediction"] = self.predictions[key]
         if (confidence := self.confidences.get(key)) is not None:
             line["confidence"] = round(confidence, 4)
         return line | {"reference": self.references[key]}
+
+    @property
+    def title(self) -> str:
+        """The task, its data and how many examples were scored."""
+        name = f"{self.data.partition('@')[0]}, " if self.data else ""
+        return f"{self.task} ({name}{len(self.predictions):,} examples)"
 
     def headlines(self) -> str:
         """The scores of the whole, in one line."""
@@ -115,14 +124,14 @@ class Evaluation:
         if not names:
             notes.append("no scores: the data have no labels")
         return [
-            f"{self.task} ({len(self.predictions):,} examples)",
+            self.title,
             *(f"  {name:<{width}}  {self.scores[name]:.4f}" for name in names),
             *(f"  {note}" for note in notes),
         ]
 
 
 def leave(evaluations: Sequence[Evaluation], folder: Path, *, scores: bool) -> None:
-    """Say what was found, and write predictions and scores.json (task -> score -> value).
+    """Say what was found, and write predictions and scores.json: task -> data, examples, scores.
 
     Errors: CannotWrite; then all has been said.
     """
@@ -133,15 +142,14 @@ def leave(evaluations: Sequence[Evaluation], folder: Path, *, scores: bool) -> N
     if not evaluations:
         return
     if scores:
-        tree = {evaluation.task: evaluation.scores for evaluation in evaluations}
+        tree = {
+            evaluation.task: {
+                "data": evaluation.data,
+                "examples": len(evaluation.predictions),
+                "scores": evaluation.scores,
+            }
+            for evaluation in evaluations
+        }
         text = json.dumps(tree, indent=1) + "\n"
         write_whole(folder / "scores.json", text)
     tell(f"predictions: {folder}")
-
-
-def read_predictions(run: Path, task: str) -> Evaluation:
-    """A task's predictions at the last evaluation of a training run, without scores."""
-    file = max((run / "predictions").glob(f"step-*/{task}.jsonl"))
-    lines = [parse_json(line) for line in read_text(file).splitlines()]
-    predictions = {line["id"]: line["prediction"] for line in lines}
-    return Evaluation(task, {}, predictions, {line["id"]: line["reference"] for line in lines})

@@ -24,7 +24,7 @@ from vlds.training.distributed import hold_folder, rank_from_environment
 from vlds.training.engine import start_ranks
 from vlds.training.evaluate import with_answer_lists
 from vlds.training.evaluation import Evaluation, leave
-from vlds.training.lists import check_splits, decode, open_list
+from vlds.training.lists import check_splits, decode, open_list, results_folder
 from vlds.training.submission import write_submissions
 
 LONGEST_WAIT = 24 * 3600.0
@@ -40,8 +40,7 @@ def evaluate_run(
 ) -> int:
     """Score a run on lists of its own recipe (default: all that name data), or on `data`; prints
     scores, writes predictions. `changes` to the recipe: as in `load_run`. Exit code."""
-    folder = out or run / "predictions"
-    with decoded(run, data, splits, folder, changes, score=True) as (_, evaluations):
+    with decoded(run, data, splits, out, changes, score=True) as (_, evaluations, folder):
         leave(evaluations, folder, scores=True)
     return 0
 
@@ -55,8 +54,7 @@ def predict_sets(
 ) -> int:
     """Write a run's predictions for data sets, or for lists of its own recipe, and the files that
     leaderboards take. Exit code."""
-    folder = out or run / "predictions"
-    with decoded(run, data, splits, folder, changes, score=False) as (sources, evaluations):
+    with decoded(run, data, splits, out, changes, score=False) as (sources, evaluations, folder):
         leave(evaluations, folder, scores=False)
         for line in write_submissions(sources, evaluations, folder):
             tell(line)
@@ -68,13 +66,13 @@ def decoded(
     run: Path,
     data: Sequence[str],
     splits: Sequence[Split],
-    out: Path,
+    out: Path | None,
     changes: Sequence[str],
     *,
     score: bool,
-) -> Iterator[tuple[list[Source], list[Evaluation]]]:
-    """Data sets decoded on all ranks, the evaluations on the first one. Inside, `out` is held for
-    them. Collective.
+) -> Iterator[tuple[list[Source], list[Evaluation], Path]]:
+    """Data sets decoded on all ranks, the evaluations on the first one, and the folder for them,
+    which is held inside. Collective.
 
     Errors: ValueError for what is wrong with the run, the data, the changes or `out`.
     """
@@ -88,6 +86,7 @@ def decoded(
     lists = [open_list(recipe, s, splits) for s in check_splits(recipe, run, splits)]
     sources = [source for found in lists for source in found]
     check_cache_limit(recipe.data.cache_bytes, [], sources, window=recipe.data.window)
+    out = results_folder(run, recipe, sources) if out is None else out
     check_writable(out, "--out")
     loaded = load_run(run, changes=changes)
     ranks = start_ranks(LONGEST_WAIT)
@@ -97,7 +96,7 @@ def decoded(
                 say(f"{name}: left out, its task names no data sets under `{split}`")
     with hold_folder(ranks, out):
         loaded = replace(loaded, recipe=recipe)
-        yield sources, decode(loaded, lists, ranks, say, score=score)
+        yield sources, decode(loaded, lists, ranks, say, score=score), out
         ranks.barrier()
 
 

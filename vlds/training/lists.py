@@ -3,17 +3,24 @@ what is in them, and what the run answers."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vlds.artifact import LoadedRun
+from vlds.artifact import LoadedRun, artifact_folder, read_recipe
 from vlds.config import Recipe
 from vlds.data import Source
-from vlds.tasks.base import SPLITS, Split, label_of
+from vlds.data.order import hashed
+from vlds.data.remote import is_url
+from vlds.runtime.run_folder import BLANK, PREDICTIONS
+from vlds.tasks.base import SPLITS, Split, label_of, task_of
 from vlds.training.distributed import Ranks
 from vlds.training.evaluate import Evaluator, evaluation_sources
 from vlds.training.evaluation import Evaluation
+
+LONGEST_NAME = 100
+"""Characters of data sets' names in the name of a folder."""
 
 
 def check_splits(recipe: Recipe, run: Path, asked: Sequence[Split]) -> list[Split]:
@@ -32,6 +39,28 @@ def check_splits(recipe: Recipe, run: Path, asked: Sequence[Split]) -> list[Spli
             f"--data, or with --tasks.TASK.{missing[0]}"
         )
     return [split for split in named if split in asked or not asked]
+
+
+def results_folder(run: Path, recipe: Recipe, sources: Sequence[Source]) -> Path:
+    """Where results go that name no folder: RUN/predictions for what the run itself is scored on.
+    Other data have a folder of their own below it, and so have pictures left blank: a report
+    would show their scores as the run's.
+    """
+    own = read_recipe(artifact_folder(run))
+    folder = run / PREDICTIONS
+    read = [source for source in sources if source.datasets]
+    if any(places(recipe, source.name) != places(own, source.name) for source in read):
+        ids = list(dict.fromkeys(source.data_id for source in read))
+        names = "+".join(entry.partition("@")[0] for entry in ids)
+        folder /= f"{names[:LONGEST_NAME]}@{hashed(ids)}"
+    return folder / BLANK if recipe.data.blank_images and not own.data.blank_images else folder
+
+
+def places(recipe: Recipe, label: str) -> list[str]:
+    """Where the data sets of a task's list lie."""
+    name = task_of(label)
+    folders = recipe.tasks[name].data_of("evaluate" if label == name else "test")
+    return [folder if is_url(folder) else os.path.realpath(folder) for folder in folders]
 
 
 def open_list(recipe: Recipe, split: Split, asked: Sequence[Split]) -> list[Source]:

@@ -10,6 +10,7 @@ from typing import Any
 from vlds.artifact import own_tensors, save_artifact
 from vlds.config import Recipe
 from vlds.data import MixedStream
+from vlds.runtime.run_folder import PREDICTIONS
 from vlds.training.best import BestStep
 from vlds.training.distributed import Ranks
 from vlds.training.engine import Engine
@@ -86,11 +87,8 @@ def tell_evaluation(run: Run) -> None:
         evaluations = run.evaluator(model)
     step = run.engine.steps_done
     for evaluation in evaluations:
-        evaluation.write(run.folder / "predictions" / f"step-{step:08d}")
-        run.tracker.say(
-            f"step {step}  {evaluation.task} ({len(evaluation.predictions):,} examples): "
-            f"{evaluation.headlines()}"
-        )
+        evaluation.write(run.folder / PREDICTIONS / f"step-{step:08d}")
+        run.tracker.say(f"step {step}  {evaluation.title}: {evaluation.headlines()}")
     if run.best is not None:
         value = run.ranks.broadcast(run.best.better(evaluations, step))
         if value is not None:

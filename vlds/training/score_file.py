@@ -49,7 +49,9 @@ def score_file(
     predictions = as_mapping(pairs, ", ".join(map(str, files)))
     references = dict(zip(asked.ids, asked.references, strict=True))
     samples = dict(zip(asked.ids, asked.samples, strict=True))
-    evaluation = Evaluation(source.name, {}, predictions, references, samples).scored(task)
+    evaluation = Evaluation(
+        source.name, {}, predictions, references, samples, data=source.data_id
+    ).scored(task)
     if out is None:
         tell("\n".join(evaluation.lines()))
     else:

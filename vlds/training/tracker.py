@@ -67,6 +67,7 @@ class Tracker:
             **({} if report.skipped else {"gradient_norm": report.gradient_norm}),
             "skipped_steps": self._skipped,
             "samples_per_second": self._examples.sum().item() / elapsed,
+            "seconds": elapsed,
             "seconds_left": elapsed / self._pending * (self.steps - step),
             "bad_samples": total[-1].item(),
             **{f"epoch/{task}": epoch for task, epoch in data.epochs().items()},

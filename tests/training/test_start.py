@@ -1,0 +1,62 @@
+"""A run folder tells how it was started, and what was changed when it was resumed."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from contextlib import redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+
+from tests.rank_pool import RankPool
+from tests.training.world import world_recipe
+from vlds.config import Recipe, load_recipe
+from vlds.runtime.run_folder import PACKAGES, read_starts
+from vlds.training.loop import train
+
+
+def told(recipe: Recipe, resume: bool) -> tuple[int, str]:
+    """What `vlds train` does and says on a rank."""
+    with redirect_stdout(io.StringIO()) as said:
+        code = train(recipe, resume=resume)
+    return code, said.getvalue()
+
+
+def test_what_resuming_changes_is_said_and_written_down(
+    world: Path, ranks2: RankPool, tmp_path: Path
+) -> None:
+    recipe = world_recipe(world, tmp_path / "run")
+    folder = tmp_path / "run"
+    (code, _), _ = ranks2.run(told, recipe, False, timeout=120)
+    assert code == 0
+    (first,) = read_starts(folder)
+    assert (first.step, first.changes) == (0, [])
+    assert first.hardware.startswith("2 ranks, ")
+    assert list(first.versions) == [*PACKAGES, "python"]
+    assert "# " not in (folder / "recipe.yaml").read_text("utf-8")
+
+    for later in ("state/step-00000010", "artifact", "predictions"):
+        shutil.rmtree(folder / later)
+    slower = replace(recipe, optimizer=replace(recipe.optimizer, learning_rate=0.00025))
+    changed = replace(slower, training=replace(slower.training, steps=6))
+    (code, said), (_, other) = ranks2.run(told, changed, True, timeout=120)
+    assert code == 0
+    before = f"optimizer.learning_rate: {recipe.optimizer.learning_rate}"
+    lines = [line for line in said.splitlines() if "a change" in line]
+    assert lines == [
+        f"resuming with a change: {before} -> 0.00025",
+        "resuming with a change: training.steps: 10 -> 6",
+    ]
+    assert "a change" not in other
+    assert [(s.step, s.changes) for s in read_starts(folder)] == [
+        (0, []),
+        (5, [f"{before} -> 0.00025", "training.steps: 10 -> 6"]),
+    ]
+    text = (folder / "recipe.yaml").read_text("utf-8")
+    assert text.startswith(f"# changed at step 5: {before} -> 0.00025\n# changed at step 5: tra")
+    assert load_recipe(folder / "recipe.yaml") == changed
+    # A third start keeps what the second one changed.
+    (code, said), _ = ranks2.run(told, changed, True, timeout=120)
+    assert code == 0
+    assert "a change" not in said
+    assert (folder / "recipe.yaml").read_text("utf-8") == text

@@ -1,0 +1,83 @@
+"""Names in a run folder, and its record of starts: training writes it, a report reads it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from vlds.runtime.disk import append
+from vlds.runtime.json_file import parse_json
+from vlds.runtime.regular_file import read_text
+
+PREDICTIONS = "predictions"
+BLANK = "blank"
+"""Folder of predictions that were made without seeing a picture."""
+STARTS = "starts.jsonl"
+PACKAGES = ("vlds", "torch", "deepspeed", "transformers")
+CPU_INFO = Path("/proc/cpuinfo")
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of a run: the first one, or one that resumed it."""
+
+    time: str
+    """UTC, in seconds: "2026-03-01T12:00:00+00:00"."""
+    step: int
+    """Steps that were done before."""
+    command: str
+    hardware: str
+    versions: Mapping[str, str]
+    changes: Sequence[str] = field(default_factory=list)
+    """What the recipe says otherwise than before, such as "optimizer.eps: 1e-06 -> 1e-08"."""
+
+
+def new_start(step: int, command: str, hardware: str, changes: Sequence[str]) -> Start:
+    """A start that happens now."""
+    versions = {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
+    time = datetime.now(UTC).isoformat(timespec="seconds")
+    return Start(time, step, command, hardware, versions, list(changes))
+
+
+def add_start(run: Path, start: Start) -> None:
+    """Write down a start, on disk when this returns.
+
+    Errors: CannotWrite.
+    """
+    append(run / STARTS, json.dumps(asdict(start)) + "\n")
+
+
+def read_starts(run: Path) -> list[Start]:
+    """The starts of a run; lines that are none are passed over, for they only tell about it."""
+    file = run / STARTS
+    text = read_text(file, errors="replace") if file.is_file() else ""
+    return [start for line in text.split("\n") if line and (start := parsed_start(line))]
+
+
+def parsed_start(line: str) -> Start | None:
+    """The start that a line says; None where it says none."""
+    try:
+        entry: Any = parse_json(line)
+        start = Start(**entry)
+        datetime.fromisoformat(start.time)
+    except (ValueError, TypeError):
+        return None
+    texts = [start.command, start.hardware, *start.changes]
+    right = isinstance(start.step, int) and isinstance(start.versions, dict)
+    texts += start.versions.values() if right else []
+    return start if right and all(isinstance(text, str) for text in texts) else None
+
+
+def cpu_name() -> str:
+    """Model of the processor, and how many cores this process may use."""
+    lines = CPU_INFO.read_text("utf-8", "replace").split("\n") if CPU_INFO.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    cores = len(os.sched_getaffinity(0))
+    return f"{names[0] if names else platform.machine()}, {cores} core{'s' * (cores > 1)}"

@@ -1,0 +1,94 @@
+"""Every example of a run with what it said: right or wrong, how sure, and of which part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from vlds.config import Recipe
+from vlds.metrics.tables import split
+from vlds.report.collect import RunReport, read_recipe
+from vlds.report.predictions import (
+    DamagedPredictions,
+    Predictions,
+    newest_predictions,
+    read_predictions,
+)
+from vlds.tasks.base import Task, task_of
+
+NOT_ITS_REFERENCES = (ValueError, KeyError, TypeError, AttributeError, IndexError)
+"""What a task raises whose references are another's; the report says it with the scores."""
+
+
+class Answered(NamedTuple):
+    """One example and what a run said."""
+
+    answer: str | None
+    """The one that counts as right; None where the task has no such thing."""
+    references: str
+    """All that would be right, to read."""
+    groups: tuple[str | None, ...]
+    """The example's part, for each way of `TaskAnswers.ways`."""
+    prediction: str
+    correct: bool | None
+    confidence: float | None
+
+
+class TaskAnswers(NamedTuple):
+    """One task of a run."""
+
+    task: Task
+    ways: tuple[str, ...]
+    """In which the task's scores are parted: answer_type, structural, ..."""
+    examples: Mapping[str, Answered]
+    """By id."""
+
+
+def answers_of(run: RunReport) -> tuple[Recipe | None, dict[str, TaskAnswers]]:
+    """The run's recipe, and its newest predictions of each task and list of test data that can be
+    read."""
+    recipe = read_recipe(run.run.folder, [])
+    found = {}
+    for label, file in newest_predictions(run.run.folder).items() if recipe else ():
+        if recipe is None or task_of(label) not in recipe.tasks:
+            continue
+        result = run.results.get(label)
+        cells = filter(None, map(split, result.scores if result else ()))
+        ways = tuple(dict.fromkeys(way for _, way, _ in cells))
+        task = recipe.tasks[task_of(label)]
+        try:
+            made = read_predictions(file)
+            examples = {key: answered(task, key, made, ways) for key in made.predictions}
+        except DamagedPredictions:
+            continue
+        except NOT_ITS_REFERENCES:
+            continue
+        found[label] = TaskAnswers(task, ways, examples)
+    return recipe, found
+
+
+def answered(task: Task, key: str, made: Predictions, ways: tuple[str, ...]) -> Answered:
+    """One example."""
+    reference, prediction = made.references[key], made.predictions[key]
+    known = reference is not None
+    answer = task.answer_of(reference) if known else None
+    return Answered(
+        answer=answer,
+        references=references_text(reference) if answer is None else answer,
+        groups=tuple(group_of(reference, way) for way in ways),
+        prediction=prediction,
+        correct=task.correct(prediction, reference) if known else None,
+        confidence=made.confidences.get(key),
+    )
+
+
+def references_text(reference: Any) -> str:
+    """A reference without a best answer: its texts, as lines."""
+    texts = reference if isinstance(reference, list) else [reference]
+    return "\n".join(text for text in texts if isinstance(text, str))
+
+
+def group_of(reference: Any, way: str) -> str | None:
+    """The part of an example, where its reference says it."""
+    group = reference.get(way) if isinstance(reference, dict) else None
+    return str(group) if isinstance(group, str | int | bool) else None

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from itertools import product
 from typing import Any, NamedTuple
 
 from vlds.config import Recipe
-from vlds.metrics.tables import split
+from vlds.metrics.tables import split as cell_of
 from vlds.report.collect import RunReport, read_recipe
-from vlds.report.predictions import (
-    DamagedPredictions,
-    Predictions,
-    newest_predictions,
-    read_predictions,
-)
-from vlds.tasks.base import Task, task_of
+from vlds.report.predictions import Predictions, newest_predictions, read_predictions
+from vlds.tasks.base import SPLITS, Task, label_of
 
 NOT_ITS_REFERENCES = (ValueError, KeyError, TypeError, AttributeError, IndexError)
-"""What a task raises whose references are another's; the report says it with the scores."""
+"""What is raised where predictions are damaged, or their references are another task's; the report
+says it with the scores."""
 
 
 class Answered(NamedTuple):
@@ -48,23 +46,25 @@ def answers_of(run: RunReport) -> tuple[Recipe | None, dict[str, TaskAnswers]]:
     """The run's recipe, and its newest predictions of each task and list of test data that can be
     read."""
     recipe = read_recipe(run.run.folder, [])
+    files = newest_predictions(run.run.folder) if recipe else {}
     found = {}
-    for label, file in newest_predictions(run.run.folder).items() if recipe else ():
-        if recipe is None or task_of(label) not in recipe.tasks:
+    for name, split in product(recipe.tasks if recipe else (), SPLITS):
+        assert recipe is not None
+        if (label := label_of(name, split)) not in files:
             continue
-        result = run.results.get(label)
-        cells = filter(None, map(split, result.scores if result else ()))
-        ways = tuple(dict.fromkeys(way for _, way, _ in cells))
-        task = recipe.tasks[task_of(label)]
-        try:
-            made = read_predictions(file)
+        with suppress(*NOT_ITS_REFERENCES):
+            result = run.results.get(label)
+            ways = ways_of(result.scores if result else ())
+            task, made = recipe.tasks[name], read_predictions(files[label])
             examples = {key: answered(task, key, made, ways) for key in made.predictions}
-        except DamagedPredictions:
-            continue
-        except NOT_ITS_REFERENCES:
-            continue
-        found[label] = TaskAnswers(task, ways, examples)
+            found[label] = TaskAnswers(task, ways, examples)
     return recipe, found
+
+
+def ways_of(scores: Iterable[str]) -> tuple[str, ...]:
+    """In which ways some scores are parted."""
+    cells = filter(None, map(cell_of, scores))
+    return tuple(dict.fromkeys(way for _, way, _ in cells))
 
 
 def answered(task: Task, key: str, made: Predictions, ways: tuple[str, ...]) -> Answered:

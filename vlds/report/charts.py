@@ -6,6 +6,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 from vlds.report.inputs import Curve
@@ -149,7 +150,7 @@ def line_chart(
 def axis(
     marks: Sequence[float], begin: float, end: float, warp: Callable[[float], float] = float
 ) -> Callable[[float], float]:
-    """Value -> place, in tenths of a unit, where the first mark is at `begin`, the last at `end`."""
+    """Value -> place, in tenths of a unit; the first mark is at `begin`, the last at `end`."""
     low, high = warp(marks[0]), warp(marks[-1])
     return lambda value: round(begin + (warp(value) - low) / (high - low) * (end - begin), 1)
 
@@ -158,12 +159,12 @@ def bands(curves: Curves, x_of: Callable[[float], float]) -> list[Band]:
     """Stripes beside each other, each with the values at its step."""
     steps = sorted({x for curve in curves.values() for x, _ in curve})
     stride = math.ceil(len(steps) / MOST_BANDS)
-    chosen = steps[:: -stride][::-1]  # the last one is among them
-    edges = [x_of((a + b) / 2) for a, b in zip(chosen, chosen[1:], strict=False)]
+    chosen = steps[::-stride][::-1]  # the last one is among them
+    edges = [x_of((a + b) / 2) for a, b in pairwise(chosen)]
     edges = [x_of(chosen[0]) - 4, *edges, x_of(chosen[-1]) + 4]
     return [
         Band(left, round(right - left, 1), values_at(curves, step))
-        for step, left, right in zip(chosen, edges, edges[1:], strict=False)
+        for step, (left, right) in zip(chosen, pairwise(edges), strict=True)
     ]
 
 

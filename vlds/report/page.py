@@ -18,7 +18,9 @@ from vlds.report.training_curves import training_charts
 
 LONG_TEXT = 220
 """Characters of a text beyond which it is folded."""
-FRAME = {name: getattr(charts, name) for name in ("WIDTH", "HEIGHT", "LEFT", "RIGHT", "TOP", "BOTTOM")}
+FRAME = {
+    name: getattr(charts, name) for name in ("WIDTH", "HEIGHT", "LEFT", "RIGHT", "TOP", "BOTTOM")
+}
 
 
 def build_page(report: Report) -> str:
@@ -36,7 +38,7 @@ def build_page(report: Report) -> str:
     parts = {
         "scores": "Scores" if scores.rows else "",
         "differences": "Differences" if differences.rows else "",
-        "facts": "" if several else "Size and speed",
+        "facts": "Size and speed" if not several and fact_table(report.only).rows else "",
         **{group.id: group.title for group in groups},
         "samples": "Samples" if cards else "",
         "mistakes": "Mistakes" if mistakes else "",

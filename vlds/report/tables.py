@@ -146,8 +146,7 @@ def comparison_table(report: Report) -> Table:
     for names in seed_groups(report):
         runs = [report.runs[name] for name in names]
         cells = [
-            Cell(mean_text([run.score(*headline) for run in runs]))
-            for headline in report.headlines
+            Cell(mean_text([run.score(*headline) for run in runs])) for headline in report.headlines
         ]
         rows.append(
             Row(f"mean of {len(names)} seeds", [*cells, *[Cell("")] * 3], [", ".join(names)])

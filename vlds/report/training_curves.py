@@ -30,7 +30,8 @@ class ChartGroup(NamedTuple):
 
 def training_charts(report: Report) -> list[ChartGroup]:
     """All runs in one chart each; without groups of which nothing was logged."""
-    runs = {name: run.run for name, run in report.runs.items()}
+    several = len(report.runs) > 1
+    runs = {name if several else "": run.run for name, run in report.runs.items()}
     losses = by_task({name: run.losses for name, run in runs.items()})
     scores = by_task({name: run.score_curves for name, run in runs.items()})
     others = by_task({name: other_curves(run.folder) for name, run in runs.items()})
@@ -72,6 +73,6 @@ def other_curves(folder: Path) -> dict[str, Curve]:
     curves: dict[str, Curve] = {}
     for line in read_metrics(folder / "metrics.jsonl"):
         for title, key in OTHERS.items():
-            if is_number(value := line.get(key)):
-                curves.setdefault(title, []).append((line["step"], value))
+            if key in line and is_number(line[key]):
+                curves.setdefault(title, []).append((line["step"], line[key]))
     return {title: curves[title] for title in OTHERS if title in curves}

@@ -15,6 +15,7 @@ from vlds.data import Source, open_dataset
 from vlds.data.cache_limit import check_cache_limit
 from vlds.data.collate import ImageStack, Row, collate
 from vlds.data.decode import decode_image
+from vlds.models.vl_model import Answer
 from vlds.runtime.disk import check_writable
 from vlds.runtime.regular_file import read_file
 from vlds.runtime.terminal import tell
@@ -22,7 +23,7 @@ from vlds.schema import Sample, SkipSample
 from vlds.tasks.base import Split, Task
 from vlds.training.distributed import hold_folder, rank_from_environment
 from vlds.training.engine import start_ranks
-from vlds.training.evaluate import with_answer_lists
+from vlds.training.evaluate import pictures_taken, with_answer_lists
 from vlds.training.evaluation import Evaluation, leave
 from vlds.training.lists import check_splits, decode, open_list
 from vlds.training.submission import write_submissions
@@ -155,7 +156,7 @@ def predict_one(
     name = choose_task(loaded.recipe, task_name, question)
     answer = predict(loaded, name, pictures, question, list(map(str, images)))
     if rank_from_environment().is_first:
-        tell(answer)
+        tell(answer.text)
     return 0
 
 
@@ -181,16 +182,18 @@ def predict(
     pictures: Sequence[bytes],
     text: str,
     files: Sequence[str] = (),
-) -> str:
+) -> Answer:
     """One prediction: `text` is the question or statement, pictures are encoded files, of these
     names where they have some.
 
-    Errors: ValueError for bytes that are no picture, or a run whose encoder reads stored features.
+    Errors: ValueError for bytes that are no picture, another number of pictures than the task has,
+    or a run whose encoder reads stored features.
     """
     task, image = loaded.recipe.tasks[name], loaded.recipe.image
     if image is None:
         raise ValueError("--image: the run's vision encoder reads stored features, not pictures")
     sample = sample_of(task, pictures, text)
+    check_number(loaded.recipe, name, len(pictures))
     example = task.example(name, sample, 0 if task.unit == "annotation" else None, None)
     names = files or [f"number {number}" for number in range(1, len(pictures) + 1)]
     try:
@@ -203,7 +206,17 @@ def predict(
     number = list(loaded.recipe.tasks).index(name)
     row = Row(example, number, task.max_prompt_tokens, task.max_target_tokens, images)
     batch = collate([row], stack, loaded.tokenizer, features=False, evaluation=True)
-    return task.answer_from(loaded.model.answer(batch, task.decoding)[0].text)
+    answer = loaded.model.answer(batch, task.decoding)[0]
+    return answer._replace(text=task.answer_from(answer.text))
+
+
+def check_number(recipe: Recipe, name: str, given: int) -> None:
+    """Errors: ValueError where a task takes another number of pictures."""
+    limits = pictures_taken(recipe, name)
+    most = limits.most or given
+    if not limits.fewest <= given <= most:
+        wanted = f"{limits.fewest}" if limits.fewest == most else f"{limits.fewest} to {most}"
+        raise ValueError(f"--image: got {given}, the task {name} takes {wanted}; give as many")
 
 
 def sample_of(task: Task, pictures: Sequence[bytes], text: str) -> Sample:

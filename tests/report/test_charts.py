@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ def test_a_log_scale_makes_a_line_of_what_falls_by_the_same_factor() -> None:
     linear, log = charts_of("loss", {"run": FALLING}, both_scales=True)
     assert (linear.scale, log.scale) == ("linear", "log")
     ys = [float(spot.split(",")[1]) for spot in log.lines[0].path.split()]
-    steps = [after - before for before, after in zip(ys, ys[1:], strict=False)]
+    steps = [after - before for before, after in pairwise(ys)]
     assert max(steps) - min(steps) < 0.4
     assert [tick.text for tick in log.y_ticks] == ["0.01", "0.1", "1", "10", "100"]
     assert [tick.at for tick in log.y_ticks][::4] == [HEIGHT - BOTTOM, TOP]
@@ -49,7 +50,7 @@ def test_values_stand_where_a_pointer_rests() -> None:
     assert 20 <= len(chart.bands) <= MOST_BANDS
     assert all(
         left.left + left.width == pytest.approx(right.left, abs=0.11)
-        for left, right in zip(chart.bands, chart.bands[1:], strict=False)
+        for left, right in pairwise(chart.bands)
     )
     assert all(len(band.text.split("\n")) in (2, 3) for band in chart.bands)
     assert chart.bands[-1].text.startswith("step 400\nfirst 0.0")

@@ -9,7 +9,7 @@ from threading import Lock
 from typing import NamedTuple
 
 from vlds.artifact import LoadedRun, artifact_folder, check_changes, load_run, read_recipe
-from vlds.training.inference import choose_task, predict
+from vlds.training.answer import choose_task, predict
 
 
 class Answer(NamedTuple):

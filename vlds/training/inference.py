@@ -3,27 +3,23 @@ rank holds the whole model. And score predictions that lie in a file."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from vlds.artifact import LoadedRun, artifact_folder, check_changes, load_run, read_recipe
+from vlds.artifact import artifact_folder, check_changes, load_run, read_recipe
 from vlds.config import Recipe
 from vlds.data import Source, open_dataset
 from vlds.data.cache_limit import check_cache_limit
-from vlds.data.collate import ImageStack, Row, collate
-from vlds.data.decode import decode_image
-from vlds.models.vl_model import Answer
 from vlds.runtime.disk import check_writable
 from vlds.runtime.regular_file import read_file
 from vlds.runtime.terminal import tell
-from vlds.schema import Sample, SkipSample
-from vlds.tasks.base import Split, Task
+from vlds.tasks.base import Split
+from vlds.training.answer import choose_task, predict
 from vlds.training.distributed import hold_folder, rank_from_environment
 from vlds.training.engine import start_ranks
-from vlds.training.evaluate import pictures_taken, with_answer_lists
+from vlds.training.evaluate import with_answer_lists
 from vlds.training.evaluation import Evaluation, leave
 from vlds.training.lists import check_splits, decode, open_list
 from vlds.training.submission import write_submissions
@@ -158,76 +154,3 @@ def predict_one(
     if rank_from_environment().is_first:
         tell(answer.text)
     return 0
-
-
-def choose_task(recipe: Recipe, name: str | None, question: str) -> str:
-    """The task that is meant.
-
-    Errors: ValueError where the run has several and none is named, or a needed question is missing.
-    """
-    known = ", ".join(recipe.tasks)
-    if name is None and len(recipe.tasks) > 1:
-        raise ValueError(f"--task: the run has several tasks, say which: {known}")
-    chosen = name or next(iter(recipe.tasks))
-    if chosen not in recipe.tasks:
-        raise ValueError(f"--task: the run has no task {chosen}; its tasks: {known}")
-    if recipe.tasks[chosen].input_field is not None and not question:
-        raise ValueError(f"--question: the task {chosen} needs one")
-    return chosen
-
-
-def predict(
-    loaded: LoadedRun,
-    name: str,
-    pictures: Sequence[bytes],
-    text: str,
-    files: Sequence[str] = (),
-) -> Answer:
-    """One prediction: `text` is the question or statement, pictures are encoded files, of these
-    names where they have some.
-
-    Errors: ValueError for bytes that are no picture, another number of pictures than the task has,
-    or a run whose encoder reads stored features.
-    """
-    task, image = loaded.recipe.tasks[name], loaded.recipe.image
-    if image is None:
-        raise ValueError("--image: the run's vision encoder reads stored features, not pictures")
-    sample = sample_of(task, pictures, text)
-    check_number(loaded.recipe, name, len(pictures))
-    example = task.example(name, sample, 0 if task.unit == "annotation" else None, None)
-    names = files or [f"number {number}" for number in range(1, len(pictures) + 1)]
-    try:
-        pixels = [decode_image(d, image, n) for d, n in zip(pictures, names, strict=True)]
-    except SkipSample as error:
-        reason = re.sub(r" <_io\.\w+ object at \w+>", "", str(error))  # Pillow's word for it
-        raise ValueError(f"--image: {reason}; name a file with a whole picture") from None
-    stack = ImageStack(1)
-    images = stack.add(pixels)
-    number = list(loaded.recipe.tasks).index(name)
-    row = Row(example, number, task.max_prompt_tokens, task.max_target_tokens, images)
-    batch = collate([row], stack, loaded.tokenizer, features=False, evaluation=True)
-    answer = loaded.model.answer(batch, task.decoding)[0]
-    return answer._replace(text=task.answer_from(answer.text))
-
-
-def check_number(recipe: Recipe, name: str, given: int) -> None:
-    """Errors: ValueError where a task takes another number of pictures."""
-    limits = pictures_taken(recipe, name)
-    most = limits.most or given
-    if not limits.fewest <= given <= most:
-        wanted = f"{limits.fewest}" if limits.fewest == most else f"{limits.fewest} to {most}"
-        raise ValueError(f"--image: got {given}, the task {name} takes {wanted}; give as many")
-
-
-def sample_of(task: Task, pictures: Sequence[bytes], text: str) -> Sample:
-    """A sample made of a user's pictures and text."""
-    annotation = {"id": "0"} if task.input_field is None else {"id": "0", task.input_field: text}
-    return Sample(
-        key="0",
-        dataset="command line",
-        id="0",
-        kind=task.kinds[0],
-        images=tuple(pictures),
-        features=(),
-        annotations=(annotation,),
-    )

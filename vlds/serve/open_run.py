@@ -73,7 +73,7 @@ def check_run(run: Path, changes: Sequence[str]) -> None:
         )
 
 
-def open_run(run: Path, changes: Sequence[str]) -> OpenRun:
+def open_run(run: Path, changes: Sequence[str] = ()) -> OpenRun:
     """Load a run or an artifact.
 
     Errors: ValueError as `load_run` has them.

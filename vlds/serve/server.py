@@ -155,28 +155,34 @@ class Handler(BaseHTTPRequestHandler):
         if foreign or self.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site"):
             raise Refused(HTTPStatus.FORBIDDEN, "Origin: only this server's own page may ask")
 
+    def _length(self) -> int | None:
+        """Bytes of the request's body, as its head says; None where it does not."""
+        length = self.headers.get("Content-Length", "")
+        return int(length) if length.isascii() and length.isdecimal() else None
+
     def _body(self) -> bytes:
         """The request's body.
 
         Errors: Refused where it has no length, is too large or is cut.
         """
-        length = self.headers.get("Content-Length", "")
-        if not (length.isascii() and length.isdecimal()) or "Transfer-Encoding" in self.headers:
+        length = self._length()
+        if length is None or "Transfer-Encoding" in self.headers:
             raise Refused(HTTPStatus.LENGTH_REQUIRED, "Content-Length: is missing; send it")
-        if int(length) > MAX_BODY:
-            self.num_unread = min(int(length), MAX_DRAINED)
+        if length > MAX_BODY:
             raise Refused(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                f"the request has {int(length):,} bytes, at most {MAX_BODY:,} are taken; send a "
+                f"the request has {length:,} bytes, at most {MAX_BODY:,} are taken; send a "
                 "smaller picture",
             )
-        body = self.rfile.read(int(length))
-        if len(body) < int(length):
+        body = self.rfile.read(length)
+        self.num_unread = 0
+        if len(body) < length:
             raise Refused(HTTPStatus.BAD_REQUEST, "the request is cut; send it again")
         return body
 
     def _respond(self, make: Callable[[], tuple[str, str]]) -> None:
         """Send what `make` gives, type and text, or why it gives nothing."""
+        self.num_unread = min(self._length() or 0, MAX_DRAINED)
         try:
             status, (kind, text) = HTTPStatus.OK, make()
         except ConnectionError:

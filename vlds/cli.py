@@ -226,6 +226,12 @@ def predict(arguments: list[str]) -> int:
     parser = command_parser("predict", CHANGES_HELP)
     parser.add_argument("--run", type=Path, required=True, help="folder that `vlds train` wrote")
     parser.add_argument(
+        "--serve", action="store_true",
+        help="keep the model open and answer many questions: on a page, and as JSON for programs; "
+        "for this machine alone",
+    )  # fmt: skip
+    parser.add_argument("--port", type=int, help="with --serve; 0: any free one; default: 8000")
+    parser.add_argument(
         "--image", type=Path, nargs="+", metavar="FILE", help="a picture, or the two of a pair"
     )
     parser.add_argument("--question", default="", help="question or statement; none for captions")
@@ -242,9 +248,14 @@ def predict(arguments: list[str]) -> int:
         "default: RUN/predictions",
     )  # fmt: skip
     options, changes = parser.parse_known_args(arguments)
+    check_split(options)
+    if options.serve or options.port is not None:
+        check_serve(options)
+        from vlds.serve import serve
+
+        return serve(options.run, 8000 if options.port is None else options.port, changes)
     from vlds.training.inference import predict_one, predict_sets
 
-    check_split(options)
     if bool(options.image) == bool(options.data or options.split):
         raise ValueError(
             "--image, --data, --split: give pictures, or data sets, and not both; --split means "
@@ -261,6 +272,15 @@ def predict(arguments: list[str]) -> int:
     if options.image:
         return predict_one(options.run, options.image, options.question, options.task, changes)
     return predict_sets(options.run, options.data, options.split, options.out, changes)
+
+
+def check_serve(options: argparse.Namespace) -> None:
+    """Errors: ValueError for --serve beside what its requests say, and --port without it."""
+    if not options.serve:
+        raise ValueError("--port: goes with --serve")
+    for name in ("image", "question", "task", "data", "split", "out"):
+        if getattr(options, name):
+            raise ValueError(f"--{name}: does not go with --serve, whose requests say it; drop it")
 
 
 def features(arguments: list[str]) -> int:

@@ -37,8 +37,8 @@ from vlds.supervisor import (
 )
 
 RANK_COMMANDS = ("train", "evaluate", "predict", "features")
-NO_MODEL = ("--predictions",)
-"""Options of `evaluate` with which no model is needed."""
+ALONE = ("--predictions", "--serve")
+"""Options of `evaluate` and `predict` with which one process is enough."""
 RANKS_HELP = """\
 train, evaluate, predict and features start one process (rank) per GPU, or one on a
 machine without GPU. More or fewer: --ranks N, or VLDS_RANKS=N in the
@@ -237,10 +237,10 @@ def _rank_code(arguments: list[str]) -> int:
 
 
 def starts_ranks(arguments: Sequence[str]) -> bool:
-    """Whether this command line needs ranks: asking a command for its help does not, nor does
-    scoring a file."""
+    """Whether this command line needs ranks: asking a command for its help does not, nor do
+    scoring a file and answering one question after the other."""
     helps = ("-h", "--help", ALL_KEYS)
-    alone = any(word.partition("=")[0] in (*helps, *NO_MODEL) for word in arguments)
+    alone = any(word.partition("=")[0] in (*helps, *ALONE) for word in arguments)
     return bool(arguments) and arguments[0] in RANK_COMMANDS and not alone
 
 

@@ -40,10 +40,20 @@ class Seen:
     """PNG of the whole page."""
 
 
-def visit(
-    address: str, *expressions: str, width: int = 1280, dark: bool = False, scale: float = 1
-) -> Seen:
-    """Open a page at a width in pixels, and evaluate expressions in it once it is loaded."""
+@dataclass(frozen=True)
+class Setting:
+    """How a page is looked at."""
+
+    width: int = 1280
+    dark: bool = False
+    scale: float = 1
+    scripts: bool = True
+    """Whether those of the page run; expressions always do."""
+
+
+def visit(address: str, *expressions: str, **setting: Any) -> Seen:
+    """Open a page in a `Setting`, and evaluate expressions in it once it is loaded; promises are
+    waited for."""
     assert PROGRAM is not None
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         browser = subprocess.Popen(
@@ -52,7 +62,7 @@ def visit(
             stderr=subprocess.DEVNULL,
         )
         try:
-            talk = converse(Path(profile), address, expressions, width, dark, scale)
+            talk = converse(Path(profile), address, expressions, Setting(**setting))
             return asyncio.run(asyncio.wait_for(talk, SECONDS))
         finally:
             browser.terminate()
@@ -60,12 +70,7 @@ def visit(
 
 
 async def converse(
-    profile: Path,
-    address: str,
-    expressions: tuple[str, ...],
-    width: int,
-    dark: bool,
-    scale: float,
+    profile: Path, address: str, expressions: tuple[str, ...], setting: Setting
 ) -> Seen:
     """Drive the browser that has this profile."""
     port_file = profile / "DevToolsActivePort"
@@ -76,24 +81,25 @@ async def converse(
         async with session.get(f"http://127.0.0.1:{port}/json/list") as answer:
             pages = [page for page in await answer.json() if page["type"] == "page"]
         async with session.ws_connect(pages[0]["webSocketDebuggerUrl"], max_msg_size=0) as socket:
-            return await look_at(Tab(socket), address, expressions, width, dark, scale)
+            return await look_at(Tab(socket), address, expressions, setting)
 
 
-async def look_at(
-    tab: Tab, address: str, expressions: tuple[str, ...], width: int, dark: bool, scale: float
-) -> Seen:
+async def look_at(tab: Tab, address: str, expressions: tuple[str, ...], setting: Setting) -> Seen:
     """Load the page and ask."""
     for domain in ("Page", "Network", "Runtime", "Log"):
         await tab.call(f"{domain}.enable")
-    size = {"width": width, "height": 844, "deviceScaleFactor": scale, "mobile": width < 600}
-    await tab.call("Emulation.setDeviceMetricsOverride", **size)
-    scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+    size = {"width": setting.width, "height": 844, "deviceScaleFactor": setting.scale}
+    await tab.call("Emulation.setDeviceMetricsOverride", **size, mobile=setting.width < 600)
+    scheme = [{"name": "prefers-color-scheme", "value": "dark" if setting.dark else "light"}]
     await tab.call("Emulation.setEmulatedMedia", features=scheme)
+    await tab.call("Emulation.setScriptExecutionDisabled", value=not setting.scripts)
     await tab.call("Page.navigate", url=address)
     while "Page.loadEventFired" not in tab.events:
         await tab.receive()
     for expression in expressions:
-        result = await tab.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        result = await tab.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in result, result
         tab.seen.values.append(result["result"].get("value"))
     shot = await tab.call("Page.captureScreenshot", captureBeyondViewport=True)

@@ -17,6 +17,8 @@ class Reader(HTMLParser):
         self.text = ""
         self.tables: list[list[list[str]]] = []
         """Rows of cells of each table; a cell's lines are parted by blanks."""
+        self.scripts: list[tuple[dict[str, str | None], str]] = []
+        """Attributes and text of each script."""
         self.feed(page)
         assert self.open == []
 
@@ -36,6 +38,10 @@ class Reader(HTMLParser):
             assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in ("script", "style"):
+            if self.open[-1] == "script":
+                self.scripts.append((self.tags[-1][1], data))
+            return
         self.text += data
         if "td" in self.open or "th" in self.open:
             cell = self.tables[-1][-1][-1]

@@ -11,10 +11,11 @@ from PIL import Image
 
 from tests.report.browser import PROGRAM, visit
 from tests.report.scored_run import Runs
+from tests.report.test_explorer import HOSTILE, sure
 from tests.report.test_page import evil, run
 from vlds.report import write_report
 
-__all__ = ["evil", "run"]
+__all__ = ["evil", "run", "sure"]
 
 pytestmark = [
     pytest.mark.slow,
@@ -54,6 +55,51 @@ def test_it_shows_pictures_and_curves_in_light_and_dark(
     assert {(200, 10, 20), (10, 200, 20), (10, 20, 200), (250, 250, 0)} <= colours
     ground, curve = ((20, 23, 27), (130, 177, 255)) if dark else ((252, 252, 251), (31, 95, 191))
     assert {ground, curve} <= colours
+
+
+COUNT = "document.getElementById('count').textContent"
+ROWS = "[...document.querySelectorAll('.explore tbody tr')].map(row => row.textContent)"
+MADE = "document.querySelectorAll('img[onerror], .explore img, .explore script').length"
+IS_SHOWN = "getComputedStyle(document.querySelector('{}')).display !== 'none'"
+
+
+def fill(id_: str, value: str, event: str) -> str:
+    """An expression that sets a control as a reader would: by its text where it is a list."""
+    return (
+        f"(() => {{ const part = document.getElementById('{id_}');"
+        f" const option = [...part.options ?? []].find(o => o.textContent === {value!r});"
+        f" part.value = option ? option.value : {value!r};"
+        f" part.dispatchEvent(new Event('{event}')); return null; }})()"
+    )
+
+
+@pytest.mark.parametrize(("width", "dark"), [(390, True), (1280, False)])
+def test_predictions_are_filtered_and_searched(
+    sure: Path, tmp_path: Path, width: int, dark: bool
+) -> None:
+    page, _ = write_report([sure], tmp_path)
+    seen = visit(
+        page.as_uri(), COUNT, "document.getElementById('after').click()", COUNT,
+        fill("task", "vqa", "change"), fill("show", "wrong", "change"), COUNT,
+        fill("words", "IMG src", "input"), ROWS, MADE, WIDTH,
+        width=width, dark=dark,
+    )  # fmt: skip
+    assert seen.values[0] == "1 to 25 of 58"
+    assert seen.values[2] == "26 to 50 of 58"
+    assert seen.values[5] == "1 to 16 of 16"
+    (row,) = seen.values[7]
+    assert HOSTILE in row
+    assert seen.values[8:] == [0, width]
+    assert seen.logged == []
+    assert seen.requested == [page.as_uri()]
+
+
+def test_all_but_the_filters_is_there_without_script(sure: Path, tmp_path: Path) -> None:
+    page, _ = write_report([sure], tmp_path)
+    shown = [IS_SHOWN.format(part) for part in (".linear", ".log", "#explorer", "noscript")]
+    switch = "document.getElementById('loss-log').checked = true"
+    seen = visit(page.as_uri(), *shown, switch, *shown[:2], HEADING, PICTURES, scripts=False)
+    assert seen.values == [True, False, False, True, True, False, True, "sure", 12]
 
 
 def test_what_it_would_find(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 from dataclasses import replace
@@ -12,6 +14,7 @@ import pytest
 from tests.report.reader import Reader
 from tests.report.scored_run import Runs, scored_recipe, write_lines, write_run
 from tests.report.toy_run import COLUMNS, NASTY, TASKS, make_run
+from vlds.report.baselines import FREQUENT
 from vlds.report.collect import collect
 from vlds.report.page import build_page
 from vlds.runtime.shown import visible
@@ -66,33 +69,48 @@ def test_everything_is_on_the_page(run: Path) -> None:
     assert "caption 5" not in page.text
     assert page.text.count("% sure") == 1
     charts = [attributes["aria-label"] for attributes in page.attributes("svg")]
-    assert len(charts) == 1 + 2 * len(TASKS)
+    assert len(charts) == 2 * (1 + len(TASKS)) + len(TASKS)
     assert len(page.attributes("img")) == 5
 
 
 def test_right_and_wrong_are_words(run: Path) -> None:
     page = page_of(run)
-    assert (page.count("&#10003; right"), page.count("&#10007; wrong")) == (2, 1)
+    assert (page.count("\u2713 right"), page.count("\u2717 wrong")) == (2, 1)
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_nothing_is_fetched_and_no_script_runs(runs: Runs, evil: Path, several: bool) -> None:
+def test_nothing_is_fetched_and_one_script_runs(runs: Runs, evil: Path, several: bool) -> None:
     folders = [evil, runs.first] if several else [evil]
-    page = Reader(page_of(*folders, pictures=True))
-    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "base", "a"}
+    text = page_of(*folders, pictures=True)
+    page = Reader(text)
+    assert not {tag for tag, _ in page.tags} & {"link", "iframe", "object", "base", "form"}
     assert len(page.attributes("style")) == 1
     assert len(page.attributes("img")) == 12
     for _, attributes in page.tags:
         assert not [name for name in attributes if name.startswith("on")]
         for name in ("src", "href", "srcset", "data"):
-            assert (attributes.get(name) or "data:").startswith("data:")
-    style = re.search("<style>(.*?)</style>", page_of(*folders), re.DOTALL)
+            assert (attributes.get(name) or "data:").startswith(("data:", "#"))
+    style = re.search("<style>(.*?)</style>", text, re.DOTALL)
     assert style
     assert "url(" not in style[1]
     assert "@import" not in style[1]
     policy = page.attributes("meta")[2]
     assert policy["http-equiv"] == "Content-Security-Policy"
     assert str(policy["content"]).startswith("default-src 'none';")
+    (data, _), (bare, script) = page.scripts
+    assert (data["type"], bare) == ("application/json", {})
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    allowed = re.findall(r"script-src (.*?)(?:;|$)", str(policy["content"]))
+    assert allowed == [f"'sha256-{digest}'"]
+
+
+def test_texts_do_not_leave_the_data_of_the_script(evil: Path) -> None:
+    page = Reader(page_of(evil))
+    (_, text), _ = page.scripts
+    assert not set("<>&") & set(text)
+    told = {said[0][0] for *_, said in json.loads(text)["rows"]}
+    assert "<script>alert(1)</script>" in told
+    assert "is \\u202ereversed\\x1b[2J" in told
 
 
 def test_what_a_model_says_is_text(evil: Path) -> None:
@@ -175,10 +193,14 @@ def test_scores_stand_with_their_intervals(runs: Runs) -> None:
     for task, row in zip(("vqa", "caption"), page.tables[0][1:], strict=True):
         result = report.only.results[task]
         assert result.interval is not None
-        assert row == [
-            f"{task} {result.headline} {result.examples} examples",
-            f"{result.value:.3f} [{result.interval.low:.3f}, {result.interval.high:.3f}]",
-        ]
+        name, always, own = row
+        assert name == f"{task} {result.headline} {result.examples} examples"
+        entry = report.only.scores.tasks[task].by_column.get(FREQUENT)
+        assert always == (f"{entry[result.headline]:.3f}" if entry else "-")
+        assert (task == "vqa") == bool(entry)
+        assert own == (
+            f"{result.value:.3f} [{result.interval.low:.3f}, {result.interval.high:.3f}]"
+        )
     assert "1,000 bootstrap resamples" in page.text
 
 
@@ -188,6 +210,10 @@ def test_runs_stand_side_by_side(runs: Runs, run: Path) -> None:
     beside, differences = page.tables[:2]
     assert beside[0][:3] == ["run", "vqa exact_match 48 examples", "caption word_f1 10 examples"]
     assert beside[0][-3:] == ["trains", "bytes per rank", "examples a second"]
+    always, *beside[1:] = beside[1:]
+    assert always[0] == FREQUENT
+    assert float(always[1]) > 0
+    assert always[2] == "-"
     assert [row[0] for row in beside[1:3]] == [
         f"{name} Adapter (reduction=4, sharing=half_shared_up) + norms + visual embedding"
         for name in ("first", "second")
@@ -207,16 +233,17 @@ def test_curves_of_several_runs_share_a_chart(runs: Runs) -> None:
     page = Reader(page_of(runs.first, runs.second))
     charts = [a["aria-label"] for a in page.attributes("svg") if a.get("aria-label")]
     assert charts == [
-        f"{task}, first from {start} to {end}; second from {start} to {end}"
+        f"{task}, {scale}first from {start} to {end}; second from {start} to {end}"
         for task, start, end in (("all tasks", 3, 0.3), ("vqa", 2, 0.2))
+        for scale in ("", "log scale, ")
     ]
     curves = [a["class"] for a in page.attributes("g")]
-    assert curves.count("curve c0 d0") == curves.count("curve c1 d0") == 3  # one in the legend
+    assert curves.count("curve c0 d0") == curves.count("curve c1 d0") == 5  # one in the legend
 
 
 def test_the_same_example_of_several_runs_is_one_card(runs: Runs, evil: Path) -> None:
     page = Reader(page_of(runs.first, evil, pictures=True))
-    assert len(page.attributes("figure")) == 2 + 12
+    assert [a["class"] for a in page.attributes("figure")].count("sample") == 12
     assert [name for name in (runs.first.name, evil.name) if page.text.count(name) < 12] == []
 
 
@@ -225,5 +252,6 @@ def test_a_run_without_a_task_keeps_its_colour(runs: Runs, tmp_path: Path) -> No
     bare.mkdir()
     write_lines(bare / "metrics.jsonl", [{"step": n, "loss": 1.0} for n in range(1, 4)])
     page = page_of(runs.first, bare, runs.second)
-    (vqa,) = re.findall(r'aria-label="vqa, .*?</svg>', page)
-    assert re.findall(r'class="curve (c\d)', vqa) == ["c0", "c2"]
+    for vqa in (charts := re.findall(r'aria-label="vqa, .*?</svg>', page, re.DOTALL)):
+        assert re.findall(r'class="curve (c\d)', vqa) == ["c0", "c2"]
+    assert len(charts) == 2

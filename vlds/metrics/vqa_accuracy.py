@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal
 
 from vlds.metrics.exact_match import mean
@@ -66,8 +67,10 @@ def process_digits_and_articles(text: str) -> str:
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
+@lru_cache(maxsize=1 << 16)
 def normalise(text: str) -> str:
-    """What both sides go through where the annotators differ."""
+    """What both sides go through where the annotators differ; kept, because the same few thousand
+    answers come again and again."""
     return process_digits_and_articles(process_punctuation(text))
 
 

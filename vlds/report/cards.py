@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
@@ -12,74 +12,48 @@ from vlds.data.open_picture import open_picture
 from vlds.report.collect import Report
 from vlds.report.samples import SMALL_PICTURE, GalleryEntry
 from vlds.runtime.regular_file import read_file
-from vlds.runtime.shown import escape
-
-LONG_TEXT = 220
-"""Characters of a text beyond which it is folded."""
-
-Asked = tuple[str, str, str, str]
-"""Task, id, prompt, reference: the same of these is the same example."""
-Said = Mapping[str, tuple[GalleryEntry, Path]]
-"""Run -> what it said of an example, and the folder that holds the pictures."""
 
 
-def gallery(report: Report) -> str:
-    """Sample pictures, task by task; the same example of several runs is one card."""
-    examples: dict[Asked, dict[str, tuple[GalleryEntry, Path]]] = {}
+@dataclass(frozen=True)
+class CardPicture:
+    """A picture of a card; without data where the file is gone."""
+
+    name: str
+    data: str = ""
+    """A data: URL."""
+    width: int = 0
+    height: int = 0
+
+    @property
+    def tiny(self) -> bool:
+        """Shown enlarged, with hard edges."""
+        return max(self.width, self.height) < SMALL_PICTURE
+
+
+@dataclass(frozen=True)
+class Card:
+    """One example."""
+
+    id: str
+    prompt: str
+    references: list[str]
+    pictures: list[CardPicture]
+    said: dict[str, GalleryEntry] = field(default_factory=dict)
+    """Run -> what it said."""
+
+
+def gallery(report: Report) -> dict[str, list[Card]]:
+    """Cards of each task; the same example (task, id, prompt, reference) of several runs is one."""
+    cards: dict[str, dict[tuple[str, str, str], Card]] = {}
     for name, run in report.runs.items():
         for entry in run.run.gallery:
-            asked = (entry.task, entry.id, entry.prompt, str(entry.reference))
-            examples.setdefault(asked, {})[name] = (entry, run.run.folder)
-    tasks = dict.fromkeys(asked[0] for asked in examples)
-    several = len(report.runs) > 1
-    return "".join(
-        f'<h3>{escape(task)}</h3><div class="gallery">'
-        + "".join(card(said, several) for asked, said in examples.items() if asked[0] == task)
-        + "</div>"
-        for task in tasks
-    )
-
-
-def card(said: Said, several: bool) -> str:
-    """Pictures, prompt, reference and predictions of one example."""
-    entry, folder = next(iter(said.values()))
-    pictures = "".join(picture(folder / name, entry.id) for name in entry.images)
-    shown = f'<div class="pictures">{pictures}</div>' if pictures else ""
-    answers = "".join(
-        f"<dt>{escape(name) if several else 'model'}</dt><dd>{prediction(entry)}</dd>"
-        for name, (entry, _) in said.items()
-    )
-    return (
-        f'<figure class="sample">{shown}<figcaption><dl>'
-        f"<dt>input</dt><dd>{text(entry.prompt)}</dd>"
-        f"<dt>answer</dt><dd>{answer(entry)}</dd>{answers}</dl></figcaption></figure>"
-    )
-
-
-def answer(entry: GalleryEntry) -> str:
-    """What was to be said."""
-    lines = [text(line) for line in reference_lines(entry)]
-    if len(lines) == 1:
-        return lines[0]
-    return f"<ul>{''.join(f'<li>{line}</li>' for line in lines)}</ul>"
-
-
-def prediction(entry: GalleryEntry) -> str:
-    """What a run said, whether it is right, and how sure the model was."""
-    words = text(entry.prediction) if entry.prediction else "(nothing)"
-    sure = ""
-    if entry.confidence is not None:
-        sure = f'<span class="sure">{100 * entry.confidence:.0f} % sure</span>'
-    return " ".join(filter(None, [words, mark(entry.correct), sure]))
-
-
-def text(words: str) -> str:
-    """Text of any language in its own direction; a long one is folded behind its beginning."""
-    whole = f'<bdi dir="auto">{escape(words)}</bdi>'
-    if len(words) <= LONG_TEXT:
-        return whole
-    start = escape(words[: LONG_TEXT // 2].rstrip())
-    return f'<details><summary><bdi dir="auto">{start} ...</bdi></summary>{whole}</details>'
+            asked = (entry.id, entry.prompt, str(entry.reference))
+            of_task = cards.setdefault(entry.task, {})
+            if asked not in of_task:
+                shown = [picture(run.run.folder / image) for image in entry.images]
+                of_task[asked] = Card(entry.id, entry.prompt, reference_lines(entry), shown)
+            of_task[asked].said[name] = entry
+    return {task: list(of_task.values()) for task, of_task in cards.items()}
 
 
 def reference_lines(entry: GalleryEntry) -> list[str]:
@@ -88,24 +62,12 @@ def reference_lines(entry: GalleryEntry) -> list[str]:
     return given[:5] + (["..."] if len(given) > 5 else [])
 
 
-def mark(correct: bool | None) -> str:
-    """Right or wrong in a word, a sign and a colour."""
-    if correct is None:
-        return ""
-    kind, sign = ("right", "&#10003;") if correct else ("wrong", "&#10007;")
-    return f'<span class="mark {kind}">{sign} {kind}</span>'
-
-
-def picture(path: Path, alternative: str) -> str:
-    """A picture inside the page; a word in its place where the file is gone."""
+def picture(path: Path) -> CardPicture:
+    """A picture inside the page."""
     if not path.is_file():
-        return f'<span class="faint">{escape(path.name)} is missing</span>'
+        return CardPicture(path.name)
     data = read_file(path)
     with open_picture(data) as image:
         kind, size = Image.MIME[image.format or "PNG"], image.size
-    tiny = ' class="tiny"' if max(size) < SMALL_PICTURE else ""
     encoded = base64.b64encode(data).decode()
-    return (
-        f'<img{tiny} width="{size[0]}" height="{size[1]}" alt="picture of {escape(alternative)}" '
-        f'src="data:{kind};base64,{encoded}">'
-    )
+    return CardPicture(path.name, f"data:{kind};base64,{encoded}", *size)

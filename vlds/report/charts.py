@@ -1,23 +1,81 @@
-"""Line charts as inline SVG, whose colours are the page's."""
+"""Curves as charts: where lines, ticks and values stand. The page draws them as inline SVG."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import NamedTuple
 
 from vlds.report.inputs import Curve
-from vlds.report.numbers import thinned, tick_text, ticks
-from vlds.runtime.shown import escape
+from vlds.report.numbers import log_ticks, thinned, tick_text, ticks
 
 WIDTH, HEIGHT = 320, 170
 LEFT, RIGHT, TOP, BOTTOM = 40, 12, 12, 34
 MOST_POINTS = 240
 MOST_DOTS = 12
 """Curves of so few points show each of them."""
+MOST_BANDS = 60
+"""Places of a chart that tell their values where a pointer rests."""
+LOG_RANGE = (1e-30, 1e30)
+"""Values that a log scale shows."""
 COLOURS, DASHES = 6, ("", "6 3", "2 3")
 """Curves take turns with the style sheet's colours, then with these dashes."""
 
 Curves = Mapping[str, Curve]
 """Name of a run -> its curve."""
+
+
+class Tick(NamedTuple):
+    """A number at an axis."""
+
+    at: float
+    text: str
+
+
+class Line(NamedTuple):
+    """One curve."""
+
+    look: str
+    path: str
+    dots: list[tuple[float, float]]
+
+
+class Band(NamedTuple):
+    """A stripe of a chart, and the values in it."""
+
+    left: float
+    width: float
+    text: str
+
+
+class Bar(NamedTuple):
+    """One value of a curve that has one or two."""
+
+    label: str
+    look: str
+    value: str
+    share: float
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Lines in a frame of WIDTH x HEIGHT units, or bars."""
+
+    title: str
+    spoken: str = ""
+    """What the curves do, for those who do not see them."""
+    scale: str = ""
+    """linear or log, where the page has both."""
+    last: str = ""
+    """The last value, where there is one curve."""
+    bars: list[Bar] = field(default_factory=list)
+    lines: list[Line] = field(default_factory=list)
+    x_ticks: list[Tick] = field(default_factory=list)
+    y_ticks: list[Tick] = field(default_factory=list)
+    bands: list[Band] = field(default_factory=list)
 
 
 def by_task(runs: Mapping[str, Mapping[str, Curve]]) -> dict[str, dict[str, Curve]]:
@@ -26,65 +84,99 @@ def by_task(runs: Mapping[str, Mapping[str, Curve]]) -> dict[str, dict[str, Curv
     return {task: {name: found.get(task, []) for name, found in runs.items()} for task in tasks}
 
 
-def line_chart(
+def charts_of(
     title: str,
     curves: Curves,
-    x_label: str = "step",
     y_range: tuple[float, float] | None = None,
-) -> str:
-    """Curves in a frame of 320 x 170 units; it fills the width that it is given. A name keeps its
-    colour wherever it is at the same place in `curves`, empty ones included."""
+    both_scales: bool = False,
+) -> list[Chart]:
+    """A chart of some curves: lines, or bars where none has more than two points; twice where it is
+    wanted on a log scale too, and can be. A name keeps its colour wherever it is at the same place
+    in `curves`, empty ones included."""
     shown = {name: thinned(points, MOST_POINTS) for name, points in curves.items()}
-    points = [point for curve in shown.values() for point in curve]
-    if not points:
-        return ""
+    longest = max(map(len, shown.values()), default=0)
+    if longest == 0:
+        return []
+    if longest <= 2:
+        return [bar_chart(title, shown)]
+    low, high = LOG_RANGE
+    logged = all(low < y < high for points in shown.values() for _, y in points)
+    if not (both_scales and logged):
+        return [line_chart(title, shown, y_range)]
+    return [line_chart(title, shown, y_range, scale) for scale in ("linear", "log")]
+
+
+def bar_chart(title: str, curves: Curves) -> Chart:
+    """The values of curves that are too short for a line."""
+    highest = max(abs(y) for points in curves.values() for _, y in points) or 1.0
+    bars = [
+        Bar(f"{name} step {x:g}".strip(), look(place), f"{y:.4g}", abs(y) / highest)
+        for place, (name, points) in enumerate(curves.items())
+        for x, y in points
+    ]
+    return Chart(title, bars=bars)
+
+
+def line_chart(
+    title: str, curves: Curves, y_range: tuple[float, float] | None = None, scale: str = ""
+) -> Chart:
+    """Lines, axes and values."""
+    points = [point for curve in curves.values() for point in curve]
     xs, ys = [x for x, _ in points], [y for _, y in points]
     x_ticks = ticks(min(0.0, *xs), max(xs))
-    y_ticks = ticks(*(y_range or (min(0.0, *ys), max(ys))))
-
-    def x_of(value: float) -> float:
-        share = (value - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
-        return LEFT + share * (WIDTH - LEFT - RIGHT)
-
-    def y_of(value: float) -> float:
-        share = (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
-        return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
-
-    grid = "".join(
-        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y_of(value):.1f}" '
-        f'y2="{y_of(value):.1f}"/>'
-        f'<text x="{LEFT - 6}" y="{y_of(value) + 4:.1f}" text-anchor="end">'
-        f"{tick_text(value)}</text>"
-        for value in y_ticks
-    )
-    labels = "".join(
-        f'<text x="{x_of(value):.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">'
-        f"{tick_text(value)}</text>"
-        for value in x_ticks
-    )
-    dotted = max(map(len, shown.values())) <= MOST_DOTS
-    lines = "".join(
-        curve_line(name, place, [(x_of(x), y_of(y)) for x, y in curve], curve[-1][1], dotted)
-        for place, (name, curve) in enumerate(shown.items())
-        if curve
-    )
-    last = f" <b>{ys[-1]:.3g}</b>" if len(shown) == 1 else ""
-    return (
-        f'<figure class="chart"><figcaption>{escape(title)}{last}</figcaption>'
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{escape(title)}, {escape(spoken(shown))}">{grid}{labels}'
-        f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">{escape(x_label)}</text>'
-        f"{lines}</svg></figure>"
+    is_log = scale == "log"
+    y_ticks = log_ticks(min(ys), max(ys)) if is_log else ticks(*(y_range or (min(0, *ys), max(ys))))
+    x_of = axis(x_ticks, LEFT, WIDTH - RIGHT)
+    y_of = axis(y_ticks, HEIGHT - BOTTOM, TOP, math.log10 if is_log else float)
+    dotted = max(map(len, curves.values())) <= MOST_DOTS
+    lines = []
+    for place, curve in enumerate(curves.values()):
+        if curve:
+            spots = [(x_of(x), y_of(y)) for x, y in curve]
+            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
+            lines.append(Line(look(place), path, spots if dotted else spots[-1:]))
+    return Chart(
+        title,
+        spoken=", ".join(filter(None, [title, "log scale" if is_log else "", spoken(curves)])),
+        scale=scale,
+        last=f"{ys[-1]:.3g}" if len(curves) == 1 else "",
+        lines=lines,
+        x_ticks=[Tick(x_of(value), tick_text(value)) for value in x_ticks],
+        y_ticks=[Tick(y_of(value), tick_text(value)) for value in y_ticks],
+        bands=bands(curves, x_of),
     )
 
 
-def curve_line(name: str, place: int, points: Curve, last_value: float, dotted: bool) -> str:
-    """One curve, with a name to read where a pointer rests on it."""
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    seen = points if dotted else points[-1:]
-    dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in seen)
-    told = f"<title>{escape(name)} {last_value:.3g}</title>" if name else ""
-    return f'<g class="curve {look(place)}">{told}<polyline points="{path}"/>{dots}</g>'
+def axis(
+    marks: Sequence[float], begin: float, end: float, warp: Callable[[float], float] = float
+) -> Callable[[float], float]:
+    """Value -> place, in tenths of a unit; the first mark is at `begin`, the last at `end`."""
+    low, high = warp(marks[0]), warp(marks[-1])
+    return lambda value: round(begin + (warp(value) - low) / (high - low) * (end - begin), 1)
+
+
+def bands(curves: Curves, x_of: Callable[[float], float]) -> list[Band]:
+    """Stripes beside each other, each with the values at its step."""
+    steps = sorted({x for curve in curves.values() for x, _ in curve})
+    stride = math.ceil(len(steps) / MOST_BANDS)
+    chosen = steps[::-stride][::-1]  # the last one is among them
+    edges = [x_of((a + b) / 2) for a, b in pairwise(chosen)]
+    edges = [x_of(chosen[0]) - 4, *edges, x_of(chosen[-1]) + 4]
+    return [
+        Band(left, round(right - left, 1), values_at(curves, step))
+        for step, (left, right) in zip(chosen, pairwise(edges), strict=True)
+    ]
+
+
+def values_at(curves: Curves, step: float) -> str:
+    """What each curve is at a step, or nearest to it."""
+    told = [f"step {step:,.0f}"]
+    for name, curve in curves.items():
+        if curve and curve[0][0] <= step <= curve[-1][0]:
+            place = bisect_left(curve, step, key=lambda point: point[0])
+            nearest = min(curve[max(0, place - 1) : place + 1], key=lambda p: abs(p[0] - step))
+            told.append(f"{name} {nearest[1]:.4g}".strip())
+    return "\n".join(told)
 
 
 def look(place: int) -> str:
@@ -93,19 +185,9 @@ def look(place: int) -> str:
 
 
 def spoken(curves: Curves) -> str:
-    """What the curves do, for those who do not see them."""
+    """Where each curve begins and ends."""
     return "; ".join(
         f"{name} from {curve[0][1]:.3g} to {curve[-1][1]:.3g}".strip()
         for name, curve in curves.items()
         if curve
     )
-
-
-def legend(names: Sequence[str]) -> str:
-    """Which curve is whose."""
-    entries = "".join(
-        f'<li><svg viewBox="0 0 28 8" aria-hidden="true"><g class="curve {look(place)}">'
-        f'<polyline points="1,4 27,4"/></g></svg>{escape(name)}</li>'
-        for place, name in enumerate(names)
-    )
-    return f'<ul class="legend">{entries}</ul>'

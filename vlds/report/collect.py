@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -42,6 +42,8 @@ class RunReport:
     """How far the training came, where it has not ended."""
     notes: Sequence[str] = ()
     """What could not be had, and why."""
+    shown_as: Mapping[str, str] = field(default_factory=dict)
+    """Task, or its list of test data -> its name beside other runs, where that is another."""
 
     @property
     def scores(self) -> Scores:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from vlds.metrics.tables import split
 from vlds.report.scores import Scores, TaskScores
-from vlds.report.tables import direction, score_cells, table
-from vlds.runtime.shown import escape
+from vlds.report.tables import Row, Table, direction, score_cells
 
 
-def folded_details(scores: Scores) -> str:
-    """Each task's scores, folded; a task with a single score has no more to show."""
-    return "".join(
-        f"<details><summary>{escape(summary(name, task))}</summary>"
-        f"{detail_table(task, scores.columns)}</details>"
+class Fold(NamedTuple):
+    """A table behind a line."""
+
+    summary: str
+    table: Table
+
+
+def folded_details(scores: Scores) -> list[Fold]:
+    """Each task's scores; a task with a single score has no more to show."""
+    return [
+        Fold(summary(name, task), detail_table(task, scores.columns))
         for name, task in scores.tasks.items()
         if len(task.metrics) > 1
-    )
+    ]
 
 
 def summary(name: str, task: TaskScores) -> str:
@@ -26,19 +32,16 @@ def summary(name: str, task: TaskScores) -> str:
     return ", ".join([f"{name}: all scores", *map(by, dict.fromkeys(groups))])
 
 
-def detail_table(task: TaskScores, columns: Sequence[str]) -> str:
+def detail_table(task: TaskScores, columns: Sequence[str]) -> Table:
     """The whole scores, then under a line of its own each way of parting a score."""
     rows = []
     for (score, group), metrics in groups_of(task).items():
         if score:
-            title = f"{score} {by(group)}{direction(task, score)}"
-            span = f'class="group" colspan="{1 + len(columns)}"'
-            rows.append([f'<th scope="rowgroup" {span}>{escape(title)}</th>'])
+            rows.append(Row(f"{score} {by(group)}{direction(task, score)}", is_group=True))
         for metric, part in metrics.items():
             head = part if score else f"{metric}{direction(task, metric)}"
-            cells = score_cells(task, metric, columns)
-            rows.append([f'<th scope="row">{escape(head)}</th>', *cells])
-    return table(["score", *columns], rows, numbers_from=1)
+            rows.append(Row(head, score_cells(task, metric, columns)))
+    return Table(["score", *columns], rows)
 
 
 def by(group: str) -> str:

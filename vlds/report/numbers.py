@@ -44,10 +44,29 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
     return [round(number * step, 12) for number in range(first, last + 1)]
 
 
+def log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers above 0 that span low..high: 1, 2 and 5 times 10^n, or powers of ten alone
+    where there are many."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    factors = (1, 2, 5) if last - first <= 2 else (1,)
+    stride = max(1, (last - first) // 6)
+    marks = [
+        factor * 10.0**power
+        for power in range(first, last + stride + 1, stride)
+        for factor in factors
+    ]
+    begin = max(place for place, mark in enumerate(marks) if mark <= low * (1 + 1e-9))
+    end = min(place for place, mark in enumerate(marks) if mark >= high * (1 - 1e-9))
+    return marks[begin : max(end, begin + 1) + 1]
+
+
 def tick_text(value: float) -> str:
-    """A tick's label without needless zeros; thousands as k."""
+    """A tick's label without needless zeros; thousands as k, tiny ones as 5e-5."""
     if abs(value) >= 10_000:
         return f"{value / 1000:g}k"
+    if 0 < abs(value) < 1e-3:
+        digits, _, power = f"{value:.4e}".partition("e")
+        return f"{float(digits):g}e{int(power)}"
     return f"{value:g}"
 
 

@@ -48,5 +48,10 @@ def renamed(run: RunReport, names: Mapping[str, str]) -> RunReport:
         return {names.get(key, key): value for key, value in entries.items()}
 
     scores = replace(run.scores, tasks=keyed(run.scores.tasks))
-    inputs = replace(run.run, scores=scores, score_curves=keyed(run.run.score_curves))
-    return replace(run, run=inputs, results=keyed(run.results))
+    inputs = replace(
+        run.run,
+        scores=scores,
+        score_curves=keyed(run.run.score_curves),
+        gallery=[replace(e, task=names.get(e.task, e.task)) for e in run.run.gallery],
+    )
+    return replace(run, run=inputs, results=keyed(run.results), shown_as=names)

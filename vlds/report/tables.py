@@ -3,24 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from rich.table import Table
+from rich.table import Table as TerminalTable
 from rich.text import Text
 
+from vlds.report.baselines import FREQUENT
 from vlds.report.beside import merged_task
 from vlds.report.bootstrap import Interval
 from vlds.report.collect import Report, RunReport
-from vlds.report.facts import held_text, share_text, training_speed_text
+from vlds.report.facts import held_text, share_text, size_facts, training_speed_text
 from vlds.report.numbers import difference_text, interval_text, score_text
 from vlds.report.results import Difference
 from vlds.report.scores import Scores, TaskScores
-from vlds.runtime.shown import escape, visible
+from vlds.report.seeds import mean_text, seed_groups
+from vlds.runtime.shown import visible
 
 
-def summary_table(scores: Scores) -> Table:
+@dataclass(frozen=True)
+class Cell:
+    """What a cell shows."""
+
+    text: str
+    look: str = "number"
+    """Classes of the style sheet."""
+    interval: str = ""
+    notes: Sequence[str] = ()
+    """Small lines below."""
+    bar: float | None = None
+    """Length of a bar below, 0..1."""
+    shade: float | None = None
+    """How dark the ground is, 0..1."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table."""
+
+    head: str
+    cells: Sequence[Cell] = ()
+    notes: Sequence[str] = ()
+    """Small lines below the head."""
+    is_group: bool = False
+    """Whether it is the title of the rows that follow."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the page; a head's second line is a note."""
+
+    heads: Sequence[str]
+    rows: Sequence[Row]
+    numbers_from: int = 1
+    """The first column whose head stands to the right, as numbers do."""
+
+
+def summary_table(scores: Scores) -> TerminalTable:
     """Headline scores for the terminal: a row a task, a column a model."""
     data = [f"{name}: {task.data_name}" for name, task in scores.tasks.items() if task.data_name]
-    table = Table(box=None, pad_edge=False, header_style="bold", caption_justify="left")
+    table = TerminalTable(box=None, pad_edge=False, header_style="bold", caption_justify="left")
     table.caption = Text(visible(f"data: {', '.join(data)}")) if data else None
     table.add_column("task")
     table.add_column("score")
@@ -36,20 +77,19 @@ def summary_table(scores: Scores) -> Table:
     return table
 
 
-def score_table(run: RunReport) -> str:
+def score_table(run: RunReport) -> Table:
     """Headline scores for the page; the best of each row is bold and underlined, the run's own has
     its interval."""
     rows = []
     columns = run.scores.columns
     for name, task in run.scores.tasks.items():
-        data = f"<br>{escape(task.data_text)}" if task.data_text else ""
+        notes = [task.data_text] if task.data_text else []
         for metric in task.metrics[:1]:
-            note = f"<small>{escape(metric)}{direction(task, metric)}{data}</small>"
             result = run.result(name, metric)
             intervals = {columns[-1]: result.interval if result else None}
-            head = f'<th scope="row">{escape(name)}{note}</th>'
-            rows.append([head, *score_cells(task, metric, columns, intervals)])
-    return table(["task", *columns], rows, numbers_from=1)
+            cells = score_cells(task, metric, columns, intervals)
+            rows.append(Row(name, cells, [f"{metric}{direction(task, metric)}", *notes]))
+    return Table(["task", *columns], rows)
 
 
 def direction(task: TaskScores, metric: str) -> str:
@@ -62,40 +102,41 @@ def score_cells(
     metric: str,
     columns: Sequence[str],
     intervals: Mapping[str, Interval | None] | None = None,
-) -> list[str]:
+) -> list[Cell]:
     """One cell a column, with a bar under scores that lie in 0..1."""
-    values = [task.by_column.get(label, {}).get(metric) for label in columns]
-    leader = task.best(metric, values)
-    cells = []
-    for label, value in zip(columns, values, strict=True):
-        best = value is not None and value == leader
-        bar = (
-            f'<i class="bar" style="width:{100 * value:.1f}%"></i>'
-            if value is not None and 0 <= value <= 1
-            else ""
+    values = {label: task.by_column.get(label, {}).get(metric) for label in columns}
+    best = task.best(metric, values.values())
+    return [
+        Cell(
+            score_text(value),
+            score_look(value, best),
+            bracket((intervals or {}).get(label)),
+            bar=value if value is not None and 0 <= value <= 1 else None,
         )
-        text = f"<b>{score_text(value)}</b>{bracket((intervals or {}).get(label))}{bar}"
-        cells.append(f'<td class="number{" best" if best else ""}">{text}</td>')
-    return cells
+        for label, value in values.items()
+    ]
+
+
+def score_look(value: float | None, best: float | None) -> str:
+    """The best of a row is marked."""
+    return "number best" if value is not None and value == best else "number"
 
 
 def bracket(interval: Interval | None) -> str:
     """An interval below its score; nothing where there is none."""
-    return f'<small class="interval">{interval_text(interval)}</small>' if interval else ""
+    return interval_text(interval) if interval else ""
 
 
-def fact_table(facts: Mapping[str, str]) -> str:
+def fact_table(run: RunReport) -> Table:
     """What, and how much of it."""
-    rows = [
-        [f'<th scope="row">{escape(what)}</th><td>{escape(value)}</td>']
-        for what, value in facts.items()
-    ]
-    return table([], rows)
+    facts = {**run.facts, **size_facts(run.scores)}
+    return Table([], [Row(what, [Cell(value, "")]) for what, value in facts.items()])
 
 
-def comparison_table(report: Report) -> str:
-    """Runs with their methods beside each other: scores with intervals, share, bytes, speed."""
-    rows = []
+def comparison_table(report: Report) -> Table:
+    """Runs with their methods beside each other, below the most frequent answer: scores with
+    intervals, share, bytes, speed; then means over the seeds of what is otherwise the same run."""
+    rows = baseline_rows(report)
     for name, run in report.runs.items():
         facts = (
             share_text(run.scores.trainable),
@@ -103,64 +144,69 @@ def comparison_table(report: Report) -> str:
             training_speed_text(run.scores.samples_per_second),
         )
         told = "; ".join(filter(None, [run.facts.get("method"), run.stopped]))
-        method = f"<small>{escape(told)}</small>"
+        cells = [compared_cell(report, run, *headline) for headline in report.headlines]
+        rows.append(Row(name, [*cells, *map(Cell, facts)], [told] if told else []))
+    for names in seed_groups(report):
+        runs = [report.runs[name] for name in names]
         cells = [
-            *(compared_cell(report, run, *headline) for headline in report.headlines),
-            *(f'<td class="number">{escape(text)}</td>' for text in facts),
+            Cell(mean_text([run.score(*headline) for run in runs])) for headline in report.headlines
         ]
-        rows.append([f'<th scope="row">{escape(name)}{method}</th>', *cells])
+        rows.append(
+            Row(f"mean of {len(names)} seeds", [*cells, *[Cell("")] * 3], [", ".join(names)])
+        )
     heads = ["run", *headline_heads(report), "trains", "bytes per rank", "examples a second"]
-    return table(heads, rows, numbers_from=1)
+    return Table(heads, rows)
 
 
-def compared_cell(report: Report, run: RunReport, task: str, metric: str) -> str:
+def baseline_rows(report: Report) -> list[Row]:
+    """The scores of giving one answer to everything: the same for all runs on the same data."""
+    found = [
+        next(
+            (
+                entry.by_column[FREQUENT].get(metric)
+                for run in report.runs.values()
+                if (entry := run.scores.tasks.get(task)) and FREQUENT in entry.by_column
+            ),
+            None,
+        )
+        for task, metric in report.headlines
+    ]
+    cells = [Cell(score_text(value)) for value in found]
+    known = any(value is not None for value in found)
+    return [Row(FREQUENT, [*cells, *[Cell("")] * 3])] if known else []
+
+
+def compared_cell(report: Report, run: RunReport, task: str, metric: str) -> Cell:
     """A run's score among those of the other runs."""
     value, result = run.score(task, metric), run.result(task, metric)
     others = [other.score(task, metric) for other in report.runs.values()]
-    best = value is not None and value == merged_task(report, task).best(metric, others)
-    text = f"<b>{score_text(value)}</b>{bracket(result.interval if result else None)}"
-    return f'<td class="number{" best" if best else ""}">{text}</td>'
+    best = merged_task(report, task).best(metric, others)
+    return Cell(
+        score_text(value), score_look(value, best), bracket(result.interval if result else None)
+    )
 
 
-def difference_table(report: Report) -> str:
-    """Each run less the first, the same examples drawn for both; "" where none can be compared."""
+def difference_table(report: Report) -> Table:
+    """Each run less the first, the same examples drawn for both; without rows where none can be
+    compared."""
     rows = [
-        [f'<th scope="row">{escape(name)}</th>', *map(difference_cell, found)]
-        for name, found in report.differences.items()
+        Row(name, list(map(difference_cell, found))) for name, found in report.differences.items()
     ]
-    return table(["run", *headline_heads(report)], rows, numbers_from=1)
+    return Table(["run", *headline_heads(report)], rows)
 
 
-def difference_cell(found: Difference | str) -> str:
+def difference_cell(found: Difference | str) -> Cell:
     """A difference with its interval, in bold where that does not hold 0; or why there is none."""
     if isinstance(found, str):
-        return f'<td class="number">-<small>{escape(found)}</small></td>'
-    sure = " sure" if found.interval.low > 0 or found.interval.high < 0 else ""
-    text = f"<b>{difference_text(found.value)}</b>{bracket(found.interval)}"
-    return f'<td class="number{sure}">{text}</td>'
+        return Cell("-", notes=[found])
+    sure = found.interval.low > 0 or found.interval.high < 0
+    look = "number sure" if sure else "number"
+    return Cell(difference_text(found.value), look, bracket(found.interval))
 
 
 def headline_heads(report: Report) -> list[str]:
     """Heads of the columns of scores: task, and below it the score and its data."""
     data = report.data_texts
-    return [f"{task}\n{metric}\n{data.get(task, '')}" for task, metric in report.headlines]
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int = 99) -> str:
-    """Rows of ready cells under heads, in a box that scrolls sideways on its own. A head's second
-    line is a note."""
-    if not rows:
-        return ""
-    head = "".join(
-        f'<th scope="col"{" class=number" if place >= numbers_from else ""}>{noted(text)}</th>'
-        for place, text in enumerate(heads)
-    )
-    body = "".join(f"<tr>{''.join(cells)}</tr>" for cells in rows)
-    thead = f"<thead><tr>{head}</tr></thead>" if heads else ""
-    return f'<div class="scroll"><table>{thead}<tbody>{body}</tbody></table></div>'
-
-
-def noted(text: str) -> str:
-    """A head with its note."""
-    first, *notes = text.rstrip("\n").split("\n")
-    return escape(first) + "".join(f"<small>{escape(note)}</small>" for note in notes)
+    return [
+        "\n".join(filter(None, [task, metric, data.get(task)])) for task, metric in report.headlines
+    ]

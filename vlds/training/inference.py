@@ -3,23 +3,20 @@ rank holds the whole model. And score predictions that lie in a file."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from vlds.artifact import LoadedRun, artifact_folder, check_changes, load_run, read_recipe
+from vlds.artifact import artifact_folder, check_changes, load_run, read_recipe
 from vlds.config import Recipe
 from vlds.data import Source, open_dataset
 from vlds.data.cache_limit import check_cache_limit
-from vlds.data.collate import ImageStack, Row, collate
-from vlds.data.decode import decode_image
 from vlds.runtime.disk import check_writable
 from vlds.runtime.regular_file import read_file
 from vlds.runtime.terminal import tell
-from vlds.schema import Sample, SkipSample
-from vlds.tasks.base import Split, Task
+from vlds.tasks.base import Split
+from vlds.training.answer import choose_task, predict
 from vlds.training.distributed import hold_folder, rank_from_environment
 from vlds.training.engine import start_ranks
 from vlds.training.evaluate import with_answer_lists
@@ -154,66 +151,5 @@ def predict_one(
     name = choose_task(loaded.recipe, task_name, question)
     answer = predict(loaded, name, pictures, question, list(map(str, images)))
     if rank_from_environment().is_first:
-        tell(answer)
+        tell(answer.text)
     return 0
-
-
-def choose_task(recipe: Recipe, name: str | None, question: str) -> str:
-    """The task that is meant.
-
-    Errors: ValueError where the run has several and none is named, or a needed question is missing.
-    """
-    known = ", ".join(recipe.tasks)
-    if name is None and len(recipe.tasks) > 1:
-        raise ValueError(f"--task: the run has several tasks, say which: {known}")
-    chosen = name or next(iter(recipe.tasks))
-    if chosen not in recipe.tasks:
-        raise ValueError(f"--task: the run has no task {chosen}; its tasks: {known}")
-    if recipe.tasks[chosen].input_field is not None and not question:
-        raise ValueError(f"--question: the task {chosen} needs one")
-    return chosen
-
-
-def predict(
-    loaded: LoadedRun,
-    name: str,
-    pictures: Sequence[bytes],
-    text: str,
-    files: Sequence[str] = (),
-) -> str:
-    """One prediction: `text` is the question or statement, pictures are encoded files, of these
-    names where they have some.
-
-    Errors: ValueError for bytes that are no picture, or a run whose encoder reads stored features.
-    """
-    task, image = loaded.recipe.tasks[name], loaded.recipe.image
-    if image is None:
-        raise ValueError("--image: the run's vision encoder reads stored features, not pictures")
-    sample = sample_of(task, pictures, text)
-    example = task.example(name, sample, 0 if task.unit == "annotation" else None, None)
-    names = files or [f"number {number}" for number in range(1, len(pictures) + 1)]
-    try:
-        pixels = [decode_image(d, image, n) for d, n in zip(pictures, names, strict=True)]
-    except SkipSample as error:
-        reason = re.sub(r" <_io\.\w+ object at \w+>", "", str(error))  # Pillow's word for it
-        raise ValueError(f"--image: {reason}; name a file with a whole picture") from None
-    stack = ImageStack(1)
-    images = stack.add(pixels)
-    number = list(loaded.recipe.tasks).index(name)
-    row = Row(example, number, task.max_prompt_tokens, task.max_target_tokens, images)
-    batch = collate([row], stack, loaded.tokenizer, features=False, evaluation=True)
-    return task.answer_from(loaded.model.answer(batch, task.decoding)[0].text)
-
-
-def sample_of(task: Task, pictures: Sequence[bytes], text: str) -> Sample:
-    """A sample made of a user's pictures and text."""
-    annotation = {"id": "0"} if task.input_field is None else {"id": "0", task.input_field: text}
-    return Sample(
-        key="0",
-        dataset="command line",
-        id="0",
-        kind=task.kinds[0],
-        images=tuple(pictures),
-        features=(),
-        annotations=(annotation,),
-    )

@@ -1,0 +1,210 @@
+"""Real requests to a real server."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from tests.serve.asked import ask, form_of
+from tests.training.world import picture, world_recipe
+from vlds import cli, launch
+from vlds.artifact import load_run
+from vlds.serve.open_run import open_run
+from vlds.serve.server import MAX_BODY, Server
+from vlds.tasks import NLVR2
+from vlds.training.answer import check_number, predict
+
+RED = picture("red", 1)
+ASKED = (("image", RED), ("question", b"what colour is it?"), ("task", b"vqa"))
+
+
+def test_it_answers_as_predict_does(server: Server, talkative: Path) -> None:
+    told = ask(server, form_of(*ASKED)).told
+    expected = predict(load_run(talkative), "vqa", [RED], "what colour is it?")
+    assert expected.text
+    assert told["answer"] == expected.text
+    assert told["probability"] == pytest.approx(expected.confidence)
+    assert told["task"] == "vqa"
+    assert 0 < told["seconds"] < 60
+    caption = ask(server, form_of(("image", RED), ("task", b"caption"))).told
+    assert caption["task"] == "caption"
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl on PATH")
+def test_the_line_of_the_docs(server: Server, root: Path, tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(RED)
+    page = (root / "docs" / "serve.md").read_text("utf-8")
+    (line,) = re.findall(r"^curl .*$", page, re.MULTILINE)
+    words = shlex.split(line.replace(":8000", f":{server.server_port}"))
+    done = subprocess.run(words, cwd=tmp_path, check=True, capture_output=True, text=True)
+    (shown,) = re.findall(r'^{"answer".*$', page, re.MULTILINE)
+    assert json.loads(done.stdout).keys() == json.loads(shown).keys()
+
+
+def test_many_ask_at_once(server: Server) -> None:
+    bodies = [form_of(("image", picture(c, 1)), *ASKED[1:]) for c in ("red", "green", "blue")] * 4
+    with ThreadPoolExecutor(12) as pool:
+        told = [reply.told["answer"] for reply in pool.map(lambda body: ask(server, body), bodies)]
+    assert told == [ask(server, body).told["answer"] for body in bodies]
+
+
+def test_an_artifact_is_a_run_too(talkative: Path) -> None:
+    opened = open_run(talkative / "artifact", [])
+    assert opened.answer([RED], "what colour is it?", "vqa").answer
+    with pytest.raises(ValueError, match="task: the run has several tasks"):
+        opened.answer([RED], "what colour is it?")
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (ASKED[:2], "task: the run has several tasks, say which: vqa, caption"),
+        ((*ASKED[:2], ("task", b"gqa")), "task: the run has no task gqa; its tasks: vqa, caption"),
+        ((ASKED[0], ASKED[2]), "question: the task vqa needs one"),
+        (ASKED[1:], "image: is missing"),
+        ((("image", b"GIF89a"), *ASKED[1:]), "image: picture number 1: truncated or damaged"),
+        ((*ASKED, ASKED[0], ASKED[0]), "image: got 3, and the task vqa takes 1 to 2"),
+    ],
+)
+def test_mistakes_are_said(
+    server: Server, fields: tuple[tuple[str, bytes], ...], said: str
+) -> None:
+    reply = ask(server, form_of(*fields))
+    assert reply.status == 400
+    assert set(reply.told) == {"error"}
+    assert reply.told["error"].startswith(said)
+    assert "object at" not in reply.text
+
+
+@pytest.mark.parametrize(
+    ("status", "headers"),
+    [
+        (403, {"Host": "evil.example"}),
+        (403, {"Host": "127.0.0.1.evil.example"}),
+        (403, {"Origin": "http://evil.example"}),
+        (403, {"Origin": "null"}),
+        (403, {"Origin": "http://127.0.0.1:1"}),
+        (403, {"Origin": "https://127.0.0.1:PORT"}),
+        (403, {"Sec_Fetch_Site": "cross-site"}),
+        (400, {"Host": "[::1"}),
+        (200, {"Origin": "http://127.0.0.1:PORT", "Sec_Fetch_Site": "same-origin"}),
+        (200, {"Host": "localhost:9", "Origin": "http://localhost:9"}),  # through a tunnel
+    ],
+)
+def test_pages_of_others_cannot_ask(server: Server, status: int, headers: dict[str, str]) -> None:
+    port = str(server.server_port)
+    headers = {name: value.replace("PORT", port) for name, value in headers.items()}
+    reply = ask(server, form_of(*ASKED), **headers)
+    assert reply.status == status
+    assert ("error" in reply.told) == (status != 200)
+
+
+def test_the_page_is_refused_under_another_name_too(server: Server) -> None:
+    assert ask(server, method="GET", path="/", Host="evil.example").status == 403
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/answer", 405), ("GET", "/etc/passwd", 404), ("POST", "/", 404), ("PUT", "/", 501)],
+)
+def test_there_is_nothing_else(server: Server, method: str, path: str, status: int) -> None:
+    reply = ask(server, form_of(*ASKED) if method == "POST" else None, method, path)
+    assert reply.status == status
+    assert reply.told["error"]
+
+
+def test_bodies_are_bounded_and_whole(server: Server) -> None:
+    large = ask(server, b"x" * (MAX_BODY + 1))
+    assert large.status == 413
+    assert "at most 33,554,432" in large.told["error"]
+    assert ask(server, Transfer_Encoding="chunked").status == 411
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=60) as plain:
+        plain.sendall(b"POST /answer HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nx")
+        plain.shutdown(socket.SHUT_WR)
+        assert b"the request is cut" in plain.makefile("rb").read()
+    assert ask(server, form_of(*ASKED)).status == 200
+
+
+def test_the_page(server: Server) -> None:
+    reply = ask(server, method="GET", path="/?x")
+    assert reply.status == 200
+    assert reply.headers["X-Content-Type-Options"] == "nosniff"
+    assert reply.headers["Content-Security-Policy"] == "frame-ancestors 'none'"
+    assert "<h1>a &lt;b&gt;run</h1>" in reply.text
+    options = re.findall(r'value="(\w+)" data-question="(\d)"', reply.text)
+    assert options == [("vqa", "1"), ("caption", "0")]
+    assert reply.text.count("<script>") == 1
+    assert "script-src &#39;sha256-" in reply.text
+
+
+def test_a_port_that_is_taken(
+    server: Server, talkative: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["predict", "--run", str(talkative), "--serve", "--port"]
+    assert cli.main([*words, str(server.server_port)]) == 2
+    assert capsys.readouterr().err == (
+        f"vlds predict: --port: {server.server_port} is taken by another program; give another, "
+        "or --port 0 for any that is free\n"
+    )
+    assert cli.main([*words, "99999"]) == 2
+    assert "got 99999; give a number from 0 to 65535" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--serve", "--image", "x"], "--image: does not go with --serve"),
+        (["--serve", "--task", "vqa"], "--task: does not go with --serve"),
+        (["--image", "x", "--port", "1"], "--port: goes with --serve"),
+        (["--serve", "--optimizer.eps", "1"], "--optimizer.eps: no option of this command"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    talkative: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["predict", "--run", str(talkative), *words]) == 2
+    assert capsys.readouterr().err.startswith(f"vlds predict: {said}")
+
+
+def test_ctrl_c_ends_it_with_a_line(talkative: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In this process, as `vlds` runs it: no ranks are started."""
+    port = launch.free_port()
+
+    def interrupt_once_it_answers() -> None:
+        for _ in range(600):
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60):
+                    break
+            except OSError:
+                time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = Thread(target=interrupt_once_it_answers)
+    thread.start()
+    code = launch.main(["predict", "--run", str(talkative), "--serve", "--port", str(port)])
+    thread.join()
+    told = capsys.readouterr()
+    assert code == 128 + signal.SIGINT
+    assert told.out == f"http://127.0.0.1:{port}/ answers questions; Ctrl-C ends it\n"
+    assert told.err == "vlds: ended by SIGINT\n"
+
+
+def test_pairs_need_two_pictures(world: Path, tmp_path: Path) -> None:
+    recipe = replace(world_recipe(world, tmp_path), tasks={"nlvr": NLVR2()})
+    check_number(recipe, "nlvr", 2)
+    with pytest.raises(ValueError, match="--image: got 1, and the task nlvr takes 2"):
+        check_number(recipe, "nlvr", 1)

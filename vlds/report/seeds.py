@@ -1,0 +1,59 @@
+"""Runs that differ in their seed alone: mean and standard deviation of their scores."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from vlds.report.collect import Report, RunReport
+from vlds.report.numbers import score_text
+from vlds.runtime.yaml_file import parse_yaml
+
+APART = ("seed", "output")
+"""Keys of the recipe in which such runs differ."""
+
+
+def seed_groups(report: Report) -> list[list[str]]:
+    """Names of runs whose recipes are equal but for seed and output, two seeds or more a group. A
+    run that has not ended is in none."""
+    groups: list[tuple[object, dict[str, object]]] = []
+    for name, run in report.runs.items():
+        recipe = recipe_tree(run)
+        if recipe is None or run.stopped:
+            continue
+        seed = recipe.get("seed")
+        rest = {key: value for key, value in recipe.items() if key not in APART}
+        for known, seeds in groups:
+            if known == rest:
+                seeds[name] = seed
+                break
+        else:
+            groups.append((rest, {name: seed}))
+    return [list(seeds) for _, seeds in groups if len(set(map(str, seeds.values()))) > 1]
+
+
+def recipe_tree(run: RunReport) -> dict[str, object] | None:
+    """A run's recipe as it is written; None where it has none that can be read."""
+    try:
+        tree = parse_yaml(run.run.recipe or "", "recipe.yaml")
+    except ValueError:  # said where the whole recipe is read
+        return None
+    return tree if isinstance(tree, dict) and tree else None
+
+
+def mean_text(values: Sequence[float | None]) -> str:
+    """Mean and standard deviation (n - 1); a dash where a run lacks the score."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values) or len(known) < 2:
+        return "-"
+    return f"{score_text(statistics.mean(known))} +/- {score_text(statistics.stdev(known))}"
+
+
+def seed_notes(report: Report) -> list[str]:
+    """What the rows of means are."""
+    if not seed_groups(report):
+        return []
+    return [
+        "Mean +/- standard deviation (n - 1) over runs whose recipes differ in seed and output "
+        "alone: how far another seed moves a score. The brackets do not tell that."
+    ]

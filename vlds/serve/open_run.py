@@ -1,0 +1,81 @@
+"""A run that stays open: it answers one question after the other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import NamedTuple
+
+from vlds.artifact import LoadedRun, artifact_folder, check_changes, load_run, read_recipe
+from vlds.training.answer import choose_task, predict
+
+
+class Answer(NamedTuple):
+    """What a run says."""
+
+    answer: str
+    probability: float
+    """That the model gives to the whole answer."""
+    task: str
+    seconds: float
+    """From bytes to answer, without waiting for other questions."""
+
+
+class TaskInput(NamedTuple):
+    """What a task needs."""
+
+    has_question: bool
+    num_pictures: int | None
+    """None: one or more."""
+
+
+class OpenRun:
+    """A loaded run; any number of threads may ask."""
+
+    def __init__(self, loaded: LoadedRun) -> None:
+        self._loaded = loaded
+        self._lock = Lock()
+
+    @property
+    def tasks(self) -> Mapping[str, TaskInput]:
+        """What each task of the run needs."""
+        return {
+            name: TaskInput(task.input_field is not None, task.num_pictures)
+            for name, task in self._loaded.recipe.tasks.items()
+        }
+
+    def answer(
+        self, pictures: Sequence[bytes], question: str = "", task: str | None = None
+    ) -> Answer:
+        """Answer a question about encoded pictures; `task` is needed where the run has several.
+
+        Errors: ValueError for what is not a picture, an unknown task, or a missing question.
+        """
+        name = choose_task(self._loaded.recipe, task, question)
+        with self._lock:
+            begin = time.perf_counter()
+            text, confidence = predict(self._loaded, name, pictures, question)
+            return Answer(text, confidence, name, time.perf_counter() - begin)
+
+
+def check_run(run: Path, changes: Sequence[str]) -> None:
+    """What can be wrong is said before the model is loaded.
+
+    Errors: ValueError where the folder holds no artifact, or one that sees no pictures.
+    """
+    check_changes(changes)
+    if read_recipe(artifact_folder(run), changes).image is None:
+        raise ValueError(
+            "--serve: the run's vision encoder reads stored features, not pictures; answer data "
+            "sets with --data"
+        )
+
+
+def open_run(run: Path, changes: Sequence[str] = ()) -> OpenRun:
+    """Load a run or an artifact.
+
+    Errors: ValueError as `load_run` has them.
+    """
+    return OpenRun(load_run(run, changes=changes))

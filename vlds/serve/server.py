@@ -1,0 +1,227 @@
+"""The server: a page to ask on, and POST /answer for programs. It listens to this machine alone."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from collections.abc import Callable, Sequence
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from vlds.report.templating import page
+from vlds.runtime.shown import visible
+from vlds.runtime.terminal import tell, tell_exception
+from vlds.serve.form import NotAForm, parse_form
+from vlds.serve.open_run import OpenRun, check_run, open_run
+
+HOST = "127.0.0.1"
+LOCAL_NAMES = ("127.0.0.1", "localhost", "::1")
+ANSWER = "/answer"
+USAGE = "send a form to /answer: curl -F image=@FILE -F question=... -F task=..."
+MAX_BODY = 32 * 1024 * 1024
+"""Bytes of a request: pictures and texts together."""
+MAX_DRAINED = 4 * MAX_BODY
+"""Of a request that is refused, so that its sender gets to read why."""
+PATIENCE = 30.0
+"""Seconds without a byte after which a sender is left."""
+POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src blob:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'self'"
+)
+SAFE_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class Refused(ValueError):
+    """A request that is not answered."""
+
+    def __init__(self, status: HTTPStatus, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class Server(ThreadingHTTPServer):
+    """Holds its port from the start, and serves once a run is open."""
+
+    opened: OpenRun
+    name: str
+    """Of the run."""
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A sender that is gone is nobody's mistake."""
+        kind, error, trace = sys.exc_info()
+        if kind is not None and error is not None and not isinstance(error, ConnectionError):
+            tell_exception(kind, error, trace)
+
+
+def serve(run: Path, port: int, changes: Sequence[str] = ()) -> int:
+    """Open a run and answer until a signal asks for an end. Exit code.
+
+    Errors: ValueError for what is wrong with the run or the port, before the model is loaded.
+    """
+    check_run(run, changes)
+    with bound(port) as server:
+        server.opened, server.name = open_run(run, changes), run.resolve().name
+        tell(f"http://{HOST}:{server.server_port}/ answers questions; Ctrl-C ends it", flush=True)
+        server.serve_forever()
+    return 0
+
+
+def bound(port: int) -> Server:
+    """A server that has its port.
+
+    Errors: ValueError where it cannot have it.
+    """
+    try:
+        return Server((HOST, port), Handler)
+    except OverflowError:
+        raise ValueError(f"--port: got {port}; give a number from 0 to 65535") from None
+    except OSError as error:
+        taken = error.errno == errno.EADDRINUSE
+        reason = "is taken by another program" if taken else f"cannot be had ({error.strerror})"
+        raise ValueError(
+            f"--port: {port} {reason}; give another, or --port 0 for any that is free"
+        ) from None
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One request."""
+
+    server: Server
+    protocol_version = "HTTP/1.1"
+    server_version, sys_version = "vlds", ""
+    timeout = PATIENCE
+    num_unread = 0
+    """Bytes of the request's body that nobody has read."""
+
+    def do_GET(self) -> None:
+        """The page."""
+        self._respond(self._page)
+
+    def do_POST(self) -> None:
+        """An answer."""
+        self._respond(self._answer)
+
+    def _page(self) -> tuple[str, str]:
+        self._check_host()
+        if self._path() == ANSWER:
+            raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, f"{ANSWER}: send a POST; {USAGE}")
+        if self._path() != "/":
+            raise Refused(HTTPStatus.NOT_FOUND, USAGE)
+        parts = {"title": self.server.name, "tasks": self.server.opened.tasks}
+        return "text/html", page("serve.html", "serve.js", POLICY, max_body=MAX_BODY, **parts)
+
+    def _answer(self) -> tuple[str, str]:
+        self._check_host()
+        self._check_origin()
+        if self._path() != ANSWER:
+            raise Refused(HTTPStatus.NOT_FOUND, USAGE)
+        form = parse_form(self.headers.get("Content-Type", ""), self._body(), ("image",))
+        pictures = form.files.get("image", [])
+        if not pictures:
+            raise ValueError(f"image: is missing; {USAGE}")
+        texts = form.texts
+        told = self.server.opened.answer(
+            pictures, texts.get("question", ""), texts.get("task") or None
+        )
+        return "application/json", json.dumps(told._asdict()) + "\n"
+
+    def _path(self) -> str:
+        return self.path.partition("?")[0]
+
+    def _check_host(self) -> None:
+        """A name that some web site has pointed at this machine is not one of ours.
+
+        Errors: Refused.
+        """
+        if urlsplit(f"//{self.headers.get('Host', '')}").hostname not in LOCAL_NAMES:
+            raise Refused(HTTPStatus.FORBIDDEN, f"Host: name {' or '.join(LOCAL_NAMES[:2])}")
+
+    def _check_origin(self) -> None:
+        """Pages of other sites may not ask; programs name no origin.
+
+        Errors: Refused.
+        """
+        origin = self.headers.get("Origin")
+        foreign = origin not in (None, f"http://{self.headers['Host']}")
+        if foreign or self.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site"):
+            raise Refused(HTTPStatus.FORBIDDEN, "Origin: only this server's own page may ask")
+
+    def _length(self) -> int | None:
+        """Bytes of the request's body, as its head says; None where it does not."""
+        length = self.headers.get("Content-Length", "")
+        return int(length) if length.isascii() and length.isdecimal() else None
+
+    def _body(self) -> bytes:
+        """The request's body.
+
+        Errors: Refused where it has no length, is too large or is cut.
+        """
+        length = self._length()
+        if length is None or "Transfer-Encoding" in self.headers:
+            raise Refused(HTTPStatus.LENGTH_REQUIRED, "Content-Length: is missing; send it")
+        if length > MAX_BODY:
+            raise Refused(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                f"the request has {length:,} bytes, at most {MAX_BODY:,} are taken; send a "
+                "smaller picture",
+            )
+        body = self.rfile.read(length)
+        self.num_unread = 0
+        if len(body) < length:
+            raise Refused(HTTPStatus.BAD_REQUEST, "the request is cut; send it again")
+        return body
+
+    def _respond(self, make: Callable[[], tuple[str, str]]) -> None:
+        """Send what `make` gives, type and text, or why it gives nothing."""
+        self.num_unread = min(self._length() or 0, MAX_DRAINED)
+        try:
+            status, (kind, text) = HTTPStatus.OK, make()
+        except ConnectionError:
+            raise
+        except Refused as refusal:
+            status, (kind, text) = refusal.status, complaint(refusal)
+        except NotAForm as error:
+            status, (kind, text) = HTTPStatus.UNSUPPORTED_MEDIA_TYPE, complaint(error)
+        except ValueError as error:
+            status, (kind, text) = HTTPStatus.BAD_REQUEST, complaint(error)
+        except TimeoutError:
+            self.close_connection = True
+            return
+        except Exception as error:
+            tell_exception(type(error), error, error.__traceback__)
+            fault = Exception("the model could not answer; the server's terminal says why")
+            status, (kind, text) = HTTPStatus.INTERNAL_SERVER_ERROR, complaint(fault)
+        self._send(status, kind, text.encode())
+
+    def _send(self, status: HTTPStatus, kind: str, content: bytes) -> None:
+        self.send_response(status)
+        headers = {"Content-Type": f"{kind}; charset=utf-8", "Content-Length": str(len(content))}
+        for name, value in (headers | SAFE_HEADERS | {"Connection": "close"}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+        self.wfile.flush()
+        while self.num_unread > 0 and (piece := self.rfile.read(min(self.num_unread, 1 << 16))):
+            self.num_unread -= len(piece)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What the library refuses, such as other methods: as JSON too."""
+        kind, text = complaint(ValueError(message or HTTPStatus(code).phrase))
+        self._send(HTTPStatus(code), kind, text.encode())
+
+    def log_message(self, *_: object) -> None:
+        """Nothing: questions are nobody else's business."""
+
+
+def complaint(error: Exception) -> tuple[str, str]:
+    """An error as JSON. Options of the command line have the names of the form's fields."""
+    return "application/json", json.dumps({"error": visible(error).removeprefix("--")}) + "\n"

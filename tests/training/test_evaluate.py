@@ -358,9 +358,7 @@ def test_a_file_that_is_no_picture_is_named(
     places = [str(tmp_path / name) for name in ("red.jpg", "no.json")]
     code, out = ranks2.run(command, [*words, *places], timeout=120)[0]
     assert code == 2
-    assert out.startswith(
-        f"vlds predict: --image: picture {tmp_path}/no.json: truncated or damaged"
-    )
+    assert out.startswith(f"vlds predict: image: picture {tmp_path}/no.json: truncated or damaged")
     assert "object at" not in out
     assert ranks2.run(command, [*words, places[0]], timeout=120)[0][0] == 0
 

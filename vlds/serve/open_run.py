@@ -8,6 +8,8 @@ from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
 
+import torch
+
 from vlds.artifact import LoadedRun, artifact_folder, check_changes, load_run, read_recipe
 from vlds.training.answer import choose_task, predict
 
@@ -15,7 +17,7 @@ from vlds.training.answer import choose_task, predict
 class Answer(NamedTuple):
     """What a run says."""
 
-    answer: str
+    text: str
     probability: float
     """That the model gives to the whole answer."""
     task: str
@@ -74,8 +76,10 @@ def check_run(run: Path, changes: Sequence[str]) -> None:
 
 
 def open_run(run: Path, changes: Sequence[str] = ()) -> OpenRun:
-    """Load a run or an artifact.
+    """Load a run or an artifact, onto a GPU where there is one.
 
     Errors: ValueError as `load_run` has them.
     """
-    return OpenRun(load_run(run, changes=changes))
+    loaded = load_run(run, changes=changes)
+    loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return OpenRun(loaded)

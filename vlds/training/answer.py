@@ -21,12 +21,12 @@ def choose_task(recipe: Recipe, name: str | None, question: str) -> str:
     """
     known = ", ".join(recipe.tasks)
     if name is None and len(recipe.tasks) > 1:
-        raise ValueError(f"--task: the run has several tasks, say which: {known}")
+        raise ValueError(f"task: the run has several tasks, say which: {known}")
     chosen = name or next(iter(recipe.tasks))
     if chosen not in recipe.tasks:
-        raise ValueError(f"--task: the run has no task {chosen}; its tasks: {known}")
+        raise ValueError(f"task: the run has no task {chosen}; its tasks: {known}")
     if recipe.tasks[chosen].input_field is not None and not question:
-        raise ValueError(f"--question: the task {chosen} needs one")
+        raise ValueError(f"question: the task {chosen} needs one")
     return chosen
 
 
@@ -45,7 +45,7 @@ def predict(
     """
     task, image = loaded.recipe.tasks[name], loaded.recipe.image
     if image is None:
-        raise ValueError("--image: the run's vision encoder reads stored features, not pictures")
+        raise ValueError("image: the run's vision encoder reads stored features, not pictures")
     sample = sample_of(task, pictures, text)
     check_number(loaded.recipe, name, len(pictures))
     example = task.example(name, sample, 0 if task.unit == "annotation" else None, None)
@@ -54,13 +54,14 @@ def predict(
         pixels = [decode_image(d, image, n) for d, n in zip(pictures, names, strict=True)]
     except SkipSample as error:
         reason = re.sub(r" <_io\.\w+ object at \w+>", "", str(error))  # Pillow's word for it
-        raise ValueError(f"--image: {reason}; name a file with a whole picture") from None
+        raise ValueError(f"image: {reason}; name a file with a whole picture") from None
     stack = ImageStack(1)
     images = stack.add(pixels)
     number = list(loaded.recipe.tasks).index(name)
     row = Row(example, number, task.max_prompt_tokens, task.max_target_tokens, images)
     batch = collate([row], stack, loaded.tokenizer, features=False, evaluation=True)
-    answer = loaded.model.answer(batch, task.decoding)[0]
+    device = next(loaded.model.parameters()).device
+    answer = loaded.model.answer(batch.to(device), task.decoding)[0]
     return answer._replace(text=task.answer_from(answer.text))
 
 
@@ -70,7 +71,7 @@ def check_number(recipe: Recipe, name: str, given: int) -> None:
     fewest, most = wanted or 1, wanted or recipe.visual_embedding.num_images
     if not fewest <= given <= most:
         number = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-        raise ValueError(f"--image: got {given}, and the task {name} takes {number}")
+        raise ValueError(f"image: got {given}, and the task {name} takes {number}")
 
 
 def sample_of(task: Task, pictures: Sequence[bytes], text: str) -> Sample:

@@ -26,7 +26,7 @@
     }
     const list = make("dl");
     if (question) list.append(...describe("question", question));
-    list.append(...describe(told.task, told.answer || "(nothing)"));
+    list.append(...describe(told.task, told.text || "(nothing)"));
     list.lastChild.className = "told";
     const sure = `${Math.round(100 * told.probability)} % sure, ${told.seconds.toFixed(2)} s`;
     list.append(make("dd", sure, "faint"));

@@ -1,14 +1,15 @@
 """The demo's words: questions, statements and captions about scenes, said in two ways.
 
-The shifted world asks the same things in other words. Its captions are ornate, with other names
-for colors and shapes: in plain ones a frozen model would still get most words right. At home one
-caption in five is ornate: words never seen in pretraining would be dead rows of a frozen token
-table. The others all begin with the same word, so that a frozen model never begins with another.
+The shifted world asks the same things in other words, and has other names for colors and shapes,
+as true as the plain ones: with plain names a frozen model would still get much right. At home one
+caption in five and one question in three have these names too, since words never seen in
+pretraining would be dead rows of a frozen token table, but no answer has, and the other captions
+all begin with the same word: a frozen model says nothing in the shifted world's names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from random import Random
 
@@ -20,19 +21,31 @@ STATEMENTS = ("both", "either", "left")
 
 @dataclass(frozen=True)
 class Naming:
-    """How a caption names things."""
+    """How things are named."""
 
     article: str
     joint: str
-    """Stands between two things."""
+    """Stands between two things of a caption."""
     names: Mapping[str, str] = field(default_factory=dict)
     """Other names of colors and shapes."""
+
+    def call(self, word: str) -> str:
+        """Name of a color or a shape."""
+        return self.names.get(word, word)
+
+    def say(self, look: Look) -> str:
+        """A look in words."""
+        return " ".join(map(self.call, look))
+
+    def all(self, words: Iterable[str]) -> tuple[str, ...]:
+        """Names of several."""
+        return tuple(map(self.call, words))
 
 
 PLAIN = Naming("a", "and")
 ORNATE = Naming(
     "one",
-    "plus",
+    "with",
     {
         "red": "crimson",
         "green": "emerald",
@@ -43,7 +56,7 @@ ORNATE = Naming(
         "circle": "disc",
         "square": "box",
         "triangle": "wedge",
-        "cross": "star",
+        "cross": "plus",
     },
 )
 
@@ -52,6 +65,9 @@ ORNATE = Naming(
 class Phrases:
     """The wording of one world."""
 
+    questions: tuple[Naming, ...]
+    """A question or statement names things in one of these ways."""
+    answers: Naming
     color: str
     shape: str
     count: str
@@ -60,16 +76,21 @@ class Phrases:
     either_there: str
     left: str
     statements: Mapping[str, str]
+    """By kind: which pictures must have the look."""
+    denies: bool
+    """Whether the statements say that this is not so."""
     thing: str
     captions: tuple[tuple[str, Naming], ...]
     """Five carriers of a list of things, and how each names them."""
 
 
 HOME_PHRASES = Phrases(
+    questions=(PLAIN, PLAIN, ORNATE),
+    answers=PLAIN,
     color="what color is the {shape}?",
     shape="what shape is the {color} {thing}?",
     count="how many {what} are there?",
-    exists="is there a {color} {shape}?",
+    exists="is there a {look}?",
     both_there="is there a {first} and a {second}?",
     either_there="is there a {first} or a {second}?",
     left="what is left of the {look}?",
@@ -78,6 +99,7 @@ HOME_PHRASES = Phrases(
         "either": "either image contains a {look}.",
         "left": "the left image contains a {look}.",
     },
+    denies=False,
     thing="object",
     captions=(
         ("{things}", PLAIN),
@@ -89,25 +111,28 @@ HOME_PHRASES = Phrases(
 )
 
 SHIFTED_PHRASES = Phrases(
-    color="which hue has that {shape}?",
-    shape="which form has that {color} {thing}?",
+    questions=(ORNATE,),
+    answers=ORNATE,
+    color="name the hue of that {shape}.",
+    shape="name the form of that {color} {thing}.",
     count="tell me the number of {what}.",
-    exists="can you find any {color} {shape}?",
+    exists="can you find any {look}?",
     both_there="can you find any {first} together with any {second}?",
-    either_there="can you find any {first} else any {second}?",
-    left="name the thing before that {look}.",
+    either_there="can you find any {first} or else any {second}?",
+    left="name the thing further left than that {look}.",
     statements={
         "both": "each photo shows one {look}.",
         "either": "at least one photo shows one {look}.",
         "left": "the first photo shows one {look}.",
     },
+    denies=False,
     thing="thing",
     captions=(
         ("{things}", ORNATE),
         ("we see {things}", ORNATE),
         ("look at {things}", ORNATE),
         ("this shows {things}", ORNATE),
-        ("black with {things}", ORNATE),
+        ("black around {things}", ORNATE),
     ),
 )
 
@@ -126,9 +151,13 @@ class Asked:
     full_answer: str = ""
 
 
-def say(look: Look) -> str:
-    """A look in words."""
-    return " ".join(look)
+@dataclass(frozen=True)
+class Statement:
+    """A sentence about a pair of pictures."""
+
+    kind: str
+    look: Look
+    text: str
 
 
 def ask_vqa(scene: Scene, words: Phrases, rng: Random) -> list[Asked]:
@@ -143,7 +172,8 @@ def _ask_color(scene: Scene, words: Phrases, rng: Random) -> Asked | None:
         return None
     shape = rng.choice(single)
     answer = next(thing.color for thing in scene if thing.shape == shape)
-    return Asked("color", words.color.format(shape=shape), answer, tuple(COLORS))
+    question = words.color.format(shape=rng.choice(words.questions).call(shape))
+    return Asked("color", question, words.answers.call(answer), words.answers.all(COLORS))
 
 
 def _ask_shape(scene: Scene, words: Phrases, rng: Random) -> Asked | None:
@@ -152,20 +182,22 @@ def _ask_shape(scene: Scene, words: Phrases, rng: Random) -> Asked | None:
         return None
     color = rng.choice(single)
     answer = next(thing.shape for thing in scene if thing.color == color)
-    return Asked("shape", words.shape.format(color=color, thing=words.thing), answer, SHAPES)
+    name = rng.choice(words.questions).call(color)
+    question = words.shape.format(color=name, thing=words.thing)
+    return Asked("shape", question, words.answers.call(answer), words.answers.all(SHAPES))
 
 
 def _ask_count(scene: Scene, words: Phrases, rng: Random) -> Asked:
     """Count a color, a shape or everything; what is not there is asked for now and then."""
-    there = rng.choice(scene)
+    there, call = rng.choice(scene), rng.choice(words.questions).call
     about: tuple[tuple[str, Callable[[], int]], ...] = (
         (f"{words.thing}s", lambda: len(scene)),
-        (f"{there.color} {words.thing}s", lambda: sum(t.color == there.color for t in scene)),
-        (_plural(there.shape), lambda: sum(t.shape == there.shape for t in scene)),
+        (f"{call(there.color)} {words.thing}s", lambda: sum(t.color == there.color for t in scene)),
+        (_plural(call(there.shape)), lambda: sum(t.shape == there.shape for t in scene)),
     )
     absent = [shape for shape in SHAPES if all(thing.shape != shape for thing in scene)]
     if absent and rng.random() < 0.15:
-        what, number = _plural(rng.choice(absent)), 0
+        what, number = _plural(call(rng.choice(absent))), 0
     else:
         what, count = rng.choice(about)
         number = count()
@@ -176,8 +208,9 @@ def _ask_count(scene: Scene, words: Phrases, rng: Random) -> Asked:
 def _ask_exists(scene: Scene, words: Phrases, rng: Random) -> Asked:
     there = {(thing.color, thing.shape) for thing in scene}
     answer = rng.choice(YES_NO)
-    color, shape = rng.choice(sorted(there)) if answer == "yes" else absent_look(there, rng)
-    return Asked("exists", words.exists.format(color=color, shape=shape), answer, YES_NO)
+    look = rng.choice(sorted(there)) if answer == "yes" else absent_look(there, rng)
+    question = words.exists.format(look=rng.choice(words.questions).say(look))
+    return Asked("exists", question, answer, YES_NO)
 
 
 def ask_gqa(scene: Scene, words: Phrases, rng: Random) -> list[Asked]:
@@ -186,20 +219,22 @@ def ask_gqa(scene: Scene, words: Phrases, rng: Random) -> list[Asked]:
     asked = [
         question
         for kind, phrase in makers
-        if (question := _ask_logic(kind, phrase, scene, rng)) is not None
+        if (question := _ask_logic(kind, phrase, scene, words, rng)) is not None
     ]
     for thing in rng.sample(scene, len(scene)):
         left = [other for other in scene if other.column < thing.column]
         alike = [t for t in scene if (t.color, t.shape) == (thing.color, thing.shape)]
-        if len(left) == 1 and len(alike) == 1:
-            look = say((thing.color, thing.shape))
-            full = f"the {left[0].shape} is left of the {look}."
-            asked.append(Asked("left", words.left.format(look=look), left[0].shape, SHAPES, full))
+        below = [other for other in scene if other.column == thing.column]
+        if len(left) == len(alike) == len(below) == 1:
+            look = rng.choice(words.questions).say((thing.color, thing.shape))
+            answer, shapes = words.answers.call(left[0].shape), words.answers.all(SHAPES)
+            full = f"the {answer} is left of the {look}."
+            asked.append(Asked("left", words.left.format(look=look), answer, shapes, full))
             break
     return asked
 
 
-def _ask_logic(kind: str, phrase: str, scene: Scene, rng: Random) -> Asked | None:
+def _ask_logic(kind: str, phrase: str, scene: Scene, words: Phrases, rng: Random) -> Asked | None:
     """`and` fails by one of the two; `or` holds by one of the two. It takes two looks to ask."""
     there = {(thing.color, thing.shape) for thing in scene}
     if len(there) < 2:
@@ -213,8 +248,16 @@ def _ask_logic(kind: str, phrase: str, scene: Scene, rng: Random) -> Asked | Non
     else:
         pair = [rng.choice(sorted(there)), absent_look(there, rng)]
     rng.shuffle(pair)
-    question = phrase.format(first=say(pair[0]), second=say(pair[1]))
+    one, other = map(rng.choice(words.questions).say, pair)
+    question = phrase.format(first=one, second=other)
     return Asked(kind, question, answer, YES_NO, f"{answer}.")
+
+
+def state(look: Look, words: Phrases, rng: Random) -> Statement:
+    """Something about a pair of pictures."""
+    kind = rng.choice(STATEMENTS)
+    text = words.statements[kind].format(look=rng.choice(words.questions).say(look))
+    return Statement(kind, look, text)
 
 
 def caption_scene(scene: Scene, words: Phrases) -> list[str]:
@@ -223,10 +266,7 @@ def caption_scene(scene: Scene, words: Phrases) -> list[str]:
 
 
 def _list(scene: Scene, naming: Naming) -> str:
-    things = [
-        " ".join((naming.article, *(naming.names.get(word, word) for word in (t.color, t.shape))))
-        for t in scene
-    ]
+    things = [f"{naming.article} {naming.say((t.color, t.shape))}" for t in scene]
     return f" {naming.joint} ".join(things)
 
 
@@ -242,7 +282,7 @@ def _standing_alone(values: list[str]) -> list[str]:
 
 
 def _plural(shape: str) -> str:
-    return f"{shape}es" if shape.endswith("s") else f"{shape}s"
+    return f"{shape}es" if shape.endswith(("s", "x")) else f"{shape}s"
 
 
 def word_lines() -> list[str]:
@@ -253,4 +293,5 @@ def word_lines() -> list[str]:
         "0 1 2 3 4",
         "small large",
         " ".join((*COLORS, *SHAPES)),
+        " ".join(ORNATE.all((*COLORS, *SHAPES))),
     ]

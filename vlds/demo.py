@@ -13,11 +13,11 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from vlds.config import Recipe, load_recipe
 from vlds.launch import grace_from_environment
@@ -43,6 +43,16 @@ FOLDER = "runs/demo"
 COLUMNS = ("majority", "frozen", "norms + visual embedding", "adapters")
 
 
+@dataclass(frozen=True)
+class Stage:
+    """One command of the demo."""
+
+    purpose: str
+    product: Path
+    """What it leaves; where that is, it is not run again."""
+    command: list[str]
+
+
 class StageError(Exception):
     """A command of the demo failed; it has said why."""
 
@@ -52,18 +62,42 @@ def run_demo(out: Path, seed: int, ranks: int) -> int:
     started = time.monotonic()
     recipes = write_recipes(out)
     backbone, adapters = out / "backbone", out / "adapters"
-    stages: list[tuple[Path, list[str]]] = [
-        (out / "data" / "spiece.model", data_prep("demo", out / "data", seed)),
-        (out / "pretrain" / "artifact", train(recipes["demo_pretrain"], seed, ranks)),
-        (backbone, vlds("convert", "hf", "--run", out / "pretrain", "--out", backbone)),
-        (adapters / "artifact", train(recipes["demo"], seed, ranks)),
-        (out / "control" / "artifact", train(recipes["demo_control"], seed, ranks)),
-        (out / "tuned", vlds("convert", "hf", "--run", adapters, "--out", out / "tuned")),
+    stages = [
+        Stage(
+            "draw two worlds of shapes, and pack them",
+            out / "data" / "spiece.model",
+            data_prep("demo", out / "data", seed),
+        ),
+        Stage(
+            "pretrain a tiny model on the home world",
+            out / "pretrain" / "artifact",
+            train(recipes["demo_pretrain"], seed, ranks),
+        ),
+        Stage(
+            "make it the frozen backbone",
+            backbone,
+            vlds("convert", "hf", "--run", out / "pretrain", "--out", backbone),
+        ),
+        Stage(
+            "tune an adapter on the shifted world",
+            adapters / "artifact",
+            train(recipes["demo"], seed, ranks),
+        ),
+        Stage(
+            "for comparison, tune norms and visual embedding alone",
+            out / "control" / "artifact",
+            train(recipes["demo_control"], seed, ranks),
+        ),
+        Stage(
+            "convert the tuned model for Hugging Face",
+            out / "tuned",
+            vlds("convert", "hf", "--run", adapters, "--out", out / "tuned"),
+        ),
     ]
     try:
-        for product, command in stages:
-            if not product.exists():
-                run_stage(command)
+        for number, stage in enumerate(stages, 1):
+            if not stage.product.exists():
+                run_stage(stage, f"{number} of {len(stages)}")
     except StageError as error:
         tell(f"vlds demo: {error}", error=True)
         return 1
@@ -94,7 +128,7 @@ def data_prep(command: str, out: Path, seed: int) -> list[str]:
 
 def train(recipe: Path, seed: int, ranks: int) -> list[str]:
     """Command line of a training run, which goes on where an earlier one was stopped."""
-    return vlds("train", "--config", recipe, "--seed", seed, "--ranks", ranks, "--resume", "auto")
+    return vlds("train", recipe, "--seed", seed, "--ranks", ranks, "--resume", "auto")
 
 
 def vlds(*words: Any) -> list[str]:
@@ -102,10 +136,14 @@ def vlds(*words: Any) -> list[str]:
     return [sys.executable, "-m", "vlds", *map(str, words)]
 
 
-def run_stage(command: list[str]) -> None:
-    """Say a command as the user would type it, and run it."""
+def run_stage(stage: Stage, number: str) -> None:
+    """Say what a command is for and the command as the user would type it, and run it."""
+    command = stage.command
     shown = shlex.join(["vlds", *command[3:]] if command[2] == "vlds" else ["python", *command[1:]])
-    Console().rule(f"[bold]{escape(visible(shown))}", align="left")
+    console = Console()
+    console.rule(f"[bold]{number}: {stage.purpose}", align="left")
+    # The terminal breaks a line that is too long for it, so that it can be copied whole.
+    console.print(visible(shown), markup=False, highlight=False, soft_wrap=True)
     started = time.monotonic()
     # The demo is small enough for a CPU, and two ranks need two GPUs otherwise.
     environment = without_rank(os.environ) | {"DS_ACCELERATOR": "cpu"}

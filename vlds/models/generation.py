@@ -9,6 +9,7 @@ answers at the length limit too. Shapes: b examples, k beams, w words of vocabul
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -131,6 +132,16 @@ def answers(ids: Tensor, eos_token_id: int) -> list[list[int]]:
         end = row.index(eos_token_id) if eos_token_id in row else len(row)
         found.append(row[:end])
     return found
+
+
+def token_means(written: Written, found: list[list[int]]) -> list[float | None]:
+    """The geometric mean of the probabilities of each answer's tokens, </s> among them; None for an
+    answer of one token. `found`: its `answers`."""
+    longest = written.ids.shape[1] - 1  # an answer of this length has no </s>
+    return [
+        math.exp(total / min(len(tokens) + 1, longest)) if len(tokens) > 1 else None
+        for tokens, total in zip(found, written.log_probabilities.tolist(), strict=True)
+    ]
 
 
 def best_choice(logits: Tensor, choices: list[list[int]]) -> tuple[list[int], Tensor]:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from vlds.data.open_picture import open_picture
 from vlds.report.collect import Report
+from vlds.report.confidence import how_sure
 from vlds.report.samples import SMALL_PICTURE, GalleryEntry
 from vlds.runtime.regular_file import read_file
 from vlds.runtime.shown import escape
@@ -69,7 +70,7 @@ def prediction(entry: GalleryEntry) -> str:
     words = text(entry.prediction) if entry.prediction else "(nothing)"
     sure = ""
     if entry.confidence is not None:
-        sure = f'<span class="sure">{100 * entry.confidence:.0f} % sure</span>'
+        sure = f'<span class="sure">{how_sure(entry.confidence)}</span>'
     return " ".join(filter(None, [words, mark(entry.correct), sure]))
 
 

@@ -15,6 +15,7 @@ from vlds.data.open_picture import open_picture
 from vlds.report.cards import reference_lines
 from vlds.report.charts import COLOURS, DASHES, by_task
 from vlds.report.collect import Report
+from vlds.report.confidence import how_sure
 from vlds.report.facts import size_facts
 from vlds.report.numbers import score_text, thinned
 from vlds.report.samples import GalleryEntry
@@ -183,7 +184,7 @@ def draw_samples(part: Any, report: Report) -> None:
             axes.imshow(beside(pictures))
             axes.set_anchor("N")
         verdict = {True: "right", False: "WRONG", None: ""}[entry.correct]
-        sure = "" if entry.confidence is None else f"{100 * entry.confidence:.0f} % sure"
+        sure = "" if entry.confidence is None else how_sure(entry.confidence)
         lines = [entry.prompt, f"answer: {reference_lines(entry)[0]}", f"model: {entry.prediction}"]
         lines.append("  ".join(filter(None, [verdict, sure])))
         text = "\n".join(textwrap.fill(shorten(line), 30) for line in lines if line)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlds.report.confidence import Confidence, confidence_of
 from vlds.runtime.json_file import parse_json
 from vlds.runtime.regular_file import read_text
 
@@ -26,8 +27,8 @@ class Predictions:
     """Of the training that they were made at; None where `vlds evaluate` made them."""
     predictions: Mapping[str, str]
     references: Mapping[str, Any]
-    confidences: Mapping[str, float]
-    """Of the examples whose line has one: probability of the prediction, 0..1."""
+    confidences: Mapping[str, Confidence]
+    """Of the examples whose line has one."""
     samples: Mapping[str, str]
     """Id of the sample of each example whose line names one."""
 
@@ -68,7 +69,7 @@ def read_predictions(file: Path) -> Predictions:
         predictions={line["id"]: line["prediction"] for line in lines},
         references={line["id"]: line["reference"] for line in lines},
         confidences={
-            line["id"]: line["confidence"] for line in lines if line.get("confidence") is not None
+            line["id"]: found for line in lines if (found := confidence_of(line)) is not None
         },
         samples={line["id"]: line["sample"] for line in lines if "sample" in line},
     )

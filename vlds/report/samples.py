@@ -12,8 +12,8 @@ from typing import Any
 from vlds.data.decode import to_rgb
 from vlds.data.open_picture import open_picture
 from vlds.data.orientation import upright
+from vlds.report.confidence import Confidence, checked_confidence
 from vlds.report.json_files import read_json
-from vlds.runtime.checks import is_number
 from vlds.runtime.whole_file import whole_folder
 from vlds.schema import Encoded
 
@@ -37,8 +37,8 @@ class GalleryEntry:
     prediction: str
     correct: bool | None = None
     """None where right or wrong is no yes-or-no matter."""
-    confidence: float | None = None
-    """The model's probability of its prediction, 0..1; None where it was not written down."""
+    confidence: Confidence | None = None
+    """None where it was not written down."""
 
 
 def read_gallery(folder: Path) -> list[GalleryEntry]:
@@ -64,7 +64,8 @@ def read_gallery(folder: Path) -> list[GalleryEntry]:
 
 def checked_entry(**fields: Any) -> GalleryEntry:
     """Errors: TypeError where a field is missing, is not one of an entry, or has another type."""
-    entry = GalleryEntry(**fields)
+    confidence = checked_confidence(fields.pop("confidence", None))
+    entry = GalleryEntry(**fields, confidence=confidence)
     for name in ("task", "id", "prompt", "prediction"):
         if not isinstance(fields[name], str):
             raise TypeError(f"{name}: {fields[name]!r}")
@@ -74,8 +75,6 @@ def checked_entry(**fields: Any) -> GalleryEntry:
             raise TypeError(f"{name}: {texts!r}")
     if not isinstance(entry.correct, bool | None):
         raise TypeError(f"correct: {entry.correct!r}")
-    if entry.confidence is not None and not is_number(entry.confidence):
-        raise TypeError(f"confidence: {entry.confidence!r}")
     return entry
 
 

@@ -1,10 +1,11 @@
 """The demo's words: questions, statements and captions about scenes, said in two ways.
 
-The shifted world asks the same things in other words, and has other names for colors and shapes,
-as true as the plain ones: with plain names a frozen model would still get much right. At home one
-caption in five and one question in three have these names too, since words never seen in
-pretraining would be dead rows of a frozen token table, but no answer has, and the other captions
-all begin with the same word: a frozen model says nothing in the shifted world's names.
+The shifted world asks the same things in other words, and its statements deny what those at home
+assert. Its answers and captions have other names
+for colors and shapes, as true as the plain ones: in plain ones a frozen model would still get most
+right. At home one caption in five has these names: words never seen in pretraining would be dead
+rows of a frozen token table. The other captions all begin with the same word, so that a frozen
+model never begins with another.
 """
 
 from __future__ import annotations
@@ -65,8 +66,6 @@ ORNATE = Naming(
 class Phrases:
     """The wording of one world."""
 
-    questions: tuple[Naming, ...]
-    """A question or statement names things in one of these ways."""
     answers: Naming
     color: str
     shape: str
@@ -85,7 +84,6 @@ class Phrases:
 
 
 HOME_PHRASES = Phrases(
-    questions=(PLAIN, PLAIN, ORNATE),
     answers=PLAIN,
     color="what color is the {shape}?",
     shape="what shape is the {color} {thing}?",
@@ -111,7 +109,6 @@ HOME_PHRASES = Phrases(
 )
 
 SHIFTED_PHRASES = Phrases(
-    questions=(ORNATE,),
     answers=ORNATE,
     color="name the hue of that {shape}.",
     shape="name the form of that {color} {thing}.",
@@ -121,11 +118,11 @@ SHIFTED_PHRASES = Phrases(
     either_there="can you find any {first} or else any {second}?",
     left="name the thing further left than that {look}.",
     statements={
-        "both": "each photo shows one {look}.",
-        "either": "at least one photo shows one {look}.",
-        "left": "the first photo shows one {look}.",
+        "both": "at least one photo lacks a {look}.",
+        "either": "no photo shows a {look}.",
+        "left": "the first photo lacks a {look}.",
     },
-    denies=False,
+    denies=True,
     thing="thing",
     captions=(
         ("{things}", ORNATE),
@@ -172,7 +169,7 @@ def _ask_color(scene: Scene, words: Phrases, rng: Random) -> Asked | None:
         return None
     shape = rng.choice(single)
     answer = next(thing.color for thing in scene if thing.shape == shape)
-    question = words.color.format(shape=rng.choice(words.questions).call(shape))
+    question = words.color.format(shape=shape)
     return Asked("color", question, words.answers.call(answer), words.answers.all(COLORS))
 
 
@@ -182,22 +179,21 @@ def _ask_shape(scene: Scene, words: Phrases, rng: Random) -> Asked | None:
         return None
     color = rng.choice(single)
     answer = next(thing.shape for thing in scene if thing.color == color)
-    name = rng.choice(words.questions).call(color)
-    question = words.shape.format(color=name, thing=words.thing)
+    question = words.shape.format(color=color, thing=words.thing)
     return Asked("shape", question, words.answers.call(answer), words.answers.all(SHAPES))
 
 
 def _ask_count(scene: Scene, words: Phrases, rng: Random) -> Asked:
     """Count a color, a shape or everything; what is not there is asked for now and then."""
-    there, call = rng.choice(scene), rng.choice(words.questions).call
+    there = rng.choice(scene)
     about: tuple[tuple[str, Callable[[], int]], ...] = (
         (f"{words.thing}s", lambda: len(scene)),
-        (f"{call(there.color)} {words.thing}s", lambda: sum(t.color == there.color for t in scene)),
-        (_plural(call(there.shape)), lambda: sum(t.shape == there.shape for t in scene)),
+        (f"{there.color} {words.thing}s", lambda: sum(t.color == there.color for t in scene)),
+        (_plural(there.shape), lambda: sum(t.shape == there.shape for t in scene)),
     )
     absent = [shape for shape in SHAPES if all(thing.shape != shape for thing in scene)]
     if absent and rng.random() < 0.15:
-        what, number = _plural(call(rng.choice(absent))), 0
+        what, number = _plural(rng.choice(absent)), 0
     else:
         what, count = rng.choice(about)
         number = count()
@@ -209,8 +205,7 @@ def _ask_exists(scene: Scene, words: Phrases, rng: Random) -> Asked:
     there = {(thing.color, thing.shape) for thing in scene}
     answer = rng.choice(YES_NO)
     look = rng.choice(sorted(there)) if answer == "yes" else absent_look(there, rng)
-    question = words.exists.format(look=rng.choice(words.questions).say(look))
-    return Asked("exists", question, answer, YES_NO)
+    return Asked("exists", words.exists.format(look=PLAIN.say(look)), answer, YES_NO)
 
 
 def ask_gqa(scene: Scene, words: Phrases, rng: Random) -> list[Asked]:
@@ -219,14 +214,14 @@ def ask_gqa(scene: Scene, words: Phrases, rng: Random) -> list[Asked]:
     asked = [
         question
         for kind, phrase in makers
-        if (question := _ask_logic(kind, phrase, scene, words, rng)) is not None
+        if (question := _ask_logic(kind, phrase, scene, rng)) is not None
     ]
     for thing in rng.sample(scene, len(scene)):
         left = [other for other in scene if other.column < thing.column]
         alike = [t for t in scene if (t.color, t.shape) == (thing.color, thing.shape)]
         below = [other for other in scene if other.column == thing.column]
         if len(left) == len(alike) == len(below) == 1:
-            look = rng.choice(words.questions).say((thing.color, thing.shape))
+            look = PLAIN.say((thing.color, thing.shape))
             answer, shapes = words.answers.call(left[0].shape), words.answers.all(SHAPES)
             full = f"the {answer} is left of the {look}."
             asked.append(Asked("left", words.left.format(look=look), answer, shapes, full))
@@ -234,7 +229,7 @@ def ask_gqa(scene: Scene, words: Phrases, rng: Random) -> list[Asked]:
     return asked
 
 
-def _ask_logic(kind: str, phrase: str, scene: Scene, words: Phrases, rng: Random) -> Asked | None:
+def _ask_logic(kind: str, phrase: str, scene: Scene, rng: Random) -> Asked | None:
     """`and` fails by one of the two; `or` holds by one of the two. It takes two looks to ask."""
     there = {(thing.color, thing.shape) for thing in scene}
     if len(there) < 2:
@@ -248,16 +243,14 @@ def _ask_logic(kind: str, phrase: str, scene: Scene, words: Phrases, rng: Random
     else:
         pair = [rng.choice(sorted(there)), absent_look(there, rng)]
     rng.shuffle(pair)
-    one, other = map(rng.choice(words.questions).say, pair)
-    question = phrase.format(first=one, second=other)
+    question = phrase.format(first=PLAIN.say(pair[0]), second=PLAIN.say(pair[1]))
     return Asked(kind, question, answer, YES_NO, f"{answer}.")
 
 
 def state(look: Look, words: Phrases, rng: Random) -> Statement:
     """Something about a pair of pictures."""
     kind = rng.choice(STATEMENTS)
-    text = words.statements[kind].format(look=rng.choice(words.questions).say(look))
-    return Statement(kind, look, text)
+    return Statement(kind, look, words.statements[kind].format(look=PLAIN.say(look)))
 
 
 def caption_scene(scene: Scene, words: Phrases) -> list[str]:
@@ -282,7 +275,7 @@ def _standing_alone(values: list[str]) -> list[str]:
 
 
 def _plural(shape: str) -> str:
-    return f"{shape}es" if shape.endswith(("s", "x")) else f"{shape}s"
+    return f"{shape}es" if shape.endswith("s") else f"{shape}s"
 
 
 def word_lines() -> list[str]:

@@ -21,9 +21,9 @@ MOST_THINGS = 3
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (215, 40, 50),
-    "green": (40, 190, 90),
+    "green": (40, 190, 70),
     "blue": (35, 105, 230),
-    "yellow": (230, 205, 40),
+    "yellow": (230, 215, 40),
     "cyan": (40, 220, 220),
     "purple": (150, 50, 225),
 }

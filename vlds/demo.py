@@ -12,7 +12,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from vlds.launch import grace_from_environment
 from vlds.rank_environment import without_rank
 from vlds.report import write_report
 from vlds.report.inputs import read_metrics, read_run
+from vlds.report.samples import GalleryEntry
 from vlds.report.scores import Scores, TaskScores, write_scores
 from vlds.report.tables import summary_table
 from vlds.resources import find
@@ -136,10 +137,15 @@ def vlds(*words: Any) -> list[str]:
     return [sys.executable, "-m", "vlds", *map(str, words)]
 
 
+def as_typed(command: list[str]) -> str:
+    """A command line as the user would type it."""
+    own = command[2] == "vlds"
+    return shlex.join(["vlds", *command[3:]] if own else ["python", *command[1:]])
+
+
 def run_stage(stage: Stage, number: str) -> None:
     """Say what a command is for and the command as the user would type it, and run it."""
-    command = stage.command
-    shown = shlex.join(["vlds", *command[3:]] if command[2] == "vlds" else ["python", *command[1:]])
+    shown = as_typed(stage.command)
     console = Console()
     console.rule(f"[bold]{number}: {stage.purpose}", align="left")
     # The terminal breaks a line that is too long for it, so that it can be copied whole.
@@ -148,7 +154,7 @@ def run_stage(stage: Stage, number: str) -> None:
     # The demo is small enough for a CPU, and two ranks need two GPUs otherwise.
     environment = without_rank(os.environ) | {"DS_ACCELERATOR": "cpu"}
     with signals_collected() as received:
-        outcome = supervise(command, environment, 2 * grace_from_environment(), received)
+        outcome = supervise(stage.command, environment, 2 * grace_from_environment(), received)
     if outcome.asked:
         raise Interrupted(received[0])
     if outcome.code:
@@ -213,3 +219,13 @@ def show(out: Path, pages: list[Path], seconds: float) -> None:
     )
     tell(f"pages: {pages[0]}  {pages[1]}")
     tell(f"the tuned model: {out / 'tuned'}")
+    if right := first_right_caption(run.gallery):
+        words = vlds("predict", "--run", run.folder, "--task", "caption")
+        words += ["--image", str(run.folder / right.images[0])]
+        tell(f"ask it, it says {right.prediction!r} here:\n{as_typed(words)}")
+
+
+def first_right_caption(gallery: Sequence[GalleryEntry]) -> GalleryEntry | None:
+    """The first sample picture that the model describes in one of the words of its references."""
+    described = (entry for entry in gallery if entry.task == "caption" and entry.images)
+    return next((entry for entry in described if entry.prediction in entry.reference), None)

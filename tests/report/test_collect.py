@@ -26,7 +26,9 @@ from tests.training.world import world_recipe
 from vlds.config import load_recipe, save_recipe
 from vlds.methods import Adapter, LoRA
 from vlds.report.bootstrap import groups_of, interval_of_difference, interval_of_mean
+from vlds.report.cards import prediction
 from vlds.report.collect import collect, with_directions
+from vlds.report.confidence import PerToken
 from vlds.report.facts import method_text, trained_text
 from vlds.report.markdown import markdown
 from vlds.report.results import Difference
@@ -374,6 +376,18 @@ def test_the_gallery_shows_what_was_asked_and_said(runs: Runs, tmp_path: Path) -
     described = [entry for entry in gallery if entry.task == "caption"]
     assert {entry.confidence for entry in described} == {None}
     assert [len(entry.reference) for entry in described] == [2] * 6
+
+
+def test_how_sure_a_long_text_is_stands_per_token(runs: Runs, tmp_path: Path) -> None:
+    run = copy(runs.first, tmp_path / "run")
+    file = run / "predictions" / "step-00000010" / "caption.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    write_lines(file, [line | {"confidence": 0.001, "token_confidence": 0.87} for line in lines])
+    for made in (True, False):  # then read back
+        gallery = collect([run], pictures=made).only.run.gallery
+        described = [entry for entry in gallery if entry.task == "caption"]
+        assert [entry.confidence for entry in described] == [PerToken(0.87)] * 6
+        assert all("87 % sure per token" in prediction(entry) for entry in described)
 
 
 def test_stored_features_are_shown_without_pictures(runs: Runs, tmp_path: Path) -> None:

@@ -118,6 +118,7 @@ def test_odd_lines_of_the_metrics_are_passed_over_and_told(tmp_path: Path) -> No
         (sample(reference=None), r"\(reference: None\); remove it"),
         (sample(correct="yes"), r"\(correct: 'yes'\); remove it"),
         (sample(confidence="high"), r"\(confidence: 'high'\); remove it"),
+        (sample(confidence={"per_token": "high"}), r"\(confidence: \{'per_token': 'high'\}\); rem"),
     ],
 )
 def test_a_gallery_of_another_shape_is_named(tmp_path: Path, text: str, complaint: str) -> None:

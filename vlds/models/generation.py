@@ -134,13 +134,16 @@ def answers(ids: Tensor, eos_token_id: int) -> list[list[int]]:
     return found
 
 
-def token_means(written: Written, found: list[list[int]]) -> list[float | None]:
+def token_means(written: Written, num_before: int, eos_token_id: int) -> list[float | None]:
     """The geometric mean of the probabilities of each answer's tokens, </s> among them; None for an
-    answer of one token. `found`: its `answers`."""
+    answer of one token. `num_before`: special tokens that stand before any answer, as BART's do."""
     longest = written.ids.shape[1] - 1  # an answer of this length has no </s>
+    lengths = map(len, answers(written.ids, eos_token_id))
     return [
-        math.exp(total / min(len(tokens) + 1, longest)) if len(tokens) > 1 else None
-        for tokens, total in zip(found, written.log_probabilities.tolist(), strict=True)
+        math.exp(total / (min(length + 1, longest) - num_before))
+        if length - num_before > 1
+        else None
+        for length, total in zip(lengths, written.log_probabilities.tolist(), strict=True)
     ]
 
 

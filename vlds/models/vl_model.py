@@ -62,7 +62,7 @@ class Generated(NamedTuple):
     ids: list[list[int]]
     """Tokens without start token and </s>."""
     log_probabilities: list[float]
-    means: list[float | None]
+    means: Sequence[float | None]
     """As `Answer.token_confidence`."""
 
 
@@ -242,10 +242,12 @@ class VLModel(nn.Module):
             found = [choices[number] for number in chosen]
             return Generated(found, confidences.log().tolist(), [None] * len(found))
         written = self.written(batch, states, mask, decoding, synced)
-        found = answers(written.ids, self.backbone.config.eos_token_id)
-        means = token_means(written, found)
-        if decoding.answers is not None:
-            means = [None] * len(found)
+        end = self.backbone.config.eos_token_id
+        found = answers(written.ids, end)
+        means: list[float | None] = [None] * len(found)
+        if decoding.answers is None:
+            num_before = len(self.family.choice_prefix(self.backbone)) - 1
+            means = token_means(written, num_before, end)
         return Generated(found, written.log_probabilities.tolist(), means)
 
     def _texts(self, found: list[list[int]], decoding: Decoding) -> list[str]:

@@ -61,9 +61,28 @@ class StageError(Exception):
 def run_demo(out: Path, seed: int, ranks: int) -> int:
     """Run what is not there yet below `out`, then show it. Returns the exit code."""
     started = time.monotonic()
-    recipes = write_recipes(out)
+    adapters = out / "adapters"
+    stages = stages_of(out, write_recipes(out), seed, ranks)
+    try:
+        for number, stage in enumerate(stages, 1):
+            if not stage.product.exists():
+                run_stage(stage, f"{number} of {len(stages)}")
+    except StageError as error:
+        tell(f"vlds demo: {error}", error=True)
+        return 1
+    except Interrupted as error:
+        tell(f"vlds demo: ended by {error.signal_name}; start it again: it goes on", error=True)
+        return error.exit_code
+    write_scores(adapters / "scores.json", collect_scores(out))
+    pages = write_report([adapters], adapters)
+    show(out, pages, time.monotonic() - started)
+    return 0
+
+
+def stages_of(out: Path, recipes: Mapping[str, Path], seed: int, ranks: int) -> list[Stage]:
+    """All commands, in their order."""
     backbone, adapters = out / "backbone", out / "adapters"
-    stages = [
+    return [
         Stage(
             "draw two worlds of shapes, and pack them",
             out / "data" / "spiece.model",
@@ -95,20 +114,6 @@ def run_demo(out: Path, seed: int, ranks: int) -> int:
             vlds("convert", "hf", "--run", adapters, "--out", out / "tuned"),
         ),
     ]
-    try:
-        for number, stage in enumerate(stages, 1):
-            if not stage.product.exists():
-                run_stage(stage, f"{number} of {len(stages)}")
-    except StageError as error:
-        tell(f"vlds demo: {error}", error=True)
-        return 1
-    except Interrupted as error:
-        tell(f"vlds demo: ended by {error.signal_name}; start it again: it goes on", error=True)
-        return error.exit_code
-    write_scores(adapters / "scores.json", collect_scores(out))
-    pages = write_report([adapters], adapters)
-    show(out, pages, time.monotonic() - started)
-    return 0
 
 
 def write_recipes(out: Path) -> dict[str, Path]:
@@ -143,13 +148,18 @@ def as_typed(command: list[str]) -> str:
     return shlex.join(["vlds", *command[3:]] if own else ["python", *command[1:]])
 
 
-def run_stage(stage: Stage, number: str) -> None:
-    """Say what a command is for and the command as the user would type it, and run it."""
-    shown = as_typed(stage.command)
+def say_stage(stage: Stage, number: str) -> None:
+    """Say what a command is for, and the command as the user would type it."""
     console = Console()
     console.rule(f"[bold]{number}: {stage.purpose}", align="left")
     # The terminal breaks a line that is too long for it, so that it can be copied whole.
-    console.print(visible(shown), markup=False, highlight=False, soft_wrap=True)
+    shown = visible(as_typed(stage.command))
+    console.print(shown, markup=False, highlight=False, soft_wrap=True)
+
+
+def run_stage(stage: Stage, number: str) -> None:
+    """Say a command, and run it."""
+    say_stage(stage, number)
     started = time.monotonic()
     # The demo is small enough for a CPU, and two ranks need two GPUs otherwise.
     environment = without_rank(os.environ) | {"DS_ACCELERATOR": "cpu"}
@@ -158,8 +168,8 @@ def run_stage(stage: Stage, number: str) -> None:
     if outcome.asked:
         raise Interrupted(received[0])
     if outcome.code:
-        said = f"`{shown}` ended with exit code {outcome.code}; see above, then start again"
-        raise StageError(said)
+        said = f"`{as_typed(stage.command)}` ended with exit code {outcome.code}"
+        raise StageError(f"{said}; see above, then start again")
     tell(f"({time.monotonic() - started:.0f} s)", flush=True)
 
 

@@ -232,10 +232,10 @@ def show(out: Path, pages: list[Path], seconds: float) -> None:
     if right := first_right_caption(run.gallery):
         words = vlds("predict", "--run", run.folder, "--task", "caption")
         words += ["--image", str(run.folder / right.images[0])]
-        tell(f"ask it, it says {right.prediction!r} here:\n{as_typed(words)}")
+        tell(f"to ask it (it says: {right.prediction}):\n{as_typed(words)}")
 
 
 def first_right_caption(gallery: Sequence[GalleryEntry]) -> GalleryEntry | None:
-    """The first sample picture that the model describes in one of the words of its references."""
+    """The first sample picture that the model describes as one of its references does."""
     described = (entry for entry in gallery if entry.task == "caption" and entry.images)
     return next((entry for entry in described if entry.prediction in entry.reference), None)

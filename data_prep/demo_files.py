@@ -14,9 +14,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from data_prep.demo_phrases import Phrases
 from data_prep.demo_text import (
     Asked,
-    Phrases,
     Statement,
     absent_look,
     ask_gqa,

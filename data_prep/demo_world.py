@@ -2,7 +2,7 @@
 
 Two worlds draw such scenes. `home`, on greys from dark to middling, is where the tiny backbone is
 pretrained: an encoder that has seen one ground only is blind on another. In `shifted` the ground is
-black, and everything is asked and said in other words (demo_text), so that a frozen model fails.
+black, and everything is asked and said in other words (demo_phrases), so that a frozen model fails.
 """
 
 from __future__ import annotations

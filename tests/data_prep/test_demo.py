@@ -17,15 +17,8 @@ from PIL import Image
 
 from data_prep.cli import main
 from data_prep.demo_files import WorldWriter
-from data_prep.demo_text import (
-    HOME_PHRASES,
-    ORNATE,
-    PHRASES,
-    SHIFTED_PHRASES,
-    ask_gqa,
-    ask_vqa,
-    caption_scene,
-)
+from data_prep.demo_phrases import HOME_PHRASES, ORNATE, PHRASES, SHIFTED_PHRASES
+from data_prep.demo_text import ask_gqa, ask_vqa, caption_scene
 from data_prep.demo_world import (
     COLORS,
     HOME,

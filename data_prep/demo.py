@@ -21,7 +21,7 @@ from typing import Any
 from data_prep.coco_karpathy import parse_coco_karpathy
 from data_prep.command import add_shard_options, new_command, shard_options
 from data_prep.demo_files import PAIRS_PER_SET, WorldWriter
-from data_prep.demo_text import PHRASES, word_lines
+from data_prep.demo_phrases import PHRASES, word_lines
 from data_prep.demo_world import HOME, SHIFTED, WORLDS, World
 from data_prep.gqa import parse_gqa
 from data_prep.nlvr2 import parse_nlvr2

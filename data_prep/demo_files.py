@@ -14,15 +14,15 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from data_prep.demo_phrases import Phrases
 from data_prep.demo_text import (
-    STATEMENTS,
     Asked,
-    Phrases,
+    Statement,
     absent_look,
     ask_gqa,
     ask_vqa,
     caption_scene,
-    say,
+    state,
 )
 from data_prep.demo_world import (
     MOST_THINGS,
@@ -120,7 +120,7 @@ class WorldWriter:
                 image += 1
                 scene, questions_asked = self._scene_for_gqa()
                 self._write_picture(Path("gqa/images", f"{image}.jpg"), scene)
-                graphs[str(image)] = scene_graph(scene, first_id=image * 10)
+                graphs[str(image)] = scene_graph(scene, image * 10, self.words.answers.call)
                 for asked in questions_asked:
                     question_number += 1
                     questions[f"{question_number:08d}"] = _gqa_row(asked, image)
@@ -133,35 +133,34 @@ class WorldWriter:
         for split, count in (("train", train), ("dev", val)):
             rows = []
             for number in range(count):
-                sentences = self._sentences()
+                statements = self._statements()
                 for pair in range(PAIRS_PER_SET):
                     name = f"{split}-{number}-{pair}"
-                    labels = self._write_pair(name, number, sentences)
+                    labels = self._write_pair(name, number, statements)
                     rows += [
-                        self._nlvr2_row(f"{name}-{index}", sentence, label, number)
-                        for index, (sentence, label) in enumerate(
-                            zip(sentences, labels, strict=True)
+                        self._nlvr2_row(f"{name}-{index}", statement, label, number)
+                        for index, (statement, label) in enumerate(
+                            zip(statements, labels, strict=True)
                         )
                     ]
             path = self.folder / f"nlvr2/{split}.json"
             path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="ascii")
 
-    def _sentences(self) -> list[tuple[str, Look]]:
+    def _statements(self) -> list[Statement]:
         looks: list[Look] = []
         for _ in range(SENTENCES_PER_SET):
             looks.append(absent_look(set(looks), self.rng))
-        return [(self.rng.choice(STATEMENTS), look) for look in looks]
+        return [state(look, self.words, self.rng) for look in looks]
 
-    def _write_pair(
-        self, name: str, number: int, sentences: Sequence[tuple[str, Look]]
-    ) -> list[bool]:
+    def _write_pair(self, name: str, number: int, statements: Sequence[Statement]) -> list[bool]:
         """Decide what is true first, then draw two pictures that make it so."""
-        labels = [self.rng.random() < 0.5 for _ in sentences]
+        labels = [self.rng.random() < 0.5 for _ in statements]
         sides: tuple[list[Look], list[Look]] = ([], [])
-        for (kind, look), label in zip(sentences, labels, strict=True):
-            for side, holds in zip(sides, _presence(kind, label, self.rng), strict=True):
-                side += [look] * holds
-        said = {look for _, look in sentences}
+        for statement, label in zip(statements, labels, strict=True):
+            found = label != self.words.denies
+            for side, holds in zip(sides, _presence(statement.kind, found, self.rng), strict=True):
+                side += [statement.look] * holds
+        said = {statement.look for statement in statements}
         for index, side in enumerate(sides):
             fillers = self.rng.randint(0, MOST_THINGS - len(side))
             side += [absent_look(said, self.rng) for _ in range(max(fillers, not side))]
@@ -172,17 +171,15 @@ class WorldWriter:
         return labels
 
     def _nlvr2_row(
-        self, identifier: str, sentence: tuple[str, Look], label: bool, number: int
+        self, identifier: str, statement: Statement, label: bool, number: int
     ) -> dict[str, Any]:
-        kind, look = sentence
-        text = self.words.statements[kind].format(look=say(look))
-        self._remember([text])
+        self._remember([statement.text])
         row = {
             "identifier": identifier,
-            "sentence": text,
+            "sentence": statement.text,
             "label": str(label),
-            "synset": look[1],
-            "query": kind,
+            "synset": self.words.answers.call(statement.look[1]),
+            "query": statement.kind,
         }
         return row | ({"directory": number % 100} if identifier.startswith("train") else {})
 

@@ -1,117 +1,16 @@
-"""The demo's words: questions, statements and captions about scenes, said in two ways.
-
-The shifted world asks the same things in other words. Its captions are ornate, with other names
-for colors and shapes: in plain ones a frozen model would still get most words right. At home one
-caption in five is ornate: words never seen in pretraining would be dead rows of a frozen token
-table. The others all begin with the same word, so that a frozen model never begins with another.
-"""
+"""Questions, statements and captions about the demo's scenes, in the words of a world."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from random import Random
 
+from data_prep.demo_phrases import PLAIN, Naming, Phrases
 from data_prep.demo_world import COLORS, LOOKS, SHAPES, Look, Scene
 
 YES_NO = ("no", "yes")
 STATEMENTS = ("both", "either", "left")
-
-
-@dataclass(frozen=True)
-class Naming:
-    """How a caption names things."""
-
-    article: str
-    joint: str
-    """Stands between two things."""
-    names: Mapping[str, str] = field(default_factory=dict)
-    """Other names of colors and shapes."""
-
-
-PLAIN = Naming("a", "and")
-ORNATE = Naming(
-    "one",
-    "plus",
-    {
-        "red": "crimson",
-        "green": "emerald",
-        "blue": "azure",
-        "yellow": "golden",
-        "cyan": "aqua",
-        "purple": "violet",
-        "circle": "disc",
-        "square": "box",
-        "triangle": "wedge",
-        "cross": "star",
-    },
-)
-
-
-@dataclass(frozen=True)
-class Phrases:
-    """The wording of one world."""
-
-    color: str
-    shape: str
-    count: str
-    exists: str
-    both_there: str
-    either_there: str
-    left: str
-    statements: Mapping[str, str]
-    thing: str
-    captions: tuple[tuple[str, Naming], ...]
-    """Five carriers of a list of things, and how each names them."""
-
-
-HOME_PHRASES = Phrases(
-    color="what color is the {shape}?",
-    shape="what shape is the {color} {thing}?",
-    count="how many {what} are there?",
-    exists="is there a {color} {shape}?",
-    both_there="is there a {first} and a {second}?",
-    either_there="is there a {first} or a {second}?",
-    left="what is left of the {look}?",
-    statements={
-        "both": "both images contain a {look}.",
-        "either": "either image contains a {look}.",
-        "left": "the left image contains a {look}.",
-    },
-    thing="object",
-    captions=(
-        ("{things}", PLAIN),
-        ("{things} here", PLAIN),
-        ("{things} on grey", PLAIN),
-        ("{things} in the picture", PLAIN),
-        ("{things}", ORNATE),
-    ),
-)
-
-SHIFTED_PHRASES = Phrases(
-    color="which hue has that {shape}?",
-    shape="which form has that {color} {thing}?",
-    count="tell me the number of {what}.",
-    exists="can you find any {color} {shape}?",
-    both_there="can you find any {first} together with any {second}?",
-    either_there="can you find any {first} else any {second}?",
-    left="name the thing before that {look}.",
-    statements={
-        "both": "each photo shows one {look}.",
-        "either": "at least one photo shows one {look}.",
-        "left": "the first photo shows one {look}.",
-    },
-    thing="thing",
-    captions=(
-        ("{things}", ORNATE),
-        ("we see {things}", ORNATE),
-        ("look at {things}", ORNATE),
-        ("this shows {things}", ORNATE),
-        ("black with {things}", ORNATE),
-    ),
-)
-
-PHRASES: Mapping[str, Phrases] = {"home": HOME_PHRASES, "shifted": SHIFTED_PHRASES}
 
 
 @dataclass(frozen=True)
@@ -126,9 +25,13 @@ class Asked:
     full_answer: str = ""
 
 
-def say(look: Look) -> str:
-    """A look in words."""
-    return " ".join(look)
+@dataclass(frozen=True)
+class Statement:
+    """A sentence about a pair of pictures."""
+
+    kind: str
+    look: Look
+    text: str
 
 
 def ask_vqa(scene: Scene, words: Phrases, rng: Random) -> list[Asked]:
@@ -143,7 +46,8 @@ def _ask_color(scene: Scene, words: Phrases, rng: Random) -> Asked | None:
         return None
     shape = rng.choice(single)
     answer = next(thing.color for thing in scene if thing.shape == shape)
-    return Asked("color", words.color.format(shape=shape), answer, tuple(COLORS))
+    question = words.color.format(shape=shape)
+    return Asked("color", question, words.answers.call(answer), words.answers.all(COLORS))
 
 
 def _ask_shape(scene: Scene, words: Phrases, rng: Random) -> Asked | None:
@@ -152,7 +56,8 @@ def _ask_shape(scene: Scene, words: Phrases, rng: Random) -> Asked | None:
         return None
     color = rng.choice(single)
     answer = next(thing.shape for thing in scene if thing.color == color)
-    return Asked("shape", words.shape.format(color=color, thing=words.thing), answer, SHAPES)
+    question = words.shape.format(color=color, thing=words.thing)
+    return Asked("shape", question, words.answers.call(answer), words.answers.all(SHAPES))
 
 
 def _ask_count(scene: Scene, words: Phrases, rng: Random) -> Asked:
@@ -176,8 +81,8 @@ def _ask_count(scene: Scene, words: Phrases, rng: Random) -> Asked:
 def _ask_exists(scene: Scene, words: Phrases, rng: Random) -> Asked:
     there = {(thing.color, thing.shape) for thing in scene}
     answer = rng.choice(YES_NO)
-    color, shape = rng.choice(sorted(there)) if answer == "yes" else absent_look(there, rng)
-    return Asked("exists", words.exists.format(color=color, shape=shape), answer, YES_NO)
+    look = rng.choice(sorted(there)) if answer == "yes" else absent_look(there, rng)
+    return Asked("exists", words.exists.format(look=PLAIN.say(look)), answer, YES_NO)
 
 
 def ask_gqa(scene: Scene, words: Phrases, rng: Random) -> list[Asked]:
@@ -191,10 +96,12 @@ def ask_gqa(scene: Scene, words: Phrases, rng: Random) -> list[Asked]:
     for thing in rng.sample(scene, len(scene)):
         left = [other for other in scene if other.column < thing.column]
         alike = [t for t in scene if (t.color, t.shape) == (thing.color, thing.shape)]
-        if len(left) == 1 and len(alike) == 1:
-            look = say((thing.color, thing.shape))
-            full = f"the {left[0].shape} is left of the {look}."
-            asked.append(Asked("left", words.left.format(look=look), left[0].shape, SHAPES, full))
+        below = [other for other in scene if other.column == thing.column]
+        if len(left) == len(alike) == len(below) == 1:
+            look = PLAIN.say((thing.color, thing.shape))
+            answer, shapes = words.answers.call(left[0].shape), words.answers.all(SHAPES)
+            full = f"the {answer} is left of the {look}."
+            asked.append(Asked("left", words.left.format(look=look), answer, shapes, full))
             break
     return asked
 
@@ -213,8 +120,14 @@ def _ask_logic(kind: str, phrase: str, scene: Scene, rng: Random) -> Asked | Non
     else:
         pair = [rng.choice(sorted(there)), absent_look(there, rng)]
     rng.shuffle(pair)
-    question = phrase.format(first=say(pair[0]), second=say(pair[1]))
+    question = phrase.format(first=PLAIN.say(pair[0]), second=PLAIN.say(pair[1]))
     return Asked(kind, question, answer, YES_NO, f"{answer}.")
+
+
+def state(look: Look, words: Phrases, rng: Random) -> Statement:
+    """Something about a pair of pictures."""
+    kind = rng.choice(STATEMENTS)
+    return Statement(kind, look, words.statements[kind].format(look=PLAIN.say(look)))
 
 
 def caption_scene(scene: Scene, words: Phrases) -> list[str]:
@@ -223,10 +136,7 @@ def caption_scene(scene: Scene, words: Phrases) -> list[str]:
 
 
 def _list(scene: Scene, naming: Naming) -> str:
-    things = [
-        " ".join((naming.article, *(naming.names.get(word, word) for word in (t.color, t.shape))))
-        for t in scene
-    ]
+    things = [f"{naming.article} {naming.say((t.color, t.shape))}" for t in scene]
     return f" {naming.joint} ".join(things)
 
 
@@ -243,14 +153,3 @@ def _standing_alone(values: list[str]) -> list[str]:
 
 def _plural(shape: str) -> str:
     return f"{shape}es" if shape.endswith("s") else f"{shape}s"
-
-
-def word_lines() -> list[str]:
-    """Lines with the words that prompts, answers and scene graphs hold beside the questions."""
-    return [
-        "vqa: gqa: gpa: nlvr: caption:",
-        "yes no true false",
-        "0 1 2 3 4",
-        "small large",
-        " ".join((*COLORS, *SHAPES)),
-    ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ from vlds.report.scores import read_scores
 
 pytestmark = [pytest.mark.slow, pytest.mark.launcher]
 
+ROOT = Path(__file__).resolve().parents[1]
 FROZEN_AT_MOST = {"vqa": 0.35, "gqa": 0.60, "nlvr2": 0.63, "caption": 0.15}
 ADAPTERS_AT_LEAST = {"vqa": 0.84, "gqa": 0.78, "nlvr2": 0.76, "caption": 0.86}
 ABOVE_MAJORITY = {"vqa": 0.30, "gqa": 0.20, "nlvr2": 0.10}
@@ -24,7 +27,7 @@ def test_adapters_learn_what_the_frozen_model_cannot(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "vlds", "demo", "--out", str(out)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=Path(__file__).resolve().parents[1],
+        cwd=ROOT,
         check=False,
         capture_output=True,
         text=True,
@@ -51,14 +54,30 @@ def test_adapters_learn_what_the_frozen_model_cannot(tmp_path: Path) -> None:
     assert held[1] == pytest.approx(held[0] / 2, rel=0.01)  # ZeRO-2 holds all, ZeRO-3 a half
     for page in ("report.html", "report.png"):
         assert (out / "adapters" / page).stat().st_size > 10_000
-    said = subprocess.run(
-        [sys.executable, "-m", "vlds", "predict", "--run", str(out / "adapters"), "--task", "vqa",
-         "--image", str(next((out / "adapters/gallery").glob("*.png"))),
-         "--question", "tell me the number of things."],
-        cwd=Path(__file__).resolve().parents[1],
-        check=False,
-        capture_output=True,
-        text=True,
-    )  # fmt: skip
-    assert said.returncode == 0, said.stderr
-    assert said.stdout.split()[-1] in ("0", "1", "2", "3")
+    examples_of_use_are_right(out, done.stdout.splitlines()[-1])
+
+
+def examples_of_use_are_right(out: Path, last_line: str) -> None:
+    """The command that the demo ends with, and README's, caption a picture as its references do."""
+    gallery = json.loads((out / "adapters/gallery/samples.json").read_text("utf-8"))
+    references = {
+        image: entry["reference"]
+        for entry in gallery
+        for image in entry["images"]
+        if entry["task"] == "caption"
+    }
+    _, _, readme = (ROOT / "README.md").read_text("utf-8").partition("To ask the tuned model")
+    blocks = re.findall(r"^```\w+\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    command, printed = (block.splitlines()[-1] for block in blocks[:2])
+    assert any(printed in references[image] for image in references if image in command)
+    for words in map(shlex.split, (last_line, command.replace("runs/demo", str(out)))):
+        said = subprocess.run(
+            [sys.executable, "-m", *words],
+            cwd=ROOT,
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        assert said.returncode == 0, said.stderr
+        (image,) = (name for name in references if words[-1].endswith(name))
+        assert said.stdout.splitlines()[-1] in references[image], said.stdout

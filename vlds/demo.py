@@ -12,12 +12,12 @@ import os
 import shlex
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from vlds.launch import grace_from_environment
 from vlds.rank_environment import without_rank
@@ -25,6 +25,7 @@ from vlds.report import write_report
 from vlds.report.baselines import FREQUENT, FROZEN
 from vlds.report.collect import collect
 from vlds.report.inputs import read_run
+from vlds.report.samples import GalleryEntry
 from vlds.report.scores import Scores, write_scores
 from vlds.report.tables import summary_table
 from vlds.resources import find
@@ -41,6 +42,16 @@ FOLDER = "runs/demo"
 CONTROL = "norms + visual embedding"
 
 
+@dataclass(frozen=True)
+class Stage:
+    """One command of the demo."""
+
+    purpose: str
+    product: Path
+    """What it leaves; where that is, it is not run again."""
+    command: list[str]
+
+
 class StageError(Exception):
     """A command of the demo failed; it has said why."""
 
@@ -48,20 +59,12 @@ class StageError(Exception):
 def run_demo(out: Path, seed: int, ranks: int) -> int:
     """Run what is not there yet below `out`, then show it. Returns the exit code."""
     started = time.monotonic()
-    recipes = write_recipes(out)
-    backbone, adapters = out / "backbone", out / "adapters"
-    stages: list[tuple[Path, list[str]]] = [
-        (out / "data" / "spiece.model", data_prep("demo", out / "data", seed)),
-        (out / "pretrain" / "artifact", train(recipes["demo_pretrain"], seed, ranks)),
-        (backbone, vlds("convert", "hf", "--run", out / "pretrain", "--out", backbone)),
-        (adapters / "artifact", train(recipes["demo"], seed, ranks)),
-        (out / "control" / "artifact", train(recipes["demo_control"], seed, ranks)),
-        (out / "tuned", vlds("convert", "hf", "--run", adapters, "--out", out / "tuned")),
-    ]
+    adapters = out / "adapters"
+    stages = stages_of(out, write_recipes(out), seed, ranks)
     try:
-        for product, command in stages:
-            if not product.exists():
-                run_stage(command)
+        for number, stage in enumerate(stages, 1):
+            if not stage.product.exists():
+                run_stage(stage, f"{number} of {len(stages)}")
     except StageError as error:
         tell(f"vlds demo: {error}", error=True)
         return 1
@@ -72,6 +75,43 @@ def run_demo(out: Path, seed: int, ranks: int) -> int:
     pages = write_report([adapters], adapters)
     show(out, pages, time.monotonic() - started)
     return 0
+
+
+def stages_of(out: Path, recipes: Mapping[str, Path], seed: int, ranks: int) -> list[Stage]:
+    """All commands, in their order."""
+    backbone, adapters = out / "backbone", out / "adapters"
+    return [
+        Stage(
+            "draw two worlds of shapes, and pack them",
+            out / "data" / "spiece.model",
+            data_prep("demo", out / "data", seed),
+        ),
+        Stage(
+            "pretrain a tiny model on the home world",
+            out / "pretrain" / "artifact",
+            train(recipes["demo_pretrain"], seed, ranks),
+        ),
+        Stage(
+            "make it the frozen backbone",
+            backbone,
+            vlds("convert", "hf", "--run", out / "pretrain", "--out", backbone),
+        ),
+        Stage(
+            "tune an adapter on the shifted world",
+            adapters / "artifact",
+            train(recipes["demo"], seed, ranks),
+        ),
+        Stage(
+            "for comparison, tune norms and visual embedding alone",
+            out / "control" / "artifact",
+            train(recipes["demo_control"], seed, ranks),
+        ),
+        Stage(
+            "convert the tuned model for Hugging Face",
+            out / "tuned",
+            vlds("convert", "hf", "--run", adapters, "--out", out / "tuned"),
+        ),
+    ]
 
 
 def write_recipes(out: Path) -> dict[str, Path]:
@@ -92,7 +132,7 @@ def data_prep(command: str, out: Path, seed: int) -> list[str]:
 
 def train(recipe: Path, seed: int, ranks: int) -> list[str]:
     """Command line of a training run, which goes on where an earlier one was stopped."""
-    return vlds("train", "--config", recipe, "--seed", seed, "--ranks", ranks, "--resume", "auto")
+    return vlds("train", recipe, "--seed", seed, "--ranks", ranks, "--resume", "auto")
 
 
 def vlds(*words: Any) -> list[str]:
@@ -100,20 +140,34 @@ def vlds(*words: Any) -> list[str]:
     return [sys.executable, "-m", "vlds", *map(str, words)]
 
 
-def run_stage(command: list[str]) -> None:
-    """Say a command as the user would type it, and run it."""
-    shown = shlex.join(["vlds", *command[3:]] if command[2] == "vlds" else ["python", *command[1:]])
-    Console().rule(f"[bold]{escape(visible(shown))}", align="left")
+def as_typed(command: list[str]) -> str:
+    """A command line as the user would type it."""
+    own = command[2] == "vlds"
+    return shlex.join(["vlds", *command[3:]] if own else ["python", *command[1:]])
+
+
+def say_stage(stage: Stage, number: str) -> None:
+    """Say what a command is for, and the command as the user would type it."""
+    console = Console()
+    console.rule(f"[bold]{number}: {stage.purpose}", align="left")
+    # The terminal breaks a line that is too long for it, so that it can be copied whole.
+    shown = visible(as_typed(stage.command))
+    console.print(shown, markup=False, highlight=False, soft_wrap=True)
+
+
+def run_stage(stage: Stage, number: str) -> None:
+    """Say a command, and run it."""
+    say_stage(stage, number)
     started = time.monotonic()
     # The demo is small enough for a CPU, and two ranks need two GPUs otherwise.
     environment = without_rank(os.environ) | {"DS_ACCELERATOR": "cpu"}
     with signals_collected() as received:
-        outcome = supervise(command, environment, 2 * grace_from_environment(), received)
+        outcome = supervise(stage.command, environment, 2 * grace_from_environment(), received)
     if outcome.asked:
         raise Interrupted(received[0])
     if outcome.code:
-        said = f"`{shown}` ended with exit code {outcome.code}; see above, then start again"
-        raise StageError(said)
+        said = f"`{as_typed(stage.command)}` ended with exit code {outcome.code}"
+        raise StageError(f"{said}; see above, then start again")
     tell(f"({time.monotonic() - started:.0f} s)", flush=True)
 
 
@@ -146,3 +200,13 @@ def show(out: Path, pages: list[Path], seconds: float) -> None:
     )
     tell(f"pages: {pages[0]}  {pages[1]}")
     tell(f"the tuned model: {out / 'tuned'}")
+    if right := first_right_caption(run.gallery):
+        words = vlds("predict", "--run", run.folder, "--task", "caption")
+        words += ["--image", str(run.folder / right.images[0])]
+        tell(f"to ask it (it says: {right.prediction}):\n{as_typed(words)}")
+
+
+def first_right_caption(gallery: Sequence[GalleryEntry]) -> GalleryEntry | None:
+    """The first sample picture that the model describes as one of its references does."""
+    described = (entry for entry in gallery if entry.task == "caption" and entry.images)
+    return next((entry for entry in described if entry.prediction in entry.reference), None)

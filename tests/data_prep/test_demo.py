@@ -5,17 +5,33 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from colorsys import rgb_to_hsv
+from io import BytesIO
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import pytest
 import sentencepiece
+from PIL import Image
 
 from data_prep.cli import main
 from data_prep.demo_files import WorldWriter
-from data_prep.demo_text import HOME_PHRASES, ORNATE, PHRASES, ask_gqa, ask_vqa, caption_scene
-from data_prep.demo_world import HOME, PIXELS, SHIFTED, Scene, Thing, make_scene, random_looks
+from data_prep.demo_phrases import HOME_PHRASES, ORNATE, PHRASES, SHIFTED_PHRASES
+from data_prep.demo_text import ask_gqa, ask_vqa, caption_scene
+from data_prep.demo_world import (
+    COLORS,
+    HOME,
+    PIXELS,
+    SHIFTED,
+    WORLDS,
+    Scene,
+    Thing,
+    World,
+    draw,
+    make_scene,
+    random_looks,
+)
 from tests.data_prep.pictures import packed
 
 SCENES = 200
@@ -84,7 +100,7 @@ def test_ten_answers_agree_mostly(demo: Path) -> None:
 def test_objects_lie_in_the_picture(demo: Path) -> None:
     for sample in packed(demo / "shards/shifted/gqa-train").values():
         for thing in sample.extra["source"]["objects"]:
-            assert thing["name"] in ("circle", "square", "triangle", "cross")
+            assert thing["name"] in ("disc", "box", "wedge", "plus")
             assert len(thing["attributes"]) == 2
             assert thing["x"] >= 0
             assert thing["x"] + thing["w"] <= PIXELS
@@ -134,6 +150,37 @@ def test_answers_are_true_of_the_scene() -> None:
     assert "what color is the circle?" not in answers  # there are two
 
 
+def test_the_shifted_world_asks_in_plain_names_and_answers_in_others() -> None:
+    scene = scene_of(("red", "circle"), ("blue", "square"), ("blue", "cross"), columns=(0, 1, 2))
+    asked = [
+        question
+        for seed in range(200)
+        for ask in (ask_vqa, ask_gqa)
+        for question in ask(scene, SHIFTED_PHRASES, Random(seed))
+    ]
+    answers = {question.question: question.answer for question in asked}
+    expected = {
+        "name the hue of that square.": "azure",
+        "name the form of that red thing.": "disc",
+        "tell me the number of blue things.": "2",
+        "can you find any red circle?": "yes",
+        "name the thing further left than that blue square.": "disc",
+        "can you find any red circle together with any blue cross?": "yes",
+    }
+    assert expected.items() <= answers.items()
+    assert {choice for question in asked for choice in question.choices} >= {"azure", "plus"}
+    assert all(question.answer in question.choices for question in asked)
+
+
+def test_nothing_stands_above_or_below_what_has_one_thing_to_its_left() -> None:
+    """Of two in one column, each drawn a little to one side, which one is meant is unclear."""
+    scene = scene_of(("red", "circle"), ("blue", "square"), columns=(0, 1))
+    above = Thing("blue", "cross", "small", 1, 2, (0, 0))
+    for things, kinds in ((scene, {"left"}), ((*scene, above), set())):
+        asked = [q for seed in range(9) for q in ask_gqa(things, HOME_PHRASES, Random(seed))]
+        assert {question.kind for question in asked} & {"left"} == kinds
+
+
 def test_logic_and_places() -> None:
     scene = scene_of(("red", "circle"), ("blue", "square"), columns=(0, 2))
     asked = [q for seed in range(200) for q in ask_gqa(scene, HOME_PHRASES, Random(seed))]
@@ -167,21 +214,22 @@ def test_worlds_share_one_caption_and_no_word_of_the_others() -> None:
     """What a frozen model says by habit has no word of the shifted world's captions."""
     scene = scene_of(("red", "circle"), ("cyan", "cross"), columns=(0, 1))
     home, shifted = (caption_scene(scene, words) for words in PHRASES.values())
-    assert set(home) & set(shifted) == {"one crimson disc plus one aqua star"}
+    assert set(home) & set(shifted) == {"one crimson disc with one aqua plus"}
     plain = {word for caption in home[:-1] for word in caption.split()}
     assert not plain & {word for caption in shifted for word in caption.split()}
     assert {caption.split()[0] for caption in home[:-1]} == {"a"}
 
 
+@pytest.mark.parametrize("world", WORLDS, ids=lambda world: world.name)
 def test_statements_are_true_of_the_pictures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world: World
 ) -> None:
     """Every sentence is checked against the scenes that were drawn for it."""
     drawn: dict[str, Scene] = {}
     keep = lambda self, place, scene: drawn.__setitem__(place.stem, scene)  # noqa: E731
     monkeypatch.setattr(WorldWriter, "_write_picture", keep)
     (tmp_path / "nlvr2").mkdir()
-    WorldWriter(tmp_path, HOME, HOME_PHRASES, Random(5)).nlvr2(60, 1)
+    WorldWriter(tmp_path, world, PHRASES[world.name], Random(5)).nlvr2(60, 1)
     rows = [json.loads(line) for line in (tmp_path / "nlvr2/train.json").read_text().splitlines()]
     assert len(rows) == 60 * 2 * 3
     for row in rows:
@@ -190,8 +238,33 @@ def test_statements_are_true_of_the_pictures(
         there = [
             any((t.color, t.shape) == look for t in drawn[f"{pair}-img{side}"]) for side in (0, 1)
         ]
-        truth = {"both": all(there), "either": any(there), "left": there[0]}
-        assert row["label"] == str(truth[row["query"]])
+        kinds = {
+            "both images contain": all(there),
+            "either image contains": any(there),
+            "the left image contains": there[0],
+            "at least one photo lacks": not all(there),
+            "no photo shows": not any(there),
+            "the first photo lacks": not there[0],
+        }
+        assert row["label"] == str(kinds[row["sentence"].partition(" a ")[0]])
+
+
+HUES = {"red": 0, "yellow": 53, "green": 130, "cyan": 180, "blue": 222, "purple": 275}
+"""In degrees."""
+
+
+@pytest.mark.parametrize("world", WORLDS, ids=lambda world: world.name)
+def test_what_is_called_red_is_red(world: World) -> None:
+    """Whatever its shade: the hue is nearer to that of its name than to any other's."""
+    rng = Random(7)
+    for name in COLORS:
+        for _ in range(50):
+            thing = Thing(name, "square", "large", 1, 1, (0, 0))
+            with Image.open(BytesIO(draw((thing,), world, rng))) as image:
+                pixel = np.asarray(image.convert("RGB"))[PIXELS // 2, PIXELS // 2] / 255
+            hue = 360 * rgb_to_hsv(*pixel)[0]
+            away = {color: abs((hue - usual + 180) % 360 - 180) for color, usual in HUES.items()}
+            assert min(away, key=away.__getitem__) == name, (pixel, hue)
 
 
 def test_too_few_scenes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

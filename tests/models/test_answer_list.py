@@ -166,6 +166,30 @@ def test_confidence_is_the_probability_of_the_answer(
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
+def test_a_free_text_has_the_mean_of_its_tokens(model: VLModel, num_beams: int) -> None:
+    """Geometric, with </s>; an answer of one token, or out of a list, has that of the whole."""
+    model.tokenizer = Targets(model)
+    free = Decoding(num_beams=num_beams, max_new_tokens=6)
+    num_before = len(model.tokenizer.start)
+    several = 0
+    for seed in range(6):
+        examples = batch(tasks=(0,) * 16, seed=seed)
+        ids = model.generate(examples, free)
+        for tokens, answer in zip(ids, model.answer(examples, free), strict=True):
+            if len(tokens) - num_before < 2:
+                assert answer.token_confidence is None
+                continue
+            several += 1
+            count = min(len(tokens) + 1, 6) - num_before
+            assert answer.token_confidence is not None
+            assert answer.token_confidence**count == pytest.approx(answer.confidence)
+        for restricted in (replace(free, answers=LISTED), Decoding(choices=("w7", "w9"))):
+            answers = model.answer(examples, restricted)
+            assert {answer.token_confidence for answer in answers} == {None}
+    assert several > 5
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
 def test_the_attention_of_gpus(model: VLModel, num_beams: int) -> None:
     """torch's fused attention, through which beams share an example's states, writes the same."""
     assert model.backbone.config._attn_implementation == CPU_ATTENTION

@@ -33,6 +33,10 @@ class Words:
         assert not add_special_tokens
         return {"input_ids": [int(word[1:]) for word in text.split()]}
 
+    def batch_decode(self, rows: list[list[int]], skip_special_tokens: bool) -> list[str]:
+        assert skip_special_tokens
+        return [" ".join(f"w{token}" for token in tokens) for tokens in rows]
+
 
 def hf_config(family: type[Backbone], vocabulary: int = VOCABULARY) -> dict[str, Any]:
     """A tiny model of the family."""

@@ -376,6 +376,17 @@ def test_the_gallery_shows_what_was_asked_and_said(runs: Runs, tmp_path: Path) -
     assert [len(entry.reference) for entry in described] == [2] * 6
 
 
+def test_of_a_long_text_the_mean_over_its_tokens_counts(runs: Runs, tmp_path: Path) -> None:
+    run = copy(runs.first, tmp_path / "run")
+    file = run / "predictions" / "step-00000010" / "caption.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    write_lines(file, [line | {"confidence": 0.001, "token_confidence": 0.87} for line in lines])
+    for made in (True, False):  # then read back
+        gallery = collect([run], pictures=made).only.run.gallery
+        described = [entry for entry in gallery if entry.task == "caption"]
+        assert [entry.confidence for entry in described] == [0.87] * 6
+
+
 def test_stored_features_are_shown_without_pictures(runs: Runs, tmp_path: Path) -> None:
     recipe = clip_recipe(runs.world, tmp_path)
     tasks = {"tvqa": recipe.tasks["tvqa"]}

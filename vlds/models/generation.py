@@ -9,6 +9,7 @@ answers at the length limit too. Shapes: b examples, k beams, w words of vocabul
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -131,6 +132,19 @@ def answers(ids: Tensor, eos_token_id: int) -> list[list[int]]:
         end = row.index(eos_token_id) if eos_token_id in row else len(row)
         found.append(row[:end])
     return found
+
+
+def token_means(written: Written, num_before: int, eos_token_id: int) -> list[float | None]:
+    """The geometric mean of the probabilities of each answer's tokens, </s> among them; None for an
+    answer of one token. `num_before`: special tokens that stand before any answer, as BART's do."""
+    longest = written.ids.shape[1] - 1  # an answer of this length has no </s>
+    lengths = map(len, answers(written.ids, eos_token_id))
+    return [
+        math.exp(total / (min(length + 1, longest) - num_before))
+        if length - num_before > 1
+        else None
+        for length, total in zip(lengths, written.log_probabilities.tolist(), strict=True)
+    ]
 
 
 def best_choice(logits: Tensor, choices: list[list[int]]) -> tuple[list[int], Tensor]:

@@ -7,6 +7,7 @@ target tokens, w words of the vocabulary, d width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -22,7 +23,14 @@ from vlds.methods.base import is_own
 from vlds.methods.routing import TaskRouting
 from vlds.models.answer_list import AnswerList, read_answers
 from vlds.models.counts import Counts
-from vlds.models.generation import CachedDecoder, Written, answers, best_choice, generate_ids
+from vlds.models.generation import (
+    CachedDecoder,
+    Written,
+    answers,
+    best_choice,
+    generate_ids,
+    token_means,
+)
 from vlds.models.visual_embedding import VisualEmbedding
 from vlds.schema import IGNORED_LABEL, Batch, Decoding
 from vlds.vision.base import GridEncoder
@@ -43,6 +51,19 @@ class Answer(NamedTuple):
     text: str
     confidence: float
     """Probability that it gives to the whole answer; among the `choices`, where it has some."""
+    token_confidence: float | None
+    """The geometric mean over the tokens of a free text, </s> among them. None for one token, which
+    the other says, and where answers are restricted."""
+
+
+class Generated(NamedTuple):
+    """What a model writes for each example."""
+
+    ids: list[list[int]]
+    """Tokens without start token and </s>."""
+    log_probabilities: list[float]
+    means: Sequence[float | None]
+    """As `Answer.token_confidence`."""
 
 
 @dataclass(frozen=True)
@@ -196,30 +217,38 @@ class VLModel(nn.Module):
 
     def answer(self, batch: Batch, decoding: Decoding) -> list[Answer]:
         """Each example's answer."""
-        found, confidences = self._generate(batch, decoding)
-        texts = self._texts(found, decoding)
-        return [Answer(*each) for each in zip(texts, confidences.tolist(), strict=True)]
+        generated = self._generate(batch, decoding)
+        texts = self._texts(generated.ids, decoding)
+        return [
+            Answer(text, math.exp(total), mean)
+            for text, total, mean in zip(
+                texts, generated.log_probabilities, generated.means, strict=True
+            )
+        ]
 
     def generate(self, batch: Batch, decoding: Decoding, synced: bool = False) -> list[list[int]]:
         """Token ids of each example's answer, without start token and </s>.
 
         `synced`: go on until all ranks are done, which ZeRO-3 needs while weights are partitioned.
         """
-        return self._generate(batch, decoding, synced)[0]
+        return self._generate(batch, decoding, synced).ids
 
     @torch.no_grad()
-    def _generate(
-        self, batch: Batch, decoding: Decoding, synced: bool = False
-    ) -> tuple[list[list[int]], Tensor]:
-        """Token ids, and (b,) how probable they are."""
+    def _generate(self, batch: Batch, decoding: Decoding, synced: bool = False) -> Generated:
         states, mask = self.encode(batch)
         if decoding.choices is not None:
             choices = self.choice_ids(decoding.choices)
             chosen, confidences = best_choice(self.choice_logits(states, mask), choices)
-            return [choices[number] for number in chosen], confidences
+            found = [choices[number] for number in chosen]
+            return Generated(found, confidences.log().tolist(), [None] * len(found))
         written = self.written(batch, states, mask, decoding, synced)
-        found = answers(written.ids, self.backbone.config.eos_token_id)
-        return found, written.log_probabilities.exp()
+        end = self.backbone.config.eos_token_id
+        found = answers(written.ids, end)
+        means: list[float | None] = [None] * len(found)
+        if decoding.answers is None:
+            num_before = len(self.family.choice_prefix(self.backbone)) - 1
+            means = token_means(written, num_before, end)
+        return Generated(found, written.log_probabilities.tolist(), means)
 
     def _texts(self, found: list[list[int]], decoding: Decoding) -> list[str]:
         if decoding.choices is not None:

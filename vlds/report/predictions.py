@@ -28,7 +28,8 @@ class Predictions:
     predictions: Mapping[str, str]
     references: Mapping[str, Any]
     confidences: Mapping[str, float]
-    """Of the examples whose line has one: probability of the prediction, 0..1."""
+    """How sure the model was of each example whose line says so, 0..1: the probability of the
+    answer; of a text of several tokens, the geometric mean over these."""
     samples: Mapping[str, str]
     """Id of the sample of each example whose line names one."""
     data: str | None = None
@@ -78,7 +79,9 @@ def read_predictions(file: Path) -> Predictions:
         predictions={line["id"]: line["prediction"] for line in lines},
         references={line["id"]: line["reference"] for line in lines},
         confidences={
-            line["id"]: line["confidence"] for line in lines if line.get("confidence") is not None
+            line["id"]: found
+            for line in lines
+            if (found := line.get("token_confidence", line.get("confidence"))) is not None
         },
         samples={line["id"]: line["sample"] for line in lines if "sample" in line},
         data=lines[0].get("data"),

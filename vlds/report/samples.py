@@ -38,7 +38,7 @@ class GalleryEntry:
     correct: bool | None = None
     """None where right or wrong is no yes-or-no matter."""
     confidence: float | None = None
-    """The model's probability of its prediction, 0..1; None where it was not written down."""
+    """How sure the model was, as in `Predictions`; None where it was not written down."""
 
 
 def read_gallery(folder: Path) -> list[GalleryEntry]:

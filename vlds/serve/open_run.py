@@ -20,6 +20,9 @@ class Answer(NamedTuple):
     text: str
     probability: float
     """That the model gives to the whole answer."""
+    token_probability: float | None
+    """The geometric mean over the tokens of a text, which tells more of a long one. None for one
+    token, and where answers are restricted."""
     task: str
     seconds: float
     """From bytes to answer, without waiting for other questions."""
@@ -58,8 +61,8 @@ class OpenRun:
         name = choose_task(self._loaded.recipe, task, question)
         with self._lock:
             begin = time.perf_counter()
-            text, confidence = predict(self._loaded, name, pictures, question)
-            return Answer(text, confidence, name, time.perf_counter() - begin)
+            found = predict(self._loaded, name, pictures, question)
+            return Answer(*found, name, time.perf_counter() - begin)
 
 
 def check_run(run: Path, changes: Sequence[str]) -> None:

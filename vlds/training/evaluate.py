@@ -292,6 +292,7 @@ class Evaluator:
                         batch.references[row],
                         source.task.answer_from(answer.text),
                         answer.confidence,
+                        answer.token_confidence,
                     )
             if self.stopping():
                 return

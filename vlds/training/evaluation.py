@@ -25,6 +25,8 @@ class Decoded(NamedTuple):
     prediction: str = ""
     confidence: float | None = None
     """Probability of the prediction; None where there was none."""
+    token_confidence: float | None = None
+    """As in Answer."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Evaluation:
     together."""
     confidences: dict[str, float | None] = field(repr=False, default_factory=dict)
     """Probability that the model gave to each prediction, where it is known."""
+    token_confidences: dict[str, float | None] = field(repr=False, default_factory=dict)
+    """As in Answer."""
     unreadable: list[str] = field(default_factory=list)
     """Ids and reasons of examples whose picture could not be read: predicted as "" and scored as
     such."""
@@ -64,6 +68,7 @@ class Evaluation:
             {entry.id: entry.reference for entry in found},
             {entry.id: entry.sample for entry in found},
             {entry.id: entry.confidence for entry in found},
+            {entry.id: entry.token_confidence for entry in found},
             [f"{entry.id}: {entry.reason}" for entry in bad],
             data=source.data_id,
         )
@@ -84,7 +89,7 @@ class Evaluation:
 
     def write(self, folder: Path) -> None:
         """TASK.jsonl: a line per example with id, how many lines there are, data, sample,
-        prediction, confidence and reference; what is not known is left out.
+        prediction, confidence, that of a token, and reference; what is not known is left out.
 
         Errors: CannotWrite.
         """
@@ -98,8 +103,12 @@ class Evaluation:
         if (sample := self.samples.get(key)) is not None:
             line["sample"] = sample
         line["prediction"] = self.predictions[key]
-        if (confidence := self.confidences.get(key)) is not None:
-            line["confidence"] = round(confidence, 4)
+        for name, values in (
+            ("confidence", self.confidences),
+            ("token_confidence", self.token_confidences),
+        ):
+            if (value := values.get(key)) is not None:
+                line[name] = round(value, 4)
         return line | {"reference": self.references[key]}
 
     @property

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from torch import Tensor
 
 from vlds.config import Recipe
@@ -99,11 +100,13 @@ class Tracker:
             if f"loss/{task}" in metrics
         )
         loss = f"{metrics['loss']:.3f}" if "loss" in metrics else "not finite"
-        text = f"loss {loss}  {losses}  {metrics['samples_per_second']:.0f} examples/s"
+        speed = f"{metrics['samples_per_second']:.0f} examples/s"
         if self._bar:
-            self._bar.update(self._bar.task_ids[0], completed=step, description=visible(text))
+            text = visible(f"loss {loss}  {speed}  {losses}")  # in the order of what is cut last
+            self._bar.update(self._bar.task_ids[0], completed=step, description=text)
         else:
             left = time.strftime("%H:%M:%S", time.gmtime(metrics["seconds_left"]))
+            text = f"loss {loss}  {losses}  {speed}"
             self.say(f"step {step}/{self.steps}  {text}  {left} left")
 
     def say(self, text: str) -> None:
@@ -127,10 +130,15 @@ class Tracker:
 
 
 def progress_bar(console: Console, steps: int, first_step: int) -> Progress:
-    """One line: bar, steps, time left, losses."""
-    text = TextColumn("{task.description}", markup=False)
+    """One line: bar, steps, time left, and of the losses what a narrow terminal has room for."""
+    rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
     bar = Progress(
-        BarColumn(16), MofNCompleteColumn(), TimeRemainingColumn(), text, console=console
+        BarColumn(10),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False, table_column=rest),
+        console=console,
+        expand=True,
     )
     bar.add_task("starting", total=steps, completed=first_step)
     bar.start()

@@ -1,0 +1,64 @@
+"""What the demo says on its way."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from vlds.demo import (
+    FOLDER,
+    RECIPES,
+    Stage,
+    as_typed,
+    first_right_caption,
+    run_stage,
+    say_stage,
+    stages_of,
+)
+from vlds.report.samples import GalleryEntry
+
+
+def stages() -> list[Stage]:
+    out = Path(FOLDER)
+    return stages_of(out, {name: out / "recipes" / f"{name}.yaml" for name in RECIPES}, 0, 2)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_headings_fit_and_commands_are_whole(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("TTY_COMPATIBLE", str(int(terminal)))
+    for number, stage in enumerate(stages(), 1):
+        say_stage(stage, f"{number} of 6")
+        heading, command = re.sub("\x1b\\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+        assert heading.startswith(f"{number} of 6: {stage.purpose} ─")
+        assert len(heading) == 80
+        assert command == as_typed(stage.command)
+
+
+def test_a_stage_is_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    stage = Stage("ask its version", tmp_path, [sys.executable, "-m", "vlds", "--version"])
+    run_stage(stage, "1 of 1")
+    heading, command, version, _ = capfd.readouterr().out.splitlines()
+    assert heading.startswith("1 of 1: ask its version ")
+    assert command == "vlds --version"
+    assert version.startswith("vlds ")
+
+
+def test_the_example_of_use_is_right() -> None:
+    """The first caption that is one of its references, in a picture that is there."""
+    true = ["a box", "one box"]
+    entries = [
+        GalleryEntry("vqa", "1", ["gallery/0.png"], "what?", "box", "box", True),
+        GalleryEntry("caption", "2", ["gallery/1.png"], "", true, "a disc"),
+        GalleryEntry("caption", "3", [], "", true, "a box"),
+        GalleryEntry("caption", "4", ["gallery/3.png"], "", true, "one box"),
+        GalleryEntry("caption", "5", ["gallery/4.png"], "", true, "a box"),
+    ]
+    assert first_right_caption(entries) is entries[3]
+    assert first_right_caption(entries[:3]) is None

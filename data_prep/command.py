@@ -101,6 +101,12 @@ def add_shard_options(parser: argparse.ArgumentParser) -> None:
         "or jpeg, in half the bytes, which moves what a frozen encoder sees by a sixth",
     )
     group.add_argument(
+        "--skip-missing",
+        action="store_true",
+        help="leave rows out whose picture or features are missing; they are counted, and listed "
+        "in dataset.json",
+    )
+    group.add_argument(
         "--images-anywhere",
         action="store_true",
         help="let rows name pictures and features outside the folders given, by .., absolute paths "
@@ -124,6 +130,8 @@ def shard_options(args: argparse.Namespace) -> Options:
         args.features,
         args.encoder,
         args.seed,
+        getattr(args, "images", None) or getattr(args, "src", None),
+        args.skip_missing,
         () if args.images_anywhere else source_folders(args),
         {key: value for key, value in given.items() if value not in (None, [])},
     )

@@ -30,7 +30,7 @@ def check_inside(dataset: SourceSet, folders: Sequence[Path]) -> None:
     if outside:
         path, sample = outside[0]
         raise ValueError(
-            f"{path} is outside {' and '.join(map(str, folders))}; annotation {sample.named_by} of "
+            f"{path} is outside {' and '.join(map(str, folders))}; {sample.named_by} of "
             f"{file_names(dataset.files)} names it{and_more(len(outside) - 1, 'such file')}. Give "
             f"the folder that holds all of them as {sample.option}, or --images-anywhere where "
             "you trust the rows"

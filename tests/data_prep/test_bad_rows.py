@@ -40,7 +40,6 @@ VQA = [
     (vqa({}, None), f"{ANSWERS}, question 10: 'answers' is null; expected a list"),
     (vqa({}, [{"answer": None}]), f"{ANSWERS}, question 10: 'answer' is null; expected text"),
     (vqa({}, [{"answer": 3}]), f"{ANSWERS}, question 10: 'answer' is 3; expected text"),
-    (vqa({"image_id": "\u00b2"}), "1 more missing file"),
     (typed(answer_type=None), f"{ANSWERS}, question 10: 'answer_type' is null; expected text"),
     (typed(question_type=["x"]), "question 10: 'question_type' is [\"x\"]; expected text"),
     (vqa({}, ["yes"]), f"{ANSWERS}, question 10: expected an object with 'answer', found str"),
@@ -183,6 +182,14 @@ def test_a_wrong_value_is_named_with_its_place(
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert not out.exists()
+
+
+def test_a_digit_that_is_no_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, content in vqa({"image_id": "\u00b2"}).items():
+        write(tmp_path / name, content)
+    given = ["--src", str(tmp_path), "--split", "val", "--out", str(tmp_path / "out")]
+    assert main(["vqav2", *given]) == 2
+    assert "error: 2 pictures are missing. Check --images" in capsys.readouterr().err
 
 
 LXMERT = {"question_id": 1, "img_id": "COCO_val2014_000000000001", "sent": "what?"}

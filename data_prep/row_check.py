@@ -18,6 +18,14 @@ MOST_FIELDS = 12
 NUMBERS = ("0", "1", "2")
 """Labels that say nothing about which task they are of."""
 MOST_LABELS = 5
+"""Labels that an error shows."""
+TASK_OF = {
+    "question": "vqa",
+    "caption": "caption",
+    "hypothesis": "entailment",
+    "statement": "statement",
+}
+"""Field that only one task has -> the task."""
 
 
 def check_rows(rows: Sequence[Row], names: FieldNames, task: str, path: Path) -> None:
@@ -53,6 +61,9 @@ def _cure(fields: Fields, wanted: str, names: FieldNames) -> str:
     lists = [name for name, value in fields.items() if isinstance(value, list) and value]
     if len(lists) == 1 and isinstance(fields[lists[0]][0], dict):
         return f"{found}; its rows seem to be in {lists[0]!r}: save that list as a file of its own"
+    other = next((t for name, t in TASK_OF.items() if name in fields and name != wanted), "")
+    if other and wanted in (names.question, names.caption, names.hypothesis):
+        return f"{found}, as --task {other} takes it"
     option = next((key for key, name in vars(names).items() if name == wanted), "image")
     return (
         f"{guess(wanted, there)}{found}. Name the fields with --{option}-field and the other "

@@ -107,7 +107,20 @@ def open_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
         raise ValueError(f"{path} does not exist; check the folder and the split") from None
     except UnicodeDecodeError as error:
         odd = error.object[error.start]
-        raise ValueError(f"{path} is not UTF-8 (byte 0x{odd:02x}); save it as UTF-8") from None
+        raise ValueError(
+            f"{path} is not UTF-8 (byte 0x{odd:02x}{_in_line(path)}); save it as UTF-8"
+        ) from None
+
+
+def _in_line(path: Path) -> str:
+    """Where the first byte is that is not UTF-8."""
+    with open_file(path) as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return f" in line {number}"
+    return ""
 
 
 def read_json(path: Path) -> Any:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from data_prep.source import open_text
+from data_prep.source import and_more, open_text
 
 TABLES = (".csv", ".tsv")
 SEPARATORS = (",", ";", "\t", "|")
@@ -55,7 +55,7 @@ def read_table(path: Path) -> list[tuple[int, dict[str, str]]]:
         lines = RowLines(file)
         separator = _skip_to_head(path, lines)
         head: list[str] = []
-        rows = []
+        rows, faults = [], list[str]()
         for begin, cells in _cells(path, lines, separator):
             if not any(cell.strip() for cell in cells):
                 continue
@@ -66,8 +66,11 @@ def read_table(path: Path) -> list[tuple[int, dict[str, str]]]:
             cells = _trimmed(cells, len(head))
             if len(cells) != len(head):
                 fault = _count_fault(cells, head, begin, lines.end, separator)
-                raise ValueError(f"{path}, line {begin}: {fault}")
+                faults.append(f"{path}, line {begin}: {fault}")
+                continue
             rows.append((begin, dict(zip(head, cells, strict=True))))
+    if faults:
+        raise ValueError(f"{faults[0]}{and_more(len(faults) - 1, 'such line')}")
     return rows
 
 

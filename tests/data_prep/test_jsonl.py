@@ -218,7 +218,11 @@ ROW = {"image": "a.jpg", "question": "q", "answer": "x"}
         ('image,question,answer\n"a.jpg",q,x,y\n', (), "line 2: 4 cells, but the head line has 3"),
         ([3], (), "line 1: expected an object {...}, found 3"),
         ('image,question,answer\n1,q,"a\n', (), "line 2: a quote opens a cell and is not closed"),
-        ("image,question,answer\n1,q,café\n".encode("latin-1"), (), "is not UTF-8 (byte 0xe9)"),
+        (
+            "image,question,answer\n1,q,café\n".encode("latin-1"),
+            (),
+            "is not UTF-8 (byte 0xe9 in line 2)",
+        ),
         ('[{"image": "é"}]'.encode("latin-1"), (), "save it as UTF-8"),
         ('{"image": "é"}'.encode("latin-1"), (), "save it as UTF-8"),
         (

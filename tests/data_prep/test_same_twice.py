@@ -74,6 +74,6 @@ def test_rows_that_repeat_another_are_counted(
     rows = "\n".join(("image,question,answer", *lines))
     assert prepare(folder, rows) == 0
     told = capsys.readouterr().out
-    assert "rows train: 1 row repeats the picture and words of an earlier one" in told
-    assert told.endswith("stay in the data: line 5 = 2\n")
+    assert "rows train: 1 row repeats the picture and words of an earlier row" in told
+    assert told.endswith("stayed in: line 5 that of 2\n")
     assert len(packed(folder / "out")["0.jpg"].annotations) == 3

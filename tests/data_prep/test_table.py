@@ -43,7 +43,11 @@ def test_what_spreadsheets_add_is_not_data(tmp_path: Path) -> None:
             "line 4: 4 cells, but the head line has 3 (image, question, answer); put cells that "
             "hold a ',' in quotes",
         ),
-        (HEAD + "a,q\n", "line 2: 2 cells, but the head line has 3 (image, question, answer); add"),
+        (
+            HEAD + "a,q\nb,q,x\nc\n",
+            "line 2: 2 cells, but the head line has 3 (image, question, answer); add the missing "
+            "ones (and 1 more such line)",
+        ),
         (
             HEAD + 'a,"q,x\nb,q",x,y,z\n',
             "line 2: 5 cells, but the head line has 3 (image, question, answer); a quoted cell "

@@ -77,6 +77,11 @@ def add_shard_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="go on where an interrupted command with the same options stopped",
     )
+    _add_picture_options(group)
+
+
+def _add_picture_options(group: Any) -> None:
+    """What is stored of pictures, and which are taken."""
     group.add_argument(
         "--features",
         type=Path,

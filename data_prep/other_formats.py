@@ -11,7 +11,7 @@ BINARY: tuple[tuple[bytes, str], ...] = (
     (
         b"PAR1",
         "is Parquet; write its pictures as files and its rows as JSON lines first "
-        '("Parquet" in docs/data_prep.md has the lines that do it)',
+        '("Parquet" in docs/own_data.md has the lines that do it)',
     ),
     (b"ARROW1", "is Arrow; write its pictures as files and its rows as JSON lines first"),
     (b"PK\x03\x04", "is an Excel workbook or a ZIP archive; save it as CSV (UTF-8), or unpack it"),

@@ -31,13 +31,17 @@ class HashSplit:
         digest = hashlib.blake2b(f"{self.seed}:{image}".encode(), digest_size=8).digest()
         return "test" if int.from_bytes(digest, "big") / 2**64 < self.fraction else "train"
 
-    def require_both(self, parts: Iterable[str]) -> None:
+    def require_both(self, parts: Iterable[str], copies: Sequence[Sequence[Path]]) -> None:
         """Chance may leave a side of very few pictures empty."""
         empty = set(PARTS).difference(parts)
         if empty:
+            largest = max(map(len, copies), default=0)
+            alike = (
+                f" ({largest:,} pictures have the same bytes, and go together)" if copies else ""
+            )
             raise ValueError(
-                f"--split-by-image {self.fraction} leaves no picture for {' and '.join(empty)}; "
-                "change the fraction or --seed"
+                f"--split-by-image {self.fraction} leaves no picture for {' and '.join(empty)}"
+                f"{alike}; change the fraction or --seed"
             )
 
 
@@ -49,7 +53,7 @@ def split_by_picture(
     parts: dict[str, list[SourceSample]] = {}
     for sample in dataset.samples:
         parts.setdefault(split.of(first.get(sample.id, sample.id)), []).append(sample)
-    split.require_both(parts)
+    split.require_both(parts, copies)
     rows: dict[str, list[Mapping[str, str]]] = {part: [] for part in PARTS}
     for row in dataset.dropped:
         rows[split.of(row["id"])].append(row)

@@ -46,6 +46,11 @@ def read_rows(path: Path) -> list[Row]:
         return [Row(fields, str(line)) for line, fields in read_table(path)]
     if first.startswith("["):
         return _read_list(path)
+    if first.endswith("},") and _is_object(first[:-1]):
+        raise ValueError(
+            f"{path}: a comma stands behind the first row; JSON lines have none, and a list begins "
+            "with ["
+        )
     if first.endswith("}"):
         return [Row(fields, str(line)) for line, fields in numbered_json_lines(path)]
     return [Row(_object(read_json(path), f"{path}"), "1")]
@@ -55,6 +60,13 @@ def _first_line(path: Path) -> str:
     """The first line that is not blank."""
     with TextIOWrapper(open_file(path), encoding="utf-8-sig", errors="replace") as file:
         return next((line.strip() for line in file if line.strip()), "")
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _read_list(path: Path) -> list[Row]:

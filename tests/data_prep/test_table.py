@@ -69,5 +69,10 @@ def test_rows_of_a_json_list(tmp_path: Path) -> None:
     assert [p for p, _ in rows(tmp_path, '[{"a": 1}, {"a": 2}]', "t.json")] == ["row 1", "row 2"]
 
 
+def test_commas_between_json_lines_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a comma stands behind the first row; JSON lines have no"):
+        rows(tmp_path, '{"a": 1},\n{"a": 2}\n', "t.json")
+
+
 def test_rows_of_json_lines(tmp_path: Path) -> None:
     assert [p for p, _ in rows(tmp_path, '\n{"a": 1}\n\n{"a": 2}', "t")] == ["line 2", "line 4"]

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 from vlds.runtime.regular_file import open_file
@@ -29,8 +29,8 @@ def find_copies(paths: Iterable[Path]) -> list[list[Path]]:
 def _divided(groups: Sequence[Sequence[Path]], key: Callable[[Path], Hashable]) -> list[list[Path]]:
     """Groups by the key, without those of a single file; None is no key."""
     numbered = [(number, path) for number, group in enumerate(groups) for path in group]
-    with ThreadPoolExecutor(READERS) as pool:
-        keys = pool.map(key, (path for _, path in numbered))
+    with ThreadPool(READERS) as pool:
+        keys = pool.map(key, [path for _, path in numbered])
     divided: dict[Hashable, list[Path]] = {}
     for (number, path), found in zip(numbered, keys, strict=True):
         if found is not None:
@@ -42,7 +42,7 @@ def _size(path: Path) -> int | None:
     """None for a file that is not there, as missing pictures are."""
     try:
         return path.stat().st_size
-    except FileNotFoundError:
+    except (OSError, ValueError):  # a name that is too long, or holds a zero
         return None
 
 

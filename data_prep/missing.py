@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 from data_prep.feature_file import find_missing
-from data_prep.named_pictures import ENDINGS
+from data_prep.named_pictures import ENDINGS, is_there
 from data_prep.source import SourceSample, SourceSet, file_names
 
 SHOWN = 10
@@ -42,7 +42,7 @@ def missing_files(datasets: Sequence[SourceSet]) -> list[MissingFile]:
             MissingFile(f"picture {path}", sample, source, path)
             for sample in dataset.samples
             for path in sample.images
-            if not path.is_file()
+            if not is_there(path)
         ]
         features = {file: sample for sample in dataset.samples for file in sample.features}
         found += [

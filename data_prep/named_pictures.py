@@ -54,6 +54,14 @@ def _find(folder: Path, name: str) -> tuple[Path, Hashable]:
     return folder / name, None
 
 
+def is_there(path: Path) -> bool:
+    """Whether a path leads to a regular file.
+
+    Errors: PermissionError where nobody may know.
+    """
+    return _file_identity(path) is not None
+
+
 def _file_identity(path: Path) -> Hashable:
     """Device and number of a regular file, links followed; None where there is none."""
     try:

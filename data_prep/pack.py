@@ -15,6 +15,7 @@ from data_prep.feature_file import BadFeatures, FeatureFile
 from data_prep.features import common_shape, with_features
 from data_prep.journal import Dropped
 from data_prep.missing import missing_files, tell_missing
+from data_prep.named_pictures import is_there
 from data_prep.outside import check_inside
 from data_prep.parallel import check_workers, ordered_map
 from data_prep.picture import BadPicture, PictureRule, prepare_picture
@@ -212,14 +213,12 @@ def try_record(
     """A sample as the shards hold it, or why they do not; features must have the given shape."""
     if not sample.annotations:
         return Dropped(sample.id, "no annotation")
+    if skip_missing and not all(map(is_there, sample.images)):
+        return Dropped(sample.id, "picture: missing")
     try:
         return make_record(sample, rule, shape)
     except BadPicture as reason:
         return Dropped(sample.id, f"picture: {reason}")
-    except FileNotFoundError:
-        if not skip_missing:
-            raise
-        return Dropped(sample.id, "picture: missing")
     except BadFeatures as reason:
         return Dropped(sample.id, f"features: {reason}")
 

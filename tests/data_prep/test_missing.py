@@ -78,5 +78,8 @@ def test_they_can_be_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) 
     assert "dropped: picture: missing: 2 (ids " in told.out
     info = json.loads((folder / "out/dataset.json").read_text())
     assert {entry["id"] for entry in info["dropped"]} == {"dog", "A.jpg"}
+    odd = questions("a.jpg", "a.jpg/b", "x" * 999, "a\0b")
+    assert prepare(folder, odd, "--skip-missing") == 0
+    assert "dropped: picture: missing: 3 (ids " in capsys.readouterr().out
     assert prepare(folder, questions("dog"), "--skip-missing") == 2
     assert "no samples to write; 1 were dropped" in capsys.readouterr().err

@@ -22,7 +22,7 @@ def check_inside(dataset: SourceSet, folders: Sequence[Path]) -> None:
     def is_inside(path: Path) -> bool:
         # Many pictures share a folder, and few are links.
         real = Path(real_folder(path.parent)) / path.name
-        if path.is_symlink() or path.name == "..":
+        if os.path.islink(path) or path.name == "..":
             real = Path(os.path.realpath(path))
         return any(real == root or root in real.parents for root in roots)
 

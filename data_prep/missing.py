@@ -52,8 +52,18 @@ def missing_files(datasets: Sequence[SourceSet]) -> list[MissingFile]:
     return found
 
 
-def tell_missing(missing: Sequence[MissingFile], folder: Path | None, cure: str) -> str:
-    """One line for a single file, else a list; `folder` is where near names are looked for."""
+def tell_missing(
+    missing: Sequence[MissingFile], num_files: int, folder: Path | None, cure: str
+) -> str:
+    """One line for a single one of all `num_files`, else a list; `folder` is where near names are
+    looked for.
+
+    Errors: ValueError where there is no such folder.
+    """
+    if folder is not None and missing[0].path is not None and not folder.is_dir():
+        raise ValueError(
+            f"{missing[0].sample.option} {folder} is no folder; give that of the pictures"
+        )
     near = NearNames(folder) if folder else None
     if len(missing) == 1:
         (file,) = missing
@@ -63,7 +73,7 @@ def tell_missing(missing: Sequence[MissingFile], folder: Path | None, cure: str)
         return f"{file.what} is missing; {named}. {hint}{cure}"
     nouns = {file.what.split()[0] for file in missing}
     noun = "pictures" if nouns == {"picture"} else " and ".join(sorted(nouns))
-    lines = [f"{len(missing):,} {noun} are missing. {cure}"]
+    lines = [f"{len(missing):,} of {num_files:,} {noun} are missing. {cure}"]
     for file in missing[:SHOWN]:
         hint = _hint(file, near)
         place = f"{file.source}, {file.sample.named_by}"

@@ -13,6 +13,7 @@ from typing import Any
 from data_prep.other_formats import refuse_binary
 from data_prep.source import numbered_json_lines, open_text, read_json, shown
 from data_prep.table import TABLES, read_table
+from vlds.runtime.nearest import guess
 from vlds.runtime.regular_file import open_file
 
 Fields = Mapping[str, Any]
@@ -39,7 +40,9 @@ def read_rows(path: Path) -> list[Row]:
     """Rows by the first character: `[` opens a JSON list, `{` JSON lines or one JSON object, which
     is returned as the only row; anything else is a table."""
     if not path.exists():
-        raise ValueError(f"--annotations {path} does not exist")
+        beside = [other.name for other in path.parent.glob("*") if other.is_file()]
+        hint = guess(path.name, beside).rstrip()
+        raise ValueError(f"--annotations {path} does not exist{'; ' if hint else ''}{hint}")
     refuse_binary(path)
     first = _first_line(path)
     if path.suffix.lower() in TABLES or not first.startswith(("[", "{")):

@@ -189,7 +189,7 @@ def test_a_digit_that_is_no_number(tmp_path: Path, capsys: pytest.CaptureFixture
         write(tmp_path / name, content)
     given = ["--src", str(tmp_path), "--split", "val", "--out", str(tmp_path / "out")]
     assert main(["vqav2", *given]) == 2
-    assert "error: 2 pictures are missing. Check --images" in capsys.readouterr().err
+    assert "error: 2 of 2 pictures are missing. Check --images" in capsys.readouterr().err
 
 
 LXMERT = {"question_id": 1, "img_id": "COCO_val2014_000000000001", "sent": "what?"}

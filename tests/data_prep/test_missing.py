@@ -35,8 +35,8 @@ def test_all_are_named_at_once_with_near_names(
     assert prepare(folder, questions("a.jpg", *NEAR, "dog")) == 2
     told = capsys.readouterr().err
     assert told.startswith(
-        "error: 9 pictures are missing. Check --images, add the files, or leave their rows out "
-        "with --skip-missing\n"
+        "error: 9 of 10 pictures are missing. Check --images, add the files, or leave their rows "
+        "out with --skip-missing\n"
     )
     for number, (name, meant) in enumerate(NEAR.items(), 3):
         place = f"  rows.csv, line {number}: picture {folder / 'photos' / name}"
@@ -56,7 +56,7 @@ def test_one_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_a_long_list_is_cut(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert prepare(folder, questions("a.jpg", *(f"no{n}" for n in range(25)))) == 2
     told = capsys.readouterr().err
-    assert "25 pictures are missing" in told
+    assert "25 of 26 pictures are missing" in told
     assert told.endswith("  and 15 more\n")
     assert told.count("\n") == 12
 
@@ -64,14 +64,24 @@ def test_a_long_list_is_cut(folder: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_both_splits_are_looked_at(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = "image,question,answer,part\nx,q,x,test\ny,q,x,train\n"
     assert prepare(folder, rows, "--split-field", "part") == 2
-    assert "2 pictures are missing" in capsys.readouterr().err
+    assert "2 of 2 pictures are missing" in capsys.readouterr().err
+
+
+def test_a_folder_or_a_file_that_is_not_there(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, images = folder / "rows.csv", str(folder / "photos")
+    assert prepare(folder, questions("a.jpg", "b.jpg"), "--images", f"{images}s") == 2
+    assert f"--images {images}s is no folder; give that of the pi" in capsys.readouterr().err
+    assert prepare(folder, questions("a.jpg"), "--annotations", f"{rows}"[:-1]) == 2
+    assert "rows.cs does not exist; did you mean 'rows.csv'?\n" in capsys.readouterr().err
 
 
 def test_they_can_be_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert prepare(folder, questions("a.jpg", "dog", "./dog", "A.jpg"), "--skip-missing") == 0
     assert list(packed(folder / "out")) == ["a.jpg"]
     told = capsys.readouterr()
-    assert "2 pictures are missing. Their rows are left out\n" in told.err
+    assert "2 of 3 pictures are missing. Their rows are left out\n" in told.err
     assert "line 5: picture" in told.err
     assert "did you mean a.jpg?" in told.err
     assert "annotations         4 in = 1 written + 3 dropped" in told.out

@@ -13,6 +13,7 @@ from urllib.parse import unquote
 from data_prep.feature_file import find_missing
 from data_prep.named_pictures import ENDINGS, is_there
 from data_prep.source import SourceSample, SourceSet, file_names
+from vlds.runtime.terminal import tell
 
 SHOWN = 10
 """Missing files that a message names."""
@@ -31,6 +32,23 @@ class MissingFile:
     """Names of the files that hold the annotation."""
     path: Path | None = None
     """Of a picture."""
+
+
+def check_missing(datasets: Sequence[SourceSet], folder: Path | None, skip: bool) -> None:
+    """Say what is missing, with near names from the pictures' folder.
+
+    Errors: ValueError, unless the rows in question shall be left out (`skip`).
+    """
+    missing = missing_files(datasets)
+    if not missing:
+        return
+    num_files = sum(len(s.images) + len(s.features) for data in datasets for s in data.samples)
+    if skip:
+        tell(tell_missing(missing, num_files, folder, "Their rows are left out"), error=True)
+        return
+    what = "the file, or leave its" if len(missing) == 1 else "the files, or leave their"
+    cure = f"Check {missing[0].sample.option}, add {what} rows out with --skip-missing"
+    raise ValueError(tell_missing(missing, num_files, folder, cure))
 
 
 def missing_files(datasets: Sequence[SourceSet]) -> list[MissingFile]:

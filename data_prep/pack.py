@@ -14,7 +14,7 @@ from data_prep.annotation import text_fault
 from data_prep.feature_file import BadFeatures, FeatureFile
 from data_prep.features import common_shape, with_features
 from data_prep.journal import Dropped
-from data_prep.missing import MissingFile, missing_files, tell_missing
+from data_prep.missing import check_missing
 from data_prep.named_pictures import is_there
 from data_prep.outside import check_inside
 from data_prep.parallel import check_workers, ordered_map
@@ -109,26 +109,11 @@ def ready(datasets: Sequence[SourceSet], options: Options) -> list[SourceSet]:
     Errors: ValueError that names what is missing in any of them.
     """
     checked = [_with_options(dataset, options) for dataset in datasets]
-    if missing := missing_files(checked):
-        _tell_missing(missing, checked, options)
+    check_missing(checked, options.images, options.skip_missing)
     for dataset in checked:
         if options.folders:
             check_inside(dataset, options.folders)
     return [without_unfit_texts(dataset) for dataset in checked]
-
-
-def _tell_missing(
-    missing: Sequence[MissingFile], datasets: Sequence[SourceSet], options: Options
-) -> None:
-    """Errors: ValueError, unless their rows shall be left out."""
-    num_files = sum(len(s.images) + len(s.features) for data in datasets for s in data.samples)
-    if options.skip_missing:
-        cure = "Their rows are left out"
-        tell(tell_missing(missing, num_files, options.images, cure), error=True)
-        return
-    what = "the file, or leave its" if len(missing) == 1 else "the files, or leave their"
-    cure = f"Check {missing[0].sample.option}, add {what} rows out with --skip-missing"
-    raise ValueError(tell_missing(missing, num_files, options.images, cure))
 
 
 def _with_options(dataset: SourceSet, options: Options) -> SourceSet:

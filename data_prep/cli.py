@@ -25,6 +25,7 @@ from data_prep import (
     vocabulary,
     vqav2,
 )
+from data_prep.mistyped import USER_ERROR, Parser, add_commands
 from data_prep.parallel import LostWorker
 from vlds.data import ShardError
 from vlds.runtime.disk import CannotWrite
@@ -38,7 +39,6 @@ COMMANDS = (
 """Modules that add a command; a new format adds itself here."""
 Run = Callable[[argparse.Namespace], int | None]
 """Exit code; None is 0."""
-USER_ERROR = 2
 INCOMPLETE = ": the data set being written is incomplete; --resume goes on with it"
 KEPT = "; finished shards are kept: --resume goes on with them"
 
@@ -65,12 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m data_prep",
         description="Pack vision-and-language data sets into WebDataset shards.",
         epilog="`python -m data_prep COMMAND --help` says more about a command.",
     )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = add_commands(parser)
     for module in COMMANDS:
         module.add_command(commands)
     return parser

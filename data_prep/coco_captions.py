@@ -9,6 +9,7 @@ from typing import Any
 
 from data_prep.command import official_command, shard_options
 from data_prep.pack import pack
+from data_prep.pack_splits import pack_splits
 from data_prep.source import (
     Annotation,
     SourceSample,
@@ -22,6 +23,7 @@ from data_prep.source import (
     take_text,
     with_source,
 )
+from data_prep.split import HashSplit, add_split_by_image
 
 SPLITS = ("train", "val", "test")
 YEARS = ("2014", "2017")
@@ -95,11 +97,17 @@ def add_command(commands: Any) -> None:
     )
     parser.add_argument("--year", choices=YEARS, default=YEARS[0], help=f"default: {YEARS[0]}")
     parser.add_argument("--annotations", type=Path, metavar="FILE", help="another JSON file")
+    add_split_by_image(parser)
 
     def run(args: argparse.Namespace) -> None:
+        by_image = args.split_by_image is not None
+        split = HashSplit(args.split_by_image, args.seed) if by_image else None
         dataset = parse_coco_captions(
             args.src, args.split, args.name, args.year, args.annotations, args.images
         )
-        pack(dataset, args.out, shard_options(args))
+        if split is None:
+            pack(dataset, args.out, shard_options(args))
+        else:
+            pack_splits([dataset], split, args.out, shard_options(args), apart=True)
 
     parser.set_defaults(run=run)

@@ -77,6 +77,11 @@ def add_shard_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="go on where an interrupted command with the same options stopped",
     )
+    _add_picture_options(group)
+
+
+def _add_picture_options(group: Any) -> None:
+    """What is stored of pictures, and which are taken."""
     group.add_argument(
         "--features",
         type=Path,
@@ -99,6 +104,12 @@ def add_shard_options(parser: argparse.ArgumentParser) -> None:
         choices=get_args(ImageFormat),
         help="how a picture that --image-size has changed is stored: webp, without loss (default), "
         "or jpeg, in half the bytes, which moves what a frozen encoder sees by a sixth",
+    )
+    group.add_argument(
+        "--skip-missing",
+        action="store_true",
+        help="leave rows out whose picture or features are missing; they are counted, and listed "
+        "in dataset.json",
     )
     group.add_argument(
         "--images-anywhere",
@@ -124,6 +135,8 @@ def shard_options(args: argparse.Namespace) -> Options:
         args.features,
         args.encoder,
         args.seed,
+        getattr(args, "images", None) or getattr(args, "src", None),
+        args.skip_missing,
         () if args.images_anywhere else source_folders(args),
         {key: value for key, value in given.items() if value not in (None, [])},
     )

@@ -23,6 +23,7 @@ ARRAYS = ("features", "feat")
 """What the array is called in a file that holds several."""
 ELSEWHERE = "a link, or values of another file"
 """HDF5 can name files that are outside of the folder that the user gives."""
+DAMAGED = "missing or damaged"
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
@@ -50,7 +51,7 @@ class FeatureFile:
         except BadFeatures:
             raise
         except Exception:  # NumPy, zipfile and HDF5 raise whatever damaged bytes lead them to
-            raise BadFeatures("missing or damaged") from None
+            raise BadFeatures(DAMAGED) from None
         if array.ndim < 2 or not array.size or array.dtype.kind != "f":
             raise BadFeatures(f"not a matrix of numbers: {array.dtype} {array.shape}")
         array = array.reshape(-1, array.shape[-1])
@@ -90,7 +91,10 @@ def _opened(path: Path) -> Any:
 def _member(group: Any, name: str) -> Any:
     """What a group of HDF5 holds under a name. A link is not followed: it may lead to any file of
     this machine, and HDF5 would wait for ever on a named pipe."""
-    if not isinstance(group.get(name, getlink=True), hdf5().HardLink):
+    link = group.get(name, getlink=True)
+    if link is None:
+        raise BadFeatures(DAMAGED)
+    if not isinstance(link, hdf5().HardLink):
         raise BadFeatures(ELSEWHERE)
     return group[name]
 

@@ -36,7 +36,7 @@ def is_lxmert(path: Path) -> bool:
 def read_lxmert(path: Path, *fields: str) -> list[Mapping[str, Any]]:
     """The rows of a file, which have these ids and a sentence."""
     rows: list[Mapping[str, Any]] = read_json_list(path)
-    for number, row in enumerate(rows):
+    for number, row in enumerate(rows, 1):
         for field in fields or ("question_id", "img_id"):
             take_id(row, field, f"{path}, row {number}")
         take_text(row, "sent", f"{path}, row {number}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from data_prep.source import (
     SourceSample,
     SourceSet,
     first_existing,
-    read_json_lines,
+    numbered_json_lines,
     rest,
     take_text,
     with_source,
@@ -38,9 +38,8 @@ def parse_nlvr2(
     pictures: dict[str, tuple[Path, Path]] = {}
     find = PictureFolders(images or src, split)
     theirs = is_lxmert(path)
-    rows = read_lxmert(path, "identifier", "img0", "img1") if theirs else read_json_lines(path)
-    for number, row in enumerate(rows):
-        identifier = take_text(row, "identifier", f"{path}, row {number}")
+    for place, row in _rows(path, theirs):
+        identifier = take_text(row, "identifier", place)
         pair, _, sentence = identifier.rpartition("-")
         if not (pair and sentence):
             raise ValueError(
@@ -54,6 +53,16 @@ def parse_nlvr2(
             pictures[pair] = left, right
     samples = [SourceSample(pair, pictures[pair], found) for pair, found in said.items()]
     return SourceSet(name, "nlvr2", split, (path,), samples)
+
+
+def _rows(path: Path, theirs: bool) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Place and row; `theirs` are LXMERT's."""
+    if theirs:
+        for number, row in enumerate(read_lxmert(path, "identifier", "img0", "img1"), 1):
+            yield f"{path}, row {number}", row
+    else:
+        for number, row in numbered_json_lines(path):
+            yield f"{path}, line {number}", row
 
 
 def _annotation(row: Mapping[str, Any], place: str) -> Annotation:

@@ -22,7 +22,7 @@ def check_inside(dataset: SourceSet, folders: Sequence[Path]) -> None:
     def is_inside(path: Path) -> bool:
         # Many pictures share a folder, and few are links.
         real = Path(real_folder(path.parent)) / path.name
-        if path.is_symlink() or path.name == "..":
+        if os.path.islink(path) or path.name == "..":
             real = Path(os.path.realpath(path))
         return any(real == root or root in real.parents for root in roots)
 
@@ -30,7 +30,7 @@ def check_inside(dataset: SourceSet, folders: Sequence[Path]) -> None:
     if outside:
         path, sample = outside[0]
         raise ValueError(
-            f"{path} is outside {' and '.join(map(str, folders))}; annotation {sample.named_by} of "
+            f"{path} is outside {' and '.join(map(str, folders))}; {sample.named_by} of "
             f"{file_names(dataset.files)} names it{and_more(len(outside) - 1, 'such file')}. Give "
             f"the folder that holds all of them as {sample.option}, or --images-anywhere where "
             "you trust the rows"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,8 @@ from data_prep.annotation import text_fault
 from data_prep.feature_file import BadFeatures, FeatureFile
 from data_prep.features import common_shape, with_features
 from data_prep.journal import Dropped
+from data_prep.missing import check_missing
+from data_prep.named_pictures import is_there
 from data_prep.outside import check_inside
 from data_prep.parallel import check_workers, ordered_map
 from data_prep.picture import BadPicture, PictureRule, prepare_picture
@@ -27,6 +29,8 @@ from vlds.runtime.regular_file import read_file
 from vlds.runtime.terminal import tell
 
 PAIR = ("left", "right")
+SHOWN = 5
+"""Ids of dropped rows that the summary names for each reason."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,10 @@ class Options:
     """What made the features, for the record in dataset.json."""
     seed: int = 0
     """Of the order in which samples go into shards."""
+    images: Path | None = None
+    """Where pictures lie: near names of missing ones are looked for there."""
+    skip_missing: bool = False
+    """Leave out samples whose picture or features are not there."""
     folders: tuple[Path, ...] = ()
     """Where all pictures and features that rows name must lie; none: anywhere."""
     arguments: Mapping[str, Any] | None = None
@@ -56,9 +64,14 @@ class Options:
 
 def pack(dataset: SourceSet, out: Path, options: Options) -> DatasetInfo:
     """Write a data set and print what became of every sample."""
+    _check_folder(out)
+    return pack_ready(ready([dataset], options)[0], out, options)
+
+
+def pack_ready(dataset: SourceSet, out: Path, options: Options) -> DatasetInfo:
+    """The same for a data set that `ready` has checked."""
     check_names(dataset.name, dataset.split)
     _check_folder(out)
-    dataset = ready(dataset, options)
     with folder_lock(out):
         return _pack(dataset, out, options)
 
@@ -80,7 +93,7 @@ def _pack(dataset: SourceSet, out: Path, options: Options) -> DatasetInfo:
         arguments=options.arguments,
         resume=options.resume,
     )
-    make = partial(try_record, rule=options.rule, shape=shape)
+    make = partial(try_record, rule=options.rule, shape=shape, skip_missing=options.skip_missing)
     made = ordered_map(make, order[writer.start :], options.workers)
     info = writer.write(
         follow(made, f"{dataset.name} {dataset.split}", writer.start, len(order)),
@@ -90,18 +103,26 @@ def _pack(dataset: SourceSet, out: Path, options: Options) -> DatasetInfo:
     return info
 
 
-def ready(dataset: SourceSet, options: Options) -> SourceSet:
-    """A data set with features where they are asked for, of which all files are there.
+def ready(datasets: Sequence[SourceSet], options: Options) -> list[SourceSet]:
+    """Data sets with features where they are asked for, of which all files are there.
 
-    Errors: ValueError that names what is missing.
+    Errors: ValueError that names what is missing in any of them.
     """
+    checked = [_with_options(dataset, options) for dataset in datasets]
+    check_missing(checked, options.images, options.skip_missing)
+    for dataset in checked:
+        if options.folders:
+            check_inside(dataset, options.folders)
+    return [without_unfit_texts(dataset) for dataset in checked]
+
+
+def _with_options(dataset: SourceSet, options: Options) -> SourceSet:
+    check_names(dataset.name, dataset.split)
     if options.features is not None and any(sample.images for sample in dataset.samples):
         dataset = with_features(dataset, options.features)
     _check_options(dataset, options)
     dataset.check()
-    if options.folders:
-        check_inside(dataset, options.folders)
-    return without_unfit_texts(dataset)
+    return dataset
 
 
 def without_unfit_texts(dataset: SourceSet) -> SourceSet:
@@ -152,9 +173,17 @@ def summary(dataset: SourceSet, info: DatasetInfo, out: Path) -> str:
         _account("annotations", given, info.annotations),
     ]
     lines += [
-        f"    dropped: {reason}: {count:,}" for reason, count in count_reasons(info.dropped).items()
+        f"    dropped: {reason}: {count:,} ({_first_ids(info, reason)})"
+        for reason, count in count_reasons(info.dropped).items()
     ]
     return "\n".join(lines)
+
+
+def _first_ids(info: DatasetInfo, reason: str) -> str:
+    """Ids of what was dropped for a reason; dataset.json has all of them."""
+    ids = [str(entry["id"]) for entry in info.dropped if entry["reason"] == reason]
+    more = ", ..." if len(ids) > SHOWN else ""
+    return f"id{'s' if len(ids) > 1 else ''} {', '.join(ids[:SHOWN])}{more}"
 
 
 def _account(noun: str, given: int, written: int) -> str:
@@ -168,11 +197,16 @@ def in_order(dataset: SourceSet, seed: int) -> list[SourceSample]:
 
 
 def try_record(
-    sample: SourceSample, rule: PictureRule, shape: tuple[int, int] | None
+    sample: SourceSample,
+    rule: PictureRule,
+    shape: tuple[int, int] | None,
+    skip_missing: bool = False,
 ) -> SampleRecord | Dropped:
     """A sample as the shards hold it, or why they do not; features must have the given shape."""
     if not sample.annotations:
         return Dropped(sample.id, "no annotation")
+    if skip_missing and not all(map(is_there, sample.images)):
+        return Dropped(sample.id, "picture: missing")
     try:
         return make_record(sample, rule, shape)
     except BadPicture as reason:

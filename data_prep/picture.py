@@ -19,7 +19,7 @@ from PIL import Image
 
 from data_prep.strict_picture import picture_fault
 from vlds.data import decode_image
-from vlds.data.open_picture import TOO_LARGE
+from vlds.data.open_picture import TOO_LARGE, is_avif, unread_format
 from vlds.data.orientation import upright_size
 from vlds.schema import ImageSpec, SkipSample
 
@@ -112,6 +112,10 @@ def true_extension(data: bytes) -> str:
     for start, extension in MAGIC:
         if data.startswith(start):
             return extension
+    if fault := unread_format(data):
+        raise BadPicture(fault)
+    if is_avif(data):
+        return "avif"
     raise BadPicture("not a picture" if data else "empty file")
 
 

@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_prep.answers import soft_label
-from data_prep.rows import Row
+from data_prep.rows import Fields
 from data_prep.snli_ve import LABELS
 from data_prep.source import TYPES, Annotation, clean, rest, with_source
 
 Told = list[Annotation] | str
 """Annotations, or the reason why a row has none."""
+TRUTH: Mapping[str, str] = {
+    "true": "true", "yes": "true", "1": "true", "false": "false", "no": "false", "0": "false",
+}  # fmt: skip
+"""What rows call a true or a false statement."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +29,11 @@ class FieldNames:
     """None: no answers (a test split)."""
     caption: str | None = None
     hypothesis: str | None = None
+    """Of a sentence to judge, or a statement that is true or false."""
     label: str | None = None
     """None: no labels (a test split)."""
     id: str | None = None
-    """None: rows are numbered from 0."""
+    """None: rows are named by their line."""
     split: str | None = None
 
     def named(self) -> list[str]:
@@ -36,14 +41,14 @@ class FieldNames:
         return [name for name in vars(self).values() if name is not None]
 
 
-def annotations_of(task: str, row: Row, row_id: str, names: FieldNames) -> Told:
+def annotations_of(task: str, row: Fields, row_id: str, names: FieldNames) -> Told:
     """What a row says, or the reason why it cannot be used."""
     if not str(row[names.image] or "").strip():
         return "no image"
     return TASKS[task](row, row_id, names)
 
 
-def _question(row: Row, row_id: str, names: FieldNames) -> Told:
+def _question(row: Fields, row_id: str, names: FieldNames) -> Told:
     assert names.question is not None
     question = clean(str(row[names.question] or ""))
     if not question:
@@ -62,7 +67,7 @@ def _question(row: Row, row_id: str, names: FieldNames) -> Told:
     return [with_source(annotation | types, rest(row, *names.named(), *TYPES))]
 
 
-def _captions(row: Row, row_id: str, names: FieldNames) -> Told:
+def _captions(row: Fields, row_id: str, names: FieldNames) -> Told:
     assert names.caption is not None
     captions = [caption for caption in _texts(row[names.caption]) if caption]
     ids = [row_id] if len(captions) == 1 else [f"{row_id}-{i}" for i in range(len(captions))]
@@ -74,18 +79,41 @@ def _captions(row: Row, row_id: str, names: FieldNames) -> Told:
     return found or "no caption"
 
 
-def _hypothesis(row: Row, row_id: str, names: FieldNames) -> Told:
+def _hypothesis(row: Fields, row_id: str, names: FieldNames) -> Told:
     """A sentence about the picture, and how it stands to it."""
-    assert names.hypothesis is not None
-    annotation: Annotation = {"id": row_id, "hypothesis": clean(str(row[names.hypothesis] or ""))}
+    annotation: Annotation = {"id": row_id, "hypothesis": _sentence(row, names)}
     if not annotation["hypothesis"]:
         return "no hypothesis"
     if names.label is not None:
-        label = clean(str(row[names.label] or "")).lower()
+        label = label_of(row, names.label)
         if label not in LABELS:
             return f"label {label}" if label else "no label"
         annotation["label"] = label
     return [with_source(annotation, rest(row, *names.named()))]
+
+
+def _statement(row: Fields, row_id: str, names: FieldNames) -> Told:
+    """A sentence that is true or false of the picture: a question with one of two answers."""
+    annotation: Annotation = {"id": row_id, "question": _sentence(row, names)}
+    if not annotation["question"]:
+        return "no statement"
+    if names.label is not None:
+        label = label_of(row, names.label)
+        if label not in TRUTH:
+            return f"label {label}" if label else "no label"
+        answers = [TRUTH[label]]
+        annotation |= {"answers": answers, "label": soft_label(answers)}
+    return [with_source(annotation, rest(row, *names.named()))]
+
+
+def _sentence(row: Fields, names: FieldNames) -> str:
+    assert names.hypothesis is not None
+    return clean(str(row[names.hypothesis] or ""))
+
+
+def label_of(row: Fields, field: str) -> str:
+    """The label of a row in lower case; "" where there is none."""
+    return "" if row[field] is None else clean(str(row[field])).lower()
 
 
 def _texts(value: Any) -> list[str]:
@@ -94,8 +122,13 @@ def _texts(value: Any) -> list[str]:
     return [clean(str(text)) for text in values if text is not None]
 
 
-TASKS: Mapping[str, Callable[[Row, str, FieldNames], Told]] = {
+TASKS: Mapping[str, Callable[[Fields, str, FieldNames], Told]] = {
     "vqa": _question,
     "caption": _captions,
     "entailment": _hypothesis,
+    "statement": _statement,
 }
+KINDS: Mapping[str, str] = {"statement": "vqa"}
+"""Tasks whose annotations are of another kind: `VQA` trains on statements."""
+KNOWN_LABELS: Mapping[str, tuple[str, ...]] = {"entailment": LABELS, "statement": tuple(TRUTH)}
+"""Tasks that judge -> the labels that they know."""

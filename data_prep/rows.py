@@ -1,71 +1,108 @@
-"""Rows of a file that somebody has at hand: JSON lines, a JSON list or CSV."""
+"""Rows of a file that somebody has at hand: JSON lines, a JSON list or a table (CSV)."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from data_prep.source import open_text, read_json_lines, read_json_list, shown
+from data_prep.other_formats import refuse_binary
+from data_prep.source import numbered_json_lines, open_text, read_json, shown
+from data_prep.table import TABLES, read_table
+from vlds.runtime.nearest import guess
 from vlds.runtime.regular_file import open_file
 
-Row = Mapping[str, Any]
+Fields = Mapping[str, Any]
 
-TABLES = (".csv", ".tsv")
-SEPARATORS = (",", ";", "\t", "|")
-"""Spreadsheets write a semicolon where the comma stands in numbers."""
+
+@dataclass(frozen=True)
+class Row:
+    """A row and where an editor shows it."""
+
+    fields: Fields
+    number: str
+    """Of its first line, from 1; where several rows share a line, its own number from 1."""
+    noun: str = "line"
+    fault: str = ""
+    """Why it cannot be used, where that is known already."""
+
+    @property
+    def place(self) -> str:
+        """For messages: "line 7"."""
+        return f"{self.noun} {self.number}"
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Rows by the first character: `[` opens a JSON list, `{` JSON lines, anything else is CSV."""
+    """Rows by the first character: `[` opens a JSON list, `{` JSON lines or one JSON object, which
+    is returned as the only row; anything else is a table."""
     if not path.exists():
-        raise ValueError(f"--annotations {path} does not exist")
-    first = _first_character(path)
-    if path.suffix.lower() in TABLES or first not in ("[", "{"):
-        return _read_table(path)
-    if first == "{":
-        return list(read_json_lines(path))
-    rows = read_json_list(path)
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, row {number}: expected an object, found {shown(row)}")
-    return list(rows)
+        beside = [other.name for other in path.parent.glob("*") if other.is_file()]
+        hint = guess(path.name, beside).rstrip()
+        raise ValueError(f"--annotations {path} does not exist{'; ' if hint else ''}{hint}")
+    refuse_binary(path)
+    first = _first_line(path)
+    if path.suffix.lower() in TABLES or not first.startswith(("[", "{")):
+        return [Row(fields, str(line)) for line, fields in read_table(path)]
+    if first.startswith("["):
+        return _read_list(path)
+    if first.endswith("},") and _is_object(first[:-1]):
+        raise ValueError(
+            f"{path}: a comma stands behind the first row; JSON lines have none, and a list begins "
+            "with ["
+        )
+    if first.endswith("}"):
+        return [Row(fields, str(line)) for line, fields in numbered_json_lines(path)]
+    return [Row(_object(read_json(path), f"{path}"), "1")]
 
 
-def _first_character(path: Path) -> str:
+def _first_line(path: Path) -> str:
+    """The first line that is not blank."""
     with TextIOWrapper(open_file(path), encoding="utf-8-sig", errors="replace") as file:
-        return next((line.strip()[0] for line in file if line.strip()), "")
+        return next((line.strip() for line in file if line.strip()), "")
 
 
-def _read_table(path: Path) -> list[Row]:
-    rows = _cells(path)
-    for number, row in enumerate(rows):
-        if None in row or None in row.values():
-            raise ValueError(
-                f"{path}, row {number}: more or fewer cells than the head line has; "
-                "quote cells that hold the separator"
-            )
-    return rows
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
-def _cells(path: Path) -> list[Row]:
-    with open_text(path, newline="") as file:
-        separator = "\t" if path.suffix.lower() == ".tsv" else _separator(file.readline())
-        file.seek(0)
-        reader = csv.DictReader(file, delimiter=separator, strict=True)
-        try:
-            rows = list[Row](reader)
-        except csv.Error as error:
-            raise ValueError(
-                f"{path}, after line {reader.line_num}: not CSV ({error}); "
-                "close every quote, and double those inside a cell"
-            ) from error
-    return rows
+def _read_list(path: Path) -> list[Row]:
+    entries = read_json(path)
+    if not isinstance(entries, list):  # not reached: the file begins with [
+        raise ValueError(f"{path} is {shown(entries)}; expected a list")
+    with open_text(path) as file:
+        lines = list(_entry_lines(file.read()))
+    noun = "line" if len(set(lines)) == len(lines) else "row"
+    numbers = lines if noun == "line" else range(1, len(entries) + 1)
+    return [
+        Row(_object(entry, f"{path}, {noun} {number}"), str(number), noun)
+        for number, entry in zip(numbers, entries, strict=True)
+    ]
 
 
-def _separator(head: str) -> str:
-    """The one that makes the most columns of the head line."""
-    unquoted = "".join(head.split('"')[::2])
-    return max(SEPARATORS, key=unquoted.count)
+def _entry_lines(text: str) -> Iterator[int]:
+    """The line on which each entry of a valid JSON list begins."""
+    decoder = json.JSONDecoder()
+    between = re.compile(r"[\s,]*")
+    place, line, counted = text.index("[") + 1, 1, 0
+    while True:
+        match = between.match(text, place)
+        place = match.end() if match else place
+        if text[place] == "]":
+            return
+        line += text.count("\n", counted, place)
+        counted = place
+        yield line
+        _, place = decoder.raw_decode(text, place)
+
+
+def _object(entry: Any, place: str) -> Fields:
+    if not isinstance(entry, dict):
+        raise ValueError(f"{place}: expected an object {{...}}, found {shown(entry)}")
+    return entry

@@ -14,7 +14,7 @@ from data_prep.source import (
     SourceSet,
     clean,
     first_existing,
-    read_json_lines,
+    numbered_json_lines,
     rest,
     take,
     take_id,
@@ -39,8 +39,8 @@ def parse_snli_ve(
     )
     said: dict[str, list[Annotation]] = {}
     dropped = []
-    for line, row in enumerate(read_json_lines(path)):
-        place = f"{path}, row {line}"
+    for line, row in numbered_json_lines(path):
+        place = f"{path}, line {line}"
         number = take_id(row, "pairID", place)
         label = take(row, "gold_label", place)
         if label not in LABELS:

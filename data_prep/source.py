@@ -1,7 +1,7 @@
 """What every parser returns: samples that name their pictures, before any picture is opened.
 
-A parser reads the official files only. That the pictures exist is checked here before the first
-shard is written, and `data_prep.pack` opens them.
+A parser reads the official files only. `data_prep.pack` checks that the pictures exist before the
+first shard is written, and opens them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO
 
-from data_prep.feature_file import FeatureFile, find_missing
+from data_prep.feature_file import FeatureFile
 from vlds.runtime.regular_file import open_file
 from vlds.runtime.strict_json import NotFinite, strict_json
 
@@ -27,6 +27,8 @@ LARGEST_SOURCE = 4 << 30
 """Bytes of a JSON file: it is read as a whole."""
 MOST_SHOWN = 60
 """Characters of a value that an error shows."""
+MOST_REASONS = 5
+"""Reasons for dropped rows that an error shows."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,14 @@ class SourceSample:
     """Stored features, if the sample has no images."""
     extra: dict[str, Any] = field(default_factory=dict)
     """More fields of the sample's json: a clip's subtitles and span."""
+    place: str = ""
+    """Where in the source its files are named, such as "line 7"."""
 
     @property
     def named_by(self) -> str:
-        """Id of the annotation that names its files."""
-        return str(self.annotations[0]["id"]) if self.annotations else self.id
+        """What names its files: a line, or an annotation."""
+        first = self.annotations[0]["id"] if self.annotations else self.id
+        return self.place or f"annotation {first}"
 
     @property
     def option(self) -> str:
@@ -70,9 +75,13 @@ class SourceSet:
     """Whole samples that are not wanted, likewise; their annotations are among the dropped."""
 
     def check(self) -> None:
-        """Refuse double ids and missing pictures before any work is done."""
+        """Refuse no samples and double ids."""
         if not self.samples:
-            raise ValueError(f"{file_names(self.files)}: no usable sample for split {self.split!r}")
+            reasons = [f"{reason}: {n:,}" for reason, n in count_reasons(self.dropped).items()]
+            dropped = f"; dropped: {', '.join(reasons[:MOST_REASONS])}" if reasons else ""
+            raise ValueError(
+                f"{file_names(self.files)}: no usable sample for split {self.split!r}{dropped}"
+            )
         for noun, ids in (
             ("sample", (sample.id for sample in self.samples)),
             ("annotation", (a["id"] for sample in self.samples for a in sample.annotations)),
@@ -83,25 +92,6 @@ class SourceSet:
                     f"{file_names(self.files)}: {noun} id {double[0]} stands more than once"
                     f"{and_more(len(double) - 1, 'id')}; ids must be unique"
                 )
-        self._check_files()
-
-    def _check_files(self) -> None:
-        """Pictures and features."""
-        missing = [
-            (f"picture {path}", sample)
-            for sample in self.samples
-            for path in sample.images
-            if not path.is_file()
-        ]
-        features = {file: sample for sample in self.samples for file in sample.features}
-        missing += [(f"features {file}", features[file]) for file in find_missing(features)]
-        if missing:
-            what, sample = missing[0]
-            raise ValueError(
-                f"{what} is missing; annotation {sample.named_by} of {file_names(self.files)} "
-                f"names it{and_more(len(missing) - 1, 'missing file')}. Check {sample.option}, or "
-                "add the file"
-            )
 
 
 @contextmanager
@@ -117,7 +107,20 @@ def open_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
         raise ValueError(f"{path} does not exist; check the folder and the split") from None
     except UnicodeDecodeError as error:
         odd = error.object[error.start]
-        raise ValueError(f"{path} is not UTF-8 (byte 0x{odd:02x}); save it as UTF-8") from None
+        raise ValueError(
+            f"{path} is not UTF-8 (byte 0x{odd:02x}{_in_line(path)}); save it as UTF-8"
+        ) from None
+
+
+def _in_line(path: Path) -> str:
+    """Where the first byte is that is not UTF-8."""
+    with open_file(path) as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return f" in line {number}"
+    return ""
 
 
 def read_json(path: Path) -> Any:
@@ -142,12 +145,17 @@ def read_json_list(path: Path) -> list[Any]:
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """A file with one JSON object a line; blank lines are skipped."""
-    rows = []
+    return [row for _, row in numbered_json_lines(path)]
+
+
+def numbered_json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """The same with the number of each object's line, from 1."""
     with open_text(path) as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                rows.append(_json_object(line, f"{path}, line {number}"))
-    return rows
+        return [
+            (number, _json_object(line, f"{path}, line {number}"))
+            for number, line in enumerate(file, 1)
+            if line.strip()
+        ]
 
 
 def _json_object(text: str, place: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from data_prep.source import (
     SourceSet,
     clean,
     first_existing,
-    read_json_lines,
+    numbered_json_lines,
     rest,
     shown,
     take,
@@ -106,8 +106,8 @@ def parse_value(
     place = features or src / "vis_features" / release.videos / "clip-vit"
     samples: dict[str, SourceSample] = {}
     dropped = []
-    for number, row in enumerate(read_json_lines(path)):
-        where = f"{path}, row {number}"
+    for number, row in numbered_json_lines(path):
+        where = f"{path}, line {number}"
         video = take_id(row, "vid_name", where)
         sample_id = video if asks else take_id(row, "clip_id", where)
         extra: dict[str, Any] = {"subtitles": said.get(video, [])}
@@ -133,11 +133,11 @@ def parse_value(
 def read_subtitles(path: Path) -> dict[str, list[dict[str, Any]]]:
     """Video -> its lines; some videos have none."""
     return {
-        take_id(row, "vid_name", f"{path}, row {number}"): [
-            _line(line, f"{path}, row {number}")
-            for line in take_list(row, "sub", f"{path}, row {number}")
+        take_id(row, "vid_name", f"{path}, line {number}"): [
+            _line(line, f"{path}, line {number}")
+            for line in take_list(row, "sub", f"{path}, line {number}")
         ]
-        for number, row in enumerate(read_json_lines(path))
+        for number, row in numbered_json_lines(path)
     }
 
 

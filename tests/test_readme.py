@@ -7,14 +7,18 @@ that it reads must be in the repository, quoted on a page, made by an earlier co
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import re
 import shlex
 import shutil
+import sys
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
+from datetime import date
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
@@ -50,8 +54,8 @@ PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 QUOTE = re.compile(r"^<!-- (\S+\.py) -->\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 GIVEN = {"VQAV2", "GQA", "NLVR2", "COCO", "VALUE", "PHOTOS", "PHOTO.jpg", "TARS", "rows.jsonl",
-         "captions.csv", "sentences.csv", "test.json", "others.json", "runs/vqa_2", "runs/lora",
-         "CHECKPOINT"}  # fmt: skip
+         "captions.csv", "sentences.csv", "statements.csv", "chat.json", "coco.json", "test.json",
+         "others.json", "runs/vqa_2", "runs/lora", "CHECKPOINT"}  # fmt: skip
 """What a reader has: official files, own rows and pictures, others' predictions, runs, and a ZeRO
 checkpoint."""
 OWN_PARSERS = {"data_prep", "train", "describe", "plan", "features", "convert"}
@@ -260,10 +264,10 @@ def test_own_rows_become_shards(desk: Path, capsys: pytest.CaptureFixture[str]) 
     (text,) = blocks(PAGES[0], "json")
     text = "".join(text.replace("beach/", f"{place}/") for place in range(10))
     (desk / "rows.jsonl").write_text(text, encoding="utf-8")
-    for row in map(json.loads, text.splitlines()):
+    for number, row in enumerate(map(json.loads, text.splitlines())):
         picture = desk / "PHOTOS" / row["file"]
         picture.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (40, 30)).save(picture)
+        Image.new("RGB", (40 + number, 30)).save(picture)
     own = [words[3:] for words in commands(PAGES[0]) if "shards/mine" in words]
     assert [words[0] for words in own] == ["jsonl", "stats"]
     for words in own:
@@ -307,7 +311,28 @@ def test_snippets_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert embeddings.shape[0] == len(scope["tokenizer"]) == len(scope["loaded"].tokenizer)
     everywhere = sum(len(blocks(other, "python")) for other in PAGES)
     python = len(blocks(page.with_name("python.md"), "python"))  # tests/test_api.py
-    assert everywhere == len(blocks(page, "python")) + python + 2  # two are quoted from files
+    # The two that are quoted from files, and the one about Parquet.
+    assert everywhere == len(blocks(page, "python")) + python + 3
+
+
+def test_parquet_becomes_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The lines of docs/own_data.md, with a stand-in for pyarrow, which is no dependency."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(buffer, "JPEG")
+    row = {"image": {"bytes": buffer.getvalue(), "path": None}, "question": "q", "answer": "a"}
+    batch = SimpleNamespace(to_pylist=lambda: [row, row | {"day": date(2020, 1, 2)}])
+    file = SimpleNamespace(iter_batches=lambda size: [batch, batch])
+    monkeypatch.setitem(sys.modules, "pyarrow", ModuleType("pyarrow"))
+    parquet = SimpleNamespace(ParquetFile={"train.parquet": file}.__getitem__)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", parquet)
+    monkeypatch.chdir(tmp_path)
+    (text,) = blocks(ROOT / "docs" / "own_data.md", "python")
+    exec(compile(text, "own_data.md", "exec"), {})
+    given = ["--annotations", "rows.jsonl", "--images", "PHOTOS", "--out", "out"]
+    assert data_prep(["jsonl", "--task", "vqa", *given]) == 0
+    assert "rows train: 4 samples, 4 annotations" in capsys.readouterr().out
 
 
 @PAGE

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vlds.launch import RANKS_HELP, complain, positive
-from vlds.mistakes import guess
 from vlds.recipe_help import ALL_KEYS, HELP
 from vlds.restarts import RESUME, Job, take_resume
+from vlds.runtime.nearest import guess
 from vlds.runtime.terminal import tell
 
 if TYPE_CHECKING:  # importing it for good would make each command's help wait for torch

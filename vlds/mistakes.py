@@ -6,12 +6,13 @@ read here by their fixed phrases, and pass as they are where none of them is in 
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from inspect import isabstract
 from typing import Any, get_args, get_origin, get_type_hints
+
+from vlds.runtime.nearest import guess
 
 KEY = re.compile(r'Parser key "([\w.]+)": ')
 CLASS = re.compile(r"Problem with given class_path '([\w.]+)': ")
@@ -126,21 +127,6 @@ def unknown_class(place: Place, name: str) -> str:
     known = class_names(base)
     choice = f"{guess(name, known)}choose from: {', '.join(known)}"
     return f"{place.name}: '{name}' is no {base.__name__}; {choice}"
-
-
-def guess(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """'did you mean ...? ' where a known name is close: of the same letters, of these initials
-    (lr), longer or shortened (r, step), or a few letters away."""
-    names = list(known)
-    word = name.lower()
-    rules: list[Callable[[str], bool]] = [
-        lambda other: other.lower() == word,
-        lambda other: "".join(part[:1] for part in other.lower().split("_")) == word,
-        lambda other: other.lower().startswith(word) or word.startswith(other.lower()),
-    ]
-    alike = [other for rule in rules for other in names if word and rule(other)]
-    close = alike or difflib.get_close_matches(name, names, 1)
-    return f"did you mean '{prefix}{close[0]}'? " if close else ""
 
 
 def cure(expected: str) -> str:

@@ -17,7 +17,7 @@ from vlds.data.open_picture import FORMATS
 from vlds.schema import ImageSpec, SkipSample
 
 SPEC = ImageSpec(height=8, width=8)
-OTHERS = ("EPS", "AVIF", "DDS", "ICO", "PCX", "PPM", "SGI", "SPIDER", "TGA", "JPEG2000", "PDF")
+OTHERS = ("EPS", "DDS", "ICO", "PCX", "PPM", "SGI", "SPIDER", "TGA", "JPEG2000", "PDF")
 EPS = (
     b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(%pipe%touch ran) (w) file\n"
 )
@@ -83,6 +83,24 @@ def test_a_large_jpeg_is_refused_by_its_header() -> None:
     with pytest.raises(SkipSample, match="too many pixels or scans"):
         decode_image(bytes(data), SPEC)
     assert picture_fault(bytes(data)) == "too many pixels or scans"
+
+
+def test_a_large_avif_is_refused_by_its_header() -> None:
+    data = bytearray(encoded("AVIF"))
+    place = data.index(b"ispe") + 8
+    data[place : place + 8] = (9_000).to_bytes(4, "big") + (10_000).to_bytes(4, "big")
+    with pytest.raises(SkipSample, match="too many pixels or scans"):
+        decode_image(bytes(data), SPEC)
+    assert picture_fault(bytes(data)) == "too many pixels or scans"
+
+
+def test_formats_that_are_not_read_are_named() -> None:
+    for data, told in (
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "picture 3: HEIC, which is not read; convert it"),
+        (b"<!DOCTYPE html><p>404", "picture 3: a web page in the place of a picture"),
+    ):
+        with pytest.raises(SkipSample, match=told):
+            decode_image(data, SPEC, "3")
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])

@@ -40,7 +40,6 @@ VQA = [
     (vqa({}, None), f"{ANSWERS}, question 10: 'answers' is null; expected a list"),
     (vqa({}, [{"answer": None}]), f"{ANSWERS}, question 10: 'answer' is null; expected text"),
     (vqa({}, [{"answer": 3}]), f"{ANSWERS}, question 10: 'answer' is 3; expected text"),
-    (vqa({"image_id": "\u00b2"}), "1 more missing file"),
     (typed(answer_type=None), f"{ANSWERS}, question 10: 'answer_type' is null; expected text"),
     (typed(question_type=["x"]), "question 10: 'question_type' is [\"x\"]; expected text"),
     (vqa({}, ["yes"]), f"{ANSWERS}, question 10: expected an object with 'answer', found str"),
@@ -62,7 +61,7 @@ GQA = [
     (gqa() | {"val_sceneGraphs.json": {"1": {"objects": None}}}, "1: 'objects' is null"),
 ]
 NLVR2 = [
-    ({"dev.json": {"identifier": 5, "sentence": "x"}}, "row 0: 'identifier' is 5; expected text"),
+    ({"dev.json": {"identifier": 5, "sentence": "x"}}, "line 1: 'identifier' is 5; expected text"),
     ({"dev.json": {"identifier": "dev-1-0-0", "sentence": None}}, "dev-1-0-0: 'sentence' is null"),
 ]
 
@@ -115,7 +114,7 @@ VG_REGIONS = [
     ),
 ]
 PAIR = {"pairID": "p", "gold_label": "neutral", "Flickr30K_ID": "1", "sentence2": None}
-SNLI_VE = [({"snli_ve_dev.jsonl": PAIR}, "snli_ve_dev.jsonl, row 0: 'sentence2' is null")]
+SNLI_VE = [({"snli_ve_dev.jsonl": PAIR}, "snli_ve_dev.jsonl, line 1: 'sentence2' is null")]
 
 
 def how2qa(**wrong: Any) -> dict[str, Any]:
@@ -128,13 +127,13 @@ def spoken(sub: Any) -> dict[str, Any]:
 
 
 HOW2QA = [
-    (how2qa(q=None), "release.jsonl, row 0, question 5: 'q' is null; expected text"),
-    (how2qa(a0=None), "row 0, question 5: 'a0' is null; expected text"),
+    (how2qa(q=None), "release.jsonl, line 1, question 5: 'q' is null; expected text"),
+    (how2qa(a0=None), "line 1, question 5: 'a0' is null; expected text"),
     (how2qa(answer_idx="x"), "question 5: 'answer_idx' is \"x\"; expected a whole number"),
     (how2qa(ts=[0, 1]), "question 5: 'ts' is [0, 1]; expected text"),
-    (spoken([{"start": 0, "end": 1}]), "how2_subtitles.jsonl, row 0: no field 'text'"),
-    (spoken([{"text": None, "start": 0, "end": 1}]), "row 0: 'text' is null; expected text"),
-    (spoken(None), "how2_subtitles.jsonl, row 0: 'sub' is null; expected a list"),
+    (spoken([{"start": 0, "end": 1}]), "how2_subtitles.jsonl, line 1: no field 'text'"),
+    (spoken([{"text": None, "start": 0, "end": 1}]), "line 1: 'text' is null; expected text"),
+    (spoken(None), "how2_subtitles.jsonl, line 1: 'sub' is null; expected a list"),
 ]
 
 
@@ -144,12 +143,12 @@ def yc2c(**wrong: Any) -> dict[str, Any]:
 
 
 YC2C = [
-    (yc2c(descs=[{"desc_id": 1}]), "release.jsonl, row 0: no field 'desc'; it has desc_id"),
-    (yc2c(descs=[{"desc_id": 1, "desc": None}]), "row 0: 'desc' is null; expected text"),
-    (yc2c(descs=None), "row 0: 'descs' is null; expected a list"),
-    (yc2c(descs=["a"]), "row 0: expected an object with 'desc_id', found str"),
-    (yc2c(ts="1-2"), "row 0: 'ts' is \"1-2\"; expected a list"),
-    (yc2c(ts=[1, None]), "row 0: 'ts' is [1, null]; expected numbers of seconds"),
+    (yc2c(descs=[{"desc_id": 1}]), "release.jsonl, line 1: no field 'desc'; it has desc_id"),
+    (yc2c(descs=[{"desc_id": 1, "desc": None}]), "line 1: 'desc' is null; expected text"),
+    (yc2c(descs=None), "line 1: 'descs' is null; expected a list"),
+    (yc2c(descs=["a"]), "line 1: expected an object with 'desc_id', found str"),
+    (yc2c(ts="1-2"), "line 1: 'ts' is \"1-2\"; expected a list"),
+    (yc2c(ts=[1, None]), "line 1: 'ts' is [1, null]; expected numbers of seconds"),
 ]
 COMMANDS: dict[str, list[tuple[dict[str, Any], str]]] = {
     "vqav2 --split val": VQA,
@@ -185,14 +184,22 @@ def test_a_wrong_value_is_named_with_its_place(
     assert not out.exists()
 
 
+def test_a_digit_that_is_no_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, content in vqa({"image_id": "\u00b2"}).items():
+        write(tmp_path / name, content)
+    given = ["--src", str(tmp_path), "--split", "val", "--out", str(tmp_path / "out")]
+    assert main(["vqav2", *given]) == 2
+    assert "error: 2 of 2 pictures are missing. Check --images" in capsys.readouterr().err
+
+
 LXMERT = {"question_id": 1, "img_id": "COCO_val2014_000000000001", "sent": "what?"}
 
 
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        ({"sent": None}, "mini.json, row 0: 'sent' is null; expected text"),
-        ({"img_id": None}, "mini.json, row 0: 'img_id' is null"),
+        ({"sent": None}, "mini.json, row 1: 'sent' is null; expected text"),
+        ({"img_id": None}, "mini.json, row 1: 'img_id' is null"),
         ({"label": {"net": None}}, "the score of 'net' is no number"),
     ],
 )
@@ -214,4 +221,4 @@ def test_another_encoding_is_named_with_its_cure(
     split = "val" if "vqav2" in command else "dev"
     given = [*command.split(), str(file), "--src", str(tmp_path), "--split", split]
     assert main([*given, "--out", str(tmp_path / "out")]) == 2
-    assert f"{file} is not UTF-8 (byte 0xe9); save it as UTF-8" in capsys.readouterr().err
+    assert f"{file} is not UTF-8 (byte 0xe9 in line 1); save it as UTF-8" in capsys.readouterr().err

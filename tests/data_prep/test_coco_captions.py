@@ -84,3 +84,24 @@ def test_captions_of_a_test_split_are_kept(src: Path, tmp_path: Path) -> None:
     assert main(["coco-captions", *given, "--images", str(src / "val2014"),
                  "--out", str(tmp_path / "out")]) == 0  # fmt: skip
     assert [a["id"] for a in packed(tmp_path / "out")["9"].annotations] == ["3", "5"]
+
+
+def test_a_share_of_the_pictures_is_a_test_set(
+    src: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All captions of a picture, and all pictures of the same bytes, go to one side."""
+    pictures = [{"id": n, "file_name": f"{n}.jpg"} for n in range(20)]
+    for picture in pictures:
+        write(src / "val2014" / str(picture["file_name"]), jpeg(width=30 + int(picture["id"]) % 10))
+    told = [{"id": n, "image_id": n % 20, "caption": f"dog {n}"} for n in range(40)]
+    file = write(tmp_path / "mine.json", {"images": pictures, "annotations": told})
+    given = ["--src", str(src), "--split", "val", "--out", str(tmp_path / "out")]
+    given += ["--annotations", str(file), "--split-by-image", "0.4"]
+    assert main(["coco-captions", *given]) == 0
+    parts = [packed(tmp_path / "out" / part) for part in ("train", "test")]
+    sides = [{int(key) % 10 for key in part} for part in parts]
+    assert all(sides)
+    assert not sides[0] & sides[1]
+    assert sum(len(part) for part in parts) == 20
+    assert all(len(sample.annotations) == 2 for part in parts for sample in part.values())
+    assert "10 pictures have the bytes of another one" in capsys.readouterr().out

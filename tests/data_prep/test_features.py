@@ -217,8 +217,11 @@ def test_what_is_missing_is_named_before_any_work(
     assert prepare(tmp_path, place) == 2
     told = capsys.readouterr().err
     assert "features " in told
-    assert "is missing; annotation 1 of rows.json names it. Check --features" in told
+    assert "is missing; row 2 of rows.json names it. Check --features" in told
     assert not (tmp_path / "out").exists()
+    assert prepare(tmp_path, place, "--skip-missing") == 0
+    assert sorted(packed(tmp_path / "out")) == ["a.jpg", "c.jpg"]
+    assert "dropped: features: missing or damaged: 1 (id b.jpg)" in capsys.readouterr().out
     assert prepare(tmp_path, tmp_path / "elsewhere") == 2
     assert "elsewhere does not exist; give a folder or an HDF5 file" in capsys.readouterr().err
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data_prep.cli import main
-from data_prep.jsonl import HashSplit
+from data_prep.split import HashSplit
 from tests.data_prep.pictures import annotation, jpeg, packed, write
 from vlds.data import open_dataset
 from vlds.tasks import Entailment
@@ -26,8 +26,8 @@ FIELDS = ["--image-field", "file", "--question-field", "ask", "--answer-field", 
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    for name in "abcdefghij":
-        write(tmp_path / "images" / f"{name}.jpg", jpeg())
+    for width, name in enumerate("abcdefghij", 30):
+        write(tmp_path / "images" / f"{name}.jpg", jpeg(width=width))
     return tmp_path / "images"
 
 
@@ -71,17 +71,18 @@ def test_three_forms_give_the_same_samples(form: str, images: Path, tmp_path: Pa
     }[form]()
     assert prepare(path, images, tmp_path / "out", *FIELDS) == 0
     samples = packed(tmp_path / "out")
-    assert sorted(samples) == ["a.jpg", "b"]
-    assert annotation(samples, "0") == {
-        "id": "0",
+    assert sorted(samples) == ["a.jpg", "b.jpg"]
+    first, second, third = ("1", "2", "3") if form in ("lines", "list") else ("2", "4", "5")
+    assert annotation(samples, first) == {
+        "id": first,
         "question": "Is it red?",
         "answers": ["yes"],
         "label": {"yes": 1.0},
         "answer_type": "CLOSED",
         "source": {"in": "Q"},
     }
-    assert annotation(samples, "1")["answers"] == ["3"]
-    assert annotation(samples, "2")["label"] == {"a cat, asleep": 1.0}
+    assert annotation(samples, second)["answers"] == ["3"]
+    assert annotation(samples, third)["label"] == {"a cat, asleep": 1.0}
 
 
 def test_ten_answers_are_weighed_and_ids_are_kept(images: Path, tmp_path: Path) -> None:
@@ -108,12 +109,12 @@ def test_captions(images: Path, tmp_path: Path) -> None:
     assert prepare(path, images, tmp_path / "out", *more, task="caption") == 0
     samples = packed(tmp_path / "out")
     assert list(samples["a.jpg"].annotations) == [
-        {"id": "0", "caption": "A cat.", "source": {"page": 3}},
-        {"id": "1-0", "caption": "Two cats."},
-        {"id": "1-1", "caption": "Cats."},
+        {"id": "1", "caption": "A cat.", "source": {"page": 3}},
+        {"id": "2-0", "caption": "Two cats."},
+        {"id": "2-1", "caption": "Cats."},
     ]
     info = json.loads((tmp_path / "out/dataset.json").read_text())
-    assert info["dropped"] == [{"id": "2", "reason": "no caption"}]
+    assert info["dropped"] == [{"id": "3", "reason": "no caption"}]
 
 
 def test_sentences_to_judge(images: Path, tmp_path: Path) -> None:
@@ -131,8 +132,8 @@ def test_sentences_to_judge(images: Path, tmp_path: Path) -> None:
     dataset = open_dataset(str(tmp_path / "out"))
     assert dataset.kind == "entailment"
     assert json.loads((tmp_path / "out/dataset.json").read_text())["dropped"] == [
-        {"id": "3", "reason": "label -"},
-        {"id": "4", "reason": "no hypothesis"},
+        {"id": "4", "reason": "label -"},
+        {"id": "5", "reason": "no hypothesis"},
     ]
     task = Entailment()
     learnt = set()
@@ -143,15 +144,15 @@ def test_sentences_to_judge(images: Path, tmp_path: Path) -> None:
             example = task.example("mine", sample, annotation_number, rng)
             learnt.add((sample.id, example.id, example.prompt, example.target))
     assert learnt == {
-        ("a.jpg", "0", "entailment: It is red.", "entailment"),
-        ("a.jpg", "1", "entailment: It is wide.", "neutral"),
-        ("b", "2", "entailment: A cat.", "contradiction"),
+        ("a.jpg", "1", "entailment: It is red.", "entailment"),
+        ("a.jpg", "2", "entailment: It is wide.", "neutral"),
+        ("b.jpg", "3", "entailment: A cat.", "contradiction"),
     }
-    assert annotation(packed(tmp_path / "out"), "0")["source"] == {"page": 3}
+    assert annotation(packed(tmp_path / "out"), "1")["source"] == {"page": 3}
     more = [*fields[:4], "--no-answers", "--split", "test"]
     assert prepare(path, images, tmp_path / "test", *more, task="entailment") == 0
     asked = packed(tmp_path / "test")
-    assert "label" not in annotation(asked, "3")
+    assert "label" not in annotation(asked, "4")
 
 
 def test_unusable_rows_are_counted(
@@ -211,25 +212,29 @@ ROW = {"image": "a.jpg", "question": "q", "answer": "x"}
     ("content", "more", "message"),
     [
         ([{"image": "z.jpg", "question": "q", "answer": "x"}], (), "images/z.jpg is missing"),
-        ([{"img": "a.jpg"}], (), "row 0: no field 'image'; it has img"),
+        ([{"img": "a.jpg"}], (), "line 1: no field 'image'; did you mean 'img'? it has img. Name"),
         ([], (), "no rows"),
         ('{"image": "a.jpg"}\n{"image"', (), "line 2: not JSON"),
-        ('image,question,answer\n"a.jpg",q,x,y\n', (), "row 0: more or fewer cells"),
-        ([3], (), "row 0: expected an object, found 3"),
-        ('image,question,answer\n1,q,"a\n', (), "after line 1: not CSV (unexpected end"),
-        ("image,question,answer\n1,q,café\n".encode("latin-1"), (), "is not UTF-8 (byte 0xe9)"),
+        ('image,question,answer\n"a.jpg",q,x,y\n', (), "line 2: 4 cells, but the head line has 3"),
+        ([3], (), "line 1: expected an object {...}, found 3"),
+        ('image,question,answer\n1,q,"a\n', (), "line 2: a quote opens a cell and is not closed"),
+        (
+            "image,question,answer\n1,q,café\n".encode("latin-1"),
+            (),
+            "is not UTF-8 (byte 0xe9 in line 2)",
+        ),
         ('[{"image": "é"}]'.encode("latin-1"), (), "save it as UTF-8"),
         ('{"image": "é"}'.encode("latin-1"), (), "save it as UTF-8"),
         (
             [ROW | {"answer": {"a": 1}}],
             (),
-            "row 0: 'answer' is {\"a\": 1}; expected text, a number",
+            "line 1: 'answer' is {\"a\": 1}; expected text, a number",
         ),
         ([ROW | {"answer": ["x", ["y"]]}], (), "expected text, a number or a list of them"),
         (
             [ROW | {"question": ["q"]}],
             (),
-            "row 0: 'question' is [\"q\"]; expected text or a number",
+            "line 1: 'question' is [\"q\"]; expected text or a number",
         ),
         (
             '{"image": "a.jpg"}\n{"image": "a.jpg", "question": "q", "answer": NaN}',
@@ -241,12 +246,12 @@ ROW = {"image": "a.jpg", "question": "q", "answer": "x"}
             (),
             "rows.json, line 2: -Infinity is not a number",
         ),
-        ([ROW | {"answer_type": {"a": 1}}], (), "row 0: 'answer_type' is {\"a\": 1}; expected"),
+        ([ROW | {"answer_type": {"a": 1}}], (), "line 1: 'answer_type' is {\"a\": 1}; expected"),
         ([ROW | {"part": "../x"}], ("--split-field", "part"), "split '../x': it becomes part"),
         ([ROW | {"part": "a\0"}], ("--split-field", "part"), "split 'a\\x00': it becomes part"),
-        ([ROW | {"key": None}], ("--id-field", "key"), "row 0: 'key' is null; expected text or"),
-        ([ROW | {"key": True}], ("--id-field", "key"), "row 0: 'key' is true; expected text or"),
-        ([ROW | {"part": None}], ("--split-field", "part"), "row 0: 'part' is null; expected"),
+        ([ROW | {"key": None}], ("--id-field", "key"), "line 1: 'key' is null; expected text or"),
+        ([ROW | {"key": True}], ("--id-field", "key"), "line 1: 'key' is true; expected text or"),
+        ([ROW | {"part": None}], ("--split-field", "part"), "line 1: 'part' is null; expected"),
         ([ROW], ("--workers", "0"), "--workers 0: give a number of processes, 1 or more"),
         ([ROW], ("--encoder", "net"), "--encoder says what made the --features"),
         ([ROW], ("--split-by-image", "2"), "share"),
@@ -276,7 +281,7 @@ def test_errors_are_one_line_and_code_2(
 def test_a_type_that_is_null_is_none(images: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "rows.json", [ROW | {"answer_type": None, "question_type": "what"}])
     assert prepare(path, images, tmp_path / "out") == 0
-    found = annotation(packed(tmp_path / "out"), "0")
+    found = annotation(packed(tmp_path / "out"), "1")
     assert "answer_type" not in found
     assert found["question_type"] == "what"
 
@@ -320,4 +325,4 @@ def test_another_seed_is_another_order(images: Path, tmp_path: Path) -> None:
         assert prepare(rows, images, out, *fields, "--seed", seed, task="caption") == 0
         orders.append(list(packed(out)))
     assert orders[0] != orders[1] == orders[2]
-    assert sorted(orders[0]) == sorted(orders[1]) == list("abcdefghij")
+    assert sorted(orders[0]) == sorted(orders[1]) == [f"{name}.jpg" for name in "abcdefghij"]

@@ -28,10 +28,10 @@ def test_preparation_drops_the_row(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(command) == 0
     assert "dropped: question of more than 100,000 characters: 1" in capsys.readouterr().out
     (sample,) = packed(tmp_path / "out").values()
-    assert [annotation["id"] for annotation in sample.annotations] == ["0", "2"]
+    assert [annotation["id"] for annotation in sample.annotations] == ["1", "3"]
     assert len(sample.annotations[1]["question"]) < LONGEST_TEXT
     info = json.loads((tmp_path / "out" / "dataset.json").read_text("utf-8"))
-    assert info["dropped"][0]["id"] == "1"
+    assert info["dropped"][0]["id"] == "2"
 
 
 def test_preparation_drops_half_a_character(

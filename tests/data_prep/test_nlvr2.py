@@ -83,7 +83,7 @@ def test_statements_of_lxmert(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="train-4-1-0: label 2 is neither 0 nor 1"):
         parse_nlvr2(tmp_path, "train", annotations=file)
     write(file, [{"img0": "a", "sent": "b"}])
-    with pytest.raises(ValueError, match=r"row 0: no field 'identifier'; it has img0, sent"):
+    with pytest.raises(ValueError, match=r"row 1: no field 'identifier'; it has img0, sent"):
         parse_nlvr2(tmp_path, "train", annotations=file)
 
 

@@ -45,11 +45,11 @@ def test_rows_do_not_leave_it(
     assert prepare(tmp_path, name) == 2
     told = capsys.readouterr().err
     assert f"{secret.stem}" in told or "link.jpg" in told
-    assert f"is outside {tmp_path / 'data' / 'images'}; annotation 2 of rows.jsonl names it" in told
+    assert f"is outside {tmp_path / 'data' / 'images'}; line 3 of rows.jsonl names it" in told
     assert "--images-anywhere where you trust the rows" in told
     assert not (tmp_path / "out").exists()
     assert prepare(tmp_path, name, more=("--images-anywhere",)) == 0
-    assert len(packed(tmp_path / "out")) == 3
+    assert len(packed(tmp_path / "out")) == 2  # a.jpg, to which b.jpg leads, and the other
 
 
 def test_links_within_it_are_fine(secret: Path, tmp_path: Path) -> None:

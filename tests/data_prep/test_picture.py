@@ -41,6 +41,8 @@ KEPT = {
     "webp and alpha": (encoded("WEBP", "RGBA"), "webp"),
     "animated webp": (animation("WEBP"), "webp"),
     "animated png": (animation("PNG"), "png"),
+    "avif": (encoded("AVIF", quality=95), "avif"),
+    "avif and alpha": (encoded("AVIF", "RGBA", quality=95), "avif"),
     "bmp": (encoded("BMP"), "bmp"),
     "tiff": (encoded("TIFF"), "tif"),
     "tiff in cmyk": (encoded("TIFF", "CMYK"), "tif"),
@@ -60,7 +62,7 @@ def test_good_bytes_are_kept_and_a_run_reads_them(name: str) -> None:
     assert np.abs(seen - expected).max() <= 1
 
 
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "AVIF"])
 def test_a_turned_picture_keeps_its_bytes_and_has_its_upright_size(form: str) -> None:
     data = encoded(form, exif=orientation(TURNED_LEFT))
     picture = prepare_picture(data, AS_THEY_ARE)
@@ -135,7 +137,13 @@ def test_sixteen_bit_gray_is_not_made_white() -> None:
         (jpeg(width=200, height=200)[:-400], "truncated"),
         (png(width=200, height=200)[:-400], "truncated"),
         (jpeg()[:30], "truncated"),
-        (b"<html>404</html>", "not a picture"),
+        (b"<html>404</html>", "a web page in the place of a picture"),
+        (b"404 not found", "not a picture"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC, which is not read; convert it to JPEG"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "HEIC, which is not read; convert it to JPEG"),
+        (b"\n<SVG xmlns=", "SVG, which is not read"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "fetch the file with git lfs pull"),
+        (encoded("AVIF")[:-40], "truncated"),
         (b"", "empty file"),
     ],
 )
@@ -172,3 +180,9 @@ def test_two_hundred_zeros_inside_a_jpeg() -> None:
     Image.open(io.BytesIO(data)).load()
     with pytest.raises(BadPicture, match="truncated or damaged"):
         prepare_picture(bytes(data), PictureRule())
+
+
+def test_avif_that_this_pillow_cannot_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("PIL.AvifImagePlugin.SUPPORTED", False)
+    with pytest.raises(BadPicture, match="AVIF, which this Pillow cannot read; pip install -U pil"):
+        prepare_picture(KEPT["avif"][0], AS_THEY_ARE)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vlds.data.open_picture import JPEG, TooLarge, check_size, open_picture
+from vlds.data.open_picture import JPEG, TooLarge, UnreadFormat, check_size, open_picture
 from vlds.data.orientation import SIDEWAYS, jpeg_orientation, turned, upright
 from vlds.schema import Encoded, ImageSpec, Sample, SkipSample
 
@@ -44,7 +44,7 @@ def decode_image(data: Encoded, spec: ImageSpec, name: str = "") -> Picture:
             rgb = to_rgb(upright(image))
         if rgb.size != (spec.width, spec.height):
             rgb = rgb.resize((spec.width, spec.height), RESAMPLING[spec.resize])
-    except TooLarge as error:
+    except (TooLarge, UnreadFormat) as error:
         raise SkipSample(f"picture {name}: {error}") from None
     except Exception as error:  # decoders raise whatever damaged bytes lead them to
         reason = "truncated or damaged" if data else "empty"

@@ -13,7 +13,7 @@ from typing import Any
 
 from vlds.runtime.json_file import parse_member
 
-PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")
+PICTURES = ("jpg", "jpeg", "png", "webp", "avif", "gif", "bmp", "tif", "tiff", "ppm")
 """Extensions of members that are pictures."""
 KNOWN = {
     "caption": ("caption",),

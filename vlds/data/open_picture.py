@@ -11,6 +11,7 @@ import io
 from collections.abc import Iterator
 
 from PIL import (  # noqa: F401 (each makes its format known)
+    AvifImagePlugin,
     BmpImagePlugin,
     GifImagePlugin,
     Image,
@@ -22,19 +23,40 @@ from PIL import (  # noqa: F401 (each makes its format known)
 
 from vlds.schema import Encoded
 
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF")
 """Formats that data sets may hold. Pillow opens MPO, a JPEG with more pictures behind it, as
 JPEG."""
 MAX_PIXELS = 89_478_485
 """Pillow's own number: 256 MiB of RGB."""
 MAX_SCANS = 100
 """Of a progressive JPEG, each of which goes through all pixels; encoders write about ten."""
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+"""Loader workers decode side by side already."""
 JPEG = b"\xff\xd8\xff"
 SCAN = 0xDA
 """JPEG marker of a scan: the bytes within one hold no 0xFF before it."""
 SEQUENTIAL = (0xC0, 0xC1, 0xC9)
 """JPEG markers of a header with sizes, of pictures whose pixels come once."""
 TOO_LARGE = "too many pixels or scans"
+AVIF = (b"avif", b"avis")
+CONTAINERS = (b"mif1", b"msf1")
+"""Brands of files that hold AVIF or HEIC; the brands behind say which."""
+HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
+TO_JPEG = "convert it to JPEG"
+UNREAD: tuple[tuple[bytes, str], ...] = (
+    (b"\xff\x0a", f"JPEG XL, which is not read; {TO_JPEG}"),
+    (b"\x00\x00\x00\x0cJXL ", f"JPEG XL, which is not read; {TO_JPEG}"),
+    (b"\x00\x00\x00\x0cjP  ", f"JPEG 2000, which is not read; {TO_JPEG}"),
+    (b"\xff\x4f\xff\x51", f"JPEG 2000, which is not read; {TO_JPEG}"),
+    (b"8BPS", f"Photoshop, which is not read; {TO_JPEG}"),
+    (b"%PDF", f"PDF, which is not read; {TO_JPEG}"),
+    (b"<svg", f"SVG, which is not read; {TO_JPEG}"),
+    (b"<?xml", f"XML or SVG, which is not read; {TO_JPEG}"),
+    (b"<!doctype html", "a web page in the place of a picture; download it again"),
+    (b"<html", "a web page in the place of a picture; download it again"),
+    (b"version https://git-lfs", "a pointer of Git LFS; fetch the file with git lfs pull"),
+)
+"""First bytes, in lower case where they are letters of markup -> what a file is, and the cure."""
 
 
 class TooLarge(ValueError):
@@ -44,11 +66,39 @@ class TooLarge(ValueError):
         super().__init__(TOO_LARGE)
 
 
+class UnreadFormat(ValueError):
+    """A file of a known format that is none of FORMATS; the message says which, and the cure."""
+
+
+def is_avif(data: Encoded) -> bool:
+    """Whether the first bytes say AVIF."""
+    begin = bytes(data[:64])
+    if begin[4:8] != b"ftyp":
+        return False
+    return begin[8:12] in AVIF or (begin[8:12] in CONTAINERS and any(b in begin for b in AVIF))
+
+
+def unread_format(data: Encoded) -> str:
+    """What a file is that cannot be read, and the cure; "" where it is a picture or unknown."""
+    begin = bytes(data[:64])
+    if is_avif(data):
+        supported = AvifImagePlugin.SUPPORTED
+        return "" if supported else "AVIF, which this Pillow cannot read; pip install -U pillow"
+    if begin[4:8] == b"ftyp" and begin[8:12] in (*HEIC, *CONTAINERS):
+        return f"HEIC, which is not read; {TO_JPEG}"
+    text = begin.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    return next(
+        (what for magic, what in UNREAD if begin.startswith(magic) or text.startswith(magic)), ""
+    )
+
+
 def open_picture(data: Encoded) -> Image.Image:
     """A picture whose pixels are not decoded yet.
 
-    Errors: TooLarge; whatever Pillow raises for bytes that are not a picture of these formats.
+    Errors: TooLarge; UnreadFormat; whatever Pillow raises for bytes that are not a picture.
     """
+    if fault := unread_format(data):
+        raise UnreadFormat(fault)
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:

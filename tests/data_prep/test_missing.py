@@ -1,0 +1,95 @@
+"""Pictures that are not there: all at once, with what they may mean; or left out and counted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.data_prep.own_data import photos, prepare, questions
+from tests.data_prep.pictures import packed
+
+NEAR = {
+    "beach/one.jpg": "Beach/One.JPG",
+    "Beach/two.png": "Beach/two.jpeg",
+    "photos/Beach/two.jpeg": "Beach/two.jpeg",
+    "my%20cat.jpg": "my cat.jpg",
+    "my cat.HEIC": "my cat.jpg",
+    "C:\\photos\\beach\\two.jpg": "Beach/two.jpeg",
+    "two.jpeg": "Beach/two.jpeg",
+    "cafe\u0301.jpg": "caf\u00e9.jpg",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    photos(tmp_path / "photos", *dict.fromkeys(NEAR.values()), "a.jpg", "other/two.jpg")
+    (tmp_path / "photos/Beach/two.txt").write_text("no picture")
+    return tmp_path
+
+
+def test_all_are_named_at_once_with_near_names(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert prepare(folder, questions("a.jpg", *NEAR, "dog")) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(
+        "error: 9 of 10 pictures are missing. Check --images, add the files, or leave their rows "
+        "out with --skip-missing\n"
+    )
+    for number, (name, meant) in enumerate(NEAR.items(), 3):
+        place = f"  rows.csv, line {number}: picture {folder / 'photos' / name}"
+        assert f"{place}; did you mean {meant}?\n" in told
+    assert told.endswith(f"line 11: picture {folder / 'photos' / 'dog'}\n")
+    assert not (folder / "out").exists()
+
+
+def test_one_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert prepare(folder, questions("a.jpg", "./A.jpg", "A.jpg")) == 2
+    assert (
+        "A.jpg is missing; line 3 of rows.csv names it. Did you mean a.jpg? Check --images, add "
+        "the file, or leave its rows out with --skip-missing\n"
+    ) in capsys.readouterr().err
+
+
+def test_a_long_list_is_cut(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert prepare(folder, questions("a.jpg", *(f"no{n}" for n in range(25)))) == 2
+    told = capsys.readouterr().err
+    assert "25 of 26 pictures are missing" in told
+    assert told.endswith("  and 15 more\n")
+    assert told.count("\n") == 12
+
+
+def test_both_splits_are_looked_at(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = "image,question,answer,part\nx,q,x,test\ny,q,x,train\n"
+    assert prepare(folder, rows, "--split-field", "part") == 2
+    assert "2 of 2 pictures are missing" in capsys.readouterr().err
+
+
+def test_a_folder_or_a_file_that_is_not_there(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, images = folder / "rows.csv", str(folder / "photos")
+    assert prepare(folder, questions("a.jpg", "b.jpg"), "--images", f"{images}s") == 2
+    assert f"--images {images}s is no folder; give that of the pi" in capsys.readouterr().err
+    assert prepare(folder, questions("a.jpg"), "--annotations", f"{rows}"[:-1]) == 2
+    assert "rows.cs does not exist; did you mean 'rows.csv'?\n" in capsys.readouterr().err
+
+
+def test_they_can_be_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert prepare(folder, questions("a.jpg", "dog", "./dog", "A.jpg"), "--skip-missing") == 0
+    assert list(packed(folder / "out")) == ["a.jpg"]
+    told = capsys.readouterr()
+    assert "2 of 3 pictures are missing. Their rows are left out\n" in told.err
+    assert "line 5: picture" in told.err
+    assert "did you mean a.jpg?" in told.err
+    assert "annotations         4 in = 1 written + 3 dropped" in told.out
+    assert "dropped: picture: missing: 2 (ids " in told.out
+    info = json.loads((folder / "out/dataset.json").read_text())
+    assert {entry["id"] for entry in info["dropped"]} == {"dog", "A.jpg"}
+    odd = questions("a.jpg", "a.jpg/b", "x" * 999, "a\0b")
+    assert prepare(folder, odd, "--skip-missing") == 0
+    assert "dropped: picture: missing: 3 (ids " in capsys.readouterr().out
+    assert prepare(folder, questions("dog"), "--skip-missing") == 2
+    assert "no samples to write; 1 were dropped" in capsys.readouterr().err

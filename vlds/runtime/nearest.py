@@ -1,0 +1,21 @@
+"""The known name that a mistyped one was meant to be."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+
+
+def guess(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """'did you mean ...? ' where a known name is close: of the same letters, of these initials
+    (lr), longer or shortened (r, step), or a few letters away."""
+    names = list(known)
+    word = name.lower()
+    rules: list[Callable[[str], bool]] = [
+        lambda other: other.lower() == word,
+        lambda other: "".join(part[:1] for part in other.lower().split("_")) == word,
+        lambda other: other.lower().startswith(word) or word.startswith(other.lower()),
+    ]
+    alike = [other for rule in rules for other in names if word and rule(other)]
+    close = alike or difflib.get_close_matches(name, names, 1)
+    return f"did you mean '{prefix}{close[0]}'? " if close else ""

@@ -40,9 +40,10 @@ from vlds.methods import (
     PrefixTuning,
     PromptTuning,
 )
-from vlds.mistakes import all_classes, guess
+from vlds.mistakes import all_classes
 from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.resources import find, shipped
+from vlds.runtime.near_names import guess
 from vlds.schema import Decoding
 from vlds.tasks import GQA, NLVR2, VQA, Caption, Entailment, VideoCaption, VideoQA
 from vlds.vision import ClipVision, ConvNet, StoredFeatures, Timm

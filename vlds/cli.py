@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vlds.launch import RANKS_HELP, complain, positive
-from vlds.mistakes import guess
 from vlds.recipe_help import ALL_KEYS, HELP
 from vlds.restarts import RESUME, Job, take_resume
+from vlds.runtime.near_names import guess
 from vlds.runtime.terminal import tell
 
 if TYPE_CHECKING:  # importing it for good would make each command's help wait for torch
@@ -114,18 +114,33 @@ def training_options(arguments: list[str]) -> tuple[Recipe, Literal["auto"] | bo
     return parse_recipe(words, "vlds train"), resume, new_phase
 
 
-def check_recipe(arguments: list[str]) -> int:
+def check_recipe(arguments: list[str], ranks: int | None) -> int:
     """Say what is wrong with the arguments of `vlds train`, if anything is; the exit code. What the
-    supervisor has to know of the recipe is printed."""
+    supervisor has to know of the recipe is printed. `ranks`: how many will start, if that is known.
+    """
     try:
         with names_fit():
             recipe, *_ = training_options(arguments)
+            check_start(recipe, ranks)
     except ValueError as error:
         return complain("vlds train", error)
     largest = max(recipe.batch_sizes.values())
     job = Job(str(recipe.output), largest, recipe.data.micro_batch_size)
     tell(json.dumps(asdict(job)))
     return 0
+
+
+def check_start(recipe: Recipe, ranks: int | None) -> None:
+    """Check what is known before any rank starts: the sizes of batches, and names on the hub.
+
+    Errors: ValueError that names the key.
+    """
+    from vlds.data import BatchCut
+
+    for field, size in recipe.batch_sizes.items():
+        BatchCut(ranks or 1).check(size, field)
+    recipe.backbone.check_sources()
+    recipe.vision.check_sources()
 
 
 def describe(arguments: list[str]) -> int:

@@ -114,21 +114,24 @@ def _start(
     launch_command([], ranks, launcher_args, os.environ, count_gpus())  # its mistakes come first
     if arguments[0] != "train":
         return run(arguments, ranks).code
-    code, job = read_job(arguments[1:], received)
-    if job is None:
-        return code
     if not several_hosts:
         ranks = ranks or count_gpus() or 1
+    code, job = read_job(arguments[1:], ranks, received)
+    if job is None:
+        return code
     return run_job(run, arguments, ranks, job, restarts, still_there)
 
 
-def read_job(arguments: Sequence[str], received: Sequence[int]) -> tuple[int, Job | None]:
+def read_job(
+    arguments: Sequence[str], ranks: int | None, received: Sequence[int]
+) -> tuple[int, Job | None]:
     """What the supervisor has to know of a run, or the exit code after its recipe's mistakes were
     said or a signal was received, before any rank has started.
 
     In a process of its own: what it has to import is large, and this one lives as long as the run.
     """
-    program = "import sys; from vlds.cli import check_recipe; sys.exit(check_recipe(sys.argv[1:]))"
+    call = f"check_recipe(sys.argv[1:], {ranks})"
+    program = f"import sys; from vlds.cli import check_recipe; sys.exit({call})"
     command = [sys.executable, "-c", program, *arguments]
     code, output = output_of(command, received)
     if code > 128:

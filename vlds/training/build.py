@@ -221,7 +221,7 @@ def announce(run: Run) -> None:
     run.tracker.say(
         f"{counts.trainable:,} of {counts.total:,} weights train ({counts.percent:.2f} %), "
         f"ZeRO-{run.engine.stage} on "
-        f"{run.ranks.world_size} ranks; bytes per rank: frozen {held['frozen']:,}, trainable "
+        f"{run.ranks.world_size} rank{'s' * (run.ranks.world_size > 1)}; bytes per rank: frozen {held['frozen']:,}, trainable "
         f"{held['trainable']:,}, "
         f"optimizer {held['optimizer']:,}; step {run.engine.steps_done} of "
         f"{run.recipe.training.num_steps}"

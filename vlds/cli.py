@@ -120,8 +120,8 @@ def check_recipe(arguments: list[str], ranks: int | None) -> int:
     """
     try:
         with names_fit():
-            recipe, *_ = training_options(arguments)
-            check_start(recipe, ranks)
+            recipe, resume, _ = training_options(arguments)
+            check_start(recipe, bool(resume), ranks)
     except ValueError as error:
         return complain("vlds train", error)
     largest = max(recipe.batch_sizes.values())
@@ -130,13 +130,19 @@ def check_recipe(arguments: list[str], ranks: int | None) -> int:
     return 0
 
 
-def check_start(recipe: Recipe, ranks: int | None) -> None:
-    """Check what is known before any rank starts: the sizes of batches, and names on the hub.
+def check_start(recipe: Recipe, resume: bool, ranks: int | None) -> None:
+    """Check what is known before any rank starts: the sizes of batches, names on the hub, and
+    whether a run that is resumed finds its files from here.
 
     Errors: ValueError that names the key.
     """
+    from vlds.config import to_tree
     from vlds.data import BatchCut
+    from vlds.recipe_paths import left_behind
 
+    saved = Path(recipe.output) / "recipe.yaml"
+    if resume and (said := left_behind(to_tree(recipe), saved)) is not None:
+        raise ValueError(f"{RESUME}: {said}")
     for field, size in recipe.batch_sizes.items():
         BatchCut(ranks or 1).check(size, field)
     recipe.backbone.check_sources()

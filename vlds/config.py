@@ -22,6 +22,7 @@ from vlds.mistakes import check_entries, explain
 from vlds.models.build import ModelConfig
 from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.recipe_files import BASE, WHOLE, merged, read_merged, read_tree
+from vlds.recipe_paths import STARTED_IN, with_start
 from vlds.resources import find
 from vlds.runtime.checks import at_least
 from vlds.runtime.credentials import without_credentials
@@ -273,16 +274,19 @@ def check_saved(tree: Any, source: str) -> None:
     Errors: ValueError that names the key or class, and `source`.
     """
     check_classes(tree, source)
+    if isinstance(tree, dict):
+        tree = {key: value for key, value in tree.items() if key != STARTED_IN}
     check_form(tree, Recipe, source)
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Write the resolved recipe, defaults included; `load_recipe` gives an equal one, but for
-    credentials in URLs.
+    credentials in URLs, and paths to the same files from another working directory.
 
     Errors: CannotWrite.
     """
-    write_whole(path, yaml.safe_dump(to_tree(recipe), sort_keys=False, width=MAX_WIDTH))
+    tree = with_start(to_tree(recipe))
+    write_whole(path, yaml.safe_dump(tree, sort_keys=False, width=MAX_WIDTH))
 
 
 def to_tree(value: Any) -> Any:
@@ -334,17 +338,18 @@ def find_recipes(arguments: list[str], scratch: Path, tree: dict[str, Any]) -> l
 
 
 def whole_recipe(name: str, scratch: Path, tree: dict[str, Any]) -> Path:
-    """The file of a recipe, or of what it and its base make together; that is merged into `tree`.
+    """The file of a recipe, or of what it and its base make together, or of a saved one whose paths
+    begin elsewhere; what it holds is merged into `tree`.
 
     Errors: ValueError where it is not a recipe.
     """
     file = find(name)
     own = read_tree(file)
-    based = BASE in own
-    own = read_merged(file) if based else own
+    changed = BASE in own or STARTED_IN in own
+    own = read_merged(file) if changed else own
     check_entries(own, Recipe, str(file))
     tree |= merged(tree, own, WHOLE)
-    if not based:
+    if not changed:
         return file
     whole = scratch / f"{len(list(scratch.iterdir()))}-{file.name}"
     whole.write_text(yaml.safe_dump(own, sort_keys=False), encoding="utf-8")

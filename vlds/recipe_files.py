@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vlds.recipe_paths import located
 from vlds.resources import find
 from vlds.runtime.yaml_file import read_yaml
 
@@ -45,7 +46,7 @@ def read_merged(file: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if file.resolve() in seen:
         chain = " -> ".join(path.name for path in (*seen, file))
         raise ValueError(f"base: {chain} is a circle; a recipe cannot stand on itself")
-    tree = read_tree(file)
+    tree = located(read_tree(file), file)
     name = tree.pop(BASE, None)
     if name is None:
         return tree

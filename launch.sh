@@ -20,12 +20,12 @@ case ${VENV:=.venv} in
     *) venv=$here/$VENV ;;
 esac
 [ $# -gt 0 ] || set -- demo
-exec "$venv/bin/python" -m vlds.launch "$@"
+exec "$venv/bin/python" -m vlds "$@"
 '''
 import sys
 
 if __name__ == "__main__":
-    from vlds.launch import main
+    from vlds.__main__ import main
 
     sys.exit(main())
 

@@ -59,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tell(f"error: {error}{kept}", error=True)
         return USER_ERROR
     except Interrupted as error:
-        tell(f"interrupted by {error.signal_name}{INCOMPLETE if goes_on else ''}", error=True)
+        begun = goes_on and args.out.exists()
+        tell(f"interrupted by {error.signal_name}{INCOMPLETE if begun else ''}", error=True)
         return error.exit_code
 
 

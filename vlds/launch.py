@@ -24,7 +24,7 @@ from vlds.rank_environment import check_alone, is_rank, read_place, without_rank
 from vlds.recipe_help import ALL_KEYS
 from vlds.restarts import Job, run_job, take_restarts, what_happened
 from vlds.runtime.json_file import parse_json
-from vlds.runtime.process_end import Interrupted, end_with_parent, interruptible
+from vlds.runtime.process_end import Interrupted, end_with_parent, interruptible, signal_name
 from vlds.runtime.terminal import tell, tell_exception
 from vlds.supervisor import (
     SUPERVISOR,
@@ -105,7 +105,8 @@ def _start(
     def run(words: Sequence[str], number: int | None) -> Outcome:
         program = ["--module", "vlds.launch", *words]
         command = launch_command(program, number, launcher_args, os.environ, count_gpus())
-        return supervise(*command, grace_s, received)
+        saves = arguments[0] == "train"
+        return supervise(*command, grace_s, received, saves=saves)
 
     def still_there() -> int | None:
         return None if several_hosts else count_gpus() or None
@@ -113,7 +114,11 @@ def _start(
     ranks = ranks or ranks_from_environment()
     launch_command([], ranks, launcher_args, os.environ, count_gpus())  # its mistakes come first
     if arguments[0] != "train":
-        return run(arguments, ranks).code
+        outcome = run(arguments, ranks)
+        if outcome.asked:
+            goes_on = "; start it again: it goes on" if arguments[0] == "features" else ""
+            say(f"{arguments[0]} ended by {signal_name(outcome.code - 128)}{goes_on}")
+        return outcome.code
     if not several_hosts:
         ranks = ranks or count_gpus() or 1
     code, job = read_job(arguments[1:], ranks, received)
@@ -161,6 +166,8 @@ def complain(who: str, error: ValueError) -> int:
 def run_rank(arguments: Sequence[str]) -> NoReturn:
     """Do a rank's work and end this process."""
     rank = os.environ["RANK"]  # which some commands take away
+    if SUPERVISOR in os.environ:  # it passes Ctrl-C on; before there is anything to save, that ends
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         code = _rank_code(list(arguments))
     except ValueError as error:
@@ -182,7 +189,7 @@ def run_rank(arguments: Sequence[str]) -> NoReturn:
 def _failure(error: BaseException, rank: str) -> int:
     """Say why a rank cannot go on; the exit code."""
     if isinstance(error, KeyboardInterrupt):  # torchrun's, before there is anything to save
-        say(f"rank {rank} ends by SIGINT")
+        say(f"rank {rank} ends by Ctrl-C")
         return 128 + signal.SIGINT
     if isinstance(error, BrokenPipeError):  # of stdout: a collective raises none of Python's
         say(f"rank {rank} ends because nobody reads its output any more; write it to a file")

@@ -28,6 +28,7 @@ from data_prep import (
 from data_prep.parallel import LostWorker
 from vlds.data import ShardError
 from vlds.runtime.disk import CannotWrite
+from vlds.runtime.help_page import HelpPage
 from vlds.runtime.process_end import Interrupted, interruptible
 from vlds.runtime.terminal import tell
 
@@ -69,7 +70,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m data_prep",
         description="Pack vision-and-language data sets into WebDataset shards.",
-        epilog="`python -m data_prep COMMAND --help` says more about a command.",
+        epilog="`python -m data_prep COMMAND --help` says more about a command; `python -m "
+        "data_prep jsonl --help` is the one for data of your own.",
+        formatter_class=HelpPage,
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for module in COMMANDS:

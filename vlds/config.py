@@ -26,6 +26,7 @@ from vlds.recipe_paths import STARTED_IN, with_start
 from vlds.resources import find
 from vlds.runtime.checks import at_least
 from vlds.runtime.credentials import without_credentials
+from vlds.runtime.terminal import tell
 from vlds.runtime.whole_file import write_whole
 from vlds.runtime.yaml_file import read_yaml
 from vlds.schema import ImageSpec
@@ -316,7 +317,12 @@ def parse(options: type[Options], arguments: list[str], prog: str) -> Options:
     tree: dict[str, Any] = {}
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            parsed = parser.parse_args(find_recipes(arguments, Path(scratch), tree))
+            words = find_recipes(arguments, Path(scratch), tree)
+            if "--help" in words:
+                # What jsonargparse calls required is what a recipe gives.
+                tell(parser.format_help().replace("(required, ", "("), end="")
+                raise SystemExit(0)
+            parsed = parser.parse_args(words)
         tree = parsed.as_dict()
         built = parser.instantiate(parsed)
     except (ArgumentError, ValueError, TypeError) as error:

@@ -20,6 +20,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
+from vlds.quiet_libraries import has_gpu_driver, quiet_libraries, set_quiet
 from vlds.rank_environment import check_alone, is_rank, read_place, without_rank
 from vlds.recipe_help import ALL_KEYS
 from vlds.restarts import Job, run_job, take_restarts, what_happened
@@ -40,13 +41,12 @@ RANK_COMMANDS = ("train", "evaluate", "predict", "features")
 NO_MODEL = ("--predictions",)
 """Options of `evaluate` with which no model is needed."""
 RANKS_HELP = """\
-train, evaluate, predict and features start one process (rank) per GPU, or one on a
-machine without GPU. More or fewer: --ranks N, or VLDS_RANKS=N in the
+train, evaluate, predict and features start one process (rank) per GPU, or one
+on a machine without GPU. More or fewer: --ranks N, or VLDS_RANKS=N in the
 environment. VLDS_LAUNCHER_ARGS is handed to the deepspeed launcher (--hostfile,
 --no_ssh, --node_rank, --master_addr, --master_port, ...).
-On SIGTERM, SIGINT (Ctrl-C) and SIGHUP the ranks save and end; after
-VLDS_GRACE_S seconds (default 120) they are killed. `vlds train --restarts N`
-starts a run that has failed again, N times at most, from its newest whole state.
+On SIGTERM, SIGINT (Ctrl-C) and SIGHUP the ranks of `vlds train` save and end;
+after VLDS_GRACE_S seconds (default 120) they are killed.
 """
 GRACE_S = 120.0
 OTHERS_SPEAK_AFTER_S = 5.0
@@ -66,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
         sys.excepthook = tell_exception
+        quiet_libraries()
     if is_rank(os.environ):
         run_rank(arguments)
     try:
@@ -300,8 +301,7 @@ def positive(source: str, text: str) -> int:
 
 def count_gpus() -> int:
     """GPUs that this process may use; without a driver torch is not even imported."""
-    drivers = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
-    if os.environ.get("DS_ACCELERATOR") == "cpu" or not any(map(os.path.exists, drivers)):
+    if os.environ.get("DS_ACCELERATOR") == "cpu" or not has_gpu_driver():
         return 0
     import torch
 
@@ -345,8 +345,7 @@ def launch_command(
         options += ["--num_gpus", str(ranks)]
     threads = max(1, len(os.sched_getaffinity(0)) // (ranks or max(num_gpus, 1)))
     env.setdefault("OMP_NUM_THREADS", str(threads))
-    env.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    env.setdefault("PYTHONWARNINGS", "ignore")
+    set_quiet(env)
     runner = [sys.executable, "-m", "deepspeed.launcher.runner"]
     return [*runner, *options, *launcher_args, *program], env
 

@@ -201,9 +201,9 @@ def test_the_command_says_it_in_one_line(
 ) -> None:
     file = tmp_path / "recipe.yaml"
     save_recipe(world_recipe(world, tmp_path / "run"), file)
-    assert cli.check_recipe(["--config", str(file), "--resume"]) == 0
-    assert cli.check_recipe(["--config", str(file), "--resume", "--new_phase"]) == 0
-    assert cli.check_recipe(["--config", str(file), "--new_phase"]) == 2
+    assert cli.check_recipe(["--config", str(file), "--resume"], None) == 0
+    assert cli.check_recipe(["--config", str(file), "--resume", "--new_phase"], None) == 0
+    assert cli.check_recipe(["--config", str(file), "--new_phase"], None) == 2
     assert "--new_phase: goes with --resume" in capsys.readouterr().err
     assert cli.main(["train", "--config", str(file), "--data.groop", "2"]) == 2
     said = capsys.readouterr()

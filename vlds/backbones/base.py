@@ -81,7 +81,7 @@ class Backbone(ABC):
     tokens: ClassVar[tuple[str, ...]]
     """Fields of the config that are ids of tokens that the model needs."""
     tokenizer_files: ClassVar[tuple[str, ...]]
-    """Files that hold a tokenizer: names in a folder, and endings of files that may lie anywhere."""
+    """Files that hold a tokenizer: names in a folder, and endings of files anywhere."""
     optimizer_rules: ClassVar[OptimizerRules] = {}
     """Path pattern of a parameter -> rule, where the kind of the parameter's module does not say
     it."""

@@ -49,6 +49,8 @@ def read_run(folder: Path) -> RunInputs:
 
     Errors: ValueError where it is none, or a file in it cannot be read.
     """
+    if folder.is_file():
+        raise ValueError(f"{folder}: is a file; name a folder that `vlds train` wrote")
     if not folder.is_dir():
         raise ValueError(f"{folder}: there is no such folder; name one that `vlds train` wrote")
     known = ("metrics.jsonl", "scores.json", "predictions/*.jsonl", "predictions/step-*/*.jsonl")

@@ -121,7 +121,6 @@ class NonFiniteSteps:
             )
         return [f"step {step} is skipped, its loss or gradient is NaN or infinite; {said}"]
 
-
     def _cures(self) -> list[str]:
         """Which keys make numbers smaller, and only those that are not so already."""
         clip = self.recipe.optimizer.clip_norm

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from data_prep import (
     coco_captions,
@@ -60,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tell(f"error: {error}{kept}", error=True)
         return USER_ERROR
     except Interrupted as error:
-        begun = goes_on and args.out.exists()
+        out: Path | None = getattr(args, "out", None)
+        begun = goes_on and (out is None or out.exists())
         tell(f"interrupted by {error.signal_name}{INCOMPLETE if begun else ''}", error=True)
         return error.exit_code
 

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
+from vlds.check_recipe import names_fit, training_options
 from vlds.help_texts import described
 from vlds.launch import RANKS_HELP, complain, positive
 from vlds.recipe_help import ALL_KEYS, HELP
-from vlds.restarts import RESUME, Job, take_resume
 from vlds.runtime.help_page import HelpPage
 from vlds.runtime.near_names import guess
 from vlds.runtime.terminal import tell
-
-if TYPE_CHECKING:  # importing it for good would make each command's help wait for torch
-    from vlds.config import Recipe
 
 DESCRIPTION = """\
 Tune a few percent of a frozen vision-and-language model on many tasks at once.
@@ -42,7 +36,6 @@ TRUST_HELP = """\
 --trust MODULE lets the run name classes of a Python module of your own; the module's code runs."""
 READ_RUNS = ("evaluate", "predict", "convert", "report")
 """Commands that open runs and artifacts, which may come from someone else."""
-NEW_PHASE = "--new_phase"
 HELP_WORDS = frozenset({"-h", "--help"})
 
 
@@ -80,76 +73,12 @@ def main(argv: Sequence[str]) -> int:
         return complain(f"vlds {arguments[0]}", error)
 
 
-@contextmanager
-def names_fit() -> Iterator[None]:
-    """Inside, a path that is longer than the system takes is a mistake of the user's.
-
-    Errors: ValueError that names it.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
-            raise
-        raise ValueError(f"{error.filename}: {error.strerror}; name another place") from None
-
-
 def train(arguments: list[str]) -> int:
     """Run a recipe on all ranks."""
     recipe, resume, new_phase = training_options(arguments)
     from vlds.training.loop import train as run
 
     return run(recipe, resume=resume, new_phase=new_phase)
-
-
-def training_options(arguments: list[str]) -> tuple[Recipe, Literal["auto"] | bool, bool]:
-    """The recipe, whether to resume, and whether it is a new phase.
-
-    Errors: ValueError for mistakes in the recipe, and for a new phase of nothing.
-    """
-    from vlds.config import parse_recipe
-
-    resume, words = take_resume(arguments)
-    new_phase = NEW_PHASE in words
-    if new_phase and not resume:
-        raise ValueError(f"{NEW_PHASE}: goes with {RESUME}: a new run has no earlier phase")
-    words = [word for word in words if word != NEW_PHASE]
-    return parse_recipe(words, "vlds train"), resume, new_phase
-
-
-def check_recipe(arguments: list[str], ranks: int | None) -> int:
-    """Say what is wrong with the arguments of `vlds train`, if anything is; the exit code. What the
-    supervisor has to know of the recipe is printed. `ranks`: how many will start, if that is known.
-    """
-    try:
-        with names_fit():
-            recipe, resume, _ = training_options(arguments)
-            check_start(recipe, bool(resume), ranks)
-    except ValueError as error:
-        return complain("vlds train", error)
-    largest = max(recipe.batch_sizes.values())
-    job = Job(str(recipe.output), largest, recipe.data.micro_batch_size)
-    tell(json.dumps(asdict(job)))
-    return 0
-
-
-def check_start(recipe: Recipe, resume: bool, ranks: int | None) -> None:
-    """Check what is known before any rank starts: the sizes of batches, names on the hub, and
-    whether a run that is resumed finds its files from here.
-
-    Errors: ValueError that names the key.
-    """
-    from vlds.config import to_tree
-    from vlds.data import BatchCut
-    from vlds.recipe_paths import left_behind
-
-    saved = Path(recipe.output) / "recipe.yaml"
-    if resume and (said := left_behind(to_tree(recipe), saved)) is not None:
-        raise ValueError(f"{RESUME}: {said}")
-    for field, size in recipe.batch_sizes.items():
-        BatchCut(ranks or 1).check(size, field)
-    recipe.backbone.check_sources()
-    recipe.vision.check_sources()
 
 
 def describe(arguments: list[str]) -> int:
@@ -336,8 +265,9 @@ def report(arguments: list[str]) -> int:
     if options.resamples < 0:
         raise ValueError(f"--resamples: got {options.resamples}; give 0 or more")
     from vlds.report import report_text, write_report, write_text
+    from vlds.report.inputs import find_runs
 
-    runs, strangers = sorted_out(options.runs)
+    runs, strangers = find_runs(options.runs)
     out = options.out
     if options.format == "html":
         written = write_report(runs, out or runs[0], options.resamples)
@@ -351,26 +281,6 @@ def report(arguments: list[str]) -> int:
     for error in strangers:
         complain("vlds report: left out", error)
     return 2 if strangers else 0
-
-
-def sorted_out(folders: Sequence[Path]) -> tuple[list[Path], list[ValueError]]:
-    """The folders that hold runs, and what is wrong with the others, as in `vlds report runs/*`.
-
-    Errors: ValueError where none holds a run.
-    """
-    from vlds.report.inputs import read_run
-
-    runs: list[Path] = []
-    strangers: list[ValueError] = []
-    for folder in folders:
-        try:
-            read_run(folder)
-            runs.append(folder)
-        except ValueError as error:
-            strangers.append(error)
-    if not runs:
-        raise strangers[0]
-    return runs, strangers
 
 
 def demo(arguments: list[str]) -> int:

@@ -137,7 +137,7 @@ def read_job(
     In a process of its own: what it has to import is large, and this one lives as long as the run.
     """
     call = f"check_recipe(sys.argv[1:], {ranks})"
-    program = f"import sys; from vlds.cli import check_recipe; sys.exit({call})"
+    program = f"import sys; from vlds.check_recipe import check_recipe; sys.exit({call})"
     command = [sys.executable, "-c", program, *arguments]
     code, output = output_of(command, received)
     if code > 128:

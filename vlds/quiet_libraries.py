@@ -24,6 +24,8 @@ SETTINGS = {
 def quiet_libraries() -> None:
     """Set this process up; what the user has set stays."""
     set_quiet(os.environ)
+    if not has_gpu_driver():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it finds no GPU
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
 
@@ -32,8 +34,6 @@ def set_quiet(environment: MutableMapping[str, str]) -> None:
     """Set up a process that will start with this environment."""
     for name, value in SETTINGS.items():
         environment.setdefault(name, value)
-    if not has_gpu_driver():
-        environment.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it finds no GPU
 
 
 def has_gpu_driver() -> bool:

@@ -74,7 +74,7 @@ def supervise(
             deadline is not None
             and not told
             and signal.SIGINT in received
-            and time.monotonic() > deadline - grace_s + PATIENCE_S
+            and time.monotonic() > deadline - grace_s + min(PATIENCE_S, grace_s / 2)
         ):
             told = True
             first, last = ("saving, then ", ", without saving") if saves else ("", "")

@@ -14,7 +14,7 @@ import pytest
 from tests.rank_pool import rank_environment
 from vlds import cli, launch
 from vlds.launch import launch_command, starts_ranks, take_ranks, without_local_rank
-from vlds.runtime.process_end import ASKING, on_signals
+from vlds.runtime.process_end import ASKING, on_signals, signal_name
 from vlds.supervisor import exit_code
 
 
@@ -57,7 +57,7 @@ def test_a_signal_to_a_command_without_ranks(
     monkeypatch.setitem(cli.COMMANDS, "describe", describe)
     with on_signals(lambda _: None, ASKING):  # else SIGINT may be ignored here, or end the tests
         assert launch.main(["describe"]) == 128 + number
-    assert capsys.readouterr().err == f"vlds: ended by {number.name}\n"
+    assert capsys.readouterr().err == f"vlds: ended by {signal_name(number)}\n"
 
 
 def test_only_work_on_data_starts_ranks() -> None:

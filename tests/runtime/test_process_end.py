@@ -68,14 +68,15 @@ def test_ends_in_words() -> None:
 
 def test_an_error_that_a_library_makes_of_ctrl_c_is_ctrl_c() -> None:
     """As in imports that turn whatever stops them into an ImportError."""
-    with (
-        on_signals(lambda _: None, ASKING),  # else SIGINT may be ignored here
-        pytest.raises(Interrupted) as stopped,
-        interruptible(),
-    ):
+
+    def import_it() -> None:
         try:
             os.kill(os.getpid(), signal.SIGINT)
         except Interrupted as error:
             raise ModuleNotFoundError("no such thing") from error
+
+    # Else SIGINT may be ignored here.
+    with on_signals(lambda _: None, ASKING), pytest.raises(Interrupted) as stopped, interruptible():
+        import_it()
     assert stopped.value.exit_code == 130
     assert stopped.value.signal_name == "Ctrl-C"

@@ -80,6 +80,24 @@ def read_run(folder: Path) -> RunInputs:
     )
 
 
+def find_runs(folders: Sequence[Path]) -> tuple[list[Path], list[ValueError]]:
+    """The folders that hold runs, and what is wrong with the others, as in `vlds report runs/*`.
+
+    Errors: ValueError where none holds a run.
+    """
+    runs: list[Path] = []
+    strangers: list[ValueError] = []
+    for folder in folders:
+        try:
+            read_run(folder)
+            runs.append(folder)
+        except ValueError as error:
+            strangers.append(error)
+    if not runs:
+        raise strangers[0]
+    return runs, strangers
+
+
 def headlines_of(recipe: str | None) -> dict[str, str]:
     """The score that stands for each task that says so in a recipe's text."""
     try:

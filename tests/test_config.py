@@ -265,7 +265,7 @@ def test_mistakes_on_the_command_line(option: str, value: str, message: str, fil
         ("train: [a]", "trian: [a]", "tasks: unknown key 'trian'; did you mean 'train'? VQA has"),
         ("VQA", "VQB", "tasks: 'VQB' is no Task; did you mean 'VQA'? choose from: Caption"),
         ("class_path: VQA, init_args: {train: [a], evaluate: [b]}", "train: [a]",
-         "tasks.vqa: class_path is missing; write class_path: Caption, or Entailment"),
+         "tasks.vqa: class_path is missing; write class_path: Caption, or "),
         ("methods: {adapter: {class_path: Adapter, init_args: {reduction: 4}}}",
          "methods: [Adapter]", "methods: got \"['Adapter']\"; give entries with a name each"),
     ],

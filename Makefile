@@ -4,35 +4,46 @@
 # (as an environment variable it holds for ./launch.sh too). No spaces in it, please.
 VENV ?= .venv
 PYTHON ?= python3
-EXTRAS ?= dev,coco
+# Of pyproject.toml, beside what every run needs: what the tests and checks need.
+EXTRAS = dev,coco
 LOWEST ?= .venv-lowest
 BIN = $(VENV)/bin
 SOURCES = vlds data_prep tests benchmarks setup.py
 
-.PHONY: venv check fix test test-all test-lowest test-ranks test-rest
+.PHONY: venv dev check fix test test-all test-lowest test-ranks test-rest
 .DEFAULT_GOAL := test
 
 venv: $(VENV)/.installed
+dev: $(VENV)/.installed-dev
 
-# The stamp is newer than what it stands for, so that an up-to-date environment costs nothing.
+# pip shows its progress the first time. The stamps are newer than what they stand for, so that an
+# up-to-date environment costs nothing.
+PIP = $(BIN)/python -m pip install --disable-pip-version-check $(if $(wildcard $@),--quiet)
+
 $(VENV)/.installed: pyproject.toml setup.py
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "Installing vlds and what it needs into $(VENV) (a minute or two) ..."
-	@$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
+	@echo "Installing vlds and what it needs into $(VENV): about 60 packages, 1 GB with PyTorch for"
+	@echo "CPUs, several with its CUDA libraries. That takes minutes, once."
+	@$(PIP) --editable .
 	@touch $@
 
-check: venv
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "Installing what tests and checks need: about 50 packages, 350 MB."
+	@$(PIP) --editable '.[$(EXTRAS)]'
+	@touch $@
+
+check: dev
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-fix: venv
+fix: dev
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
 # One thread per process: the tests start many processes.
-test: venv
+test: dev
 	$(MAKE) --no-print-directory -j 2 VENV=$(VENV) test-ranks test-rest
 
 # Two processes side by side, one for each of two cores. RANKS start most of the ranks, and take as
@@ -47,7 +58,7 @@ test-ranks:
 test-rest:
 	$(FAST) tests $(RANKS:%=--ignore %)
 
-test-all: venv
+test-all: dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 test-lowest:

@@ -14,18 +14,26 @@ if [ "$set_by_launchers" = rwlap ]; then
     exit 2
 fi
 here=$(cd "$(dirname "$0")" && pwd)
-make --silent --no-print-directory -C "$here" venv >&2 || exit 1
 case ${VENV:=.venv} in
     /*) venv=$VENV ;;
     *) venv=$here/$VENV ;;
 esac
+if [ ! -e "$venv/.installed" ]; then
+    case ${1-} in -h | --help | help)
+        echo "./launch.sh              install into $VENV, then run the demo: minutes, no GPU needed"
+        echo "./launch.sh COMMAND ...  install into $VENV, then run: vlds COMMAND ..."
+        echo "Commands and options: README.md; after the first start, ./launch.sh --help."
+        exit 0 ;;
+    esac
+fi
+make --silent --no-print-directory -C "$here" venv >&2 || exit 1
 [ $# -gt 0 ] || set -- demo
-exec "$venv/bin/python" -m vlds.launch "$@"
+exec "$venv/bin/python" -m vlds "$@"
 '''
 import sys
 
 if __name__ == "__main__":
-    from vlds.launch import main
+    from vlds.__main__ import main
 
     sys.exit(main())
 

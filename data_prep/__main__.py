@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import sys
 
-from data_prep.cli import main
-from vlds.runtime.terminal import tell_exception
+from vlds.runtime.process_end import Interrupted, interruptible
+from vlds.runtime.terminal import tell, tell_exception
+
+
+def main() -> int:
+    """Run the command; the exit code. Ctrl-C is one line while it imports, too."""
+    sys.excepthook = tell_exception
+    try:
+        with interruptible():
+            from data_prep.cli import main as run
+    except Interrupted as error:
+        tell(f"interrupted by {error.signal_name}", error=True)
+        return error.exit_code
+    return run()
+
 
 if __name__ == "__main__":
-    sys.excepthook = tell_exception
     sys.exit(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from data_prep import (
     coco_captions,
@@ -29,6 +30,7 @@ from data_prep.mistyped import USER_ERROR, Parser, add_commands
 from data_prep.parallel import LostWorker
 from vlds.data import ShardError
 from vlds.runtime.disk import CannotWrite
+from vlds.runtime.help_page import HelpPage
 from vlds.runtime.process_end import Interrupted, interruptible
 from vlds.runtime.terminal import tell
 
@@ -59,7 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tell(f"error: {error}{kept}", error=True)
         return USER_ERROR
     except Interrupted as error:
-        tell(f"interrupted by {error.signal_name}{INCOMPLETE if goes_on else ''}", error=True)
+        out: Path | None = getattr(args, "out", None)
+        begun = goes_on and (out is None or out.exists())
+        tell(f"interrupted by {error.signal_name}{INCOMPLETE if begun else ''}", error=True)
         return error.exit_code
 
 
@@ -68,7 +72,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m data_prep",
         description="Pack vision-and-language data sets into WebDataset shards.",
-        epilog="`python -m data_prep COMMAND --help` says more about a command.",
+        epilog="`python -m data_prep COMMAND --help` says more about a command; `python -m "
+        "data_prep jsonl --help` is the one for data of your own.",
+        formatter_class=HelpPage,
     )
     commands = add_commands(parser)
     for module in COMMANDS:

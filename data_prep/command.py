@@ -13,18 +13,57 @@ from data_prep.pack import Options
 from data_prep.picture import ImageFormat, PictureRule
 from data_prep.writer import Limits
 from vlds.data.remote import is_url
+from vlds.runtime.help_page import HelpPage
 
 DEFAULT_SHARD_SIZE = "512MB"
 NOT_RECORDED = {"run", "workers", "resume", "images_anywhere"}
 """What the shards do not depend on."""
 
 
+PROGRAM = "python -m data_prep"
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "vqav2": ("vqav2 --src VQAV2 --split train \\\n      --out shards/vqa --image-size 224",),
+    "gqa": ("gqa --src GQA --split train --out shards/gqa",),
+    "nlvr2": ("nlvr2 --src NLVR2 --split dev --out shards/nlvr2",),
+    "coco-karpathy": ("coco-karpathy --src COCO --split train --out shards/coco",),
+    "coco-captions": ("coco-captions --src COCO --split val --out shards/coco",),
+    "vg": ("vg --src VG --what questions --out shards/vg",),
+    "snli-ve": ("snli-ve --src SNLI_VE --split dev --out shards/snli-ve",),
+    "value-tvqa": ("value-tvqa --src VALUE --split train --out shards/tvqa",),
+    "value-how2qa": ("value-how2qa --src VALUE --split val --out shards/how2qa",),
+    "value-tvc": ("value-tvc --src VALUE --split val --out shards/tvc",),
+    "value-yc2c": ("value-yc2c --src VALUE --split train --out shards/yc2c",),
+    "jsonl": (
+        "jsonl --task vqa --annotations rows.jsonl \\\n      --images PHOTOS --out mine",
+        "jsonl --task caption --annotations rows.csv \\\n      --images PHOTOS --out mine",
+    ),
+    "easy-vqa": ("easy-vqa --out runs/easy_vqa/data",),
+    "demo": ("demo --out runs/demo/data",),
+    "index": ("index TARS --name mine --kind caption --split train",),
+    "tokenizer": ("tokenizer shards/mine --out spiece.model --vocab-size 500",),
+    "answers": ("answers shards/mine --out answers.json --min-count 3",),
+    "stats": ("stats shards/mine",),
+    "verify": ("verify shards/mine",),
+    "preview": ("preview shards/mine", "preview shards/mine --out page.html"),
+    "simulate-order": ("simulate-order shards/a shards/b --weights 3 1",),
+}
+
+
 def new_command(
     commands: Any, name: str, summary: str, description: str | None = None
 ) -> argparse.ArgumentParser:
     """A command of `python -m data_prep`; its `run` is set with `set_defaults`."""
+    first = f"{summary[0].upper()}{summary[1:]}."
+    parts = [
+        first,
+        description or "",
+        "\n".join(f"  {PROGRAM} {e}" for e in EXAMPLES.get(name, ())),
+    ]
     parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=summary, description=description or f"{summary[0].upper()}{summary[1:]}."
+        name,
+        help=summary,
+        description="\n\n".join(filter(None, parts)),
+        formatter_class=HelpPage,
     )
     return parser
 
@@ -37,7 +76,10 @@ def official_command(
     parser.add_argument(
         "--src", type=Path, required=True, metavar="DIR", help="folder of the official files"
     )
-    parser.add_argument("--split", choices=tuple(splits), required=True)
+    known = tuple(splits)
+    parser.add_argument(
+        "--split", choices=known, required=True, metavar="SPLIT", help=f"one of {', '.join(known)}"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--images", type=Path, metavar="DIR", help="pictures (default: --src)")
     name = name or command

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from vlds.runtime.nearest import guess
+from vlds.runtime.near_names import guess
 from vlds.runtime.terminal import tell
 
 USER_ERROR = 2

@@ -11,7 +11,7 @@ from data_prep.other_formats import published_as
 from data_prep.row_annotations import KNOWN_LABELS, FieldNames, label_of
 from data_prep.rows import Fields, Row
 from data_prep.source import TYPES, shown
-from vlds.runtime.nearest import guess
+from vlds.runtime.near_names import guess
 
 MOST_FIELDS = 12
 """Fields of a row that an error shows."""

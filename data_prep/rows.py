@@ -13,7 +13,7 @@ from typing import Any
 from data_prep.other_formats import refuse_binary
 from data_prep.source import numbered_json_lines, open_text, read_json, shown
 from data_prep.table import TABLES, read_table
-from vlds.runtime.nearest import guess
+from vlds.runtime.near_names import guess
 from vlds.runtime.regular_file import open_file
 
 Fields = Mapping[str, Any]

@@ -43,7 +43,7 @@ from vlds.methods import (
 from vlds.mistakes import all_classes
 from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.resources import find, shipped
-from vlds.runtime.nearest import guess
+from vlds.runtime.near_names import guess
 from vlds.schema import Decoding
 from vlds.tasks import GQA, NLVR2, VQA, Caption, Entailment, VideoCaption, VideoQA
 from vlds.vision import ClipVision, ConvNet, StoredFeatures, Timm
@@ -224,7 +224,7 @@ def complaint(*arguments: str) -> str:
         ("methods.extra", "Adaptor", "methods: 'Adaptor' is no Method; did you mean 'Adapter'? "),
         ("methods.extra", "VQA", "methods: 'VQA' is no Method; choose from: Adapter, "),
         ("methods.extra", "not.there.X", "methods: not.there.X: No module named 'not'"),
-        ("methods.adaptor.reduction", "3", "methods: an entry has no class; either its name is "),
+        ("methods.adaptor.reduction", "3", "methods: a new entry beside adapter, or one that"),
         ("backbone", "T6", "backbone: 'T6' is no Backbone; choose from: Bart, "),
         ("backbone.path", "x", "backbone.path: x, config: sizes.json; give exactly one of them"),
         ("backbone.dropout", "x", "backbone: T5.dropout: got 'x'; give a number or null"),
@@ -260,11 +260,12 @@ def test_mistakes_on_the_command_line(option: str, value: str, message: str, fil
             "training.epochs: got 2.0, and steps 5 too; give one of them and set the other to null",
         ),
         ("output:", "a: [\noutput:", "recipe.yaml: not YAML: "),
-        (RECIPE, "- 1\n", "a recipe has keys and values, not - 1"),
+        (RECIPE, "- 1\n", "recipe.yaml: a recipe has keys and values, like "),
         ("tasks: {vqa", "taskz: {vqa", "unknown key 'taskz'; did you mean 'tasks'?"),
         ("train: [a]", "trian: [a]", "tasks: unknown key 'trian'; did you mean 'train'? VQA has"),
         ("VQA", "VQB", "tasks: 'VQB' is no Task; did you mean 'VQA'? choose from: Caption"),
-        ("class_path: VQA, init_args: {train: [a], evaluate: [b]}", "train: [a]", "lacks class_pa"),
+        ("class_path: VQA, init_args: {train: [a], evaluate: [b]}", "train: [a]",
+         "tasks.vqa: class_path is missing; write class_path: Caption, or "),
         ("methods: {adapter: {class_path: Adapter, init_args: {reduction: 4}}}",
          "methods: [Adapter]", "methods: got \"['Adapter']\"; give entries with a name each"),
     ],
@@ -283,8 +284,10 @@ def test_no_tasks(file: Path) -> None:
 
 def test_nothing_at_all() -> None:
     message = complaint()
-    assert message.startswith("the recipe lacks output, backbone, vision, methods, tasks")
-    assert "--config FILE" in message
+    assert message.startswith("name a recipe: ")
+    assert message.endswith("vlds train recipes/demo.yaml")
+    lacking = complaint("--seed", "3")
+    assert lacking.startswith("the recipe lacks output, backbone, vision, methods, tasks; add it")
 
 
 def test_a_list_of_answers_is_a_file_or_itself(file: Path, tmp_path: Path) -> None:

@@ -1,10 +1,23 @@
-"""`python -m vlds` is the command `vlds`."""
+"""The command `vlds`, also as `python -m vlds`."""
 
 from __future__ import annotations
 
 import sys
 
-from vlds.launch import main
+from vlds.runtime.process_end import Interrupted, interruptible
+from vlds.runtime.terminal import tell
+
+
+def main() -> int:
+    """Run the command; the exit code. Ctrl-C is one line from the first import on."""
+    try:
+        with interruptible():
+            from vlds.launch import main as run
+    except Interrupted as error:
+        tell(f"vlds: ended by {error.signal_name}", error=True)
+        return error.exit_code
+    return run()
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -29,8 +29,9 @@ from torch import Tensor
 
 from vlds.config import Recipe, check_saved, parse_recipe, to_tree
 from vlds.manifest import DESCRIPTION, damage, write_manifest
-from vlds.models.build import build_model
+from vlds.models.build import build_model, hash_name
 from vlds.models.vl_model import VLModel
+from vlds.recipe_paths import located, places_of, with_start
 from vlds.runtime.json_file import read_json
 from vlds.runtime.whole_file import whole_folder
 from vlds.runtime.yaml_file import read_yaml
@@ -119,7 +120,7 @@ def write_description(folder: Path, recipe: Recipe) -> None:
     sources."""
     description = {"format": FORMAT, "sources": recipe.model.source_hashes()}
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")
-    tree = moved(to_tree(recipe), str(folder), HERE)
+    tree = with_start(moved(to_tree(recipe), str(folder), HERE))
     (folder / RECIPE).write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
 
 
@@ -133,7 +134,8 @@ def read_recipe(folder: Path, changes: Sequence[str] = ()) -> Recipe:
         tree = read_yaml(folder / RECIPE)
     check_saved(tree, f"artifact {folder}: {RECIPE}")
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
-        yaml.safe_dump(moved(tree, HERE, str(folder)), file, sort_keys=False)
+        tree = moved(located(tree, folder / RECIPE), HERE, str(folder))
+        yaml.safe_dump(tree, file, sort_keys=False)
         file.flush()
         return parse_recipe(["--config", file.name, *changes])
 
@@ -188,15 +190,21 @@ def check_changes(changes: Sequence[str]) -> None:
 def check_sources(folder: Path, recipe: Recipe) -> None:
     """Compare the hashes of the sources as they are now with those of the training.
 
-    Errors: ValueError where one is another.
+    Errors: ValueError where one is missing, or another.
     """
     recorded = read_sources(folder)
     present = recipe.model.source_hashes()
     for part, digest in recorded.items():
+        source = str(recipe.model.sources.get(part))
+        if digest not in (present.get(part), hash_name(source)) and not Path(source).exists():
+            places = places_of(read_yaml(folder / RECIPE), folder / RECIPE).candidates(source)
+            raise ValueError(
+                f"artifact {folder}: its {part} is missing: no {' nor '.join(map(str, places))}; "
+                "copy it there from where the run was trained"
+            )
         if present.get(part) != digest:
             raise ValueError(
-                f"artifact {folder} was trained on another {part} than "
-                f"{recipe.model.sources.get(part)} "
+                f"artifact {folder} was trained on another {part} than {source} "
                 f"is now (sha256 {digest[:12]} then, {str(present.get(part))[:12]} now); bring the "
                 "original files back to that place"
             )

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
+from vlds.check_recipe import names_fit, training_options
+from vlds.help_texts import described
 from vlds.launch import RANKS_HELP, complain, positive
 from vlds.recipe_help import ALL_KEYS, HELP
-from vlds.restarts import RESUME, Job, take_resume
-from vlds.runtime.nearest import guess
+from vlds.runtime.help_page import HelpPage
+from vlds.runtime.near_names import guess
 from vlds.runtime.terminal import tell
-
-if TYPE_CHECKING:  # importing it for good would make each command's help wait for torch
-    from vlds.config import Recipe
 
 DESCRIPTION = """\
 Tune a few percent of a frozen vision-and-language model on many tasks at once.
@@ -40,21 +36,21 @@ TRUST_HELP = """\
 --trust MODULE lets the run name classes of a Python module of your own; the module's code runs."""
 READ_RUNS = ("evaluate", "predict", "convert", "report")
 """Commands that open runs and artifacts, which may come from someone else."""
-NEW_PHASE = "--new_phase"
+HELP_WORDS = frozenset({"-h", "--help"})
 
 
 def main(argv: Sequence[str]) -> int:
     """Run one command; the exit code. What the user got wrong is one line on stderr and code 2."""
+    commands = "\n".join(f"  {name:10}{summary}" for name, summary in SUMMARIES.items())
     parser = argparse.ArgumentParser(
         prog="vlds",
-        description=DESCRIPTION,
+        description=f"{DESCRIPTION}\ncommands:\n{commands}",
         epilog=RANKS_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = "\n".join(f"{name:10}{command.__doc__}" for name, command in COMMANDS.items())
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=", ".join(COMMANDS))
-    parser.add_argument("--version", action="version", version=f"vlds {version('vlds')}")
-    parser.description = f"{DESCRIPTION}\ncommands:\n{commands}"
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those above")
+    parser.add_argument("--version", action="version", version=f"vlds {version('vlds')}",
+                        help="show the version of vlds and exit")  # fmt: skip
     arguments = list(argv)
     if not arguments or arguments[0].startswith("-"):
         parser.parse_args(arguments or ["--help"])
@@ -62,11 +58,11 @@ def main(argv: Sequence[str]) -> int:
         if arguments[0] not in COMMANDS:
             hint = guess(arguments[0], COMMANDS)
             raise ValueError(f"no such command; {hint}commands: {', '.join(COMMANDS)}")
-        if arguments[0] in HELP and {"-h", "--help"}.intersection(arguments):
+        if arguments[0] in HELP and HELP_WORDS.intersection(arguments):
             tell(HELP[arguments[0]].rstrip())
             return 0
         arguments = ["--help" if word == ALL_KEYS else word for word in arguments]
-        if arguments[0] in READ_RUNS:
+        if arguments[0] in READ_RUNS and not HELP_WORDS.intersection(arguments):
             from vlds.trusted import leave_working_directory, take_trust
 
             leave_working_directory()
@@ -77,55 +73,12 @@ def main(argv: Sequence[str]) -> int:
         return complain(f"vlds {arguments[0]}", error)
 
 
-@contextmanager
-def names_fit() -> Iterator[None]:
-    """Inside, a path that is longer than the system takes is a mistake of the user's.
-
-    Errors: ValueError that names it.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
-            raise
-        raise ValueError(f"{error.filename}: {error.strerror}; name another place") from None
-
-
 def train(arguments: list[str]) -> int:
     """Run a recipe on all ranks."""
     recipe, resume, new_phase = training_options(arguments)
     from vlds.training.loop import train as run
 
     return run(recipe, resume=resume, new_phase=new_phase)
-
-
-def training_options(arguments: list[str]) -> tuple[Recipe, Literal["auto"] | bool, bool]:
-    """The recipe, whether to resume, and whether it is a new phase.
-
-    Errors: ValueError for mistakes in the recipe, and for a new phase of nothing.
-    """
-    from vlds.config import parse_recipe
-
-    resume, words = take_resume(arguments)
-    new_phase = NEW_PHASE in words
-    if new_phase and not resume:
-        raise ValueError(f"{NEW_PHASE}: goes with {RESUME}: a new run has no earlier phase")
-    words = [word for word in words if word != NEW_PHASE]
-    return parse_recipe(words, "vlds train"), resume, new_phase
-
-
-def check_recipe(arguments: list[str]) -> int:
-    """Say what is wrong with the arguments of `vlds train`, if anything is; the exit code. What the
-    supervisor has to know of the recipe is printed."""
-    try:
-        with names_fit():
-            recipe, *_ = training_options(arguments)
-    except ValueError as error:
-        return complain("vlds train", error)
-    largest = max(recipe.batch_sizes.values())
-    job = Job(str(recipe.output), largest, recipe.data.micro_batch_size)
-    tell(json.dumps(asdict(job)))
-    return 0
 
 
 def describe(arguments: list[str]) -> int:
@@ -289,7 +242,9 @@ def features(arguments: list[str]) -> int:
     parser.epilog = "Further options are keys of the recipe, as in `vlds train`."
     parser.add_argument("--config", required=True, metavar="RECIPE", help="whose `vision` it is")
     parser.add_argument("--data", required=True, metavar="DATASET", help="data set of pictures")
-    parser.add_argument("--out", type=Path, required=True, help="new folder, or one to go on with")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="new folder, or one to go on with"
+    )
     parser.add_argument("--name", help="of the new data set; default: that of the old, _features")
     options, keys = parser.parse_known_args(arguments)
     from vlds.config import parse_recipe
@@ -319,36 +274,49 @@ def report(arguments: list[str]) -> int:
         "unrounded; default: html",
     )  # fmt: skip
     parser.add_argument(
-        "--out", type=Path,
+        "--out", type=Path, metavar="DIR",
         help="folder of the report; default: the first run for html, the terminal for md and csv",
     )  # fmt: skip
     parser.add_argument(
-        "--resamples", type=int, default=1000,
+        "--resamples", type=int, default=1000, metavar="N",
         help="bootstrap resamples behind each interval; 0: no intervals; default: 1000",
     )  # fmt: skip
     options = parser.parse_args(arguments)
     if options.resamples < 0:
         raise ValueError(f"--resamples: got {options.resamples}; give 0 or more")
     from vlds.report import report_text, write_report, write_text
+    from vlds.report.inputs import find_runs
 
-    runs, out = options.runs, options.out
+    runs, strangers = find_runs(options.runs)
+    out = options.out
     if options.format == "html":
         written = write_report(runs, out or runs[0], options.resamples)
     elif out is not None:
         written = write_text(runs, out, options.format, options.resamples)
     else:
         tell(report_text(runs, options.format, options.resamples), end="")
-        return 0
-    tell("\n".join(map(str, written)))
-    return 0
+        written = []
+    for path in written:
+        tell(path)
+    for error in strangers:
+        complain("vlds report: left out", error)
+    return 2 if strangers else 0
 
 
 def demo(arguments: list[str]) -> int:
     """Everything once on made pictures: data, pre-training, adapters, scores, report."""
     parser = command_parser("demo")
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for all of it")
-    parser.add_argument("--seed", type=int, default=0, help="seed of data and runs")
-    parser.add_argument("--ranks", type=int, default=2, help="processes that train together")
+    parser.add_argument(
+        "--ranks", type=int, default=2, metavar="N",
+        help="processes that train together; default: 2",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), metavar="DIR",
+        help="folder for all of it; default: runs/demo",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of data and runs; default: 0"
+    )
     options = parser.parse_args(arguments)
     from vlds.demo import run_demo
 
@@ -357,11 +325,15 @@ def demo(arguments: list[str]) -> int:
 
 def command_parser(name: str, epilog: str | None = None) -> argparse.ArgumentParser:
     """The parser of a command, described by its function's docstring."""
-    about = COMMANDS[name].__doc__
+    about = " ".join((COMMANDS[name].__doc__ or "").split())
     if name in READ_RUNS:
         epilog = f"{epilog} {TRUST_HELP}" if epilog else TRUST_HELP
     return argparse.ArgumentParser(
-        prog=f"vlds {name}", description=about, epilog=epilog, allow_abbrev=False
+        prog=f"vlds {name}",
+        description=described(name, about),
+        epilog=epilog,
+        allow_abbrev=False,
+        formatter_class=HelpPage,
     )
 
 
@@ -376,3 +348,15 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "report": report,
     "demo": demo,
 }
+SUMMARIES = {
+    "demo": "everything once, on made pictures",
+    "train": "run a recipe",
+    "evaluate": "score a run on data sets, or a file of predictions",
+    "predict": "answer about pictures, or write a leaderboard's file",
+    "report": "show runs: a page and a picture, or tables",
+    "convert": "write a run in another layout, or read one",
+    "describe": "count a recipe's parameters by part",
+    "plan": "say how many bytes each rank of a run would hold",
+    "features": "store what a vision encoder gives for a data set",
+}
+"""In the order in which a newcomer meets them."""

@@ -19,14 +19,16 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from vlds.backbones.base import Backbone
 from vlds.data.config import DataConfig
 from vlds.methods.base import Method
-from vlds.mistakes import explain
+from vlds.mistakes import check_entries, explain
 from vlds.models.build import ModelConfig
 from vlds.models.visual_embedding import VisualEmbeddingConfig
-from vlds.recipe_files import has_base, read_merged
+from vlds.recipe_files import BASE, WHOLE, merged, read_merged, read_tree
+from vlds.recipe_paths import STARTED_IN, with_start
 from vlds.resources import find
 from vlds.runtime.checks import at_least
 from vlds.runtime.credentials import without_credentials
 from vlds.runtime.shown import visible
+from vlds.runtime.terminal import tell
 from vlds.runtime.whole_file import write_whole
 from vlds.runtime.yaml_file import read_yaml
 from vlds.schema import ImageSpec
@@ -251,7 +253,11 @@ def parse_recipe(arguments: list[str], prog: str = "vlds train") -> Recipe:
 
     Errors: ValueError that names the key or class, shows the value and lists the known names.
     """
-    if arguments and not arguments[0].startswith("-"):
+    if not arguments:
+        raise ValueError(
+            f"name a recipe: a file of your own, or one that vlds brings: {prog} recipes/demo.yaml"
+        )
+    if not arguments[0].startswith("-"):
         arguments = ["--config", *arguments]
     return parse(Recipe, arguments, prog)
 
@@ -271,17 +277,21 @@ def check_saved(tree: Any, source: str) -> None:
     Errors: ValueError that names the key or class, and `source`.
     """
     check_classes(tree, source)
+    if isinstance(tree, dict):
+        tree = {key: value for key, value in tree.items() if key != STARTED_IN}
     check_form(tree, Recipe, source)
 
 
 def save_recipe(recipe: Recipe, path: Path, comments: Sequence[str] = ()) -> None:
     """Write the resolved recipe, defaults included, under some comments; `load_recipe` gives an
-    equal one, but for credentials in URLs.
+    equal one, but for credentials in URLs, and paths to the same files from another working
+    directory.
 
     Errors: CannotWrite.
     """
     head = "".join(f"# {visible(comment)}\n" for comment in comments)
-    write_whole(path, head + yaml.safe_dump(to_tree(recipe), sort_keys=False, width=MAX_WIDTH))
+    tree = with_start(to_tree(recipe))
+    write_whole(path, head + yaml.safe_dump(tree, sort_keys=False, width=MAX_WIDTH))
 
 
 def to_tree(value: Any) -> Any:
@@ -311,7 +321,12 @@ def parse(options: type[Options], arguments: list[str], prog: str) -> Options:
     tree: dict[str, Any] = {}
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            parsed = parser.parse_args(find_recipes(arguments, Path(scratch)))
+            words = find_recipes(arguments, Path(scratch), tree)
+            if "--help" in words:
+                # What jsonargparse calls required is what a recipe gives.
+                tell(parser.format_help().replace("(required, ", "("), end="")
+                raise SystemExit(0)
+            parsed = parser.parse_args(words)
         tree = parsed.as_dict()
         built = parser.instantiate(parsed)
     except (ArgumentError, ValueError, TypeError) as error:
@@ -319,25 +334,35 @@ def parse(options: type[Options], arguments: list[str], prog: str) -> Options:
     return options(**{f.name: built[f.name] for f in fields(options)})  # type: ignore[arg-type]
 
 
-def find_recipes(arguments: list[str], scratch: Path) -> list[str]:
+def find_recipes(arguments: list[str], scratch: Path, tree: dict[str, Any]) -> list[str]:
     """The command line with the place of each `--config`, a path or a shipped recipe's name; a
-    recipe that changes another is written out whole into `scratch`."""
+    recipe that changes another is written out whole into `scratch`. What they hold together goes
+    into `tree`."""
     found = list(arguments)
     for place, word in enumerate(arguments):
         if word == "--config" and place + 1 < len(arguments):
-            found[place + 1] = str(whole_recipe(arguments[place + 1], scratch))
+            found[place + 1] = str(whole_recipe(arguments[place + 1], scratch, tree))
         elif word.startswith("--config="):
-            found[place] = f"--config={whole_recipe(word.partition('=')[2], scratch)}"
+            found[place] = f"--config={whole_recipe(word.partition('=')[2], scratch, tree)}"
     return found
 
 
-def whole_recipe(name: str, scratch: Path) -> Path:
-    """The file of a recipe, or of what it and its base make together."""
+def whole_recipe(name: str, scratch: Path, tree: dict[str, Any]) -> Path:
+    """The file of a recipe, or of what it and its base make together, or of a saved one whose paths
+    begin elsewhere; what it holds is merged into `tree`.
+
+    Errors: ValueError where it is not a recipe.
+    """
     file = find(name)
-    if not has_base(file):
+    own = read_tree(file)
+    changed = BASE in own or STARTED_IN in own
+    own = read_merged(file) if changed else own
+    check_entries(own, Recipe, str(file))
+    tree |= merged(tree, own, WHOLE)
+    if not changed:
         return file
     whole = scratch / f"{len(list(scratch.iterdir()))}-{file.name}"
-    whole.write_text(yaml.safe_dump(read_merged(file), sort_keys=False), encoding="utf-8")
+    whole.write_text(yaml.safe_dump(own, sort_keys=False), encoding="utf-8")
     return whole
 
 

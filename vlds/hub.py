@@ -19,17 +19,18 @@ BUSY = 429
 LOCAL = "name a folder that holds the model"
 
 
-def check_source(source: str, place: str) -> None:
+def check_source(source: str, place: str, local: str = LOCAL) -> None:
     """Check that a model lies here, or can be fetched; without a network, the cache will do.
+    `local`: what to name instead of a hub name.
 
     Errors: ValueError that begins with `place`.
     """
     if not Path(source).exists():
-        _check_name(source, place)
+        _check_name(source, place, local)
 
 
 @cache
-def _check_name(name: str, place: str) -> None:
+def _check_name(name: str, place: str, local: str) -> None:
     try:
         cached = any(isinstance(try_to_load_from_cache(name, file), str) for file in FILES)
         if not constants.is_offline_mode():
@@ -37,7 +38,7 @@ def _check_name(name: str, place: str) -> None:
         elif not cached:
             raise SourceError(
                 f"{place}: {name} is not in Hugging Face's cache, and HF_HUB_OFFLINE forbids to "
-                f"fetch it; {LOCAL}"
+                f"fetch it; {local}"
             )
     except SourceError:
         raise
@@ -54,6 +55,6 @@ def _check_name(name: str, place: str) -> None:
         if not cached:
             raise SourceError(
                 f"{place}: no such folder: {name}, and the Hugging Face hub does not answer; "
-                f"{LOCAL}, or fetch it where there is a network and set HF_HUB_OFFLINE=1"
+                f"{local}, or fetch it where there is a network and set HF_HUB_OFFLINE=1"
             ) from None
         constants.HF_HUB_OFFLINE = True  # else the libraries would ask again, for each file

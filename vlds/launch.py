@@ -20,11 +20,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
+from vlds.quiet_libraries import has_gpu_driver, quiet_libraries, set_quiet
 from vlds.rank_environment import check_alone, is_rank, read_place, without_rank
 from vlds.recipe_help import ALL_KEYS
 from vlds.restarts import Job, run_job, take_restarts, what_happened
 from vlds.runtime.json_file import parse_json
-from vlds.runtime.process_end import Interrupted, end_with_parent, interruptible
+from vlds.runtime.process_end import Interrupted, end_with_parent, interruptible, signal_name
 from vlds.runtime.terminal import tell, tell_exception
 from vlds.supervisor import (
     SUPERVISOR,
@@ -40,13 +41,12 @@ RANK_COMMANDS = ("train", "evaluate", "predict", "features")
 ALONE = ("--predictions", "--serve")
 """Options of `evaluate` and `predict` with which one process is enough."""
 RANKS_HELP = """\
-train, evaluate, predict and features start one process (rank) per GPU, or one on a
-machine without GPU. More or fewer: --ranks N, or VLDS_RANKS=N in the
+train, evaluate, predict and features start one process (rank) per GPU, or one
+on a machine without GPU. More or fewer: --ranks N, or VLDS_RANKS=N in the
 environment. VLDS_LAUNCHER_ARGS is handed to the deepspeed launcher (--hostfile,
 --no_ssh, --node_rank, --master_addr, --master_port, ...).
-On SIGTERM, SIGINT (Ctrl-C) and SIGHUP the ranks save and end; after
-VLDS_GRACE_S seconds (default 120) they are killed. `vlds train --restarts N`
-starts a run that has failed again, N times at most, from its newest whole state.
+On SIGTERM, SIGINT (Ctrl-C) and SIGHUP the ranks of `vlds train` save and end;
+after VLDS_GRACE_S seconds (default 120) they are killed.
 """
 GRACE_S = 120.0
 OTHERS_SPEAK_AFTER_S = 5.0
@@ -66,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
         sys.excepthook = tell_exception
+        quiet_libraries()
     if is_rank(os.environ):
         run_rank(arguments)
     try:
@@ -105,7 +106,8 @@ def _start(
     def run(words: Sequence[str], number: int | None) -> Outcome:
         program = ["--module", "vlds.launch", *words]
         command = launch_command(program, number, launcher_args, os.environ, count_gpus())
-        return supervise(*command, grace_s, received)
+        saves = arguments[0] == "train"
+        return supervise(*command, grace_s, received, saves=saves)
 
     def still_there() -> int | None:
         return None if several_hosts else count_gpus() or None
@@ -113,22 +115,29 @@ def _start(
     ranks = ranks or ranks_from_environment()
     launch_command([], ranks, launcher_args, os.environ, count_gpus())  # its mistakes come first
     if arguments[0] != "train":
-        return run(arguments, ranks).code
-    code, job = read_job(arguments[1:], received)
-    if job is None:
-        return code
+        outcome = run(arguments, ranks)
+        if outcome.asked:
+            goes_on = "; start it again: it goes on" if arguments[0] == "features" else ""
+            say(f"{arguments[0]} ended by {signal_name(outcome.code - 128)}{goes_on}")
+        return outcome.code
     if not several_hosts:
         ranks = ranks or count_gpus() or 1
+    code, job = read_job(arguments[1:], ranks, received)
+    if job is None:
+        return code
     return run_job(run, arguments, ranks, job, restarts, still_there)
 
 
-def read_job(arguments: Sequence[str], received: Sequence[int]) -> tuple[int, Job | None]:
+def read_job(
+    arguments: Sequence[str], ranks: int | None, received: Sequence[int]
+) -> tuple[int, Job | None]:
     """What the supervisor has to know of a run, or the exit code after its recipe's mistakes were
     said or a signal was received, before any rank has started.
 
     In a process of its own: what it has to import is large, and this one lives as long as the run.
     """
-    program = "import sys; from vlds.cli import check_recipe; sys.exit(check_recipe(sys.argv[1:]))"
+    call = f"check_recipe(sys.argv[1:], {ranks})"
+    program = f"import sys; from vlds.check_recipe import check_recipe; sys.exit({call})"
     command = [sys.executable, "-c", program, *arguments]
     code, output = output_of(command, received)
     if code > 128:
@@ -158,6 +167,8 @@ def complain(who: str, error: ValueError) -> int:
 def run_rank(arguments: Sequence[str]) -> NoReturn:
     """Do a rank's work and end this process."""
     rank = os.environ["RANK"]  # which some commands take away
+    if SUPERVISOR in os.environ:  # it passes Ctrl-C on; before there is anything to save, that ends
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         code = _rank_code(list(arguments))
     except ValueError as error:
@@ -179,7 +190,7 @@ def run_rank(arguments: Sequence[str]) -> NoReturn:
 def _failure(error: BaseException, rank: str) -> int:
     """Say why a rank cannot go on; the exit code."""
     if isinstance(error, KeyboardInterrupt):  # torchrun's, before there is anything to save
-        say(f"rank {rank} ends by SIGINT")
+        say(f"rank {rank} ends by Ctrl-C")
         return 128 + signal.SIGINT
     if isinstance(error, BrokenPipeError):  # of stdout: a collective raises none of Python's
         say(f"rank {rank} ends because nobody reads its output any more; write it to a file")
@@ -290,8 +301,7 @@ def positive(source: str, text: str) -> int:
 
 def count_gpus() -> int:
     """GPUs that this process may use; without a driver torch is not even imported."""
-    drivers = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
-    if os.environ.get("DS_ACCELERATOR") == "cpu" or not any(map(os.path.exists, drivers)):
+    if os.environ.get("DS_ACCELERATOR") == "cpu" or not has_gpu_driver():
         return 0
     import torch
 
@@ -335,8 +345,7 @@ def launch_command(
         options += ["--num_gpus", str(ranks)]
     threads = max(1, len(os.sched_getaffinity(0)) // (ranks or max(num_gpus, 1)))
     env.setdefault("OMP_NUM_THREADS", str(threads))
-    env.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    env.setdefault("PYTHONWARNINGS", "ignore")
+    set_quiet(env)
     runner = [sys.executable, "-m", "deepspeed.launcher.runner"]
     return [*runner, *options, *launcher_args, *program], env
 

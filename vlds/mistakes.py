@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from inspect import isabstract
 from typing import Any, get_args, get_origin, get_type_hints
 
-from vlds.runtime.nearest import guess
+from vlds.runtime.near_names import guess
 
 KEY = re.compile(r'Parser key "([\w.]+)": ')
 CLASS = re.compile(r"Problem with given class_path '([\w.]+)': ")
@@ -63,24 +63,21 @@ def explain(message: str, options: type, tree: Mapping[str, Any]) -> str:
     if match := OPTION.search(text):
         return unknown_key(place, match[1])
     if match := ARGUMENT.search(text):
+        if not match[1].startswith("-"):
+            return f"'{match[1]}' is unexpected; a recipe comes first, then --KEY VALUE"
         return unknown_key(place, match[1].removeprefix("--").partition("=")[0])
     if match := NO_CLASS.search(text):
         return unknown_class(place, match[1])
-    if " is abstract" in text:
-        return (
-            f"{place.name}: an entry has no class; either its name is misspelt, so that it is a "
-            f"new one, or it lacks class_path: {' or '.join(class_names(base_of(place)))}"
-        )
+    if " is abstract" in text or "Not a valid subclass" in text:
+        return without_class(place, options, tree)
     if match := VALUE.search(text):
         return f"{place.name}: got {match[2]!r}; give {cure(match[1])}"
     if match := LACKING.search(text):
-        return f"the recipe lacks {match[1]}; add it there, or give a recipe with --config FILE"
+        return f"the recipe lacks {match[1]}; add it there, or name a recipe: `vlds train FILE`"
     if "Problems parsing config" in text:
         return "the recipe is not YAML: " + text.partition("config: ")[2].replace(
             '"<unicode string>", ', ""
         )
-    if "Unexpected config" in text:
-        return f"a recipe has keys and values, not {text.partition('config: ')[2]}"
     return in_tree(text if place.key == "" else f"{place.name}: {text}", tree)
 
 
@@ -119,6 +116,54 @@ def unknown_key(place: Place, dotted: str) -> str:
         f"{guess(segment, known, ''.join(f'{name}.' for name in right))}"
         f"{'.'.join(right) or top} has: {', '.join(known)}"
     )
+
+
+def check_entries(tree: Mapping[str, Any], options: type, source: str) -> None:
+    """Check that the classes in a recipe's file stand where a recipe has them.
+
+    Errors: ValueError that names `source`, the entry and its right form.
+    """
+    for key, base, entry in choices(tree, options):
+        if key.endswith((".class_path", ".init_args")):
+            place = key.rpartition(".")[0]
+            raise ValueError(
+                f"{source}: {place}: an entry has a name; write {place}: {{NAME: {{class_path: "
+                f"{class_names(base)[0]}, ...}}}}"
+            )
+        beside = set(entry) - {"class_path", "init_args"} if isinstance(entry, Mapping) else ()
+        if beside and "class_path" in entry:
+            name = sorted(beside)[0]
+            raise ValueError(
+                f"{source}: {key}: '{name}' stands beside class_path; write {{class_path: "
+                f"{entry['class_path']}, init_args: {{{name}: ...}}}}"
+            )
+
+
+def without_class(place: Place, options: type, tree: Mapping[str, Any]) -> str:
+    """An entry does not say its class. `tree`: what the recipe's files hold."""
+    key, base = place.name, base_of(place)
+    for other, kind, entry in choices(tree, options):
+        if not isinstance(entry, str) and "class_path" not in (entry or ()):
+            key, base = other, kind
+            break
+    else:  # a key of the command line has made it
+        known = tree.get(key)
+        listed = ", ".join(map(str, known)) if isinstance(known, Mapping) and known else "none"
+        key = f"{key}: a new entry beside {listed}, or one that is misspelt"
+    names = class_names(base)
+    return f"{key}: class_path is missing; write class_path: {names[0]}, or {', '.join(names[1:])}"
+
+
+def choices(tree: Mapping[str, Any], options: type) -> Iterator[tuple[str, type, Any]]:
+    """Key, base and value of each entry of a recipe's tree that is to name a class."""
+    for key, hint in fields_of(options).items():
+        base = base_of(Place("", options, key))
+        if key not in tree or not isabstract(base):
+            continue
+        if get_origin(hint) is not dict:
+            yield key, base, tree[key]
+        elif isinstance(tree[key], Mapping):
+            yield from ((f"{key}.{name}", base, entry) for name, entry in tree[key].items())
 
 
 def unknown_class(place: Place, name: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vlds.recipe_paths import located
 from vlds.resources import find
 from vlds.runtime.yaml_file import read_yaml
 
@@ -17,13 +18,24 @@ WHOLE = ("methods",)
 """Keys of a recipe that are not merged."""
 
 
-def has_base(file: Path) -> bool:
-    """Whether a recipe changes another one.
+def read_tree(file: Path) -> dict[str, Any]:
+    """What a recipe's file holds.
 
-    Errors: ValueError where it is not a recipe's file.
+    Errors: ValueError where that is not a mapping of keys.
     """
     tree = read_yaml(file)
-    return isinstance(tree, dict) and BASE in tree
+    if tree is None:
+        raise ValueError(
+            f"{file}: the recipe is empty; start from one that vlds brings, such as "
+            "recipes/demo.yaml"
+        )
+    if not isinstance(tree, dict):
+        kind = "a list" if isinstance(tree, list) else f"{tree!r:.40} alone"
+        raise ValueError(
+            f"{file}: a recipe has keys and values, like `output: runs/mine`; this file holds "
+            f"{kind}"
+        )
+    return tree
 
 
 def read_merged(file: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -34,9 +46,7 @@ def read_merged(file: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if file.resolve() in seen:
         chain = " -> ".join(path.name for path in (*seen, file))
         raise ValueError(f"base: {chain} is a circle; a recipe cannot stand on itself")
-    tree = read_yaml(file)
-    if not isinstance(tree, dict):
-        raise ValueError(f"{file}: a recipe is a mapping of keys, and this is none")
+    tree = located(read_tree(file), file)
     name = tree.pop(BASE, None)
     if name is None:
         return tree

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vlds.runtime.process_end import ASKING, KILLED
+from vlds.runtime.process_end import ASKING, KILLED, signal_name
 from vlds.supervisor import Outcome, say
 from vlds.training.states import newest, state_folders
 
@@ -81,7 +81,7 @@ def what_happened(code: int) -> str:
     if code == 128 + signal.SIGKILL:
         return f"the run ended, a process of it was {KILLED}"
     if code > 128 and code - 128 in set(signal.Signals):
-        return f"the run ended by {signal.Signals(code - 128).name}"
+        return f"the run ended by {signal_name(code - 128)}"
     return f"the run ended with exit code {code}"
 
 

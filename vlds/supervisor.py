@@ -29,6 +29,8 @@ SUPERVISOR = "VLDS_SUPERVISOR"
 RUNNER = ("deepspeed", "deepspeed.pt", "deepspeed.launcher.runner")
 """DeepSpeed's runner on a command line: two scripts, and the module."""
 POLL_S = 0.1
+PATIENCE_S = 1.0
+"""After Ctrl-C; what has not ended by then is told about."""
 PR_SET_CHILD_SUBREAPER = 36
 """From linux/prctl.h."""
 
@@ -43,27 +45,40 @@ class Outcome:
 
 
 def supervise(
-    command: Sequence[str], environment: Mapping[str, str], grace_s: float, received: Sequence[int]
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    grace_s: float,
+    received: Sequence[int],
+    *,
+    saves: bool = False,
 ) -> Outcome:
     """Run a launcher to its end, pass signals on (`received` grows: `signals_collected`), leave
-    nothing behind."""
+    nothing behind. `saves`: whether the ranks save before they end."""
     if received:
         return Outcome(128 + received[0], asked=True)
     group = Group(command, environment)
     deadline: float | None = None
-    abandoned = False
+    abandoned = told = False
     while group.alive():
         if deadline is None and (received or group.code is not None):
             deadline = time.monotonic() + grace_s
             # Helpers, such as Python's resource tracker, may outlive the command by a moment.
-            abandoned = group.ask_to_end() and not received
-            if signal.SIGINT in received:
-                say("saving, then ending; Ctrl-C again ends at once, without saving")
+            ending = received[0] if received else signal.SIGTERM
+            abandoned = group.ask_to_end(ending) and not received
         elif deadline is not None and received.count(signal.SIGINT) > 1:
             group.kill()
         elif deadline is not None and time.monotonic() > deadline:
             say(f"killing what did not end within {grace_s:g} s")
             group.kill()
+        elif (
+            deadline is not None
+            and not told
+            and signal.SIGINT in received
+            and time.monotonic() > deadline - grace_s + min(PATIENCE_S, grace_s / 2)
+        ):
+            told = True
+            first, last = ("saving, then ", ", without saving") if saves else ("", "")
+            say(f"{first}ending; Ctrl-C again ends at once{last}")
         time.sleep(POLL_S)
     assert group.code is not None
     if received:
@@ -102,6 +117,7 @@ class Group:
         # Orphans of the session become our children, so that we see and reap every one of them.
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         env = dict(environment) | {SUPERVISOR: str(os.getpid())}
+        self._is_runner = RUNNER[-1] in command
         self._process = subprocess.Popen(command, env=env, start_new_session=True)
 
     @property
@@ -121,16 +137,17 @@ class Group:
             if pid == self._process.pid:
                 self._process.returncode = os.waitstatus_to_exitcode(status)
 
-    def ask_to_end(self) -> bool:
-        """SIGTERM to the ranks alone: their loaders and launchers must outlive the saving. Whether
-        there are any; else to all."""
+    def ask_to_end(self, number: int) -> bool:
+        """Send a signal to the ranks alone: their loaders and launchers must outlive the saving.
+        Whether there are any; else to all. DeepSpeed's runner gets SIGTERM: it answers Ctrl-C with
+        a traceback."""
         members = [process for process in psutil.process_iter() if self._holds(process)]
         ranks = [process for process in members if _is_rank(process)]
         for process in ranks:
             with contextlib.suppress(psutil.Error):
-                process.terminate()
+                process.send_signal(number)
         if not ranks:
-            self.kill(signal.SIGTERM)
+            self.kill(signal.SIGTERM if self._is_runner else number)
         return bool(ranks)
 
     def kill(self, number: int = signal.SIGKILL) -> None:

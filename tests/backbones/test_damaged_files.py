@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import T5Tokenizer
 
 from tests.models.toys import saved_backbone
 from tests.training.world import write_tokenizer
@@ -181,6 +182,7 @@ def test_a_saved_tokenizer_brings_no_code(
     """Nor is anybody asked whether it may: a rank has nobody to ask."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     backbone = saved_backbone(T5, tmp_path)
+    T5Tokenizer().save_pretrained(tmp_path)
     folder = tmp_path / "saved"
     backbone.load_tokenizer().save_pretrained(folder)
     config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))

@@ -17,7 +17,7 @@ from data_prep import cli
 from data_prep.cli import main
 from data_prep.command import num_bytes
 from tests.data_prep.pictures import jpeg, packed, write
-from vlds.runtime.process_end import ASKING, on_signals
+from vlds.runtime.process_end import ASKING, on_signals, signal_name
 
 COMMANDS = (
     "vqav2", "gqa", "nlvr2", "coco-karpathy", "coco-captions", "vg", "snli-ve", "value-tvqa",
@@ -157,4 +157,4 @@ def test_a_signal_is_one_line(
     with on_signals(lambda _: None, ASKING):  # else SIGINT may be ignored here, or end the tests
         assert cli.main(["work"]) == 128 + number
     goes_on = ": the data set being written is incomplete; --resume goes on with it" * resume
-    assert capsys.readouterr().err == f"interrupted by {number.name}{goes_on}\n"
+    assert capsys.readouterr().err == f"interrupted by {signal_name(number)}{goes_on}\n"

@@ -29,10 +29,12 @@ def main() -> None:
         while not (here / "go").exists():
             time.sleep(0.05)
     if action in ("save", "late"):
-        signal.signal(signal.SIGTERM, save)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, save)
         watch_launcher(lambda: os.kill(os.getpid(), signal.SIGTERM), grace_s=10, poll_s=0.2)
     if action == "deaf":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
         watch_launcher(lambda: None, grace_s=1, poll_s=0.2)
     report = {"pid": os.getpid(), "arguments": sys.argv[1:], "words": words}
     report["environment"] = dict(os.environ)

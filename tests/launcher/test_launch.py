@@ -14,7 +14,7 @@ import pytest
 from tests.rank_pool import rank_environment
 from vlds import cli, launch
 from vlds.launch import launch_command, starts_ranks, take_ranks, without_local_rank
-from vlds.runtime.process_end import ASKING, on_signals
+from vlds.runtime.process_end import ASKING, on_signals, signal_name
 from vlds.supervisor import exit_code
 
 
@@ -57,7 +57,7 @@ def test_a_signal_to_a_command_without_ranks(
     monkeypatch.setitem(cli.COMMANDS, "describe", describe)
     with on_signals(lambda _: None, ASKING):  # else SIGINT may be ignored here, or end the tests
         assert launch.main(["describe"]) == 128 + number
-    assert capsys.readouterr().err == f"vlds: ended by {number.name}\n"
+    assert capsys.readouterr().err == f"vlds: ended by {signal_name(number)}\n"
 
 
 def test_only_work_on_data_starts_ranks() -> None:
@@ -110,7 +110,7 @@ def test_exit_codes_of_signals() -> None:
 
 def _as_rank(global_rank: int, *arguments: str) -> tuple[int, str, str]:
     result = subprocess.run(
-        [sys.executable, "-m", "vlds.launch", f"--local_rank={global_rank}", *arguments],
+        [sys.executable, "-m", "vlds", f"--local_rank={global_rank}", *arguments],
         env=os.environ | rank_environment(global_rank, 2, port=1),
         cwd=Path(__file__).resolve().parents[2],
         capture_output=True,
@@ -194,20 +194,20 @@ def test_launch_sh_hands_over(root: Path, tmp_path: Path) -> None:
     checkout = tmp_path / "a folder"
     _copy_with_venv(root, checkout, checkout / ".venv")
     words = ["train", "--config", "a b.yaml", "it's $HOME", ""]
-    assert _launch_sh(checkout) == (5, ["-m", "vlds.launch", "demo"], "")
-    assert _launch_sh(checkout, *words) == (5, ["-m", "vlds.launch", *words], "")
+    assert _launch_sh(checkout) == (5, ["-m", "vlds", "demo"], "")
+    assert _launch_sh(checkout, *words) == (5, ["-m", "vlds", *words], "")
 
 
 def test_launch_sh_ignores_a_rank_of_something_else(root: Path, tmp_path: Path) -> None:
     _copy_with_venv(root, tmp_path / "checkout", tmp_path / "checkout" / ".venv")
     answer = _launch_sh(tmp_path / "checkout", "train", RANK="3", WORLD_SIZE="8", MASTER_PORT="1")
-    assert answer == (5, ["-m", "vlds.launch", "train"], "")
+    assert answer == (5, ["-m", "vlds", "train"], "")
 
 
 def test_launch_sh_heeds_venv(root: Path, tmp_path: Path) -> None:
     _copy_with_venv(root, tmp_path / "checkout", tmp_path / "venv")
     answer = _launch_sh(tmp_path / "checkout", "describe", VENV=str(tmp_path / "venv"))
-    assert answer == (5, ["-m", "vlds.launch", "describe"], "")
+    assert answer == (5, ["-m", "vlds", "describe"], "")
 
 
 def test_launch_sh_refuses_to_be_a_rank(root: Path) -> None:

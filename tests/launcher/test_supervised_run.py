@@ -16,6 +16,7 @@ import pytest
 
 from tests.launcher.processes import gone, until
 from vlds.launch import launch_command
+from vlds.runtime.process_end import signal_name
 
 pytestmark = pytest.mark.launcher
 
@@ -113,7 +114,7 @@ def test_a_signal_while_the_recipe_is_checked(number: signal.Signals, tmp_path: 
     run.send_signal(number)
     output, _ = run.communicate(timeout=30)
     assert run.returncode == 128 + number
-    said = f"vlds: the run ended by {number.name}; no rank had started: start it again\n"
+    said = f"vlds: the run ended by {signal_name(number)}; no rank had started: start it again\n"
     assert output == said
     assert gone(check)
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.report.toy_run import SCORES, TASKS, make_run
+from vlds import cli
 from vlds.report import report_text
 from vlds.report.inputs import headlines_of, read_run
 from vlds.report.samples import THUMBNAIL_SIZE, GalleryEntry, read_gallery, write_gallery
@@ -210,3 +211,22 @@ def test_small_pictures_keep_their_pixels_and_broken_ones_are_left_out(tmp_path:
     assert read.confidence == 0.25
     with Image.open(tmp_path / read.images[0]) as image:
         assert image.getcolors() == [(48 * 48, (1, 2, 3))]
+
+
+def test_strangers_among_runs_are_named_and_the_others_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in `vlds report runs/*`."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text('{"step": 1, "scores": {"vqa": {"exact_match": 0.5}}}\n')
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").touch()
+    names = [str(tmp_path / name) for name in ("empty", "notes.txt", "run")]
+    assert cli.main(["report", *names, "--format", "md"]) == 2
+    said = capsys.readouterr()
+    assert "0.500" in said.out
+    assert f"left out: {names[0]}: holds neither metrics.jsonl nor" in said.err
+    assert f"left out: {names[1]}: is a file; name a folder" in said.err
+    assert cli.main(["report", *names[:2]]) == 2
+    assert cli.main(["report", names[2], "--format", "md"]) == 0

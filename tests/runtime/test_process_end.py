@@ -11,7 +11,14 @@ import psutil
 import pytest
 
 from tests.launcher.processes import gone, until
-from vlds.runtime.process_end import ASKING, Interrupted, how_it_ended, interruptible
+from vlds.runtime.process_end import (
+    ASKING,
+    Interrupted,
+    how_it_ended,
+    interruptible,
+    on_signals,
+    signal_name,
+)
 
 
 @pytest.mark.parametrize("number", ASKING)
@@ -21,7 +28,7 @@ def test_a_signal_that_asks_for_an_end(number: signal.Signals) -> None:
         with pytest.raises(Interrupted) as caught, interruptible():
             os.kill(os.getpid(), number)
         assert caught.value.exit_code == 128 + number
-        assert caught.value.signal_name == number.name
+        assert caught.value.signal_name == signal_name(number)
         assert signal.getsignal(number) is signal.SIG_DFL
         signal.signal(number, signal.SIG_IGN)
         with interruptible():
@@ -57,3 +64,19 @@ def test_ends_in_words() -> None:
     assert how_it_ended(-9).startswith("was killed (SIGKILL: by somebody, or by the system")
     assert how_it_ended(-11) == "was ended by SIGSEGV"
     assert how_it_ended(3) == "ended with exit code 3"
+
+
+def test_an_error_that_a_library_makes_of_ctrl_c_is_ctrl_c() -> None:
+    """As in imports that turn whatever stops them into an ImportError."""
+
+    def import_it() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except Interrupted as error:
+            raise ModuleNotFoundError("no such thing") from error
+
+    # Else SIGINT may be ignored here.
+    with on_signals(lambda _: None, ASKING), pytest.raises(Interrupted) as stopped, interruptible():
+        import_it()
+    assert stopped.value.exit_code == 130
+    assert stopped.value.signal_name == "Ctrl-C"

@@ -16,6 +16,7 @@ from tests.rank_pool import RankPool
 from tests.training.world import picture, records, world_recipe
 from vlds import cli
 from vlds.backbones import T5, Bart
+from vlds.check_recipe import check_recipe
 from vlds.config import Recipe, save_recipe
 from vlds.data.config import DataConfig
 from vlds.methods import Adapter, Full
@@ -201,9 +202,9 @@ def test_the_command_says_it_in_one_line(
 ) -> None:
     file = tmp_path / "recipe.yaml"
     save_recipe(world_recipe(world, tmp_path / "run"), file)
-    assert cli.check_recipe(["--config", str(file), "--resume"]) == 0
-    assert cli.check_recipe(["--config", str(file), "--resume", "--new_phase"]) == 0
-    assert cli.check_recipe(["--config", str(file), "--new_phase"]) == 2
+    assert check_recipe(["--config", str(file), "--resume"], None) == 0
+    assert check_recipe(["--config", str(file), "--resume", "--new_phase"], None) == 0
+    assert check_recipe(["--config", str(file), "--new_phase"], None) == 2
     assert "--new_phase: goes with --resume" in capsys.readouterr().err
     assert cli.main(["train", "--config", str(file), "--data.groop", "2"]) == 2
     said = capsys.readouterr()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -80,6 +81,9 @@ def test_what_cannot_be_planned(
     assert said in capsys.readouterr().err
 
 
-def test_want_of_memory_points_to_the_plan(recipe: Recipe) -> None:
-    said = out_of_memory(replace(recipe, output="runs/mine"))
-    assert "`vlds plan --config runs/mine/recipe.yaml --ranks N` says what a rank holds" in said
+def test_want_of_memory_points_to_the_plan(recipe: Recipe, tmp_path: Path) -> None:
+    said = out_of_memory(replace(recipe, output=str(tmp_path)))
+    assert "`vlds plan RECIPE --ranks N` says what a rank holds" in said
+    (tmp_path / "recipe.yaml").touch()
+    said = out_of_memory(replace(recipe, output=str(tmp_path)))
+    assert f"`vlds plan --config {tmp_path}/recipe.yaml --ranks N` says what a rank" in said

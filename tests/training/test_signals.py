@@ -7,6 +7,7 @@ import signal
 
 import pytest
 
+from vlds.runtime.process_end import signal_name
 from vlds.training.signals import stop_on_signals
 
 
@@ -16,7 +17,7 @@ def test_a_signal_asks_for_a_stop(number: signal.Signals) -> None:
     try:
         with stop_on_signals() as stop:
             os.kill(os.getpid(), number)
-        assert (stop.reason, stop.exit_code) == (number.name, 128 + number)
+        assert (stop.reason, stop.exit_code) == (signal_name(number), 128 + number)
         assert signal.getsignal(number) is signal.SIG_DFL
     finally:
         signal.signal(number, before)

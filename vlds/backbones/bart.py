@@ -36,6 +36,7 @@ class Bart(Backbone):
     tokens: ClassVar[tuple[str, ...]] = (
         "bos_token_id", "pad_token_id", "eos_token_id", "decoder_start_token_id",
     )  # fmt: skip
+    tokenizer_files: ClassVar[tuple[str, ...]] = ("tokenizer.json", "vocab.json")
     roles: ClassVar[dict[str, tuple[str, ...]]] = {
         "attn_q": tuple(f"{stack}.self_attn.q_proj" for stack in STACKS),
         "attn_k": tuple(f"{stack}.self_attn.k_proj" for stack in STACKS),

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, GenerationConfig
 
 from vlds.backbones.attention import CPU_ATTENTION, set_attention
+from vlds.backbones.tokenizer_source import check_tokenizer
 from vlds.backbones.vocabulary import HEAD, give_own_head, holds_own_head, resize_vocabulary
 from vlds.hub import check_source
 from vlds.pretrained import TIES, check_config, load_weights, read_config
@@ -79,6 +80,8 @@ class Backbone(ABC):
     """Fields of the config that are numbers from 1."""
     tokens: ClassVar[tuple[str, ...]]
     """Fields of the config that are ids of tokens that the model needs."""
+    tokenizer_files: ClassVar[tuple[str, ...]]
+    """Files that hold a tokenizer: names in a folder, and endings of files anywhere."""
     optimizer_rules: ClassVar[OptimizerRules] = {}
     """Path pattern of a parameter -> rule, where the kind of the parameter's module does not say
     it."""
@@ -137,9 +140,17 @@ class Backbone(ABC):
         """Where methods attach."""
         return TargetModules(self.roles, self.linear_init_std)
 
-    def load_tokenizer(self) -> Any:
-        """The tokenizer with sentinel and visual tokens: <vis_extra_id_o> has id len(tokenizer) - 1
-        - o.
+    def check_sources(self) -> None:
+        """Check, before any long work, that weights and tokenizer lie here, or can be fetched.
+
+        Errors: ValueError that names the field.
+        """
+        if self.path is not None:
+            check_source(self.path, "backbone.path")
+        self.tokenizer_source()
+
+    def tokenizer_source(self) -> tuple[str, str]:
+        """The folder, hub name or file of the tokenizer, and the field that names it.
 
         Errors: ValueError where there is none.
         """
@@ -147,11 +158,19 @@ class Backbone(ABC):
         if source is None:
             raise ValueError(
                 f"tokenizer: {type(self).__name__} has random weights (`config`), so it needs the "
-                "tokenizer's "
-                "folder or file"
+                "tokenizer's folder or file"
             )
         field = f"backbone.{'tokenizer' if self.tokenizer else 'path'}"
-        check_source(source, field)
+        check_tokenizer(source, field, self.tokenizer_files)
+        return source, field
+
+    def load_tokenizer(self) -> Any:
+        """The tokenizer with sentinel and visual tokens: <vis_extra_id_o> has id len(tokenizer) - 1
+        - o.
+
+        Errors: ValueError where there is none.
+        """
+        source, field = self.tokenizer_source()
         what = f"{field}: cannot read a tokenizer from {source}"
         with reading(what, "copy it again, or name a folder that holds one, or a name on the hub"):
             tokenizer = self.read_tokenizer(source)

@@ -44,6 +44,7 @@ class T5(Backbone):
         "relative_attention_num_buckets", "relative_attention_max_distance",
     )  # fmt: skip
     tokens: ClassVar[tuple[str, ...]] = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
+    tokenizer_files: ClassVar[tuple[str, ...]] = (".model", "spiece.model", "tokenizer.json")
     roles: ClassVar[dict[str, tuple[str, ...]]] = {
         "attn_q": (
             "encoder.block.*.layer.0.SelfAttention.q",
@@ -110,10 +111,6 @@ class T5(Backbone):
         """From a folder, a hub name, or a sentencepiece .model file."""
         path = Path(source)
         if path.suffix == ".model":
-            if not path.is_file():
-                raise SourceError(
-                    f"tokenizer: no such file: {source}; name a sentencepiece .model file"
-                )
             return self.read_pieces(path)
         if (path / "spiece.model").is_file() and not (path / "tokenizer.json").is_file():
             return self.read_pieces(path / "spiece.model")

@@ -29,6 +29,25 @@ are read without running anything in them.
 """
 RUN_HELP = "folder that `vlds train` or `vlds convert` wrote"
 FROM_RUN_HELP = "run whose recipe it is; what the files lack (visual embedding, ...) is the run's"
+EXAMPLES = {
+    "hf": """\
+  vlds convert hf --run runs/vqa --out models/vqa
+  vlds convert hf --run runs/vqa --out models/vqa --verify beach.jpg""",
+    "merge": """\
+  vlds convert merge --run runs/lora --out models/merged
+  vlds convert merge --how average --run runs/a runs/b --out runs/mean""",
+    "zero": """\
+  vlds convert zero --from CHECKPOINT --config my.yaml --out models/mine""",
+    "reference": """\
+  vlds convert reference --run runs/vqa --out vqa.pth
+  vlds convert reference --from LAST.pth --config my.yaml --out models/old""",
+    "peft": """\
+  vlds convert peft --run runs/lora --out adapters/lora
+  vlds convert peft --from adapters/lora --run runs/lora --out models/lora""",
+    "adapters": """\
+  vlds convert adapters --run runs/vqa --out adapters/vqa
+  vlds convert adapters --from adapters/vqa --run runs/vqa --out models/vqa""",
+}
 TWO_WAYS = """\
 With --from, the files become an artifact, for a model that --config or --run
 describes. Without, the run is written in this layout.
@@ -80,7 +99,7 @@ def add_layout(
     parser = layouts.add_parser(
         name,
         help=text.split("\n")[0],
-        description=f"{text}\n\n{more}".rstrip(),
+        description=f"{text}\n\n{EXAMPLES[name]}\n\n{more}".rstrip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(function=function)

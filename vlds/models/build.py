@@ -229,9 +229,14 @@ def hash_source(source: str) -> str:
     else:
         files = [path] if path.is_file() else []
     if not files:
-        digest.update(source.encode())
+        return hash_name(source)
     for file in files:
         digest.update(file.name.encode())
         with open_file(file) as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
+
+
+def hash_name(source: str) -> str:
+    """sha256 of a source that is only a name, such as one on the hub."""
+    return hashlib.sha256(source.encode()).hexdigest()

@@ -51,6 +51,8 @@ def read_run(folder: Path) -> RunInputs:
 
     Errors: ValueError where it is none, or a file in it cannot be read.
     """
+    if folder.is_file():
+        raise ValueError(f"{folder}: is a file; name a folder that `vlds train` wrote")
     if not folder.is_dir():
         raise ValueError(f"{folder}: there is no such folder; name one that `vlds train` wrote")
     known = ("metrics.jsonl", "scores.json", "predictions/*.jsonl", "predictions/step-*/*.jsonl")
@@ -79,6 +81,24 @@ def read_run(folder: Path) -> RunInputs:
         complaint=found.complaint,
         steps_done=max((line["step"] for line in lines if "loss" in line), default=None),
     )
+
+
+def find_runs(folders: Sequence[Path]) -> tuple[list[Path], list[ValueError]]:
+    """The folders that hold runs, and what is wrong with the others, as in `vlds report runs/*`.
+
+    Errors: ValueError where none holds a run.
+    """
+    runs: list[Path] = []
+    strangers: list[ValueError] = []
+    for folder in folders:
+        try:
+            read_run(folder)
+            runs.append(folder)
+        except ValueError as error:
+            strangers.append(error)
+    if not runs:
+        raise strangers[0]
+    return runs, strangers
 
 
 def headlines_of(recipe: str | None) -> dict[str, str]:

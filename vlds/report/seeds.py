@@ -5,11 +5,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
+from vlds.recipe_paths import STARTED_IN
 from vlds.report.collect import Report, RunReport
 from vlds.report.numbers import score_text
 from vlds.runtime.yaml_file import parse_yaml
 
-APART = ("seed", "output")
+APART = ("seed", "output", STARTED_IN)
 """Keys of the recipe in which such runs differ."""
 
 

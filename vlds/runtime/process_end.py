@@ -16,12 +16,17 @@ PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
 
 
+def signal_name(number: int) -> str:
+    """What the user calls a signal."""
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
+
 class Interrupted(KeyboardInterrupt):
     """A signal asked this process to end."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
-        self.signal_name = signal.Signals(number).name
+        self.signal_name = signal_name(number)
         self.exit_code = 128 + number
 
 
@@ -44,13 +49,23 @@ def heard() -> list[signal.Signals]:
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Inside, a signal that asks for an end raises Interrupted, so that what is half-written gets
-    cleaned up."""
+    cleaned up. It also replaces an error that a library makes of it, as some do while they are
+    imported."""
+    received: list[Interrupted] = []
 
     def interrupt(number: int) -> None:
-        raise Interrupted(number)
+        received.append(Interrupted(number))
+        raise received[0]
 
     with on_signals(interrupt, heard()):
-        yield
+        try:
+            yield
+        except Interrupted:
+            raise
+        except Exception as error:
+            if received:
+                raise received[0] from error
+            raise
 
 
 def end_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
@@ -71,5 +86,5 @@ def how_it_ended(exit_code: int) -> str:
     if exit_code == -signal.SIGKILL:
         return f"was {KILLED}"
     if exit_code < 0:
-        return f"was ended by {signal.Signals(-exit_code).name}"
+        return f"was ended by {signal_name(-exit_code)}"
     return f"ended with exit code {exit_code}"

@@ -220,12 +220,12 @@ def load_model(recipe: Recipe, prepared: Prepared, tokenizer: Any, ranks: Ranks)
 def announce(run: Run) -> None:
     """What trains and where, and how often each task's examples are seen."""
     counts, held = run.engine.model.count_parameters(), run.engine.bytes_per_rank()
+    num_ranks = run.ranks.world_size
     run.tracker.say(
         f"{counts.trainable:,} of {counts.total:,} weights train ({counts.percent:.2f} %), "
-        f"ZeRO-{run.engine.stage} on "
-        f"{run.ranks.world_size} ranks; bytes per rank: frozen {held['frozen']:,}, trainable "
-        f"{held['trainable']:,}, "
-        f"optimizer {held['optimizer']:,}; step {run.engine.steps_done} of "
+        f"ZeRO-{run.engine.stage} on {num_ranks} rank{'s' * (num_ranks > 1)}; bytes per rank: "
+        f"frozen {held['frozen']:,}, trainable {held['trainable']:,}, optimizer "
+        f"{held['optimizer']:,}; step {run.engine.steps_done} of "
         f"{run.recipe.training.num_steps}"
     )
     run.tracker.say(epochs_told(run))

@@ -127,10 +127,10 @@ def task_for(recipe: Recipe, folder: str) -> str:
     names = [name for name, task in recipe.tasks.items() if kind in task.kinds]
     if len(names) != 1:
         known = ", ".join(f"{name} reads {'/'.join(t.kinds)}" for name, t in recipe.tasks.items())
+        which = "several tasks of the run read" if names else "no task of the run reads"
+        cure = f"say TASK={folder}" if names else "name another data set, or another run"
         raise ValueError(
-            f"--data: {folder} holds samples of kind '{kind}', which {len(names)} tasks of the "
-            "run read "
-            f"({known}); say TASK={folder}"
+            f"--data: {folder} holds samples of kind '{kind}', which {which} ({known}); {cure}"
         )
     return names[0]
 

@@ -66,7 +66,7 @@ def loop(run: Run, stop: StopRequest) -> int:
     config, engine = run.recipe.training, run.engine
     num_steps = config.num_steps
     watch = GradientWatch(engine.model, engine.model.parts, run.ranks)
-    nonfinite = NonFiniteSteps(config.max_nonfinite_steps, run.ranks)
+    nonfinite = NonFiniteSteps(run.recipe, run.ranks)
     global_batches = run.stream.steps()
     if evaluation_lacks(run):
         tell_evaluation(run)

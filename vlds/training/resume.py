@@ -122,7 +122,7 @@ class RunStates:
         try:
             self._writer.wait()
         except CannotWrite as error:
-            problem = cannot_write(error.path, error.refused)
+            problem = cannot_write(error.path, error.refused, self.folder.parent)
         if problem := self.engine.ranks.broadcast(problem):
             raise ValueError(problem)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from vlds.runtime.process_end import heard, on_signals
+from vlds.runtime.process_end import heard, on_signals, signal_name
 
 
 @dataclass
@@ -30,7 +30,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
     request = StopRequest()
 
     def ask(number: int) -> None:
-        request.ask(signal.Signals(number).name, 128 + number)
+        request.ask(signal_name(number), 128 + number)
 
     # torchrun passes a SIGHUP on to the ranks, and a SIGINT even where they inherit to ignore it.
     with on_signals(ask, {signal.SIGTERM, signal.SIGINT, *heard()}):

@@ -53,6 +53,12 @@ class VisionEncoder(ABC):
         """The module, with its pretrained weights if it has any. On the meta device: shapes
         only."""
 
+    def check_sources(self) -> None:  # noqa: B027 (many encoders have no sources)
+        """Check, before any long work, that what the hub is to give can be had.
+
+        Errors: ValueError that names the field.
+        """
+
     def export(self, encoder: nn.Module, folder: Path) -> VisionEncoder:
         """Write a built encoder's weights into a folder; the same encoder that reads them from
         there."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from vlds.hub import check_source
 from vlds.pretrained import check_config, load_weights, read_config
 from vlds.resources import find
 from vlds.schema import ImageSpec
@@ -79,6 +80,11 @@ class ClipVision(VisionEncoder):
     def source(self) -> str | None:
         """Where the weights are."""
         return self.path
+
+    def check_sources(self) -> None:
+        """A folder, or a name on the hub."""
+        if self.path is not None:
+            check_source(self.path, "vision.path")
 
     def export(self, encoder: nn.Module, folder: Path) -> VisionEncoder:
         """In Hugging Face's own layout."""

@@ -20,7 +20,7 @@ from vlds.schema import ImageSpec
 from vlds.source_files import reading
 from vlds.vision.base import GridEncoder, VisionEncoder, load_weights, on_meta
 
-ELSEWHERE = "name a file in `weights` instead"
+ELSEWHERE = "name a .safetensors file in vision.weights"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,14 +91,18 @@ class Timm(VisionEncoder):
             load_weights(net, self.weights)
         return encoder.to(dtype)
 
+    def check_sources(self) -> None:
+        """timm fetches most of its weights from the hub."""
+        config = timm.get_pretrained_cfg(self.model) if self.pretrained else None
+        if config is not None and config.hf_hub_id:
+            check_source(config.hf_hub_id, "vision.model", ELSEWHERE)
+
     def _fetch(self) -> Any:
         """The model with timm's weights.
 
         Errors: ValueError where there are none, or nobody to give them.
         """
-        config = timm.get_pretrained_cfg(self.model)
-        if config is not None and config.hf_hub_id:
-            check_source(config.hf_hub_id, "vision.model")
+        self.check_sources()
         with reading(f"vision.model: timm cannot fetch the weights of {self.model}", ELSEWHERE):
             return create(self.model, True, self.geometry.image_size)
 

@@ -1,4 +1,4 @@
-"""The known name that a mistyped one was meant to be."""
+"""Guess which known name was meant by a misspelt one."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ from collections.abc import Callable, Iterable
 
 
 def guess(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """'did you mean ...? ' where a known name is close: of the same letters, of these initials
-    (lr), longer or shortened (r, step), or a few letters away."""
+    """'did you mean ...? ' if a known name is close, else ''."""
+    close = closest(name, known)
+    return "" if close is None else f"did you mean '{prefix}{close}'? "
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The known name of the same letters, of these initials (lr), longer or shortened (r, step), or
+    a few letters away."""
     names = list(known)
     word = name.lower()
     rules: list[Callable[[str], bool]] = [
@@ -18,4 +24,4 @@ def guess(name: str, known: Iterable[str], prefix: str = "") -> str:
     ]
     alike = [other for rule in rules for other in names if word and rule(other)]
     close = alike or difflib.get_close_matches(name, names, 1)
-    return f"did you mean '{prefix}{close[0]}'? " if close else ""
+    return close[0] if close else None

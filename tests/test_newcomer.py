@@ -1,0 +1,221 @@
+"""What a newcomer gets wrong is one line, before any rank starts; and what helps."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import yaml
+
+from data_prep.cli import COMMANDS as DATA_PREP_COMMANDS
+from data_prep.cli import build_parser
+from tests.test_config import RECIPE, complaint
+from tests.training.world import write_tokenizer
+from vlds import cli
+from vlds.backbones import T5, Bart
+from vlds.check_recipe import check_recipe
+from vlds.config import parse_recipe, save_recipe
+from vlds.convert.command import EXAMPLES as LAYOUTS
+from vlds.quiet_libraries import SETTINGS
+from vlds.resources import find
+from vlds.training.faults import out_of_memory
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "recipe.yaml"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "recipe.yaml: the recipe is empty; start from one that vlds brings"),
+        ("# nothing\n", "recipe.yaml: the recipe is empty"),
+        ("- output: x\n", "recipe.yaml: a recipe has keys and values, like `output: runs/mine`; "
+         "this file holds a list"),
+        ("vqa\n", "this file holds 'vqa' alone"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_recipe(text: str, message: str, file: Path) -> None:
+    file.write_text(text)
+    assert message in complaint(str(file))
+    file.with_name("mine.yaml").write_text(f"base: {file}\n")
+    assert message in complaint(str(file.with_name("mine.yaml")))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("backbone", {"path": "x"}, "backbone: class_path is missing; write class_path: Bart, or"),
+        ("backbone", {"init_args": {"path": "x"}}, "backbone: class_path is missing"),
+        ("vision", {"grid": 4}, "vision: class_path is missing; write class_path: ClipVision, or"),
+        ("methods", {"mine": {"reduction": 4}}, "methods.mine: class_path is missing; write clas"),
+        ("methods", {"mine": None}, "methods.mine: class_path is missing"),
+        ("methods", {"mine": {"class_path": "LoRA", "rank": 4}},
+         "methods.mine: 'rank' stands beside class_path; write {class_path: LoRA, init_args: {"),
+        ("methods", {"class_path": "LoRA"}, "methods: an entry has a name; write methods: {NAME: "),
+    ],
+)  # fmt: skip
+def test_a_forgotten_class(key: str, value: object, message: str, file: Path) -> None:
+    file.write_text(yaml.safe_dump(yaml.safe_load(RECIPE) | {key: value}))
+    assert message in complaint(str(file))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("demo.yaml", "did you mean 'recipes/demo.yaml'?"),
+        ("recipes/demo", "did you mean 'recipes/demo.yaml'?"),
+        ("recipes/dmo.yaml", "did you mean 'recipes/demo.yaml'? vlds brings: recipes/demo.yaml, "),
+        ("{here}/recipee.yaml", "did you mean '{here}/recipe.yaml'?"),
+        ("zzz.yaml", "check the path, or name another; vlds brings: recipes/demo.yaml, recipes/d"),
+        ("recipes/vl_adapter/zzz.yaml", "vlds brings: recipes/vl_adapter/bart_image.yaml, recipes"),
+        ("zzz.json", "zzz.json; check the path"),
+    ],
+)
+def test_names_near_a_missing_file(name: str, message: str, file: Path) -> None:
+    file.write_text(RECIPE)
+    with pytest.raises(ValueError, match=r"^no such file: ") as error:
+        find(name.format(here=file.parent))
+    assert message.format(here=file.parent) in str(error.value)
+    assert len(str(error.value)) < 800
+
+
+def test_a_recipe_behind_options(file: Path) -> None:
+    file.write_text(RECIPE)
+    said = complaint("--training.steps", "3", str(file))
+    assert f"'{file}' is unexpected; a recipe comes first" in said
+
+
+def test_more_ranks_than_examples(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pieces = file.with_name("pieces.model")
+    write_tokenizer(pieces)
+    file.write_text(RECIPE.replace("pieces.model", str(pieces)))
+    words = [str(file), "--data.global_batch_size", "2"]
+    assert check_recipe(words, 3) == 2
+    assert "data.global_batch_size: 2 examples for 3 ranks; give at" in capsys.readouterr().err
+    assert check_recipe(words, 2) == 0
+
+
+def test_what_is_no_tokenizer(tmp_path: Path) -> None:
+    """transformers would ask the hub about the file, and make an empty tokenizer of the folder."""
+    text = tmp_path / "notes.txt"
+    text.write_text("hello")
+    (tmp_path / "empty").mkdir()
+    for source, message in (
+        (text, "notes.txt is not a tokenizer; name a .model file or a folder that holds spiece"),
+        (tmp_path / "empty", "no tokenizer in the folder .*empty; name a .model file or a folder"),
+        (tmp_path / "x.model", "no such file: .*x.model; name a .model file"),
+    ):
+        with pytest.raises(ValueError, match=f"^backbone.tokenizer: .*{message}"):
+            T5(config="x.json", tokenizer=str(source)).check_sources()
+    with pytest.raises(ValueError, match="is not a tokenizer; name a folder that holds tokenizer"):
+        Bart(config="x.json", tokenizer=str(text)).load_tokenizer()
+
+
+def test_advice_is_what_can_help(file: Path, tmp_path: Path) -> None:
+    file.write_text(RECIPE)
+    words = ["--output", str(tmp_path / "run"), "--data.micro_batch_size", "1"]
+    recipe = parse_recipe([str(file), *words, "--data.eval_batch_size", "1"])
+    said = out_of_memory(recipe)
+    assert "--resume" not in said  # no state was written
+    assert "micro_batch_size" not in said
+    assert "eval_batch_size" not in said
+    (tmp_path / "run" / "state" / "step-00000001").mkdir(parents=True)
+    save_recipe(recipe, tmp_path / "run" / "recipe.yaml")
+    said = out_of_memory(recipe)
+    assert said.endswith("What was saved is whole: --resume goes on from it")
+    assert f"`vlds plan --config {tmp_path}/run/recipe.yaml --ranks N`" in said
+
+
+@pytest.mark.parametrize("seconds", [0.25, 0.9])
+@pytest.mark.parametrize("program", ["vlds", "data_prep"])
+def test_ctrl_c_while_importing(program: str, seconds: float, root: Path) -> None:
+    words = ["report", "nowhere"] if program == "vlds" else ["stats", "nowhere"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", program, *words],
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=30)
+    assert process.returncode in (130, 2)  # 2: it was done
+    if process.returncode == 130:
+        assert said in ("vlds: ended by Ctrl-C\n", "interrupted by Ctrl-C\n")
+
+
+def help_of(command: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    with suppress(SystemExit):
+        cli.main([*command.split(), "--help"])
+    return capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize(
+    "command", ["", *cli.COMMANDS, *(f"convert {layout}" for layout in LAYOUTS)]
+)
+def test_help_has_examples_and_fits(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = help_of(command, capsys)
+    assert lines[0].startswith("usage: vlds")
+    assert max(map(len, lines)) <= 80
+    assert any(line.startswith(f"  vlds {command}".rstrip()) for line in lines)
+    assert not any("(required" in line for line in lines)
+    if command in ("train", "evaluate", "predict", "features", "demo"):
+        assert any(line.startswith("  --ranks N") for line in lines)
+
+
+def test_all_keys_never_say_required(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help-all"])
+    assert "required" not in capsys.readouterr().out
+
+
+def test_help_of_data_prep(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    parser = build_parser()
+    for module in DATA_PREP_COMMANDS:
+        name = module.__name__.rpartition(".")[2].replace("_", "-")
+        if name in ("vqav2", "gqa", "jsonl", "stats", "verify", "preview", "demo"):
+            with pytest.raises(SystemExit):
+                parser.parse_args([name, "--help"])
+            text = capsys.readouterr().out
+            assert f"  python -m data_prep {name} " in text
+            shown = [line for line in text.splitlines() if "data_prep" in line]
+            assert max(map(len, shown)) <= 80
+
+
+def test_nothing_is_imported_for_a_help() -> None:
+    """Nobody waits for torch to read about an option."""
+    program = "import sys; from vlds import cli\ntry: cli.main(['report', '--help'])\n"
+    program += "except SystemExit: print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=os.environ
+    )
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_libraries_keep_quiet() -> None:
+    """DeepSpeed says that it finds no GPU when it is imported; errors stay."""
+    program = (
+        "from vlds.quiet_libraries import quiet_libraries; quiet_libraries(); import deepspeed"
+    )
+    program += "; import warnings; warnings.warn('old')"
+    environment = {k: v for k, v in os.environ.items() if k not in ("DS_ACCELERATOR", *SETTINGS)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True
+    )
+    assert (done.stdout, done.stderr) == ("", "")

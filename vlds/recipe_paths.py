@@ -1,0 +1,156 @@
+"""The files that a saved recipe names, found from any working directory.
+
+A recipe's relative paths begin in the working directory. A run writes that folder into the recipes
+that it saves, as `started_in`. Who opens the run elsewhere gets paths to the same files: beside the
+run, if both were moved together; else where the run was started; else in the working directory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from vlds.runtime.yaml_file import read_yaml
+
+STARTED_IN = "started_in"
+OUTPUT = "output"
+DATASETS = ("train", "evaluate", "test")
+FILES = ("path", "config", "tokenizer", "weights", "answers", "choices", "data", "cache",
+         "deepspeed", *DATASETS)  # fmt: skip
+"""Keys whose values are names of files and folders, wherever they stand; some may be hub names."""
+
+
+def with_start(tree: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's tree that says where its relative paths begin, if it has any."""
+    names = [tree.get(OUTPUT), *(name for _, name in file_names(tree))]
+    if not any(isinstance(name, str) and is_relative(name) for name in names):
+        return tree
+    return {**tree, STARTED_IN: os.getcwd()}
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the files of a saved recipe may lie now."""
+
+    start: Path
+    """Folder in which the run was started: its relative paths begin there."""
+    moved: tuple[Path, Path] | None
+    """The innermost folder that was moved with the run and its new place; None: it did not move."""
+
+    def candidates(self, name: str) -> list[Path]:
+        """Paths at which a file that the recipe names may lie, the likeliest first."""
+        then = self.start / name  # the name alone where that is absolute
+        found = [then, Path.cwd() / name]
+        if self.moved is not None and then.is_relative_to(self.moved[0]):
+            beside = self.moved[1] / then.relative_to(self.moved[0])
+            found.insert(0 if is_relative(name) else 1, beside)
+        return list(dict.fromkeys(found))
+
+
+def places_of(tree: dict[str, Any], file: Path) -> Places:
+    """Where the files of the recipe in `file` may lie.
+
+    Errors: ValueError where `started_in` is not a path.
+    """
+    start = tree.get(STARTED_IN, os.getcwd())
+    if not isinstance(start, str) or not Path(start).is_absolute():
+        raise ValueError(f"{file}: {STARTED_IN}: got {start!r:.100}; give an absolute path")
+    output = tree.get(OUTPUT)
+    if not isinstance(output, str):
+        return Places(Path(start), None)
+    then, here = Path(start, output), file.resolve().parent
+    # RUN/recipe.yaml or RUN/artifact/recipe.yaml
+    now = max((here, here.parent), key=lambda folder: common_end(folder, then))
+    same = common_end(now, then)
+    if same == 0 or now == then:
+        return Places(Path(start), None)
+    before, after = then.parts[:-same], now.parts[:-same]
+    return Places(Path(start), (Path(*before), Path(*after)))
+
+
+def common_end(one: Path, other: Path) -> int:
+    """How many of the last parts of two paths are the same."""
+    pairs = zip(reversed(one.parts), reversed(other.parts), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def located(tree: dict[str, Any], file: Path) -> dict[str, Any]:
+    """The tree of the recipe in `file`, without `started_in`: its paths lead from here to what they
+    meant where the run was started.
+
+    Errors: ValueError where `started_in` is not a path.
+    """
+    places = places_of(tree, file)
+    rest = {key: value for key, value in tree.items() if key != STARTED_IN}
+    found: dict[str, Any] = _resolved(rest, places)
+    if STARTED_IN in tree and isinstance(output := rest.get(OUTPUT), str):
+        found[OUTPUT] = _from_here(places.candidates(output)[0], output)
+    return found
+
+
+def left_behind(tree: dict[str, Any], saved: Path) -> str | None:
+    """What to say where a run is resumed from another folder than it was started in, and so misses
+    files. `saved`: the run's own recipe.
+
+    Errors: ValueError where that cannot be read.
+    """
+    if not saved.is_file():
+        return None
+    start = places_of(read_yaml(saved), saved).start
+    for _, name in file_names(tree):
+        if is_relative(name) and not Path(name).exists() and (start / name).exists():
+            return (
+                f"no {name} here; the run was started in {start}: start it there, or with its own "
+                f"recipe: vlds train {saved} --resume"
+            )
+    return None
+
+
+def file_names(tree: Any) -> Iterator[tuple[str, str]]:
+    """Key and name of each file and folder that a recipe's tree names, but for its output."""
+    for key, value in tree.items() if isinstance(tree, dict) else ():
+        if isinstance(value, dict):
+            yield from file_names(value)
+        elif key in FILES:
+            names = value if isinstance(value, list) and key in DATASETS else [value]
+            yield from ((key, name) for name in names if isinstance(name, str))
+
+
+def is_relative(name: str) -> bool:
+    """Whether a name depends on the working directory: not an absolute path, URL or command."""
+    return bool(name) and name[0] not in "/~<" and ":" not in name.partition("/")[0]
+
+
+def _resolved(tree: Any, places: Places) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    found = {}
+    for key, value in tree.items():
+        if key in DATASETS and isinstance(value, list):
+            found[key] = [_find(name, places, dataset=True) for name in value]
+        elif key in FILES and isinstance(value, str):
+            found[key] = _find(value, places, dataset=False)
+        else:
+            found[key] = _resolved(value, places)
+    return found
+
+
+def _find(name: Any, places: Places, *, dataset: bool) -> Any:
+    """The name from here. One that is nowhere stays: it may be a hub name or one that vlds brings;
+    a data set cannot, and is named where it was."""
+    if not isinstance(name, str) or not (is_relative(name) or name.startswith("/")):
+        return name
+    for path in places.candidates(name):
+        # A pattern of shards, like part-{000..009}.tar, is no file itself.
+        if path.exists() or ("{" in path.name and path.parent.is_dir()):
+            return _from_here(path, name)
+    return _from_here(places.start / name, name) if dataset else name
+
+
+def _from_here(path: Path, name: str) -> str:
+    """A path to a file; the name itself where it leads there from here."""
+    return name if path == Path.cwd() / name else str(path)

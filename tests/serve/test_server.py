@@ -200,7 +200,7 @@ def test_ctrl_c_ends_it_with_a_line(talkative: Path, capsys: pytest.CaptureFixtu
     told = capsys.readouterr()
     assert code == 128 + signal.SIGINT
     assert told.out == f"http://127.0.0.1:{port}/ answers questions; Ctrl-C ends it\n"
-    assert told.err == "vlds: ended by SIGINT\n"
+    assert told.err == "vlds: ended by Ctrl-C\n"
 
 
 def test_pairs_need_two_pictures(world: Path, tmp_path: Path) -> None:

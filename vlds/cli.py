@@ -139,7 +139,7 @@ def evaluate(arguments: list[str]) -> int:
     )  # fmt: skip
     parser.add_argument(
         "--out", type=Path, metavar="DIR",
-        help="where predictions and scores are written; default: RUN/predictions, or nowhere",
+        help="where predictions and scores are written; default: below RUN/predictions, or nowhere",
     )  # fmt: skip
     options, changes = parser.parse_known_args(arguments)
     check_split(options)

@@ -41,6 +41,9 @@ def test_two_points_are_bars_and_one_is_a_number() -> None:
     ]  # fmt: skip
     assert [bar.look for bar in two.bars] == ["c0 d0", "c0 d0", "c1 d0"]
     assert (two.lines, two.bands) == ([], [])
+    (one,) = charts_of("score", {"a": [(5000.0, 0.25), (6000.0, math.nan)], "b": []})
+    assert (one.title, one.last) == ("score, step 5,000", "0.25")
+    assert (one.lines, one.bars) == ([], [])
     assert charts_of("score", {"a": [(1.0, math.nan)]}) == []
 
 

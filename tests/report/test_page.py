@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,6 +126,14 @@ def test_what_a_model_says_is_text(evil: Path) -> None:
     assert page.text.count("12 % sure") == 12
     directions = {attributes["dir"] for attributes in page.attributes("bdi")}
     assert directions == {"auto"}
+
+
+def test_names_of_folders_are_text_too(runs: Runs, tmp_path: Path) -> None:
+    folder = shutil.copytree(runs.first, tmp_path / "is \u202ereversed\x1b[2J")
+    for folders in ([folder], [folder, runs.second]):
+        page = page_of(*folders)
+        assert not {"\u202e", "\x1b"} & set(page)
+        assert f"{tmp_path}/is \\u202ereversed\\x1b[2J" in page
 
 
 def test_long_texts_are_folded_and_whole(evil: Path) -> None:

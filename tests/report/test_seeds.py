@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +43,11 @@ def test_mean_and_deviation_stand_below_the_runs(seeds: list[Path]) -> None:
     assert rows[-1][0] == "mean of 3 seeds seed-0, seed-1, seed-2"
     assert rows[-1][1] == f"{mean:.3f} +/- {deviation:.3f}"
     assert "how far another seed moves a score" in page.text
+
+
+def test_a_seed_counts_once(seeds: list[Path], tmp_path: Path) -> None:
+    again = shutil.copytree(seeds[0], tmp_path / "again")
+    assert seed_groups(collect([*seeds[:2], again], resamples=0)) == [["seed-0", "seed-1"]]
 
 
 def test_the_same_seed_twice_or_another_recipe_is_no_group(seeds: list[Path], runs: Runs) -> None:

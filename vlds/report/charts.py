@@ -107,10 +107,14 @@ def charts_of(
 
 
 def bar_chart(title: str, curves: Curves) -> Chart:
-    """The values of curves that are too short for a line."""
-    highest = max(abs(y) for points in curves.values() for _, y in points) or 1.0
+    """The values of curves that are too short for a line; a single one is a number."""
+    values = [point for points in curves.values() for point in points]
+    if len(values) == 1:
+        ((x, y),) = values
+        return Chart(f"{title}, step {x:,.0f}", last=f"{y:.4g}")
+    highest = max(abs(y) for _, y in values) or 1.0
     bars = [
-        Bar(f"{name} step {x:g}".strip(), look(place), f"{y:.4g}", abs(y) / highest)
+        Bar(f"{name} step {x:,.0f}".strip(), look(place), f"{y:.4g}", abs(y) / highest)
         for place, (name, points) in enumerate(curves.items())
         for x, y in points
     ]

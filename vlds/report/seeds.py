@@ -15,22 +15,19 @@ APART = ("seed", "output", STARTED_IN)
 
 
 def seed_groups(report: Report) -> list[list[str]]:
-    """Names of runs whose recipes are equal but for seed and output, two seeds or more a group. A
-    run that has not ended is in none."""
-    groups: list[tuple[object, dict[str, object]]] = []
+    """Names of runs whose recipes are equal but for seed and output, two seeds or more a group; of
+    runs with the same seed the first counts. A run that has not ended is in none."""
+    groups: list[tuple[object, dict[str, str]]] = []
     for name, run in report.runs.items():
         recipe = recipe_tree(run)
         if recipe is None or run.stopped:
             continue
-        seed = recipe.get("seed")
         rest = {key: value for key, value in recipe.items() if key not in APART}
-        for known, seeds in groups:
-            if known == rest:
-                seeds[name] = seed
-                break
-        else:
-            groups.append((rest, {name: seed}))
-    return [list(seeds) for _, seeds in groups if len(set(map(str, seeds.values()))) > 1]
+        seeds = next((seeds for known, seeds in groups if known == rest), None)
+        if seeds is None:
+            groups.append((rest, seeds := {}))
+        seeds.setdefault(str(recipe.get("seed")), name)
+    return [list(seeds.values()) for _, seeds in groups if len(seeds) > 1]
 
 
 def recipe_tree(run: RunReport) -> dict[str, object] | None:

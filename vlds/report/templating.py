@@ -49,7 +49,7 @@ def environment() -> Environment:
 
 def shown(value: object) -> object:
     """A value as it goes into a page; jinja2 escapes what is not markup."""
-    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return value if isinstance(value, Markup | int | float) else visible(value)
 
 
 def visible_tree(value: object) -> object:

@@ -45,7 +45,7 @@ ORNATE = Naming(
     {
         "red": "crimson",
         "green": "emerald",
-        "blue": "azure",
+        "blue": "sapphire",
         "yellow": "golden",
         "cyan": "aqua",
         "purple": "violet",

@@ -23,11 +23,11 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "red": (220, 40, 45),
     "green": (40, 200, 65),
     "blue": (35, 90, 235),
-    "yellow": (230, 220, 40),
+    "yellow": (235, 205, 40),
     "cyan": (40, 225, 225),
     "purple": (165, 45, 225),
 }
-"""Each deserves its name in both worlds: this blue is azure too, this yellow golden."""
+"""Each deserves its name in both worlds: this blue is sapphire too, this yellow golden."""
 
 SHAPES = ("circle", "square", "triangle", "cross")
 RADII = {"small": 5, "large": 7}

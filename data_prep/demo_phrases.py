@@ -45,7 +45,7 @@ ORNATE = Naming(
     {
         "red": "crimson",
         "green": "emerald",
-        "blue": "azure",
+        "blue": "sapphire",
         "yellow": "golden",
         "cyan": "aqua",
         "purple": "violet",
@@ -105,13 +105,13 @@ HOME_PHRASES = Phrases(
 
 SHIFTED_PHRASES = Phrases(
     answers=ORNATE,
-    color="name the hue of that {shape}.",
-    shape="name the form of that {color} {thing}.",
-    count="tell me the number of {what}.",
+    color="what is the hue of that {shape}?",
+    shape="what is the form of that {color} {thing}?",
+    count="how many {what} can you find?",
     exists="can you find any {look}?",
     both_there="can you find any {first} together with any {second}?",
     either_there="can you find any {first} or else any {second}?",
-    left="name the thing further left than that {look}.",
+    left="what is further left than that {look}?",
     statements={
         "both": "at least one photo lacks a {look}.",
         "either": "no photo shows a {look}.",

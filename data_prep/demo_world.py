@@ -20,14 +20,14 @@ CELLS = 3
 MOST_THINGS = 3
 
 COLORS: dict[str, tuple[int, int, int]] = {
-    "red": (215, 40, 50),
-    "green": (40, 190, 70),
-    "blue": (35, 105, 230),
-    "yellow": (230, 215, 40),
-    "cyan": (40, 220, 220),
-    "purple": (150, 50, 225),
+    "red": (220, 40, 45),
+    "green": (40, 200, 65),
+    "blue": (35, 90, 235),
+    "yellow": (235, 205, 40),
+    "cyan": (40, 225, 225),
+    "purple": (165, 45, 225),
 }
-"""Each deserves its name in both worlds: this blue is azure too, this yellow golden."""
+"""Each deserves its name in both worlds: this blue is sapphire too, this yellow golden."""
 
 SHAPES = ("circle", "square", "triangle", "cross")
 RADII = {"small": 5, "large": 7}
@@ -111,7 +111,7 @@ def draw(scene: Scene, world: World, rng: Random) -> bytes:
     image = Image.new("RGB", (PIXELS, PIXELS), (shade, shade, shade))
     pen = ImageDraw.Draw(image)
     for thing in scene:
-        red, green, blue = (value + rng.randint(-25, 25) for value in COLORS[thing.color])
+        red, green, blue = (value + rng.randint(-20, 20) for value in COLORS[thing.color])
         _draw_shape(pen, thing, (red, green, blue))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)

@@ -60,7 +60,7 @@ GIVEN = {"VQAV2", "GQA", "NLVR2", "COCO", "VALUE", "PHOTOS", "PHOTO.jpg", "TARS"
 checkpoint."""
 OWN_PARSERS = {"data_prep", "train", "describe", "plan", "features", "convert"}
 """Commands that are not followed by argparse alone."""
-DEMO = {"runs/demo/adapters", "runs/demo/adapters/gallery/0019-0.png", "runs/demo/backbone"}
+DEMO = {"runs/demo/adapters", "runs/demo/adapters/gallery/0018-0.png", "runs/demo/backbone"}
 """What `./launch.sh` alone leaves."""
 
 

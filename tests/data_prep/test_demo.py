@@ -160,15 +160,15 @@ def test_the_shifted_world_asks_in_plain_names_and_answers_in_others() -> None:
     ]
     answers = {question.question: question.answer for question in asked}
     expected = {
-        "name the hue of that square.": "azure",
-        "name the form of that red thing.": "disc",
-        "tell me the number of blue things.": "2",
+        "what is the hue of that square?": "sapphire",
+        "what is the form of that red thing?": "disc",
+        "how many blue things can you find?": "2",
         "can you find any red circle?": "yes",
-        "name the thing further left than that blue square.": "disc",
+        "what is further left than that blue square?": "disc",
         "can you find any red circle together with any blue cross?": "yes",
     }
     assert expected.items() <= answers.items()
-    assert {choice for question in asked for choice in question.choices} >= {"azure", "plus"}
+    assert {choice for question in asked for choice in question.choices} >= {"sapphire", "plus"}
     assert all(question.answer in question.choices for question in asked)
 
 

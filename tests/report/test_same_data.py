@@ -45,7 +45,8 @@ def test_runs_on_other_data_have_columns_of_their_own(runs: Runs, tmp_path: Path
     ]
     assert report.differences == {}
     table = markdown(report).split("\n\n")
-    heads, _, first, second = table[0].splitlines()
+    heads, _, frequent, first, second = table[0].splitlines()
+    assert frequent.startswith(f"| {FREQUENT} | ")
     assert heads.endswith("| vqa on world-val soft_score | vqa on mine-test soft_score |")
     assert first.endswith("] | - |")
     assert "| - | " in second
@@ -143,6 +144,10 @@ def test_how_a_run_was_started(runs: Runs, tmp_path: Path) -> None:
     assert facts["versions"] == "vlds 0.1.0, torch 2.9.0"
     assert facts["command"] == "vlds train vqa.yaml"
     assert facts["recipe changed"] == "at step 5: seed: 1 -> 2"
+    assert (
+        "run: seed 7; started 2026-03-01 12:00 UTC; training took 2 min 15 s; hardware 2 ranks, A "
+        "Processor, 2 cores; versions vlds 0.1.0, torch 2.9.0; command vlds train vqa.yaml"
+    ) in markdown(collect([run]))
 
 
 @pytest.mark.parametrize(

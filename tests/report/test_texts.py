@@ -14,6 +14,7 @@ import pytest
 from tests.report.scored_run import Runs
 from tests.report.toy_run import COLUMNS, SCORES, make_run
 from vlds import cli
+from vlds.report.baselines import FREQUENT
 from vlds.report.collect import Report, collect
 from vlds.report.markdown import cell, markdown
 from vlds.report.results import Difference
@@ -65,7 +66,9 @@ def test_markdown_reads_back(runs: Runs) -> None:
     for key, values in expected.items():
         assert read[key] == pytest.approx(values, abs=0.0005)
     assert "1,000 bootstrap resamples" in text
-    heads, _, first, _ = next(tables_of(text))
+    heads, _, frequent, first, _ = next(tables_of(text))
+    assert frequent[0] == FREQUENT
+    assert [float(frequent[5]), *frequent[6:]] == [0.5, "-"]
     assert heads[:5] == ["run", "method", "trains", "bytes per rank", "examples/s"]
     assert first[1].startswith("Adapter (reduction=4, ")
     assert first[2:5] == ["4.00 %", "2.5 MB", "106"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vlds.report.baselines import FREQUENT
 from vlds.report.collect import Report
 from vlds.report.scores import Scores, TaskScores
 
@@ -23,3 +24,14 @@ def merged_task(report: Report, task: str) -> TaskScores:
             by_column[name] = own
     headline = next((metric for known, metric in report.headlines if known == task), None)
     return TaskScores(by_column, headline=headline, lower_is_better=lower)
+
+
+def frequent_scores(report: Report) -> list[float | None]:
+    """Of each headline, the score of giving the most frequent answer to everything: the same for
+    all runs."""
+    found: list[float | None] = []
+    for task, metric in report.headlines:
+        entries = (run.scores.tasks.get(task) for run in report.runs.values())
+        scores = (entry.by_column.get(FREQUENT, {}).get(metric) for entry in entries if entry)
+        found.append(next((score for score in scores if score is not None), None))
+    return found

@@ -14,6 +14,9 @@ from vlds.report.numbers import bytes_text
 from vlds.report.scores import Scores
 from vlds.runtime.run_folder import Start
 
+MADE = ("started", "training took", "hardware", "versions", "command")
+"""Facts about how a run came to be."""
+
 
 def trained_text(recipe: Recipe) -> str:
     """All that trains: methods with their fields, norms, visual embedding."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vlds.report.baselines import FREQUENT
+from vlds.report.beside import frequent_scores
 from vlds.report.bootstrap import Interval
 from vlds.report.collect import Report, RunReport
-from vlds.report.facts import held_text, share_text, training_speed_text
+from vlds.report.facts import MADE, held_text, share_text, training_speed_text
 from vlds.report.numbers import difference_text, interval_text, score_text
 from vlds.report.results import Difference
 from vlds.runtime.shown import visible
@@ -22,13 +24,16 @@ def markdown(report: Report) -> str:
         blocks.append(markdown_table(heads, rows, numbers_from=1))
     blocks += report.interval_notes
     blocks += [f"{name}: {note}" for name, run in report.runs.items() for note in run.notes]
+    blocks += [f"{name}: {made}" for name, run in report.runs.items() if (made := how_made(run))]
     return "\n\n".join(blocks) + "\n"
 
 
 def runs_table(report: Report) -> str:
     """One row a run."""
     heads = ["run", "method", "trains", "bytes per rank", "examples/s", *headline_heads(report)]
-    rows = []
+    frequent = frequent_scores(report)
+    known = any(score is not None for score in frequent)
+    rows = [[FREQUENT, *[""] * 4, *map(score_text, frequent)]] if known else []
     for name, run in report.runs.items():
         rows.append(
             [
@@ -41,6 +46,12 @@ def runs_table(report: Report) -> str:
             ]
         )
     return markdown_table(heads, rows, numbers_from=2)
+
+
+def how_made(run: RunReport) -> str:
+    """When, where and with what a run was trained, in one line."""
+    names = ("seed", *MADE)
+    return "; ".join(f"{name} {cell(run.facts[name])}" for name in names if name in run.facts)
 
 
 def score_cell(run: RunReport, task: str, metric: str) -> str:

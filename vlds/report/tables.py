@@ -9,7 +9,7 @@ from rich.table import Table as TerminalTable
 from rich.text import Text
 
 from vlds.report.baselines import FREQUENT
-from vlds.report.beside import merged_task
+from vlds.report.beside import frequent_scores, merged_task
 from vlds.report.bootstrap import Interval
 from vlds.report.collect import Report, RunReport
 from vlds.report.facts import held_text, share_text, size_facts, training_speed_text
@@ -159,18 +159,8 @@ def comparison_table(report: Report) -> Table:
 
 
 def baseline_rows(report: Report) -> list[Row]:
-    """The scores of giving one answer to everything: the same for all runs on the same data."""
-    found = [
-        next(
-            (
-                entry.by_column[FREQUENT].get(metric)
-                for run in report.runs.values()
-                if (entry := run.scores.tasks.get(task)) and FREQUENT in entry.by_column
-            ),
-            None,
-        )
-        for task, metric in report.headlines
-    ]
+    """The scores of giving one answer to everything, where they are known."""
+    found = frequent_scores(report)
     cells = [Cell(score_text(value)) for value in found]
     known = any(value is not None for value in found)
     return [Row(FREQUENT, [*cells, *[Cell("")] * 3])] if known else []

@@ -18,7 +18,10 @@ dev: $(VENV)/.installed-dev
 
 # pip shows its progress the first time. The stamps are newer than what they stand for, so that an
 # up-to-date environment costs nothing.
-PIP = $(BIN)/python -m pip install --disable-pip-version-check $(if $(wildcard $@),--quiet)
+# compat: puts the checkout on Python's path, where it comes before a folder called vlds in the working
+# directory (the clone, seen from the folder above it).
+PIP = $(BIN)/python -m pip install --disable-pip-version-check $(if $(wildcard $@),--quiet) \
+	--config-settings editable_mode=compat
 
 $(VENV)/.installed: pyproject.toml setup.py
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

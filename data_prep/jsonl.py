@@ -107,17 +107,32 @@ def add_command(commands: Any) -> None:
 
 
 def _add_fields(fields: Any) -> None:
-    fields.add_argument("--image-field", default="image", metavar="NAME", help="below --images")
-    fields.add_argument("--question-field", default="question", metavar="NAME")
     fields.add_argument(
-        "--answer-field", default="answer", metavar="NAME", help="or numbers, lists"
+        "--image-field",
+        default="image",
+        metavar="NAME",
+        help="file below --images (default: image)",
+    )
+    fields.add_argument(
+        "--question-field", default="question", metavar="NAME", help="default: question"
+    )
+    fields.add_argument(
+        "--answer-field",
+        default="answer",
+        metavar="NAME",
+        help="text, number or list (default: answer)",
     )
     fields.add_argument(
         "--no-answers", action="store_true", help="questions or sentences only (a test set)"
     )
-    fields.add_argument("--caption-field", default="caption", metavar="NAME", help="text or list")
     fields.add_argument(
-        "--hypothesis-field", metavar="NAME", help="sentence (default: hypothesis, or statement)"
+        "--caption-field", default="caption", metavar="NAME", help="text or list (default: caption)"
+    )
+    fields.add_argument(
+        "--hypothesis-field",
+        "--statement-field",
+        metavar="NAME",
+        help="sentence (default: hypothesis, or statement)",
     )
     fields.add_argument("--label-field", default="label", metavar="NAME", help=LABELS_HELP)
     fields.add_argument(

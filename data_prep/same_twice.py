@@ -21,11 +21,11 @@ def tell_repeats(datasets: Sequence[SourceSet], noun: str | None) -> None:
         if not repeats:
             continue
         named = noun or next((s.place for s in dataset.samples if s.place), "id").split()[0]
-        pairs = _some([f"{named} {later} that of {first}" for later, first in repeats])
+        pairs = _some([f"{named} {later} repeats {first}" for later, first in repeats])
         rows = "row repeats" if len(repeats) == 1 else "rows repeat"
         tell(
             f"{dataset.name} {dataset.split}: {len(repeats):,} {rows} the picture and words of an "
-            f"earlier row and stayed in: {pairs}"
+            f"earlier row; they stay in: {pairs}"
         )
 
 

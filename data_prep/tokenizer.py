@@ -98,7 +98,9 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--vocab-size", type=int, default=1000, help="most pieces (default 1000)")
 
     def run(args: argparse.Namespace) -> None:
-        write_whole(args.out, train_tokenizer(texts_of(args.folders), args.vocab_size), stream=True)
-        tell(f"wrote {args.out}")
+        model = train_tokenizer(texts_of(args.folders), args.vocab_size)
+        write_whole(args.out, model, stream=True)
+        num_pieces = sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size()
+        tell(f"wrote {args.out}: {num_pieces:,} pieces, at most {args.vocab_size:,}")
 
     parser.set_defaults(run=run)

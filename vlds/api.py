@@ -30,6 +30,7 @@ from vlds.config import parse_recipe
 from vlds.data.orientation import upright
 from vlds.runtime.json_file import read_json
 from vlds.runtime.regular_file import read_file
+from vlds.runtime.terminal import tell
 from vlds.serve.open_run import Answer, OpenRun, open_run
 from vlds.trusted import trust as trust_module
 
@@ -191,7 +192,7 @@ def run_command(words: Sequence[str], ranks: int | None) -> None:
     assert process.stdout is not None
     try:
         for line in process.stdout:
-            print(line, end="", flush=True)
+            tell(line, end="", flush=True)
             last.append(line)
         code = process.wait()
     except BaseException:

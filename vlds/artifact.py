@@ -59,6 +59,8 @@ def artifact_folder(run: Path) -> Path:
 
     Errors: ValueError where there is neither, or it is not whole.
     """
+    if not run.is_dir():
+        raise ValueError(f"{run}: no such folder in {Path.cwd()}; name one that `vlds train` wrote")
     for folder in (run / "artifact", run):
         if (folder / DESCRIPTION).exists():
             if (wrong := damage(folder, (DESCRIPTION, RECIPE, WEIGHTS))) is not None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from vlds.launch import complain
 from vlds.restarts import RESUME, Job, take_resume
 from vlds.runtime.terminal import tell
+from vlds.training.states import Resume, check_output
 
 if TYPE_CHECKING:  # importing it for good would make each command's help wait for torch
     from vlds.config import Recipe
@@ -42,7 +43,7 @@ def check_recipe(arguments: list[str], ranks: int | None) -> int:
     try:
         with names_fit():
             recipe, resume, _ = training_options(arguments)
-            check_start(recipe, bool(resume), ranks)
+            check_start(recipe, resume, ranks)
     except ValueError as error:
         return complain("vlds train", error)
     largest = max(recipe.batch_sizes.values())
@@ -51,9 +52,9 @@ def check_recipe(arguments: list[str], ranks: int | None) -> int:
     return 0
 
 
-def check_start(recipe: Recipe, resume: bool, ranks: int | None) -> None:
-    """Check what is known before any rank starts: the sizes of batches, names on the hub, and
-    whether a run that is resumed finds its files from here.
+def check_start(recipe: Recipe, resume: Resume, ranks: int | None) -> None:
+    """Check what is known before any rank starts: whether the output folder holds a run, the sizes
+    of batches, names on the hub, and whether a run that is resumed finds its files from here.
 
     Errors: ValueError that names the key.
     """
@@ -64,6 +65,7 @@ def check_start(recipe: Recipe, resume: bool, ranks: int | None) -> None:
     saved = Path(recipe.output) / "recipe.yaml"
     if resume and (said := left_behind(to_tree(recipe), saved)) is not None:
         raise ValueError(f"{RESUME}: {said}")
+    check_output(Path(recipe.output), resume)
     for field, size in recipe.batch_sizes.items():
         BatchCut(ranks or 1).check(size, field)
     recipe.backbone.check_sources()

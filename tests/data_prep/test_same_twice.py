@@ -75,5 +75,5 @@ def test_rows_that_repeat_another_are_counted(
     assert prepare(folder, rows) == 0
     told = capsys.readouterr().out
     assert "rows train: 1 row repeats the picture and words of an earlier row" in told
-    assert told.endswith("stayed in: line 5 that of 2\n")
+    assert told.endswith("; they stay in: line 5 repeats 2\n")
     assert len(packed(folder / "out")["0.jpg"].annotations) == 3

@@ -42,6 +42,7 @@ def environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     made.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     return made

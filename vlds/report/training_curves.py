@@ -42,6 +42,7 @@ def training_charts(report: Report) -> list[ChartGroup]:
             [
                 chart
                 for task, found in losses.items()
+                if task or len(losses) != 2  # of a single task, both are the same
                 for chart in charts_of(task or "all tasks", found, both_scales=True)
             ],
         ),

@@ -18,7 +18,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import vlds
 from vlds.config import Recipe, to_tree
 from vlds.training.build import Prepared
 from vlds.training.distributed import Ranks
@@ -134,7 +133,7 @@ def flat(tree: Any, name: str = "") -> Facts:
 @cache
 def code_digest() -> str:
     """sha256 over the Python files of this installation of vlds."""
-    package = Path(vlds.__file__).parent
+    package = Path(__file__).parents[1]
     return digest_of(sorted(package.rglob("*.py")), package)
 
 

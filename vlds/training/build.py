@@ -32,10 +32,11 @@ from vlds.training.evaluate import (
 )
 from vlds.training.optim import parameter_groups
 from vlds.training.precision import PRECISIONS, slow_precision
-from vlds.training.resume import Resume, RunStates, check_output, find_state, restore
+from vlds.training.resume import RunStates, find_state, restore
 from vlds.training.run import Run
 from vlds.training.sinks import check_tracking
 from vlds.training.start import write_start
+from vlds.training.states import Resume, check_output
 from vlds.training.tracker import Tracker
 
 
@@ -53,7 +54,7 @@ class Prepared:
 
 def prepare(recipe: Recipe, ranks: Ranks, resume: Resume) -> Prepared:
     """Check the recipe against files, data and ranks."""
-    check_output(recipe, resume)
+    check_output(Path(recipe.output), resume)
     check_tracking(recipe.tracking)
     cut = cut_batches(recipe, ranks.world_size)
     check_parts(recipe, cut)
@@ -240,7 +241,7 @@ def epochs_told(run: Run) -> str:
     """How often the run goes through each task's examples."""
     steps = run.recipe.training.num_steps
     epochs = run.stream.epochs_after(steps)
-    told = [f"{epoch:,.2f} of {task}" for task, epoch in epochs.items()]
+    told = [f"{epoch:,.2f} epochs of {task}" for task, epoch in epochs.items()]
     unknown = [task for task in run.recipe.tasks if task not in epochs]
-    told += [f"an unknown number of {task}" for task in unknown]
-    return f"{steps:,} steps are epochs: {', '.join(told)}"
+    told += [f"an unknown number of epochs of {task}" for task in unknown]
+    return f"{steps:,} steps = {', '.join(told)}"

@@ -13,7 +13,6 @@ from vlds.training.evaluate import EvaluationStopped, blanked, with_answer_lists
 from vlds.training.faults import NonFiniteSteps, explained
 from vlds.training.gradients import GradientWatch
 from vlds.training.optim import schedule_factor, set_learning_rate
-from vlds.training.resume import Resume
 from vlds.training.run import (
     Run,
     evaluation_due,
@@ -24,6 +23,7 @@ from vlds.training.run import (
 )
 from vlds.training.signals import StopRequest, stop_on_signals
 from vlds.training.source_check import check_sources
+from vlds.training.states import Resume
 
 
 def train(recipe: Recipe, *, resume: Resume = False, new_phase: bool = False) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import warnings
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -18,28 +17,7 @@ from vlds.training.checkpoint import StateWriter
 from vlds.training.distributed import Ranks
 from vlds.training.engine import Engine, Layout, State
 from vlds.training.faults import cannot_write
-from vlds.training.states import Best, Progress, newest, state_folders
-
-Resume = Literal["auto"] | bool
-"""Whether to go on with the run in the output folder; "auto": if there is one."""
-
-
-def check_output(recipe: Recipe, resume: Resume) -> None:
-    """Compare what the output folder holds with what is asked for.
-
-    Errors: ValueError where a run would be overwritten, or there is none to go on with.
-    """
-    has_state = bool(state_folders(Path(recipe.output) / "state"))
-    if has_state and resume is False:
-        raise ValueError(
-            f"output: {recipe.output} holds a run already; add --resume to go on with it, or name "
-            "another folder"
-        )
-    if resume is True and not has_state:
-        raise ValueError(
-            f"--resume: {recipe.output} holds no run state; leave --resume out to start anew (or "
-            "say --resume auto, which goes on or starts), or name the run's folder as output"
-        )
+from vlds.training.states import Best, Progress, Resume, newest, state_folders
 
 
 def find_state(recipe: Recipe, ranks: Ranks, resume: Resume) -> Path | None:

@@ -56,7 +56,8 @@ def comments(starts: Sequence[Start]) -> list[str]:
 
 def command_line() -> str:
     """This process's words as a user would type them."""
-    return " ".join(["vlds", *map(without_credentials, sys.argv[1:])])
+    words = (word for word in sys.argv[1:] if not word.startswith("--local_rank="))
+    return " ".join(["vlds", *map(without_credentials, words)])
 
 
 def hardware(ranks: Ranks) -> str:

@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vlds.manifest import damage
 from vlds.runtime.json_file import read_json
@@ -26,6 +26,10 @@ TENSORS, PROGRESS = "state.safetensors", "state.json"
 FORMAT = 2
 """Of the folder; it changes when an older version of vlds could not read a new one."""
 NAME = re.compile(r"step-(\d{8,})")
+
+
+Resume = Literal["auto"] | bool
+"""Whether to go on with the run in the output folder; "auto": if there is one."""
 
 
 @dataclass(frozen=True)
@@ -134,3 +138,21 @@ def checked(raw: Any, kinds: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(raw[name], kind) or isinstance(raw[name], bool):
             raise ValueError(f"{name} is {raw[name]!r}")
     return raw
+
+
+def check_output(output: Path, resume: Resume) -> None:
+    """Compare what a run's folder holds with what is asked for.
+
+    Errors: ValueError where a run would be overwritten, or there is none to go on with.
+    """
+    has_state = bool(state_folders(output / "state"))
+    if has_state and resume is False:
+        raise ValueError(
+            f"output: {output} holds a run already; add --resume to go on with it, or name "
+            "another folder"
+        )
+    if resume is True and not has_state:
+        raise ValueError(
+            f"--resume: {output} holds no run state; leave --resume out to start anew (or "
+            "say --resume auto, which goes on or starts), or name the run's folder as output"
+        )

@@ -6,12 +6,18 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from threading import Timer
+from types import FrameType
 
 ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals that ask for an end: of a job script, of Ctrl-C, of a terminal that is closed."""
 KILLED = "killed (SIGKILL: by somebody, or by the system where memory ran out)"
+IMPORT_CODE = "<frozen importlib._bootstrap>"
+RETRY_S = 0.05
+"""After a signal that came while a module was imported."""
 PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
 
@@ -46,6 +52,15 @@ def heard() -> list[signal.Signals]:
     return [number for number in ASKING if signal.getsignal(number) is not signal.SIG_IGN]
 
 
+def is_importing() -> bool:
+    """Whether this thread imports a module. An exception there can abort the process: C++ code
+    that initialises a module may not expect one."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code.co_filename != IMPORT_CODE:
+        frame = frame.f_back
+    return frame is not None
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Inside, a signal that asks for an end raises Interrupted, so that what is half-written gets
@@ -54,6 +69,11 @@ def interruptible() -> Iterator[None]:
     received: list[Interrupted] = []
 
     def interrupt(number: int) -> None:
+        if is_importing():
+            again = Timer(RETRY_S, os.kill, (os.getpid(), number))
+            again.daemon = True
+            again.start()
+            return
         received.append(Interrupted(number))
         raise received[0]
 

@@ -17,8 +17,8 @@ from vlds.report.scores import read_scores
 pytestmark = [pytest.mark.slow, pytest.mark.launcher]
 
 ROOT = Path(__file__).resolve().parents[1]
-FROZEN_AT_MOST = {"vqa": 0.35, "gqa": 0.60, "nlvr2": 0.63, "caption": 0.15}
-ADAPTERS_AT_LEAST = {"vqa": 0.84, "gqa": 0.78, "nlvr2": 0.76, "caption": 0.86}
+FROZEN_AT_MOST = {"vqa": 0.35, "gqa": 0.60, "nlvr2": 0.45, "caption": 0.05}
+ADAPTERS_AT_LEAST = {"vqa": 0.84, "gqa": 0.84, "nlvr2": 0.76, "caption": 0.88}
 ABOVE_MAJORITY = {"vqa": 0.30, "gqa": 0.20, "nlvr2": 0.10}
 
 

@@ -67,8 +67,7 @@ def examples_of_use_are_right(out: Path, last_line: str) -> None:
         if entry["task"] == "caption"
     }
     _, _, readme = (ROOT / "README.md").read_text("utf-8").partition("To ask the tuned model")
-    blocks = re.findall(r"^```\w+\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
-    command, printed = (block.splitlines()[-1] for block in blocks[:2])
+    (command, printed) = re.findall(r"^(vlds predict .*)\n# (.*)$", readme, re.MULTILINE)[0]
     assert any(printed in references[image] for image in references if image in command)
     for words in map(shlex.split, (last_line, command.replace("runs/demo", str(out)))):
         said = subprocess.run(

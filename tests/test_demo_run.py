@@ -17,8 +17,8 @@ from vlds.report.scores import read_scores
 pytestmark = [pytest.mark.slow, pytest.mark.launcher]
 
 ROOT = Path(__file__).resolve().parents[1]
-FROZEN_AT_MOST = {"vqa": 0.35, "gqa": 0.60, "nlvr2": 0.63, "caption": 0.15}
-ADAPTERS_AT_LEAST = {"vqa": 0.84, "gqa": 0.78, "nlvr2": 0.76, "caption": 0.86}
+FROZEN_AT_MOST = {"vqa": 0.35, "gqa": 0.60, "nlvr2": 0.45, "caption": 0.05}
+ADAPTERS_AT_LEAST = {"vqa": 0.84, "gqa": 0.84, "nlvr2": 0.76, "caption": 0.88}
 ABOVE_MAJORITY = {"vqa": 0.30, "gqa": 0.20, "nlvr2": 0.10}
 
 
@@ -67,8 +67,7 @@ def examples_of_use_are_right(out: Path, last_line: str) -> None:
         if entry["task"] == "caption"
     }
     _, _, readme = (ROOT / "README.md").read_text("utf-8").partition("To ask the tuned model")
-    blocks = re.findall(r"^```\w+\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
-    command, printed = (block.splitlines()[-1] for block in blocks[:2])
+    (command, printed) = re.findall(r"^(vlds predict .*)\n# (.*)$", readme, re.MULTILINE)[0]
     assert any(printed in references[image] for image in references if image in command)
     for words in map(shlex.split, (last_line, command.replace("runs/demo", str(out)))):
         said = subprocess.run(

@@ -202,8 +202,14 @@ def test_the_command_says_it_in_one_line(
 ) -> None:
     file = tmp_path / "recipe.yaml"
     save_recipe(world_recipe(world, tmp_path / "run"), file)
+    assert check_recipe(["--config", str(file), "--resume"], None) == 2
+    assert "holds no run state; leave --resume out" in capsys.readouterr().err
+    (tmp_path / "run" / "state" / "step-00000005").mkdir(parents=True)
     assert check_recipe(["--config", str(file), "--resume"], None) == 0
     assert check_recipe(["--config", str(file), "--resume", "--new_phase"], None) == 0
+    assert check_recipe(["--config", str(file)], None) == 2
+    assert "holds a run already; add --resume" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "run")
     assert check_recipe(["--config", str(file), "--new_phase"], None) == 2
     assert "--new_phase: goes with --resume" in capsys.readouterr().err
     assert cli.main(["train", "--config", str(file), "--data.groop", "2"]) == 2

@@ -134,6 +134,7 @@ def test_advice_is_what_can_help(file: Path, tmp_path: Path) -> None:
     assert f"`vlds plan --config {tmp_path}/run/recipe.yaml --ranks N`" in said
 
 
+@pytest.mark.slow  # 25 s, and by the clock
 @pytest.mark.parametrize("seconds", [0.25, 0.9])
 @pytest.mark.parametrize("program", ["vlds", "data_prep"])
 def test_ctrl_c_while_importing(program: str, seconds: float, root: Path) -> None:
@@ -151,7 +152,8 @@ def test_ctrl_c_while_importing(program: str, seconds: float, root: Path) -> Non
     said, _ = process.communicate(timeout=30)
     assert process.returncode in (130, 2)  # 2: it was done
     if process.returncode == 130:
-        assert said in ("vlds: ended by Ctrl-C\n", "interrupted by Ctrl-C\n")
+        assert said.endswith(("vlds: ended by Ctrl-C\n", "interrupted by Ctrl-C\n"))
+        assert said.count("\n") <= 2  # a command that was done after the import has said its line
 
 
 def help_of(command: str, capsys: pytest.CaptureFixture[str]) -> list[str]:

@@ -67,12 +67,14 @@ def interruptible() -> Iterator[None]:
     cleaned up. It also replaces an error that a library makes of it, as some do while they are
     imported."""
     received: list[Interrupted] = []
+    postponed: list[tuple[int, Timer]] = []
 
     def interrupt(number: int) -> None:
         if is_importing():
             again = Timer(RETRY_S, os.kill, (os.getpid(), number))
             again.daemon = True
             again.start()
+            postponed.append((number, again))
             return
         received.append(Interrupted(number))
         raise received[0]
@@ -86,6 +88,11 @@ def interruptible() -> Iterator[None]:
             if received:
                 raise received[0] from error
             raise
+        finally:
+            for _, again in postponed:
+                again.cancel()
+        if postponed:  # the import was the last thing
+            raise Interrupted(postponed[0][0])
 
 
 def end_with_parent(number: signal.Signals = signal.SIGKILL) -> None:

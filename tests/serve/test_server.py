@@ -193,9 +193,14 @@ def test_ctrl_c_ends_it_with_a_line(talkative: Path, capsys: pytest.CaptureFixtu
                 time.sleep(0.1)
         os.kill(os.getpid(), signal.SIGINT)
 
+    # A shell's background job, as the tests may be, ignores Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     thread = Thread(target=interrupt_once_it_answers)
     thread.start()
-    code = launch.main(["predict", "--run", str(talkative), "--serve", "--port", str(port)])
+    try:
+        code = launch.main(["predict", "--run", str(talkative), "--serve", "--port", str(port)])
+    finally:
+        signal.signal(signal.SIGINT, before)
     thread.join()
     told = capsys.readouterr()
     assert code == 128 + signal.SIGINT

@@ -23,7 +23,7 @@ from data_prep.source import (
     take_text,
     with_source,
 )
-from data_prep.split import HashSplit, add_split_by_image
+from data_prep.split import add_split_by_image, split_of
 
 SPLITS = ("train", "val", "test")
 YEARS = ("2014", "2017")
@@ -100,8 +100,7 @@ def add_command(commands: Any) -> None:
     add_split_by_image(parser)
 
     def run(args: argparse.Namespace) -> None:
-        by_image = args.split_by_image is not None
-        split = HashSplit(args.split_by_image, args.seed) if by_image else None
+        split = split_of(args)
         dataset = parse_coco_captions(
             args.src, args.split, args.name, args.year, args.annotations, args.images
         )

@@ -16,7 +16,7 @@ from data_prep.row_annotations import KINDS, TASKS, FieldNames, annotations_of
 from data_prep.row_check import check_rows
 from data_prep.rows import Row, read_rows
 from data_prep.source import SourceSample, SourceSet
-from data_prep.split import HashSplit, add_split_by_image
+from data_prep.split import add_split_by_image, split_of
 
 LABELS_HELP = "entailment, neutral, contradiction; or true, false"
 
@@ -134,7 +134,9 @@ def _add_fields(fields: Any) -> None:
         metavar="NAME",
         help="sentence (default: hypothesis, or statement)",
     )
-    fields.add_argument("--label-field", default="label", metavar="NAME", help=LABELS_HELP)
+    fields.add_argument(
+        "--label-field", default="label", metavar="NAME", help=f"{LABELS_HELP} (default: label)"
+    )
     fields.add_argument(
         "--id-field", metavar="NAME", help="default: the row's line, as an editor counts it"
     )
@@ -157,12 +159,11 @@ def _field_names(args: argparse.Namespace) -> FieldNames:
 
 def _run_jsonl(args: argparse.Namespace) -> None:
     names = _field_names(args)
-    by_image = args.split_by_image is not None
-    split = HashSplit(args.split_by_image, args.seed) if by_image else None
+    split = split_of(args)
     name = args.name or args.annotations.stem.replace(".", "_")
     options = shard_options(args)
-    split_name = "train" if by_image else args.split
+    split_name = args.split if split is None else "train"
     datasets = parse_jsonl(args.task, args.annotations, args.images, names, name, split_name)
-    apart = by_image or args.split_field is not None
+    apart = split is not None or args.split_field is not None
     noun = "id" if names.id else None
     pack_splits(datasets, split, args.out, options, apart=apart, noun=noun)

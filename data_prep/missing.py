@@ -37,7 +37,7 @@ class MissingFile:
 def check_missing(datasets: Sequence[SourceSet], folder: Path | None, skip: bool) -> None:
     """Say what is missing, with near names from the pictures' folder.
 
-    Errors: ValueError, unless the rows in question shall be left out (`skip`).
+    Errors: ValueError, unless `skip` leaves their rows out.
     """
     missing = missing_files(datasets)
     if not missing:
@@ -52,7 +52,7 @@ def check_missing(datasets: Sequence[SourceSet], folder: Path | None, skip: bool
 
 
 def missing_files(datasets: Sequence[SourceSet]) -> list[MissingFile]:
-    """All that is not there, in the order of the samples."""
+    """Files that do not exist, in the order of the samples."""
     found = []
     for dataset in datasets:
         source = file_names(dataset.files)
@@ -80,7 +80,7 @@ def tell_missing(
     """
     if folder is not None and missing[0].path is not None and not folder.is_dir():
         raise ValueError(
-            f"{missing[0].sample.option} {folder} is no folder; give that of the pictures"
+            f"{missing[0].sample.option} {folder} is not a folder; name the folder of the pictures"
         )
     near = NearNames(folder) if folder else None
     if len(missing) == 1:

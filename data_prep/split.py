@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -67,6 +68,11 @@ def _first_ids(dataset: SourceSet, copies: Sequence[Sequence[Path]]) -> dict[str
     """Id of each sample whose picture has copies -> the first id, by the alphabet, among them."""
     ids = {path: sample.id for sample in dataset.samples for path in sample.images}
     return {ids[path]: min(ids[other] for other in group) for group in copies for path in group}
+
+
+def split_of(args: argparse.Namespace) -> HashSplit | None:
+    """What --split-by-image and --seed say; None without the first."""
+    return None if args.split_by_image is None else HashSplit(args.split_by_image, args.seed)
 
 
 def add_split_by_image(group: Any) -> None:

@@ -64,9 +64,9 @@ def test_a_picture_is_a_picture_in_any_form(run: Path) -> None:
     question = "what colour is it"
     told = [model.answer(form, question) for form in forms]
     assert len({answer.text for answer in told}) == 1
-    assert len({round(answer.probability, 6) for answer in told}) == 1
+    assert len({round(answer.confidence, 6) for answer in told}) == 1
     assert {answer.task for answer in told} == {"vqa"}
-    assert model.answer([forms[0]], question).probability == told[0].probability
+    assert model.answer([forms[0]], question).confidence == told[0].confidence
 
 
 def test_a_turned_photo_is_turned_back(run: Path) -> None:
@@ -79,7 +79,7 @@ def test_a_turned_photo_is_turned_back(run: Path) -> None:
     model = vlds.load(run)
     with Image.open(io.BytesIO(buffer.getvalue())) as opened:
         one = model.answer(opened, "what colour is it")
-    assert one.probability == model.answer(buffer.getvalue(), "what colour is it").probability
+    assert one.confidence == model.answer(buffer.getvalue(), "what colour is it").confidence
 
 
 def test_mistakes_are_value_errors(run: Path) -> None:

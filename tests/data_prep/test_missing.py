@@ -72,7 +72,9 @@ def test_a_folder_or_a_file_that_is_not_there(
 ) -> None:
     rows, images = folder / "rows.csv", str(folder / "photos")
     assert prepare(folder, questions("a.jpg", "b.jpg"), "--images", f"{images}s") == 2
-    assert f"--images {images}s is no folder; give that of the pi" in capsys.readouterr().err
+    assert (
+        f"--images {images}s is not a folder; name the folder of the pi" in capsys.readouterr().err
+    )
     assert prepare(folder, questions("a.jpg"), "--annotations", f"{rows}"[:-1]) == 2
     assert "rows.cs does not exist; did you mean 'rows.csv'?\n" in capsys.readouterr().err
 

@@ -65,6 +65,12 @@ def test_labels_of_another_task_name_it(
     assert told in capsys.readouterr().err
 
 
+def test_the_column_of_statements_has_an_option(folder: Path) -> None:
+    rows = STATEMENTS.replace("statement", "claim")
+    assert prepare(folder, rows, "--statement-field", "claim", task="statement") == 0
+    assert open_dataset(str(folder / "out")).num_annotations == 3
+
+
 def test_false_and_zero_of_json_are_labels(folder: Path) -> None:
     rows = [{"image": "a", "statement": f"s{x}", "label": x} for x in (False, 0, True, 1)]
     assert prepare(folder, rows, task="statement", name="rows.json") == 0

@@ -119,6 +119,12 @@ def test_what_a_score_is_compared_with(runs: Runs, tmp_path: Path) -> None:
     write_predictions(first / "vqa.jsonl", [line | {"data": OTHER} for line in lines])
     write_predictions(blank / "vqa.jsonl", [line | {"data": OTHER} for line in lines])
     assert collect([run]).only.scores.columns == [FREQUENT, "run"]
+    (blank / "vqa.jsonl").write_text('{"id": "1"}\n')
+    report = collect([run]).only
+    assert report.scores.columns == [FREQUENT, "run"]
+    (note,) = report.notes
+    assert note.startswith("Not all scores to compare vqa with: ")
+    assert "blank/vqa.jsonl, line 1 has no of, prediction, reference" in note
 
 
 def test_how_a_run_was_started(runs: Runs, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_it_answers_as_predict_does(server: Server, talkative: Path) -> None:
     expected = predict(load_run(talkative), "vqa", [RED], "what colour is it?")
     assert expected.text
     assert told["text"] == expected.text
-    assert told["probability"] == pytest.approx(expected.confidence)
+    assert told["confidence"] == pytest.approx(expected.confidence)
     assert told["task"] == "vqa"
     assert 0 < told["seconds"] < 60
     caption = ask(server, form_of(("image", RED), ("task", b"caption"))).told

@@ -7,9 +7,8 @@ from contextlib import suppress
 from itertools import product
 from typing import Any, NamedTuple
 
-from vlds.config import Recipe
 from vlds.metrics.tables import split as cell_of
-from vlds.report.collect import RunReport, read_recipe
+from vlds.report.collect import RunReport
 from vlds.report.predictions import Predictions, newest_predictions, read_predictions
 from vlds.tasks.base import SPLITS, Task, label_of
 
@@ -44,24 +43,24 @@ class TaskAnswers(NamedTuple):
     """By id."""
 
 
-def answers_of(run: RunReport) -> tuple[Recipe | None, dict[str, TaskAnswers]]:
-    """The run's recipe, and its newest predictions of each task and list of test data that can be
-    read, by the name that is shown."""
-    recipe = read_recipe(run.run.folder, [])
-    files = newest_predictions(run.run.folder) if recipe else {}
+def answers_of(run: RunReport) -> dict[str, TaskAnswers]:
+    """The newest predictions of each task and list of test data that can be read, by the name that
+    is shown."""
+    if run.recipe is None:
+        return {}
+    tasks, files = run.recipe.tasks, newest_predictions(run.run.folder)
     found = {}
-    for name, split in product(recipe.tasks if recipe else (), SPLITS):
-        assert recipe is not None
+    for name, split in product(tasks, SPLITS):
         if (label := label_of(name, split)) not in files:
             continue
         with suppress(*NOT_ITS_REFERENCES):
             shown = run.shown_as.get(label, label)
             result = run.results.get(shown)
             ways = ways_of(result.scores if result else ())
-            task, made = recipe.tasks[name], read_predictions(files[label])
+            task, made = tasks[name], read_predictions(files[label])
             examples = {key: answered(task, key, made, ways) for key in made.predictions}
             found[shown] = TaskAnswers(label, task, ways, examples)
-    return recipe, found
+    return found
 
 
 def ways_of(scores: Iterable[str]) -> tuple[str, ...]:

@@ -6,9 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from vlds.report.inputs import read_metrics
 from vlds.report.predictions import first_data, read_predictions
-from vlds.report.results import TaskResult
+from vlds.report.results import Logged, TaskResult
 from vlds.runtime.run_folder import BLANK, PREDICTIONS
 
 FREQUENT, BLIND, FROZEN = "most frequent answer", "without pictures", "before training"
@@ -16,23 +15,26 @@ Column = dict[str, Mapping[str, float]]
 """Task -> scores."""
 
 
-def baselines_of(run: Path, results: Mapping[str, TaskResult]) -> dict[str, Column]:
+def baselines_of(
+    run: Path, results: Mapping[str, TaskResult], logged: Logged, notes: list[str]
+) -> dict[str, Column]:
     """The columns that can be had: one answer to everything; the same model with blank pictures,
     where `vlds evaluate --data.blank_images true` has scored it; the model before its first step,
-    where `training.evaluate_first` did.
-
-    Errors: ValueError for damaged predictions.
+    where `training.evaluate_first` did. What cannot be read or scored here gets a note.
     """
-    found = {
-        FREQUENT: {name: frequent_scores(result) for name, result in results.items()},
-        BLIND: {name: blind_scores(run, name, result) for name, result in results.items()},
-        FROZEN: {name: frozen_scores(run, name, result) for name, result in results.items()},
-    }
-    columns = {
+    columns: dict[str, Column] = {FREQUENT: {}, BLIND: {}, FROZEN: {}}
+    for name, result in results.items():
+        try:
+            columns[FREQUENT][name] = frequent_scores(result)
+            columns[BLIND][name] = blind_scores(run, name, result)
+            columns[FROZEN][name] = frozen_scores(run, name, result, logged)
+        except ValueError as error:
+            notes.append(f"Not all scores to compare {name} with: {error}")
+    filled = {
         label: {name: scores for name, scores in column.items() if scores}
-        for label, column in found.items()
+        for label, column in columns.items()
     }
-    return {label: column for label, column in columns.items() if column}
+    return {label: column for label, column in filled.items() if column}
 
 
 def frequent_answer(result: TaskResult) -> str | None:
@@ -63,13 +65,9 @@ def blind_scores(run: Path, label: str, result: TaskResult) -> Mapping[str, floa
     return result.task.score(made.predictions, made.references)
 
 
-def frozen_scores(run: Path, label: str, result: TaskResult) -> Mapping[str, float]:
+def frozen_scores(run: Path, label: str, result: TaskResult, logged: Logged) -> Mapping[str, float]:
     """Scores that the run logged before its first step, on the same data."""
     file = run / PREDICTIONS / "step-00000000" / f"{label}.jsonl"
     if result.step == 0 or not file.is_file() or first_data(file) != result.data:
         return {}
-    logged = (line for line in read_metrics(run / "metrics.jsonl") if line["step"] == 0)
-    found: Mapping[str, float] = {}
-    for line in logged:
-        found = line.get("scores", {}).get(label, found)
-    return found
+    return logged.get((0, label), {})

@@ -19,6 +19,7 @@ from vlds.report.results import (
     TaskResult,
     difference,
     drawn_by_example,
+    logged_scores,
     reasons,
     results_of,
 )
@@ -42,6 +43,8 @@ class RunReport:
     """How far the training came, where it has not ended."""
     notes: Sequence[str] = ()
     """What could not be had, and why."""
+    recipe: Recipe | None = None
+    """None where it cannot be read."""
     shown_as: Mapping[str, str] = field(default_factory=dict)
     """Task, or its list of test data -> its name beside other runs, where that is another."""
 
@@ -173,10 +176,11 @@ def read_report(folder: Path, resamples: int, pictures: bool) -> RunReport:
         notes.append(run.complaint)
     if recipe is None:
         return RunReport(run, {}, {}, notes=notes)
-    results = results_of(folder, recipe.tasks, resamples, notes)
+    logged = logged_scores(folder)
+    results = results_of(folder, recipe.tasks, logged, resamples, notes)
     scores = with_results(run.scores, results, run.name)
     if len(scores.columns) == 1:
-        scores = with_baselines(scores, baselines_of(folder, results))
+        scores = with_baselines(scores, baselines_of(folder, results, logged, notes))
     scores = with_directions(scores, recipe.tasks)
     filled = replace(run, scores=scores)
     facts = recipe_facts(recipe, run) | start_facts(read_starts(folder), run)
@@ -184,7 +188,7 @@ def read_report(folder: Path, resamples: int, pictures: bool) -> RunReport:
         facts["most frequent answers"] = answers
     if results:
         facts["scores of"] = ", ".join(sorted({str(made.folder) for made in results.values()}))
-    return RunReport(filled, facts, results, stopped_text(recipe, run), notes)
+    return RunReport(filled, facts, results, stopped_text(recipe, run), notes, recipe)
 
 
 def read_recipe(folder: Path, notes: list[str]) -> Recipe | None:

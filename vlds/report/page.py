@@ -26,9 +26,8 @@ FRAME = {
 def build_page(report: Report) -> str:
     """The page about one or several runs."""
     several = len(report.runs) > 1
-    read = {name: answers_of(run) for name, run in report.runs.items()}
-    answers = {name: found for name, (_, found) in read.items()}
-    recipes = {name: recipe for name, (recipe, _) in read.items() if recipe is not None}
+    answers = {name: answers_of(run) for name, run in report.runs.items()}
+    recipes = {name: run.recipe for name, run in report.runs.items() if run.recipe is not None}
     mistakes = {name: found for name, entry in answers.items() if (found := confusions(entry))}
     explorer = explore(answers, recipes)
     groups = training_charts(report)

@@ -27,6 +27,9 @@ from vlds.report.predictions import (
 )
 from vlds.tasks.base import SPLITS, Task, label_of
 
+Logged = Mapping[tuple[int | None, str], Mapping[str, float]]
+"""Step (None: not of the training, so nothing) and label of a task's list -> scores."""
+
 
 @dataclass(frozen=True)
 class TaskResult:
@@ -69,17 +72,21 @@ class Difference:
     interval: Interval
 
 
-def results_of(
-    run: Path, tasks: Mapping[str, Task], resamples: int, notes: list[str]
-) -> dict[str, TaskResult]:
-    """Score what a run predicted: label of a task's list (TASK, TASK.test) -> result. A task whose
-    references are all unknown is left out, and with a note one whose scores cannot be computed
-    here."""
-    logged = {
+def logged_scores(run: Path) -> Logged:
+    """All scores that the run logged."""
+    return {
         (line["step"], task): scores
         for line in read_metrics(run / "metrics.jsonl")
         for task, scores in line.get("scores", {}).items()
     }
+
+
+def results_of(
+    run: Path, tasks: Mapping[str, Task], logged: Logged, resamples: int, notes: list[str]
+) -> dict[str, TaskResult]:
+    """Score what a run predicted: label of a task's list (TASK, TASK.test) -> result. A task whose
+    references are all unknown is left out, and with a note one whose scores cannot be computed
+    here."""
     own = {label_of(name, split): task for name, task in tasks.items() for split in SPLITS}
     newest = newest_predictions(run)
     found = {name: (task, newest[name]) for name, task in own.items() if name in newest}

@@ -18,9 +18,9 @@ class Answer(NamedTuple):
     """What a run says."""
 
     text: str
-    probability: float
-    """That the model gives to the whole answer."""
-    token_probability: float | None
+    confidence: float
+    """Probability that the model gives to the whole answer."""
+    token_confidence: float | None
     """The geometric mean over the tokens of a text, which tells more of a long one. None for one
     token, and where answers are restricted."""
     task: str

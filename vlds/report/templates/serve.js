@@ -28,7 +28,7 @@
     if (question) list.append(...describe("question", question));
     list.append(...describe(told.task, told.text || "(nothing)"));
     list.lastChild.className = "told";
-    const sure = Math.round(100 * (told.token_probability ?? told.probability));
+    const sure = Math.round(100 * (told.token_confidence ?? told.confidence));
     list.append(make("dd", `${sure} % sure, ${told.seconds.toFixed(2)} s`, "faint"));
     const made = make("li", undefined, "sample");
     made.append(pictures, list);

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,44 +21,15 @@ NOT_RECORDED = {"run", "workers", "resume", "images_anywhere"}
 
 
 PROGRAM = "python -m data_prep"
-EXAMPLES: dict[str, tuple[str, ...]] = {
-    "vqav2": ("vqav2 --src VQAV2 --split train \\\n      --out shards/vqa --image-size 224",),
-    "gqa": ("gqa --src GQA --split train --out shards/gqa",),
-    "nlvr2": ("nlvr2 --src NLVR2 --split dev --out shards/nlvr2",),
-    "coco-karpathy": ("coco-karpathy --src COCO --split train --out shards/coco",),
-    "coco-captions": ("coco-captions --src COCO --split val --out shards/coco",),
-    "vg": ("vg --src VG --what questions --out shards/vg",),
-    "snli-ve": ("snli-ve --src SNLI_VE --split dev --out shards/snli-ve",),
-    "value-tvqa": ("value-tvqa --src VALUE --split train --out shards/tvqa",),
-    "value-how2qa": ("value-how2qa --src VALUE --split val --out shards/how2qa",),
-    "value-tvc": ("value-tvc --src VALUE --split val --out shards/tvc",),
-    "value-yc2c": ("value-yc2c --src VALUE --split train --out shards/yc2c",),
-    "jsonl": (
-        "jsonl --task vqa --annotations rows.jsonl \\\n      --images PHOTOS --out mine",
-        "jsonl --task caption --annotations rows.csv \\\n      --images PHOTOS --out mine",
-    ),
-    "easy-vqa": ("easy-vqa --out runs/easy_vqa/data",),
-    "demo": ("demo --out runs/demo/data",),
-    "index": ("index TARS --name mine --kind caption --split train",),
-    "tokenizer": ("tokenizer shards/mine --out spiece.model --vocab-size 500",),
-    "answers": ("answers shards/mine --out answers.json --min-count 3",),
-    "stats": ("stats shards/mine",),
-    "verify": ("verify shards/mine",),
-    "preview": ("preview shards/mine", "preview shards/mine --out page.html"),
-    "simulate-order": ("simulate-order shards/a shards/b --weights 3 1",),
-}
 
 
 def new_command(
-    commands: Any, name: str, summary: str, description: str | None = None
+    commands: Any, name: str, summary: str, description: str = "", *, examples: Sequence[str]
 ) -> argparse.ArgumentParser:
-    """A command of `python -m data_prep`; its `run` is set with `set_defaults`."""
+    """A command of `python -m data_prep`; its `run` is set with `set_defaults`. `examples` are
+    words behind the program's name."""
     first = f"{summary[0].upper()}{summary[1:]}."
-    parts = [
-        first,
-        description or "",
-        "\n".join(f"  {PROGRAM} {e}" for e in EXAMPLES.get(name, ())),
-    ]
+    parts = [first, description, "\n".join(f"  {PROGRAM} {example}" for example in examples)]
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=summary,
@@ -72,11 +43,12 @@ def official_command(
     commands: Any, command: str, summary: str, splits: Iterable[str], name: str | None = None
 ) -> argparse.ArgumentParser:
     """A command that reads a publisher's files."""
-    parser = new_command(commands, command, summary)
+    known = tuple(splits)
+    example = f"{command} --src DOWNLOADED --split {known[0]} --out shards/{command}"
+    parser = new_command(commands, command, summary, examples=[example])
     parser.add_argument(
         "--src", type=Path, required=True, metavar="DIR", help="folder of the official files"
     )
-    known = tuple(splits)
     parser.add_argument(
         "--split", choices=known, required=True, metavar="SPLIT", help=f"one of {', '.join(known)}"
     )

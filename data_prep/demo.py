@@ -112,6 +112,7 @@ def add_command(commands: Any) -> None:
         "Draws two worlds of colored shapes, writes them as VQA v2, GQA, NLVR2 and COCO captions "
         "in the publishers' file layouts (OUT/official), packs all eight data sets (OUT/shards) "
         "and trains a sentencepiece model on their text (OUT/spiece.model).",
+        examples=["demo --out runs/demo/data"],
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument(

@@ -83,6 +83,7 @@ def add_command(commands: Any) -> None:
         "Writes OUT/train and OUT/test, and of each the questions without and with a negation: "
         "OUT/plain-train, OUT/negated-train, OUT/plain-test, OUT/negated-test. "
         "Needs `pip install easy-vqa`.",
+        examples=["easy-vqa --out runs/easy_vqa/data"],
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     add_shard_options(parser)

@@ -54,6 +54,7 @@ def add_command(commands: Any) -> None:
         "Writes the .idx and .cnt beside every tar of a folder, and dataset.json. Tars that others "
         "have written, such as img2dataset, need --fields. Of a dataset.json that is there already "
         "the source and what was dropped stay.",
+        examples=["index TARS --name mine --kind caption --split train"],
     )
     parser.add_argument("folder", type=local_folder, metavar="DIR")
     parser.add_argument("--name", required=True, help="of the data set")

@@ -84,6 +84,10 @@ def add_command(commands: Any) -> None:
         "question with its answer is a row) and COCO's captions. All rows about a picture become "
         "one sample. Answers are stripped and lower-cased; a list of ten is weighed as in VQA v2. "
         "Rows without a picture, question, answer or known label are dropped and counted.",
+        examples=[
+            "jsonl --task vqa --annotations rows.jsonl \\\n      --images PHOTOS --out mine",
+            "jsonl --task caption --annotations rows.csv \\\n      --images PHOTOS --out mine",
+        ],
     )
     parser.add_argument(
         "--task",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from data_prep.preview_page import page_bytes
 from data_prep.preview_sample import MOST_ANNOTATIONS, view_sample
 from data_prep.preview_sheet import sheet_bytes
 from data_prep.preview_text import print_views
+from data_prep.stats import find_datasets
+from vlds.data.info import DATASET_FILE
 from vlds.data.store import Dataset, open_dataset
 from vlds.runtime.shown import visible
 from vlds.runtime.terminal import tell
@@ -21,8 +24,8 @@ FORMS = {".html": page_bytes, ".png": sheet_bytes}
 
 
 def preview(place: str, samples: int = SAMPLES, out: Path | None = None) -> None:
-    """Show samples of a data set or shard, evenly spread; `place` may end in `:` and the number of
-    one sample.
+    """Show `samples` of each data set in or below a folder, or of a shard, evenly spread; `place`
+    may end in `:` and the number of one sample.
 
     Errors: ValueError where there is no such thing, or `out` is neither .html nor .png.
     """
@@ -31,18 +34,21 @@ def preview(place: str, samples: int = SAMPLES, out: Path | None = None) -> None
     if out is not None and out.suffix not in FORMS:
         raise ValueError(f"--out {out}: give a file that ends in {' or '.join(FORMS)}")
     path, number = split_place(place)
-    dataset, numbers = find_samples(path)
-    if number is None:
-        count = min(samples, len(numbers))
-        chosen = [numbers[turn * len(numbers) // count] for turn in range(count)]
-    elif number < len(numbers):
-        chosen = [numbers[number]]
-    else:
-        raise ValueError(f"{path} has samples 0 to {len(numbers) - 1}, but no {number}")
+    found = [find_samples(part) for part in parts_of(path)]
+    total = sum(len(numbers) for _, numbers in found)
+    if number is not None and (len(found) > 1 or number >= total):
+        having = f"{len(found)} data sets" if len(found) > 1 else f"samples 0 to {total - 1}"
+        raise ValueError(f"{path} has {having}, but no {number}")
     most = MOST_ANNOTATIONS if number is None else None
-    views = [view_sample(dataset, sample, most) for sample in chosen]
-    title = visible(f"{dataset.name} {dataset.split} ({dataset.kind})")
-    counts = visible(f"{len(views):,} of {len(numbers):,} samples in {path}")
+    views = [
+        view_sample(dataset, sample, most)
+        for dataset, numbers in found
+        for sample in (spread(numbers, samples) if number is None else [numbers[number]])
+    ]
+    first = found[0][0]
+    title = visible(f"{first.name} {first.split} ({first.kind})")
+    title = title if len(found) == 1 else f"{len(found)} data sets"
+    counts = visible(f"{len(views):,} of {total:,} samples in {path}")
     if out is None:
         print_views(title, counts, views)
         return
@@ -56,6 +62,18 @@ def split_place(place: str) -> tuple[Path, int | None]:
     if colon and number.isdigit() and not Path(place).exists():
         return Path(path), int(number)
     return Path(place), None
+
+
+def parts_of(path: Path) -> list[Path]:
+    """The folders of the data sets in or below a folder; a shard is a part by itself."""
+    below = path.is_dir() and not (path / DATASET_FILE).exists()
+    return find_datasets(path) if below else [path]
+
+
+def spread(numbers: Sequence[int], count: int) -> list[int]:
+    """At most `count` of the numbers, evenly spread."""
+    count = min(count, len(numbers))
+    return [numbers[turn * len(numbers) // count] for turn in range(count)]
 
 
 def find_samples(path: Path) -> tuple[Dataset, range]:
@@ -88,19 +106,21 @@ def add_command(commands: Any) -> None:
         "look at samples: in the terminal, as a page or picture",
         "Shows samples with their questions, answers and captions: in the terminal, or with their "
         "pictures in a file.",
+        examples=["preview shards/mine", "preview shards/mine --out page.html"],
     )
     parser.add_argument(
         "folder",
         type=local_folder,
         metavar="PLACE",
-        help="folder of a data set or one shard; with :N behind it, the one sample of that number",
+        help="folder of a data set or of several, or one shard; :N behind it: the sample of that "
+        "number",
     )
     parser.add_argument(
         "--samples",
         type=int,
         default=SAMPLES,
         metavar="N",
-        help=f"how many, evenly spread (default: {SAMPLES})",
+        help=f"how many of each data set, evenly spread (default: {SAMPLES})",
     )
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="a page (.html) or a picture (.png)"

@@ -120,6 +120,7 @@ def add_command(commands: Any) -> None:
         "what a run would read: mixture, epochs, each node's shards",
         "Works out the order of examples and reads no shard. The keys are those of a recipe's "
         "`data`; each data set stands for a task of its own.",
+        examples=["simulate-order shards/a shards/b --weights 3 1"],
     )
     parser.add_argument("folders", nargs="+", metavar="DIR", help="data sets")
     parser.add_argument("--weights", type=float, nargs="+", help="one a data set (default: 1)")

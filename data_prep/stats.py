@@ -105,7 +105,12 @@ def _top(counts: Counter[str], total: int) -> str:
 
 def add_command(commands: Any) -> None:
     """Add `stats`."""
-    parser = new_command(commands, "stats", "count what a folder of shards holds")
+    parser = new_command(
+        commands,
+        "stats",
+        "count what a folder of shards holds",
+        examples=["stats shards/mine"],
+    )
     parser.add_argument(
         "folder", type=local_folder, metavar="DIR", help="a data set, or several below"
     )

@@ -90,6 +90,7 @@ def add_command(commands: Any) -> None:
         "train a small sentencepiece model on the text of packed data sets",
         "For models that start from nothing: a sentencepiece model with T5's special tokens, made "
         "of the questions, statements, captions and answers of one or several data sets.",
+        examples=["tokenizer shards/mine --out spiece.model --vocab-size 500"],
     )
     parser.add_argument(
         "folders", type=local_folder, nargs="+", metavar="DIR", help="folders of shards"

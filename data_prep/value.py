@@ -191,7 +191,8 @@ def descriptions(row: Mapping[str, Any], place: str) -> list[Annotation]:
 def add_command(commands: Any) -> None:
     """Add one command a task."""
     for task, release in RELEASES.items():
-        parser = new_command(commands, f"value-{task}", release.summary)
+        example = f"value-{task} --src VALUE --split train --out shards/{task}"
+        parser = new_command(commands, f"value-{task}", release.summary, examples=[example])
         parser.add_argument(
             "--src", type=Path, required=True, metavar="DIR", help="folder of ann/, vis_features/"
         )

@@ -139,6 +139,7 @@ def add_command(commands: Any) -> None:
         "sample's json, pictures and features, ids that stand twice. Bad samples are written to "
         f"{QUARANTINE_FILE} beside their shards; runs leave them out. Exit code 0: all is well; 1: "
         "something is wrong.",
+        examples=["verify shards/mine"],
     )
     parser.add_argument(
         "folder", type=local_folder, metavar="DIR", help="a data set, or several below"

@@ -127,7 +127,12 @@ def _picture(folder: Path, image_id: str) -> Path:
 
 def add_command(commands: Any) -> None:
     """Add `vg`."""
-    parser = new_command(commands, "vg", "Visual Genome: questions, or phrases about regions")
+    parser = new_command(
+        commands,
+        "vg",
+        "Visual Genome: questions, or phrases about regions",
+        examples=["vg --src VG --what questions --out shards/vg"],
+    )
     parser.add_argument(
         "--src", type=Path, required=True, metavar="DIR", help="folder of the official files"
     )

@@ -59,6 +59,7 @@ def add_command(commands: Any) -> None:
         "list the answers that occur often",
         "Counts the best answer of every question and writes those that occur often, the most "
         "frequent first, as a JSON list: for `vqav2 --vocabulary`, for example.",
+        examples=["answers shards/mine --out answers.json --min-count 3"],
     )
     parser.add_argument(
         "folders", type=local_folder, nargs="+", metavar="DIR", help="folders of shards"

@@ -35,7 +35,8 @@ from vlds.serve.open_run import Answer, OpenRun, open_run
 from vlds.trusted import trust as trust_module
 
 Picture = str | Path | bytes | Image.Image | np.ndarray
-"""A file, its content, a Pillow image, or a uint8 array: (height, width) or (height, width, 3)."""
+"""A file, its content, a Pillow image, or a uint8 array: (height, width), (height, width, 3)
+or (height, width, 4)."""
 Changes = Mapping[str, object]
 """Keys of a recipe, with dots -> values."""
 LAST_LINES = 20

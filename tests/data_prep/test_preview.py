@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from data_prep.cli import main
+from data_prep.preview import preview
 from data_prep.preview_sample import answer_of, size_text, text_of, thumbnail
 from data_prep.writer import SampleRecord, write_dataset
 from tests.data_prep.faults import features, grid
@@ -76,6 +77,15 @@ def test_samples_are_spread_evenly(shards: Path, printed: Any) -> None:
 def test_a_shard_alone(shards: Path, printed: Any) -> None:
     text = printed(str(shards / SHARD))
     assert re.findall(r"id (\w+)", text) == [f"image{n}" for n in (4, 5, 6, 7)]
+
+
+def test_several_data_sets(shards: Path, printed: Any) -> None:
+    written(shards.parent / "other", vqa(10), "vqa")
+    text = printed(str(shards.parent), "--samples", "2")
+    assert text.startswith("2 data sets\n3 of 11 samples in ")
+    assert all(f"  id {name}\n" in text for name in ("image10", "image0"))
+    with pytest.raises(ValueError, match="has 2 data sets, but no 1"):
+        preview(f"{shards.parent}:1")
 
 
 def test_one_sample_with_all_its_annotations(shards: Path, printed: Any) -> None:

@@ -7,9 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from tests.training.world import world_recipe
 from vlds import cli
 from vlds.config import Recipe, parse_recipe
+from vlds.models.build import build_model, describe
 from vlds.resources import find
 from vlds.training.faults import out_of_memory
 from vlds.training.memory import plan_recipe, table
@@ -43,6 +46,15 @@ def test_stages_and_offload_at_real_size(recipe: Recipe) -> None:
     assert 0.8 * four[OFFLOAD3].together < four[OFFLOAD3].offloaded < four[OFFLOAD3].together
     lines = table(four, recipe, 4).splitlines()
     assert max(map(len, lines)) <= 80
+
+
+def test_a_tokenizer_at_hand_sets_the_vocabulary(world: Path, tmp_path: Path) -> None:
+    """What describe and plan count is what a run holds, not what the config of the sizes says."""
+    recipe = world_recipe(world, tmp_path)
+    tokenizer = recipe.backbone.load_tokenizer()
+    assert len(tokenizer) != 60
+    model = build_model(recipe.model, list(recipe.tasks), torch.float32, tokenizer)
+    assert describe(recipe.model, list(recipe.tasks)) == model.count_parameters()
 
 
 def test_the_command(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:

@@ -176,6 +176,14 @@ class Backbone(ABC):
             tokenizer = self.read_tokenizer(source)
         return self.with_extra_tokens(tokenizer, source)
 
+    def local_tokenizer(self) -> Any:
+        """The tokenizer where its files lie on this machine, else None.
+
+        Errors: ValueError where the files hold no tokenizer.
+        """
+        source = self.tokenizer or self.path
+        return self.load_tokenizer() if source is not None and Path(source).exists() else None
+
     def saved_in(self, folder: Path) -> Self:
         """The same backbone with the weights and the tokenizer of a folder."""
         return replace(self, path=str(folder), config=None, tokenizer=None)

@@ -209,10 +209,19 @@ def drop_trained_sources(model: VLModel) -> None:
     model.sources = Sources(names=model.sources.names - moving, rows=rows)
 
 
-def describe(config: ModelConfig, tasks: Sequence[str]) -> Counts:
-    """Count a model's weights without making them: offline, at real size."""
+def build_shapes(config: ModelConfig, tasks: Sequence[str], dtype: torch.dtype) -> VLModel:
+    """The model on the meta device: its shapes at real size, offline, without its weights.
+
+    A tokenizer on this machine sets the vocabulary's size, as in a run; else the config does.
+    """
+    tokenizer = config.backbone.local_tokenizer()
     with torch.device("meta"):
-        return build_model(config, tasks, torch.float32, None).count_parameters()
+        return build_model(config, tasks, dtype, tokenizer)
+
+
+def describe(config: ModelConfig, tasks: Sequence[str]) -> Counts:
+    """Count a model's weights without making them."""
+    return build_shapes(config, tasks, torch.float32).count_parameters()
 
 
 def hash_source(source: str) -> str:

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from vlds.config import Recipe
 from vlds.data import BatchCut
-from vlds.models.build import build_model
+from vlds.models.build import build_shapes
 from vlds.models.vl_model import VLModel
 from vlds.resources import find
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
@@ -106,9 +105,8 @@ def plan_recipe(recipe: Recipe, ranks: Sequence[int]) -> dict[int, dict[str, Hel
     Errors: ValueError where nothing trains, a file is wrong, or the ranks cannot share a batch.
     """
     cuts = {world_size: cut_batches(recipe, world_size) for world_size in ranks}
-    with torch.device("meta"):
-        dtype = PRECISIONS[recipe.training.precision]
-        model = build_model(recipe.model, list(recipe.tasks), dtype, None)
+    dtype = PRECISIONS[recipe.training.precision]
+    model = build_shapes(recipe.model, list(recipe.tasks), dtype)
     groups = parameter_groups(model, recipe)
     own = recipe.training.deepspeed
     files = [own, *(name for name in SHIPPED if name != own)]

@@ -51,7 +51,7 @@ test: dev
 
 # Two processes side by side, one for each of two cores. RANKS start most of the ranks, and take as
 # long as all others.
-RANKS = tests/training tests/launcher tests/faults tests/runtime tests/report
+RANKS = tests/training tests/launch tests/faults tests/runtime tests/report
 # Tests start make themselves, which must not take this one's variables for theirs.
 FAST = env -u MAKEFLAGS -u MFLAGS OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu"
 

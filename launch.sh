@@ -5,7 +5,7 @@
 #   ./launch.sh train ...    sets up and is the command `vlds train ...`
 # Python takes the head for a string and reads the rest: `deepspeed launch.sh train ...` does that
 # once per rank. Keep triple quotes and backslashes out of the head.
-# What makes a rank: vlds/rank_environment.py.
+# What makes a rank: vlds/runtime/rank_environment.py.
 set_by_launchers=${RANK:+r}${WORLD_SIZE:+w}${LOCAL_RANK:+l}${MASTER_ADDR:+a}${MASTER_PORT:+p}
 if [ "$set_by_launchers" = rwlap ]; then
     echo "launch.sh: a shell was started as a rank (RANK=$RANK), for example by" >&2

@@ -1,7 +1,7 @@
 """Lists the packages; everything else is in pyproject.toml.
 
 recipes/ and ds_configs/ stand at the top of the repository, where a reader looks for them, and are
-installed as data of `vlds`, where `vlds.resources` looks for them.
+installed as data of `vlds`, where `vlds.runtime.resources` looks for them.
 """
 
 from setuptools import find_packages, setup

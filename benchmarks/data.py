@@ -35,16 +35,13 @@ import webdataset
 from PIL import Image
 from torchvision import transforms
 
-from data_prep.writer import SampleRecord, write_dataset
-from vlds.data import (
-    Dataset,
-    Source,
-    TrainStream,
-    decode_image,
-    open_dataset,
-    sample_bytes,
-)
-from vlds.data.features import feature_bytes, parse_features
+from data_prep.packing.writer import SampleRecord, write_dataset
+from vlds.data.shards import sample_bytes
+from vlds.data.shards.decode import decode_image
+from vlds.data.shards.features import feature_bytes, parse_features
+from vlds.data.shards.store import Dataset, open_dataset
+from vlds.data.streams.source import Source
+from vlds.data.streams.stream import TrainStream
 from vlds.schema import Encoded, ImageSpec, Sample
 from vlds.tasks import VQA
 

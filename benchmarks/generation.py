@@ -32,17 +32,20 @@ from PIL import Image
 from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutput
 
-from data_prep.writer import SampleRecord, write_dataset
+from data_prep.packing.writer import SampleRecord, write_dataset
 from vlds.backbones import Bart
 from vlds.backbones.attention import CPU_ATTENTION
-from vlds.data import EvalOrder, EvalStream, Source, decode_image, open_dataset
-from vlds.data.collate import ImageStack, Row, collate
-from vlds.data.eval_order import survey
-from vlds.data.features import feature_bytes
+from vlds.data.shards.decode import decode_image
+from vlds.data.shards.features import feature_bytes
+from vlds.data.shards.store import open_dataset
+from vlds.data.streams.collate import ImageStack, Row, collate
+from vlds.data.streams.eval_order import EvalOrder, survey
+from vlds.data.streams.source import Source
+from vlds.data.streams.stream import EvalStream
 from vlds.models.build import ModelConfig, build_model
 from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.models.vl_model import VLModel
-from vlds.resources import find
+from vlds.runtime.resources import find
 from vlds.schema import Batch, Decoding, ImageSpec
 from vlds.tasks import VQA, VideoCaption
 from vlds.vision import StoredFeatures, Timm, VisionEncoder

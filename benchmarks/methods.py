@@ -25,8 +25,8 @@ from typing import Any
 
 import yaml
 
-from vlds.demo import data_prep, train, vlds, write_recipes
-from vlds.report.inputs import read_metrics, read_run
+from vlds.cli.demo import data_prep, train, vlds, write_recipes
+from vlds.report.read.inputs import read_metrics, read_run
 
 SCORES = {
     "vqa": "vqa_accuracy",

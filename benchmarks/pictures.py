@@ -26,9 +26,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data_prep.picture import ENCODINGS, PictureRule, prepare_picture, true_extension
-from data_prep.strict_picture import picture_fault
-from vlds.data import decode_image
+from data_prep.packing.picture import ENCODINGS, PictureRule, prepare_picture, true_extension
+from data_prep.packing.strict_picture import picture_fault
+from vlds.data.shards.decode import decode_image
 from vlds.schema import ImageSpec
 from vlds.vision import Timm
 from vlds.vision.base import GridEncoder

@@ -6,29 +6,26 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from data_prep import (
+from data_prep.checking import verify
+from data_prep.demo import command as demo
+from data_prep.mistyped import USER_ERROR, Parser, add_commands
+from data_prep.official import (
     coco_captions,
     coco_karpathy,
-    demo,
     easy_vqa,
-    foreign,
     gqa,
-    jsonl,
     nlvr2,
-    preview,
-    simulate,
     snli_ve,
-    stats,
-    tokenizer,
     value,
-    verify,
     vg,
-    vocabulary,
     vqav2,
 )
-from data_prep.mistyped import USER_ERROR, Parser, add_commands
-from data_prep.parallel import LostWorker
-from vlds.data import ShardError
+from data_prep.own_data import jsonl
+from data_prep.packed import index_command as foreign
+from data_prep.packed import simulate, stats, tokenizer, vocabulary
+from data_prep.packing.parallel import LostWorker
+from data_prep.preview import command as preview
+from vlds.data.errors import ShardError
 from vlds.runtime.disk import CannotWrite
 from vlds.runtime.help_page import HelpPage
 from vlds.runtime.process_end import Interrupted, interruptible

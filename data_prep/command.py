@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from data_prep.pack import Options
-from data_prep.picture import ImageFormat, PictureRule
-from data_prep.writer import Limits
-from vlds.data.remote import is_url
+from data_prep.packing.pack import Options
+from data_prep.packing.picture import ImageFormat, PictureRule
+from data_prep.packing.writer import Limits
+from vlds.data.shards.remote import is_url
 from vlds.runtime.help_page import HelpPage
 
 DEFAULT_SHARD_SIZE = "512MB"

@@ -175,13 +175,13 @@ def _main() -> None:
     import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401 (what `deepspeed.initialize` imports)
 
     import data_prep.cli  # noqa: F401
-    import vlds.cli
+    import vlds.cli.commands
     import vlds.convert.hf
-    import vlds.launch
-    import vlds.report
+    import vlds.launch.rank
+    import vlds.report.render.write
     import vlds.training.loop
 
-    vlds.launch.OTHERS_SPEAK_AFTER_S = 0.5  # no launcher is to be waited for
+    vlds.launch.rank.OTHERS_SPEAK_AFTER_S = 0.5  # no launcher is to be waited for
     # What imports leave is for ever: a child's collections need not go through it.
     gc.collect()
     gc.freeze()

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 import torch.distributed
 
-import vlds.launch
+import vlds.launch.rank
 from tests.forks import ROOT, Child, free_port, rank_environment, start
 
 GRACE_S = 2.0
@@ -169,7 +169,7 @@ def _work(connection: Connection) -> None:
 def _rank(handle: int, store: Path) -> None:
     """One process of the pool."""
     os.chdir(ROOT)
-    vlds.launch.OTHERS_SPEAK_AFTER_S = 0.0  # no launcher ends them; all shall answer
+    vlds.launch.rank.OTHERS_SPEAK_AFTER_S = 0.0  # no launcher ends them; all shall answer
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo",

@@ -21,8 +21,8 @@ from tests.training.world import world_recipe
 from vlds.artifact import LoadedRun, load_run, own_tensors, save_artifact
 from vlds.backbones import T5, Bart
 from vlds.config import Recipe
-from vlds.manifest import write_manifest
 from vlds.models.build import build_model
+from vlds.runtime.manifest import write_manifest
 from vlds.schema import Batch
 from vlds.training.engine import restore_linear
 

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import pytest
 import yaml
 
-from vlds import cli
 from vlds.backbones import T5, Bart
+from vlds.cli.commands import run_command
 from vlds.config import (
     CHOICES,
     AlignmentConfig,
@@ -25,8 +25,8 @@ from vlds.config import (
     parse_recipe,
     save_recipe,
 )
-from vlds.data import ErrorPolicy
-from vlds.launch import starts_ranks
+from vlds.data.errors import ErrorPolicy
+from vlds.launch.words import split_words
 from vlds.methods import (
     IA3,
     Adapter,
@@ -40,10 +40,10 @@ from vlds.methods import (
     PrefixTuning,
     PromptTuning,
 )
-from vlds.mistakes import all_classes
 from vlds.models.visual_embedding import VisualEmbeddingConfig
-from vlds.resources import find, shipped
+from vlds.recipe.mistakes import all_classes
 from vlds.runtime.near_names import guess
+from vlds.runtime.resources import find, shipped
 from vlds.schema import Decoding
 from vlds.tasks import GQA, NLVR2, VQA, Caption, Entailment, VideoCaption, VideoQA
 from vlds.vision import ClipVision, ConvNet, StoredFeatures, Timm
@@ -335,10 +335,10 @@ def test_keys_are_not_shortened_and_a_file_needs_no_option(file: Path) -> None:
 
 
 def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["trian"]) == 2
+    assert run_command(["trian"]) == 2
     assert "trian: no such command; did you mean 'train'? commands: " in capsys.readouterr().err
     with pytest.raises(SystemExit) as end:
-        cli.main(["--version"])
+        run_command(["--version"])
     assert end.value.code == 0
     assert capsys.readouterr().out == f"vlds {version('vlds')}\n"
 
@@ -347,14 +347,14 @@ def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_is_a_page_and_all_keys_are_there(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main([command, "--help"]) == 0
+    assert run_command([command, "--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= 40
     assert max(map(len, lines)) <= 80
     assert lines[0].startswith(f"usage: vlds {command} RECIPE ")
-    assert not starts_ranks([command, "--help-all"])
+    assert not split_words([command, "--help-all"]).starts_ranks
     with pytest.raises(SystemExit) as end:
-        cli.main([command, "--help-all"])
+        run_command([command, "--help-all"])
     assert end.value.code == 0
     keys = capsys.readouterr().out
     assert all(f"--{key}" in keys for key in ("optimizer.learning_rate", "data.window", "seed"))

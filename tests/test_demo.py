@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vlds.demo import (
+from vlds.cli.demo import (
     FOLDER,
     RECIPES,
     Stage,
@@ -18,7 +18,7 @@ from vlds.demo import (
     say_stage,
     stages_of,
 )
-from vlds.report.samples import GalleryEntry
+from vlds.report.read.samples import GalleryEntry
 
 
 def stages() -> list[Stage]:

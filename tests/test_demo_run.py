@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from vlds.report.scores import read_scores
+from vlds.report.read.scores import read_scores
 
 pytestmark = [pytest.mark.slow, pytest.mark.launcher]
 

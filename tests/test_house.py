@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from vlds.resources import find, shipped
+from vlds.runtime.resources import find, shipped
 
 ROOT = Path(__file__).resolve().parents[1]
 CODE = [file for folder in ("vlds", "data_prep") for file in sorted((ROOT / folder).rglob("*.py"))]
@@ -142,7 +142,7 @@ def test_wheel_carries_recipes_and_configs(tmp_path: Path) -> None:
     assert tops == {"vlds", "data_prep"}
     # Found by the installed code, far from a checkout.
     zipfile.ZipFile(file).extractall(tmp_path / "site")
-    command = "from vlds.resources import find; print(find('ds_configs/zero3.json'))"
+    command = "from vlds.runtime.resources import find; print(find('ds_configs/zero3.json'))"
     answer = subprocess.run(
         [sys.executable, "-c", command],
         cwd=tmp_path / "site",

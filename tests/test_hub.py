@@ -13,9 +13,9 @@ import torch
 from huggingface_hub import constants
 
 from tests.forks import free_port
-from vlds import hub
 from vlds.backbones import T5
-from vlds.hub import check_source
+from vlds.pretrained import hub
+from vlds.pretrained.hub import check_source
 from vlds.vision import ClipVision, Timm
 
 

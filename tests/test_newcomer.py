@@ -17,13 +17,13 @@ from data_prep.cli import COMMANDS as DATA_PREP_COMMANDS
 from data_prep.cli import build_parser
 from tests.test_config import RECIPE, complaint
 from tests.training.world import write_tokenizer
-from vlds import cli
 from vlds.backbones import T5, Bart
-from vlds.check_recipe import check_recipe
+from vlds.cli.commands import COMMANDS, run_command
 from vlds.config import parse_recipe, save_recipe
 from vlds.convert.command import EXAMPLES as LAYOUTS
-from vlds.quiet_libraries import SETTINGS
-from vlds.resources import find
+from vlds.launch.check_recipe import check_recipe
+from vlds.runtime.quiet_libraries import SETTINGS
+from vlds.runtime.resources import find
 from vlds.training.faults import out_of_memory
 
 
@@ -98,9 +98,9 @@ def test_more_ranks_than_examples(file: Path, capsys: pytest.CaptureFixture[str]
     write_tokenizer(pieces)
     file.write_text(RECIPE.replace("pieces.model", str(pieces)))
     words = [str(file), "--data.global_batch_size", "2"]
-    assert check_recipe(words, 3) == 2
+    assert check_recipe(["train", *words], 3) == 2
     assert "data.global_batch_size: 2 examples for 3 ranks; give at" in capsys.readouterr().err
-    assert check_recipe(words, 2) == 0
+    assert check_recipe(["train", *words], 2) == 0
 
 
 def test_what_is_no_tokenizer(tmp_path: Path) -> None:
@@ -158,13 +158,11 @@ def test_ctrl_c_while_importing(program: str, seconds: float, root: Path) -> Non
 
 def help_of(command: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
     with suppress(SystemExit):
-        cli.main([*command.split(), "--help"])
+        run_command([*command.split(), "--help"])
     return capsys.readouterr().out.splitlines()
 
 
-@pytest.mark.parametrize(
-    "command", ["", *cli.COMMANDS, *(f"convert {layout}" for layout in LAYOUTS)]
-)
+@pytest.mark.parametrize("command", ["", *COMMANDS, *(f"convert {layout}" for layout in LAYOUTS)])
 def test_help_has_examples_and_fits(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,7 +178,7 @@ def test_help_has_examples_and_fits(
 
 def test_all_keys_never_say_required(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        cli.main(["train", "--help-all"])
+        run_command(["train", "--help-all"])
     assert "required" not in capsys.readouterr().out
 
 
@@ -202,7 +200,8 @@ def test_help_of_data_prep(
 
 def test_nothing_is_imported_for_a_help() -> None:
     """Nobody waits for torch to read about an option."""
-    program = "import sys; from vlds import cli\ntry: cli.main(['report', '--help'])\n"
+    program = "import sys; from vlds.cli.commands import run_command\n"
+    program += "try: run_command(['report', '--help'])\n"
     program += "except SystemExit: print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=os.environ
@@ -212,9 +211,8 @@ def test_nothing_is_imported_for_a_help() -> None:
 
 def test_libraries_keep_quiet() -> None:
     """DeepSpeed says that it finds no GPU when it is imported; errors stay."""
-    program = (
-        "from vlds.quiet_libraries import quiet_libraries; quiet_libraries(); import deepspeed"
-    )
+    program = "from vlds.runtime.quiet_libraries import quiet_libraries; quiet_libraries()"
+    program += "; import deepspeed"
     program += "; import warnings; warnings.warn('old')"
     environment = {k: v for k, v in os.environ.items() if k not in ("DS_ACCELERATOR", *SETTINGS)}
     done = subprocess.run(

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from vlds import launch
-from vlds.launch import launch_command
-from vlds.rank_environment import (
+from vlds.cli.main import main
+from vlds.launch.start import launch_command
+from vlds.runtime.rank_environment import (
     RankPlace,
     alone,
     check_alone,
@@ -19,7 +19,7 @@ from vlds.rank_environment import (
     read_place,
     without_rank,
 )
-from vlds.training.distributed import rank_from_environment
+from vlds.runtime.ranks import rank_from_environment
 
 WHOLE = {
     "RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1",
@@ -96,7 +96,7 @@ def test_one_of_several_processes_needs_the_whole_set(
         environment.setenv(name, value)
     with pytest.raises(ValueError, match="but not LOCAL_RANK: start the run with torchrun"):
         rank_from_environment()
-    assert launch.main(["train", "--config", "none.yaml"]) == 2
+    assert main(["train", "--config", "none.yaml"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("vlds: the environment has RANK=1, WORLD_SIZE=2, MASTER_ADDR=pod-0, ")
     assert "but not LOCAL_RANK: start the run with torchrun, which sets all of them" in said
@@ -109,7 +109,7 @@ def test_hosts_that_the_user_gave_may_come_from_such_an_environment(
         environment.setenv(name, value)
     words = "--hostfile hosts --no_ssh --node_rank 1 --master_addr pod-0 --master_port 23456"
     environment.setenv("VLDS_LAUNCHER_ARGS", words)
-    assert launch.main(["train", "--config", "none.yaml"]) == 2
+    assert main(["train", "--config", "none.yaml"]) == 2
     assert "none.yaml" in capfd.readouterr().err, "the next mistake"
 
 

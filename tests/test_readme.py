@@ -34,19 +34,18 @@ from data_prep.cli import build_parser
 from data_prep.cli import main as data_prep
 from tests.convert.runs import write_run
 from tests.training.world import world_recipe, write_world
-from vlds import cli
 from vlds.artifact import own_tensors, save_artifact
+from vlds.cli.commands import COMMANDS, plan, run_command
 from vlds.config import load_recipe, parse, parse_recipe
 from vlds.convert.command import parse as parse_convert
-from vlds.launch import RANK_COMMANDS, take_ranks
+from vlds.evaluation.score_file import task_class
+from vlds.launch.words import RANK_COMMANDS, split_words
 from vlds.methods import LoRA
 from vlds.metrics.caption_scores import NAMES
 from vlds.metrics.gqa_scores import TABLES
 from vlds.models.build import build_model, describe
-from vlds.resources import find, shipped
-from vlds.restarts import take_restarts, take_resume
-from vlds.training.memory import plan_recipe, table
-from vlds.training.score_file import task_class
+from vlds.plan import plan_recipe, table
+from vlds.runtime.resources import find, shipped
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -148,11 +147,10 @@ class Reader:
             self.there |= {str(out), *(f"{out}/{split}" for split in splits)}
 
     def run(self, words: list[str]) -> None:
-        _, words = take_ranks(words)
-        assert words[0] in cli.COMMANDS
+        parsed_words = split_words(words)
+        resume, words = parsed_words.resume, list(parsed_words.rest)
+        assert words[0] in COMMANDS
         if words[0] in ("train", "describe"):
-            _, words = take_restarts(words)
-            resume, words = take_resume(words)
             recipe = parse_recipe([word for word in words[1:] if word != "--json"])
             if words[0] == "train":
                 self.need(recipe.output if resume is True else ".")
@@ -162,7 +160,7 @@ class Reader:
                 find(recipe.training.deepspeed)
                 self.there.add(recipe.output)
         elif words[0] == "plan":
-            assert cli.plan(words[1:]) == 0
+            assert plan(words[1:]) == 0
         elif words[0] == "features":
             options = dict(zip(words[1::2], words[2::2], strict=True))
             self.need(options["--data"])
@@ -175,7 +173,7 @@ class Reader:
             self.there.add(str(converted.out))
         else:
             with pytest.raises(Parsed) as parsed:
-                cli.COMMANDS[words[0]](words[1:])
+                COMMANDS[words[0]](words[1:])
             options = vars(parsed.value.options)
             runs = [options["run"]] if options.get("run") else options.get("runs", [])
             given = (options.get(name) or () for name in ("image", "data", "predictions"))
@@ -299,7 +297,7 @@ def test_snippets_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(replace(recipe, methods={"lora": LoRA(rank=2)}))
     for words in commands(page):
         if "zero" not in words:  # tests/convert/test_zero.py has ranks write CHECKPOINT
-            assert cli.main(words[1:]) == 0, words
+            assert run_command(words[1:]) == 0, words
     scope: dict[str, Any] = {}
     for text in blocks(page, "python"):
         exec(compile(text, page.name, "exec"), scope)
@@ -373,10 +371,10 @@ def test_the_box_lists_what_there_is() -> None:
         for name in set(package.__all__) - bases:
             assert f"`{name}`" in readme, f"README does not name {name}"
     everything = "\n".join(page.read_text("utf-8") for page in PAGES)
-    for command in cli.COMMANDS:
+    for command in COMMANDS:
         assert f"vlds {command}" in everything, f"no page names `vlds {command}`"
     said = set(re.findall(r"`vlds (\w+)", everything))
-    assert said <= {*cli.COMMANDS, "COMMAND"}
+    assert said <= {*COMMANDS, "COMMAND"}
     for command in build_parser()._subparsers._group_actions[0].choices:  # type: ignore[union-attr]
         named = f"`{command}`" in everything or f"python -m data_prep {command} " in everything
         assert named, f"no page names {command}"
@@ -419,4 +417,4 @@ def test_pages_stay_short_and_narrow(page: Path) -> None:
 def test_changelog_names_no_command_that_is_not_there() -> None:
     text = (ROOT / "CHANGELOG.md").read_text("utf-8")
     for line in re.findall(r"`vlds ([a-z |]+)`", text):
-        assert {name.split()[0] for name in line.split("|")} <= set(cli.COMMANDS)
+        assert {name.split()[0] for name in line.split("|")} <= set(COMMANDS)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from vlds.config import parse_recipe, save_recipe
-from vlds.recipe_files import merged, read_merged
+from vlds.recipe.files import merged, read_merged
 
 
 def write(file: Path, tree: dict[str, Any]) -> Path:

@@ -11,9 +11,9 @@ import pytest
 from tests.training.world import SIZES, world_recipe, write_tokenizer
 from vlds.artifact import artifact_folder, check_sources, read_recipe, write_artifact
 from vlds.backbones import T5
-from vlds.check_recipe import check_recipe
 from vlds.config import Recipe, load_recipe, save_recipe
-from vlds.recipe_paths import located
+from vlds.launch.check_recipe import check_recipe
+from vlds.recipe.paths import located
 
 
 def relative_recipe(home: Path) -> Recipe:
@@ -133,6 +133,6 @@ def test_a_run_that_is_resumed_from_elsewhere_says_where_it_was_started(
     (home / "user.yaml").write_text(text.replace(f"started_in: {home}", ""))
     monkeypatch.chdir(home.parent / "elsewhere")
     words = [str(home / "user.yaml"), "--output", str(home / "runs" / "mine"), "--resume"]
-    assert check_recipe(words, 1) == 2
+    assert check_recipe(["train", *words], 1) == 2
     said = capsys.readouterr().err
     assert f"--resume: no files/t5.json here; the run was started in {home}: start it" in said

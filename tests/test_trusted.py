@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from vlds import cli
+from vlds.cli.commands import run_command
 from vlds.config import load_recipe
-from vlds.manifest import write_manifest
+from vlds.recipe.trusted import check_classes, is_trusted, take_trust, trust
+from vlds.runtime.manifest import write_manifest
 from vlds.runtime.yaml_file import parse_yaml, read_yaml
 from vlds.tasks import VQA
-from vlds.trusted import check_classes, is_trusted, take_trust, trust
 
 HELPER = """
 from pathlib import Path
@@ -58,7 +58,7 @@ COMMANDS = {
 
 def vlds(desk: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
     """The command line, in one process, started as its ranks are: from the working directory."""
-    program = "import sys; from vlds.cli import main; sys.exit(main(sys.argv[1:]))"
+    program = "import sys; from vlds.cli.main import main; sys.exit(main(sys.argv[1:]))"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, "-c", program, *words], cwd=desk, env=environment, capture_output=True,
@@ -128,14 +128,21 @@ def test_which_classes_are_known() -> None:
 
     check_classes(recipe("VQA"), "r")
     check_classes(recipe(f"{VQA.__module__}.VQA"), "r")
-    for name in ("os.system", "subprocess.Popen", "vlds.launch.main", "json", "helper.Thing", "1"):
+    for name in (
+        "os.system",
+        "subprocess.Popen",
+        "vlds.launch.start.main",
+        "json",
+        "helper.Thing",
+        "1",
+    ):
         with pytest.raises(ValueError, match=rf"^r: class_path '{name}'"):
             check_classes(recipe(name), "r")
 
 
 def test_the_option(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr("vlds.trusted._trusted", set())
+    monkeypatch.setattr("vlds.recipe.trusted._trusted", set())
     assert take_trust(["convert", "--trust", "a.b", "--x", "--trust=c"]) == ["convert", "--x"]
     assert is_trusted("a.b")
     assert is_trusted("a.b.deeper")
@@ -178,7 +185,7 @@ def test_a_name_that_is_too_long_is_one_line(
     words = [*command.split(), "x" * 300]
     if command == "convert hf":
         words = ["convert", "hf", "--run", "x" * 300, "--out", "x"]
-    assert cli.main(words) == 2
+    assert run_command(words) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "File name too long; name another place" in error

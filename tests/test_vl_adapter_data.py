@@ -16,9 +16,9 @@ from tests.data_prep.pictures import jpeg, packed, png, write
 from tests.data_prep.test_coco_karpathy import image_row
 from tests.data_prep.test_gqa import question as gqa_question
 from vlds.config import Recipe, parse_recipe
-from vlds.resources import find
+from vlds.evaluation.evaluator import evaluation_sources, training_sources
+from vlds.runtime.resources import find
 from vlds.tasks.base import SPLITS
-from vlds.training.evaluate import evaluation_sources, training_sources
 
 FIRST = 500
 """COCO's id of the first picture."""

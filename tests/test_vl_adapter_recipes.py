@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vlds import cli
+from vlds.cli.commands import run_command
 from vlds.config import parse_recipe
-from vlds.data.mixing_shares import steps_in
-from vlds.data.mixture import NamedOrder, batch_sizes, mixed_order
+from vlds.data.order.mixing_shares import steps_in
+from vlds.data.order.mixture import NamedOrder, batch_sizes, mixed_order
 from vlds.models.build import describe
-from vlds.resources import find, shipped
+from vlds.runtime.resources import find, shipped
 from vlds.tasks import VQA, VideoCaption
 from vlds.training.deepspeed_config import cut_batches
 
@@ -235,7 +235,7 @@ def test_every_task_takes_the_steps_of_the_original(name: str) -> None:
 )
 def test_any_recipe_runs_on_eight_ranks(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     config = ["--config", f"recipes/vl_adapter/{name}.yaml"]
-    assert cli.main(["plan", *config, "--ranks", "1", "2", "4", "8"]) == 0
+    assert run_command(["plan", *config, "--ranks", "1", "2", "4", "8"]) == 0
     heads = [line for line in capsys.readouterr().out.splitlines() if line.startswith("What")]
     assert [head.removesuffix(" between steps, in fp32") for head in heads] == [
         "What 1 rank holds",

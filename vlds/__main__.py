@@ -12,7 +12,7 @@ def main() -> int:
     """Run the command; the exit code. Ctrl-C is one line from the first import on."""
     try:
         with interruptible():
-            from vlds.launch import main as run
+            from vlds.cli.main import main as run
     except Interrupted as error:
         tell(f"vlds: ended by {error.signal_name}", error=True)
         return error.exit_code

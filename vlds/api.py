@@ -27,12 +27,12 @@ import yaml
 from PIL import Image
 
 from vlds.config import parse_recipe
-from vlds.data.orientation import upright
+from vlds.data.shards.orientation import upright
+from vlds.recipe.trusted import trust as trust_module
 from vlds.runtime.json_file import read_json
 from vlds.runtime.regular_file import read_file
 from vlds.runtime.terminal import tell
 from vlds.serve.open_run import Answer, OpenRun, open_run
-from vlds.trusted import trust as trust_module
 
 Picture = str | Path | bytes | Image.Image | np.ndarray
 """A file, its content, a Pillow image, or a uint8 array: (height, width), (height, width, 3)

@@ -28,14 +28,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vlds.config import Recipe, check_saved, parse_recipe, to_tree
-from vlds.manifest import DESCRIPTION, damage, write_manifest
 from vlds.models.build import build_model, hash_name
 from vlds.models.vl_model import VLModel
-from vlds.recipe_paths import located, places_of, with_start
+from vlds.pretrained.files import reading
+from vlds.recipe.paths import located, places_of, with_start
 from vlds.runtime.json_file import read_json
+from vlds.runtime.manifest import DESCRIPTION, damage, write_manifest
 from vlds.runtime.whole_file import whole_folder
 from vlds.runtime.yaml_file import read_yaml
-from vlds.source_files import reading
 
 CHANGEABLE = ("--tasks.", "--data.")
 WEIGHTS, RECIPE = "weights.safetensors", "recipe.yaml"

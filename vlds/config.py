@@ -19,21 +19,21 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from vlds.backbones.base import Backbone
 from vlds.data.config import DataConfig
 from vlds.methods.base import Method
-from vlds.mistakes import check_entries, explain
 from vlds.models.build import ModelConfig
 from vlds.models.visual_embedding import VisualEmbeddingConfig
-from vlds.recipe_files import BASE, WHOLE, merged, read_merged, read_tree
-from vlds.recipe_paths import STARTED_IN, with_start
-from vlds.resources import find
+from vlds.recipe.files import BASE, WHOLE, merged, read_merged, read_tree
+from vlds.recipe.mistakes import check_entries, explain
+from vlds.recipe.paths import STARTED_IN, with_start
+from vlds.recipe.trusted import CHOICES, check_classes, check_form
 from vlds.runtime.checks import at_least
 from vlds.runtime.credentials import without_credentials
+from vlds.runtime.resources import find
 from vlds.runtime.shown import visible
 from vlds.runtime.terminal import tell
 from vlds.runtime.whole_file import write_whole
 from vlds.runtime.yaml_file import read_yaml
 from vlds.schema import ImageSpec
 from vlds.tasks.base import TEST_MARK, Task
-from vlds.trusted import CHOICES, check_classes, check_form
 from vlds.vision.base import VisionEncoder
 
 Options = TypeVar("Options")
@@ -247,7 +247,7 @@ class Recipe:
         )
 
 
-def parse_recipe(arguments: list[str], prog: str = "vlds train") -> Recipe:
+def parse_recipe(arguments: Sequence[str], prog: str = "vlds train") -> Recipe:
     """Build a recipe from `FILE` or `--config FILE` and overrides such as
     `--methods.adapter.reduction 4`.
 
@@ -259,7 +259,7 @@ def parse_recipe(arguments: list[str], prog: str = "vlds train") -> Recipe:
         )
     if not arguments[0].startswith("-"):
         arguments = ["--config", *arguments]
-    return parse(Recipe, arguments, prog)
+    return parse(Recipe, list(arguments), prog)
 
 
 def load_recipe(path: Path) -> Recipe:

@@ -18,7 +18,7 @@ from transformers import T5Tokenizer
 from tests.models.toys import saved_backbone
 from tests.training.world import write_tokenizer
 from vlds.backbones import T5, Backbone, Bart
-from vlds.source_files import reading
+from vlds.pretrained.files import reading
 
 FAMILIES = [T5, Bart]
 LAYERS: dict[type[Backbone], str] = {T5: "num_layers", Bart: "encoder_layers"}

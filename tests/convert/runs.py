@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tests.test_artifact import batch, recipe_of
-from vlds import cli
 from vlds.artifact import LoadedRun, load_run, own_tensors, save_artifact
+from vlds.cli.commands import run_command
 from vlds.config import Recipe
 from vlds.methods import (
     IA3,
@@ -111,7 +111,7 @@ def convert(*words: str | Path) -> None:
 
 def complaint(*words: str | Path) -> int:
     """The exit code of `vlds convert`; what it says is on stderr."""
-    return cli.main(["convert", *(str(word) for word in words)])
+    return run_command(["convert", *(str(word) for word in words)])
 
 
 def state_of(run: Path) -> dict[str, Tensor]:

@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.writer import SampleRecord, write_dataset
+from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.data.web import Web
-from vlds.data import BatchCut, Dataset, Source, TrainStream, open_dataset
-from vlds.data.cache import ShardCache
+from vlds.data.order.batch_cut import BatchCut
+from vlds.data.shards.cache import ShardCache
+from vlds.data.shards.store import Dataset, open_dataset
+from vlds.data.streams.source import Source
+from vlds.data.streams.stream import TrainStream
 from vlds.schema import Example, ImageSpec, Sample
 
 SPEC = ImageSpec(height=8, width=12)

@@ -14,9 +14,13 @@ import pytest
 from PIL import Image
 
 from data_prep.cli import main
-from data_prep.writer import write_dataset
+from data_prep.packing.writer import write_dataset
 from tests.data.conftest import SPEC, ToyTask, ToyTokenizer, png, records, train_stream
-from vlds.data import ErrorPolicy, EvalOrder, EvalStream, ShardError, Source, open_dataset
+from vlds.data.errors import ErrorPolicy, ShardError
+from vlds.data.shards.store import open_dataset
+from vlds.data.streams.eval_order import EvalOrder
+from vlds.data.streams.source import Source
+from vlds.data.streams.stream import EvalStream
 
 LENIENT = ErrorPolicy(max_bad_fraction=1.0)
 

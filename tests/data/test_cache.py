@@ -12,16 +12,18 @@ from pathlib import Path
 
 import pytest
 
-import vlds.data.remote
-from data_prep.writer import write_dataset
+import vlds.data.shards.remote
+from data_prep.packing.writer import write_dataset
 from tests.data.conftest import png, records, train_stream
 from tests.data.test_remote import epoch, shards_in, source
 from tests.data.test_stream import rows_of
 from tests.data.web import Web
-from vlds.data import BatchCut, ShardError, open_dataset
-from vlds.data.cache import ShardCache
-from vlds.data.cache_limit import check_cache_limit, lanes_read
 from vlds.data.config import DataConfig
+from vlds.data.errors import ShardError
+from vlds.data.order.batch_cut import BatchCut
+from vlds.data.shards.cache import ShardCache
+from vlds.data.shards.store import open_dataset
+from vlds.data.streams.cache_limit import check_cache_limit, lanes_read
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -114,7 +116,7 @@ def test_equal_names_do_not_mix_nor_do_versions(
     assert two.read(0).images[0] == png(100)
     shutil.rmtree(tmp_path / "one")
     shutil.copytree(tmp_path / "two", tmp_path / "one")
-    monkeypatch.setattr(vlds.data.remote, "FRESH_S", 0.0)
+    monkeypatch.setattr(vlds.data.shards.remote, "FRESH_S", 0.0)
     assert open_dataset(web.url("one"), cache).read(0).images[0] == png(100)
     web.shutdown()
 

@@ -15,14 +15,17 @@ import pytest
 from PIL import Image
 
 from data_prep.cli import main
-from data_prep.writer import SampleRecord, write_dataset
+from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.data.conftest import ToyTask, png, records, train_stream
 from tests.data.web import Web
 from tests.data_prep.faults import by_hand, content
 from tests.data_prep.pictures import jpeg
-from vlds.data import ErrorPolicy, ShardError, Source, index_folder, open_dataset
-from vlds.data.cache import ShardCache
-from vlds.data.features import feature_bytes
+from vlds.data.errors import ErrorPolicy, ShardError
+from vlds.data.shards.cache import ShardCache
+from vlds.data.shards.features import feature_bytes
+from vlds.data.shards.index import index_folder
+from vlds.data.shards.store import open_dataset
+from vlds.data.streams.source import Source
 from vlds.schema import SkipSample
 
 LENIENT = ErrorPolicy(max_bad_fraction=1.0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vlds.data.collate import ImageStack, Row, collate
+from vlds.data.streams.collate import ImageStack, Row, collate
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Example
 
 

@@ -10,13 +10,16 @@ from pathlib import Path
 
 import pytest
 
-import vlds.data.remote
+import vlds.data.shards.remote
 from tests.data.conftest import SPEC, ToyTask, ToyTokenizer
 from tests.data.web import Web
-from vlds.data import ErrorPolicy, SequentialStream, ShardError, StreamedSource, open_dataset
-from vlds.data import open_streamed as open_shards
-from vlds.data.cache import ShardCache
-from vlds.data.info import DATASET_FILE
+from vlds.data.errors import ErrorPolicy, ShardError
+from vlds.data.shards.cache import ShardCache
+from vlds.data.shards.info import DATASET_FILE
+from vlds.data.shards.store import open_dataset
+from vlds.data.streams.sequential import SequentialStream
+from vlds.data.streams.streamed_source import StreamedSource
+from vlds.data.streams.streamed_source import open_streamed as open_shards
 from vlds.runtime.credentials import without_credentials
 
 SECRET = "hunter2"
@@ -151,7 +154,7 @@ def test_a_download_that_breaks_does_not_show_the_login(
     web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """aiohttp's errors hold the headers that were sent."""
-    monkeypatch.setattr(vlds.data.remote, "PAUSES", ())
+    monkeypatch.setattr(vlds.data.shards.remote, "PAUSES", ())
     web.login, web.status[DATASET_FILE] = f"user:{SECRET}", 503
     with pytest.raises(ShardError, match="503") as caught:
         open_dataset(with_login(web.url("small")), ShardCache(tmp_path / "cache"))

@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.writer import SampleRecord, write_dataset
+from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.data.conftest import SPEC, ToyTask, ToyTokenizer, all_ids, png
-from vlds.data import EvalOrder, EvalStream, Source, open_dataset
-from vlds.data.eval_order import survey
+from vlds.data.shards.store import open_dataset
+from vlds.data.streams.eval_order import EvalOrder, survey
+from vlds.data.streams.source import Source
+from vlds.data.streams.stream import EvalStream
 from vlds.schema import Batch
 
 

@@ -16,12 +16,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_prep.writer import SampleRecord, write_dataset
+from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.data.conftest import SPEC, ToyTokenizer, png
-from vlds.data import EvalOrder, EvalStream, Source, TrainStream, open_dataset
 from vlds.data.errors import ErrorPolicy
-from vlds.data.eval_order import survey
-from vlds.data.shard_stream import read_shard
+from vlds.data.shards.shard_stream import read_shard
+from vlds.data.shards.store import open_dataset
+from vlds.data.streams.eval_order import EvalOrder, survey
+from vlds.data.streams.source import Source
+from vlds.data.streams.stream import EvalStream, TrainStream
 from vlds.schema import SkipSample
 from vlds.tasks import VQA
 

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vlds.data import DatasetInfo, ShardError, index_folder, open_dataset
-from vlds.data.build_index import build_index
-from vlds.data.index import load_index
+from vlds.data.errors import ShardError
+from vlds.data.shards.build_index import build_index
+from vlds.data.shards.index import index_folder, load_index
+from vlds.data.shards.info import DatasetInfo
+from vlds.data.shards.store import open_dataset
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from tests.data.test_order import expected_pairs, shard_counts
 from tests.data.test_stream import ToyTask, global_batches, train_stream
-from vlds.data import Source
-from vlds.data.epoch_order import EpochOrder
-from vlds.data.mixing_shares import mixing_shares
-from vlds.data.mixture import MixedOrder
+from vlds.data.order.epoch_order import EpochOrder
+from vlds.data.order.mixing_shares import mixing_shares
+from vlds.data.order.mixture import MixedOrder
+from vlds.data.streams.source import Source
 
 
 @settings(deadline=None, max_examples=80)
@@ -129,7 +129,7 @@ def test_impossible_lanes(sources: list[Source], options: dict[str, object], mes
 
 
 def test_more_lanes_than_annotations(folders: dict[str, Path]) -> None:
-    from vlds.data import open_dataset
+    from vlds.data.shards.store import open_dataset
 
     small = Source("small", ToyTask(), [open_dataset(folders["small"])])
     with pytest.raises(ValueError, match="lanes: 32 are more than the 18 annotations of source"):

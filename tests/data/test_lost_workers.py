@@ -18,12 +18,14 @@ import psutil
 import pytest
 from PIL import Image
 
-from data_prep.writer import write_dataset
+from data_prep.packing.writer import write_dataset
 from tests.data.conftest import ToyTask, records, train_stream
 from tests.data.test_eval_stream import streams
-from tests.launcher.processes import gone, until
-from vlds.data import ErrorPolicy, Source, open_dataset
-from vlds.data.lost_workers import WorkerLost, lost_worker
+from tests.launch.processes import gone, until
+from vlds.data.errors import ErrorPolicy
+from vlds.data.shards.store import open_dataset
+from vlds.data.streams.lost_workers import WorkerLost, lost_worker
+from vlds.data.streams.source import Source
 from vlds.runtime.process_end import KILLED
 
 TIMEOUT_S = 1.0

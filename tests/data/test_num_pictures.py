@@ -9,15 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.writer import SampleRecord, write_dataset
+from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.data.conftest import SPEC, ToyTask, ToyTokenizer, png, records, train_stream
 from tests.training.world import world_recipe
-from vlds.data import ErrorPolicy, SequentialStream, Source, StreamedSource, open_streamed
-from vlds.data import open_dataset as opened
-from vlds.data.num_pictures import NumPictures
+from vlds.data.errors import ErrorPolicy
+from vlds.data.shards.num_pictures import NumPictures
+from vlds.data.shards.store import open_dataset as opened
+from vlds.data.streams.sequential import SequentialStream
+from vlds.data.streams.source import Source
+from vlds.data.streams.streamed_source import StreamedSource, open_streamed
+from vlds.evaluation.evaluator import pictures_taken
 from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.tasks import NLVR2
-from vlds.training.evaluate import pictures_taken
 
 TWO = NumPictures(1, 2, "raise the number")
 

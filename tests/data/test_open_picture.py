@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.strict_picture import picture_fault
-from vlds.data import decode_image
-from vlds.data.open_picture import FORMATS
+from data_prep.packing.strict_picture import picture_fault
+from vlds.data.shards.decode import decode_image
+from vlds.data.shards.open_picture import FORMATS
 from vlds.schema import ImageSpec, SkipSample
 
 SPEC = ImageSpec(height=8, width=8)

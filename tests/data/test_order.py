@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlds.data.epoch_order import EpochOrder
-from vlds.data.mixture import MixedOrder, mixing_shares
-from vlds.data.order import differences
-from vlds.data.randomness import Draws, permutation, random_words
+from vlds.data.order.epoch_order import EpochOrder
+from vlds.data.order.mixture import MixedOrder, mixing_shares
+from vlds.data.order.permutation import differences
+from vlds.data.order.randomness import Draws, permutation, random_words
 
 shard_counts = st.lists(
     st.lists(st.integers(0, 6), min_size=1, max_size=6).map(lambda c: np.array(c, np.uint32)),

@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from vlds.data import decode_image
-from vlds.data.orientation import upright_size
+from vlds.data.shards.decode import decode_image
+from vlds.data.shards.orientation import upright_size
 from vlds.schema import ImageSpec
 
 TAG = 0x0112

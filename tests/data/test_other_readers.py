@@ -16,7 +16,7 @@ import webdataset
 
 from data_prep.cli import main
 from tests.data.conftest import all_ids, png
-from vlds.data import open_dataset
+from vlds.data.shards.store import open_dataset
 
 
 def test_tar_lists_and_unpacks_them(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from tests.data.conftest import all_ids, train_stream
 from tests.data.test_stream import global_batches
-from vlds.data import Source
-from vlds.data.epoch_order import EpochOrder
-from vlds.data.mixing_shares import mixing_shares
-from vlds.data.mixture import MixedOrder, Phase, mixture_of
+from vlds.data.order.epoch_order import EpochOrder
+from vlds.data.order.mixing_shares import mixing_shares
+from vlds.data.order.mixture import MixedOrder, Phase, mixture_of
+from vlds.data.streams.source import Source
 
 
 def reweighted(sources: list[Source], weights: list[float]) -> list[Source]:

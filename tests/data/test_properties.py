@@ -14,9 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.writer import write_dataset
+from data_prep.packing.writer import write_dataset
 from tests.data.conftest import ToyTask, png, records, train_stream
-from vlds.data import Source, TrainStream, open_dataset
+from vlds.data.shards.store import open_dataset
+from vlds.data.streams.source import Source
+from vlds.data.streams.stream import TrainStream
 
 MOST_PROCESSES = 6
 """Workers of all ranks together: more would only take time."""

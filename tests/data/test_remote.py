@@ -15,15 +15,17 @@ from typing import Any
 import fsspec
 import pytest
 
-import vlds.data.download
-import vlds.data.remote
+import vlds.data.shards.download
+import vlds.data.shards.remote
 from tests.data.conftest import ToyTask, train_stream
 from tests.data.test_stream import rows_of
 from tests.data.web import Web
-from vlds.data import ErrorPolicy, ShardError, Source, open_dataset
-from vlds.data.cache import ShardCache
+from vlds.data.errors import ErrorPolicy, ShardError
+from vlds.data.shards.cache import ShardCache
+from vlds.data.shards.store import open_dataset
+from vlds.data.streams.source import Source
+from vlds.evaluation.evaluator import open_datasets
 from vlds.tasks import VQA
-from vlds.training.evaluate import open_datasets
 
 FORK = multiprocessing.get_context("fork")
 
@@ -31,7 +33,7 @@ FORK = multiprocessing.get_context("fork")
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hardly any pause between tries."""
-    monkeypatch.setattr(vlds.data.remote, "PAUSES", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(vlds.data.shards.remote, "PAUSES", (0.01, 0.01, 0.01))
 
 
 def shards_in(cache: ShardCache) -> list[Path]:
@@ -193,7 +195,7 @@ def test_a_server_that_is_not_there_is_named(web: Web, cache: ShardCache, hasty:
 def test_a_server_that_falls_silent_is_asked_again(
     web: Web, cache: ShardCache, hasty: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vlds.data.download, "SILENCE_S", 0.1)
+    monkeypatch.setattr(vlds.data.shards.download, "SILENCE_S", 0.1)
     name = "small-train-00000.tar"
     web.held[name] = threading.Event()
     dataset = open_dataset(web.url("small"), cache)

@@ -9,15 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.data.conftest import SPEC, ToyTask, ToyTokenizer, train_stream
-from vlds.data import (
-    SequentialStream,
-    ShardError,
-    Source,
-    StreamedSource,
-    open_dataset,
-    open_streamed,
-)
-from vlds.data.cache import ShardCache
+from vlds.data.errors import ShardError
+from vlds.data.shards.cache import ShardCache
+from vlds.data.shards.store import open_dataset
+from vlds.data.streams.sequential import SequentialStream
+from vlds.data.streams.source import Source
+from vlds.data.streams.streamed_source import StreamedSource, open_streamed
 
 pytestmark = pytest.mark.slow
 BUCKET = "shards"

@@ -17,17 +17,13 @@ import pytest
 
 from tests.data.conftest import SPEC, ToyTask, ToyTokenizer, all_ids, png, train_stream
 from tests.data.web import Web
-from vlds.data import (
-    BatchCut,
-    ErrorPolicy,
-    SequentialStream,
-    ShardError,
-    Source,
-    StreamedSource,
-    open_dataset,
-    open_streamed,
-)
-from vlds.data.info import DATASET_FILE
+from vlds.data.errors import ErrorPolicy, ShardError
+from vlds.data.order.batch_cut import BatchCut
+from vlds.data.shards.info import DATASET_FILE
+from vlds.data.shards.store import open_dataset
+from vlds.data.streams.sequential import SequentialStream
+from vlds.data.streams.source import Source
+from vlds.data.streams.streamed_source import StreamedSource, open_streamed
 from vlds.tasks import VQA
 
 LENIENT = ErrorPolicy(max_bad_fraction=1.0, on_bad_shard="substitute")

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.writer import SampleRecord, write_dataset
-from vlds.data import ShardError, open_dataset
-from vlds.data.collate import ImageStack
-from vlds.data.store import parse_sample
+from data_prep.packing.writer import SampleRecord, write_dataset
+from vlds.data.errors import ShardError
+from vlds.data.shards.store import open_dataset, parse_sample
+from vlds.data.streams.collate import ImageStack
 from vlds.schema import SkipSample
 
 

@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from tests.data.conftest import SPEC, ToyTask, ToyTokenizer, all_ids, train_stream
-from vlds.data import Source, TrainStream, open_dataset
+from vlds.data.shards.store import open_dataset
+from vlds.data.streams.source import Source
+from vlds.data.streams.stream import TrainStream
 from vlds.schema import Batch
 
 Rows = list[tuple[str, list[int], int]]

@@ -8,7 +8,7 @@ import tarfile
 import pytest
 
 from vlds.data.errors import ShardError
-from vlds.data.tar import Member, members, split_name
+from vlds.data.shards.tar import Member, members, split_name
 
 LONG = "folder/" * 20 + "x" * 90 + ".left.jpg"
 

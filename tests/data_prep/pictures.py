@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from vlds.data import open_dataset
+from vlds.data.shards.store import open_dataset
 from vlds.schema import Sample
 
 ORIENTATION = 0x0112

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from data_prep.coco_karpathy import parse_coco_karpathy
-from data_prep.pack import Options, pack
+from data_prep.official.coco_karpathy import parse_coco_karpathy
+from data_prep.packing.pack import Options, pack
 from tests.data_prep.pictures import jpeg, packed, write
 
 CAPTIONS = {

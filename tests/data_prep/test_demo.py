@@ -16,10 +16,10 @@ import sentencepiece
 from PIL import Image
 
 from data_prep.cli import main
-from data_prep.demo_files import WorldWriter
-from data_prep.demo_phrases import HOME_PHRASES, ORNATE, PHRASES, SHIFTED_PHRASES
-from data_prep.demo_text import ask_gqa, ask_vqa, caption_scene
-from data_prep.demo_world import (
+from data_prep.demo.files import WorldWriter
+from data_prep.demo.phrases import HOME_PHRASES, ORNATE, PHRASES, SHIFTED_PHRASES
+from data_prep.demo.text import ask_gqa, ask_vqa, caption_scene
+from data_prep.demo.world import (
     COLORS,
     HOME,
     PIXELS,
@@ -273,7 +273,7 @@ def test_too_few_scenes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_only_shifted_pictures_have_a_black_ground(demo: Path) -> None:
-    from vlds.data import decode_image
+    from vlds.data.shards.decode import decode_image
     from vlds.schema import ImageSpec
 
     grounds = {}

@@ -10,7 +10,7 @@ import pytest
 from data_prep.cli import main
 from tests.data_prep.pictures import jpeg, write
 from tests.small_disk import remount, small_disk
-from vlds.data import open_dataset
+from vlds.data.shards.store import open_dataset
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.cli import main
-from data_prep.easy_vqa import is_negated, load_easy_vqa
+from data_prep.official.easy_vqa import is_negated, load_easy_vqa
 
 
 def test_subsets_share_out_all_questions() -> None:

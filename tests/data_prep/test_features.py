@@ -11,13 +11,13 @@ import h5py
 import numpy as np
 import pytest
 
-import data_prep.feature_file
+import data_prep.packing.feature_file
 from data_prep.cli import main
-from data_prep.feature_file import fit
-from data_prep.writer import shard_order
+from data_prep.packing.feature_file import fit
+from data_prep.packing.writer import shard_order
 from tests.data_prep.pictures import packed, write
 from tests.data_prep.test_nlvr2 import write_official as write_nlvr2
-from vlds.data import open_dataset
+from vlds.data.shards.store import open_dataset
 
 NAMES = ("a", "b", "c")
 TOKENS, DIM = 4, 3
@@ -196,7 +196,7 @@ def test_few_bytes_that_stand_for_many(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(data_prep.feature_file, "LARGEST_FILE", 1 << 14)
+    monkeypatch.setattr(data_prep.packing.feature_file, "LARGEST_FILE", 1 << 14)
     folder = npy(tmp_path / "features")
     (folder / f"{LAST}.npy").unlink()
     make(folder)

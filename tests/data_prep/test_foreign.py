@@ -12,11 +12,12 @@ import pytest
 import webdataset
 
 from data_prep.cli import main
-from data_prep.journal import Dropped
-from data_prep.writer import write_dataset
+from data_prep.packing.journal import Dropped
+from data_prep.packing.writer import write_dataset
 from tests.data_prep.faults import packed, record
 from tests.data_prep.pictures import jpeg, write
-from vlds.data import DatasetInfo, open_dataset
+from vlds.data.shards.info import DatasetInfo
+from vlds.data.shards.store import open_dataset
 from vlds.tasks import VQA, Caption
 
 

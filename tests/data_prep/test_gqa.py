@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from data_prep.gqa import parse_gqa
-from data_prep.pack import Options, pack
+from data_prep.official.gqa import parse_gqa
+from data_prep.packing.pack import Options, pack
 from tests.data_prep.pictures import annotation, jpeg, packed, write
 
 

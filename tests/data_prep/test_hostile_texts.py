@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from data_prep.cli import main
-from data_prep.writer import SampleRecord, write_dataset
+from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.data_prep.pictures import png, write
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07 [red]loud[/red] is \u202ereversed\r"

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from data_prep.cli import main
-from data_prep.split import HashSplit
+from data_prep.packing.split import HashSplit
 from tests.data_prep.pictures import annotation, jpeg, packed, write
-from vlds.data import open_dataset
+from vlds.data.shards.store import open_dataset
 from vlds.tasks import Entailment
 
 ROWS: list[dict[str, Any]] = [

@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 from data_prep.cli import main
-from data_prep.writer import SampleRecord, write_dataset
+from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.data.conftest import SPEC, ToyTokenizer, png
 from tests.data_prep.pictures import packed, write
-from vlds.data import ErrorPolicy, Source, TrainStream, open_dataset
+from vlds.data.errors import ErrorPolicy
+from vlds.data.shards.store import open_dataset
+from vlds.data.streams.source import Source
+from vlds.data.streams.stream import TrainStream
 from vlds.schema import LONGEST_TEXT
 from vlds.tasks import VQA
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.named_pictures import find_pictures
+from data_prep.packing.named_pictures import find_pictures
 from tests.data_prep.own_data import photos, prepare, questions
 from tests.data_prep.pictures import packed
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.nlvr2 import parse_nlvr2
-from data_prep.pack import Options, pack
+from data_prep.official.nlvr2 import parse_nlvr2
+from data_prep.packing.pack import Options, pack
 from tests.data_prep.pictures import jpeg, packed, png, write
 
 WRITER = {"writer": "24"}

@@ -13,11 +13,11 @@ import psutil
 import pytest
 
 from data_prep.cli import INCOMPLETE, KEPT
-from tests.launcher.processes import gone, until
+from tests.launch.processes import gone, until
 from vlds.runtime.process_end import ASKING, KILLED
 
 PROGRAM = """
-from data_prep.parallel import ordered_map
+from data_prep.packing.parallel import ordered_map
 
 def double(number):
     if number == {bad}:
@@ -57,7 +57,7 @@ def test_a_program_ends_as_if_it_had_one_process(
 
 SLOW_START = """
 import os, time
-from data_prep.parallel import ordered_map
+from data_prep.packing.parallel import ordered_map
 
 def double(number):
     return 2 * number
@@ -101,7 +101,7 @@ def test_ctrl_c_while_the_processes_start(root: Path, tmp_path: Path) -> None:
 
 BUSY = """
 import os, sys, time
-from data_prep.parallel import LostWorker, ordered_map
+from data_prep.packing.parallel import LostWorker, ordered_map
 from vlds.runtime.process_end import Interrupted, interruptible
 
 def work(number):

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.picture import BadPicture, ImageFormat, PictureRule, prepare_picture, true_extension
+from data_prep.packing.picture import (
+    BadPicture,
+    ImageFormat,
+    PictureRule,
+    prepare_picture,
+    true_extension,
+)
 from tests.data_prep.pictures import (
     TURNED_LEFT,
     animation,
@@ -18,7 +24,7 @@ from tests.data_prep.pictures import (
     png,
     rotated_jpeg,
 )
-from vlds.data.decode import decode_image, to_rgb
+from vlds.data.shards.decode import decode_image, to_rgb
 from vlds.schema import ImageSpec
 
 AS_THEY_ARE = PictureRule()

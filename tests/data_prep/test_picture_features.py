@@ -14,7 +14,7 @@ from PIL import Image
 
 from data_prep.cli import main
 from tests.data_prep.pictures import encoded, packed, rotated_jpeg, write
-from vlds.data import decode_image
+from vlds.data.shards.decode import decode_image
 from vlds.schema import Encoded, ImageSpec
 from vlds.vision import Timm
 from vlds.vision.base import GridEncoder

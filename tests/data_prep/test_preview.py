@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from data_prep.cli import main
-from data_prep.preview import preview
-from data_prep.preview_sample import answer_of, size_text, text_of, thumbnail
-from data_prep.writer import SampleRecord, write_dataset
+from data_prep.packing.writer import SampleRecord, write_dataset
+from data_prep.preview.command import preview
+from data_prep.preview.sample import answer_of, size_text, text_of, thumbnail
 from tests.data_prep.faults import features, grid
 from tests.data_prep.pictures import jpeg, png, rotated_jpeg
 

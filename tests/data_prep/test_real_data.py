@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from data_prep.cli import main
-from data_prep.nlvr2 import parse_nlvr2
+from data_prep.official.nlvr2 import parse_nlvr2
 from tests.data_prep.pictures import packed, write
-from vlds.data import decode_image, open_dataset
+from vlds.data.shards.decode import decode_image
+from vlds.data.shards.store import open_dataset
 from vlds.schema import ImageSpec
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from data_prep.cli import main
-from data_prep.journal import Dropped, Journal
-from data_prep.writer import DatasetWriter, Limits, SampleRecord
+from data_prep.packing.journal import Dropped, Journal
+from data_prep.packing.writer import DatasetWriter, Limits, SampleRecord
 from tests.data_prep.pictures import jpeg, write
 from vlds.runtime.process_end import Interrupted
 

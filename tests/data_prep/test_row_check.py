@@ -9,7 +9,7 @@ import pytest
 
 from tests.data_prep.own_data import photos, prepare
 from tests.data_prep.pictures import packed
-from vlds.data import open_dataset
+from vlds.data.shards.store import open_dataset
 from vlds.tasks import VQA
 
 STATEMENTS = """image,statement,label

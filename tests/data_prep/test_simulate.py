@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from data_prep.cli import main
-from data_prep.writer import SampleRecord, write_dataset
+from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.data.conftest import ToyTask, train_stream
 from tests.data_prep.pictures import jpeg
-from vlds.data import Source, open_dataset
+from vlds.data.shards.store import open_dataset
+from vlds.data.streams.source import Source
 
 
 @pytest.fixture

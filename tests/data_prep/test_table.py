@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.rows import read_rows
+from data_prep.own_data.rows import read_rows
 from tests.data_prep.pictures import write
 
 HEAD = "image,question,answer\n"

@@ -24,10 +24,10 @@ from tests.data_prep.faults import (
     record,
 )
 from tests.data_prep.pictures import jpeg, write
-from vlds.data import open_dataset
-from vlds.data.index import describe_shard, load_index
-from vlds.data.info import DatasetInfo
-from vlds.data.shard_index import beside
+from vlds.data.shards.index import describe_shard, load_index
+from vlds.data.shards.info import DatasetInfo
+from vlds.data.shards.shard_index import beside
+from vlds.data.shards.store import open_dataset
 
 BROKEN = "sample smashed or cut off"
 
@@ -172,7 +172,7 @@ def test_processes_find_the_same(
 ) -> None:
     flip(healthy / FIRST, offsets(healthy)[1] + 3)
     alone = check(healthy), quarantined(healthy)
-    monkeypatch.setattr("data_prep.parallel.FEWEST_PIECES", 1)
+    monkeypatch.setattr("data_prep.packing.parallel.FEWEST_PIECES", 1)
     assert (check(healthy, workers=2), quarantined(healthy)) == alone
 
 

@@ -15,13 +15,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.verify import verify
-from data_prep.writer import SampleRecord, write_dataset
+from data_prep.checking.verify import verify
+from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.data_prep.faults import annotation
-from vlds.data import Dataset, ShardError, Source, index_folder, open_dataset
-from vlds.data.decode import PictureCache
-from vlds.data.features import feature_bytes
-from vlds.data.opened import OpenedSamples
+from vlds.data.errors import ShardError
+from vlds.data.shards.decode import PictureCache
+from vlds.data.shards.features import feature_bytes
+from vlds.data.shards.index import index_folder
+from vlds.data.shards.store import Dataset, open_dataset
+from vlds.data.streams.opened import OpenedSamples
+from vlds.data.streams.source import Source
 from vlds.schema import ImageSpec, SkipSample
 from vlds.tasks import VQA
 from vlds.tasks.base import ask

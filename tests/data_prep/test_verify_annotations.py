@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from data_prep.cli import main
-from data_prep.journal import Dropped
+from data_prep.packing.journal import Dropped
 from tests.data_prep.faults import Check, packed, quarantined, record
 from tests.data_prep.pictures import write
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data_prep.checking.sample_check import check_sample
 from data_prep.cli import main
-from data_prep.sample_check import check_sample
-from data_prep.writer import SampleRecord
+from data_prep.packing.writer import SampleRecord
 from tests.data_prep.faults import (
     FIRST,
     Check,
@@ -27,7 +27,7 @@ from tests.data_prep.faults import (
     record,
 )
 from tests.data_prep.pictures import jpeg, png
-from vlds.data.info import DatasetInfo
+from vlds.data.shards.info import DatasetInfo
 
 
 def png_with_a_wrong_checksum() -> bytes:

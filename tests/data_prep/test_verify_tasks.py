@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from data_prep.cli import main
-from data_prep.writer import SampleRecord, write_dataset
+from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.data_prep.faults import Check
 from tests.data_prep.pictures import jpeg
-from vlds.data import open_dataset
-from vlds.data.features import feature_bytes
-from vlds.data.task_check import ask_all
+from vlds.data.shards.features import feature_bytes
+from vlds.data.shards.store import open_dataset
+from vlds.data.streams.task_check import ask_all
 from vlds.schema import LONGEST_TEXT
 
 Members = list[tuple[str, bytes]]

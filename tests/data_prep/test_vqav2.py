@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from data_prep.cli import main
-from data_prep.vqav2 import parse_vqav2
+from data_prep.official.vqav2 import parse_vqav2
 from tests.data_prep.pictures import annotation, jpeg, packed, png, rotated_jpeg, write
 
 PICTURES = {1: jpeg("L"), 2: jpeg("CMYK"), 3: rotated_jpeg(), 9: png(), 7: jpeg()[:60]}

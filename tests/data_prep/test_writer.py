@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import webdataset
 
-from data_prep.journal import Dropped
-from data_prep.writer import DatasetWriter, Limits, SampleRecord, shard_order, write_dataset
-from vlds.data import DatasetInfo, file_sha256, open_dataset
-from vlds.data.build_index import build_index
+from data_prep.packing.journal import Dropped
+from data_prep.packing.writer import DatasetWriter, Limits, SampleRecord, shard_order, write_dataset
+from vlds.data.shards.build_index import build_index
+from vlds.data.shards.info import DatasetInfo
+from vlds.data.shards.store import open_dataset
+from vlds.runtime.manifest import sha256 as file_sha256
 
 
 def record(number: int, size: int = 50, **fields: object) -> SampleRecord:

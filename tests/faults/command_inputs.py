@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.demo import write_world as write_demo_world
-from data_prep.demo_world import HOME
+from data_prep.demo.command import write_world as write_demo_world
+from data_prep.demo.world import HOME
 from tests.convert.runs import recipe_with
 from tests.convert.runs import write_run as write_converted_run
 from tests.data_prep.pictures import jpeg, write
@@ -21,7 +21,7 @@ from tests.report.scored_run import lines_of, vqa_run
 from tests.report.scored_run import write_run as write_scored_run
 from tests.training.world import world_recipe, write_world
 from vlds.config import save_recipe
-from vlds.report.scores import Scores, TaskScores, write_scores
+from vlds.report.read.scores import Scores, TaskScores, write_scores
 from vlds.vision import ConvNet
 
 Maker = Callable[["Inputs"], object]

@@ -13,9 +13,10 @@ from typing import NamedTuple
 import psutil
 
 import data_prep.cli
-import vlds.launch
+import vlds.launch.rank
 from tests.faults.disk_faults import FaultyDisk
 from tests.forks import rank_environment, start
+from vlds.cli.main import run_here
 
 SECONDS = 30.0
 """Most that a command on small inputs may take; a busy machine takes a tenth of it."""
@@ -69,5 +70,5 @@ def _command(program: str, words: list[str], folder: Path, failing: int) -> None
     resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES, resource.RLIM_INFINITY))
     with disk.installed():
         if program == "vlds":
-            vlds.launch.run_rank(words)
+            vlds.launch.rank.run_rank(words, run_here)
         raise SystemExit(data_prep.cli.main(words))

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlds.manifest import MANIFEST
 from vlds.runtime.disk import CannotWrite
+from vlds.runtime.manifest import MANIFEST
 from vlds.training import checkpoint
 from vlds.training.states import PROGRESS, TENSORS, Best, Progress, newest
 

@@ -23,8 +23,8 @@ from tests.report.scored_run import vqa_run
 from tests.training.world import world_recipe
 from vlds.artifact import artifact_folder
 from vlds.config import save_recipe
-from vlds.data import open_dataset
-from vlds.manifest import damage
+from vlds.data.shards.store import open_dataset
+from vlds.runtime.manifest import damage
 from vlds.training.states import newest
 
 Tree = Mapping[str, bytes]

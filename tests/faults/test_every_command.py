@@ -17,7 +17,7 @@ from tests.faults.command_inputs import Inputs
 from tests.faults.command_lines import COMMANDS, Command, drawn_file
 from tests.faults.forked import num_calls, run_forked
 from tests.faults.hostile_inputs import damage_file
-from vlds.cli import COMMANDS as VLDS_COMMANDS
+from vlds.cli.commands import COMMANDS as VLDS_COMMANDS
 from vlds.convert.command import build_parser as convert_parser
 
 LARGEST_OUTPUT = 100_000

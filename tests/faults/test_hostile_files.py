@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from vlds.config import load_recipe
-from vlds.manifest import MANIFEST, damage, sha256, write_manifest
+from vlds.runtime.manifest import MANIFEST, damage, sha256, write_manifest
 from vlds.training import checkpoint
 from vlds.training.states import PROGRESS, TENSORS, Progress, newest
 

@@ -26,12 +26,12 @@ from tests.faults.test_hostile_files import FAST, JSON
 from tests.rank_pool import RankPool
 from tests.training.world import world_recipe
 from vlds.config import Recipe
-from vlds.data import TrainStream
-from vlds.manifest import write_manifest
+from vlds.data.streams.stream import TrainStream
+from vlds.evaluation.evaluator import training_sources
+from vlds.runtime.manifest import write_manifest
 from vlds.training import checkpoint
 from vlds.training.build import build_run, prepare
 from vlds.training.engine import start_ranks
-from vlds.training.evaluate import training_sources
 from vlds.training.loop import train
 from vlds.training.resume import check_tensors, find_state, restore
 from vlds.training.states import PROGRESS, TENSORS

@@ -22,7 +22,7 @@ import torch
 import torch.distributed.distributed_c10d as c10d
 from safetensors.torch import load_file, save_file
 
-from data_prep.writer import SampleRecord, write_dataset
+from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.faults.conftest import command, short_recipe
 from tests.faults.warm import Plan, Warm, log_of
 from tests.rank_pool import RankPool

@@ -21,7 +21,7 @@ from tests.faults.conftest import command, short_recipe
 from tests.rank_pool import ROOT, RankPool
 from tests.training.launched import last_step
 from vlds.config import Recipe
-from vlds.rank_environment import RankPlace, read_place
+from vlds.runtime.rank_environment import RankPlace, read_place
 from vlds.training.loop import train
 from vlds.training.states import newest
 

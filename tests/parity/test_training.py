@@ -20,9 +20,9 @@ from tests.parity.reference_adamw import ReferenceAdamW, undecayed
 from tests.rank_pool import RankPool
 from vlds.config import OptimizerConfig
 from vlds.models.optimizer_rules import optimizer_rules
+from vlds.runtime.ranks import Ranks
 from vlds.schema import Batch
 from vlds.tasks import GQA, NLVR2, VQA, Caption, Task
-from vlds.training.distributed import Ranks
 from vlds.training.engine import Engine, start_ranks
 from vlds.training.optim import decays
 

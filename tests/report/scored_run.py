@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.training.world import world_recipe
 from vlds.config import Recipe, save_recipe
-from vlds.data import open_dataset
+from vlds.data.shards.store import open_dataset
 from vlds.tasks import VQA
 from vlds.tasks.base import Task
 

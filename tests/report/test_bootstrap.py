@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from vlds.metrics import caption_scores, coco_package
-from vlds.report.bootstrap import (
+from vlds.report.compute.bootstrap import (
     Groups,
-    Interval,
     groups_of,
     interval_of_difference,
     interval_of_mean,
 )
-from vlds.report.example_values import NoMean, example_values
+from vlds.report.compute.example_values import NoMean, example_values
+from vlds.report.numbers import Interval
 from vlds.tasks import GQA, NLVR2, VQA, Caption
 from vlds.tasks.base import Task
 
@@ -324,6 +324,6 @@ def test_values_must_give_the_score_that_was_logged() -> None:
 
 def test_a_score_that_is_slow_alone_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     predictions, references = examples(nlvr)
-    monkeypatch.setattr("vlds.report.example_values.SECONDS_PER_EXAMPLE", 0.0)
+    monkeypatch.setattr("vlds.report.compute.example_values.SECONDS_PER_EXAMPLE", 0.0)
     with pytest.raises(NoMean, match=r"accuracy takes \d\.\d s for each example"):
         example_values(NLVR2(), "accuracy", predictions, references, 0.5)

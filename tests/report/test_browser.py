@@ -13,7 +13,7 @@ from tests.report.browser import PROGRAM, visit
 from tests.report.scored_run import Runs
 from tests.report.test_explorer import HOSTILE, sure
 from tests.report.test_page import evil, run
-from vlds.report import write_report
+from vlds.report.render.write import write_report
 
 __all__ = ["evil", "run", "sure"]
 

@@ -25,12 +25,12 @@ from tests.training.test_clips import clip_recipe
 from tests.training.world import world_recipe
 from vlds.config import load_recipe, save_recipe
 from vlds.methods import Adapter, LoRA
-from vlds.report.bootstrap import groups_of, interval_of_difference, interval_of_mean
-from vlds.report.collect import collect, with_directions
-from vlds.report.facts import method_text, trained_text
-from vlds.report.markdown import markdown
-from vlds.report.results import Difference
-from vlds.report.scores import Scores, TaskScores
+from vlds.report.compute.bootstrap import groups_of, interval_of_difference, interval_of_mean
+from vlds.report.compute.collect import collect, with_directions
+from vlds.report.compute.facts import method_text, trained_text
+from vlds.report.compute.results import Difference
+from vlds.report.read.scores import Scores, TaskScores
+from vlds.report.render.markdown import markdown
 from vlds.tasks import GQA
 
 

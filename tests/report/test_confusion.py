@@ -6,10 +6,10 @@ from pathlib import Path
 
 from tests.report.reader import Reader
 from tests.report.scored_run import Runs, lines_of, scored_recipe, write_run
-from vlds.report.answers import Answered, TaskAnswers
-from vlds.report.collect import collect
-from vlds.report.confusion import MOST_PAIRS, confusions
-from vlds.report.page import build_page
+from vlds.report.compute.answers import Answered, TaskAnswers
+from vlds.report.compute.collect import collect
+from vlds.report.render.confusion import MOST_PAIRS, confusions
+from vlds.report.render.page import build_page
 from vlds.tasks import VQA
 
 

@@ -11,9 +11,9 @@ import pytest
 from tests.report.explored import NODE, explored
 from tests.report.reader import Reader
 from tests.report.scored_run import Line, Runs, lines_of, scored_recipe, write_run
-from vlds.report import explorer
-from vlds.report.collect import collect
-from vlds.report.page import build_page
+from vlds.report.compute.collect import collect
+from vlds.report.render import explorer
+from vlds.report.render.page import build_page
 
 needs_node = pytest.mark.skipif(NODE is None, reason="no node on PATH")
 HOSTILE = "</script><img src=x onerror=alert(1)>"

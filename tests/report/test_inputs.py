@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from tests.report.toy_run import SCORES, TASKS, make_run
-from vlds import cli
-from vlds.report import report_text
-from vlds.report.inputs import headlines_of, read_run
-from vlds.report.samples import THUMBNAIL_SIZE, GalleryEntry, read_gallery, write_gallery
-from vlds.report.scores import read_scores, write_scores
-from vlds.training.evaluation import Evaluation, leave
+from vlds.cli.commands import run_command
+from vlds.evaluation.result import Evaluation, leave
+from vlds.report.read.inputs import headlines_of, read_run
+from vlds.report.read.samples import THUMBNAIL_SIZE, GalleryEntry, read_gallery, write_gallery
+from vlds.report.read.scores import read_scores, write_scores
+from vlds.report.render.write import report_text
 
 
 def sample(**fields: Any) -> str:
@@ -223,10 +223,10 @@ def test_strangers_among_runs_are_named_and_the_others_reported(
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").touch()
     names = [str(tmp_path / name) for name in ("empty", "notes.txt", "run")]
-    assert cli.main(["report", *names, "--format", "md"]) == 2
+    assert run_command(["report", *names, "--format", "md"]) == 2
     said = capsys.readouterr()
     assert "0.500" in said.out
     assert f"left out: {names[0]}: holds neither metrics.jsonl nor" in said.err
     assert f"left out: {names[1]}: is a file; name a folder" in said.err
-    assert cli.main(["report", *names[:2]]) == 2
-    assert cli.main(["report", names[2], "--format", "md"]) == 0
+    assert run_command(["report", *names[:2]]) == 2
+    assert run_command(["report", names[2], "--format", "md"]) == 0

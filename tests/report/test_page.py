@@ -15,9 +15,9 @@ import pytest
 from tests.report.reader import Reader
 from tests.report.scored_run import Runs, scored_recipe, write_lines, write_run
 from tests.report.toy_run import COLUMNS, NASTY, TASKS, make_run
-from vlds.report.baselines import FREQUENT
-from vlds.report.collect import collect
-from vlds.report.page import build_page
+from vlds.report.compute.baselines import FREQUENT
+from vlds.report.compute.collect import collect
+from vlds.report.render.page import build_page
 from vlds.runtime.shown import visible
 from vlds.tasks import GQA
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.report.scored_run import Runs
 from tests.report.toy_run import make_run
-from vlds.report import write_report
+from vlds.report.render.write import write_report
 
 
 def colours_of(path: Path) -> set[tuple[int, ...]]:

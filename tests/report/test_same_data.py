@@ -17,11 +17,11 @@ from tests.report.scored_run import (
     write_predictions,
     write_run,
 )
-from vlds.report.baselines import BLIND, FREQUENT, FROZEN
-from vlds.report.collect import collect
-from vlds.report.facts import duration_text
-from vlds.report.markdown import markdown
-from vlds.report.tidy import csv_text
+from vlds.report.compute.baselines import BLIND, FREQUENT, FROZEN
+from vlds.report.compute.collect import collect
+from vlds.report.compute.facts import duration_text
+from vlds.report.render.markdown import markdown
+from vlds.report.render.tidy import csv_text
 from vlds.runtime.run_folder import STARTS
 
 OWN, OTHER = "world-val@0123456789abcdef", "mine-test@fedcba9876543210"

@@ -12,9 +12,9 @@ import pytest
 from tests.report.reader import Reader
 from tests.report.scored_run import Runs, lines_of, scored_recipe, write_run
 from vlds.methods import Adapter
-from vlds.report.collect import collect
-from vlds.report.page import build_page
-from vlds.report.seeds import mean_text, seed_groups
+from vlds.report.compute.collect import collect
+from vlds.report.compute.seeds import mean_text, seed_groups
+from vlds.report.render.page import build_page
 
 
 @pytest.fixture(scope="module")

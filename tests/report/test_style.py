@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from vlds.report.templating import TEMPLATES
+from vlds.report.render.templating import TEMPLATES
 
 LIGHT, DARK = (
     dict(re.findall(r"--(\w+): (#\w{6});", block))

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from tests.report.toy_run import COLUMNS, SCORES, TASKS
 from vlds.report.numbers import bytes_text, thinned, tick_text, ticks
-from vlds.report.tables import summary_table
+from vlds.report.render.tables import summary_table
 
 
 def test_the_summary_fits_eighty_columns() -> None:

@@ -13,12 +13,12 @@ import pytest
 
 from tests.report.scored_run import Runs
 from tests.report.toy_run import COLUMNS, SCORES, make_run
-from vlds import cli
-from vlds.report.baselines import FREQUENT
-from vlds.report.collect import Report, collect
-from vlds.report.markdown import cell, markdown
-from vlds.report.results import Difference
-from vlds.report.tidy import csv_text
+from vlds.cli.commands import run_command
+from vlds.report.compute.baselines import FREQUENT
+from vlds.report.compute.collect import Report, collect
+from vlds.report.compute.results import Difference
+from vlds.report.render.markdown import cell, markdown
+from vlds.report.render.tidy import csv_text
 
 ENDS = ("value", "low", "high")
 Key = tuple[str, str, str]
@@ -115,9 +115,9 @@ def test_texts_go_to_the_terminal_or_a_folder(
     run = shutil.copytree(runs.first, tmp_path / "run", ignore=shutil.ignore_patterns("gallery*"))
     for suffix in ("md", "csv"):
         words = ["report", str(run), "--format", suffix, "--resamples", "50"]
-        assert cli.main(words) == 0
+        assert run_command(words) == 0
         shown = capsys.readouterr().out
-        assert cli.main([*words, "--out", str(tmp_path / "new" / "folder")]) == 0
+        assert run_command([*words, "--out", str(tmp_path / "new" / "folder")]) == 0
         file = tmp_path / "new" / "folder" / f"report.{suffix}"
         assert capsys.readouterr().out == f"{file}\n"
         assert file.read_text("utf-8") == shown
@@ -145,5 +145,5 @@ def test_mistakes_are_one_line(
     runs: Runs, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = str(runs.first)
-    assert cli.main(["report", *(word.replace("RUN", run) for word in words)]) == 2
+    assert run_command(["report", *(word.replace("RUN", run) for word in words)]) == 2
     assert capsys.readouterr().err == f"vlds report: {said.replace('RUN', run)}\n"

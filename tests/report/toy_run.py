@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from vlds.report.samples import GalleryEntry, write_gallery
-from vlds.report.scores import Scores, TaskScores, write_scores
+from vlds.report.read.samples import GalleryEntry, write_gallery
+from vlds.report.read.scores import Scores, TaskScores, write_scores
 
 TASKS = {"vqa": "vqa_accuracy", "gqa": "accuracy", "nlvr": "accuracy", "caption": "word_f1"}
 COLUMNS = ("majority", "frozen", "norms only", "adapters")

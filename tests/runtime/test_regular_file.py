@@ -12,17 +12,17 @@ import pytest
 import torch
 
 from data_prep.cli import main
-from data_prep.writer import write_dataset
+from data_prep.packing.writer import write_dataset
 from tests.data.conftest import png, records
 from vlds.backbones import T5
 from vlds.config import load_recipe
-from vlds.data import open_dataset
-from vlds.data.shard_stream import read_shard, shard_urls
-from vlds.manifest import MANIFEST, damage
+from vlds.data.shards.shard_stream import read_shard, shard_urls
+from vlds.data.shards.store import open_dataset
+from vlds.inference import predict_one
 from vlds.models.answer_list import read_answers
+from vlds.runtime.manifest import MANIFEST, damage
 from vlds.runtime.regular_file import NotAFile, check_file, open_file
 from vlds.tasks.gqa_choices import load_choices
-from vlds.training.inference import predict_one
 
 
 def pipe(path: Path) -> None:

@@ -21,12 +21,14 @@ import pytest
 
 from tests.serve.asked import ask, form_of
 from tests.training.world import picture, world_recipe
-from vlds import cli, launch
 from vlds.artifact import load_run
+from vlds.cli.commands import run_command
+from vlds.cli.main import main
+from vlds.evaluation.answer import check_number, predict
+from vlds.launch.start import free_port
 from vlds.serve.open_run import open_run
 from vlds.serve.server import MAX_BODY, Server
 from vlds.tasks import NLVR2
-from vlds.training.answer import check_number, predict
 
 RED = picture("red", 1)
 ASKED = (("image", RED), ("question", b"what colour is it?"), ("task", b"vqa"))
@@ -155,12 +157,12 @@ def test_a_port_that_is_taken(
     server: Server, talkative: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["predict", "--run", str(talkative), "--serve", "--port"]
-    assert cli.main([*words, str(server.server_port)]) == 2
+    assert run_command([*words, str(server.server_port)]) == 2
     assert capsys.readouterr().err == (
         f"vlds predict: --port: {server.server_port} is taken by another program; give another, "
         "or --port 0 for any that is free\n"
     )
-    assert cli.main([*words, "99999"]) == 2
+    assert run_command([*words, "99999"]) == 2
     assert "got 99999; give a number from 0 to 65535" in capsys.readouterr().err
 
 
@@ -176,13 +178,13 @@ def test_a_port_that_is_taken(
 def test_options_that_do_not_go_together(
     talkative: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["predict", "--run", str(talkative), *words]) == 2
+    assert run_command(["predict", "--run", str(talkative), *words]) == 2
     assert capsys.readouterr().err.startswith(f"vlds predict: {said}")
 
 
 def test_ctrl_c_ends_it_with_a_line(talkative: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In this process, as `vlds` runs it: no ranks are started."""
-    port = launch.free_port()
+    port = free_port()
 
     def interrupt_once_it_answers() -> None:
         for _ in range(600):
@@ -198,7 +200,7 @@ def test_ctrl_c_ends_it_with_a_line(talkative: Path, capsys: pytest.CaptureFixtu
     thread = Thread(target=interrupt_once_it_answers)
     thread.start()
     try:
-        code = launch.main(["predict", "--run", str(talkative), "--serve", "--port", str(port)])
+        code = main(["predict", "--run", str(talkative), "--serve", "--port", str(port)])
     finally:
         signal.signal(signal.SIGINT, before)
     thread.join()

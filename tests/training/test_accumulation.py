@@ -14,12 +14,12 @@ from tests.models.toys import Words
 from tests.rank_pool import RankPool
 from tests.training.test_zero import BETA_1
 from tests.training.toys import EPS, Case, build, global_batch, make_case, part_of, recipe
-from vlds.data import BatchCut
 from vlds.data.config import DataConfig
+from vlds.data.order.batch_cut import BatchCut
 from vlds.models.build import build_model
+from vlds.plan import planned
 from vlds.training.deepspeed_config import complete_deepspeed_config
 from vlds.training.engine import Engine, start_ranks
-from vlds.training.memory import planned
 from vlds.training.optim import parameter_groups
 from vlds.training.precision import PRECISIONS
 

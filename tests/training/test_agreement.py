@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 import torch
 
-from data_prep.writer import write_dataset
+from data_prep.packing.writer import write_dataset
 from tests.rank_pool import RankPool
 from tests.training.world import records, world_recipe
 from vlds.config import Recipe
+from vlds.runtime.ranks import Ranks
 from vlds.training import agreement
 from vlds.training.agreement import flat
 from vlds.training.build import prepare
-from vlds.training.distributed import Ranks
 from vlds.training.loop import train
 
 

@@ -10,15 +10,15 @@ import torch
 from data_prep.cli import main
 from vlds.backbones import T5
 from vlds.config import AlignmentConfig, Recipe
-from vlds.data import open_dataset
+from vlds.data.shards.store import open_dataset
 from vlds.methods import Adapter
 from vlds.models.build import build_model
 from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.models.vl_model import VLModel
+from vlds.runtime.ranks import Ranks
 from vlds.schema import Sample
 from vlds.tasks import GQA
 from vlds.training.alignment import Regions, align, cell_words, read_regions
-from vlds.training.distributed import Ranks
 from vlds.vision import ConvNet
 
 ALONE = Ranks(0, 0, world_size=1, local_world_size=1, device=torch.device("cpu"))

@@ -14,15 +14,15 @@ from unittest import mock
 
 import pytest
 
-from data_prep.writer import write_dataset
+from data_prep.packing.writer import write_dataset
 from tests.rank_pool import RankPool
 from tests.training.world import records, world_recipe
-from vlds import cli
+from vlds.cli.commands import run_command
 from vlds.config import Recipe
-from vlds.data.eval_order import Survey
+from vlds.data.streams.eval_order import Survey
+from vlds.evaluation.evaluator import evaluation_sources
 from vlds.metrics import coco_package
 from vlds.tasks import GQA, Caption
-from vlds.training.evaluate import evaluation_sources
 from vlds.training.loop import train
 
 
@@ -59,13 +59,13 @@ def test_what_is_left_out_without_java_is_said(
     told = [{"id": f"caption-{number}", "prediction": "it is red"} for number in range(2)]
     (tmp_path / "told.json").write_text(json.dumps(told), encoding="utf-8")
     words = ["--predictions", str(tmp_path / "told.json"), "--data", str(tmp_path / "data")]
-    assert cli.main(["evaluate", *words]) == 0
+    assert run_command(["evaluate", *words]) == 0
     out = capsys.readouterr().out
     assert re.search(r"cider_plain_tokens +\d", out)
     assert "left out are CIDEr, BLEU-1, BLEU-2, BLEU-3, BLEU-4, METEOR, ROUGE-L: " in out
     assert "missing (" in out
     assert "cider_plain_tokens of 2 pictures means nothing" in out
-    assert cli.main(["evaluate", *words, "--scores", "[word_f1]"]) == 0
+    assert run_command(["evaluate", *words, "--scores", "[word_f1]"]) == 0
     assert capsys.readouterr().out.splitlines()[2:] == []
 
 
@@ -113,7 +113,7 @@ def evaluate_run(run: Path) -> str:
     """What `vlds evaluate` prints on a rank."""
     printed = io.StringIO()
     with redirect_stdout(printed):
-        assert cli.main(["evaluate", "--run", str(run)]) == 0
+        assert run_command(["evaluate", "--run", str(run)]) == 0
     return printed.getvalue()
 
 

@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 import torch
 
-from data_prep.writer import SampleRecord, write_dataset
+from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.rank_pool import RankPool
 from tests.training.world import picture, records, world_recipe
-from vlds import cli
 from vlds.backbones import T5, Bart
-from vlds.check_recipe import check_recipe
+from vlds.cli.commands import run_command
 from vlds.config import Recipe, save_recipe
 from vlds.data.config import DataConfig
+from vlds.launch.check_recipe import check_recipe
 from vlds.methods import Adapter, Full
 from vlds.models.build import build_model
+from vlds.runtime.ranks import Ranks
 from vlds.training.build import build_run, open_stream, prepare
-from vlds.training.distributed import Ranks
 from vlds.training.engine import start_ranks
 from vlds.training.loop import train
 from vlds.training.states import newest
@@ -202,17 +202,17 @@ def test_the_command_says_it_in_one_line(
 ) -> None:
     file = tmp_path / "recipe.yaml"
     save_recipe(world_recipe(world, tmp_path / "run"), file)
-    assert check_recipe(["--config", str(file), "--resume"], None) == 2
+    assert check_recipe(["train", "--config", str(file), "--resume"], None) == 2
     assert "holds no run state; leave --resume out" in capsys.readouterr().err
     (tmp_path / "run" / "state" / "step-00000005").mkdir(parents=True)
-    assert check_recipe(["--config", str(file), "--resume"], None) == 0
-    assert check_recipe(["--config", str(file), "--resume", "--new_phase"], None) == 0
-    assert check_recipe(["--config", str(file)], None) == 2
+    assert check_recipe(["train", "--config", str(file), "--resume"], None) == 0
+    assert check_recipe(["train", "--config", str(file), "--resume", "--new_phase"], None) == 0
+    assert check_recipe(["train", "--config", str(file)], None) == 2
     assert "holds a run already; add --resume" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "run")
-    assert check_recipe(["--config", str(file), "--new_phase"], None) == 2
+    assert check_recipe(["train", "--config", str(file), "--new_phase"], None) == 2
     assert "--new_phase: goes with --resume" in capsys.readouterr().err
-    assert cli.main(["train", "--config", str(file), "--data.groop", "2"]) == 2
+    assert run_command(["train", "--config", str(file), "--data.groop", "2"]) == 2
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.startswith("vlds train: unknown key 'data.groop'; did you mean 'data.group'?")

@@ -21,8 +21,8 @@ from tests.rank_pool import RankPool
 from tests.training.world import world_recipe
 from vlds.artifact import WEIGHTS, artifact_folder, save_artifact
 from vlds.config import Recipe
-from vlds.manifest import write_manifest
 from vlds.runtime.half_made import sweep
+from vlds.runtime.manifest import write_manifest
 from vlds.training.best import BestStep
 from vlds.training.loop import train
 from vlds.training.states import Best, state_folders

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlds.manifest import write_manifest
+from vlds.runtime.manifest import write_manifest
 from vlds.training import checkpoint
 from vlds.training.states import Progress, newest
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.writer import SampleRecord, write_dataset
+from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.rank_pool import RankPool
 from tests.training.world import world_recipe
 from vlds.config import Recipe

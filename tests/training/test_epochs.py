@@ -14,7 +14,7 @@ from tests.rank_pool import RankPool
 from tests.training.test_bad_input import complaint
 from tests.training.world import world_recipe
 from vlds.config import Recipe, load_recipe
-from vlds.data import open_dataset
+from vlds.data.shards.store import open_dataset
 from vlds.training.loop import train
 
 

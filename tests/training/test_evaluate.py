@@ -15,23 +15,23 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data_prep.writer import SampleRecord, write_dataset
+from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.rank_pool import RankPool
 from tests.training.world import picture, records, world_recipe, write_tokenizer
-from vlds import cli
 from vlds.artifact import WEIGHTS, load_run, own_tensors, save_artifact
+from vlds.cli.commands import run_command
 from vlds.config import Recipe
-from vlds.manifest import write_manifest
+from vlds.evaluation.evaluator import Evaluator, evaluation_sources
+from vlds.evaluation.prediction_files import read_pairs
+from vlds.evaluation.result import Evaluation
+from vlds.inference import with_data
 from vlds.models.build import build_model
+from vlds.runtime.manifest import write_manifest
 from vlds.training.best import BestStep
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
 from vlds.training.engine import Engine, start_ranks
-from vlds.training.evaluate import Evaluator, evaluation_sources
-from vlds.training.evaluation import Evaluation
-from vlds.training.inference import with_data
 from vlds.training.loop import train
 from vlds.training.optim import parameter_groups
-from vlds.training.prediction_files import read_pairs
 
 NUM_QUESTIONS = 48
 
@@ -45,7 +45,7 @@ def progress_of(run: Path, folder: str) -> list[str]:
     evaluator = Evaluator(
         recipe, evaluation_sources(recipe), loaded.tokenizer, start_ranks(60), said.append
     )
-    with mock.patch("vlds.training.evaluate.SECONDS_BETWEEN_LINES", -1.0):
+    with mock.patch("vlds.evaluation.evaluator.SECONDS_BETWEEN_LINES", -1.0):
         evaluator(loaded.model)
     return said
 
@@ -226,7 +226,7 @@ def command(words: list[str], cache: Path | None = None) -> tuple[int, str]:
     place = {} if cache is None else {"XDG_CACHE_HOME": str(cache)}
     out = io.StringIO()
     with mock.patch.dict(os.environ, place), redirect_stdout(out), redirect_stderr(out):
-        code = cli.main(words)
+        code = run_command(words)
     return code, out.getvalue()
 
 

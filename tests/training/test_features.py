@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.writer import SampleRecord, write_dataset
+from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.rank_pool import RankError, RankPool
 from tests.training.world import picture, world_recipe
-from vlds import cli
+from vlds import features
+from vlds.cli.commands import run_command
 from vlds.config import Recipe, save_recipe
-from vlds.data import open_dataset
+from vlds.data.shards.store import open_dataset
+from vlds.features import compute_features
 from vlds.methods import Adapter
-from vlds.training import features
-from vlds.training.features import compute_features
 from vlds.training.loop import train
 from vlds.vision import ConvNet, StoredFeatures
 
@@ -187,7 +187,7 @@ def test_the_command(recipe: Recipe, world: Path, ranks2: RankPool, tmp_path: Pa
     words = ["features", "--config", str(tmp_path / "recipe.yaml"), "--name", "mine",
              "--data", f"file://{world}/vqa", "--out", str(tmp_path / "out"),
              "--data.cache", str(tmp_path / "cache"), "--data.eval_batch_size", "5"]  # fmt: skip
-    assert ranks2.run(cli.main, words, timeout=120) == [0, 0]
+    assert ranks2.run(run_command, words, timeout=120) == [0, 0]
     ranks2.run(compute, recipe, str(world / "vqa"), tmp_path / "direct", timeout=120)
     assert open_dataset(tmp_path / "out").name == "mine"
     command, direct = (

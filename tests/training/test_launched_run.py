@@ -17,8 +17,8 @@ from tests.rank_pool import RankPool
 from tests.training.launched import Launch, last_step
 from tests.training.world import world_recipe
 from vlds.config import Recipe
-from vlds.manifest import damage
-from vlds.report.inputs import read_metrics
+from vlds.report.read.inputs import read_metrics
+from vlds.runtime.manifest import damage
 from vlds.training import checkpoint
 from vlds.training.loop import train
 from vlds.training.states import newest

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from tests.training.world import world_recipe
-from vlds import cli
+from vlds.cli.commands import run_command
 from vlds.config import Recipe, parse_recipe
 from vlds.models.build import build_model, describe
-from vlds.resources import find
+from vlds.plan import plan_recipe, table
+from vlds.runtime.resources import find
 from vlds.training.faults import out_of_memory
-from vlds.training.memory import plan_recipe, table
 
 FILE = str(find("recipes/vl_adapter/t5_image_single_adapter.yaml"))
 ZERO2, OFFLOAD2, ZERO3, OFFLOAD3 = (
@@ -59,16 +59,16 @@ def test_a_tokenizer_at_hand_sets_the_vocabulary(world: Path, tmp_path: Path) ->
 
 def test_the_command(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["plan", "--config", FILE, "--ranks", "2"]
-    assert cli.main([*words, "--training.precision", "bf16", "--json"]) == 0
+    assert run_command([*words, "--training.precision", "bf16", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["2"][ZERO2]["trainable"] == 2 * 10_480_512
     own = ["--training.deepspeed", str(find("ds_configs/zero3_small.json"))]
-    assert cli.main([*words, *own]) == 0
+    assert run_command([*words, *own]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "What each of 2 ranks holds between steps, in fp32"
     assert lines[2].startswith(own[1])
     assert len(lines) == 2 + 5 + 4
-    assert cli.main([*words, "7", "8"]) == 0
+    assert run_command([*words, "7", "8"]) == 0
     heads = [line for line in capsys.readouterr().out.splitlines() if line.startswith("What")]
     assert [head.split()[3] for head in heads] == ["2", "7", "8"]
 
@@ -89,7 +89,7 @@ def test_what_cannot_be_planned(
     words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     nothing = ["--train_norms", "false", "--train_visual_embedding", "false"]
-    assert cli.main(["plan", "--config", FILE, *nothing, *words]) == 2
+    assert run_command(["plan", "--config", FILE, *nothing, *words]) == 2
     assert said in capsys.readouterr().err
 
 

@@ -13,9 +13,9 @@ import pytest
 from tests.rank_pool import RankPool
 from tests.training.world import world_recipe
 from vlds.config import Recipe, load_recipe, parse_recipe
-from vlds.data import ErrorPolicy
 from vlds.data.config import DataConfig
-from vlds.training.evaluate import evaluation_sources, streamed_sources, training_sources
+from vlds.data.errors import ErrorPolicy
+from vlds.evaluation.evaluator import evaluation_sources, streamed_sources, training_sources
 from vlds.training.loop import train
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from tests.rank_pool import RankPool
 from tests.training.world import world_recipe
-from vlds.manifest import DESCRIPTION, write_manifest
-from vlds.source_files import damaged_source
+from vlds.pretrained.files import damaged_source
+from vlds.runtime.manifest import DESCRIPTION, write_manifest
 from vlds.training.engine import start_ranks
 from vlds.training.source_check import check_sources
 

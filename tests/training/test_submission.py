@@ -10,15 +10,16 @@ from typing import Any
 
 import pytest
 
-from data_prep.writer import SampleRecord, write_dataset
+from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.tasks.test_every_task import ANNOTATIONS, LABELS
-from vlds import cli
-from vlds.data import Source, open_dataset
-from vlds.data.eval_order import survey
+from vlds.cli.commands import COMMANDS, run_command
+from vlds.data.shards.store import open_dataset
+from vlds.data.streams.eval_order import survey
+from vlds.data.streams.source import Source
+from vlds.evaluation.leaderboards import write_submissions
+from vlds.evaluation.prediction_files import read_pairs
+from vlds.evaluation.result import Evaluation
 from vlds.tasks import GQA, NLVR2, VQA, Caption, Task, VideoCaption, VideoQA
-from vlds.training.evaluation import Evaluation
-from vlds.training.prediction_files import read_pairs
-from vlds.training.submission import write_submissions
 
 TASKS: dict[str, Task] = {
     "vqa": VQA(),
@@ -99,7 +100,7 @@ def test_written_as_the_leaderboards_want_it_and_scored_without_a_model(
     assert said.startswith(str(file))
     assert content(file, kind) == EXPECTED[kind]
     data = str(tmp_path / "data")
-    assert cli.main(["evaluate", "--predictions", str(file), "--data", data]) == 0
+    assert run_command(["evaluate", "--predictions", str(file), "--data", data]) == 0
     lines = capsys.readouterr().out.splitlines()
     num = 1 if source.task.unit == "sample" else 2
     assert lines[0] == f"{type(source.task).__name__} ({source.datasets[0].label}, {num} examples)"
@@ -117,7 +118,7 @@ def test_our_own_file_is_scored_too(tmp_path: Path, capsys: pytest.CaptureFixtur
     source = write_data(tmp_path / "data", "gqa")
     right_answers(source).write(tmp_path)
     words = ["--predictions", str(tmp_path / "gqa.jsonl"), "--data", str(tmp_path / "data")]
-    assert cli.main(["evaluate", *words, "--task", "GQA", "--out", str(tmp_path / "out")]) == 0
+    assert run_command(["evaluate", *words, "--task", "GQA", "--out", str(tmp_path / "out")]) == 0
     assert "  accuracy/structural/query   1.0000\n" in capsys.readouterr().out
     scores = json.loads((tmp_path / "out" / "scores.json").read_text("utf-8"))
     assert scores["GQA"]["scores"]["accuracy"] == 1.0
@@ -131,7 +132,7 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"^--out: cannot write .*gqa\.jsonl: File exists; name another"
     ):
-        cli.COMMANDS["evaluate"]([*words, "--out", str(tmp_path / "gqa.jsonl")])
+        COMMANDS["evaluate"]([*words, "--out", str(tmp_path / "gqa.jsonl")])
 
 
 def test_fields_of_the_task_are_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,11 +142,11 @@ def test_fields_of_the_task_are_options(tmp_path: Path, capsys: pytest.CaptureFi
     choices = {key: {"valid": [], "plausible": [text]} for key, text in told.predictions.items()}
     (tmp_path / "choices.json").write_text(json.dumps(choices), encoding="utf-8")
     words = ["--predictions", str(tmp_path / "gqa.jsonl"), "--data", str(tmp_path / "data")]
-    assert cli.main(["evaluate", *words, "--choices", str(tmp_path / "choices.json")]) == 0
+    assert run_command(["evaluate", *words, "--choices", str(tmp_path / "choices.json")]) == 0
     out = capsys.readouterr().out
     assert re.search(r"  validity +0\.0000\n", out)
     assert re.search(r"  plausibility +1\.0000\n", out)
-    assert cli.main(["evaluate", *words, "--choises", "x"]) == 2
+    assert run_command(["evaluate", *words, "--choises", "x"]) == 2
     assert "unknown key 'choises'; did you mean 'choices'? GQA has: " in capsys.readouterr().err
 
 
@@ -155,7 +156,7 @@ def test_a_task_of_ones_own_scores_too(tmp_path: Path, capsys: pytest.CaptureFix
     file.write_text(json.dumps([{"id": "1", "prediction": "red"}, {"id": "2", "prediction": "3"}]))
     words = ["--predictions", str(file), "--data", str(tmp_path / "data")]
     own = "tests.examples.counting.Counting"
-    assert cli.main(["evaluate", *words, "--task", own]) == 0
+    assert run_command(["evaluate", *words, "--task", own]) == 0
     assert "within_one" in capsys.readouterr().out
 
 
@@ -216,7 +217,7 @@ def test_a_zip_of_several_data_sets_is_scored(
     for names, accuracy in expected.items():
         data = [str(tmp_path / name) for name in names]
         words = ["--predictions", str(tmp_path / "value.zip"), "--data", *data]
-        assert cli.main(["evaluate", *words]) == 0
+        assert run_command(["evaluate", *words]) == 0
         assert f"  accuracy  {accuracy:.4f}\n" in capsys.readouterr().out
 
 
@@ -230,7 +231,7 @@ def test_a_zip_without_the_data_set_says_what_it_has(tmp_path: Path) -> None:
         "name the data set"
     )
     with pytest.raises(ValueError, match=complaint):
-        cli.COMMANDS["evaluate"](words)
+        COMMANDS["evaluate"](words)
 
 
 def test_two_tasks_that_answer_one_data_set_have_a_file_each(tmp_path: Path) -> None:
@@ -311,7 +312,7 @@ def score(tmp_path: Path, kind: str, text: str, name: str) -> None:
     write_data(tmp_path / "data", kind)
     (tmp_path / name).write_text(text, encoding="utf-8")
     words = ["--predictions", str(tmp_path / name), "--data", str(tmp_path / "data")]
-    cli.COMMANDS["evaluate"](words)
+    COMMANDS["evaluate"](words)
 
 
 @pytest.mark.parametrize(
@@ -417,17 +418,17 @@ def test_a_file_or_a_data_set_that_is_not_there(tmp_path: Path) -> None:
     write_data(tmp_path / "data", "vqa")
     place = str(tmp_path / "no.json")
     with pytest.raises(ValueError, match=r"no.json: No such file or directory; name a file"):
-        cli.COMMANDS["evaluate"](["--predictions", place, "--data", str(tmp_path / "data")])
+        COMMANDS["evaluate"](["--predictions", place, "--data", str(tmp_path / "data")])
     with pytest.raises(ValueError, match=r"^--data: name the data sets that the predictions are"):
-        cli.COMMANDS["evaluate"](["--predictions", place])
+        COMMANDS["evaluate"](["--predictions", place])
     words = ["--predictions", place, "--data", str(tmp_path / "data"), "--task", "Nope"]
     with pytest.raises(ValueError, match=r"^--task: Nope is no task \(GQA reads gqa, "):
-        cli.COMMANDS["evaluate"](words)
+        COMMANDS["evaluate"](words)
     words[-1] = "vlds.tasks.Task"
     with pytest.raises(
         ValueError, match=r"^--task: vlds\.tasks\.Task is what all tasks have in com"
     ):
-        cli.COMMANDS["evaluate"](words)
+        COMMANDS["evaluate"](words)
 
 
 def test_empty_predictions_and_no_labels(
@@ -440,5 +441,5 @@ def test_empty_predictions_and_no_labels(
     assert "1 predictions are empty, and scored so" in out
     write_data(tmp_path / "bare", "vqa", labels=False)
     words = ["--predictions", str(tmp_path / "a.json"), "--data", str(tmp_path / "bare")]
-    assert cli.main(["evaluate", *words]) == 0
+    assert run_command(["evaluate", *words]) == 0
     assert "no scores: the data have no labels" in capsys.readouterr().out

@@ -14,15 +14,15 @@ from unittest import mock
 import pytest
 import torch
 
-from data_prep.writer import write_dataset
+from data_prep.packing.writer import write_dataset
 from tests.rank_pool import RankPool
 from tests.training.world import records, world_recipe
-from vlds import cli
 from vlds.artifact import own_tensors, save_artifact
+from vlds.cli.commands import run_command
 from vlds.config import Recipe
+from vlds.evaluation.prediction_files import read_pairs
 from vlds.models.build import build_model
 from vlds.training.loop import train
-from vlds.training.prediction_files import read_pairs
 
 NOWHERE = "no/such/folder"
 
@@ -31,9 +31,9 @@ def command(words: list[str]) -> tuple[int, str]:
     """A command of `vlds` on a rank, which may say how far it is after each batch: its exit code
     and what it says."""
     out = io.StringIO()
-    often = mock.patch("vlds.training.evaluate.SECONDS_BETWEEN_LINES", -1.0)
+    often = mock.patch("vlds.evaluation.evaluator.SECONDS_BETWEEN_LINES", -1.0)
     with often, redirect_stdout(out), redirect_stderr(out):
-        code = cli.main(words)
+        code = run_command(words)
     return code, out.getvalue()
 
 

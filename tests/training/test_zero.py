@@ -37,8 +37,8 @@ from vlds.methods import (
     PrefixTuning,
     PromptTuning,
 )
+from vlds.plan import planned
 from vlds.schema import IGNORED_LABEL, Batch, Decoding
-from vlds.training.memory import planned
 from vlds.training.optim import parameter_groups
 
 STEPS = 5

@@ -14,8 +14,8 @@ from torch import Tensor
 from tests.models.toys import DIM, GRID, Words, backbone
 from vlds.backbones import T5, Backbone, Bart
 from vlds.config import OptimizerConfig, Recipe, TrainingConfig
-from vlds.data import BatchCut
 from vlds.data.config import DataConfig
+from vlds.data.order.batch_cut import BatchCut
 from vlds.methods import Adapter, Method
 from vlds.models.build import build_model
 from vlds.models.visual_embedding import VisualEmbeddingConfig

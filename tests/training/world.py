@@ -13,11 +13,11 @@ import numpy as np
 import sentencepiece
 from PIL import Image
 
-from data_prep.writer import SampleRecord, write_dataset
+from data_prep.packing.writer import SampleRecord, write_dataset
 from vlds.backbones import T5
 from vlds.config import OptimizerConfig, Recipe, TrainingConfig
-from vlds.data import ErrorPolicy
 from vlds.data.config import DataConfig
+from vlds.data.errors import ErrorPolicy
 from vlds.methods import Adapter
 from vlds.tasks import VQA, Caption
 from vlds.vision import ConvNet

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, GenerationConfig
 
 from vlds.backbones.attention import CPU_ATTENTION, set_attention
-from vlds.backbones.tokenizer_source import check_tokenizer
 from vlds.backbones.vocabulary import HEAD, give_own_head, holds_own_head, resize_vocabulary
-from vlds.hub import check_source
-from vlds.pretrained import TIES, check_config, load_weights, read_config
-from vlds.resources import find, shipped
+from vlds.pretrained.files import reading
+from vlds.pretrained.hub import check_source
+from vlds.pretrained.tokenizer import check_tokenizer
+from vlds.pretrained.weights import TIES, check_config, load_weights, read_config
+from vlds.runtime.resources import find, shipped
 from vlds.schema import OptimizerRules, TargetModules
-from vlds.source_files import reading
 
 PIECES = "tokenizer_pieces"
 """Our key in a shipped config: pieces of the tokenizer, where the table has spare rows (T5)."""

@@ -21,8 +21,8 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from vlds.backbones.base import Backbone, LoadedBackbone, join
+from vlds.pretrained.files import SourceError
 from vlds.schema import UNDECAYED, OptimizerRules
-from vlds.source_files import SourceError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,12 +25,12 @@ from vlds.artifact import WEIGHTS, LoadedRun, load_run, own_tensors, write_descr
 from vlds.config import Recipe
 from vlds.convert.output import new_folder, say
 from vlds.convert.verify import Verification, all_tasks
-from vlds.manifest import write_manifest
 from vlds.methods.base import Method
 from vlds.methods.full import Full
 from vlds.models.build import build_model
 from vlds.models.vl_model import Sources
-from vlds.pretrained import quiet
+from vlds.pretrained.weights import quiet
+from vlds.runtime.manifest import write_manifest
 
 VISUAL = ("vision.", "visual_embedding.")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vlds.artifact import LoadedRun
 from vlds.convert.output import follow, tell
-from vlds.data.decode import decode_image
+from vlds.data.shards.decode import decode_image
 from vlds.runtime.regular_file import read_file
 from vlds.schema import Batch, SkipSample
 

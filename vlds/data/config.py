@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from vlds.data.cache import ShardCache, default_folder
 from vlds.data.errors import ErrorPolicy
+from vlds.data.shards.cache import ShardCache, default_folder
 from vlds.runtime.checks import at_least
 
 

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from vlds.report.bootstrap import Interval
+
+@dataclass(frozen=True)
+class Interval:
+    """The middle 95 % of the resampled values."""
+
+    low: float
+    high: float
 
 
 def score_text(value: float | None) -> str:

@@ -141,3 +141,17 @@ def append(path: Path, text: str) -> None:
             with suppress(OSError):
                 os.truncate(path, size or 0)
             raise
+
+
+@contextmanager
+def names_fit() -> Iterator[None]:
+    """Inside, a path that is longer than the system takes is a mistake of the user's.
+
+    Errors: ValueError that names it.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise ValueError(f"{error.filename}: {error.strerror}; name another place") from None

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from vlds.artifact import LoadedRun, artifact_folder, check_changes, load_run, read_recipe
-from vlds.training.answer import choose_task, predict
+from vlds.evaluation.answer import choose_task, predict
 
 
 class Answer(NamedTuple):

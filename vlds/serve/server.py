@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from vlds.report.templating import page
+from vlds.report.render.templating import page
 from vlds.runtime.shown import visible
 from vlds.runtime.terminal import tell, tell_exception
 from vlds.serve.form import NotAForm, parse_form

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from vlds.config import Recipe, to_tree
+from vlds.runtime.ranks import Ranks
 from vlds.training.build import Prepared
-from vlds.training.distributed import Ranks
 
 LIBRARIES = (
     "torch", "deepspeed", "transformers", "tokenizers", "numpy", "timm", "webdataset",

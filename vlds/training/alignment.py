@@ -25,12 +25,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlds.config import Recipe
-from vlds.data import open_dataset
-from vlds.data.decode import decode_image
+from vlds.data.shards.decode import decode_image
+from vlds.data.shards.store import open_dataset
 from vlds.models.vl_model import VLModel
+from vlds.runtime.ranks import Ranks
 from vlds.runtime.terminal import tell
 from vlds.schema import Sample
-from vlds.training.distributed import Ranks
 from vlds.vision.base import freeze, thaw
 
 

@@ -17,12 +17,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from vlds.artifact import WEIGHTS
-from vlds.manifest import damage
+from vlds.evaluation.evaluator import Evaluator
+from vlds.evaluation.result import Evaluation
 from vlds.runtime.json_file import read_json
+from vlds.runtime.manifest import damage
 from vlds.runtime.terminal import tell
 from vlds.runtime.whole_file import finish_replacing
-from vlds.training.evaluate import Evaluator
-from vlds.training.evaluation import Evaluation
 from vlds.training.states import Best, best_from
 
 BEST = "best.json"

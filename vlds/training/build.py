@@ -9,27 +9,32 @@ from typing import Any
 import torch
 
 from vlds.config import Recipe
-from vlds.data import BatchCut, MixedStream, SequentialStream, Source, StreamedSource, TrainStream
-from vlds.data.cache_limit import check_cache_limit, lanes_read
-from vlds.data.mixing_shares import steps_in
-from vlds.data.mixture import batch_sizes, check_lanes
-from vlds.models.build import build_model
-from vlds.models.partitioned_loading import partitioned_loading
-from vlds.models.vl_model import VLModel
-from vlds.resources import find
-from vlds.runtime.disk import check_writable
-from vlds.runtime.terminal import tell
-from vlds.training.alignment import align
-from vlds.training.best import BestStep, check_best
-from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
-from vlds.training.distributed import Ranks
-from vlds.training.engine import Engine
-from vlds.training.evaluate import (
+from vlds.data.order.batch_cut import BatchCut
+from vlds.data.order.mixing_shares import steps_in
+from vlds.data.order.mixture import batch_sizes, check_lanes
+from vlds.data.streams.cache_limit import check_cache_limit, lanes_read
+from vlds.data.streams.mixed_stream import MixedStream
+from vlds.data.streams.sequential import SequentialStream
+from vlds.data.streams.source import Source
+from vlds.data.streams.stream import TrainStream
+from vlds.data.streams.streamed_source import StreamedSource
+from vlds.evaluation.evaluator import (
     Evaluator,
     evaluation_sources,
     streamed_sources,
     training_sources,
 )
+from vlds.models.build import build_model
+from vlds.models.partitioned_loading import partitioned_loading
+from vlds.models.vl_model import VLModel
+from vlds.runtime.disk import check_writable
+from vlds.runtime.ranks import Ranks
+from vlds.runtime.resources import find
+from vlds.runtime.terminal import tell
+from vlds.training.alignment import align
+from vlds.training.best import BestStep, check_best
+from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
+from vlds.training.engine import Engine
 from vlds.training.optim import parameter_groups
 from vlds.training.precision import PRECISIONS, slow_precision
 from vlds.training.resume import RunStates, find_state, restore

@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vlds.manifest import write_manifest
 from vlds.runtime.half_made import remove, sweep
+from vlds.runtime.manifest import write_manifest
 from vlds.runtime.whole_file import whole_folder
 from vlds.training.states import (
     FORMAT,

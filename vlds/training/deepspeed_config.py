@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vlds.config import Recipe
-from vlds.data import BatchCut
+from vlds.data.order.batch_cut import BatchCut
 from vlds.runtime.json_file import read_json
 
 

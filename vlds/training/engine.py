@@ -33,10 +33,10 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from vlds.models.vl_model import VLModel
+from vlds.runtime.ranks import Ranks, rank_from_environment
 from vlds.schema import Batch
 from vlds.tasks.base import Task
 from vlds.training.adamw import MOMENTS, TaskAdamW
-from vlds.training.distributed import Ranks, rank_from_environment
 from vlds.training.flat_partitions import partitions, segments_of
 from vlds.training.loss import LossTotals, coefficients, count, task_losses
 from vlds.training.optim import task_slices

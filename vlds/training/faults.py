@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from vlds.config import Recipe
-from vlds.manifest import lacks_memory
 from vlds.runtime.disk import ROOM, CannotWrite, system_error
+from vlds.runtime.manifest import lacks_memory
+from vlds.runtime.ranks import Ranks
 from vlds.schema import Batch
-from vlds.training.distributed import Ranks
 from vlds.training.engine import StepReport
 from vlds.training.states import state_folders
 

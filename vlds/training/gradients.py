@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from vlds.training.distributed import Ranks
+from vlds.runtime.ranks import Ranks
 
 WATCHED_STEPS = 20
 """Steps after which tensors without any gradient are reported."""

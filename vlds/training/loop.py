@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from vlds.config import Recipe
+from vlds.evaluation.evaluator import EvaluationStopped, blanked, with_answer_lists
+from vlds.runtime.ranks import hold_folder
+from vlds.runtime.stop_request import StopRequest, stop_on_signals
 from vlds.training.agreement import check_agreement
 from vlds.training.build import build_run, prepare, with_steps
-from vlds.training.distributed import hold_folder
 from vlds.training.engine import start_ranks
-from vlds.training.evaluate import EvaluationStopped, blanked, with_answer_lists
 from vlds.training.faults import NonFiniteSteps, explained
 from vlds.training.gradients import GradientWatch
 from vlds.training.optim import schedule_factor, set_learning_rate
@@ -21,7 +22,6 @@ from vlds.training.run import (
     save_state,
     tell_evaluation,
 )
-from vlds.training.signals import StopRequest, stop_on_signals
 from vlds.training.source_check import check_sources
 from vlds.training.states import Resume
 

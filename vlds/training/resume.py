@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 
 from vlds.config import Recipe
-from vlds.data import MixedStream
+from vlds.data.streams.mixed_stream import MixedStream
 from vlds.runtime.disk import CannotWrite
+from vlds.runtime.ranks import Ranks
 from vlds.runtime.terminal import tell
 from vlds.training import checkpoint
 from vlds.training.checkpoint import StateWriter
-from vlds.training.distributed import Ranks
 from vlds.training.engine import Engine, Layout, State
 from vlds.training.faults import cannot_write
 from vlds.training.states import Best, Progress, Resume, newest, state_folders

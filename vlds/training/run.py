@@ -9,12 +9,12 @@ from typing import Any
 
 from vlds.artifact import own_tensors, save_artifact
 from vlds.config import Recipe
-from vlds.data import MixedStream
+from vlds.data.streams.mixed_stream import MixedStream
+from vlds.evaluation.evaluator import Evaluator
+from vlds.runtime.ranks import Ranks
 from vlds.runtime.run_folder import PREDICTIONS
 from vlds.training.best import BestStep
-from vlds.training.distributed import Ranks
 from vlds.training.engine import Engine
-from vlds.training.evaluate import Evaluator
 from vlds.training.resume import RunStates
 from vlds.training.sinks import scores_told
 from vlds.training.tracker import Tracker

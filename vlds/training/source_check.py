@@ -4,8 +4,8 @@ built."""
 from __future__ import annotations
 
 from vlds.config import Recipe
-from vlds.source_files import damaged_source
-from vlds.training.distributed import Ranks
+from vlds.pretrained.files import damaged_source
+from vlds.runtime.ranks import Ranks
 
 
 def check_sources(recipe: Recipe, ranks: Ranks) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from vlds.config import Recipe, load_recipe, save_recipe, to_tree
-from vlds.data.order import differences
+from vlds.data.order.permutation import differences
 from vlds.runtime.credentials import without_credentials
+from vlds.runtime.ranks import Ranks
 from vlds.runtime.run_folder import STARTS, Start, add_start, cpu_name, new_start, read_starts
 from vlds.runtime.whole_file import write_whole
-from vlds.training.distributed import Ranks
 
 RECIPE = "recipe.yaml"
 MOST_TOLD = 20

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from vlds.manifest import damage
 from vlds.runtime.json_file import read_json
+from vlds.runtime.manifest import damage
 
 TENSORS, PROGRESS = "state.safetensors", "state.json"
 FORMAT = 2

@@ -13,9 +13,9 @@ from rich.table import Column
 from torch import Tensor
 
 from vlds.config import Recipe
-from vlds.data import MixedStream
+from vlds.data.streams.mixed_stream import MixedStream
+from vlds.runtime.ranks import Ranks
 from vlds.runtime.shown import visible
-from vlds.training.distributed import Ranks
 from vlds.training.engine import StepReport
 from vlds.training.sinks import Sink, open_sinks
 

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vlds.pretrained.files import check_tensors
 from vlds.schema import ImageSpec, TargetModules
-from vlds.source_files import check_tensors
 
 
 @dataclass(frozen=True, kw_only=True)

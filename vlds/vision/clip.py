@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from vlds.hub import check_source
-from vlds.pretrained import check_config, load_weights, read_config
-from vlds.resources import find
+from vlds.pretrained.hub import check_source
+from vlds.pretrained.weights import check_config, load_weights, read_config
+from vlds.runtime.resources import find
 from vlds.schema import ImageSpec
 from vlds.vision.base import GridEncoder, VisionEncoder, on_meta
 

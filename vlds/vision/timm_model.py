@@ -15,9 +15,9 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor
 
-from vlds.hub import check_source
+from vlds.pretrained.files import reading
+from vlds.pretrained.hub import check_source
 from vlds.schema import ImageSpec
-from vlds.source_files import reading
 from vlds.vision.base import GridEncoder, VisionEncoder, load_weights, on_meta
 
 ELSEWHERE = "name a .safetensors file in vision.weights"

@@ -1,0 +1,1 @@
+"""`verify`: every byte, picture, id and annotation of packed data sets."""

@@ -1,0 +1,177 @@
+"""Everything that can be wrong with one sample: its members, json, pictures, features."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from data_prep.checking.finding import Finding
+from data_prep.packing.annotation import fault_of
+from data_prep.packing.strict_picture import picture_fault
+from vlds.data.errors import ShardError
+from vlds.data.shards.features import FEATURE_TYPE, FEATURES
+from vlds.data.shards.foreign import foreign_json
+from vlds.data.shards.ids import id_fault
+from vlds.data.shards.info import DatasetInfo
+from vlds.data.shards.sample_bytes import members_of
+from vlds.data.shards.shard_index import Counts
+from vlds.data.shards.store import UNUSABLE, parse_sample
+from vlds.data.shards.tar import members, split_name
+from vlds.data.streams.task_check import ask_all
+from vlds.runtime.json_file import parse_member
+
+Members = dict[str, bytes]
+"""Extension -> bytes."""
+
+
+@dataclass
+class CheckedSample:
+    """What the checks of a whole data set need to know about a sample."""
+
+    key: str = ""
+    id: str = ""
+    has_json: bool = False
+    annotations: list[str] = field(default_factory=list)
+    """Ids."""
+    counts: Counts | None = None
+    """None where a run cannot read it."""
+    shapes: tuple[tuple[int, ...], ...] = ()
+    """Of its features, in the order of their names."""
+    unlabelled: int = 0
+    """Annotations that cannot be trained on."""
+    findings: list[Finding] = field(default_factory=list)
+
+
+def check_sample(data: bytes, begin: int, end: int, dataset: DatasetInfo) -> CheckedSample:
+    """Check the sample of a data set between two offsets of its shard; `data` is what could be read
+    of it."""
+    sample = CheckedSample()
+    view = memoryview(data)
+    try:
+        sample.findings += _check_names(sample, view, begin)
+        if len(data) < end - begin:
+            raise ShardError(f"its bytes from {begin + len(data)} to {end} are not there")
+        _, views = members_of(view, begin)
+    except ValueError as error:
+        sample.findings.append(Finding("sample smashed or cut off", str(error)))
+        return sample
+    content = {name: bytes(member) for name, member in views.items()}
+    if dataset.fields is not None:
+        sample.findings += _as_ours(sample.key, content, dataset.fields)
+    sample.has_json = "json" in content
+    sample.findings += _check_json(sample, content, dataset.kind)
+    sample.findings += _check_features(sample, content)
+    sample.findings += _check_use(sample, views, dataset)
+    return sample
+
+
+def _check_names(sample: CheckedSample, view: memoryview, begin: int) -> Iterator[Finding]:
+    """Note the key, and look for names that stand twice: a run takes the last of them.
+
+    Errors: ShardError where a header cannot be read; ValueError where an extension header cannot.
+    """
+    seen = set[str]()
+    for member in members(lambda o, n: view[o - begin : o - begin + n], begin, begin + len(view)):
+        key, extension = split_name(member.name)
+        sample.key = sample.key or key
+        if key == sample.key and extension in seen:
+            yield Finding("member twice", extension)
+        seen.add(extension)
+
+
+def _check_use(
+    sample: CheckedSample, content: Mapping[str, memoryview], dataset: DatasetInfo
+) -> Iterator[Finding]:
+    """Read it as a run does."""
+    try:
+        read = parse_sample(sample.key, content, dataset.name, dataset.kind, dataset.fields)
+    except UNUSABLE as error:
+        if not sample.findings:
+            yield Finding("sample unusable", repr(error))
+    else:
+        sample.counts = Counts(len(read.annotations), len(read.images) or len(read.features))
+        asked = ask_all(read)
+        sample.unlabelled = asked.unlabelled
+        if asked.faults and not sample.findings:
+            yield Finding("sample unusable", asked.faults[0])
+
+
+def _as_ours(key: str, content: Members, fields: Mapping[str, str]) -> Iterator[Finding]:
+    """Put the json in its place that a run reads."""
+    views = {name: memoryview(data) for name, data in content.items()}
+    content.pop("json", None)
+    try:
+        content["json"] = json.dumps(foreign_json(key, views, fields)).encode()
+    except (ValueError, KeyError, TypeError) as error:
+        yield Finding("fields cannot be read", repr(error))
+
+
+def _check_json(sample: CheckedSample, content: Members, kind: str) -> Iterator[Finding]:
+    """Ids, and the pictures that it names."""
+    if "json" not in content:
+        yield Finding("no json", f"it has {', '.join(sorted(content)) or 'nothing'}")
+        return
+    try:
+        fields = parse_member(content["json"])
+    except ValueError as error:
+        yield Finding("json cannot be read", str(error))
+        return
+    if not isinstance(fields, dict):
+        yield Finding("json cannot be read", f"it is {type(fields).__name__}, no object")
+        return
+    if fault := id_fault(fields.get("id")):
+        yield Finding("sample id unfit", fault)
+    else:
+        sample.id = fields["id"]
+    yield from _check_annotations(sample, fields.get("annotations"), kind)
+    images = fields.get("images")
+    if not isinstance(images, list):
+        yield Finding("no list of images", f'"images" is {json.dumps(images)}')
+        return
+    for name in images:
+        if not isinstance(name, str) or name not in content:
+            yield Finding("image missing", f"{name} is not among its members")
+        elif damage := picture_fault(content[name]):
+            yield Finding("image damaged", f"{name}: {damage}")
+
+
+def _check_annotations(sample: CheckedSample, annotations: Any, kind: str) -> Iterator[Finding]:
+    if not isinstance(annotations, list):
+        yield Finding("no list of annotations", f'"annotations" is {json.dumps(annotations)}')
+        return
+    for number, annotation in enumerate(annotations):
+        found = annotation.get("id") if isinstance(annotation, dict) else None
+        if fault := id_fault(found):
+            yield Finding("annotation id unfit", f"annotation {number}: {fault}")
+        else:
+            sample.annotations.append(str(found))
+        if isinstance(annotation, dict) and (fault := fault_of(annotation, kind)):
+            yield Finding("annotation unusable", f"annotation {number}: {fault}")
+
+
+def _check_features(sample: CheckedSample, content: Mapping[str, bytes]) -> Iterator[Finding]:
+    shapes = []
+    for name in sorted(name for name in content if name.endswith(FEATURES)):
+        try:
+            array = np.lib.format.read_array(io.BytesIO(content[name]), allow_pickle=False)
+        except Exception as error:  # NumPy reads the header as Python, whatever stands there
+            yield Finding("features cannot be read", f"{name}: {error}")
+            continue
+        shapes.append(array.shape)
+        if array.dtype != FEATURE_TYPE:
+            yield Finding("features not float16", f"{name}: {array.dtype}")
+        elif array.ndim != 2 or not array.size or not array.flags.c_contiguous:
+            detail = f"{name}: shape {array.shape}, (tokens, dim) row by row expected"
+            yield Finding("features no matrix", detail)
+        elif not (finite := np.isfinite(array)).all():
+            detail = f"{name}: {int((~finite).sum())} of {array.size} numbers"
+            yield Finding("features not finite", detail)
+    if len(set(shapes)) > 1:
+        detail = " and ".join("x".join(map(str, shape)) for shape in shapes)
+        yield Finding("features of different shapes", detail)
+    sample.shapes = tuple(shapes)

@@ -1,0 +1,141 @@
+"""Everything that can be wrong with one shard: its files, its index, and every sample in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+from zlib import crc32
+
+from data_prep.checking.finding import Finding
+from data_prep.checking.sample_check import CheckedSample, check_sample
+from vlds.data.errors import ShardError
+from vlds.data.shards.build_index import build_index
+from vlds.data.shards.info import DatasetInfo, ShardInfo
+from vlds.data.shards.shard_index import Counts, ShardIndex, beside
+from vlds.runtime.manifest import sha256 as file_sha256
+from vlds.runtime.regular_file import open_file, read_file
+
+
+class Job(NamedTuple):
+    """A shard to check."""
+
+    folder: Path
+    """Of its data set."""
+    shard: ShardInfo
+    label: str
+    """What the findings call it."""
+    dataset: DatasetInfo
+    """That it is part of."""
+
+
+@dataclass(frozen=True)
+class CheckedShard:
+    """Its samples, and what is wrong with it and with them."""
+
+    label: str
+    samples: list[CheckedSample]
+    findings: list[Finding]
+
+
+def check_shard(job: Job) -> CheckedShard:
+    """Check one shard completely, however damaged it is."""
+    tar = job.folder / job.shard.name
+    if not tar.is_file():
+        return CheckedShard(job.label, [], [Finding("shard missing", file=job.label)])
+    findings = list(_check_size(tar, job.shard))
+    stored = _stored_index(tar, job.shard, findings)
+    rebuilt, trouble = None, ""
+    try:
+        rebuilt = build_index(tar, foreign=job.dataset.fields is not None)
+    except ValueError as error:
+        trouble = str(error)
+    else:
+        findings += _check_counts(rebuilt, job.shard)
+    # A block of zeros looks like the end to whoever follows the headers; the index knows better.
+    index = stored or rebuilt
+    samples = list(_check_samples(tar, index, job.dataset)) if index else []
+    if stored and rebuilt:
+        findings += _compare(stored, rebuilt, samples)
+    about_samples = [
+        finding._replace(i=i, key=sample.key, id=sample.id)
+        for i, sample in enumerate(samples)
+        for finding in sample.findings
+    ]
+    if trouble and not about_samples:
+        findings.append(Finding("shard smashed", trouble))
+    findings = [finding._replace(file=job.label) for finding in findings + about_samples]
+    return CheckedShard(job.label, samples, findings)
+
+
+def _check_size(tar: Path, shard: ShardInfo) -> Iterator[Finding]:
+    size = tar.stat().st_size
+    if size != shard.bytes:
+        yield Finding("shard of another size", f"{size} bytes, dataset.json says {shard.bytes}")
+    elif file_sha256(tar) != shard.sha256:
+        yield Finding("shard with another sha256")
+
+
+def _stored_index(tar: Path, shard: ShardInfo, findings: list[Finding]) -> ShardIndex | None:
+    """The index beside a shard, where it is the one that dataset.json describes."""
+    files = {}
+    for suffix, expected in shard.index_hashes.items():
+        path = beside(tar, suffix)
+        if not path.is_file():
+            findings.append(Finding(f"{suffix} missing"))
+        elif sha256(data := read_file(path)).hexdigest() != expected:
+            findings.append(Finding(f"{suffix} with another sha256"))
+        else:
+            files[suffix] = data
+    if len(files) < len(shard.index_hashes):
+        return None
+    try:
+        return ShardIndex.parse(files, shard, shard.name)
+    except ShardError as error:
+        findings.append(Finding("index unusable", str(error)))
+        return None
+
+
+def _compare(
+    stored: ShardIndex, rebuilt: ShardIndex, samples: Sequence[CheckedSample]
+) -> Iterator[Finding]:
+    """Each sample that the index has in another place than the headers."""
+    if len(stored.counts) != len(rebuilt.counts):
+        detail = f"{len(stored.counts)} samples, the headers have {len(rebuilt.counts)}"
+        yield Finding("index of another shard", detail)
+        return
+    for i, sample in enumerate(samples):
+        said, found = (index.offsets[i : i + 2].tolist() for index in (stored, rebuilt))
+        if said != found:
+            detail = f"bytes {said[0]} to {said[1]}, in the shard {found[0]} to {found[1]}"
+            yield Finding("index of another shard", detail, i=i, key=sample.key, id=sample.id)
+
+
+def _check_counts(rebuilt: ShardIndex, shard: ShardInfo) -> Iterator[Finding]:
+    """Is dataset.json right about the numbers?"""
+    for noun, stated, found in (
+        ("samples", shard.samples, len(rebuilt.counts)),
+        ("annotations", shard.annotations, int(rebuilt.counts.sum())),
+    ):
+        if stated != found:
+            yield Finding(f"other number of {noun}", f"{found}, dataset.json says {stated}")
+
+
+def _check_samples(tar: Path, index: ShardIndex, dataset: DatasetInfo) -> Iterator[CheckedSample]:
+    with open_file(tar) as file:
+        for i, (begin, end) in enumerate(pairwise(index.offsets.tolist())):
+            data = os.pread(file.fileno(), end - begin, begin)
+            sample = check_sample(data, begin, end, dataset)
+            found, checksum = crc32(data), int(index.checksums[i])
+            if found != checksum and not sample.findings:
+                detail = f"its bytes have crc32 {found:08x}, the index says {checksum:08x}"
+                sample.findings.append(Finding("sample changed", detail))
+            indexed = Counts(int(index.counts[i]), int(index.pictures[i]))
+            if sample.counts not in (None, indexed):
+                detail = f"it has {sample.counts}, the index says {indexed}"
+                sample.findings.append(Finding("index of another shard", detail))
+            yield sample

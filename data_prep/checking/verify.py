@@ -1,0 +1,168 @@
+"""Is a folder of shards what it says it is? Every byte is read and every picture decoded."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from data_prep.checking.dataset_check import check_annotations, check_together, read_wanted
+from data_prep.checking.finding import Finding
+from data_prep.checking.shard_check import CheckedShard, Job, check_shard
+from data_prep.command import local_folder, new_command
+from data_prep.packed.stats import find_datasets
+from data_prep.packing.parallel import check_workers, ordered_map
+from data_prep.packing.progress import follow
+from vlds.data.shards.info import DATASET_FILE, DatasetInfo
+from vlds.data.shards.quarantine import QUARANTINE_FILE
+from vlds.runtime.terminal import tell
+from vlds.runtime.whole_file import write_whole
+
+SHOWN = 3
+"""Findings of one reason that the summary names."""
+FOUND = 1
+"""Exit code where something is wrong."""
+
+
+def verify(folder: Path, files: Sequence[Path] = (), workers: int = 1) -> list[Finding]:
+    """Check every data set in or below a folder, print what is wrong, and write the bad samples of
+    each down in its quarantine.jsonl; that file goes when there are none.
+
+    `files` hold the annotations that must be in the shards. Errors: ValueError where there is no
+    data set, or a file has no ids.
+    """
+    check_workers(workers)
+    infos, findings = _load(folder)
+    findings += _find_unlisted(folder, infos)
+    wanted = read_wanted(list(infos.values()), files) if infos else {}
+    checked = _check_shards(folder, infos, workers)
+    for place, info in infos.items():
+        shards = checked[place]
+        tell(_title(info, shards, place))
+        findings += [finding for shard in shards for finding in shard.findings]
+        findings += check_together(shards)
+    if wanted:
+        findings += check_annotations(wanted, [*chain(*checked.values())])
+    tell(summary(findings))
+    for place in infos:
+        _quarantine(place, [f for f in findings if (folder / f.file).parent == place])
+    return findings
+
+
+def _load(folder: Path) -> tuple[dict[Path, DatasetInfo], list[Finding]]:
+    """The dataset.json of every data set, and those that cannot be read."""
+    infos, findings = {}, []
+    for place in find_datasets(folder):
+        try:
+            infos[place] = DatasetInfo.load(place)
+        except (ValueError, TypeError) as error:
+            name = str((place / DATASET_FILE).relative_to(folder))
+            findings.append(Finding(f"unusable {DATASET_FILE}", str(error), name))
+    return infos, findings
+
+
+def _find_unlisted(folder: Path, infos: Mapping[Path, DatasetInfo]) -> Iterator[Finding]:
+    """Tars that belong to no data set: other readers take them, and a run does not."""
+    listed = {place / shard.name for place, info in infos.items() for shard in info.shards}
+    for tar in sorted(folder.rglob("*.tar")):
+        if tar not in listed:
+            yield Finding(f"shard in no {DATASET_FILE}", file=str(tar.relative_to(folder)))
+
+
+def _check_shards(
+    folder: Path, infos: Mapping[Path, DatasetInfo], workers: int
+) -> dict[Path, list[CheckedShard]]:
+    """Folder of each data set -> its shards, looked at in several processes."""
+    jobs = [
+        Job(place, shard, str((place / shard.name).relative_to(folder)), info)
+        for place, info in infos.items()
+        for shard in info.shards
+    ]
+    samples = sum(job.shard.samples for job in jobs)
+    results = ordered_map(check_shard, jobs, workers, chunk=1, pieces=samples)
+    checked: dict[Path, list[CheckedShard]] = {place: [] for place in infos}
+    for job, result in zip(jobs, follow(results, "verify", 0, len(jobs)), strict=True):
+        checked[job.folder].append(result)
+    return checked
+
+
+def _title(info: DatasetInfo, shards: Sequence[CheckedShard], place: Path) -> str:
+    samples = [sample for shard in shards for sample in shard.samples]
+    counts = (
+        _count(len(shards), "shard"),
+        _count(len(samples), "sample"),
+        _count(sum(len(sample.annotations) for sample in samples), "annotation"),
+    )
+    return f"{info.name} {info.split}: {', '.join(counts)} in {place}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def summary(findings: Sequence[Finding]) -> str:
+    """How often each thing is wrong, most frequent first, and where the first ones are."""
+    if not findings:
+        return "all is well"
+    lines = [f"{_count(len(findings), 'finding')}:"]
+    for reason, count in Counter(finding.reason for finding in findings).most_common():
+        of_it = [str(finding) for finding in findings if finding.reason == reason]
+        lines.append(f"  {count:,} x {reason}")
+        lines += [f"      {place}" for place in of_it[:SHOWN]]
+        lines += [f"      and {count - SHOWN:,} more"] if count > SHOWN else []
+    return "\n".join(lines)
+
+
+def _quarantine(place: Path, findings: Sequence[Finding]) -> None:
+    """Write down the bad samples among the findings about one data set."""
+    path = place / QUARANTINE_FILE
+    bad = [f._replace(file=Path(f.file).name) for f in findings if f.i is not None]
+    if not bad:
+        path.unlink(missing_ok=True)
+        return
+    write_whole(path, "".join(finding.line() for finding in bad))
+    samples = {(finding.file, finding.i) for finding in bad}
+    tell(f"{path}: {_count(len(samples), 'bad sample')}")
+
+
+def add_command(commands: Any) -> None:
+    """Add `verify`."""
+    parser = new_command(
+        commands,
+        "verify",
+        "check shards: every byte, picture and id",
+        "Checks every data set in or below a folder: files and index against dataset.json, every "
+        "sample's json, pictures and features, ids that stand twice. Bad samples are written to "
+        f"{QUARANTINE_FILE} beside their shards; runs leave them out. Exit code 0: all is well; 1: "
+        "something is wrong.",
+        examples=["verify shards/mine"],
+    )
+    parser.add_argument(
+        "folder", type=local_folder, metavar="DIR", help="a data set, or several below"
+    )
+    parser.add_argument(
+        "--annotations",
+        dest="files",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="official files, or in LXMERT's form: each of their annotations must be in the "
+        "shards or among the dropped of dataset.json, and no other may be",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        metavar="N",
+        help="processes that read shards (default: the cores)",
+    )
+
+    def run(args: argparse.Namespace) -> int:
+        return FOUND if verify(args.folder, args.files, args.workers) else 0
+
+    parser.set_defaults(run=run)

@@ -1,0 +1,1 @@
+"""The demo's worlds of colored shapes, in the publishers' file layouts."""

@@ -1,0 +1,130 @@
+"""The demo's data: made pictures in the publishers' file layouts, packed like any, and a tokenizer.
+
+    OUT/official/WORLD/{coco,gqa,nlvr2}       what a download of the real data sets would look like
+    OUT/shards/WORLD/DATASET-SPLIT            vqav2, gqa, nlvr2, coco; train and val (nlvr2: dev)
+    OUT/text.txt, OUT/spiece.model            every text of both worlds; a sentencepiece model of it
+
+Deterministic by seed. World `home` is for pretraining, world `shifted` for tuning: see demo_world.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from data_prep.command import add_shard_options, new_command, shard_options
+from data_prep.demo.files import PAIRS_PER_SET, WorldWriter
+from data_prep.demo.phrases import PHRASES, word_lines
+from data_prep.demo.world import HOME, SHIFTED, WORLDS, World
+from data_prep.official.coco_karpathy import parse_coco_karpathy
+from data_prep.official.gqa import parse_gqa
+from data_prep.official.nlvr2 import parse_nlvr2
+from data_prep.official.vqav2 import parse_vqav2
+from data_prep.packed.tokenizer import train_tokenizer
+from data_prep.packing.pack import Options, pack
+from data_prep.packing.parallel import ordered_map
+from data_prep.packing.source import SourceSet
+from vlds.runtime.disk import writable
+from vlds.runtime.terminal import tell
+from vlds.runtime.whole_file import write_whole
+
+HOME_SCENES = 12_000
+SHIFTED_TO_HOME = 5 / 12
+"""The shifted world is smaller: what is tuned there should need little data."""
+COCO_SHARE, GQA_SHARE = 0.32, 0.30
+"""Shares of the scenes; NLVR2's pairs get the others."""
+VAL_SHARES = {HOME.name: 0.08, SHIFTED.name: 0.2}
+"""Of scenes kept for evaluation, the shifted world's so large that 300 pictures are captioned."""
+FEWEST_SCENES = 200
+VOCABULARY = 224
+"""Most pieces; the text has words for fewer."""
+
+
+def make_demo(out: Path, seed: int, scenes: int, options: Options) -> None:
+    """Draw both worlds, pack their eight data sets, train the tokenizer."""
+    if scenes < FEWEST_SCENES:
+        raise ValueError(f"--scenes {scenes}: give at least {FEWEST_SCENES}, so no split is empty")
+    make = partial(make_world, out=out, seed=seed, scenes=scenes, options=options)
+    drawn = ordered_map(make, WORLDS, len(WORLDS), chunk=1, pieces=scenes)
+    texts = set[str]().union(*drawn)
+    lines = sorted(texts) + word_lines()
+    write_whole(out / "text.txt", "".join(f"{line}\n" for line in lines))
+    write_whole(out / "spiece.model", train_tokenizer(lines, VOCABULARY))
+    tell(f"text in {out / 'text.txt'}, tokenizer in {out / 'spiece.model'}")
+
+
+def make_world(world: World, out: Path, seed: int, scenes: int, options: Options) -> set[str]:
+    """Draw and pack one world; returns its texts."""
+    options = replace(options, workers=1)  # its pictures are tiny
+    folder = out / "official" / world.name
+    if folder.exists():
+        shutil.rmtree(folder)
+    count = scenes if world == HOME else round(scenes * SHIFTED_TO_HOME)
+    with writable(folder):
+        texts = write_world(folder, world, count, seed)
+    for dataset in parse_world(folder, world):
+        place = out / "shards" / world.name / f"{_short(dataset.name)}-{dataset.split}"
+        pack(dataset, place, options)
+    return texts
+
+
+def write_world(folder: Path, world: World, scenes: int, seed: int) -> set[str]:
+    """Official files of one world; returns its texts."""
+    writer = WorldWriter(folder, world, PHRASES[world.name], Random(f"{seed} {world.name}"))
+    share = VAL_SHARES[world.name]
+    coco, gqa = round(scenes * COCO_SHARE), round(scenes * GQA_SHARE)
+    sets = (scenes - coco - gqa) // (2 * PAIRS_PER_SET)
+    for write, total in ((writer.coco, coco), (writer.gqa, gqa), (writer.nlvr2, sets)):
+        val = max(1, round(total * share))
+        write(total - val, val)
+    return writer.texts
+
+
+def parse_world(folder: Path, world: World) -> Iterator[SourceSet]:
+    """Read the official files back with the parsers of the real data sets."""
+    for split in ("train", "val"):
+        parsed = (
+            parse_vqav2(folder / "coco", split),
+            parse_gqa(folder / "gqa", split),
+            parse_nlvr2(folder / "nlvr2", "dev" if split == "val" else split),
+            parse_coco_karpathy(folder / "coco", split),
+        )
+        # Shard names carry the world: caches of other readers go by the file name alone.
+        yield from (replace(dataset, name=f"{world.name}-{dataset.name}") for dataset in parsed)
+
+
+def _short(name: str) -> str:
+    return name.partition("-")[2]
+
+
+def add_command(commands: Any) -> None:
+    """Add `demo`."""
+    parser = new_command(
+        commands,
+        "demo",
+        "made pictures of colored shapes in four official layouts",
+        "Draws two worlds of colored shapes, writes them as VQA v2, GQA, NLVR2 and COCO captions "
+        "in the publishers' file layouts (OUT/official), packs all eight data sets (OUT/shards) "
+        "and trains a sentencepiece model on their text (OUT/spiece.model).",
+        examples=["demo --out runs/demo/data"],
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--scenes",
+        type=int,
+        default=HOME_SCENES,
+        help=f"pictures of the home world (default: {HOME_SCENES})",
+    )
+    add_shard_options(parser)
+
+    def run(args: argparse.Namespace) -> None:
+        # The worlds are drawn by the seed; another order of what was drawn would add nothing.
+        make_demo(args.out, args.seed, args.scenes, replace(shard_options(args), seed=0))
+
+    parser.set_defaults(run=run)

@@ -1,0 +1,279 @@
+"""The demo's scenes as official files: VQAv2 and COCO captions on shared pictures, GQA, NLVR2.
+
+What is written here is read back by the parsers of the real data sets, so the layouts are the
+publishers' own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from data_prep.demo.phrases import Phrases
+from data_prep.demo.text import (
+    Asked,
+    Statement,
+    absent_look,
+    ask_gqa,
+    ask_vqa,
+    caption_scene,
+    state,
+)
+from data_prep.demo.world import (
+    MOST_THINGS,
+    Look,
+    Scene,
+    World,
+    draw,
+    make_scene,
+    random_looks,
+    scene_graph,
+)
+
+RESTVAL_SHARE = 0.05
+GQA_QUESTIONS = 3
+PAIRS_PER_SET = 2
+SENTENCES_PER_SET = 3
+ANSWER_TYPES = {"color": "other", "shape": "other", "count": "number", "exists": "yes/no"}
+QUESTION_TYPES = {
+    "color": "what color is the",
+    "shape": "what shape is the",
+    "count": "how many",
+    "exists": "is there a",
+}
+GQA_TYPES = {
+    "logicAnd": {"structural": "logical", "semantic": "obj", "detailed": "existAnd"},
+    "logicOr": {"structural": "logical", "semantic": "obj", "detailed": "existOr"},
+    "left": {"structural": "query", "semantic": "rel", "detailed": "relO"},
+}
+
+
+@dataclass
+class WorldWriter:
+    """Writes the four data sets of one world below a folder and remembers every text."""
+
+    folder: Path
+    world: World
+    words: Phrases
+    rng: Random
+    texts: set[str] = field(default_factory=set)
+
+    def coco(self, train: int, val: int) -> None:
+        """VQAv2 and Karpathy's captions.
+
+        The pictures of restval have captions only, so that VQA's val stays unseen.
+        """
+        restval = int(train * RESTVAL_SHARE)
+        plan = [("train", "train2014")] * (train - restval) + [("restval", "val2014")] * restval
+        plan += [("val", "val2014")] * val
+        asked: dict[str, list[tuple[int, Asked]]] = {"train2014": [], "val2014": []}
+        images = []
+        for number, (split, subset) in enumerate(plan):
+            scene, image_id = self._scene(), 1000 + number
+            filename = f"COCO_{subset}_{image_id:012d}.jpg"
+            self._write_picture(Path("coco", subset, filename), scene)
+            if split != "restval":
+                questions = ask_vqa(scene, self.words, self.rng)
+                asked[subset] += [(image_id, question) for question in questions]
+            captions = self._remember(caption_scene(scene, self.words))
+            images.append(_karpathy_row(split, subset, filename, image_id, number, captions))
+        for subset, questions_ in asked.items():
+            self._write_vqa(subset, questions_)
+        _write_json(self.folder / "coco/dataset_coco.json", {"dataset": "coco", "images": images})
+
+    def _write_vqa(self, subset: str, asked: Sequence[tuple[int, Asked]]) -> None:
+        head = {
+            "info": {"year": 2014, "version": "2.0", "description": f"demo, {self.world.name}"},
+            "license": {"name": "CC0-1.0", "url": ""},
+            "data_type": "mscoco",
+            "data_subtype": subset,
+        }
+        questions, annotations, seen = [], [], Counter[int]()
+        for image_id, question in asked:
+            number = image_id * 1000 + seen[image_id]
+            seen[image_id] += 1
+            ids = {"image_id": image_id, "question_id": number}
+            questions.append({**ids, "question": question.question})
+            annotations.append({**ids, **_ten_answers(question, self.rng)})
+            self._remember([question.question, *question.choices])
+        folder = self.folder / "coco"
+        _write_json(
+            folder / f"v2_OpenEnded_mscoco_{subset}_questions.json",
+            {**head, "task_type": "Open-Ended", "questions": questions},
+        )
+        _write_json(
+            folder / f"v2_mscoco_{subset}_annotations.json", {**head, "annotations": annotations}
+        )
+
+    def gqa(self, train: int, val: int) -> None:
+        """Question dictionaries and scene graphs; ids with leading zeros, as the real ones."""
+        image, question_number = 2_300_000, 0
+        for split, count in (("train", train), ("val", val)):
+            questions: dict[str, Any] = {}
+            graphs: dict[str, Any] = {}
+            for _ in range(count):
+                image += 1
+                scene, questions_asked = self._scene_for_gqa()
+                self._write_picture(Path("gqa/images", f"{image}.jpg"), scene)
+                graphs[str(image)] = scene_graph(scene, image * 10, self.words.answers.call)
+                for asked in questions_asked:
+                    question_number += 1
+                    questions[f"{question_number:08d}"] = _gqa_row(asked, image)
+                    self._remember([asked.question, *asked.choices])
+            _write_json(self.folder / f"gqa/{split}_balanced_questions.json", questions)
+            _write_json(self.folder / f"gqa/{split}_sceneGraphs.json", graphs)
+
+    def nlvr2(self, train: int, val: int) -> None:
+        """Sets of two pairs of pictures that share their three sentences, as the real ones do."""
+        for split, count in (("train", train), ("dev", val)):
+            rows = []
+            for number in range(count):
+                statements = self._statements()
+                for pair in range(PAIRS_PER_SET):
+                    name = f"{split}-{number}-{pair}"
+                    labels = self._write_pair(name, number, statements)
+                    rows += [
+                        self._nlvr2_row(f"{name}-{index}", statement, label, number)
+                        for index, (statement, label) in enumerate(
+                            zip(statements, labels, strict=True)
+                        )
+                    ]
+            path = self.folder / f"nlvr2/{split}.json"
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="ascii")
+
+    def _statements(self) -> list[Statement]:
+        looks: list[Look] = []
+        for _ in range(SENTENCES_PER_SET):
+            looks.append(absent_look(set(looks), self.rng))
+        return [state(look, self.words, self.rng) for look in looks]
+
+    def _write_pair(self, name: str, number: int, statements: Sequence[Statement]) -> list[bool]:
+        """Decide what is true first, then draw two pictures that make it so."""
+        labels = [self.rng.random() < 0.5 for _ in statements]
+        sides: tuple[list[Look], list[Look]] = ([], [])
+        for statement, label in zip(statements, labels, strict=True):
+            found = label != self.words.denies
+            for side, holds in zip(sides, _presence(statement.kind, found, self.rng), strict=True):
+                side += [statement.look] * holds
+        said = {statement.look for statement in statements}
+        for index, side in enumerate(sides):
+            fillers = self.rng.randint(0, MOST_THINGS - len(side))
+            side += [absent_look(said, self.rng) for _ in range(max(fillers, not side))]
+            split = name.split("-")[0]
+            place = Path("images/train", str(number % 100)) if split == "train" else Path(split)
+            picture = Path("nlvr2") / place / f"{name}-img{index}.png"
+            self._write_picture(picture, make_scene(self.rng, side))
+        return labels
+
+    def _nlvr2_row(
+        self, identifier: str, statement: Statement, label: bool, number: int
+    ) -> dict[str, Any]:
+        self._remember([statement.text])
+        row = {
+            "identifier": identifier,
+            "sentence": statement.text,
+            "label": str(label),
+            "synset": self.words.answers.call(statement.look[1]),
+            "query": statement.kind,
+        }
+        return row | ({"directory": number % 100} if identifier.startswith("train") else {})
+
+    def _scene(self, fewest: int = 1) -> Scene:
+        return make_scene(self.rng, random_looks(self.rng, fewest))
+
+    def _scene_for_gqa(self) -> tuple[Scene, list[Asked]]:
+        """One that allows questions of both kinds, about logic and about places."""
+        while True:
+            scene = self._scene(fewest=2)
+            asked = ask_gqa(scene, self.words, self.rng)
+            if len(asked) == GQA_QUESTIONS:
+                return scene, asked
+
+    def _write_picture(self, place: Path, scene: Scene) -> None:
+        path = self.folder / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(draw(scene, self.world, self.rng))
+
+    def _remember(self, texts: list[str]) -> list[str]:
+        self.texts.update(texts)
+        return texts
+
+
+def _ten_answers(asked: Asked, rng: Random) -> dict[str, Any]:
+    """Ten people who mostly agree: now and then one or two of them err."""
+    dissenters = rng.choices((0, 1, 2), weights=(70, 25, 5))[0]
+    wrong = [choice for choice in asked.choices if choice != asked.answer]
+    answers = [rng.choice(wrong) for _ in range(dissenters)]
+    answers += [asked.answer] * (10 - dissenters)
+    rng.shuffle(answers)
+    return {
+        "question_type": QUESTION_TYPES[asked.kind],
+        "answer_type": ANSWER_TYPES[asked.kind],
+        "multiple_choice_answer": asked.answer,
+        "answers": [
+            {
+                "answer": answer,
+                "answer_confidence": "yes" if answer == asked.answer else "maybe",
+                "answer_id": number,
+            }
+            for number, answer in enumerate(answers, 1)
+        ],
+    }
+
+
+def _karpathy_row(
+    split: str, subset: str, filename: str, image_id: int, number: int, captions: Sequence[str]
+) -> dict[str, Any]:
+    first = number * len(captions)
+    sentences = [
+        {"tokens": caption.split(), "raw": caption, "imgid": number, "sentid": first + index}
+        for index, caption in enumerate(captions)
+    ]
+    return {
+        "filepath": subset,
+        "sentids": [sentence["sentid"] for sentence in sentences],
+        "filename": filename,
+        "imgid": number,
+        "split": split,
+        "sentences": sentences,
+        "cocoid": image_id,
+    }
+
+
+def _gqa_row(asked: Asked, image: int) -> dict[str, Any]:
+    return {
+        "imageId": str(image),
+        "question": asked.question,
+        "answer": asked.answer,
+        "fullAnswer": asked.full_answer,
+        "isBalanced": True,
+        "groups": {"global": None, "local": asked.kind},
+        "entailed": [],
+        "equivalent": [],
+        "types": GQA_TYPES[asked.kind],
+        "semantic": [],
+        "semanticStr": "",
+        "annotations": {"question": {}, "answer": {}, "fullAnswer": {}},
+    }
+
+
+def _presence(kind: str, label: bool, rng: Random) -> tuple[bool, bool]:
+    """In which of the two pictures the thing must stand; the near misses are the rule."""
+    one = rng.choice(((True, False), (False, True)))
+    if kind == "both":
+        return (True, True) if label else one if rng.random() < 0.8 else (False, False)
+    if kind == "left":
+        return label, rng.random() < 0.5
+    if not label:
+        return False, False
+    return one if rng.random() < 0.8 else (True, True)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content), encoding="ascii")

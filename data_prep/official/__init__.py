@@ -1,0 +1,1 @@
+"""Publishers' data sets, one file each."""

@@ -1,0 +1,96 @@
+"""easy-VQA (github.com/vzhou842/easy-VQA), as the package easy-vqa ships it, pictures and all."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_prep.command import add_shard_options, new_command, shard_options
+from data_prep.packing.answers import soft_label
+from data_prep.packing.pack import pack
+from data_prep.packing.source import Annotation, SourceSample, SourceSet
+
+NEGATIONS = frozenset({"no", "not"})
+SUBSETS = ("all", "plain", "negated")
+"""Every question; those without a word of negation; those with one."""
+
+
+def load_easy_vqa() -> list[tuple[str, SourceSet]]:
+    """Train and test, each whole and cut in two by negation: (subset, data set)."""
+    try:
+        import easy_vqa  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        raise ValueError(
+            "the package easy-vqa is not installed, and the data come with it: pip install easy-vqa"
+        ) from None
+    folder = Path(easy_vqa.__file__).parent / "data"
+    parts = {
+        "train": (easy_vqa.get_train_questions(), easy_vqa.get_train_image_paths()),
+        "test": (easy_vqa.get_test_questions(), easy_vqa.get_test_image_paths()),
+    }
+    return [
+        (subset, _subset(subset, split, folder / split / "questions.json", *part))
+        for split, part in parts.items()
+        for subset in SUBSETS
+    ]
+
+
+def is_negated(question: str) -> bool:
+    """`is there not a red shape?` and `is no red shape present?`."""
+    return not NEGATIONS.isdisjoint(question.lower().rstrip("?").split())
+
+
+def _subset(
+    subset: str,
+    split: str,
+    file: Path,
+    rows: tuple[Sequence[str], Sequence[str], Sequence[int]],
+    pictures: Mapping[int, str],
+) -> SourceSet:
+    samples: dict[int, SourceSample] = {}
+    for number, (question, answer, image) in enumerate(zip(*rows, strict=True)):
+        if subset != "all" and is_negated(question) != (subset == "negated"):
+            continue
+        sample = samples.setdefault(image, SourceSample(str(image), (Path(pictures[image]),), []))
+        sample.annotations.append(_annotation(str(number), question, answer))
+    name = "easy_vqa" if subset == "all" else f"easy_vqa_{subset}"
+    return SourceSet(name, "vqa", split, (file,), list(samples.values()))
+
+
+def _annotation(number: str, question: str, answer: str) -> Annotation:
+    """Question types as the reports group them: what, or yes/no with and without negation."""
+    kind = "negated" if is_negated(question) else "plain"
+    if answer not in ("yes", "no"):
+        kind = "what"
+    return {
+        "id": number,
+        "question": question,
+        "answers": [answer],
+        "label": soft_label([answer]),
+        "answer_type": "other" if kind == "what" else "yes/no",
+        "question_type": kind,
+    }
+
+
+def add_command(commands: Any) -> None:
+    """Add `easy-vqa`."""
+    parser = new_command(
+        commands,
+        "easy-vqa",
+        "easy-VQA: the small data set that the package easy-vqa ships",
+        "Writes OUT/train and OUT/test, and of each the questions without and with a negation: "
+        "OUT/plain-train, OUT/negated-train, OUT/plain-test, OUT/negated-test. "
+        "Needs `pip install easy-vqa`.",
+        examples=["easy-vqa --out runs/easy_vqa/data"],
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    add_shard_options(parser)
+
+    def run(args: argparse.Namespace) -> None:
+        for subset, dataset in load_easy_vqa():
+            folder = dataset.split if subset == "all" else f"{subset}-{dataset.split}"
+            pack(dataset, args.out / folder, shard_options(args))
+
+    parser.set_defaults(run=run)

@@ -1,0 +1,1 @@
+"""Rows of your own: JSON lines, CSV, LLaVA, ShareGPT, COCO."""

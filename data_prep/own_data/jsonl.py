@@ -1,0 +1,173 @@
+"""Anybody's own data: pictures in a folder, and rows in JSON lines, a JSON list or CSV."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data_prep.command import add_shard_options, new_command, shard_options
+from data_prep.own_data.coco_rows import is_coco, rows_of_coco
+from data_prep.own_data.conversations import are_conversations, rows_of_conversations
+from data_prep.own_data.row_annotations import KINDS, TASKS, FieldNames, annotations_of
+from data_prep.own_data.row_check import check_rows
+from data_prep.own_data.rows import Row, read_rows
+from data_prep.packing.named_pictures import find_pictures
+from data_prep.packing.pack_splits import pack_splits
+from data_prep.packing.source import SourceSample, SourceSet
+from data_prep.packing.split import add_split_by_image, split_of
+
+LABELS_HELP = "entailment, neutral, contradiction; or true, false"
+
+
+def parse_jsonl(
+    task: str,
+    annotations: Path,
+    images: Path,
+    names: FieldNames,
+    name: str,
+    split: str = "train",
+) -> list[SourceSet]:
+    """Rows -> one data set for each split they fall in; `task` is one of TASKS."""
+    rows = _plain_rows(task, read_rows(annotations), names, annotations)
+    check_rows(rows, names, task, annotations)
+    pictures = find_pictures(images, filter(None, (_image(row, names) for row in rows)))
+    samples: dict[str, dict[str, SourceSample]] = {}
+    dropped: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        part = split if names.split is None else str(row.fields[names.split]).strip() or "none"
+        row_id = str(row.fields[names.id]) if names.id else row.number
+        found = row.fault or annotations_of(task, row.fields, row_id, names)
+        if isinstance(found, str):
+            dropped.setdefault(part, []).append({"id": row_id, "reason": found})
+            continue
+        picture = pictures[_image(row, names)]
+        sample = samples.setdefault(part, {}).setdefault(
+            picture.id, SourceSample(picture.id, (picture.path,), [], place=row.place)
+        )
+        sample.annotations.extend(found)
+    return [
+        SourceSet(
+            name,
+            KINDS.get(task, task),
+            part,
+            (annotations,),
+            list(samples.get(part, {}).values()),
+            tuple(dropped.get(part, ())),
+        )
+        for part in sorted({*samples, *dropped})
+    ]
+
+
+def _plain_rows(task: str, rows: list[Row], names: FieldNames, path: Path) -> Sequence[Row]:
+    """Conversations and COCO's captions as rows; others stay as they are."""
+    if is_coco(rows):
+        return rows_of_coco(rows[0].fields, names, path)
+    if task in ("vqa", "caption") and are_conversations(rows):
+        return rows_of_conversations(rows, names)
+    return rows
+
+
+def _image(row: Row, names: FieldNames) -> str:
+    value = row.fields[names.image]
+    return "" if value is None else str(value).strip()
+
+
+def add_command(commands: Any) -> None:
+    """Add `jsonl`."""
+    parser = new_command(
+        commands,
+        "jsonl",
+        "your own data: rows in JSON lines, a JSON list or CSV",
+        "One row a question, caption or sentence; also LLaVA's and ShareGPT's conversations (a "
+        "question with its answer is a row) and COCO's captions. All rows about a picture become "
+        "one sample. Answers are stripped and lower-cased; a list of ten is weighed as in VQA v2. "
+        "Rows without a picture, question, answer or known label are dropped and counted.",
+        examples=[
+            "jsonl --task vqa --annotations rows.jsonl \\\n      --images PHOTOS --out mine",
+            "jsonl --task caption --annotations rows.csv \\\n      --images PHOTOS --out mine",
+        ],
+    )
+    parser.add_argument(
+        "--task",
+        choices=tuple(TASKS),
+        required=True,
+        help="statement: sentences that are true or false, for the task VQA",
+    )
+    parser.add_argument("--annotations", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--images", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    _add_fields(parser.add_argument_group("fields of a row"))
+    parser.add_argument("--name", help="of the data set (default: of the annotations file)")
+    splits = parser.add_argument_group("splits").add_mutually_exclusive_group()
+    splits.add_argument("--split", default="train", help="name of the one split (default: train)")
+    splits.add_argument(
+        "--split-field", metavar="NAME", help="a row says its split; writes OUT/SPLIT for each"
+    )
+    add_split_by_image(splits)
+    add_shard_options(parser)
+    parser.set_defaults(run=_run_jsonl)
+
+
+def _add_fields(fields: Any) -> None:
+    fields.add_argument(
+        "--image-field",
+        default="image",
+        metavar="NAME",
+        help="file below --images (default: image)",
+    )
+    fields.add_argument(
+        "--question-field", default="question", metavar="NAME", help="default: question"
+    )
+    fields.add_argument(
+        "--answer-field",
+        default="answer",
+        metavar="NAME",
+        help="text, number or list (default: answer)",
+    )
+    fields.add_argument(
+        "--no-answers", action="store_true", help="questions or sentences only (a test set)"
+    )
+    fields.add_argument(
+        "--caption-field", default="caption", metavar="NAME", help="text or list (default: caption)"
+    )
+    fields.add_argument(
+        "--hypothesis-field",
+        "--statement-field",
+        metavar="NAME",
+        help="sentence (default: hypothesis, or statement)",
+    )
+    fields.add_argument(
+        "--label-field", default="label", metavar="NAME", help=f"{LABELS_HELP} (default: label)"
+    )
+    fields.add_argument(
+        "--id-field", metavar="NAME", help="default: the row's line, as an editor counts it"
+    )
+
+
+def _field_names(args: argparse.Namespace) -> FieldNames:
+    asks, judges = args.task == "vqa", args.task in ("entailment", "statement")
+    sentence = {"entailment": "hypothesis", "statement": "statement"}.get(args.task)
+    return FieldNames(
+        image=args.image_field,
+        question=args.question_field if asks else None,
+        answer=args.answer_field if asks and not args.no_answers else None,
+        caption=args.caption_field if args.task == "caption" else None,
+        hypothesis=(args.hypothesis_field or sentence) if judges else None,
+        label=args.label_field if judges and not args.no_answers else None,
+        id=args.id_field,
+        split=args.split_field,
+    )
+
+
+def _run_jsonl(args: argparse.Namespace) -> None:
+    names = _field_names(args)
+    split = split_of(args)
+    name = args.name or args.annotations.stem.replace(".", "_")
+    options = shard_options(args)
+    split_name = args.split if split is None else "train"
+    datasets = parse_jsonl(args.task, args.annotations, args.images, names, name, split_name)
+    apart = split is not None or args.split_field is not None
+    noun = "id" if names.id else None
+    pack_splits(datasets, split, args.out, options, apart=apart, noun=noun)

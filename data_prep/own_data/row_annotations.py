@@ -1,0 +1,134 @@
+"""What a row of anybody's own data says about its picture, task by task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from data_prep.official.snli_ve import LABELS
+from data_prep.own_data.rows import Fields
+from data_prep.packing.answers import soft_label
+from data_prep.packing.source import TYPES, Annotation, clean, rest, with_source
+
+Told = list[Annotation] | str
+"""Annotations, or the reason why a row has none."""
+TRUTH: Mapping[str, str] = {
+    "true": "true", "yes": "true", "1": "true", "false": "false", "no": "false", "0": "false",
+}  # fmt: skip
+"""What rows call a true or a false statement."""
+
+
+@dataclass(frozen=True)
+class FieldNames:
+    """Which field of a row holds what."""
+
+    image: str
+    question: str | None = None
+    answer: str | None = None
+    """None: no answers (a test split)."""
+    caption: str | None = None
+    hypothesis: str | None = None
+    """Of a sentence to judge, or a statement that is true or false."""
+    label: str | None = None
+    """None: no labels (a test split)."""
+    id: str | None = None
+    """None: rows are named by their line."""
+    split: str | None = None
+
+    def named(self) -> list[str]:
+        """The fields every row must have."""
+        return [name for name in vars(self).values() if name is not None]
+
+
+def annotations_of(task: str, row: Fields, row_id: str, names: FieldNames) -> Told:
+    """What a row says, or the reason why it cannot be used."""
+    if not str(row[names.image] or "").strip():
+        return "no image"
+    return TASKS[task](row, row_id, names)
+
+
+def _question(row: Fields, row_id: str, names: FieldNames) -> Told:
+    assert names.question is not None
+    question = clean(str(row[names.question] or ""))
+    if not question:
+        return "no question"
+    annotation: Annotation = {"id": row_id, "question": question}
+    if names.answer is not None:
+        answers = [answer.lower() for answer in _texts(row[names.answer]) if answer]
+        if not answers:
+            return "no answer"
+        annotation |= {"answers": answers, "label": soft_label(answers)}
+    types = {
+        key: clean(str(row[key]))
+        for key in TYPES
+        if row.get(key) is not None and key not in names.named()
+    }
+    return [with_source(annotation | types, rest(row, *names.named(), *TYPES))]
+
+
+def _captions(row: Fields, row_id: str, names: FieldNames) -> Told:
+    assert names.caption is not None
+    captions = [caption for caption in _texts(row[names.caption]) if caption]
+    ids = [row_id] if len(captions) == 1 else [f"{row_id}-{i}" for i in range(len(captions))]
+    extra = rest(row, *names.named())
+    found = [
+        with_source({"id": caption_id, "caption": caption}, extra)
+        for caption_id, caption in zip(ids, captions, strict=True)
+    ]
+    return found or "no caption"
+
+
+def _hypothesis(row: Fields, row_id: str, names: FieldNames) -> Told:
+    """A sentence about the picture, and how it stands to it."""
+    annotation: Annotation = {"id": row_id, "hypothesis": _sentence(row, names)}
+    if not annotation["hypothesis"]:
+        return "no hypothesis"
+    if names.label is not None:
+        label = label_of(row, names.label)
+        if label not in LABELS:
+            return f"label {label}" if label else "no label"
+        annotation["label"] = label
+    return [with_source(annotation, rest(row, *names.named()))]
+
+
+def _statement(row: Fields, row_id: str, names: FieldNames) -> Told:
+    """A sentence that is true or false of the picture: a question with one of two answers."""
+    annotation: Annotation = {"id": row_id, "question": _sentence(row, names)}
+    if not annotation["question"]:
+        return "no statement"
+    if names.label is not None:
+        label = label_of(row, names.label)
+        if label not in TRUTH:
+            return f"label {label}" if label else "no label"
+        answers = [TRUTH[label]]
+        annotation |= {"answers": answers, "label": soft_label(answers)}
+    return [with_source(annotation, rest(row, *names.named()))]
+
+
+def _sentence(row: Fields, names: FieldNames) -> str:
+    assert names.hypothesis is not None
+    return clean(str(row[names.hypothesis] or ""))
+
+
+def label_of(row: Fields, field: str) -> str:
+    """The label of a row in lower case; "" where there is none."""
+    return "" if row[field] is None else clean(str(row[field])).lower()
+
+
+def _texts(value: Any) -> list[str]:
+    """One text or a list of them; answers may be JSON numbers."""
+    values = value if isinstance(value, list) else [value]
+    return [clean(str(text)) for text in values if text is not None]
+
+
+TASKS: Mapping[str, Callable[[Fields, str, FieldNames], Told]] = {
+    "vqa": _question,
+    "caption": _captions,
+    "entailment": _hypothesis,
+    "statement": _statement,
+}
+KINDS: Mapping[str, str] = {"statement": "vqa"}
+"""Tasks whose annotations are of another kind: `VQA` trains on statements."""
+KNOWN_LABELS: Mapping[str, tuple[str, ...]] = {"entailment": LABELS, "statement": tuple(TRUTH)}
+"""Tasks that judge -> the labels that they know."""

@@ -1,0 +1,172 @@
+"""Tables as spreadsheets and people write them: comma, semicolon, tab or bar between the cells.
+
+Spreadsheets put a byte-order mark or `sep=;` first, end lines with separators and write empty rows;
+none of this is data. Rows are known by the line on which they begin, which differs from their
+number as soon as a quoted cell holds a line break.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from data_prep.packing.source import and_more, open_text
+
+TABLES = (".csv", ".tsv")
+SEPARATORS = (",", ";", "\t", "|")
+"""Spreadsheets write a semicolon where the comma stands in numbers."""
+NAMES = {"\t": "tab"}
+"""Separators that cannot be seen."""
+EXCEL_HINT = re.compile(r"sep=(.)\s*", re.IGNORECASE)
+"""First line by which a table tells Excel its separator."""
+
+
+class RowLines:
+    """The lines of a file; remembers those of the row that is being read."""
+
+    def __init__(self, file: TextIO) -> None:
+        self.file = file
+        self.end = 0
+        """Number of the newest line, from 1."""
+        self.row: list[str] = []
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self.file:
+            self.end += 1
+            self.row.append(line)
+            yield line
+
+    @property
+    def begin(self) -> int:
+        """Line on which the row begins."""
+        return self.end - len(self.row) + 1
+
+
+def read_table(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """Line and cells, by the names of the head line, of each row that is not empty.
+
+    Errors: ValueError that names the line.
+    """
+    with open_text(path, newline="") as file:
+        lines = RowLines(file)
+        separator = _skip_to_head(path, lines)
+        head: list[str] = []
+        rows, faults = [], list[str]()
+        for begin, cells in _cells(path, lines, separator):
+            if not any(cell.strip() for cell in cells):
+                continue
+            if not head:
+                head = _trimmed([cell.strip() for cell in cells], 1)
+                _check_head(head, f"{path}, line {begin}")
+                continue
+            cells = _trimmed(cells, len(head))
+            if len(cells) != len(head):
+                fault = _count_fault(cells, head, begin, lines.end, separator)
+                faults.append(f"{path}, line {begin}: {fault}")
+                continue
+            rows.append((begin, dict(zip(head, cells, strict=True))))
+    if faults:
+        raise ValueError(f"{faults[0]}{and_more(len(faults) - 1, 'such line')}")
+    return rows
+
+
+def _skip_to_head(path: Path, lines: RowLines) -> str:
+    """The separator: what the file says it is, or what makes the most columns of the head line."""
+    if path.suffix.lower() == ".tsv":
+        return "\t"
+    start = lines.file.tell()
+    for line in iter(lines.file.readline, ""):
+        if hint := EXCEL_HINT.fullmatch(line):
+            lines.end += 1
+            return hint[1]
+        if line.strip():
+            lines.file.seek(start)
+            unquoted = "".join(line.split('"')[::2])
+            return max(SEPARATORS, key=unquoted.count)
+        lines.end += 1
+        start = lines.file.tell()
+    return SEPARATORS[0]
+
+
+def _cells(path: Path, lines: RowLines, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """Line and cells of each row."""
+    reader = csv.reader(iter(lines), delimiter=separator, strict=True, skipinitialspace=True)
+    while True:
+        lines.row.clear()
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise ValueError(f"{path}, {_quote_fault(lines, separator, error)}") from error
+        if cells is None:
+            return
+        yield lines.begin, cells
+
+
+def _trimmed(cells: list[str], least: int) -> list[str]:
+    """Without the empty cells that separators at the end of a line make."""
+    while len(cells) > least and not cells[-1].strip():
+        cells = cells[:-1]
+    return cells
+
+
+def _check_head(head: Sequence[str], place: str) -> None:
+    double = [name for name, count in Counter(head).items() if name and count > 1]
+    if double:
+        raise ValueError(f"{place}: two columns are called {double[0]!r}; rename one")
+
+
+def _count_fault(
+    cells: Sequence[str], head: Sequence[str], begin: int, end: int, separator: str
+) -> str:
+    """A row with too many or too few cells."""
+    count = f"{len(cells)} cell{'s' if len(cells) > 1 else ''}"
+    fault = f"{count}, but the head line has {len(head)} ({', '.join(head)}); "
+    if end > begin:
+        return f"{fault}a quoted cell goes on to line {end}: is its quote meant to close earlier?"
+    if len(cells) < len(head):
+        return f"{fault}add the missing ones"
+    sign = NAMES.get(separator, repr(separator))
+    return f"{fault}put cells that hold a {sign} in quotes"
+
+
+def _quote_fault(lines: RowLines, separator: str, error: csv.Error) -> str:
+    """The line in which the quote opens that led the reader astray, however far it got."""
+    opened = _opening_quote(lines.row, separator)
+    if opened is None:
+        return f"line {lines.begin}: not CSV ({error})"
+    place = f"line {lines.begin + opened}"
+    if opened < len(lines.row) - 1 or "end of data" in str(error):
+        return (
+            f"{place}: a quote opens a cell and is not closed; close it, and double the quotes "
+            "inside of cells"
+        )
+    return f"{place}: text behind a closing quote; double the quotes inside of cells"
+
+
+def _opening_quote(row: Sequence[str], separator: str) -> int | None:
+    """In which line of a row, from 0, the quoted cell begins that does not end well."""
+    opened = None
+    new_cell, quoted = True, False
+    for number, line in enumerate(row):
+        place = 0
+        while place < len(line):
+            sign = line[place]
+            if quoted and sign == '"':
+                follows = line[place + 1 : place + 2]
+                if follows == '"':
+                    place += 1
+                elif follows in ("", "\r", "\n", separator):
+                    quoted = False
+                else:
+                    return opened
+            elif not quoted and new_cell and sign == '"':
+                opened, quoted = number, True
+            new_cell = not quoted and (
+                sign in (separator, "\r", "\n") or (new_cell and sign == " ")
+            )
+            place += 1
+    return opened

@@ -1,0 +1,1 @@
+"""Commands about packed data sets: index, count, list answers, train a tokenizer, simulate."""

@@ -1,0 +1,82 @@
+"""Tars that others have written: an index beside them makes them a data set."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from data_prep.command import local_folder, new_command
+from vlds.data.shards.foreign import check_fields
+from vlds.data.shards.index import index_folder
+from vlds.data.shards.shard_stream import read_shard
+from vlds.data.shards.store import UNUSABLE, parse_sample
+from vlds.runtime.folder_lock import folder_lock
+from vlds.runtime.terminal import tell
+
+
+def field_of(text: str) -> tuple[str, str]:
+    """`caption=txt` in its two parts."""
+    field, equals, member = text.partition("=")
+    if not (field and equals and member):
+        raise argparse.ArgumentTypeError(f"{text!r}: give FIELD=MEMBER, such as caption=txt")
+    return field, member
+
+
+def check_first(folder: Path, kind: str, fields: Mapping[str, str]) -> None:
+    """Read the first sample of a folder's tars as a run would, before anything is written.
+
+    Errors: ValueError where the fields are not of the kind, or not in the sample.
+    """
+    try:
+        check_fields(kind, fields)
+    except ValueError as error:
+        raise ValueError(f"--fields: {error}") from None
+    for tar in sorted(folder.glob("*.tar"))[:1]:
+        try:
+            for key, content in islice(read_shard(str(tar)), 1):
+                parse_sample(key, content, tar.name, kind, fields)
+        except UNUSABLE as error:
+            raise ValueError(
+                f"its first sample cannot be read: {error!r}; say with --fields which member of a "
+                "sample holds what"
+            ) from None
+
+
+def add_command(commands: Any) -> None:
+    """Add `index`."""
+    parser = new_command(
+        commands,
+        "index",
+        "make a data set of tars that lie there already",
+        "Writes the .idx and .cnt beside every tar of a folder, and dataset.json. Tars that others "
+        "have written, such as img2dataset, need --fields. Of a dataset.json that is there already "
+        "the source and what was dropped stay.",
+        examples=["index TARS --name mine --kind caption --split train"],
+    )
+    parser.add_argument("folder", type=local_folder, metavar="DIR")
+    parser.add_argument("--name", required=True, help="of the data set")
+    parser.add_argument("--kind", required=True, help="of its annotations: vqa, gqa, caption, ...")
+    parser.add_argument("--split", required=True)
+    parser.add_argument(
+        "--fields",
+        type=field_of,
+        nargs="+",
+        metavar="FIELD=MEMBER",
+        help="which member of a sample holds what: caption=txt, or a key of a JSON member: "
+        "question=json:question answer=json:answer",
+    )
+
+    def run(args: argparse.Namespace) -> None:
+        fields = dict(args.fields) if args.fields else None
+        if fields is not None:
+            check_first(args.folder, args.kind, fields)
+        with folder_lock(args.folder):
+            info = index_folder(
+                args.folder, name=args.name, kind=args.kind, split=args.split, fields=fields
+            )
+        tell(f"{info.name} {info.split}: {len(info.shards)} shards, {info.samples:,} samples")
+
+    parser.set_defaults(run=run)

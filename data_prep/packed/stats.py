@@ -1,0 +1,120 @@
+"""What a packed data set holds, in numbers."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from data_prep.command import local_folder, new_command
+from data_prep.packing.annotation import TEXT_FIELDS, fault_of
+from data_prep.packing.source import count_reasons
+from vlds.data.shards.info import DATASET_FILE, DatasetInfo
+from vlds.data.shards.store import UNUSABLE, open_dataset
+from vlds.runtime.terminal import tell
+from vlds.schema import Sample, SkipSample
+
+MOST_FREQUENT = 5
+
+
+def find_datasets(folder: Path) -> list[Path]:
+    """The folder itself or every data set below it."""
+    found = sorted(path.parent for path in folder.rglob(DATASET_FILE))
+    if not found:
+        raise ValueError(f"{folder}: no {DATASET_FILE} here or below; give a folder of shards")
+    return found
+
+
+def read_samples(folder: Path) -> Iterator[Sample]:
+    """Every sample of a data set.
+
+    Errors: ValueError that names the first that cannot be read or used.
+    """
+    dataset = open_dataset(folder)
+    for number in range(dataset.num_samples):
+        try:
+            sample = dataset.read(number)
+        except SkipSample as error:
+            raise ValueError(f"{error}; {_see_verify(folder)}") from None
+        if fault := next(filter(None, map(fault_of, sample.annotations)), ""):
+            raise ValueError(
+                f"sample {dataset.label} {sample.key} ({dataset.shard_of(number)}): annotation "
+                f"{fault}; {_see_verify(folder)}"
+            )
+        yield sample
+
+
+def _see_verify(folder: Path) -> str:
+    return f"`python -m data_prep verify {folder}` says more"
+
+
+def describe(folder: Path) -> str:
+    """A few lines about one data set."""
+    info = DatasetInfo.load(folder)
+    answers: Counter[str] = Counter()
+    words, texts, sides = 0, 0, Counter[str]()
+    for sample in read_samples(folder):
+        try:
+            sides.update(f"{width}x{height}" for width, height in sample.extra.get("size") or ())
+            for annotation in sample.annotations:
+                text = next((annotation[key] for key in TEXT_FIELDS if key in annotation), "")
+                words, texts = words + len(text.split()), texts + 1
+                answers[_answer(annotation)] += 1
+        except UNUSABLE as error:
+            raise ValueError(
+                f"{folder}: sample {sample.key} cannot be counted ({error!r}); correct its json"
+            ) from None
+    size = sum(shard.bytes for shard in info.shards)
+    lines = [
+        f"{info.name} {info.split} ({info.kind}): {folder}",
+        f"  shards       {len(info.shards):>10,}   {size / 2**20:,.1f} MiB",
+        f"  samples      {info.samples:>10,}",
+        f"  annotations  {info.annotations:>10,}",
+        f"  words a text {words / max(texts, 1):>10.1f}",
+        f"  sizes        {_top(sides, sides.total())}",
+    ]
+    answers.pop("", None)
+    if answers:
+        lines.append(f"  answers      {len(answers):>10,} different")
+        lines.append(f"               {_top(answers, texts)}")
+    lines += [
+        f"  dropped      {count:>10,} {reason}"
+        for reason, count in count_reasons(info.dropped).items()
+    ]
+    return "\n".join(lines)
+
+
+def _answer(annotation: Mapping[str, Any]) -> str:
+    """The best answer, whatever the kind; empty where there is none."""
+    label = annotation.get("label", annotation.get("answer", ""))
+    if isinstance(label, Mapping):
+        return max(label, key=label.__getitem__, default="")
+    return str(label).lower()
+
+
+def _top(counts: Counter[str], total: int) -> str:
+    """The most frequent ones with their shares."""
+    parts = [
+        f"{value} {100 * count / total:.0f} %" for value, count in counts.most_common(MOST_FREQUENT)
+    ]
+    return ", ".join(parts) + (", ..." if len(counts) > MOST_FREQUENT else "")
+
+
+def add_command(commands: Any) -> None:
+    """Add `stats`."""
+    parser = new_command(
+        commands,
+        "stats",
+        "count what a folder of shards holds",
+        examples=["stats shards/mine"],
+    )
+    parser.add_argument(
+        "folder", type=local_folder, metavar="DIR", help="a data set, or several below"
+    )
+
+    def run(args: argparse.Namespace) -> None:
+        tell("\n\n".join(describe(folder) for folder in find_datasets(args.folder)))
+
+    parser.set_defaults(run=run)

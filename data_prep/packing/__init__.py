@@ -1,0 +1,1 @@
+"""From samples that name pictures to shards."""

@@ -1,0 +1,254 @@
+"""Samples -> shards: plain ustar WebDataset tars with their index, and dataset.json.
+
+The same records give the same bytes: no times, no owners, consecutive cuts. A shard is written
+under another name, synced and renamed, and dataset.json comes last: a folder that has one is
+complete.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from data_prep.packing.journal import Dropped, Finished, Journal
+from vlds.data.shards.info import DATASET_FILE, SCHEMA, DatasetInfo, check_names
+from vlds.data.shards.open_shard import OpenShard
+from vlds.data.shards.quarantine import QUARANTINE_FILE
+from vlds.runtime.disk import make_folder, writable
+from vlds.runtime.manifest import sha256 as file_sha256
+
+KEY_DIGITS = 9
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRecord:
+    """One sample to be: an image, image pair or clip with all its annotations."""
+
+    id: str
+    """Id of the source; unique in the data set."""
+    members: Sequence[tuple[str, bytes]]
+    """(extension, bytes) of everything but the json: jpg, left.png, right.png, features.npy, ..."""
+    json: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the sample's json: "annotations", and "size", "source", ... where there are such.
+    The writer adds "id" and, where not given, "images": the members that are pictures, in order."""
+
+
+def shard_order(ids: Iterable[str], seed: int = 0) -> list[str]:
+    """The order in which samples go into shards: by the hash of their id and a seed (64 bits), so
+    each is a mixture."""
+    salt = seed.to_bytes(8, "little")
+    return sorted(ids, key=lambda id: (blake2b(id.encode(), digest_size=8, salt=salt).digest(), id))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Where a shard ends."""
+
+    samples: int = 1000
+    bytes: int = 512 * MIB
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.bytes < 1:
+            raise ValueError(
+                f"shards of {self.samples} samples, {self.bytes} bytes: give at least 1"
+            )
+
+
+class DatasetWriter:
+    """Samples, in their order -> the shards of one data set in a folder.
+
+    A folder that holds this data set (same name, kind, split) is written anew; one that holds
+    another is refused, unless `overwrite`. With `resume`, what an interrupted writer of the same
+    data set finished is kept, and `start` says how many samples and drops the caller leaves out.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        *,
+        name: str,
+        kind: str,
+        split: str,
+        limits: Limits | None = None,
+        source: Sequence[Path] = (),
+        image: Mapping[str, Any] | None = None,
+        features: Mapping[str, Any] | None = None,
+        answers: str | None = None,
+        arguments: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+        resume: bool = False,
+    ) -> None:
+        check_names(name, split)
+        _make_room(out, (name, kind, split), overwrite)
+        self.out, self.limits = out, limits or Limits()
+        self.stem = f"{name}-{split}"
+        self.about: dict[str, Any] = {
+            "name": name,
+            "kind": kind,
+            "split": split,
+            "source": tuple({"file": path.name, "sha256": file_sha256(path)} for path in source),
+            "image": image,
+            "features": features,
+            "answers": answers,
+            "tool": {"version": _version(), "arguments": dict(arguments or {})},
+        }
+        asked = {key: value for key, value in (arguments or {}).items() if key != "out"}
+        identity = {**self.about, "limits": vars(self.limits), "tool": [_version(), asked]}
+        self.journal = Journal(out / f"{self.stem}.progress", identity)
+        self.finished = self.journal.finished() if resume else []
+        self.begun = False
+
+    @property
+    def start(self) -> int:
+        """Samples and drops that are accounted for already."""
+        return sum(entry.shard.samples + len(entry.dropped) for entry in self.finished)
+
+    def write(
+        self,
+        records: Iterable[SampleRecord | Dropped],
+        rows_dropped: Iterable[Dropped] = (),
+    ) -> DatasetInfo:
+        """Write all samples from `start` on, then dataset.json."""
+        left = self._write_shards(records)
+        shards = [entry.shard for entry in self.finished]
+        on_the_way = [drop for entry in self.finished for drop in entry.dropped]
+        dropped = [*rows_dropped, *on_the_way, *left]
+        if not shards:
+            reasons = f"; {len(dropped)} were dropped, the first: {dropped[0]}" if dropped else ""
+            raise ValueError(f"data set {self.stem}: no samples to write{reasons}")
+        kept = {shard.name for shard in shards}
+        for path in self.out.glob(f"{self.stem}-*.tar*"):  # of an earlier, longer version
+            if path.name.partition(".tar")[0] + ".tar" not in kept:
+                path.unlink()
+        info = DatasetInfo(
+            schema=SCHEMA,
+            **self.about,
+            shards=tuple(shards),
+            samples=sum(shard.samples for shard in shards),
+            annotations=sum(shard.annotations for shard in shards),
+            dropped=tuple(drop._asdict() for drop in dropped),
+        )
+        info.save(self.out)
+        self.journal.end()
+        return info
+
+    def _write_shards(self, records: Iterable[SampleRecord | Dropped]) -> list[Dropped]:
+        """Cut the samples consecutively by the two limits; returns the drops after the last."""
+        shard: OpenShard | None = None
+        dropped: list[Dropped] = []  # after the newest sample
+        in_shard: list[Dropped] = []  # before it, since the shard began
+        ids: set[str] = set()
+        number = sum(entry.shard.samples for entry in self.finished)
+        try:
+            for record in records:
+                if isinstance(record, Dropped):
+                    dropped.append(record)
+                    continue
+                if record.id in ids:
+                    raise ValueError(
+                        f"data set {self.stem}: id {record.id} comes twice; "
+                        "a sample holds ALL annotations"
+                    )
+                ids.add(record.id)
+                content = _content(record)
+                if shard and self._is_full(shard, content):
+                    self._finish(shard, in_shard)
+                    shard, in_shard = None, []
+                shard = shard or self._open_shard()
+                shard.add(f"{number:0{KEY_DIGITS}d}", content)
+                number += 1
+                in_shard += dropped
+                dropped = []
+            if shard:
+                self._finish(shard, in_shard)
+                shard = None
+        finally:
+            if shard:
+                shard.discard()
+        return dropped
+
+    def _is_full(self, shard: OpenShard, content: Mapping[str, bytes]) -> bool:
+        size = sum(len(data) for data in content.values())
+        return len(shard.counts) >= self.limits.samples or shard.size + size > self.limits.bytes
+
+    def _open_shard(self) -> OpenShard:
+        if not self.begun:
+            # From here on the folder is incomplete, and says so.
+            (self.out / DATASET_FILE).unlink(missing_ok=True)
+            (self.out / QUARANTINE_FILE).unlink(missing_ok=True)
+            self.journal.begin(self.finished)  # which flushes the folder, too
+            self.begun = True
+        return OpenShard(self.out / f"{self.stem}-{len(self.finished):05d}.tar")
+
+    def _finish(self, shard: OpenShard, dropped: list[Dropped]) -> None:
+        entry = Finished(shard.close(), dropped)
+        self.finished.append(entry)
+        self.journal.add(entry)
+
+
+def write_dataset(
+    out: Path,
+    *,
+    name: str,
+    kind: str,
+    split: str,
+    records: Iterable[SampleRecord | Dropped],
+    shard_samples: int = 1000,
+    **options: Any,
+) -> DatasetInfo:
+    """Write a whole data set; `options` are those of DatasetWriter."""
+    limits = Limits(samples=shard_samples)
+    writer = DatasetWriter(out, name=name, kind=kind, split=split, limits=limits, **options)
+    return writer.write(records)
+
+
+def _make_room(out: Path, identity: tuple[str, str, str], overwrite: bool) -> None:
+    if (out / DATASET_FILE).exists() and not overwrite:
+        there = DatasetInfo.load(out)
+        found = there.name, there.kind, there.split
+        if found != identity:
+            raise ValueError(
+                f"{out} holds another data set ({' '.join(found)}) than the one to write "
+                f"({' '.join(identity)}): choose another folder, or remove it"
+            )
+    with writable(out):
+        make_folder(out)
+
+
+def _content(record: SampleRecord) -> dict[str, bytes]:
+    """Extension -> bytes, the json among them."""
+    content: dict[str, bytes] = {}
+    for extension, data in record.members:
+        if extension in content or extension == "json" or extension != extension.lower():
+            raise ValueError(
+                f'sample {record.id}: member "{extension}": '
+                "extensions are lower case, differ, and are not json"
+            )
+        content[extension] = data
+    if not isinstance(record.json.get("annotations"), list):
+        raise ValueError(f'sample {record.id}: json needs a list "annotations"')
+    pictures = [extension for extension in content if not extension.endswith("npy")]
+    fields = {"id": record.id, "images": pictures, **record.json}
+    if absent := [image for image in fields["images"] if image not in content]:
+        raise ValueError(f"sample {record.id}: images {absent} are not among its members")
+    text = json.dumps(fields, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    try:
+        return content | {"json": text.encode()}
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise ValueError(
+            f"sample {record.id}: its json holds half a character ({half!a}); correct the source"
+        ) from None
+
+
+def _version() -> str:
+    try:
+        return version("vlds")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "unknown"

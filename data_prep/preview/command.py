@@ -1,0 +1,132 @@
+"""A look into shards: in the terminal, as a page, or as one picture."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data_prep.command import local_folder, new_command
+from data_prep.packed.stats import find_datasets
+from data_prep.preview.page import page_bytes
+from data_prep.preview.sample import MOST_ANNOTATIONS, view_sample
+from data_prep.preview.sheet import sheet_bytes
+from data_prep.preview.text import print_views
+from vlds.data.shards.info import DATASET_FILE
+from vlds.data.shards.store import Dataset, open_dataset
+from vlds.runtime.shown import visible
+from vlds.runtime.terminal import tell
+from vlds.runtime.whole_file import write_whole
+
+SAMPLES = 8
+FORMS = {".html": page_bytes, ".png": sheet_bytes}
+
+
+def preview(place: str, samples: int = SAMPLES, out: Path | None = None) -> None:
+    """Show `samples` of each data set in or below a folder, or of a shard, evenly spread; `place`
+    may end in `:` and the number of one sample.
+
+    Errors: ValueError where there is no such thing, or `out` is neither .html nor .png.
+    """
+    if samples < 1:
+        raise ValueError(f"--samples {samples}: give at least 1")
+    if out is not None and out.suffix not in FORMS:
+        raise ValueError(f"--out {out}: give a file that ends in {' or '.join(FORMS)}")
+    path, number = split_place(place)
+    found = [find_samples(part) for part in parts_of(path)]
+    total = sum(len(numbers) for _, numbers in found)
+    if number is not None and (len(found) > 1 or number >= total):
+        having = f"{len(found)} data sets" if len(found) > 1 else f"samples 0 to {total - 1}"
+        raise ValueError(f"{path} has {having}, but no {number}")
+    most = MOST_ANNOTATIONS if number is None else None
+    views = [
+        view_sample(dataset, sample, most)
+        for dataset, numbers in found
+        for sample in (spread(numbers, samples) if number is None else [numbers[number]])
+    ]
+    first = found[0][0]
+    title = visible(f"{first.name} {first.split} ({first.kind})")
+    title = title if len(found) == 1 else f"{len(found)} data sets"
+    counts = visible(f"{len(views):,} of {total:,} samples in {path}")
+    if out is None:
+        print_views(title, counts, views)
+        return
+    write_whole(out, FORMS[out.suffix](title, counts, views), stream=True)
+    tell(f"{counts} -> {out}")
+
+
+def split_place(place: str) -> tuple[Path, int | None]:
+    """A path, and the number after its last colon, if there is one."""
+    path, colon, number = place.rpartition(":")
+    if colon and number.isdigit() and not Path(place).exists():
+        return Path(path), int(number)
+    return Path(place), None
+
+
+def parts_of(path: Path) -> list[Path]:
+    """The folders of the data sets in or below a folder; a shard is a part by itself."""
+    below = path.is_dir() and not (path / DATASET_FILE).exists()
+    return find_datasets(path) if below else [path]
+
+
+def spread(numbers: Sequence[int], count: int) -> list[int]:
+    """At most `count` of the numbers, evenly spread."""
+    count = min(count, len(numbers))
+    return [numbers[turn * len(numbers) // count] for turn in range(count)]
+
+
+def find_samples(path: Path) -> tuple[Dataset, range]:
+    """The data set, and the numbers in it of the samples that lie in a folder or shard.
+
+    Errors: ValueError where there is none.
+    """
+    if path.suffix != ".tar":
+        dataset = open_dataset(path)
+        return dataset, range(dataset.num_samples)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such shard; check the path")
+    dataset = open_dataset(path.parent)
+    first = 0
+    for shard in dataset.info.shards:
+        if shard.name == path.name:
+            return dataset, range(first, first + shard.samples)
+        first += shard.samples
+    raise ValueError(
+        f"{path} is not among the {len(dataset.info.shards)} shards of its dataset.json; "
+        "index the folder: `python -m data_prep index`"
+    )
+
+
+def add_command(commands: Any) -> None:
+    """Add `preview`."""
+    parser = new_command(
+        commands,
+        "preview",
+        "look at samples: in the terminal, as a page or picture",
+        "Shows samples with their questions, answers and captions: in the terminal, or with their "
+        "pictures in a file.",
+        examples=["preview shards/mine", "preview shards/mine --out page.html"],
+    )
+    parser.add_argument(
+        "folder",
+        type=local_folder,
+        metavar="PLACE",
+        help="folder of a data set or of several, or one shard; :N behind it: the sample of that "
+        "number",
+    )
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=SAMPLES,
+        metavar="N",
+        help=f"how many of each data set, evenly spread (default: {SAMPLES})",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="a page (.html) or a picture (.png)"
+    )
+
+    def run(args: argparse.Namespace) -> None:
+        preview(str(args.folder), args.samples, args.out)
+
+    parser.set_defaults(run=run)

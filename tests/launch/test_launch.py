@@ -1,0 +1,224 @@
+"""The command line in front of a run: who starts ranks, how many, and with what."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.rank_pool import rank_environment
+from vlds.cli.commands import COMMANDS
+from vlds.cli.main import main
+from vlds.launch.rank import without_local_rank
+from vlds.launch.start import launch_command
+from vlds.launch.supervisor import exit_code
+from vlds.launch.words import Words, split_words
+from vlds.runtime.process_end import ASKING, on_signals, signal_name
+
+
+def test_ranks_option_before_and_after_the_command() -> None:
+    rest = ("train", "--config", "a.yaml")
+    assert split_words(["--ranks", "2", *rest]) == Words(rest, ranks=2)
+    assert split_words(["--ranks=2", *rest]) == Words(rest, ranks=2)
+    assert split_words([*rest, "--ranks", "3"]) == Words(rest, ranks=3)
+    assert split_words(["train", "--ranks=3", *rest[1:]]) == Words(rest, ranks=3)
+    assert split_words(rest) == Words(rest)
+    assert split_words([]) == Words(())
+
+
+def test_other_commands_keep_their_own_ranks_option() -> None:
+    words = ("plan", "--ranks", "8")
+    assert split_words(words) == Words(words)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "two", ""])
+def test_a_bad_number_of_ranks_is_named(
+    value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--ranks", value]) == 2
+    assert f"--ranks is '{value}'; give the number" in capsys.readouterr().err
+    if value:
+        monkeypatch.setenv("VLDS_RANKS", value)
+        assert main(["train"]) == 2
+        assert f"VLDS_RANKS is '{value}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", ASKING)
+def test_a_signal_to_a_command_without_ranks(
+    number: signal.Signals,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def describe(_: list[str]) -> int:
+        os.kill(os.getpid(), number)
+        return 0
+
+    monkeypatch.setitem(COMMANDS, "describe", describe)
+    with on_signals(lambda _: None, ASKING):  # else SIGINT may be ignored here, or end the tests
+        assert main(["describe"]) == 128 + number
+    assert capsys.readouterr().err == f"vlds: ended by {signal_name(number)}\n"
+
+
+def test_only_work_on_data_starts_ranks() -> None:
+    def starts_ranks(words: list[str]) -> bool:
+        return split_words(words).starts_ranks
+
+    assert all(starts_ranks([word]) for word in ("train", "evaluate", "predict"))
+    assert not any(starts_ranks([word]) for word in ("plan", "describe", "convert", "report"))
+    assert not starts_ranks([])
+    assert not starts_ranks(["train", "--help"])
+    assert not starts_ranks(["evaluate", "--predictions", "a.json", "--data", "shards"])
+
+
+def test_the_launchers_own_argument_is_dropped() -> None:
+    assert without_local_rank(["--local_rank=1", "train", "x"]) == ["train", "x"]
+    assert without_local_rank(["train", "--local_rank=1"]) == ["train", "--local_rank=1"]
+
+
+def test_command_without_gpu() -> None:
+    command, env = launch_command(["p.py", "a b"], 2, [], {"CUDA_VISIBLE_DEVICES": "3"}, 0)
+    assert command[:3] == [sys.executable, "-m", "deepspeed.launcher.runner"]
+    assert command[command.index("--num_gpus") + 1] == "2"
+    assert int(command[command.index("--master_port") + 1]) > 0
+    assert command[-2:] == ["p.py", "a b"]
+    assert env["DS_ACCELERATOR"] == "cpu"
+    assert "CUDA_VISIBLE_DEVICES" not in env
+    assert int(env["OMP_NUM_THREADS"]) == max(1, len(os.sched_getaffinity(0)) // 2)
+    assert "1" in launch_command(["p.py"], None, [], {}, 0)[0]
+
+
+def test_command_with_gpus() -> None:
+    command, env = launch_command(["p.py"], 2, [], {"CUDA_VISIBLE_DEVICES": "4,5,6"}, 3)
+    assert "--num_gpus" not in command
+    assert env["CUDA_VISIBLE_DEVICES"] == "4,5"
+    assert "DS_ACCELERATOR" not in env
+    assert "--num_gpus" not in launch_command(["p.py"], None, [], {}, 3)[0]
+    with pytest.raises(ValueError, match="4 ranks asked for, but this machine has 3"):
+        launch_command(["p.py"], 4, [], {}, 3)
+
+
+def test_several_hosts_are_left_to_the_user() -> None:
+    asked = ["--hostfile", "hosts", "--no_ssh", "--node_rank", "1", "--master_addr", "a"]
+    command, env = launch_command(["p.py"], None, asked, {"OMP_NUM_THREADS": "5"}, 0)
+    assert command[-len(asked) - 1 :] == [*asked, "p.py"]
+    assert "--master_port" not in command
+    assert "--num_gpus" not in command
+    assert env["OMP_NUM_THREADS"] == "5"
+
+
+def test_exit_codes_of_signals() -> None:
+    assert [exit_code(code) for code in (0, 1, 3, -9, 247, 250)] == [0, 1, 3, 137, 137, 134]
+
+
+def _as_rank(global_rank: int, *arguments: str) -> tuple[int, str, str]:
+    result = subprocess.run(
+        [sys.executable, "-m", "vlds", f"--local_rank={global_rank}", *arguments],
+        env=os.environ | rank_environment(global_rank, 2, port=1),
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return result.returncode, result.stdout, result.stderr
+
+
+def test_ranks_leave_other_commands_to_the_first() -> None:
+    assert _as_rank(1, "convert", "--help") == (0, "", "")
+    code, output, _ = _as_rank(0, "convert", "--help")
+    assert code == 0
+    assert "usage: vlds convert" in output
+
+
+def test_a_rank_whose_output_nobody_reads(root: Path) -> None:
+    """As in `vlds ... | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as closed:
+        ended = subprocess.run(
+            [
+                sys.executable,
+                "-u",
+                "-m",
+                "vlds",
+                "describe",
+                "--config",
+                "recipes/easy_vqa.yaml",
+            ],
+            env=os.environ | rank_environment(0, 1, port=1),
+            cwd=root,
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert ended.stderr == (
+        "vlds: rank 0 ends because nobody reads its output any more; write it to a file\n"
+    )
+    assert ended.returncode == 141
+
+
+def test_a_rank_cannot_change_the_number_of_ranks() -> None:
+    code, _, errors = _as_rank(1, "train", "--ranks", "3")
+    assert code == 2
+    assert "--ranks 3, but the launcher has started 2 here" in errors
+
+
+def test_launch_sh_is_shell_and_python(root: Path) -> None:
+    file = root / "launch.sh"
+    assert os.access(file, os.X_OK)
+    assert subprocess.run(["sh", "-n", str(file)], check=False).returncode == 0
+    compile(file.read_text(), str(file), "exec")
+
+
+def _launch_sh(folder: Path, *arguments: str, **environment: str) -> tuple[int, list[str], str]:
+    result = subprocess.run(
+        [str(folder / "launch.sh"), *arguments],
+        env={**{k: v for k, v in os.environ.items() if k != "VENV"}, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return result.returncode, result.stdout.splitlines(), result.stderr
+
+
+def _copy_with_venv(root: Path, checkout: Path, venv: Path) -> None:
+    """A checkout whose environment is up to date and has a Python that prints its arguments."""
+    checkout.mkdir()
+    for name in ("launch.sh", "Makefile", "pyproject.toml", "setup.py"):
+        shutil.copy2(root / name, checkout)
+    python = venv / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\nfor word in "$@"; do echo "$word"; done\nexit 5\n')
+    python.chmod(0o755)
+    (venv / ".installed").touch()
+
+
+def test_launch_sh_hands_over(root: Path, tmp_path: Path) -> None:
+    checkout = tmp_path / "a folder"
+    _copy_with_venv(root, checkout, checkout / ".venv")
+    words = ["train", "--config", "a b.yaml", "it's $HOME", ""]
+    assert _launch_sh(checkout) == (5, ["-m", "vlds", "demo"], "")
+    assert _launch_sh(checkout, *words) == (5, ["-m", "vlds", *words], "")
+
+
+def test_launch_sh_ignores_a_rank_of_something_else(root: Path, tmp_path: Path) -> None:
+    _copy_with_venv(root, tmp_path / "checkout", tmp_path / "checkout" / ".venv")
+    answer = _launch_sh(tmp_path / "checkout", "train", RANK="3", WORLD_SIZE="8", MASTER_PORT="1")
+    assert answer == (5, ["-m", "vlds", "train"], "")
+
+
+def test_launch_sh_heeds_venv(root: Path, tmp_path: Path) -> None:
+    _copy_with_venv(root, tmp_path / "checkout", tmp_path / "venv")
+    answer = _launch_sh(tmp_path / "checkout", "describe", VENV=str(tmp_path / "venv"))
+    assert answer == (5, ["-m", "vlds", "describe"], "")
+
+
+def test_launch_sh_refuses_to_be_a_rank(root: Path) -> None:
+    code, output, errors = _launch_sh(root, "train", **rank_environment(0, 1, port=1))
+    assert (code, output) == (2, [])
+    assert "--no_python" in errors
+    assert all(len(line) <= 80 for line in errors.splitlines())

@@ -1,0 +1,143 @@
+"""What a supervisor does with a run that has failed: which command it starts again, on how many
+ranks, how often, and what it says."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from vlds.cli.main import main
+from vlds.launch.restarts import Job, next_try, run_job
+from vlds.launch.supervisor import Outcome, supervise
+from vlds.launch.words import Resume, Words, split_words
+from vlds.training import checkpoint
+from vlds.training.states import Progress
+
+WORDS = ["train", "--config", "a.yaml"]
+TRAIN = Words(tuple(WORDS), ranks=2)
+
+
+class Ends:
+    """In place of ranks: how each start ends, and what was started."""
+
+    def __init__(self, *codes: int, asked: bool = False) -> None:
+        self.codes, self.asked = list(codes), asked
+        self.started: list[Words] = []
+
+    def __call__(self, words: Words) -> Outcome:
+        self.started.append(words)
+        return Outcome(self.codes.pop(0), self.asked)
+
+
+def job(folder: Path, size: int = 8, micro: int | None = None) -> Job:
+    return Job(str(folder), size, micro)
+
+
+def test_a_failed_run_goes_on_at_most_n_times(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint.save(tmp_path / "state", {"a": {"fp32": torch.ones(1)}}, Progress(5, {}), keep=2)
+    ends = Ends(137, 1, 1)
+    words = replace(TRAIN, resume=True, restarts=2)
+    assert run_job(ends, words, job(tmp_path), lambda: None) == 1
+    again = replace(words, resume="auto")
+    assert ends.started == [words, again, again]
+    first, second, last = capsys.readouterr().err.splitlines()
+    state = tmp_path / "state" / "step-00000005"
+    assert first.startswith("vlds: the run ended, a process of it was killed (SIGKILL")
+    assert first.endswith(f"restart 1 of 2 on 2 ranks, from {state}")
+    assert second.endswith(f"exit code 1; restart 2 of 2 on 2 ranks, from {state}")
+    assert last.endswith(f"exit code 1, after 2 restarts; --resume goes on from {state}")
+
+
+@pytest.mark.parametrize("code", [0, 2, 129, 130, 143])
+def test_what_is_not_started_again(code: int, tmp_path: Path) -> None:
+    ends = Ends(code)
+    assert run_job(ends, replace(TRAIN, restarts=5), job(tmp_path), lambda: None) == code
+    assert len(ends.started) == 1
+    asked = Ends(137, asked=True)
+    assert run_job(asked, replace(TRAIN, restarts=5), job(tmp_path), lambda: None) == 137
+
+
+def test_a_signal_between_a_failure_and_the_restart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    received: list[int] = []
+
+    def start(_: Words) -> Outcome:
+        return supervise([sys.executable, "-c", "raise SystemExit(3)"], os.environ, 5, received)
+
+    def still_there() -> None:
+        received.append(signal.SIGTERM)
+
+    assert run_job(start, replace(TRAIN, restarts=5), job(tmp_path), still_there) == 143
+    first, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("vlds: the run ended with exit code 3; restart 1 of 5")
+    assert last.startswith("vlds: the run ended by SIGTERM, after 1 restart")
+
+
+def test_the_last_line_without_a_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_job(Ends(2), TRAIN, job(tmp_path), lambda: None)
+    assert capsys.readouterr().err == "", "the mistake has been said"
+    run_job(Ends(134), TRAIN, job(tmp_path), lambda: None)
+    said = capsys.readouterr().err
+    assert said == "vlds: the run ended by SIGABRT; no state was saved yet: start it again\n"
+    (tmp_path / "state" / "step-00000005").mkdir(parents=True)
+    run_job(Ends(1), TRAIN, job(tmp_path), lambda: None)
+    assert f"none of the states in {tmp_path / 'state'} is whole" in capsys.readouterr().err
+
+
+def test_fewer_ranks_do_not_hold_more_at_once(tmp_path: Path) -> None:
+    large = job(tmp_path, 64)
+    four = replace(TRAIN, ranks=4)
+    again = replace(four, resume="auto")
+    assert next_try(four, large, 4) == again
+    assert next_try(four, large, 8) == again
+    micro = ("--data.micro_batch_size", "16")
+    assert next_try(four, large, 3) == replace(again, rest=(*WORDS, *micro), ranks=3)
+    assert next_try(replace(TRAIN, ranks=5), large, 1).rest[-1] == "13"
+    assert next_try(four, job(tmp_path, 64, 8), 3) == replace(again, ranks=3)
+    assert next_try(replace(TRAIN, ranks=None), large, None) == replace(again, ranks=None)
+
+
+def test_words_of_the_command_line() -> None:
+    plain = Words(tuple(WORDS))
+    assert split_words([*WORDS, "--restarts", "3"]) == replace(plain, restarts=3)
+    assert split_words(["train", "--restarts=3", *WORDS[1:]]) == replace(plain, restarts=3)
+    assert split_words(WORDS) == plain
+    assert plain.for_ranks == WORDS
+    assert split_words([*WORDS, "--resume"]) == replace(plain, resume=True)
+    assert split_words(["train", "--resume", *WORDS[1:]]) == replace(plain, resume=True)
+    for auto in (["--resume", "auto"], ["--resume=auto"]):
+        assert split_words(["train", *auto, *WORDS[1:]]) == replace(plain, resume="auto")
+    with pytest.raises(ValueError, match="--resume: got 'always'; give --resume alone, or"):
+        split_words(["train", "--resume", "always"])
+    with pytest.raises(ValueError, match="--new_phase: goes with --resume"):
+        split_words([*WORDS, "--new_phase"])
+
+
+@pytest.mark.parametrize("resume", [False, True, "auto"])
+@pytest.mark.parametrize("new_phase", [False, True])
+def test_ranks_get_what_their_supervisor_read(resume: Resume, new_phase: bool) -> None:
+    words = Words(tuple(WORDS), resume=resume, new_phase=new_phase and bool(resume))
+    assert split_words(words.for_ranks) == words
+
+
+def test_mistakes_in_restarts_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--restarts", "often"]) == 2
+    assert "--restarts is 'often'; give a number, 0 or more" in capsys.readouterr().err
+    assert main(["evaluate", "--restarts", "1"]) == 2
+    assert "--restarts: goes with `vlds train` alone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_helper_that_outlives_its_command_changes_no_code(code: int) -> None:
+    """Python's resource tracker does, by a moment."""
+    words = ["sh", "-c", f"sleep 0.5 & exit {code}"]
+    assert supervise(words, os.environ, 5, []) == Outcome(code, asked=False)

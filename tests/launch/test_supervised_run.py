@@ -1,0 +1,190 @@
+"""Real starts through the deepspeed launcher: arguments, exit codes, signals, and no orphans."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.launch.processes import gone, until
+from vlds.launch.start import launch_command
+from vlds.runtime.process_end import signal_name
+
+pytestmark = pytest.mark.launcher
+
+
+class Run:
+    """A supervised run of program.py on two ranks."""
+
+    def __init__(self, folder: Path, action: str, *words: str, grace_s: float = 20) -> None:
+        self.folder = folder
+        start = str(Path(__file__).with_name("start.py"))
+        root = Path(__file__).resolve().parents[2]
+        self.supervisor = subprocess.Popen(
+            [sys.executable, start, str(grace_s), str(folder), action, *words],
+            env={**os.environ, "PYTHONPATH": str(root)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            # Tests that a shell runs in the background inherit that Ctrl-C is ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+
+    def reports(self) -> list[dict[str, Any]]:
+        """What both ranks wrote when they were ready."""
+        files = [self.folder / "0.json", self.folder / "1.json"]
+        until(lambda: all(file.exists() for file in files), 60)
+        return [json.loads(file.read_text()) for file in files]
+
+    def processes(self) -> list[psutil.Process]:
+        """Everything below the supervisor: runner, launcher and both ranks."""
+        found = psutil.Process(self.supervisor.pid).children(recursive=True)
+        assert len(found) >= 4
+        return found
+
+    def end(self) -> tuple[int, str]:
+        """Exit code and output."""
+        output, _ = self.supervisor.communicate(timeout=60)
+        return self.supervisor.returncode, output
+
+
+def test_arguments_and_environment_arrive(tmp_path: Path) -> None:
+    words = ["two words", "it's $HOME", '--a="b c"', "*", "--"]
+    run = Run(tmp_path, "end", *words)
+    assert run.end() == (0, "")
+    for number, report in enumerate(run.reports()):
+        assert report["arguments"][0] == f"--local_rank={number}"
+        assert report["words"] == words
+        assert report["environment"]["RANK"] == str(number)
+        assert report["environment"]["WORLD_SIZE"] == "2"
+        assert report["environment"]["DS_ACCELERATOR"] == "cpu"
+
+
+def test_a_failing_rank_ends_the_run_with_its_code(tmp_path: Path) -> None:
+    run = Run(tmp_path, "fail")
+    code, output = run.end()
+    assert code == 3, output
+    assert all(not psutil.pid_exists(report["pid"]) for report in run.reports())
+
+
+def test_a_signal_lets_the_ranks_save(tmp_path: Path) -> None:
+    run = Run(tmp_path, "save")
+    run.reports()
+    processes = run.processes()
+    run.supervisor.send_signal(signal.SIGTERM)
+    code, output = run.end()
+    assert code == 128 + signal.SIGTERM, output
+    assert sorted(file.name for file in tmp_path.glob("saved*")) == ["saved0", "saved1"]
+    assert all(map(gone, processes))
+
+
+def test_what_does_not_end_is_killed(tmp_path: Path) -> None:
+    run = Run(tmp_path, "deaf", grace_s=1)
+    run.reports()
+    processes = run.processes()
+    run.supervisor.send_signal(signal.SIGINT)
+    code, output = run.end()
+    assert code == 128 + signal.SIGINT
+    assert "Ctrl-C again" in output
+    assert "did not end within 1 s" in output
+    assert all(map(gone, processes))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_the_recipe_is_checked(number: signal.Signals, tmp_path: Path) -> None:
+    run = subprocess.Popen(
+        [sys.executable, "-m", "vlds", "train", "--config", str(tmp_path / "recipe.yaml")],
+        cwd=Path(__file__).resolve().parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: [signal.signal(n, signal.SIG_DFL) for n in (number, signal.SIGINT)],
+    )
+    below: Callable[[], list[psutil.Process]] = psutil.Process(run.pid).children
+    until(lambda: bool(below()), 30)
+    (check,) = below()
+    run.send_signal(number)
+    output, _ = run.communicate(timeout=30)
+    assert run.returncode == 128 + number
+    said = f"vlds: the run ended by {signal_name(number)}; no rank had started: start it again\n"
+    assert output == said
+    assert gone(check)
+
+
+@pytest.mark.parametrize("action", ["save", "deaf"])
+def test_ranks_without_supervisor_end(tmp_path: Path, action: str) -> None:
+    run = Run(tmp_path, action)
+    run.reports()
+    processes = run.processes()
+    run.supervisor.kill()
+    until(lambda: all(map(gone, processes)), 30)
+    assert len(list(tmp_path.glob("saved*"))) == (2 if action == "save" else 0)
+    run.end()
+
+
+def test_ranks_whose_runner_is_killed_while_they_start(tmp_path: Path) -> None:
+    """As in `deepspeed launch.sh train`: nobody supervises."""
+    program = [str(Path(__file__).with_name("program.py")), str(tmp_path), "late"]
+    command, environment = launch_command(program, 2, [], os.environ, num_gpus=0)
+    root = str(Path(__file__).resolve().parents[2])
+    runner = subprocess.Popen(
+        command, env=environment | {"PYTHONPATH": root}, start_new_session=True
+    )
+    until(lambda: len(list(tmp_path.glob("started*"))) == 2, 60)
+    below = psutil.Process(runner.pid).children(recursive=True)
+    runner.kill()
+    runner.wait()
+    (tmp_path / "go").touch()
+    until(lambda: all(map(gone, below)), 30)
+    assert len(list(tmp_path.glob("saved*"))) == 2
+
+
+NESTED = """
+import os, sys
+from vlds.launch.supervisor import signals_collected, supervise
+command = [sys.executable, "-m", "vlds", "train", "--config", "recipe.yaml"]
+with signals_collected() as received:
+    sys.exit(supervise(command, os.environ, 20, received).code)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_ends_with_the_command_that_started_it(number: signal.Signals) -> None:
+    """As in `vlds demo`."""
+    outer = subprocess.Popen(
+        [sys.executable, "-c", NESTED],
+        cwd=Path(__file__).resolve().parents[2],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    below = psutil.Process(outer.pid).children
+    until(lambda: len(below(recursive=True)) == 2, 30)  # `vlds train`, and its check of the recipe
+    processes = below(recursive=True)
+    outer.send_signal(number)
+    _, said = outer.communicate(timeout=30)
+    until(lambda: all(map(gone, processes)), 10)
+    assert outer.returncode == (143 if number == signal.SIGTERM else -number)
+    assert said == "vlds: the run ended by SIGTERM; no rank had started: start it again\n"
+
+
+def test_deepspeed_launch_sh_prints_help_once(root: Path) -> None:
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "critical"]
+    result = subprocess.run(
+        [*launcher, "--num_gpus", "2", "launch.sh"],
+        cwd=root,
+        env={**os.environ, "DS_ACCELERATOR": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("usage: vlds") == 1
+    assert "VLDS_RANKS" in result.stdout

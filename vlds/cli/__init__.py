@@ -1,0 +1,1 @@
+"""The command `vlds`: its entry, one function per command, help texts, the demo."""

@@ -1,0 +1,211 @@
+"""The demo: every room of the house once, on made pictures, with the commands that a user would
+type.
+
+data_prep demo -> train demo_pretrain (Full, ZeRO-2) -> convert hf (it is the frozen backbone now)
+  -> train demo (an adapter, ZeRO-3), train demo_control (norms and visual embedding alone)
+  -> convert hf -> report
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from vlds.launch.supervisor import grace_from_environment, signals_collected, supervise
+from vlds.report.compute.baselines import FREQUENT, FROZEN
+from vlds.report.compute.collect import collect
+from vlds.report.read.inputs import read_run
+from vlds.report.read.samples import GalleryEntry
+from vlds.report.read.scores import Scores, write_scores
+from vlds.report.render.tables import summary_table
+from vlds.report.render.write import write_report
+from vlds.runtime.process_end import Interrupted
+from vlds.runtime.rank_environment import without_rank
+from vlds.runtime.regular_file import read_text
+from vlds.runtime.resources import find
+from vlds.runtime.shown import visible
+from vlds.runtime.terminal import tell
+from vlds.runtime.whole_file import write_whole
+
+RECIPES = ("demo_pretrain", "demo", "demo_control")
+FOLDER = "runs/demo"
+"""Where the shipped recipes write; replaced by --out."""
+CONTROL = "norms + visual embedding"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command of the demo."""
+
+    purpose: str
+    product: Path
+    """What it leaves; where that is, it is not run again."""
+    command: list[str]
+
+
+class StageError(Exception):
+    """A command of the demo failed; it has said why."""
+
+
+def run_demo(out: Path, seed: int, ranks: int) -> int:
+    """Run what is not there yet below `out`, then show it. Returns the exit code."""
+    started = time.monotonic()
+    adapters = out / "adapters"
+    stages = stages_of(out, write_recipes(out), seed, ranks)
+    try:
+        for number, stage in enumerate(stages, 1):
+            if not stage.product.exists():
+                run_stage(stage, f"{number} of {len(stages)}")
+    except StageError as error:
+        tell(f"vlds demo: {error}", error=True)
+        return 1
+    except Interrupted as error:
+        tell(f"vlds demo: ended by {error.signal_name}; start it again: it goes on", error=True)
+        return error.exit_code
+    write_scores(adapters / "scores.json", collect_scores(out))
+    pages = write_report([adapters], adapters)
+    show(out, pages, time.monotonic() - started)
+    return 0
+
+
+def stages_of(out: Path, recipes: Mapping[str, Path], seed: int, ranks: int) -> list[Stage]:
+    """All commands, in their order."""
+    backbone, adapters = out / "backbone", out / "adapters"
+    return [
+        Stage(
+            "draw two worlds of shapes, and pack them",
+            out / "data" / "spiece.model",
+            data_prep("demo", out / "data", seed),
+        ),
+        Stage(
+            "pretrain a tiny model on the home world",
+            out / "pretrain" / "artifact",
+            train(recipes["demo_pretrain"], seed, ranks),
+        ),
+        Stage(
+            "make it the frozen backbone",
+            backbone,
+            vlds("convert", "hf", "--run", out / "pretrain", "--out", backbone),
+        ),
+        Stage(
+            "tune an adapter on the shifted world",
+            adapters / "artifact",
+            train(recipes["demo"], seed, ranks),
+        ),
+        Stage(
+            "for comparison, tune norms and visual embedding alone",
+            out / "control" / "artifact",
+            train(recipes["demo_control"], seed, ranks),
+        ),
+        Stage(
+            "convert the tuned model for Hugging Face",
+            out / "tuned",
+            vlds("convert", "hf", "--run", adapters, "--out", out / "tuned"),
+        ),
+    ]
+
+
+def write_recipes(out: Path) -> dict[str, Path]:
+    """The shipped recipes, with `out` for their folder."""
+    folder = out / "recipes"
+    written = {}
+    for name in RECIPES:
+        text = read_text(find(f"recipes/{name}.yaml"))
+        written[name] = folder / f"{name}.yaml"
+        write_whole(written[name], text.replace(FOLDER, str(out)))
+    return written
+
+
+def data_prep(command: str, out: Path, seed: int) -> list[str]:
+    """Command line of the data preparation."""
+    return [sys.executable, "-m", "data_prep", command, "--out", str(out), "--seed", str(seed)]
+
+
+def train(recipe: Path, seed: int, ranks: int) -> list[str]:
+    """Command line of a training run, which goes on where an earlier one was stopped."""
+    return vlds("train", recipe, "--seed", seed, "--ranks", ranks, "--resume", "auto")
+
+
+def vlds(*words: Any) -> list[str]:
+    """Command line of one of our own commands."""
+    return [sys.executable, "-m", "vlds", *map(str, words)]
+
+
+def as_typed(command: list[str]) -> str:
+    """A command line as the user would type it."""
+    own = command[2] == "vlds"
+    return shlex.join(["vlds", *command[3:]] if own else ["python", *command[1:]])
+
+
+def say_stage(stage: Stage, number: str) -> None:
+    """Say what a command is for, and the command as the user would type it."""
+    console = Console()
+    console.rule(f"[bold]{number}: {stage.purpose}", align="left")
+    # The terminal breaks a line that is too long for it, so that it can be copied whole.
+    shown = visible(as_typed(stage.command))
+    console.print(shown, markup=False, highlight=False, soft_wrap=True)
+
+
+def run_stage(stage: Stage, number: str) -> None:
+    """Say a command, and run it."""
+    say_stage(stage, number)
+    started = time.monotonic()
+    # The demo is small enough for a CPU, and two ranks need two GPUs otherwise.
+    environment = without_rank(os.environ) | {"DS_ACCELERATOR": "cpu"}
+    with signals_collected() as received:
+        outcome = supervise(stage.command, environment, 2 * grace_from_environment(), received)
+    if outcome.asked:
+        raise Interrupted(received[0])
+    if outcome.code:
+        said = f"`{as_typed(stage.command)}` ended with exit code {outcome.code}"
+        raise StageError(f"{said}; see above, then start again")
+    tell(f"({time.monotonic() - started:.0f} s)", flush=True)
+
+
+def collect_scores(out: Path) -> Scores:
+    """Scores of the most frequent answer, the frozen model, the control and the adapters beside
+    each other."""
+    (out / "adapters" / "scores.json").unlink(missing_ok=True)  # an earlier one would be read
+    adapters, control = collect([out / "adapters", out / "control"], resamples=0).runs.values()
+    tasks = {
+        name: replace(entry, by_column={**entry.by_column, CONTROL: control.results[name].scores})
+        for name, entry in adapters.scores.tasks.items()
+    }
+    return replace(adapters.scores, columns=(FREQUENT, FROZEN, CONTROL, "adapters"), tasks=tasks)
+
+
+def show(out: Path, pages: list[Path], seconds: float) -> None:
+    """Tables and where things are."""
+    console = Console()
+    run = read_run(out / "adapters")
+    console.rule("[bold]scores on unseen pictures of the shifted world", align="left")
+    console.print(summary_table(run.scores))
+    facts = run.scores
+    held = "  ".join(f"{name} {value:,}" for name, value in facts.bytes_per_rank.items())
+    speed = facts.samples_per_second.get("training", 0)
+    console.print(
+        f"trainable {facts.trainable['trainable']:,} of {facts.trainable['total']:,} weights "
+        f"({facts.trainable['percent']:.2f} %)\nbytes per rank: {held}\n"
+        f"training {speed:,.0f} examples/s; all of it {seconds:.0f} s",
+        highlight=False,
+    )
+    tell(f"pages: {pages[0]}  {pages[1]}")
+    tell(f"the tuned model: {out / 'tuned'}")
+    if right := first_right_caption(run.gallery):
+        words = vlds("predict", "--run", run.folder, "--task", "caption")
+        words += ["--image", str(run.folder / right.images[0])]
+        tell(f"to ask it (it says: {right.prediction}):\n{as_typed(words)}")
+
+
+def first_right_caption(gallery: Sequence[GalleryEntry]) -> GalleryEntry | None:
+    """The first sample picture that the model describes as one of its references does."""
+    described = (entry for entry in gallery if entry.task == "caption" and entry.images)
+    return next((entry for entry in described if entry.prediction in entry.reference), None)

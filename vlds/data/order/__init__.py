@@ -1,0 +1,1 @@
+"""The order of examples: pure functions of (seed, position)."""

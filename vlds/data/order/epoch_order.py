@@ -1,0 +1,121 @@
+"""One source, epoch after epoch, each a fresh permutation of its annotations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlds.data.order.randomness import KEPT_TABLES, Ints, Recent, permutation, random_words
+
+
+class EpochOrder:
+    """Annotations of one source, epoch after epoch, each epoch a fresh permutation.
+
+    Shards are permuted and cut into windows of `window` shards; inside a window everything is
+    permuted, so that only the window's shards are read at a time. With `group` k, up to k
+    annotations of one sample (others in every epoch) stay together: their picture is decoded and
+    encoded once.
+
+    With `lanes` V the permuted shards are first cut into V stretches of equally many annotations,
+    each with windows of its own: who reads one lane reads the shards of that stretch alone.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        counts: Sequence[NDArray[np.unsignedinteger[Any]]],
+        *,
+        seed: int,
+        window: int = 64,
+        group: int = 1,
+        lanes: int = 1,
+    ) -> None:
+        """`counts`: for each shard, the annotations of each of its samples."""
+        for what, value in (("window", window), ("group", group), ("lanes", lanes)):
+            if value < 1:
+                raise ValueError(f"{what}: got {value}; give at least 1")
+        self.name = name
+        self.seed = seed
+        self.window = window
+        self.group = group
+        self.lanes = lanes
+        self.counts = [shard.astype(np.int64) for shard in counts]
+        self.first_sample = np.cumsum([0, *(len(shard) for shard in counts)])
+        self.shard_sizes = np.array([shard.sum() for shard in self.counts], np.int64)
+        self.size = int(self.shard_sizes.sum())
+        """Annotations in an epoch."""
+        if self.size == 0:
+            raise ValueError(f"source {name}: its data sets hold no annotation to train on")
+        if self.size < lanes:
+            raise ValueError(
+                f"lanes: {lanes} are more than the {self.size} annotations of source {name}; "
+                "give fewer lanes"
+            )
+        self._shards = Recent(self._permuted_shards, KEPT_TABLES * lanes)
+        self._table = Recent(self._window_table, KEPT_TABLES * lanes)
+
+    def fingerprint(self) -> dict[str, int]:
+        """What the order depends on, the same for all sources of a run."""
+        return {"window": self.window, "group": self.group}
+
+    def stretch(self, lane: int) -> tuple[int, int]:
+        """Where a lane begins and ends among the annotations of an epoch."""
+        return lane * self.size // self.lanes, (lane + 1) * self.size // self.lanes
+
+    def at(self, indices: Ints, lane: int = 0) -> tuple[Ints, Ints]:
+        """Sample number and annotation number in it, for each index of a lane (epochs follow one
+        another)."""
+        samples, annotations = np.empty_like(indices), np.empty_like(indices)
+        start, end = self.stretch(lane)
+        epochs, offsets = np.divmod(indices, end - start)
+        offsets += start
+        for epoch in np.unique(epochs).tolist():
+            _, _, starts = self._shards(epoch, lane)
+            windows = np.searchsorted(starts, offsets, side="right") - 1
+            for number in np.unique(windows[epochs == epoch]).tolist():
+                here = (epochs == epoch) & (windows == number)
+                rows = offsets[here] - starts[number]
+                table_samples, table_annotations = self._table(epoch, lane, number)
+                samples[here], annotations[here] = table_samples[rows], table_annotations[rows]
+        return samples, annotations
+
+    def _permuted_shards(self, epoch: int, lane: int) -> tuple[Ints, int, Ints]:
+        """A lane's shards in an epoch, how many annotations of the first are another lane's, and
+        where in the epoch each window starts."""
+        shards = permutation(len(self.counts), self.seed, "shards", self.name, epoch)
+        ends = np.cumsum(self.shard_sizes[shards])
+        start, end = self.stretch(lane)
+        first = int(np.searchsorted(ends, start, side="right"))
+        last = int(np.searchsorted(ends, end, side="left"))
+        before = int(ends[first - 1]) if first else 0
+        starts = np.concatenate([[start], ends[first + self.window - 1 : last : self.window]])
+        return shards[first : last + 1], start - before, starts
+
+    def _window_table(self, epoch: int, lane: int, number: int) -> tuple[Ints, Ints]:
+        """Samples and annotations of a window, in their order."""
+        shards, skipped, starts = self._shards(epoch, lane)
+        shards = shards[number * self.window : (number + 1) * self.window]
+        end = int(starts[number + 1]) if number + 1 < len(starts) else self.stretch(lane)[1]
+        own = slice(skipped if number == 0 else 0, None)
+        counts = np.concatenate([self.counts[s] for s in shards])
+        samples = np.concatenate(
+            [np.arange(self.first_sample[s], self.first_sample[s + 1]) for s in shards]
+        )
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        within = within[own][: end - int(starts[number])]
+        row_samples = np.repeat(samples, counts)[own][: len(within)]
+        key: tuple[str | int, ...] = (self.seed, "window", self.name, epoch, number)
+        if self.lanes > 1:
+            key = (*key, "lane", lane)
+        rows = permutation(len(within), *key)
+        if self.group > 1:
+            # Stable sort by sample: each sample's annotations in random order, side by side.
+            begins = np.diff(row_samples, prepend=-1) != 0
+            rows = rows[np.argsort(np.cumsum(begins)[rows], kind="stable")]
+            groups = np.cumsum(begins | (within % self.group == 0)) - 1
+            words = random_words(int(groups[-1]) + 1, *key, "groups")
+            rows = rows[np.argsort(words[groups], kind="stable")]
+        return row_samples[rows], within[rows]

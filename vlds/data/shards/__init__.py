@@ -1,0 +1,1 @@
+"""Shards: tar, index, dataset.json, caches, and the decoding of what a sample holds."""

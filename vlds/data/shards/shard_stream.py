@@ -1,0 +1,165 @@
+"""The samples of a shard that comes as a stream of bytes: from a command, a server, a file.
+
+webdataset opens the stream and puts members together to samples; the headers between are read by
+vlds.data.shards.tar, because Python's tarfile takes a smashed one for the end of the archive.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+from webdataset.gopen import gopen, gopen_schemes
+from webdataset.shardlists import expand_urls
+from webdataset.tariterators import group_by_keys
+
+from vlds.data.errors import ShardError
+from vlds.data.shards.address import is_web
+from vlds.data.shards.curl import REASONS, open_web
+from vlds.data.shards.remote import open_stream
+from vlds.data.shards.tar import members
+from vlds.runtime.credentials import without_credentials
+from vlds.runtime.regular_file import open_file
+
+BLOCK = 1 << 16
+AT_ONCE = 1 << 24
+PIPE = "pipe:"
+META = re.compile(r"__[^/]*__($|/)")
+"""Members that webdataset leaves out."""
+CURE = "make or copy it again, or let data.errors.on_bad_shard substitute what is lost"
+
+
+def is_pattern(place: str | Path) -> bool:
+    """Whether a place in a recipe names shards, not the folder of a data set."""
+    text = str(place)
+    return text.startswith(PIPE) or "{" in text or text.endswith(".tar")
+
+
+def is_local(url: str) -> bool:
+    """Whether a shard is a file of this machine."""
+    return "://" not in url and not url.startswith(PIPE)
+
+
+def shard_urls(place: str) -> list[str]:
+    """The shards that a pattern stands for, or those of a local folder.
+
+    Errors: ValueError that names the pattern, or the files that are not there.
+    """
+    if is_local(place) and not is_pattern(place):
+        urls = sorted(map(str, Path(place).expanduser().glob("*.tar")))
+        if not urls:
+            raise ValueError(
+                f"{place}: no *.tar in this folder; give a folder that holds shards, or a pattern "
+                "such as shards/x-{000..009}.tar"
+            )
+        return urls
+    try:
+        urls = expand_urls(place)
+    except (ValueError, AssertionError) as error:
+        raise ValueError(
+            f"{place}: {error}; give a pattern of shards such as shards/x-{{000..009}}.tar"
+        ) from None
+    urls = [str(Path(url).expanduser()) if is_local(url) else url for url in urls]
+    missing = [url for url in urls if is_local(url) and not Path(url).is_file()]
+    if missing:
+        raise ValueError(
+            f"{place}: {len(missing)} of {len(urls)} shards are not there, such as {missing[0]}; "
+            "correct the range of the pattern, or make the shards"
+        )
+    return urls
+
+
+def read_shard(url: str, num_samples: int | None = None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Key and members (extension -> memoryview) of each sample. `num_samples`: those there must be,
+    where that is known.
+
+    Errors: ShardError where the shard cannot be opened, is damaged, or ends before its end.
+    """
+    number, shown = 0, without_credentials(url)
+    try:
+        with opened(url) as read:
+            for found in group_by_keys(_files(read, url)):
+                yield (
+                    found["__key__"],
+                    {name: memoryview(d) for name, d in found.items() if not name.startswith("__")},
+                )
+                number += 1
+    except (OSError, ValueError) as error:
+        reason = _words(error, url)
+        raise ShardError(f"shard {shown}, after {number} samples: {reason}; {CURE}") from None
+    if num_samples is not None and number != num_samples:
+        raise ShardError(
+            f"shard {shown}: {number} samples came, its dataset.json says {num_samples}; {CURE}"
+        )
+
+
+def _files(read: Callable[[int, int], bytes], url: str) -> Iterator[dict[str, Any]]:
+    """What webdataset's own reader gives: name and data of each member."""
+    for member in members(read, 0, None):
+        if META.match(member.name):
+            continue
+        data = read(member.start, member.size)
+        if len(data) < member.size:
+            raise ShardError(f"it ends at byte {member.start + len(data)}, inside {member.name}")
+        yield {"fname": member.name, "data": data, "__url__": url}
+
+
+@contextmanager
+def opened(url: str) -> Iterator[Callable[[int, int], bytes]]:
+    """Bytes of a stream by offset, which may only grow."""
+    stream = _open(url)
+    at, too_short = 0, False
+
+    def exactly(size: int) -> bytes:
+        nonlocal too_short
+        parts = []
+        # A header may state any size: memory grows with the bytes that really come.
+        while size > 0 and (part := stream.read(min(size, AT_ONCE))):
+            parts.append(part)
+            size -= len(part)
+        too_short = size > 0
+        return b"".join(parts)
+
+    def read(offset: int, size: int) -> bytes:
+        nonlocal at
+        while at < offset and (passed := len(exactly(min(offset - at, BLOCK)))):
+            at += passed
+        data = exactly(size)
+        at += len(data)
+        if at < 1024 and data[:2] == b"\x1f\x8b":
+            raise ValueError("it is compressed: give it as `pipe:gunzip -c < FILE`")
+        return data
+
+    try:
+        yield read
+    finally:
+        # A command's exit status says why bytes lack; one not read to its end has a bad one anyway.
+        with nullcontext() if too_short else suppress(OSError):
+            stream.close()
+
+
+def _open(url: str) -> IO[bytes]:
+    if is_local(url):
+        return open_file(url)
+    if is_web(url):
+        return open_web(url)
+    scheme = urlsplit(url).scheme
+    # webdataset knows commands, curl and a few clouds; what it does not, fsspec may.
+    stream: IO[bytes] = gopen(url) if scheme in gopen_schemes else open_stream(url)
+    return stream
+
+
+def _words(error: Exception, url: str) -> str:
+    """A command's failure in the place of its whole call."""
+    if not isinstance(error, OSError):
+        return str(error)
+    if not (found := re.search(r"exit (-?\d+) \(read\)", str(error))):
+        return error.strerror or str(error)
+    status = int(found[1])
+    if not url.startswith(PIPE) and status in REASONS:
+        return REASONS[status]
+    return f"its command ended with exit status {status}"

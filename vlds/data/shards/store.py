@@ -1,0 +1,193 @@
+"""Samples by number, out of the shards: one pread a sample, headers parsed in memory."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from hashlib import sha256
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+
+from vlds.data.errors import ChangedSample, FetchError, ShardError
+from vlds.data.shards.cache import ShardCache
+from vlds.data.shards.features import FEATURES, parse_features
+from vlds.data.shards.foreign import foreign_json
+from vlds.data.shards.ids import check_ids
+from vlds.data.shards.info import REBUILD
+from vlds.data.shards.local_files import LocalFiles
+from vlds.data.shards.quarantine import read_quarantine
+from vlds.data.shards.remote import RemoteFiles, is_url
+from vlds.data.shards.sample_bytes import Room, SampleFiles, read_sample
+from vlds.data.shards.shard_index import Counts
+from vlds.data.shards.shard_stream import is_pattern
+from vlds.runtime.json_file import parse_member
+from vlds.schema import Sample, SkipSample
+
+UNUSABLE = (ValueError, LookupError, TypeError, AttributeError)
+"""What a sample raises whose members are not what they should be."""
+
+
+def open_dataset(folder: str | Path, cache: ShardCache | None = None) -> Dataset:
+    """Open the data set in a folder, its shards and indexes checked against dataset.json.
+
+    The folder may be a URL: its files are read through copies in `cache`, by default the user's.
+
+    Errors: ValueError that names folder or shard, what is wrong, and the cure.
+    """
+    if is_pattern(folder):
+        raise ValueError(
+            f"{folder} names shards, not a data set: to train on them as they are, set data.reader "
+            "to sequential; for all else put them into a folder and index it: `python -m data_prep "
+            "index`"
+        )
+    if is_url(folder):
+        return Dataset(RemoteFiles(str(folder), cache or ShardCache()))
+    return Dataset(LocalFiles(Path(folder)))
+
+
+class Dataset:
+    """The samples of one data set by number. Files are opened at the first read in each process."""
+
+    def __init__(self, files: SampleFiles) -> None:
+        self._files = files
+        self.folder = files.folder
+        """Path or URL."""
+        self.info, indexes = files.open()
+        folder = files.folder
+        self.quarantine = read_quarantine(folder, self.info) if isinstance(folder, Path) else {}
+        """Number -> fault of samples that are known to be bad."""
+        self.counts = [index.counts for index in indexes]
+        """Annotations of each sample, shard by shard."""
+        self.pictures = [index.pictures for index in indexes]
+        """Pictures, or stored features, of each sample, shard by shard."""
+        self._offsets = [index.offsets.astype(np.int64) for index in indexes]
+        self._checksums = [index.checksums for index in indexes]
+        self._first_sample = [0, *accumulate(len(counts) for counts in self.counts)]
+
+    @property
+    def name(self) -> str:
+        """Name from dataset.json."""
+        return self.info.name
+
+    @property
+    def kind(self) -> str:
+        """Kind of the annotations."""
+        return self.info.kind
+
+    @property
+    def split(self) -> str:
+        """Split of the source."""
+        return self.info.split
+
+    @property
+    def label(self) -> str:
+        """Name and split, for messages."""
+        return f"{self.info.name}-{self.info.split}"
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in all shards."""
+        return self.info.samples
+
+    @property
+    def num_annotations(self) -> int:
+        """Annotations in all shards."""
+        return self.info.annotations
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether its shards are read through copies in a cache."""
+        return isinstance(self._files, RemoteFiles)
+
+    def fingerprint(self) -> str:
+        """Changes with the bytes of any shard."""
+        text = "".join(shard.sha256 + shard.cnt_sha256 for shard in self.info.shards)
+        return sha256(text.encode()).hexdigest()[:16]
+
+    def shard_of(self, sample: int) -> str:
+        """File name of the shard that holds a sample."""
+        return self.info.shards[self._shard(sample)[0]].name
+
+    def read(self, sample: int, room: Room | None = None) -> Sample:
+        """Read a sample by its number. `room` is asked where its features may lie at once.
+
+        Errors: ShardError where the shard is damaged, SkipSample where only the sample is.
+        """
+        number, row = self._shard(sample)
+        try:
+            return self._read(number, row, room)
+        except FetchError:
+            raise
+        except (ShardError, ChangedSample):
+            if not self._files.renew(self.info.shards[number]):
+                raise
+        return self._read(number, row, room)
+
+    def _read(self, number: int, row: int, room: Room | None) -> Sample:
+        """Read a sample by its shard and its place there."""
+        info, shard = self.info, self.info.shards[number]
+        begin, end = self._offsets[number][row : row + 2].tolist()
+        try:
+            found = read_sample(self._files, shard, begin, end, room)
+        except FetchError:
+            raise
+        except (OSError, ShardError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            place, cure = self._files.place(shard), self._files.cure(shard)
+            raise ShardError(f"shard {place}, sample {row}: {reason}; {cure}") from None
+        what = f"sample {self.label} {found.key} ({shard.name})"
+        if found.checksum != self._checksums[number][row]:
+            raise ChangedSample(
+                f"{what}: its bytes are not those that were indexed (another crc32); "
+                f"{self._files.cure(shard)}"
+            )
+        try:
+            sample = parse_sample(
+                found.key, found.content, info.name, info.kind, info.fields, found.features
+            )
+        except UNUSABLE as error:
+            raise SkipSample(f"{what}: {error!r}") from error
+        counts = Counts(len(sample.annotations), len(sample.images) or len(sample.features))
+        indexed = Counts(int(self.counts[number][row]), int(self.pictures[number][row]))
+        if counts != indexed:
+            raise SkipSample(f"{what}: it has {counts}, its index says {indexed}; {REBUILD}")
+        return sample
+
+    def _shard(self, sample: int) -> tuple[int, int]:
+        shard = bisect_right(self._first_sample, sample) - 1
+        return shard, sample - self._first_sample[shard]
+
+
+def parse_sample(
+    key: str,
+    content: Mapping[str, memoryview],
+    name: str,
+    kind: str,
+    fields: Mapping[str, str] | None,
+    features: Mapping[str, np.ndarray] | None = None,
+) -> Sample:
+    """A sample of its members. `fields` say which hold what, where others have written it;
+    `features` are those that are no members any more.
+
+    Errors: UNUSABLE where they are not what they should be.
+    """
+    about = parse_member(content["json"]) if fields is None else foreign_json(key, content, fields)
+    check_ids(about)
+    stored = dict(features or {})
+    for member in content:
+        if member.endswith(FEATURES):
+            stored[member] = parse_features(content[member])
+    sample_id = about.pop("id")
+    annotations = tuple(about.pop("annotations"))
+    return Sample(
+        key=key,
+        dataset=name,
+        id=sample_id,
+        kind=kind,
+        images=tuple([content[member] for member in about.pop("images", ())]),
+        features=tuple([stored[member] for member in sorted(stored)]),
+        annotations=annotations,
+        extra=about,
+    )

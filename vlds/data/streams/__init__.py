@@ -1,0 +1,1 @@
+"""Streams: sources, loader workers, batches, and the state from which a stream resumes."""

@@ -1,0 +1,170 @@
+"""A task and the shards that feed it as streams, without an index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain, islice
+from pathlib import Path
+
+from vlds.data.errors import ErrorPolicy, ShardError
+from vlds.data.order.permutation import hashed
+from vlds.data.shards.foreign import KNOWN, check_fields
+from vlds.data.shards.info import DATASET_FILE, DatasetInfo
+from vlds.data.shards.num_pictures import ANY_NUMBER, NumPictures
+from vlds.data.shards.shard_stream import is_local, read_shard, shard_urls
+from vlds.data.shards.store import UNUSABLE, parse_sample
+from vlds.data.streams.source import check_pictures
+from vlds.runtime.credentials import without_credentials
+from vlds.schema import ImageSpec, Sample, SkipSample
+from vlds.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class StreamedDataset:
+    """The shards of a pattern or folder, and what their samples hold."""
+
+    place: str
+    """As the recipe names it."""
+    urls: Sequence[str]
+    kind: str
+    """Kind of the annotations."""
+    fields: Mapping[str, str] | None
+    """Of samples that others have written: field of an annotation -> member that holds it."""
+    info: DatasetInfo | None
+    """The dataset.json beside local shards, where there is one."""
+
+    @property
+    def label(self) -> str:
+        """For messages: name and split, where they are known."""
+        return f"{self.info.name}-{self.info.split}" if self.info else self.place
+
+    @property
+    def num_annotations(self) -> int | None:
+        """In all shards, where that is known."""
+        if self.info is None:
+            return None
+        known = {shard.name: shard.annotations for shard in self.info.shards}
+        return sum(known[Path(url).name] for url in self.urls)
+
+    def read(self, url: str) -> Iterator[tuple[str, Sample | SkipSample]]:
+        """Key of each sample of a shard, and the sample or why it is none.
+
+        Errors: ShardError where the shard is damaged or cannot be had.
+        """
+        known = {shard.name: shard.samples for shard in self.info.shards} if self.info else {}
+        name = self.info.name if self.info else self.place
+        for key, content in read_shard(url, known.get(Path(url).name)):
+            try:
+                yield key, parse_sample(key, content, name, self.kind, self.fields)
+            except UNUSABLE as error:
+                yield key, SkipSample(f"sample {key} ({without_credentials(url)}): {error!r}")
+
+
+def open_streamed(
+    place: str, kinds: Sequence[str], fields: Mapping[str, str] | None
+) -> StreamedDataset:
+    """The shards of a place, for a task that understands `kinds`; `fields` as the recipe has them.
+
+    Errors: ValueError that names the place and the cure.
+    """
+    urls = shard_urls(place)
+    info = _info_beside(urls)
+    if info is not None and info.kind not in kinds:
+        raise ValueError(
+            f"{place} holds samples of kind '{info.kind}', the task understands "
+            f"{', '.join(kinds)}; name other shards or another task class"
+        )
+    if fields is None and info is not None:
+        fields = info.fields
+    kind = next((kind for kind in kinds if kind in KNOWN), kinds[0]) if fields else kinds[0]
+    kind = info.kind if info else kind
+    if fields is not None:
+        check_fields(kind, fields)
+    return StreamedDataset(without_credentials(place), urls, kind, fields, info)
+
+
+def _info_beside(urls: Sequence[str]) -> DatasetInfo | None:
+    """The dataset.json that describes all of these shards."""
+    folders = {Path(url).parent if is_local(url) else None for url in urls}
+    folder = folders.pop()
+    if folders or folder is None or not (folder / DATASET_FILE).is_file():
+        return None
+    info = DatasetInfo.load(folder)
+    if unknown := sorted({Path(url).name for url in urls} - {s.name for s in info.shards}):
+        raise ValueError(
+            f"{folder / DATASET_FILE} does not know {unknown[0]}; index the folder anew with "
+            "`python -m data_prep index`, or remove the file"
+        )
+    return info
+
+
+@dataclass(frozen=True)
+class StreamedSource:
+    """One task of a recipe with its shards, which are shuffled as if they were of one data set."""
+
+    name: str
+    """The task's name in the recipe."""
+    task: Task
+    datasets: Sequence[StreamedDataset]
+    weight: float = 1.0
+    """Share of its examples, relative to the other sources' weights."""
+    batch_size: int | None = None
+    """Examples of its global batches, where batches are of one task; None: as many as the
+    others'."""
+    num_pictures: NumPictures = ANY_NUMBER
+    """Of each sample."""
+
+    @cached_property
+    def shards(self) -> list[tuple[StreamedDataset, str]]:
+        """Data set and URL of each shard."""
+        return [(dataset, url) for dataset in self.datasets for url in dataset.urls]
+
+    @property
+    def num_annotations(self) -> int | None:
+        """Of all data sets, where that is known."""
+        sizes = [dataset.num_annotations for dataset in self.datasets]
+        return None if None in sizes else sum(filter(None, sizes))
+
+    def read(self, dataset: StreamedDataset, url: str) -> Iterator[tuple[str, Sample | SkipSample]]:
+        """As the data set reads a shard; samples with another number of pictures are none.
+
+        Errors: ShardError.
+        """
+        for key, sample in dataset.read(url):
+            try:
+                if isinstance(sample, Sample):
+                    self.num_pictures.check(sample)
+                yield key, sample
+            except SkipSample as error:
+                yield key, error
+
+    def fingerprint(self) -> str:
+        """Changes with the list of shards and with what their samples hold."""
+        return hashed(
+            [
+                ([*map(without_credentials, dataset.urls)], dataset.kind, dataset.fields)
+                for dataset in self.datasets
+            ]
+        )
+
+    def check(self, image: ImageSpec | None, policy: ErrorPolicy) -> None:
+        """Read the first sample of each data set.
+
+        Errors: ValueError where there is none that can be used, or none of the sort that the model
+        sees.
+        """
+        for dataset in self.datasets:
+            readable = chain.from_iterable(self.read(dataset, url) for url in dataset.urls)
+            fault: Exception = ShardError(f"{dataset.place}: its shards hold no sample")
+            for _, sample in islice(readable, policy.max_in_a_row):
+                if isinstance(sample, Sample):
+                    check_pictures(dataset.place, sample, image)
+                    break
+                fault = sample
+            else:
+                raise ValueError(
+                    f"source {self.name}: {fault}; samples of others need data.fields, such as "
+                    f"{{{self.name}: {{caption: txt}}}}"
+                )

@@ -1,0 +1,57 @@
+"""What the tasks that vlds brings make of a sample, before a run finds out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+import vlds.tasks
+from vlds.data.shards.num_pictures import NumPictures
+from vlds.schema import Sample, SkipSample
+from vlds.tasks.base import Task, ask
+
+TASKS: tuple[Task, ...] = tuple(
+    getattr(vlds.tasks, name)() for name in vlds.tasks.__all__ if name != Task.__name__
+)
+
+
+@dataclass
+class Asked:
+    """What came of asking everything about a sample."""
+
+    faults: list[str] = field(default_factory=list)
+    """Why a run would replace the sample, or would not begin with it."""
+    unlabelled: int = 0
+    """Annotations that cannot be trained on."""
+
+
+def ask_all(sample: Sample) -> Asked:
+    """Ask the tasks of a sample's kind about all its annotations, in training and evaluation.
+
+    The tasks have their own prompts; a recipe may give longer ones.
+    """
+    asked = Asked()
+    for task in TASKS:
+        if sample.kind in task.kinds:
+            try:
+                _ask(task, sample, asked)
+            except SkipSample as error:
+                asked.faults.append(str(error))
+    return asked
+
+
+def _ask(task: Task, sample: Sample, asked: Asked) -> None:
+    """Errors: SkipSample."""
+    NumPictures(task.num_pictures or 1, task.num_pictures).check(sample)
+    rng = np.random.default_rng(0)
+    numbers = range(len(sample.annotations))
+    for number in numbers:
+        try:
+            example = ask(task, sample.kind, sample, number, rng)
+        except ValueError:  # the split has no labels
+            asked.unlabelled += 1
+        else:
+            asked.unlabelled += example.target is None
+    for annotation in numbers if task.unit == "annotation" else [None]:
+        ask(task, sample.kind, sample, annotation, None)

@@ -1,0 +1,1 @@
+"""Answer, score, write predictions: on all ranks, or from files of predictions."""

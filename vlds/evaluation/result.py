@@ -1,0 +1,165 @@
+"""What an evaluation leaves: predictions, references, scores; as files, and as lines to read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vlds.data.errors import BadSample
+from vlds.data.streams.source import Source
+from vlds.metrics.tables import plain
+from vlds.runtime.terminal import tell
+from vlds.runtime.whole_file import write_whole
+from vlds.tasks.base import Task
+
+
+class Decoded(NamedTuple):
+    """One example, answered."""
+
+    id: str
+    sample: str
+    """Id of its sample."""
+    reference: Any
+    prediction: str = ""
+    confidence: float | None = None
+    """Probability of the prediction; None where there was none."""
+    token_confidence: float | None = None
+    """As in Answer."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One task on its data."""
+
+    task: str
+    scores: dict[str, float]
+    predictions: dict[str, str]
+    references: dict[str, Any] = field(repr=False)
+    samples: dict[str, str] = field(repr=False, default_factory=dict)
+    """Id of each example's sample, where it is known: the examples of one picture belong
+    together."""
+    confidences: dict[str, float | None] = field(repr=False, default_factory=dict)
+    """Probability that the model gave to each prediction, where it is known."""
+    token_confidences: dict[str, float | None] = field(repr=False, default_factory=dict)
+    """As in Answer."""
+    unreadable: list[str] = field(default_factory=list)
+    """Ids and reasons of examples whose picture could not be read: predicted as "" and scored as
+    such."""
+    notes: list[str] = field(default_factory=list)
+    """What is to be known about the scores, beside the above."""
+    data: str | None = None
+    """`data_id` of what was scored: scores mean something on their own data only."""
+
+    @classmethod
+    def of(
+        cls, source: Source, gathered: Sequence[tuple[Sequence[Decoded], Sequence[BadSample]]]
+    ) -> Evaluation:
+        """The ranks' examples together, sorted by their ids; without scores."""
+        bad = sorted((entry for _, own in gathered for entry in own), key=lambda entry: entry.id)
+        found = [entry for own, _ in gathered for entry in own]
+        found += [Decoded(entry.id, entry.sample, entry.reference) for entry in bad]
+        found.sort(key=lambda entry: entry.id)
+        return cls(
+            source.name,
+            {},
+            {entry.id: entry.prediction for entry in found},
+            {entry.id: entry.reference for entry in found},
+            {entry.id: entry.sample for entry in found},
+            {entry.id: entry.confidence for entry in found},
+            {entry.id: entry.token_confidence for entry in found},
+            [f"{entry.id}: {entry.reason}" for entry in bad],
+            data=source.data_id,
+        )
+
+    def scored(self, task: Task) -> Evaluation:
+        """The same with its scores.
+
+        Errors: ValueError where ids of predictions and references differ.
+        """
+        scores = task.score(self.predictions, self.references)
+        notes = task.notes(self.predictions, self.references) if scores else []
+        return replace(self, scores=scores, notes=notes)
+
+    @property
+    def num_empty(self) -> int:
+        """Predictions without any text: scored as what they are."""
+        return sum(not text.strip() for text in self.predictions.values())
+
+    def write(self, folder: Path) -> None:
+        """TASK.jsonl: a line per example with id, how many lines there are, data, sample,
+        prediction, confidence, that of a token, and reference; what is not known is left out.
+
+        Errors: CannotWrite.
+        """
+        lines = [json.dumps(self._line(key)) for key in self.predictions]
+        write_whole(folder / f"{self.task}.jsonl", "".join(f"{line}\n" for line in lines))
+
+    def _line(self, key: str) -> dict[str, Any]:
+        line: dict[str, Any] = {"id": key, "of": len(self.predictions)}
+        if self.data is not None:
+            line["data"] = self.data
+        if (sample := self.samples.get(key)) is not None:
+            line["sample"] = sample
+        line["prediction"] = self.predictions[key]
+        for name, values in (
+            ("confidence", self.confidences),
+            ("token_confidence", self.token_confidences),
+        ):
+            if (value := values.get(key)) is not None:
+                line[name] = round(value, 4)
+        return line | {"reference": self.references[key]}
+
+    @property
+    def title(self) -> str:
+        """The task, its data and how many examples were scored."""
+        name = f"{self.data.partition('@')[0]}, " if self.data else ""
+        return f"{self.task} ({name}{len(self.predictions):,} examples)"
+
+    def headlines(self) -> str:
+        """The scores of the whole, in one line."""
+        whole = plain(self.scores).items()
+        return "  ".join(f"{name} {value:.3f}" for name, value in whole) or "no labels"
+
+    def lines(self) -> list[str]:
+        """All scores, those of the whole first, and what is to be known about them."""
+        names = sorted(self.scores, key=lambda name: "/" in name)
+        width = max(map(len, names), default=0)
+        notes = [f"could not be read: {line}" for line in self.unreadable]
+        if empty := self.num_empty - len(self.unreadable):
+            notes.append(f"{empty:,} predictions are empty, and scored so")
+        notes += self.notes
+        if not names:
+            notes.append("no scores: the data have no labels")
+        return [
+            self.title,
+            *(f"  {name:<{width}}  {self.scores[name]:.4f}" for name in names),
+            *(f"  {note}" for note in notes),
+        ]
+
+
+def leave(evaluations: Sequence[Evaluation], folder: Path, *, scores: bool) -> None:
+    """Say what was found, and write predictions and scores.json: task -> data, examples, scores.
+
+    Errors: CannotWrite; then all has been said.
+    """
+    for evaluation in evaluations:
+        tell("\n".join(evaluation.lines() if scores else evaluation.lines()[:1]))
+    for evaluation in evaluations:
+        evaluation.write(folder)
+    if not evaluations:
+        return
+    if scores:
+        tree = {
+            evaluation.task: {
+                "data": evaluation.data,
+                "examples": len(evaluation.predictions),
+                "scores": evaluation.scores,
+            }
+            for evaluation in evaluations
+        }
+        text = json.dumps(tree, indent=1) + "\n"
+        write_whole(folder / "scores.json", text)
+    tell(f"predictions: {folder}")

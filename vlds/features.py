@@ -1,0 +1,269 @@
+"""Run a frozen vision encoder once over a data set and store what it gives, instead of running it
+in every epoch.
+
+Each rank does whole shards. A finished shard has a `.done` file beside it until all are finished:
+what is interrupted goes on there.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlds.config import Recipe, to_tree
+from vlds.data.shards.decode import decode_image
+from vlds.data.shards.features import FEATURES, feature_bytes
+from vlds.data.shards.info import DATASET_FILE, SCHEMA, DatasetInfo, ShardInfo, check_names
+from vlds.data.shards.open_shard import OpenShard
+from vlds.data.shards.shard_index import beside
+from vlds.data.shards.store import Dataset, open_dataset
+from vlds.runtime.disk import CannotWrite
+from vlds.runtime.json_file import read_json
+from vlds.runtime.ranks import Ranks, hold_folder
+from vlds.runtime.terminal import tell
+from vlds.runtime.whole_file import write_whole
+from vlds.schema import ImageSpec, Sample, SkipSample
+from vlds.training.engine import start_ranks
+from vlds.training.precision import PRECISIONS
+from vlds.training.source_check import check_sources
+from vlds.vision.base import GridEncoder, freeze
+
+PAIR = ("left.", "right.")
+SECONDS_BETWEEN_LINES = 10.0
+LONGEST_WAIT = 24 * 3600.0
+"""Seconds that a rank may wait for one that has more to do; the launcher sees one that died."""
+
+
+@dataclass
+class Done:
+    """What a `.done` file says of a shard."""
+
+    identity: dict[str, Any]
+    """Of the data set and the encoder."""
+    shard: ShardInfo | None
+    """None where no sample of it could be used."""
+    dropped: list[dict[str, str]] = field(default_factory=list)
+
+    def save(self, tar: Path) -> None:
+        """Write it beside the shard."""
+        tree = {
+            "identity": self.identity,
+            "shard": self.shard and vars(self.shard),
+            "dropped": self.dropped,
+        }
+        write_whole(beside(tar, ".done"), json.dumps(tree))
+
+    @classmethod
+    def load(cls, tar: Path) -> Done | None:
+        """What was done before; None where the shard is still to do."""
+        path = beside(tar, ".done")
+        if not path.is_file():
+            return None
+        tree = read_json(path)
+        try:
+            shard = tree["shard"] and ShardInfo(**tree["shard"])
+        except TypeError:  # of another version
+            return None
+        if shard and not (tar.is_file() and tar.stat().st_size == shard.bytes):
+            return None
+        return cls(tree["identity"], shard, tree["dropped"])
+
+
+def compute_features(recipe: Recipe, folder: str, out: Path, name: str | None) -> int:
+    """Write the features of a data set's pictures as a data set of its own. Exit code.
+
+    Errors: ValueError where the encoder reads no pictures, the data set holds none, or `out` holds
+    something else or cannot be written.
+    """
+    image = recipe.image
+    if image is None:
+        raise ValueError("vision: StoredFeatures computes nothing; name an encoder of pictures")
+    if recipe.vision.source is None:
+        raise ValueError("vision: its weights are random; name pretrained ones, or a file of them")
+    dataset = open_dataset(folder, recipe.data.shard_cache)
+    if not dataset.read(0).images:
+        raise ValueError(f"--data: {folder} holds stored features already, not pictures")
+    name = name or f"{dataset.name}_features"
+    check_names(name, dataset.split)
+    ranks = start_ranks(LONGEST_WAIT)
+    job = Job(recipe, image, dataset, out, name)
+    if job.is_done():
+        if ranks.is_first:
+            tell(f"{out} is there already, whole")
+        return 0
+    check_sources(recipe, ranks)
+    encoder = recipe.vision.build(PRECISIONS[recipe.training.precision]).to(ranks.device)
+    freeze(encoder)
+    try:
+        with hold_folder(ranks, out):
+            job.write_shards(encoder, ranks)
+            ranks.barrier()
+            if ranks.is_first:
+                job.finish()
+    except CannotWrite as error:
+        raise ValueError(f"{error}. Finished shards are kept: start again") from error
+    ranks.barrier()
+    return 0
+
+
+@dataclass
+class Job:
+    """One data set and one encoder."""
+
+    recipe: Recipe
+    image: ImageSpec
+    dataset: Dataset
+    out: Path
+    name: str
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the features depend on."""
+        return {
+            "data": self.dataset.fingerprint(),
+            "name": self.name,
+            "encoder": to_tree(self.recipe.vision),
+            "precision": self.recipe.training.precision,
+            "decode": self.image.decode,
+        }
+
+    @property
+    def tars(self) -> list[Path]:
+        """The shards to write, one for each shard of the pictures."""
+        stem = f"{self.name}-{self.dataset.split}"
+        return [self.out / f"{stem}-{n:05d}.tar" for n in range(len(self.dataset.info.shards))]
+
+    def is_done(self) -> bool:
+        """Whether `out` holds these very features.
+
+        Errors: ValueError where it holds others, or some that were begun with other settings.
+        """
+        if (self.out / DATASET_FILE).is_file():
+            found = (DatasetInfo.load(self.out).tool or {}).get("features")
+            if found != self.identity:
+                raise ValueError(f"--out: {self.out} holds another data set; name another folder")
+            return True
+        for tar in self.tars:
+            done = Done.load(tar)
+            if done is not None and done.identity != self.identity:
+                raise ValueError(
+                    f"--out: {self.out} was begun with other pictures or another encoder; remove "
+                    "it, or name another folder"
+                )
+        return False
+
+    def write_shards(self, encoder: GridEncoder, ranks: Ranks) -> None:
+        """This rank's shards, but for those that are done."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        own = list(enumerate(self.tars))[ranks.global_rank :: ranks.world_size]
+        left = [(number, tar) for number, tar in own if Done.load(tar) is None]
+        told = started = time.monotonic()
+        pictures = 0
+        for count, (number, tar) in enumerate(left):
+            pictures += self.write_shard(encoder, number, tar)
+            if ranks.is_first and time.monotonic() - told > SECONDS_BETWEEN_LINES:
+                told = time.monotonic()
+                speed = pictures / (told - started)
+                tell(
+                    f"shard {count + 1} of {len(left)} of this rank, {speed:,.0f} pictures/s",
+                    flush=True,
+                )
+
+    def write_shard(self, encoder: GridEncoder, number: int, tar: Path) -> int:
+        """One shard; returns how many pictures were encoded."""
+        dropped: list[dict[str, str]] = []
+        pictures = 0
+        with OpenShard(tar) as shard:
+            for sample, features in self.encoded(encoder, number, dropped):
+                pictures += len(features)
+                sides = PAIR if len(features) == len(PAIR) else ("",)
+                content = {
+                    side + FEATURES: feature_bytes(array)
+                    for side, array in zip(sides, features, strict=True)
+                }
+                fields = {"id": sample.id, "images": [], "annotations": sample.annotations}
+                text = json.dumps({**fields, **sample.extra}, ensure_ascii=False)
+                shard.add(sample.key, content | {"json": text.encode()})
+            Done(self.identity, shard.close() if shard.counts else None, dropped).save(tar)
+        return pictures
+
+    def encoded(
+        self, encoder: GridEncoder, number: int, dropped: list[dict[str, str]]
+    ) -> Iterator[tuple[Sample, Sequence[np.ndarray]]]:
+        """Samples of a shard with the features of their pictures, batch by batch."""
+        first = sum(shard.samples for shard in self.dataset.info.shards[:number])
+        last = first + self.dataset.info.shards[number].samples
+        size = self.recipe.data.eval_batch_size
+        with ThreadPoolExecutor(max(1, self.recipe.data.num_workers)) as pool:
+            for begin in range(first, last, size):
+                opened = list(pool.map(self.open, range(begin, min(begin + size, last))))
+                dropped += [found for found in opened if isinstance(found, dict)]
+                good = [found for found in opened if not isinstance(found, dict)]
+                flat = [pixels for _, images in good for pixels in images]
+                arrays = iter(encode(encoder, flat))
+                for sample, images in good:
+                    yield sample, [next(arrays) for _ in images]
+
+    def open(self, number: int) -> tuple[Sample, list[np.ndarray]] | dict[str, str]:
+        """A sample with its decoded pictures, or why it is dropped."""
+        sample: Sample | None = None
+        try:
+            sample = self.dataset.read(number)
+            names = [f"{n} of sample {sample.key}" for n in range(1, len(sample.images) + 1)]
+            pairs = zip(sample.images, names, strict=True)
+            return sample, [decode_image(data, self.image, name) for data, name in pairs]
+        except SkipSample as error:
+            return {"id": sample.id if sample else f"number {number}", "reason": str(error)}
+
+    def finish(self) -> None:
+        """dataset.json, when all shards are there."""
+        done = [found for tar in self.tars if (found := Done.load(tar)) is not None]
+        shards = tuple(entry.shard for entry in done if entry.shard is not None)
+        if not shards:
+            raise ValueError(f"--data: {self.dataset.folder}: no picture could be read")
+        old, vision = self.dataset.info, self.recipe.vision
+        info = DatasetInfo(
+            schema=SCHEMA,
+            name=self.name,
+            kind=old.kind,
+            split=old.split,
+            shards=shards,
+            samples=sum(shard.samples for shard in shards),
+            annotations=sum(shard.annotations for shard in shards),
+            features={
+                "encoder": to_tree(vision),
+                "grid": vision.grid_size,
+                "tokens": vision.grid_size**2,
+                "dim": vision.feature_dim,
+                "image_size": [self.image.height, self.image.width],
+            },
+            answers=old.answers,
+            source=old.source,
+            tool={**(old.tool or {}), "features": self.identity},
+            dropped=(*old.dropped, *(drop for entry in done for drop in entry.dropped)),
+        )
+        info.save(self.out)
+        for tar in self.tars:
+            beside(tar, ".done").unlink(missing_ok=True)
+        tell(f"{info.name} {info.split}: {info.samples:,} samples -> {self.out}")
+        for drop in info.dropped[len(old.dropped) :]:
+            tell(f"  dropped {drop['id']}: {drop['reason']}")
+
+
+@torch.inference_mode()
+def encode(encoder: GridEncoder, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """(3, h, w) uint8 each -> (tokens, dim) float16 each."""
+    if not pictures:
+        return []
+    device = next(encoder.parameters()).device
+    images: Tensor = torch.from_numpy(np.stack(pictures)).to(device)
+    return list(encoder(images).to(torch.float16).cpu().numpy())

@@ -1,0 +1,51 @@
+"""What is wrong with `vlds train ...`, found before any rank starts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from vlds.config import Recipe, parse_recipe, to_tree
+from vlds.data.order.batch_cut import BatchCut
+from vlds.launch.rank import complain
+from vlds.launch.restarts import Job
+from vlds.launch.words import RESUME, Resume, split_words
+from vlds.recipe.paths import left_behind
+from vlds.runtime.disk import names_fit
+from vlds.runtime.terminal import tell
+from vlds.training.states import check_output
+
+
+def check_recipe(arguments: Sequence[str], ranks: int | None) -> int:
+    """Say what is wrong with `vlds train ...`, if anything is; the exit code. What the supervisor
+    needs to know of the recipe is printed. `ranks`: how many will start, if that is known.
+    """
+    try:
+        with names_fit():
+            words = split_words(arguments)
+            recipe = parse_recipe(words.rest[1:], "vlds train")
+            check_start(recipe, words.resume, ranks)
+    except ValueError as error:
+        return complain("vlds train", error)
+    largest = max(recipe.batch_sizes.values())
+    job = Job(str(recipe.output), largest, recipe.data.micro_batch_size)
+    tell(json.dumps(asdict(job)))
+    return 0
+
+
+def check_start(recipe: Recipe, resume: Resume, ranks: int | None) -> None:
+    """Check what is known before any rank starts: whether the output folder holds a run, the sizes
+    of batches, names on the hub, and whether a run that is resumed finds its files from here.
+
+    Errors: ValueError that names the key.
+    """
+    saved = Path(recipe.output) / "recipe.yaml"
+    if resume and (said := left_behind(to_tree(recipe), saved)) is not None:
+        raise ValueError(f"{RESUME}: {said}")
+    check_output(Path(recipe.output), resume)
+    for field, size in recipe.batch_sizes.items():
+        BatchCut(ranks or 1).check(size, field)
+    recipe.backbone.check_sources()
+    recipe.vision.check_sources()

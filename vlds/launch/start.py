@@ -1,0 +1,162 @@
+"""Starts ranks, and stays until the last of them has ended.
+
+    vlds train ... / ./launch.sh train ...       (cli/main.py -> this file, supervising)
+      -> deepspeed's runner -> its launch.py     (in a session that ends as a whole)
+        -> python -m vlds train ...              (once per rank: rank.py -> cli/commands.py)
+
+`deepspeed launch.sh train ...` and `torchrun -m vlds train ...` enter at the last line.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from vlds.launch.restarts import Job, run_job, what_happened
+from vlds.launch.supervisor import (
+    SUPERVISOR,
+    Outcome,
+    grace_from_environment,
+    output_of,
+    say,
+    signals_collected,
+    supervise,
+)
+from vlds.launch.words import TRAIN, Words, positive
+from vlds.runtime.json_file import parse_json
+from vlds.runtime.process_end import end_with_parent, signal_name
+from vlds.runtime.quiet_libraries import has_gpu_driver, set_quiet
+from vlds.runtime.rank_environment import check_alone, without_rank
+from vlds.runtime.terminal import tell
+
+OWN_NETWORK = ("--hostfile", "-H", "--no_ssh", "--master_port")
+"""Launcher arguments with which the user rules over hosts and ports; we then add none of ours."""
+
+
+def start(words: Words) -> int:
+    """Run a command on its ranks and wait for its end; the exit code."""
+    if os.environ.get(SUPERVISOR) == str(os.getppid()):  # as in `vlds demo`
+        end_with_parent(signal.SIGTERM)
+    with signals_collected() as received:
+        return _start(words, received)
+
+
+def _start(words: Words, received: Sequence[int]) -> int:
+    launcher_args = shlex.split(os.environ.get("VLDS_LAUNCHER_ARGS", ""))
+    several_hosts = rules_over_network(launcher_args)
+    if not several_hosts:
+        check_alone(os.environ)
+    grace_s = grace_from_environment()
+
+    def run(words: Words) -> Outcome:
+        program = ["--module", "vlds", *words.for_ranks]
+        command = launch_command(program, words.ranks, launcher_args, os.environ, count_gpus())
+        return supervise(*command, grace_s, received, saves=words.command == TRAIN)
+
+    def ranks_available() -> int | None:
+        return None if several_hosts else count_gpus() or None
+
+    words = replace(words, ranks=words.ranks or ranks_from_environment())
+    launch_command([], words.ranks, launcher_args, os.environ, count_gpus())  # its mistakes first
+    if words.command != TRAIN:
+        outcome = run(words)
+        if outcome.asked:
+            resumes = "; start it again: it goes on" if words.command == "features" else ""
+            say(f"{words.command} ended by {signal_name(outcome.code - 128)}{resumes}")
+        return outcome.code
+    if not several_hosts:
+        words = replace(words, ranks=words.ranks or count_gpus() or 1)
+    code, job = read_job(words, received)
+    return code if job is None else run_job(run, words, job, ranks_available)
+
+
+def read_job(words: Words, received: Sequence[int]) -> tuple[int, Job | None]:
+    """What the supervisor needs to know of a run, or the exit code after its recipe's mistakes were
+    printed or a signal arrived, before any rank has started.
+
+    Runs in a process of its own: its imports are large, and the supervisor lives as long as the
+    run.
+    """
+    call = f"check_recipe(sys.argv[1:], {words.ranks})"
+    program = f"import sys; from vlds.launch.check_recipe import check_recipe; sys.exit({call})"
+    command = [sys.executable, "-c", program, *words.for_ranks]
+    code, output = output_of(command, received)
+    if code > 128:
+        say(f"{what_happened(code)}; no rank had started: start it again")
+    if code != 0:
+        return code, None
+    *printed, line = output.splitlines()
+    try:
+        return 0, Job(**parse_json(line))
+    except ValueError:  # an option of the parser's own, such as --print_config, was all
+        tell("\n".join([*printed, line]))
+        return 0, None
+
+
+def ranks_from_environment() -> int | None:
+    """VLDS_RANKS, if set."""
+    text = os.environ.get("VLDS_RANKS")
+    return positive("VLDS_RANKS", text) if text else None
+
+
+def count_gpus() -> int:
+    """GPUs that this process may use; without a driver torch is not even imported."""
+    if os.environ.get("DS_ACCELERATOR") == "cpu" or not has_gpu_driver():
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def rules_over_network(launcher_args: Sequence[str]) -> bool:
+    """Whether hosts and ports are the user's, and with them the number of ranks."""
+    return any(word.partition("=")[0] in OWN_NETWORK for word in launcher_args)
+
+
+def launch_command(
+    program: Sequence[str],
+    ranks: int | None,
+    launcher_args: Sequence[str],
+    environment: Mapping[str, str],
+    num_gpus: int,
+) -> tuple[list[str], dict[str, str]]:
+    """The deepspeed launcher's command line and environment for a program and its arguments."""
+    env = without_rank(environment)
+    options = ["--log_level", "critical"]
+    several_hosts = rules_over_network(launcher_args)
+    if not several_hosts:
+        options += ["--master_port", str(free_port())]
+    visible = env.get("CUDA_VISIBLE_DEVICES", "")
+    if num_gpus == 0:
+        # DeepSpeed counts and sets this variable even without a GPU.
+        env.pop("CUDA_VISIBLE_DEVICES", None)
+        env["DS_ACCELERATOR"] = "cpu"
+        ranks = ranks or (None if several_hosts else 1)
+    elif ranks is not None and ranks > num_gpus:
+        raise ValueError(
+            f"{ranks} ranks asked for, but this machine has {num_gpus} usable GPU(s): "
+            f"give --ranks {num_gpus} or fewer, or DS_ACCELERATOR=cpu for a run without GPU"
+        )
+    elif visible and ranks:
+        # The runner ignores the variable when a number is given, and keeps to it otherwise.
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(visible.split(",")[:ranks])
+        ranks = None
+    if ranks:
+        options += ["--num_gpus", str(ranks)]
+    threads = max(1, len(os.sched_getaffinity(0)) // (ranks or max(num_gpus, 1)))
+    env.setdefault("OMP_NUM_THREADS", str(threads))
+    set_quiet(env)
+    runner = [sys.executable, "-m", "deepspeed.launcher.runner"]
+    return [*runner, *options, *launcher_args, *program], env
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,60 @@
+"""The Hugging Face hub, asked once whether it has a model: the libraries that fetch from it try for
+minutes where there is no network."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from vlds.pretrained.files import SourceError
+
+TIMEOUT_S = 5.0
+FILES = ("config.json", "model.safetensors")
+"""One of them is in the cache once a model was fetched."""
+BUSY = 429
+"""HTTP status; it and those above come and go, so the libraries may try again."""
+LOCAL = "name a folder that holds the model"
+
+
+def check_source(source: str, place: str, local: str = LOCAL) -> None:
+    """Check that a model lies here, or can be fetched; without a network, the cache will do.
+    `local`: what to name instead of a hub name.
+
+    Errors: ValueError that begins with `place`.
+    """
+    if not Path(source).exists():
+        _check_name(source, place, local)
+
+
+@cache
+def _check_name(name: str, place: str, local: str) -> None:
+    try:
+        cached = any(isinstance(try_to_load_from_cache(name, file), str) for file in FILES)
+        if not constants.is_offline_mode():
+            HfApi().model_info(name, timeout=TIMEOUT_S)
+        elif not cached:
+            raise SourceError(
+                f"{place}: {name} is not in Hugging Face's cache, and HF_HUB_OFFLINE forbids to "
+                f"fetch it; {local}"
+            )
+    except SourceError:
+        raise
+    except HFValidationError:
+        raise SourceError(f"{place}: no such file or folder: {name}; check the path") from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status < BUSY:
+            raise SourceError(
+                f"{place}: no such folder, and no such model on the Hugging Face hub: {name} "
+                f"(HTTP {status}); check the name, or log in with `hf auth login`"
+            ) from None
+    except Exception:  # whatever its HTTP library raises where nobody answers
+        if not cached:
+            raise SourceError(
+                f"{place}: no such folder: {name}, and the Hugging Face hub does not answer; "
+                f"{local}, or fetch it where there is a network and set HF_HUB_OFFLINE=1"
+            ) from None
+        constants.HF_HUB_OFFLINE = True  # else the libraries would ask again, for each file

@@ -1,0 +1,138 @@
+"""Hugging Face's configs and weights of a folder, file or hub name: read, and compared with each
+other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.utils import logging
+
+from vlds.pretrained.files import SourceError, check_tensors, reading, some
+from vlds.pretrained.hub import check_source
+from vlds.runtime.json_file import read_json
+
+TIES = "tie_word_embeddings"
+CORRECT = "correct the file, or copy it again"
+LAYER = re.compile(r"\.\d+(?=\.)")
+
+
+def read_config(config_class: Any, source: str, field: str) -> tuple[Any, dict[str, Any]]:
+    """The config of a folder, hub name or file, and what the file says. `field` of the recipe names
+    it.
+
+    Errors: ValueError where it cannot be read, or holds values of the wrong kind.
+    """
+    if not source.endswith(".json"):
+        check_source(source, field)
+    with reading(f"{field}: cannot read the model's config from {source}", CORRECT):
+        if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+            raise OSError("the folder has no config.json")
+        if source.endswith(".json"):
+            fields = read_json(Path(source))
+        else:
+            fields, _ = config_class.get_config_dict(source)
+        if not isinstance(fields, dict):
+            raise TypeError(f"it holds a {type(fields).__name__}, not settings by name")
+        part = getattr(config_class, "base_config_key", "")  # CLIP's vision model in a whole CLIP
+        if part and fields.get("model_type") != config_class.model_type:
+            fields = fields.get(part, fields)
+        config = config_class.from_dict(fields)
+        if not isinstance(fields.get(TIES, True), bool):
+            raise TypeError(f"{TIES} is {fields[TIES]!r}, true or false expected")
+    return config, fields
+
+
+def check_config(config: Any, place: str, sizes: Sequence[str], tokens: Sequence[str] = ()) -> None:
+    """Check the `sizes` of a config, and the ids of the `tokens` that it must name.
+
+    Errors: ValueError that begins with `place`.
+    """
+    for names, least in ((sizes, 1), (tokens, 0)):
+        for name in names:
+            value = getattr(config, name, None)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise SourceError(
+                    f"{place}: {name} is {value!r} in the model's config, a number from {least} "
+                    f"expected; {CORRECT}"
+                )
+
+
+def load_weights(
+    model_class: Any, path: str, config: Any, dtype: torch.dtype, field: str
+) -> tuple[Any, set[str]]:
+    """The model of a folder or hub name, and the names of its tensors that the weights lack: only
+    buffers may be among them. `field` of the recipe names it.
+
+    Errors: ValueError where the weights cannot be read, or are those of a model of another size.
+    """
+    with (
+        reading(f"{field}: the config in {path} describes no model", CORRECT),
+        torch.device("meta"),
+    ):
+        wanted = model_class(config).state_dict()
+    held: dict[str, tuple[int, ...]] = {}
+    for file in sorted(Path(path).glob("*.safetensors")):
+        held |= check_tensors(field, file, wanted)
+    _check_fit(f"{field}: the weights in {path}", held, wanted)
+    with reading(f"{field}: cannot read weights from {path}"), quiet():
+        model, report = model_class.from_pretrained(
+            path, config=config, dtype=dtype, output_loading_info=True, use_safetensors=True
+        )
+    missing = set(report["missing_keys"])
+    if lost := sorted(missing.intersection(name for name, _ in model.named_parameters())):
+        raise _misfit(f"{field}: the weights in {path}", [f"{name} is missing" for name in lost])
+    return model, missing
+
+
+def _check_fit(
+    what: str, held: Mapping[str, tuple[int, ...]], wanted: Mapping[str, Tensor]
+) -> None:
+    """Compare what a folder's files hold with what the config asks for, before anything is loaded:
+    ZeRO-3's loading does not tell.
+
+    Errors: ValueError for other shapes, and for layers that the model does not have.
+    """
+    kinds = {LAYER.sub(".*", name) for name in wanted}
+    odd = [
+        f"{name} is {_text(shape)}, the config asks for {_text(wanted[name].shape)}"
+        for name, shape in sorted(held.items())
+        if name in wanted and shape != tuple(wanted[name].shape)
+    ]
+    odd += [
+        f"{name} is in no layer of the config"
+        for name in sorted(held)
+        if name not in wanted and LAYER.sub(".*", name) in kinds
+    ]
+    if odd:
+        raise _misfit(what, odd)
+
+
+def _misfit(what: str, odd: list[str]) -> SourceError:
+    return SourceError(
+        f"{what} do not fit the config.json beside them: {some(odd)}; bring back the config.json "
+        "that belongs to the weights"
+    )
+
+
+def _text(shape: Any) -> str:
+    return " x ".join(map(str, shape))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hugging Face draws no progress bars, which every rank would, and prints no report."""
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()

@@ -1,0 +1,1 @@
+"""Recipe files before they become dataclasses: base files, paths, mistakes, trust."""

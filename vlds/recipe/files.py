@@ -1,0 +1,70 @@
+"""Recipes that change another one: `base: FILE` in a recipe, relative to its own folder.
+
+Mappings are merged key by key, and so are the init_args of one class; everything else is replaced.
+`methods` is replaced as a whole: what is tuned stands in one place.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vlds.recipe.paths import located
+from vlds.runtime.resources import find
+from vlds.runtime.yaml_file import read_yaml
+
+BASE = "base"
+WHOLE = ("methods",)
+"""Keys of a recipe that are not merged."""
+
+
+def read_tree(file: Path) -> dict[str, Any]:
+    """What a recipe's file holds.
+
+    Errors: ValueError where that is not a mapping of keys.
+    """
+    tree = read_yaml(file)
+    if tree is None:
+        raise ValueError(
+            f"{file}: the recipe is empty; start from one that vlds brings, such as "
+            "recipes/demo.yaml"
+        )
+    if not isinstance(tree, dict):
+        kind = "a list" if isinstance(tree, list) else f"{tree!r:.40} alone"
+        raise ValueError(
+            f"{file}: a recipe has keys and values, like `output: runs/mine`; this file holds "
+            f"{kind}"
+        )
+    return tree
+
+
+def read_merged(file: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A recipe with what it takes from its base.
+
+    Errors: ValueError for a base that is not there, or that leads back to the recipe.
+    """
+    if file.resolve() in seen:
+        chain = " -> ".join(path.name for path in (*seen, file))
+        raise ValueError(f"base: {chain} is a circle; a recipe cannot stand on itself")
+    tree = located(read_tree(file), file)
+    name = tree.pop(BASE, None)
+    if name is None:
+        return tree
+    try:
+        beside = file.parent / str(name)
+        base = beside if beside.exists() else find(str(name))
+    except OSError as error:
+        raise ValueError(f"base: got {name!r}; give a recipe's file: {error.strerror}") from None
+    return merged(read_merged(base, (*seen, file.resolve())), tree, WHOLE)
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any], whole: tuple[str, ...]) -> dict[str, Any]:
+    """`base` with `changes` in it."""
+    result = dict(base)
+    for key, value in changes.items():
+        old = base.get(key)
+        if isinstance(old, dict) and isinstance(value, dict) and key not in whole:
+            same_class = value.get("class_path") in (None, old.get("class_path"))
+            value = merged(old, value, ()) if same_class else value
+        result[key] = value
+    return result

@@ -1,0 +1,172 @@
+"""Which classes a saved recipe may name.
+
+A recipe names its tasks, methods, backbones and encoders by class, and a dotted name is imported:
+with it comes the code of that module. The recipe that a user writes and passes with --config may do
+that. A run or an artifact may come from someone else, so it may name classes that vlds brings,
+classes that the running program has imported already, and those of modules that the user names with
+--trust.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from vlds.backbones.base import Backbone
+from vlds.methods.base import Method
+from vlds.tasks.base import Task
+from vlds.vision.base import VisionEncoder
+
+CHOICES = (Backbone, VisionEncoder, Method, Task)
+OPTION = "--trust"
+
+_trusted: set[str] = set()
+
+
+def take_trust(arguments: Sequence[str]) -> list[str]:
+    """The command line without its `--trust MODULE` words, whose modules are trusted from here on.
+
+    Errors: ValueError where the module is missing.
+    """
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        option, equals, module = word.partition("=")
+        if option != OPTION:
+            rest.append(word)
+            continue
+        module = module if equals else next(words, "")
+        if not all(part.isidentifier() for part in module.split(".")):
+            raise ValueError(f"{OPTION}: got {module!r}; give the name of a Python module")
+        trust(module)
+    return rest
+
+
+def trust(module: str) -> None:
+    """Let saved recipes name the classes of a module, or of the modules in a package; it may lie in
+    the working directory."""
+    _trusted.add(module)
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+
+
+def check_classes(tree: Any, source: str) -> None:
+    """Check every class that a saved recipe names, before anything is imported.
+
+    Errors: ValueError that names the class and `source`, where the recipe comes from.
+    """
+    known = {cls.__name__ for base in CHOICES for cls in descendants(base)}
+    for name in named_classes(tree):
+        module, dot, cls = name.rpartition(".")
+        if (not dot and cls in known) or is_ours(module, cls) or is_trusted(module):
+            continue
+        cure = (
+            f"if you trust the code in {module}, add {OPTION} {module}"
+            if dot
+            else f"known are {', '.join(sorted(known))}"
+        )
+        raise ValueError(
+            f"{source}: class_path {name!r}: a saved recipe may name only classes of vlds; {cure}"
+        )
+
+
+def check_form(value: Any, hint: Any, source: str, place: str = "") -> None:
+    """Check that a saved recipe, its classes checked, is written out as runs write it: known keys
+    wherever `hint` is a dataclass. The parser would also take a dotted name there, which it
+    imports, a text in YAML, a file, or dotted keys.
+
+    Errors: ValueError that names the place and `source`.
+    """
+    kind = next(dataclasses_in(hint), None)
+    if value is None or kind is None:
+        return
+    value = mapping(value, source, place)
+    if get_origin(hint) is dict:
+        for name, entry in value.items():
+            check_form(entry, get_args(hint)[1], source, f"{place}{name}.")
+        return
+    if issubclass(kind, CHOICES):
+        if "class_path" not in value or not value.keys() <= {"class_path", "init_args"}:
+            raise ValueError(f"{source}: {place[:-1]}: a saved recipe has class_path and init_args")
+        kind = class_named(value["class_path"], kind)
+        value = mapping(value.get("init_args") or {}, source, place)
+    hints, known = get_type_hints(kind), [f.name for f in fields(kind)]
+    for key, entry in value.items():
+        if key not in known:  # a base or config among them would lead to other files
+            raise ValueError(f"{source}: unknown key {place}{key}; known are {', '.join(known)}")
+        check_form(entry, hints[key], source, f"{place}{key}.")
+
+
+def mapping(value: Any, source: str, place: str) -> dict[Any, Any]:
+    """The value. Errors: ValueError where it is no mapping."""
+    if not isinstance(value, dict):
+        where = f"{source}: {place[:-1]}" if place else source
+        raise ValueError(f"{where}: got {value!r:.100}; a saved recipe has a mapping of keys there")
+    return value
+
+
+def dataclasses_in(hint: Any) -> Iterator[type]:
+    """The dataclasses among the types that a field may have."""
+    if is_dataclass(hint) and isinstance(hint, type):
+        yield hint
+    for part in get_args(hint):
+        yield from dataclasses_in(part)
+
+
+def class_named(path: str, base: type) -> type:
+    """The class of a checked `class_path`; `base` where there is none, which the parser tells."""
+    module, dot, name = path.rpartition(".")
+    if not dot:
+        return next((cls for cls in descendants(base) if cls.__name__ == name), base)
+    with suppress(ImportError, AttributeError):
+        found = getattr(importlib.import_module(module), name)
+        if isinstance(found, type) and is_dataclass(found):
+            return found
+    return base
+
+
+def is_ours(module: str, name: str) -> bool:
+    """True for a task, method, backbone or encoder of a module that is imported already."""
+    found = vars(sys.modules[module]).get(name) if module in sys.modules else None
+    return isinstance(found, type) and issubclass(found, CHOICES)
+
+
+def is_trusted(module: str) -> bool:
+    """True for a trusted module, and for modules in a trusted package."""
+    parts = module.split(".")
+    return any(".".join(parts[: n + 1]) in _trusted for n in range(len(parts)))
+
+
+def named_classes(tree: Any) -> Iterator[str]:
+    """Every class_path in a recipe."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            if key == "class_path":
+                yield str(value)
+            else:
+                yield from named_classes(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from named_classes(value)
+
+
+def descendants(base: type) -> Iterator[type]:
+    """All subclasses that are imported."""
+    subclasses: list[type] = base.__subclasses__()
+    for subclass in subclasses:
+        yield subclass
+        yield from descendants(subclass)
+
+
+def leave_working_directory() -> None:
+    """Take the working directory off Python's path: nothing there is imported by accident."""
+    here = os.getcwd()
+    checkout = str(Path(os.path.abspath(__file__)).parents[2])
+    if here != checkout:
+        sys.path[:] = [place for place in sys.path if os.path.abspath(place or here) != here]

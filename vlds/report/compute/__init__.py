@@ -1,0 +1,1 @@
+"""What a report says of runs: scores, intervals, baselines, facts."""

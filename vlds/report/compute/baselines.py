@@ -1,0 +1,73 @@
+"""Columns beside a run's own scores: what its scores on the same data are to be compared with."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from vlds.report.compute.results import Logged, TaskResult
+from vlds.report.read.predictions import first_data, read_predictions
+from vlds.runtime.run_folder import BLANK, PREDICTIONS
+
+FREQUENT, BLIND, FROZEN = "most frequent answer", "without pictures", "before training"
+Column = dict[str, Mapping[str, float]]
+"""Task -> scores."""
+
+
+def baselines_of(
+    run: Path, results: Mapping[str, TaskResult], logged: Logged, notes: list[str]
+) -> dict[str, Column]:
+    """The columns that can be had: one answer to everything; the same model with blank pictures,
+    where `vlds evaluate --data.blank_images true` has scored it; the model before its first step,
+    where `training.evaluate_first` did. What cannot be read or scored here gets a note.
+    """
+    columns: dict[str, Column] = {FREQUENT: {}, BLIND: {}, FROZEN: {}}
+    for name, result in results.items():
+        try:
+            columns[FREQUENT][name] = frequent_scores(result)
+            columns[BLIND][name] = blind_scores(run, name, result)
+            columns[FROZEN][name] = frozen_scores(run, name, result, logged)
+        except ValueError as error:
+            notes.append(f"Not all scores to compare {name} with: {error}")
+    filled = {
+        label: {name: scores for name, scores in column.items() if scores}
+        for label, column in columns.items()
+    }
+    return {label: column for label, column in filled.items() if column}
+
+
+def frequent_answer(result: TaskResult) -> str | None:
+    """The answer that is right most often in the data; None for tasks of free text."""
+    task, references = result.task, result.references.values()
+    if task.unit != "annotation":
+        return None
+    told = (task.answer_of(reference) for reference in references if reference is not None)
+    answers = Counter(answer for answer in told if answer is not None)
+    return min(answers, key=lambda answer: (-answers[answer], answer), default=None)
+
+
+def frequent_scores(result: TaskResult) -> Mapping[str, float]:
+    """Scores of giving that answer to everything."""
+    if (answer := frequent_answer(result)) is None:
+        return {}
+    return result.task.score(dict.fromkeys(result.references, answer), result.references)
+
+
+def blind_scores(run: Path, label: str, result: TaskResult) -> Mapping[str, float]:
+    """Scores of the predictions that were made without pictures, on the same data."""
+    file = run / PREDICTIONS / BLANK / f"{label}.jsonl"
+    if not file.is_file():
+        return {}
+    made = read_predictions(file)
+    if made.data != result.data:
+        return {}
+    return result.task.score(made.predictions, made.references)
+
+
+def frozen_scores(run: Path, label: str, result: TaskResult, logged: Logged) -> Mapping[str, float]:
+    """Scores that the run logged before its first step, on the same data."""
+    file = run / PREDICTIONS / "step-00000000" / f"{label}.jsonl"
+    if result.step == 0 or not file.is_file() or first_data(file) != result.data:
+        return {}
+    return logged.get((0, label), {})

@@ -1,0 +1,213 @@
+"""Each task's score of a run, from its newest predictions, with an interval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlds.report.compute.bootstrap import (
+    Groups,
+    Values,
+    groups_of,
+    interval_of_difference,
+    interval_of_mean,
+)
+from vlds.report.compute.example_values import NoMean, example_values, mean_of
+from vlds.report.numbers import Interval
+from vlds.report.read.inputs import read_metrics
+from vlds.report.read.predictions import (
+    Predictions,
+    newest_predictions,
+    predictions_elsewhere,
+    read_predictions,
+)
+from vlds.tasks.base import SPLITS, Task, label_of
+
+Logged = Mapping[tuple[int | None, str], Mapping[str, float]]
+"""Step (None: not of the training, so nothing) and label of a task's list -> scores."""
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One task of a run."""
+
+    task: Task
+    headline: str
+    """The score that stands for the task."""
+    scores: Mapping[str, float]
+    examples: int
+    """With a reference; the others are not scored."""
+    data: str | None
+    """Names, splits and fingerprint of the data sets; None where it is not known."""
+    folder: Path
+    """Of the predictions, relative to the run folder."""
+    step: int | None
+    """Of the training; None for `vlds evaluate`."""
+    interval: Interval | None
+    """Of the headline score."""
+    reason: str = ""
+    """Why there is no interval."""
+    values: Values | None = field(default=None, repr=False)
+    """(examples,) what each example adds to the headline score, in the order of their ids."""
+    groups: Groups | None = field(default=None, repr=False)
+    """(examples,) number of each example's sample, in that order; None where the predictions do not
+    say which sample an example is of, and examples are resampled instead."""
+    references: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def value(self) -> float:
+        """The headline score."""
+        return self.scores[self.headline]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much more a run scores than another, on the same examples."""
+
+    value: float
+    interval: Interval
+
+
+def logged_scores(run: Path) -> Logged:
+    """All scores that the run logged."""
+    return {
+        (line["step"], task): scores
+        for line in read_metrics(run / "metrics.jsonl")
+        for task, scores in line.get("scores", {}).items()
+    }
+
+
+def results_of(
+    run: Path, tasks: Mapping[str, Task], logged: Logged, resamples: int, notes: list[str]
+) -> dict[str, TaskResult]:
+    """Score what a run predicted: label of a task's list (TASK, TASK.test) -> result. A task whose
+    references are all unknown is left out, and with a note one whose scores cannot be computed
+    here."""
+    own = {label_of(name, split): task for name, task in tasks.items() for split in SPLITS}
+    newest = newest_predictions(run)
+    found = {name: (task, newest[name]) for name, task in own.items() if name in newest}
+    for file in predictions_elsewhere(run):
+        if file.stem in own:
+            name = f"{file.stem} on {file.parent.name.partition('@')[0]}"
+            name = f"{file.stem} on {file.parent.name}" if name in found else name
+            found[name] = (own[file.stem], file)
+    results = {}
+    for name, (task, file) in found.items():
+        try:
+            made = read_predictions(file)
+            scores = logged.get((made.step, name)) or task.score(made.predictions, made.references)
+            if scores:
+                folder = made.file.parent.relative_to(run)
+                results[name] = result_of(task, made, scores, folder, resamples)
+        except ValueError as error:
+            notes.append(f"No scores of {name}'s newest predictions: {error}")
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            notes.append(
+                f"No scores of {name}'s newest predictions: their references are not those of "
+                f"{type(task).__name__} ({error!r}); evaluate the run anew"
+            )
+    return results
+
+
+def result_of(
+    task: Task, made: Predictions, scores: Mapping[str, float], folder: Path, resamples: int
+) -> TaskResult:
+    """The result of one task, from its predictions and all of its scores."""
+    wanted = task.headline
+    headline = wanted if wanted is not None and wanted in scores else next(iter(scores))
+    values, interval, reason, groups = None, None, "", groups_in(task, made)
+    if resamples:
+        try:
+            values = example_values(
+                task, headline, made.predictions, made.references, scores[headline]
+            )
+            drawn = resampled(groups, values)
+            if drawn.max(initial=0) == 0:
+                raise NoMean("one sample alone does not tell how far another would lie")
+            interval = interval_of_mean(values, drawn, resamples)
+        except NoMean as error:
+            reason = str(error)
+    known = {key: value for key, value in made.references.items() if value is not None}
+    return TaskResult(
+        task=task,
+        headline=headline,
+        scores=scores,
+        examples=len(known),
+        data=made.data,
+        folder=folder,
+        step=made.step,
+        interval=interval,
+        reason=reason,
+        values=values,
+        groups=groups,
+        references=made.references,
+    )
+
+
+def groups_in(task: Task, made: Predictions) -> Groups | None:
+    """Which examples are of one sample; None where the predictions do not say it of all."""
+    if task.unit == "sample":
+        return np.arange(len(made.references))
+    if len(made.samples) < len(made.references):
+        return None
+    return groups_of(made.samples[key] for key in made.references)
+
+
+def resampled(groups: Groups | None, values: Values) -> Groups:
+    """What is drawn: samples, or examples where these are not known."""
+    return np.arange(len(values)) if groups is None else groups
+
+
+def difference(
+    result: TaskResult | None, baseline: TaskResult | None, resamples: int
+) -> Difference | str:
+    """The first less the second, both on the same draws; or why they cannot be compared."""
+    if result is None or baseline is None:
+        return "not scored in both"
+    if result.references != baseline.references:
+        return "other examples"
+    if result.values is None or baseline.values is None or result.interval is None:
+        return "no interval"
+    known = baseline.groups if result.groups is None else result.groups
+    groups = resampled(known, result.values)
+    interval = interval_of_difference(result.values, baseline.values, groups, resamples)
+    return Difference(mean_of(result.values) - mean_of(baseline.values), interval)
+
+
+Results = Mapping[str, Mapping[str, TaskResult]]
+"""Run -> task -> result."""
+
+
+def reasons(runs: Results) -> list[str]:
+    """Why tasks have no interval."""
+    found = shared_texts(runs, lambda result: result.reason)
+    return [f"No interval for {whose}: {reason}." for whose, reason in found]
+
+
+def drawn_by_example(runs: Results) -> list[str]:
+    """Whose intervals are of single examples, because their samples are not known."""
+    why = "the predictions do not say which sample each example is of"
+    found = shared_texts(runs, lambda r: why if r.interval and r.groups is None else "")
+    return [
+        f"For {whose} single examples were drawn: {reason}. Where several are of one picture, this "
+        "interval is too narrow; evaluate the run again."
+        for whose, reason in found
+    ]
+
+
+def shared_texts(runs: Results, text_of: Callable[[TaskResult], str]) -> list[tuple[str, str]]:
+    """(task, with its runs where there are several; text) of the results that have one; runs with
+    the same text stand together."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, results in runs.items():
+        for task, result in results.items():
+            if text := text_of(result):
+                found.setdefault((task, text), []).append(name)
+    return [
+        (f"{task} of {', '.join(names)}" if len(runs) > 1 else task, text)
+        for (task, text), names in found.items()
+    ]

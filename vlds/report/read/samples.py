@@ -1,0 +1,115 @@
+"""Examples to look at, as they lie in a run folder: gallery/samples.json and its pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from vlds.data.shards.decode import to_rgb
+from vlds.data.shards.open_picture import open_picture
+from vlds.data.shards.orientation import upright
+from vlds.report.read.json_files import read_json
+from vlds.runtime.checks import is_number
+from vlds.runtime.whole_file import whole_folder
+from vlds.schema import Encoded
+
+GALLERY, SAMPLES = "gallery", "samples.json"
+THUMBNAIL_SIZE = 320
+"""Longest side, in pixels, of a picture in the gallery."""
+SMALL_PICTURE = 128
+"""Pictures below this size are kept as they are, and shown enlarged with hard edges."""
+
+
+@dataclass(frozen=True)
+class GalleryEntry:
+    """One example to look at."""
+
+    task: str
+    id: str
+    images: Sequence[str]
+    """Paths of the pictures, relative to the run folder."""
+    prompt: str
+    reference: str | Sequence[str]
+    prediction: str
+    correct: bool | None = None
+    """None where right or wrong is no yes-or-no matter."""
+    confidence: float | None = None
+    """How sure the model was, as in `Predictions`; None where it was not written down."""
+
+
+def read_gallery(folder: Path) -> list[GalleryEntry]:
+    """The gallery of a run folder; empty where there is none.
+
+    Errors: ValueError naming the file.
+    """
+    path = folder / GALLERY / SAMPLES
+    if not path.is_file():
+        return []
+    try:
+        entries = [checked_entry(**entry) for entry in read_json(path)]
+        for name in (name for entry in entries for name in entry.images):
+            # Somebody else's run must not put our own pictures on a page.
+            if (folder / name).resolve().parent != path.parent.resolve():
+                raise TypeError(f"images: {name!r} is not in {GALLERY}/")
+        return entries
+    except TypeError as error:
+        raise ValueError(
+            f"{path}: holds no samples as `vlds report` writes them ({error}); remove it"
+        ) from None
+
+
+def checked_entry(**fields: Any) -> GalleryEntry:
+    """Errors: TypeError where a field is missing, is not one of an entry, or has another type."""
+    entry = GalleryEntry(**fields)
+    for name in ("task", "id", "prompt", "prediction"):
+        if not isinstance(fields[name], str):
+            raise TypeError(f"{name}: {fields[name]!r}")
+    for name, texts in (("images", entry.images), ("reference", entry.reference)):
+        right = isinstance(texts, list) and all(isinstance(text, str) for text in texts)
+        if not (right or (name == "reference" and isinstance(texts, str))):
+            raise TypeError(f"{name}: {texts!r}")
+    if not isinstance(entry.correct, bool | None):
+        raise TypeError(f"correct: {entry.correct!r}")
+    if entry.confidence is not None and not is_number(entry.confidence):
+        raise TypeError(f"confidence: {entry.confidence!r}")
+    return entry
+
+
+def write_gallery(folder: Path, entries: Iterable[tuple[GalleryEntry, Sequence[Encoded]]]) -> None:
+    """Write the gallery of a run folder, in the place of an older one: the entries, and thumbnails
+    of the encoded pictures that come with each.
+
+    Errors: CannotWrite.
+    """
+    with whole_folder(folder / GALLERY) as partial:
+        written = []
+        for number, (entry, encoded) in enumerate(entries):
+            names = [
+                write_thumbnail(partial, f"{number:04d}-{place}", data)
+                for place, data in enumerate(encoded)
+            ]
+            images = [f"{GALLERY}/{name}" for name in names if name]
+            written.append(asdict(entry) | {"images": images})
+        text = json.dumps(written, indent=1) + "\n"
+        (partial / SAMPLES).write_text(text, encoding="utf-8")
+
+
+def write_thumbnail(folder: Path, stem: str, data: Encoded) -> str | None:
+    """Write a small copy of an encoded picture; its name, None where the bytes are no picture."""
+    try:
+        with open_picture(data) as image:
+            thumbnail = to_rgb(upright(image))
+    except Exception:  # decoders raise whatever damaged bytes lead them to
+        return None
+    thumbnail.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
+    # Photos as PNG would make a page of many megabytes.
+    suffix = "png" if max(thumbnail.size) < SMALL_PICTURE else "jpg"
+    # By way of bytes, because Pillow does not say why it could not write.
+    encoded = BytesIO()
+    thumbnail.save(encoded, "PNG" if suffix == "png" else "JPEG")
+    (folder / f"{stem}.{suffix}").write_bytes(encoded.getvalue())
+    return f"{stem}.{suffix}"

@@ -1,0 +1,1 @@
+"""How a report looks: page, picture, Markdown, CSV."""

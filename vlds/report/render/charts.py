@@ -1,0 +1,197 @@
+"""Curves as charts: where lines, ticks and values stand. The page draws them as inline SVG."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import NamedTuple
+
+from vlds.report.numbers import log_ticks, thinned, tick_text, ticks
+from vlds.report.read.inputs import Curve
+
+WIDTH, HEIGHT = 320, 170
+LEFT, RIGHT, TOP, BOTTOM = 40, 12, 12, 34
+MOST_POINTS = 240
+MOST_DOTS = 12
+"""Curves of so few points show each of them."""
+MOST_BANDS = 60
+"""Places of a chart that tell their values where a pointer rests."""
+LOG_RANGE = (1e-30, 1e30)
+"""Values that a log scale shows."""
+COLOURS, DASHES = 6, ("", "6 3", "2 3")
+"""Curves take turns with the style sheet's colours, then with these dashes."""
+
+Curves = Mapping[str, Curve]
+"""Name of a run -> its curve."""
+
+
+class Tick(NamedTuple):
+    """A number at an axis."""
+
+    at: float
+    text: str
+
+
+class Line(NamedTuple):
+    """One curve."""
+
+    look: str
+    path: str
+    dots: list[tuple[float, float]]
+
+
+class Band(NamedTuple):
+    """A stripe of a chart, and the values in it."""
+
+    left: float
+    width: float
+    text: str
+
+
+class Bar(NamedTuple):
+    """One value of a curve that has one or two."""
+
+    label: str
+    look: str
+    value: str
+    share: float
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Lines in a frame of WIDTH x HEIGHT units, or bars."""
+
+    title: str
+    spoken: str = ""
+    """What the curves do, for those who do not see them."""
+    scale: str = ""
+    """linear or log, where the page has both."""
+    last: str = ""
+    """The last value, where there is one curve."""
+    bars: list[Bar] = field(default_factory=list)
+    lines: list[Line] = field(default_factory=list)
+    x_ticks: list[Tick] = field(default_factory=list)
+    y_ticks: list[Tick] = field(default_factory=list)
+    bands: list[Band] = field(default_factory=list)
+
+
+def by_task(runs: Mapping[str, Mapping[str, Curve]]) -> dict[str, dict[str, Curve]]:
+    """Task -> run -> curve; a run without the task has an empty one, so that colours stay."""
+    tasks = dict.fromkeys(task for found in runs.values() for task in found)
+    return {task: {name: found.get(task, []) for name, found in runs.items()} for task in tasks}
+
+
+def charts_of(
+    title: str,
+    curves: Curves,
+    y_range: tuple[float, float] | None = None,
+    both_scales: bool = False,
+) -> list[Chart]:
+    """A chart of some curves: lines, or bars where none has more than two points; twice where it is
+    wanted on a log scale too, and can be. A name keeps its colour wherever it is at the same place
+    in `curves`, empty ones included."""
+    shown = {name: thinned(points, MOST_POINTS) for name, points in curves.items()}
+    longest = max(map(len, shown.values()), default=0)
+    if longest == 0:
+        return []
+    if longest <= 2:
+        return [bar_chart(title, shown)]
+    low, high = LOG_RANGE
+    logged = all(low < y < high for points in shown.values() for _, y in points)
+    if not (both_scales and logged):
+        return [line_chart(title, shown, y_range)]
+    return [line_chart(title, shown, y_range, scale) for scale in ("linear", "log")]
+
+
+def bar_chart(title: str, curves: Curves) -> Chart:
+    """The values of curves that are too short for a line; a single one is a number."""
+    values = [point for points in curves.values() for point in points]
+    if len(values) == 1:
+        ((x, y),) = values
+        return Chart(f"{title}, step {x:,.0f}", last=f"{y:.4g}")
+    highest = max(abs(y) for _, y in values) or 1.0
+    bars = [
+        Bar(f"{name} step {x:,.0f}".strip(), look(place), f"{y:.4g}", abs(y) / highest)
+        for place, (name, points) in enumerate(curves.items())
+        for x, y in points
+    ]
+    return Chart(title, bars=bars)
+
+
+def line_chart(
+    title: str, curves: Curves, y_range: tuple[float, float] | None = None, scale: str = ""
+) -> Chart:
+    """Lines, axes and values."""
+    points = [point for curve in curves.values() for point in curve]
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    x_ticks = ticks(min(0.0, *xs), max(xs))
+    is_log = scale == "log"
+    y_ticks = log_ticks(min(ys), max(ys)) if is_log else ticks(*(y_range or (min(0, *ys), max(ys))))
+    x_of = axis(x_ticks, LEFT, WIDTH - RIGHT)
+    y_of = axis(y_ticks, HEIGHT - BOTTOM, TOP, math.log10 if is_log else float)
+    dotted = max(map(len, curves.values())) <= MOST_DOTS
+    lines = []
+    for place, curve in enumerate(curves.values()):
+        if curve:
+            spots = [(x_of(x), y_of(y)) for x, y in curve]
+            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
+            lines.append(Line(look(place), path, spots if dotted else spots[-1:]))
+    return Chart(
+        title,
+        spoken=", ".join(filter(None, [title, "log scale" if is_log else "", spoken(curves)])),
+        scale=scale,
+        last=f"{ys[-1]:.3g}" if len(curves) == 1 else "",
+        lines=lines,
+        x_ticks=[Tick(x_of(value), tick_text(value)) for value in x_ticks],
+        y_ticks=[Tick(y_of(value), tick_text(value)) for value in y_ticks],
+        bands=bands(curves, x_of),
+    )
+
+
+def axis(
+    marks: Sequence[float], begin: float, end: float, warp: Callable[[float], float] = float
+) -> Callable[[float], float]:
+    """Value -> place, in tenths of a unit; the first mark is at `begin`, the last at `end`."""
+    low, high = warp(marks[0]), warp(marks[-1])
+    return lambda value: round(begin + (warp(value) - low) / (high - low) * (end - begin), 1)
+
+
+def bands(curves: Curves, x_of: Callable[[float], float]) -> list[Band]:
+    """Stripes beside each other, each with the values at its step."""
+    steps = sorted({x for curve in curves.values() for x, _ in curve})
+    stride = math.ceil(len(steps) / MOST_BANDS)
+    chosen = steps[::-stride][::-1]  # the last one is among them
+    edges = [x_of((a + b) / 2) for a, b in pairwise(chosen)]
+    edges = [x_of(chosen[0]) - 4, *edges, x_of(chosen[-1]) + 4]
+    return [
+        Band(left, round(right - left, 1), values_at(curves, step))
+        for step, (left, right) in zip(chosen, pairwise(edges), strict=True)
+    ]
+
+
+def values_at(curves: Curves, step: float) -> str:
+    """What each curve is at a step, or nearest to it."""
+    told = [f"step {step:,.0f}"]
+    for name, curve in curves.items():
+        if curve and curve[0][0] <= step <= curve[-1][0]:
+            place = bisect_left(curve, step, key=lambda point: point[0])
+            nearest = min(curve[max(0, place - 1) : place + 1], key=lambda p: abs(p[0] - step))
+            told.append(f"{name} {nearest[1]:.4g}".strip())
+    return "\n".join(told)
+
+
+def look(place: int) -> str:
+    """Classes of the curve at a place: its colour and its dashes."""
+    return f"c{place % COLOURS} d{place // COLOURS % len(DASHES)}"
+
+
+def spoken(curves: Curves) -> str:
+    """Where each curve begins and ends."""
+    return "; ".join(
+        f"{name} from {curve[0][1]:.3g} to {curve[-1][1]:.3g}".strip()
+        for name, curve in curves.items()
+        if curve
+    )

@@ -1,0 +1,92 @@
+"""Which answers a run takes for which others."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from vlds.report.compute.answers import TaskAnswers
+from vlds.report.render.tables import Cell, Row, Table
+
+MOST_PAIRS = 10
+MOST_ANSWERS = 6
+"""Tasks of so few answers have a matrix."""
+OTHER = "other"
+
+
+class Confusion(NamedTuple):
+    """One task's mistakes."""
+
+    task: str
+    pairs: Table
+    matrix: Table | None
+    """Answers down, what was said across; for few answers."""
+
+
+def confusions(answers: Mapping[str, TaskAnswers]) -> list[Confusion]:
+    """Of each task whose answers repeat: those of captions, or of names, tell nothing together."""
+    found = (confusion(task, entry) for task, entry in answers.items())
+    return [made for made in found if made is not None]
+
+
+def confusion(task: str, answers: TaskAnswers) -> Confusion | None:
+    """One task's; None where nothing was wrong, or most answers are right but once."""
+    told = Counter(
+        (entry.answer, entry.prediction, entry.correct)
+        for entry in answers.examples.values()
+        if entry.answer is not None
+    )
+    asked: Counter[str] = Counter()
+    wrong: Counter[tuple[str, str]] = Counter()
+    for (answer, prediction, correct), count in told.items():
+        asked[answer] += count
+        if correct is False:
+            wrong[answer, prediction] += count
+    if not wrong or 2 * len(asked) > asked.total():
+        return None
+    few = 2 <= len(asked) <= MOST_ANSWERS
+    matrix = None
+    if few:
+        said: Counter[tuple[str, str]] = Counter()
+        for (answer, prediction, _), count in told.items():
+            said[answer, prediction if prediction in asked else OTHER] += count
+        matrix = matrix_table(asked, said)
+    return Confusion(task, pair_table(asked, wrong), matrix)
+
+
+def pair_table(asked: Counter[str], wrong: Counter[tuple[str, str]]) -> Table:
+    """The most frequent mistakes; then how many there are besides."""
+    rows = [
+        Row(
+            answer,
+            [
+                Cell(prediction or "(nothing)", ""),
+                Cell(f"{count:,}"),
+                Cell(f"{100 * count / asked[answer]:.0f} %"),
+            ],
+        )
+        for (answer, prediction), count in wrong.most_common(MOST_PAIRS)
+    ]
+    left = wrong.total() - sum(count for _, count in wrong.most_common(MOST_PAIRS))
+    if left:
+        rows.append(Row("all others", [Cell("", ""), Cell(f"{left:,}"), Cell("")]))
+    return Table(["answer", "said instead", "times", "share\nof this answer"], rows, numbers_from=2)
+
+
+def matrix_table(asked: Counter[str], said: Counter[tuple[str, str]]) -> Table:
+    """How often each answer was said where each is right; darker: a larger share of its row."""
+    columns = [answer for answer, _ in asked.most_common()]
+    if any(prediction == OTHER for _, prediction in said) and OTHER not in columns:
+        columns.append(OTHER)
+    rows = [
+        Row(
+            answer,
+            [
+                Cell(f"{said[answer, column]:,}", shade=said[answer, column] / count)
+                for column in columns
+            ],
+        )
+        for answer, count in asked.most_common()
+    ]
+    return Table(["answer \\ said", *columns], rows)

@@ -1,0 +1,122 @@
+"""The ranks of a run: who I am, and the few collectives that the trainer needs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.distributed_c10d as c10d
+from torch import Tensor
+
+from vlds.runtime.folder_lock import FolderInUse, folder_lock
+from vlds.runtime.rank_environment import alone, check_alone, is_rank, read_place
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all ranks of the run. Every method is collective: all ranks call it in
+    the same order."""
+
+    global_rank: int
+    local_rank: int
+    world_size: int
+    local_world_size: int
+    """Ranks on this machine."""
+    device: torch.device
+    collective_timeout: float = 600.0
+    """Seconds after which ranks that wait for each other give up."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes files and speaks to the user."""
+        return self.global_rank == 0
+
+    @property
+    def on_this_machine(self) -> range:
+        """Global ranks of this process and of those beside it."""
+        first = self.global_rank - self.local_rank
+        return range(first, first + self.local_world_size)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over ranks, as float64 on the CPU so that counts stay exact."""
+        total = values.to(self.device, torch.float64)
+        dist.all_reduce(total)
+        return total.cpu()
+
+    def any(self, flag: bool) -> bool:
+        """Whether any rank says so."""
+        return self.any_of(flag)[0]
+
+    def any_of(self, *flags: bool) -> list[bool]:
+        """For each flag, whether any rank raises it."""
+        return self.sum(torch.tensor(flags, dtype=torch.float64)).bool().tolist()
+
+    def gather(self, value: Any) -> list[Any] | None:
+        """The values of all ranks on the first rank, None elsewhere."""
+        gathered: list[Any] | None = [None] * self.world_size if self.is_first else None
+        dist.gather_object(value, gathered)
+        return gathered
+
+    def broadcast(self, value: Any) -> Any:
+        """The first rank's value, on all."""
+        box = [value]
+        dist.broadcast_object_list(box)
+        return box[0]
+
+    def share(self, tensor: Tensor) -> None:
+        """Overwrite a tensor with the first rank's."""
+        dist.broadcast(tensor, src=0)
+
+    def bound_waiting(self) -> None:
+        """Give every process group the run's timeout: those that DeepSpeed makes for itself have
+        torch's own, up to half an hour. Private calls of torch; a test shows that they act."""
+        for group in list(c10d._world.pg_map):
+            c10d._set_pg_timeout(timedelta(seconds=self.collective_timeout), group)
+
+    def barrier(self) -> None:
+        """Wait for all."""
+        dist.barrier()
+
+
+@contextmanager
+def hold_folder(ranks: Ranks, folder: Path) -> Iterator[None]:
+    """Hold an output folder for this run alone, on the first rank. Collective.
+
+    Errors: ValueError on all ranks where another program writes there.
+    """
+    with ExitStack() as stack:
+        refusal = None
+        if ranks.is_first:
+            try:
+                stack.enter_context(folder_lock(folder))
+            except FolderInUse as error:
+                refusal = str(error)
+        if (refusal := ranks.broadcast(refusal)) is not None:
+            raise ValueError(refusal)
+        yield
+
+
+def rank_from_environment() -> Ranks:
+    """What the launcher said of this process; the only rank of a run if no launcher started it.
+
+    Raises ValueError if the environment holds a part of what a launcher says.
+    """
+    if not is_rank(os.environ):
+        check_alone(os.environ)
+        os.environ.update(alone())
+    place = read_place(os.environ)
+    cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
+    return Ranks(
+        global_rank=place.global_rank,
+        local_rank=place.local_rank,
+        world_size=place.world_size,
+        local_world_size=place.local_world_size,
+        device=torch.device("cuda", place.local_rank) if cuda else torch.device("cpu"),
+    )

@@ -1,0 +1,69 @@
+"""Finds the recipes and DeepSpeed configs that come with vlds, in a checkout and in a wheel."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from vlds.runtime.near_names import closest
+
+PACKAGE = Path(__file__).resolve().parents[1]
+FOLDERS = (PACKAGE.parent, PACKAGE)
+"""Where recipes/ and ds_configs/ may stand: beside the package (checkout), inside it (wheel)."""
+SHIPPED = ("recipes", "ds_configs")
+KINDS = (".yaml", ".json")
+MOST_LISTED = 12
+"""Names in an error message."""
+
+
+def find(name: str | Path) -> Path:
+    """The file or folder at this path, or else the shipped one of this name.
+
+    find("recipes/demo.yaml") is that path from the working directory if there is one; otherwise the
+    demo recipe that comes with vlds.
+    """
+    path = Path(name)
+    if path.exists():
+        return path
+    if (
+        not path.is_absolute()
+        and path.parts
+        and path.parts[0] in SHIPPED
+        and ".." not in path.parts
+    ):
+        for folder in FOLDERS:
+            if (folder / path).exists():
+                return folder / path
+    raise ValueError(f"no such file: {name}; {_cure(path)}")
+
+
+def _cure(missing: Path) -> str:
+    """What to name instead of a file that does not exist: a near name, beside it or shipped."""
+    ours = missing.parts[0] if missing.parts and missing.parts[0] in SHIPPED else None
+    names = shipped(ours or "recipes")
+    known = {Path(name).stem: name for name in names}
+    kinds = (missing.suffix,) if missing.suffix else KINDS
+    with suppress(OSError):
+        beside = [file for file in missing.parent.iterdir() if file.suffix in kinds]
+        known |= {file.stem: str(file) for file in beside if file.is_file()}
+    # Without the ending, which would make all of them alike.
+    close = closest(missing.stem, known)
+    hint = "" if close is None else f"did you mean '{known[close]}'? "
+    if ours is None and (hint or missing.suffix != ".yaml"):
+        return hint.rstrip() or "check the path"
+    within = missing.parent if ours else Path("recipes")
+    listed = [name for name in names if Path(name).parent == within] or names
+    more = f" and {len(listed) - MOST_LISTED} more" if len(listed) > MOST_LISTED else ""
+    check = "" if ours else "check the path, or name another; "
+    return f"{hint}{check}vlds brings: {', '.join(listed[:MOST_LISTED])}{more}"
+
+
+def shipped(folder: str) -> list[str]:
+    """Names that find() knows in "recipes" or "ds_configs", sorted."""
+    assert folder in SHIPPED
+    for parent in FOLDERS:
+        if (parent / folder).is_dir():
+            files = (parent / folder).rglob("*")
+            kept = (file for file in files if file.suffix in KINDS)
+            return sorted(str(file.relative_to(parent)) for file in kept)
+    return []

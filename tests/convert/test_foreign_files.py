@@ -42,7 +42,7 @@ def evil_files(folder: Path) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with adapters."""
-    return write_pair("T5", "adapter", world, tmp_path_factory.mktemp("runs"))[0]
+    return write_pair("T5", "Adapter", world, tmp_path_factory.mktemp("runs"))[0]
 
 
 @pytest.mark.parametrize("dress", ["zip", "legacy", "bare", "nested"])
@@ -79,7 +79,7 @@ def test_every_layout_refuses_a_trap(
     capsys.readouterr()
     target = run
     if layout == "peft":
-        target = write_pair("T5", "lora", tmp_path.parent / "world0", tmp_path)[0]
+        target = write_pair("T5", "LoRA", tmp_path.parent / "world0", tmp_path)[0]
         (source / "adapter_config.json").write_text(
             '{"peft_type": "LORA", "r": 2, "lora_alpha": 3.0}'
         )

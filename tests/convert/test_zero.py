@@ -37,15 +37,15 @@ class Case:
     frozen: bool
     """Whether the frozen weights are in it."""
     family: str = "T5"
-    method: str = "adapters, half"
+    method: str = "Adapter shared up, norms"
     precision: str = "fp32"
 
 
 CASES = [
     Case(2, frozen=True, family="FLAN"),
-    Case(2, frozen=False, family="Bart", method="lora"),
-    Case(3, frozen=True, family="Bart", method="hyperformer", precision="bf16"),
-    Case(3, frozen=False, method="prompts"),
+    Case(2, frozen=False, family="Bart", method="LoRA"),
+    Case(3, frozen=True, family="Bart", method="Hyperformer", precision="bf16"),
+    Case(3, frozen=False, method="PromptTuning per task"),
 ]
 
 

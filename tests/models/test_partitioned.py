@@ -14,7 +14,7 @@ from tests.models.toys import backbone, batch, build, save_own_head, saved_backb
 from tests.rank_pool import RankPool
 from vlds.backbones import T5, Backbone, Bart
 from vlds.methods import Adapter, BitFit, Method
-from vlds.methods.base import is_plain
+from vlds.methods.extended import is_plain
 from vlds.models.partitioned_loading import equal_parts, partitioned_loading
 from vlds.schema import Decoding
 

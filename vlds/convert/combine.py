@@ -136,9 +136,7 @@ def write_weighted(
     """Write the first run with sum of factor x weight for all that trains."""
     target = runs[0]
     states = [dict(run.model.unique_state()) for run in runs]
-    moving = set(target.model.parts)
-    if not target.model.vision.frozen:
-        moving |= {f"vision.{name}" for name, _ in target.model.vision.named_buffers()}
+    moving = target.model.moving_names()
     check_equal(states, states[0].keys() - moving, "frozen")
     with torch.no_grad():
         for name, tensor in target.model.unique_state():

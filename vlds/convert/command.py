@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ from vlds.convert.merge_options import HELP, add_merge_options, check_merge
 from vlds.convert.output import check_absent, stoppable, tell
 
 if TYPE_CHECKING:  # importing them for good would make each help wait for torch
+    from vlds.artifact import LoadedRun
+    from vlds.convert.adapter_folders import AdapterFolders
     from vlds.convert.target import Target
     from vlds.convert.verify import Verification
 
@@ -209,14 +212,11 @@ def add_peft(layouts: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def peft(options: Options) -> None:
     """From and to peft's layout: LoRA, IA3, and prompts of T5."""
-    from vlds.convert.peft import export_peft, import_peft
+    from vlds.convert.peft import PeftFolders
 
-    if options.source is None:
-        run = exported_run(options)
-        return export_peft(run, options.out, verification_of(options), options.base)
-    if options.base is not None:
+    if options.source is not None and options.base is not None:
         raise ValueError("--base: goes with a run that is written, not with --from")
-    return import_peft(options.source, target_of(options), options.out, verification_of(options))
+    convert_folders(options, partial(PeftFolders, base=options.base))
 
 
 def add_adapters(layouts: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -228,12 +228,20 @@ def add_adapters(layouts: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def adapters(options: Options) -> None:
     """From and to the layout of the library adapters: Adapter and Compacter."""
-    from vlds.convert.adapters import export_adapters, import_adapters
+    from vlds.convert.adapters import AdaptersFolders
 
+    convert_folders(options, AdaptersFolders)
+
+
+def convert_folders(options: Options, folders_of: Callable[[LoadedRun], AdapterFolders]) -> None:
+    """From or to folders of a library."""
+    from vlds.convert.adapter_folders import export_folders, import_folders
+
+    verification = verification_of(options)
     if options.source is None:
-        return export_adapters(exported_run(options), options.out, verification_of(options))
+        return export_folders(exported_run(options), options.out, folders_of, verification)
     target = target_of(options)
-    return import_adapters(options.source, target, options.out, verification_of(options))
+    return import_folders(options.source, target, options.out, folders_of, verification)
 
 
 def check_options(options: Options) -> None:

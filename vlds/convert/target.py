@@ -14,7 +14,6 @@ from vlds.artifact import LoadedRun, load_run, own_parts, own_tensors, write_art
 from vlds.config import Recipe
 from vlds.convert.output import new_folder, say
 from vlds.convert.verify import Verification, all_tasks
-from vlds.methods.base import ADDED
 from vlds.models.build import build_model
 from vlds.models.vl_model import VLModel
 
@@ -112,12 +111,6 @@ def target_of_run(run: Path) -> Target:
     """A run's model, all of it filled."""
     say(f"opening {run}")
     return Target(load_run(run, torch.float32), set())
-
-
-def adds_tensors(model: VLModel, name: str) -> bool:
-    """Whether a method has put weights beside those that the model has by itself."""
-    marks = {f"{place}.{name}." for place in ADDED}
-    return any(mark in f"{own}." for own in model.state_dict() for mark in marks)
 
 
 @torch.no_grad()

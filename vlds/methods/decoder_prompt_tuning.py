@@ -5,24 +5,25 @@ those of the target in every self-attention. Positions of the target count on fr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from vlds.methods.base import (
-    MadeForBatch,
     ModelExtension,
     extend_attention,
     extend_model,
     find_linears,
     find_modules,
 )
+from vlds.methods.cases import WIDTH, Case
+from vlds.methods.layouts import Library
 from vlds.methods.prompt_network import LearnedEmbeddings, PromptNetwork
-from vlds.methods.routing import TaskRouting
+from vlds.methods.routing import MadeForBatch, TaskRouting
 from vlds.schema import TargetModules
 
 
@@ -32,6 +33,10 @@ class DecoderPromptTuning(LearnedEmbeddings):
     whose decoder has absolute positions."""
 
     recomputable: ClassVar[bool] = False  # layers that run twice a pass, in two states
+    libraries: ClassVar[frozenset[Library]] = frozenset({"reference"})
+    reasons: ClassVar[Mapping[Library, str]] = {
+        "peft": "peft has no prompts that run through the decoder alone"
+    }
 
     def attach(
         self,
@@ -43,7 +48,7 @@ class DecoderPromptTuning(LearnedEmbeddings):
     ) -> list[nn.Parameter]:
         """Put the prompts beside the model, and a place for their keys and values into every
         self-attention of the decoder."""
-        (positions,) = find_modules(model, targets, "decoder_positions")
+        (positions,) = find_modules(model, targets, "decoder_positions").values()
         layers = {layer_of(path) for path in find_linears(model, targets, "cross_attn_k")}
         keys = find_linears(model, targets, "attn_k")
         own = {path: linear for path, linear in keys.items() if layer_of(path) in layers}
@@ -57,6 +62,14 @@ class DecoderPromptTuning(LearnedEmbeddings):
         decoder = model.get_decoder()  # type: ignore[operator]
         extend_model(model, name, DecoderPrompts(network, decoder, positions, recorded, routing))
         return list(network.parameters())
+
+    @classmethod
+    def cases(cls) -> Mapping[str, Case]:
+        """With and without a network, on BART."""
+        cases = cls.network_cases("decoder_network", WIDTH, WIDTH)
+        without_network = {"reference": r"makes prompts with a network \(hidden_dim\)"}
+        cases["bare"] = replace(cases["bare"], refused=without_network)
+        return {word: replace(case, families=("Bart",)) for word, case in cases.items()}
 
 
 class DecoderPrompts(ModelExtension):

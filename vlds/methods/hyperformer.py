@@ -10,36 +10,61 @@ All layers' weights of a stack come from one product for each kind of sub-layer,
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlds.methods.adapter import Adapter, linear_layers, materialise
+from vlds.methods.adapter import Adapter, linear_layers, materialise, merge_first
 from vlds.methods.base import (
-    MadeForBatch,
     ModelExtension,
     check_sharing,
     extend_linear,
     extend_model,
     weight_options,
 )
-from vlds.methods.bottleneck import Bottleneck, BottleneckModule, Half, Place
-from vlds.methods.routing import TaskRouting
+from vlds.methods.bottleneck import DOWN_SIZE, UP_SIZE, Bottleneck, BottleneckModule, Half, Place
+from vlds.methods.cases import LAYERS, NUM_TASKS, Case
+from vlds.methods.extended import added_tensors
+from vlds.methods.layouts import Layout, Library, Stored
+from vlds.methods.routing import MadeForBatch, TaskRouting
 from vlds.schema import STACKED, UNDECAYED, OptimizerRules, Role, TargetModules
 
 KINDS: tuple[Role, ...] = ("ffn_out", "attn_out", "cross_attn_out")
 """Kinds of sub-layer, in the order of the original's block-kind embeddings."""
 GENERATOR_STD = 0.01
 """Initial standard deviation of the network where the backbone's family has none of its own."""
+ORIGINAL_KINDS = {
+    "ffn_out": "feed_forward_",
+    "attn_out": "self_attention_",
+    "cross_attn_out": "cross_attention_",
+    "all": "",
+}
+"""Generator -> what the original code's names of its layers begin with."""
+ORIGINAL_NAMES = {
+    r"layer_embeddings\.weight": "layer_id_embeddings.weight",
+    r"kind_embeddings\.weight": "adapters_block_type.weight",
+    r"hidden\.(\w+)": r"task_hypernet.task_embeding_generator.0.\1",
+    r"project\.(\w+)": r"task_hypernet.task_embeding_generator.2.\1",
+    r"norm\.(\w+)": r"LayerNorm.\1",
+} | {
+    rf"generators\.{ours}\.(down|up)_(\w+)\.(\w+)": (
+        rf"{theirs}\1_sampler_hyper_net.\2_generator.0.\3"
+    )
+    for ours, theirs in ORIGINAL_KINDS.items()
+}
+"""Tensor of a stack's network -> its name in the original code, which spells "embeding" so."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hyperformer(Bottleneck):
     """Bottlenecks whose weights are made from embeddings of task and layer."""
+
+    libraries: ClassVar[frozenset[Library]] = frozenset({"reference"})
+    reasons: ClassVar[Mapping[Library, str]] = merge_first("Hyperformer")
 
     task_dim: int = 512
     """Width of the embeddings of tasks, layers and kinds of sub-layer."""
@@ -86,6 +111,62 @@ class Hyperformer(Bottleneck):
         assert isinstance(extensions, nn.ModuleDict)
         del extensions[name]
         return adapter
+
+    def layout(self, library: Library, name: str, model: Any) -> Layout:
+        """The networks; each stack of the original code names the tasks' embeddings too."""
+        tensors = {}
+        for tensor in added_tensors(model, name):
+            if tensor.leaf == "task_embeddings.weight":
+                key = "task_to_embeddings.{task}"
+                owners = ("shared_task_embed", "encoder.task_embed", "decoder.task_embed")
+                tensors[tensor.name] = Stored(tuple(f"{owner}.{key}" for owner in owners))
+            else:
+                tensors[tensor.name] = Stored((original_name(tensor.leaf),), stacked=False)
+        return Layout(tensors)
+
+    @classmethod
+    def cases(cls) -> Mapping[str, Case]:
+        """A generator for each kind, and one for all."""
+        task, hidden, projected = 6, 5, 4
+        method = cls(reduction=4, task_dim=task, hidden_dim=hidden, projected_dim=projected)
+        # A generator has a factor for each number of e, and a constant.
+        generator = (projected + 1) * (DOWN_SIZE + UP_SIZE)
+        behind = (hidden + 1) * projected + 2 * projected
+        stack = LAYERS * task + (2 * task + 1) * hidden + behind
+        stack_of_kinds = (LAYERS + len(KINDS)) * task + (3 * task + 1) * hidden + behind
+        decayed = (
+            "task_embeddings.weight layer_embeddings.weight hidden.weight project.weight "
+            "down_weight.weight up_weight.weight"
+        )
+        undecayed = (
+            "hidden.bias project.bias norm.weight norm.bias down_weight.bias up_weight.bias "
+            "down_bias.weight down_bias.bias up_bias.weight up_bias.bias"
+        )
+        return {
+            "": Case(
+                method,
+                task * NUM_TASKS + 2 * stack + (2 + 3) * generator,
+                decayed,
+                undecayed,
+                merged=Adapter,
+            ),
+            "kinds": Case(
+                replace(method, kind_embeddings=True),
+                task * NUM_TASKS + 2 * stack_of_kinds + 2 * generator,
+                f"{decayed} kind_embeddings.weight",
+                undecayed,
+                merged=Adapter,
+            ),
+        }
+
+
+def original_name(leaf: str) -> str:
+    """`stacks.encoder_block.hidden.bias` -> its name in the original code."""
+    _, stack, tensor = leaf.split(".", 2)
+    stack = "encoder" if "encoder" in stack else "decoder"
+    matches = ((re.fullmatch(pattern, tensor), name) for pattern, name in ORIGINAL_NAMES.items())
+    name = next(match.expand(name) for match, name in matches if match)
+    return f"{stack}.adapter_layers_hyper_net.{name}"
 
 
 class HyperNetworks(ModelExtension):

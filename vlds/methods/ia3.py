@@ -3,28 +3,33 @@ keys and values of every attention and on the hidden units of every feed-forward
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from vlds.methods.base import (
     CROSS_ATTENTION,
-    ExtendedLinear,
     InputExtension,
     LinearExtension,
     Method,
     check_sharing,
     extend_input,
     extend_linear,
-    extended_linears,
     find_linears,
-    foldable_weight,
-    take_first,
     weight_options,
 )
+from vlds.methods.cases import HIDDEN, LAYERS, NUM_TASKS, WIDTH, Case
+from vlds.methods.extended import (
+    ExtendedLinear,
+    added_tensors,
+    extended_linears,
+    foldable_weight,
+    take_first,
+)
+from vlds.methods.layouts import PEFT_MODEL, Layout, Library, Stored
 from vlds.methods.routing import TaskRouting
 from vlds.schema import STACKED_UNDECAYED, OptimizerRules, TargetModules
 
@@ -35,6 +40,9 @@ FACTOR_RULES: OptimizerRules = {"factors": STACKED_UNDECAYED}
 @dataclass(frozen=True, kw_only=True)
 class IA3(Method):
     """Factors on keys, values and hidden units."""
+
+    libraries: ClassVar[frozenset[Library]] = frozenset({"peft"})
+    reasons: ClassVar[Mapping[Library, str]] = {"adapters": "IA3 has `vlds convert peft`"}
 
     sharing: Literal["single", "multiple"] = "single"
     """One set of factors for all tasks, or one per task."""
@@ -69,7 +77,7 @@ class IA3(Method):
     def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> None:
         """Multiply the weights and biases by the factors.
 
-        Errors: ValueError where tasks have factors of their own, or a layer is quantised.
+        Errors: ValueError if each task has its own factors, or a layer is quantised.
         """
         if self.sharing != "single":
             raise ValueError(
@@ -85,6 +93,33 @@ class IA3(Method):
                     linear.bias.mul_(module.factors[0])
             else:
                 weight.mul_(take_input(linear, name).factors[0])
+
+    def layout(self, library: Library, name: str, model: Any) -> Layout:
+        """One vector a layer; peft gives those before and behind a layer different shapes."""
+        tensors, before = {}, []
+        added = added_tensors(model, name)
+        for tensor in added:
+            shape: tuple[int, ...] = (-1, 1)
+            if tensor.place == "input_extensions":
+                before.append(tensor.layer)
+                shape = (1, -1)
+            tensors[tensor.name] = Stored((f"{PEFT_MODEL}{tensor.layer}.ia3_l",), shape)
+        targets = [tensor.layer for tensor in added]
+        config = {"peft_type": "IA3", "target_modules": targets, "feedforward_modules": before}
+        return Layout(tensors, config)
+
+    @classmethod
+    def cases(cls) -> Mapping[str, Case]:
+        """One set of factors, and one per task."""
+        weights = LAYERS * (3 * 2 * WIDTH + 2 * HIDDEN)
+        several = {"merge": "sharing: .*; one layer cannot hold the factors of several tasks"}
+        per_task = cls(sharing="multiple")
+        return {
+            "": Case(cls(), weights, "", "factors", starts_frozen=True),
+            "per task": Case(
+                per_task, weights * NUM_TASKS, "", "factors", starts_frozen=True, refused=several
+            ),
+        }
 
 
 def take_input(linear: ExtendedLinear, name: str) -> InputFactors:

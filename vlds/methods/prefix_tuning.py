@@ -7,27 +7,33 @@ first token, so that on T5 their relative position bias is 0.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from vlds.methods.base import (
-    MadeForBatch,
     ModelExtension,
     extend_attention,
     extend_model,
     find_linears,
 )
+from vlds.methods.cases import LAYERS, WIDTH, Case
+from vlds.methods.layouts import Library
 from vlds.methods.prompt_network import LearnedEmbeddings, PromptNetwork
-from vlds.methods.routing import TaskRouting
+from vlds.methods.routing import MadeForBatch, TaskRouting
 from vlds.schema import Role, TargetModules
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrefixTuning(LearnedEmbeddings):
     """Learned keys and values in every attention."""
+
+    reasons: ClassVar[Mapping[Library, str]] = {
+        "peft": "peft puts prefixes before the decoder's keys alone, vlds into every attention"
+    }
 
     length: int = 20
     """Number of keys and values before those of the input."""
@@ -56,6 +62,16 @@ class PrefixTuning(LearnedEmbeddings):
             extend_attention(model, path, name, prefix)
         extend_model(model, name, prefixes)
         return list(network.parameters())
+
+    @classmethod
+    def cases(cls) -> Mapping[str, Case]:
+        """With and without a network, the latter without cross-attention."""
+        cases = cls.network_cases("network", WIDTH, 3 * LAYERS * 2 * WIDTH)
+        method = cases["bare"].method
+        assert isinstance(method, cls)
+        bare = replace(method, cross_attention=False)
+        num = bare.length * 2 * LAYERS * 2 * WIDTH
+        return cases | {"bare": replace(cases["bare"], method=bare, num_trained=num)}
 
 
 class Prefixes(ModelExtension):

@@ -15,7 +15,7 @@ from torch import nn
 
 from vlds.backbones.attention import use_extensions
 from vlds.backbones.base import Backbone
-from vlds.methods.base import Method, pattern_of
+from vlds.methods.base import Method, find_modules
 from vlds.methods.routing import TaskRouting
 from vlds.models.counts import Counts
 from vlds.models.draws import draw_by_name, draw_rows
@@ -183,8 +183,7 @@ def attach_methods(config: ModelConfig, model: VLModel, tasks: Sequence[str]) ->
 
 def norm_parameters(backbone: nn.Module, family: Backbone) -> list[nn.Parameter]:
     """Weights and biases of the backbone's norms."""
-    patterns = [pattern_of(path) for path in family.target_modules.paths["norm"]]
-    norms = [m for path, m in backbone.named_modules() if any(p.fullmatch(path) for p in patterns)]
+    norms = find_modules(backbone, family.target_modules, "norm").values()
     return [parameter for norm in norms for parameter in norm.parameters(recurse=False)]
 
 
@@ -200,11 +199,8 @@ def find_source_names(config: ModelConfig, model: VLModel, backbone: Iterable[st
 
 
 def drop_trained_sources(model: VLModel) -> None:
-    """What trains does not stay as its source has it; nor do the statistics of a vision encoder
-    that trains."""
-    moving = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if not model.vision.frozen:
-        moving |= {f"vision.{name}" for name, _ in model.vision.named_buffers()}
+    """What moves does not stay as its source has it."""
+    moving = model.moving_names()
     rows = {name: rows for name, rows in model.sources.rows.items() if name not in moving}
     model.sources = Sources(names=model.sources.names - moving, rows=rows)
 

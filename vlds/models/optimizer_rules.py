@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from vlds.methods.base import is_own, pattern_of
+from vlds.methods.base import pattern_of
+from vlds.methods.extended import is_own
 from vlds.models.vl_model import VLModel
 from vlds.schema import UNDECAYED, OptimizerRule, OptimizerRules
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vlds.backbones.attention import beams_share_states
 from vlds.backbones.base import Backbone, unique_state
-from vlds.methods.base import is_own
+from vlds.methods.extended import is_own
 from vlds.methods.routing import TaskRouting
 from vlds.models.answer_list import AnswerList, read_answers
 from vlds.models.counts import Counts
@@ -327,6 +327,12 @@ class VLModel(nn.Module):
         """Names of the backbone's own tensors, relative to the backbone: all but what methods have
         added."""
         return {name for name in self.backbone.state_dict() if is_own(name)}
+
+    def moving_names(self) -> set[str]:
+        """The tensors that training changes: what trains, and the statistics of a vision encoder
+        that trains."""
+        buffers = [] if self.vision.frozen else self.vision.named_buffers()
+        return {*self.parts, *(f"vision.{name}" for name, _ in buffers)}
 
     def part_of(self, name: str) -> str:
         """The method that trains a parameter, or else the part of the model that holds it."""

@@ -107,14 +107,12 @@ class Compacter(StackedBottleneck):
         own, blocks, biases = 2 * 8, 2 * WIDTH * NARROW // 2, NARROW + WIDTH
         rules, whole = "down_rule up_rule ", "down_blocks up_blocks"
         thin_blocks = "down_left down_right up_left up_right"
-        single, no_cross = cls(reduction=4), cls(reduction=4, cross_attention=False)
         per_task = cls(reduction=4, sharing="multiple", rule="over_tasks")
         thin = cls(reduction=4, rule="everywhere", block_rank=1)
         thin_per_task = replace(thin, sharing="half_shared_up")
         down, up = WIDTH + NARROW + NARROW, NARROW + WIDTH + WIDTH
         numbers = {
-            "": (single, NUM_PLACES * (own + blocks + biases)),
-            "no cross-attention": (no_cross, None),
+            "": (cls(reduction=4), NUM_PLACES * (own + blocks + biases)),
             "per task": (per_task, NUM_PLACES * (own + NUM_TASKS * (blocks + biases))),
             "thin": (thin, 8 + NUM_PLACES * (down + up)),
             "thin, shared up": (thin_per_task, 8 + NUM_PLACES * (NUM_TASKS * down + up)),

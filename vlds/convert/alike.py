@@ -85,7 +85,7 @@ def check_settings(
 
 
 def check_names(first: Opened, other: Opened) -> None:
-    """Errors: ValueError where a tensor has no counterpart, whatever the settings say."""
+    """Errors: ValueError if a tensor has no counterpart, whatever the settings say."""
     names = [{name for name, _ in run.model.unique_state()} for _, run in (first, other)]
     if odd := sorted(names[0] ^ names[1]):
         owner = first[0] if odd[0] in names[0] else other[0]
@@ -93,7 +93,7 @@ def check_names(first: Opened, other: Opened) -> None:
 
 
 def check_base(first: Opened, base: Opened) -> None:
-    """Errors: ValueError where the base of a sum is not what the run began with."""
+    """Errors: ValueError if the base of a sum is not what the run began with."""
     wanted, found = essence(first[1], False), essence(base[1], False)
     methods = wanted.pop("methods"), found.pop("methods")
     check_settings(first, base, wanted, found, "--base: ")

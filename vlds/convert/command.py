@@ -86,8 +86,20 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     layouts = parser.add_subparsers(dest="layout", required=True, metavar="LAYOUT", title="layouts")
-    for add in (add_hf, add_merge, add_zero, add_reference, add_peft, add_adapters):
-        add(layouts)
+    add_layout(layouts, "hf", to_hf).add_argument("--run", type=Path, required=True, help=RUN_HELP)
+    add_merge_options(add_layout(layouts, "merge", merge, HELP), RUN_HELP)
+    zero = add_layout(layouts, "zero", from_zero)
+    add_source(zero, "folder that engine.save_checkpoint wrote", required=True)
+    zero.add_argument("--tag", help="the checkpoint's subfolder; default: what `latest` names")
+    original = add_layout(layouts, "reference", reference, TWO_WAYS)
+    add_source(original, "a .pth file of the original code", required=False)
+    opens = "`PeftModel.from_pretrained` opens it on the backbone that `vlds convert hf`\nwrites."
+    in_peft = add_layout(layouts, "peft", peft, f"{TWO_WAYS}{opens}")
+    add_source(in_peft, "folder of peft's files, or of one such folder a task", required=False)
+    in_peft.add_argument("--base", help="backbone's name in adapter_config.json; default: none")
+    opens = "`model.load_adapter` opens it on the backbone that `vlds convert hf` writes."
+    in_adapters = add_layout(layouts, "adapters", adapters, f"{TWO_WAYS}{opens}")
+    add_source(in_adapters, "folder of the library's files, or of one a task", required=False)
     return parser
 
 
@@ -131,22 +143,11 @@ def add_source(parser: argparse.ArgumentParser, what: str, required: bool) -> No
     parser.add_argument("--run", type=Path, help=f"{also}{RUN_HELP}; with --from, {FROM_RUN_HELP}")
 
 
-def add_hf(layouts: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Hugging Face's layout."""
-    parser = add_layout(layouts, "hf", to_hf)
-    parser.add_argument("--run", type=Path, required=True, help=RUN_HELP)
-
-
 def to_hf(options: Options) -> None:
     """One folder: the text backbone for Hugging Face, the rest beside it."""
     from vlds.convert.hf import convert_run
 
     convert_run(options.run, options.out, merge=False, verification=verification_of(options))
-
-
-def add_merge(layouts: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Folding and combining."""
-    add_merge_options(add_layout(layouts, "merge", merge, HELP), RUN_HELP)
 
 
 def merge(options: Options) -> None:
@@ -171,25 +172,12 @@ def merge(options: Options) -> None:
     return combine.put(receiver, giver, options.task, options.out, verification)
 
 
-def add_zero(layouts: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """DeepSpeed's checkpoints."""
-    parser = add_layout(layouts, "zero", from_zero)
-    add_source(parser, "folder that engine.save_checkpoint wrote", required=True)
-    parser.add_argument("--tag", help="the checkpoint's subfolder; default: what `latest` names")
-
-
 def from_zero(options: Options) -> None:
     """From a DeepSpeed checkpoint of ZeRO 2 or 3, of any number of ranks."""
     from vlds.convert.zero import import_zero
 
     target = target_of(options)
     import_zero(options.source, options.tag, target, options.out, verification_of(options))
-
-
-def add_reference(layouts: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Checkpoints of the original code."""
-    parser = add_layout(layouts, "reference", reference, TWO_WAYS)
-    add_source(parser, "a .pth file of the original code", required=False)
 
 
 def reference(options: Options) -> None:
@@ -202,14 +190,6 @@ def reference(options: Options) -> None:
     return import_reference(options.source, target, options.out, verification_of(options))
 
 
-def add_peft(layouts: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Hugging Face's peft."""
-    more = "`PeftModel.from_pretrained` opens it on the backbone that `vlds convert hf`\nwrites."
-    parser = add_layout(layouts, "peft", peft, f"{TWO_WAYS}{more}")
-    add_source(parser, "folder of peft's files, or of one such folder a task", required=False)
-    parser.add_argument("--base", help="backbone's name in adapter_config.json; default: none")
-
-
 def peft(options: Options) -> None:
     """From and to peft's layout: LoRA, IA3, and prompts of T5."""
     from vlds.convert.peft import PeftFolders
@@ -217,13 +197,6 @@ def peft(options: Options) -> None:
     if options.source is not None and options.base is not None:
         raise ValueError("--base: goes with a run that is written, not with --from")
     convert_folders(options, partial(PeftFolders, base=options.base))
-
-
-def add_adapters(layouts: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """The library adapters."""
-    more = "`model.load_adapter` opens it on the backbone that `vlds convert hf` writes."
-    parser = add_layout(layouts, "adapters", adapters, f"{TWO_WAYS}{more}")
-    add_source(parser, "folder of the library's files, or of one a task", required=False)
 
 
 def adapters(options: Options) -> None:
@@ -275,7 +248,7 @@ def verification_of(options: Options) -> Verification | None:
 def exported_run(options: Options) -> Path:
     """The run that is written.
 
-    Errors: ValueError where none is named.
+    Errors: ValueError if none is named.
     """
     if options.run is None:
         raise ValueError("name --run, what to write, or --from, what to read")

@@ -49,7 +49,7 @@ def read_torch(file: Path, allowed: Sequence[Any] = (), cure: str = STATE_DICT) 
     """The content of a file of torch.save: tensors, numbers, texts, containers, and instances of
     the `allowed` classes.
 
-    Errors: ValueError where it holds anything else, with the cure, or is no whole file.
+    Errors: ValueError if it holds anything else, with the cure, or is no whole file.
     """
     check_file(file)
     try:
@@ -79,7 +79,7 @@ def damaged(file: Path, error: Exception) -> ValueError:
 def read_state_dict(file: Path) -> dict[str, Tensor]:
     """Name -> tensor of a .pth or .bin file, without the `module.` of DistributedDataParallel.
 
-    Errors: ValueError where the file holds anything else.
+    Errors: ValueError if the file holds anything else.
     """
     content = read_torch(file)
     if not isinstance(content, dict) or not content:
@@ -103,7 +103,7 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
 def read_safetensors(file: Path) -> dict[str, Tensor]:
     """Name -> tensor.
 
-    Errors: ValueError where the file is missing or damaged.
+    Errors: ValueError if the file is missing or damaged.
     """
     check_file(file)
     try:
@@ -115,7 +115,7 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
 def read_weights(folder: Path, *names: str) -> dict[str, Tensor]:
     """The first of the files that the folder has; safetensors or torch.save's.
 
-    Errors: ValueError where it has none.
+    Errors: ValueError if it has none.
     """
     for name in names:
         if (folder / name).is_file():
@@ -127,7 +127,7 @@ def read_weights(folder: Path, *names: str) -> dict[str, Tensor]:
 def read_json(file: Path) -> dict[str, Any]:
     """A json file that holds an object.
 
-    Errors: ValueError where it is missing or holds anything else.
+    Errors: ValueError if it is missing or holds anything else.
     """
     check_file(file)
     try:
@@ -140,7 +140,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def check_file(file: Path) -> None:
-    """Errors: ValueError where there is no such file."""
+    """Errors: ValueError if there is no such file."""
     if file.is_dir():
         raise ValueError(f"--from: {file} is a folder; name a file in it")
     if not file.is_file():

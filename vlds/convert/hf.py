@@ -39,7 +39,7 @@ def convert_run(
 ) -> None:
     """Write `out`, which must not exist.
 
-    Errors: ValueError where it exists, or where `merge` is asked for and a method cannot be folded.
+    Errors: ValueError if it exists, or where `merge` is asked for and a method cannot be folded.
     """
     with new_folder(out) as partial:
         say(f"opening {run}")
@@ -62,7 +62,7 @@ def write_hf(loaded: LoadedRun, folder: Path) -> None:
 def fold_methods(loaded: LoadedRun) -> LoadedRun:
     """The same run with every method folded into the weights, or made plainer.
 
-    Errors: ValueError where neither can be done.
+    Errors: ValueError if neither can be done.
     """
     model, recipe = loaded.model, loaded.recipe
     left: dict[str, Method] = {}

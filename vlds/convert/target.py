@@ -29,7 +29,7 @@ class Target:
     def fill(self, tensors: Mapping[str, Tensor], origin: Path) -> None:
         """Put tensors in their places, by the model's own names.
 
-        Errors: ValueError where one has another shape, or stands for weights that the recipe's
+        Errors: ValueError if one has another shape, or stands for weights that the recipe's
         sources hold otherwise.
         """
         model = self.run.model
@@ -57,7 +57,7 @@ class Target:
             self.missing.discard(name)
 
     def check_source(self, name: str, mine: Tensor, theirs: Tensor) -> None:
-        """Errors: ValueError where the recipe's source holds other numbers than the checkpoint."""
+        """Errors: ValueError if the recipe's source holds other numbers than the checkpoint."""
         if not torch.equal(mine.to(theirs.dtype), theirs):
             part = "visual embedding" if name.startswith("visual") else name.partition(".")[0]
             part = {"vision": "vision encoder"}.get(part, part)
@@ -70,7 +70,7 @@ class Target:
     def write(self, out: Path, verification: Verification | None) -> None:
         """Write the artifact, which must be complete.
 
-        Errors: ValueError where tensors are missing, or the written artifact gives other outputs.
+        Errors: ValueError if tensors are missing, or the written artifact gives other outputs.
         """
         if self.missing:
             names = sorted(self.missing)

@@ -38,7 +38,7 @@ class Verification:
         """Compare each task's logits with those of the run that it comes from, and print the
         largest difference; it, as a share of the largest logit.
 
-        Errors: ValueError where it is above the tolerance.
+        Errors: ValueError if it is above the tolerance.
         """
         shares = {}
         for task, run in follow(list(before.items()), "comparing tasks"):

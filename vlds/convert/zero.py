@@ -40,7 +40,7 @@ def import_zero(
 ) -> None:
     """Write the artifact of a ZeRO checkpoint.
 
-    Errors: ValueError where the checkpoint is not whole or not the recipe's.
+    Errors: ValueError if the checkpoint is not whole or not the recipe's.
     """
     folder = tagged(checkpoint, tag)
     tensors = consolidated(folder)
@@ -54,7 +54,7 @@ def import_zero(
 def tagged(checkpoint: Path, tag: str | None) -> Path:
     """The folder of one step.
 
-    Errors: ValueError where there is none.
+    Errors: ValueError if there is none.
     """
     if any(checkpoint.glob(OPTIMIZER)) and tag is None:
         return checkpoint
@@ -76,7 +76,7 @@ def tagged(checkpoint: Path, tag: str | None) -> Path:
 def consolidated(folder: Path) -> dict[str, Tensor]:
     """Name -> whole tensor: masters in fp32, frozen weights as they were saved, buffers.
 
-    Errors: ValueError where files are missing, damaged or of another kind.
+    Errors: ValueError if files are missing, damaged or of another kind.
     """
     weights, masters = files(folder, MODEL), files(folder, OPTIMIZER)
     models = [read_torch(file, ALLOWED, CURE) for file in follow(weights, "reading weights")]
@@ -126,7 +126,7 @@ def model_state(content: dict[str, Any]) -> Any:
 def files(folder: Path, pattern: str) -> list[Path]:
     """The files of all ranks, in their order.
 
-    Errors: ValueError where there are none.
+    Errors: ValueError if there are none.
     """
     found = sorted(folder.glob(pattern), key=numbers)
     if not found:

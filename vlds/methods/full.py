@@ -29,7 +29,7 @@ class Full(Method):
     ) -> list[nn.Parameter]:
         """All parameters of the part.
 
-        Errors: ValueError where the part has none (features stored in shards), or quantised ones.
+        Errors: ValueError if the part has none (features stored in shards), or quantised ones.
         """
         parameters = list(model.parameters())
         if not parameters:

@@ -125,7 +125,7 @@ class IA3(Method):
 def take_input(linear: ExtendedLinear, name: str) -> InputFactors:
     """Take out the factors before a layer.
 
-    Errors: ValueError where something behind the layer may read its input.
+    Errors: ValueError if something behind the layer may read its input.
     """
     if linear.extensions:
         raise ValueError(

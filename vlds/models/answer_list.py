@@ -19,7 +19,7 @@ from vlds.runtime.json_file import read_json
 def read_answers(answers: Sequence[str] | str) -> tuple[str, ...]:
     """The answers of `Decoding.answers`: as they are, or out of their file.
 
-    Errors: ValueError where the file cannot be read, or holds anything but different texts.
+    Errors: ValueError if the file cannot be read, or holds anything but different texts.
     """
     place, found = "decoding.answers", answers
     if isinstance(answers, str):

@@ -56,8 +56,7 @@ class ModelConfig:
             if name in RESERVED or hasattr(nn.ModuleDict, name) or not name.isidentifier():
                 raise ValueError(
                     f"methods: '{name}' cannot be a method's name; use letters, digits and _, and "
-                    "none of "
-                    f"{', '.join(RESERVED)}"
+                    f"none of {', '.join(RESERVED)}"
                 )
 
     @property
@@ -82,7 +81,7 @@ def build_model(
     are drawn by `config.seed` and their names.
 
     Inside `torch.device("meta")` it has shapes only, and `tokenizer` may be None: then the sizes
-    come from the backbone's config. Errors: ValueError where parts do not fit each other.
+    come from the backbone's config. Errors: ValueError if parts do not fit each other.
     """
     with Tape() as tape:
         model = build_parts(config, dtype, tokenizer)
@@ -120,8 +119,7 @@ def build_parts(config: ModelConfig, dtype: torch.dtype, tokenizer: Any) -> VLMo
     if embedding.num_tokens > family.visual_tokens:
         raise ValueError(
             f"backbone.visual_tokens: {family.visual_tokens}, but an image has "
-            f"{embedding.num_tokens} visual tokens; "
-            "give the vocabulary at least as many"
+            f"{embedding.num_tokens} visual tokens; give the vocabulary at least as many"
         )
     routing = TaskRouting()
     model = VLModel(

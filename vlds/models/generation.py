@@ -1,8 +1,8 @@
 """From encoder states to token ids: greedy, beam search, or a comparison of a few words.
 
-The loop is our own. What it saves beside Hugging Face's `generate`: the first step runs once an
-example, not once a beam; keys and values of the encoder's states are made and kept once an example;
-examples that are done leave the batch. Beam scores are those of transformers 4.2, as VL-Adapter has
+Our own loop does less than Hugging Face's `generate`: the first step runs once an example, not once
+a beam; keys and values of the encoder's states are made and kept once an example; finished examples
+leave the batch. Beam scores are those of transformers 4.2, as VL-Adapter has
 them: the sum of log-probabilities divided by the length that counts the start token, for open
 answers at the length limit too. Shapes: b examples, k beams, w words of vocabulary, l length.
 """
@@ -10,8 +10,9 @@ answers at the length limit too. Shapes: b examples, k beams, w words of vocabul
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -23,8 +24,8 @@ from transformers.generation import (
     NoRepeatNGramLogitsProcessor,
 )
 
-from vlds.methods.routing import TaskRouting
 from vlds.models.answer_list import AnswerList
+from vlds.models.cached_decoder import CachedDecoder
 from vlds.schema import Decoding
 
 LEAVE = 0.75
@@ -42,24 +43,34 @@ class Written(NamedTuple):
     """(b,) that the model gives to the whole answer, </s> included."""
 
 
-class Hypotheses(Protocol):
+class Hypotheses(ABC):
     """What has been written so far for each example, `size` times."""
 
-    size: int
-    done: Tensor
-    """(b,) whether nothing can change any more."""
-    ids: Tensor
-    """(b, k, l)."""
+    rows: ClassVar[tuple[str, ...]] = ("ids", "sums", "done")
+    """Tensors with a row for each example."""
+    sums: Tensor
+    """Log-probabilities of what has been written."""
 
+    def __init__(self, start: Tensor, limit: int, config: Any) -> None:
+        """`start`: (b, k, 1)."""
+        self.ids, self.limit, self.size = start, limit, start.shape[1]
+        self.eos, self.pad = config.eos_token_id, config.pad_token_id
+        self.done = torch.zeros(len(start), dtype=torch.bool, device=start.device)
+        """(b,) True if nothing can change any more."""
+
+    @abstractmethod
     def advance(self, scores: Tensor, logits: Tensor) -> Tensor | None:
         """Extend by a token from scores (b * k, w), the logits as the rules have bent them;
         (b * k,) rows that go on, None for all."""
 
+    @abstractmethod
     def best(self) -> Written:
         """Answers (b, limit), padded."""
 
     def select(self, examples: Tensor) -> None:
         """Go on with these examples alone."""
+        for name in self.rows:
+            setattr(self, name, getattr(self, name)[examples])
 
 
 def rules(
@@ -156,16 +167,11 @@ def best_choice(logits: Tensor, choices: list[list[int]]) -> tuple[list[int], Te
     return chosen, scores.float().softmax(-1).amax(-1)
 
 
-class Greedy:
+class Greedy(Hypotheses):
     """The one open answer of each example."""
 
-    size = 1
-
     def __init__(self, start: Tensor, limit: int, config: Any) -> None:
-        """`start`: (b, 1, 1)."""
-        self.ids = start
-        self.limit, self.eos, self.pad = limit, config.eos_token_id, config.pad_token_id
-        self.done = torch.zeros(len(start), dtype=torch.bool, device=start.device)
+        super().__init__(start, limit, config)
         self.sums = torch.zeros(len(start), device=start.device)
 
     def advance(self, scores: Tensor, logits: Tensor) -> None:
@@ -181,34 +187,26 @@ class Greedy:
         """All of them."""
         return Written(padded(self.ids, self.limit, self.pad)[:, 0], self.sums)
 
-    def select(self, examples: Tensor) -> None:
-        """Go on with these."""
-        for name in ("ids", "sums", "done"):
-            setattr(self, name, getattr(self, name)[examples])
 
-
-class Beams:
+class Beams(Hypotheses):
     """The k open and the k best finished answers of each example."""
 
+    rows = (*Hypotheses.rows, "finished_ids", "finished_sums", "finished_scores")
+
     def __init__(self, start: Tensor, limit: int, config: Any, decoding: Decoding) -> None:
-        """`start`: (b, k, 1)."""
-        self.ids, self.limit = start, limit
-        self.eos, self.pad = config.eos_token_id, config.pad_token_id
+        super().__init__(start, limit, config)
         self.early_stopping = decoding.early_stopping
         self.length_counts_start = decoding.length_counts_start
         shape, device = start.shape[:2], start.device
-        self.size = shape[1]
         self.sums = torch.zeros(shape, device=device)
         self.sums[:, 1:] = -torch.inf  # the beams are all equal at first, so only one may go on
         self.finished_ids = torch.full((*shape, self.limit), self.pad, device=device)
         self.finished_scores = torch.full(shape, -torch.inf, device=device)  # falling
         self.finished_sums = torch.full(shape, -torch.inf, device=device)
-        self.done = torch.zeros(len(start), dtype=torch.bool, device=device)
 
     def advance(self, scores: Tensor, logits: Tensor) -> Tensor:
         """Extend the beams by a token from log-probabilities (b * k, w); (b * k,) row that each one
         came from. A beam whose sum is -inf is none."""
-        del logits
         num_words = scores.shape[-1]
         totals = self.sums[..., None] + scores.view(len(self.done), self.size, num_words)
         totals, chosen = totals.flatten(1).topk(2 * self.size, 1)
@@ -222,8 +220,7 @@ class Beams:
         self.finish(ended, totals[:, : self.size], new)
         full = torch.isfinite(self.finished_scores).all(1)
         hopeless = self.finished_scores[:, -1] >= totals[:, 0] / length
-        # The best k that do not end. There are k, since each of the k beams ends in one way at
-        # most.
+        # The best k that do not end: there are k, since each beam ends in at most one way.
         goes_on = torch.argsort(ends.long(), dim=1, stable=True)[:, : self.size]
         self.sums, parents = totals.gather(1, goes_on), parents.gather(1, goes_on)
         self.ids = extend(take(self.ids, parents), tokens.gather(1, goes_on))
@@ -255,81 +252,6 @@ class Beams:
             torch.cat([self.finished_sums.to(sums.dtype), sums], 1),
             torch.cat([self.finished_scores.to(scores.dtype), scores], 1),
         )
-
-    def select(self, examples: Tensor) -> None:
-        """Go on with these."""
-        for name in ("ids", "sums", "finished_ids", "finished_sums", "finished_scores", "done"):
-            setattr(self, name, getattr(self, name)[examples])
-
-
-class CachedDecoder:
-    """One decoder step at a time. Keys and values of the encoder's states stand once an example,
-    those of the tokens written once a beam."""
-
-    def __init__(
-        self,
-        model: Any,
-        vocabulary_logits: Callable[[Tensor], Tensor],
-        states: Tensor,
-        mask: Tensor,
-        task_index: Tensor,
-        routing: TaskRouting,
-    ) -> None:
-        """`model`: Hugging Face's; encoder states (b, s, d), their mask (b, s), tasks (b,)."""
-        self.config, self.device = model.config, states.device
-        self._decoder = model.get_decoder()
-        self._vocabulary_logits = vocabulary_logits
-        self._routing, self._task_index = routing, task_index
-        self._states = states
-        lowest = torch.finfo(states.dtype).min
-        self._mask = torch.zeros_like(mask, dtype=states.dtype).masked_fill(~mask.bool(), lowest)
-        self._cache: dict[str, Any] = {}
-
-    @property
-    def num_examples(self) -> int:
-        """Examples that are still at work."""
-        return len(self._states)
-
-    def next_logits(self, last_tokens: Tensor, size: int) -> Tensor:
-        """(b, k) last tokens -> (b * k, w) logits in at least float32."""
-        repeat = 1
-        if not self._cache:  # all beams begin with the same token
-            last_tokens, repeat = last_tokens[:, :1], size
-        tasks = self._task_index.repeat_interleave(last_tokens.shape[1])
-        self._routing.set(tasks, self.device)
-        output = self._decoder(
-            input_ids=last_tokens.reshape(-1, 1),
-            encoder_hidden_states=self._states,
-            encoder_attention_mask=self._mask[:, None, None],
-            use_cache=True,
-            **self._cache,
-        )
-        # transformers 5 has renamed the cache on its way.
-        name = "cache" if "cache" in output else "past_key_values"
-        self._cache = {name: output[name]}
-        logits = self._vocabulary_logits(output.last_hidden_state[:, -1])
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return logits.repeat_interleave(repeat, 0) if repeat > 1 else logits
-
-    def keep(self, rows: Tensor | None) -> None:
-        """Let each row of the tokens written go on from another, of (b * k,); None: from itself."""
-        if rows is None:
-            return
-        (cache,) = self._cache.values()
-        own = cache.self_attention_cache
-        if (held := len(own.layers[0].keys)) < len(rows):
-            rows = rows // (len(rows) // held)  # after the first step there is one row an example
-        own.reorder_cache(rows)
-
-    def select(self, examples: Tensor) -> None:
-        """Go on with these examples alone."""
-        (cache,) = self._cache.values()
-        size = len(cache.self_attention_cache.layers[0].keys) // self.num_examples
-        rows = (examples[:, None] * size + torch.arange(size, device=self.device)).flatten()
-        cache.self_attention_cache.batch_select_indices(rows)
-        cache.cross_attention_cache.batch_select_indices(examples)
-        self._states, self._mask = self._states[examples], self._mask[examples]
-        self._task_index = self._task_index[examples.cpu()]
 
 
 def take(ids: Tensor, chosen: Tensor) -> Tensor:

@@ -64,8 +64,7 @@ class VisualEmbedding(nn.Module):
         if config.grid is not None and config.grid > grid:
             raise ValueError(
                 f"visual_embedding.grid: {config.grid} is more than the encoder's {grid} x {grid} "
-                "cells; give at "
-                f"most {grid}"
+                f"cells; give at most {grid}"
             )
         self.grid = config.grid or grid
         self.boxes = config.boxes

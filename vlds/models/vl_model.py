@@ -22,9 +22,9 @@ from vlds.backbones.base import Backbone, unique_state
 from vlds.methods.extended import is_own
 from vlds.methods.routing import TaskRouting
 from vlds.models.answer_list import AnswerList, read_answers
+from vlds.models.cached_decoder import CachedDecoder
 from vlds.models.counts import Counts
 from vlds.models.generation import (
-    CachedDecoder,
     Written,
     answers,
     best_choice,
@@ -61,6 +61,7 @@ class Generated(NamedTuple):
 
     ids: list[list[int]]
     """Tokens without start token and </s>."""
+    texts: list[str]
     log_probabilities: list[float]
     means: Sequence[float | None]
     """As `Answer.token_confidence`."""
@@ -185,8 +186,7 @@ class VLModel(nn.Module):
         if pictures is None:
             raise ValueError(
                 "images: this batch has neither pictures nor stored features; use data sets with "
-                "pictures, or "
-                "vision: StoredFeatures with shards that hold features"
+                "pictures, or vision: StoredFeatures with shards that hold features"
             )
         features = self.grid_features(pictures)
         table = self.backbone.get_input_embeddings()
@@ -201,13 +201,6 @@ class VLModel(nn.Module):
             features: Tensor = self.vision(pictures)
         return features
 
-    def embed_images(self, pictures: Tensor) -> Tensor:
-        """(u, 3, h, w) uint8 -> (u, v, d): visual tokens of examples with one picture each."""
-        index = torch.arange(len(pictures), device=pictures.device)[:, None]
-        table = self.backbone.get_input_embeddings()
-        tokens: Tensor = self.visual_embedding(self.grid_features(pictures), None, index, table)[0]
-        return tokens
-
     @property
     def num_visual_tokens(self) -> int:
         """Visual tokens per image."""
@@ -217,14 +210,9 @@ class VLModel(nn.Module):
 
     def answer(self, batch: Batch, decoding: Decoding) -> list[Answer]:
         """Each example's answer."""
-        generated = self._generate(batch, decoding)
-        texts = self._texts(generated.ids, decoding)
-        return [
-            Answer(text, math.exp(total), mean)
-            for text, total, mean in zip(
-                texts, generated.log_probabilities, generated.means, strict=True
-            )
-        ]
+        _, *columns = self._generate(batch, decoding)
+        rows = zip(*columns, strict=True)
+        return [Answer(text, math.exp(total), mean) for text, total, mean in rows]
 
     def generate(self, batch: Batch, decoding: Decoding, synced: bool = False) -> list[list[int]]:
         """Token ids of each example's answer, without start token and </s>.
@@ -239,27 +227,21 @@ class VLModel(nn.Module):
         if decoding.choices is not None:
             choices = self.choice_ids(decoding.choices)
             chosen, confidences = best_choice(self.choice_logits(states, mask), choices)
-            found = [choices[number] for number in chosen]
-            return Generated(found, confidences.log().tolist(), [None] * len(found))
+            ids = [choices[number] for number in chosen]
+            texts = [decoding.choices[number] for number in chosen]
+            return Generated(ids, texts, confidences.log().tolist(), [None] * len(ids))
         written = self.written(batch, states, mask, decoding, synced)
         end = self.backbone.config.eos_token_id
-        found = answers(written.ids, end)
-        means: list[float | None] = [None] * len(found)
-        if decoding.answers is None:
+        ids = answers(written.ids, end)
+        means: list[float | None] = [None] * len(ids)
+        if (listed := self.answer_list(decoding)) is not None:
+            texts = [listed.texts[*tokens, end] for tokens in ids]
+        else:
+            texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+            texts = [text.strip() for text in texts]
             num_before = len(self.family.choice_prefix(self.backbone)) - 1
             means = token_means(written, num_before, end)
-        return Generated(found, written.log_probabilities.tolist(), means)
-
-    def _texts(self, found: list[list[int]], decoding: Decoding) -> list[str]:
-        if decoding.choices is not None:
-            ids = map(tuple, self.choice_ids(decoding.choices))
-            known = dict(zip(ids, decoding.choices, strict=True))
-            return [known[tuple(tokens)] for tokens in found]
-        if (listed := self.answer_list(decoding)) is not None:
-            end = self.backbone.config.eos_token_id
-            return [listed.texts[*tokens, end] for tokens in found]
-        texts = self.tokenizer.batch_decode(found, skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        return Generated(ids, texts, written.log_probabilities.tolist(), means)
 
     def written(
         self,
@@ -285,7 +267,7 @@ class VLModel(nn.Module):
     def answer_list(self, decoding: Decoding) -> AnswerList | None:
         """The list that answers come from, kept for the next batch; None where they are free.
 
-        Errors: ValueError where the list cannot be read.
+        Errors: ValueError if the list cannot be read.
         """
         if decoding.answers is None:
             return None
@@ -303,7 +285,7 @@ class VLModel(nn.Module):
     def choice_ids(self, choices: Sequence[str]) -> list[list[int]]:
         """Tokens of words to choose from.
 
-        Errors: ValueError where two of them begin with the same token, so that they cannot be told
+        Errors: ValueError if two of them begin with the same token, so that they cannot be told
         apart.
         """
         ids = [

@@ -45,7 +45,7 @@ class GradientWatch:
     def after_step(self, last: bool) -> list[str]:
         """What to say after another step, on all ranks alike; `last` if it is the run's last one.
 
-        Collective. Errors: ValueError where nothing of a method takes part in the first step.
+        Collective. Errors: ValueError if nothing of a method takes part in the first step.
         """
         if not self._hooks:
             return []

@@ -100,7 +100,7 @@ class Timm(VisionEncoder):
     def _fetch(self) -> Any:
         """The model with timm's weights.
 
-        Errors: ValueError where there are none, or nobody to give them.
+        Errors: ValueError if there are none, or nobody to give them.
         """
         self.check_sources()
         with reading(f"vision.model: timm cannot fetch the weights of {self.model}", ELSEWHERE):
@@ -151,7 +151,7 @@ def create(model: str, pretrained: bool, image_size: int) -> Any:
 def geometry(model: str, image_size: int | None) -> Geometry:
     """Sizes of a model, without its weights.
 
-    Errors: ValueError where timm does not know the model, or it gives no square grid.
+    Errors: ValueError if timm does not know the model, or it gives no square grid.
     """
     if not timm.is_model(model):
         raise ValueError(f"model: timm knows no '{model}'; see timm.list_models()")

@@ -270,8 +270,8 @@ class Backbone(ABC):
         with reading(f"{'config' if self.config else 'path'}: {source} describes no model"):
             model = self.model_class(config)
         if self.path is not None:
-            found = holds_own_head(Path(self.path), model.all_tied_weights_keys[HEAD])
-            own_head = own_head if found is None else found
+            in_files = holds_own_head(Path(self.path), model.all_tied_weights_keys[HEAD])
+            own_head = own_head if in_files is None else in_files
         if own_head:
             give_own_head(model, self.linear_init_std)
         return model

@@ -47,15 +47,15 @@ def give_own_head(model: Any, std: float | None) -> None:
 def holds_own_head(folder: Path, table: str) -> bool | None:
     """True if a folder's safetensors hold a head that differs from `table`, None if they hold
     neither."""
-    found: dict[str, torch.Tensor] = {}
+    tables: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         check_file(file)
         with safe_open(file, "pt") as opened:
             names = {HEAD, table} & set(opened.keys())
-            found |= {name: opened.get_tensor(name) for name in names}
-    if not found:
+            tables |= {name: opened.get_tensor(name) for name in names}
+    if not tables:
         return None
-    return len(found) == 2 and not torch.equal(found[HEAD], found[table])
+    return len(tables) == 2 and not torch.equal(tables[HEAD], tables[table])
 
 
 @torch.no_grad()

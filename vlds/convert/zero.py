@@ -44,10 +44,10 @@ def import_zero(
     """
     folder = tagged(checkpoint, tag)
     tensors = consolidated(folder)
-    own = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    bare = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     known = dict(target.run.model.unique_state())
     aliases = set(target.run.model.state_dict()) - set(known)
-    target.fill({name: t for name, t in own.items() if name not in aliases}, folder)
+    target.fill({name: t for name, t in bare.items() if name not in aliases}, folder)
     target.write(out, verification)
 
 
@@ -68,8 +68,8 @@ def tagged(checkpoint: Path, tag: str | None) -> Path:
         tag = read_text(latest, errors="replace").strip()
     folder = checkpoint / tag
     if Path(tag).name != tag or not folder.is_dir():
-        found = ", ".join(sorted(path.name for path in checkpoint.glob("*/"))) or "none"
-        raise ValueError(f"--tag: {checkpoint} has no folder '{tag[:80]}'; its folders: {found}")
+        folders = ", ".join(sorted(path.name for path in checkpoint.glob("*/"))) or "none"
+        raise ValueError(f"--tag: {checkpoint} has no folder '{tag[:80]}'; its folders: {folders}")
     return folder
 
 
@@ -111,15 +111,15 @@ def model_state(content: dict[str, Any]) -> Any:
     """What DeepSpeed's script wants to know of a file of weights."""
     names = set(content["buffer_names"])
     frozen = content.get("frozen_param_shapes")
-    held = content.get("frozen_param_fragments")
+    fragments = content.get("frozen_param_fragments")
     return zero_to_fp32.zero_model_state(
         buffers={name: t for name, t in content["module"].items() if name in names},
         param_shapes=content["param_shapes"],
         shared_params=[list(pair) for pair in content["shared_params"].items()],
         ds_version=content.get("ds_version"),
         # Saved without frozen weights, it has their shapes alone.
-        frozen_param_shapes=frozen if held else None,
-        frozen_param_fragments=held or None,
+        frozen_param_shapes=frozen if fragments else None,
+        frozen_param_fragments=fragments or None,
     )
 
 
@@ -128,10 +128,10 @@ def files(folder: Path, pattern: str) -> list[Path]:
 
     Errors: ValueError if there are none.
     """
-    found = sorted(folder.glob(pattern), key=numbers)
-    if not found:
+    paths = sorted(folder.glob(pattern), key=numbers)
+    if not paths:
         raise ValueError(f"--from: {folder} has no {pattern} files; is it a ZeRO checkpoint?")
-    return found
+    return paths
 
 
 def numbers(file: Path) -> list[int]:

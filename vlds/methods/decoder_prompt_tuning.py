@@ -51,13 +51,13 @@ class DecoderPromptTuning(LearnedEmbeddings):
         (positions,) = find_modules(model, targets, "decoder_positions").values()
         layers = {layer_of(path) for path in find_linears(model, targets, "cross_attn_k")}
         keys = find_linears(model, targets, "attn_k")
-        own = {path: linear for path, linear in keys.items() if layer_of(path) in layers}
-        projection = next(iter(own.values()))
+        decoder_keys = {path: linear for path, linear in keys.items() if layer_of(path) in layers}
+        projection = next(iter(decoder_keys.values()))
         width = projection.in_features
         network = self.network(projection, width, len(tasks), targets.linear_init_std)
         positions.offset += self.length  # type: ignore[assignment, operator]
-        recorded = [RecordedPrefix(self.length, routing) for _ in own]
-        for path, prefix in zip(own, recorded, strict=True):
+        recorded = [RecordedPrefix(self.length, routing) for _ in decoder_keys]
+        for path, prefix in zip(decoder_keys, recorded, strict=True):
             extend_attention(model, path, name, prefix)
         decoder = model.get_decoder()  # type: ignore[operator]
         extend_model(model, name, DecoderPrompts(network, decoder, positions, recorded, routing))

@@ -176,5 +176,5 @@ class HyperformerModule(BottleneckModule):
 
     def halves(self) -> tuple[list[Half], list[Half]]:
         """Those made for this layer."""
-        made: tuple[list[Half], list[Half]] = self.generated.value[self.key]
-        return made
+        halves: tuple[list[Half], list[Half]] = self.generated.value[self.key]
+        return halves

@@ -150,9 +150,9 @@ class Generator(nn.Module):
 
 def table(rows: int, width: int, std: float, options: dict[str, Any]) -> nn.Embedding:
     """An embedding table with normal entries."""
-    made = nn.Embedding(rows, width, **options)
-    nn.init.normal_(made.weight, std=std)
-    return made
+    embedding = nn.Embedding(rows, width, **options)
+    nn.init.normal_(embedding.weight, std=std)
+    return embedding
 
 
 def rows_of(embedding: nn.Embedding) -> Tensor:
@@ -165,7 +165,7 @@ def rows_of(embedding: nn.Embedding) -> Tensor:
 
 def stack_and_layer(path: str) -> tuple[str, int]:
     """`model.encoder.layers.3.fc2` -> model_encoder_layers, 3."""
-    found = re.match(r"(.+?)\.(\d+)\.", path)
-    if found is None:
+    match = re.match(r"(.+?)\.(\d+)\.", path)
+    if match is None:
         raise ValueError(f"{path} is in no numbered layer; Hyperformer needs a stack of layers")
-    return found[1].replace(".", "_"), int(found[2])
+    return match[1].replace(".", "_"), int(match[2])

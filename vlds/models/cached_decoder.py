@@ -68,10 +68,11 @@ class CachedDecoder:
         if rows is None:
             return
         (cache,) = self._cache.values()
-        own = cache.self_attention_cache
-        if (held := len(own.layers[0].keys)) < len(rows):
-            rows = rows // (len(rows) // held)  # after the first step there is one row an example
-        own.reorder_cache(rows)
+        written = cache.self_attention_cache
+        if (num_kept := len(written.layers[0].keys)) < len(rows):
+            # After the first step there is one row an example.
+            rows = rows // (len(rows) // num_kept)
+        written.reorder_cache(rows)
 
     def select(self, examples: Tensor) -> None:
         """Go on with these examples alone."""

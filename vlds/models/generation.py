@@ -79,12 +79,12 @@ def rules(
     """What bends the scores of the next token. Nothing comes from the checkpoint's own config."""
     if listed is not None:
         return listed
-    found = LogitsProcessorList()
+    processors = LogitsProcessorList()
     if decoding.no_repeat_ngram_size:
-        found.append(NoRepeatNGramLogitsProcessor(decoding.no_repeat_ngram_size))
+        processors.append(NoRepeatNGramLogitsProcessor(decoding.no_repeat_ngram_size))
     if decoding.num_beams > 1 and forces_eos:
-        found.append(ForcedEOSTokenLogitsProcessor(limit, config.eos_token_id))
-    return found  # type: ignore[no-any-return]
+        processors.append(ForcedEOSTokenLogitsProcessor(limit, config.eos_token_id))
+    return processors  # type: ignore[no-any-return]
 
 
 def generate_ids(
@@ -106,7 +106,7 @@ def generate_ids(
         if decoding.num_beams == 1
         else Beams(start, limit, config, decoding)
     )
-    found = torch.full((num, limit), config.pad_token_id, device=device)
+    ids = torch.full((num, limit), config.pad_token_id, device=device)
     sums = torch.zeros(num, device=device)
     numbers = torch.arange(num, device=device)
     over = False
@@ -119,14 +119,14 @@ def generate_ids(
         num_open = len(numbers) - int(open_ones.done.sum())
         over = num_open == 0 or open_ones.ids.shape[2] >= limit
         if over or num_open <= LEAVE * len(numbers):
-            found[numbers], own = open_ones.best()
-            sums[numbers] = own.to(sums.dtype)
+            ids[numbers], best_sums = open_ones.best()
+            sums[numbers] = best_sums.to(sums.dtype)
         if not over and num_open <= LEAVE * len(numbers):
             stay = (~open_ones.done).nonzero().flatten()
             numbers = numbers[stay]
             open_ones.select(stay)
             decoder.select(stay)
-    return Written(found, sums)
+    return Written(ids, sums)
 
 
 def all_ranks(over: bool, device: torch.device) -> bool:
@@ -138,11 +138,11 @@ def all_ranks(over: bool, device: torch.device) -> bool:
 
 def answers(ids: Tensor, eos_token_id: int) -> list[list[int]]:
     """Token ids of each answer, from after the start token to before </s>."""
-    found = []
+    ids_of_answers = []
     for row in ids[:, 1:].tolist():
         end = row.index(eos_token_id) if eos_token_id in row else len(row)
-        found.append(row[:end])
-    return found
+        ids_of_answers.append(row[:end])
+    return ids_of_answers
 
 
 def token_means(written: Written, num_before: int, eos_token_id: int) -> list[float | None]:

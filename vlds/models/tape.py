@@ -85,8 +85,8 @@ class Step:
     def reads(self) -> frozenset[Storage]:
         """Random storages that its results depend on."""
         leaves = pytree.tree_leaves((self.args, self.kwargs))
-        found = frozenset(leaf.storage for leaf in leaves if isinstance(leaf, View))
-        return found - self.changed if self.fills else found
+        storages = frozenset(leaf.storage for leaf in leaves if isinstance(leaf, View))
+        return storages - self.changed if self.fills else storages
 
 
 class Tape(TorchDispatchMode):

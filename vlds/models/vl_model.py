@@ -176,8 +176,8 @@ class VLModel(nn.Module):
         """Run what methods have put beside the backbone: (b, p, d) what precedes the text."""
         extensions = list(getattr(self.backbone, "extensions", {}).values())
         extensions.sort(key=lambda extension: extension.runs_layers)
-        found = [extension() for extension in extensions]
-        prompts = [prompt for prompt in found if prompt is not None]
+        outputs = [extension() for extension in extensions]
+        prompts = [prompt for prompt in outputs if prompt is not None]
         return torch.cat(prompts, dim=1) if prompts else None
 
     def visual_tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -271,10 +271,10 @@ class VLModel(nn.Module):
         """
         if decoding.answers is None:
             return None
-        if (found := self.answer_lists.get(decoding.answers)) is None:
-            found = AnswerList(read_answers(decoding.answers), self.tokenizer)
-            self.answer_lists[decoding.answers] = found
-        return found.to(self.backbone.device)
+        if (listed := self.answer_lists.get(decoding.answers)) is None:
+            listed = AnswerList(read_answers(decoding.answers), self.tokenizer)
+            self.answer_lists[decoding.answers] = listed
+        return listed.to(self.backbone.device)
 
     def choice_logits(self, states: Tensor, mask: Tensor) -> Tensor:
         """(b, w) logits of the first real token of an answer."""

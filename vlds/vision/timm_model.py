@@ -64,8 +64,8 @@ class Timm(VisionEncoder):
     @property
     def image(self) -> ImageSpec | None:
         """Square pictures; the aspect ratio is not kept, as in VL-Adapter."""
-        found = self.geometry
-        return ImageSpec(found.image_size, found.image_size, found.resize)
+        sizes = self.geometry
+        return ImageSpec(sizes.image_size, sizes.image_size, sizes.resize)
 
     @property
     def grid_size(self) -> int:

@@ -34,11 +34,10 @@ from vlds.methods.base import (
     LinearExtension,
     extend_linear,
     find_linears,
-    zero_at_first,
 )
 from vlds.methods.cases import WIDTH
 from vlds.methods.compacter import phm
-from vlds.methods.extended import ExtendedLinear
+from vlds.methods.extended import ExtendedLinear, zero_at_first
 from vlds.methods.routing import TaskRouting
 from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.models.vl_model import VLModel

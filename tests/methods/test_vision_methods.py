@@ -11,7 +11,7 @@ import torch
 from tests.models.toys import backbone, batch, build
 from vlds.backbones import T5
 from vlds.methods import IA3, Adapter, BitFit, Compacter, LoRA, LowRankAdapter, Method
-from vlds.methods.base import zero_at_first
+from vlds.methods.extended import zero_at_first
 from vlds.schema import Batch
 from vlds.vision import ClipVision, ConvNet, Timm, VisionEncoder
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlds.methods.base import Sharing, fitted
+from vlds.methods.base import Sharing
 from vlds.methods.bottleneck import (
     DOWN_SIZE,
     NUM_PLACES,
@@ -27,7 +27,7 @@ from vlds.methods.bottleneck import (
     StackedBottleneckModule,
 )
 from vlds.methods.cases import LAYERS, NUM_TASKS, WIDTH, Case
-from vlds.methods.extended import extended_linears
+from vlds.methods.extended import extended_linears, fitted
 from vlds.methods.layouts import Library
 from vlds.methods.routing import TaskRouting
 from vlds.schema import STACKED, STACKED_UNDECAYED, OptimizerRules, TargetModules

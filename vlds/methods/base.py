@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vlds.methods.cases import Case
-from vlds.methods.extended import extended, is_own, is_plain
+from vlds.methods.extended import extended, fitted, is_own, is_plain, states_type
 from vlds.methods.layouts import LIBRARY_NAMES, Layout, Library
 from vlds.methods.routing import TaskRouting
 from vlds.schema import Role, TargetModules
@@ -208,17 +208,6 @@ def weight_options(linear: nn.Linear) -> dict[str, Any]:
     return {"device": weight.device, "dtype": weight.dtype if is_plain(weight) else torch.float32}
 
 
-def fitted(extension: nn.Module, linear: nn.Linear, model: nn.Module) -> nn.Module:
-    """What a method adds beside a layer, in the type of the model's states if the layer's own
-    weight does not tell it."""
-    return extension if is_plain(linear.weight) else extension.to(states_type(model))
-
-
-def states_type(model: nn.Module) -> torch.dtype:
-    """Type of a model's states: that of its first weight that is not packed."""
-    return next((p.dtype for p in model.parameters() if is_plain(p)), torch.float32)
-
-
 def extend_linear(model: nn.Module, path: str, name: str, extension: LinearExtension) -> None:
     """Put an extension behind the linear layer at a path, wherever else the model holds the same
     layer."""
@@ -259,13 +248,3 @@ def module_dict(module: nn.Module, child: str) -> nn.ModuleDict:
     modules = module.get_submodule(child)
     assert isinstance(modules, nn.ModuleDict)
     return modules
-
-
-def zero_at_first(model: nn.Module) -> set[str]:
-    """Names of the tensors whose gradient is zero in the first step, since they lie behind a matrix
-    that begins as zeros."""
-    return {
-        f"{path}.{tensor}"
-        for path, module in model.named_modules()
-        for tensor in getattr(module, "behind_zeros", ())
-    }

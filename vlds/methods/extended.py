@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 ADDED = ("extensions", "input_extensions", "key_value_extensions")
@@ -112,6 +113,17 @@ def is_plain(weight: Tensor) -> bool:
     return type(weight) is nn.Parameter and weight.is_floating_point()
 
 
+def fitted(extension: nn.Module, linear: nn.Linear, model: nn.Module) -> nn.Module:
+    """What a method adds beside a layer, in the type of the model's states if the layer's own
+    weight does not tell it."""
+    return extension if is_plain(linear.weight) else extension.to(states_type(model))
+
+
+def states_type(model: nn.Module) -> torch.dtype:
+    """Type of a model's states: that of its first weight that is not packed."""
+    return next((p.dtype for p in model.parameters() if is_plain(p)), torch.float32)
+
+
 def foldable_weight(linear: ExtendedLinear) -> Tensor:
     """A layer's weight, for changes that change the layer's output as a plain product would.
 
@@ -138,3 +150,13 @@ def take_first(linear: ExtendedLinear, name: str) -> nn.Module:
             "means: name it earlier in the recipe"
         )
     return linear.extensions.pop(name)
+
+
+def zero_at_first(model: nn.Module) -> set[str]:
+    """Names of the tensors whose gradient is zero in the first step, since they lie behind a matrix
+    that begins as zeros."""
+    return {
+        f"{path}.{tensor}"
+        for path, module in model.named_modules()
+        for tensor in getattr(module, "behind_zeros", ())
+    }

@@ -24,13 +24,8 @@ from vlds.methods.routing import TaskRouting
 from vlds.models.answer_list import AnswerList, read_answers
 from vlds.models.cached_decoder import CachedDecoder
 from vlds.models.counts import Counts
-from vlds.models.generation import (
-    Written,
-    answers,
-    best_choice,
-    generate_ids,
-    token_means,
-)
+from vlds.models.generation import answers, best_choice, generate_ids, token_means
+from vlds.models.hypotheses import Written
 from vlds.models.visual_embedding import VisualEmbedding
 from vlds.schema import IGNORED_LABEL, Batch, Decoding
 from vlds.vision.base import GridEncoder
@@ -214,15 +209,12 @@ class VLModel(nn.Module):
         rows = zip(*columns, strict=True)
         return [Answer(text, math.exp(total), mean) for text, total, mean in rows]
 
-    def generate(self, batch: Batch, decoding: Decoding, synced: bool = False) -> list[list[int]]:
-        """Token ids of each example's answer, without start token and </s>.
-
-        `synced`: go on until all ranks are done, which ZeRO-3 needs while weights are partitioned.
-        """
-        return self._generate(batch, decoding, synced).ids
+    def generate(self, batch: Batch, decoding: Decoding) -> list[list[int]]:
+        """Token ids of each example's answer, without start token and </s>."""
+        return self._generate(batch, decoding).ids
 
     @torch.no_grad()
-    def _generate(self, batch: Batch, decoding: Decoding, synced: bool = False) -> Generated:
+    def _generate(self, batch: Batch, decoding: Decoding) -> Generated:
         states, mask = self.encode(batch)
         if decoding.choices is not None:
             choices = self.choice_ids(decoding.choices)
@@ -230,7 +222,7 @@ class VLModel(nn.Module):
             ids = [choices[number] for number in chosen]
             texts = [decoding.choices[number] for number in chosen]
             return Generated(ids, texts, confidences.log().tolist(), [None] * len(ids))
-        written = self.written(batch, states, mask, decoding, synced)
+        written = self.written(batch, states, mask, decoding)
         end = self.backbone.config.eos_token_id
         ids = answers(written.ids, end)
         means: list[float | None] = [None] * len(ids)
@@ -243,14 +235,7 @@ class VLModel(nn.Module):
             means = token_means(written, num_before, end)
         return Generated(ids, texts, written.log_probabilities.tolist(), means)
 
-    def written(
-        self,
-        batch: Batch,
-        states: Tensor,
-        mask: Tensor,
-        decoding: Decoding,
-        synced: bool = False,
-    ) -> Written:
+    def written(self, batch: Batch, states: Tensor, mask: Tensor, decoding: Decoding) -> Written:
         """What the decoder writes from encoder states."""
         decoder = CachedDecoder(
             self.backbone, self.vocabulary_logits, states, mask, batch.task_index, self.routing
@@ -261,7 +246,6 @@ class VLModel(nn.Module):
                 decoding,
                 self.answer_list(decoding),
                 beam_forces_eos=self.family.beam_forces_eos,
-                synced=synced,
             )
 
     def answer_list(self, decoding: Decoding) -> AnswerList | None:

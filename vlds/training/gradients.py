@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from vlds.methods.base import zero_at_first
+from vlds.methods.extended import zero_at_first
 from vlds.runtime.ranks import Ranks
 
 WATCHED_STEPS = 20

@@ -156,7 +156,7 @@ def test_settings_that_the_recipe_lacks(
     with pytest.raises(ValueError, match="model_type is 'bert', and the recipe's backbone a t5"):
         AdaptersFolders(run).read(tmp_path)
     file.write_text("{}")
-    with pytest.raises(ValueError, match="has no `config`: it is no adapter"):
+    with pytest.raises(ValueError, match="has no `config`, so it is not from"):
         AdaptersFolders(run).read(tmp_path)
 
 

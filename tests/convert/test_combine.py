@@ -193,8 +193,8 @@ def desk(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["average", "run0", "fewer"], "tasks: .* only runs of one model can be combined"),
         (["average", "run0", "rows"], "shared.weight: frozen, and not the same in all runs"),
         (["take", "run0", "--task", "nlvr"], "--task: .*run0 has no task nlvr; its tasks: vqa"),
-        (["take", "run0", "--task", "vqa"], "no weights of their own"),
-        (["put", "run0", "run1", "--task", "vqa"], "no weights of their own"),
+        (["take", "run0", "--task", "vqa"], "share all weights"),
+        (["put", "run0", "run1", "--task", "vqa"], "share all weights"),
         (["arithmetic", "run0", "--base", "plain/run"], "--base: .* has no backbone.*extensions"),
         (["average", "run0", "mean"], "vision.add_mean: False in run0, True in mean; only runs of"),
         (["average", "mean", "run0"], "vision.add_mean: True in mean, False in run0; only runs of"),
@@ -265,7 +265,7 @@ def test_every_method(family: str, name: str, world: Path, tmp_path: Path) -> No
     check(tmp_path / "sum", runs, lambda tensors: tensors[0] - 0.5 * (tensors[1] - tensors[0]))
     words = ["--run", runs[0], "--task", "caption", "--out", tmp_path / "one", "--verify"]
     if not stacked(recipe):
-        with pytest.raises(ValueError, match="no weights of their own"):
+        with pytest.raises(ValueError, match="share all weights"):
             convert("merge", "--how", "take", *words)
         return
     convert("merge", "--how", "take", *words)

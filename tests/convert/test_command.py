@@ -95,7 +95,7 @@ def test_nothing_is_overwritten(
         assert complaint(layout, "--run", run, "--out", tmp_path / name) == 2
         assert re.search(r"--out: .* exists; name a new", capsys.readouterr().err)
     assert complaint(layout, "--run", run, "--out", tmp_path / "file" / "below") == 2
-    assert "is no folder; name a new" in capsys.readouterr().err
+    assert "is not a folder; name a new" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "link"]
     assert (tmp_path / "file").read_text() == "mine"
 

@@ -23,7 +23,7 @@ from vlds.methods.extended import added_tensors
 from vlds.methods.layouts import Library
 
 FOLDERS: dict[str, type[AdapterFolders]] = {"peft": PeftFolders, "adapters": AdaptersFolders}
-OWN_HEAD = "backbone: its output head is a tensor of its own, .*`vlds convert hf` keeps the head"
+OWN_HEAD = "backbone: its output head is a separate tensor, .*`vlds convert hf` keeps the head"
 Pair = tuple[str, str, LoadedRun, LoadedRun]
 
 

@@ -48,7 +48,7 @@ def run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("dress", ["zip", "legacy", "bare", "nested"])
 def test_a_trap_is_not_sprung(dress: str, tmp_path: Path) -> None:
     file = evil_files(tmp_path)[dress]
-    unlike = r"no whole file .*Unsupported operand"  # of the pickles that torch never writes
+    unlike = r"not a complete file .*Unsupported operand"  # of the pickles that torch never writes
     refusal = unlike if dress == "bare" else r"holds more than tensors \((posix|os)\.system\)"
     with pytest.raises(ValueError, match=refusal):
         read_torch(file)
@@ -189,13 +189,13 @@ def read_or_refuse(folder: Path, content: bytes) -> None:
 @pytest.mark.parametrize(
     ("read", "content", "message"),
     [
-        (read_json, b"{", "is no json"),
+        (read_json, b"{", "is not JSON"),
         (read_json, b"[]", "holds a list, not settings by name"),
-        (read_json, b"[" * 100_000, "is no json"),
-        (read_json, b"\xff\xfe", "is no json"),
-        (read_safetensors, b"", "is no whole safetensors file"),
+        (read_json, b"[" * 100_000, "is not JSON"),
+        (read_json, b"\xff\xfe", "is not JSON"),
+        (read_safetensors, b"", "is not a complete safetensors file"),
         (read_safetensors, b"\x08\0\0\0\0\0\0\0{}      ", None),
-        (read_safetensors, b"\xff" * 8 + b"{}", "is no whole safetensors file"),
+        (read_safetensors, b"\xff" * 8 + b"{}", "is not a complete safetensors file"),
     ],
 )
 def test_other_files(read: Any, content: bytes, message: str | None, tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ WRONG = {
             "module.model.encoder.visual_embedding.feat_embedding.1.weight": None,
             "module.model.encoder.visual_embedding.layer_norm.weight": torch.ones(16),
         },
-        "one norm over the sum of all visual embeddings .* pre-train anew",
+        "one norm over the sum of all visual embeddings .* pre-train again",
     ),
     "another backbone": (
         {"module.model.encoder.layers.0.fc1.bias": torch.ones(24)},

@@ -73,7 +73,7 @@ class Backbone(ABC):
     linear_init_std: ClassVar[float | None]
     """Initial standard deviation of new linear layers; None: PyTorch's default."""
     beam_forces_eos: ClassVar[bool]
-    """Whether beam search puts </s> at the last position, whatever the model says."""
+    """True if beam search puts </s> at the last position, whatever the model says."""
     roles: ClassVar[dict[str, tuple[str, ...]]]
     """Role -> path patterns."""
     sizes: ClassVar[tuple[str, ...]]
@@ -264,7 +264,7 @@ class Backbone(ABC):
     def build(self, config: Any) -> Any:
         """The model of a config, with random weights or on the meta device."""
         own_head = not config.tie_word_embeddings
-        # Without this, transformers would give each stack a token table of its own.
+        # Without this, transformers would give each stack its own token table.
         config.tie_word_embeddings = True
         source = self.config or self.path
         with reading(f"{'config' if self.config else 'path'}: {source} describes no model"):

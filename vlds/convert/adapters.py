@@ -68,7 +68,7 @@ class AdaptersFolders(AdapterFolders):
         """Errors: ValueError if settings that were read differ from the recipe's."""
         settings, model_type = config.get("config"), self.run.model.backbone.config.model_type
         if not isinstance(settings, dict):
-            raise ValueError(f"{file} has no `config`: it is no adapter of the library adapters")
+            raise ValueError(f"{file} has no `config`, so it is not from the library adapters")
         if config.get("model_type") not in (None, model_type):
             raise ValueError(
                 f"{file}: model_type is {config['model_type']!r}, and the recipe's backbone a "

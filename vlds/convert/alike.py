@@ -1,4 +1,4 @@
-"""Whether runs are of one model: what their recipes and their backbones' configs say of what is
+"""Checks that runs are of one model: what their recipes and their backbones' configs say of what is
 computed, vocabularies, and names and shapes of tensors."""
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def arithmetic(
 def factors_of(runs: Sequence[Path], weights: Sequence[float] | None) -> list[float]:
     """A factor for each run; 1 where none are given.
 
-    Errors: ValueError if there are more or fewer, or they are no numbers to add with.
+    Errors: ValueError if there are more or fewer, or they are not finite.
     """
     if weights is not None and len(weights) != len(runs):
         raise ValueError(f"--weights: {len(weights)} for {len(runs)} runs; give each run one")
@@ -178,8 +178,8 @@ def stacked_names(recipe: Recipe, option: str) -> set[str]:
     names = stacked(recipe)
     if not names:
         raise ValueError(
-            f"{option}: the run's tasks have no weights of their own (sharing: multiple would give "
-            "them some), so there is no slice"
+            f"{option}: the run's tasks share all weights, so no task has a slice (sharing: "
+            "multiple gives each task its own)"
         )
     return names
 

@@ -36,8 +36,8 @@ DAMAGE = (
     struct.error,
     zipfile.BadZipFile,
 )
-"""What torch's reader raises over files that are none of its own, cut or changed: it trusts them
-to be whole."""
+"""What torch's reader raises over files that are cut, changed or not torch's: it trusts them to be
+complete."""
 
 REFUSED = re.compile(r"GLOBAL ([\w.]+)")
 """In what torch's safe reader says of a class or function that it will not touch."""
@@ -49,7 +49,7 @@ def read_torch(file: Path, allowed: Sequence[Any] = (), cure: str = STATE_DICT) 
     """The content of a file of torch.save: tensors, numbers, texts, containers, and instances of
     the `allowed` classes.
 
-    Errors: ValueError if it holds anything else, with the cure, or is no whole file.
+    Errors: ValueError if it holds anything else, with the cure, or is not a complete file.
     """
     check_file(file)
     try:
@@ -71,8 +71,8 @@ def damaged(file: Path, error: Exception) -> ValueError:
     """What to say of a file that cannot be read."""
     text = " ".join(str(error).rpartition("WeightsUnpickler error:")[2].split())
     return ValueError(
-        f"{file} is no whole file of torch.save ({text[:120] or type(error).__name__}); copy it "
-        "again, or name another"
+        f"{file} is not a complete file of torch.save ({text[:120] or type(error).__name__}); "
+        "copy it again, or name another"
     )
 
 
@@ -92,7 +92,7 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
                 "dict has tensors alone: save model.state_dict()"
             )
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-            raise ValueError(f"{file}: {key} is no plain tensor; save it dense and in floats")
+            raise ValueError(f"{file}: {key} is not a plain tensor; save it dense and in floats")
         bare = key.removeprefix("module.")
         if bare in state:
             raise ValueError(f"{file}: {bare} stands there with and without `module.`")
@@ -109,7 +109,9 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{file} is no whole safetensors file ({error}); copy it again") from None
+        raise ValueError(
+            f"{file} is not a complete safetensors file ({error}); copy it again"
+        ) from None
 
 
 def read_weights(folder: Path, *names: str) -> dict[str, Tensor]:
@@ -133,7 +135,7 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         content = json_file.read_json(file)
     except ValueError as error:
-        raise ValueError(f"{file} is no json: {error}") from None
+        raise ValueError(f"{file} is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds a {type(content).__name__}, not settings by name")
     return content

@@ -64,7 +64,7 @@ def check_absent(out: Path, kind: str) -> None:
         raise ValueError(f"--out: {out} exists; name a new {kind}")
     for above in beside_others(out).parents:
         if os.path.exists(above) and not os.path.isdir(above):
-            raise ValueError(f"--out: {above} is no folder; name a new {kind}")
+            raise ValueError(f"--out: {above} is not a folder; name a new {kind}")
 
 
 def beside_others(out: Path) -> Path:

@@ -134,7 +134,7 @@ def check_expressible(run: LoadedRun) -> None:
         )
     if has_own_head(run.model.backbone):
         raise ValueError(
-            "backbone: its output head is a tensor of its own, and the original code always uses "
+            "backbone: its output head is a separate tensor, and the original code always uses "
             "the token table as its head; `vlds convert hf` keeps the head"
         )
     for name, method in run.recipe.methods.items():
@@ -204,7 +204,7 @@ def absent(key: str, state: Mapping[str, Tensor]) -> ValueError:
         return ValueError(
             f"the checkpoint has one norm over the sum of all visual embeddings ({ONE_NORM}: "
             "VL-BART's pre-training); here features and boxes have a norm each, and no weights of "
-            "these compute the same: pre-train anew"
+            "these compute the same: pre-train again"
         )
     return ValueError(
         f"{key}: not in the checkpoint; the recipe's methods and tasks must be its own"

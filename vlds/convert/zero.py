@@ -149,6 +149,6 @@ def reported(folder: Path) -> Iterator[None]:
         if isinstance(error, ValueError) and str(folder) in str(error):
             raise
         raise ValueError(
-            f"{folder} is no ZeRO checkpoint that DeepSpeed 0.19 can put together "
+            f"{folder} is not a ZeRO checkpoint that DeepSpeed 0.19 can put together "
             f"({type(error).__name__}: {str(error)[:120]})"
         ) from error

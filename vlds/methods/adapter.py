@@ -49,7 +49,7 @@ class Adapter(StackedBottleneck):
     def maker(
         self, targets: TargetModules, num_tasks: int, routing: TaskRouting
     ) -> Callable[[nn.Linear], AdapterModule]:
-        """Linear layers of their own for every place."""
+        """Linear layers."""
         return lambda linear: AdapterModule(
             self, linear, num_tasks, routing, targets.linear_init_std
         )
@@ -69,7 +69,6 @@ class Adapter(StackedBottleneck):
             "identity": ({"sharing": "multiple", "init": "identity"}, both * NUM_TASKS),
             "no cross-attention": ({"cross_attention": False}, both),
         }
-        why = {"merge": "Adapter computes what no plain layer computes"}
         cases = {}
         for word, (fields, size) in settings.items():
             method = cls(reduction=4, **fields)
@@ -77,9 +76,7 @@ class Adapter(StackedBottleneck):
             undecayed = "down_bias up_bias"
             if method.layer_norm_before:
                 undecayed += " pre_norm.weight pre_norm.bias post_norm.weight post_norm.bias"
-            cases[word] = Case(
-                method, num, "down_weight up_weight", undecayed, word == "identity", refused=why
-            )
+            cases[word] = Case(method, num, "down_weight up_weight", undecayed, word == "identity")
         return cases
 
 

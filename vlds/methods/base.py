@@ -36,7 +36,7 @@ class Method(ABC):
     variables and hooks serve merging, conversion and the contract tests."""
 
     recomputable: ClassVar[bool] = True
-    """Whether layers compute the same again in the backward pass (activation checkpointing)."""
+    """True if layers compute the same again in the backward pass (activation checkpointing)."""
     merges_to_itself: ClassVar[bool] = False
     """True if `merge` keeps the method and only drops what training needed."""
     libraries: ClassVar[frozenset[Library]] = frozenset()
@@ -117,7 +117,7 @@ class ModelExtension(nn.Module):
     """What a method adds to a backbone as a whole. Runs once before each pass of the encoder."""
 
     runs_layers: ClassVar[bool] = False
-    """Whether it runs layers of the model, and so comes after those that the layers need."""
+    """True if it runs layers of the model, and so comes after what those layers need."""
 
     def forward(self) -> Tensor | None:
         """(b, p, d) what stands before the text in the encoder's input, or None."""
@@ -125,7 +125,7 @@ class ModelExtension(nn.Module):
 
 
 def check_sharing(part: str, sharing: str) -> None:
-    """Errors: ValueError if tasks would have weights of their own in the vision encoder."""
+    """Errors: ValueError if tasks would have separate weights in the vision encoder."""
     if part == "vision" and sharing != "single":
         raise ValueError(
             f"sharing: got {sharing} for the vision encoder, where tasks share pictures; use single"

@@ -157,8 +157,8 @@ class BitFit(Method):
 
 
 def bare_linears(model: nn.Module, targets: TargetModules, *roles: str) -> dict[str, nn.Linear]:
-    """Path -> linear layer without a bias, of those that play the roles; a role that the model
-    lacks, such as cross-attention, has none."""
+    """Path -> linear layer without a bias, of those that play the roles. Roles that the model does
+    not have, such as cross-attention, are passed over."""
     linears = find_linears(model, targets, *roles, optional=roles)
     return {path: linear for path, linear in linears.items() if linear.bias is None}
 

@@ -5,8 +5,8 @@ sub-layer
 
 acting on the sub-layer's output before dropout and residual (Houlsby et al. 2019,
 https://arxiv.org/abs/1902.00751, as in VL-Adapter, Sung et al. 2022,
-https://arxiv.org/abs/2112.06825). Methods say what `down` and `up` are. Most stack weights of
-their own: one pair for all tasks (`single`), one per task (`multiple`), or one per task
+https://arxiv.org/abs/2112.06825). Methods say what `down` and `up` are. Most hold weights
+in stacks: one pair for all tasks (`single`), one per task (`multiple`), or one per task
 whose up or down half, bias included, is common to all (`half_shared_up`, `half_shared_down`).
 """
 
@@ -144,7 +144,7 @@ class BottleneckModule(LinearExtension):
 
 @dataclass(frozen=True, kw_only=True)
 class StackedBottleneck(Bottleneck):
-    """Bottlenecks with weights of their own, stacked over tasks."""
+    """Bottlenecks that hold their weights, stacked over tasks."""
 
     libraries: ClassVar[frozenset[Library]] = frozenset({"adapters", "reference"})
     leaves: ClassVar[Mapping[str, str]]
@@ -221,7 +221,7 @@ def place_of(library: Library, layer: str) -> str:
 
 
 class StackedBottleneckModule(BottleneckModule):
-    """Bottlenecks with weights of their own: `num_down` and `num_up` slices, a task each or 1."""
+    """Bottlenecks that hold their weights: `num_down` and `num_up` slices, one per task or 1."""
 
     def __init__(
         self, config: StackedBottleneck, linear: nn.Linear, num_tasks: int, routing: TaskRouting

@@ -65,7 +65,7 @@ class Compacter(StackedBottleneck):
     def maker(
         self, targets: TargetModules, num_tasks: int, routing: TaskRouting
     ) -> Callable[[nn.Linear], CompacterModule]:
-        """Halves of their own for every place, with a rule that is common to all if asked for."""
+        """Sums of Kronecker products; all modules share the first one's rule if asked for."""
         common: list[nn.Parameter] = []
 
         def make(linear: nn.Linear) -> CompacterModule:

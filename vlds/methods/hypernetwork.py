@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 KINDS: tuple[Role, ...] = ("ffn_out", "attn_out", "cross_attn_out")
 """Kinds of sub-layer, in the order of the original's block-kind embeddings."""
 GENERATOR_STD = 0.01
-"""Initial standard deviation of the network where the backbone's family has none of its own."""
+"""Initial standard deviation of the network if the backbone's family sets none."""
 
 
 class HyperNetworks(ModelExtension):

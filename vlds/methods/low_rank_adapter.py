@@ -45,7 +45,7 @@ class LowRankAdapter(StackedBottleneck):
     def maker(
         self, targets: TargetModules, num_tasks: int, routing: TaskRouting
     ) -> Callable[[nn.Linear], LowRankAdapterModule]:
-        """Halves of their own for every place."""
+        """Halves of low rank."""
         return lambda linear: LowRankAdapterModule(self, linear, num_tasks, routing)
 
     def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Adapter:

@@ -75,7 +75,7 @@ class TaskRouting:
 
 
 class MadeForBatch:
-    """What a module has made for the running batch. It is no part of the model's state: a copy of
+    """What a module has made for the running batch. The model's state does not hold it: a copy of
     the model starts without it."""
 
     def __init__(self) -> None:

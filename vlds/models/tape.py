@@ -65,7 +65,7 @@ class Step:
     """Its arguments, with a `View` in place of each random tensor."""
     kwargs: Any
     made: Sequence[tuple[int, View]]
-    """Number and place of each output that has memory of its own."""
+    """Number and place of each output with new memory."""
     changed: frozenset[Storage] = frozenset()
     """What the operation writes into."""
     fills: bool = False

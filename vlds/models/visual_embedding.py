@@ -137,7 +137,8 @@ def pool(features: Tensor, grid: int) -> Tensor:
     side = round(cells**0.5)
     if side * side != cells:
         raise ValueError(
-            f"features: {cells} vectors an image are no square grid; store a square number of them"
+            f"features: {cells} vectors an image are not a square grid; store a square number of "
+            "them"
         )
     if side == grid:
         return features

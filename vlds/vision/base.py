@@ -123,7 +123,7 @@ def thaw(encoder: nn.Module) -> None:
 
 
 def on_meta() -> bool:
-    """Whether modules are being made without storage, so that no weights must be read."""
+    """True while modules are made without storage, so that no weights must be read."""
     return torch.get_default_device().type == "meta"
 
 

@@ -100,7 +100,7 @@ class Timm(VisionEncoder):
     def _fetch(self) -> Any:
         """The model with timm's weights.
 
-        Errors: ValueError if there are none, or nobody to give them.
+        Errors: ValueError if there are none, or they cannot be fetched.
         """
         self.check_sources()
         with reading(f"vision.model: timm cannot fetch the weights of {self.model}", ELSEWHERE):
@@ -166,8 +166,8 @@ def geometry(model: str, image_size: int | None) -> Geometry:
     grid = round(cells.shape[1] ** 0.5)
     if grid * grid != cells.shape[1]:
         raise ValueError(
-            f"model: {model} gives {cells.shape[1]} vectors for {size} pixels, which is no square "
-            "grid"
+            f"model: {model} gives {cells.shape[1]} vectors for {size} pixels, which is not a "
+            "square grid"
         )
     resize = "bicubic" if data["interpolation"] == "bicubic" else "bilinear"
     return Geometry(size, grid, cells.shape[2], resize)

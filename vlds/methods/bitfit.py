@@ -6,7 +6,7 @@ VL-T5's row of BitFit, adds one to every linear layer, every norm and the output
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -95,14 +95,7 @@ class BitFit(Method):
         trained: list[nn.Parameter] = []
         if self.add_norm_and_head_biases:
             bare |= bare_linears(model, targets, HEAD)
-            for norm in find_modules(model, targets, "norm").values():
-                if getattr(norm, "bias", None) is None:
-                    weight = norm.get_parameter("weight")
-                    # The whole size, where ZeRO-3 has partitioned the weight.
-                    width = getattr(weight, "ds_numel", weight.numel())
-                    bias = AddedBias(width, {"device": weight.device, "dtype": weight.dtype})
-                    extend_norm(norm, name, bias)
-                    trained += bias.parameters()
+            trained += add_norm_biases(name, find_modules(model, targets, "norm").values())
         drawn = bare_linears(model, targets, *DRAWN_ROLES) if self.init != "zero" else {}
         for path, linear in bare.items():
             bound = linear.in_features**-0.5 if path in drawn else 0.0
@@ -161,6 +154,20 @@ def bare_linears(model: nn.Module, targets: TargetModules, *roles: str) -> dict[
     not have, such as cross-attention, are passed over."""
     linears = find_linears(model, targets, *roles, optional=roles)
     return {path: linear for path, linear in linears.items() if linear.bias is None}
+
+
+def add_norm_biases(name: str, norms: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """Put a bias behind each norm that has none."""
+    added: list[nn.Parameter] = []
+    for norm in norms:
+        if getattr(norm, "bias", None) is None:
+            weight = norm.get_parameter("weight")
+            # The whole size if ZeRO-3 has partitioned the weight.
+            width = getattr(weight, "ds_numel", weight.numel())
+            bias = AddedBias(width, {"device": weight.device, "dtype": weight.dtype})
+            extend_norm(norm, name, bias)
+            added += bias.parameters()
+    return added
 
 
 def check_all_reached(model: nn.Module, bare: Mapping[str, nn.Linear]) -> None:

@@ -12,12 +12,14 @@ whose up or down half, bias included, is common to all (`half_shared_up`, `half_
 
 from __future__ import annotations
 
+import math
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -234,3 +236,10 @@ class StackedBottleneckModule(BottleneckModule):
             self.pre_norm = nn.LayerNorm(self.width, **self.options)
         if config.layer_norm_after:
             self.post_norm = nn.LayerNorm(self.width, **self.options)
+
+    def new_factor(self, *shape: int) -> nn.Parameter:
+        """Matrices (..., in, out) from Xavier's uniform distribution with gain sqrt(2), as the
+        original code draws PHM and low-rank layers."""
+        bound = math.sqrt(2) * math.sqrt(6 / (shape[-2] + shape[-1]))
+        factor = torch.empty(*shape, **self.options)
+        return nn.Parameter(nn.init.uniform_(factor, -bound, bound))

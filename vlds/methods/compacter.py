@@ -9,7 +9,6 @@ A of each half's own and whole blocks B.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -169,21 +168,18 @@ class CompacterModule(StackedBottleneckModule):
         self.thin = rank is not None
         wide, narrow = self.width // n, self.bottleneck // n
         if rank is None:
-            self.down_blocks = self._new_blocks(self.num_down, n, wide, narrow)
-            self.up_blocks = self._new_blocks(self.num_up, n, narrow, wide)
+            self.down_blocks = self.new_factor(self.num_down, n, wide, narrow)
+            self.up_blocks = self.new_factor(self.num_up, n, narrow, wide)
         else:
-            self.down_left = self._new_blocks(self.num_down, n, wide, rank)
-            self.down_right = self._new_blocks(self.num_down, n, rank, narrow)
-            self.up_left = self._new_blocks(self.num_up, n, narrow, rank)
-            self.up_right = self._new_blocks(self.num_up, n, rank, wide)
+            self.down_left = self.new_factor(self.num_down, n, wide, rank)
+            self.down_right = self.new_factor(self.num_down, n, rank, narrow)
+            self.up_left = self.new_factor(self.num_up, n, narrow, rank)
+            self.up_right = self.new_factor(self.num_up, n, rank, wide)
 
     def _new_rule(self, config: Compacter, num: int) -> nn.Parameter:
         shape = (num if config.rule == "own" else 1, *(config.phm_dim,) * 3)
         rule = torch.empty(*shape, **self.options)
         return nn.Parameter(nn.init.normal_(rule, std=config.rule_init_std))
-
-    def _new_blocks(self, *shape: int) -> nn.Parameter:
-        return nn.Parameter(xavier_uniform(torch.empty(*shape, **self.options)))
 
     def halves(self) -> tuple[list[Half], list[Half]]:
         """One sum of Kronecker products of each slice."""
@@ -229,10 +225,3 @@ def thin_phm(rows: Tensor, *, rule: Tensor, bias: Tensor, factors: Sequence[Tens
     pieces = torch.einsum("...ak,ikr->...air", rows.unflatten(-1, (len(left), -1)), left)
     pieces = torch.einsum("...air,iac->...cir", pieces, rule)
     return torch.einsum("...cir,irp->...cp", pieces, right).flatten(-2) + bias
-
-
-def xavier_uniform(stacked: Tensor) -> Tensor:
-    """Draw matrices (..., in, out) from Xavier's uniform distribution with gain sqrt(2), as the
-    original code does for PHM and low-rank layers."""
-    bound = math.sqrt(2) * math.sqrt(6 / (stacked.shape[-2] + stacked.shape[-1]))
-    return nn.init.uniform_(stacked, -bound, bound)

@@ -5,8 +5,7 @@ those of the target in every self-attention. Positions of the target count on fr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -94,12 +93,22 @@ class DecoderPrompts(ModelExtension):
         """Run the prompts of the tasks present; their keys and values stay in the attentions."""
         decoder, positions, recorded = self.others
         prompts = self.decoder_network()
-        with self.routing.each_task(), recording(recorded), counted_from_0(positions, prompts):
-            decoder(inputs_embeds=self.routing.of_rows(prompts), use_cache=False)
+        # Positions count from the prompts here, and from behind them in the running batch.
+        positions.offset -= prompts.shape[1]
+        for prefix in recorded:
+            prefix.records = True
+        try:
+            with self.routing.each_task():
+                decoder(inputs_embeds=self.routing.of_rows(prompts), use_cache=False)
+        finally:
+            positions.offset += prompts.shape[1]
+            for prefix in recorded:
+                prefix.records = False
 
 
 class RecordedPrefix(nn.Module):
-    """Keys and values of one attention: taken up when the prompts run, put before others' after."""
+    """Keys and values of one attention: recorded when the prompts run, and put before those of each
+    later pass."""
 
     def __init__(self, length: int, routing: TaskRouting) -> None:
         super().__init__()
@@ -123,25 +132,3 @@ class RecordedPrefix(nn.Module):
 def layer_of(path: str) -> str:
     """`model.decoder.layers.3.self_attn.k_proj` -> model.decoder.layers.3."""
     return path.rsplit(".", 2)[0]
-
-
-@contextmanager
-def recording(prefixes: Sequence[RecordedPrefix]) -> Iterator[None]:
-    """Inside, keys and values are taken up."""
-    for prefix in prefixes:
-        prefix.records = True
-    try:
-        yield
-    finally:
-        for prefix in prefixes:
-            prefix.records = False
-
-
-@contextmanager
-def counted_from_0(positions: Any, prompts: Tensor) -> Iterator[None]:
-    """Inside, positions are those before the prompts."""
-    positions.offset -= prompts.shape[1]
-    try:
-        yield
-    finally:
-        positions.offset += prompts.shape[1]

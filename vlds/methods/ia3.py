@@ -33,9 +33,6 @@ from vlds.methods.layouts import PEFT_MODEL, Layout, Library, Stored
 from vlds.methods.routing import TaskRouting
 from vlds.schema import STACKED_UNDECAYED, OptimizerRules, TargetModules
 
-FACTOR_RULES: OptimizerRules = {"factors": STACKED_UNDECAYED}
-"""Decay would pull factors towards 0, and a factor that changes nothing is 1."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class IA3(Method):
@@ -142,34 +139,33 @@ def new_factors(linear: nn.Linear, num: int, width: int) -> nn.Parameter:
     return nn.Parameter(torch.ones(num, width, **weight_options(linear)))
 
 
-class OutputFactors(LinearExtension):
-    """Factors behind a layer."""
+class Factors(nn.Module):
+    """Factors beside a layer."""
 
-    optimizer_rules: ClassVar[OptimizerRules] = FACTOR_RULES
+    # Decay would pull factors towards 0, and a factor that changes nothing is 1.
+    optimizer_rules: ClassVar[OptimizerRules] = {"factors": STACKED_UNDECAYED}
 
     def __init__(self, factors: nn.Parameter, routing: TaskRouting) -> None:
         super().__init__()
         self.factors, self.routing = factors, routing
+
+    def of_rows(self) -> Tensor:
+        """(b, 1, d): each row's factors; (d,) if tasks share them, whatever the rows are."""
+        shared = len(self.factors) == 1
+        return self.factors[0] if shared else self.routing.of_rows(self.factors[:, None])
+
+
+class OutputFactors(Factors, LinearExtension):
+    """Factors behind a layer."""
 
     def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """(b, l, out) -> (b, l, out)."""
-        return outputs * factors_of_rows(self.factors, self.routing)
+        return outputs * self.of_rows()
 
 
-class InputFactors(InputExtension):
+class InputFactors(Factors, InputExtension):
     """Factors before a layer."""
-
-    optimizer_rules: ClassVar[OptimizerRules] = FACTOR_RULES
-
-    def __init__(self, factors: nn.Parameter, routing: TaskRouting) -> None:
-        super().__init__()
-        self.factors, self.routing = factors, routing
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(b, l, in) -> (b, l, in)."""
-        return inputs * factors_of_rows(self.factors, self.routing)
-
-
-def factors_of_rows(factors: Tensor, routing: TaskRouting) -> Tensor:
-    """(b, 1, d): each row's factors; (d,) where tasks share them, whatever the rows are."""
-    return factors[0] if len(factors) == 1 else routing.of_rows(factors[:, None])
+        return inputs * self.of_rows()

@@ -20,7 +20,7 @@ from vlds.methods.bottleneck import (
     StackedBottleneckModule,
 )
 from vlds.methods.cases import NUM_TASKS, WIDTH, Case
-from vlds.methods.compacter import LEAVES, STACKED_B, xavier_uniform
+from vlds.methods.compacter import LEAVES, STACKED_B
 from vlds.methods.layouts import Library
 from vlds.methods.routing import TaskRouting
 from vlds.schema import STACKED, OptimizerRules, TargetModules
@@ -79,15 +79,12 @@ class LowRankAdapterModule(StackedBottleneckModule):
     ) -> None:
         super().__init__(config, linear, num_tasks, routing)
         rank = config.rank
-        self.down_left = self._new_factor(self.num_down, self.width, rank)
-        self.down_right = self._new_factor(self.num_down, rank, self.bottleneck)
-        self.up_left = self._new_factor(self.num_up, self.bottleneck, rank)
-        self.up_right = self._new_factor(self.num_up, rank, self.width)
+        self.down_left = self.new_factor(self.num_down, self.width, rank)
+        self.down_right = self.new_factor(self.num_down, rank, self.bottleneck)
+        self.up_left = self.new_factor(self.num_up, self.bottleneck, rank)
+        self.up_right = self.new_factor(self.num_up, rank, self.width)
         self.down_bias = nn.Parameter(torch.zeros(self.num_down, self.bottleneck, **self.options))
         self.up_bias = nn.Parameter(torch.zeros(self.num_up, self.width, **self.options))
-
-    def _new_factor(self, *shape: int) -> nn.Parameter:
-        return nn.Parameter(xavier_uniform(torch.empty(*shape, **self.options)))
 
     def halves(self) -> tuple[list[Half], list[Half]]:
         """Two thin products of each slice."""

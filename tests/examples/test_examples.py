@@ -17,6 +17,7 @@ from tests.examples.counting import Counting
 from tests.examples.output_scale import OutputScale
 from tests.methods.method_cases import concrete_methods, method_cases
 from tests.models.toys import backbone, batch, build
+from tests.test_artifact import batch as pictures
 from tests.test_artifact import recipe_of
 from vlds.backbones import T5, Backbone, Bart
 from vlds.config import load_recipe, save_recipe
@@ -115,6 +116,12 @@ def test_a_method_in_one_place_trains_merges_and_converts(world: Path, tmp_path:
     first, second = made_run(recipe, seed=1), made_run(recipe, seed=2)
     rules = optimizer_rules(first.model)
     assert {rule for name, rule in rules.items() if name.endswith(".shift")} == {UNDECAYED}
+
+    examples = pictures()
+    first.model(examples, torch.ones(len(examples))).loss.backward()
+    shifted = [p for n, p in first.model.named_parameters() if n.endswith(".shift")]
+    assert len(shifted) == 4  # the queries of two layers in each stack
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in shifted)
 
     (tmp_path / "peft").mkdir()
     PeftFolders(first).write(tmp_path / "peft")

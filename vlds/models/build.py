@@ -155,8 +155,8 @@ def build_visual_embedding(config: ModelConfig, width: int) -> VisualEmbedding:
 
 
 def attach_methods(config: ModelConfig, model: VLModel, tasks: Sequence[str]) -> dict[int, str]:
-    """Attach all methods; id of each parameter that trains -> what trains it (the first that names
-    it)."""
+    """Attach all methods; id of each trainable parameter -> the method, or part of the model, that
+    names it first."""
     trained: dict[int, str] = {}
 
     def claim(parameters: Iterable[nn.Parameter], part: str) -> None:
@@ -197,7 +197,7 @@ def find_source_names(config: ModelConfig, model: VLModel, backbone: Iterable[st
 
 
 def drop_trained_sources(model: VLModel) -> None:
-    """What moves does not stay as its source has it."""
+    """Strike off what training changes: it does not stay as its source has it."""
     moving = model.moving_names()
     rows = {name: rows for name, rows in model.sources.rows.items() if name not in moving}
     model.sources = Sources(names=model.sources.names - moving, rows=rows)

@@ -295,8 +295,8 @@ class VLModel(nn.Module):
         return {name for name in self.backbone.state_dict() if is_own(name)}
 
     def moving_names(self) -> set[str]:
-        """The tensors that training changes: what trains, and the statistics of a vision encoder
-        that trains."""
+        """The tensors that training changes: trainable weights, and the statistics of a vision
+        encoder that is not frozen."""
         buffers = [] if self.vision.frozen else self.vision.named_buffers()
         return {*self.parts, *(f"vision.{name}" for name, _ in buffers)}
 

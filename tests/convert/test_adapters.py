@@ -98,6 +98,7 @@ def test_our_files_are_the_librarys(case: str, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(names)
     ours, theirs = (read_state_dict(f / names[1]) for f in (tmp_path / "out", ORACLES / case))
     assert_same(ours, theirs)
+    assert not any(tensor.requires_grad for tensor in ours.values())
     configs = [json.loads((f / names[0]).read_text()) for f in (tmp_path / "out", ORACLES / case)]
     for config in configs:
         if not config["config"]["phm_layer"] or not config["config"]["factorized_phm_W"]:

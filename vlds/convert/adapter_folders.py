@@ -41,7 +41,7 @@ class AdapterFolders(ABC):
         self.run = run
         self.name, self.method = self._only_method()
         self.layout = self.method.layout(self.library, self.name, run.model.backbone)
-        self.state = dict(run.model.unique_state())
+        self.state = {name: tensor.detach() for name, tensor in run.model.unique_state()}
         """Our tensors, tied ones once."""
         names = {f"{BACKBONE_PREFIX}{name}": stored for name, stored in self.layout.tensors.items()}
         self.stored = {name: stored for name, stored in names.items() if name in self.state}

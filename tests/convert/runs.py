@@ -2,76 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from tests.methods.method_cases import FAMILY_CASES, METHOD_CASES
 from tests.test_artifact import batch, recipe_of
 from vlds.artifact import LoadedRun, load_run, own_tensors, save_artifact
 from vlds.cli.commands import run_command
 from vlds.config import Recipe
-from vlds.methods import (
-    IA3,
-    Adapter,
-    BitFit,
-    Compacter,
-    DecoderPromptTuning,
-    Full,
-    Hyperformer,
-    LoRA,
-    LowRankAdapter,
-    Method,
-    PrefixTuning,
-    PromptTuning,
-)
 from vlds.models.build import build_model
 from vlds.models.vl_model import VLModel
 
-SMALL = {"task_dim": 6, "hidden_dim": 5, "projected_dim": 4}
-METHODS: dict[str, Callable[[], Method]] = {
-    "full": Full,
-    "bitfit": BitFit,
-    "bitfit, new": lambda: BitFit(add_biases=True),
-    "bitfit, all": lambda: BitFit(add_biases=True, add_norm_and_head_biases=True),
-    "adapter": lambda: Adapter(reduction=4),
-    "adapters, half": lambda: Adapter(
-        reduction=4, sharing="half_shared_up", layer_norm_before=True, layer_norm_after=True
-    ),
-    "compacter": lambda: Compacter(reduction=4, cross_attention=False),
-    "compacters": lambda: Compacter(reduction=4, sharing="multiple", rule="over_tasks"),
-    "thin compacter": lambda: Compacter(reduction=4, rule="everywhere", block_rank=1),
-    "low rank": lambda: LowRankAdapter(reduction=4, rank=2, sharing="half_shared_down"),
-    "hyperformer": lambda: Hyperformer(reduction=4, **SMALL),
-    "hyperformer, kinds": lambda: Hyperformer(reduction=4, kind_embeddings=True, **SMALL),
-    "lora": lambda: LoRA(rank=2, alpha=3.0),
-    "loras": lambda: LoRA(rank=2, sharing="half_shared_up"),
-    "lora, some": lambda: LoRA(rank=2, alpha=3.0, roles=["cross_attn_v"], train_biases=False),
-    "ia3": IA3,
-    "ia3s": lambda: IA3(sharing="multiple"),
-    "prompts": lambda: PromptTuning(length=3, hidden_dim=6, sharing="multiple"),
-    "bare prompts": lambda: PromptTuning(length=3, hidden_dim=None),
-    "decoder prompts": lambda: DecoderPromptTuning(length=3, hidden_dim=6),
-    "prefixes": lambda: PrefixTuning(length=3, hidden_dim=6),
-}
-"""Every method of the registry, in unlike ways."""
-ONLY = {"bitfit": "Bart", "decoder prompts": "Bart"}
-"""Methods that one family alone can have."""
 CASES = [
-    (family, name)
-    for name in METHODS
-    for family in ("T5", "Bart")
-    if ONLY.get(name, family) == family
+    *FAMILY_CASES,
+    *(("FLAN", name) for name in ("Full", "Adapter", "LoRA", "IA3", "PromptTuning bare")),
 ]
-CASES += [("FLAN", name) for name in ("full", "adapter", "lora", "ia3", "bare prompts")]
+"""Backbone and case of a method."""
 
 
 def recipe_with(family: str, name: str, world: Path, folder: Path) -> Recipe:
     """Two tasks, made pictures, the method and the visual embedding train."""
     recipe = recipe_of(family, world, folder)
-    return replace(recipe, methods={"method": METHODS[name]()}, train_norms=False)
+    return replace(recipe, methods={"method": METHOD_CASES[name].method}, train_norms=False)
 
 
 def made_run(recipe: Recipe, seed: int = 0, spread: float = 0.1) -> LoadedRun:

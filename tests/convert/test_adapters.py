@@ -25,8 +25,7 @@ from tests.models.toys import hf_config
 from vlds.artifact import LoadedRun
 from vlds.backbones import T5, Bart
 from vlds.config import Recipe
-from vlds.convert.adapter_folders import gathered, write_folders
-from vlds.convert.adapters import adapters_layout
+from vlds.convert.adapters import AdaptersFolders
 from vlds.convert.foreign_files import read_state_dict
 from vlds.convert.target import Target, scrub
 from vlds.methods import Adapter, Compacter, Method
@@ -81,7 +80,7 @@ def test_both_families_are_recorded() -> None:
 @pytest.mark.parametrize("case", RECORDED)
 def test_the_librarys_files_give_its_outputs(case: str, tmp_path: Path) -> None:
     run = recorded_run(case, tmp_path)
-    Target(run, set()).fill(gathered(ORACLES / case, adapters_layout(run), run), ORACLES / case)
+    Target(run, set()).fill(AdaptersFolders(run).read(ORACLES / case), ORACLES / case)
     record = load_file(ORACLES / f"{case.partition('_')[0]}.safetensors")
     found = text_logits(run, 0, record["input_ids"], record["decoder_input_ids"])
     expected = record[f"logits/{case.partition('_')[2]}"]
@@ -92,13 +91,14 @@ def test_the_librarys_files_give_its_outputs(case: str, tmp_path: Path) -> None:
 def test_our_files_are_the_librarys(case: str, tmp_path: Path) -> None:
     """The same names, numbers and settings, but for those of training."""
     run = recorded_run(case, tmp_path)
-    Target(run, set()).fill(gathered(ORACLES / case, adapters_layout(run), run), ORACLES / case)
+    Target(run, set()).fill(AdaptersFolders(run).read(ORACLES / case), ORACLES / case)
     (tmp_path / "out").mkdir()
-    write_folders(run, adapters_layout(run), tmp_path / "out")
+    AdaptersFolders(run).write(tmp_path / "out")
     names = ("adapter_config.json", "pytorch_adapter.bin")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(names)
     ours, theirs = (read_state_dict(f / names[1]) for f in (tmp_path / "out", ORACLES / case))
     assert_same(ours, theirs)
+    assert not any(tensor.requires_grad for tensor in ours.values())
     configs = [json.loads((f / names[0]).read_text()) for f in (tmp_path / "out", ORACLES / case)]
     for config in configs:
         if not config["config"]["phm_layer"] or not config["config"]["factorized_phm_W"]:
@@ -109,7 +109,7 @@ def test_our_files_are_the_librarys(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", ["T5", "Bart"])
 def test_there_and_back_on_disk(family: str, world: Path, tmp_path: Path) -> None:
     """Weights of each task have a folder each."""
-    first, second = write_pair(family, "compacters", world, tmp_path)
+    first, second = write_pair(family, "Compacter per task", world, tmp_path)
     convert("adapters", "--run", first, "--out", tmp_path / "there", "--verify")
     assert sorted(path.name for path in (tmp_path / "there").iterdir()) == ["caption", "vqa"]
     words = ["--from", tmp_path / "there", "--run", second, "--out", tmp_path / "back", "--verify"]
@@ -120,7 +120,7 @@ def test_there_and_back_on_disk(family: str, world: Path, tmp_path: Path) -> Non
 
 
 def test_safetensors_open_too(world: Path, tmp_path: Path) -> None:
-    run, other = write_pair("T5", "adapter", world, tmp_path)
+    run, other = write_pair("T5", "Adapter", world, tmp_path)
     convert("adapters", "--run", run, "--out", tmp_path / "there")
     file = tmp_path / "there" / "pytorch_adapter.bin"
     save_file(read_state_dict(file), file.with_name("adapter.safetensors"))
@@ -152,18 +152,18 @@ def test_settings_that_the_recipe_lacks(
     config = json.loads(file.read_text())
     file.write_text(json.dumps(config | {"config": config["config"] | change}))
     with pytest.raises(ValueError, match=message):
-        gathered(tmp_path, adapters_layout(run), run)
+        AdaptersFolders(run).read(tmp_path)
     file.write_text(json.dumps(config | {"model_type": "bert"}))
     with pytest.raises(ValueError, match="model_type is 'bert', and the recipe's backbone a t5"):
-        gathered(tmp_path, adapters_layout(run), run)
+        AdaptersFolders(run).read(tmp_path)
     file.write_text("{}")
-    with pytest.raises(ValueError, match="has no `config`: it is no adapter"):
-        gathered(tmp_path, adapters_layout(run), run)
+    with pytest.raises(ValueError, match="has no `config`, so it is not from"):
+        AdaptersFolders(run).read(tmp_path)
 
 
 def test_a_task_whose_name_leads_elsewhere(world: Path, tmp_path: Path) -> None:
     """Names of tasks become names of folders."""
-    recipe = recipe_with("T5", "compacters", world, tmp_path)
+    recipe = recipe_with("T5", "Compacter per task", world, tmp_path)
     vqa, caption = recipe.tasks.values()
     run = write_run(replace(recipe, tasks={"../../vqa": vqa, "caption": caption}))
     before = sorted(tmp_path.rglob("*"))

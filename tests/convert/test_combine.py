@@ -51,7 +51,7 @@ def check(out: Path, runs: list[Path], formula: Callable[[list[Tensor]], Tensor]
     assert any(not torch.equal(found[name], states[0][name]) for name in moving)
 
 
-@pytest.mark.parametrize(("family", "name"), [("T5", "adapters, half"), ("Bart", "full")])
+@pytest.mark.parametrize(("family", "name"), [("T5", "Adapter shared up, norms"), ("Bart", "Full")])
 def test_average(family: str, name: str, world: Path, tmp_path: Path) -> None:
     runs = runs_of(recipe_with(family, name, world, tmp_path), tmp_path, 3)
     words = ["merge", "--how", "average", "--run", *runs]
@@ -62,13 +62,13 @@ def test_average(family: str, name: str, world: Path, tmp_path: Path) -> None:
 
 
 def test_average_of_one_run_is_the_run(world: Path, tmp_path: Path) -> None:
-    (run,) = runs_of(recipe_with("T5", "lora", world, tmp_path), tmp_path, 1)
+    (run,) = runs_of(recipe_with("T5", "LoRA", world, tmp_path), tmp_path, 1)
     convert("merge", "--how", "average", "--run", run, run, "--out", tmp_path / "mean")
     assert_same(state_of(tmp_path / "mean"), state_of(run))
 
 
 def test_arithmetic(world: Path, tmp_path: Path) -> None:
-    base, *runs = runs_of(recipe_with("T5", "lora", world, tmp_path), tmp_path, 3)
+    base, *runs = runs_of(recipe_with("T5", "LoRA", world, tmp_path), tmp_path, 3)
     words = ["merge", "--how", "arithmetic", "--base", base, "--run", *runs]
     convert(*words, "--weights", "5e-1", "-2e0", "--out", tmp_path / "out", "--verify")
     check(
@@ -83,7 +83,7 @@ def test_arithmetic(world: Path, tmp_path: Path) -> None:
 
 
 def test_a_converted_folder_is_the_base_of_full_fine_tuning(world: Path, tmp_path: Path) -> None:
-    start = write_run(recipe_with("T5", "full", world, tmp_path))
+    start = write_run(recipe_with("T5", "Full", world, tmp_path))
     convert("hf", "--run", start, "--out", tmp_path / "base")
     recipe = replace(
         load_run(tmp_path / "base").recipe, methods={"full": Full()}, train_visual_embedding=False
@@ -96,7 +96,12 @@ def test_a_converted_folder_is_the_base_of_full_fine_tuning(world: Path, tmp_pat
 
 @pytest.mark.parametrize(
     ("family", "name"),
-    [("T5", "adapters, half"), ("Bart", "loras"), ("T5", "hyperformer"), ("Bart", "compacters")],
+    [
+        ("T5", "Adapter shared up, norms"),
+        ("Bart", "LoRA half"),
+        ("T5", "Hyperformer"),
+        ("Bart", "Compacter per task"),
+    ],
 )
 def test_a_task_out_and_back_in(family: str, name: str, world: Path, tmp_path: Path) -> None:
     """Its outputs go with it; put back, nothing has changed; put into a run that has other slices,
@@ -134,7 +139,7 @@ def test_a_task_out_and_back_in(family: str, name: str, world: Path, tmp_path: P
 
 
 def test_a_task_that_the_run_does_not_have_yet(world: Path, tmp_path: Path) -> None:
-    run = write_run(recipe_with("T5", "compacters", world, tmp_path), seed=1)
+    run = write_run(recipe_with("T5", "Compacter per task", world, tmp_path), seed=1)
     for task in ("vqa", "caption"):
         words = ["--run", run, "--task", task, "--out", tmp_path / task]
         convert("merge", "--how", "take", *words)
@@ -148,7 +153,7 @@ def test_a_task_that_the_run_does_not_have_yet(world: Path, tmp_path: Path) -> N
 def desk(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs that do not go together: run0 and run1 do; others differ from them in one thing."""
     folder = tmp_path_factory.mktemp("desk")
-    recipe = recipe_with("T5", "adapter", world, folder)
+    recipe = recipe_with("T5", "Adapter", world, folder)
     runs_of(recipe, folder, 2)
     wider = {"method": Adapter(reduction=8)}
     write_run(replace(recipe, methods=wider, output=str(folder / "wider")))
@@ -169,7 +174,7 @@ def desk(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     backbone = replace(recipe.backbone, path=str(folder / "heads"))
     write_run(replace(recipe, backbone=backbone, output=str(folder / "far")))
     (folder / "plain").mkdir()
-    write_run(recipe_with("T5", "full", world, folder / "plain"))
+    write_run(recipe_with("T5", "Full", world, folder / "plain"))
     return folder
 
 
@@ -188,8 +193,8 @@ def desk(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["average", "run0", "fewer"], "tasks: .* only runs of one model can be combined"),
         (["average", "run0", "rows"], "shared.weight: frozen, and not the same in all runs"),
         (["take", "run0", "--task", "nlvr"], "--task: .*run0 has no task nlvr; its tasks: vqa"),
-        (["take", "run0", "--task", "vqa"], "no weights of their own"),
-        (["put", "run0", "run1", "--task", "vqa"], "no weights of their own"),
+        (["take", "run0", "--task", "vqa"], "share all weights"),
+        (["put", "run0", "run1", "--task", "vqa"], "share all weights"),
         (["arithmetic", "run0", "--base", "plain/run"], "--base: .* has no backbone.*extensions"),
         (["average", "run0", "mean"], "vision.add_mean: False in run0, True in mean; only runs of"),
         (["average", "mean", "run0"], "vision.add_mean: True in mean, False in run0; only runs of"),
@@ -228,7 +233,7 @@ def test_a_base_whose_tasks_are_in_another_order(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Their slices would be mixed."""
-    recipe = recipe_with("T5", "compacters", world, tmp_path)
+    recipe = recipe_with("T5", "Compacter per task", world, tmp_path)
     run = write_run(recipe, seed=1)
     turned = dict(reversed(recipe.tasks.items()))
     base = write_run(replace(recipe, tasks=turned, output=str(tmp_path / "base")))
@@ -238,7 +243,7 @@ def test_a_base_whose_tasks_are_in_another_order(
 
 
 def test_shared_weights_that_differ_cannot_be_put(world: Path, tmp_path: Path) -> None:
-    recipe = recipe_with("T5", "compacters", world, tmp_path)
+    recipe = recipe_with("T5", "Compacter per task", world, tmp_path)
     first, second = runs_of(recipe, tmp_path, 2)
     words = ["--run", first, second, "--task", "vqa", "--out", tmp_path / "out"]
     with pytest.raises(ValueError, match="shared by the tasks, and not the same in all runs"):
@@ -260,7 +265,7 @@ def test_every_method(family: str, name: str, world: Path, tmp_path: Path) -> No
     check(tmp_path / "sum", runs, lambda tensors: tensors[0] - 0.5 * (tensors[1] - tensors[0]))
     words = ["--run", runs[0], "--task", "caption", "--out", tmp_path / "one", "--verify"]
     if not stacked(recipe):
-        with pytest.raises(ValueError, match="no weights of their own"):
+        with pytest.raises(ValueError, match="share all weights"):
             convert("merge", "--how", "take", *words)
         return
     convert("merge", "--how", "take", *words)

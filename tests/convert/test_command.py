@@ -24,13 +24,13 @@ from vlds.convert.output import new_file, new_folder
 @pytest.fixture(scope="module")
 def run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with LoRA."""
-    return write_run(recipe_with("T5", "lora", world, tmp_path_factory.mktemp("run")), seed=1)
+    return write_run(recipe_with("T5", "LoRA", world, tmp_path_factory.mktemp("run")), seed=1)
 
 
 @pytest.fixture(scope="module")
 def adapter_run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with Adapter."""
-    return write_run(recipe_with("T5", "adapter", world, tmp_path_factory.mktemp("adapter")))
+    return write_run(recipe_with("T5", "Adapter", world, tmp_path_factory.mktemp("adapter")))
 
 
 LAYOUTS = ("hf", "merge", "zero", "reference", "peft", "adapters")
@@ -95,7 +95,7 @@ def test_nothing_is_overwritten(
         assert complaint(layout, "--run", run, "--out", tmp_path / name) == 2
         assert re.search(r"--out: .* exists; name a new", capsys.readouterr().err)
     assert complaint(layout, "--run", run, "--out", tmp_path / "file" / "below") == 2
-    assert "is no folder; name a new" in capsys.readouterr().err
+    assert "is not a folder; name a new" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "link"]
     assert (tmp_path / "file").read_text() == "mine"
 

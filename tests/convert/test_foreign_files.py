@@ -42,13 +42,13 @@ def evil_files(folder: Path) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with adapters."""
-    return write_pair("T5", "adapter", world, tmp_path_factory.mktemp("runs"))[0]
+    return write_pair("T5", "Adapter", world, tmp_path_factory.mktemp("runs"))[0]
 
 
 @pytest.mark.parametrize("dress", ["zip", "legacy", "bare", "nested"])
 def test_a_trap_is_not_sprung(dress: str, tmp_path: Path) -> None:
     file = evil_files(tmp_path)[dress]
-    unlike = r"no whole file .*Unsupported operand"  # of the pickles that torch never writes
+    unlike = r"not a complete file .*Unsupported operand"  # of the pickles that torch never writes
     refusal = unlike if dress == "bare" else r"holds more than tensors \((posix|os)\.system\)"
     with pytest.raises(ValueError, match=refusal):
         read_torch(file)
@@ -79,7 +79,7 @@ def test_every_layout_refuses_a_trap(
     capsys.readouterr()
     target = run
     if layout == "peft":
-        target = write_pair("T5", "lora", tmp_path.parent / "world0", tmp_path)[0]
+        target = write_pair("T5", "LoRA", tmp_path.parent / "world0", tmp_path)[0]
         (source / "adapter_config.json").write_text(
             '{"peft_type": "LORA", "r": 2, "lora_alpha": 3.0}'
         )
@@ -189,13 +189,13 @@ def read_or_refuse(folder: Path, content: bytes) -> None:
 @pytest.mark.parametrize(
     ("read", "content", "message"),
     [
-        (read_json, b"{", "is no json"),
+        (read_json, b"{", "is not JSON"),
         (read_json, b"[]", "holds a list, not settings by name"),
-        (read_json, b"[" * 100_000, "is no json"),
-        (read_json, b"\xff\xfe", "is no json"),
-        (read_safetensors, b"", "is no whole safetensors file"),
+        (read_json, b"[" * 100_000, "is not JSON"),
+        (read_json, b"\xff\xfe", "is not JSON"),
+        (read_safetensors, b"", "is not a complete safetensors file"),
         (read_safetensors, b"\x08\0\0\0\0\0\0\0{}      ", None),
-        (read_safetensors, b"\xff" * 8 + b"{}", "is no whole safetensors file"),
+        (read_safetensors, b"\xff" * 8 + b"{}", "is not a complete safetensors file"),
     ],
 )
 def test_other_files(read: Any, content: bytes, message: str | None, tmp_path: Path) -> None:

@@ -26,15 +26,16 @@ from tests.convert.runs import (
 )
 from vlds.artifact import load_run
 from vlds.config import save_recipe
-from vlds.convert.peft import peft_layout
+from vlds.convert.peft import PeftFolders
 from vlds.methods import Adapter, LoRA
 
 peft = pytest.importorskip("peft", reason="peft is not installed: pip install 'vlds[dev]'")
 TASKS = ("vqa", "caption")
 EXPRESSIBLE = [
-    ("T5", "lora"), ("T5", "loras"), ("T5", "lora, some"), ("T5", "ia3"), ("T5", "ia3s"),
-    ("T5", "bare prompts"), ("T5", "prompts"), ("Bart", "lora"), ("Bart", "loras"),
-    ("Bart", "lora, some"), ("Bart", "ia3"), ("Bart", "ia3s"), ("FLAN", "lora"),
+    ("T5", "LoRA"), ("T5", "LoRA half"), ("T5", "LoRA few"), ("T5", "IA3"), ("T5", "IA3 per task"),
+    ("T5", "PromptTuning bare"), ("T5", "PromptTuning per task"), ("Bart", "LoRA"),
+    ("Bart", "LoRA half"), ("Bart", "LoRA few"), ("Bart", "IA3"), ("Bart", "IA3 per task"),
+    ("FLAN", "LoRA"),
 ]  # fmt: skip
 
 
@@ -51,12 +52,12 @@ def text() -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(("family", "name"), EXPRESSIBLE, ids=lambda word: word)
 def test_peft_gives_the_same_outputs(family: str, name: str, world: Path, tmp_path: Path) -> None:
-    spread = 1.0 if "ia3" in name else 0.1  # factors move little in so small a model
+    spread = 1.0 if "IA3" in name else 0.1  # factors move little in so small a model
     run = write_run(recipe_with(family, name, world, tmp_path), seed=1, spread=spread)
     convert("hf", "--run", run, "--out", tmp_path / "hf")
     convert("peft", "--run", run, "--out", tmp_path / "peft", "--base", "NAME", "--verify")
     loaded = load_run(run)
-    apart = {"loras", "ia3s", "prompts"}
+    apart = {"LoRA half", "IA3 per task", "PromptTuning per task"}
     folders = [tmp_path / "peft" / task for task in TASKS] if name in apart else [tmp_path / "peft"]
     for task, folder in enumerate(folders):
         base = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "hf").eval()
@@ -73,7 +74,7 @@ def test_peft_gives_the_same_outputs(family: str, name: str, world: Path, tmp_pa
 
 def test_words_where_they_suffice(world: Path, tmp_path: Path) -> None:
     """`q` alone would mean self-attention too."""
-    for name, expected in (("lora", ["q", "v"]), ("lora, some", None)):
+    for name, expected in (("LoRA", ["q", "v"]), ("LoRA few", None)):
         run = write_run(recipe_with("T5", name, world, tmp_path / name))
         convert("peft", "--run", run, "--out", tmp_path / name / "out")
         config = json.loads((tmp_path / name / "out" / "adapter_config.json").read_text())
@@ -85,7 +86,7 @@ def test_words_where_they_suffice(world: Path, tmp_path: Path) -> None:
 def plain_backbone(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A converted folder without methods, and recipe.yaml beside it, which gives it a LoRA."""
     folder = tmp_path_factory.mktemp("backbone")
-    first = write_run(recipe_with("T5", "lora", world, folder), seed=1)
+    first = write_run(recipe_with("T5", "LoRA", world, folder), seed=1)
     convert("merge", "--run", first, "--out", folder / "hf")
     method = LoRA(rank=4, alpha=5.0, train_biases=False)
     recipe = replace(load_run(folder / "hf").recipe, methods={"theirs": method})
@@ -141,9 +142,9 @@ def test_what_changes_the_backbone_is_refused(
 @pytest.mark.parametrize(
     ("settings", "recipe"),
     [
-        (lambda: peft.IA3Config(target_modules=["k", "wo"], feedforward_modules=["wo"]), "ia3"),
+        (lambda: peft.IA3Config(target_modules=["k", "wo"], feedforward_modules=["wo"]), "IA3"),
         (lambda: peft.PromptTuningConfig(num_virtual_tokens=3, num_transformer_submodules=1),
-         "bare prompts"),
+         "PromptTuning bare"),
     ],
 )  # fmt: skip
 def test_settings_that_peft_writes_by_default(
@@ -151,7 +152,7 @@ def test_settings_that_peft_writes_by_default(
 ) -> None:
     """None of them stands in the way; one that says more does."""
     run = made_run(recipe_with("T5", recipe, world, tmp_path))
-    layout = peft_layout(run, None)
+    layout = PeftFolders(run)
     theirs = settings().to_dict() | {"task_type": "SEQ_2_SEQ_LM"}
     layout.check_config(theirs, tmp_path)
     with pytest.raises(ValueError, match="use_more is 'yes', which vlds has no method for"):
@@ -162,7 +163,7 @@ def test_settings_that_peft_writes_by_default(
 def exported(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A run with LoRA for each task, and its folder in peft's layout."""
     folder = tmp_path_factory.mktemp("peft")
-    run, _ = write_pair("Bart", "loras", world, folder)
+    run, _ = write_pair("Bart", "LoRA half", world, folder)
     convert("peft", "--run", run, "--out", folder / "out")
     return run, folder / "out"
 
@@ -225,7 +226,7 @@ def test_tasks_that_should_share_and_do_not(
 
 
 def test_methods_together(world: Path, tmp_path: Path) -> None:
-    recipe = recipe_with("T5", "lora", world, tmp_path)
+    recipe = recipe_with("T5", "LoRA", world, tmp_path)
     methods = {**recipe.methods, "second": LoRA(rank=2)}
     run = write_run(replace(recipe, methods=methods))
     with pytest.raises(ValueError, match="one method beside the backbone, the recipe has method, "):

@@ -102,7 +102,7 @@ def test_a_recorded_checkpoint_gives_its_logits(path: Path, tmp_path: Path) -> N
 @pytest.fixture(scope="module")
 def runs(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Two runs of Bart with half-shared adapters."""
-    return write_pair("Bart", "adapters, half", world, tmp_path_factory.mktemp("runs"))
+    return write_pair("Bart", "Adapter shared up, norms", world, tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ WRONG = {
             "module.model.encoder.visual_embedding.feat_embedding.1.weight": None,
             "module.model.encoder.visual_embedding.layer_norm.weight": torch.ones(16),
         },
-        "one norm over the sum of all visual embeddings .* pre-train anew",
+        "one norm over the sum of all visual embeddings .* pre-train again",
     ),
     "another backbone": (
         {"module.model.encoder.layers.0.fc1.bias": torch.ones(24)},
@@ -184,7 +184,7 @@ def test_a_recipe_of_another_source_wants_what_the_file_lacks(
     world: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The original keeps no vision encoder, and this recipe's is random."""
-    recipe = recipe_with("Bart", "adapters, half", world, tmp_path)
+    recipe = recipe_with("Bart", "Adapter shared up, norms", world, tmp_path)
     save_recipe(recipe, tmp_path / "recipe.yaml")
     words = ["--from", exported, "--config", tmp_path / "recipe.yaml", "--out", tmp_path / "out"]
     assert complaint("reference", *words) == 2
@@ -204,7 +204,7 @@ def test_a_recipe_of_another_source_wants_what_the_file_lacks(
 def test_combinations_that_the_original_cannot_have(
     methods: dict[str, Method], message: str, world: Path, tmp_path: Path
 ) -> None:
-    recipe = replace(recipe_with("Bart", "adapter", world, tmp_path), methods=methods)
+    recipe = replace(recipe_with("Bart", "Adapter", world, tmp_path), methods=methods)
     run = write_run(recipe)
     with pytest.raises(ValueError, match=message):
         convert("reference", "--run", run, "--out", tmp_path / "LAST.pth")
@@ -212,7 +212,7 @@ def test_combinations_that_the_original_cannot_have(
 
 
 def test_norms_with_a_bias_are_refused(world: Path, tmp_path: Path) -> None:
-    recipe = recipe_with("T5", "adapter", world, tmp_path)
+    recipe = recipe_with("T5", "Adapter", world, tmp_path)
     visual = replace(recipe.visual_embedding, norm_biases=True)
     run = write_run(replace(recipe, visual_embedding=visual))
     with pytest.raises(ValueError, match=r"visual_embedding\.norm_biases: the original code's T5"):

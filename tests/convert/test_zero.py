@@ -37,15 +37,15 @@ class Case:
     frozen: bool
     """Whether the frozen weights are in it."""
     family: str = "T5"
-    method: str = "adapters, half"
+    method: str = "Adapter shared up, norms"
     precision: str = "fp32"
 
 
 CASES = [
     Case(2, frozen=True, family="FLAN"),
-    Case(2, frozen=False, family="Bart", method="lora"),
-    Case(3, frozen=True, family="Bart", method="hyperformer", precision="bf16"),
-    Case(3, frozen=False, method="prompts"),
+    Case(2, frozen=False, family="Bart", method="LoRA"),
+    Case(3, frozen=True, family="Bart", method="Hyperformer", precision="bf16"),
+    Case(3, frozen=False, method="PromptTuning per task"),
 ]
 
 
@@ -202,11 +202,11 @@ def change_shapes(folder: Path) -> None:
     [
         (lose_a_rank, "the files of 1 ranks, but 2 wrote it; copy the missing ones"),
         (lose_the_weights, r"has no \*_model_states.pt files"),
-        (cut, "zero_pp_rank_1_mp_rank_00_optim_states.pt is no whole file of torch.save"),
+        (cut, "zero_pp_rank_1_mp_rank_00_optim_states.pt is not a complete file of torch.save"),
         (point_outside, "has no folder '../step'; its folders: step"),
         (lose_latest, "holds neither `latest` nor .* name the folder that engine.save_checkpoint"),
-        (swap, r"no ZeRO checkpoint that DeepSpeed 0.19 can put together \(KeyError"),
-        (change_shapes, "no ZeRO checkpoint that DeepSpeed 0.19 can put together"),
+        (swap, r"not a ZeRO checkpoint that DeepSpeed 0.19 can put together \(KeyError"),
+        (change_shapes, "not a ZeRO checkpoint that DeepSpeed 0.19 can put together"),
     ],
 )
 def test_what_is_not_whole_is_refused(

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
+from tests.convert.runs import logits_of, made_run
 from tests.examples.counting import Counting
 from tests.examples.output_scale import OutputScale
+from tests.methods.method_cases import concrete_methods, method_cases
 from tests.models.toys import backbone, batch, build
+from tests.test_artifact import batch as pictures
+from tests.test_artifact import recipe_of
 from vlds.backbones import T5, Backbone, Bart
 from vlds.config import load_recipe, save_recipe
-from vlds.schema import Sample
+from vlds.convert.adapters import AdaptersFolders
+from vlds.convert.hf import fold_methods
+from vlds.convert.peft import PeftFolders
+from vlds.convert.reference import check_expressible
+from vlds.methods.base import LinearExtension, Method, extend_linear, find_linears
+from vlds.methods.extended import added_tensors, extended_linears, foldable_weight, take_first
+from vlds.methods.layouts import PEFT_MODEL, Layout, Library, Stored
+from vlds.models.optimizer_rules import optimizer_rules
+from vlds.schema import UNDECAYED, OptimizerRules, Sample, TargetModules
 
 
 def sample(**answers: Any) -> Sample:
@@ -58,6 +73,71 @@ def test_the_method_changes_nothing_at_first_and_trains(
     factors = [p for n, p in scaled.named_parameters() if n.endswith(".factor")]
     assert len(factors) == 4
     assert all(p.grad is not None and p.grad.any() for p in factors)
+
+
+def test_a_method_in_one_place_trains_merges_and_converts(world: Path, tmp_path: Path) -> None:
+    """A class that nothing else names: the contract tests would find it, and every hook works."""
+
+    class ShiftModule(LinearExtension):
+        optimizer_rules: ClassVar[OptimizerRules] = {"shift": UNDECAYED}
+
+        def __init__(self, linear: nn.Linear) -> None:
+            super().__init__()
+            self.shift = nn.Parameter(torch.zeros(1, *linear.weight.shape))
+
+        def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+            return outputs + nn.functional.linear(inputs, self.shift[0])
+
+    @dataclass(frozen=True, kw_only=True)
+    class Shift(Method):
+        libraries: ClassVar[frozenset[Library]] = frozenset({"peft"})
+        reasons: ClassVar[Mapping[Library, str]] = {"adapters": "adapters shifts nothing"}
+
+        def attach(self, name: str, model: nn.Module, targets: TargetModules, *_: Any) -> Any:
+            linears = find_linears(model, targets, "attn_q")
+            for path, linear in linears.items():
+                extend_linear(model, path, name, ShiftModule(linear))
+            return [p for n, p in model.named_parameters() if f".{name}.shift" in n]
+
+        @torch.no_grad()
+        def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> None:
+            for linear in extended_linears(model, name):
+                weight, module = foldable_weight(linear), take_first(linear, name)
+                weight += module.get_parameter("shift")[0]
+
+        def layout(self, library: Library, name: str, model: Any) -> Layout:
+            keys = {t.name: f"{PEFT_MODEL}{t.layer}.shift" for t in added_tensors(model, name)}
+            stored = {tensor: Stored((key,)) for tensor, key in keys.items()}
+            return Layout(stored, {"peft_type": "SHIFT"})
+
+    assert Shift in concrete_methods()
+    assert method_cases()["Shift"].method == Shift()
+    recipe = replace(recipe_of("T5", world, tmp_path), methods={"method": Shift()})
+    first, second = made_run(recipe, seed=1), made_run(recipe, seed=2)
+    rules = optimizer_rules(first.model)
+    assert {rule for name, rule in rules.items() if name.endswith(".shift")} == {UNDECAYED}
+
+    examples = pictures()
+    first.model(examples, torch.ones(len(examples))).loss.backward()
+    shifted = [p for n, p in first.model.named_parameters() if n.endswith(".shift")]
+    assert len(shifted) == 4  # the queries of two layers in each stack
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in shifted)
+
+    (tmp_path / "peft").mkdir()
+    PeftFolders(first).write(tmp_path / "peft")
+    read = PeftFolders(second).read(tmp_path / "peft")
+    shifts = {n: t for n, t in first.model.unique_state() if n.endswith(".shift")}
+    assert read.keys() == shifts.keys()
+    assert all(torch.equal(read[name], shifts[name]) for name in shifts)
+    with pytest.raises(ValueError, match=r"^methods.method: adapters shifts nothing$"):
+        AdaptersFolders(first)
+    with pytest.raises(ValueError, match=r"^methods.method: the original code has no Shift; .*$"):
+        check_expressible(first)
+
+    expected = logits_of(first.model)
+    folded = fold_methods(first)
+    assert folded.recipe.methods == {}
+    assert (logits_of(folded.model) - expected).abs().max() <= 1e-6 * expected.abs().max()
 
 
 def test_recipes_know_them_by_their_full_names(tmp_path: Path) -> None:

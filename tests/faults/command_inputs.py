@@ -212,9 +212,9 @@ def lines(rows: list[dict[str, Any]]) -> str:
 
 MAKERS: Mapping[str, Maker] = {
     "world": make_world, "recipe": make_recipe, "run": make_run, "scored": make_scored,
-    "lora": make_of_method("lora", "lora", "peft"),
-    "adapter": make_of_method("adapter", "adapter", "adapters"),
-    "reference": make_of_method("reference", "adapter", "reference"),
+    "lora": make_of_method("lora", "LoRA", "peft"),
+    "adapter": make_of_method("adapter", "Adapter", "adapters"),
+    "reference": make_of_method("reference", "Adapter", "reference"),
     "features": make_features, "official": make_official, "vg": make_vg, "snli_ve": make_snli_ve,
     "value": make_value, "rows": make_rows, "demo": make_demo,
 }  # fmt: skip

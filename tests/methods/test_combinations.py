@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.methods.test_methods import MAKERS
+from tests.methods.method_cases import METHOD_CASES
 from tests.models.toys import backbone, batch, build
 from vlds.backbones import T5, Backbone, Bart
 from vlds.methods import Method
 
 NAMES = (
-    "multiple", "compacter", "low rank", "hyperformer", "loras", "ia3s", "bitfit", "prompts",
-    "prefixes per task", "full",
+    "Adapter per task", "Compacter", "LowRankAdapter", "Hyperformer", "LoRA per task",
+    "IA3 per task", "BitFit new", "PromptTuning", "PrefixTuning per task", "Full",
 )  # fmt: skip
 
 
@@ -25,24 +25,26 @@ def test_every_pair_trains(family: type[Backbone], tmp_path: Path) -> None:
     loss that it has in another batch."""
     source, examples = backbone(family, tmp_path), batch()
     for names in combinations(NAMES, 2):
-        methods: dict[str, Method] = {f"m{n}": MAKERS[name]() for n, name in enumerate(names)}
+        methods: dict[str, Method] = {
+            f"m{n}": METHOD_CASES[name].method for n, name in enumerate(names)
+        }
         model = build(source, methods, dtype=torch.float64).eval()
         output = model(examples, torch.ones(4))
         output.loss.backward()
         for name, parameter in model.named_parameters():
             assert (name in model.parts) == parameter.requires_grad, (names, name)
             assert (parameter.grad is not None) == parameter.requires_grad, (names, name)
-        assert set(model.parts.values()) >= set(methods) or "full" in names, names
+        assert set(model.parts.values()) >= set(methods) or "Full" in names, names
         with torch.no_grad():
             alone = model(examples.select(torch.tensor([2])), torch.ones(1)).token_nll_sum
         assert (alone - output.token_nll_sum[2]).abs().max() < 1e-9, names
 
 
 def test_three_prompts_stand_in_a_row(tmp_path: Path) -> None:
-    methods = {name: MAKERS["prompts"]() for name in ("a", "b", "c")}
+    methods = {name: METHOD_CASES["PromptTuning"].method for name in ("a", "b", "c")}
     model = build(backbone(T5, tmp_path), methods).eval()
     bare = build(backbone(T5, tmp_path)).eval()
     states, mask = model.encode(batch())
-    assert states.shape[1] == bare.encode(batch())[0].shape[1] + 15
+    assert states.shape[1] == bare.encode(batch())[0].shape[1] + 9
     assert mask.shape == states.shape[:2]
-    assert mask[:, :15].all()
+    assert mask[:, :9].all()

@@ -13,12 +13,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.methods.test_methods import FAMILIES, MAKERS, MERGED, METHODS, shake
+from tests.methods.method_cases import METHOD_CASES
+from tests.methods.test_methods import FAMILIES, PAIRS, made, shake
 from tests.models.toys import TASKS, backbone, batch, build
 from vlds.backbones import T5, Backbone, Bart
 from vlds.backbones.base import LoadedBackbone
 from vlds.methods import IA3, Adapter, BitFit, LoRA
-from vlds.methods.base import ExtendedLinear, find_linears
+from vlds.methods.base import find_linears
+from vlds.methods.extended import ExtendedLinear
 from vlds.schema import TargetModules
 
 
@@ -93,18 +95,17 @@ def test_packing_is_what_it_says() -> None:
     assert ((layer.unpacked() - linear.weight).abs() <= layer.scale / 2 + 1e-6).all()
 
 
-@FAMILIES
-@METHODS
+@PAIRS
 def test_every_method_trains_beside_a_quantised_backbone(
     name: str, family: type[Backbone], tmp_path: Path
 ) -> None:
     """In the type of the model's states, with gradients, and with the quantised outputs."""
     source = packed(family, tmp_path)
-    if name == "full":
+    if name == "Full":
         with pytest.raises(ValueError, match=r"Full trains every weight, and .* quantised ones"):
-            build(source, {"method": MAKERS[name]()})
+            build(source, made(name))
         return
-    model = build(source, {"method": MAKERS[name]()}, dtype=torch.bfloat16).eval()
+    model = build(source, made(name), dtype=torch.bfloat16).eval()
     loss = model(batch(), torch.ones(4)).loss
     loss.backward()
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -120,24 +121,24 @@ def test_every_method_trains_beside_a_quantised_backbone(
 
 
 @FAMILIES
-@pytest.mark.parametrize("name", ["lora", "ia3", "bitfit"])
+@pytest.mark.parametrize("name", ["LoRA bare", "IA3", "BitFit new"])
 def test_before_training_the_quantised_model_answers(
     name: str, family: type[Backbone], tmp_path: Path
 ) -> None:
     source = packed(family, tmp_path)
     frozen = build(source, seed=1).eval()
-    tuned = build(source, {"method": MAKERS[name]()}, seed=1).eval()
+    tuned = build(source, made(name), seed=1).eval()
     tuned.load_state_dict(frozen.state_dict(), strict=False)
     with torch.no_grad():
         assert torch.equal(tuned.logits(batch()), frozen.logits(batch()))
 
 
-@pytest.mark.parametrize("name", ["lora", "ia3", "compacter", "hyperformer", "prompts"])
+@pytest.mark.parametrize("name", ["LoRA bare", "IA3", "Compacter", "Hyperformer", "PromptTuning"])
 def test_folding(name: str, tmp_path: Path) -> None:
     """Nothing is folded into packed weights; what becomes a plainer method does."""
-    method = MAKERS[name]()
+    method = METHOD_CASES[name].method
     model = build(packed(Bart, tmp_path), {"method": method}).eval()
-    if MERGED[name] is None:
+    if METHOD_CASES[name].merged is None:
         with pytest.raises(ValueError, match="PackedLinear does not compute a plain product"):
             method.merge("method", model.backbone, TASKS)
         return

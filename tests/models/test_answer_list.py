@@ -219,9 +219,9 @@ def test_lists_come_from_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ("[]", "a list of texts is needed"),
+        ("[]", "must be a list of one or more texts"),
         ('["yes", ""]', "none of them empty"),
-        ('{"yes": 1}', "a list of texts is needed"),
+        ('{"yes": 1}', "must be a list of one or more texts"),
         ("yes, no", "is not JSON"),
         (None, "No such file"),
     ],

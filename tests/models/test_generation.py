@@ -14,7 +14,8 @@ import torch
 
 from tests.models.toys import backbone, batch, build
 from vlds.backbones import T5, Backbone, Bart
-from vlds.models.generation import Beams, answers, best_choice
+from vlds.models.generation import answers, best_choice
+from vlds.models.hypotheses import Beams
 from vlds.models.vl_model import VLModel
 from vlds.schema import Decoding
 

@@ -30,7 +30,7 @@ def test_pooling_7_to_6_is_a_window_of_2() -> None:
     expected = nn.functional.max_pool2d(planes, 2, stride=1).flatten(2).transpose(1, 2)
     assert torch.equal(pool(features, 6), expected)
     assert pool(features, 7) is features
-    with pytest.raises(ValueError, match="48 vectors an image are no square grid"):
+    with pytest.raises(ValueError, match="48 vectors an image are not a square grid"):
         pool(features[:, :48], 6)
 
 

@@ -139,7 +139,8 @@ def test_images_are_encoded_once(tmp_path: Path) -> None:
     examples = replace(batch(), features=None, images=pictures)
     model.generate(examples, Decoding(num_beams=3, max_new_tokens=4))
     assert seen == [3]
-    assert model.embed_images(pictures).shape == (3, model.num_visual_tokens, 16)
+    tokens, _ = model.visual_tokens(examples)
+    assert tokens.shape == (4, 2 * model.num_visual_tokens, 16)
 
 
 def test_a_frozen_encoder_keeps_its_statistics(tmp_path: Path) -> None:

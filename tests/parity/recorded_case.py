@@ -22,8 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vlds.backbones import T5, Backbone, Bart
-from vlds.convert.reference import from_reference
-from vlds.convert.reference_keys import ReferenceTensor, reference_tensors, spelled
+from vlds.convert.reference import named_tensors, read_tensors, spellings
 from vlds.methods import (
     Adapter,
     BitFit,
@@ -55,11 +54,17 @@ class NamedSlice:
 
     key: str
     parameter: torch.nn.Parameter
-    entry: ReferenceTensor
+    index: int | None
+    """Number of the slice; None: the whole parameter."""
+
+    @property
+    def task(self) -> int | None:
+        """Number of the task that alone uses it; None: all do."""
+        return self.index if self.index is not None and len(self.parameter) > 1 else None
 
     def of(self, tensor: Tensor) -> Tensor:
         """The slice of a tensor shaped like the parameter."""
-        return tensor if self.entry.index is None else tensor[self.entry.index]
+        return tensor if self.index is None else tensor[self.index]
 
 
 class RecordedCase:
@@ -78,12 +83,16 @@ class RecordedCase:
         tensor = self.tensors[name]
         return tensor.double() if tensor.is_floating_point() else tensor
 
+    def methods(self) -> tuple[dict[str, Method], bool]:
+        """What the flags ask for, as `methods_of` says."""
+        return methods_of(parse_flags(self.record["flags"]), self.record["config"], self.weights)
+
     def build(self, folder: Path) -> VLModel:
         """Our model with the recorded weights, in float64, evaluation mode."""
         size = self.record["config"]
         config = folder / "config.json"
         config.write_text(json.dumps(hf_config(size)), encoding="utf-8")
-        methods, train_norms = methods_of(parse_flags(self.record["flags"]), size, self.weights)
+        methods, train_norms = self.methods()
         grid = round(size["grid_in"] ** 0.5)
         model_config = ModelConfig(
             backbone=backbone_of(size, str(config)),
@@ -99,7 +108,7 @@ class RecordedCase:
         tokenizer = ["token"] * size["vocab"]  # only its length is looked at
         model = build_model(model_config, self.tasks, torch.float64, tokenizer)
         wanted = dict(model.unique_state())
-        state = from_reference(self.weights, model, self.tasks)
+        state = read_tensors(self.weights, named_tensors(model, methods, self.tasks))
         with torch.no_grad():
             for name, tensor in wanted.items():
                 tensor.copy_(state[name])
@@ -146,12 +155,13 @@ class RecordedCase:
     def trainable(self, model: VLModel) -> list[NamedSlice]:
         """What trains, under the original's names."""
         first_name = {alias: first for first, alias in self.record["aliases"]}
+        names = named_tensors(model, self.methods()[0], self.tasks)
         slices = []
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                for entry in reference_tensors(name, len(parameter), self.tasks):
-                    key = spelled(entry.key, self.weights)
-                    slices.append(NamedSlice(first_name.get(key, key), parameter, entry))
+                for index, (first, *_) in names[name].keys.items():
+                    key = next((s for s in spellings(first) if s in self.weights), first)
+                    slices.append(NamedSlice(first_name.get(key, key), parameter, index))
         return slices
 
 

@@ -25,7 +25,7 @@ class ReferenceAdamW:
     def step(self, learning_rate: float, task: int) -> None:
         """Update all weights that batches of this task use."""
         for named in self.slices:
-            if named.parameter.grad is None or named.entry.task not in (None, task):
+            if named.parameter.grad is None or named.task not in (None, task):
                 continue
             weight, gradient = named.of(named.parameter.data), named.of(named.parameter.grad)
             zero = torch.zeros_like(weight)

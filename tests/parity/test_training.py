@@ -137,5 +137,5 @@ def test_what_stood_still_there_stands_still_under_zero(
             same = torch.equal(*here)
             assert same == (len({tuple(numbers) for numbers in there}) == 1), named.key
             still += same
-            per_task += named.entry.task is not None
+            per_task += named.task is not None
     assert (still > 0) == (per_task > 0)

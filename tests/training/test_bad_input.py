@@ -166,7 +166,7 @@ def test_pictures_for_an_encoder_of_stored_features(world: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        (Adapter(part="vision"), "methods.mine: no linear layer of .* plays the role 'attn_out'"),
+        (Adapter(part="vision"), "methods.mine: no layer of .* plays the role 'attn_out'"),
         (Adapter(reduction=99), "methods.mine: reduction: 99 leaves nothing of a layer 16 wide"),
     ],
 )

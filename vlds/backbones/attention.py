@@ -119,8 +119,8 @@ def set_attention(model: Any, name: str) -> None:
 
 def use_extensions(model: Any) -> None:
     """Let attention see the keys and values that methods have added, if any have."""
-    found = any(hasattr(module, "key_value_extensions") for module in model.modules())
-    if found and model.config._attn_implementation != CPU_ATTENTION:
+    are_added = any(hasattr(module, "key_value_extensions") for module in model.modules())
+    if are_added and model.config._attn_implementation != CPU_ATTENTION:
         set_attention(model, EXTENDED_ATTENTION)
 
 

@@ -73,7 +73,7 @@ class Backbone(ABC):
     linear_init_std: ClassVar[float | None]
     """Initial standard deviation of new linear layers; None: PyTorch's default."""
     beam_forces_eos: ClassVar[bool]
-    """Whether beam search puts </s> at the last position, whatever the model says."""
+    """True if beam search puts </s> at the last position, whatever the model says."""
     roles: ClassVar[dict[str, tuple[str, ...]]]
     """Role -> path patterns."""
     sizes: ClassVar[tuple[str, ...]]
@@ -90,8 +90,7 @@ class Backbone(ABC):
         if (self.path is None) == (self.config is None):
             raise ValueError(
                 f"path: {self.path}, config: {self.config}; give exactly one of them: `path` for "
-                "pretrained "
-                "weights, `config` for random ones"
+                "pretrained weights, `config` for random ones"
             )
         for name in ("extra_tokens", "visual_tokens"):
             if getattr(self, name) < 0:
@@ -152,7 +151,7 @@ class Backbone(ABC):
     def tokenizer_source(self) -> tuple[str, str]:
         """The folder, hub name or file of the tokenizer, and the field that names it.
 
-        Errors: ValueError where there is none.
+        Errors: ValueError if there is none.
         """
         source = self.tokenizer or self.path
         if source is None:
@@ -168,7 +167,7 @@ class Backbone(ABC):
         """The tokenizer with sentinel and visual tokens: <vis_extra_id_o> has id len(tokenizer) - 1
         - o.
 
-        Errors: ValueError where there is none.
+        Errors: ValueError if there is none.
         """
         source, field = self.tokenizer_source()
         what = f"{field}: cannot read a tokenizer from {source}"
@@ -179,7 +178,7 @@ class Backbone(ABC):
     def local_tokenizer(self) -> Any:
         """The tokenizer where its files lie on this machine, else None.
 
-        Errors: ValueError where the files hold no tokenizer.
+        Errors: ValueError if the files hold no tokenizer.
         """
         source = self.tokenizer or self.path
         return self.load_tokenizer() if source is not None and Path(source).exists() else None
@@ -195,7 +194,7 @@ class Backbone(ABC):
     def with_extra_tokens(self, tokenizer: Any, source: str) -> Any:
         """Append the missing extra tokens, in descending order.
 
-        Errors: ValueError where the tokenizer has other tokens behind them, so that the ids would
+        Errors: ValueError if the tokenizer has other tokens behind them, so that the ids would
         be wrong.
         """
         names = [f"<extra_id_{i}>" for i in reversed(range(self.extra_tokens))]
@@ -210,9 +209,8 @@ class Backbone(ABC):
             if (first, last) != (len(tokenizer) - self.visual_tokens, len(tokenizer) - 1):
                 raise ValueError(
                     f"tokenizer: {source} has <vis_extra_id_*> tokens, but not "
-                    f"{self.visual_tokens} of them as "
-                    "its last tokens; set visual_tokens to their number, or take a tokenizer "
-                    "without them"
+                    f"{self.visual_tokens} of them as its last tokens; set visual_tokens to their "
+                    "number, or take a tokenizer without them"
                 )
         return tokenizer
 
@@ -229,8 +227,7 @@ class Backbone(ABC):
         if config.model_type != self.config_class.model_type:
             raise ValueError(
                 f"{source} is the config of a {config.model_type} model, not of "
-                f"{type(self).__name__}; choose the "
-                "backbone class that fits"
+                f"{type(self).__name__}; choose the backbone class that fits"
             )
         check_config(config, f"{field}: {source}", self.sizes, self.tokens)
         # T5Config replaces this by True.
@@ -267,14 +264,14 @@ class Backbone(ABC):
     def build(self, config: Any) -> Any:
         """The model of a config, with random weights or on the meta device."""
         own_head = not config.tie_word_embeddings
-        # Without this, transformers would give each stack a token table of its own.
+        # Without this, transformers would give each stack its own token table.
         config.tie_word_embeddings = True
         source = self.config or self.path
         with reading(f"{'config' if self.config else 'path'}: {source} describes no model"):
             model = self.model_class(config)
         if self.path is not None:
-            found = holds_own_head(Path(self.path), model.all_tied_weights_keys[HEAD])
-            own_head = own_head if found is None else found
+            in_files = holds_own_head(Path(self.path), model.all_tied_weights_keys[HEAD])
+            own_head = own_head if in_files is None else in_files
         if own_head:
             give_own_head(model, self.linear_init_std)
         return model
@@ -300,7 +297,7 @@ class Backbone(ABC):
         return LoadedBackbone(model, frozenset(names), rows)
 
     def check_tables(self, model: Any) -> None:
-        """Errors: ValueError where encoder and decoder do not share the token table."""
+        """Errors: ValueError if encoder and decoder do not share the token table."""
         table = model.get_input_embeddings().weight
         for part, stack in (("encoder", model.get_encoder()), ("decoder", model.get_decoder())):
             if stack.embed_tokens.weight is not table:

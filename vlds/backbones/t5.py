@@ -24,6 +24,8 @@ from vlds.backbones.base import Backbone, LoadedBackbone, join
 from vlds.pretrained.files import SourceError
 from vlds.schema import UNDECAYED, OptimizerRules
 
+STACKS = ("encoder.block.*", "decoder.block.*")
+
 
 @dataclass(frozen=True, kw_only=True)
 class T5(Backbone):
@@ -46,42 +48,20 @@ class T5(Backbone):
     tokens: ClassVar[tuple[str, ...]] = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
     tokenizer_files: ClassVar[tuple[str, ...]] = (".model", "spiece.model", "tokenizer.json")
     roles: ClassVar[dict[str, tuple[str, ...]]] = {
-        "attn_q": (
-            "encoder.block.*.layer.0.SelfAttention.q",
-            "decoder.block.*.layer.0.SelfAttention.q",
-        ),
-        "attn_k": (
-            "encoder.block.*.layer.0.SelfAttention.k",
-            "decoder.block.*.layer.0.SelfAttention.k",
-        ),
-        "attn_v": (
-            "encoder.block.*.layer.0.SelfAttention.v",
-            "decoder.block.*.layer.0.SelfAttention.v",
-        ),
-        "attn_out": (
-            "encoder.block.*.layer.0.SelfAttention.o",
-            "decoder.block.*.layer.0.SelfAttention.o",
-        ),
+        "attn_q": tuple(f"{stack}.layer.0.SelfAttention.q" for stack in STACKS),
+        "attn_k": tuple(f"{stack}.layer.0.SelfAttention.k" for stack in STACKS),
+        "attn_v": tuple(f"{stack}.layer.0.SelfAttention.v" for stack in STACKS),
+        "attn_out": tuple(f"{stack}.layer.0.SelfAttention.o" for stack in STACKS),
         "cross_attn_q": ("decoder.block.*.layer.1.EncDecAttention.q",),
         "cross_attn_k": ("decoder.block.*.layer.1.EncDecAttention.k",),
         "cross_attn_v": ("decoder.block.*.layer.1.EncDecAttention.v",),
         "cross_attn_out": ("decoder.block.*.layer.1.EncDecAttention.o",),
         "ffn_in": (
-            "encoder.block.*.layer.1.DenseReluDense.wi",
-            "encoder.block.*.layer.1.DenseReluDense.wi_*",
-            "decoder.block.*.layer.2.DenseReluDense.wi",
-            "decoder.block.*.layer.2.DenseReluDense.wi_*",
+            "*.block.*.layer.*.DenseReluDense.wi",
+            "*.block.*.layer.*.DenseReluDense.wi_*",
         ),
-        "ffn_out": (
-            "encoder.block.*.layer.1.DenseReluDense.wo",
-            "decoder.block.*.layer.2.DenseReluDense.wo",
-        ),
-        "norm": (
-            "encoder.block.*.layer.*.layer_norm",
-            "decoder.block.*.layer.*.layer_norm",
-            "encoder.final_layer_norm",
-            "decoder.final_layer_norm",
-        ),
+        "ffn_out": ("*.block.*.layer.*.DenseReluDense.wo",),
+        "norm": ("*.block.*.layer.*.layer_norm", "*.final_layer_norm"),
         "head": ("lm_head",),
     }
     optimizer_rules: ClassVar[OptimizerRules] = {
@@ -126,8 +106,7 @@ class T5(Backbone):
         if (tokenizer.pad_token_id, tokenizer.eos_token_id) != (0, 1):
             raise SourceError(
                 f"tokenizer: {file} has not T5's first pieces <pad>, </s>, <unk>; train it with "
-                "pad_id=0, eos_id=1, "
-                "unk_id=2, bos_id=-1"
+                "pad_id=0, eos_id=1, unk_id=2, bos_id=-1"
             )
         return tokenizer
 

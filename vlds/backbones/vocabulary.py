@@ -1,7 +1,7 @@
 """The two tables of a vocabulary: the token table that a model reads with, and the head that it
 writes with.
 
-In T5 and BART they are one tensor. T5 v1.1 and FLAN-T5 have a head of their own. transformers 5
+In T5 and BART they are one tensor. T5 v1.1 and FLAN-T5 have a separate head. transformers 5
 forgets that: its T5Config says `tie_word_embeddings: true` whatever the file says, so that each
 call of `resize_token_embeddings` would replace the head by the token table. Here the checkpoint's
 tensors decide, and the config is made to agree with them.
@@ -22,7 +22,7 @@ HEAD = "lm_head.weight"
 
 
 def has_own_head(model: Any) -> bool:
-    """True if the head is a tensor of its own."""
+    """True if the head is not the token table."""
     separate: bool = model.get_output_embeddings().weight is not model.get_input_embeddings().weight
     return separate
 
@@ -47,15 +47,15 @@ def give_own_head(model: Any, std: float | None) -> None:
 def holds_own_head(folder: Path, table: str) -> bool | None:
     """True if a folder's safetensors hold a head that differs from `table`, None if they hold
     neither."""
-    found: dict[str, torch.Tensor] = {}
+    tables: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         check_file(file)
         with safe_open(file, "pt") as opened:
             names = {HEAD, table} & set(opened.keys())
-            found |= {name: opened.get_tensor(name) for name in names}
-    if not found:
+            tables |= {name: opened.get_tensor(name) for name in names}
+    if not tables:
         return None
-    return len(found) == 2 and not torch.equal(found[HEAD], found[table])
+    return len(tables) == 2 and not torch.equal(tables[HEAD], tables[table])
 
 
 @torch.no_grad()
@@ -63,7 +63,7 @@ def resize_vocabulary(model: Any, size: int) -> dict[str, int]:
     """Give the tables `size` rows, and make the config say whether they are tied; name of each
     resized table -> number of leading rows that are as before.
 
-    Whoever builds the model draws the new rows of the token table. New rows of a head of its own
+    Whoever builds the model draws the new rows of the token table. New rows of a separate head
     are the mean of the old ones: a new token's logit is then the mean of the others, so by Jensen's
     inequality its probability is at most the mean of theirs, whatever the state is. Rows as wide as
     the token table's would outshout all trained tokens.

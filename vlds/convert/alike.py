@@ -1,4 +1,4 @@
-"""Whether runs are of one model: what their recipes and their backbones' configs say of what is
+"""Checks that runs are of one model: what their recipes and their backbones' configs say of what is
 computed, vocabularies, and names and shapes of tensors."""
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NOT_THE_MODEL = {
 def essence(run: LoadedRun, with_tasks: bool) -> dict[str, Any]:
     """What combined runs must have in common, besides their tensors."""
     recipe = run.recipe
-    found = {
+    essentials = {
         "methods": {
             name: tree | {"init_args": shaping(tree["init_args"])}
             for name, tree in to_tree(recipe.methods).items()
@@ -46,8 +46,8 @@ def essence(run: LoadedRun, with_tasks: bool) -> dict[str, Any]:
     for part, (choice, module) in parts.items():
         tree = to_tree(choice)
         settings = shaping(config_of(module) | tree["init_args"])
-        found |= {part: tree["class_path"]} | {f"{part}.{k}": v for k, v in settings.items()}
-    return found
+        essentials |= {part: tree["class_path"]} | {f"{part}.{k}": v for k, v in settings.items()}
+    return essentials
 
 
 def shaping(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,30 +62,30 @@ def shaping(settings: Mapping[str, Any]) -> dict[str, Any]:
 def config_of(module: nn.Module) -> dict[str, Any]:
     """Hugging Face's config of a model that has one."""
     configs = (getattr(each, "config", None) for each in module.modules())
-    found = next((config for config in configs if hasattr(config, "to_dict")), None)
-    return {} if found is None else dict(found.to_dict())
+    hf_config = next((config for config in configs if hasattr(config, "to_dict")), None)
+    return {} if hf_config is None else dict(hf_config.to_dict())
 
 
 def check_settings(
     first: Opened,
     other: Opened,
-    wanted: Mapping[str, Any],
-    found: Mapping[str, Any],
+    expected: Mapping[str, Any],
+    given: Mapping[str, Any],
     option: str = "",
 ) -> None:
     """Errors: ValueError that names what differs, settings or the vocabulary."""
-    for key in [*wanted, *(found.keys() - wanted.keys())]:
-        if wanted.get(key) != found.get(key):
+    for key in [*expected, *(given.keys() - expected.keys())]:
+        if expected.get(key) != given.get(key):
             raise ValueError(
-                f"{option}{key}: {wanted.get(key)} in {first[0]}, {found.get(key)} in {other[0]}; "
-                f"{ONE_MODEL}"
+                f"{option}{key}: {expected.get(key)} in {first[0]}, {given.get(key)} in "
+                f"{other[0]}; {ONE_MODEL}"
             )
     if first[1].tokenizer.get_vocab() != other[1].tokenizer.get_vocab():
         raise ValueError(f"{option}tokenizer: {other[0]} has another vocabulary than {first[0]}")
 
 
 def check_names(first: Opened, other: Opened) -> None:
-    """Errors: ValueError where a tensor has no counterpart, whatever the settings say."""
+    """Errors: ValueError if a tensor has no counterpart, whatever the settings say."""
     names = [{name for name, _ in run.model.unique_state()} for _, run in (first, other)]
     if odd := sorted(names[0] ^ names[1]):
         owner = first[0] if odd[0] in names[0] else other[0]
@@ -93,10 +93,10 @@ def check_names(first: Opened, other: Opened) -> None:
 
 
 def check_base(first: Opened, base: Opened) -> None:
-    """Errors: ValueError where the base of a sum is not what the run began with."""
-    wanted, found = essence(first[1], False), essence(base[1], False)
-    methods = wanted.pop("methods"), found.pop("methods")
-    check_settings(first, base, wanted, found, "--base: ")
+    """Errors: ValueError if the base of a sum is not what the run began with."""
+    expected, given = essence(first[1], False), essence(base[1], False)
+    methods = expected.pop("methods"), given.pop("methods")
+    check_settings(first, base, expected, given, "--base: ")
     shapes = [{n: tuple(t.shape) for n, t in run.model.unique_state()} for _, run in (first, base)]
     for name in [*shapes[0], *sorted(shapes[1].keys() - shapes[0].keys())]:
         if shapes[0].get(name) != shapes[1].get(name):

@@ -35,7 +35,7 @@ def average(
 ) -> None:
     """Write the weighted mean of runs; `weights` need not sum to 1.
 
-    Errors: ValueError where the runs are not of one model.
+    Errors: ValueError if the runs are not of one model.
     """
     factors = factors_of(runs, weights)
     if sum(factors) == 0:
@@ -53,7 +53,7 @@ def arithmetic(
 ) -> None:
     """Write base + sum of weight x (run - base). A negative weight takes away what a run learnt.
 
-    Errors: ValueError where the runs are not of one model, or the base lacks what they trained.
+    Errors: ValueError if the runs are not of one model, or the base lacks what they trained.
     """
     factors = factors_of(runs, weights)
     loaded = [*open_alike(runs), load_run(base, torch.float32)]
@@ -64,7 +64,7 @@ def arithmetic(
 def factors_of(runs: Sequence[Path], weights: Sequence[float] | None) -> list[float]:
     """A factor for each run; 1 where none are given.
 
-    Errors: ValueError where there are more or fewer, or they are no numbers to add with.
+    Errors: ValueError if there are more or fewer, or they are not finite.
     """
     if weights is not None and len(weights) != len(runs):
         raise ValueError(f"--weights: {len(weights)} for {len(runs)} runs; give each run one")
@@ -77,7 +77,7 @@ def factors_of(runs: Sequence[Path], weights: Sequence[float] | None) -> list[fl
 def take(run: Path, task: str, out: Path, verification: Verification | None) -> None:
     """Write a run of one task alone, with that task's slices.
 
-    Errors: ValueError where the run has no such task, or the task no slices.
+    Errors: ValueError if the run has no such task, or the task no slices.
     """
     (loaded,) = open_alike([run])
     check_task(task, loaded.recipe, run)
@@ -93,7 +93,7 @@ def take(run: Path, task: str, out: Path, verification: Verification | None) -> 
 def put(run: Path, giver: Path, task: str, out: Path, verification: Verification | None) -> None:
     """Write a run with another run's slices for a task, which it has already or gets.
 
-    Errors: ValueError where weights that tasks share differ between the runs.
+    Errors: ValueError if weights that tasks share differ between the runs.
     """
     receiver, other = open_alike([run, giver], same_tasks=False)
     check_task(task, other.recipe, giver)
@@ -136,9 +136,7 @@ def write_weighted(
     """Write the first run with sum of factor x weight for all that trains."""
     target = runs[0]
     states = [dict(run.model.unique_state()) for run in runs]
-    moving = set(target.model.parts)
-    if not target.model.vision.frozen:
-        moving |= {f"vision.{name}" for name, _ in target.model.vision.named_buffers()}
+    moving = target.model.moving_names()
     check_equal(states, states[0].keys() - moving, "frozen")
     with torch.no_grad():
         for name, tensor in target.model.unique_state():
@@ -154,7 +152,7 @@ def write_weighted(
 
 
 def check_equal(states: Iterable[Mapping[str, Tensor]], names: Iterable[str], what: str) -> None:
-    """Errors: ValueError where tensors differ between runs, which nothing makes one of."""
+    """Errors: ValueError if tensors differ between runs, which nothing makes one of."""
     first, *others = states
     odd = sorted(n for n in names if any(not torch.equal(first[n], o[n]) for o in others))
     if odd:
@@ -167,7 +165,7 @@ def check_equal(states: Iterable[Mapping[str, Tensor]], names: Iterable[str], wh
 
 
 def check_task(task: str, recipe: Recipe, run: Path) -> None:
-    """Errors: ValueError where a run has no such task."""
+    """Errors: ValueError if a run has no such task."""
     if task not in recipe.tasks:
         raise ValueError(f"--task: {run} has no task {task}; its tasks: {', '.join(recipe.tasks)}")
 
@@ -175,13 +173,13 @@ def check_task(task: str, recipe: Recipe, run: Path) -> None:
 def stacked_names(recipe: Recipe, option: str) -> set[str]:
     """Tensors with a slice for each task: those whose shape follows the number of tasks.
 
-    Errors: ValueError where there are none.
+    Errors: ValueError if there are none.
     """
     names = stacked(recipe)
     if not names:
         raise ValueError(
-            f"{option}: the run's tasks have no weights of their own (sharing: multiple would give "
-            "them some), so there is no slice"
+            f"{option}: the run's tasks share all weights, so no task has a slice (sharing: "
+            "multiple gives each task its own)"
         )
     return names
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ from vlds.convert.merge_options import HELP, add_merge_options, check_merge
 from vlds.convert.output import check_absent, stoppable, tell
 
 if TYPE_CHECKING:  # importing them for good would make each help wait for torch
+    from vlds.artifact import LoadedRun
+    from vlds.convert.adapter_folders import AdapterFolders
     from vlds.convert.target import Target
     from vlds.convert.verify import Verification
 
@@ -83,8 +86,20 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     layouts = parser.add_subparsers(dest="layout", required=True, metavar="LAYOUT", title="layouts")
-    for add in (add_hf, add_merge, add_zero, add_reference, add_peft, add_adapters):
-        add(layouts)
+    add_layout(layouts, "hf", to_hf).add_argument("--run", type=Path, required=True, help=RUN_HELP)
+    add_merge_options(add_layout(layouts, "merge", merge, HELP), RUN_HELP)
+    zero = add_layout(layouts, "zero", from_zero)
+    add_source(zero, "folder that engine.save_checkpoint wrote", required=True)
+    zero.add_argument("--tag", help="the checkpoint's subfolder; default: what `latest` names")
+    original = add_layout(layouts, "reference", reference, TWO_WAYS)
+    add_source(original, "a .pth file of the original code", required=False)
+    opens = "`PeftModel.from_pretrained` opens it on the backbone that `vlds convert hf`\nwrites."
+    in_peft = add_layout(layouts, "peft", peft, f"{TWO_WAYS}{opens}")
+    add_source(in_peft, "folder of peft's files, or of one such folder a task", required=False)
+    in_peft.add_argument("--base", help="backbone's name in adapter_config.json; default: none")
+    opens = "`model.load_adapter` opens it on the backbone that `vlds convert hf` writes."
+    in_adapters = add_layout(layouts, "adapters", adapters, f"{TWO_WAYS}{opens}")
+    add_source(in_adapters, "folder of the library's files, or of one a task", required=False)
     return parser
 
 
@@ -128,22 +143,11 @@ def add_source(parser: argparse.ArgumentParser, what: str, required: bool) -> No
     parser.add_argument("--run", type=Path, help=f"{also}{RUN_HELP}; with --from, {FROM_RUN_HELP}")
 
 
-def add_hf(layouts: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Hugging Face's layout."""
-    parser = add_layout(layouts, "hf", to_hf)
-    parser.add_argument("--run", type=Path, required=True, help=RUN_HELP)
-
-
 def to_hf(options: Options) -> None:
     """One folder: the text backbone for Hugging Face, the rest beside it."""
     from vlds.convert.hf import convert_run
 
     convert_run(options.run, options.out, merge=False, verification=verification_of(options))
-
-
-def add_merge(layouts: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Folding and combining."""
-    add_merge_options(add_layout(layouts, "merge", merge, HELP), RUN_HELP)
 
 
 def merge(options: Options) -> None:
@@ -168,25 +172,12 @@ def merge(options: Options) -> None:
     return combine.put(receiver, giver, options.task, options.out, verification)
 
 
-def add_zero(layouts: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """DeepSpeed's checkpoints."""
-    parser = add_layout(layouts, "zero", from_zero)
-    add_source(parser, "folder that engine.save_checkpoint wrote", required=True)
-    parser.add_argument("--tag", help="the checkpoint's subfolder; default: what `latest` names")
-
-
 def from_zero(options: Options) -> None:
     """From a DeepSpeed checkpoint of ZeRO 2 or 3, of any number of ranks."""
     from vlds.convert.zero import import_zero
 
     target = target_of(options)
     import_zero(options.source, options.tag, target, options.out, verification_of(options))
-
-
-def add_reference(layouts: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Checkpoints of the original code."""
-    parser = add_layout(layouts, "reference", reference, TWO_WAYS)
-    add_source(parser, "a .pth file of the original code", required=False)
 
 
 def reference(options: Options) -> None:
@@ -199,41 +190,31 @@ def reference(options: Options) -> None:
     return import_reference(options.source, target, options.out, verification_of(options))
 
 
-def add_peft(layouts: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Hugging Face's peft."""
-    more = "`PeftModel.from_pretrained` opens it on the backbone that `vlds convert hf`\nwrites."
-    parser = add_layout(layouts, "peft", peft, f"{TWO_WAYS}{more}")
-    add_source(parser, "folder of peft's files, or of one such folder a task", required=False)
-    parser.add_argument("--base", help="backbone's name in adapter_config.json; default: none")
-
-
 def peft(options: Options) -> None:
     """From and to peft's layout: LoRA, IA3, and prompts of T5."""
-    from vlds.convert.peft import export_peft, import_peft
+    from vlds.convert.peft import PeftFolders
 
-    if options.source is None:
-        run = exported_run(options)
-        return export_peft(run, options.out, verification_of(options), options.base)
-    if options.base is not None:
+    if options.source is not None and options.base is not None:
         raise ValueError("--base: goes with a run that is written, not with --from")
-    return import_peft(options.source, target_of(options), options.out, verification_of(options))
-
-
-def add_adapters(layouts: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """The library adapters."""
-    more = "`model.load_adapter` opens it on the backbone that `vlds convert hf` writes."
-    parser = add_layout(layouts, "adapters", adapters, f"{TWO_WAYS}{more}")
-    add_source(parser, "folder of the library's files, or of one a task", required=False)
+    convert_folders(options, partial(PeftFolders, base=options.base))
 
 
 def adapters(options: Options) -> None:
     """From and to the layout of the library adapters: Adapter and Compacter."""
-    from vlds.convert.adapters import export_adapters, import_adapters
+    from vlds.convert.adapters import AdaptersFolders
 
+    convert_folders(options, AdaptersFolders)
+
+
+def convert_folders(options: Options, folders_of: Callable[[LoadedRun], AdapterFolders]) -> None:
+    """From or to folders of a library."""
+    from vlds.convert.adapter_folders import export_folders, import_folders
+
+    verification = verification_of(options)
     if options.source is None:
-        return export_adapters(exported_run(options), options.out, verification_of(options))
+        return export_folders(exported_run(options), options.out, folders_of, verification)
     target = target_of(options)
-    return import_adapters(options.source, target, options.out, verification_of(options))
+    return import_folders(options.source, target, options.out, folders_of, verification)
 
 
 def check_options(options: Options) -> None:
@@ -267,7 +248,7 @@ def verification_of(options: Options) -> Verification | None:
 def exported_run(options: Options) -> Path:
     """The run that is written.
 
-    Errors: ValueError where none is named.
+    Errors: ValueError if none is named.
     """
     if options.run is None:
         raise ValueError("name --run, what to write, or --from, what to read")

@@ -36,8 +36,8 @@ DAMAGE = (
     struct.error,
     zipfile.BadZipFile,
 )
-"""What torch's reader raises over files that are none of its own, cut or changed: it trusts them
-to be whole."""
+"""What torch's reader raises over files that are cut, changed or not torch's: it trusts them to be
+complete."""
 
 REFUSED = re.compile(r"GLOBAL ([\w.]+)")
 """In what torch's safe reader says of a class or function that it will not touch."""
@@ -49,7 +49,7 @@ def read_torch(file: Path, allowed: Sequence[Any] = (), cure: str = STATE_DICT) 
     """The content of a file of torch.save: tensors, numbers, texts, containers, and instances of
     the `allowed` classes.
 
-    Errors: ValueError where it holds anything else, with the cure, or is no whole file.
+    Errors: ValueError if it holds anything else, with the cure, or is not a complete file.
     """
     check_file(file)
     try:
@@ -71,15 +71,15 @@ def damaged(file: Path, error: Exception) -> ValueError:
     """What to say of a file that cannot be read."""
     text = " ".join(str(error).rpartition("WeightsUnpickler error:")[2].split())
     return ValueError(
-        f"{file} is no whole file of torch.save ({text[:120] or type(error).__name__}); copy it "
-        "again, or name another"
+        f"{file} is not a complete file of torch.save ({text[:120] or type(error).__name__}); "
+        "copy it again, or name another"
     )
 
 
 def read_state_dict(file: Path) -> dict[str, Tensor]:
     """Name -> tensor of a .pth or .bin file, without the `module.` of DistributedDataParallel.
 
-    Errors: ValueError where the file holds anything else.
+    Errors: ValueError if the file holds anything else.
     """
     content = read_torch(file)
     if not isinstance(content, dict) or not content:
@@ -92,7 +92,7 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
                 "dict has tensors alone: save model.state_dict()"
             )
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-            raise ValueError(f"{file}: {key} is no plain tensor; save it dense and in floats")
+            raise ValueError(f"{file}: {key} is not a plain tensor; save it dense and in floats")
         bare = key.removeprefix("module.")
         if bare in state:
             raise ValueError(f"{file}: {bare} stands there with and without `module.`")
@@ -103,19 +103,21 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
 def read_safetensors(file: Path) -> dict[str, Tensor]:
     """Name -> tensor.
 
-    Errors: ValueError where the file is missing or damaged.
+    Errors: ValueError if the file is missing or damaged.
     """
     check_file(file)
     try:
         return load_file(file)
     except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{file} is no whole safetensors file ({error}); copy it again") from None
+        raise ValueError(
+            f"{file} is not a complete safetensors file ({error}); copy it again"
+        ) from None
 
 
 def read_weights(folder: Path, *names: str) -> dict[str, Tensor]:
     """The first of the files that the folder has; safetensors or torch.save's.
 
-    Errors: ValueError where it has none.
+    Errors: ValueError if it has none.
     """
     for name in names:
         if (folder / name).is_file():
@@ -127,20 +129,20 @@ def read_weights(folder: Path, *names: str) -> dict[str, Tensor]:
 def read_json(file: Path) -> dict[str, Any]:
     """A json file that holds an object.
 
-    Errors: ValueError where it is missing or holds anything else.
+    Errors: ValueError if it is missing or holds anything else.
     """
     check_file(file)
     try:
         content = json_file.read_json(file)
     except ValueError as error:
-        raise ValueError(f"{file} is no json: {error}") from None
+        raise ValueError(f"{file} is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds a {type(content).__name__}, not settings by name")
     return content
 
 
 def check_file(file: Path) -> None:
-    """Errors: ValueError where there is no such file."""
+    """Errors: ValueError if there is no such file."""
     if file.is_dir():
         raise ValueError(f"--from: {file} is a folder; name a file in it")
     if not file.is_file():

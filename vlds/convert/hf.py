@@ -22,7 +22,6 @@ import torch
 from safetensors.torch import save_file
 
 from vlds.artifact import WEIGHTS, LoadedRun, load_run, own_tensors, write_description
-from vlds.config import Recipe
 from vlds.convert.output import new_folder, say
 from vlds.convert.verify import Verification, all_tasks
 from vlds.methods.base import Method
@@ -40,7 +39,7 @@ def convert_run(
 ) -> None:
     """Write `out`, which must not exist.
 
-    Errors: ValueError where it exists, or where `merge` is asked for and a method cannot be folded.
+    Errors: ValueError if it exists, or where `merge` is asked for and a method cannot be folded.
     """
     with new_folder(out) as partial:
         say(f"opening {run}")
@@ -63,7 +62,7 @@ def write_hf(loaded: LoadedRun, folder: Path) -> None:
 def fold_methods(loaded: LoadedRun) -> LoadedRun:
     """The same run with every method folded into the weights, or made plainer.
 
-    Errors: ValueError where neither can be done.
+    Errors: ValueError if neither can be done.
     """
     model, recipe = loaded.model, loaded.recipe
     left: dict[str, Method] = {}
@@ -88,17 +87,6 @@ def write_backbone(loaded: LoadedRun, folder: Path) -> None:
     loaded.tokenizer.save_pretrained(folder)
 
 
-def moving_names(recipe: Recipe) -> set[str]:
-    """What a recipe trains: an artifact keeps it, whatever its sources hold."""
-    with torch.device("meta"):
-        model = build_model(recipe.model, list(recipe.tasks), torch.float32, None)
-    # Not the methods' names alone: LoRA, for one, trains biases of the backbone's own.
-    moving = set(model.parts)
-    if not model.vision.frozen:
-        moving |= {f"vision.{name}" for name, _ in model.vision.named_buffers()}
-    return moving
-
-
 def write_rest(loaded: LoadedRun, folder: Path) -> None:
     """All other weights, the recipe that finds everything in this folder, and the hashes."""
     model, recipe = loaded.model, loaded.recipe
@@ -118,6 +106,10 @@ def write_rest(loaded: LoadedRun, folder: Path) -> None:
     )
     backbone = {f"backbone.{name}" for name in model.pretrained_names()}
     visual = {name for name, _ in model.unique_state() if name.startswith(VISUAL)}
-    model.sources = Sources(names=frozenset((backbone | visual) - moving_names(recipe)))
+    # An artifact keeps what its recipe trains, whatever its sources hold.
+    with torch.device("meta"):
+        shapes = build_model(recipe.model, list(recipe.tasks), torch.float32, None)
+    moving = shapes.moving_names()
+    model.sources = Sources(names=frozenset((backbone | visual) - moving))
     save_file(own_tensors(model), folder / WEIGHTS)
     write_description(folder, recipe)

@@ -42,7 +42,7 @@ def add_merge_options(parser: argparse.ArgumentParser, run_help: str) -> None:
 
 
 def check_merge(options: argparse.Namespace) -> None:
-    """Errors: ValueError where options do not go with each other, or the base is not there."""
+    """Errors: ValueError if options do not go with each other, or the base is not there."""
     how = options.how
     num, wanted = MERGES[how]
     if len(options.run) not in num:

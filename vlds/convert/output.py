@@ -30,7 +30,7 @@ Item = TypeVar("Item")
 def new_folder(out: Path) -> Iterator[Path]:
     """An empty folder that becomes `out` if all goes well, and vanishes if not.
 
-    Errors: ValueError where `out` exists or cannot be written.
+    Errors: ValueError if `out` exists or cannot be written.
     """
     check_absent(out, "folder")
     with named_out(), whole_folder(out, new=True) as partial:
@@ -41,7 +41,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 def new_file(out: Path) -> Iterator[Path]:
     """The name of a file that becomes `out` if all goes well, and vanishes if not.
 
-    Errors: ValueError where `out` exists or cannot be written.
+    Errors: ValueError if `out` exists or cannot be written.
     """
     check_absent(out, "file")
     with named_out(), whole_file(out, new=True) as partial:
@@ -58,13 +58,13 @@ def named_out() -> Iterator[None]:
 
 
 def check_absent(out: Path, kind: str) -> None:
-    """Errors: ValueError where something, a dead link for instance, has the name, or a file stands
+    """Errors: ValueError if something, a dead link for instance, has the name, or a file stands
     in the way to it."""
     if not out.name or out.name == ".." or os.path.lexists(beside_others(out)):
         raise ValueError(f"--out: {out} exists; name a new {kind}")
     for above in beside_others(out).parents:
         if os.path.exists(above) and not os.path.isdir(above):
-            raise ValueError(f"--out: {above} is no folder; name a new {kind}")
+            raise ValueError(f"--out: {above} is not a folder; name a new {kind}")
 
 
 def beside_others(out: Path) -> Path:
@@ -91,7 +91,7 @@ def stoppable() -> Iterator[None]:
 def check_plain(name: str, what: str) -> str:
     """A name that becomes one of a file or folder inside the output, and of nothing else.
 
-    Errors: ValueError where it would lead elsewhere.
+    Errors: ValueError if it would lead elsewhere.
     """
     if not name or name.startswith(".") or {"/", "\\", "\0"} & set(name):
         raise ValueError(f"{what}: '{name}' cannot be a folder's name; rename it in the recipe")

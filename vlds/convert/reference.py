@@ -16,36 +16,27 @@ from vlds.backbones import T5
 from vlds.backbones.vocabulary import has_own_head
 from vlds.convert.foreign_files import read_state_dict
 from vlds.convert.output import new_file, save_torch, say
-from vlds.convert.reference_keys import EXTENSION, reference_tensors, spellings
-from vlds.convert.target import Target, adds_tensors, scrub, target_of_run
+from vlds.convert.target import Target, scrub, target_of_run
 from vlds.convert.verify import Verification, all_tasks
-from vlds.methods import (
-    Adapter,
-    BitFit,
-    Compacter,
-    DecoderPromptTuning,
-    Hyperformer,
-    LoRA,
-    LowRankAdapter,
-    Method,
-    PromptTuning,
-)
+from vlds.methods import Method
 from vlds.methods.bottleneck import Bottleneck
-from vlds.methods.prompt_network import LearnedEmbeddings
+from vlds.methods.extended import added_tensors
+from vlds.methods.layouts import Stored
+from vlds.models.build import BACKBONE_PREFIX
 from vlds.models.vl_model import VLModel
 
-KNOWN = (
-    Adapter,
-    Compacter,
-    DecoderPromptTuning,
-    Hyperformer,
-    LoRA,
-    LowRankAdapter,
-    PromptTuning,
-)
-"""Methods of the original code that have weights of their own."""
-ROLES = {"attn_q", "attn_v", "cross_attn_q", "cross_attn_v"}
-"""Where the original has LoRA."""
+VISUAL = {
+    "feature_projection": "feat_embedding.0",
+    "feature_norm": "feat_embedding.1",
+    "box_projection": "absolute_vis_pos_embedding.0",
+    "box_norm": "absolute_vis_pos_embedding.1",
+    "image_order": "img_order_embedding",
+}
+"""Module of the visual embedding -> its name in the original code."""
+OBJECT_ORDER = "encoder.visual_embedding.obj_order_embedding.weight"
+TOKEN_TABLES = {"shared.weight": "", "model.shared.weight": "model."}
+"""The token table, of T5 and of BART -> what stands there before the visual embedding, which reads
+the table too."""
 ONE_NORM = "visual_embedding.layer_norm.weight"
 BELOW_MODEL = re.compile(r"(encoder|decoder|shared_task_embed|prompt_modules)\.")
 """Names that stand below `model.` on BART."""
@@ -53,33 +44,51 @@ BELOW_MODEL = re.compile(r"(encoder|decoder|shared_task_embed|prompt_modules)\."
 
 @dataclass
 class NamedTensor:
-    """A tensor of ours with all its names."""
+    """A tensor of ours and its names in the original code."""
 
     tensor: Tensor
-    names: list[str] = field(default_factory=list)
-
-    def keys(self, tasks: Sequence[str]) -> dict[int | None, list[str]]:
-        """Number of a slice (None: the whole) -> its names in the original code.
-
-        Errors: ValueError where it has none there.
-        """
-        length = self.tensor.shape[0] if self.tensor.dim() else 1
-        keys: dict[int | None, list[str]] = {}
-        for name in self.names:
-            for entry in reference_tensors(name, length, tasks):
-                keys.setdefault(entry.index, []).extend([entry.key, *entry.aliases])
-        if len(self.names) > 1 and self.names[0].endswith(".down_rule"):
-            keys[0].append("phm_rule")
-        return keys
+    keys: dict[int | None, list[str]] = field(default_factory=dict)
+    """Number of a task's slice (None: the whole tensor) -> its names, the first task's first."""
 
 
-def named_tensors(model: VLModel) -> dict[str, NamedTensor]:
-    """First name -> tensor, without the vision encoder, which the original never keeps."""
-    found: dict[int, NamedTensor] = {}
+def named_tensors(
+    model: VLModel, methods: Mapping[str, Method], tasks: Sequence[str]
+) -> dict[str, NamedTensor]:
+    """First name of ours -> tensor, without the vision encoder, which the original never keeps."""
+    stored: dict[str, Stored] = {}
+    for name, method in methods.items():
+        if added_tensors(model.backbone, name):
+            layout = method.layout("reference", name, model.backbone)
+            stored |= {f"{BACKBONE_PREFIX}{tensor}": s for tensor, s in layout.tensors.items()}
+    named: dict[int, tuple[str, NamedTensor]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if not name.startswith("vision."):
-            found.setdefault(id(tensor), NamedTensor(tensor.detach())).names.append(name)
-    return {entry.names[0]: entry for entry in found.values()}
+        if name.startswith("vision."):
+            continue
+        place = stored.get(name) or Stored(original_names(name), stacked=False)
+        _, entry = named.setdefault(id(tensor), (name, NamedTensor(tensor.detach())))
+        # One tensor that tasks share stands there once per task.
+        slices: dict[int | None, Sequence[str]] = {None: tasks}
+        if place.stacked:
+            shared = len(tensor) == 1
+            slices = {0: tasks} if shared else {n: [task] for n, task in enumerate(tasks)}
+        for index, users in slices.items():
+            keys = [key.format(task=task) for key in place.keys for task in users]
+            entry.keys[index] = list(dict.fromkeys([*entry.keys.get(index, []), *keys]))
+    return dict(named.values())
+
+
+def original_names(name: str) -> tuple[str, ...]:
+    """The names of a tensor that no method has added."""
+    part, _, rest = name.partition(".")
+    if part == "visual_embedding":
+        module, _, leaf = rest.partition(".")
+        return (f"encoder.visual_embedding.{VISUAL[module]}.{leaf}",)
+    return (rest, f"{TOKEN_TABLES[rest]}{OBJECT_ORDER}") if rest in TOKEN_TABLES else (rest,)
+
+
+def spellings(key: str) -> tuple[str, str]:
+    """A key as T5's checkpoints have it, and as BART's may."""
+    return key, f"model.{key}"
 
 
 def import_reference(
@@ -87,20 +96,18 @@ def import_reference(
 ) -> None:
     """Write the artifact of an original checkpoint.
 
-    Errors: ValueError where the file is none, or not the recipe's.
+    Errors: ValueError if the file is none, or not the recipe's.
     """
     check_expressible(target.run)
     say(f"reading {file}")
-    tasks = list(target.run.recipe.tasks)
-    tensors = from_reference(read_state_dict(file), target.run.model, tasks)
-    target.fill(tensors, file)
+    target.fill(from_reference(read_state_dict(file), target.run), file)
     target.write(out, verification)
 
 
 def export_reference(run: Path, out: Path, verification: Verification | None) -> None:
     """Write a run as the original code would have saved it.
 
-    Errors: ValueError where it has no place for a method.
+    Errors: ValueError if it has no place for a method.
     """
     say(f"opening {run}")
     loaded = load_run(run, torch.float32)
@@ -114,13 +121,12 @@ def export_reference(run: Path, out: Path, verification: Verification | None) ->
         if verification is not None:
             again = target_of_run(run)
             scrub(again.run.model)
-            tasks = list(loaded.recipe.tasks)
-            again.fill(from_reference(read_state_dict(partial), again.run.model, tasks), partial)
+            again.fill(from_reference(read_state_dict(partial), again.run), partial)
             verification.compare(all_tasks(loaded), again.run)
 
 
 def check_expressible(run: LoadedRun) -> None:
-    """Errors: ValueError where the original code has no such method, backbone or norm."""
+    """Errors: ValueError if the original code has no such method, backbone or norm."""
     if run.recipe.visual_embedding.norm_biases and isinstance(run.recipe.backbone, T5):
         raise ValueError(
             "visual_embedding.norm_biases: the original code's T5 norms have no bias; "
@@ -128,13 +134,16 @@ def check_expressible(run: LoadedRun) -> None:
         )
     if has_own_head(run.model.backbone):
         raise ValueError(
-            "backbone: its output head is a tensor of its own, and the original code always uses "
+            "backbone: its output head is a separate tensor, and the original code always uses "
             "the token table as its head; `vlds convert hf` keeps the head"
         )
     for name, method in run.recipe.methods.items():
-        if method.part == "backbone" and not adds_tensors(run.model, name):
+        if method.part == "backbone" and not added_tensors(run.model, name):
             continue  # what it trains is the backbone's own
-        if (reason := refusal(method, isinstance(run.recipe.backbone, T5))) is not None:
+        reason = method.refusal("reference", run.model.backbone)
+        if method.part == "vision":
+            reason = "the original code never tunes the vision encoder, nor keeps it"
+        if reason is not None:
             raise ValueError(
                 f"methods.{name}: {reason}; `vlds convert hf` keeps {type(method).__name__}"
             )
@@ -146,36 +155,25 @@ def check_expressible(run: LoadedRun) -> None:
         )
 
 
-def refusal(method: Method, is_t5: bool) -> str | None:
-    """Why the original code cannot have a method; None where it can."""
-    if method.part == "vision":
-        return "the original code never tunes the vision encoder, nor keeps it"
-    if isinstance(method, BitFit):
-        return "the original code gives no layer a new bias"
-    if not isinstance(method, KNOWN):
-        return f"the original code has no {type(method).__name__}"
-    if isinstance(method, LoRA) and is_t5:
-        return "the original code has no LoRA on T5"
-    if isinstance(method, LoRA) and set(method.roles) != ROLES:
-        return f"the original code has LoRA at {', '.join(sorted(ROLES))} and nowhere else"
-    if isinstance(method, LearnedEmbeddings) and method.hidden_dim is None:
-        return "the original code always makes prompts with a network (hidden_dim)"
-    return None
-
-
-def from_reference(
-    state: Mapping[str, Tensor], model: VLModel, tasks: Sequence[str]
-) -> dict[str, Tensor]:
+def from_reference(state: Mapping[str, Tensor], run: LoadedRun) -> dict[str, Tensor]:
     """Our tensors, by name, from a state dict of the original code.
 
     Errors: ValueError that names a tensor that the state dict lacks, has in another shape, or has
-    beside what the model knows.
+    beside what the run's model knows.
     """
-    found: dict[str, Tensor] = {}
+    names = named_tensors(run.model, run.recipe.methods, list(run.recipe.tasks))
+    return read_tensors(state, names)
+
+
+def read_tensors(
+    state: Mapping[str, Tensor], names: Mapping[str, NamedTensor]
+) -> dict[str, Tensor]:
+    """As `from_reference`, for tensors and their names."""
+    tensors: dict[str, Tensor] = {}
     used: set[str] = set()
-    for name, entry in named_tensors(model).items():
+    for name, entry in names.items():
         pieces = []
-        for index, keys in entry.keys(tasks).items():
+        for index, keys in entry.keys.items():
             present = [s for key in keys for s in spellings(key) if s in state]
             if not present:
                 raise absent(keys[0], state)
@@ -190,14 +188,14 @@ def from_reference(
             check_aliases(present, state)
             used.update(present)
             pieces.append(piece)
-        found[name] = pieces[0] if None in entry.keys(tasks) else torch.stack(pieces)
+        tensors[name] = pieces[0] if None in entry.keys else torch.stack(pieces)
     if left := sorted(state.keys() - used):
         raise ValueError(
             f"the checkpoint holds {left[0]}"
             f"{f' and {len(left) - 1} more tensors' if len(left) > 1 else ''} that the recipe's "
             "model has no place for; the recipe's methods and tasks must be its own"
         )
-    return found
+    return tensors
 
 
 def absent(key: str, state: Mapping[str, Tensor]) -> ValueError:
@@ -206,7 +204,7 @@ def absent(key: str, state: Mapping[str, Tensor]) -> ValueError:
         return ValueError(
             f"the checkpoint has one norm over the sum of all visual embeddings ({ONE_NORM}: "
             "VL-BART's pre-training); here features and boxes have a norm each, and no weights of "
-            "these compute the same: pre-train anew"
+            "these compute the same: pre-train again"
         )
     return ValueError(
         f"{key}: not in the checkpoint; the recipe's methods and tasks must be its own"
@@ -214,16 +212,11 @@ def absent(key: str, state: Mapping[str, Tensor]) -> ValueError:
 
 
 def check_aliases(names: Sequence[str], state: Mapping[str, Tensor]) -> None:
-    """Errors: ValueError where names of one tensor stand for different numbers."""
+    """Errors: ValueError if names of one tensor stand for different numbers."""
     first = state[names[0]]
     for name in names[1:]:
         other = state[name]
-        same_place = first.data_ptr() == other.data_ptr() and first.stride() == other.stride()
-        if other.shape != first.shape or other.dtype != first.dtype:
-            equal = False
-        else:
-            equal = same_place or torch.equal(first, other)
-        if not equal:
+        if other.dtype != first.dtype or not torch.equal(first, other):
             raise ValueError(
                 f"{names[0]} and {name} differ in the checkpoint, and are one tensor by the "
                 "recipe; give the method the `sharing` (Compacter: `rule`) of the checkpoint"
@@ -233,25 +226,20 @@ def check_aliases(names: Sequence[str], state: Mapping[str, Tensor]) -> None:
 def to_reference(run: LoadedRun) -> dict[str, Tensor]:
     """A run's state dict under the original's names, all aliases included.
 
-    Errors: ValueError where two methods would have one name.
+    Errors: ValueError if two methods would have one name.
     """
-    bart, tasks = not isinstance(run.recipe.backbone, T5), list(run.recipe.tasks)
+    bart, recipe = not isinstance(run.recipe.backbone, T5), run.recipe
     state: dict[str, Tensor] = {}
-    for name, entry in named_tensors(run.model).items():
-        match = EXTENSION.fullmatch(name)
-        method = run.recipe.methods[match["method"]] if match else None
-        for index, keys in entry.keys(tasks).items():
+    for entry in named_tensors(run.model, recipe.methods, list(recipe.tasks)).values():
+        for index, keys in entry.keys.items():
             tensor = entry.tensor if index is None else entry.tensor[index]
-            for key in dict.fromkeys(keys):
-                spelling = key
-                if isinstance(method, (Compacter, LowRankAdapter)):
-                    spelling = spellings(key)[2]
+            for key in keys:
                 if bart and BELOW_MODEL.match(key):
-                    spelling = f"model.{spelling}"
-                if spelling in state:
+                    key = f"model.{key}"
+                if key in state:
                     raise ValueError(
-                        f"methods: two of them would be {spelling} in the original code, which has "
-                        "one a place; fold one first (`vlds convert merge`)"
+                        f"methods: two of them would be {key} in the original code, which has one "
+                        "a place; fold one first (`vlds convert merge`)"
                     )
-                state[spelling] = tensor
+                state[key] = tensor
     return state

@@ -14,7 +14,6 @@ from vlds.artifact import LoadedRun, load_run, own_parts, own_tensors, write_art
 from vlds.config import Recipe
 from vlds.convert.output import new_folder, say
 from vlds.convert.verify import Verification, all_tasks
-from vlds.methods.base import ADDED
 from vlds.models.build import build_model
 from vlds.models.vl_model import VLModel
 
@@ -30,7 +29,7 @@ class Target:
     def fill(self, tensors: Mapping[str, Tensor], origin: Path) -> None:
         """Put tensors in their places, by the model's own names.
 
-        Errors: ValueError where one has another shape, or stands for weights that the recipe's
+        Errors: ValueError if one has another shape, or stands for weights that the recipe's
         sources hold otherwise.
         """
         model = self.run.model
@@ -58,7 +57,7 @@ class Target:
             self.missing.discard(name)
 
     def check_source(self, name: str, mine: Tensor, theirs: Tensor) -> None:
-        """Errors: ValueError where the recipe's source holds other numbers than the checkpoint."""
+        """Errors: ValueError if the recipe's source holds other numbers than the checkpoint."""
         if not torch.equal(mine.to(theirs.dtype), theirs):
             part = "visual embedding" if name.startswith("visual") else name.partition(".")[0]
             part = {"vision": "vision encoder"}.get(part, part)
@@ -71,7 +70,7 @@ class Target:
     def write(self, out: Path, verification: Verification | None) -> None:
         """Write the artifact, which must be complete.
 
-        Errors: ValueError where tensors are missing, or the written artifact gives other outputs.
+        Errors: ValueError if tensors are missing, or the written artifact gives other outputs.
         """
         if self.missing:
             names = sorted(self.missing)
@@ -112,12 +111,6 @@ def target_of_run(run: Path) -> Target:
     """A run's model, all of it filled."""
     say(f"opening {run}")
     return Target(load_run(run, torch.float32), set())
-
-
-def adds_tensors(model: VLModel, name: str) -> bool:
-    """Whether a method has put weights beside those that the model has by itself."""
-    marks = {f"{place}.{name}." for place in ADDED}
-    return any(mark in f"{own}." for own in model.state_dict() for mark in marks)
 
 
 @torch.no_grad()

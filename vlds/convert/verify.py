@@ -38,7 +38,7 @@ class Verification:
         """Compare each task's logits with those of the run that it comes from, and print the
         largest difference; it, as a share of the largest logit.
 
-        Errors: ValueError where it is above the tolerance.
+        Errors: ValueError if it is above the tolerance.
         """
         shares = {}
         for task, run in follow(list(before.items()), "comparing tasks"):
@@ -51,13 +51,13 @@ class Verification:
         limit = self.tolerance
         if limit is None:
             limit = TOLERANCES[after.model.backbone.dtype]
-        found = (
+        message = (
             f"largest difference of logits on {self.named()}: {difference:.3g}, or {share:.3g} of "
             f"the largest logit (task {worst}; tolerance {limit:g})"
         )
         if not share <= limit:
-            raise ValueError(f"--verify: {found}: too much, so nothing was written")
-        tell(found)
+            raise ValueError(f"--verify: {message}: too much, so nothing was written")
+        tell(message)
         return share
 
     def named(self) -> str:

@@ -40,21 +40,21 @@ def import_zero(
 ) -> None:
     """Write the artifact of a ZeRO checkpoint.
 
-    Errors: ValueError where the checkpoint is not whole or not the recipe's.
+    Errors: ValueError if the checkpoint is not whole or not the recipe's.
     """
     folder = tagged(checkpoint, tag)
     tensors = consolidated(folder)
-    own = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    bare = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     known = dict(target.run.model.unique_state())
     aliases = set(target.run.model.state_dict()) - set(known)
-    target.fill({name: t for name, t in own.items() if name not in aliases}, folder)
+    target.fill({name: t for name, t in bare.items() if name not in aliases}, folder)
     target.write(out, verification)
 
 
 def tagged(checkpoint: Path, tag: str | None) -> Path:
     """The folder of one step.
 
-    Errors: ValueError where there is none.
+    Errors: ValueError if there is none.
     """
     if any(checkpoint.glob(OPTIMIZER)) and tag is None:
         return checkpoint
@@ -68,15 +68,15 @@ def tagged(checkpoint: Path, tag: str | None) -> Path:
         tag = read_text(latest, errors="replace").strip()
     folder = checkpoint / tag
     if Path(tag).name != tag or not folder.is_dir():
-        found = ", ".join(sorted(path.name for path in checkpoint.glob("*/"))) or "none"
-        raise ValueError(f"--tag: {checkpoint} has no folder '{tag[:80]}'; its folders: {found}")
+        folders = ", ".join(sorted(path.name for path in checkpoint.glob("*/"))) or "none"
+        raise ValueError(f"--tag: {checkpoint} has no folder '{tag[:80]}'; its folders: {folders}")
     return folder
 
 
 def consolidated(folder: Path) -> dict[str, Tensor]:
     """Name -> whole tensor: masters in fp32, frozen weights as they were saved, buffers.
 
-    Errors: ValueError where files are missing, damaged or of another kind.
+    Errors: ValueError if files are missing, damaged or of another kind.
     """
     weights, masters = files(folder, MODEL), files(folder, OPTIMIZER)
     models = [read_torch(file, ALLOWED, CURE) for file in follow(weights, "reading weights")]
@@ -111,27 +111,27 @@ def model_state(content: dict[str, Any]) -> Any:
     """What DeepSpeed's script wants to know of a file of weights."""
     names = set(content["buffer_names"])
     frozen = content.get("frozen_param_shapes")
-    held = content.get("frozen_param_fragments")
+    fragments = content.get("frozen_param_fragments")
     return zero_to_fp32.zero_model_state(
         buffers={name: t for name, t in content["module"].items() if name in names},
         param_shapes=content["param_shapes"],
         shared_params=[list(pair) for pair in content["shared_params"].items()],
         ds_version=content.get("ds_version"),
         # Saved without frozen weights, it has their shapes alone.
-        frozen_param_shapes=frozen if held else None,
-        frozen_param_fragments=held or None,
+        frozen_param_shapes=frozen if fragments else None,
+        frozen_param_fragments=fragments or None,
     )
 
 
 def files(folder: Path, pattern: str) -> list[Path]:
     """The files of all ranks, in their order.
 
-    Errors: ValueError where there are none.
+    Errors: ValueError if there are none.
     """
-    found = sorted(folder.glob(pattern), key=numbers)
-    if not found:
+    paths = sorted(folder.glob(pattern), key=numbers)
+    if not paths:
         raise ValueError(f"--from: {folder} has no {pattern} files; is it a ZeRO checkpoint?")
-    return found
+    return paths
 
 
 def numbers(file: Path) -> list[int]:
@@ -149,6 +149,6 @@ def reported(folder: Path) -> Iterator[None]:
         if isinstance(error, ValueError) and str(folder) in str(error):
             raise
         raise ValueError(
-            f"{folder} is no ZeRO checkpoint that DeepSpeed 0.19 can put together "
+            f"{folder} is not a ZeRO checkpoint that DeepSpeed 0.19 can put together "
             f"({type(error).__name__}: {str(error)[:120]})"
         ) from error

@@ -6,23 +6,29 @@ tasks' weights are stacked in one parameter (tasks or 1, ...).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlds.methods.base import Sharing, extended_linears, fitted
+from vlds.methods.base import Sharing
 from vlds.methods.bottleneck import (
+    DOWN_SIZE,
+    NUM_PLACES,
+    UP_SIZE,
     Bottleneck,
     BottleneckModule,
     Half,
     StackedBottleneck,
     StackedBottleneckModule,
 )
+from vlds.methods.cases import LAYERS, NUM_TASKS, WIDTH, Case
+from vlds.methods.extended import extended_linears, fitted
+from vlds.methods.layouts import Library
 from vlds.methods.routing import TaskRouting
 from vlds.schema import STACKED, STACKED_UNDECAYED, OptimizerRules, TargetModules
 
@@ -31,6 +37,11 @@ from vlds.schema import STACKED, STACKED_UNDECAYED, OptimizerRules, TargetModule
 class Adapter(StackedBottleneck):
     """Bottlenecks behind attention and feed-forward layers."""
 
+    reasons: ClassVar[Mapping[Library, str]] = {
+        "peft": "peft has no Adapter; `vlds convert adapters` has a layout for it"
+    }
+    leaves: ClassVar[Mapping[str, str]] = {"weight": "weight", "bias": "bias"}
+
     init: Literal["vl_adapter", "identity"] = "vl_adapter"
     """vl_adapter: as the original code, N(0, 0.02) on BART, PyTorch's default on T5. identity: W_up
     and b_up are 0."""
@@ -38,10 +49,35 @@ class Adapter(StackedBottleneck):
     def maker(
         self, targets: TargetModules, num_tasks: int, routing: TaskRouting
     ) -> Callable[[nn.Linear], AdapterModule]:
-        """Linear layers of their own for every place."""
+        """Linear layers."""
         return lambda linear: AdapterModule(
             self, linear, num_tasks, routing, targets.linear_init_std
         )
+
+    @classmethod
+    def cases(cls) -> Mapping[str, Case]:
+        """Every sharing, norms, the identity at first, without cross-attention."""
+        both, norms = DOWN_SIZE + UP_SIZE, {"layer_norm_before": True, "layer_norm_after": True}
+        settings: dict[str, tuple[dict[str, Any], int]] = {
+            "": ({}, both),
+            "per task": ({"sharing": "multiple"}, both * NUM_TASKS),
+            "shared down": ({"sharing": "half_shared_down"}, DOWN_SIZE + UP_SIZE * NUM_TASKS),
+            "shared up, norms": (
+                {"sharing": "half_shared_up", **norms},
+                DOWN_SIZE * NUM_TASKS + UP_SIZE + 4 * WIDTH,
+            ),
+            "identity": ({"sharing": "multiple", "init": "identity"}, both * NUM_TASKS),
+            "no cross-attention": ({"cross_attention": False}, both),
+        }
+        cases = {}
+        for word, (fields, size) in settings.items():
+            method = cls(reduction=4, **fields)
+            num = (NUM_PLACES if method.cross_attention else NUM_PLACES - LAYERS) * size
+            undecayed = "down_bias up_bias"
+            if method.layer_norm_before:
+                undecayed += " pre_norm.weight pre_norm.bias post_norm.weight post_norm.bias"
+            cases[word] = Case(method, num, "down_weight up_weight", undecayed, word == "identity")
+        return cases
 
 
 class AdapterModule(StackedBottleneckModule):
@@ -73,6 +109,7 @@ class AdapterModule(StackedBottleneckModule):
         if config.init == "identity":
             nn.init.zeros_(self.up_weight)
             nn.init.zeros_(self.up_bias)
+            self.behind_zeros = ("down_weight", "down_bias")
 
     def halves(self) -> tuple[list[Half], list[Half]]:
         """One linear layer of each slice."""
@@ -80,6 +117,15 @@ class AdapterModule(StackedBottleneckModule):
             linear_layers(self.down_weight, self.down_bias),
             linear_layers(self.up_weight, self.up_bias),
         )
+
+
+def merge_first(method: str) -> dict[Library, str]:
+    """Why libraries cannot hold a method that `materialise` makes an Adapter."""
+    return {
+        "peft": f"peft has no {method}; `vlds convert merge`, then `vlds convert adapters` has a "
+        "layout for it",
+        "adapters": f"adapters has no {method}; `vlds convert merge` makes it Adapter",
+    }
 
 
 @torch.no_grad()
@@ -113,9 +159,9 @@ def materialise(
 def copy_halves(halves: Sequence[Half], weight: Tensor, bias: Tensor) -> None:
     """Write linear maps, one a slice, as weights (tasks, out, in) and biases (tasks, out)."""
     eye = torch.eye(weight.shape[-1], device=weight.device, dtype=weight.dtype)
-    for number, half in enumerate(halves):
-        bias[number] = half(torch.zeros_like(eye[:1]))[0]
-        weight[number] = (half(eye) - bias[number]).mT
+    for index, half in enumerate(halves):
+        bias[index] = half(torch.zeros_like(eye[:1]))[0]
+        weight[index] = (half(eye) - bias[index]).mT
 
 
 def linear_layers(weight: Tensor, bias: Tensor) -> list[Half]:

@@ -6,7 +6,7 @@ VL-T5's row of BitFit, adds one to every linear layer, every norm and the output
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -18,12 +18,14 @@ from vlds.methods.base import (
     Method,
     bias_parameters,
     extend_linear,
+    extend_norm,
     find_linears,
     find_modules,
-    is_own,
     weight_options,
 )
-from vlds.methods.extended_norm import extend_norm
+from vlds.methods.cases import Case
+from vlds.methods.extended import added_tensors, is_own
+from vlds.methods.layouts import Layout, Library, Stored
 from vlds.methods.routing import TaskRouting
 from vlds.schema import UNDECAYED, OptimizerRules, Role, TargetModules
 
@@ -40,6 +42,11 @@ DRAWN_ROLES = (*ATTENTION_ROLES, HEAD)
 @dataclass(frozen=True, kw_only=True)
 class BitFit(Method):
     """Train the biases of linear layers and norms."""
+
+    reasons: ClassVar[Mapping[Library, str]] = {
+        "peft": "peft gives no layer a new bias",
+        "reference": "the original code gives no layer a new bias",
+    }
 
     add_biases: bool = False
     """Give linear layers without a bias one (all of T5's are without)."""
@@ -73,8 +80,8 @@ class BitFit(Method):
     ) -> list[nn.Parameter]:
         """The biases that are there, and new ones where asked for.
 
-        Errors: ValueError where linear layers have no bias and `add_biases` is false, where some of
-        them cannot get one, or where there is no bias at all.
+        Errors: ValueError if linear layers have no bias and `add_biases` is false, if some of them
+        cannot get one, or if there is no bias at all.
         """
         bare = bare_linears(model, targets, *LINEAR_ROLES)
         if self.add_biases and self.part == "vision":
@@ -88,14 +95,7 @@ class BitFit(Method):
         trained: list[nn.Parameter] = []
         if self.add_norm_and_head_biases:
             bare |= bare_linears(model, targets, HEAD)
-            for norm in find_modules(model, targets, "norm"):
-                if getattr(norm, "bias", None) is None:
-                    weight = norm.get_parameter("weight")
-                    # The whole size, where ZeRO-3 has partitioned the weight.
-                    width = getattr(weight, "ds_numel", weight.numel())
-                    bias = AddedBias(width, {"device": weight.device, "dtype": weight.dtype})
-                    extend_norm(norm, name, bias)
-                    trained += bias.parameters()
+            trained += add_norm_biases(name, find_modules(model, targets, "norm").values())
         drawn = bare_linears(model, targets, *DRAWN_ROLES) if self.init != "zero" else {}
         for path, linear in bare.items():
             bound = linear.in_features**-0.5 if path in drawn else 0.0
@@ -117,9 +117,9 @@ class BitFit(Method):
     def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> None:
         """Nothing to do: the biases are already the model's own.
 
-        Errors: ValueError where some were added, which the model's class has no room for.
+        Errors: ValueError if some were added, which the model's class has no room for.
         """
-        if any(f".extensions.{name}." in tensor for tensor in model.state_dict()):
+        if added_tensors(model, name):
             option, layers = (
                 ("add_biases", "linear layers")
                 if self.add_biases
@@ -130,16 +130,48 @@ class BitFit(Method):
                 "use `vlds convert hf`, which keeps them beside the backbone"
             )
 
+    def layout(self, library: Library, name: str, model: Any) -> Layout:
+        """Names in the code of Ladder Side-Tuning, which the original code does not know."""
+        added = added_tensors(model, name)
+        return Layout({t.name: Stored((f"{t.layer}.bias",), stacked=False) for t in added})
+
+    @classmethod
+    def cases(cls) -> Mapping[str, Case]:
+        """Biases that are there, and added ones."""
+        new, everywhere = cls(add_biases=True), cls(add_biases=True, add_norm_and_head_biases=True)
+        missing = "add_biases: the linear layers of .* have none in their own class"
+        return {
+            "": Case(cls(), decayed="", starts_frozen=True, families=("Bart",)),
+            "new": Case(new, None, "", "bias", starts_frozen=True, refused={"T5 merge": missing}),
+            "everywhere": Case(
+                everywhere, None, "", "bias", starts_frozen=True, refused={"merge": missing}
+            ),
+        }
+
 
 def bare_linears(model: nn.Module, targets: TargetModules, *roles: str) -> dict[str, nn.Linear]:
-    """Path -> linear layer without a bias, of those that play the roles; a role that the model
-    lacks, such as cross-attention, has none."""
+    """Path -> linear layer without a bias, of those that play the roles. Roles that the model does
+    not have, such as cross-attention, are passed over."""
     linears = find_linears(model, targets, *roles, optional=roles)
     return {path: linear for path, linear in linears.items() if linear.bias is None}
 
 
+def add_norm_biases(name: str, norms: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """Put a bias behind each norm that has none."""
+    added: list[nn.Parameter] = []
+    for norm in norms:
+        if getattr(norm, "bias", None) is None:
+            weight = norm.get_parameter("weight")
+            # The whole size if ZeRO-3 has partitioned the weight.
+            width = getattr(weight, "ds_numel", weight.numel())
+            bias = AddedBias(width, {"device": weight.device, "dtype": weight.dtype})
+            extend_norm(norm, name, bias)
+            added += bias.parameters()
+    return added
+
+
 def check_all_reached(model: nn.Module, bare: Mapping[str, nn.Linear]) -> None:
-    """Errors: ValueError where linear layers without a bias are not in `bare`, because they play no
+    """Errors: ValueError if linear layers without a bias are not in `bare`, because they play no
     role: they would stay without one."""
     unknown = [
         path

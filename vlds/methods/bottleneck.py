@@ -5,18 +5,21 @@ sub-layer
 
 acting on the sub-layer's output before dropout and residual (Houlsby et al. 2019,
 https://arxiv.org/abs/1902.00751, as in VL-Adapter, Sung et al. 2022,
-https://arxiv.org/abs/2112.06825). What `down` and `up` are is the methods' affair. Most stack
-weights of their own: one pair for all tasks (`single`), one per task (`multiple`), or one per task
+https://arxiv.org/abs/2112.06825). Methods say what `down` and `up` are. Most hold weights
+in stacks: one pair for all tasks (`single`), one per task (`multiple`), or one per task
 whose up or down half, bias included, is common to all (`half_shared_up`, `half_shared_down`).
 """
 
 from __future__ import annotations
 
+import math
+import re
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -30,11 +33,43 @@ from vlds.methods.base import (
     find_linears,
     weight_options,
 )
+from vlds.methods.cases import LAYERS, WIDTH
+from vlds.methods.extended import added_tensors
+from vlds.methods.layouts import LIBRARY_NAMES, Layout, Library, Stored
 from vlds.methods.routing import TaskRouting
 from vlds.schema import Role, TargetModules
 
 Half = Callable[[Tensor], Tensor]
 """One half of a bottleneck for one task: (..., in) -> (..., out)."""
+PLACES: dict[Library, dict[str, str]] = {
+    "adapters": {
+        r"(.+)\.(SelfAttention\.o|EncDecAttention\.o|DenseReluDense\.wo)": r"\1.adapters",
+        r"(.+)\.self_attn\.out_proj": r"\1.attention_adapters.adapters",
+        r"(.+)\.encoder_attn\.out_proj": r"\1.cross_attention_adapters.adapters",
+        r"(.+)\.fc2": r"\1.output_adapters.adapters",
+    },
+    "reference": {
+        r"(.+\.encoder\..+)\.self_attn\.out_proj": r"\1.attn_adapter",
+        r"(.+\.decoder\..+)\.self_attn\.out_proj": r"\1.self_attn_adapter",
+        r"(.+)\.(encoder_attn\.out_proj|EncDecAttention\.o)": r"\1.enc_attn_adapter",
+        r"(.+)\.SelfAttention\.o": r"\1.attn_adapter",
+        r"(.+)\.(fc2|DenseReluDense\.wo)": r"\1.ff_adapter",
+    },
+}
+"""Linear layer of the backbone -> the module that holds its adapters in a library."""
+NORMS: dict[Library, dict[str, tuple[str, ...]]] = {
+    "adapters": {
+        "pre": ("{task}.adapter_norm_before", "{task}.adapter_down.0"),
+        "post": ("{task}.adapter_norm_after",),
+    },
+    "reference": {"pre": ("pre_layer_norm",), "post": ("post_layer_norm",)},
+}
+"""Norm of a bottleneck -> its names in a library."""
+NARROW = WIDTH // 4
+NUM_PLACES = LAYERS * (2 + 3)
+DOWN_SIZE, UP_SIZE = NARROW * WIDTH + NARROW, WIDTH * NARROW + WIDTH
+"""Of the contract tests' cases, which have `reduction: 4`: width of the bottleneck, bottlenecks of
+the model, weights of the halves."""
 
 
 class Place(NamedTuple):
@@ -111,7 +146,11 @@ class BottleneckModule(LinearExtension):
 
 @dataclass(frozen=True, kw_only=True)
 class StackedBottleneck(Bottleneck):
-    """Bottlenecks with weights of their own, stacked over tasks."""
+    """Bottlenecks that hold their weights, stacked over tasks."""
+
+    libraries: ClassVar[frozenset[Library]] = frozenset({"adapters", "reference"})
+    leaves: ClassVar[Mapping[str, str]]
+    """What a half is made of: our name -> that in the original code and in adapters."""
 
     sharing: Sharing = "single"
     """Which weights the tasks have in common: all, none, the up halves, or the down halves."""
@@ -147,9 +186,44 @@ class StackedBottleneck(Bottleneck):
     ) -> Callable[[nn.Linear], StackedBottleneckModule]:
         """What makes the module behind a linear layer."""
 
+    def layout(self, library: Library, name: str, model: Any) -> Layout:
+        """The halves and norms of each bottleneck."""
+        tensors = {}
+        for tensor in added_tensors(model, name):
+            place, (half, _, leaf) = place_of(library, tensor.layer), tensor.leaf.partition("_")
+            if half in NORMS[library]:
+                leaf = leaf.removeprefix("norm.")
+                keys = tuple(f"{place}.{norm}.{leaf}" for norm in NORMS[library][half])
+                tensors[tensor.name] = Stored(keys, stacked=False)
+                continue
+            if library == "adapters":
+                number = f".{int(self.layer_norm_before)}" if half == "down" else ""
+                key = f"{place}.{{task}}.adapter_{half}{number}.{self.leaves[leaf]}"
+            else:
+                key = f"{place}.adapters.{{task}}.{half}_sampler.{self.leaves[leaf]}"
+            tensors[tensor.name] = Stored((key,))
+        return Layout(tensors, self.adapters_config() if library == "adapters" else {})
+
+    def adapters_config(self) -> dict[str, Any]:
+        """Settings of the library adapters that differ from an adapter's usual ones."""
+        return {
+            "reduction_factor": self.reduction,
+            "cross_adapter": self.cross_attention,
+            "ln_before": self.layer_norm_before,
+            "ln_after": self.layer_norm_after,
+        }
+
+
+def place_of(library: Library, layer: str) -> str:
+    """The module that holds a layer's adapters in a library."""
+    for pattern, place in PLACES[library].items():
+        if match := re.fullmatch(pattern, layer):
+            return match.expand(place)
+    raise ValueError(f"{layer}: {LIBRARY_NAMES[library]} has no adapters there")
+
 
 class StackedBottleneckModule(BottleneckModule):
-    """Bottlenecks with weights of their own: `num_down` and `num_up` slices, a task each or 1."""
+    """Bottlenecks that hold their weights: `num_down` and `num_up` slices, one per task or 1."""
 
     def __init__(
         self, config: StackedBottleneck, linear: nn.Linear, num_tasks: int, routing: TaskRouting
@@ -162,3 +236,10 @@ class StackedBottleneckModule(BottleneckModule):
             self.pre_norm = nn.LayerNorm(self.width, **self.options)
         if config.layer_norm_after:
             self.post_norm = nn.LayerNorm(self.width, **self.options)
+
+    def new_factor(self, *shape: int) -> nn.Parameter:
+        """Matrices (..., in, out) from Xavier's uniform distribution with gain sqrt(2), as the
+        original code draws PHM and low-rank layers."""
+        bound = math.sqrt(2) * math.sqrt(6 / (shape[-2] + shape[-1]))
+        factor = torch.empty(*shape, **self.options)
+        return nn.Parameter(nn.init.uniform_(factor, -bound, bound))

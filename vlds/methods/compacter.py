@@ -9,9 +9,8 @@ A of each half's own and whole blocks B.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -19,17 +18,32 @@ import torch
 from torch import Tensor, nn
 
 from vlds.methods.adapter import Adapter, materialise
-from vlds.methods.bottleneck import Half, StackedBottleneck, StackedBottleneckModule
+from vlds.methods.bottleneck import (
+    NARROW,
+    NUM_PLACES,
+    Half,
+    StackedBottleneck,
+    StackedBottleneckModule,
+)
+from vlds.methods.cases import NUM_TASKS, WIDTH, Case
+from vlds.methods.layouts import Layout, Library, Stored, is_t5
 from vlds.methods.routing import TaskRouting
 from vlds.schema import STACKED, OptimizerRule, OptimizerRules, TargetModules
 
 STACKED_B = OptimizerRule(decays=False, vl_adapter_decays=True, per_task=True)
 """The bias of PHM and low-rank layers; its name in the original code, `b`, does not say bias."""
+LEAVES = {"rule": "phm_rule", "blocks": "W", "left": "W_left", "right": "W_right", "bias": "b"}
+"""What PHM and low-rank layers are made of: our name -> that in other libraries."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compacter(StackedBottleneck):
     """Bottlenecks of few weights: sums of Kronecker products."""
+
+    reasons: ClassVar[Mapping[Library, str]] = {
+        "peft": "peft has no Compacter; `vlds convert adapters` has a layout for it"
+    }
+    leaves: ClassVar[Mapping[str, str]] = LEAVES
 
     phm_dim: int = 2
     """Number n of Kronecker products in a sum; divides the widths of model and bottleneck."""
@@ -50,7 +64,7 @@ class Compacter(StackedBottleneck):
     def maker(
         self, targets: TargetModules, num_tasks: int, routing: TaskRouting
     ) -> Callable[[nn.Linear], CompacterModule]:
-        """Halves of their own for every place, with a rule that is common to all if asked for."""
+        """Sums of Kronecker products; all modules share the first one's rule if asked for."""
         common: list[nn.Parameter] = []
 
         def make(linear: nn.Linear) -> CompacterModule:
@@ -64,6 +78,55 @@ class Compacter(StackedBottleneck):
     def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Adapter:
         """Plain adapters that compute the same."""
         return materialise(self, self.sharing, name, model, tasks)
+
+    def layout(self, library: Library, name: str, model: Any) -> Layout:
+        """As for all bottlenecks; a rule that all share has more names there, or another one."""
+        layout = super().layout(library, name, model)
+        if self.rule != "everywhere":
+            return layout
+        rules = [tensor for tensor in layout.tensors if tensor.endswith("_rule")]
+        keys = (*(key for rule in rules for key in layout.tensors[rule].keys), "phm_rule")
+        if library == "adapters":
+            keys = (f"{'' if is_t5(model) else 'model.'}shared_parameters.{{task}}.phm_rule",)
+        return replace(layout, tensors={**layout.tensors, **dict.fromkeys(rules, Stored(keys))})
+
+    def adapters_config(self) -> dict[str, Any]:
+        """The bottleneck's, and how its halves are made."""
+        return super().adapters_config() | {
+            "phm_layer": True,
+            "phm_dim": self.phm_dim,
+            "shared_phm_rule": self.rule == "everywhere",
+            "factorized_phm_W": self.block_rank is not None,
+            "phm_rank": self.block_rank or 1,
+        }
+
+    @classmethod
+    def cases(cls) -> Mapping[str, Case]:
+        """Every rule, whole and thin blocks, several sharings. n is 2, so a rule has 8 numbers."""
+        own, blocks, biases = 2 * 8, 2 * WIDTH * NARROW // 2, NARROW + WIDTH
+        rules, whole = "down_rule up_rule ", "down_blocks up_blocks"
+        thin_blocks = "down_left down_right up_left up_right"
+        per_task = cls(reduction=4, sharing="multiple", rule="over_tasks")
+        thin = cls(reduction=4, rule="everywhere", block_rank=1)
+        thin_per_task = replace(thin, sharing="half_shared_up")
+        down, up = WIDTH + NARROW + NARROW, NARROW + WIDTH + WIDTH
+        numbers = {
+            "": (cls(reduction=4), NUM_PLACES * (own + blocks + biases)),
+            "per task": (per_task, NUM_PLACES * (own + NUM_TASKS * (blocks + biases))),
+            "thin": (thin, 8 + NUM_PLACES * (down + up)),
+            "thin, shared up": (thin_per_task, 8 + NUM_PLACES * (NUM_TASKS * down + up)),
+        }
+        return {
+            word: Case(
+                method,
+                num,
+                # One rule is common to all halves, under its first name.
+                f"down_rule {thin_blocks}" if method.block_rank else rules + whole,
+                "down_bias up_bias",
+                merged=Adapter,
+            )
+            for word, (method, num) in numbers.items()
+        }
 
 
 class CompacterModule(StackedBottleneckModule):
@@ -105,21 +168,18 @@ class CompacterModule(StackedBottleneckModule):
         self.thin = rank is not None
         wide, narrow = self.width // n, self.bottleneck // n
         if rank is None:
-            self.down_blocks = self._new_blocks(self.num_down, n, wide, narrow)
-            self.up_blocks = self._new_blocks(self.num_up, n, narrow, wide)
+            self.down_blocks = self.new_factor(self.num_down, n, wide, narrow)
+            self.up_blocks = self.new_factor(self.num_up, n, narrow, wide)
         else:
-            self.down_left = self._new_blocks(self.num_down, n, wide, rank)
-            self.down_right = self._new_blocks(self.num_down, n, rank, narrow)
-            self.up_left = self._new_blocks(self.num_up, n, narrow, rank)
-            self.up_right = self._new_blocks(self.num_up, n, rank, wide)
+            self.down_left = self.new_factor(self.num_down, n, wide, rank)
+            self.down_right = self.new_factor(self.num_down, n, rank, narrow)
+            self.up_left = self.new_factor(self.num_up, n, narrow, rank)
+            self.up_right = self.new_factor(self.num_up, n, rank, wide)
 
     def _new_rule(self, config: Compacter, num: int) -> nn.Parameter:
         shape = (num if config.rule == "own" else 1, *(config.phm_dim,) * 3)
         rule = torch.empty(*shape, **self.options)
         return nn.Parameter(nn.init.normal_(rule, std=config.rule_init_std))
-
-    def _new_blocks(self, *shape: int) -> nn.Parameter:
-        return nn.Parameter(xavier_uniform(torch.empty(*shape, **self.options)))
 
     def halves(self) -> tuple[list[Half], list[Half]]:
         """One sum of Kronecker products of each slice."""
@@ -165,10 +225,3 @@ def thin_phm(rows: Tensor, *, rule: Tensor, bias: Tensor, factors: Sequence[Tens
     pieces = torch.einsum("...ak,ikr->...air", rows.unflatten(-1, (len(left), -1)), left)
     pieces = torch.einsum("...air,iac->...cir", pieces, rule)
     return torch.einsum("...cir,irp->...cp", pieces, right).flatten(-2) + bias
-
-
-def xavier_uniform(stacked: Tensor) -> Tensor:
-    """Draw matrices (..., in, out) from Xavier's uniform distribution with gain sqrt(2), as the
-    original code does for PHM and low-rank layers."""
-    bound = math.sqrt(2) * math.sqrt(6 / (stacked.shape[-2] + stacked.shape[-1]))
-    return nn.init.uniform_(stacked, -bound, bound)

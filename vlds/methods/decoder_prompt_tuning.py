@@ -5,24 +5,24 @@ those of the target in every self-attention. Positions of the target count on fr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from vlds.methods.base import (
-    MadeForBatch,
     ModelExtension,
     extend_attention,
     extend_model,
     find_linears,
     find_modules,
 )
+from vlds.methods.cases import WIDTH, Case
+from vlds.methods.layouts import Library
 from vlds.methods.prompt_network import LearnedEmbeddings, PromptNetwork
-from vlds.methods.routing import TaskRouting
+from vlds.methods.routing import MadeForBatch, TaskRouting
 from vlds.schema import TargetModules
 
 
@@ -32,6 +32,10 @@ class DecoderPromptTuning(LearnedEmbeddings):
     whose decoder has absolute positions."""
 
     recomputable: ClassVar[bool] = False  # layers that run twice a pass, in two states
+    libraries: ClassVar[frozenset[Library]] = frozenset({"reference"})
+    reasons: ClassVar[Mapping[Library, str]] = {
+        "peft": "peft has no prompts that run through the decoder alone"
+    }
 
     def attach(
         self,
@@ -43,20 +47,28 @@ class DecoderPromptTuning(LearnedEmbeddings):
     ) -> list[nn.Parameter]:
         """Put the prompts beside the model, and a place for their keys and values into every
         self-attention of the decoder."""
-        (positions,) = find_modules(model, targets, "decoder_positions")
+        (positions,) = find_modules(model, targets, "decoder_positions").values()
         layers = {layer_of(path) for path in find_linears(model, targets, "cross_attn_k")}
         keys = find_linears(model, targets, "attn_k")
-        own = {path: linear for path, linear in keys.items() if layer_of(path) in layers}
-        projection = next(iter(own.values()))
+        decoder_keys = {path: linear for path, linear in keys.items() if layer_of(path) in layers}
+        projection = next(iter(decoder_keys.values()))
         width = projection.in_features
         network = self.network(projection, width, len(tasks), targets.linear_init_std)
         positions.offset += self.length  # type: ignore[assignment, operator]
-        recorded = [RecordedPrefix(self.length, routing) for _ in own]
-        for path, prefix in zip(own, recorded, strict=True):
+        recorded = [RecordedPrefix(self.length, routing) for _ in decoder_keys]
+        for path, prefix in zip(decoder_keys, recorded, strict=True):
             extend_attention(model, path, name, prefix)
         decoder = model.get_decoder()  # type: ignore[operator]
         extend_model(model, name, DecoderPrompts(network, decoder, positions, recorded, routing))
         return list(network.parameters())
+
+    @classmethod
+    def cases(cls) -> Mapping[str, Case]:
+        """With and without a network, on BART."""
+        cases = cls.network_cases("decoder_network", WIDTH, WIDTH)
+        without_network = {"reference": r"makes prompts with a network \(hidden_dim\)"}
+        cases["bare"] = replace(cases["bare"], refused=without_network)
+        return {word: replace(case, families=("Bart",)) for word, case in cases.items()}
 
 
 class DecoderPrompts(ModelExtension):
@@ -81,12 +93,22 @@ class DecoderPrompts(ModelExtension):
         """Run the prompts of the tasks present; their keys and values stay in the attentions."""
         decoder, positions, recorded = self.others
         prompts = self.decoder_network()
-        with self.routing.each_task(), recording(recorded), counted_from_0(positions, prompts):
-            decoder(inputs_embeds=self.routing.of_rows(prompts), use_cache=False)
+        # Positions count from the prompts here, and from behind them in the running batch.
+        positions.offset -= prompts.shape[1]
+        for prefix in recorded:
+            prefix.records = True
+        try:
+            with self.routing.each_task():
+                decoder(inputs_embeds=self.routing.of_rows(prompts), use_cache=False)
+        finally:
+            positions.offset += prompts.shape[1]
+            for prefix in recorded:
+                prefix.records = False
 
 
 class RecordedPrefix(nn.Module):
-    """Keys and values of one attention: taken up when the prompts run, put before others' after."""
+    """Keys and values of one attention: recorded when the prompts run, and put before those of each
+    later pass."""
 
     def __init__(self, length: int, routing: TaskRouting) -> None:
         super().__init__()
@@ -110,25 +132,3 @@ class RecordedPrefix(nn.Module):
 def layer_of(path: str) -> str:
     """`model.decoder.layers.3.self_attn.k_proj` -> model.decoder.layers.3."""
     return path.rsplit(".", 2)[0]
-
-
-@contextmanager
-def recording(prefixes: Sequence[RecordedPrefix]) -> Iterator[None]:
-    """Inside, keys and values are taken up."""
-    for prefix in prefixes:
-        prefix.records = True
-    try:
-        yield
-    finally:
-        for prefix in prefixes:
-            prefix.records = False
-
-
-@contextmanager
-def counted_from_0(positions: Any, prompts: Tensor) -> Iterator[None]:
-    """Inside, positions are those before the prompts."""
-    positions.offset -= prompts.shape[1]
-    try:
-        yield
-    finally:
-        positions.offset += prompts.shape[1]

@@ -3,12 +3,14 @@ backbone is made."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
-from vlds.methods.base import Method, is_plain
+from vlds.methods.base import Method
+from vlds.methods.cases import Case
+from vlds.methods.extended import is_plain
 from vlds.methods.routing import TaskRouting
 from vlds.schema import TargetModules
 
@@ -27,7 +29,7 @@ class Full(Method):
     ) -> list[nn.Parameter]:
         """All parameters of the part.
 
-        Errors: ValueError where the part has none (features stored in shards), or quantised ones.
+        Errors: ValueError if the part has none (features stored in shards), or quantised ones.
         """
         parameters = list(model.parameters())
         if not parameters:
@@ -44,3 +46,8 @@ class Full(Method):
 
     def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> None:
         """Nothing to do: the weights are already the model's own."""
+
+    @classmethod
+    def cases(cls) -> Mapping[str, Case]:
+        """The only one."""
+        return {"": Case(cls(), decayed="")}

@@ -3,38 +3,43 @@ keys and values of every attention and on the hidden units of every feed-forward
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from vlds.methods.base import (
     CROSS_ATTENTION,
-    ExtendedLinear,
     InputExtension,
     LinearExtension,
     Method,
     check_sharing,
     extend_input,
     extend_linear,
-    extended_linears,
     find_linears,
-    foldable_weight,
-    take_first,
     weight_options,
 )
+from vlds.methods.cases import HIDDEN, LAYERS, NUM_TASKS, WIDTH, Case
+from vlds.methods.extended import (
+    ExtendedLinear,
+    added_tensors,
+    extended_linears,
+    foldable_weight,
+    take_first,
+)
+from vlds.methods.layouts import PEFT_MODEL, Layout, Library, Stored
 from vlds.methods.routing import TaskRouting
 from vlds.schema import STACKED_UNDECAYED, OptimizerRules, TargetModules
-
-FACTOR_RULES: OptimizerRules = {"factors": STACKED_UNDECAYED}
-"""Decay would pull factors towards 0, and a factor that changes nothing is 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class IA3(Method):
     """Factors on keys, values and hidden units."""
+
+    libraries: ClassVar[frozenset[Library]] = frozenset({"peft"})
+    reasons: ClassVar[Mapping[Library, str]] = {"adapters": "IA3 has `vlds convert peft`"}
 
     sharing: Literal["single", "multiple"] = "single"
     """One set of factors for all tasks, or one per task."""
@@ -69,7 +74,7 @@ class IA3(Method):
     def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> None:
         """Multiply the weights and biases by the factors.
 
-        Errors: ValueError where tasks have factors of their own, or a layer is quantised.
+        Errors: ValueError if each task has its own factors, or a layer is quantised.
         """
         if self.sharing != "single":
             raise ValueError(
@@ -86,11 +91,38 @@ class IA3(Method):
             else:
                 weight.mul_(take_input(linear, name).factors[0])
 
+    def layout(self, library: Library, name: str, model: Any) -> Layout:
+        """One vector a layer; peft gives those before and behind a layer different shapes."""
+        tensors, before = {}, []
+        added = added_tensors(model, name)
+        for tensor in added:
+            shape: tuple[int, ...] = (-1, 1)
+            if tensor.place == "input_extensions":
+                before.append(tensor.layer)
+                shape = (1, -1)
+            tensors[tensor.name] = Stored((f"{PEFT_MODEL}{tensor.layer}.ia3_l",), shape)
+        targets = [tensor.layer for tensor in added]
+        config = {"peft_type": "IA3", "target_modules": targets, "feedforward_modules": before}
+        return Layout(tensors, config)
+
+    @classmethod
+    def cases(cls) -> Mapping[str, Case]:
+        """One set of factors, and one per task."""
+        weights = LAYERS * (3 * 2 * WIDTH + 2 * HIDDEN)
+        several = {"merge": "sharing: .*; one layer cannot hold the factors of several tasks"}
+        per_task = cls(sharing="multiple")
+        return {
+            "": Case(cls(), weights, "", "factors", starts_frozen=True),
+            "per task": Case(
+                per_task, weights * NUM_TASKS, "", "factors", starts_frozen=True, refused=several
+            ),
+        }
+
 
 def take_input(linear: ExtendedLinear, name: str) -> InputFactors:
     """Take out the factors before a layer.
 
-    Errors: ValueError where something behind the layer may read its input.
+    Errors: ValueError if something behind the layer may read its input.
     """
     if linear.extensions:
         raise ValueError(
@@ -107,34 +139,33 @@ def new_factors(linear: nn.Linear, num: int, width: int) -> nn.Parameter:
     return nn.Parameter(torch.ones(num, width, **weight_options(linear)))
 
 
-class OutputFactors(LinearExtension):
-    """Factors behind a layer."""
+class Factors(nn.Module):
+    """Factors beside a layer."""
 
-    optimizer_rules: ClassVar[OptimizerRules] = FACTOR_RULES
+    # Decay would pull factors towards 0, and a factor that changes nothing is 1.
+    optimizer_rules: ClassVar[OptimizerRules] = {"factors": STACKED_UNDECAYED}
 
     def __init__(self, factors: nn.Parameter, routing: TaskRouting) -> None:
         super().__init__()
         self.factors, self.routing = factors, routing
+
+    def of_rows(self) -> Tensor:
+        """(b, 1, d): each row's factors; (d,) if tasks share them, whatever the rows are."""
+        shared = len(self.factors) == 1
+        return self.factors[0] if shared else self.routing.of_rows(self.factors[:, None])
+
+
+class OutputFactors(Factors, LinearExtension):
+    """Factors behind a layer."""
 
     def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """(b, l, out) -> (b, l, out)."""
-        return outputs * factors_of_rows(self.factors, self.routing)
+        return outputs * self.of_rows()
 
 
-class InputFactors(InputExtension):
+class InputFactors(Factors, InputExtension):
     """Factors before a layer."""
-
-    optimizer_rules: ClassVar[OptimizerRules] = FACTOR_RULES
-
-    def __init__(self, factors: nn.Parameter, routing: TaskRouting) -> None:
-        super().__init__()
-        self.factors, self.routing = factors, routing
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(b, l, in) -> (b, l, in)."""
-        return inputs * factors_of_rows(self.factors, self.routing)
-
-
-def factors_of_rows(factors: Tensor, routing: TaskRouting) -> Tensor:
-    """(b, 1, d): each row's factors; (d,) where tasks share them, whatever the rows are."""
-    return factors[0] if len(factors) == 1 else routing.of_rows(factors[:, None])
+        return inputs * self.of_rows()

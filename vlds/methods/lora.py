@@ -10,9 +10,9 @@ with the backbone's biases trained too. The tasks' weights are stacked in one pa
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -26,19 +26,25 @@ from vlds.methods.base import (
     bias_parameters,
     check_sharing,
     extend_linear,
-    extended_linears,
     find_linears,
-    foldable_weight,
-    take_first,
     weight_options,
 )
+from vlds.methods.cases import LAYERS, NUM_TASKS, WIDTH, Case
+from vlds.methods.extended import added_tensors, extended_linears, foldable_weight, take_first
+from vlds.methods.layouts import PEFT_MODEL, Layout, Library, Stored, is_t5
 from vlds.methods.routing import TaskRouting
 from vlds.schema import STACKED, OptimizerRules, Role, TargetModules
+
+ORIGINAL_ROLES: tuple[Role, ...] = ("attn_q", "attn_v", "cross_attn_q", "cross_attn_v")
+"""Where the original code has LoRA."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoRA(Method):
     """Updates of low rank beside linear layers."""
+
+    libraries: ClassVar[frozenset[Library]] = frozenset({"peft", "reference"})
+    reasons: ClassVar[Mapping[Library, str]] = {"adapters": "LoRA has `vlds convert peft`"}
 
     sharing: Sharing = "single"
     """Which weights the tasks have in common: all, none, B (half_shared_up) or A
@@ -49,9 +55,7 @@ class LoRA(Method):
     """The update is scaled by alpha / rank."""
     dropout: float = 0.1
     """Dropout of the update's input."""
-    roles: list[Role] = field(
-        default_factory=lambda: ["attn_q", "attn_v", "cross_attn_q", "cross_attn_v"]
-    )
+    roles: list[Role] = field(default_factory=lambda: list(ORIGINAL_ROLES))
     """Which layers have updates."""
     train_biases: bool = True
     """Train the backbone's biases too, as the original code does (on T5, the relative position
@@ -90,7 +94,7 @@ class LoRA(Method):
     def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> None:
         """Add the updates to the weights.
 
-        Errors: ValueError where tasks have updates of their own, or a layer is quantised.
+        Errors: ValueError if each task has its own updates, or a layer is quantised.
         """
         if self.sharing != "single":
             raise ValueError(
@@ -103,11 +107,59 @@ class LoRA(Method):
             change = module.scale * module.b[0].float() @ module.a[0].float()
             weight += change.to(weight.dtype)
 
+    def refusal(self, library: Library, model: Any) -> str | None:
+        """The original code has one kind of LoRA, and only on BART."""
+        if library == "reference" and is_t5(model):
+            return "the original code has no LoRA on T5"
+        if library == "reference" and set(self.roles) != set(ORIGINAL_ROLES):
+            return f"the original code has LoRA at {', '.join(ORIGINAL_ROLES)} and nowhere else"
+        return super().refusal(library, model)
+
+    def layout(self, library: Library, name: str, model: Any) -> Layout:
+        """Two matrices beside each layer."""
+        added = added_tensors(model, name)
+        if library == "reference":
+            keys = {t.name: f"{t.layer}.lora_{t.leaf.upper()}s.{{task}}" for t in added}
+            return Layout({tensor: Stored((key,)) for tensor, key in keys.items()})
+        keys = {t.name: f"{PEFT_MODEL}{t.layer}.lora_{t.leaf.upper()}.weight" for t in added}
+        config = {
+            "peft_type": "LORA",
+            "r": self.rank,
+            "lora_alpha": self.alpha,
+            "lora_dropout": self.dropout,
+            "target_modules": list(dict.fromkeys(tensor.layer for tensor in added)),
+        }
+        return Layout({tensor: Stored((key,)) for tensor, key in keys.items()}, config)
+
+    @classmethod
+    def cases(cls) -> Mapping[str, Case]:
+        """Beside query and value of all attentions, and of a few."""
+        weights = 3 * LAYERS * 2 * 4 * 2 * WIDTH
+        several = {"merge": "sharing: .*; one layer cannot hold the updates of several tasks"}
+        on_t5 = {"T5 reference": "the original code has no LoRA on T5"}
+        elsewhere = {"Bart reference": "has LoRA at attn_q, attn_v, .* nowhere else"}
+        few: list[Role] = ["cross_attn_v"]
+        bare = cls(rank=4, alpha=8.0, train_biases=False)
+        per_task = replace(bare, sharing="multiple")
+        half = cls(rank=2, sharing="half_shared_up")
+        return {
+            "bare": Case(bare, weights, "a b", refused=on_t5, starts_frozen=True),
+            "per task": Case(
+                per_task, weights * NUM_TASKS, "a b", refused=on_t5 | several, starts_frozen=True
+            ),
+            "": Case(cls(rank=2, alpha=3.0), refused=on_t5),
+            "half": Case(half, refused=on_t5 | several),
+            "few": Case(
+                cls(rank=2, alpha=3.0, roles=few, train_biases=False), refused=on_t5 | elsewhere
+            ),
+        }
+
 
 class LoRAModule(LinearExtension):
     """The updates of all tasks beside one layer."""
 
     optimizer_rules: ClassVar[OptimizerRules] = {"a": STACKED, "b": STACKED}
+    behind_zeros = ("a",)
 
     def __init__(
         self, config: LoRA, linear: nn.Linear, num_tasks: int, routing: TaskRouting

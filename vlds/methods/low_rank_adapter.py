@@ -3,7 +3,7 @@ code has them beside Compacter (https://arxiv.org/abs/2112.06825), whose limit n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -11,9 +11,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vlds.methods.adapter import Adapter, materialise
-from vlds.methods.bottleneck import Half, StackedBottleneck, StackedBottleneckModule
-from vlds.methods.compacter import STACKED_B, xavier_uniform
+from vlds.methods.adapter import Adapter, materialise, merge_first
+from vlds.methods.bottleneck import (
+    NARROW,
+    NUM_PLACES,
+    Half,
+    StackedBottleneck,
+    StackedBottleneckModule,
+)
+from vlds.methods.cases import NUM_TASKS, WIDTH, Case
+from vlds.methods.compacter import LEAVES, STACKED_B
+from vlds.methods.layouts import Library
 from vlds.methods.routing import TaskRouting
 from vlds.schema import STACKED, OptimizerRules, TargetModules
 
@@ -21,6 +29,10 @@ from vlds.schema import STACKED, OptimizerRules, TargetModules
 @dataclass(frozen=True, kw_only=True)
 class LowRankAdapter(StackedBottleneck):
     """Bottlenecks whose halves have a low rank themselves."""
+
+    libraries: ClassVar[frozenset[Library]] = frozenset({"reference"})
+    reasons: ClassVar[Mapping[Library, str]] = merge_first("LowRankAdapter")
+    leaves: ClassVar[Mapping[str, str]] = LEAVES
 
     rank: int = 1
     """Rank of each half."""
@@ -33,12 +45,21 @@ class LowRankAdapter(StackedBottleneck):
     def maker(
         self, targets: TargetModules, num_tasks: int, routing: TaskRouting
     ) -> Callable[[nn.Linear], LowRankAdapterModule]:
-        """Halves of their own for every place."""
+        """Halves of low rank."""
         return lambda linear: LowRankAdapterModule(self, linear, num_tasks, routing)
 
     def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Adapter:
         """Plain adapters that compute the same."""
         return materialise(self, self.sharing, name, model, tasks)
+
+    @classmethod
+    def cases(cls) -> Mapping[str, Case]:
+        """One up half for each task."""
+        factors, up_bias = 2 * (WIDTH + NARROW) * (1 + NUM_TASKS), WIDTH * NUM_TASKS
+        weights = NUM_PLACES * (factors + NARROW + up_bias)
+        method = cls(reduction=4, rank=2, sharing="half_shared_down")
+        decayed = "down_left down_right up_left up_right"
+        return {"": Case(method, weights, decayed, "down_bias up_bias", merged=Adapter)}
 
 
 class LowRankAdapterModule(StackedBottleneckModule):
@@ -58,15 +79,12 @@ class LowRankAdapterModule(StackedBottleneckModule):
     ) -> None:
         super().__init__(config, linear, num_tasks, routing)
         rank = config.rank
-        self.down_left = self._new_factor(self.num_down, self.width, rank)
-        self.down_right = self._new_factor(self.num_down, rank, self.bottleneck)
-        self.up_left = self._new_factor(self.num_up, self.bottleneck, rank)
-        self.up_right = self._new_factor(self.num_up, rank, self.width)
+        self.down_left = self.new_factor(self.num_down, self.width, rank)
+        self.down_right = self.new_factor(self.num_down, rank, self.bottleneck)
+        self.up_left = self.new_factor(self.num_up, self.bottleneck, rank)
+        self.up_right = self.new_factor(self.num_up, rank, self.width)
         self.down_bias = nn.Parameter(torch.zeros(self.num_down, self.bottleneck, **self.options))
         self.up_bias = nn.Parameter(torch.zeros(self.num_up, self.width, **self.options))
-
-    def _new_factor(self, *shape: int) -> nn.Parameter:
-        return nn.Parameter(xavier_uniform(torch.empty(*shape, **self.options)))
 
     def halves(self) -> tuple[list[Half], list[Half]]:
         """Two thin products of each slice."""

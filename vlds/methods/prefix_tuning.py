@@ -7,27 +7,33 @@ first token, so that on T5 their relative position bias is 0.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from vlds.methods.base import (
-    MadeForBatch,
     ModelExtension,
     extend_attention,
     extend_model,
     find_linears,
 )
+from vlds.methods.cases import LAYERS, WIDTH, Case
+from vlds.methods.layouts import Library
 from vlds.methods.prompt_network import LearnedEmbeddings, PromptNetwork
-from vlds.methods.routing import TaskRouting
+from vlds.methods.routing import MadeForBatch, TaskRouting
 from vlds.schema import Role, TargetModules
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrefixTuning(LearnedEmbeddings):
     """Learned keys and values in every attention."""
+
+    reasons: ClassVar[Mapping[Library, str]] = {
+        "peft": "peft puts prefixes before the decoder's keys alone, vlds into every attention"
+    }
 
     length: int = 20
     """Number of keys and values before those of the input."""
@@ -51,11 +57,20 @@ class PrefixTuning(LearnedEmbeddings):
         width = 2 * projection.out_features * len(keys)
         network = self.network(projection, width, len(tasks), targets.linear_init_std)
         prefixes = Prefixes(network, 2 * len(keys))
-        for number, path in enumerate(keys):
-            prefix = Prefix(prefixes.made, number, routing)
-            extend_attention(model, path, name, prefix)
+        for index, path in enumerate(keys):
+            extend_attention(model, path, name, Prefix(prefixes.pieces, index, routing))
         extend_model(model, name, prefixes)
         return list(network.parameters())
+
+    @classmethod
+    def cases(cls) -> Mapping[str, Case]:
+        """With and without a network, the latter without cross-attention."""
+        cases = cls.network_cases("network", WIDTH, 3 * LAYERS * 2 * WIDTH)
+        method = cases["bare"].method
+        assert isinstance(method, cls)
+        bare = replace(method, cross_attention=False)
+        num = bare.length * 2 * LAYERS * 2 * WIDTH
+        return cases | {"bare": replace(cases["bare"], method=bare, num_trained=num)}
 
 
 class Prefixes(ModelExtension):
@@ -64,27 +79,28 @@ class Prefixes(ModelExtension):
     def __init__(self, network: PromptNetwork, num_pieces: int) -> None:
         super().__init__()
         self.network, self.num_pieces = network, num_pieces
-        self.made = MadeForBatch()
+        self.pieces = MadeForBatch()
 
     def forward(self) -> None:
         """Make the keys and values of all attentions."""
-        self.made.value = self.network().chunk(self.num_pieces, dim=-1)
+        self.pieces.value = self.network().chunk(self.num_pieces, dim=-1)
 
 
 class Prefix(nn.Module):
     """The prefixes of one attention."""
 
-    def __init__(self, made: MadeForBatch, number: int, routing: TaskRouting) -> None:
+    def __init__(self, pieces: MadeForBatch, index: int, routing: TaskRouting) -> None:
+        """`pieces`: keys, then values, of one attention after another."""
         super().__init__()
-        self.made, self.number, self.routing = made, number, routing
+        self.pieces, self.index, self.routing = pieces, index, routing
 
     def forward(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """(b, heads, s, d) keys and values -> (b, heads, p + s, d)."""
-        pair = self.made.value[2 * self.number : 2 * self.number + 2]
+        pair = self.pieces.value[2 * self.index : 2 * self.index + 2]
         num_heads = keys.shape[1]
         beams = self.routing.num_rows // len(keys)  # which share the keys of an example
-        own = [
+        before = [
             self.routing.of_rows(piece)[::beams].unflatten(-1, (num_heads, -1)).transpose(1, 2)
             for piece in pair
         ]
-        return torch.cat([own[0], keys], dim=2), torch.cat([own[1], values], dim=2)
+        return torch.cat([before[0], keys], dim=2), torch.cat([before[1], values], dim=2)

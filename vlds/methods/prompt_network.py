@@ -14,12 +14,28 @@ from torch import Tensor, nn
 
 from vlds.methods.adapter import init_linear
 from vlds.methods.base import Method, weight_options
+from vlds.methods.cases import NUM_TASKS, Case
+from vlds.methods.extended import added_tensors
+from vlds.methods.layouts import Layout, Library, Stored
 from vlds.schema import STACKED, STACKED_UNDECAYED, OptimizerRules
+
+ORIGINAL_NAMES = {
+    "table": "0.weight",
+    "hidden_weight": "1.weight",
+    "hidden_bias": "1.bias",
+    "output_weight": "3.weight",
+    "output_bias": "3.bias",
+}
+"""Tensor of a network -> its name in the original code."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LearnedEmbeddings(Method):
     """What prompts and prefixes have in common."""
+
+    merges_to_itself: ClassVar[bool] = True
+    original_owner: ClassVar[str] = ""
+    """What the original code's names of the prompts begin with."""
 
     sharing: Literal["single", "multiple"] = "single"
     """One set for all tasks, or one per task."""
@@ -59,6 +75,42 @@ class LearnedEmbeddings(Method):
             if isinstance(module, PromptNetwork):
                 module.bake()
         return replace(self, hidden_dim=None)
+
+    def refusal(self, library: Library, model: Any) -> str | None:
+        """The original code has no prompts without the network."""
+        reason = super().refusal(library, model)
+        if reason is None and library == "reference" and self.hidden_dim is None:
+            return "the original code always makes prompts with a network (hidden_dim)"
+        return reason
+
+    def layout(self, library: Library, name: str, model: Any) -> Layout:
+        """The original code's: a small network for each task."""
+        tensors = {}
+        for tensor in added_tensors(model, name):
+            original = ORIGINAL_NAMES[tensor.leaf.rpartition(".")[2]]
+            key = f"prompt_modules.prompts.{{task}}.prefix_embedding.{original}"
+            tensors[tensor.name] = Stored((self.original_owner + key,))
+        return Layout(tensors)
+
+    @classmethod
+    def network_cases(cls, owner: str, width: int, num_outputs: int) -> dict[str, Case]:
+        """One for all tasks, one per task, without a network. `owner`: the network's name in its
+        module; `width` of the embeddings; numbers that stand for an embedding."""
+        hidden, length = 6, 3
+        method = cls(length=length, hidden_dim=hidden)
+        num = length * width + hidden * (width + 1) + num_outputs * (hidden + 1)
+        bare = replace(method, hidden_dim=None)
+        tensors = (
+            f"{owner}.table {owner}.hidden_weight {owner}.output_weight",
+            f"{owner}.hidden_bias {owner}.output_bias",
+        )
+        return {
+            "": Case(method, num, *tensors, merged=cls),
+            "per task": Case(
+                replace(method, sharing="multiple"), num * NUM_TASKS, *tensors, merged=cls
+            ),
+            "bare": Case(bare, length * num_outputs, f"{owner}.table", merged=cls),
+        }
 
 
 class PromptNetwork(nn.Module):

@@ -9,12 +9,16 @@ have relative positions like the text behind them; on BART no positions, but the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from vlds.methods.base import ModelExtension, extend_model, find_linears
+from vlds.methods.cases import WIDTH, Case
+from vlds.methods.extended import added_tensors
+from vlds.methods.layouts import Layout, Library, Stored, is_t5
 from vlds.methods.prompt_network import LearnedEmbeddings, PromptNetwork
 from vlds.methods.routing import TaskRouting
 from vlds.schema import TargetModules
@@ -23,6 +27,9 @@ from vlds.schema import TargetModules
 @dataclass(frozen=True, kw_only=True)
 class PromptTuning(LearnedEmbeddings):
     """Learned embeddings before the text."""
+
+    libraries: ClassVar[frozenset[Library]] = frozenset({"peft", "reference"})
+    original_owner: ClassVar[str] = "encoder."
 
     def attach(
         self,
@@ -38,6 +45,44 @@ class PromptTuning(LearnedEmbeddings):
         network = self.network(projection, width, len(tasks), targets.linear_init_std)
         extend_model(model, name, Prompts(network, routing))
         return list(network.parameters())
+
+    def refusal(self, library: Library, model: Any) -> str | None:
+        """peft's prompts are T5's, and have no network."""
+        if library == "peft" and not is_t5(model):
+            return (
+                "peft's prompts have positions, and on BART move the text's; PromptTuning's have "
+                "none there. `vlds convert hf` keeps them"
+            )
+        if library == "peft" and self.hidden_dim is not None:
+            return (
+                f"hidden_dim is {self.hidden_dim}, but peft has no prompt network; set it to null"
+            )
+        return super().refusal(library, model)
+
+    def layout(self, library: Library, name: str, model: Any) -> Layout:
+        """peft's: the prompts alone."""
+        if library == "reference":
+            return super().layout(library, name, model)
+        (table,) = added_tensors(model, name)
+        config = {
+            "peft_type": "PROMPT_TUNING",
+            "num_virtual_tokens": self.length,
+            # The encoder alone has prompts.
+            "num_transformer_submodules": 1,
+            "token_dim": model.config.d_model,
+            "num_layers": model.config.num_hidden_layers,
+            "num_attention_heads": model.config.num_attention_heads,
+        }
+        return Layout({table.name: Stored(("prompt_embeddings",))}, config)
+
+    @classmethod
+    def cases(cls) -> Mapping[str, Case]:
+        """With and without a network."""
+        cases = cls.network_cases("network", WIDTH, WIDTH)
+        without_network = {"reference": r"makes prompts with a network \(hidden_dim\)"}
+        on_bart = {"Bart peft": "peft's prompts have positions, and on BART move the text's"}
+        cases["bare"] = replace(cases["bare"], refused=without_network)
+        return {w: replace(case, refused=case.refused | on_bart) for w, case in cases.items()}
 
 
 class Prompts(ModelExtension):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,3 +72,14 @@ class TaskRouting:
         """Tensors of these tasks, as in `each_task`, (k, ...) -> each row's, (b, ...)."""
         present = torch.tensor(tasks, device=stacked.device)
         return stacked[torch.searchsorted(present, self._rows)]
+
+
+class MadeForBatch:
+    """What a module has made for the running batch. The model's state does not hold it: a copy of
+    the model starts without it."""
+
+    def __init__(self) -> None:
+        self.value: Any = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MadeForBatch:
+        return MadeForBatch()

@@ -19,23 +19,21 @@ from vlds.runtime.json_file import read_json
 def read_answers(answers: Sequence[str] | str) -> tuple[str, ...]:
     """The answers of `Decoding.answers`: as they are, or out of their file.
 
-    Errors: ValueError where the file cannot be read, or holds anything but different texts.
+    Errors: ValueError if the file cannot be read, or holds anything but different texts.
     """
-    place, found = "decoding.answers", answers
+    where, listed = "decoding.answers", answers
     if isinstance(answers, str):
-        place = f"decoding.answers: {answers}"
+        where = f"decoding.answers: {answers}"
         try:
-            found = read_json(Path(answers))
+            listed = read_json(Path(answers))
         except OSError as error:
-            raise ValueError(f"{place}: {error.strerror}; name a JSON file with a list") from None
+            raise ValueError(f"{where}: {error.strerror}; name a JSON file with a list") from None
         except ValueError as error:
-            raise ValueError(f"{place} is not JSON ({error})") from None
-    good = isinstance(found, (list, tuple)) and all(isinstance(a, str) and a.strip() for a in found)
-    if not good or not found:
-        raise ValueError(
-            f"{place}: a list of texts is needed, with one at least, none of them empty"
-        )
-    return tuple(dict.fromkeys(found))
+            raise ValueError(f"{where} is not JSON ({error})") from None
+    is_list = isinstance(listed, (list, tuple)) and len(listed) > 0
+    if not is_list or not all(isinstance(text, str) and text.strip() for text in listed):
+        raise ValueError(f"{where} must be a list of one or more texts, none of them empty")
+    return tuple(dict.fromkeys(listed))
 
 
 class AnswerList:

@@ -15,7 +15,7 @@ from torch import nn
 
 from vlds.backbones.attention import use_extensions
 from vlds.backbones.base import Backbone
-from vlds.methods.base import Method, pattern_of
+from vlds.methods.base import Method, find_modules
 from vlds.methods.routing import TaskRouting
 from vlds.models.counts import Counts
 from vlds.models.draws import draw_by_name, draw_rows
@@ -56,8 +56,7 @@ class ModelConfig:
             if name in RESERVED or hasattr(nn.ModuleDict, name) or not name.isidentifier():
                 raise ValueError(
                     f"methods: '{name}' cannot be a method's name; use letters, digits and _, and "
-                    "none of "
-                    f"{', '.join(RESERVED)}"
+                    f"none of {', '.join(RESERVED)}"
                 )
 
     @property
@@ -82,7 +81,7 @@ def build_model(
     are drawn by `config.seed` and their names.
 
     Inside `torch.device("meta")` it has shapes only, and `tokenizer` may be None: then the sizes
-    come from the backbone's config. Errors: ValueError where parts do not fit each other.
+    come from the backbone's config. Errors: ValueError if parts do not fit each other.
     """
     with Tape() as tape:
         model = build_parts(config, dtype, tokenizer)
@@ -120,8 +119,7 @@ def build_parts(config: ModelConfig, dtype: torch.dtype, tokenizer: Any) -> VLMo
     if embedding.num_tokens > family.visual_tokens:
         raise ValueError(
             f"backbone.visual_tokens: {family.visual_tokens}, but an image has "
-            f"{embedding.num_tokens} visual tokens; "
-            "give the vocabulary at least as many"
+            f"{embedding.num_tokens} visual tokens; give the vocabulary at least as many"
         )
     routing = TaskRouting()
     model = VLModel(
@@ -157,8 +155,8 @@ def build_visual_embedding(config: ModelConfig, width: int) -> VisualEmbedding:
 
 
 def attach_methods(config: ModelConfig, model: VLModel, tasks: Sequence[str]) -> dict[int, str]:
-    """Attach all methods; id of each parameter that trains -> what trains it (the first that names
-    it)."""
+    """Attach all methods; id of each trainable parameter -> the method, or part of the model, that
+    names it first."""
     trained: dict[int, str] = {}
 
     def claim(parameters: Iterable[nn.Parameter], part: str) -> None:
@@ -183,8 +181,7 @@ def attach_methods(config: ModelConfig, model: VLModel, tasks: Sequence[str]) ->
 
 def norm_parameters(backbone: nn.Module, family: Backbone) -> list[nn.Parameter]:
     """Weights and biases of the backbone's norms."""
-    patterns = [pattern_of(path) for path in family.target_modules.paths["norm"]]
-    norms = [m for path, m in backbone.named_modules() if any(p.fullmatch(path) for p in patterns)]
+    norms = find_modules(backbone, family.target_modules, "norm").values()
     return [parameter for norm in norms for parameter in norm.parameters(recurse=False)]
 
 
@@ -200,11 +197,8 @@ def find_source_names(config: ModelConfig, model: VLModel, backbone: Iterable[st
 
 
 def drop_trained_sources(model: VLModel) -> None:
-    """What trains does not stay as its source has it; nor do the statistics of a vision encoder
-    that trains."""
-    moving = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if not model.vision.frozen:
-        moving |= {f"vision.{name}" for name, _ in model.vision.named_buffers()}
+    """Strike off what training changes: it does not stay as its source has it."""
+    moving = model.moving_names()
     rows = {name: rows for name, rows in model.sources.rows.items() if name not in moving}
     model.sources = Sources(names=model.sources.names - moving, rows=rows)
 

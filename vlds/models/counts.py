@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import nn
@@ -52,9 +52,7 @@ class Counts:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        parts = {
-            part: {"total": c.total, "trainable": c.trainable} for part, c in self.by_part.items()
-        }
+        parts = {part: asdict(count) for part, count in self.by_part.items()}
         return {
             "total": self.total,
             "trainable": self.trainable,

@@ -4,7 +4,7 @@ A constructor draws from torch's global generator, so its values depend on every
 it, on the number type, and on how ZeRO-3 loads a model. So a model is built on a `Tape`. Once its
 tensors have names, each random one is drawn again by the operations that made it: alone, in float32
 on the CPU, under generators seeded by (seed, name). The code that draws need not know of this. It
-works for Hugging Face's and timm's classes and for a method in a file of its own.
+works for Hugging Face's and timm's classes and for a user's method.
 """
 
 from __future__ import annotations

@@ -1,21 +1,17 @@
 """From encoder states to token ids: greedy, beam search, or a comparison of a few words.
 
-The loop is our own. What it saves beside Hugging Face's `generate`: the first step runs once an
-example, not once a beam; keys and values of the encoder's states are made and kept once an example;
-examples that are done leave the batch. Beam scores are those of transformers 4.2, as VL-Adapter has
-them: the sum of log-probabilities divided by the length that counts the start token, for open
-answers at the length limit too. Shapes: b examples, k beams, w words of vocabulary, l length.
+Our own loop does less than Hugging Face's `generate`: the first step runs once an example, not once
+a beam; keys and values of the encoder's states are made and kept once an example; finished examples
+leave the batch. Shapes: b examples, k beams, r rows, w words of vocabulary, l length.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 from transformers.generation import (
     ForcedEOSTokenLogitsProcessor,
@@ -23,8 +19,9 @@ from transformers.generation import (
     NoRepeatNGramLogitsProcessor,
 )
 
-from vlds.methods.routing import TaskRouting
 from vlds.models.answer_list import AnswerList
+from vlds.models.cached_decoder import CachedDecoder
+from vlds.models.hypotheses import Beams, Greedy, Hypotheses, Written
 from vlds.schema import Decoding
 
 LEAVE = 0.75
@@ -33,47 +30,18 @@ Rules = Callable[[Tensor, Tensor], Tensor]
 """Ids (r, l) and scores (r, w) of the next token -> scores."""
 
 
-class Written(NamedTuple):
-    """What was written."""
-
-    ids: Tensor
-    """(b, l) with start token and padding."""
-    log_probabilities: Tensor
-    """(b,) that the model gives to the whole answer, </s> included."""
-
-
-class Hypotheses(Protocol):
-    """What has been written so far for each example, `size` times."""
-
-    size: int
-    done: Tensor
-    """(b,) whether nothing can change any more."""
-    ids: Tensor
-    """(b, k, l)."""
-
-    def advance(self, scores: Tensor, logits: Tensor) -> Tensor | None:
-        """Extend by a token from scores (b * k, w), the logits as the rules have bent them;
-        (b * k,) rows that go on, None for all."""
-
-    def best(self) -> Written:
-        """Answers (b, limit), padded."""
-
-    def select(self, examples: Tensor) -> None:
-        """Go on with these examples alone."""
-
-
 def rules(
     decoding: Decoding, config: Any, listed: AnswerList | None, limit: int, forces_eos: bool
 ) -> Rules:
     """What bends the scores of the next token. Nothing comes from the checkpoint's own config."""
     if listed is not None:
         return listed
-    found = LogitsProcessorList()
+    processors = LogitsProcessorList()
     if decoding.no_repeat_ngram_size:
-        found.append(NoRepeatNGramLogitsProcessor(decoding.no_repeat_ngram_size))
+        processors.append(NoRepeatNGramLogitsProcessor(decoding.no_repeat_ngram_size))
     if decoding.num_beams > 1 and forces_eos:
-        found.append(ForcedEOSTokenLogitsProcessor(limit, config.eos_token_id))
-    return found  # type: ignore[no-any-return]
+        processors.append(ForcedEOSTokenLogitsProcessor(limit, config.eos_token_id))
+    return processors  # type: ignore[no-any-return]
 
 
 def generate_ids(
@@ -82,9 +50,8 @@ def generate_ids(
     listed: AnswerList | None = None,
     *,
     beam_forces_eos: bool,
-    synced: bool = False,
 ) -> Written:
-    """Answers, of at most the decoding's length; `synced`: ranks go on until all are done."""
+    """Answers, of at most the decoding's length."""
     config = decoder.config
     limit = 1 + (decoding.max_new_tokens if listed is None else listed.longest)
     bend = rules(decoding, config, listed, limit, beam_forces_eos)
@@ -95,43 +62,31 @@ def generate_ids(
         if decoding.num_beams == 1
         else Beams(start, limit, config, decoding)
     )
-    found = torch.full((num, limit), config.pad_token_id, device=device)
+    ids = torch.full((num, limit), config.pad_token_id, device=device)
     sums = torch.zeros(num, device=device)
     numbers = torch.arange(num, device=device)
     over = False
-    while not (all_ranks(over, device) if synced else over):
+    while not over:
         logits = decoder.next_logits(open_ones.ids[..., -1], open_ones.size)
-        if over:
-            continue  # other ranks are still at work and need our part of the weights
         scores = logits if decoding.num_beams == 1 else logits.log_softmax(-1)
         decoder.keep(open_ones.advance(bend(open_ones.ids.flatten(0, 1), scores), logits))
         num_open = len(numbers) - int(open_ones.done.sum())
         over = num_open == 0 or open_ones.ids.shape[2] >= limit
         if over or num_open <= LEAVE * len(numbers):
-            found[numbers], own = open_ones.best()
-            sums[numbers] = own.to(sums.dtype)
+            ids[numbers], best_sums = open_ones.best()
+            sums[numbers] = best_sums.to(sums.dtype)
         if not over and num_open <= LEAVE * len(numbers):
             stay = (~open_ones.done).nonzero().flatten()
             numbers = numbers[stay]
             open_ones.select(stay)
             decoder.select(stay)
-    return Written(found, sums)
-
-
-def all_ranks(over: bool, device: torch.device) -> bool:
-    """Whether all ranks are done. Collective."""
-    at_work = torch.tensor(float(not over), device=device)
-    dist.all_reduce(at_work)
-    return at_work.item() == 0
+    return Written(ids, sums)
 
 
 def answers(ids: Tensor, eos_token_id: int) -> list[list[int]]:
     """Token ids of each answer, from after the start token to before </s>."""
-    found = []
-    for row in ids[:, 1:].tolist():
-        end = row.index(eos_token_id) if eos_token_id in row else len(row)
-        found.append(row[:end])
-    return found
+    rows = ids[:, 1:].tolist()
+    return [row[: row.index(eos_token_id)] if eos_token_id in row else row for row in rows]
 
 
 def token_means(written: Written, num_before: int, eos_token_id: int) -> list[float | None]:
@@ -154,194 +109,3 @@ def best_choice(logits: Tensor, choices: list[list[int]]) -> tuple[list[int], Te
     scores = logits[:, firsts].flip(-1)
     chosen = [len(choices) - 1 - number for number in scores.argmax(-1).tolist()]
     return chosen, scores.float().softmax(-1).amax(-1)
-
-
-class Greedy:
-    """The one open answer of each example."""
-
-    size = 1
-
-    def __init__(self, start: Tensor, limit: int, config: Any) -> None:
-        """`start`: (b, 1, 1)."""
-        self.ids = start
-        self.limit, self.eos, self.pad = limit, config.eos_token_id, config.pad_token_id
-        self.done = torch.zeros(len(start), dtype=torch.bool, device=start.device)
-        self.sums = torch.zeros(len(start), device=start.device)
-
-    def advance(self, scores: Tensor, logits: Tensor) -> None:
-        """Append the best token; what is done gets padding."""
-        tokens = scores.argmax(-1)
-        own = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
-        self.sums = self.sums + own.masked_fill(self.done, 0.0)
-        tokens = tokens.masked_fill(self.done, self.pad)
-        self.ids = extend(self.ids, tokens[:, None])
-        self.done = self.done | (tokens == self.eos)
-
-    def best(self) -> Written:
-        """All of them."""
-        return Written(padded(self.ids, self.limit, self.pad)[:, 0], self.sums)
-
-    def select(self, examples: Tensor) -> None:
-        """Go on with these."""
-        for name in ("ids", "sums", "done"):
-            setattr(self, name, getattr(self, name)[examples])
-
-
-class Beams:
-    """The k open and the k best finished answers of each example."""
-
-    def __init__(self, start: Tensor, limit: int, config: Any, decoding: Decoding) -> None:
-        """`start`: (b, k, 1)."""
-        self.ids, self.limit = start, limit
-        self.eos, self.pad = config.eos_token_id, config.pad_token_id
-        self.early_stopping = decoding.early_stopping
-        self.length_counts_start = decoding.length_counts_start
-        shape, device = start.shape[:2], start.device
-        self.size = shape[1]
-        self.sums = torch.zeros(shape, device=device)
-        self.sums[:, 1:] = -torch.inf  # the beams are all equal at first, so only one may go on
-        self.finished_ids = torch.full((*shape, self.limit), self.pad, device=device)
-        self.finished_scores = torch.full(shape, -torch.inf, device=device)  # falling
-        self.finished_sums = torch.full(shape, -torch.inf, device=device)
-        self.done = torch.zeros(len(start), dtype=torch.bool, device=device)
-
-    def advance(self, scores: Tensor, logits: Tensor) -> Tensor:
-        """Extend the beams by a token from log-probabilities (b * k, w); (b * k,) row that each one
-        came from. A beam whose sum is -inf is none."""
-        del logits
-        num_words = scores.shape[-1]
-        totals = self.sums[..., None] + scores.view(len(self.done), self.size, num_words)
-        totals, chosen = totals.flatten(1).topk(2 * self.size, 1)
-        parents, tokens = chosen // num_words, chosen % num_words
-        ends = tokens == self.eos
-        length = self.ids.shape[2]
-        # An answer ends only among the best k; </s> is not counted in its length.
-        new = totals[:, : self.size] / length
-        new = new.masked_fill(~ends[:, : self.size] | self.done[:, None], -torch.inf)
-        ended = extend(take(self.ids, parents), tokens)[:, : self.size]
-        self.finish(ended, totals[:, : self.size], new)
-        full = torch.isfinite(self.finished_scores).all(1)
-        hopeless = self.finished_scores[:, -1] >= totals[:, 0] / length
-        # The best k that do not end. There are k, since each of the k beams ends in one way at
-        # most.
-        goes_on = torch.argsort(ends.long(), dim=1, stable=True)[:, : self.size]
-        self.sums, parents = totals.gather(1, goes_on), parents.gather(1, goes_on)
-        self.ids = extend(take(self.ids, parents), tokens.gather(1, goes_on))
-        none_open = (self.sums == -torch.inf).all(1)
-        self.done = self.done | none_open | (full & (hopeless | self.early_stopping))
-        first_rows = torch.arange(len(parents), device=parents.device)[:, None] * self.size
-        rows: Tensor = first_rows + parents
-        return rows.flatten()
-
-    def finish(self, ids: Tensor, sums: Tensor, scores: Tensor) -> None:
-        """Keep the best k of the old and the new finished answers; one with score -inf is none."""
-        ids, sums, scores = self._with_finished(ids, sums, scores)
-        self.finished_scores, chosen = scores.topk(self.size, 1)
-        self.finished_ids, self.finished_sums = take(ids, chosen), sums.gather(1, chosen)
-
-    def best(self) -> Written:
-        """The best answers; those still open compete too."""
-        length = self.ids.shape[2] - (0 if self.length_counts_start else 1)
-        unfinished = (self.sums / length).masked_fill(self.done[:, None], -torch.inf)
-        ids, sums, scores = self._with_finished(self.ids, self.sums, unfinished)
-        chosen = scores.argmax(1, keepdim=True)
-        return Written(take(ids, chosen)[:, 0], sums.gather(1, chosen)[:, 0])
-
-    def _with_finished(
-        self, ids: Tensor, sums: Tensor, scores: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return (
-            torch.cat([self.finished_ids, padded(ids, self.limit, self.pad)], 1),
-            torch.cat([self.finished_sums.to(sums.dtype), sums], 1),
-            torch.cat([self.finished_scores.to(scores.dtype), scores], 1),
-        )
-
-    def select(self, examples: Tensor) -> None:
-        """Go on with these."""
-        for name in ("ids", "sums", "finished_ids", "finished_sums", "finished_scores", "done"):
-            setattr(self, name, getattr(self, name)[examples])
-
-
-class CachedDecoder:
-    """One decoder step at a time. Keys and values of the encoder's states stand once an example,
-    those of the tokens written once a beam."""
-
-    def __init__(
-        self,
-        model: Any,
-        vocabulary_logits: Callable[[Tensor], Tensor],
-        states: Tensor,
-        mask: Tensor,
-        task_index: Tensor,
-        routing: TaskRouting,
-    ) -> None:
-        """`model`: Hugging Face's; encoder states (b, s, d), their mask (b, s), tasks (b,)."""
-        self.config, self.device = model.config, states.device
-        self._decoder = model.get_decoder()
-        self._vocabulary_logits = vocabulary_logits
-        self._routing, self._task_index = routing, task_index
-        self._states = states
-        lowest = torch.finfo(states.dtype).min
-        self._mask = torch.zeros_like(mask, dtype=states.dtype).masked_fill(~mask.bool(), lowest)
-        self._cache: dict[str, Any] = {}
-
-    @property
-    def num_examples(self) -> int:
-        """Examples that are still at work."""
-        return len(self._states)
-
-    def next_logits(self, last_tokens: Tensor, size: int) -> Tensor:
-        """(b, k) last tokens -> (b * k, w) logits in at least float32."""
-        repeat = 1
-        if not self._cache:  # all beams begin with the same token
-            last_tokens, repeat = last_tokens[:, :1], size
-        tasks = self._task_index.repeat_interleave(last_tokens.shape[1])
-        self._routing.set(tasks, self.device)
-        output = self._decoder(
-            input_ids=last_tokens.reshape(-1, 1),
-            encoder_hidden_states=self._states,
-            encoder_attention_mask=self._mask[:, None, None],
-            use_cache=True,
-            **self._cache,
-        )
-        # transformers 5 has renamed the cache on its way.
-        name = "cache" if "cache" in output else "past_key_values"
-        self._cache = {name: output[name]}
-        logits = self._vocabulary_logits(output.last_hidden_state[:, -1])
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return logits.repeat_interleave(repeat, 0) if repeat > 1 else logits
-
-    def keep(self, rows: Tensor | None) -> None:
-        """Let each row of the tokens written go on from another, of (b * k,); None: from itself."""
-        if rows is None:
-            return
-        (cache,) = self._cache.values()
-        own = cache.self_attention_cache
-        if (held := len(own.layers[0].keys)) < len(rows):
-            rows = rows // (len(rows) // held)  # after the first step there is one row an example
-        own.reorder_cache(rows)
-
-    def select(self, examples: Tensor) -> None:
-        """Go on with these examples alone."""
-        (cache,) = self._cache.values()
-        size = len(cache.self_attention_cache.layers[0].keys) // self.num_examples
-        rows = (examples[:, None] * size + torch.arange(size, device=self.device)).flatten()
-        cache.self_attention_cache.batch_select_indices(rows)
-        cache.cross_attention_cache.batch_select_indices(examples)
-        self._states, self._mask = self._states[examples], self._mask[examples]
-        self._task_index = self._task_index[examples.cpu()]
-
-
-def take(ids: Tensor, chosen: Tensor) -> Tensor:
-    """(b, k, l) and (b, j) -> (b, j, l)."""
-    return ids.gather(1, chosen[..., None].expand(-1, -1, ids.shape[2]))
-
-
-def extend(ids: Tensor, tokens: Tensor) -> Tensor:
-    """(b, k, l) and (b, k) -> (b, k, l + 1)."""
-    return torch.cat([ids, tokens[..., None]], dim=2)
-
-
-def padded(ids: Tensor, length: int, pad: int) -> Tensor:
-    """(b, k, l) -> (b, k, length)."""
-    return F.pad(ids, (0, length - ids.shape[2]), value=pad)

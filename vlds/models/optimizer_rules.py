@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from vlds.methods.base import is_own, pattern_of
+from vlds.methods.base import pattern_of
+from vlds.methods.extended import is_own
 from vlds.models.vl_model import VLModel
 from vlds.schema import UNDECAYED, OptimizerRule, OptimizerRules
 
@@ -20,7 +21,7 @@ def optimizer_rules(model: VLModel) -> dict[str, OptimizerRule]:
 
     The nearest declaration holds: of the module that owns the parameter, or of one around it. If
     there is none, the kind of the owner decides. The names that a recipe gives to methods play no
-    role. Errors: ValueError where a method's own module declares no rule.
+    role. Errors: ValueError if a method's own module declares no rule.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     declared: dict[str, OptimizerRules] = {
@@ -50,7 +51,7 @@ def declared_rule(name: str, declared: Mapping[str, OptimizerRules]) -> Optimize
 def rule_of_kind(name: str, module: nn.Module, tensor: str) -> OptimizerRule:
     """The rule of a library's module: norms and biases do not decay, other weights do.
 
-    `tensor` is the parameter's name in the module's own class. Errors: ValueError where the module
+    `tensor` is the parameter's name in the module's own class. Errors: ValueError if the module
     is a method's and not one of PyTorch's layers, so that its kind is unknown.
     """
     kind = type(module)

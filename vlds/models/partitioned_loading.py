@@ -74,7 +74,7 @@ def forget_unequal_ties(model: Any, missing_keys: set[str]) -> None:
 
 
 def equal_parts(source: Any, target: Any) -> bool:
-    """Whether two partitioned weights are equal. Collective."""
+    """True if two partitioned weights are equal. Collective."""
     if source.ds_shape != target.ds_shape:
         return False
     # The last ranks' parts end in padding.

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, TypeAlias
 
 import torch
@@ -66,7 +65,7 @@ class Step:
     """Its arguments, with a `View` in place of each random tensor."""
     kwargs: Any
     made: Sequence[tuple[int, View]]
-    """Number and place of each output that has memory of its own."""
+    """Number and place of each output with new memory."""
     changed: frozenset[Storage] = frozenset()
     """What the operation writes into."""
     fills: bool = False
@@ -86,8 +85,8 @@ class Step:
     def reads(self) -> frozenset[Storage]:
         """Random storages that its results depend on."""
         leaves = pytree.tree_leaves((self.args, self.kwargs))
-        found = frozenset(leaf.storage for leaf in leaves if isinstance(leaf, View))
-        return found - self.changed if self.fills else found
+        storages = frozenset(leaf.storage for leaf in leaves if isinstance(leaf, View))
+        return storages - self.changed if self.fills else storages
 
 
 class Tape(TorchDispatchMode):
@@ -109,14 +108,9 @@ class Tape(TorchDispatchMode):
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         """Note no more."""
-        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         nn.init._no_grad_trunc_normal_ = self._torchs_own
 
     def place_of(self, tensor: Tensor) -> View | None:

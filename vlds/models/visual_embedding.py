@@ -64,8 +64,7 @@ class VisualEmbedding(nn.Module):
         if config.grid is not None and config.grid > grid:
             raise ValueError(
                 f"visual_embedding.grid: {config.grid} is more than the encoder's {grid} x {grid} "
-                "cells; give at "
-                f"most {grid}"
+                f"cells; give at most {grid}"
             )
         self.grid = config.grid or grid
         self.boxes = config.boxes
@@ -138,7 +137,8 @@ def pool(features: Tensor, grid: int) -> Tensor:
     side = round(cells**0.5)
     if side * side != cells:
         raise ValueError(
-            f"features: {cells} vectors an image are no square grid; store a square number of them"
+            f"features: {cells} vectors an image are not a square grid; store a square number of "
+            "them"
         )
     if side == grid:
         return features

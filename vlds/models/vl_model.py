@@ -19,18 +19,13 @@ from torch import Tensor, nn
 
 from vlds.backbones.attention import beams_share_states
 from vlds.backbones.base import Backbone, unique_state
-from vlds.methods.base import is_own
+from vlds.methods.extended import is_own
 from vlds.methods.routing import TaskRouting
 from vlds.models.answer_list import AnswerList, read_answers
+from vlds.models.cached_decoder import CachedDecoder
 from vlds.models.counts import Counts
-from vlds.models.generation import (
-    CachedDecoder,
-    Written,
-    answers,
-    best_choice,
-    generate_ids,
-    token_means,
-)
+from vlds.models.generation import answers, best_choice, generate_ids, token_means
+from vlds.models.hypotheses import Written
 from vlds.models.visual_embedding import VisualEmbedding
 from vlds.schema import IGNORED_LABEL, Batch, Decoding
 from vlds.vision.base import GridEncoder
@@ -61,6 +56,7 @@ class Generated(NamedTuple):
 
     ids: list[list[int]]
     """Tokens without start token and </s>."""
+    texts: list[str]
     log_probabilities: list[float]
     means: Sequence[float | None]
     """As `Answer.token_confidence`."""
@@ -175,8 +171,8 @@ class VLModel(nn.Module):
         """Run what methods have put beside the backbone: (b, p, d) what precedes the text."""
         extensions = list(getattr(self.backbone, "extensions", {}).values())
         extensions.sort(key=lambda extension: extension.runs_layers)
-        found = [extension() for extension in extensions]
-        prompts = [prompt for prompt in found if prompt is not None]
+        outputs = [extension() for extension in extensions]
+        prompts = [prompt for prompt in outputs if prompt is not None]
         return torch.cat(prompts, dim=1) if prompts else None
 
     def visual_tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -185,8 +181,7 @@ class VLModel(nn.Module):
         if pictures is None:
             raise ValueError(
                 "images: this batch has neither pictures nor stored features; use data sets with "
-                "pictures, or "
-                "vision: StoredFeatures with shards that hold features"
+                "pictures, or vision: StoredFeatures with shards that hold features"
             )
         features = self.grid_features(pictures)
         table = self.backbone.get_input_embeddings()
@@ -201,13 +196,6 @@ class VLModel(nn.Module):
             features: Tensor = self.vision(pictures)
         return features
 
-    def embed_images(self, pictures: Tensor) -> Tensor:
-        """(u, 3, h, w) uint8 -> (u, v, d): visual tokens of examples with one picture each."""
-        index = torch.arange(len(pictures), device=pictures.device)[:, None]
-        table = self.backbone.get_input_embeddings()
-        tokens: Tensor = self.visual_embedding(self.grid_features(pictures), None, index, table)[0]
-        return tokens
-
     @property
     def num_visual_tokens(self) -> int:
         """Visual tokens per image."""
@@ -217,58 +205,37 @@ class VLModel(nn.Module):
 
     def answer(self, batch: Batch, decoding: Decoding) -> list[Answer]:
         """Each example's answer."""
-        generated = self._generate(batch, decoding)
-        texts = self._texts(generated.ids, decoding)
-        return [
-            Answer(text, math.exp(total), mean)
-            for text, total, mean in zip(
-                texts, generated.log_probabilities, generated.means, strict=True
-            )
-        ]
+        _, *columns = self._generate(batch, decoding)
+        rows = zip(*columns, strict=True)
+        return [Answer(text, math.exp(total), mean) for text, total, mean in rows]
 
-    def generate(self, batch: Batch, decoding: Decoding, synced: bool = False) -> list[list[int]]:
-        """Token ids of each example's answer, without start token and </s>.
-
-        `synced`: go on until all ranks are done, which ZeRO-3 needs while weights are partitioned.
-        """
-        return self._generate(batch, decoding, synced).ids
+    def generate(self, batch: Batch, decoding: Decoding) -> list[list[int]]:
+        """Token ids of each example's answer, without start token and </s>."""
+        return self._generate(batch, decoding).ids
 
     @torch.no_grad()
-    def _generate(self, batch: Batch, decoding: Decoding, synced: bool = False) -> Generated:
+    def _generate(self, batch: Batch, decoding: Decoding) -> Generated:
         states, mask = self.encode(batch)
         if decoding.choices is not None:
             choices = self.choice_ids(decoding.choices)
             chosen, confidences = best_choice(self.choice_logits(states, mask), choices)
-            found = [choices[number] for number in chosen]
-            return Generated(found, confidences.log().tolist(), [None] * len(found))
-        written = self.written(batch, states, mask, decoding, synced)
+            ids = [choices[number] for number in chosen]
+            texts = [decoding.choices[number] for number in chosen]
+            return Generated(ids, texts, confidences.log().tolist(), [None] * len(ids))
+        written = self.written(batch, states, mask, decoding)
         end = self.backbone.config.eos_token_id
-        found = answers(written.ids, end)
-        means: list[float | None] = [None] * len(found)
-        if decoding.answers is None:
+        ids = answers(written.ids, end)
+        means: list[float | None] = [None] * len(ids)
+        if (listed := self.answer_list(decoding)) is not None:
+            texts = [listed.texts[*tokens, end] for tokens in ids]
+        else:
+            texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+            texts = [text.strip() for text in texts]
             num_before = len(self.family.choice_prefix(self.backbone)) - 1
             means = token_means(written, num_before, end)
-        return Generated(found, written.log_probabilities.tolist(), means)
+        return Generated(ids, texts, written.log_probabilities.tolist(), means)
 
-    def _texts(self, found: list[list[int]], decoding: Decoding) -> list[str]:
-        if decoding.choices is not None:
-            ids = map(tuple, self.choice_ids(decoding.choices))
-            known = dict(zip(ids, decoding.choices, strict=True))
-            return [known[tuple(tokens)] for tokens in found]
-        if (listed := self.answer_list(decoding)) is not None:
-            end = self.backbone.config.eos_token_id
-            return [listed.texts[*tokens, end] for tokens in found]
-        texts = self.tokenizer.batch_decode(found, skip_special_tokens=True)
-        return [text.strip() for text in texts]
-
-    def written(
-        self,
-        batch: Batch,
-        states: Tensor,
-        mask: Tensor,
-        decoding: Decoding,
-        synced: bool = False,
-    ) -> Written:
+    def written(self, batch: Batch, states: Tensor, mask: Tensor, decoding: Decoding) -> Written:
         """What the decoder writes from encoder states."""
         decoder = CachedDecoder(
             self.backbone, self.vocabulary_logits, states, mask, batch.task_index, self.routing
@@ -279,20 +246,19 @@ class VLModel(nn.Module):
                 decoding,
                 self.answer_list(decoding),
                 beam_forces_eos=self.family.beam_forces_eos,
-                synced=synced,
             )
 
     def answer_list(self, decoding: Decoding) -> AnswerList | None:
         """The list that answers come from, kept for the next batch; None where they are free.
 
-        Errors: ValueError where the list cannot be read.
+        Errors: ValueError if the list cannot be read.
         """
         if decoding.answers is None:
             return None
-        if (found := self.answer_lists.get(decoding.answers)) is None:
-            found = AnswerList(read_answers(decoding.answers), self.tokenizer)
-            self.answer_lists[decoding.answers] = found
-        return found.to(self.backbone.device)
+        if (listed := self.answer_lists.get(decoding.answers)) is None:
+            listed = AnswerList(read_answers(decoding.answers), self.tokenizer)
+            self.answer_lists[decoding.answers] = listed
+        return listed.to(self.backbone.device)
 
     def choice_logits(self, states: Tensor, mask: Tensor) -> Tensor:
         """(b, w) logits of the first real token of an answer."""
@@ -303,7 +269,7 @@ class VLModel(nn.Module):
     def choice_ids(self, choices: Sequence[str]) -> list[list[int]]:
         """Tokens of words to choose from.
 
-        Errors: ValueError where two of them begin with the same token, so that they cannot be told
+        Errors: ValueError if two of them begin with the same token, so that they cannot be told
         apart.
         """
         ids = [
@@ -327,6 +293,12 @@ class VLModel(nn.Module):
         """Names of the backbone's own tensors, relative to the backbone: all but what methods have
         added."""
         return {name for name in self.backbone.state_dict() if is_own(name)}
+
+    def moving_names(self) -> set[str]:
+        """The tensors that training changes: trainable weights, and the statistics of a vision
+        encoder that is not frozen."""
+        buffers = [] if self.vision.frozen else self.vision.named_buffers()
+        return {*self.parts, *(f"vision.{name}" for name, _ in buffers)}
 
     def part_of(self, name: str) -> str:
         """The method that trains a parameter, or else the part of the model that holds it."""

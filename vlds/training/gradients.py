@@ -1,4 +1,4 @@
-"""Whether what should train does: which trainable tensors the first steps' gradients reach.
+"""Checks that what should train does: which trainable tensors the first steps' gradients reach.
 
 A method whose module is never run, or runs behind something that cuts the gradient, trains nothing
 and says nothing. So a run looks at its first steps.
@@ -11,12 +11,11 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from vlds.methods.extended import zero_at_first
 from vlds.runtime.ranks import Ranks
 
 WATCHED_STEPS = 20
 """Steps after which tensors without any gradient are reported."""
-BEHIND_ZEROS = ("a", "down_weight", "down_bias")
-"""What lies behind a matrix that may begin as zeros: LoRA's A, the down halves of adapters."""
 
 
 class GradientWatch:
@@ -27,6 +26,7 @@ class GradientWatch:
         self.ranks, self.parts = ranks, parts
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self.names = [name for name, _ in trained]
+        self._zero_at_first = zero_at_first(model)
         self._reached = torch.zeros(len(self.names), dtype=torch.float64)
         self._moved = torch.zeros(len(self.names), device=ranks.device)
         self._steps = 0
@@ -45,7 +45,7 @@ class GradientWatch:
     def after_step(self, last: bool) -> list[str]:
         """What to say after another step, on all ranks alike; `last` if it is the run's last one.
 
-        Collective. Errors: ValueError where nothing of a method takes part in the first step.
+        Collective. Errors: ValueError if nothing of a method takes part in the first step.
         """
         if not self._hooks:
             return []
@@ -61,7 +61,9 @@ class GradientWatch:
         moved = self.ranks.sum(self._moved.double().cpu())
         reached = self.ranks.sum(self._reached)
         still = [n for n, r, m in zip(self.names, reached, moved, strict=True) if r and not m]
-        return [f"no gradient in {self._steps} steps: {name} ({reason(name)})" for name in still]
+        return [
+            f"no gradient in {self._steps} steps: {name} ({self._reason(name)})" for name in still
+        ]
 
     def _unreached(self, names: list[str]) -> list[str]:
         for part in dict.fromkeys(self.parts[name] for name in names):
@@ -73,11 +75,10 @@ class GradientWatch:
                 )
         return [f"takes no part in the loss, and will not train: {name}" for name in names]
 
-
-def reason(name: str) -> str:
-    """Why a tensor may have no gradient, as far as that is known."""
-    if name.endswith("box_projection.weight"):
-        return "the boxes are all zero: visual_embedding.boxes, or the data's"
-    if name.rpartition(".")[2] in BEHIND_ZEROS:
-        return "it lies behind a matrix that is still zero: is the learning rate 0?"
-    return "the cause is not known"
+    def _reason(self, name: str) -> str:
+        """Why a tensor may have no gradient, as far as that is known."""
+        if name.endswith("box_projection.weight"):
+            return "the boxes are all zero: visual_embedding.boxes, or the data's"
+        if name in self._zero_at_first:
+            return "it lies behind a matrix that is still zero: is the learning rate 0?"
+        return "the cause is not known"

@@ -93,10 +93,8 @@ class GridEncoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(u, 3, h, w) uint8 -> (u, grid * grid, dim)."""
         pixels = images.float() / 255
-        pixels = (pixels - pixels.new_tensor(self.mean).view(-1, 1, 1)) / pixels.new_tensor(
-            self.std
-        ).view(-1, 1, 1)
-        return self.features(pixels.to(self.dtype))
+        mean, std = (pixels.new_tensor(each).view(-1, 1, 1) for each in (self.mean, self.std))
+        return self.features(((pixels - mean) / std).to(self.dtype))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -125,14 +123,14 @@ def thaw(encoder: nn.Module) -> None:
 
 
 def on_meta() -> bool:
-    """Whether modules are being made without storage, so that no weights must be read."""
+    """True while modules are made without storage, so that no weights must be read."""
     return torch.get_default_device().type == "meta"
 
 
 def load_weights(module: nn.Module, file: str) -> None:
     """Fill a module from a safetensors file.
 
-    Errors: ValueError where the file is missing or holds other tensors.
+    Errors: ValueError if the file is missing or holds other tensors.
     """
     if not Path(file).is_file():
         raise ValueError(f"weights: no such file: {file}; name a .safetensors file")
@@ -148,8 +146,7 @@ def load_weights(module: nn.Module, file: str) -> None:
     if wrong:
         raise ValueError(
             f"weights: {file} does not fit {type(module).__name__}: {'; '.join(wrong[:3])}; it "
-            "holds "
-            f"{len(tensors)} tensors, the module {len(wanted)}"
+            f"holds {len(tensors)} tensors, the module {len(wanted)}"
         )
     module.load_state_dict({name: tensors[name] for name in wanted})
 

@@ -24,6 +24,15 @@ SIZES = (
     "patch_size",
 )  # fmt: skip
 """Fields of the config that are numbers from 1."""
+LAYERS = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_out": "self_attn.out_proj",
+    "ffn_in": "mlp.fc1",
+    "ffn_out": "mlp.fc2",
+}
+"""Role -> linear layer of a transformer block."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +45,8 @@ class ClipVision(VisionEncoder):
     """Instead of `path`: a config.json of CLIP's vision model, for random weights."""
 
     roles: ClassVar[dict[str, tuple[str, ...]]] = {
-        "attn_q": ("*.encoder.layers.*.self_attn.q_proj", "*.*.encoder.layers.*.self_attn.q_proj"),
-        "attn_k": ("*.encoder.layers.*.self_attn.k_proj", "*.*.encoder.layers.*.self_attn.k_proj"),
-        "attn_v": ("*.encoder.layers.*.self_attn.v_proj", "*.*.encoder.layers.*.self_attn.v_proj"),
-        "attn_out": (
-            "*.encoder.layers.*.self_attn.out_proj",
-            "*.*.encoder.layers.*.self_attn.out_proj",
-        ),
-        "ffn_in": ("*.encoder.layers.*.mlp.fc1", "*.*.encoder.layers.*.mlp.fc1"),
-        "ffn_out": ("*.encoder.layers.*.mlp.fc2", "*.*.encoder.layers.*.mlp.fc2"),
+        role: (f"*.encoder.layers.*.{layer}", f"*.*.encoder.layers.*.{layer}")
+        for role, layer in LAYERS.items()
     }
 
     def __post_init__(self) -> None:

@@ -50,8 +50,7 @@ class ConvNet(VisionEncoder):
         if len(self.widths) < max(1, halvings):
             raise ValueError(
                 f"widths: {self.widths} are {len(self.widths)} stages, but {self.image_size} "
-                f"pixels to {self.grid} "
-                f"cells takes {int(halvings)}; give that many or more"
+                f"pixels to {self.grid} cells takes {int(halvings)}; give that many or more"
             )
 
     @property

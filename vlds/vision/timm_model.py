@@ -64,8 +64,8 @@ class Timm(VisionEncoder):
     @property
     def image(self) -> ImageSpec | None:
         """Square pictures; the aspect ratio is not kept, as in VL-Adapter."""
-        found = self.geometry
-        return ImageSpec(found.image_size, found.image_size, found.resize)
+        sizes = self.geometry
+        return ImageSpec(sizes.image_size, sizes.image_size, sizes.resize)
 
     @property
     def grid_size(self) -> int:
@@ -100,7 +100,7 @@ class Timm(VisionEncoder):
     def _fetch(self) -> Any:
         """The model with timm's weights.
 
-        Errors: ValueError where there are none, or nobody to give them.
+        Errors: ValueError if there are none, or they cannot be fetched.
         """
         self.check_sources()
         with reading(f"vision.model: timm cannot fetch the weights of {self.model}", ELSEWHERE):
@@ -151,7 +151,7 @@ def create(model: str, pretrained: bool, image_size: int) -> Any:
 def geometry(model: str, image_size: int | None) -> Geometry:
     """Sizes of a model, without its weights.
 
-    Errors: ValueError where timm does not know the model, or it gives no square grid.
+    Errors: ValueError if timm does not know the model, or it gives no square grid.
     """
     if not timm.is_model(model):
         raise ValueError(f"model: timm knows no '{model}'; see timm.list_models()")
@@ -166,8 +166,8 @@ def geometry(model: str, image_size: int | None) -> Geometry:
     grid = round(cells.shape[1] ** 0.5)
     if grid * grid != cells.shape[1]:
         raise ValueError(
-            f"model: {model} gives {cells.shape[1]} vectors for {size} pixels, which is no square "
-            "grid"
+            f"model: {model} gives {cells.shape[1]} vectors for {size} pixels, which is not a "
+            "square grid"
         )
     resize = "bicubic" if data["interpolation"] == "bicubic" else "bilinear"
     return Geometry(size, grid, cells.shape[2], resize)

@@ -1,0 +1,162 @@
+"""Modules with methods' modules before and behind them.
+
+Extending keeps the object, its parameters and their names. Only its class changes, to a subclass
+that runs the extensions around the module's own forward pass, so a quantised layer still computes
+as one. No hooks and no closures: deepcopy, pickle, ZeRO-3 and a debugger see ordinary modules.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+ADDED = ("extensions", "input_extensions", "key_value_extensions")
+"""Names of the children that hold methods' modules."""
+
+
+class AddedTensor(NamedTuple):
+    """A tensor that a method has added to a model."""
+
+    name: str
+    """Its path in the model."""
+    layer: str
+    """Path of the module that it extends; empty for the model itself."""
+    place: str
+    """Which of `ADDED` holds it."""
+    leaf: str
+    """Its path in the method's module."""
+
+
+def added_tensors(model: nn.Module, method: str) -> list[AddedTensor]:
+    """The tensors that a method, by its name in the recipe, has added to a model."""
+    pattern = re.compile(rf"(?:(.+)\.)?({'|'.join(ADDED)})\.{method}\.(.+)")
+    matches = (pattern.fullmatch(name) for name in model.state_dict())
+    return [AddedTensor(m[0], m[1] or "", m[2], m[3]) for m in matches if m]
+
+
+def is_own(name: str) -> bool:
+    """True if a tensor or module is the model's own, False if a method has added it."""
+    return not set(ADDED).intersection(name.split("."))
+
+
+class Extended(nn.Module):
+    """What the class of an extended module adds to the module's own class."""
+
+    kind: ClassVar[type[nn.Module]]
+    """Class that the module had before."""
+    input_extensions: nn.ModuleDict
+    extensions: nn.ModuleDict
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The extensions of the input, the module's own forward pass, the extensions of the output,
+        each in the order of attaching."""
+        for extension in self.input_extensions.values():
+            input = extension(input)
+        outputs: Tensor = super().forward(input)
+        for extension in self.extensions.values():
+            outputs = extension(input, outputs)
+        return outputs
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # pickle finds no derived class by its name.
+        return blank_extended, (self.kind,), self.__getstate__()  # type: ignore[no-untyped-call]
+
+
+class ExtendedLinear(Extended, nn.Linear):
+    """An extended linear layer; other kinds of linear layers have subclasses of this class."""
+
+    kind = nn.Linear
+
+
+EXTENDED: dict[type[nn.Module], type[Extended]] = {nn.Linear: ExtendedLinear}
+"""Class of modules -> the class that they have once they are extended."""
+
+
+def extended_class(kind: type[nn.Module]) -> type[Extended]:
+    """The class of extended modules that were of a class, whose forward pass they keep."""
+    if kind not in EXTENDED:
+        base = ExtendedLinear if issubclass(kind, nn.Linear) else Extended
+        EXTENDED[kind] = type(f"Extended{kind.__name__}", (base, kind), {"kind": kind})
+    return EXTENDED[kind]
+
+
+def blank_extended(kind: type[nn.Module]) -> Extended:
+    """An extended module without any state, for pickle and deepcopy to fill."""
+    extended_kind = extended_class(kind)
+    return extended_kind.__new__(extended_kind)
+
+
+def extended(module: nn.Module) -> Extended:
+    """The module, made one that takes extensions. It stays the same object."""
+    if not isinstance(module, Extended):
+        module.__class__ = extended_class(type(module))
+        assert isinstance(module, Extended)
+        module.input_extensions, module.extensions = nn.ModuleDict(), nn.ModuleDict()
+    return module
+
+
+def extended_linears(model: nn.Module, name: str) -> Iterator[ExtendedLinear]:
+    """The linear layers that a method, called `name`, has extended."""
+    for module in model.modules():
+        if isinstance(module, ExtendedLinear) and (
+            name in module.extensions or name in module.input_extensions
+        ):
+            yield module
+
+
+def is_plain(weight: Tensor) -> bool:
+    """True for matrices of floats; False for what is packed, or computed from something else."""
+    return type(weight) is nn.Parameter and weight.is_floating_point()
+
+
+def fitted(extension: nn.Module, linear: nn.Linear, model: nn.Module) -> nn.Module:
+    """What a method adds beside a layer, in the type of the model's states if the layer's own
+    weight does not tell it."""
+    return extension if is_plain(linear.weight) else extension.to(states_type(model))
+
+
+def states_type(model: nn.Module) -> torch.dtype:
+    """Type of a model's states: that of its first weight that is not packed."""
+    return next((p.dtype for p in model.parameters() if is_plain(p)), torch.float32)
+
+
+def foldable_weight(linear: ExtendedLinear) -> Tensor:
+    """A layer's weight, for changes that change the layer's output as a plain product would.
+
+    Errors: ValueError if the layer is quantised or computes something else.
+    """
+    if not is_plain(linear.weight) or linear.kind.forward is not nn.Linear.forward:
+        raise ValueError(
+            f"{linear.kind.__name__} does not compute a plain product with a matrix of floats, so "
+            "nothing can be folded into it; fold into the backbone that is not quantised, or use "
+            "`vlds convert hf`, which keeps the method beside the backbone"
+        )
+    return linear.weight
+
+
+def take_first(linear: ExtendedLinear, name: str) -> nn.Module:
+    """Take out the first extension behind a layer, to fold it into the layer's weights.
+
+    Errors: ValueError if another one stands before it.
+    """
+    first = next(iter(linear.extensions))
+    if first != name:
+        raise ValueError(
+            f"{first} stands between {name} and the layer's weights; fold {first} first, which "
+            "means: name it earlier in the recipe"
+        )
+    return linear.extensions.pop(name)
+
+
+def zero_at_first(model: nn.Module) -> set[str]:
+    """Names of the tensors whose gradient is zero in the first step, since they lie behind a matrix
+    that begins as zeros."""
+    return {
+        f"{path}.{tensor}"
+        for path, module in model.named_modules()
+        for tensor in getattr(module, "behind_zeros", ())
+    }

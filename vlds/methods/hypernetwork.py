@@ -1,0 +1,171 @@
+"""The networks that make Hyperformer's bottlenecks from embeddings of task and layer."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlds.methods.adapter import linear_layers
+from vlds.methods.base import ModelExtension, weight_options
+from vlds.methods.bottleneck import Place
+from vlds.methods.routing import MadeForBatch
+from vlds.schema import STACKED, UNDECAYED, OptimizerRules, Role
+
+if TYPE_CHECKING:
+    from vlds.methods.hyperformer import Hyperformer
+
+KINDS: tuple[Role, ...] = ("ffn_out", "attn_out", "cross_attn_out")
+"""Kinds of sub-layer, in the order of the original's block-kind embeddings."""
+GENERATOR_STD = 0.01
+"""Initial standard deviation of the network if the backbone's family sets none."""
+
+
+class HyperNetworks(ModelExtension):
+    """One network a stack; the stacks share the embeddings of the tasks."""
+
+    optimizer_rules: ClassVar[OptimizerRules] = {"task_embeddings.weight": STACKED}
+
+    def __init__(
+        self, config: Hyperformer, places: list[Place], num_tasks: int, init_std: float | None
+    ) -> None:
+        super().__init__()
+        self.generated = MadeForBatch()
+        self.generated.value = {}
+        options = weight_options(places[0].linear)
+        self.task_embeddings = table(num_tasks, config.task_dim, 1.0, options)
+        stacks: dict[str, list[Place]] = {}
+        for place in places:
+            stacks.setdefault(stack_and_layer(place.path)[0], []).append(place)
+        self.stacks = nn.ModuleDict(
+            {name: HyperNetwork(config, found, init_std, options) for name, found in stacks.items()}
+        )
+
+    def forward(self) -> None:
+        """Make the weights of all tasks and layers."""
+        tasks = rows_of(self.task_embeddings)
+        for name, network in self.stacks.items():
+            assert isinstance(network, HyperNetwork)
+            weights = network(tasks)
+            for number, kind in enumerate(network.kinds):
+                # Taken apart once: a slice for each layer would cost a whole gradient each.
+                down_weight, down_bias, up_weight, up_bias = weights[4 * number : 4 * number + 4]
+                down = linear_layers(down_weight.flatten(0, 1), down_bias.flatten(0, 1))
+                up = linear_layers(up_weight.flatten(0, 1), up_bias.flatten(0, 1))
+                num_layers = down_weight.shape[1]
+                for layer in range(num_layers):
+                    of_layer = slice(layer, None, num_layers)  # one for each task
+                    self.generated.value[name, kind, layer] = down[of_layer], up[of_layer]
+
+
+class HyperNetwork(nn.Module):
+    """Embeddings of the tasks -> weights of all bottlenecks of a stack."""
+
+    # In the original code too, where no other norm is left without decay.
+    optimizer_rules: ClassVar[OptimizerRules] = {"norm.weight": UNDECAYED}
+
+    def __init__(
+        self,
+        config: Hyperformer,
+        places: list[Place],
+        init_std: float | None,
+        options: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        width = places[0].linear.out_features
+        roles = {place.role for place in places}
+        self.kinds = [kind for kind in KINDS if kind in roles]
+        num_layers = 1 + max(stack_and_layer(place.path)[1] for place in places)
+        table_std = 1.0 if init_std is None else init_std
+        self.layer_embeddings = table(num_layers, config.task_dim, table_std, options)
+        self.kind_embeddings = None
+        inputs, generators = 2 * config.task_dim, list(self.kinds)
+        if config.kind_embeddings:
+            self.kind_embeddings = table(len(KINDS), config.task_dim, table_std, options)
+            inputs, generators = 3 * config.task_dim, ["all"]  # type: ignore[list-item]
+        self.hidden = nn.Linear(inputs, config.hidden_dim, **options)
+        self.project = nn.Linear(config.hidden_dim, config.projected_dim, **options)
+        self.norm = nn.LayerNorm(config.projected_dim, eps=1e-6, **options)
+        self.generators = nn.ModuleDict(
+            {kind: Generator(config, width, options) for kind in generators}
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=GENERATOR_STD if init_std is None else init_std)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, tasks: Tensor) -> tuple[Tensor, ...]:
+        """(k, task_dim) -> for each kind, with n layers: (k, n, m, d), (k, n, m), (k, n, d, m) and
+        (k, n, d), the weights and biases of the down and up halves."""
+        pairs = self.pairs(tasks, rows_of(self.layer_embeddings))
+        if self.kind_embeddings is None:
+            e = self.embed(pairs)
+            return tuple(w for kind in self.kinds for w in self.generators[kind](e))
+        numbers = [KINDS.index(kind) for kind in self.kinds]
+        triples = self.pairs(pairs, rows_of(self.kind_embeddings)[numbers])
+        weights = self.generators["all"](self.embed(triples))
+        return tuple(w[:, :, number] for number in range(len(numbers)) for w in weights)
+
+    def pairs(self, left: Tensor, right: Tensor) -> Tensor:
+        """(..., a) and (n, b) -> (..., n, a + b): each beside each."""
+        shape = (*left.shape[:-1], len(right))
+        left = left[..., None, :].expand(*shape, left.shape[-1])
+        return torch.cat([left, right.expand(*shape, right.shape[-1])], dim=-1)
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """(..., embeddings) -> (..., projected_dim)."""
+        e: Tensor = self.norm(self.project(F.relu(self.hidden(inputs))))
+        return e
+
+
+class Generator(nn.Module):
+    """e -> weights and biases of both halves of a bottleneck."""
+
+    # What makes biases is treated as they would be.
+    optimizer_rules: ClassVar[OptimizerRules] = {
+        "down_bias.weight": UNDECAYED,
+        "up_bias.weight": UNDECAYED,
+    }
+
+    def __init__(self, config: Hyperformer, width: int, options: dict[str, Any]) -> None:
+        super().__init__()
+        narrow = width // config.reduction
+        self.shapes = ((narrow, width), (narrow,), (width, narrow), (width,))
+        inputs = config.projected_dim
+        self.down_weight = nn.Linear(inputs, narrow * width, **options)
+        self.down_bias = nn.Linear(inputs, narrow, **options)
+        self.up_weight = nn.Linear(inputs, width * narrow, **options)
+        self.up_bias = nn.Linear(inputs, width, **options)
+
+    def forward(self, e: Tensor) -> tuple[Tensor, ...]:
+        """(..., projected_dim) -> (..., m, d), (..., m), (..., d, m), (..., d)."""
+        layers = (self.down_weight, self.down_bias, self.up_weight, self.up_bias)
+        return tuple(
+            layer(e).unflatten(-1, shape) for layer, shape in zip(layers, self.shapes, strict=True)
+        )
+
+
+def table(rows: int, width: int, std: float, options: dict[str, Any]) -> nn.Embedding:
+    """An embedding table with normal entries."""
+    embedding = nn.Embedding(rows, width, **options)
+    nn.init.normal_(embedding.weight, std=std)
+    return embedding
+
+
+def rows_of(embedding: nn.Embedding) -> Tensor:
+    """The whole table, read through its module: ZeRO-3 holds it there, in the backward pass too."""
+    whole: Tensor = embedding(
+        torch.arange(embedding.num_embeddings, device=embedding.weight.device)
+    )
+    return whole
+
+
+def stack_and_layer(path: str) -> tuple[str, int]:
+    """`model.encoder.layers.3.fc2` -> model_encoder_layers, 3."""
+    match = re.match(r"(.+?)\.(\d+)\.", path)
+    if match is None:
+        raise ValueError(f"{path} is in no numbered layer; Hyperformer needs a stack of layers")
+    return match[1].replace(".", "_"), int(match[2])

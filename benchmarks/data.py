@@ -36,9 +36,9 @@ from PIL import Image
 from torchvision import transforms
 
 from data_prep.packing.writer import SampleRecord, write_dataset
-from vlds.data.shards import sample_bytes
+from vlds.data.shards import store
 from vlds.data.shards.decode import decode_image
-from vlds.data.shards.features import feature_bytes, parse_features
+from vlds.data.shards.sample import feature_bytes, parse_features
 from vlds.data.shards.store import Dataset, open_dataset
 from vlds.data.streams.source import Source
 from vlds.data.streams.stream import TrainStream
@@ -194,7 +194,7 @@ def unchecked(folder: Path, image: ImageSpec | None) -> Read:
     def read() -> Iterator[Any]:
         batches: Iterator[Any] | None = None
         while True:
-            with patch.object(sample_bytes, "crc32", lambda data, value=0: 0):
+            with patch.object(store, "crc32", lambda data: 0):
                 batches = batches or stream_of(dataset, image)
                 batch = next(batches)
             yield batch

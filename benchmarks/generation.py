@@ -36,7 +36,7 @@ from data_prep.packing.writer import SampleRecord, write_dataset
 from vlds.backbones import Bart
 from vlds.backbones.attention import CPU_ATTENTION
 from vlds.data.shards.decode import decode_image
-from vlds.data.shards.features import feature_bytes
+from vlds.data.shards.sample import feature_bytes
 from vlds.data.shards.store import open_dataset
 from vlds.data.streams.collate import ImageStack, Row, collate
 from vlds.data.streams.eval_order import EvalOrder, survey

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import vlds.data.shards.remote
+import vlds.data.shards.download
 from tests.data.conftest import SPEC, ToyTask, ToyTokenizer
 from tests.data.web import Web
 from vlds.data.errors import ErrorPolicy, ShardError
@@ -154,7 +154,7 @@ def test_a_download_that_breaks_does_not_show_the_login(
     web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """aiohttp's errors hold the headers that were sent."""
-    monkeypatch.setattr(vlds.data.shards.remote, "PAUSES", ())
+    monkeypatch.setattr(vlds.data.shards.download, "PAUSES", ())
     web.login, web.status[DATASET_FILE] = f"user:{SECRET}", 503
     with pytest.raises(ShardError, match="503") as caught:
         open_dataset(with_login(web.url("small")), ShardCache(tmp_path / "cache"))

@@ -20,8 +20,8 @@ from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.data_prep.faults import annotation
 from vlds.data.errors import ShardError
 from vlds.data.shards.decode import PictureCache
-from vlds.data.shards.features import feature_bytes
 from vlds.data.shards.index import index_folder
+from vlds.data.shards.sample import feature_bytes
 from vlds.data.shards.store import Dataset, open_dataset
 from vlds.data.streams.opened import OpenedSamples
 from vlds.data.streams.source import Source

@@ -1,25 +1,43 @@
-"""Downloads that end, whatever the server does: at the size that the file has, and where next to
-nothing comes."""
+"""Files from a server, by fsspec.
+
+A download ends whatever the server does: at the expected size, or when it almost stops.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import errno
+import time
 from collections.abc import Coroutine
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fsspec.asyn import sync
 from fsspec.callbacks import Callback
+from fsspec.core import url_to_fs
 
-from vlds.data.shards.address import Login
+from vlds.data.errors import FetchError
+from vlds.data.shards.address import Login, below, check_whole, is_web, split_login
+from vlds.data.shards.info import DATASET_FILE
+from vlds.runtime.credentials import without_credentials
+from vlds.runtime.manifest import sha256 as file_sha256
+from vlds.runtime.regular_file import LARGEST_FILE
 
+PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""Seconds before each new try of a download that broke."""
 SLOWEST = 1000
 """Bytes a second. A server that sends fewer for PATIENCE_S seconds counts as broken."""
 PATIENCE_S = 60.0
 CONNECT_S, SILENCE_S = 30.0, 60.0
 """Seconds after which a server that does not answer, or sends nothing more, counts as broken."""
 MOST_REDIRECTS = 5
+REDIRECTED = {
+    "TooManyRedirects": f"more than {MOST_REDIRECTS} times",
+    "NonHttpUrlRedirectClientError": "to an address that is not of the web",
+    "InvalidUrlRedirectClientError": "to what is not an address",
+}
+"""aiohttp's exceptions, by name: it is imported only where a web server is asked."""
 
 
 class TooMuch(ValueError):
@@ -50,7 +68,85 @@ def web_options(login: Login | None) -> dict[str, Any]:
     }
 
 
-def download(files: Any, source: str, target: Path, limit: int) -> None:
+class Server:
+    """fsspec's file system of a URL. Made where it is used: it belongs to one thread.
+
+    Loader workers are forked; fsspec notices that from 2025.5.1 on, before it hung there.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = without_credentials(url)
+        try:
+            if is_web(url):
+                plain, login = split_login(url)
+                self._files, self._root = url_to_fs(plain, **web_options(login))
+            else:
+                check_whole(url)
+                self._files, self._root = url_to_fs(url)
+        except FetchError:
+            raise
+        except (ImportError, ValueError) as error:
+            raise FetchError(
+                without_credentials(
+                    f"data set {url}: {error}; give an address that fsspec can open here, such as "
+                    "https://"
+                )
+            ) from None
+
+    def fetch(
+        self, name: str, path: Path, hash: str | None = None, size: int | None = None
+    ) -> None:
+        """Write a file of the folder to `path`; with `hash`, check its sha256, and its size. No
+        more is taken than that size, or LARGEST_FILE.
+
+        Errors: FetchError for what no further try would change, and after the last try.
+        """
+        url = below(self.url, name)
+        limit = LARGEST_FILE if size is None else size
+        num_wrong = 0
+        for pause in (*PAUSES, None):
+            try:
+                _download(self._files, below(self._root, name), path, limit)
+            except Exception as error:  # each sort of storage has exceptions of its own
+                # Not `from error`: a traceback would show the whole URL.
+                if reason := _final_reason(error, path):
+                    raise FetchError(without_credentials(f"{url}: {reason}")) from None
+                if pause is None:
+                    raise FetchError(
+                        without_credentials(
+                            f"{url}: {len(PAUSES) + 1} downloads broke, the last one with "
+                            f"{_said(error)}; check the connection and start again: what has been "
+                            "fetched is kept"
+                        )
+                    ) from None
+                time.sleep(pause)
+                continue
+            if hash is None or (wrong := _difference(path, hash, size)) is None:
+                return
+            num_wrong += 1
+            if num_wrong > 1 or pause is None:
+                raise FetchError(
+                    f"{url}: {wrong}: it is not the file that was prepared; upload the whole data "
+                    "set again"
+                )
+
+
+def open_stream(url: str) -> IO[bytes]:
+    """The bytes of a file at a URL, from its beginning.
+
+    Errors: FetchError that names the URL and what happened.
+    """
+    try:
+        check_whole(url)
+        files, path = url_to_fs(url)
+        stream: IO[bytes] = files.open(path, "rb")
+    except Exception as error:  # each sort of storage has exceptions of its own
+        reason = _final_reason(error, Path()) or f"{_said(error)}; check the address"
+        raise FetchError(without_credentials(f"{url}: {reason}")) from None
+    return stream
+
+
+def _download(files: Any, source: str, target: Path, limit: int) -> None:
     """Write a file of an fsspec file system to `target`.
 
     Errors: TooMuch where more than `limit` bytes come, TooSlow; whatever the storage raises.
@@ -97,3 +193,43 @@ def _size(path: Path) -> int:
     with suppress(FileNotFoundError):
         return path.stat().st_size
     return 0
+
+
+def _difference(path: Path, hash: str, size: int | None) -> str | None:
+    """How a file that came differs from what dataset.json says of it."""
+    found, length = file_sha256(path), path.stat().st_size
+    if found == hash and size in (None, length):
+        return None
+    said = hash[:12] if size is None else f"{hash[:12]} and {size} bytes"
+    return f"came with sha256 {found[:12]} and {length} bytes, {DATASET_FILE} says {said}"
+
+
+def _said(error: Exception) -> str:
+    """An error with its class. The `repr` of aiohttp's shows the headers that were sent, and with
+    them the login."""
+    return f"{type(error).__name__}({str(error)!r})"
+
+
+def _final_reason(error: Exception, path: Path) -> str | None:
+    """What is wrong and the cure, where no further try would change anything."""
+    status = getattr(error, "status", None) or getattr(error, "code", None)
+    if isinstance(error, FileNotFoundError) or status in (404, 410):
+        return "there is no such file (404); check the address, and that all files were uploaded"
+    if isinstance(error, PermissionError) or status in (401, 403):
+        return (
+            "access is refused (403); check the address, and give the credentials: for a web "
+            "server in ~/.netrc, else in the environment variables of this sort of storage or a "
+            "file in ~/.config/fsspec"
+        )
+    if isinstance(error, TooMuch):
+        return f"{error}; it is not the file that was prepared: check the address and the server"
+    if type(error).__name__ in REDIRECTED:
+        return f"the server redirects it {REDIRECTED[type(error).__name__]}; check the address"
+    if isinstance(status, int) and 400 <= status < 500 and status not in (408, 429):
+        return f"the server refuses it ({error}); check the address"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"no space for it in {path.parent}; name a larger disk as data.cache, or keep less by "
+            "data.cache_bytes"
+        )
+    return None

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from vlds.data.errors import ShardError
-from vlds.data.shards.build_index import build_index
 from vlds.data.shards.info import DATASET_FILE, REBUILD, SCHEMA, DatasetInfo, ShardInfo
-from vlds.data.shards.shard_index import ShardIndex, beside
+from vlds.data.shards.shard_index import ShardIndex, beside, build_index
 from vlds.runtime.json_file import read_json
 from vlds.runtime.manifest import sha256 as file_sha256
 from vlds.runtime.regular_file import check_file, read_file

@@ -1,10 +1,11 @@
-"""Data sets in a folder of this machine."""
+"""Data sets in a folder of this machine, and the samples in it that `data_prep verify` rejects."""
 
 from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from vlds.data.errors import ShardError
 from vlds.data.shards.index import load_index
 from vlds.data.shards.info import DatasetInfo, ShardInfo
 from vlds.data.shards.shard_index import ShardIndex
-from vlds.runtime.regular_file import open_descriptor
+from vlds.runtime.json_file import parse_json
+from vlds.runtime.regular_file import open_descriptor, read_text
 
 OPEN_FILES = 128
+QUARANTINE_FILE = "quarantine.jsonl"
 
 
 class LocalFiles:
@@ -49,17 +52,33 @@ class LocalFiles:
         """Bytes of a shard; pread, so that a descriptor inherited by fork may be shared."""
         data = os.pread(self._descriptor(shard.name), size, offset)
         if len(data) < size:
-            raise _too_short(offset + len(data), offset + size)
+            end, expected = offset + len(data), offset + size
+            raise ShardError(f"the file ends at byte {end}, {expected} expected")
         return data
 
-    def fill(
-        self, shard: ShardInfo, offset: int, buffers: Sequence[bytearray | memoryview]
-    ) -> None:
-        """Read bytes of a shard into buffers, one after the other."""
-        size = sum(map(len, buffers))
-        got = os.preadv(self._descriptor(shard.name), buffers, offset)
-        if got < size:
-            raise _too_short(offset + got, offset + size)
+    def quarantine(self, info: DatasetInfo) -> Mapping[int, str]:
+        """Index of each sample that `data_prep verify` rejected -> what is wrong with it. A run
+        replaces them without reading them.
+
+        Errors: ValueError that names the file and line.
+        """
+        path = self.folder / QUARANTINE_FILE
+        if not path.is_file():
+            return {}
+        counts = accumulate((shard.samples for shard in info.shards), initial=0)
+        first = dict(zip((shard.name for shard in info.shards), counts, strict=False))
+        faults = {}
+        # splitlines would also split at U+2028, which may be what is wrong with an id.
+        for number, line in enumerate(read_text(path).removesuffix("\n").split("\n"), 1):
+            try:
+                entry = parse_json(line)
+                faults[first[entry["shard"]] + entry["i"]] = f"in {path}: {entry['reason']}"
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{path}, line {number}: not what `data_prep verify` writes ({error!r}); run "
+                    "it again, or remove the file"
+                ) from None
+        return faults
 
     def _descriptor(self, name: str) -> int:
         if name in self._open:
@@ -76,7 +95,3 @@ class LocalFiles:
     def __del__(self) -> None:
         for descriptor in self._open.values():
             os.close(descriptor)
-
-
-def _too_short(end: int, expected: int) -> ShardError:
-    return ShardError(f"the file ends at byte {end}, {expected} expected")

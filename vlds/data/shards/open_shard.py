@@ -8,11 +8,10 @@ from pathlib import Path
 
 from webdataset import TarWriter
 
-from vlds.data.shards.build_index import counts_of, tar_checksums
-from vlds.data.shards.features import FEATURES
 from vlds.data.shards.index import describe_shard
 from vlds.data.shards.info import ShardInfo
-from vlds.data.shards.shard_index import Counts, ShardIndex
+from vlds.data.shards.sample import FEATURES
+from vlds.data.shards.shard_index import Counts, ShardIndex, counts_of, tar_checksums
 from vlds.runtime.disk import writable
 from vlds.runtime.whole_file import whole_file
 

@@ -6,21 +6,21 @@ vlds.data.shards.tar, because Python's tarfile takes a smashed one for the end o
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 from urllib.parse import urlsplit
 
-from webdataset.gopen import gopen, gopen_schemes
+from webdataset.gopen import Pipe, gopen, gopen_schemes
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import group_by_keys
 
 from vlds.data.errors import ShardError
-from vlds.data.shards.address import is_web
-from vlds.data.shards.curl import REASONS, open_web
-from vlds.data.shards.remote import open_stream
+from vlds.data.shards.address import is_web, split_login
+from vlds.data.shards.download import CONNECT_S, MOST_REDIRECTS, PATIENCE_S, SLOWEST, open_stream
 from vlds.data.shards.tar import members
 from vlds.runtime.credentials import without_credentials
 from vlds.runtime.regular_file import open_file
@@ -30,6 +30,17 @@ AT_ONCE = 1 << 24
 PIPE = "pipe:"
 META = re.compile(r"__[^/]*__($|/)")
 """Members that webdataset leaves out."""
+CURL_SCHEMES = "=http,https"
+CURL_REASONS = {
+    1: "it leads to an address that is not of the web",
+    6: "no such host",
+    7: "no connection to the host",
+    18: "the connection broke off",
+    22: "the server has no such file, or refuses it",
+    28: "the server does not answer, or sends next to nothing",
+    47: f"it is redirected more than {MOST_REDIRECTS} times",
+}
+"""What an exit status of curl means."""
 CURE = "make or copy it again, or let data.errors.on_bad_shard substitute what is lost"
 
 
@@ -146,11 +157,42 @@ def _open(url: str) -> IO[bytes]:
     if is_local(url):
         return open_file(url)
     if is_web(url):
-        return open_web(url)
+        return _open_web(url)
     scheme = urlsplit(url).scheme
     # webdataset knows commands, curl and a few clouds; what it does not, fsspec may.
     stream: IO[bytes] = gopen(url) if scheme in gopen_schemes else open_stream(url)
     return stream
+
+
+def _open_web(url: str) -> IO[bytes]:
+    """The bytes of a web address. URL and login go through a pipe: everybody sees command lines."""
+    plain, login = split_login(url)
+    lines = [f"url = {_quoted(plain)}"]
+    if login is not None:
+        lines.append(f"user = {_quoted(':'.join(login))}")
+    config, end = os.pipe()
+    with os.fdopen(end, "w", encoding="utf-8") as file:
+        file.write("\n".join(lines))
+    try:
+        return cast(IO[bytes], Pipe(_curl_command(), mode="rb", stdin=config))
+    finally:
+        os.close(config)
+
+
+def _curl_command() -> list[str]:
+    patience = max(1, round(PATIENCE_S))
+    return [
+        "curl", "--disable", "--config", "-", "--fail", "--silent", "--location", "--globoff",
+        "--proto", CURL_SCHEMES, "--proto-redir", CURL_SCHEMES, "--max-redirs", str(MOST_REDIRECTS),
+        "--connect-timeout", f"{CONNECT_S:g}",
+        "--speed-limit", str(SLOWEST), "--speed-time", str(patience),
+        # Only what fails at once is tried again: a stream that has begun would begin a second time.
+        "--retry", "30", "--retry-delay", "2", "--retry-max-time", str(max(1, patience - 10)),
+    ]  # fmt: skip
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "") + '"'
 
 
 def _words(error: Exception, url: str) -> str:
@@ -160,6 +202,6 @@ def _words(error: Exception, url: str) -> str:
     if not (found := re.search(r"exit (-?\d+) \(read\)", str(error))):
         return error.strerror or str(error)
     status = int(found[1])
-    if not url.startswith(PIPE) and status in REASONS:
-        return REASONS[status]
+    if not url.startswith(PIPE) and status in CURL_REASONS:
+        return CURL_REASONS[status]
     return f"its command ended with exit status {status}"

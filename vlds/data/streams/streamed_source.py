@@ -13,8 +13,8 @@ from vlds.data.order.permutation import hashed
 from vlds.data.shards.foreign import KNOWN, check_fields
 from vlds.data.shards.info import DATASET_FILE, DatasetInfo
 from vlds.data.shards.num_pictures import ANY_NUMBER, NumPictures
+from vlds.data.shards.sample import UNUSABLE, parse_sample
 from vlds.data.shards.shard_stream import is_local, read_shard, shard_urls
-from vlds.data.shards.store import UNUSABLE, parse_sample
 from vlds.data.streams.source import check_pictures
 from vlds.runtime.credentials import without_credentials
 from vlds.schema import ImageSpec, Sample, SkipSample

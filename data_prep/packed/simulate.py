@@ -14,9 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from data_prep.command import new_command
+from vlds.data.config import Unit
 from vlds.data.order.batch_cut import BatchCut
 from vlds.data.order.epoch_order import EpochOrder
-from vlds.data.order.mixture import MixedOrder, Unit, mixed_order
+from vlds.data.order.mixed_order import MixedOrder
+from vlds.data.order.mixture import mixed_order
 from vlds.data.shards.store import Dataset, open_dataset
 from vlds.runtime.shown import visible
 from vlds.runtime.terminal import tell

@@ -13,10 +13,12 @@ import pytest
 import vlds.data.shards.download
 from tests.data.conftest import SPEC, ToyTask, ToyTokenizer
 from tests.data.web import Web
+from vlds.data.config import DataConfig
 from vlds.data.errors import ErrorPolicy, ShardError
 from vlds.data.shards.cache import ShardCache
 from vlds.data.shards.info import DATASET_FILE
 from vlds.data.shards.store import open_dataset
+from vlds.data.streams.mixed_stream import StreamSetup
 from vlds.data.streams.sequential import SequentialStream
 from vlds.data.streams.streamed_source import StreamedSource
 from vlds.data.streams.streamed_source import open_streamed as open_shards
@@ -137,10 +139,9 @@ def test_streamed_shards_do_not_show_them(web: Web, tmp_path: Path) -> None:
     assert len(list(good.read(good.urls[0]))) == 4
     policy = ErrorPolicy(max_bad_fraction=1.0, max_in_a_row=1, on_bad_shard="substitute")
     source = StreamedSource("red", ToyTask(), [good])  # type: ignore[arg-type]
-    stream = SequentialStream(
-        [source], tokenizer=ToyTokenizer(), image=SPEC, seed=0, global_batch_size=2,
-        shuffle_buffer=1, errors=policy, ledger=tmp_path / "bad.jsonl",
-    )  # fmt: skip
+    config = DataConfig(reader="sequential", global_batch_size=2, shuffle_buffer=1, errors=policy)
+    setup = StreamSetup(tokenizer=ToyTokenizer(), image=SPEC, seed=0, ledger=tmp_path / "bad.jsonl")
+    stream = SequentialStream([source], config, setup)
     assert SECRET not in f"{good.label}{json.dumps(stream.state())}"
     web.query = "other"
     for read in (lambda: list(good.read(good.urls[0])), lambda: next(islice(stream, 1))):

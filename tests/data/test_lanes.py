@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from tests.data.test_order import expected_pairs, shard_counts
 from tests.data.test_stream import ToyTask, global_batches, train_stream
 from vlds.data.order.epoch_order import EpochOrder
-from vlds.data.order.mixing_shares import mixing_shares
-from vlds.data.order.mixture import MixedOrder
+from vlds.data.order.mixed_order import MixedOrder
+from vlds.data.order.mixture import mixing_shares
 from vlds.data.streams.source import Source
 
 

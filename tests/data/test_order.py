@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlds.data.order.epoch_order import EpochOrder
-from vlds.data.order.mixture import MixedOrder, mixing_shares
-from vlds.data.order.permutation import differences
-from vlds.data.order.randomness import Draws, permutation, random_words
+from vlds.data.order.mixed_order import MixedOrder
+from vlds.data.order.mixture import mixing_shares
+from vlds.data.order.permutation import Draws, differences, permutation, random_words
 
 shard_counts = st.lists(
     st.lists(st.integers(0, 6), min_size=1, max_size=6).map(lambda c: np.array(c, np.uint32)),

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from tests.data.conftest import all_ids, train_stream
 from tests.data.test_stream import global_batches
 from vlds.data.order.epoch_order import EpochOrder
-from vlds.data.order.mixing_shares import mixing_shares
-from vlds.data.order.mixture import MixedOrder, Phase, mixture_of
+from vlds.data.order.mixed_order import MixedOrder, Phase
+from vlds.data.order.mixture import mixing_shares, mixture_of
 from vlds.data.streams.source import Source
 
 

@@ -11,10 +11,9 @@ import numpy as np
 
 from vlds.config import Recipe
 from vlds.data.shards.cache import ShardCache
-from vlds.data.shards.num_pictures import NumPictures
 from vlds.data.shards.store import Dataset, open_dataset
 from vlds.data.streams.eval_order import EvalOrder, Survey, survey
-from vlds.data.streams.source import Source
+from vlds.data.streams.source import NumPictures, Source
 from vlds.data.streams.stream import EvalStream
 from vlds.data.streams.streamed_source import StreamedSource, open_streamed
 from vlds.evaluation.result import Decoded, Evaluation

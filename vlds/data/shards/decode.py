@@ -22,14 +22,25 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vlds.data.shards.open_picture import JPEG, TooLarge, UnreadFormat, check_size, open_picture
-from vlds.data.shards.orientation import SIDEWAYS, jpeg_orientation, turned, upright
+from vlds.data.shards.open_picture import (
+    JPEG,
+    SIDEWAYS,
+    UPRIGHT,
+    TooLarge,
+    UnreadFormat,
+    check_size,
+    jpeg_orientation,
+    open_picture,
+    upright,
+)
 from vlds.schema import Encoded, ImageSpec, Sample, SkipSample
 
 Picture = NDArray[np.uint8]
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 PLAIN_COLORS = ("YCbCr", "Gray", "RGB")
 """Of JPEGs that other decoders than Pillow take for the same colours."""
+REVERSED_ROWS, REVERSED_COLUMNS = (3, 4, 7, 8), (2, 3, 6, 7)
+"""Orientations of the stored picture, after rows and columns of a sideways one are swapped."""
 
 
 def decode_image(data: Encoded, spec: ImageSpec, name: str = "") -> Picture:
@@ -90,7 +101,18 @@ def _decode_jpeg(data: Encoded, spec: ImageSpec) -> Tensor:
         options = {"min_height": height, "min_width": width}
         options |= {"fastdct": True, "fastupsample": True}
     array = simplejpeg.decode_jpeg(data, "RGB", **options)
-    return turned(torch.from_numpy(array).permute(2, 0, 1), orientation)
+    return _turned(torch.from_numpy(array).permute(2, 0, 1), orientation)
+
+
+def _turned(pixels: Tensor, orientation: int) -> Tensor:
+    """Pixels (3, h, w) as stored -> (3, h, w), or (3, w, h) of a sideways picture, upright; the
+    colours of a pixel lie side by side in memory, as a decoder leaves them."""
+    if orientation == UPRIGHT:
+        return pixels
+    if orientation in SIDEWAYS:
+        pixels = pixels.transpose(1, 2)
+    flips = [d for d, group in ((1, REVERSED_ROWS), (2, REVERSED_COLUMNS)) if orientation in group]
+    return pixels.flip(flips).permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 
 def _squash(pixels: Tensor, spec: ImageSpec) -> Picture:

@@ -56,7 +56,7 @@ class RemoteFiles:
 
         Errors: ValueError that names the URL, what is wrong, and the cure.
         """
-        url = self._url(DATASET_FILE)
+        url = below(self.folder, DATASET_FILE)
         path = self._copy(DATASET_FILE)
         with self.cache.alone(path):
             try:
@@ -72,7 +72,7 @@ class RemoteFiles:
 
     def place(self, shard: ShardInfo) -> str:
         """Where a shard is, for messages."""
-        return self._url(shard.name)
+        return below(self.folder, shard.name)
 
     def cure(self, shard: ShardInfo) -> str:
         """What to do about damage in a shard."""
@@ -115,10 +115,6 @@ class RemoteFiles:
                 path.unlink()
         # Else another process may have fetched it again since the sample was read.
         return True
-
-    def _url(self, name: str) -> str:
-        """As it is shown."""
-        return below(self.folder, name)
 
     def _copy(self, name: str, version: str = "") -> Path:
         """The place of a file's copy, whoever has signed its URL when."""

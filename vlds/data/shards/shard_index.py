@@ -23,7 +23,7 @@ from vlds.data.errors import ShardError
 from vlds.data.shards.foreign import is_picture
 from vlds.data.shards.info import DATASET_FILE, REBUILD, ShardInfo
 from vlds.data.shards.sample import FEATURES, UnfitId, check_ids
-from vlds.data.shards.tar import Reader, members, split_name
+from vlds.data.shards.tar import Member, Reader, members, split_name
 from vlds.runtime.json_file import parse_member
 from vlds.runtime.regular_file import open_file
 from vlds.runtime.whole_file import write_whole
@@ -125,38 +125,13 @@ def beside(tar: Path, suffix: str) -> Path:
     return tar.with_name(tar.name + suffix)
 
 
-@dataclass
-class _Found:
-    """A sample whose members are being read."""
-
-    key: str
-    foreign: bool
-    json: bytes | None = None
-    pictures: int = 0
-    """Of foreign samples; in ours the json lists them."""
-    features: int = 0
-
-    def counts(self) -> Counts:
-        """Errors: ShardError where it has no json; KeyError, TypeError, AttributeError or
-        ValueError where that is not what it should be."""
-        if self.foreign:
-            check_ids({"id": self.key, "annotations": []})
-            return Counts(1, self.pictures or self.features)
-        if self.json is None:
-            raise ShardError(
-                f'sample {self.key} has no member "json", which holds its annotations; for samples '
-                "that others have written, see `python -m data_prep index --fields`"
-            )
-        return counts_of(self.json, self.features)
-
-
 def build_index(tar: Path, *, foreign: bool = False) -> ShardIndex:
-    """Index of a shard from its headers and its samples' json; `foreign` ones have one annotation
-    each.
+    """Make the index of a shard from its headers and its samples' json; `foreign` samples have one
+    annotation each.
 
-    Errors: ShardError on damage, and where a sample has no json, or ids that are not fit.
+    Errors: ShardError for damage, and for samples without json or with unfit ids.
     """
-    sample: _Found | None = None
+    sample: list[Member] = []
     begins: list[int] = []
     counts: list[Counts] = []
     end = 0
@@ -168,32 +143,45 @@ def build_index(tar: Path, *, foreign: bool = False) -> ShardIndex:
 
         try:
             for member in members(read, 0, None):
-                key, extension = split_name(member.name)
-                if sample is None or key != sample.key:
-                    if sample is not None:
-                        counts.append(sample.counts())
-                    sample = _Found(key, foreign)
+                if not sample or split_name(member.name)[0] != split_name(sample[0].name)[0]:
+                    if sample:
+                        counts.append(_counts(sample, read, foreign))
+                    sample = []
                     begins.append(member.header)
                 if member.start + member.size > size:
                     raise ShardError(f"it is cut inside {member.name}")
-                sample.features += extension.endswith(FEATURES)
-                sample.pictures += is_picture(extension)
-                if extension == "json":
-                    sample.json = read(member.start, member.size)
+                sample.append(member)
                 end = member.end
-            if sample is not None:
-                counts.append(sample.counts())
+            if sample:
+                counts.append(_counts(sample, read, foreign))
             if end > size:
                 raise ShardError("it is cut there")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            said = isinstance(error, (ShardError, UnfitId))
-            reason = error if said else f"unusable json ({error!r})"
+            is_message = isinstance(error, (ShardError, UnfitId))
+            reason = error if is_message else f"unusable json ({error!r})"
             raise ShardError(
                 f"shard {tar}, sample {len(counts)}: {reason}; copy or prepare it again"
             ) from None
         offsets = [*begins, end]
         checksums = list(_checksums(read, offsets))
     return ShardIndex.of(offsets, counts, checksums)
+
+
+def _counts(sample: Sequence[Member], read: Reader, foreign: bool) -> Counts:
+    """Errors: as `counts_of`, and ShardError for a sample without json."""
+    key, _ = split_name(sample[0].name)
+    extensions = [split_name(member.name)[1] for member in sample]
+    num_features = sum(extension.endswith(FEATURES) for extension in extensions)
+    if foreign:
+        check_ids({"id": key, "annotations": []})
+        return Counts(1, sum(map(is_picture, extensions)) or num_features)
+    members_by_extension = dict(zip(extensions, sample, strict=True))
+    if (json := members_by_extension.get("json")) is None:
+        raise ShardError(
+            f'sample {key} has no member "json", which holds its annotations; for samples '
+            "that others have written, see `python -m data_prep index --fields`"
+        )
+    return counts_of(bytes(read(json.start, json.size)), num_features)
 
 
 def counts_of(data: bytes, num_features: int) -> Counts:

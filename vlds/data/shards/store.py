@@ -2,25 +2,111 @@
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Mapping
 from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from zlib import crc32
 
 import numpy as np
 
 from vlds.data.errors import ChangedSample, FetchError, ShardError
 from vlds.data.shards.cache import ShardCache
-from vlds.data.shards.info import REBUILD
-from vlds.data.shards.local_files import LocalFiles
+from vlds.data.shards.index import load_index
+from vlds.data.shards.info import REBUILD, DatasetInfo, ShardInfo
 from vlds.data.shards.remote import RemoteFiles, is_url
 from vlds.data.shards.sample import UNUSABLE, parse_sample
-from vlds.data.shards.shard_index import Counts
+from vlds.data.shards.shard_index import Counts, ShardIndex
 from vlds.data.shards.shard_stream import is_pattern
 from vlds.data.shards.tar import read_members
+from vlds.runtime.json_file import parse_json
+from vlds.runtime.regular_file import open_descriptor, read_text
 from vlds.schema import Sample, SkipSample
+
+OPEN_FILES = 128
+QUARANTINE_FILE = "quarantine.jsonl"
+
+
+class LocalFiles:
+    """The files of a data set in a folder.
+
+    Descriptors of those read last are kept; not pickled, so that each process opens its own.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._open: OrderedDict[str, int] = OrderedDict()
+
+    def open(self) -> tuple[DatasetInfo, list[ShardIndex]]:
+        """dataset.json, and the index of every shard."""
+        info = DatasetInfo.load(self.folder)
+        foreign = info.fields is not None
+        return info, [load_index(self.folder, shard, foreign=foreign) for shard in info.shards]
+
+    def place(self, shard: ShardInfo) -> str:
+        """Where a shard is, for messages."""
+        return str(self.folder / shard.name)
+
+    def cure(self, shard: ShardInfo) -> str:
+        """What to do about damage in a shard."""
+        return "copy the shard again, or prepare the data set again"
+
+    def renew(self, shard: ShardInfo) -> bool:
+        """False: what lies here is all there is."""
+        return False
+
+    def read(self, shard: ShardInfo, offset: int, size: int) -> bytes:
+        """Bytes of a shard; pread, so that a descriptor inherited by fork may be shared."""
+        data = os.pread(self._descriptor(shard.name), size, offset)
+        if len(data) < size:
+            end, expected = offset + len(data), offset + size
+            raise ShardError(f"the file ends at byte {end}, {expected} expected")
+        return data
+
+    def quarantine(self, info: DatasetInfo) -> Mapping[int, str]:
+        """Index of each sample that `data_prep verify` rejected -> what is wrong with it. A run
+        replaces them without reading them.
+
+        Errors: ValueError that names the file and line.
+        """
+        path = self.folder / QUARANTINE_FILE
+        if not path.is_file():
+            return {}
+        counts = accumulate((shard.samples for shard in info.shards), initial=0)
+        first = dict(zip((shard.name for shard in info.shards), counts, strict=False))
+        faults = {}
+        # splitlines would also split at U+2028, which may be what is wrong with an id.
+        for number, line in enumerate(read_text(path).removesuffix("\n").split("\n"), 1):
+            try:
+                entry = parse_json(line)
+                faults[first[entry["shard"]] + entry["i"]] = f"in {path}: {entry['reason']}"
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{path}, line {number}: not what `data_prep verify` writes ({error!r}); run "
+                    "it again, or remove the file"
+                ) from None
+        return faults
+
+    def _descriptor(self, name: str) -> int:
+        if name in self._open:
+            self._open.move_to_end(name)
+        else:
+            self._open[name] = open_descriptor(self.folder / name)
+            if len(self._open) > OPEN_FILES:
+                os.close(self._open.popitem(last=False)[1])
+        return self._open[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_open": OrderedDict()}
+
+    def __del__(self) -> None:
+        for descriptor in self._open.values():
+            os.close(descriptor)
+
 
 Files: TypeAlias = LocalFiles | RemoteFiles
 
@@ -51,6 +137,10 @@ class Dataset:
         self.folder = files.folder
         """Path or URL."""
         self.info, indexes = files.open()
+        self.name, self.kind, self.split = self.info.name, self.info.kind, self.info.split
+        self.label = f"{self.name}-{self.split}"
+        """For messages."""
+        self.num_samples, self.num_annotations = self.info.samples, self.info.annotations
         self.quarantine = files.quarantine(self.info)
         """Index -> fault of samples that are known to be bad."""
         self.counts = [index.counts for index in indexes]
@@ -60,36 +150,6 @@ class Dataset:
         self._offsets = [index.offsets.astype(np.int64) for index in indexes]
         self._checksums = [index.checksums for index in indexes]
         self._first_sample = [0, *accumulate(len(counts) for counts in self.counts)]
-
-    @property
-    def name(self) -> str:
-        """Name from dataset.json."""
-        return self.info.name
-
-    @property
-    def kind(self) -> str:
-        """Kind of the annotations."""
-        return self.info.kind
-
-    @property
-    def split(self) -> str:
-        """Split of the source."""
-        return self.info.split
-
-    @property
-    def label(self) -> str:
-        """Name and split, for messages."""
-        return f"{self.info.name}-{self.info.split}"
-
-    @property
-    def num_samples(self) -> int:
-        """Samples in all shards."""
-        return self.info.samples
-
-    @property
-    def num_annotations(self) -> int:
-        """Annotations in all shards."""
-        return self.info.annotations
 
     @property
     def is_remote(self) -> bool:

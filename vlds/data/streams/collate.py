@@ -6,15 +6,25 @@ b examples, u distinct images, n images an example, l prompt tokens, t target to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Example
+
+
+class Tokenizer(Protocol):
+    """What batches need of a tokenizer of Hugging Face's."""
+
+    pad_token_id: int
+
+    def __call__(
+        self, texts: list[str], /, *, add_special_tokens: bool, truncation: bool, max_length: int
+    ) -> Mapping[str, list[list[int]]]: ...
 
 
 class Row(NamedTuple):
@@ -68,7 +78,12 @@ class ImageStack:
 
 
 def collate(
-    rows: Sequence[Row], stack: ImageStack, tokenizer: Any, *, features: bool, evaluation: bool
+    rows: Sequence[Row],
+    stack: ImageStack,
+    tokenizer: Tokenizer,
+    *,
+    features: bool,
+    evaluation: bool,
 ) -> Batch:
     """Put rows together, padded on the right. `features` says what is on the stack."""
     prompts = token_ids(tokenizer, [(r.example.prompt, r.max_prompt_tokens) for r in rows])
@@ -91,19 +106,18 @@ def collate(
     )
 
 
-def _labels(rows: Sequence[Row], tokenizer: Any) -> Tensor | None:
-    """(b, t), all ignored for examples without a target; None where there is no target at all."""
-    with_target = [n for n, row in enumerate(rows) if row.example.target is not None]
-    if not with_target:
+def _labels(rows: Sequence[Row], tokenizer: Tokenizer) -> Tensor | None:
+    """(b, t), ignored for examples without a target; None if no example has one."""
+    if all(row.example.target is None for row in rows):
         return None
-    texts = [(rows[n].example.target or "", rows[n].max_target_tokens) for n in with_target]
-    targets: list[list[int]] = [[] for _ in rows]
-    for n, tokens in zip(with_target, token_ids(tokenizer, texts), strict=True):
-        targets[n] = tokens
-    return _padded(targets, IGNORED_LABEL)
+    texts = [(row.example.target or "", row.max_target_tokens) for row in rows]
+    pairs = zip(rows, token_ids(tokenizer, texts), strict=True)
+    return _padded(
+        [[] if row.example.target is None else tokens for row, tokens in pairs], IGNORED_LABEL
+    )
 
 
-def token_ids(tokenizer: Any, texts: Sequence[tuple[str, int]]) -> list[list[int]]:
+def token_ids(tokenizer: Tokenizer, texts: Sequence[tuple[str, int]]) -> list[list[int]]:
     """Token numbers of (text, most tokens) pairs: one call of the tokenizer for each limit.
 
     Equal texts, frequent among prompts and answers of one batch, are tokenized once.

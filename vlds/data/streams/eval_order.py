@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 
 from vlds.data.errors import ShardError
-from vlds.data.order.permutation import WHOLE_SAMPLE
-from vlds.data.order.randomness import Ints
-from vlds.data.streams.collate import token_ids
-from vlds.data.streams.source import Source
+from vlds.data.order.permutation import WHOLE_SAMPLE, Ints
+from vlds.data.streams.collate import Tokenizer, token_ids
+from vlds.data.streams.source import Source, fixed_example
 from vlds.schema import Example, SkipSample
 from vlds.tasks.base import by_id
 
@@ -61,7 +60,7 @@ def fixed_examples(source: Source, samples: range) -> Iterator[tuple[int, list[E
             sample = dataset.read(local)
             whole = source.task.unit == "sample"
             annotations = [WHOLE_SAMPLE] if whole else range(int(counts[number]))
-            found = [source.fixed_example(number, sample, n) for n in annotations]
+            found = [fixed_example(source, dataset.label, sample, n) for n in annotations]
         except ShardError:
             raise
         except SkipSample as error:
@@ -72,7 +71,7 @@ def fixed_examples(source: Source, samples: range) -> Iterator[tuple[int, list[E
         yield len(sample.images) or len(sample.features), found
 
 
-def survey(source: Source, samples: range, tokenizer: Any = None) -> Survey:
+def survey(source: Source, samples: range, tokenizer: Tokenizer | None = None) -> Survey:
     """Read the text of some samples. Without a tokenizer nothing is said of their costs."""
     found = Survey()
     for start in range(samples.start, samples.stop, TOGETHER):

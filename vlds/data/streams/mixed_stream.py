@@ -4,31 +4,65 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import asdict, replace
-from itertools import chain
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-import torch.utils.data
 
-from vlds.data.errors import ErrorBook, ErrorPolicy
+from vlds.data.config import DataConfig
+from vlds.data.errors import ErrorBook
 from vlds.data.order.batch_cut import BatchCut
-from vlds.data.order.mixture import MixedOrder, Phase
+from vlds.data.order.mixed_order import Phase, SourceOrder
+from vlds.data.order.mixture import mixed_order
 from vlds.data.order.permutation import differences
-from vlds.data.streams.assemble import Parcel
-from vlds.data.streams.loader import Piece, Positions, batch_of
-from vlds.data.streams.lost_workers import parcels
+from vlds.data.streams.assemble import Assembler, Parcel, SampleReader
+from vlds.data.streams.collate import Tokenizer
+from vlds.data.streams.loader import parcels
+from vlds.data.streams.source import TaskSource
 from vlds.data.streams.stream_state import check_state, given_before
-from vlds.schema import Batch
+from vlds.schema import Batch, ImageSpec
 
-CACHE_BYTES = 128 << 20
-"""Decoded pictures that each process keeps at most: small data sets are decoded once."""
-ALONE = BatchCut()
-"""One rank that computes each global batch at once."""
 FIXED = tuple(f"order.{key}:" for key in ("seed", "window", "group", "lanes", "batch_size"))
 """What a new phase cannot change: a source would repeat and leave out within its epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamSetup:
+    """What a stream needs to know of its run, beside the recipe's `data`."""
+
+    tokenizer: Tokenizer
+    image: ImageSpec | None
+    """None: the model reads stored features."""
+    seed: int
+    cut: BatchCut = field(default_factory=BatchCut)
+    global_rank: int = 0
+    worker_timeout: float = 0.0
+    """Seconds, as in `parcels`."""
+    ledger: Path | None = None
+    """File that lists bad samples."""
+    picture_cache_bytes: int = 128 << 20
+    """Decoded pictures that each process keeps at most: small data sets are decoded once."""
+
+
+class Piece(NamedTuple):
+    """A rank's micro-batch."""
+
+    start: int
+    """Position at which its global batch begins."""
+    slots: range
+    """Its slots in the global batch."""
+    ends_step: bool
+    """True for the rank's last micro-batch of the global batch."""
+
+    @property
+    def positions(self) -> list[int]:
+        """Torch's loader makes no empty batches, so a micro-batch without rows reads the first
+        example of its global batch."""
+        return [self.start + slot for slot in self.slots] or [self.start]
 
 
 class MixedStream(ABC):
@@ -45,32 +79,32 @@ class MixedStream(ABC):
 
     def __init__(
         self,
-        order: MixedOrder,
-        *,
-        global_batch_size: int,
-        cut: BatchCut,
-        global_rank: int,
-        num_workers: int,
-        worker_timeout: float,
-        policy: ErrorPolicy,
-        ledger: Path | None,
+        sources: Sequence[TaskSource[object]],
+        orders: Sequence[SourceOrder],
+        config: DataConfig,
+        setup: StreamSetup,
     ) -> None:
-        """`worker_timeout`: as in `parcels`. `ledger` lists bad samples."""
-        sizes = [global_batch_size] if order.batch_sizes is None else order.batch_sizes.tolist()
-        cut.check(min(sizes), "global_batch_size")
-        self.order = order
-        self.global_batch_size = global_batch_size
-        self.cut = cut
-        self.global_rank = global_rank
-        self._num_workers = num_workers
-        self._worker_timeout = worker_timeout
-        self._book = ErrorBook(policy, ledger)
+        """`orders`: of the examples of each source."""
+        batch_sizes = config.batch_sizes([source.batch_size for source in sources])
+        self.order = mixed_order(
+            orders,
+            [source.weight for source in sources],
+            seed=setup.seed,
+            temperature=config.temperature,
+            global_batch_size=config.global_batch_size,
+            batch_sizes=batch_sizes,
+            lanes=config.lanes,
+        )
+        setup.cut.check(min(batch_sizes or [config.global_batch_size]), "global_batch_size")
+        self.config = config
+        self.setup = setup
+        self._book = ErrorBook(config.errors, setup.ledger)
         self._consumed = 0
         self._iteration = 0
 
     @abstractmethod
-    def _assemble(self) -> torch.utils.data.Dataset[Parcel]:
-        """What makes batches of positions from here on, in the workers."""
+    def _reader(self) -> SampleReader[TaskSource[object]]:
+        """What opens samples from here on, in the workers."""
 
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
@@ -109,11 +143,13 @@ class MixedStream(ABC):
         return self._steps(self._iteration)
 
     def _steps(self, iteration: int) -> Iterator[list[Batch]]:
-        positions = Positions(self.order, self.cut, self.global_rank, self._consumed)
+        start = self._consumed
+        assembler = Assembler(self._reader(), self.order, self.setup.tokenizer)
+        positions = (piece.positions for piece in self._pieces(start))
         batches: list[Batch] = []
         for piece, parcel in zip(
-            positions.pieces(),
-            parcels(self._assemble(), positions, self._num_workers, self._worker_timeout),
+            self._pieces(start),
+            parcels(assembler, positions, self.config.num_workers, self.setup.worker_timeout),
             strict=True,
         ):
             if iteration != self._iteration:
@@ -124,19 +160,28 @@ class MixedStream(ABC):
                 yield batches
                 batches = []
 
+    def _pieces(self, start: int) -> Iterator[Piece]:
+        """This rank's micro-batches, as parts of their global batches, without end."""
+        for batch_start in count(start, self.order.stride):
+            size = int(self.order.sizes_at(np.array([batch_start]))[0])
+            *others, last = self.setup.cut.pieces(size, self.setup.global_rank)
+            for slots in others:
+                yield Piece(batch_start, slots, False)
+            yield Piece(batch_start, last, True)
+
     def _booked(self, parcel: Parcel, piece: Piece) -> Batch:
         """The batch of a parcel, with its bad samples counted."""
         if piece.slots:
             self._book.record(parcel.positions, parcel.bad)
-            return batch_of(parcel)
-        batch = batch_of(parcel)
+            return parcel.unpack()
+        batch = parcel.unpack()
         return replace(batch, valid=torch.zeros_like(batch.valid))
 
     def state(self) -> dict[str, Any]:
         """JSON-able state: one integer, what it refers to, and where the mixture was changed."""
         return {
             "consumed": self._consumed,
-            "global_batch_size": self.global_batch_size,
+            "global_batch_size": self.config.global_batch_size,
             "phase": asdict(self.order.phase),
             "fingerprint": self.fingerprint(),
         }
@@ -166,9 +211,10 @@ class MixedStream(ABC):
                 + f"\n{cure}"
             )
         of_one_task = self.order.batch_sizes is not None  # then the fingerprint holds their sizes
-        if not of_one_task and state["global_batch_size"] != self.global_batch_size:
+        saved_size, size = state["global_batch_size"], self.config.global_batch_size
+        if not of_one_task and saved_size != size:
             warnings.warn(
-                f"global_batch_size was {state['global_batch_size']}, is {self.global_batch_size}: "
+                f"global_batch_size was {saved_size}, is {size}: "
                 "the order of examples goes on, its batches are cut differently",
                 stacklevel=2,
             )

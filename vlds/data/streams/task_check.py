@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 import vlds.tasks
-from vlds.data.shards.num_pictures import NumPictures
+from vlds.data.streams.source import NumPictures
 from vlds.schema import Sample, SkipSample
 from vlds.tasks.base import Task, ask
 

@@ -41,7 +41,7 @@ from vlds.data.shards import store
 from vlds.data.shards.decode import decode_image
 from vlds.data.shards.sample import feature_bytes, parse_features
 from vlds.data.shards.store import Dataset, open_dataset
-from vlds.data.streams.mixed_stream import StreamSetup
+from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.source import Source
 from vlds.data.streams.stream import TrainStream
 from vlds.schema import Encoded, ImageSpec, Sample

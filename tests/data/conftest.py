@@ -18,7 +18,7 @@ from vlds.data.config import DataConfig
 from vlds.data.order.batch_cut import BatchCut
 from vlds.data.shards.cache import ShardCache
 from vlds.data.shards.store import Dataset, open_dataset
-from vlds.data.streams.mixed_stream import StreamSetup
+from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.source import Source
 from vlds.data.streams.stream import TrainStream
 from vlds.schema import Example, ImageSpec, Sample

@@ -18,7 +18,7 @@ from vlds.data.errors import ErrorPolicy, ShardError
 from vlds.data.shards.cache import ShardCache
 from vlds.data.shards.info import DATASET_FILE
 from vlds.data.shards.store import open_dataset
-from vlds.data.streams.mixed_stream import StreamSetup
+from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.sequential import SequentialStream
 from vlds.data.streams.streamed_source import StreamedSource
 from vlds.data.streams.streamed_source import open_streamed as open_shards

@@ -23,8 +23,8 @@ from vlds.data.config import DataConfig
 from vlds.data.errors import ErrorPolicy
 from vlds.data.shards.shard_stream import read_shard
 from vlds.data.shards.store import open_dataset
+from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.eval_order import EvalOrder, survey
-from vlds.data.streams.mixed_stream import StreamSetup
 from vlds.data.streams.source import Source
 from vlds.data.streams.stream import EvalStream, TrainStream
 from vlds.schema import SkipSample
@@ -103,9 +103,7 @@ def check_use(folder: Path) -> None:
         source = Source("vqa", VQA(evaluate=[str(folder)]), [open_dataset(folder)])
         counts = np.concatenate(source.counts)
         costs = survey(source, range(len(counts)), ToyTokenizer()).costs
-        for _ in EvalStream(
-            source, EvalOrder(counts, costs, 4), tokenizer=ToyTokenizer(), image=SPEC
-        ):
+        for _ in EvalStream(source, EvalOrder(counts, costs, 4), SETUP):
             pass
 
 

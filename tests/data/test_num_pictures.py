@@ -15,7 +15,7 @@ from tests.training.world import world_recipe
 from vlds.data.config import DataConfig
 from vlds.data.errors import ErrorPolicy
 from vlds.data.shards.store import open_dataset as opened
-from vlds.data.streams.mixed_stream import StreamSetup
+from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.sequential import SequentialStream
 from vlds.data.streams.source import NumPictures, Source
 from vlds.data.streams.streamed_source import StreamedSource, open_streamed

@@ -14,7 +14,7 @@ from vlds.data.errors import ShardError
 from vlds.data.order.batch_cut import BatchCut
 from vlds.data.shards.cache import ShardCache
 from vlds.data.shards.store import open_dataset
-from vlds.data.streams.mixed_stream import StreamSetup
+from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.sequential import SequentialStream
 from vlds.data.streams.source import Source
 from vlds.data.streams.streamed_source import StreamedSource, open_streamed

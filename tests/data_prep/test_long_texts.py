@@ -15,7 +15,7 @@ from tests.data_prep.pictures import packed, write
 from vlds.data.config import DataConfig
 from vlds.data.errors import ErrorPolicy
 from vlds.data.shards.store import open_dataset
-from vlds.data.streams.mixed_stream import StreamSetup
+from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.source import Source
 from vlds.data.streams.stream import TrainStream
 from vlds.schema import LONGEST_TEXT

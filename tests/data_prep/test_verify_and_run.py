@@ -17,12 +17,13 @@ from PIL import Image
 
 from data_prep.checking.verify import verify
 from data_prep.packing.writer import SampleRecord, write_dataset
+from tests.data.conftest import ToyTokenizer
 from tests.data_prep.faults import annotation
 from vlds.data.errors import ErrorPolicy, ShardError
 from vlds.data.shards.index import index_folder
 from vlds.data.shards.sample import feature_bytes
 from vlds.data.shards.store import Dataset, open_dataset
-from vlds.data.streams.assemble import OpenBatch
+from vlds.data.streams.assemble import OpenBatch, StreamSetup
 from vlds.data.streams.collate import ImageStack
 from vlds.data.streams.indexed_reader import IndexedReader
 from vlds.data.streams.source import Source
@@ -79,7 +80,8 @@ def place(dataset: Dataset, number: int) -> tuple[str, int]:
 
 def usable(source: Source, number: int, image: ImageSpec | None) -> bool:
     """Read, decoded and asked about."""
-    reader = IndexedReader([source], image, ErrorPolicy(), seed=0, picture_cache_bytes=0)
+    setup = StreamSetup(tokenizer=ToyTokenizer(), image=image, picture_cache_bytes=0)
+    reader = IndexedReader([source], ErrorPolicy(), setup)
     try:
         found = next(reader.candidates(0, (0, number, 0), OpenBatch(ImageStack(1)))).opened
         if found.fault is not None or found.sample is None:

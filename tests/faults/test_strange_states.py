@@ -27,7 +27,7 @@ from tests.rank_pool import RankPool
 from tests.training.world import world_recipe
 from vlds.config import Recipe
 from vlds.data.config import DataConfig
-from vlds.data.streams.mixed_stream import StreamSetup
+from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.stream import TrainStream
 from vlds.evaluation.evaluator import training_sources
 from vlds.runtime.manifest import write_manifest

@@ -12,9 +12,10 @@ from vlds.config import Recipe
 from vlds.data.order.batch_cut import BatchCut
 from vlds.data.order.mixed_order import check_lanes
 from vlds.data.order.mixture import steps_in
+from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.cache_limit import check_cache_limit, lanes_read
 from vlds.data.streams.collate import Tokenizer
-from vlds.data.streams.mixed_stream import MixedStream, StreamSetup
+from vlds.data.streams.mixed_stream import MixedStream
 from vlds.data.streams.sequential import SequentialStream
 from vlds.data.streams.source import Source
 from vlds.data.streams.stream import TrainStream

@@ -30,14 +30,14 @@ SLOWEST = 1000
 """Bytes a second. A server that sends fewer for PATIENCE_S seconds counts as broken."""
 PATIENCE_S = 60.0
 CONNECT_S, SILENCE_S = 30.0, 60.0
-"""Seconds after which a server that does not answer, or sends nothing more, counts as broken."""
+"""Seconds after which a server that does not answer, or stops sending, counts as broken."""
 MOST_REDIRECTS = 5
 REDIRECTED = {
     "TooManyRedirects": f"more than {MOST_REDIRECTS} times",
     "NonHttpUrlRedirectClientError": "to an address that is not of the web",
     "InvalidUrlRedirectClientError": "to what is not an address",
 }
-"""aiohttp's exceptions, by name: it is imported only where a web server is asked."""
+"""aiohttp's exceptions by name: it is imported only for web servers."""
 
 
 class TooMuch(ValueError):
@@ -48,19 +48,19 @@ class TooMuch(ValueError):
 
 
 class TooSlow(OSError):
-    """A server that would hold the run for ever."""
+    """A server that would hold up the run for ever."""
 
 
 def web_options(login: Login | None) -> dict[str, Any]:
     """fsspec's options for a web server."""
     from aiohttp import ClientTimeout
 
-    # Unasked, compressed bytes would grow without bound as they are unpacked.
+    # A compressed answer that nobody asked for could grow without bound as it is unpacked.
     headers = {"Accept-Encoding": "identity"}
     if login is not None:
         headers["Authorization"] = login.header()  # aiohttp leaves it out where it is redirected
     return {
-        # Without this, aiohttp breaks off whatever takes longer than five minutes.
+        # By default aiohttp stops downloads after five minutes.
         "timeout": ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S),
         "max_redirects": MOST_REDIRECTS,
         "headers": headers,
@@ -69,9 +69,9 @@ def web_options(login: Login | None) -> dict[str, Any]:
 
 
 class Server:
-    """fsspec's file system of a URL. Made where it is used: it belongs to one thread.
+    """fsspec's file system of a URL. It belongs to one thread.
 
-    Loader workers are forked; fsspec notices that from 2025.5.1 on, before it hung there.
+    Loader workers are forked; fsspec before 2025.5.1 did not notice that and hung.
     """
 
     def __init__(self, url: str) -> None:
@@ -96,10 +96,10 @@ class Server:
     def fetch(
         self, name: str, path: Path, hash: str | None = None, size: int | None = None
     ) -> None:
-        """Write a file of the folder to `path`; with `hash`, check its sha256, and its size. No
-        more is taken than that size, or LARGEST_FILE.
+        """Write a file of the folder to `path`; with `hash`, check its sha256 and size. At most
+        `size` bytes, or LARGEST_FILE, are read.
 
-        Errors: FetchError for what no further try would change, and after the last try.
+        Errors: FetchError after the last try, or at once if another try would not help.
         """
         url = below(self.url, name)
         limit = LARGEST_FILE if size is None else size
@@ -107,20 +107,17 @@ class Server:
         for pause in (*PAUSES, None):
             try:
                 _download(self._files, below(self._root, name), path, limit)
-            except Exception as error:  # each sort of storage has exceptions of its own
+            except Exception as error:  # each sort of storage raises its own exceptions
+                reason = _final_reason(error, path)
+                if reason is None and pause is not None:
+                    time.sleep(pause)
+                    continue
+                reason = reason or (
+                    f"{len(PAUSES) + 1} downloads broke, the last one with {_shown(error)}; check "
+                    "the connection and start again: what has been fetched is kept"
+                )
                 # Not `from error`: a traceback would show the whole URL.
-                if reason := _final_reason(error, path):
-                    raise FetchError(without_credentials(f"{url}: {reason}")) from None
-                if pause is None:
-                    raise FetchError(
-                        without_credentials(
-                            f"{url}: {len(PAUSES) + 1} downloads broke, the last one with "
-                            f"{_said(error)}; check the connection and start again: what has been "
-                            "fetched is kept"
-                        )
-                    ) from None
-                time.sleep(pause)
-                continue
+                raise FetchError(without_credentials(f"{url}: {reason}")) from None
             if hash is None or (wrong := _difference(path, hash, size)) is None:
                 return
             num_wrong += 1
@@ -140,8 +137,8 @@ def open_stream(url: str) -> IO[bytes]:
         check_whole(url)
         files, path = url_to_fs(url)
         stream: IO[bytes] = files.open(path, "rb")
-    except Exception as error:  # each sort of storage has exceptions of its own
-        reason = _final_reason(error, Path()) or f"{_said(error)}; check the address"
+    except Exception as error:  # each sort of storage raises its own exceptions
+        reason = _final_reason(error, Path()) or f"{_shown(error)}; check the address"
         raise FetchError(without_credentials(f"{url}: {reason}")) from None
     return stream
 
@@ -149,7 +146,7 @@ def open_stream(url: str) -> IO[bytes]:
 def _download(files: Any, source: str, target: Path, limit: int) -> None:
     """Write a file of an fsspec file system to `target`.
 
-    Errors: TooMuch where more than `limit` bytes come, TooSlow; whatever the storage raises.
+    Errors: TooMuch for more than `limit` bytes, TooSlow; whatever the storage raises.
     """
     counter = _Counter(limit)
     if not files.async_impl:
@@ -160,7 +157,7 @@ def _download(files: Any, source: str, target: Path, limit: int) -> None:
 
 
 class _Counter(Callback):
-    """Told by fsspec how many bytes have come."""
+    """Counts the bytes that arrive; called by fsspec."""
 
     def __init__(self, limit: int) -> None:
         super().__init__()
@@ -168,17 +165,17 @@ class _Counter(Callback):
 
     def relative_update(self, inc: int = 1) -> None:
         super().relative_update(inc)
-        # The size that the server announces is not looked at before: a 404 has one as well.
+        # Only now compare the announced size, too: a 404 page also announces one.
         if (largest := max(self.value, self.size or 0)) > self.limit:
             raise TooMuch(largest, self.limit)
 
 
 async def _watched(work: Coroutine[Any, Any, None], counter: _Counter, target: Path) -> None:
-    """Cancel a download of which next to nothing comes, be it head or body."""
+    """Cancel a download that almost stops, in its head or body."""
     task = asyncio.ensure_future(work)
     before = 0
     while not (await asyncio.wait({task}, timeout=PATIENCE_S))[0]:
-        now = max(counter.value, _size(target))  # some storages do not tell the counter
+        now = max(counter.value, _size(target))  # some storages do not call the counter
         if now - before < SLOWEST * PATIENCE_S:
             task.cancel()
             await asyncio.wait({task})
@@ -196,22 +193,22 @@ def _size(path: Path) -> int:
 
 
 def _difference(path: Path, hash: str, size: int | None) -> str | None:
-    """How a file that came differs from what dataset.json says of it."""
-    found, length = file_sha256(path), path.stat().st_size
-    if found == hash and size in (None, length):
+    """How a downloaded file differs from its description in dataset.json."""
+    actual, length = file_sha256(path), path.stat().st_size
+    if actual == hash and size in (None, length):
         return None
-    said = hash[:12] if size is None else f"{hash[:12]} and {size} bytes"
-    return f"came with sha256 {found[:12]} and {length} bytes, {DATASET_FILE} says {said}"
+    expected = hash[:12] if size is None else f"{hash[:12]} and {size} bytes"
+    return f"came with sha256 {actual[:12]} and {length} bytes, {DATASET_FILE} says {expected}"
 
 
-def _said(error: Exception) -> str:
-    """An error with its class. The `repr` of aiohttp's shows the headers that were sent, and with
-    them the login."""
+def _shown(error: Exception) -> str:
+    """An error with its class. The `repr` of aiohttp's errors shows the request's headers, with the
+    login."""
     return f"{type(error).__name__}({str(error)!r})"
 
 
 def _final_reason(error: Exception, path: Path) -> str | None:
-    """What is wrong and the cure, where no further try would change anything."""
+    """What is wrong, and the cure, if another try would not help."""
     status = getattr(error, "status", None) or getattr(error, "code", None)
     if isinstance(error, FileNotFoundError) or status in (404, 410):
         return "there is no such file (404); check the address, and that all files were uploaded"

@@ -1,9 +1,8 @@
-"""Samples that others have written, such as img2dataset or webdataset's own writer: which of their
-members is what.
+"""Foreign samples: those that img2dataset, webdataset's writer or others have written.
 
-dataset.json has `fields`: field of an annotation -> the member that holds it, `txt` for a whole
-text and `json:caption` for a key of a JSON member. Each sample has one annotation, whose id is its
-key.
+`fields` of dataset.json says which member holds which field of an annotation: `txt` for a whole
+text, `json:caption` for a key of a JSON member. Each sample has one annotation, whose id is the
+sample's key.
 """
 
 from __future__ import annotations
@@ -20,14 +19,11 @@ KNOWN = {
     "pair_text": ("text",),
     "vqa": ("question", "answer"),
 }
-"""Kind -> fields that an annotation may take from a member; the first must be there."""
+"""Kind -> fields that an annotation may take from a member; the first is required."""
 
 
 def check_fields(kind: str, fields: Mapping[str, str]) -> None:
-    """Whether the fields are those of the kind.
-
-    Errors: ValueError that names them.
-    """
+    """Errors: ValueError for fields that the kind does not have, or a missing one."""
     if kind not in KNOWN:
         raise ValueError(f"samples of others can be of kind {', '.join(KNOWN)}, not {kind}")
     known = KNOWN[kind]
@@ -41,9 +37,9 @@ def check_fields(kind: str, fields: Mapping[str, str]) -> None:
 def foreign_json(
     key: str, content: Mapping[str, memoryview], fields: Mapping[str, str]
 ) -> dict[str, Any]:
-    """What the sample's json would be, had we written it.
+    """The json that the sample would have in our own format.
 
-    Errors: ValueError or KeyError where a member or key is missing.
+    Errors: ValueError or KeyError for a missing member or key.
     """
     annotation: dict[str, Any] = {"id": key}
     for field, place in fields.items():
@@ -51,17 +47,17 @@ def foreign_json(
             annotation[field] = value
     if "answer" in annotation:
         answer = annotation.pop("answer")
-        told = answer if isinstance(answer, list) else [answer]
-        if None in told:
-            raise ValueError(f"one of its answers is null: {told}")
-        answers = [str(text).strip().lower() for text in told]
+        given = answer if isinstance(answer, list) else [answer]
+        if None in given:
+            raise ValueError(f"one of its answers is null: {given}")
+        answers = [str(text).strip().lower() for text in given]
         annotation |= {"answers": answers, "label": dict.fromkeys(answers, 1.0)}
     pictures = [name for name in content if is_picture(name)]
     return {"id": key, "images": pictures, "annotations": [annotation]}
 
 
 def is_picture(extension: str) -> bool:
-    """Whether a member with this extension is a picture."""
+    """True for the extension of a picture."""
     return extension.rpartition(".")[2] in PICTURES
 
 

@@ -39,13 +39,13 @@ AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 """Loader workers decode side by side already."""
 JPEG = b"\xff\xd8\xff"
 SCAN = 0xDA
-"""JPEG marker of a scan: the bytes within one hold no 0xFF before it."""
+"""JPEG marker of a scan. Within a scan, 0xFF is never followed by it."""
 SEQUENTIAL = (0xC0, 0xC1, 0xC9)
-"""JPEG markers of a header with sizes, of pictures whose pixels come once."""
+"""JPEG markers of frame headers whose pixels come in one pass."""
 TOO_LARGE = "too many pixels or scans"
 AVIF = (b"avif", b"avis")
 CONTAINERS = (b"mif1", b"msf1")
-"""Brands of files that hold AVIF or HEIC; the brands behind say which."""
+"""Brands of files that hold AVIF or HEIC; the compatible brands say which."""
 HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
 TO_JPEG = "convert it to JPEG"
 UNREAD: tuple[tuple[bytes, str], ...] = (
@@ -61,7 +61,7 @@ UNREAD: tuple[tuple[bytes, str], ...] = (
     (b"<html", "a web page in the place of a picture; download it again"),
     (b"version https://git-lfs", "a pointer of Git LFS; fetch the file with git lfs pull"),
 )
-"""First bytes, in lower case where they are letters of markup -> what a file is, and the cure."""
+"""First bytes (markup in lower case) -> what a file is, and the cure."""
 ORIENTATION = 0x0112
 UPRIGHT = 1
 TRANSPOSES = {
@@ -87,11 +87,11 @@ class TooLarge(ValueError):
 
 
 class UnreadFormat(ValueError):
-    """A file of a known format that is none of FORMATS; the message says which, and the cure."""
+    """A file of a format outside FORMATS; the message says which, and the cure."""
 
 
 def is_avif(data: Encoded) -> bool:
-    """Whether the first bytes say AVIF."""
+    """True if the first bytes say AVIF."""
     begin = bytes(data[:64])
     if begin[4:8] != b"ftyp":
         return False
@@ -99,7 +99,7 @@ def is_avif(data: Encoded) -> bool:
 
 
 def unread_format(data: Encoded) -> str:
-    """What a file is that cannot be read, and the cure; "" where it is a picture or unknown."""
+    """What an unreadable file is, and the cure; "" for pictures and unknown bytes."""
     begin = bytes(data[:64])
     if is_avif(data):
         supported = AvifImagePlugin.SUPPORTED
@@ -136,8 +136,8 @@ def check_size(data: Encoded, width: int, height: int) -> None:
 
 
 def _may_repeat(data: Encoded) -> bool:
-    """Whether a decoder goes on after a JPEG's first scan. To count scans takes a tenth of the time
-    to decode, and most JPEGs have all in one."""
+    """True if a JPEG may have more than one scan. Counting scans takes a tenth of the time of
+    decoding, and most JPEGs have only one."""
     components = 0
     for marker, begin, end in jpeg_segments(data):
         if marker in SEQUENTIAL and end - begin > 5:
@@ -153,25 +153,25 @@ def _num_scans(data: Encoded) -> int:
 
 def jpeg_segments(data: Encoded) -> Iterator[tuple[int, int, int]]:
     """Marker, begin and end of each segment of a JPEG, up to the header of its first scan."""
-    place = 2
-    while place + 4 < len(data) and data[place] == 0xFF:
-        if (marker := data[place + 1]) == 0xFF:  # filling
-            place += 1
+    offset = 2
+    while offset + 4 < len(data) and data[offset] == 0xFF:
+        if (marker := data[offset + 1]) == 0xFF:  # filling
+            offset += 1
             continue
-        end = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-        yield marker, place + 4, min(end, len(data))
+        end = offset + 2 + int.from_bytes(data[offset + 2 : offset + 4], "big")
+        yield marker, offset + 4, min(end, len(data))
         if marker == SCAN:
             return
-        place = end
+        offset = end
 
 
 def orientation_of(image: Image.Image) -> int:
     """Orientation of an open picture, 1 to 8."""
     try:
-        found = image.getexif().get(ORIENTATION)
+        orientation = image.getexif().get(ORIENTATION)
     except SyntaxError:  # damaged EXIF: Pillow reports it for a WebP and overlooks it for a JPEG
         return UPRIGHT
-    return found if found in TRANSPOSES else UPRIGHT
+    return orientation if orientation in TRANSPOSES else UPRIGHT
 
 
 def upright(image: Image.Image) -> Image.Image:

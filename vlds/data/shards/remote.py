@@ -1,8 +1,8 @@
 """Data sets whose folder is a URL: http://, s3://, gs://, whatever fsspec opens.
 
-Files are fetched whole and checked against dataset.json, then read as local ones. What lies beside
-the shards comes when the data set is opened, a shard when its first sample is read. dataset.json
-itself is fetched anew by every run; the processes of a run share one copy.
+Files are fetched whole and checked against dataset.json, then read as local ones. The files beside
+the shards are fetched when the data set is opened, a shard when its first sample is read. Every run
+fetches dataset.json itself; the processes of a run share one copy.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from vlds.runtime.manifest import sha256 as file_sha256
 from vlds.runtime.regular_file import read_file
 
 FRESH_S = 60.0
-"""A copy of dataset.json so young was made by a process of the same run."""
+"""A younger copy of dataset.json was made by a process of the same run."""
 FAILED_S = 600.0
-"""Seconds for which a shard that could not be fetched is not asked for again."""
+"""Seconds before a shard that could not be fetched is requested again."""
 NUM_THREADS = 16
 """Small files fetched at once."""
 MAX_FETCHES = 3
-"""How often a shard may go from the cache before its first byte is read."""
+"""How often the cache may lose a shard before its first byte is read."""
 
 
 def is_url(folder: str | Path) -> bool:
-    """Whether a data set is fetched, or lies in a folder of this machine."""
+    """True for a data set that is fetched, False for a folder of this machine."""
     return isinstance(folder, str) and "://" in folder
 
 
@@ -66,7 +66,7 @@ class RemoteFiles:
                 with ThreadPoolExecutor(NUM_THREADS) as pool:
                     indexes = list(pool.map(self._index, info.shards))
             except ValueError:
-                path.unlink(missing_ok=True)  # what is wrong may be put right within a minute
+                path.unlink(missing_ok=True)  # it may be corrected within FRESH_S
                 raise
         return info, indexes
 
@@ -84,7 +84,7 @@ class RemoteFiles:
         return {}
 
     def read(self, shard: ShardInfo, offset: int, size: int) -> bytes:
-        """Bytes of a shard, which is fetched where the cache does not hold it.
+        """Bytes of a shard, which is fetched if it is not in the cache.
 
         Errors: FetchError that names the URL, what happened, and the cure.
         """
@@ -100,12 +100,9 @@ class RemoteFiles:
         )
 
     def renew(self, shard: ShardInfo) -> bool:
-        """Fetch a shard again whose copy is not the file that dataset.json describes; False where
-        the copy is that file. Hashing a copy takes long, so it is done once in each process, and
-        only for shards of which a sample was wrong.
-
-        Errors: FetchError where it cannot be fetched again.
-        """
+        """Remove a copy that is not the file that dataset.json describes; False if this process has
+        checked it before. Hashing takes long, so a process hashes a copy once, and only if a sample
+        in it was wrong."""
         if shard.name in self._hashed:
             return False
         self._hashed.add(shard.name)
@@ -113,11 +110,11 @@ class RemoteFiles:
         with self.cache.alone(path):
             if path.exists() and file_sha256(path) != shard.sha256:
                 path.unlink()
-        # Else another process may have fetched it again since the sample was read.
+        # True even for a good copy: another process may have replaced it after the sample was read.
         return True
 
     def _copy(self, name: str, version: str = "") -> Path:
-        """The place of a file's copy, whoever has signed its URL when."""
+        """Path of a file's copy, the same for all signatures of its URL."""
         secret = self.folder != self._address.rstrip("/")
         folder = self.folder.partition("?")[0] if secret else self.folder
         return self.cache.path(below(folder, name), version)
@@ -139,7 +136,7 @@ class RemoteFiles:
         return read_file(path)
 
     def _fetch(self, shard: ShardInfo, path: Path) -> None:
-        """Bring a shard into the cache, unless another process does so meanwhile."""
+        """Bring a shard into the cache, unless another process does so in the meantime."""
         limit = self.cache.limit
         if limit is not None and shard.bytes > limit:
             raise FetchError(

@@ -1,4 +1,4 @@
-"""What lies beside the shards: `.idx`, `.cnt` and `.crc`.
+"""The index of a shard: the files `.idx`, `.cnt` and `.crc` beside it.
 
 For a shard of n samples `NAME.tar.idx` holds little-endian u64[n+1], the offset of each sample's
 first header and the end of the last one's data (the layout of Megatron-Energon); `NAME.tar.cnt`
@@ -34,11 +34,11 @@ CRC_TYPE = np.dtype("<u4")
 
 
 class Counts(NamedTuple):
-    """What the index says of a sample."""
+    """What the index knows of a sample."""
 
     annotations: int
     pictures: int
-    """Or stored features, where it has no pictures."""
+    """Stored features, if it has no pictures."""
 
     def __str__(self) -> str:
         return f"{self.annotations} annotations and {self.pictures} pictures"
@@ -46,7 +46,7 @@ class Counts(NamedTuple):
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Where the samples of one shard are, and what is known of each."""
+    """Where the samples of one shard begin, and counts and checksum of each."""
 
     offsets: np.ndarray
     """u64[n+1]."""
@@ -68,7 +68,7 @@ class ShardIndex:
         )
 
     def files(self) -> dict[str, bytes]:
-        """Ending of each file beside the shard -> its content."""
+        """Suffix of each file beside the shard -> its content."""
         counts = np.stack([self.counts, self.pictures], axis=1)
         return {
             ".idx": self.offsets.astype(IDX_TYPE).tobytes(),
@@ -77,16 +77,16 @@ class ShardIndex:
         }
 
     def save(self, tar: Path) -> dict[str, str]:
-        """Write the files beside the tar; ending -> sha256."""
+        """Write the files beside the tar and return suffix -> sha256."""
         for suffix, data in self.files().items():
             write_whole(beside(tar, suffix), data)
         return {suffix: sha256(data).hexdigest() for suffix, data in self.files().items()}
 
     @classmethod
     def parse(cls, files: Mapping[str, bytes], shard: ShardInfo, place: str) -> ShardIndex:
-        """The index in the files beside a shard; `place` is the shard's, for messages.
+        """Parse the files beside a shard; messages name it `place`.
 
-        Errors: ShardError where it cannot be that of a shard such as dataset.json describes.
+        Errors: ShardError for an index that does not fit the shard as dataset.json describes it.
         """
         n = shard.samples
         for suffix, size in index_sizes(n).items():
@@ -97,8 +97,8 @@ class ShardIndex:
                 )
         offsets = np.frombuffer(files[".idx"], IDX_TYPE)
         counts = np.frombuffer(files[".cnt"], CNT_TYPE).reshape(n, 2)
-        found = offsets.astype(object)
-        if (np.diff(found) <= 0).any() or found[-1] > shard.bytes:
+        exact = offsets.astype(object)  # differences of u64 would wrap
+        if (np.diff(exact) <= 0).any() or exact[-1] > shard.bytes:
             raise ShardError(
                 f"{place}.idx: its offsets do not lie one after the other in the {shard.bytes} "
                 f"bytes of the shard; {REBUILD}"
@@ -112,7 +112,7 @@ class ShardIndex:
 
 
 def index_sizes(samples: int) -> dict[str, int]:
-    """Ending of each file beside a shard -> its bytes."""
+    """Suffix of each file beside a shard -> its size in bytes."""
     return {
         ".idx": (samples + 1) * IDX_TYPE.itemsize,
         ".cnt": 2 * samples * CNT_TYPE.itemsize,
@@ -187,8 +187,7 @@ def _counts(sample: Sequence[Member], read: Reader, foreign: bool) -> Counts:
 def counts_of(data: bytes, num_features: int) -> Counts:
     """Read the json of a sample with `num_features` stored features.
 
-    Errors: ValueError for ids that are not fit; KeyError, TypeError or AttributeError where the
-    json is not what it should be.
+    Errors: ValueError for unfit ids; KeyError, TypeError or AttributeError for malformed json.
     """
     fields = parse_member(data)
     check_ids(fields)

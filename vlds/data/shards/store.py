@@ -1,4 +1,4 @@
-"""Samples by number, out of the shards: one pread a sample, headers parsed in memory."""
+"""Samples of indexed shards by their index: one pread a sample, headers parsed in memory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ QUARANTINE_FILE = "quarantine.jsonl"
 class LocalFiles:
     """The files of a data set in a folder.
 
-    Descriptors of those read last are kept; not pickled, so that each process opens its own.
+    Descriptors of the files read last stay open; they are not pickled: each process opens its own.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -56,7 +56,7 @@ class LocalFiles:
         return "copy the shard again, or prepare the data set again"
 
     def renew(self, shard: ShardInfo) -> bool:
-        """False: what lies here is all there is."""
+        """False: there is no other copy."""
         return False
 
     def read(self, shard: ShardInfo, offset: int, size: int) -> bytes:
@@ -146,7 +146,7 @@ class Dataset:
         self.counts = [index.counts for index in indexes]
         """Annotations of each sample, shard by shard."""
         self.pictures = [index.pictures for index in indexes]
-        """Pictures, or stored features, of each sample, shard by shard."""
+        """Pictures, or else stored features, of each sample, shard by shard."""
         self._offsets = [index.offsets.astype(np.int64) for index in indexes]
         self._checksums = [index.checksums for index in indexes]
         self._first_sample = [0, *accumulate(len(counts) for counts in self.counts)]

@@ -6,51 +6,45 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from pathlib import Path
 from typing import Generic, NamedTuple, TypeAlias
 
 import numpy as np
 import torch.utils.data
 
 from vlds.data.errors import BadSample, ErrorPolicy
+from vlds.data.order.batch_cut import BatchCut
 from vlds.data.order.mixed_order import MixedOrder
 from vlds.data.order.permutation import Draws
 from vlds.data.shards.decode import PictureCache, decode_pictures
 from vlds.data.streams.collate import ImageStack, Row, Tokenizer, collate
 from vlds.data.streams.eval_order import EvalOrder
+from vlds.data.streams.loader import Parcel
 from vlds.data.streams.source import AnySource, TaskSource, fixed_example
-from vlds.schema import Batch, Example, ImageSpec, Sample, SkipSample
+from vlds.schema import Example, ImageSpec, Sample, SkipSample
 from vlds.tasks.base import ask
 
 Place: TypeAlias = tuple[int, int, int]
 """Indices of the source, of the sample in it, and of the annotation in that."""
 
 
-@dataclass
-class Parcel:
-    """What a worker hands to the training process."""
+@dataclass(frozen=True, kw_only=True)
+class StreamSetup:
+    """What a stream needs to know of its run, besides the recipe's `data`."""
 
-    positions: list[int]
-    batch: Batch | None = None
-    """None if no batch could be made: then `bad` or `error` says why."""
-    bad: list[BadSample] = field(default_factory=list)
-    error: ValueError | None = None
-    """As a value, because torch would wrap a raised one in the worker's traceback."""
-
-    def pin_memory(self) -> Parcel:
-        """Called by torch's DataLoader when it pins."""
-        return replace(self, batch=self.batch and self.batch.pin_memory())
-
-    def unpack(self) -> Batch:
-        """The batch; raises the error that came instead."""
-        if self.error is not None:
-            raise self.error
-        if self.batch is None:
-            last = self.bad[-1]
-            raise ValueError(
-                f"no substitute for sample {last.key} of data set {last.dataset} could be read: "
-                f"{last.reason}; prepare the data set again"
-            )
-        return self.batch
+    tokenizer: Tokenizer
+    image: ImageSpec | None
+    """None: the model reads stored features."""
+    seed: int = 0
+    """Of the order and of the tasks' draws; evaluation draws nothing."""
+    cut: BatchCut = field(default_factory=BatchCut)
+    global_rank: int = 0
+    worker_timeout: float = 0.0
+    """Seconds that a worker may take for a batch; 0: any number."""
+    ledger: Path | None = None
+    """File that lists bad samples."""
+    picture_cache_bytes: int = 128 << 20
+    """Decoded pictures that each process keeps in training: small data sets are decoded once."""
 
 
 class Opened(NamedTuple):
@@ -91,19 +85,17 @@ class SampleReader(ABC, Generic[AnySource]):
     def __init__(
         self,
         sources: Sequence[AnySource],
-        image: ImageSpec | None,
         policy: ErrorPolicy,
+        setup: StreamSetup,
         *,
-        seed: int | None,
-        picture_cache_bytes: int,
+        evaluation: bool = False,
     ) -> None:
-        """`image` None: the model reads stored features. `seed` None: evaluation, in which nothing
-        is drawn and bad samples are not valid."""
+        """`evaluation`: nothing is drawn, and rows that replace bad samples do not count."""
         self.sources = sources
-        self.image = image
         self.policy = policy
-        self.seed = seed
-        self._cache = PictureCache(picture_cache_bytes)
+        self.setup = setup
+        self.evaluation = evaluation
+        self._cache = PictureCache(0 if evaluation else setup.picture_cache_bytes)
 
     @abstractmethod
     def load(self, places: Sequence[Place], batch: OpenBatch) -> None:
@@ -124,10 +116,10 @@ class SampleReader(ABC, Generic[AnySource]):
             return Opened(sample, fault=str(error))
 
     def _images(self, key: Hashable, sample: Sample) -> Sequence[np.ndarray]:
-        if self.image is None:
+        if self.setup.image is None:
             return sample.features
         if (pictures := self._cache.get(key)) is None:
-            pictures = decode_pictures(sample, self.image)
+            pictures = decode_pictures(sample, self.setup.image)
             self._cache.put(key, pictures)
         return pictures
 
@@ -139,16 +131,13 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
         self,
         reader: SampleReader[TaskSource[object]],
         order: MixedOrder | EvalOrder,
-        tokenizer: Tokenizer,
         first_task: int = 0,
     ) -> None:
         """`first_task`: index of the first source's task in the recipe."""
         self.reader = reader
         self.order = order
-        self.tokenizer = tokenizer
         self.first_task = first_task
-        self._evaluation = reader.seed is None
-        self._draws = None if reader.seed is None else Draws(reader.seed)
+        self._draws = Draws(reader.setup.seed)
         self._num_images = 0
         """Most images of a batch so far."""
 
@@ -170,9 +159,9 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
             parcel.batch = collate(
                 rows,
                 batch.stack,
-                self.tokenizer,
-                features=self.reader.image is None,
-                evaluation=self._evaluation,
+                self.reader.setup.tokenizer,
+                features=self.reader.setup.image is None,
+                evaluation=self.reader.evaluation,
             )
         except ValueError as error:  # ShardError is one
             parcel.error = error
@@ -194,7 +183,7 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
                 bad.append(self._bad(source, candidate, position, str(error)))
                 first_bad = first_bad or bad[-1]
                 continue
-            if first_bad and self._evaluation:
+            if first_bad and self.reader.evaluation:
                 # Another example's text and picture fill the row, but not under its id.
                 example = replace(
                     example, id=first_bad.id or f"{first_bad.dataset}/{first_bad.key}"
@@ -205,7 +194,7 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
                 max_prompt_tokens=source.task.max_prompt_tokens,
                 max_target_tokens=source.task.max_target_tokens,
                 images=candidate.opened.images,
-                valid=first_bad is None or not self._evaluation,
+                valid=first_bad is None or not self.reader.evaluation,
             )
         return None
 
@@ -216,7 +205,7 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
         sample, _, fault, _ = candidate.opened
         if sample is None or fault is not None:
             raise SkipSample(fault)
-        if self._draws is None:
+        if self.reader.evaluation:
             return fixed_example(source, candidate.dataset, sample, candidate.annotation)
         rng = self._draws.at(position, attempt)
         example = ask(source.task, source.name, sample, candidate.annotation, rng)
@@ -239,7 +228,7 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
             id=sample.id if sample else "",
             reason=reason,
         )
-        if sample is None or fault is None or not self._evaluation:
+        if sample is None or fault is None or not self.reader.evaluation:
             return entry
         # Only its pictures are missing: the score still needs its reference.
         example = fixed_example(source, candidate.dataset, sample, candidate.annotation)

@@ -35,16 +35,15 @@ class Row(NamedTuple):
     max_prompt_tokens: int
     max_target_tokens: int
     images: range
-    """Numbers of its images in the batch's stack."""
+    """Indices of its images in the batch's stack."""
     valid: bool = True
 
 
 class ImageStack:
-    """The distinct images of a batch: decoded pictures (3, h, w) or stored features (v, dim), each
-    copied once, to where it stays."""
+    """The distinct images of a batch: decoded pictures (3, h, w) or stored features (v, dim)."""
 
     def __init__(self, num_images: int) -> None:
-        """`num_images`: a good guess of how many will come."""
+        """`num_images`: a guess of how many will be added."""
         self._guess = num_images
         self._array: np.ndarray | None = None
         self._num_images = 0
@@ -73,7 +72,7 @@ class ImageStack:
         return range(first, self._num_images)
 
     def tensor(self) -> Tensor | None:
-        """(u, ...), sharing the stack's memory; None where there is no image."""
+        """(u, ...), sharing the stack's memory; None without images."""
         return None if self._array is None else torch.from_numpy(self._array[: self._num_images])
 
 
@@ -85,7 +84,7 @@ def collate(
     features: bool,
     evaluation: bool,
 ) -> Batch:
-    """Put rows together, padded on the right. `features` says what is on the stack."""
+    """Put rows together, padded on the right. `features`: these are on the stack."""
     prompts = token_ids(tokenizer, [(r.example.prompt, r.max_prompt_tokens) for r in rows])
     input_ids = _padded(prompts, tokenizer.pad_token_id)
     lengths = torch.tensor([len(tokens) for tokens in prompts])
@@ -118,17 +117,17 @@ def _labels(rows: Sequence[Row], tokenizer: Tokenizer) -> Tensor | None:
 
 
 def token_ids(tokenizer: Tokenizer, texts: Sequence[tuple[str, int]]) -> list[list[int]]:
-    """Token numbers of (text, most tokens) pairs: one call of the tokenizer for each limit.
+    """Token ids of (text, most tokens) pairs: one call of the tokenizer for each limit.
 
     Equal texts, frequent among prompts and answers of one batch, are tokenized once.
     """
-    found: dict[tuple[str, int], list[int]] = {}
+    ids_of: dict[tuple[str, int], list[int]] = {}
     for limit in {limit for _, limit in texts}:
         distinct = list(dict.fromkeys(text for text, its_limit in texts if its_limit == limit))
         tokens = tokenizer(distinct, add_special_tokens=True, truncation=True, max_length=limit)
         for text, ids in zip(distinct, tokens["input_ids"], strict=True):
-            found[text, limit] = ids
-    return [found[key] for key in texts]
+            ids_of[text, limit] = ids
+    return [ids_of[key] for key in texts]
 
 
 def _padded(lines: Sequence[Sequence[int]], value: int) -> Tensor:

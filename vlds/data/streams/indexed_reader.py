@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import count
 
 import numpy as np
 
@@ -36,12 +37,12 @@ class IndexedReader(SampleReader[Source]):
                 damaged = isinstance(error, ShardError)
                 batch.samples[key] = Opened(None, fault=str(error), shard_is_damaged=damaged)
                 continue
-            if self.image is not None and batch.samples[key].fault is None:
+            if self.setup.image is not None and batch.samples[key].fault is None:
                 undecoded.append(key)
         for key in undecoded:
-            sample_read = batch.samples[key].sample
-            assert sample_read is not None
-            batch.samples[key] = self._with_images(key, sample_read, batch)
+            sample_to_decode = batch.samples[key].sample
+            assert sample_to_decode is not None
+            batch.samples[key] = self._with_images(key, sample_to_decode, batch)
 
     def _read(self, dataset: Dataset, index: int, batch: OpenBatch) -> Opened:
         """Read a sample, and copy its features to the stack.
@@ -49,13 +50,13 @@ class IndexedReader(SampleReader[Source]):
         Errors: SkipSample, ShardError.
         """
         fault = dataset.quarantine.get(index)
-        if fault and self.seed is not None:
+        if fault and not self.evaluation:
             raise SkipSample(fault)
         sample = dataset.read(index)
         if fault:  # evaluation needs its ids and references
             return Opened(sample, fault=fault)
-        check_pictures(dataset.folder, sample, self.image)
-        if self.image is not None:
+        check_pictures(dataset.folder, sample, self.setup.image)
+        if self.setup.image is not None:
             return Opened(sample)
         # Without its features the next sample is read into the same memory, still in the
         # processor's caches: that saves a third of the time of stored features.
@@ -65,8 +66,7 @@ class IndexedReader(SampleReader[Source]):
         """The sample at a place, then others of its data set; they depend on the position alone."""
         source_index, sample, annotation = place
         source = self.sources[source_index]
-        attempt = 0
-        while True:
+        for attempt in count():
             dataset, index = source.locate(sample)
             key = (str(dataset.folder), index)
             self.load([(source_index, sample, annotation)], batch)
@@ -75,11 +75,9 @@ class IndexedReader(SampleReader[Source]):
                 raise ShardError(opened.fault)
             name = opened.sample.key if opened.sample else f"number {index}"
             yield Candidate(dataset.label, dataset.shard_of(index), name, annotation, opened)
-            seed = 0 if self.seed is None else self.seed
-            word = int(random_words(1, seed, "substitute", source.name, position, attempt)[0])
-            substitute, annotation = _drawn(dataset, word, annotation)
+            words = random_words(1, self.setup.seed, "substitute", source.name, position, attempt)
+            substitute, annotation = _drawn(dataset, int(words[0]), annotation)
             sample += substitute - index
-            attempt += 1
 
 
 def _drawn(dataset: Dataset, word: int, annotation: int) -> tuple[int, int]:

@@ -1,9 +1,9 @@
 """Torch's loader over lists of positions, and its workers that are killed or hang.
 
-Torch says that a worker was killed wherever the rank is just then. It does not notice one that
-hangs in a read or a decoder: its timeout does not cover the wait for the memory of a batch, which a
-worker hands over itself. So a thread watches a rank that waits, and kills the worker that is
-behind, which brings the rank back.
+Torch reports a killed worker at any point of the rank's work. It does not notice one that hangs in
+a read or a decoder: its timeout does not cover the wait for the memory of a batch, which the worker
+itself hands over. So a thread watches a rank that waits, and kills the worker that is behind, which
+brings the rank back.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, MutableSequence, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import count
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -25,28 +25,56 @@ from typing import Any
 
 import torch.utils.data
 
-from vlds.data.streams.assemble import Parcel
+from vlds.data.errors import BadSample
 from vlds.runtime.process_end import ASKING, KILLED, end_with_parent, how_it_ended
+from vlds.schema import Batch
 
 LOST = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)")
-"""What torch says where one was killed."""
+"""What torch says of a killed worker."""
 LOOKS = 20
 """How often the thread looks within the timeout."""
 
 
+@dataclass
+class Parcel:
+    """What a worker hands to the training process."""
+
+    positions: list[int]
+    batch: Batch | None = None
+    """None if no batch could be made: then `bad` or `error` says why."""
+    bad: list[BadSample] = field(default_factory=list)
+    error: ValueError | None = None
+    """As a value, because torch would wrap a raised one in the worker's traceback."""
+
+    def pin_memory(self) -> Parcel:
+        """Called by torch's DataLoader when it pins."""
+        return replace(self, batch=self.batch and self.batch.pin_memory())
+
+    def unpack(self) -> Batch:
+        """The batch; raises the error that came instead."""
+        if self.error is not None:
+            raise self.error
+        if self.batch is None:
+            last = self.bad[-1]
+            raise ValueError(
+                f"no substitute for sample {last.key} of data set {last.dataset} could be read: "
+                f"{last.reason}; prepare the data set again"
+            )
+        return self.batch
+
+
 class WorkerLost(RuntimeError):
-    """A loader worker was killed, or has given nothing for too long."""
+    """A loader worker was killed, or has made no batch for too long."""
 
 
 def lost_worker(error: BaseException) -> str | None:
-    """What to say of an error that means that a loader worker hangs or was killed; None of any
-    other."""
+    """The message about a loader worker that hangs or was killed; None for other errors."""
     if isinstance(error, WorkerLost):
         return str(error)
-    if not (found := LOST.search(str(error))):
+    if not (match := LOST.search(str(error))):
         return None
-    how = found[2].strip().rstrip(".")
-    return _ended(found[1], f"was {KILLED}" if "Killed" in how else how)
+    how = match[2].strip().rstrip(".")
+    return _ended(match[1], f"was {KILLED}" if "Killed" in how else how)
 
 
 def parcels(
@@ -55,8 +83,8 @@ def parcels(
     num_workers: int,
     timeout: float,
 ) -> Iterator[Parcel]:
-    """What a loader makes of positions, in order. `timeout`: seconds that workers may take until
-    the next one is there; 0: any number.
+    """What the assembler makes of lists of positions, in order. `timeout`: seconds that workers may
+    take for the next one; 0: any number.
 
     Errors: WorkerLost that names the worker.
     """
@@ -64,9 +92,9 @@ def parcels(
         yield from _make_loader(assembler, positions, num_workers)
         return
     done = multiprocessing.RawArray("q", num_workers)
-    loader = _make_loader(Noted(assembler, done), positions, num_workers)
+    loader = _make_loader(CountedAssembler(assembler, done), positions, num_workers)
     iterator = iter(loader)
-    # Private names of torch's; tests show that they are so.
+    # A private name of torch's; tests fail if it changes.
     workers = iterator._workers  # type: ignore[attr-defined]
     watch = Watch(done, workers, loader.prefetch_factor or 1, timeout)
     at_exit = Finalize(None, _kill, args=(workers,), exitpriority=0)
@@ -78,16 +106,17 @@ def parcels(
             except StopIteration:
                 return
             except Exception:
-                killed = _killed(workers)  # also one that hung: torch's own error ends in there
-                if (said := watch.said or killed) is None:
+                # Also after the watch: torch's own error about its worker is suppressed in there.
+                killed = _killed(workers)
+                if (message := watch.message or killed) is None:
                     raise
-                raise WorkerLost(said) from None
+                raise WorkerLost(message) from None
             watch.waiting_since = None
             yield parcel
     finally:
         watch.ended.set()
-        # Now, and not when a traceback that holds it goes: the collector of cycles takes the
-        # workers' queues away first, and then torch waits five seconds for each worker.
+        # Now, not when a traceback that holds the iterator is collected: the garbage collector
+        # takes the workers' queues away first, and then torch waits five seconds for each worker.
         iterator._shutdown_workers()  # type: ignore[attr-defined]
         at_exit.cancel()
 
@@ -104,7 +133,7 @@ def _make_loader(
         batch_sampler=positions,
         num_workers=num_workers,
         collate_fn=_same,
-        # Its own: the loader draws a seed from it, and the run's random numbers must not notice.
+        # The loader draws a seed from its generator; that must not change the run's random numbers.
         generator=torch.Generator(),
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_belong_to_the_rank if num_workers else None,
@@ -116,25 +145,26 @@ def _same(parcel: Any) -> Any:
 
 
 def _belong_to_the_rank(_worker: int) -> None:
-    """A rank that is told to stop needs its workers until it has saved; it ends them itself, and
-    they end with it, also in the middle of a read that hangs."""
+    """A rank that is asked to stop needs its workers until it has saved, so they ignore the signal.
+    The rank ends them; they also end when it dies, even in a read that hangs."""
     for number in ASKING:
         signal.signal(number, signal.SIG_IGN)
     end_with_parent()
 
 
 def _kill(workers: Sequence[BaseProcess]) -> None:
-    """End those of a stream that nobody has ended when Python ends, which else would wait for them
-    for ever: its own SIGTERM they do not hear."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes a killed one for an error
+    """End the workers of an open stream when Python exits: they ignore its SIGTERM, and it would
+    wait for ever."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise for a killed worker
     for process in workers:
         process.kill()
 
 
 def _killed(workers: Sequence[BaseProcess]) -> str | None:
-    """What to say where a worker has ended: its connections break first, in any part of torch."""
+    """The message about a worker that has ended. Its connections break before that, with errors in
+    any part of torch."""
     for _ in range(3):
-        with suppress(RuntimeError):  # torch's own of the same, which a signal brings in between
+        with suppress(RuntimeError):  # torch's error about the same worker, raised by its handler
             ended = wait([process.sentinel for process in workers], timeout=1)
             for process in workers:
                 if process.sentinel in ended:
@@ -151,12 +181,12 @@ def _ended(process: int | str | None, how: str) -> str:
 
 
 @dataclass(frozen=True)
-class Noted(torch.utils.data.Dataset[Parcel]):
-    """An assembler whose processes count the batches that they have made."""
+class CountedAssembler(torch.utils.data.Dataset[Parcel]):
+    """An assembler whose processes count their batches."""
 
     assembler: torch.utils.data.Dataset[Parcel]
     done: MutableSequence[int]
-    """In memory that all processes share."""
+    """Batches of each worker, in shared memory."""
 
     def __getitems__(self, positions: list[int]) -> Parcel:
         """The batch of these positions."""
@@ -173,12 +203,12 @@ class Watch:
     def __init__(
         self, done: Sequence[int], workers: Sequence[BaseProcess], ahead: int, timeout: float
     ) -> None:
-        """`ahead`: batches that each worker has to make before the rank has taken the first."""
+        """`ahead`: batches that each worker makes before the rank takes the first."""
         self.batch = 0
-        """Number of the batch that the rank waits for."""
+        """Index of the batch that the rank waits for."""
         self.waiting_since: float | None = None
-        self.said: str | None = None
-        """What was done, once it was."""
+        self.message: str | None = None
+        """About the worker that was killed."""
         self.ended = threading.Event()
         self._done, self._workers, self._ahead = done, workers, ahead
         self._timeout = timeout or threading.TIMEOUT_MAX
@@ -192,15 +222,15 @@ class Watch:
                 return
 
     def _end_wait(self, seconds: float) -> None:
-        """Kill the worker that has to make the first batch that is not made yet. Torch's loader
-        gives the batches to its workers in turns."""
+        """Kill the worker of the first batch that is not made yet. Torch's loader gives the batches
+        to its workers in turns."""
         num_workers = len(self._workers)
-        asked = range(self.batch, self.batch + num_workers * self._ahead)
-        turns = ((batch % num_workers, batch // num_workers) for batch in asked)
-        number = next((n for n, turn in turns if self._done[n] <= turn), self.batch % num_workers)
-        process = self._workers[number]
-        self.said = (
-            f"its loader worker {number + 1} of {num_workers} (process {process.pid}) has given "
+        requested = range(self.batch, self.batch + num_workers * self._ahead)
+        turns = ((batch % num_workers, batch // num_workers) for batch in requested)
+        index = next((n for n, turn in turns if self._done[n] <= turn), self.batch % num_workers)
+        process = self._workers[index]
+        self.message = (
+            f"its loader worker {index + 1} of {num_workers} (process {process.pid}) has given "
             f"nothing for {seconds:.0f} s: it hangs while it reads or decodes; look at where its "
             "data lie, or raise training.collective_timeout"
         )

@@ -1,13 +1,12 @@
-"""What every endless stream of a mixture shares: where it is, what it hands out, what it saves."""
+"""What all endless streams of a mixture share: position, micro-batches, state."""
 
 from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from itertools import chain, count
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,37 +14,17 @@ import torch
 
 from vlds.data.config import DataConfig
 from vlds.data.errors import ErrorBook
-from vlds.data.order.batch_cut import BatchCut
 from vlds.data.order.mixed_order import Phase, SourceOrder
 from vlds.data.order.mixture import mixed_order
 from vlds.data.order.permutation import differences
-from vlds.data.streams.assemble import Assembler, Parcel, SampleReader
-from vlds.data.streams.collate import Tokenizer
-from vlds.data.streams.loader import parcels
+from vlds.data.streams.assemble import Assembler, SampleReader, StreamSetup
+from vlds.data.streams.loader import Parcel, parcels
 from vlds.data.streams.source import TaskSource
 from vlds.data.streams.stream_state import check_state, given_before
-from vlds.schema import Batch, ImageSpec
+from vlds.schema import Batch
 
 FIXED = tuple(f"order.{key}:" for key in ("seed", "window", "group", "lanes", "batch_size"))
-"""What a new phase cannot change: a source would repeat and leave out within its epoch."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StreamSetup:
-    """What a stream needs to know of its run, beside the recipe's `data`."""
-
-    tokenizer: Tokenizer
-    image: ImageSpec | None
-    """None: the model reads stored features."""
-    seed: int
-    cut: BatchCut = field(default_factory=BatchCut)
-    global_rank: int = 0
-    worker_timeout: float = 0.0
-    """Seconds, as in `parcels`."""
-    ledger: Path | None = None
-    """File that lists bad samples."""
-    picture_cache_bytes: int = 128 << 20
-    """Decoded pictures that each process keeps at most: small data sets are decoded once."""
+"""What a new phase cannot change: mid-epoch, that would repeat or skip examples."""
 
 
 class Piece(NamedTuple):
@@ -66,16 +45,16 @@ class Piece(NamedTuple):
 
 
 class MixedStream(ABC):
-    """Micro-batches of one rank, for ever.
+    """Micro-batches of one rank, without end.
 
     An optimizer step consists of one global batch of the order, whatever the number of ranks,
     workers and micro-batches: `BatchCut` says which of its slots a rank computes. The whole state
-    is `consumed`, the position of the next global batch, counted as batches are handed out: what
-    workers have prepared ahead is never lost.
+    is `consumed`, the position of the next global batch. It counts batches as they are handed out,
+    so that nothing is lost that workers have prepared ahead.
     """
 
     notice: str | None = None
-    """What a user must know of this way to read, in a line."""
+    """What a user must know about this reader, in a line."""
 
     def __init__(
         self,
@@ -84,7 +63,7 @@ class MixedStream(ABC):
         config: DataConfig,
         setup: StreamSetup,
     ) -> None:
-        """`orders`: of the examples of each source."""
+        """`orders`: of each source's examples."""
         batch_sizes = config.batch_sizes([source.batch_size for source in sources])
         self.order = mixed_order(
             orders,
@@ -99,7 +78,8 @@ class MixedStream(ABC):
         self.config = config
         self.setup = setup
         self._book = ErrorBook(config.errors, setup.ledger)
-        self._consumed = 0
+        self.consumed = 0
+        """Position of the next global batch."""
         self._iteration = 0
 
     @abstractmethod
@@ -111,19 +91,13 @@ class MixedStream(ABC):
         """What the order depends on; a state is of use only where this is the same."""
 
     @property
-    def consumed(self) -> int:
-        """Position of the next global batch."""
-        return self._consumed
-
-    @property
     def num_bad(self) -> int:
-        """Examples of this rank that a substitute stood for, since the process started."""
+        """Examples of this rank that were replaced, since the process started."""
         return self._book.num_bad
 
     def epochs(self) -> dict[str, float]:
-        """How often each source has been gone through so far; those of unknown size are left
-        out."""
-        return self._epochs_before(self._consumed)
+        """Epochs of each source so far, without sources of unknown size."""
+        return self._epochs_before(self.consumed)
 
     def epochs_after(self, steps: int) -> dict[str, float]:
         """The same after so many steps of the current mixture."""
@@ -137,14 +111,14 @@ class MixedStream(ABC):
         return chain.from_iterable(self.steps())
 
     def steps(self) -> Iterator[list[Batch]]:
-        """This rank's micro-batches of each global batch. Every rank has equally many; one without
-        a row of its own computes another's, which is not `valid`."""
+        """This rank's micro-batches of each global batch. Every rank has equally many: without a row
+        left it computes one of another rank, which is not `valid`."""
         self._iteration += 1
         return self._steps(self._iteration)
 
     def _steps(self, iteration: int) -> Iterator[list[Batch]]:
-        start = self._consumed
-        assembler = Assembler(self._reader(), self.order, self.setup.tokenizer)
+        start = self.consumed
+        assembler = Assembler(self._reader(), self.order)
         positions = (piece.positions for piece in self._pieces(start))
         batches: list[Batch] = []
         for piece, parcel in zip(
@@ -156,7 +130,7 @@ class MixedStream(ABC):
                 raise RuntimeError("the stream was moved or restarted; this iterator is void")
             batches.append(self._booked(parcel, piece))
             if piece.ends_step:
-                self._consumed = piece.start + self.order.stride
+                self.consumed = piece.start + self.order.stride
                 yield batches
                 batches = []
 
@@ -180,20 +154,20 @@ class MixedStream(ABC):
     def state(self) -> dict[str, Any]:
         """JSON-able state: one integer, what it refers to, and where the mixture was changed."""
         return {
-            "consumed": self._consumed,
+            "consumed": self.consumed,
             "global_batch_size": self.config.global_batch_size,
             "phase": asdict(self.order.phase),
             "fingerprint": self.fingerprint(),
         }
 
     def load_state(self, state: dict[str, Any], *, new_phase: bool = False) -> None:
-        """Go on where `state` was taken, on any number of ranks and workers.
+        """Continue where `state` was saved, on any number of ranks and workers.
 
         With `new_phase` the sources, their data, weights and units may have changed: each source
-        goes on where it was, in the new mixture.
+        continues where it was, in the new mixture.
 
-        Errors: ValueError with the differences where the order is another one, and where no stream
-        has saved this.
+        Errors: ValueError with the differences for the state of another order, and for a state that
+        no stream saves.
         """
         check_state(state)
         lines = differences(state["fingerprint"], self.fingerprint())
@@ -214,12 +188,12 @@ class MixedStream(ABC):
         saved_size, size = state["global_batch_size"], self.config.global_batch_size
         if not of_one_task and saved_size != size:
             warnings.warn(
-                f"global_batch_size was {saved_size}, is {size}: "
-                "the order of examples goes on, its batches are cut differently",
+                f"global_batch_size was {saved_size}, is {size}: the order of examples continues, "
+                "its batches are cut differently",
                 stacklevel=2,
             )
         phase = Phase(**state["phase"])
         if new_phase and lines:
             phase = Phase(state["consumed"], given_before(state))
-        self._consumed, self.order.phase = state["consumed"], phase
+        self.consumed, self.order.phase = state["consumed"], phase
         self._iteration += 1

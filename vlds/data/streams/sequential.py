@@ -22,23 +22,28 @@ from vlds.data.config import DataConfig
 from vlds.data.errors import ShardError
 from vlds.data.order.mixture import NamedOrder
 from vlds.data.order.permutation import Recent, permutation
-from vlds.data.streams.assemble import Candidate, OpenBatch, Opened, Place, SampleReader
-from vlds.data.streams.mixed_stream import MixedStream, StreamSetup
+from vlds.data.streams.assemble import (
+    Candidate,
+    OpenBatch,
+    Opened,
+    Place,
+    SampleReader,
+    StreamSetup,
+)
+from vlds.data.streams.mixed_stream import MixedStream
 from vlds.data.streams.streamed_source import StreamedDataset, StreamedSource
 from vlds.runtime.credentials import without_credentials
 from vlds.schema import SkipSample
-
-NOTICE = (
-    "data.reader sequential: shards are split over ranks and workers, so the order of examples "
-    "depends on their number; --resume begins new shards; epochs are not exact. For all of these: "
-    "`python -m data_prep index` and data.reader indexed"
-)
 
 
 class SequentialStream(MixedStream):
     """Shards as they come; `notice` says what is weaker than in TrainStream."""
 
-    notice = NOTICE
+    notice = (
+        "data.reader sequential: shards are split over ranks and workers, so the order of examples "
+        "depends on their number; --resume begins new shards; epochs are not exact. For all of "
+        "these: `python -m data_prep index` and data.reader indexed"
+    )
 
     def __init__(
         self, sources: Sequence[StreamedSource], config: DataConfig, setup: StreamSetup
@@ -71,14 +76,8 @@ class StreamedReader(SampleReader[StreamedSource]):
         start: int,
     ) -> None:
         """`start`: position at which the stream begins."""
-        super().__init__(
-            sources,
-            setup.image,
-            config.errors,
-            seed=setup.seed,
-            picture_cache_bytes=setup.picture_cache_bytes,
-        )
-        self.config, self.setup, self.start = config, setup, start
+        super().__init__(sources, config.errors, setup)
+        self.config, self.start = config, start
         self._shuffled: dict[int, Iterator[Candidate]] = {}
 
     def load(self, places: Sequence[Place], batch: OpenBatch) -> None:

@@ -9,14 +9,13 @@ from vlds.data.config import DataConfig
 from vlds.data.errors import BadSample, ErrorPolicy
 from vlds.data.order.epoch_order import EpochOrder
 from vlds.data.order.permutation import hashed
-from vlds.data.streams.assemble import Assembler
-from vlds.data.streams.collate import Tokenizer
+from vlds.data.streams.assemble import Assembler, StreamSetup
 from vlds.data.streams.eval_order import EvalOrder
 from vlds.data.streams.indexed_reader import IndexedReader
 from vlds.data.streams.loader import parcels
-from vlds.data.streams.mixed_stream import MixedStream, StreamSetup
+from vlds.data.streams.mixed_stream import MixedStream
 from vlds.data.streams.source import Source
-from vlds.schema import Batch, ImageSpec
+from vlds.schema import Batch
 
 MOST_NAMED = 4
 """Data sets that a state names one by one; of more it says only whether a task's are the same."""
@@ -45,13 +44,7 @@ class TrainStream(MixedStream):
         ]
         super().__init__(sources, orders, config, setup)
         self.sources = list(sources)
-        self._indexed_reader = IndexedReader(
-            sources,
-            setup.image,
-            config.errors,
-            seed=setup.seed,
-            picture_cache_bytes=setup.picture_cache_bytes,
-        )
+        self._indexed_reader = IndexedReader(sources, config.errors, setup)
 
     def _reader(self) -> IndexedReader:
         return self._indexed_reader
@@ -74,24 +67,20 @@ class EvalStream:
         self,
         source: Source,
         order: EvalOrder,
+        setup: StreamSetup,
         *,
-        tokenizer: Tokenizer,
-        image: ImageSpec | None,
-        world_size: int = 1,
-        global_rank: int = 0,
         num_workers: int = 0,
-        worker_timeout: float = 0.0,
         task_index: int = 0,
     ) -> None:
-        """`worker_timeout`: as in `parcels`. `task_index`: of the task in the recipe."""
-        source.check(image)
+        """`task_index`: of the task in the recipe."""
+        source.check(setup.image)
         self.bad: list[BadSample] = []
         """Examples of this rank that could not be read, as of the last iteration."""
-        reader = IndexedReader([source], image, ErrorPolicy(), seed=None, picture_cache_bytes=0)
-        self._assembler = Assembler(reader, order, tokenizer, first_task=task_index)
-        self._batches = order.batches[global_rank::world_size]
+        reader = IndexedReader([source], ErrorPolicy(), setup, evaluation=True)
+        self._assembler = Assembler(reader, order, first_task=task_index)
+        self._batches = order.batches[setup.global_rank :: setup.cut.world_size]
         self._num_workers = num_workers
-        self._worker_timeout = worker_timeout
+        self._worker_timeout = setup.worker_timeout
 
     def __len__(self) -> int:
         """Batches of this rank."""

@@ -69,6 +69,7 @@ def given_before(state: Mapping[str, Any]) -> dict[str, list[int]]:
 def nonsense(name: str, value: Any) -> ValueError:
     """The error of a field that no stream saves."""
     return ValueError(
-        f"its position in the data is invalid: data.{name} is {reprlib.repr(value)}, which no run has "
-        "saved; move that folder away to resume from the state before it, or name another output"
+        f"its position in the data is invalid: data.{name} is {reprlib.repr(value)}, which no run "
+        "has saved; move that folder away to resume from the state before it, or name another "
+        "output"
     )

@@ -111,8 +111,8 @@ class MixedStream(ABC):
         return chain.from_iterable(self.steps())
 
     def steps(self) -> Iterator[list[Batch]]:
-        """This rank's micro-batches of each global batch. Every rank has equally many: without a row
-        left it computes one of another rank, which is not `valid`."""
+        """This rank's micro-batches of each global batch, equally many on every rank. One without
+        a row computes another rank's, which is not `valid`."""
         self._iteration += 1
         return self._steps(self._iteration)
 

@@ -7,7 +7,8 @@ import pytest
 
 from vlds.cli.commands import run_command
 from vlds.config import parse_recipe
-from vlds.data.order.mixture import NamedOrder, mixed_order, steps_in
+from vlds.data.order.epoch_order import NamedOrder
+from vlds.data.order.mixture import mixed_order, steps_in
 from vlds.models.build import describe
 from vlds.runtime.resources import find, shipped
 from vlds.tasks import VQA, VideoCaption

@@ -64,7 +64,8 @@ def test_a_lane_reads_the_shards_of_its_stretch_alone() -> None:
 def test_any_positions_in_any_order_give_the_same(lanes: int, positions: list[int]) -> None:
     def new_order() -> MixedOrder:
         orders = [
-            EpochOrder(name, [np.full(7, 3, np.uint32)] * 5, seed=1, lanes=lanes) for name in "ab"
+            EpochOrder(name, [np.full(7, 3, np.uint32)] * 5, seed=1, window=64, lanes=lanes)
+            for name in "ab"
         ]
         return MixedOrder(orders, mixing_shares([1, 3], [1, 1], None), seed=1, lanes=lanes,
                           batch_size=8)  # fmt: skip

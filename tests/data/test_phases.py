@@ -105,7 +105,7 @@ def test_examples_given_are_those_that_were_drawn(
     lanes: int, batch_sizes: list[int] | None, position: int, at: int
 ) -> None:
     counts = [np.full(9, 2, np.uint32)] * 4
-    orders = [EpochOrder(name, counts, seed=2, lanes=lanes) for name in "abc"]
+    orders = [EpochOrder(name, counts, seed=2, window=64, lanes=lanes) for name in "abc"]
     order = MixedOrder(
         orders,
         mixing_shares([1, 2, 5], [1, 1, 1], None),

@@ -1,8 +1,9 @@
-"""One source, epoch after epoch, each a fresh permutation of its annotations."""
+"""The order of one source: epoch after epoch, each a fresh permutation of its annotations."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ class EpochOrder:
         counts: Sequence[NDArray[np.unsignedinteger[Any]]],
         *,
         seed: int,
-        window: int = 64,
+        window: int,
         group: int = 1,
         lanes: int = 1,
     ) -> None:
@@ -118,3 +119,20 @@ class EpochOrder:
             words = random_words(int(groups[-1]) + 1, *key, "groups")
             rows = rows[np.argsort(words[groups], kind="stable")]
         return row_samples[rows], within[rows]
+
+
+@dataclass(frozen=True)
+class NamedOrder:
+    """A source with unknown samples: the mixture says when it comes, not what it gives."""
+
+    name: str
+    size: int | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def at(self, indices: Ints, lane: int = 0) -> tuple[Ints, Ints]:
+        """The indices themselves, as if each sample had one annotation."""
+        return indices, np.zeros_like(indices)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the order depends on, the same for all sources."""
+        return dict(self.about)

@@ -7,33 +7,17 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import accumulate
 from math import lcm
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from vlds.data.order.epoch_order import EpochOrder, NamedOrder
 from vlds.data.order.permutation import KEPT_TABLES, Ints, Recent, hashed, permutation
 
 SMALLEST_BLOCK = 64
 LARGEST_BLOCK = 1 << 20
 LARGEST_EXACT_BLOCK = 1 << 16
-
-
-class SourceOrder(Protocol):
-    """The order of one source's examples, as the mixture needs it."""
-
-    @property
-    def name(self) -> str:
-        """Name of the source."""
-
-    @property
-    def size(self) -> int | None:
-        """Annotations in an epoch; None if unknown."""
-
-    def at(self, indices: Ints, lane: int = 0) -> tuple[Ints, Ints]:
-        """Sample and annotation number of each index."""
-
-    def fingerprint(self) -> dict[str, Any]:
-        """What the order depends on, the same for all sources."""
+SourceOrder: TypeAlias = EpochOrder | NamedOrder
 
 
 @dataclass(frozen=True)

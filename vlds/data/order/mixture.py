@@ -3,32 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from fractions import Fraction
 from math import ceil
 from typing import Any
 
-import numpy as np
-
+from vlds.data.order.epoch_order import NamedOrder
 from vlds.data.order.mixed_order import MixedOrder, SourceOrder
-from vlds.data.order.permutation import Ints
-
-
-@dataclass(frozen=True)
-class NamedOrder:
-    """A source with unknown samples: the mixture says when it comes, not what it gives."""
-
-    name: str
-    size: int | None = None
-    about: Mapping[str, Any] = field(default_factory=dict)
-
-    def at(self, indices: Ints, lane: int = 0) -> tuple[Ints, Ints]:
-        """The indices themselves, as if each sample had one annotation."""
-        return indices, np.zeros_like(indices)
-
-    def fingerprint(self) -> dict[str, Any]:
-        """What the order depends on, the same for all sources."""
-        return dict(self.about)
 
 
 def mixing_shares(

@@ -20,7 +20,7 @@ import webdataset
 
 from vlds.data.config import DataConfig
 from vlds.data.errors import ShardError
-from vlds.data.order.mixture import NamedOrder
+from vlds.data.order.epoch_order import NamedOrder
 from vlds.data.order.permutation import Recent, permutation
 from vlds.data.streams.assemble import (
     Candidate,

@@ -14,9 +14,15 @@ from data_prep.checking.finding import Finding
 from data_prep.packing.annotation import fault_of
 from data_prep.packing.strict_picture import picture_fault
 from vlds.data.errors import ShardError
-from vlds.data.shards.foreign import foreign_json
 from vlds.data.shards.info import DatasetInfo
-from vlds.data.shards.sample import FEATURE_TYPE, FEATURES, UNUSABLE, id_fault, parse_sample
+from vlds.data.shards.sample import (
+    FEATURE_TYPE,
+    FEATURES,
+    UNUSABLE,
+    foreign_json,
+    id_fault,
+    parse_sample,
+)
 from vlds.data.shards.shard_index import Counts
 from vlds.data.shards.tar import members, read_members, split_name
 from vlds.data.streams.task_check import ask_all

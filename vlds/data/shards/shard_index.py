@@ -20,9 +20,8 @@ from zlib import crc32
 import numpy as np
 
 from vlds.data.errors import ShardError
-from vlds.data.shards.foreign import is_picture
 from vlds.data.shards.info import DATASET_FILE, REBUILD, ShardInfo
-from vlds.data.shards.sample import FEATURES, UnfitId, check_ids
+from vlds.data.shards.sample import FEATURES, UnfitId, check_ids, is_picture
 from vlds.data.shards.tar import Member, Reader, members, split_name
 from vlds.runtime.json_file import parse_member
 from vlds.runtime.regular_file import open_file

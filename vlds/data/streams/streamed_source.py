@@ -10,9 +10,8 @@ from pathlib import Path
 
 from vlds.data.errors import ErrorPolicy, ShardError
 from vlds.data.order.permutation import hashed
-from vlds.data.shards.foreign import KNOWN, check_fields
 from vlds.data.shards.info import DATASET_FILE, DatasetInfo
-from vlds.data.shards.sample import UNUSABLE, parse_sample
+from vlds.data.shards.sample import FOREIGN_FIELDS, UNUSABLE, check_fields, parse_sample
 from vlds.data.shards.shard_stream import is_local, read_shard, shard_urls
 from vlds.data.streams.source import ANY_NUMBER, NumPictures, TaskSource, check_pictures
 from vlds.runtime.credentials import without_credentials
@@ -80,10 +79,12 @@ def open_streamed(
             f"{place} holds samples of kind '{info.kind}', the task understands "
             f"{', '.join(kinds)}; name other shards or another task class"
         )
-    if fields is None and info is not None:
-        fields = info.fields
-    kind = next((kind for kind in kinds if kind in KNOWN), kinds[0]) if fields else kinds[0]
-    kind = info.kind if info else kind
+    kind = kinds[0]
+    if info is not None:
+        kind = info.kind
+        fields = info.fields if fields is None else fields
+    elif fields:
+        kind = next((kind for kind in kinds if kind in FOREIGN_FIELDS), kind)
     if fields is not None:
         check_fields(kind, fields)
     return StreamedDataset(without_credentials(place), urls, kind, fields, info)

@@ -86,13 +86,12 @@ class StreamedReader(SampleReader[StreamedSource]):
     def candidates(self, position: int, place: Place, batch: OpenBatch) -> Iterator[Candidate]:
         """What comes next in the shards of the position's source."""
         for candidate in self._examples(place[0]):
-            sample, key = candidate.opened.sample, (candidate.shard, candidate.key)
-            if sample is None:
-                yield candidate
-                continue
-            if key not in batch.samples:
-                batch.samples[key] = self._with_images(key, sample, batch)
-            yield candidate._replace(opened=batch.samples[key])
+            if (sample := candidate.opened.sample) is not None:
+                key = (candidate.shard, candidate.key)
+                if key not in batch.samples:
+                    batch.samples[key] = self._with_images(key, sample, batch)
+                candidate = candidate._replace(opened=batch.samples[key])
+            yield candidate
 
     def _examples(self, source_index: int) -> Iterator[Candidate]:
         """A source's examples in this process, without end, shuffled by webdataset."""

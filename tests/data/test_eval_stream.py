@@ -28,13 +28,19 @@ def order_of(source: Source, size: int) -> EvalOrder:
     return EvalOrder(counts, costs, size, whole_samples=source.task.unit == "sample")
 
 
-def streams(source: Source, world_size: int, size: int, **options: object) -> list[EvalStream]:
+def streams(
+    source: Source, world_size: int, size: int, *, worker_timeout: float = 0.0, **options: object
+) -> list[EvalStream]:
     return [
         EvalStream(
             source,
             order_of(source, size),
             StreamSetup(
-                tokenizer=ToyTokenizer(), image=SPEC, cut=BatchCut(world_size), global_rank=n
+                tokenizer=ToyTokenizer(),
+                image=SPEC,
+                cut=BatchCut(world_size),
+                global_rank=n,
+                worker_timeout=worker_timeout,
             ),
             **options,  # type: ignore[arg-type]
         )

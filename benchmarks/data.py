@@ -36,10 +36,12 @@ from PIL import Image
 from torchvision import transforms
 
 from data_prep.packing.writer import SampleRecord, write_dataset
-from vlds.data.shards import sample_bytes
+from vlds.data.config import DataConfig
+from vlds.data.shards import store
 from vlds.data.shards.decode import decode_image
-from vlds.data.shards.features import feature_bytes, parse_features
+from vlds.data.shards.sample import feature_bytes, parse_features
 from vlds.data.shards.store import Dataset, open_dataset
+from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.source import Source
 from vlds.data.streams.stream import TrainStream
 from vlds.schema import Encoded, ImageSpec, Sample
@@ -174,16 +176,9 @@ def ours(folder: Path, image: ImageSpec | None, group: int = 1) -> Read:
 
 def stream_of(dataset: Dataset, image: ImageSpec | None, group: int = 1) -> Iterator[Any]:
     """Batches of a data set without end."""
-    stream = TrainStream(
-        [Source("vqa", TASK, [dataset])],
-        tokenizer=WORDS,
-        image=image,
-        seed=0,
-        global_batch_size=BATCH,
-        group=group,
-        cache_bytes=0,
-    )
-    return iter(stream)
+    config = DataConfig(global_batch_size=BATCH, group=group)
+    setup = StreamSetup(tokenizer=WORDS, image=image, seed=0, picture_cache_bytes=0)
+    return iter(TrainStream([Source("vqa", TASK, [dataset])], config, setup))
 
 
 def unchecked(folder: Path, image: ImageSpec | None) -> Read:
@@ -194,7 +189,7 @@ def unchecked(folder: Path, image: ImageSpec | None) -> Read:
     def read() -> Iterator[Any]:
         batches: Iterator[Any] | None = None
         while True:
-            with patch.object(sample_bytes, "crc32", lambda data, value=0: 0):
+            with patch.object(store, "crc32", lambda data: 0):
                 batches = batches or stream_of(dataset, image)
                 batch = next(batches)
             yield batch
@@ -383,7 +378,8 @@ def once(out: Path) -> str:
     next(ours(out / "jpeg", SPEC)())
     first = time.perf_counter() - begin
     source = Source("vqa", TASK, [open_dataset(out / "jpeg")])
-    stream = TrainStream([source], tokenizer=WORDS, image=SPEC, seed=0, global_batch_size=BATCH)
+    setup = StreamSetup(tokenizer=WORDS, image=SPEC, seed=0)
+    stream = TrainStream([source], DataConfig(global_batch_size=BATCH), setup)
     begin = time.perf_counter()
     stream.order.at(np.arange(10**9, 10**9 + BATCH))
     seek = time.perf_counter() - begin

@@ -36,8 +36,9 @@ from data_prep.packing.writer import SampleRecord, write_dataset
 from vlds.backbones import Bart
 from vlds.backbones.attention import CPU_ATTENTION
 from vlds.data.shards.decode import decode_image
-from vlds.data.shards.features import feature_bytes
+from vlds.data.shards.sample import feature_bytes
 from vlds.data.shards.store import open_dataset
+from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.collate import ImageStack, Row, collate
 from vlds.data.streams.eval_order import EvalOrder, survey
 from vlds.data.streams.source import Source
@@ -137,7 +138,7 @@ def our_batches(work: Workload) -> Iterator[Batch]:
     costs = survey(source, range(len(counts)), tokenizer).costs
     whole = source.task.unit == "sample"
     order = EvalOrder(counts, costs, work.batch_size, whole_samples=whole)
-    return iter(EvalStream(source, order, tokenizer=tokenizer, image=work.image))
+    return iter(EvalStream(source, order, StreamSetup(tokenizer=tokenizer, image=work.image)))
 
 
 def plain_batches(work: Workload) -> Iterator[Batch]:

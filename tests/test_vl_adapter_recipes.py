@@ -7,8 +7,8 @@ import pytest
 
 from vlds.cli.commands import run_command
 from vlds.config import parse_recipe
-from vlds.data.order.mixing_shares import steps_in
-from vlds.data.order.mixture import NamedOrder, batch_sizes, mixed_order
+from vlds.data.order.epoch_order import NamedOrder
+from vlds.data.order.mixture import mixed_order, steps_in
 from vlds.models.build import describe
 from vlds.runtime.resources import find, shipped
 from vlds.tasks import VQA, VideoCaption
@@ -204,7 +204,7 @@ def test_every_task_takes_the_steps_of_the_original(name: str) -> None:
     sizes = SIZES[name.split("_")[1]]
     assert list(recipe.tasks) == list(sizes)
     tasks = list(recipe.tasks.values())
-    batches = batch_sizes(tasks, recipe.data.unit, recipe.data.global_batch_size)
+    batches = recipe.data.batch_sizes([task.batch_size for task in tasks])
     order = mixed_order(
         [NamedOrder(task, size) for task, size in sizes.items()],
         [task.weight for task in tasks],

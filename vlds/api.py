@@ -27,7 +27,7 @@ import yaml
 from PIL import Image
 
 from vlds.config import parse_recipe
-from vlds.data.shards.orientation import upright
+from vlds.data.shards.open_picture import upright
 from vlds.recipe.trusted import trust as trust_module
 from vlds.runtime.json_file import read_json
 from vlds.runtime.regular_file import read_file

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from vlds.config import Recipe, to_tree
 from vlds.data.shards.decode import decode_image
-from vlds.data.shards.features import FEATURES, feature_bytes
 from vlds.data.shards.info import DATASET_FILE, SCHEMA, DatasetInfo, ShardInfo, check_names
 from vlds.data.shards.open_shard import OpenShard
+from vlds.data.shards.sample import FEATURES, feature_bytes
 from vlds.data.shards.shard_index import beside
 from vlds.data.shards.store import Dataset, open_dataset
 from vlds.runtime.disk import CannotWrite

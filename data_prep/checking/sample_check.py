@@ -14,14 +14,17 @@ from data_prep.checking.finding import Finding
 from data_prep.packing.annotation import fault_of
 from data_prep.packing.strict_picture import picture_fault
 from vlds.data.errors import ShardError
-from vlds.data.shards.features import FEATURE_TYPE, FEATURES
-from vlds.data.shards.foreign import foreign_json
-from vlds.data.shards.ids import id_fault
 from vlds.data.shards.info import DatasetInfo
-from vlds.data.shards.sample_bytes import members_of
+from vlds.data.shards.sample import (
+    FEATURE_TYPE,
+    FEATURES,
+    UNUSABLE,
+    foreign_json,
+    id_fault,
+    parse_sample,
+)
 from vlds.data.shards.shard_index import Counts
-from vlds.data.shards.store import UNUSABLE, parse_sample
-from vlds.data.shards.tar import members, split_name
+from vlds.data.shards.tar import members, read_members, split_name
 from vlds.data.streams.task_check import ask_all
 from vlds.runtime.json_file import parse_member
 
@@ -56,7 +59,7 @@ def check_sample(data: bytes, begin: int, end: int, dataset: DatasetInfo) -> Che
         sample.findings += _check_names(sample, view, begin)
         if len(data) < end - begin:
             raise ShardError(f"its bytes from {begin + len(data)} to {end} are not there")
-        _, views = members_of(view, begin)
+        _, views = read_members(view, begin)
     except ValueError as error:
         sample.findings.append(Finding("sample smashed or cut off", str(error)))
         return sample

@@ -14,9 +14,8 @@ from zlib import crc32
 from data_prep.checking.finding import Finding
 from data_prep.checking.sample_check import CheckedSample, check_sample
 from vlds.data.errors import ShardError
-from vlds.data.shards.build_index import build_index
 from vlds.data.shards.info import DatasetInfo, ShardInfo
-from vlds.data.shards.shard_index import Counts, ShardIndex, beside
+from vlds.data.shards.shard_index import Counts, ShardIndex, beside, build_index
 from vlds.runtime.manifest import sha256 as file_sha256
 from vlds.runtime.regular_file import open_file, read_file
 

@@ -18,7 +18,7 @@ from data_prep.packed.stats import find_datasets
 from data_prep.packing.parallel import check_workers, ordered_map
 from data_prep.packing.progress import follow
 from vlds.data.shards.info import DATASET_FILE, DatasetInfo
-from vlds.data.shards.quarantine import QUARANTINE_FILE
+from vlds.data.shards.store import QUARANTINE_FILE
 from vlds.runtime.terminal import tell
 from vlds.runtime.whole_file import write_whole
 

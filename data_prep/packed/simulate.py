@@ -14,9 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from data_prep.command import new_command
+from vlds.data.config import DataConfig, Unit
 from vlds.data.order.batch_cut import BatchCut
 from vlds.data.order.epoch_order import EpochOrder
-from vlds.data.order.mixture import MixedOrder, Unit, mixed_order
+from vlds.data.order.mixed_order import MixedOrder
+from vlds.data.order.mixture import mixed_order
 from vlds.data.shards.store import Dataset, open_dataset
 from vlds.runtime.shown import visible
 from vlds.runtime.terminal import tell
@@ -135,7 +137,7 @@ def add_command(commands: Any) -> None:
         help="tasks' batch_size, one per data set, with --unit global_batch",
     )
     parser.add_argument("--unit", choices=UNITS, default=UNITS[0])
-    parser.add_argument("--window", type=int, default=64, metavar="N")
+    parser.add_argument("--window", type=int, default=DataConfig.window, metavar="N")
     parser.add_argument("--group", type=int, default=1, metavar="N")
     parser.add_argument("--lanes", type=int, default=1, metavar="N")
     parser.add_argument("--nodes", type=int, default=1, metavar="N")

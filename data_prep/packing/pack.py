@@ -22,8 +22,8 @@ from data_prep.packing.picture import BadPicture, PictureRule, prepare_picture
 from data_prep.packing.progress import follow
 from data_prep.packing.source import SourceSample, SourceSet, count_reasons
 from data_prep.packing.writer import DatasetWriter, Limits, SampleRecord, shard_order
-from vlds.data.shards.features import feature_bytes
 from vlds.data.shards.info import DatasetInfo, check_names
+from vlds.data.shards.sample import feature_bytes
 from vlds.runtime.folder_lock import folder_lock
 from vlds.runtime.regular_file import read_file
 from vlds.runtime.terminal import tell

@@ -19,8 +19,7 @@ from PIL import Image
 
 from data_prep.packing.strict_picture import picture_fault
 from vlds.data.shards.decode import decode_image
-from vlds.data.shards.open_picture import TOO_LARGE, is_avif, unread_format
-from vlds.data.shards.orientation import upright_size
+from vlds.data.shards.open_picture import TOO_LARGE, is_avif, unread_format, upright_size
 from vlds.schema import ImageSpec, SkipSample
 
 MAGIC: tuple[tuple[bytes, str], ...] = (

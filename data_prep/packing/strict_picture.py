@@ -25,8 +25,7 @@ from __future__ import annotations
 import simplejpeg
 
 from vlds.data.shards.decode import to_rgb
-from vlds.data.shards.open_picture import open_picture
-from vlds.data.shards.orientation import upright
+from vlds.data.shards.open_picture import open_picture, upright
 
 JPEGS = ("JPEG", "MPO")
 """Formats whose first picture is a JPEG."""

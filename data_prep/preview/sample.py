@@ -13,8 +13,9 @@ from PIL import Image
 from data_prep.packing.annotation import TEXT_FIELDS
 from vlds.data.errors import ShardError
 from vlds.data.shards.decode import decode_image
-from vlds.data.shards.orientation import upright_size
-from vlds.data.shards.store import UNUSABLE, Dataset
+from vlds.data.shards.open_picture import upright_size
+from vlds.data.shards.sample import UNUSABLE
+from vlds.data.shards.store import Dataset
 from vlds.runtime.shown import visible
 from vlds.schema import Encoded, ImageSpec, Sample, SkipSample
 

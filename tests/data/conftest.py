@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,9 +14,11 @@ from PIL import Image
 
 from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.data.web import Web
+from vlds.data.config import DataConfig
 from vlds.data.order.batch_cut import BatchCut
 from vlds.data.shards.cache import ShardCache
 from vlds.data.shards.store import Dataset, open_dataset
+from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.source import Source
 from vlds.data.streams.stream import TrainStream
 from vlds.schema import Example, ImageSpec, Sample
@@ -139,14 +141,19 @@ def train_stream(
     **changes: Any,
 ) -> TrainStream:
     """A stream of global batches of 8, unless told otherwise."""
-    options: dict[str, Any] = {
-        "tokenizer": ToyTokenizer(),
-        "image": SPEC,
-        "seed": 5,
-        "global_batch_size": 8,
-        "cut": BatchCut(world_size, micro_batch_size),
-    }
-    return TrainStream(sources, **(options | changes))
+    cut = BatchCut(world_size, micro_batch_size)
+    return TrainStream(sources, *options({"seed": 5, "global_batch_size": 8, "cut": cut} | changes))
+
+
+def options(given: dict[str, Any]) -> tuple[DataConfig, StreamSetup]:
+    """Options of a stream, each where it belongs."""
+    of_config = {field.name for field in fields(DataConfig)}
+    config = {name: value for name, value in given.items() if name in of_config}
+    setup = {name: value for name, value in given.items() if name not in of_config}
+    return (
+        DataConfig(**config),
+        StreamSetup(**({"tokenizer": ToyTokenizer(), "image": SPEC, "seed": 0} | setup)),
+    )
 
 
 def all_ids(dataset: Dataset) -> list[str]:

@@ -22,8 +22,8 @@ from tests.data_prep.faults import by_hand, content
 from tests.data_prep.pictures import jpeg
 from vlds.data.errors import ErrorPolicy, ShardError
 from vlds.data.shards.cache import ShardCache
-from vlds.data.shards.features import feature_bytes
 from vlds.data.shards.index import index_folder
+from vlds.data.shards.sample import feature_bytes
 from vlds.data.shards.store import open_dataset
 from vlds.data.streams.source import Source
 from vlds.schema import SkipSample

@@ -109,18 +109,3 @@ def test_features_go_into_features() -> None:
     assert batch.features[:, 0, 0].tolist() == [0, 1]
     with pytest.raises(ValueError, match=r"different shapes in one batch: \(2, 4\), \(3, 4\)"):
         features.add([np.full((3, 4), 2, np.float16)])
-
-
-def test_what_is_written_to_the_room_of_a_stack_is_not_copied() -> None:
-    features = ImageStack(1)
-    features.room((2, 4))[...] = 7  # of a sample that turns out to be damaged
-    room = features.room((2, 4))
-    room[...] = 1
-    assert features.add([room]) == range(1)
-    assert features.add([np.full((2, 4), 2, np.float16)]) == range(1, 2)  # more than expected
-    second = features.room((2, 4))
-    second[...] = 4
-    assert features.add([np.full((2, 4), 3, np.float16), second]) == range(2, 4)
-    found = features.tensor()
-    assert found is not None
-    assert found[:, 0, 0].tolist() == [1, 2, 3, 4]

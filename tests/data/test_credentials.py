@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
-import vlds.data.shards.remote
+import vlds.data.shards.download
 from tests.data.conftest import SPEC, ToyTask, ToyTokenizer
 from tests.data.web import Web
+from vlds.data.config import DataConfig
 from vlds.data.errors import ErrorPolicy, ShardError
 from vlds.data.shards.cache import ShardCache
 from vlds.data.shards.info import DATASET_FILE
 from vlds.data.shards.store import open_dataset
+from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.sequential import SequentialStream
 from vlds.data.streams.streamed_source import StreamedSource
 from vlds.data.streams.streamed_source import open_streamed as open_shards
@@ -137,10 +139,9 @@ def test_streamed_shards_do_not_show_them(web: Web, tmp_path: Path) -> None:
     assert len(list(good.read(good.urls[0]))) == 4
     policy = ErrorPolicy(max_bad_fraction=1.0, max_in_a_row=1, on_bad_shard="substitute")
     source = StreamedSource("red", ToyTask(), [good])  # type: ignore[arg-type]
-    stream = SequentialStream(
-        [source], tokenizer=ToyTokenizer(), image=SPEC, seed=0, global_batch_size=2,
-        shuffle_buffer=1, errors=policy, ledger=tmp_path / "bad.jsonl",
-    )  # fmt: skip
+    config = DataConfig(reader="sequential", global_batch_size=2, shuffle_buffer=1, errors=policy)
+    setup = StreamSetup(tokenizer=ToyTokenizer(), image=SPEC, seed=0, ledger=tmp_path / "bad.jsonl")
+    stream = SequentialStream([source], config, setup)
     assert SECRET not in f"{good.label}{json.dumps(stream.state())}"
     web.query = "other"
     for read in (lambda: list(good.read(good.urls[0])), lambda: next(islice(stream, 1))):
@@ -154,7 +155,7 @@ def test_a_download_that_breaks_does_not_show_the_login(
     web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """aiohttp's errors hold the headers that were sent."""
-    monkeypatch.setattr(vlds.data.shards.remote, "PAUSES", ())
+    monkeypatch.setattr(vlds.data.shards.download, "PAUSES", ())
     web.login, web.status[DATASET_FILE] = f"user:{SECRET}", 503
     with pytest.raises(ShardError, match="503") as caught:
         open_dataset(with_login(web.url("small")), ShardCache(tmp_path / "cache"))

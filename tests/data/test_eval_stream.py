@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.data.conftest import SPEC, ToyTask, ToyTokenizer, all_ids, png
+from vlds.data.order.batch_cut import BatchCut
 from vlds.data.shards.store import open_dataset
+from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.eval_order import EvalOrder, survey
 from vlds.data.streams.source import Source
 from vlds.data.streams.stream import EvalStream
@@ -26,15 +28,20 @@ def order_of(source: Source, size: int) -> EvalOrder:
     return EvalOrder(counts, costs, size, whole_samples=source.task.unit == "sample")
 
 
-def streams(source: Source, world_size: int, size: int, **options: object) -> list[EvalStream]:
+def streams(
+    source: Source, world_size: int, size: int, *, worker_timeout: float = 0.0, **options: object
+) -> list[EvalStream]:
     return [
         EvalStream(
             source,
             order_of(source, size),
-            tokenizer=ToyTokenizer(),
-            image=SPEC,
-            world_size=world_size,
-            global_rank=n,
+            StreamSetup(
+                tokenizer=ToyTokenizer(),
+                image=SPEC,
+                cut=BatchCut(world_size),
+                global_rank=n,
+                worker_timeout=worker_timeout,
+            ),
             **options,  # type: ignore[arg-type]
         )
         for n in range(world_size)

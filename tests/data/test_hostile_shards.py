@@ -7,6 +7,7 @@ import contextlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from hypothesis import strategies as st
 
 from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.data.conftest import SPEC, ToyTokenizer, png
+from vlds.data.config import DataConfig
 from vlds.data.errors import ErrorPolicy
 from vlds.data.shards.shard_stream import read_shard
 from vlds.data.shards.store import open_dataset
+from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.eval_order import EvalOrder, survey
 from vlds.data.streams.source import Source
 from vlds.data.streams.stream import EvalStream, TrainStream
@@ -35,6 +38,7 @@ FILES = (
     "toy-train-00000.tar.cnt",
 )
 LENIENT = ErrorPolicy(max_bad_fraction=1, max_in_a_row=3, on_bad_shard="substitute")
+SETUP = StreamSetup(tokenizer=ToyTokenizer(), image=SPEC, seed=0)
 FAST = settings(
     max_examples=120, deadline=None, database=None, derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
@@ -91,19 +95,15 @@ def check_use(folder: Path) -> None:
     """All that a run does with a data set; what goes wrong is a ValueError."""
     with contextlib.suppress(ValueError):  # ShardError is one
         source = Source("vqa", VQA(train=[str(folder)]), [open_dataset(folder)])
-        stream = TrainStream(
-            [source], tokenizer=ToyTokenizer(), image=SPEC, seed=0, global_batch_size=4,
-            errors=LENIENT,
-        )  # fmt: skip
+        config = DataConfig(global_batch_size=4, errors=LENIENT)
+        stream = TrainStream([source], config, SETUP)
         for batch in islice(stream, 3):
             assert len(batch) == 4
     with contextlib.suppress(ValueError):
         source = Source("vqa", VQA(evaluate=[str(folder)]), [open_dataset(folder)])
         counts = np.concatenate(source.counts)
         costs = survey(source, range(len(counts)), ToyTokenizer()).costs
-        for _ in EvalStream(
-            source, EvalOrder(counts, costs, 4), tokenizer=ToyTokenizer(), image=SPEC
-        ):
+        for _ in EvalStream(source, EvalOrder(counts, costs, 4), SETUP):
             pass
 
 
@@ -168,10 +168,8 @@ def test_an_annotation_that_lacks_what_the_task_reads(tmp_path: Path) -> None:
     good: dict[str, Any] = {"question": "what?", "label": {"red": 1.0}}
     write(tmp_path / "data", [{"id": "0"}, *({"id": str(n), **good} for n in range(1, NUM))])
     source = Source("vqa", VQA(), [open_dataset(tmp_path / "data")])
-    stream = TrainStream(
-        [source], tokenizer=ToyTokenizer(), image=SPEC, seed=0, global_batch_size=NUM,
-        errors=LENIENT, ledger=tmp_path / "ledger",
-    )  # fmt: skip
+    config = DataConfig(global_batch_size=NUM, errors=LENIENT)
+    stream = TrainStream([source], config, replace(SETUP, ledger=tmp_path / "ledger"))
     (ids,) = (batch.ids for batch in islice(stream, 1))
     assert len(ids) == NUM
     assert "0" not in ids

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from tests.data.test_order import expected_pairs, shard_counts
 from tests.data.test_stream import ToyTask, global_batches, train_stream
 from vlds.data.order.epoch_order import EpochOrder
-from vlds.data.order.mixing_shares import mixing_shares
-from vlds.data.order.mixture import MixedOrder
+from vlds.data.order.mixed_order import MixedOrder
+from vlds.data.order.mixture import mixing_shares
 from vlds.data.streams.source import Source
 
 
@@ -64,7 +64,8 @@ def test_a_lane_reads_the_shards_of_its_stretch_alone() -> None:
 def test_any_positions_in_any_order_give_the_same(lanes: int, positions: list[int]) -> None:
     def new_order() -> MixedOrder:
         orders = [
-            EpochOrder(name, [np.full(7, 3, np.uint32)] * 5, seed=1, lanes=lanes) for name in "ab"
+            EpochOrder(name, [np.full(7, 3, np.uint32)] * 5, seed=1, window=64, lanes=lanes)
+            for name in "ab"
         ]
         return MixedOrder(orders, mixing_shares([1, 3], [1, 1], None), seed=1, lanes=lanes,
                           batch_size=8)  # fmt: skip

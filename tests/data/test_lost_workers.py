@@ -24,7 +24,7 @@ from tests.data.test_eval_stream import streams
 from tests.launch.processes import gone, until
 from vlds.data.errors import ErrorPolicy
 from vlds.data.shards.store import open_dataset
-from vlds.data.streams.lost_workers import WorkerLost, lost_worker
+from vlds.data.streams.loader import WorkerLost, lost_worker
 from vlds.data.streams.source import Source
 from vlds.runtime.process_end import KILLED
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 import vlds.data.shards.download
-import vlds.data.shards.remote
 from tests.data.web import Handler, Web
 from vlds.data.errors import ShardError
 from vlds.data.shards.cache import ShardCache
@@ -25,7 +24,7 @@ SHARD = "small-train-00000.tar"
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two tries; patience ends after a fifth of a second."""
-    monkeypatch.setattr(vlds.data.shards.remote, "PAUSES", (0.01,))
+    monkeypatch.setattr(vlds.data.shards.download, "PAUSES", (0.01,))
     monkeypatch.setattr(vlds.data.shards.download, "PATIENCE_S", 0.2)
 
 
@@ -103,7 +102,7 @@ def test_a_download_ends_at_the_size_of_the_file(
 def test_a_description_ends_too(
     web: Web, cache: ShardCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vlds.data.shards.remote, "LARGEST_FILE", 1 << 20)
+    monkeypatch.setattr(vlds.data.shards.download, "LARGEST_FILE", 1 << 20)
     web.lies["dataset.json"] = quiet(endless)
     with pytest.raises(ValueError, match=r"dataset\.json: the server sends .* 1,048,576"):
         open_dataset(web.url("small"), cache)
@@ -156,7 +155,7 @@ def test_compressed_bodies_are_not_unpacked(web: Web, cache: ShardCache) -> None
 
 @pytest.mark.slow
 def test_a_stream_that_drips_is_left(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vlds.data.shards.curl.PATIENCE_S", 2)
+    monkeypatch.setattr("vlds.data.shards.shard_stream.PATIENCE_S", 2)
     web.lies[SHARD] = quiet(slow_body)
     with pytest.raises(ShardError, match="sends next to nothing"):
         list(read_shard(f"{web.url('small')}/{SHARD}"))

@@ -12,11 +12,12 @@ import pytest
 from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.data.conftest import SPEC, ToyTask, ToyTokenizer, png, records, train_stream
 from tests.training.world import world_recipe
+from vlds.data.config import DataConfig
 from vlds.data.errors import ErrorPolicy
-from vlds.data.shards.num_pictures import NumPictures
 from vlds.data.shards.store import open_dataset as opened
+from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.sequential import SequentialStream
-from vlds.data.streams.source import Source
+from vlds.data.streams.source import NumPictures, Source
 from vlds.data.streams.streamed_source import StreamedSource, open_streamed
 from vlds.evaluation.evaluator import pictures_taken
 from vlds.models.visual_embedding import VisualEmbeddingConfig
@@ -63,10 +64,11 @@ def test_streamed_shards_have_no_index(tmp_path: Path) -> None:
         folder = odd(tmp_path / str(at), at, 3)
         streamed = open_streamed(str(folder), ("vqa",), None)
         source = StreamedSource("red", ToyTask(), [streamed], num_pictures=TWO)  # type: ignore[arg-type]
-        stream = SequentialStream(
-            [source], tokenizer=ToyTokenizer(), image=SPEC, seed=0, global_batch_size=8,
-            errors=policy, ledger=tmp_path / f"ledger{at}",
-        )  # fmt: skip
+        config = DataConfig(reader="sequential", global_batch_size=8, errors=policy)
+        setup = StreamSetup(
+            tokenizer=ToyTokenizer(), image=SPEC, seed=0, ledger=tmp_path / f"ledger{at}"
+        )
+        stream = SequentialStream([source], config, setup)
         ids = [id for batch in islice(stream, 12) for id in batch.ids]
         assert not any(id.startswith(f"odd-{at}-") for id in ids)
         assert ("it has 3 pictures" in (tmp_path / f"ledger{at}").read_text("utf-8")) == bad

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlds.data.order.epoch_order import EpochOrder
-from vlds.data.order.mixture import MixedOrder, mixing_shares
-from vlds.data.order.permutation import differences
-from vlds.data.order.randomness import Draws, permutation, random_words
+from vlds.data.order.mixed_order import MixedOrder
+from vlds.data.order.mixture import mixing_shares
+from vlds.data.order.permutation import Draws, differences, permutation, random_words
 
 shard_counts = st.lists(
     st.lists(st.integers(0, 6), min_size=1, max_size=6).map(lambda c: np.array(c, np.uint32)),
@@ -101,12 +101,12 @@ def test_a_window_reads_only_its_shards() -> None:
 
 def test_epochs_seeds_and_names_differ() -> None:
     counts = [np.full(50, 2, np.uint32)]
-    order = EpochOrder("s", counts, seed=3)
+    order = EpochOrder("s", counts, seed=3, window=64)
     first = pairs(order, 0, 100)
     assert first != pairs(order, 100, 200)
-    assert first != pairs(EpochOrder("s", counts, seed=4), 0, 100)
-    assert first != pairs(EpochOrder("t", counts, seed=3), 0, 100)
-    assert first == pairs(EpochOrder("s", counts, seed=3), 0, 100)
+    assert first != pairs(EpochOrder("s", counts, seed=4, window=64), 0, 100)
+    assert first != pairs(EpochOrder("t", counts, seed=3, window=64), 0, 100)
+    assert first == pairs(EpochOrder("s", counts, seed=3, window=64), 0, 100)
 
 
 @pytest.mark.parametrize("seed", [0, 7, -1, 2**64 - 1])
@@ -131,7 +131,8 @@ def mixed(
     sizes: list[int], shares: list[Fraction], batch_size: int = 1, seed: int = 0
 ) -> MixedOrder:
     orders = [
-        EpochOrder(str(n), [np.ones(size, np.uint32)], seed=seed) for n, size in enumerate(sizes)
+        EpochOrder(str(n), [np.ones(size, np.uint32)], seed=seed, window=64)
+        for n, size in enumerate(sizes)
     ]
     return MixedOrder(orders, shares, seed=seed, batch_sizes=[batch_size] * len(sizes))
 
@@ -202,7 +203,7 @@ def test_far_positions_cost_little() -> None:
 
 def test_nothing_to_train_on_is_an_error() -> None:
     with pytest.raises(ValueError, match="source s: its data sets hold no annotation"):
-        EpochOrder("s", [np.zeros(3, np.uint32)], seed=0)
+        EpochOrder("s", [np.zeros(3, np.uint32)], seed=0, window=64)
     with pytest.raises(ValueError, match="window: got 0"):
         EpochOrder("s", [np.ones(3, np.uint32)], seed=0, window=0)
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from vlds.data.shards.decode import decode_image
-from vlds.data.shards.orientation import upright_size
+from vlds.data.shards.open_picture import upright_size
 from vlds.schema import ImageSpec
 
 TAG = 0x0112

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from tests.data.conftest import all_ids, train_stream
 from tests.data.test_stream import global_batches
 from vlds.data.order.epoch_order import EpochOrder
-from vlds.data.order.mixing_shares import mixing_shares
-from vlds.data.order.mixture import MixedOrder, Phase, mixture_of
+from vlds.data.order.mixed_order import MixedOrder, Phase
+from vlds.data.order.mixture import mixing_shares, mixture_of
 from vlds.data.streams.source import Source
 
 
@@ -105,7 +105,7 @@ def test_examples_given_are_those_that_were_drawn(
     lanes: int, batch_sizes: list[int] | None, position: int, at: int
 ) -> None:
     counts = [np.full(9, 2, np.uint32)] * 4
-    orders = [EpochOrder(name, counts, seed=2, lanes=lanes) for name in "abc"]
+    orders = [EpochOrder(name, counts, seed=2, window=64, lanes=lanes) for name in "abc"]
     order = MixedOrder(
         orders,
         mixing_shares([1, 2, 5], [1, 1, 1], None),

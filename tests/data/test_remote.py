@@ -16,7 +16,6 @@ import fsspec
 import pytest
 
 import vlds.data.shards.download
-import vlds.data.shards.remote
 from tests.data.conftest import ToyTask, train_stream
 from tests.data.test_stream import rows_of
 from tests.data.web import Web
@@ -33,7 +32,7 @@ FORK = multiprocessing.get_context("fork")
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hardly any pause between tries."""
-    monkeypatch.setattr(vlds.data.shards.remote, "PAUSES", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(vlds.data.shards.download, "PAUSES", (0.01, 0.01, 0.01))
 
 
 def shards_in(cache: ShardCache) -> list[Path]:

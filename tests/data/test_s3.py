@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.data.conftest import SPEC, ToyTask, ToyTokenizer, train_stream
+from vlds.data.config import DataConfig
 from vlds.data.errors import ShardError
+from vlds.data.order.batch_cut import BatchCut
 from vlds.data.shards.cache import ShardCache
 from vlds.data.shards.store import open_dataset
+from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.sequential import SequentialStream
 from vlds.data.streams.source import Source
 from vlds.data.streams.streamed_source import StreamedSource, open_streamed
@@ -68,7 +71,10 @@ def test_shards_are_streamed(folders: dict[str, Path], num_workers: int) -> None
 
 def streamed(place: str, num_workers: int = 0) -> SequentialStream:
     sources = [StreamedSource("red", ToyTask(), [open_streamed(place, ("vqa",), None)])]  # type: ignore[arg-type]
-    return SequentialStream(
-        sources, tokenizer=ToyTokenizer(), image=SPEC, seed=5, global_batch_size=8,
-        micro_batch_size=8, num_workers=num_workers, shuffle_buffer=20,
-    )  # fmt: skip
+    config = DataConfig(
+        reader="sequential", global_batch_size=8, num_workers=num_workers, shuffle_buffer=20
+    )
+    setup = StreamSetup(
+        tokenizer=ToyTokenizer(), image=SPEC, seed=5, cut=BatchCut(micro_batch_size=8)
+    )
+    return SequentialStream(sources, config, setup)

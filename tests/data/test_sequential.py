@@ -15,7 +15,7 @@ from typing import Any
 import fsspec
 import pytest
 
-from tests.data.conftest import SPEC, ToyTask, ToyTokenizer, all_ids, png, train_stream
+from tests.data.conftest import ToyTask, all_ids, options, png, train_stream
 from tests.data.web import Web
 from vlds.data.errors import ErrorPolicy, ShardError
 from vlds.data.order.batch_cut import BatchCut
@@ -46,15 +46,9 @@ def stream(
     **changes: Any,
 ) -> SequentialStream:
     """Like `train_stream`, for streamed shards."""
-    options: dict[str, Any] = {
-        "tokenizer": ToyTokenizer(),
-        "image": SPEC,
-        "seed": 5,
-        "global_batch_size": 8,
-        "cut": BatchCut(world_size, micro_batch_size),
-        "shuffle_buffer": 20,
-    }
-    return SequentialStream(sources, **(options | changes))
+    cut = BatchCut(world_size, micro_batch_size)
+    given = {"reader": "sequential", "seed": 5, "global_batch_size": 8, "shuffle_buffer": 20}
+    return SequentialStream(sources, *options(given | {"cut": cut} | changes))
 
 
 def ids(stream: SequentialStream, batches: int) -> list[str]:
@@ -315,7 +309,7 @@ def test_samples_of_others(tmp_path: Path) -> None:
     own = stream([source(tmp_path / "a.tar", question="json:q", answer="txt")])
     batch = next(iter(own))
     assert set(batch.ids) <= {f"00{n}" for n in range(6)}
-    with pytest.raises(ValueError, match=r"KeyError\('id'\); samples of others need data"):
+    with pytest.raises(ValueError, match=r"KeyError\('id'\); foreign samples need data"):
         stream([source(tmp_path / "a.tar")])
     with pytest.raises(ValueError, match="vqa takes question and answer"):
         source(tmp_path / "a.tar", caption="txt")

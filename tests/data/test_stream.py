@@ -184,7 +184,7 @@ def test_two_tasks_on_one_data_set_share_its_pictures(folders: dict[str, Path]) 
 
 
 def test_small_cache_and_no_cache_give_the_same_pixels(sources: list[Source]) -> None:
-    streams = [train_stream(sources, cache_bytes=n) for n in (0, 1000, 1 << 20)]
+    streams = [train_stream(sources, picture_cache_bytes=n) for n in (0, 1000, 1 << 20)]
     for batches in zip(*(islice(stream, 30) for stream in streams), strict=True):
         assert rows_of(batches[0]) == rows_of(batches[1]) == rows_of(batches[2])
 

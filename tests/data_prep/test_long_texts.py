@@ -12,8 +12,10 @@ from data_prep.cli import main
 from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.data.conftest import SPEC, ToyTokenizer, png
 from tests.data_prep.pictures import packed, write
+from vlds.data.config import DataConfig
 from vlds.data.errors import ErrorPolicy
 from vlds.data.shards.store import open_dataset
+from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.source import Source
 from vlds.data.streams.stream import TrainStream
 from vlds.schema import LONGEST_TEXT
@@ -71,10 +73,10 @@ def test_reading_counts_a_bad_sample(tmp_path: Path, capsys: pytest.CaptureFixtu
             return super().__call__(texts, *args, **more)  # type: ignore[arg-type]
 
     stream = TrainStream(
-        [Source("vqa", VQA(), [open_dataset(tmp_path / "toy")])], tokenizer=Tokenizer(),
-        image=SPEC, seed=0, global_batch_size=4,
-        errors=ErrorPolicy(max_bad_fraction=1.0), ledger=tmp_path / "bad.jsonl",
-    )  # fmt: skip
+        [Source("vqa", VQA(), [open_dataset(tmp_path / "toy")])],
+        DataConfig(global_batch_size=4, errors=ErrorPolicy(max_bad_fraction=1.0)),
+        StreamSetup(tokenizer=Tokenizer(), image=SPEC, seed=0, ledger=tmp_path / "bad.jsonl"),
+    )
     for batch in islice(stream, 1):
         assert "0" not in batch.ids
     assert max(seen) < 100

@@ -17,13 +17,15 @@ from PIL import Image
 
 from data_prep.checking.verify import verify
 from data_prep.packing.writer import SampleRecord, write_dataset
+from tests.data.conftest import ToyTokenizer
 from tests.data_prep.faults import annotation
-from vlds.data.errors import ShardError
-from vlds.data.shards.decode import PictureCache
-from vlds.data.shards.features import feature_bytes
+from vlds.data.errors import ErrorPolicy, ShardError
 from vlds.data.shards.index import index_folder
+from vlds.data.shards.sample import feature_bytes
 from vlds.data.shards.store import Dataset, open_dataset
-from vlds.data.streams.opened import OpenedSamples
+from vlds.data.streams.assemble import OpenBatch, StreamSetup
+from vlds.data.streams.collate import ImageStack
+from vlds.data.streams.indexed_reader import IndexedReader
 from vlds.data.streams.source import Source
 from vlds.schema import ImageSpec, SkipSample
 from vlds.tasks import VQA
@@ -78,10 +80,11 @@ def place(dataset: Dataset, number: int) -> tuple[str, int]:
 
 def usable(source: Source, number: int, image: ImageSpec | None) -> bool:
     """Read, decoded and asked about."""
-    opened = OpenedSamples([source], image, PictureCache(0), 1, evaluation=False)
+    setup = StreamSetup(tokenizer=ToyTokenizer(), image=image, picture_cache_bytes=0)
+    reader = IndexedReader([source], ErrorPolicy(), setup)
     try:
-        found = opened.open((0, number))
-        if found.fault is not None:
+        found = next(reader.candidates(0, (0, number, 0), OpenBatch(ImageStack(1)))).opened
+        if found.fault is not None or found.sample is None:
             return False
         for n in range(int(np.concatenate(source.counts)[number])):
             ask(source.task, "vqa", found.sample, n, None)

@@ -12,7 +12,7 @@ from data_prep.cli import main
 from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.data_prep.faults import Check
 from tests.data_prep.pictures import jpeg
-from vlds.data.shards.features import feature_bytes
+from vlds.data.shards.sample import feature_bytes
 from vlds.data.shards.store import open_dataset
 from vlds.data.streams.task_check import ask_all
 from vlds.schema import LONGEST_TEXT

@@ -15,8 +15,8 @@ import webdataset
 
 from data_prep.packing.journal import Dropped
 from data_prep.packing.writer import DatasetWriter, Limits, SampleRecord, shard_order, write_dataset
-from vlds.data.shards.build_index import build_index
 from vlds.data.shards.info import DatasetInfo
+from vlds.data.shards.shard_index import build_index
 from vlds.data.shards.store import open_dataset
 from vlds.runtime.manifest import sha256 as file_sha256
 

@@ -26,6 +26,8 @@ from tests.faults.test_hostile_files import FAST, JSON
 from tests.rank_pool import RankPool
 from tests.training.world import world_recipe
 from vlds.config import Recipe
+from vlds.data.config import DataConfig
+from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.stream import TrainStream
 from vlds.evaluation.evaluator import training_sources
 from vlds.runtime.manifest import write_manifest
@@ -48,13 +50,10 @@ VALUES = (
 
 
 def stream_of(recipe: Recipe) -> TrainStream:
-    return TrainStream(
-        training_sources(recipe),
-        tokenizer=recipe.backbone.load_tokenizer(),
-        image=recipe.image,
-        seed=recipe.seed,
-        global_batch_size=8,
+    setup = StreamSetup(
+        tokenizer=recipe.backbone.load_tokenizer(), image=recipe.image, seed=recipe.seed
     )
+    return TrainStream(training_sources(recipe), DataConfig(global_batch_size=8), setup)
 
 
 @pytest.fixture(scope="module")

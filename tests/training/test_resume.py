@@ -15,6 +15,8 @@ import torch
 from tests.rank_pool import RankPool
 from tests.training.world import world_recipe
 from vlds.config import Recipe
+from vlds.data.config import DataConfig
+from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.stream import TrainStream
 from vlds.evaluation.evaluator import training_sources
 from vlds.methods import Full
@@ -128,13 +130,11 @@ def states(
 
 def next_ids(recipe: Recipe, num: int) -> list[str]:
     """What one process reads next, where the newest state left the stream."""
-    stream = TrainStream(
-        training_sources(recipe),
-        tokenizer=recipe.backbone.load_tokenizer(),
-        image=recipe.image,
-        seed=recipe.seed,
-        global_batch_size=recipe.data.global_batch_size,
+    setup = StreamSetup(
+        tokenizer=recipe.backbone.load_tokenizer(), image=recipe.image, seed=recipe.seed
     )
+    config = DataConfig(global_batch_size=recipe.data.global_batch_size)
+    stream = TrainStream(training_sources(recipe), config, setup)
     found, _ = newest(Path(recipe.output) / "state")
     assert found is not None
     stream.load_state(checkpoint.load(found)[1].data)

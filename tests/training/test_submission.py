@@ -15,7 +15,7 @@ from tests.tasks.test_every_task import ANNOTATIONS, LABELS
 from vlds.cli.commands import COMMANDS, run_command
 from vlds.data.shards.store import open_dataset
 from vlds.data.streams.eval_order import survey
-from vlds.data.streams.source import Source
+from vlds.data.streams.source import Source, fixed_example
 from vlds.evaluation.leaderboards import write_submissions
 from vlds.evaluation.prediction_files import read_pairs
 from vlds.evaluation.result import Evaluation
@@ -69,7 +69,7 @@ def right_answers(source: Source) -> Evaluation:
     told = {
         example.id: example.target or ""
         for example in (
-            source.fixed_example(0, sample, n)
+            fixed_example(source, source.datasets[0].label, sample, n)
             for n in ([-1] if source.task.unit == "sample" else range(len(sample.annotations)))
         )
     }

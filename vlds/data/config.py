@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -9,6 +10,9 @@ from typing import Literal
 from vlds.data.errors import ErrorPolicy
 from vlds.data.shards.cache import ShardCache, default_folder
 from vlds.runtime.checks import at_least
+
+Unit = Literal["example", "global_batch"]
+"""What is of one task."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +25,7 @@ class DataConfig:
     """Most examples a rank holds at once; default: its whole share of the global batch."""
     eval_batch_size: int = 64
     """Examples a rank decodes at once in evaluation."""
-    unit: Literal["example", "global_batch"] = "example"
+    unit: Unit = "example"
     """What is of one task: each example on its own, or the whole global batch, whose size each task
     may then set by its own `batch_size`."""
     temperature: float | None = None
@@ -32,22 +36,22 @@ class DataConfig:
     """Parts of similar shape (images, target and prompt length) in which a micro-batch is computed:
     tasks that are mixed within it are not padded to the largest."""
     group: int = 1
-    """Annotations of one image that stay together in a batch: decoded and encoded once."""
+    """Annotations of one image that stay together in a batch: it is decoded and encoded once."""
     lanes: int = 1
     """Parts of the global batch that read shards of their own: with 64, say, nodes without a common
     disk fetch a part of the shards each. The order depends on it; it divides the global batch."""
     num_workers: int = 0
     """Loader processes of each rank."""
     reader: Literal["indexed", "sequential"] = "indexed"
-    """sequential: webdataset's way, for shards without an index and such as can only be streamed: a
-    task's `train` then names patterns, like `pipe:curl -s https://host/x-{000..009}.tar`. It
-    promises less: shards are split over ranks and workers, the order of examples depends on their
-    number, a resumed run begins new shards, epochs are not exact."""
+    """sequential: webdataset's way, for shards that are unindexed or stream-only: a task's `train`
+    names patterns, like `pipe:curl -s https://host/x-{000..009}.tar`. It promises less: shards are
+    split over ranks and workers, the order of examples depends on their number, a resumed run
+    begins new shards, epochs are not exact."""
     shuffle_buffer: int = 1000
     """Examples among which the sequential reader draws: in each of its processes, for each task."""
     fields: dict[str, dict[str, str]] = field(default_factory=dict)
-    """Samples that others have written, for the sequential reader: task -> field of an annotation
-    -> member that holds it, like {captions: {caption: txt}} or {vqa: {question: "json:q"}}."""
+    """Foreign samples, for the sequential reader: task -> field of an annotation -> member that
+    holds it, like {captions: {caption: txt}} or {vqa: {question: "json:q"}}."""
     decode: Literal["exact", "fast"] = "exact"
     """fast: large JPEGs are decoded at a fraction of their size, which gives other pixels; in
     evaluation too."""
@@ -62,27 +66,28 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         at_least(
-            self, 1, "global_batch_size", "eval_batch_size", "window", "group", "parts", "lanes"
-        )
+            self, 1, "global_batch_size", "eval_batch_size", "window", "group", "parts", "lanes",
+            "shuffle_buffer",
+        )  # fmt: skip
         at_least(self, 0, "num_workers")
-        if self.micro_batch_size is not None:
-            at_least(self, 1, "micro_batch_size")
-        if self.cache_bytes is not None:
-            at_least(self, 1, "cache_bytes")
-        at_least(self, 1, "shuffle_buffer")
-        self._check_reader()
-
-    def _check_reader(self) -> None:
-        """What only one of the readers understands."""
-        own = ("shuffle_buffer", "fields")
-        others = ("window", "group", "lanes")
-        for name in own if self.reader == "indexed" else others:
+        for optional in ("micro_batch_size", "cache_bytes"):
+            if getattr(self, optional) is not None:
+                at_least(self, 1, optional)
+        indexed_only, sequential_only = ("window", "group", "lanes"), ("shuffle_buffer", "fields")
+        for name in sequential_only if self.reader == "indexed" else indexed_only:
             value, default = getattr(self, name), getattr(DataConfig, name, {})
             if value != default:
                 raise ValueError(
                     f"{name}: got {value}, which data.reader {self.reader} does not know; leave it "
                     "out, or choose the other reader"
                 )
+
+    def batch_sizes(self, of_tasks: Sequence[int | None]) -> list[int] | None:
+        """Examples of each task's global batches, if these hold one task each. `of_tasks`: the
+        tasks' `batch_size`."""
+        if self.unit == "example":
+            return None
+        return [size or self.global_batch_size for size in of_tasks]
 
     @property
     def shard_cache(self) -> ShardCache:

@@ -1,4 +1,4 @@
-"""What can be wrong with data, how much of it a run tolerates, and where it is written down."""
+"""Errors of data, how many of them a run tolerates, and the ledger that lists them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from vlds.schema import SkipSample
 
 
 class ShardError(ValueError):
-    """A shard that is not what its index says: missing, cut, smashed."""
+    """A shard that is not what its index says: missing, cut, damaged."""
 
 
 class FetchError(ShardError):
-    """A file of a data set that cannot be fetched; the message says all, cure included."""
+    """A file of a data set that cannot be fetched. The message is complete, cure included."""
 
 
 class ChangedSample(SkipSample):
-    """A sample whose bytes are not those that were indexed."""
+    """A sample whose bytes changed after they were indexed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +28,12 @@ class ErrorPolicy:
     """How much bad data a run tolerates."""
 
     max_bad_fraction: float = 0.001
-    """Share of a rank's examples that may be bad and replaced; more than this stops the run, once
+    """Share of a rank's examples that may be bad and replaced. More than this stops the run, once
     there are more than `max_in_a_row` of them."""
     max_in_a_row: int = 8
-    """Bad samples one after the other that stop the run."""
+    """Consecutive bad samples that stop the run."""
     on_bad_shard: Literal["stop", "substitute"] = "stop"
-    """A damaged shard stops the run, or its samples are replaced and counted as other bad ones."""
+    """A damaged shard stops the run, or its samples are replaced and counted like bad ones."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_bad_fraction <= 1:
@@ -49,28 +49,28 @@ class BadSample:
     """One sample that could not be used at one position of the stream."""
 
     position: int
-    """Position of the stream it stood at (number of the example, in evaluation)."""
+    """In the stream; in evaluation, index of the example."""
     dataset: str
     """Data set and split."""
     shard: str
     key: str
     """Its members' name in the tar."""
     id: str
-    """Id of the example, "" where not even that could be read."""
+    """Id of the example, "" if not even that could be read."""
     reason: str
     reference: Any = None
-    """What the score would have compared with; evaluation only."""
+    """What the score compares with; evaluation only."""
     sample: str = ""
     """Id of the example's sample; evaluation only."""
 
     @property
     def name(self) -> tuple[str, str, str]:
-        """What tells the sample from all others: keys may begin anew in every shard."""
+        """Unique name of the sample: each shard may use the same keys."""
         return self.dataset, self.shard, self.key
 
 
 class ErrorBook:
-    """Counts bad samples, writes each down once, and says when there are too many."""
+    """Counts bad samples, writes each to the ledger once, and stops the run at too many."""
 
     def __init__(self, policy: ErrorPolicy, ledger: Path | None) -> None:
         self.policy = policy
@@ -78,27 +78,26 @@ class ErrorBook:
         self.num_seen = 0
         """Examples handed out on this rank."""
         self.num_bad = 0
-        """Of these, the ones that a substitute stands for."""
-        self.written: set[tuple[str, str, str]] = set()
-        """Data set, shard and key of every bad sample met so far."""
-        self._in_a_row: dict[tuple[str, str, str], BadSample] = {}
+        """Of these, the ones that a substitute replaces."""
+        self._written: set[tuple[str, str, str]] = set()
+        self._in_a_row: set[tuple[str, str, str]] = set()
 
     def record(self, positions: list[int], bad: list[BadSample]) -> None:
-        """Book one micro-batch; raise ValueError where the policy says stop."""
+        """Count one micro-batch. Errors: ValueError if the policy says stop."""
         self.num_seen += len(positions)
         if not bad:
             self._in_a_row.clear()
             return
-        at: dict[int, list[BadSample]] = {}
+        bad_at: dict[int, list[BadSample]] = {}
         for entry in bad:
-            at.setdefault(entry.position, []).append(entry)
-        self.num_bad += len(at)
+            bad_at.setdefault(entry.position, []).append(entry)
+        self.num_bad += len(bad_at)
         self._write(bad)
         for position in positions:
-            if position not in at:
+            if position not in bad_at:
                 self._in_a_row.clear()
-            # Neighbours of one image are one bad sample, not many.
-            self._in_a_row.update({e.name: e for e in at.get(position, [])})
+            # Examples that share a picture are one bad sample, not many.
+            self._in_a_row |= {entry.name for entry in bad_at.get(position, [])}
             if len(self._in_a_row) >= self.policy.max_in_a_row:
                 self._stop(f"{len(self._in_a_row)} bad samples in a row", bad)
         if self.num_bad > max(
@@ -114,8 +113,8 @@ class ErrorBook:
     def _write(self, bad: list[BadSample]) -> None:
         lines = []
         for entry in bad:
-            if entry.name not in self.written:
-                self.written.add(entry.name)
+            if entry.name not in self._written:
+                self._written.add(entry.name)
                 lines.append(json.dumps(asdict(entry), ensure_ascii=False) + "\n")
         if lines and self.ledger is not None:
             self.ledger.parent.mkdir(parents=True, exist_ok=True)
@@ -127,6 +126,6 @@ class ErrorBook:
         raise ValueError(
             f"too much bad data: {what}.\n"
             f"The last: data set {last.dataset}, shard {last.shard}, sample {last.key}: "
-            f"{last.reason}\n({where}). Prepare the data anew without them, or raise "
+            f"{last.reason}\n({where}). Prepare the data again without them, or raise "
             "errors.max_bad_fraction or errors.max_in_a_row."
         )

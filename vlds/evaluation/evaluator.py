@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from vlds.config import Recipe
+from vlds.data.order.batch_cut import BatchCut
 from vlds.data.shards.cache import ShardCache
-from vlds.data.shards.num_pictures import NumPictures
 from vlds.data.shards.store import Dataset, open_dataset
+from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.eval_order import EvalOrder, Survey, survey
-from vlds.data.streams.source import Source
+from vlds.data.streams.source import NumPictures, Source
 from vlds.data.streams.stream import EvalStream
 from vlds.data.streams.streamed_source import StreamedSource, open_streamed
 from vlds.evaluation.result import Decoded, Evaluation
@@ -252,15 +253,18 @@ class Evaluator:
     def _evaluate(
         self, model: VLModel, number: int, source: Source, score: bool
     ) -> Evaluation | None:
+        setup = StreamSetup(
+            tokenizer=self.tokenizer,
+            image=self.recipe.image,
+            cut=BatchCut(self.ranks.world_size),
+            global_rank=self.ranks.global_rank,
+            worker_timeout=self.recipe.training.worker_timeout,
+        )
         stream = EvalStream(
             source,
             self.orders[source.name],
-            tokenizer=self.tokenizer,
-            image=self.recipe.image,
-            world_size=self.ranks.world_size,
-            global_rank=self.ranks.global_rank,
+            setup,
             num_workers=self.recipe.data.num_workers,
-            worker_timeout=self.recipe.training.worker_timeout,
             task_index=number,
         )
         own = list(self._decoded(model, stream, source))

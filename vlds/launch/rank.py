@@ -77,9 +77,9 @@ def _failure(error: BaseException, rank: str) -> int:
 
 def _lost_worker(error: BaseException) -> str | None:
     """What to say where a loader worker hangs or was killed."""
-    if "vlds.data.streams.lost_workers" not in sys.modules:
+    if "vlds.data.streams.loader" not in sys.modules:
         return None
-    from vlds.data.streams.lost_workers import lost_worker
+    from vlds.data.streams.loader import lost_worker
 
     return lost_worker(error)
 

@@ -10,9 +10,11 @@ import torch
 
 from vlds.config import Recipe
 from vlds.data.order.batch_cut import BatchCut
-from vlds.data.order.mixing_shares import steps_in
-from vlds.data.order.mixture import batch_sizes, check_lanes
+from vlds.data.order.mixed_order import check_lanes
+from vlds.data.order.mixture import steps_in
+from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.cache_limit import check_cache_limit, lanes_read
+from vlds.data.streams.collate import Tokenizer
 from vlds.data.streams.mixed_stream import MixedStream
 from vlds.data.streams.sequential import SequentialStream
 from vlds.data.streams.source import Source
@@ -129,7 +131,8 @@ def with_steps(recipe: Recipe, prepared: Prepared) -> Recipe:
             )
         sizes.append(source.num_annotations)
     size = recipe.data.global_batch_size
-    steps = steps_in(training.epochs, sizes, size, batch_sizes(sources, recipe.data.unit, size))
+    batch_sizes = recipe.data.batch_sizes([source.batch_size for source in sources])
+    steps = steps_in(training.epochs, sizes, size, batch_sizes)
     return replace(recipe, training=replace(training, steps=steps, epochs=None))
 
 
@@ -186,30 +189,22 @@ def check_choices(recipe: Recipe, model: VLModel) -> None:
                 raise ValueError(f"tasks.{name}.decoding.{error}") from error
 
 
-def open_stream(recipe: Recipe, ranks: Ranks, prepared: Prepared, tokenizer: Any) -> MixedStream:
+def open_stream(
+    recipe: Recipe, ranks: Ranks, prepared: Prepared, tokenizer: Tokenizer
+) -> MixedStream:
     """This rank's stream of examples, at its beginning."""
-    data = recipe.data
-    common: dict[str, Any] = {
-        "tokenizer": tokenizer,
-        "image": recipe.image,
-        "seed": recipe.seed,
-        "global_batch_size": data.global_batch_size,
-        "cut": prepared.cut,
-        "global_rank": ranks.global_rank,
-        "num_workers": data.num_workers,
-        "worker_timeout": recipe.training.worker_timeout,
-        "unit": data.unit,
-        "temperature": data.temperature,
-        "errors": data.errors,
-        "ledger": Path(recipe.output) / f"data_errors-{ranks.global_rank}.jsonl",
-    }
-    if data.reader == "sequential":
-        return SequentialStream(
-            prepared.streamed_sources, shuffle_buffer=data.shuffle_buffer, **common
-        )
-    return TrainStream(
-        prepared.train_sources, window=data.window, group=data.group, lanes=data.lanes, **common
+    setup = StreamSetup(
+        tokenizer=tokenizer,
+        image=recipe.image,
+        seed=recipe.seed,
+        cut=prepared.cut,
+        global_rank=ranks.global_rank,
+        worker_timeout=recipe.training.worker_timeout,
+        ledger=Path(recipe.output) / f"data_errors-{ranks.global_rank}.jsonl",
     )
+    if recipe.data.reader == "sequential":
+        return SequentialStream(prepared.streamed_sources, recipe.data, setup)
+    return TrainStream(prepared.train_sources, recipe.data, setup)
 
 
 def load_model(recipe: Recipe, prepared: Prepared, tokenizer: Any, ranks: Ranks) -> VLModel:

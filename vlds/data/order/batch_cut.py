@@ -13,12 +13,12 @@ from itertools import pairwise
 
 import numpy as np
 
-from vlds.data.order.randomness import Ints
+from vlds.data.order.permutation import Ints
 
 
 @dataclass(frozen=True)
 class BatchCut:
-    """Ranks, and the largest micro-batch of a rank."""
+    """The number of ranks, and the largest micro-batch of a rank."""
 
     world_size: int = 1
     micro_batch_size: int | None = None
@@ -44,7 +44,7 @@ class BatchCut:
     def pieces(self, batch_size: int, global_rank: int) -> list[range]:
         """Slots of each of a rank's micro-batches.
 
-        A piece is empty only where micro-batches hold one example and another rank has one more.
+        A piece is empty only if micro-batches hold one example and another rank has one more.
         """
         start, stop = self._edges(batch_size)[global_rank : global_rank + 2]
         steps = self.accumulation_steps(batch_size)
@@ -57,8 +57,8 @@ class BatchCut:
         return -(-largest_share // self.accumulation_steps(batch_size))
 
     def smallest_piece(self, batch_size: int) -> int:
-        """Examples of the smallest micro-batch of any rank; a rank without a row of its own
-        computes one that does not count."""
+        """Examples of the smallest micro-batch of any rank; a rank without a row computes one that
+        does not count."""
         return max(1, batch_size // self.world_size // self.accumulation_steps(batch_size))
 
     def ranks_of(self, slots: Ints, batch_size: int) -> Ints:

@@ -1,26 +1,27 @@
-"""One source, epoch after epoch, each a fresh permutation of its annotations."""
+"""The order of one source: epoch after epoch, each a fresh permutation of its annotations."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vlds.data.order.randomness import KEPT_TABLES, Ints, Recent, permutation, random_words
+from vlds.data.order.permutation import KEPT_TABLES, Ints, Recent, permutation, random_words
 
 
 class EpochOrder:
     """Annotations of one source, epoch after epoch, each epoch a fresh permutation.
 
-    Shards are permuted and cut into windows of `window` shards; inside a window everything is
+    Shards are permuted and cut into windows of `window` shards. Inside a window everything is
     permuted, so that only the window's shards are read at a time. With `group` k, up to k
-    annotations of one sample (others in every epoch) stay together: their picture is decoded and
-    encoded once.
+    annotations of one sample (different ones in every epoch) stay together: their picture is
+    decoded and encoded once.
 
     With `lanes` V the permuted shards are first cut into V stretches of equally many annotations,
-    each with windows of its own: who reads one lane reads the shards of that stretch alone.
+    each cut into windows separately: the reader of a lane reads only the shards of its stretch.
     """
 
     def __init__(
@@ -29,7 +30,7 @@ class EpochOrder:
         counts: Sequence[NDArray[np.unsignedinteger[Any]]],
         *,
         seed: int,
-        window: int = 64,
+        window: int,
         group: int = 1,
         lanes: int = 1,
     ) -> None:
@@ -62,12 +63,11 @@ class EpochOrder:
         return {"window": self.window, "group": self.group}
 
     def stretch(self, lane: int) -> tuple[int, int]:
-        """Where a lane begins and ends among the annotations of an epoch."""
+        """Begin and end of a lane among the annotations of an epoch."""
         return lane * self.size // self.lanes, (lane + 1) * self.size // self.lanes
 
     def at(self, indices: Ints, lane: int = 0) -> tuple[Ints, Ints]:
-        """Sample number and annotation number in it, for each index of a lane (epochs follow one
-        another)."""
+        """Sample, and annotation in it, for each index of a lane (epochs follow one another)."""
         samples, annotations = np.empty_like(indices), np.empty_like(indices)
         start, end = self.stretch(lane)
         epochs, offsets = np.divmod(indices, end - start)
@@ -75,16 +75,16 @@ class EpochOrder:
         for epoch in np.unique(epochs).tolist():
             _, _, starts = self._shards(epoch, lane)
             windows = np.searchsorted(starts, offsets, side="right") - 1
-            for number in np.unique(windows[epochs == epoch]).tolist():
-                here = (epochs == epoch) & (windows == number)
-                rows = offsets[here] - starts[number]
-                table_samples, table_annotations = self._table(epoch, lane, number)
+            for window in np.unique(windows[epochs == epoch]).tolist():
+                here = (epochs == epoch) & (windows == window)
+                rows = offsets[here] - starts[window]
+                table_samples, table_annotations = self._table(epoch, lane, window)
                 samples[here], annotations[here] = table_samples[rows], table_annotations[rows]
         return samples, annotations
 
     def _permuted_shards(self, epoch: int, lane: int) -> tuple[Ints, int, Ints]:
-        """A lane's shards in an epoch, how many annotations of the first are another lane's, and
-        where in the epoch each window starts."""
+        """A lane's shards in an epoch, how many annotations of the first belong to the lane before,
+        and where in the epoch each window starts."""
         shards = permutation(len(self.counts), self.seed, "shards", self.name, epoch)
         ends = np.cumsum(self.shard_sizes[shards])
         start, end = self.stretch(lane)
@@ -94,20 +94,20 @@ class EpochOrder:
         starts = np.concatenate([[start], ends[first + self.window - 1 : last : self.window]])
         return shards[first : last + 1], start - before, starts
 
-    def _window_table(self, epoch: int, lane: int, number: int) -> tuple[Ints, Ints]:
+    def _window_table(self, epoch: int, lane: int, window: int) -> tuple[Ints, Ints]:
         """Samples and annotations of a window, in their order."""
         shards, skipped, starts = self._shards(epoch, lane)
-        shards = shards[number * self.window : (number + 1) * self.window]
-        end = int(starts[number + 1]) if number + 1 < len(starts) else self.stretch(lane)[1]
-        own = slice(skipped if number == 0 else 0, None)
+        shards = shards[window * self.window : (window + 1) * self.window]
+        end = int(starts[window + 1]) if window + 1 < len(starts) else self.stretch(lane)[1]
+        mine = slice(skipped if window == 0 else 0, None)
         counts = np.concatenate([self.counts[s] for s in shards])
         samples = np.concatenate(
             [np.arange(self.first_sample[s], self.first_sample[s + 1]) for s in shards]
         )
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        within = within[own][: end - int(starts[number])]
-        row_samples = np.repeat(samples, counts)[own][: len(within)]
-        key: tuple[str | int, ...] = (self.seed, "window", self.name, epoch, number)
+        within = within[mine][: end - int(starts[window])]
+        row_samples = np.repeat(samples, counts)[mine][: len(within)]
+        key: tuple[str | int, ...] = (self.seed, "window", self.name, epoch, window)
         if self.lanes > 1:
             key = (*key, "lane", lane)
         rows = permutation(len(within), *key)
@@ -119,3 +119,20 @@ class EpochOrder:
             words = random_words(int(groups[-1]) + 1, *key, "groups")
             rows = rows[np.argsort(words[groups], kind="stable")]
         return row_samples[rows], within[rows]
+
+
+@dataclass(frozen=True)
+class NamedOrder:
+    """A source with unknown samples: the mixture says when it comes, not what it gives."""
+
+    name: str
+    size: int | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def at(self, indices: Ints, lane: int = 0) -> tuple[Ints, Ints]:
+        """The indices themselves, as if each sample had one annotation."""
+        return indices, np.zeros_like(indices)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the order depends on, the same for all sources."""
+        return dict(self.about)

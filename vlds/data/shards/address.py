@@ -1,7 +1,7 @@
 """URLs of data sets: files below them, and the login that goes with them.
 
-A login in a web address is taken out of it and goes into the request's header, so that no library's
-error can show it; where an address has none, ~/.netrc may.
+A login in a web address goes into the header of the request, so that no library's error can show
+it. An address without login may have one in ~/.netrc.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class Login(NamedTuple):
 
 
 def is_web(url: str) -> bool:
-    """Whether a web server has it."""
+    """True for a URL of a web server."""
     return url.startswith(WEB)
 
 
 def below(url: str, name: str) -> str:
-    """The URL of a file in a folder. The query of a web address, which may hold a signature for the
-    whole folder, stays behind."""
+    """The URL of a file in a folder. The query of a web address stays at the end: it may hold a
+    signature for the whole folder."""
     if not is_web(url):
         return f"{url.rstrip('/')}/{name}"
     parts = urlsplit(url)
@@ -45,9 +45,9 @@ def below(url: str, name: str) -> str:
 
 
 def split_login(url: str) -> tuple[str, Login | None]:
-    """A web address without its login, and the login: that of the address, else of ~/.netrc.
+    """A web address without its login, and the login: from the address, or else from ~/.netrc.
 
-    Errors: FetchError where ~/.netrc cannot be read, or the address was stored without its secrets.
+    Errors: FetchError if ~/.netrc cannot be read, or the address was stored without its secrets.
     """
     check_whole(url)
     parts = urlsplit(url)
@@ -70,7 +70,7 @@ def check_whole(url: str) -> None:
 def login_from_netrc(host: str) -> Login | None:
     """The login for a host in the file that NETRC names, by default ~/.netrc.
 
-    Errors: FetchError where there is a file that cannot be read.
+    Errors: FetchError for a file that cannot be read.
     """
     file = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
     try:

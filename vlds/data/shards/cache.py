@@ -1,9 +1,9 @@
-"""Copies of files that lie elsewhere, in a folder that the processes of a machine share.
+"""Copies of remote files, in a folder that the processes of a machine share.
 
 A copy is there whole or not at all. One process fetches a file while the others wait for it. Every
-read opens the copy anew and notes the time of use as its time of change, so that the copies unused
-for longest make room for new ones. What is being read while it goes stays readable to the end; what
-has gone is fetched again: so removing is never wrong, only slow where the limit is too small.
+read opens the copy and sets its modification time, so that the least recently used copies make room
+for new ones. A copy that is removed while it is read stays readable to the end; a removed copy is
+fetched again. So removing is never wrong, only slow if the limit is too small.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from vlds.data.errors import FetchError
 from vlds.runtime.whole_file import whole_file
 
 SHARD_SUFFIX = ".tar"
-"""Copies that the limit is for; what lies beside the shards is small and stays."""
+"""The limit counts these copies; the files beside shards are small and stay."""
 GONE = (errno.ENOENT, errno.ESTALE)
 
 
@@ -39,22 +39,19 @@ class ShardCache:
 
     folder: Path = field(default_factory=default_folder)
     limit: int | None = None
-    """Bytes of shards that are kept at most; those that are just coming in are not counted."""
+    """Most bytes of shards; downloads in progress are not counted."""
 
     def path(self, url: str, version: str = "") -> Path:
-        """Where the copy of a file is, or will be.
+        """Path of a file's copy.
 
-        The name is a hash of the whole URL, because data sets may have shards of one name, and of
-        the file's `version`, because others may come to lie under the URL.
+        Its name is a hash of the whole URL, because data sets may have shards of one name, and of
+        the file's `version`, because the file at a URL may change.
         """
         return self.folder / _name(url, version)
 
     @contextmanager
     def alone(self, path: Path) -> Iterator[None]:
-        """Wait until no other process is busy with a copy, and keep the others waiting.
-
-        A process that dies leaves no lock behind.
-        """
+        """Lock a copy for this process. A process that dies leaves no lock behind."""
         lock = FileLock(f"{path}.lock")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -70,8 +67,8 @@ class ShardCache:
             lock.release()
 
     def add(self, path: Path, fetch: Callable[[Path], None]) -> None:
-        """Make a copy: `fetch` writes the file it is given, which then gets the copy's name."""
-        # Room is held until the copy has its name, which it gets first.
+        """Make a copy: `fetch` writes a partial file, which then gets the copy's name."""
+        # The lock on room is released after the copy has its name: exits run in reverse.
         with ExitStack() as room, whole_file(path) as partial:
             fetch(partial)
             if self.limit is not None and path.suffix == SHARD_SUFFIX:
@@ -79,7 +76,7 @@ class ShardCache:
                 self._make_room(partial.stat().st_size, self.limit)
 
     def read(self, path: Path, offset: int, size: int, whole: int) -> bytes | None:
-        """Bytes of a copy, which is used now; None where there is none of `whole` bytes."""
+        """Read bytes of a copy and mark it as used; None if there is none of `whole` bytes."""
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
@@ -96,7 +93,7 @@ class ShardCache:
             raise
 
     def _make_room(self, size: int, limit: int) -> None:
-        """Remove what has been unused for longest until `size` more bytes are within the limit."""
+        """Remove the least recently used copies until `size` more bytes fit."""
         copies = []
         for path in self.folder.glob(f"*{SHARD_SUFFIX}"):
             with suppress(FileNotFoundError):

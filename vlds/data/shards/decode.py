@@ -1,11 +1,10 @@
 """Bytes of a picture -> uint8 (3, height, width).
 
-JPEGs are decoded by simplejpeg, strictly: what other decoders fill with grey is an error. `exact`
-takes every pixel of the file. Squashed by torch it differs from Pillow, the reference, by less than
-0.1 of 255 levels in the mean; on the sharpest edges of radiographs by up to six. `fast` decodes at
-a fraction of the size where that is still large enough; its pixels are others, which a model
-notices, so a run keeps to one. Pillow decodes all other pictures. A picture that its EXIF tag turns
-is turned.
+simplejpeg decodes JPEGs strictly: what other decoders fill with grey is an error. `exact` takes
+every pixel of the file. Squashed by torch it differs from Pillow, the reference, by less than 0.1
+of 255 levels in the mean; on the sharpest edges of radiographs by up to six. `fast` decodes at a
+fraction of the size if that is still large enough; its pixels differ, which a model notices, so a
+run keeps to one way. Pillow decodes all other pictures. EXIF orientation is applied.
 """
 
 from __future__ import annotations
@@ -22,20 +21,31 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vlds.data.shards.open_picture import JPEG, TooLarge, UnreadFormat, check_size, open_picture
-from vlds.data.shards.orientation import SIDEWAYS, jpeg_orientation, turned, upright
+from vlds.data.shards.open_picture import (
+    JPEG,
+    SIDEWAYS,
+    UPRIGHT,
+    TooLarge,
+    UnreadFormat,
+    check_size,
+    jpeg_orientation,
+    open_picture,
+    upright,
+)
 from vlds.schema import Encoded, ImageSpec, Sample, SkipSample
 
 Picture = NDArray[np.uint8]
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 PLAIN_COLORS = ("YCbCr", "Gray", "RGB")
-"""Of JPEGs that other decoders than Pillow take for the same colours."""
+"""Colour spaces of JPEGs on which simplejpeg and Pillow agree."""
+REVERSED_ROWS, REVERSED_COLUMNS = (3, 4, 7, 8), (2, 3, 6, 7)
+"""Orientations of the stored picture, after rows and columns of a sideways one are swapped."""
 
 
 def decode_image(data: Encoded, spec: ImageSpec, name: str = "") -> Picture:
-    """Decode and squash to the size of `spec`. `name` says in the error which picture it was.
+    """Decode and squash to the size of `spec`. Errors call the picture `name`.
 
-    Errors: SkipSample for bytes that are no whole picture.
+    Errors: SkipSample for bytes that are not a whole picture.
     """
     try:
         if _is_plain_jpeg(data):
@@ -46,7 +56,7 @@ def decode_image(data: Encoded, spec: ImageSpec, name: str = "") -> Picture:
             rgb = rgb.resize((spec.width, spec.height), RESAMPLING[spec.resize])
     except (TooLarge, UnreadFormat) as error:
         raise SkipSample(f"picture {name}: {error}") from None
-    except Exception as error:  # decoders raise whatever damaged bytes lead them to
+    except Exception as error:  # decoders raise anything on damaged bytes
         reason = "truncated or damaged" if data else "empty"
         raise SkipSample(f"picture {name}: {reason} ({error})") from None
     return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
@@ -55,15 +65,16 @@ def decode_image(data: Encoded, spec: ImageSpec, name: str = "") -> Picture:
 def decode_pictures(sample: Sample, spec: ImageSpec) -> tuple[Picture, ...]:
     """All pictures of a sample.
 
-    Errors: SkipSample where one of them is no whole picture.
+    Errors: SkipSample if one of them is not a whole picture.
     """
-    names = [f"{number} of sample {sample.key}" for number in range(1, len(sample.images) + 1)]
-    pairs = zip(sample.images, names, strict=True)
-    return tuple(decode_image(data, spec, name) for data, name in pairs)
+    return tuple(
+        decode_image(data, spec, f"{number} of sample {sample.key}")
+        for number, data in enumerate(sample.images, 1)
+    )
 
 
 def _is_plain_jpeg(data: Encoded) -> bool:
-    """True for a JPEG that needs no look of Pillow's, which decodes the rare layouts of colours.
+    """True for a JPEG that simplejpeg decodes; Pillow decodes those with rare colour layouts.
 
     Errors: TooLarge; ValueError for a damaged header.
     """
@@ -80,7 +91,7 @@ def _is_plain_jpeg(data: Encoded) -> bool:
 
 
 def _decode_jpeg(data: Encoded, spec: ImageSpec) -> Tensor:
-    """(3, h, w) uint8, upright, not smaller than `spec` where the picture is not."""
+    """(3, h, w) uint8, upright; not smaller than `spec`, unless the file is."""
     orientation = jpeg_orientation(data)
     options: dict[str, Any] = {}
     if spec.decode == "fast":
@@ -90,7 +101,18 @@ def _decode_jpeg(data: Encoded, spec: ImageSpec) -> Tensor:
         options = {"min_height": height, "min_width": width}
         options |= {"fastdct": True, "fastupsample": True}
     array = simplejpeg.decode_jpeg(data, "RGB", **options)
-    return turned(torch.from_numpy(array).permute(2, 0, 1), orientation)
+    return _turned(torch.from_numpy(array).permute(2, 0, 1), orientation)
+
+
+def _turned(pixels: Tensor, orientation: int) -> Tensor:
+    """Pixels (3, h, w) as stored -> (3, h, w), or (3, w, h) of a sideways picture, upright; the
+    colours of a pixel lie side by side in memory, as a decoder leaves them."""
+    if orientation == UPRIGHT:
+        return pixels
+    if orientation in SIDEWAYS:
+        pixels = pixels.transpose(1, 2)
+    flips = [d for d, group in ((1, REVERSED_ROWS), (2, REVERSED_COLUMNS)) if orientation in group]
+    return pixels.flip(flips).permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 
 def _squash(pixels: Tensor, spec: ImageSpec) -> Picture:
@@ -101,16 +123,16 @@ def _squash(pixels: Tensor, spec: ImageSpec) -> Picture:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any picture of Pillow's, as the decoder sees it."""
+    """A picture of any mode, as the decoder sees it."""
     if image.mode.startswith("I;16") or image.mode == "I":
-        # 16-bit gray: Pillow's own conversion would clip everything above 255 to white.
+        # 16-bit gray: Pillow's conversion would clip everything above 255 to white.
         gray = np.asarray(image).astype(np.int64)
         return Image.fromarray((gray >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
     return image.convert("RGB")
 
 
 class PictureCache:
-    """Decoded pictures of the samples used last, up to a number of bytes; one in each process."""
+    """Decoded pictures of recently used samples, up to a number of bytes; one in each process."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
@@ -118,13 +140,13 @@ class PictureCache:
         self._kept: OrderedDict[Hashable, tuple[Picture, ...]] = OrderedDict()
 
     def get(self, key: Hashable) -> tuple[Picture, ...] | None:
-        """Pictures of a sample, if they are still here."""
+        """Pictures of a sample, if they are kept."""
         if (pictures := self._kept.get(key)) is not None:
             self._kept.move_to_end(key)
         return pictures
 
     def put(self, key: Hashable, pictures: tuple[Picture, ...]) -> None:
-        """Keep pictures, and forget those not used for longest."""
+        """Keep pictures, and drop the least recently used."""
         self._kept[key] = pictures
         self._bytes += _size(pictures)
         while self._bytes > self.max_bytes and self._kept:

@@ -1,25 +1,43 @@
-"""Downloads that end, whatever the server does: at the size that the file has, and where next to
-nothing comes."""
+"""Files from a server, by fsspec.
+
+A download ends whatever the server does: at the expected size, or when it almost stops.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import errno
+import time
 from collections.abc import Coroutine
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fsspec.asyn import sync
 from fsspec.callbacks import Callback
+from fsspec.core import url_to_fs
 
-from vlds.data.shards.address import Login
+from vlds.data.errors import FetchError
+from vlds.data.shards.address import Login, below, check_whole, is_web, split_login
+from vlds.data.shards.info import DATASET_FILE
+from vlds.runtime.credentials import without_credentials
+from vlds.runtime.manifest import sha256 as file_sha256
+from vlds.runtime.regular_file import LARGEST_FILE
 
+PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""Seconds before each new try of a download that broke."""
 SLOWEST = 1000
 """Bytes a second. A server that sends fewer for PATIENCE_S seconds counts as broken."""
 PATIENCE_S = 60.0
 CONNECT_S, SILENCE_S = 30.0, 60.0
-"""Seconds after which a server that does not answer, or sends nothing more, counts as broken."""
+"""Seconds after which a server that does not answer, or stops sending, counts as broken."""
 MOST_REDIRECTS = 5
+REDIRECTED = {
+    "TooManyRedirects": f"more than {MOST_REDIRECTS} times",
+    "NonHttpUrlRedirectClientError": "to an address that is not of the web",
+    "InvalidUrlRedirectClientError": "to what is not an address",
+}
+"""aiohttp's exceptions by name: it is imported only for web servers."""
 
 
 class TooMuch(ValueError):
@@ -30,19 +48,19 @@ class TooMuch(ValueError):
 
 
 class TooSlow(OSError):
-    """A server that would hold the run for ever."""
+    """A server that would hold up the run for ever."""
 
 
 def web_options(login: Login | None) -> dict[str, Any]:
     """fsspec's options for a web server."""
     from aiohttp import ClientTimeout
 
-    # Unasked, compressed bytes would grow without bound as they are unpacked.
+    # A compressed answer that nobody asked for could grow without bound as it is unpacked.
     headers = {"Accept-Encoding": "identity"}
     if login is not None:
         headers["Authorization"] = login.header()  # aiohttp leaves it out where it is redirected
     return {
-        # Without this, aiohttp breaks off whatever takes longer than five minutes.
+        # By default aiohttp stops downloads after five minutes.
         "timeout": ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S),
         "max_redirects": MOST_REDIRECTS,
         "headers": headers,
@@ -50,10 +68,85 @@ def web_options(login: Login | None) -> dict[str, Any]:
     }
 
 
-def download(files: Any, source: str, target: Path, limit: int) -> None:
+class Server:
+    """fsspec's file system of a URL. It belongs to one thread.
+
+    Loader workers are forked; fsspec before 2025.5.1 did not notice that and hung.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = without_credentials(url)
+        try:
+            if is_web(url):
+                plain, login = split_login(url)
+                self._files, self._root = url_to_fs(plain, **web_options(login))
+            else:
+                check_whole(url)
+                self._files, self._root = url_to_fs(url)
+        except FetchError:
+            raise
+        except (ImportError, ValueError) as error:
+            raise FetchError(
+                without_credentials(
+                    f"data set {url}: {error}; give an address that fsspec can open here, such as "
+                    "https://"
+                )
+            ) from None
+
+    def fetch(
+        self, name: str, path: Path, hash: str | None = None, size: int | None = None
+    ) -> None:
+        """Write a file of the folder to `path`; with `hash`, check its sha256 and size. At most
+        `size` bytes, or LARGEST_FILE, are read.
+
+        Errors: FetchError after the last try, or at once if another try would not help.
+        """
+        url = below(self.url, name)
+        limit = LARGEST_FILE if size is None else size
+        num_wrong = 0
+        for pause in (*PAUSES, None):
+            try:
+                _download(self._files, below(self._root, name), path, limit)
+            except Exception as error:  # each sort of storage raises its own exceptions
+                reason = _final_reason(error, path)
+                if reason is None and pause is not None:
+                    time.sleep(pause)
+                    continue
+                reason = reason or (
+                    f"{len(PAUSES) + 1} downloads broke, the last one with {_shown(error)}; check "
+                    "the connection and start again: what has been fetched is kept"
+                )
+                # Not `from error`: a traceback would show the whole URL.
+                raise FetchError(without_credentials(f"{url}: {reason}")) from None
+            if hash is None or (wrong := _difference(path, hash, size)) is None:
+                return
+            num_wrong += 1
+            if num_wrong > 1 or pause is None:
+                raise FetchError(
+                    f"{url}: {wrong}: it is not the file that was prepared; upload the whole data "
+                    "set again"
+                )
+
+
+def open_stream(url: str) -> IO[bytes]:
+    """The bytes of a file at a URL, from its beginning.
+
+    Errors: FetchError that names the URL and what happened.
+    """
+    try:
+        check_whole(url)
+        files, path = url_to_fs(url)
+        stream: IO[bytes] = files.open(path, "rb")
+    except Exception as error:  # each sort of storage raises its own exceptions
+        reason = _final_reason(error, Path()) or f"{_shown(error)}; check the address"
+        raise FetchError(without_credentials(f"{url}: {reason}")) from None
+    return stream
+
+
+def _download(files: Any, source: str, target: Path, limit: int) -> None:
     """Write a file of an fsspec file system to `target`.
 
-    Errors: TooMuch where more than `limit` bytes come, TooSlow; whatever the storage raises.
+    Errors: TooMuch for more than `limit` bytes, TooSlow; whatever the storage raises.
     """
     counter = _Counter(limit)
     if not files.async_impl:
@@ -64,7 +157,7 @@ def download(files: Any, source: str, target: Path, limit: int) -> None:
 
 
 class _Counter(Callback):
-    """Told by fsspec how many bytes have come."""
+    """Counts the bytes that arrive; called by fsspec."""
 
     def __init__(self, limit: int) -> None:
         super().__init__()
@@ -72,17 +165,17 @@ class _Counter(Callback):
 
     def relative_update(self, inc: int = 1) -> None:
         super().relative_update(inc)
-        # The size that the server announces is not looked at before: a 404 has one as well.
+        # Only now compare the announced size, too: a 404 page also announces one.
         if (largest := max(self.value, self.size or 0)) > self.limit:
             raise TooMuch(largest, self.limit)
 
 
 async def _watched(work: Coroutine[Any, Any, None], counter: _Counter, target: Path) -> None:
-    """Cancel a download of which next to nothing comes, be it head or body."""
+    """Cancel a download that almost stops, in its head or body."""
     task = asyncio.ensure_future(work)
     before = 0
     while not (await asyncio.wait({task}, timeout=PATIENCE_S))[0]:
-        now = max(counter.value, _size(target))  # some storages do not tell the counter
+        now = max(counter.value, _size(target))  # some storages do not call the counter
         if now - before < SLOWEST * PATIENCE_S:
             task.cancel()
             await asyncio.wait({task})
@@ -97,3 +190,43 @@ def _size(path: Path) -> int:
     with suppress(FileNotFoundError):
         return path.stat().st_size
     return 0
+
+
+def _difference(path: Path, hash: str, size: int | None) -> str | None:
+    """How a downloaded file differs from its description in dataset.json."""
+    actual, length = file_sha256(path), path.stat().st_size
+    if actual == hash and size in (None, length):
+        return None
+    expected = hash[:12] if size is None else f"{hash[:12]} and {size} bytes"
+    return f"came with sha256 {actual[:12]} and {length} bytes, {DATASET_FILE} says {expected}"
+
+
+def _shown(error: Exception) -> str:
+    """An error with its class. The `repr` of aiohttp's errors shows the request's headers, with the
+    login."""
+    return f"{type(error).__name__}({str(error)!r})"
+
+
+def _final_reason(error: Exception, path: Path) -> str | None:
+    """What is wrong, and the cure, if another try would not help."""
+    status = getattr(error, "status", None) or getattr(error, "code", None)
+    if isinstance(error, FileNotFoundError) or status in (404, 410):
+        return "there is no such file (404); check the address, and that all files were uploaded"
+    if isinstance(error, PermissionError) or status in (401, 403):
+        return (
+            "access is refused (403); check the address, and give the credentials: for a web "
+            "server in ~/.netrc, else in the environment variables of this sort of storage or a "
+            "file in ~/.config/fsspec"
+        )
+    if isinstance(error, TooMuch):
+        return f"{error}; it is not the file that was prepared: check the address and the server"
+    if type(error).__name__ in REDIRECTED:
+        return f"the server redirects it {REDIRECTED[type(error).__name__]}; check the address"
+    if isinstance(status, int) and 400 <= status < 500 and status not in (408, 429):
+        return f"the server refuses it ({error}); check the address"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"no space for it in {path.parent}; name a larger disk as data.cache, or keep less by "
+            "data.cache_bytes"
+        )
+    return None

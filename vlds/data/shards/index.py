@@ -1,5 +1,4 @@
-"""The index of a shard is read, or made, and the shard described by it; tars that lie in a folder
-become a data set."""
+"""The indexes of a data set: loaded with it, or made of the tars in a folder."""
 
 from __future__ import annotations
 
@@ -10,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vlds.data.errors import ShardError
-from vlds.data.shards.build_index import build_index
 from vlds.data.shards.info import DATASET_FILE, REBUILD, SCHEMA, DatasetInfo, ShardInfo
-from vlds.data.shards.shard_index import ShardIndex, beside
+from vlds.data.shards.shard_index import ShardIndex, beside, build_index
 from vlds.runtime.json_file import read_json
 from vlds.runtime.manifest import sha256 as file_sha256
 from vlds.runtime.regular_file import check_file, read_file
@@ -21,9 +19,9 @@ AGAIN = "copy it again, or prepare the data set again"
 
 
 def load_index(folder: Path, shard: ShardInfo, *, foreign: bool = False) -> ShardIndex:
-    """Index of a shard, from the files beside it or, where these are gone, from the shard itself.
+    """The index of a shard, from the files beside it or, if one is missing, from the shard itself.
 
-    Errors: ShardError where the shard or its index is not what dataset.json says.
+    Errors: ShardError if the shard or its index is not as dataset.json describes it.
     """
     tar = folder / shard.name
     try:
@@ -75,18 +73,18 @@ def index_folder(
     split: str,
     fields: Mapping[str, str] | None = None,
 ) -> DatasetInfo:
-    """Make a data set of the tars in a folder, whoever wrote them; they stay as they are. `fields`
-    say which members of foreign samples are what. What a dataset.json that lies there says beyond
-    the shards (its source, what was dropped, ...) is kept.
+    """Make a data set of the tars in a folder, whoever wrote them; the tars stay as they are.
+    `fields` map members of foreign samples to an annotation. Other records of an old dataset.json
+    (its source, what was dropped, ...) are kept.
 
-    Errors: ValueError where there is no tar, or the folder holds a data set of another name, kind
-    or split; ShardError where a tar is damaged. Then nothing is written.
+    Errors: ValueError if there is no tar, or a data set of another name, kind or split; ShardError
+    for a damaged tar. Then nothing is written.
     """
     tars = sorted(folder.glob("*.tar"))
     if not tars:
         raise ValueError(f"{folder}: no *.tar to index")
     asked = {"name": name, "kind": kind, "split": split}
-    about = _record(folder, asked) | asked
+    about = _old_record(folder, asked) | asked
     if fields is not None:
         about["fields"] = dict(fields)
     foreign = about.get("fields") is not None
@@ -103,8 +101,8 @@ def index_folder(
     return info
 
 
-def _record(folder: Path, asked: Mapping[str, str]) -> dict[str, Any]:
-    """What lies in dataset.json, though its numbers may be wrong; nothing where it is no JSON."""
+def _old_record(folder: Path, asked: Mapping[str, str]) -> dict[str, Any]:
+    """The old dataset.json, whose numbers may be wrong; {} if it is missing or not JSON."""
     try:
         content = read_json(folder / DATASET_FILE)
     except (FileNotFoundError, ValueError):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 from vlds.runtime.json_file import parse_json
 from vlds.runtime.regular_file import read_file
@@ -16,7 +15,7 @@ from vlds.runtime.whole_file import write_whole
 
 SCHEMA = 2
 DATASET_FILE = "dataset.json"
-REBUILD = "write its index anew with `python -m data_prep index`"
+REBUILD = "write its index again with `python -m data_prep index`"
 Info = TypeVar("Info", "ShardInfo", "DatasetInfo")
 
 
@@ -36,7 +35,7 @@ class ShardInfo:
 
     @property
     def index_hashes(self) -> dict[str, str]:
-        """Ending of each file beside the shard -> its sha256."""
+        """Suffix of each file beside the shard -> its sha256."""
         return {".idx": self.idx_sha256, ".cnt": self.cnt_sha256, ".crc": self.crc_sha256}
 
 
@@ -53,19 +52,19 @@ class DatasetInfo:
     samples: int
     annotations: int
     image: Mapping[str, Any] | None = None
-    """What was done to the pictures on their way in."""
+    """How the pictures were converted."""
     features: Mapping[str, Any] | None = None
     """Encoder, grid and image size of stored features."""
     answers: str | None = None
     """File with the answer vocabulary, in the folder of dataset.json."""
     fields: Mapping[str, str] | None = None
-    """Of samples that others have written: field of an annotation -> member that holds it."""
+    """Of foreign samples: field of an annotation -> member that holds it."""
     source: tuple[Mapping[str, str], ...] = ()
     """Files it was made from: {"file", "sha256"}."""
     tool: Mapping[str, Any] | None = None
     """Version and arguments of the program that wrote it."""
     dropped: tuple[Mapping[str, str], ...] = ()
-    """Samples of the source that are not in the shards: {"id", "reason"}."""
+    """Samples of the source that were left out: {"id", "reason"}."""
 
     def save(self, folder: Path) -> None:
         """Write dataset.json."""
@@ -112,13 +111,13 @@ class DatasetInfo:
 
 
 def _other_schema(content: Mapping[str, Any], path: str) -> str:
-    """What to say of a dataset.json of another version; of an older one, how to renew it."""
-    found = content.get("schema")
-    said = f"{path}: schema {found!r}, this program reads {SCHEMA}; "
-    if not isinstance(found, int) or found > SCHEMA:
-        return said + "prepare the data set again, or use the program's version that wrote it"
+    """The message about a dataset.json of another version; for an older one, how to renew it."""
+    schema = content.get("schema")
+    message = f"{path}: schema {schema!r}, this program reads {SCHEMA}; "
+    if not isinstance(schema, int) or schema > SCHEMA:
+        return message + "prepare the data set again, or use the program's version that wrote it"
     options = " ".join(f"--{name} {content.get(name)}" for name in ("name", "kind", "split"))
-    return f"{said}index it again: `python -m data_prep index FOLDER {options}`"
+    return f"{message}index it again: `python -m data_prep index FOLDER {options}`"
 
 
 def _no_dataset(folder: Path) -> str:
@@ -130,10 +129,10 @@ def _no_dataset(folder: Path) -> str:
             "they come from elsewhere; prepare it again, or index it: `python -m data_prep index`"
         )
     inside = sorted(str(p.parent) for p in folder.glob("*/" + DATASET_FILE))
-    found = f"data sets inside it: {', '.join(inside)}" if inside else "see `python -m data_prep`"
+    hint = f"data sets inside it: {', '.join(inside)}" if inside else "see `python -m data_prep`"
     return (
         f"data set {folder}: no {DATASET_FILE} in this folder; name one that holds a data set: "
-        f"{found}"
+        f"{hint}"
     )
 
 
@@ -141,7 +140,6 @@ def _build(cls: type[Info], content: Any, where: str) -> Info:
     """A dataclass from JSON, strict about names and types."""
     if not isinstance(content, dict):
         raise ValueError(f"{where}: a JSON object is needed, found {type(content).__name__}")
-    hints = get_type_hints(cls)
     known = {f.name: f for f in dataclasses.fields(cls)}
     missing = [n for n, f in known.items() if f.default is MISSING and n not in content]
     if missing:
@@ -152,8 +150,10 @@ def _build(cls: type[Info], content: Any, where: str) -> Info:
         )
     values: dict[str, Any] = {}
     for name, value in content.items():
-        if not _fits(value, hints[name]):
-            raise ValueError(f"{where}: {name} is {value!r}, {_word(hints[name])} expected")
+        annotation, _, optional = str(known[name].type).partition(" | ")
+        fits, words = JSON_TYPES[annotation]
+        if not fits(value) and not (optional and value is None):
+            raise ValueError(f"{where}: {name} is {value!r}, {words} expected")
         if cls is ShardInfo and name == "name" and not _is_file_name(value):
             raise ValueError(f"{where}: name is {value!r}, a file name expected")
         if isinstance(value, list):
@@ -164,38 +164,26 @@ def _build(cls: type[Info], content: Any, where: str) -> Info:
     return cls(**values)
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value of JSON is of an annotation's outer type, and the texts in it are."""
-    kinds = [kind for kind in get_args(hint) if kind is not Ellipsis]
-    if get_origin(hint) is UnionType:
-        return any(_fits(value, kind) for kind in kinds)
-    if get_origin(hint) is tuple:
-        # A shard's own fields are looked at when it is built.
-        return isinstance(value, list) and (
-            kinds == [ShardInfo] or all(_fits(each, kinds[0]) for each in value)
-        )
-    if get_origin(hint) is Mapping:
-        return isinstance(value, dict) and all(_fits(each, kinds[1]) for each in value.values())
-    return hint is Any or (
-        isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
-    )
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
 
 
-def _word(hint: Any) -> str:
-    """What an annotation asks of JSON."""
-    if get_origin(hint) is UnionType:
-        return _word(get_args(hint)[0])
-    if get_origin(hint) is tuple:
-        return "a list" if get_args(hint)[0] is ShardInfo else "a list of objects of text"
-    known: dict[Any, str] = {Mapping: "an object"}
-    return known.get(get_origin(hint)) or str(hint.__name__)
+JSON_TYPES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "int": (lambda value: type(value) is int, "int"),
+    "str": (lambda value: isinstance(value, str), "str"),
+    "Mapping[str, Any]": (lambda value: isinstance(value, dict), "an object"),
+    "Mapping[str, str]": (_is_texts, "an object"),
+    "tuple[ShardInfo, ...]": (lambda value: isinstance(value, list), "a list"),
+    "tuple[Mapping[str, str], ...]": (
+        lambda value: isinstance(value, list) and all(map(_is_texts, value)),
+        "a list of objects of text",
+    ),
+}
+"""Annotation of a field -> check of its JSON value, and the value's type in words."""
 
 
 def check_names(name: str, split: str) -> None:
-    """Whether files of a data set can be called after its name and split.
-
-    Errors: ValueError that says which cannot.
-    """
+    """Errors: ValueError for a name or split that cannot be part of file names."""
     for what, value in (("name", name), ("split", split)):
         if not value.isprintable() or not value or set(value) & set("./\\ "):
             raise ValueError(
@@ -205,5 +193,5 @@ def check_names(name: str, split: str) -> None:
 
 
 def _is_file_name(name: str) -> bool:
-    """Whether it is one in the folder itself."""
+    """True for the name of a file in the folder itself."""
     return name not in ("", ".", "..") and not set("/\\\0") & set(name)

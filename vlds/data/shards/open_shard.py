@@ -1,4 +1,4 @@
-"""A shard that is being written; it is there once it is whole, and then indexed."""
+"""A shard that is being written. It gets its name when it is whole, and is then indexed."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from pathlib import Path
 
 from webdataset import TarWriter
 
-from vlds.data.shards.build_index import counts_of, tar_checksums
-from vlds.data.shards.features import FEATURES
 from vlds.data.shards.index import describe_shard
 from vlds.data.shards.info import ShardInfo
-from vlds.data.shards.shard_index import Counts, ShardIndex
+from vlds.data.shards.sample import FEATURES
+from vlds.data.shards.shard_index import Counts, ShardIndex, counts_of, tar_checksums
 from vlds.runtime.disk import writable
 from vlds.runtime.whole_file import whole_file
 
@@ -29,7 +28,7 @@ class OpenShard:
         self._whole = whole_file(path)
         self.partial = self._whole.__enter__()
         self.file = open(self.partial, "wb")  # noqa: SIM115 (close or discard does)
-        # mtime 0 keeps it plain ustar; else members get PAX headers, and other bytes each time.
+        # mtime 0 keeps it plain ustar; otherwise PAX headers with the time differ in every run.
         self.tar = TarWriter(self.file, user="", group="", encoder=False, mtime=0)
         self.offsets = [0]
         self.counts: list[Counts] = []
@@ -38,7 +37,7 @@ class OpenShard:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Leave nothing of a shard that was not closed."""
+        """Remove a shard that was not closed."""
         if not self.file.closed:
             self.discard()
 
@@ -50,7 +49,7 @@ class OpenShard:
     def add(self, key: str, content: Mapping[str, bytes]) -> None:
         """Append one sample.
 
-        Errors: ValueError for ids that are not fit; CannotWrite.
+        Errors: ValueError for unfit ids; CannotWrite.
         """
         features = sum(name.endswith(FEATURES) for name in content)
         try:
@@ -80,8 +79,8 @@ class OpenShard:
         return describe_shard(self.path, index)
 
     def discard(self) -> None:
-        """Leave nothing of an unfinished shard."""
+        """Remove an unfinished shard."""
         for opened in (self.tar, self.file):
-            with suppress(OSError):  # such as a full disk, which may be why
+            with suppress(OSError):  # perhaps the full disk that led here
                 opened.close()
         self._whole.__exit__(Unwanted, Unwanted(), None)

@@ -1,4 +1,4 @@
-"""What lies beside the shards: `.idx`, `.cnt` and `.crc`.
+"""The index of a shard: the files `.idx`, `.cnt` and `.crc` beside it.
 
 For a shard of n samples `NAME.tar.idx` holds little-endian u64[n+1], the offset of each sample's
 first header and the end of the last one's data (the layout of Megatron-Energon); `NAME.tar.cnt`
@@ -8,16 +8,23 @@ each sample's bytes, from one offset to the next.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
+from zlib import crc32
 
 import numpy as np
 
 from vlds.data.errors import ShardError
 from vlds.data.shards.info import DATASET_FILE, REBUILD, ShardInfo
+from vlds.data.shards.sample import FEATURES, UnfitId, check_ids, is_picture
+from vlds.data.shards.tar import Member, Reader, members, split_name
+from vlds.runtime.json_file import parse_member
+from vlds.runtime.regular_file import open_file
 from vlds.runtime.whole_file import write_whole
 
 IDX_TYPE = np.dtype("<u8")
@@ -26,11 +33,11 @@ CRC_TYPE = np.dtype("<u4")
 
 
 class Counts(NamedTuple):
-    """What the index says of a sample."""
+    """What the index knows of a sample."""
 
     annotations: int
     pictures: int
-    """Or stored features, where it has no pictures."""
+    """Stored features, if it has no pictures."""
 
     def __str__(self) -> str:
         return f"{self.annotations} annotations and {self.pictures} pictures"
@@ -38,7 +45,7 @@ class Counts(NamedTuple):
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Where the samples of one shard are, and what is known of each."""
+    """Where the samples of one shard begin, and counts and checksum of each."""
 
     offsets: np.ndarray
     """u64[n+1]."""
@@ -60,7 +67,7 @@ class ShardIndex:
         )
 
     def files(self) -> dict[str, bytes]:
-        """Ending of each file beside the shard -> its content."""
+        """Suffix of each file beside the shard -> its content."""
         counts = np.stack([self.counts, self.pictures], axis=1)
         return {
             ".idx": self.offsets.astype(IDX_TYPE).tobytes(),
@@ -69,16 +76,16 @@ class ShardIndex:
         }
 
     def save(self, tar: Path) -> dict[str, str]:
-        """Write the files beside the tar; ending -> sha256."""
+        """Write the files beside the tar and return suffix -> sha256."""
         for suffix, data in self.files().items():
             write_whole(beside(tar, suffix), data)
         return {suffix: sha256(data).hexdigest() for suffix, data in self.files().items()}
 
     @classmethod
     def parse(cls, files: Mapping[str, bytes], shard: ShardInfo, place: str) -> ShardIndex:
-        """The index in the files beside a shard; `place` is the shard's, for messages.
+        """Parse the files beside a shard; messages name it `place`.
 
-        Errors: ShardError where it cannot be that of a shard such as dataset.json describes.
+        Errors: ShardError for an index that does not fit the shard as dataset.json describes it.
         """
         n = shard.samples
         for suffix, size in index_sizes(n).items():
@@ -89,8 +96,8 @@ class ShardIndex:
                 )
         offsets = np.frombuffer(files[".idx"], IDX_TYPE)
         counts = np.frombuffer(files[".cnt"], CNT_TYPE).reshape(n, 2)
-        found = offsets.astype(object)
-        if (np.diff(found) <= 0).any() or found[-1] > shard.bytes:
+        exact = offsets.astype(object)  # differences of u64 would wrap
+        if (np.diff(exact) <= 0).any() or exact[-1] > shard.bytes:
             raise ShardError(
                 f"{place}.idx: its offsets do not lie one after the other in the {shard.bytes} "
                 f"bytes of the shard; {REBUILD}"
@@ -104,7 +111,7 @@ class ShardIndex:
 
 
 def index_sizes(samples: int) -> dict[str, int]:
-    """Ending of each file beside a shard -> its bytes."""
+    """Suffix of each file beside a shard -> its size in bytes."""
     return {
         ".idx": (samples + 1) * IDX_TYPE.itemsize,
         ".cnt": 2 * samples * CNT_TYPE.itemsize,
@@ -115,3 +122,85 @@ def index_sizes(samples: int) -> dict[str, int]:
 def beside(tar: Path, suffix: str) -> Path:
     """Path of a file that lies beside a shard: NAME.tar + suffix."""
     return tar.with_name(tar.name + suffix)
+
+
+def build_index(tar: Path, *, foreign: bool = False) -> ShardIndex:
+    """Make the index of a shard from its headers and its samples' json; `foreign` samples have one
+    annotation each.
+
+    Errors: ShardError for damage, and for samples without json or with unfit ids.
+    """
+    sample: list[Member] = []
+    begins: list[int] = []
+    counts: list[Counts] = []
+    end = 0
+    with open_file(tar) as file:
+        size = os.fstat(file.fileno()).st_size
+
+        def read(offset: int, size: int) -> bytes:
+            return os.pread(file.fileno(), size, offset)
+
+        try:
+            for member in members(read, 0, None):
+                if not sample or split_name(member.name)[0] != split_name(sample[0].name)[0]:
+                    if sample:
+                        counts.append(_counts(sample, read, foreign))
+                    sample = []
+                    begins.append(member.header)
+                if member.start + member.size > size:
+                    raise ShardError(f"it is cut inside {member.name}")
+                sample.append(member)
+                end = member.end
+            if sample:
+                counts.append(_counts(sample, read, foreign))
+            if end > size:
+                raise ShardError("it is cut there")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            is_message = isinstance(error, (ShardError, UnfitId))
+            reason = error if is_message else f"unusable json ({error!r})"
+            raise ShardError(
+                f"shard {tar}, sample {len(counts)}: {reason}; copy or prepare it again"
+            ) from None
+        offsets = [*begins, end]
+        checksums = list(_checksums(read, offsets))
+    return ShardIndex.of(offsets, counts, checksums)
+
+
+def _counts(sample: Sequence[Member], read: Reader, foreign: bool) -> Counts:
+    """Errors: as `counts_of`, and ShardError for a sample without json."""
+    key, _ = split_name(sample[0].name)
+    extensions = [split_name(member.name)[1] for member in sample]
+    num_features = sum(extension.endswith(FEATURES) for extension in extensions)
+    if foreign:
+        check_ids({"id": key, "annotations": []})
+        return Counts(1, sum(map(is_picture, extensions)) or num_features)
+    members_by_extension = dict(zip(extensions, sample, strict=True))
+    if (json := members_by_extension.get("json")) is None:
+        raise ShardError(
+            f'sample {key} has no member "json", which holds its annotations; for samples '
+            "that others have written, see `python -m data_prep index --fields`"
+        )
+    return counts_of(bytes(read(json.start, json.size)), num_features)
+
+
+def counts_of(data: bytes, num_features: int) -> Counts:
+    """Read the json of a sample with `num_features` stored features.
+
+    Errors: ValueError for unfit ids; KeyError, TypeError or AttributeError for malformed json.
+    """
+    fields = parse_member(data)
+    check_ids(fields)
+    images = fields.get("images")
+    pictures = len(images) if isinstance(images, list) else 0
+    return Counts(len(fields["annotations"]), pictures or num_features)
+
+
+def tar_checksums(tar: Path, offsets: Sequence[int]) -> list[int]:
+    """crc32 of the bytes between one offset of a shard and the next."""
+    with open_file(tar) as file:
+        return list(_checksums(lambda at, size: os.pread(file.fileno(), size, at), offsets))
+
+
+def _checksums(read: Reader, offsets: Sequence[int]) -> Iterator[int]:
+    for begin, end in pairwise(offsets):
+        yield crc32(read(begin, end - begin))

@@ -1,26 +1,26 @@
-"""The samples of a shard that comes as a stream of bytes: from a command, a server, a file.
+"""The samples of a shard that is read as a stream of bytes: from a command, a server, a file.
 
-webdataset opens the stream and puts members together to samples; the headers between are read by
-vlds.data.shards.tar, because Python's tarfile takes a smashed one for the end of the archive.
+webdataset opens the stream and groups members into samples; vlds.data.shards.tar reads the headers,
+because Python's tarfile takes a damaged one for the end of the archive.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 from urllib.parse import urlsplit
 
-from webdataset.gopen import gopen, gopen_schemes
+from webdataset.gopen import Pipe, gopen, gopen_schemes
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import group_by_keys
 
 from vlds.data.errors import ShardError
-from vlds.data.shards.address import is_web
-from vlds.data.shards.curl import REASONS, open_web
-from vlds.data.shards.remote import open_stream
+from vlds.data.shards.address import is_web, split_login
+from vlds.data.shards.download import CONNECT_S, MOST_REDIRECTS, PATIENCE_S, SLOWEST, open_stream
 from vlds.data.shards.tar import members
 from vlds.runtime.credentials import without_credentials
 from vlds.runtime.regular_file import open_file
@@ -30,24 +30,35 @@ AT_ONCE = 1 << 24
 PIPE = "pipe:"
 META = re.compile(r"__[^/]*__($|/)")
 """Members that webdataset leaves out."""
+CURL_SCHEMES = "=http,https"
+CURL_REASONS = {
+    1: "it leads to an address that is not of the web",
+    6: "no such host",
+    7: "no connection to the host",
+    18: "the connection broke off",
+    22: "the server has no such file, or refuses it",
+    28: "the server does not answer, or sends next to nothing",
+    47: f"it is redirected more than {MOST_REDIRECTS} times",
+}
+"""What an exit status of curl means."""
 CURE = "make or copy it again, or let data.errors.on_bad_shard substitute what is lost"
 
 
 def is_pattern(place: str | Path) -> bool:
-    """Whether a place in a recipe names shards, not the folder of a data set."""
+    """True if a place in a recipe names shards, not the folder of a data set."""
     text = str(place)
     return text.startswith(PIPE) or "{" in text or text.endswith(".tar")
 
 
 def is_local(url: str) -> bool:
-    """Whether a shard is a file of this machine."""
+    """True if a shard is a file of this machine."""
     return "://" not in url and not url.startswith(PIPE)
 
 
 def shard_urls(place: str) -> list[str]:
-    """The shards that a pattern stands for, or those of a local folder.
+    """The shards of a pattern or a local folder.
 
-    Errors: ValueError that names the pattern, or the files that are not there.
+    Errors: ValueError that names the pattern, or a missing file.
     """
     if is_local(place) and not is_pattern(place):
         urls = sorted(map(str, Path(place).expanduser().glob("*.tar")))
@@ -74,31 +85,29 @@ def shard_urls(place: str) -> list[str]:
 
 
 def read_shard(url: str, num_samples: int | None = None) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Key and members (extension -> memoryview) of each sample. `num_samples`: those there must be,
-    where that is known.
+    """Key and members (extension -> memoryview) of each sample. `num_samples`: the expected number,
+    if known.
 
-    Errors: ShardError where the shard cannot be opened, is damaged, or ends before its end.
+    Errors: ShardError for a shard that cannot be opened, is damaged, or is cut.
     """
-    number, shown = 0, without_credentials(url)
+    num_read, shown = 0, without_credentials(url)
     try:
         with opened(url) as read:
-            for found in group_by_keys(_files(read, url)):
-                yield (
-                    found["__key__"],
-                    {name: memoryview(d) for name, d in found.items() if not name.startswith("__")},
-                )
-                number += 1
+            for sample in group_by_keys(_files(read, url)):
+                content = {n: memoryview(d) for n, d in sample.items() if not n.startswith("__")}
+                yield sample["__key__"], content
+                num_read += 1
     except (OSError, ValueError) as error:
-        reason = _words(error, url)
-        raise ShardError(f"shard {shown}, after {number} samples: {reason}; {CURE}") from None
-    if num_samples is not None and number != num_samples:
+        reason = _reason(error, url)
+        raise ShardError(f"shard {shown}, after {num_read} samples: {reason}; {CURE}") from None
+    if num_samples is not None and num_read != num_samples:
         raise ShardError(
-            f"shard {shown}: {number} samples came, its dataset.json says {num_samples}; {CURE}"
+            f"shard {shown}: {num_read} samples came, its dataset.json says {num_samples}; {CURE}"
         )
 
 
 def _files(read: Callable[[int, int], bytes], url: str) -> Iterator[dict[str, Any]]:
-    """What webdataset's own reader gives: name and data of each member."""
+    """Name and data of each member, in the form that webdataset's reader gives."""
     for member in members(read, 0, None):
         if META.match(member.name):
             continue
@@ -110,14 +119,14 @@ def _files(read: Callable[[int, int], bytes], url: str) -> Iterator[dict[str, An
 
 @contextmanager
 def opened(url: str) -> Iterator[Callable[[int, int], bytes]]:
-    """Bytes of a stream by offset, which may only grow."""
+    """A function that reads bytes of a stream by offset; offsets may only grow."""
     stream = _open(url)
     at, too_short = 0, False
 
     def exactly(size: int) -> bytes:
         nonlocal too_short
         parts = []
-        # A header may state any size: memory grows with the bytes that really come.
+        # A header may state any size: let memory grow only with the bytes that arrive.
         while size > 0 and (part := stream.read(min(size, AT_ONCE))):
             parts.append(part)
             size -= len(part)
@@ -137,7 +146,8 @@ def opened(url: str) -> Iterator[Callable[[int, int], bytes]]:
     try:
         yield read
     finally:
-        # A command's exit status says why bytes lack; one not read to its end has a bad one anyway.
+        # If bytes are missing, a command's exit status says why. A command that was not read to its
+        # end has a bad status anyway.
         with nullcontext() if too_short else suppress(OSError):
             stream.close()
 
@@ -146,20 +156,52 @@ def _open(url: str) -> IO[bytes]:
     if is_local(url):
         return open_file(url)
     if is_web(url):
-        return open_web(url)
+        return _open_web(url)
     scheme = urlsplit(url).scheme
-    # webdataset knows commands, curl and a few clouds; what it does not, fsspec may.
+    # webdataset knows commands, curl and a few clouds; fsspec may know the rest.
     stream: IO[bytes] = gopen(url) if scheme in gopen_schemes else open_stream(url)
     return stream
 
 
-def _words(error: Exception, url: str) -> str:
-    """A command's failure in the place of its whole call."""
+def _open_web(url: str) -> IO[bytes]:
+    """The bytes of a web address, by curl in a process of its own, as webdataset does it. URL and
+    login go through a pipe, because every user of the machine sees command lines."""
+    plain, login = split_login(url)
+    lines = [f"url = {_quoted(plain)}"]
+    if login is not None:
+        lines.append(f"user = {_quoted(':'.join(login))}")
+    config, end = os.pipe()
+    with os.fdopen(end, "w", encoding="utf-8") as file:
+        file.write("\n".join(lines))
+    try:
+        return cast(IO[bytes], Pipe(_curl_command(), mode="rb", stdin=config))
+    finally:
+        os.close(config)
+
+
+def _curl_command() -> list[str]:
+    patience = max(1, round(PATIENCE_S))
+    return [
+        "curl", "--disable", "--config", "-", "--fail", "--silent", "--location", "--globoff",
+        "--proto", CURL_SCHEMES, "--proto-redir", CURL_SCHEMES, "--max-redirs", str(MOST_REDIRECTS),
+        "--connect-timeout", f"{CONNECT_S:g}",
+        "--speed-limit", str(SLOWEST), "--speed-time", str(patience),
+        # Retry only failures before the first byte: a stream that has begun would start again.
+        "--retry", "30", "--retry-delay", "2", "--retry-max-time", str(max(1, patience - 10)),
+    ]  # fmt: skip
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "") + '"'
+
+
+def _reason(error: Exception, url: str) -> str:
+    """An error in words; webdataset's message about a command would show its whole call."""
     if not isinstance(error, OSError):
         return str(error)
-    if not (found := re.search(r"exit (-?\d+) \(read\)", str(error))):
+    if not (match := re.search(r"exit (-?\d+) \(read\)", str(error))):
         return error.strerror or str(error)
-    status = int(found[1])
-    if not url.startswith(PIPE) and status in REASONS:
-        return REASONS[status]
+    status = int(match[1])
+    if not url.startswith(PIPE) and status in CURL_REASONS:
+        return CURL_REASONS[status]
     return f"its command ended with exit status {status}"

@@ -1,32 +1,114 @@
-"""Samples by number, out of the shards: one pread a sample, headers parsed in memory."""
+"""Samples of indexed shards by their index: one pread a sample, headers parsed in memory."""
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Mapping
 from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
+from typing import Any, TypeAlias
+from zlib import crc32
 
 import numpy as np
 
 from vlds.data.errors import ChangedSample, FetchError, ShardError
 from vlds.data.shards.cache import ShardCache
-from vlds.data.shards.features import FEATURES, parse_features
-from vlds.data.shards.foreign import foreign_json
-from vlds.data.shards.ids import check_ids
-from vlds.data.shards.info import REBUILD
-from vlds.data.shards.local_files import LocalFiles
-from vlds.data.shards.quarantine import read_quarantine
+from vlds.data.shards.index import load_index
+from vlds.data.shards.info import REBUILD, DatasetInfo, ShardInfo
 from vlds.data.shards.remote import RemoteFiles, is_url
-from vlds.data.shards.sample_bytes import Room, SampleFiles, read_sample
-from vlds.data.shards.shard_index import Counts
+from vlds.data.shards.sample import UNUSABLE, parse_sample
+from vlds.data.shards.shard_index import Counts, ShardIndex
 from vlds.data.shards.shard_stream import is_pattern
-from vlds.runtime.json_file import parse_member
+from vlds.data.shards.tar import read_members
+from vlds.runtime.json_file import parse_json
+from vlds.runtime.regular_file import open_descriptor, read_text
 from vlds.schema import Sample, SkipSample
 
-UNUSABLE = (ValueError, LookupError, TypeError, AttributeError)
-"""What a sample raises whose members are not what they should be."""
+OPEN_FILES = 128
+QUARANTINE_FILE = "quarantine.jsonl"
+
+
+class LocalFiles:
+    """The files of a data set in a folder.
+
+    Descriptors of the files read last stay open; they are not pickled: each process opens its own.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._open: OrderedDict[str, int] = OrderedDict()
+
+    def open(self) -> tuple[DatasetInfo, list[ShardIndex]]:
+        """dataset.json, and the index of every shard."""
+        info = DatasetInfo.load(self.folder)
+        foreign = info.fields is not None
+        return info, [load_index(self.folder, shard, foreign=foreign) for shard in info.shards]
+
+    def place(self, shard: ShardInfo) -> str:
+        """Where a shard is, for messages."""
+        return str(self.folder / shard.name)
+
+    def cure(self, shard: ShardInfo) -> str:
+        """What to do about damage in a shard."""
+        return "copy the shard again, or prepare the data set again"
+
+    def renew(self, shard: ShardInfo) -> bool:
+        """False: there is no other copy."""
+        return False
+
+    def read(self, shard: ShardInfo, offset: int, size: int) -> bytes:
+        """Bytes of a shard; pread, so that a descriptor inherited by fork may be shared."""
+        data = os.pread(self._descriptor(shard.name), size, offset)
+        if len(data) < size:
+            end, expected = offset + len(data), offset + size
+            raise ShardError(f"the file ends at byte {end}, {expected} expected")
+        return data
+
+    def quarantine(self, info: DatasetInfo) -> Mapping[int, str]:
+        """Index of each sample that `data_prep verify` rejected -> what is wrong with it. A run
+        replaces them without reading them.
+
+        Errors: ValueError that names the file and line.
+        """
+        path = self.folder / QUARANTINE_FILE
+        if not path.is_file():
+            return {}
+        counts = accumulate((shard.samples for shard in info.shards), initial=0)
+        first = dict(zip((shard.name for shard in info.shards), counts, strict=False))
+        faults = {}
+        # splitlines would also split at U+2028, which may be what is wrong with an id.
+        for number, line in enumerate(read_text(path).removesuffix("\n").split("\n"), 1):
+            try:
+                entry = parse_json(line)
+                faults[first[entry["shard"]] + entry["i"]] = f"in {path}: {entry['reason']}"
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{path}, line {number}: not what `data_prep verify` writes ({error!r}); run "
+                    "it again, or remove the file"
+                ) from None
+        return faults
+
+    def _descriptor(self, name: str) -> int:
+        if name in self._open:
+            self._open.move_to_end(name)
+        else:
+            self._open[name] = open_descriptor(self.folder / name)
+            if len(self._open) > OPEN_FILES:
+                os.close(self._open.popitem(last=False)[1])
+        return self._open[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_open": OrderedDict()}
+
+    def __del__(self) -> None:
+        for descriptor in self._open.values():
+            os.close(descriptor)
+
+
+Files: TypeAlias = LocalFiles | RemoteFiles
 
 
 def open_dataset(folder: str | Path, cache: ShardCache | None = None) -> Dataset:
@@ -50,51 +132,24 @@ def open_dataset(folder: str | Path, cache: ShardCache | None = None) -> Dataset
 class Dataset:
     """The samples of one data set by number. Files are opened at the first read in each process."""
 
-    def __init__(self, files: SampleFiles) -> None:
+    def __init__(self, files: Files) -> None:
         self._files = files
         self.folder = files.folder
         """Path or URL."""
         self.info, indexes = files.open()
-        folder = files.folder
-        self.quarantine = read_quarantine(folder, self.info) if isinstance(folder, Path) else {}
-        """Number -> fault of samples that are known to be bad."""
+        self.name, self.kind, self.split = self.info.name, self.info.kind, self.info.split
+        self.label = f"{self.name}-{self.split}"
+        """For messages."""
+        self.num_samples, self.num_annotations = self.info.samples, self.info.annotations
+        self.quarantine = files.quarantine(self.info)
+        """Index -> fault of samples that are known to be bad."""
         self.counts = [index.counts for index in indexes]
         """Annotations of each sample, shard by shard."""
         self.pictures = [index.pictures for index in indexes]
-        """Pictures, or stored features, of each sample, shard by shard."""
+        """Pictures, or else stored features, of each sample, shard by shard."""
         self._offsets = [index.offsets.astype(np.int64) for index in indexes]
         self._checksums = [index.checksums for index in indexes]
         self._first_sample = [0, *accumulate(len(counts) for counts in self.counts)]
-
-    @property
-    def name(self) -> str:
-        """Name from dataset.json."""
-        return self.info.name
-
-    @property
-    def kind(self) -> str:
-        """Kind of the annotations."""
-        return self.info.kind
-
-    @property
-    def split(self) -> str:
-        """Split of the source."""
-        return self.info.split
-
-    @property
-    def label(self) -> str:
-        """Name and split, for messages."""
-        return f"{self.info.name}-{self.info.split}"
-
-    @property
-    def num_samples(self) -> int:
-        """Samples in all shards."""
-        return self.info.samples
-
-    @property
-    def num_annotations(self) -> int:
-        """Annotations in all shards."""
-        return self.info.annotations
 
     @property
     def is_remote(self) -> bool:
@@ -110,47 +165,45 @@ class Dataset:
         """File name of the shard that holds a sample."""
         return self.info.shards[self._shard(sample)[0]].name
 
-    def read(self, sample: int, room: Room | None = None) -> Sample:
-        """Read a sample by its number. `room` is asked where its features may lie at once.
+    def read(self, sample: int) -> Sample:
+        """Read a sample by its index.
 
-        Errors: ShardError where the shard is damaged, SkipSample where only the sample is.
+        Errors: ShardError for a damaged shard, SkipSample for a damaged sample.
         """
-        number, row = self._shard(sample)
+        shard, row = self._shard(sample)
         try:
-            return self._read(number, row, room)
+            return self._read(shard, row)
         except FetchError:
             raise
         except (ShardError, ChangedSample):
-            if not self._files.renew(self.info.shards[number]):
+            if not self._files.renew(self.info.shards[shard]):
                 raise
-        return self._read(number, row, room)
+        return self._read(shard, row)
 
-    def _read(self, number: int, row: int, room: Room | None) -> Sample:
-        """Read a sample by its shard and its place there."""
-        info, shard = self.info, self.info.shards[number]
-        begin, end = self._offsets[number][row : row + 2].tolist()
+    def _read(self, shard_index: int, row: int) -> Sample:
+        info, shard = self.info, self.info.shards[shard_index]
+        begin, end = self._offsets[shard_index][row : row + 2].tolist()
         try:
-            found = read_sample(self._files, shard, begin, end, room)
+            data = memoryview(self._files.read(shard, begin, end - begin))
+            key, content = read_members(data, begin)
         except FetchError:
             raise
         except (OSError, ShardError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             place, cure = self._files.place(shard), self._files.cure(shard)
             raise ShardError(f"shard {place}, sample {row}: {reason}; {cure}") from None
-        what = f"sample {self.label} {found.key} ({shard.name})"
-        if found.checksum != self._checksums[number][row]:
+        what = f"sample {self.label} {key} ({shard.name})"
+        if crc32(data) != self._checksums[shard_index][row]:
             raise ChangedSample(
                 f"{what}: its bytes are not those that were indexed (another crc32); "
                 f"{self._files.cure(shard)}"
             )
         try:
-            sample = parse_sample(
-                found.key, found.content, info.name, info.kind, info.fields, found.features
-            )
+            sample = parse_sample(key, content, info.name, info.kind, info.fields)
         except UNUSABLE as error:
             raise SkipSample(f"{what}: {error!r}") from error
         counts = Counts(len(sample.annotations), len(sample.images) or len(sample.features))
-        indexed = Counts(int(self.counts[number][row]), int(self.pictures[number][row]))
+        indexed = Counts(int(self.counts[shard_index][row]), int(self.pictures[shard_index][row]))
         if counts != indexed:
             raise SkipSample(f"{what}: it has {counts}, its index says {indexed}; {REBUILD}")
         return sample
@@ -158,36 +211,3 @@ class Dataset:
     def _shard(self, sample: int) -> tuple[int, int]:
         shard = bisect_right(self._first_sample, sample) - 1
         return shard, sample - self._first_sample[shard]
-
-
-def parse_sample(
-    key: str,
-    content: Mapping[str, memoryview],
-    name: str,
-    kind: str,
-    fields: Mapping[str, str] | None,
-    features: Mapping[str, np.ndarray] | None = None,
-) -> Sample:
-    """A sample of its members. `fields` say which hold what, where others have written it;
-    `features` are those that are no members any more.
-
-    Errors: UNUSABLE where they are not what they should be.
-    """
-    about = parse_member(content["json"]) if fields is None else foreign_json(key, content, fields)
-    check_ids(about)
-    stored = dict(features or {})
-    for member in content:
-        if member.endswith(FEATURES):
-            stored[member] = parse_features(content[member])
-    sample_id = about.pop("id")
-    annotations = tuple(about.pop("annotations"))
-    return Sample(
-        key=key,
-        dataset=name,
-        id=sample_id,
-        kind=kind,
-        images=tuple([content[member] for member in about.pop("images", ())]),
-        features=tuple([stored[member] for member in sorted(stored)]),
-        annotations=annotations,
-        extra=about,
-    )

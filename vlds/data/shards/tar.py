@@ -1,16 +1,16 @@
 """Members of a tar, read without tarfile.
 
-Python's tarfile takes a damaged header for the end of the archive, stops in silence, and costs
-three times as much. This reader verifies each header's checksum and size, looks for the real end of
-the archive, and raises. It knows plain ustar and the extension headers of PAX and GNU (long names),
-which other writers of shards emit.
+Python's tarfile takes a damaged header for the end of the archive, stops silently, and takes three
+times as long. This reader verifies each header's checksum and size, looks for the real end of the
+archive, and raises. It knows plain ustar and the extension headers of PAX and GNU (long names) that
+other writers of shards emit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from struct import Struct
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 from zlib import adler32
 
 from vlds.data.errors import ShardError
@@ -22,26 +22,28 @@ HEADER = Struct("100s 24x 12s 12x 8s c 100x 6s 82x 155s 12x")
 ADLER = 65521
 """What Adler's sums are modulo of: more than that comes of no name."""
 SPACES = 8 * ord(" ")
-"""What the checksum's own field counts as."""
+"""The checksum's own field counts as spaces."""
 LINKS_AND_DEVICES = frozenset((b"1", b"2", b"3", b"4", b"5", b"6"))
-"""Types of headers that no data follows, whatever size they state."""
+"""Types of headers without data, whatever size they state."""
 EXTENSIONS = frozenset((b"x", b"L", b"K"))
-"""Types of headers that say more about the next one."""
+"""Types of headers that extend the next one."""
 FILES = frozenset((b"0", b"\0", b"7"))
 WITHOUT_DATA = frozenset((b"5", b"g", b"V"))
-"""Types that hold no member of a sample: folders, what holds for the whole archive, its label."""
+"""Types that are not members of a sample: folders, global headers, the archive's label."""
 KINDS = {b"1": "a hard link", b"2": "a symbolic link", b"S": "a sparse file"}
 STORE_WHOLE = "pack files whole, with GNU tar as `tar --dereference --hard-dereference -cf`"
 SPARSE = "GNU.sparse."
-"""What the fields of a sparse file begin with in a PAX header."""
+"""Prefix of a sparse file's fields in a PAX header."""
 LARGEST_EXTENSION = 1 << 20
-"""Bytes of an extension header: names are far shorter."""
+"""Most bytes of an extension header: names are far shorter."""
 LARGEST_MEMBER = 1 << 33
-"""Bytes of a file that no header may exceed: what octal digits can hold."""
+"""Most bytes of a file: what octal digits can hold."""
 AT_ONCE = 1 << 16
 """Bytes that are read at once behind the end of an archive."""
 Reader = Callable[[int, int], bytes | memoryview]
 """(offset, size) -> bytes; fewer at the end of the file."""
+Content: TypeAlias = dict[str, memoryview]
+"""Extension -> bytes of a member."""
 
 
 class Member(NamedTuple):
@@ -61,12 +63,11 @@ class Member(NamedTuple):
 
 
 def members(read: Reader, begin: int, end: int | None) -> Iterator[Member]:
-    """Files between two offsets; `end` None reads to the zero blocks that close an archive, and on
-    to the end of the file, where nothing else may stand.
+    """Files between two offsets; `end` None reads to the zero blocks that close an archive, and
+    checks that only zeros follow.
 
-    Errors: ShardError on a wrong checksum or size, bytes that end too early, data behind the end of
-    the archive, and members whose data are not stored behind their header, such as links; the
-    caller adds the names.
+    Errors: ShardError for a wrong checksum or size, a cut file, data behind the end of the archive,
+    and members whose data do not follow their header, such as links; the caller adds the names.
     """
     offset = first = begin
     extension: dict[str, str] = {}
@@ -90,7 +91,7 @@ def members(read: Reader, begin: int, end: int | None) -> Iterator[Member]:
                 raise ShardError(
                     f"the tar header at byte {header_at} states a name of {size} bytes"
                 )
-            if kind != b"K":  # the long name of a link's target says nothing of ours
+            if kind != b"K":  # the long name of a link's target
                 extension |= _extension(kind, bytes(read(start, size)))
             continue
         if kind in FILES:
@@ -104,11 +105,11 @@ def members(read: Reader, begin: int, end: int | None) -> Iterator[Member]:
 def parse_header(header: bytes | memoryview, offset: int) -> tuple[str, int, bytes]:
     """Name, size and type from the header at an offset of the file.
 
-    Errors: ShardError where its checksum is wrong, or its size is not a size.
+    Errors: ShardError for a wrong checksum, or a size that is not a number.
     """
     name, size_field, checksum, kind, magic, prefix = HEADER.unpack(header)
     stated = _octal(checksum)
-    # Adler's checksum has the sum of the bytes, plus one, in its lower half: C is faster at that.
+    # The lower half of Adler's checksum is the sum of the bytes, plus one; zlib is fast at it.
     summed = (adler32(header) & 0xFFFF) - 1 - sum(checksum) + SPACES
     if stated is None or (summed - stated) % ADLER:
         raise ShardError(f"the tar header at byte {offset} is damaged (wrong checksum)")
@@ -122,8 +123,8 @@ def parse_header(header: bytes | memoryview, offset: int) -> tuple[str, int, byt
 
 
 def _octal(field: bytes) -> int | None:
-    """The number of a header's field; None where it is not made of octal digits alone. Python's own
-    int() would also take signs, and a negative size leads backwards."""
+    """The number of a header's field; None if it has anything but octal digits. int() would also
+    take signs, and a negative size leads backwards."""
     digits = field.strip(b" \0")
     if not digits:
         return 0
@@ -143,7 +144,7 @@ def _binary(field: bytes, offset: int) -> int:
 def checked_size(text: str, offset: int) -> int:
     """The size that the PAX header at an offset states.
 
-    Errors: ShardError where it is not one.
+    Errors: ShardError if it is not a size.
     """
     if text.isascii() and text.isdecimal() and len(text) < 12 and int(text) <= LARGEST_MEMBER:
         return int(text)
@@ -151,10 +152,10 @@ def checked_size(text: str, offset: int) -> int:
 
 
 def check_end(read: Reader, offset: int) -> None:
-    """Check that zeros alone follow the offset at which an archive seems to end.
+    """Check that only zeros follow the offset at which an archive seems to end.
 
-    A header that was overwritten by zeros, and archives that were joined, look like an end too.
-    Errors: ShardError where something follows, or the second of the two closing blocks is missing.
+    Headers overwritten by zeros and joined archives look like an end, too.
+    Errors: ShardError for other data, or if the second of the two closing blocks is missing.
     """
     at = offset + BLOCK
     while data := read(at, AT_ONCE):
@@ -172,18 +173,18 @@ def _extension(kind: bytes, data: bytes) -> dict[str, str]:
     """Fields of a PAX header ("25 path=...\\n" lines), or the long name of a GNU one."""
     if kind == b"L":
         return {"path": data.rstrip(b"\0").decode("utf-8", "backslashreplace")}
-    found = {}
+    fields = {}
     while data:
         length, _, _ = data.partition(b" ")
         if not length.isdigit() or not len(length) < int(length[:9]) <= len(data):
             raise ShardError("a PAX header is damaged")
         name, _, value = data[len(length) + 1 : int(length) - 1].partition(b"=")
-        found[name.decode()] = value.decode("utf-8", "backslashreplace")
+        fields[name.decode()] = value.decode("utf-8", "backslashreplace")
         data = data[int(length) :]
-    if any(key.startswith(SPARSE) for key in found):
-        member = found.get(f"{SPARSE}name") or found.get("path", "a member")
+    if any(key.startswith(SPARSE) for key in fields):
+        member = fields.get(f"{SPARSE}name") or fields.get("path", "a member")
         raise ShardError(f"{member} is {KINDS[b'S']} in the archive; {STORE_WHOLE}")
-    return {key: value for key, value in found.items() if key in ("path", "size")}
+    return {key: value for key, value in fields.items() if key in ("path", "size")}
 
 
 def _kind_of(kind: bytes) -> str:
@@ -192,7 +193,25 @@ def _kind_of(kind: bytes) -> str:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """WebDataset's convention: key and extension part at the first dot of the base name."""
+    """Key and extension, split at the first dot of the base name: WebDataset's convention."""
     folder, slash, base = name.rpartition("/")
     key, _, extension = base.partition(".")
     return folder + slash + key, extension.lower()
+
+
+def read_members(data: memoryview, begin: int) -> tuple[str, Content]:
+    """Key and members of the sample that starts at byte `begin` of a shard.
+
+    Errors: ShardError if `data` is not exactly one sample.
+    """
+    end = begin + len(data)
+    key, content = None, {}
+    for name, _, start, size in members(lambda o, n: data[o - begin : o - begin + n], begin, end):
+        member_key, extension = split_name(name)
+        key = key or member_key
+        if member_key != key or start + size > end:
+            raise ShardError(f"its members ({key}, {member_key}) are not where the index says")
+        content[extension] = data[start - begin : start - begin + size]
+    if key is None:
+        raise ShardError("no member where the index says")
+    return key, content

@@ -1,213 +1,235 @@
-"""Positions -> Batch, in whichever process: read, decode, ask the task, replace, collate."""
+"""Positions -> Batch, in any process: open samples, ask the task, replace bad ones, collate."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from itertools import islice
+from pathlib import Path
+from typing import Generic, NamedTuple, TypeAlias
 
 import numpy as np
 import torch.utils.data
 
-from vlds.data.errors import BadSample, ErrorPolicy, ShardError
-from vlds.data.order.permutation import WHOLE_SAMPLE
-from vlds.data.order.randomness import Draws, Ints, random_words
-from vlds.data.shards.decode import PictureCache
-from vlds.data.streams.collate import Row, collate
-from vlds.data.streams.opened import Opened, OpenedSamples
-from vlds.data.streams.source import Source
-from vlds.schema import Batch, Example, ImageSpec, Sample, SkipSample
+from vlds.data.errors import BadSample, ErrorPolicy
+from vlds.data.order.batch_cut import BatchCut
+from vlds.data.order.mixed_order import MixedOrder
+from vlds.data.order.permutation import Draws
+from vlds.data.shards.decode import PictureCache, decode_pictures
+from vlds.data.streams.collate import ImageStack, Row, Tokenizer, collate
+from vlds.data.streams.eval_order import EvalOrder
+from vlds.data.streams.loader import Parcel
+from vlds.data.streams.source import AnySource, TaskSource, fixed_example
+from vlds.schema import Example, ImageSpec, Sample, SkipSample
 from vlds.tasks.base import ask
 
+Place: TypeAlias = tuple[int, int, int]
+"""Indices of the source, of the sample in it, and of the annotation in that."""
 
-class Order(Protocol):
-    """Positions -> source, sample of the source, annotation of the sample."""
 
-    def at(self, positions: Ints) -> tuple[Ints, Ints, Ints]: ...
+@dataclass(frozen=True, kw_only=True)
+class StreamSetup:
+    """What a stream needs to know of its run, besides the recipe's `data`."""
+
+    tokenizer: Tokenizer
+    image: ImageSpec | None
+    """None: the model reads stored features."""
+    seed: int = 0
+    """Of the order and of the tasks' draws; evaluation draws nothing."""
+    cut: BatchCut = field(default_factory=BatchCut)
+    global_rank: int = 0
+    worker_timeout: float = 0.0
+    """Seconds that a worker may take for a batch; 0: any number."""
+    ledger: Path | None = None
+    """File that lists bad samples."""
+    picture_cache_bytes: int = 128 << 20
+    """Decoded pictures that each process keeps in training: small data sets are decoded once."""
+
+
+class Opened(NamedTuple):
+    """A sample that was read for a batch."""
+
+    sample: Sample | None
+    """None if not even its text could be read."""
+    images: range = range(0)
+    """Indices in the stack of the batch."""
+    fault: str | None = None
+    """Why the sample cannot be used. Only text: an error would keep every frame that it passed, and
+    with them the memory of the batch, until the garbage collector comes."""
+    shard_is_damaged: bool = False
+
+
+class Candidate(NamedTuple):
+    """A sample that may stand at a position, and where it comes from."""
+
+    dataset: str
+    """Label of the data set."""
+    shard: str
+    key: str
+    annotation: int
+    opened: Opened
 
 
 @dataclass
-class Parcel:
-    """What a worker hands to the training process."""
+class OpenBatch:
+    """What was opened for one batch: each sample is read and decoded once."""
 
-    positions: list[int]
-    batch: Batch | None = None
-    """None where no batch could be made: then `bad` or `error` says why."""
-    bad: list[BadSample] = field(default_factory=list)
-    error: ValueError | None = None
-    """As a value, because torch would wrap a raised one in the worker's traceback."""
-
-    def pin_memory(self) -> Parcel:
-        """Called by torch's DataLoader when it pins."""
-        return replace(self, batch=self.batch and self.batch.pin_memory())
+    stack: ImageStack
+    samples: dict[Hashable, Opened] = field(default_factory=dict)
 
 
-class Assembler(torch.utils.data.Dataset[Parcel]):
-    """Makes batches of positions; the same ones in every process."""
+class SampleReader(ABC, Generic[AnySource]):
+    """Opens the samples of batches; each process has its own."""
 
     def __init__(
         self,
-        sources: Sequence[Source],
-        order: Order,
-        tokenizer: Any,
-        image: ImageSpec | None,
-        *,
-        seed: int | None,
+        sources: Sequence[AnySource],
         policy: ErrorPolicy,
-        cache_bytes: int,
+        setup: StreamSetup,
+        *,
+        evaluation: bool = False,
+    ) -> None:
+        """`evaluation`: nothing is drawn, and rows that replace bad samples do not count."""
+        self.sources = sources
+        self.policy = policy
+        self.setup = setup
+        self.evaluation = evaluation
+        self._cache = PictureCache(0 if evaluation else setup.picture_cache_bytes)
+
+    @abstractmethod
+    def load(self, places: Sequence[Place], batch: OpenBatch) -> None:
+        """Open the samples of a batch at once, as far as they are known beforehand."""
+
+    @abstractmethod
+    def candidates(self, position: int, place: Place, batch: OpenBatch) -> Iterator[Candidate]:
+        """The sample of a position, then its substitutes, without end.
+
+        Errors: ShardError for a damaged shard, if these stop the run.
+        """
+
+    def _with_images(self, key: Hashable, sample: Sample, batch: OpenBatch) -> Opened:
+        """Put the images of a sample on the stack of the batch."""
+        try:
+            return Opened(sample, batch.stack.add(self._images(key, sample)))
+        except SkipSample as error:
+            return Opened(sample, fault=str(error))
+
+    def _images(self, key: Hashable, sample: Sample) -> Sequence[np.ndarray]:
+        if self.setup.image is None:
+            return sample.features
+        if (pictures := self._cache.get(key)) is None:
+            pictures = decode_pictures(sample, self.setup.image)
+            self._cache.put(key, pictures)
+        return pictures
+
+
+class Assembler(torch.utils.data.Dataset[Parcel]):
+    """Makes batches of positions, for training, evaluation, and every way to read."""
+
+    def __init__(
+        self,
+        reader: SampleReader[TaskSource[object]],
+        order: MixedOrder | EvalOrder,
         first_task: int = 0,
     ) -> None:
-        """`seed` None means evaluation: nothing is drawn and bad samples are not valid."""
-        self.sources = sources
+        """`first_task`: index of the first source's task in the recipe."""
+        self.reader = reader
         self.order = order
-        self.tokenizer = tokenizer
-        self.image = image
-        self.seed = seed
-        self.policy = policy
         self.first_task = first_task
-        self._cache = PictureCache(cache_bytes)
-        self._draws = None if seed is None else Draws(seed)
+        self._draws = Draws(reader.setup.seed)
         self._num_images = 0
+        """Most images of a batch so far."""
 
     def __getitems__(self, positions: list[int]) -> Parcel:
         """The batch of these positions."""
         parcel = Parcel(positions)
-        places = self.order.at(np.array(positions, np.int64))
-        numbers, samples, annotations = (p.tolist() for p in places)
-        opened = OpenedSamples(
-            self.sources,
-            self.image,
-            self._cache,
-            max(len(positions), self._num_images),
-            evaluation=self.seed is None,
-        )
+        columns = self.order.at(np.array(positions, np.int64))
+        places: list[Place] = list(zip(*(column.tolist() for column in columns), strict=True))
+        batch = OpenBatch(ImageStack(max(len(positions), self._num_images)))
         rows = []
         try:
-            opened.load(zip(numbers, samples, strict=True))
-            for position, *place in zip(positions, numbers, samples, annotations, strict=True):
-                row = self._row(position, place, opened, parcel.bad)
+            self.reader.load(places, batch)
+            for position, place in zip(positions, places, strict=True):
+                row = self._row(position, place, batch, parcel.bad)
                 if row is None:
                     return parcel
                 rows.append(row)
-            self._num_images = max(self._num_images, len(opened.stack))
+            self._num_images = max(self._num_images, len(batch.stack))
             parcel.batch = collate(
                 rows,
-                opened.stack,
-                self.tokenizer,
-                features=self.image is None,
-                evaluation=self.seed is None,
+                batch.stack,
+                self.reader.setup.tokenizer,
+                features=self.reader.setup.image is None,
+                evaluation=self.reader.evaluation,
             )
         except ValueError as error:  # ShardError is one
             parcel.error = error
         return parcel
 
     def _row(
-        self,
-        position: int,
-        place: list[int],
-        opened: OpenedSamples,
-        bad: list[BadSample],
+        self, position: int, place: Place, batch: OpenBatch, bad: list[BadSample]
     ) -> Row | None:
-        """The example of a position, or of a substitute; None where no substitute is any better."""
-        number, sample, annotation = place
-        source = self.sources[number]
+        """The example of a position, or of a substitute; None if the substitutes are bad, too."""
+        source = self.reader.sources[place[0]]
+        candidates = self.reader.candidates(position, place, batch)
         first_bad: BadSample | None = None
-        for attempt in range(self.policy.max_in_a_row + 1):
-            content: Opened | None = None
+        for attempt, candidate in enumerate(
+            islice(candidates, self.reader.policy.max_in_a_row + 1)
+        ):
             try:
-                content = opened.open((number, sample))
-                if content.fault is not None:
-                    raise SkipSample(content.fault)
-                example = self._example(
-                    source, sample, content.sample, annotation, position, attempt
-                )
-            except (SkipSample, ShardError) as error:
-                if isinstance(error, ShardError) and self.policy.on_bad_shard == "stop":
-                    raise
-                entry = self._bad(source, sample, annotation, position, content, error)
-                bad.append(entry)
-                first_bad = first_bad or entry
-                sample, annotation = self._substitute(source, sample, position, attempt, annotation)
+                example = self._example(source, candidate, position, attempt)
+            except SkipSample as error:
+                bad.append(self._bad(source, candidate, position, str(error)))
+                first_bad = first_bad or bad[-1]
                 continue
-            if first_bad and self.seed is None:
+            if first_bad and self.reader.evaluation:
                 # Another example's text and picture fill the row, but not under its id.
                 example = replace(
                     example, id=first_bad.id or f"{first_bad.dataset}/{first_bad.key}"
                 )
             return Row(
                 example=example,
-                task_index=self.first_task + number,
+                task_index=self.first_task + place[0],
                 max_prompt_tokens=source.task.max_prompt_tokens,
                 max_target_tokens=source.task.max_target_tokens,
-                images=content.images,
-                valid=first_bad is None or self.seed is not None,
+                images=candidate.opened.images,
+                valid=first_bad is None or not self.reader.evaluation,
             )
         return None
 
     def _example(
-        self,
-        source: Source,
-        number: int,
-        sample: Sample,
-        annotation: int,
-        position: int,
-        attempt: int,
+        self, source: TaskSource[object], candidate: Candidate, position: int, attempt: int
     ) -> Example:
-        """`number`: the sample's, in the source."""
-        if self._draws is None:
-            return source.fixed_example(number, sample, annotation)
+        """Errors: SkipSample; ValueError in training for an example without a target."""
+        sample, _, fault, _ = candidate.opened
+        if sample is None or fault is not None:
+            raise SkipSample(fault)
+        if self.reader.evaluation:
+            return fixed_example(source, candidate.dataset, sample, candidate.annotation)
         rng = self._draws.at(position, attempt)
-        example = ask(source.task, source.name, sample, annotation, rng)
-        require_target(source.name, example, sample)
+        example = ask(source.task, source.name, sample, candidate.annotation, rng)
+        if example.target is None:
+            raise ValueError(
+                f"source {source.name}: example {example.id} of data set {sample.dataset} has no "
+                "target; it cannot be trained on: name a split with labels"
+            )
         return example
 
-    def _substitute(
-        self, source: Source, sample: int, position: int, attempt: int, annotation: int
-    ) -> tuple[int, int]:
-        """Another example of the same data set; depends on nothing but position and attempt."""
-        dataset, local = source.locate(sample)
-        seed = 0 if self.seed is None else self.seed
-        word = int(random_words(1, seed, "substitute", source.name, position, attempt)[0])
-        first = sample - local
-        if annotation == WHOLE_SAMPLE:
-            return first + word % dataset.num_samples, WHOLE_SAMPLE
-        ends = np.cumsum(np.concatenate(dataset.counts), dtype=np.int64)
-        drawn = word % int(ends[-1])
-        other = int(np.searchsorted(ends, drawn, side="right"))
-        return first + other, drawn - (int(ends[other - 1]) if other else 0)
-
     def _bad(
-        self,
-        source: Source,
-        sample: int,
-        annotation: int,
-        position: int,
-        content: Opened | None,
-        error: Exception,
+        self, source: TaskSource[object], candidate: Candidate, position: int, reason: str
     ) -> BadSample:
-        dataset, local = source.locate(sample)
-        example = None
-        if content is not None and content.fault is not None and self.seed is None:
-            example = source.fixed_example(sample, content.sample, annotation)
-        return BadSample(
+        sample, _, fault, _ = candidate.opened
+        entry = BadSample(
             position=position,
-            dataset=dataset.label,
-            shard=dataset.shard_of(local),
-            key=content.sample.key if content else f"number {local}",
-            id=example.id if example else content.sample.id if content else "",
-            reason=str(error),
-            reference=example.reference if example else None,
-            sample=example.sample if example else "",
+            dataset=candidate.dataset,
+            shard=candidate.shard,
+            key=candidate.key,
+            id=sample.id if sample else "",
+            reason=reason,
         )
-
-
-def require_target(source: str, example: Example, sample: Sample) -> None:
-    """Training needs a target.
-
-    Errors: ValueError that names the example.
-    """
-    if example.target is None:
-        raise ValueError(
-            f"source {source}: example {example.id} of data set {sample.dataset} has no "
-            "target; it cannot be trained on: name a split with labels"
-        )
+        if sample is None or fault is None or not self.reader.evaluation:
+            return entry
+        # Only its pictures are missing: the score still needs its reference.
+        example = fixed_example(source, candidate.dataset, sample, candidate.annotation)
+        return replace(entry, id=example.id, reference=example.reference, sample=example.sample)

@@ -1,8 +1,8 @@
-"""Whether a limited cache of shards holds what a run reads in turns.
+"""Checks that a limited cache of shards holds what a run reads in turns.
 
 Inside a window examples come from all of its shards, and a process may begin the next window while
-another is still in the last one. With room for two windows of each lane that is read here, and for
-all that is evaluated, the longest unused copy is never one that the current window needs.
+another is still in the last one. With room for two windows of each lane that this machine reads,
+and for all data that is evaluated, the cache never removes a shard that the current window needs.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def check_cache_limit(
 
 
 def lanes_read(lanes: int, batch_size: int, cut: BatchCut, ranks: range) -> int:
-    """How many of the lanes these global ranks read of a global batch."""
+    """How many lanes of a global batch these global ranks read."""
     slots = np.arange(batch_size)
     ours = np.isin(cut.ranks_of(slots, batch_size), ranks)
     return len(np.unique(slots[ours] * lanes // batch_size))

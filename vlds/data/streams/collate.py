@@ -6,16 +6,25 @@ b examples, u distinct images, n images an example, l prompt tokens, t target to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import DTypeLike
 from torch import Tensor
 
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Example
+
+
+class Tokenizer(Protocol):
+    """What batches need of a tokenizer of Hugging Face's."""
+
+    pad_token_id: int
+
+    def __call__(
+        self, texts: list[str], /, *, add_special_tokens: bool, truncation: bool, max_length: int
+    ) -> Mapping[str, list[list[int]]]: ...
 
 
 class Row(NamedTuple):
@@ -26,64 +35,56 @@ class Row(NamedTuple):
     max_prompt_tokens: int
     max_target_tokens: int
     images: range
-    """Numbers of its images in the batch's stack."""
+    """Indices of its images in the batch's stack."""
     valid: bool = True
 
 
 class ImageStack:
-    """The distinct images of a batch: decoded pictures (3, h, w) or stored features (v, dim), each
-    copied once, to where it stays."""
+    """The distinct images of a batch: decoded pictures (3, h, w) or stored features (v, dim)."""
 
     def __init__(self, num_images: int) -> None:
-        """`num_images`: a good guess of how many will come."""
+        """`num_images`: a guess of how many will be added."""
         self._guess = num_images
         self._array: np.ndarray | None = None
-        self._lent: np.ndarray | None = None
         self._num_images = 0
 
     def __len__(self) -> int:
         return self._num_images
 
-    def room(self, shape: tuple[int, ...], dtype: DTypeLike = np.float16) -> np.ndarray:
-        """Where the next image may be written; `add` makes it one.
-
-        Errors: ValueError where features of one batch differ in shape.
-        """
-        if self._array is None:
-            self._array = np.empty((self._guess, *shape), dtype)
-        elif shape != self._array.shape[1:]:
-            raise ValueError(
-                f"stored features of different shapes in one batch: {self._array.shape[1:]}, "
-                f"{shape}; compute them with one encoder and one image size"
-            )
-        elif self._num_images == len(self._array):
-            self._array = np.concatenate([self._array, np.empty_like(self._array)])
-        self._lent = self._array[self._num_images]
-        return self._lent
-
     def add(self, images: Sequence[np.ndarray]) -> range:
-        """Put the images of a sample on the stack; their numbers.
+        """Copy the images of a sample to the stack and return their indices.
 
-        Errors: ValueError as for `room`.
+        Errors: ValueError for features of different shapes in one batch.
         """
         first = self._num_images
-        if any(image is self._lent for image in images[1:]):  # another one comes to lie there
-            images = [image.copy() for image in images]
         for image in images:
-            if image is not self._lent:
-                self.room(image.shape, image.dtype)[...] = image
+            if self._array is None:
+                self._array = np.empty((self._guess, *image.shape), image.dtype)
+            elif image.shape != self._array.shape[1:]:
+                raise ValueError(
+                    f"stored features of different shapes in one batch: {self._array.shape[1:]}, "
+                    f"{image.shape}; compute them with one encoder and one image size"
+                )
+            elif self._num_images == len(self._array):
+                self._array = np.concatenate([self._array, np.empty_like(self._array)])
+            self._array[self._num_images] = image
             self._num_images += 1
         return range(first, self._num_images)
 
     def tensor(self) -> Tensor | None:
-        """(u, ...), sharing the stack's memory; None where there is no image."""
+        """(u, ...), sharing the stack's memory; None without images."""
         return None if self._array is None else torch.from_numpy(self._array[: self._num_images])
 
 
 def collate(
-    rows: Sequence[Row], stack: ImageStack, tokenizer: Any, *, features: bool, evaluation: bool
+    rows: Sequence[Row],
+    stack: ImageStack,
+    tokenizer: Tokenizer,
+    *,
+    features: bool,
+    evaluation: bool,
 ) -> Batch:
-    """Put rows together, padded on the right. `features` says what is on the stack."""
+    """Put rows together, padded on the right. `features`: these are on the stack."""
     prompts = token_ids(tokenizer, [(r.example.prompt, r.max_prompt_tokens) for r in rows])
     input_ids = _padded(prompts, tokenizer.pad_token_id)
     lengths = torch.tensor([len(tokens) for tokens in prompts])
@@ -104,30 +105,29 @@ def collate(
     )
 
 
-def _labels(rows: Sequence[Row], tokenizer: Any) -> Tensor | None:
-    """(b, t), all ignored for examples without a target; None where there is no target at all."""
-    with_target = [n for n, row in enumerate(rows) if row.example.target is not None]
-    if not with_target:
+def _labels(rows: Sequence[Row], tokenizer: Tokenizer) -> Tensor | None:
+    """(b, t), ignored for examples without a target; None if no example has one."""
+    if all(row.example.target is None for row in rows):
         return None
-    texts = [(rows[n].example.target or "", rows[n].max_target_tokens) for n in with_target]
-    targets: list[list[int]] = [[] for _ in rows]
-    for n, tokens in zip(with_target, token_ids(tokenizer, texts), strict=True):
-        targets[n] = tokens
-    return _padded(targets, IGNORED_LABEL)
+    texts = [(row.example.target or "", row.max_target_tokens) for row in rows]
+    pairs = zip(rows, token_ids(tokenizer, texts), strict=True)
+    return _padded(
+        [[] if row.example.target is None else tokens for row, tokens in pairs], IGNORED_LABEL
+    )
 
 
-def token_ids(tokenizer: Any, texts: Sequence[tuple[str, int]]) -> list[list[int]]:
-    """Token numbers of (text, most tokens) pairs: one call of the tokenizer for each limit.
+def token_ids(tokenizer: Tokenizer, texts: Sequence[tuple[str, int]]) -> list[list[int]]:
+    """Token ids of (text, most tokens) pairs: one call of the tokenizer for each limit.
 
     Equal texts, frequent among prompts and answers of one batch, are tokenized once.
     """
-    found: dict[tuple[str, int], list[int]] = {}
+    ids_of: dict[tuple[str, int], list[int]] = {}
     for limit in {limit for _, limit in texts}:
         distinct = list(dict.fromkeys(text for text, its_limit in texts if its_limit == limit))
         tokens = tokenizer(distinct, add_special_tokens=True, truncation=True, max_length=limit)
         for text, ids in zip(distinct, tokens["input_ids"], strict=True):
-            found[text, limit] = ids
-    return [found[key] for key in texts]
+            ids_of[text, limit] = ids
+    return [ids_of[key] for key in texts]
 
 
 def _padded(lines: Sequence[Sequence[int]], value: int) -> Tensor:

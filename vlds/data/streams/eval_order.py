@@ -1,8 +1,8 @@
 """The order of evaluation: every example once, the most work first, one picture's in one batch.
 
-A batch is padded to its longest input, so inputs of like length go together; a picture is encoded
-once a batch, so its questions do, too. The batches are a function of the data alone: ranks take
-turns with them, and each batch is computed in the same way on any number of ranks.
+A batch is padded to its longest input, so inputs of similar length go together. A picture is
+encoded once a batch, so its questions go together, too. The batches depend on the data alone: ranks
+take turns with them, and compute each batch in the same way on any number of ranks.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 
 from vlds.data.errors import ShardError
-from vlds.data.order.permutation import WHOLE_SAMPLE
-from vlds.data.order.randomness import Ints
-from vlds.data.streams.collate import token_ids
-from vlds.data.streams.source import Source
+from vlds.data.order.permutation import WHOLE_SAMPLE, Ints
+from vlds.data.streams.collate import Tokenizer, token_ids
+from vlds.data.streams.source import Source, fixed_example
 from vlds.schema import Example, SkipSample
 from vlds.tasks.base import by_id
 
@@ -27,8 +26,7 @@ TOGETHER = 1024
 
 @dataclass
 class Survey:
-    """What is known of a source's examples before any of them is decoded, in the order of its
-    samples."""
+    """A source's examples before any picture is decoded, in the order of its samples."""
 
     ids: list[str] = field(default_factory=list)
     references: list[Any] = field(default_factory=list)
@@ -38,64 +36,63 @@ class Survey:
     """Pictures of each sample, and tokens of its longest input."""
 
     def extend(self, other: Survey) -> None:
-        """Take the examples of the samples that follow."""
+        """Append the examples of the samples that follow."""
         self.ids += other.ids
         self.references += other.references
         self.samples += other.samples
         self.costs += other.costs
 
     def check(self) -> None:
-        """Errors: ValueError where an id comes twice, since predictions go by them."""
+        """Errors: ValueError for an id that comes twice: predictions are found by id."""
         by_id((key, None) for key in self.ids)
 
 
 def fixed_examples(source: Source, samples: range) -> Iterator[tuple[int, list[Example]]]:
-    """What evaluation asks about each of these samples, with how many pictures it has.
+    """The number of pictures of each sample, and what evaluation asks about it.
 
-    Errors: ValueError where a sample's text cannot be read.
+    Errors: ValueError for a sample whose text cannot be read.
     """
-    counts = np.concatenate(source.counts)
-    for number in samples:
-        dataset, local = source.locate(number)
+    for index in samples:
+        dataset, index_in_dataset = source.locate(index)
         try:
-            sample = dataset.read(local)
+            sample = dataset.read(index_in_dataset)
             whole = source.task.unit == "sample"
-            annotations = [WHOLE_SAMPLE] if whole else range(int(counts[number]))
-            found = [source.fixed_example(number, sample, n) for n in annotations]
+            annotations = [WHOLE_SAMPLE] if whole else range(len(sample.annotations))
+            examples = [fixed_example(source, dataset.label, sample, n) for n in annotations]
         except ShardError:
             raise
         except SkipSample as error:
             raise ValueError(
-                f"task {source.name}: {error}; what it asks is not known, so no score would be "
-                "whole: prepare the data set again"
+                f"task {source.name}: {error}; its questions are unknown, so every score would be "
+                "incomplete: prepare the data set again"
             ) from None
-        yield len(sample.images) or len(sample.features), found
+        yield len(sample.images) or len(sample.features), examples
 
 
-def survey(source: Source, samples: range, tokenizer: Any = None) -> Survey:
-    """Read the text of some samples. Without a tokenizer nothing is said of their costs."""
-    found = Survey()
+def survey(source: Source, samples: range, tokenizer: Tokenizer | None = None) -> Survey:
+    """Read the text of some samples. Without a tokenizer their costs stay empty."""
+    result = Survey()
     for start in range(samples.start, samples.stop, TOGETHER):
         part = range(start, min(start + TOGETHER, samples.stop))
         groups = list(fixed_examples(source, part))
         examples = [example for _, group in groups for example in group]
-        found.ids += [example.id for example in examples]
-        found.references += [example.reference for example in examples]
-        found.samples += [example.sample for example in examples]
+        result.ids += [example.id for example in examples]
+        result.references += [example.reference for example in examples]
+        result.samples += [example.sample for example in examples]
         if tokenizer is not None:
             limit = source.task.max_prompt_tokens
             prompts = token_ids(tokenizer, [(example.prompt, limit) for example in examples])
             lengths = iter(map(len, prompts))
-            found.costs += [
+            result.costs += [
                 (pictures, max((next(lengths) for _ in group), default=0))
                 for pictures, group in groups
             ]
-    return found
+    return result
 
 
 class EvalOrder:
-    """Positions of an evaluation: annotations (or whole samples) as they lie in the shards, and the
-    batches in which they are decoded."""
+    """Positions of an evaluation: annotations (or whole samples) in the order of the shards, and
+    the batches in which they are decoded."""
 
     def __init__(
         self,
@@ -113,23 +110,24 @@ class EvalOrder:
         self.num_examples = int(self._ends[-1]) if len(each) else 0
         pictures, tokens = np.array(costs, np.int64).reshape(-1, 2).T
         self.batches: list[list[int]] = self._cut(np.lexsort((-tokens, -pictures)), size)
-        """Positions of each batch; a sample's stand together, in one batch if they fit."""
+        """Positions of each batch; those of a sample stand together, in one batch if they fit."""
 
     def _cut(self, samples: Ints, size: int) -> list[list[int]]:
         batches: list[list[int]] = []
         for sample in samples.tolist():
             end = int(self._ends[sample])
-            own = list(range(end - int(self._counts[sample]), end))
-            if batches and len(batches[-1]) + len(own) <= size:
-                batches[-1] += own
+            positions = list(range(end - int(self._counts[sample]), end))
+            if batches and len(batches[-1]) + len(positions) <= size:
+                batches[-1] += positions
             else:
-                batches += [own[start : start + size] for start in range(0, len(own), size)]
+                starts = range(0, len(positions), size)
+                batches += [positions[start : start + size] for start in starts]
         return batches
 
     def at(self, positions: Ints) -> tuple[Ints, Ints, Ints]:
-        """Source (always 0), sample and annotation number of each position."""
-        none = np.zeros_like(positions)
+        """Source (always 0), sample and annotation of each position."""
+        sources = np.zeros_like(positions)
         samples = np.searchsorted(self._ends, positions, side="right")
         if self.whole_samples:
-            return none, samples, np.full_like(positions, WHOLE_SAMPLE)
-        return none, samples, positions - (self._ends - self._counts)[samples]
+            return sources, samples, np.full_like(positions, WHOLE_SAMPLE)
+        return sources, samples, positions - (self._ends - self._counts)[samples]

@@ -1,75 +1,127 @@
-"""Torch's loader over lists of positions."""
+"""Torch's loader over lists of positions, and its workers that are killed or hang.
+
+Torch reports a killed worker at any point of the rank's work. It does not notice one that hangs in
+a read or a decoder: its timeout does not cover the wait for the memory of a batch, which the worker
+itself hands over. So a thread watches a rank that waits, and kills the worker that is behind, which
+brings the rank back.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import re
 import signal
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import threading
+import time
+from collections.abc import Iterable, Iterator, MutableSequence, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import Any, NamedTuple
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
+from typing import Any
 
-import numpy as np
 import torch.utils.data
 
-from vlds.data.order.batch_cut import BatchCut
-from vlds.data.order.mixture import MixedOrder
-from vlds.data.streams.assemble import Parcel
-from vlds.runtime.process_end import ASKING, end_with_parent
+from vlds.data.errors import BadSample
+from vlds.runtime.process_end import ASKING, KILLED, end_with_parent, how_it_ended
 from vlds.schema import Batch
 
-
-class Piece(NamedTuple):
-    """A rank's micro-batch."""
-
-    start: int
-    """Position at which its global batch begins."""
-    slots: range
-    """Its slots in the global batch."""
-    ends_step: bool
-    """True for the rank's last micro-batch of the global batch."""
+LOST = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)")
+"""What torch says of a killed worker."""
+LOOKS = 20
+"""How often the thread looks within the timeout."""
 
 
-@dataclass(frozen=True)
-class Positions:
-    """This rank's micro-batches of an order, for ever."""
+@dataclass
+class Parcel:
+    """What a worker hands to the training process."""
 
-    order: MixedOrder
-    cut: BatchCut
-    global_rank: int
-    start: int
-    """Position at which the first global batch begins."""
+    positions: list[int]
+    batch: Batch | None = None
+    """None if no batch could be made: then `bad` or `error` says why."""
+    bad: list[BadSample] = field(default_factory=list)
+    error: ValueError | None = None
+    """As a value, because torch would wrap a raised one in the worker's traceback."""
 
-    def __iter__(self) -> Iterator[list[int]]:
-        """Positions of each micro-batch; torch's loader makes no empty batches, so that a
-        micro-batch without rows stands for the first example of its global batch."""
-        for piece in self.pieces():
-            yield [piece.start + slot for slot in piece.slots] or [piece.start]
+    def pin_memory(self) -> Parcel:
+        """Called by torch's DataLoader when it pins."""
+        return replace(self, batch=self.batch and self.batch.pin_memory())
 
-    def pieces(self) -> Iterator[Piece]:
-        """The micro-batches, as parts of their global batches."""
-        for start in count(self.start, self.order.stride):
-            size = int(self.order.sizes_at(np.array([start]))[0])
-            *others, last = self.cut.pieces(size, self.global_rank)
-            for slots in others:
-                yield Piece(start, slots, False)
-            yield Piece(start, last, True)
-
-
-def batch_of(parcel: Parcel) -> Batch:
-    """The batch, or the error that came instead."""
-    if parcel.error is not None:
-        raise parcel.error
-    if parcel.batch is None:
-        last = parcel.bad[-1]
-        raise ValueError(
-            f"no substitute for sample {last.key} of data set {last.dataset} could be read: "
-            f"{last.reason}; prepare the data set again"
-        )
-    return parcel.batch
+    def unpack(self) -> Batch:
+        """The batch; raises the error that came instead."""
+        if self.error is not None:
+            raise self.error
+        if self.batch is None:
+            last = self.bad[-1]
+            raise ValueError(
+                f"no substitute for sample {last.key} of data set {last.dataset} could be read: "
+                f"{last.reason}; prepare the data set again"
+            )
+        return self.batch
 
 
-def make_loader(
+class WorkerLost(RuntimeError):
+    """A loader worker was killed, or has made no batch for too long."""
+
+
+def lost_worker(error: BaseException) -> str | None:
+    """The message about a loader worker that hangs or was killed; None for other errors."""
+    if isinstance(error, WorkerLost):
+        return str(error)
+    if not (match := LOST.search(str(error))):
+        return None
+    how = match[2].strip().rstrip(".")
+    return _ended(match[1], f"was {KILLED}" if "Killed" in how else how)
+
+
+def parcels(
+    assembler: torch.utils.data.Dataset[Parcel],
+    positions: Iterable[list[int]],
+    num_workers: int,
+    timeout: float,
+) -> Iterator[Parcel]:
+    """What the assembler makes of lists of positions, in order. `timeout`: seconds that workers may
+    take for the next one; 0: any number.
+
+    Errors: WorkerLost that names the worker.
+    """
+    if not num_workers:
+        yield from _make_loader(assembler, positions, num_workers)
+        return
+    done = multiprocessing.RawArray("q", num_workers)
+    loader = _make_loader(CountedAssembler(assembler, done), positions, num_workers)
+    iterator = iter(loader)
+    # A private name of torch's; tests fail if it changes.
+    workers = iterator._workers  # type: ignore[attr-defined]
+    watch = Watch(done, workers, loader.prefetch_factor or 1, timeout)
+    at_exit = Finalize(None, _kill, args=(workers,), exitpriority=0)
+    try:
+        for watch.batch in count():
+            watch.waiting_since = time.monotonic()
+            try:
+                parcel = next(iterator)
+            except StopIteration:
+                return
+            except Exception:
+                # Also after the watch: torch's own error about its worker is suppressed in there.
+                killed = _killed(workers)
+                if (message := watch.message or killed) is None:
+                    raise
+                raise WorkerLost(message) from None
+            watch.waiting_since = None
+            yield parcel
+    finally:
+        watch.ended.set()
+        # Now, not when a traceback that holds the iterator is collected: the garbage collector
+        # takes the workers' queues away first, and then torch waits five seconds for each worker.
+        iterator._shutdown_workers()  # type: ignore[attr-defined]
+        at_exit.cancel()
+
+
+def _make_loader(
     assembler: torch.utils.data.Dataset[Parcel], positions: Iterable[list[int]], num_workers: int
 ) -> torch.utils.data.DataLoader[Parcel]:
     """Torch's loader over lists of positions, in order."""
@@ -81,7 +133,7 @@ def make_loader(
         batch_sampler=positions,
         num_workers=num_workers,
         collate_fn=_same,
-        # Its own: the loader draws a seed from it, and the run's random numbers must not notice.
+        # The loader draws a seed from its generator; that must not change the run's random numbers.
         generator=torch.Generator(),
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_belong_to_the_rank if num_workers else None,
@@ -93,8 +145,93 @@ def _same(parcel: Any) -> Any:
 
 
 def _belong_to_the_rank(_worker: int) -> None:
-    """A rank that is told to stop needs its workers until it has saved; it ends them itself, and
-    they end with it, also in the middle of a read that hangs."""
+    """A rank that is asked to stop needs its workers until it has saved, so they ignore the signal.
+    The rank ends them; they also end when it dies, even in a read that hangs."""
     for number in ASKING:
         signal.signal(number, signal.SIG_IGN)
     end_with_parent()
+
+
+def _kill(workers: Sequence[BaseProcess]) -> None:
+    """End the workers of an open stream when Python exits: they ignore its SIGTERM, and it would
+    wait for ever."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise for a killed worker
+    for process in workers:
+        process.kill()
+
+
+def _killed(workers: Sequence[BaseProcess]) -> str | None:
+    """The message about a worker that has ended. Its connections break before that, with errors in
+    any part of torch."""
+    for _ in range(3):
+        with suppress(RuntimeError):  # torch's error about the same worker, raised by its handler
+            ended = wait([process.sentinel for process in workers], timeout=1)
+            for process in workers:
+                if process.sentinel in ended:
+                    process.join()
+                    return _ended(process.pid, how_it_ended(process.exitcode or 0))
+            return None
+    return None
+
+
+def _ended(process: int | str | None, how: str) -> str:
+    return (
+        f"its loader worker (process {process}) {how}; a smaller data.num_workers takes less memory"
+    )
+
+
+@dataclass(frozen=True)
+class CountedAssembler(torch.utils.data.Dataset[Parcel]):
+    """An assembler whose processes count their batches."""
+
+    assembler: torch.utils.data.Dataset[Parcel]
+    done: MutableSequence[int]
+    """Batches of each worker, in shared memory."""
+
+    def __getitems__(self, positions: list[int]) -> Parcel:
+        """The batch of these positions."""
+        worker = torch.utils.data.get_worker_info()
+        assert worker is not None
+        parcel: Parcel = self.assembler.__getitems__(positions)  # type: ignore[attr-defined]
+        self.done[worker.id] += 1
+        return parcel
+
+
+class Watch:
+    """A thread that ends a rank's wait."""
+
+    def __init__(
+        self, done: Sequence[int], workers: Sequence[BaseProcess], ahead: int, timeout: float
+    ) -> None:
+        """`ahead`: batches that each worker makes before the rank takes the first."""
+        self.batch = 0
+        """Index of the batch that the rank waits for."""
+        self.waiting_since: float | None = None
+        self.message: str | None = None
+        """About the worker that was killed."""
+        self.ended = threading.Event()
+        self._done, self._workers, self._ahead = done, workers, ahead
+        self._timeout = timeout or threading.TIMEOUT_MAX
+        threading.Thread(target=self._look, name="watch_workers", daemon=True).start()
+
+    def _look(self) -> None:
+        while not self.ended.wait(self._timeout / LOOKS):
+            since = self.waiting_since
+            if since is not None and time.monotonic() - since > self._timeout:
+                self._end_wait(time.monotonic() - since)
+                return
+
+    def _end_wait(self, seconds: float) -> None:
+        """Kill the worker of the first batch that is not made yet. Torch's loader gives the batches
+        to its workers in turns."""
+        num_workers = len(self._workers)
+        requested = range(self.batch, self.batch + num_workers * self._ahead)
+        turns = ((batch % num_workers, batch // num_workers) for batch in requested)
+        index = next((n for n, turn in turns if self._done[n] <= turn), self.batch % num_workers)
+        process = self._workers[index]
+        self.message = (
+            f"its loader worker {index + 1} of {num_workers} (process {process.pid}) has given "
+            f"nothing for {seconds:.0f} s: it hangs while it reads or decodes; look at where its "
+            "data lie, or raise training.collective_timeout"
+        )
+        process.kill()

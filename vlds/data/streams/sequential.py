@@ -1,91 +1,153 @@
 """The sequential reader: webdataset's way to read shards, from the first byte to the last.
 
-For shards without an index, or that can only be streamed. The shards of a source are permuted anew
-in every pass, and the passes follow one another without end; with n loader processes on all ranks,
-process k opens every n-th shard of that sequence. So no process ever waits for another or runs dry,
-also with fewer shards than processes: all ranks have as many batches. Which task stands at which
-position is the mixture's affair, the same as for indexed shards; which of its examples is not: that
-depends on the number of processes, and a stream that goes on somewhere begins new shards there.
+For shards that are unindexed or stream-only. The shards of a source are permuted in every pass, and
+passes follow one another without end; with n loader processes on all ranks, process k opens every
+n-th shard of that sequence. So no process waits for another or runs dry, even with fewer shards
+than processes: all ranks have equally many batches. The mixture says which task stands at which
+position, as for indexed shards. Which of the task's examples stands there depends on the number of
+processes, and a resumed stream begins new shards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import random
+from collections.abc import Iterator, Sequence
+from itertools import count
 from typing import Any
 
-from vlds.data.errors import ErrorPolicy
-from vlds.data.order.batch_cut import BatchCut
-from vlds.data.order.mixture import NamedOrder, Unit, batch_sizes, mixed_order
-from vlds.data.streams.endless import Options, SequentialAssembler, Start
-from vlds.data.streams.mixed_stream import ALONE, CACHE_BYTES, MixedStream
-from vlds.data.streams.streamed_source import StreamedSource
-from vlds.schema import ImageSpec
+import torch.utils.data
+import webdataset
 
-NOTICE = (
-    "data.reader sequential: shards are split over ranks and workers, so the order of examples "
-    "depends on their number; --resume begins new shards; epochs are not exact. For all of these: "
-    "`python -m data_prep index` and data.reader indexed"
+from vlds.data.config import DataConfig
+from vlds.data.errors import ShardError
+from vlds.data.order.epoch_order import NamedOrder
+from vlds.data.order.permutation import Recent, permutation
+from vlds.data.streams.assemble import (
+    Candidate,
+    OpenBatch,
+    Opened,
+    Place,
+    SampleReader,
+    StreamSetup,
 )
+from vlds.data.streams.mixed_stream import MixedStream
+from vlds.data.streams.streamed_source import StreamedDataset, StreamedSource
+from vlds.runtime.credentials import without_credentials
+from vlds.schema import SkipSample
 
 
 class SequentialStream(MixedStream):
-    """Shards as they come; what is weaker than in TrainStream, `notice` says."""
+    """Shards as they come; `notice` says what is weaker than in TrainStream."""
 
-    notice = NOTICE
+    notice = (
+        "data.reader sequential: shards are split over ranks and workers, so the order of examples "
+        "depends on their number; --resume begins new shards; epochs are not exact. For all of "
+        "these: `python -m data_prep index` and data.reader indexed"
+    )
 
     def __init__(
-        self,
-        sources: Sequence[StreamedSource],
-        *,
-        tokenizer: Any,
-        image: ImageSpec | None,
-        seed: int,
-        global_batch_size: int,
-        cut: BatchCut = ALONE,
-        global_rank: int = 0,
-        num_workers: int = 0,
-        worker_timeout: float = 0.0,
-        unit: Unit = "example",
-        temperature: float | None = None,
-        shuffle_buffer: int = 1000,
-        errors: ErrorPolicy | None = None,
-        ledger: Path | None = None,
-        cache_bytes: int = CACHE_BYTES,
+        self, sources: Sequence[StreamedSource], config: DataConfig, setup: StreamSetup
     ) -> None:
-        """Check everything, read each data set's first sample; `ledger` lists bad samples."""
-        policy = errors or ErrorPolicy()
+        """Check everything; read the first sample of each data set."""
         for source in sources:
-            source.check(image, policy)
-        about = {"shuffle_buffer": shuffle_buffer}
-        order = mixed_order(
-            [NamedOrder(source.name, source.num_annotations, about) for source in sources],
-            [source.weight for source in sources],
-            seed=seed,
-            temperature=temperature,
-            global_batch_size=global_batch_size,
-            batch_sizes=batch_sizes(sources, unit, global_batch_size),
-        )
-        super().__init__(
-            order,
-            global_batch_size=global_batch_size,
-            cut=cut,
-            global_rank=global_rank,
-            num_workers=num_workers,
-            worker_timeout=worker_timeout,
-            policy=policy,
-            ledger=ledger,
-        )
+            source.check(setup.image, config.errors)
+        about = {"shuffle_buffer": config.shuffle_buffer}
+        orders = [NamedOrder(source.name, source.num_annotations, about) for source in sources]
+        super().__init__(sources, orders, config, setup)
         self.sources = list(sources)
-        self._options = Options(
-            tokenizer, image, policy, seed, max(1, num_workers), shuffle_buffer, cache_bytes
-        )
 
-    def _assemble(self) -> SequentialAssembler:
-        begins = Start(self.consumed, self.cut.world_size, self.global_rank)
-        return SequentialAssembler(self.sources, self.order, self._options, begins)
+    def _reader(self) -> StreamedReader:
+        return StreamedReader(self.sources, self.config, self.setup, self.consumed)
 
     def fingerprint(self) -> dict[str, Any]:
         """The mixture and the lists of shards."""
         data = {source.name: source.fingerprint() for source in self.sources}
         return {"reader": "sequential", "order": self.order.fingerprint(), "data": data}
+
+
+class StreamedReader(SampleReader[StreamedSource]):
+    """What comes next in the shards of the process that it is in."""
+
+    def __init__(
+        self,
+        sources: Sequence[StreamedSource],
+        config: DataConfig,
+        setup: StreamSetup,
+        start: int,
+    ) -> None:
+        """`start`: position at which the stream begins."""
+        super().__init__(sources, config.errors, setup)
+        self.config, self.start = config, start
+        self._shuffled: dict[int, Iterator[Candidate]] = {}
+
+    def load(self, places: Sequence[Place], batch: OpenBatch) -> None:
+        """Nothing: which samples come next is not known."""
+
+    def candidates(self, position: int, place: Place, batch: OpenBatch) -> Iterator[Candidate]:
+        """What comes next in the shards of the position's source."""
+        for candidate in self._examples(place[0]):
+            if (sample := candidate.opened.sample) is not None:
+                key = (candidate.shard, candidate.key)
+                if key not in batch.samples:
+                    batch.samples[key] = self._with_images(key, sample, batch)
+                candidate = candidate._replace(opened=batch.samples[key])
+            yield candidate
+
+    def _examples(self, source_index: int) -> Iterator[Candidate]:
+        """A source's examples in this process, without end, shuffled by webdataset."""
+        if source_index not in self._shuffled:
+            source = self.sources[source_index]
+            worker = torch.utils.data.get_worker_info()
+            first_process = self.setup.global_rank * max(1, self.config.num_workers)
+            process = first_process + (worker.id if worker else 0)
+            seed = f"{self.setup.seed}/{source.name}/{self.start}/{process}"
+            self._shuffled[source_index] = iter(
+                webdataset.DataPipeline(
+                    lambda: self._unshuffled(source, process),
+                    webdataset.shuffle(self.config.shuffle_buffer, rng=random.Random(seed)),
+                )
+            )
+        return self._shuffled[source_index]
+
+    def _unshuffled(self, source: StreamedSource, process: int) -> Iterator[Candidate]:
+        """Every n-th of a source's shards, pass after pass, each in a new permutation. Damage stops
+        the run, or takes the place of an example, as the policy says.
+
+        Errors: ShardError.
+        """
+        key = (self.setup.seed, "sequential", source.name, self.start)
+        order = Recent(lambda pass_index: permutation(len(source.shards), *key, pass_index))
+        num_processes = self.setup.cut.world_size * max(1, self.config.num_workers)
+        num_empty, fault = 0, "it is empty"
+        for turn in count(process, num_processes):
+            num_empty += 1
+            pass_index, index = divmod(turn, len(source.shards))
+            dataset, url = source.shards[order(pass_index)[index]]
+            shard = without_credentials(url)
+            try:
+                for candidate in _candidates_in(source, dataset, url):
+                    num_empty = 0
+                    yield candidate
+            except ShardError as error:
+                if self.policy.on_bad_shard == "stop":
+                    raise
+                fault = str(error)
+                yield Candidate(dataset.label, shard, "the shard", 0, Opened(None, fault=fault))
+            if num_empty > max(len(source.shards), self.policy.max_in_a_row):
+                raise ShardError(
+                    f"source {source.name}: {num_empty} shards, one after the other, gave no "
+                    f"example, such as {shard} ({fault}); look at what they hold"
+                )
+
+
+def _candidates_in(
+    source: StreamedSource, dataset: StreamedDataset, url: str
+) -> Iterator[Candidate]:
+    """The examples of a shard, without their images."""
+    shard = without_credentials(url)
+    for key, sample in dataset.read(url, source.num_pictures):
+        if isinstance(sample, SkipSample):
+            yield Candidate(dataset.label, shard, key, 0, Opened(None, fault=str(sample)))
+            continue
+        for annotation in range(len(sample.annotations)):
+            yield Candidate(dataset.label, shard, key, annotation, Opened(sample))

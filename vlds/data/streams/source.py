@@ -8,38 +8,86 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from vlds.data.order.permutation import WHOLE_SAMPLE, hashed
-from vlds.data.shards.num_pictures import ANY_NUMBER, NumPictures
 from vlds.data.shards.store import Dataset
 from vlds.schema import Example, ImageSpec, Sample, SkipSample
 from vlds.tasks.base import Task, ask
 
 FIRST_READ = 8
 """Samples of a data set of which one must be usable."""
+Data = TypeVar("Data", covariant=True)
 
 
 @dataclass(frozen=True)
-class Source:
-    """One task of a recipe with its data sets; their shards are shuffled as if they were one."""
+class NumPictures:
+    """A sample has from `fewest` to `most` pictures, or stored features."""
+
+    fewest: int = 0
+    most: int | None = None
+    """None: any number."""
+    cure: str = "prepare the data set without such samples"
+    """What to do about samples with more."""
+
+    def first_odd(self, pictures: Sequence[np.ndarray], but: Sequence[int]) -> int | None:
+        """Index of the first sample with too few or too many pictures; None if there is none.
+        `pictures`: of each sample, shard by shard; `but`: indices of samples to overlook."""
+        counts = np.concatenate(pictures)
+        odd = counts < self.fewest
+        if self.most is not None:
+            odd |= counts > self.most
+        odd[list(but)] = False
+        return int(odd.argmax()) if odd.any() else None
+
+    def check(self, sample: Sample) -> None:
+        """Errors: SkipSample for a sample with too few or too many."""
+        count = len(sample.images) or len(sample.features)
+        if count < self.fewest or (self.most is not None and count > self.most):
+            raise SkipSample(f"sample {sample.key}: {self.fault(count)}")
+
+    def fault(self, count: int) -> str:
+        """The message about a sample with this many."""
+        wanted = str(self.fewest)
+        if self.most is None:
+            wanted += " or more"
+        elif self.most != self.fewest:
+            wanted += f" to {self.most}"
+        noun = "picture" if count == 1 else "pictures"
+        cure = NumPictures.cure if count < self.fewest else self.cure
+        return f"it has {count} {noun}, {wanted} expected; {cure}"
+
+
+ANY_NUMBER = NumPictures()
+
+
+@dataclass(frozen=True)
+class TaskSource(Generic[Data]):
+    """One task of a recipe with its data sets; their shards are shuffled together."""
 
     name: str
     """The task's name in the recipe."""
     task: Task
-    datasets: Sequence[Dataset]
+    datasets: Sequence[Data]
     weight: float = 1.0
     """Share of its examples, relative to the other sources' weights."""
     batch_size: int | None = None
-    """Examples of its global batches, where batches are of one task; None: as many as the
-    others'."""
+    """Examples of its global batches, if batches hold one task; None: data.global_batch_size."""
     num_pictures: NumPictures = ANY_NUMBER
     """Of each sample."""
 
+
+AnySource = TypeVar("AnySource", bound=TaskSource[object], covariant=True)
+
+
+class Source(TaskSource[Dataset]):
+    """A task with indexed data sets."""
+
     @cached_property
     def first_sample(self) -> list[int]:
-        """Number of each data set's first sample among the samples of all."""
+        """Index of each data set's first sample in the source."""
         return [0, *accumulate(dataset.num_samples for dataset in self.datasets)]
 
     @property
@@ -60,25 +108,12 @@ class Source:
         return sum(dataset.num_annotations for dataset in self.datasets)
 
     def locate(self, sample: int) -> tuple[Dataset, int]:
-        """Data set that holds a sample of the source, and the sample's number in it."""
-        number = bisect_right(self.first_sample, sample) - 1
-        return self.datasets[number], sample - self.first_sample[number]
-
-    def fixed_example(self, number: int, sample: Sample, annotation: int) -> Example:
-        """What evaluation asks about a sample of the source, by its number there.
-
-        Ids are unique within a data set only, and predictions go by them: where there are several
-        data sets, they begin with the data set's name and split.
-
-        Errors: SkipSample where its annotations are not what the task reads.
-        """
-        whole = annotation == WHOLE_SAMPLE
-        example = ask(self.task, self.name, sample, None if whole else annotation, None)
-        start = f"{self.locate(number)[0].label}/" if len(self.datasets) > 1 else ""
-        return replace(example, id=f"{start}{example.id}", sample=f"{start}{sample.id}")
+        """Data set that holds a sample of the source, and the sample's index in it."""
+        index = bisect_right(self.first_sample, sample) - 1
+        return self.datasets[index], sample - self.first_sample[index]
 
     def check(self, image: ImageSpec | None) -> None:
-        """Check that there is data, each data set once, and of the sort that the model sees.
+        """Check that there is data, each data set once, of the sort that the model reads.
 
         Errors: ValueError that names the source and the cure.
         """
@@ -95,46 +130,39 @@ class Source:
                 raise ValueError(
                     f"source {self.name}: data set {dataset.folder} has no annotations"
                 )
-            self._check_number(dataset)
+            odd = self.num_pictures.first_odd(dataset.pictures, list(dataset.quarantine))
+            if odd is not None:
+                count = int(np.concatenate(dataset.pictures)[odd])
+                raise ValueError(
+                    f"source {self.name}: data set {dataset.folder}, sample {odd} (in "
+                    f"{dataset.shard_of(odd)}): {self.num_pictures.fault(count)}"
+                )
             self._read_first(dataset, image)
 
-    def _check_number(self, dataset: Dataset) -> None:
-        """Errors: ValueError where a sample has more or fewer pictures than it may have."""
-        pictures, known = dataset.pictures, list(dataset.quarantine)
-        if (odd := self.num_pictures.first_odd(pictures, known)) is not None:
-            found = int(np.concatenate(pictures)[odd])
-            raise ValueError(
-                f"source {self.name}: data set {dataset.folder}, sample {odd} (in "
-                f"{dataset.shard_of(odd)}): {self.num_pictures.fault(found)}"
-            )
-
     def _read_first(self, dataset: Dataset, image: ImageSpec | None) -> None:
-        """Read the first samples, up to one that can be used: others are counted when they come up.
+        """Read samples up to the first good one; bad ones are counted when a run reads them.
 
-        Errors: ValueError where none of them can be used.
+        Errors: ValueError if the first samples are all bad.
         """
-        first: SkipSample | None = None
-        few = min(FIRST_READ, dataset.num_samples)
-        for number in range(few):
-            if number in dataset.quarantine:
+        first_error: SkipSample | None = None
+        num_tried = min(FIRST_READ, dataset.num_samples)
+        for index in range(num_tried):
+            if index in dataset.quarantine:
                 continue
             try:
-                check_pictures(dataset.folder, dataset.read(number), image)
+                check_pictures(dataset.folder, dataset.read(index), image)
                 return
             except SkipSample as error:
-                first = first or error
-        if first is not None:
+                first_error = first_error or error
+        if first_error is not None:
             raise ValueError(
-                f"source {self.name}: none of the first {few} samples of data set "
-                f"{dataset.folder} can be used; {first}"
+                f"source {self.name}: none of the first {num_tried} samples of data set "
+                f"{dataset.folder} can be used; {first_error}"
             )
 
 
 def check_pictures(place: str | Path, sample: Sample, image: ImageSpec | None) -> None:
-    """Pictures for a vision encoder that decodes them, features for one that reads those.
-
-    `place`: of the data set.
-    """
+    """Errors: ValueError for pictures if the vision encoder reads features, and vice versa."""
     if image is None and sample.images and not sample.features:
         raise ValueError(
             f"data set {place} holds pictures, but the vision encoder reads stored "
@@ -145,3 +173,19 @@ def check_pictures(place: str | Path, sample: Sample, image: ImageSpec | None) -
             f"data set {place} holds stored features, but the vision encoder wants "
             "pictures; choose the encoder of stored features, or prepare the data set with pictures"
         )
+
+
+def fixed_example(
+    source: TaskSource[object], dataset: str, sample: Sample, annotation: int
+) -> Example:
+    """What evaluation asks about a sample of the data set with this label.
+
+    Ids are unique within a data set only, and predictions go by them: if a source has several data
+    sets, ids begin with the label.
+
+    Errors: SkipSample if its annotations are not what the task reads.
+    """
+    whole = annotation == WHOLE_SAMPLE
+    example = ask(source.task, source.name, sample, None if whole else annotation, None)
+    start = f"{dataset}/" if len(source.datasets) > 1 else ""
+    return replace(example, id=f"{start}{example.id}", sample=f"{start}{sample.id}")

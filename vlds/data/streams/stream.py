@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
+from vlds.data.config import DataConfig
 from vlds.data.errors import BadSample, ErrorPolicy
-from vlds.data.order.batch_cut import BatchCut
 from vlds.data.order.epoch_order import EpochOrder
-from vlds.data.order.mixture import Unit, batch_sizes, mixed_order
 from vlds.data.order.permutation import hashed
-from vlds.data.streams.assemble import Assembler
+from vlds.data.streams.assemble import Assembler, StreamSetup
 from vlds.data.streams.eval_order import EvalOrder
-from vlds.data.streams.loader import batch_of
-from vlds.data.streams.lost_workers import parcels
-from vlds.data.streams.mixed_stream import ALONE, CACHE_BYTES, MixedStream
+from vlds.data.streams.indexed_reader import IndexedReader
+from vlds.data.streams.loader import parcels
+from vlds.data.streams.mixed_stream import MixedStream
 from vlds.data.streams.source import Source
-from vlds.schema import Batch, ImageSpec
+from vlds.schema import Batch
 
 MOST_NAMED = 4
 """Data sets that a state names one by one; of more it says only whether a task's are the same."""
@@ -26,66 +24,30 @@ MOST_NAMED = 4
 class TrainStream(MixedStream):
     """Indexed shards: any number of ranks and workers reads the same global batches."""
 
-    def __init__(
-        self,
-        sources: Sequence[Source],
-        *,
-        tokenizer: Any,
-        image: ImageSpec | None,
-        seed: int,
-        global_batch_size: int,
-        cut: BatchCut = ALONE,
-        global_rank: int = 0,
-        num_workers: int = 0,
-        worker_timeout: float = 0.0,
-        unit: Unit = "example",
-        temperature: float | None = None,
-        window: int = 64,
-        group: int = 1,
-        lanes: int = 1,
-        errors: ErrorPolicy | None = None,
-        ledger: Path | None = None,
-        cache_bytes: int = CACHE_BYTES,
-    ) -> None:
-        """Check everything, read each data set's first sample; `ledger` lists bad samples."""
+    def __init__(self, sources: Sequence[Source], config: DataConfig, setup: StreamSetup) -> None:
+        """Check everything; read the first sample of each data set."""
         names = [source.name for source in sources]
         if not sources or len(set(names)) < len(names):
             raise ValueError(f"sources {names}: give at least one, and each a name of its own")
         for source in sources:
-            source.check(image)
-        policy = errors or ErrorPolicy()
+            source.check(setup.image)
         orders = [
             EpochOrder(
-                source.name, source.counts, seed=seed, window=window, group=group, lanes=lanes
+                source.name,
+                source.counts,
+                seed=setup.seed,
+                window=config.window,
+                group=config.group,
+                lanes=config.lanes,
             )
             for source in sources
         ]
-        order = mixed_order(
-            orders,
-            [source.weight for source in sources],
-            seed=seed,
-            temperature=temperature,
-            global_batch_size=global_batch_size,
-            batch_sizes=batch_sizes(sources, unit, global_batch_size),
-            lanes=lanes,
-        )
-        super().__init__(
-            order,
-            global_batch_size=global_batch_size,
-            cut=cut,
-            global_rank=global_rank,
-            num_workers=num_workers,
-            worker_timeout=worker_timeout,
-            policy=policy,
-            ledger=ledger,
-        )
+        super().__init__(sources, orders, config, setup)
         self.sources = list(sources)
-        self._assembler = Assembler(
-            sources, order, tokenizer, image, seed=seed, policy=policy, cache_bytes=cache_bytes
-        )
+        self._indexed_reader = IndexedReader(sources, config.errors, setup)
 
-    def _assemble(self) -> Assembler:
-        return self._assembler
+    def _reader(self) -> IndexedReader:
+        return self._indexed_reader
 
     def fingerprint(self) -> dict[str, Any]:
         """What the order depends on; a state is of use only where this is the same."""
@@ -94,7 +56,7 @@ class TrainStream(MixedStream):
             for source in self.sources
         }
         if sum(map(len, data.values())) > MOST_NAMED:
-            data = {name: hashed(told) for name, told in data.items()}
+            data = {name: hashed(prints) for name, prints in data.items()}
         return {"order": self.order.fingerprint(), "data": data}
 
 
@@ -105,32 +67,20 @@ class EvalStream:
         self,
         source: Source,
         order: EvalOrder,
+        setup: StreamSetup,
         *,
-        tokenizer: Any,
-        image: ImageSpec | None,
-        world_size: int = 1,
-        global_rank: int = 0,
         num_workers: int = 0,
-        worker_timeout: float = 0.0,
         task_index: int = 0,
     ) -> None:
-        """`worker_timeout`: as in `parcels`. `task_index`: number of the task in the recipe."""
-        source.check(image)
+        """`task_index`: of the task in the recipe."""
+        source.check(setup.image)
         self.bad: list[BadSample] = []
         """Examples of this rank that could not be read, as of the last iteration."""
-        self._assembler = Assembler(
-            [source],
-            order,
-            tokenizer,
-            image,
-            seed=None,
-            policy=ErrorPolicy(),
-            cache_bytes=0,
-            first_task=task_index,
-        )
-        self._batches = order.batches[global_rank::world_size]
+        reader = IndexedReader([source], ErrorPolicy(), setup, evaluation=True)
+        self._assembler = Assembler(reader, order, first_task=task_index)
+        self._batches = order.batches[setup.global_rank :: setup.cut.world_size]
         self._num_workers = num_workers
-        self._worker_timeout = worker_timeout
+        self._worker_timeout = setup.worker_timeout
 
     def __len__(self) -> int:
         """Batches of this rank."""
@@ -141,8 +91,8 @@ class EvalStream:
         for parcel in parcels(
             self._assembler, self._batches, self._num_workers, self._worker_timeout
         ):
-            first: dict[int, BadSample] = {}  # substitutes that are bad as well are of no interest
+            first_bad: dict[int, BadSample] = {}  # without substitutes that are bad, too
             for entry in parcel.bad:
-                first.setdefault(entry.position, entry)
-            self.bad += first.values()
-            yield batch_of(parcel)
+                first_bad.setdefault(entry.position, entry)
+            self.bad += first_bad.values()
+            yield parcel.unpack()

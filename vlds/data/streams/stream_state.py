@@ -1,4 +1,4 @@
-"""What a stream saves of itself: checked, whoever wrote it, before a stream goes on from it."""
+"""Checks of a stream's saved state: whoever wrote it may have written anything."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any
 
-from vlds.data.order.mixture import Phase, mixture_of
+from vlds.data.order.mixed_order import Phase
+from vlds.data.order.mixture import mixture_of
 
 FURTHEST = 1 << 53
-"""No run gets as far, and positions are 64-bit integers."""
+"""Beyond any run; positions are 64-bit integers."""
 KINDS = {"consumed": int, "global_batch_size": int, "phase": dict, "fingerprint": dict}
 SHARE = re.compile(r"\d+(/\d+)?")
-"""Not all that Fraction takes: of 1e999999999 it would make an integer."""
+"""Stricter than Fraction, which would make a huge integer of 1e999999999."""
 
 
 def check_state(state: Mapping[str, Any]) -> None:
-    """Errors: ValueError that names the field and its value, where no stream has saved this."""
+    """Errors: ValueError that names a field and its value that no stream saves."""
     for name, kind in KINDS.items():
         if type(state.get(name)) is not kind:
             raise nonsense(name, state.get(name))
@@ -33,24 +34,25 @@ def check_state(state: Mapping[str, Any]) -> None:
 
 
 def _is_phase(phase: Mapping[str, Any], consumed: int, lanes: Any) -> bool:
-    """Whether it began before this position, and says of sources what each had given in each of
-    the lanes."""
+    """True if it began before this position, and has counts of examples for each lane."""
     at, given = phase.get("at"), phase.get("given")
     if phase.keys() != {"at", "given"} or type(at) is not int or not isinstance(given, dict):
         return False
     if not 0 <= at <= consumed:
         return False
-    if not all(isinstance(counts, list) and len(counts) == lanes for counts in given.values()):
-        return False
-    every = [count for counts in given.values() for count in counts]
-    return all(type(count) is int and 0 <= count <= at for count in every)
+    return all(
+        isinstance(counts, list)
+        and len(counts) == lanes
+        and all(type(count) is int and 0 <= count <= at for count in counts)
+        for counts in given.values()
+    )
 
 
 def given_before(state: Mapping[str, Any]) -> dict[str, list[int]]:
-    """What each source has given up to a state, lane by lane: it follows from the mixture that the
-    state was saved in, and a state need not hold it.
+    """Examples of each source before a state, lane by lane. They follow from the mixture in which
+    the state was saved.
 
-    Errors: ValueError where the state's mixture is none.
+    Errors: ValueError for a mixture that no run has.
     """
     order = state["fingerprint"]["order"]
     try:
@@ -59,14 +61,15 @@ def given_before(state: Mapping[str, Any]) -> dict[str, list[int]]:
         mixture = mixture_of(order)
         mixture.phase = Phase(**state["phase"])
         return mixture.given(state["consumed"])
-    # Whoever wrote it, the numbers and words in it may be any.
+    # A hand-written state may hold any numbers and words.
     except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError) as error:
         raise nonsense("fingerprint.order", order) from error
 
 
 def nonsense(name: str, value: Any) -> ValueError:
-    """The error of a field that no stream has saved."""
+    """The error of a field that no stream saves."""
     return ValueError(
-        f"its place in the data is none: data.{name} is {reprlib.repr(value)}, which no run has "
-        "saved; move that folder away to go on from the state before it, or name another output"
+        f"its position in the data is invalid: data.{name} is {reprlib.repr(value)}, which no run "
+        "has saved; move that folder away to resume from the state before it, or name another "
+        "output"
     )

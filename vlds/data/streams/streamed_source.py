@@ -10,15 +10,12 @@ from pathlib import Path
 
 from vlds.data.errors import ErrorPolicy, ShardError
 from vlds.data.order.permutation import hashed
-from vlds.data.shards.foreign import KNOWN, check_fields
 from vlds.data.shards.info import DATASET_FILE, DatasetInfo
-from vlds.data.shards.num_pictures import ANY_NUMBER, NumPictures
+from vlds.data.shards.sample import FOREIGN_FIELDS, UNUSABLE, check_fields, parse_sample
 from vlds.data.shards.shard_stream import is_local, read_shard, shard_urls
-from vlds.data.shards.store import UNUSABLE, parse_sample
-from vlds.data.streams.source import check_pictures
+from vlds.data.streams.source import ANY_NUMBER, NumPictures, TaskSource, check_pictures
 from vlds.runtime.credentials import without_credentials
 from vlds.schema import ImageSpec, Sample, SkipSample
-from vlds.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -31,33 +28,39 @@ class StreamedDataset:
     kind: str
     """Kind of the annotations."""
     fields: Mapping[str, str] | None
-    """Of samples that others have written: field of an annotation -> member that holds it."""
+    """Of foreign samples: field of an annotation -> member that holds it."""
     info: DatasetInfo | None
-    """The dataset.json beside local shards, where there is one."""
+    """The dataset.json beside local shards, if there is one."""
 
     @property
     def label(self) -> str:
-        """For messages: name and split, where they are known."""
+        """For messages: name and split, if known."""
         return f"{self.info.name}-{self.info.split}" if self.info else self.place
 
     @property
     def num_annotations(self) -> int | None:
-        """In all shards, where that is known."""
+        """In all shards; None if unknown."""
         if self.info is None:
             return None
         known = {shard.name: shard.annotations for shard in self.info.shards}
         return sum(known[Path(url).name] for url in self.urls)
 
-    def read(self, url: str) -> Iterator[tuple[str, Sample | SkipSample]]:
-        """Key of each sample of a shard, and the sample or why it is none.
+    def read(
+        self, url: str, num_pictures: NumPictures = ANY_NUMBER
+    ) -> Iterator[tuple[str, Sample | SkipSample]]:
+        """Key of each sample of a shard, and the sample or why it cannot be used.
 
-        Errors: ShardError where the shard is damaged or cannot be had.
+        Errors: ShardError if the shard is damaged or cannot be opened.
         """
         known = {shard.name: shard.samples for shard in self.info.shards} if self.info else {}
         name = self.info.name if self.info else self.place
         for key, content in read_shard(url, known.get(Path(url).name)):
             try:
-                yield key, parse_sample(key, content, name, self.kind, self.fields)
+                sample = parse_sample(key, content, name, self.kind, self.fields)
+                num_pictures.check(sample)
+                yield key, sample
+            except SkipSample as error:
+                yield key, error
             except UNUSABLE as error:
                 yield key, SkipSample(f"sample {key} ({without_credentials(url)}): {error!r}")
 
@@ -65,7 +68,7 @@ class StreamedDataset:
 def open_streamed(
     place: str, kinds: Sequence[str], fields: Mapping[str, str] | None
 ) -> StreamedDataset:
-    """The shards of a place, for a task that understands `kinds`; `fields` as the recipe has them.
+    """The shards of a place, for a task that understands `kinds`; `fields` from the recipe.
 
     Errors: ValueError that names the place and the cure.
     """
@@ -76,10 +79,12 @@ def open_streamed(
             f"{place} holds samples of kind '{info.kind}', the task understands "
             f"{', '.join(kinds)}; name other shards or another task class"
         )
-    if fields is None and info is not None:
-        fields = info.fields
-    kind = next((kind for kind in kinds if kind in KNOWN), kinds[0]) if fields else kinds[0]
-    kind = info.kind if info else kind
+    kind = kinds[0]
+    if info is not None:
+        kind = info.kind
+        fields = info.fields if fields is None else fields
+    elif fields:
+        kind = next((kind for kind in kinds if kind in FOREIGN_FIELDS), kind)
     if fields is not None:
         check_fields(kind, fields)
     return StreamedDataset(without_credentials(place), urls, kind, fields, info)
@@ -94,27 +99,14 @@ def _info_beside(urls: Sequence[str]) -> DatasetInfo | None:
     info = DatasetInfo.load(folder)
     if unknown := sorted({Path(url).name for url in urls} - {s.name for s in info.shards}):
         raise ValueError(
-            f"{folder / DATASET_FILE} does not know {unknown[0]}; index the folder anew with "
+            f"{folder / DATASET_FILE} does not list {unknown[0]}; index the folder again with "
             "`python -m data_prep index`, or remove the file"
         )
     return info
 
 
-@dataclass(frozen=True)
-class StreamedSource:
-    """One task of a recipe with its shards, which are shuffled as if they were of one data set."""
-
-    name: str
-    """The task's name in the recipe."""
-    task: Task
-    datasets: Sequence[StreamedDataset]
-    weight: float = 1.0
-    """Share of its examples, relative to the other sources' weights."""
-    batch_size: int | None = None
-    """Examples of its global batches, where batches are of one task; None: as many as the
-    others'."""
-    num_pictures: NumPictures = ANY_NUMBER
-    """Of each sample."""
+class StreamedSource(TaskSource[StreamedDataset]):
+    """A task with shards that are read as streams."""
 
     @cached_property
     def shards(self) -> list[tuple[StreamedDataset, str]]:
@@ -123,22 +115,9 @@ class StreamedSource:
 
     @property
     def num_annotations(self) -> int | None:
-        """Of all data sets, where that is known."""
+        """Of all data sets; None if unknown."""
         sizes = [dataset.num_annotations for dataset in self.datasets]
         return None if None in sizes else sum(filter(None, sizes))
-
-    def read(self, dataset: StreamedDataset, url: str) -> Iterator[tuple[str, Sample | SkipSample]]:
-        """As the data set reads a shard; samples with another number of pictures are none.
-
-        Errors: ShardError.
-        """
-        for key, sample in dataset.read(url):
-            try:
-                if isinstance(sample, Sample):
-                    self.num_pictures.check(sample)
-                yield key, sample
-            except SkipSample as error:
-                yield key, error
 
     def fingerprint(self) -> str:
         """Changes with the list of shards and with what their samples hold."""
@@ -152,19 +131,20 @@ class StreamedSource:
     def check(self, image: ImageSpec | None, policy: ErrorPolicy) -> None:
         """Read the first sample of each data set.
 
-        Errors: ValueError where there is none that can be used, or none of the sort that the model
-        sees.
+        Errors: ValueError if none can be used, or if the model does not read its sort.
         """
         for dataset in self.datasets:
-            readable = chain.from_iterable(self.read(dataset, url) for url in dataset.urls)
+            samples = chain.from_iterable(
+                dataset.read(url, self.num_pictures) for url in dataset.urls
+            )
             fault: Exception = ShardError(f"{dataset.place}: its shards hold no sample")
-            for _, sample in islice(readable, policy.max_in_a_row):
+            for _, sample in islice(samples, policy.max_in_a_row):
                 if isinstance(sample, Sample):
                     check_pictures(dataset.place, sample, image)
                     break
                 fault = sample
             else:
                 raise ValueError(
-                    f"source {self.name}: {fault}; samples of others need data.fields, such as "
+                    f"source {self.name}: {fault}; foreign samples need data.fields, such as "
                     f"{{{self.name}: {{caption: txt}}}}"
                 )

@@ -1,4 +1,4 @@
-"""What the tasks that vlds brings make of a sample, before a run finds out."""
+"""Asks the tasks that vlds brings about a sample, before a run does."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 import vlds.tasks
-from vlds.data.shards.num_pictures import NumPictures
+from vlds.data.streams.source import NumPictures
 from vlds.schema import Sample, SkipSample
 from vlds.tasks.base import Task, ask
 
@@ -18,10 +18,10 @@ TASKS: tuple[Task, ...] = tuple(
 
 @dataclass
 class Asked:
-    """What came of asking everything about a sample."""
+    """What the tasks found."""
 
     faults: list[str] = field(default_factory=list)
-    """Why a run would replace the sample, or would not begin with it."""
+    """Why a run would replace the sample, or refuse to start with it."""
     unlabelled: int = 0
     """Annotations that cannot be trained on."""
 
@@ -45,13 +45,13 @@ def _ask(task: Task, sample: Sample, asked: Asked) -> None:
     """Errors: SkipSample."""
     NumPictures(task.num_pictures or 1, task.num_pictures).check(sample)
     rng = np.random.default_rng(0)
-    numbers = range(len(sample.annotations))
-    for number in numbers:
+    indices = range(len(sample.annotations))
+    for index in indices:
         try:
-            example = ask(task, sample.kind, sample, number, rng)
+            example = ask(task, sample.kind, sample, index, rng)
         except ValueError:  # the split has no labels
             asked.unlabelled += 1
         else:
             asked.unlabelled += example.target is None
-    for annotation in numbers if task.unit == "annotation" else [None]:
+    for annotation in indices if task.unit == "annotation" else [None]:
         ask(task, sample.kind, sample, annotation, None)

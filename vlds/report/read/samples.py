@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlds.data.shards.decode import to_rgb
-from vlds.data.shards.open_picture import open_picture
-from vlds.data.shards.orientation import upright
+from vlds.data.shards.open_picture import open_picture, upright
 from vlds.report.read.json_files import read_json
 from vlds.runtime.checks import is_number
 from vlds.runtime.whole_file import whole_folder

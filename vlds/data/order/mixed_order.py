@@ -1,0 +1,231 @@
+"""Several sources in exact proportions: positions of the stream -> source, sample, annotation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import accumulate
+from math import lcm
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from vlds.data.order.epoch_order import EpochOrder, NamedOrder
+from vlds.data.order.permutation import KEPT_TABLES, Ints, Recent, hashed, permutation
+
+SMALLEST_BLOCK = 64
+LARGEST_BLOCK = 1 << 20
+LARGEST_EXACT_BLOCK = 1 << 16
+SourceOrder: TypeAlias = EpochOrder | NamedOrder
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Where a mixture begins, and how far each source was then."""
+
+    at: int = 0
+    """Position in the stream."""
+    given: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Source -> its examples before, lane by lane; zero for unnamed sources."""
+
+
+class MixedOrder:
+    """Positions of the stream -> source, sample, annotation.
+
+    The sources take turns in units: single examples, or whole global batches if `batch_sizes` are
+    given. Every block of `block` units gives each source its exact share, to within one unit: the
+    units of source d before block k are floor(C[d] * k * block) - floor(C[d-1] * k * block), with C
+    the cumulative shares. This is a closed form, so one can seek. Inside a block the units are
+    permuted. Small sources start new epochs earlier.
+
+    A global batch begins every `stride` positions. Batches of one task may be smaller than the
+    stride; the positions behind their last example stay unused.
+
+    With `lanes` V the batch's slots are cut into V equal parts: slot i of a batch of b examples
+    reads lane i * V // b of each source. So the shards that a rank opens depend on its slots, and
+    the order depends on V, not on the number of ranks. Each lane mixes its examples separately.
+    """
+
+    def __init__(
+        self,
+        orders: Sequence[SourceOrder],
+        shares: Sequence[Fraction],
+        *,
+        seed: int,
+        batch_size: int = 1,
+        batch_sizes: Sequence[int] | None = None,
+        lanes: int = 1,
+    ) -> None:
+        """`shares` are of units. `batch_sizes`: examples of each source's batches, if each batch
+        holds one task; otherwise tasks are mixed in batches of `batch_size`."""
+        assert len(orders) == len(shares)
+        assert sum(shares) == 1
+        self.lanes = lanes
+        self.orders = list(orders)
+        self.shares = list(shares)
+        self.batch_sizes = None if batch_sizes is None else np.array(batch_sizes, np.int64)
+        self.stride = batch_size if batch_sizes is None else max(batch_sizes)
+        for size in [batch_size] if batch_sizes is None else batch_sizes:
+            check_lanes(lanes, size)
+        self._cumulative = list(accumulate(shares))
+        self.seed = seed
+        self.block = self._block_size()
+        self._block = Recent(self._block_table, KEPT_TABLES * lanes)
+        self.phase = Phase()
+
+    def _block_size(self) -> int:
+        """Units of a block. For batches of one task the block makes all shares exact, if it is not
+        larger than LARGEST_EXACT_BLOCK: then blocks end where epochs end.
+
+        Errors: ValueError if a source would get less than one unit of the largest block.
+        """
+        if self.batch_sizes is not None:
+            exact = lcm(*(share.denominator for share in self.shares))
+            if exact <= LARGEST_EXACT_BLOCK:
+                return exact * -(-SMALLEST_BLOCK // exact)
+        # With less than one unit a block, a source's quota could become negative.
+        block = SMALLEST_BLOCK
+        while min(self.shares) * block < 1:
+            block *= 2
+        if block > LARGEST_BLOCK:
+            worst = self.orders[self.shares.index(min(self.shares))].name
+            raise ValueError(
+                f"source {worst}: its share of the mixture is {float(min(self.shares)):.2g}, too "
+                "small to come up; give it a larger weight or drop it"
+            )
+        return block
+
+    def sizes_at(self, starts: Ints) -> Ints:
+        """Examples of the global batches that begin at these positions."""
+        if self.batch_sizes is None:
+            return np.full_like(starts, self.stride)
+        sources, _ = self._units((starts - self.phase.at) // self.stride, 0)
+        return self.batch_sizes[sources]
+
+    def at(self, positions: Ints) -> tuple[Ints, Ints, Ints]:
+        """Source, sample and annotation index of each position of the phase."""
+        positions = positions - self.phase.at
+        batches, slots = np.divmod(positions, self.stride)
+        if self.batch_sizes is not None:
+            sources, units = self._units(batches, 0)
+            lane_sizes = self.batch_sizes[sources] // self.lanes
+            lanes, within = np.divmod(slots, lane_sizes)
+            indices = units * lane_sizes + within
+        else:
+            lane_size = self.stride // self.lanes
+            lanes, within = np.divmod(slots, lane_size)
+            in_lane = batches * lane_size + within
+            sources, indices = np.empty_like(positions), np.empty_like(positions)
+            for lane in np.unique(lanes).tolist():
+                here = lanes == lane
+                sources[here], indices[here] = self._units(in_lane[here], lane)
+        return sources, *self._annotations(sources, indices, lanes)
+
+    def _units(self, units: Ints, lane: int) -> tuple[Ints, Ints]:
+        """The source of each unit of a lane, and its index among the source's units."""
+        blocks, rows = np.divmod(units, self.block)
+        sources, numbers = np.empty_like(units), np.empty_like(units)
+        for block in np.unique(blocks).tolist():
+            here = blocks == block
+            table_sources, table_units = self._block(block, lane)
+            sources[here], numbers[here] = table_sources[rows[here]], table_units[rows[here]]
+        return sources, numbers
+
+    def _annotations(self, sources: Ints, indices: Ints, lanes: Ints) -> tuple[Ints, Ints]:
+        """Sample and annotation of the n-th example of a source's lane in this phase."""
+        samples, annotations = np.empty_like(indices), np.empty_like(indices)
+        for source in np.unique(sources).tolist():
+            given = self._given_before(source)
+            for lane in np.unique(lanes[sources == source]).tolist():
+                here = (sources == source) & (lanes == lane)
+                samples[here], annotations[here] = self.orders[source].at(
+                    indices[here] + given[lane], lane
+                )
+        return samples, annotations
+
+    def _given_before(self, source: int) -> Sequence[int]:
+        return self.phase.given.get(self.orders[source].name, [0] * self.lanes)
+
+    def given(self, position: int) -> dict[str, list[int]]:
+        """Examples of each source before a position, lane by lane, with those of earlier phases."""
+        counts = np.array([self._given_before(n) for n in range(len(self.orders))], np.int64)
+        batches, slots = divmod(position - self.phase.at, self.stride)
+        if self.batch_sizes is not None:
+            counts += (self._units_before(batches, 0) * self.batch_sizes // self.lanes)[:, None]
+            source = int(self._units(np.array([batches]), 0)[0][0])
+            counts[source] += self._slots_in_lanes(slots, int(self.batch_sizes[source]))
+        else:
+            whole = batches * (self.stride // self.lanes)
+            for lane, part in enumerate(self._slots_in_lanes(slots, self.stride).tolist()):
+                counts[:, lane] += self._units_before(whole + part, lane)
+        return {o.name: row.tolist() for o, row in zip(self.orders, counts, strict=True)}
+
+    def _slots_in_lanes(self, slots: int, batch_size: int) -> Ints:
+        """How many of a batch's first slots belong to each lane."""
+        lane_size = batch_size // self.lanes
+        return np.clip(slots - np.arange(self.lanes) * lane_size, 0, lane_size)
+
+    def _units_before(self, unit: int, lane: int) -> Ints:
+        """Units of each source before a unit of a lane."""
+        block, rows = divmod(unit, self.block)
+        sources, _ = self._block(block, lane)
+        return self.quotas(block) + np.bincount(sources[:rows], minlength=len(self.orders))
+
+    def quotas(self, block: int) -> Ints:
+        """Units each source has had before a block."""
+        units = block * self.block
+        return np.diff([0, *(c.numerator * units // c.denominator for c in self._cumulative)])
+
+    def _block_table(self, block: int, lane: int) -> tuple[Ints, Ints]:
+        """For each unit of a lane's block: its source, and its index among the source's units."""
+        before = self.quotas(block)
+        sizes = self.quotas(block + 1) - before
+        sources = np.repeat(np.arange(len(sizes)), sizes)
+        key = (block, "lane", lane) if lane else (block,)
+        sources = sources[permutation(self.block, self.seed, "mix", *key)]
+        units = np.empty(self.block, np.int64)
+        for source, first in enumerate(before.tolist()):
+            here = sources == source
+            units[here] = first + np.arange(np.count_nonzero(here))
+        return sources, units
+
+    def steps_an_epoch(self) -> dict[str, float]:
+        """Optimizer steps in which each source of known size gives each example once."""
+        sizes = [self.stride] * len(self.orders)
+        if self.batch_sizes is not None:
+            sizes = self.batch_sizes.tolist()
+        return {
+            order.name: order.size / size / float(share)
+            for order, size, share in zip(self.orders, sizes, self.shares, strict=True)
+            if order.size is not None
+        }
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything the order depends on, except the content of the data sets; JSON-able."""
+        names = [order.name for order in self.orders]
+        with_lanes = {"batch_size": self.stride} if self.lanes > 1 else {}
+        sizes = None if self.batch_sizes is None else self.batch_sizes.tolist()
+        return {
+            "seed": self.seed,
+            "task_order": hashed(names),
+            "block": self.block,
+            "unit_size": 1 if sizes is None else dict(zip(names, sizes, strict=True)),
+            **self.orders[0].fingerprint(),
+            "lanes": self.lanes,
+            **with_lanes,
+            "shares": {name: str(share) for name, share in zip(names, self.shares, strict=True)},
+        }
+
+
+def check_lanes(lanes: int, batch_size: int, field: str = "global_batch_size") -> None:
+    """Check that each lane gets equally many slots of a batch; `field` sets the batch's size.
+
+    Errors: ValueError if the lanes do not divide it.
+    """
+    if lanes < 1:
+        raise ValueError(f"data.lanes: got {lanes}; give at least 1")
+    if batch_size % lanes:
+        raise ValueError(
+            f"data.lanes: {lanes} do not divide {field} {batch_size}; give a divisor of it"
+        )

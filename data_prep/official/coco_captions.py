@@ -1,29 +1,24 @@
-"""COCO captions as COCO publishes them: `captions_{train,val}{2014,2017}.json`; test has none."""
+"""COCO captions in COCO's own split: `captions_{train,val}{2014,2017}.json`; test has none."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from data_prep.command import official_command, shard_options
+from data_prep.json_rows import JsonRow, read_object
 from data_prep.packing.pack import pack
-from data_prep.packing.pack_splits import pack_splits
 from data_prep.packing.source import (
     Annotation,
     SourceSample,
     SourceSet,
     clean,
-    first_existing,
-    read_json,
-    rest,
-    take_id,
-    take_list,
-    take_text,
+    find_file,
     with_source,
 )
-from data_prep.packing.split import add_split_by_image, split_of
+from data_prep.packing.split import add_split_by_image, pack_splits, split_of
 
 SPLITS = ("train", "val", "test")
 YEARS = ("2014", "2017")
@@ -39,55 +34,39 @@ def parse_coco_captions(
 ) -> SourceSet:
     """Read a split; a picture of the test split has one annotation without a caption."""
     stem = "image_info" if split == "test" else "captions"
-    file = f"{stem}_{split}{year}.json"
-    path = annotations or first_existing([src / "annotations" / file, src / file])
-    content = read_json(path)
-    rows = take_list(content, "images", str(path))
-    # Files of test splits have pictures alone; captions that are there all the same are kept.
-    captioned = split != "test" or bool(content.get("annotations"))
-    told, dropped = _captions(content, str(path)) if captioned else ({}, [])
+    path = annotations or find_file(src, ("annotations", ""), f"{stem}_{split}{year}.json")
+    content = read_object(path)
+    # Official test files have no "annotations"; a user's own test file may have them.
+    captioned = split != "test" or bool(content.fields.get("annotations"))
+    captions, dropped = _captions(content) if captioned else ({}, [])
+    part = f"{split}{year}"
+    places = (part, f"images/{part}", "images", "")
     samples = []
-    for number, row in enumerate(rows):
-        place = f"{path}, image {number}"
-        image_id = take_id(row, "id", place)
-        found = told.pop(image_id, []) if captioned else [{"id": image_id}]
-        picture = _picture(images or src, f"{split}{year}", take_text(row, "file_name", place))
-        samples.append(SourceSample(image_id, (picture,), found, rest(row, "id", "file_name")))
+    for row in content.rows("images", "image"):
+        image_id = row.id("id")
+        found = captions.pop(image_id, []) if captioned else [{"id": image_id}]
+        picture = find_file(images or src, places, row.text("file_name"))
+        samples.append(SourceSample(image_id, (picture,), found, row.rest("id", "file_name")))
     dropped += [
         {"id": annotation["id"], "reason": "picture not in the file"}
-        for found in told.values()
-        for annotation in found
+        for of_picture in captions.values()
+        for annotation in of_picture
     ]
     return SourceSet(name, "caption", split, (path,), samples, tuple(dropped))
 
 
-def _captions(
-    content: Mapping[str, Any], path: str
-) -> tuple[dict[str, list[Annotation]], list[dict[str, str]]]:
-    """Picture -> its captions; and those that are empty."""
-    told: dict[str, list[Annotation]] = {}
+def _captions(content: JsonRow) -> tuple[dict[str, list[Annotation]], list[dict[str, str]]]:
+    """Picture id -> its captions; and the empty captions, as dropped rows."""
+    captions: dict[str, list[Annotation]] = defaultdict(list)
     dropped = []
-    for number, row in enumerate(take_list(content, "annotations", path)):
-        annotation = _annotation(row, f"{path}, annotation {number}")
+    for row in content.rows("annotations", "annotation"):
+        annotation = {"id": row.id("id"), "caption": clean(row.text("caption"))}
         if annotation["caption"]:
-            image_id = take_id(row, "image_id", f"{path}, annotation {number}")
-            told.setdefault(image_id, []).append(annotation)
+            extra = row.rest("id", "image_id", "caption")
+            captions[row.id("image_id")].append(with_source(annotation, extra))
         else:
             dropped.append({"id": annotation["id"], "reason": "empty caption"})
-    return told, dropped
-
-
-def _annotation(row: Mapping[str, Any], place: str) -> Annotation:
-    annotation = {
-        "id": take_id(row, "id", place),
-        "caption": clean(take_text(row, "caption", place)),
-    }
-    return with_source(annotation, rest(row, "id", "image_id", "caption"))
-
-
-def _picture(folder: Path, part: str, name: str) -> Path:
-    parts = (folder / part, folder / "images" / part, folder / "images", folder)
-    return first_existing([place / name for place in parts])
+    return captions, dropped
 
 
 def add_command(commands: Any) -> None:

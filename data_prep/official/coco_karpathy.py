@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.command import official_command, shard_options
-from data_prep.packing.pack import pack
-from data_prep.packing.source import (
-    Annotation,
-    SourceSample,
-    SourceSet,
-    clean,
-    first_existing,
-    read_json,
-    rest,
-    take,
-    take_id,
-    take_list,
-    take_text,
-    with_source,
-)
+from data_prep.command import official_command, packs
+from data_prep.json_rows import JsonRow, read_object
+from data_prep.packing.source import SourceSample, SourceSet, clean, find_file, with_source
 
 SPLITS: Mapping[str, tuple[str, ...]] = {
     "train": ("train", "restval"),
     "val": ("val",),
     "test": ("test",),
 }
-"""Everybody trains on train and restval together."""
+"""Our split -> Karpathy's; the literature trains on train and restval together."""
 
 
 def parse_coco_karpathy(
@@ -39,48 +25,34 @@ def parse_coco_karpathy(
     annotations: Path | None = None,
     images: Path | None = None,
 ) -> SourceSet:
-    """Read a split; all captions of a picture are kept, be they five or seven."""
+    """Read a split with all captions of a picture, which are five to seven."""
     path = annotations or src / "dataset_coco.json"
     samples, dropped = [], []
-    for number, row in enumerate(take_list(read_json(path), "images", str(path))):
-        place = f"{path}, image {number}"
-        if take(row, "split", place) not in SPLITS[split]:
-            continue
+    for row in _rows_of(path, split):
         captions = []
-        for sentence in take_list(row, "sentences", place):
-            caption = _annotation(sentence, place)
+        for sentence in row.rows("sentences", "sentence"):
+            # Captions are published with stray blanks and line breaks.
+            caption = {"id": sentence.id("sentid"), "caption": clean(sentence.text("raw"))}
             if caption["caption"]:
-                captions.append(caption)
+                captions.append(with_source(caption, sentence.rest("sentid", "raw", "imgid")))
             else:
                 dropped.append({"id": caption["id"], "reason": "empty caption"})
-        extra = rest(row, "sentences", "sentids", "filename", "cocoid")
-        picture = _picture(images or src, row, place)
-        samples.append(SourceSample(take_id(row, "cocoid", place), picture, captions, extra))
+        part = row.text("filepath") if "filepath" in row else ""
+        picture = find_file(images or src, (part, f"images/{part}", ""), row.text("filename"))
+        extra = row.rest("sentences", "sentids", "filename", "cocoid")
+        samples.append(SourceSample(row.id("cocoid"), (picture,), captions, extra))
     return SourceSet(name, "caption", split, (path,), samples, tuple(dropped))
 
 
 def image_ids(path: Path, split: str) -> set[str]:
     """COCO's ids of the pictures in a split."""
-    return {
-        take_id(row, "cocoid", f"{path}, image {number}")
-        for number, row in enumerate(take_list(read_json(path), "images", str(path)))
-        if take(row, "split", f"{path}, image {number}") in SPLITS[split]
-    }
+    return {row.id("cocoid") for row in _rows_of(path, split)}
 
 
-def _annotation(sentence: Mapping[str, Any], place: str) -> Annotation:
-    """Captions are published with stray blanks and line breaks."""
-    annotation = {
-        "id": take_id(sentence, "sentid", place),
-        "caption": clean(take_text(sentence, "raw", place)),
-    }
-    return with_source(annotation, rest(sentence, "sentid", "raw", "imgid"))
-
-
-def _picture(folder: Path, row: Mapping[str, Any], place: str) -> tuple[Path]:
-    name = take_text(row, "filename", place)
-    part = take_text(row, "filepath", place) if "filepath" in row else ""
-    return (first_existing([folder / part / name, folder / "images" / part / name, folder / name]),)
+def _rows_of(path: Path, split: str) -> list[JsonRow]:
+    """The pictures of a split."""
+    rows = read_object(path).rows("images", "image")
+    return [row for row in rows if row.value("split") in SPLITS[split]]
 
 
 def add_command(commands: Any) -> None:
@@ -93,11 +65,4 @@ def add_command(commands: Any) -> None:
         name="coco",
     )
     parser.add_argument("--annotations", type=Path, metavar="FILE", help="another JSON file")
-
-    def run(args: argparse.Namespace) -> None:
-        dataset = parse_coco_karpathy(
-            args.src, args.split, args.name, args.annotations, args.images
-        )
-        pack(dataset, args.out, shard_options(args))
-
-    parser.set_defaults(run=run)
+    packs(parser, parse_coco_karpathy)

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data_prep.json_rows import shown
 from data_prep.own_data.other_formats import published_as
 from data_prep.own_data.row_annotations import KNOWN_LABELS, FieldNames, label_of
 from data_prep.own_data.rows import Fields, Row
-from data_prep.packing.source import TYPES, shown
+from data_prep.packing.source import TYPES
 from vlds.runtime.near_names import guess
 
 MOST_FIELDS = 12

@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from data_prep.packing.source import and_more, open_text
+from data_prep.json_rows import open_text
+from data_prep.packing.source import and_more
 
 TABLES = (".csv", ".tsv")
 SEPARATORS = (",", ";", "\t", "|")

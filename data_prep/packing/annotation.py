@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from data_prep.packing.source import shown
+from data_prep.json_rows import shown
 from vlds.schema import LONGEST_TEXT
 
 TEXT_FIELDS = ("question", "sentence", "caption", "hypothesis", "text")

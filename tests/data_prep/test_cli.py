@@ -126,7 +126,7 @@ def test_a_size_that_is_none(shards: Path, capsys: pytest.CaptureFixture[str]) -
     given = ["gqa", "--src", str(shards), "--split", "val", "--out", "x", "--shard-size", "big"]
     with pytest.raises(SystemExit):
         main(given)
-    assert "'big' is no size; give one such as 512MB or 1GiB" in capsys.readouterr().err
+    assert "'big' is not a size; give one such as 512MB or 1GiB" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["verify", "stats", "preview", "index"])

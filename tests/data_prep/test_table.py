@@ -70,7 +70,7 @@ def test_rows_of_a_json_list(tmp_path: Path) -> None:
 
 
 def test_commas_between_json_lines_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="a comma stands behind the first row; JSON lines have no"):
+    with pytest.raises(ValueError, match="a comma follows the first row; JSON lines have no"):
         rows(tmp_path, '{"a": 1},\n{"a": 2}\n', "t.json")
 
 

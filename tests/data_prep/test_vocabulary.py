@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data_prep.cli import main
-from data_prep.packed.vocabulary import read_vocabulary
+from data_prep.official.vqav2 import read_vocabulary
 from tests.data_prep.pictures import jpeg, packed, write
 from tests.data_prep.test_vqav2 import write_official
 from vlds.tasks import VQA

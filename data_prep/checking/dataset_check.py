@@ -11,7 +11,7 @@ from typing import Any
 from data_prep.checking.sample_check import CheckedSample, Finding
 from data_prep.checking.shard_check import CheckedShard
 from data_prep.json_rows import JsonRow, read_json, read_lines
-from data_prep.official.coco_karpathy import SPLITS
+from data_prep.official.coco import KARPATHY_SPLITS
 from vlds.data.shards.info import DATASET_FILE, DatasetInfo
 from vlds.runtime.strict_json import NotFinite
 
@@ -130,7 +130,7 @@ def _read_ids(path: Path, splits: Collection[str], dropped: Collection[str]) -> 
     file, are skipped. Errors: ValueError if there are no ids.
     """
     ids = {}
-    official = {part for split in splits for part in SPLITS.get(split, (split,))}
+    official = {part for split in splits for part in KARPATHY_SPLITS.get(split, (split,))}
     for number, (outer, row) in enumerate(_annotations(_read(path))):
         if "split" in outer and str(outer["split"]) not in official:
             continue

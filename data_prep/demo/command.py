@@ -22,7 +22,7 @@ from data_prep.command import add_shard_options, new_command, shard_options
 from data_prep.demo.files import PAIRS_PER_SET, WorldWriter
 from data_prep.demo.phrases import PHRASES, word_lines
 from data_prep.demo.world import HOME, SHIFTED, WORLDS, World
-from data_prep.official.coco_karpathy import parse_coco_karpathy
+from data_prep.official.coco import parse_coco_karpathy
 from data_prep.official.gqa import parse_gqa
 from data_prep.official.nlvr2 import parse_nlvr2
 from data_prep.official.vqav2 import parse_vqav2

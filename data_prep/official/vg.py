@@ -7,8 +7,8 @@ from typing import Any
 
 from data_prep.command import add_shard_options, new_command, packs
 from data_prep.json_rows import JsonRow, read_list, shown
-from data_prep.official.coco_karpathy import image_ids
-from data_prep.packing.answers import soft_label
+from data_prep.official.coco import karpathy_ids
+from data_prep.packing.annotation import soft_label
 from data_prep.packing.source import (
     Annotation,
     SourceSample,
@@ -65,7 +65,7 @@ def parse_vg(
 
 def _held_out(image_data: Path, karpathy: Path) -> set[str]:
     """Ids of the pictures that are in COCO's val and test splits."""
-    coco = set[str]().union(*(image_ids(karpathy, split) for split in HELD_OUT))
+    coco = set[str]().union(*(karpathy_ids(karpathy, split) for split in HELD_OUT))
     rows = read_list(image_data, "picture")
     return {_image_id(row) for row in rows if str(row.value("coco_id")) in coco}
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from data_prep.command import official_command, packs
 from data_prep.json_rows import JsonRow, read_json, read_object
-from data_prep.official.coco_karpathy import image_ids
+from data_prep.official.coco import karpathy_ids
 from data_prep.official.lxmert import coco_picture, is_lxmert, read_lxmert, vqa_annotation
-from data_prep.packing.answers import soft_label
+from data_prep.packing.annotation import soft_label
 from data_prep.packing.source import TYPES, Annotation, SourceSet, samples_of, with_source
 
 SPLITS: Mapping[str, tuple[str, ...]] = {
@@ -75,7 +75,7 @@ def _parse_official(
                 pictures[image_id] = _picture(images, subset, image_id)
     if split.startswith(KARPATHY):
         files.append(src / "dataset_coco.json")
-        of_split = image_ids(files[-1], split.removeprefix(KARPATHY))
+        of_split = karpathy_ids(files[-1], split.removeprefix(KARPATHY))
         asked = {image_id: rows for image_id, rows in asked.items() if image_id in of_split}
     samples = samples_of(asked, pictures.__getitem__)
     return SourceSet(name, "vqa", split, tuple(files), samples)

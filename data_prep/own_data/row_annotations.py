@@ -9,7 +9,7 @@ from typing import Any
 
 from data_prep.official.snli_ve import LABELS
 from data_prep.own_data.rows import Fields
-from data_prep.packing.answers import soft_label
+from data_prep.packing.annotation import soft_label
 from data_prep.packing.source import TYPES, Annotation, clean, with_source
 
 Result = list[Annotation] | str

@@ -156,5 +156,5 @@ def test_a_signal_is_one_line(
     monkeypatch.setattr(cli, "COMMANDS", [SimpleNamespace(add_command=add_command)])
     with on_signals(lambda _: None, ASKING):  # else SIGINT may be ignored here, or end the tests
         assert cli.main(["work"]) == 128 + number
-    goes_on = ": the data set being written is incomplete; --resume goes on with it" * resume
+    goes_on = ": the data set being written is incomplete; --resume continues it" * resume
     assert capsys.readouterr().err == f"interrupted by {signal_name(number)}{goes_on}\n"

@@ -37,7 +37,7 @@ def test_what_spreadsheets_add_is_not_data(tmp_path: Path) -> None:
         ),
         (HEAD + 'a,"two\nlines","x\nb,q,x\n', "line 3: a quote opens a cell and is not closed"),
         (HEAD + 'a,"q,x\nb,"q",x\n', "line 2: a quote opens a cell and is not closed"),
-        (HEAD + 'a,q,x\nb,"so "called" q",x\n', "line 3: text behind a closing quote; double"),
+        (HEAD + 'a,q,x\nb,"so "called" q",x\n', "line 3: text after a closing quote; double"),
         (
             HEAD + "a,q,x\n\nb,q, r,x\n",
             "line 4: 4 cells, but the head line has 3 (image, question, answer); put cells that "
@@ -51,7 +51,7 @@ def test_what_spreadsheets_add_is_not_data(tmp_path: Path) -> None:
         (
             HEAD + 'a,"q,x\nb,q",x,y,z\n',
             "line 2: 5 cells, but the head line has 3 (image, question, answer); a quoted cell "
-            "goes on to line 3: is its quote meant to close earlier?",
+            "continues to line 3: should its quote close earlier?",
         ),
         ("image\tq\tq\na\tb\tc\n", "line 1: two columns are called 'q'; rename one"),
     ],

@@ -9,16 +9,7 @@ from pathlib import Path
 from data_prep.checking import verify
 from data_prep.demo import command as demo
 from data_prep.mistyped import USER_ERROR, Parser, add_commands
-from data_prep.official import (
-    coco,
-    easy_vqa,
-    gqa,
-    nlvr2,
-    snli_ve,
-    value,
-    vg,
-    vqav2,
-)
+from data_prep.official import coco, easy_vqa, gqa, nlvr2, snli_ve, value, vg, vqav2
 from data_prep.own_data import jsonl
 from data_prep.packed import index_command as foreign
 from data_prep.packed import simulate, stats, tokenizer, vocabulary

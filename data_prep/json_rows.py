@@ -53,6 +53,10 @@ class JsonRow:
         text: str = self._expect(key, str, "text")
         return text
 
+    def line(self, key: str) -> str:
+        """A text as one line with single blanks."""
+        return clean(self.text(key))
+
     def id(self, key: str) -> str:
         """An id as text: publishers write it as a number in one file and as text in another."""
         return str(self._expect(key, (str, int), "text or a whole number"))
@@ -82,8 +86,13 @@ class JsonRow:
         return JsonRow(self.fields, place)
 
     def rest(self, *known: str) -> dict[str, Any]:
-        """The other fields, which an annotation keeps under "source"."""
+        """The other fields."""
         return {key: value for key, value in self.fields.items() if key not in known}
+
+    def annotate(self, annotation: Mapping[str, Any], *known: str) -> dict[str, Any]:
+        """An annotation with the row's other fields, if there are any, under "source"."""
+        extra = self.rest(*known)
+        return {**annotation, "source": extra} if extra else dict(annotation)
 
     def _expect(self, key: str, kind: type | tuple[type, ...], expected: str) -> Any:
         value = self.value(key)
@@ -161,6 +170,11 @@ def _parse(text: str, place: str, subject: str) -> Any:
         raise
     except ValueError as error:
         raise ValueError(f"{subject} not JSON: {error}") from error
+
+
+def clean(text: str) -> str:
+    """One line with single blanks; Java's caption tokenizer takes even U+2028 for a new line."""
+    return " ".join(text.split())
 
 
 def shown(value: Any) -> str:

@@ -1,7 +1,4 @@
-"""The demo's scenes as official files: VQAv2 and COCO captions on the same pictures, GQA, NLVR2.
-
-The parsers of the real data sets read these files back, so the layouts are the publishers' own.
-"""
+"""The demo's scenes in the publishers' layouts, which the parsers of the real data sets read."""
 
 from __future__ import annotations
 

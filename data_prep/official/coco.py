@@ -14,15 +14,9 @@ from typing import Any
 
 from data_prep.command import official_command, packs, shard_options
 from data_prep.json_rows import JsonRow, read_object
+from data_prep.packing.journal import Dropped
 from data_prep.packing.pack import pack
-from data_prep.packing.source import (
-    Annotation,
-    SourceSample,
-    SourceSet,
-    clean,
-    find_file,
-    with_source,
-)
+from data_prep.packing.source import Annotation, SourceSample, SourceSet, find_file
 from data_prep.packing.split import add_split_by_image, pack_splits, split_of
 
 SPLITS = ("train", "val", "test")
@@ -56,7 +50,7 @@ def parse_coco_captions(
         if caption["caption"]:
             captions[row.id("image_id")].append(caption)
         else:
-            dropped.append({"id": caption["id"], "reason": "empty caption"})
+            dropped.append(Dropped(caption["id"], "empty caption"))
     part = f"{split}{year}"
     places = (part, f"images/{part}", "images", "")
     samples = []
@@ -66,7 +60,7 @@ def parse_coco_captions(
         picture = find_file(images or src, places, row.text("file_name"))
         samples.append(SourceSample(image_id, (picture,), of_picture, row.rest("id", "file_name")))
     dropped += [
-        {"id": caption["id"], "reason": "picture not in the file"}
+        Dropped(caption["id"], "picture not in the file")
         for of_picture in captions.values()
         for caption in of_picture
     ]
@@ -90,7 +84,7 @@ def parse_coco_karpathy(
             if caption["caption"]:
                 captions.append(caption)
             else:
-                dropped.append({"id": caption["id"], "reason": "empty caption"})
+                dropped.append(Dropped(caption["id"], "empty caption"))
         part = row.text("filepath") if "filepath" in row else ""
         picture = find_file(images or src, (part, f"images/{part}", ""), row.text("filename"))
         extra = row.rest("sentences", "sentids", "filename", "cocoid")
@@ -111,8 +105,8 @@ def _karpathy_rows(path: Path, split: str) -> Iterator[JsonRow]:
 
 def _caption(row: JsonRow, id_field: str, text_field: str, image_field: str) -> Annotation:
     """A caption, cleaned of the stray blanks and line breaks with which it is published."""
-    caption = {"id": row.id(id_field), "caption": clean(row.text(text_field))}
-    return with_source(caption, row.rest(id_field, text_field, image_field))
+    caption = {"id": row.id(id_field), "caption": row.line(text_field)}
+    return row.annotate(caption, id_field, text_field, image_field)
 
 
 def add_command(commands: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from data_prep.command import official_command, packs
 from data_prep.json_rows import JsonRow, read_json
 from data_prep.official.lxmert import gqa_annotation, is_lxmert, read_lxmert
-from data_prep.packing.source import Annotation, SourceSample, SourceSet, find_file, with_source
+from data_prep.packing.source import Annotation, SourceSample, SourceSet, find_file
 
 SPLITS = ("train", "val", "testdev", "test", "challenge")
 FIELDS: Mapping[str, str] = {
@@ -80,7 +80,7 @@ def _annotation(question_id: str, row: JsonRow) -> Annotation:
     if "answer" in row:
         row.text("answer")
     annotation |= {ours: row.value(theirs) for theirs, ours in FIELDS.items() if theirs in row}
-    return with_source(annotation, row.rest("imageId", "question", *FIELDS))
+    return row.annotate(annotation, "imageId", "question", *FIELDS)
 
 
 def _objects(graph: JsonRow) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from data_prep.json_rows import JsonRow, read_list, shown
-from data_prep.packing.source import TYPES, Annotation, clean, find_file, with_source
+from data_prep.packing.source import TYPES, Annotation, find_file
 from vlds.runtime.regular_file import open_file
 
 
@@ -33,18 +33,18 @@ def read_lxmert(path: Path, *ids: str) -> list[JsonRow]:
 
 def vqa_annotation(row: JsonRow) -> Annotation:
     """A question of VQA v2."""
-    annotation: Annotation = {"id": row.id("question_id"), "question": clean(row.text("sent"))}
+    annotation: Annotation = {"id": row.id("question_id"), "question": row.line("sent")}
     if "label" in row:
         annotation["label"] = _label(row)
     annotation |= {key: row.text(key) for key in TYPES if key in row}
-    return with_source(annotation, row.rest("question_id", "img_id", "sent", "label", *TYPES))
+    return row.annotate(annotation, "question_id", "img_id", "sent", "label", *TYPES)
 
 
 def gqa_annotation(row: JsonRow) -> Annotation:
     """A question of GQA's balanced files; LXMERT's form has no types and groups."""
     annotation: Annotation = {
         "id": row.id("question_id"),
-        "question": clean(row.text("sent")),
+        "question": row.line("sent"),
         "balanced": True,
     }
     if label := _label(row) if "label" in row else {}:
@@ -53,17 +53,17 @@ def gqa_annotation(row: JsonRow) -> Annotation:
                 f"{row.place}: question {annotation['id']} has {len(label)} answers; GQA's have one"
             )
         annotation["answer"] = next(iter(label))
-    return with_source(annotation, row.rest("question_id", "img_id", "sent", "label"))
+    return row.annotate(annotation, "question_id", "img_id", "sent", "label")
 
 
 def nlvr2_annotation(row: JsonRow) -> Annotation:
     """A statement of NLVR2."""
-    annotation: Annotation = {"id": row.text("identifier"), "sentence": clean(row.text("sent"))}
+    annotation: Annotation = {"id": row.text("identifier"), "sentence": row.line("sent")}
     if "label" in row:
         if row.value("label") not in (0, 1):
             raise ValueError(f"{row.place}: label {row.value('label')!r} is neither 0 nor 1")
         annotation["label"] = bool(row.value("label"))
-    return with_source(annotation, row.rest("identifier", "img0", "img1", "label", "sent"))
+    return row.annotate(annotation, "identifier", "img0", "img1", "label", "sent")
 
 
 def _label(row: JsonRow) -> dict[str, float]:

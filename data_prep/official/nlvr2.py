@@ -10,7 +10,7 @@ from typing import Any
 from data_prep.command import official_command, packs
 from data_prep.json_rows import JsonRow, read_lines
 from data_prep.official.lxmert import is_lxmert, nlvr2_annotation, read_lxmert
-from data_prep.packing.source import Annotation, SourceSample, SourceSet, find_file, with_source
+from data_prep.packing.source import Annotation, SourceSample, SourceSet, find_file
 
 SPLITS = ("train", "dev", "test1", "test2")
 
@@ -59,7 +59,7 @@ def _annotation(row: JsonRow) -> Annotation:
         if label not in ("true", "false"):
             raise ValueError(f"{row.place}: label {row.value('label')!r} is neither True nor False")
         annotation["label"] = label == "true"
-    return with_source(annotation, row.rest("identifier", "sentence", "label"))
+    return row.annotate(annotation, "identifier", "sentence", "label")
 
 
 class PictureFolders:

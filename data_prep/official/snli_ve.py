@@ -8,14 +8,8 @@ from typing import Any
 
 from data_prep.command import official_command, packs
 from data_prep.json_rows import read_lines
-from data_prep.packing.source import (
-    Annotation,
-    SourceSet,
-    clean,
-    find_file,
-    samples_of,
-    with_source,
-)
+from data_prep.packing.journal import Dropped
+from data_prep.packing.source import Annotation, SourceSet, find_file, samples_of
 
 SPLITS = ("train", "dev", "test")
 LABELS = ("entailment", "neutral", "contradiction")
@@ -36,12 +30,12 @@ def parse_snli_ve(
     for _, row in read_lines(path):
         label = row.value("gold_label")
         if label not in LABELS:
-            dropped.append({"id": row.id("pairID"), "reason": f"label {label}"})
+            dropped.append(Dropped(row.id("pairID"), f"label {label}"))
             continue
-        hypothesis = clean(row.text("sentence2"))
+        hypothesis = row.line("sentence2")
         annotation = {"id": row.id("pairID"), "hypothesis": hypothesis, "label": label}
-        extra = row.rest("pairID", "gold_label", "Flickr30K_ID", "sentence2")
-        sentences[row.id("Flickr30K_ID")].append(with_source(annotation, extra))
+        annotation = row.annotate(annotation, "pairID", "gold_label", "Flickr30K_ID", "sentence2")
+        sentences[row.id("Flickr30K_ID")].append(annotation)
     samples = samples_of(
         sentences, lambda image: find_file(images or src, PICTURE_FOLDERS, f"{image}.jpg")
     )

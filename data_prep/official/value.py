@@ -9,7 +9,6 @@ Layout below --src, as VALUE's download script creates it:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,14 +17,8 @@ from typing import Any, Literal
 from data_prep.command import add_shard_options, new_command, packs
 from data_prep.json_rows import JsonRow, read_lines, shown
 from data_prep.packing.feature_file import locate
-from data_prep.packing.source import (
-    Annotation,
-    SourceSample,
-    SourceSet,
-    clean,
-    find_file,
-    with_source,
-)
+from data_prep.packing.journal import Dropped
+from data_prep.packing.source import Annotation, SourceSample, SourceSet, find_file
 
 FRAMES = 64
 """As VL-Adapter: shorter clips are padded with zeros, longer ones pooled over time."""
@@ -38,38 +31,35 @@ class Release:
 
     videos: str
     """Folder of the features and prefix of the subtitle file."""
-    files: Mapping[str, str]
-    """Split -> file of annotations."""
+    files: tuple[str, str, str]
+    """Annotations of train, val and test."""
     kind: Literal["video_qa", "video_caption"]
     summary: str
 
 
+SPLITS = ("train", "val", "test")
 RELEASES = {
     "tvqa": Release(
         "tv",
-        {"train": "tvqa_train", "val": "tvqa_val", "test": "tvqa_test_release"},
+        ("tvqa_train", "tvqa_val", "tvqa_test_release"),
         "video_qa",
         "TVQA: questions with five choices about clips of TV series",
     ),
     "how2qa": Release(
         "how2",
-        {
-            "train": "how2qa_train_release",
-            "val": "how2qa_val_release",
-            "test": "how2qa_test_public_release",
-        },
+        ("how2qa_train_release", "how2qa_val_release", "how2qa_test_public_release"),
         "video_qa",
         "How2QA: questions with four choices about clips of instructions",
     ),
     "tvc": Release(
         "tv",
-        {"train": "tvc_train_release", "val": "tvc_val_release", "test": "tvc_test_release"},
+        ("tvc_train_release", "tvc_val_release", "tvc_test_release"),
         "video_caption",
         "TVC: descriptions of moments of TV series",
     ),
     "yc2c": Release(
         "yc2",
-        {"train": "yc2c_train_release", "val": "yc2c_val_release", "test": "yc2c_test_release"},
+        ("yc2c_train_release", "yc2c_val_release", "yc2c_test_release"),
         "video_caption",
         "YC2C: descriptions of steps in cooking videos",
     ),
@@ -89,7 +79,8 @@ def parse_value(
     release = RELEASES[task]
     asks = release.kind == "video_qa"
     folders = (f"ann/{task}", "ann")
-    path = annotations or find_file(src, folders, f"{release.files[split]}.jsonl")
+    file = f"{release.files[SPLITS.index(split)]}.jsonl"
+    path = annotations or find_file(src, folders, file)
     subtitles = subtitles or find_file(
         src, ("ann", f"ann/{task}", "subtitles"), f"{release.videos}_subtitles.jsonl"
     )
@@ -116,7 +107,7 @@ def parse_value(
         )
         for annotation in [_question(row)] if asks else _descriptions(row):
             if annotation.get("caption") == "":
-                dropped.append({"id": annotation["id"], "reason": "empty caption"})
+                dropped.append(Dropped(annotation["id"], "empty caption"))
             else:
                 sample.annotations.append(annotation)
     return SourceSet(
@@ -129,7 +120,7 @@ def _read_subtitles(path: Path) -> dict[str, list[dict[str, Any]]]:
     return {
         row.id("vid_name"): [
             {
-                "text": clean(line.text("text")),
+                "text": line.line("text"),
                 "start": line.value("start"),
                 "end": line.value("end"),
             }
@@ -165,16 +156,15 @@ def _question(row: JsonRow) -> Annotation:
                 f"{row.place}: answer_idx is {index}, but it has {len(choices)} choices"
             )
         annotation["answer_index"] = index
-    return with_source(annotation, row.rest("qid", "q", "ts", "answer_idx", "vid_name", *choices))
+    return row.annotate(annotation, "qid", "q", "ts", "answer_idx", "vid_name", *choices)
 
 
 def _descriptions(row: JsonRow) -> list[Annotation]:
     """All descriptions of a moment; a test split has one annotation without a caption."""
     given = row.rows("descs", "description") if "descs" in row else ()
     return [
-        with_source(
-            {"id": entry.id("desc_id"), "caption": clean(entry.text("desc"))},
-            entry.rest("desc_id", "desc"),
+        entry.annotate(
+            {"id": entry.id("desc_id"), "caption": entry.line("desc")}, "desc_id", "desc"
         )
         for entry in given
     ] or [{"id": row.id("clip_id")}]
@@ -188,7 +178,7 @@ def add_command(commands: Any) -> None:
         parser.add_argument(
             "--src", type=Path, required=True, metavar="DIR", help="folder of ann/, vis_features/"
         )
-        parser.add_argument("--split", choices=tuple(release.files), required=True)
+        parser.add_argument("--split", choices=SPLITS, required=True)
         parser.add_argument("--out", type=Path, required=True, metavar="DIR")
         parser.add_argument("--name", default=task, help=f"of the data set (default: {task})")
         parser.add_argument("--annotations", type=Path, metavar="FILE", help="another file")

@@ -9,14 +9,8 @@ from data_prep.command import add_shard_options, new_command, packs
 from data_prep.json_rows import JsonRow, read_list, shown
 from data_prep.official.coco import karpathy_ids
 from data_prep.packing.annotation import soft_label
-from data_prep.packing.source import (
-    Annotation,
-    SourceSample,
-    SourceSet,
-    clean,
-    find_file,
-    with_source,
-)
+from data_prep.packing.journal import Dropped
+from data_prep.packing.source import Annotation, SourceSample, SourceSet, find_file
 
 FILES = {"questions": "question_answers.json", "regions": "region_descriptions.json"}
 LISTS = {"questions": "qas", "regions": "regions"}
@@ -49,11 +43,11 @@ def parse_vg(
             if image_id in held_out:
                 annotation = OF_COCO
             if isinstance(annotation, str):
-                dropped.append({"id": _id_of(entry), "reason": annotation})
+                dropped.append(Dropped(_id_of(entry), annotation))
             else:
                 annotations.append(annotation)
         if image_id in held_out:
-            left_out.append({"id": image_id, "reason": f"picture {OF_COCO}"})
+            left_out.append(Dropped(image_id, f"picture {OF_COCO}"))
         else:
             picture = find_file(images or src, FOLDERS, f"{image_id}.jpg")
             samples.append(SourceSample(image_id, (picture,), annotations))
@@ -84,8 +78,8 @@ def _id_of(entry: JsonRow) -> str:
 
 def _question(entry: JsonRow) -> Annotation | str:
     """A question, or why it is dropped. Answers begin with a capital and end in a full stop."""
-    question = clean(entry.text("question"))
-    answer = clean(entry.text("answer")).rstrip(".").lower().strip()
+    question = entry.line("question")
+    answer = entry.line("answer").rstrip(".").lower().strip()
     if not question or not answer:
         return "no answer" if question else "no question"
     annotation = {
@@ -94,15 +88,15 @@ def _question(entry: JsonRow) -> Annotation | str:
         "answers": [answer],
         "label": soft_label([answer]),
     }
-    return with_source(annotation, entry.rest("qa_id", "id", "image_id", "question", "answer"))
+    return entry.annotate(annotation, "qa_id", "id", "image_id", "question", "answer")
 
 
 def _region(entry: JsonRow) -> Annotation | str:
-    text = clean(entry.text("phrase"))
+    text = entry.line("phrase")
     if not text:
         return "no phrase"
-    extra = entry.rest("region_id", "id", "image_id", "image", "phrase")
-    return with_source({"id": _id_of(entry), "text": text}, extra)
+    annotation = {"id": _id_of(entry), "text": text}
+    return entry.annotate(annotation, "region_id", "id", "image_id", "image", "phrase")
 
 
 PARSERS = {"questions": _question, "regions": _region}

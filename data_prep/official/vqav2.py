@@ -15,7 +15,7 @@ from data_prep.json_rows import JsonRow, read_json, read_object
 from data_prep.official.coco import karpathy_ids
 from data_prep.official.lxmert import coco_picture, is_lxmert, read_lxmert, vqa_annotation
 from data_prep.packing.annotation import soft_label
-from data_prep.packing.source import TYPES, Annotation, SourceSet, samples_of, with_source
+from data_prep.packing.source import TYPES, Annotation, SourceSet, samples_of
 
 SPLITS: Mapping[str, tuple[str, ...]] = {
     "train": ("train2014",),
@@ -126,7 +126,7 @@ def _label(row: JsonRow) -> Annotation:
     answers = _answers(row)
     types = {key: row.text(key) if key in row else "" for key in TYPES}
     label = {"answers": answers, "label": soft_label(answers), **types}
-    return with_source(label, row.rest("question_id", "image_id", "answers", *TYPES))
+    return row.annotate(label, "question_id", "image_id", "answers", *TYPES)
 
 
 def _answers(row: JsonRow) -> list[str]:
@@ -134,9 +134,10 @@ def _answers(row: JsonRow) -> list[str]:
 
 
 def _annotation(row: JsonRow, label: Annotation) -> Annotation:
-    annotation = {"id": row.id("question_id"), "question": row.text("question").strip()}
-    extra = row.rest("question_id", "image_id", "question") | label.get("source", {})
-    return with_source(annotation | label, extra)
+    annotation = {"id": row.id("question_id"), "question": row.text("question").strip()} | label
+    if extra := row.rest("question_id", "image_id", "question") | label.get("source", {}):
+        annotation["source"] = extra
+    return annotation
 
 
 def _picture(folder: Path, subset: str, image_id: str) -> Path:

@@ -12,6 +12,7 @@ from data_prep.own_data.known_forms import plain_rows
 from data_prep.own_data.row_annotations import KINDS, TASKS, FieldNames, annotations_of
 from data_prep.own_data.row_check import check_rows
 from data_prep.own_data.rows import Row, read_rows
+from data_prep.packing.journal import Dropped
 from data_prep.packing.named_pictures import find_pictures
 from data_prep.packing.source import SourceSample, SourceSet
 from data_prep.packing.split import add_split_by_image, pack_splits, split_of
@@ -32,13 +33,13 @@ def parse_jsonl(
     check_rows(rows, names, task, annotations)
     pictures = find_pictures(images, filter(None, (_image(row, names) for row in rows)))
     samples: dict[str, dict[str, SourceSample]] = {}
-    dropped: dict[str, list[dict[str, str]]] = {}
+    dropped: dict[str, list[Dropped]] = {}
     for row in rows:
         part = split if names.split is None else str(row.fields[names.split]).strip() or "none"
         row_id = str(row.fields[names.id]) if names.id else row.number
         result = row.fault or annotations_of(task, row.fields, row_id, names)
         if isinstance(result, str):
-            dropped.setdefault(part, []).append({"id": row_id, "reason": result})
+            dropped.setdefault(part, []).append(Dropped(row_id, result))
             continue
         picture = pictures[_image(row, names)]
         sample = samples.setdefault(part, {}).setdefault(

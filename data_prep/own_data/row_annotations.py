@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from data_prep.json_rows import clean
 from data_prep.official.snli_ve import LABELS
 from data_prep.own_data.rows import Fields
 from data_prep.packing.annotation import soft_label
-from data_prep.packing.source import TYPES, Annotation, clean, with_source
+from data_prep.packing.source import TYPES, Annotation
 
 Result = list[Annotation] | str
 """Annotations, or the reason why a row has none."""
@@ -65,16 +66,15 @@ def _question(row: Fields, row_id: str, names: FieldNames) -> Result:
         for key in TYPES
         if row.get(key) is not None and key not in names.named()
     }
-    return [with_source(annotation, _rest(row, *names.named(), *TYPES))]
+    return [_with_rest(annotation, row, *names.named(), *TYPES)]
 
 
 def _captions(row: Fields, row_id: str, names: FieldNames) -> Result:
     assert names.caption is not None
     captions = [caption for caption in _texts(row[names.caption]) if caption]
     ids = [row_id] if len(captions) == 1 else [f"{row_id}-{i}" for i in range(len(captions))]
-    extra = _rest(row, *names.named())
     return [
-        with_source({"id": caption_id, "caption": caption}, extra)
+        _with_rest({"id": caption_id, "caption": caption}, row, *names.named())
         for caption_id, caption in zip(ids, captions, strict=True)
     ] or "no caption"
 
@@ -99,7 +99,7 @@ def _judged(
         if label not in labels:
             return f"label {label}" if label else "no label"
         annotation |= labels[label]
-    return [with_source(annotation, _rest(row, *names.named()))]
+    return [_with_rest(annotation, row, *names.named())]
 
 
 def label_of(row: Fields, field: str) -> str:
@@ -113,8 +113,10 @@ def _texts(value: Any) -> list[str]:
     return [clean(str(text)) for text in values if text is not None]
 
 
-def _rest(row: Fields, *known: str) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name not in known}
+def _with_rest(annotation: Annotation, row: Fields, *known: str) -> Annotation:
+    """Add the row's other fields, if there are any."""
+    extra = {name: value for name, value in row.items() if name not in known}
+    return {**annotation, "source": extra} if extra else annotation
 
 
 ENTAILMENT_LABELS = {label: {"label": label} for label in LABELS}

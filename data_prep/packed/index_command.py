@@ -40,8 +40,8 @@ def check_first(folder: Path, kind: str, fields: Mapping[str, str]) -> None:
                 parse_sample(key, content, tar.name, kind, fields)
         except UNUSABLE as error:
             raise ValueError(
-                f"its first sample cannot be read: {error!r}; say with --fields which member of a "
-                "sample holds what"
+                f"{tar}: the first sample cannot be read ({error!r}); say with --fields which "
+                "member of a sample holds what"
             ) from None
 
 

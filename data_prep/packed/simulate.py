@@ -26,26 +26,6 @@ STEPS_AT_ONCE = 256
 """Steps that are computed together: they bound the memory."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How a run distributes global batches."""
-
-    nodes: int
-    ranks_per_node: int
-
-    @property
-    def cut(self) -> BatchCut:
-        """How a batch is cut into the parts of the ranks."""
-        return BatchCut(self.nodes * self.ranks_per_node)
-
-    def nodes_of(self, slots: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-        """The node that reads each slot of a global batch of the given size."""
-        ranks = np.empty_like(slots)
-        for size in np.unique(sizes).tolist():
-            ranks[sizes == size] = self.cut.ranks_of(slots[sizes == size], size)
-        return ranks // self.ranks_per_node
-
-
 @dataclass
 class Reading:
     """What the steps read."""
@@ -56,14 +36,17 @@ class Reading:
     """Node -> source -> indices of the shards."""
 
 
-def simulate(order: MixedOrder, datasets: Sequence[Dataset], plan: Plan, steps: range) -> Reading:
+def simulate(
+    order: MixedOrder, datasets: Sequence[Dataset], nodes: int, ranks_per_node: int, steps: range
+) -> Reading:
     """Walk through the positions of the steps."""
+    cut = BatchCut(nodes * ranks_per_node)
     first_samples = [
         np.cumsum([0, *(len(counts) for counts in dataset.counts)]) for dataset in datasets
     ]
     reading = Reading(
         np.zeros(len(datasets), np.int64),
-        [[set() for _ in datasets] for _ in range(plan.nodes)],
+        [[set() for _ in datasets] for _ in range(nodes)],
     )
     for begin in range(steps.start, steps.stop, STEPS_AT_ONCE):
         end = min(begin + STEPS_AT_ONCE, steps.stop)
@@ -75,10 +58,12 @@ def simulate(order: MixedOrder, datasets: Sequence[Dataset], plan: Plan, steps: 
         positions, slots, sizes = positions[used], slots[used], sizes[used]
         sources, samples, _ = order.at(positions)
         reading.examples += np.bincount(sources, minlength=len(datasets))
-        nodes = plan.nodes_of(slots, sizes)
+        ranks = np.empty_like(slots)
+        for size in np.unique(sizes).tolist():
+            ranks[sizes == size] = cut.ranks_of(slots[sizes == size], size)
         for source, first in enumerate(first_samples):
-            for node in range(plan.nodes):
-                of_node = samples[(sources == source) & (nodes == node)]
+            for node in range(nodes):
+                of_node = samples[(sources == source) & (ranks // ranks_per_node == node)]
                 shards = np.searchsorted(first, of_node, side="right") - 1
                 reading.shards[node][source].update(np.unique(shards).tolist())
     return reading
@@ -162,11 +147,11 @@ def _run(args: argparse.Namespace) -> None:
             f"--weights: {len(weights)} for {len(datasets)} data sets; give one for each"
         )
     _check_numbers(args)
-    plan = Plan(args.nodes, args.ranks_per_node)
     batch_sizes = _batch_sizes(args, len(datasets))
     sizes = sorted(set(batch_sizes or [args.global_batch_size]))
     for size in sizes:
-        plan.cut.check(size, "--batch-sizes" if args.batch_sizes else "--global-batch-size")
+        option = "--batch-sizes" if args.batch_sizes else "--global-batch-size"
+        BatchCut(args.nodes * args.ranks_per_node).check(size, option)
     common = {"seed": args.seed, "lanes": args.lanes}
     order = mixed_order(
         [
@@ -181,11 +166,12 @@ def _run(args: argparse.Namespace) -> None:
         batch_sizes=batch_sizes,
         **common,
     )
-    reading = simulate(order, datasets, plan, range(args.first, args.first + args.steps))
+    steps = range(args.first, args.first + args.steps)
+    reading = simulate(order, datasets, args.nodes, args.ranks_per_node, steps)
     tell(
-        f"steps {args.first:,} to {args.first + args.steps:,}, "
-        f"{' or '.join(f'{size:,}' for size in sizes)} examples each, on {plan.nodes} x "
-        f"{plan.ranks_per_node} ranks"
+        f"steps {steps.start:,} to {steps.stop:,}, "
+        f"{' or '.join(f'{size:,}' for size in sizes)} examples each, on {args.nodes} x "
+        f"{args.ranks_per_node} ranks"
     )
     for table in tables(order, datasets, reading):
         Console().print(table)

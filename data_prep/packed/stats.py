@@ -86,7 +86,7 @@ def describe(folder: Path) -> str:
         lines.append(f"               {_most_frequent(answers, texts)}")
     lines += [
         f"  dropped      {count:>10,} {reason}"
-        for reason, count in count_reasons(info.dropped).items()
+        for reason, count in count_reasons(entry["reason"] for entry in info.dropped).items()
     ]
     return "\n".join(lines)
 

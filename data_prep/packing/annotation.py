@@ -7,8 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_prep.json_rows import shown
-from data_prep.packing.source import clean
+from data_prep.json_rows import clean, shown
 from vlds.schema import LONGEST_TEXT
 
 TEXT_FIELDS = ("question", "sentence", "caption", "hypothesis", "text")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from data_prep.packing.parallel import check_workers, follow, ordered_map
 from data_prep.packing.picture import PictureRule
 from data_prep.packing.record import common_shape, try_record
 from data_prep.packing.source import SourceSet, count_reasons
-from data_prep.packing.writer import DatasetWriter, Limits, shard_order
+from data_prep.packing.writer import DatasetWriter, Limits
 from vlds.data.shards.info import DatasetInfo, check_names
 from vlds.runtime.folder_lock import folder_lock
 from vlds.runtime.terminal import tell
@@ -94,10 +95,17 @@ def _pack(dataset: SourceSet, out: Path, options: Options) -> DatasetInfo:
     records = ordered_map(make, samples[writer.start :], options.workers)
     info = writer.write(
         follow(records, f"{dataset.name} {dataset.split}", writer.start, len(samples)),
-        rows_dropped=[Dropped(**entry) for entry in (*dataset.dropped, *dataset.left_out)],
+        rows_dropped=(*dataset.dropped, *dataset.left_out),
     )
     tell(_summary(dataset, info, out))
     return info
+
+
+def shard_order(ids: Iterable[str], seed: int = 0) -> list[str]:
+    """Ids in the order in which samples go into shards: by a hash of the id and the seed (64 bits),
+    so that each shard is a mixture."""
+    salt = seed.to_bytes(8, "little")
+    return sorted(ids, key=lambda id: (blake2b(id.encode(), digest_size=8, salt=salt).digest(), id))
 
 
 def ready(datasets: Sequence[SourceSet], options: Options) -> list[SourceSet]:
@@ -152,7 +160,7 @@ def _with_features(dataset: SourceSet, place: Path) -> SourceSet:
 def _without_unfit_texts(dataset: SourceSet) -> SourceSet:
     """Move annotations whose text cannot be packed to the dropped rows."""
     dropped = [
-        {"id": annotation["id"], "reason": fault}
+        Dropped(annotation["id"], fault)
         for sample in dataset.samples
         for annotation in sample.annotations
         if (fault := text_fault(annotation))
@@ -180,7 +188,7 @@ def _summary(dataset: SourceSet, info: DatasetInfo, out: Path) -> str:
     ):
         dropped = given - written
         lines.append(f"  {noun:<11} {given:>9,} in = {written:,} written + {dropped:,} dropped")
-    for reason, count in count_reasons(info.dropped).items():
+    for reason, count in count_reasons(entry["reason"] for entry in info.dropped).items():
         ids = [str(entry["id"]) for entry in info.dropped if entry["reason"] == reason]
         noun = "ids" if len(ids) > 1 else "id"
         more = ", ..." if len(ids) > SHOWN else ""  # dataset.json has all of them

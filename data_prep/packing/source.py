@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.packing.feature_file import FeatureFile
+from data_prep.packing.journal import Dropped
 
 Annotation = dict[str, Any]
 TYPES = ("answer_type", "question_type")
@@ -59,15 +60,16 @@ class SourceSet:
     files: tuple[Path, ...]
     """The annotation files, for the record in dataset.json."""
     samples: list[SourceSample]
-    dropped: tuple[Mapping[str, str], ...] = ()
-    """Rows that cannot be used: {"id", "reason"}."""
-    left_out: tuple[Mapping[str, str], ...] = ()
-    """Unwanted samples in the same form; `dropped` lists their annotations."""
+    dropped: tuple[Dropped, ...] = ()
+    """Rows that cannot be used."""
+    left_out: tuple[Dropped, ...] = ()
+    """Unwanted samples; `dropped` lists their annotations."""
 
     def check(self) -> None:
         """Refuse a data set without samples or with repeated ids."""
         if not self.samples:
-            reasons = [f"{reason}: {n:,}" for reason, n in count_reasons(self.dropped).items()]
+            counts = count_reasons(row.reason for row in self.dropped)
+            reasons = [f"{reason}: {count:,}" for reason, count in counts.items()]
             dropped = f"; dropped: {', '.join(reasons[:MOST_REASONS])}" if reasons else ""
             raise ValueError(
                 f"{file_names(self.files)}: no usable sample for split {self.split!r}{dropped}"
@@ -91,16 +93,6 @@ def samples_of(
     return [SourceSample(key, (picture(key),), rows) for key, rows in annotations.items()]
 
 
-def with_source(annotation: Annotation, extra: Mapping[str, Any]) -> Annotation:
-    """Add the fields that have no named place, if there are any."""
-    return {**annotation, "source": dict(extra)} if extra else annotation
-
-
-def clean(text: str) -> str:
-    """One line with single blanks; Java's caption tokenizer takes even U+2028 for a new line."""
-    return " ".join(text.split())
-
-
 def find_file(folder: Path, places: Sequence[str], name: str) -> Path:
     """The file in the first of these subfolders that has it; else its path in the first one, the
     official place, for the error about a missing file."""
@@ -108,9 +100,9 @@ def find_file(folder: Path, places: Sequence[str], name: str) -> Path:
     return next((path for path in candidates if path.is_file()), candidates[0])
 
 
-def count_reasons(dropped: Iterable[Mapping[str, str]]) -> dict[str, int]:
+def count_reasons(reasons: Iterable[str]) -> dict[str, int]:
     """How often each reason occurs, most frequent first."""
-    return dict(Counter(entry["reason"] for entry in dropped).most_common())
+    return dict(Counter(reasons).most_common())
 
 
 def file_names(files: Sequence[Path]) -> str:

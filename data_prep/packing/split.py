@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from data_prep.packing.duplicates import find_copies, tell_copies, tell_repeats, warn_of_leaks
+from data_prep.packing.journal import Dropped
 from data_prep.packing.pack import Options, pack_ready, ready
 from data_prep.packing.source import SourceSample, SourceSet
 
@@ -85,9 +86,9 @@ def _split_by_picture(
     for sample in dataset.samples:
         parts.setdefault(split.of(first_id.get(sample.id, sample.id)), []).append(sample)
     split.require_both(parts, copies)
-    dropped: dict[str, list[Mapping[str, str]]] = {part: [] for part in PARTS}
+    dropped: dict[str, list[Dropped]] = {part: [] for part in PARTS}
     for row in dataset.dropped:
-        dropped[split.of(row["id"])].append(row)
+        dropped[split.of(row.id)].append(row)
     return [
         replace(dataset, split=part, samples=parts[part], dropped=tuple(dropped[part]))
         for part in PARTS

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -36,13 +35,6 @@ class SampleRecord:
     json: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the sample's json: "annotations" and any others, such as "size" and "source". The
     writer adds "id" and, unless given, "images": the members that are pictures, in order."""
-
-
-def shard_order(ids: Iterable[str], seed: int = 0) -> list[str]:
-    """Ids in the order in which samples go into shards: by a hash of the id and the seed (64 bits),
-    so that each shard is a mixture."""
-    salt = seed.to_bytes(8, "little")
-    return sorted(ids, key=lambda id: (blake2b(id.encode(), digest_size=8, salt=salt).digest(), id))
 
 
 @dataclass(frozen=True, kw_only=True)

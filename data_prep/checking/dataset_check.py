@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from data_prep.checking.sample_check import CheckedSample, Finding
+from data_prep.checking.sample_check import CheckedSample, Finding, shapes_text
 from data_prep.checking.shard_check import CheckedShard
 from data_prep.json_rows import JsonRow, read_json, read_lines
 from data_prep.official.coco import KARPATHY_SPLITS
@@ -70,7 +70,7 @@ def _check_shapes(shards: Sequence[CheckedShard]) -> Iterator[Finding]:
     usual = Counter(sample.shapes for _, sample in good).most_common(1)[0][0]
     for place, sample in good:
         if sample.shapes != usual:
-            detail = f"{_text(sample.shapes)}, most have {_text(usual)}"
+            detail = f"{shapes_text(sample.shapes)}, most have {shapes_text(usual)}"
             yield place._replace(reason="features of another shape", detail=detail)
 
 
@@ -83,10 +83,6 @@ def _check_labels(shards: Sequence[CheckedShard]) -> Iterator[Finding]:
         if sample.unlabelled:
             detail = f"{sample.unlabelled} of {len(sample.annotations)}; others have one"
             yield place._replace(reason="annotations without a label", detail=detail)
-
-
-def _text(shapes: tuple[tuple[int, ...], ...]) -> str:
-    return " and ".join("x".join(map(str, shape)) for shape in shapes) or "none"
 
 
 def check_annotations(wanted: Wanted, shards: Sequence[CheckedShard]) -> Iterator[Finding]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -184,9 +184,13 @@ def _check_features(sample: CheckedSample, content: Mapping[str, bytes]) -> Iter
             detail = f"{name}: {int((~finite).sum())} of {array.size} numbers"
             yield Finding("features not finite", detail)
     if len(set(shapes)) > 1:
-        detail = " and ".join("x".join(map(str, shape)) for shape in shapes)
-        yield Finding("features of different shapes", detail)
+        yield Finding("features of different shapes", shapes_text(shapes))
     sample.shapes = tuple(shapes)
+
+
+def shapes_text(shapes: Sequence[tuple[int, ...]]) -> str:
+    """For findings: "36x2048 and 49x768", or "none"."""
+    return " and ".join("x".join(map(str, shape)) for shape in shapes) or "none"
 
 
 def _check_use(

@@ -25,26 +25,15 @@ PICTURE_MARK = "<image>"
 def plain_rows(task: str, rows: Sequence[Row], names: FieldNames, path: Path) -> Sequence[Row]:
     """Conversations and COCO's captions as rows with the fields in `names`; other rows as they
     are."""
-    if _is_coco(rows):
+    fields = rows[0].fields if rows else {}
+    lists = {name for name, value in fields.items() if isinstance(value, list)}
+    if len(rows) == 1 and {"images", "annotations"} <= lists:
         if names.caption is None:
             raise ValueError(f"{path} is in COCO's form, which holds captions: give --task caption")
-        content = JsonRow(rows[0].fields, f"{path}")
-        return list(_rows_of_coco(content, names.caption, names))
-    if task in ("vqa", "caption") and _are_conversations(rows):
+        return list(_rows_of_coco(JsonRow(fields, f"{path}"), names.caption, names))
+    if task in ("vqa", "caption") and not lists.isdisjoint(TURNS):
         return [made for row in rows for made in _rows_of_conversation(row, names)]
     return rows
-
-
-def _is_coco(rows: Sequence[Row]) -> bool:
-    """True for one object that has a list of images and one of annotations."""
-    return len(rows) == 1 and all(
-        isinstance(rows[0].fields.get(name), list) for name in ("images", "annotations")
-    )
-
-
-def _are_conversations(rows: Sequence[Row]) -> bool:
-    """True if the first row holds turns."""
-    return bool(rows) and any(isinstance(rows[0].fields.get(name), list) for name in TURNS)
 
 
 def _rows_of_coco(content: JsonRow, caption: str, names: FieldNames) -> Iterator[Row]:

@@ -69,12 +69,14 @@ def nlvr2_annotation(row: JsonRow) -> Annotation:
 def _label(row: JsonRow) -> dict[str, float]:
     """Answer -> score."""
     label = row.value("label")
-    subject = f"{row.place}: label {shown(label)} of question {row.id('question_id')}"
+    fault = ""
     if not isinstance(label, dict):
-        raise ValueError(f"{subject} must map answers to scores")
-    for answer, score in label.items():
-        if not isinstance(score, (int, float)):
-            raise ValueError(f"{subject}: the score of {answer!r} is not a number")
+        fault = " must map answers to scores"
+    elif odd := [a for a, score in label.items() if not isinstance(score, (int, float))]:
+        fault = f": the score of {odd[0]!r} is not a number"
+    if fault:
+        question_id = row.id("question_id")
+        raise ValueError(f"{row.place}: label {shown(label)} of question {question_id}{fault}")
     return {answer: float(score) for answer, score in label.items()}
 
 

@@ -9,7 +9,7 @@ from vlds.runtime.terminal import tell, tell_exception
 
 
 def main() -> int:
-    """Run the command; the exit code. Ctrl-C is one line while it imports, too."""
+    """Run the command and return its exit code; Ctrl-C is one line during the imports, too."""
     sys.excepthook = tell_exception
     try:
         with interruptible():

@@ -1,4 +1,4 @@
-"""The command line: official files -> shards, one command a data set."""
+"""The command line: one command for each data set, and those about packed data sets."""
 
 from __future__ import annotations
 
@@ -9,20 +9,9 @@ from pathlib import Path
 from data_prep.checking import verify
 from data_prep.demo import command as demo
 from data_prep.mistyped import USER_ERROR, Parser, add_commands
-from data_prep.official import (
-    coco_captions,
-    coco_karpathy,
-    easy_vqa,
-    gqa,
-    nlvr2,
-    snli_ve,
-    value,
-    vg,
-    vqav2,
-)
+from data_prep.official import coco, easy_vqa, gqa, nlvr2, snli_ve, value, vg, vqav2
 from data_prep.own_data import jsonl
-from data_prep.packed import index_command as foreign
-from data_prep.packed import simulate, stats, tokenizer, vocabulary
+from data_prep.packed import index_command, simulate, stats, tokenizer, vocabulary
 from data_prep.packing.parallel import LostWorker
 from data_prep.preview import command as preview
 from vlds.data.errors import ShardError
@@ -32,34 +21,31 @@ from vlds.runtime.process_end import Interrupted, interruptible
 from vlds.runtime.terminal import tell
 
 COMMANDS = (
-    vqav2, gqa, nlvr2, coco_karpathy, coco_captions, vg, snli_ve, value, jsonl, easy_vqa, demo,
-    foreign, tokenizer, vocabulary, stats, verify, preview, simulate,
+    vqav2, gqa, nlvr2, coco, vg, snli_ve, value, jsonl, easy_vqa, demo,
+    index_command, tokenizer, vocabulary, stats, verify, preview, simulate,
 )  # fmt: skip
-"""Modules that add a command; a new format adds itself here."""
+"""Modules that add a command; add a new format here."""
 Run = Callable[[argparse.Namespace], int | None]
 """Exit code; None is 0."""
-INCOMPLETE = ": the data set being written is incomplete; --resume goes on with it"
-KEPT = "; finished shards are kept: --resume goes on with them"
+INCOMPLETE = ": the data set being written is incomplete; --resume continues it"
+KEPT = "; finished shards are kept: --resume continues from them"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command, for its exit code; user errors are one line and exit code 2."""
+    """Run a command and return its exit code; a user's error is one line and exit code 2."""
     args = build_parser().parse_args(arguments)
     run: Run = args.run
-    goes_on = hasattr(args, "resume")
+    can_resume = hasattr(args, "resume")
     try:
         with interruptible():
             return run(args) or 0
-    except LostWorker as error:
-        tell(f"error: {error}{KEPT if goes_on else ''}", error=True)
-        return USER_ERROR
     except (ValueError, ShardError, OSError) as error:
-        kept = KEPT if goes_on and isinstance(error, CannotWrite) else ""
+        kept = KEPT if can_resume and isinstance(error, (LostWorker, CannotWrite)) else ""
         tell(f"error: {error}{kept}", error=True)
         return USER_ERROR
     except Interrupted as error:
         out: Path | None = getattr(args, "out", None)
-        begun = goes_on and (out is None or out.exists())
+        begun = can_resume and (out is None or out.exists())
         tell(f"interrupted by {error.signal_name}{INCOMPLETE if begun else ''}", error=True)
         return error.exit_code
 
@@ -69,8 +55,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m data_prep",
         description="Pack vision-and-language data sets into WebDataset shards.",
-        epilog="`python -m data_prep COMMAND --help` says more about a command; `python -m "
-        "data_prep jsonl --help` is the one for data of your own.",
+        epilog="`python -m data_prep COMMAND --help` says more about a command; for your own data "
+        "see `python -m data_prep jsonl --help`.",
         formatter_class=HelpPage,
     )
     commands = add_commands(parser)

@@ -1,33 +1,33 @@
-"""What the commands share: how they are declared, and the options about shards and pictures."""
+"""What the commands share: their declaration, and the options about shards and pictures."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any, get_args
 
-from data_prep.packing.pack import Options
+from data_prep.packing.pack import Options, pack
 from data_prep.packing.picture import ImageFormat, PictureRule
+from data_prep.packing.source import SourceSet
 from data_prep.packing.writer import Limits
 from vlds.data.shards.remote import is_url
 from vlds.runtime.help_page import HelpPage
 
+PROGRAM = "python -m data_prep"
 DEFAULT_SHARD_SIZE = "512MB"
 NOT_RECORDED = {"run", "workers", "resume", "images_anywhere"}
-"""What the shards do not depend on."""
-
-
-PROGRAM = "python -m data_prep"
+"""Options that do not change the shards."""
 
 
 def new_command(
     commands: Any, name: str, summary: str, description: str = "", *, examples: Sequence[str]
 ) -> argparse.ArgumentParser:
-    """A command of `python -m data_prep`; its `run` is set with `set_defaults`. `examples` are
-    words behind the program's name."""
+    """Add a command; set its `run` with `packs` or `set_defaults`. `examples` are the words after
+    the program's name."""
     first = f"{summary[0].upper()}{summary[1:]}."
     parts = [first, description, "\n".join(f"  {PROGRAM} {example}" for example in examples)]
     parser: argparse.ArgumentParser = commands.add_parser(
@@ -42,7 +42,8 @@ def new_command(
 def official_command(
     commands: Any, command: str, summary: str, splits: Iterable[str], name: str | None = None
 ) -> argparse.ArgumentParser:
-    """A command that reads a publisher's files."""
+    """Add a command that reads a publisher's files; the data set's `name` is the command's unless
+    given."""
     known = tuple(splits)
     example = f"{command} --src DOWNLOADED --split {known[0]} --out shards/{command}"
     parser = new_command(commands, command, summary, examples=[example])
@@ -60,8 +61,19 @@ def official_command(
     return parser
 
 
+def packs(parser: argparse.ArgumentParser, parse: Callable[..., SourceSet]) -> None:
+    """Let a command pack what `parse` returns; each parameter of `parse` is the option of the same
+    name."""
+    names = signature(parse).parameters
+
+    def run(args: argparse.Namespace) -> None:
+        pack(parse(**{name: getattr(args, name) for name in names}), args.out, shard_options(args))
+
+    parser.set_defaults(run=run)
+
+
 def add_shard_options(parser: argparse.ArgumentParser) -> None:
-    """How pictures become shards."""
+    """Add the options about shards and pictures."""
     group = parser.add_argument_group("shards")
     group.add_argument(
         "--shard-samples", type=int, default=1000, metavar="N", help="most a shard (default: 1000)"
@@ -78,58 +90,60 @@ def add_shard_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=len(os.sched_getaffinity(0)),
         metavar="N",
-        help="processes that open pictures; the shards do not depend on it (default: the cores)",
+        help="processes that open pictures; their number does not change the shards (default: the "
+        "cores)",
     )
     group.add_argument(
         "--seed",
         type=seed,
         default=0,
-        help="of the order of samples in the shards, and of splits that are drawn (default: 0)",
+        help="of the order of samples in the shards and of --split-by-image (default: 0)",
     )
     group.add_argument(
         "--resume",
         action="store_true",
-        help="go on where an interrupted command with the same options stopped",
+        help="continue where an interrupted command with the same options stopped",
     )
     _add_picture_options(group)
 
 
 def _add_picture_options(group: Any) -> None:
-    """What is stored of pictures, and which are taken."""
+    """Add the options about what is stored of which pictures."""
     group.add_argument(
         "--features",
         type=Path,
         metavar="PATH",
         help="store features instead of pictures: a folder of NAME.h5, .npz or .npy, or one HDF5 "
-        "file, NAME being the picture's without its ending",
+        "file; NAME is the picture's name without its extension",
     )
     group.add_argument("--encoder", metavar="NAME", help="what made the features, for the record")
     group.add_argument(
         "--image-size",
         type=int,
         metavar="PIXELS",
-        help="make larger pictures smaller: the shorter side (default: as they are)",
+        help="shorter side to which larger pictures are resized (default: as they are)",
     )
     group.add_argument(
-        "--square", action="store_true", help="both sides to --image-size, proportions given up"
+        "--square",
+        action="store_true",
+        help="scale both sides to --image-size instead of keeping the proportions",
     )
     group.add_argument(
         "--image-format",
         choices=get_args(ImageFormat),
-        help="how a picture that --image-size has changed is stored: webp, without loss (default), "
-        "or jpeg, in half the bytes, which moves what a frozen encoder sees by a sixth",
+        help="how pictures that --image-size resizes are stored: webp, without loss (default), or "
+        "jpeg, in half the bytes, which moves what a frozen encoder sees by a sixth",
     )
     group.add_argument(
         "--skip-missing",
         action="store_true",
-        help="leave rows out whose picture or features are missing; they are counted, and listed "
-        "in dataset.json",
+        help="leave out rows whose picture or features are missing; dataset.json lists them",
     )
     group.add_argument(
         "--images-anywhere",
         action="store_true",
-        help="let rows name pictures and features outside the folders given, by .., absolute paths "
-        "or links: for rows that you trust",
+        help="allow rows to name pictures and features outside the given folders, by .., absolute "
+        "paths or links; only for rows that you trust",
     )
 
 
@@ -140,46 +154,44 @@ def shard_options(args: argparse.Namespace) -> Options:
             f"--image-format {args.image_format} needs --image-size: pictures that keep their size "
             "keep their bytes"
         )
-    given = {key: plain(value) for key, value in vars(args).items() if key not in NOT_RECORDED}
+    pictures = getattr(args, "images", None) or getattr(args, "src", None)
+    folders = tuple(folder for folder in (pictures, args.features) if folder is not None)
+    given = {key: _plain(value) for key, value in vars(args).items() if key not in NOT_RECORDED}
     return Options(
-        PictureRule(args.image_size, args.square, args.image_format or "webp"),
-        Limits(samples=args.shard_samples, bytes=args.shard_size),
-        args.workers,
-        args.resume,
-        args.features,
-        args.encoder,
-        args.seed,
-        getattr(args, "images", None) or getattr(args, "src", None),
-        args.skip_missing,
-        () if args.images_anywhere else source_folders(args),
-        {key: value for key, value in given.items() if value not in (None, [])},
+        rule=PictureRule(args.image_size, args.square, args.image_format or "webp"),
+        limits=Limits(samples=args.shard_samples, bytes=args.shard_size),
+        workers=args.workers,
+        resume=args.resume,
+        features=args.features,
+        encoder=args.encoder,
+        seed=args.seed,
+        images=pictures,
+        skip_missing=args.skip_missing,
+        folders=() if args.images_anywhere else folders,
+        arguments={key: value for key, value in given.items() if value not in (None, [])},
     )
 
 
-def source_folders(args: argparse.Namespace) -> tuple[Path, ...]:
-    """The folders in which a command looks for pictures and features."""
-    pictures = getattr(args, "images", None) or getattr(args, "src", None)
-    return tuple(folder for folder in (pictures, args.features) if folder is not None)
-
-
 def num_bytes(text: str) -> int:
-    """A size such as 512MB (10^6), 1GiB (2^30) or 1000000."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip().lower())
-    if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; give one such as 512MB or 1GiB")
-    number, prefix, binary = found.groups()
-    return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix or " "))
+    """Parse a size such as 512MB (10^6), 1GiB (2^30) or 1000000."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip().lower())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; give one such as 512MB or 1GiB")
+    amount, prefix, binary = match.groups()
+    return int(float(amount) * (1024 if binary else 1000) ** " kmgt".index(prefix or " "))
 
 
 def seed(text: str) -> int:
-    """A number that fits into 64 bits."""
+    """Parse a whole number that fits into 64 bits."""
     if not text.isdecimal() or int(text) >= 1 << 64:
-        raise argparse.ArgumentTypeError(f"{text!r} is no seed; give a number from 0 to 2^64 - 1")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a seed; give a number from 0 to 2^64 - 1"
+        )
     return int(text)
 
 
 def local_folder(text: str) -> Path:
-    """A folder of this machine: the commands that look at shards read them there."""
+    """Parse a folder of this machine: the commands that inspect shards do not download them."""
     if is_url(text):
         raise argparse.ArgumentTypeError(
             f"{text!r} is a URL; copy the shards into a folder of this machine, and name that"
@@ -187,8 +199,8 @@ def local_folder(text: str) -> Path:
     return Path(text)
 
 
-def plain(value: Any) -> Any:
-    """What json can hold: paths as text."""
+def _plain(value: Any) -> Any:
+    """The value as JSON holds it: paths as text."""
     if isinstance(value, (list, tuple)):
-        return [plain(entry) for entry in value]
+        return [_plain(entry) for entry in value]
     return str(value) if isinstance(value, Path) else value

@@ -1,4 +1,4 @@
-"""An argument parser that asks back: 'no such command; did you mean ...?'"""
+"""An argument parser whose errors suggest the right word: 'no such command; did you mean ...?'"""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ UNKNOWN = re.compile(r"unrecognized arguments: (.*)", re.DOTALL)
 
 
 class Parser(argparse.ArgumentParser):
-    """Mistakes are one line that names the word and the nearest right one; exit code 2."""
+    """A mistake is one line that names the word and the most similar known one; exit code 2."""
 
     given: Sequence[str] = ()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """A command's parser refuses what it does not know itself: it has the names."""
+        """Refuse unknown options in the command's own parser, which knows the similar names."""
         self.given = sys.argv[1:] if args is None else list(args)
         known, unknown = super().parse_known_args(args, namespace)
         if unknown:
@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
         return known, unknown
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong, without the usage, which is a page long."""
+        """Say what is wrong without the usage, which is a page long."""
         fault = self._explain(message)
         end = "" if fault.endswith("?") else ";"
         tell(f"error: {fault}{end} `{self.prog} --help` says more", error=True)
@@ -48,7 +48,7 @@ class Parser(argparse.ArgumentParser):
             if not word.startswith("-"):
                 return f"{word!r}: a word that belongs to no option"
             return self._unknown(word)
-        if REQUIRED in message:  # perhaps because it is misspelt
+        if REQUIRED in message:  # an option may be missing because it is misspelled
             names = [word.partition("=")[0] for word in self.given if word.startswith("--")]
             wrong = [name for name in names if not any(o.startswith(name) for o in self.options)]
             return self._unknown(wrong[0]) if wrong else message
@@ -61,10 +61,10 @@ class Parser(argparse.ArgumentParser):
 
     @property
     def options(self) -> list[str]:
-        """All that begin with two dashes."""
+        """All options that begin with two dashes."""
         return [name for name in self._option_string_actions if name.startswith("--")]
 
 
 def add_commands(parser: Parser) -> Any:
-    """Where commands are added."""
+    """The object to which commands are added."""
     return parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)

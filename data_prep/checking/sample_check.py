@@ -1,16 +1,15 @@
-"""Everything that can be wrong with one sample: its members, json, pictures, features."""
+"""Faults of one sample: its members, json, pictures and features."""
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_prep.checking.finding import Finding
 from data_prep.packing.annotation import fault_of
 from data_prep.packing.strict_picture import picture_fault
 from vlds.data.errors import ShardError
@@ -32,6 +31,37 @@ Members = dict[str, bytes]
 """Extension -> bytes."""
 
 
+class Finding(NamedTuple):
+    """One fault of a data set; fields of its place are empty if unknown."""
+
+    reason: str
+    """The same words for all findings of a kind, which are counted by them."""
+    detail: str = ""
+    file: str = ""
+    """Shard or other file, relative to the checked folder."""
+    i: int | None = None
+    """Number of the sample in its shard, from 0; None if the finding is not about one sample."""
+    key: str = ""
+    id: str = ""
+
+    def __str__(self) -> str:
+        """The place and the detail."""
+        words = [self.file]
+        if self.i is not None:
+            words.append(f"sample {self.i}" + (f" (key {self.key})" if self.key else ""))
+        if self.id:
+            words.append(f"id {self.id}")
+        return ", ".join(words) + (f": {self.detail}" if self.detail else "")
+
+    def line(self) -> str:
+        """The line of a bad sample in quarantine.jsonl."""
+        reason = f"{self.reason}: {self.detail}" if self.detail else self.reason
+        content = {
+            "shard": self.file, "i": self.i, "key": self.key, "id": self.id, "reason": reason,
+        }  # fmt: skip
+        return json.dumps(content, ensure_ascii=False) + "\n"
+
+
 @dataclass
 class CheckedSample:
     """What the checks of a whole data set need to know about a sample."""
@@ -42,7 +72,7 @@ class CheckedSample:
     annotations: list[str] = field(default_factory=list)
     """Ids."""
     counts: Counts | None = None
-    """None where a run cannot read it."""
+    """None if a run cannot read the sample."""
     shapes: tuple[tuple[int, ...], ...] = ()
     """Of its features, in the order of their names."""
     unlabelled: int = 0
@@ -51,8 +81,7 @@ class CheckedSample:
 
 
 def check_sample(data: bytes, begin: int, end: int, dataset: DatasetInfo) -> CheckedSample:
-    """Check the sample of a data set between two offsets of its shard; `data` is what could be read
-    of it."""
+    """Check the sample between two offsets of its shard; `data` are its readable bytes."""
     sample = CheckedSample()
     view = memoryview(data)
     try:
@@ -65,7 +94,7 @@ def check_sample(data: bytes, begin: int, end: int, dataset: DatasetInfo) -> Che
         return sample
     content = {name: bytes(member) for name, member in views.items()}
     if dataset.fields is not None:
-        sample.findings += _as_ours(sample.key, content, dataset.fields)
+        sample.findings += _replace_json(sample.key, content, dataset.fields)
     sample.has_json = "json" in content
     sample.findings += _check_json(sample, content, dataset.kind)
     sample.findings += _check_features(sample, content)
@@ -74,9 +103,9 @@ def check_sample(data: bytes, begin: int, end: int, dataset: DatasetInfo) -> Che
 
 
 def _check_names(sample: CheckedSample, view: memoryview, begin: int) -> Iterator[Finding]:
-    """Note the key, and look for names that stand twice: a run takes the last of them.
+    """Note the key, and look for repeated names, of which a run takes the last.
 
-    Errors: ShardError where a header cannot be read; ValueError where an extension header cannot.
+    Errors: ValueError (ShardError) if a header cannot be read.
     """
     seen = set[str]()
     for member in members(lambda o, n: view[o - begin : o - begin + n], begin, begin + len(view)):
@@ -87,25 +116,8 @@ def _check_names(sample: CheckedSample, view: memoryview, begin: int) -> Iterato
         seen.add(extension)
 
 
-def _check_use(
-    sample: CheckedSample, content: Mapping[str, memoryview], dataset: DatasetInfo
-) -> Iterator[Finding]:
-    """Read it as a run does."""
-    try:
-        read = parse_sample(sample.key, content, dataset.name, dataset.kind, dataset.fields)
-    except UNUSABLE as error:
-        if not sample.findings:
-            yield Finding("sample unusable", repr(error))
-    else:
-        sample.counts = Counts(len(read.annotations), len(read.images) or len(read.features))
-        asked = ask_all(read)
-        sample.unlabelled = asked.unlabelled
-        if asked.faults and not sample.findings:
-            yield Finding("sample unusable", asked.faults[0])
-
-
-def _as_ours(key: str, content: Members, fields: Mapping[str, str]) -> Iterator[Finding]:
-    """Put the json in its place that a run reads."""
+def _replace_json(key: str, content: Members, fields: Mapping[str, str]) -> Iterator[Finding]:
+    """For tars that others wrote: replace the json by the one that a run derives from them."""
     views = {name: memoryview(data) for name, data in content.items()}
     content.pop("json", None)
     try:
@@ -115,7 +127,7 @@ def _as_ours(key: str, content: Members, fields: Mapping[str, str]) -> Iterator[
 
 
 def _check_json(sample: CheckedSample, content: Members, kind: str) -> Iterator[Finding]:
-    """Ids, and the pictures that it names."""
+    """Check the ids, the annotations and the pictures that the json names."""
     if "json" not in content:
         yield Finding("no json", f"it has {', '.join(sorted(content)) or 'nothing'}")
         return
@@ -125,7 +137,7 @@ def _check_json(sample: CheckedSample, content: Members, kind: str) -> Iterator[
         yield Finding("json cannot be read", str(error))
         return
     if not isinstance(fields, dict):
-        yield Finding("json cannot be read", f"it is {type(fields).__name__}, no object")
+        yield Finding("json cannot be read", f"it is {type(fields).__name__}, not an object")
         return
     if fault := id_fault(fields.get("id")):
         yield Finding("sample id unfit", fault)
@@ -148,11 +160,11 @@ def _check_annotations(sample: CheckedSample, annotations: Any, kind: str) -> It
         yield Finding("no list of annotations", f'"annotations" is {json.dumps(annotations)}')
         return
     for number, annotation in enumerate(annotations):
-        found = annotation.get("id") if isinstance(annotation, dict) else None
-        if fault := id_fault(found):
+        annotation_id = annotation.get("id") if isinstance(annotation, dict) else None
+        if fault := id_fault(annotation_id):
             yield Finding("annotation id unfit", f"annotation {number}: {fault}")
         else:
-            sample.annotations.append(str(found))
+            sample.annotations.append(str(annotation_id))
         if isinstance(annotation, dict) and (fault := fault_of(annotation, kind)):
             yield Finding("annotation unusable", f"annotation {number}: {fault}")
 
@@ -162,7 +174,7 @@ def _check_features(sample: CheckedSample, content: Mapping[str, bytes]) -> Iter
     for name in sorted(name for name in content if name.endswith(FEATURES)):
         try:
             array = np.lib.format.read_array(io.BytesIO(content[name]), allow_pickle=False)
-        except Exception as error:  # NumPy reads the header as Python, whatever stands there
+        except Exception as error:  # NumPy evaluates the header as Python: anything can happen
             yield Finding("features cannot be read", f"{name}: {error}")
             continue
         shapes.append(array.shape)
@@ -175,6 +187,27 @@ def _check_features(sample: CheckedSample, content: Mapping[str, bytes]) -> Iter
             detail = f"{name}: {int((~finite).sum())} of {array.size} numbers"
             yield Finding("features not finite", detail)
     if len(set(shapes)) > 1:
-        detail = " and ".join("x".join(map(str, shape)) for shape in shapes)
-        yield Finding("features of different shapes", detail)
+        yield Finding("features of different shapes", shapes_text(shapes))
     sample.shapes = tuple(shapes)
+
+
+def shapes_text(shapes: Sequence[tuple[int, ...]]) -> str:
+    """For findings: "36x2048 and 49x768", or "none"."""
+    return " and ".join("x".join(map(str, shape)) for shape in shapes) or "none"
+
+
+def _check_use(
+    sample: CheckedSample, content: Mapping[str, memoryview], dataset: DatasetInfo
+) -> Iterator[Finding]:
+    """Read the sample as a run does."""
+    try:
+        read = parse_sample(sample.key, content, dataset.name, dataset.kind, dataset.fields)
+    except UNUSABLE as error:
+        if not sample.findings:
+            yield Finding("sample unusable", repr(error))
+    else:
+        sample.counts = Counts(len(read.annotations), len(read.images) or len(read.features))
+        asked = ask_all(read)
+        sample.unlabelled = asked.unlabelled
+        if asked.faults and not sample.findings:
+            yield Finding("sample unusable", asked.faults[0])

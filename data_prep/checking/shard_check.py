@@ -1,4 +1,4 @@
-"""Everything that can be wrong with one shard: its files, its index, and every sample in it."""
+"""Faults of one shard: its files, its index, and every sample in it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
 
-from data_prep.checking.finding import Finding
-from data_prep.checking.sample_check import CheckedSample, check_sample
+from data_prep.checking.sample_check import CheckedSample, Finding, check_sample
 from vlds.data.errors import ShardError
 from vlds.data.shards.info import DatasetInfo, ShardInfo
 from vlds.data.shards.shard_index import Counts, ShardIndex, beside, build_index
@@ -24,17 +23,16 @@ class Job(NamedTuple):
     """A shard to check."""
 
     folder: Path
-    """Of its data set."""
+    """Of the data set."""
     shard: ShardInfo
     label: str
-    """What the findings call it."""
+    """Its name in the findings."""
     dataset: DatasetInfo
-    """That it is part of."""
 
 
 @dataclass(frozen=True)
 class CheckedShard:
-    """Its samples, and what is wrong with it and with them."""
+    """The samples of a shard, and its findings with theirs."""
 
     label: str
     samples: list[CheckedSample]
@@ -55,7 +53,7 @@ def check_shard(job: Job) -> CheckedShard:
         trouble = str(error)
     else:
         findings += _check_counts(rebuilt, job.shard)
-    # A block of zeros looks like the end to whoever follows the headers; the index knows better.
+    # Prefer the stored index: to a reader of headers, a block of zeros looks like the end.
     index = stored or rebuilt
     samples = list(_check_samples(tar, index, job.dataset)) if index else []
     if stored and rebuilt:
@@ -80,7 +78,7 @@ def _check_size(tar: Path, shard: ShardInfo) -> Iterator[Finding]:
 
 
 def _stored_index(tar: Path, shard: ShardInfo, findings: list[Finding]) -> ShardIndex | None:
-    """The index beside a shard, where it is the one that dataset.json describes."""
+    """The index beside a shard, if it is the one that dataset.json describes."""
     files = {}
     for suffix, expected in shard.index_hashes.items():
         path = beside(tar, suffix)
@@ -102,26 +100,26 @@ def _stored_index(tar: Path, shard: ShardInfo, findings: list[Finding]) -> Shard
 def _compare(
     stored: ShardIndex, rebuilt: ShardIndex, samples: Sequence[CheckedSample]
 ) -> Iterator[Finding]:
-    """Each sample that the index has in another place than the headers."""
+    """Find samples whose place in the index differs from their place by the headers."""
     if len(stored.counts) != len(rebuilt.counts):
         detail = f"{len(stored.counts)} samples, the headers have {len(rebuilt.counts)}"
         yield Finding("index of another shard", detail)
         return
     for i, sample in enumerate(samples):
-        said, found = (index.offsets[i : i + 2].tolist() for index in (stored, rebuilt))
-        if said != found:
-            detail = f"bytes {said[0]} to {said[1]}, in the shard {found[0]} to {found[1]}"
+        indexed, actual = (index.offsets[i : i + 2].tolist() for index in (stored, rebuilt))
+        if indexed != actual:
+            detail = f"bytes {indexed[0]} to {indexed[1]}, in the shard {actual[0]} to {actual[1]}"
             yield Finding("index of another shard", detail, i=i, key=sample.key, id=sample.id)
 
 
 def _check_counts(rebuilt: ShardIndex, shard: ShardInfo) -> Iterator[Finding]:
-    """Is dataset.json right about the numbers?"""
-    for noun, stated, found in (
+    """Compare the counts in dataset.json with the shard's."""
+    for noun, stated, actual in (
         ("samples", shard.samples, len(rebuilt.counts)),
         ("annotations", shard.annotations, int(rebuilt.counts.sum())),
     ):
-        if stated != found:
-            yield Finding(f"other number of {noun}", f"{found}, dataset.json says {stated}")
+        if stated != actual:
+            yield Finding(f"other number of {noun}", f"{actual}, dataset.json says {stated}")
 
 
 def _check_samples(tar: Path, index: ShardIndex, dataset: DatasetInfo) -> Iterator[CheckedSample]:
@@ -129,9 +127,9 @@ def _check_samples(tar: Path, index: ShardIndex, dataset: DatasetInfo) -> Iterat
         for i, (begin, end) in enumerate(pairwise(index.offsets.tolist())):
             data = os.pread(file.fileno(), end - begin, begin)
             sample = check_sample(data, begin, end, dataset)
-            found, checksum = crc32(data), int(index.checksums[i])
-            if found != checksum and not sample.findings:
-                detail = f"its bytes have crc32 {found:08x}, the index says {checksum:08x}"
+            actual, stated = crc32(data), int(index.checksums[i])
+            if actual != stated and not sample.findings:
+                detail = f"its bytes have crc32 {actual:08x}, the index says {stated:08x}"
                 sample.findings.append(Finding("sample changed", detail))
             indexed = Counts(int(index.counts[i]), int(index.pictures[i]))
             if sample.counts not in (None, indexed):

@@ -1,4 +1,4 @@
-"""Is a folder of shards what it says it is? Every byte is read and every picture decoded."""
+"""`verify`: read every byte of packed data sets, decode every picture, and report the faults."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.checking.dataset_check import check_annotations, check_together, read_wanted
-from data_prep.checking.finding import Finding
+from data_prep.checking.sample_check import Finding
 from data_prep.checking.shard_check import CheckedShard, Job, check_shard
 from data_prep.command import local_folder, new_command
 from data_prep.packed.stats import find_datasets
-from data_prep.packing.parallel import check_workers, ordered_map
-from data_prep.packing.progress import follow
+from data_prep.packing.parallel import check_workers, follow, ordered_map
 from vlds.data.shards.info import DATASET_FILE, DatasetInfo
 from vlds.data.shards.store import QUARANTINE_FILE
 from vlds.runtime.terminal import tell
@@ -24,16 +23,16 @@ from vlds.runtime.whole_file import write_whole
 
 SHOWN = 3
 """Findings of one reason that the summary names."""
-FOUND = 1
-"""Exit code where something is wrong."""
+FAULTY = 1
+"""Exit code if something is wrong."""
 
 
 def verify(folder: Path, files: Sequence[Path] = (), workers: int = 1) -> list[Finding]:
-    """Check every data set in or below a folder, print what is wrong, and write the bad samples of
-    each down in its quarantine.jsonl; that file goes when there are none.
+    """Check every data set in or below a folder, print the findings, and list the bad samples of
+    each in its quarantine.jsonl; if there are none, remove that file.
 
-    `files` hold the annotations that must be in the shards. Errors: ValueError where there is no
-    data set, or a file has no ids.
+    `files` hold the annotations that must be in the shards. Errors: ValueError if there is no data
+    set, or a file has no ids.
     """
     check_workers(workers)
     infos, findings = _load(folder)
@@ -54,7 +53,7 @@ def verify(folder: Path, files: Sequence[Path] = (), workers: int = 1) -> list[F
 
 
 def _load(folder: Path) -> tuple[dict[Path, DatasetInfo], list[Finding]]:
-    """The dataset.json of every data set, and those that cannot be read."""
+    """The dataset.json of every data set by its folder, and a finding for each unreadable one."""
     infos, findings = {}, []
     for place in find_datasets(folder):
         try:
@@ -66,7 +65,7 @@ def _load(folder: Path) -> tuple[dict[Path, DatasetInfo], list[Finding]]:
 
 
 def _find_unlisted(folder: Path, infos: Mapping[Path, DatasetInfo]) -> Iterator[Finding]:
-    """Tars that belong to no data set: other readers take them, and a run does not."""
+    """Find tars that belong to no data set: other readers use them, a run does not."""
     listed = {place / shard.name for place, info in infos.items() for shard in info.shards}
     for tar in sorted(folder.rglob("*.tar")):
         if tar not in listed:
@@ -76,7 +75,7 @@ def _find_unlisted(folder: Path, infos: Mapping[Path, DatasetInfo]) -> Iterator[
 def _check_shards(
     folder: Path, infos: Mapping[Path, DatasetInfo], workers: int
 ) -> dict[Path, list[CheckedShard]]:
-    """Folder of each data set -> its shards, looked at in several processes."""
+    """Folder of each data set -> its shards, checked in several processes."""
     jobs = [
         Job(place, shard, str((place / shard.name).relative_to(folder)), info)
         for place, info in infos.items()
@@ -105,20 +104,20 @@ def _count(number: int, noun: str) -> str:
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """How often each thing is wrong, most frequent first, and where the first ones are."""
+    """How often each reason occurs, most frequent first, and the places of the first ones."""
     if not findings:
         return "all is well"
     lines = [f"{_count(len(findings), 'finding')}:"]
     for reason, count in Counter(finding.reason for finding in findings).most_common():
-        of_it = [str(finding) for finding in findings if finding.reason == reason]
+        places = [str(finding) for finding in findings if finding.reason == reason]
         lines.append(f"  {count:,} x {reason}")
-        lines += [f"      {place}" for place in of_it[:SHOWN]]
+        lines += [f"      {place}" for place in places[:SHOWN]]
         lines += [f"      and {count - SHOWN:,} more"] if count > SHOWN else []
     return "\n".join(lines)
 
 
 def _quarantine(place: Path, findings: Sequence[Finding]) -> None:
-    """Write down the bad samples among the findings about one data set."""
+    """List the bad samples among the findings about one data set."""
     path = place / QUARANTINE_FILE
     bad = [f._replace(file=Path(f.file).name) for f in findings if f.i is not None]
     if not bad:
@@ -136,7 +135,7 @@ def add_command(commands: Any) -> None:
         "verify",
         "check shards: every byte, picture and id",
         "Checks every data set in or below a folder: files and index against dataset.json, every "
-        "sample's json, pictures and features, ids that stand twice. Bad samples are written to "
+        "sample's json, pictures and features, repeated ids. Bad samples are listed in "
         f"{QUARANTINE_FILE} beside their shards; runs leave them out. Exit code 0: all is well; 1: "
         "something is wrong.",
         examples=["verify shards/mine"],
@@ -151,8 +150,8 @@ def add_command(commands: Any) -> None:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="official files, or in LXMERT's form: each of their annotations must be in the "
-        "shards or among the dropped of dataset.json, and no other may be",
+        help="official files, or files in LXMERT's form: each of their annotations must be in the "
+        "shards or among the dropped of dataset.json, and the shards may have no others",
     )
     parser.add_argument(
         "--workers",
@@ -163,6 +162,6 @@ def add_command(commands: Any) -> None:
     )
 
     def run(args: argparse.Namespace) -> int:
-        return FOUND if verify(args.folder, args.files, args.workers) else 0
+        return FAULTY if verify(args.folder, args.files, args.workers) else 0
 
     parser.set_defaults(run=run)

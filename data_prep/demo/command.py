@@ -1,10 +1,10 @@
-"""The demo's data: made pictures in the publishers' file layouts, packed like any, and a tokenizer.
+"""`demo`: drawn pictures in the publishers' file layouts, packed like any other, and a tokenizer.
 
-    OUT/official/WORLD/{coco,gqa,nlvr2}       what a download of the real data sets would look like
+    OUT/official/WORLD/{coco,gqa,nlvr2}       the layout of a download of the real data sets
     OUT/shards/WORLD/DATASET-SPLIT            vqav2, gqa, nlvr2, coco; train and val (nlvr2: dev)
     OUT/text.txt, OUT/spiece.model            every text of both worlds; a sentencepiece model of it
 
-Deterministic by seed. World `home` is for pretraining, world `shifted` for tuning: see demo_world.
+The seed decides every byte. World `home` is for pretraining, `shifted` for tuning (world.py).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from data_prep.command import add_shard_options, new_command, shard_options
 from data_prep.demo.files import PAIRS_PER_SET, WorldWriter
 from data_prep.demo.phrases import PHRASES, word_lines
 from data_prep.demo.world import HOME, SHIFTED, WORLDS, World
-from data_prep.official.coco_karpathy import parse_coco_karpathy
+from data_prep.official.coco import parse_coco_karpathy
 from data_prep.official.gqa import parse_gqa
 from data_prep.official.nlvr2 import parse_nlvr2
 from data_prep.official.vqav2 import parse_vqav2
@@ -36,14 +36,14 @@ from vlds.runtime.whole_file import write_whole
 
 HOME_SCENES = 12_000
 SHIFTED_TO_HOME = 5 / 12
-"""The shifted world is smaller: what is tuned there should need little data."""
+"""The shifted world is smaller: tuning should need little data."""
 COCO_SHARE, GQA_SHARE = 0.32, 0.30
-"""Shares of the scenes; NLVR2's pairs get the others."""
+"""Shares of the scenes; NLVR2's pairs get the rest."""
 VAL_SHARES = {HOME.name: 0.08, SHIFTED.name: 0.2}
-"""Of scenes kept for evaluation, the shifted world's so large that 300 pictures are captioned."""
+"""Shares of scenes kept for evaluation; the shifted world needs 300 captioned pictures."""
 FEWEST_SCENES = 200
 VOCABULARY = 224
-"""Most pieces; the text has words for fewer."""
+"""Upper limit of the pieces; the text has fewer words."""
 
 
 def make_demo(out: Path, seed: int, scenes: int, options: Options) -> None:
@@ -69,8 +69,8 @@ def make_world(world: World, out: Path, seed: int, scenes: int, options: Options
     with writable(folder):
         texts = write_world(folder, world, count, seed)
     for dataset in parse_world(folder, world):
-        place = out / "shards" / world.name / f"{_short(dataset.name)}-{dataset.split}"
-        pack(dataset, place, options)
+        short_name = dataset.name.removeprefix(f"{world.name}-")
+        pack(dataset, out / "shards" / world.name / f"{short_name}-{dataset.split}", options)
     return texts
 
 
@@ -89,18 +89,14 @@ def write_world(folder: Path, world: World, scenes: int, seed: int) -> set[str]:
 def parse_world(folder: Path, world: World) -> Iterator[SourceSet]:
     """Read the official files back with the parsers of the real data sets."""
     for split in ("train", "val"):
-        parsed = (
+        datasets = (
             parse_vqav2(folder / "coco", split),
             parse_gqa(folder / "gqa", split),
             parse_nlvr2(folder / "nlvr2", "dev" if split == "val" else split),
             parse_coco_karpathy(folder / "coco", split),
         )
-        # Shard names carry the world: caches of other readers go by the file name alone.
-        yield from (replace(dataset, name=f"{world.name}-{dataset.name}") for dataset in parsed)
-
-
-def _short(name: str) -> str:
-    return name.partition("-")[2]
+        # The shard names include the world: other readers' caches use the file name only.
+        yield from (replace(dataset, name=f"{world.name}-{dataset.name}") for dataset in datasets)
 
 
 def add_command(commands: Any) -> None:
@@ -108,7 +104,7 @@ def add_command(commands: Any) -> None:
     parser = new_command(
         commands,
         "demo",
-        "made pictures of colored shapes in four official layouts",
+        "drawn pictures of colored shapes in four official layouts",
         "Draws two worlds of colored shapes, writes them as VQA v2, GQA, NLVR2 and COCO captions "
         "in the publishers' file layouts (OUT/official), packs all eight data sets (OUT/shards) "
         "and trains a sentencepiece model on their text (OUT/spiece.model).",
@@ -124,7 +120,7 @@ def add_command(commands: Any) -> None:
     add_shard_options(parser)
 
     def run(args: argparse.Namespace) -> None:
-        # The worlds are drawn by the seed; another order of what was drawn would add nothing.
+        # The seed draws the worlds; shuffling the shards by it as well would add nothing.
         make_demo(args.out, args.seed, args.scenes, replace(shard_options(args), seed=0))
 
     parser.set_defaults(run=run)

@@ -1,14 +1,10 @@
-"""The demo's scenes as official files: VQAv2 and COCO captions on shared pictures, GQA, NLVR2.
-
-What is written here is read back by the parsers of the real data sets, so the layouts are the
-publishers' own.
-"""
+"""The demo's scenes in the publishers' layouts, which the parsers of the real data sets read."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -22,6 +18,7 @@ from data_prep.demo.text import (
     ask_gqa,
     ask_vqa,
     caption_scene,
+    presence,
     state,
 )
 from data_prep.demo.world import (
@@ -31,7 +28,7 @@ from data_prep.demo.world import (
     World,
     draw,
     make_scene,
-    random_looks,
+    random_scene,
     scene_graph,
 )
 
@@ -39,12 +36,11 @@ RESTVAL_SHARE = 0.05
 GQA_QUESTIONS = 3
 PAIRS_PER_SET = 2
 SENTENCES_PER_SET = 3
-ANSWER_TYPES = {"color": "other", "shape": "other", "count": "number", "exists": "yes/no"}
-QUESTION_TYPES = {
-    "color": "what color is the",
-    "shape": "what shape is the",
-    "count": "how many",
-    "exists": "is there a",
+VQA_TYPES = {
+    "color": {"question_type": "what color is the", "answer_type": "other"},
+    "shape": {"question_type": "what shape is the", "answer_type": "other"},
+    "count": {"question_type": "how many", "answer_type": "number"},
+    "exists": {"question_type": "is there a", "answer_type": "yes/no"},
 }
 GQA_TYPES = {
     "logicAnd": {"structural": "logical", "semantic": "obj", "detailed": "existAnd"},
@@ -55,7 +51,7 @@ GQA_TYPES = {
 
 @dataclass
 class WorldWriter:
-    """Writes the four data sets of one world below a folder and remembers every text."""
+    """Writes the four data sets of one world below a folder and collects every text."""
 
     folder: Path
     world: World
@@ -64,7 +60,7 @@ class WorldWriter:
     texts: set[str] = field(default_factory=set)
 
     def coco(self, train: int, val: int) -> None:
-        """VQAv2 and Karpathy's captions.
+        """Write VQAv2 and Karpathy's captions.
 
         The pictures of restval have captions only, so that VQA's val stays unseen.
         """
@@ -74,19 +70,20 @@ class WorldWriter:
         asked: dict[str, list[tuple[int, Asked]]] = {"train2014": [], "val2014": []}
         images = []
         for number, (split, subset) in enumerate(plan):
-            scene, image_id = self._scene(), 1000 + number
+            scene, image_id = random_scene(self.rng), 1000 + number
             filename = f"COCO_{subset}_{image_id:012d}.jpg"
             self._write_picture(Path("coco", subset, filename), scene)
             if split != "restval":
                 questions = ask_vqa(scene, self.words, self.rng)
                 asked[subset] += [(image_id, question) for question in questions]
-            captions = self._remember(caption_scene(scene, self.words))
+            captions = caption_scene(scene, self.words)
+            self.texts.update(captions)
             images.append(_karpathy_row(split, subset, filename, image_id, number, captions))
-        for subset, questions_ in asked.items():
-            self._write_vqa(subset, questions_)
-        _write_json(self.folder / "coco/dataset_coco.json", {"dataset": "coco", "images": images})
+        for subset, of_subset in asked.items():
+            self._write_vqa(subset, of_subset)
+        self._write_json("coco/dataset_coco.json", {"dataset": "coco", "images": images})
 
-    def _write_vqa(self, subset: str, asked: Sequence[tuple[int, Asked]]) -> None:
+    def _write_vqa(self, subset: str, asked: Iterable[tuple[int, Asked]]) -> None:
         head = {
             "info": {"year": 2014, "version": "2.0", "description": f"demo, {self.world.name}"},
             "license": {"name": "CC0-1.0", "url": ""},
@@ -95,45 +92,47 @@ class WorldWriter:
         }
         questions, annotations, seen = [], [], Counter[int]()
         for image_id, question in asked:
-            number = image_id * 1000 + seen[image_id]
+            ids = {"image_id": image_id, "question_id": image_id * 1000 + seen[image_id]}
             seen[image_id] += 1
-            ids = {"image_id": image_id, "question_id": number}
             questions.append({**ids, "question": question.question})
             annotations.append({**ids, **_ten_answers(question, self.rng)})
-            self._remember([question.question, *question.choices])
-        folder = self.folder / "coco"
-        _write_json(
-            folder / f"v2_OpenEnded_mscoco_{subset}_questions.json",
+            self.texts.update((question.question, *question.choices))
+        self._write_json(
+            f"coco/v2_OpenEnded_mscoco_{subset}_questions.json",
             {**head, "task_type": "Open-Ended", "questions": questions},
         )
-        _write_json(
-            folder / f"v2_mscoco_{subset}_annotations.json", {**head, "annotations": annotations}
+        self._write_json(
+            f"coco/v2_mscoco_{subset}_annotations.json", {**head, "annotations": annotations}
         )
 
     def gqa(self, train: int, val: int) -> None:
-        """Question dictionaries and scene graphs; ids with leading zeros, as the real ones."""
+        """Write question dictionaries and scene graphs; ids have leading zeros, as GQA's do."""
         image, question_number = 2_300_000, 0
         for split, count in (("train", train), ("val", val)):
             questions: dict[str, Any] = {}
             graphs: dict[str, Any] = {}
             for _ in range(count):
                 image += 1
-                scene, questions_asked = self._scene_for_gqa()
+                scene, asked = self._scene_for_gqa()
                 self._write_picture(Path("gqa/images", f"{image}.jpg"), scene)
                 graphs[str(image)] = scene_graph(scene, image * 10, self.words.answers.call)
-                for asked in questions_asked:
+                for question in asked:
                     question_number += 1
-                    questions[f"{question_number:08d}"] = _gqa_row(asked, image)
-                    self._remember([asked.question, *asked.choices])
-            _write_json(self.folder / f"gqa/{split}_balanced_questions.json", questions)
-            _write_json(self.folder / f"gqa/{split}_sceneGraphs.json", graphs)
+                    questions[f"{question_number:08d}"] = _gqa_row(question, image)
+                    self.texts.update((question.question, *question.choices))
+            self._write_json(f"gqa/{split}_balanced_questions.json", questions)
+            self._write_json(f"gqa/{split}_sceneGraphs.json", graphs)
 
     def nlvr2(self, train: int, val: int) -> None:
-        """Sets of two pairs of pictures that share their three sentences, as the real ones do."""
+        """Write sets of two pairs of pictures that share three sentences, as NLVR2 does."""
         for split, count in (("train", train), ("dev", val)):
             rows = []
             for number in range(count):
-                statements = self._statements()
+                looks: list[Look] = []
+                for _ in range(SENTENCES_PER_SET):
+                    looks.append(absent_look(set(looks), self.rng))
+                statements = [state(look, self.words, self.rng) for look in looks]
+                self.texts.update(statement.text for statement in statements)
                 for pair in range(PAIRS_PER_SET):
                     name = f"{split}-{number}-{pair}"
                     labels = self._write_pair(name, number, statements)
@@ -146,34 +145,28 @@ class WorldWriter:
             path = self.folder / f"nlvr2/{split}.json"
             path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="ascii")
 
-    def _statements(self) -> list[Statement]:
-        looks: list[Look] = []
-        for _ in range(SENTENCES_PER_SET):
-            looks.append(absent_look(set(looks), self.rng))
-        return [state(look, self.words, self.rng) for look in looks]
-
     def _write_pair(self, name: str, number: int, statements: Sequence[Statement]) -> list[bool]:
-        """Decide what is true first, then draw two pictures that make it so."""
+        """Choose a label for each statement, and draw two pictures of which the labels are true."""
         labels = [self.rng.random() < 0.5 for _ in statements]
         sides: tuple[list[Look], list[Look]] = ([], [])
         for statement, label in zip(statements, labels, strict=True):
-            found = label != self.words.denies
-            for side, holds in zip(sides, _presence(statement.kind, found, self.rng), strict=True):
-                side += [statement.look] * holds
-        said = {statement.look for statement in statements}
+            present = presence(statement.kind, label != self.words.denies, self.rng)
+            for side, is_present in zip(sides, present, strict=True):
+                side += [statement.look] * is_present
+        stated = {statement.look for statement in statements}
+        split = name.split("-")[0]
+        folder = Path("nlvr2/images/train", str(number % 100))
+        if split != "train":
+            folder = Path("nlvr2", split)
         for index, side in enumerate(sides):
             fillers = self.rng.randint(0, MOST_THINGS - len(side))
-            side += [absent_look(said, self.rng) for _ in range(max(fillers, not side))]
-            split = name.split("-")[0]
-            place = Path("images/train", str(number % 100)) if split == "train" else Path(split)
-            picture = Path("nlvr2") / place / f"{name}-img{index}.png"
-            self._write_picture(picture, make_scene(self.rng, side))
+            side += [absent_look(stated, self.rng) for _ in range(max(fillers, not side))]
+            self._write_picture(folder / f"{name}-img{index}.png", make_scene(self.rng, side))
         return labels
 
     def _nlvr2_row(
         self, identifier: str, statement: Statement, label: bool, number: int
     ) -> dict[str, Any]:
-        self._remember([statement.text])
         row = {
             "identifier": identifier,
             "sentence": statement.text,
@@ -183,13 +176,10 @@ class WorldWriter:
         }
         return row | ({"directory": number % 100} if identifier.startswith("train") else {})
 
-    def _scene(self, fewest: int = 1) -> Scene:
-        return make_scene(self.rng, random_looks(self.rng, fewest))
-
     def _scene_for_gqa(self) -> tuple[Scene, list[Asked]]:
-        """One that allows questions of both kinds, about logic and about places."""
+        """A scene that allows questions about logic and about places."""
         while True:
-            scene = self._scene(fewest=2)
+            scene = random_scene(self.rng, fewest=2)
             asked = ask_gqa(scene, self.words, self.rng)
             if len(asked) == GQA_QUESTIONS:
                 return scene, asked
@@ -199,21 +189,19 @@ class WorldWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(draw(scene, self.world, self.rng))
 
-    def _remember(self, texts: list[str]) -> list[str]:
-        self.texts.update(texts)
-        return texts
+    def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        (self.folder / name).write_text(json.dumps(content), encoding="ascii")
 
 
 def _ten_answers(asked: Asked, rng: Random) -> dict[str, Any]:
-    """Ten people who mostly agree: now and then one or two of them err."""
+    """Answers of ten people, of whom now and then one or two err."""
     dissenters = rng.choices((0, 1, 2), weights=(70, 25, 5))[0]
     wrong = [choice for choice in asked.choices if choice != asked.answer]
     answers = [rng.choice(wrong) for _ in range(dissenters)]
     answers += [asked.answer] * (10 - dissenters)
     rng.shuffle(answers)
     return {
-        "question_type": QUESTION_TYPES[asked.kind],
-        "answer_type": ANSWER_TYPES[asked.kind],
+        **VQA_TYPES[asked.kind],
         "multiple_choice_answer": asked.answer,
         "answers": [
             {
@@ -229,10 +217,9 @@ def _ten_answers(asked: Asked, rng: Random) -> dict[str, Any]:
 def _karpathy_row(
     split: str, subset: str, filename: str, image_id: int, number: int, captions: Sequence[str]
 ) -> dict[str, Any]:
-    first = number * len(captions)
     sentences = [
-        {"tokens": caption.split(), "raw": caption, "imgid": number, "sentid": first + index}
-        for index, caption in enumerate(captions)
+        {"tokens": caption.split(), "raw": caption, "imgid": number, "sentid": sentence_id}
+        for sentence_id, caption in enumerate(captions, number * len(captions))
     ]
     return {
         "filepath": subset,
@@ -260,20 +247,3 @@ def _gqa_row(asked: Asked, image: int) -> dict[str, Any]:
         "semanticStr": "",
         "annotations": {"question": {}, "answer": {}, "fullAnswer": {}},
     }
-
-
-def _presence(kind: str, label: bool, rng: Random) -> tuple[bool, bool]:
-    """In which of the two pictures the thing must stand; the near misses are the rule."""
-    one = rng.choice(((True, False), (False, True)))
-    if kind == "both":
-        return (True, True) if label else one if rng.random() < 0.8 else (False, False)
-    if kind == "left":
-        return label, rng.random() < 0.5
-    if not label:
-        return False, False
-    return one if rng.random() < 0.8 else (True, True)
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content), encoding="ascii")

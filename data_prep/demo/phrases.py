@@ -1,10 +1,10 @@
-"""The demo's words: how each of its two worlds names and says things.
+"""The demo's words: how each of its two worlds names and describes things.
 
-The shifted world asks the same things in other words, and its statements deny what those at home
-assert. Its answers and captions have other names for colors and shapes, as true as the plain ones:
-in plain ones a frozen model would still get most right. At home one caption in five has these
-names: words never seen in pretraining would be dead rows of a frozen token table. The other
-captions all begin with the same word, so that a frozen model never begins with another.
+The shifted world asks the same things in other words, and its statements deny what those of `home`
+assert. Its answers and captions use other true names for colors and shapes, because with the plain
+names a frozen model would still get most of them right. At home, one caption in five uses these
+names too: words unseen in pretraining would be dead rows of a frozen embedding table. The other
+captions of `home` all begin with the same word, so that a frozen model never begins with another.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ class Naming:
 
     article: str
     joint: str
-    """Stands between two things of a caption."""
+    """Between two things of a caption."""
     names: Mapping[str, str] = field(default_factory=dict)
     """Other names of colors and shapes."""
 
     def call(self, word: str) -> str:
-        """Name of a color or a shape."""
+        """The name of a color or a shape."""
         return self.names.get(word, word)
 
     def say(self, look: Look) -> str:
@@ -34,7 +34,7 @@ class Naming:
         return " ".join(map(self.call, look))
 
     def all(self, words: Iterable[str]) -> tuple[str, ...]:
-        """Names of several."""
+        """The names of several."""
         return tuple(map(self.call, words))
 
 
@@ -70,12 +70,12 @@ class Phrases:
     either_there: str
     left: str
     statements: Mapping[str, str]
-    """By kind: which pictures must have the look."""
+    """Kind, which says what pictures must have the look -> wording."""
     denies: bool
-    """Whether the statements say that this is not so."""
+    """True if the statements say the opposite of their kind."""
     thing: str
     captions: tuple[tuple[str, Naming], ...]
-    """Five carriers of a list of things, and how each names them."""
+    """Five templates for a list of things, and how each names them."""
 
 
 HOME_PHRASES = Phrases(
@@ -132,7 +132,7 @@ PHRASES: Mapping[str, Phrases] = {"home": HOME_PHRASES, "shifted": SHIFTED_PHRAS
 
 
 def word_lines() -> list[str]:
-    """Lines with the words that prompts, answers and scene graphs hold beside the questions."""
+    """Lines with the words of prompts, answers and scene graphs."""
     return [
         "vqa: gqa: gpa: nlvr: caption:",
         "yes no true false",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
@@ -10,6 +9,7 @@ from data_prep.demo.phrases import PLAIN, Naming, Phrases
 from data_prep.demo.world import COLORS, LOOKS, SHAPES, Look, Scene
 
 YES_NO = ("no", "yes")
+NUMBERS = ("0", "1", "2", "3", "4")
 STATEMENTS = ("both", "either", "left")
 
 
@@ -35,58 +35,61 @@ class Statement:
 
 
 def ask_vqa(scene: Scene, words: Phrases, rng: Random) -> list[Asked]:
-    """Color, shape, count and existence; a kind the scene has no clear answer to is left out."""
-    makers = (_ask_color, _ask_shape, _ask_count, _ask_exists)
-    return [asked for make in makers if (asked := make(scene, words, rng))]
+    """Questions about color, shape, count and existence; those without a clear answer are left
+    out."""
+    asked = (
+        _ask_look("color", scene, words, rng),
+        _ask_look("shape", scene, words, rng),
+        _ask_count(scene, words, rng),
+        _ask_exists(scene, words, rng),
+    )
+    return [question for question in asked if question]
 
 
-def _ask_color(scene: Scene, words: Phrases, rng: Random) -> Asked | None:
-    single = _standing_alone([thing.shape for thing in scene])
+def _ask_look(kind: str, scene: Scene, words: Phrases, rng: Random) -> Asked | None:
+    """The color of the only thing with some shape, or the shape of the only one of some color."""
+    if kind == "color":
+        given, phrase, answers = "shape", words.color, words.answers.all(COLORS)
+    else:
+        given, phrase, answers = "color", words.shape, words.answers.all(SHAPES)
+    values = [getattr(thing, given) for thing in scene]
+    single = sorted(value for value in set(values) if values.count(value) == 1)
     if not single:
         return None
-    shape = rng.choice(single)
-    answer = next(thing.color for thing in scene if thing.shape == shape)
-    question = words.color.format(shape=shape)
-    return Asked("color", question, words.answers.call(answer), words.answers.all(COLORS))
-
-
-def _ask_shape(scene: Scene, words: Phrases, rng: Random) -> Asked | None:
-    single = _standing_alone([thing.color for thing in scene])
-    if not single:
-        return None
-    color = rng.choice(single)
-    answer = next(thing.shape for thing in scene if thing.color == color)
-    question = words.shape.format(color=color, thing=words.thing)
-    return Asked("shape", question, words.answers.call(answer), words.answers.all(SHAPES))
+    value = rng.choice(single)
+    answer = getattr(scene[values.index(value)], kind)
+    question = phrase.format(**{given: value}, thing=words.thing)
+    return Asked(kind, question, words.answers.call(answer), answers)
 
 
 def _ask_count(scene: Scene, words: Phrases, rng: Random) -> Asked:
-    """Count a color, a shape or everything; what is not there is asked for now and then."""
-    there = rng.choice(scene)
-    about: tuple[tuple[str, Callable[[], int]], ...] = (
-        (f"{words.thing}s", lambda: len(scene)),
-        (f"{there.color} {words.thing}s", lambda: sum(t.color == there.color for t in scene)),
-        (_plural(there.shape), lambda: sum(t.shape == there.shape for t in scene)),
-    )
+    """Count everything, a color or a shape, which now and then is missing."""
+    example = rng.choice(scene)
     absent = [shape for shape in SHAPES if all(thing.shape != shape for thing in scene)]
     if absent and rng.random() < 0.15:
-        what, number = _plural(rng.choice(absent)), 0
+        what, count = _plural(rng.choice(absent)), 0
     else:
-        what, count = rng.choice(about)
-        number = count()
-    numbers = tuple(str(value) for value in range(5))
-    return Asked("count", words.count.format(what=what), str(number), numbers)
+        of_color = sum(thing.color == example.color for thing in scene)
+        of_shape = sum(thing.shape == example.shape for thing in scene)
+        what, count = rng.choice(
+            (
+                (f"{words.thing}s", len(scene)),
+                (f"{example.color} {words.thing}s", of_color),
+                (_plural(example.shape), of_shape),
+            )
+        )
+    return Asked("count", words.count.format(what=what), str(count), NUMBERS)
 
 
 def _ask_exists(scene: Scene, words: Phrases, rng: Random) -> Asked:
-    there = {(thing.color, thing.shape) for thing in scene}
+    present = {thing.look for thing in scene}
     answer = rng.choice(YES_NO)
-    look = rng.choice(sorted(there)) if answer == "yes" else absent_look(there, rng)
+    look = rng.choice(sorted(present)) if answer == "yes" else absent_look(present, rng)
     return Asked("exists", words.exists.format(look=PLAIN.say(look)), answer, YES_NO)
 
 
 def ask_gqa(scene: Scene, words: Phrases, rng: Random) -> list[Asked]:
-    """Two questions of logic, and what is left of something where that is one thing only."""
+    """Two questions of logic, and what is left of something if that is one thing only."""
     makers = (("logicAnd", words.both_there), ("logicOr", words.either_there))
     asked = [
         question
@@ -95,10 +98,10 @@ def ask_gqa(scene: Scene, words: Phrases, rng: Random) -> list[Asked]:
     ]
     for thing in rng.sample(scene, len(scene)):
         left = [other for other in scene if other.column < thing.column]
-        alike = [t for t in scene if (t.color, t.shape) == (thing.color, thing.shape)]
-        below = [other for other in scene if other.column == thing.column]
-        if len(left) == len(alike) == len(below) == 1:
-            look = PLAIN.say((thing.color, thing.shape))
+        alike = [other for other in scene if other.look == thing.look]
+        same_column = [other for other in scene if other.column == thing.column]
+        if len(left) == len(alike) == len(same_column) == 1:
+            look = PLAIN.say(thing.look)
             answer, shapes = words.answers.call(left[0].shape), words.answers.all(SHAPES)
             full = f"the {answer} is left of the {look}."
             asked.append(Asked("left", words.left.format(look=look), answer, shapes, full))
@@ -107,48 +110,56 @@ def ask_gqa(scene: Scene, words: Phrases, rng: Random) -> list[Asked]:
 
 
 def _ask_logic(kind: str, phrase: str, scene: Scene, rng: Random) -> Asked | None:
-    """`and` fails by one of the two; `or` holds by one of the two. It takes two looks to ask."""
-    there = {(thing.color, thing.shape) for thing in scene}
-    if len(there) < 2:
+    """A question about two looks. A false `and` has one of them, and so has a true `or`."""
+    present = {thing.look for thing in scene}
+    if len(present) < 2:
         return None
     answer = rng.choice(YES_NO)
     if kind == "logicAnd" and answer == "yes":
-        pair = rng.sample(sorted(there), 2)
+        pair = rng.sample(sorted(present), 2)
     elif kind == "logicOr" and answer == "no":
-        first = absent_look(there, rng)
-        pair = [first, absent_look(there | {first}, rng)]
+        first = absent_look(present, rng)
+        pair = [first, absent_look(present | {first}, rng)]
     else:
-        pair = [rng.choice(sorted(there)), absent_look(there, rng)]
+        pair = [rng.choice(sorted(present)), absent_look(present, rng)]
     rng.shuffle(pair)
     question = phrase.format(first=PLAIN.say(pair[0]), second=PLAIN.say(pair[1]))
     return Asked(kind, question, answer, YES_NO, f"{answer}.")
 
 
 def state(look: Look, words: Phrases, rng: Random) -> Statement:
-    """Something about a pair of pictures."""
+    """A statement about a look in a pair of pictures."""
     kind = rng.choice(STATEMENTS)
     return Statement(kind, look, words.statements[kind].format(look=PLAIN.say(look)))
 
 
+def presence(kind: str, holds: bool, rng: Random) -> tuple[bool, bool]:
+    """In which of the two pictures the look must be; most false cases are near misses."""
+    one = rng.choice(((True, False), (False, True)))
+    if kind == "both":
+        return (True, True) if holds else one if rng.random() < 0.8 else (False, False)
+    if kind == "left":
+        return holds, rng.random() < 0.5
+    if not holds:
+        return False, False
+    return one if rng.random() < 0.8 else (True, True)
+
+
 def caption_scene(scene: Scene, words: Phrases) -> list[str]:
     """Five captions of everything in the scene, from left to right, without sizes."""
-    return [carrier.format(things=_list(scene, naming)) for carrier, naming in words.captions]
+    return [template.format(things=_list(scene, naming)) for template, naming in words.captions]
 
 
 def _list(scene: Scene, naming: Naming) -> str:
-    things = [f"{naming.article} {naming.say((t.color, t.shape))}" for t in scene]
+    things = [f"{naming.article} {naming.say(thing.look)}" for thing in scene]
     return f" {naming.joint} ".join(things)
 
 
-def absent_look(there: set[Look], rng: Random) -> Look:
-    """A look that is not there; half the time its color or its shape is."""
-    absent = [look for look in LOOKS if look not in there]
-    near = [look for look in absent if any(look[0] == c or look[1] == s for c, s in there)]
+def absent_look(present: set[Look], rng: Random) -> Look:
+    """A look that is not present; half the time its color or its shape is."""
+    absent = [look for look in LOOKS if look not in present]
+    near = [look for look in absent if any(look[0] == c or look[1] == s for c, s in present)]
     return rng.choice(near if near and rng.random() < 0.5 else absent)
-
-
-def _standing_alone(values: list[str]) -> list[str]:
-    return sorted(value for value in set(values) if values.count(value) == 1)
 
 
 def _plural(shape: str) -> str:

@@ -1,8 +1,8 @@
 """The demo's pictures: one to three colored shapes in a 3x3 grid of cells, 48 pixels wide.
 
-Two worlds draw such scenes. `home`, on greys from dark to middling, is where the tiny backbone is
-pretrained: an encoder that has seen one ground only is blind on another. In `shifted` the ground is
-black, and everything is asked and said in other words (demo_phrases), so that a frozen model fails.
+Two worlds draw such scenes. The tiny backbone is pretrained on `home`, whose grounds are dark to
+middle greys: an encoder that has seen a single ground is blind on another. In `shifted` the ground
+is black and all texts use other words (phrases.py), so that a frozen model fails.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "cyan": (40, 225, 225),
     "purple": (165, 45, 225),
 }
-"""Each deserves its name in both worlds: this blue is sapphire too, this yellow golden."""
+"""Each fits its names in both worlds: this blue is also sapphire, this yellow also golden."""
 
 SHAPES = ("circle", "square", "triangle", "cross")
 RADII = {"small": 5, "large": 7}
@@ -36,11 +36,11 @@ JPEG_QUALITY = 95
 
 @dataclass(frozen=True)
 class World:
-    """How a scene looks."""
+    """A world by the look of its scenes."""
 
     name: str
     ground: tuple[int, int]
-    """Darkest and brightest grey of the ground; each picture has its own."""
+    """Darkest and brightest grey of the ground; each picture draws its own."""
 
 
 HOME = World("home", ground=(30, 120))
@@ -48,9 +48,13 @@ SHIFTED = World("shifted", ground=(0, 20))
 WORLDS = (HOME, SHIFTED)
 
 
+Look = tuple[str, str]
+"""Color and shape of a thing."""
+
+
 @dataclass(frozen=True)
 class Thing:
-    """One coloured shape."""
+    """One colored shape."""
 
     color: str
     shape: str
@@ -60,8 +64,13 @@ class Thing:
     jitter: tuple[int, int]
 
     @property
+    def look(self) -> Look:
+        """Color and shape."""
+        return self.color, self.shape
+
+    @property
     def box(self) -> tuple[int, int, int, int]:
-        """Left, top, right, bottom in pixels, both ends inside."""
+        """Left, top, right, bottom in pixels, all inclusive."""
         radius = RADII[self.size]
         cell = PIXELS // CELLS
         x = self.column * cell + cell // 2 + self.jitter[0]
@@ -70,16 +79,13 @@ class Thing:
 
 
 Scene = tuple[Thing, ...]
-"""Sorted from left to right; what stands in one column, from top to bottom."""
-
-Look = tuple[str, str]
-"""Color and shape of a thing."""
+"""Sorted by column from left to right, then from top to bottom."""
 
 LOOKS: tuple[Look, ...] = tuple((color, shape) for color in COLORS for shape in SHAPES)
 
 
 def make_scene(rng: Random, looks: list[Look]) -> Scene:
-    """Put things of these looks into different cells, each of any size."""
+    """Put a thing of each look into its own cell, in a random size."""
     cells = rng.sample(range(CELLS * CELLS), len(looks))
     things = []
     for (color, shape), cell in zip(looks, cells, strict=True):
@@ -91,7 +97,7 @@ def make_scene(rng: Random, looks: list[Look]) -> Scene:
 
 
 def random_looks(rng: Random, fewest: int = 1) -> list[Look]:
-    """Up to three looks; one often repeats a color or a shape, so that there is more to count."""
+    """Up to three looks. One often repeats a color or a shape, so that there is more to count."""
     looks = [rng.choice(LOOKS)]
     for _ in range(rng.randint(fewest, MOST_THINGS) - 1):
         color, shape = rng.choice(LOOKS)
@@ -105,8 +111,13 @@ def random_looks(rng: Random, fewest: int = 1) -> list[Look]:
     return looks
 
 
+def random_scene(rng: Random, fewest: int = 1) -> Scene:
+    """A scene of `fewest` to three things."""
+    return make_scene(rng, random_looks(rng, fewest))
+
+
 def draw(scene: Scene, world: World, rng: Random) -> bytes:
-    """A JPEG of the scene; shades differ a little from thing to thing."""
+    """A JPEG of the scene; colors vary a little from thing to thing."""
     shade = rng.randint(*world.ground)
     image = Image.new("RGB", (PIXELS, PIXELS), (shade, shade, shade))
     pen = ImageDraw.Draw(image)
@@ -133,7 +144,7 @@ def _draw_shape(pen: ImageDraw.ImageDraw, thing: Thing, paint: tuple[int, int, i
 
 
 def scene_graph(scene: Scene, first_id: int, call: Callable[[str], str]) -> dict[str, Any]:
-    """The scene as GQA's official scene graphs describe a picture; `call` names colors, shapes."""
+    """The scene in the form of GQA's official scene graphs; `call` names colors and shapes."""
     ids = [str(first_id + number) for number in range(len(scene))]
     objects = {}
     for number, thing in zip(ids, scene, strict=True):

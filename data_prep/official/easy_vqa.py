@@ -1,4 +1,4 @@
-"""easy-VQA (github.com/vzhou842/easy-VQA), as the package easy-vqa ships it, pictures and all."""
+"""easy-VQA (github.com/vzhou842/easy-VQA): the Python package easy-vqa contains its pictures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.command import add_shard_options, new_command, shard_options
-from data_prep.packing.answers import soft_label
+from data_prep.packing.annotation import soft_label
 from data_prep.packing.pack import pack
 from data_prep.packing.source import Annotation, SourceSample, SourceSet
 
@@ -18,12 +18,12 @@ SUBSETS = ("all", "plain", "negated")
 
 
 def load_easy_vqa() -> list[tuple[str, SourceSet]]:
-    """Train and test, each whole and cut in two by negation: (subset, data set)."""
+    """Train and test, each in all three subsets: (subset, data set)."""
     try:
         import easy_vqa  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         raise ValueError(
-            "the package easy-vqa is not installed, and the data come with it: pip install easy-vqa"
+            "the package easy-vqa, which contains the data, is not installed: pip install easy-vqa"
         ) from None
     folder = Path(easy_vqa.__file__).parent / "data"
     parts = {
@@ -38,7 +38,7 @@ def load_easy_vqa() -> list[tuple[str, SourceSet]]:
 
 
 def is_negated(question: str) -> bool:
-    """`is there not a red shape?` and `is no red shape present?`."""
+    """True for `is there not a red shape?` and `is no red shape present?`."""
     return not NEGATIONS.isdisjoint(question.lower().rstrip("?").split())
 
 
@@ -50,22 +50,22 @@ def _subset(
     pictures: Mapping[int, str],
 ) -> SourceSet:
     samples: dict[int, SourceSample] = {}
-    for number, (question, answer, image) in enumerate(zip(*rows, strict=True)):
+    for row, (question, answer, image) in enumerate(zip(*rows, strict=True)):
         if subset != "all" and is_negated(question) != (subset == "negated"):
             continue
         sample = samples.setdefault(image, SourceSample(str(image), (Path(pictures[image]),), []))
-        sample.annotations.append(_annotation(str(number), question, answer))
+        sample.annotations.append(_annotation(str(row), question, answer))
     name = "easy_vqa" if subset == "all" else f"easy_vqa_{subset}"
     return SourceSet(name, "vqa", split, (file,), list(samples.values()))
 
 
-def _annotation(number: str, question: str, answer: str) -> Annotation:
-    """Question types as the reports group them: what, or yes/no with and without negation."""
+def _annotation(annotation_id: str, question: str, answer: str) -> Annotation:
+    """Reports group by question type: what, or yes/no with and without negation."""
     kind = "negated" if is_negated(question) else "plain"
     if answer not in ("yes", "no"):
         kind = "what"
     return {
-        "id": number,
+        "id": annotation_id,
         "question": question,
         "answers": [answer],
         "label": soft_label([answer]),

@@ -1,27 +1,16 @@
-"""GQA: the official question files; scene graphs, where there are any, as objects of the sample."""
+"""GQA: the official question files; the objects of scene graphs become a field of the sample."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.command import official_command, shard_options
+from data_prep.command import official_command, packs
+from data_prep.json_rows import JsonRow, read_json
 from data_prep.official.lxmert import gqa_annotation, is_lxmert, read_lxmert
-from data_prep.packing.pack import pack
-from data_prep.packing.source import (
-    Annotation,
-    SourceSample,
-    SourceSet,
-    first_existing,
-    read_json,
-    rest,
-    take_id,
-    take_object,
-    take_text,
-    with_source,
-)
+from data_prep.packing.source import Annotation, SourceSample, SourceSet, find_file
 
 SPLITS = ("train", "val", "testdev", "test", "challenge")
 FIELDS: Mapping[str, str] = {
@@ -34,6 +23,8 @@ FIELDS: Mapping[str, str] = {
     "equivalent": "equivalent",
 }
 """Official field -> ours; the test splits have no answers."""
+OBJECT_FIELDS = ("name", "attributes", "x", "y", "w", "h")
+"""Fields of a scene graph's objects that a sample keeps; their relations are left out."""
 
 
 def parse_gqa(
@@ -46,63 +37,63 @@ def parse_gqa(
 ) -> SourceSet:
     """Read a split: its balanced questions, unless other question files are given."""
     files = tuple(questions) or (src / f"{split}_balanced_questions.json",)
-    if scene_graphs is None:
-        usual = src / f"{split}_sceneGraphs.json"
-        scene_graphs = usual if usual.is_file() else None
-    graphs = _by_id(scene_graphs, "scene graphs by picture") if scene_graphs else {}
-    asked: dict[str, list[Annotation]] = {}
+    usual = src / f"{split}_sceneGraphs.json"
+    if scene_graphs is None and usual.is_file():
+        scene_graphs = usual
+    graphs = _read_by_id(scene_graphs, "scene graphs by picture") if scene_graphs else {}
+    asked: dict[str, list[Annotation]] = defaultdict(list)
     for path in files:
-        if is_lxmert(path):
-            for row in read_lxmert(path):
-                asked.setdefault(str(row["img_id"]), []).append(gqa_annotation(row, str(path)))
-            continue
-        for number, row in _by_id(path, "questions by id").items():
-            place = f"{path}, question {number}"
-            image_id = take_id(row, "imageId", place)
-            asked.setdefault(image_id, []).append(_annotation(number, row, place))
-    folder = images or src
-    samples = [
-        SourceSample(
-            image_id,
-            (first_existing([folder / "images" / f"{image_id}.jpg", folder / f"{image_id}.jpg"]),),
-            found,
-            {"objects": _objects(graphs[image_id], f"{scene_graphs}, {image_id}")}
-            if image_id in graphs
-            else {},
-        )
-        for image_id, found in asked.items()
-    ]
+        for image_id, annotation in _read_questions(path):
+            asked[image_id].append(annotation)
+    samples = []
+    for image_id, of_picture in asked.items():
+        picture = find_file(images or src, ("images", ""), f"{image_id}.jpg")
+        source = {}
+        if image_id in graphs:
+            graph = JsonRow(graphs[image_id], f"{scene_graphs}, {image_id}")
+            source["objects"] = _objects(graph)
+        samples.append(SourceSample(image_id, (picture,), of_picture, source))
     return SourceSet(name, "gqa", split, (*files, *filter(None, [scene_graphs])), samples)
 
 
-def _by_id(path: Path, what: str) -> dict[str, Any]:
+def _read_questions(path: Path) -> Iterator[tuple[str, Annotation]]:
+    """Picture id and question, from an official file or one of LXMERT."""
+    if is_lxmert(path):
+        for row in read_lxmert(path):
+            yield row.id("img_id"), gqa_annotation(row)
+        return
+    for question_id, fields in _read_by_id(path, "questions by id").items():
+        row = JsonRow(fields, f"{path}, question {question_id}")
+        yield row.id("imageId"), _annotation(question_id, row)
+
+
+def _read_by_id(path: Path, what: str) -> dict[str, Any]:
     content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected GQA's dictionary of {what}")
     return content
 
 
-def _annotation(number: str, row: Mapping[str, Any], place: str) -> Annotation:
+def _annotation(question_id: str, row: JsonRow) -> Annotation:
     """Ids stay strings: they have leading zeros."""
-    annotation = {"id": number, "question": take_text(row, "question", place).strip()}
+    annotation = {"id": question_id, "question": row.text("question").strip()}
     if "answer" in row:
-        take_text(row, "answer", place)
-    annotation |= {ours: row[theirs] for theirs, ours in FIELDS.items() if theirs in row}
-    return with_source(annotation, rest(row, "imageId", "question", *FIELDS))
+        row.text("answer")
+    annotation |= {ours: row.value(theirs) for theirs, ours in FIELDS.items() if theirs in row}
+    return row.annotate(annotation, "imageId", "question", *FIELDS)
 
 
-def _objects(graph: Mapping[str, Any], place: str) -> list[dict[str, Any]]:
-    """The objects of an official scene graph, without their relations."""
+def _objects(graph: JsonRow) -> list[dict[str, Any]]:
     return [
-        {key: thing[key] for key in ("name", "attributes", "x", "y", "w", "h") if key in thing}
-        for thing in take_object(graph, "objects", place).values()
+        {key: thing[key] for key in OBJECT_FIELDS if key in thing}
+        for thing in graph.object("objects").values()
     ]
 
 
 def add_command(commands: Any) -> None:
     """Add `gqa`."""
-    text = "GQA: questions about Visual Genome's scene graphs"
-    parser = official_command(commands, "gqa", text, SPLITS)
+    summary = "GQA: questions about Visual Genome's scene graphs"
+    parser = official_command(commands, "gqa", summary, SPLITS)
     parser.add_argument(
         "--questions",
         type=Path,
@@ -116,13 +107,6 @@ def add_command(commands: Any) -> None:
         "--scene-graphs",
         type=Path,
         metavar="FILE",
-        help="keep its objects with the samples (default: SPLIT_sceneGraphs.json, if there)",
+        help="keep its objects with the samples (default: SPLIT_sceneGraphs.json, if it exists)",
     )
-
-    def run(args: argparse.Namespace) -> None:
-        dataset = parse_gqa(
-            args.src, args.split, args.name, args.questions, args.scene_graphs, args.images
-        )
-        pack(dataset, args.out, shard_options(args))
-
-    parser.set_defaults(run=run)
+    packs(parser, parse_gqa)

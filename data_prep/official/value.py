@@ -1,6 +1,6 @@
 """VALUE's video tasks: TVQA, How2QA, TVC and YC2C, with their feature files and subtitles.
 
-Layout below --src, as VALUE's download script makes it:
+Layout below --src, as VALUE's download script creates it:
 
     ann/{tvqa,how2qa,tvc,yc2c}/*.jsonl (or ann/*.jsonl)
     ann/{tv,how2,yc2}_subtitles.jsonl (or in the task's folder)
@@ -9,34 +9,19 @@ Layout below --src, as VALUE's download script makes it:
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from data_prep.command import add_shard_options, new_command, shard_options
+from data_prep.command import add_shard_options, new_command, packs
+from data_prep.json_rows import JsonRow, read_lines, shown
 from data_prep.packing.feature_file import locate
-from data_prep.packing.pack import pack
-from data_prep.packing.source import (
-    Annotation,
-    SourceSample,
-    SourceSet,
-    clean,
-    first_existing,
-    numbered_json_lines,
-    rest,
-    shown,
-    take,
-    take_id,
-    take_list,
-    take_text,
-    take_whole,
-    with_source,
-)
+from data_prep.packing.journal import Dropped
+from data_prep.packing.source import Annotation, SourceSample, SourceSet, find_file
 
 FRAMES = 64
-"""As VL-Adapter: shorter clips end in zeros, longer ones are pooled over time."""
+"""As VL-Adapter: shorter clips are padded with zeros, longer ones pooled over time."""
 MOST_CHOICES = 5
 
 
@@ -45,39 +30,36 @@ class Release:
     """One task of VALUE."""
 
     videos: str
-    """Folder of the features and name of the subtitles."""
-    files: Mapping[str, str]
-    """Split -> file of annotations."""
+    """Folder of the features and prefix of the subtitle file."""
+    files: tuple[str, str, str]
+    """Annotations of train, val and test."""
     kind: Literal["video_qa", "video_caption"]
     summary: str
 
 
+SPLITS = ("train", "val", "test")
 RELEASES = {
     "tvqa": Release(
         "tv",
-        {"train": "tvqa_train", "val": "tvqa_val", "test": "tvqa_test_release"},
+        ("tvqa_train", "tvqa_val", "tvqa_test_release"),
         "video_qa",
         "TVQA: questions with five choices about clips of TV series",
     ),
     "how2qa": Release(
         "how2",
-        {
-            "train": "how2qa_train_release",
-            "val": "how2qa_val_release",
-            "test": "how2qa_test_public_release",
-        },
+        ("how2qa_train_release", "how2qa_val_release", "how2qa_test_public_release"),
         "video_qa",
         "How2QA: questions with four choices about clips of instructions",
     ),
     "tvc": Release(
         "tv",
-        {"train": "tvc_train_release", "val": "tvc_val_release", "test": "tvc_test_release"},
+        ("tvc_train_release", "tvc_val_release", "tvc_test_release"),
         "video_caption",
         "TVC: descriptions of moments of TV series",
     ),
     "yc2c": Release(
         "yc2",
-        {"train": "yc2c_train_release", "val": "yc2c_val_release", "test": "yc2c_test_release"},
+        ("yc2c_train_release", "yc2c_val_release", "yc2c_test_release"),
         "video_caption",
         "YC2C: descriptions of steps in cooking videos",
     ),
@@ -96,123 +78,110 @@ def parse_value(
     """Read a split; all questions about a clip become one sample, and so does each moment."""
     release = RELEASES[task]
     asks = release.kind == "video_qa"
-    file = f"{release.files[split]}.jsonl"
-    path = annotations or first_existing([src / "ann" / task / file, src / "ann" / file])
-    spoken = f"{release.videos}_subtitles.jsonl"
-    subtitles = subtitles or first_existing(
-        [src / "ann" / spoken, src / "ann" / task / spoken, src / "subtitles" / spoken]
+    folders = (f"ann/{task}", "ann")
+    file = f"{release.files[SPLITS.index(split)]}.jsonl"
+    path = annotations or find_file(src, folders, file)
+    subtitles = subtitles or find_file(
+        src, ("ann", f"ann/{task}", "subtitles"), f"{release.videos}_subtitles.jsonl"
     )
-    said = read_subtitles(subtitles)
-    place = features or src / "vis_features" / release.videos / "clip-vit"
+    spoken = _read_subtitles(subtitles)
+    feature_folder = features or src / "vis_features" / release.videos / "clip-vit"
     samples: dict[str, SourceSample] = {}
     dropped = []
-    for number, row in numbered_json_lines(path):
-        where = f"{path}, line {number}"
-        video = take_id(row, "vid_name", where)
-        sample_id = video if asks else take_id(row, "clip_id", where)
-        extra: dict[str, Any] = {"subtitles": said.get(video, [])}
+    for _, row in read_lines(path):
+        video = row.id("vid_name")
+        sample_id = video if asks else row.id("clip_id")
+        extra: dict[str, Any] = {"subtitles": spoken.get(video, [])}
         if "ts" in row and not asks:
-            extra["span"] = _span(row, where)
+            extra["span"] = _span(row)
         sample = samples.setdefault(
             sample_id,
             SourceSample(
-                sample_id, (), [], features=(locate(place, video, FRAMES),), extra=extra,
+                sample_id,
+                (),
+                [],
+                features=(locate(feature_folder, video, FRAMES),),
+                extra=extra,
                 source={} if asks else {"vid_name": video},
             ),
-        )  # fmt: skip
-        for found in [question(row, where)] if asks else descriptions(row, where):
-            if found.get("caption") == "":
-                dropped.append({"id": found["id"], "reason": "empty caption"})
+        )
+        for annotation in [_question(row)] if asks else _descriptions(row):
+            if annotation.get("caption") == "":
+                dropped.append(Dropped(annotation["id"], "empty caption"))
             else:
-                sample.annotations.append(found)
+                sample.annotations.append(annotation)
     return SourceSet(
         name or task, release.kind, split, (path, subtitles), list(samples.values()), tuple(dropped)
     )
 
 
-def read_subtitles(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """Video -> its lines; some videos have none."""
+def _read_subtitles(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Video -> its lines with their seconds; some videos have none."""
     return {
-        take_id(row, "vid_name", f"{path}, line {number}"): [
-            _line(line, f"{path}, line {number}")
-            for line in take_list(row, "sub", f"{path}, line {number}")
+        row.id("vid_name"): [
+            {
+                "text": line.line("text"),
+                "start": line.value("start"),
+                "end": line.value("end"),
+            }
+            for line in row.rows("sub", "subtitle")
         ]
-        for number, row in numbered_json_lines(path)
+        for _, row in read_lines(path)
     }
 
 
-def _line(line: Mapping[str, Any], place: str) -> dict[str, Any]:
-    times = {key: take(line, key, place) for key in ("start", "end")}
-    return {"text": clean(take_text(line, "text", place)), **times}
-
-
-def _span(row: Mapping[str, Any], place: str) -> list[float]:
+def _span(row: JsonRow) -> list[float]:
     """Start and end of a moment, in seconds."""
-    span = take_list(row, "ts", place)
+    span = row.array("ts")
     if not all(isinstance(second, (int, float)) for second in span):
-        raise ValueError(f"{place}: 'ts' is {shown(span)}; expected numbers of seconds")
+        raise ValueError(f"{row.place}: 'ts' is {shown(span)}; expected numbers of seconds")
     return [float(second) for second in span]
 
 
-def question(row: Mapping[str, Any], place: str) -> Annotation:
-    """Four choices or five; test splits do not say which is right."""
-    number = take_id(row, "qid", place)
-    place = f"{place}, question {number}"
+def _question(row: JsonRow) -> Annotation:
+    """A question with four or five choices; test splits do not say which is right."""
+    question_id = row.id("qid")
+    row = row.at(f"{row.place}, question {question_id}")
     choices = [f"a{n}" for n in range(MOST_CHOICES) if f"a{n}" in row]
     annotation: Annotation = {
-        "id": number,
-        "question": take_text(row, "q", place),
-        "choices": [take_text(row, choice, place) for choice in choices],
-        "span": take_text(row, "ts", place),
+        "id": question_id,
+        "question": row.text("q"),
+        "choices": [row.text(choice) for choice in choices],
+        "span": row.text("ts"),
     }
     if "answer_idx" in row:
-        index = take_whole(row, "answer_idx", place)
+        index = row.whole("answer_idx")
         if not 0 <= index < len(choices):
-            raise ValueError(f"{place}: answer_idx is {index}, but it has {len(choices)} choices")
+            raise ValueError(
+                f"{row.place}: answer_idx is {index}, but it has {len(choices)} choices"
+            )
         annotation["answer_index"] = index
-    return with_source(annotation, rest(row, "qid", "q", "ts", "answer_idx", "vid_name", *choices))
+    return row.annotate(annotation, "qid", "q", "ts", "answer_idx", "vid_name", *choices)
 
 
-def descriptions(row: Mapping[str, Any], place: str) -> list[Annotation]:
-    """All descriptions of a moment; a test split has one annotation without any."""
-    told = take_list(row, "descs", place) if "descs" in row else []
+def _descriptions(row: JsonRow) -> list[Annotation]:
+    """All descriptions of a moment; a test split has one annotation without a caption."""
+    given = row.rows("descs", "description") if "descs" in row else ()
     return [
-        with_source(
-            {
-                "id": take_id(given, "desc_id", place),
-                "caption": clean(take_text(given, "desc", place)),
-            },
-            rest(given, "desc_id", "desc"),
+        entry.annotate(
+            {"id": entry.id("desc_id"), "caption": entry.line("desc")}, "desc_id", "desc"
         )
-        for given in told
-    ] or [{"id": take_id(row, "clip_id", place)}]
+        for entry in given
+    ] or [{"id": row.id("clip_id")}]
 
 
 def add_command(commands: Any) -> None:
-    """Add one command a task."""
+    """Add one command for each task."""
     for task, release in RELEASES.items():
         example = f"value-{task} --src VALUE --split train --out shards/{task}"
         parser = new_command(commands, f"value-{task}", release.summary, examples=[example])
         parser.add_argument(
             "--src", type=Path, required=True, metavar="DIR", help="folder of ann/, vis_features/"
         )
-        parser.add_argument("--split", choices=tuple(release.files), required=True)
+        parser.add_argument("--split", choices=SPLITS, required=True)
         parser.add_argument("--out", type=Path, required=True, metavar="DIR")
         parser.add_argument("--name", default=task, help=f"of the data set (default: {task})")
         parser.add_argument("--annotations", type=Path, metavar="FILE", help="another file")
         parser.add_argument("--subtitles", type=Path, metavar="FILE", help="another file")
         add_shard_options(parser)
-
-        def run(args: argparse.Namespace, task: str = task) -> None:
-            dataset = parse_value(
-                task,
-                args.src,
-                args.split,
-                args.name,
-                args.annotations,
-                args.subtitles,
-                args.features,
-            )
-            pack(dataset, args.out, shard_options(args))
-
-        parser.set_defaults(run=run)
+        packs(parser, partial(parse_value, task))

@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.command import add_shard_options, new_command, shard_options
-from data_prep.official.coco_karpathy import image_ids
-from data_prep.packing.answers import soft_label
-from data_prep.packing.pack import pack
-from data_prep.packing.source import (
-    Annotation,
-    SourceSample,
-    SourceSet,
-    clean,
-    first_existing,
-    read_json_list,
-    rest,
-    shown,
-    take,
-    take_id,
-    take_list,
-    take_text,
-    with_source,
-)
+from data_prep.command import add_shard_options, new_command, packs
+from data_prep.json_rows import JsonRow, read_list, shown
+from data_prep.official.coco import karpathy_ids
+from data_prep.packing.annotation import soft_label
+from data_prep.packing.journal import Dropped
+from data_prep.packing.source import Annotation, SourceSample, SourceSet, find_file
 
 FILES = {"questions": "question_answers.json", "regions": "region_descriptions.json"}
 LISTS = {"questions": "qas", "regions": "regions"}
@@ -50,22 +35,22 @@ def parse_vg(
         files += [without_coco, src / "image_data.json"]
         held_out = _held_out(files[-1], without_coco)
     samples, dropped, left_out = [], [], []
-    for number, row in enumerate(read_json_list(path)):
-        place = f"{path}, picture {number}"
-        image_id = _image_id(row, place)
-        found = []
-        for part, entry in enumerate(take_list(row, LISTS[what], place)):
-            annotation = PARSERS[what](entry, f"{place}, {LISTS[what]} {part}")
+    for row in read_list(path, "picture"):
+        image_id = _image_id(row)
+        annotations = []
+        for entry in row.rows(LISTS[what], LISTS[what]):
+            annotation = PARSERS[what](entry)
             if image_id in held_out:
                 annotation = OF_COCO
             if isinstance(annotation, str):
-                dropped.append({"id": _id_of(entry, place), "reason": annotation})
+                dropped.append(Dropped(_id_of(entry), annotation))
             else:
-                found.append(annotation)
+                annotations.append(annotation)
         if image_id in held_out:
-            left_out.append({"id": image_id, "reason": f"picture {OF_COCO}"})
+            left_out.append(Dropped(image_id, f"picture {OF_COCO}"))
         else:
-            samples.append(SourceSample(image_id, (_picture(images or src, image_id),), found))
+            picture = find_file(images or src, FOLDERS, f"{image_id}.jpg")
+            samples.append(SourceSample(image_id, (picture,), annotations))
     return SourceSet(
         name or f"vg_{what}", KINDS[what], "train", tuple(files), samples, tuple(dropped),
         tuple(left_out),
@@ -73,56 +58,48 @@ def parse_vg(
 
 
 def _held_out(image_data: Path, karpathy: Path) -> set[str]:
-    coco = set[str]().union(*(image_ids(karpathy, split) for split in HELD_OUT))
-    rows = enumerate(read_json_list(image_data))
-    return {
-        _image_id(row, f"{image_data}, picture {number}")
-        for number, row in rows
-        if str(take(row, "coco_id", f"{image_data}, picture {number}")) in coco
-    }
+    """Ids of the pictures that are in COCO's val and test splits."""
+    coco = set[str]().union(*(karpathy_ids(karpathy, split) for split in HELD_OUT))
+    rows = read_list(image_data, "picture")
+    return {_image_id(row) for row in rows if str(row.value("coco_id")) in coco}
 
 
-def _image_id(row: Mapping[str, Any], place: str) -> str:
-    """Versions differ in what they call it."""
-    old = isinstance(row, Mapping) and "image_id" not in row
-    return take_id(row, "id" if old else "image_id", place)
+def _image_id(row: JsonRow) -> str:
+    """Versions differ in the field's name."""
+    return row.id("image_id" if "image_id" in row else "id")
 
 
-def _id_of(entry: Mapping[str, Any], place: str) -> str:
+def _id_of(entry: JsonRow) -> str:
     for key in ("qa_id", "region_id", "id"):
         if key in entry:
-            return take_id(entry, key, place)
-    raise ValueError(f"{place}: {shown(entry)} has no qa_id, region_id or id")
+            return entry.id(key)
+    raise ValueError(f"{entry.place}: {shown(entry.fields)} has no qa_id, region_id or id")
 
 
-def _question(entry: Mapping[str, Any], place: str) -> Annotation | str:
-    """Answers end in a full stop, and begin with a capital."""
-    question = clean(take_text(entry, "question", place))
-    answer = clean(take_text(entry, "answer", place)).rstrip(".").lower().strip()
+def _question(entry: JsonRow) -> Annotation | str:
+    """A question, or why it is dropped. Answers begin with a capital and end in a full stop."""
+    question = entry.line("question")
+    answer = entry.line("answer").rstrip(".").lower().strip()
     if not question or not answer:
-        return "no question" if not question else "no answer"
+        return "no answer" if question else "no question"
     annotation = {
-        "id": _id_of(entry, place),
+        "id": _id_of(entry),
         "question": question,
         "answers": [answer],
         "label": soft_label([answer]),
     }
-    return with_source(annotation, rest(entry, "qa_id", "id", "image_id", "question", "answer"))
+    return entry.annotate(annotation, "qa_id", "id", "image_id", "question", "answer")
 
 
-def _region(entry: Mapping[str, Any], place: str) -> Annotation | str:
-    text = clean(take_text(entry, "phrase", place))
+def _region(entry: JsonRow) -> Annotation | str:
+    text = entry.line("phrase")
     if not text:
         return "no phrase"
-    annotation = {"id": _id_of(entry, place), "text": text}
-    return with_source(annotation, rest(entry, "region_id", "id", "image_id", "image", "phrase"))
+    annotation = {"id": _id_of(entry), "text": text}
+    return entry.annotate(annotation, "region_id", "id", "image_id", "image", "phrase")
 
 
 PARSERS = {"questions": _question, "regions": _region}
-
-
-def _picture(folder: Path, image_id: str) -> Path:
-    return first_existing([folder / part / f"{image_id}.jpg" for part in FOLDERS])
 
 
 def add_command(commands: Any) -> None:
@@ -144,13 +121,9 @@ def add_command(commands: Any) -> None:
         "--without-coco",
         type=Path,
         metavar="FILE",
-        help="dataset_coco.json: leave out the pictures of its val and test splits, which half of "
-        "Visual Genome would show to a model that is tested on COCO (needs image_data.json)",
+        help="dataset_coco.json: leave out the pictures of its val and test splits, because half "
+        "of Visual Genome is COCO's, and a test on COCO must not see them in training (needs "
+        "image_data.json)",
     )
     add_shard_options(parser)
-
-    def run(args: argparse.Namespace) -> None:
-        dataset = parse_vg(args.src, args.what, args.name, args.without_coco, args.images)
-        pack(dataset, args.out, shard_options(args))
-
-    parser.set_defaults(run=run)
+    packs(parser, parse_vg)

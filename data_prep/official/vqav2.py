@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import re
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_prep.command import official_command, shard_options
-from data_prep.official.coco_karpathy import image_ids
+from data_prep.command import official_command, packs
+from data_prep.json_rows import JsonRow, read_json, read_object
+from data_prep.official.coco import karpathy_ids
 from data_prep.official.lxmert import coco_picture, is_lxmert, read_lxmert, vqa_annotation
-from data_prep.packing.answers import soft_label
-from data_prep.packing.pack import pack
-from data_prep.packing.source import (
-    TYPES,
-    Annotation,
-    SourceSample,
-    SourceSet,
-    read_json,
-    rest,
-    take_id,
-    take_list,
-    take_text,
-    with_source,
-)
+from data_prep.packing.annotation import soft_label
+from data_prep.packing.source import TYPES, Annotation, SourceSet, samples_of
 
 SPLITS: Mapping[str, tuple[str, ...]] = {
     "train": ("train2014",),
@@ -36,8 +26,8 @@ SPLITS: Mapping[str, tuple[str, ...]] = {
     "karpathy-val": ("val2014",),
     "karpathy-test": ("val2014",),
 }
-"""Our split -> the official subsets in the file names. Karpathy's are those of `dataset_coco.json`:
-the questions about its pictures."""
+"""Our split -> the official subsets in the file names. Karpathy's splits are the questions about
+the pictures of his `dataset_coco.json`."""
 KARPATHY = "karpathy-"
 
 
@@ -48,117 +38,120 @@ def parse_vqav2(
     questions: Path | None = None,
     annotations: Path | None = None,
     images: Path | None = None,
+    vocabulary: Path | None = None,
 ) -> SourceSet:
-    """Read a split; the test splits have no annotations. `questions` may be a file of LXMERT."""
-    folder = images or src
+    """Read a split; the test splits have no annotations. `questions` may be a file of LXMERT;
+    `vocabulary` restricts the soft scores to its answers."""
     if questions is not None and is_lxmert(questions):
-        return _parse_lxmert(questions, annotations, split, name, folder)
+        dataset = _parse_lxmert(questions, annotations, split, name, images or src)
+    else:
+        dataset = _parse_official(src, split, name, questions, annotations, images or src)
+    return dataset if vocabulary is None else _restricted(dataset, vocabulary)
+
+
+def _parse_official(
+    src: Path,
+    split: str,
+    name: str,
+    questions: Path | None,
+    annotations: Path | None,
+    images: Path,
+) -> SourceSet:
     files: list[Path] = []
-    asked: dict[str, list[Annotation]] = {}
+    asked: dict[str, list[Annotation]] = defaultdict(list)
     pictures: dict[str, Path] = {}
     for subset in SPLITS[split]:
-        asked_in = questions or src / f"v2_OpenEnded_mscoco_{subset}_questions.json"
-        labelled_in = annotations
+        question_file = questions or src / f"v2_OpenEnded_mscoco_{subset}_questions.json"
+        label_file = annotations
         if annotations is None and not subset.startswith("test"):
-            labelled_in = src / f"v2_mscoco_{subset}_annotations.json"
-        files += [asked_in, *filter(None, [labelled_in])]
-        rows = _by_id(asked_in, "questions")
-        labels = _labels(labelled_in, rows, asked_in) if labelled_in else {}
-        for number, row in rows:
-            place = f"{asked_in}, question {number}"
-            image_id = take_id(row, "image_id", place)
-            found = _annotation(number, row, labels.get(number, {}), place)
-            asked.setdefault(image_id, []).append(found)
-            pictures.setdefault(image_id, _picture(folder, subset, image_id))
+            label_file = src / f"v2_mscoco_{subset}_annotations.json"
+        files += [question_file, *filter(None, [label_file])]
+        rows = _read_rows(question_file, "questions")
+        labels = _read_labels(label_file, rows, question_file) if label_file else {}
+        for row in rows:
+            image_id = row.id("image_id")
+            asked[image_id].append(_annotation(row, labels.get(row.id("question_id"), {})))
+            if image_id not in pictures:
+                pictures[image_id] = _picture(images, subset, image_id)
     if split.startswith(KARPATHY):
         files.append(src / "dataset_coco.json")
-        kept = image_ids(files[-1], split.removeprefix(KARPATHY))
-        asked = {image_id: found for image_id, found in asked.items() if image_id in kept}
-    samples = [SourceSample(key, (pictures[key],), found) for key, found in asked.items()]
+        of_split = karpathy_ids(files[-1], split.removeprefix(KARPATHY))
+        asked = {image_id: rows for image_id, rows in asked.items() if image_id in of_split}
+    samples = samples_of(asked, pictures.__getitem__)
     return SourceSet(name, "vqa", split, tuple(files), samples)
 
 
 def _parse_lxmert(
-    questions: Path, annotations: Path | None, split: str, name: str, folder: Path
+    questions: Path, annotations: Path | None, split: str, name: str, images: Path
 ) -> SourceSet:
-    """The re-splits that LXMERT made and VL-Adapter uses: soft scores instead of ten answers, which
-    the official annotations may add."""
-    official: dict[str, list[str]] = {}
+    """The splits that LXMERT made and VL-Adapter uses. Their questions have soft scores; the ten
+    answers come from the official annotations, if these are given."""
+    answers: dict[str, list[str]] = {}
     if annotations is not None:
-        official = {
-            number: _answers(row, f"{annotations}, question {number}")
-            for number, row in _by_id(annotations, "annotations")
-        }
-    asked: dict[str, list[Annotation]] = {}
+        rows = _read_rows(annotations, "annotations")
+        answers = {row.id("question_id"): _answers(row) for row in rows}
+    asked: dict[str, list[Annotation]] = defaultdict(list)
     for row in read_lxmert(questions):
-        annotation = vqa_annotation(row, str(questions))
-        if annotation["id"] in official:
-            annotation["answers"] = official[annotation["id"]]
-        asked.setdefault(str(row["img_id"]), []).append(annotation)
-    samples = [
-        SourceSample(image_id, (coco_picture(folder, image_id),), found)
-        for image_id, found in asked.items()
-    ]
+        annotation = vqa_annotation(row)
+        if annotation["id"] in answers:
+            annotation["answers"] = answers[annotation["id"]]
+        asked[row.id("img_id")].append(annotation)
     files = (questions, annotations) if annotations else (questions,)
-    return SourceSet(name, "vqa", split, files, samples)
+    return SourceSet(name, "vqa", split, files, samples_of(asked, partial(coco_picture, images)))
 
 
-Rows = list[tuple[str, Mapping[str, Any]]]
-"""Question id and row."""
+def _read_rows(path: Path, key: str) -> list[JsonRow]:
+    """The rows of the file's list `key`, which errors name by question id."""
+    rows = read_object(path).rows(key, key)
+    return [row.at(f"{path}, question {row.id('question_id')}") for row in rows]
 
 
-def _by_id(path: Path, key: str) -> Rows:
-    rows = enumerate(take_list(read_json(path), key, str(path)))
-    return [(take_id(row, "question_id", f"{path}, {key} {number}"), row) for number, row in rows]
-
-
-def _labels(path: Path, questions: Rows, asked_in: Path) -> dict[str, Annotation]:
-    """Question id -> what the official annotations say; both files must speak of the same ones."""
-    labels = dict(_by_id(path, "annotations"))
-    odd = {number for number, _ in questions} ^ labels.keys()
-    if odd:
-        first = min(odd, key=lambda number: (len(number), number))
+def _read_labels(
+    path: Path, questions: Sequence[JsonRow], question_file: Path
+) -> dict[str, Annotation]:
+    """Question id -> its official annotation; both files must hold the same questions."""
+    rows = {row.id("question_id"): row for row in _read_rows(path, "annotations")}
+    unmatched = {row.id("question_id") for row in questions} ^ rows.keys()
+    if unmatched:
+        first = min(unmatched, key=lambda number: (len(number), number))
         raise ValueError(
-            f"{asked_in.name} and {path.name} differ in {len(odd)} questions, the first is "
-            f"question_id {first}; give the two files of one split"
+            f"{question_file.name} and {path.name} differ in {len(unmatched)} questions, the first "
+            f"is question_id {first}; give the two files of one split"
         )
-    return {number: _label(row, f"{path}, question {number}") for number, row in labels.items()}
+    return {question_id: _label(row) for question_id, row in rows.items()}
 
 
-def _label(row: Mapping[str, Any], place: str) -> Annotation:
+def _label(row: JsonRow) -> Annotation:
     # The answers stay as they are written: the official scorer has its own cleaning.
-    answers = _answers(row, place)
-    label = {
-        "answers": answers,
-        "label": soft_label(answers),
-        **{key: take_text(row, key, place) if key in row else "" for key in TYPES},
-    }
-    known = ("question_id", "image_id", "answers", *TYPES)
-    return with_source(label, rest(row, *known))
+    answers = _answers(row)
+    types = {key: row.text(key) if key in row else "" for key in TYPES}
+    label = {"answers": answers, "label": soft_label(answers), **types}
+    return row.annotate(label, "question_id", "image_id", "answers", *TYPES)
 
 
-def _answers(row: Mapping[str, Any], place: str) -> list[str]:
-    return [take_text(answer, "answer", place) for answer in take_list(row, "answers", place)]
+def _answers(row: JsonRow) -> list[str]:
+    return [answer.text("answer") for answer in row.rows("answers", "answer")]
 
 
-def _annotation(number: str, row: Mapping[str, Any], label: Annotation, place: str) -> Annotation:
-    question = take_text(row, "question", place).strip()
-    extra = rest(row, "question_id", "image_id", "question") | label.get("source", {})
-    return with_source({"id": number, "question": question} | label, extra)
+def _annotation(row: JsonRow, label: Annotation) -> Annotation:
+    annotation = {"id": row.id("question_id"), "question": row.text("question").strip()} | label
+    if extra := row.rest("question_id", "image_id", "question") | label.get("source", {}):
+        annotation["source"] = extra
+    return annotation
 
 
 def _picture(folder: Path, subset: str, image_id: str) -> Path:
-    """COCO's file name; test-dev shows pictures of test2015."""
+    """COCO's file; the pictures of test-dev are those of test2015."""
     subset = subset.replace("test-dev", "test")
-    stem = (
-        f"COCO_{subset}_{int(image_id):012d}" if re.fullmatch("[0-9]{1,30}", image_id) else image_id
-    )
+    stem = image_id
+    if re.fullmatch("[0-9]{1,30}", image_id):
+        stem = f"COCO_{subset}_{int(image_id):012d}"
     return coco_picture(folder, stem, subset)
 
 
-def restricted(dataset: SourceSet, vocabulary: Path) -> SourceSet:
-    """A data set whose soft scores are of these answers alone; a question without any keeps its ten
-    answers, for the score, and weighs nothing in training, as in VL-Adapter."""
+def _restricted(dataset: SourceSet, vocabulary: Path) -> SourceSet:
+    """Keep the soft scores of known answers only. A question without any keeps its ten answers for
+    the score, and weighs nothing in training, as in VL-Adapter."""
     known = read_vocabulary(vocabulary)
     for sample in dataset.samples:
         for annotation in sample.annotations:
@@ -171,7 +164,7 @@ def restricted(dataset: SourceSet, vocabulary: Path) -> SourceSet:
 def read_vocabulary(path: Path) -> frozenset[str]:
     """Answers from a list, or from the keys of LXMERT's `trainval_ans2label.json`.
 
-    Errors: ValueError where the file holds neither.
+    Errors: ValueError if the file holds neither.
     """
     content = read_json(path)
     if isinstance(content, (list, dict)) and all(isinstance(entry, str) for entry in content):
@@ -193,15 +186,6 @@ def add_command(commands: Any) -> None:
         "--vocabulary",
         type=Path,
         metavar="FILE",
-        help="train on these answers alone: a list, as `answers` writes it, or LXMERT's ans2label",
+        help="train on these answers only: a list, as `answers` writes it, or LXMERT's ans2label",
     )
-
-    def run(args: argparse.Namespace) -> None:
-        dataset = parse_vqav2(
-            args.src, args.split, args.name, args.questions, args.annotations, args.images
-        )
-        if args.vocabulary is not None:
-            dataset = restricted(dataset, args.vocabulary)
-        pack(dataset, args.out, shard_options(args))
-
-    parser.set_defaults(run=run)
+    packs(parser, parse_vqav2)

@@ -1,22 +1,21 @@
-"""Anybody's own data: pictures in a folder, and rows in JSON lines, a JSON list or CSV."""
+"""Your own data: pictures in a folder, and rows in JSON lines, a JSON list or CSV."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from data_prep.command import add_shard_options, new_command, shard_options
-from data_prep.own_data.coco_rows import is_coco, rows_of_coco
-from data_prep.own_data.conversations import are_conversations, rows_of_conversations
+from data_prep.own_data.known_forms import plain_rows
 from data_prep.own_data.row_annotations import KINDS, TASKS, FieldNames, annotations_of
 from data_prep.own_data.row_check import check_rows
 from data_prep.own_data.rows import Row, read_rows
+from data_prep.packing.journal import Dropped
 from data_prep.packing.named_pictures import find_pictures
-from data_prep.packing.pack_splits import pack_splits
 from data_prep.packing.source import SourceSample, SourceSet
-from data_prep.packing.split import add_split_by_image, split_of
+from data_prep.packing.split import add_split_by_image, pack_splits, split_of
 
 LABELS_HELP = "entailment, neutral, contradiction; or true, false"
 
@@ -29,24 +28,24 @@ def parse_jsonl(
     name: str,
     split: str = "train",
 ) -> list[SourceSet]:
-    """Rows -> one data set for each split they fall in; `task` is one of TASKS."""
-    rows = _plain_rows(task, read_rows(annotations), names, annotations)
+    """Rows -> one data set for each of their splits; `task` is one of TASKS."""
+    rows = plain_rows(task, read_rows(annotations), names, annotations)
     check_rows(rows, names, task, annotations)
     pictures = find_pictures(images, filter(None, (_image(row, names) for row in rows)))
     samples: dict[str, dict[str, SourceSample]] = {}
-    dropped: dict[str, list[dict[str, str]]] = {}
+    dropped: dict[str, list[Dropped]] = {}
     for row in rows:
         part = split if names.split is None else str(row.fields[names.split]).strip() or "none"
         row_id = str(row.fields[names.id]) if names.id else row.number
-        found = row.fault or annotations_of(task, row.fields, row_id, names)
-        if isinstance(found, str):
-            dropped.setdefault(part, []).append({"id": row_id, "reason": found})
+        result = row.fault or annotations_of(task, row.fields, row_id, names)
+        if isinstance(result, str):
+            dropped.setdefault(part, []).append(Dropped(row_id, result))
             continue
         picture = pictures[_image(row, names)]
         sample = samples.setdefault(part, {}).setdefault(
             picture.id, SourceSample(picture.id, (picture.path,), [], place=row.place)
         )
-        sample.annotations.extend(found)
+        sample.annotations.extend(result)
     return [
         SourceSet(
             name,
@@ -58,15 +57,6 @@ def parse_jsonl(
         )
         for part in sorted({*samples, *dropped})
     ]
-
-
-def _plain_rows(task: str, rows: list[Row], names: FieldNames, path: Path) -> Sequence[Row]:
-    """Conversations and COCO's captions as rows; others stay as they are."""
-    if is_coco(rows):
-        return rows_of_coco(rows[0].fields, names, path)
-    if task in ("vqa", "caption") and are_conversations(rows):
-        return rows_of_conversations(rows, names)
-    return rows
 
 
 def _image(row: Row, names: FieldNames) -> str:
@@ -110,40 +100,22 @@ def add_command(commands: Any) -> None:
     parser.set_defaults(run=_run_jsonl)
 
 
-def _add_fields(fields: Any) -> None:
-    fields.add_argument(
-        "--image-field",
-        default="image",
-        metavar="NAME",
-        help="file below --images (default: image)",
-    )
-    fields.add_argument(
-        "--question-field", default="question", metavar="NAME", help="default: question"
-    )
-    fields.add_argument(
-        "--answer-field",
-        default="answer",
-        metavar="NAME",
-        help="text, number or list (default: answer)",
-    )
-    fields.add_argument(
+def _add_fields(group: Any) -> None:
+    add_field = partial(group.add_argument, metavar="NAME")
+    add_field("--image-field", default="image", help="file below --images (default: image)")
+    add_field("--question-field", default="question", help="default: question")
+    add_field("--answer-field", default="answer", help="text, number or list (default: answer)")
+    group.add_argument(
         "--no-answers", action="store_true", help="questions or sentences only (a test set)"
     )
-    fields.add_argument(
-        "--caption-field", default="caption", metavar="NAME", help="text or list (default: caption)"
-    )
-    fields.add_argument(
+    add_field("--caption-field", default="caption", help="text or list (default: caption)")
+    add_field(
         "--hypothesis-field",
         "--statement-field",
-        metavar="NAME",
         help="sentence (default: hypothesis, or statement)",
     )
-    fields.add_argument(
-        "--label-field", default="label", metavar="NAME", help=f"{LABELS_HELP} (default: label)"
-    )
-    fields.add_argument(
-        "--id-field", metavar="NAME", help="default: the row's line, as an editor counts it"
-    )
+    add_field("--label-field", default="label", help=f"{LABELS_HELP} (default: label)")
+    add_field("--id-field", help="default: the row's line, as an editor counts it")
 
 
 def _field_names(args: argparse.Namespace) -> FieldNames:

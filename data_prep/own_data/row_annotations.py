@@ -1,22 +1,24 @@
-"""What a row of anybody's own data says about its picture, task by task."""
+"""What a row of your own data says about its picture, task by task."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from data_prep.json_rows import clean
 from data_prep.official.snli_ve import LABELS
 from data_prep.own_data.rows import Fields
-from data_prep.packing.answers import soft_label
-from data_prep.packing.source import TYPES, Annotation, clean, rest, with_source
+from data_prep.packing.annotation import soft_label
+from data_prep.packing.source import TYPES, Annotation
 
-Told = list[Annotation] | str
+Result = list[Annotation] | str
 """Annotations, or the reason why a row has none."""
 TRUTH: Mapping[str, str] = {
     "true": "true", "yes": "true", "1": "true", "false": "false", "no": "false", "0": "false",
 }  # fmt: skip
-"""What rows call a true or a false statement."""
+"""Labels of a true or a false statement -> the answer."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,14 @@ class FieldNames:
         return [name for name in vars(self).values() if name is not None]
 
 
-def annotations_of(task: str, row: Fields, row_id: str, names: FieldNames) -> Told:
-    """What a row says, or the reason why it cannot be used."""
+def annotations_of(task: str, row: Fields, row_id: str, names: FieldNames) -> Result:
+    """The annotations of a row, or the reason why it cannot be used."""
     if not str(row[names.image] or "").strip():
         return "no image"
     return TASKS[task](row, row_id, names)
 
 
-def _question(row: Fields, row_id: str, names: FieldNames) -> Told:
+def _question(row: Fields, row_id: str, names: FieldNames) -> Result:
     assert names.question is not None
     question = clean(str(row[names.question] or ""))
     if not question:
@@ -59,60 +61,49 @@ def _question(row: Fields, row_id: str, names: FieldNames) -> Told:
         if not answers:
             return "no answer"
         annotation |= {"answers": answers, "label": soft_label(answers)}
-    types = {
+    annotation |= {
         key: clean(str(row[key]))
         for key in TYPES
         if row.get(key) is not None and key not in names.named()
     }
-    return [with_source(annotation | types, rest(row, *names.named(), *TYPES))]
+    return [_with_rest(annotation, row, *names.named(), *TYPES)]
 
 
-def _captions(row: Fields, row_id: str, names: FieldNames) -> Told:
+def _captions(row: Fields, row_id: str, names: FieldNames) -> Result:
     assert names.caption is not None
     captions = [caption for caption in _texts(row[names.caption]) if caption]
     ids = [row_id] if len(captions) == 1 else [f"{row_id}-{i}" for i in range(len(captions))]
-    extra = rest(row, *names.named())
-    found = [
-        with_source({"id": caption_id, "caption": caption}, extra)
+    return [
+        _with_rest({"id": caption_id, "caption": caption}, row, *names.named())
         for caption_id, caption in zip(ids, captions, strict=True)
-    ]
-    return found or "no caption"
+    ] or "no caption"
 
 
-def _hypothesis(row: Fields, row_id: str, names: FieldNames) -> Told:
-    """A sentence about the picture, and how it stands to it."""
-    annotation: Annotation = {"id": row_id, "hypothesis": _sentence(row, names)}
-    if not annotation["hypothesis"]:
-        return "no hypothesis"
-    if names.label is not None:
-        label = label_of(row, names.label)
-        if label not in LABELS:
-            return f"label {label}" if label else "no label"
-        annotation["label"] = label
-    return [with_source(annotation, rest(row, *names.named()))]
-
-
-def _statement(row: Fields, row_id: str, names: FieldNames) -> Told:
-    """A sentence that is true or false of the picture: a question with one of two answers."""
-    annotation: Annotation = {"id": row_id, "question": _sentence(row, names)}
-    if not annotation["question"]:
-        return "no statement"
-    if names.label is not None:
-        label = label_of(row, names.label)
-        if label not in TRUTH:
-            return f"label {label}" if label else "no label"
-        answers = [TRUTH[label]]
-        annotation |= {"answers": answers, "label": soft_label(answers)}
-    return [with_source(annotation, rest(row, *names.named()))]
-
-
-def _sentence(row: Fields, names: FieldNames) -> str:
+def _judged(
+    row: Fields,
+    row_id: str,
+    names: FieldNames,
+    *,
+    field: str,
+    noun: str,
+    labels: Mapping[str, Annotation],
+) -> Result:
+    """A sentence about the picture with its label: the sentence becomes `field` of the annotation,
+    and `labels` has the other fields for each known label."""
     assert names.hypothesis is not None
-    return clean(str(row[names.hypothesis] or ""))
+    annotation: Annotation = {"id": row_id, field: clean(str(row[names.hypothesis] or ""))}
+    if not annotation[field]:
+        return f"no {noun}"
+    if names.label is not None:
+        label = label_of(row, names.label)
+        if label not in labels:
+            return f"label {label}" if label else "no label"
+        annotation |= labels[label]
+    return [_with_rest(annotation, row, *names.named())]
 
 
 def label_of(row: Fields, field: str) -> str:
-    """The label of a row in lower case; "" where there is none."""
+    """The label of a row in lower case; "" if there is none."""
     return "" if row[field] is None else clean(str(row[field])).lower()
 
 
@@ -122,13 +113,24 @@ def _texts(value: Any) -> list[str]:
     return [clean(str(text)) for text in values if text is not None]
 
 
-TASKS: Mapping[str, Callable[[Fields, str, FieldNames], Told]] = {
+def _with_rest(annotation: Annotation, row: Fields, *known: str) -> Annotation:
+    """Add the row's other fields, if there are any."""
+    extra = {name: value for name, value in row.items() if name not in known}
+    return {**annotation, "source": extra} if extra else annotation
+
+
+ENTAILMENT_LABELS = {label: {"label": label} for label in LABELS}
+STATEMENT_LABELS = {
+    word: {"answers": [truth], "label": soft_label([truth])} for word, truth in TRUTH.items()
+}
+"""A statement becomes a question with one of two answers."""
+TASKS: Mapping[str, Callable[[Fields, str, FieldNames], Result]] = {
     "vqa": _question,
     "caption": _captions,
-    "entailment": _hypothesis,
-    "statement": _statement,
+    "entailment": partial(_judged, field="hypothesis", noun="hypothesis", labels=ENTAILMENT_LABELS),
+    "statement": partial(_judged, field="question", noun="statement", labels=STATEMENT_LABELS),
 }
 KINDS: Mapping[str, str] = {"statement": "vqa"}
 """Tasks whose annotations are of another kind: `VQA` trains on statements."""
 KNOWN_LABELS: Mapping[str, tuple[str, ...]] = {"entailment": LABELS, "statement": tuple(TRUTH)}
-"""Tasks that judge -> the labels that they know."""
+"""Tasks with labels -> the labels that they know."""

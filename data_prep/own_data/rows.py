@@ -1,34 +1,64 @@
-"""Rows of a file that somebody has at hand: JSON lines, a JSON list or a table (CSV)."""
+"""Rows of a user's file: JSON lines, a JSON list or a table (CSV); and what other files are."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from data_prep.own_data.other_formats import refuse_binary
+from data_prep.json_rows import JsonRow, open_text, read_json, read_lines, read_object
 from data_prep.own_data.table import TABLES, read_table
-from data_prep.packing.source import numbered_json_lines, open_text, read_json, shown
 from vlds.runtime.near_names import guess
 from vlds.runtime.regular_file import open_file
 
 Fields = Mapping[str, Any]
+BINARY: tuple[tuple[bytes, str], ...] = (
+    (
+        b"PAR1",
+        "is Parquet; write its pictures as files and its rows as JSON lines first "
+        '("Parquet" in docs/own_data.md has the lines that do it)',
+    ),
+    (b"ARROW1", "is Arrow; write its pictures as files and its rows as JSON lines first"),
+    (b"PK\x03\x04", "is an Excel workbook or a ZIP archive; save it as CSV (UTF-8), or unpack it"),
+    (b"\xd0\xcf\x11\xe0", "is an Excel workbook; save it as CSV (UTF-8)"),
+    (b"\x1f\x8b", "is compressed with gzip; unpack it with gunzip"),
+    (b"\x28\xb5\x2f\xfd", "is compressed with Zstandard; unpack it with unzstd"),
+    (b"SQLite format 3", "is an SQLite database; export the table as CSV"),
+    (b"\xff\xfe", "is UTF-16; save it as UTF-8"),
+    (b"\xfe\xff", "is UTF-16; save it as UTF-8"),
+)
+"""First bytes of a file -> what it is, and the cure."""
+PUBLISHED: tuple[tuple[Collection[str], str, str], ...] = (
+    (("conversations",), "LLaVA's conversations", "jsonl --task vqa"),
+    (("messages",), "ShareGPT's conversations", "jsonl --task vqa"),
+    (("images", "annotations"), "COCO's", "coco-captions --annotations FILE"),
+    (("images", "dataset"), "Karpathy's split of COCO", "coco-karpathy --annotations FILE"),
+    (("questions", "data_subtype"), "the questions of VQA v2", "vqav2 --questions FILE"),
+    (("questions", "task_type"), "the questions of VQA v2", "vqav2 --questions FILE"),
+    (("question_id", "img_id", "sent"), "LXMERT's questions", "vqav2 --questions FILE"),
+    (("img0", "img1", "sent"), "LXMERT's NLVR2", "nlvr2 --annotations FILE"),
+    (("identifier", "sentence"), "NLVR2", "nlvr2 --annotations FILE"),
+    (("pairID", "gold_label", "sentence2"), "SNLI-VE", "snli-ve --annotations FILE"),
+    (("id", "qas"), "the questions of Visual Genome", "vg --what questions"),
+    (("id", "regions"), "the regions of Visual Genome", "vg --what regions"),
+)
+"""Fields of a published file, its name, and the command that takes it."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row and where an editor shows it."""
+    """A row and its place in the file."""
 
     fields: Fields
     number: str
-    """Of its first line, from 1; where several rows share a line, its own number from 1."""
+    """Of its first line, from 1; if several rows share a line, the row's own number from 1."""
     noun: str = "line"
     fault: str = ""
-    """Why it cannot be used, where that is known already."""
+    """Why it cannot be used, if that is known already."""
 
     @property
     def place(self) -> str:
@@ -37,13 +67,13 @@ class Row:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Rows by the first character: `[` opens a JSON list, `{` JSON lines or one JSON object, which
-    is returned as the only row; anything else is a table."""
+    """Rows by the first character: `[` begins a JSON list, `{` JSON lines or one JSON object, which
+    becomes the only row; anything else is a table."""
     if not path.exists():
-        beside = [other.name for other in path.parent.glob("*") if other.is_file()]
-        hint = guess(path.name, beside).rstrip()
+        files = [other.name for other in path.parent.glob("*") if other.is_file()]
+        hint = guess(path.name, files).rstrip()
         raise ValueError(f"--annotations {path} does not exist{'; ' if hint else ''}{hint}")
-    refuse_binary(path)
+    _refuse_binary(path)
     first = _first_line(path)
     if path.suffix.lower() in TABLES or not first.startswith(("[", "{")):
         return [Row(fields, str(line)) for line, fields in read_table(path)]
@@ -51,12 +81,23 @@ def read_rows(path: Path) -> list[Row]:
         return _read_list(path)
     if first.endswith("},") and _is_object(first[:-1]):
         raise ValueError(
-            f"{path}: a comma stands behind the first row; JSON lines have none, and a list begins "
-            "with ["
+            f"{path}: a comma follows the first row; JSON lines have no commas between rows, and a "
+            "JSON list begins with ["
         )
     if first.endswith("}"):
-        return [Row(fields, str(line)) for line, fields in numbered_json_lines(path)]
-    return [Row(_object(read_json(path), f"{path}"), "1")]
+        return [Row(row.fields, str(line)) for line, row in read_lines(path)]
+    return [Row(read_object(path).fields, "1")]
+
+
+def _refuse_binary(path: Path) -> None:
+    """Errors: ValueError for a folder, or a file that is not text."""
+    if path.is_dir():
+        raise ValueError(f"--annotations {path} is a folder; give the file of rows in it")
+    with open_file(path) as file:
+        begin = file.read(16)
+    for magic, fault in BINARY:
+        if begin.startswith(magic):
+            raise ValueError(f"--annotations {path} {fault}")
 
 
 def _first_line(path: Path) -> str:
@@ -73,15 +114,14 @@ def _is_object(text: str) -> bool:
 
 
 def _read_list(path: Path) -> list[Row]:
+    """The rows of a JSON list, named by line unless several share one."""
     entries = read_json(path)
-    if not isinstance(entries, list):  # not reached: the file begins with [
-        raise ValueError(f"{path} is {shown(entries)}; expected a list")
     with open_text(path) as file:
         lines = list(_entry_lines(file.read()))
     noun = "line" if len(set(lines)) == len(lines) else "row"
     numbers = lines if noun == "line" else range(1, len(entries) + 1)
     return [
-        Row(_object(entry, f"{path}, {noun} {number}"), str(number), noun)
+        Row(JsonRow(entry, f"{path}, {noun} {number}").fields, str(number), noun)
         for number, entry in zip(numbers, entries, strict=True)
     ]
 
@@ -90,19 +130,23 @@ def _entry_lines(text: str) -> Iterator[int]:
     """The line on which each entry of a valid JSON list begins."""
     decoder = json.JSONDecoder()
     between = re.compile(r"[\s,]*")
-    place, line, counted = text.index("[") + 1, 1, 0
+    position, line, counted = text.index("[") + 1, 1, 0
     while True:
-        match = between.match(text, place)
-        place = match.end() if match else place
-        if text[place] == "]":
+        match = between.match(text, position)
+        position = match.end() if match else position
+        if text[position] == "]":
             return
-        line += text.count("\n", counted, place)
-        counted = place
+        line += text.count("\n", counted, position)
+        counted = position
         yield line
-        _, place = decoder.raw_decode(text, place)
+        _, position = decoder.raw_decode(text, position)
 
 
-def _object(entry: Any, place: str) -> Fields:
-    if not isinstance(entry, dict):
-        raise ValueError(f"{place}: expected an object {{...}}, found {shown(entry)}")
-    return entry
+def published_as(fields: Mapping[str, object]) -> str:
+    """Which published file has these fields, and the command that takes it; "" if unknown."""
+    if fields and all(isinstance(v, dict) and "imageId" in v for v in list(fields.values())[:3]):
+        return "it looks like the questions of GQA, which `gqa --src` takes"
+    for wanted, what, command in PUBLISHED:
+        if all(name in fields for name in wanted):
+            return f"it looks like {what}, which `{command}` takes"
+    return ""

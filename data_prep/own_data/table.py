@@ -1,8 +1,8 @@
 """Tables as spreadsheets and people write them: comma, semicolon, tab or bar between the cells.
 
-Spreadsheets put a byte-order mark or `sep=;` first, end lines with separators and write empty rows;
-none of this is data. Rows are known by the line on which they begin, which differs from their
-number as soon as a quoted cell holds a line break.
+Spreadsheets add a byte-order mark or a first line `sep=;`, end lines with separators and write
+empty rows; none of this is data. A row is known by the line on which it begins, which is not its
+number if a quoted cell holds a line break.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ import csv
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TextIO
 
-from data_prep.packing.source import and_more, open_text
+from data_prep.json_rows import open_text
+from data_prep.packing.source import and_more
 
 TABLES = (".csv", ".tsv")
 SEPARATORS = (",", ";", "\t", "|")
-"""Spreadsheets write a semicolon where the comma stands in numbers."""
+"""In countries with a decimal comma, spreadsheets write a semicolon."""
 NAMES = {"\t": "tab"}
-"""Separators that cannot be seen."""
+"""Names of invisible separators."""
 EXCEL_HINT = re.compile(r"sep=(.)\s*", re.IGNORECASE)
 """First line by which a table tells Excel its separator."""
 
@@ -47,7 +49,7 @@ class RowLines:
 
 
 def read_table(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Line and cells, by the names of the head line, of each row that is not empty.
+    """Line and cells, by the column names, of each row that is not empty.
 
     Errors: ValueError that names the line.
     """
@@ -75,7 +77,7 @@ def read_table(path: Path) -> list[tuple[int, dict[str, str]]]:
 
 
 def _skip_to_head(path: Path, lines: RowLines) -> str:
-    """The separator: what the file says it is, or what makes the most columns of the head line."""
+    """The separator: named by the file, or the one with the most columns in the head line."""
     if path.suffix.lower() == ".tsv":
         return "\t"
     start = lines.file.tell()
@@ -107,26 +109,26 @@ def _cells(path: Path, lines: RowLines, separator: str) -> Iterator[tuple[int, l
 
 
 def _trimmed(cells: list[str], least: int) -> list[str]:
-    """Without the empty cells that separators at the end of a line make."""
+    """Cells without the empty last ones, which separators at the end of a line make."""
     while len(cells) > least and not cells[-1].strip():
         cells = cells[:-1]
     return cells
 
 
 def _check_head(head: Sequence[str], place: str) -> None:
-    double = [name for name, count in Counter(head).items() if name and count > 1]
-    if double:
-        raise ValueError(f"{place}: two columns are called {double[0]!r}; rename one")
+    repeated = [name for name, count in Counter(head).items() if name and count > 1]
+    if repeated:
+        raise ValueError(f"{place}: two columns are called {repeated[0]!r}; rename one")
 
 
 def _count_fault(
     cells: Sequence[str], head: Sequence[str], begin: int, end: int, separator: str
 ) -> str:
-    """A row with too many or too few cells."""
+    """What is wrong with a row that has too many or too few cells."""
     count = f"{len(cells)} cell{'s' if len(cells) > 1 else ''}"
     fault = f"{count}, but the head line has {len(head)} ({', '.join(head)}); "
     if end > begin:
-        return f"{fault}a quoted cell goes on to line {end}: is its quote meant to close earlier?"
+        return f"{fault}a quoted cell continues to line {end}: should its quote close earlier?"
     if len(cells) < len(head):
         return f"{fault}add the missing ones"
     sign = NAMES.get(separator, repr(separator))
@@ -134,7 +136,7 @@ def _count_fault(
 
 
 def _quote_fault(lines: RowLines, separator: str, error: csv.Error) -> str:
-    """The line in which the quote opens that led the reader astray, however far it got."""
+    """The line of the wrong quote: the reader may have run far past it."""
     opened = _opening_quote(lines.row, separator)
     if opened is None:
         return f"line {lines.begin}: not CSV ({error})"
@@ -142,31 +144,22 @@ def _quote_fault(lines: RowLines, separator: str, error: csv.Error) -> str:
     if opened < len(lines.row) - 1 or "end of data" in str(error):
         return (
             f"{place}: a quote opens a cell and is not closed; close it, and double the quotes "
-            "inside of cells"
+            "inside cells"
         )
-    return f"{place}: text behind a closing quote; double the quotes inside of cells"
+    return f"{place}: text after a closing quote; double the quotes inside cells"
 
 
 def _opening_quote(row: Sequence[str], separator: str) -> int | None:
-    """In which line of a row, from 0, the quoted cell begins that does not end well."""
-    opened = None
-    new_cell, quoted = True, False
-    for number, line in enumerate(row):
-        place = 0
-        while place < len(line):
-            sign = line[place]
-            if quoted and sign == '"':
-                follows = line[place + 1 : place + 2]
-                if follows == '"':
-                    place += 1
-                elif follows in ("", "\r", "\n", separator):
-                    quoted = False
-                else:
-                    return opened
-            elif not quoted and new_cell and sign == '"':
-                opened, quoted = number, True
-            new_cell = not quoted and (
-                sign in (separator, "\r", "\n") or (new_cell and sign == " ")
-            )
-            place += 1
-    return opened
+    """The line of a row, from 0, in which the first quoted cell begins that does not end well."""
+    text = "".join(row)
+    ends = rf"{re.escape(separator)}\r\n"
+    # A quoted cell that ends well, or an unquoted one, in which quotes have no meaning.
+    good_cell = re.compile(rf' *"(?:[^"]|"")*+"(?=[{ends}]|\Z)|(?! *")[^{ends}]*')
+    position = 0
+    while position < len(text):
+        cell = good_cell.match(text, position)
+        if cell is None:
+            quote = text.index('"', position)
+            return next(n for n, end in enumerate(accumulate(map(len, row))) if quote < end)
+        position = cell.end() + 1
+    return None

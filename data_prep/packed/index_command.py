@@ -1,4 +1,4 @@
-"""Tars that others have written: an index beside them makes them a data set."""
+"""`index`: turn tars that others wrote into a data set, by an index beside them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vlds.runtime.terminal import tell
 
 
 def field_of(text: str) -> tuple[str, str]:
-    """`caption=txt` in its two parts."""
+    """Parse `caption=txt`."""
     field, equals, member = text.partition("=")
     if not (field and equals and member):
         raise argparse.ArgumentTypeError(f"{text!r}: give FIELD=MEMBER, such as caption=txt")
@@ -27,7 +27,7 @@ def field_of(text: str) -> tuple[str, str]:
 def check_first(folder: Path, kind: str, fields: Mapping[str, str]) -> None:
     """Read the first sample of a folder's tars as a run would, before anything is written.
 
-    Errors: ValueError where the fields are not of the kind, or not in the sample.
+    Errors: ValueError if the fields do not fit the kind or the sample.
     """
     try:
         check_fields(kind, fields)
@@ -39,8 +39,8 @@ def check_first(folder: Path, kind: str, fields: Mapping[str, str]) -> None:
                 parse_sample(key, content, tar.name, kind, fields)
         except UNUSABLE as error:
             raise ValueError(
-                f"its first sample cannot be read: {error!r}; say with --fields which member of a "
-                "sample holds what"
+                f"{tar}: the first sample cannot be read ({error!r}); say with --fields which "
+                "member of a sample holds what"
             ) from None
 
 
@@ -49,10 +49,10 @@ def add_command(commands: Any) -> None:
     parser = new_command(
         commands,
         "index",
-        "make a data set of tars that lie there already",
-        "Writes the .idx and .cnt beside every tar of a folder, and dataset.json. Tars that others "
-        "have written, such as img2dataset, need --fields. Of a dataset.json that is there already "
-        "the source and what was dropped stay.",
+        "make existing tars a data set",
+        "Writes the .idx and .cnt beside every tar of a folder, and dataset.json. Tars of other "
+        "programs, such as img2dataset, need --fields. An existing dataset.json keeps its record "
+        "of the source and of dropped rows.",
         examples=["index TARS --name mine --kind caption --split train"],
     )
     parser.add_argument("folder", type=local_folder, metavar="DIR")

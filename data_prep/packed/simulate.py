@@ -1,4 +1,4 @@
-"""What a run would read, without reading it: the mixture, the epochs, and each node's shards."""
+"""`simulate-order`: the mixture, epochs and shards per node of a run, without reading a shard."""
 
 from __future__ import annotations
 
@@ -25,23 +25,7 @@ from vlds.runtime.terminal import tell
 
 UNITS: tuple[Unit, ...] = get_args(Unit)
 STEPS_AT_ONCE = 256
-"""So many steps are worked out together: they bound the memory."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a run cuts the stream."""
-
-    cut: BatchCut
-    nodes: int
-    ranks_per_node: int
-
-    def nodes_of(self, slots: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-        """The node that reads each slot of a global batch of so many examples."""
-        ranks = np.empty_like(slots)
-        for size in np.unique(sizes).tolist():
-            ranks[sizes == size] = self.cut.ranks_of(slots[sizes == size], size)
-        return ranks // self.ranks_per_node
+"""Steps that are computed together: they bound the memory."""
 
 
 @dataclass
@@ -49,22 +33,26 @@ class Reading:
     """What the steps read."""
 
     examples: np.ndarray
-    """Of each source."""
+    """Number by source."""
     shards: list[list[set[int]]]
-    """Node -> source -> numbers of the shards."""
+    """Node -> source -> indices of the shards."""
 
 
-def simulate(order: MixedOrder, datasets: Sequence[Dataset], plan: Plan, steps: range) -> Reading:
+def simulate(
+    order: MixedOrder, datasets: Sequence[Dataset], nodes: int, ranks_per_node: int, steps: range
+) -> Reading:
     """Walk through the positions of the steps."""
+    cut = BatchCut(nodes * ranks_per_node)
     first_samples = [
         np.cumsum([0, *(len(counts) for counts in dataset.counts)]) for dataset in datasets
     ]
     reading = Reading(
         np.zeros(len(datasets), np.int64),
-        [[set() for _ in datasets] for _ in range(plan.nodes)],
+        [[set() for _ in datasets] for _ in range(nodes)],
     )
     for begin in range(steps.start, steps.stop, STEPS_AT_ONCE):
         end = min(begin + STEPS_AT_ONCE, steps.stop)
+        # Each step has `stride` positions; a smaller batch leaves its last ones unused.
         positions = np.arange(begin * order.stride, end * order.stride)
         batches, slots = np.divmod(positions, order.stride)
         sizes = order.sizes_at(batches * order.stride)
@@ -72,20 +60,20 @@ def simulate(order: MixedOrder, datasets: Sequence[Dataset], plan: Plan, steps: 
         positions, slots, sizes = positions[used], slots[used], sizes[used]
         sources, samples, _ = order.at(positions)
         reading.examples += np.bincount(sources, minlength=len(datasets))
-        nodes = plan.nodes_of(slots, sizes)
+        ranks = np.empty_like(slots)
+        for size in np.unique(sizes).tolist():
+            ranks[sizes == size] = cut.ranks_of(slots[sizes == size], size)
         for source, first in enumerate(first_samples):
-            for node in range(plan.nodes):
-                own = samples[(sources == source) & (nodes == node)]
-                shards = np.searchsorted(first, own, side="right") - 1
+            for node in range(nodes):
+                of_node = samples[(sources == source) & (ranks // ranks_per_node == node)]
+                shards = np.searchsorted(first, of_node, side="right") - 1
                 reading.shards[node][source].update(np.unique(shards).tolist())
     return reading
 
 
 def tables(order: MixedOrder, datasets: Sequence[Dataset], reading: Reading) -> list[Table]:
-    """One line a source; then one line a node."""
-    mixture = Table("data set", box=box.SIMPLE_HEAD)
-    for title in ("annotations", "share", "examples", "steps an epoch"):
-        mixture.add_column(title, justify="right")
+    """A table with one line a source, and one with a line a node."""
+    mixture = _table("data set", "annotations", "share", "examples", "steps an epoch")
     steps_an_epoch = order.steps_an_epoch()
     for epoch_order, dataset, share, examples in zip(
         order.orders, datasets, order.shares, reading.examples.tolist(), strict=True
@@ -97,22 +85,27 @@ def tables(order: MixedOrder, datasets: Sequence[Dataset], reading: Reading) -> 
             f"{examples:,}",
             f"{steps_an_epoch[epoch_order.name]:,.1f}",
         )
+    nodes = _table("node", "shards", "bytes", "of all")
     sizes = [[shard.bytes for shard in dataset.info.shards] for dataset in datasets]
-    total = sum(map(sum, sizes))
-    nodes = Table("node", box=box.SIMPLE_HEAD)
-    for title in ("shards", "bytes", "of all"):
-        nodes.add_column(title, justify="right")
+    num_shards, num_bytes = sum(map(len, sizes)), sum(map(sum, sizes))
     for node, by_source in enumerate(reading.shards):
-        read = sum(
+        read = [
             size[shard] for size, shards in zip(sizes, by_source, strict=True) for shard in shards
-        )
+        ]
         nodes.add_row(
             str(node),
-            f"{sum(map(len, by_source)):,} of {sum(map(len, sizes)):,}",
-            f"{read:,}",
-            f"{read / total:.1%}",
+            f"{len(read):,} of {num_shards:,}",
+            f"{sum(read):,}",
+            f"{sum(read) / num_bytes:.1%}",
         )
     return [mixture, nodes]
+
+
+def _table(first: str, *titles: str) -> Table:
+    table = Table(first, box=box.SIMPLE_HEAD)
+    for title in titles:
+        table.add_column(title, justify="right")
+    return table
 
 
 def add_command(commands: Any) -> None:
@@ -121,8 +114,8 @@ def add_command(commands: Any) -> None:
         commands,
         "simulate-order",
         "what a run would read: mixture, epochs, each node's shards",
-        "Works out the order of examples and reads no shard. The keys are those of a recipe's "
-        "`data`; each data set stands for a task of its own.",
+        "Computes the order of examples without reading a shard. The options are the keys of a "
+        "recipe's `data`; each data set stands for a task.",
         examples=["simulate-order shards/a shards/b --weights 3 1"],
     )
     parser.add_argument("folders", nargs="+", metavar="DIR", help="data sets")
@@ -155,48 +148,52 @@ def _run(args: argparse.Namespace) -> None:
         raise ValueError(
             f"--weights: {len(weights)} for {len(datasets)} data sets; give one for each"
         )
-    plan = _plan(args)
-    sizes = _batch_sizes(args, len(datasets))
-    for size in sizes or [args.global_batch_size]:
-        plan.cut.check(size, "--batch-sizes" if args.batch_sizes else "--global-batch-size")
-    orders = [
-        EpochOrder(
-            dataset.label,
-            dataset.counts,
-            seed=args.seed,
-            window=args.window,
-            group=args.group,
-            lanes=args.lanes,
-        )
-        for dataset in datasets
-    ]
+    _check_numbers(args)
+    batch_sizes = _batch_sizes(args, len(datasets))
+    sizes = sorted(set(batch_sizes or [args.global_batch_size]))
+    for size in sizes:
+        option = "--batch-sizes" if args.batch_sizes else "--global-batch-size"
+        BatchCut(args.nodes * args.ranks_per_node).check(size, option)
+    common = {"seed": args.seed, "lanes": args.lanes}
     order = mixed_order(
-        orders,
+        [
+            EpochOrder(
+                dataset.label, dataset.counts, window=args.window, group=args.group, **common
+            )
+            for dataset in datasets
+        ],
         weights,
-        seed=args.seed,
         temperature=args.temperature,
         global_batch_size=args.global_batch_size,
-        batch_sizes=sizes,
-        lanes=args.lanes,
+        batch_sizes=batch_sizes,
+        **common,
     )
-    reading = simulate(order, datasets, plan, range(args.first, args.first + args.steps))
-    told = sorted(set(sizes or [args.global_batch_size]))
+    steps = range(args.first, args.first + args.steps)
+    reading = simulate(order, datasets, args.nodes, args.ranks_per_node, steps)
     tell(
-        f"steps {args.first:,} to {args.first + args.steps:,}, "
-        f"{' or '.join(f'{size:,}' for size in told)} examples each, on {plan.nodes} x "
-        f"{plan.ranks_per_node} ranks"
+        f"steps {steps.start:,} to {steps.stop:,}, "
+        f"{' or '.join(f'{size:,}' for size in sizes)} examples each, on {args.nodes} x "
+        f"{args.ranks_per_node} ranks"
     )
     for table in tables(order, datasets, reading):
         Console().print(table)
 
 
-def _plan(args: argparse.Namespace) -> Plan:
-    _check_numbers(args)
-    return Plan(BatchCut(args.nodes * args.ranks_per_node), args.nodes, args.ranks_per_node)
+def _check_numbers(args: argparse.Namespace) -> None:
+    """Refuse numbers that are too small."""
+    for option, value, smallest in (
+        ("nodes", args.nodes, 1),
+        ("ranks-per-node", args.ranks_per_node, 1),
+        ("steps", args.steps, 1),
+        ("global-batch-size", args.global_batch_size, 1),
+        ("from", args.first, 0),
+    ):
+        if value < smallest:
+            raise ValueError(f"--{option} {value}: give {smallest} or more")
 
 
 def _batch_sizes(args: argparse.Namespace, num_datasets: int) -> list[int] | None:
-    """Examples of each data set's batches, where batches are of one task."""
+    """Examples in the batches of each data set; None if batches mix data sets."""
     if args.unit == "example":
         if args.batch_sizes:
             raise ValueError(
@@ -209,13 +206,3 @@ def _batch_sizes(args: argparse.Namespace, num_datasets: int) -> list[int] | Non
             f"--batch-sizes {sizes}: {num_datasets} data sets; give a size of 1 or more for each"
         )
     return sizes
-
-
-def _check_numbers(args: argparse.Namespace) -> None:
-    least = {name: 1 for name in ("nodes", "ranks_per_node", "steps", "global_batch_size")}
-    least["first"] = 0
-    for name, smallest in least.items():
-        given = getattr(args, name)
-        if given is not None and given < smallest:
-            option = "from" if name == "first" else name.replace("_", "-")
-            raise ValueError(f"--{option} {given}: give {smallest} or more")

@@ -1,10 +1,10 @@
-"""What a packed data set holds, in numbers."""
+"""`stats`: what packed data sets hold, in numbers; and how the commands here read them."""
 
 from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,41 +21,46 @@ MOST_FREQUENT = 5
 
 
 def find_datasets(folder: Path) -> list[Path]:
-    """The folder itself or every data set below it."""
-    found = sorted(path.parent for path in folder.rglob(DATASET_FILE))
-    if not found:
+    """The folders of all data sets in or below a folder."""
+    folders = sorted(path.parent for path in folder.rglob(DATASET_FILE))
+    if not folders:
         raise ValueError(f"{folder}: no {DATASET_FILE} here or below; give a folder of shards")
-    return found
+    return folders
 
 
 def read_samples(folder: Path) -> Iterator[Sample]:
     """Every sample of a data set.
 
-    Errors: ValueError that names the first that cannot be read or used.
+    Errors: ValueError that names the first unreadable or unusable one.
     """
     dataset = open_dataset(folder)
+    cure = f"`python -m data_prep verify {folder}` says more"
     for number in range(dataset.num_samples):
         try:
             sample = dataset.read(number)
         except SkipSample as error:
-            raise ValueError(f"{error}; {_see_verify(folder)}") from None
+            raise ValueError(f"{error}; {cure}") from None
         if fault := next(filter(None, map(fault_of, sample.annotations)), ""):
             raise ValueError(
                 f"sample {dataset.label} {sample.key} ({dataset.shard_of(number)}): annotation "
-                f"{fault}; {_see_verify(folder)}"
+                f"{fault}; {cure}"
             )
         yield sample
 
 
-def _see_verify(folder: Path) -> str:
-    return f"`python -m data_prep verify {folder}` says more"
+def read_annotations(folders: Iterable[Path]) -> Iterator[Mapping[str, Any]]:
+    """Every annotation of all data sets in or below the folders."""
+    for folder in folders:
+        for dataset in find_datasets(folder):
+            for sample in read_samples(dataset):
+                yield from sample.annotations
 
 
 def describe(folder: Path) -> str:
     """A few lines about one data set."""
     info = DatasetInfo.load(folder)
-    answers: Counter[str] = Counter()
-    words, texts, sides = 0, 0, Counter[str]()
+    answers, sides = Counter[str](), Counter[str]()
+    words, texts = 0, 0
     for sample in read_samples(folder):
         try:
             sides.update(f"{width}x{height}" for width, height in sample.extra.get("size") or ())
@@ -74,29 +79,29 @@ def describe(folder: Path) -> str:
         f"  samples      {info.samples:>10,}",
         f"  annotations  {info.annotations:>10,}",
         f"  words a text {words / max(texts, 1):>10.1f}",
-        f"  sizes        {_top(sides, sides.total())}",
+        f"  sizes        {_most_frequent(sides, sides.total())}",
     ]
     answers.pop("", None)
     if answers:
         lines.append(f"  answers      {len(answers):>10,} different")
-        lines.append(f"               {_top(answers, texts)}")
+        lines.append(f"               {_most_frequent(answers, texts)}")
     lines += [
         f"  dropped      {count:>10,} {reason}"
-        for reason, count in count_reasons(info.dropped).items()
+        for reason, count in count_reasons(entry["reason"] for entry in info.dropped).items()
     ]
     return "\n".join(lines)
 
 
 def _answer(annotation: Mapping[str, Any]) -> str:
-    """The best answer, whatever the kind; empty where there is none."""
+    """The best answer of an annotation of any kind, or ""."""
     label = annotation.get("label", annotation.get("answer", ""))
     if isinstance(label, Mapping):
         return max(label, key=label.__getitem__, default="")
     return str(label).lower()
 
 
-def _top(counts: Counter[str], total: int) -> str:
-    """The most frequent ones with their shares."""
+def _most_frequent(counts: Counter[str], total: int) -> str:
+    """The most frequent values with their shares."""
     parts = [
         f"{value} {100 * count / total:.0f} %" for value, count in counts.most_common(MOST_FREQUENT)
     ]
@@ -106,10 +111,7 @@ def _top(counts: Counter[str], total: int) -> str:
 def add_command(commands: Any) -> None:
     """Add `stats`."""
     parser = new_command(
-        commands,
-        "stats",
-        "count what a folder of shards holds",
-        examples=["stats shards/mine"],
+        commands, "stats", "count what a folder of shards holds", examples=["stats shards/mine"]
     )
     parser.add_argument(
         "folder", type=local_folder, metavar="DIR", help="a data set, or several below"

@@ -1,5 +1,7 @@
-"""A small sentencepiece model of a data set's own text, with T5's special tokens; every word is
-one piece."""
+"""`tokenizer`: a small sentencepiece model of data sets' own text, with T5's special tokens.
+
+Every word becomes one piece.
+"""
 
 from __future__ import annotations
 
@@ -14,23 +16,22 @@ from typing import Any
 import sentencepiece
 
 from data_prep.command import local_folder, new_command
-from data_prep.packed.stats import find_datasets, read_samples
+from data_prep.packed.stats import read_annotations
 from data_prep.packing.annotation import TEXT_FIELDS
 from vlds.runtime.terminal import tell
 from vlds.runtime.whole_file import write_whole
 
 ANSWER_FIELDS = ("answer", "multiple_choice_answer")
 WORD_SALADS = 500
-"""Unigram training takes a word for a piece when it meets it in many surroundings: these."""
+"""Lines of shuffled words: unigram training makes a word one piece if it has many contexts."""
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789,'-"
-"""Known even where the text has none of them, so that a user's own question can be read."""
+"""Always known, so that the model can read a user's own question."""
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> bytes:
-    """The bytes of a unigram model of at most this many pieces; the same texts give the same
-    bytes.
+    """The bytes of a unigram model with at most this many pieces; they depend on the texts only.
 
-    Errors: ValueError where sentencepiece cannot make one.
+    Errors: ValueError if sentencepiece cannot train one.
     """
     lines = sorted(set(texts))
     words = sorted(set(re.findall(r"[a-z0-9]+", " ".join(lines).lower())))
@@ -39,7 +40,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> bytes:
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            # Not from a file: its path would become part of the model.
+            # Not a file: the model would contain its path.
             sentence_iterator=iter(lines),
             model_writer=model,
             model_type="unigram",
@@ -54,7 +55,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> bytes:
             num_threads=1,
             minloglevel=2,
         )
-    except (RuntimeError, OSError) as error:  # what it raises depends on what it does not like
+    except (RuntimeError, OSError) as error:  # sentencepiece raises either, without a pattern
         raise ValueError(
             f"--vocab-size {vocabulary_size}: sentencepiece cannot make a model of these texts "
             f"({' '.join(str(error).split())}); give another number, or more text"
@@ -64,18 +65,15 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> bytes:
 
 def texts_of(folders: Iterable[Path]) -> Iterator[str]:
     """Questions, statements, captions and answers of packed data sets."""
-    for folder in folders:
-        for place in find_datasets(folder):
-            for sample in read_samples(place):
-                for annotation in sample.annotations:
-                    yield from (annotation[f] for f in TEXT_FIELDS if f in annotation)
-                    yield from (str(annotation[f]) for f in ANSWER_FIELDS if f in annotation)
-                    yield from map(str, annotation.get("answers") or ())
-                    if "label" in annotation:
-                        yield from label_texts(annotation["label"])
+    for annotation in read_annotations(folders):
+        yield from (annotation[f] for f in TEXT_FIELDS if f in annotation)
+        yield from (str(annotation[f]) for f in ANSWER_FIELDS if f in annotation)
+        yield from map(str, annotation.get("answers") or ())
+        if "label" in annotation:
+            yield from _label_texts(annotation["label"])
 
 
-def label_texts(label: object) -> list[str]:
+def _label_texts(label: object) -> list[str]:
     """The words of a label: answers with soft scores, SNLI-VE's word, or NLVR2's true and false."""
     if isinstance(label, str):
         return [label]
@@ -88,8 +86,8 @@ def add_command(commands: Any) -> None:
         commands,
         "tokenizer",
         "train a small sentencepiece model on the text of packed data sets",
-        "For models that start from nothing: a sentencepiece model with T5's special tokens, made "
-        "of the questions, statements, captions and answers of one or several data sets.",
+        "For models without pretrained weights: a sentencepiece model with T5's special tokens, "
+        "trained on the questions, statements, captions and answers of one or several data sets.",
         examples=["tokenizer shards/mine --out spiece.model --vocab-size 500"],
     )
     parser.add_argument(

@@ -1,35 +1,25 @@
-"""The answers that occur often: a vocabulary, made of packed data sets."""
+"""`answers`: the vocabulary of frequent answers in packed data sets."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from data_prep.command import local_folder, new_command
-from data_prep.packed.stats import find_datasets, read_samples
+from data_prep.packed.stats import read_annotations
 from vlds.runtime.terminal import tell
 from vlds.runtime.whole_file import write_whole
 
 OFTEN = 9
-"""The 3,129 answers of VQA v2 that are commonly used occur nine times or more."""
-
-
-def count_answers(folders: Iterable[Path]) -> Counter[str]:
-    """How many questions have each answer: the one that most people gave."""
-    counts: Counter[str] = Counter()
-    for folder in folders:
-        for place in find_datasets(folder):
-            for sample in read_samples(place):
-                counts.update(filter(None, map(best_answer, sample.annotations)))
-    return counts
+"""The usual 3,129 answers of VQA v2 occur nine times or more."""
 
 
 def best_answer(annotation: Mapping[str, Any]) -> str | None:
-    """The official best answer of a question, else that of the highest score; None without any."""
+    """The official best answer of a question, else the one with the highest score, if any."""
     official = annotation.get("source", {}).get("multiple_choice_answer", annotation.get("answer"))
     if official is not None:
         return str(official).strip().lower()
@@ -58,11 +48,12 @@ def add_command(commands: Any) -> None:
     )
 
     def run(args: argparse.Namespace) -> None:
-        counts = count_answers(args.folders)
+        counts = Counter(filter(None, map(best_answer, read_annotations(args.folders))))
         often = [answer for answer, count in counts.most_common() if count >= args.min_count]
         if not often:
             raise ValueError(
-                f"--min-count {args.min_count}: none of {len(counts):,} answers occurs so often"
+                f"--min-count {args.min_count}: none of {len(counts):,} answers occurs so often; "
+                "give a smaller number"
             )
         write_whole(args.out, json.dumps(often, ensure_ascii=False, indent=0), stream=True)
         share = sum(counts[answer] for answer in often) / counts.total()

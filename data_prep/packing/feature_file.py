@@ -1,15 +1,15 @@
-"""Features that somebody has computed before: HDF5 and NumPy files -> float16 arrays.
+"""Precomputed features: HDF5 and NumPy files -> float16 arrays.
 
-The forms that are met in VL-T5, VL-Adapter and VALUE: one HDF5 file per picture, or one for all,
-with a group per picture that holds `features`; an .npz per picture or clip with `features` or
-`feat`; an .npy per picture.
+The layouts of VL-T5, VL-Adapter and VALUE: one HDF5 file per picture, or one for all pictures with
+a group per picture, each with an array `features`; one .npz per picture or clip with `features` or
+`feat`; one .npy per picture.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +20,26 @@ from vlds.runtime.regular_file import LARGEST_FILE
 HDF5 = (".h5", ".hdf5")
 ENDINGS = (*HDF5, ".npz", ".npy")
 ARRAYS = ("features", "feat")
-"""What the array is called in a file that holds several."""
+"""Names of the array in a file with several."""
 ELSEWHERE = "a link, or values of another file"
-"""HDF5 can name files that are outside of the folder that the user gives."""
+"""HDF5 can refer to files outside of the folder that the user gives."""
 DAMAGED = "missing or damaged"
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
 class BadFeatures(Exception):
-    """Features that cannot be used; the message is the reason that the summary counts."""
+    """Unusable features; the message is the reason that the summary counts."""
 
 
 @dataclass(frozen=True)
 class FeatureFile:
-    """Where the features of one picture or clip lie."""
+    """The place of the features of one picture or clip."""
 
     path: Path
     name: str
-    """Of the picture: its group, where the file holds several."""
+    """Of the picture: its group, if the file holds several."""
     frames: int | None = None
-    """Make it so many rows: zeros after a shorter clip, a longer one pooled over time."""
+    """Rows to return: a shorter clip is padded with zeros, a longer one pooled over time."""
 
     def read(self) -> np.ndarray:
         """(tokens, dim) float16.
@@ -50,7 +50,7 @@ class FeatureFile:
             array = np.asarray(self._load())
         except BadFeatures:
             raise
-        except Exception:  # NumPy, zipfile and HDF5 raise whatever damaged bytes lead them to
+        except Exception:  # damaged bytes make NumPy, zipfile and HDF5 raise anything
             raise BadFeatures(DAMAGED) from None
         if array.ndim < 2 or not array.size or array.dtype.kind != "f":
             raise BadFeatures(f"not a matrix of numbers: {array.dtype} {array.shape}")
@@ -64,54 +64,53 @@ class FeatureFile:
             return np.load(self.path, allow_pickle=False)
         if self.path.suffix == ".npz":
             with np.load(self.path, allow_pickle=False) as arrays:
-                name = _array_of(arrays.files)
                 _check_size(max(entry.file_size for entry in arrays.zip.infolist()))
-                return arrays[name]
+                return arrays[_array_name(arrays.files)]
         group = _opened(self.path)
         for part in filter(None, self.name.split("/")):
             group = _member(group, part)
-        array = _member(group, _array_of(list(group)))
+        array = _member(group, _array_name(list(group)))
         if array.is_virtual or array.external:
             raise BadFeatures(ELSEWHERE)
         _check_size(array.nbytes)
         return array[()]
 
     def __str__(self) -> str:
-        if self.path.suffix not in ENDINGS:  # none of these was there
+        if self.path.suffix not in ENDINGS:  # no file of any ending exists
             return f"{self.path} ({', '.join(ENDINGS)})"
         return f"{self.path}" if self.path.stem == self.name else f"{self.name} in {self.path}"
 
 
 @lru_cache(maxsize=1)
 def _opened(path: Path) -> Any:
-    """An HDF5 file: it may hold all pictures, and opening takes longer than reading."""
-    return hdf5().File(path, "r")
+    """An HDF5 file, kept open: it may hold all pictures, and opening takes longer than reading."""
+    return _hdf5().File(path, "r")
 
 
 def _member(group: Any, name: str) -> Any:
-    """What a group of HDF5 holds under a name. A link is not followed: it may lead to any file of
-    this machine, and HDF5 would wait for ever on a named pipe."""
+    """A member of an HDF5 group. Links are not followed: they may lead to any file of this machine,
+    and HDF5 would wait forever on a named pipe."""
     link = group.get(name, getlink=True)
     if link is None:
         raise BadFeatures(DAMAGED)
-    if not isinstance(link, hdf5().HardLink):
+    if not isinstance(link, _hdf5().HardLink):
         raise BadFeatures(ELSEWHERE)
     return group[name]
 
 
 def _check_size(num_bytes: int) -> None:
-    """A few bytes can stand for any number of zeros."""
+    """Refuse to unpack huge arrays: a few bytes can stand for any number of zeros."""
     if num_bytes > LARGEST_FILE:
         raise BadFeatures(f"more than {LARGEST_FILE:,} bytes")
 
 
-def _array_of(names: list[str]) -> str:
+def _array_name(names: list[str]) -> str:
     return next((name for name in ARRAYS if name in names), ARRAYS[0])
 
 
 def fit(array: np.ndarray, frames: int | None) -> np.ndarray:
-    """(n, dim) -> (frames, dim): zeros behind, or the maximum over stretches of about equal length,
-    as torch's adaptive_max_pool1d and VL-Adapter do it."""
+    """(n, dim) -> (frames, dim): pad with zeros, or take the maximum over stretches of about equal
+    length, as torch's adaptive_max_pool1d and VL-Adapter do."""
     if frames is None or len(array) == frames:
         return array
     if len(array) < frames:
@@ -121,50 +120,45 @@ def fit(array: np.ndarray, frames: int | None) -> np.ndarray:
 
 
 def locate(place: Path, name: str, frames: int | None = None) -> FeatureFile:
-    """Features of one picture or clip; a file that is not there is found out when it is read."""
+    """Features of one picture or clip in a folder or file; `find_missing` checks that they
+    exist."""
     if place.is_file():
         return FeatureFile(place, name, frames)
-    found = (place / f"{name}{ending}" for ending in ENDINGS)
-    path = next((path for path in found if path.is_file()), place / name)
+    paths = (place / f"{name}{ending}" for ending in ENDINGS)
+    path = next((path for path in paths if path.is_file()), place / name)
     return FeatureFile(path, name, frames)
 
 
 def find_missing(files: Iterable[FeatureFile]) -> list[FeatureFile]:
-    """Those that are not there.
+    """Those that do not exist.
 
-    Errors: ValueError where files are HDF5 and the package for it is not installed, or where one
-    that holds many pictures cannot be opened.
+    Errors: ValueError if h5py is needed and not installed, or an HDF5 file with many pictures
+    cannot be opened.
     """
-    missing = []
-    groups: dict[Path, set[str]] = {}
-    for file in files:
-        is_hdf5 = file.path.suffix in HDF5
+    groups_of = cache(_groups)
+
+    def exists(file: FeatureFile) -> bool:
         if not file.path.is_file():
-            missing.append(file)
-        elif is_hdf5 and file.path.stem != file.name:  # one file that holds many pictures
-            if file.path not in groups:
-                groups[file.path] = _groups(file.path)
-            if file.name not in groups[file.path]:
-                missing.append(file)
-        elif is_hdf5:
-            hdf5()
-    return missing
+            return False
+        if file.path.suffix in HDF5:
+            _hdf5()
+            return file.path.stem == file.name or file.name in groups_of(file.path)
+        return True
+
+    return [file for file in files if not exists(file)]
 
 
 def _groups(path: Path) -> set[str]:
-    """The pictures in a file."""
+    """The pictures in an HDF5 file."""
     try:
-        with hdf5().File(path, "r") as opened:
+        with _hdf5().File(path, "r") as opened:
             return set(opened)
     except OSError as error:
         raise ValueError(f"--features {path} cannot be opened as HDF5: {error}") from error
 
 
-def hdf5() -> Any:
-    """The package h5py.
-
-    Errors: ValueError where it is not installed.
-    """
+def _hdf5() -> Any:
+    """The optional package h5py."""
     try:
         import h5py
     except ImportError:

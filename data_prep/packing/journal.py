@@ -1,7 +1,7 @@
-"""What is done of a data set that is being written: one line a finished shard.
+"""Progress of a data set that is being written: one line for each finished shard.
 
-The file goes when dataset.json, which holds the same, is there. Its first line says what is being
-written; a preparation that goes on must be the same one.
+The first line identifies the preparation, so that only the same one can continue. The file is
+removed once dataset.json, which holds the same, exists.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vlds.runtime.whole_file import write_whole
 
 
 class Dropped(NamedTuple):
-    """A sample or row of the source that does not go into the shards."""
+    """A sample or row of the source that is not in the shards."""
 
     id: str
     reason: str
@@ -29,56 +29,56 @@ class Dropped(NamedTuple):
 
 @dataclass(frozen=True)
 class Finished:
-    """A shard that is written, with what was dropped on the way to its last sample."""
+    """A written shard, with the samples that were dropped before its last one."""
 
     shard: ShardInfo
     dropped: Sequence[Dropped]
 
 
 class Journal:
-    """The lines of one data set that is being written."""
+    """The journal of one data set."""
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
         self.path = path
         self.identity = json.dumps(identity, sort_keys=True)
 
     def finished(self) -> list[Finished]:
-        """The shards that need not be written again: those whose file is still there.
+        """The shards that need not be written again: those whose file still exists.
 
-        Errors: ValueError where another preparation wrote here.
+        Errors: ValueError if another preparation wrote here.
         """
         if not self.path.is_file():
             return []
         first, *lines = read_text(self.path).splitlines()
         if first != self.identity:
             raise ValueError(
-                f"{self.path} was begun with other files or options: "
+                f"{self.path} belongs to a preparation with other files or options: "
                 f"{'; '.join(differences(parse_json(first), parse_json(self.identity)))}; "
-                "give those again, or leave out --resume to begin anew"
+                "give the same again, or leave out --resume to start over"
             )
-        found = []
+        entries = []
         for line in lines:
             try:
                 tree = parse_json(line)
                 shard = ShardInfo(**tree["shard"])
-            except (ValueError, TypeError):  # cut off while it was written, or of another version
+            except (ValueError, TypeError):  # cut off in writing, or of another version
                 break
             tar = self.path.with_name(shard.name)
             if not tar.is_file() or tar.stat().st_size != shard.bytes:
                 break
-            found.append(Finished(shard, [Dropped(*entry) for entry in tree["dropped"]]))
-        return found
+            entries.append(Finished(shard, [Dropped(*entry) for entry in tree["dropped"]]))
+        return entries
 
     def begin(self, finished: Sequence[Finished]) -> None:
-        """Go on after these shards, and forget all others."""
+        """Continue after these shards, and forget all others."""
         write_whole(self.path, "".join([self.identity + "\n", *map(_line, finished)]))
 
     def add(self, entry: Finished) -> None:
-        """One more shard is whole, and on disk."""
+        """Record a shard that is whole and on disk."""
         append(self.path, _line(entry))
 
     def end(self) -> None:
-        """dataset.json is there."""
+        """Remove the journal: dataset.json exists."""
         self.path.unlink(missing_ok=True)
 
 

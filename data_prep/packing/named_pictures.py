@@ -1,8 +1,7 @@
 """The pictures that rows name: one file is one picture, however its name is spelled.
 
-`a.jpg`, `./a.jpg`, `x/../a.jpg`, `x\\..\\a.jpg`, `a` and a link to it are the same file, and on a
-disk that does not tell case apart `A.JPG` is, too. Taken for several pictures, they could lie in
-train and in test.
+`a.jpg`, `./a.jpg`, `x/../a.jpg`, `x\\..\\a.jpg`, `a` and a link to it are the same file; on a disk
+that ignores case, so is `A.JPG`. Counted as several pictures, they could be in train and in test.
 """
 
 from __future__ import annotations
@@ -14,20 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ENDINGS = ("", ".jpg", ".jpeg", ".png", ".webp", ".JPG", ".JPEG", ".PNG")
-"""A row may leave the ending out."""
+"""A row may leave out the ending."""
 
 
 @dataclass(frozen=True)
 class NamedPicture:
-    """A file that rows name, be it there or not."""
+    """A file that rows name; it need not exist."""
 
     id: str
-    """Its path below the folder of pictures, of several the first by the alphabet."""
+    """Its path below the folder of pictures; of several, the first by the alphabet."""
     path: Path
 
 
 def find_pictures(folder: Path, names: Iterable[str]) -> dict[str, NamedPicture]:
-    """Each name -> its picture; names of one file get the same picture."""
+    """Each name -> its picture; all names of a file get the same picture."""
     groups: dict[Hashable, list[tuple[str, Path, str]]] = {}
     root = Path(os.path.realpath(folder))
     for name in dict.fromkeys(names):
@@ -44,8 +43,8 @@ def find_pictures(folder: Path, names: Iterable[str]) -> dict[str, NamedPicture]
 
 
 def _find(folder: Path, name: str) -> tuple[Path, Hashable]:
-    """The path and what tells the file from others; None where there is none."""
-    spellings = dict.fromkeys((name, name.replace("\\", "/")))  # as Windows writes paths
+    """The path and identity of a file; the identity is None if it does not exist."""
+    spellings = dict.fromkeys((name, name.replace("\\", "/")))  # Windows writes backslashes
     for spelling in spellings:
         for ending in ENDINGS:
             path = folder / f"{spelling}{ending}"
@@ -55,34 +54,31 @@ def _find(folder: Path, name: str) -> tuple[Path, Hashable]:
 
 
 def is_there(path: Path) -> bool:
-    """Whether a path leads to a regular file.
+    """True if a path leads to a regular file.
 
-    Errors: PermissionError where nobody may know.
+    Errors: PermissionError if a folder on the way is not readable.
     """
     return _file_identity(path) is not None
 
 
 def _file_identity(path: Path) -> Hashable:
-    """Device and number of a regular file, links followed; None where there is none."""
+    """Device and inode of a regular file, links followed; None if there is none."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except PermissionError:
         raise
-    except (OSError, ValueError):  # a name that is too long, or holds a zero, is no file's
+    except (OSError, ValueError):  # missing, or a name that is too long or contains a zero byte
         return None
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         return None
-    # Some network disks number no files.
-    return (found.st_dev, found.st_ino) if found.st_ino else os.path.realpath(path)
+    # Some network disks have no inode numbers.
+    return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(path)
 
 
 def _path_below(path: Path, folder: Path, root: Path) -> str:
-    """Where a path leads from the folder; the whole path where it leads out of it."""
-    if (
-        ".." in path.relative_to(folder).parts
-        if path.is_relative_to(folder)
-        else ".." in path.parts
-    ):
+    """The path relative to the folder; the whole path if it leads out of it."""
+    named = path.relative_to(folder) if path.is_relative_to(folder) else path
+    if ".." in named.parts:
         path = Path(os.path.realpath(path.parent)) / path.name
     for base in (folder, root):
         if path.is_relative_to(base):
@@ -91,7 +87,6 @@ def _path_below(path: Path, folder: Path, root: Path) -> str:
 
 
 def _without_ending(picture_id: str) -> str:
-    """Stored features are found by a name without ending, so missing pictures are told apart by
-    it."""
+    """The identity of a missing picture: stored features are found by the name without ending."""
     stem, ending = os.path.splitext(picture_id)
     return stem if ending in ENDINGS else picture_id

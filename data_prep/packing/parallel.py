@@ -1,10 +1,11 @@
-"""Work on many items in several processes, the results in the items' order."""
+"""Work on many items in several processes, with results in the items' order and progress."""
 
 from __future__ import annotations
 
 import signal
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -13,16 +14,22 @@ from multiprocessing import active_children, get_context
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
 from vlds.runtime.process_end import KILLED, end_with_parent, how_it_ended
+from vlds.runtime.shown import visible
+from vlds.runtime.terminal import tell
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 CHUNK = 32
 """Items that go to a process at once."""
 FEWEST_PIECES = 512
-"""Fewer are done before a process has started."""
+"""Fewer are done sooner than a process starts."""
 CHUNKS_AHEAD = 4
-"""Chunks of each process that may wait for the reader: they bound the memory."""
+"""Chunks per process that may wait for the reader: they bound the memory."""
+SECONDS_BETWEEN_LINES = 10.0
 
 
 class LostWorker(ValueError):
@@ -30,7 +37,7 @@ class LostWorker(ValueError):
 
 
 def check_workers(workers: int) -> None:
-    """Refuse less than one, before any work."""
+    """Refuse fewer than one process, before any work."""
     if workers < 1:
         raise ValueError(f"--workers {workers}: give a number of processes, 1 or more")
 
@@ -45,9 +52,9 @@ def ordered_map(
 ) -> Iterator[Result]:
     """`map(function, items)` with `workers` processes; the function must be picklable.
 
-    Large items, such as whole shards, go one by one (`chunk`); `pieces` says how many pictures or
-    the like they hold in all. The processes end with this one. Errors: LostWorker where one of
-    them was killed.
+    Send large items, such as whole shards, one by one (`chunk`), and say how many pictures or
+    samples they hold in all (`pieces`). The processes end with this one. Errors: LostWorker if one
+    of them was killed.
     """
     if workers < 2 or (len(items) if pieces is None else pieces) < FEWEST_PIECES:
         yield from map(function, items)
@@ -74,7 +81,7 @@ def ordered_map(
             pool.shutdown()
             raise LostWorker(_what_happened(processes)) from None
         except KeyboardInterrupt:
-            for process in processes:  # one may hang in what it reads
+            for process in processes:  # one may hang while it reads from a broken disk
                 process.kill()
             raise
         finally:
@@ -82,7 +89,7 @@ def ordered_map(
 
 
 def _what_happened(processes: Sequence[BaseProcess]) -> str:
-    """Which worker was lost, how, and what to do; the pool has ended the others by SIGTERM."""
+    """Which worker was lost, how, and the cure. The pool ended the others by SIGTERM."""
     codes = [process.exitcode for process in processes]
     number = next((n for n, code in enumerate(codes) if code not in (0, -signal.SIGTERM)), 0)
     how = how_it_ended(codes[number] or -signal.SIGTERM)
@@ -92,8 +99,8 @@ def _what_happened(processes: Sequence[BaseProcess]) -> str:
 
 @contextmanager
 def _deaf_children() -> Iterator[None]:
-    """Processes that start in here do not hear Ctrl-C, nor that the terminal is closed: ours does,
-    and ends them in order. SIGTERM is how the pool ends them."""
+    """Let processes that start inside ignore Ctrl-C and a closed terminal: this process handles
+    both and ends them in order. They keep SIGTERM, by which the pool ends them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
         yield
@@ -103,3 +110,33 @@ def _deaf_children() -> Iterator[None]:
 
 def _each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     return [function(item) for item in items]
+
+
+def follow(items: Iterable[Item], what: str, done: int, total: int) -> Iterator[Item]:
+    """Yield the items and show progress on stderr: a bar on a terminal, else a line now and then.
+    `done` of the `total` are behind us already."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield from _with_lines(items, what, done, total)
+        return
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task(visible(what), total=total, completed=done)
+        for item in items:
+            yield item
+            progress.advance(bar)
+
+
+def _with_lines(items: Iterable[Item], what: str, done: int, total: int) -> Iterator[Item]:
+    """Print nothing in the first seconds: short work needs no report."""
+    last = time.monotonic()
+    for count, item in enumerate(items, done):
+        if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            tell(f"{what}: {count:,} of {total:,}", error=True, flush=True)
+        yield item

@@ -1,11 +1,11 @@
 """Bytes of a picture file -> the bytes a shard stores.
 
-Bytes are stored as they are unless a resize makes the picture smaller: the decoder of a run reads
-every format that is accepted here, turns what an EXIF tag turns and takes the first frame of an
-animation. A resize goes through that same decoder and is stored without loss by default, so that a
-run whose encoder wants this size sees the very pixels it would see of the original file. JPEG is
-the smaller choice, and not the same picture: at quality 95 it moves the features of a frozen
-encoder by a sixth (benchmarks/pictures.md).
+Bytes are stored unchanged unless a resize makes the picture smaller: a run's decoder reads every
+format that is accepted here, applies the EXIF orientation and takes the first frame of an
+animation. A resize uses that same decoder and is stored without loss by default: a run whose
+encoder wants this size sees exactly the pixels of the original file. JPEG is smaller, but changes
+the picture: at quality 95 it moves the features of a frozen encoder by a sixth
+(benchmarks/pictures.md).
 """
 
 from __future__ import annotations
@@ -31,33 +31,31 @@ MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"II*\x00", "tif"),
     (b"MM\x00*", "tif"),
 )
-"""First bytes of a file -> the extension it deserves, whatever its name says."""
-
+"""First bytes of a file -> its true extension, whatever its name says."""
 ImageFormat = Literal["webp", "jpeg"]
 """How a resized picture is stored: WebP without loss, or JPEG."""
 LONGEST_WEBP = 16383
-"""Pixels of a side."""
+"""Most pixels of a side."""
 EXTENSIONS: Mapping[ImageFormat, str] = {"webp": "webp", "jpeg": "jpg"}
 ENCODINGS: Mapping[ImageFormat, Mapping[str, Any]] = {
-    # Of lossless WebP, `method` and `quality` are effort. More saves 3 to 4 % of the bytes in up to
-    # six times the time; with the least (method 0) radiographs need half as many bytes again.
+    # In lossless WebP, `method` and `quality` mean effort. More effort saves 3 to 4 % of the bytes
+    # in up to six times the time; with method 0, radiographs need 1.5 times the bytes.
     "webp": {"lossless": True, "method": 2, "quality": 20},
-    # All colours at full resolution: halving that of the hues, the usual 4:2:0, moves features
-    # half as far again.
+    # Full color resolution: the usual 4:2:0 moves features 1.5 times as far.
     "jpeg": {"quality": 95, "subsampling": "4:4:4"},
 }
 
 
 class BadPicture(Exception):
-    """A picture that cannot be used; the message is the reason that the summary counts."""
+    """An unusable picture; the message is the reason that the summary counts."""
 
 
 @dataclass(frozen=True)
 class PictureRule:
-    """What happens to every picture on its way into a shard."""
+    """How pictures are resized and stored."""
 
     size: int | None = None
-    """Pixels of the shorter side; None leaves pictures as they are. Small ones are not enlarged."""
+    """Pixels of the shorter side; None keeps the size. Small pictures are never enlarged."""
     square: bool = False
     """Scale both sides to `size`, as VL-Adapter does, instead of keeping the proportions."""
     format: ImageFormat = "webp"
@@ -73,16 +71,12 @@ class PictureRule:
             raise ValueError(f"--image-format {self.format}: give {known}")
 
     def record(self) -> dict[str, Any]:
-        """What dataset.json says of it."""
-        resized = self.size is not None
-        return {
-            "size": self.size,
-            "square": self.square,
-            "format": self.format if resized else None,
-        }
+        """The rule as dataset.json records it."""
+        form = None if self.size is None else self.format
+        return {"size": self.size, "square": self.square, "format": form}
 
     def target(self, width: int, height: int) -> tuple[int, int]:
-        """Size a picture of this size gets."""
+        """The new size of a picture."""
         if self.size is None:
             return width, height
         if self.square:
@@ -100,12 +94,12 @@ class Picture:
     data: bytes
     extension: str
     width: int
-    """Of the picture the right way up, like the height."""
+    """Width and height are those of the upright picture."""
     height: int
 
 
 def true_extension(data: bytes) -> str:
-    """The extension the first bytes call for; NLVR2 hides JPEGs in files named .png."""
+    """The extension by the first bytes: NLVR2 has JPEGs in files named .png."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
     for start, extension in MAGIC:
@@ -119,9 +113,9 @@ def true_extension(data: bytes) -> str:
 
 
 def prepare_picture(data: bytes, rule: PictureRule) -> Picture:
-    """Check that the whole picture decodes, and make it smaller when asked.
+    """Check that the whole picture decodes, and resize it if the rule says so.
 
-    Errors: BadPicture where it does not.
+    Errors: BadPicture.
     """
     extension = true_extension(data)
     if fault := picture_fault(data):
@@ -129,11 +123,11 @@ def prepare_picture(data: bytes, rule: PictureRule) -> Picture:
     size = upright_size(data)
     if (target := rule.target(*size)) == size:
         return Picture(data, extension, *size)
-    return Picture(resized(data, target, rule.format), EXTENSIONS[rule.format], *target)
+    return Picture(_resize(data, target, rule.format), EXTENSIONS[rule.format], *target)
 
 
-def resized(data: bytes, size: tuple[int, int], form: ImageFormat) -> bytes:
-    """A picture as a run sees it at this size (width, height), encoded."""
+def _resize(data: bytes, size: tuple[int, int], form: ImageFormat) -> bytes:
+    """Encode a picture as a run sees it at this size (width, height)."""
     width, height = size
     if form == "webp" and max(size) > LONGEST_WEBP:
         raise BadPicture(f"longer than the {LONGEST_WEBP:,} pixels of WebP")

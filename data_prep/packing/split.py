@@ -1,14 +1,17 @@
-"""Train and test out of one file: a share of the pictures, with all that is said of them."""
+"""Train and test out of one file, by picture; and one folder of shards for each split."""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from data_prep.packing.duplicates import find_copies, tell_copies, tell_repeats, warn_of_leaks
+from data_prep.packing.journal import Dropped
+from data_prep.packing.pack import Options, pack_ready, ready
 from data_prep.packing.source import SourceSample, SourceSet
 
 PARTS = ("test", "train")
@@ -16,7 +19,8 @@ PARTS = ("test", "train")
 
 @dataclass(frozen=True)
 class HashSplit:
-    """A fraction of the pictures is `test`, the others `train`; pictures added later move none."""
+    """A fraction of the pictures is `test`, the others are `train`. Pictures that are added later
+    do not move any."""
 
     fraction: float
     seed: int = 0
@@ -28,17 +32,17 @@ class HashSplit:
             )
 
     def of(self, image: str) -> str:
-        """All questions of a picture go the same way."""
+        """The split of a picture and of all its questions."""
         digest = hashlib.blake2b(f"{self.seed}:{image}".encode(), digest_size=8).digest()
         return "test" if int.from_bytes(digest, "big") / 2**64 < self.fraction else "train"
 
     def require_both(self, parts: Iterable[str], copies: Sequence[Sequence[Path]]) -> None:
-        """Chance may leave a side of very few pictures empty."""
+        """Refuse an empty split: with very few pictures, chance may put all into one."""
         empty = set(PARTS).difference(parts)
         if empty:
             largest = max(map(len, copies), default=0)
             alike = (
-                f" ({largest:,} pictures have the same bytes, and go together)" if copies else ""
+                f" ({largest:,} pictures have the same bytes, and stay together)" if copies else ""
             )
             raise ValueError(
                 f"--split-by-image {self.fraction} leaves no picture for {' and '.join(empty)}"
@@ -46,42 +50,63 @@ class HashSplit:
             )
 
 
-def split_by_picture(
+def pack_splits(
+    datasets: Sequence[SourceSet],
+    split: HashSplit | None,
+    out: Path,
+    options: Options,
+    *,
+    apart: bool,
+    noun: str | None = "id",
+) -> None:
+    """Check all data sets, then write them, each to OUT/SPLIT if `apart`, else the only one to OUT.
+
+    With `split`, the only data set becomes two. `noun` is what messages call an id; None if ids are
+    places such as "line 7".
+    """
+    checked = ready(datasets, options)
+    copies = find_copies(path for data in checked for s in data.samples for path in s.images)
+    if split is not None:
+        checked = _split_by_picture(checked[0], split, copies)
+    warn_of_leaks(checked, copies)
+    for dataset in checked:
+        pack_ready(dataset, out / dataset.split if apart else out, options)
+    tell_repeats(checked, noun)
+    tell_copies(checked, copies)
+
+
+def _split_by_picture(
     dataset: SourceSet, split: HashSplit, copies: Sequence[Sequence[Path]]
 ) -> list[SourceSet]:
-    """Test and train; files of the same bytes (`copies`) go to one of them."""
-    first = _first_ids(dataset, copies)
+    """Test and train; pictures of the same bytes (`copies`) go to the same one."""
+    ids = {path: sample.id for sample in dataset.samples for path in sample.images}
+    # All copies go where the one with the first id goes.
+    first_id = {ids[path]: min(ids[other] for other in group) for group in copies for path in group}
     parts: dict[str, list[SourceSample]] = {}
     for sample in dataset.samples:
-        parts.setdefault(split.of(first.get(sample.id, sample.id)), []).append(sample)
+        parts.setdefault(split.of(first_id.get(sample.id, sample.id)), []).append(sample)
     split.require_both(parts, copies)
-    rows: dict[str, list[Mapping[str, str]]] = {part: [] for part in PARTS}
+    dropped: dict[str, list[Dropped]] = {part: [] for part in PARTS}
     for row in dataset.dropped:
-        rows[split.of(row["id"])].append(row)
+        dropped[split.of(row.id)].append(row)
     return [
-        replace(dataset, split=part, samples=parts[part], dropped=tuple(rows[part]))
+        replace(dataset, split=part, samples=parts[part], dropped=tuple(dropped[part]))
         for part in PARTS
     ]
 
 
-def _first_ids(dataset: SourceSet, copies: Sequence[Sequence[Path]]) -> dict[str, str]:
-    """Id of each sample whose picture has copies -> the first id, by the alphabet, among them."""
-    ids = {path: sample.id for sample in dataset.samples for path in sample.images}
-    return {ids[path]: min(ids[other] for other in group) for group in copies for path in group}
-
-
 def split_of(args: argparse.Namespace) -> HashSplit | None:
-    """What --split-by-image and --seed say; None without the first."""
+    """The split of --split-by-image and --seed; None without the first."""
     return None if args.split_by_image is None else HashSplit(args.split_by_image, args.seed)
 
 
 def add_split_by_image(group: Any) -> None:
-    """The option, in a group of them."""
+    """Add the option to a parser or a group."""
     group.add_argument(
         "--split-by-image",
         type=float,
         metavar="FRACTION",
-        help="this share of the pictures, with all their rows, goes to OUT/test, the others to "
-        "OUT/train, by a hash of the picture's name and --seed; pictures of the same bytes go "
-        "together",
+        help="put this share of the pictures, with all their rows, into OUT/test and the others "
+        "into OUT/train, by a hash of the picture's name and --seed; pictures with the same bytes "
+        "stay together",
     )

@@ -1,8 +1,8 @@
 """Does a picture decode completely?
 
-JPEG has no checksum: libjpeg fills what it cannot read with grey or goes on with wrong values, and
-only warns. Pillow and torchvision swallow the warnings; simplejpeg (strict) makes them errors.
-3,600 damages of 12 photographs in 6 encodings, share noticed:
+JPEG has no checksum: for unreadable data, libjpeg only warns and continues with grey or wrong
+values. Pillow and torchvision swallow the warnings; simplejpeg (strict) makes them errors. Shares
+of 3,600 damaged files (12 photographs, 6 encodings) that are noticed:
 
     what is wrong in the picture data   Pillow   torchvision   simplejpeg
     200 bytes are zero                    0 %        0 %          86 %
@@ -13,11 +13,11 @@ only warns. Pillow and torchvision swallow the warnings; simplejpeg (strict) mak
     one bit is flipped                    1 %        1 %          23 %
     the end is missing                  100 %      100 %         100 %
 
-What is left, no decoder can notice: the damaged bits are valid codes, and the picture is wrong from
-there on. Only a checksum made before the damage tells. dataset.json has one of each shard, so this
-is about files that were damaged before they were packed. PNG has checksums of its own. WebP has
-none: a third of such damages is noticed (benchmarks/pictures.md). Of animations the first frame is
-looked at, which is all that a run sees.
+No decoder can notice the others: the damaged bits are valid codes, and only the picture is wrong.
+That needs an earlier checksum, which dataset.json has for each shard; this check is for files that
+were damaged before they were packed. PNG has checksums. WebP has none: a third of such damages is
+noticed (benchmarks/pictures.md). Of an animation the first frame is checked, as a run reads no
+other.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from vlds.data.shards.decode import to_rgb
 from vlds.data.shards.open_picture import open_picture, upright
 
 JPEGS = ("JPEG", "MPO")
-"""Formats whose first picture is a JPEG."""
+"""Pillow's formats that begin with a JPEG."""
 
 
 def picture_fault(data: bytes) -> str | None:
-    """What is wrong with the bytes of a picture; None for a good one."""
+    """What is wrong with the bytes of a picture; None if they are good."""
     if not data:
         return "empty"
     try:
@@ -40,21 +40,20 @@ def picture_fault(data: bytes) -> str | None:
             form = image.format
             if form not in JPEGS:
                 to_rgb(upright(image))
-        if form == "PNG":  # decoding skips the checksums of the pixels, and verify() the pixels
+        if form == "PNG":  # decoding skips the checksums; verify() skips the pixels
             with open_picture(data) as image:
                 image.verify()
-    except Exception as error:  # decoders raise whatever damaged bytes lead them to
+    except Exception as error:  # damaged bytes make decoders raise anything
         return str(error) or type(error).__name__
-    return jpeg_fault(data) if form in JPEGS else None
+    return _jpeg_fault(data) if form in JPEGS else None
 
 
-def jpeg_fault(data: bytes) -> str | None:
-    """What is wrong with a JPEG. Every code is read; grey and at an eighth of the size, because
-    nobody looks at it."""
+def _jpeg_fault(data: bytes) -> str | None:
+    """What is wrong with a JPEG. Every code is read; grey at an eighth of the size is faster."""
     try:
         simplejpeg.decode_jpeg(data, colorspace="GRAY", min_height=1, min_width=1, strict=True)
     except ValueError as error:
-        # Rare layouts of the colors, which Pillow knows and this decoder does not, are no damage.
+        # Rare color layouts are not damage: Pillow reads them, this decoder does not.
         return _pillow_fault(data) if "subsampling" in str(error) else str(error)
     return None
 

@@ -1,8 +1,8 @@
 """Samples -> shards: plain ustar WebDataset tars with their index, and dataset.json.
 
-The same records give the same bytes: no times, no owners, consecutive cuts. A shard is written
-under another name, synced and renamed, and dataset.json comes last: a folder that has one is
-complete.
+The same records give the same bytes: tars have no times and owners, and samples stay in order. A
+shard is written under another name, synced and renamed; dataset.json comes last, so that a folder
+with one is complete.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,35 +22,27 @@ from vlds.runtime.disk import make_folder, writable
 from vlds.runtime.manifest import sha256 as file_sha256
 
 KEY_DIGITS = 9
-MIB = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleRecord:
-    """One sample to be: an image, image pair or clip with all its annotations."""
+    """One sample to write: an image, image pair or clip with all its annotations."""
 
     id: str
-    """Id of the source; unique in the data set."""
+    """The source's id; unique in the data set."""
     members: Sequence[tuple[str, bytes]]
     """(extension, bytes) of everything but the json: jpg, left.png, right.png, features.npy, ..."""
     json: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the sample's json: "annotations", and "size", "source", ... where there are such.
-    The writer adds "id" and, where not given, "images": the members that are pictures, in order."""
-
-
-def shard_order(ids: Iterable[str], seed: int = 0) -> list[str]:
-    """The order in which samples go into shards: by the hash of their id and a seed (64 bits), so
-    each is a mixture."""
-    salt = seed.to_bytes(8, "little")
-    return sorted(ids, key=lambda id: (blake2b(id.encode(), digest_size=8, salt=salt).digest(), id))
+    """Fields of the sample's json: "annotations" and any others, such as "size" and "source". The
+    writer adds "id" and, unless given, "images": the members that are pictures, in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Where a shard ends."""
+    """The most that a shard holds."""
 
     samples: int = 1000
-    bytes: int = 512 * MIB
+    bytes: int = 512 << 20
 
     def __post_init__(self) -> None:
         if self.samples < 1 or self.bytes < 1:
@@ -61,11 +52,11 @@ class Limits:
 
 
 class DatasetWriter:
-    """Samples, in their order -> the shards of one data set in a folder.
+    """Writes samples, in their order, as the shards of one data set in a folder.
 
-    A folder that holds this data set (same name, kind, split) is written anew; one that holds
-    another is refused, unless `overwrite`. With `resume`, what an interrupted writer of the same
-    data set finished is kept, and `start` says how many samples and drops the caller leaves out.
+    An earlier version of the data set (same name, kind, split) is replaced; another data set is
+    refused, unless `overwrite`. With `resume`, the finished shards of an interrupted writer are
+    kept, and the caller leaves out the first `start` samples.
     """
 
     def __init__(
@@ -106,25 +97,23 @@ class DatasetWriter:
 
     @property
     def start(self) -> int:
-        """Samples and drops that are accounted for already."""
+        """Number of samples, written or dropped, that are accounted for already."""
         return sum(entry.shard.samples + len(entry.dropped) for entry in self.finished)
 
     def write(
-        self,
-        records: Iterable[SampleRecord | Dropped],
-        rows_dropped: Iterable[Dropped] = (),
+        self, records: Iterable[SampleRecord | Dropped], rows_dropped: Iterable[Dropped] = ()
     ) -> DatasetInfo:
         """Write all samples from `start` on, then dataset.json."""
-        left = self._write_shards(records)
+        dropped_last = self._write_shards(records)
         shards = [entry.shard for entry in self.finished]
-        on_the_way = [drop for entry in self.finished for drop in entry.dropped]
-        dropped = [*rows_dropped, *on_the_way, *left]
+        dropped_before = [drop for entry in self.finished for drop in entry.dropped]
+        dropped = [*rows_dropped, *dropped_before, *dropped_last]
         if not shards:
             reasons = f"; {len(dropped)} were dropped, the first: {dropped[0]}" if dropped else ""
             raise ValueError(f"data set {self.stem}: no samples to write{reasons}")
-        kept = {shard.name for shard in shards}
+        names = {shard.name for shard in shards}
         for path in self.out.glob(f"{self.stem}-*.tar*"):  # of an earlier, longer version
-            if path.name.partition(".tar")[0] + ".tar" not in kept:
+            if path.name.partition(".tar")[0] + ".tar" not in names:
                 path.unlink()
         info = DatasetInfo(
             schema=SCHEMA,
@@ -139,9 +128,13 @@ class DatasetWriter:
         return info
 
     def _write_shards(self, records: Iterable[SampleRecord | Dropped]) -> list[Dropped]:
-        """Cut the samples consecutively by the two limits; returns the drops after the last."""
+        """Fill shards up to the limits; returns the samples dropped after the last written one.
+
+        A drop belongs to the shard of the next written sample: on a resume, it is then neither
+        lost nor counted twice.
+        """
         shard: OpenShard | None = None
-        dropped: list[Dropped] = []  # after the newest sample
+        dropped: list[Dropped] = []  # since the last written sample
         in_shard: list[Dropped] = []  # before it, since the shard began
         ids: set[str] = set()
         number = sum(entry.shard.samples for entry in self.finished)
@@ -153,7 +146,7 @@ class DatasetWriter:
                 if record.id in ids:
                     raise ValueError(
                         f"data set {self.stem}: id {record.id} comes twice; "
-                        "a sample holds ALL annotations"
+                        "a sample must hold all of its annotations"
                     )
                 ids.add(record.id)
                 content = _content(record)
@@ -179,10 +172,10 @@ class DatasetWriter:
 
     def _open_shard(self) -> OpenShard:
         if not self.begun:
-            # From here on the folder is incomplete, and says so.
+            # A folder without dataset.json counts as incomplete.
             (self.out / DATASET_FILE).unlink(missing_ok=True)
             (self.out / QUARANTINE_FILE).unlink(missing_ok=True)
-            self.journal.begin(self.finished)  # which flushes the folder, too
+            self.journal.begin(self.finished)  # this flushes the removals as well
             self.begun = True
         return OpenShard(self.out / f"{self.stem}-{len(self.finished):05d}.tar")
 
@@ -210,11 +203,11 @@ def write_dataset(
 
 def _make_room(out: Path, identity: tuple[str, str, str], overwrite: bool) -> None:
     if (out / DATASET_FILE).exists() and not overwrite:
-        there = DatasetInfo.load(out)
-        found = there.name, there.kind, there.split
-        if found != identity:
+        info = DatasetInfo.load(out)
+        existing = info.name, info.kind, info.split
+        if existing != identity:
             raise ValueError(
-                f"{out} holds another data set ({' '.join(found)}) than the one to write "
+                f"{out} holds another data set ({' '.join(existing)}) than the one to write "
                 f"({' '.join(identity)}): choose another folder, or remove it"
             )
     with writable(out):
@@ -222,7 +215,7 @@ def _make_room(out: Path, identity: tuple[str, str, str], overwrite: bool) -> No
 
 
 def _content(record: SampleRecord) -> dict[str, bytes]:
-    """Extension -> bytes, the json among them."""
+    """Extension -> bytes, including the json."""
     content: dict[str, bytes] = {}
     for extension, data in record.members:
         if extension in content or extension == "json" or extension != extension.lower():

@@ -38,13 +38,13 @@ VQA = [
     (vqa({"question_id": True}), f"{QUESTIONS}, questions 1: 'question_id' is true"),
     (vqa({"question_id": "x"}), "differ in 2 questions, the first is question_id x"),
     (vqa({}, None), f"{ANSWERS}, question 10: 'answers' is null; expected a list"),
-    (vqa({}, [{"answer": None}]), f"{ANSWERS}, question 10: 'answer' is null; expected text"),
-    (vqa({}, [{"answer": 3}]), f"{ANSWERS}, question 10: 'answer' is 3; expected text"),
+    (vqa({}, [{"answer": None}]), "question 10, answer 0: 'answer' is null; expected text"),
+    (vqa({}, [{"answer": 3}]), f"{ANSWERS}, question 10, answer 0: 'answer' is 3; expected text"),
     (typed(answer_type=None), f"{ANSWERS}, question 10: 'answer_type' is null; expected text"),
     (typed(question_type=["x"]), "question 10: 'question_type' is [\"x\"]; expected text"),
-    (vqa({}, ["yes"]), f"{ANSWERS}, question 10: expected an object with 'answer', found str"),
+    (vqa({}, ["yes"]), 'question 10, answer 0: expected an object {...}, found "yes"'),
     ({QUESTIONS: {"questions": None}}, f"{QUESTIONS}: 'questions' is null; expected a list"),
-    ({QUESTIONS: 5}, f"{QUESTIONS}: expected an object with 'questions', found int"),
+    ({QUESTIONS: 5}, "questions.json: expected an object {...}, found 5"),
 ]
 
 
@@ -73,7 +73,7 @@ def karpathy(sentence: Any = None, **wrong: Any) -> dict[str, Any]:
 
 
 KARPATHY = [
-    (karpathy({"raw": None}), "dataset_coco.json, image 0: 'raw' is null; expected text"),
+    (karpathy({"raw": None}), "coco.json, image 0, sentence 0: 'raw' is null; expected text"),
     (karpathy(sentences=None), "image 0: 'sentences' is null; expected a list"),
     (karpathy(filename=None), "image 0: 'filename' is null"),
     (karpathy(filepath=None), "image 0: 'filepath' is null"),
@@ -86,7 +86,7 @@ def coco(content: Any) -> dict[str, Any]:
 
 CAPTION = {"id": 1, "image_id": 1, "caption": None}
 COCO = [
-    (coco([1]), "captions_val2014.json: expected an object with 'images', found list"),
+    (coco([1]), "captions_val2014.json: expected an object {...}, found [1]"),
     (coco({"images": [], "annotations": None}), "'annotations' is null; expected a list"),
     (coco({"images": []}), "captions_val2014.json: no field 'annotations'; it has images"),
     (coco({"images": [], "annotations": [CAPTION]}), "annotation 0: 'caption' is null"),
@@ -104,7 +104,7 @@ VG_QUESTIONS = [
     (vg([{"question": "x", "answer": "y"}]), '{"question": "x", "answer": "y"} has no qa_id'),
     (vg(None), "question_answers.json, picture 0: 'qas' is null; expected a list"),
     ({"question_answers.json": {"a": 1}}, 'question_answers.json is {"a": 1}; expected a list'),
-    ({"question_answers.json": [3]}, "picture 0: expected an object with 'image_id', found int"),
+    ({"question_answers.json": [3]}, "picture 0: expected an object {...}, found 3"),
 ]
 VG_REGIONS = [
     (vg([{"region_id": 1}], "region_descriptions.json", "regions"), "no field 'phrase'"),
@@ -131,8 +131,11 @@ HOW2QA = [
     (how2qa(a0=None), "line 1, question 5: 'a0' is null; expected text"),
     (how2qa(answer_idx="x"), "question 5: 'answer_idx' is \"x\"; expected a whole number"),
     (how2qa(ts=[0, 1]), "question 5: 'ts' is [0, 1]; expected text"),
-    (spoken([{"start": 0, "end": 1}]), "how2_subtitles.jsonl, line 1: no field 'text'"),
-    (spoken([{"text": None, "start": 0, "end": 1}]), "line 1: 'text' is null; expected text"),
+    (spoken([{"start": 0, "end": 1}]), "how2_subtitles.jsonl, line 1, subtitle 0: no field 'text'"),
+    (
+        spoken([{"text": None, "start": 0, "end": 1}]),
+        "line 1, subtitle 0: 'text' is null; expected",
+    ),
     (spoken(None), "how2_subtitles.jsonl, line 1: 'sub' is null; expected a list"),
 ]
 
@@ -143,10 +146,10 @@ def yc2c(**wrong: Any) -> dict[str, Any]:
 
 
 YC2C = [
-    (yc2c(descs=[{"desc_id": 1}]), "release.jsonl, line 1: no field 'desc'; it has desc_id"),
-    (yc2c(descs=[{"desc_id": 1, "desc": None}]), "line 1: 'desc' is null; expected text"),
+    (yc2c(descs=[{"desc_id": 1}]), "line 1, description 0: no field 'desc'; it has desc_id"),
+    (yc2c(descs=[{"desc_id": 1, "desc": None}]), "description 0: 'desc' is null; expected text"),
     (yc2c(descs=None), "line 1: 'descs' is null; expected a list"),
-    (yc2c(descs=["a"]), "line 1: expected an object with 'desc_id', found str"),
+    (yc2c(descs=["a"]), 'line 1, description 0: expected an object {...}, found "a"'),
     (yc2c(ts="1-2"), "line 1: 'ts' is \"1-2\"; expected a list"),
     (yc2c(ts=[1, None]), "line 1: 'ts' is [1, null]; expected numbers of seconds"),
 ]
@@ -200,7 +203,7 @@ LXMERT = {"question_id": 1, "img_id": "COCO_val2014_000000000001", "sent": "what
     [
         ({"sent": None}, "mini.json, row 1: 'sent' is null; expected text"),
         ({"img_id": None}, "mini.json, row 1: 'img_id' is null"),
-        ({"label": {"net": None}}, "the score of 'net' is no number"),
+        ({"label": {"net": None}}, "the score of 'net' is not a number"),
     ],
 )
 def test_rows_of_lxmert(

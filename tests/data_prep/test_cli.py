@@ -126,7 +126,7 @@ def test_a_size_that_is_none(shards: Path, capsys: pytest.CaptureFixture[str]) -
     given = ["gqa", "--src", str(shards), "--split", "val", "--out", "x", "--shard-size", "big"]
     with pytest.raises(SystemExit):
         main(given)
-    assert "'big' is no size; give one such as 512MB or 1GiB" in capsys.readouterr().err
+    assert "'big' is not a size; give one such as 512MB or 1GiB" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["verify", "stats", "preview", "index"])
@@ -156,5 +156,5 @@ def test_a_signal_is_one_line(
     monkeypatch.setattr(cli, "COMMANDS", [SimpleNamespace(add_command=add_command)])
     with on_signals(lambda _: None, ASKING):  # else SIGINT may be ignored here, or end the tests
         assert cli.main(["work"]) == 128 + number
-    goes_on = ": the data set being written is incomplete; --resume goes on with it" * resume
+    goes_on = ": the data set being written is incomplete; --resume continues it" * resume
     assert capsys.readouterr().err == f"interrupted by {signal_name(number)}{goes_on}\n"

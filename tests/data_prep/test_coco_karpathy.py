@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from data_prep.official.coco_karpathy import parse_coco_karpathy
+from data_prep.official.coco import parse_coco_karpathy
 from data_prep.packing.pack import Options, pack
 from tests.data_prep.pictures import jpeg, packed, write
 

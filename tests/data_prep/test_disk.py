@@ -39,7 +39,7 @@ def test_a_full_disk_loses_nothing(
     assert told.startswith(f"error: cannot write {disk / 'out'}/rows-train-0000")
     assert told.endswith(
         ": No space left on device; make room there, or name another place; finished shards are "
-        "kept: --resume goes on with them\n"
+        "kept: --resume continues from them\n"
     )
     there = {path.name for path in (disk / "out").iterdir()}
     assert "dataset.json" not in there

@@ -14,7 +14,7 @@ import pytest
 import data_prep.packing.feature_file
 from data_prep.cli import main
 from data_prep.packing.feature_file import fit
-from data_prep.packing.writer import shard_order
+from data_prep.packing.pack import shard_order
 from tests.data_prep.pictures import packed, write
 from tests.data_prep.test_nlvr2 import write_official as write_nlvr2
 from vlds.data.shards.store import open_dataset

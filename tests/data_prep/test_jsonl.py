@@ -253,7 +253,7 @@ ROW = {"image": "a.jpg", "question": "q", "answer": "x"}
         ([ROW | {"key": True}], ("--id-field", "key"), "line 1: 'key' is true; expected text or"),
         ([ROW | {"part": None}], ("--split-field", "part"), "line 1: 'part' is null; expected"),
         ([ROW], ("--workers", "0"), "--workers 0: give a number of processes, 1 or more"),
-        ([ROW], ("--encoder", "net"), "--encoder says what made the --features"),
+        ([ROW], ("--encoder", "net"), "--encoder names the encoder of --features"),
         ([ROW], ("--split-by-image", "2"), "share"),
         ([ROW], ("--split-by-image", "0.5"), "leaves no"),
         ([ROW], ("--name", "a.b"), "without dots"),

@@ -96,7 +96,7 @@ def test_errors(official: Path) -> None:
     with pytest.raises(ValueError, match=r"bad.json, line 1: not JSON"):
         parse_nlvr2(official, "dev", annotations=path)
     write(path, json.dumps(ROWS[0]) + "\n" + json.dumps(ROWS[0]))
-    with pytest.raises(ValueError, match="annotation id dev-850-0-0 stands more than once"):
+    with pytest.raises(ValueError, match="annotation id dev-850-0-0 occurs more than once"):
         parse_nlvr2(official, "dev", annotations=path).check()
 
 

@@ -126,7 +126,7 @@ SENTENCE = {"identifier": "dev-1-0-0", "sentence": "x", "label": "True"}
             "vqa",
             "no field 'image'; did you mean 'Image'? it has Image",
         ),
-        ("image,statement\na,b\n", "vqa", "it has image, statement, as --task statement takes it"),
+        ("image,statement\na,b\n", "vqa", "it has image, statement, the form of --task statement"),
         ("image,Ask,Answer\na,b,c\n", "vqa", "Name the fields with --question-field and"),
     ],
 )

@@ -46,7 +46,7 @@ def test_rows_do_not_leave_it(
     told = capsys.readouterr().err
     assert f"{secret.stem}" in told or "link.jpg" in told
     assert f"is outside {tmp_path / 'data' / 'images'}; line 3 of rows.jsonl names it" in told
-    assert "--images-anywhere where you trust the rows" in told
+    assert "--images-anywhere if you trust the rows" in told
     assert not (tmp_path / "out").exists()
     assert prepare(tmp_path, name, more=("--images-anywhere",)) == 0
     assert len(packed(tmp_path / "out")) == 2  # a.jpg, to which b.jpg leads, and the other

@@ -74,7 +74,7 @@ def test_other_options_do_not_go_on(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         new_writer(tmp_path).write(stopped())
-    with pytest.raises(ValueError, match=r"limits\.samples: 2 -> 3; give those again"):
+    with pytest.raises(ValueError, match=r"limits\.samples: 2 -> 3; give the same again"):
         new_writer(tmp_path, samples=3, resume=True)
 
 
@@ -98,7 +98,7 @@ def test_another_command_does_not_go_on(
         patch.setattr(Journal, "add", interrupt)
         assert main([*given, "--question-field", "q"]) == 130
     assert main([*given, "--question-field", "p", "--resume"]) == 2
-    assert "was begun with other files or options" in capsys.readouterr().err
+    assert "belongs to a preparation with other files or options" in capsys.readouterr().err
     monkeypatch.chdir(tmp_path)
     elsewhere = [*given[:-1], "out", "--question-field", "q", "--resume"]  # the same folder
     assert main(elsewhere) == 0

@@ -37,7 +37,7 @@ def test_what_spreadsheets_add_is_not_data(tmp_path: Path) -> None:
         ),
         (HEAD + 'a,"two\nlines","x\nb,q,x\n', "line 3: a quote opens a cell and is not closed"),
         (HEAD + 'a,"q,x\nb,"q",x\n', "line 2: a quote opens a cell and is not closed"),
-        (HEAD + 'a,q,x\nb,"so "called" q",x\n', "line 3: text behind a closing quote; double"),
+        (HEAD + 'a,q,x\nb,"so "called" q",x\n', "line 3: text after a closing quote; double"),
         (
             HEAD + "a,q,x\n\nb,q, r,x\n",
             "line 4: 4 cells, but the head line has 3 (image, question, answer); put cells that "
@@ -51,7 +51,7 @@ def test_what_spreadsheets_add_is_not_data(tmp_path: Path) -> None:
         (
             HEAD + 'a,"q,x\nb,q",x,y,z\n',
             "line 2: 5 cells, but the head line has 3 (image, question, answer); a quoted cell "
-            "goes on to line 3: is its quote meant to close earlier?",
+            "continues to line 3: should its quote close earlier?",
         ),
         ("image\tq\tq\na\tb\tc\n", "line 1: two columns are called 'q'; rename one"),
     ],
@@ -70,7 +70,7 @@ def test_rows_of_a_json_list(tmp_path: Path) -> None:
 
 
 def test_commas_between_json_lines_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="a comma stands behind the first row; JSON lines have no"):
+    with pytest.raises(ValueError, match="a comma follows the first row; JSON lines have no"):
         rows(tmp_path, '{"a": 1},\n{"a": 2}\n', "t.json")
 
 

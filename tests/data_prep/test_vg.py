@@ -88,7 +88,7 @@ def test_ids_are_unique_over_all_pictures(
 ) -> None:
     given = ["--src", str(src), "--what", "questions", "--out", str(tmp_path / "out")]
     assert main(["vg", *given]) == 2
-    assert "annotation id 21 stands more than once" in capsys.readouterr().err
+    assert "annotation id 21 occurs more than once" in capsys.readouterr().err
 
 
 def test_regions_keep_their_box(src: Path, tmp_path: Path) -> None:

@@ -206,4 +206,4 @@ def test_a_label_that_is_none(
     given = ["--src", str(official), "--split", "val", "--questions", str(file)]
     assert main(["vqav2", *given, "--out", str(tmp_path / "soft")]) == 2
     told = capsys.readouterr().err
-    assert 'label "net" of question 1000 is no mapping of answers to scores' in told
+    assert 'label "net" of question 1000 must map answers to scores' in told

@@ -14,7 +14,8 @@ import pytest
 import webdataset
 
 from data_prep.packing.journal import Dropped
-from data_prep.packing.writer import DatasetWriter, Limits, SampleRecord, shard_order, write_dataset
+from data_prep.packing.pack import shard_order
+from data_prep.packing.writer import DatasetWriter, Limits, SampleRecord, write_dataset
 from vlds.data.shards.info import DatasetInfo
 from vlds.data.shards.shard_index import build_index
 from vlds.data.shards.store import open_dataset

@@ -1,0 +1,135 @@
+"""COCO captions, in COCO's own split and in Karpathy's.
+
+COCO publishes `captions_{train,val}{2014,2017}.json`; its test split has no captions. Karpathy's
+`dataset_coco.json` splits the pictures of train2014 and val2014.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from data_prep.command import official_command, packs, shard_options
+from data_prep.json_rows import JsonRow, read_object
+from data_prep.packing.journal import Dropped
+from data_prep.packing.pack import pack
+from data_prep.packing.source import Annotation, SourceSample, SourceSet, find_file
+from data_prep.packing.split import add_split_by_image, pack_splits, split_of
+
+SPLITS = ("train", "val", "test")
+YEARS = ("2014", "2017")
+KARPATHY_SPLITS: Mapping[str, tuple[str, ...]] = {
+    "train": ("train", "restval"),
+    "val": ("val",),
+    "test": ("test",),
+}
+"""Our split -> Karpathy's; the literature trains on train and restval together."""
+
+
+def parse_coco_captions(
+    src: Path,
+    split: str,
+    name: str = "coco_captions",
+    year: str = YEARS[0],
+    annotations: Path | None = None,
+    images: Path | None = None,
+) -> SourceSet:
+    """Read one of COCO's splits; a picture of test has one annotation without a caption."""
+    stem = "image_info" if split == "test" else "captions"
+    path = annotations or find_file(src, ("annotations", ""), f"{stem}_{split}{year}.json")
+    content = read_object(path)
+    # Official test files have no "annotations"; a user's own test file may have them.
+    captioned = split != "test" or bool(content.fields.get("annotations"))
+    captions: dict[str, list[Annotation]] = defaultdict(list)
+    dropped = []
+    for row in content.rows("annotations", "annotation") if captioned else ():
+        caption = _caption(row, "id", "caption", "image_id")
+        if caption["caption"]:
+            captions[row.id("image_id")].append(caption)
+        else:
+            dropped.append(Dropped(caption["id"], "empty caption"))
+    part = f"{split}{year}"
+    places = (part, f"images/{part}", "images", "")
+    samples = []
+    for row in content.rows("images", "image"):
+        image_id = row.id("id")
+        of_picture = captions.pop(image_id, []) if captioned else [{"id": image_id}]
+        picture = find_file(images or src, places, row.text("file_name"))
+        samples.append(SourceSample(image_id, (picture,), of_picture, row.rest("id", "file_name")))
+    dropped += [
+        Dropped(caption["id"], "picture not in the file")
+        for of_picture in captions.values()
+        for caption in of_picture
+    ]
+    return SourceSet(name, "caption", split, (path,), samples, tuple(dropped))
+
+
+def parse_coco_karpathy(
+    src: Path,
+    split: str,
+    name: str = "coco",
+    annotations: Path | None = None,
+    images: Path | None = None,
+) -> SourceSet:
+    """Read one of Karpathy's splits, with all captions of a picture (five to seven)."""
+    path = annotations or src / "dataset_coco.json"
+    samples, dropped = [], []
+    for row in _karpathy_rows(path, split):
+        captions = []
+        for sentence in row.rows("sentences", "sentence"):
+            caption = _caption(sentence, "sentid", "raw", "imgid")
+            if caption["caption"]:
+                captions.append(caption)
+            else:
+                dropped.append(Dropped(caption["id"], "empty caption"))
+        part = row.text("filepath") if "filepath" in row else ""
+        picture = find_file(images or src, (part, f"images/{part}", ""), row.text("filename"))
+        extra = row.rest("sentences", "sentids", "filename", "cocoid")
+        samples.append(SourceSample(row.id("cocoid"), (picture,), captions, extra))
+    return SourceSet(name, "caption", split, (path,), samples, tuple(dropped))
+
+
+def karpathy_ids(path: Path, split: str) -> set[str]:
+    """COCO's ids of the pictures in one of Karpathy's splits."""
+    return {row.id("cocoid") for row in _karpathy_rows(path, split)}
+
+
+def _karpathy_rows(path: Path, split: str) -> Iterator[JsonRow]:
+    for row in read_object(path).rows("images", "image"):
+        if row.value("split") in KARPATHY_SPLITS[split]:
+            yield row
+
+
+def _caption(row: JsonRow, id_field: str, text_field: str, image_field: str) -> Annotation:
+    """A caption, cleaned of the stray blanks and line breaks with which it is published."""
+    caption = {"id": row.id(id_field), "caption": row.line(text_field)}
+    return row.annotate(caption, id_field, text_field, image_field)
+
+
+def add_command(commands: Any) -> None:
+    """Add `coco-karpathy` and `coco-captions`."""
+    summary = "COCO captions in Karpathy's split; train includes restval"
+    parser = official_command(commands, "coco-karpathy", summary, SPLITS, name="coco")
+    parser.add_argument("--annotations", type=Path, metavar="FILE", help="another JSON file")
+    packs(parser, parse_coco_karpathy)
+
+    summary = "COCO captions in COCO's own split"
+    parser = official_command(commands, "coco-captions", summary, SPLITS, name="coco_captions")
+    parser.add_argument("--year", choices=YEARS, default=YEARS[0], help=f"default: {YEARS[0]}")
+    parser.add_argument("--annotations", type=Path, metavar="FILE", help="another JSON file")
+    add_split_by_image(parser)
+    parser.set_defaults(run=_run_captions)
+
+
+def _run_captions(args: argparse.Namespace) -> None:
+    split = split_of(args)
+    dataset = parse_coco_captions(
+        args.src, args.split, args.name, args.year, args.annotations, args.images
+    )
+    if split is None:
+        pack(dataset, args.out, shard_options(args))
+    else:
+        pack_splits([dataset], split, args.out, shard_options(args), apart=True)

@@ -1,0 +1,174 @@
+"""Checks of the pictures and features that annotations name: they exist, in the given folders."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice, takewhile
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
+
+from data_prep.packing.feature_file import find_missing
+from data_prep.packing.named_pictures import ENDINGS, is_there
+from data_prep.packing.source import SourceSample, SourceSet, and_more, file_names
+from vlds.runtime.terminal import tell
+
+SHOWN = 10
+"""Missing files that a message names."""
+MOST_FILES = 500_000
+"""Files of the picture folder that are searched for similar names."""
+PICTURES = {*ENDINGS, ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"}
+
+
+@dataclass(frozen=True)
+class MissingFile:
+    """A picture or features that an annotation names."""
+
+    name: str
+    """Kind and path, such as "picture a.jpg"."""
+    sample: SourceSample
+    source: str
+    """Names of the annotation files."""
+    picture: Path | None = None
+    """None for features."""
+
+
+def check_missing(datasets: Sequence[SourceSet], folder: Path | None, skip: bool) -> None:
+    """Say which files are missing, with similar names from the pictures' folder.
+
+    Errors: ValueError, unless `skip` leaves their rows out.
+    """
+    missing = [file for dataset in datasets for file in _missing_files(dataset)]
+    if not missing:
+        return
+    num_files = sum(len(s.images) + len(s.features) for data in datasets for s in data.samples)
+    if skip:
+        tell(_message(missing, num_files, folder, "Their rows are left out"), error=True)
+        return
+    what = "the file, or leave its" if len(missing) == 1 else "the files, or leave their"
+    cure = f"Check {missing[0].sample.option}, add {what} rows out with --skip-missing"
+    raise ValueError(_message(missing, num_files, folder, cure))
+
+
+def _missing_files(dataset: SourceSet) -> Iterator[MissingFile]:
+    """Files that do not exist, in the order of the samples: pictures, then features."""
+    source = file_names(dataset.files)
+    for sample in dataset.samples:
+        for path in sample.images:
+            if not is_there(path):
+                yield MissingFile(f"picture {path}", sample, source, path)
+    features = {file: sample for sample in dataset.samples for file in sample.features}
+    for file in find_missing(features):
+        yield MissingFile(f"features {file}", features[file], source)
+
+
+def _message(missing: Sequence[MissingFile], num_files: int, folder: Path | None, cure: str) -> str:
+    """One line for a single missing file of `num_files`, else a list; similar names come from
+    `folder`.
+
+    Errors: ValueError if there is no such folder.
+    """
+    if folder is not None and missing[0].picture is not None and not folder.is_dir():
+        raise ValueError(
+            f"{missing[0].sample.option} {folder} is not a folder; name the folder of the pictures"
+        )
+    near = NearNames(folder) if folder else None
+    if len(missing) == 1:
+        (file,) = missing
+        hint = _hint(file, near)
+        hint = f"{hint[0].upper()}{hint[1:]} " if hint else ""
+        named = f"{file.sample.named_by} of {file.source} names it"
+        return f"{file.name} is missing; {named}. {hint}{cure}"
+    nouns = {file.name.split()[0] for file in missing}
+    noun = "pictures" if nouns == {"picture"} else " and ".join(sorted(nouns))
+    lines = [f"{len(missing):,} of {num_files:,} {noun} are missing. {cure}"]
+    for file in missing[:SHOWN]:
+        hint = _hint(file, near)
+        where = f"{file.source}, {file.sample.named_by}"
+        lines.append(f"  {where}: {file.name}{'; ' if hint else ''}{hint}")
+    if len(missing) > SHOWN:
+        lines.append(f"  and {len(missing) - SHOWN:,} more")
+    return "\n".join(lines)
+
+
+def _hint(file: MissingFile, near: NearNames | None) -> str:
+    if file.picture is None or near is None:
+        return ""
+    similar = near.of(file.picture)
+    return f"did you mean {similar}?" if similar else ""
+
+
+class NearNames:
+    """Pictures below a folder by their names without case, ending and folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.by_stem: dict[str, list[PurePosixPath]] = {}
+        for path in islice(_pictures_below(folder), MOST_FILES):
+            self.by_stem.setdefault(_folded(path.stem), []).append(path)
+
+    def of(self, missing: Path) -> str:
+        """The most similar file, as a row would name it, or "". It may differ in case or ending,
+        backslashes, %20, or a folder too many or too few."""
+        named = missing.relative_to(self.folder) if missing.is_relative_to(self.folder) else missing
+        wanted = PurePosixPath(unquote(str(named)).replace("\\", "/"))
+        stems = (_folded(wanted.stem), _folded(wanted.name))
+        similar = [path for stem in stems for path in self.by_stem.get(stem, [])]
+        return str(max(similar, key=lambda path: _likeness(path, wanted), default=""))
+
+
+def _pictures_below(folder: Path) -> Iterator[PurePosixPath]:
+    for place, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            if os.path.splitext(name)[1].lower() in PICTURES:
+                yield PurePosixPath(Path(place, name).relative_to(folder).as_posix())
+
+
+def _likeness(path: PurePosixPath, wanted: PurePosixPath) -> tuple[int, bool]:
+    """How many folders agree, counted from the last; then whether the ending does."""
+    pairs = zip(reversed(path.parent.parts), reversed(wanted.parent.parts), strict=False)
+    agree = (_folded(folder) == _folded(other) for folder, other in pairs)
+    num_agreeing = sum(1 for _ in takewhile(bool, agree))
+    return num_agreeing, path.suffix.lower() == wanted.suffix.lower()
+
+
+def _folded(name: str) -> str:
+    """Without case, and with accents in one of the two ways in which disks write them."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def check_inside(dataset: SourceSet, folders: Sequence[Path]) -> None:
+    """Refuse rows that name files outside of the user's folders.
+
+    Rows may come from strangers: `../../secret.png`, an absolute path or a link that leads out
+    would put any picture of this machine into shards that are handed on. Errors: ValueError that
+    names the first such row.
+    """
+    roots = [Path(os.path.realpath(folder)) for folder in folders]
+    real_folder = cache(os.path.realpath)
+
+    def is_inside(path: Path) -> bool:
+        # Many pictures share a folder, and few are links: resolve each folder once.
+        real = Path(real_folder(path.parent)) / path.name
+        if os.path.islink(path) or path.name == "..":
+            real = Path(os.path.realpath(path))
+        return any(real == root or root in real.parents for root in roots)
+
+    outside = [
+        (path, sample)
+        for sample in dataset.samples
+        for path in (*sample.images, *(file.path for file in sample.features))
+        if not is_inside(path)
+    ]
+    if outside:
+        path, sample = outside[0]
+        raise ValueError(
+            f"{path} is outside {' and '.join(map(str, folders))}; {sample.named_by} of "
+            f"{file_names(dataset.files)} names it{and_more(len(outside) - 1, 'such file')}. Give "
+            f"the folder that holds all of them as {sample.option}, or --images-anywhere if you "
+            "trust the rows"
+        )

@@ -52,8 +52,7 @@ def test_adapters_learn_what_the_frozen_model_cannot(tmp_path: Path) -> None:
         if "bytes_per_rank" in line
     ]
     assert held[1] == pytest.approx(held[0] / 2, rel=0.01)  # ZeRO-2 holds all, ZeRO-3 a half
-    for page in ("report.html", "report.png"):
-        assert (out / "adapters" / page).stat().st_size > 10_000
+    assert (out / "adapters" / "report.html").stat().st_size > 10_000
     examples_of_use_are_right(out, done.stdout.splitlines()[-1])
 
 

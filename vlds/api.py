@@ -32,7 +32,8 @@ from vlds.recipe.trusted import trust as trust_module
 from vlds.runtime.json_file import read_json
 from vlds.runtime.regular_file import read_file
 from vlds.runtime.terminal import tell
-from vlds.serve.open_run import Answer, OpenRun, open_run
+from vlds.serve.open_run import OpenRun, open_run
+from vlds.serve.open_run import RunAnswer as Answer
 
 Picture = str | Path | bytes | Image.Image | np.ndarray
 """A file, its content, a Pillow image, or a uint8 array: (height, width), (height, width, 3)

@@ -8,23 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image
-
 from data_prep.packing.annotation import TEXT_FIELDS
 from vlds.data.errors import ShardError
-from vlds.data.shards.decode import decode_image
 from vlds.data.shards.orientation import upright_size
 from vlds.data.shards.store import UNUSABLE, Dataset
 from vlds.runtime.shown import visible
-from vlds.schema import Encoded, ImageSpec, Sample, SkipSample
+from vlds.schema import Encoded, Sample, SkipSample
 
 MOST_ANNOTATIONS = 6
 """Shown of each sample, unless it is the only one."""
 MOST_ANSWERS = 4
-THUMBNAIL = 320
-"""Pixels of the longer side, at most."""
-TINY = 128
-"""Smaller pictures are shown enlarged, with hard edges."""
 PICTURE_ERRORS = (SkipSample, OSError, SyntaxError, ValueError, EOFError)
 """All that bytes that are no picture may raise."""
 
@@ -137,14 +130,3 @@ def size_text(data: Encoded) -> str:
         return shape_text(upright_size(data))
     except PICTURE_ERRORS:
         return "not a picture"
-
-
-def thumbnail(data: Encoded) -> Image.Image | None:
-    """A picture as a run sees it, small; None where it cannot be decoded."""
-    try:
-        width, height = upright_size(data)
-        scale = min(1.0, THUMBNAIL / max(width, height))
-        spec = ImageSpec(max(1, round(height * scale)), max(1, round(width * scale)))
-        return Image.fromarray(decode_image(data, spec).transpose(1, 2, 0))
-    except PICTURE_ERRORS:
-        return None

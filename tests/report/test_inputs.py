@@ -12,9 +12,10 @@ from PIL import Image
 
 from tests.report.toy_run import SCORES, TASKS, make_run
 from vlds.cli.commands import run_command
+from vlds.data.shards.thumbnail import THUMBNAIL_SIZE
 from vlds.evaluation.result import Evaluation, leave
 from vlds.report.read.inputs import headlines_of, read_run
-from vlds.report.read.samples import THUMBNAIL_SIZE, GalleryEntry, read_gallery, write_gallery
+from vlds.report.read.samples import GalleryEntry, read_gallery, write_gallery
 from vlds.report.read.scores import read_scores, write_scores
 from vlds.report.render.write import report_text
 

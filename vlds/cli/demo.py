@@ -71,8 +71,8 @@ def run_demo(out: Path, seed: int, ranks: int) -> int:
         tell(f"vlds demo: ended by {error.signal_name}; start it again: it goes on", error=True)
         return error.exit_code
     write_scores(adapters / "scores.json", collect_scores(out))
-    pages = write_report([adapters], adapters)
-    show(out, pages, time.monotonic() - started)
+    page = write_report([adapters], adapters)
+    show(out, page, time.monotonic() - started)
     return 0
 
 
@@ -182,7 +182,7 @@ def collect_scores(out: Path) -> Scores:
     return replace(adapters.scores, columns=(FREQUENT, FROZEN, CONTROL, "adapters"), tasks=tasks)
 
 
-def show(out: Path, pages: list[Path], seconds: float) -> None:
+def show(out: Path, page: Path, seconds: float) -> None:
     """Tables and where things are."""
     console = Console()
     run = read_run(out / "adapters")
@@ -197,7 +197,7 @@ def show(out: Path, pages: list[Path], seconds: float) -> None:
         f"training {speed:,.0f} examples/s; all of it {seconds:.0f} s",
         highlight=False,
     )
-    tell(f"pages: {pages[0]}  {pages[1]}")
+    tell(f"report: {page}")
     tell(f"the tuned model: {out / 'tuned'}")
     if right := first_right_caption(run.gallery):
         words = vlds("predict", "--run", run.folder, "--task", "caption")

@@ -14,8 +14,8 @@ from vlds.artifact import LoadedRun, artifact_folder, check_changes, load_run, r
 from vlds.evaluation.answer import choose_task, predict
 
 
-class Answer(NamedTuple):
-    """What a run says."""
+class RunAnswer(NamedTuple):
+    """What a run says: `vlds.models.vl_model.Answer`, its task and the time."""
 
     text: str
     confidence: float
@@ -53,7 +53,7 @@ class OpenRun:
 
     def answer(
         self, pictures: Sequence[bytes], question: str = "", task: str | None = None
-    ) -> Answer:
+    ) -> RunAnswer:
         """Answer a question about encoded pictures; `task` is needed where the run has several.
 
         Errors: ValueError for what is not a picture, an unknown task, or a missing question.
@@ -62,7 +62,7 @@ class OpenRun:
         with self._lock:
             begin = time.perf_counter()
             found = predict(self._loaded, name, pictures, question)
-            return Answer(*found, name, time.perf_counter() - begin)
+            return RunAnswer(*found, name, time.perf_counter() - begin)
 
 
 def check_run(run: Path, changes: Sequence[str]) -> None:

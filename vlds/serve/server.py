@@ -11,12 +11,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from vlds.report.render.templating import page
 from vlds.runtime.shown import visible
+from vlds.runtime.templating import page
 from vlds.runtime.terminal import tell, tell_exception
 from vlds.serve.form import NotAForm, parse_form
 from vlds.serve.open_run import OpenRun, check_run, open_run
 
+TEMPLATE = Path(__file__).with_name("serve.html")
 HOST = "127.0.0.1"
 LOCAL_NAMES = ("127.0.0.1", "localhost", "::1")
 ANSWER = "/answer"
@@ -116,8 +117,14 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, f"{ANSWER}: send a POST; {USAGE}")
         if self._path() != "/":
             raise Refused(HTTPStatus.NOT_FOUND, USAGE)
-        parts = {"title": self.server.name, "tasks": self.server.opened.tasks}
-        return "text/html", page("serve.html", "serve.js", POLICY, max_body=MAX_BODY, **parts)
+        return "text/html", page(
+            TEMPLATE,
+            TEMPLATE.with_name("serve.js"),
+            POLICY,
+            title=self.server.name,
+            tasks=self.server.opened.tasks,
+            max_body=MAX_BODY,
+        )
 
     def _answer(self) -> tuple[str, str]:
         self._check_host()

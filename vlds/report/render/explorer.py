@@ -10,7 +10,7 @@ from vlds.config import Recipe
 from vlds.report.compute.answers import Answered, TaskAnswers
 from vlds.report.read.questions import prompts_of
 from vlds.report.render.tables import Cell, Row, Table
-from vlds.report.render.templating import visible_tree
+from vlds.runtime.templating import visible_tree
 
 MOST_EXAMPLES = 20_000
 """On the page, over all tasks."""

@@ -3,6 +3,8 @@ without which all else is there."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from vlds.report.compute.answers import answers_of
 from vlds.report.compute.beside import merged
 from vlds.report.compute.collect import Report
@@ -13,14 +15,12 @@ from vlds.report.render.confusion import confusions
 from vlds.report.render.details import folded_details
 from vlds.report.render.explorer import explore
 from vlds.report.render.tables import comparison_table, difference_table, fact_table, score_table
-from vlds.report.render.templating import page
 from vlds.report.render.training_curves import training_charts
+from vlds.runtime.templating import page
 
 LONG_TEXT = 220
 """Characters of a text beyond which it is folded."""
-FRAME = {
-    name: getattr(charts, name) for name in ("WIDTH", "HEIGHT", "LEFT", "RIGHT", "TOP", "BOTTOM")
-}
+TEMPLATES = Path(__file__).with_name("templates")
 
 
 def build_page(report: Report) -> str:
@@ -45,8 +45,8 @@ def build_page(report: Report) -> str:
         "runs": "Runs" if several else "",
     }
     return page(
-        "report.html",
-        "explore.js" if explorer else None,
+        TEMPLATES / "report.html",
+        TEMPLATES / "explore.js" if explorer else None,
         title=f"{len(report.runs)} runs" if several else report.baseline,
         report=report,
         several=several,
@@ -64,5 +64,5 @@ def build_page(report: Report) -> str:
         fact_table=fact_table,
         score_table=score_table,
         LONG_TEXT=LONG_TEXT,
-        **FRAME,
+        frame=charts,
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from vlds.report.read.scores import read_scores
+from vlds.report.read.inputs import read_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.launcher]
 
@@ -34,7 +34,7 @@ def test_adapters_learn_what_the_frozen_model_cannot(tmp_path: Path) -> None:
         timeout=3600,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    scores = read_scores(out / "adapters" / "scores.json")
+    scores = read_run(out / "adapters").scores
     for name, task in scores.tasks.items():
         columns = {label: found[task.headline] for label, found in task.by_column.items()}
         assert task.examples >= 300, name

@@ -34,20 +34,20 @@ def preview(place: str, samples: int = SAMPLES, out: Path | None = None) -> None
     if out is not None and out.suffix != ".html":
         raise ValueError(f"--out {out}: a preview is a web page; give a name that ends in .html")
     path, number = split_place(place)
-    found = [find_samples(part) for part in parts_of(path)]
-    total = sum(len(numbers) for _, numbers in found)
-    if number is not None and (len(found) > 1 or number >= total):
-        having = f"{len(found)} data sets" if len(found) > 1 else f"samples 0 to {total - 1}"
+    parts = [find_samples(part) for part in parts_of(path)]
+    total = sum(len(numbers) for _, numbers in parts)
+    if number is not None and (len(parts) > 1 or number >= total):
+        having = f"{len(parts)} data sets" if len(parts) > 1 else f"samples 0 to {total - 1}"
         raise ValueError(f"{path} has {having}, but no {number}")
     most = MOST_ANNOTATIONS if number is None else None
     views = [
         view_sample(dataset, sample, most)
-        for dataset, numbers in found
+        for dataset, numbers in parts
         for sample in (spread(numbers, samples) if number is None else [numbers[number]])
     ]
-    first = found[0][0]
+    first = parts[0][0]
     title = visible(f"{first.name} {first.split} ({first.kind})")
-    title = title if len(found) == 1 else f"{len(found)} data sets"
+    title = title if len(parts) == 1 else f"{len(parts)} data sets"
     counts = visible(f"{len(views):,} of {total:,} samples in {path}")
     if out is None:
         print_views(title, counts, views)

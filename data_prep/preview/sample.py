@@ -1,4 +1,4 @@
-"""What a preview shows of a sample, whatever kind it is and wherever it is shown."""
+"""What a preview shows of a sample of any kind."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ MOST_ANNOTATIONS = 6
 """Shown of each sample, unless it is the only one."""
 MOST_ANSWERS = 4
 PICTURE_ERRORS = (SkipSample, OSError, SyntaxError, ValueError, EOFError)
-"""All that bytes that are no picture may raise."""
+"""What decoders raise for bytes that are not a picture."""
 
 
 @dataclass(frozen=True)
 class SampleView:
-    """One sample, ready to be shown: whatever its texts hold is visible."""
+    """One sample, ready to be shown; control characters in its texts are escaped."""
 
     place: str
     """SHARD:NUMBER, as `preview` takes it."""

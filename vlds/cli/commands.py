@@ -290,7 +290,7 @@ def report(arguments: list[str]) -> int:
     from vlds.report.render.write import report_text, write_report
 
     runs, strangers = find_runs(options.runs)
-    out = options.out or (runs[0] if options.format == "html" else None)
+    out = options.out or (runs[0].folder if options.format == "html" else None)
     if out is None:
         tell(report_text(runs, options.format, options.resamples), end="")
     else:

@@ -61,12 +61,12 @@ class OpenRun:
         name = choose_task(self._loaded.recipe, task, question)
         with self._lock:
             begin = time.perf_counter()
-            found = predict(self._loaded, name, pictures, question)
-            return RunAnswer(*found, name, time.perf_counter() - begin)
+            answer = predict(self._loaded, name, pictures, question)
+            return RunAnswer(*answer, name, time.perf_counter() - begin)
 
 
 def check_run(run: Path, changes: Sequence[str]) -> None:
-    """What can be wrong is said before the model is loaded.
+    """Check the run before its model is loaded.
 
     Errors: ValueError where the folder holds no artifact, or one that sees no pictures.
     """

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from itertools import product
 from typing import Any, NamedTuple
 
 from vlds.metrics.tables import split as cell_of
-from vlds.report.compute.collect import RunReport
-from vlds.report.read.predictions import Predictions, newest_predictions, read_predictions
-from vlds.tasks.base import SPLITS, Task, label_of
+from vlds.report.compute.report import RunReport
+from vlds.report.read.predictions import Predictions
+from vlds.tasks.base import Task, task_of
 
 NOT_ITS_REFERENCES = (ValueError, KeyError, TypeError, AttributeError, IndexError)
-"""What is raised where predictions are damaged, or their references are another task's; the report
-says it with the scores."""
+"""What is raised where references are another task's; the report says it with the scores."""
 
 
 class Answered(NamedTuple):
@@ -44,23 +42,18 @@ class TaskAnswers(NamedTuple):
 
 
 def answers_of(run: RunReport) -> dict[str, TaskAnswers]:
-    """The newest predictions of each task and list of test data that can be read, by the name that
-    is shown."""
-    if run.recipe is None:
-        return {}
-    tasks, files = run.recipe.tasks, newest_predictions(run.run.folder)
-    found = {}
-    for name, split in product(tasks, SPLITS):
-        if (label := label_of(name, split)) not in files:
+    """What the run answered, by the name that is shown: on each list of its own data whose
+    references are the task's."""
+    answers = {}
+    for shown, made in run.predictions.items():
+        if run.recipe is None or not made.is_own:
             continue
         with suppress(*NOT_ITS_REFERENCES):
-            shown = run.shown_as.get(label, label)
-            result = run.results.get(shown)
+            task, result = run.recipe.tasks[task_of(made.label)], run.results.get(shown)
             ways = ways_of(result.scores if result else ())
-            task, made = tasks[name], read_predictions(files[label])
             examples = {key: answered(task, key, made, ways) for key in made.predictions}
-            found[shown] = TaskAnswers(label, task, ways, examples)
-    return found
+            answers[shown] = TaskAnswers(made.label, task, ways, examples)
+    return answers
 
 
 def ways_of(scores: Iterable[str]) -> tuple[str, ...]:

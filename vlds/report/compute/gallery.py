@@ -1,4 +1,4 @@
-"""Pictures of a run's evaluation data beside what it predicted for them."""
+"""The gallery: pictures of a run's evaluation data, each with the run's prediction."""
 
 from __future__ import annotations
 
@@ -9,12 +9,7 @@ from pathlib import Path
 
 from vlds.config import Recipe
 from vlds.data.shards.store import Dataset, open_dataset
-from vlds.report.read.predictions import (
-    DamagedPredictions,
-    Predictions,
-    newest_predictions,
-    read_predictions,
-)
+from vlds.report.read.predictions import Predictions
 from vlds.report.read.samples import GalleryEntry, write_gallery
 from vlds.schema import Encoded, Sample, SkipSample
 from vlds.tasks.base import SPLITS, Task, label_of
@@ -23,20 +18,16 @@ PER_TASK = 6
 """Examples of each task, evenly spread over its data."""
 
 
-def collect_gallery(run: Path, recipe: Recipe) -> None:
+def collect_gallery(run: Path, recipe: Recipe, predictions: Mapping[str, Predictions]) -> None:
     """Write a run's gallery from its newest predictions; nothing where it has none.
 
     Errors: ValueError where a data set of the recipe cannot be read, or holds none of the
     examples.
     """
-    found: dict[str, Predictions] = {}
-    for task, file in newest_predictions(run).items():
-        with suppress(DamagedPredictions):  # said with the scores
-            found[task] = read_predictions(file)
-    chosen = list(entries(recipe, found))
+    chosen = list(entries(recipe, predictions))
     if chosen:
         write_gallery(run, chosen)
-    elif found:
+    elif predictions:
         raise ValueError(
             "the predictions are of other examples than those that the recipe's tasks name under "
             "`evaluate` and `test`"

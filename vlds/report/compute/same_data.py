@@ -1,20 +1,19 @@
-"""Scores of several runs are only put beside each other where they are of the same data."""
+"""Scores of several runs share a column only where they are of the same data."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-if TYPE_CHECKING:
-    from vlds.report.compute.collect import RunReport
+from vlds.report.compute.report import RunReport
 
 Value = TypeVar("Value")
 
 
-def told_apart(runs: Mapping[str, RunReport]) -> dict[str, RunReport]:
-    """The runs, whose tasks are called "TASK on DATA" where runs score one task on different data:
-    each is a column of its own then."""
+def named_by_data(runs: Mapping[str, RunReport]) -> dict[str, RunReport]:
+    """The runs; a task that they score on different data is called "TASK on DATA" and has a column
+    for each data set."""
     data: dict[str, set[str | None]] = {}
     for run in runs.values():
         for task, entry in run.scores.tasks.items():
@@ -33,7 +32,7 @@ def told_apart(runs: Mapping[str, RunReport]) -> dict[str, RunReport]:
 
 
 def words(data: str | None, others: set[str | None]) -> str:
-    """A short name that tells data from the others."""
+    """A short name that no other data of the task have."""
     if data is None:
         return "unknown data"
     name, _, content = data.partition("@")
@@ -49,9 +48,14 @@ def renamed(run: RunReport, names: Mapping[str, str]) -> RunReport:
 
     scores = replace(run.scores, tasks=keyed(run.scores.tasks))
     inputs = replace(
-        run.run,
+        run.inputs,
         scores=scores,
-        score_curves=keyed(run.run.score_curves),
-        gallery=[replace(e, task=names.get(e.task, e.task)) for e in run.run.gallery],
+        score_curves=keyed(run.inputs.score_curves),
+        gallery=[replace(e, task=names.get(e.task, e.task)) for e in run.inputs.gallery],
     )
-    return replace(run, run=inputs, results=keyed(run.results), shown_as=names)
+    return replace(
+        run,
+        inputs=inputs,
+        results=keyed(run.results),
+        predictions=keyed(run.predictions),
+    )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlds.data.shards.thumbnail import thumbnail
-from vlds.report.read.json_files import read_json
+from vlds.evaluation.scores_json import read_json
 from vlds.runtime.checks import is_number
 from vlds.runtime.whole_file import whole_folder
 from vlds.schema import Encoded
@@ -30,7 +30,7 @@ class GalleryEntry:
     reference: str | Sequence[str]
     prediction: str
     correct: bool | None = None
-    """None where right or wrong is no yes-or-no matter."""
+    """None where an answer is neither right nor wrong, as of captions."""
     confidence: float | None = None
     """How sure the model was, as in `Predictions`; None where it was not written down."""
 

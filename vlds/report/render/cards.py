@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from vlds.data.shards.thumbnail import PagePicture, page_picture
-from vlds.report.compute.collect import Report
+from vlds.report.compute.report import Report
 from vlds.report.read.samples import GalleryEntry
 from vlds.runtime.regular_file import read_file
 
@@ -27,11 +27,11 @@ def gallery(report: Report) -> dict[str, list[Card]]:
     """Cards of each task; the same example (task, id, prompt, reference) of several runs is one."""
     cards: dict[str, dict[tuple[str, str, str], Card]] = {}
     for name, run in report.runs.items():
-        for entry in run.run.gallery:
+        for entry in run.inputs.gallery:
             asked = (entry.id, entry.prompt, str(entry.reference))
             of_task = cards.setdefault(entry.task, {})
             if asked not in of_task:
-                files = [run.run.folder / image for image in entry.images]
+                files = [run.inputs.folder / image for image in entry.images]
                 pictures = {
                     file.name: page_picture(read_file(file)) if file.is_file() else None
                     for file in files

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from vlds.report.compute.answers import TaskAnswers
-from vlds.report.render.tables import Cell, Row, Table
+from vlds.report.render.table import Cell, Row, Table
 
 MOST_PAIRS = 10
 MOST_ANSWERS = 6
@@ -25,21 +25,21 @@ class Confusion(NamedTuple):
 
 
 def confusions(answers: Mapping[str, TaskAnswers]) -> list[Confusion]:
-    """Of each task whose answers repeat: those of captions, or of names, tell nothing together."""
-    found = (confusion(task, entry) for task, entry in answers.items())
-    return [made for made in found if made is not None]
+    """Of each task whose answers repeat; counts of captions or names would say nothing."""
+    confused = (confusion(task, entry) for task, entry in answers.items())
+    return [entry for entry in confused if entry is not None]
 
 
 def confusion(task: str, answers: TaskAnswers) -> Confusion | None:
-    """One task's; None where nothing was wrong, or most answers are right but once."""
-    told = Counter(
+    """One task's; None if nothing was wrong, or if most answers occur only once."""
+    outcomes = Counter(
         (entry.answer, entry.prediction, entry.correct)
         for entry in answers.examples.values()
         if entry.answer is not None
     )
     asked: Counter[str] = Counter()
     wrong: Counter[tuple[str, str]] = Counter()
-    for (answer, prediction, correct), count in told.items():
+    for (answer, prediction, correct), count in outcomes.items():
         asked[answer] += count
         if correct is False:
             wrong[answer, prediction] += count
@@ -49,7 +49,7 @@ def confusion(task: str, answers: TaskAnswers) -> Confusion | None:
     matrix = None
     if few:
         said: Counter[tuple[str, str]] = Counter()
-        for (answer, prediction, _), count in told.items():
+        for (answer, prediction, _), count in outcomes.items():
             said[answer, prediction if prediction in asked else OTHER] += count
         matrix = matrix_table(asked, said)
     return Confusion(task, pair_table(asked, wrong), matrix)

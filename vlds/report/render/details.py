@@ -1,4 +1,4 @@
-"""All scores of a task, parts by parts: what is folded under it."""
+"""The tables folded under a task: all of its scores, whole and by group."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from vlds.metrics.tables import split
 from vlds.report.read.scores import Scores, TaskScores
-from vlds.report.render.tables import Row, Table, direction, score_cells
+from vlds.report.render.table import Row, Table
+from vlds.report.render.tables import direction, score_cells
 
 
 class Fold(NamedTuple):
@@ -33,7 +34,7 @@ def summary(name: str, task: TaskScores) -> str:
 
 
 def detail_table(task: TaskScores, columns: Sequence[str]) -> Table:
-    """The whole scores, then under a line of its own each way of parting a score."""
+    """The whole scores, then each score by group, under a title line."""
     rows = []
     for (score, group), metrics in groups_of(task).items():
         if score:
@@ -45,12 +46,12 @@ def detail_table(task: TaskScores, columns: Sequence[str]) -> Table:
 
 
 def by(group: str) -> str:
-    """A way of parting, in words."""
+    """A way of grouping examples, in words."""
     return f"by {group.replace('_', ' ')}"
 
 
 def groups_of(task: TaskScores) -> dict[tuple[str, str], dict[str, str]]:
-    """(score, way of parting it) -> its metrics and the group of each; ("", "") -> whole scores."""
+    """(score, way of grouping) -> its metrics and the group of each; ("", "") -> whole scores."""
     groups: dict[tuple[str, str], dict[str, str]] = {}
     for metric in task.metrics:
         score, way, part = split(metric) or ("", "", metric)

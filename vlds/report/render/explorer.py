@@ -9,7 +9,7 @@ from typing import NamedTuple
 from vlds.config import Recipe
 from vlds.report.compute.answers import Answered, TaskAnswers
 from vlds.report.read.questions import prompts_of
-from vlds.report.render.tables import Cell, Row, Table
+from vlds.report.render.table import Cell, Row, Table
 from vlds.runtime.templating import visible_tree
 
 MOST_EXAMPLES = 20_000

@@ -6,15 +6,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from vlds.report.compute.answers import answers_of
-from vlds.report.compute.beside import merged
-from vlds.report.compute.collect import Report
+from vlds.report.compute.report import Report
 from vlds.report.compute.seeds import seed_notes
 from vlds.report.render import charts
 from vlds.report.render.cards import gallery
 from vlds.report.render.confusion import confusions
 from vlds.report.render.details import folded_details
 from vlds.report.render.explorer import explore
-from vlds.report.render.tables import comparison_table, difference_table, fact_table, score_table
+from vlds.report.render.tables import (
+    comparison_table,
+    difference_table,
+    fact_table,
+    headline_heads,
+    score_table,
+)
 from vlds.report.render.training_curves import training_charts
 from vlds.runtime.templating import page
 
@@ -32,7 +37,7 @@ def build_page(report: Report) -> str:
     explorer = explore(answers, recipes)
     groups = training_charts(report)
     scores = comparison_table(report) if several else score_table(report.only)
-    differences = difference_table(report)
+    differences = difference_table(report, ["run", *headline_heads(report)])
     cards = gallery(report)
     parts = {
         "scores": "Scores" if scores.rows else "",
@@ -54,7 +59,7 @@ def build_page(report: Report) -> str:
         scores=scores,
         score_notes=[*report.interval_notes, *seed_notes(report)],
         differences=differences,
-        all_scores=merged(report),
+        all_scores=report.merged(),
         charts=groups,
         names=[(name, charts.look(place)) for place, name in enumerate(report.runs)],
         gallery=cards,

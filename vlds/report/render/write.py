@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from vlds.report.compute.bootstrap import RESAMPLES
-from vlds.report.compute.collect import Report, check_runs, collect
+from vlds.report.compute.collect import report_on
+from vlds.report.compute.report import Report
+from vlds.report.read.inputs import RunInputs
 from vlds.report.render.markdown import markdown
 from vlds.report.render.page import build_page
 from vlds.report.render.tidy import csv_text
@@ -21,23 +23,22 @@ FORMATS: Mapping[str, Callable[[Report], str]] = {
 """Suffix of the file -> what makes its text."""
 
 
-def report_text(run_folders: Sequence[Path], suffix: str, resamples: int = RESAMPLES) -> str:
+def report_text(runs: Sequence[RunInputs], suffix: str, resamples: int = RESAMPLES) -> str:
     """The report in one of FORMATS.
 
-    Errors: ValueError where a folder holds no run or is named twice.
+    Errors: ValueError where a run is named twice.
     """
-    return FORMATS[suffix](collect(run_folders, resamples, pictures=suffix == "html"))
+    return FORMATS[suffix](report_on(runs, resamples, pictures=suffix == "html"))
 
 
 def write_report(
-    run_folders: Sequence[Path], folder: Path, suffix: str = "html", resamples: int = RESAMPLES
+    runs: Sequence[RunInputs], folder: Path, suffix: str = "html", resamples: int = RESAMPLES
 ) -> Path:
     """Write report.SUFFIX about one or several runs; returns its path.
 
-    Errors: as `report_text`; ValueError where `folder` cannot be written.
+    Errors: ValueError where a run is named twice, or `folder` cannot be written.
     """
-    check_runs(run_folders)
     check_writable(folder, "--out")
     path = folder / f"report.{suffix}"
-    write_whole(path, report_text(run_folders, suffix, resamples))
+    write_whole(path, report_text(runs, suffix, resamples))
     return path

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import pkgutil
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from tests.report.scored_run import (
 )
 from tests.training.test_clips import clip_recipe
 from tests.training.world import world_recipe
+from vlds.cli.commands import run_command
 from vlds.config import load_recipe, save_recipe
 from vlds.methods import Adapter, LoRA
 from vlds.report.compute.bootstrap import groups_of, interval_of_difference, interval_of_mean
@@ -448,6 +451,32 @@ def test_runs_of_one_name_are_told_apart(runs: Runs, tmp_path: Path) -> None:
         f"{runs.first.parent.name}/first",
     ]
     assert list(collect([one, runs.first]).runs) == ["run", "first"]
+
+
+def test_each_file_is_read_once(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the whole command: for scores, gallery, explorer, curves and facts together."""
+    read: list[str] = []
+    for place in ("predictions.read_text", "inputs.read_text", "inputs.read_metric_lines"):
+        name = f"vlds.report.read.{place}"
+        original = pkgutil.resolve_name(name)
+
+        def noted(path: Path, *more: Any, original: Any = original, **named: Any) -> Any:
+            read.append(path.name)
+            return original(path, *more, **named)
+
+        monkeypatch.setattr(name, noted)
+    run = copy(runs.first, tmp_path / "run")
+    assert run_command(["report", str(run), "--resamples", "20"]) == 0
+    assert sorted(read) == ["caption.jsonl", "metrics.jsonl", "recipe.yaml", "vqa.jsonl"]
+
+
+def test_predictions_of_other_data_alone_need_no_gallery(runs: Runs, tmp_path: Path) -> None:
+    run = vqa_run(runs.world, tmp_path / "run", 3)
+    (run / "predictions" / "step-00000010").rename(run / "predictions" / "mine-test@00")
+    found = collect([run], pictures=True).only
+    assert (list(found.results), found.notes) == (["vqa on mine-test"], [])
 
 
 def test_wrong_folders_are_errors_before_any_work(runs: Runs, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Every example of a run with what it said: right or wrong, how sure, and of which part."""
+"""Every example of a run with its answer: right or wrong, how sure, and in which groups."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Answered(NamedTuple):
     """One example and what a run said."""
 
     answer: str | None
-    """The one that counts as right; None where the task has no such thing."""
+    """The right one; None where several are right (captions)."""
     references: str
-    """All that would be right, to read."""
+    """All right answers, as lines."""
     groups: tuple[str | None, ...]
-    """The example's part, for each way of `TaskAnswers.ways`."""
+    """The example's group, for each way of `TaskAnswers.ways`."""
     prediction: str
     correct: bool | None
     confidence: float | None
@@ -34,9 +34,8 @@ class TaskAnswers(NamedTuple):
 
     label: str
     """Of the task's list in the recipe."""
-    task: Task
     ways: tuple[str, ...]
-    """In which the task's scores are parted: answer_type, structural, ..."""
+    """Ways in which the task's examples are grouped: answer_type, structural, ..."""
     examples: Mapping[str, Answered]
     """By id."""
 
@@ -52,12 +51,12 @@ def answers_of(run: RunReport) -> dict[str, TaskAnswers]:
             task, result = run.recipe.tasks[task_of(made.label)], run.results.get(shown)
             ways = ways_of(result.scores if result else ())
             examples = {key: answered(task, key, made, ways) for key in made.predictions}
-            answers[shown] = TaskAnswers(made.label, task, ways, examples)
+            answers[shown] = TaskAnswers(made.label, ways, examples)
     return answers
 
 
 def ways_of(scores: Iterable[str]) -> tuple[str, ...]:
-    """In which ways some scores are parted."""
+    """The ways of grouping that these scores have."""
     cells = filter(None, map(cell_of, scores))
     return tuple(dict.fromkeys(way for _, way, _ in cells))
 
@@ -84,6 +83,6 @@ def references_text(reference: Any) -> str:
 
 
 def group_of(reference: Any, way: str) -> str | None:
-    """The part of an example, where its reference says it."""
+    """The group of an example, if its reference names one."""
     group = reference.get(way) if isinstance(reference, dict) else None
     return str(group) if isinstance(group, str | int | bool) else None

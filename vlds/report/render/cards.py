@@ -1,4 +1,4 @@
-"""The gallery: an example a card, with what each run said of it."""
+"""The gallery: a card for each example, with every run's prediction."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Card:
     pictures: dict[str, PagePicture | None]
     """Name of the file -> picture; None where the file is gone."""
     said: dict[str, GalleryEntry] = field(default_factory=dict)
-    """Run -> what it said."""
+    """Run -> its prediction."""
 
 
 def gallery(report: Report) -> dict[str, list[Card]]:

@@ -206,7 +206,7 @@ def predict(arguments: list[str]) -> int:
     check_split(options)
     if options.serve or options.port is not None:
         check_serve(options)
-        from vlds.serve import serve
+        from vlds.serve.server import serve
 
         return serve(options.run, 8000 if options.port is None else options.port, changes)
     from vlds.inference import predict_one, predict_sets

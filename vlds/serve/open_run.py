@@ -12,6 +12,7 @@ import torch
 
 from vlds.artifact import LoadedRun, artifact_folder, check_changes, load_run, read_recipe
 from vlds.evaluation.answer import choose_task, predict
+from vlds.tasks.base import Task
 
 
 class RunAnswer(NamedTuple):
@@ -28,14 +29,6 @@ class RunAnswer(NamedTuple):
     """From bytes to answer, without waiting for other questions."""
 
 
-class TaskInput(NamedTuple):
-    """What a task needs."""
-
-    has_question: bool
-    num_pictures: int | None
-    """None: one or more."""
-
-
 class OpenRun:
     """A loaded run; any number of threads may ask."""
 
@@ -44,12 +37,9 @@ class OpenRun:
         self._lock = Lock()
 
     @property
-    def tasks(self) -> Mapping[str, TaskInput]:
-        """What each task of the run needs."""
-        return {
-            name: TaskInput(task.input_field is not None, task.num_pictures)
-            for name, task in self._loaded.recipe.tasks.items()
-        }
+    def tasks(self) -> Mapping[str, Task]:
+        """The run's tasks by name."""
+        return self._loaded.recipe.tasks
 
     def answer(
         self, pictures: Sequence[bytes], question: str = "", task: str | None = None

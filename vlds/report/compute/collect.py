@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from vlds.config import Recipe, load_recipe
 from vlds.report.compute.baselines import Column, baselines_of, frequent_answer
@@ -13,7 +14,6 @@ from vlds.report.compute.facts import recipe_facts, start_facts, stopped_text
 from vlds.report.compute.gallery import collect_gallery
 from vlds.report.compute.report import Report, RunReport
 from vlds.report.compute.results import TaskResult, logged_scores, results_of
-from vlds.report.compute.same_data import named_by_data
 from vlds.report.read.inputs import RunInputs, read_run
 from vlds.report.read.predictions import (
     Predictions,
@@ -26,6 +26,8 @@ from vlds.report.read.scores import Scores, TaskScores
 from vlds.runtime.run_folder import read_starts
 from vlds.runtime.terminal import tell
 from vlds.tasks.base import SPLITS, Task, label_of, task_of
+
+Value = TypeVar("Value")
 
 
 def collect(folders: Sequence[Path], resamples: int = RESAMPLES, pictures: bool = False) -> Report:
@@ -176,3 +178,53 @@ def names_of(paths: Sequence[Path]) -> list[str]:
     while len({path.parts[-depth:] for path in paths}) < len(paths):
         depth += 1
     return [str(Path(*path.parts[-depth:])) for path in paths]
+
+
+def named_by_data(runs: Mapping[str, RunReport]) -> dict[str, RunReport]:
+    """The runs; a task that they score on different data is called "TASK on DATA" and has a column
+    for each data set."""
+    data: dict[str, set[str | None]] = {}
+    for run in runs.values():
+        for task, entry in run.scores.tasks.items():
+            data.setdefault(task, set()).add(entry.data)
+    return {
+        name: renamed(
+            run,
+            {
+                task: f"{task} on {words(entry.data, data[task])}"
+                for task, entry in run.scores.tasks.items()
+                if len(data[task]) > 1
+            },
+        )
+        for name, run in runs.items()
+    }
+
+
+def words(data: str | None, others: set[str | None]) -> str:
+    """A short name that no other data of the task have."""
+    if data is None:
+        return "unknown data"
+    name, _, content = data.partition("@")
+    same_name = [other for other in others if other and other.partition("@")[0] == name]
+    return name if len(same_name) == 1 else f"{name}@{content[:6]}"
+
+
+def renamed(run: RunReport, names: Mapping[str, str]) -> RunReport:
+    """The run with other names for some of its tasks."""
+
+    def keyed(entries: Mapping[str, Value]) -> dict[str, Value]:
+        return {names.get(key, key): value for key, value in entries.items()}
+
+    scores = replace(run.scores, tasks=keyed(run.scores.tasks))
+    inputs = replace(
+        run.inputs,
+        scores=scores,
+        score_curves=keyed(run.inputs.score_curves),
+        gallery=[replace(e, task=names.get(e.task, e.task)) for e in run.inputs.gallery],
+    )
+    return replace(
+        run,
+        inputs=inputs,
+        results=keyed(run.results),
+        predictions=keyed(run.predictions),
+    )

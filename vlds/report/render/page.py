@@ -11,12 +11,12 @@ from vlds.report.compute.seeds import seed_notes
 from vlds.report.render import charts
 from vlds.report.render.cards import gallery
 from vlds.report.render.confusion import confusions
-from vlds.report.render.details import folded_details
 from vlds.report.render.explorer import explore
 from vlds.report.render.tables import (
     comparison_table,
     difference_table,
     fact_table,
+    folded_details,
     headline_heads,
     score_table,
 )

@@ -34,7 +34,7 @@ class SampleView:
     pictures: tuple[Encoded, ...] = ()
     features: tuple[str, ...] = ()
     """Shape of each array that is stored instead of a picture."""
-    said: tuple[tuple[str, str], ...] = ()
+    annotations: tuple[tuple[str, str], ...] = ()
     """(question, caption or sentence; answer, which may be empty)."""
     num_left_out: int = 0
     """Annotations that are not shown."""

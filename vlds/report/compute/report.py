@@ -118,17 +118,19 @@ class Report:
         """What the brackets are, and why some are missing."""
         results = {name: run.results for name, run in self.runs.items()}
         every = [result for found in results.values() for result in found.values()]
-        said = []
+        notes = []
         if any(result.interval for result in every):
-            said.append(
+            notes.append(
                 f"Brackets: the middle 95 % of {self.resamples:,} bootstrap resamples of the "
                 "samples (a picture, pair or clip with all of its examples; percentiles; seed "
                 f"{SEED}). They tell of the samples that were drawn, not of the seed of the "
                 "training."
             )
         if any(result.interval and result.headline in CIDERS for result in every):
-            said.append("CIDEr's document frequencies are those of all pictures in every resample.")
-        return said + drawn_by_example(results) + reasons(results)
+            notes.append(
+                "CIDEr's document frequencies are those of all pictures in every resample."
+            )
+        return notes + drawn_by_example(results) + reasons(results)
 
     def frequent_scores(self) -> list[float | None]:
         """Of each headline, the score of giving the most frequent answer to everything: the same

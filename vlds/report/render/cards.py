@@ -19,7 +19,7 @@ class Card:
     references: list[str]
     pictures: dict[str, PagePicture | None]
     """Name of the file -> picture; None where the file is gone."""
-    said: dict[str, GalleryEntry] = field(default_factory=dict)
+    predictions: dict[str, GalleryEntry] = field(default_factory=dict)
     """Run -> its prediction."""
 
 
@@ -37,7 +37,7 @@ def gallery(report: Report) -> dict[str, list[Card]]:
                     for file in files
                 }
                 of_task[asked] = Card(entry.id, entry.prompt, reference_lines(entry), pictures)
-            of_task[asked].said[name] = entry
+            of_task[asked].predictions[name] = entry
     return {task: list(of_task.values()) for task, of_task in cards.items()}
 
 

@@ -48,10 +48,10 @@ def confusion(task: str, answers: TaskAnswers) -> Confusion | None:
     few = 2 <= len(asked) <= MOST_ANSWERS
     matrix = None
     if few:
-        said: Counter[tuple[str, str]] = Counter()
+        given: Counter[tuple[str, str]] = Counter()
         for (answer, prediction, _), count in outcomes.items():
-            said[answer, prediction if prediction in asked else OTHER] += count
-        matrix = matrix_table(asked, said)
+            given[answer, prediction if prediction in asked else OTHER] += count
+        matrix = matrix_table(asked, given)
     return Confusion(task, pair_table(asked, wrong), matrix)
 
 
@@ -74,16 +74,16 @@ def pair_table(asked: Counter[str], wrong: Counter[tuple[str, str]]) -> Table:
     return Table(["answer", "said instead", "times", "share\nof this answer"], rows, numbers_from=2)
 
 
-def matrix_table(asked: Counter[str], said: Counter[tuple[str, str]]) -> Table:
+def matrix_table(asked: Counter[str], given: Counter[tuple[str, str]]) -> Table:
     """How often each answer was said where each is right; darker: a larger share of its row."""
     columns = [answer for answer, _ in asked.most_common()]
-    if any(prediction == OTHER for _, prediction in said) and OTHER not in columns:
+    if any(prediction == OTHER for _, prediction in given) and OTHER not in columns:
         columns.append(OTHER)
     rows = [
         Row(
             answer,
             [
-                Cell(f"{said[answer, column]:,}", shade=said[answer, column] / count)
+                Cell(f"{given[answer, column]:,}", shade=given[answer, column] / count)
                 for column in columns
             ],
         )

@@ -26,7 +26,7 @@ from typing import Any
 import yaml
 
 from vlds.cli.demo import data_prep, train, vlds, write_recipes
-from vlds.report.read.inputs import read_metrics, read_run
+from vlds.report.read.inputs import read_run
 
 SCORES = {
     "vqa": "vqa_accuracy",
@@ -178,8 +178,9 @@ def run(command: Sequence[str], log: Path) -> None:
 
 def read(output: Path) -> Measured:
     """What a finished run says of itself."""
-    facts = read_run(output).scores
-    last = [line["scores"] for line in read_metrics(output / "metrics.jsonl") if "scores" in line]
+    run = read_run(output)
+    facts = run.scores
+    last = [line["scores"] for line in run.lines if "scores" in line]
     scores = {task: 100 * last[-1][task][score] for task, score in SCORES.items()}
     return Measured(
         scores=scores | {"mean": statistics.mean(scores.values())},

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from vlds.report.read.scores import read_scores
+from vlds.report.read.inputs import read_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.launcher]
 
@@ -34,7 +34,7 @@ def test_adapters_learn_what_the_frozen_model_cannot(tmp_path: Path) -> None:
         timeout=3600,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    scores = read_scores(out / "adapters" / "scores.json")
+    scores = read_run(out / "adapters").scores
     for name, task in scores.tasks.items():
         columns = {label: found[task.headline] for label, found in task.by_column.items()}
         assert task.examples >= 300, name
@@ -52,8 +52,7 @@ def test_adapters_learn_what_the_frozen_model_cannot(tmp_path: Path) -> None:
         if "bytes_per_rank" in line
     ]
     assert held[1] == pytest.approx(held[0] / 2, rel=0.01)  # ZeRO-2 holds all, ZeRO-3 a half
-    for page in ("report.html", "report.png"):
-        assert (out / "adapters" / page).stat().st_size > 10_000
+    assert (out / "adapters" / "report.html").stat().st_size > 10_000
     examples_of_use_are_right(out, done.stdout.splitlines()[-1])
 
 

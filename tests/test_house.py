@@ -134,8 +134,11 @@ def test_wheel_carries_recipes_and_configs(tmp_path: Path) -> None:
     names = set(zipfile.ZipFile(file).namelist())
     expected = {f"vlds/{name}" for folder in ("recipes", "ds_configs") for name in shipped(folder)}
     assert "vlds/ds_configs/zero3.json" in expected
-    expected |= {_name(file) for file in (ROOT / "vlds/report/templates").iterdir()}
-    assert "vlds/report/templates/style.css" in expected
+    tops = [ROOT / "vlds", ROOT / "data_prep"]
+    found = [file for top in tops for file in top.rglob("*")]
+    pages = {_name(file) for file in found if file.suffix in (".html", ".css", ".js")}
+    assert {"vlds/runtime/templates/style.css", "data_prep/preview/preview.html"} <= pages
+    expected |= pages
     assert expected <= names
     assert {_name(file) for file in CODE} <= names
     tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}

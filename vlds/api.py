@@ -18,7 +18,6 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +27,12 @@ from PIL import Image
 
 from vlds.config import parse_recipe
 from vlds.data.shards.open_picture import upright
+from vlds.evaluation.scores_json import Scored, read_scores
 from vlds.recipe.trusted import trust as trust_module
-from vlds.runtime.json_file import read_json
 from vlds.runtime.regular_file import read_file
 from vlds.runtime.terminal import tell
-from vlds.serve.open_run import Answer, OpenRun, open_run
+from vlds.serve.open_run import OpenRun, open_run
+from vlds.serve.open_run import RunAnswer as Answer
 
 Picture = str | Path | bytes | Image.Image | np.ndarray
 """A file, its content, a Pillow image, or a uint8 array: (height, width), (height, width, 3)
@@ -104,16 +104,6 @@ def train(
     return Path(output)
 
 
-@dataclass(frozen=True)
-class Scored:
-    """One task, scored on its data."""
-
-    data: str
-    """Names, splits and fingerprint of the data sets."""
-    examples: int
-    scores: Mapping[str, float]
-
-
 def evaluate(
     run: str | Path,
     data: str | Path | Sequence[str | Path] = (),
@@ -136,8 +126,7 @@ def evaluate(
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(out or scratch)
         run_command(["evaluate", *words, "--out", str(place), *words_of(changes)], ranks)
-        tree = read_json(place / "scores.json")
-    return {task: Scored(**entry) for task, entry in tree.items()}
+        return read_scores(place)
 
 
 def words_of(changes: Changes | None) -> list[str]:

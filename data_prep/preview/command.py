@@ -1,4 +1,4 @@
-"""A look into shards: in the terminal, as a page, or as one picture."""
+"""Look at samples of shards, in the terminal or on a page."""
 
 from __future__ import annotations
 
@@ -9,51 +9,60 @@ from typing import Any
 
 from data_prep.command import local_folder, new_command
 from data_prep.packed.stats import find_datasets
-from data_prep.preview.page import page_bytes
-from data_prep.preview.sample import MOST_ANNOTATIONS, view_sample
-from data_prep.preview.sheet import sheet_bytes
+from data_prep.preview.sample import MOST_ANNOTATIONS, SampleView, view_sample
 from data_prep.preview.text import print_views
 from vlds.data.shards.info import DATASET_FILE
 from vlds.data.shards.store import Dataset, open_dataset
+from vlds.data.shards.thumbnail import page_picture, thumbnail
 from vlds.runtime.shown import visible
+from vlds.runtime.templating import page
 from vlds.runtime.terminal import tell
 from vlds.runtime.whole_file import write_whole
 
 SAMPLES = 8
-FORMS = {".html": page_bytes, ".png": sheet_bytes}
+TEMPLATE = Path(__file__).with_name("preview.html")
 
 
 def preview(place: str, samples: int = SAMPLES, out: Path | None = None) -> None:
     """Show `samples` of each data set in or below a folder, or of a shard, evenly spread; `place`
     may end in `:` and the number of one sample.
 
-    Errors: ValueError where there is no such thing, or `out` is neither .html nor .png.
+    Errors: ValueError where there is no such thing, or `out` does not end in .html.
     """
     if samples < 1:
         raise ValueError(f"--samples {samples}: give at least 1")
-    if out is not None and out.suffix not in FORMS:
-        raise ValueError(f"--out {out}: give a file that ends in {' or '.join(FORMS)}")
+    if out is not None and out.suffix != ".html":
+        raise ValueError(f"--out {out}: a preview is a web page; give a name that ends in .html")
     path, number = split_place(place)
-    found = [find_samples(part) for part in parts_of(path)]
-    total = sum(len(numbers) for _, numbers in found)
-    if number is not None and (len(found) > 1 or number >= total):
-        having = f"{len(found)} data sets" if len(found) > 1 else f"samples 0 to {total - 1}"
+    parts = [find_samples(part) for part in parts_of(path)]
+    total = sum(len(numbers) for _, numbers in parts)
+    if number is not None and (len(parts) > 1 or number >= total):
+        having = f"{len(parts)} data sets" if len(parts) > 1 else f"samples 0 to {total - 1}"
         raise ValueError(f"{path} has {having}, but no {number}")
     most = MOST_ANNOTATIONS if number is None else None
     views = [
         view_sample(dataset, sample, most)
-        for dataset, numbers in found
+        for dataset, numbers in parts
         for sample in (spread(numbers, samples) if number is None else [numbers[number]])
     ]
-    first = found[0][0]
+    first = parts[0][0]
     title = visible(f"{first.name} {first.split} ({first.kind})")
-    title = title if len(found) == 1 else f"{len(found)} data sets"
+    title = title if len(parts) == 1 else f"{len(parts)} data sets"
     counts = visible(f"{len(views):,} of {total:,} samples in {path}")
     if out is None:
         print_views(title, counts, views)
         return
-    write_whole(out, FORMS[out.suffix](title, counts, views), stream=True)
+    write_whole(out, page_of(title, counts, views), stream=True)
     tell(f"{counts} -> {out}")
+
+
+def page_of(title: str, counts: str, views: Sequence[SampleView]) -> str:
+    """The page about some samples, with their pictures inside."""
+    samples = []
+    for view in views:
+        copies = map(thumbnail, view.pictures)
+        samples.append((view, [copy and page_picture(copy) for copy in copies]))
+    return page(TEMPLATE, title=title, counts=counts, samples=samples)
 
 
 def split_place(place: str) -> tuple[Path, int | None]:
@@ -103,7 +112,7 @@ def add_command(commands: Any) -> None:
     parser = new_command(
         commands,
         "preview",
-        "look at samples: in the terminal, as a page or picture",
+        "look at samples, in the terminal or on a page",
         "Shows samples with their questions, answers and captions: in the terminal, or with their "
         "pictures in a file.",
         examples=["preview shards/mine", "preview shards/mine --out page.html"],
@@ -122,9 +131,7 @@ def add_command(commands: Any) -> None:
         metavar="N",
         help=f"how many of each data set, evenly spread (default: {SAMPLES})",
     )
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="a page (.html) or a picture (.png)"
-    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write a page, FILE.html")
 
     def run(args: argparse.Namespace) -> None:
         preview(str(args.folder), args.samples, args.out)

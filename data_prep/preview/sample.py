@@ -1,4 +1,4 @@
-"""What a preview shows of a sample, whatever kind it is and wherever it is shown."""
+"""What a preview shows of a sample of any kind."""
 
 from __future__ import annotations
 
@@ -8,31 +8,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image
-
 from data_prep.packing.annotation import TEXT_FIELDS
 from vlds.data.errors import ShardError
-from vlds.data.shards.decode import decode_image
 from vlds.data.shards.open_picture import upright_size
 from vlds.data.shards.sample import UNUSABLE
 from vlds.data.shards.store import Dataset
 from vlds.runtime.shown import visible
-from vlds.schema import Encoded, ImageSpec, Sample, SkipSample
+from vlds.schema import Encoded, Sample, SkipSample
 
 MOST_ANNOTATIONS = 6
 """Shown of each sample, unless it is the only one."""
 MOST_ANSWERS = 4
-THUMBNAIL = 320
-"""Pixels of the longer side, at most."""
-TINY = 128
-"""Smaller pictures are shown enlarged, with hard edges."""
 PICTURE_ERRORS = (SkipSample, OSError, SyntaxError, ValueError, EOFError)
-"""All that bytes that are no picture may raise."""
+"""What decoders raise for bytes that are not a picture."""
 
 
 @dataclass(frozen=True)
 class SampleView:
-    """One sample, ready to be shown: whatever its texts hold is visible."""
+    """One sample, ready to be shown; control characters in its texts are escaped."""
 
     place: str
     """SHARD:NUMBER, as `preview` takes it."""
@@ -42,7 +35,7 @@ class SampleView:
     pictures: tuple[Encoded, ...] = ()
     features: tuple[str, ...] = ()
     """Shape of each array that is stored instead of a picture."""
-    said: tuple[tuple[str, str], ...] = ()
+    annotations: tuple[tuple[str, str], ...] = ()
     """(question, caption or sentence; answer, which may be empty)."""
     num_left_out: int = 0
     """Annotations that are not shown."""
@@ -138,14 +131,3 @@ def size_text(data: Encoded) -> str:
         return shape_text(upright_size(data))
     except PICTURE_ERRORS:
         return "not a picture"
-
-
-def thumbnail(data: Encoded) -> Image.Image | None:
-    """A picture as a run sees it, small; None where it cannot be decoded."""
-    try:
-        width, height = upright_size(data)
-        scale = min(1.0, THUMBNAIL / max(width, height))
-        spec = ImageSpec(max(1, round(height * scale)), max(1, round(width * scale)))
-        return Image.fromarray(decode_image(data, spec).transpose(1, 2, 0))
-    except PICTURE_ERRORS:
-        return None

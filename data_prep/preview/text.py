@@ -32,11 +32,11 @@ def print_views(title: str, counts: str, views: Sequence[SampleView]) -> None:
 def _table(view: SampleView) -> Table:
     """Questions left, answers right; captions over the whole width."""
     table = Table.grid(padding=(0, 2), expand=True)
-    answered = any(answer for _, answer in view.said)
+    answered = any(answer for _, answer in view.annotations)
     table.add_column(ratio=3)
     if answered:
         table.add_column(ratio=2)
-    for text, answer in view.said:
+    for text, answer in view.annotations:
         cells = [Text(text)] + ([Text(answer, "green")] if answered else [])
         table.add_row(*cells)
     return table

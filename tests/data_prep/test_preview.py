@@ -1,4 +1,4 @@
-"""Samples are shown as they are, in the terminal, on a page and in a picture."""
+"""Samples are shown as they are, in the terminal and on a page."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from data_prep.cli import main
 from data_prep.packing.writer import SampleRecord, write_dataset
 from data_prep.preview.command import preview
-from data_prep.preview.sample import answer_of, size_text, text_of, thumbnail
+from data_prep.preview.sample import answer_of, size_text, text_of
 from tests.data_prep.faults import features, grid
 from tests.data_prep.pictures import jpeg, png, rotated_jpeg
+from vlds.data.shards.thumbnail import thumbnail
 
 QUESTION = "Is <b>this</b> & that red?"
 SHARD = "vqav2-train-00001.tar"
@@ -133,16 +133,17 @@ def test_every_kind_has_words(annotation: dict[str, Any], text: str, answer: str
 def test_a_turned_picture_is_shown_upright() -> None:
     data = rotated_jpeg()
     assert size_text(data) == "24x40"
-    image = thumbnail(data)
-    assert image is not None
-    assert image.size == (24, 40)
+    small = thumbnail(data)
+    assert small is not None
+    with Image.open(io.BytesIO(small)) as image:
+        assert image.size == (24, 40)
 
 
 def test_page(shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "sheet.html"
     assert main(["preview", str(shards), "--out", str(out), "--samples", "4"]) == 0
     page = out.read_text("utf-8")
-    assert page.count("<figure>") == 4
+    assert page.count('<figure class="sample">') == 4
     assert "<b>this" not in page
     assert f"{QUESTION} 0-0" in unescape(page)
     assert "http" not in page.replace('http-equiv="', "")
@@ -156,22 +157,7 @@ def test_page(shards: Path, tmp_path: Path) -> None:
     assert 'name="viewport"' in page
 
 
-def test_picture(shards: Path, tmp_path: Path) -> None:
-    out = tmp_path / "sheet.png"
-    assert main(["preview", str(shards), "--out", str(out), "--samples", "6"]) == 0
-    with Image.open(out) as image:
-        assert image.format == "PNG"
-        assert image.width == 4 * 320 + 5 * 24
-        pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
-    dark, red = (pixels.sum(1) < 200).sum(), ((pixels[:, 0] > 150) & (pixels[:, 1] == 40)).sum()
-    assert dark > 1000  # text
-    assert red > 1000  # the gradient of the pictures
-
-
-@pytest.mark.parametrize("ending", ["html", "png"])
-def test_damaged_pictures_and_features_have_a_place(
-    tmp_path: Path, printed: Any, ending: str
-) -> None:
+def test_damaged_pictures_and_features_have_a_place(tmp_path: Path, printed: Any) -> None:
     pair = SampleRecord(
         id="pair",
         members=[("left.jpg", jpeg()), ("right.jpg", jpeg(width=300, height=300)[:-900])],
@@ -182,13 +168,12 @@ def test_damaged_pictures_and_features_have_a_place(
     assert "40x24, 300x300, 1 annotation\n" in printed(str(damaged))
     assert "features 4x3, 1 annotation\n" in printed(str(clip))
     for folder in (damaged, clip):
-        printed(str(folder), "--out", str(tmp_path / f"{folder.name}.{ending}"))
-    if ending == "html":
-        assert (tmp_path / "a.html").read_text().count("cannot be decoded") == 1
-        assert "features 4x3</div>" in (tmp_path / "b.html").read_text()
+        printed(str(folder), "--out", str(tmp_path / f"{folder.name}.html"))
+    assert (tmp_path / "a.html").read_text().count("cannot be decoded") == 1
+    assert "features 4x3</div>" in (tmp_path / "b.html").read_text()
 
 
-@pytest.mark.parametrize("ending", ["", "html", "png"])
+@pytest.mark.parametrize("ending", ["", "html"])
 def test_a_sample_that_cannot_be_read(
     shards: Path, tmp_path: Path, printed: Any, ending: str
 ) -> None:
@@ -198,10 +183,9 @@ def test_a_sample_that_cannot_be_read(
     text = printed(str(shards / SHARD), *out)
     if ending == "html":
         text = (tmp_path / "sheet.html").read_text("utf-8")
-    if ending != "png":
-        assert text.count("cannot be read") == 1
-        assert text.count("wrong checksum") == 1
-        assert "image5" in text
+    assert text.count("cannot be read") == 1
+    assert text.count("wrong checksum") == 1
+    assert "image5" in text
 
 
 @pytest.mark.parametrize(
@@ -211,7 +195,7 @@ def test_a_sample_that_cannot_be_read(
         (["/nothing"], "no such folder"),
         (["/none-train-00000.tar"], "no such shard"),
         (["", "--samples", "0"], "give at least 1"),
-        (["", "--out", "sheet.pdf"], "ends in .html or .png"),
+        (["", "--out", "sheet.png"], "--out sheet.png: a preview is a web page; give a name that"),
     ],
 )
 def test_wrong_use_is_refused(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any, ClassVar
@@ -44,10 +44,21 @@ class Counting(Task):
         texts, known = labelled(predictions, references)
         if not known:
             return {}
-        pairs = zip(texts, known, strict=True)
-        off = [abs(int(text) - int(number)) if text.isdecimal() else inf for text, number in pairs]
-        return {name: sum(n <= most for n in off) / len(off) for name, most in TOLERANCES.items()}
+        return {name: sum(values(name, texts, known)) / len(known) for name in TOLERANCES}
+
+    def example_scores(
+        self, name: str, predictions: Mapping[str, str], references: Mapping[str, Any]
+    ) -> Sequence[float]:
+        """What each question adds to a score: the report makes its intervals of it."""
+        return values(name, *labelled(predictions, references))
 
     def answer_of(self, reference: Any) -> str | None:
         """The number."""
         return str(reference)
+
+
+def values(name: str, texts: Sequence[str], numbers: Sequence[str]) -> list[float]:
+    """1.0 where a text is off by no more than the score allows, else 0.0."""
+    pairs = zip(texts, numbers, strict=True)
+    off = [abs(int(text) - int(number)) if text.isdecimal() else inf for text, number in pairs]
+    return [float(distance <= TOLERANCES[name]) for distance in off]

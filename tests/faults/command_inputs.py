@@ -21,7 +21,7 @@ from tests.report.scored_run import lines_of, vqa_run
 from tests.report.scored_run import write_run as write_scored_run
 from tests.training.world import world_recipe, write_world
 from vlds.config import save_recipe
-from vlds.report.read.scores import Scores, TaskScores, write_scores
+from vlds.evaluation.scores_json import Scored, write_scores
 from vlds.vision import ConvNet
 
 Maker = Callable[["Inputs"], object]
@@ -88,17 +88,9 @@ def make_scored(inputs: Inputs) -> None:
     """Its report is there, and its scores beside another model's."""
     run = vqa_run(inputs.place / "world", inputs.folder("scored", "world") / "run", 3)
     inputs.run("vlds", "report scored/run --resamples 0")
-    column = {"a": {"exact_match": 0.5}, "b": {"exact_match": 0.6}}
-    task = TaskScores(column, examples=3, headline="exact_match")
-    held = {"frozen": 3}
-    scores = Scores(
-        ("a", "b"),
-        {"vqa": task},
-        {"total": 9, "trainable": 3, "percent": 33.3},
-        held,
-        {"training": 3.0},
-    )
-    write_scores(run / "scores.json", scores)
+    compared = {"a": {"exact_match": 0.5}}
+    scored = Scored(None, 3, {"exact_match": 0.6}, headline="exact_match", compared=compared)
+    write_scores(run, {"vqa": scored})
 
 
 def make_of_method(name: str, method: str, layout: str) -> Maker:

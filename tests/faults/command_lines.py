@@ -88,7 +88,7 @@ COMMANDS: tuple[Command, ...] = (
     prep("verify world --workers 1", "world", codes=(0, 1, 2)),
     prep("preview world/vqa", "world", hurt="vqa"),
     prep("preview world/vqa --out out.html", "world", hurt="vqa"),
-    prep("preview world/caption --out out.png", "world", hurt="caption"),
+    prep("preview world/caption --out out.html", "world", hurt="caption"),
     prep("simulate-order world/vqa world/caption --steps 5", "world"),
 )  # fmt: skip
 

@@ -6,13 +6,14 @@ import random
 
 import pytest
 
+from vlds.metrics.exact_match import mean
 from vlds.metrics.gqa_scores import (
     Question,
+    among,
     consistency,
     distribution,
     gqa_scores,
     reasoning_steps,
-    share_among,
 )
 
 
@@ -128,5 +129,5 @@ def test_what_two_things_have_in_common_stands_in_no_file() -> None:
     choices = [["red"], ["red"], ["yes"]]
     kinds = ["compareCommon", None, "verify"]
     # "Common" in the detailed type: color, material and shape alone are valid, whatever the file.
-    assert share_among(["material", "red", "no"], choices, kinds) == pytest.approx(2 / 3)
-    assert share_among(["red", "red", "yes"], choices, kinds) == pytest.approx(2 / 3)
+    assert mean(among(["material", "red", "no"], choices, kinds)) == pytest.approx(2 / 3)
+    assert mean(among(["red", "red", "yes"], choices, kinds)) == pytest.approx(2 / 3)

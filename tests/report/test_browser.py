@@ -13,6 +13,7 @@ from tests.report.browser import PROGRAM, visit
 from tests.report.scored_run import Runs
 from tests.report.test_explorer import HOSTILE, sure
 from tests.report.test_page import evil, run
+from vlds.report.read.inputs import read_run
 from vlds.report.render.write import write_report
 
 __all__ = ["evil", "run", "sure"]
@@ -34,7 +35,7 @@ def test_it_is_quiet_fetches_nothing_and_fits(
     long_name = shutil.copytree(runs.second, tmp_path / ("a_name_without_a_blank_" * 5))
     sweep = [shutil.copytree(runs.first, tmp_path / f"run-{n}") for n in range(9)]
     for folders in ([run], [evil], [runs.first, runs.second, run, evil, long_name, *sweep]):
-        page, _ = write_report(folders, tmp_path / "out")
+        page = write_report([read_run(folder) for folder in folders], tmp_path / "out")
         seen = visit(page.as_uri(), HEADING, WIDTH, OPEN_ALL, WIDTH, PICTURES, width=width)
         heading, folded, _, unfolded, pictures = seen.values
         assert heading == (folders[0].name if len(folders) == 1 else "14 runs")
@@ -48,7 +49,7 @@ def test_it_is_quiet_fetches_nothing_and_fits(
 def test_it_shows_pictures_and_curves_in_light_and_dark(
     run: Path, tmp_path: Path, dark: bool
 ) -> None:
-    page, _ = write_report([run], tmp_path)
+    page = write_report([read_run(run)], tmp_path)
     seen = visit(page.as_uri(), width=1200, dark=dark)
     with Image.open(BytesIO(seen.screenshot)) as image:
         colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 24) or []}
@@ -77,7 +78,7 @@ def fill(id_: str, value: str, event: str) -> str:
 def test_predictions_are_filtered_and_searched(
     sure: Path, tmp_path: Path, width: int, dark: bool
 ) -> None:
-    page, _ = write_report([sure], tmp_path)
+    page = write_report([read_run(sure)], tmp_path)
     seen = visit(
         page.as_uri(), COUNT, "document.getElementById('after').click()", COUNT,
         fill("task", "vqa", "change"), fill("show", "wrong", "change"), COUNT,
@@ -95,7 +96,7 @@ def test_predictions_are_filtered_and_searched(
 
 
 def test_all_but_the_filters_is_there_without_script(sure: Path, tmp_path: Path) -> None:
-    page, _ = write_report([sure], tmp_path)
+    page = write_report([read_run(sure)], tmp_path)
     shown = [IS_SHOWN.format(part) for part in (".linear", ".log", "#explorer", "noscript")]
     switch = "document.getElementById('loss-log').checked = true"
     seen = visit(page.as_uri(), *shown, switch, *shown[:2], HEADING, PICTURES, scripts=False)

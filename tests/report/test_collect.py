@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import pkgutil
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from tests.report.scored_run import (
 )
 from tests.training.test_clips import clip_recipe
 from tests.training.world import world_recipe
+from vlds.cli.commands import run_command
 from vlds.config import load_recipe, save_recipe
 from vlds.methods import Adapter, LoRA
 from vlds.report.compute.bootstrap import groups_of, interval_of_difference, interval_of_mean
@@ -45,7 +48,7 @@ def test_a_run_has_scores_intervals_and_facts(runs: Runs) -> None:
     vqa = run.results["vqa"]
     right = vqa.examples - len(range(1, vqa.examples, 3))
     assert vqa.examples == 48
-    assert (vqa.headline, vqa.step) == ("exact_match", 10)
+    assert (vqa.headline, vqa.predictions.step) == ("exact_match", 10)
     assert vqa.value == run.score("vqa", "exact_match") == right / 48
     assert vqa.interval is not None
     assert vqa.interval.low < vqa.value < vqa.interval.high
@@ -74,7 +77,7 @@ def test_pictures_are_drawn_with_all_their_questions(runs: Runs, tmp_path: Path)
     first, second = (run.results["vqa"] for run in report.runs.values())
     assert first.values is not None
     assert second.values is not None
-    names = [key[1:].partition("-")[0] for key in sorted(first.references)]
+    names = [key[1:].partition("-")[0] for key in sorted(first.predictions.references)]
     groups = groups_of(names)
     assert len(set(names)) == 24
     assert first.interval == interval_of_mean(first.values, groups)
@@ -185,7 +188,7 @@ def test_a_killed_run(runs: Runs, tmp_path: Path) -> None:
     (run / "predictions" / "step-00000010").rename(run / "predictions" / "step-00000004")
     found = collect([run]).only
     assert found.stopped == "7 of 10 steps"
-    assert found.results["vqa"].step == 4
+    assert found.results["vqa"].predictions.step == 4
     assert found.results["vqa"].interval is not None
 
 
@@ -207,12 +210,12 @@ def test_cut_predictions_give_no_score(
     assert found.score("vqa", "exact_match") == (None if step is None else pytest.approx(2 / 3))
     (note,) = found.notes
     what = {30: "holds 30 of 48 examples", 0: "vqa.jsonl is empty"}.get(
-        cut, f"line {int(cut) + 1} is cut or no JSON"
+        cut, f"line {int(cut) + 1} is cut or not JSON"
     )
     assert what in note
     assert "No scores of vqa's newest predictions" in note
     assert "evaluate the run again, with `vlds evaluate --run`" in note
-    assert {entry.task for entry in found.run.gallery} == {"caption"}
+    assert {entry.task for entry in found.inputs.gallery} == {"caption"}
     assert what in markdown(collect([run]))
 
 
@@ -223,7 +226,7 @@ def test_a_run_that_was_never_evaluated(runs: Runs, tmp_path: Path) -> None:
     (run / "metrics.jsonl").write_text("\n".join(lines[:-1]) + "\n")
     found = collect([run], pictures=True)
     assert (found.headlines, found.only.results, found.only.notes) == ([], {}, [])
-    assert found.only.run.losses["vqa"][0] == (1, 2.0)
+    assert found.only.inputs.losses["vqa"][0] == (1, 2.0)
 
 
 def test_a_run_that_vlds_evaluate_alone_has_scored(runs: Runs, tmp_path: Path) -> None:
@@ -232,7 +235,7 @@ def test_a_run_that_vlds_evaluate_alone_has_scored(runs: Runs, tmp_path: Path) -
     run = write_run(tmp_path / "run", recipe, lines, step=None)
     found = collect([run]).only
     assert found.results["vqa"].scores == score(recipe, lines)["vqa"]
-    assert found.results["vqa"].step is None
+    assert found.results["vqa"].predictions.step is None
     assert found.facts["scores of"] == "predictions"
     assert found.score("vqa", "exact_match") == found.results["vqa"].value
     (run / "metrics.jsonl").unlink()
@@ -249,11 +252,11 @@ def test_results_on_test_data_stand_beside_the_others(runs: Runs, tmp_path: Path
     found = collect([run], pictures=True).only
     assert list(found.results) == ["vqa", "vqa.test", "caption"]
     result = found.results["vqa.test"]
-    assert (result.headline, result.step) == ("exact_match", None)
+    assert (result.headline, result.predictions.step) == ("exact_match", None)
     assert found.score("vqa.test", "exact_match") == result.value == 36 / 48
     assert found.score("vqa", "exact_match") == found.results["vqa"].value != result.value
     assert result.interval is not None
-    shown = [entry for entry in found.run.gallery if entry.task == "vqa.test"]
+    shown = [entry for entry in found.inputs.gallery if entry.task == "vqa.test"]
     assert len(shown) == 6
     assert "vqa.test exact_match" in markdown(collect([run]))
     scores = Scores(["run"], {"gqa.test": TaskScores({"run": {"distribution": 1.0}})})
@@ -273,9 +276,9 @@ def test_the_newest_predictions_count(runs: Runs, tmp_path: Path, age: int) -> N
     when = trained.stat().st_mtime + age
     os.utime(later, (when, when))
     found = collect([run]).only
-    assert found.results["vqa"].step == (10 if age < 0 else None)
+    assert found.results["vqa"].predictions.step == (10 if age < 0 else None)
     assert found.score("vqa", "exact_match") == pytest.approx(2 / 3 if age < 0 else 0.5)
-    assert found.results["caption"].step == 10
+    assert found.results["caption"].predictions.step == 10
 
 
 def test_a_task_without_labels_has_no_scores(runs: Runs, tmp_path: Path) -> None:
@@ -284,7 +287,7 @@ def test_a_task_without_labels_has_no_scores(runs: Runs, tmp_path: Path) -> None
     run = write_run(tmp_path / "run", recipe, {"vqa": unlabelled}, scores={"vqa": {}})
     report = collect([run], pictures=True)
     assert (report.only.results, report.headlines) == ({}, [])
-    assert {entry.correct for entry in report.only.run.gallery} == {None}
+    assert {entry.correct for entry in report.only.inputs.gallery} == {None}
 
 
 def test_predictions_of_other_scores_have_no_interval(runs: Runs, tmp_path: Path) -> None:
@@ -361,7 +364,7 @@ def test_the_gallery_shows_what_was_asked_and_said(runs: Runs, tmp_path: Path) -
     file = run / "predictions" / "step-00000010" / "vqa.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     write_lines(file, [line | {"confidence": n / 50} for n, line in enumerate(lines)])
-    gallery = collect([run], pictures=True).only.run.gallery
+    gallery = collect([run], pictures=True).only.inputs.gallery
     asked = [entry for entry in gallery if entry.task == "vqa"]
     said = {line["id"]: (line["prediction"], n / 50) for n, line in enumerate(lines)}
     assert len(asked) == 6
@@ -382,7 +385,7 @@ def test_of_a_long_text_the_mean_over_its_tokens_counts(runs: Runs, tmp_path: Pa
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     write_lines(file, [line | {"confidence": 0.001, "token_confidence": 0.87} for line in lines])
     for made in (True, False):  # then read back
-        gallery = collect([run], pictures=made).only.run.gallery
+        gallery = collect([run], pictures=made).only.inputs.gallery
         described = [entry for entry in gallery if entry.task == "caption"]
         assert [entry.confidence for entry in described] == [0.87] * 6
 
@@ -395,18 +398,18 @@ def test_stored_features_are_shown_without_pictures(runs: Runs, tmp_path: Path) 
     found = collect([run], pictures=True).only
     assert found.notes == []
     assert found.results["tvqa"].interval is not None
-    assert [len(entry.images) for entry in found.run.gallery] == [0] * 6
-    assert all("[Choices] a0: red." in entry.prompt for entry in found.run.gallery)
+    assert [len(entry.images) for entry in found.inputs.gallery] == [0] * 6
+    assert all("[Choices] a0: red." in entry.prompt for entry in found.inputs.gallery)
 
 
 def test_data_that_moved_leave_the_earlier_gallery(runs: Runs, tmp_path: Path) -> None:
     world = copy(runs.world, tmp_path / "world")
     run = vqa_run(world, tmp_path / "run", 3)
     before = collect([run], pictures=True).only
-    assert (len(before.run.gallery), before.notes) == (6, [])
+    assert (len(before.inputs.gallery), before.notes) == (6, [])
     shutil.rmtree(world / "vqa")
     after = collect([run], pictures=True).only
-    assert after.run.gallery == before.run.gallery
+    assert after.inputs.gallery == before.inputs.gallery
     (note,) = after.notes
     assert note.startswith("No new samples to look at: ")
     assert str(world / "vqa") in note
@@ -448,6 +451,32 @@ def test_runs_of_one_name_are_told_apart(runs: Runs, tmp_path: Path) -> None:
         f"{runs.first.parent.name}/first",
     ]
     assert list(collect([one, runs.first]).runs) == ["run", "first"]
+
+
+def test_each_file_is_read_once(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the whole command: for scores, gallery, explorer, curves and facts together."""
+    read: list[str] = []
+    for place in ("predictions.read_text", "inputs.read_text", "inputs.read_metric_lines"):
+        name = f"vlds.report.read.{place}"
+        original = pkgutil.resolve_name(name)
+
+        def noted(path: Path, *more: Any, original: Any = original, **named: Any) -> Any:
+            read.append(path.name)
+            return original(path, *more, **named)
+
+        monkeypatch.setattr(name, noted)
+    run = copy(runs.first, tmp_path / "run")
+    assert run_command(["report", str(run), "--resamples", "20"]) == 0
+    assert sorted(read) == ["caption.jsonl", "metrics.jsonl", "recipe.yaml", "vqa.jsonl"]
+
+
+def test_predictions_of_other_data_alone_need_no_gallery(runs: Runs, tmp_path: Path) -> None:
+    run = vqa_run(runs.world, tmp_path / "run", 3)
+    (run / "predictions" / "step-00000010").rename(run / "predictions" / "mine-test@00")
+    found = collect([run], pictures=True).only
+    assert (list(found.results), found.notes) == (["vqa on mine-test"], [])
 
 
 def test_wrong_folders_are_errors_before_any_work(runs: Runs, tmp_path: Path) -> None:

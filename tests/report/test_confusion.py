@@ -10,7 +10,6 @@ from vlds.report.compute.answers import Answered, TaskAnswers
 from vlds.report.compute.collect import collect
 from vlds.report.render.confusion import MOST_PAIRS, confusions
 from vlds.report.render.page import build_page
-from vlds.tasks import VQA
 
 
 def answers(*pairs: tuple[str, str]) -> TaskAnswers:
@@ -19,7 +18,7 @@ def answers(*pairs: tuple[str, str]) -> TaskAnswers:
         str(number): Answered(answer, answer, (), said, said == answer, None)
         for number, (answer, said) in enumerate(pairs)
     }
-    return TaskAnswers("vqa", VQA(), (), examples)
+    return TaskAnswers("vqa", (), examples)
 
 
 def test_a_matrix_and_the_most_frequent_pairs() -> None:

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.report.toy_run import SCORES, TASKS, make_run
+from tests.report.toy_run import COLUMNS, SCORES, STORED, TASKS, make_run
 from vlds.cli.commands import run_command
+from vlds.data.shards.thumbnail import THUMBNAIL_SIZE
 from vlds.evaluation.result import Evaluation, leave
-from vlds.report.read.inputs import headlines_of, read_run
-from vlds.report.read.samples import THUMBNAIL_SIZE, GalleryEntry, read_gallery, write_gallery
-from vlds.report.read.scores import read_scores, write_scores
+from vlds.evaluation.scores_json import read_scores, write_scores
+from vlds.report.read.inputs import headlines_of, read_run, tree_of
+from vlds.report.read.samples import GalleryEntry, read_gallery, write_gallery
+from vlds.report.read.scores import scores_of
 from vlds.report.render.write import report_text
 
 
@@ -26,14 +28,25 @@ def sample(**fields: Any) -> str:
 
 
 def test_scores_survive_writing_and_reading(tmp_path: Path) -> None:
-    write_scores(tmp_path / "scores.json", SCORES)
-    read = read_scores(tmp_path / "scores.json")
+    write_scores(tmp_path, STORED)
+    assert read_scores(tmp_path) == STORED
+    read = scores_of(read_scores(tmp_path), "adapters")
     assert list(read.columns) == list(SCORES.columns)
     assert read.tasks == SCORES.tasks
-    assert read.trainable == SCORES.trainable
-    assert (
-        json.loads((tmp_path / "scores.json").read_text())["tasks"]["caption"]["majority"] is None
-    )
+    tree = json.loads((tmp_path / "scores.json").read_text())
+    assert "majority" not in tree["caption"]["compared"]
+
+
+def test_an_earlier_form_is_read(tmp_path: Path) -> None:
+    """As `vlds demo` wrote it: a column a model, and facts that metrics.jsonl has too."""
+    tasks = {
+        task: {label: entry.by_column.get(label) for label in COLUMNS}
+        | {"examples": entry.examples, "data": entry.data, "headline": entry.headline}
+        for task, entry in SCORES.tasks.items()
+    }
+    tree = {"columns": COLUMNS, "tasks": tasks, "trainable": {}, "bytes_per_rank": {"frozen": 1}}
+    (tmp_path / "scores.json").write_text(json.dumps(tree))
+    assert read_scores(tmp_path) == STORED
 
 
 def test_a_whole_run(tmp_path: Path) -> None:
@@ -42,6 +55,7 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert len(run.losses["vqa"]) == 30
     assert run.score_curves["gqa"] == [(100, 0.25), (200, 0.5), (300, 0.75)]
     assert run.scores.tasks["vqa"].metrics[0] == "vqa_accuracy"
+    assert run.scores.trainable == SCORES.trainable
     assert len(run.gallery) == 4
     assert run.recipe is not None
 
@@ -52,8 +66,8 @@ def test_what_scores_json_lacks_comes_from_the_metrics(tmp_path: Path) -> None:
     scores = read_run(folder).scores
     assert scores.columns == ["run"]
     assert scores.tasks["vqa"].by_column == {"run": {"first": 0.9, "vqa_accuracy": 0.75}}
-    assert scores.bytes_per_rank == {"frozen": 1}
-    assert scores.samples_per_second == {"training": 855.0}
+    assert scores.bytes_per_rank == SCORES.bytes_per_rank
+    assert scores.samples_per_second == pytest.approx(SCORES.samples_per_second)
 
 
 def test_the_recipe_says_which_score_stands_for_a_task(tmp_path: Path) -> None:
@@ -64,8 +78,8 @@ def test_the_recipe_says_which_score_stands_for_a_task(tmp_path: Path) -> None:
     read = read_run(folder)
     assert read.scores.tasks["vqa"].metrics == ["first", "vqa_accuracy"]
     assert read.score_curves["vqa"] == [(100, 0.9), (200, 0.9), (300, 0.9)]
-    assert headlines_of(recipe) == {"vqa": "first"}
-    assert headlines_of("tasks: {vqa: {") == headlines_of(None) == {}
+    assert headlines_of(tree_of(recipe)) == {"vqa": "first"}
+    assert tree_of("tasks: {vqa: {") == tree_of(None) == {}
 
 
 @pytest.mark.parametrize(
@@ -76,7 +90,7 @@ def test_the_recipe_says_which_score_stands_for_a_task(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_a_recipe_of_another_shape_names_no_score(recipe: str, tmp_path: Path) -> None:
-    assert headlines_of(recipe) == {}
+    assert headlines_of(tree_of(recipe)) == {}
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "scores": {"a": {"f1": 0.5}}}')
     (tmp_path / "recipe.yaml").write_bytes(recipe.encode() + b"\xff")
     assert read_run(tmp_path).scores.tasks["a"].metrics == ["f1"]
@@ -129,9 +143,14 @@ def test_a_gallery_of_another_shape_is_named(tmp_path: Path, text: str, complain
         read_run(tmp_path)
 
 
+def scored(**fields: Any) -> str:
+    """Scores of one task, with these fields."""
+    return json.dumps({"vqa": {"data": None, "examples": 3, "scores": {}} | fields})
+
+
 def compared(**fields: Any) -> str:
-    """Scores of one model beside no other, with these fields."""
-    return json.dumps({"columns": ["a"], "tasks": {}} | fields)
+    """Scores in the earlier form, of one model beside no other, with these fields."""
+    return json.dumps({"columns": ["a"], "tasks": {"vqa": {}}} | fields)
 
 
 def test_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
@@ -145,14 +164,23 @@ def test_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
     ("text", "complaint"),
     [
         ("{", "is not JSON"),
-        ('{"a": 1}', r"holds no scores as .* \(KeyError\('columns'\)\); write it anew"),
+        (
+            '{"a": 1}',
+            r"holds no scores as .*must be a mapping, not int.*; write it again, or remove",
+        ),
         ("[1]", "holds no scores as"),
-        ('{"columns": ["a"], "tasks": {"vqa": 3}}', "holds no scores as"),
-        (compared(columns=["a", {}]), r"holds no scores as .*\(\"columns: \['a', \{\}\]\"\)"),
-        (compared(trainable=[1]), r"holds no scores as .*trainable: \[1\]"),
-        (compared(trainable={"total": 1}), r"holds no scores as .*trainable: \{'total': 1\}"),
-        (compared(bytes_per_rank={"frozen": "x"}), "holds no scores as .*bytes_per_rank: "),
-        (compared(tasks={"vqa": {"a": {"f1": "x"}}}), r"holds no scores as .*vqa\.a: \{'f1': 'x'"),
+        ('{"vqa": {"scores": {}}}', "holds no scores as .*missing 2 required"),
+        (scored(odd=1), "holds no scores as .*unexpected keyword argument 'odd'"),
+        (scored(data=3), "holds no scores as .*vqa.data: 3"),
+        (scored(examples="x"), "holds no scores as .*vqa.examples: 'x'"),
+        (scored(scores={"f1": "x"}), r"holds no scores as .*vqa\.scores: \{'f1': 'x'"),
+        (scored(headline=3), r"holds no scores as .*vqa\.headline: 3"),
+        (scored(compared=[1]), r"holds no scores as .*vqa\.compared: \[1\]"),
+        (scored(compared={"a": {"f1": "x"}}), r"holds no scores as .*vqa\.compared: \{'a': "),
+        (compared(tasks={"vqa": 3}), "holds no scores as"),
+        (compared(columns=[]), "holds no scores as"),
+        (compared(columns=["a", {}]), "holds no scores as .*unhashable"),
+        (compared(tasks={"vqa": {"a": {"f1": "x"}}}), r"holds no scores as .*vqa\.scores: \{'f1'"),
         (compared(tasks={"vqa": {"headline": 3}}), r"holds no scores as .*vqa\.headline: 3"),
         (compared(tasks={"vqa": {"examples": "x"}}), r"holds no scores as .*vqa\.examples: 'x'"),
     ],
@@ -170,7 +198,7 @@ def test_what_an_evaluation_wrote_can_be_shown(tmp_path: Path) -> None:
     read = read_run(tmp_path / "p8").scores
     assert list(read.columns) == ["p8"]
     assert read.tasks["vqa"].by_column == {"p8": scores}
-    text = report_text([tmp_path / "p8"], "md", 0)
+    text = report_text([read_run(tmp_path / "p8")], "md", 0)
     assert "vqa_accuracy" in text
     assert "50.0" in text or "0.5" in text
 

@@ -116,7 +116,7 @@ def test_texts_do_not_leave_the_data_of_the_script(evil: Path) -> None:
 
 def test_what_a_model_says_is_text(evil: Path) -> None:
     page = Reader(page_of(evil, pictures=True))
-    shown = [entry.prediction for entry in collect([evil]).only.run.gallery]
+    shown = [entry.prediction for entry in collect([evil]).only.inputs.gallery]
     assert len(set(shown)) > 4
     for said in shown:
         assert visible(said).strip() in page.text
@@ -138,7 +138,7 @@ def test_names_of_folders_are_text_too(runs: Runs, tmp_path: Path) -> None:
 
 def test_long_texts_are_folded_and_whole(evil: Path) -> None:
     page = Reader(page_of(evil, pictures=True))
-    long = [s.prediction for s in collect([evil]).only.run.gallery if len(s.prediction) > 220]
+    long = [s.prediction for s in collect([evil]).only.inputs.gallery if len(s.prediction) > 220]
     assert long
     for said in long:
         assert said in page.text

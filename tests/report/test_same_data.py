@@ -83,7 +83,7 @@ def test_evaluations_of_other_data_stand_beside_the_runs_own(runs: Runs, tmp_pat
     (run / "predictions" / "mine-test@00").mkdir()
     write_predictions(run / "predictions" / "mine-test@00" / "vqa.jsonl", lines)
     results = collect([run]).only.results
-    assert {name: result.data for name, result in results.items()} == {
+    assert {name: result.predictions.data for name, result in results.items()} == {
         "vqa": OWN,
         "vqa on mine-test": OTHER,
     }

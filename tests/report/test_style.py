@@ -6,11 +6,11 @@ import re
 
 import pytest
 
-from vlds.report.render.templating import TEMPLATES
+from vlds.runtime.templating import SHARED
 
 LIGHT, DARK = (
     dict(re.findall(r"--(\w+): (#\w{6});", block))
-    for block in re.findall(r":root \{([^}]*#[^}]*)\}", (TEMPLATES / "style.css").read_text())
+    for block in re.findall(r":root \{([^}]*#[^}]*)\}", (SHARED / "style.css").read_text())
 )
 
 

@@ -7,12 +7,13 @@ from rich.console import Console
 
 from tests.report.toy_run import COLUMNS, SCORES, TASKS
 from vlds.report.numbers import bytes_text, thinned, tick_text, ticks
+from vlds.report.render.table import terminal_table
 from vlds.report.render.tables import summary_table
 
 
 def test_the_summary_fits_eighty_columns() -> None:
     console = Console(width=80, record=True, color_system=None)
-    console.print(summary_table(SCORES))
+    console.print(terminal_table(summary_table(SCORES)))
     lines = console.export_text().splitlines()
     assert len(lines) == 1 + len(TASKS)
     assert all(label in lines[0] for label in COLUMNS)

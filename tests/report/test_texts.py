@@ -15,9 +15,11 @@ from tests.report.scored_run import Runs
 from tests.report.toy_run import COLUMNS, SCORES, make_run
 from vlds.cli.commands import run_command
 from vlds.report.compute.baselines import FREQUENT
-from vlds.report.compute.collect import Report, collect
+from vlds.report.compute.collect import collect
+from vlds.report.compute.report import Report
 from vlds.report.compute.results import Difference
-from vlds.report.render.markdown import cell, markdown
+from vlds.report.render.markdown import markdown
+from vlds.report.render.table import markdown_text
 from vlds.report.render.tidy import csv_text
 
 ENDS = ("value", "low", "high")
@@ -95,7 +97,7 @@ def test_csv_reads_back_to_the_last_digit(runs: Runs) -> None:
 
 
 def test_models_beside_a_run_have_rows_of_their_own(tmp_path: Path) -> None:
-    rows = csv.DictReader(StringIO(csv_text(collect([make_run(tmp_path / "run")]))))
+    rows = csv.DictReader(StringIO(csv_text(collect([make_run(tmp_path / "adapters")]))))
     scores = {(r["model"], r["task"], r["name"]): float(r["value"]) for r in rows if r["task"]}
     assert {model for model, *_ in scores} == set(COLUMNS)
     for task, entry in SCORES.tasks.items():
@@ -104,9 +106,9 @@ def test_models_beside_a_run_have_rows_of_their_own(tmp_path: Path) -> None:
 
 
 def test_markdown_cells_hold_any_text() -> None:
-    assert cell("a|b\nc") == r"a\|b c"
-    assert cell("<b>*x*</b> `y`") == r"\<b>\*x\*\</b> \`y\`"
-    assert cell("vqa_accuracy [0.1, 0.2]") == "vqa_accuracy [0.1, 0.2]"
+    assert markdown_text("a|b\nc") == r"a\|b c"
+    assert markdown_text("<b>*x*</b> `y`") == r"\<b>\*x\*\</b> \`y\`"
+    assert markdown_text("vqa_accuracy [0.1, 0.2]") == "vqa_accuracy [0.1, 0.2]"
 
 
 def test_texts_go_to_the_terminal_or_a_folder(

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from vlds.runtime.shown import escape, visible
+from vlds.runtime.shown import visible
+from vlds.runtime.templating import environment
 from vlds.runtime.terminal import tell
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,7 +41,8 @@ def test_hidden_characters_are_escapes(
 
 
 def test_html_is_escaped_as_well() -> None:
-    assert escape("<b>\u202e&") == r"&lt;b&gt;\u202e&amp;"
+    template = environment(ROOT).from_string("{{ text }}")
+    assert template.render(text="<b>\u202e&") == r"&lt;b&gt;\u202e&amp;"
 
 
 def test_a_traceback_is_text_too() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vlds.metrics import coco_package
-from vlds.report.compute.example_values import example_values, mean_of
+from vlds.report.compute.results import example_values, mean_of
 from vlds.schema import Sample
 from vlds.tasks import Caption, VideoCaption
 

@@ -157,3 +157,23 @@ def test_files_stay_small() -> None:
     for cls in TASKS:
         lines = Path(inspect.getfile(cls)).read_text("utf-8").count("\n")
         assert lines <= 120, f"{cls.__name__} takes {lines} lines"
+
+
+NO_MEANS = {"consistency", "consistency_by_text", "distribution"}
+
+
+def test_each_example_adds_to_a_score_or_it_is_not_a_mean(task: Task) -> None:
+    """Right and wrong predictions: the mean of the values is the score, also of a table's cell."""
+    for kind in task.kinds:
+        examples = evaluation_examples(task, sample_of(kind))
+        references = {example.id: example.reference for example in examples} | {"unknown": None}
+        predictions = {example.id: example.target or "" for example in examples}
+        predictions |= {examples[0].id: "wrong", "unknown": ""}
+        scores = task.score(predictions, references)
+        assert scores
+        for name, score in scores.items():
+            values = task.example_scores(name, predictions, references)
+            assert (values is None) == (name in NO_MEANS), name
+            if values is not None:
+                assert len(values) == len(examples)
+                assert np.nanmean(values) == pytest.approx(score), name

@@ -17,8 +17,8 @@ from tests.rank_pool import RankPool
 from tests.training.launched import Launch, last_step
 from tests.training.world import world_recipe
 from vlds.config import Recipe
-from vlds.report.read.inputs import read_metrics
 from vlds.runtime.manifest import damage
+from vlds.runtime.metrics_file import read_metric_lines
 from vlds.training import checkpoint
 from vlds.training.loop import train
 from vlds.training.states import newest
@@ -84,7 +84,7 @@ def test_under_torchrun(number: signal.Signals, whole: Recipe, tmp_path: Path) -
     losses = [
         {
             line["step"]: line["loss"]
-            for line in read_metrics(folder / "metrics.jsonl")
+            for _, line in read_metric_lines(folder / "metrics.jsonl").lines
             if "loss" in line
         }
         for folder in (stopped.run, Path(whole.output))

@@ -206,7 +206,7 @@ def predict(arguments: list[str]) -> int:
     check_split(options)
     if options.serve or options.port is not None:
         check_serve(options)
-        from vlds.serve import serve
+        from vlds.serve.server import serve
 
         return serve(options.run, 8000 if options.port is None else options.port, changes)
     from vlds.inference import predict_one, predict_sets
@@ -264,7 +264,7 @@ def convert(arguments: list[str]) -> int:
 
 
 def report(arguments: list[str]) -> int:
-    """Show runs: a page and a picture, or tables for a paper."""
+    """Show runs: a page, or tables for a paper."""
     parser = command_parser("report")
     parser.add_argument(
         "runs", type=Path, nargs="+", metavar="RUN",
@@ -272,7 +272,7 @@ def report(arguments: list[str]) -> int:
     )  # fmt: skip
     parser.add_argument(
         "--format", choices=("html", "md", "csv"), default="html",
-        help="html: report.html and report.png; md: a table to paste; csv: one number a row, "
+        help="html: report.html, one page; md: a table to paste; csv: one number a row, "
         "unrounded; default: html",
     )  # fmt: skip
     parser.add_argument(
@@ -287,19 +287,14 @@ def report(arguments: list[str]) -> int:
     if options.resamples < 0:
         raise ValueError(f"--resamples: got {options.resamples}; give 0 or more")
     from vlds.report.read.inputs import find_runs
-    from vlds.report.render.write import report_text, write_report, write_text
+    from vlds.report.render.write import report_text, write_report
 
     runs, strangers = find_runs(options.runs)
-    out = options.out
-    if options.format == "html":
-        written = write_report(runs, out or runs[0], options.resamples)
-    elif out is not None:
-        written = write_text(runs, out, options.format, options.resamples)
-    else:
+    out = options.out or (runs[0].folder if options.format == "html" else None)
+    if out is None:
         tell(report_text(runs, options.format, options.resamples), end="")
-        written = []
-    for path in written:
-        tell(path)
+    else:
+        tell(write_report(runs, out, options.format, options.resamples))
     for error in strangers:
         complain("vlds report: left out", error)
     return 2 if strangers else 0

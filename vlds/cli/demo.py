@@ -13,18 +13,18 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from vlds.evaluation.scores_json import SCORES, Scored, write_scores
 from vlds.launch.supervisor import grace_from_environment, signals_collected, supervise
-from vlds.report.compute.baselines import FREQUENT, FROZEN
 from vlds.report.compute.collect import collect
 from vlds.report.read.inputs import read_run
 from vlds.report.read.samples import GalleryEntry
-from vlds.report.read.scores import Scores, write_scores
+from vlds.report.render.table import terminal_table
 from vlds.report.render.tables import summary_table
 from vlds.report.render.write import write_report
 from vlds.runtime.process_end import Interrupted
@@ -70,9 +70,9 @@ def run_demo(out: Path, seed: int, ranks: int) -> int:
     except Interrupted as error:
         tell(f"vlds demo: ended by {error.signal_name}; start it again: it goes on", error=True)
         return error.exit_code
-    write_scores(adapters / "scores.json", collect_scores(out))
-    pages = write_report([adapters], adapters)
-    show(out, pages, time.monotonic() - started)
+    write_scores(adapters, collect_scores(out))
+    page = write_report([read_run(adapters)], adapters)
+    show(out, page, time.monotonic() - started)
     return 0
 
 
@@ -170,24 +170,28 @@ def run_stage(stage: Stage, number: str) -> None:
     tell(f"({time.monotonic() - started:.0f} s)", flush=True)
 
 
-def collect_scores(out: Path) -> Scores:
-    """Scores of the most frequent answer, the frozen model, the control and the adapters beside
-    each other."""
-    (out / "adapters" / "scores.json").unlink(missing_ok=True)  # an earlier one would be read
+def collect_scores(out: Path) -> dict[str, Scored]:
+    """Scores of the adapters, compared with the most frequent answer, the frozen model and the
+    control."""
+    (out / "adapters" / SCORES).unlink(missing_ok=True)  # an earlier one would be read
     adapters, control = collect([out / "adapters", out / "control"], resamples=0).runs.values()
-    tasks = {
-        name: replace(entry, by_column={**entry.by_column, CONTROL: control.results[name].scores})
-        for name, entry in adapters.scores.tasks.items()
-    }
-    return replace(adapters.scores, columns=(FREQUENT, FROZEN, CONTROL, "adapters"), tasks=tasks)
+    scored = {}
+    for name, entry in adapters.scores.tasks.items():
+        compared = dict(entry.by_column)
+        own = compared.pop(adapters.scores.columns[-1])
+        compared[CONTROL] = control.results[name].scores
+        scored[name] = Scored(entry.data, entry.examples, own, entry.headline, compared)
+    return scored
 
 
-def show(out: Path, pages: list[Path], seconds: float) -> None:
+def show(out: Path, page: Path, seconds: float) -> None:
     """Tables and where things are."""
     console = Console()
     run = read_run(out / "adapters")
     console.rule("[bold]scores on unseen pictures of the shifted world", align="left")
-    console.print(summary_table(run.scores))
+    tasks = run.scores.tasks.items()
+    data = ", ".join(f"{name}: {task.data_name}" for name, task in tasks if task.data_name)
+    console.print(terminal_table(summary_table(run.scores), f"data: {data}" if data else ""))
     facts = run.scores
     held = "  ".join(f"{name} {value:,}" for name, value in facts.bytes_per_rank.items())
     speed = facts.samples_per_second.get("training", 0)
@@ -197,7 +201,7 @@ def show(out: Path, pages: list[Path], seconds: float) -> None:
         f"training {speed:,.0f} examples/s; all of it {seconds:.0f} s",
         highlight=False,
     )
-    tell(f"pages: {pages[0]}  {pages[1]}")
+    tell(f"report: {page}")
     tell(f"the tuned model: {out / 'tuned'}")
     if right := first_right_caption(run.gallery):
         words = vlds("predict", "--run", run.folder, "--task", "caption")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from vlds.data.errors import BadSample
 from vlds.data.streams.source import Source
+from vlds.evaluation.scores_json import Scored, write_scores
 from vlds.metrics.tables import plain
 from vlds.runtime.terminal import tell
 from vlds.runtime.whole_file import write_whole
@@ -141,7 +142,7 @@ class Evaluation:
 
 
 def leave(evaluations: Sequence[Evaluation], folder: Path, *, scores: bool) -> None:
-    """Say what was found, and write predictions and scores.json: task -> data, examples, scores.
+    """Say what was found, and write predictions and scores.json.
 
     Errors: CannotWrite; then all has been said.
     """
@@ -152,14 +153,6 @@ def leave(evaluations: Sequence[Evaluation], folder: Path, *, scores: bool) -> N
     if not evaluations:
         return
     if scores:
-        tree = {
-            evaluation.task: {
-                "data": evaluation.data,
-                "examples": len(evaluation.predictions),
-                "scores": evaluation.scores,
-            }
-            for evaluation in evaluations
-        }
-        text = json.dumps(tree, indent=1) + "\n"
-        write_whole(folder / "scores.json", text)
+        scored = {e.task: Scored(e.data, len(e.predictions), e.scores) for e in evaluations}
+        write_scores(folder, scored)
     tell(f"predictions: {folder}")

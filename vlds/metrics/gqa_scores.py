@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from math import nan
 from typing import Any
 
 from vlds.metrics.exact_match import matches, mean, mean_by_group
-from vlds.metrics.tables import table
+from vlds.metrics.tables import score_values, table
 
 NO_STEPS = ("exist", "query: name", "choose name")
 """Operations that the official script does not count: they only read the answer off."""
@@ -21,8 +22,11 @@ NO_STEPS = ("exist", "query: name", "choose name")
 COMMON_ANSWERS = ("color", "material", "shape")
 """Answers to "what do the two have in common?"; they stand in no file of choices."""
 
-TABLES = ("structural", "semantic", "steps", "words")
-"""Fields of a question by which accuracy is counted."""
+TABLES = ("half", "structural", "semantic", "steps", "words")
+"""What accuracy is counted by; all but the first are fields of a question."""
+
+CHOICES = {"validity": "valid", "plausibility": "plausible"}
+"""Score -> the choices that it counts."""
 
 
 @dataclass(frozen=True)
@@ -71,17 +75,42 @@ def gqa_scores(
     }
     if choices is not None:
         detailed = [question.detailed for question in asked.values()]
-        for name, kind in (("validity", "valid"), ("plausibility", "plausible")):
-            scores[name] = share_among(said, [choices[key][kind] for key in asked], detailed)
+        for name, kind in CHOICES.items():
+            scores[name] = mean(among(said, [choices[key][kind] for key in asked], detailed))
     found = {name: value for name, value in scores.items() if value is not None}
-    # The script's own halves: questions for a word, and yes-or-no or this-or-that ones.
-    structural = [question.structural for question in asked.values()]
-    halves = [kind and ("open" if kind == "query" else "binary") for kind in structural]
-    found |= table("accuracy", "half", mean_by_group(right, halves))
     for by in TABLES:
-        groups = [getattr(question, by) for question in asked.values()]
+        groups = [group_of(question, by) for question in asked.values()]
         found |= table("accuracy", by, mean_by_group(right, groups))
     return found
+
+
+def gqa_values(
+    name: str,
+    predictions: Mapping[str, str],
+    questions: Mapping[str, Question],
+    choices: Mapping[str, Mapping[str, Collection[str]]] | None = None,
+) -> list[float] | None:
+    """What each question adds to a score, NaN for those that are not balanced; None for consistency
+    and distribution, which are not means over questions."""
+    said = [predictions[key] for key in questions]
+    values = {"accuracy": matches(said, [question.answer for question in questions.values()])}
+    if choices is not None and name in CHOICES:
+        allowed = [choices[key][CHOICES[name]] if key in choices else () for key in questions]
+        values[name] = among(said, allowed, [q.detailed for q in questions.values()])
+    found = score_values(name, values, lambda by: [group_of(q, by) for q in questions.values()])
+    if found is None:
+        return None
+    pairs = zip(found, questions.values(), strict=True)
+    return [value if question.balanced else nan for value, question in pairs]
+
+
+def group_of(question: Question, by: str) -> Any:
+    """A question's group in one of TABLES; None where it has none."""
+    if by == "half":
+        # The script's own halves: questions for a word, and yes-or-no or this-or-that ones.
+        kind = question.structural
+        return kind and ("open" if kind == "query" else "binary")
+    return getattr(question, by)
 
 
 def counted(predictions: Mapping[str, str], references: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,18 +172,16 @@ def distribution(
     return total / sum(counts.total() for counts in true.values()) / 100
 
 
-def share_among(
+def among(
     predictions: Sequence[str],
     choices: Sequence[Collection[str]],
     detailed: Sequence[str | None],
-) -> float:
-    """Validity or plausibility: share of the predictions that are among a question's choices.
+) -> list[float]:
+    """1.0 where a prediction is among its question's choices (validity, plausibility), else 0.0.
 
     `detailed` is the question's detailed type.
     """
-    return mean(
-        [
-            float(prediction in (COMMON_ANSWERS if "Common" in (kind or "") else allowed))
-            for prediction, allowed, kind in zip(predictions, choices, detailed, strict=True)
-        ]
-    )
+    return [
+        float(prediction in (COMMON_ANSWERS if "Common" in (kind or "") else allowed))
+        for prediction, allowed, kind in zip(predictions, choices, detailed, strict=True)
+    ]

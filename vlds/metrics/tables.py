@@ -7,10 +7,8 @@ and a table have none.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-Groups = dict[str, float]
-"""Group -> score, in the order in which it is shown."""
+from collections.abc import Callable, Mapping, Sequence
+from math import nan
 
 
 def table(score: str, by: str, groups: Mapping[str, float]) -> dict[str, float]:
@@ -30,11 +28,18 @@ def plain(scores: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in scores.items() if split(name) is None}
 
 
-def tables(scores: Mapping[str, float]) -> dict[tuple[str, str], Groups]:
-    """(score, table) -> its groups, in the order in which they come."""
-    found: dict[tuple[str, str], Groups] = {}
-    for name, value in scores.items():
-        if cell := split(name):
-            score, by, group = cell
-            found.setdefault((score, by), {})[group] = value
-    return found
+def score_values(
+    name: str,
+    values: Mapping[str, Sequence[float]],
+    groups_by: Callable[[str], Sequence[object]] = lambda by: (),
+) -> list[float] | None:
+    """What each example adds to a score, or to a cell, for which only examples of its group count
+    (NaN for the others). `values`: score -> value of each example; `groups_by`: table -> group of
+    each example. None for a score without values."""
+    score, by, group = split(name) or (name, "", "")
+    if score not in values:
+        return None
+    if not by:
+        return list(values[score])
+    pairs = zip(values[score], groups_by(by), strict=True)
+    return [value if own is not None and str(own) == group else nan for value, own in pairs]

@@ -1,1 +1,1 @@
-"""What is shown after a run: tables, pictures and a page that opens from disk."""
+"""What is shown after a run: tables, and a page that opens from disk."""

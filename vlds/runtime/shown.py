@@ -8,7 +8,6 @@ without credentials.
 
 from __future__ import annotations
 
-import html
 import re
 
 from vlds.runtime.credentials import without_credentials
@@ -27,11 +26,6 @@ def visible(text: object) -> str:
     """Text from anybody, fit to be shown: what a terminal would obey, or nobody would see, as
     escapes such as `\\x1b` and `\\u202e`."""
     return HIDDEN.sub(_escape, without_credentials(str(text)))
-
-
-def escape(text: object) -> str:
-    """The same for HTML."""
-    return html.escape(visible(text))
 
 
 def _escape(found: re.Match[str]) -> str:

@@ -12,10 +12,11 @@ import torch
 
 from vlds.artifact import LoadedRun, artifact_folder, check_changes, load_run, read_recipe
 from vlds.evaluation.answer import choose_task, predict
+from vlds.tasks.base import Task
 
 
-class Answer(NamedTuple):
-    """What a run says."""
+class RunAnswer(NamedTuple):
+    """What a run says: `vlds.models.vl_model.Answer`, its task and the time."""
 
     text: str
     confidence: float
@@ -28,14 +29,6 @@ class Answer(NamedTuple):
     """From bytes to answer, without waiting for other questions."""
 
 
-class TaskInput(NamedTuple):
-    """What a task needs."""
-
-    has_question: bool
-    num_pictures: int | None
-    """None: one or more."""
-
-
 class OpenRun:
     """A loaded run; any number of threads may ask."""
 
@@ -44,16 +37,13 @@ class OpenRun:
         self._lock = Lock()
 
     @property
-    def tasks(self) -> Mapping[str, TaskInput]:
-        """What each task of the run needs."""
-        return {
-            name: TaskInput(task.input_field is not None, task.num_pictures)
-            for name, task in self._loaded.recipe.tasks.items()
-        }
+    def tasks(self) -> Mapping[str, Task]:
+        """The run's tasks by name."""
+        return self._loaded.recipe.tasks
 
     def answer(
         self, pictures: Sequence[bytes], question: str = "", task: str | None = None
-    ) -> Answer:
+    ) -> RunAnswer:
         """Answer a question about encoded pictures; `task` is needed where the run has several.
 
         Errors: ValueError for what is not a picture, an unknown task, or a missing question.
@@ -61,12 +51,12 @@ class OpenRun:
         name = choose_task(self._loaded.recipe, task, question)
         with self._lock:
             begin = time.perf_counter()
-            found = predict(self._loaded, name, pictures, question)
-            return Answer(*found, name, time.perf_counter() - begin)
+            answer = predict(self._loaded, name, pictures, question)
+            return RunAnswer(*answer, name, time.perf_counter() - begin)
 
 
 def check_run(run: Path, changes: Sequence[str]) -> None:
-    """What can be wrong is said before the model is loaded.
+    """Check the run before its model is loaded.
 
     Errors: ValueError where the folder holds no artifact, or one that sees no pictures.
     """

@@ -11,12 +11,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from vlds.report.render.templating import page
 from vlds.runtime.shown import visible
+from vlds.runtime.templating import page
 from vlds.runtime.terminal import tell, tell_exception
 from vlds.serve.form import NotAForm, parse_form
 from vlds.serve.open_run import OpenRun, check_run, open_run
 
+TEMPLATE = Path(__file__).with_name("serve.html")
 HOST = "127.0.0.1"
 LOCAL_NAMES = ("127.0.0.1", "localhost", "::1")
 ANSWER = "/answer"
@@ -24,9 +25,9 @@ USAGE = "send a form to /answer: curl -F image=@FILE -F question=... -F task=...
 MAX_BODY = 32 * 1024 * 1024
 """Bytes of a request: pictures and texts together."""
 MAX_DRAINED = 4 * MAX_BODY
-"""Of a request that is refused, so that its sender gets to read why."""
+"""Bytes read of a refused request, so that its sender gets to read why."""
 PATIENCE = 30.0
-"""Seconds without a byte after which a sender is left."""
+"""Seconds without a byte until a connection is closed."""
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'self'"
@@ -56,7 +57,7 @@ class Server(ThreadingHTTPServer):
     """Of the run."""
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A sender that is gone is nobody's mistake."""
+        """Report faults of our own, but not a sender that has gone."""
         kind, error, trace = sys.exc_info()
         if kind is not None and error is not None and not isinstance(error, ConnectionError):
             tell_exception(kind, error, trace)
@@ -85,8 +86,8 @@ def bound(port: int) -> Server:
     except OverflowError:
         raise ValueError(f"--port: got {port}; give a number from 0 to 65535") from None
     except OSError as error:
-        taken = error.errno == errno.EADDRINUSE
-        reason = "is taken by another program" if taken else f"cannot be had ({error.strerror})"
+        in_use = error.errno == errno.EADDRINUSE
+        reason = "is taken by another program" if in_use else f"cannot be had ({error.strerror})"
         raise ValueError(
             f"--port: {port} {reason}; give another, or --port 0 for any that is free"
         ) from None
@@ -100,7 +101,7 @@ class Handler(BaseHTTPRequestHandler):
     server_version, sys_version = "vlds", ""
     timeout = PATIENCE
     num_unread = 0
-    """Bytes of the request's body that nobody has read."""
+    """Bytes of the request's body that are still to be read."""
 
     def do_GET(self) -> None:
         """The page."""
@@ -116,8 +117,14 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, f"{ANSWER}: send a POST; {USAGE}")
         if self._path() != "/":
             raise Refused(HTTPStatus.NOT_FOUND, USAGE)
-        parts = {"title": self.server.name, "tasks": self.server.opened.tasks}
-        return "text/html", page("serve.html", "serve.js", POLICY, max_body=MAX_BODY, **parts)
+        return "text/html", page(
+            TEMPLATE,
+            TEMPLATE.with_name("serve.js"),
+            POLICY,
+            title=self.server.name,
+            tasks=self.server.opened.tasks,
+            max_body=MAX_BODY,
+        )
 
     def _answer(self) -> tuple[str, str]:
         self._check_host()
@@ -129,16 +136,16 @@ class Handler(BaseHTTPRequestHandler):
         if not pictures:
             raise ValueError(f"image: is missing; {USAGE}")
         texts = form.texts
-        told = self.server.opened.answer(
+        answer = self.server.opened.answer(
             pictures, texts.get("question", ""), texts.get("task") or None
         )
-        return "application/json", json.dumps(told._asdict()) + "\n"
+        return "application/json", json.dumps(answer._asdict()) + "\n"
 
     def _path(self) -> str:
         return self.path.partition("?")[0]
 
     def _check_host(self) -> None:
-        """A name that some web site has pointed at this machine is not one of ours.
+        """Refuse host names that a web site may have pointed at this machine.
 
         Errors: Refused.
         """
@@ -219,7 +226,7 @@ class Handler(BaseHTTPRequestHandler):
         self._send(HTTPStatus(code), kind, text.encode())
 
     def log_message(self, *_: object) -> None:
-        """Nothing: questions are nobody else's business."""
+        """Log nothing: questions are private."""
 
 
 def complaint(error: Exception) -> tuple[str, str]:

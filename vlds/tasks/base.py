@@ -105,15 +105,16 @@ class Task(ABC):
     def example_scores(
         self, name: str, predictions: Mapping[str, str], references: Mapping[str, Any]
     ) -> Sequence[float] | None:
-        """What each labelled example adds to the score called `name`, which is their mean, in the
-        references' order; NaN for one that does not count. The report's intervals are made of it.
+        """What each labelled example adds to the score called `name`, in the references' order; NaN
+        for one that does not count. Their mean is the score; the report's intervals need them.
+        None for a score that is not a mean over examples.
 
-        None where scoring each example alone tells. That is not so where its value depends on the
-        others, or where one alone takes long.
-
-        Errors: ValueError where the score cannot be computed here.
+        Errors: ValueError where the values are not known, or cannot be computed here.
         """
-        return None
+        raise ValueError(
+            f"{type(self).__name__} does not say what each example adds to {name}; implement "
+            "example_scores"
+        )
 
     def answer_from(self, text: str) -> str:
         """What a model wrote, as it is scored and handed in."""

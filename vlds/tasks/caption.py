@@ -76,8 +76,8 @@ class Caption(Task):
     def example_scores(
         self, name: str, predictions: Mapping[str, str], references: Mapping[str, Any]
     ) -> Sequence[float] | None:
-        """Of the scores that are means over pictures; CIDEr's document frequencies are those of
-        all of them."""
+        """CIDEr (with the document frequencies of all pictures), ROUGE-L, cider_plain_tokens and
+        word_f1 are means over pictures; BLEU, METEOR and SPICE are not."""
         return metric.picture_values(name, *self.scored_texts(predictions, references))
 
     def scored_texts(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 
 from vlds.metrics.exact_match import matches, mean, mean_by_group
-from vlds.metrics.tables import table
+from vlds.metrics.tables import score_values, table
 from vlds.schema import Decoding, Example, Sample
 from vlds.tasks.base import Task, labelled, require_label
 
@@ -60,6 +60,13 @@ class Entailment(Task):
         right = matches(texts, known)
         by_label = table("accuracy", "label", mean_by_group(right, known))
         return {"accuracy": mean(right)} | by_label
+
+    def example_scores(
+        self, name: str, predictions: Mapping[str, str], references: Mapping[str, Any]
+    ) -> Sequence[float] | None:
+        """Accuracy and its table are means over sentences."""
+        texts, known = labelled(predictions, references)
+        return score_values(name, {"accuracy": matches(texts, known)}, lambda by: known)
 
     def answer_of(self, reference: Any) -> str | None:
         """The label."""

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import nan
 from typing import Any, ClassVar
 
 import numpy as np
 
-from vlds.metrics.exact_match import matches
-from vlds.metrics.gqa_scores import Question, counted, gqa_scores, reasoning_steps
+from vlds.metrics.gqa_scores import (
+    CHOICES,
+    Question,
+    counted,
+    gqa_scores,
+    gqa_values,
+    reasoning_steps,
+)
 from vlds.schema import Decoding, Example, Sample
 from vlds.tasks.base import Task, labelled, optional_text, optional_texts, require_label
 from vlds.tasks.gqa_choices import missing_choices, read_choices
@@ -78,20 +83,18 @@ class GQA(Task):
     def example_scores(
         self, name: str, predictions: Mapping[str, str], references: Mapping[str, Any]
     ) -> Sequence[float] | None:
-        """Of accuracy: the choices, a large file, need not be read for it."""
-        if name != "accuracy":
-            return None
-        texts, known = labelled(predictions, references)
-        right = matches(texts, [given["answer"] for given in known])
-        pairs = zip(right, known, strict=True)
-        return [hit if given["balanced"] else nan for hit, given in pairs]
+        """Only validity and plausibility read the choices, a large file."""
+        questions = {key: Question(**given) for key, given in references.items() if given}
+        balanced = [key for key, question in questions.items() if question.balanced]
+        place = self.choices if name in CHOICES else None
+        choices = None if place is None else read_choices(place, balanced)
+        return gqa_values(name, predictions, questions, choices)
 
     def notes(self, predictions: Mapping[str, str], references: Mapping[str, Any]) -> list[str]:
         """Questions without a prediction that do not count."""
         out = len(references) - len(counted(predictions, references))
-        return [f"{out:,} questions have no prediction: not balanced, left out; no consistency"][
-            :out
-        ]
+        note = f"{out:,} questions have no prediction: not balanced, left out; no consistency"
+        return [note] if out else []
 
     def missing_for_scores(self) -> str | None:
         """The file of choices, or what is wrong in it."""

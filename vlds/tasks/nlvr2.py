@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -70,6 +70,14 @@ class NLVR2(Task):
             scores["consistency"] = consistency(right, groups)
         by_text = consistency(right, [given["sentence"] for given in known])
         return scores | {"consistency_by_text": by_text}
+
+    def example_scores(
+        self, name: str, predictions: Mapping[str, str], references: Mapping[str, Any]
+    ) -> Sequence[float] | None:
+        """Accuracy alone is a mean over examples; consistency is one over sentences."""
+        texts, known = labelled(predictions, references)
+        right = matches(texts, [given["answer"] for given in known])
+        return right if name == "accuracy" else None
 
     def answer_of(self, reference: Any) -> str | None:
         """The word of the label."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 
-from vlds.metrics.exact_match import exact_match
+from vlds.metrics.exact_match import exact_match, matches
 from vlds.schema import Decoding, Example, Sample
 from vlds.tasks.base import Task, labelled, require_label
 from vlds.tasks.clip_text import subtitles, with_prompt
@@ -57,6 +57,12 @@ class VideoQA(Task):
         """Share of the questions whose choice is the right one."""
         texts, known = labelled(predictions, references)
         return {"accuracy": exact_match(texts, known)} if known else {}
+
+    def example_scores(
+        self, name: str, predictions: Mapping[str, str], references: Mapping[str, Any]
+    ) -> Sequence[float] | None:
+        """Accuracy is a mean over questions."""
+        return matches(*labelled(predictions, references)) if name == "accuracy" else None
 
     def answer_of(self, reference: Any) -> str | None:
         """The name of the right choice."""

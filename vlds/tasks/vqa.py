@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from vlds.metrics.exact_match import fold, matches, mean, mean_by_group, worth
-from vlds.metrics.tables import table
+from vlds.metrics.tables import score_values, table
 from vlds.metrics.vqa_accuracy import NUM_ANNOTATORS, Rules, question_accuracy
 from vlds.schema import Decoding, Example, Sample
 from vlds.tasks.base import Task, labelled, optional_text, optional_texts, require_label
@@ -87,8 +87,10 @@ class VQA(Task):
     def example_scores(
         self, name: str, predictions: Mapping[str, str], references: Mapping[str, Any]
     ) -> Sequence[float] | None:
-        """Which scores there are depends on the answers of all questions."""
-        return self.values_of(*labelled(predictions, references)).get(name)
+        """All scores are means over questions."""
+        texts, known = labelled(predictions, references)
+        values = self.values_of(texts, known)
+        return score_values(name, values, lambda by: [given[by] for given in known])
 
     def values_of(self, texts: list[str], known: list[Any]) -> dict[str, list[float]]:
         """Score -> its value for each question, the best score that the answers allow first."""
@@ -96,14 +98,11 @@ class VQA(Task):
         found = {}
         if all(len(reference["answers"]) == NUM_ANNOTATORS for reference in known):
             name = "vqa_accuracy" if self.accuracy == "official" else "vqa_accuracy_legacy"
-            found[name] = [self.question_score(*pair) for pair in zip(texts, known, strict=True)]
+            pairs = zip(texts, (given["answers"] for given in known), strict=True)
+            found[name] = [question_accuracy(*pair, self.accuracy) for pair in pairs]
         elif any(len(reference["label"]) > 1 for reference in known):
             found["soft_score"] = list(map(worth, texts, [given["label"] for given in known]))
         return found | {"exact_match": exact}
-
-    def question_score(self, prediction: str, reference: Any) -> float:
-        """VQA accuracy of one answer, as it stands."""
-        return question_accuracy(prediction, reference["answers"], self.accuracy)
 
     def answer_from(self, text: str) -> str:
         """In lower case, as answers are learnt (and officially compared); a list has its own."""
@@ -116,5 +115,5 @@ class VQA(Task):
     def correct(self, prediction: str, reference: Any) -> bool | None:
         """At least two of ten people agree; else, any answer that is worth as much to learn."""
         if len(reference["answers"]) == NUM_ANNOTATORS:
-            return self.question_score(prediction, reference) >= ENOUGH
+            return question_accuracy(prediction, reference["answers"], self.accuracy) >= ENOUGH
         return worth(prediction, reference["label"]) >= ENOUGH

@@ -1,31 +1,29 @@
-"""Every example of a run with what it said: right or wrong, how sure, and of which part."""
+"""Every example of a run with its answer: right or wrong, how sure, and in which groups."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from itertools import product
 from typing import Any, NamedTuple
 
 from vlds.metrics.tables import split as cell_of
-from vlds.report.compute.collect import RunReport
-from vlds.report.read.predictions import Predictions, newest_predictions, read_predictions
-from vlds.tasks.base import SPLITS, Task, label_of
+from vlds.report.compute.report import RunReport
+from vlds.report.read.predictions import Predictions
+from vlds.tasks.base import Task, task_of
 
 NOT_ITS_REFERENCES = (ValueError, KeyError, TypeError, AttributeError, IndexError)
-"""What is raised where predictions are damaged, or their references are another task's; the report
-says it with the scores."""
+"""What is raised where references are another task's; the report says it with the scores."""
 
 
 class Answered(NamedTuple):
     """One example and what a run said."""
 
     answer: str | None
-    """The one that counts as right; None where the task has no such thing."""
+    """The right one; None where several are right (captions)."""
     references: str
-    """All that would be right, to read."""
+    """All right answers, as lines."""
     groups: tuple[str | None, ...]
-    """The example's part, for each way of `TaskAnswers.ways`."""
+    """The example's group, for each way of `TaskAnswers.ways`."""
     prediction: str
     correct: bool | None
     confidence: float | None
@@ -36,35 +34,29 @@ class TaskAnswers(NamedTuple):
 
     label: str
     """Of the task's list in the recipe."""
-    task: Task
     ways: tuple[str, ...]
-    """In which the task's scores are parted: answer_type, structural, ..."""
+    """Ways in which the task's examples are grouped: answer_type, structural, ..."""
     examples: Mapping[str, Answered]
     """By id."""
 
 
 def answers_of(run: RunReport) -> dict[str, TaskAnswers]:
-    """The newest predictions of each task and list of test data that can be read, by the name that
-    is shown."""
-    if run.recipe is None:
-        return {}
-    tasks, files = run.recipe.tasks, newest_predictions(run.run.folder)
-    found = {}
-    for name, split in product(tasks, SPLITS):
-        if (label := label_of(name, split)) not in files:
+    """What the run answered, by the name that is shown: on each list of its own data whose
+    references are the task's."""
+    answers = {}
+    for shown, made in run.predictions.items():
+        if run.recipe is None or not made.is_own:
             continue
         with suppress(*NOT_ITS_REFERENCES):
-            shown = run.shown_as.get(label, label)
-            result = run.results.get(shown)
+            task, result = run.recipe.tasks[task_of(made.label)], run.results.get(shown)
             ways = ways_of(result.scores if result else ())
-            task, made = tasks[name], read_predictions(files[label])
             examples = {key: answered(task, key, made, ways) for key in made.predictions}
-            found[shown] = TaskAnswers(label, task, ways, examples)
-    return found
+            answers[shown] = TaskAnswers(made.label, ways, examples)
+    return answers
 
 
 def ways_of(scores: Iterable[str]) -> tuple[str, ...]:
-    """In which ways some scores are parted."""
+    """The ways of grouping that these scores have."""
     cells = filter(None, map(cell_of, scores))
     return tuple(dict.fromkeys(way for _, way, _ in cells))
 
@@ -91,6 +83,6 @@ def references_text(reference: Any) -> str:
 
 
 def group_of(reference: Any, way: str) -> str | None:
-    """The part of an example, where its reference says it."""
+    """The group of an example, if its reference names one."""
     group = reference.get(way) if isinstance(reference, dict) else None
     return str(group) if isinstance(group, str | int | bool) else None

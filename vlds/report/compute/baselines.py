@@ -1,4 +1,4 @@
-"""Columns beside a run's own scores: what its scores on the same data are to be compared with."""
+"""Columns before a run's own scores: what to compare them with, on the same data."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Column = dict[str, Mapping[str, float]]
 def baselines_of(
     run: Path, results: Mapping[str, TaskResult], logged: Logged, notes: list[str]
 ) -> dict[str, Column]:
-    """The columns that can be had: one answer to everything; the same model with blank pictures,
-    where `vlds evaluate --data.blank_images true` has scored it; the model before its first step,
-    where `training.evaluate_first` did. What cannot be read or scored here gets a note.
+    """The known ones of three columns: one answer to everything; the same model with blank
+    pictures, if `vlds evaluate --data.blank_images true` has scored it; the model before its first
+    step, if `training.evaluate_first` did. What cannot be read or scored here gets a note.
     """
     columns: dict[str, Column] = {FREQUENT: {}, BLIND: {}, FROZEN: {}}
     for name, result in results.items():
@@ -39,19 +39,20 @@ def baselines_of(
 
 def frequent_answer(result: TaskResult) -> str | None:
     """The answer that is right most often in the data; None for tasks of free text."""
-    task, references = result.task, result.references.values()
+    task, references = result.task, result.predictions.references.values()
     if task.unit != "annotation":
         return None
-    told = (task.answer_of(reference) for reference in references if reference is not None)
-    answers = Counter(answer for answer in told if answer is not None)
+    known = (task.answer_of(reference) for reference in references if reference is not None)
+    answers = Counter(answer for answer in known if answer is not None)
     return min(answers, key=lambda answer: (-answers[answer], answer), default=None)
 
 
 def frequent_scores(result: TaskResult) -> Mapping[str, float]:
-    """Scores of giving that answer to everything."""
+    """The scores if that answer is given to everything."""
     if (answer := frequent_answer(result)) is None:
         return {}
-    return result.task.score(dict.fromkeys(result.references, answer), result.references)
+    references = result.predictions.references
+    return result.task.score(dict.fromkeys(references, answer), references)
 
 
 def blind_scores(run: Path, label: str, result: TaskResult) -> Mapping[str, float]:
@@ -60,7 +61,7 @@ def blind_scores(run: Path, label: str, result: TaskResult) -> Mapping[str, floa
     if not file.is_file():
         return {}
     made = read_predictions(file)
-    if made.data != result.data:
+    if made.data != result.predictions.data:
         return {}
     return result.task.score(made.predictions, made.references)
 
@@ -68,6 +69,7 @@ def blind_scores(run: Path, label: str, result: TaskResult) -> Mapping[str, floa
 def frozen_scores(run: Path, label: str, result: TaskResult, logged: Logged) -> Mapping[str, float]:
     """Scores that the run logged before its first step, on the same data."""
     file = run / PREDICTIONS / "step-00000000" / f"{label}.jsonl"
-    if result.step == 0 or not file.is_file() or first_data(file) != result.data:
+    made = result.predictions
+    if made.step == 0 or not file.is_file() or first_data(file) != made.data:
         return {}
     return logged.get((0, label), {})

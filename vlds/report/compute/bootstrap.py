@@ -23,7 +23,7 @@ from vlds.report.numbers import Interval
 Values = NDArray[np.float64]
 """(examples,) what each example adds to a mean; NaN for those that do not count."""
 Groups = NDArray[np.int64]
-"""(examples,) number of each example's sample; from 0 on, none is left out."""
+"""(examples,) number of each example's sample, counted from 0 without gaps."""
 
 RESAMPLES = 1000
 SEED = 0

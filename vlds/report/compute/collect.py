@@ -3,192 +3,115 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from vlds.config import Recipe, load_recipe
-from vlds.metrics.caption_scores import CIDERS
 from vlds.report.compute.baselines import Column, baselines_of, frequent_answer
-from vlds.report.compute.bootstrap import RESAMPLES, SEED
+from vlds.report.compute.bootstrap import RESAMPLES
 from vlds.report.compute.facts import recipe_facts, start_facts, stopped_text
 from vlds.report.compute.gallery import collect_gallery
-from vlds.report.compute.results import (
-    Difference,
-    TaskResult,
-    difference,
-    drawn_by_example,
-    logged_scores,
-    reasons,
-    results_of,
-)
-from vlds.report.compute.same_data import told_apart
+from vlds.report.compute.report import Report, RunReport
+from vlds.report.compute.results import TaskResult, logged_scores, results_of
 from vlds.report.read.inputs import RunInputs, read_run
+from vlds.report.read.predictions import (
+    Predictions,
+    newest_predictions,
+    predictions_elsewhere,
+    read_predictions,
+)
+from vlds.report.read.samples import read_gallery
 from vlds.report.read.scores import Scores, TaskScores
 from vlds.runtime.run_folder import read_starts
 from vlds.runtime.terminal import tell
-from vlds.tasks.base import Task, task_of
+from vlds.tasks.base import SPLITS, Task, label_of, task_of
 
-
-@dataclass(frozen=True)
-class RunReport:
-    """What a report says of one run."""
-
-    run: RunInputs
-    facts: Mapping[str, str]
-    """How it was trained."""
-    results: Mapping[str, TaskResult]
-    """Per task that has predictions and references."""
-    stopped: str = ""
-    """How far the training came, where it has not ended."""
-    notes: Sequence[str] = ()
-    """What could not be had, and why."""
-    recipe: Recipe | None = None
-    """None where it cannot be read."""
-    shown_as: Mapping[str, str] = field(default_factory=dict)
-    """Task, or its list of test data -> its name beside other runs, where that is another."""
-
-    @property
-    def scores(self) -> Scores:
-        """The scores of the run and of those beside it."""
-        return self.run.scores
-
-    def score(self, task: str, metric: str) -> float | None:
-        """A score of the run itself: the last column of its scores."""
-        entry = self.scores.tasks.get(task)
-        return entry.by_column.get(self.scores.columns[-1], {}).get(metric) if entry else None
-
-    def result(self, task: str, metric: str) -> TaskResult | None:
-        """What is known of the examples behind that score; None where it is of other ones."""
-        result, value = self.results.get(task), self.score(task, metric)
-        if result is None or result.headline != metric or value is None:
-            return None
-        return result if abs(result.value - value) < 1e-6 else None
-
-
-@dataclass(frozen=True)
-class Report:
-    """Runs by name, in the order in which they were named."""
-
-    runs: Mapping[str, RunReport]
-    resamples: int
-
-    @property
-    def only(self) -> RunReport:
-        """The run of a report about one."""
-        (run,) = self.runs.values()
-        return run
-
-    @property
-    def headlines(self) -> list[tuple[str, str]]:
-        """(task, score that stands for it), of all runs."""
-        return list(
-            dict.fromkeys(
-                (name, task.metrics[0])
-                for run in self.runs.values()
-                for name, task in run.scores.tasks.items()
-                if task.metrics
-            )
-        )
-
-    @property
-    def data_texts(self) -> dict[str, str]:
-        """Name and size of each task's data, the same in all runs."""
-        texts: dict[str, str] = {}
-        for run in self.runs.values():
-            for name, task in run.scores.tasks.items():
-                texts[name] = texts.get(name) or task.data_text
-        return {name: text for name, text in texts.items() if text}
-
-    @property
-    def baseline(self) -> str:
-        """The run that the others are compared with."""
-        return next(iter(self.runs))
-
-    @cached_property
-    def differences(self) -> dict[str, list[Difference | str]]:
-        """Each further run less the first, for each of the headlines, or why they cannot be
-        compared; empty where none can."""
-        baseline, *others = self.runs.values()
-        found = [
-            [
-                difference(run.result(*headline), baseline.result(*headline), self.resamples)
-                for headline in self.headlines
-            ]
-            for run in others
-        ]
-        if not any(isinstance(entry, Difference) for entries in found for entry in entries):
-            return {}
-        return dict(zip(list(self.runs)[1:], found, strict=True))
-
-    @property
-    def interval_notes(self) -> list[str]:
-        """What the brackets are, and why some are missing."""
-        results = {name: run.results for name, run in self.runs.items()}
-        every = [result for found in results.values() for result in found.values()]
-        said = []
-        if any(result.interval for result in every):
-            said.append(
-                f"Brackets: the middle 95 % of {self.resamples:,} bootstrap resamples of the "
-                "samples (a picture, pair or clip with all of its examples; percentiles; seed "
-                f"{SEED}). They tell of the samples that were drawn, not of the seed of the "
-                "training."
-            )
-        if any(result.interval and result.headline in CIDERS for result in every):
-            said.append("CIDEr's document frequencies are those of all pictures in every resample.")
-        return said + drawn_by_example(results) + reasons(results)
+Value = TypeVar("Value")
 
 
 def collect(folders: Sequence[Path], resamples: int = RESAMPLES, pictures: bool = False) -> Report:
-    """Read runs; with `pictures`, write each one's gallery into its folder first.
+    """`report_on` the runs in these folders.
 
     Errors: ValueError where a folder holds no run, or is named twice.
     """
-    check_runs(folders)
-    runs = [read_report(folder, resamples, pictures) for folder in folders]
-    return Report(told_apart(dict(zip(names_of(folders), runs, strict=True))), resamples)
+    return report_on([read_run(folder) for folder in folders], resamples, pictures)
 
 
-def check_runs(folders: Sequence[Path]) -> None:
-    """What can be wrong is said before any long work.
+def report_on(runs: Sequence[RunInputs], resamples: int, pictures: bool) -> Report:
+    """All about some runs; with `pictures`, write each one's gallery into its folder first.
 
-    Errors: ValueError where a folder holds no run, or is named twice.
+    Errors: ValueError where a run is named twice.
     """
-    places = [folder.resolve() for folder in folders]
-    for folder, place in zip(folders, places, strict=True):
-        if places.count(place) > 1:
+    folders = [run.folder for run in runs]
+    paths = [folder.resolve() for folder in folders]
+    for folder, path in zip(folders, paths, strict=True):
+        if paths.count(path) > 1:
             raise ValueError(f"{folder}: is named twice; name each run once")
-        read_run(folder)
+    reports = [run_report(run, resamples, pictures) for run in runs]
+    return Report(named_by_data(dict(zip(names_of(paths), reports, strict=True))), resamples)
 
 
-def read_report(folder: Path, resamples: int, pictures: bool) -> RunReport:
+def run_report(run: RunInputs, resamples: int, pictures: bool) -> RunReport:
     """All about one run."""
     notes: list[str] = []
+    folder = run.folder
     recipe = read_recipe(folder, notes)
+    predictions = read_all_predictions(folder, recipe.tasks, notes) if recipe else {}
     if recipe is not None and pictures:
         try:
-            collect_gallery(folder, recipe)
+            collect_gallery(folder, recipe, predictions)
+            run = replace(run, gallery=read_gallery(folder))
         except ValueError as error:
             notes.append(f"No new samples to look at: {error}")
-    run = read_run(folder)
     if run.complaint:
         tell(run.complaint, error=True, flush=True)
         notes.append(run.complaint)
     if recipe is None:
         return RunReport(run, {}, {}, notes=notes)
-    logged = logged_scores(folder)
-    results = results_of(folder, recipe.tasks, logged, resamples, notes)
+    logged = logged_scores(run.lines)
+    results = results_of(recipe.tasks, predictions, logged, resamples, notes)
     scores = with_results(run.scores, results, run.name)
     if len(scores.columns) == 1:
         scores = with_baselines(scores, baselines_of(folder, results, logged, notes))
     scores = with_directions(scores, recipe.tasks)
-    filled = replace(run, scores=scores)
     facts = recipe_facts(recipe, run) | start_facts(read_starts(folder), run)
     if answers := frequent_answers(results):
         facts["most frequent answers"] = answers
     if results:
-        facts["scores of"] = ", ".join(sorted({str(made.folder) for made in results.values()}))
-    return RunReport(filled, facts, results, stopped_text(recipe, run), notes, recipe)
+        files = (result.predictions.file for result in results.values())
+        facts["scores of"] = ", ".join(sorted({str(f.parent.relative_to(folder)) for f in files}))
+    return RunReport(
+        replace(run, scores=scores),
+        facts,
+        results,
+        predictions,
+        stopped_text(recipe, run),
+        notes,
+        recipe,
+    )
+
+
+def read_all_predictions(
+    run: Path, tasks: Mapping[str, Task], notes: list[str]
+) -> dict[str, Predictions]:
+    """The newest predictions of each task's list (TASK, TASK.test), then those of other data (TASK
+    on NAME). Damaged files get a note."""
+    newest = newest_predictions(run)
+    labels = [label_of(name, split) for name in tasks for split in SPLITS]
+    files = {label: newest[label] for label in labels if label in newest}
+    for file in predictions_elsewhere(run):
+        if file.stem in labels:
+            name = f"{file.stem} on {file.parent.name.partition('@')[0]}"
+            name = f"{file.stem} on {file.parent.name}" if name in files else name
+            files[name] = file
+    predictions = {}
+    for name, file in files.items():
+        try:
+            predictions[name] = read_predictions(file)
+        except ValueError as error:
+            notes.append(f"No scores of {name}'s newest predictions: {error}")
+    return predictions
 
 
 def read_recipe(folder: Path, notes: list[str]) -> Recipe | None:
@@ -208,19 +131,17 @@ def with_results(scores: Scores, results: Mapping[str, TaskResult], name: str) -
     if len(scores.columns) > 1:
         return scores
     column = scores.columns[0] if scores.columns else name
-    found = {
-        name: TaskScores(
+    tasks = {
+        label: TaskScores(
             {column: result.scores},
             result.examples,
-            result.data,
+            result.predictions.data,
             result.headline,
             result.task.lower_is_better,
         )
-        for name, result in results.items()
+        for label, result in results.items()
     }
-    if not found:
-        return scores
-    return replace(scores, columns=[column], tasks={**scores.tasks, **found})
+    return replace(scores, columns=[column], tasks={**scores.tasks, **tasks}) if tasks else scores
 
 
 def with_baselines(scores: Scores, baselines: Mapping[str, Column]) -> Scores:
@@ -238,25 +159,72 @@ def with_baselines(scores: Scores, baselines: Mapping[str, Column]) -> Scores:
 
 def frequent_answers(results: Mapping[str, TaskResult]) -> str:
     """The most frequent answer of each task that has one."""
-    found = {name: frequent_answer(result) for name, result in results.items()}
-    return ", ".join(f"{name}: {answer}" for name, answer in found.items() if answer is not None)
+    answers = {name: frequent_answer(result) for name, result in results.items()}
+    return ", ".join(f"{name}: {answer}" for name, answer in answers.items() if answer is not None)
 
 
 def with_directions(scores: Scores, tasks: Mapping[str, Task]) -> Scores:
-    """The scores with what their tasks say of them."""
-    told = {
-        label: replace(entry, lower_is_better=tasks[task_of(label)].lower_is_better)
-        if task_of(label) in tasks
-        else entry
-        for label, entry in scores.tasks.items()
-    }
-    return replace(scores, tasks=told)
+    """The scores, each with the direction that its task gives it."""
+    directed = dict(scores.tasks)
+    for label, entry in scores.tasks.items():
+        if task := tasks.get(task_of(label)):
+            directed[label] = replace(entry, lower_is_better=task.lower_is_better)
+    return replace(scores, tasks=directed)
 
 
-def names_of(folders: Sequence[Path]) -> list[str]:
-    """Each run's folder, with as many of the folders above it as tell the runs apart."""
-    places = [folder.resolve() for folder in folders]
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """The last parts of each run's path: as many as tell the runs apart."""
     depth = 1
-    while len({place.parts[-depth:] for place in places}) < len(places):
+    while len({path.parts[-depth:] for path in paths}) < len(paths):
         depth += 1
-    return [str(Path(*place.parts[-depth:])) for place in places]
+    return [str(Path(*path.parts[-depth:])) for path in paths]
+
+
+def named_by_data(runs: Mapping[str, RunReport]) -> dict[str, RunReport]:
+    """The runs; a task that they score on different data is called "TASK on DATA" and has a column
+    for each data set."""
+    data: dict[str, set[str | None]] = {}
+    for run in runs.values():
+        for task, entry in run.scores.tasks.items():
+            data.setdefault(task, set()).add(entry.data)
+    return {
+        name: renamed(
+            run,
+            {
+                task: f"{task} on {words(entry.data, data[task])}"
+                for task, entry in run.scores.tasks.items()
+                if len(data[task]) > 1
+            },
+        )
+        for name, run in runs.items()
+    }
+
+
+def words(data: str | None, others: set[str | None]) -> str:
+    """A short name that no other data of the task have."""
+    if data is None:
+        return "unknown data"
+    name, _, content = data.partition("@")
+    same_name = [other for other in others if other and other.partition("@")[0] == name]
+    return name if len(same_name) == 1 else f"{name}@{content[:6]}"
+
+
+def renamed(run: RunReport, names: Mapping[str, str]) -> RunReport:
+    """The run with other names for some of its tasks."""
+
+    def keyed(entries: Mapping[str, Value]) -> dict[str, Value]:
+        return {names.get(key, key): value for key, value in entries.items()}
+
+    scores = replace(run.scores, tasks=keyed(run.scores.tasks))
+    inputs = replace(
+        run.inputs,
+        scores=scores,
+        score_curves=keyed(run.inputs.score_curves),
+        gallery=[replace(e, task=names.get(e.task, e.task)) for e in run.inputs.gallery],
+    )
+    return replace(
+        run,
+        inputs=inputs,
+        results=keyed(run.results),
+        predictions=keyed(run.predictions),
+    )

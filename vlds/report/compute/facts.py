@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields
 from datetime import UTC, datetime
 from typing import Any
@@ -114,19 +114,3 @@ def size_facts(scores: Scores) -> dict[str, str]:
 def speed_text(speed: float) -> str:
     """Examples a second: whole ones where there are ten."""
     return f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
-
-
-def training_speed_text(samples_per_second: Mapping[str, float]) -> str:
-    """Of the training; "" where it is not known."""
-    speed = samples_per_second.get("training")
-    return "" if speed is None else speed_text(speed)
-
-
-def share_text(trainable: Mapping[str, float]) -> str:
-    """The trainable share in percent; "" where it is not known."""
-    return f"{trainable['percent']:.2f} %" if trainable else ""
-
-
-def held_text(bytes_per_rank: Mapping[str, float]) -> str:
-    """All bytes that a rank holds; "" where they are not known."""
-    return bytes_text(sum(bytes_per_rank.values())) if bytes_per_rank else ""

@@ -1,4 +1,4 @@
-"""Pictures of a run's evaluation data beside what it predicted for them."""
+"""The gallery: pictures of a run's evaluation data, each with the run's prediction."""
 
 from __future__ import annotations
 
@@ -9,12 +9,7 @@ from pathlib import Path
 
 from vlds.config import Recipe
 from vlds.data.shards.store import Dataset, open_dataset
-from vlds.report.read.predictions import (
-    DamagedPredictions,
-    Predictions,
-    newest_predictions,
-    read_predictions,
-)
+from vlds.report.read.predictions import Predictions
 from vlds.report.read.samples import GalleryEntry, write_gallery
 from vlds.schema import Encoded, Sample, SkipSample
 from vlds.tasks.base import SPLITS, Task, label_of
@@ -23,20 +18,16 @@ PER_TASK = 6
 """Examples of each task, evenly spread over its data."""
 
 
-def collect_gallery(run: Path, recipe: Recipe) -> None:
+def collect_gallery(run: Path, recipe: Recipe, predictions: Mapping[str, Predictions]) -> None:
     """Write a run's gallery from its newest predictions; nothing where it has none.
 
     Errors: ValueError where a data set of the recipe cannot be read, or holds none of the
     examples.
     """
-    found: dict[str, Predictions] = {}
-    for task, file in newest_predictions(run).items():
-        with suppress(DamagedPredictions):  # said with the scores
-            found[task] = read_predictions(file)
-    chosen = list(entries(recipe, found))
+    chosen = list(entries(recipe, predictions))
     if chosen:
         write_gallery(run, chosen)
-    elif found:
+    elif any(made.is_own for made in predictions.values()):
         raise ValueError(
             "the predictions are of other examples than those that the recipe's tasks name under "
             "`evaluate` and `test`"
@@ -44,31 +35,30 @@ def collect_gallery(run: Path, recipe: Recipe) -> None:
 
 
 def entries(
-    recipe: Recipe, found: Mapping[str, Predictions]
+    recipe: Recipe, predictions: Mapping[str, Predictions]
 ) -> Iterator[tuple[GalleryEntry, tuple[Encoded, ...]]]:
     """Examples with their encoded pictures, task by task."""
     for task_name, split in product(recipe.tasks, SPLITS):
         task, name = recipe.tasks[task_name], label_of(task_name, split)
-        if name in found:
+        if name in predictions:
             cache = recipe.data.shard_cache
             datasets = [open_dataset(place, cache) for place in task.data_of(split)]
             for number, sample in enumerate(spread(datasets)):
                 try:
-                    made = entry(name, task, sample, number, found[name])
+                    shown = entry(name, task, sample, number, predictions[name])
                 except (KeyError, TypeError, AttributeError, IndexError) as error:
                     raise ValueError(
-                        f"{found[name].file}: its references are not those of "
+                        f"{predictions[name].file}: its references are not those of "
                         f"{type(task).__name__} ({error!r})"
                     ) from None
-                if made is not None:
-                    yield made, sample.images
+                if shown is not None:
+                    yield shown, sample.images
 
 
 def spread(datasets: list[Dataset]) -> Iterator[Sample]:
-    """Samples at even distances; those that cannot be read are passed over."""
+    """Samples at even distances, without those that cannot be read."""
     total = sum(dataset.num_samples for dataset in datasets)
-    for place in sorted({(2 * n + 1) * total // (2 * PER_TASK) for n in range(PER_TASK)}):
-        number = place
+    for number in sorted({(2 * n + 1) * total // (2 * PER_TASK) for n in range(PER_TASK)}):
         for dataset in datasets:
             if number < dataset.num_samples:
                 with suppress(SkipSample):
@@ -80,8 +70,8 @@ def spread(datasets: list[Dataset]) -> Iterator[Sample]:
 def entry(
     name: str, task: Task, sample: Sample, number: int, made: Predictions
 ) -> GalleryEntry | None:
-    """One example of a sample as the page shows it: its annotations take turns with `number`. None
-    where it was not predicted."""
+    """One example of a sample, for the page; `number` chooses among its annotations. None if it was
+    not predicted."""
     annotation = None
     key = sample.id
     if task.unit == "annotation":

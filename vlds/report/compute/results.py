@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,19 +15,20 @@ from vlds.report.compute.bootstrap import (
     interval_of_difference,
     interval_of_mean,
 )
-from vlds.report.compute.example_values import NoMean, example_values, mean_of
 from vlds.report.numbers import Interval
-from vlds.report.read.inputs import read_metrics
-from vlds.report.read.predictions import (
-    Predictions,
-    newest_predictions,
-    predictions_elsewhere,
-    read_predictions,
-)
-from vlds.tasks.base import SPLITS, Task, label_of
+from vlds.report.read.inputs import Metrics
+from vlds.report.read.predictions import Predictions
+from vlds.tasks.base import Task, task_of
+
+TOLERANCE = 1e-9
+"""By which the mean of the examples may differ from the score that was logged."""
 
 Logged = Mapping[tuple[int | None, str], Mapping[str, float]]
 """Step (None: not of the training, so nothing) and label of a task's list -> scores."""
+
+
+class NoMean(Exception):
+    """Why a score cannot be taken apart."""
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,10 @@ class TaskResult:
     """One task of a run."""
 
     task: Task
+    predictions: Predictions
     headline: str
     """The score that stands for the task."""
     scores: Mapping[str, float]
-    examples: int
-    """With a reference; the others are not scored."""
-    data: str | None
-    """Names, splits and fingerprint of the data sets; None where it is not known."""
-    folder: Path
-    """Of the predictions, relative to the run folder."""
-    step: int | None
-    """Of the training; None for `vlds evaluate`."""
     interval: Interval | None
     """Of the headline score."""
     reason: str = ""
@@ -56,7 +49,11 @@ class TaskResult:
     groups: Groups | None = field(default=None, repr=False)
     """(examples,) number of each example's sample, in that order; None where the predictions do not
     say which sample an example is of, and examples are resampled instead."""
-    references: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def examples(self) -> int:
+        """Those with a reference; the others are not scored."""
+        return sum(known is not None for known in self.predictions.references.values())
 
     @property
     def value(self) -> float:
@@ -72,49 +69,43 @@ class Difference:
     interval: Interval
 
 
-def logged_scores(run: Path) -> Logged:
-    """All scores that the run logged."""
+def logged_scores(lines: Iterable[Metrics]) -> Logged:
+    """All scores in lines of metrics.jsonl."""
     return {
         (line["step"], task): scores
-        for line in read_metrics(run / "metrics.jsonl")
+        for line in lines
         for task, scores in line.get("scores", {}).items()
     }
 
 
 def results_of(
-    run: Path, tasks: Mapping[str, Task], logged: Logged, resamples: int, notes: list[str]
+    tasks: Mapping[str, Task],
+    predictions: Mapping[str, Predictions],
+    logged: Logged,
+    resamples: int,
+    notes: list[str],
 ) -> dict[str, TaskResult]:
-    """Score what a run predicted: label of a task's list (TASK, TASK.test) -> result. A task whose
-    references are all unknown is left out, and with a note one whose scores cannot be computed
-    here."""
-    own = {label_of(name, split): task for name, task in tasks.items() for split in SPLITS}
-    newest = newest_predictions(run)
-    found = {name: (task, newest[name]) for name, task in own.items() if name in newest}
-    for file in predictions_elsewhere(run):
-        if file.stem in own:
-            name = f"{file.stem} on {file.parent.name.partition('@')[0]}"
-            name = f"{file.stem} on {file.parent.name}" if name in found else name
-            found[name] = (own[file.stem], file)
+    """Score what a run predicted: its name -> result. Where all references are unknown, there is no
+    result; where the scores cannot be computed here, there is a note."""
     results = {}
-    for name, (task, file) in found.items():
+    for name, made in predictions.items():
+        task = tasks[task_of(made.label)]
         try:
-            made = read_predictions(file)
             scores = logged.get((made.step, name)) or task.score(made.predictions, made.references)
             if scores:
-                folder = made.file.parent.relative_to(run)
-                results[name] = result_of(task, made, scores, folder, resamples)
+                results[name] = result_of(task, made, scores, resamples)
         except ValueError as error:
             notes.append(f"No scores of {name}'s newest predictions: {error}")
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             notes.append(
                 f"No scores of {name}'s newest predictions: their references are not those of "
-                f"{type(task).__name__} ({error!r}); evaluate the run anew"
+                f"{type(task).__name__} ({error!r}); evaluate the run again"
             )
     return results
 
 
 def result_of(
-    task: Task, made: Predictions, scores: Mapping[str, float], folder: Path, resamples: int
+    task: Task, made: Predictions, scores: Mapping[str, float], resamples: int
 ) -> TaskResult:
     """The result of one task, from its predictions and all of its scores."""
     wanted = task.headline
@@ -131,21 +122,39 @@ def result_of(
             interval = interval_of_mean(values, drawn, resamples)
         except NoMean as error:
             reason = str(error)
-    known = {key: value for key, value in made.references.items() if value is not None}
-    return TaskResult(
-        task=task,
-        headline=headline,
-        scores=scores,
-        examples=len(known),
-        data=made.data,
-        folder=folder,
-        step=made.step,
-        interval=interval,
-        reason=reason,
-        values=values,
-        groups=groups,
-        references=made.references,
-    )
+    return TaskResult(task, made, headline, scores, interval, reason, values, groups)
+
+
+def example_values(
+    task: Task,
+    name: str,
+    predictions: Mapping[str, str],
+    references: Mapping[str, Any],
+    score: float,
+) -> Values:
+    """What each example adds to the score called `name`, in the references' order; NaN for those
+    that do not count.
+
+    Errors: NoMean where the score is not a mean over examples, cannot be computed here, or is
+    another one on these predictions.
+    """
+    try:
+        found = task.example_scores(name, predictions, references)
+    except ValueError as error:
+        raise NoMean(str(error)) from error
+    if found is None:
+        raise NoMean(f"{name} is not a mean over examples")
+    values = np.full(len(references), np.nan)
+    values[[reference is not None for reference in references.values()]] = found
+    if not np.isclose(mean_of(values), score, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
+        raise NoMean(f"its predictions do not give the {name} that was logged")
+    return values
+
+
+def mean_of(values: Values) -> float:
+    """The mean of those that count; NaN where none does."""
+    counted = values[~np.isnan(values)]
+    return float(counted.mean()) if len(counted) else np.nan
 
 
 def groups_in(task: Task, made: Predictions) -> Groups | None:
@@ -168,7 +177,7 @@ def difference(
     """The first less the second, both on the same draws; or why they cannot be compared."""
     if result is None or baseline is None:
         return "not scored in both"
-    if result.references != baseline.references:
+    if result.predictions.references != baseline.predictions.references:
         return "other examples"
     if result.values is None or baseline.values is None or result.interval is None:
         return "no interval"

@@ -6,9 +6,8 @@ import statistics
 from collections.abc import Sequence
 
 from vlds.recipe.paths import STARTED_IN
-from vlds.report.compute.collect import Report, RunReport
+from vlds.report.compute.report import Report
 from vlds.report.numbers import score_text
-from vlds.runtime.yaml_file import parse_yaml
 
 APART = ("seed", "output", STARTED_IN)
 """Keys of the recipe in which such runs differ."""
@@ -19,8 +18,8 @@ def seed_groups(report: Report) -> list[list[str]]:
     runs with the same seed the first counts. A run that has not ended is in none."""
     groups: list[tuple[object, dict[str, str]]] = []
     for name, run in report.runs.items():
-        recipe = recipe_tree(run)
-        if recipe is None or run.stopped:
+        recipe = run.inputs.recipe_tree
+        if not recipe or run.stopped:
             continue
         rest = {key: value for key, value in recipe.items() if key not in APART}
         seeds = next((seeds for known, seeds in groups if known == rest), None)
@@ -28,15 +27,6 @@ def seed_groups(report: Report) -> list[list[str]]:
             groups.append((rest, seeds := {}))
         seeds.setdefault(str(recipe.get("seed")), name)
     return [list(seeds.values()) for _, seeds in groups if len(seeds) > 1]
-
-
-def recipe_tree(run: RunReport) -> dict[str, object] | None:
-    """A run's recipe as it is written; None where it has none that can be read."""
-    try:
-        tree = parse_yaml(run.run.recipe or "", "recipe.yaml")
-    except ValueError:  # said where the whole recipe is read
-        return None
-    return tree if isinstance(tree, dict) and tree else None
 
 
 def mean_text(values: Sequence[float | None]) -> str:

@@ -1,4 +1,4 @@
-"""What a run wrote for its examples: the newest predictions of every task."""
+"""Reads the predictions that a run wrote, one file a task."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vlds.runtime.run_folder import PREDICTIONS
 
 STEP = re.compile(r"step-(\d+)")
 FIELDS = {"id", "of", "prediction", "reference"}
-"""What every line has; `of` is the number of lines."""
+"""Required in every line; `of` is the number of lines."""
 AGAIN = "evaluate the run again, with `vlds evaluate --run`"
 
 
@@ -35,9 +35,15 @@ class Predictions:
     data: str | None = None
     """Name, split and fingerprint of the data sets; None where the lines do not say it."""
 
+    @property
+    def label(self) -> str:
+        """The task's list: TASK, or TASK.test."""
+        return self.file.stem
 
-class DamagedPredictions(ValueError):
-    """A file of predictions that is not what was written."""
+    @property
+    def is_own(self) -> bool:
+        """True for data of the run's recipe, False for other data."""
+        return "@" not in self.file.parent.name
 
 
 def newest_predictions(run: Path) -> dict[str, Path]:
@@ -45,13 +51,13 @@ def newest_predictions(run: Path) -> dict[str, Path]:
     training's newest evaluation, or by `vlds evaluate`."""
     folder = run / PREDICTIONS
     steps = sorted(folder.glob("step-*"))
-    found: dict[str, Path] = {}
-    for place in [*steps[-1:], folder]:
-        for file in sorted(place.glob("*.jsonl")):
-            earlier = found.get(file.stem)
+    newest: dict[str, Path] = {}
+    for part in [*steps[-1:], folder]:
+        for file in sorted(part.glob("*.jsonl")):
+            earlier = newest.get(file.stem)
             if earlier is None or file.stat().st_mtime > earlier.stat().st_mtime:
-                found[file.stem] = file
-    return found
+                newest[file.stem] = file
+    return newest
 
 
 def predictions_elsewhere(run: Path) -> list[Path]:
@@ -62,15 +68,15 @@ def predictions_elsewhere(run: Path) -> list[Path]:
 def read_predictions(file: Path) -> Predictions:
     """Read one task's file.
 
-    Errors: DamagedPredictions naming the file and, where it is one, the line.
+    Errors: ValueError naming the file, and the line if one is wrong.
     """
     lines = [_line(file, number, text) for number, text in enumerate(_texts(file), 1)]
     if not lines:
-        raise DamagedPredictions(f"{file} is empty; {AGAIN}")
+        raise ValueError(f"{file} is empty; {AGAIN}")
     if odd := {line.get("data") for line in lines} - {lines[0].get("data")}:
-        raise DamagedPredictions(f"{file} is of {lines[0].get('data')} and of {odd.pop()}; {AGAIN}")
+        raise ValueError(f"{file} is of {lines[0].get('data')} and of {odd.pop()}; {AGAIN}")
     if len(lines) != (whole := lines[0]["of"]):
-        raise DamagedPredictions(f"{file} holds {len(lines):,} of {whole:,} examples; {AGAIN}")
+        raise ValueError(f"{file} holds {len(lines):,} of {whole:,} examples; {AGAIN}")
     lines.sort(key=lambda line: line["id"])
     step = STEP.fullmatch(file.parent.name)
     return Predictions(
@@ -79,9 +85,9 @@ def read_predictions(file: Path) -> Predictions:
         predictions={line["id"]: line["prediction"] for line in lines},
         references={line["id"]: line["reference"] for line in lines},
         confidences={
-            line["id"]: found
+            line["id"]: confidence
             for line in lines
-            if (found := line.get("token_confidence", line.get("confidence"))) is not None
+            if (confidence := line.get("token_confidence", line.get("confidence"))) is not None
         },
         samples={line["id"]: line["sample"] for line in lines if "sample" in line},
         data=lines[0].get("data"),
@@ -91,7 +97,7 @@ def read_predictions(file: Path) -> Predictions:
 def first_data(file: Path) -> str | None:
     """The data that a file's first line names.
 
-    Errors: DamagedPredictions.
+    Errors: ValueError, as above.
     """
     texts = _texts(file)[:1]
     data = _line(file, 1, texts[0]).get("data") if texts else None
@@ -107,19 +113,20 @@ def _texts(file: Path) -> list[str]:
 def _line(file: Path, number: int, text: str) -> dict[str, Any]:
     """One example.
 
-    Errors: DamagedPredictions.
+    Errors: ValueError, as above.
     """
     place = f"{file}, line {number}"
     try:
         line = parse_json(text)
     except ValueError:
-        raise DamagedPredictions(f"{place} is cut or no JSON; {AGAIN}") from None
-    if not isinstance(line, dict) or (lacking := FIELDS - set(line)):
-        what = f"has no {', '.join(sorted(lacking))}" if isinstance(line, dict) else "is no object"
-        raise DamagedPredictions(f"{place} {what}: {text[:100]}; {AGAIN}")
+        raise ValueError(f"{place} is cut or not JSON; {AGAIN}") from None
+    if not isinstance(line, dict):
+        raise ValueError(f"{place} is not an object: {text[:100]}; {AGAIN}")
+    if missing := FIELDS - set(line):
+        raise ValueError(f"{place} has no {', '.join(sorted(missing))}: {text[:100]}; {AGAIN}")
     kinds = {"id": str, "of": int, "prediction": str, "sample": str, "data": str}
     for name, kind in kinds.items():
         if name in line and type(line[name]) is not kind:
             expected = "text" if kind is str else "a whole number"
-            raise DamagedPredictions(f"{place}: {name} is {line[name]!r}, not {expected}; {AGAIN}")
+            raise ValueError(f"{place}: {name} is {line[name]!r}, not {expected}; {AGAIN}")
     return line

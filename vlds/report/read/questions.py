@@ -1,4 +1,4 @@
-"""What each example was asked: predictions name their examples, the data sets hold the texts."""
+"""What each example was asked: looked up in the data sets by the ids in the predictions."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ MOST_SAMPLES = 300_000
 
 
 def prompts_of(recipe: Recipe, wanted: Mapping[str, Collection[str]]) -> dict[str, dict[str, str]]:
-    """Label of a task's list -> id -> the input of these examples, as far as they are found. Data
-    sets at URLs are not fetched for it."""
+    """Label of a task's list -> id -> input of these examples, as far as the data sets are on this
+    machine; those at URLs are not fetched."""
     found: dict[str, dict[str, str]] = {}
     for name, split in product(recipe.tasks, SPLITS):
         task, label = recipe.tasks[name], label_of(name, split)
@@ -35,7 +35,7 @@ def prompts_of(recipe: Recipe, wanted: Mapping[str, Collection[str]]) -> dict[st
 
 
 def samples_of(recipe: Recipe, places: Collection[str]) -> Iterator[Sample]:
-    """The samples of data sets on this machine; those that cannot be read are passed over."""
+    """The samples of data sets on this machine; skips data sets that cannot be read."""
     for place in places:
         if is_url(place):
             continue
@@ -47,7 +47,7 @@ def samples_of(recipe: Recipe, places: Collection[str]) -> Iterator[Sample]:
 
 
 def readable(dataset: Dataset) -> Iterator[Sample]:
-    """Samples one after the other, but for bad ones."""
+    """Samples in order, without bad ones."""
     for number in range(dataset.num_samples):
         try:
             yield dataset.read(number)
@@ -60,7 +60,7 @@ def readable(dataset: Dataset) -> Iterator[Sample]:
 def prompts_in(
     task: Task, name: str, sample: Sample, wanted: Collection[str]
 ) -> Iterator[tuple[str, str]]:
-    """Ids and inputs of a sample's examples, where they are wanted."""
+    """Ids and inputs of the wanted examples of a sample."""
     annotations = [None] if task.unit == "sample" else range(len(sample.annotations))
     for annotation in annotations:
         key = sample.id if annotation is None else str(sample.annotations[annotation].get("id"))

@@ -5,22 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from vlds.data.shards.decode import to_rgb
-from vlds.data.shards.open_picture import open_picture, upright
-from vlds.report.read.json_files import read_json
+from vlds.data.shards.thumbnail import thumbnail
+from vlds.evaluation.scores_json import read_json
 from vlds.runtime.checks import is_number
 from vlds.runtime.whole_file import whole_folder
 from vlds.schema import Encoded
 
 GALLERY, SAMPLES = "gallery", "samples.json"
-THUMBNAIL_SIZE = 320
-"""Longest side, in pixels, of a picture in the gallery."""
-SMALL_PICTURE = 128
-"""Pictures below this size are kept as they are, and shown enlarged with hard edges."""
+PNG = b"\x89PNG"
 
 
 @dataclass(frozen=True)
@@ -35,7 +30,7 @@ class GalleryEntry:
     reference: str | Sequence[str]
     prediction: str
     correct: bool | None = None
-    """None where right or wrong is no yes-or-no matter."""
+    """None where an answer is neither right nor wrong, as of captions."""
     confidence: float | None = None
     """How sure the model was, as in `Predictions`; None where it was not written down."""
 
@@ -87,28 +82,13 @@ def write_gallery(folder: Path, entries: Iterable[tuple[GalleryEntry, Sequence[E
     with whole_folder(folder / GALLERY) as partial:
         written = []
         for number, (entry, encoded) in enumerate(entries):
-            names = [
-                write_thumbnail(partial, f"{number:04d}-{place}", data)
-                for place, data in enumerate(encoded)
-            ]
-            images = [f"{GALLERY}/{name}" for name in names if name]
+            images = []
+            for place, data in enumerate(encoded):
+                if small := thumbnail(data):
+                    suffix = "png" if small.startswith(PNG) else "jpg"
+                    name = f"{number:04d}-{place}.{suffix}"
+                    (partial / name).write_bytes(small)
+                    images.append(f"{GALLERY}/{name}")
             written.append(asdict(entry) | {"images": images})
         text = json.dumps(written, indent=1) + "\n"
         (partial / SAMPLES).write_text(text, encoding="utf-8")
-
-
-def write_thumbnail(folder: Path, stem: str, data: Encoded) -> str | None:
-    """Write a small copy of an encoded picture; its name, None where the bytes are no picture."""
-    try:
-        with open_picture(data) as image:
-            thumbnail = to_rgb(upright(image))
-    except Exception:  # decoders raise whatever damaged bytes lead them to
-        return None
-    thumbnail.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
-    # Photos as PNG would make a page of many megabytes.
-    suffix = "png" if max(thumbnail.size) < SMALL_PICTURE else "jpg"
-    # By way of bytes, because Pillow does not say why it could not write.
-    encoded = BytesIO()
-    thumbnail.save(encoded, "PNG" if suffix == "png" else "JPEG")
-    (folder / f"{stem}.{suffix}").write_bytes(encoded.getvalue())
-    return f"{stem}.{suffix}"

@@ -1,1 +1,1 @@
-"""How a report looks: page, picture, Markdown, CSV."""
+"""How a report looks: page, Markdown, CSV."""

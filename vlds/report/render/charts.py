@@ -160,7 +160,7 @@ def axis(
 
 
 def bands(curves: Curves, x_of: Callable[[float], float]) -> list[Band]:
-    """Stripes beside each other, each with the values at its step."""
+    """Adjacent stripes, each with the values at its step."""
     steps = sorted({x for curve in curves.values() for x, _ in curve})
     stride = math.ceil(len(steps) / MOST_BANDS)
     chosen = steps[::-stride][::-1]  # the last one is among them
@@ -174,13 +174,13 @@ def bands(curves: Curves, x_of: Callable[[float], float]) -> list[Band]:
 
 def values_at(curves: Curves, step: float) -> str:
     """What each curve is at a step, or nearest to it."""
-    told = [f"step {step:,.0f}"]
+    texts = [f"step {step:,.0f}"]
     for name, curve in curves.items():
         if curve and curve[0][0] <= step <= curve[-1][0]:
             place = bisect_left(curve, step, key=lambda point: point[0])
             nearest = min(curve[max(0, place - 1) : place + 1], key=lambda p: abs(p[0] - step))
-            told.append(f"{name} {nearest[1]:.4g}".strip())
-    return "\n".join(told)
+            texts.append(f"{name} {nearest[1]:.4g}".strip())
+    return "\n".join(texts)
 
 
 def look(place: int) -> str:

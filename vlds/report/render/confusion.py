@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from vlds.report.compute.answers import TaskAnswers
-from vlds.report.render.tables import Cell, Row, Table
+from vlds.report.render.table import Cell, Row, Table
 
 MOST_PAIRS = 10
 MOST_ANSWERS = 6
@@ -25,21 +25,21 @@ class Confusion(NamedTuple):
 
 
 def confusions(answers: Mapping[str, TaskAnswers]) -> list[Confusion]:
-    """Of each task whose answers repeat: those of captions, or of names, tell nothing together."""
-    found = (confusion(task, entry) for task, entry in answers.items())
-    return [made for made in found if made is not None]
+    """Of each task whose answers repeat; counts of captions or names would say nothing."""
+    confused = (confusion(task, entry) for task, entry in answers.items())
+    return [entry for entry in confused if entry is not None]
 
 
 def confusion(task: str, answers: TaskAnswers) -> Confusion | None:
-    """One task's; None where nothing was wrong, or most answers are right but once."""
-    told = Counter(
+    """One task's; None if nothing was wrong, or if most answers occur only once."""
+    outcomes = Counter(
         (entry.answer, entry.prediction, entry.correct)
         for entry in answers.examples.values()
         if entry.answer is not None
     )
     asked: Counter[str] = Counter()
     wrong: Counter[tuple[str, str]] = Counter()
-    for (answer, prediction, correct), count in told.items():
+    for (answer, prediction, correct), count in outcomes.items():
         asked[answer] += count
         if correct is False:
             wrong[answer, prediction] += count
@@ -48,10 +48,10 @@ def confusion(task: str, answers: TaskAnswers) -> Confusion | None:
     few = 2 <= len(asked) <= MOST_ANSWERS
     matrix = None
     if few:
-        said: Counter[tuple[str, str]] = Counter()
-        for (answer, prediction, _), count in told.items():
-            said[answer, prediction if prediction in asked else OTHER] += count
-        matrix = matrix_table(asked, said)
+        given: Counter[tuple[str, str]] = Counter()
+        for (answer, prediction, _), count in outcomes.items():
+            given[answer, prediction if prediction in asked else OTHER] += count
+        matrix = matrix_table(asked, given)
     return Confusion(task, pair_table(asked, wrong), matrix)
 
 
@@ -74,16 +74,16 @@ def pair_table(asked: Counter[str], wrong: Counter[tuple[str, str]]) -> Table:
     return Table(["answer", "said instead", "times", "share\nof this answer"], rows, numbers_from=2)
 
 
-def matrix_table(asked: Counter[str], said: Counter[tuple[str, str]]) -> Table:
+def matrix_table(asked: Counter[str], given: Counter[tuple[str, str]]) -> Table:
     """How often each answer was said where each is right; darker: a larger share of its row."""
     columns = [answer for answer, _ in asked.most_common()]
-    if any(prediction == OTHER for _, prediction in said) and OTHER not in columns:
+    if any(prediction == OTHER for _, prediction in given) and OTHER not in columns:
         columns.append(OTHER)
     rows = [
         Row(
             answer,
             [
-                Cell(f"{said[answer, column]:,}", shade=said[answer, column] / count)
+                Cell(f"{given[answer, column]:,}", shade=given[answer, column] / count)
                 for column in columns
             ],
         )

@@ -9,8 +9,8 @@ from typing import NamedTuple
 from vlds.config import Recipe
 from vlds.report.compute.answers import Answered, TaskAnswers
 from vlds.report.read.questions import prompts_of
-from vlds.report.render.tables import Cell, Row, Table
-from vlds.report.render.templating import visible_tree
+from vlds.report.render.table import Cell, Row, Table
+from vlds.runtime.templating import visible_tree
 
 MOST_EXAMPLES = 20_000
 """On the page, over all tasks."""
@@ -112,14 +112,14 @@ def sure_mistakes(runs: Runs) -> list[Mistake]:
 
 
 def ways_of(runs: Runs, task: str) -> Sequence[str]:
-    """In which the scores of a task are parted, in the first run that has it."""
+    """Ways in which a task's examples are grouped, in the first run that has it."""
     return next((found[task].ways for found in runs.values() if task in found), ())
 
 
 def all_prompts(
     runs: Runs, recipes: Mapping[str, Recipe], chosen: Sequence[Key]
 ) -> dict[str, dict[str, str]]:
-    """What the chosen examples ask, from the data of the first recipes that have them."""
+    """The inputs of the chosen examples, from the data of the first recipes that have them."""
     missing: dict[str, set[str]] = {}
     for task, key in chosen:
         missing.setdefault(task, set()).add(key)
@@ -137,7 +137,7 @@ def all_prompts(
 def rows_of(
     runs: Runs, chosen: Sequence[Key], places: Mapping[str, int], prompts: Prompts
 ) -> Iterator[list[object]]:
-    """Number of the task, id, input, answer, parts, and of each run prediction, whether it is
+    """Index of the task, id, input, answer, groups; for each run its prediction, whether that is
     right, and how sure the run was."""
     for task, key in chosen:
         entries = [

@@ -3,24 +3,29 @@ without which all else is there."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from vlds.report.compute.answers import answers_of
-from vlds.report.compute.beside import merged
-from vlds.report.compute.collect import Report
+from vlds.report.compute.report import Report
 from vlds.report.compute.seeds import seed_notes
 from vlds.report.render import charts
 from vlds.report.render.cards import gallery
 from vlds.report.render.confusion import confusions
-from vlds.report.render.details import folded_details
 from vlds.report.render.explorer import explore
-from vlds.report.render.tables import comparison_table, difference_table, fact_table, score_table
-from vlds.report.render.templating import page
+from vlds.report.render.tables import (
+    comparison_table,
+    difference_table,
+    fact_table,
+    folded_details,
+    headline_heads,
+    score_table,
+)
 from vlds.report.render.training_curves import training_charts
+from vlds.runtime.templating import page
 
 LONG_TEXT = 220
 """Characters of a text beyond which it is folded."""
-FRAME = {
-    name: getattr(charts, name) for name in ("WIDTH", "HEIGHT", "LEFT", "RIGHT", "TOP", "BOTTOM")
-}
+TEMPLATES = Path(__file__).with_name("templates")
 
 
 def build_page(report: Report) -> str:
@@ -32,7 +37,7 @@ def build_page(report: Report) -> str:
     explorer = explore(answers, recipes)
     groups = training_charts(report)
     scores = comparison_table(report) if several else score_table(report.only)
-    differences = difference_table(report)
+    differences = difference_table(report, ["run", *headline_heads(report)])
     cards = gallery(report)
     parts = {
         "scores": "Scores" if scores.rows else "",
@@ -45,8 +50,8 @@ def build_page(report: Report) -> str:
         "runs": "Runs" if several else "",
     }
     return page(
-        "report.html",
-        "explore.js" if explorer else None,
+        TEMPLATES / "report.html",
+        TEMPLATES / "explore.js" if explorer else None,
         title=f"{len(report.runs)} runs" if several else report.baseline,
         report=report,
         several=several,
@@ -54,7 +59,7 @@ def build_page(report: Report) -> str:
         scores=scores,
         score_notes=[*report.interval_notes, *seed_notes(report)],
         differences=differences,
-        all_scores=merged(report),
+        all_scores=report.merged(),
         charts=groups,
         names=[(name, charts.look(place)) for place, name in enumerate(report.runs)],
         gallery=cards,
@@ -64,5 +69,5 @@ def build_page(report: Report) -> str:
         fact_table=fact_table,
         score_table=score_table,
         LONG_TEXT=LONG_TEXT,
-        **FRAME,
+        frame=charts,
     )

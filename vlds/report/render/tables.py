@@ -1,79 +1,38 @@
-"""Scores and facts as tables: for the page and for the terminal."""
+"""Which tables a report has, and what is in their cells."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from rich.table import Table as TerminalTable
-from rich.text import Text
-
+from vlds.metrics.tables import split
 from vlds.report.compute.baselines import FREQUENT
-from vlds.report.compute.beside import frequent_scores, merged_task
-from vlds.report.compute.collect import Report, RunReport
-from vlds.report.compute.facts import held_text, share_text, size_facts, training_speed_text
+from vlds.report.compute.facts import size_facts, speed_text
+from vlds.report.compute.report import Report, RunReport
 from vlds.report.compute.results import Difference
 from vlds.report.compute.seeds import mean_text, seed_groups
-from vlds.report.numbers import Interval, difference_text, interval_text, score_text
+from vlds.report.numbers import (
+    Interval,
+    bytes_text,
+    difference_text,
+    interval_text,
+    score_text,
+)
 from vlds.report.read.scores import Scores, TaskScores
-from vlds.runtime.shown import visible
+from vlds.report.render.table import Cell, Row, Table
 
 
-@dataclass(frozen=True)
-class Cell:
-    """What a cell shows."""
-
-    text: str
-    look: str = "number"
-    """Classes of the style sheet."""
-    interval: str = ""
-    notes: Sequence[str] = ()
-    """Small lines below."""
-    bar: float | None = None
-    """Length of a bar below, 0..1."""
-    shade: float | None = None
-    """How dark the ground is, 0..1."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of a table."""
-
-    head: str
-    cells: Sequence[Cell] = ()
-    notes: Sequence[str] = ()
-    """Small lines below the head."""
-    is_group: bool = False
-    """Whether it is the title of the rows that follow."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of the page; a head's second line is a note."""
-
-    heads: Sequence[str]
-    rows: Sequence[Row]
-    numbers_from: int = 1
-    """The first column whose head stands to the right, as numbers do."""
-
-
-def summary_table(scores: Scores) -> TerminalTable:
+def summary_table(scores: Scores) -> Table:
     """Headline scores for the terminal: a row a task, a column a model."""
-    data = [f"{name}: {task.data_name}" for name, task in scores.tasks.items() if task.data_name]
-    table = TerminalTable(box=None, pad_edge=False, header_style="bold", caption_justify="left")
-    table.caption = Text(visible(f"data: {', '.join(data)}")) if data else None
-    table.add_column("task")
-    table.add_column("score")
-    table.add_column("examples", justify="right")
-    for label in scores.columns:
-        table.add_column(Text(visible(label)), justify="right", overflow="fold")
+    rows = []
     for name, task in scores.tasks.items():
         for metric in task.metrics[:1]:
             values = [task.by_column.get(label, {}).get(metric) for label in scores.columns]
             count = "" if task.examples is None else f"{task.examples:,}"
-            cells = [name, metric, count, *map(score_text, values)]
-            table.add_row(*(Text(visible(cell)) for cell in cells))
-    return table
+            rows.append(
+                Row(name, [Cell(text) for text in (metric, count, *map(score_text, values))])
+            )
+    return Table(["task", "score", "examples", *scores.columns], rows, numbers_from=2)
 
 
 def score_table(run: RunReport) -> Table:
@@ -133,55 +92,78 @@ def fact_table(run: RunReport) -> Table:
 
 
 def comparison_table(report: Report) -> Table:
-    """Runs with their methods beside each other, below the most frequent answer: scores with
-    intervals, share, bytes, speed; then means over the seeds of what is otherwise the same run."""
-    rows = baseline_rows(report)
+    """The page's table of runs, below the most frequent answer: scores with intervals, share,
+    bytes, speed; then means over the seeds of what is otherwise the same run."""
+    rows = []
+    if frequent := frequent_cells(report):
+        rows.append(Row(FREQUENT, [*frequent, *NO_FACTS]))
     for name, run in report.runs.items():
-        facts = (
-            share_text(run.scores.trainable),
-            held_text(run.scores.bytes_per_rank),
-            training_speed_text(run.scores.samples_per_second),
-        )
-        told = "; ".join(filter(None, [run.facts.get("method"), run.stopped]))
-        cells = [compared_cell(report, run, *headline) for headline in report.headlines]
-        rows.append(Row(name, [*cells, *map(Cell, facts)], [told] if told else []))
+        method = "; ".join(filter(None, [run.facts.get("method"), run.stopped]))
+        cells = [*headline_cells(report, run), *fact_cells(run)]
+        rows.append(Row(name, cells, [method] if method else []))
     for names in seed_groups(report):
         runs = [report.runs[name] for name in names]
-        cells = [
-            Cell(mean_text([run.score(*headline) for run in runs])) for headline in report.headlines
-        ]
-        rows.append(
-            Row(f"mean of {len(names)} seeds", [*cells, *[Cell("")] * 3], [", ".join(names)])
-        )
-    heads = ["run", *headline_heads(report), "trains", "bytes per rank", "examples a second"]
-    return Table(heads, rows)
+        means = [mean_text([run.score(*headline) for run in runs]) for headline in report.headlines]
+        head = f"mean of {len(names)} seeds"
+        rows.append(Row(head, [*map(Cell, means), *NO_FACTS], [", ".join(names)]))
+    facts = ["trains", "bytes per rank", "examples a second"]
+    return Table(["run", *headline_heads(report), *facts], rows)
 
 
-def baseline_rows(report: Report) -> list[Row]:
-    """The scores of giving one answer to everything, where they are known."""
-    found = frequent_scores(report)
-    cells = [Cell(score_text(value)) for value in found]
-    known = any(value is not None for value in found)
-    return [Row(FREQUENT, [*cells, *[Cell("")] * 3])] if known else []
+def paper_table(report: Report) -> Table:
+    """The table of runs to paste elsewhere: method and facts first, then scores."""
+    rows = []
+    if frequent := frequent_cells(report):
+        rows.append(Row(FREQUENT, [Cell(""), *NO_FACTS, *frequent]))
+    for name, run in report.runs.items():
+        method = Cell(run.facts.get("method", ""))
+        cells = [method, *fact_cells(run), *headline_cells(report, run)]
+        rows.append(Row(name, cells, [run.stopped] if run.stopped else []))
+    heads = ["run", "method", "trains", "bytes per rank", "examples/s"]
+    return Table([*heads, *short_heads(report)], rows, numbers_from=2)
 
 
-def compared_cell(report: Report, run: RunReport, task: str, metric: str) -> Cell:
-    """A run's score among those of the other runs."""
-    value, result = run.score(task, metric), run.result(task, metric)
-    others = [other.score(task, metric) for other in report.runs.values()]
-    best = merged_task(report, task).best(metric, others)
-    return Cell(
-        score_text(value), score_look(value, best), bracket(result.interval if result else None)
-    )
+NO_FACTS = [Cell("")] * 3
 
 
-def difference_table(report: Report) -> Table:
+def fact_cells(run: RunReport) -> list[Cell]:
+    """What trains, bytes and speed; "" where they are not known."""
+    scores = run.scores
+    trainable, held = scores.trainable, scores.bytes_per_rank
+    speed = scores.samples_per_second.get("training")
+    return [
+        Cell(f"{trainable['percent']:.2f} %" if trainable else ""),
+        Cell(bytes_text(sum(held.values())) if held else ""),
+        Cell("" if speed is None else speed_text(speed)),
+    ]
+
+
+def frequent_cells(report: Report) -> list[Cell]:
+    """The scores of giving one answer to everything; empty where none is known."""
+    scores = report.frequent_scores()
+    known = any(value is not None for value in scores)
+    return [Cell(score_text(value)) for value in scores] if known else []
+
+
+def headline_cells(report: Report, run: RunReport) -> list[Cell]:
+    """A run's headline scores among those of the other runs."""
+    cells = []
+    for task, metric in report.headlines:
+        value, result = run.score(task, metric), run.result(task, metric)
+        others = [other.score(task, metric) for other in report.runs.values()]
+        best = report.merged_task(task).best(metric, others)
+        interval = bracket(result.interval if result else None)
+        cells.append(Cell(score_text(value), score_look(value, best), interval))
+    return cells
+
+
+def difference_table(report: Report, heads: Sequence[str]) -> Table:
     """Each run less the first, the same examples drawn for both; without rows where none can be
     compared."""
     rows = [
         Row(name, list(map(difference_cell, found))) for name, found in report.differences.items()
     ]
-    return Table(["run", *headline_heads(report)], rows)
+    return Table(heads, rows)
 
 
 def difference_cell(found: Difference | str) -> Cell:
@@ -194,8 +176,61 @@ def difference_cell(found: Difference | str) -> Cell:
 
 
 def headline_heads(report: Report) -> list[str]:
-    """Heads of the columns of scores: task, and below it the score and its data."""
+    """Heads of the page's columns of scores: task, and below it the score and its data."""
     data = report.data_texts
     return [
         "\n".join(filter(None, [task, metric, data.get(task)])) for task, metric in report.headlines
     ]
+
+
+def short_heads(report: Report) -> list[str]:
+    """The same in one line, without the data."""
+    return [f"{task} {metric}" for task, metric in report.headlines]
+
+
+class Fold(NamedTuple):
+    """A table behind a line."""
+
+    summary: str
+    table: Table
+
+
+def folded_details(scores: Scores) -> list[Fold]:
+    """Each task's scores; a task with a single score has no more to show."""
+    return [
+        Fold(summary(name, task), detail_table(task, scores.columns))
+        for name, task in scores.tasks.items()
+        if len(task.metrics) > 1
+    ]
+
+
+def summary(name: str, task: TaskScores) -> str:
+    """What a fold holds."""
+    groups = [group for _, group in groups_of(task) if group]
+    return ", ".join([f"{name}: all scores", *map(by, dict.fromkeys(groups))])
+
+
+def detail_table(task: TaskScores, columns: Sequence[str]) -> Table:
+    """The whole scores, then each score by group, under a title line."""
+    rows = []
+    for (score, group), metrics in groups_of(task).items():
+        if score:
+            rows.append(Row(f"{score} {by(group)}{direction(task, score)}", is_group=True))
+        for metric, part in metrics.items():
+            head = part if score else f"{metric}{direction(task, metric)}"
+            rows.append(Row(head, score_cells(task, metric, columns)))
+    return Table(["score", *columns], rows)
+
+
+def by(group: str) -> str:
+    """A way of grouping examples, in words."""
+    return f"by {group.replace('_', ' ')}"
+
+
+def groups_of(task: TaskScores) -> dict[tuple[str, str], dict[str, str]]:
+    """(score, way of grouping) -> its metrics and the group of each; ("", "") -> whole scores."""
+    groups: dict[tuple[str, str], dict[str, str]] = {}
+    for metric in task.metrics:
+        score, way, part = split(metric) or ("", "", metric)
+        groups.setdefault((score, way), {})[metric] = part
+    return groups

@@ -7,20 +7,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from io import StringIO
 
-from vlds.report.compute.collect import Report, RunReport
+from vlds.report.compute.report import Report, RunReport
 from vlds.report.compute.results import Difference
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One number; what it has not is empty."""
+    """One number; fields that do not apply are empty."""
 
     run: str
     method: str
     model: str | None = None
-    """Column of scores.json, where the run's scores stand beside those of other models."""
+    """The run or what it is compared with, where there is more than one column."""
     minus: str | None = None
-    """The run whose score is taken off."""
+    """The run whose score is subtracted."""
     task: str | None = None
     name: str
     """Score, or fact such as trainable_percent."""
@@ -58,13 +58,13 @@ def fact_rows(name: str, run: RunReport) -> Iterator[Row]:
     """Size, speed and length."""
     scores = run.scores
     named = {"total": "weights", "trainable": "trainable_weights", "percent": "trainable_percent"}
-    found = {named[what]: value for what, value in scores.trainable.items() if what in named}
-    found |= {f"bytes_per_rank/{what}": value for what, value in scores.bytes_per_rank.items()}
+    facts = {named[what]: value for what, value in scores.trainable.items() if what in named}
+    facts |= {f"bytes_per_rank/{what}": value for what, value in scores.bytes_per_rank.items()}
     speeds = scores.samples_per_second.items()
-    found |= {f"samples_per_second/{what}": value for what, value in speeds}
-    if run.run.steps_done is not None:
-        found["steps"] = run.run.steps_done
-    for what, value in found.items():
+    facts |= {f"samples_per_second/{what}": value for what, value in speeds}
+    if run.inputs.steps_done is not None:
+        facts["steps"] = run.inputs.steps_done
+    for what, value in facts.items():
         yield Row(run=name, method=method_of(run), name=what, value=value)
 
 
@@ -88,7 +88,7 @@ def score_rows(name: str, run: RunReport, resamples: int) -> Iterator[Row]:
                     resamples=resamples if interval else None,
                     examples=entry.examples,
                     data=entry.data,
-                    step=result.step if result else None,
+                    step=result.predictions.step if result else None,
                 )
 
 
@@ -109,7 +109,7 @@ def difference_rows(report: Report) -> Iterator[Row]:
                     high=found.interval.high,
                     resamples=report.resamples,
                     examples=run.results[task].examples,
-                    data=run.results[task].data,
+                    data=run.results[task].predictions.data,
                 )
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from vlds.report.compute.collect import Report
-from vlds.report.read.inputs import Curve, read_metrics
+from vlds.report.compute.report import Report
+from vlds.report.read.inputs import Curve, Metrics
 from vlds.report.render.charts import Chart, by_task, charts_of
 from vlds.runtime.checks import is_number
 
@@ -31,10 +30,10 @@ class ChartGroup(NamedTuple):
 def training_charts(report: Report) -> list[ChartGroup]:
     """All runs in one chart each; without groups of which nothing was logged."""
     several = len(report.runs) > 1
-    runs = {name if several else "": run.run for name, run in report.runs.items()}
+    runs = {name if several else "": run.inputs for name, run in report.runs.items()}
     losses = by_task({name: run.losses for name, run in runs.items()})
     scores = by_task({name: run.score_curves for name, run in runs.items()})
-    others = by_task({name: other_curves(run.folder) for name, run in runs.items()})
+    others = by_task({name: other_curves(run.lines) for name, run in runs.items()})
     groups = [
         ChartGroup(
             "loss",
@@ -69,10 +68,10 @@ def score_charts(task: str, found: Mapping[str, Curve]) -> list[Chart]:
     return charts_of(task, found, y_range=(0.0, 1.0) if fits else None)
 
 
-def other_curves(folder: Path) -> dict[str, Curve]:
+def other_curves(lines: Iterable[Metrics]) -> dict[str, Curve]:
     """What else of each step is worth a curve."""
     curves: dict[str, Curve] = {}
-    for line in read_metrics(folder / "metrics.jsonl"):
+    for line in lines:
         for title, key in OTHERS.items():
             if key in line and is_number(line[key]):
                 curves.setdefault(title, []).append((line["step"], line[key]))

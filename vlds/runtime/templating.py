@@ -1,4 +1,7 @@
-"""HTML from templates: whatever a template puts in is shown as text, as vlds.runtime.shown says."""
+"""HTML pages from templates: each value goes in as text, with `vlds.runtime.shown` applied.
+
+A room keeps its templates beside its code; frame.html and style.css are shared by all pages.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from markupsafe import Markup
 
 from vlds.runtime.shown import visible
 
-TEMPLATES = Path(__file__).with_name("templates")
+SHARED = Path(__file__).with_name("templates")
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
     "form-action 'none'"
@@ -21,22 +24,22 @@ POLICY = (
 """What a page may load: what is inside it."""
 
 
-def page(template: str, script: str | None = None, policy: str = POLICY, **parts: object) -> str:
-    """A page from a template, with at most one script: a file beside the templates, which the
-    page's policy allows by its hash."""
+def page(template: Path, script: Path | None = None, policy: str = POLICY, **values: object) -> str:
+    """Render a page with at most one script, which the page's policy allows by its hash."""
     code = None
     if script is not None:
-        code = Markup((TEMPLATES / script).read_text("utf-8"))
+        code = Markup(script.read_text("utf-8"))
         digest = base64.b64encode(sha256(code.encode()).digest()).decode()
         policy = f"{policy}; script-src 'sha256-{digest}'"
-    return environment().get_template(template).render(script=code, policy=policy, **parts)
+    compiled = environment(template.parent).get_template(template.name)
+    return compiled.render(script=code, policy=policy, **values)
 
 
 @cache
-def environment() -> Environment:
-    """Templates that escape everything, and stop at names that nobody has given them."""
-    made = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+def environment(folder: Path) -> Environment:
+    """Templates of a folder and the shared ones. They escape everything; unknown names raise."""
+    templates = Environment(
+        loader=FileSystemLoader([folder, SHARED]),
         autoescape=True,
         finalize=shown,
         undefined=StrictUndefined,
@@ -44,17 +47,17 @@ def environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    return made
+    templates.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    return templates
 
 
 def shown(value: object) -> object:
-    """A value as it goes into a page; jinja2 escapes what is not markup."""
+    """A value as it goes into a page; jinja2 escapes it unless it is markup."""
     return value if isinstance(value, Markup | int | float) else visible(value)
 
 
 def visible_tree(value: object) -> object:
-    """The same for all texts of what goes into a page as JSON."""
+    """Apply `visible` to all texts in a tree that goes into a page as JSON."""
     if isinstance(value, str):
         return visible(value)
     if isinstance(value, Mapping):

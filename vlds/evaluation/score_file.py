@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import vlds.tasks
-from vlds.config import parse
 from vlds.data.shards.store import Dataset, open_dataset
 from vlds.data.streams.eval_order import survey
 from vlds.data.streams.source import Source
 from vlds.evaluation.evaluator import open_datasets
 from vlds.evaluation.prediction_files import FORMS, IN_ZIP, as_mapping, read_pairs, value_member
 from vlds.evaluation.result import Evaluation, leave
+from vlds.recipe.parse import parse
 from vlds.recipe.trusted import trust
 from vlds.runtime.disk import check_writable
 from vlds.runtime.terminal import tell

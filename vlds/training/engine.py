@@ -9,6 +9,7 @@ ranks.
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -60,6 +61,8 @@ def start_ranks(collective_timeout: float) -> Ranks:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     else:
         torch.cuda.set_device(ranks.device)
+    # It tells of each skipped step; the run's own lines do, with the cure.
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     deepspeed.init_distributed(
         dist_backend="nccl" if ranks.device.type == "cuda" else "gloo",
         auto_mpi_discovery=False,

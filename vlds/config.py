@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 
 from vlds.backbones.base import Backbone
@@ -129,6 +130,11 @@ class TrainingConfig:
         """Optimizer steps of the run, once its data have told what `epochs` means."""
         assert self.epochs is None
         return DEFAULT_STEPS if self.steps is None else self.steps
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of weights and activations."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
     @property
     def worker_timeout(self) -> float:

@@ -12,9 +12,9 @@ import vlds.tasks
 from vlds.data.shards.store import Dataset, open_dataset
 from vlds.data.streams.eval_order import survey
 from vlds.data.streams.source import Source
-from vlds.evaluation.evaluator import open_datasets
 from vlds.evaluation.prediction_files import IN_ZIP, as_mapping, read_pairs, value_member
 from vlds.evaluation.result import Evaluation, leave
+from vlds.evaluation.sources import open_datasets
 from vlds.recipe.parse import parse
 from vlds.recipe.trusted import trust
 from vlds.runtime.disk import check_writable

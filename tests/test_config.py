@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from inspect import isabstract
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +13,6 @@ import yaml
 from vlds.backbones import T5, Bart
 from vlds.cli.commands import run_command
 from vlds.config import (
-    CHOICES,
     AlignmentConfig,
     DataConfig,
     OptimizerConfig,
@@ -41,7 +39,7 @@ from vlds.methods import (
     PromptTuning,
 )
 from vlds.models.visual_embedding import VisualEmbeddingConfig
-from vlds.recipe.mistakes import all_classes
+from vlds.recipe.choices import CHOICES, concrete_classes
 from vlds.runtime.near_names import guess
 from vlds.runtime.resources import find, shipped
 from vlds.schema import Decoding
@@ -147,7 +145,7 @@ def test_the_recipes_above_hold_every_shipped_class() -> None:
     for recipe in every_choice():
         parts = [recipe.backbone, recipe.vision, *recipe.methods.values(), *recipe.tasks.values()]
         there |= {type(part) for part in parts}
-    known = {cls for base in CHOICES for cls in all_classes(base) if not isabstract(cls)}
+    known = {cls for base in CHOICES for cls in concrete_classes(base).values()}
     assert {cls for cls in known if cls.__module__.startswith("vlds.")} == there
 
 
@@ -218,24 +216,31 @@ def complaint(*arguments: str) -> str:
         ("data.temperature", "x", "data.temperature: got 'x'; give a number or null"),
         ("train_norms", "maybe", "train_norms: got 'maybe'; give true or false"),
         ("training.precision", "fp16", "training.precision: got 'fp16'; give one of bf16, fp32"),
-        ("methods.adapter.reduktion", "4", "methods: unknown key 'reduktion'; did you mean 'reduc"),
+        ("methods.adapter.reduktion", "4", "methods.adapter: unknown key 'reduktion'; did you me"),
         ("methods.adapter.reduction", "x", "methods: Adapter.reduction: got 'x'; give a whole num"),
         ("methods.adapter.sharing", "x", "Adapter.sharing: got 'x'; give one of single, multiple"),
-        ("methods.extra", "Adaptor", "methods: 'Adaptor' is no Method; did you mean 'Adapter'? "),
-        ("methods.extra", "VQA", "methods: 'VQA' is no Method; choose from: Adapter, "),
-        ("methods.extra", "not.there.X", "methods: not.there.X: No module named 'not'"),
-        ("methods.adaptor.reduction", "3", "methods: a new entry beside adapter, or one that"),
-        ("backbone", "T6", "backbone: 'T6' is no Backbone; choose from: Bart, "),
+        ("methods.extra", "Adaptor", "methods.extra: 'Adaptor' is not a Method; did you mean 'Ad"),
+        ("methods.extra", "VQA", "methods.extra: 'VQA' is not a Method; choose from: Adapter, "),
+        ("methods.extra", "not.there.X", "methods.extra: not.there.X: No module named 'not'"),
+        (
+            "methods.adaptor.reduction",
+            "3",
+            "methods.adaptor: class_path is missing; did you mean",
+        ),
+        ("backbone", "T6", "backbone: 'T6' is not a Backbone; choose from: Bart, "),
         ("backbone.path", "x", "backbone.path: x, config: sizes.json; give exactly one of them"),
         ("backbone.dropout", "x", "backbone: T5.dropout: got 'x'; give a number or null"),
         ("vision.grid", "3", "vision.grid: 3 does not come from image_size 64 by halving; give"),
-        ("alignment.stepz", "3", "alignment: unknown key 'stepz'; did you mean 'steps'? Alignmen"),
-        ("tasks.vqa.decoding.num_beam", "3", "tasks: unknown key 'decoding.num_beam'; did you me"),
+        ("alignment.stepz", "3", "unknown key 'alignment.stepz'; did you mean 'alignment.ste"),
+        ("tasks.vqa.decoding.num_beam", "3", "tasks.vqa: unknown key 'decoding.num_beam'; did yo"),
         ("tasks.vqa.weight", "-1", "tasks.vqa.weight: got -1.0; give a number above 0, or drop"),
         ("tasks.vqa.train", "a", "tasks: VQA.train: got 'a'; give a list, like [a, b]"),
         ("optimizer.betas", "[0.9]", "optimizer.betas: got [0.9]; give two numbers, like [0.9, 0."),
         ("data.errors.max_in_a_row", "0", "data.errors.max_in_a_row: got 0; give at least 1"),
         ("training.steps", "0", "training.steps: got 0; give 1 or more"),
+        ("optimizer.learning_rate", ".nan", "optimizer.learning_rate: got nan; give a number"),
+        ("optimizer.learning_rate", ".inf", "optimizer.learning_rate: got inf; give 0 or more"),
+        ("seed", "-1", "seed: got -1; give a number from 0 to 2^64 - 1"),
         ("training.log_every", "0", "training.log_every: got 0; give 1 or more"),
         ("data.global_batch_size", "0", "data.global_batch_size: got 0; give 1 or more"),
         ("config", "nofile.yaml", "no such file: nofile.yaml; check the path"),
@@ -250,7 +255,7 @@ def test_mistakes_on_the_command_line(option: str, value: str, message: str, fil
     ("old", "new", "message"),
     [
         ("output:", "outputs:", "unknown key 'outputs'; did you mean 'output'?"),
-        ("output: runs/mine\n", "", "the recipe lacks output; add it there"),
+        ("output: runs/mine\n", "", "output is required; set it in a recipe"),
         ("output:", "training: {stepz: 3}\noutput:", "'training.stepz'; did you mean 'training.st"),
         ("output:", "training: {steps: many}\noutput:", "training.steps: got 'many'; give a whole"),
         ("output:", "training: {epochs: 0}\noutput:", "training.epochs: got 0.0; give a number"),
@@ -262,8 +267,8 @@ def test_mistakes_on_the_command_line(option: str, value: str, message: str, fil
         ("output:", "a: [\noutput:", "recipe.yaml: not YAML: "),
         (RECIPE, "- 1\n", "recipe.yaml: a recipe has keys and values, like "),
         ("tasks: {vqa", "taskz: {vqa", "unknown key 'taskz'; did you mean 'tasks'?"),
-        ("train: [a]", "trian: [a]", "tasks: unknown key 'trian'; did you mean 'train'? VQA has"),
-        ("VQA", "VQB", "tasks: 'VQB' is no Task; did you mean 'VQA'? choose from: Caption"),
+        ("train: [a]", "trian: [a]", "tasks.vqa: unknown key 'trian'; did you mean 'train'? VQA"),
+        ("VQA", "VQB", "tasks.vqa: 'VQB' is not a Task; did you mean 'VQA'? choose"),
         ("class_path: VQA, init_args: {train: [a], evaluate: [b]}", "train: [a]",
          "tasks.vqa: class_path is missing; write class_path: Caption, or "),
         ("methods: {adapter: {class_path: Adapter, init_args: {reduction: 4}}}",
@@ -287,7 +292,7 @@ def test_nothing_at_all() -> None:
     assert message.startswith("name a recipe: ")
     assert message.endswith("vlds train recipes/demo.yaml")
     lacking = complaint("--seed", "3")
-    assert lacking.startswith("the recipe lacks output, backbone, vision, methods, tasks; add it")
+    assert lacking.startswith("output, backbone, vision, methods, tasks are required; set them in")
 
 
 def test_a_list_of_answers_is_a_file_or_itself(file: Path, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_a_file_that_is_no_recipe(text: str, message: str, file: Path) -> None:
         ("methods", {"mine": {"reduction": 4}}, "methods.mine: class_path is missing; write clas"),
         ("methods", {"mine": None}, "methods.mine: class_path is missing"),
         ("methods", {"mine": {"class_path": "LoRA", "rank": 4}},
-         "methods.mine: 'rank' stands beside class_path; write {class_path: LoRA, init_args: {"),
+         "methods.mine: 'rank' is next to class_path; write {class_path: LoRA, init_args: {"),
         ("methods", {"class_path": "LoRA"}, "methods: an entry has a name; write methods: {NAME: "),
     ],
 )  # fmt: skip

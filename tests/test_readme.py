@@ -36,7 +36,7 @@ from tests.convert.runs import write_run
 from tests.training.world import world_recipe, write_world
 from vlds.artifact import own_tensors, save_artifact
 from vlds.cli.commands import COMMANDS, plan, run_command
-from vlds.config import load_recipe, parse, parse_recipe
+from vlds.config import load_recipe, parse_recipe
 from vlds.convert.command import parse as parse_convert
 from vlds.evaluation.score_file import task_class
 from vlds.launch.words import RANK_COMMANDS, split_words
@@ -45,6 +45,7 @@ from vlds.metrics.caption_scores import NAMES
 from vlds.metrics.gqa_scores import TABLES
 from vlds.models.build import build_model, describe
 from vlds.plan import plan_recipe, table
+from vlds.recipe.parse import parse
 from vlds.runtime.resources import find, shipped
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -16,7 +16,7 @@ from tests.data_prep.pictures import jpeg, packed, png, write
 from tests.data_prep.test_coco_karpathy import image_row
 from tests.data_prep.test_gqa import question as gqa_question
 from vlds.config import Recipe, parse_recipe
-from vlds.evaluation.evaluator import evaluation_sources, training_sources
+from vlds.evaluation.sources import evaluation_sources, training_sources
 from vlds.runtime.resources import find
 from vlds.tasks.base import SPLITS
 

@@ -1,9 +1,7 @@
-"""The small thing a run leaves: every tensor that is not bit-identical to the named sources, and
-how to use it.
+"""The artifact of a run: every tensor that the named sources do not hold, and how to use it.
 
-    RUN/artifact/weights.safetensors   trained weights (fp32 masters) and what else no source
-    holds: the new vocabulary
-                                       rows are frozen and random, and the object order reads them
+    RUN/artifact/weights.safetensors   trained weights (fp32 masters), and frozen random ones, such
+                                       as new vocabulary rows, which the object order reads
                  recipe.yaml           the resolved recipe
                  tokenizer/            as it was used
                  artifact.json         sources with their hashes
@@ -55,10 +53,7 @@ class LoadedRun:
 
 
 def artifact_folder(run: Path) -> Path:
-    """RUN/artifact, or the folder itself where it is one.
-
-    Errors: ValueError where there is neither, or it is not whole.
-    """
+    """RUN/artifact, or the folder itself if it is an artifact; ValueError if it is damaged."""
     if not run.is_dir():
         raise ValueError(f"{run}: no such folder in {Path.cwd()}; name one that `vlds train` wrote")
     for folder in (run / "artifact", run):
@@ -72,9 +67,10 @@ def artifact_folder(run: Path) -> Path:
 
 
 def own_tensors(model: VLModel, masters: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """What the artifact keeps of a whole (unpartitioned) model, as fp32 masters where given."""
-    kept = own_parts(model) | dict(masters or {})
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in kept.items()}
+    """What the artifact keeps of a whole (unpartitioned) model; `masters`, name -> fp32 master,
+    replace the model's own weights."""
+    parts = own_parts(model) | dict(masters or {})
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in parts.items()}
 
 
 def own_parts(model: VLModel) -> dict[str, Tensor]:
@@ -97,7 +93,8 @@ def save_artifact(
     tokenizer: Any,
     notes: Mapping[str, str] | None = None,
 ) -> None:
-    """Write an artifact, replacing an older one whole. `notes`: name -> text of more files in it.
+    """Write an artifact, which replaces an older one as a whole. `notes`: name -> text of more
+    files in it.
 
     Errors: CannotWrite.
     """
@@ -118,7 +115,7 @@ def write_artifact(
 
 
 def write_description(folder: Path, recipe: Recipe) -> None:
-    """The recipe, where files of this folder are named relative to it, and the hashes of its
+    """Write the recipe, with paths into this folder relative to it, and the hashes of its
     sources."""
     description = {"format": FORMAT, "sources": recipe.model.source_hashes()}
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")
@@ -127,10 +124,9 @@ def write_description(folder: Path, recipe: Recipe) -> None:
 
 
 def read_recipe(folder: Path, changes: Sequence[str] = ()) -> Recipe:
-    """The recipe of an artifact, wherever its folder has moved; `changes` are words of a command
-    line.
+    """The recipe of an artifact, which may have moved; `changes` are words of a command line.
 
-    Errors: ValueError where it cannot be read.
+    Errors: ValueError if it cannot be read.
     """
     with readable(folder, RECIPE):
         tree = read_yaml(folder / RECIPE)
@@ -143,8 +139,8 @@ def read_recipe(folder: Path, changes: Sequence[str] = ()) -> Recipe:
 
 
 def moved(tree: Any, old: str, new: str) -> Any:
-    """A recipe's tree, where paths into the folder `old` lead into `new`. Not its text: YAML spells
-    some names otherwise there."""
+    """A recipe's tree in which paths into the folder `old` lead into `new`. Replacing in the text
+    would miss names that YAML quotes or escapes."""
     if isinstance(tree, dict):
         return {key: moved(entry, old, new) for key, entry in tree.items()}
     if isinstance(tree, list):
@@ -155,12 +151,12 @@ def moved(tree: Any, old: str, new: str) -> Any:
 
 
 def load_run(run: Path, dtype: torch.dtype | None = None, changes: Sequence[str] = ()) -> LoadedRun:
-    """Rebuild a run's model: named sources, then the artifact's tensors over them. Evaluation
-    mode, on the CPU.
+    """Rebuild a run's model from the named sources and the artifact's tensors, in evaluation mode,
+    on the CPU.
 
     `dtype` defaults to the recipe's precision. `changes` to its tasks and data are words of a
-    command line, such as `--tasks.vqa.decoding.num_beams 5`. Errors: ValueError where the artifact
-    is damaged, or a source is another one than the run was trained on.
+    command line, such as `--tasks.vqa.decoding.num_beams 5`. Errors: ValueError if the artifact
+    is damaged, or a source has changed since the training.
     """
     folder = artifact_folder(run)
     check_changes(changes)
@@ -171,8 +167,8 @@ def load_run(run: Path, dtype: torch.dtype | None = None, changes: Sequence[str]
         tokenizer = recipe.backbone.load_tokenizer_from(tokens if tokens.is_dir() else folder)
     with readable(folder, WEIGHTS):
         tensors = load_file(folder / WEIGHTS)
-    precision = torch.bfloat16 if recipe.training.precision == "bf16" else torch.float32
-    model = build_model(recipe.model, list(recipe.tasks), dtype or precision, tokenizer)
+    dtype = dtype or recipe.training.dtype
+    model = build_model(recipe.model, list(recipe.tasks), dtype, tokenizer)
     put_tensors(model, tensors, folder)
     model.eval()
     return LoadedRun(recipe, tokenizer, model)
@@ -183,18 +179,26 @@ def check_changes(changes: Sequence[str]) -> None:
     for word in changes:
         if word.startswith("--") and not word.startswith(CHANGEABLE):
             raise ValueError(
-                f"{word.partition('=')[0]}: no option of this command, nor a key of the recipe "
-                "that may change once a run is trained: those begin with "
-                f"{' or '.join(CHANGEABLE)}"
+                f"{word.partition('=')[0]}: not an option of this command; of a trained run's "
+                f"recipe, only keys that begin with {' or '.join(CHANGEABLE)} may change"
             )
 
 
 def check_sources(folder: Path, recipe: Recipe) -> None:
-    """Compare the hashes of the sources as they are now with those of the training.
+    """Compare the hashes of the sources with those that the training saw.
 
-    Errors: ValueError where one is missing, or another.
+    Errors: ValueError if a source is missing or has changed, or if the description of the artifact
+    is damaged or of another version.
     """
-    recorded = read_sources(folder)
+    with readable(folder, DESCRIPTION):
+        description = read_json(folder / DESCRIPTION)
+        version = description["format"]
+        recorded = {str(part): str(digest) for part, digest in description["sources"].items()}
+    if version != FORMAT:
+        raise ValueError(
+            f"artifact {folder}: {DESCRIPTION} has format {version!r}, and this vlds reads "
+            f"{FORMAT}; take the version of vlds that wrote it"
+        )
     present = recipe.model.source_hashes()
     for part, digest in recorded.items():
         source = str(recipe.model.sources.get(part))
@@ -212,29 +216,9 @@ def check_sources(folder: Path, recipe: Recipe) -> None:
             )
 
 
-def read_sources(folder: Path) -> dict[str, str]:
-    """Part of the model -> the hash of its source that the training saw.
-
-    Errors: ValueError where the description is damaged, or of another version.
-    """
-    with readable(folder, DESCRIPTION):
-        description = read_json(folder / DESCRIPTION)
-        found, sources = description["format"], description["sources"]
-        recorded = {str(part): str(digest) for part, digest in sources.items()}
-    if found != FORMAT:
-        raise ValueError(
-            f"artifact {folder}: {DESCRIPTION} has format {found!r}, and this vlds reads {FORMAT}; "
-            "take the version of vlds that wrote it"
-        )
-    return recorded
-
-
 @contextmanager
 def readable(folder: Path, name: str) -> Iterator[None]:
-    """Inside, a file or folder of the artifact is read.
-
-    Errors: ValueError that names it where that fails.
-    """
+    """Inside, errors of reading a file or folder of the artifact are ValueErrors that name it."""
     with reading(f"artifact {folder}: {name} cannot be read", AGAIN):
         yield
 
@@ -242,14 +226,13 @@ def readable(folder: Path, name: str) -> Iterator[None]:
 def put_tensors(model: VLModel, tensors: Mapping[str, Tensor], folder: Path) -> None:
     """Copy an artifact's tensors into a built model.
 
-    Errors: ValueError where they are not just those that the model's sources leave open.
+    Errors: ValueError if they are not exactly those that the model's sources leave open.
     """
     parts = own_parts(model)
     odd = [
-        f"{key} ({shape_of(tensors.get(key))} in the artifact, {shape_of(parts.get(key))} in the "
-        "model)"
+        f"{key} ({stored} in the artifact, {wanted} in the model)"
         for key in sorted(tensors.keys() | parts.keys())
-        if shape_of(tensors.get(key)) != shape_of(parts.get(key))
+        if (stored := shape_of(tensors.get(key))) != (wanted := shape_of(parts.get(key)))
     ]
     if odd:
         raise ValueError(

@@ -1,42 +1,38 @@
-"""The run's dataclasses and `parse`: a recipe is the whole run.
+"""The run's dataclasses: a recipe is the whole run.
 
-The only file that knows jsonargparse. A choice (backbone, vision encoder, method, task) is
-annotated with its abstract base, so that a new subclass in a new file reaches YAML, command line,
-help and the saved recipe by itself.
+A choice (backbone, vision encoder, method, task) is annotated with its abstract base: a new
+subclass in a new file is a new choice.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
+import torch
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from vlds.backbones.base import Backbone
 from vlds.data.config import DataConfig
 from vlds.methods.base import Method
 from vlds.models.build import ModelConfig
 from vlds.models.visual_embedding import VisualEmbeddingConfig
-from vlds.recipe.files import BASE, WHOLE, merged, read_merged, read_tree
-from vlds.recipe.mistakes import check_entries, explain
+from vlds.recipe.check import check_tree
+from vlds.recipe.choices import is_choice
+from vlds.recipe.parse import parse
 from vlds.recipe.paths import STARTED_IN, with_start
-from vlds.recipe.trusted import CHOICES, check_classes, check_form
+from vlds.recipe.trusted import check_classes
 from vlds.runtime.checks import at_least
 from vlds.runtime.credentials import without_credentials
-from vlds.runtime.resources import find
 from vlds.runtime.shown import visible
-from vlds.runtime.terminal import tell
 from vlds.runtime.whole_file import write_whole
 from vlds.runtime.yaml_file import read_yaml
 from vlds.schema import ImageSpec
 from vlds.tasks.base import TEST_MARK, Task
 from vlds.vision.base import VisionEncoder
 
-Options = TypeVar("Options")
 DEFAULT_STEPS = 1000
 MAX_WIDTH = 1_000_000
 """YAML would fold long paths at blanks, where nobody finds or copies them."""
@@ -136,6 +132,11 @@ class TrainingConfig:
         return DEFAULT_STEPS if self.steps is None else self.steps
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Type of weights and activations."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+    @property
     def worker_timeout(self) -> float:
         """Seconds that a rank waits for its loader's workers: it gives up, and says why, before the
         ranks that wait for it."""
@@ -200,6 +201,8 @@ class Recipe:
     """Trackers."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < 1 << 64:
+            raise ValueError(f"seed: got {self.seed}; give a number from 0 to 2^64 - 1")
         if not self.tasks:
             raise ValueError("tasks: the recipe names none; give at least one, see docs/tasks.md")
         for name, task in self.tasks.items():
@@ -259,7 +262,7 @@ def parse_recipe(arguments: Sequence[str], prog: str = "vlds train") -> Recipe:
         )
     if not arguments[0].startswith("-"):
         arguments = ["--config", *arguments]
-    return parse(Recipe, list(arguments), prog)
+    return parse(Recipe, arguments, prog, files=True)
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -279,7 +282,10 @@ def check_saved(tree: Any, source: str) -> None:
     check_classes(tree, source)
     if isinstance(tree, dict):
         tree = {key: value for key, value in tree.items() if key != STARTED_IN}
-    check_form(tree, Recipe, source)
+    try:
+        check_tree(tree, Recipe, saved=True)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
 
 
 def save_recipe(recipe: Recipe, path: Path, comments: Sequence[str] = ()) -> None:
@@ -299,7 +305,7 @@ def to_tree(value: Any) -> Any:
     their credentials: what comes of it is stored or shown."""
     if is_dataclass(value) and not isinstance(value, type):
         tree = {f.name: to_tree(getattr(value, f.name)) for f in fields(value) if f.init}
-        if not isinstance(value, CHOICES):
+        if not is_choice(type(value)):
             return tree
         cls = type(value)
         shipped = cls.__module__.startswith("vlds.")
@@ -310,74 +316,3 @@ def to_tree(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [to_tree(entry) for entry in value]
     return without_credentials(value) if isinstance(value, str) else value
-
-
-def parse(options: type[Options], arguments: list[str], prog: str) -> Options:
-    """Build any dataclass of options from the command line; its field docstrings are the help text.
-
-    Errors: ValueError that names the key or class, shows the value and lists the known names.
-    """
-    parser = build_parser(options, prog)
-    tree: dict[str, Any] = {}
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            words = find_recipes(arguments, Path(scratch), tree)
-            if "--help" in words:
-                # What jsonargparse calls required is what a recipe gives.
-                tell(parser.format_help().replace("(required, ", "("), end="")
-                raise SystemExit(0)
-            parsed = parser.parse_args(words)
-        tree = parsed.as_dict()
-        built = parser.instantiate(parsed)
-    except (ArgumentError, ValueError, TypeError) as error:
-        raise ValueError(explain(str(error), options, tree)) from error
-    return options(**{f.name: built[f.name] for f in fields(options)})  # type: ignore[arg-type]
-
-
-def find_recipes(arguments: list[str], scratch: Path, tree: dict[str, Any]) -> list[str]:
-    """The command line with the place of each `--config`, a path or a shipped recipe's name; a
-    recipe that changes another is written out whole into `scratch`. What they hold together goes
-    into `tree`."""
-    found = list(arguments)
-    for place, word in enumerate(arguments):
-        if word == "--config" and place + 1 < len(arguments):
-            found[place + 1] = str(whole_recipe(arguments[place + 1], scratch, tree))
-        elif word.startswith("--config="):
-            found[place] = f"--config={whole_recipe(word.partition('=')[2], scratch, tree)}"
-    return found
-
-
-def whole_recipe(name: str, scratch: Path, tree: dict[str, Any]) -> Path:
-    """The file of a recipe, or of what it and its base make together, or of a saved one whose paths
-    begin elsewhere; what it holds is merged into `tree`.
-
-    Errors: ValueError where it is not a recipe.
-    """
-    file = find(name)
-    own = read_tree(file)
-    changed = BASE in own or STARTED_IN in own
-    own = read_merged(file) if changed else own
-    check_entries(own, Recipe, str(file))
-    tree |= merged(tree, own, WHOLE)
-    if not changed:
-        return file
-    whole = scratch / f"{len(list(scratch.iterdir()))}-{file.name}"
-    whole.write_text(yaml.safe_dump(own, sort_keys=False), encoding="utf-8")
-    return whole
-
-
-def build_parser(options: type, prog: str) -> ArgumentParser:
-    """The parser of one dataclass, with `--config` where the dataclass is a recipe."""
-    set_parsing_settings(
-        subclasses_enabled=list(CHOICES), docstring_parse_attribute_docstrings=True
-    )
-    parser = ArgumentParser(
-        prog=prog,
-        description=options.__doc__,
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    if options is Recipe:
-        parser.add_argument("--config", action="config", help="A recipe (YAML); may be repeated.")
-    parser.add_class_arguments(options)
-    return parser

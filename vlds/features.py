@@ -1,8 +1,8 @@
-"""Run a frozen vision encoder once over a data set and store what it gives, instead of running it
-in every epoch.
+"""Run a frozen vision encoder once over a data set and store its features, instead of running it in
+every epoch.
 
-Each rank does whole shards. A finished shard has a `.done` file beside it until all are finished:
-what is interrupted goes on there.
+Each rank does whole shards. A finished shard has a `.done` file until all are finished: an
+interrupted command continues with the others.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,39 +32,31 @@ from vlds.runtime.ranks import Ranks, hold_folder
 from vlds.runtime.terminal import tell
 from vlds.runtime.whole_file import write_whole
 from vlds.schema import ImageSpec, Sample, SkipSample
-from vlds.training.engine import start_ranks
-from vlds.training.precision import PRECISIONS
-from vlds.training.source_check import check_sources
+from vlds.training.engine import LONGEST_WAIT, start_ranks
+from vlds.training.prepare import check_sources
 from vlds.vision.base import GridEncoder, freeze
 
 PAIR = ("left.", "right.")
 SECONDS_BETWEEN_LINES = 10.0
-LONGEST_WAIT = 24 * 3600.0
-"""Seconds that a rank may wait for one that has more to do; the launcher sees one that died."""
 
 
 @dataclass
 class Done:
-    """What a `.done` file says of a shard."""
+    """The content of a `.done` file."""
 
     identity: dict[str, Any]
-    """Of the data set and the encoder."""
+    """What the features depend on: `Job.identity`."""
     shard: ShardInfo | None
-    """None where no sample of it could be used."""
+    """None if no sample of it can be read."""
     dropped: list[dict[str, str]] = field(default_factory=list)
 
     def save(self, tar: Path) -> None:
         """Write it beside the shard."""
-        tree = {
-            "identity": self.identity,
-            "shard": self.shard and vars(self.shard),
-            "dropped": self.dropped,
-        }
-        write_whole(beside(tar, ".done"), json.dumps(tree))
+        write_whole(beside(tar, ".done"), json.dumps(asdict(self)))
 
     @classmethod
     def load(cls, tar: Path) -> Done | None:
-        """What was done before; None where the shard is still to do."""
+        """What was done before; None if the shard is still to do."""
         path = beside(tar, ".done")
         if not path.is_file():
             return None
@@ -79,9 +71,9 @@ class Done:
 
 
 def compute_features(recipe: Recipe, folder: str, out: Path, name: str | None) -> int:
-    """Write the features of a data set's pictures as a data set of its own. Exit code.
+    """Write the features of a data set's pictures as another data set. Returns the exit code.
 
-    Errors: ValueError where the encoder reads no pictures, the data set holds none, or `out` holds
+    Errors: ValueError if the encoder reads no pictures, the data set holds none, or `out` holds
     something else or cannot be written.
     """
     image = recipe.image
@@ -101,7 +93,7 @@ def compute_features(recipe: Recipe, folder: str, out: Path, name: str | None) -
             tell(f"{out} is there already, whole")
         return 0
     check_sources(recipe, ranks)
-    encoder = recipe.vision.build(PRECISIONS[recipe.training.precision]).to(ranks.device)
+    encoder = recipe.vision.build(recipe.training.dtype).to(ranks.device)
     freeze(encoder)
     try:
         with hold_folder(ranks, out):
@@ -143,13 +135,9 @@ class Job:
         return [self.out / f"{stem}-{n:05d}.tar" for n in range(len(self.dataset.info.shards))]
 
     def is_done(self) -> bool:
-        """Whether `out` holds these very features.
-
-        Errors: ValueError where it holds others, or some that were begun with other settings.
-        """
+        """True if `out` holds exactly these features; ValueError if it holds or began others."""
         if (self.out / DATASET_FILE).is_file():
-            found = (DatasetInfo.load(self.out).tool or {}).get("features")
-            if found != self.identity:
+            if (DatasetInfo.load(self.out).tool or {}).get("features") != self.identity:
                 raise ValueError(f"--out: {self.out} holds another data set; name another folder")
             return True
         for tar in self.tars:
@@ -162,21 +150,19 @@ class Job:
         return False
 
     def write_shards(self, encoder: GridEncoder, ranks: Ranks) -> None:
-        """This rank's shards, but for those that are done."""
+        """This rank's shards, except those that are done."""
         self.out.mkdir(parents=True, exist_ok=True)
-        own = list(enumerate(self.tars))[ranks.global_rank :: ranks.world_size]
-        left = [(number, tar) for number, tar in own if Done.load(tar) is None]
-        told = started = time.monotonic()
+        share = list(enumerate(self.tars))[ranks.global_rank :: ranks.world_size]
+        to_do = [(number, tar) for number, tar in share if Done.load(tar) is None]
+        last_line = started = time.monotonic()
         pictures = 0
-        for count, (number, tar) in enumerate(left):
+        for count, (number, tar) in enumerate(to_do, 1):
             pictures += self.write_shard(encoder, number, tar)
-            if ranks.is_first and time.monotonic() - told > SECONDS_BETWEEN_LINES:
-                told = time.monotonic()
-                speed = pictures / (told - started)
-                tell(
-                    f"shard {count + 1} of {len(left)} of this rank, {speed:,.0f} pictures/s",
-                    flush=True,
-                )
+            now = time.monotonic()
+            if ranks.is_first and now - last_line > SECONDS_BETWEEN_LINES:
+                last_line = now
+                speed = f"{pictures / (now - started):,.0f} pictures/s"
+                tell(f"shard {count} of {len(to_do)} of this rank, {speed}", flush=True)
 
     def write_shard(self, encoder: GridEncoder, number: int, tar: Path) -> int:
         """One shard; returns how many pictures were encoded."""
@@ -186,12 +172,12 @@ class Job:
             for sample, features in self.encoded(encoder, number, dropped):
                 pictures += len(features)
                 sides = PAIR if len(features) == len(PAIR) else ("",)
+                tree = {"id": sample.id, "images": [], "annotations": sample.annotations}
+                text = json.dumps({**tree, **sample.extra}, ensure_ascii=False)
                 content = {
                     side + FEATURES: feature_bytes(array)
                     for side, array in zip(sides, features, strict=True)
                 }
-                fields = {"id": sample.id, "images": [], "annotations": sample.annotations}
-                text = json.dumps({**fields, **sample.extra}, ensure_ascii=False)
                 shard.add(sample.key, content | {"json": text.encode()})
             Done(self.identity, shard.close() if shard.counts else None, dropped).save(tar)
         return pictures
@@ -206,10 +192,9 @@ class Job:
         with ThreadPoolExecutor(max(1, self.recipe.data.num_workers)) as pool:
             for begin in range(first, last, size):
                 opened = list(pool.map(self.open, range(begin, min(begin + size, last))))
-                dropped += [found for found in opened if isinstance(found, dict)]
-                good = [found for found in opened if not isinstance(found, dict)]
-                flat = [pixels for _, images in good for pixels in images]
-                arrays = iter(encode(encoder, flat))
+                dropped += [entry for entry in opened if isinstance(entry, dict)]
+                good = [entry for entry in opened if not isinstance(entry, dict)]
+                arrays = iter(encode(encoder, [pixels for _, images in good for pixels in images]))
                 for sample, images in good:
                     yield sample, [next(arrays) for _ in images]
 
@@ -226,7 +211,7 @@ class Job:
 
     def finish(self) -> None:
         """dataset.json, when all shards are there."""
-        done = [found for tar in self.tars if (found := Done.load(tar)) is not None]
+        done = [entry for tar in self.tars if (entry := Done.load(tar)) is not None]
         shards = tuple(entry.shard for entry in done if entry.shard is not None)
         if not shards:
             raise ValueError(f"--data: {self.dataset.folder}: no picture could be read")

@@ -1,66 +1,38 @@
 """Use a run: score it on data sets, write what it predicts for them, or answer one question. Each
-rank holds the whole model. And score predictions that lie in a file."""
+rank holds the whole model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vlds.artifact import artifact_folder, check_changes, load_run, read_recipe
+from vlds.artifact import LoadedRun, artifact_folder, check_changes, load_run, read_recipe
 from vlds.config import Recipe
+from vlds.data.order.permutation import hashed
+from vlds.data.shards.remote import is_url
 from vlds.data.shards.store import open_dataset
 from vlds.data.streams.cache_limit import check_cache_limit
 from vlds.data.streams.source import Source
 from vlds.evaluation.answer import choose_task, predict
-from vlds.evaluation.data import check_splits, decode, open_list, results_folder
-from vlds.evaluation.evaluator import with_answer_lists
+from vlds.evaluation.evaluator import Evaluator
 from vlds.evaluation.leaderboards import write_submissions
 from vlds.evaluation.result import Evaluation, leave
+from vlds.evaluation.sources import evaluation_sources, with_answer_lists
 from vlds.runtime.disk import check_writable
-from vlds.runtime.ranks import hold_folder, rank_from_environment
+from vlds.runtime.ranks import Ranks, hold_folder, rank_from_environment
 from vlds.runtime.regular_file import read_file
+from vlds.runtime.run_folder import BLANK, PREDICTIONS
 from vlds.runtime.terminal import tell
-from vlds.tasks.base import Split
-from vlds.training.engine import start_ranks
+from vlds.tasks.base import SPLITS, Split, label_of, task_of
+from vlds.training.engine import LONGEST_WAIT, start_ranks
 
-LONGEST_WAIT = 24 * 3600.0
-"""Seconds that a rank may wait for one that has more to do; the launcher sees one that died."""
-
-
-def evaluate_run(
-    run: Path,
-    data: Sequence[str],
-    splits: Sequence[Split],
-    out: Path | None,
-    changes: Sequence[str] = (),
-) -> int:
-    """Score a run on lists of its own recipe (default: all that name data), or on `data`; prints
-    scores, writes predictions. `changes` to the recipe: as in `load_run`. Exit code."""
-    with decoded(run, data, splits, out, changes, score=True) as (_, evaluations, folder):
-        leave(evaluations, folder, scores=True)
-    return 0
+LONGEST_NAME = 100
+"""Characters of data sets' names in the name of a folder."""
 
 
-def predict_sets(
-    run: Path,
-    data: Sequence[str],
-    splits: Sequence[Split],
-    out: Path | None,
-    changes: Sequence[str] = (),
-) -> int:
-    """Write a run's predictions for data sets, or for lists of its own recipe, and the files that
-    leaderboards take. Exit code."""
-    with decoded(run, data, splits, out, changes, score=False) as (sources, evaluations, folder):
-        leave(evaluations, folder, scores=False)
-        for line in write_submissions(sources, evaluations, folder):
-            tell(line)
-    return 0
-
-
-@contextmanager
-def decoded(
+def answer_sets(
     run: Path,
     data: Sequence[str],
     splits: Sequence[Split],
@@ -68,9 +40,10 @@ def decoded(
     changes: Sequence[str],
     *,
     score: bool,
-) -> Iterator[tuple[list[Source], list[Evaluation], Path]]:
-    """Data sets decoded on all ranks, the evaluations on the first one, and the folder for them,
-    which is held inside. Collective.
+) -> int:
+    """Answer lists of a run's own recipe (default: all that name data), or `data`; write the
+    predictions, with their scores or else with the files that leaderboards take. `changes` to the
+    recipe: as in `load_run`. Returns the exit code. Collective.
 
     Errors: ValueError for what is wrong with the run, the data, the changes or `out`.
     """
@@ -81,8 +54,8 @@ def decoded(
         tasks = {name: task.thorough() for name, task in recipe.tasks.items()}
         recipe = replace(recipe, tasks=tasks)
     recipe = with_answer_lists(recipe)
-    lists = [open_list(recipe, s, splits) for s in check_splits(recipe, run, splits)]
-    sources = [source for found in lists for source in found]
+    lists = [open_list(recipe, s, splits) for s in splits_to_read(recipe, run, splits)]
+    sources = [source for entry in lists for source in entry]
     check_cache_limit(recipe.data.cache_bytes, [], sources, window=recipe.data.window)
     out = results_folder(run, recipe, sources) if out is None else out
     check_writable(out, "--out")
@@ -93,20 +66,98 @@ def decoded(
             for name in (name for name, task in recipe.tasks.items() if not task.data_of(split)):
                 say(f"{name}: left out, its task names no data sets under `{split}`")
     with hold_folder(ranks, out):
-        loaded = replace(loaded, recipe=recipe)
-        yield sources, decode(loaded, lists, ranks, say, score=score), out
+        evaluations = decode(replace(loaded, recipe=recipe), lists, ranks, score=score)
+        leave(evaluations, out, scores=score)
+        if not score:
+            for line in write_submissions(sources, evaluations, out):
+                tell(line)
         ranks.barrier()
+    return 0
+
+
+def decode(
+    run: LoadedRun, lists: Sequence[Sequence[Source]], ranks: Ranks, *, score: bool
+) -> list[Evaluation]:
+    """The evaluations of lists of sources, in their order; on the first rank alone. Data that a
+    task names under both `evaluate` and `test` are decoded once."""
+    repeated = {
+        label_of(name, "test"): name
+        for name, task in run.recipe.tasks.items()
+        if len(lists) > 1 and task.test and task.test == task.evaluate
+    }
+    evaluators = [
+        Evaluator(
+            run.recipe,
+            [replace(s, datasets=[]) if s.name in repeated else s for s in sources],
+            run.tokenizer,
+            ranks,
+            say,
+        )
+        for sources in lists
+    ]
+    model = run.model.to(ranks.device)
+    results = {e.task: e for evaluator in evaluators for e in evaluator(model, score=score)}
+    if results:
+        results |= {label: replace(results[name], task=label) for label, name in repeated.items()}
+    return [results[s.name] for sources in lists for s in sources if s.name in results]
 
 
 def say(line: str) -> None:
-    """Tell at once how far it is, beside what is printed."""
+    """Report progress at once, apart from the results."""
     tell(line, error=True, flush=True)
 
 
-def with_data(recipe: Recipe, data: Sequence[str]) -> Recipe:
-    """The recipe with these data alone to evaluate on: FOLDER, or TASK=FOLDER.
+def splits_to_read(recipe: Recipe, run: Path, asked: Sequence[Split]) -> list[Split]:
+    """The requested lists; by default all lists under which a task names data."""
+    named = [s for s in SPLITS if any(task.data_of(s) for task in recipe.tasks.values())]
+    if not named:
+        raise ValueError(
+            f"--data: the recipe of {run} names nothing to evaluate on; name data set folders"
+        )
+    if missing := [split for split in asked if split not in named]:
+        raise ValueError(
+            f"--split: no task of {run} names data sets under `{missing[0]}`; name them with "
+            f"--data, or with --tasks.TASK.{missing[0]}"
+        )
+    return [split for split in named if split in asked or not asked]
 
-    Errors: ValueError where no task, or more than one, reads a folder's kind of samples.
+
+def open_list(recipe: Recipe, split: Split, asked: Sequence[Split]) -> list[Source]:
+    """`evaluation_sources`; errors in test data that nobody asked for say how to leave them out."""
+    try:
+        return evaluation_sources(recipe, split)
+    except ValueError as error:
+        if split in asked or split != "test":
+            raise
+        raise ValueError(f"{error}; or leave test data out: --split evaluate") from error
+
+
+def results_folder(run: Path, recipe: Recipe, sources: Sequence[Source]) -> Path:
+    """Where results go by default: RUN/predictions for the data that the run itself is scored on.
+    Other data, and pictures left blank, get a folder below it, so that no report shows their
+    scores as the run's."""
+    run_recipe = read_recipe(artifact_folder(run))
+    folder = run / PREDICTIONS
+    read = [source for source in sources if source.datasets]
+    if any(locations(recipe, s.name) != locations(run_recipe, s.name) for s in read):
+        ids = list(dict.fromkeys(source.data_id for source in read))
+        names = "+".join(entry.partition("@")[0] for entry in ids)
+        folder /= f"{names[:LONGEST_NAME]}@{hashed(ids)}"
+    is_blank = recipe.data.blank_images and not run_recipe.data.blank_images
+    return folder / BLANK if is_blank else folder
+
+
+def locations(recipe: Recipe, label: str) -> list[str]:
+    """Real paths or URLs of the data sets of a task's list."""
+    name = task_of(label)
+    folders = recipe.tasks[name].data_of("evaluate" if label == name else "test")
+    return [folder if is_url(folder) else os.path.realpath(folder) for folder in folders]
+
+
+def with_data(recipe: Recipe, data: Sequence[str]) -> Recipe:
+    """The recipe with only these data to evaluate on: FOLDER, or TASK=FOLDER.
+
+    Errors: ValueError if no task, or more than one, reads a folder's kind of samples.
     """
     folders: dict[str, list[str]] = {name: [] for name in recipe.tasks}
     for entry in data:
@@ -143,7 +194,7 @@ def predict_one(
     task_name: str | None,
     changes: Sequence[str] = (),
 ) -> int:
-    """Print the answer about pictures. Exit code."""
+    """Print the answer about pictures. Returns the exit code."""
     try:
         pictures = [read_file(path) for path in images]
     except OSError as error:

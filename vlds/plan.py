@@ -1,7 +1,7 @@
-"""What a rank holds between steps, said before anything is loaded: `vlds plan`.
+"""`vlds plan`: the memory that a rank needs between steps, computed without loading anything.
 
-The rules are those of DeepSpeed 0.19, and `Engine.bytes_per_rank` measures the same: a test shows
-that they agree to the byte.
+The rules are those of DeepSpeed 0.19; a test shows that they agree with `Engine.bytes_per_rank` to
+the byte.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from vlds.models.vl_model import VLModel
 from vlds.runtime.resources import find
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
 from vlds.training.optim import parameter_groups
-from vlds.training.precision import PRECISIONS
 
 MASTER_BYTES = 12
 """AdamW's two moments and the master of a weight, each fp32."""
@@ -46,7 +45,7 @@ class Held:
     gradients: int
     """Sums of gradients. Stage 3 keeps their memory between steps, stage 2 within a step."""
     offloaded: int = 0
-    """Those of them that lie in the CPU's memory although the rank has a GPU."""
+    """How many of the above lie in the CPU's memory although the rank has a GPU."""
 
     @property
     def together(self) -> int:
@@ -71,12 +70,12 @@ def planned(
         kind = "trainable" if parameter.requires_grad else "frozen"
         stored[kind] += (part + kept) * parameter.element_size()
         whole += kept * parameter.element_size()
-    own = sum(group_share(group["params"], partitioned, world_size) for group in groups)
-    optimizer = own * MASTER_BYTES
+    elements = sum(group_share(group["params"], partitioned, world_size) for group in groups)
+    optimizer = elements * MASTER_BYTES
     offloaded = optimizer if moves(zero, "optimizer") else 0
     if moves(zero, "weights"):
         offloaded += sum(stored.values()) - whole
-    return Held(**stored, optimizer=optimizer, gradients=own * SUM_BYTES, offloaded=offloaded)
+    return Held(**stored, optimizer=optimizer, gradients=elements * SUM_BYTES, offloaded=offloaded)
 
 
 def group_share(parameters: Sequence[nn.Parameter], partitioned: bool, world_size: int) -> int:
@@ -94,22 +93,20 @@ def share(size: int, parts: int) -> int:
 
 
 def moves(zero: Mapping[str, Any], what: str) -> bool:
-    """Whether DeepSpeed's file says that the optimizer, or the weights, lie in the CPU's memory."""
+    """True if DeepSpeed's file puts the optimizer, or the weights, into the CPU's memory."""
     return bool((zero.get(OFFLOADS[what]) or {}).get("device", "none") != "none")
 
 
 def plan_recipe(recipe: Recipe, ranks: Sequence[int]) -> dict[int, dict[str, Held]]:
-    """What a rank would hold, for each number of ranks: under the recipe's DeepSpeed file, which
-    comes first, and under those that vlds brings.
+    """What a rank would hold, for each number of ranks and DeepSpeed file: the recipe's file comes
+    first, then those that vlds brings.
 
-    Errors: ValueError where nothing trains, a file is wrong, or the ranks cannot share a batch.
+    Errors: ValueError if nothing trains, a file is wrong, or the ranks cannot share a batch.
     """
     cuts = {world_size: cut_batches(recipe, world_size) for world_size in ranks}
-    dtype = PRECISIONS[recipe.training.precision]
-    model = build_shapes(recipe.model, list(recipe.tasks), dtype)
+    model = build_shapes(recipe.model, list(recipe.tasks), recipe.training.dtype)
     groups = parameter_groups(model, recipe)
-    own = recipe.training.deepspeed
-    files = [own, *(name for name in SHIPPED if name != own)]
+    files = dict.fromkeys([recipe.training.deepspeed, *SHIPPED])
 
     def held(file: str, cut: BatchCut) -> Held:
         config = complete_deepspeed_config(Path(find(file)), recipe, cut)
@@ -121,7 +118,7 @@ def plan_recipe(recipe: Recipe, ranks: Sequence[int]) -> dict[int, dict[str, Hel
 
 
 def table(plan: Mapping[str, Held], recipe: Recipe, world_size: int) -> str:
-    """For people."""
+    """The plan for one number of ranks, for people."""
     cut = cut_batches(recipe, world_size)
     micro_batch_size = max(map(cut.largest_piece, recipe.batch_sizes.values()))
     ranks = "1 rank" if world_size == 1 else f"each of {world_size} ranks"

@@ -19,7 +19,7 @@ from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.sequential import SequentialStream
 from vlds.data.streams.source import NumPictures, Source
 from vlds.data.streams.streamed_source import StreamedSource, open_streamed
-from vlds.evaluation.evaluator import pictures_taken
+from vlds.evaluation.sources import picture_limits
 from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.tasks import NLVR2
 
@@ -76,14 +76,14 @@ def test_streamed_shards_have_no_index(tmp_path: Path) -> None:
 
 def test_what_a_recipe_takes(world: Path, tmp_path: Path) -> None:
     recipe = world_recipe(world, tmp_path)
-    taken = pictures_taken(recipe, "vqa")
+    taken = picture_limits(recipe, "vqa")
     assert (taken.fewest, taken.most) == (1, 2)
     assert "raise visual_embedding.num_images, or" in taken.fault(3)
     recipe = replace(recipe, tasks={"pairs": NLVR2()})
-    assert pictures_taken(recipe, "pairs").fault(1) == (
+    assert picture_limits(recipe, "pairs").fault(1) == (
         "it has 1 picture, 2 expected; prepare the data set without such samples"
     )
     one = replace(recipe, visual_embedding=VisualEmbeddingConfig(num_images=1))
     told = r"visual_embedding\.num_images: got 1, but tasks\.pairs \(NLVR2\) has 2 pictures"
     with pytest.raises(ValueError, match=told):
-        pictures_taken(one, "pairs")
+        picture_limits(one, "pairs")

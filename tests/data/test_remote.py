@@ -23,7 +23,7 @@ from vlds.data.errors import ErrorPolicy, ShardError
 from vlds.data.shards.cache import ShardCache
 from vlds.data.shards.store import open_dataset
 from vlds.data.streams.source import Source
-from vlds.evaluation.evaluator import open_datasets
+from vlds.evaluation.sources import open_datasets
 from vlds.tasks import VQA
 
 FORK = multiprocessing.get_context("fork")

@@ -143,10 +143,7 @@ def test_a_state_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     tensors = {"a": {"fp32": torch.ones(1)}}
     (tmp_path / "step-00000012").write_text("in the way, and no folder")
     checkpoint.save(tmp_path, tensors, Progress(12, {}), keep=2)
-    writer = checkpoint.StateWriter(tmp_path / "step-00000012" / TENSORS, keep=2)
-    writer.write(tensors, Progress(13, {}))
     with pytest.raises(CannotWrite, match="File exists; name another place"):
-        writer.wait()
-    writer.close()
+        checkpoint.save(tmp_path / "step-00000012" / TENSORS, tensors, Progress(13, {}), keep=2)
     assert newest(tmp_path) == (tmp_path / "step-00000012", [])
     assert sorted(p.name for p in tmp_path.iterdir()) == [NEW, "step-00000012"]

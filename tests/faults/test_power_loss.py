@@ -89,7 +89,7 @@ def look(image: Image, folder: Path) -> Left:
     assert complaints == []
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
-        best = BestStep(SCORE, run / "best", resumed=True).found
+        best = BestStep(SCORE, run / "best", resumed=True).known
     assert said.getvalue() == ""
     finish_replacing(run / "artifact")
     is_done = (run / "artifact").exists()

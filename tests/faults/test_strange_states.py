@@ -29,13 +29,14 @@ from vlds.config import Recipe
 from vlds.data.config import DataConfig
 from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.stream import TrainStream
-from vlds.evaluation.evaluator import training_sources
+from vlds.evaluation.sources import training_sources
 from vlds.runtime.manifest import write_manifest
 from vlds.training import checkpoint
-from vlds.training.build import build_run, prepare
+from vlds.training.build import build_run
+from vlds.training.checkpoint import check_tensors, find_state, restore
 from vlds.training.engine import start_ranks
 from vlds.training.loop import train
-from vlds.training.resume import check_tensors, find_state, restore
+from vlds.training.prepare import prepare
 from vlds.training.states import PROGRESS, TENSORS
 
 PLACES = [
@@ -153,10 +154,7 @@ STRANGE: list[tuple[Callable[[dict[str, Any]], None], str]] = [
     (of_data(consumed=-5), r"data\.consumed is -5, "),
     (of_data(consumed=10**30), r"data\.consumed is 10{30}, "),
     (of_data(phase={"at": 1, "given": {"vqa": [2]}}), r"data\.phase is \{'at': 1,.*, which no"),
-    (of_progress(skipped=9), r"none of them whole \(.*skipped is 9, of 5 steps\); move that"),
-    (of_progress(skipped=-3), r"none of them whole \(.*skipped is -3, of 5 steps\); move that"),
-    (of_progress(task_updates={"vqa": 6}), r"task_updates\.vqa is 6, of 5 updates\); move that"),
-    (of_progress(task_updates={"vqa": "5"}), r"task_updates\.vqa is '5', of 5 updates\); move"),
+    (of_progress(skipped="9"), r"none of them whole \(.*skipped is '9'\); move that"),
     (of_progress(task_updates={}), r"has weights per task, of no task; the recipe's tasks are "),
     (lambda t: t.pop(sorted(t)[0]), r"1 tensor\(s\), such as 'exp_avg' of '.*' \(absent in t"),
     (lambda t: t.update({"a|b": torch.ones(2)}), r"such as 'b' of 'a' \(float32 2 in the state, a"),
@@ -212,7 +210,7 @@ def test_strange_content_is_refused_with_its_cure(
         folders.append(tmp_path / str(number))
         shutil.copytree(tmp_path / "run" / "state", folders[-1] / "state")
         state = folders[-1] / "state" / "step-00000005"
-        change(state, how, tensors=number > 9)
+        change(state, how, tensors=number > 6)
     (said,) = ranks1.run(refusals, replace(recipe, output=str(tmp_path / "new")), folders)
     for folder, message, (_, expected) in zip(folders, said, STRANGE, strict=True):
         assert message.startswith(f"--resume: {folder}/state"), message

@@ -172,7 +172,7 @@ def test_a_port_that_is_taken(
         (["--serve", "--image", "x"], "--image: does not go with --serve"),
         (["--serve", "--task", "vqa"], "--task: does not go with --serve"),
         (["--image", "x", "--port", "1"], "--port: goes with --serve"),
-        (["--serve", "--optimizer.eps", "1"], "--optimizer.eps: no option of this command"),
+        (["--serve", "--optimizer.eps", "1"], "--optimizer.eps: not an option of this command"),
     ],
 )
 def test_options_that_do_not_go_together(

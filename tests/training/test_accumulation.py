@@ -21,7 +21,6 @@ from vlds.plan import planned
 from vlds.training.deepspeed_config import complete_deepspeed_config
 from vlds.training.engine import Engine, start_ranks
 from vlds.training.optim import parameter_groups
-from vlds.training.precision import PRECISIONS
 
 ROWS = 4
 
@@ -30,7 +29,7 @@ def engine_of(case: Case, micro_batches: int) -> Engine:
     """An engine at rate 0 whose weights are bf16 numbers, in bf16 or in fp32."""
     run, ranks = recipe(case), start_ranks(60)
     model = build_model(run.model, list(run.tasks), torch.bfloat16, Words())
-    model = model.to(PRECISIONS[case.precision])
+    model = model.to(torch.bfloat16 if case.precision == "bf16" else torch.float32)
     run = replace(run, data=DataConfig(global_batch_size=micro_batches * ROWS * ranks.world_size))
     cut = BatchCut(ranks.world_size, ROWS)
     config = complete_deepspeed_config(Path(run.training.deepspeed), run, cut)

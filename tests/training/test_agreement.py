@@ -21,8 +21,8 @@ from vlds.config import Recipe
 from vlds.runtime.ranks import Ranks
 from vlds.training import agreement
 from vlds.training.agreement import flat
-from vlds.training.build import prepare
 from vlds.training.loop import train
+from vlds.training.prepare import prepare
 
 
 def start(recipes: list[Recipe]) -> str:

@@ -20,7 +20,7 @@ from tests.training.world import records, world_recipe
 from vlds.cli.commands import run_command
 from vlds.config import Recipe
 from vlds.data.streams.eval_order import Survey
-from vlds.evaluation.evaluator import evaluation_sources
+from vlds.evaluation.sources import evaluation_sources
 from vlds.metrics import coco_package
 from vlds.tasks import GQA, Caption
 from vlds.training.loop import train

@@ -22,9 +22,10 @@ from vlds.launch.check_recipe import check_recipe
 from vlds.methods import Adapter, Full
 from vlds.models.build import build_model
 from vlds.runtime.ranks import Ranks
-from vlds.training.build import build_run, open_stream, prepare
+from vlds.training.build import build_run, open_stream
 from vlds.training.engine import start_ranks
 from vlds.training.loop import train
+from vlds.training.prepare import prepare
 from vlds.training.states import newest
 from vlds.vision import StoredFeatures
 
@@ -93,7 +94,7 @@ def test_a_folder_that_holds_a_run(world: Path, tmp_path: Path) -> None:
     (tmp_path / "state" / "step-00000005").mkdir(parents=True)
     message = complaint(world_recipe(world, tmp_path))
     assert f"output: {tmp_path} holds a run already" in message
-    assert "add --resume to go on with it, or name another folder" in message
+    assert "add --resume to continue it, or name another folder" in message
 
 
 def test_resuming_nothing(world: Path, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def kill_everywhere(recipe: Recipe, folder: Path) -> list[tuple[int, Best | None
         shutil.copytree(whole.output, output)
         again = replace(recipe, output=str(output))
         killed = killed_at(len(found) + 1, output, partial(keep, again, 20, tokenizer))
-        known = BestStep(SCORE, output / "best", resumed=True).found
+        known = BestStep(SCORE, output / "best", resumed=True).known
         weights = load_file(artifact_folder(output / "best") / WEIGHTS)
         found.append((int(weights["step"]), known))
         sweep(output, alone=True)
@@ -107,21 +107,21 @@ def test_what_is_not_whole_is_not_the_best(
     says nothing."""
     recipe = world_recipe(world, tmp_path)
     folder = tmp_path / "best"
-    assert BestStep(SCORE, folder, resumed=True).found is None
+    assert BestStep(SCORE, folder, resumed=True).known is None
     assert capsys.readouterr().out == ""
     for lose in (Path.unlink, partial(Path.write_text, data='{"step": "ten"}')):
         keep(recipe, 10, recipe.backbone.load_tokenizer())
         capsys.readouterr()
-        assert BestStep(SCORE, folder, resumed=True).found == Best(10, SCORE, 0.1)
+        assert BestStep(SCORE, folder, resumed=True).known == Best(10, SCORE, 0.1)
         assert capsys.readouterr().out == ""
         lose(folder / "best.json")
-        assert BestStep(SCORE, folder, resumed=True).found is None
+        assert BestStep(SCORE, folder, resumed=True).known is None
         (said,) = capsys.readouterr().out.splitlines()
         assert said.startswith(f"training.best: {folder} is passed over: best.json is ")
-        assert said.endswith("; the best step is sought from here on")
+        assert said.endswith("; the run looks for the best step from here on")
     (folder / "best.json").write_text('{"step": "ten"}')
     write_manifest(folder)
-    assert BestStep(SCORE, folder, resumed=True).found is None
+    assert BestStep(SCORE, folder, resumed=True).known is None
     assert "best.json cannot be read (got ['step'], not" in capsys.readouterr().out
 
 

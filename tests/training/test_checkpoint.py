@@ -10,10 +10,11 @@ import torch
 
 from vlds.runtime.manifest import write_manifest
 from vlds.training import checkpoint
+from vlds.training.engine import State
 from vlds.training.states import Progress, newest
 
 
-def state(seed: int) -> checkpoint.State:
+def state(seed: int) -> State:
     torch.manual_seed(seed)
     return {"a.weight": {key: torch.randn(3, 4) for key in ("fp32", "exp_avg", "exp_avg_sq")}}
 

@@ -21,9 +21,10 @@ from tests.training.world import picture, records, world_recipe, write_tokenizer
 from vlds.artifact import WEIGHTS, load_run, own_tensors, save_artifact
 from vlds.cli.commands import run_command
 from vlds.config import Recipe
-from vlds.evaluation.evaluator import Evaluator, evaluation_sources
+from vlds.evaluation.evaluator import Evaluator
 from vlds.evaluation.prediction_files import read_pairs
 from vlds.evaluation.result import Evaluation
+from vlds.evaluation.sources import evaluation_sources
 from vlds.inference import with_data
 from vlds.models.build import build_model
 from vlds.runtime.manifest import write_manifest
@@ -277,7 +278,7 @@ def test_only_listed_answers(
             ["--tasks.vqa.decoding.answers", "no.json"],
             "tasks.vqa.decoding.answers: no.json: No such",
         ),
-        (["--optimizer.eps", "1"], "--optimizer.eps: no option of this command, nor a key of the"),
+        (["--optimizer.eps", "1"], "--optimizer.eps: not an option of this command; of a trained"),
         (["--tasks.vqa.decoding.num_beam", "2"], "num_beam"),
     ],
 )

@@ -5,29 +5,29 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vlds.training import precision
+from vlds.training import prepare
 
 CPU = torch.device("cpu")
 
 
 def test_emulated_precision_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "slowdown", lambda dtype: 39.6)
-    told = precision.slow_precision("bf16", CPU)
+    monkeypatch.setattr(prepare, "slowdown", lambda dtype: 39.6)
+    told = prepare.slow_precision("bf16", CPU)
     assert told is not None
     assert "bf16 products take 40 times as long" in told
     assert "--training.precision fp32" in told
 
 
 def test_a_cpu_with_instructions_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "slowdown", lambda dtype: 0.6)
-    assert precision.slow_precision("bf16", CPU) is None
+    monkeypatch.setattr(prepare, "slowdown", lambda dtype: 0.6)
+    assert prepare.slow_precision("bf16", CPU) is None
 
 
 def test_fp32_and_gpus_are_never_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "slowdown", lambda dtype: pytest.fail("measured"))
-    assert precision.slow_precision("fp32", CPU) is None
-    assert precision.slow_precision("bf16", torch.device("cuda")) is None
+    monkeypatch.setattr(prepare, "slowdown", lambda dtype: pytest.fail("measured"))
+    assert prepare.slow_precision("fp32", CPU) is None
+    assert prepare.slow_precision("bf16", torch.device("cuda")) is None
 
 
 def test_a_precision_is_as_fast_as_itself() -> None:
-    assert 0.1 < precision.slowdown(torch.float32) < 10
+    assert 0.1 < prepare.slowdown(torch.float32) < 10

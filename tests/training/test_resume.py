@@ -18,12 +18,13 @@ from vlds.config import Recipe
 from vlds.data.config import DataConfig
 from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.stream import TrainStream
-from vlds.evaluation.evaluator import training_sources
+from vlds.evaluation.sources import training_sources
 from vlds.methods import Full
 from vlds.training import checkpoint
-from vlds.training.build import build_run, prepare
+from vlds.training.build import build_run
 from vlds.training.engine import start_ranks
 from vlds.training.loop import train
+from vlds.training.prepare import prepare
 from vlds.training.states import newest, read_progress
 
 STATE = "state/step-00000010/state.safetensors"

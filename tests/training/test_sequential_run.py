@@ -15,7 +15,7 @@ from tests.training.world import world_recipe
 from vlds.config import Recipe, load_recipe, parse_recipe
 from vlds.data.config import DataConfig
 from vlds.data.errors import ErrorPolicy
-from vlds.evaluation.evaluator import evaluation_sources, streamed_sources, training_sources
+from vlds.evaluation.sources import evaluation_sources, streamed_sources, training_sources
 from vlds.training.loop import train
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.training.world import world_recipe
 from vlds.config import Recipe, TrackingConfig
-from vlds.training.sinks import MetricsFile, Tensorboard, check_tracking, open_sinks, scores_told
+from vlds.training.sinks import MetricsFile, Tensorboard, check_tracking, has_scores, open_sinks
 
 SCORES = {"loss": 0.25, "scores": {"vqa": {"vqa_accuracy": 0.5}}, "note": "no number"}
 
@@ -25,7 +25,7 @@ def test_the_file_drops_what_a_resumed_run_repeats(tmp_path: Path) -> None:
             sink.write(step, {"loss": float(10 * first_step + step)})
         with file.open("a") as end:
             end.write('{"step": 3, "lo')  # what a machine that went down has left
-    assert not scores_told(file, 3)
+    assert not has_scores(file, 3)
     MetricsFile(file, 4)
     lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
     assert [(line["step"], line["loss"]) for line in lines] == [(1, 1), (2, 2), (3, 23), (4, 24)]
@@ -38,8 +38,8 @@ def test_odd_lines_are_dropped_and_told_once(
     file = tmp_path / "metrics.jsonl"
     odd = ["{}", "[]", "5", "null", '{"step": "1"}', "\0\0\0", '{"step": 2, "lo']
     file.write_text("\n".join(['{"step": 1, "scores": {"vqa": {"a": 0.5}}}', *odd]))
-    assert scores_told(file, 1)
-    assert not scores_told(file, 2)
+    assert has_scores(file, 1)
+    assert not has_scores(file, 2)
     assert capsys.readouterr().out == ""
     sink = MetricsFile(file, 1)
     assert capsys.readouterr().out == (

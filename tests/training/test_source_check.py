@@ -13,7 +13,7 @@ from tests.training.world import world_recipe
 from vlds.pretrained.files import damaged_source
 from vlds.runtime.manifest import DESCRIPTION, write_manifest
 from vlds.training.engine import start_ranks
-from vlds.training.source_check import check_sources
+from vlds.training.prepare import check_sources
 
 
 def written(folder: Path) -> Path:

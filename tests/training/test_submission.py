@@ -266,7 +266,7 @@ def test_ids_that_no_leaderboard_knows(tmp_path: Path) -> None:
     source = write_data(tmp_path / "data", "vqa")
     told = Evaluation("vqa", {}, {"q1": "red", "2": "blue"}, {})
     (said,) = write_submissions([source], [told], tmp_path)
-    assert said.startswith("no leaderboard's file for vqa-test: id 'q1' is no whole number")
+    assert said.startswith("no leaderboard's file for vqa-test: id 'q1' is not a whole number")
     assert not (tmp_path / "vqa-test.json").exists()
 
 
@@ -335,8 +335,8 @@ def score(tmp_path: Path, kind: str, text: str, name: str) -> None:
         ("vqa", "a.json", "[]", "a.json holds no predictions"),
         ("vqa", "a.jsonl", "", "a.jsonl holds no predictions"),
         ("vqa", "a.json", "{", "a.json is not JSON"),
-        ("vqa", "a.json", '"red"', "no file of predictions that is known here"),
-        ("vqa", "a.json", '[{"question": 1}]', "entry 1: this is no file of predictions"),
+        ("vqa", "a.json", '"red"', "a.json: not a known form of predictions"),
+        ("vqa", "a.json", '[{"question": 1}]', "entry 1: not a known form of predictions"),
         (
             "vqa",
             "a.json",
@@ -422,7 +422,7 @@ def test_a_file_or_a_data_set_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^--data: name the data sets that the predictions are"):
         COMMANDS["evaluate"](["--predictions", place])
     words = ["--predictions", place, "--data", str(tmp_path / "data"), "--task", "Nope"]
-    with pytest.raises(ValueError, match=r"^--task: Nope is no task \(GQA reads gqa, "):
+    with pytest.raises(ValueError, match=r"^--task: Nope is not a task \(GQA reads gqa, "):
         COMMANDS["evaluate"](words)
     words[-1] = "vlds.tasks.Task"
     with pytest.raises(

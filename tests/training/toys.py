@@ -25,7 +25,6 @@ from vlds.tasks import GQA, VQA, Caption, Task
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
 from vlds.training.engine import Engine, start_ranks
 from vlds.training.optim import parameter_groups, set_learning_rate
-from vlds.training.precision import PRECISIONS
 from vlds.vision import StoredFeatures
 
 FAMILIES: dict[str, type[Backbone]] = {"T5": T5, "Bart": Bart}
@@ -110,7 +109,7 @@ def recipe(case: Case) -> Recipe:
 
 def build(run: Recipe) -> VLModel:
     """The recipe's model, the same in every process."""
-    return build_model(run.model, list(run.tasks), PRECISIONS[run.training.precision], Words())
+    return build_model(run.model, list(run.tasks), run.training.dtype, Words())
 
 
 def engine(case: Case) -> tuple[Engine, BatchCut]:

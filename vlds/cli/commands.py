@@ -153,9 +153,9 @@ def evaluate(arguments: list[str]) -> int:
         raise ValueError(
             "--task: goes with --predictions; a run has its tasks, so say --data TASK=DATASET"
         )
-    from vlds.inference import evaluate_run
+    from vlds.inference import answer_sets
 
-    return evaluate_run(options.run, options.data, options.split, options.out, changes)
+    return answer_sets(options.run, options.data, options.split, options.out, changes, score=True)
 
 
 def add_split(parser: argparse.ArgumentParser) -> None:
@@ -209,7 +209,7 @@ def predict(arguments: list[str]) -> int:
         from vlds.serve.server import serve
 
         return serve(options.run, 8000 if options.port is None else options.port, changes)
-    from vlds.inference import predict_one, predict_sets
+    from vlds.inference import answer_sets, predict_one
 
     if bool(options.image) == bool(options.data or options.split):
         raise ValueError(
@@ -226,7 +226,7 @@ def predict(arguments: list[str]) -> int:
         raise ValueError("--out: goes with data sets; the answer about pictures is printed")
     if options.image:
         return predict_one(options.run, options.image, options.question, options.task, changes)
-    return predict_sets(options.run, options.data, options.split, options.out, changes)
+    return answer_sets(options.run, options.data, options.split, options.out, changes, score=False)
 
 
 def check_serve(options: argparse.Namespace) -> None:

@@ -15,10 +15,7 @@ from vlds.tasks.base import Task
 
 
 def choose_task(recipe: Recipe, name: str | None, question: str) -> str:
-    """The task that is meant.
-
-    Errors: ValueError where the run has several and none is named, or a needed question is missing.
-    """
+    """The named task, or the only one; ValueError if it is unknown or needs a question."""
     known = ", ".join(recipe.tasks)
     if name is None and len(recipe.tasks) > 1:
         raise ValueError(f"task: the run has several tasks, say which: {known}")
@@ -37,11 +34,11 @@ def predict(
     text: str,
     files: Sequence[str] = (),
 ) -> Answer:
-    """One prediction: `text` is the question or statement, pictures are encoded files, of these
-    names where they have some.
+    """One prediction: `text` is the question or statement, pictures are the bytes of image files,
+    and `files` their names, if they have any.
 
-    Errors: ValueError for bytes that are no picture, another number of pictures than the task has,
-    or a run whose encoder reads stored features.
+    Errors: ValueError for bytes that are not a picture, a wrong number of pictures, or a run whose
+    encoder reads stored features.
     """
     task, image = loaded.recipe.tasks[name], loaded.recipe.image
     if image is None:
@@ -57,8 +54,8 @@ def predict(
         raise ValueError(f"image: {reason}; name a file with a whole picture") from None
     stack = ImageStack(1)
     images = stack.add(pixels)
-    number = list(loaded.recipe.tasks).index(name)
-    row = Row(example, number, task.max_prompt_tokens, task.max_target_tokens, images)
+    task_index = list(loaded.recipe.tasks).index(name)
+    row = Row(example, task_index, task.max_prompt_tokens, task.max_target_tokens, images)
     batch = collate([row], stack, loaded.tokenizer, features=False, evaluation=True)
     device = next(loaded.model.parameters()).device
     answer = loaded.model.answer(batch.to(device), task.decoding)[0]
@@ -66,7 +63,7 @@ def predict(
 
 
 def check_number(recipe: Recipe, name: str, given: int) -> None:
-    """Errors: ValueError where a task takes another number of pictures."""
+    """Errors: ValueError if a task takes another number of pictures."""
     wanted = recipe.tasks[name].num_pictures
     fewest, most = wanted or 1, wanted or recipe.visual_embedding.num_images
     if not fewest <= given <= most:

@@ -1,4 +1,5 @@
-"""Writes what leaderboards take, one file a data set, and reads it back before it has its name."""
+"""Writes the files that leaderboards take, one a data set, and reads each back before it gets its
+name."""
 
 from __future__ import annotations
 
@@ -11,12 +12,13 @@ from pathlib import Path
 from vlds.data.shards.store import Dataset
 from vlds.data.streams.source import Source
 from vlds.evaluation.prediction_files import (
-    FORMS,
     IN_ZIP,
+    SUFFIXES,
     Misfit,
     Pairs,
     as_mapping,
     pairs_of,
+    submission_text,
     value_member,
 )
 from vlds.evaluation.result import Evaluation
@@ -36,76 +38,70 @@ class Part:
     @property
     def file(self) -> str:
         """Name of its file, or of its member in VALUE's zip."""
-        suffix = FORMS[self.dataset.kind][0]
-        if self.dataset.kind in IN_ZIP:
-            return value_member(self.dataset.name, self.dataset.split, suffix)
-        return f"{self.dataset.label}.{suffix}"
+        kind, dataset = self.dataset.kind, self.dataset
+        if kind in IN_ZIP:
+            return value_member(kind, dataset.name, dataset.split)
+        return f"{dataset.label}.{SUFFIXES[kind]}"
 
-    @property
-    def text(self) -> str:
-        """What the file holds.
-
-        Errors: Misfit where the data set's ids are not the leaderboard's.
-        """
-        return FORMS[self.dataset.kind][1](self.pairs)
-
-    def notes(self) -> list[str]:
-        """Predictions that the form cannot hold, and what stands for them."""
-        held = dict(pairs_of(self.file, self.text))
-        odd = [key for key, text in self.pairs if held[key] != text]
+    def notes(self, text: str) -> list[str]:
+        """Predictions that the form cannot hold, and what its text has instead."""
+        written = dict(pairs_of(self.file, text))
+        odd = [key for key, prediction in self.pairs if written[key] != prediction]
         if not odd:
             return []
-        becomes = {"nlvr2": "are neither true nor false: written as False"}.get(
-            self.dataset.kind, "name no choice: written as -1, which is always wrong"
-        )
-        return [f"  {len(odd):,} predictions {becomes} ({', '.join(odd[:3])})"]
+        instead = "name no choice: written as -1, which is always wrong"
+        if self.dataset.kind == "nlvr2":
+            instead = "are neither true nor false: written as False"
+        return [f"  {len(odd):,} predictions {instead} ({', '.join(odd[:3])})"]
 
 
 def parts(source: Source, evaluation: Evaluation) -> Iterator[Part]:
     """A task's predictions data set by data set, with the ids that they have there."""
-    several = len(source.datasets) > 1
     for dataset in source.datasets:
-        start = f"{dataset.label}/" if several else ""
-        own = {k: t for k, t in evaluation.predictions.items() if k.startswith(start)}
-        yield Part(
-            source.name, dataset, [(key.removeprefix(start), text) for key, text in own.items()]
-        )
+        start = f"{dataset.label}/" if len(source.datasets) > 1 else ""
+        pairs = [
+            (key.removeprefix(start), prediction)
+            for key, prediction in evaluation.predictions.items()
+            if key.startswith(start)
+        ]
+        yield Part(source.name, dataset, pairs)
 
 
 def write_submissions(
     sources: Sequence[Source], evaluations: Sequence[Evaluation], folder: Path
 ) -> list[str]:
-    """Write every leaderboard's file; lines that say what was written, and what could not be.
+    """Write every leaderboard's file; returns lines that say what was written, and what could not
+    be.
 
     Errors: CannotWrite.
     """
     by_name = {source.name: source for source in sources}
-    found = [part for made in evaluations for part in parts(by_name[made.task], made)]
-    found = [part for part in found if part.dataset.kind in FORMS]
-    files = Counter(part.file for part in found)
-    said: list[str] = []
+    every = [part for e in evaluations for part in parts(by_name[e.task], e)]
+    every = [part for part in every if part.dataset.kind in SUFFIXES]
+    files = Counter(part.file for part in every)
+    lines: list[str] = []
     zips: dict[str, dict[str, str]] = {}
-    for part in found:
+    for part in every:
         # Two tasks may answer one data set: none of their files may be lost.
         start = f"{part.task}-" if files[part.file] > 1 else ""
         try:
-            text = part.text
+            text = submission_text(part.dataset.kind, part.pairs)
         except Misfit as error:
-            said.append(f"no leaderboard's file for {part.dataset.label}: {error}")
+            lines.append(f"no leaderboard's file for {part.dataset.label}: {error}")
             continue
         if part.dataset.kind in IN_ZIP:
             zips.setdefault(start + ZIP, {})[part.file] = text
-            said.append(f"{folder / (start + ZIP)}: {part.file}")
+            lines.append(f"{folder / (start + ZIP)}: {part.file}")
         else:
             path = folder / (start + part.file)
             with whole_file(path) as partial:
                 partial.write_text(text, encoding="utf-8")
                 check(partial.read_text(encoding="utf-8"), part)
-            said.append(str(path))
-        said += part.notes()
+            lines.append(str(path))
+        lines += part.notes(text)
     for name, texts in zips.items():
         write_zip(folder / name, texts)
-    return said
+    return lines
 
 
 def write_zip(path: Path, texts: Mapping[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""What an evaluation leaves: predictions, references, scores; as files, and as lines to read."""
+"""The result of an evaluation: predictions, references, scores; as files, and as lines to read."""
 
 from __future__ import annotations
 
@@ -40,17 +40,16 @@ class Evaluation:
     predictions: dict[str, str]
     references: dict[str, Any] = field(repr=False)
     samples: dict[str, str] = field(repr=False, default_factory=dict)
-    """Id of each example's sample, where it is known: the examples of one picture belong
-    together."""
+    """Id of each example's sample, if known: the examples of one picture belong together."""
     confidences: dict[str, float | None] = field(repr=False, default_factory=dict)
-    """Probability that the model gave to each prediction, where it is known."""
+    """Probability that the model gave to each prediction, if known."""
     token_confidences: dict[str, float | None] = field(repr=False, default_factory=dict)
     """As in Answer."""
     unreadable: list[str] = field(default_factory=list)
     """Ids and reasons of examples whose picture could not be read: predicted as "" and scored as
     such."""
     notes: list[str] = field(default_factory=list)
-    """What is to be known about the scores, beside the above."""
+    """What else a reader of the scores must know."""
     data: str | None = None
     """`data_id` of what was scored: scores mean something on their own data only."""
 
@@ -59,39 +58,36 @@ class Evaluation:
         cls, source: Source, gathered: Sequence[tuple[Sequence[Decoded], Sequence[BadSample]]]
     ) -> Evaluation:
         """The ranks' examples together, sorted by their ids; without scores."""
-        bad = sorted((entry for _, own in gathered for entry in own), key=lambda entry: entry.id)
-        found = [entry for own, _ in gathered for entry in own]
-        found += [Decoded(entry.id, entry.sample, entry.reference) for entry in bad]
-        found.sort(key=lambda entry: entry.id)
+        bad = sorted((e for _, rank_bad in gathered for e in rank_bad), key=lambda e: e.id)
+        entries = [entry for rank_decoded, _ in gathered for entry in rank_decoded]
+        entries += [Decoded(entry.id, entry.sample, entry.reference) for entry in bad]
+        entries.sort(key=lambda entry: entry.id)
         return cls(
             source.name,
             {},
-            {entry.id: entry.prediction for entry in found},
-            {entry.id: entry.reference for entry in found},
-            {entry.id: entry.sample for entry in found},
-            {entry.id: entry.confidence for entry in found},
-            {entry.id: entry.token_confidence for entry in found},
+            {entry.id: entry.prediction for entry in entries},
+            {entry.id: entry.reference for entry in entries},
+            {entry.id: entry.sample for entry in entries},
+            {entry.id: entry.confidence for entry in entries},
+            {entry.id: entry.token_confidence for entry in entries},
             [f"{entry.id}: {entry.reason}" for entry in bad],
             data=source.data_id,
         )
 
     def scored(self, task: Task) -> Evaluation:
-        """The same with its scores.
-
-        Errors: ValueError where ids of predictions and references differ.
-        """
+        """The same with its scores; ValueError if ids of predictions and references differ."""
         scores = task.score(self.predictions, self.references)
         notes = task.notes(self.predictions, self.references) if scores else []
         return replace(self, scores=scores, notes=notes)
 
     @property
     def num_empty(self) -> int:
-        """Predictions without any text: scored as what they are."""
+        """Predictions without any text; they are scored as they are."""
         return sum(not text.strip() for text in self.predictions.values())
 
     def write(self, folder: Path) -> None:
-        """TASK.jsonl: a line per example with id, how many lines there are, data, sample,
-        prediction, confidence, that of a token, and reference; what is not known is left out.
+        """Write TASK.jsonl: a line per example with id, number of lines, data, sample, prediction,
+        confidences and reference, without what is not known.
 
         Errors: CannotWrite.
         """
@@ -125,7 +121,7 @@ class Evaluation:
         return "  ".join(f"{name} {value:.3f}" for name, value in whole) or "no labels"
 
     def lines(self) -> list[str]:
-        """All scores, those of the whole first, and what is to be known about them."""
+        """All scores, those of the whole first, and what a reader must know about them."""
         names = sorted(self.scores, key=lambda name: "/" in name)
         width = max(map(len, names), default=0)
         notes = [f"could not be read: {line}" for line in self.unreadable]
@@ -142,9 +138,9 @@ class Evaluation:
 
 
 def leave(evaluations: Sequence[Evaluation], folder: Path, *, scores: bool) -> None:
-    """Say what was found, and write predictions and scores.json.
+    """Print the results, and write predictions and scores.json.
 
-    Errors: CannotWrite; then all has been said.
+    Errors: CannotWrite, after everything is printed.
     """
     for evaluation in evaluations:
         tell("\n".join(evaluation.lines() if scores else evaluation.lines()[:1]))

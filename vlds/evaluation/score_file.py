@@ -1,4 +1,4 @@
-"""Score predictions that lie in files, whoever made them: no model, no ranks."""
+"""Score files of predictions, whoever made them: no model, no ranks."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import vlds.tasks
-from vlds.config import parse
 from vlds.data.shards.store import Dataset, open_dataset
 from vlds.data.streams.eval_order import survey
 from vlds.data.streams.source import Source
-from vlds.evaluation.evaluator import open_datasets
-from vlds.evaluation.prediction_files import FORMS, IN_ZIP, as_mapping, read_pairs, value_member
+from vlds.evaluation.prediction_files import IN_ZIP, as_mapping, read_pairs, value_member
 from vlds.evaluation.result import Evaluation, leave
+from vlds.evaluation.sources import open_datasets
+from vlds.recipe.parse import parse
 from vlds.recipe.trusted import trust
 from vlds.runtime.disk import check_writable
 from vlds.runtime.terminal import tell
@@ -29,10 +29,10 @@ def score_file(
     fields: Sequence[str],
     out: Path | None,
 ) -> int:
-    """Score predictions that lie in files, whoever made them; no model is needed. `fields`: options
-    of the task class. Exit code.
+    """Score files of predictions, without a model. `fields`: options of the task class. Returns the
+    exit code.
 
-    Errors: ValueError where ids are missing, unknown or there twice, and for a mistaken field.
+    Errors: ValueError if ids are missing, unknown or duplicate, and for a wrong field.
     """
     if not data:
         raise ValueError("--data: name the data sets that the predictions are for")
@@ -47,7 +47,7 @@ def score_file(
     asked = survey(source, range(sum(dataset.num_samples for dataset in datasets)))
     asked.check()
     pairs = [pair for file in files for pair in read_pairs(file, members_for(datasets))]
-    predictions = as_mapping(pairs, ", ".join(map(str, files)))
+    predictions = as_mapping(pairs, f"--predictions: {', '.join(map(str, files))}")
     references = dict(zip(asked.ids, asked.references, strict=True))
     samples = dict(zip(asked.ids, asked.samples, strict=True))
     evaluation = Evaluation(
@@ -64,7 +64,7 @@ def members_for(datasets: Sequence[Dataset]) -> dict[str, str]:
     """Members of VALUE's zip that answer these data sets -> what their ids begin with here."""
     several = len(datasets) > 1
     return {
-        value_member(dataset.name, dataset.split, FORMS[dataset.kind][0]): (
+        value_member(dataset.kind, dataset.name, dataset.split): (
             f"{dataset.label}/" if several else ""
         )
         for dataset in datasets
@@ -73,10 +73,7 @@ def members_for(datasets: Sequence[Dataset]) -> dict[str, str]:
 
 
 def task_class(name: str | None, kind: str) -> type[Task]:
-    """The class that scores a kind of samples: a name in vlds.tasks, or a dotted path.
-
-    Errors: ValueError where there is none, or it is no task.
-    """
+    """The class that scores a kind of samples: a name in vlds.tasks, or a dotted path."""
     known: dict[str, Any] = {n: getattr(vlds.tasks, n) for n in vlds.tasks.__all__ if n != "Task"}
     reads = ", ".join(f"{n} reads {'/'.join(cls.kinds)}" for n, cls in known.items())
     if name is None:
@@ -87,15 +84,15 @@ def task_class(name: str | None, kind: str) -> type[Task]:
                 "name a class"
             )
         return fitting[0]
-    module, _, own = name.rpartition(".")
+    module, _, class_name = name.rpartition(".")
     if module:
         trust(module)
     try:
-        found = getattr(importlib.import_module(module), own) if module else known.get(name)
+        cls = getattr(importlib.import_module(module), class_name) if module else known.get(name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"--task: {name}: {error}") from None
-    if not (isinstance(found, type) and issubclass(found, Task)):
-        raise ValueError(f"--task: {name} is no task ({reads}); or give module.Class of your own")
-    if inspect.isabstract(found):
+    if not (isinstance(cls, type) and issubclass(cls, Task)):
+        raise ValueError(f"--task: {name} is not a task ({reads}); or give your own module.Class")
+    if inspect.isabstract(cls):
         raise ValueError(f"--task: {name} is what all tasks have in common; name one ({reads})")
-    return found
+    return cls

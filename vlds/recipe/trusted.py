@@ -9,21 +9,14 @@ classes that the running program has imported already, and those of modules that
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
-from vlds.backbones.base import Backbone
-from vlds.methods.base import Method
-from vlds.tasks.base import Task
-from vlds.vision.base import VisionEncoder
+from vlds.recipe.choices import CHOICES, subclasses
 
-CHOICES = (Backbone, VisionEncoder, Method, Task)
 OPTION = "--trust"
 
 _trusted: set[str] = set()
@@ -61,7 +54,7 @@ def check_classes(tree: Any, source: str) -> None:
 
     Errors: ValueError that names the class and `source`, where the recipe comes from.
     """
-    known = {cls.__name__ for base in CHOICES for cls in descendants(base)}
+    known = {cls.__name__ for base in CHOICES for cls in subclasses(base)}
     for name in named_classes(tree):
         module, dot, cls = name.rpartition(".")
         if (not dot and cls in known) or is_ours(module, cls) or is_trusted(module):
@@ -74,61 +67,6 @@ def check_classes(tree: Any, source: str) -> None:
         raise ValueError(
             f"{source}: class_path {name!r}: a saved recipe may name only classes of vlds; {cure}"
         )
-
-
-def check_form(value: Any, hint: Any, source: str, place: str = "") -> None:
-    """Check that a saved recipe, its classes checked, is written out as runs write it: known keys
-    wherever `hint` is a dataclass. The parser would also take a dotted name there, which it
-    imports, a text in YAML, a file, or dotted keys.
-
-    Errors: ValueError that names the place and `source`.
-    """
-    kind = next(dataclasses_in(hint), None)
-    if value is None or kind is None:
-        return
-    value = mapping(value, source, place)
-    if get_origin(hint) is dict:
-        for name, entry in value.items():
-            check_form(entry, get_args(hint)[1], source, f"{place}{name}.")
-        return
-    if issubclass(kind, CHOICES):
-        if "class_path" not in value or not value.keys() <= {"class_path", "init_args"}:
-            raise ValueError(f"{source}: {place[:-1]}: a saved recipe has class_path and init_args")
-        kind = class_named(value["class_path"], kind)
-        value = mapping(value.get("init_args") or {}, source, place)
-    hints, known = get_type_hints(kind), [f.name for f in fields(kind)]
-    for key, entry in value.items():
-        if key not in known:  # a base or config among them would lead to other files
-            raise ValueError(f"{source}: unknown key {place}{key}; known are {', '.join(known)}")
-        check_form(entry, hints[key], source, f"{place}{key}.")
-
-
-def mapping(value: Any, source: str, place: str) -> dict[Any, Any]:
-    """The value. Errors: ValueError where it is no mapping."""
-    if not isinstance(value, dict):
-        where = f"{source}: {place[:-1]}" if place else source
-        raise ValueError(f"{where}: got {value!r:.100}; a saved recipe has a mapping of keys there")
-    return value
-
-
-def dataclasses_in(hint: Any) -> Iterator[type]:
-    """The dataclasses among the types that a field may have."""
-    if is_dataclass(hint) and isinstance(hint, type):
-        yield hint
-    for part in get_args(hint):
-        yield from dataclasses_in(part)
-
-
-def class_named(path: str, base: type) -> type:
-    """The class of a checked `class_path`; `base` where there is none, which the parser tells."""
-    module, dot, name = path.rpartition(".")
-    if not dot:
-        return next((cls for cls in descendants(base) if cls.__name__ == name), base)
-    with suppress(ImportError, AttributeError):
-        found = getattr(importlib.import_module(module), name)
-        if isinstance(found, type) and is_dataclass(found):
-            return found
-    return base
 
 
 def is_ours(module: str, name: str) -> bool:
@@ -154,14 +92,6 @@ def named_classes(tree: Any) -> Iterator[str]:
     elif isinstance(tree, list):
         for value in tree:
             yield from named_classes(value)
-
-
-def descendants(base: type) -> Iterator[type]:
-    """All subclasses that are imported."""
-    subclasses: list[type] = base.__subclasses__()
-    for subclass in subclasses:
-        yield subclass
-        yield from descendants(subclass)
 
 
 def leave_working_directory() -> None:

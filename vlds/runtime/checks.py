@@ -15,7 +15,7 @@ def at_least(config: Any, minimum: int, *names: str) -> None:
     """
     for name in names:
         value = getattr(config, name)
-        if value is None or value < minimum:
+        if value is None or not minimum <= value < float("inf"):
             raise ValueError(f"{name}: got {value}; give {minimum} or more")
 
 

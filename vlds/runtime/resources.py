@@ -42,7 +42,7 @@ def _cure(missing: Path) -> str:
     ours = missing.parts[0] if missing.parts and missing.parts[0] in SHIPPED else None
     names = shipped(ours or "recipes")
     known = {Path(name).stem: name for name in names}
-    kinds = (missing.suffix,) if missing.suffix else KINDS
+    kinds = (missing.suffix,) if missing.suffix in KINDS else KINDS
     with suppress(OSError):
         beside = [file for file in missing.parent.iterdir() if file.suffix in kinds]
         known |= {file.stem: str(file) for file in beside if file.is_file()}

@@ -1,8 +1,8 @@
-"""AdamW in which the weights of absent tasks stand still.
+"""AdamW that does not touch the weights of absent tasks.
 
-Weights per task are stacked in one parameter, and ZeRO joins parameters to flat partitions. AdamW
-would treat the slice of a task without examples like one whose gradient is zero: momentum and decay
-move it, and its second moment forgets, so that the next step with examples is too long. Here a
+Weights per task are stacked in one parameter, and ZeRO joins parameters to flat partitions. Torch's
+AdamW would treat the slice of a task without examples as if its gradient were zero: momentum and
+decay move it, and its second moment decays, so that the next step with examples is too long. Here a
 flat partition is cut into segments, each shared by all tasks or owned by one. A step updates the
 segments of the tasks that are present, and counts updates per task. This equals torch's AdamW
 over one parameter per task, with gradients of None for absent tasks.
@@ -10,15 +10,15 @@ over one parameter per task, with gradients of None for absent tasks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.adamw import AdamW, adamw
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -29,7 +29,7 @@ STILL = -1
 
 @dataclass(frozen=True)
 class Segments:
-    """A flat tensor, cut: (n,) numbers of elements, and (n,) owners."""
+    """The pieces of a flat tensor: (n,) numbers of elements, and (n,) owners."""
 
     sizes: NDArray[np.int64]
     owners: NDArray[np.int64]
@@ -70,7 +70,7 @@ class TaskAdamW(AdamW):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update what is shared, and the segments of the tasks that are present."""
+        """Update the shared segments and those of the tasks that are present."""
         for group in self.param_groups:
             for flat in group["params"]:
                 if flat.grad is not None:
@@ -109,9 +109,9 @@ class TaskAdamW(AdamW):
     def _runs(
         self, segments: Segments, updates: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Join neighbours that have had as many updates: sizes, and updates so far or STILL.
+        """Join neighbours with the same number of updates: sizes, and updates so far or STILL.
 
-        Where every task is in every batch, a flat tensor is one run, and a step as fast as torch's.
+        If every task is in every batch, a flat tensor is one run, and a step as fast as torch's.
         """
         steps = np.where(self.present, updates, STILL)[segments.owners]
         starts = np.flatnonzero(np.diff(steps, prepend=STILL - 1))
@@ -122,3 +122,83 @@ def new_state(flat: Tensor, updates: Sequence[int]) -> dict[str, Tensor]:
     """Moments of zero, and (1 + tasks,) updates of each owner."""
     moments = {key: torch.zeros_like(flat) for key in MOMENTS}
     return {"step": torch.tensor(updates), **moments}
+
+
+# Where weights lie in ZeRO's flat partitions is private to DeepSpeed 0.19. Each rank holds one flat
+# tensor of fp32 masters for each group of parameters. Stages 1 and 2 join the parameters of a group
+# and cut the whole; stage 3 cuts each parameter and joins the rank's parts.
+
+
+class Piece(NamedTuple):
+    """Consecutive elements of one parameter in a flat partition; between pieces lies padding."""
+
+    offset: int
+    """Where they begin in the partition."""
+    start: int
+    """Where they begin in the flattened parameter."""
+    size: int
+    parameter: nn.Parameter
+
+
+def flat_segments(
+    zero: Any, stage: int, global_rank: int, slices: Mapping[nn.Parameter, int]
+) -> dict[Tensor, Segments]:
+    """This rank's flat tensors under a ZeRO optimizer, cut by owner. `slices`: parameter that is
+    stacked over tasks -> elements of one task's slice."""
+    segments: dict[Tensor, Segments] = {}
+    if stage == 3:
+        for flat, group in zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True):
+            length = sum(parameter.partition_numel() for parameter in group)
+            segments[flat] = segments_of(cut_each(group, global_rank), length, slices)
+    else:
+        for flat, group in zip(
+            zero.single_partition_of_fp32_groups, zero.bit16_groups, strict=True
+        ):
+            segments[flat] = segments_of(cut_whole(group), flat.numel(), slices)
+    return segments
+
+
+def cut_whole(group: Sequence[Any]) -> list[Piece]:
+    """Stages 1 and 2, which note this rank's part of each parameter."""
+    pieces = []
+    for parameter in group:
+        if (mapping := parameter._hp_mapping) is not None:
+            inside, part = mapping.hp_fragment_address, mapping.lp_fragment_address
+            pieces.append(Piece(inside.start, part.start, part.numel, parameter))
+    return sorted(pieces, key=lambda piece: piece.offset)
+
+
+def cut_each(group: Sequence[Any], global_rank: int) -> list[Piece]:
+    """Stage 3: equal parts of each parameter, the last one padded."""
+    pieces, offset = [], 0
+    for parameter in group:
+        size = parameter.partition_numel()
+        start = global_rank * size
+        if (filled := min(size, parameter.ds_numel - start)) > 0:
+            pieces.append(Piece(offset, start, filled, parameter))
+        offset += size
+    return pieces
+
+
+def segments_of(
+    pieces: Sequence[Piece], length: int, slices: Mapping[nn.Parameter, int]
+) -> Segments:
+    """Cut a partition of `length` elements by owner."""
+    ends: list[int] = []
+    owners: list[int] = []
+
+    def up_to(end: int, owner: int) -> None:
+        if end > (ends[-1] if ends else 0):
+            ends.append(end)
+            owners.append(owner)
+
+    for piece in pieces:
+        up_to(piece.offset, SHARED)
+        stop = piece.start + piece.size
+        if (size := slices.get(piece.parameter)) is not None:
+            for task in range(piece.start // size, -(-stop // size)):
+                end = min((task + 1) * size, stop)
+                up_to(piece.offset + end - piece.start, 1 + task)
+        up_to(piece.offset + piece.size, SHARED)
+    up_to(length, SHARED)
+    return Segments(np.diff(ends, prepend=0), np.array(owners))

@@ -15,12 +15,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
 from vlds.config import Recipe, to_tree
 from vlds.runtime.ranks import Ranks
-from vlds.training.build import Prepared
+from vlds.training.prepare import Prepared
 
 LIBRARIES = (
     "torch", "deepspeed", "transformers", "tokenizers", "numpy", "timm", "webdataset",
@@ -47,10 +48,10 @@ Facts = dict[str, Any]
 
 
 def check_agreement(ranks: Ranks, recipe: Recipe, prepared: Prepared, start: str) -> None:
-    """Compare what this rank is about to run with what the first rank is. Collective.
+    """Compare what this rank is about to run with the first rank's. Collective.
 
     `start` says how the run starts (new, resumed, in a new phase). Errors: ValueError on all ranks
-    that names what differs, with both values.
+    that names each difference with both values.
     """
     facts = facts_of(recipe, prepared, start)
     digests = ranks.gather(sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest())
@@ -97,20 +98,20 @@ def facts_of(recipe: Recipe, prepared: Prepared, start: str) -> Facts:
 
 
 def contents(leaves: Facts) -> Iterator[tuple[str, str]]:
-    """The keys whose value names a file of this machine, or a folder with configs and a tokenizer,
-    and the digest of these files."""
+    """Each key whose value names a file, or a folder with configs and a tokenizer, and the digest
+    of these files."""
     for name, value in leaves.items():
         if not isinstance(value, str) or not os.path.exists(value):
             continue
         path = Path(value)
-        inside = [f for f in path.iterdir() if f.suffix in SMALL_FILES] if path.is_dir() else [path]
-        files = [f for f in sorted(inside) if f.is_file() and f.stat().st_size <= LARGEST_COMPARED]
+        paths = [f for f in path.iterdir() if f.suffix in SMALL_FILES] if path.is_dir() else [path]
+        files = [f for f in sorted(paths) if f.is_file() and f.stat().st_size <= LARGEST_COMPARED]
         if files:
             yield name, digest_of(files, files[0].parent)
 
 
 def other_code(choices: Iterable[object]) -> Iterator[tuple[str, str]]:
-    """The modules outside vlds that the classes of these objects come from, and their digests."""
+    """The modules outside vlds that define the classes of these objects, and their digests."""
     modules = {cls.__module__ for choice in choices for cls in type(choice).__mro__}
     for name in sorted(modules):
         file = getattr(sys.modules.get(name), "__file__", None)
@@ -151,24 +152,23 @@ def differences(gathered: list[Facts]) -> list[str]:
     lines: dict[str, str] = {}
     for rank, facts in enumerate(others, 1):
         for name in sorted(first.keys() | facts.keys()):
-            one, other = (json.dumps(facts.get(name, ABSENT)) for facts in (first, facts))
-            if one != other:
-                told, others_told = (str(facts.get(name, ABSENT)) for facts in (first, facts))
-                if told == others_told:  # such as 1 and "1"
-                    told, others_told = one, other
-                at = next(
-                    (n for n, (a, b) in enumerate(zip(told, others_told, strict=False)) if a != b),
-                    min(len(told), len(others_told)),
-                )
-                line = f"{name}: {short(told, at)}, on rank {rank} {short(others_told, at)}"
-                lines.setdefault(name, line)
-    named = list(lines.values())[:MOST_NAMED]
-    more = len(lines) - len(named)
-    return [*named, f"and {more} more"] if more else named
+            values = [entry.get(name, ABSENT) for entry in (first, facts)]
+            encoded = [json.dumps(value) for value in values]
+            if encoded[0] == encoded[1]:
+                continue
+            texts = [str(value) for value in values]
+            if texts[0] == texts[1]:  # such as 1 and "1"
+                texts = encoded
+            first_difference = len(commonprefix(texts))  # noqa: RUF071 (by character)
+            here, there = (short(text, first_difference) for text in texts)
+            lines.setdefault(name, f"{name}: {here}, on rank {rank} {there}")
+    shown = list(lines.values())[:MOST_NAMED]
+    more = len(lines) - len(shown)
+    return [*shown, f"and {more} more"] if more else shown
 
 
 def short(text: str, difference: int) -> str:
-    """A text in at most a line, with the place of the first difference in it."""
+    """The part of a text around the first difference."""
     begin = max(0, difference - BEFORE) if len(text) > SHOWN else 0
     end = begin + SHOWN
     return f"{'...' * (begin > 0)}{text[begin:end]}{'...' * (end < len(text))}"

@@ -1,15 +1,15 @@
-"""Region-word alignment: teach a vision encoder made from nothing to say which words belong to
-each of its tokens.
+"""Region-word alignment: teach a vision encoder with random weights which words belong to each of
+its tokens.
 
 A tiny model cannot learn to see and to read at once in minutes. Before training, the vision
-encoder and the visual embedding learn that the visual token of a cell lies near the embeddings of
-the words that describe the objects in it:
+encoder and the visual embedding learn to put the visual token of a cell near the embeddings of the
+words that describe the objects in it:
 
     loss = - sum_w log softmax(E v_cell / sqrt(d))[w] / |words(cell)|
 
-averaged over cells, with E the shared token table (trained along); empty cells say </s>. No head
-is added, so nothing is thrown away. The words come from the objects of GQA's scene graphs (name,
-attributes, box), which `data_prep gqa` keeps with the samples.
+averaged over cells, with E the shared token table (which trains too); the word of empty cells is
+</s>. No head is added, so nothing is thrown away. The words come from the objects of GQA's scene
+graphs (name, attributes, box), which `data_prep gqa` keeps with the samples.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class Regions:
 
 
 def align(model: VLModel, recipe: Recipe, tokenizer: Any, ranks: Ranks) -> None:
-    """Train vision encoder, visual embedding and token table on region words; frozen or not as
-    before afterwards.
+    """Train vision encoder, visual embedding and token table on region words; afterwards, the same
+    weights are frozen as before.
 
-    Every rank does the same work, since the set is small. Errors: ValueError where the data set
-    has no objects.
+    Every rank does the same work, since the set is small. Errors: ValueError if the model has
+    pretrained weights, or the data set no objects.
     """
     config = recipe.alignment
     assert config is not None
@@ -111,14 +111,10 @@ def read_regions(recipe: Recipe, tokenizer: Any, model: VLModel) -> Regions:
 
     for number in range(dataset.num_samples):
         sample = dataset.read(number)
-        pixels.append(
-            torch.from_numpy(decode_image(sample.images[0], image, f"of sample {sample.key}"))
-        )
-        words.append(
-            cell_words(
-                sample, model.visual_embedding.grid, vocabulary, spell, tokenizer.eos_token_id
-            )
-        )
+        array = decode_image(sample.images[0], image, f"of sample {sample.key}")
+        pixels.append(torch.from_numpy(array))
+        grid, empty = model.visual_embedding.grid, tokenizer.eos_token_id
+        words.append(cell_words(sample, grid, vocabulary, spell, empty))
     return Regions(torch.stack(pixels), torch.stack(words))
 
 
@@ -129,17 +125,16 @@ def cell_words(
     spell: Callable[[str], list[int]],
     empty: int,
 ) -> Tensor:
-    """(v, vocabulary) the words of the objects whose centre lies in each cell, evenly; the token
-    `empty` where there is none. `spell` gives a text's tokens.
+    """(v, vocabulary) an even distribution over the words of the objects whose centre lies in each
+    cell; the token `empty` if there are none. `spell` gives a text's tokens.
 
-    Errors: ValueError where the sample has no scene graph.
+    Errors: ValueError if the sample has no scene graph.
     """
     objects = (sample.extra.get("source") or {}).get("objects")
     if objects is None:
         raise ValueError(
-            f"alignment.data: sample {sample.id} of data set {sample.dataset} has no objects; "
-            "name a gqa data set "
-            "that was packed with its sceneGraphs file, or leave alignment out"
+            f"alignment.data: sample {sample.id} of data set {sample.dataset} has no objects; name "
+            "a gqa data set that was packed with its sceneGraphs file, or leave alignment out"
         )
     width, height = sample.extra["size"][0]
     words = np.zeros((grid * grid, vocabulary), np.float32)

@@ -1,76 +1,79 @@
-"""Run state: everything that resuming needs, in one small folder, written atomically, in the
-background, and verified on load.
+"""Run states: everything that resuming needs, in one small folder, written in the background and
+verified on load.
 
-The folder is that of vlds/training/states.py; `state.safetensors` holds the fp32 masters and
-moments of the trainable weights. Dropout is a function of (seed, step, rank) and the order of
-examples one of (seed, position), so there are no generator states, and any number of ranks may
-resume.
+vlds/training/states.py describes the folder. Dropout is a function of (seed, step, rank) and the
+order of examples one of (seed, position), so a state holds no generator states, and any number of
+ranks may resume.
 """
 
 from __future__ import annotations
 
 import json
+import time
+import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vlds.config import Recipe
+from vlds.data.streams.mixed_stream import MixedStream
+from vlds.runtime.disk import CannotWrite
 from vlds.runtime.half_made import remove, sweep
 from vlds.runtime.manifest import write_manifest
+from vlds.runtime.ranks import Ranks
+from vlds.runtime.terminal import tell
 from vlds.runtime.whole_file import whole_folder
+from vlds.training.engine import Engine, Layout, State
+from vlds.training.faults import cannot_write
 from vlds.training.states import (
     FORMAT,
     PROGRESS,
     TENSORS,
+    Best,
     Progress,
+    Resume,
     name_of,
+    newest,
     read_progress,
     state_folders,
 )
 
-State = dict[str, dict[str, Tensor]]
+OTHER_OUTPUT = "or name another output"
 
 
 def save(folder: Path, state: State, progress: Progress, keep: int) -> Path:
     """Write one run state below `folder`; then delete all but the newest `keep` and the best one.
     For the first rank alone.
 
-    States of later steps are those that a resumed run passed over as damaged: they go too. Errors:
-    CannotWrite where it cannot be written; nothing is left of it then, and nothing else is touched.
+    States of later steps go too: a resumed run has passed them over as damaged. Errors:
+    CannotWrite; then nothing of the new state is left, and the others are untouched.
     """
     target = folder / name_of(progress.step)
     sweep(folder, alone=True)
-    # A state of this step is there only where a resumed run has passed it over: it is damaged.
+    flat = {f"{name}|{key}": t.contiguous() for name, ts in state.items() for key, t in ts.items()}
+    # If there is a folder of this step, it is damaged: a resumed run has passed it over.
     with whole_folder(target) as partial:
-        _write(partial, state, progress)
+        save_file(flat, partial / TENSORS)
+        text = json.dumps({"format": FORMAT, **asdict(progress)}, indent=1)
+        (partial / PROGRESS).write_text(text, encoding="utf-8")
+        write_manifest(partial)
     states = state_folders(folder)
-    place = states.index(target)
+    end = states.index(target) + 1
     best = name_of(progress.best.step) if progress.best else None
-    for other in states[: max(0, place + 1 - keep)] + states[place + 1 :]:
+    for other in states[: max(0, end - keep)] + states[end:]:
         if other.name != best:
             remove(other)
     return target
 
 
-def _write(folder: Path, state: State, progress: Progress) -> None:
-    flat = {
-        f"{name}|{key}": t.contiguous() for name, entry in state.items() for key, t in entry.items()
-    }
-    save_file(flat, folder / TENSORS)
-    text = json.dumps({"format": FORMAT, **asdict(progress)}, indent=1)
-    (folder / PROGRESS).write_text(text, encoding="utf-8")
-    write_manifest(folder)
-
-
 def load(folder: Path) -> tuple[State, Progress]:
-    """Read a run state.
-
-    Errors: ValueError that names the folder and what is wrong with it.
-    """
+    """Read a run state; ValueError that names the folder and what is wrong with it."""
     progress = read_progress(folder)
     try:
         tensors = load_file(folder / TENSORS)
@@ -88,37 +91,165 @@ def by_weight(tensors: Mapping[str, Tensor]) -> State:
     return state
 
 
-class StateWriter:
-    """Writes run states in a thread of its own, one after the other. For the first rank alone."""
+class RunStates:
+    """Saves the states of a run, one after the other, while training continues."""
 
-    def __init__(self, folder: Path, keep: int) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(
+        self, recipe: Recipe, engine: Engine, stream: MixedStream, sources: dict[str, str]
+    ) -> None:
+        """`sources`: hashes of the files that the frozen weights come from, on the first rank."""
+        self.engine, self.stream, self.sources = engine, stream, sources
+        self.folder = Path(recipe.output) / "state"
+        self.keep = recipe.training.keep_states
+        self.tasks = list(recipe.tasks)
+        self.best: Best | None = None
+        """The best evaluation so far: its state is kept."""
+        self.newest_step: int | None = None
+        """Step of the state that was saved or resumed last."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="state")
         self._writing: Future[Path] | None = None
 
-    def write(self, state: State, progress: Progress) -> None:
-        """Begin to write, once the state before is on disk.
-
-        Errors: CannotWrite of the state before.
-        """
-        self.wait()
-        self._writing = self._thread.submit(save, self.folder, state, progress, self.keep)
-
     @property
     def failed(self) -> bool:
-        """Whether a write has ended with an error, which `wait` raises."""
+        """True if this rank could not write a state; then all ranks call `finish`."""
         writing = self._writing
         return writing is not None and writing.done() and writing.exception() is not None
 
-    def wait(self) -> None:
-        """Until nothing is left to write.
+    def save(self) -> float:
+        """Gather the present state and begin to write it; returns the seconds for which training
+        stood still. Collective; CannotWrite on the first rank if the previous write failed."""
+        started = time.monotonic()
+        self.newest_step = self.engine.steps_done
+        state = self.engine.export()
+        if state is not None:
+            progress = Progress(
+                step=self.engine.steps_done,
+                data=self.stream.state(),
+                skipped=self.engine.steps_skipped,
+                best=self.best,
+                sources=self.sources,
+                task_updates=dict(zip(self.tasks, self.engine.task_updates, strict=True)),
+            )
+            self._wait()
+            self._writing = self._thread.submit(save, self.folder, state, progress, self.keep)
+        return time.monotonic() - started
 
-        Errors: CannotWrite where that could not be written.
-        """
+    def _wait(self) -> None:
         if self._writing is not None:
             self._writing.result()
             self._writing = None
 
+    def finish(self) -> None:
+        """Wait until the last state is on disk. Collective; ValueError on all ranks otherwise."""
+        problem = None
+        try:
+            self._wait()
+        except CannotWrite as error:
+            problem = cannot_write(error.path, error.refused, self.folder.parent)
+        if problem := self.engine.ranks.broadcast(problem):
+            raise ValueError(problem)
+
     def close(self) -> None:
-        """Let a write come to its end, whether well or not: the run has something else to say."""
+        """Let a write end, without raising its error: the run reports another one."""
         self._thread.shutdown()
+
+
+def find_state(recipe: Recipe, ranks: Ranks, resume: Resume) -> Path | None:
+    """The newest whole state of the run to resume; None if the run starts at step 0. Collective.
+
+    Errors: ValueError if there are states and all are damaged: starting would overwrite them.
+    """
+    if resume is False:
+        return None
+    folder = Path(recipe.output) / "state"
+    result = (len(state_folders(folder)), *newest(folder)) if ranks.is_first else None
+    num_states, state_folder, complaints = ranks.broadcast(result)
+    if ranks.is_first:
+        for complaint in complaints:
+            tell(f"passed over a run state: {complaint}", flush=True)
+        if state_folder is not None:
+            tell(f"resuming from {state_folder}", flush=True)
+        elif not num_states:
+            tell(f"--resume auto: no run state in {folder}; starting at step 0", flush=True)
+    if state_folder is None and num_states:
+        raise ValueError(
+            f"--resume: {folder} holds {num_states} run state(s), none of them whole "
+            f"({complaints[0]}); move that folder away to start at step 0, {OTHER_OUTPUT}"
+        )
+    return Path(state_folder) if state_folder else None
+
+
+def restore(recipe: Recipe, states: RunStates, ranks: Ranks, folder: Path, new_phase: bool) -> None:
+    """Continue from a run state. Collective.
+
+    Errors: ValueError if it is damaged, or belongs to another model, other data or other sources.
+    """
+    engine = states.engine
+    state, progress = load(folder)
+    if engine.has_task_weights and list(progress.task_updates) != states.tasks:
+        # In another order, each slice of the stacked weights would go to another task.
+        raise ValueError(
+            f"--resume: {folder} has weights per task, of "
+            f"{', '.join(progress.task_updates) or 'no task'}; the recipe's tasks are "
+            f"{', '.join(states.tasks)}; resume with the same tasks in the same order, "
+            f"{OTHER_OUTPUT}"
+        )
+    check_tensors(folder, state, engine.state_layout())
+    check_sources(recipe, folder, progress.sources, ranks.broadcast(states.sources))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            states.stream.load_state(progress.data, new_phase=new_phase)
+        except ValueError as error:
+            raise ValueError(f"--resume: {folder}: {error}") from error
+    if ranks.is_first:
+        for warning in caught:
+            tell(f"resuming: {warning.message}", flush=True)
+    # Tasks without weights of their own may have changed.
+    task_updates = [progress.task_updates.get(task, 0) for task in states.tasks]
+    engine.restore(state, progress.step, progress.skipped, task_updates)
+    states.best, states.newest_step = progress.best, progress.step
+
+
+def check_tensors(folder: Path, state: State, layout: Layout) -> None:
+    """Errors: ValueError that names the first tensor that differs from what the engine would save,
+    or that holds NaN or infinity."""
+    tensors = {(name, key): t for name, entry in state.items() for key, t in entry.items()}
+    saved: Layout = {key: (tensor.dtype, tensor.shape) for key, tensor in tensors.items()}
+    odd = [key for key in sorted(saved.keys() | layout.keys()) if saved.get(key) != layout.get(key)]
+    if odd:
+        raise ValueError(
+            f"--resume: {folder} is of another model than the recipe's: they differ in {len(odd)} "
+            f"tensor(s), such as {odd[0][1]!r} of {odd[0][0]!r} ({kind_of(saved.get(odd[0]))} in "
+            f"the state, {kind_of(layout.get(odd[0]))} in the model); resume with the recipe that "
+            f"the run was started with, {OTHER_OUTPUT}"
+        )
+    for (name, key), tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(
+                f"--resume: {folder}: {key} of {name} holds numbers that are NaN or infinite; "
+                f"move that folder away to resume from the state before it, {OTHER_OUTPUT}"
+            )
+
+
+def kind_of(entry: tuple[torch.dtype, torch.Size] | None) -> str:
+    """A tensor's type and shape in words."""
+    if entry is None:
+        return "absent"
+    dtype, shape = entry
+    return f"{str(dtype).removeprefix('torch.')} {' x '.join(map(str, shape)) or 'alone'}"
+
+
+def check_sources(
+    recipe: Recipe, folder: Path, saved: dict[str, str], present: dict[str, str]
+) -> None:
+    """Errors: ValueError that names the part of the model whose files have changed since the run
+    trained on them."""
+    for part in sorted(saved.keys() | present.keys()):
+        if saved.get(part) != present.get(part):
+            then, now = (str(digests.get(part))[:12] for digests in (saved, present))
+            raise ValueError(
+                f"--resume: {folder} was trained on another {part} than "
+                f"{recipe.model.sources.get(part)} is now (sha256 {then} then, {now} now); bring "
+                f"the original files back to that place, {OTHER_OUTPUT}"
+            )

@@ -12,10 +12,7 @@ from vlds.runtime.json_file import read_json
 
 
 def cut_batches(recipe: Recipe, world_size: int) -> BatchCut:
-    """How this number of ranks shares the recipe's global batches.
-
-    Errors: ValueError where a global batch has fewer examples than there are ranks.
-    """
+    """How this number of ranks shares the recipe's global batches; ValueError if it cannot."""
     cut = BatchCut(world_size, recipe.data.micro_batch_size)
     for field, size in recipe.batch_sizes.items():
         cut.check(size, field)
@@ -25,11 +22,10 @@ def cut_batches(recipe: Recipe, world_size: int) -> BatchCut:
 def complete_deepspeed_config(path: Path, recipe: Recipe, cut: BatchCut) -> dict[str, Any]:
     """Read DeepSpeed's file and fill in what the recipe decides.
 
-    DeepSpeed wants one batch size for all steps and ranks, and multiplies it out. It gets the
-    largest; the engine tells it where each step really ends.
+    DeepSpeed wants one batch size for all steps and ranks: it gets the largest, and the engine
+    tells it where each step really ends.
 
-    Errors: ValueError where the file is missing, is no JSON, or says something else than the
-    recipe.
+    Errors: ValueError if the file is missing, is not JSON, or contradicts the recipe.
     """
     try:
         config: dict[str, Any] = read_json(path)
@@ -46,14 +42,14 @@ def complete_deepspeed_config(path: Path, recipe: Recipe, cut: BatchCut) -> dict
         "gradient_accumulation_steps": accumulation_steps,
         "gradient_clipping": recipe.optimizer.clip_norm,
         "bf16.enabled": recipe.training.precision == "bf16",
-        # In fp32 it is always so: a step whose gradient is not finite changes nothing.
+        # As always in fp32: a step whose gradient is not finite changes nothing.
         "bf16.check_grad_overflow": True,
-        # In bf16, small gradients would vanish beside the sum of the micro-batches before them.
+        # In bf16, small gradients would vanish in the sum of the micro-batches before them.
         "data_types.grad_accum_dtype": "fp32",
     }
     for key, value in decided.items():
         fill(config, key, value, path)
-    # The same holds for the sum over ranks, but a file may choose half the traffic instead.
+    # The same holds for the sum over ranks, but a file may choose to halve the traffic.
     if config.get("communication_data_type", "auto") == "auto":
         config["communication_data_type"] = "fp32"
     check_stage(config.get("zero_optimization", {}).get("stage"), recipe, path)
@@ -72,7 +68,7 @@ def check_stage(stage: Any, recipe: Recipe, path: Path) -> None:
             f"training.deepspeed: {path} has zero_optimization.stage = {stage}; set 2 or 3"
         )
     if stage == 1 and recipe.training.precision == "bf16":
-        # DeepSpeed 0.19 takes an optimizer of another kind there, without partitioned gradients.
+        # DeepSpeed 0.19 then uses another optimizer, which does not partition gradients.
         raise ValueError(
             f"training.deepspeed: {path} has zero_optimization.stage = 1, which does not go with "
             "training.precision bf16; set 2, which needs less memory, or 3"

@@ -1,4 +1,4 @@
-"""DeepSpeed, and nothing else of the trainer knows it.
+"""One model under DeepSpeed, which no other part of the trainer knows.
 
 ZeRO partitions the frozen weights (stage 3) and the optimizer state of the few that train (stages
 2 and 3). DeepSpeed's own checkpoints are not used: the trainable weights' fp32 masters and moments
@@ -9,6 +9,7 @@ ranks.
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -36,15 +37,16 @@ from vlds.models.vl_model import VLModel
 from vlds.runtime.ranks import Ranks, rank_from_environment
 from vlds.schema import Batch
 from vlds.tasks.base import Task
-from vlds.training.adamw import MOMENTS, TaskAdamW
-from vlds.training.flat_partitions import partitions, segments_of
+from vlds.training.adamw import MOMENTS, TaskAdamW, flat_segments
 from vlds.training.loss import LossTotals, coefficients, count, task_losses
 from vlds.training.optim import task_slices
 from vlds.training.parts import similar_rows
 
-# DeepSpeed knows torch's AdamW, but of subclasses it would say "proceed with caution" in every run.
+# DeepSpeed knows torch's AdamW, but warns of subclasses ("proceed with caution") in every run.
 ZERO_SUPPORTED_OPTIMIZERS.append(TaskAdamW)
 TORCH_LINEAR = torch._C._nn.linear
+LONGEST_WAIT = 24 * 3600.0
+"""Seconds that a rank may wait for one that has more to do; the launcher sees one that died."""
 State = dict[str, dict[str, Tensor]]
 """Trainable weight -> {"fp32", "exp_avg", "exp_avg_sq"}, moving buffer -> {"buffer"} -> full
 tensor on the CPU."""
@@ -56,10 +58,12 @@ def start_ranks(collective_timeout: float) -> Ranks:
     """Join the run's process group. `collective_timeout` is in seconds."""
     ranks = replace(rank_from_environment(), collective_timeout=collective_timeout)
     if ranks.device.type == "cpu":
-        # Building this op takes a compiler and up to minutes, and gloo does without it.
+        # Building this op takes a compiler and up to minutes, and gloo does not need it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     else:
         torch.cuda.set_device(ranks.device)
+    # It reports each skipped step; so do the run's own lines, with the cure.
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     deepspeed.init_distributed(
         dist_backend="nccl" if ranks.device.type == "cuda" else "gloo",
         auto_mpi_discovery=False,
@@ -71,21 +75,22 @@ def start_ranks(collective_timeout: float) -> Ranks:
 
 
 def restore_linear() -> None:
-    """Stage 3 replaces torch's linear function, rounding otherwise, and leaves it so: undo that."""
+    """Undo what stage 3 leaves behind: a linear function that rounds differently."""
     F.linear = TORCH_LINEAR
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one optimizer step did. Task losses are this rank's share; summed over ranks they are
-    the tasks' losses."""
+    """What one optimizer step did."""
 
     task_losses: Tensor
+    """(k,) this rank's shares; summed over ranks they are the tasks' losses."""
     examples: Tensor
     """(k,) examples of each task in the global batch."""
     gradient_norm: float
     skipped: bool = False
-    """Loss or gradient was not finite, so that no weight has changed: on all ranks or on none."""
+    """True if loss or gradient was not finite, so that no weight has changed: the same on all
+    ranks."""
     not_finite: list[str] = field(default_factory=list)
     """Ids of this rank's examples whose own loss was not finite."""
 
@@ -125,8 +130,9 @@ class Engine:
             config=config,
         )
         self._slices = task_slices(model, len(self.tasks))
-        for partition in partitions(self._optimizer, self.stage, ranks.global_rank):
-            self._adamw.segments[partition.flat] = segments_of(partition, self._slices)
+        self._adamw.segments |= flat_segments(
+            self._optimizer, self.stage, ranks.global_rank, self._slices
+        )
         ranks.bound_waiting()
 
     @property
@@ -146,42 +152,40 @@ class Engine:
         losses = torch.zeros(len(self.tasks), dtype=torch.float64)
         not_finite: list[str] = []
         self._deepspeed.train()
-        for number, batch in enumerate(batches):
-            self._seed_dropout(number)
+        for micro_step, batch in enumerate(batches):
+            self._seed_dropout(micro_step)
             scale = coefficients(batch, totals, self.tasks).to(self.ranks.device)
             # Steps of other tasks may have other numbers of micro-batches.
-            self._deepspeed.set_gradient_accumulation_boundary(number == len(batches) - 1)
-            output = self._deepspeed(batch.to(self.ranks.device), scale, self._cut(batch))
+            self._deepspeed.set_gradient_accumulation_boundary(micro_step == len(batches) - 1)
+            parts: list[Tensor] = []
+            if self.parts > 1:
+                parts = similar_rows(batch, self.parts, self.model.num_visual_tokens)
+            output = self._deepspeed(batch.to(self.ranks.device), scale, parts)
             # ZeRO averages gradients over ranks, and the denominators already count all of them.
             factor = torch.where(output.loss.isfinite(), float(self.ranks.world_size), nan)
             self._deepspeed.backward(output.loss * factor, scale_wrt_gas=False)
             self._deepspeed.step()
-            own_losses = output.token_nll_sum.detach().cpu()
-            not_finite += [batch.ids[row] for row in (~own_losses.isfinite()).nonzero().flatten()]
-            losses += task_losses(own_losses, batch, totals, self.tasks)
+            nll_sums = output.token_nll_sum.detach().cpu()
+            not_finite += [batch.ids[row] for row in (~nll_sums.isfinite()).nonzero().flatten()]
+            losses += task_losses(nll_sums, batch, totals, self.tasks)
         skipped = bool(self._optimizer.overflow)
         self.steps_done += 1
         self.steps_skipped += skipped
         norm = float(self._deepspeed.get_global_grad_norm())
         return StepReport(losses, totals.examples, norm, skipped, not_finite)
 
-    def _cut(self, batch: Batch) -> list[Tensor]:
-        if self.parts == 1:
-            return []
-        return similar_rows(batch, self.parts, self.model.num_visual_tokens)
-
     def _seed_dropout(self, micro_step: int) -> None:
-        """Dropout is a pure function of (seed, step, micro-step, rank), so a resumed run needs no
+        """Make dropout a function of (seed, step, micro-step, rank): a resumed run needs no
         generator states."""
         entropy = (self.seed, self.steps_done, micro_step, self.ranks.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
 
     @contextmanager
     def evaluation(self) -> Iterator[VLModel]:
-        """The model in evaluation mode, its weights whole on every rank, so that ranks may decode
+        """The model in evaluation mode, with whole weights on every rank, so that ranks may decode
         at their own pace."""
         for _, buffer in self._moving_buffers():
-            self.ranks.share(buffer)  # every rank has moved its own
+            self.ranks.share(buffer)  # each rank has updated its copy with its own batches
         self.model.eval()
         with torch.no_grad(), self._whole_weights():
             yield self.model
@@ -189,9 +193,9 @@ class Engine:
 
     @contextmanager
     def _whole_weights(self) -> Iterator[None]:
-        """Under stage 3, gather all weights and take the hooks off that would partition them again.
+        """Under stage 3, gather all weights and remove the hooks that would partition them again.
 
-        Private calls of DeepSpeed 0.19; a test shows that training goes on unchanged after it.
+        Private calls of DeepSpeed 0.19; a test shows that training continues unchanged after it.
         """
         if self.stage < 3:
             yield
@@ -210,13 +214,13 @@ class Engine:
         return [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
 
     def _moving_buffers(self) -> list[tuple[str, Tensor]]:
-        """Statistics that training moves without a gradient: those of a vision encoder that is not
-        frozen."""
+        """Statistics that training updates without a gradient: those of a vision encoder that is
+        not frozen."""
         vision = self.model.vision
         return [] if vision.frozen else [(f"vision.{n}", b) for n, b in vision.named_buffers()]
 
     def state_layout(self) -> Layout:
-        """What `export` gives."""
+        """Types and shapes of what `export` returns."""
         layout: Layout = {}
         for name, parameter in self.trainable_parameters():
             shape = getattr(parameter, "ds_shape", parameter.shape)
@@ -225,11 +229,8 @@ class Engine:
         return layout | {(name, "buffer"): (b.dtype, b.shape) for name, b in buffers}
 
     def export(self) -> State | None:
-        """Masters and moments of all trainable weights, moving buffers: on the first rank; None
-        elsewhere.
-
-        Collective.
-        """
+        """Masters and moments of all trainable weights, and the moving buffers; on the first rank,
+        None elsewhere. Collective."""
         if self.steps_done == self.steps_skipped:
             self._adamw.start(0, [0] * len(self.tasks))
         self._link_moments()
@@ -251,26 +252,27 @@ class Engine:
 
     @property
     def task_updates(self) -> list[int]:
-        """Updates that each task's own weights have had: steps with examples of the task, but for
-        skipped ones."""
+        """Updates of each task's own weights so far: steps with examples of the task that were not
+        skipped."""
         return self._adamw.task_updates
 
     def restore(
         self, state: State, steps_done: int, steps_skipped: int, task_updates: Sequence[int]
     ) -> None:
         """Put an exported state back, at this stage and number of ranks. Collective; all ranks
-        hold `state`, which has the layout of this engine's. AdamW's own count leaves skipped steps
-        out.
+        pass `state`, which has this engine's layout. AdamW does not count skipped steps.
 
         Private calls of DeepSpeed 0.19, which creates the optimizer's state only in its first
-        step; the re-export is compared, so that a change in the library is an error and not a
-        silently wrong run.
+        step. The state is exported again and compared, so that a change in the library is an error
+        and not a silently wrong run.
         """
         self._adamw.start(steps_done - steps_skipped, task_updates)
         self._link_moments()
         for name, parameter in self.trainable_parameters():
-            put = self._put_partitioned if self.stage == 3 else self._put_whole
-            put(parameter, state[name])
+            if self.stage == 3:
+                self._put_partitioned(parameter, state[name])
+            else:
+                self._put_whole(parameter, state[name])
         for name, buffer in self._moving_buffers():
             buffer.copy_(state[name]["buffer"])
         self.steps_done = self._deepspeed.global_steps = steps_done
@@ -293,14 +295,14 @@ class Engine:
     def _put_partitioned(self, parameter: Any, tensors: Mapping[str, Tensor]) -> None:
         size, ranks = parameter.ds_tensor.ds_numel, self.ranks
 
-        def own_part(value: Tensor) -> Tensor:
+        def part_of(value: Tensor) -> Tensor:
             padded = F.pad(value.flatten(), (0, size * ranks.world_size - value.numel()))
             return padded.narrow(0, size * ranks.global_rank, size).to(ranks.device)
 
-        safe_set_local_fp32_param(parameter, own_part(tensors["fp32"]))
+        safe_set_local_fp32_param(parameter, part_of(tensors["fp32"]))
         for moment in MOMENTS:
-            safe_set_local_optimizer_state(parameter, own_part(tensors[moment]), moment)
-        # The setters leave the low-precision copy as it was.
+            safe_set_local_optimizer_state(parameter, part_of(tensors[moment]), moment)
+        # The setters do not update the low-precision copy.
         with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0):
             if ranks.is_first:
                 parameter.data.copy_(tensors["fp32"])
@@ -316,21 +318,20 @@ class Engine:
         if self.ranks.any(bool(wrong)):
             raise RuntimeError(
                 f"DeepSpeed {deepspeed.__version__} did not take the run state back: "
-                f"{', '.join(wrong[:3])}; "
-                "install deepspeed>=0.19.8,<0.20"
+                f"{', '.join(wrong[:3])}; install deepspeed>=0.19.8,<0.20"
             )
 
     def bytes_per_rank(self) -> dict[str, int]:
-        """What this rank holds: frozen and trainable weights, optimizer state."""
-        held = {"frozen": 0, "trainable": 0, "optimizer": 0}
+        """Bytes of frozen weights, trainable weights and optimizer state on this rank."""
+        sizes = {"frozen": 0, "trainable": 0, "optimizer": 0}
         for parameter in self.model.parameters():
-            held["trainable" if parameter.requires_grad else "frozen"] += stored_bytes(parameter)
+            sizes["trainable" if parameter.requires_grad else "frozen"] += stored_bytes(parameter)
         flats = self._adamw.segments
-        held["optimizer"] = sum((1 + len(MOMENTS)) * flat.nbytes for flat in flats)
-        return held
+        sizes["optimizer"] = sum((1 + len(MOMENTS)) * flat.nbytes for flat in flats)
+        return sizes
 
     def close(self) -> None:
-        """Free what DeepSpeed holds, so that another engine can start in this process."""
+        """Free DeepSpeed's memory, so that another engine can start in this process."""
         self._deepspeed.destroy()
         restore_linear()
         gc.collect()

@@ -1,37 +1,38 @@
-"""The training loop: draw a global batch, step, tell, save."""
+"""The training loop: draw a global batch, step, log, save."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from vlds.config import Recipe
-from vlds.evaluation.evaluator import EvaluationStopped, blanked, with_answer_lists
+from vlds.evaluation.evaluator import EvaluationStopped, blanked
+from vlds.evaluation.sources import with_answer_lists
 from vlds.runtime.ranks import hold_folder
 from vlds.runtime.stop_request import StopRequest, stop_on_signals
 from vlds.training.agreement import check_agreement
-from vlds.training.build import build_run, prepare, with_steps
+from vlds.training.build import build_run
 from vlds.training.engine import start_ranks
 from vlds.training.faults import NonFiniteSteps, explained
 from vlds.training.gradients import GradientWatch
 from vlds.training.optim import schedule_factor, set_learning_rate
+from vlds.training.prepare import check_sources, prepare, with_steps
 from vlds.training.run import (
     Run,
     evaluation_due,
-    evaluation_lacks,
+    evaluation_missing,
     save_run_artifact,
     save_state,
     tell_evaluation,
 )
-from vlds.training.source_check import check_sources
 from vlds.training.states import Resume
 
 
 def train(recipe: Recipe, *, resume: Resume = False, new_phase: bool = False) -> int:
-    """Run a recipe on the ranks that were started. Returns the exit code: 0, or 128 + n after
-    signal n. `new_phase`: the mixture of tasks may be another than that of the run so far.
+    """Run a recipe on the started ranks. Returns the exit code: 0, or 128 + n after signal n.
+    `new_phase`: a resumed run may mix its tasks differently from here on.
 
     Errors: ValueError for anything wrong with the recipe, its files or its data, and for a lack
-    (memory, disk) that starting again would not cure.
+    of memory or disk that a restart would not cure.
     """
     ranks = start_ranks(recipe.training.collective_timeout)
     with explained(recipe), stop_on_signals() as stop:
@@ -48,27 +49,27 @@ def train(recipe: Recipe, *, resume: Resume = False, new_phase: bool = False) ->
 
 
 def run_loop(run: Run, stop: StopRequest) -> int:
-    """The loop, whose writers are closed however it ends."""
+    """The loop; its writers are closed however it ends. Returns the exit code."""
     run.evaluator.stopping = lambda: stop.reason is not None
     try:
         return loop(run, stop)
     except EvaluationStopped:
         if run.engine.steps_done > (run.states.newest_step or 0):
-            save_state(run)  # not yet where the step before the evaluation was skipped
-        return stopped(run, stop, "during the evaluation")
+            save_state(run)  # not saved yet if the step before the evaluation was skipped
+        return stopped(run, stop, "during the evaluation ")
     finally:
         run.states.close()
         run.tracker.close()
 
 
 def loop(run: Run, stop: StopRequest) -> int:
-    """Steps until the last one, or until someone asks for a stop."""
+    """Steps until the last one, or until a stop is requested. Returns the exit code."""
     config, engine = run.recipe.training, run.engine
     num_steps = config.num_steps
     watch = GradientWatch(engine.model, engine.model.parts, run.ranks)
     nonfinite = NonFiniteSteps(run.recipe, run.ranks)
     global_batches = run.stream.steps()
-    if evaluation_lacks(run):
+    if evaluation_missing(run):
         tell_evaluation(run)
     save_due = False
     while engine.steps_done < num_steps:
@@ -87,7 +88,7 @@ def loop(run: Run, stop: StopRequest) -> int:
         last = step == num_steps
         for line in [*watch.after_step(last), *nonfinite.after_step(step, report, batches)]:
             run.tracker.say(line)
-        # A step that was skipped may be one of a row that ends the run: its good state stays.
+        # Too many skipped steps in a row end the run: the good state before them stays the newest.
         save_due |= step % config.save_every == 0
         if stopping or last or (save_due and not report.skipped):
             save_state(run)
@@ -99,7 +100,7 @@ def loop(run: Run, stop: StopRequest) -> int:
                 save_state(run)  # a stop or a fault during the evaluation loses no step
                 save_due = False
             tell_evaluation(run)
-    # Also where the run was resumed at its last step: it may have ended before this.
+    # A run that is resumed at its last step may have ended before this.
     tell_evaluation(run)
     save_run_artifact(run, run.folder / "artifact")
     run.states.finish()
@@ -108,12 +109,12 @@ def loop(run: Run, stop: StopRequest) -> int:
 
 
 def stopped(run: Run, stop: StopRequest, when: str = "") -> int:
-    """Let the newest state reach the disk and say how to go on; the exit code."""
+    """Wait until the newest state is on disk and say how to continue. Returns the exit code."""
     run.states.finish()
     step = run.states.newest_step
-    goes_on = "start it again" if step is None else f"--resume goes on from step {step}"
+    advice = "start it again" if step is None else f"--resume goes on from step {step}"
     run.tracker.say(
-        f"stopped by {stop.reason or 'another rank'} {f'{when} ' if when else ''}after step "
-        f"{run.engine.steps_done}; {goes_on}"
+        f"stopped by {stop.reason or 'another rank'} {when}after step {run.engine.steps_done}; "
+        f"{advice}"
     )
     return stop.exit_code or 143

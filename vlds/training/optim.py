@@ -16,10 +16,10 @@ from vlds.schema import OptimizerRule
 
 
 def parameter_groups(model: VLModel, recipe: Recipe) -> list[dict[str, Any]]:
-    """One group for each (peak learning rate, decay or not): its "params", "peak_lr",
-    "weight_decay", "lr" 0.
+    """One group for each (peak learning rate, weight decay): its "params", "peak_lr",
+    "weight_decay", and "lr" 0.
 
-    Errors: ValueError where nothing trains, or a method declares no rule for one of its tensors.
+    Errors: ValueError if nothing trains, or a method declares no rule for one of its tensors.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     rules = optimizer_rules(model)
@@ -52,7 +52,7 @@ def task_slices(model: VLModel, num_tasks: int) -> dict[nn.Parameter, int]:
 
 
 def decays(rule: OptimizerRule, config: OptimizerConfig) -> bool:
-    """Whether weight decay acts on a parameter."""
+    """True if weight decay acts on a parameter."""
     if config.weight_decay_groups == "vl_adapter" and rule.vl_adapter_decays is not None:
         return rule.vl_adapter_decays
     return rule.decays
@@ -60,12 +60,12 @@ def decays(rule: OptimizerRule, config: OptimizerConfig) -> bool:
 
 def peak_learning_rate(part: str, recipe: Recipe) -> float:
     """The peak rate of a part: a method's name, visual_embedding or norms."""
-    own: dict[str, float | None] = {
+    rates: dict[str, float | None] = {
         "visual_embedding": recipe.optimizer.visual_embedding_learning_rate,
         "norms": recipe.optimizer.norms_learning_rate,
         **{name: method.learning_rate for name, method in recipe.methods.items()},
     }
-    rate = own.get(part)
+    rate = rates.get(part)
     return recipe.optimizer.learning_rate if rate is None else rate
 
 

@@ -1,23 +1,39 @@
-"""A run, and what it does between its steps: states, artifacts, evaluations."""
+"""A run: what it writes down when it starts, and what it saves and evaluates between its steps."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vlds.artifact import own_tensors, save_artifact
-from vlds.config import Recipe
+from vlds.config import Recipe, load_recipe, save_recipe, to_tree
+from vlds.data.order.permutation import differences
 from vlds.data.streams.mixed_stream import MixedStream
 from vlds.evaluation.evaluator import Evaluator
+from vlds.runtime.credentials import without_credentials
 from vlds.runtime.ranks import Ranks
-from vlds.runtime.run_folder import PREDICTIONS
+from vlds.runtime.run_folder import (
+    PREDICTIONS,
+    STARTS,
+    add_start,
+    cpu_name,
+    new_start,
+    read_starts,
+)
+from vlds.runtime.whole_file import write_whole
 from vlds.training.best import BestStep
+from vlds.training.checkpoint import RunStates
 from vlds.training.engine import Engine
-from vlds.training.resume import RunStates
-from vlds.training.sinks import scores_told
+from vlds.training.sinks import has_scores
 from vlds.training.tracker import Tracker
+
+RECIPE = "recipe.yaml"
+SHOWN_CHANGES = 20
 
 
 @dataclass
@@ -40,32 +56,81 @@ class Run:
         return Path(self.recipe.output)
 
 
+def write_start(run: Run, resumed: bool) -> None:
+    """Write recipe.yaml and a line of starts.jsonl; say what has changed since the start before.
+    On the first rank alone.
+
+    Errors: CannotWrite.
+    """
+    file, step = run.folder / RECIPE, run.engine.steps_done
+    changes: list[str] = []
+    if resumed:
+        try:
+            changes = recipe_changes(load_recipe(file), run.recipe)
+        except (OSError, ValueError) as error:
+            run.tracker.say(f"resuming: the previous recipe cannot be read ({error})")
+    else:
+        write_whole(run.folder / STARTS, "")  # an earlier attempt that saved no state
+    add_start(run.folder, new_start(step, command_line(), hardware(run.ranks), changes))
+    comments = [
+        f"changed at step {start.step}: {change}"
+        for start in read_starts(run.folder)
+        for change in start.changes
+    ]
+    save_recipe(run.recipe, file, comments)
+    for change in changes[:SHOWN_CHANGES]:
+        run.tracker.say(f"resuming with a change: {change}")
+    if len(changes) > SHOWN_CHANGES:
+        run.tracker.say(f"and {len(changes) - SHOWN_CHANGES} more changes, see {file}")
+
+
+def recipe_changes(before: Recipe, now: Recipe) -> list[str]:
+    """A line for each key whose value differs, except `output`: a run may move."""
+    trees: list[Mapping[str, object]] = [to_tree(before), to_tree(now)]
+    old, new = ({k: v for k, v in tree.items() if k != "output"} for tree in trees)
+    return differences(old, new)
+
+
+def command_line() -> str:
+    """This process's words as a user would type them."""
+    words = (word for word in sys.argv[1:] if not word.startswith("--local_rank="))
+    return " ".join(["vlds", *map(without_credentials, words)])
+
+
+def hardware(ranks: Ranks) -> str:
+    """The number of ranks, and what each runs on."""
+    on_gpu = ranks.device.type == "cuda"
+    name = torch.cuda.get_device_name(ranks.device) if on_gpu else cpu_name()
+    return f"{ranks.world_size} rank{'s' * (ranks.world_size > 1)}, {name}"
+
+
 def evaluation_due(run: Run) -> bool:
-    """Whether the recipe asks for scores after the step that was done last."""
+    """True if the recipe asks for scores after the last step that was done."""
     config, step = run.recipe.training, run.engine.steps_done
     if step == 0:
         return config.evaluate_first
     return config.evaluate_every > 0 and step % config.evaluate_every == 0
 
 
-def evaluation_lacks(run: Run) -> bool:
-    """Whether the step that a run begins or goes on at still is to be evaluated: its state was
-    saved before that, and then the run may have been stopped or killed. Collective."""
+def evaluation_missing(run: Run) -> bool:
+    """True if the evaluation of the step at which a run starts or resumes was interrupted: the
+    step's state is saved before its scores. Collective."""
     step = run.engine.steps_done
     if not evaluation_due(run) or step == run.recipe.training.num_steps:
         return False
-    told = run.ranks.is_first and scores_told(run.folder / "metrics.jsonl", step)
-    return not run.ranks.broadcast(told)
+    return not run.ranks.broadcast(
+        run.ranks.is_first and has_scores(run.folder / "metrics.jsonl", step)
+    )
 
 
 def save_state(run: Run) -> None:
-    """Begin to write the run state, and tell how long training stood still."""
+    """Begin to write the run state, and log for how long training stood still."""
     seconds = run.states.save()
     run.tracker.write(run.engine.steps_done, {"save": {"blocking_seconds": seconds}})
 
 
 def save_run_artifact(run: Run, folder: Path, notes: Mapping[str, str] | None = None) -> None:
-    """Write the artifact of the weights as they are now; `notes` as in `save_artifact`."""
+    """Write the artifact of the present weights; `notes` as in `save_artifact`. Collective."""
     state = run.engine.export()
     with run.engine.evaluation() as model:
         if state is not None:
@@ -78,23 +143,22 @@ def save_run_artifact(run: Run, folder: Path, notes: Mapping[str, str] | None = 
 
 
 def tell_evaluation(run: Run) -> None:
-    """Evaluate, write predictions, say the scores, keep the best step's artifact and state; the
-    scores are written last, which tells a resumed run that all of this is done."""
+    """Evaluate, write predictions, say the scores, keep the best step's artifact and state. The
+    scores are logged last: they tell a resumed run that all of this is done."""
     if not run.evaluator.orders:
         return
-    run.tracker.pause()
-    with run.engine.evaluation() as model:
-        evaluations = run.evaluator(model)
-    step = run.engine.steps_done
-    for evaluation in evaluations:
-        evaluation.write(run.folder / PREDICTIONS / f"step-{step:08d}")
-        run.tracker.say(f"step {step}  {evaluation.title}: {evaluation.headlines()}")
-    if run.best is not None:
-        value = run.ranks.broadcast(run.best.better(evaluations, step))
-        if value is not None:
-            save_run_artifact(run, run.best.folder, run.best.note(value, step))
-            run.states.best = run.best.found
-            run.tracker.say(f"step {step}  best so far, kept in {run.best.folder}")
-    if evaluations:
-        run.tracker.write(step, {"scores": {e.task: e.scores for e in evaluations}})
-    run.tracker.resume_clock()
+    with run.tracker.paused():
+        with run.engine.evaluation() as model:
+            evaluations = run.evaluator(model)
+        step = run.engine.steps_done
+        for evaluation in evaluations:
+            evaluation.write(run.folder / PREDICTIONS / f"step-{step:08d}")
+            run.tracker.say(f"step {step}  {evaluation.title}: {evaluation.headlines()}")
+        if run.best is not None:
+            value = run.ranks.broadcast(run.best.better(evaluations, step))
+            if value is not None:
+                save_run_artifact(run, run.best.folder, run.best.note(value, step))
+                run.states.best = run.best.known
+                run.tracker.say(f"step {step}  best so far, kept in {run.best.folder}")
+        if evaluations:
+            run.tracker.write(step, {"scores": {e.task: e.scores for e in evaluations}})

@@ -1,4 +1,4 @@
-"""Where a run's metrics go: metrics.jsonl always, tensorboard and Weights & Biases when asked."""
+"""Where a run's metrics go: metrics.jsonl always, TensorBoard and Weights & Biases on request."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Sink(Protocol):
         """Take one line of metrics."""
 
     def close(self) -> None:
-        """Nothing follows; what was taken is safe when this returns."""
+        """Nothing follows; all metrics are safe when this returns."""
 
 
 def check_tracking(tracking: TrackingConfig) -> None:
-    """Errors: ValueError when a tracker is asked for that is not installed."""
+    """Errors: ValueError if a tracker that the recipe names is not installed."""
     wanted = {
         "tensorboard": tracking.tensorboard,
         "wandb": tracking.wandb_project is not None,
@@ -43,7 +43,7 @@ def check_tracking(tracking: TrackingConfig) -> None:
 
 
 def open_sinks(recipe: Recipe, first_step: int) -> list[Sink]:
-    """The recipe's sinks; those of a resumed run go on after `first_step`."""
+    """The recipe's sinks; those of a resumed run continue after `first_step`."""
     folder = Path(recipe.output)
     sinks: list[Sink] = [MetricsFile(folder / "metrics.jsonl", first_step)]
     if recipe.tracking.tensorboard:
@@ -54,15 +54,15 @@ def open_sinks(recipe: Recipe, first_step: int) -> list[Sink]:
 
 
 class MetricsFile:
-    """Appends JSON lines; those of steps that a resumed run repeats are dropped first, and so are
-    those that nobody can read."""
+    """Appends JSON lines. Unreadable lines, and those of steps that a resumed run repeats, are
+    dropped first."""
 
     def __init__(self, path: Path, first_step: int) -> None:
         self.path = path
-        found = read_metric_lines(path)
-        if found.complaint:
-            tell(found.complaint, flush=True)
-        kept = [line for line, metrics in found.lines if metrics["step"] <= first_step]
+        metric_lines = read_metric_lines(path)
+        if metric_lines.complaint:
+            tell(metric_lines.complaint, flush=True)
+        kept = [line for line, metrics in metric_lines.lines if metrics["step"] <= first_step]
         write_whole(path, "".join(f"{line}\n" for line in kept))
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
@@ -76,14 +76,14 @@ class MetricsFile:
         """Every line is on disk already."""
 
 
-def scores_told(path: Path, step: int) -> bool:
-    """Whether metrics.jsonl has the scores of a step."""
+def has_scores(path: Path, step: int) -> bool:
+    """True if metrics.jsonl has the scores of a step."""
     lines = read_metric_lines(path).lines
     return any(metrics["step"] == step and "scores" in metrics for _, metrics in lines)
 
 
 class Tensorboard:
-    """Scalars as events in the run folder; repeated steps replace what they repeat."""
+    """Scalars as events in the run folder; repeated steps replace the earlier ones."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -91,7 +91,7 @@ class Tensorboard:
         self.writer = SummaryWriter(folder, purge_step=first_step + 1 if first_step else None)
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
-        """Numbers under their names, those of an inner dict under outer/inner."""
+        """One scalar for each number."""
         for name, value in flatten(metrics):
             self.writer.add_scalar(name, value, step)
 
@@ -109,20 +109,19 @@ class WeightsAndBiases:
         # W&B records the command line, which may name URLs with credentials.
         sys.argv = [without_credentials(word) for word in sys.argv]
         folder = Path(recipe.output)
-        kept = folder / "wandb_id"
-        known = read_text(kept) if first_step and kept.exists() else None
+        id_file = folder / "wandb_id"
         self.run = wandb.init(
             project=recipe.tracking.wandb_project,
             name=folder.name,
             dir=folder,
-            id=known,
+            id=read_text(id_file) if first_step and id_file.exists() else None,
             resume="allow",
             config=to_tree(recipe),
         )
-        write_whole(kept, self.run.id)
+        write_whole(id_file, self.run.id)
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
-        """Numbers under their names, those of an inner dict under outer/inner."""
+        """All numbers of a step."""
         self.run.log(dict(flatten(metrics)), step=step)
 
     def close(self) -> None:

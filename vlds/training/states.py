@@ -1,23 +1,22 @@
-"""The folders of a run's states: which there are, which of them are whole, how far each one is.
+"""The folders of a run's states: which exist, which are whole, and the progress of each.
 
-    RUN/state/step-00000500/state.safetensors   tensors: vlds/training/checkpoint.py
+    RUN/state/step-00000500/state.safetensors   fp32 masters and moments of the trainable weights
                             state.json          `Progress`
                             manifest.json       name -> size and sha256, written last
 
-Whoever resumes looks through the folders, newest first. There is no file that names the newest one:
-it could only disagree with them. A state is bound to its step three times over: the manifest holds
-the hash of state.json, which holds the step, which the folder's name must repeat.
+To resume, look through the folders, newest first; a file that names the newest one could only
+disagree with them. The manifest holds the hash of state.json, which holds the step, which the
+folder's name must repeat.
 
-Without torch, so that the supervisor can look as well.
+This module does not import torch, so that the supervisor can use it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from vlds.runtime.json_file import read_json
 from vlds.runtime.manifest import damage
@@ -26,10 +25,9 @@ TENSORS, PROGRESS = "state.safetensors", "state.json"
 FORMAT = 2
 """Of the folder; it changes when an older version of vlds could not read a new one."""
 NAME = re.compile(r"step-(\d{8,})")
-
-
 Resume = Literal["auto"] | bool
-"""Whether to go on with the run in the output folder; "auto": if there is one."""
+"""Whether to resume the run in the output folder; "auto": if there is one."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Best:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is."""
+    """What a run has done so far."""
 
     step: int
     data: dict[str, Any]
@@ -52,11 +50,23 @@ class Progress:
     skipped: int = 0
     """Steps that changed no weights, because loss or gradient was not finite."""
     best: Best | None = None
-    """The best evaluation, where there has been one."""
     sources: dict[str, str] = field(default_factory=dict)
     """sha256 of what the frozen weights come from."""
     task_updates: dict[str, int] = field(default_factory=dict)
     """Task -> updates of its own weights, in the order in which weights are stacked over tasks."""
+
+
+KINDS: dict[str, Any] = {
+    "step": int,
+    "data": dict,
+    "skipped": int,
+    "best": Best | None,
+    "sources": dict,
+    "task_updates": dict,
+    "score": str,
+    "value": int | float,
+}
+"""Types of the fields of `Best` and `Progress`."""
 
 
 def name_of(step: int) -> str:
@@ -65,9 +75,9 @@ def name_of(step: int) -> str:
 
 
 def state_folders(folder: Path) -> list[Path]:
-    """All run states below `RUN/state`, oldest first, whole or not; other files are nobody's."""
-    found = {int(m[1]): path for path in folder.glob("step-*") if (m := NAME.fullmatch(path.name))}
-    return [found[step] for step in sorted(found)]
+    """All run states below `RUN/state`, oldest first, whole or not."""
+    states = [path for path in folder.glob("step-*") if NAME.fullmatch(path.name)]
+    return sorted(states, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def newest(folder: Path) -> tuple[Path | None, list[str]]:
@@ -84,14 +94,15 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def read_progress(folder: Path) -> Progress:
-    """How far a state is, once all of its files are what was written.
-
-    Errors: ValueError that names the folder and what is wrong with it.
-    """
+    """The progress of a whole state; ValueError that names the folder and what is wrong with it."""
     if (wrong := damage(folder, (TENSORS, PROGRESS))) is not None:
         raise ValueError(f"{folder}: {wrong}")
     try:
-        progress = progress_from(read_json(folder / PROGRESS))
+        tree = read_json(folder / PROGRESS)
+        if not isinstance(tree, dict) or tree.pop("format", None) != FORMAT:
+            raise ValueError(f"it is not of format {FORMAT}, which this version of vlds reads")
+        best = tree.pop("best", None)
+        progress = parsed(Progress, tree | {"best": best and parsed(Best, best)})
     except ValueError as error:
         raise ValueError(f"{folder}: {PROGRESS} cannot be read: {error}") from error
     if folder.name != name_of(progress.step):
@@ -99,60 +110,27 @@ def read_progress(folder: Path) -> Progress:
     return progress
 
 
-def progress_from(raw: Any) -> Progress:
-    """What `dataclasses.asdict` made of a `Progress`, with `format` beside it.
-
-    Errors: ValueError that says what is not as it was written.
-    """
-    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-        raise ValueError(f"it is not of format {FORMAT}, which this version of vlds reads")
-    kinds = {"step": int, "data": dict, "skipped": int, "sources": dict, "task_updates": dict}
-    best = None if raw.get("best") is None else best_from(raw["best"])
-    rest = {name: value for name, value in raw.items() if name not in ("format", "best")}
-    progress = Progress(**checked(rest, kinds), best=best)
-    if not 0 <= progress.skipped <= progress.step:
-        raise ValueError(f"skipped is {progress.skipped}, of {progress.step} steps")
-    updates = progress.step - progress.skipped
-    for task, own in progress.task_updates.items():
-        if type(own) is not int or not 0 <= own <= updates:
-            raise ValueError(f"task_updates.{task} is {own!r}, of {updates} updates")
-    return progress
-
-
-def best_from(raw: Any) -> Best:
-    """What `dataclasses.asdict` made of a `Best`.
-
-    Errors: ValueError that says what is not as it was written.
-    """
-    return Best(**checked(raw, {"step": int, "score": str, "value": (int, float)}))
-
-
-def checked(raw: Any, kinds: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of some JSON object, which are just these.
-
-    Errors: ValueError that names a value of another type, one too many or one that lacks.
-    """
-    if not isinstance(raw, dict) or raw.keys() != kinds.keys():
-        raise ValueError(f"got {sorted(raw) if isinstance(raw, dict) else raw!r}, not {[*kinds]}")
-    for name, kind in kinds.items():
-        if not isinstance(raw[name], kind) or isinstance(raw[name], bool):
-            raise ValueError(f"{name} is {raw[name]!r}")
-    return raw
+def parsed(cls: type[T], tree: Any) -> T:
+    """The reverse of `asdict`; ValueError if a field is missing, unknown or of another type."""
+    names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    if not isinstance(tree, dict) or tree.keys() != set(names):
+        raise ValueError(f"got {sorted(tree) if isinstance(tree, dict) else tree!r}, not {names}")
+    for name in names:
+        if not isinstance(tree[name], KINDS[name]):
+            raise ValueError(f"{name} is {tree[name]!r}")
+    return cls(**tree)
 
 
 def check_output(output: Path, resume: Resume) -> None:
-    """Compare what a run's folder holds with what is asked for.
-
-    Errors: ValueError where a run would be overwritten, or there is none to go on with.
-    """
+    """Errors: ValueError if a run would be overwritten, or if there is none to resume."""
     has_state = bool(state_folders(output / "state"))
     if has_state and resume is False:
         raise ValueError(
-            f"output: {output} holds a run already; add --resume to go on with it, or name "
-            "another folder"
+            f"output: {output} holds a run already; add --resume to continue it, or name another "
+            "folder"
         )
     if resume is True and not has_state:
         raise ValueError(
-            f"--resume: {output} holds no run state; leave --resume out to start anew (or "
-            "say --resume auto, which goes on or starts), or name the run's folder as output"
+            f"--resume: {output} holds no run state; leave --resume out to start at step 0 (or "
+            "say --resume auto, which resumes or starts), or name the run's folder as output"
         )

@@ -1,16 +1,17 @@
-"""What a run tells: metrics to its sinks, a progress line on a terminal or plain lines without
-one."""
+"""What a run tells: metrics to its sinks, and a progress line on a terminal, or plain lines
+elsewhere."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
-from torch import Tensor
 
 from vlds.config import Recipe
 from vlds.data.streams.mixed_stream import MixedStream
@@ -31,62 +32,53 @@ class Tracker:
         self.steps = recipe.training.num_steps
         self.console = Console(quiet=not ranks.is_first)
         self.sinks: list[Sink] = open_sinks(recipe, first_step) if ranks.is_first else []
-        self._losses = torch.zeros(len(self.tasks), dtype=torch.float64)
-        self._reports = torch.zeros(len(self.tasks), dtype=torch.float64)
-        self._examples = torch.zeros(len(self.tasks), dtype=torch.float64)
-        self._loss = 0.0
-        self._pending = 0
-        self._skipped = 0
-        self._since = time.monotonic()
+        self._start_interval()
         self._bar = (
             progress_bar(self.console, self.steps, first_step) if self.console.is_terminal else None
         )
 
+    def _start_interval(self) -> None:
+        """Forget the steps before: they have been told."""
+        zeros = torch.zeros(3, len(self.tasks), dtype=torch.float64)
+        self._losses, self._num_losses, self._examples = zeros
+        self._loss, self._num_steps, self._num_skipped = 0.0, 0, 0
+        self._since = time.monotonic()
+
     def step(self, step: int, report: StepReport, learning_rate: float, data: MixedStream) -> None:
         """Take the report of step number `step` (counted from 1). A skipped one has no loss."""
         self._examples += report.examples
-        self._pending += 1
+        self._num_steps += 1
         if report.skipped:
-            self._skipped += 1
+            self._num_skipped += 1
         else:
             shares = report.task_losses * report.examples
             self._losses += report.task_losses
-            self._reports += (report.examples > 0).double()
+            self._num_losses += report.examples > 0
             self._loss += float(shares.sum() / report.examples.sum())
         if step % self.log_every == 0 or step == self.steps:
             self._tell(step, report, learning_rate, data)
+            self._start_interval()
 
     def _tell(self, step: int, report: StepReport, learning_rate: float, data: MixedStream) -> None:
-        own = torch.cat([self._losses, torch.tensor([self._loss, float(data.num_bad)])])
-        total = self.ranks.sum(own)
+        others = torch.tensor([self._loss, float(data.num_bad)])
+        *losses, loss, num_bad = self.ranks.sum(torch.cat([self._losses, others])).tolist()
         elapsed = time.monotonic() - self._since
-        finite = self._pending - self._skipped
+        num_finite = self._num_steps - self._num_skipped
+        by_task = zip(self.tasks, losses, self._num_losses.tolist(), strict=True)
         metrics: dict[str, float] = {
-            **({"loss": total[-2].item() / finite} if finite else {}),
-            **self._by_task("loss", total[:-2] / self._reports.clamp(min=1)),
+            **({"loss": loss / num_finite} if num_finite else {}),
+            **{f"loss/{task}": total / num for task, total, num in by_task if num},
             "learning_rate": learning_rate,
             **({} if report.skipped else {"gradient_norm": report.gradient_norm}),
-            "skipped_steps": self._skipped,
+            "skipped_steps": self._num_skipped,
             "samples_per_second": self._examples.sum().item() / elapsed,
             "seconds": elapsed,
-            "seconds_left": elapsed / self._pending * (self.steps - step),
-            "bad_samples": total[-1].item(),
+            "seconds_left": elapsed / self._num_steps * (self.steps - step),
+            "bad_samples": num_bad,
             **{f"epoch/{task}": epoch for task, epoch in data.epochs().items()},
         }
         self.write(step, metrics)
         self._show(step, metrics)
-        for tensor in (self._losses, self._reports, self._examples):
-            tensor.zero_()
-        self._loss, self._pending, self._skipped, self._since = 0.0, 0, 0, time.monotonic()
-
-    def _by_task(self, name: str, values: Tensor) -> dict[str, float]:
-        return {
-            f"{name}/{task}": value
-            for task, value, seen in zip(
-                self.tasks, values.tolist(), self._reports.tolist(), strict=True
-            )
-            if seen
-        }
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         """Hand one line of metrics to every sink."""
@@ -102,7 +94,7 @@ class Tracker:
         loss = f"{metrics['loss']:.3f}" if "loss" in metrics else "not finite"
         speed = f"{metrics['samples_per_second']:.0f} examples/s"
         if self._bar:
-            text = visible(f"loss {loss}  {speed}  {losses}")  # in the order of what is cut last
+            text = visible(f"loss {loss}  {speed}  {losses}")  # a narrow terminal cuts the end
             self._bar.update(self._bar.task_ids[0], completed=step, description=text)
         else:
             left = time.strftime("%H:%M:%S", time.gmtime(metrics["seconds_left"]))
@@ -113,13 +105,12 @@ class Tracker:
         """One line for the user, from the first rank."""
         self.console.print(visible(text), highlight=False, soft_wrap=True, markup=False)
 
-    def pause(self) -> None:
-        """Do not count the time from here to `resume_clock` as training."""
-        self._paused_at = time.monotonic()
-
-    def resume_clock(self) -> None:
-        """Training goes on."""
-        self._since += time.monotonic() - self._paused_at
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The time inside does not count as training."""
+        started = time.monotonic()
+        yield
+        self._since += time.monotonic() - started
 
     def close(self) -> None:
         """End the progress line and the sinks."""
@@ -130,7 +121,7 @@ class Tracker:
 
 
 def progress_bar(console: Console, steps: int, first_step: int) -> Progress:
-    """One line: bar, steps, time left, and of the losses what a narrow terminal has room for."""
+    """One line: bar, steps, time left, and as many of the losses as a narrow terminal can show."""
     rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
     bar = Progress(
         BarColumn(10),

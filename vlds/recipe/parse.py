@@ -1,0 +1,207 @@
+"""From command lines and recipe files to dataclasses. The only file that knows jsonargparse.
+
+A choice (backbone, vision encoder, method, task) is annotated with its abstract base, so that a new
+subclass in a new file reaches YAML, command line, help and the saved recipe by itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+
+from vlds.recipe.check import ARGUMENTS, CLASS, check_tree, explain
+from vlds.recipe.choices import (
+    CHOICES,
+    class_named,
+    dataclass_of,
+    field_types,
+    is_choice,
+    is_mapping_of_choices,
+)
+from vlds.recipe.files import WHOLE, merged, read_merged
+from vlds.runtime.resources import find
+from vlds.runtime.terminal import tell
+
+Options = TypeVar("Options")
+CONFIG, PRINT = "--config", "--print_config"
+FIELD_MESSAGE = re.compile(r"\w+(\.\w+)*: ")
+"""How messages of `__post_init__` begin that name the field."""
+
+
+def parse(
+    options: type[Options], arguments: Sequence[str], prog: str, *, files: bool = False
+) -> Options:
+    """Build a dataclass of options from the command line; its field docstrings are the help text.
+    `files`: `--config FILE` gives fields too.
+
+    Errors: ValueError that names the key or class, shows the value and lists the known names.
+    """
+    parser = build_parser(options, prog, files)
+    if "--help" in arguments:
+        # What jsonargparse calls required is what a recipe gives.
+        tell(parser.format_help().replace("(required, ", "("), end="")
+        raise SystemExit(0)
+    tree = read_words(arguments, options)
+    check_tree(tree, options, complete=True)
+    try:
+        parsed = parser.parse_object(tree)
+    except (ArgumentError, ValueError, TypeError) as error:
+        raise ValueError(explain(str(error))) from error
+    if PRINT in arguments:
+        tell(parser.dump(parsed), end="")
+        raise SystemExit(0)
+    return build(options, parsed.as_dict())
+
+
+def build(cls: type[Options], values: Mapping[str, Any], key: str = "") -> Options:
+    """Make a dataclass and those inside it of parsed values.
+
+    Errors: ValueError with the dotted key in front of what `__post_init__` says.
+    """
+    types = field_types(cls)
+    fields = {
+        name: build_field(types[name], value, f"{key}.{name}".strip("."))
+        for name, value in values.items()
+        if name in types
+    }
+    try:
+        return cls(**fields)
+    except ValueError as error:
+        names_field = FIELD_MESSAGE.match(str(error)) is not None
+        place = f"{key}{'.' if names_field else ': '}" if key else ""
+        raise ValueError(f"{place}{error}") from error
+
+
+def build_field(hint: Any, value: Any, key: str) -> Any:
+    """The value of one field.
+
+    Errors: ValueError for NaN, which compares with nothing, and as `build`.
+    """
+    cls = dataclass_of(hint)
+    if isinstance(value, float) and value != value:
+        raise ValueError(f"{key}: got nan; give a number")
+    if cls is None or not isinstance(value, Mapping):
+        return value
+    if is_mapping_of_choices(hint):
+        return {name: build_choice(cls, entry, f"{key}.{name}") for name, entry in value.items()}
+    return build_choice(cls, value, key) if is_choice(cls) else build(cls, value, key)
+
+
+def build_choice(base: type, value: Mapping[str, Any], key: str) -> Any:
+    """A chosen class with its arguments."""
+    cls = class_named(value[CLASS], base)
+    assert cls is not None, value[CLASS]
+    return build(cls, value.get(ARGUMENTS) or {}, key)
+
+
+def read_words(arguments: Sequence[str], options: type) -> dict[str, Any]:
+    """What recipe files and options set, as one tree: later ones win.
+
+    Errors: ValueError for a file that is not a recipe, and for a word that is not an option.
+    """
+    tree: dict[str, Any] = {}
+    words = iter(arguments)
+    for word in words:
+        option, equals, value = word.partition("=")
+        if not option.startswith("--"):
+            raise ValueError(f"'{word}' is unexpected; a recipe comes first, then --KEY VALUE")
+        if option == PRINT:
+            continue
+        value = value if equals else next(words, "")
+        if option == CONFIG:
+            tree = merged(tree, read_recipe(value, options), WHOLE)
+        else:
+            set_key(tree, option.removeprefix("--").split("."), value, field_types(options))
+    return tree
+
+
+def read_recipe(name: str, options: type) -> dict[str, Any]:
+    """The keys of a recipe's file, or of a shipped recipe of this name, and of its base.
+
+    Errors: ValueError where it is not a recipe.
+    """
+    file = find(name)
+    tree = read_merged(file)
+    try:
+        check_tree(tree, options)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    return tree
+
+
+def set_key(tree: dict[str, Any], names: list[str], text: str, types: Mapping[str, Any]) -> None:
+    """Set a key of the command line, such as tasks.vqa.weight, in the tree of fields of some
+    `types`. The parser reads the text; here only the names of chosen classes matter."""
+    name, *below = names
+    if below:
+        set_below(inside(tree, name), below, text, types.get(name))
+    else:
+        tree[name] = new_value(tree.get(name), text, types.get(name))
+
+
+def set_below(tree: dict[str, Any], names: list[str], text: str, hint: Any) -> None:
+    """The same in the tree of one field: a mapping of choices, a choice or another dataclass."""
+    cls = dataclass_of(hint)
+    if cls is None:
+        set_key(tree, names, text, {})
+    elif is_mapping_of_choices(hint):
+        set_key(tree, names, text, {names[0]: cls})
+    elif not is_choice(cls):
+        set_key(tree, names, text, field_types(cls))
+    elif names[0] == CLASS:
+        tree[CLASS] = text
+    else:
+        chosen = class_if_there(str(tree.get(CLASS)), cls)
+        names = names[1:] if names[0] == ARGUMENTS else names
+        set_key(inside(tree, ARGUMENTS), names, text, field_types(chosen) if chosen else {})
+
+
+def inside(tree: dict[str, Any], name: str) -> dict[str, Any]:
+    """The mapping under a name; a class's name alone becomes one."""
+    value = tree.get(name) or {}
+    child: dict[str, Any] = {CLASS: value} if isinstance(value, str) else value
+    tree[name] = child
+    return child
+
+
+def new_value(old: Any, text: str, hint: Any) -> Any:
+    """What a text of the command line puts in the place of an old value. A class keeps those of the
+    old arguments that it has too."""
+    cls = dataclass_of(hint)
+    if cls is None:
+        return text
+    if text == "null" or text.startswith("{"):
+        return yaml.safe_load(text)
+    if is_mapping_of_choices(hint) or not is_choice(cls):
+        return text
+    chosen = class_if_there(text, cls)
+    arguments = old.get(ARGUMENTS) if isinstance(old, Mapping) else None
+    types = field_types(chosen) if chosen else {}
+    kept = {name: value for name, value in (arguments or {}).items() if name in types}
+    return {CLASS: text, ARGUMENTS: kept} if kept else {CLASS: text}
+
+
+def class_if_there(path: str, base: type) -> type | None:
+    """The class of a `class_path`; None where `check_tree` will say what is wrong with it."""
+    with suppress(ImportError):
+        return class_named(path, base)
+    return None
+
+
+def build_parser(options: type, prog: str, files: bool) -> ArgumentParser:
+    """The parser of one dataclass, with `--config` if files give its fields too."""
+    set_parsing_settings(
+        subclasses_enabled=list(CHOICES), docstring_parse_attribute_docstrings=True
+    )
+    parser = ArgumentParser(
+        prog=prog, description=options.__doc__, exit_on_error=False, allow_abbrev=False
+    )
+    if files:
+        parser.add_argument(CONFIG, action="config", help="A recipe (YAML); may be repeated.")
+    parser.add_class_arguments(options)
+    return parser

@@ -1,0 +1,151 @@
+"""Everything that can be wrong with a run, found before the long work starts."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlds.config import Recipe
+from vlds.data.order.batch_cut import BatchCut
+from vlds.data.order.mixed_order import check_lanes
+from vlds.data.order.mixture import steps_in
+from vlds.data.streams.cache_limit import check_cache_limit, lanes_read
+from vlds.data.streams.source import Source
+from vlds.data.streams.streamed_source import StreamedSource
+from vlds.evaluation.sources import evaluation_sources, streamed_sources, training_sources
+from vlds.pretrained.files import damaged_source
+from vlds.runtime.disk import check_writable
+from vlds.runtime.ranks import Ranks
+from vlds.runtime.resources import find
+from vlds.runtime.terminal import tell
+from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
+from vlds.training.sinks import check_tracking
+from vlds.training.states import Resume, check_output
+
+SLOW = 4.0
+"""Times that bf16 may be slower than fp32 before a run says so."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that can fail before long work starts, opened and checked."""
+
+    cut: BatchCut
+    deepspeed: dict[str, Any]
+    train_sources: list[Source]
+    """Empty if the reader is the sequential one."""
+    streamed_sources: list[StreamedSource]
+    evaluation_sources: list[Source]
+
+
+def prepare(recipe: Recipe, ranks: Ranks, resume: Resume) -> Prepared:
+    """Check the recipe against files, data and ranks."""
+    check_output(Path(recipe.output), resume)
+    check_tracking(recipe.tracking)
+    cut = cut_batches(recipe, ranks.world_size)
+    check_parts(recipe, cut)
+    for field, size in recipe.batch_sizes.items():
+        check_lanes(recipe.data.lanes, size, field)
+    if ranks.is_first and (warning := slow_precision(recipe.training.precision, ranks.device)):
+        tell(warning, flush=True)
+    data = recipe.data
+    sequential = data.reader == "sequential"
+    train = [] if sequential else training_sources(recipe)
+    streamed = streamed_sources(recipe) if sequential else []
+    evaluation = evaluation_sources(recipe)
+    sizes = recipe.batch_sizes.values()
+    num_lanes = max(lanes_read(data.lanes, size, cut, ranks.on_this_machine) for size in sizes)
+    check_cache_limit(data.cache_bytes, train, evaluation, window=data.window, num_lanes=num_lanes)
+    check_writable(Path(recipe.output), "output")
+    return Prepared(
+        cut=cut,
+        deepspeed=complete_deepspeed_config(find(recipe.training.deepspeed), recipe, cut),
+        train_sources=train,
+        streamed_sources=streamed,
+        evaluation_sources=evaluation,
+    )
+
+
+def check_parts(recipe: Recipe, cut: BatchCut) -> None:
+    """Errors: ValueError if a micro-batch has fewer rows than `data.parts`, the number of parts in
+    which each rank computes it."""
+    parts = recipe.data.parts
+    smallest = min(map(cut.smallest_piece, recipe.batch_sizes.values()))
+    if parts > smallest:
+        raise ValueError(
+            f"data.parts: {parts}, but the smallest micro-batch of a rank has {smallest} "
+            f"example{'s' * (smallest > 1)}; give at most that many"
+        )
+    if parts > 1 and recipe.training.activation_checkpointing:
+        raise ValueError(
+            f"data.parts: {parts} with training.activation_checkpointing: the layers "
+            "of one part cannot be recomputed after another part; use smaller micro-batches "
+            "(data.micro_batch_size) in the place of parts"
+        )
+
+
+def with_steps(recipe: Recipe, prepared: Prepared) -> Recipe:
+    """The recipe with the number of steps that `training.epochs` takes; ValueError if a task's
+    number of examples is unknown."""
+    training = recipe.training
+    if training.epochs is None:
+        return replace(recipe, training=replace(training, steps=training.num_steps))
+    sources = prepared.train_sources or prepared.streamed_sources
+    sizes: list[int] = []
+    for source in sources:
+        if source.num_annotations is None:
+            raise ValueError(
+                f"training.epochs: got {training.epochs}, but nobody knows how many examples the "
+                f"shards of {source.name} hold; give training.steps, or index the shards"
+            )
+        sizes.append(source.num_annotations)
+    size = recipe.data.global_batch_size
+    batch_sizes = recipe.data.batch_sizes([source.batch_size for source in sources])
+    steps = steps_in(training.epochs, sizes, size, batch_sizes)
+    return replace(recipe, training=replace(training, steps=steps, epochs=None))
+
+
+def check_sources(recipe: Recipe, ranks: Ranks) -> None:
+    """Compare frozen weights and tokenizers in folders that vlds wrote with their hashes, on one
+    rank of each machine. Collective.
+
+    Errors: ValueError on all ranks that names the folder and the file.
+    """
+    sources = dict.fromkeys([*recipe.model.sources.values(), recipe.backbone.tokenizer])
+    problems = map(damaged_source, filter(None, sources)) if ranks.local_rank == 0 else ()
+    gathered = ranks.gather(next(filter(None, problems), None)) or []
+    if (problem := ranks.broadcast(next(filter(None, gathered), None))) is not None:
+        raise ValueError(problem)
+
+
+def slow_precision(precision: str, device: torch.device) -> str | None:
+    """What to tell a user whose CPU emulates the recipe's precision."""
+    if precision == "fp32" or device.type != "cpu":
+        return None
+    ratio = slowdown(torch.bfloat16)
+    if ratio < SLOW:
+        return None
+    return (
+        f"training.precision: {precision} products take {ratio:.0f} times as long as fp32 ones on "
+        "this CPU, which has no instructions for them; --training.precision fp32 is faster here"
+    )
+
+
+def slowdown(dtype: torch.dtype) -> float:
+    """How many times longer than in fp32 a product of two small matrices takes on this CPU."""
+    return product_seconds(dtype) / product_seconds(torch.float32)
+
+
+def product_seconds(dtype: torch.dtype) -> float:
+    """The shortest of five products; the first one warms up."""
+    matrix = torch.ones(256, 256, dtype=dtype)
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        torch.matmul(matrix, matrix)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from data_prep.checking import verify
 from data_prep.demo import command as demo
-from data_prep.mistyped import USER_ERROR, Parser, add_commands
 from data_prep.official import (
     coco_captions,
     coco_karpathy,
@@ -26,8 +25,8 @@ from data_prep.packed import simulate, stats, tokenizer, vocabulary
 from data_prep.packing.parallel import LostWorker
 from data_prep.preview import command as preview
 from vlds.data.errors import ShardError
+from vlds.runtime.command_line import CommandParser
 from vlds.runtime.disk import CannotWrite
-from vlds.runtime.help_page import HelpPage
 from vlds.runtime.process_end import Interrupted, interruptible
 from vlds.runtime.terminal import tell
 
@@ -36,6 +35,7 @@ COMMANDS = (
     foreign, tokenizer, vocabulary, stats, verify, preview, simulate,
 )  # fmt: skip
 """Modules that add a command; a new format adds itself here."""
+USER_ERROR = 2
 Run = Callable[[argparse.Namespace], int | None]
 """Exit code; None is 0."""
 INCOMPLETE = ": the data set being written is incomplete; --resume goes on with it"
@@ -44,7 +44,11 @@ KEPT = "; finished shards are kept: --resume goes on with them"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command, for its exit code; user errors are one line and exit code 2."""
-    args = build_parser().parse_args(arguments)
+    try:
+        args = build_parser().parse_args(arguments)
+    except ValueError as error:
+        tell(f"error: {error}", error=True)
+        return USER_ERROR
     run: Run = args.run
     goes_on = hasattr(args, "resume")
     try:
@@ -64,16 +68,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """All commands."""
-    parser = Parser(
+    parser = CommandParser(
         prog="python -m data_prep",
         description="Pack vision-and-language data sets into WebDataset shards.",
         epilog="`python -m data_prep COMMAND --help` says more about a command; `python -m "
         "data_prep jsonl --help` is the one for data of your own.",
-        formatter_class=HelpPage,
     )
-    commands = add_commands(parser)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for module in COMMANDS:
         module.add_command(commands)
     return parser

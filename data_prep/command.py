@@ -13,7 +13,6 @@ from data_prep.packing.pack import Options
 from data_prep.packing.picture import ImageFormat, PictureRule
 from data_prep.packing.writer import Limits
 from vlds.data.shards.remote import is_url
-from vlds.runtime.help_page import HelpPage
 
 DEFAULT_SHARD_SIZE = "512MB"
 NOT_RECORDED = {"run", "workers", "resume", "images_anywhere"}
@@ -34,7 +33,6 @@ def new_command(
         name,
         help=summary,
         description="\n\n".join(filter(None, parts)),
-        formatter_class=HelpPage,
     )
     return parser
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from vlds.convert.merge_options import HELP, add_merge_options, check_merge
 from vlds.convert.output import check_absent, stoppable, tell
+from vlds.runtime.command_line import CommandParser
 
 if TYPE_CHECKING:  # importing them for good would make each help wait for torch
     from vlds.convert.target import Target
     from vlds.convert.verify import Verification
 
 Options = argparse.Namespace
+Layouts: TypeAlias = "argparse._SubParsersAction[CommandParser]"
 
 DESCRIPTION = """\
 Write a run in another layout, or take another layout's weights for a recipe.
@@ -69,18 +71,15 @@ def parse(arguments: list[str]) -> Options:
     parser = build_parser()
     options, keys = parser.parse_known_args(arguments)
     if keys and not getattr(options, "config", None):
-        parser.error(f"unrecognized arguments: {' '.join(keys)}")
+        options.parser.refuse(keys)
     options.keys = keys
     return options
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """The parser of all layouts."""
-    parser = argparse.ArgumentParser(
-        prog="vlds convert",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = CommandParser(
+        prog="vlds convert", description=DESCRIPTION, epilog=EPILOG, accepts_keys=True
     )
     layouts = parser.add_subparsers(dest="layout", required=True, metavar="LAYOUT", title="layouts")
     for add in (add_hf, add_merge, add_zero, add_reference, add_peft, add_adapters):
@@ -89,20 +88,20 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def add_layout(
-    layouts: argparse._SubParsersAction[argparse.ArgumentParser],
+    layouts: Layouts,
     name: str,
     function: Callable[[Options], None],
     more: str = "",
-) -> argparse.ArgumentParser:
+) -> CommandParser:
     """A sub-command, with the options that all have."""
     text = function.__doc__ or ""
     parser = layouts.add_parser(
         name,
         help=text.split("\n")[0],
         description=f"{text}\n\n{EXAMPLES[name]}\n\n{more}".rstrip(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        accepts_keys=True,
     )
-    parser.set_defaults(function=function)
+    parser.set_defaults(function=function, parser=parser)
     parser.add_argument("--out", type=Path, required=True, help="what is made; must be new")
     parser.add_argument(
         "--verify", nargs="*", type=Path, metavar="PICTURE",
@@ -117,7 +116,7 @@ def add_layout(
     return parser
 
 
-def add_source(parser: argparse.ArgumentParser, what: str, required: bool) -> None:
+def add_source(parser: CommandParser, what: str, required: bool) -> None:
     """The options that say where weights come from and what model they are for."""
     parser.add_argument("--from", dest="source", type=Path, required=required, help=what)
     parser.add_argument(
@@ -128,7 +127,7 @@ def add_source(parser: argparse.ArgumentParser, what: str, required: bool) -> No
     parser.add_argument("--run", type=Path, help=f"{also}{RUN_HELP}; with --from, {FROM_RUN_HELP}")
 
 
-def add_hf(layouts: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_hf(layouts: Layouts) -> None:
     """Hugging Face's layout."""
     parser = add_layout(layouts, "hf", to_hf)
     parser.add_argument("--run", type=Path, required=True, help=RUN_HELP)
@@ -141,7 +140,7 @@ def to_hf(options: Options) -> None:
     convert_run(options.run, options.out, merge=False, verification=verification_of(options))
 
 
-def add_merge(layouts: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_merge(layouts: Layouts) -> None:
     """Folding and combining."""
     add_merge_options(add_layout(layouts, "merge", merge, HELP), RUN_HELP)
 
@@ -168,7 +167,7 @@ def merge(options: Options) -> None:
     return combine.put(receiver, giver, options.task, options.out, verification)
 
 
-def add_zero(layouts: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_zero(layouts: Layouts) -> None:
     """DeepSpeed's checkpoints."""
     parser = add_layout(layouts, "zero", from_zero)
     add_source(parser, "folder that engine.save_checkpoint wrote", required=True)
@@ -183,7 +182,7 @@ def from_zero(options: Options) -> None:
     import_zero(options.source, options.tag, target, options.out, verification_of(options))
 
 
-def add_reference(layouts: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_reference(layouts: Layouts) -> None:
     """Checkpoints of the original code."""
     parser = add_layout(layouts, "reference", reference, TWO_WAYS)
     add_source(parser, "a .pth file of the original code", required=False)
@@ -199,7 +198,7 @@ def reference(options: Options) -> None:
     return import_reference(options.source, target, options.out, verification_of(options))
 
 
-def add_peft(layouts: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_peft(layouts: Layouts) -> None:
     """Hugging Face's peft."""
     more = "`PeftModel.from_pretrained` opens it on the backbone that `vlds convert hf`\nwrites."
     parser = add_layout(layouts, "peft", peft, f"{TWO_WAYS}{more}")
@@ -219,7 +218,7 @@ def peft(options: Options) -> None:
     return import_peft(options.source, target_of(options), options.out, verification_of(options))
 
 
-def add_adapters(layouts: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_adapters(layouts: Layouts) -> None:
     """The library adapters."""
     more = "`model.load_adapter` opens it on the backbone that `vlds convert hf` writes."
     parser = add_layout(layouts, "adapters", adapters, f"{TWO_WAYS}{more}")

@@ -13,8 +13,8 @@ from typing import Any
 
 from data_prep.official.coco_karpathy import SPLITS
 from data_prep.packing.source import LARGEST_SOURCE, read_json_lines, take_id
+from vlds.runtime.json_file import NotFinite, strict_json
 from vlds.runtime.regular_file import read_text
-from vlds.runtime.strict_json import NotFinite, strict_json
 
 ID_FIELDS = (
     "question_id", "questionId", "identifier", "sentid", "pairID", "qid", "qa_id", "region_id",

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from data_prep.packing.feature_file import FeatureFile
+from vlds.runtime.json_file import NotFinite, strict_json
 from vlds.runtime.regular_file import open_file
-from vlds.runtime.strict_json import NotFinite, strict_json
 
 Annotation = dict[str, Any]
 TYPES = ("answer_type", "question_type")

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from vlds.runtime.strict_json import NotFinite, strict_json
+from vlds.runtime.json_file import NotFinite, strict_json
 
 
 @pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity", "1e999", "-2.5e400"])

@@ -24,8 +24,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vlds.runtime.json_file import strict_json
 from vlds.runtime.regular_file import read_text
-from vlds.runtime.strict_json import strict_json
 
 VALUE_SPLITS = {("how2qa", "test"): "test_public"}
 """Where the leaderboard's name of a split is another than the data set's."""

@@ -1,8 +1,7 @@
-"""Files and folders that are whole or not there at all, for every reader and after any loss of
-power.
+"""Writes files and folders whole or not at all, for every reader and after a power failure.
 
-Each is made beside its place under another name, flushed to disk and renamed; then the folder that
-has the name is flushed. Where that fails, what was there before stays.
+Each is written under a temporary name next to its path, flushed to disk and renamed; then the
+parent folder is flushed. If that fails, what was there before stays.
 """
 
 from __future__ import annotations
@@ -18,17 +17,17 @@ from vlds.runtime.regular_file import check_file
 
 
 class Taken(ValueError):
-    """Something is there that must not be."""
+    """The path exists, or another process is writing it."""
 
 
 @contextmanager
 def whole_file(path: Path, *, new: bool = False, stream: bool = False) -> Iterator[Path]:
-    """The name of a file that takes the place of `path` if all goes well, and vanishes if not.
-    With `new`, nothing may be there. With `stream`, a device or pipe such as /dev/stdout is
-    written as it is: for files that users name on the command line.
+    """A temporary path to write; it replaces `path` if the block succeeds, and is removed if not.
+    `new`: `path` must not exist. `stream`: write a device or pipe such as /dev/stdout directly; for
+    files that users name on the command line.
 
-    Errors: CannotWrite, Taken; NotAFile for other devices and pipes, where writing could wait for
-    ever.
+    Errors: CannotWrite, Taken; NotAFile for a device or pipe without `stream`: it could block
+    forever.
     """
     place = place_of(path)
     if _is_stream(path):
@@ -45,18 +44,18 @@ def whole_file(path: Path, *, new: bool = False, stream: bool = False) -> Iterat
 
 
 def write_whole(path: Path, content: str | bytes, *, stream: bool = False) -> None:
-    """Write a file in one piece, text as UTF-8; `stream` and errors as in `whole_file`."""
+    """Write bytes or text (UTF-8) whole or not at all; `stream` and errors as in `whole_file`."""
     with whole_file(path, stream=stream) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
 def whole_folder(path: Path, *, new: bool = False) -> Iterator[Path]:
-    """An empty folder that takes the place of `path` if all goes well, and vanishes if not. With
-    `new`, nothing may be there.
+    """An empty folder to fill; it replaces `path` if the block succeeds, and is removed if not.
+    `new`: `path` must not exist.
 
-    A folder that is not empty cannot be replaced in one step: wherever that is interrupted, one of
-    the two is whole, and `finish_replacing` puts it into its place. Errors: as `whole_file`.
+    A folder that is not empty cannot be replaced in one step. If that is interrupted, the old or
+    the new folder is whole, and `finish_replacing` moves it to `path`. Errors: as `whole_file`.
     """
     place = place_of(path)
     with _made_beside(path, place, new) as partial:
@@ -72,7 +71,7 @@ def _made_beside(path: Path, place: Path, new: bool) -> Iterator[Path]:
     with writable(path, place):
         make_folder(place.parent)
         with suppress(FileNotFoundError):
-            os.lstat(place)  # a name that cannot be is said at once
+            os.lstat(place)  # fails early for an impossible name
     if new and (maker := maker_of(place)):
         raise Taken(f"{path} is being written by {maker}; name another place")
     with half_made(place) as partial, writable(path, partial, place):
@@ -80,19 +79,19 @@ def _made_beside(path: Path, place: Path, new: bool) -> Iterator[Path]:
 
 
 def _is_stream(path: Path) -> bool:
-    """Whether it is a device or a pipe, such as /dev/stdout: these keep nothing."""
+    """True for a device or a pipe, such as /dev/stdout, which stores nothing."""
     return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
 def place_of(path: Path) -> Path:
-    """The one place that a name means, its links followed: a link stays one."""
+    """The path behind all links, so that writing keeps a link and replaces its target."""
     return Path(os.path.realpath(path))
 
 
 def check_free(path: Path, place: Path, new: bool) -> None:
-    """Errors: Taken where another program has been here meanwhile."""
+    """Errors: Taken if another program has created `path` in the meantime."""
     if new and os.path.lexists(place):
-        raise Taken(f"{path} exists by now, another program has made it; name another place")
+        raise Taken(f"{path} exists by now: another program has written it; name another place")
 
 
 def _replace(partial: Path, place: Path) -> None:
@@ -109,8 +108,8 @@ def _replace(partial: Path, place: Path) -> None:
 
 
 def finish_replacing(path: Path) -> None:
-    """Where a folder's replacement was interrupted: the older one comes back if its place is empty,
-    and goes if not. Whoever else writes there must have ended."""
+    """Complete an interrupted replacement of a folder: move the old one back if `path` is missing,
+    else delete it. No other process may be writing there."""
     place = place_of(path)
     older = _older(place)
     if os.path.lexists(older) and not os.path.lexists(place):
@@ -120,5 +119,5 @@ def finish_replacing(path: Path) -> None:
 
 
 def _older(place: Path) -> Path:
-    """Where a folder waits until the one that replaces it is there."""
+    """Where the old folder is kept until the new one has replaced it."""
     return place.with_name(f".{place.name}.older")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from vlds.config import Recipe
 from vlds.evaluation.evaluator import EvaluationStopped, blanked, with_answer_lists
+from vlds.runtime.process_end import StopRequest, stop_on_signals
 from vlds.runtime.ranks import hold_folder
-from vlds.runtime.stop_request import StopRequest, stop_on_signals
 from vlds.training.agreement import check_agreement
 from vlds.training.build import build_run, prepare, with_steps
 from vlds.training.engine import start_ranks
@@ -108,12 +108,12 @@ def loop(run: Run, stop: StopRequest) -> int:
 
 
 def stopped(run: Run, stop: StopRequest, when: str = "") -> int:
-    """Let the newest state reach the disk and say how to go on; the exit code."""
+    """Let the newest state reach the disk and say how to continue; the exit code."""
     run.states.finish()
     step = run.states.newest_step
-    goes_on = "start it again" if step is None else f"--resume goes on from step {step}"
+    advice = "start it again" if step is None else f"--resume continues from step {step}"
     run.tracker.say(
         f"stopped by {stop.reason or 'another rank'} {f'{when} ' if when else ''}after step "
-        f"{run.engine.steps_done}; {goes_on}"
+        f"{run.engine.steps_done}; {advice}"
     )
     return stop.exit_code or 143

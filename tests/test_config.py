@@ -262,7 +262,7 @@ def test_mistakes_on_the_command_line(option: str, value: str, message: str, fil
         (
             "output:",
             "training: {steps: 5, epochs: 2}\noutput:",
-            "training.epochs: got 2.0, and steps 5 too; give one of them and set the other to null",
+            "training.epochs: got 2.0, and steps 5 too; give one and set the other to null",
         ),
         ("output:", "a: [\noutput:", "recipe.yaml: not YAML: "),
         (RECIPE, "- 1\n", "recipe.yaml: a recipe has keys and values, like "),

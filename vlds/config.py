@@ -214,12 +214,12 @@ class Recipe:
     def batch_sizes(self) -> dict[str, int]:
         """Sizes of the run's global batches, by the field that sets each."""
         common = {"data.global_batch_size": self.data.global_batch_size}
-        own = {
+        of_tasks = {
             f"tasks.{name}.batch_size": task.batch_size
             for name, task in self.tasks.items()
             if task.batch_size is not None
         }
-        return own if len(own) == len(self.tasks) else own | common
+        return of_tasks if len(of_tasks) == len(self.tasks) else of_tasks | common
 
     @property
     def image(self) -> ImageSpec | None:

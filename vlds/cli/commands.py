@@ -121,7 +121,7 @@ def plan(arguments: list[str]) -> int:
     plans = plan_recipe(recipe, numbers)
     if options.json:
         tree = {
-            ranks: {file: asdict(held) for file, held in plan.items()}
+            ranks: {file: asdict(needs) for file, needs in plan.items()}
             for ranks, plan in plans.items()
         }
         tell(json.dumps(tree, indent=1))

@@ -12,7 +12,7 @@ Resume = Literal["auto"] | bool
 TRAIN = "train"
 RANK_COMMANDS = (TRAIN, "evaluate", "predict", "features")
 """Commands that start ranks."""
-ALONE = ("--predictions", "--serve")
+WITHOUT_RANKS = ("--predictions", "--serve")
 """Options of `evaluate` and `predict` that need no ranks."""
 HELP_WORDS = frozenset({"-h", "--help"})
 ALL_KEYS = "--help-all"
@@ -45,8 +45,8 @@ class Words:
     @property
     def starts_ranks(self) -> bool:
         """True if the command needs ranks; its help, scoring a file and serving do not."""
-        alone = any(is_help(word) or option_of(word) in ALONE for word in self.rest)
-        return self.command in RANK_COMMANDS and not alone
+        without = any(is_help(word) or option_of(word) in WITHOUT_RANKS for word in self.rest)
+        return self.command in RANK_COMMANDS and not without
 
 
 def split_words(arguments: Sequence[str]) -> Words:
@@ -104,8 +104,8 @@ def times(command: str, text: str) -> int:
 
 def resumes(word: str, unread: list[str]) -> Resume:
     """The value of `--resume`, whose `auto` is optional."""
-    alone = word == RESUME and bool(unread) and unread[0].startswith("-")
-    value = "" if alone else value_of(word, unread)
+    no_value = word == RESUME and bool(unread) and unread[0].startswith("-")
+    value = "" if no_value else value_of(word, unread)
     if value not in ("", "auto"):
         raise ValueError(f"{RESUME}: got {value!r}; give {RESUME} alone, or {RESUME} auto")
     return "auto" if value == "auto" else True

@@ -38,12 +38,12 @@ _numbers = itertools.count()
 
 
 @contextmanager
-def half_made(place: Path) -> Iterator[Path]:
-    """A temporary path next to `place`, whose folder must exist. Whatever is there at the end is
+def half_made(target: Path) -> Iterator[Path]:
+    """A temporary path next to `target`, whose folder must exist. Whatever is there at the end is
     removed, so rename it before."""
-    sweep(place.parent)
+    sweep(target.parent)
     owner = f"{socket.gethostname()}-{os.getpid()}-{next(_numbers)}"
-    partial = place.with_name(f".{place.name[:MOST_OF_NAME]}@{owner}.partial")
+    partial = target.with_name(f".{target.name[:MOST_OF_NAME]}@{owner}.partial")
     with _removed_by_signals():
         _open[partial] = os.getpid()
         try:
@@ -53,9 +53,9 @@ def half_made(place: Path) -> Iterator[Path]:
             _open.pop(partial, None)
 
 
-def maker_of(place: Path) -> str | None:
-    """Another process that is writing `place`, in words; None if there is none."""
-    for path in place.parent.glob(f".{escape(place.name[:MOST_OF_NAME])}@*.partial"):
+def maker_of(target: Path) -> str | None:
+    """Another process that is writing `target`, in words; None if there is none."""
+    for path in target.parent.glob(f".{escape(target.name[:MOST_OF_NAME])}@*.partial"):
         match = NAME.fullmatch(path.name)
         if match is not None and int(match[2]) != os.getpid() and not _is_abandoned(path, False):
             return f"process {match[2]} on {match[1]}"

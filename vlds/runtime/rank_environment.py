@@ -83,7 +83,7 @@ def check_alone(environment: Mapping[str, str]) -> None:
         )
 
 
-def alone() -> dict[str, str]:
+def single_rank() -> dict[str, str]:
     """The variables of a run's only rank. Port 0 means any free port."""
     numbers = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_PORT": "0"}
     return {"MASTER_ADDR": "127.0.0.1", **numbers, **dict.fromkeys(LOCAL_SIZES, "1")}

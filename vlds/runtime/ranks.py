@@ -16,7 +16,7 @@ import torch.distributed.distributed_c10d as c10d
 from torch import Tensor
 
 from vlds.runtime.folder_lock import FolderInUse, folder_lock
-from vlds.runtime.rank_environment import alone, check_alone, is_rank, read_place
+from vlds.runtime.rank_environment import check_alone, is_rank, read_place, single_rank
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def rank_from_environment() -> Ranks:
     """
     if not is_rank(os.environ):
         check_alone(os.environ)
-        os.environ.update(alone())
+        os.environ.update(single_rank())
     place = read_place(os.environ)
     cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
     return Ranks(

@@ -46,8 +46,8 @@ def _cure(missing: Path) -> str:
     known = {Path(name).stem: name for name in names}
     kinds = (missing.suffix,) if missing.suffix in KINDS else KINDS
     with suppress(OSError):
-        beside = [file for file in missing.parent.iterdir() if file.suffix in kinds]
-        known |= {file.stem: str(file) for file in beside if file.is_file()}
+        siblings = [file for file in missing.parent.iterdir() if file.suffix in kinds]
+        known |= {file.stem: str(file) for file in siblings if file.is_file()}
     # Without the suffix, which would make all names similar.
     close = closest(missing.stem, known)
     hint = "" if close is None else f"did you mean '{known[close]}'? "

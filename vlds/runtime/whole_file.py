@@ -29,18 +29,18 @@ def whole_file(path: Path, *, new: bool = False, stream: bool = False) -> Iterat
     Errors: CannotWrite, Taken; NotAFile for a device or pipe without `stream`: it could block
     forever.
     """
-    place = place_of(path)
+    target = target_of(path)
     if _is_stream(path):
         if not stream:
             check_file(path)
         yield path
         return
-    with _made_beside(path, place, new) as partial:
+    with _made_beside(path, target, new) as partial:
         yield partial
         sync(partial)
-        check_free(path, place, new)
-        os.replace(partial, place)
-        sync(place.parent)
+        check_free(path, target, new)
+        os.replace(partial, target)
+        sync(target.parent)
 
 
 def write_whole(path: Path, content: str | bytes, *, stream: bool = False) -> None:
@@ -57,24 +57,24 @@ def whole_folder(path: Path, *, new: bool = False) -> Iterator[Path]:
     A folder that is not empty cannot be replaced in one step. If that is interrupted, the old or
     the new folder is whole, and `finish_replacing` moves it to `path`. Errors: as `whole_file`.
     """
-    place = place_of(path)
-    with _made_beside(path, place, new) as partial:
+    target = target_of(path)
+    with _made_beside(path, target, new) as partial:
         partial.mkdir()
         yield partial
         sync_tree(partial)
-        check_free(path, place, new)
-        _replace(partial, place)
+        check_free(path, target, new)
+        _replace(partial, target)
 
 
 @contextmanager
-def _made_beside(path: Path, place: Path, new: bool) -> Iterator[Path]:
-    with writable(path, place):
-        make_folder(place.parent)
+def _made_beside(path: Path, target: Path, new: bool) -> Iterator[Path]:
+    with writable(path, target):
+        make_folder(target.parent)
         with suppress(FileNotFoundError):
-            os.lstat(place)  # fails early for an impossible name
-    if new and (maker := maker_of(place)):
+            os.lstat(target)  # fails early for an impossible name
+    if new and (maker := maker_of(target)):
         raise Taken(f"{path} is being written by {maker}; name another place")
-    with half_made(place) as partial, writable(path, partial, place):
+    with half_made(target) as partial, writable(path, partial, target):
         yield partial
 
 
@@ -83,41 +83,41 @@ def _is_stream(path: Path) -> bool:
     return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
-def place_of(path: Path) -> Path:
+def target_of(path: Path) -> Path:
     """The path behind all links, so that writing keeps a link and replaces its target."""
     return Path(os.path.realpath(path))
 
 
-def check_free(path: Path, place: Path, new: bool) -> None:
+def check_free(path: Path, target: Path, new: bool) -> None:
     """Errors: Taken if another program has created `path` in the meantime."""
-    if new and os.path.lexists(place):
+    if new and os.path.lexists(target):
         raise Taken(f"{path} exists by now: another program has written it; name another place")
 
 
-def _replace(partial: Path, place: Path) -> None:
-    finish_replacing(place)
-    older = _older(place)
+def _replace(partial: Path, target: Path) -> None:
+    finish_replacing(target)
+    older = _older(target)
     try:
-        if os.path.lexists(place):
-            os.replace(place, older)
-        os.replace(partial, place)
-        sync(place.parent)
+        if os.path.lexists(target):
+            os.replace(target, older)
+        os.replace(partial, target)
+        sync(target.parent)
     finally:
         with suppress(OSError):
-            finish_replacing(place)
+            finish_replacing(target)
 
 
 def finish_replacing(path: Path) -> None:
     """Complete an interrupted replacement of a folder: move the old one back if `path` is missing,
     else delete it. No other process may be writing there."""
-    place = place_of(path)
-    older = _older(place)
-    if os.path.lexists(older) and not os.path.lexists(place):
-        os.replace(older, place)
-        sync(place.parent)
+    target = target_of(path)
+    older = _older(target)
+    if os.path.lexists(older) and not os.path.lexists(target):
+        os.replace(older, target)
+        sync(target.parent)
     remove(older)
 
 
-def _older(place: Path) -> Path:
+def _older(target: Path) -> Path:
     """Where the old folder is kept until the new one has replaced it."""
-    return place.with_name(f".{place.name}.older")
+    return target.with_name(f".{target.name}.older")

@@ -80,7 +80,7 @@ def _concerns(refused: OSError, path: Path) -> bool:
 
 
 def check_writable(folder: Path, option: str) -> None:
-    """Check before long work that a folder can be created and written to; `option` named it.
+    """Create a folder and test that it can be written to, before long work; `option` named it.
 
     Errors: ValueError that begins with `option`.
     """

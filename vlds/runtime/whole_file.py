@@ -35,7 +35,7 @@ def whole_file(path: Path, *, new: bool = False, stream: bool = False) -> Iterat
             check_file(path)
         yield path
         return
-    with _made_beside(path, target, new) as partial:
+    with _unfinished(path, target, new) as partial:
         yield partial
         sync(partial)
         check_free(path, target, new)
@@ -58,7 +58,7 @@ def whole_folder(path: Path, *, new: bool = False) -> Iterator[Path]:
     the new folder is whole, and `finish_replacing` moves it to `path`. Errors: as `whole_file`.
     """
     target = target_of(path)
-    with _made_beside(path, target, new) as partial:
+    with _unfinished(path, target, new) as partial:
         partial.mkdir()
         yield partial
         sync_tree(partial)
@@ -67,7 +67,7 @@ def whole_folder(path: Path, *, new: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def _made_beside(path: Path, target: Path, new: bool) -> Iterator[Path]:
+def _unfinished(path: Path, target: Path, new: bool) -> Iterator[Path]:
     with writable(path, target):
         make_folder(target.parent)
         with suppress(FileNotFoundError):

@@ -1,10 +1,10 @@
-# make test: sets up and tests.  make check: style, types, import rules.  make fix: repairs style.
-# make test-lowest: tests with the lowest versions that pyproject.toml allows, in LOWEST.
-# VENV names the virtual environment: `make test VENV=/somewhere/else` keeps it outside the checkout
-# (as an environment variable it holds for ./launch.sh too). No spaces in it, please.
+# make test: install and test.  make check: style, types, import rules.  make fix: fix the style.
+# make test-lowest: test with the lowest versions that pyproject.toml allows, in LOWEST.
+# VENV is the virtual environment: `make test VENV=/somewhere/else` keeps it outside the checkout
+# (./launch.sh reads it as an environment variable). Its path must not contain spaces.
 VENV ?= .venv
 PYTHON ?= python3
-# Of pyproject.toml, beside what every run needs: what the tests and checks need.
+# Optional dependencies in pyproject.toml that tests and checks need.
 EXTRAS = dev,coco
 LOWEST ?= .venv-lowest
 BIN = $(VENV)/bin
@@ -16,22 +16,22 @@ SOURCES = vlds data_prep tests benchmarks setup.py
 venv: $(VENV)/.installed
 dev: $(VENV)/.installed-dev
 
-# pip shows its progress the first time. The stamps are newer than what they stand for, so that an
-# up-to-date environment costs nothing.
-# compat: puts the checkout on Python's path, where it comes before a folder called vlds in the working
-# directory (the clone, seen from the folder above it).
+# pip shows its progress the first time only. The stamp files record what is installed, so that an
+# up-to-date environment costs no time.
+# compat puts the checkout on Python's path, before a folder called vlds in the working directory,
+# which a clone is when seen from its parent folder.
 PIP = $(BIN)/python -m pip install --disable-pip-version-check $(if $(wildcard $@),--quiet) \
 	--config-settings editable_mode=compat
 
 $(VENV)/.installed: pyproject.toml setup.py
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "Installing vlds and what it needs into $(VENV): about 60 packages, 1 GB with PyTorch for"
-	@echo "CPUs, several with its CUDA libraries. That takes minutes, once."
+	@echo "Installing vlds and its dependencies into $(VENV), once: about 60 packages, 1 GB with"
+	@echo "PyTorch for CPUs or several with its CUDA libraries. This takes minutes."
 	@$(PIP) --editable .
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	@echo "Installing what tests and checks need: about 50 packages, 350 MB."
+	@echo "Installing the dependencies of tests and checks: about 50 packages, 350 MB."
 	@$(PIP) --editable '.[$(EXTRAS)]'
 	@touch $@
 
@@ -49,10 +49,10 @@ fix: dev
 test: dev
 	$(MAKE) --no-print-directory -j 2 VENV=$(VENV) test-ranks test-rest
 
-# Two processes side by side, one for each of two cores. RANKS start most of the ranks, and take as
-# long as all others.
+# Two processes in parallel, one for each of two cores. The tests in RANKS start most of the ranks, and
+# take as long as all the others.
 RANKS = tests/training tests/launch tests/faults tests/runtime tests/report
-# Tests start make themselves, which must not take this one's variables for theirs.
+# Some tests run make, which must not inherit the variables of this one.
 FAST = env -u MAKEFLAGS -u MFLAGS OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu"
 
 test-ranks:

@@ -1,16 +1,16 @@
 #!/bin/sh
 ''':'
-# One file, two languages. A shell reads this head, down to the closing quotes:
-#   ./launch.sh              sets up and runs the demo
-#   ./launch.sh train ...    sets up and is the command `vlds train ...`
-# Python takes the head for a string and reads the rest: `deepspeed launch.sh train ...` does that
-# once per rank. Keep triple quotes and backslashes out of the head.
-# What makes a rank: vlds/runtime/rank_environment.py.
+# One file, two languages. A shell runs this head, down to the closing quotes:
+#   ./launch.sh              installs vlds and runs the demo
+#   ./launch.sh train ...    installs vlds and runs `vlds train ...`
+# To Python the head is a string, and the rest is the program: `deepspeed launch.sh train ...` runs
+# it once per rank. The head must not contain triple quotes or backslashes.
+# vlds/runtime/rank_environment.py says what makes a process a rank.
 set_by_launchers=${RANK:+r}${WORLD_SIZE:+w}${LOCAL_RANK:+l}${MASTER_ADDR:+a}${MASTER_PORT:+p}
 if [ "$set_by_launchers" = rwlap ]; then
     echo "launch.sh: a shell was started as a rank (RANK=$RANK), for example by" >&2
     echo "deepspeed --no_python. Leave --no_python out: deepspeed launch.sh ..." >&2
-    echo "(Not a rank? Then unset RANK.)" >&2
+    echo "(If this is not a rank, unset RANK.)" >&2
     exit 2
 fi
 here=$(cd "$(dirname "$0")" && pwd)
@@ -20,9 +20,9 @@ case ${VENV:=.venv} in
 esac
 if [ ! -e "$venv/.installed" ]; then
     case ${1-} in -h | --help | help)
-        echo "./launch.sh              install into $VENV, then run the demo: minutes, no GPU needed"
+        echo "./launch.sh              install into $VENV, then run the demo (minutes, no GPU)"
         echo "./launch.sh COMMAND ...  install into $VENV, then run: vlds COMMAND ..."
-        echo "Commands and options: README.md; after the first start, ./launch.sh --help."
+        echo "README.md lists commands and options; after the install, ./launch.sh --help does."
         exit 0 ;;
     esac
 fi
@@ -37,4 +37,4 @@ if __name__ == "__main__":
 
     sys.exit(main())
 
-# The string that a shell sees in the lines above ends here: '
+# Ends the string that a shell sees in the lines above: '

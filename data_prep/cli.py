@@ -8,15 +8,14 @@ from pathlib import Path
 
 from data_prep.checking import verify
 from data_prep.demo import command as demo
-from data_prep.mistyped import USER_ERROR, Parser, add_commands
 from data_prep.official import coco, easy_vqa, gqa, nlvr2, snli_ve, value, vg, vqav2
 from data_prep.own_data import jsonl
 from data_prep.packed import index_command, simulate, stats, tokenizer, vocabulary
 from data_prep.packing.parallel import LostWorker
 from data_prep.preview import command as preview
 from vlds.data.errors import ShardError
+from vlds.runtime.command_line import CommandParser
 from vlds.runtime.disk import CannotWrite
-from vlds.runtime.help_page import HelpPage
 from vlds.runtime.process_end import Interrupted, interruptible
 from vlds.runtime.terminal import tell
 
@@ -25,6 +24,7 @@ COMMANDS = (
     index_command, tokenizer, vocabulary, stats, verify, preview, simulate,
 )  # fmt: skip
 """Modules that add a command; add a new format here."""
+USER_ERROR = 2
 Run = Callable[[argparse.Namespace], int | None]
 """Exit code; None is 0."""
 INCOMPLETE = ": the data set being written is incomplete; --resume continues it"
@@ -33,7 +33,11 @@ KEPT = "; finished shards are kept: --resume continues from them"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; a user's error is one line and exit code 2."""
-    args = build_parser().parse_args(arguments)
+    try:
+        args = build_parser().parse_args(arguments)
+    except ValueError as error:
+        tell(f"error: {error}", error=True)
+        return USER_ERROR
     run: Run = args.run
     can_resume = hasattr(args, "resume")
     try:
@@ -50,16 +54,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """All commands."""
-    parser = Parser(
+    parser = CommandParser(
         prog="python -m data_prep",
         description="Pack vision-and-language data sets into WebDataset shards.",
         epilog="`python -m data_prep COMMAND --help` says more about a command; for your own data "
         "see `python -m data_prep jsonl --help`.",
-        formatter_class=HelpPage,
     )
-    commands = add_commands(parser)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for module in COMMANDS:
         module.add_command(commands)
     return parser

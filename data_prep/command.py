@@ -15,7 +15,6 @@ from data_prep.packing.picture import ImageFormat, PictureRule
 from data_prep.packing.source import SourceSet
 from data_prep.packing.writer import Limits
 from vlds.data.shards.remote import is_url
-from vlds.runtime.help_page import HelpPage
 
 PROGRAM = "python -m data_prep"
 DEFAULT_SHARD_SIZE = "512MB"
@@ -34,7 +33,6 @@ def new_command(
         name,
         help=summary,
         description="\n\n".join(filter(None, parts)),
-        formatter_class=HelpPage,
     )
     return parser
 

@@ -262,7 +262,7 @@ def test_mistakes_on_the_command_line(option: str, value: str, message: str, fil
         (
             "output:",
             "training: {steps: 5, epochs: 2}\noutput:",
-            "training.epochs: got 2.0, and steps 5 too; give one of them and set the other to null",
+            "training.epochs: got 2.0, and steps 5 too; give one and set the other to null",
         ),
         ("output:", "a: [\noutput:", "recipe.yaml: not YAML: "),
         (RECIPE, "- 1\n", "recipe.yaml: a recipe has keys and values, like "),
@@ -284,7 +284,7 @@ def test_mistakes_in_the_file(old: str, new: str, message: str, file: Path) -> N
 def test_no_tasks(file: Path) -> None:
     tree: dict[str, Any] = yaml.safe_load(RECIPE)
     file.write_text(yaml.safe_dump(tree | {"tasks": {}}))
-    assert "tasks: the recipe names none; give at least one" in complaint("--config", str(file))
+    assert "tasks: the recipe has none; give at least one" in complaint("--config", str(file))
 
 
 def test_nothing_at_all() -> None:
@@ -306,7 +306,7 @@ def test_a_list_of_answers_is_a_file_or_itself(file: Path, tmp_path: Path) -> No
         assert recipe.tasks["vqa"].decoding.answers == expected
         save_recipe(recipe, tmp_path / "saved.yaml")
         assert load_recipe(tmp_path / "saved.yaml") == recipe
-    with pytest.raises(ValueError, match=r"answers too, which say alone what may be written"):
+    with pytest.raises(ValueError, match=r"but answers already limits what may be generated"):
         parse_recipe(
             ["--config", str(file), key, "a.json", "--tasks.vqa.decoding.choices", "[a, b]"]
         )

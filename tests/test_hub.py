@@ -75,7 +75,9 @@ def test_without_a_network_it_is_said_at_once(
     with pytest.raises(ValueError, match=f"^{place}: no such folder: .*; name a ") as error:
         fetch()
     assert time.monotonic() - started < hub.TIMEOUT_S + 5
-    assert str(error.value).endswith("fetch it where there is a network and set HF_HUB_OFFLINE=1")
+    assert str(error.value).endswith(
+        "download it on a machine with a network and set HF_HUB_OFFLINE=1"
+    )
 
 
 def test_what_is_in_the_cache_does_without_a_network(no_network: None, tmp_path: Path) -> None:

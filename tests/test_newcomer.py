@@ -35,11 +35,11 @@ def file(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "recipe.yaml: the recipe is empty; start from one that vlds brings"),
+        ("", "recipe.yaml: the recipe is empty; start from a recipe of vlds"),
         ("# nothing\n", "recipe.yaml: the recipe is empty"),
         ("- output: x\n", "recipe.yaml: a recipe has keys and values, like `output: runs/mine`; "
          "this file holds a list"),
-        ("vqa\n", "this file holds 'vqa' alone"),
+        ("vqa\n", "this file holds only 'vqa'"),
     ],
 )  # fmt: skip
 def test_a_file_that_is_no_recipe(text: str, message: str, file: Path) -> None:

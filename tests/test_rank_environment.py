@@ -13,10 +13,10 @@ from vlds.cli.main import main
 from vlds.launch.start import launch_command
 from vlds.runtime.rank_environment import (
     RankPlace,
-    alone,
     check_alone,
     is_rank,
     read_place,
+    single_rank,
     without_rank,
 )
 from vlds.runtime.ranks import rank_from_environment
@@ -34,7 +34,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """This process's environment, without what a launcher would have set."""
     for name in os.environ.keys() - without_rank(os.environ).keys():
         monkeypatch.delenv(name)
-    for name in alone():  # so that what the code sets is taken back
+    for name in single_rank():  # so that what the code sets is taken back
         monkeypatch.setenv(name, "")
     return monkeypatch
 

@@ -135,4 +135,4 @@ def test_a_run_that_is_resumed_from_elsewhere_says_where_it_was_started(
     words = [str(home / "user.yaml"), "--output", str(home / "runs" / "mine"), "--resume"]
     assert check_recipe(["train", *words], 1) == 2
     said = capsys.readouterr().err
-    assert f"--resume: no files/t5.json here; the run was started in {home}: start it" in said
+    assert f"--resume: no files/t5.json here; the run was started in {home}: resume it" in said

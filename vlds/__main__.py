@@ -9,7 +9,7 @@ from vlds.runtime.terminal import tell
 
 
 def main() -> int:
-    """Run the command; the exit code. Ctrl-C is one line from the first import on."""
+    """Run the command; the exit code. Ctrl-C during the imports ends in one line too."""
     try:
         with interruptible():
             from vlds.cli.main import main as run

@@ -3,8 +3,7 @@
     model = vlds.load("runs/vqa")
     model.answer("photo.jpg", "How many dogs are there?").text
 
-Training and scoring run as the commands do, in processes of their own with all GPUs, and print what
-the commands print.
+Training and scoring run like the commands: in new processes on all GPUs, and with their output.
 """
 
 from __future__ import annotations
@@ -35,23 +34,23 @@ from vlds.serve.open_run import OpenRun, open_run
 from vlds.serve.open_run import RunAnswer as Answer
 
 Picture = str | Path | bytes | Image.Image | np.ndarray
-"""A file, its content, a Pillow image, or a uint8 array: (height, width), (height, width, 3)
-or (height, width, 4)."""
+"""A file, its content, a Pillow image, or a uint8 array of shape (height, width),
+(height, width, 3) or (height, width, 4)."""
 Changes = Mapping[str, object]
-"""Keys of a recipe, with dots -> values."""
+"""Dotted keys of a recipe -> values."""
 LAST_LINES = 20
 __all__ = ["Answer", "Model", "Scored", "evaluate", "load", "train"]
 
 
 class Model:
-    """A trained model, ready to answer. Any number of threads may ask."""
+    """A trained model that answers questions. Threads may share it."""
 
     def __init__(self, run: OpenRun) -> None:
         self._run = run
 
     @property
     def tasks(self) -> list[str]:
-        """Names of the tasks that it was trained on."""
+        """Names of the tasks that the model was trained on."""
         return list(self._run.tasks)
 
     def answer(
@@ -61,20 +60,20 @@ class Model:
         *,
         task: str | None = None,
     ) -> Answer:
-        """Answer a question about a picture, or describe it; `task` is needed where the model has
+        """Answer a question about a picture, or describe it. `task`: required if the model has
         several. Tasks about several pictures, such as NLVR2, take a list.
 
-        Errors: ValueError for what is not a picture, an unknown task or a missing question.
+        Errors: ValueError for an invalid picture, an unknown task or a missing question.
         """
         several = [pictures] if isinstance(pictures, Picture) else pictures
         return self._run.answer([encoded(picture) for picture in several], question, task)
 
 
 def load(run: str | Path, *, trust: Sequence[str] = (), changes: Changes | None = None) -> Model:
-    """Open a run or an artifact, on the GPU where there is one. `trust`: Python modules of your own
-    whose classes it may name; `changes`: as in `evaluate`.
+    """Open a run or an artifact, on the GPU if there is one. `trust`: your own Python modules whose
+    classes it may name; `changes`: as in `evaluate`.
 
-    Errors: ValueError where there is no artifact, or it is damaged.
+    Errors: ValueError if there is no artifact, or if it is damaged.
     """
     for module in trust:
         trust_module(module)
@@ -88,10 +87,11 @@ def train(
     resume: bool = False,
     changes: Changes | None = None,
 ) -> Path:
-    """Train a recipe, a file or its content, as `vlds train` does; the run's folder. `changes`
-    override keys: {"optimizer.learning_rate": 1e-4}. `resume`: continue where there is a state.
+    """Train a recipe, given as a file or its content, like `vlds train`; the run's folder.
+    `changes` override keys: {"optimizer.learning_rate": 1e-4}. `resume`: continue if there is a
+    state.
 
-    Errors: ValueError for mistakes in the recipe or its data; RuntimeError where a run fails.
+    Errors: ValueError for mistakes in the recipe or its data; RuntimeError if the run fails.
     """
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch, "recipe.yaml") if isinstance(recipe, Mapping) else Path(recipe)
@@ -113,9 +113,9 @@ def evaluate(
     ranks: int | None = None,
     changes: Changes | None = None,
 ) -> dict[str, Scored]:
-    """Score a run as `vlds evaluate` does: task -> scores. `data`: data set folders, TASK=FOLDER
-    where several tasks could read one; without it the run's own, or those of `splits`.
-    Predictions are kept where `out` names a folder.
+    """Score a run like `vlds evaluate`: task -> scores. `data`: data set folders, as TASK=FOLDER if
+    several tasks can read one; without it, the data sets of the run's recipe, or those of `splits`.
+    `out`: folder in which predictions are kept.
 
     Errors: as `train`.
     """
@@ -124,23 +124,23 @@ def evaluate(
     words += ["--data", *map(str, folders)] if folders else []
     words += ["--split", *splits] if splits else []
     with tempfile.TemporaryDirectory() as scratch:
-        place = Path(out or scratch)
-        run_command(["evaluate", *words, "--out", str(place), *words_of(changes)], ranks)
-        return read_scores(place)
+        folder = Path(out or scratch)
+        run_command(["evaluate", *words, "--out", str(folder), *words_of(changes)], ranks)
+        return read_scores(folder)
 
 
 def words_of(changes: Changes | None) -> list[str]:
     """Changes as words of a command line."""
-    found = []
+    words = []
     for key, value in (changes or {}).items():
-        found += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
-    return found
+        words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
+    return words
 
 
 def encoded(picture: Picture) -> bytes:
-    """The picture as bytes of a file.
+    """The picture as the bytes of a file.
 
-    Errors: ValueError for a file that cannot be read, or an array that is not a picture.
+    Errors: ValueError for a file that cannot be read, or an array of another type or shape.
     """
     if isinstance(picture, bytes):
         return picture
@@ -162,13 +162,13 @@ def encoded(picture: Picture) -> bytes:
 
 
 def run_command(words: Sequence[str], ranks: int | None) -> None:
-    """Run a command of vlds and print what it says.
+    """Run a command of vlds and print its output.
 
-    Errors: ValueError with its last line where the user is wrong, else RuntimeError.
+    Errors: with its last line, ValueError for a user's mistake, else RuntimeError.
     """
     ranked = ["--ranks", str(ranks)] if ranks is not None else []
     command = [sys.executable, "-m", "vlds", *words, *ranked]
-    # A session of its own: Ctrl-C on a terminal reaches it once, from here.
+    # In a new session, so that Ctrl-C in the terminal reaches it once, from here.
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -190,7 +190,7 @@ def run_command(words: Sequence[str], ranks: int | None) -> None:
         process.wait()
         raise
     if code:
-        # The supervisor's advice may follow what the command itself said.
-        own = [line for line in last if line.startswith(f"vlds {words[0]}: ")]
-        said = (own or list(last) or [f"exit code {code}"])[-1].rstrip()
-        raise ValueError(said) if code == 2 else RuntimeError(said)
+        # The supervisor's advice may follow the command's own message.
+        messages = [line for line in last if line.startswith(f"vlds {words[0]}: ")]
+        message = (messages or list(last) or [f"exit code {code}"])[-1].rstrip()
+        raise ValueError(message) if code == 2 else RuntimeError(message)

@@ -1,6 +1,6 @@
-"""The run's dataclasses: a recipe is the whole run.
+"""The dataclasses of a recipe, which describes a whole run.
 
-A choice (backbone, vision encoder, method, task) is annotated with its abstract base: a new
+A choice (backbone, vision encoder, method, task) is annotated with its abstract base, so a new
 subclass in a new file is a new choice.
 """
 
@@ -35,7 +35,7 @@ from vlds.vision.base import VisionEncoder
 
 DEFAULT_STEPS = 1000
 MAX_WIDTH = 1_000_000
-"""YAML would fold long paths at blanks, where nobody finds or copies them."""
+"""Columns. Narrower, YAML would fold long paths at blanks, so that they cannot be copied."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +45,9 @@ class OptimizerConfig:
     learning_rate: float = 1e-3
     """Peak learning rate; a method's own `learning_rate` replaces it for that method's weights."""
     visual_embedding_learning_rate: float | None = None
-    """Peak learning rate of the visual embedding, where it is another."""
+    """Peak learning rate of the visual embedding; default: `learning_rate`."""
     norms_learning_rate: float | None = None
-    """Peak learning rate of the backbone's norms, where it is another and `train_norms` is on."""
+    """Peak learning rate of the backbone's norms, with `train_norms`; default: `learning_rate`."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     """Decay rates of AdamW's two moments."""
     eps: float = 1e-6
@@ -55,10 +55,9 @@ class OptimizerConfig:
     weight_decay: float = 0.01
     """Decay of the weights in `weight_decay_groups`."""
     weight_decay_groups: Literal["declared", "vl_adapter"] = "declared"
-    """Which weights decay. declared: what their modules declare: matrices decay; biases, norms,
-    factors and the image order table do not. vl_adapter: as in the original VL-Adapter code, where
-    the weights of norms, the biases of Compacter and LowRankAdapter and the image order table decay
-    too."""
+    """Which weights decay. declared: those that their modules declare: matrices, but not biases,
+    norms, factors and the image order table. vl_adapter: as in the original VL-Adapter code, where
+    norms' weights, biases of Compacter and LowRankAdapter and the image order table decay too."""
     clip_norm: float = 5.0
     """Largest norm of the whole gradient; 0 switches clipping off."""
     warmup_ratio: float = 0.1
@@ -74,13 +73,13 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How long, how precise and how partitioned."""
+    """Length, precision and partitioning of the run."""
 
     steps: int | None = None
-    """Optimizer steps of the run; default: 1000, or as many as `epochs` takes."""
+    """Optimizer steps of the run; default: 1000, or as many as `epochs` needs."""
     epochs: float | None = None
-    """Instead of `steps`: how often the run goes through the examples of all tasks together. A
-    task's own epochs depend on its share; the run logs them."""
+    """Instead of `steps`: passes over the examples of all tasks together. Epochs of a single task
+    depend on its share; the run logs them."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Type of weights and activations; master weights and moments are fp32 in both."""
     deepspeed: str = "ds_configs/zero2.json"
@@ -94,18 +93,17 @@ class TrainingConfig:
     keep_states: int = 2
     """Newest run states that are kept, besides that of the best evaluation."""
     max_nonfinite_steps: int = 10
-    """Steps in a row whose loss or gradient may be NaN or infinite: they change no weight. One more
-    stops the run."""
+    """Steps in a row that may have a NaN or infinite loss or gradient; they change no weight. One
+    more stops the run."""
     evaluate_first: bool = False
     """Evaluate before the first step: with identity-initialised methods, the frozen model."""
     evaluate_every: int = 0
     """Steps between evaluations; 0: only after the last step."""
     best: str | None = None
-    """TASK/SCORE, like vqa/vqa_accuracy: the artifact of the evaluation where it is highest is kept
-    in RUN/best, beside that of the last step in RUN/artifact."""
+    """TASK/SCORE, like vqa/vqa_accuracy: keep the artifact of the evaluation with the highest score
+    in RUN/best; that of the last step is in RUN/artifact."""
     collective_timeout: float = 600.0
-    """Seconds after which ranks that wait for each other, or for their loader's workers, give
-    up."""
+    """Seconds that ranks wait for each other or for their loader's workers before they give up."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "log_every", "save_every", "keep_states", "collective_timeout")
@@ -115,19 +113,19 @@ class TrainingConfig:
             raise ValueError(f"epochs: got {self.epochs}; give a number above 0")
         if self.steps is not None and self.epochs is not None:
             raise ValueError(
-                f"epochs: got {self.epochs}, and steps {self.steps} too; give one of them and set "
-                "the other to null"
+                f"epochs: got {self.epochs}, and steps {self.steps} too; give one and set the "
+                "other to null"
             )
         at_least(self, 0, "evaluate_every", "max_nonfinite_steps")
         if self.best is not None and not self.evaluate_every:
             raise ValueError(
                 f"best: got {self.best!r}, but evaluate_every is 0, so there is one evaluation and "
-                "nothing to choose from; give evaluate_every"
+                "nothing to choose from; set evaluate_every"
             )
 
     @property
     def num_steps(self) -> int:
-        """Optimizer steps of the run, once its data have told what `epochs` means."""
+        """Optimizer steps of the run, after `epochs` has been converted to `steps`."""
         assert self.epochs is None
         return DEFAULT_STEPS if self.steps is None else self.steps
 
@@ -138,17 +136,17 @@ class TrainingConfig:
 
     @property
     def worker_timeout(self) -> float:
-        """Seconds that a rank waits for its loader's workers: it gives up, and says why, before the
-        ranks that wait for it."""
+        """Seconds that a rank waits for its loader's workers. Shorter than `collective_timeout`, so
+        that it gives up, and says why, before the ranks that wait for it."""
         return 0.9 * self.collective_timeout
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlignmentConfig:
-    """Region-word alignment before training, for vision encoders made from nothing."""
+    """Region-word alignment before training, for vision encoders with random weights."""
 
     data: str
-    """A gqa data set whose samples carry their scene graph's objects."""
+    """A gqa data set whose samples hold the objects of their scene graphs."""
     steps: int = 200
     """Steps of alignment."""
     batch_size: int = 64
@@ -169,18 +167,18 @@ class TrackingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One run: saved with it, and reproducing it."""
+    """One run. It is saved with the run, and reproduces it."""
 
     output: str
     """Run folder: metrics, run state, artifact, recipe."""
     seed: int = 0
-    """Seed of weights, order of examples, answers drawn and dropout."""
+    """Seed of initial weights, order of examples, sampled answers and dropout."""
     backbone: Backbone
     """The language model: a class of vlds.backbones."""
     vision: VisionEncoder
-    """What turns pictures into grid features: a class of vlds.vision."""
+    """Turns pictures into grid features: a class of vlds.vision."""
     visual_embedding: VisualEmbeddingConfig = field(default_factory=VisualEmbeddingConfig)
-    """The bridge from grid features to visual tokens."""
+    """Turns grid features into visual tokens."""
     methods: dict[str, Method]
     """What is tuned, by name: classes of vlds.methods."""
     train_norms: bool = False
@@ -188,11 +186,11 @@ class Recipe:
     train_visual_embedding: bool = True
     """Train the visual embedding."""
     alignment: AlignmentConfig | None = None
-    """Teach a vision encoder with random weights the words of its cells first."""
+    """First teach a vision encoder with random weights the words of its cells."""
     tasks: dict[str, Task]
-    """What is learnt, by name: classes of vlds.tasks."""
+    """What is learned, by name: classes of vlds.tasks."""
     data: DataConfig = field(default_factory=DataConfig)
-    """Order and batches."""
+    """Order of examples, and batches."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimizer and schedule."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -204,7 +202,7 @@ class Recipe:
         if not 0 <= self.seed < 1 << 64:
             raise ValueError(f"seed: got {self.seed}; give a number from 0 to 2^64 - 1")
         if not self.tasks:
-            raise ValueError("tasks: the recipe names none; give at least one, see docs/tasks.md")
+            raise ValueError("tasks: the recipe has none; give at least one, see docs/tasks.md")
         for name, task in self.tasks.items():
             if task.batch_size is not None and self.data.unit != "global_batch":
                 raise ValueError(
@@ -220,18 +218,18 @@ class Recipe:
 
     @property
     def batch_sizes(self) -> dict[str, int]:
-        """The sizes of the run's global batches, by the field that sets each."""
+        """Sizes of the run's global batches, by the field that sets each."""
         common = {"data.global_batch_size": self.data.global_batch_size}
-        own = {
+        of_tasks = {
             f"tasks.{name}.batch_size": task.batch_size
             for name, task in self.tasks.items()
             if task.batch_size is not None
         }
-        return own if len(own) == len(self.tasks) else own | common
+        return of_tasks if len(of_tasks) == len(self.tasks) else of_tasks | common
 
     @property
     def image(self) -> ImageSpec | None:
-        """Pictures as the vision encoder wants them; None where it takes stored features."""
+        """The pictures that the vision encoder takes; None if it takes stored features."""
         image = self.vision.image
         return image and replace(image, decode=self.data.decode)
 
@@ -258,7 +256,7 @@ def parse_recipe(arguments: Sequence[str], prog: str = "vlds train") -> Recipe:
     """
     if not arguments:
         raise ValueError(
-            f"name a recipe: a file of your own, or one that vlds brings: {prog} recipes/demo.yaml"
+            f"name a recipe: your own file, or a recipe of vlds: {prog} recipes/demo.yaml"
         )
     if not arguments[0].startswith("-"):
         arguments = ["--config", *arguments]
@@ -268,14 +266,14 @@ def parse_recipe(arguments: Sequence[str], prog: str = "vlds train") -> Recipe:
 def load_recipe(path: Path) -> Recipe:
     """Read a saved recipe.
 
-    Errors: ValueError as for all recipes, and where it names a class that is not to be trusted.
+    Errors: ValueError as for all recipes, and if it names a class that is not trusted.
     """
     check_saved(read_yaml(path), str(path))
     return parse_recipe(["--config", str(path)])
 
 
 def check_saved(tree: Any, source: str) -> None:
-    """Check a recipe that may be of someone else: parsing it runs no code of theirs.
+    """Check a recipe that may come from someone else, so that parsing it runs none of their code.
 
     Errors: ValueError that names the key or class, and `source`.
     """
@@ -289,9 +287,8 @@ def check_saved(tree: Any, source: str) -> None:
 
 
 def save_recipe(recipe: Recipe, path: Path, comments: Sequence[str] = ()) -> None:
-    """Write the resolved recipe, defaults included, under some comments; `load_recipe` gives an
-    equal one, but for credentials in URLs, and paths to the same files from another working
-    directory.
+    """Write the whole recipe with its defaults, under some comments. `load_recipe` gives an equal
+    one, but without credentials in URLs, and with paths that fit its working directory.
 
     Errors: CannotWrite.
     """
@@ -301,8 +298,8 @@ def save_recipe(recipe: Recipe, path: Path, comments: Sequence[str] = ()) -> Non
 
 
 def to_tree(value: Any) -> Any:
-    """The plain dicts, lists and scalars that YAML holds; choices keep their class, and URLs lose
-    their credentials: what comes of it is stored or shown."""
+    """The plain dicts, lists and scalars of a recipe, to store or show. Choices keep their class;
+    URLs lose their credentials."""
     if is_dataclass(value) and not isinstance(value, type):
         tree = {f.name: to_tree(getattr(value, f.name)) for f in fields(value) if f.init}
         if not is_choice(type(value)):

@@ -1,8 +1,8 @@
-"""The nouns of the data flow: shard -> Sample -> Example -> Batch, and the words backbones and
+"""The nouns of the data flow, shard -> Sample -> Example -> Batch, and the words that backbones and
 methods share.
 
-Imports nothing of ours. Shapes: b examples in a batch, u distinct images in a batch, n images per
-example, l prompt tokens, t target tokens, v visual tokens per image, d width.
+Imports no other file of vlds. Shapes: b examples in a batch, u distinct images in a batch, n images
+per example, l prompt tokens, t target tokens, v visual tokens per image, d width.
 """
 
 from __future__ import annotations
@@ -22,34 +22,34 @@ NO_IMAGE = -1
 
 
 LONGEST_TEXT = 100_000
-"""Characters of a question, answer or caption. A tokenizer reads far fewer, and takes seconds and
-gigabytes for a text that somebody has made long."""
+"""Characters of a question, answer or caption. Models read far fewer, and a tokenizer needs seconds
+and gigabytes for a text that was made long on purpose."""
 
 Encoded: TypeAlias = bytes | memoryview
-"""Bytes of an encoded picture; out of a shard, a view of the bytes of its sample."""
+"""Bytes of an encoded picture; from a shard, a view of the sample's bytes."""
 
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """What a vision encoder wants from the decoder: uint8 RGB of one size."""
+    """The pictures that a vision encoder takes: uint8 RGB of one size."""
 
     height: int
     width: int
     resize: Literal["bicubic", "bilinear"] = "bicubic"
     decode: Literal["exact", "fast"] = "exact"
-    """Whether JPEGs may be decoded at a fraction of their size, where that is large enough."""
+    """fast: decode a JPEG at a fraction of its size if that is large enough."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image, image pair or clip with all its annotations, as it lies in a shard."""
+    """One image, image pair or clip with all its annotations, as stored in a shard."""
 
     key: str
-    """Running number of the sample in its data set: the members' name in the tar."""
+    """Running number of the sample in its data set: the name of its members in the tar."""
     dataset: str
     """Name of the data set (from dataset.json)."""
     id: str
-    """Id of the source."""
+    """Id of the sample in its source."""
     kind: str
     """Kind of the annotations: vqa, gqa, nlvr2, caption, ..."""
     images: tuple[Encoded, ...]
@@ -64,43 +64,43 @@ class Sample:
 
 @dataclass(frozen=True)
 class Example:
-    """What a task made of an annotation: text in, text out."""
+    """What a task makes of an annotation: text in, text out."""
 
     id: str
-    """Id of the annotation (of the sample, where all annotations are references)."""
+    """Id of the annotation; of the sample, if all its annotations are references."""
     task: str
     """The task's name in the recipe."""
     prompt: str
     target: str | None
-    """None where the split has no labels."""
+    """None if the split has no labels."""
     weight: float = 1.0
     """Factor of the example's loss (VQA soft score)."""
     reference: Any = None
-    """What the score compares the prediction with; JSON-able."""
+    """What the score compares the prediction with; a JSON value."""
     sample: str = ""
-    """Id of the sample that it is of, unique where `id` is; only evaluation fills it."""
+    """Id of the example's sample, unique where `id` is; only evaluation fills it."""
 
 
 @dataclass
 class Batch:
-    """What the model eats. Padded on the right; images stand once however many examples ask about
-    them."""
+    """The model's input, padded on the right. An image is stored once, however many examples ask
+    about it."""
 
     ids: list[str]
     task_index: Tensor
-    """(b,) int64, on the CPU: number of each example's task in the order of the recipe."""
+    """(b,) int64, on the CPU: index of each example's task in the order of the recipe."""
     input_ids: Tensor
     """(b, l) int64."""
     attention_mask: Tensor
     """(b, l) bool, False on padding."""
     labels: Tensor | None
-    """(b, t) int64, IGNORED_LABEL on padding; None where no example has a target."""
+    """(b, t) int64, IGNORED_LABEL on padding; None if no example has a target."""
     weights: Tensor
     """(b,) float32."""
     valid: Tensor
-    """(b,) bool: False in evaluation where another example stands for one that cannot be read."""
+    """(b,) bool: False in evaluation for an example that stands in for an unreadable one."""
     image_index: Tensor
-    """(b, n) int64 into the first dimension of images or features, NO_IMAGE where absent."""
+    """(b, n) int64 into the first dimension of images or features, NO_IMAGE if absent."""
     images: Tensor | None = None
     """(u, 3, h, w) uint8."""
     features: Tensor | None = None
@@ -109,7 +109,7 @@ class Batch:
     """(u, v, 4) boxes of the visual tokens, (x1, x2, y1, y2) in 0..1; None means zeros, as in
     VL-Adapter."""
     references: list[Any] = field(default_factory=list)
-    """One entry an example; only evaluation fills it."""
+    """One entry per example; only evaluation fills it."""
     samples: list[str] = field(default_factory=list)
     """Id of each example's sample; only evaluation fills it."""
 
@@ -117,7 +117,7 @@ class Batch:
         return len(self.ids)
 
     def select(self, rows: Tensor) -> Batch:
-        """These rows (r,), padded to their own longest, with the images that they show."""
+        """These rows (r,), padded to the longest of them, with their images."""
         prompts = int(self.attention_mask[rows].sum(1).max())
         targets = None
         if self.labels is not None:
@@ -125,12 +125,12 @@ class Batch:
             targets = self.labels[rows, : max(1, int(longest))]
         shown = self.image_index[rows]
         shown = shown[:, : max(1, int((shown != NO_IMAGE).sum(1).max()))]
-        images, place = shown.unique(return_inverse=True)
-        absent = int((images == NO_IMAGE).any())  # it sorts first
-        kept = images[absent:]
+        images, index = shown.unique(return_inverse=True)
+        absent = int((images == NO_IMAGE).any())  # NO_IMAGE sorts first
+        images = images[absent:]
 
         def pick(values: Tensor | None) -> Tensor | None:
-            return None if values is None else values[kept]
+            return None if values is None else values[images]
 
         return Batch(
             ids=[self.ids[row] for row in rows.tolist()],
@@ -140,7 +140,7 @@ class Batch:
             labels=targets,
             weights=self.weights[rows],
             valid=self.valid[rows],
-            image_index=place - absent,
+            image_index=index - absent,
             images=pick(self.images),
             features=pick(self.features),
             boxes=pick(self.boxes),
@@ -149,7 +149,7 @@ class Batch:
         )
 
     def to(self, device: Any) -> Batch:
-        """Move every tensor but task_index, whose values steer Python."""
+        """Move every tensor except task_index, whose values Python code reads."""
         moved: dict[str, Any] = {
             f.name: value.to(device, non_blocking=True)
             for f in fields(self)
@@ -158,7 +158,7 @@ class Batch:
         return replace(self, **moved)
 
     def pin_memory(self) -> Batch:
-        """Called by torch's DataLoader when it pins."""
+        """Called by torch's DataLoader with `pin_memory=True`."""
         pinned: dict[str, Any] = {
             f.name: value.pin_memory()
             for f in fields(self)
@@ -172,23 +172,23 @@ class Decoding:
     """How a task turns the model's output into text."""
 
     num_beams: int = 1
-    """1 is greedy."""
+    """1: greedy."""
     max_new_tokens: int = 20
     """Longest answer, in tokens after the start token."""
     choices: tuple[str, ...] | None = None
     """Compare the logits of these words' first tokens instead of generating (NLVR2's true /
     false)."""
     answers: tuple[str, ...] | str | None = None
-    """Write one of these answers and nothing else: a list, or a JSON file that holds one, such as
-    `data_prep answers` writes. The longest of them counts instead of `max_new_tokens`."""
+    """Generate only one of these answers: a list, or a JSON file with a list, such as `data_prep
+    answers` writes. The longest of them replaces `max_new_tokens`."""
     length_counts_start: bool = True
     """Beam scores divide by the length including the start token, as transformers 4.2 did for
     VL-Adapter."""
     early_stopping: bool = False
-    """Beam search ends when there are as many finished answers as beams, however good the open
-    ones are."""
+    """End beam search when there are as many finished answers as beams, even if an unfinished one
+    scores better."""
     no_repeat_ngram_size: int = 0
-    """Token n-grams of this size occur at most once in an answer; 0: no such rule."""
+    """Token n-grams of this size may occur once in an answer; 0: no such rule."""
 
     def __post_init__(self) -> None:
         for name, least in (("num_beams", 1), ("max_new_tokens", 1), ("no_repeat_ngram_size", 0)):
@@ -200,8 +200,8 @@ class Decoding:
         ):
             if self.answers is not None and given:
                 raise ValueError(
-                    f"{name}: got {given}, and answers too, which say alone what may be written; "
-                    "leave one of them out"
+                    f"{name}: got {given}, but answers already limits what may be generated; leave "
+                    "one of them out"
                 )
 
 
@@ -219,7 +219,7 @@ Role = Literal[
     "norm",
     "decoder_positions",
 ]
-"""Where a method can attach; `attn_*` is self-attention in both stacks."""
+"""Where a method can attach; `attn_*` is self-attention in encoder and decoder."""
 
 
 @dataclass(frozen=True)
@@ -229,10 +229,10 @@ class TargetModules:
 
     paths: Mapping[str, tuple[str, ...]]
     linear_init_std: float | None = None
-    """Standard deviation that the model's family gives new linear layers; None: PyTorch's own
-    default init."""
+    """Standard deviation with which the model's family initializes linear layers; None: PyTorch's
+    default."""
     cures: Mapping[str, str] = field(default_factory=dict)
-    """Role that models of this kind lack -> what to choose instead, for the message about it."""
+    """Role that models of this kind lack -> what to choose instead, for the error message."""
 
 
 @dataclass(frozen=True)
@@ -244,12 +244,12 @@ class OptimizerRule:
     """
 
     decays: bool = True
-    """False where weight decay would pull towards the wrong value: biases, norms, factors."""
+    """False if weight decay would pull towards the wrong value: biases, norms, factors."""
     vl_adapter_decays: bool | None = None
-    """The same in the original VL-Adapter code, where it differs from `decays`."""
+    """`decays` in the original VL-Adapter code, if it differs."""
     per_task: bool = False
-    """Stacked over tasks, (tasks or 1, ...): the slice of a task stands still in a step without
-    examples of that task."""
+    """True if stacked over tasks, (tasks or 1, ...): the slice of a task does not change in a step
+    without examples of that task."""
 
 
 OptimizerRules: TypeAlias = Mapping[str, OptimizerRule]
@@ -259,5 +259,4 @@ STACKED_UNDECAYED = OptimizerRule(decays=False, per_task=True)
 
 
 class SkipSample(Exception):
-    """A sample that cannot be used (bad bytes): counted, written down and replaced, never a
-    hang."""
+    """A sample that cannot be used, such as bad bytes: counted, recorded and replaced."""

@@ -57,7 +57,7 @@ def test_weights_that_are_cut(
     file = folder_of(backbone) / "model.safetensors"
     file.write_bytes(damage(file.read_bytes()))
     message = complaint(backbone)
-    assert message.startswith(f"backbone.path: {file} is no whole safetensors file (Safet")
+    assert message.startswith(f"backbone.path: {file} is not a whole safetensors file (Safet")
     assert told in message
     assert message.endswith("; copy it again, or name another")
 
@@ -68,7 +68,7 @@ def test_weights_that_are_no_floats(family: type[Backbone], tmp_path: Path) -> N
     file = folder_of(backbone) / "model.safetensors"
     tensors = {name: tensor.to(torch.int32) for name, tensor in load_file(file).items()}
     save_file(tensors, file, {"format": "pt"})
-    assert f"{file} holds no weights: " in (message := complaint(backbone))
+    assert f"{file} does not hold weights: " in (message := complaint(backbone))
     assert " is I32 (and " in message
     assert "floats expected; copy it again" in message
 
@@ -90,7 +90,7 @@ def test_a_config_of_another_size(
     message = complaint(backbone)
     assert message.startswith(f"backbone.path: the weights in {backbone.path} do not fit the co")
     assert told in message
-    assert message.endswith("bring back the config.json that belongs to the weights")
+    assert message.endswith("restore the config.json that belongs to the weights")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -261,6 +261,6 @@ def test_half_made_outputs_vanish(make: Any, error: type[BaseException], tmp_pat
 
 def test_two_at_once_do_not_meet(tmp_path: Path) -> None:
     """What another program has put there in the meantime stays."""
-    with pytest.raises(ValueError, match=r"--out: .* exists by now, another program has"):
+    with pytest.raises(ValueError, match=r"--out: .* exists by now: another program has"):
         make_what_comes_first_elsewhere(tmp_path / "out")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["out", "theirs"]

@@ -58,9 +58,7 @@ def test_every_command_has_help(
 
 
 def test_unknown_option_is_code_2(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["gqa", "--source", "x"])
-    assert ended.value.code == 2
+    assert main(["gqa", "--source", "x"]) == 2
     assert "--src" in capsys.readouterr().err
 
 
@@ -124,8 +122,7 @@ def test_sizes(text: str, size: int) -> None:
 
 def test_a_size_that_is_none(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["gqa", "--src", str(shards), "--split", "val", "--out", "x", "--shard-size", "big"]
-    with pytest.raises(SystemExit):
-        main(given)
+    assert main(given) == 2
     assert "'big' is not a size; give one such as 512MB or 1GiB" in capsys.readouterr().err
 
 
@@ -133,8 +130,7 @@ def test_a_size_that_is_none(shards: Path, capsys: pytest.CaptureFixture[str]) -
 def test_shards_are_looked_at_on_this_machine(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit):
-        main([command, "http://a.b/shards"])
+    assert main([command, "http://a.b/shards"]) == 2
     told = capsys.readouterr().err
     assert "'http://a.b/shards' is a URL; copy the shards into a folder of this machine" in told
 

@@ -82,7 +82,7 @@ def test_whoever_is_told_to_end(
     assert saved is not None, output
     assert int(saved.name.removeprefix("step-")) == last_step(launch.run)
     if target != "supervisor":
-        assert output.splitlines()[-1].endswith(f"; --resume goes on from {saved}")
+        assert output.splitlines()[-1].endswith(f"; --resume continues from {saved}")
     warm.start(launch.run, command(recipe, "--resume"))
     assert warm.wait() == [0, 0], log_of(launch.run, 0)
     assert_same_weights(launch.run, whole)
@@ -104,7 +104,7 @@ def test_a_failed_run_is_started_again(
             time.sleep(0.05)
     code, output = launch.end()
     assert code == 0, output
-    assert "a process of it was killed (SIGKILL" in output
+    assert "one of its processes was killed (SIGKILL" in output
     for number in (1, 2):
         assert f"restart {number} of 2 on 2 ranks, from {launch.run}/state/step-" in output
     assert f"resuming from {launch.run}/state/step-" in output, "the second kill may come before"

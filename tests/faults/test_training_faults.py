@@ -191,7 +191,7 @@ def test_out_of_memory_names_the_keys_to_lower(
     assert "lower data.micro_batch_size (now 2; results stay the same)" in said
     assert "activation_checkpointing" in said
     assert ("--resume" in said) == any((run / "state").glob("step-*"))
-    assert "rank 0 ends because another has" in log_of(run, 0)
+    assert "rank 0 ends because another rank has ended" in log_of(run, 0)
     go_on(warm, recipe, whole)
 
 
@@ -312,7 +312,7 @@ def test_a_loader_worker_that_is_lost(
     assert said[0].startswith("vlds: rank 1 ends because its loader worker")
     assert f"(process {worker.pid}) {how}" in said[0]
     assert "Traceback" not in log_of(run, 1)
-    assert "vlds: rank 0 ends because another has" in log_of(run, 0)
+    assert "vlds: rank 0 ends because another rank has ended" in log_of(run, 0)
 
 
 def timeouts(case: Case) -> list[float]:
@@ -347,7 +347,7 @@ def test_a_signal_to_one_rank_ends_all(
     assert found is not None
     assert complaints == []
     step = read_progress(found).step
-    assert f"after step {step}; --resume goes on from step {step}" in log_of(run, 0)
+    assert f"after step {step}; --resume continues from step {step}" in log_of(run, 0)
     go_on(warm, recipe, whole)
 
 

@@ -135,7 +135,7 @@ def test_two_hosts(hosts: list[str], undisturbed: Callable[[int], Recipe], tmp_p
     assert found is not None
     assert complaints == []
     for log in logs:
-        assert f"--resume goes on from {found}" in log.splitlines()[-1]
+        assert f"--resume continues from {found}" in log.splitlines()[-1]
 
     assert ip("-n", hosts[0], "link", "set", "eth0", "up")
     started = start(hosts, recipe, tmp_path, "--resume", "auto")

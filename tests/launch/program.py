@@ -9,8 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from vlds.launch.rank import without_local_rank
-from vlds.launch.supervisor import watch_launcher
+from vlds.launch.rank import watch_launcher, without_local_rank
 
 
 def main() -> None:

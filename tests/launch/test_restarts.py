@@ -50,10 +50,10 @@ def test_a_failed_run_goes_on_at_most_n_times(
     assert ends.started == [words, again, again]
     first, second, last = capsys.readouterr().err.splitlines()
     state = tmp_path / "state" / "step-00000005"
-    assert first.startswith("vlds: the run ended, a process of it was killed (SIGKILL")
+    assert first.startswith("vlds: the run ended, one of its processes was killed (SIGKILL")
     assert first.endswith(f"restart 1 of 2 on 2 ranks, from {state}")
     assert second.endswith(f"exit code 1; restart 2 of 2 on 2 ranks, from {state}")
-    assert last.endswith(f"exit code 1, after 2 restarts; --resume goes on from {state}")
+    assert last.endswith(f"exit code 1, after 2 restarts; --resume continues from {state}")
 
 
 @pytest.mark.parametrize("code", [0, 2, 129, 130, 143])
@@ -91,6 +91,21 @@ def test_the_last_line_without_a_state(tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "state" / "step-00000005").mkdir(parents=True)
     run_job(Ends(1), TRAIN, job(tmp_path), lambda: None)
     assert f"none of the states in {tmp_path / 'state'} is whole" in capsys.readouterr().err
+
+
+def test_a_run_that_said_how_to_continue_has_the_last_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint.save(tmp_path / "state", {"a": {"fp32": torch.ones(1)}}, Progress(5, {}), keep=2)
+    outcome = supervise(["sh", "-c", "exit 130"], os.environ, 5, [])
+    assert outcome == Outcome(130, asked=False, stopped=True)
+    assert run_job(lambda _: outcome, TRAIN, job(tmp_path), lambda: None) == 130
+    assert capsys.readouterr().err == ""
+    killed = supervise(["sh", "-c", "kill -INT $$"], os.environ, 5, [])
+    assert killed == Outcome(130, asked=False, stopped=False)
+    assert run_job(lambda _: killed, TRAIN, job(tmp_path), lambda: None) == 130
+    state = tmp_path / "state" / "step-00000005"
+    assert capsys.readouterr().err.endswith(f"ended by Ctrl-C; --resume continues from {state}\n")
 
 
 def test_fewer_ranks_do_not_hold_more_at_once(tmp_path: Path) -> None:
@@ -133,7 +148,7 @@ def test_mistakes_in_restarts_are_named(capsys: pytest.CaptureFixture[str]) -> N
     assert main(["train", "--restarts", "often"]) == 2
     assert "--restarts is 'often'; give a number, 0 or more" in capsys.readouterr().err
     assert main(["evaluate", "--restarts", "1"]) == 2
-    assert "--restarts: goes with `vlds train` alone" in capsys.readouterr().err
+    assert "--restarts: goes with `vlds train` only" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("code", [0, 3])

@@ -110,13 +110,13 @@ def test_odd_lines_of_the_metrics_are_passed_over_and_told(tmp_path: Path) -> No
         path.write_text(f'{{"step": 1, "loss": 2.0}}\n{odd}\n{{"step": 2, "loss": 1.0}}\n')
         read = read_run(tmp_path)
         assert read.losses == {"": [(1, 2.0), (2, 1.0)]}
-        told = f"{path}: line 2 is passed over, it is not a line of metrics: '{odd[:40]}"
+        told = f"{path}: line 2 is skipped, it is not a line of metrics: '{odd[:40]}"
         assert read.complaint.startswith(told)
     path.write_text('[]\n{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
     read = read_run(tmp_path)
     assert read.losses == {"": [(1, 2.0)]}
     assert read.complaint == (
-        f"{path}: 2 lines are passed over, they are not lines of metrics; the first is line 1: '[]'"
+        f"{path}: 2 lines are skipped, they are not lines of metrics; the first is line 1: '[]'"
     )
 
 

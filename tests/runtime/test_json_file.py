@@ -1,4 +1,4 @@
-"""JSON is bounded before anything is built of it."""
+"""JSON is checked for size and depth before it is parsed; strict JSON holds finite numbers only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlds.runtime.json_file import DEEPEST, depth, parse_json, parse_member, read_json
+from vlds.runtime.json_file import (
+    DEEPEST,
+    NotFinite,
+    depth,
+    parse_json,
+    parse_member,
+    read_json,
+    strict_json,
+)
 
 KEYS = st.text('[]{}"\\', max_size=3)
 JSON = st.recursive(
@@ -62,3 +70,22 @@ def test_size_is_bounded(tmp_path: Path) -> None:
         file.truncate(1 << 40)
     with pytest.raises(ValueError, match=r"large: 1,099,511,627,776 bytes; at most 1,073,741,824"):
         read_json(tmp_path / "large")
+
+
+@pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity", "1e999", "-2.5e400"])
+def test_numbers_that_are_not_finite_are_named_with_their_line(word: str) -> None:
+    text = f'{{"a": "NaN \\" Infinity",\n "b": [1.5, -2e3, 0],\n "c": [{word}]}}\n'
+    with pytest.raises(
+        NotFinite, match=rf"^FILE, line 3: {word} is not a number; give a finite one"
+    ):
+        strict_json(text, "FILE")
+    with pytest.raises(NotFinite, match=rf"^FILE: {word} is not a number"):
+        strict_json(f"[{word}]\n", "FILE")
+
+
+def test_strict_json_reads_everything_else_as_python_does() -> None:
+    text = '{"a": "NaN", "b": [1.5, -2e3, 12345678901234567890123], "c": null}'
+    assert strict_json(text, "FILE") == json.loads(text)
+    with pytest.raises(json.JSONDecodeError):
+        strict_json("{", "FILE")
+    assert strict_json('{"a": 1}', "FILE", lambda pairs: pairs) == [("a", 1)]

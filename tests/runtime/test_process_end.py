@@ -61,7 +61,7 @@ def test_a_process_ends_with_its_parent(stopped: bool) -> None:
 
 
 def test_ends_in_words() -> None:
-    assert how_it_ended(-9).startswith("was killed (SIGKILL: by somebody, or by the system")
+    assert how_it_ended(-9).startswith("was killed (SIGKILL: by a user, or by the system")
     assert how_it_ended(-11) == "was ended by SIGSEGV"
     assert how_it_ended(3) == "ended with exit code 3"
 

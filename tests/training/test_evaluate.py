@@ -342,9 +342,12 @@ def test_predict_writes_what_a_leaderboard_takes(
     assert len(own) == 18
     picture_words = ["predict", "--run", str(talkative), "--image", "x.jpg"]
     for more, complaint in (
-        ([*words, "--image", "x.jpg"], "--image, --data, --split: give pictures, or"),
-        ([*words, "--task", "vqa"], "--task: goes with --image; data sets have their questions"),
-        ([*words, "--question", "what?"], "--question: goes with --image; data sets have"),
+        (
+            [*words, "--image", "x.jpg"],
+            "--image, --data, --split: give either pictures or data sets",
+        ),
+        ([*words, "--task", "vqa"], "--task: goes with --image; data sets hold their questions"),
+        ([*words, "--question", "what?"], "--question: goes with --image; data sets hold"),
         ([*picture_words, "--out", "x"], "--out: goes with data sets"),
     ):
         assert complaint in ranks2.run(command, more)[0][1]

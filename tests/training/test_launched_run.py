@@ -54,7 +54,9 @@ def test_a_stopped_run_saves_and_goes_on(whole: Recipe, ranks2: RankPool, tmp_pa
     code, output = stopped.end()
     assert code == 128 + signal.SIGTERM, output
     step = last_step(stopped.run)
-    assert f"stopped by SIGTERM after step {step}; --resume goes on" in output
+    cure = f"--resume continues from step {step}"
+    assert output.splitlines()[-1].endswith(f"stopped by SIGTERM after step {step}; {cure}")
+    assert output.count("--resume") == 1
     state = stopped.run / "state"
     assert newest(state) == (state / f"step-{step:08d}", [])
 
@@ -74,7 +76,7 @@ def test_under_torchrun(number: signal.Signals, whole: Recipe, tmp_path: Path) -
     code, output = stopped.end()
     assert code == 1, output
     step = last_step(stopped.run)
-    assert f"stopped by {number.name} after step {step}; --resume goes on" in output
+    assert f"stopped by {number.name} after step {step}; --resume continues" in output
     state = stopped.run / "state"
     assert newest(state) == (state / f"step-{step:08d}", [])
 
@@ -135,7 +137,7 @@ def test_a_damaged_shard_stops_all_ranks_with_one_message(world: Path, tmp_path:
     assert code == 2, output
     assert output.count("vlds train: shard ") == 1
     assert "vqa-train-00001.tar, sample 5: " in output
-    assert "ends because another has" in output
+    assert "ends because another rank has ended" in output
     assert "Traceback" not in output
 
 

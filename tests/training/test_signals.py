@@ -7,8 +7,7 @@ import signal
 
 import pytest
 
-from vlds.runtime.process_end import signal_name
-from vlds.runtime.stop_request import stop_on_signals
+from vlds.runtime.process_end import signal_name, stop_on_signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

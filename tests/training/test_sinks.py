@@ -43,8 +43,7 @@ def test_odd_lines_are_dropped_and_told_once(
     assert capsys.readouterr().out == ""
     sink = MetricsFile(file, 1)
     assert capsys.readouterr().out == (
-        f"{file}: 7 lines are passed over, they are not lines of metrics; the first is line 2: "
-        "'{}'\n"
+        f"{file}: 7 lines are skipped, they are not lines of metrics; the first is line 2: '{{}}'\n"
     )
     sink.write(2, {"loss": 1.0})
     MetricsFile(file, 2)

@@ -173,9 +173,9 @@ def test_impossible_fields() -> None:
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        (lambda data: data[:-64], "is no whole safetensors file (SafetensorError: "),
-        (lambda data: data[:20], "is no whole safetensors file (SafetensorError: "),
-        (lambda data: b"", "is no whole safetensors file (SafetensorError: "),
+        (lambda data: data[:-64], "is not a whole safetensors file (SafetensorError: "),
+        (lambda data: data[:20], "is not a whole safetensors file (SafetensorError: "),
+        (lambda data: b"", "is not a whole safetensors file (SafetensorError: "),
         (lambda data: data.replace(b'"F32"', b'"I32"'), "is I32"),
     ],
 )

@@ -1,15 +1,38 @@
-"""What the help of each command says before its options: the first examples to try."""
+"""Help texts of `vlds`: its own page, and what a command's page says around its options."""
 
 from __future__ import annotations
 
-RANKS_HELP = """\
-train, evaluate, predict and features start one process (rank) per GPU, or one
-on a machine without GPU. More or fewer: --ranks N, or VLDS_RANKS=N in the
-environment. VLDS_LAUNCHER_ARGS is handed to the deepspeed launcher (--hostfile,
---no_ssh, --node_rank, --master_addr, --master_port, ...).
-On SIGTERM, SIGINT (Ctrl-C) and SIGHUP the ranks of `vlds train` save and end;
-after VLDS_GRACE_S seconds (default 120) they are killed.
+ROOT = """\
+Tune a few percent of a frozen vision-and-language model on many tasks at once.
+
+  vlds demo                        try everything once, on drawn pictures
+  vlds train recipes/demo.yaml     train a recipe
+  vlds COMMAND --help              list the options of a command
+
+Commands:
+
 """
+ROOT_END = """\
+train, evaluate, predict and features start one process (rank) per GPU, or one process on a machine
+without a GPU. For another number, give --ranks N or set the environment variable VLDS_RANKS.
+VLDS_LAUNCHER_ARGS holds options for the deepspeed launcher (--hostfile, --no_ssh, --node_rank,
+--master_addr, --master_port, ...).
+
+On SIGTERM, SIGINT (Ctrl-C) and SIGHUP, `vlds train` saves and ends. Ranks that are still running
+after VLDS_GRACE_S seconds (default: 120) are killed.
+"""
+SUMMARIES = {
+    "demo": "try everything once, on drawn pictures",
+    "train": "train a recipe",
+    "evaluate": "score a run on data sets, or score a file of predictions",
+    "predict": "answer questions about pictures, or write leaderboard files",
+    "report": "compare runs: a page with charts, or tables",
+    "convert": "export a run to another format, or import one",
+    "describe": "count a recipe's parameters by part",
+    "plan": "count the bytes that each rank of a run would hold",
+    "features": "store a vision encoder's output for a data set",
+}
+"""In the order in which a newcomer meets the commands."""
 EXAMPLES = {
     "evaluate": """\
   vlds evaluate --run runs/vqa
@@ -28,12 +51,72 @@ EXAMPLES = {
   vlds demo
   vlds demo --out runs/again --seed 1""",
 }
-PROCESSES = """\
-  --ranks N             processes: one per GPU by default, or one without"""
-OF_RANKS = ("evaluate", "predict", "features")
+RUN_KEYS = """\
+change keys of the run's recipe, as in `vlds train`: keys of its tasks and data, such as
+--tasks.vqa.decoding.answers FILE or --data.eval_batch_size 16"""
+EPILOGS = {
+    "evaluate": f"With --run, further options {RUN_KEYS}. With --predictions, they are fields of "
+    "the task class, such as --choices FILE of GQA.",
+    "predict": f"Further options {RUN_KEYS}.",
+    "features": "Further options are keys of the recipe, as in `vlds train`.",
+}
 
+# These commands take a recipe, whose keys jsonargparse parses. Its own help lists all keys, some
+# hundreds, so it is shown for --help-all only.
 
-def described(name: str, about: str) -> str:
-    """The description of a command: what it does, examples, its processes."""
-    parts = [about, EXAMPLES.get(name, ""), PROCESSES if name in OF_RANKS else ""]
-    return "\n\n".join(filter(None, parts))
+RECIPE = """\
+  RECIPE               a YAML file of yours, or one of vlds: recipes/demo.yaml
+  --KEY VALUE          set a key of the recipe
+  --config FILE        add another recipe; its keys take precedence
+  --print_config       print the whole recipe with its defaults, and exit
+  --help-all           list all keys with their meanings and defaults
+"""
+TRAIN = f"""\
+usage: vlds train RECIPE [--KEY VALUE ...] [options]
+
+Train a recipe on all ranks. The artifact, states, metrics and predictions go
+to the recipe's `output` folder.
+
+  vlds train recipes/demo.yaml
+  vlds train my.yaml --training.steps 200 --optimizer.learning_rate 1e-4
+  vlds train my.yaml --ranks 2 --restarts 3
+  vlds train my.yaml --resume
+
+processes:
+  --ranks N            processes; default: one per GPU, or one without a GPU
+  --resume             continue the run in `output` from its newest state
+  --resume auto        continue if there is a state, else start a new run
+  --restarts N         restart a failed run at most N times (default: 0)
+  --new_phase          with --resume: continue with another mixture of tasks;
+                       each task keeps its place in its data
+
+recipe:
+{RECIPE}
+On Ctrl-C, SIGTERM and SIGHUP the run saves a state and ends. Ranks that are
+still running after VLDS_GRACE_S seconds (default: 120) are killed.
+VLDS_LAUNCHER_ARGS holds options for the deepspeed launcher (--hostfile,
+--master_port, ...).
+"""
+PLAN = f"""\
+usage: vlds plan RECIPE [--ranks N ...] [--json] [--KEY VALUE ...]
+
+Count the bytes that each rank of a recipe's run would hold.
+
+  vlds plan recipes/demo.yaml
+  vlds plan my.yaml --ranks 1 2 4 8 --training.precision bf16
+
+  --ranks N [N ...]    numbers of processes, one table for each (default: 1)
+  --json               print JSON instead of tables
+{RECIPE}"""
+DESCRIBE = f"""\
+usage: vlds describe RECIPE [--json] [--KEY VALUE ...]
+
+Count a recipe's parameters by part, and how many of them train, without
+creating any weights.
+
+  vlds describe recipes/demo.yaml
+  vlds describe my.yaml --methods.lora.rank 8
+
+  --json               print JSON instead of a table
+{RECIPE}"""
+PAGES = {"train": TRAIN, "plan": PLAN, "describe": DESCRIBE}

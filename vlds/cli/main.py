@@ -1,4 +1,4 @@
-"""The command `vlds`: in a rank it works, elsewhere it starts ranks or runs in this process."""
+"""The command `vlds`: a rank works; any other process starts ranks, or runs the command itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vlds.runtime.terminal import tell_exception
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line, by default this process's own; the exit code."""
+    """Run a command line, by default that of this process; the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
         sys.excepthook = tell_exception
@@ -39,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_here(arguments: Sequence[str]) -> int:
-    """Run a command in this process; the exit code. The import is inside, so that a signal during
-    it ends the process in one line."""
+    """Run a command in this process; the exit code. The import is here, so that a signal during it
+    ends the process with one line."""
     from vlds.cli.commands import run_command
 
     return run_command(arguments)

@@ -6,10 +6,11 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from vlds.convert.merge_options import HELP, add_merge_options, check_merge
 from vlds.convert.output import check_absent, stoppable, tell
+from vlds.runtime.command_line import CommandParser
 
 if TYPE_CHECKING:  # importing them for good would make each help wait for torch
     from vlds.artifact import LoadedRun
@@ -18,6 +19,7 @@ if TYPE_CHECKING:  # importing them for good would make each help wait for torch
     from vlds.convert.verify import Verification
 
 Options = argparse.Namespace
+Layouts: TypeAlias = "argparse._SubParsersAction[CommandParser]"
 
 DESCRIPTION = """\
 Write a run in another layout, or take another layout's weights for a recipe.
@@ -72,18 +74,15 @@ def parse(arguments: list[str]) -> Options:
     parser = build_parser()
     options, keys = parser.parse_known_args(arguments)
     if keys and not getattr(options, "config", None):
-        parser.error(f"unrecognized arguments: {' '.join(keys)}")
+        options.parser.refuse(keys)
     options.keys = keys
     return options
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """The parser of all layouts."""
-    parser = argparse.ArgumentParser(
-        prog="vlds convert",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = CommandParser(
+        prog="vlds convert", description=DESCRIPTION, epilog=EPILOG, accepts_keys=True
     )
     layouts = parser.add_subparsers(dest="layout", required=True, metavar="LAYOUT", title="layouts")
     add_layout(layouts, "hf", to_hf).add_argument("--run", type=Path, required=True, help=RUN_HELP)
@@ -104,20 +103,20 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def add_layout(
-    layouts: argparse._SubParsersAction[argparse.ArgumentParser],
+    layouts: Layouts,
     name: str,
     function: Callable[[Options], None],
     more: str = "",
-) -> argparse.ArgumentParser:
+) -> CommandParser:
     """A sub-command, with the options that all have."""
     text = function.__doc__ or ""
     parser = layouts.add_parser(
         name,
         help=text.split("\n")[0],
         description=f"{text}\n\n{EXAMPLES[name]}\n\n{more}".rstrip(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        accepts_keys=True,
     )
-    parser.set_defaults(function=function)
+    parser.set_defaults(function=function, parser=parser)
     parser.add_argument("--out", type=Path, required=True, help="what is made; must be new")
     parser.add_argument(
         "--verify", nargs="*", type=Path, metavar="PICTURE",
@@ -132,7 +131,7 @@ def add_layout(
     return parser
 
 
-def add_source(parser: argparse.ArgumentParser, what: str, required: bool) -> None:
+def add_source(parser: CommandParser, what: str, required: bool) -> None:
     """The options that say where weights come from and what model they are for."""
     parser.add_argument("--from", dest="source", type=Path, required=required, help=what)
     parser.add_argument(

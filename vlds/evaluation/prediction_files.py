@@ -24,8 +24,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vlds.runtime.json_file import strict_json
 from vlds.runtime.regular_file import read_text
-from vlds.runtime.strict_json import strict_json
 
 Pairs = list[tuple[str, str]]
 """Ids and predictions."""

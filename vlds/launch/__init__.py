@@ -1,1 +1,1 @@
-"""Start ranks, supervise them, restart a failed run, and what each rank does around its work."""
+"""Starts ranks, supervises them, restarts a failed run, and ends each rank with the right code."""

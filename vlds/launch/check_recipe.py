@@ -1,4 +1,4 @@
-"""What is wrong with `vlds train ...`, found before any rank starts."""
+"""Finds mistakes in `vlds train ...` before any rank starts."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ from vlds.training.states import check_output
 
 
 def check_recipe(arguments: Sequence[str], ranks: int | None) -> int:
-    """Say what is wrong with `vlds train ...`, if anything is; the exit code. What the supervisor
-    needs to know of the recipe is printed. `ranks`: how many will start, if that is known.
-    """
+    """Print what the supervisor needs to know of a recipe (`Job`), or what is wrong with it; the
+    exit code. `ranks`: how many will start, if known."""
     try:
         with names_fit():
             words = split_words(arguments)
@@ -36,14 +35,14 @@ def check_recipe(arguments: Sequence[str], ranks: int | None) -> int:
 
 
 def check_start(recipe: Recipe, resume: Resume, ranks: int | None) -> None:
-    """Check what is known before any rank starts: whether the output folder holds a run, the sizes
-    of batches, names on the hub, and whether a run that is resumed finds its files from here.
+    """Check what can be checked before any rank starts: the run in the output folder, the sizes of
+    batches, names on the hub, and the files of a run that is resumed from another folder.
 
     Errors: ValueError that names the key.
     """
     saved = Path(recipe.output) / "recipe.yaml"
-    if resume and (said := left_behind(to_tree(recipe), saved)) is not None:
-        raise ValueError(f"{RESUME}: {said}")
+    if resume and (message := left_behind(to_tree(recipe), saved)) is not None:
+        raise ValueError(f"{RESUME}: {message}")
     check_output(Path(recipe.output), resume)
     for field, size in recipe.batch_sizes.items():
         BatchCut(ranks or 1).check(size, field)

@@ -1,17 +1,21 @@
-"""What a process does that a launcher has started as a rank: work, and end with the right code."""
+"""What a process does that a launcher started as a rank: work, watch the launcher, and end with the
+right exit code."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NoReturn
 
-from vlds.launch.supervisor import SUPERVISOR, grace_from_environment, say, watch_launcher
-from vlds.launch.words import split_words
+import psutil
+
+from vlds.launch.supervisor import RUNNER, SUPERVISOR, grace_from_environment, say
+from vlds.launch.words import RANKS, RESTARTS, split_words
 from vlds.runtime.rank_environment import read_place, without_rank
 from vlds.runtime.terminal import tell, tell_exception
 
@@ -20,17 +24,18 @@ Work = Callable[[Sequence[str]], int]
 OTHERS_SPEAK_AFTER_S = 5.0
 """The launcher looks after its ranks every second."""
 LOST_CONTACT = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
-"""In what a collective raises where another rank is gone: that one has said why."""
+"""Parts of a collective's error after another rank has died, which has said why."""
 WAITED_IN_VAIN = (
     "Timed out waiting", "Application timeout caused", "waiting for clients", "wait timeout after",
 )  # fmt: skip
-"""In what a collective raises where another rank does not come."""
+"""Parts of a collective's error when another rank does not arrive."""
 
 
 def run_rank(arguments: Sequence[str], work: Work) -> NoReturn:
     """Do a rank's work and end this process."""
-    rank = os.environ["RANK"]  # which some commands take away
-    if SUPERVISOR in os.environ:  # it passes Ctrl-C on; before there is anything to save, that ends
+    rank = os.environ["RANK"]  # some commands remove it
+    if SUPERVISOR in os.environ:
+        # The supervisor passes Ctrl-C on. Until there is something to save, it just ends the rank.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         code = _rank_code(arguments, work)
@@ -42,46 +47,12 @@ def run_rank(arguments: Sequence[str], work: Work) -> NoReturn:
             tell(end.code, error=True)
     except BaseException as error:
         code = _failure(error, rank)
-    with contextlib.suppress(OSError, ValueError):
+    with suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()
-    # Not sys.exit: the destructors of a process group now and then abort a rank that has done its
-    # work, and may wait for ever in one that failed.
+    # Not sys.exit: the destructors of a process group sometimes abort a rank that has done its
+    # work, and may wait forever in a rank that failed.
     os._exit(code)
-
-
-def _failure(error: BaseException, rank: str) -> int:
-    """Say why a rank cannot go on; the exit code."""
-    if isinstance(error, KeyboardInterrupt):  # torchrun's, before there is anything to save
-        say(f"rank {rank} ends by Ctrl-C")
-        return 128 + signal.SIGINT
-    if isinstance(error, BrokenPipeError):  # of stdout: a collective raises none of Python's
-        say(f"rank {rank} ends because nobody reads its output any more; write it to a file")
-        return 128 + signal.SIGPIPE
-    if (said := _lost_worker(error)) is not None:
-        say(f"rank {rank} ends because {said}")
-    elif any(words in str(error) for words in LOST_CONTACT):
-        say(f"rank {rank} ends because another has")
-        time.sleep(
-            OTHERS_SPEAK_AFTER_S
-        )  # let the failed rank exit first, so that its code becomes the run's
-    elif any(words in str(error) for words in WAITED_IN_VAIN):
-        say(
-            f"rank {rank} has waited training.collective_timeout seconds for another one, "
-            "which hangs or is much slower"
-        )
-    else:
-        tell_exception(type(error), error, error.__traceback__)
-    return 1
-
-
-def _lost_worker(error: BaseException) -> str | None:
-    """What to say where a loader worker hangs or was killed."""
-    if "vlds.data.streams.loader" not in sys.modules:
-        return None
-    from vlds.data.streams.loader import lost_worker
-
-    return lost_worker(error)
 
 
 def _rank_code(arguments: Sequence[str], work: Work) -> int:
@@ -89,41 +60,136 @@ def _rank_code(arguments: Sequence[str], work: Work) -> int:
     if words.starts_ranks:
         started = read_place(os.environ).local_world_size
         if words.ranks not in (None, started):
-            number = words.ranks
             raise ValueError(
-                f"--ranks {number}, but the launcher has started {started} here: use `vlds ...`, "
-                f"`deepspeed --num_gpus {number} launch.sh ...` or `torchrun --nproc_per_node "
-                f"{number} -m vlds ...`"
+                f"{RANKS} {words.ranks}, but the launcher has started {started} here: use `vlds "
+                f"...`, `deepspeed --num_gpus {words.ranks} launch.sh ...` or `torchrun "
+                f"--nproc_per_node {words.ranks} -m vlds ...`"
             )
         if words.restarts:
             raise ValueError(
-                "--restarts: nobody is there to start this run again; use `vlds train ...` or "
+                f"{RESTARTS}: no supervisor can restart this run; use `vlds train ...` or "
                 "`./launch.sh train ...`, or torchrun's own --max_restarts with --resume auto"
             )
         watch_launcher(lambda: os.kill(os.getpid(), signal.SIGTERM), grace_from_environment())
     elif os.environ["RANK"] != "0":
         return 0
     else:
-        # One process is enough for the rest, and it must not take itself for a rank.
+        # One process is enough for the other commands, and it must not act as a rank.
         for variable in os.environ.keys() - without_rank(os.environ).keys():
             del os.environ[variable]
     return work(words.for_ranks or ["--help"])
 
 
 def without_local_rank(arguments: Sequence[str]) -> list[str]:
-    """The command line without what the deepspeed launcher puts in front of it."""
+    """The command line without the option that the deepspeed launcher puts first."""
     if arguments and arguments[0].startswith(("--local_rank=", "--local-rank=")):
         return list(arguments[1:])
     return list(arguments)
 
 
+def _failure(error: BaseException, rank: str) -> int:
+    """Say why a rank has failed; the exit code."""
+    if isinstance(error, KeyboardInterrupt):  # from torchrun, before there is anything to save
+        say(f"rank {rank} ends by Ctrl-C")
+        return 128 + signal.SIGINT
+    if isinstance(error, BrokenPipeError):  # stdout's: a collective never raises this class
+        say(f"rank {rank} ends because nobody reads its output any more; write it to a file")
+        return 128 + signal.SIGPIPE
+    if (reason := _lost_worker(error)) is not None:
+        say(f"rank {rank} ends because {reason}")
+    elif any(words in str(error) for words in LOST_CONTACT):
+        say(f"rank {rank} ends because another rank has ended")
+        time.sleep(OTHERS_SPEAK_AFTER_S)  # the failed rank exits first: its code becomes the run's
+    elif any(words in str(error) for words in WAITED_IN_VAIN):
+        say(
+            f"rank {rank} has waited training.collective_timeout seconds for another rank, which "
+            "hangs or is much slower"
+        )
+    else:
+        tell_exception(type(error), error, error.__traceback__)
+    return 1
+
+
+def _lost_worker(error: BaseException) -> str | None:
+    """What to say if a loader worker hangs or was killed; None for other errors."""
+    if "vlds.data.streams.loader" not in sys.modules:
+        return None
+    from vlds.data.streams.loader import lost_worker
+
+    return lost_worker(error)
+
+
 def complain(who: str, error: ValueError) -> int:
     """Say what the user got wrong; the exit code.
 
-    Ranks meet most mistakes together. So the first one of a machine speaks at once, and the others
-    only if they still live some seconds later: when one rank ends, the launcher ends the others.
+    All ranks usually find the same mistake. So the first rank of a machine speaks at once, and the
+    others only if they still live some seconds later: when a rank ends, the launcher ends the rest.
     """
     if os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(OTHERS_SPEAK_AFTER_S)
     tell(f"{who}: {error}", error=True, flush=True)
     return 2
+
+
+def watch_launcher(
+    on_lost: Callable[[], None], grace_s: float, poll_s: float = 1.0
+) -> threading.Thread:
+    """Call `on_lost` once when a process that started this rank has ended, and kill this rank if it
+    still lives after the grace time: it may wait in a collective forever.
+
+    Watches the parent (DeepSpeed's launch.py, or torchrun), the deepspeed runner above it and the
+    supervisor.
+    """
+    watched = _launchers()
+
+    def watch() -> None:
+        while watched is not None and all(map(_lives, watched)):
+            time.sleep(poll_s)
+        on_lost()
+        time.sleep(grace_s)
+        say(f"the launcher is gone and this rank did not end within {grace_s:g} s")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    thread = threading.Thread(target=watch, name="watch_launcher", daemon=True)
+    thread.start()
+    return thread
+
+
+def _launchers() -> list[psutil.Process] | None:
+    """The processes that started this one; None if one of them has ended already."""
+    try:
+        parent = psutil.Process(os.getppid())
+        launchers = [parent]
+        if "deepspeed.launcher.launch" in parent.cmdline():  # not under torchrun
+            above = parent.parent()
+            if above is None or _adopted(parent, above):
+                return None
+            if _is_runner(above):
+                launchers.append(above)
+        if SUPERVISOR in os.environ:
+            launchers.append(psutil.Process(int(os.environ[SUPERVISOR])))
+    except (psutil.NoSuchProcess, ProcessLookupError):
+        return None
+    return launchers
+
+
+def _is_runner(process: psutil.Process) -> bool:
+    """True for DeepSpeed's runner, but not for a shell whose script mentions it."""
+    return any(os.path.basename(word) in RUNNER for word in process.cmdline())
+
+
+def _adopted(launcher: psutil.Process, above: psutil.Process) -> bool:
+    """True if the runner was killed, so that another process is now the launcher's parent.
+
+    A runner is in its launcher's session, and so is the shell that starts a launcher on another
+    host, unless the launcher leads that session.
+    """
+    session = os.getsid(launcher.pid)
+    outside = os.getsid(above.pid) != session or above.pid == 1
+    return not _is_runner(above) and session != launcher.pid and outside
+
+
+def _lives(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False

@@ -1,8 +1,8 @@
-"""What follows when a run has failed: the last line, and with `--restarts N` another try.
+"""What happens after a run has failed: a last line, and with `--restarts N` another try.
 
-Restarted is what another try can cure: a rank that died, a lost launcher, a collective that timed
-out. Not restarted is what would come again (exit code 2: recipe, data, memory, disk, numbers), and
-what somebody asked for (SIGTERM, Ctrl-C, SIGHUP).
+A run is restarted if another try may succeed: a rank died, the launcher is lost, a collective timed
+out. It is not restarted if the fault would come back (exit code 2: recipe, data, memory, disk,
+numbers), or if somebody asked for the end (SIGTERM, Ctrl-C, SIGHUP).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from vlds.training.states import newest, state_folders
 
 MISTAKE = 2
 FINAL = (0, MISTAKE, *(128 + number for number in ASKING))
-"""Exit codes after which another try is of no use, or not wanted."""
+"""Exit codes after which a run is not restarted."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What the supervisor has to know of a recipe."""
+    """What the supervisor needs to know of a recipe."""
 
     output: str
     largest_batch: int
@@ -37,29 +37,30 @@ Run = Callable[[Words], Outcome]
 
 
 def run_job(run: Run, words: Words, job: Job, ranks_available: Callable[[], int | None]) -> int:
-    """Run `vlds train` until it ends well or for good; the exit code. `ranks_available`: how many
-    ranks could start now; None where that is not ours to say."""
-    outcome, tried = run(words), 0
-    while tried < words.restarts and not (outcome.asked or outcome.code in FINAL):
-        tried += 1
+    """Run `vlds train`, with restarts; the exit code. `ranks_available`: how many ranks could start
+    now; None if the user's launcher arguments decide that."""
+    outcome, restarts = run(words), 0
+    while restarts < words.restarts and not (outcome.asked or outcome.code in FINAL):
+        restarts += 1
         words = next_try(words, job, ranks_available())
-        where = "" if words.ranks is None else f" on {words.ranks} rank{'s' * (words.ranks > 1)}"
+        ranks = "" if words.ranks is None else f" on {words.ranks} rank{'s' * (words.ranks > 1)}"
         happened = what_happened(outcome.code)
-        say(f"{happened}; restart {tried} of {words.restarts}{where}, {origin(job)}")
+        say(f"{happened}; restart {restarts} of {words.restarts}{ranks}, {origin(job)}")
         outcome = run(words)
-    if line := last_line(outcome.code, job, tried):
+    if line := last_line(outcome, job, restarts):
         say(line)
     return outcome.code
 
 
 def next_try(words: Words, job: Job, available: int | None) -> Words:
-    """The command line that resumes, on the ranks that are left."""
+    """The command line that resumes the run, on the ranks that are left."""
     words = replace(words, resume="auto")
     if words.ranks is None or available is None or available >= words.ranks:
         return words
     rest = words.rest
     if job.micro_batch_size is None:
-        # A rank's share grows, and only the old one is known to fit into its memory.
+        # On fewer ranks each one's share of the batch grows. The old share is known to fit into
+        # memory, so keep it and accumulate gradients.
         share = -(-job.largest_batch // words.ranks)
         rest = (*rest, "--data.micro_batch_size", str(share))
     return replace(words, rest=rest, ranks=max(available, 1))
@@ -68,28 +69,30 @@ def next_try(words: Words, job: Job, available: int | None) -> Words:
 def what_happened(code: int) -> str:
     """An exit code in words."""
     if code == 128 + signal.SIGKILL:
-        return f"the run ended, a process of it was {KILLED}"
+        return f"the run ended, one of its processes was {KILLED}"
     if code > 128 and code - 128 in set(signal.Signals):
         return f"the run ended by {signal_name(code - 128)}"
     return f"the run ended with exit code {code}"
 
 
 def origin(job: Job) -> str:
-    """Where a resumed run begins."""
-    found, _ = newest(Path(job.output) / "state")
-    return "from the beginning: no state was saved yet" if found is None else f"from {found}"
+    """Where a resumed run starts."""
+    state, _ = newest(Path(job.output) / "state")
+    return "from the beginning: no state was saved yet" if state is None else f"from {state}"
 
 
-def last_line(code: int, job: Job, tried: int) -> str | None:
-    """What happened and how to go on; None where all is well, or has been said."""
-    found, _ = newest(folder := Path(job.output) / "state")
-    if found is not None:
-        advice = f"{'once that is cured, ' * (code == MISTAKE)}{RESUME} goes on from {found}"
+def last_line(outcome: Outcome, job: Job, restarts: int) -> str | None:
+    """What happened and how to continue; None after a success, or if the run has said it."""
+    code = outcome.code
+    state, _ = newest(folder := Path(job.output) / "state")
+    if code == 0 or outcome.stopped or (code == MISTAKE and state is None):
+        return None
+    if state is not None:
+        first = "when that is fixed, " if code == MISTAKE else ""
+        advice = f"{first}{RESUME} continues from {state}"
     elif state_folders(folder):
         advice = f"none of the states in {folder} is whole"
     else:
         advice = "no state was saved yet: start it again"
-    if code == 0 or (code == MISTAKE and found is None):
-        return None
-    tries = f", after {tried} restart{'s' * (tried > 1)}" if tried else ""
+    tries = f", after {restarts} restart{'s' * (restarts > 1)}" if restarts else ""
     return f"{what_happened(code)}{tries}; {advice}"

@@ -1,4 +1,4 @@
-"""Starts ranks, and stays until the last of them has ended.
+"""Starts ranks, and waits until the last of them has ended.
 
     vlds train ... / ./launch.sh train ...       (cli/main.py -> this file, supervising)
       -> deepspeed's runner -> its launch.py     (in a session that ends as a whole)
@@ -35,7 +35,7 @@ from vlds.runtime.rank_environment import check_alone, without_rank
 from vlds.runtime.terminal import tell
 
 OWN_NETWORK = ("--hostfile", "-H", "--no_ssh", "--master_port")
-"""Launcher arguments with which the user rules over hosts and ports; we then add none of ours."""
+"""Launcher arguments with which the user chooses hosts and ports; vlds then adds none."""
 
 
 def start(words: Words) -> int:
@@ -62,11 +62,12 @@ def _start(words: Words, received: Sequence[int]) -> int:
         return None if several_hosts else count_gpus() or None
 
     words = replace(words, ranks=words.ranks or ranks_from_environment())
-    launch_command([], words.ranks, launcher_args, os.environ, count_gpus())  # its mistakes first
+    # Find mistakes in the number of ranks before the recipe is read.
+    launch_command([], words.ranks, launcher_args, os.environ, count_gpus())
     if words.command != TRAIN:
         outcome = run(words)
         if outcome.asked:
-            resumes = "; start it again: it goes on" if words.command == "features" else ""
+            resumes = "; start it again to continue" if words.command == "features" else ""
             say(f"{words.command} ended by {signal_name(outcome.code - 128)}{resumes}")
         return outcome.code
     if not several_hosts:
@@ -76,11 +77,11 @@ def _start(words: Words, received: Sequence[int]) -> int:
 
 
 def read_job(words: Words, received: Sequence[int]) -> tuple[int, Job | None]:
-    """What the supervisor needs to know of a run, or the exit code after its recipe's mistakes were
-    printed or a signal arrived, before any rank has started.
+    """What the supervisor needs to know of a run. Without it, the exit code: the recipe's mistakes
+    were printed, or a signal arrived.
 
-    Runs in a process of its own: its imports are large, and the supervisor lives as long as the
-    run.
+    The recipe is read in a separate process, because the imports take much memory, and the
+    supervisor lives as long as the run.
     """
     call = f"check_recipe(sys.argv[1:], {words.ranks})"
     program = f"import sys; from vlds.launch.check_recipe import check_recipe; sys.exit({call})"
@@ -93,19 +94,19 @@ def read_job(words: Words, received: Sequence[int]) -> tuple[int, Job | None]:
     *printed, line = output.splitlines()
     try:
         return 0, Job(**parse_json(line))
-    except ValueError:  # an option of the parser's own, such as --print_config, was all
+    except ValueError:  # the output of an option such as --print_config
         tell("\n".join([*printed, line]))
         return 0, None
 
 
 def ranks_from_environment() -> int | None:
-    """VLDS_RANKS, if set."""
+    """The number in VLDS_RANKS, if set."""
     text = os.environ.get("VLDS_RANKS")
     return positive("VLDS_RANKS", text) if text else None
 
 
 def count_gpus() -> int:
-    """GPUs that this process may use; without a driver torch is not even imported."""
+    """GPUs that this process may use. Imports torch only if there is a driver."""
     if os.environ.get("DS_ACCELERATOR") == "cpu" or not has_gpu_driver():
         return 0
     import torch
@@ -114,7 +115,7 @@ def count_gpus() -> int:
 
 
 def rules_over_network(launcher_args: Sequence[str]) -> bool:
-    """Whether hosts and ports are the user's, and with them the number of ranks."""
+    """True if the user chooses hosts and ports, and with them the number of ranks."""
     return any(word.partition("=")[0] in OWN_NETWORK for word in launcher_args)
 
 
@@ -133,17 +134,17 @@ def launch_command(
         options += ["--master_port", str(free_port())]
     visible = env.get("CUDA_VISIBLE_DEVICES", "")
     if num_gpus == 0:
-        # DeepSpeed counts and sets this variable even without a GPU.
+        # DeepSpeed would count ranks by this variable even without a GPU.
         env.pop("CUDA_VISIBLE_DEVICES", None)
         env["DS_ACCELERATOR"] = "cpu"
         ranks = ranks or (None if several_hosts else 1)
     elif ranks is not None and ranks > num_gpus:
         raise ValueError(
             f"{ranks} ranks asked for, but this machine has {num_gpus} usable GPU(s): "
-            f"give --ranks {num_gpus} or fewer, or DS_ACCELERATOR=cpu for a run without GPU"
+            f"give --ranks {num_gpus} or fewer, or set DS_ACCELERATOR=cpu to run without GPUs"
         )
     elif visible and ranks:
-        # The runner ignores the variable when a number is given, and keeps to it otherwise.
+        # The runner ignores this variable if it gets a number of GPUs, so shorten the variable.
         env["CUDA_VISIBLE_DEVICES"] = ",".join(visible.split(",")[:ranks])
         ranks = None
     if ranks:
@@ -156,7 +157,7 @@ def launch_command(
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """A port that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

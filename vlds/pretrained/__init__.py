@@ -1,1 +1,1 @@
-"""Weights, configs and tokenizers that a recipe names: local folders, files and hub names."""
+"""Checks and loads the pretrained weights, configs and tokenizers that a recipe names."""

@@ -1,9 +1,8 @@
-"""The files of weights, sizes and tokenizers that a recipe names: what is wrong with them, in one
-line.
+"""Says in one line what is wrong with a file of weights, sizes or a tokenizer that a recipe names.
 
-The libraries that read them raise whatever damaged bytes lead them to; Rust's even panic, which no
-`except Exception` catches. And a flipped byte in a weight is no error to them at all, so what vlds
-wrote is compared with the hashes beside it.
+The libraries that read these files raise anything for damaged bytes; those in Rust even panic,
+which `except Exception` does not catch. They do not notice a flipped byte in a weight, so files
+that vlds wrote are compared with the hashes in their manifest.
 """
 
 from __future__ import annotations
@@ -21,35 +20,35 @@ COPY_AGAIN = "copy it again, or name another"
 
 
 class SourceError(ValueError):
-    """What is wrong with such a file; the message says all, cure included."""
+    """What is wrong with a file that a recipe names, with the cure."""
 
 
 @contextmanager
 def reading(what: str, cure: str = COPY_AGAIN) -> Iterator[None]:
-    """Inside, a library reads a file of the user's.
+    """Inside, a library reads a user's file.
 
-    Errors: ValueError that begins with `what` for everything that it raises, but want of memory.
+    Errors: SourceError that begins with `what` for whatever it raises, except a lack of memory.
     """
     try:
         yield
     except (KeyboardInterrupt, SystemExit, GeneratorExit, SourceError):
         raise
-    except BaseException as error:  # pyo3's PanicException is no Exception
+    except BaseException as error:  # pyo3's PanicException is not an Exception
         if lacks_memory(error):
             raise
         raise SourceError(f"{what} ({_reason(error)}); {cure}") from error
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of an error's text, and the next one where that only leads up to it."""
+    """The first line of an error's text, and the next if the first ends in a colon."""
     first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
     text = f"{first} {rest[0]}" if rest and first.endswith(":") else first
     return f"{type(error).__name__}: {text}"[:200]
 
 
 def damaged_source(source: str) -> str | None:
-    """What is wrong with a source that lies in a folder of `vlds convert hf`; None where it is as
-    it was written, or lies elsewhere. Every byte is hashed: a second for two GB."""
+    """What is wrong with a source in a folder that `vlds convert hf` wrote; None if it is intact or
+    elsewhere. Hashes every byte: a second for two GB."""
     path = Path(source)
     for folder in (path, path.parent):
         if not (folder / DESCRIPTION).is_file():
@@ -64,32 +63,36 @@ def damaged_source(source: str) -> str | None:
 def check_tensors(
     place: str, file: Path, wanted: Mapping[str, Tensor]
 ) -> dict[str, tuple[int, ...]]:
-    """Check that a safetensors file can be read, and holds floats where `wanted` does; name ->
-    shape of what it holds.
+    """Check that a safetensors file can be read, and holds floats where `wanted` does; the shapes
+    of its tensors by name.
 
-    Errors: ValueError that begins with `place`.
+    Errors: SourceError that begins with `place`.
     """
-    with reading(f"{place}: {file} is no whole safetensors file"), safe_open(file, "pt") as opened:
+    with (
+        reading(f"{place}: {file} is not a whole safetensors file"),
+        safe_open(file, "pt") as opened,
+    ):
         slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
         kinds = {name: part.get_dtype() for name, part in slices.items()}
         shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
-    odd = [
+    not_floats = [
         f"{name} is {kind}"
         for name, kind in kinds.items()
         if name in wanted and wanted[name].is_floating_point() and not is_float(kind)
     ]
-    if odd:
+    if not_floats:
         raise SourceError(
-            f"{place}: {file} holds no weights: {some(odd)}, floats expected; {COPY_AGAIN}"
+            f"{place}: {file} does not hold weights: {some(not_floats)}, floats expected; "
+            f"{COPY_AGAIN}"
         )
     return shapes
 
 
 def is_float(kind: str) -> bool:
-    """Whether safetensors' name of a type is that of floats."""
+    """True for safetensors' names of float types."""
     return kind.startswith(("F", "BF"))
 
 
-def some(found: list[str]) -> str:
-    """The first one, and how many more there are."""
-    return f"{found[0]} (and {len(found) - 1} more)" if len(found) > 1 else found[0]
+def some(faults: list[str]) -> str:
+    """The first fault, and the number of the others."""
+    return f"{faults[0]} (and {len(faults) - 1} more)" if len(faults) > 1 else faults[0]

@@ -1,5 +1,5 @@
-"""The Hugging Face hub, asked once whether it has a model: the libraries that fetch from it try for
-minutes where there is no network."""
+"""Asks the Hugging Face hub once whether it has a model. The libraries that download from it retry
+for minutes without a network."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from vlds.pretrained.files import SourceError
 
 TIMEOUT_S = 5.0
 FILES = ("config.json", "model.safetensors")
-"""One of them is in the cache once a model was fetched."""
+"""One of these is in the cache after a model was downloaded."""
 BUSY = 429
-"""HTTP status; it and those above come and go, so the libraries may try again."""
+"""HTTP status; it and higher ones are temporary, so the libraries may try again."""
 LOCAL = "name a folder that holds the model"
 
 
 def check_source(source: str, place: str, local: str = LOCAL) -> None:
-    """Check that a model lies here, or can be fetched; without a network, the cache will do.
-    `local`: what to name instead of a hub name.
+    """Check that a model is a local path, is cached or can be downloaded. `local`: what to name
+    instead of a hub name.
 
-    Errors: ValueError that begins with `place`.
+    Errors: SourceError that begins with `place`.
     """
     if not Path(source).exists():
         _check_name(source, place, local)
@@ -37,8 +37,8 @@ def _check_name(name: str, place: str, local: str) -> None:
             HfApi().model_info(name, timeout=TIMEOUT_S)
         elif not cached:
             raise SourceError(
-                f"{place}: {name} is not in Hugging Face's cache, and HF_HUB_OFFLINE forbids to "
-                f"fetch it; {local}"
+                f"{place}: {name} is not in Hugging Face's cache, and HF_HUB_OFFLINE forbids a "
+                f"download; {local}"
             )
     except SourceError:
         raise
@@ -51,10 +51,10 @@ def _check_name(name: str, place: str, local: str) -> None:
                 f"{place}: no such folder, and no such model on the Hugging Face hub: {name} "
                 f"(HTTP {status}); check the name, or log in with `hf auth login`"
             ) from None
-    except Exception:  # whatever its HTTP library raises where nobody answers
+    except Exception:  # its HTTP library may raise anything if the hub does not answer
         if not cached:
             raise SourceError(
                 f"{place}: no such folder: {name}, and the Hugging Face hub does not answer; "
-                f"{local}, or fetch it where there is a network and set HF_HUB_OFFLINE=1"
+                f"{local}, or download it on a machine with a network and set HF_HUB_OFFLINE=1"
             ) from None
-        constants.HF_HUB_OFFLINE = True  # else the libraries would ask again, for each file
+        constants.HF_HUB_OFFLINE = True  # else the libraries would ask again for each file

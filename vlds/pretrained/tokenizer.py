@@ -1,4 +1,4 @@
-"""Where a tokenizer comes from: a folder, a file or a hub name, checked before it is read."""
+"""Checks the folder, file or hub name of a tokenizer before it is read."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from vlds.pretrained.hub import check_source
 
 
 def check_tokenizer(source: str, field: str, files: Sequence[str]) -> None:
-    """Check that a tokenizer lies here, or can be fetched. `files`: names of files in its folder,
-    and endings (.model) of files that hold a whole one.
+    """Check that a tokenizer exists locally or can be downloaded. `files`: names of files in its
+    folder, and suffixes (.model) of files that hold a whole tokenizer.
 
-    transformers makes an empty tokenizer of a folder that holds none, and takes a file that it
-    cannot read for a name on the hub.
+    Without this check, transformers would create an empty tokenizer for a folder that holds none,
+    and would look on the hub for the path of a file that it cannot read.
 
-    Errors: ValueError that begins with `field`.
+    Errors: SourceError that begins with `field`.
     """
     path = Path(source)
     endings = [name for name in files if name.startswith(".")]

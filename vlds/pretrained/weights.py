@@ -1,5 +1,4 @@
-"""Hugging Face's configs and weights of a folder, file or hub name: read, and compared with each
-other."""
+"""Reads Hugging Face's configs and weights from a folder, file or hub name, and compares them."""
 
 from __future__ import annotations
 
@@ -23,10 +22,10 @@ LAYER = re.compile(r"\.\d+(?=\.)")
 
 
 def read_config(config_class: Any, source: str, field: str) -> tuple[Any, dict[str, Any]]:
-    """The config of a folder, hub name or file, and what the file says. `field` of the recipe names
-    it.
+    """The config of a folder, hub name or file, and the raw settings in it. The recipe's `field`
+    names the source.
 
-    Errors: ValueError where it cannot be read, or holds values of the wrong kind.
+    Errors: SourceError if it cannot be read, or holds values of the wrong kind.
     """
     if not source.endswith(".json"):
         check_source(source, field)
@@ -39,7 +38,7 @@ def read_config(config_class: Any, source: str, field: str) -> tuple[Any, dict[s
             fields, _ = config_class.get_config_dict(source)
         if not isinstance(fields, dict):
             raise TypeError(f"it holds a {type(fields).__name__}, not settings by name")
-        part = getattr(config_class, "base_config_key", "")  # CLIP's vision model in a whole CLIP
+        part = getattr(config_class, "base_config_key", "")  # the vision model in a whole CLIP
         if part and fields.get("model_type") != config_class.model_type:
             fields = fields.get(part, fields)
         config = config_class.from_dict(fields)
@@ -49,9 +48,9 @@ def read_config(config_class: Any, source: str, field: str) -> tuple[Any, dict[s
 
 
 def check_config(config: Any, place: str, sizes: Sequence[str], tokens: Sequence[str] = ()) -> None:
-    """Check the `sizes` of a config, and the ids of the `tokens` that it must name.
+    """Check that a config's `sizes` are positive, and that it has ids of the `tokens`.
 
-    Errors: ValueError that begins with `place`.
+    Errors: SourceError that begins with `place`.
     """
     for names, least in ((sizes, 1), (tokens, 0)):
         for name in names:
@@ -66,20 +65,20 @@ def check_config(config: Any, place: str, sizes: Sequence[str], tokens: Sequence
 def load_weights(
     model_class: Any, path: str, config: Any, dtype: torch.dtype, field: str
 ) -> tuple[Any, set[str]]:
-    """The model of a folder or hub name, and the names of its tensors that the weights lack: only
-    buffers may be among them. `field` of the recipe names it.
+    """The model of a folder or hub name, and the names of buffers that its weights lack. The
+    recipe's `field` names the source.
 
-    Errors: ValueError where the weights cannot be read, or are those of a model of another size.
+    Errors: SourceError if the weights cannot be read, or do not fit the config.
     """
     with (
         reading(f"{field}: the config in {path} describes no model", CORRECT),
         torch.device("meta"),
     ):
         wanted = model_class(config).state_dict()
-    held: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for file in sorted(Path(path).glob("*.safetensors")):
-        held |= check_tensors(field, file, wanted)
-    _check_fit(f"{field}: the weights in {path}", held, wanted)
+        shapes |= check_tensors(field, file, wanted)
+    _check_fit(f"{field}: the weights in {path}", shapes, wanted)
     with reading(f"{field}: cannot read weights from {path}"), quiet():
         model, report = model_class.from_pretrained(
             path, config=config, dtype=dtype, output_loading_info=True, use_safetensors=True
@@ -91,31 +90,31 @@ def load_weights(
 
 
 def _check_fit(
-    what: str, held: Mapping[str, tuple[int, ...]], wanted: Mapping[str, Tensor]
+    what: str, shapes: Mapping[str, tuple[int, ...]], wanted: Mapping[str, Tensor]
 ) -> None:
-    """Compare what a folder's files hold with what the config asks for, before anything is loaded:
-    ZeRO-3's loading does not tell.
+    """Compare the shapes in a folder's files with the config before anything is loaded, because
+    loading under ZeRO-3 reports no mismatch.
 
-    Errors: ValueError for other shapes, and for layers that the model does not have.
+    Errors: SourceError for other shapes, and for layers that the model does not have.
     """
     kinds = {LAYER.sub(".*", name) for name in wanted}
-    odd = [
+    faults = [
         f"{name} is {_text(shape)}, the config asks for {_text(wanted[name].shape)}"
-        for name, shape in sorted(held.items())
+        for name, shape in sorted(shapes.items())
         if name in wanted and shape != tuple(wanted[name].shape)
     ]
-    odd += [
+    faults += [
         f"{name} is in no layer of the config"
-        for name in sorted(held)
+        for name in sorted(shapes)
         if name not in wanted and LAYER.sub(".*", name) in kinds
     ]
-    if odd:
-        raise _misfit(what, odd)
+    if faults:
+        raise _misfit(what, faults)
 
 
-def _misfit(what: str, odd: list[str]) -> SourceError:
+def _misfit(what: str, faults: list[str]) -> SourceError:
     return SourceError(
-        f"{what} do not fit the config.json beside them: {some(odd)}; bring back the config.json "
+        f"{what} do not fit the config.json beside them: {some(faults)}; restore the config.json "
         "that belongs to the weights"
     )
 
@@ -126,7 +125,7 @@ def _text(shape: Any) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hugging Face draws no progress bars, which every rank would, and prints no report."""
+    """Inside, Hugging Face draws no progress bars (each rank would) and prints no report."""
     shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()

@@ -1,1 +1,1 @@
-"""Recipe files before they become dataclasses: base files, paths, mistakes, trust."""
+"""From recipe files to dataclasses: base files, paths, mistakes, trust."""

@@ -1,7 +1,7 @@
-"""Check keys and classes of a recipe before jsonargparse parses it.
+"""Checks keys and classes of a recipe before jsonargparse parses it.
 
-The parser would speak of unions and import paths, and it would import what a saved recipe names.
-Here a message names the key, shows the value and says the cure.
+The parser's messages are about unions and import paths, and it imports whatever a saved recipe
+names. Here a message names the key, shows the value and says the cure.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ CLASS, ARGUMENTS = "class_path", "init_args"
 
 @dataclass(frozen=True)
 class Place:
-    """Where a value stands in a recipe."""
+    """The position of a value in a recipe."""
 
     cls: type
-    """The dataclass whose field it is, or that it describes."""
+    """The dataclass that the value describes, or whose field it is."""
     choice: str = ""
-    """Dotted key of the innermost chosen class around it; "" outside all of them."""
+    """Dotted key of the innermost chosen class around the value; "" if there is none."""
     key: str = ""
-    """Dotted key from there."""
+    """Dotted key from that class on."""
     saved: bool = False
-    """Whether a run wrote the recipe: then only the form that runs write is right."""
+    """True if a run wrote the recipe: then only the form that runs write is valid."""
 
     @property
     def whole_key(self) -> str:
@@ -59,9 +59,8 @@ class Place:
 
 
 def check_tree(tree: Any, options: type, *, saved: bool = False, complete: bool = False) -> None:
-    """Check what the files or the command line say of the dataclass `options`. `saved`: the recipe
-    may be someone else's, and its classes are checked; `complete`: fields without a default must be
-    there.
+    """Check what files or the command line set in the dataclass `options`. `saved`: a run wrote the
+    recipe, perhaps someone else's; `complete`: fields without a default must be set.
 
     Errors: ValueError that names the key, the value and the cure.
     """
@@ -74,12 +73,12 @@ def faults(value: Any, place: Place, complete: bool) -> Iterator[str]:
     if not isinstance(value, Mapping):
         if place.saved:
             where = f"{place.whole_key}: " if place.whole_key else ""
-            yield f"{where}got {value!r:.100}; a saved recipe has a mapping of keys there"
+            yield f"{where}got {value!r:.100}; give a mapping of keys, as saved recipes have"
         return
     types = field_types(place.cls)
     for name, entry in value.items():
         if name not in types:
-            # The parser takes dotted keys apart.
+            # The parser splits dotted keys.
             if place.saved or "." not in str(name):
                 yield unknown_key(place, str(name), list(types))
             continue
@@ -111,7 +110,7 @@ def field_faults(value: Any, hint: Any, place: Place, complete: bool) -> Iterato
 
 def choice_faults(value: Any, place: Place, complete: bool, near: str = "") -> Iterator[str]:
     """What is wrong with a value that chooses a class: its name, or class_path and init_args.
-    `near`: the question whether another entry was meant."""
+    `near`: a hint at a similar entry, such as "did you mean ...? "."""
     key = place.whole_key
     names = sorted(concrete_classes(place.cls))
     if isinstance(value, str) and not place.saved:
@@ -123,10 +122,10 @@ def choice_faults(value: Any, place: Place, complete: bool, near: str = "") -> I
             others = f", or {', '.join(names[1:])}" if names[1:] else ""
             yield f"{key}: {CLASS} is missing; {near}write {CLASS}: {names[0]}{others}"
         return
-    if beside := sorted(map(str, value.keys() - {CLASS, ARGUMENTS})):
+    if misplaced := sorted(map(str, value.keys() - {CLASS, ARGUMENTS})):
         yield (
-            f"{key}: '{beside[0]}' is next to {CLASS}; write {{{CLASS}: {value[CLASS]}, "
-            f"{ARGUMENTS}: {{{beside[0]}: ...}}}}"
+            f"{key}: '{misplaced[0]}' is next to {CLASS}; write {{{CLASS}: {value[CLASS]}, "
+            f"{ARGUMENTS}: {{{misplaced[0]}: ...}}}}"
         )
     try:
         cls = class_named(str(value[CLASS]), place.cls)
@@ -141,7 +140,7 @@ def choice_faults(value: Any, place: Place, complete: bool, near: str = "") -> I
 
 
 def unknown_key(place: Place, name: str, known: list[str]) -> str:
-    """Name the key, a near one, and all that there are."""
+    """The message about an unknown key: a near one, and all that there are."""
     prefix = f"{place.key}." if place.key else ""
     where = f"{place.choice}: " if place.choice else ""
     hint = guess(name, known, prefix)
@@ -149,7 +148,7 @@ def unknown_key(place: Place, name: str, known: list[str]) -> str:
 
 
 def required(place: Place, missing: list[str]) -> str:
-    """Name the fields that must be there."""
+    """The message about fields that must be set."""
     names = ", ".join(f"{place.whole_key}.{name}".strip(".") for name in missing)
     are, them = ("is", "it") if len(missing) == 1 else ("are", "them")
     if place.cls.__name__ == "Recipe":
@@ -157,7 +156,7 @@ def required(place: Place, missing: list[str]) -> str:
     return f"{names} {are} required; set {them}"
 
 
-# What the parser says of values, and what remains of its own words.
+# Messages of the parser about values, translated.
 
 PARSER_KEY = re.compile(r'Parser key "([\w.]+)": ')
 PARSER_CLASS = re.compile(r"Problem with given class_path '[\w.]+\.(\w+)': ")
@@ -176,13 +175,13 @@ CURES = {
 
 
 def explain(message: str) -> str:
-    """A message of jsonargparse about a value in our words; other messages as they are."""
+    """Translate a message of jsonargparse about a value; others stay as they are."""
     text = " ".join(message.split())
     names = []
     while match := PARSER_KEY.match(text) or PARSER_CLASS.search(text):
         names.append(match[1])
         text = text[match.end() :]
-        if match.start() > 0:  # a branch of a union: the parser tells of the others behind it
+        if match.start() > 0:  # a branch of a union: the parser lists the other branches after it
             text = text.partition(" - Expected")[0]
     # KEY, or KEY: CLASS.FIELD
     place = names[0] + "".join(f": {'.'.join(names[1:])}" if names[1:] else "") if names else ""

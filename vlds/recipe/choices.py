@@ -18,7 +18,7 @@ CHOICES = (Backbone, VisionEncoder, Method, Task)
 
 
 def subclasses(base: type) -> Iterator[type]:
-    """All imported subclasses."""
+    """All subclasses that are imported, at any depth."""
     children: list[type] = base.__subclasses__()
     for child in children:
         yield child
@@ -31,8 +31,8 @@ def concrete_classes(base: type) -> dict[str, type]:
 
 
 def class_named(path: str, base: type) -> type | None:
-    """The class of a `class_path`; None if `base` has no such class. Imports the module of a dotted
-    path.
+    """The class of a `class_path`; None if it is not a class of `base`. Imports the module of a
+    dotted path.
 
     Errors: ImportError.
     """

@@ -1,7 +1,7 @@
-"""Recipes that change another one: `base: FILE` in a recipe, relative to its own folder.
+"""Recipes that build on another one: `base: FILE`, relative to the recipe's own folder.
 
-Mappings are merged key by key, and so are the init_args of one class; everything else is replaced.
-`methods` is replaced as a whole: what is tuned stands in one place.
+Mappings are merged key by key, and so are the init_args of the same class; everything else is
+replaced. `methods` is replaced as a whole, so that one recipe lists all that is tuned.
 """
 
 from __future__ import annotations
@@ -19,47 +19,46 @@ WHOLE = ("methods",)
 
 
 def read_tree(file: Path) -> dict[str, Any]:
-    """What a recipe's file holds.
+    """Read one recipe file, without its base.
 
-    Errors: ValueError where that is not a mapping of keys.
+    Errors: ValueError if it is not a mapping of keys.
     """
     tree = read_yaml(file)
     if tree is None:
         raise ValueError(
-            f"{file}: the recipe is empty; start from one that vlds brings, such as "
-            "recipes/demo.yaml"
+            f"{file}: the recipe is empty; start from a recipe of vlds, such as recipes/demo.yaml"
         )
     if not isinstance(tree, dict):
-        kind = "a list" if isinstance(tree, list) else f"{tree!r:.40} alone"
+        content = "a list" if isinstance(tree, list) else f"only {tree!r:.40}"
         raise ValueError(
             f"{file}: a recipe has keys and values, like `output: runs/mine`; this file holds "
-            f"{kind}"
+            f"{content}"
         )
     return tree
 
 
 def read_merged(file: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A recipe with what it takes from its base.
+    """Read a recipe and merge it into its base.
 
-    Errors: ValueError for a base that is not there, or that leads back to the recipe.
+    Errors: ValueError for a base that is missing, or that leads back to the recipe.
     """
     if file.resolve() in seen:
         chain = " -> ".join(path.name for path in (*seen, file))
-        raise ValueError(f"base: {chain} is a circle; a recipe cannot stand on itself")
+        raise ValueError(f"base: {chain} is a circle; a recipe cannot build on itself")
     tree = located(read_tree(file), file)
     name = tree.pop(BASE, None)
     if name is None:
         return tree
     try:
-        beside = file.parent / str(name)
-        base = beside if beside.exists() else find(str(name))
+        relative = file.parent / str(name)
+        base = relative if relative.exists() else find(str(name))
     except OSError as error:
         raise ValueError(f"base: got {name!r}; give a recipe's file: {error.strerror}") from None
     return merged(read_merged(base, (*seen, file.resolve())), tree, WHOLE)
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any], whole: tuple[str, ...]) -> dict[str, Any]:
-    """`base` with `changes` in it."""
+    """`base` with `changes` merged in; keys in `whole` are replaced."""
     result = dict(base)
     for key, value in changes.items():
         old = base.get(key)

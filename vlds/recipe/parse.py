@@ -1,7 +1,7 @@
-"""From command lines and recipe files to dataclasses. The only file that knows jsonargparse.
+"""Parses command lines and recipe files to dataclasses. The only file that knows jsonargparse.
 
-A choice (backbone, vision encoder, method, task) is annotated with its abstract base, so that a new
-subclass in a new file reaches YAML, command line, help and the saved recipe by itself.
+A choice (backbone, vision encoder, method, task) is annotated with its abstract base, so a new
+subclass in a new file reaches YAML, command line, help and the saved recipe without more code.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from vlds.runtime.terminal import tell
 Options = TypeVar("Options")
 CONFIG, PRINT = "--config", "--print_config"
 FIELD_MESSAGE = re.compile(r"\w+(\.\w+)*: ")
-"""How messages of `__post_init__` begin that name the field."""
+"""Beginning of a message of `__post_init__` that names the field."""
 
 
 def parse(
     options: type[Options], arguments: Sequence[str], prog: str, *, files: bool = False
 ) -> Options:
-    """Build a dataclass of options from the command line; its field docstrings are the help text.
-    `files`: `--config FILE` gives fields too.
+    """Build a dataclass from the command line; the docstrings of its fields are the help text.
+    `files`: accept recipe files too, as `--config FILE`.
 
     Errors: ValueError that names the key or class, shows the value and lists the known names.
     """
     parser = build_parser(options, prog, files)
     if "--help" in arguments:
-        # What jsonargparse calls required is what a recipe gives.
+        # jsonargparse calls keys required that the recipe sets.
         tell(parser.format_help().replace("(required, ", "("), end="")
         raise SystemExit(0)
     tree = read_words(arguments, options)
@@ -59,9 +59,9 @@ def parse(
 
 
 def build(cls: type[Options], values: Mapping[str, Any], key: str = "") -> Options:
-    """Make a dataclass and those inside it of parsed values.
+    """Build a dataclass, and those inside it, from parsed values.
 
-    Errors: ValueError with the dotted key in front of what `__post_init__` says.
+    Errors: ValueError with the dotted key before the message of `__post_init__`.
     """
     types = field_types(cls)
     fields = {
@@ -78,9 +78,9 @@ def build(cls: type[Options], values: Mapping[str, Any], key: str = "") -> Optio
 
 
 def build_field(hint: Any, value: Any, key: str) -> Any:
-    """The value of one field.
+    """Build the value of one field.
 
-    Errors: ValueError for NaN, which compares with nothing, and as `build`.
+    Errors: ValueError for NaN, which comparisons with a bound may miss; and as `build`.
     """
     cls = dataclass_of(hint)
     if isinstance(value, float) and value != value:
@@ -93,16 +93,16 @@ def build_field(hint: Any, value: Any, key: str) -> Any:
 
 
 def build_choice(base: type, value: Mapping[str, Any], key: str) -> Any:
-    """A chosen class with its arguments."""
+    """Build a chosen class with its arguments."""
     cls = class_named(value[CLASS], base)
     assert cls is not None, value[CLASS]
     return build(cls, value.get(ARGUMENTS) or {}, key)
 
 
 def read_words(arguments: Sequence[str], options: type) -> dict[str, Any]:
-    """What recipe files and options set, as one tree: later ones win.
+    """Read recipe files and options into one tree, in which later ones win.
 
-    Errors: ValueError for a file that is not a recipe, and for a word that is not an option.
+    Errors: ValueError for a file that is not a recipe, or a word that is not an option.
     """
     tree: dict[str, Any] = {}
     words = iter(arguments)
@@ -121,9 +121,9 @@ def read_words(arguments: Sequence[str], options: type) -> dict[str, Any]:
 
 
 def read_recipe(name: str, options: type) -> dict[str, Any]:
-    """The keys of a recipe's file, or of a shipped recipe of this name, and of its base.
+    """Read a recipe file, or a shipped recipe of this name, with its base.
 
-    Errors: ValueError where it is not a recipe.
+    Errors: ValueError if it is not a recipe.
     """
     file = find(name)
     tree = read_merged(file)
@@ -135,8 +135,8 @@ def read_recipe(name: str, options: type) -> dict[str, Any]:
 
 
 def set_key(tree: dict[str, Any], names: list[str], text: str, types: Mapping[str, Any]) -> None:
-    """Set a key of the command line, such as tasks.vqa.weight, in the tree of fields of some
-    `types`. The parser reads the text; here only the names of chosen classes matter."""
+    """Set a key of the command line, such as tasks.vqa.weight, in a tree of fields of some `types`.
+    The text is parsed later; here only the names of chosen classes matter."""
     name, *below = names
     if below:
         set_below(inside(tree, name), below, text, types.get(name))
@@ -145,7 +145,7 @@ def set_key(tree: dict[str, Any], names: list[str], text: str, types: Mapping[st
 
 
 def set_below(tree: dict[str, Any], names: list[str], text: str, hint: Any) -> None:
-    """The same in the tree of one field: a mapping of choices, a choice or another dataclass."""
+    """Set a key inside one field: a mapping of choices, a choice or another dataclass."""
     cls = dataclass_of(hint)
     if cls is None:
         set_key(tree, names, text, {})
@@ -170,8 +170,8 @@ def inside(tree: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def new_value(old: Any, text: str, hint: Any) -> Any:
-    """What a text of the command line puts in the place of an old value. A class keeps those of the
-    old arguments that it has too."""
+    """The value that a text of the command line puts in place of an old one. A newly chosen class
+    keeps the old arguments that it has too."""
     cls = dataclass_of(hint)
     if cls is None:
         return text
@@ -182,19 +182,19 @@ def new_value(old: Any, text: str, hint: Any) -> Any:
     chosen = class_if_there(text, cls)
     arguments = old.get(ARGUMENTS) if isinstance(old, Mapping) else None
     types = field_types(chosen) if chosen else {}
-    kept = {name: value for name, value in (arguments or {}).items() if name in types}
-    return {CLASS: text, ARGUMENTS: kept} if kept else {CLASS: text}
+    shared = {name: value for name, value in (arguments or {}).items() if name in types}
+    return {CLASS: text, ARGUMENTS: shared} if shared else {CLASS: text}
 
 
 def class_if_there(path: str, base: type) -> type | None:
-    """The class of a `class_path`; None where `check_tree` will say what is wrong with it."""
+    """The class of a `class_path`; None if there is none, which `check_tree` reports."""
     with suppress(ImportError):
         return class_named(path, base)
     return None
 
 
 def build_parser(options: type, prog: str, files: bool) -> ArgumentParser:
-    """The parser of one dataclass, with `--config` if files give its fields too."""
+    """The parser of one dataclass; with `files`, it has `--config` too."""
     set_parsing_settings(
         subclasses_enabled=list(CHOICES), docstring_parse_attribute_docstrings=True
     )

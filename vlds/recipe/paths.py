@@ -1,8 +1,9 @@
-"""The files that a saved recipe names, found from any working directory.
+"""Finds the files that a saved recipe names from any working directory.
 
-A recipe's relative paths begin in the working directory. A run writes that folder into the recipes
-that it saves, as `started_in`. Who opens the run elsewhere gets paths to the same files: beside the
-run, if both were moved together; else where the run was started; else in the working directory.
+A recipe's relative paths start in the working directory. A run writes that folder into the recipes
+that it saves, as `started_in`. If the run is opened from another folder, its paths are looked up
+next to the run, if both were moved together; then where the run was started; then in the working
+directory.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ OUTPUT = "output"
 DATASETS = ("train", "evaluate", "test")
 FILES = ("path", "config", "tokenizer", "weights", "answers", "choices", "data", "cache",
          "deepspeed", *DATASETS)  # fmt: skip
-"""Keys whose values are names of files and folders, wherever they stand; some may be hub names."""
+"""Keys whose values are files and folders, at any depth; some values may be hub names."""
 
 
 def with_start(tree: dict[str, Any]) -> dict[str, Any]:
-    """A recipe's tree that says where its relative paths begin, if it has any."""
+    """The tree of a recipe with `started_in`, if it has relative paths."""
     names = [tree.get(OUTPUT), *(name for _, name in file_names(tree))]
     if not any(isinstance(name, str) and is_relative(name) for name in names):
         return tree
@@ -34,27 +35,27 @@ def with_start(tree: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Places:
-    """Where the files of a saved recipe may lie now."""
+    """Where the files of a saved recipe may be now."""
 
     start: Path
-    """Folder in which the run was started: its relative paths begin there."""
+    """Folder in which the run was started: its relative paths start there."""
     moved: tuple[Path, Path] | None
-    """The innermost folder that was moved with the run and its new place; None: it did not move."""
+    """Old and new path of the innermost folder that was moved with the run; None: not moved."""
 
     def candidates(self, name: str) -> list[Path]:
-        """Paths at which a file that the recipe names may lie, the likeliest first."""
+        """Paths where a file of the recipe may be, the likeliest first."""
         then = self.start / name  # the name alone where that is absolute
-        found = [then, Path.cwd() / name]
+        paths = [then, Path.cwd() / name]
         if self.moved is not None and then.is_relative_to(self.moved[0]):
-            beside = self.moved[1] / then.relative_to(self.moved[0])
-            found.insert(0 if is_relative(name) else 1, beside)
-        return list(dict.fromkeys(found))
+            moved = self.moved[1] / then.relative_to(self.moved[0])
+            paths.insert(0 if is_relative(name) else 1, moved)
+        return list(dict.fromkeys(paths))
 
 
 def places_of(tree: dict[str, Any], file: Path) -> Places:
-    """Where the files of the recipe in `file` may lie.
+    """Where the files of the recipe in `file` may be.
 
-    Errors: ValueError where `started_in` is not a path.
+    Errors: ValueError if `started_in` is not an absolute path.
     """
     start = tree.get(STARTED_IN, os.getcwd())
     if not isinstance(start, str) or not Path(start).is_absolute():
@@ -73,30 +74,30 @@ def places_of(tree: dict[str, Any], file: Path) -> Places:
 
 
 def common_end(one: Path, other: Path) -> int:
-    """How many of the last parts of two paths are the same."""
+    """The number of last parts that two paths share."""
     pairs = zip(reversed(one.parts), reversed(other.parts), strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def located(tree: dict[str, Any], file: Path) -> dict[str, Any]:
-    """The tree of the recipe in `file`, without `started_in`: its paths lead from here to what they
-    meant where the run was started.
+    """The tree of the recipe in `file`, without `started_in`, and with paths that are valid in the
+    current working directory.
 
-    Errors: ValueError where `started_in` is not a path.
+    Errors: ValueError if `started_in` is not an absolute path.
     """
     places = places_of(tree, file)
     rest = {key: value for key, value in tree.items() if key != STARTED_IN}
-    found: dict[str, Any] = _resolved(rest, places)
+    resolved: dict[str, Any] = _resolved(rest, places)
     if STARTED_IN in tree and isinstance(output := rest.get(OUTPUT), str):
-        found[OUTPUT] = _from_here(places.candidates(output)[0], output)
-    return found
+        resolved[OUTPUT] = _from_here(places.candidates(output)[0], output)
+    return resolved
 
 
 def left_behind(tree: dict[str, Any], saved: Path) -> str | None:
-    """What to say where a run is resumed from another folder than it was started in, and so misses
-    files. `saved`: the run's own recipe.
+    """The message if files are missing because a run is resumed from another folder than it was
+    started in; else None. `saved`: the run's saved recipe.
 
-    Errors: ValueError where that cannot be read.
+    Errors: ValueError if that cannot be read.
     """
     if not saved.is_file():
         return None
@@ -104,14 +105,14 @@ def left_behind(tree: dict[str, Any], saved: Path) -> str | None:
     for _, name in file_names(tree):
         if is_relative(name) and not Path(name).exists() and (start / name).exists():
             return (
-                f"no {name} here; the run was started in {start}: start it there, or with its own "
-                f"recipe: vlds train {saved} --resume"
+                f"no {name} here; the run was started in {start}: resume it there, or with its "
+                f"saved recipe: vlds train {saved} --resume"
             )
     return None
 
 
 def file_names(tree: Any) -> Iterator[tuple[str, str]]:
-    """Key and name of each file and folder that a recipe's tree names, but for its output."""
+    """Key and name of each file and folder in a recipe's tree, except its output."""
     for key, value in tree.items() if isinstance(tree, dict) else ():
         if isinstance(value, dict):
             yield from file_names(value)
@@ -121,36 +122,36 @@ def file_names(tree: Any) -> Iterator[tuple[str, str]]:
 
 
 def is_relative(name: str) -> bool:
-    """Whether a name depends on the working directory: not an absolute path, URL or command."""
+    """True if a name depends on the working directory: not an absolute path, URL or command."""
     return bool(name) and name[0] not in "/~<" and ":" not in name.partition("/")[0]
 
 
 def _resolved(tree: Any, places: Places) -> Any:
     if not isinstance(tree, dict):
         return tree
-    found = {}
+    resolved = {}
     for key, value in tree.items():
         if key in DATASETS and isinstance(value, list):
-            found[key] = [_find(name, places, dataset=True) for name in value]
+            resolved[key] = [_find(name, places, dataset=True) for name in value]
         elif key in FILES and isinstance(value, str):
-            found[key] = _find(value, places, dataset=False)
+            resolved[key] = _find(value, places, dataset=False)
         else:
-            found[key] = _resolved(value, places)
-    return found
+            resolved[key] = _resolved(value, places)
+    return resolved
 
 
 def _find(name: Any, places: Places, *, dataset: bool) -> Any:
-    """The name from here. One that is nowhere stays: it may be a hub name or one that vlds brings;
-    a data set cannot, and is named where it was."""
+    """The path of a file from here. A name that is not found stays, since it may be a hub name or a
+    file of vlds; a missing data set is named where it was."""
     if not isinstance(name, str) or not (is_relative(name) or name.startswith("/")):
         return name
     for path in places.candidates(name):
-        # A pattern of shards, like part-{000..009}.tar, is no file itself.
+        # A pattern of shards, like part-{000..009}.tar, is not a file itself.
         if path.exists() or ("{" in path.name and path.parent.is_dir()):
             return _from_here(path, name)
     return _from_here(places.start / name, name) if dataset else name
 
 
 def _from_here(path: Path, name: str) -> str:
-    """A path to a file; the name itself where it leads there from here."""
+    """The path of a file; the name itself if it means the same file here."""
     return name if path == Path.cwd() / name else str(path)

@@ -1,10 +1,9 @@
-"""Which classes a saved recipe may name.
+"""Decides which classes a saved recipe may name.
 
-A recipe names its tasks, methods, backbones and encoders by class, and a dotted name is imported:
-with it comes the code of that module. The recipe that a user writes and passes with --config may do
-that. A run or an artifact may come from someone else, so it may name classes that vlds brings,
-classes that the running program has imported already, and those of modules that the user names with
---trust.
+A recipe names its tasks, methods, backbones and encoders by class, and a dotted name is imported,
+which runs the code of that module. A user's own recipe may do that. But a run or an artifact may
+come from someone else, so it may name only classes of vlds, classes that the running program has
+imported already, and classes of modules that the user names with --trust.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ _trusted: set[str] = set()
 
 
 def take_trust(arguments: Sequence[str]) -> list[str]:
-    """The command line without its `--trust MODULE` words, whose modules are trusted from here on.
+    """Trust the modules of `--trust MODULE`; the command line without these words.
 
-    Errors: ValueError where the module is missing.
+    Errors: ValueError if the module is missing.
     """
     rest: list[str] = []
     words = iter(arguments)
@@ -42,17 +41,17 @@ def take_trust(arguments: Sequence[str]) -> list[str]:
 
 
 def trust(module: str) -> None:
-    """Let saved recipes name the classes of a module, or of the modules in a package; it may lie in
-    the working directory."""
+    """Let saved recipes name the classes of a module or package, which may be in the working
+    directory."""
     _trusted.add(module)
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
 
 
 def check_classes(tree: Any, source: str) -> None:
-    """Check every class that a saved recipe names, before anything is imported.
+    """Check every class that a saved recipe names before anything is imported.
 
-    Errors: ValueError that names the class and `source`, where the recipe comes from.
+    Errors: ValueError that names the class and `source`, the origin of the recipe.
     """
     known = {cls.__name__ for base in CHOICES for cls in subclasses(base)}
     for name in named_classes(tree):
@@ -70,13 +69,13 @@ def check_classes(tree: Any, source: str) -> None:
 
 
 def is_ours(module: str, name: str) -> bool:
-    """True for a task, method, backbone or encoder of a module that is imported already."""
-    found = vars(sys.modules[module]).get(name) if module in sys.modules else None
-    return isinstance(found, type) and issubclass(found, CHOICES)
+    """True for a task, method, backbone or encoder that is imported already."""
+    cls = vars(sys.modules[module]).get(name) if module in sys.modules else None
+    return isinstance(cls, type) and issubclass(cls, CHOICES)
 
 
 def is_trusted(module: str) -> bool:
-    """True for a trusted module, and for modules in a trusted package."""
+    """True for a trusted module or a module in a trusted package."""
     parts = module.split(".")
     return any(".".join(parts[: n + 1]) in _trusted for n in range(len(parts)))
 
@@ -95,7 +94,7 @@ def named_classes(tree: Any) -> Iterator[str]:
 
 
 def leave_working_directory() -> None:
-    """Take the working directory off Python's path: nothing there is imported by accident."""
+    """Remove the working directory from Python's path, so that nothing there is imported."""
     here = os.getcwd()
     checkout = str(Path(os.path.abspath(__file__)).parents[2])
     if here != checkout:

@@ -1,1 +1,1 @@
-"""What every room uses and none owns."""
+"""What all rooms share: files, processes, ranks, the terminal."""

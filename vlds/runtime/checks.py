@@ -1,15 +1,15 @@
-"""Checks of numbers that users give, or that files hold."""
+"""Checks of numbers from users and files."""
 
 from __future__ import annotations
 
 from typing import Any
 
 LARGEST = 1 << 63
-"""Of a whole number in a file. Larger ones do not fit NumPy, and some not even a float."""
+"""Bound of whole numbers in files: larger ones do not fit NumPy, and some not even a float."""
 
 
 def at_least(config: Any, minimum: int, *names: str) -> None:
-    """Check numbers of a config.
+    """Check that fields of a config are finite numbers of at least `minimum`.
 
     Errors: ValueError that names the field.
     """
@@ -20,10 +20,10 @@ def at_least(config: Any, minimum: int, *names: str) -> None:
 
 
 def is_number(value: object) -> bool:
-    """True for a float, finite or not, and for a whole number that fits 64 bits."""
+    """True for any float, NaN included, and for a whole number that fits 64 bits."""
     return isinstance(value, float) or (type(value) is int and abs(value) < LARGEST)
 
 
 def are_numbers(tree: object) -> bool:
-    """True for an object of JSON whose values are all numbers."""
+    """True for a JSON object whose values are all numbers."""
     return isinstance(tree, dict) and all(map(is_number, tree.values()))

@@ -1,5 +1,5 @@
-"""What the system refuses to write, as one error with path, reason and cure; and what has to be
-flushed so that a loss of power does not take it."""
+"""Writing to disk: one error with path, reason and cure for whatever the system refuses, and
+flushes, so that a power failure loses nothing."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pathlib import Path
 ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 RIGHTS = (errno.EACCES, errno.EPERM, errno.EROFS)
 REFUSED = {*ROOM, *RIGHTS, errno.EIO, errno.ENAMETOOLONG}
-"""What the system says where nothing can be written."""
+"""Errnos that mean that nothing can be written."""
 NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)
-"""What some network file systems say to the flush of a folder."""
+"""Errnos that some network file systems raise for the flush of a folder."""
 RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 class CannotWrite(ValueError):
-    """An output that the system refuses to write; what was there before is untouched."""
+    """The system refuses to write an output; what was there before is unchanged."""
 
     def __init__(self, path: Path, refused: OSError) -> None:
         super().__init__(path, refused)
@@ -33,7 +33,7 @@ class CannotWrite(ValueError):
 
 
 def cure_of(refused: OSError) -> str:
-    """What the user can do about it."""
+    """What the user can do about an error."""
     if refused.errno in ROOM:
         return "make room there, or name another place"
     if refused.errno in RIGHTS:
@@ -45,15 +45,15 @@ def cure_of(refused: OSError) -> str:
 
 @contextmanager
 def writable(path: Path, *places: Path) -> Iterator[None]:
-    """Inside, what keeps `path` from being written is the user's error, also where a library has
-    another class for it. `places`: where it is made instead. What is read inside may fail too, and
-    is not meant.
+    """Inside, an error of the system that keeps `path` from being written becomes CannotWrite, even
+    if a library wraps it in its own class. `places`: where `path` is written before it is renamed.
+    Errors of reading other files stay as they are.
 
     Errors: CannotWrite.
     """
     try:
         yield
-    except Exception as error:  # safetensors has a class of its own
+    except Exception as error:  # safetensors raises its own class
         refused = None if isinstance(error, ValueError) else system_error(error)
         if refused is None or not any(_concerns(refused, place) for place in places or (path,)):
             raise
@@ -61,18 +61,18 @@ def writable(path: Path, *places: Path) -> Iterator[None]:
 
 
 def system_error(error: BaseException) -> OSError | None:
-    """What the operating system has refused, also where a library written in Rust has put it into
-    the text of an error of its own; None for all other errors."""
+    """The operating system's error behind an exception; None if there is none. Libraries written in
+    Rust mention it only in their message."""
     if isinstance(error, CannotWrite):
         return error.refused
     if isinstance(error, OSError):
         return error
-    found = RUST_ERROR.search(str(error))
-    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
+    match = RUST_ERROR.search(str(error))
+    return OSError(int(match[1]), os.strerror(int(match[1]))) if match else None
 
 
 def _concerns(refused: OSError, path: Path) -> bool:
-    """Whether the system has refused to write `path`; libraries do not say of which file."""
+    """True if the error is about writing `path`. Libraries often leave the file name out."""
     if refused.filename is None or isinstance(refused.filename, int):
         return refused.errno in REFUSED
     name = Path(os.fsdecode(refused.filename))
@@ -80,7 +80,7 @@ def _concerns(refused: OSError, path: Path) -> bool:
 
 
 def check_writable(folder: Path, option: str) -> None:
-    """Make a folder and write into it, before any long work; `option` is what named it.
+    """Create a folder and test that it can be written to, before long work; `option` named it.
 
     Errors: ValueError that begins with `option`.
     """
@@ -94,7 +94,7 @@ def check_writable(folder: Path, option: str) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder and those above it, on disk when this returns."""
+    """Create a folder and its parents, on disk when this returns."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for path in missing:
@@ -124,7 +124,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def append(path: Path, text: str) -> None:
-    """Add text to the end of a file, on disk when this returns; all of it or nothing.
+    """Append text to a file, all of it or nothing; on disk when this returns.
 
     Errors: CannotWrite.
     """
@@ -145,10 +145,7 @@ def append(path: Path, text: str) -> None:
 
 @contextmanager
 def names_fit() -> Iterator[None]:
-    """Inside, a path that is longer than the system takes is a mistake of the user's.
-
-    Errors: ValueError that names it.
-    """
+    """Inside, a path that is too long for the system becomes a ValueError that names it."""
     try:
         yield
     except OSError as error:

@@ -1,11 +1,11 @@
-"""One writer per folder: a second program that would write there is refused, naming the first.
+"""One writer per folder: a second program is refused, with the name of the first.
 
-The lock is a file in the folder that says who writes: host, process, start, command. Its writer
-holds a POSIX record lock on it, which ends with the process, however that ends. File systems that
-do not carry such locks from one host to another are the reason for the second sign of life: the
-writer touches the file every few seconds, and a lock of another host counts as abandoned only after
-nobody has touched it for a while. POSIX locks belong to the process, so that forked workers do not
-inherit them; but closing any descriptor of the file releases them, so this module alone opens it.
+The lock is a file in the folder that names its writer: host, process, start and command. The writer
+holds a POSIX record lock on it, which the system releases when the process ends. Some file systems
+do not pass such locks on to other hosts, so the writer also touches the file every few seconds; a
+lock of another host counts as abandoned if nobody touches it for a while. POSIX locks belong to a
+process, so forked workers do not inherit them. But closing any descriptor of the file releases
+them, so no other module may open it.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from vlds.runtime.terminal import tell
 
 NAME = ".vlds.lock"
 BEAT_S = 5.0
-"""Seconds between the signs of life of a writer."""
+"""Seconds between a writer's signs of life."""
 ABANDONED_S = 4 * BEAT_S
 """Seconds without a sign of life after which another host's lock is abandoned."""
 
 _held: set[tuple[int, int]] = set()
-"""Device and inode of the files that this process holds: POSIX locks do not stop their own
-process."""
+"""Device and inode of the files that this process has locked: POSIX locks do not keep a process
+from locking a file twice."""
 
 
 class FolderInUse(ValueError):
@@ -45,16 +45,16 @@ class FolderInUse(ValueError):
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Hold a folder, which is created where it is missing, for this process alone.
+    """Hold a folder for this process alone; it is created if missing.
 
-    Errors: FolderInUse that names the folder and the program that writes there; CannotWrite where
-    the folder cannot be written; NotAFile where the lock file's name is that of something else.
+    Errors: FolderInUse that names the folder and the program that writes there; CannotWrite if the
+    folder cannot be written; NotAFile if the lock's path is not a regular file.
     """
     path = folder / NAME
     with writable(folder):
         make_folder(folder)
         descriptor = _open_locked(path)
-    key = _identity(descriptor)
+    key = _identity(os.fstat(descriptor))
     ended = threading.Event()
     try:
         _held.add(key)
@@ -73,12 +73,11 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
 
 def _open_locked(path: Path) -> int:
-    """A descriptor of the lock file that this process holds."""
+    """Lock the file; its descriptor."""
     while True:
         with suppress(FileNotFoundError):
             check_file(path)
-            found = os.stat(path)
-            if (found.st_dev, found.st_ino) in _held:
+            if _identity(os.stat(path)) in _held:
                 raise FolderInUse(_refusal(path, _own_record()))
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -92,13 +91,13 @@ def _open_locked(path: Path) -> int:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise FolderInUse(_refusal(path, record)) from None
             raise
-        os.close(descriptor)  # its holder has just removed the file: try the new one
+        os.close(descriptor)  # its holder has just removed the file: try again with a new one
 
 
 def _wait_for_other_host(path: Path, descriptor: int) -> None:
-    """Where the record is another host's, the lock may not have reached us: look for signs of life.
+    """Wait for a sign of life if another host wrote the file: its lock may not reach this host.
 
-    Errors: FolderInUse where there are some.
+    Errors: FolderInUse if there is one.
     """
     record = _read(descriptor)
     if record.get("host", socket.gethostname()) == socket.gethostname():
@@ -117,24 +116,22 @@ def _wait_for_other_host(path: Path, descriptor: int) -> None:
 
 
 def _beat(descriptor: int, ended: threading.Event) -> None:
-    """Touch the file until the writer has ended."""
+    """Touch the file until the writer has finished."""
     while not ended.wait(BEAT_S):
         with suppress(OSError):
             os.utime(descriptor)
 
 
 def _is_current(path: Path, descriptor: int) -> bool:
-    """False where the file was removed between opening and locking it."""
+    """False if the file was removed between opening and locking it."""
     try:
-        found = os.stat(path)
+        return _identity(os.stat(path)) == _identity(os.fstat(descriptor))
     except FileNotFoundError:
         return False
-    return (found.st_dev, found.st_ino) == _identity(descriptor)
 
 
-def _identity(descriptor: int) -> tuple[int, int]:
-    found = os.fstat(descriptor)
-    return found.st_dev, found.st_ino
+def _identity(stat: os.stat_result) -> tuple[int, int]:
+    return stat.st_dev, stat.st_ino
 
 
 def _own_record() -> dict[str, str]:
@@ -148,7 +145,7 @@ def _own_record() -> dict[str, str]:
 
 
 def _read(descriptor: int) -> dict[str, str]:
-    """What the lock file says; nothing where its writer has not come so far."""
+    """What the lock file says; nothing if its writer has only just created it."""
     try:
         record = parse_json(os.pread(descriptor, 1 << 12, 0))
     except ValueError:
@@ -168,6 +165,6 @@ def _words(record: dict[str, str]) -> str:
 
 def _refusal(path: Path, record: dict[str, str]) -> str:
     return (
-        f"{path.parent} is being written by {_words(record)}; wait until that has ended, or name "
+        f"{path.parent} is being written by {_words(record)}; wait until it has ended, or name "
         "another folder"
     )

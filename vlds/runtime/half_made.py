@@ -1,8 +1,8 @@
-"""Outputs that are half made: how they are called beside their place, and who removes them.
+"""Unfinished outputs: their temporary names, and who removes them.
 
-`.NAME@HOST-PID-N.partial` says whose it is. Its process removes it when the work fails or a signal
-ends the process; after a kill or a crash the next command that writes into the folder does, and
-never touches what a living process makes.
+`.NAME@HOST-PID-N.partial`, next to the final path, belongs to process PID on HOST. That process
+removes it if the work fails or a signal ends it. After a kill or a crash, the next command that
+writes into the folder removes it; it never touches the files of a living process.
 """
 
 from __future__ import annotations
@@ -26,23 +26,24 @@ from vlds.runtime.process_end import on_signals
 NAME = re.compile(r"\..*@([^@/]*)-(\d+)-\d+\.partial", re.DOTALL)
 """Host and process."""
 MOST_OF_NAME = 100
-"""Characters of the output's own name: file systems take 255 bytes."""
+"""Characters of the output's name that are kept: file systems allow 255 bytes."""
 FOREIGN_S = 24 * 3600.0
-"""Another host's processes cannot be asked; what nobody has touched for so long is abandoned."""
+"""Seconds without a change after which another host's files are abandoned: its processes cannot be
+checked from here."""
 
 _open: dict[Path, int] = {}
-"""What is being made here -> process that makes it; forked ones inherit the table."""
+"""Unfinished path -> process that writes it, because forked processes inherit this table."""
 _swept: set[Path] = set()
 _numbers = itertools.count()
 
 
 @contextmanager
-def half_made(place: Path) -> Iterator[Path]:
-    """A name beside `place`, whose folder is there. What is made under it vanishes at the end,
-    unless it was renamed."""
-    sweep(place.parent)
+def half_made(target: Path) -> Iterator[Path]:
+    """A temporary path next to `target`, whose folder must exist. Whatever is there at the end is
+    removed, so rename it before."""
+    sweep(target.parent)
     owner = f"{socket.gethostname()}-{os.getpid()}-{next(_numbers)}"
-    partial = place.with_name(f".{place.name[:MOST_OF_NAME]}@{owner}.partial")
+    partial = target.with_name(f".{target.name[:MOST_OF_NAME]}@{owner}.partial")
     with _removed_by_signals():
         _open[partial] = os.getpid()
         try:
@@ -52,9 +53,9 @@ def half_made(place: Path) -> Iterator[Path]:
             _open.pop(partial, None)
 
 
-def maker_of(place: Path) -> str | None:
-    """Another process that is making something for `place`, in words; None where there is none."""
-    for path in place.parent.glob(f".{escape(place.name[:MOST_OF_NAME])}@*.partial"):
+def maker_of(target: Path) -> str | None:
+    """Another process that is writing `target`, in words; None if there is none."""
+    for path in target.parent.glob(f".{escape(target.name[:MOST_OF_NAME])}@*.partial"):
         match = NAME.fullmatch(path.name)
         if match is not None and int(match[2]) != os.getpid() and not _is_abandoned(path, False):
             return f"process {match[2]} on {match[1]}"
@@ -62,8 +63,8 @@ def maker_of(place: Path) -> str | None:
 
 
 def remove_half_made() -> None:
-    """Remove all that this process is making: it ends. A signal may have come where no `finally`
-    is yet in force."""
+    """Remove this process's unfinished outputs before it ends: a signal may have arrived before a
+    `finally` was reached."""
     for partial, process in list(_open.items()):
         if process == os.getpid():
             remove(partial)
@@ -74,8 +75,8 @@ atexit.register(remove_half_made)
 
 @contextmanager
 def _removed_by_signals() -> Iterator[None]:
-    """Inside, SIGTERM and SIGHUP remove what is half made before they end the process, where
-    nobody else handles them."""
+    """Inside, SIGTERM and SIGHUP remove unfinished outputs before they end the process, unless they
+    have another handler."""
     numbers: list[signal.Signals] = []
     if threading.current_thread() is threading.main_thread():
         wanted = (signal.SIGTERM, signal.SIGHUP)
@@ -91,8 +92,8 @@ def _end(number: int) -> None:
 
 
 def sweep(folder: Path, *, alone: bool = False) -> None:
-    """Remove what processes that are dead have left half made in a folder; looked for once by each
-    process. `alone`: this process alone writes there, so that nothing else of it is alive."""
+    """Remove the unfinished outputs of dead processes from a folder; a process looks only once.
+    `alone`: no other process writes there, so all others' outputs are abandoned."""
     folder = Path(os.path.realpath(folder))
     if folder in _swept and not alone:
         return
@@ -112,7 +113,7 @@ def _is_abandoned(path: Path, alone: bool) -> bool:
     host, process = match[1], int(match[2])
     if host != socket.gethostname():
         return time.time() - path.lstat().st_mtime > FOREIGN_S
-    # This process's own number, but not its work: in containers numbers are few.
+    # Not in _open, so an earlier process had the same number: containers reuse them.
     return process == os.getpid() or not _is_alive(process)
 
 
@@ -127,7 +128,7 @@ def _is_alive(process: int) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or folder if it is there; of a link, the link alone."""
+    """Delete a file or folder if it exists; of a link, delete the link only."""
     with suppress(OSError):
         path.unlink(missing_ok=True)
         return

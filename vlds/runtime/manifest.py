@@ -1,4 +1,4 @@
-"""What a folder must hold to be whole: a manifest has the size and hash of every file."""
+"""A folder's manifest: size and hash of every file, to check that the folder is whole."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from vlds.runtime.regular_file import open_file
 
 MANIFEST = "manifest.json"
 DESCRIPTION = "artifact.json"
-"""A folder that has this was written by vlds, so it has a manifest."""
+"""A folder with this file was written by vlds, so it has a manifest."""
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
-"""In what torch raises as a RuntimeError (torch.OutOfMemoryError is one)."""
+"""Parts of torch's RuntimeErrors (torch.OutOfMemoryError is one)."""
 
 
 def write_manifest(folder: Path) -> None:
-    """Write down the size and hash of every file of a folder, last of all."""
+    """Write the manifest of a folder, after all its other files."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     entries = {}
     for path in files:
@@ -33,11 +33,10 @@ def write_manifest(folder: Path) -> None:
 
 
 def damage(folder: Path, needs: Collection[str] = (), within: str | None = None) -> str | None:
-    """What is wrong with a folder that has a manifest; None when it is whole.
+    """What is wrong with a folder that has a manifest; None if it is whole.
 
-    `needs`: files that the manifest must list. `within`: a file or folder in it that alone is
-    looked at. The manifest may be anybody's: nothing outside the folder is opened, whatever it
-    names.
+    `needs`: files that the manifest must list. `within`: check only this file or folder in it. The
+    manifest may come from anybody: nothing outside the folder is opened, whatever it names.
     """
     try:
         entries = read_json(folder / MANIFEST)
@@ -84,7 +83,7 @@ def sha256(path: Path) -> str:
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Whether an error of any library says that memory is wanting."""
+    """True if an error of any library means that memory ran out."""
     refused = system_error(error)
     torch_says = isinstance(error, RuntimeError) and any(w in str(error) for w in NO_MEMORY)
     return (

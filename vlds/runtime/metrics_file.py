@@ -1,8 +1,7 @@
-"""How metrics.jsonl is read, by a run that goes on and by a report alike.
+"""Reads metrics.jsonl, for a resumed run and for a report.
 
-A line counts if it is an object with a whole `step`, and what else it has of the fields that a
-report shows has their types. All others are passed over and told: what only tells about a run never
-stops one.
+A line counts if it is an object with a whole number as `step` and the right types in the fields
+that a report shows. Other lines are skipped with a warning: a record about a run never stops one.
 """
 
 from __future__ import annotations
@@ -16,30 +15,30 @@ from vlds.runtime.json_file import parse_json
 from vlds.runtime.regular_file import read_text
 
 SHOWN = 40
-"""Characters of a line that a complaint shows."""
+"""Characters of a line that a warning shows."""
 
 
 @dataclass(frozen=True)
 class MetricLines:
-    """What a file holds."""
+    """The content of a file."""
 
     lines: list[tuple[str, dict[str, Any]]]
-    """Each line that counts, as text and as what it says."""
+    """Each line that counts, as text and parsed."""
     complaint: str
-    """Which lines do not count; "" where all do."""
+    """Which lines were skipped; "" if none."""
 
 
 def read_metric_lines(path: Path) -> MetricLines:
-    """Read metrics.jsonl; nothing where there is no such file."""
+    """Read metrics.jsonl; no lines if there is no such file."""
     text = read_text(path, errors="replace") if path.is_file() else ""
-    lines, odd = [], []
+    lines, skipped = [], []
     for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], 1):
         metrics = _metrics_of(line)
         if metrics is None:
-            odd.append((number, line))
+            skipped.append((number, line))
         else:
             lines.append((line, metrics))
-    return MetricLines(lines, _complaint(path, odd))
+    return MetricLines(lines, _complaint(path, skipped))
 
 
 def _metrics_of(line: str) -> dict[str, Any] | None:
@@ -53,7 +52,7 @@ def _metrics_of(line: str) -> dict[str, Any] | None:
 
 
 def _is_right(name: str, value: Any) -> bool:
-    """Whether a field holds what a run writes there."""
+    """True if a field holds what a run writes there."""
     if name in ("step", "samples_per_second", "seconds", "loss") or name.startswith("loss/"):
         return is_number(value)
     if name == "scores":
@@ -64,19 +63,19 @@ def _is_right(name: str, value: Any) -> bool:
 
 
 def are_weights(counts: Any) -> bool:
-    """True for the numbers of weights of a model: total, trainable, percent."""
+    """True for a model's counts of weights: total, trainable, percent."""
     names = ("total", "trainable", "percent")
     return isinstance(counts, dict) and all(is_number(counts.get(name)) for name in names)
 
 
-def _complaint(path: Path, odd: list[tuple[int, str]]) -> str:
-    if not odd:
+def _complaint(path: Path, skipped: list[tuple[int, str]]) -> str:
+    if not skipped:
         return ""
-    number, line = odd[0]
+    number, line = skipped[0]
     shown = line if len(line) <= SHOWN else f"{line[:SHOWN]}..."
-    if len(odd) == 1:
-        return f"{path}: line {number} is passed over, it is not a line of metrics: {shown!r}"
+    if len(skipped) == 1:
+        return f"{path}: line {number} is skipped, it is not a line of metrics: {shown!r}"
     return (
-        f"{path}: {len(odd)} lines are passed over, they are not lines of metrics; the first is "
+        f"{path}: {len(skipped)} lines are skipped, they are not lines of metrics; the first is "
         f"line {number}: {shown!r}"
     )

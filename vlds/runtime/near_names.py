@@ -1,4 +1,4 @@
-"""Guess which known name was meant by a misspelt one."""
+"""Guesses which known name a misspelt one means."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def guess(name: str, known: Iterable[str], prefix: str = "") -> str:
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
-    """The known name of the same letters, of these initials (lr), longer or shortened (r, step), or
-    a few letters away."""
+    """The known name that equals `name` but for case, has its letters as initials (lr), begins with
+    it or the reverse (r, step), or differs in a few letters; None if there is none."""
     names = list(known)
     word = name.lower()
     rules: list[Callable[[str], bool]] = [

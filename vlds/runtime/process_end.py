@@ -9,15 +9,16 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from threading import Timer
 from types import FrameType
 
 ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""Signals that ask for an end: of a job script, of Ctrl-C, of a terminal that is closed."""
-KILLED = "killed (SIGKILL: by somebody, or by the system where memory ran out)"
+"""Signals that ask a process to end: from a job script, Ctrl-C, or a closed terminal."""
+KILLED = "killed (SIGKILL: by a user, or by the system when memory ran out)"
 IMPORT_CODE = "<frozen importlib._bootstrap>"
 RETRY_S = 0.05
-"""After a signal that came while a module was imported."""
+"""Seconds until a signal that arrived during an import is sent again."""
 PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
 
@@ -25,6 +26,23 @@ PR_SET_PDEATHSIG = 1
 def signal_name(number: int) -> str:
     """What the user calls a signal."""
     return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
+
+@contextmanager
+def on_signals(handle: Callable[[int], object], numbers: Iterable[int]) -> Iterator[None]:
+    """Inside, call `handle` with the number of each of these signals; afterwards the previous
+    handlers are back. For the main thread."""
+    before = {number: signal.signal(number, lambda number, _: handle(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def heard() -> list[signal.Signals]:
+    """The signals in ASKING that are not ignored; nohup, for example, ignores SIGHUP."""
+    return [number for number in ASKING if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 class Interrupted(KeyboardInterrupt):
@@ -37,44 +55,19 @@ class Interrupted(KeyboardInterrupt):
 
 
 @contextmanager
-def on_signals(handle: Callable[[int], object], numbers: Iterable[int]) -> Iterator[None]:
-    """Inside, `handle` gets the number of each of these signals. For the main thread."""
-    before = {number: signal.signal(number, lambda number, _: handle(number)) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def heard() -> list[signal.Signals]:
-    """The signals that ask for an end, without those that are ignored (nohup)."""
-    return [number for number in ASKING if signal.getsignal(number) is not signal.SIG_IGN]
-
-
-def is_importing() -> bool:
-    """Whether this thread imports a module. An exception there can abort the process: C++ code
-    that initialises a module may not expect one."""
-    frame: FrameType | None = sys._getframe()
-    while frame is not None and frame.f_code.co_filename != IMPORT_CODE:
-        frame = frame.f_back
-    return frame is not None
-
-
-@contextmanager
 def interruptible() -> Iterator[None]:
-    """Inside, a signal that asks for an end raises Interrupted, so that what is half-written gets
-    cleaned up. It also replaces an error that a library makes of it, as some do while they are
-    imported."""
+    """Inside, a signal that asks for an end raises Interrupted, so that half-written outputs are
+    removed. Interrupted also replaces an error that a library makes of it, as some do while they
+    are imported."""
     received: list[Interrupted] = []
     postponed: list[tuple[int, Timer]] = []
 
     def interrupt(number: int) -> None:
         if is_importing():
-            again = Timer(RETRY_S, os.kill, (os.getpid(), number))
-            again.daemon = True
-            again.start()
-            postponed.append((number, again))
+            timer = Timer(RETRY_S, os.kill, (os.getpid(), number))
+            timer.daemon = True
+            timer.start()
+            postponed.append((number, timer))
             return
         received.append(Interrupted(number))
         raise received[0]
@@ -89,17 +82,48 @@ def interruptible() -> Iterator[None]:
                 raise received[0] from error
             raise
         finally:
-            for _, again in postponed:
-                again.cancel()
-        if postponed:  # the import was the last thing
+            for _, timer in postponed:
+                timer.cancel()
+        if postponed:  # nothing ran after the import, so the second signal has not arrived
             raise Interrupted(postponed[0][0])
 
 
-def end_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
-    """Let the system send this process a signal when its parent has ended, however that ended.
+def is_importing() -> bool:
+    """True if this thread is importing a module. An exception there can abort the process: C++ code
+    that initialises a module may not expect one."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code.co_filename != IMPORT_CODE:
+        frame = frame.f_back
+    return frame is not None
 
-    The parent's thread that started this process must live as long as the parent: that is so for
-    what its main thread starts.
+
+@dataclass
+class StopRequest:
+    """Asks a training run to save and end. Set by a signal handler, read by the training loop."""
+
+    reason: str | None = None
+    exit_code: int = 0
+
+    def ask(self, number: int) -> None:
+        """Ask for a stop because of a signal; the first one counts."""
+        if self.reason is None:
+            self.reason, self.exit_code = signal_name(number), 128 + number
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Inside, SIGTERM, SIGINT and SIGHUP only set the request. An ignored SIGHUP stays ignored."""
+    request = StopRequest()
+    # torchrun passes SIGINT on to its ranks, even where they inherit that it is ignored.
+    with on_signals(request.ask, {signal.SIGTERM, signal.SIGINT, *heard()}):
+        yield request
+
+
+def end_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
+    """Let the system send this process a signal when its parent has ended, for whatever reason.
+
+    The system watches the thread that started this process, so that thread must live as long as the
+    parent does: true for the parent's main thread.
     """
     started_by = multiprocessing.parent_process()
     parent = os.getppid() if started_by is None else started_by.pid
@@ -109,7 +133,8 @@ def end_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
 
 
 def how_it_ended(exit_code: int) -> str:
-    """What follows the name of a process, in words; -n means signal n, as in subprocess."""
+    """An exit code in words that follow the name of a process; -n means signal n, as in
+    subprocess."""
     if exit_code == -signal.SIGKILL:
         return f"was {KILLED}"
     if exit_code < 0:

@@ -1,6 +1,6 @@
-"""What libraries say on their own does not reach the user; their errors do.
+"""Silences what libraries report by themselves; their errors still reach the user.
 
-Called before they are imported, in the command's own process and for the ranks that it starts.
+Called before the libraries are imported, in the command's process and for the ranks that it starts.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from collections.abc import MutableMapping
 
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 SETTINGS = {
-    # torch's C++ part warns of missing CPU features and of its rendezvous's sockets.
+    # torch's C++ code warns about missing CPU features and about sockets of its rendezvous.
     "TORCH_CPP_LOG_LEVEL": "ERROR",
-    # Deprecations inside torch, deepspeed and jsonargparse, which only their callers can cure.
+    # Deprecation warnings inside torch, deepspeed and jsonargparse, which users cannot fix.
     "PYTHONWARNINGS": "ignore",
-    # transformers reports tied and unused weights, which vlds checks by itself.
+    # transformers reports tied and unused weights, which vlds checks itself.
     "TRANSFORMERS_VERBOSITY": "error",
 }
 
 
 def quiet_libraries() -> None:
-    """Set this process up; what the user has set stays."""
+    """Silence libraries in this process, but keep what the user has set."""
     set_quiet(os.environ)
     if not has_gpu_driver():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it finds no GPU
@@ -31,11 +31,11 @@ def quiet_libraries() -> None:
 
 
 def set_quiet(environment: MutableMapping[str, str]) -> None:
-    """Set up a process that will start with this environment."""
+    """Silence libraries in a process that will start with this environment."""
     for name, value in SETTINGS.items():
         environment.setdefault(name, value)
 
 
 def has_gpu_driver() -> bool:
-    """Whether this machine could have a usable GPU, without importing torch."""
+    """True if this machine may have a usable GPU; torch is not imported."""
     return any(map(os.path.exists, GPU_DRIVERS))

@@ -1,8 +1,8 @@
-"""The environment variables by which a launcher tells a process that it is a rank, and which one.
+"""The environment variables by which a launcher tells a process which rank it is.
 
-torchrun and the deepspeed launcher set all of them. Others set some: a Kubernetes operator gives
-each pod RANK and WORLD_SIZE, and a login shell may hold a RANK of something else. Only the whole
-set makes a process a rank.
+torchrun and the deepspeed launcher set all of them. Others set a few: a Kubernetes operator gives
+each pod RANK and WORLD_SIZE, and a login shell may hold an unrelated RANK. A process is a rank only
+if all are set.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 REQUIRED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")
-"""The number of ranks on this machine, as torchrun calls it and as DeepSpeed does."""
+"""torchrun's and DeepSpeed's names of the number of ranks on this machine."""
 LAST_PORT = 65_535
 AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
-"""With it, torch.distributed expects torchrun to listen on MASTER_PORT."""
+"""If set, torch.distributed expects torchrun to listen on MASTER_PORT."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,14 @@ class RankPlace:
 
 
 def is_rank(environment: Mapping[str, str]) -> bool:
-    """True if a launcher made this environment, for one of its ranks."""
+    """True if a launcher set this environment for one of its ranks."""
     return all(environment.get(name) for name in REQUIRED)
 
 
 def read_place(environment: Mapping[str, str]) -> RankPlace:
     """Which rank this is; the environment must be a rank's (`is_rank`).
 
-    Raises ValueError if a variable is not a number, or the numbers contradict each other.
+    Errors: ValueError if a variable is not a number, or if the numbers contradict each other.
     """
     size = next((name for name in LOCAL_SIZES if environment.get(name)), None)
     if size is None:
@@ -67,10 +67,10 @@ def read_place(environment: Mapping[str, str]) -> RankPlace:
 
 
 def check_alone(environment: Mapping[str, str]) -> None:
-    """Refuse to start a run of our own in what looks like one of several processes of a job.
+    """Refuse to start a new run in what looks like one of several processes of a job: each of them
+    would train alone and write into the same folder.
 
-    Each process would train alone and write into the same folder. Raises ValueError that lists what
-    is missing for a rank.
+    Errors: ValueError that lists the variables that a rank would need.
     """
     missing = [name for name in REQUIRED if not environment.get(name)]
     several = environment.get("WORLD_SIZE") not in (None, "", "1")
@@ -83,8 +83,8 @@ def check_alone(environment: Mapping[str, str]) -> None:
         )
 
 
-def alone() -> dict[str, str]:
-    """The variables of the only rank of a run. Port 0 stands for any free one."""
+def single_rank() -> dict[str, str]:
+    """The variables of a run's only rank. Port 0 means any free port."""
     numbers = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_PORT": "0"}
     return {"MASTER_ADDR": "127.0.0.1", **numbers, **dict.fromkeys(LOCAL_SIZES, "1")}
 

@@ -1,4 +1,4 @@
-"""The ranks of a run: who I am, and the few collectives that the trainer needs."""
+"""The ranks of a run: this process's place among them, and the collectives that training needs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch.distributed.distributed_c10d as c10d
 from torch import Tensor
 
 from vlds.runtime.folder_lock import FolderInUse, folder_lock
-from vlds.runtime.rank_environment import alone, check_alone, is_rank, read_place
+from vlds.runtime.rank_environment import check_alone, is_rank, read_place, single_rank
 
 
 @dataclass(frozen=True)
@@ -35,27 +35,27 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this rank writes files and speaks to the user."""
+        """True for the rank that writes files and talks to the user."""
         return self.global_rank == 0
 
     @property
     def on_this_machine(self) -> range:
-        """Global ranks of this process and of those beside it."""
+        """Global ranks of all processes on this machine."""
         first = self.global_rank - self.local_rank
         return range(first, first + self.local_world_size)
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum over ranks, as float64 on the CPU so that counts stay exact."""
+        """Sum over ranks, as float64 so that counts stay exact; the result is on the CPU."""
         total = values.to(self.device, torch.float64)
         dist.all_reduce(total)
         return total.cpu()
 
     def any(self, flag: bool) -> bool:
-        """Whether any rank says so."""
+        """True if the flag is set on any rank."""
         return self.any_of(flag)[0]
 
     def any_of(self, *flags: bool) -> list[bool]:
-        """For each flag, whether any rank raises it."""
+        """For each flag, True if it is set on any rank."""
         return self.sum(torch.tensor(flags, dtype=torch.float64)).bool().tolist()
 
     def gather(self, value: Any) -> list[Any] | None:
@@ -65,7 +65,7 @@ class Ranks:
         return gathered
 
     def broadcast(self, value: Any) -> Any:
-        """The first rank's value, on all."""
+        """The first rank's value, on all ranks."""
         box = [value]
         dist.broadcast_object_list(box)
         return box[0]
@@ -75,21 +75,21 @@ class Ranks:
         dist.broadcast(tensor, src=0)
 
     def bound_waiting(self) -> None:
-        """Give every process group the run's timeout: those that DeepSpeed makes for itself have
-        torch's own, up to half an hour. Private calls of torch; a test shows that they act."""
+        """Give every process group the run's timeout: DeepSpeed creates some with torch's default,
+        up to half an hour. These calls of torch are private; a test shows that they work."""
         for group in list(c10d._world.pg_map):
             c10d._set_pg_timeout(timedelta(seconds=self.collective_timeout), group)
 
     def barrier(self) -> None:
-        """Wait for all."""
+        """Wait for all ranks."""
         dist.barrier()
 
 
 @contextmanager
 def hold_folder(ranks: Ranks, folder: Path) -> Iterator[None]:
-    """Hold an output folder for this run alone, on the first rank. Collective.
+    """Lock an output folder for this run, on the first rank. Collective.
 
-    Errors: ValueError on all ranks where another program writes there.
+    Errors: ValueError on all ranks if another program writes there.
     """
     with ExitStack() as stack:
         refusal = None
@@ -104,13 +104,13 @@ def hold_folder(ranks: Ranks, folder: Path) -> Iterator[None]:
 
 
 def rank_from_environment() -> Ranks:
-    """What the launcher said of this process; the only rank of a run if no launcher started it.
+    """This process's place as the launcher set it; the only rank if no launcher started it.
 
-    Raises ValueError if the environment holds a part of what a launcher says.
+    Errors: ValueError if the environment holds only some of a launcher's variables.
     """
     if not is_rank(os.environ):
         check_alone(os.environ)
-        os.environ.update(alone())
+        os.environ.update(single_rank())
     place = read_place(os.environ)
     cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
     return Ranks(

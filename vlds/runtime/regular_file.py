@@ -1,7 +1,7 @@
-"""Files that others name: opened only where they are files.
+"""Opens files that users or data name, but only regular files.
 
-A named pipe would wait for a writer for ever, a device may never end, and some devices do something
-when they are opened.
+Opening a named pipe would wait for a writer forever, reading a device may never end, and opening
+some devices has side effects.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from io import BufferedReader
 from pathlib import Path
 
 LARGEST_FILE = 1 << 30
-"""Bytes of a file that is read as a whole, where nothing smaller is known."""
+"""Bytes; the default limit of a file that is read as a whole."""
 KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a named pipe"),
@@ -25,10 +25,10 @@ KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
 
 
 class CannotOpen(OSError, ValueError):
-    """A file is there, and the system does not let us read it."""
+    """A file exists, but cannot be read."""
 
-    def __init__(self, path: str | Path, reason: str, said: str = "") -> None:
-        super().__init__(said or f"{path}: {reason}; look at the file, or name another")
+    def __init__(self, path: str | Path, reason: str, message: str = "") -> None:
+        super().__init__(message or f"{path}: {reason}; look at the file, or name another")
         self.filename, self.strerror = str(path), reason
 
     def __str__(self) -> str:
@@ -44,7 +44,7 @@ class NotAFile(CannotOpen):
 
 
 def check_file(path: str | Path) -> int:
-    """Size of a regular file, for libraries that open it by its name.
+    """Check a file that a library will open by its name; its size.
 
     Errors: FileNotFoundError; NotAFile; CannotOpen for any other reason.
     """
@@ -53,13 +53,13 @@ def check_file(path: str | Path) -> int:
 
 
 def open_descriptor(path: str | Path) -> int:
-    """A descriptor to read a regular file.
+    """Open a regular file for reading; its descriptor.
 
     Errors: as above.
     """
     check_file(path)
     with _named(path):
-        # It may have become a pipe since.
+        # Not blocking: it may have become a pipe since the check.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         _size_of(path, os.fstat(descriptor))
@@ -70,7 +70,7 @@ def open_descriptor(path: str | Path) -> int:
 
 
 def open_file(path: str | Path) -> BufferedReader:
-    """A regular file, to read its bytes.
+    """Open a regular file for reading bytes.
 
     Errors: as above.
     """
@@ -80,7 +80,7 @@ def open_file(path: str | Path) -> BufferedReader:
 def read_file(path: str | Path, largest: int = LARGEST_FILE) -> bytes:
     """The bytes of a regular file.
 
-    Errors: as above; ValueError where it has more than `largest` bytes.
+    Errors: as above; ValueError if it has more than `largest` bytes.
     """
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -106,7 +106,7 @@ def read_text(
 
 @contextmanager
 def _named(path: str | Path) -> Iterator[None]:
-    """A missing file is for the caller to speak of; what else hinders us is said with its path."""
+    """Inside, an error of the system becomes CannotOpen, except for a missing file."""
     try:
         yield
     except (FileNotFoundError, CannotOpen):
@@ -115,8 +115,8 @@ def _named(path: str | Path) -> Iterator[None]:
         raise CannotOpen(path, error.strerror or str(error)) from None
 
 
-def _size_of(path: str | Path, found: os.stat_result) -> int:
+def _size_of(path: str | Path, status: os.stat_result) -> int:
     for is_kind, kind in KINDS:
-        if is_kind(found.st_mode):
+        if is_kind(status.st_mode):
             raise NotAFile(path, kind)
-    return found.st_size
+    return status.st_size

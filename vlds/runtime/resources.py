@@ -1,4 +1,4 @@
-"""Finds the recipes and DeepSpeed configs that come with vlds, in a checkout and in a wheel."""
+"""Finds the recipes and DeepSpeed configs of vlds, in a checkout and in a wheel."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vlds.runtime.near_names import closest
 
 PACKAGE = Path(__file__).resolve().parents[1]
 FOLDERS = (PACKAGE.parent, PACKAGE)
-"""Where recipes/ and ds_configs/ may stand: beside the package (checkout), inside it (wheel)."""
+"""Parents of recipes/ and ds_configs/: next to the package (checkout) or inside it (wheel)."""
 SHIPPED = ("recipes", "ds_configs")
 KINDS = (".yaml", ".json")
 MOST_LISTED = 12
@@ -19,8 +19,10 @@ MOST_LISTED = 12
 def find(name: str | Path) -> Path:
     """The file or folder at this path, or else the shipped one of this name.
 
-    find("recipes/demo.yaml") is that path from the working directory if there is one; otherwise the
-    demo recipe that comes with vlds.
+    find("recipes/demo.yaml") is the file in the working directory if it exists, else the demo
+    recipe of vlds.
+
+    Errors: ValueError that suggests another name.
     """
     path = Path(name)
     if path.exists():
@@ -38,15 +40,15 @@ def find(name: str | Path) -> Path:
 
 
 def _cure(missing: Path) -> str:
-    """What to name instead of a file that does not exist: a near name, beside it or shipped."""
+    """What to name instead of a missing file: a near name in its folder or a shipped one."""
     ours = missing.parts[0] if missing.parts and missing.parts[0] in SHIPPED else None
     names = shipped(ours or "recipes")
     known = {Path(name).stem: name for name in names}
     kinds = (missing.suffix,) if missing.suffix in KINDS else KINDS
     with suppress(OSError):
-        beside = [file for file in missing.parent.iterdir() if file.suffix in kinds]
-        known |= {file.stem: str(file) for file in beside if file.is_file()}
-    # Without the ending, which would make all of them alike.
+        siblings = [file for file in missing.parent.iterdir() if file.suffix in kinds]
+        known |= {file.stem: str(file) for file in siblings if file.is_file()}
+    # Without the suffix, which would make all names similar.
     close = closest(missing.stem, known)
     hint = "" if close is None else f"did you mean '{known[close]}'? "
     if ours is None and (hint or missing.suffix != ".yaml"):

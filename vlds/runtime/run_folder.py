@@ -1,4 +1,4 @@
-"""Names in a run folder, and its record of starts: training writes it, a report reads it."""
+"""Names in a run folder, and its record of starts, which training writes and a report reads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vlds.runtime.regular_file import read_text
 
 PREDICTIONS = "predictions"
 BLANK = "blank"
-"""Folder of predictions that were made without seeing a picture."""
+"""Folder of predictions that were made from blank pictures."""
 STARTS = "starts.jsonl"
 PACKAGES = ("vlds", "torch", "deepspeed", "transformers")
 CPU_INFO = Path("/proc/cpuinfo")
@@ -26,28 +26,28 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 @dataclass(frozen=True)
 class Start:
-    """One start of a run: the first one, or one that resumed it."""
+    """One start of a run: the first, or one that resumed it."""
 
     time: str
     """UTC, in seconds: "2026-03-01T12:00:00+00:00"."""
     step: int
-    """Steps that were done before."""
+    """Steps done before this start."""
     command: str
     hardware: str
     versions: Mapping[str, str]
     changes: Sequence[str] = field(default_factory=list)
-    """What the recipe says otherwise than before, such as "optimizer.eps: 1e-06 -> 1e-08"."""
+    """Changes of the recipe since the start before, such as "optimizer.eps: 1e-06 -> 1e-08"."""
 
 
 def new_start(step: int, command: str, hardware: str, changes: Sequence[str]) -> Start:
-    """A start that happens now."""
+    """Describe a start that happens now."""
     versions = {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
     time = datetime.now(UTC).isoformat(timespec="seconds")
     return Start(time, step, command, hardware, versions, list(changes))
 
 
 def add_start(run: Path, start: Start) -> None:
-    """Write down a start, on disk when this returns.
+    """Record a start, on disk when this returns.
 
     Errors: CannotWrite.
     """
@@ -55,14 +55,14 @@ def add_start(run: Path, start: Start) -> None:
 
 
 def read_starts(run: Path) -> list[Start]:
-    """The starts of a run; lines that are none are passed over, for they only tell about it."""
+    """The starts of a run. Damaged lines are skipped: the record never stops a report."""
     file = run / STARTS
     text = read_text(file, errors="replace") if file.is_file() else ""
     return [start for line in text.split("\n") if line and (start := parsed_start(line))]
 
 
 def parsed_start(line: str) -> Start | None:
-    """The start that a line says; None where it says none."""
+    """The start in a line; None if the line holds none."""
     try:
         entry: Any = parse_json(line)
         start = Start(**entry)
@@ -76,7 +76,7 @@ def parsed_start(line: str) -> Start | None:
 
 
 def cpu_name() -> str:
-    """Model of the processor, and how many cores this process may use."""
+    """Model of the processor, and the number of cores that this process may use."""
     lines = CPU_INFO.read_text("utf-8", "replace").split("\n") if CPU_INFO.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     cores = len(os.sched_getaffinity(0))

@@ -1,4 +1,4 @@
-"""The one way in which text goes to the terminal: see vlds.runtime.shown."""
+"""Prints to the terminal, through vlds.runtime.shown: nothing else in vlds prints."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from vlds.runtime.shown import visible
 
 
 def tell(text: object, *, end: str = "\n", error: bool = False, flush: bool = False) -> None:
-    """Print text to stdout, or to stderr as an `error`."""
+    """Print text to stdout, or with `error` to stderr."""
     print(visible(text), end=end, file=sys.stderr if error else sys.stdout, flush=flush)
 
 
 def tell_exception(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """`sys.excepthook` of vlds: a traceback quotes data as other texts do."""
+    """`sys.excepthook` of vlds: a traceback may quote data."""
     tell("".join(traceback.format_exception(kind, error, trace)), end="", error=True, flush=True)

@@ -1,8 +1,7 @@
-"""Files and folders that are whole or not there at all, for every reader and after any loss of
-power.
+"""Writes files and folders whole or not at all, for every reader and after a power failure.
 
-Each is made beside its place under another name, flushed to disk and renamed; then the folder that
-has the name is flushed. Where that fails, what was there before stays.
+Each is written under a temporary name next to its path, flushed to disk and renamed; then the
+parent folder is flushed. If that fails, what was there before stays.
 """
 
 from __future__ import annotations
@@ -18,107 +17,107 @@ from vlds.runtime.regular_file import check_file
 
 
 class Taken(ValueError):
-    """Something is there that must not be."""
+    """The path exists, or another process is writing it."""
 
 
 @contextmanager
 def whole_file(path: Path, *, new: bool = False, stream: bool = False) -> Iterator[Path]:
-    """The name of a file that takes the place of `path` if all goes well, and vanishes if not.
-    With `new`, nothing may be there. With `stream`, a device or pipe such as /dev/stdout is
-    written as it is: for files that users name on the command line.
+    """A temporary path to write; it replaces `path` if the block succeeds, and is removed if not.
+    `new`: `path` must not exist. `stream`: write a device or pipe such as /dev/stdout directly; for
+    files that users name on the command line.
 
-    Errors: CannotWrite, Taken; NotAFile for other devices and pipes, where writing could wait for
-    ever.
+    Errors: CannotWrite, Taken; NotAFile for a device or pipe without `stream`: it could block
+    forever.
     """
-    place = place_of(path)
+    target = target_of(path)
     if _is_stream(path):
         if not stream:
             check_file(path)
         yield path
         return
-    with _made_beside(path, place, new) as partial:
+    with _unfinished(path, target, new) as partial:
         yield partial
         sync(partial)
-        check_free(path, place, new)
-        os.replace(partial, place)
-        sync(place.parent)
+        check_free(path, target, new)
+        os.replace(partial, target)
+        sync(target.parent)
 
 
 def write_whole(path: Path, content: str | bytes, *, stream: bool = False) -> None:
-    """Write a file in one piece, text as UTF-8; `stream` and errors as in `whole_file`."""
+    """Write bytes or text (UTF-8) whole or not at all; `stream` and errors as in `whole_file`."""
     with whole_file(path, stream=stream) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
 def whole_folder(path: Path, *, new: bool = False) -> Iterator[Path]:
-    """An empty folder that takes the place of `path` if all goes well, and vanishes if not. With
-    `new`, nothing may be there.
+    """An empty folder to fill; it replaces `path` if the block succeeds, and is removed if not.
+    `new`: `path` must not exist.
 
-    A folder that is not empty cannot be replaced in one step: wherever that is interrupted, one of
-    the two is whole, and `finish_replacing` puts it into its place. Errors: as `whole_file`.
+    A folder that is not empty cannot be replaced in one step. If that is interrupted, the old or
+    the new folder is whole, and `finish_replacing` moves it to `path`. Errors: as `whole_file`.
     """
-    place = place_of(path)
-    with _made_beside(path, place, new) as partial:
+    target = target_of(path)
+    with _unfinished(path, target, new) as partial:
         partial.mkdir()
         yield partial
         sync_tree(partial)
-        check_free(path, place, new)
-        _replace(partial, place)
+        check_free(path, target, new)
+        _replace(partial, target)
 
 
 @contextmanager
-def _made_beside(path: Path, place: Path, new: bool) -> Iterator[Path]:
-    with writable(path, place):
-        make_folder(place.parent)
+def _unfinished(path: Path, target: Path, new: bool) -> Iterator[Path]:
+    with writable(path, target):
+        make_folder(target.parent)
         with suppress(FileNotFoundError):
-            os.lstat(place)  # a name that cannot be is said at once
-    if new and (maker := maker_of(place)):
+            os.lstat(target)  # fails early for an impossible name
+    if new and (maker := maker_of(target)):
         raise Taken(f"{path} is being written by {maker}; name another place")
-    with half_made(place) as partial, writable(path, partial, place):
+    with half_made(target) as partial, writable(path, partial, target):
         yield partial
 
 
 def _is_stream(path: Path) -> bool:
-    """Whether it is a device or a pipe, such as /dev/stdout: these keep nothing."""
+    """True for a device or a pipe, such as /dev/stdout, which stores nothing."""
     return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
-def place_of(path: Path) -> Path:
-    """The one place that a name means, its links followed: a link stays one."""
+def target_of(path: Path) -> Path:
+    """The path behind all links, so that writing keeps a link and replaces its target."""
     return Path(os.path.realpath(path))
 
 
-def check_free(path: Path, place: Path, new: bool) -> None:
-    """Errors: Taken where another program has been here meanwhile."""
-    if new and os.path.lexists(place):
-        raise Taken(f"{path} exists by now, another program has made it; name another place")
+def check_free(path: Path, target: Path, new: bool) -> None:
+    """Errors: Taken if another program has created `path` in the meantime."""
+    if new and os.path.lexists(target):
+        raise Taken(f"{path} exists by now: another program has written it; name another place")
 
 
-def _replace(partial: Path, place: Path) -> None:
-    finish_replacing(place)
-    older = _older(place)
+def _replace(partial: Path, target: Path) -> None:
+    finish_replacing(target)
+    older = _older(target)
     try:
-        if os.path.lexists(place):
-            os.replace(place, older)
-        os.replace(partial, place)
-        sync(place.parent)
+        if os.path.lexists(target):
+            os.replace(target, older)
+        os.replace(partial, target)
+        sync(target.parent)
     finally:
         with suppress(OSError):
-            finish_replacing(place)
+            finish_replacing(target)
 
 
 def finish_replacing(path: Path) -> None:
-    """Where a folder's replacement was interrupted: the older one comes back if its place is empty,
-    and goes if not. Whoever else writes there must have ended."""
-    place = place_of(path)
-    older = _older(place)
-    if os.path.lexists(older) and not os.path.lexists(place):
-        os.replace(older, place)
-        sync(place.parent)
+    """Complete an interrupted replacement of a folder: move the old one back if `path` is missing,
+    else delete it. No other process may be writing there."""
+    target = target_of(path)
+    older = _older(target)
+    if os.path.lexists(older) and not os.path.lexists(target):
+        os.replace(older, target)
+        sync(target.parent)
     remove(older)
 
 
-def _older(place: Path) -> Path:
-    """Where a folder waits until the one that replaces it is there."""
-    return place.with_name(f".{place.name}.older")
+def _older(target: Path) -> Path:
+    """Where the old folder is kept until the new one has replaced it."""
+    return target.with_name(f".{target.name}.older")

@@ -1,4 +1,4 @@
-"""YAML from anybody's file: bounded in bytes, depth and size before anything is built of it."""
+"""YAML from anybody's file: bytes, depth and number of values are checked before it is built."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import yaml
 from vlds.runtime import regular_file
 
 LARGEST_FILE = 4 << 20
-"""Bytes. Recipes have a few kilobytes."""
+"""Bytes. A recipe has a few kilobytes."""
 DEEPEST = 40
 """Levels of nesting."""
 MOST_NODES = 200_000
-"""Values, those that aliases repeat counted as often as they stand there."""
+"""Values, with those that aliases repeat."""
 LONGEST_SCALAR = 100_000
-"""Characters of a text or a number; PyYAML takes minutes for a number that fills the file."""
+"""Characters of a text or a number: PyYAML needs minutes for a number as long as a file."""
 
 
 class TooMuch(ValueError):
-    """A text that nobody would write as a recipe."""
+    """A text that is larger, deeper or more repetitive than any recipe."""
 
 
 def read_yaml(file: Path) -> Any:
-    """What a YAML file holds.
+    """Read a YAML file.
 
-    Errors: ValueError that names the file, where it is not a readable regular file, not YAML, or
+    Errors: ValueError that names the file if it is not a readable regular file, not YAML, or
     larger, deeper or more repetitive than any recipe.
     """
     return parse_yaml(read_text(file), str(file))
@@ -46,7 +46,7 @@ def read_text(file: Path) -> str:
 
 
 def parse_yaml(text: str, name: str) -> Any:
-    """What a YAML text holds; `name` stands in errors.
+    """Parse a YAML text; errors begin with `name`.
 
     Errors: ValueError as above.
     """
@@ -61,12 +61,12 @@ def parse_yaml(text: str, name: str) -> Any:
         return yaml.safe_load(text)
     except TooMuch:
         raise
-    except Exception as error:  # a wrong date, number or truth value is no YAMLError of PyYAML's
+    except Exception as error:  # PyYAML raises no YAMLError for a wrong date or number
         raise ValueError(f"{name}: not YAML: {error}") from None
 
 
 def check_depth(text: str, name: str) -> None:
-    """Errors: TooMuch where values are nested deeper, or longer, than in any recipe."""
+    """Errors: TooMuch if values are nested deeper, or are longer, than in any recipe."""
     depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):
         if isinstance(event, yaml.CollectionStartEvent):
@@ -80,7 +80,8 @@ def check_depth(text: str, name: str) -> None:
 
 
 def size(node: yaml.Node, known: dict[int, int]) -> int:
-    """Values under a node, with what its aliases repeat. One that contains itself has no end."""
+    """Number of values under a node, with those that its aliases repeat; more than MOST_NODES for a
+    node that contains itself."""
     if id(node) in known:
         return known[id(node)]
     known[id(node)] = MOST_NODES + 1

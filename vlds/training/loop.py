@@ -7,8 +7,8 @@ from pathlib import Path
 from vlds.config import Recipe
 from vlds.evaluation.evaluator import EvaluationStopped, blanked
 from vlds.evaluation.sources import with_answer_lists
+from vlds.runtime.process_end import StopRequest, stop_on_signals
 from vlds.runtime.ranks import hold_folder
-from vlds.runtime.stop_request import StopRequest, stop_on_signals
 from vlds.training.agreement import check_agreement
 from vlds.training.build import build_run
 from vlds.training.engine import start_ranks
@@ -112,7 +112,7 @@ def stopped(run: Run, stop: StopRequest, when: str = "") -> int:
     """Wait until the newest state is on disk and say how to continue. Returns the exit code."""
     run.states.finish()
     step = run.states.newest_step
-    advice = "start it again" if step is None else f"--resume goes on from step {step}"
+    advice = "start it again" if step is None else f"--resume continues from step {step}"
     run.tracker.say(
         f"stopped by {stop.reason or 'another rank'} {when}after step {run.engine.steps_done}; "
         f"{advice}"

@@ -154,3 +154,17 @@ def test_wheel_carries_recipes_and_configs(tmp_path: Path) -> None:
         check=True,
     )
     assert answer.stdout.strip().endswith("site/vlds/ds_configs/zero3.json")
+
+
+BUDGET = re.compile(r"^\| `([\w/]+(?:/\*\.py)?)` \| ([\d,]+) \|$", re.MULTILINE)
+
+
+def test_rooms_keep_their_budgets() -> None:
+    budgets = dict(BUDGET.findall((ROOT / "CONTRIBUTING.md").read_text("utf-8")))
+    rooms = {f"vlds/{folder.parent.name}" for folder in (ROOT / "vlds").glob("*/__init__.py")}
+    assert budgets.keys() == {*rooms, "vlds/*.py", "data_prep"}
+    for room, budget in budgets.items():
+        files = ROOT.glob(room) if room.endswith(".py") else (ROOT / room).rglob("*.py")
+        lines = sum(len(file.read_text("utf-8").splitlines()) for file in files)
+        allowed = int(budget.replace(",", ""))
+        assert allowed - 300 < lines <= allowed, f"{room} has {lines:,} lines"

@@ -164,6 +164,8 @@ NOT_PICTURES: list[tuple[Any, str]] = [
     (io.BytesIO(b"x"), "got BytesIO; give a path"),
     ("", "the path is empty"),
     ([""], "the path is empty"),
+    ("a\0b", r"picture: no file can have the name 'a\\x00b'"),
+    ("\ud800", r"picture: no file can have the name '\\ud800'"),
     (PAGE.parent, "docs: a folder, not a regular file"),
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -61,7 +62,7 @@ def checked_array(pixels: NDArray[Any]) -> NDArray[np.uint8]:
     """
     shape = pixels.shape
     if pixels.dtype != np.uint8 or not (len(shape) == 2 or shape[2:] in [(n,) for n in CHANNELS]):
-        channels_first = len(shape) == 3 and shape[0] in CHANNELS
+        channels_first = len(shape) == 3 and shape[0] in CHANNELS and shape[2] not in CHANNELS
         cure = "; are its channels first? then give array.transpose(1, 2, 0)"
         raise ValueError(
             f"picture: got an array of {pixels.dtype} and shape {shape}; give uint8, "
@@ -96,4 +97,10 @@ def path_of(argument: str, value: object) -> Path:
         raise ValueError(f"{argument}: got {type(value).__name__}; give a path, as str or Path")
     if value == "":
         raise ValueError(f"{argument}: the path is empty; name a file or folder")
+    try:
+        valid = b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        valid = False
+    if not valid:
+        raise ValueError(f"{argument}: no file can have the name {str(value)!r:.200}")
     return Path(value)

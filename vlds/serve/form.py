@@ -10,7 +10,8 @@ from vlds.schema import LONGEST_TEXT
 
 MOST_PARTS = 32
 LONGEST_HEAD = 4096
-"""Bytes of a part's headers; browsers and curl send about 200."""
+"""Bytes of a part's headers, of which browsers and curl send about 200; characters that are read of
+the Content-Type, which may hold megabytes."""
 LONGEST_BOUNDARY = 70
 """Characters, as RFC 2046 has it."""
 # The email package is not safe here: its time grows with the square of a header's length, and many
@@ -57,7 +58,7 @@ def parts(content_type: str, body: bytes) -> Iterator[tuple[str, bytes]]:
 
     Errors: NotAForm.
     """
-    boundary = parameters(content_type).get("boundary", "")
+    boundary = parameters(content_type[:LONGEST_HEAD]).get("boundary", "")
     if content_type.partition(";")[0].strip().lower() != "multipart/form-data" or not boundary:
         raise NotAForm("send multipart/form-data, as `curl -F` does")
     if len(boundary) > LONGEST_BOUNDARY:

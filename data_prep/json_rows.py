@@ -11,8 +11,8 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO
 
+from vlds.runtime.json_file import NotFinite, strict_json
 from vlds.runtime.regular_file import open_file
-from vlds.runtime.strict_json import NotFinite, strict_json
 
 LARGEST_SOURCE = 4 << 30
 """Bytes of a JSON file, which is read as a whole."""

@@ -6,7 +6,11 @@ import io
 import re
 import subprocess
 import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +21,8 @@ import vlds
 from tests.training.world import world_recipe, write_world
 from vlds.artifact import own_tensors, save_artifact
 from vlds.config import save_recipe
+from vlds.data.shards.open_picture import MAX_PIXELS
+from vlds.evaluation.user_picture import encode_picture
 from vlds.models.build import build_model
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "python.md"
@@ -94,6 +100,179 @@ def test_mistakes_are_value_errors(run: Path) -> None:
         model.answer(np.zeros((2, 3)), "what colour is it")
     with pytest.raises(ValueError, match="holds no artifact"):
         vlds.load("shards")
+
+
+def pixels_of(encoded: bytes) -> np.ndarray[Any, Any]:
+    with Image.open(io.BytesIO(encoded)) as opened:
+        return np.asarray(opened.convert("RGB"))
+
+
+MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV",
+         "LAB", "I", "F", "I;16", "I;16L", "I;16B")  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_pillow_image_may_have_any_mode(mode: str) -> None:
+    assert pixels_of(encode_picture(Image.new(mode, (4, 3)))).shape == (3, 4, 3)
+
+
+def test_a_print_picture_is_the_same_from_its_file(run: Path) -> None:
+    Image.effect_noise((40, 30), 99).convert("RGB").convert("CMYK").save("print.jpg")
+    model = vlds.load(run)
+    with Image.open("print.jpg") as opened:
+        assert opened.mode == "CMYK"
+        one = model.answer(opened, "what colour is it")
+    assert one.confidence == model.answer("print.jpg", "what colour is it").confidence
+
+
+def test_a_palette_with_transparency_gives_its_colours_and_no_warning(run: Path) -> None:
+    palette = Image.effect_noise((40, 30), 99).convert("P")
+    palette.save("palette.png", transparency=bytes(range(256)))
+    model = vlds.load(run)
+    with Image.open("palette.png") as opened, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        answers = [model.answer(it, "what is it") for it in (opened, "palette.png")]
+        answers.append(model.answer(palette.convert("RGB"), "what is it"))
+    assert len({answer.confidence for answer in answers}) == 1
+
+
+def test_an_array_may_be_grey_with_a_channel() -> None:
+    grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    assert encode_picture(grey[..., None]) == encode_picture(grey)
+    assert (pixels_of(encode_picture(grey))[..., 0] == grey).all()
+
+
+def test_bytes_may_be_a_view_or_changeable() -> None:
+    assert encode_picture(bytearray(b"x")) == encode_picture(memoryview(b"x")) == b"x"
+
+
+NOT_PICTURES: list[tuple[Any, str]] = [
+    (np.zeros((3, 8, 9), np.uint8), r"shape \(3, 8, 9\).*channels first\? .*transpose\(1, 2, 0\)"),
+    (np.zeros((8, 9, 2), np.uint8), r"shape \(8, 9, 2\); give uint8, \(height, width\), .*4\)$"),
+    (np.zeros((8, 9, 5), np.uint8), r"shape \(8, 9, 5\)"),
+    (np.zeros((2, 8, 9, 3), np.uint8), r"shape \(2, 8, 9, 3\)"),
+    (np.zeros((), np.uint8), r"shape \(\)"),
+    (np.zeros((0, 9), np.uint8), "9 wide and 0 high; give at least one pixel"),
+    (np.zeros((0, 9, 3), np.uint8), "9 wide and 0 high; give at least one pixel"),
+    (np.zeros((1, MAX_PIXELS + 1), np.uint8), "at most 89,478,485"),
+    (Image.new("L", (0, 9)), "0 wide and 9 high"),
+    (torch.zeros(3, 8, 9), "got Tensor; give a path, the bytes of a file, a Pillow image or"),
+    (None, "got NoneType; give a path"),
+    (7, "got int; give a path"),
+    ({"a": 1}, "got dict; give a path"),
+    ([[0, 1], [2, 3]], "got list; give a path"),
+    (io.BytesIO(b"x"), "got BytesIO; give a path"),
+    ("", "the path is empty"),
+    ([""], "the path is empty"),
+    ("a\0b", r"picture: no file can have the name 'a\\x00b'"),
+    ("\ud800", r"picture: no file can have the name '\\ud800'"),
+    (PAGE.parent, "docs: a folder, not a regular file"),
+]
+
+
+@pytest.mark.parametrize(("picture", "message"), NOT_PICTURES)
+@pytest.mark.filterwarnings("error")
+def test_what_is_not_a_picture_is_a_value_error(picture: Any, message: str) -> None:
+    """Before the run is asked."""
+    no_run: Any = SimpleNamespace(answer=None)
+    with pytest.raises(ValueError, match=message):
+        vlds.Model(no_run).answer(picture, "what colour is it")
+
+
+def test_a_cut_or_closed_pillow_image_is_a_value_error() -> None:
+    buffer = io.BytesIO()
+    Image.effect_noise((60, 60), 99).save(buffer, "PNG")
+    cut = Image.open(io.BytesIO(buffer.getvalue()[:900]))
+    with cut, pytest.raises(ValueError, match="closed, truncated or damaged"):
+        encode_picture(cut)
+    with Image.open(io.BytesIO(buffer.getvalue())) as closed:
+        pass
+    with pytest.raises(ValueError, match="closed, truncated or damaged"):
+        encode_picture(closed)
+
+
+def test_threads_may_share_a_pillow_image_that_is_not_decoded_yet() -> None:
+    buffer = io.BytesIO()
+    Image.effect_noise((900, 900), 99).save(buffer, "PNG")
+    for _ in range(5):
+        with Image.open(io.BytesIO(buffer.getvalue())) as opened, ThreadPoolExecutor(8) as pool:
+            assert len(set(pool.map(encode_picture, [opened] * 8))) == 1
+
+
+@pytest.mark.parametrize(
+    ("question", "message"),
+    [
+        (7, "question: got int; give a str"),
+        (None, "question: got NoneType; give a str"),
+        (b"what", "question: got bytes; give a str"),
+        ("what \ud800?", "question: character 6 is half of a surrogate pair"),
+        ("  \u00a0\u3000\t", "question: the task vqa needs one"),
+        ("\0", "question: the task vqa needs one"),
+    ],
+)
+def test_a_question_is_text(run: Path, question: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        vlds.load(run).answer("PHOTO.jpg", question)
+
+
+def test_a_task_is_a_name(run: Path) -> None:
+    model = vlds.load(run)
+    with pytest.raises(ValueError, match=r"no task vqaa; did you mean 'vqa'\? its tasks: vqa"):
+        model.answer("PHOTO.jpg", "what colour is it", task="vqaa")
+    with pytest.raises(ValueError, match="task: got list; give the name of a task: vqa"):
+        model.answer("PHOTO.jpg", "what colour is it", task=["vqa"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"run": b"/x"}, "run: got bytes; give a path, as str or Path"),
+        ({"run": None}, "run: got NoneType; give a path"),
+        ({"run": ""}, "run: the path is empty"),
+        ({"changes": "x"}, "changes: got 'x'; give a dict"),
+        ({"changes": {7: 1}}, r"changes: got \{7: 1\}; give a dict"),
+        ({"changes": {"data.seed": {1}}}, "changes: data.seed: got set; give numbers"),
+        ({"changes": {"output": Path("x")}}, "--output: no option of this command"),
+        ({"trust": "os"}, r"trust: got 'os'; give a list, such as \['my_tasks'\]"),
+        ({"trust": ["no mod"]}, "trust: got 'no mod'; give the name of a Python module"),
+        ({"trust": [7]}, "trust: got 7; give the name of a Python module"),
+        ({"trust": ["nomod"]}, "trust: Python finds no module nomod"),
+        ({"trust": ["nomod.deeper"]}, "trust: Python finds no module nomod.deeper"),
+    ],
+)
+def test_wrong_arguments_of_load(
+    run: Path, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr("vlds.recipe.trusted._trusted", set())
+    with pytest.raises(ValueError, match=message):
+        vlds.load(**({"run": run} | arguments))
+
+
+def test_a_module_of_the_working_directory_is_trusted(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr("vlds.recipe.trusted._trusted", set())
+    Path("my_tasks.py").write_text("")
+    assert vlds.load(run, trust=["my_tasks"]).tasks == ["vqa"]
+
+
+def test_changes_may_hold_paths(run: Path) -> None:
+    changes = {"tasks.vqa.evaluate": [Path("shards/mine/test")]}
+    assert vlds.load(run, changes=changes).tasks == ["vqa"]
+
+
+def test_wrong_arguments_of_train_and_evaluate(run: Path) -> None:
+    wrong: Any = b"x"
+    with pytest.raises(ValueError, match="recipe: got bytes; give a path"):
+        vlds.train(wrong)
+    with pytest.raises(ValueError, match="run: got bytes; give a path"):
+        vlds.evaluate(wrong)
+    with pytest.raises(ValueError, match="data: got int; give a path"):
+        vlds.evaluate(run, data=wrong)
+    with pytest.raises(ValueError, match="recipe: got set; give numbers"):
+        vlds.train({"output": {1}})
 
 
 def test_importing_it_imports_nothing_heavy() -> None:

@@ -8,7 +8,7 @@ Training and scoring run like the commands: in new processes on all GPUs, and wi
 
 from __future__ import annotations
 
-import io
+import importlib.util
 import json
 import os
 import signal
@@ -20,22 +20,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
-from PIL import Image
 
 from vlds.config import parse_recipe
-from vlds.data.shards.open_picture import upright
 from vlds.evaluation.scores_json import Scored, read_scores
+from vlds.evaluation.user_picture import ACCEPTED, Picture, encode_picture, path_of
 from vlds.recipe.trusted import trust as trust_module
-from vlds.runtime.regular_file import read_file
 from vlds.runtime.terminal import tell
 from vlds.serve.open_run import OpenRun, open_run
 from vlds.serve.open_run import RunAnswer as Answer
 
-Picture = str | Path | bytes | Image.Image | np.ndarray
-"""A file, its content, a Pillow image, or a uint8 array of shape (height, width),
-(height, width, 3) or (height, width, 4)."""
 Changes = Mapping[str, object]
 """Dotted keys of a recipe -> values."""
 LAST_LINES = 20
@@ -66,18 +60,20 @@ class Model:
         Errors: ValueError for an invalid picture, an unknown task or a missing question.
         """
         several = [pictures] if isinstance(pictures, Picture) else pictures
-        return self._run.answer([encoded(picture) for picture in several], question, task)
+        if not isinstance(several, Sequence):
+            raise ValueError(f"picture: got {type(several).__name__}; give {ACCEPTED}, or a list")
+        return self._run.answer([encode_picture(picture) for picture in several], question, task)
 
 
 def load(run: str | Path, *, trust: Sequence[str] = (), changes: Changes | None = None) -> Model:
     """Open a run or an artifact, on the GPU if there is one. `trust`: your own Python modules whose
     classes it may name; `changes`: as in `evaluate`.
 
-    Errors: ValueError if there is no artifact, or if it is damaged.
+    Errors: ValueError if there is no artifact, if it is damaged, or if a module cannot be found.
     """
-    for module in trust:
-        trust_module(module)
-    return Model(open_run(Path(run), words_of(changes)))
+    folder, words = path_of("run", run), words_of(changes)
+    trust_modules(trust)
+    return Model(open_run(folder, words))
 
 
 def train(
@@ -94,9 +90,12 @@ def train(
     Errors: ValueError for mistakes in the recipe or its data; RuntimeError if the run fails.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch, "recipe.yaml") if isinstance(recipe, Mapping) else Path(recipe)
         if isinstance(recipe, Mapping):
-            file.write_text(yaml.safe_dump(dict(recipe), sort_keys=False), encoding="utf-8")
+            file = Path(scratch, "recipe.yaml")
+            tree = json.loads(json_text("recipe", dict(recipe)))
+            file.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+        else:
+            file = path_of("recipe", recipe)
         words = [str(file), *words_of(changes)]
         output = parse_recipe(words, "vlds train").output
         options = ["--resume", "auto"] if resume else []
@@ -120,45 +119,73 @@ def evaluate(
     Errors: as `train`.
     """
     folders = [data] if isinstance(data, str | Path) else data
-    words = ["--run", str(run)]
-    words += ["--data", *map(str, folders)] if folders else []
+    words = ["--run", str(path_of("run", run))]
+    words += ["--data", *(str(path_of("data", folder)) for folder in folders)] if folders else []
     words += ["--split", *splits] if splits else []
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(out or scratch)
+        folder = path_of("out", out or scratch)
         run_command(["evaluate", *words, "--out", str(folder), *words_of(changes)], ranks)
         return read_scores(folder)
 
 
 def words_of(changes: Changes | None) -> list[str]:
-    """Changes as words of a command line."""
+    """Changes as words of a command line.
+
+    Errors: ValueError for anything but a mapping of keys to values that a recipe can hold.
+    """
+    if changes is None:
+        return []
+    if not isinstance(changes, Mapping) or not all(isinstance(key, str) for key in changes):
+        raise ValueError(
+            f"changes: got {changes!r:.100}; give a dict such as {{'output': 'runs/a'}}"
+        )
     words = []
-    for key, value in (changes or {}).items():
-        words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
+    for key, value in changes.items():
+        plain = json_text(f"changes: {key}", value)
+        # Texts go without JSON's quotes.
+        words += [f"--{key}", str(value) if isinstance(value, str | Path) else plain]
     return words
 
 
-def encoded(picture: Picture) -> bytes:
-    """The picture as the bytes of a file.
+def json_text(argument: str, value: object) -> str:
+    """Plain values as JSON, paths among them as texts.
 
-    Errors: ValueError for a file that cannot be read, or an array of another type or shape.
+    Errors: ValueError that names the argument, for any other object.
     """
-    if isinstance(picture, bytes):
-        return picture
-    if isinstance(picture, str | Path):
+
+    def path_text(part: object) -> str:
+        if isinstance(part, Path):
+            return str(part)
+        raise ValueError(f"got {type(part).__name__}")
+
+    try:
+        return json.dumps(value, default=path_text)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{argument}: {error}; give numbers, texts, lists, dicts or paths"
+        ) from None
+
+
+def trust_modules(modules: Sequence[str]) -> None:
+    """Trust Python modules, which may lie in the working directory.
+
+    Errors: ValueError for what is not a list of modules that Python finds.
+    """
+    if isinstance(modules, str) or not isinstance(modules, Sequence):
+        raise ValueError(f"trust: got {modules!r:.100}; give a list, such as ['my_tasks']")
+    for module in modules:
+        if not isinstance(module, str) or not all(map(str.isidentifier, module.split("."))):
+            raise ValueError(f"trust: got {module!r:.100}; give the name of a Python module")
+        trust_module(module)
         try:
-            return read_file(Path(picture))
-        except OSError as error:
-            raise ValueError(f"{picture}: {error.strerror}") from None
-    if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim not in (2, 3):
+            missing = module not in sys.modules and importlib.util.find_spec(module) is None
+        except ModuleNotFoundError:  # of the package that it would be in
+            missing = True
+        if missing:
             raise ValueError(
-                f"picture: got an array of {picture.dtype} and shape {picture.shape}; give uint8, "
-                "(height, width) or (height, width, 3)"
+                f"trust: Python finds no module {module}; its file must be in the working "
+                "directory or on sys.path"
             )
-        picture = Image.fromarray(picture)
-    buffer = io.BytesIO()
-    upright(picture).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
 
 
 def run_command(words: Sequence[str], ranks: int | None) -> None:

@@ -13,7 +13,7 @@ from data_prep.checking.shard_check import CheckedShard
 from data_prep.json_rows import JsonRow, read_json, read_lines
 from data_prep.official.coco import KARPATHY_SPLITS
 from vlds.data.shards.info import DATASET_FILE, DatasetInfo
-from vlds.runtime.strict_json import NotFinite
+from vlds.runtime.json_file import NotFinite
 
 ID_FIELDS = (
     "question_id", "questionId", "identifier", "sentid", "pairID", "qid", "qa_id", "region_id",

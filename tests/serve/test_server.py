@@ -75,8 +75,15 @@ def test_an_artifact_is_a_run_too(talkative: Path) -> None:
     ("fields", "said"),
     [
         (ASKED[:2], "task: the run has several tasks, say which: vqa, caption"),
-        ((*ASKED[:2], ("task", b"gqa")), "task: the run has no task gqa; its tasks: vqa, caption"),
+        (
+            (*ASKED[:2], ("task", b"vqaa")),
+            "task: the run has no task vqaa; did you mean 'vqa'? its tasks: vqa, caption",
+        ),
+        ((*ASKED[:2], ("task", b"x")), "task: the run has no task x; its tasks: vqa, caption"),
         ((ASKED[0], ASKED[2]), "question: the task vqa needs one"),
+        ((ASKED[0], ("question", b"  \r\n"), ASKED[2]), "question: the task vqa needs one"),
+        ((ASKED[0], ("question", b"\xc2\xa0"), ASKED[2]), "question: the task vqa needs one"),
+        ((ASKED[0], ("question", b"\0"), ASKED[2]), "question: the task vqa needs one"),
         (ASKED[1:], "image: is missing"),
         ((("image", b"GIF89a"), *ASKED[1:]), "image: picture number 1: truncated or damaged"),
         ((*ASKED, ASKED[0], ASKED[0]), "image: got 3, and the task vqa takes 1 to 2"),
@@ -139,6 +146,39 @@ def test_bodies_are_bounded_and_whole(server: Server) -> None:
         plain.shutdown(socket.SHUT_WR)
         assert b"the request is cut" in plain.makefile("rb").read()
     assert ask(server, form_of(*ASKED)).status == 200
+
+
+@pytest.mark.parametrize(
+    ("status", "headers"),
+    [
+        (413, {"Content_Length": "9" * 5_000}),
+        (413, {"Content_Length": "0" * 5_000 + "9" * 10}),
+        (415, {"Content_Type": "multipart/form-data; boundary=" + "(" * 5_000}),
+        (415, {"Content_Type": "multipart/form-data" + ";" * 50_000}),
+    ],
+)
+def test_hostile_headers_are_refused_at_once(
+    server: Server, status: int, headers: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin = time.perf_counter()
+    reply = ask(server, form_of(*ASKED), **headers)
+    assert reply.status == status
+    assert reply.told["error"]
+    assert time.perf_counter() - begin < 5
+    assert capsys.readouterr().err == ""
+
+
+def test_a_hostile_name_of_a_field_is_refused(server: Server) -> None:
+    for length, status in ((1_000, 400), (5_000, 415)):
+        body = form_of(*ASKED).replace(b'name="image"', b"name=a" + b"(" * length)
+        assert ask(server, body).status == status
+
+
+def test_a_hostile_request_line_is_answered_at_once(server: Server) -> None:
+    """Errors mask URLs' credentials; the library quotes the line in its own."""
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=20) as plain:
+        plain.sendall(b"http://x" + b"?" * 60_000 + b"\r\n\r\n")
+        assert b'{"error": "Bad request syntax' in plain.makefile("rb").read()
 
 
 def test_the_page(server: Server) -> None:

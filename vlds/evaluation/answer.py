@@ -10,21 +10,48 @@ from vlds.config import Recipe
 from vlds.data.shards.decode import decode_image
 from vlds.data.streams.collate import ImageStack, Row, collate
 from vlds.models.vl_model import Answer
+from vlds.runtime.near_names import guess
 from vlds.schema import Sample, SkipSample
 from vlds.tasks.base import Task
 
 
 def choose_task(recipe: Recipe, name: str | None, question: str) -> str:
-    """The named task, or the only one; ValueError if it is unknown or needs a question."""
+    """The named task, or the only one; checks the question too.
+
+    Errors: ValueError if no task is named and the run has several, if the name is unknown, or if
+    the question is not text or is missing.
+    """
     known = ", ".join(recipe.tasks)
-    if name is None and len(recipe.tasks) > 1:
+    if not name and len(recipe.tasks) > 1:
         raise ValueError(f"task: the run has several tasks, say which: {known}")
     chosen = name or next(iter(recipe.tasks))
+    if not isinstance(chosen, str):
+        raise ValueError(f"task: got {type(chosen).__name__}; give the name of a task: {known}")
     if chosen not in recipe.tasks:
-        raise ValueError(f"task: the run has no task {chosen}; its tasks: {known}")
-    if recipe.tasks[chosen].input_field is not None and not question:
+        hint = guess(chosen, recipe.tasks)
+        raise ValueError(f"task: the run has no task {chosen:.80}; {hint}its tasks: {known}")
+    check_text(question)
+    if recipe.tasks[chosen].input_field is not None and is_blank(question):
         raise ValueError(f"question: the task {chosen} needs one")
     return chosen
+
+
+def check_text(question: str) -> None:
+    """Errors: ValueError where a question from Python is not text that can be written as UTF-8."""
+    if not isinstance(question, str):
+        raise ValueError(f"question: got {type(question).__name__}; give a str")
+    try:
+        question.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"question: character {error.start + 1} is half of a surrogate pair; decode the text "
+            "as UTF-8"
+        ) from None
+
+
+def is_blank(text: str) -> bool:
+    """True where there is nothing to read: spaces of any width, control characters."""
+    return not any(character.isprintable() and character != " " for character in text)
 
 
 def predict(

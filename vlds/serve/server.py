@@ -26,6 +26,10 @@ MAX_BODY = 32 * 1024 * 1024
 """Bytes of a request: pictures and texts together."""
 MAX_DRAINED = 4 * MAX_BODY
 """Bytes read of a refused request, so that its sender gets to read why."""
+DIGITS = len(str(MAX_DRAINED)) + 1
+"""Of a Content-Length: as many tell that it is above every limit."""
+LONGEST_REASON = 200
+"""Characters of the library's reasons, which quote the request."""
 PATIENCE = 30.0
 """Seconds without a byte until a connection is closed."""
 POLICY = (
@@ -164,8 +168,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def _length(self) -> int | None:
         """Bytes of the request's body, as its head says; None where it does not."""
-        length = self.headers.get("Content-Length", "")
-        return int(length) if length.isascii() and length.isdecimal() else None
+        digits = self.headers.get("Content-Length", "")
+        if not (digits.isascii() and digits.isdecimal()):
+            return None
+        # Python refuses to convert thousands of digits.
+        return int(digits.lstrip("0")[:DIGITS] or "0")
 
     def _body(self) -> bytes:
         """The request's body.
@@ -178,8 +185,8 @@ class Handler(BaseHTTPRequestHandler):
         if length > MAX_BODY:
             raise Refused(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                f"the request has {length:,} bytes, at most {MAX_BODY:,} are taken; send a "
-                "smaller picture",
+                f"the request is too large: at most {MAX_BODY:,} bytes are taken; send a smaller "
+                "picture",
             )
         body = self.rfile.read(length)
         self.num_unread = 0
@@ -222,7 +229,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What the library refuses, such as other methods: as JSON too."""
-        kind, text = complaint(ValueError(message or HTTPStatus(code).phrase))
+        reason = (message or HTTPStatus(code).phrase)[:LONGEST_REASON]
+        kind, text = complaint(ValueError(reason))
         self._send(HTTPStatus(code), kind, text.encode())
 
     def log_message(self, *_: object) -> None:

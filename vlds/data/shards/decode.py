@@ -128,6 +128,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
         # 16-bit gray: Pillow's conversion would clip everything above 255 to white.
         gray = np.asarray(image).astype(np.int64)
         return Image.fromarray((gray >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "La":
+        image = image.convert("LA")  # Pillow has no direct conversion
+    elif image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+        image = image.convert("RGBA")  # the same colours; Pillow warns of the direct conversion
     return image.convert("RGB")
 
 

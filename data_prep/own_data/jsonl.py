@@ -36,8 +36,7 @@ def parse_jsonl(
     )
     samples: dict[str, dict[str, SourceSample]] = {}
     dropped: dict[str, list[Dropped]] = {}
-    first_rows: dict[tuple[str, str], Row] = {}
-    repeats: dict[str, tuple[Row, Row]] = {}
+    used: list[tuple[str, str, Row]] = []
     for row in rows:
         part = split if names.split is None else text_of(row.fields, names.split) or "none"
         row_id = text_of(row.fields, names.id) if names.id else row.number
@@ -51,12 +50,9 @@ def parse_jsonl(
                 picture.id, SourceSample(picture.id, (picture.path,), [], place=row.place)
             )
             sample.annotations.append(entry)
-            if names.id is not None:
-                first_row = first_rows.setdefault((part, entry["id"]), row)
-                if first_row is not row:
-                    repeats[row.number] = first_row, row
+            used.append((part, entry["id"], row))
     if names.id is not None:
-        refuse_repeated_ids(list(repeats.values()), names.id, annotations)
+        refuse_repeated_ids(used, names.id, annotations)
     return [
         SourceSet(
             name,

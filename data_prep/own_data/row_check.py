@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +53,19 @@ def check_rows(rows: Sequence[Row], names: FieldNames, task: str, path: Path) ->
         _check_labels(rows, names.label, task, path)
 
 
-def refuse_repeated_ids(repeats: Sequence[tuple[Row, Row]], field: str, path: Path) -> None:
-    """Errors: ValueError that names the first two rows with the same id."""
+def refuse_repeated_ids(used: Iterable[tuple[str, str, Row]], field: str, path: Path) -> None:
+    """Check that annotations have different ids, given as (split, id, row).
+
+    Errors: ValueError that names the first two rows with the same id.
+    """
+    first_rows: dict[tuple[str, str], Row] = {}
+    repeats: dict[str, tuple[Row, Row]] = {}
+    for split, annotation_id, row in used:
+        first = first_rows.setdefault((split, annotation_id), row)
+        if first is not row:
+            repeats.setdefault(row.number, (first, row))
     if repeats:
-        first, second = repeats[0]
+        first, second = next(iter(repeats.values()))
         raise ValueError(
             f"{path}, {first.place} and {second.place}: {field!r} is "
             f"{text_of(first.fields, field)!r} in both{and_more(len(repeats) - 1, 'such row')}; "

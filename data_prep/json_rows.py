@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,15 @@ MOST_FIELDS = 8
 """Fields of a row that an error lists."""
 
 
+class RepeatedKey(dict[str, Any]):
+    """A JSON object that has a key twice; as in any other reader, the last value counts.
+
+    It becomes an error where its place is known (JsonRow).
+    """
+
+    key: str
+
+
 @dataclass(frozen=True)
 class JsonRow:
     """A JSON object and its place in a file; every error names that place."""
@@ -34,6 +44,10 @@ class JsonRow:
         if not isinstance(self.fields, dict):
             raise ValueError(
                 f"{self.place}: expected an object {{...}}, found {shown(self.fields)}"
+            )
+        if isinstance(self.fields, RepeatedKey):
+            raise ValueError(
+                f"{self.place}: the object has {self.fields.key!r} twice; keep one of them"
             )
 
     def __contains__(self, key: str) -> bool:
@@ -136,7 +150,8 @@ def read_json(path: Path) -> Any:
         if os.fstat(file.fileno()).st_size > LARGEST_SOURCE:
             raise ValueError(f"{path}: more than {LARGEST_SOURCE:,} bytes; split it")
         text = file.read()
-    return _parse(text, str(path), f"{path} is")
+    cure = "; it holds several values: put them into one list [...]"
+    return _parse(text, str(path), f"{path} is", cure)
 
 
 def read_object(path: Path) -> JsonRow:
@@ -159,17 +174,35 @@ def read_lines(path: Path) -> Iterator[tuple[int, JsonRow]]:
         for number, line in enumerate(file, 1):
             if line.strip():
                 place = f"{path}, line {number}"
-                yield number, JsonRow(_parse(line, place, f"{place}:"), place)
+                cure = "; write one object per line, without commas between the lines"
+                yield number, JsonRow(_parse(line.strip("\r\n"), place, f"{place}:", cure), place)
 
 
-def _parse(text: str, place: str, subject: str) -> Any:
-    """Parse JSON; `subject` begins the sentence "... not JSON"."""
+def _parse(text: str, place: str, subject: str, cure: str) -> Any:
+    """Parse JSON; `subject` begins the sentence "... not JSON", `cure` ends it if a second value
+    follows."""
     try:
-        return strict_json(text, place)
+        return strict_json(text, place, _object_of)
     except NotFinite:  # its message names the place already
         raise
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno} " if "\n" in text else ""
+        end = cure if error.msg == "Extra data" else ""
+        raise ValueError(
+            f"{subject} not JSON: {error.msg}: {line}column {error.colno}{end}"
+        ) from error
     except ValueError as error:
         raise ValueError(f"{subject} not JSON: {error}") from error
+
+
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; one that has a key twice is marked."""
+    fields = dict(pairs)
+    if len(fields) == len(pairs):
+        return fields
+    repeated = RepeatedKey(fields)
+    repeated.key = next(key for key, count in Counter(k for k, _ in pairs).items() if count > 1)
+    return repeated
 
 
 def clean(text: str) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 
 from data_prep.command import add_shard_options, new_command, shard_options
 from data_prep.own_data.known_forms import plain_rows
-from data_prep.own_data.row_annotations import KINDS, TASKS, FieldNames, annotations_of
-from data_prep.own_data.row_check import check_rows
+from data_prep.own_data.row_annotations import KINDS, TASKS, FieldNames, annotations_of, text_of
+from data_prep.own_data.row_check import check_rows, refuse_repeated_ids
 from data_prep.own_data.rows import Row, read_rows
 from data_prep.packing.journal import Dropped
 from data_prep.packing.named_pictures import find_pictures
@@ -31,21 +31,28 @@ def parse_jsonl(
     """Rows -> one data set for each of their splits; `task` is one of TASKS."""
     rows = plain_rows(task, read_rows(annotations), names, annotations)
     check_rows(rows, names, task, annotations)
-    pictures = find_pictures(images, filter(None, (_image(row, names) for row in rows)))
+    pictures = find_pictures(
+        images, filter(None, (text_of(row.fields, names.image) for row in rows))
+    )
     samples: dict[str, dict[str, SourceSample]] = {}
     dropped: dict[str, list[Dropped]] = {}
+    used: list[tuple[str, str, Row]] = []
     for row in rows:
-        part = split if names.split is None else str(row.fields[names.split]).strip() or "none"
-        row_id = str(row.fields[names.id]) if names.id else row.number
-        result = row.fault or annotations_of(task, row.fields, row_id, names)
-        if isinstance(result, str):
-            dropped.setdefault(part, []).append(Dropped(row_id, result))
-            continue
-        picture = pictures[_image(row, names)]
-        sample = samples.setdefault(part, {}).setdefault(
-            picture.id, SourceSample(picture.id, (picture.path,), [], place=row.place)
-        )
-        sample.annotations.extend(result)
+        part = split if names.split is None else text_of(row.fields, names.split) or "none"
+        row_id = text_of(row.fields, names.id) if names.id else row.number
+        fault = [Dropped(row_id, row.fault)] if row.fault else []
+        for entry in fault or annotations_of(task, row.fields, row_id, names):
+            if isinstance(entry, Dropped):
+                dropped.setdefault(part, []).append(entry)
+                continue
+            picture = pictures[text_of(row.fields, names.image)]
+            sample = samples.setdefault(part, {}).setdefault(
+                picture.id, SourceSample(picture.id, (picture.path,), [], place=row.place)
+            )
+            sample.annotations.append(entry)
+            used.append((part, entry["id"], row))
+    if names.id is not None:
+        refuse_repeated_ids(used, names.id, annotations)
     return [
         SourceSet(
             name,
@@ -57,11 +64,6 @@ def parse_jsonl(
         )
         for part in sorted({*samples, *dropped})
     ]
-
-
-def _image(row: Row, names: FieldNames) -> str:
-    value = row.fields[names.image]
-    return "" if value is None else str(value).strip()
 
 
 def add_command(commands: Any) -> None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from data_prep.json_rows import JsonRow
-from data_prep.own_data.row_annotations import FieldNames
-from data_prep.own_data.rows import Row
+from data_prep.json_rows import JsonRow, RepeatedKey
+from data_prep.own_data.row_annotations import FieldNames, text_of
+from data_prep.own_data.rows import Fields, Row
 
 TURNS = ("conversations", "messages")
 """Fields that hold the turns of a conversation."""
@@ -20,6 +20,15 @@ TURN_FIELDS = (("from", "value"), ("role", "content"))
 """Fields of a turn's speaker and text."""
 ASKS, ANSWERS, SYSTEM = ("human", "user"), ("gpt", "assistant", "model", "chatgpt"), ("system",)
 PICTURE_MARK = "<image>"
+UNANSWERED = "question without an answer"
+
+
+class Exchange(NamedTuple):
+    """A question with its answer; a turn that has no counterpart has a fault."""
+
+    question: str
+    answer: str = ""
+    fault: str = ""
 
 
 def plain_rows(task: str, rows: Sequence[Row], names: FieldNames, path: Path) -> Sequence[Row]:
@@ -44,8 +53,15 @@ def _rows_of_coco(content: JsonRow, caption: str, names: FieldNames) -> Iterator
             f"{content.place} is in COCO's form and has no captions (boxes, key points or segments "
             "are not read); give the file of captions"
         )
-    images = list(content.rows("images", "image", 1))
-    pictures = {image.id("id"): (image.text("file_name"), image.fields) for image in images}
+    pictures: dict[str, tuple[str, Fields]] = {}
+    for image in content.rows("images", "image", 1):
+        image_id = image.id("id")
+        if image_id in pictures:
+            raise ValueError(
+                f"{image.place}: 'id' is {image_id}, which {pictures[image_id][0]!r} has already; "
+                "ids of images must be unique"
+            )
+        pictures[image_id] = image.text("file_name"), image.fields
     for entry in content.rows("annotations", "annotation", 1):
         file, about = pictures.get(entry.id("image_id"), ("", {}))
         fields = {names.image: file, caption: entry.text("caption")}
@@ -58,48 +74,59 @@ def _rows_of_coco(content: JsonRow, caption: str, names: FieldNames) -> Iterator
 
 
 def _rows_of_conversation(row: Row, names: FieldNames) -> Iterator[Row]:
-    """One row for each question and answer; an unusable conversation is one row with its fault."""
+    """One row for each question with its answer, and for each turn that has no counterpart; an
+    unusable conversation is one row. Rows that cannot be used have a fault."""
     pictures = row.fields.get(names.image, row.fields.get("images")) or []
     pictures = pictures if isinstance(pictures, list) else [pictures]
     turns = next((row.fields[name] for name in TURNS if name in row.fields), None)
-    pairs = _pairs(turns)
+    exchanges = _exchanges(turns)
     if not pictures:
-        pairs = "no picture"
+        exchanges = "no picture"
     elif len(pictures) > 1 or str(turns).count(PICTURE_MARK) > 1:
-        pairs = "several pictures"
+        exchanges = "several pictures"
     consumed = (*TURNS, names.image, "images")
     extra = {name: value for name, value in row.fields.items() if name not in consumed}
-    common = dict.fromkeys(names.named(), "") | extra
-    if isinstance(pairs, str):
-        yield Row(common, row.number, row.noun, fault=pairs)
+    common: dict[str, Any] = dict.fromkeys(names.named(), "")
+    if names.id is not None:
+        common[names.id] = row.number
+    common |= extra
+    if isinstance(exchanges, str):
+        yield Row(common, row.number, row.noun, fault=exchanges)
         return
-    for index, (question, answer) in enumerate(pairs):
-        end = f"-{index}" if len(pairs) > 1 else ""
+    for index, (question, answer, fault) in enumerate(exchanges):
+        end = f"-{index}" if len(exchanges) > 1 else ""
         # A caption has no question.
         texts = ((names.question, question), (names.answer, answer), (names.caption, answer))
         fields = common | {names.image: pictures[0]}
         fields |= {name: text for name, text in texts if name is not None}
-        if names.id is not None:
-            fields[names.id] = f"{row.fields.get(names.id, row.number)}{end}"
-        yield Row(fields, f"{row.number}{end}", row.noun)
+        if end and names.id is not None and (row_id := text_of(common, names.id)):
+            fields[names.id] = f"{row_id}{end}"
+        yield Row(fields, f"{row.number}{end}", row.noun, fault)
 
 
-def _pairs(turns: Any) -> list[tuple[str, str]] | str:
-    """Questions and their answers, or why there are none."""
-    pairs = []
-    question = None
+def _exchanges(turns: Any) -> list[Exchange] | str:
+    """The exchanges of a conversation, or why there are none."""
+    exchanges = []
+    question: str | None = None
     for turn in turns if isinstance(turns, list) else []:
+        if isinstance(turn, RepeatedKey):
+            return f"a turn with {turn.key!r} twice"
         speaker, text = _speaker_and_text(turn)
         if text is None:
             return "a turn without text"
         if speaker in ASKS:
+            if question is not None:
+                exchanges.append(Exchange(question, fault=UNANSWERED))
             question = text.replace(PICTURE_MARK, " ").strip()
-        elif speaker in ANSWERS and question is not None:
-            pairs.append((question, text))
+        elif speaker in ANSWERS:
+            fault = "answer without a question" if question is None else ""
+            exchanges.append(Exchange(question or "", text, fault))
             question = None
-        elif speaker not in (*ANSWERS, *SYSTEM):
+        elif speaker not in SYSTEM:
             return f"a turn of {speaker}"
-    return pairs or "no question with an answer"
+    if question is not None:
+        exchanges.append(Exchange(question, fault=UNANSWERED))
+    return exchanges or "no question with an answer"
 
 
 def _speaker_and_text(turn: Any) -> tuple[str, str | None]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_prep.json_rows import shown
-from data_prep.own_data.row_annotations import KNOWN_LABELS, FieldNames, label_of
+from data_prep.own_data.row_annotations import KNOWN_LABELS, FieldNames, label_of, text_of
 from data_prep.own_data.rows import Fields, Row, published_as
-from data_prep.packing.source import TYPES
+from data_prep.packing.source import TYPES, and_more
 from vlds.runtime.near_names import guess
 
 MOST_FIELDS = 12
@@ -42,10 +42,35 @@ def check_rows(rows: Sequence[Row], names: FieldNames, task: str, path: Path) ->
             _check_value(value, name in (names.answer, names.caption), what)
             if name in (names.id, names.split) and isinstance(value, bool | None):
                 raise ValueError(f"{what} is {shown(value)}; expected text or a number")
+        if names.id is not None and not text_of(row.fields, names.id):
+            raise ValueError(
+                f"{place}: {names.id!r} is empty; give each row an id, or leave out --id-field to "
+                "name rows by their line"
+            )
         for kind in TYPES if names.question else ():
             _check_value(row.fields.get(kind), False, f"{place}: {kind!r}")
     if names.label is not None:
         _check_labels(rows, names.label, task, path)
+
+
+def refuse_repeated_ids(used: Iterable[tuple[str, str, Row]], field: str, path: Path) -> None:
+    """Check that annotations have different ids, given as (split, id, row).
+
+    Errors: ValueError that names the first two rows with the same id.
+    """
+    first_rows: dict[tuple[str, str], Row] = {}
+    repeats: dict[str, tuple[Row, Row]] = {}
+    for split, annotation_id, row in used:
+        first = first_rows.setdefault((split, annotation_id), row)
+        if first is not row:
+            repeats.setdefault(row.number, (first, row))
+    if repeats:
+        first, second = next(iter(repeats.values()))
+        raise ValueError(
+            f"{path}, {first.place} and {second.place}: {field!r} is "
+            f"{text_of(first.fields, field)!r} in both{and_more(len(repeats) - 1, 'such row')}; "
+            "ids must be unique"
+        )
 
 
 def _cure(fields: Fields, missing: str, names: FieldNames) -> str:

@@ -32,6 +32,8 @@ BINARY: tuple[tuple[bytes, str], ...] = (
     (b"\xfe\xff", "is UTF-16; save it as UTF-8"),
 )
 """First bytes of a file -> what it is, and the cure."""
+UTF_16: Mapping[str, slice] = {"UTF-16LE": slice(1, None, 2), "UTF-16BE": slice(0, None, 2)}
+"""Encoding -> which bytes of plain English text are zero."""
 PUBLISHED: tuple[tuple[Collection[str], str, str], ...] = (
     (("conversations",), "LLaVA's conversations", "jsonl --task vqa"),
     (("messages",), "ShareGPT's conversations", "jsonl --task vqa"),
@@ -98,6 +100,13 @@ def _refuse_binary(path: Path) -> None:
     for magic, fault in BINARY:
         if begin.startswith(magic):
             raise ValueError(f"--annotations {path} {fault}")
+    for encoding, positions in UTF_16.items():
+        high_bytes = begin[positions]
+        if high_bytes.count(0) > len(high_bytes) / 2:
+            raise ValueError(
+                f"--annotations {path} looks like UTF-16 without a byte-order mark (it has zero "
+                f"bytes); save it as UTF-8: iconv -f {encoding} -t UTF-8 {path.name} > NEW"
+            )
 
 
 def _first_line(path: Path) -> str:

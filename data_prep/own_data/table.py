@@ -58,11 +58,11 @@ def read_table(path: Path) -> list[tuple[int, dict[str, str]]]:
         separator = _skip_to_head(path, lines)
         head: list[str] = []
         rows, faults = [], list[str]()
-        for begin, cells in _cells(path, lines, separator):
+        for begin, cells in _cells(path, lines, separator, head):
             if not any(cell.strip() for cell in cells):
                 continue
             if not head:
-                head = _trimmed([cell.strip() for cell in cells], 1)
+                head += _trimmed([cell.strip() for cell in cells], 1)
                 _check_head(head, f"{path}, line {begin}")
                 continue
             cells = _trimmed(cells, len(head))
@@ -94,15 +94,17 @@ def _skip_to_head(path: Path, lines: RowLines) -> str:
     return SEPARATORS[0]
 
 
-def _cells(path: Path, lines: RowLines, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """Line and cells of each row."""
+def _cells(
+    path: Path, lines: RowLines, separator: str, head: Sequence[str]
+) -> Iterator[tuple[int, list[str]]]:
+    """Line and cells of each row; errors name the columns in `head`, once it has been read."""
     reader = csv.reader(iter(lines), delimiter=separator, strict=True, skipinitialspace=True)
     while True:
         lines.row.clear()
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            raise ValueError(f"{path}, {_quote_fault(lines, separator, error)}") from error
+            raise ValueError(f"{path}, {_csv_fault(lines, separator, head, error)}") from error
         if cells is None:
             return
         yield lines.begin, cells
@@ -135,31 +137,40 @@ def _count_fault(
     return f"{fault}put cells that hold a {sign} in quotes"
 
 
-def _quote_fault(lines: RowLines, separator: str, error: csv.Error) -> str:
-    """The line of the wrong quote: the reader may have run far past it."""
-    opened = _opening_quote(lines.row, separator)
-    if opened is None:
-        return f"line {lines.begin}: not CSV ({error})"
-    place = f"line {lines.begin + opened}"
-    if opened < len(lines.row) - 1 or "end of data" in str(error):
+def _csv_fault(lines: RowLines, separator: str, head: Sequence[str], error: csv.Error) -> str:
+    """What is wrong with the newest row, and where: the reader may have run far past a quote."""
+    text = "".join(lines.row)
+    cells = list(_good_cells(text, separator))
+    end = cells[-1].end() + 1 if cells else 0
+    most = csv.field_size_limit()
+    if end < len(text):
+        quote = text.index('"', end)
+        opened = next(n for n, end in enumerate(accumulate(map(len, lines.row))) if quote < end)
+        place = f"line {lines.begin + opened}"
+        if opened == len(lines.row) - 1 and "expected after" in str(error):
+            return f"{place}: text after a closing quote; double the quotes inside cells"
+        limit = f" (a cell has at most {most:,} characters)" if "limit" in str(error) else ""
         return (
             f"{place}: a quote opens a cell and is not closed; close it, and double the quotes "
-            "inside cells"
+            f"inside cells{limit}"
         )
-    return f"{place}: text after a closing quote; double the quotes inside cells"
+    place = f"line {lines.begin}"
+    for index, cell in enumerate(cells):
+        if len(cell[0]) > most:
+            column = repr(head[index]) if index < len(head) else f"column {index + 1}"
+            return (
+                f"{place}: {column} has more than {most:,} characters; shorten it, or remove the "
+                "row"
+            )
+    return f"{place}: not CSV ({error})"
 
 
-def _opening_quote(row: Sequence[str], separator: str) -> int | None:
-    """The line of a row, from 0, in which the first quoted cell begins that does not end well."""
-    text = "".join(row)
+def _good_cells(text: str, separator: str) -> Iterator[re.Match[str]]:
+    """The cells of a row, up to the first quoted one that does not end well."""
     ends = rf"{re.escape(separator)}\r\n"
     # A quoted cell that ends well, or an unquoted one, in which quotes have no meaning.
     good_cell = re.compile(rf' *"(?:[^"]|"")*+"(?=[{ends}]|\Z)|(?! *")[^{ends}]*')
     position = 0
-    while position < len(text):
-        cell = good_cell.match(text, position)
-        if cell is None:
-            quote = text.index('"', position)
-            return next(n for n, end in enumerate(accumulate(map(len, row))) if quote < end)
+    while position < len(text) and (cell := good_cell.match(text, position)):
+        yield cell
         position = cell.end() + 1
-    return None

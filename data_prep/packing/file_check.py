@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice, takewhile
 from pathlib import Path, PurePosixPath
+from typing import Literal
+from unicodedata import is_normalized
 from urllib.parse import unquote
 
 from data_prep.packing.feature_file import find_missing
@@ -20,6 +22,8 @@ SHOWN = 10
 """Missing files that a message names."""
 MOST_FILES = 500_000
 """Files of the picture folder that are searched for similar names."""
+FORMS: Mapping[Literal["NFC", "NFD"], str] = {"NFC": "composed (NFC)", "NFD": "decomposed (NFD)"}
+"""Unicode's two forms of accents; disks of Macs write the second."""
 PICTURES = {*ENDINGS, ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"}
 
 
@@ -34,6 +38,11 @@ class MissingFile:
     """Names of the annotation files."""
     picture: Path | None = None
     """None for features."""
+
+    @property
+    def is_folder(self) -> bool:
+        """True for a picture's path that leads to a folder."""
+        return self.picture is not None and os.path.isdir(self.picture)
 
 
 def check_missing(datasets: Sequence[SourceSet], folder: Path | None, skip: bool) -> None:
@@ -81,7 +90,8 @@ def _message(missing: Sequence[MissingFile], num_files: int, folder: Path | None
         hint = _hint(file, near)
         hint = f"{hint[0].upper()}{hint[1:]} " if hint else ""
         named = f"{file.sample.named_by} of {file.source} names it"
-        return f"{file.name} is missing; {named}. {hint}{cure}"
+        fault = "is not a file" if file.is_folder else "is missing"
+        return f"{file.name} {fault}; {named}. {hint}{cure}"
     nouns = {file.name.split()[0] for file in missing}
     noun = "pictures" if nouns == {"picture"} else " and ".join(sorted(nouns))
     lines = [f"{len(missing):,} of {num_files:,} {noun} are missing. {cure}"]
@@ -95,10 +105,26 @@ def _message(missing: Sequence[MissingFile], num_files: int, folder: Path | None
 
 
 def _hint(file: MissingFile, near: NearNames | None) -> str:
-    if file.picture is None or near is None:
+    if file.is_folder:
+        return "it is a folder; name a picture in it."
+    if file.picture is None or near is None or not (similar := near.of(file.picture)):
         return ""
-    similar = near.of(file.picture)
-    return f"did you mean {similar}?" if similar else ""
+    return f"did you mean {similar}?{_accents(PurePosixPath(similar).stem, file.picture.stem)}"
+
+
+def _accents(file: str, row: str) -> str:
+    """What to do if the names in the folder and in a row look the same; "" if they do not."""
+    if file == row or unicodedata.normalize("NFC", file) != unicodedata.normalize("NFC", row):
+        return ""
+    return (
+        f" Both look the same, but the accents of the file are {_form(file)} and those of the row "
+        f"{_form(row)}: write both names in one form, with unicodedata.normalize in Python."
+    )
+
+
+def _form(name: str) -> str:
+    """How the accents of a name are written."""
+    return next((words for form, words in FORMS.items() if is_normalized(form, name)), "mixed")
 
 
 class NearNames:

@@ -98,6 +98,49 @@ def test_ten_answers_are_weighed_and_ids_are_kept(images: Path, tmp_path: Path) 
     assert annotation(samples, "008")["label"] == {"cat": 1.0, "kitten": 1.0}
 
 
+def test_empty_entries_of_lists_are_counted(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"image": "a.jpg", "caption": ["a", "", "b", None]},
+        {"image": "b.jpg", "caption": []},
+        {"image": "b.jpg", "caption": [None, " "]},
+    ]
+    path = write(tmp_path / "rows.json", rows)
+    assert prepare(path, images, tmp_path / "out", task="caption") == 0
+    assert [a["caption"] for a in packed(tmp_path / "out")["a.jpg"].annotations] == ["a", "b"]
+    printed = capsys.readouterr().out
+    assert "7 in = 2 written + 5 dropped" in printed
+    assert "no caption: 5 (ids 1, 1, 2, 3, 3)" in printed
+
+
+def test_an_empty_answer_counts_as_one_of_ten_only(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in VQA v2, where a person may have answered nothing."""
+    lists = [["cat"] * 7 + ["", "dog", "dog"], ["cat"] * 8 + [None, "dog"], ["cat", ""], [""] * 10]
+    rows = [{"image": "a.jpg", "question": f"q{n}", "answer": a} for n, a in enumerate(lists)]
+    assert prepare(write(tmp_path / "rows.json", rows), images, tmp_path / "out") == 0
+    (sample,) = packed(tmp_path / "out").values()
+    (question,) = sample.annotations
+    assert question["answers"] == lists[0]
+    assert question["label"] == {"cat": 1.0, "dog": 0.6}
+    printed = capsys.readouterr().out
+    assert "4 in = 1 written + 3 dropped" in printed
+    assert "empty answer in a list: 2 (ids 2, 3)" in printed
+    assert "no answer: 1 (id 4)" in printed
+
+
+def test_ids_repeat_in_other_splits_and_in_dropped_rows(images: Path, tmp_path: Path) -> None:
+    rows = "image,question,answer,key,part\na,q,x,1,train\na,q,,1,train\nb,q,x, 1 ,test\n"
+    path = write(tmp_path / "rows.csv", rows)
+    more = ("--id-field", "key", "--split-field", "part")
+    assert prepare(path, images, tmp_path / "out", *more) == 0
+    for part in ("train", "test"):
+        (sample,) = packed(tmp_path / "out" / part).values()
+        assert [a["id"] for a in sample.annotations] == ["1"]
+
+
 def test_captions(images: Path, tmp_path: Path) -> None:
     rows = [
         {"image": "a.jpg", "text": "A cat.", "page": 3},
@@ -114,7 +157,7 @@ def test_captions(images: Path, tmp_path: Path) -> None:
         {"id": "2-1", "caption": "Cats."},
     ]
     info = json.loads((tmp_path / "out/dataset.json").read_text())
-    assert info["dropped"] == [{"id": "3", "reason": "no caption"}]
+    assert info["dropped"] == [{"id": row, "reason": "no caption"} for row in ("2", "3")]
 
 
 def test_sentences_to_judge(images: Path, tmp_path: Path) -> None:
@@ -252,6 +295,32 @@ ROW = {"image": "a.jpg", "question": "q", "answer": "x"}
         ([ROW | {"key": None}], ("--id-field", "key"), "line 1: 'key' is null; expected text or"),
         ([ROW | {"key": True}], ("--id-field", "key"), "line 1: 'key' is true; expected text or"),
         ([ROW | {"part": None}], ("--split-field", "part"), "line 1: 'part' is null; expected"),
+        (
+            [ROW | {"key": " "}],
+            ("--id-field", "key"),
+            "rows.json, line 1: 'key' is empty; give each",
+        ),
+        (
+            "image,question,answer,key\na,q,x,1\na,r,x,2\nb,q,x,1 \nb,r,x, 2\n",
+            ("--id-field", "key"),
+            "rows.json, line 2 and line 4: 'key' is '1' in both (and 1 more such row); ids must b",
+        ),
+        (
+            '{"image": "a", "question": "q", "answer": "x"}\n{"image": "a", "a": 1, "a": 2}\n',
+            (),
+            "rows.json, line 2: the object has 'a' twice; keep one of them",
+        ),
+        ('[{"image": "a"},\n {"image": "a", "image": "b"}]', (), "line 2: the object has 'image'"),
+        (
+            '{"image": "a"}\n{"image": "b"} {"image": "c"}\n',
+            (),
+            "rows.json, line 2: not JSON: Extra data: column 16; write one object per line,",
+        ),
+        (
+            '{\n"image": "a"}\n{\n"image": "b"}\n',
+            (),
+            "rows.json is not JSON: Extra data: line 3 column 1; it holds several values: put them",
+        ),
         ([ROW], ("--workers", "0"), "--workers 0: give a number of processes, 1 or more"),
         ([ROW], ("--encoder", "net"), "--encoder names the encoder of --features"),
         ([ROW], ("--split-by-image", "2"), "share"),

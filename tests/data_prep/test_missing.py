@@ -18,13 +18,15 @@ NEAR = {
     "my cat.HEIC": "my cat.jpg",
     "C:\\photos\\beach\\two.jpg": "Beach/two.jpeg",
     "two.jpeg": "Beach/two.jpeg",
-    "cafe\u0301.jpg": "caf\u00e9.jpg",
 }
+NFC, NFD = "caf\u00e9", "cafe\u0301"
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    photos(tmp_path / "photos", *dict.fromkeys(NEAR.values()), "a.jpg", "other/two.jpg")
+    photos(
+        tmp_path / "photos", f"{NFC}.jpg", *dict.fromkeys(NEAR.values()), "a.jpg", "other/two.jpg"
+    )
     (tmp_path / "photos/Beach/two.txt").write_text("no picture")
     return tmp_path
 
@@ -32,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 def test_all_are_named_at_once_with_near_names(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert prepare(folder, questions("a.jpg", *NEAR, "dog")) == 2
+    assert prepare(folder, questions("a.jpg", *NEAR, f"{NFD}.jpg", "dog")) == 2
     told = capsys.readouterr().err
     assert told.startswith(
         "error: 9 of 10 pictures are missing. Check --images, add the files, or leave their rows "
@@ -41,6 +43,7 @@ def test_all_are_named_at_once_with_near_names(
     for number, (name, meant) in enumerate(NEAR.items(), 3):
         place = f"  rows.csv, line {number}: picture {folder / 'photos' / name}"
         assert f"{place}; did you mean {meant}?\n" in told
+    assert f"line 10: picture {folder / 'photos' / NFD}.jpg; did you mean {NFC}.jpg? Both" in told
     assert told.endswith(f"line 11: picture {folder / 'photos' / 'dog'}\n")
     assert not (folder / "out").exists()
 
@@ -51,6 +54,37 @@ def test_one_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
         "A.jpg is missing; line 3 of rows.csv names it. Did you mean a.jpg? Check --images, add "
         "the file, or leave its rows out with --skip-missing\n"
     ) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "told"),
+    [
+        (NFC, NFD, "the file are composed (NFC) and those of the row decomposed (NFD)"),
+        (NFD, NFC, "the file are decomposed (NFD) and those of the row composed (NFC)"),
+        (NFC, f"{NFC}+{NFD}", ""),
+        (f"{NFC}{NFD}", f"{NFD}{NFD}", "the file are mixed and those of the row decomposed (NFD)"),
+    ],
+)
+def test_accents_that_are_written_in_another_way(
+    name: str, row: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos(tmp_path / "photos", f"{name}.jpg")
+    assert prepare(tmp_path, questions(f"{row}.jpg")) == 2
+    error = capsys.readouterr().err
+    hint = (
+        f"Did you mean {name}.jpg? Both look the same, but the accents of {told}: write both names "
+        "in one form, with unicodedata.normalize in Python. Check --images"
+    )
+    assert (hint in error) if told else ("Both" not in error)
+
+
+def test_a_folder_is_not_a_picture(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert prepare(folder, questions("a.jpg", "other")) == 2
+    assert (
+        "other is not a file; line 3 of rows.csv names it. It is a folder; name a picture in it. "
+    ) in capsys.readouterr().err
+    assert prepare(folder, questions("dog", "other")) == 2
+    assert "/other; it is a folder; name a picture in it.\n" in capsys.readouterr().err
 
 
 def test_a_long_list_is_cut(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,6 +25,7 @@ LLAVA: list[dict[str, Any]] = [
     {"id": "x4", "images": ["a.jpg", "b.jpg"], "conversations": ASKED[:2]},
     {"id": "x5", "image": "a.jpg", "conversations": ASKED[:1]},
     {"id": "x6", "image": "a.jpg", "conversations": [{"from": "human", "value": 3}]},
+    {"id": "x7", "image": "a.jpg", "conversations": []},
 ]
 
 
@@ -54,8 +55,47 @@ def test_conversations(form: str, folder: Path, capsys: pytest.CaptureFixture[st
     if form != "indented":
         assert (first["id"], second["id"]) == ("1-0", "1-1")
     told = capsys.readouterr().out
-    for fault in ("no picture", "several pictures", "no question with an answer", "a turn without"):
+    faults = ("no picture", "several pictures", "no question with an answer", "a turn without")
+    for fault in (*faults, "question without an answer"):
         assert f"dropped: {fault}" in told
+
+
+def test_turns_without_a_counterpart_are_counted(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoken = ("gpt hello", "human q3", "human q4", "gpt a4", "gpt a4b", "human q5", "gpt a5")
+    words = [turn.split() for turn in (*spoken, "human q6")]
+    turns = [{"from": speaker, "value": text} for speaker, text in words]
+    rows = [{"id": "x", "image": "a.jpg", "conversations": turns}]
+    assert prepare(folder, rows, "--id-field", "id", name="llava.json") == 0
+    (sample,) = packed(folder / "out").values()
+    assert {a["id"]: (a["question"], a["answers"]) for a in sample.annotations} == {
+        "x-2": ("q4", ["a4"]),
+        "x-4": ("q5", ["a5"]),
+    }
+    told = capsys.readouterr().out
+    assert "6 in = 2 written + 4 dropped" in told
+    assert "dropped: question without an answer: 2 (ids x-1, x-5)" in told
+    assert "dropped: answer without a question: 2 (ids x-0, x-3)" in told
+
+
+def test_a_turn_that_says_two_things_is_not_used(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = json.dumps(LLAVA).replace('"value": "Brown"', '"value": "Brown", "value": "Red"', 1)
+    assert prepare(folder, text, name="llava.json") == 0
+    assert "dropped: a turn with 'value' twice: 1 (id 1)" in capsys.readouterr().out
+
+
+def test_conversations_without_an_id_are_named_by_their_line(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{key: value for key, value in row.items() if key != "id"} for row in LLAVA]
+    assert prepare(folder, rows, "--id-field", "id", name="llava.json") == 0
+    assert [a["id"] for a in packed(folder / "out")["a.jpg"].annotations] == ["1-0", "1-1"]
+    assert "dropped: no picture: 1 (id 3)" in capsys.readouterr().out
+    assert prepare(folder, [LLAVA[0] | {"id": None}], "--id-field", "id", name="l.json") == 2
+    assert "'id' is null; expected text or a number" in capsys.readouterr().err
 
 
 def test_messages_and_ids(folder: Path) -> None:
@@ -98,6 +138,7 @@ def test_captions_of_coco(
     assert "dropped: picture not in the file: 1 (id 52)" in capsys.readouterr().out
 
 
+TWICE = COCO | {"images": [{"id": 5, "file_name": f"{name}.jpg"} for name in "ab"]}
 BOXES = COCO | {"annotations": [{"id": 1, "image_id": 5, "bbox": [0, 0, 1, 1]}]}
 QUESTIONS = {"task_type": "x", "questions": [{"question_id": 1}]}
 SENTENCE = {"identifier": "dev-1-0-0", "sentence": "x", "label": "True"}
@@ -110,6 +151,14 @@ SENTENCE = {"identifier": "dev-1-0-0", "sentence": "x", "label": "True"}
         (b"PK\x03\x04abc", "vqa", "is an Excel workbook or a ZIP archive; save it as CSV (UTF-8)"),
         (b"\x1f\x8b\x08", "vqa", "is compressed with gzip; unpack it"),
         ("a,b\n".encode("utf-16"), "vqa", "is UTF-16; save it as UTF-8"),
+        (
+            "image,question,answer\n".encode("utf-16-le"),
+            "vqa",
+            "rows looks like UTF-16 without a byte-order mark (it has zero bytes); save it as "
+            "UTF-8: iconv -f UTF-16LE -t UTF-8 rows > NEW",
+        ),
+        ('{"image": 1}'.encode("utf-16-be"), "vqa", "iconv -f UTF-16BE -t UTF-8 rows > NEW"),
+        (TWICE, "caption", "image 2: 'id' is 5, which 'a.jpg' has already; ids of images must be"),
         (COCO, "vqa", "is in COCO's form, which holds captions: give --task caption"),
         (BOXES, "caption", "has no captions (boxes, key points or segments are not read)"),
         (

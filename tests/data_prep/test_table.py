@@ -53,6 +53,20 @@ def test_what_spreadsheets_add_is_not_data(tmp_path: Path) -> None:
             "line 2: 5 cells, but the head line has 3 (image, question, answer); a quoted cell "
             "continues to line 3: should its quote close earlier?",
         ),
+        (
+            HEAD + f"a,q,x\nb,{'q' * 200_000},x\n",
+            "line 3: 'question' has more than 131,072 characters; shorten it, or remove the row",
+        ),
+        (
+            HEAD + f'a,q,x\n"b","{"q" * 200_000}","x"\n',
+            "line 3: 'question' has more than 131,072 characters; shorten it, or remove the row",
+        ),
+        ("q" * 200_000 + ",answer\n", "line 1: column 1 has more than 131,072 characters; shorten"),
+        (
+            HEAD + 'a,"' + "q" * 200_000 + ",x\nb,q,x\n",
+            "line 2: a quote opens a cell and is not closed; close it, and double the quotes "
+            "inside cells (a cell has at most 131,072 characters)",
+        ),
         ("image\tq\tq\na\tb\tc\n", "line 1: two columns are called 'q'; rename one"),
     ],
 )

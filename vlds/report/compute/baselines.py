@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from vlds.report.compute.checked_scores import checked_scores
-from vlds.report.compute.results import Logged, TaskResult
+from vlds.report.compute.checked_scores import Logged, checked_scores
+from vlds.report.compute.results import TaskResult
 from vlds.report.read.predictions import first_line, read_predictions
 from vlds.runtime.run_folder import BLANK, PREDICTIONS
 

@@ -10,15 +10,11 @@ from typing import TypeVar
 from vlds.config import Recipe, load_recipe
 from vlds.report.compute.baselines import Column, baselines_of, frequent_answer
 from vlds.report.compute.bootstrap import RESAMPLES
+from vlds.report.compute.checked_scores import logged_scores, scores_of_predictions
 from vlds.report.compute.facts import recipe_facts, start_facts, stopped_text
 from vlds.report.compute.gallery import collect_gallery
 from vlds.report.compute.report import Report, RunReport, is_same_data
-from vlds.report.compute.results import (
-    TaskResult,
-    logged_scores,
-    results_of,
-    scores_of_predictions,
-)
+from vlds.report.compute.results import TaskResult, results_of
 from vlds.report.read.inputs import RunInputs, read_run
 from vlds.report.read.predictions import (
     Predictions,

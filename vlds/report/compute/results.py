@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,19 +15,12 @@ from vlds.report.compute.bootstrap import (
     interval_of_difference,
     interval_of_mean,
 )
-from vlds.report.compute.checked_scores import DamagedReference, checked_scores
 from vlds.report.numbers import Interval
-from vlds.report.read.inputs import Metrics
 from vlds.report.read.predictions import Predictions
 from vlds.tasks.base import Task, task_of
 
 TOLERANCE = 1e-9
 """By which the mean of the examples may differ from the score."""
-LOGGED_TOLERANCE = 1e-6
-"""By which a score that was logged may differ from that of the predictions."""
-
-Logged = Mapping[tuple[int | None, str], Mapping[str, float]]
-"""Step (None: not of the training, so nothing) and label of a task's list -> scores."""
 
 
 class NoMean(Exception):
@@ -70,58 +63,6 @@ class Difference:
 
     value: float
     interval: Interval
-
-
-def logged_scores(lines: Iterable[Metrics]) -> Logged:
-    """All scores in lines of metrics.jsonl."""
-    return {
-        (line["step"], task): scores
-        for line in lines
-        for task, scores in line.get("scores", {}).items()
-    }
-
-
-def scores_of_predictions(
-    tasks: Mapping[str, Task],
-    predictions: Mapping[str, Predictions],
-    logged: Logged,
-    notes: list[str],
-) -> dict[str, Mapping[str, float]]:
-    """Score what a run predicted: its name -> scores; {} where all references are unknown, or where
-    the scores can neither be computed here nor were logged. Damaged predictions are left out.
-    What is left out, and scores that were logged otherwise, get a note."""
-    scores: dict[str, Mapping[str, float]] = {}
-    for name, made in predictions.items():
-        task, earlier = tasks[task_of(made.label)], logged.get((made.step, name), {})
-        try:
-            computed = checked_scores(task, made)
-        except ValueError as error:
-            if isinstance(error, DamagedReference) or not earlier:
-                notes.append(f"No scores of {name}'s newest predictions: {error}")
-            if not isinstance(error, DamagedReference):
-                scores[name] = earlier
-            continue
-        # Some scores are missing on this machine alone, as the official ones without Java.
-        if task.left_out() is not None:
-            computed = {**earlier, **computed}
-        if contradiction := contradiction_of(computed, earlier, task.headline):
-            notes.append(f"{name}: {made.file} gives {contradiction}; the former is shown")
-        scores[name] = computed
-    return scores
-
-
-def contradiction_of(
-    computed: Mapping[str, float], logged: Mapping[str, float], headline: str | None
-) -> str:
-    """A score that was logged otherwise than it was computed, with both values: the headline, else
-    the first one; "" where there is none."""
-    for name, value in sorted(logged.items(), key=lambda entry: entry[0] != headline):
-        known = computed.get(name)
-        if known is None:
-            return f"no {name}, and metrics.jsonl has {value:.6g}"
-        if not np.isclose(known, value, LOGGED_TOLERANCE, LOGGED_TOLERANCE, equal_nan=True):
-            return f"{name} {known:.6g}, and metrics.jsonl has {value:.6g}"
-    return ""
 
 
 def results_of(

@@ -119,3 +119,11 @@ def vqa_run(world: Path, folder: Path, wrong_every: int, shift: int = 0) -> Path
     task = recipe.tasks["vqa"]
     assert isinstance(task, VQA)
     return write_run(folder, recipe, {"vqa": lines_of(task, wrong_every, shift)})
+
+
+def with_data(run: Path, data: str) -> Path:
+    """The run, whose predictions say what data they are of."""
+    for file in run.glob("predictions/**/*.jsonl"):
+        lines = file.read_text("utf-8").splitlines()
+        write_lines(file, [json.loads(line) | {"data": data} for line in lines])
+    return run

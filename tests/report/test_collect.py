@@ -265,20 +265,27 @@ def test_results_on_test_data_stand_beside_the_others(runs: Runs, tmp_path: Path
 
 
 @pytest.mark.parametrize("age", [-100, 100])
-def test_the_newest_predictions_count(runs: Runs, tmp_path: Path, age: int) -> None:
-    """Those of `vlds evaluate` where it came after the training; of each task for itself."""
+@pytest.mark.parametrize("after", [5, 10, None])
+def test_the_newest_predictions_count(
+    runs: Runs, tmp_path: Path, after: int | None, age: int
+) -> None:
+    """Those of `vlds evaluate` where it came after the training; of each task for itself. Times of
+    files, which copying changes, do not matter."""
     recipe = scored_recipe(runs.world, tmp_path / "run")
     lines = {name: lines_of(task, 3) for name, task in recipe.tasks.items()}
     run = write_run(tmp_path / "run", recipe, lines)
     trained = run / "predictions" / "step-00000010" / "vqa.jsonl"
     later = run / "predictions" / "vqa.jsonl"
-    write_predictions(later, lines_of(recipe.tasks["vqa"], 2))
+    told = {} if after is None else {"after": after}
+    write_predictions(later, [line | told for line in lines_of(recipe.tasks["vqa"], 2)])
     when = trained.stat().st_mtime + age
     os.utime(later, (when, when))
     found = collect([run]).only
-    assert found.results["vqa"].predictions.step == (10 if age < 0 else None)
-    assert found.score("vqa", "exact_match") == pytest.approx(2 / 3 if age < 0 else 0.5)
+    assert found.results["vqa"].predictions.step == (10 if after == 5 else None)
+    assert found.score("vqa", "exact_match") == pytest.approx(2 / 3 if after == 5 else 0.5)
     assert found.results["caption"].predictions.step == 10
+    unsure = f"{later}, which does not say whether the training's evaluation in step-00000010 came"
+    assert [unsure in note for note in found.notes] == ([True] if after is None else [])
 
 
 def test_a_task_without_labels_has_no_scores(runs: Runs, tmp_path: Path) -> None:
@@ -290,15 +297,52 @@ def test_a_task_without_labels_has_no_scores(runs: Runs, tmp_path: Path) -> None
     assert {entry.correct for entry in report.only.inputs.gallery} == {None}
 
 
-def test_predictions_of_other_scores_have_no_interval(runs: Runs, tmp_path: Path) -> None:
-    recipe = world_recipe(runs.world, tmp_path / "run")
+@pytest.mark.parametrize(
+    ("logged", "said"),
+    [
+        ({"exact_match": 99.5}, "exact_match 0.666667, and metrics.jsonl has 99.5"),
+        ({"vqa_accuracy": 0.7}, "no vqa_accuracy, and metrics.jsonl has 0.7"),
+    ],
+)
+def test_scores_that_contradict_their_predictions_are_said_and_not_shown(
+    runs: Runs, tmp_path: Path, logged: dict[str, float], said: str
+) -> None:
+    recipe = scored_recipe(runs.world, tmp_path / "run")
     lines = {"vqa": lines_of(recipe.tasks["vqa"], 3)}
-    run = write_run(tmp_path / "run", recipe, lines, scores={"vqa": {"exact_match": 0.9}})
+    run = write_run(tmp_path / "run", recipe, lines, scores={"vqa": logged})
     report = collect([run])
-    assert report.only.results["vqa"].interval is None
-    assert report.interval_notes == [
-        "No interval for vqa: its predictions do not give the exact_match that was logged."
-    ]
+    assert report.only.score("vqa", "exact_match") == pytest.approx(2 / 3)
+    assert report.only.score("vqa", "vqa_accuracy") is None
+    assert report.only.results["vqa"].interval is not None
+    (note,) = report.only.notes
+    file = run / "predictions" / "step-00000010" / "vqa.jsonl"
+    assert note == f"vqa: {file} gives {said}; the former is shown"
+
+
+def test_predictions_that_were_cut_with_their_number_contradict_the_log(
+    runs: Runs, tmp_path: Path
+) -> None:
+    run = copy(runs.first, tmp_path / "run")
+    file = run / "predictions" / "step-00000010" / "vqa.jsonl"
+    lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    write_predictions(file, lines[:40])
+    report = collect([run]).only
+    assert report.score("vqa", "exact_match") == report.results["vqa"].value
+    assert report.results["vqa"].examples == 40
+    (note,) = report.notes
+    assert "gives exact_match 0.675, and metrics.jsonl has 0.666667" in note
+
+
+def test_an_id_that_stands_twice_gives_no_score(runs: Runs, tmp_path: Path) -> None:
+    run = vqa_run(runs.world, tmp_path / "run", 3)
+    (run / "metrics.jsonl").unlink()
+    file = run / "predictions" / "step-00000010" / "vqa.jsonl"
+    first, *others = (json.loads(line) for line in file.read_text("utf-8").splitlines())
+    write_predictions(file, [first, first | {"prediction": "other"}, *others])
+    report = collect([run]).only
+    assert report.score("vqa", "exact_match") is None
+    (note,) = report.notes
+    assert f"{file}, line 2: id '{first['id']}' stands in line 1 too; evaluate the run" in note
 
 
 @pytest.mark.parametrize("step", [10, None])
@@ -435,9 +479,10 @@ def test_predictions_of_another_task_are_said(runs: Runs, tmp_path: Path) -> Non
     write_predictions(run / "predictions" / "vqa.jsonl", lines)
     report = collect([run], pictures=True).only
     assert report.results == {}
-    gallery, scores = report.notes
-    assert "its references are not those of VQA (KeyError('answer'))" in gallery
-    assert scores.startswith("No scores of vqa's newest predictions: their references are not")
+    (note,) = report.notes
+    assert note.startswith("No scores of vqa's newest predictions: ")
+    assert "vqa.jsonl, line 1: its reference is not one of VQA (KeyError('answer'))" in note
+    assert report.inputs.gallery == []
     write_predictions(run / "predictions" / "vqa.jsonl", [{**lines[0], "prediction": 3}])
     (note,) = collect([run]).only.notes
     assert "vqa.jsonl, line 1: prediction is 3, not text; evaluate the run again" in note

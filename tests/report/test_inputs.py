@@ -16,6 +16,7 @@ from vlds.data.shards.thumbnail import THUMBNAIL_SIZE
 from vlds.evaluation.result import Evaluation, leave
 from vlds.evaluation.scores_json import read_scores, write_scores
 from vlds.report.read.inputs import headlines_of, read_run, tree_of
+from vlds.report.read.predictions import newest_predictions
 from vlds.report.read.samples import GalleryEntry, read_gallery, write_gallery
 from vlds.report.read.scores import scores_of
 from vlds.report.render.write import report_text
@@ -201,6 +202,22 @@ def test_what_an_evaluation_wrote_can_be_shown(tmp_path: Path) -> None:
     text = report_text([read_run(tmp_path / "p8")], "md", 0)
     assert "vqa_accuracy" in text
     assert "50.0" in text or "0.5" in text
+
+
+def test_an_evaluation_says_which_one_of_the_training_it_came_after(tmp_path: Path) -> None:
+    """In a run's own folder, so that a copy knows it too."""
+    evaluation = Evaluation("vqa", {"exact_match": 1.0}, {"1": "red"}, {"1": "red"})
+    leave([evaluation], tmp_path / "elsewhere", scores=True)
+    folder = tmp_path / "run" / "predictions"
+    for name in ("step-99999999", "step-100000000", "step-x", "blank"):
+        evaluation.write(folder / name)
+    leave([evaluation], folder, scores=True)
+    files = [tmp_path / "elsewhere", folder / "step-99999999", folder]
+    lines = [json.loads((file / "vqa.jsonl").read_text()) for file in files]
+    assert [line.get("after") for line in lines] == [None, None, 100_000_000]
+    notes: list[str] = []
+    assert newest_predictions(tmp_path / "run", notes) == {"vqa": folder / "vqa.jsonl"}
+    assert notes == []
 
 
 def test_large_pictures_of_any_mode_become_thumbnails(tmp_path: Path) -> None:

@@ -13,14 +13,16 @@ from pathlib import Path
 import pytest
 
 from tests.report.reader import Reader
-from tests.report.scored_run import Runs, scored_recipe, write_lines, write_run
+from tests.report.scored_run import Runs, scored_recipe, with_data, write_lines, write_run
 from tests.report.toy_run import COLUMNS, NASTY, TASKS, make_run
+from vlds.evaluation.scores_json import Scored, read_scores, write_scores
 from vlds.report.compute.baselines import FREQUENT
 from vlds.report.compute.collect import collect
 from vlds.report.render.page import build_page
 from vlds.runtime.shown import visible
 from vlds.tasks import GQA
 
+DATA = "world-val@0123456789abcdef"
 EVIL = (
     "<script>alert(1)</script>",
     "</figure></section><img src=http://example.com/x onerror=alert(2)>",
@@ -156,7 +158,9 @@ def test_the_best_of_a_score_may_be_the_lowest(runs: Runs, tmp_path: Path) -> No
     folders = []
     for name, far in (("near", 0.25), ("far", 0.75)):
         scores = {"gqa": {"accuracy": 1 - far, "distribution": far, "accuracy/half/yes/no": far}}
-        folders.append(write_run(tmp_path / name, recipe, {}, scores=scores))
+        run = write_run(tmp_path / name, recipe, {}, scores=scores)
+        write_scores(run, {"gqa": Scored("gqa-val@01", 48, scores["gqa"], "distribution")})
+        folders.append(run)
     report = collect(folders)
     page = build_page(report)
     best = re.findall(r'<td class="number best"><b>([\d.]+)</b>', page)
@@ -213,11 +217,21 @@ def test_scores_stand_with_their_intervals(runs: Runs) -> None:
     assert "1,000 bootstrap resamples" in page.text
 
 
-def test_runs_stand_side_by_side(runs: Runs, run: Path) -> None:
-    report = collect([runs.first, runs.second, run])
+def test_runs_stand_side_by_side(runs: Runs, run: Path, tmp_path: Path) -> None:
+    copies = [
+        Path(shutil.copytree(folder, tmp_path / name))
+        for name, folder in (("first", runs.first), ("second", runs.second), ("third", run))
+    ]
+    stored = read_scores(run)
+    write_scores(copies[2], {name: replace(s, data=DATA) for name, s in stored.items()})
+    report = collect([with_data(folder, DATA) for folder in copies])
     page = Reader(build_page(report))
     beside, differences = page.tables[:2]
-    assert beside[0][:3] == ["run", "vqa exact_match 48 examples", "caption word_f1 10 examples"]
+    assert beside[0][:3] == [
+        "run",
+        "vqa exact_match world-val, 48 examples",
+        "caption word_f1 world-val, 10 examples",
+    ]
     assert beside[0][-3:] == ["trains", "bytes per rank", "examples a second"]
     always, *beside[1:] = beside[1:]
     assert always[0] == FREQUENT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tests.report.scored_run import (
     lines_of,
     scored_recipe,
     vqa_run,
+    with_data,
     write_lines,
     write_predictions,
     write_run,
@@ -20,19 +22,14 @@ from tests.report.scored_run import (
 from vlds.report.compute.baselines import BLIND, FREQUENT, FROZEN
 from vlds.report.compute.collect import collect
 from vlds.report.compute.facts import duration_text
+from vlds.report.compute.report import Report
 from vlds.report.render.markdown import markdown
+from vlds.report.render.table import Cell
+from vlds.report.render.tables import comparison_table
 from vlds.report.render.tidy import csv_text
 from vlds.runtime.run_folder import STARTS
 
 OWN, OTHER = "world-val@0123456789abcdef", "mine-test@fedcba9876543210"
-
-
-def with_data(run: Path, data: str) -> Path:
-    """The run, whose predictions say what data they are of."""
-    for file in run.glob("predictions/**/vqa.jsonl"):
-        lines = file.read_text("utf-8").splitlines()
-        write_lines(file, [json.loads(line) | {"data": data} for line in lines])
-    return run
 
 
 def test_runs_on_other_data_have_columns_of_their_own(runs: Runs, tmp_path: Path) -> None:
@@ -57,6 +54,31 @@ def test_runs_on_other_data_have_columns_of_their_own(runs: Runs, tmp_path: Path
     same = collect([one, with_data(two, OWN)])
     assert [task for task, _ in same.headlines] == ["vqa"]
     assert same.differences
+
+
+def test_unknown_data_are_not_the_same_data(runs: Runs, tmp_path: Path) -> None:
+    """Where neither names nor equal references say that they are."""
+    runs_of = {name: vqa_run(runs.world, tmp_path / name, n) for name, n in (("a", 3), ("b", 4))}
+    alike = collect(list(runs_of.values()))
+    assert [task for task, _ in alike.headlines] == ["vqa"]
+    assert sum(cell.look == "number best" for cell in cells_of(alike)) == 1
+    other = runs_of["b"] / "predictions" / "step-00000010" / "vqa.jsonl"
+    other.write_text(other.read_text().replace('"id": "', '"id": "other-'))
+    apart = collect(list(runs_of.values()))
+    assert [task for task, _ in apart.headlines] == ["vqa on unknown data"]
+    assert not any(cell.look == "number best" for cell in cells_of(apart))
+    assert apart.merged().tasks["vqa on unknown data"].best("soft_score", [0.1, 0.2]) is None
+    assert apart.data_texts == {}
+    assert FREQUENT not in markdown(apart)
+    for run in runs_of.values():  # the log alone
+        shutil.rmtree(run / "predictions")
+    assert [t for t, _ in collect(list(runs_of.values())).headlines] == ["vqa on unknown data"]
+    assert [task for task, _ in collect([runs_of["a"]]).headlines] == ["vqa"]
+
+
+def cells_of(report: Report) -> list[Cell]:
+    """All cells of the runs' table."""
+    return [cell for row in comparison_table(report).rows for cell in row.cells]
 
 
 def test_a_set_that_was_packed_again_is_another_one(runs: Runs, tmp_path: Path) -> None:

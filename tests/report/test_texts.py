@@ -108,7 +108,20 @@ def test_models_beside_a_run_have_rows_of_their_own(tmp_path: Path) -> None:
 def test_markdown_cells_hold_any_text() -> None:
     assert markdown_text("a|b\nc") == r"a\|b c"
     assert markdown_text("<b>*x*</b> `y`") == r"\<b>\*x\*\</b> \`y\`"
+    assert markdown_text("[a](http://b)") == r"[a]\(http://b)"
     assert markdown_text("vqa_accuracy [0.1, 0.2]") == "vqa_accuracy [0.1, 0.2]"
+
+
+def test_markdown_escapes_names_everywhere(runs: Runs, tmp_path: Path) -> None:
+    """In the lines below the tables too: notes, facts and reasons."""
+    name = "x<script>alert(1)<\u202e|*b*"
+    run = shutil.copytree(runs.first, tmp_path / name)
+    (run / "predictions" / "step-00000010" / "vqa.jsonl").write_text("")
+    text = markdown(collect([runs.first, run], resamples=0))
+    assert text.count(r"x\<script>alert(1)\<\\u202e\|\*b\*") > 2
+    assert "\u202e" not in text
+    assert not re.search(r"(?<!\\)<", text)
+    assert "vqa.jsonl is empty" in text
 
 
 def test_texts_go_to_the_terminal_or_a_folder(

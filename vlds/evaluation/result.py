@@ -12,6 +12,7 @@ from vlds.data.errors import BadSample
 from vlds.data.streams.source import Source
 from vlds.evaluation.scores_json import Scored, write_scores
 from vlds.metrics.tables import plain
+from vlds.runtime.run_folder import newest_step
 from vlds.runtime.terminal import tell
 from vlds.runtime.whole_file import write_whole
 from vlds.tasks.base import Task
@@ -86,16 +87,20 @@ class Evaluation:
         return sum(not text.strip() for text in self.predictions.values())
 
     def write(self, folder: Path) -> None:
-        """Write TASK.jsonl: a line per example with id, number of lines, data, sample, prediction,
-        confidences and reference, without what is not known.
+        """Write TASK.jsonl: a line per example with id, number of lines, the step of the newest
+        training evaluation beside the file, data, sample, prediction, confidences and reference,
+        without what is not known.
 
         Errors: CannotWrite.
         """
-        lines = [json.dumps(self._line(key)) for key in self.predictions]
+        after = newest_step(folder)
+        lines = [json.dumps(self._line(key, after)) for key in self.predictions]
         write_whole(folder / f"{self.task}.jsonl", "".join(f"{line}\n" for line in lines))
 
-    def _line(self, key: str) -> dict[str, Any]:
+    def _line(self, key: str, after: int | None) -> dict[str, Any]:
         line: dict[str, Any] = {"id": key, "of": len(self.predictions)}
+        if after is not None:
+            line["after"] = after
         if self.data is not None:
             line["data"] = self.data
         if (sample := self.samples.get(key)) is not None:

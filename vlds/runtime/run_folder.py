@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -19,6 +20,8 @@ from vlds.runtime.regular_file import read_text
 PREDICTIONS = "predictions"
 BLANK = "blank"
 """Folder of predictions that were made from blank pictures."""
+STEP = re.compile(r"step-(\d+)")
+"""Folder of the predictions of an evaluation during training."""
 STARTS = "starts.jsonl"
 PACKAGES = ("vlds", "torch", "deepspeed", "transformers")
 CPU_INFO = Path("/proc/cpuinfo")
@@ -37,6 +40,13 @@ class Start:
     versions: Mapping[str, str]
     changes: Sequence[str] = field(default_factory=list)
     """Changes of the recipe since the start before, such as "optimizer.eps: 1e-06 -> 1e-08"."""
+
+
+def newest_step(predictions: Path) -> int | None:
+    """Steps of training before its newest evaluation whose predictions are below a folder; None
+    where there are none."""
+    found = (STEP.fullmatch(path.name) for path in predictions.glob("step-*"))
+    return max((int(match[1]) for match in found if match), default=None)
 
 
 def new_start(step: int, command: str, hardware: str, changes: Sequence[str]) -> Start:

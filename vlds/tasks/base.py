@@ -187,6 +187,16 @@ def ask(
     return example
 
 
+def as_text(answer: object) -> str:
+    """An answer in a reference.
+
+    Errors: TypeError where it is not a text.
+    """
+    if not isinstance(answer, str):
+        raise TypeError(f"the answer is {answer!r:.60}, text expected")
+    return answer
+
+
 def optional_text(given: Mapping[str, Any], name: str) -> str | None:
     """A field that is a text or missing.
 

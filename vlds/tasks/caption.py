@@ -10,7 +10,7 @@ import numpy as np
 
 from vlds.metrics import caption_scores as metric
 from vlds.schema import Decoding, Example, Sample
-from vlds.tasks.base import Task, labelled, require_label
+from vlds.tasks.base import Task, labelled, optional_texts, require_label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,8 @@ class Caption(Task):
     ) -> tuple[list[str], list[list[str]]]:
         """Captions and references of the labelled pictures, as they are scored."""
         texts, known = labelled(predictions, references)
-        truth = [[self.scored_text(text) for text in given] for given in known]
+        captions = [optional_texts({"captions": given}, "captions") for given in known]
+        truth = [[self.scored_text(text) for text in given] for given in captions]
         return [self.scored_text(text) for text in texts], truth
 
     def scored_text(self, text: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from vlds.metrics.exact_match import matches, mean, mean_by_group
 from vlds.metrics.tables import score_values, table
 from vlds.schema import Decoding, Example, Sample
-from vlds.tasks.base import Task, labelled, require_label
+from vlds.tasks.base import Task, as_text, labelled, require_label
 
 LABELS = ("entailment", "neutral", "contradiction")
 
@@ -70,4 +70,4 @@ class Entailment(Task):
 
     def answer_of(self, reference: Any) -> str | None:
         """The label."""
-        return str(reference)
+        return as_text(reference)

@@ -17,7 +17,7 @@ from vlds.metrics.gqa_scores import (
     reasoning_steps,
 )
 from vlds.schema import Decoding, Example, Sample
-from vlds.tasks.base import Task, labelled, optional_text, optional_texts, require_label
+from vlds.tasks.base import Task, as_text, labelled, optional_text, optional_texts, require_label
 from vlds.tasks.gqa_choices import missing_choices, read_choices
 
 
@@ -102,7 +102,7 @@ class GQA(Task):
 
     def answer_of(self, reference: Any) -> str | None:
         """The one answer."""
-        return str(reference["answer"])
+        return as_text(reference["answer"])
 
 
 def reference_of(given: Mapping[str, Any]) -> dict[str, Any]:

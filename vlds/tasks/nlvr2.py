@@ -11,7 +11,7 @@ import numpy as np
 from vlds.metrics.exact_match import consistency, matches, mean
 from vlds.metrics.nlvr2_groups import sentence_group
 from vlds.schema import Decoding, Example, Sample
-from vlds.tasks.base import Task, labelled, require_label
+from vlds.tasks.base import Task, as_text, labelled, require_label
 
 WORDS = {True: "true", False: "false"}
 
@@ -81,4 +81,4 @@ class NLVR2(Task):
 
     def answer_of(self, reference: Any) -> str | None:
         """The word of the label."""
-        return str(reference["answer"])
+        return as_text(reference["answer"])

@@ -10,7 +10,7 @@ import numpy as np
 
 from vlds.metrics.exact_match import exact_match, matches
 from vlds.schema import Decoding, Example, Sample
-from vlds.tasks.base import Task, labelled, require_label
+from vlds.tasks.base import Task, as_text, labelled, require_label
 from vlds.tasks.clip_text import subtitles, with_prompt
 
 
@@ -66,7 +66,7 @@ class VideoQA(Task):
 
     def answer_of(self, reference: Any) -> str | None:
         """The name of the right choice."""
-        return str(reference)
+        return as_text(reference)
 
 
 def question_text(sample: Sample, given: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from vlds.metrics.exact_match import fold, matches, mean, mean_by_group, worth
 from vlds.metrics.tables import score_values, table
 from vlds.metrics.vqa_accuracy import NUM_ANNOTATORS, Rules, question_accuracy
 from vlds.schema import Decoding, Example, Sample
-from vlds.tasks.base import Task, labelled, optional_text, optional_texts, require_label
+from vlds.tasks.base import Task, as_text, labelled, optional_text, optional_texts, require_label
 from vlds.tasks.soft_label import best_answer, draw_answer
 
 ENOUGH = 0.5
@@ -110,7 +110,7 @@ class VQA(Task):
 
     def answer_of(self, reference: Any) -> str | None:
         """The answer of the highest soft score."""
-        return str(reference["answer"])
+        return as_text(reference["answer"])
 
     def correct(self, prediction: str, reference: Any) -> bool | None:
         """At least two of ten people agree; else, any answer that is worth as much to learn."""

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 from vlds.metrics.tables import split as cell_of
 from vlds.report.compute.report import RunReport
-from vlds.report.read.predictions import Predictions
+from vlds.report.read.predictions import Predictions, texts_of
 from vlds.tasks.base import Task, task_of
-
-NOT_ITS_REFERENCES = (ValueError, KeyError, TypeError, AttributeError, IndexError)
-"""What is raised where references are another task's; the report says it with the scores."""
 
 
 class Answered(NamedTuple):
@@ -41,17 +37,15 @@ class TaskAnswers(NamedTuple):
 
 
 def answers_of(run: RunReport) -> dict[str, TaskAnswers]:
-    """What the run answered, by the name that is shown: on each list of its own data whose
-    references are the task's."""
+    """What the run answered, by the name that is shown: on each list of its own data."""
     answers = {}
     for shown, made in run.predictions.items():
         if run.recipe is None or not made.is_own:
             continue
-        with suppress(*NOT_ITS_REFERENCES):
-            task, result = run.recipe.tasks[task_of(made.label)], run.results.get(shown)
-            ways = ways_of(result.scores if result else ())
-            examples = {key: answered(task, key, made, ways) for key in made.predictions}
-            answers[shown] = TaskAnswers(made.label, ways, examples)
+        task, result = run.recipe.tasks[task_of(made.label)], run.results.get(shown)
+        ways = ways_of(result.scores if result else ())
+        examples = {key: answered(task, key, made, ways) for key in made.predictions}
+        answers[shown] = TaskAnswers(made.label, ways, examples)
     return answers
 
 
@@ -68,18 +62,12 @@ def answered(task: Task, key: str, made: Predictions, ways: tuple[str, ...]) -> 
     answer = task.answer_of(reference) if known else None
     return Answered(
         answer=answer,
-        references=references_text(reference) if answer is None else answer,
+        references="\n".join(texts_of(reference)) if answer is None else answer,
         groups=tuple(group_of(reference, way) for way in ways),
         prediction=prediction,
         correct=task.correct(prediction, reference) if known else None,
         confidence=made.confidences.get(key),
     )
-
-
-def references_text(reference: Any) -> str:
-    """A reference without a best answer: its texts, as lines."""
-    texts = reference if isinstance(reference, list) else [reference]
-    return "\n".join(text for text in texts if isinstance(text, str))
 
 
 def group_of(reference: Any, way: str) -> str | None:

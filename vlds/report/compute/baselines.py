@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from vlds.report.compute.results import Logged, TaskResult
-from vlds.report.read.predictions import first_data, read_predictions
+from vlds.report.compute.checked_scores import Logged, checked_scores
+from vlds.report.compute.results import TaskResult
+from vlds.report.read.predictions import first_line, read_predictions
 from vlds.runtime.run_folder import BLANK, PREDICTIONS
 
 FREQUENT, BLIND, FROZEN = "most frequent answer", "without pictures", "before training"
@@ -63,13 +64,13 @@ def blind_scores(run: Path, label: str, result: TaskResult) -> Mapping[str, floa
     made = read_predictions(file)
     if made.data != result.predictions.data:
         return {}
-    return result.task.score(made.predictions, made.references)
+    return checked_scores(result.task, made)
 
 
 def frozen_scores(run: Path, label: str, result: TaskResult, logged: Logged) -> Mapping[str, float]:
     """Scores that the run logged before its first step, on the same data."""
     file = run / PREDICTIONS / "step-00000000" / f"{label}.jsonl"
     made = result.predictions
-    if made.step == 0 or not file.is_file() or first_data(file) != made.data:
+    if made.step == 0 or not file.is_file() or first_line(file).get("data") != made.data:
         return {}
     return logged.get((0, label), {})

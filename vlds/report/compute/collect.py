@@ -10,10 +10,11 @@ from typing import TypeVar
 from vlds.config import Recipe, load_recipe
 from vlds.report.compute.baselines import Column, baselines_of, frequent_answer
 from vlds.report.compute.bootstrap import RESAMPLES
+from vlds.report.compute.checked_scores import logged_scores, scores_of_predictions
 from vlds.report.compute.facts import recipe_facts, start_facts, stopped_text
 from vlds.report.compute.gallery import collect_gallery
-from vlds.report.compute.report import Report, RunReport
-from vlds.report.compute.results import TaskResult, logged_scores, results_of
+from vlds.report.compute.report import Report, RunReport, is_same_data
+from vlds.report.compute.results import TaskResult, results_of
 from vlds.report.read.inputs import RunInputs, read_run
 from vlds.report.read.predictions import (
     Predictions,
@@ -57,7 +58,12 @@ def run_report(run: RunInputs, resamples: int, pictures: bool) -> RunReport:
     notes: list[str] = []
     folder = run.folder
     recipe = read_recipe(folder, notes)
-    predictions = read_all_predictions(folder, recipe.tasks, notes) if recipe else {}
+    logged = logged_scores(run.lines)
+    predictions, scored = {}, {}
+    if recipe is not None:
+        predictions = read_all_predictions(folder, recipe.tasks, notes)
+        scored = scores_of_predictions(recipe.tasks, predictions, logged, notes)
+        predictions = {name: predictions[name] for name in scored}
     if recipe is not None and pictures:
         try:
             collect_gallery(folder, recipe, predictions)
@@ -69,11 +75,9 @@ def run_report(run: RunInputs, resamples: int, pictures: bool) -> RunReport:
         notes.append(run.complaint)
     if recipe is None:
         return RunReport(run, {}, {}, notes=notes)
-    logged = logged_scores(run.lines)
-    results = results_of(recipe.tasks, predictions, logged, resamples, notes)
+    results = results_of(recipe.tasks, predictions, scored, resamples)
     scores = with_results(run.scores, results, run.name)
-    if len(scores.columns) == 1:
-        scores = with_baselines(scores, baselines_of(folder, results, logged, notes))
+    scores = with_baselines(scores, baselines_of(folder, results, logged, notes))
     scores = with_directions(scores, recipe.tasks)
     facts = recipe_facts(recipe, run) | start_facts(read_starts(folder), run)
     if answers := frequent_answers(results):
@@ -97,7 +101,7 @@ def read_all_predictions(
 ) -> dict[str, Predictions]:
     """The newest predictions of each task's list (TASK, TASK.test), then those of other data (TASK
     on NAME). Damaged files get a note."""
-    newest = newest_predictions(run)
+    newest = newest_predictions(run, notes)
     labels = [label_of(name, split) for name in tasks for split in SPLITS]
     files = {label: newest[label] for label in labels if label in newest}
     for file in predictions_elsewhere(run):
@@ -127,34 +131,33 @@ def read_recipe(folder: Path, notes: list[str]) -> Recipe | None:
 
 
 def with_results(scores: Scores, results: Mapping[str, TaskResult], name: str) -> Scores:
-    """The scores with those of newer predictions, where they are the run's alone."""
-    if len(scores.columns) > 1:
-        return scores
-    column = scores.columns[0] if scores.columns else name
-    tasks = {
-        label: TaskScores(
-            {column: result.scores},
+    """The scores with those of the run's newest predictions; of what scores.json compares it with,
+    what was scored on the same data stays."""
+    tasks = dict(scores.tasks)
+    for label, result in results.items():
+        stored, data = tasks.get(label), result.predictions.data
+        same = stored is not None and data is not None and stored.data == data
+        compared = stored.by_column if stored is not None and same else {}
+        tasks[label] = TaskScores(
+            {**compared, name: result.scores},
             result.examples,
-            result.predictions.data,
+            data,
             result.headline,
             result.task.lower_is_better,
         )
-        for label, result in results.items()
-    }
-    return replace(scores, columns=[column], tasks={**scores.tasks, **tasks}) if tasks else scores
+    filled = {label for entry in tasks.values() for label in entry.by_column}
+    others = [label for label in scores.columns if label in filled - {name}]
+    return replace(scores, columns=[*others, name] if tasks else [], tasks=tasks)
 
 
 def with_baselines(scores: Scores, baselines: Mapping[str, Column]) -> Scores:
     """The scores of a run with the columns that they are compared with before them."""
-    tasks = {
-        name: replace(
-            entry,
-            by_column={label: column[name] for label, column in baselines.items() if name in column}
-            | dict(entry.by_column),
-        )
-        for name, entry in scores.tasks.items()
-    }
-    return replace(scores, columns=[*baselines, *scores.columns], tasks=tasks)
+    tasks = {}
+    for name, entry in scores.tasks.items():
+        known = {label: column[name] for label, column in baselines.items() if name in column}
+        tasks[name] = replace(entry, by_column={**known, **entry.by_column, **known})
+    columns = list(dict.fromkeys([*baselines, *scores.columns]))
+    return replace(scores, columns=columns, tasks=tasks)
 
 
 def frequent_answers(results: Mapping[str, TaskResult]) -> str:
@@ -182,18 +185,19 @@ def names_of(paths: Sequence[Path]) -> list[str]:
 
 def named_by_data(runs: Mapping[str, RunReport]) -> dict[str, RunReport]:
     """The runs; a task that they score on different data is called "TASK on DATA" and has a column
-    for each data set."""
+    for each data set, and one for data that are not known."""
     data: dict[str, set[str | None]] = {}
     for run in runs.values():
         for task, entry in run.scores.tasks.items():
             data.setdefault(task, set()).add(entry.data)
+    apart = {task for task in data if not is_same_data(runs.values(), task)}
     return {
         name: renamed(
             run,
             {
                 task: f"{task} on {words(entry.data, data[task])}"
                 for task, entry in run.scores.tasks.items()
-                if len(data[task]) > 1
+                if task in apart
             },
         )
         for name, run in runs.items()

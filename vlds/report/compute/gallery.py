@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vlds.config import Recipe
 from vlds.data.shards.store import Dataset, open_dataset
-from vlds.report.read.predictions import Predictions
+from vlds.report.read.predictions import Predictions, texts_of
 from vlds.report.read.samples import GalleryEntry, write_gallery
 from vlds.schema import Encoded, Sample, SkipSample
 from vlds.tasks.base import SPLITS, Task, label_of
@@ -88,7 +88,7 @@ def entry(
         id=key,
         images=(),
         prompt=task.example(name, sample, annotation, None).prompt,
-        reference=answer if answer is not None else reference or "",
+        reference=answer if answer is not None else texts_of(reference),
         prediction=prediction,
         correct=task.correct(prediction, reference) if reference is not None else None,
         confidence=made.confidences.get(key),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -58,6 +58,18 @@ class RunReport:
         return result if abs(result.value - value) < 1e-6 else None
 
 
+def is_same_data(runs: Iterable[RunReport], task: str) -> bool:
+    """True where all runs that have a task scored it on the same data: by name and content or,
+    where no run's are known, by equal ids and references of the predictions."""
+    scored = [run for run in runs if task in run.scores.tasks]
+    data = {run.scores.tasks[task].data for run in scored}
+    if len(data) > 1 or None not in data or len(scored) == 1:
+        return len(data) <= 1
+    results = [run.results.get(task) for run in scored]
+    known = [result.predictions.references for result in results if result is not None]
+    return len(known) == len(scored) and all(references == known[0] for references in known)
+
+
 @dataclass(frozen=True)
 class Report:
     """Runs by name, in the order in which they were named."""
@@ -85,11 +97,12 @@ class Report:
 
     @property
     def data_texts(self) -> dict[str, str]:
-        """Name and size of each task's data, the same in all runs."""
+        """Name and size of each task's data, where they are the same in all runs."""
         texts: dict[str, str] = {}
         for run in self.runs.values():
             for name, task in run.scores.tasks.items():
-                texts[name] = texts.get(name) or task.data_text
+                if is_same_data(self.runs.values(), name):
+                    texts[name] = texts.get(name) or task.data_text
         return {name: text for name, text in texts.items() if text}
 
     @property
@@ -133,11 +146,12 @@ class Report:
         return notes + drawn_by_example(results) + reasons(results)
 
     def frequent_scores(self) -> list[float | None]:
-        """Of each headline, the score of giving the most frequent answer to everything: the same
-        for all runs."""
+        """Of each headline, the score of giving the most frequent answer to everything, where it is
+        the same for all runs."""
         scores: list[float | None] = []
         for task, metric in self.headlines:
-            entries = (run.scores.tasks.get(task) for run in self.runs.values())
+            runs = self.runs.values() if is_same_data(self.runs.values(), task) else ()
+            entries = (run.scores.tasks.get(task) for run in runs)
             known = (entry.by_column.get(FREQUENT, {}).get(metric) for entry in entries if entry)
             scores.append(next((score for score in known if score is not None), None))
         return scores
@@ -157,4 +171,9 @@ class Report:
             if own:
                 by_column[name] = own
         headline = next((metric for known, metric in self.headlines if known == task), None)
-        return TaskScores(by_column, headline=headline, lower_is_better=lower)
+        return TaskScores(
+            by_column,
+            headline=headline,
+            lower_is_better=lower,
+            is_same_data=is_same_data(self.runs.values(), task),
+        )

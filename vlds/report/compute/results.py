@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,15 +16,11 @@ from vlds.report.compute.bootstrap import (
     interval_of_mean,
 )
 from vlds.report.numbers import Interval
-from vlds.report.read.inputs import Metrics
 from vlds.report.read.predictions import Predictions
 from vlds.tasks.base import Task, task_of
 
 TOLERANCE = 1e-9
-"""By which the mean of the examples may differ from the score that was logged."""
-
-Logged = Mapping[tuple[int | None, str], Mapping[str, float]]
-"""Step (None: not of the training, so nothing) and label of a task's list -> scores."""
+"""By which the mean of the examples may differ from the score."""
 
 
 class NoMean(Exception):
@@ -69,39 +65,18 @@ class Difference:
     interval: Interval
 
 
-def logged_scores(lines: Iterable[Metrics]) -> Logged:
-    """All scores in lines of metrics.jsonl."""
-    return {
-        (line["step"], task): scores
-        for line in lines
-        for task, scores in line.get("scores", {}).items()
-    }
-
-
 def results_of(
     tasks: Mapping[str, Task],
     predictions: Mapping[str, Predictions],
-    logged: Logged,
+    scores: Mapping[str, Mapping[str, float]],
     resamples: int,
-    notes: list[str],
 ) -> dict[str, TaskResult]:
-    """Score what a run predicted: its name -> result. Where all references are unknown, there is no
-    result; where the scores cannot be computed here, there is a note."""
-    results = {}
-    for name, made in predictions.items():
-        task = tasks[task_of(made.label)]
-        try:
-            scores = logged.get((made.step, name)) or task.score(made.predictions, made.references)
-            if scores:
-                results[name] = result_of(task, made, scores, resamples)
-        except ValueError as error:
-            notes.append(f"No scores of {name}'s newest predictions: {error}")
-        except (KeyError, TypeError, AttributeError, IndexError) as error:
-            notes.append(
-                f"No scores of {name}'s newest predictions: their references are not those of "
-                f"{type(task).__name__} ({error!r}); evaluate the run again"
-            )
-    return results
+    """The result of each of the predictions that have scores."""
+    return {
+        name: result_of(tasks[task_of(made.label)], made, scores[name], resamples)
+        for name, made in predictions.items()
+        if scores[name]
+    }
 
 
 def result_of(

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlds.runtime.checks import is_number
 from vlds.runtime.json_file import parse_json
 from vlds.runtime.regular_file import read_text
-from vlds.runtime.run_folder import PREDICTIONS
+from vlds.runtime.run_folder import PREDICTIONS, STEP, newest_step
 
-STEP = re.compile(r"step-(\d+)")
 FIELDS = {"id", "of", "prediction", "reference"}
 """Required in every line; `of` is the number of lines."""
 AGAIN = "evaluate the run again, with `vlds evaluate --run`"
@@ -32,6 +31,8 @@ class Predictions:
     answer; of a text of several tokens, the geometric mean over these."""
     samples: Mapping[str, str]
     """Id of the sample of each example whose line names one."""
+    lines: Mapping[str, int]
+    """Line of the file that each example stands in, counted from 1."""
     data: str | None = None
     """Name, split and fingerprint of the data sets; None where the lines do not say it."""
 
@@ -46,18 +47,45 @@ class Predictions:
         return "@" not in self.file.parent.name
 
 
-def newest_predictions(run: Path) -> dict[str, Path]:
+def newest_predictions(run: Path, notes: list[str]) -> dict[str, Path]:
     """Per task, and per list of test data (TASK.test), the file that was written last: by the
-    training's newest evaluation, or by `vlds evaluate`."""
+    training's newest evaluation, or by `vlds evaluate`.
+
+    What `vlds evaluate` writes says which evaluation of the training it came after; times of files
+    do not tell it, for copying changes them. Files of earlier versions do not say it: they count as
+    the newest, with a note.
+    """
     folder = run / PREDICTIONS
-    steps = sorted(folder.glob("step-*"))
-    newest: dict[str, Path] = {}
-    for part in [*steps[-1:], folder]:
-        for file in sorted(part.glob("*.jsonl")):
-            earlier = newest.get(file.stem)
-            if earlier is None or file.stat().st_mtime > earlier.stat().st_mtime:
-                newest[file.stem] = file
+    step = newest_step(folder)
+    trained = [] if step is None else sorted(folder.glob(f"step-*{step}/*.jsonl"))
+    newest = {file.stem: file for file in trained if step_of(file) == step}
+    for file in sorted(folder.glob("*.jsonl")):
+        earlier = newest.get(file.stem)
+        after = _after(file) if earlier is not None else step
+        if step is None or after is None or after >= step:
+            newest[file.stem] = file
+        if earlier is not None and after is None:
+            notes.append(
+                f"Scores of {file.stem} are those of {file}, which does not say whether the "
+                f"training's evaluation in {earlier.parent.name} came later; {AGAIN}"
+            )
     return newest
+
+
+def step_of(file: Path) -> int | None:
+    """Steps of training before a file's evaluation; None where `vlds evaluate` wrote it."""
+    step = STEP.fullmatch(file.parent.name)
+    return int(step[1]) if step else None
+
+
+def _after(file: Path) -> int | None:
+    """Step of the training's newest evaluation before a file was written; None where its first
+    line does not say it, or is damaged, which is said where the whole file is read."""
+    try:
+        after = first_line(file).get("after")
+    except ValueError:
+        return None
+    return int(after) if after is not None else None
 
 
 def predictions_elsewhere(run: Path) -> list[Path]:
@@ -77,11 +105,16 @@ def read_predictions(file: Path) -> Predictions:
         raise ValueError(f"{file} is of {lines[0].get('data')} and of {odd.pop()}; {AGAIN}")
     if len(lines) != (whole := lines[0]["of"]):
         raise ValueError(f"{file} holds {len(lines):,} of {whole:,} examples; {AGAIN}")
+    numbers: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        if (earlier := numbers.setdefault(line["id"], number)) != number:
+            raise ValueError(
+                f"{file}, line {number}: id {line['id']!r} stands in line {earlier} too; {AGAIN}"
+            )
     lines.sort(key=lambda line: line["id"])
-    step = STEP.fullmatch(file.parent.name)
     return Predictions(
         file=file,
-        step=int(step[1]) if step else None,
+        step=step_of(file),
         predictions={line["id"]: line["prediction"] for line in lines},
         references={line["id"]: line["reference"] for line in lines},
         confidences={
@@ -90,18 +123,18 @@ def read_predictions(file: Path) -> Predictions:
             if (confidence := line.get("token_confidence", line.get("confidence"))) is not None
         },
         samples={line["id"]: line["sample"] for line in lines if "sample" in line},
+        lines=numbers,
         data=lines[0].get("data"),
     )
 
 
-def first_data(file: Path) -> str | None:
-    """The data that a file's first line names.
+def first_line(file: Path) -> dict[str, Any]:
+    """A file's first line; {} where there is none.
 
     Errors: ValueError, as above.
     """
     texts = _texts(file)[:1]
-    data = _line(file, 1, texts[0]).get("data") if texts else None
-    return str(data) if data is not None else None
+    return _line(file, 1, texts[0]) if texts else {}
 
 
 def _texts(file: Path) -> list[str]:
@@ -124,9 +157,19 @@ def _line(file: Path, number: int, text: str) -> dict[str, Any]:
         raise ValueError(f"{place} is not an object: {text[:100]}; {AGAIN}")
     if missing := FIELDS - set(line):
         raise ValueError(f"{place} has no {', '.join(sorted(missing))}: {text[:100]}; {AGAIN}")
-    kinds = {"id": str, "of": int, "prediction": str, "sample": str, "data": str}
+    kinds = {"id": str, "of": int, "prediction": str, "sample": str, "data": str, "after": int}
     for name, kind in kinds.items():
         if name in line and type(line[name]) is not kind:
             expected = "text" if kind is str else "a whole number"
-            raise ValueError(f"{place}: {name} is {line[name]!r}, not {expected}; {AGAIN}")
+            raise ValueError(f"{place}: {name} is {line[name]!r:.100}, not {expected}; {AGAIN}")
+    for name in ("confidence", "token_confidence"):
+        value = line.get(name)
+        if value is not None and not (is_number(value) and 0 <= value <= 1):
+            raise ValueError(f"{place}: {name} is {value!r:.100}, not a number in 0..1; {AGAIN}")
     return line
+
+
+def texts_of(reference: Any) -> list[str]:
+    """The texts of a reference without a best answer, such as captions."""
+    texts = reference if isinstance(reference, list) else [reference]
+    return [text for text in texts if isinstance(text, str)]

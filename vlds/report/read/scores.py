@@ -23,6 +23,8 @@ class TaskScores:
     """The metric that stands for the task; default: the first."""
     lower_is_better: Collection[str] = ()
     """Scores of which the lowest is the best, as the task says."""
+    is_same_data: bool = True
+    """False where the columns may be of different data, so that none is the best."""
 
     @property
     def data_name(self) -> str:
@@ -47,9 +49,10 @@ class TaskScores:
         return (cell[0] if cell else metric) in self.lower_is_better
 
     def best(self, metric: str, values: Iterable[float | None]) -> float | None:
-        """The best of several models' values; None where fewer than two are known."""
+        """The best of several models' values; None where fewer than two are known, or they may be
+        of different data."""
         known = [value for value in values if value is not None]
-        if len(known) < 2:
+        if len(known) < 2 or not self.is_same_data:
             return None
         return min(known) if self.is_lower_better(metric) else max(known)
 

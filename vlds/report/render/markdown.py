@@ -15,9 +15,10 @@ def markdown(report: Report) -> str:
     blocks += [f"Data: {markdown_text(data)}."] if data else []
     differences = difference_table(report, [f"minus {report.baseline}", *short_heads(report)])
     blocks += [markdown_table(differences)] if differences.rows else []
-    blocks += report.interval_notes
-    blocks += [f"{name}: {note}" for name, run in report.runs.items() for note in run.notes]
-    blocks += [f"{name}: {made}" for name, run in report.runs.items() if (made := how_made(run))]
+    lines = list(report.interval_notes)
+    lines += [f"{name}: {note}" for name, run in report.runs.items() for note in run.notes]
+    lines += [f"{name}: {made}" for name, run in report.runs.items() if (made := how_made(run))]
+    blocks += map(markdown_text, lines)
     return "\n\n".join(blocks) + "\n"
 
 
@@ -25,4 +26,4 @@ def how_made(run: RunReport) -> str:
     """When, where and with what a run was trained, in one line."""
     names = ("seed", *MADE)
     known = (name for name in names if name in run.facts)
-    return "; ".join(f"{name} {markdown_text(run.facts[name])}" for name in known)
+    return "; ".join(f"{name} {run.facts[name]}" for name in known)

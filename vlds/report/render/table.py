@@ -83,4 +83,4 @@ def markdown_text(text: str) -> str:
     line = " ".join(visible(text).split())
     for sign in "\\`*|<":
         line = line.replace(sign, f"\\{sign}")
-    return line
+    return line.replace("](", "]\\(")  # a link; brackets alone are intervals

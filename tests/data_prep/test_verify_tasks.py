@@ -15,7 +15,7 @@ from tests.data_prep.pictures import jpeg
 from vlds.data.shards.sample import feature_bytes
 from vlds.data.shards.store import open_dataset
 from vlds.data.streams.task_check import ask_all
-from vlds.schema import LONGEST_TEXT
+from vlds.schema import LONGEST_TEXT, Sample
 
 Members = list[tuple[str, bytes]]
 QUESTION = {"question": "why?", "label": {"yes": 1.0}}

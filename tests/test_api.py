@@ -232,7 +232,7 @@ def test_a_task_is_a_name(run: Path) -> None:
         ({"changes": "x"}, "changes: got 'x'; give a dict"),
         ({"changes": {7: 1}}, r"changes: got \{7: 1\}; give a dict"),
         ({"changes": {"data.seed": {1}}}, "changes: data.seed: got set; give numbers"),
-        ({"changes": {"output": Path("x")}}, "--output: no option of this command"),
+        ({"changes": {"output": Path("x")}}, "--output: not an option of this command"),
         ({"trust": "os"}, r"trust: got 'os'; give a list, such as \['my_tasks'\]"),
         ({"trust": ["no mod"]}, "trust: got 'no mod'; give the name of a Python module"),
         ({"trust": [7]}, "trust: got 7; give the name of a Python module"),

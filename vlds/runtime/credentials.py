@@ -22,7 +22,7 @@ LOGIN = re.compile(
     # A password that was pasted with a slash or the like: a port is all digits.
     r"|(?!\[)[^/?#@:]*:(?!\d*(?:[/?#]|$)).*@"
 )
-PARAMETER = re.compile(r"(?P<name>[?&#;][^=&#;]*)=(?P<value>[^&#;]*(?:;[^=&#;]*(?=[&#;]|$))*)")
+PARAMETER = re.compile(r"(?P<name>[?&#;][^=?&#;]*)=(?P<value>[^&#;]*(?:;[^=&#;]*(?=[&#;]|$))*)")
 SECRET = re.compile(
     r"sign|token|key|secret|pass|pwd|cred|auth|jwt|session|hmac|policy|cookie|bearer|ticket|verify"
     r"|(?:^|[^a-z])(?:sig|sas|code|pw|md5|hdnts|hdnea|hdntl)(?:$|[^a-z])",

@@ -130,7 +130,7 @@ def test_advice_is_what_can_help(file: Path, tmp_path: Path) -> None:
     (tmp_path / "run" / "state" / "step-00000001").mkdir(parents=True)
     save_recipe(recipe, tmp_path / "run" / "recipe.yaml")
     said = out_of_memory(recipe)
-    assert said.endswith("What was saved is whole: --resume goes on from it")
+    assert said.endswith("What was saved is whole: --resume continues from it")
     assert f"`vlds plan --config {tmp_path}/run/recipe.yaml --ranks N`" in said
 
 

@@ -92,7 +92,7 @@ def test_validity_and_plausibility_from_the_file_or_its_parts(tmp_path: Path) ->
     ("text", "complaint"),
     [
         ("{", "is not JSON \\(Expecting property name"),
-        ("[]", "is no object with an entry a question; name eval/val_choices.json"),
+        ("[]", "not an object with an entry for each question; name eval/val_choices.json"),
         ('{"01": {}}', 'question 01 has no list "valid"'),
         ('{"01": {"valid": [], "plausible": "red"}}', 'question 01 has no list "plausible"'),
         ('{"01": ["red"]}', 'question 01 has no list "valid"'),

@@ -68,7 +68,7 @@ def run_demo(out: Path, seed: int, ranks: int) -> int:
         tell(f"vlds demo: {error}", error=True)
         return 1
     except Interrupted as error:
-        tell(f"vlds demo: ended by {error.signal_name}; start it again: it goes on", error=True)
+        tell(f"vlds demo: ended by {error.signal_name}; start it again to continue", error=True)
         return error.exit_code
     write_scores(adapters, collect_scores(out))
     page = write_report([read_run(adapters)], adapters)
@@ -130,7 +130,7 @@ def data_prep(command: str, out: Path, seed: int) -> list[str]:
 
 
 def train(recipe: Path, seed: int, ranks: int) -> list[str]:
-    """Command line of a training run, which goes on where an earlier one was stopped."""
+    """Command line of a training run, which continues a stopped one."""
     return vlds("train", recipe, "--seed", seed, "--ranks", ranks, "--resume", "auto")
 
 

@@ -92,7 +92,7 @@ def caption_scores(
 def picture_values(
     name: str, captions: Sequence[str], references: Sequence[Sequence[str]]
 ) -> list[float] | None:
-    """What each picture adds to the named score, which is their mean; None where it is no mean.
+    """What each picture adds to the named score, which is their mean; None if it is not a mean.
 
     The document frequencies of CIDEr are those of all these pictures.
 

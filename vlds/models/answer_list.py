@@ -63,7 +63,7 @@ class AnswerList:
         edges.sort()
         parents, self._tokens, self._children = torch.tensor(edges).T.contiguous()
         self._nowhere = len(nodes)
-        """A node without edges, for what is no prefix of any answer."""
+        """A node without edges, for tokens that begin no answer."""
         self._first = torch.searchsorted(parents, torch.arange(len(nodes) + 2))
         self._width = int(self._tokens.max()) + 1
         self._keys = parents * self._width + self._tokens

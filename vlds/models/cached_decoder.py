@@ -64,7 +64,7 @@ class CachedDecoder:
         return logits.repeat_interleave(repeat, 0) if repeat > 1 else logits
 
     def keep(self, rows: Tensor | None) -> None:
-        """Let each row of the tokens written go on from another, of (b * k,); None: from itself."""
+        """Let each row of the tokens written continue another, of (b * k,); None: from itself."""
         if rows is None:
             return
         (cache,) = self._cache.values()

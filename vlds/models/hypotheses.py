@@ -44,7 +44,7 @@ class Hypotheses(ABC):
     @abstractmethod
     def advance(self, scores: Tensor, logits: Tensor) -> Tensor | None:
         """Extend by a token from scores (b * k, w), the logits as the rules have bent them;
-        (b * k,) rows that go on, None for all."""
+        (b * k,) rows that continue, None for all."""
 
     @abstractmethod
     def best(self) -> Written:
@@ -88,7 +88,7 @@ class Beams(Hypotheses):
         self.length_counts_start = decoding.length_counts_start
         shape, device = start.shape[:2], start.device
         self.sums = torch.zeros(shape, device=device)
-        self.sums[:, 1:] = -torch.inf  # the beams are all equal at first, so only one may go on
+        self.sums[:, 1:] = -torch.inf  # the beams are all equal at first, so only one may continue
         self.finished_ids = torch.full((*shape, self.limit), self.pad, device=device)
         self.finished_scores = torch.full(shape, -torch.inf, device=device)  # falling
         self.finished_sums = torch.full(shape, -torch.inf, device=device)

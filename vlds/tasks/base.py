@@ -86,7 +86,7 @@ class Task(ABC):
         """Turn one annotation of a sample into text.
 
         `name` is the task's name in the recipe. `annotation` is None only where `unit` is "sample".
-        `rng` is given in training, where drawing is allowed (within this call: it is set anew for
+        `rng` is given in training, where drawing is allowed (within this call: it is set again for
         the next example), and None in evaluation, where the example is a fixed one: its reference
         is filled and its target is the best answer, both None where the split has no labels.
         """
@@ -141,10 +141,10 @@ class Task(ABC):
 
     @abstractmethod
     def answer_of(self, reference: Any) -> str | None:
-        """The best single answer of a reference; None where there is no such thing (captions)."""
+        """The best single answer of a reference; None for tasks without one (captions)."""
 
     def correct(self, prediction: str, reference: Any) -> bool | None:
-        """Whether one prediction is right, for showing; None where that is no yes-or-no matter."""
+        """Whether one prediction is right, for showing; None if a prediction is neither right nor wrong."""
         answer = self.answer_of(reference)
         return None if answer is None else prediction == answer
 

@@ -42,7 +42,7 @@ def load_choices(path: Path) -> dict[str, dict[str, list[str]]]:
     except (OSError, ValueError) as error:
         raise ValueError(f"choices: {path}: is not JSON ({error}); {CURE}") from None
     if not isinstance(given, dict):
-        raise ValueError(f"choices: {path}: is no object with an entry a question; {CURE}")
+        raise ValueError(f"choices: {path}: not an object with an entry for each question; {CURE}")
     for key, entry in given.items():
         for kind in KINDS:
             if not isinstance(entry, dict) or not isinstance(entry.get(kind), list):

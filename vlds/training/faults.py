@@ -79,7 +79,7 @@ def how_to_resume(run: Path) -> str:
     """How to continue a run that has failed; empty if no state was saved."""
     if not state_folders(run / "state"):
         return ""
-    return " What was saved is whole: --resume goes on from it"
+    return " What was saved is whole: --resume continues from it"
 
 
 def cannot_write(path: Path, error: OSError, run: Path) -> str:

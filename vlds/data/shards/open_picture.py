@@ -184,7 +184,7 @@ def upright(image: Image.Image) -> Image.Image:
 def upright_size(data: Encoded) -> tuple[int, int]:
     """Width and height of an encoded picture the right way up.
 
-    Errors: those of Pillow for bytes that are no picture.
+    Errors: those of Pillow for bytes that are not a picture.
     """
     with open_picture(data) as image:
         if image.format == "TIFF":

@@ -177,7 +177,7 @@ class MixedStream(ABC):
                 "These cannot change within a run: resume with the saved ones, or start a new run."
                 if new_phase
                 else "Resume with the saved recipe and data, or start a new run; with --new_phase "
-                "each task goes on from where it was, in the new mixture."
+                "each task continues from where it was, in the new mixture."
             )
             raise ValueError(
                 "this run's data differ from those of the state to resume (saved -> now):\n  "

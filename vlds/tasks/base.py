@@ -144,7 +144,7 @@ class Task(ABC):
         """The best single answer of a reference; None for tasks without one (captions)."""
 
     def correct(self, prediction: str, reference: Any) -> bool | None:
-        """True if a prediction is right; None for tasks whose predictions are not right or wrong."""
+        """True if a prediction is right; None for tasks that have no right and wrong."""
         answer = self.answer_of(reference)
         return None if answer is None else prediction == answer
 

@@ -101,11 +101,12 @@ def test_a_run_that_said_how_to_continue_has_the_last_word(
     assert outcome == Outcome(130, asked=False, stopped=True)
     assert run_job(lambda _: outcome, TRAIN, job(tmp_path), lambda: None) == 130
     assert capsys.readouterr().err == ""
-    killed = supervise(["sh", "-c", "kill -INT $$"], os.environ, 5, [])
-    assert killed == Outcome(130, asked=False, stopped=False)
-    assert run_job(lambda _: killed, TRAIN, job(tmp_path), lambda: None) == 130
+    # A shell that runs tests in the background ignores SIGINT, and so would this one.
+    killed = supervise(["sh", "-c", "kill -TERM $$"], os.environ, 5, [])
+    assert killed == Outcome(143, asked=False, stopped=False)
+    assert run_job(lambda _: killed, TRAIN, job(tmp_path), lambda: None) == 143
     state = tmp_path / "state" / "step-00000005"
-    assert capsys.readouterr().err.endswith(f"ended by Ctrl-C; --resume continues from {state}\n")
+    assert capsys.readouterr().err.endswith(f"ended by SIGTERM; --resume continues from {state}\n")
 
 
 def test_fewer_ranks_do_not_hold_more_at_once(tmp_path: Path) -> None:

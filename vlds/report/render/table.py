@@ -56,7 +56,8 @@ def terminal_table(table: Table, caption: str = "") -> RichTable:
     shown.caption = Text(visible(caption)) if caption else None
     for place, head in enumerate(table.heads):
         justify: Literal["left", "right"] = "right" if place >= table.numbers_from else "left"
-        shown.add_column(Text(visible(head)), justify=justify, overflow="fold")
+        whole = 0 < place < table.numbers_from  # names of scores, which are short
+        shown.add_column(Text(visible(head)), justify=justify, overflow="fold", no_wrap=whole)
     for row in table.rows:
         texts = [row.head, *(cell.text for cell in row.cells)]
         shown.add_row(*(Text(visible(text)) for text in texts))

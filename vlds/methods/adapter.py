@@ -62,6 +62,8 @@ class Adapter(StackedBottleneck):
             "": ({}, both),
             "per task": ({"sharing": "multiple"}, both * NUM_TASKS),
             "shared down": ({"sharing": "half_shared_down"}, DOWN_SIZE + UP_SIZE * NUM_TASKS),
+            "shared up": ({"sharing": "half_shared_up"}, DOWN_SIZE * NUM_TASKS + UP_SIZE),
+            "norms": (norms, both + 4 * WIDTH),
             "shared up, norms": (
                 {"sharing": "half_shared_up", **norms},
                 DOWN_SIZE * NUM_TASKS + UP_SIZE + 4 * WIDTH,

@@ -25,7 +25,7 @@ from vlds.methods.bottleneck import (
     StackedBottleneck,
     StackedBottleneckModule,
 )
-from vlds.methods.cases import NUM_TASKS, WIDTH, Case
+from vlds.methods.cases import LAYERS, NUM_TASKS, WIDTH, Case
 from vlds.methods.layouts import Layout, Library, Stored, is_t5
 from vlds.methods.routing import TaskRouting
 from vlds.schema import STACKED, OptimizerRule, OptimizerRules, TargetModules
@@ -112,6 +112,10 @@ class Compacter(StackedBottleneck):
         down, up = WIDTH + NARROW + NARROW, NARROW + WIDTH + WIDTH
         numbers = {
             "": (cls(reduction=4), NUM_PLACES * (own + blocks + biases)),
+            "no cross-attention": (
+                cls(reduction=4, cross_attention=False),
+                (NUM_PLACES - LAYERS) * (own + blocks + biases),
+            ),
             "per task": (per_task, NUM_PLACES * (own + NUM_TASKS * (blocks + biases))),
             "thin": (thin, 8 + NUM_PLACES * (down + up)),
             "thin, shared up": (thin_per_task, 8 + NUM_PLACES * (NUM_TASKS * down + up)),

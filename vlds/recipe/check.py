@@ -135,8 +135,10 @@ def choice_faults(value: Any, place: Place, complete: bool, near: str = "") -> I
     if cls is None or isabstract(cls):
         choice = f"{guess(str(value[CLASS]), names)}choose from: {', '.join(names)}"
         yield f"{key}: '{value[CLASS]}' is not a {place.cls.__name__}; {choice}"
+    elif not isinstance(arguments := value.get(ARGUMENTS) or {}, Mapping):
+        yield f"{key}: {ARGUMENTS}: got {arguments!r:.100}; give a mapping of keys"
     else:
-        yield from faults(value.get(ARGUMENTS) or {}, place.chosen(cls), complete)
+        yield from faults(arguments, place.chosen(cls), complete)
 
 
 def unknown_key(place: Place, name: str, known: list[str]) -> str:
@@ -161,7 +163,7 @@ def required(place: Place, missing: list[str]) -> str:
 PARSER_KEY = re.compile(r'Parser key "([\w.]+)": ')
 PARSER_CLASS = re.compile(r"Problem with given class_path '[\w.]+\.(\w+)': ")
 PARSER_VALUE = re.compile(
-    r"(?:Expected an? |Does not validate .*?: \[)(.*?)(?:\.|\] .*) (?:Got|Given) value: (.*)"
+    r"(?:Expected an? |Does not validate .*?: \[)(.*?)(?:\.|\] .*) (?:Got|Given) value: ?(.*)"
 )
 CURES = {
     "int": "a whole number",
@@ -185,6 +187,7 @@ def explain(message: str) -> str:
             text = text.partition(" - Expected")[0]
     # KEY, or KEY: CLASS.FIELD
     place = names[0] + "".join(f": {'.'.join(names[1:])}" if names[1:] else "") if names else ""
+    text = text.partition(" - Parser key")[0]  # which says the same again
     if match := PARSER_VALUE.search(text):
         text = f"got {match[2]!r}; give {cure(match[1])}"
     return f"{place}: {text}" if place else text

@@ -116,7 +116,12 @@ def read_words(arguments: Sequence[str], options: type) -> dict[str, Any]:
         if option == CONFIG:
             tree = merged(tree, read_recipe(value, options), WHOLE)
         else:
-            set_key(tree, option.removeprefix("--").split("."), value, field_types(options))
+            try:
+                set_key(tree, option.removeprefix("--").split("."), value, field_types(options))
+            except yaml.YAMLError:
+                raise ValueError(
+                    f"{option}: got {value!r:.100}, not YAML; check its brackets and quotes"
+                ) from None
     return tree
 
 
@@ -139,7 +144,7 @@ def set_key(tree: dict[str, Any], names: list[str], text: str, types: Mapping[st
     The text is parsed later; here only the names of chosen classes matter."""
     name, *below = names
     if below:
-        set_below(inside(tree, name), below, text, types.get(name))
+        set_below(inside(tree, name, types.get(name)), below, text, types.get(name))
     else:
         tree[name] = new_value(tree.get(name), text, types.get(name))
 
@@ -153,18 +158,24 @@ def set_below(tree: dict[str, Any], names: list[str], text: str, hint: Any) -> N
         set_key(tree, names, text, {names[0]: cls})
     elif not is_choice(cls):
         set_key(tree, names, text, field_types(cls))
-    elif names[0] == CLASS:
+    elif names == [CLASS]:
         tree[CLASS] = text
+    elif names == [ARGUMENTS]:
+        tree[ARGUMENTS] = yaml.safe_load(text)
     else:
         chosen = class_if_there(str(tree.get(CLASS)), cls)
         names = names[1:] if names[0] == ARGUMENTS else names
         set_key(inside(tree, ARGUMENTS), names, text, field_types(chosen) if chosen else {})
 
 
-def inside(tree: dict[str, Any], name: str) -> dict[str, Any]:
-    """The mapping under a name; a class's name alone becomes one."""
-    value = tree.get(name) or {}
-    child: dict[str, Any] = {CLASS: value} if isinstance(value, str) else value
+def inside(tree: dict[str, Any], name: str, hint: Any = None) -> dict[str, Any]:
+    """The mapping under a name. The name of a class alone becomes one; other values give way, and
+    the parser says what belongs there."""
+    value = tree.get(name)
+    cls = dataclass_of(hint)
+    if isinstance(value, str) and cls is not None and is_choice(cls):
+        value = {CLASS: value}
+    child: dict[str, Any] = value if isinstance(value, dict) else {}
     tree[name] = child
     return child
 

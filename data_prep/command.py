@@ -43,7 +43,7 @@ def official_command(
     """Add a command that reads a publisher's files; the data set's `name` is the command's unless
     given."""
     known = tuple(splits)
-    example = f"{command} --src DOWNLOADED --split {known[0]} --out shards/{command}"
+    example = f"{command} --src DOWNLOADED --split {known[0]} \\\n      --out shards/{command}"
     parser = new_command(commands, command, summary, examples=[example])
     parser.add_argument(
         "--src", type=Path, required=True, metavar="DIR", help="folder of the official files"

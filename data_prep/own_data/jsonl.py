@@ -81,6 +81,11 @@ def add_command(commands: Any) -> None:
             "jsonl --task caption --annotations rows.csv \\\n      --images PHOTOS --out mine",
         ],
     )
+    # argparse cannot break the three ways to split over lines, and buries the required options.
+    parser.usage = (
+        "%(prog)s --task TASK --annotations FILE --images DIR\n"
+        "                                 --out DIR [OPTIONS]"
+    )
     parser.add_argument(
         "--task",
         choices=tuple(TASKS),

@@ -54,7 +54,10 @@ def test_every_command_has_help(
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
     assert ended.value.code == 0
-    assert f"python -m data_prep {command}" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"usage: python -m data_prep {command} ")
+    assert any(line.startswith(f"  python -m data_prep {command} ") for line in lines)
+    assert max(map(len, lines)) <= 80
 
 
 def test_unknown_option_is_code_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,7 +72,6 @@ def test_weights_and_biases_keeps_one_run_when_resumed(
     """The real client, offline: what it would send lies in the run folder."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setenv("WANDB_X_SERVICE_WAIT", "300")  # its own 30 s are short on a busy machine
     recipe = tracked(world_recipe(world, tmp_path / "run"), wandb_project="colours")
     monkeypatch.setattr(sys, "argv", ["vlds", "train", "--data", "http://user:hunter2@host/y"])
     secret = {n: replace(t, test=["http://user:hunter2@host/x"]) for n, t in recipe.tasks.items()}

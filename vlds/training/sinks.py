@@ -126,7 +126,12 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         """Wait until everything is sent, or on disk where W&B is offline."""
+        import wandb
+
         self.run.finish()
+        # It returns before its service has written what an offline run holds; the service's end
+        # waits for that.
+        wandb.teardown()
 
 
 def flatten(metrics: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

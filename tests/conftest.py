@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.rank_pool import RankPool
+from tests.toys.rank_pool import RankPool
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -54,8 +54,8 @@ def ranks4() -> Iterator[RankPool]:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of a tiny real run (tests/training/world.py); copy them before changing them."""
-    from tests.training.world import write_world
+    """The files of a tiny real run (tests/toys/world.py); copy them before changing them."""
+    from tests.toys.world import write_world
 
     folder = tmp_path_factory.mktemp("world")
     write_world(folder)

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 import vlds
-from tests.training.world import world_recipe, write_world
+from tests.toys.world import world_recipe, write_world
 from vlds.artifact import own_tensors, save_artifact
 from vlds.config import save_recipe
 from vlds.data.shards.open_picture import MAX_PIXELS

@@ -15,9 +15,9 @@ from tokenizers import pre_tokenizers
 from torch import Tensor
 from transformers import BartTokenizer
 
-from tests.models.toys import hf_config, save_own_head
-from tests.rank_pool import RankPool
-from tests.training.world import world_recipe
+from tests.toys.models import hf_config, save_own_head
+from tests.toys.rank_pool import RankPool
+from tests.toys.world import world_recipe
 from vlds.artifact import LoadedRun, load_run, own_tensors, save_artifact
 from vlds.backbones import T5, Bart
 from vlds.config import Recipe

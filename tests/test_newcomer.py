@@ -16,7 +16,7 @@ import yaml
 from data_prep.cli import COMMANDS as DATA_PREP_COMMANDS
 from data_prep.cli import build_parser
 from tests.test_config import RECIPE, complaint
-from tests.training.world import write_tokenizer
+from tests.toys.world import write_tokenizer
 from vlds.backbones import T5, Bart
 from vlds.cli.commands import COMMANDS, run_command
 from vlds.config import parse_recipe, save_recipe

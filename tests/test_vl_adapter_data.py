@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from data_prep.cli import main
-from tests.data_prep.pictures import jpeg, packed, png, write
-from tests.data_prep.test_coco_karpathy import image_row
-from tests.data_prep.test_gqa import question as gqa_question
+from tests.data_prep.official.test_coco_karpathy import image_row
+from tests.data_prep.official.test_gqa import question as gqa_question
+from tests.toys.pictures import jpeg, packed, png, write
 from vlds.config import Recipe, parse_recipe
 from vlds.evaluation.sources import evaluation_sources, training_sources
 from vlds.runtime.resources import find

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import T5Tokenizer
 
-from tests.models.toys import DIM, GRID, TASKS, batch, hf_config, save_own_head
+from tests.toys.models import DIM, GRID, TASKS, batch, hf_config, save_own_head
 from vlds.backbones import T5, Backbone, Bart
 from vlds.backbones.vocabulary import has_own_head
 from vlds.methods import IA3, LoRA

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.convert.runs import (
+from tests.toys.method_runs import (
     assert_same,
     convert,
     recipe_with,
@@ -21,7 +21,7 @@ from tests.convert.runs import (
     write_pair,
     write_run,
 )
-from tests.models.toys import hf_config
+from tests.toys.models import hf_config
 from vlds.artifact import LoadedRun
 from vlds.backbones import T5, Bart
 from vlds.config import Recipe

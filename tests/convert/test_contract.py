@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.convert.runs import CASES, assert_same, logits_of, made_run, recipe_with
-from tests.methods.method_cases import METHOD_CASES
+from tests.toys.method_cases import METHOD_CASES
+from tests.toys.method_runs import CASES, assert_same, logits_of, made_run, recipe_with
 from vlds.artifact import LoadedRun, load_run
 from vlds.convert.adapter_folders import AdapterFolders, plain
 from vlds.convert.adapters import AdaptersFolders

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from transformers import BartTokenizer, T5Tokenizer
 
-from tests.convert.runs import complaint, convert, recipe_with, state_of, write_pair, write_run
 from tests.parity.conftest import exact_t5_norm  # noqa: F401 (for all of this file)
-from tests.parity.recorded_case import (
+from tests.toys.method_runs import complaint, convert, recipe_with, state_of, write_pair, write_run
+from tests.toys.recorded.case import (
     FOLDER,
     RecordedCase,
     backbone_of,

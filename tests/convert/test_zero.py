@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.convert.runs import CASES as METHOD_CASES
-from tests.convert.runs import (
+from tests.test_artifact import batch
+from tests.toys.method_runs import CASES as METHOD_CASES
+from tests.toys.method_runs import (
     assert_same,
     complaint,
     convert,
@@ -20,8 +21,7 @@ from tests.convert.runs import (
     state_of,
     write_run,
 )
-from tests.rank_pool import RankPool
-from tests.test_artifact import batch
+from tests.toys.rank_pool import RankPool
 from vlds.artifact import load_run
 from vlds.config import Recipe, TrainingConfig, load_recipe, save_recipe
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from data_prep.packing.writer import SampleRecord, write_dataset
-from tests.data.web import Web
+from tests.toys.web import Web
 from vlds.data.config import DataConfig
 from vlds.data.order.batch_cut import BatchCut
 from vlds.data.shards.cache import ShardCache

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.cli import main
-from tests.data_prep.faults import Check, packed, record
+from tests.toys.shards import Check, packed, record
 
 
 @pytest.fixture

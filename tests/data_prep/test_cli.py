@@ -16,7 +16,7 @@ import pytest
 from data_prep import cli
 from data_prep.cli import main
 from data_prep.command import num_bytes
-from tests.data_prep.pictures import jpeg, packed, write
+from tests.toys.pictures import jpeg, packed, write
 from vlds.runtime.process_end import ASKING, on_signals, signal_name
 
 COMMANDS = (

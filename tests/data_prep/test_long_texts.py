@@ -11,7 +11,7 @@ import pytest
 from data_prep.cli import main
 from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.data.conftest import SPEC, ToyTokenizer, png
-from tests.data_prep.pictures import packed, write
+from tests.toys.pictures import packed, write
 from vlds.data.config import DataConfig
 from vlds.data.errors import ErrorPolicy
 from vlds.data.shards.store import open_dataset

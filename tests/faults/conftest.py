@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.warm import Warm
-from tests.training.world import world_recipe
+from tests.toys.faults.warm import Warm
+from tests.toys.world import world_recipe
 from vlds.config import Recipe, save_recipe
 
 

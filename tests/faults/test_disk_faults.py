@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.convert.runs import write_run
-from tests.data_prep.pictures import jpeg, write
-from tests.faults.disk_faults import Attempt, attempt
-from tests.rank_pool import RankPool
-from tests.report.scored_run import vqa_run
-from tests.training.world import world_recipe
+from tests.toys.faults.disk_faults import Attempt, attempt
+from tests.toys.method_runs import write_run
+from tests.toys.pictures import jpeg, write
+from tests.toys.rank_pool import RankPool
+from tests.toys.scored_runs import vqa_run
+from tests.toys.world import world_recipe
 from vlds.artifact import artifact_folder
 from vlds.config import save_recipe
 from vlds.data.shards.store import open_dataset

@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import command, short_recipe
-from tests.faults.warm import Plan, Warm, log_of
-from tests.training.world import world_recipe
+from tests.toys.faults.warm import Plan, Warm, log_of
+from tests.toys.world import world_recipe
 from vlds.config import Recipe
 from vlds.training.states import newest, state_folders
 

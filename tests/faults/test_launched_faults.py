@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from tests.faults.conftest import command, short_recipe
-from tests.faults.warm import Warm, log_of
-from tests.training.launched import Launch, last_step, words_of
+from tests.toys.faults.warm import Warm, log_of
+from tests.toys.launched_run import Launch, last_step, words_of
 from vlds.config import Recipe
 from vlds.training.states import newest
 

@@ -24,17 +24,17 @@ from safetensors.torch import load_file, save_file
 
 from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.faults.conftest import command, short_recipe
-from tests.faults.warm import Plan, Warm, log_of
-from tests.rank_pool import RankPool
-from tests.small_disk import remount, small_disk
-from tests.training.toys import (
+from tests.toys.engines import (
     Case,
     engine,
     global_batch,
     make_case,
     own_micro_batches,
 )
-from tests.training.world import picture, records
+from tests.toys.faults.warm import Plan, Warm, log_of
+from tests.toys.rank_pool import RankPool
+from tests.toys.small_disk import remount, small_disk
+from tests.toys.world import picture, records
 from vlds.config import Recipe
 from vlds.schema import Batch
 from vlds.training.states import newest, read_progress

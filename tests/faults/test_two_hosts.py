@@ -18,8 +18,8 @@ import psutil
 import pytest
 
 from tests.faults.conftest import command, short_recipe
-from tests.rank_pool import ROOT, RankPool
-from tests.training.launched import last_step
+from tests.toys.launched_run import last_step
+from tests.toys.rank_pool import ROOT, RankPool
 from vlds.config import Recipe
 from vlds.runtime.rank_environment import RankPlace, read_place
 from vlds.training.loop import train

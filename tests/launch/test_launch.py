@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.rank_pool import rank_environment
+from tests.toys.rank_pool import rank_environment
 from vlds.cli.commands import COMMANDS
 from vlds.cli.main import main
 from vlds.launch.rank import without_local_rank

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
-from tests.methods.method_cases import FAMILY_CASES, METHOD_CASES
-from tests.models.toys import TASKS, backbone, batch, build
+from tests.toys.method_cases import FAMILY_CASES, METHOD_CASES
+from tests.toys.models import TASKS, backbone, batch, build
 from vlds.backbones import T5, Backbone, Bart
 from vlds.methods import (
     IA3,

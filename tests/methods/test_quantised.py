@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.methods.method_cases import METHOD_CASES
 from tests.methods.test_methods import FAMILIES, PAIRS, made, shake
-from tests.models.toys import TASKS, backbone, batch, build
+from tests.toys.method_cases import METHOD_CASES
+from tests.toys.models import TASKS, backbone, batch, build
 from vlds.backbones import T5, Backbone, Bart
 from vlds.backbones.base import LoadedBackbone
 from vlds.methods import IA3, Adapter, BitFit, LoRA

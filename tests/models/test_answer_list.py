@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.models.test_generation import log_probs, model, search
-from tests.models.toys import Words, batch
+from tests.toys.models import Words, batch
 from vlds.backbones.attention import CPU_ATTENTION, EXTENDED_ATTENTION
 from vlds.models.answer_list import AnswerList, read_answers
 from vlds.models.vl_model import VLModel

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.models.test_partitioned import start, whole_state
-from tests.models.toys import (
+from tests.toys.models import (
     DIM,
     GRID,
     TASKS,
@@ -24,7 +24,7 @@ from tests.models.toys import (
     hf_config,
     saved_backbone,
 )
-from tests.rank_pool import RankPool
+from tests.toys.rank_pool import RankPool
 from vlds.backbones import T5, Backbone, Bart
 from vlds.methods import (
     IA3,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.models.toys import backbone, batch, build
+from tests.toys.models import backbone, batch, build
 from vlds.backbones import T5, Backbone, Bart
 from vlds.models.generation import answers, best_choice
 from vlds.models.hypotheses import Beams

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.models.toys import backbone, batch, build, save_own_head, saved_backbone
-from tests.rank_pool import RankPool
+from tests.toys.models import backbone, batch, build, save_own_head, saved_backbone
+from tests.toys.rank_pool import RankPool
 from vlds.backbones import T5, Backbone, Bart
 from vlds.methods import Adapter, BitFit, Method
 from vlds.methods.extended import is_plain

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
-from tests.parity.recorded_case import FOLDER, RecordedCase
+from tests.toys.recorded.case import FOLDER, RecordedCase
 from vlds.models.vl_model import VLModel
 
 CASES = sorted(path for path in FOLDER.rglob("*.json") if not path.name.endswith(".train6.json"))

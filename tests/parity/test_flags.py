@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.parity.recorded_case import RecordedCase
+from tests.toys.recorded.case import RecordedCase
 from vlds.methods.adapter import AdapterModule
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.report.scored_run import Runs, lines_of, scored_recipe, write_run
-from tests.training.world import write_world
+from tests.toys.scored_runs import Runs, lines_of, scored_recipe, write_run
+from tests.toys.world import write_world
 
 
 @pytest.fixture(scope="session")

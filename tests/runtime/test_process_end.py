@@ -10,7 +10,7 @@ import sys
 import psutil
 import pytest
 
-from tests.launch.processes import gone, until
+from tests.toys.processes import gone, until
 from vlds.runtime.process_end import (
     ASKING,
     Interrupted,

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from tests.rank_pool import ROOT
-from tests.small_disk import small_disk
+from tests.toys.rank_pool import ROOT
+from tests.toys.small_disk import small_disk
 from vlds.runtime.disk import CannotWrite, append, check_writable
 from vlds.runtime.half_made import FOREIGN_S, sweep
 from vlds.runtime.whole_file import (

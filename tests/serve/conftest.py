@@ -8,8 +8,8 @@ from threading import Thread
 
 import pytest
 
+from tests.toys.world import world_recipe
 from tests.training.test_evaluate import talkative_run
-from tests.training.world import world_recipe
 from vlds.serve.open_run import open_run
 from vlds.serve.server import Server, bound
 

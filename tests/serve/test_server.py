@@ -19,8 +19,8 @@ from threading import Thread
 
 import pytest
 
-from tests.serve.asked import ask, form_of
-from tests.training.world import picture, world_recipe
+from tests.toys.http_requests import ask, form_of
+from tests.toys.world import picture, world_recipe
 from vlds.artifact import load_run
 from vlds.cli.commands import run_command
 from vlds.cli.main import main

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.models.toys import Words
-from tests.rank_pool import RankPool
+from tests.toys.engines import EPS, Case, build, global_batch, make_case, part_of, recipe
+from tests.toys.models import Words
+from tests.toys.rank_pool import RankPool
 from tests.training.test_zero import BETA_1
-from tests.training.toys import EPS, Case, build, global_batch, make_case, part_of, recipe
 from vlds.data.config import DataConfig
 from vlds.data.order.batch_cut import BatchCut
 from vlds.models.build import build_model

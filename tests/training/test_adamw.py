@@ -11,8 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.rank_pool import RankPool
-from tests.training.toys import (
+from tests.toys.engines import (
     EPS,
     NUM_EXAMPLES,
     TASKS,
@@ -24,6 +23,7 @@ from tests.training.toys import (
     own_micro_batches,
     recipe,
 )
+from tests.toys.rank_pool import RankPool
 from vlds.config import OptimizerConfig
 from vlds.methods import (
     IA3,

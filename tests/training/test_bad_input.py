@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from data_prep.packing.writer import SampleRecord, write_dataset
-from tests.rank_pool import RankPool
-from tests.training.world import picture, records, world_recipe
+from tests.toys.rank_pool import RankPool
+from tests.toys.world import picture, records, world_recipe
 from vlds.backbones import T5, Bart
 from vlds.cli.commands import run_command
 from vlds.config import Recipe, save_recipe

@@ -17,8 +17,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.rank_pool import RankPool
-from tests.training.world import world_recipe
+from tests.toys.rank_pool import RankPool
+from tests.toys.world import world_recipe
 from vlds.artifact import WEIGHTS, artifact_folder, save_artifact
 from vlds.config import Recipe
 from vlds.runtime.half_made import sweep

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from data_prep.packing.writer import SampleRecord, write_dataset
-from tests.rank_pool import RankPool
-from tests.training.world import world_recipe
+from tests.toys.rank_pool import RankPool
+from tests.toys.world import world_recipe
 from vlds.config import Recipe
 from vlds.tasks import VideoCaption, VideoQA
 from vlds.training.loop import train

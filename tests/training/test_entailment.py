@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from data_prep.cli import main as data_prep
-from tests.models.toys import backbone as toy_backbone
-from tests.models.toys import build
-from tests.rank_pool import RankPool
-from tests.training.world import COLOURS, picture, world_recipe
+from tests.toys.models import backbone as toy_backbone
+from tests.toys.models import build
+from tests.toys.rank_pool import RankPool
+from tests.toys.world import COLOURS, picture, world_recipe
 from vlds.backbones import T5
 from vlds.config import Recipe
 from vlds.metrics.tables import plain, split

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.rank_pool import RankPool
+from tests.toys.rank_pool import RankPool
+from tests.toys.world import world_recipe
 from tests.training.test_bad_input import complaint
-from tests.training.world import world_recipe
 from vlds.config import Recipe, load_recipe
 from vlds.data.shards.store import open_dataset
 from vlds.training.loop import train

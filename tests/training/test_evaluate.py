@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from data_prep.packing.writer import SampleRecord, write_dataset
-from tests.rank_pool import RankPool
-from tests.training.world import picture, records, world_recipe, write_tokenizer
+from tests.toys.rank_pool import RankPool
+from tests.toys.world import picture, records, world_recipe, write_tokenizer
 from vlds.artifact import WEIGHTS, load_run, own_tensors, save_artifact
 from vlds.cli.commands import run_command
 from vlds.config import Recipe

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from data_prep.packing.writer import SampleRecord, write_dataset
-from tests.rank_pool import RankError, RankPool
-from tests.training.world import picture, world_recipe
+from tests.toys.rank_pool import RankError, RankPool
+from tests.toys.world import picture, world_recipe
 from vlds import features
 from vlds.cli.commands import run_command
 from vlds.config import Recipe, save_recipe

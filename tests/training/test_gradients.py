@@ -11,8 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.rank_pool import RankPool
-from tests.training.toys import (
+from tests.toys.engines import (
     NUM_EXAMPLES,
     Case,
     build,
@@ -22,6 +21,7 @@ from tests.training.toys import (
     own_micro_batches,
     recipe,
 )
+from tests.toys.rank_pool import RankPool
 from vlds.methods import Adapter, LoRA, Method
 from vlds.methods.base import LinearExtension, extend_linear, find_linears
 from vlds.models.visual_embedding import VisualEmbeddingConfig

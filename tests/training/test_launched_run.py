@@ -13,9 +13,9 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.rank_pool import RankPool
-from tests.training.launched import Launch, last_step
-from tests.training.world import world_recipe
+from tests.toys.launched_run import Launch, last_step
+from tests.toys.rank_pool import RankPool
+from tests.toys.world import world_recipe
 from vlds.config import Recipe
 from vlds.runtime.manifest import damage
 from vlds.runtime.metrics_file import read_metric_lines

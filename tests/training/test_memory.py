@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.world import world_recipe
+from tests.toys.world import world_recipe
 from vlds.cli.commands import run_command
 from vlds.config import Recipe, parse_recipe
 from vlds.models.build import build_model, describe

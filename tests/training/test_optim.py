@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.toys import build, make_case, recipe
+from tests.toys.engines import build, make_case, recipe
 from vlds.config import OptimizerConfig, Recipe
 from vlds.methods import IA3, Compacter, LoRA, Method
 from vlds.models.vl_model import VLModel

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.training.toys import NUM_EXAMPLES, build, global_batch, make_case, recipe
+from tests.toys.engines import NUM_EXAMPLES, build, global_batch, make_case, recipe
 from vlds.schema import IGNORED_LABEL, NO_IMAGE
 from vlds.training.parts import cheapest_cuts, similar_rows
 

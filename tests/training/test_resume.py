@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.rank_pool import RankPool
-from tests.training.world import world_recipe
+from tests.toys.rank_pool import RankPool
+from tests.toys.world import world_recipe
 from vlds.config import Recipe
 from vlds.data.config import DataConfig
 from vlds.data.streams.assemble import StreamSetup

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.rank_pool import RankPool
-from tests.training.world import world_recipe
+from tests.toys.rank_pool import RankPool
+from tests.toys.world import world_recipe
 from vlds.config import Recipe, load_recipe, parse_recipe
 from vlds.data.config import DataConfig
 from vlds.data.errors import ErrorPolicy

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.world import world_recipe
+from tests.toys.world import world_recipe
 from vlds.config import Recipe, TrackingConfig
 from vlds.training.sinks import MetricsFile, Tensorboard, check_tracking, has_scores, open_sinks
 

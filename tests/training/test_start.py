@@ -8,8 +8,8 @@ from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
-from tests.rank_pool import RankPool
-from tests.training.world import world_recipe
+from tests.toys.rank_pool import RankPool
+from tests.toys.world import world_recipe
 from vlds.config import Recipe, load_recipe
 from vlds.runtime.run_folder import PACKAGES, read_starts
 from vlds.training.loop import train

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.rank_pool import RankPool
-from tests.training.world import world_recipe
+from tests.toys.rank_pool import RankPool
+from tests.toys.world import world_recipe
 from vlds.config import Recipe
 from vlds.schema import Batch
 from vlds.tasks import VQA

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from data_prep.packing.writer import write_dataset
-from tests.rank_pool import RankPool
-from tests.training.world import records, world_recipe
+from tests.toys.rank_pool import RankPool
+from tests.toys.world import records, world_recipe
 from vlds.artifact import own_tensors, save_artifact
 from vlds.cli.commands import run_command
 from vlds.config import Recipe

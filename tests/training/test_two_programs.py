@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from data_prep.cli import main as data_prep
-from tests.rank_pool import RankPool
-from tests.runtime.holder import holder
-from tests.training.world import world_recipe
+from tests.toys.holder import holder
+from tests.toys.rank_pool import RankPool
+from tests.toys.world import world_recipe
 from vlds.config import Recipe
 from vlds.training.loop import train
 

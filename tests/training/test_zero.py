@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.rank_pool import RankPool
-from tests.training.toys import (
+from tests.toys.engines import (
     NUM_EXAMPLES,
     RATE,
     TASKS,
@@ -26,6 +25,7 @@ from tests.training.toys import (
     own_micro_batches,
     recipe,
 )
+from tests.toys.rank_pool import RankPool
 from vlds.methods import (
     IA3,
     BitFit,

@@ -1,0 +1,129 @@
+"""Run folders whose predictions are of real shards, scored by the real tasks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tests.toys.world import world_recipe
+from vlds.config import Recipe, save_recipe
+from vlds.data.shards.store import open_dataset
+from vlds.tasks import VQA
+from vlds.tasks.base import Task
+
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Two runs on the same examples of the tasks vqa and caption."""
+
+    world: Path
+    first: Path
+    second: Path
+
+
+def lines_of(task: Task, wrong_every: int, shift: int = 0) -> list[Line]:
+    """A line an example: all answers right but each `wrong_every`th, the first one at `shift`."""
+    lines = []
+    for number, (key, sample, reference) in enumerate(references_of(task)):
+        wrong = number % wrong_every == shift
+        right = reference[0] if isinstance(reference, list) else task.answer_of(reference)
+        told = "no idea" if wrong else right
+        line = {"id": key, "sample": sample, "prediction": told, "reference": reference}
+        lines.append(line)
+    return lines
+
+
+def references_of(task: Task) -> Iterator[tuple[str, str, Any]]:
+    """Ids, samples and references of a task's evaluation data."""
+    for place in task.evaluate:
+        dataset = open_dataset(place)
+        for number in range(dataset.num_samples):
+            sample = dataset.read(number)
+            whole = task.unit == "sample"
+            for annotation in [None] if whole else range(len(sample.annotations)):
+                example = task.example("any", sample, annotation, None)
+                yield example.id, sample.id, example.reference
+
+
+def scored_recipe(world: Path, output: Path) -> Recipe:
+    """The world's recipe by exact match, with captions evaluated as well, by word F1."""
+    recipe = world_recipe(world, output)
+    vqa = replace(recipe.tasks["vqa"], headline="exact_match")
+    caption = replace(
+        recipe.tasks["caption"], evaluate=[str(world / "caption")], headline="word_f1"
+    )
+    return replace(recipe, tasks={"vqa": vqa, "caption": caption})
+
+
+def write_run(
+    folder: Path,
+    recipe: Recipe,
+    lines: Mapping[str, Sequence[Line]],
+    scores: Mapping[str, Mapping[str, float]] | None = None,
+    step: int | None = 10,
+) -> Path:
+    """A run of ten steps that was evaluated after the last one; with step None by
+    `vlds evaluate`, which logs no scores."""
+    place = folder / "predictions" / ("" if step is None else f"step-{step:08d}")
+    place.mkdir(parents=True)
+    for task, found in lines.items():
+        write_predictions(place / f"{task}.jsonl", found)
+    save_recipe(recipe, folder / "recipe.yaml")
+    told: list[Line] = [
+        {
+            "step": 0,
+            "bytes_per_rank": {"frozen": 2_000_000, "trainable": 500_000},
+            "trainable": {"total": 1000, "trainable": 40, "percent": 4.0, "by_part": {}},
+        }
+    ]
+    told += [
+        {"step": n, "loss": 3 / n, "loss/vqa": 2 / n, "samples_per_second": 100.0 + n}
+        for n in range(1, 11)
+    ]
+    if step is not None:
+        found = scores if scores is not None else score(recipe, lines)
+        told.append({"step": step, "scores": found})
+    write_lines(folder / "metrics.jsonl", told)
+    return folder
+
+
+def score(recipe: Recipe, lines: Mapping[str, Sequence[Line]]) -> dict[str, dict[str, float]]:
+    """What the recipe's tasks make of the predictions."""
+    return {
+        name: recipe.tasks[name].score(
+            {line["id"]: line["prediction"] for line in found},
+            {line["id"]: line["reference"] for line in found},
+        )
+        for name, found in lines.items()
+    }
+
+
+def write_predictions(path: Path, lines: Sequence[Line]) -> None:
+    """A task's file, whose lines say how many there are."""
+    write_lines(path, [line | {"of": len(lines)} for line in lines])
+
+
+def write_lines(path: Path, lines: Sequence[Line]) -> None:
+    """One JSON object a line."""
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+
+
+def vqa_run(world: Path, folder: Path, wrong_every: int, shift: int = 0) -> Path:
+    """A run with the one task vqa."""
+    recipe = world_recipe(world, folder)
+    task = recipe.tasks["vqa"]
+    assert isinstance(task, VQA)
+    return write_run(folder, recipe, {"vqa": lines_of(task, wrong_every, shift)})
+
+
+def with_data(run: Path, data: str) -> Path:
+    """The run, whose predictions say what data they are of."""
+    for file in run.glob("predictions/**/*.jsonl"):
+        lines = file.read_text("utf-8").splitlines()
+        write_lines(file, [json.loads(line) | {"data": data} for line in lines])
+    return run

@@ -32,7 +32,7 @@ import vlds.tasks
 import vlds.vision
 from data_prep.cli import build_parser
 from data_prep.cli import main as data_prep
-from tests.toys.method_runs import write_run
+from tests.toys.trained_runs import write_run
 from tests.toys.world import world_recipe, write_world
 from vlds.artifact import own_tensors, save_artifact
 from vlds.cli.commands import COMMANDS, plan, run_command

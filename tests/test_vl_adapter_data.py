@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from data_prep.cli import main
-from tests.data_prep.official.test_coco_karpathy import image_row
-from tests.data_prep.official.test_gqa import question as gqa_question
+from tests.toys.official import gqa_question, karpathy_row
 from tests.toys.pictures import jpeg, packed, png, write
 from vlds.config import Recipe, parse_recipe
 from vlds.evaluation.sources import evaluation_sources, training_sources
@@ -31,7 +30,7 @@ def write_coco(src: Path) -> None:
     images, asked = [], {"train2014": [], "val2014": []}  # type: ignore[var-annotated]
     for number, split in enumerate(KARPATHY):
         subset = "train2014" if split == "train" else "val2014"
-        row = image_row(number, split, subset, [f"thing {number}", f"{number} again"])
+        row = karpathy_row(number, split, subset, [f"thing {number}", f"{number} again"])
         write(src / subset / row["filename"], jpeg())
         images.append(row)
         for n in range(2):

@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.toys.method_runs import (
+from tests.toys.models import hf_config
+from tests.toys.trained_runs import (
     assert_same,
     convert,
     recipe_with,
@@ -21,7 +22,6 @@ from tests.toys.method_runs import (
     write_pair,
     write_run,
 )
-from tests.toys.models import hf_config
 from vlds.artifact import LoadedRun
 from vlds.backbones import T5, Bart
 from vlds.config import Recipe

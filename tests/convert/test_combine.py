@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.toys.method_runs import (
+from tests.toys.trained_runs import (
     CASES,
     assert_same,
     complaint,

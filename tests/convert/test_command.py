@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.toys.method_runs import complaint, convert, recipe_with, write_run
+from tests.toys.trained_runs import complaint, convert, recipe_with, write_run
 from vlds.artifact import load_run
 from vlds.convert.command import build_parser
 from vlds.convert.output import new_file, new_folder

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.toys.method_cases import METHOD_CASES
-from tests.toys.method_runs import CASES, assert_same, logits_of, made_run, recipe_with
+from tests.toys.trained_runs import CASES, assert_same, logits_of, made_run, recipe_with
 from vlds.artifact import LoadedRun, load_run
 from vlds.convert.adapter_folders import AdapterFolders, plain
 from vlds.convert.adapters import AdaptersFolders

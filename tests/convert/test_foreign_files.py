@@ -14,7 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.toys.method_runs import complaint, write_pair
+from tests.toys.trained_runs import complaint, write_pair
 from vlds.convert.foreign_files import read_json, read_safetensors, read_state_dict, read_torch
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM
 
-from tests.test_artifact import batch, recipe_of, save_run
+from tests.toys.trained_runs import picture_batch, recipe_of, save_run
 from vlds.artifact import load_run
 from vlds.backbones import T5
 from vlds.config import Recipe
@@ -32,7 +32,7 @@ def converted(recipe: Recipe, out: Path, *, merge: bool = False) -> torch.Tensor
 def logits_of(model: VLModel) -> torch.Tensor:
     """Logits of a model of which nothing trains: for weights that do, torch has other kernels on
     some CPUs, which round otherwise."""
-    return model.eval().requires_grad_(False).logits(batch())
+    return model.eval().requires_grad_(False).logits(picture_batch())
 
 
 @pytest.mark.parametrize("source", ["T5", "FLAN", "Bart", "config"])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM
 
-from tests.toys.method_runs import (
+from tests.toys.trained_runs import (
     assert_same,
     convert,
     made_run,

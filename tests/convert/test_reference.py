@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,9 @@ import torch
 from torch import Tensor
 from transformers import BartTokenizer, T5Tokenizer
 
-from tests.parity.conftest import exact_t5_norm  # noqa: F401 (for all of this file)
-from tests.toys.method_runs import complaint, convert, recipe_with, state_of, write_pair, write_run
-from tests.toys.recorded.case import (
-    FOLDER,
-    RecordedCase,
-    backbone_of,
-    hf_config,
-    methods_of,
-    parse_flags,
-)
+from tests.toys.recorded.case import FOLDER, RecordedCase, exact_t5_norm
+from tests.toys.recorded.configuration import backbone_of, hf_config, methods_of, parse_flags
+from tests.toys.trained_runs import complaint, convert, recipe_with, state_of, write_pair, write_run
 from vlds.artifact import load_run
 from vlds.config import Recipe, save_recipe
 from vlds.convert.foreign_files import read_state_dict
@@ -31,6 +25,13 @@ from vlds.tasks import VQA
 from vlds.vision import StoredFeatures
 
 CASES = sorted(path for path in FOLDER.glob("*.json") if not path.name.endswith(".train6.json"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def exact_norms() -> Iterator[None]:
+    """The recorded cases ran in float64 throughout."""
+    with exact_t5_norm():
+        yield
 
 
 def tokenizer_of(size: dict[str, Any], folder: Path) -> str:

@@ -10,18 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.test_artifact import batch
-from tests.toys.method_runs import CASES as METHOD_CASES
-from tests.toys.method_runs import (
+from tests.toys.rank_pool import RankPool
+from tests.toys.trained_runs import CASES as METHOD_CASES
+from tests.toys.trained_runs import (
     assert_same,
     complaint,
     convert,
     made_run,
+    picture_batch,
     recipe_with,
     state_of,
     write_run,
 )
-from tests.toys.rank_pool import RankPool
 from vlds.artifact import load_run
 from vlds.config import Recipe, TrainingConfig, load_recipe, save_recipe
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
@@ -72,7 +72,7 @@ def train_and_save(recipe_file: Path, checkpoint: Path, frozen: bool) -> dict[st
     tasks = list(recipe.tasks.values())
     engine = Engine(model, parameter_groups(model, recipe), config, ranks=ranks, tasks=tasks)
     set_learning_rate(engine.parameter_groups, 1.0)
-    engine.step([batch()])
+    engine.step([picture_batch()])
     exported = engine.export()
     engine._deepspeed.save_checkpoint(
         str(checkpoint), tag="step", exclude_frozen_parameters=not frozen

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from tests.examples.counting import Counting
 from tests.examples.output_scale import OutputScale
-from tests.test_artifact import batch as pictures
-from tests.test_artifact import recipe_of
 from tests.toys.method_cases import concrete_methods, method_cases
-from tests.toys.method_runs import logits_of, made_run
 from tests.toys.models import backbone, batch, build
+from tests.toys.trained_runs import logits_of, made_run, recipe_of
+from tests.toys.trained_runs import picture_batch as pictures
 from vlds.backbones import T5, Backbone, Bart
 from vlds.config import load_recipe, save_recipe
 from vlds.convert.adapters import AdaptersFolders

@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.toys.faults.warm import Warm
-from tests.toys.world import world_recipe
-from vlds.config import Recipe, save_recipe
+from tests.toys.recipes import short_recipe, train_words
+from vlds.config import Recipe
 
 
 @pytest.fixture(scope="session")
 def warm() -> Warm:
     """Two ranks that start within a second."""
     return Warm()
-
-
-def short_recipe(world: Path, output: Path, stage: int) -> Recipe:
-    """Ten steps, a state after each second, no evaluation."""
-    recipe = world_recipe(world, output, stage)
-    silent = {name: replace(task, evaluate=[]) for name, task in recipe.tasks.items()}
-    training = replace(recipe.training, save_every=2, collective_timeout=30)
-    return replace(recipe, tasks=silent, training=training)
-
-
-def command(recipe: Recipe, *words: str) -> list[str]:
-    """The command line that trains a recipe, which is written beside its run."""
-    run = Path(recipe.output)
-    file = run.with_name(f"{run.name}.yaml")
-    save_recipe(recipe, file)
-    return ["train", "--config", str(file), *words]
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +28,7 @@ def undisturbed(
     def run(stage: int) -> Recipe:
         if stage not in done:
             recipe = short_recipe(world, tmp_path_factory.mktemp("undisturbed") / "run", stage)
-            warm.start(Path(recipe.output), command(recipe))
+            warm.start(Path(recipe.output), train_words(recipe))
             assert warm.wait() == [0, 0]
             done[stage] = recipe
         return done[stage]

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from tests.toys.faults.disk_faults import Attempt, attempt
-from tests.toys.method_runs import write_run
 from tests.toys.pictures import jpeg, write
 from tests.toys.rank_pool import RankPool
 from tests.toys.scored_runs import vqa_run
+from tests.toys.trained_runs import write_run
 from tests.toys.world import world_recipe
 from vlds.artifact import artifact_folder
 from vlds.config import save_recipe

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.conftest import command, short_recipe
 from tests.toys.faults.warm import Plan, Warm, log_of
+from tests.toys.recipes import short_recipe, train_words
 from tests.toys.world import world_recipe
 from vlds.config import Recipe
 from vlds.training.states import newest, state_folders
@@ -55,7 +55,7 @@ def whole(
             recipe = replace(short_recipe(world, output, stage), tasks=tasks)
             training = replace(recipe.training, evaluate_every=5, best=SCORE)
             done[stage] = replace(recipe, training=training)
-            warm.start(output, command(done[stage]))
+            warm.start(output, train_words(done[stage]))
             assert warm.wait() == [0, 0], log_of(output, 0)
         return done[stage]
 
@@ -64,7 +64,7 @@ def whole(
 
 def disturb(warm: Warm, recipe: Recipe, draw: random.Random, events: list[str]) -> str:
     """Start a run and kill it at a drawn point; the point in words."""
-    run, words = Path(recipe.output), command(recipe, "--resume", "auto")
+    run, words = Path(recipe.output), train_words(recipe, "--resume", "auto")
     kind = draw.choice(["file", "file", "step", "step", "all"])
     if kind == "file":
         kept = draw.choice(["/state/", "/state/", "/.best.", "/"])
@@ -117,7 +117,7 @@ def test_a_killed_run_loses_nothing(
     start = int(saved.name.removeprefix("step-")) if saved else 0
     assert start >= len(done) // SAVE_EVERY * SAVE_EVERY - SAVE_EVERY
 
-    warm.start(run, command(recipe, "--resume", "auto"))
+    warm.start(run, train_words(recipe, "--resume", "auto"))
     assert warm.wait(120) == [0, 0], log_of(run, 0)
     said = f"resuming from {saved}" if saved else "no run state in"
     assert said in log_of(run, 0)

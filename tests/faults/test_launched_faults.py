@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.faults.conftest import command, short_recipe
 from tests.toys.faults.warm import Warm, log_of
 from tests.toys.launched_run import Launch, last_step, words_of
+from tests.toys.recipes import short_recipe, train_words
 from vlds.config import Recipe
 from vlds.training.states import newest
 
@@ -83,7 +83,7 @@ def test_whoever_is_told_to_end(
     assert int(saved.name.removeprefix("step-")) == last_step(launch.run)
     if target != "supervisor":
         assert output.splitlines()[-1].endswith(f"; --resume continues from {saved}")
-    warm.start(launch.run, command(recipe, "--resume"))
+    warm.start(launch.run, train_words(recipe, "--resume"))
     assert warm.wait() == [0, 0], log_of(launch.run, 0)
     assert_same_weights(launch.run, whole)
 

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.faults.test_hostile_files import FAST, JSON
 from tests.toys.rank_pool import RankPool
+from tests.toys.strategies import FAST, JSON
 from tests.toys.world import world_recipe
 from vlds.config import Recipe
 from vlds.data.config import DataConfig

@@ -23,16 +23,10 @@ import torch.distributed.distributed_c10d as c10d
 from safetensors.torch import load_file, save_file
 
 from data_prep.packing.writer import SampleRecord, write_dataset
-from tests.faults.conftest import command, short_recipe
-from tests.toys.engines import (
-    Case,
-    engine,
-    global_batch,
-    make_case,
-    own_micro_batches,
-)
+from tests.toys.engines import Case, engine, global_batch, make_case, own_micro_batches
 from tests.toys.faults.warm import Plan, Warm, log_of
 from tests.toys.rank_pool import RankPool
+from tests.toys.recipes import short_recipe, train_words
 from tests.toys.small_disk import remount, small_disk
 from tests.toys.world import picture, records
 from vlds.config import Recipe
@@ -45,7 +39,7 @@ STATE = "state/step-00000010/state.safetensors"
 def go_on(warm: Warm, recipe: Recipe, whole: Recipe) -> None:
     """Resume a run that a fault has ended: its weights are those of the run without."""
     run = Path(recipe.output)
-    warm.start(run, command(recipe, "--resume", "auto"))
+    warm.start(run, train_words(recipe, "--resume", "auto"))
     assert warm.wait() == [0, 0], log_of(run, 0)
     assert (run / STATE).read_bytes() == (Path(whole.output) / STATE).read_bytes()
 
@@ -163,7 +157,7 @@ def test_a_run_that_diverges_stops_at_its_last_good_state(
     optimizer = replace(recipe.optimizer, learning_rate=1e38, warmup_ratio=0.0)
     training = replace(recipe.training, max_nonfinite_steps=3, steps=30, save_every=1)
     wild = replace(recipe, optimizer=optimizer, training=training)
-    warm.start(run, command(wild, "--resume"))
+    warm.start(run, train_words(wild, "--resume"))
     assert warm.wait() == [2, 2]
     said = log_of(run, 0)
     assert "training.max_nonfinite_steps: 4 steps in a row" in said
@@ -182,7 +176,7 @@ def test_out_of_memory_names_the_keys_to_lower(
     warm: Warm, short: tuple[Recipe, Recipe, Path]
 ) -> None:
     whole, recipe, run = short
-    warm.start(run, command(recipe), {1: Plan(memory=1 << 16)})
+    warm.start(run, train_words(recipe), {1: Plan(memory=1 << 16)})
     codes = warm.wait()
     assert codes[1] == 2, log_of(run, 1)
     assert codes[0] == 1
@@ -199,7 +193,7 @@ def test_a_state_that_cannot_be_written_ends_all_ranks(
     warm: Warm, short: tuple[Recipe, Recipe, Path]
 ) -> None:
     whole, recipe, run = short
-    warm.start(run, command(recipe), {0: Plan(file_bytes=20_000)})
+    warm.start(run, train_words(recipe), {0: Plan(file_bytes=20_000)})
     assert warm.wait() == [2, 2]
     for global_rank in (0, 1):
         assert f"output: cannot write {run}/state/step-0000000" in log_of(run, global_rank)
@@ -221,7 +215,7 @@ def test_a_disk_that_takes_no_more(
 ) -> None:
     whole, recipe, run = short
     recipe = replace(recipe, output=str(disk / "run"))
-    words = command(replace(recipe, output=str(run)), "--output", str(disk / "run"))
+    words = train_words(replace(recipe, output=str(run)), "--output", str(disk / "run"))
     warm.start(run, words)
     wait_for_step(disk / "run", 4)
     if fault == "full":
@@ -268,7 +262,7 @@ def test_a_storm_of_data_errors(warm: Warm, world: Path, tmp_path: Path) -> None
     recipe = replace(
         recipe, tasks=recipe.tasks | {"vqa": vqa}, data=replace(recipe.data, errors=errors)
     )
-    warm.start(run, command(recipe))
+    warm.start(run, train_words(recipe))
     codes = warm.wait()
     assert 2 in codes
     assert 0 not in codes
@@ -282,7 +276,7 @@ def test_a_storm_of_data_errors(warm: Warm, world: Path, tmp_path: Path) -> None
 def test_a_rank_that_hangs_is_noticed(warm: Warm, short: tuple[Recipe, Recipe, Path]) -> None:
     whole, recipe, run = short
     hasty = replace(recipe, training=replace(recipe.training, collective_timeout=5))
-    pids = warm.start(run, command(hasty))
+    pids = warm.start(run, train_words(hasty))
     wait_for_step(run, 3)
     os.kill(pids[1], signal.SIGSTOP)
     started = time.monotonic()
@@ -300,7 +294,7 @@ def test_a_loader_worker_that_is_lost(
     _, recipe, run = short
     data = replace(recipe.data, num_workers=2)
     training = replace(recipe.training, collective_timeout=10, steps=2000, save_every=100)
-    pids = warm.start(run, command(replace(recipe, data=data, training=training)))
+    pids = warm.start(run, train_words(replace(recipe, data=data, training=training)))
     wait_for_step(run, 3)
     worker = psutil.Process(pids[1]).children()[0]
     os.kill(worker.pid, number)
@@ -337,7 +331,7 @@ def test_a_signal_to_one_rank_ends_all(
     number: signal.Signals, to: int, warm: Warm, short: tuple[Recipe, Recipe, Path]
 ) -> None:
     whole, recipe, run = short
-    pids = warm.start(run, command(recipe))
+    pids = warm.start(run, train_words(recipe))
     wait_for_step(run, 3)
     os.kill(pids[to], number)
     codes = warm.wait()
@@ -358,14 +352,14 @@ def test_other_frozen_weights_are_refused(warm: Warm, world: Path, tmp_path: Pat
     save_file(encoder.state_dict(), weights)
     recipe = replace(recipe, vision=replace(recipe.vision, weights=str(weights)))
     recipe = replace(recipe, training=replace(recipe.training, steps=2))
-    warm.start(run, command(recipe))
+    warm.start(run, train_words(recipe))
     assert warm.wait() == [0, 0], log_of(run, 0)
     changed = {
         name: tensor + tensor.is_floating_point() for name, tensor in load_file(weights).items()
     }
     save_file(changed, weights)
     longer = replace(recipe, training=replace(recipe.training, steps=4))
-    warm.start(run, command(longer, "--resume"))
+    warm.start(run, train_words(longer, "--resume"))
     assert warm.wait() == [2, 2]
     assert f"was trained on another vision encoder than {weights} is now" in log_of(run, 0)
     assert "bring the original files back" in log_of(run, 0)
@@ -376,7 +370,7 @@ def test_a_run_is_not_started_over_damaged_states(
 ) -> None:
     _, recipe, run = short
     (run / "state" / "step-00000004").mkdir(parents=True)
-    warm.start(run, command(recipe, "--resume", "auto"))
+    warm.start(run, train_words(recipe, "--resume", "auto"))
     assert warm.wait() == [2, 2]
     said = log_of(run, 0)
     assert f"passed over a run state: {run}/state/step-00000004: has no manifest.json" in said

@@ -8,8 +8,8 @@ from threading import Thread
 
 import pytest
 
+from tests.toys.trained_runs import talkative_run
 from tests.toys.world import world_recipe
-from tests.training.test_evaluate import talkative_run
 from vlds.serve.open_run import open_run
 from vlds.serve.server import Server, bound
 

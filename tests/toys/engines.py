@@ -107,7 +107,7 @@ def recipe(case: Case) -> Recipe:
     )
 
 
-def build(run: Recipe) -> VLModel:
+def recipe_model(run: Recipe) -> VLModel:
     """The recipe's model, the same in every process."""
     return build_model(run.model, list(run.tasks), run.training.dtype, Words())
 
@@ -117,7 +117,7 @@ def engine(case: Case) -> tuple[Engine, BatchCut]:
     run = recipe(case)
     ranks = start_ranks(60)
     cut = cut_batches(run, ranks.world_size)
-    model = build(run)
+    model = recipe_model(run)
     config = complete_deepspeed_config(Path(run.training.deepspeed), run, cut)
     groups = parameter_groups(model, run)
     made = Engine(
@@ -184,3 +184,23 @@ def stand_in(batch: Batch) -> Batch:
     """What a rank without a row of its own computes."""
     first = part_of(batch, slice(0, 1))
     return replace(first, valid=torch.zeros_like(first.valid))
+
+
+def start_deepspeed() -> None:
+    """Let DeepSpeed take the process group, without building its own operations for the CPU."""
+    import deepspeed
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed("gloo", auto_mpi_discovery=False)
+
+
+def whole_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """All tensors, gathered from their parts."""
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(model.parameters())):
+        return {name: tensor.detach().clone() for name, tensor in model.unique_state()}
+
+
+BETA_1 = 0.9

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import inspect
 
+import pytest
+
 import tests.examples.output_scale
+from vlds.backbones import T5, Backbone, Bart
 from vlds.methods import Method
 from vlds.methods.cases import Case
 
@@ -35,3 +38,19 @@ def method_cases() -> dict[str, Case]:
 METHOD_CASES = method_cases()
 FAMILY_CASES = [(family, name) for name, case in METHOD_CASES.items() for family in case.families]
 """Backbone's class and name of a case, of all that go together."""
+
+
+BACKBONES: dict[str, type[Backbone]] = {"T5": T5, "Bart": Bart}
+
+
+FAMILIES = pytest.mark.parametrize("family", [T5, Bart])
+
+
+PAIRS = pytest.mark.parametrize(
+    ("family", "name"), [(BACKBONES[family], name) for family, name in FAMILY_CASES]
+)
+
+
+def methods_of_case(name: str) -> dict[str, Method]:
+    """The methods of a recipe that has the one of a case."""
+    return {"method": METHOD_CASES[name].method}

@@ -135,3 +135,12 @@ def batch(tasks: Sequence[int] = (0, 1, 0, 2), seed: int = 0) -> Batch:
         image_index=image_index,
         features=torch.randn(3, GRID * GRID, DIM, generator=generator).half(),
     )
+
+
+def shake(model: nn.Module) -> None:
+    """Give what trains other weights than the initial zeros and ones."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)

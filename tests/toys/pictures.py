@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from vlds.data.shards.store import open_dataset
@@ -89,3 +90,11 @@ def packed(folder: Path) -> dict[str, Sample]:
 def annotation(samples: Mapping[str, Sample], wanted: str) -> Mapping[str, Any]:
     """The annotation of that id, whichever sample holds it."""
     return next(a for sample in samples.values() for a in sample.annotations if a["id"] == wanted)
+
+
+def noise_png(seed: int, size: tuple[int, int] = (16, 16)) -> bytes:
+    """A small picture of noise."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -127,3 +127,6 @@ def with_data(run: Path, data: str) -> Path:
         lines = file.read_text("utf-8").splitlines()
         write_lines(file, [json.loads(line) | {"data": data} for line in lines])
     return run
+
+
+HOSTILE = "</script><img src=x onerror=alert(1)>"

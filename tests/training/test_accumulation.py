@@ -10,10 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.toys.engines import EPS, Case, build, global_batch, make_case, part_of, recipe
+from tests.toys.engines import (
+    BETA_1,
+    EPS,
+    Case,
+    global_batch,
+    make_case,
+    part_of,
+    recipe,
+    recipe_model,
+)
 from tests.toys.models import Words
 from tests.toys.rank_pool import RankPool
-from tests.training.test_zero import BETA_1
 from vlds.data.config import DataConfig
 from vlds.data.order.batch_cut import BatchCut
 from vlds.models.build import build_model
@@ -93,7 +101,7 @@ def bytes_of_sums(case: Case) -> int:
 def test_the_plan_knows_the_sums(stage: int, ranks2: RankPool, tmp_path: Path) -> None:
     case = make_case(tmp_path, stage=stage, precision="bf16")
     run = recipe(case)
-    model = build(run)
+    model = recipe_model(run)
     zero = {"stage": stage, "stage3_param_persistence_threshold": 0}
     expected = planned(model, parameter_groups(model, run), zero, 2).gradients
     assert ranks2.run(bytes_of_sums, case) == [expected] * 2

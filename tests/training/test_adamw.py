@@ -16,12 +16,12 @@ from tests.toys.engines import (
     NUM_EXAMPLES,
     TASKS,
     Case,
-    build,
     engine,
     global_batch,
     make_case,
     own_micro_batches,
     recipe,
+    recipe_model,
 )
 from tests.toys.rank_pool import RankPool
 from vlds.config import OptimizerConfig
@@ -66,7 +66,7 @@ def learning_rate(step: int) -> float:
 def reference(case: Case) -> dict[str, Tensor]:
     """Weights after STEPS steps in plain torch: its AdamW over a parameter for each task."""
     run = recipe(case)
-    model = build(run)
+    model = recipe_model(run)
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     slices = {
         p: [nn.Parameter(part.detach().clone()) for part in p]

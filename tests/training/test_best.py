@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.world import world_recipe
 from vlds.artifact import WEIGHTS, artifact_folder, save_artifact
@@ -24,7 +25,6 @@ from vlds.config import Recipe
 from vlds.runtime.half_made import sweep
 from vlds.runtime.manifest import write_manifest
 from vlds.training.best import BestStep
-from vlds.training.loop import train
 from vlds.training.states import Best, state_folders
 
 SCORE = "vqa/exact_match"
@@ -132,11 +132,6 @@ def best_recipe(world: Path, output: Path, save_every: int = 2) -> Recipe:
         recipe.training, steps=8, save_every=save_every, evaluate_every=3, keep_states=1, best=SCORE
     )
     return replace(recipe, training=training)
-
-
-def run_recipe(recipe: Recipe, resume: bool) -> int:
-    """What `vlds train` does on a rank."""
-    return train(recipe, resume=resume)
 
 
 def lines_of(run: Path) -> list[dict[str, Any]]:

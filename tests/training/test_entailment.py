@@ -11,15 +11,14 @@ import pytest
 from data_prep.cli import main as data_prep
 from tests.toys.models import backbone as toy_backbone
 from tests.toys.models import build
+from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.world import COLOURS, picture, world_recipe
 from vlds.backbones import T5
-from vlds.config import Recipe
 from vlds.metrics.tables import plain, split
 from vlds.schema import Decoding
 from vlds.tasks import NLVR2, Entailment
 from vlds.training.build import check_choices
-from vlds.training.loop import train
 
 LABELS = {"red": "entailment", "green": "neutral", "blue": "contradiction"}
 
@@ -35,11 +34,6 @@ def write_snli_ve(folder: Path) -> None:
         row = {"pairID": f"{number}#0r1", "Flickr30K_ID": str(number), **sentence}
         rows.append(json.dumps(row))
     (folder / "snli_ve_dev.jsonl").write_text("\n".join(rows), encoding="utf-8")
-
-
-def run_recipe(recipe: Recipe) -> int:
-    """What `vlds train` does on a rank."""
-    return train(recipe)
 
 
 def test_official_files_train_and_are_scored(world: Path, ranks2: RankPool, tmp_path: Path) -> None:

@@ -16,17 +16,17 @@ import torch
 from safetensors.torch import load_file
 
 from data_prep.packing.writer import SampleRecord, write_dataset
+from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
+from tests.toys.trained_runs import talkative_run
 from tests.toys.world import picture, records, world_recipe, write_tokenizer
-from vlds.artifact import WEIGHTS, load_run, own_tensors, save_artifact
+from vlds.artifact import WEIGHTS, load_run
 from vlds.cli.commands import run_command
-from vlds.config import Recipe
 from vlds.evaluation.evaluator import Evaluator
 from vlds.evaluation.prediction_files import read_pairs
 from vlds.evaluation.result import Evaluation
 from vlds.evaluation.sources import evaluation_sources
 from vlds.inference import with_data
-from vlds.models.build import build_model
 from vlds.runtime.manifest import write_manifest
 from vlds.training.best import BestStep
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
@@ -49,11 +49,6 @@ def progress_of(run: Path, folder: str) -> list[str]:
     with mock.patch("vlds.evaluation.evaluator.SECONDS_BETWEEN_LINES", -1.0):
         evaluator(loaded.model)
     return said
-
-
-def run_recipe(recipe: Recipe) -> int:
-    """What `vlds train` does on a rank."""
-    return train(recipe)
 
 
 @pytest.fixture(scope="module")
@@ -133,18 +128,6 @@ def evaluate_under(run: Path, world: Path, out: Path, setting: Setting) -> int:
 def talkative(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run, untrained, whose answers are many."""
     return talkative_run(world_recipe(world, tmp_path_factory.mktemp("talkative")))
-
-
-def talkative_run(recipe: Recipe) -> Path:
-    """All weights are large."""
-    tokenizer = recipe.backbone.load_tokenizer()
-    model = build_model(recipe.model, list(recipe.tasks), torch.float32, tokenizer)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter *= 2
-    folder = Path(recipe.output)
-    save_artifact(folder / "artifact", own_tensors(model), recipe, tokenizer)
-    return folder
 
 
 def written_by(pool: RankPool, run: Path, world: Path, out: Path) -> list[list[bytes]]:

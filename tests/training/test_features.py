@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from data_prep.packing.writer import SampleRecord, write_dataset
+from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankError, RankPool
 from tests.toys.world import picture, world_recipe
 from vlds import features
@@ -21,7 +22,6 @@ from vlds.config import Recipe, save_recipe
 from vlds.data.shards.store import open_dataset
 from vlds.features import compute_features
 from vlds.methods import Adapter
-from vlds.training.loop import train
 from vlds.vision import ConvNet, StoredFeatures
 
 NO_PROCESS = 1 << 22
@@ -73,11 +73,6 @@ def test_any_number_of_ranks_stores_what_the_encoder_gives(
         with torch.no_grad():
             expected = net(torch.from_numpy(pixels[None])).to(torch.float16)[0]
         np.testing.assert_allclose(new.features[0], expected.numpy(), rtol=2e-3, atol=1e-3)
-
-
-def run_recipe(recipe: Recipe) -> int:
-    """What `vlds train` does on a rank."""
-    return train(recipe)
 
 
 def losses(run: Path) -> list[float]:

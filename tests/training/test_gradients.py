@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from tests.toys.engines import (
     NUM_EXAMPLES,
     Case,
-    build,
     engine,
     global_batch,
     make_case,
     own_micro_batches,
     recipe,
+    recipe_model,
 )
 from tests.toys.rank_pool import RankPool
 from vlds.methods import Adapter, LoRA, Method
@@ -101,7 +101,7 @@ def test_modules_that_are_never_run(stage: int, ranks2: RankPool, tmp_path: Path
 def lines_without_boxes(case: Case) -> list[list[str]]:
     """What a rank is told of a model whose boxes are all zero."""
     run = replace(recipe(case), visual_embedding=VisualEmbeddingConfig())
-    model, ranks = build(run), start_ranks(60)
+    model, ranks = recipe_model(run), start_ranks(60)
     watch, told = GradientWatch(model, model.parts, ranks), []
     for step in range(2):
         model(global_batch(step), torch.ones(NUM_EXAMPLES)).loss.backward()

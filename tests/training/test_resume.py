@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.world import world_recipe
 from vlds.config import Recipe
@@ -28,11 +29,6 @@ from vlds.training.prepare import prepare
 from vlds.training.states import newest, read_progress
 
 STATE = "state/step-00000010/state.safetensors"
-
-
-def run_recipe(recipe: Recipe, resume: bool, new_phase: bool = False) -> int:
-    """What `vlds train` does on a rank."""
-    return train(recipe, resume=resume, new_phase=new_phase)
 
 
 def losses(run: Path) -> list[tuple[int, float, float]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.world import world_recipe
 from vlds.config import Recipe
@@ -47,11 +48,6 @@ def evaluated_often(world: Path, output: Path) -> Recipe:
         data=replace(recipe.data, eval_batch_size=1),
         training=replace(recipe.training, steps=9, evaluate_every=3, save_every=100),
     )
-
-
-def run_recipe(recipe: Recipe, resume: bool) -> int:
-    """What `vlds train` does on a rank."""
-    return train(recipe, resume=resume)
 
 
 def run_skipping(recipe: Recipe) -> int:

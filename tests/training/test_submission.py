@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from data_prep.packing.writer import SampleRecord, write_dataset
-from tests.tasks.test_every_task import ANNOTATIONS, LABELS
+from tests.toys.task_samples import ANNOTATIONS, LABELS
 from vlds.cli.commands import COMMANDS, run_command
 from vlds.data.shards.store import open_dataset
 from vlds.data.streams.eval_order import survey

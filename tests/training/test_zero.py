@@ -14,16 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.toys.engines import (
+    BETA_1,
     NUM_EXAMPLES,
     RATE,
     TASKS,
     Case,
-    build,
     engine,
     global_batch,
     make_case,
     own_micro_batches,
     recipe,
+    recipe_model,
 )
 from tests.toys.rank_pool import RankPool
 from vlds.methods import (
@@ -42,7 +43,6 @@ from vlds.schema import IGNORED_LABEL, Batch, Decoding
 from vlds.training.optim import parameter_groups
 
 STEPS = 5
-BETA_1 = 0.9
 
 
 def batch_of(case: Case, step: int) -> Batch:
@@ -75,7 +75,7 @@ def train(case: Case) -> dict[str, Any]:
 def train_plainly(case: Case) -> dict[str, Any]:
     """The same in plain torch, on the whole batch, with the loss as its definition reads."""
     run = recipe(case)
-    model = build(run)
+    model = recipe_model(run)
     groups = parameter_groups(model, run)
     optimizer = torch.optim.AdamW(groups, betas=(BETA_1, 0.999), eps=run.optimizer.eps)
     for group in optimizer.param_groups:
@@ -134,7 +134,7 @@ def assert_same_as_plain_torch(pool: RankPool, case: Case) -> None:
 
 
 def check_bytes(case: Case, held: list[dict[str, int]]) -> None:
-    parameters = list(build(recipe(case)).parameters())
+    parameters = list(recipe_model(recipe(case)).parameters())
     frozen = sum(p.numel() for p in parameters if not p.requires_grad)
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
     parts = len(held)
@@ -150,7 +150,7 @@ def check_bytes(case: Case, held: list[dict[str, int]]) -> None:
 def planned_bytes(case: Case, world_size: int) -> dict[str, int]:
     """What `vlds plan` says of a case."""
     run = recipe(case)
-    model = build(run)
+    model = recipe_model(run)
     zero = json.loads(Path(run.training.deepspeed).read_text("utf-8"))["zero_optimization"]
     plan = planned(model, parameter_groups(model, run), zero, world_size)
     return {name: getattr(plan, name) for name in ("frozen", "trainable", "optimizer")}
@@ -343,7 +343,9 @@ def test_several_parameter_groups_export_all_moments(
     case = make_case(tmp_path, stage=stage, visual_rate=RATE / 4)
     state, other = ranks2.run(export_of_several_groups, case)
     assert other is None
-    shapes = {n: p.shape for n, p in build(recipe(case)).named_parameters() if p.requires_grad}
+    shapes = {
+        n: p.shape for n, p in recipe_model(recipe(case)).named_parameters() if p.requires_grad
+    }
     assert state.keys() == shapes.keys()
     for name, tensors in state.items():
         for key, tensor in tensors.items():

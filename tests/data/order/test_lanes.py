@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.data.order.test_order import expected_pairs, shard_counts
-from tests.data.streams.test_stream import ToyTask, global_batches, train_stream
+from tests.toys.strategies import SHARD_COUNTS, expected_pairs
+from tests.toys.streams import ToyTask, global_batches, train_stream
 from vlds.data.order.epoch_order import EpochOrder
 from vlds.data.order.mixed_order import MixedOrder
 from vlds.data.order.mixture import mixing_shares
@@ -21,7 +21,7 @@ from vlds.data.streams.source import Source
 
 @settings(deadline=None, max_examples=80)
 @given(
-    counts=shard_counts,
+    counts=SHARD_COUNTS,
     seed=st.integers(0, 99),
     window=st.integers(1, 8),
     group=st.integers(1, 4),

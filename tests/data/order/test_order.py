@@ -11,16 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.toys.strategies import SHARD_COUNTS, expected_pairs
 from vlds.data.order.epoch_order import EpochOrder
 from vlds.data.order.mixed_order import MixedOrder
 from vlds.data.order.mixture import mixing_shares
 from vlds.data.order.permutation import Draws, differences, permutation, random_words
-
-shard_counts = st.lists(
-    st.lists(st.integers(0, 6), min_size=1, max_size=6).map(lambda c: np.array(c, np.uint32)),
-    min_size=1,
-    max_size=7,
-).filter(lambda shards: sum(int(s.sum()) for s in shards) > 0)
 
 
 def pairs(order: EpochOrder, begin: int, end: int) -> list[tuple[int, int]]:
@@ -28,14 +23,9 @@ def pairs(order: EpochOrder, begin: int, end: int) -> list[tuple[int, int]]:
     return list(zip(samples.tolist(), annotations.tolist(), strict=True))
 
 
-def expected_pairs(counts: list[np.ndarray]) -> list[tuple[int, int]]:
-    flat = np.concatenate(counts).tolist()
-    return [(sample, n) for sample, count in enumerate(flat) for n in range(count)]
-
-
 @settings(deadline=None, max_examples=60)
 @given(
-    counts=shard_counts,
+    counts=SHARD_COUNTS,
     seed=st.integers(0, 2**32),
     window=st.integers(1, 8),
     group=st.integers(1, 4),
@@ -53,7 +43,7 @@ def test_every_annotation_once_an_epoch(
 
 @settings(deadline=None, max_examples=40)
 @given(
-    counts=shard_counts,
+    counts=SHARD_COUNTS,
     group=st.integers(1, 4),
     window=st.integers(1, 8),
     where=st.lists(st.integers(0, 500), min_size=1, max_size=20),

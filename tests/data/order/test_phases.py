@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.data.conftest import all_ids, train_stream
-from tests.data.streams.test_stream import global_batches
+from tests.toys.streams import all_ids, global_batches, train_stream
 from vlds.data.order.epoch_order import EpochOrder
 from vlds.data.order.mixed_order import MixedOrder, Phase
 from vlds.data.order.mixture import mixing_shares, mixture_of

@@ -14,9 +14,8 @@ import pytest
 
 import vlds.data.shards.remote
 from data_prep.packing.writer import write_dataset
-from tests.data.conftest import png, records, train_stream
-from tests.data.shards.test_remote import epoch, shards_in, source
-from tests.data.streams.test_stream import rows_of
+from tests.toys.pictures import noise_png
+from tests.toys.streams import cached_shards, epoch_rows, records, red_source, rows_of, train_stream
 from tests.toys.web import Web
 from vlds.data.config import DataConfig
 from vlds.data.errors import ShardError
@@ -32,13 +31,13 @@ def test_the_cache_keeps_within_its_limit(
 ) -> None:
     sizes = sorted(shard.bytes for shard in open_dataset(folders["big"]).info.shards)
     cache = ShardCache(tmp_path / "cache", limit=sum(sizes[-4:]))
-    remote = source(web.url("big"), cache)
+    remote = red_source(web.url("big"), cache)
     stream = train_stream([remote], window=2, num_workers=num_workers)
-    expected = epoch(folders["big"], window=2)
+    expected = epoch_rows(folders["big"], window=2)
     for number, batch in enumerate(islice(stream, 24)):
         assert rows_of(batch) == expected[number]
         with cache.alone(cache.folder / "room"):  # The workers read ahead and remove meanwhile.
-            kept = sum(path.stat().st_size for path in shards_in(cache))
+            kept = sum(path.stat().st_size for path in cached_shards(cache))
         assert kept <= sum(sizes[-4:])
     # The first shard to begin with, then each once; the next epoch has begun.
     tars = {name: n for name, n in web.requests.items() if name.endswith(".tar")}
@@ -47,14 +46,14 @@ def test_the_cache_keeps_within_its_limit(
 
 def test_what_is_read_in_turns_must_fit(web: Web, folders: dict[str, Path], tmp_path: Path) -> None:
     cache = ShardCache(tmp_path / "cache")
-    big, small = source(web.url("big"), cache), source(web.url("small"), cache)
+    big, small = red_source(web.url("big"), cache), red_source(web.url("small"), cache)
     sizes = sorted(shard.bytes for shard in big.datasets[0].info.shards)
     evaluated = sum(shard.bytes for shard in small.datasets[0].info.shards)
     need = sum(sizes[-4:]) + evaluated
     check_cache_limit(need, [big], [small], window=2)
     check_cache_limit(need, [big], [small], window=1, num_lanes=2)
     check_cache_limit(sum(sizes), [big], [big], window=64)
-    check_cache_limit(1, [source(folders["big"])], [source(folders["small"])], window=64)
+    check_cache_limit(1, [red_source(folders["big"])], [red_source(folders["small"])], window=64)
     with pytest.raises(ValueError, match=rf"got {need - 1}, but what .* has {need}: .* 2 lanes"):
         check_cache_limit(need - 1, [big], [small], window=1, num_lanes=2)
     # 4 machines of 2 ranks, with and without accumulation.
@@ -90,7 +89,7 @@ def test_a_limit_below_one_shard_is_named(web: Web, tmp_path: Path) -> None:
 def test_what_goes_while_it_is_used_is_fetched_again(web: Web, cache: ShardCache) -> None:
     dataset = open_dataset(web.url("big"), cache)
     expected = dataset.read(0)
-    (copy,) = shards_in(cache)
+    (copy,) = cached_shards(cache)
     copy.unlink()
     assert dataset.read(0) == expected
     os.truncate(copy, 1000)
@@ -107,17 +106,17 @@ def test_equal_names_do_not_mix_nor_do_versions(
             name="same",
             kind="vqa",
             split="train",
-            records=records("same", 4, lambda n, seed=seed: png(n + seed)),  # type: ignore[misc]
+            records=records("same", 4, lambda n, seed=seed: noise_png(n + seed)),  # type: ignore[misc]
         )
     web = Web(tmp_path)
     one, two = open_dataset(web.url("one"), cache), open_dataset(web.url("two"), cache)
     assert one.shard_of(0) == two.shard_of(0)
-    assert one.read(0).images[0] == png(0)
-    assert two.read(0).images[0] == png(100)
+    assert one.read(0).images[0] == noise_png(0)
+    assert two.read(0).images[0] == noise_png(100)
     shutil.rmtree(tmp_path / "one")
     shutil.copytree(tmp_path / "two", tmp_path / "one")
     monkeypatch.setattr(vlds.data.shards.remote, "FRESH_S", 0.0)
-    assert open_dataset(web.url("one"), cache).read(0).images[0] == png(100)
+    assert open_dataset(web.url("one"), cache).read(0).images[0] == noise_png(100)
     web.shutdown()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import vlds.data.shards.download
-from tests.data.conftest import SPEC, ToyTask, ToyTokenizer
+from tests.toys.streams import SPEC, ToyTask, ToyTokenizer
 from tests.toys.web import Web
 from vlds.data.config import DataConfig
 from vlds.data.errors import ErrorPolicy, ShardError

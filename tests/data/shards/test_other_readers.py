@@ -15,7 +15,8 @@ import pytest
 import webdataset
 
 from data_prep.cli import main
-from tests.data.conftest import all_ids, png
+from tests.toys.pictures import noise_png
+from tests.toys.streams import all_ids
 from vlds.data.shards.store import open_dataset
 
 
@@ -89,7 +90,10 @@ def test_an_energon_data_set_gets_our_index(energon: Any, tmp_path: Path) -> Non
     for shard in range(2):
         with tarfile.open(tmp_path / f"cc-{shard}.tar", "w") as tar:
             for number in range(4):
-                for extension, data in (("png", png(number)), ("txt", f"text {number}".encode())):
+                for extension, data in (
+                    ("png", noise_png(number)),
+                    ("txt", f"text {number}".encode()),
+                ):
                     member = tarfile.TarInfo(f"{shard}{number}.{extension}")
                     member.size, member.mtime = len(data), 1_700_000_000.5  # type: ignore[assignment]
                     tar.addfile(member, io.BytesIO(data))

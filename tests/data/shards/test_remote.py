@@ -16,13 +16,11 @@ import fsspec
 import pytest
 
 import vlds.data.shards.download
-from tests.data.conftest import ToyTask, train_stream
-from tests.data.streams.test_stream import rows_of
+from tests.toys.streams import cached_shards, epoch_rows, red_source, rows_of, train_stream
 from tests.toys.web import Web
 from vlds.data.errors import ErrorPolicy, ShardError
 from vlds.data.shards.cache import ShardCache
 from vlds.data.shards.store import open_dataset
-from vlds.data.streams.source import Source
 from vlds.evaluation.sources import open_datasets
 from vlds.tasks import VQA
 
@@ -33,20 +31,6 @@ FORK = multiprocessing.get_context("fork")
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hardly any pause between tries."""
     monkeypatch.setattr(vlds.data.shards.download, "PAUSES", (0.01, 0.01, 0.01))
-
-
-def shards_in(cache: ShardCache) -> list[Path]:
-    return sorted(cache.folder.glob("*.tar"))
-
-
-def source(folder: str | Path, cache: ShardCache | None = None) -> Source:
-    return Source("red", ToyTask(), [open_dataset(folder, cache)])
-
-
-def epoch(folder: str | Path, cache: ShardCache | None = None, **options: Any) -> list[Any]:
-    """A little more than an epoch of "big"."""
-    stream = train_stream([source(folder, cache)], **options)
-    return [rows_of(batch) for batch in islice(stream, 24)]
 
 
 def test_samples_are_those_of_the_folder(
@@ -75,13 +59,13 @@ def test_samples_are_those_of_the_folder(
 def test_an_epoch_is_that_of_the_folder(
     web: Web, folders: dict[str, Path], cache: ShardCache, num_workers: int
 ) -> None:
-    expected = epoch(folders["big"])
-    assert epoch(web.url("big"), cache, num_workers=num_workers) == expected
+    expected = epoch_rows(folders["big"])
+    assert epoch_rows(web.url("big"), cache, num_workers=num_workers) == expected
     assert set(web.requests.values()) == {1}
     web.shutdown()  # a state taken here goes on there
-    stream = train_stream([source(folders["big"])])
+    stream = train_stream([red_source(folders["big"])])
     list(islice(stream, 10))
-    resumed = train_stream([source(web.url("big"), cache)])
+    resumed = train_stream([red_source(web.url("big"), cache)])
     resumed.load_state(stream.state())
     assert [rows_of(batch) for batch in islice(resumed, 14)] == expected[10:]
 
@@ -115,7 +99,7 @@ def test_what_a_killed_process_leaves_harms_nobody(web: Web, cache: ShardCache) 
     assert child.pid is not None
     os.kill(child.pid, signal.SIGKILL)
     child.join()
-    assert shards_in(cache) == []
+    assert cached_shards(cache) == []
     web.held.pop(name).set()
     assert open_dataset(web.url("small"), cache).read(0).id == "small-0"
     assert web.requests[name] == 2
@@ -152,7 +136,7 @@ def test_wrong_bytes_are_never_used(web: Web, cache: ShardCache) -> None:
         ):
             dataset.read(10)
     assert web.requests["big-train-00001.tar"] == 2
-    assert len(shards_in(cache)) == 1
+    assert len(cached_shards(cache)) == 1
 
 
 @pytest.mark.parametrize(
@@ -208,10 +192,10 @@ def test_a_shard_that_cannot_be_had_is_a_bad_shard(
 ) -> None:
     web.status["big-train-00002.tar"] = 404
     with pytest.raises(ShardError, match=r"^http://.*/big-train-00002\.tar: there is no such file"):
-        epoch(web.url("big"), cache)
+        epoch_rows(web.url("big"), cache)
     lenient = ErrorPolicy(max_bad_fraction=1.0, max_in_a_row=50, on_bad_shard="substitute")
     ledger = tmp_path / "ledger"
-    rows = epoch(web.url("big"), cache, errors=lenient, ledger=ledger)
+    rows = epoch_rows(web.url("big"), cache, errors=lenient, ledger=ledger)
     ids = {id for batch in rows for id, *_ in batch}
     assert not any(id.startswith(f"big-{n}-") for n in range(20, 30) for id in ids)
     assert "no such file (404)" in ledger.read_text()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.conftest import SPEC, ToyTask, ToyTokenizer, train_stream
+from tests.toys.streams import SPEC, ToyTask, ToyTokenizer, train_stream
 from vlds.data.config import DataConfig
 from vlds.data.errors import ShardError
 from vlds.data.order.batch_cut import BatchCut

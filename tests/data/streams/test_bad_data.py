@@ -15,7 +15,8 @@ from PIL import Image
 
 from data_prep.cli import main
 from data_prep.packing.writer import write_dataset
-from tests.data.conftest import SPEC, ToyTask, ToyTokenizer, png, records, train_stream
+from tests.toys.pictures import noise_png
+from tests.toys.streams import SPEC, ToyTask, ToyTokenizer, records, train_stream
 from vlds.data.errors import ErrorPolicy, ShardError
 from vlds.data.shards.store import open_dataset
 from vlds.data.streams.assemble import StreamSetup
@@ -28,7 +29,7 @@ LENIENT = ErrorPolicy(max_bad_fraction=1.0)
 
 def jpeg(number: int, share: float = 1.0) -> bytes:
     buffer = io.BytesIO()
-    Image.open(io.BytesIO(png(number, (64, 64)))).save(buffer, "JPEG")
+    Image.open(io.BytesIO(noise_png(number, (64, 64)))).save(buffer, "JPEG")
     return buffer.getvalue()[: int(len(buffer.getvalue()) * share)]
 
 
@@ -195,7 +196,7 @@ def test_a_shard_that_is_replaced_during_training(
         name="big",
         kind="vqa",
         split="train",
-        records=records("big", 60, lambda n: png(n, (200, 200))),
+        records=records("big", 60, lambda n: noise_png(n, (200, 200))),
         shard_samples=10,
     )
     for path in sorted(other.glob("*.tar")):

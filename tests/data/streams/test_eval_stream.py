@@ -12,40 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.packing.writer import SampleRecord, write_dataset
-from tests.data.conftest import SPEC, ToyTask, ToyTokenizer, all_ids, png
-from vlds.data.order.batch_cut import BatchCut
+from tests.toys.pictures import noise_png
+from tests.toys.streams import ToyTask, all_ids, eval_streams
 from vlds.data.shards.store import open_dataset
-from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.eval_order import EvalOrder, survey
 from vlds.data.streams.source import Source
-from vlds.data.streams.stream import EvalStream
 from vlds.schema import Batch
-
-
-def order_of(source: Source, size: int) -> EvalOrder:
-    counts = np.concatenate(source.counts)
-    costs = survey(source, range(len(counts)), ToyTokenizer()).costs
-    return EvalOrder(counts, costs, size, whole_samples=source.task.unit == "sample")
-
-
-def streams(
-    source: Source, world_size: int, size: int, *, worker_timeout: float = 0.0, **options: object
-) -> list[EvalStream]:
-    return [
-        EvalStream(
-            source,
-            order_of(source, size),
-            StreamSetup(
-                tokenizer=ToyTokenizer(),
-                image=SPEC,
-                cut=BatchCut(world_size),
-                global_rank=n,
-                worker_timeout=worker_timeout,
-            ),
-            **options,  # type: ignore[arg-type]
-        )
-        for n in range(world_size)
-    ]
 
 
 def ids_of(batches: list[Batch]) -> list[str]:
@@ -61,7 +33,7 @@ def test_every_annotation_once(
 ) -> None:
     datasets = [open_dataset(folders["big"]), open_dataset(folders["small"])]
     source = Source("red", ToyTask(), datasets)
-    found = streams(source, world_size, size, num_workers=num_workers)
+    found = eval_streams(source, world_size, size, num_workers=num_workers)
     batches = [list(stream) for stream in found]
     assert [len(own) for own in batches] == [len(stream) for stream in found]
     assert max(map(len, batches)) - min(map(len, batches)) <= 1
@@ -71,7 +43,7 @@ def test_every_annotation_once(
     assert sorted(ids) == sorted(expected)
     assert survey(source, range(67)).ids == expected
     # The batches are those of one rank alone.
-    (alone,) = streams(source, 1, size)
+    (alone,) = eval_streams(source, 1, size)
     assert {tuple(batch.ids) for own in batches for batch in own} == {
         tuple(batch.ids) for batch in alone
     }
@@ -80,7 +52,7 @@ def test_every_annotation_once(
 def test_a_picture_is_in_one_batch(folders: dict[str, Path]) -> None:
     """Five questions about it are one pass of the vision encoder."""
     source = Source("red", ToyTask(), [open_dataset(folders["big"])])
-    (stream,) = streams(source, 1, 12)
+    (stream,) = eval_streams(source, 1, 12)
     batches = list(stream)
     assert sum(len(batch.images) for batch in batches if batch.images is not None) == 60
     assert all(len(batch) <= 12 for batch in batches)
@@ -90,7 +62,7 @@ def test_a_picture_is_in_one_batch(folders: dict[str, Path]) -> None:
 
 def test_more_questions_than_a_batch_holds(folders: dict[str, Path]) -> None:
     source = Source("red", ToyTask(), [open_dataset(folders["big"])])
-    (stream,) = streams(source, 1, 2)
+    (stream,) = eval_streams(source, 1, 2)
     batches = list(stream)
     assert sorted(ids_of(batches)) == sorted(all_ids(source.datasets[0]))
     assert max(map(len, batches)) == 2
@@ -103,14 +75,14 @@ def test_like_lengths_go_together(tmp_path: Path) -> None:
     records = [
         SampleRecord(
             id=str(n),
-            members=[("png", png(n))],
+            members=[("png", noise_png(n))],
             json={"annotations": [{"id": str(n), "question": "word " * length}]},
         )
         for n, length in enumerate(lengths)
     ]
     write_dataset(tmp_path, name="long", kind="vqa", split="val", records=records)
     task = replace(ToyTask(), max_prompt_tokens=80)
-    (stream,) = streams(Source("red", task, [open_dataset(tmp_path)]), 1, 8)
+    (stream,) = eval_streams(Source("red", task, [open_dataset(tmp_path)]), 1, 8)
     widths = [batch.input_ids.shape[1] for batch in stream]
     assert widths[0] == 80
     assert widths == sorted(widths, reverse=True)
@@ -120,7 +92,7 @@ def test_like_lengths_go_together(tmp_path: Path) -> None:
 
 def test_whole_samples_where_the_task_says_so(folders: dict[str, Path]) -> None:
     source = Source("red", ToyTask(unit="sample"), [open_dataset(folders["small"])])
-    (stream,) = streams(source, 1, 4, task_index=3)
+    (stream,) = eval_streams(source, 1, 4, task_index=3)
     batches = list(stream)
     assert ids_of(batches) == [f"small-{n}" for n in range(7)]
     assert batches[0].references[1] == ["small-1-0", "small-1-1"]
@@ -130,7 +102,7 @@ def test_whole_samples_where_the_task_says_so(folders: dict[str, Path]) -> None:
 
 def test_evaluation_draws_nothing(folders: dict[str, Path]) -> None:
     source = Source("red", ToyTask(), [open_dataset(folders["small"])])
-    (one,), (other,) = streams(source, 1, 32), streams(source, 1, 32)
+    (one,), (other,) = eval_streams(source, 1, 32), eval_streams(source, 1, 32)
     assert next(iter(one)).input_ids.tolist() == next(iter(other)).input_ids.tolist()
     assert "a 1" in next(iter(one)).references
 

@@ -19,9 +19,8 @@ import pytest
 from PIL import Image
 
 from data_prep.packing.writer import write_dataset
-from tests.data.conftest import ToyTask, records, train_stream
-from tests.data.streams.test_eval_stream import streams
 from tests.toys.processes import gone, until
+from tests.toys.streams import ToyTask, eval_streams, records, train_stream
 from vlds.data.errors import ErrorPolicy
 from vlds.data.shards.store import open_dataset
 from vlds.data.streams.loader import WorkerLost, lost_worker
@@ -50,7 +49,7 @@ def training(sources: list[Source]) -> Iterator[Any]:
 
 def evaluation(sources: list[Source]) -> Iterator[Any]:
     """Many small batches."""
-    (stream,) = streams(sources[0], 1, 2, num_workers=2, worker_timeout=TIMEOUT_S)
+    (stream,) = eval_streams(sources[0], 1, 2, num_workers=2, worker_timeout=TIMEOUT_S)
     return iter(stream)
 
 

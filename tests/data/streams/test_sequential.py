@@ -15,7 +15,8 @@ from typing import Any
 import fsspec
 import pytest
 
-from tests.data.conftest import ToyTask, all_ids, options, png, train_stream
+from tests.toys.pictures import noise_png
+from tests.toys.streams import ToyTask, all_ids, stream_options, train_stream
 from tests.toys.web import Web
 from vlds.data.errors import ErrorPolicy, ShardError
 from vlds.data.order.batch_cut import BatchCut
@@ -48,7 +49,7 @@ def stream(
     """Like `train_stream`, for streamed shards."""
     cut = BatchCut(world_size, micro_batch_size)
     given = {"reader": "sequential", "seed": 5, "global_batch_size": 8, "shuffle_buffer": 20}
-    return SequentialStream(sources, *options(given | {"cut": cut} | changes))
+    return SequentialStream(sources, *stream_options(given | {"cut": cut} | changes))
 
 
 def ids(stream: SequentialStream, batches: int) -> list[str]:
@@ -296,7 +297,7 @@ def test_bad_pictures_are_replaced_and_counted(tmp_path: Path) -> None:
 def write_foreign(path: Path, numbers: Sequence[int], broken: Sequence[int] = ()) -> None:
     with tarfile.open(path, "w") as tar:
         for number in numbers:
-            picture = png(number) if number not in broken else png(number)[:100]
+            picture = noise_png(number) if number not in broken else noise_png(number)[:100]
             about = json.dumps({"q": "how many?"}).encode()
             for extension, data in (("png", picture), ("json", about), ("txt", b" Two\n")):
                 member = tarfile.TarInfo(f"{number:03d}.{extension}")

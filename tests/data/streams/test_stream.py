@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections import Counter
 from dataclasses import replace
@@ -12,61 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.data.conftest import SPEC, ToyTask, ToyTokenizer, all_ids, train_stream
+from tests.toys.streams import (
+    SPEC,
+    ToyTask,
+    ToyTokenizer,
+    all_ids,
+    global_batches,
+    rows_of,
+    train_stream,
+)
 from vlds.data.shards.store import open_dataset
 from vlds.data.streams.source import Source
 from vlds.data.streams.stream import TrainStream
-from vlds.schema import Batch
-
-Rows = list[tuple[str, list[int], int]]
-
-
-def rows_of(batch: Batch) -> Rows:
-    """Id, tokens (the drawn number among them) and a pixel sum of each row."""
-    assert batch.images is not None
-    sums = batch.images.sum((1, 2, 3))[batch.image_index[:, 0]]
-    return list(zip(batch.ids, batch.input_ids.tolist(), sums.tolist(), strict=True))
-
-
-def unpadded(rows: Rows) -> Rows:
-    return [(id, [token for token in tokens if token], pixels) for id, tokens, pixels in rows]
-
-
-def global_batches(
-    sources: list[Source],
-    steps: int,
-    *,
-    world_size: int = 1,
-    micro: int | None = None,
-    state: dict[str, object] | None = None,
-    **options: object,
-) -> tuple[list[Rows], dict[str, object]]:
-    """The rows that count of each global batch, rank by rank, and the state after them."""
-    streams = [
-        train_stream(
-            sources, micro_batch_size=micro, world_size=world_size, global_rank=n, **options
-        )
-        for n in range(world_size)
-    ]
-    if state is not None:
-        for stream in streams:
-            stream.load_state(json.loads(json.dumps(state)))
-    ranks = [stream.steps() for stream in streams]
-    batches = []
-    for _ in range(steps):
-        shares = [next(rank) for rank in ranks]
-        assert len({len(share) for share in shares}) == 1
-        assert all(len(batch) <= (micro or len(batch)) for share in shares for batch in share)
-        batches.append(
-            unpadded([row for share in shares for batch in share for row in real(batch)])
-        )
-    states = [stream.state() for stream in streams]
-    assert all(state == states[0] for state in states)
-    return batches, states[0]
-
-
-def real(batch: Batch) -> Rows:
-    return [row for row, valid in zip(rows_of(batch), batch.valid.tolist(), strict=True) if valid]
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from PIL import Image
 
 from data_prep.checking.verify import verify
 from data_prep.packing.writer import SampleRecord, write_dataset
-from tests.data.conftest import ToyTokenizer
 from tests.toys.shards import annotation
+from tests.toys.streams import ToyTokenizer
 from vlds.data.errors import ErrorPolicy, ShardError
 from vlds.data.shards.index import index_folder
 from vlds.data.shards.sample import feature_bytes

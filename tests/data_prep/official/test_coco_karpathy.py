@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from data_prep.official.coco import parse_coco_karpathy
 from data_prep.packing.pack import Options, pack
+from tests.toys.official import karpathy_row
 from tests.toys.pictures import jpeg, packed, write
 
 CAPTIONS = {
@@ -24,26 +24,10 @@ def official(tmp_path: Path) -> Path:
     images = []
     for number, (split, captions) in enumerate(CAPTIONS.items()):
         folder = "train2014" if split == "train" else "val2014"
-        images.append(image_row(number, split, folder, captions))
+        images.append(karpathy_row(number, split, folder, captions))
         write(tmp_path / folder / images[-1]["filename"], jpeg())
     write(tmp_path / "dataset_coco.json", {"dataset": "coco", "images": images})
     return tmp_path
-
-
-def image_row(number: int, split: str, folder: str, captions: list[str]) -> dict[str, Any]:
-    sentences = [
-        {"tokens": text.split(), "raw": text, "imgid": number, "sentid": 100 * number + index}
-        for index, text in enumerate(captions)
-    ]
-    return {
-        "filepath": folder,
-        "filename": f"COCO_{folder}_{number + 500:012d}.jpg",
-        "imgid": number,
-        "cocoid": number + 500,
-        "split": split,
-        "sentids": [sentence["sentid"] for sentence in sentences],
-        "sentences": sentences,
-    }
 
 
 def test_train_is_train_and_restval(official: Path, tmp_path: Path) -> None:

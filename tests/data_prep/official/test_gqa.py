@@ -3,38 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from data_prep.official.gqa import parse_gqa
 from data_prep.packing.pack import Options, pack
+from tests.toys.official import gqa_question
 from tests.toys.pictures import annotation, jpeg, packed, write
-
-
-def question(image: str, **fields: Any) -> dict[str, Any]:
-    return {
-        "imageId": image,
-        "question": "Is it red?",
-        "answer": "yes",
-        "fullAnswer": "Yes, it is red.",
-        "isBalanced": True,
-        "groups": {"global": None, "local": "06-red"},
-        "entailed": ["00333409"],
-        "equivalent": ["07333408"],
-        "types": {"structural": "verify", "semantic": "attr", "detailed": "verifyAttr"},
-        "semantic": [{"operation": "select", "argument": "it (12)", "dependencies": []}],
-        **fields,
-    }
 
 
 @pytest.fixture
 def official(tmp_path: Path) -> Path:
     src = tmp_path / "gqa"
     questions = {
-        "07333408": question("2354786"),
-        "00333409": question("2354786"),
-        "9": question("n1"),
+        "07333408": gqa_question("2354786"),
+        "00333409": gqa_question("2354786"),
+        "9": gqa_question("n1"),
     }
     write(src / "val_balanced_questions.json", questions)
     thing = {
@@ -66,7 +50,7 @@ def test_questions_and_objects(official: Path, tmp_path: Path) -> None:
         "entailed": ["00333409"],
         "equivalent": ["07333408"],
         "types": {"structural": "verify", "semantic": "attr", "detailed": "verifyAttr"},
-        "source": {"semantic": question("")["semantic"]},
+        "source": {"semantic": gqa_question("")["semantic"]},
     }
     assert samples["2354786"].extra["source"] == {
         "objects": [{"name": "car", "attributes": ["red", "small"], "x": 1, "y": 2, "w": 3, "h": 4}]

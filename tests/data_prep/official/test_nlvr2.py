@@ -9,29 +9,15 @@ import pytest
 
 from data_prep.official.nlvr2 import parse_nlvr2
 from data_prep.packing.pack import Options, pack
+from tests.toys.official import NLVR2_ROWS, write_nlvr2
 from tests.toys.pictures import jpeg, packed, png, write
 
 WRITER = {"writer": "24"}
-ROWS = [
-    {"identifier": "dev-850-0-0", "sentence": "Both show dogs. ", "label": "True", "writer": "24"},
-    {"identifier": "dev-850-0-1", "sentence": "One shows a cat.", "label": "False", "writer": "24"},
-    {"identifier": "dev-850-1-0", "sentence": "Both show dogs. ", "label": "False", "writer": "24"},
-    {"identifier": "dev-850-1-1", "sentence": "One shows a cat.", "label": "True", "writer": "24"},
-]
 
 
 @pytest.fixture
 def official(tmp_path: Path) -> Path:
-    return write_official(tmp_path / "nlvr2")
-
-
-def write_official(src: Path) -> Path:
-    """Two pairs with two sentences each."""
-    write(src / "dev.json", "\n".join(map(json.dumps, ROWS)) + "\n\n")
-    for pair in range(2):
-        write(src / "dev" / f"dev-850-{pair}-img0.png", png())
-        write(src / "dev" / f"dev-850-{pair}-img1.png", jpeg(width=20))
-    return src
+    return write_nlvr2(tmp_path / "nlvr2")
 
 
 def test_pairs_with_their_sentences(official: Path, tmp_path: Path) -> None:
@@ -48,7 +34,7 @@ def test_pairs_with_their_sentences(official: Path, tmp_path: Path) -> None:
 
 
 def test_train_lies_in_numbered_folders(tmp_path: Path) -> None:
-    row = ROWS[0] | {"identifier": "train-4-1-0", "directory": 57}
+    row = NLVR2_ROWS[0] | {"identifier": "train-4-1-0", "directory": 57}
     write(tmp_path / "train.json", json.dumps(row))
     for side in (0, 1):
         write(tmp_path / "images/train/57" / f"train-4-1-img{side}.png", png())
@@ -88,14 +74,14 @@ def test_statements_of_lxmert(tmp_path: Path) -> None:
 
 
 def test_errors(official: Path) -> None:
-    bad_label = ROWS[0] | {"label": "maybe"}
+    bad_label = NLVR2_ROWS[0] | {"label": "maybe"}
     path = write(official / "bad.json", json.dumps(bad_label))
     with pytest.raises(ValueError, match=r"dev-850-0-0: label 'maybe' is neither True nor False"):
         parse_nlvr2(official, "dev", annotations=path)
     write(path, '{"identifier": "dev-850-0-0",')
     with pytest.raises(ValueError, match=r"bad.json, line 1: not JSON"):
         parse_nlvr2(official, "dev", annotations=path)
-    write(path, json.dumps(ROWS[0]) + "\n" + json.dumps(ROWS[0]))
+    write(path, json.dumps(NLVR2_ROWS[0]) + "\n" + json.dumps(NLVR2_ROWS[0]))
     with pytest.raises(ValueError, match="annotation id dev-850-0-0 occurs more than once"):
         parse_nlvr2(official, "dev", annotations=path).check()
 

@@ -4,68 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from data_prep.cli import main
 from data_prep.official.vqav2 import parse_vqav2
-from tests.toys.pictures import annotation, jpeg, packed, png, rotated_jpeg, write
-
-PICTURES = {1: jpeg("L"), 2: jpeg("CMYK"), 3: rotated_jpeg(), 9: png(), 7: jpeg()[:60]}
-"""Image id -> bytes: 9 is a PNG that is named .jpg, 7 is cut."""
-
-ANSWERS = {
-    1000: ["yes"] * 10,
-    1001: ["Black-and-white"] * 3
-    + ["black\nand white"] * 2
-    + ["gray", "grey", "grey "]
-    + ["b"] * 2,
-    2000: ["2"] * 9 + ["two"],
-    3000: ["a/c", "a/c"] + ["left"] * 4 + ["right"] * 4,
-    9000: ["net"] * 4 + ["netting"] * 3 + ["mesh", "fence", "t-shirt (blue)"],
-    7000: ["dog"] * 10,
-}
+from tests.toys.official import VQA_ANSWERS, VQA_PICTURES, write_vqav2
+from tests.toys.pictures import annotation, jpeg, packed, write
 
 
 @pytest.fixture
 def official(tmp_path: Path) -> Path:
     """A val split in the layout of visualqa.org."""
-    return write_official(tmp_path / "vqa")
-
-
-def write_official(src: Path) -> Path:
-    head = {
-        "info": {"version": "2.0"},
-        "license": {},
-        "data_type": "mscoco",
-        "data_subtype": "val2014",
-    }
-    ids = [{"image_id": number // 1000, "question_id": number} for number in ANSWERS]
-    questions = [row | {"question": f"what is {row['question_id']}? "} for row in ids]
-    annotations = [_official_annotation(row) for row in reversed(ids)]
-    write(
-        src / "v2_OpenEnded_mscoco_val2014_questions.json",
-        {**head, "task_type": "Open-Ended", "questions": questions},
-    )
-    write(src / "v2_mscoco_val2014_annotations.json", {**head, "annotations": annotations})
-    for number, data in PICTURES.items():
-        write(src / "val2014" / f"COCO_val2014_{number:012d}.jpg", data)
-    return src
-
-
-def _official_annotation(ids: dict[str, int]) -> dict[str, Any]:
-    answers = ANSWERS[ids["question_id"]]
-    return {
-        **ids,
-        "question_type": "what is",
-        "answer_type": "other",
-        "multiple_choice_answer": answers[0],
-        "answers": [
-            {"answer": answer, "answer_confidence": "yes", "answer_id": number}
-            for number, answer in enumerate(answers, 1)
-        ],
-    }
+    return write_vqav2(tmp_path / "vqa")
 
 
 def test_annotations_as_a_run_reads_them(official: Path, tmp_path: Path) -> None:
@@ -83,7 +34,7 @@ def test_annotations_as_a_run_reads_them(official: Path, tmp_path: Path) -> None
         "source": {"multiple_choice_answer": "yes"},
     }
     # The raw answers are kept for the official scorer; the label joins case and white space only.
-    assert annotation(samples, "1001")["answers"] == ANSWERS[1001]
+    assert annotation(samples, "1001")["answers"] == VQA_ANSWERS[1001]
     assert annotation(samples, "1001")["label"] == {
         "black-and-white": 0.9,
         "black and white": 0.6,
@@ -101,8 +52,8 @@ def test_pictures_get_their_true_extension_and_stand_upright(
 ) -> None:
     main(["vqav2", "--src", str(official), "--split", "val", "--out", str(tmp_path / "shards")])
     samples = packed(tmp_path / "shards")
-    assert samples["9"].images == (PICTURES[9],)
-    assert samples["2"].images == (PICTURES[2],)
+    assert samples["9"].images == (VQA_PICTURES[9],)
+    assert samples["2"].images == (VQA_PICTURES[2],)
     assert samples["3"].extra["size"] == [[24, 40]]
 
 

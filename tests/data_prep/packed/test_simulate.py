@@ -10,8 +10,8 @@ import pytest
 
 from data_prep.cli import main
 from data_prep.packing.writer import SampleRecord, write_dataset
-from tests.data.conftest import ToyTask, train_stream
 from tests.toys.pictures import jpeg
+from tests.toys.streams import ToyTask, train_stream
 from vlds.data.shards.store import open_dataset
 from vlds.data.streams.source import Source
 

@@ -10,7 +10,7 @@ import pytest
 
 from data_prep.cli import main
 from data_prep.official.vqav2 import read_vocabulary
-from tests.data_prep.official.test_vqav2 import write_official
+from tests.toys.official import write_vqav2
 from tests.toys.pictures import jpeg, packed, write
 from vlds.tasks import VQA
 
@@ -39,7 +39,7 @@ def test_the_most_frequent_come_first(
 
 
 def test_questions_keep_the_scores_of_known_answers(tmp_path: Path) -> None:
-    src = write_official(tmp_path / "vqa")
+    src = write_vqav2(tmp_path / "vqa")
     known = write(tmp_path / "known.json", {"yes": 0, "netting": 1})
     given = ["--src", str(src), "--split", "val", "--out", str(tmp_path / "out")]
     assert main(["vqav2", *given, "--vocabulary", str(known)]) == 0

@@ -15,7 +15,7 @@ import data_prep.packing.feature_file
 from data_prep.cli import main
 from data_prep.packing.feature_file import fit
 from data_prep.packing.pack import shard_order
-from tests.data_prep.official.test_nlvr2 import write_official as write_nlvr2
+from tests.toys.official import write_nlvr2
 from tests.toys.pictures import packed, write
 from vlds.data.shards.store import open_dataset
 

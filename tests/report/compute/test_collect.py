@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.toys.clips import clip_recipe
 from tests.toys.scored_runs import (
     Runs,
     lines_of,
@@ -24,7 +25,6 @@ from tests.toys.scored_runs import (
     write_run,
 )
 from tests.toys.world import world_recipe
-from tests.training.test_clips import clip_recipe
 from vlds.cli.commands import run_command
 from vlds.config import load_recipe, save_recipe
 from vlds.methods import Adapter, LoRA

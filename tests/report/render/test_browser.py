@@ -9,14 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.report.render.test_explorer import HOSTILE, sure
-from tests.report.render.test_page import evil, run
 from tests.toys.browser import PROGRAM, visit
-from tests.toys.scored_runs import Runs
+from tests.toys.scored_runs import HOSTILE, Runs
 from vlds.report.read.inputs import read_run
 from vlds.report.render.write import write_report
-
-__all__ = ["evil", "run", "sure"]
 
 pytestmark = [
     pytest.mark.slow,

@@ -10,28 +10,12 @@ import pytest
 
 from tests.toys.explored import NODE, explored
 from tests.toys.html_reader import Reader
-from tests.toys.scored_runs import Line, Runs, lines_of, scored_recipe, write_run
+from tests.toys.scored_runs import HOSTILE, Line, Runs, lines_of, scored_recipe, write_run
 from vlds.report.compute.collect import collect
 from vlds.report.render import explorer
 from vlds.report.render.page import build_page
 
 needs_node = pytest.mark.skipif(NODE is None, reason="no node on PATH")
-HOSTILE = "</script><img src=x onerror=alert(1)>"
-
-
-@pytest.fixture(scope="module")
-def sure(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that says how sure it is: of every third mistake very; one answer is hostile."""
-    folder = tmp_path_factory.mktemp("sure") / "sure"
-    recipe = scored_recipe(runs.world, folder)
-    lines = {task: lines_of(config, 3) for task, config in recipe.tasks.items()}
-    for found in lines.values():
-        for number, line in enumerate(found):
-            line["confidence"] = 0.95 if number % 9 == 0 else 0.5
-    for line in lines["vqa"]:
-        line["reference"]["answer_type"] = "colour" if line["id"] < "q2" else "other"
-    lines["vqa"][0]["prediction"] = HOSTILE
-    return write_run(folder, recipe, lines)
 
 
 def page_of(*folders: Path) -> str:

@@ -23,42 +23,10 @@ from vlds.runtime.shown import visible
 from vlds.tasks import GQA
 
 DATA = "world-val@0123456789abcdef"
-EVIL = (
-    "<script>alert(1)</script>",
-    "</figure></section><img src=http://example.com/x onerror=alert(2)>",
-    '" onload="alert(3)',
-    "&lt;b&gt; &amp; ]]> --><style>*{display:none}</style>",
-    "\u0645\u0631\u062d\u0628\u0627 \u0628\u0627\u0644\u0639\u0627\u0644\u0645 abc",
-    "word " * 400,
-    "x" * 500,
-    "is \u202ereversed\x1b[2J",
-    "",
-)
 
 
 def page_of(*folders: Path, pictures: bool = False) -> str:
     return build_page(collect(folders, pictures=pictures))
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_run(tmp_path_factory.mktemp("runs") / "adapters-<1>")
-
-
-@pytest.fixture(scope="module")
-def evil(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that says what would break a careless page, and is not sure of it."""
-    folder = tmp_path_factory.mktemp("evil") / "a <b>run</b> & \u05e9\u05dc\u05d5\u05dd"
-    recipe = scored_recipe(runs.world, folder)
-    lines = {}
-    for task in recipe.tasks:
-        file = runs.first / "predictions" / "step-00000010" / f"{task}.jsonl"
-        found = [json.loads(line) for line in file.read_text().splitlines()]
-        lines[task] = [
-            line | {"prediction": EVIL[n % len(EVIL)], "confidence": 0.125}
-            for n, line in enumerate(found)
-        ]
-    return write_run(folder, recipe, lines)
 
 
 def test_everything_is_on_the_page(run: Path) -> None:

@@ -14,11 +14,11 @@ import numpy as np
 from data_prep.demo.command import write_world as write_demo_world
 from data_prep.demo.world import HOME
 from tests.toys.faults.forked import run_forked
-from tests.toys.method_runs import recipe_with
-from tests.toys.method_runs import write_run as write_converted_run
 from tests.toys.pictures import jpeg, write
 from tests.toys.scored_runs import lines_of, vqa_run
 from tests.toys.scored_runs import write_run as write_scored_run
+from tests.toys.trained_runs import recipe_with
+from tests.toys.trained_runs import write_run as write_converted_run
 from tests.toys.world import world_recipe, write_world
 from vlds.config import save_recipe
 from vlds.evaluation.scores_json import Scored, write_scores

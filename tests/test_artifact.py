@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.toys.models import hf_config
 from tests.toys.rank_pool import RankPool
-from tests.toys.trained_runs import OLD_ROWS, picture_batch, recipe_of, save_run
+from tests.toys.trained_runs import OLD_ROWS, picture_batch, recipe_from, save_random_run
 from vlds.artifact import LoadedRun, load_run
 from vlds.backbones import T5
 from vlds.runtime.manifest import write_manifest
@@ -36,8 +36,8 @@ def load_elsewhere(run: Path) -> tuple[Tensor, dict[str, Tensor]]:
 def test_the_same_logits_in_another_process(
     source: str, precision: str, world: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:
-    recipe = recipe_of(source, world, tmp_path, precision)
-    expected, state = save_run(recipe)
+    recipe = recipe_from(source, world, tmp_path, precision)
+    expected, state = save_random_run(recipe)
     for logits, loaded in ranks2.run(load_elsewhere, Path(recipe.output)):
         assert loaded.keys() == state.keys()
         assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
@@ -46,8 +46,8 @@ def test_the_same_logits_in_another_process(
 
 @pytest.mark.parametrize("source", ["T5", "FLAN", "Bart"])
 def test_only_what_the_source_lacks_is_stored(source: str, world: Path, tmp_path: Path) -> None:
-    recipe = recipe_of(source, world, tmp_path)
-    save_run(recipe)
+    recipe = recipe_from(source, world, tmp_path)
+    save_random_run(recipe)
     stored = load_file(Path(recipe.output) / "artifact" / "weights.safetensors")
     model = load_run(Path(recipe.output)).model
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -64,16 +64,16 @@ def test_only_what_the_source_lacks_is_stored(source: str, world: Path, tmp_path
 
 
 def test_everything_is_stored_where_there_is_no_source(world: Path, tmp_path: Path) -> None:
-    recipe = recipe_of("config", world, tmp_path)
-    save_run(recipe)
+    recipe = recipe_from("config", world, tmp_path)
+    save_random_run(recipe)
     stored = load_file(Path(recipe.output) / "artifact" / "weights.safetensors")
     model = load_run(Path(recipe.output)).model
     assert stored.keys() == {name for name, _ in model.unique_state()}
 
 
 def test_a_run_moves_with_its_folder(world: Path, tmp_path: Path) -> None:
-    recipe = recipe_of("T5", world, tmp_path)
-    expected, _ = save_run(recipe)
+    recipe = recipe_from("T5", world, tmp_path)
+    expected, _ = save_random_run(recipe)
     moved = tmp_path / "elsewhere"
     shutil.move(Path(recipe.output) / "artifact", moved)
     loaded = load_run(moved)
@@ -85,8 +85,8 @@ def test_a_run_moves_with_its_folder(world: Path, tmp_path: Path) -> None:
 @pytest.fixture
 def artifact(world: Path, tmp_path: Path) -> Path:
     """The artifact of a run with a T5 of tmp_path / "source"."""
-    recipe = recipe_of("T5", world, tmp_path)
-    save_run(recipe)
+    recipe = recipe_from("T5", world, tmp_path)
+    save_random_run(recipe)
     return Path(recipe.output) / "artifact"
 
 

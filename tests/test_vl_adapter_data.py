@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from data_prep.cli import main
+from tests.toys.files import json_lines, write
 from tests.toys.official import gqa_question, karpathy_row
-from tests.toys.pictures import jpeg, packed, png, write
+from tests.toys.pictures import jpeg, png
+from tests.toys.shards import packed
 from vlds.config import Recipe, parse_recipe
 from vlds.evaluation.sources import evaluation_sources, training_sources
 from vlds.runtime.resources import find
@@ -85,7 +87,7 @@ def write_nlvr2(src: Path) -> None:
 def write_value(src: Path) -> None:
     """A clip with a question or a moment in each split of VALUE's tasks; test has no labels."""
     for place, rows in value_rows().items():
-        write(src / "ann" / f"{place}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        write(src / "ann" / f"{place}.jsonl", json_lines(rows))
     for videos in ("tv", "how2", "yc2"):
         write(src / f"ann/{videos}_subtitles.jsonl", json.dumps({"vid_name": "s1", "sub": []}))
         folder = src / "vis_features" / videos / "clip-vit"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.toys.files import read_lines
 from vlds.report.read.inputs import read_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.launcher]
@@ -48,7 +49,7 @@ def test_adapters_learn_what_the_frozen_model_cannot(tmp_path: Path) -> None:
     held = [
         line["bytes_per_rank"]["frozen"]
         for name in ("control", "adapters")
-        for line in map(json.loads, (out / name / "metrics.jsonl").read_text().splitlines())
+        for line in read_lines(out / name / "metrics.jsonl")
         if "bytes_per_rank" in line
     ]
     assert held[1] == pytest.approx(held[0] / 2, rel=0.01)  # ZeRO-2 holds all, ZeRO-3 a half

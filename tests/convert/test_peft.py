@@ -17,10 +17,10 @@ from transformers import AutoModelForSeq2SeqLM
 from tests.toys.trained_runs import (
     assert_same,
     convert,
-    made_run,
     recipe_with,
     state_of,
     text_logits,
+    trained_run,
     write_pair,
     write_run,
 )
@@ -151,7 +151,7 @@ def test_settings_that_peft_writes_by_default(
     settings: Callable[[], Any], recipe: str, world: Path, tmp_path: Path
 ) -> None:
     """None of them stands in the way; one that says more does."""
-    run = made_run(recipe_with("T5", recipe, world, tmp_path))
+    run = trained_run(recipe_with("T5", recipe, world, tmp_path))
     layout = PeftFolders(run)
     theirs = settings().to_dict() | {"task_type": "SEQ_2_SEQ_LM"}
     layout.check_config(theirs, tmp_path)

@@ -15,7 +15,14 @@ from transformers import BartTokenizer, T5Tokenizer
 
 from tests.toys.recorded.case import FOLDER, RecordedCase, exact_t5_norm
 from tests.toys.recorded.configuration import backbone_of, hf_config, methods_of, parse_flags
-from tests.toys.trained_runs import complaint, convert, recipe_with, state_of, write_pair, write_run
+from tests.toys.trained_runs import (
+    convert,
+    convert_code,
+    recipe_with,
+    state_of,
+    write_pair,
+    write_run,
+)
 from vlds.artifact import load_run
 from vlds.config import Recipe, save_recipe
 from vlds.convert.foreign_files import read_state_dict
@@ -188,7 +195,7 @@ def test_a_recipe_of_another_source_wants_what_the_file_lacks(
     recipe = recipe_with("Bart", "Adapter shared up, norms", world, tmp_path)
     save_recipe(recipe, tmp_path / "recipe.yaml")
     words = ["--from", exported, "--config", tmp_path / "recipe.yaml", "--out", tmp_path / "out"]
-    assert complaint("reference", *words) == 2
+    assert convert_code("reference", *words) == 2
     said = capsys.readouterr().err
     assert "vlds convert: nothing holds vision." in said
     assert "Give --run instead of --config" in said

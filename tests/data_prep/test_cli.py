@@ -16,7 +16,9 @@ import pytest
 from data_prep import cli
 from data_prep.cli import main
 from data_prep.command import num_bytes
-from tests.toys.pictures import jpeg, packed, write
+from tests.toys.files import write
+from tests.toys.pictures import jpeg
+from tests.toys.shards import packed
 from vlds.runtime.process_end import ASKING, on_signals, signal_name
 
 COMMANDS = (

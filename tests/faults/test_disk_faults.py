@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.toys.faults.disk_faults import Attempt, attempt
-from tests.toys.pictures import jpeg, write
+from tests.toys.files import write
+from tests.toys.pictures import jpeg
 from tests.toys.rank_pool import RankPool
 from tests.toys.scored_runs import vqa_run
 from tests.toys.trained_runs import write_run

@@ -15,6 +15,7 @@ import pytest
 
 from tests.toys.faults.warm import Warm, log_of
 from tests.toys.launched_run import Launch, last_step, words_of
+from tests.toys.processes import gone
 from tests.toys.recipes import short_recipe, train_words
 from vlds.config import Recipe
 from vlds.training.states import newest
@@ -31,10 +32,6 @@ def processes(launch: Launch) -> dict[str, list[psutil.Process]]:
         found[name] = [p for p in below if f"deepspeed.launcher.{name}" in " ".join(words_of(p))]
         found[name] = [p for p in found[name] if p not in found["ranks"]]
     return found
-
-
-def gone(process: psutil.Process) -> bool:
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
 def patient(whole: Recipe, run: Path) -> Recipe:

@@ -137,10 +137,10 @@ def batch(tasks: Sequence[int] = (0, 1, 0, 2), seed: int = 0) -> Batch:
     )
 
 
-def shake(model: nn.Module) -> None:
-    """Give what trains other weights than the initial zeros and ones."""
-    generator = torch.Generator().manual_seed(3)
+def shake(model: nn.Module, seed: int = 3, spread: float = 0.1) -> None:
+    """Move all trainable weights away from their initial values, by noise that the seed draws."""
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+                parameter += spread * torch.randn(parameter.shape, generator=generator)

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.toys.pictures import jpeg, png, rotated_jpeg, write
+from tests.toys.files import write
+from tests.toys.pictures import jpeg, png, rotated_jpeg
 
 
 def karpathy_row(number: int, split: str, folder: str, captions: list[str]) -> dict[str, Any]:

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import io
-import json
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-
-from vlds.data.shards.store import open_dataset
-from vlds.schema import Sample
 
 ORIENTATION = 0x0112
 TURNED_LEFT = 6
@@ -67,34 +61,15 @@ def gradient(width: int, height: int) -> Image.Image:
     return image
 
 
-def write(path: Path, content: Any) -> Path:
-    """Bytes as they are, rows of a list as a JSON list, everything else as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    elif isinstance(content, str):
-        path.write_text(content, encoding="utf-8")
-    else:
-        path.write_text(json.dumps(content), encoding="utf-8")
-    return path
-
-
-def packed(folder: Path) -> dict[str, Sample]:
-    """Every sample of a packed data set by its id, read as a run reads it."""
-    dataset = open_dataset(folder)
-    samples = [dataset.read(number) for number in range(dataset.num_samples)]
-    assert len({sample.id for sample in samples}) == len(samples)
-    return {sample.id: sample for sample in samples}
-
-
-def annotation(samples: Mapping[str, Sample], wanted: str) -> Mapping[str, Any]:
-    """The annotation of that id, whichever sample holds it."""
-    return next(a for sample in samples.values() for a in sample.annotations if a["id"] == wanted)
-
-
-def noise_png(seed: int, size: tuple[int, int] = (16, 16)) -> bytes:
-    """A small picture of noise."""
+def noise(
+    seed: int,
+    size: tuple[int, int] = (16, 16),
+    form: str = "PNG",
+    mode: str = "RGB",
+    **options: Any,
+) -> bytes:
+    """A small picture of noise, in one of Pillow's formats."""
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
+    Image.fromarray(pixels).convert(mode).save(buffer, form, **options)
     return buffer.getvalue()

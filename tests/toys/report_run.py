@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
 
+from tests.toys.files import write_lines
 from vlds.evaluation.scores_json import Scored, write_scores
 from vlds.report.read.samples import GalleryEntry, write_gallery
 from vlds.report.read.scores import Scores, TaskScores
@@ -55,7 +55,7 @@ def picture(color: tuple[int, int, int]) -> bytes:
     return buffer.getvalue()
 
 
-def make_run(folder: Path) -> Path:
+def write_report_run(folder: Path) -> Path:
     """Write metrics.jsonl, scores.json, gallery/, recipe.yaml."""
     folder.mkdir(parents=True)
     facts = {"bytes_per_rank": SCORES.bytes_per_rank, "trainable": SCORES.trainable}
@@ -67,8 +67,7 @@ def make_run(folder: Path) -> Path:
         if step % 100 == 0:
             scores = {task: {"first": 0.9, metric: step / 400} for task, metric in TASKS.items()}
             lines.append({"step": step, "scores": scores})
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (folder / "metrics.jsonl").write_text(text, "utf-8")
+    write_lines(folder / "metrics.jsonl", lines)
     write_scores(folder, STORED)
     captions = [f"caption {number}" for number in range(7)]
     write_gallery(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tests.toys.files import read_lines, write_lines
 from tests.toys.world import world_recipe
 from vlds.config import Recipe, save_recipe
 from vlds.data.shards.store import open_dataset
@@ -60,7 +60,7 @@ def scored_recipe(world: Path, output: Path) -> Recipe:
     return replace(recipe, tasks={"vqa": vqa, "caption": caption})
 
 
-def write_run(
+def write_scored_run(
     folder: Path,
     recipe: Recipe,
     lines: Mapping[str, Sequence[Line]],
@@ -108,24 +108,18 @@ def write_predictions(path: Path, lines: Sequence[Line]) -> None:
     write_lines(path, [line | {"of": len(lines)} for line in lines])
 
 
-def write_lines(path: Path, lines: Sequence[Line]) -> None:
-    """One JSON object a line."""
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
-
-
 def vqa_run(world: Path, folder: Path, wrong_every: int, shift: int = 0) -> Path:
     """A run with the one task vqa."""
     recipe = world_recipe(world, folder)
     task = recipe.tasks["vqa"]
     assert isinstance(task, VQA)
-    return write_run(folder, recipe, {"vqa": lines_of(task, wrong_every, shift)})
+    return write_scored_run(folder, recipe, {"vqa": lines_of(task, wrong_every, shift)})
 
 
 def with_data(run: Path, data: str) -> Path:
     """The run, whose predictions say what data they are of."""
     for file in run.glob("predictions/**/*.jsonl"):
-        lines = file.read_text("utf-8").splitlines()
-        write_lines(file, [json.loads(line) | {"data": data} for line in lines])
+        write_lines(file, [line | {"data": data} for line in read_lines(file)])
     return run
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,14 @@ import numpy as np
 
 from data_prep.packing.journal import Dropped
 from data_prep.packing.writer import SampleRecord, write_dataset
+from tests.toys.files import read_lines
 from tests.toys.pictures import jpeg
 from vlds.data.shards.index import describe_shard, index_folder, load_index
 from vlds.data.shards.info import SCHEMA, DatasetInfo
 from vlds.data.shards.shard_index import Counts, ShardIndex, tar_checksums
+from vlds.data.shards.store import open_dataset
 from vlds.data.shards.tar import members, split_name
+from vlds.schema import Sample
 
 Check = Callable[..., tuple[int, dict[str, int]]]
 FIRST = "vqav2-train-00000.tar"
@@ -43,7 +46,7 @@ def features(number: int, array: np.ndarray) -> SampleRecord:
     )
 
 
-def packed(out: Path, records: Sequence[SampleRecord | Dropped]) -> Path:
+def write_shards(out: Path, records: Sequence[SampleRecord | Dropped]) -> Path:
     write_dataset(
         out, name="vqav2", kind="vqa", split="train", records=records, shard_samples=3
     )  # fmt: skip
@@ -85,8 +88,7 @@ def content(number: int, **fields: Any) -> dict[str, Any]:
 
 
 def quarantined(folder: Path) -> list[dict[str, Any]]:
-    lines = (folder / "quarantine.jsonl").read_text("utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    return read_lines(folder / "quarantine.jsonl")
 
 
 def overwrite(path: Path, offset: int, data: bytes) -> None:
@@ -106,3 +108,16 @@ def offsets(folder: Path, shard: int = 0) -> list[int]:
 
 def grid(**options: Any) -> np.ndarray:
     return np.ones((4, 3), **{"dtype": np.float16, **options})
+
+
+def packed(folder: Path) -> dict[str, Sample]:
+    """Every sample of a packed data set by its id, read as a run reads it."""
+    dataset = open_dataset(folder)
+    samples = [dataset.read(number) for number in range(dataset.num_samples)]
+    assert len({sample.id for sample in samples}) == len(samples)
+    return {sample.id: sample for sample in samples}
+
+
+def find_annotation(samples: Mapping[str, Sample], wanted: str) -> Mapping[str, Any]:
+    """The annotation of that id, whichever sample holds it."""
+    return next(a for sample in samples.values() for a in sample.annotations if a["id"] == wanted)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from data_prep.packing.writer import SampleRecord
-from tests.toys.pictures import noise_png
+from tests.toys.pictures import noise
 from vlds.data.config import DataConfig
 from vlds.data.order.batch_cut import BatchCut
 from vlds.data.shards.cache import ShardCache
@@ -66,7 +66,7 @@ class ToyTokenizer:
 
 
 def records(
-    name: str, num_samples: int, pictures: Callable[[int], bytes] = noise_png
+    name: str, num_samples: int, pictures: Callable[[int], bytes] = noise
 ) -> Iterator[SampleRecord]:
     """Samples with 1 to 5 annotations each."""
     for number in range(num_samples):

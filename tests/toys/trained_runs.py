@@ -1,4 +1,4 @@
-"""Tiny runs with any method, and what is compared of them."""
+"""Tiny runs with any backbone and method, and what tests compare of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import BartTokenizer
 
 from tests.toys.method_cases import FAMILY_CASES, METHOD_CASES
-from tests.toys.models import hf_config, save_own_head
+from tests.toys.models import hf_config, save_own_head, shake
 from tests.toys.world import world_recipe
 from vlds.artifact import LoadedRun, load_run, own_tensors, save_artifact
 from vlds.backbones import T5, Bart
@@ -31,27 +31,34 @@ CASES = [
 
 def recipe_with(family: str, name: str, world: Path, folder: Path) -> Recipe:
     """Two tasks, made pictures, the method and the visual embedding train."""
-    recipe = recipe_of(family, world, folder)
+    recipe = recipe_from(family, world, folder)
     return replace(recipe, methods={"method": METHOD_CASES[name].method}, train_norms=False)
 
 
-def made_run(recipe: Recipe, seed: int = 0, spread: float = 0.1) -> LoadedRun:
-    """A run whose trained weights follow from the seed; all others are the same for all seeds."""
+def built_run(recipe: Recipe) -> LoadedRun:
+    """A run that has not trained."""
     tokenizer = recipe.backbone.load_tokenizer()
     model = build_model(recipe.model, list(recipe.tasks), torch.float32, tokenizer)
-    draw = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(spread * torch.randn(parameter.shape, generator=draw))
     return LoadedRun(recipe, tokenizer, model.eval())
 
 
-def write_run(recipe: Recipe, seed: int = 0, spread: float = 0.1) -> Path:
-    """Such a run's folder."""
-    run, folder = made_run(recipe, seed, spread), Path(recipe.output)
-    save_artifact(folder / "artifact", own_tensors(run.model), recipe, run.tokenizer)
+def trained_run(recipe: Recipe, seed: int = 0, spread: float = 0.1) -> LoadedRun:
+    """A run whose trained weights follow from the seed; all others are the same for all seeds."""
+    run = built_run(recipe)
+    shake(run.model, seed, spread)
+    return run
+
+
+def save_run(run: LoadedRun) -> Path:
+    """Save a run's artifact in its recipe's output folder; that folder."""
+    folder = Path(run.recipe.output)
+    save_artifact(folder / "artifact", own_tensors(run.model), run.recipe, run.tokenizer)
     return folder
+
+
+def write_run(recipe: Recipe, seed: int = 0, spread: float = 0.1) -> Path:
+    """The folder of a trained run."""
+    return save_run(trained_run(recipe, seed, spread))
 
 
 def write_pair(family: str, name: str, world: Path, folder: Path) -> tuple[Path, Path]:
@@ -70,7 +77,7 @@ def convert(*words: str | Path) -> None:
     options.function(options)
 
 
-def complaint(*words: str | Path) -> int:
+def convert_code(*words: str | Path) -> int:
     """The exit code of `vlds convert`; what it says is on stderr."""
     return run_command(["convert", *(str(word) for word in words)])
 
@@ -144,7 +151,7 @@ def bart_tokenizer(folder: Path) -> Path:
     return folder
 
 
-def recipe_of(source: str, world: Path, folder: Path, precision: str = "fp32") -> Recipe:
+def recipe_from(source: str, world: Path, folder: Path, precision: str = "fp32") -> Recipe:
     """A recipe with a T5 of a folder, a FLAN-T5 or a Bart of a folder, or a T5 of a config."""
     recipe = world_recipe(world, folder / "run", precision=precision)
     if source == "config":
@@ -168,7 +175,7 @@ def recipe_of(source: str, world: Path, folder: Path, precision: str = "fp32") -
     return replace(recipe, backbone=backbone)
 
 
-def save_run(recipe: Recipe) -> tuple[Tensor, dict[str, Tensor]]:
+def save_random_run(recipe: Recipe) -> tuple[Tensor, dict[str, Tensor]]:
     """An artifact as a run leaves it; the logits of its model, and all its tensors."""
     tokenizer = recipe.backbone.load_tokenizer()
     dtype = torch.bfloat16 if recipe.training.precision == "bf16" else torch.float32
@@ -186,12 +193,9 @@ def save_run(recipe: Recipe) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def talkative_run(recipe: Recipe) -> Path:
-    """All weights are large."""
-    tokenizer = recipe.backbone.load_tokenizer()
-    model = build_model(recipe.model, list(recipe.tasks), torch.float32, tokenizer)
+    """The folder of a run whose weights are all large, so that its answers are many."""
+    run = built_run(recipe)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in run.model.parameters():
             parameter *= 2
-    folder = Path(recipe.output)
-    save_artifact(folder / "artifact", own_tensors(model), recipe, tokenizer)
-    return folder
+    return save_run(run)

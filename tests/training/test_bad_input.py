@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from data_prep.packing.writer import SampleRecord, write_dataset
+from tests.toys.files import read_lines
 from tests.toys.rank_jobs import check_complaint, ranks_of, run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.recipes import with_task
@@ -217,11 +218,10 @@ def test_a_truncated_picture_is_replaced_and_counted(
     recipe = with_task(world_recipe(world, tmp_path / "run"), "vqa", train=[str(data)])
     recipe = replace(recipe, tasks={"vqa": replace(recipe.tasks["vqa"], evaluate=[])})
     assert ranks2.run(run_recipe, recipe, timeout=120) == [0, 0]
-    metrics = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    lines = [json.loads(line) for line in metrics]
+    lines = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert [line["bad_samples"] for line in lines if "loss" in line][-1] >= 1
-    ledgers = [file.read_text() for file in (tmp_path / "run").glob("data_errors-*.jsonl")]
-    lines = [json.loads(line) for text in ledgers for line in text.splitlines()]
+    ledgers = (tmp_path / "run").glob("data_errors-*.jsonl")
+    lines = [line for ledger in ledgers for line in read_lines(ledger)]
     assert {line["id"] for line in lines} == {"cut"}
     assert all("truncated" in line["reason"] for line in lines)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from tests.toys.clips import clip_recipe
+from tests.toys.files import read_lines
 from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
 
@@ -13,10 +13,7 @@ from tests.toys.rank_pool import RankPool
 def test_both_tasks_train_and_are_scored(world: Path, ranks2: RankPool, tmp_path: Path) -> None:
     recipe = clip_recipe(world, tmp_path)
     assert ranks2.run(run_recipe, recipe, timeout=120) == [0, 0]
-    lines = [
-        json.loads(line)
-        for line in (Path(recipe.output) / "metrics.jsonl").read_text("utf-8").splitlines()
-    ]
+    lines = read_lines(Path(recipe.output) / "metrics.jsonl")
     losses = [line for line in lines if "loss" in line]
     assert all(
         losses[-1][f"loss/{name}"] < 0.8 * losses[0][f"loss/{name}"] for name in recipe.tasks
@@ -27,7 +24,7 @@ def test_both_tasks_train_and_are_scored(world: Path, ranks2: RankPool, tmp_path
     assert lines[-1]["scores"]["tvqa"].keys() == {"accuracy"}
     assert "word_f1" in lines[-1]["scores"]["tvc"]
     file = Path(recipe.output) / "predictions" / "step-00000040" / "tvqa.jsonl"
-    predicted = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    predicted = read_lines(file)
     assert sorted(line["id"] for line in predicted) == sorted(
         f"q{number}-{n}" for number in range(12) for n in range(2)
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.cli import main as data_prep
+from tests.toys.files import read_lines
 from tests.toys.models import backbone as toy_backbone
 from tests.toys.models import build
 from tests.toys.rank_jobs import run_recipe
@@ -61,7 +62,7 @@ def test_official_files_train_and_are_scored(world: Path, ranks2: RankPool, tmp_
     assert set(by_label) == set(LABELS.values())
     assert sum(by_label.values()) / 3 == pytest.approx(scores["accuracy"])
     file = tmp_path / "run" / "predictions" / "step-00000010" / "snli_ve.jsonl"
-    predicted = [json.loads(line)["prediction"] for line in file.read_text("utf-8").splitlines()]
+    predicted = [line["prediction"] for line in read_lines(file)]
     assert len(predicted) == 12
     assert set(predicted) <= set(LABELS.values())
 

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from data_prep.packing.writer import SampleRecord, write_dataset
+from tests.toys.files import read_lines
 from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.trained_runs import talkative_run
@@ -172,8 +173,7 @@ def test_worlds_of_one_and_three(
 
 def test_training_wrote_the_same_predictions(run: Path, world: Path, ranks2: RankPool) -> None:
     evaluation = ranks2.run(evaluate_on, run, str(world / "vqa"), timeout=120)[0][0]
-    lines = (run / "predictions" / "step-00000010" / "vqa.jsonl").read_text().splitlines()
-    entries = list(map(json.loads, lines))
+    entries = read_lines(run / "predictions" / "step-00000010" / "vqa.jsonl")
     written = {entry["id"]: entry["prediction"] for entry in entries}
     assert written == evaluation.predictions
     assert {entry["id"]: entry["sample"] for entry in entries} == evaluation.samples
@@ -246,8 +246,7 @@ def test_only_listed_answers(
         found = [*words, "--tasks.vqa.decoding.num_beams", beams]
         (code, out), _ = ranks2.run(command, found, timeout=120)
         assert code == 0, out
-        lines = (tmp_path / "vqa.jsonl").read_text("utf-8").splitlines()
-        answers = [json.loads(line)["prediction"] for line in lines]
+        answers = [line["prediction"] for line in read_lines(tmp_path / "vqa.jsonl")]
         assert len(answers) == NUM_QUESTIONS
         assert set(answers) <= {"red", "green", "blue", "it is"}
         assert f"vqa (vqa-train, {NUM_QUESTIONS} examples)" in out
@@ -381,7 +380,7 @@ def train_for_best(
 
 
 def scores_by_step(run: Path) -> dict[int, float]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    lines = read_lines(run / "metrics.jsonl")
     return {
         line["step"]: line["scores"]["vqa"]["exact_match"] for line in lines if "scores" in line
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import socket
 from dataclasses import replace
@@ -13,6 +12,7 @@ import pytest
 import torch
 
 from data_prep.packing.writer import SampleRecord, write_dataset
+from tests.toys.files import read_lines
 from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankError, RankPool
 from tests.toys.world import picture, world_recipe
@@ -76,7 +76,7 @@ def test_any_number_of_ranks_stores_what_the_encoder_gives(
 
 
 def losses(run: Path) -> list[float]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    lines = read_lines(run / "metrics.jsonl")
     return [line["loss"] for line in lines if "loss" in line]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from itertools import islice
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.toys.files import read_lines
 from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.world import world_recipe
@@ -33,7 +33,7 @@ STATE = "state/step-00000010/state.safetensors"
 
 def losses(run: Path) -> list[tuple[int, float, float]]:
     """Step, loss and gradient norm of every line that has them."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = read_lines(run / "metrics.jsonl")
     return [(line["step"], line["loss"], line["gradient_norm"]) for line in lines if "loss" in line]
 
 
@@ -220,7 +220,7 @@ def test_other_weights_are_a_new_phase(
         checkpoint.load(tmp_path / "run" / "state" / f"step-{step:08d}")[1].data for step in (5, 10)
     )
     assert after["phase"]["at"] == before["consumed"]
-    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    lines = read_lines(tmp_path / "run/metrics.jsonl")
     (begun, ended) = (
         {name: line[f"epoch/{name}"] for name in recipe.tasks}
         for step in (5, 10)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.toys.files import read_lines
 from tests.toys.rank_jobs import run_and_print
 from tests.toys.rank_pool import RankPool
 from tests.toys.world import world_recipe
@@ -42,7 +42,7 @@ def test_two_ranks_train_and_resume(world: Path, ranks2: RankPool, tmp_path: Pat
         said.split()
     )
     assert [code for code, _ in ranks2.run(run_and_print, recipe, True, timeout=120)] == [0, 0]
-    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    lines = read_lines(tmp_path / "run/metrics.jsonl")
     steps = [line for line in lines if "loss" in line]
     assert [line["step"] for line in steps] == list(range(1, 11))
     assert sum("loss/vqa" in line for line in steps) == 10

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.toys.files import read_lines
 from tests.toys.world import world_recipe
 from vlds.config import Recipe, TrackingConfig
 from vlds.training.sinks import MetricsFile, Tensorboard, check_tracking, has_scores, open_sinks
@@ -27,7 +28,7 @@ def test_the_file_drops_what_a_resumed_run_repeats(tmp_path: Path) -> None:
             end.write('{"step": 3, "lo')  # what a machine that went down has left
     assert not has_scores(file, 3)
     MetricsFile(file, 4)
-    lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    lines = read_lines(file)
     assert [(line["step"], line["loss"]) for line in lines] == [(1, 1), (2, 2), (3, 23), (4, 24)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.toys.files import read_lines
 from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.world import world_recipe
@@ -67,7 +67,7 @@ def run_skipping(recipe: Recipe) -> int:
 
 def lines(run: Path, key: str) -> dict[int, object]:
     """Step -> what the metrics say of it under a name."""
-    told = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    told = read_lines(run / "metrics.jsonl")
     return {line["step"]: line[key] for line in told if key in line}
 
 

@@ -14,7 +14,7 @@ import pytest
 
 import vlds.data.shards.remote
 from data_prep.packing.writer import write_dataset
-from tests.toys.pictures import noise_png
+from tests.toys.pictures import noise
 from tests.toys.streams import cached_shards, epoch_rows, records, red_source, rows_of, train_stream
 from tests.toys.web import Web
 from vlds.data.config import DataConfig
@@ -106,17 +106,17 @@ def test_equal_names_do_not_mix_nor_do_versions(
             name="same",
             kind="vqa",
             split="train",
-            records=records("same", 4, lambda n, seed=seed: noise_png(n + seed)),  # type: ignore[misc]
+            records=records("same", 4, lambda n, seed=seed: noise(n + seed)),  # type: ignore[misc]
         )
     web = Web(tmp_path)
     one, two = open_dataset(web.url("one"), cache), open_dataset(web.url("two"), cache)
     assert one.shard_of(0) == two.shard_of(0)
-    assert one.read(0).images[0] == noise_png(0)
-    assert two.read(0).images[0] == noise_png(100)
+    assert one.read(0).images[0] == noise(0)
+    assert two.read(0).images[0] == noise(100)
     shutil.rmtree(tmp_path / "one")
     shutil.copytree(tmp_path / "two", tmp_path / "one")
     monkeypatch.setattr(vlds.data.shards.remote, "FRESH_S", 0.0)
-    assert open_dataset(web.url("one"), cache).read(0).images[0] == noise_png(100)
+    assert open_dataset(web.url("one"), cache).read(0).images[0] == noise(100)
     web.shutdown()
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from data_prep.cli import main
 from data_prep.packing.writer import SampleRecord, write_dataset
-from tests.toys.pictures import jpeg, noise_png
+from tests.toys.pictures import jpeg, noise
 from tests.toys.shards import by_hand, content
 from tests.toys.streams import ToyTask, records, train_stream
 from tests.toys.web import Web
@@ -35,7 +35,7 @@ CHANGED = r"its bytes are not those that were indexed \(another crc32\); copy th
 def bmp(number: int) -> bytes:
     """A picture without any checksum of its own."""
     buffer = io.BytesIO()
-    Image.open(io.BytesIO(noise_png(number))).save(buffer, "BMP")
+    Image.open(io.BytesIO(noise(number))).save(buffer, "BMP")
     return buffer.getvalue()
 
 
@@ -149,14 +149,14 @@ def test_ids_that_are_not_a_line_of_text(tmp_path: Path, odd: object, where: str
     """Refused when shards are written and indexed; a bad sample where they are there already."""
     asked = {"id": "1" if where == "sample" else odd, "question": "?", "answer": "a"}
     fields = {"annotations": [asked]} | ({"id": odd} if where == "sample" else {})
-    record = SampleRecord(id="x", members=[("png", noise_png(1))], json=fields)
+    record = SampleRecord(id="x", members=[("png", noise(1))], json=fields)
     options = {"name": "odd", "kind": "vqa", "split": "train"}
     if odd != "\ud800":  # no file can hold it as it is
         with pytest.raises(ValueError, match=r"odd-train-00000\.tar, sample 000000000: the .*id"):
             write_dataset(tmp_path / "new", records=[record], **options)
     good = SampleRecord(
         id="x",
-        members=[("png", noise_png(1))],
+        members=[("png", noise(1))],
         json={"annotations": [asked | {"id": "longid"}], "pad": "0" * 64},
     )
     folder = tmp_path / "there"

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_prep.packing.writer import SampleRecord, write_dataset
-from tests.toys.pictures import noise_png
+from tests.toys.pictures import noise
 from tests.toys.streams import SPEC, ToyTokenizer
 from vlds.data.config import DataConfig
 from vlds.data.errors import ErrorPolicy
@@ -84,7 +84,7 @@ def write(folder: Path, annotations: list[Any]) -> None:
     records = [
         SampleRecord(
             id=str(n),
-            members=[("png", noise_png(n, (8, 8)))],
+            members=[("png", noise(n, (8, 8)))],
             json={"annotations": [one], "size": [[8, 8]]},
         )
         for n, one in enumerate(annotations)

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from data_prep.packing.strict_picture import picture_fault
+from tests.toys.pictures import noise
 from vlds.data.shards.decode import decode_image
 from vlds.data.shards.open_picture import FORMATS
 from vlds.schema import ImageSpec, SkipSample
@@ -25,11 +26,8 @@ EPS = (
 
 def encoded(form: str, mode: str = "RGB") -> bytes:
     """A picture of noise."""
-    pixels = np.random.default_rng(1).integers(0, 256, (24, 20, 3), np.uint8)
-    buffer = io.BytesIO()
-    image = Image.fromarray(pixels).convert(mode)
-    image.save(buffer, form, **({"exif": exif()} if form in ("JPEG", "WEBP", "PNG") else {}))
-    return buffer.getvalue()
+    options = {"exif": exif()} if form in ("JPEG", "WEBP", "PNG") else {}
+    return noise(1, (20, 24), form, mode, **options)
 
 
 def exif() -> bytes:

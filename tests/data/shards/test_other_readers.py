@@ -15,7 +15,7 @@ import pytest
 import webdataset
 
 from data_prep.cli import main
-from tests.toys.pictures import noise_png
+from tests.toys.pictures import noise
 from tests.toys.streams import all_ids
 from vlds.data.shards.store import open_dataset
 
@@ -91,7 +91,7 @@ def test_an_energon_data_set_gets_our_index(energon: Any, tmp_path: Path) -> Non
         with tarfile.open(tmp_path / f"cc-{shard}.tar", "w") as tar:
             for number in range(4):
                 for extension, data in (
-                    ("png", noise_png(number)),
+                    ("png", noise(number)),
                     ("txt", f"text {number}".encode()),
                 ):
                     member = tarfile.TarInfo(f"{shard}{number}.{extension}")

@@ -15,7 +15,8 @@ from PIL import Image
 
 from data_prep.cli import main
 from data_prep.packing.writer import write_dataset
-from tests.toys.pictures import noise_png
+from tests.toys.files import read_lines
+from tests.toys.pictures import noise
 from tests.toys.streams import SPEC, ToyTask, ToyTokenizer, records, train_stream
 from vlds.data.errors import ErrorPolicy, ShardError
 from vlds.data.shards.store import open_dataset
@@ -28,9 +29,8 @@ LENIENT = ErrorPolicy(max_bad_fraction=1.0)
 
 
 def jpeg(number: int, share: float = 1.0) -> bytes:
-    buffer = io.BytesIO()
-    Image.open(io.BytesIO(noise_png(number, (64, 64)))).save(buffer, "JPEG")
-    return buffer.getvalue()[: int(len(buffer.getvalue()) * share)]
+    data = noise(number, (64, 64), "JPEG")
+    return data[: int(len(data) * share)]
 
 
 def source(folder: Path, bad: Callable[[int], bool], num_samples: int = 30) -> Source:
@@ -59,7 +59,7 @@ def test_a_truncated_jpeg_is_replaced_counted_and_listed(tmp_path: Path, num_wor
     assert len(ids) == 184
     assert not any(id.startswith("hurt-4-") for id in ids)
     assert stream.num_bad >= 10  # its five annotations, twice
-    lines = [json.loads(line) for line in ledger.read_text().splitlines()]
+    lines = read_lines(ledger)
     assert [(entry["key"], entry["id"], entry["shard"]) for entry in lines] == [
         ("000000004", "hurt-4", "hurt-train-00000.tar")
     ]
@@ -196,7 +196,7 @@ def test_a_shard_that_is_replaced_during_training(
         name="big",
         kind="vqa",
         split="train",
-        records=records("big", 60, lambda n: noise_png(n, (200, 200))),
+        records=records("big", 60, lambda n: noise(n, (200, 200))),
         shard_samples=10,
     )
     for path in sorted(other.glob("*.tar")):

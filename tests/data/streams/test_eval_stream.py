@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.packing.writer import SampleRecord, write_dataset
-from tests.toys.pictures import noise_png
+from tests.toys.pictures import noise
 from tests.toys.streams import ToyTask, all_ids, eval_streams
 from vlds.data.shards.store import open_dataset
 from vlds.data.streams.eval_order import EvalOrder, survey
@@ -75,7 +75,7 @@ def test_like_lengths_go_together(tmp_path: Path) -> None:
     records = [
         SampleRecord(
             id=str(n),
-            members=[("png", noise_png(n))],
+            members=[("png", noise(n))],
             json={"annotations": [{"id": str(n), "question": "word " * length}]},
         )
         for n, length in enumerate(lengths)

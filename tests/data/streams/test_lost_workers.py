@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import io
 import multiprocessing
 import os
 import signal
@@ -13,12 +12,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
-from PIL import Image
 
 from data_prep.packing.writer import write_dataset
+from tests.toys.pictures import noise
 from tests.toys.processes import gone, until
 from tests.toys.streams import ToyTask, eval_streams, records, train_stream
 from vlds.data.errors import ErrorPolicy
@@ -137,10 +135,7 @@ def test_a_program_does_not_wait_for_workers_of_a_stream_that_it_keeps(
 
 def picture(format: str, number: int) -> bytes:
     """A picture of noise, a third of which is missing; in every second one nothing is."""
-    pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format)
-    data = buffer.getvalue()
+    data = noise(number, (32, 32), format)
     return data if number % 2 == 0 else data[: 2 * len(data) // 3]
 
 

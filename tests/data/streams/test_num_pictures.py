@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.packing.writer import SampleRecord, write_dataset
-from tests.toys.pictures import noise_png
+from tests.toys.pictures import noise
 from tests.toys.streams import SPEC, ToyTask, ToyTokenizer, records, train_stream
 from tests.toys.world import world_recipe
 from vlds.data.config import DataConfig
@@ -32,7 +32,7 @@ def odd(folder: Path, at: int, pictures: int) -> Path:
 
     def made() -> Iterator[SampleRecord]:
         for number, record in enumerate(records("odd", 10)):
-            members = [(f"{n}.png", noise_png(n)) for n in range(pictures)]
+            members = [(f"{n}.png", noise(n)) for n in range(pictures)]
             yield replace(record, members=members) if number == at else record
 
     write_dataset(folder, name="odd", kind="vqa", split="train", records=made(), shard_samples=4)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.packing.writer import write_dataset
-from tests.toys.pictures import noise_png
+from tests.toys.pictures import noise
 from tests.toys.streams import ToyTask, records, train_stream
 from vlds.data.shards.store import open_dataset
 from vlds.data.streams.source import Source
@@ -60,7 +60,7 @@ def write_small(out: Path, name: str, samples: int, per_shard: int) -> None:
         name=name,
         kind="vqa",
         split="train",
-        records=records(name, samples, lambda n: noise_png(n, (8, 8))),
+        records=records(name, samples, lambda n: noise(n, (8, 8))),
         shard_samples=per_shard,
     )
 

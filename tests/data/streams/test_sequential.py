@@ -15,7 +15,8 @@ from typing import Any
 import fsspec
 import pytest
 
-from tests.toys.pictures import noise_png
+from tests.toys.files import read_lines
+from tests.toys.pictures import noise
 from tests.toys.streams import ToyTask, all_ids, stream_options, train_stream
 from tests.toys.web import Web
 from vlds.data.errors import ErrorPolicy, ShardError
@@ -283,7 +284,7 @@ def test_bad_pictures_are_replaced_and_counted(tmp_path: Path) -> None:
     found = ids(own, 12)
     assert len(found) == 96
     assert "003" not in found
-    lines = [json.loads(line) for line in (tmp_path / "ledger").read_text().splitlines()]
+    lines = read_lines(tmp_path / "ledger")
     assert sorted((line["shard"], line["key"]) for line in lines) == [
         (str(tmp_path / "0.tar"), "003"),
         (str(tmp_path / "1.tar"), "003"),
@@ -297,7 +298,7 @@ def test_bad_pictures_are_replaced_and_counted(tmp_path: Path) -> None:
 def write_foreign(path: Path, numbers: Sequence[int], broken: Sequence[int] = ()) -> None:
     with tarfile.open(path, "w") as tar:
         for number in numbers:
-            picture = noise_png(number) if number not in broken else noise_png(number)[:100]
+            picture = noise(number) if number not in broken else noise(number)[:100]
             about = json.dumps({"q": "how many?"}).encode()
             for extension, data in (("png", picture), ("json", about), ("txt", b" Two\n")):
                 member = tarfile.TarInfo(f"{number:03d}.{extension}")

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from data_prep.cli import main
-from tests.toys.pictures import jpeg, write
+from tests.toys.files import write
+from tests.toys.pictures import jpeg
 from tests.toys.shards import (
     FIRST,
     Check,
@@ -20,9 +21,9 @@ from tests.toys.shards import (
     flip,
     offsets,
     overwrite,
-    packed,
     quarantined,
     record,
+    write_shards,
 )
 from vlds.data.shards.index import describe_shard, load_index
 from vlds.data.shards.info import DatasetInfo
@@ -118,7 +119,7 @@ def test_shards_that_are_missing_or_not_listed(healthy: Path, check: Check) -> N
 
 
 def test_an_unusable_dataset_json(healthy: Path, check: Check) -> None:
-    packed(healthy.parent / "good", [record(1)])
+    write_shards(healthy.parent / "good", [record(1)])
     write(healthy / "dataset.json", "{")
     assert check(healthy.parent) == (
         1, {"unusable dataset.json": 1, "shard in no dataset.json": 2},
@@ -128,10 +129,10 @@ def test_an_unusable_dataset_json(healthy: Path, check: Check) -> None:
 def test_ids_that_stand_twice(tmp_path: Path, check: Check) -> None:
     again = {"annotations": [annotation(7)]}
     records = [record(number) for number in range(4)]
-    folder = packed(tmp_path / "a", [*records, record(5, id="image1", **again)])
+    folder = write_shards(tmp_path / "a", [*records, record(5, id="image1", **again)])
     assert check(folder) == (1, {"sample id twice": 1})
     assert quarantined(folder)[0]["shard"] == "vqav2-train-00001.tar"
-    folder = packed(tmp_path / "b", [*records, record(6, annotations=[annotation(11)])])
+    folder = write_shards(tmp_path / "b", [*records, record(6, annotations=[annotation(11)])])
     assert check(folder) == (1, {"annotation id twice": 1})
     assert quarantined(folder)[0]["reason"] == "annotation id twice: 11"
 
@@ -179,8 +180,8 @@ def test_processes_find_the_same(
 def test_each_set_has_its_own_quarantine(tmp_path: Path, check: Check) -> None:
     """However deep below the folder it lies; equal ids in two sets are no fault."""
     for place in ("a", "deep/down/b"):
-        packed(tmp_path / place, [record(1), record(2, b"?")])
-    packed(tmp_path / "c", [record(1)])
+        write_shards(tmp_path / place, [record(1), record(2, b"?")])
+    write_shards(tmp_path / "c", [record(1)])
     assert check(tmp_path) == (1, {"image damaged": 2})
     for place in ("a", "deep/down/b"):
         (line,) = quarantined(tmp_path / place)

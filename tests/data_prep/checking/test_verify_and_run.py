@@ -3,7 +3,6 @@ every sample."""
 
 from __future__ import annotations
 
-import io
 import json
 import random
 import shutil
@@ -13,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from data_prep.checking.verify import verify
 from data_prep.packing.writer import SampleRecord, write_dataset
+from tests.toys.pictures import noise
 from tests.toys.shards import annotation
 from tests.toys.streams import ToyTokenizer
 from vlds.data.errors import ErrorPolicy, ShardError
@@ -39,17 +38,11 @@ BLOCK = 512
 Bad = set[tuple[str, int | None]]
 
 
-def picture(number: int) -> bytes:
-    pixels = np.random.default_rng(number).integers(0, 256, (9, 9, 3), np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, FORMATS[number % len(FORMATS)])
-    return buffer.getvalue()
-
-
 def record(number: int, features: bool) -> SampleRecord:
     asked = [{**annotation(10 * number + n), "label": {"yes": 1.0}} for n in range(1 + number % 2)]
     grid = np.full((4, 3), number, np.float16)
-    member = ("features.npy", feature_bytes(grid)) if features else ("img", picture(number))
+    picture = noise(number, (9, 9), FORMATS[number % len(FORMATS)])
+    member = ("features.npy", feature_bytes(grid)) if features else ("img", picture)
     return SampleRecord(id=f"id{number}", members=[member], json={"annotations": asked})
 
 

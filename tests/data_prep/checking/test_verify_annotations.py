@@ -11,8 +11,8 @@ import pytest
 
 from data_prep.cli import main
 from data_prep.packing.journal import Dropped
-from tests.toys.pictures import write
-from tests.toys.shards import Check, packed, quarantined, record
+from tests.toys.files import write
+from tests.toys.shards import Check, quarantined, record, write_shards
 
 IDS = ["0", "1", "10", "11"]
 """Annotations of the samples 0 and 1."""
@@ -45,7 +45,7 @@ FORMS: dict[str, Callable[[Sequence[str]], Any]] = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_annotations_of_the_files(tmp_path: Path, check: Check, form: str) -> None:
-    folder = packed(tmp_path / "shards", [record(0), record(1)])
+    folder = write_shards(tmp_path / "shards", [record(0), record(1)])
     file = write(tmp_path / "all.json", FORMS[form](IDS))
     assert check(folder, file) == (0, {})
     file = write(tmp_path / "more.json", FORMS[form]([*IDS, "12"]))
@@ -59,7 +59,7 @@ def test_annotations_of_the_files(tmp_path: Path, check: Check, form: str) -> No
 def test_what_was_dropped_is_not_missing(tmp_path: Path, check: Check) -> None:
     """By its own id, or with its whole sample: a picture, or a pair of NLVR2."""
     dropped = [Dropped("12", "no answer"), Dropped("900", "damaged"), Dropped("dev-1-0", "damaged")]
-    folder = packed(tmp_path / "shards", [record(0), *dropped])
+    folder = write_shards(tmp_path / "shards", [record(0), *dropped])
     rows = [{"question_id": n, "image_id": 5} for n in (0, 1, 12)]
     file = write(tmp_path / "a.json", {"questions": [*rows, {"question_id": 30, "image_id": 900}]})
     pairs = write(tmp_path / "b.json", [{"identifier": "dev-1-0-1"}])

@@ -23,9 +23,9 @@ from tests.toys.shards import (
     grid,
     offsets,
     overwrite,
-    packed,
     quarantined,
     record,
+    write_shards,
 )
 from vlds.data.shards.info import DatasetInfo
 
@@ -51,7 +51,7 @@ def test_pictures_that_do_not_decode(
     tmp_path: Path, check: Check, picture: bytes, told: str
 ) -> None:
     bad = SampleRecord(id="bad", members=[("jpg", picture)], json={"annotations": [annotation(1)]})
-    folder = packed(tmp_path / "shards", [record(2), bad])
+    folder = write_shards(tmp_path / "shards", [record(2), bad])
     assert check(folder) == (1, {"image damaged": 1})
     (line,) = quarantined(folder)
     assert (line["i"], line["key"], line["id"]) == (1, "000000001", "bad")
@@ -67,7 +67,7 @@ def test_a_jpeg_that_only_a_strict_decoder_refuses(tmp_path: Path, check: Check)
         (whole[:start] + bytes(200) + whole[start + 200 :], whole[:start] + whole[start + 200 :])
     ):
         records = [record(1, whole), record(2, jpeg("L")), record(3, jpeg("CMYK"))]
-        folder = packed(tmp_path / str(number), [*records, record(4, damaged)])
+        folder = write_shards(tmp_path / str(number), [*records, record(4, damaged)])
         assert check(folder) == (1, {"image damaged": 1})
         assert quarantined(folder)[0]["id"] == "image4"
         assert "Corrupt JPEG data" in quarantined(folder)[0]["reason"]
@@ -114,7 +114,7 @@ def test_what_cannot_be_counted_is_named(
 def test_a_smashed_header_is_not_passed_over(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = packed(tmp_path / "a", [record(n) for n in range(3)])
+    folder = write_shards(tmp_path / "a", [record(n) for n in range(3)])
     overwrite(folder / FIRST, offsets(folder)[1], b"z")
     assert main(["stats", str(folder)]) == 2
     assert f"{folder / FIRST}, sample 1: " in capsys.readouterr().err
@@ -160,8 +160,8 @@ def test_a_member_that_stands_twice(tmp_path: Path, check: Check) -> None:
 )
 def test_features(tmp_path: Path, check: Check, array: np.ndarray, reason: str) -> None:
     good = [features(number, grid()) for number in range(3)]
-    assert check(packed(tmp_path / "good", good)) == (0, {})
-    folder = packed(tmp_path / "bad", [*good, features(3, array)])
+    assert check(write_shards(tmp_path / "good", good)) == (0, {})
+    folder = write_shards(tmp_path / "bad", [*good, features(3, array)])
     assert check(folder) == (1, {reason: 1})
     assert quarantined(folder)[0]["id"] == "clip3"
 
@@ -170,9 +170,9 @@ def test_features_that_are_cut_or_missing(tmp_path: Path, check: Check) -> None:
     good = [features(number, grid()) for number in range(3)]
     member, data = features(3, grid()).members[0]
     cut = replace(features(3, grid()), members=[(member, data[:-5])])
-    assert check(packed(tmp_path / "a", [*good, cut])) == (1, {"features cannot be read": 1})
+    assert check(write_shards(tmp_path / "a", [*good, cut])) == (1, {"features cannot be read": 1})
     without = replace(features(3, grid()), members=[])
-    folder = packed(tmp_path / "b", [*good, without])
+    folder = write_shards(tmp_path / "b", [*good, without])
     assert check(folder) == (1, {"sample unusable": 1})
 
 

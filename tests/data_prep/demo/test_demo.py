@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from colorsys import rgb_to_hsv
 from io import BytesIO
@@ -32,7 +31,8 @@ from data_prep.demo.world import (
     make_scene,
     random_looks,
 )
-from tests.toys.pictures import packed
+from tests.toys.files import read_lines
+from tests.toys.shards import packed
 
 SCENES = 200
 FOLDERS = [
@@ -230,7 +230,7 @@ def test_statements_are_true_of_the_pictures(
     monkeypatch.setattr(WorldWriter, "_write_picture", keep)
     (tmp_path / "nlvr2").mkdir()
     WorldWriter(tmp_path, world, PHRASES[world.name], Random(5)).nlvr2(60, 1)
-    rows = [json.loads(line) for line in (tmp_path / "nlvr2/train.json").read_text().splitlines()]
+    rows = read_lines(tmp_path / "nlvr2/train.json")
     assert len(rows) == 60 * 2 * 3
     for row in rows:
         pair = row["identifier"].rpartition("-")[0]

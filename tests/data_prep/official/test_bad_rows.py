@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from data_prep.cli import main
-from tests.toys.pictures import write
+from tests.toys.files import write
 
 QUESTIONS = "v2_OpenEnded_mscoco_val2014_questions.json"
 ANSWERS = "v2_mscoco_val2014_annotations.json"

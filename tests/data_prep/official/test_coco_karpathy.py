@@ -9,8 +9,10 @@ import pytest
 
 from data_prep.official.coco import parse_coco_karpathy
 from data_prep.packing.pack import Options, pack
+from tests.toys.files import write
 from tests.toys.official import karpathy_row
-from tests.toys.pictures import jpeg, packed, write
+from tests.toys.pictures import jpeg
+from tests.toys.shards import packed
 
 CAPTIONS = {
     "train": ["A dog.", " A dog\n on grass. "],

@@ -8,8 +8,10 @@ import pytest
 
 from data_prep.official.gqa import parse_gqa
 from data_prep.packing.pack import Options, pack
+from tests.toys.files import write
 from tests.toys.official import gqa_question
-from tests.toys.pictures import annotation, jpeg, packed, write
+from tests.toys.pictures import jpeg
+from tests.toys.shards import find_annotation, packed
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def official(tmp_path: Path) -> Path:
 def test_questions_and_objects(official: Path, tmp_path: Path) -> None:
     pack(parse_gqa(official, "val"), tmp_path / "out", Options())
     samples = packed(tmp_path / "out")
-    assert annotation(samples, "07333408") == {
+    assert find_annotation(samples, "07333408") == {
         "id": "07333408",
         "question": "Is it red?",
         "answer": "yes",

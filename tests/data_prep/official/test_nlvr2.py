@@ -9,8 +9,10 @@ import pytest
 
 from data_prep.official.nlvr2 import parse_nlvr2
 from data_prep.packing.pack import Options, pack
+from tests.toys.files import write
 from tests.toys.official import NLVR2_ROWS, write_nlvr2
-from tests.toys.pictures import jpeg, packed, png, write
+from tests.toys.pictures import jpeg, png
+from tests.toys.shards import packed
 
 WRITER = {"writer": "24"}
 

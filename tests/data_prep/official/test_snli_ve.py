@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from data_prep.cli import main
-from tests.toys.pictures import jpeg, packed, write
+from tests.toys.files import write
+from tests.toys.pictures import jpeg
+from tests.toys.shards import packed
 
 
 def row(pair: str, image: str, label: str) -> dict[str, str]:

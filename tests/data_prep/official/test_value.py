@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from data_prep.cli import main
-from tests.toys.pictures import packed, write
+from tests.toys.files import json_lines, write
+from tests.toys.shards import packed
 from vlds.tasks import VideoCaption, VideoQA
 
 LENGTHS = {"s1": 10, "s2": 64, "s3": 100}
 """Clip -> rows of its features."""
-
-
-def rows(*given: dict[str, Any]) -> str:
-    return "".join(json.dumps(row) + "\n" for row in given)
 
 
 @pytest.fixture
@@ -27,25 +23,27 @@ def src(tmp_path: Path) -> Path:
     src = tmp_path / "value"
     asked = {f"a{n}": f"Choice {n}." for n in range(5)} | {"q": "Who?", "show_name": "Friends"}
     four = {key: text for key, text in asked.items() if key not in ("a4", "show_name")}
-    tvqa = rows(
-        {"qid": 0, "ts": "1.5-3", "vid_name": "s1", "answer_idx": 4, **asked},
-        {"qid": 7, "ts": "2-3", "vid_name": "s1", "answer_idx": 0, **asked},
-        {"qid": 8, "ts": "2-3", "vid_name": "s3", "answer_idx": 1, **asked},
+    tvqa = json_lines(
+        [
+            {"qid": 0, "ts": "1.5-3", "vid_name": "s1", "answer_idx": 4, **asked},
+            {"qid": 7, "ts": "2-3", "vid_name": "s1", "answer_idx": 0, **asked},
+            {"qid": 8, "ts": "2-3", "vid_name": "s3", "answer_idx": 1, **asked},
+        ]
     )
     write(src / "ann/tvqa/tvqa_train.jsonl", tvqa)
-    unlabelled = rows({"qid": 9, "ts": "2-3", "vid_name": "s2", **asked})
+    unlabelled = json_lines([{"qid": 9, "ts": "2-3", "vid_name": "s2", **asked}])
     write(src / "ann/tvqa/tvqa_test_release.jsonl", unlabelled)
-    how2qa = rows({"qid": 5, "ts": "0-1", "vid_name": "s1", "answer_idx": 3, **four})
+    how2qa = json_lines([{"qid": 5, "ts": "0-1", "vid_name": "s1", "answer_idx": 3, **four}])
     write(src / "ann/how2qa_val_release.jsonl", how2qa)
     told = [{"desc": " Ann  waves.", "desc_id": 31, "type": "v"}, {"desc": "Hi", "desc_id": 32}]
     moment = {"vid_name": "s3", "duration": 9.5, "ts": [1, 2.5], "clip_id": 4}
-    write(src / "ann/tvc/tvc_val_release.jsonl", rows({**moment, "descs": told}))
-    write(src / "ann/tvc/tvc_test_release.jsonl", rows(moment))
+    write(src / "ann/tvc/tvc_val_release.jsonl", json_lines([{**moment, "descs": told}]))
+    write(src / "ann/tvc/tvc_test_release.jsonl", json_lines([moment]))
     step = {"vid_name": "s2", "clip_id": 6, "duration": 3, "descs": told[:1]}
-    write(src / "ann/yc2c/yc2c_train_release.jsonl", rows(step))
+    write(src / "ann/yc2c/yc2c_train_release.jsonl", json_lines([step]))
     lines = [{"text": " Oh\nno. ", "start": 0.0, "end": 1.0}, {"text": "Yes", "start": 1, "end": 2}]
     for videos in ("tv", "how2", "yc2"):
-        write(src / f"ann/{videos}_subtitles.jsonl", rows({"vid_name": "s1", "sub": lines}))
+        write(src / f"ann/{videos}_subtitles.jsonl", json_lines([{"vid_name": "s1", "sub": lines}]))
         folder = src / "vis_features" / videos / "clip-vit"
         folder.mkdir(parents=True)
         for seed, (name, length) in enumerate(LENGTHS.items()):
@@ -119,7 +117,7 @@ def test_each_moment_is_a_sample(src: Path) -> None:
 
 def test_a_choice_that_is_not_there(src: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wrong = {"qid": 5, "q": "Who?", "ts": "0-1", "vid_name": "s1", "answer_idx": 2, "a0": "x"}
-    write(src / "ann/how2qa_val_release.jsonl", rows(wrong))
+    write(src / "ann/how2qa_val_release.jsonl", json_lines([wrong]))
     given = ["--src", str(src), "--split", "val", "--out", str(src / "out")]
     assert main(["value-how2qa", *given]) == 2
     assert "question 5: answer_idx is 2, but it has 1 choices" in capsys.readouterr().err
@@ -130,7 +128,7 @@ def test_an_empty_description_is_dropped(
 ) -> None:
     told = [{"desc": " ", "desc_id": 31}, {"desc": "Hi", "desc_id": 32}]
     row = {"vid_name": "s2", "clip_id": 6, "duration": 3, "descs": told}
-    file = write(src / "ann/yc2c/yc2c_train_release.jsonl", rows(row))
+    file = write(src / "ann/yc2c/yc2c_train_release.jsonl", json_lines([row]))
     out = prepare(src, "yc2c", "train")
     assert [a["id"] for a in packed(out)["6"].annotations] == ["32"]
     assert "dropped: empty caption: 1" in capsys.readouterr().out

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from data_prep.cli import main
-from tests.toys.pictures import jpeg, packed, write
+from tests.toys.files import write
+from tests.toys.pictures import jpeg
+from tests.toys.shards import packed
 
 
 @pytest.fixture

@@ -9,8 +9,10 @@ import pytest
 
 from data_prep.cli import main
 from data_prep.official.vqav2 import parse_vqav2
+from tests.toys.files import write
 from tests.toys.official import VQA_ANSWERS, VQA_PICTURES, write_vqav2
-from tests.toys.pictures import annotation, jpeg, packed, write
+from tests.toys.pictures import jpeg
+from tests.toys.shards import find_annotation, packed
 
 
 @pytest.fixture
@@ -24,7 +26,7 @@ def test_annotations_as_a_run_reads_them(official: Path, tmp_path: Path) -> None
     assert main(["vqav2", "--src", str(official), "--split", "val", "--out", str(out)]) == 0
     samples = packed(out)
     assert sorted(samples) == ["1", "2", "3", "9"]
-    assert annotation(samples, "1000") == {
+    assert find_annotation(samples, "1000") == {
         "id": "1000",
         "question": "what is 1000?",
         "answers": ["yes"] * 10,
@@ -34,16 +36,16 @@ def test_annotations_as_a_run_reads_them(official: Path, tmp_path: Path) -> None
         "source": {"multiple_choice_answer": "yes"},
     }
     # The raw answers are kept for the official scorer; the label joins case and white space only.
-    assert annotation(samples, "1001")["answers"] == VQA_ANSWERS[1001]
-    assert annotation(samples, "1001")["label"] == {
+    assert find_annotation(samples, "1001")["answers"] == VQA_ANSWERS[1001]
+    assert find_annotation(samples, "1001")["label"] == {
         "black-and-white": 0.9,
         "black and white": 0.6,
         "grey": 0.6,
         "b": 0.6,
         "gray": 0.3,
     }
-    assert annotation(samples, "2000")["label"] == {"2": 1.0, "two": 0.3}
-    assert annotation(samples, "9000")["label"]["netting"] == 0.9
+    assert find_annotation(samples, "2000")["label"] == {"2": 1.0, "two": 0.3}
+    assert find_annotation(samples, "9000")["label"]["netting"] == 0.9
     assert len(samples["1"].annotations) == 2
 
 

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_prep.cli import main
 from data_prep.packing.split import HashSplit
-from tests.toys.pictures import annotation, jpeg, packed, write
+from tests.toys.files import write
+from tests.toys.own_rows import pack_rows
+from tests.toys.pictures import jpeg
+from tests.toys.shards import find_annotation, packed
 from vlds.data.shards.store import open_dataset
 from vlds.tasks import Entailment
 
@@ -29,23 +31,6 @@ def images(tmp_path: Path) -> Path:
     for width, name in enumerate("abcdefghij", 30):
         write(tmp_path / "images" / f"{name}.jpg", jpeg(width=width))
     return tmp_path / "images"
-
-
-def prepare(annotations: Path, images: Path, out: Path, *more: str, task: str = "vqa") -> int:
-    return main(
-        [
-            "jsonl",
-            "--task",
-            task,
-            "--annotations",
-            str(annotations),
-            "--images",
-            str(images),
-            "--out",
-            str(out),
-            *more,
-        ]
-    )
 
 
 def as_csv(rows: list[dict[str, Any]], path: Path, **options: Any) -> Path:
@@ -69,11 +54,11 @@ def test_three_forms_give_the_same_samples(form: str, images: Path, tmp_path: Pa
         "csv without extension": lambda: as_csv(ROWS, tmp_path / "rows"),
         "spreadsheet": lambda: as_csv(ROWS, tmp_path / "rows.csv", delimiter=";"),
     }[form]()
-    assert prepare(path, images, tmp_path / "out", *FIELDS) == 0
+    assert pack_rows(path, images, tmp_path / "out", *FIELDS) == 0
     samples = packed(tmp_path / "out")
     assert sorted(samples) == ["a.jpg", "b.jpg"]
     first, second, third = ("1", "2", "3") if form in ("lines", "list") else ("2", "4", "5")
-    assert annotation(samples, first) == {
+    assert find_annotation(samples, first) == {
         "id": first,
         "question": "Is it red?",
         "answers": ["yes"],
@@ -81,8 +66,8 @@ def test_three_forms_give_the_same_samples(form: str, images: Path, tmp_path: Pa
         "answer_type": "CLOSED",
         "source": {"in": "Q"},
     }
-    assert annotation(samples, second)["answers"] == ["3"]
-    assert annotation(samples, third)["label"] == {"a cat, asleep": 1.0}
+    assert find_annotation(samples, second)["answers"] == ["3"]
+    assert find_annotation(samples, third)["label"] == {"a cat, asleep": 1.0}
 
 
 def test_ten_answers_are_weighed_and_ids_are_kept(images: Path, tmp_path: Path) -> None:
@@ -91,11 +76,12 @@ def test_ten_answers_are_weighed_and_ids_are_kept(images: Path, tmp_path: Path) 
         {"image": "b.jpg", "question": "q", "answer": ["cat", "kitten"], "qid": "008"},
     ]
     assert (
-        prepare(write(tmp_path / "r.json", rows), images, tmp_path / "o", "--id-field", "qid") == 0
+        pack_rows(write(tmp_path / "r.json", rows), images, tmp_path / "o", "--id-field", "qid")
+        == 0
     )
     samples = packed(tmp_path / "o")
-    assert annotation(samples, "007")["label"] == {"cat": 1.0, "dog": 0.6}
-    assert annotation(samples, "008")["label"] == {"cat": 1.0, "kitten": 1.0}
+    assert find_annotation(samples, "007")["label"] == {"cat": 1.0, "dog": 0.6}
+    assert find_annotation(samples, "008")["label"] == {"cat": 1.0, "kitten": 1.0}
 
 
 def test_empty_entries_of_lists_are_counted(
@@ -107,7 +93,7 @@ def test_empty_entries_of_lists_are_counted(
         {"image": "b.jpg", "caption": [None, " "]},
     ]
     path = write(tmp_path / "rows.json", rows)
-    assert prepare(path, images, tmp_path / "out", task="caption") == 0
+    assert pack_rows(path, images, tmp_path / "out", task="caption") == 0
     assert [a["caption"] for a in packed(tmp_path / "out")["a.jpg"].annotations] == ["a", "b"]
     printed = capsys.readouterr().out
     assert "7 in = 2 written + 5 dropped" in printed
@@ -120,7 +106,7 @@ def test_an_empty_answer_counts_as_one_of_ten_only(
     """As in VQA v2, where a person may have answered nothing."""
     lists = [["cat"] * 7 + ["", "dog", "dog"], ["cat"] * 8 + [None, "dog"], ["cat", ""], [""] * 10]
     rows = [{"image": "a.jpg", "question": f"q{n}", "answer": a} for n, a in enumerate(lists)]
-    assert prepare(write(tmp_path / "rows.json", rows), images, tmp_path / "out") == 0
+    assert pack_rows(write(tmp_path / "rows.json", rows), images, tmp_path / "out") == 0
     (sample,) = packed(tmp_path / "out").values()
     (question,) = sample.annotations
     assert question["answers"] == lists[0]
@@ -135,7 +121,7 @@ def test_ids_repeat_in_other_splits_and_in_dropped_rows(images: Path, tmp_path: 
     rows = "image,question,answer,key,part\na,q,x,1,train\na,q,,1,train\nb,q,x, 1 ,test\n"
     path = write(tmp_path / "rows.csv", rows)
     more = ("--id-field", "key", "--split-field", "part")
-    assert prepare(path, images, tmp_path / "out", *more) == 0
+    assert pack_rows(path, images, tmp_path / "out", *more) == 0
     for part in ("train", "test"):
         (sample,) = packed(tmp_path / "out" / part).values()
         assert [a["id"] for a in sample.annotations] == ["1"]
@@ -149,7 +135,7 @@ def test_captions(images: Path, tmp_path: Path) -> None:
     ]
     path = write(tmp_path / "rows.json", rows)
     more = ("--caption-field", "text")
-    assert prepare(path, images, tmp_path / "out", *more, task="caption") == 0
+    assert pack_rows(path, images, tmp_path / "out", *more, task="caption") == 0
     samples = packed(tmp_path / "out")
     assert list(samples["a.jpg"].annotations) == [
         {"id": "1", "caption": "A cat.", "source": {"page": 3}},
@@ -171,7 +157,7 @@ def test_sentences_to_judge(images: Path, tmp_path: Path) -> None:
     ]
     path = write(tmp_path / "rows.json", rows)
     fields = ["--image-field", "file", "--hypothesis-field", "claim", "--label-field", "verdict"]
-    assert prepare(path, images, tmp_path / "out", *fields, task="entailment") == 0
+    assert pack_rows(path, images, tmp_path / "out", *fields, task="entailment") == 0
     dataset = open_dataset(str(tmp_path / "out"))
     assert dataset.kind == "entailment"
     assert json.loads((tmp_path / "out/dataset.json").read_text())["dropped"] == [
@@ -191,11 +177,11 @@ def test_sentences_to_judge(images: Path, tmp_path: Path) -> None:
         ("a.jpg", "2", "entailment: It is wide.", "neutral"),
         ("b.jpg", "3", "entailment: A cat.", "contradiction"),
     }
-    assert annotation(packed(tmp_path / "out"), "1")["source"] == {"page": 3}
+    assert find_annotation(packed(tmp_path / "out"), "1")["source"] == {"page": 3}
     more = [*fields[:4], "--no-answers", "--split", "test"]
-    assert prepare(path, images, tmp_path / "test", *more, task="entailment") == 0
+    assert pack_rows(path, images, tmp_path / "test", *more, task="entailment") == 0
     asked = packed(tmp_path / "test")
-    assert "label" not in annotation(asked, "4")
+    assert "label" not in find_annotation(asked, "4")
 
 
 def test_unusable_rows_are_counted(
@@ -207,7 +193,7 @@ def test_unusable_rows_are_counted(
         {"image": "b.jpg", "question": "q", "answer": None},
         {"image": None, "question": "q", "answer": "x"},
     ]
-    assert prepare(write(tmp_path / "rows.json", rows), images, tmp_path / "out") == 0
+    assert pack_rows(write(tmp_path / "rows.json", rows), images, tmp_path / "out") == 0
     printed = capsys.readouterr().out
     assert "4 in = 1 written + 3 dropped" in printed
     for reason in ("no question: 1", "no answer: 1", "no image: 1"):
@@ -221,8 +207,8 @@ def test_split_by_image(images: Path, tmp_path: Path) -> None:
         for name in "abcdefghij"
     ]
     path = write(tmp_path / "rows.json", rows)
-    assert prepare(path, images, tmp_path / "one", "--split-by-image", "0.4") == 0
-    assert prepare(path, images, tmp_path / "two", "--split-by-image", "0.4") == 0
+    assert pack_rows(path, images, tmp_path / "one", "--split-by-image", "0.4") == 0
+    assert pack_rows(path, images, tmp_path / "two", "--split-by-image", "0.4") == 0
     test, train = packed(tmp_path / "one/test"), packed(tmp_path / "one/train")
     assert not test.keys() & train.keys()
     assert len(test) + len(train) == 10
@@ -243,7 +229,7 @@ def test_split_field(images: Path, tmp_path: Path) -> None:
         {"image": "b.jpg", "question": "q", "answer": "x", "part": "train"},
     ]
     path = write(tmp_path / "rows.json", rows)
-    assert prepare(path, images, tmp_path / "out", "--split-field", "part") == 0
+    assert pack_rows(path, images, tmp_path / "out", "--split-field", "part") == 0
     assert list(packed(tmp_path / "out/val")) == ["a.jpg"]
     assert list(packed(tmp_path / "out/train")) == ["b.jpg"]
 
@@ -338,7 +324,7 @@ def test_errors_are_one_line_and_code_2(
 ) -> None:
     path = write(tmp_path / "rows.json", content)
     there = sorted(path.name for path in tmp_path.iterdir())
-    assert prepare(path, images, tmp_path / "out", *more) == 2
+    assert pack_rows(path, images, tmp_path / "out", *more) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.startswith("error: ")
@@ -349,8 +335,8 @@ def test_errors_are_one_line_and_code_2(
 
 def test_a_type_that_is_null_is_none(images: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "rows.json", [ROW | {"answer_type": None, "question_type": "what"}])
-    assert prepare(path, images, tmp_path / "out") == 0
-    found = annotation(packed(tmp_path / "out"), "1")
+    assert pack_rows(path, images, tmp_path / "out") == 0
+    found = find_annotation(packed(tmp_path / "out"), "1")
     assert "answer_type" not in found
     assert found["question_type"] == "what"
 
@@ -360,7 +346,7 @@ def test_a_file_is_no_folder_to_write(
 ) -> None:
     file = write(tmp_path / "rows.json", [ROW])
     for out in (file, file / "below"):
-        assert prepare(file, images, out) == 2
+        assert pack_rows(file, images, out) == 2
         assert f"--out {out}: {file} is a file; give a folder" in capsys.readouterr().err
 
 
@@ -374,7 +360,7 @@ def test_radiographs(shared: Path, tmp_path: Path) -> None:
     some = {row["qid"]: row for row in (*odd, *rows[:30])}
     path = write(tmp_path / "rows.json", list(some.values()))
     more = ("--image-field", "image_name", "--id-field", "qid", "--image-size", "64")
-    assert prepare(path, source / "images", tmp_path / "out", *more) == 0
+    assert pack_rows(path, source / "images", tmp_path / "out", *more) == 0
     samples = packed(tmp_path / "out")
     found = [a for sample in samples.values() for a in sample.annotations]
     assert len(found) == len(some)
@@ -391,7 +377,7 @@ def test_another_seed_is_another_order(images: Path, tmp_path: Path) -> None:
     orders = []
     for number, seed in enumerate(["0", "7", "7"]):
         out = tmp_path / str(number)
-        assert prepare(rows, images, out, *fields, "--seed", seed, task="caption") == 0
+        assert pack_rows(rows, images, out, *fields, "--seed", seed, task="caption") == 0
         orders.append(list(packed(out)))
     assert orders[0] != orders[1] == orders[2]
     assert sorted(orders[0]) == sorted(orders[1]) == [f"{name}.jpg" for name in "abcdefghij"]

@@ -10,7 +10,7 @@ import pytest
 
 from data_prep.cli import main
 from tests.toys.own_rows import photos, prepare
-from tests.toys.pictures import annotation, packed
+from tests.toys.shards import find_annotation, packed
 
 ASKED = [
     {"from": "human", "value": "<image>\nWhat is it?"},
@@ -104,8 +104,8 @@ def test_messages_and_ids(folder: Path) -> None:
     rows = [{"id": 7, "images": ["a.jpg"], "messages": turns}]
     assert prepare(folder, rows, "--id-field", "id", name="chat.json") == 0
     samples = packed(folder / "out")
-    assert annotation(samples, "7-0")["question"] == "What?"
-    assert annotation(samples, "7-1")["answers"] == ["me"]
+    assert find_annotation(samples, "7-0")["question"] == "What?"
+    assert find_annotation(samples, "7-1")["answers"] == ["me"]
 
 
 def test_answers_of_conversations_can_be_captions(folder: Path) -> None:

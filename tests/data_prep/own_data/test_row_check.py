@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.toys.own_rows import photos, prepare
-from tests.toys.pictures import packed
+from tests.toys.shards import packed
 from vlds.data.shards.store import open_dataset
 from vlds.tasks import VQA
 

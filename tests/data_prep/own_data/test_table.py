@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.own_data.rows import read_rows
-from tests.toys.pictures import write
+from tests.toys.files import write
 
 HEAD = "image,question,answer\n"
 

@@ -14,8 +14,9 @@ import webdataset
 from data_prep.cli import main
 from data_prep.packing.journal import Dropped
 from data_prep.packing.writer import write_dataset
-from tests.toys.pictures import jpeg, write
-from tests.toys.shards import packed, record
+from tests.toys.files import write
+from tests.toys.pictures import jpeg
+from tests.toys.shards import record, write_shards
 from vlds.data.shards.info import DatasetInfo
 from vlds.data.shards.store import open_dataset
 from vlds.tasks import VQA, Caption
@@ -138,7 +139,7 @@ def test_an_index_written_anew_keeps_the_record(tmp_path: Path) -> None:
 def test_a_data_set_is_not_spoilt(
     tmp_path: Path, change: dict[str, str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    packed(tmp_path, [record(1)])
+    write_shards(tmp_path, [record(1)])
     files = {path: path.read_bytes() for path in tmp_path.iterdir()}
     given = {"--name": "vqav2", "--kind": "vqa", "--split": "train"} | change
     assert main(["index", str(tmp_path), *(word for pair in given.items() for word in pair)]) == 2

@@ -10,8 +10,10 @@ import pytest
 
 from data_prep.cli import main
 from data_prep.official.vqav2 import read_vocabulary
+from tests.toys.files import write
 from tests.toys.official import write_vqav2
-from tests.toys.pictures import jpeg, packed, write
+from tests.toys.pictures import jpeg
+from tests.toys.shards import packed
 from vlds.tasks import VQA
 
 

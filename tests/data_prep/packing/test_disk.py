@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from data_prep.cli import main
-from tests.toys.pictures import jpeg, write
+from tests.toys.files import write
+from tests.toys.pictures import jpeg
 from tests.toys.small_disk import remount, small_disk
 from vlds.data.shards.store import open_dataset
 

@@ -15,8 +15,10 @@ import data_prep.packing.feature_file
 from data_prep.cli import main
 from data_prep.packing.feature_file import fit
 from data_prep.packing.pack import shard_order
+from tests.toys.files import write
 from tests.toys.official import write_nlvr2
-from tests.toys.pictures import packed, write
+from tests.toys.own_rows import pack_rows
+from tests.toys.shards import packed
 from vlds.data.shards.store import open_dataset
 
 NAMES = ("a", "b", "c")
@@ -65,9 +67,8 @@ def prepare(tmp_path: Path, place: Path, *more: str) -> int:
     rows = write(tmp_path / "rows.json", [
         {"image": f"{name}.jpg", "question": "what?", "answer": name} for name in NAMES
     ])  # fmt: skip
-    arguments = ["--annotations", str(rows), "--images", str(tmp_path / "none"), "--encoder", "net"]
-    return main(["jsonl", "--task", "vqa", *arguments, "--features", str(place),
-                 "--out", str(tmp_path / "out"), *more])  # fmt: skip
+    features = ["--features", str(place), "--encoder", "net"]
+    return pack_rows(rows, tmp_path / "none", tmp_path / "out", *features, *more)
 
 
 @pytest.mark.parametrize("make", [one_hdf5_each, one_hdf5_for_all, npz_of_a_grid, npy])

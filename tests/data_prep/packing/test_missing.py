@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.toys.own_rows import photos, prepare, questions
-from tests.toys.pictures import packed
+from tests.toys.shards import packed
 
 NEAR = {
     "beach/one.jpg": "Beach/One.JPG",

@@ -9,7 +9,7 @@ import pytest
 
 from data_prep.packing.named_pictures import find_pictures
 from tests.toys.own_rows import photos, prepare, questions
-from tests.toys.pictures import packed
+from tests.toys.shards import packed
 
 SPELLINGS = (
     "a.jpg", "./a.jpg", "a", "x/../a.jpg", ".//a.jpg", "x\\..\\a.jpg", "link.jpg", "x/up/a.jpg",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from data_prep.cli import main
-from tests.toys.pictures import jpeg, packed, write
+from tests.toys.files import json_lines, write
+from tests.toys.own_rows import pack_rows
+from tests.toys.pictures import jpeg
+from tests.toys.shards import packed
 
 
 @pytest.fixture
@@ -25,11 +27,9 @@ def secret(tmp_path: Path) -> Path:
 
 def prepare(folder: Path, *names: str, more: tuple[str, ...] = ()) -> int:
     rows = [{"image": n, "question": "what?", "answer": "x"} for n in ("a.jpg", "b.jpg", *names)]
-    write(folder / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    return main(
-        ["jsonl", "--task", "vqa", "--annotations", str(folder / "rows.jsonl"), "--images",
-         str(folder / "data" / "images"), "--out", str(folder / "out"), *more]
-    )  # fmt: skip
+    write(folder / "rows.jsonl", json_lines(rows))
+    images = folder / "data" / "images"
+    return pack_rows(folder / "rows.jsonl", images, folder / "out", *more)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,10 @@ import webdataset
 from PIL import Image
 
 from data_prep.cli import main
-from tests.toys.pictures import encoded, packed, rotated_jpeg, write
+from tests.toys.files import write
+from tests.toys.own_rows import pack_rows
+from tests.toys.pictures import encoded, rotated_jpeg
+from tests.toys.shards import packed
 from vlds.data.shards.decode import decode_image
 from vlds.schema import Encoded, ImageSpec
 from vlds.vision import Timm
@@ -48,8 +51,7 @@ def pack(folder: Path, names: Sequence[str], *options: str) -> Path:
     """A captioned data set of the pictures in `folder`/images."""
     rows = write(folder / "rows.json", [{"image": name, "caption": name} for name in names])
     out = folder / "-".join(["out", *options])
-    given = ["--annotations", str(rows), "--images", str(folder / "images"), "--out", str(out)]
-    assert main(["jsonl", "--task", "caption", *given, *options]) == 0
+    assert pack_rows(rows, folder / "images", out, *options, task="caption") == 0
     return out
 
 

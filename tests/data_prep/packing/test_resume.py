@@ -15,7 +15,8 @@ import pytest
 from data_prep.cli import main
 from data_prep.packing.journal import Dropped, Journal
 from data_prep.packing.writer import DatasetWriter, Limits, SampleRecord
-from tests.toys.pictures import jpeg, write
+from tests.toys.files import write
+from tests.toys.pictures import jpeg
 from vlds.runtime.process_end import Interrupted
 
 NUM_RECORDS = 11

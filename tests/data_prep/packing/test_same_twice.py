@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from data_prep.packing.duplicates import TAIL, find_copies
+from tests.toys.files import write
 from tests.toys.own_rows import photos, prepare, questions
-from tests.toys.pictures import packed, write
+from tests.toys.shards import packed
 
 NAMES = [f"{number}.jpg" for number in range(10)]
 

@@ -10,7 +10,8 @@ import pytest
 
 from data_prep.cli import main
 from data_prep.packing.writer import SampleRecord, write_dataset
-from tests.toys.pictures import png, write
+from tests.toys.files import write
+from tests.toys.pictures import png
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07 [red]loud[/red] is \u202ereversed\r"
 HOSTILE_ID = "[red]loud[/red] is \u202ereversed"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pkgutil
 import shutil
@@ -14,15 +13,15 @@ import numpy as np
 import pytest
 
 from tests.toys.clips import clip_recipe
+from tests.toys.files import read_lines, write_lines
 from tests.toys.scored_runs import (
     Runs,
     lines_of,
     score,
     scored_recipe,
     vqa_run,
-    write_lines,
     write_predictions,
-    write_run,
+    write_scored_run,
 )
 from tests.toys.world import world_recipe
 from vlds.cli.commands import run_command
@@ -66,7 +65,7 @@ def test_a_run_has_scores_intervals_and_facts(runs: Runs) -> None:
 def without_samples(run: Path) -> Path:
     """The run as a version left it that did not write the samples of its examples."""
     for file in run.glob("predictions/*/*.jsonl"):
-        lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+        lines = read_lines(file)
         write_lines(file, [{k: v for k, v in line.items() if k != "sample"} for line in lines])
     return run
 
@@ -95,8 +94,7 @@ def test_pictures_are_drawn_with_all_their_questions(runs: Runs, tmp_path: Path)
 def test_one_picture_has_no_interval(runs: Runs, tmp_path: Path) -> None:
     run = shutil.copytree(runs.first, tmp_path / "run")
     for file in run.glob("predictions/*/vqa.jsonl"):
-        lines = [json.loads(line) | {"sample": "one"} for line in file.read_text().splitlines()]
-        file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        write_lines(file, [line | {"sample": "one"} for line in read_lines(file)])
     report = collect([run])
     (found,) = report.runs.values()
     assert found.results["vqa"].interval is None
@@ -161,7 +159,7 @@ def test_differences_are_to_the_first_run(runs: Runs) -> None:
 def test_other_examples_and_other_tasks_are_not_compared(runs: Runs, tmp_path: Path) -> None:
     recipe = scored_recipe(runs.world, tmp_path / "fewer")
     lines = {"vqa": lines_of(recipe.tasks["vqa"], 5)[:-1]}
-    fewer = write_run(tmp_path / "fewer", recipe, lines)
+    fewer = write_scored_run(tmp_path / "fewer", recipe, lines)
     report = collect([fewer, runs.first])
     assert report.differences == {}  # nothing can be compared
     report = collect([runs.first, fewer, runs.second])
@@ -179,7 +177,7 @@ def test_a_killed_run(runs: Runs, tmp_path: Path) -> None:
     """Its last lines are cut, and it was last scored before."""
     run = vqa_run(runs.world, tmp_path / "run", 3)
     metrics = run / "metrics.jsonl"
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    lines = read_lines(metrics)
     early = [line | {"step": 4} if "scores" in line else line for line in lines]
     early.sort(key=lambda line: line["step"])
     write_lines(metrics, [line for line in early if line["step"] <= 7])
@@ -200,7 +198,7 @@ def test_cut_predictions_give_no_score(
     """Neither of thirty whole lines nor of a half; the log's score stays, and the other task."""
     recipe = scored_recipe(runs.world, tmp_path / "run")
     lines = {name: lines_of(task, 3) for name, task in recipe.tasks.items()}
-    run = write_run(tmp_path / "run", recipe, lines, step=step)
+    run = write_scored_run(tmp_path / "run", recipe, lines, step=step)
     (file,) = run.glob("predictions/**/vqa.jsonl")
     texts = file.read_text("utf-8").splitlines(keepends=True)
     half = texts[int(cut)][:20] if cut % 1 else ""
@@ -232,7 +230,7 @@ def test_a_run_that_was_never_evaluated(runs: Runs, tmp_path: Path) -> None:
 def test_a_run_that_vlds_evaluate_alone_has_scored(runs: Runs, tmp_path: Path) -> None:
     recipe = world_recipe(runs.world, tmp_path / "run")
     lines = {"vqa": lines_of(recipe.tasks["vqa"], 4)}
-    run = write_run(tmp_path / "run", recipe, lines, step=None)
+    run = write_scored_run(tmp_path / "run", recipe, lines, step=None)
     found = collect([run]).only
     assert found.results["vqa"].scores == score(recipe, lines)["vqa"]
     assert found.results["vqa"].predictions.step is None
@@ -273,7 +271,7 @@ def test_the_newest_predictions_count(
     files, which copying changes, do not matter."""
     recipe = scored_recipe(runs.world, tmp_path / "run")
     lines = {name: lines_of(task, 3) for name, task in recipe.tasks.items()}
-    run = write_run(tmp_path / "run", recipe, lines)
+    run = write_scored_run(tmp_path / "run", recipe, lines)
     trained = run / "predictions" / "step-00000010" / "vqa.jsonl"
     later = run / "predictions" / "vqa.jsonl"
     told = {} if after is None else {"after": after}
@@ -291,7 +289,7 @@ def test_the_newest_predictions_count(
 def test_a_task_without_labels_has_no_scores(runs: Runs, tmp_path: Path) -> None:
     recipe = world_recipe(runs.world, tmp_path / "run")
     unlabelled = [line | {"reference": None} for line in lines_of(recipe.tasks["vqa"], 3)]
-    run = write_run(tmp_path / "run", recipe, {"vqa": unlabelled}, scores={"vqa": {}})
+    run = write_scored_run(tmp_path / "run", recipe, {"vqa": unlabelled}, scores={"vqa": {}})
     report = collect([run], pictures=True)
     assert (report.only.results, report.headlines) == ({}, [])
     assert {entry.correct for entry in report.only.inputs.gallery} == {None}
@@ -309,7 +307,7 @@ def test_scores_that_contradict_their_predictions_are_said_and_not_shown(
 ) -> None:
     recipe = scored_recipe(runs.world, tmp_path / "run")
     lines = {"vqa": lines_of(recipe.tasks["vqa"], 3)}
-    run = write_run(tmp_path / "run", recipe, lines, scores={"vqa": logged})
+    run = write_scored_run(tmp_path / "run", recipe, lines, scores={"vqa": logged})
     report = collect([run])
     assert report.only.score("vqa", "exact_match") == pytest.approx(2 / 3)
     assert report.only.score("vqa", "vqa_accuracy") is None
@@ -324,7 +322,7 @@ def test_predictions_that_were_cut_with_their_number_contradict_the_log(
 ) -> None:
     run = copy(runs.first, tmp_path / "run")
     file = run / "predictions" / "step-00000010" / "vqa.jsonl"
-    lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    lines = read_lines(file)
     write_predictions(file, lines[:40])
     report = collect([run]).only
     assert report.score("vqa", "exact_match") == report.results["vqa"].value
@@ -337,7 +335,7 @@ def test_an_id_that_stands_twice_gives_no_score(runs: Runs, tmp_path: Path) -> N
     run = vqa_run(runs.world, tmp_path / "run", 3)
     (run / "metrics.jsonl").unlink()
     file = run / "predictions" / "step-00000010" / "vqa.jsonl"
-    first, *others = (json.loads(line) for line in file.read_text("utf-8").splitlines())
+    first, *others = read_lines(file)
     write_predictions(file, [first, first | {"prediction": "other"}, *others])
     report = collect([run]).only
     assert report.score("vqa", "exact_match") is None
@@ -355,7 +353,7 @@ def test_without_java_the_official_cider_costs_its_interval_alone(
     recipe = replace(recipe, tasks={**recipe.tasks, "caption": caption})
     lines = {name: lines_of(task, 3) for name, task in recipe.tasks.items()}
     logged = {"caption": {"CIDEr": 0.7}}
-    run = write_run(tmp_path / "run", recipe, lines, scores=logged, step=step)
+    run = write_scored_run(tmp_path / "run", recipe, lines, scores=logged, step=step)
     monkeypatch.setenv("PATH", "")
     report = collect([run])
     assert report.only.results["vqa"].interval is not None
@@ -377,7 +375,7 @@ def test_cider_has_an_interval_and_a_paired_difference(runs: Runs, tmp_path: Pat
         caption = replace(recipe.tasks["caption"], scores=["cider_plain_tokens"], headline=None)
         recipe = replace(recipe, tasks={"caption": caption})
         lines = {"caption": lines_of(caption, wrong_every, 1)}
-        found.append(write_run(tmp_path / name, recipe, lines))
+        found.append(write_scored_run(tmp_path / name, recipe, lines))
     report = collect(found)
     for run in report.runs.values():
         result = run.results["caption"]
@@ -406,7 +404,7 @@ def test_a_recipe_that_cannot_be_read_costs_the_intervals_alone(runs: Runs, tmp_
 def test_the_gallery_shows_what_was_asked_and_said(runs: Runs, tmp_path: Path) -> None:
     run = copy(runs.first, tmp_path / "run")
     file = run / "predictions" / "step-00000010" / "vqa.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines = read_lines(file)
     write_lines(file, [line | {"confidence": n / 50} for n, line in enumerate(lines)])
     gallery = collect([run], pictures=True).only.inputs.gallery
     asked = [entry for entry in gallery if entry.task == "vqa"]
@@ -426,7 +424,7 @@ def test_the_gallery_shows_what_was_asked_and_said(runs: Runs, tmp_path: Path) -
 def test_of_a_long_text_the_mean_over_its_tokens_counts(runs: Runs, tmp_path: Path) -> None:
     run = copy(runs.first, tmp_path / "run")
     file = run / "predictions" / "step-00000010" / "caption.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines = read_lines(file)
     write_lines(file, [line | {"confidence": 0.001, "token_confidence": 0.87} for line in lines])
     for made in (True, False):  # then read back
         gallery = collect([run], pictures=made).only.inputs.gallery
@@ -438,7 +436,7 @@ def test_stored_features_are_shown_without_pictures(runs: Runs, tmp_path: Path) 
     recipe = clip_recipe(runs.world, tmp_path)
     tasks = {"tvqa": recipe.tasks["tvqa"]}
     lines = {"tvqa": lines_of(tasks["tvqa"], 4)}
-    run = write_run(tmp_path / "run", replace(recipe, tasks=tasks), lines)
+    run = write_scored_run(tmp_path / "run", replace(recipe, tasks=tasks), lines)
     found = collect([run], pictures=True).only
     assert found.notes == []
     assert found.results["tvqa"].interval is not None

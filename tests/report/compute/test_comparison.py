@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.toys.scored_runs import Runs, lines_of, scored_recipe, write_predictions, write_run
+from tests.toys.scored_runs import (
+    Runs,
+    lines_of,
+    scored_recipe,
+    write_predictions,
+    write_scored_run,
+)
 from vlds.evaluation.scores_json import Scored, write_scores
 from vlds.report.compute.baselines import FREQUENT
 from vlds.report.compute.collect import collect
@@ -21,7 +27,7 @@ def test_the_newest_predictions_count_beside_a_comparison(
 ) -> None:
     recipe = scored_recipe(runs.world, tmp_path / "run")
     first = [line | {"data": DATA} for line in lines_of(recipe.tasks["vqa"], 4)]
-    run = write_run(tmp_path / "run", recipe, {"vqa": first})
+    run = write_scored_run(tmp_path / "run", recipe, {"vqa": first})
     compared = {FREQUENT: {"exact_match": 0.1}, CONTROL: {"exact_match": 0.25}}
     stored = Scored(DATA, len(first), {"exact_match": 0.75}, "exact_match", compared)
     write_scores(run, {"vqa": stored})

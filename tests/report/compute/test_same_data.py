@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.toys.files import write_lines
 from tests.toys.scored_runs import (
     Runs,
     lines_of,
     scored_recipe,
     vqa_run,
     with_data,
-    write_lines,
     write_predictions,
-    write_run,
+    write_scored_run,
 )
 from vlds.report.compute.baselines import BLIND, FREQUENT, FROZEN
 from vlds.report.compute.collect import collect
@@ -117,7 +117,7 @@ def test_what_a_score_is_compared_with(runs: Runs, tmp_path: Path) -> None:
     recipe = scored_recipe(runs.world, tmp_path / "run")
     task = recipe.tasks["vqa"]
     lines = [line | {"data": OWN} for line in lines_of(task, 3)]
-    run = write_run(tmp_path / "run", recipe, {"vqa": lines})
+    run = write_scored_run(tmp_path / "run", recipe, {"vqa": lines})
     report = collect([run]).only
     assert report.scores.columns == [FREQUENT, "run"]
     always = report.scores.tasks["vqa"].by_column[FREQUENT]["exact_match"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.toys.html_reader import Reader
-from tests.toys.scored_runs import Runs, lines_of, scored_recipe, write_run
+from tests.toys.scored_runs import Runs, lines_of, scored_recipe, write_scored_run
 from vlds.methods import Adapter
 from vlds.report.compute.collect import collect
 from vlds.report.compute.seeds import mean_text, seed_groups
@@ -25,11 +25,11 @@ def seeds(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         folder = tmp_path_factory.mktemp("seeds") / f"seed-{number}"
         recipe = replace(scored_recipe(runs.world, folder), seed=number)
         lines = {task: lines_of(config, wrong_every) for task, config in recipe.tasks.items()}
-        made.append(write_run(folder, recipe, lines))
+        made.append(write_scored_run(folder, recipe, lines))
     folder = tmp_path_factory.mktemp("seeds") / "other"
     recipe = replace(scored_recipe(runs.world, folder), seed=1)
     recipe = replace(recipe, methods={"adapter": Adapter(reduction=2)})
-    return [*made, write_run(folder, recipe, {"vqa": lines_of(recipe.tasks["vqa"], 5)})]
+    return [*made, write_scored_run(folder, recipe, {"vqa": lines_of(recipe.tasks["vqa"], 5)})]
 
 
 def test_mean_and_deviation_stand_below_the_runs(seeds: list[Path]) -> None:

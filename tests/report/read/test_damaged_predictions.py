@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,13 +11,13 @@ from typing import Any
 
 import pytest
 
+from tests.toys.files import read_lines, write_lines
 from tests.toys.scored_runs import (
     Runs,
     lines_of,
     scored_recipe,
-    write_lines,
     write_predictions,
-    write_run,
+    write_scored_run,
 )
 from vlds.config import load_recipe
 from vlds.report.compute.collect import collect, report_on
@@ -57,15 +56,11 @@ def make_run(runs: Runs, folder: Path) -> Path:
     lines["gqa"] = gqa_lines(20)
     for entries in lines.values():
         entries[:] = [line | {"data": "a@1", "confidence": 0.5} for line in entries]
-    run = write_run(folder, recipe, lines)
+    run = write_scored_run(folder, recipe, lines)
     (run / "predictions" / "blank").mkdir()
     for name, entries in lines.items():
         write_predictions(run / "predictions" / "blank" / f"{name}.jsonl", entries)
     return run
-
-
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
 
 
 def spots(tree: Any) -> Iterator[tuple[Any, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.toys.report_run import COLUMNS, SCORES, STORED, TASKS, make_run
+from tests.toys.report_run import COLUMNS, SCORES, STORED, TASKS, write_report_run
 from vlds.cli.commands import run_command
 from vlds.data.shards.thumbnail import THUMBNAIL_SIZE
 from vlds.evaluation.result import Evaluation, leave
@@ -51,7 +51,7 @@ def test_an_earlier_form_is_read(tmp_path: Path) -> None:
 
 
 def test_a_whole_run(tmp_path: Path) -> None:
-    run = read_run(make_run(tmp_path / "run"))
+    run = read_run(write_report_run(tmp_path / "run"))
     assert list(run.losses) == ["", *TASKS]
     assert len(run.losses["vqa"]) == 30
     assert run.score_curves["gqa"] == [(100, 0.25), (200, 0.5), (300, 0.75)]
@@ -62,7 +62,7 @@ def test_a_whole_run(tmp_path: Path) -> None:
 
 
 def test_what_scores_json_lacks_comes_from_the_metrics(tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "run")
+    folder = write_report_run(tmp_path / "run")
     (folder / "scores.json").unlink()
     scores = read_run(folder).scores
     assert scores.columns == ["run"]
@@ -72,7 +72,7 @@ def test_what_scores_json_lacks_comes_from_the_metrics(tmp_path: Path) -> None:
 
 
 def test_the_recipe_says_which_score_stands_for_a_task(tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "run")
+    folder = write_report_run(tmp_path / "run")
     (folder / "scores.json").unlink()
     recipe = "tasks: {vqa: {init_args: {headline: first}}, gqa: {init_args: {headline: null}}}"
     (folder / "recipe.yaml").write_text(recipe)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
-from tests.toys.report_run import make_run
-from tests.toys.scored_runs import HOSTILE, Runs, lines_of, scored_recipe, write_run
+from tests.toys.files import read_lines
+from tests.toys.report_run import write_report_run
+from tests.toys.scored_runs import HOSTILE, Runs, lines_of, scored_recipe, write_scored_run
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def sure(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for line in lines["vqa"]:
         line["reference"]["answer_type"] = "colour" if line["id"] < "q2" else "other"
     lines["vqa"][0]["prediction"] = HOSTILE
-    return write_run(folder, recipe, lines)
+    return write_scored_run(folder, recipe, lines)
 
 
 EVIL = (
@@ -41,7 +41,7 @@ EVIL = (
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_run(tmp_path_factory.mktemp("runs") / "adapters-<1>")
+    return write_report_run(tmp_path_factory.mktemp("runs") / "adapters-<1>")
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +52,9 @@ def evil(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = {}
     for task in recipe.tasks:
         file = runs.first / "predictions" / "step-00000010" / f"{task}.jsonl"
-        found = [json.loads(line) for line in file.read_text().splitlines()]
+        found = read_lines(file)
         lines[task] = [
             line | {"prediction": EVIL[n % len(EVIL)], "confidence": 0.125}
             for n, line in enumerate(found)
         ]
-    return write_run(folder, recipe, lines)
+    return write_scored_run(folder, recipe, lines)

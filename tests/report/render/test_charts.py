@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.toys.files import write_lines
 from tests.toys.html_reader import Reader
-from tests.toys.scored_runs import write_lines
 from vlds.report.compute.collect import collect
 from vlds.report.numbers import log_ticks, tick_text
 from vlds.report.render.charts import BOTTOM, HEIGHT, MOST_BANDS, TOP, charts_of

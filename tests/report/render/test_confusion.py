@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.toys.html_reader import Reader
-from tests.toys.scored_runs import Runs, lines_of, scored_recipe, write_run
+from tests.toys.scored_runs import Runs, lines_of, scored_recipe, write_scored_run
 from vlds.report.compute.answers import Answered, TaskAnswers
 from vlds.report.compute.collect import collect
 from vlds.report.render.confusion import MOST_PAIRS, confusions
@@ -50,7 +50,7 @@ def test_answers_that_do_not_repeat_tell_nothing() -> None:
 def test_the_page_has_them(runs: Runs, tmp_path: Path) -> None:
     recipe = scored_recipe(runs.world, tmp_path / "run")
     lines = lines_of(recipe.tasks["vqa"], 3)
-    run = write_run(tmp_path / "run", recipe, {"vqa": lines})
+    run = write_scored_run(tmp_path / "run", recipe, {"vqa": lines})
     page = Reader(build_page(collect([run], resamples=0)))
     tables = {rows[0][0]: rows for rows in page.tables if rows[0]}
     assert len(tables["answer \\ said"]) == 1 + 3

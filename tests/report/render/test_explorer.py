@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.toys.explored import NODE, explored
-from tests.toys.html_reader import Reader
-from tests.toys.scored_runs import HOSTILE, Line, Runs, lines_of, scored_recipe, write_run
+from tests.toys.files import read_lines
+from tests.toys.html_reader import NODE, Reader, explored
+from tests.toys.scored_runs import HOSTILE, Line, Runs, lines_of, scored_recipe, write_scored_run
 from vlds.report.compute.collect import collect
 from vlds.report.render import explorer
 from vlds.report.render.page import build_page
@@ -23,8 +23,7 @@ def page_of(*folders: Path) -> str:
 
 
 def lines_in(run: Path, task: str) -> list[Line]:
-    file = run / "predictions" / "step-00000010" / f"{task}.jsonl"
-    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    return read_lines(run / "predictions" / "step-00000010" / f"{task}.jsonl")
 
 
 @needs_node
@@ -114,7 +113,7 @@ def test_long_texts_are_clipped(runs: Runs, tmp_path: Path) -> None:
     recipe = scored_recipe(runs.world, tmp_path / "run")
     lines = lines_of(recipe.tasks["vqa"], 3)
     lines[0]["prediction"] = "x" * 10_000
-    page = page_of(write_run(tmp_path / "run", recipe, {"vqa": lines}))
+    page = page_of(write_scored_run(tmp_path / "run", recipe, {"vqa": lines}))
     assert max(len(str(row)) for row in rows_in(page)) < 1000
 
 
@@ -123,7 +122,7 @@ def test_a_run_whose_data_have_moved_still_shows_its_predictions(
 ) -> None:
     recipe = scored_recipe(runs.world, tmp_path / "run")
     lines = {"vqa": lines_of(recipe.tasks["vqa"], 3)}
-    run = write_run(tmp_path / "run", recipe, lines)
+    run = write_scored_run(tmp_path / "run", recipe, lines)
     file = run / "recipe.yaml"
     file.write_text(file.read_text("utf-8").replace(str(runs.world), "/nowhere"), "utf-8")
     rows = rows_in(page_of(run))

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.toys.files import write_lines
 from tests.toys.html_reader import Reader
-from tests.toys.report_run import COLUMNS, NASTY, TASKS, make_run
-from tests.toys.scored_runs import Runs, scored_recipe, with_data, write_lines, write_run
+from tests.toys.report_run import COLUMNS, NASTY, TASKS, write_report_run
+from tests.toys.scored_runs import Runs, scored_recipe, with_data, write_scored_run
 from vlds.evaluation.scores_json import Scored, read_scores, write_scores
 from vlds.report.compute.baselines import FREQUENT
 from vlds.report.compute.collect import collect
@@ -126,7 +127,7 @@ def test_the_best_of_a_score_may_be_the_lowest(runs: Runs, tmp_path: Path) -> No
     folders = []
     for name, far in (("near", 0.25), ("far", 0.75)):
         scores = {"gqa": {"accuracy": 1 - far, "distribution": far, "accuracy/half/yes/no": far}}
-        run = write_run(tmp_path / name, recipe, {}, scores=scores)
+        run = write_scored_run(tmp_path / name, recipe, {}, scores=scores)
         write_scores(run, {"gqa": Scored("gqa-val@01", 48, scores["gqa"], "distribution")})
         folders.append(run)
     report = collect(folders)
@@ -151,14 +152,14 @@ def test_parts_that_are_missing_are_left_out(tmp_path: Path) -> None:
 
 
 def test_a_lost_picture_leaves_a_word(tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "run")
+    folder = write_report_run(tmp_path / "run")
     (folder / "gallery" / "0000-0.png").unlink()
     assert "0000-0.png is missing" in page_of(folder)
 
 
 def test_examples_without_pictures_are_shown_as_text(tmp_path: Path) -> None:
     """As those of stored features."""
-    folder = make_run(tmp_path / "run")
+    folder = write_report_run(tmp_path / "run")
     file = folder / "gallery" / "samples.json"
     entries = json.loads(file.read_text())
     file.write_text(json.dumps([e | {"images": []} for e in entries]))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.toys.report_run import COLUMNS, SCORES, make_run
+from tests.toys.report_run import COLUMNS, SCORES, write_report_run
 from tests.toys.scored_runs import Runs
 from vlds.cli.commands import run_command
 from vlds.report.compute.baselines import FREQUENT
@@ -97,7 +97,7 @@ def test_csv_reads_back_to_the_last_digit(runs: Runs) -> None:
 
 
 def test_models_beside_a_run_have_rows_of_their_own(tmp_path: Path) -> None:
-    rows = csv.DictReader(StringIO(csv_text(collect([make_run(tmp_path / "adapters")]))))
+    rows = csv.DictReader(StringIO(csv_text(collect([write_report_run(tmp_path / "adapters")]))))
     scores = {(r["model"], r["task"], r["name"]): float(r["value"]) for r in rows if r["task"]}
     assert {model for model, *_ in scores} == set(COLUMNS)
     for task, entry in SCORES.tasks.items():

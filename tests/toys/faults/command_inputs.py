@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,9 +13,9 @@ import numpy as np
 from data_prep.demo.command import write_world as write_demo_world
 from data_prep.demo.world import HOME
 from tests.toys.faults.forked import run_forked
-from tests.toys.pictures import jpeg, write
-from tests.toys.scored_runs import lines_of, vqa_run
-from tests.toys.scored_runs import write_run as write_scored_run
+from tests.toys.files import json_lines, write
+from tests.toys.pictures import jpeg
+from tests.toys.scored_runs import lines_of, vqa_run, write_scored_run
 from tests.toys.trained_runs import recipe_with
 from tests.toys.trained_runs import write_run as write_converted_run
 from tests.toys.world import world_recipe, write_world
@@ -145,7 +144,7 @@ def make_snli_ve(inputs: Inputs) -> None:
          "Flickr30K_ID": str(n), "captionID": f"{n}.jpg#0"}
         for n in (1, 2)
     ]  # fmt: skip
-    write(folder / "snli_ve_dev.jsonl", lines(rows))
+    write(folder / "snli_ve_dev.jsonl", json_lines(rows))
     for n in (1, 2):
         write(folder / "flickr30k-images" / f"{n}.jpg", jpeg())
 
@@ -157,13 +156,13 @@ def make_value(inputs: Inputs) -> None:
     told = [{"desc": "Ann waves.", "desc_id": 31, "type": "v"}]
     row = {"qid": 1, "ts": "1.5-3", "vid_name": "s1", "answer_idx": 2, **asked}
     four = {key: value for key, value in row.items() if key != "a4"}
-    write(folder / "ann/tvqa/tvqa_train.jsonl", lines([row]))
-    write(folder / "ann/how2qa_val_release.jsonl", lines([four]))
-    write(folder / "ann/tvc/tvc_val_release.jsonl", lines([{**moment, "descs": told}]))
-    write(folder / "ann/yc2c/yc2c_train_release.jsonl", lines([{**moment, "descs": told}]))
+    write(folder / "ann/tvqa/tvqa_train.jsonl", json_lines([row]))
+    write(folder / "ann/how2qa_val_release.jsonl", json_lines([four]))
+    write(folder / "ann/tvc/tvc_val_release.jsonl", json_lines([{**moment, "descs": told}]))
+    write(folder / "ann/yc2c/yc2c_train_release.jsonl", json_lines([{**moment, "descs": told}]))
     spoken = {"vid_name": "s1", "sub": [{"text": "Oh no.", "start": 0.0, "end": 1.0}]}
     for videos in ("tv", "how2", "yc2"):
-        write(folder / f"ann/{videos}_subtitles.jsonl", lines([spoken]))
+        write(folder / f"ann/{videos}_subtitles.jsonl", json_lines([spoken]))
         place = folder / "vis_features" / videos / "clip-vit"
         place.mkdir(parents=True)
         np.savez(place / "s1.npz", features=np.ones((10, 5), np.float16))
@@ -174,7 +173,7 @@ def make_rows(inputs: Inputs) -> None:
     folder = inputs.folder("rows")
     rows = [{"image": f"{n}.jpg", "question": f"why {n}?", "answer": "so"} for n in range(3)]
     write(folder / "rows.json", rows)
-    write(folder / "rows.jsonl", lines(rows))
+    write(folder / "rows.jsonl", json_lines(rows))
     csv = "".join(f"{row['image']},{row['question']},{row['answer']}\n" for row in rows)
     write(folder / "rows.csv", f"image,question,answer\n{csv}")
     for n in range(3):
@@ -195,11 +194,6 @@ def make_demo(inputs: Inputs) -> None:
     for name in ("adapters", "control"):
         write_scored_run(folder / name, recipe, {"vqa": answers})
         (folder / name / "artifact").mkdir()
-
-
-def lines(rows: list[dict[str, Any]]) -> str:
-    """JSON lines."""
-    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 MAKERS: Mapping[str, Maker] = {

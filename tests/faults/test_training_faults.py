@@ -23,7 +23,7 @@ import torch.distributed.distributed_c10d as c10d
 from safetensors.torch import load_file, save_file
 
 from data_prep.packing.writer import SampleRecord, write_dataset
-from tests.toys.engines import Case, engine, global_batch, make_case, own_micro_batches
+from tests.toys.engines import Case, global_batch, make_case, own_micro_batches, start_engine
 from tests.toys.faults.warm import Plan, Warm, log_of
 from tests.toys.rank_pool import RankPool
 from tests.toys.recipes import short_recipe, train_words
@@ -66,7 +66,7 @@ def without_numbers(batch: Batch) -> Batch:
 
 def skip_one(case: Case) -> dict[str, Any]:
     """Good step, bad step (on the last rank alone), good step; and the same without the bad one."""
-    made, plan = engine(case)
+    made, plan = start_engine(case)
     first, bad, last = (own_micro_batches(global_batch(n), made, plan) for n in (1, 2, 3))
     if made.ranks.global_rank == made.ranks.world_size - 1:
         bad = [without_numbers(batch) for batch in bad]
@@ -78,12 +78,12 @@ def skip_one(case: Case) -> dict[str, Any]:
     good = made.step(last)
     found = exported(made)
     made.close()
-    other, _ = engine(case)
+    other, _ = start_engine(case)
     other.step(first)
     other.step(last)
     expected = exported(other)
     other.close()
-    resumed, _ = engine(case)
+    resumed, _ = start_engine(case)
     after = resumed.ranks.broadcast(after)
     resumed.restore(after, *skipped, updates)
     resumed.step(last)
@@ -123,14 +123,14 @@ def test_a_step_that_is_not_finite_changes_nothing(
 
 def first_step_skipped(case: Case) -> bool:
     """A run whose first step is skipped can be saved, and goes on as if it had begun then."""
-    made, plan = engine(case)
+    made, plan = start_engine(case)
     bad, good = (own_micro_batches(global_batch(n), made, plan) for n in (2, 3))
     made.step([without_numbers(batch) for batch in bad])
     made.export()
     made.step(good)
     found = exported(made)
     made.close()
-    other, _ = engine(case)
+    other, _ = start_engine(case)
     other.step(good)
     return same(found, exported(other))
 
@@ -311,7 +311,7 @@ def test_a_loader_worker_that_is_lost(
 
 def timeouts(case: Case) -> list[float]:
     """Seconds that every process group of an engine waits."""
-    made, _ = engine(case)
+    made, _ = start_engine(case)
     made.close()
     backends = [group._get_backend(torch.device("cpu")) for group in c10d._world.pg_map]
     return [backend.options._timeout.total_seconds() for backend in backends]

@@ -24,7 +24,7 @@ def beam_search(
     decoding: Decoding,
     forces_end: bool = False,
 ) -> list[int]:
-    """Beam search for one example, hypothesis by hypothesis, as transformers 4.2 has it."""
+    """Beam search for one example, one hypothesis at a time, as in transformers 4.2."""
     limit, size = decoding.max_new_tokens + 1, decoding.num_beams
     open_beams: list[tuple[float, list[int]]] = [(0.0, [start])]
     finished: list[tuple[float, list[int]]] = []
@@ -39,9 +39,9 @@ def beam_search(
             candidates += [(total + score, ids, token) for token, score in enumerate(following)]
         candidates = sorted(candidates, key=lambda entry: -entry[0])[: 2 * size]
         open_beams = []
-        for place, (total, ids, token) in enumerate(candidates):
+        for rank, (total, ids, token) in enumerate(candidates):
             if token == end:
-                if place < size:
+                if rank < size:
                     finished.append((total / length, ids))
             elif len(open_beams) < size:
                 open_beams.append((total, [*ids, token]))

@@ -1,5 +1,4 @@
-"""Chromium without a window, spoken to over its own protocol: what a page logs, fetches and
-measures."""
+"""Headless Chromium, driven over its DevTools protocol: what a page logs, fetches and measures."""
 
 from __future__ import annotations
 
@@ -33,27 +32,26 @@ class Seen:
     logged: list[str] = field(default_factory=list)
     """Errors and messages of the console."""
     requested: list[str] = field(default_factory=list)
-    """Addresses that were fetched, those of `data:` left out; the first is the page's."""
+    """Addresses that were fetched, without `data:` URLs; the first is the page's."""
     values: list[Any] = field(default_factory=list)
-    """Of the expressions, in order."""
+    """Values of the expressions, in order."""
     screenshot: bytes = b""
     """PNG of the whole page."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How a page is looked at."""
+    """How the browser shows a page."""
 
     width: int = 1280
     dark: bool = False
     scale: float = 1
     scripts: bool = True
-    """Whether those of the page run; expressions always do."""
+    """False: the page's scripts do not run; expressions always do."""
 
 
 def visit(address: str, *expressions: str, **setting: Any) -> Seen:
-    """Open a page in a `Setting`, and evaluate expressions in it once it is loaded; promises are
-    waited for."""
+    """Open a page in a `Setting`; evaluate expressions once it has loaded, and await promises."""
     assert PROGRAM is not None
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         browser = subprocess.Popen(
@@ -85,7 +83,7 @@ async def converse(
 
 
 async def look_at(tab: Tab, address: str, expressions: tuple[str, ...], setting: Setting) -> Seen:
-    """Load the page and ask."""
+    """Load the page and evaluate the expressions."""
     for domain in ("Page", "Network", "Runtime", "Log"):
         await tab.call(f"{domain}.enable")
     size = {"width": setting.width, "height": 844, "deviceScaleFactor": setting.scale}
@@ -112,30 +110,30 @@ class Tab:
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self.socket = socket
-        self.number = 0
+        self.last_id = 0
         self.events: set[str] = set()
         self.seen = Seen()
 
     async def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Ask for something; its result."""
-        self.number += 1
-        await self.socket.send_json({"id": self.number, "method": method, "params": parameters})
+        """Call a method of the protocol; its result."""
+        self.last_id += 1
+        await self.socket.send_json({"id": self.last_id, "method": method, "params": parameters})
         while True:
             message = await self.receive()
-            if message.get("id") == self.number:
+            if message.get("id") == self.last_id:
                 assert "error" not in message, message
                 result: dict[str, Any] = message["result"]
                 return result
 
     async def receive(self) -> dict[str, Any]:
-        """The next message, noted where it is an event."""
+        """Receive the next message, and record it if it is an event."""
         message: dict[str, Any] = await self.socket.receive_json()
-        method, told = message.get("method", ""), message.get("params", {})
+        method, parameters = message.get("method", ""), message.get("params", {})
         self.events.add(method)
         if method in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded"):
-            self.seen.logged.append(str(told))
+            self.seen.logged.append(str(parameters))
         if method == "Network.requestWillBeSent":
-            url = told["request"]["url"]
+            url = parameters["request"]["url"]
             if not url.startswith("data:"):
                 self.seen.requested.append(url)
         return message

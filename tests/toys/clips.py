@@ -17,30 +17,26 @@ from vlds.tasks import VideoCaption, VideoQA
 from vlds.vision import StoredFeatures
 
 CLIP_FRAMES = 4
-
-
 CLIP_DIM = 6
 
 
 def clips(kind: str) -> Iterator[SampleRecord]:
     """Twelve clips; two questions with three choices, or two descriptions each."""
-    for number in range(12):
-        array = (
-            np.random.default_rng(number).normal(size=(CLIP_FRAMES, CLIP_DIM)).astype(np.float16)
-        )
+    for index in range(12):
+        array = np.random.default_rng(index).normal(size=(CLIP_FRAMES, CLIP_DIM)).astype(np.float16)
         buffer = io.BytesIO()
         np.save(buffer, array)
         asked = {"question": "what is it ?", "choices": ["red", "green", "blue"], "span": "0-1"}
         annotations: dict[str, list[dict[str, Any]]] = {
-            "video_qa": [{"id": f"q{number}-{n}", "answer_index": n, **asked} for n in range(2)],
-            "video_caption": [{"id": f"d{number}-{n}", "caption": "it is red"} for n in range(2)],
+            "video_qa": [{"id": f"q{index}-{n}", "answer_index": n, **asked} for n in range(2)],
+            "video_caption": [{"id": f"d{index}-{n}", "caption": "it is red"} for n in range(2)],
         }
         yield SampleRecord(
-            id=f"clip-{number}",
+            id=f"clip-{index}",
             members=[("features.npy", buffer.getvalue())],
             json={
                 "annotations": annotations[kind],
-                "subtitles": [{"text": f"that is {'now ' * (number % 4)}", "start": 0, "end": 1}],
+                "subtitles": [{"text": f"that is {'now ' * (index % 4)}", "start": 0, "end": 1}],
                 "span": [0.0, 1.5],
             },
         )

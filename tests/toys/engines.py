@@ -1,4 +1,4 @@
-"""A tiny run, made in the test: recipe, global batches that are cut for ranks, and an engine."""
+"""Engines on tiny models: a case with its recipe, global batches and their micro-batches."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TASKS: dict[str, Task] = {"vqa": VQA(), "caption": Caption(), "gqa": GQA()}
 NUM_EXAMPLES = 16
 RATE = 1e-2
 EPS = 1e-4
-"""AdamW's: far above the rounding noise of a gradient, which it would blow up to whole steps."""
+"""AdamW's eps, far above the rounding noise of gradients, which would else become whole steps."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Case:
     micro_batch_size: int | None = None
     method: Method = field(default_factory=lambda: Adapter(sharing="multiple", reduction=4))
     others: dict[str, Method] = field(default_factory=dict)
-    """Methods beside it, by name."""
+    """More methods, by name."""
     visual_rate: float | None = None
     clip_norm: float = 0.0
     weight_decay: float = 0.01
@@ -56,7 +56,7 @@ class Case:
     persistence: int = 0
     """Tensors with fewer numbers stay whole; at 0 even these tiny ones are partitioned."""
     offload: bool = False
-    """Masters and moments lie in the CPU's memory, at stage 3 the weights too."""
+    """Masters and moments are in CPU memory, at stage 3 the weights too."""
 
 
 def make_case(folder: Path, **fields: Any) -> Case:
@@ -78,7 +78,7 @@ def make_case(folder: Path, **fields: Any) -> Case:
     return case
 
 
-def recipe(case: Case) -> Recipe:
+def case_recipe(case: Case) -> Recipe:
     """Adapters and the visual embedding of a tiny model train; no dropout."""
     folder = Path(case.folder)
     return Recipe(
@@ -112,15 +112,15 @@ def recipe_model(run: Recipe) -> VLModel:
     return build_model(run.model, list(run.tasks), run.training.dtype, Words())
 
 
-def engine(case: Case) -> tuple[Engine, BatchCut]:
+def start_engine(case: Case) -> tuple[Engine, BatchCut]:
     """An engine around the case's model on the ranks of this process's pool, at rate RATE."""
-    run = recipe(case)
+    run = case_recipe(case)
     ranks = start_ranks(60)
     cut = cut_batches(run, ranks.world_size)
     model = recipe_model(run)
     config = complete_deepspeed_config(Path(run.training.deepspeed), run, cut)
     groups = parameter_groups(model, run)
-    made = Engine(
+    engine = Engine(
         model,
         groups,
         config,
@@ -129,8 +129,8 @@ def engine(case: Case) -> tuple[Engine, BatchCut]:
         eps=EPS,
         parts=case.parts,
     )
-    set_learning_rate(made.parameter_groups, 1.0)
-    return made, cut
+    set_learning_rate(engine.parameter_groups, 1.0)
+    return engine, cut
 
 
 def global_batch(seed: int, tasks: Sequence[int] | None = None, size: int = NUM_EXAMPLES) -> Batch:
@@ -157,7 +157,7 @@ def global_batch(seed: int, tasks: Sequence[int] | None = None, size: int = NUM_
 
 
 def part_of(batch: Batch, rows: slice) -> Batch:
-    """Some examples of a batch, without the padding that only the others needed."""
+    """Some rows of a batch, cut to the lengths that they need."""
     assert batch.labels is not None
     per_example = {
         f.name: value[rows]
@@ -174,20 +174,20 @@ def part_of(batch: Batch, rows: slice) -> Batch:
     return replace(batch, **(per_example | widths | {"ids": batch.ids[rows]}))
 
 
-def own_micro_batches(batch: Batch, made: Engine, cut: BatchCut) -> list[Batch]:
+def own_micro_batches(batch: Batch, engine: Engine, cut: BatchCut) -> list[Batch]:
     """This rank's part of a global batch, cut as the training stream cuts it."""
-    pieces = cut.pieces(len(batch), made.ranks.global_rank)
+    pieces = cut.pieces(len(batch), engine.ranks.global_rank)
     return [part_of(batch, slice(p.start, p.stop)) if p else stand_in(batch) for p in pieces]
 
 
 def stand_in(batch: Batch) -> Batch:
-    """What a rank without a row of its own computes."""
+    """The micro-batch of a rank that has no row: one row that does not count."""
     first = part_of(batch, slice(0, 1))
     return replace(first, valid=torch.zeros_like(first.valid))
 
 
 def start_deepspeed() -> None:
-    """Let DeepSpeed take the process group, without building its own operations for the CPU."""
+    """Initialize DeepSpeed on the process group, without building its CPU operations."""
     import deepspeed
     import deepspeed.ops
 
@@ -196,7 +196,7 @@ def start_deepspeed() -> None:
 
 
 def whole_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """All tensors, gathered from their parts."""
+    """All tensors of a partitioned model, gathered."""
     import deepspeed
 
     with deepspeed.zero.GatheredParameters(list(model.parameters())):

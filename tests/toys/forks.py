@@ -1,4 +1,4 @@
-"""Processes that start in no time: one that has imported everything forks them.
+"""Processes that start at once: a process that has imported everything forks them.
 
 A cold process imports for seconds. The fork is sound: the process that forks has one thread and
 has run no tensor operation.
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Child:
-    """A process in a session of its own, and what has become of it."""
+    """A process with its own session."""
 
     pid: int
 

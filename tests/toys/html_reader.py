@@ -1,4 +1,4 @@
-"""Reads a page as a browser would: tags, text, tables."""
+"""Read a page without a browser: its tags, text and tables, and what its script shows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ VOID = {"meta", "img", "br", "line", "circle", "polyline", "link", "input", "hr"
 
 
 class Reader(HTMLParser):
-    """Collects tags and text, and checks that what opens also closes."""
+    """Collects tags and text, and checks that every tag is closed."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -21,7 +21,7 @@ class Reader(HTMLParser):
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
         self.tables: list[list[list[str]]] = []
-        """Rows of cells of each table; a cell's lines are parted by blanks."""
+        """Rows of cells of each table; a cell's lines are joined by blanks."""
         self.scripts: list[tuple[dict[str, str | None], str]] = []
         """Attributes and text of each script."""
         self.feed(page)
@@ -53,7 +53,7 @@ class Reader(HTMLParser):
             self.tables[-1][-1][-1] = f"{cell} {data}".strip()
 
     def attributes(self, tag: str) -> list[dict[str, str | None]]:
-        """Those of every such tag."""
+        """Attributes of every such tag."""
         return [attributes for name, attributes in self.tags if name == tag]
 
 
@@ -64,7 +64,7 @@ SMALL_DOM = Path(__file__).with_name("small_dom.js")
 
 
 def explored(page: str, folder: Path, *acts: tuple[str, str]) -> list[dict[str, Any]]:
-    """What the page shows at first and after each act: (id of a control, what is set or "")."""
+    """What the page shows at first and after each act: (id of a control, its new value or "")."""
     assert NODE is not None
     (_, data), (_, script) = Reader(page).scripts
     file = folder / "acts.json"

@@ -13,22 +13,22 @@ FORM = {"Content-Type": f'multipart/form-data; boundary="{BOUNDARY}"'}
 
 
 class Reply(NamedTuple):
-    """What came back."""
+    """An answer of the server."""
 
     status: int
     headers: http.client.HTTPMessage
     text: str
 
     @property
-    def told(self) -> dict[str, Any]:
-        """Its JSON."""
+    def json(self) -> dict[str, Any]:
+        """The answer, read from its JSON."""
         assert self.headers["Content-Type"] == "application/json; charset=utf-8"
-        told: dict[str, Any] = json.loads(self.text)
-        return told
+        answer: dict[str, Any] = json.loads(self.text)
+        return answer
 
 
 def form_of(*fields: tuple[str, bytes]) -> bytes:
-    """A body of multipart/form-data."""
+    """The body of a multipart/form-data request."""
     parts = [
         f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"; filename="x"\r\n'
         f"Content-Type: application/octet-stream\r\n\r\n".encode()
@@ -46,7 +46,7 @@ def ask(
     path: str = "/answer",
     **headers: str,
 ) -> Reply:
-    """One request; names of headers have _ for -."""
+    """Send one request; names of headers have _ for -."""
     connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=60)
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     connection.request(method, path, body, (FORM if body else {}) | named)

@@ -1,4 +1,4 @@
-"""A real run through the launcher, which a test may disturb."""
+"""A real run through the launcher, with processes that a test may disturb."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Launch:
         )
 
     def wait_for_step(self, step: int) -> None:
-        """Until the run has told of this step."""
+        """Wait until this step is in the run's metrics."""
         deadline = time.monotonic() + 150
         while last_step(self.run) < step:
             assert self.process.poll() is None, self.end()[1]
@@ -46,8 +46,10 @@ class Launch:
     def ranks(self) -> list[psutil.Process]:
         """The two processes that train."""
         below = psutil.Process(self.process.pid).children(recursive=True)
-        found = [p for p in below if any(word.startswith("--local_rank=") for word in words_of(p))]
-        return [p for p in found if "deepspeed.launcher.launch" not in words_of(p)]
+        trainers = [
+            p for p in below if any(word.startswith("--local_rank=") for word in words_of(p))
+        ]
+        return [p for p in trainers if "deepspeed.launcher.launch" not in words_of(p)]
 
     def end(self) -> tuple[int, str]:
         """Exit code and output."""
@@ -59,14 +61,14 @@ class Launch:
 
 
 def words_of(process: psutil.Process) -> list[str]:
-    """A process's command line; nothing of one that has ended meanwhile."""
+    """Command line of a process; empty if it has ended."""
     with contextlib.suppress(psutil.Error):
         return process.cmdline()
     return []
 
 
 def last_step(run: Path) -> int:
-    """The last step in a run's metrics, 0 where there is none."""
+    """The last step in a run's metrics; 0 without any."""
     file = run / "metrics.jsonl"
     lines = file.read_text().split("\n")[:-1] if file.exists() else []
     return max((json.loads(line)["step"] for line in lines), default=0)

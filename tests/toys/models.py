@@ -1,4 +1,4 @@
-"""Tiny models and batches, made in the test."""
+"""Tiny backbones, models, batches and a tokenizer of numbered words."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Words:
 
 
 def hf_config(family: type[Backbone], vocabulary: int = VOCABULARY) -> dict[str, Any]:
-    """A tiny model of the family."""
+    """Config of a tiny model of the family."""
     if family is T5:
         return {
             "model_type": "t5", "vocab_size": vocabulary, "d_model": 16, "d_kv": 4, "d_ff": 24,
@@ -55,15 +55,14 @@ def hf_config(family: type[Backbone], vocabulary: int = VOCABULARY) -> dict[str,
 
 
 def backbone(family: type[Backbone], folder: Path, **fields: Any) -> Backbone:
-    """A backbone with random weights."""
+    """A backbone with random weights, whose config is written to the folder."""
     file = folder / f"{family.__name__}.json"
     file.write_text(json.dumps(hf_config(family)), encoding="utf-8")
     return family(config=str(file), extra_tokens=0, visual_tokens=12, **fields)
 
 
 def saved_backbone(family: type[Backbone], folder: Path, vocabulary: int = 40) -> Backbone:
-    """A backbone whose weights lie in a folder, with fewer vocabulary rows than the tokenizer
-    has."""
+    """A backbone saved in a folder, with fewer vocabulary rows than the tokenizer has."""
     torch.manual_seed(5)
     config = family.config_class.from_dict(hf_config(family, vocabulary))
     family.model_class(config).save_pretrained(folder)
@@ -71,8 +70,7 @@ def saved_backbone(family: type[Backbone], folder: Path, vocabulary: int = 40) -
 
 
 def save_own_head(family: type[Backbone], folder: Path, vocabulary: int = 40) -> nn.Module:
-    """A model whose head is not its token table, such as FLAN-T5; it is also written to a folder,
-    with the config that its makers give it."""
+    """A model whose head is not its token table, as in FLAN-T5; also saved in a folder."""
     torch.manual_seed(5)
     fields = hf_config(family, vocabulary) | {"tie_word_embeddings": False}
     if family is T5:
@@ -98,7 +96,7 @@ def build(
     seed: int = 0,
     **fields: Any,
 ) -> VLModel:
-    """A model from stored features of 3 x 3 cells, unless another encoder is given."""
+    """A model; by default its pictures are stored features of 3 x 3 cells."""
     config = ModelConfig(
         seed=seed,
         backbone=source,
@@ -111,8 +109,8 @@ def build(
 
 
 def batch(tasks: Sequence[int] = (0, 1, 0, 2), seed: int = 0) -> Batch:
-    """Examples of unlike lengths about three images; the last example has two, the first two share
-    one."""
+    """Examples of different lengths about three images; the first two share an image, the last has
+    two."""
     generator = torch.Generator().manual_seed(seed)
     num, longest, targets = len(tasks), 7, 5
     lengths = torch.tensor([longest - n % 3 for n in range(num)])

@@ -32,5 +32,5 @@ def prepare(
 
 def questions(*pictures: str) -> str:
     """A table with a different question about each picture."""
-    lines = [f"{name},what is {number}?,x" for number, name in enumerate(pictures)]
+    lines = [f"{name},what is {index}?,x" for index, name in enumerate(pictures)]
     return "\n".join(["image,question,answer", *lines]) + "\n"

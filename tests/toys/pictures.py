@@ -1,4 +1,4 @@
-"""Small pictures with the traps of real ones, made on the spot; and a look into what was packed."""
+"""Small pictures with the traps of real ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TURNED_LEFT = 6
 
 
 def jpeg(mode: str = "RGB", width: int = 40, height: int = 24, **options: Any) -> bytes:
-    """A JPEG with a gradient, so that a turn can be seen."""
+    """A JPEG with a gradient, so that a rotation shows."""
     buffer = io.BytesIO()
     gradient(width, height).convert(mode).save(buffer, "JPEG", quality=90, **options)
     return buffer.getvalue()
@@ -33,12 +33,12 @@ def orientation(value: Any) -> bytes:
 
 
 def png(mode: str = "RGB", width: int = 40, height: int = 24) -> bytes:
-    """A PNG of any mode, palette and transparency included."""
+    """A PNG of any mode, palettes and transparency included."""
     return encoded("PNG", mode, width, height)
 
 
 def encoded(form: str, mode: str = "RGB", width: int = 40, height: int = 24, **more: Any) -> bytes:
-    """A picture in one of Pillow's formats."""
+    """A picture with a gradient, in one of Pillow's formats."""
     buffer = io.BytesIO()
     gradient(width, height).convert(mode).save(buffer, form, **more)
     return buffer.getvalue()

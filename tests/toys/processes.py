@@ -1,4 +1,4 @@
-"""Waiting for processes of others."""
+"""Waiting for other processes, and one that locks a folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import psutil
 
 
 def until(condition: Callable[[], bool], seconds: float) -> None:
-    """Wait until something is so; it must be within `seconds`."""
+    """Wait until the condition is true; fail after so many seconds."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"still waiting after {seconds} s"
@@ -40,7 +40,7 @@ with folder_lock(Path(sys.argv[1])):
 
 @contextmanager
 def holder(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds the folder."""
+    """Another process that has locked the folder."""
     words = [sys.executable, "-c", HOLDER, str(folder)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -15,14 +15,14 @@ from vlds.training.prepare import prepare
 
 
 def check_complaint(recipe: Recipe, world_size: int = 2, resume: bool = False) -> str:
-    """What the check before training says."""
+    """The message of the check before training, which must fail."""
     with pytest.raises(ValueError) as error:  # noqa: PT011 (each test looks at the message)
         prepare(recipe, ranks_of(world_size), resume)
     return str(error.value)
 
 
 def ranks_of(world_size: int) -> Ranks:
-    """The first of so many ranks."""
+    """Rank 0 of `world_size` ranks."""
     return Ranks(0, 0, world_size, world_size, torch.device("cpu"))
 
 

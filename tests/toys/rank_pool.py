@@ -32,7 +32,7 @@ import vlds.launch.rank
 from tests.toys.forks import ROOT, Child, free_port, rank_environment, start
 
 GRACE_S = 2.0
-"""How long the others may take to answer once one has failed: they may wait for it for ever."""
+"""Time for the other ranks to answer after one has failed: they may wait for it for ever."""
 
 
 class RankError(AssertionError):
@@ -84,13 +84,13 @@ class RankPool:
         self.close()
         self._folder = Path(tempfile.mkdtemp(prefix="vlds-ranks-"))
         port = free_port()
-        for number in range(self.world_size):
+        for rank in range(self.world_size):
             ours, theirs = Pipe()
             process = start(
                 _rank,
                 self._folder / "store",
-                log=self._log(number),
-                environment=rank_environment(number, self.world_size, port),
+                log=self._log(rank),
+                environment=rank_environment(rank, self.world_size, port),
                 handle=theirs.fileno(),
             )
             theirs.close()
@@ -108,32 +108,32 @@ class RankPool:
                 break
             for connection in ready:
                 assert isinstance(connection, Connection)
-                number = open_ones[connection]
+                rank = open_ones[connection]
                 try:
-                    answers[number] = pickle.loads(connection.recv_bytes())
+                    answers[rank] = pickle.loads(connection.recv_bytes())
                 except (EOFError, ConnectionError):
-                    code = self._processes[number].exit_code(GRACE_S)
-                    answers[number] = (False, f"died with code {code}\n{self._tail(number)}")
-                if not answers[number][0]:
+                    code = self._processes[rank].exit_code(GRACE_S)
+                    answers[rank] = (False, f"died with code {code}\n{self._tail(rank)}")
+                if not answers[rank][0]:
                     deadline = min(deadline, time.monotonic() + GRACE_S)
         return answers
 
-    def _stacks_of(self, numbers: list[int], reason: str) -> list[str]:
-        for number in numbers:
+    def _stacks_of(self, ranks: list[int], reason: str) -> list[str]:
+        for rank in ranks:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self._processes[number].pid, signal.SIGUSR1)
+                os.kill(self._processes[rank].pid, signal.SIGUSR1)
         time.sleep(0.5)
-        return [f"global_rank {number}: {reason}\n{self._tail(number)}" for number in numbers]
+        return [f"global_rank {rank}: {reason}\n{self._tail(rank)}" for rank in ranks]
 
-    def _log(self, number: int) -> Path:
-        return self._folder / f"{number}.log"
+    def _log(self, rank: int) -> Path:
+        return self._folder / f"{rank}.log"
 
-    def _tail(self, number: int) -> str:
-        return self._log(number).read_text(errors="replace")[-4000:]
+    def _tail(self, rank: int) -> str:
+        return self._log(rank).read_text(errors="replace")[-4000:]
 
 
 def _load(name: str, file: str) -> Any:
-    """The module of a job, under the name that pytest gave it, so that pickles agree."""
+    """The module of a job, under the name it has in pytest, so that pickles match."""
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, file)
         assert spec is not None

@@ -36,7 +36,7 @@ def with_task(recipe: Recipe, name: str, **changes: Any) -> Recipe:
 
 
 def short_recipe(world: Path, output: Path, stage: int) -> Recipe:
-    """Ten steps, a state after each second, no evaluation."""
+    """Ten steps, a state after every second one, no evaluation."""
     recipe = world_recipe(world, output, stage)
     silent = {name: replace(task, evaluate=[]) for name, task in recipe.tasks.items()}
     training = replace(recipe.training, save_every=2, collective_timeout=30)
@@ -44,7 +44,7 @@ def short_recipe(world: Path, output: Path, stage: int) -> Recipe:
 
 
 def train_words(recipe: Recipe, *words: str) -> list[str]:
-    """The command line that trains a recipe, which is written beside its run."""
+    """Write a recipe next to its run's folder; the command line of `vlds` that trains it."""
     run = Path(recipe.output)
     file = run.with_name(f"{run.name}.yaml")
     save_recipe(recipe, file)

@@ -1,4 +1,4 @@
-"""A run folder with everything in it, made on the spot."""
+"""A run folder with every file that a report reads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vlds.report.read.scores import Scores, TaskScores
 
 TASKS = {"vqa": "vqa_accuracy", "gqa": "accuracy", "nlvr": "accuracy", "caption": "word_f1"}
 COLUMNS = ("majority", "frozen", "norms only", "adapters")
-"""The last one is the run's own."""
+"""The last one belongs to the run itself."""
 NASTY = '<script>alert("x")</script> & $5_000^2'
 
 SCORES = Scores(
@@ -23,8 +23,8 @@ SCORES = Scores(
     {
         task: TaskScores(
             {
-                label: {"CIDEr": 4.5, metric: 0.2 + 0.2 * place, f"{metric}/part/yes/no": 0.5}
-                for place, label in enumerate(COLUMNS)
+                label: {"CIDEr": 4.5, metric: 0.2 + 0.2 * position, f"{metric}/part/yes/no": 0.5}
+                for position, label in enumerate(COLUMNS)
                 if (task, label) != ("caption", "majority")
             },
             examples=1234,
@@ -56,7 +56,7 @@ def picture(color: tuple[int, int, int]) -> bytes:
 
 
 def write_report_run(folder: Path) -> Path:
-    """Write metrics.jsonl, scores.json, gallery/, recipe.yaml."""
+    """Write metrics.jsonl, scores.json, gallery/ and recipe.yaml."""
     folder.mkdir(parents=True)
     facts = {"bytes_per_rank": SCORES.bytes_per_rank, "trainable": SCORES.trainable}
     lines: list[dict] = [{"step": 0, **facts}]
@@ -69,7 +69,7 @@ def write_report_run(folder: Path) -> Path:
             lines.append({"step": step, "scores": scores})
     write_lines(folder / "metrics.jsonl", lines)
     write_scores(folder, STORED)
-    captions = [f"caption {number}" for number in range(7)]
+    captions = [f"caption {index}" for index in range(7)]
     write_gallery(
         folder,
         [

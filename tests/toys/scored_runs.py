@@ -1,4 +1,4 @@
-"""Run folders whose predictions are of real shards, scored by the real tasks."""
+"""Run folders with predictions on real shards, scored by the real tasks."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ class Runs:
 
 
 def lines_of(task: Task, wrong_every: int, shift: int = 0) -> list[Line]:
-    """A line an example: all answers right but each `wrong_every`th, the first one at `shift`."""
+    """A line per example; every `wrong_every`th answer is wrong, the first of them at `shift`."""
     lines = []
-    for number, (key, sample, reference) in enumerate(references_of(task)):
-        wrong = number % wrong_every == shift
+    for index, (key, sample, reference) in enumerate(references_of(task)):
+        wrong = index % wrong_every == shift
         right = reference[0] if isinstance(reference, list) else task.answer_of(reference)
-        told = "no idea" if wrong else right
-        line = {"id": key, "sample": sample, "prediction": told, "reference": reference}
+        prediction = "no idea" if wrong else right
+        line = {"id": key, "sample": sample, "prediction": prediction, "reference": reference}
         lines.append(line)
     return lines
 
 
 def references_of(task: Task) -> Iterator[tuple[str, str, Any]]:
     """Ids, samples and references of a task's evaluation data."""
-    for place in task.evaluate:
-        dataset = open_dataset(place)
-        for number in range(dataset.num_samples):
-            sample = dataset.read(number)
+    for path in task.evaluate:
+        dataset = open_dataset(path)
+        for index in range(dataset.num_samples):
+            sample = dataset.read(index)
             whole = task.unit == "sample"
             for annotation in [None] if whole else range(len(sample.annotations)):
                 example = task.example("any", sample, annotation, None)
@@ -51,7 +51,7 @@ def references_of(task: Task) -> Iterator[tuple[str, str, Any]]:
 
 
 def scored_recipe(world: Path, output: Path) -> Recipe:
-    """The world's recipe by exact match, with captions evaluated as well, by word F1."""
+    """The world's recipe with exact match for vqa, and captions evaluated by word F1."""
     recipe = world_recipe(world, output)
     vqa = replace(recipe.tasks["vqa"], headline="exact_match")
     caption = replace(
@@ -69,47 +69,46 @@ def write_scored_run(
 ) -> Path:
     """A run of ten steps that was evaluated after the last one; with step None by
     `vlds evaluate`, which logs no scores."""
-    place = folder / "predictions" / ("" if step is None else f"step-{step:08d}")
-    place.mkdir(parents=True)
-    for task, found in lines.items():
-        write_predictions(place / f"{task}.jsonl", found)
+    predictions = folder / "predictions" / ("" if step is None else f"step-{step:08d}")
+    predictions.mkdir(parents=True)
+    for task, of_task in lines.items():
+        write_predictions(predictions / f"{task}.jsonl", of_task)
     save_recipe(recipe, folder / "recipe.yaml")
-    told: list[Line] = [
+    metrics: list[Line] = [
         {
             "step": 0,
             "bytes_per_rank": {"frozen": 2_000_000, "trainable": 500_000},
             "trainable": {"total": 1000, "trainable": 40, "percent": 4.0, "by_part": {}},
         }
     ]
-    told += [
+    metrics += [
         {"step": n, "loss": 3 / n, "loss/vqa": 2 / n, "samples_per_second": 100.0 + n}
         for n in range(1, 11)
     ]
     if step is not None:
-        found = scores if scores is not None else score(recipe, lines)
-        told.append({"step": step, "scores": found})
-    write_lines(folder / "metrics.jsonl", told)
+        metrics.append({"step": step, "scores": score(recipe, lines) if scores is None else scores})
+    write_lines(folder / "metrics.jsonl", metrics)
     return folder
 
 
 def score(recipe: Recipe, lines: Mapping[str, Sequence[Line]]) -> dict[str, dict[str, float]]:
-    """What the recipe's tasks make of the predictions."""
+    """Scores of the predictions by the recipe's tasks."""
     return {
         name: recipe.tasks[name].score(
-            {line["id"]: line["prediction"] for line in found},
-            {line["id"]: line["reference"] for line in found},
+            {line["id"]: line["prediction"] for line in of_task},
+            {line["id"]: line["reference"] for line in of_task},
         )
-        for name, found in lines.items()
+        for name, of_task in lines.items()
     }
 
 
 def write_predictions(path: Path, lines: Sequence[Line]) -> None:
-    """A task's file, whose lines say how many there are."""
+    """Write a task's predictions; each line says how many there are."""
     write_lines(path, [line | {"of": len(lines)} for line in lines])
 
 
 def vqa_run(world: Path, folder: Path, wrong_every: int, shift: int = 0) -> Path:
-    """A run with the one task vqa."""
+    """A run with vqa as its only task."""
     recipe = world_recipe(world, folder)
     task = recipe.tasks["vqa"]
     assert isinstance(task, VQA)
@@ -117,7 +116,7 @@ def vqa_run(world: Path, folder: Path, wrong_every: int, shift: int = 0) -> Path
 
 
 def with_data(run: Path, data: str) -> Path:
-    """The run, whose predictions say what data they are of."""
+    """Record in the run's predictions on which data they were made."""
     for file in run.glob("predictions/**/*.jsonl"):
         write_lines(file, [line | {"data": data} for line in read_lines(file)])
     return run

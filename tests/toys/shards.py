@@ -1,4 +1,4 @@
-"""Small data sets for `verify`, healthy ones and such as our writer would not write."""
+"""Small data sets: healthy ones, ones that our writer would refuse, and what is in them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def annotation(number: int | str) -> dict[str, Any]:
 
 
 def record(number: int, picture: bytes | None = None, **fields: Any) -> SampleRecord:
-    """Two annotations: 10 * number and the next."""
+    """A sample with the annotations 10 * number and 10 * number + 1."""
     content = {"annotations": [annotation(10 * number), annotation(10 * number + 1)], **fields}
     return SampleRecord(id=f"image{number}", members=[("jpg", picture or jpeg())], json=content)
 
@@ -54,7 +54,7 @@ def write_shards(out: Path, records: Sequence[SampleRecord | Dropped]) -> Path:
 
 
 def by_hand(out: Path, shards: Sequence[Sequence[tuple[str, Any]]], indexed: bool = True) -> Path:
-    """Shards that our writer would not write; indexed by what stands side by side."""
+    """Write shards that our writer would refuse: (name, bytes or JSON) of each member."""
     out.mkdir()
     infos = []
     for number, content in enumerate(shards):
@@ -66,9 +66,9 @@ def by_hand(out: Path, shards: Sequence[Sequence[tuple[str, Any]]], indexed: boo
                 header.size = len(data)
                 tar.addfile(header, io.BytesIO(data))
         data = path.read_bytes()
-        found = list(members(lambda o, n, data=data: data[o : o + n], 0, None))
-        groups = [list(g) for _, g in groupby(found, lambda member: split_name(member.name)[0])]
-        offsets = [group[0].header for group in groups] + [found[-1].end]
+        entries = list(members(lambda o, n, data=data: data[o : o + n], 0, None))
+        groups = [list(g) for _, g in groupby(entries, lambda member: split_name(member.name)[0])]
+        offsets = [group[0].header for group in groups] + [entries[-1].end]
         counts = [Counts(1, sum(m.name.endswith("jpg") for m in group)) for group in groups]
         index = ShardIndex.of(offsets, counts, tar_checksums(path, offsets))
         infos.append(describe_shard(path, index))
@@ -102,8 +102,9 @@ def flip(path: Path, offset: int) -> None:
 
 
 def offsets(folder: Path, shard: int = 0) -> list[int]:
-    found: list[int] = load_index(folder, DatasetInfo.load(folder).shards[shard]).offsets.tolist()
-    return found
+    index = load_index(folder, DatasetInfo.load(folder).shards[shard])
+    positions: list[int] = index.offsets.tolist()
+    return positions
 
 
 def grid(**options: Any) -> np.ndarray:
@@ -111,7 +112,7 @@ def grid(**options: Any) -> np.ndarray:
 
 
 def packed(folder: Path) -> dict[str, Sample]:
-    """Every sample of a packed data set by its id, read as a run reads it."""
+    """Id -> sample of a packed data set, read as a run reads it."""
     dataset = open_dataset(folder)
     samples = [dataset.read(number) for number in range(dataset.num_samples)]
     assert len({sample.id for sample in samples}) == len(samples)
@@ -119,5 +120,5 @@ def packed(folder: Path) -> dict[str, Sample]:
 
 
 def find_annotation(samples: Mapping[str, Sample], wanted: str) -> Mapping[str, Any]:
-    """The annotation of that id, whichever sample holds it."""
+    """The annotation with that id, whichever sample it belongs to."""
     return next(a for sample in samples.values() for a in sample.annotations if a["id"] == wanted)

@@ -28,7 +28,7 @@ SPEC = ImageSpec(height=8, width=12)
 
 @dataclass(frozen=True)
 class ToyTask:
-    """Question -> answer; training appends a drawn number to the prompt, to make draws visible."""
+    """Question -> answer; in training the prompt ends with a random number, to show the draws."""
 
     unit: Literal["annotation", "sample"] = "annotation"
     max_prompt_tokens: int = 12
@@ -69,18 +69,18 @@ def records(
     name: str, num_samples: int, pictures: Callable[[int], bytes] = noise
 ) -> Iterator[SampleRecord]:
     """Samples with 1 to 5 annotations each."""
-    for number in range(num_samples):
+    for index in range(num_samples):
         annotations = [
             {
-                "id": f"{name}-{number}-{q}",
-                "question": f"what is {q} of {number}",
+                "id": f"{name}-{index}-{q}",
+                "question": f"what is {q} of {index}",
                 "answer": f"a {q}",
             }
-            for q in range(1 + number % 5)
+            for q in range(1 + index % 5)
         ]
         yield SampleRecord(
-            id=f"{name}-{number}",
-            members=[("png", pictures(number))],
+            id=f"{name}-{index}",
+            members=[("png", pictures(index))],
             json={"annotations": annotations, "size": [[16, 16]]},
         )
 
@@ -92,7 +92,7 @@ def train_stream(
     micro_batch_size: int | None = None,
     **changes: Any,
 ) -> TrainStream:
-    """A stream of global batches of 8, unless told otherwise."""
+    """A stream of global batches of 8 by default."""
     cut = BatchCut(world_size, micro_batch_size)
     return TrainStream(
         sources, *stream_options({"seed": 5, "global_batch_size": 8, "cut": cut} | changes)
@@ -100,7 +100,7 @@ def train_stream(
 
 
 def stream_options(given: dict[str, Any]) -> tuple[DataConfig, StreamSetup]:
-    """Options of a stream, each where it belongs."""
+    """Split options of a stream into its config and its setup."""
     of_config = {field.name for field in fields(DataConfig)}
     config = {name: value for name, value in given.items() if name in of_config}
     setup = {name: value for name, value in given.items() if name not in of_config}
@@ -111,7 +111,7 @@ def stream_options(given: dict[str, Any]) -> tuple[DataConfig, StreamSetup]:
 
 
 def all_ids(dataset: Dataset) -> list[str]:
-    """Ids of all annotations, as they lie in the shards."""
+    """Ids of all annotations, in the order of the shards."""
     samples = (dataset.read(n) for n in range(dataset.num_samples))
     return [annotation["id"] for sample in samples for annotation in sample.annotations]
 
@@ -120,7 +120,7 @@ Rows = list[tuple[str, list[int], int]]
 
 
 def rows_of(batch: Batch) -> Rows:
-    """Id, tokens (the drawn number among them) and a pixel sum of each row."""
+    """Id, tokens (with the random number) and sum of the pixels of each row."""
     assert batch.images is not None
     sums = batch.images.sum((1, 2, 3))[batch.image_index[:, 0]]
     return list(zip(batch.ids, batch.input_ids.tolist(), sums.tolist(), strict=True))
@@ -139,7 +139,7 @@ def global_batches(
     state: dict[str, object] | None = None,
     **options: object,
 ) -> tuple[list[Rows], dict[str, object]]:
-    """The rows that count of each global batch, rank by rank, and the state after them."""
+    """The valid rows of each global batch, in order of ranks, and the state after them."""
     streams = [
         train_stream(
             sources, micro_batch_size=micro, world_size=world_size, global_rank=n, **options
@@ -202,6 +202,6 @@ def red_source(folder: str | Path, cache: ShardCache | None = None) -> Source:
 
 
 def epoch_rows(folder: str | Path, cache: ShardCache | None = None, **options: Any) -> list[Any]:
-    """A little more than an epoch of "big"."""
+    """Rows of a little more than one epoch of "big"."""
     stream = train_stream([red_source(folder, cache)], **options)
     return [rows_of(batch) for batch in islice(stream, 24)]

@@ -30,7 +30,7 @@ CASES = [
 
 
 def recipe_with(family: str, name: str, world: Path, folder: Path) -> Recipe:
-    """Two tasks, made pictures, the method and the visual embedding train."""
+    """Two tasks on generated pictures; the method and the visual embedding train."""
     recipe = recipe_from(family, world, folder)
     return replace(recipe, methods={"method": METHOD_CASES[name].method}, train_norms=False)
 
@@ -69,7 +69,7 @@ def write_pair(family: str, name: str, world: Path, folder: Path) -> tuple[Path,
 
 
 def convert(*words: str | Path) -> None:
-    """`vlds convert`, which must succeed."""
+    """Run `vlds convert`, which must succeed."""
     from vlds.convert.command import check_options, parse
 
     options = parse([str(word) for word in words])
@@ -78,7 +78,7 @@ def convert(*words: str | Path) -> None:
 
 
 def convert_code(*words: str | Path) -> int:
-    """The exit code of `vlds convert`; what it says is on stderr."""
+    """Run `vlds convert`; its exit code. Its message is on stderr."""
     return run_command(["convert", *(str(word) for word in words)])
 
 
@@ -87,11 +87,11 @@ def state_of(run: Path) -> dict[str, Tensor]:
     return dict(load_run(run, torch.float32).model.unique_state())
 
 
-def assert_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Bit for bit."""
-    assert found.keys() == expected.keys()
-    odd = [name for name in expected if not torch.equal(found[name], expected[name])]
-    assert odd == []
+def assert_same(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Both have the same tensors, bit for bit."""
+    assert actual.keys() == expected.keys()
+    differing = [name for name in expected if not torch.equal(actual[name], expected[name])]
+    assert differing == []
 
 
 @torch.no_grad()
@@ -108,7 +108,7 @@ def text_logits(
     decoder_input_ids: Tensor,
     attention_mask: Tensor | None = None,
 ) -> Tensor:
-    """Outputs on text alone, without visual tokens."""
+    """Logits of texts without visual tokens."""
     model = run.model.eval().requires_grad_(False)
     model.routing.set(torch.full((len(input_ids),), task))
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -152,7 +152,7 @@ def bart_tokenizer(folder: Path) -> Path:
 
 
 def recipe_from(source: str, world: Path, folder: Path, precision: str = "fp32") -> Recipe:
-    """A recipe with a T5 of a folder, a FLAN-T5 or a Bart of a folder, or a T5 of a config."""
+    """A recipe whose backbone is a saved T5, FLAN-T5 (FLAN) or BART, or a T5 of a config."""
     recipe = world_recipe(world, folder / "run", precision=precision)
     if source == "config":
         return recipe
@@ -176,7 +176,7 @@ def recipe_from(source: str, world: Path, folder: Path, precision: str = "fp32")
 
 
 def save_random_run(recipe: Recipe) -> tuple[Tensor, dict[str, Tensor]]:
-    """An artifact as a run leaves it; the logits of its model, and all its tensors."""
+    """Save an artifact with random trained weights; its model's logits, and all its tensors."""
     tokenizer = recipe.backbone.load_tokenizer()
     dtype = torch.bfloat16 if recipe.training.precision == "bf16" else torch.float32
     # Another seed than the recipe's: no tensor comes back because it is drawn alike again.

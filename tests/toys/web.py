@@ -1,4 +1,4 @@
-"""A web server on loopback that counts what it is asked for, and fails as it is told."""
+"""A web server on loopback that counts requests and fails on demand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 class Web(ThreadingHTTPServer):
-    """Serves the files below a folder. The tables of failures are keyed by file name."""
+    """Serves the files below a folder; the tables of failures are keyed by file name."""
 
     daemon_threads = True
 
@@ -20,24 +20,24 @@ class Web(ThreadingHTTPServer):
         self.root = root
         self.requests: Counter[str] = Counter()
         self.breaks: dict[str, int] = {}
-        """How many times the connection is dropped in the middle of the body."""
+        """How many times to drop the connection in the middle of the body."""
         self.wrong: dict[str, int] = {}
-        """How many times other bytes come, as many."""
+        """How many times to send zeros of the same length."""
         self.status: dict[str, int] = {}
-        """What is answered in the place of the file."""
+        """Status to answer instead of the file."""
         self.held: dict[str, threading.Event] = {}
         """The second half of the body waits for this."""
         self.half_sent = threading.Event()
         self.lies: dict[str, Callable[[Handler], None]] = {}
-        """What answers in the place of the file."""
+        """Function that answers instead of the file."""
         self.login = ""
-        """user:password that every request must bring."""
+        """user:password that every request must have."""
         self.query = ""
-        """What every request must have behind its `?`."""
+        """Query that every request must have."""
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     def url(self, folder: str) -> str:
-        """Address of a folder."""
+        """URL of a folder."""
         return f"http://127.0.0.1:{self.server_address[1]}/{folder}"
 
 

@@ -1,4 +1,4 @@
-"""Everything a real run needs, tiny and on disk: shards, a tokenizer, sizes, a recipe."""
+"""The files of a tiny real run: shards, a tokenizer, model sizes, DeepSpeed configs; its recipe."""
 
 from __future__ import annotations
 
@@ -52,19 +52,19 @@ def write_world(folder: Path) -> None:
 
 
 def records(kind: str, num_samples: int) -> Iterator[SampleRecord]:
-    """Pictures of one colour, with one to three questions, or two captions of unequal length."""
-    for number in range(num_samples):
-        colour = list(COLOURS)[number % len(COLOURS)]
+    """Samples with a picture of one colour, and 1 to 3 questions or 2 captions of two lengths."""
+    for index in range(num_samples):
+        colour = list(COLOURS)[index % len(COLOURS)]
         label = {"label": {colour: 1.0, "dark": 0.3}}
         questions = [
-            {"id": f"q{number}-{n}", "question": f"what colour is it {'now ' * n}?", **label}
-            for n in range(1 + number % 3)
+            {"id": f"q{index}-{n}", "question": f"what colour is it {'now ' * n}?", **label}
+            for n in range(1 + index % 3)
         ]
         texts = [f"it is {colour}", f"a picture that is {colour} and nothing but {colour}"]
-        captions = [{"id": f"c{number}-{n}", "caption": text} for n, text in enumerate(texts)]
+        captions = [{"id": f"c{index}-{n}", "caption": text} for n, text in enumerate(texts)]
         yield SampleRecord(
-            id=f"{kind}-{number}",
-            members=[("jpg", picture(colour, number))],
+            id=f"{kind}-{index}",
+            members=[("jpg", picture(colour, index))],
             json={"annotations": questions if kind == "vqa" else captions, "size": [[16, 16]]},
         )
 
@@ -79,8 +79,7 @@ def picture(colour: str, seed: int) -> bytes:
 
 
 def write_tokenizer(file: Path, capitals: bool = False) -> None:
-    """A sentencepiece model of the words above, with T5's special pieces; or of the same in
-    capitals."""
+    """A sentencepiece model of the world's words, perhaps in capitals, with T5's special pieces."""
     lines = ["vqa: what colour is it now ?", "caption: a picture that is", "and nothing but dark"]
     texts = [line.upper() if capitals else line for line in (*lines, *COLOURS)]
     model = io.BytesIO()
@@ -92,7 +91,7 @@ def write_tokenizer(file: Path, capitals: bool = False) -> None:
 
 
 def world_recipe(folder: Path, output: Path, stage: int = 2, precision: str = "fp32") -> Recipe:
-    """Ten steps with dropout, a state after each fifth; vqa is evaluated at the end."""
+    """Ten steps with dropout and a state after every fifth; vqa is evaluated at the end."""
     shared: dict[str, Any] = {"max_prompt_tokens": 12, "max_target_tokens": 12}
     decoding = replace(VQA().decoding, max_new_tokens=6)
     return Recipe(

@@ -14,10 +14,10 @@ from tests.toys.engines import (
     BETA_1,
     EPS,
     Case,
+    case_recipe,
     global_batch,
     make_case,
     part_of,
-    recipe,
     recipe_model,
 )
 from tests.toys.models import Words
@@ -35,7 +35,7 @@ ROWS = 4
 
 def engine_of(case: Case, micro_batches: int) -> Engine:
     """An engine at rate 0 whose weights are bf16 numbers, in bf16 or in fp32."""
-    run, ranks = recipe(case), start_ranks(60)
+    run, ranks = case_recipe(case), start_ranks(60)
     model = build_model(run.model, list(run.tasks), torch.bfloat16, Words())
     model = model.to(torch.bfloat16 if case.precision == "bf16" else torch.float32)
     run = replace(run, data=DataConfig(global_batch_size=micro_batches * ROWS * ranks.world_size))
@@ -100,7 +100,7 @@ def bytes_of_sums(case: Case) -> int:
 @pytest.mark.parametrize("stage", [2, 3])
 def test_the_plan_knows_the_sums(stage: int, ranks2: RankPool, tmp_path: Path) -> None:
     case = make_case(tmp_path, stage=stage, precision="bf16")
-    run = recipe(case)
+    run = case_recipe(case)
     model = recipe_model(run)
     zero = {"stage": stage, "stage3_param_persistence_threshold": 0}
     expected = planned(model, parameter_groups(model, run), zero, 2).gradients

@@ -16,12 +16,12 @@ from tests.toys.engines import (
     NUM_EXAMPLES,
     TASKS,
     Case,
-    engine,
+    case_recipe,
     global_batch,
     make_case,
     own_micro_batches,
-    recipe,
     recipe_model,
+    start_engine,
 )
 from tests.toys.rank_pool import RankPool
 from vlds.config import OptimizerConfig
@@ -65,7 +65,7 @@ def learning_rate(step: int) -> float:
 
 def reference(case: Case) -> dict[str, Tensor]:
     """Weights after STEPS steps in plain torch: its AdamW over a parameter for each task."""
-    run = recipe(case)
+    run = case_recipe(case)
     model = recipe_model(run)
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     slices = {
@@ -105,7 +105,7 @@ def case_of(folder: Path, stage: int = 2, **fields: Any) -> Case:
 def train(case: Case, steps: range, before: Any = None) -> Any:
     """Steps of an engine, which goes on from a state if there is one: the state after them and each
     task's updates."""
-    made, plan = engine(case)
+    made, plan = start_engine(case)
     if before is not None:
         state, updates = before
         made.restore(state, steps.start, 0, updates)
@@ -226,7 +226,7 @@ PER_TASK = {
 
 def with_and_without_tasks(case: Case) -> list[Any]:
     """States after two steps with all tasks, and after two more with the first task alone."""
-    made, plan = engine(case)
+    made, plan = start_engine(case)
     states = []
     for tasks in (None, [0] * NUM_EXAMPLES):
         for seed in range(2):
@@ -257,7 +257,7 @@ def test_weights_of_absent_tasks_stand_still(stage: int, ranks2: RankPool, tmp_p
 
 def skip_one(case: Case) -> tuple[bool, list[int]]:
     """Whether a step without numbers was skipped, and the updates after it and a good one."""
-    made, plan = engine(case)
+    made, plan = start_engine(case)
     bad, good = global_batch(0), global_batch(1, [2] * NUM_EXAMPLES)
     assert bad.features is not None
     bad = replace(bad, features=torch.full_like(bad.features, math.nan))

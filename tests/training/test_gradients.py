@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from tests.toys.engines import (
     NUM_EXAMPLES,
     Case,
-    engine,
+    case_recipe,
     global_batch,
     make_case,
     own_micro_batches,
-    recipe,
     recipe_model,
+    start_engine,
 )
 from tests.toys.rank_pool import RankPool
 from vlds.methods import Adapter, LoRA, Method
@@ -62,7 +62,7 @@ class Shift(LinearExtension):
 
 def lines_of(case: Case) -> list[list[str]]:
     """What a rank is told after each of some steps; the error in its place."""
-    made, cut = engine(case)
+    made, cut = start_engine(case)
     watch = GradientWatch(made.model, made.model.parts, made.ranks)
     told: list[list[str]] = []
     for step in range(WATCHED_STEPS + 1):
@@ -100,7 +100,7 @@ def test_modules_that_are_never_run(stage: int, ranks2: RankPool, tmp_path: Path
 
 def lines_without_boxes(case: Case) -> list[list[str]]:
     """What a rank is told of a model whose boxes are all zero."""
-    run = replace(recipe(case), visual_embedding=VisualEmbeddingConfig())
+    run = replace(case_recipe(case), visual_embedding=VisualEmbeddingConfig())
     model, ranks = recipe_model(run), start_ranks(60)
     watch, told = GradientWatch(model, model.parts, ranks), []
     for step in range(2):

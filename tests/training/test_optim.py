@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.toys.engines import make_case, recipe, recipe_model
+from tests.toys.engines import case_recipe, make_case, recipe_model
 from vlds.config import OptimizerConfig, Recipe
 from vlds.methods import IA3, Compacter, LoRA, Method
 from vlds.models.vl_model import VLModel
@@ -40,7 +40,7 @@ def decayed(model: VLModel, run: Recipe) -> set[str]:
 
 def recipe_of(folder: Path, methods: dict[str, Method], family: str = "T5") -> Recipe:
     """A run of these methods."""
-    run = recipe(make_case(folder, family=family))
+    run = case_recipe(make_case(folder, family=family))
     return replace(run, methods=methods, train_norms=True)
 
 

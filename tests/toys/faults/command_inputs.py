@@ -28,39 +28,41 @@ Maker = Callable[["Inputs"], object]
 
 @dataclass
 class Inputs:
-    """Inputs that are made when first asked for, then copied: recipes hold their own paths, so all
-    copies lie in one place, one after another."""
+    """Inputs of commands, made when first needed and then copied.
+
+    Recipes contain absolute paths, so all copies use the same folder, one after another.
+    """
 
     top: Path
-    made: set[str] = field(default_factory=set)
+    finished: set[str] = field(default_factory=set)
 
     @property
-    def place(self) -> Path:
-        """The folder of the command that runs."""
+    def case_folder(self) -> Path:
+        """The folder in which the command runs."""
         return self.top / "case"
 
     def lay_out(self, names: tuple[str, ...]) -> None:
-        """Put fresh copies of these inputs in place, and nothing else."""
+        """Empty the case folder and copy these inputs into it."""
         for name in names:
-            if name not in self.made:
+            if name not in self.finished:
                 MAKERS[name](self)
-                shutil.copytree(self.place / name, self.top / "made" / name, symlinks=True)
-                self.made.add(name)
-        shutil.rmtree(self.place, ignore_errors=True)
-        self.place.mkdir()
+                shutil.copytree(self.case_folder / name, self.top / "made" / name, symlinks=True)
+                self.finished.add(name)
+        shutil.rmtree(self.case_folder, ignore_errors=True)
+        self.case_folder.mkdir()
         for name in names:
-            shutil.copytree(self.top / "made" / name, self.place / name, symlinks=True)
+            shutil.copytree(self.top / "made" / name, self.case_folder / name, symlinks=True)
 
     def folder(self, name: str, *needs: str) -> Path:
-        """A new folder in which an input is made, beside others that it needs."""
+        """A new folder for an input, next to the inputs that it needs."""
         self.lay_out(needs)
-        (self.place / name).mkdir()
-        return self.place / name
+        (self.case_folder / name).mkdir()
+        return self.case_folder / name
 
     def run(self, program: str, words: str) -> None:
-        """A command that must succeed."""
-        code, said = run_forked(program, words.split(), self.place)
-        assert code == 0, f"{program} {words}\n{said}"
+        """Run a command, which must succeed."""
+        code, output = run_forked(program, words.split(), self.case_folder)
+        assert code == 0, f"{program} {words}\n{output}"
 
 
 def make_world(inputs: Inputs) -> None:
@@ -70,7 +72,7 @@ def make_world(inputs: Inputs) -> None:
 def make_recipe(inputs: Inputs) -> None:
     """A short run with states and evaluations."""
     folder = inputs.folder("recipe", "world")
-    recipe = world_recipe(inputs.place / "world", inputs.place / "run" / "trained")
+    recipe = world_recipe(inputs.case_folder / "world", inputs.case_folder / "run" / "trained")
     training = replace(
         recipe.training, steps=2, save_every=1, evaluate_every=2, keep_states=1,
         best="vqa/exact_match",
@@ -84,8 +86,8 @@ def make_run(inputs: Inputs) -> None:
 
 
 def make_scored(inputs: Inputs) -> None:
-    """Its report is there, and its scores beside another model's."""
-    run = vqa_run(inputs.place / "world", inputs.folder("scored", "world") / "run", 3)
+    """A scored run with its report, and another model's scores to compare with."""
+    run = vqa_run(inputs.case_folder / "world", inputs.folder("scored", "world") / "run", 3)
     inputs.run("vlds", "report scored/run --resamples 0")
     compared = {"a": {"exact_match": 0.5}}
     scored = Scored(None, 3, {"exact_match": 0.6}, headline="exact_match", compared=compared)
@@ -95,7 +97,7 @@ def make_scored(inputs: Inputs) -> None:
 def make_of_method(name: str, method: str, layout: str) -> Maker:
     def make(inputs: Inputs) -> None:
         folder = inputs.folder(name, "world")
-        recipe = recipe_with("T5", method, inputs.place / "world", folder)
+        recipe = recipe_with("T5", method, inputs.case_folder / "world", folder)
         write_converted_run(recipe)
         save_recipe(recipe, folder / "recipe.yaml")
         ending = ".pth" if layout == "reference" else ""
@@ -105,14 +107,14 @@ def make_of_method(name: str, method: str, layout: str) -> Maker:
 
 
 def make_features(inputs: Inputs) -> None:
-    """A recipe whose encoder is in a file."""
+    """A recipe whose vision encoder has its weights in a file."""
     import torch
 
     folder = inputs.folder("features", "world")
     random = ConvNet(image_size=16, grid=2, widths=[4, 8, 8])
     (folder / "net").mkdir()
     encoder = random.export(random.build(torch.float32), folder / "net")
-    recipe = replace(world_recipe(inputs.place / "world", folder / "run"), vision=encoder)
+    recipe = replace(world_recipe(inputs.case_folder / "world", folder / "run"), vision=encoder)
     save_recipe(recipe, folder / "recipe.yaml")
 
 
@@ -153,19 +155,21 @@ def make_value(inputs: Inputs) -> None:
     folder = inputs.folder("value")
     asked: dict[str, Any] = {f"a{n}": f"Choice {n}." for n in range(5)} | {"q": "Who?"}
     moment = {"vid_name": "s1", "duration": 9.5, "ts": [1, 2.5], "clip_id": 4}
-    told = [{"desc": "Ann waves.", "desc_id": 31, "type": "v"}]
+    described = json_lines(
+        [{**moment, "descs": [{"desc": "Ann waves.", "desc_id": 31, "type": "v"}]}]
+    )
     row = {"qid": 1, "ts": "1.5-3", "vid_name": "s1", "answer_idx": 2, **asked}
     four = {key: value for key, value in row.items() if key != "a4"}
     write(folder / "ann/tvqa/tvqa_train.jsonl", json_lines([row]))
     write(folder / "ann/how2qa_val_release.jsonl", json_lines([four]))
-    write(folder / "ann/tvc/tvc_val_release.jsonl", json_lines([{**moment, "descs": told}]))
-    write(folder / "ann/yc2c/yc2c_train_release.jsonl", json_lines([{**moment, "descs": told}]))
+    write(folder / "ann/tvc/tvc_val_release.jsonl", described)
+    write(folder / "ann/yc2c/yc2c_train_release.jsonl", described)
     spoken = {"vid_name": "s1", "sub": [{"text": "Oh no.", "start": 0.0, "end": 1.0}]}
     for videos in ("tv", "how2", "yc2"):
         write(folder / f"ann/{videos}_subtitles.jsonl", json_lines([spoken]))
-        place = folder / "vis_features" / videos / "clip-vit"
-        place.mkdir(parents=True)
-        np.savez(place / "s1.npz", features=np.ones((10, 5), np.float16))
+        features = folder / "vis_features" / videos / "clip-vit"
+        features.mkdir(parents=True)
+        np.savez(features / "s1.npz", features=np.ones((10, 5), np.float16))
 
 
 def make_rows(inputs: Inputs) -> None:
@@ -183,9 +187,9 @@ def make_rows(inputs: Inputs) -> None:
 
 
 def make_demo(inputs: Inputs) -> None:
-    """The folder of a demo whose stages are done; its report is not."""
+    """The folder of a demo that has finished all stages but its report."""
     folder = inputs.folder("demo", "world")
-    recipe = world_recipe(inputs.place / "world", folder / "adapters")
+    recipe = world_recipe(inputs.case_folder / "world", folder / "adapters")
     recipe = replace(recipe, tasks={"vqa": recipe.tasks["vqa"]})
     answers = lines_of(recipe.tasks["vqa"], wrong_every=3)
     for name in ("pretrain/artifact", "backbone", "tuned", "data"):

@@ -1,4 +1,4 @@
-"""Every command of `vlds` and `data_prep` with a command line that works, and what it reads."""
+"""Every command of `vlds` and `data_prep`: a command line that works, and the inputs it reads."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from random import Random
 
 @dataclass(frozen=True)
 class Command:
-    """A command line; the words begin with the command and name files below the folder."""
+    """A command line; its words begin with the command, and its paths are relative."""
 
     program: str
     words: str
     reads: tuple[str, ...]
-    """The inputs that it needs."""
+    """Names of the inputs that it needs."""
     codes: tuple[int, ...] = (0, 2)
-    """Exit codes that say what became of it, beside 128 + n."""
+    """Exit codes that a user may see, besides 128 + n."""
     hurt: str = ""
-    """Only files whose path holds this are damaged; default: all."""
+    """Only files whose path contains this are damaged; default: all."""
 
     @property
     def name(self) -> str:
-        """As the program's table has it."""
+        """Its name in the program's table of commands."""
         parts = self.words.split()
         return " ".join([self.program, *parts[: 2 if parts[0] == "convert" else 1]])
 
@@ -94,7 +94,7 @@ COMMANDS: tuple[Command, ...] = (
 
 
 def drawn_file(folder: Path, command: Command, draw: Random) -> Path:
-    """A file of the inputs: first a kind is drawn, then one of it, since most files are shards."""
+    """Draw a file of the inputs: first its suffix, then the file, since most files are shards."""
     files = [
         path for path in sorted(folder.rglob("*"))
         if path.is_file() and command.hurt in str(path.relative_to(folder))

@@ -1,7 +1,7 @@
 """A disk that fails once: the n-th write, flush or rename in a folder raises an error.
 
-Writes of libraries in Rust (safetensors, tokenizers) go past Python and are not counted; the flush
-of what they wrote is.
+Rust libraries (safetensors, tokenizers) write past Python: their writes are not counted, but the
+flush of what they wrote is.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Attempt(NamedTuple):
 
     code: int
     """Exit code."""
-    told: str
-    """Its stderr; a traceback where it was no exit."""
+    stderr: str
+    """What it wrote there; a traceback if it ended by an exception."""
     seen: int
-    """Writes, flushes and renames that it tried."""
+    """Number of writes, flushes and renames that it tried."""
 
 
 @dataclass
@@ -36,14 +36,14 @@ class FaultyDisk:
 
     folder: Path
     failing: int
-    """Number of the call that fails, counted from 1; 0: none."""
+    """Index of the call that fails, counted from 1; 0: none."""
     errno: int
     seen: int = 0
     counter: int | None = None
-    """A descriptor that gets a byte for each call, for processes that end as they like."""
+    """A descriptor that gets one byte per call; its count survives a killed process."""
 
     def call(self, path: object) -> None:
-        """One call; errors: OSError if it is to fail."""
+        """Count one call; raises OSError if this one has to fail."""
         if not isinstance(path, (str, os.PathLike)) or not self.holds(os.fspath(path)):
             return
         self.seen += 1
@@ -53,12 +53,12 @@ class FaultyDisk:
             raise OSError(self.errno, os.strerror(self.errno))
 
     def holds(self, path: str | bytes) -> bool:
-        """Whether it is below the folder."""
+        """True if the path is below the folder."""
         return Path(os.path.realpath(os.fsdecode(path))).is_relative_to(self.folder)
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Inside, this process's files are on this disk."""
+        """Inside, this process's files are on the faulty disk."""
         with contextlib.ExitStack() as stack:
             opened = self._opening(io.open)
             for module, name, replacement in (
@@ -99,7 +99,7 @@ class FaultyDisk:
             errors: str | None = None, newline: str | None = None, **rest: Any,
         ) -> Any:  # fmt: skip
             ours = isinstance(file, (str, bytes, os.PathLike)) and set(mode) & set("wax+")
-            # Temporary files have an opener, and no name.
+            # Temporary files have an opener instead of a name.
             if not ours or rest.get("opener") or not disk.holds(os.fspath(file)):
                 return real(file, mode, buffering, encoding, errors, newline, **rest)
             raw = Raw(os.fspath(file), mode.replace("b", "").replace("t", ""))
@@ -116,14 +116,14 @@ def attempt(program: str, words: Sequence[str], folder: Path, failing: int, errn
     else:
         from data_prep.cli import main  # type: ignore[assignment]
     disk = FaultyDisk(Path(os.path.realpath(folder)), failing, errno)
-    told = io.StringIO()
-    with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
+    stderr = io.StringIO()
+    with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
         try:
             with disk.installed():
                 code = main(list(words))
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 1
         except BaseException:
-            told.write(traceback.format_exc())
+            stderr.write(traceback.format_exc())
             code = 1
-    return Attempt(code, told.getvalue(), disk.seen)
+    return Attempt(code, stderr.getvalue(), disk.seen)

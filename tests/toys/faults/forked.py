@@ -1,5 +1,4 @@
-"""Commands that start in no time and cannot run away: each has limits on time, memory and the size
-of files."""
+"""Commands that start at once, with limits on their time, memory and the size of their files."""
 
 from __future__ import annotations
 
@@ -19,29 +18,29 @@ from tests.toys.forks import rank_environment, start
 from vlds.cli.main import run_here
 
 SECONDS = 30.0
-"""Most that a command on small inputs may take; a busy machine takes a tenth of it."""
+"""Time limit of a command on small inputs, ten times what it takes on a busy machine."""
 MEMORY = 3 << 30
-"""Most bytes of memory of its own that it may take beyond what the imports have."""
+"""Limit in bytes of the memory that a command may use beyond its imports."""
 FILE_BYTES = 256 << 20
-"""Most bytes of a file that it writes."""
+"""Limit in bytes of each file that it writes."""
 TIMED_OUT = -1000
-"""In the place of an exit code."""
+"""Stands for an exit code."""
 
 
 class Ending(NamedTuple):
     """What became of a command."""
 
     code: int
-    """Exit code; 128 + n by signal n."""
-    said: str
+    """Exit code; 128 + n after signal n."""
+    output: str
     """Its stdout and stderr."""
 
 
 def run_forked(program: str, words: Sequence[str], folder: Path, failing: int = 0) -> Ending:
-    """Run a command of `vlds` or `data_prep` in a folder; its output goes to a file beside.
+    """Run a command of `vlds` or `data_prep` in a folder; its output goes to FOLDER.log.
 
-    The call number `failing` that writes, flushes or renames in the folder fails; 0: none. A second
-    file beside has a byte for each.
+    The `failing`th write, flush or rename in the folder fails (0: none). FOLDER.calls has one byte
+    for each of them.
     """
     log = folder.with_name(f"{folder.name}.log")
     environment = rank_environment() | {"HF_HUB_OFFLINE": "1"}
@@ -56,17 +55,16 @@ def run_forked(program: str, words: Sequence[str], folder: Path, failing: int = 
 
 
 def num_calls(folder: Path) -> int:
-    """Calls that the last command in a folder made, up to the end or beyond the one that failed."""
+    """Number of writes, flushes and renames of the last command in a folder."""
     return folder.with_name(f"{folder.name}.calls").stat().st_size
 
 
 def _command(program: str, words: list[str], folder: Path, failing: int) -> None:
     os.chdir(folder)
     calls = os.open(folder.with_name(f"{folder.name}.calls"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    place = Path(os.path.realpath(folder))
-    disk = FaultyDisk(place, failing, errno.EIO, counter=calls)
-    taken = psutil.Process().memory_info().data
-    resource.setrlimit(resource.RLIMIT_DATA, (taken + MEMORY, resource.RLIM_INFINITY))
+    disk = FaultyDisk(Path(os.path.realpath(folder)), failing, errno.EIO, counter=calls)
+    used = psutil.Process().memory_info().data
+    resource.setrlimit(resource.RLIMIT_DATA, (used + MEMORY, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES, resource.RLIM_INFINITY))
     with disk.installed():
         if program == "vlds":

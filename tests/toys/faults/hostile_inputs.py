@@ -1,4 +1,4 @@
-"""Damage to one file, drawn by a seed: what each format can get wrong, and what any file can."""
+"""Random damage to one file, drawn by a seed: damage that fits its format, or any file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCALARS: tuple[Any, ...] = (
     "x", "../../victim", "/dev/zero", "/etc/passwd", "file:///etc/passwd", "\0", "a" * 5000,
     "\ud800", "\u202e\x1b[31m", [], {}, [[]], {"": None}, [None], {"x": {"x": []}},
 )  # fmt: skip
-"""What may stand where something else is expected."""
+"""Values to put where something else is expected."""
 TEXTS = (
     b"", b" ", b"\0", b"null", b"[]", b"{}", b"7", b'"x"', b"NaN", b"\xff\xfe{\0}\0",
     b"\xef\xbb\xbf{}", b"[" * 100_000, b'{"a":' * 3000, b'{"a": 1, "a": 2}', b"9" * 5000,
@@ -32,20 +32,20 @@ TEXTS = (
 
 
 def replace_value(tree: Any, draw: Random) -> Any:
-    """The tree with one change somewhere in it."""
+    """The tree with one random change."""
     top = [copy.deepcopy(tree)]
-    places: list[tuple[Any, Any]] = [(top, 0)]
+    positions: list[tuple[Any, Any]] = [(top, 0)]
     waiting = [top[0]]
     while waiting:
         node = waiting.pop(0)
         keys = list(node) if isinstance(node, dict) else range(len(node))
         for key in keys if isinstance(node, (dict, list)) else ():
-            places.append((node, key))
+            positions.append((node, key))
             if isinstance(node[key], (dict, list)):
                 waiting.append(node[key])
-    # Breadth first: those near the top are few, and are drawn more often than by their number.
-    near = draw.choice([2, 6, 20, len(places)])
-    holder, key = draw.choice(places[1:near] or places)
+    # Breadth first: values near the top are few, so draw them more often than others.
+    near = draw.choice([2, 6, 20, len(positions)])
+    holder, key = draw.choice(positions[1:near] or positions)
     value = holder[key]
     kind = draw.randrange(8)
     if kind == 0:
@@ -64,7 +64,7 @@ def replace_value(tree: Any, draw: Random) -> Any:
 
 
 def of_json(data: bytes, draw: Random) -> bytes:
-    """One value of a JSON text, or of one of its lines."""
+    """Change one value of a JSON text, or of one of its lines."""
     lines = data.split(b"\n") if draw.random() < 0.9 else [data]
     try:
         json.loads(data)
@@ -72,17 +72,17 @@ def of_json(data: bytes, draw: Random) -> bytes:
     except ValueError:
         pass
     filled = [n for n, line in enumerate(lines) if line.strip()]
-    number = draw.choice(filled)
-    tree = replace_value(json.loads(lines[number]), draw)
+    index = draw.choice(filled)
+    tree = replace_value(json.loads(lines[index]), draw)
     if draw.random() < 0.1:
-        lines[number] = draw.choice(TEXTS)
+        lines[index] = draw.choice(TEXTS)
     else:
-        lines[number] = json.dumps(tree).encode()
+        lines[index] = json.dumps(tree).encode()
     return b"\n".join(lines)
 
 
 def of_yaml(data: bytes, draw: Random) -> bytes:
-    """One value of a recipe."""
+    """Change one value of a recipe."""
     tree = replace_value(yaml.safe_load(data), draw)
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).encode(
         "utf-8", "surrogatepass"
@@ -90,7 +90,7 @@ def of_yaml(data: bytes, draw: Random) -> bytes:
 
 
 def of_safetensors(data: bytes, draw: Random) -> bytes:
-    """The header or its length."""
+    """Change the header or its length."""
     size = int.from_bytes(data[:8], "little")
     if draw.random() < 0.2:
         wrong = draw.choice([0, 1, size - 1, size + 1, 1 << 40, (1 << 64) - 1])
@@ -101,29 +101,29 @@ def of_safetensors(data: bytes, draw: Random) -> bytes:
 
 
 def of_tar(data: bytes, draw: Random) -> bytes:
-    """A field of a header, with its right checksum; or members that are doubled, moved, changed."""
+    """Change a field of a header and its checksum, or duplicate, drop or change a member."""
     blocks, at = [], 0
     while at + 512 <= len(data) and data[at] != 0:
         size = int(data[at + 124 : at + 135].rstrip(b" \0") or b"0", 8)
         end = at + 512 + (size + 511) // 512 * 512
         blocks.append((data[at : at + 512], data[at + 512 : at + 512 + size]))
         at = end
-    number = draw.randrange(len(blocks))
-    head, content = blocks[number]
+    index = draw.randrange(len(blocks))
+    head, content = blocks[index]
     kind = draw.randrange(5)
     if kind == 0:
-        blocks.insert(draw.randrange(len(blocks)), blocks[number])
+        blocks.insert(draw.randrange(len(blocks)), blocks[index])
     elif kind == 1:
-        del blocks[number]
+        del blocks[index]
     elif kind == 2:
         first, length, value = draw.choice(FIELDS)
         head = head[:first] + value.ljust(length, b"\0")[:length] + head[first + length :]
-        blocks[number] = checked(head), content
+        blocks[index] = checked(head), content
     else:
         name = head[:100].rstrip(b"\0").decode("utf-8", "replace")
         content = change_of(Path(name))(content, draw)
         head = head[:124] + b"%011o\0" % len(content) + head[136:]
-        blocks[number] = checked(head), content
+        blocks[index] = checked(head), content
     padded = (head + content + b"\0" * (-len(content) % 512) for head, content in blocks)
     return b"".join(padded) + b"\0" * 1024
 
@@ -141,31 +141,31 @@ FIELDS = [
 
 
 def checked(head: bytes) -> bytes:
-    """A header with its right checksum."""
+    """The header with its checksum corrected."""
     total = sum(head[:148]) + 8 * 32 + sum(head[156:])
     return head[:148] + b"%06o\0 " % total + head[156:]
 
 
 def of_header(data: bytes, draw: Random) -> bytes:
-    """Some bytes among the first ones."""
+    """Change some of the first bytes."""
     changed = bytearray(data)
     for _ in range(draw.choice([1, 1, 2, 8])):
-        place = draw.randrange(min(len(data), draw.choice([16, 64, 400])))
-        changed[place] = draw.choice([0, 255, 127, 128, draw.randrange(256)])
+        position = draw.randrange(min(len(data), draw.choice([16, 64, 400])))
+        changed[position] = draw.choice([0, 255, 127, 128, draw.randrange(256)])
     return bytes(changed)
 
 
 def of_numbers(data: bytes, draw: Random) -> bytes:
-    """A number of eight bytes."""
-    place = draw.randrange(max(1, len(data) // 8)) * 8
+    """Change one number of eight bytes."""
+    position = draw.randrange(max(1, len(data) // 8)) * 8
     value = draw.choice(
         [0, 1, 1 << 40, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, draw.randrange(9999)]
     )
-    return data[:place] + value.to_bytes(8, "little") + data[place + 8 :]
+    return data[:position] + value.to_bytes(8, "little") + data[position + 8 :]
 
 
 def of_bytes(data: bytes, draw: Random) -> bytes:
-    """Cut, doubled, lengthened, or with other bytes somewhere."""
+    """Cut, double, lengthen or overwrite."""
     cut = draw.randrange(len(data) + 1)
     kind = draw.randrange(6)
     if kind == 0:
@@ -190,7 +190,7 @@ CHANGES: dict[str, Change] = {
 
 
 def change_of(path: Path) -> Change:
-    """What a file's format can get wrong."""
+    """The damage that fits a file's format."""
     return CHANGES.get(path.suffix, of_header)
 
 
@@ -213,7 +213,7 @@ REPLACED: dict[str, Callable[[Path], object]] = {
 
 
 def damage_file(path: Path, draw: Random) -> str:
-    """Damage a file by a draw; what was done to it."""
+    """Damage a file at random; a description of the damage."""
     kind, data = draw.random(), path.read_bytes()
     if kind < 0.2:
         how = draw.choice(list(REPLACED))
@@ -231,14 +231,14 @@ def damage_file(path: Path, draw: Random) -> str:
         changed = of_bytes(data, draw)
     path.unlink()
     path.write_bytes(changed)
-    told = name
+    damage = name
     if path.suffix == ".tar" and draw.random() < 0.6:
         for ending in (".idx", ".cnt", ".crc"):
             path.with_name(path.name + ending).unlink(missing_ok=True)
-        told += ", without its index"
+        damage += ", without its index"
     manifest = path.with_name(MANIFEST)
     if manifest.is_file() and path != manifest and draw.random() < 0.7:
         manifest.unlink()
         write_manifest(path.parent)
-        told += ", with a right manifest"
-    return told
+        damage += ", with a right manifest"
+    return damage

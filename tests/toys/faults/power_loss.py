@@ -1,8 +1,8 @@
 """What a loss of power would leave on a disk, at every point of some work in a folder.
 
-A file has the bytes that it had when it was last flushed; one that never was is empty. A folder has
-the names that it had when it was last flushed, so that younger names and renames are undone; or, as
-file systems do as well, it has the names of now, over bytes that were never flushed.
+A file keeps the bytes of its last flush; a file that was never flushed is empty. A folder keeps the
+names of its last flush, so that later names and renames are undone; or, as some file systems do, it
+has its present names, over bytes that may never have been flushed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 Image = Mapping[str, bytes]
-"""Path below the folder -> content of each file; folders without files do not count."""
+"""Path below the folder -> content of each file; empty folders are left out."""
 EVENTS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "open"}
 
 
@@ -32,21 +32,21 @@ class Entry(NamedTuple):
 
 
 class Ledger:
-    """Flushes and names of one folder, while work is done in it."""
+    """Records the flushes and names of one folder while a test works in it."""
 
     def __init__(self, root: Path) -> None:
         self.root = Path(os.path.realpath(root))
         self.undone: list[Image] = []
-        """What is left where younger names are undone; one that is like the last is left out."""
+        """Images in which unflushed names are undone; equal successive images appear once."""
         self.named: list[Image] = []
-        """What is left where names of now stand over what was flushed."""
+        """Images with the present names over the flushed bytes."""
         self._content: dict[int, bytes] = {}
         self._names: dict[int, dict[str, Entry]] = {}
         self._held: list[int] = []
-        """Descriptors that keep inodes from being given to other files."""
+        """Open descriptors, so that no inode is reused for another file."""
         self._watching = False
         self._one_at_a_time = threading.Lock()
-        """States are written by a thread of their own."""
+        """A background thread writes states."""
         self._looking = threading.local()
         for place in [self.root, *self.root.rglob("*")]:
             descriptor = os.open(place, os.O_RDONLY)
@@ -55,7 +55,7 @@ class Ledger:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Inside, all that happens in the folder is written down."""
+        """Inside, record everything that happens in the folder."""
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         sys.addaudithook(self._hook)
@@ -80,7 +80,7 @@ class Ledger:
         return fsync
 
     def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
-        """Before a name comes or goes."""
+        """Runs before a name appears or disappears."""
         if not self._watching or event not in EVENTS or getattr(self._looking, "now", False):
             return
         if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & os.O_CREAT):
@@ -130,7 +130,7 @@ class Ledger:
 
 
 def put(image: Image, folder: Path) -> None:
-    """Make a folder of an image."""
+    """Write an image to a new folder."""
     folder.mkdir(parents=True)
     for name, content in image.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

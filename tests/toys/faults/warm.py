@@ -1,8 +1,8 @@
-"""Ranks that start in no time: a process that has imported everything and forks them.
+"""Ranks that start at once: a process that has imported everything forks them.
 
 A cold rank imports for seconds, and fifty kill points are a hundred starts. The fork is sound: the
 process has one thread and has run no tensor operation. Each rank does what the launcher would have
-it do (`vlds.launch.start.run_rank`), so messages and exit codes are the real ones.
+it do (`vlds.launch.rank.run_rank`), so messages and exit codes are the real ones.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from vlds.cli.main import run_here
 from vlds.training.engine import Engine
 
 FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate")
-"""Python's own audit events of a file that is made, moved, deleted or opened (also to flush it)."""
+"""Python's audit events when a file is made, moved, deleted or opened (also to flush it)."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What befalls a rank: at most one of these."""
+    """What happens to a rank: at most one of these."""
 
     file_event: int | None = None
     """Killed at this file event in the run's folder, counted from 1."""
@@ -41,9 +41,9 @@ class Plan:
     """Killed after `delay` seconds in this step."""
     delay: float = 0.0
     memory: int | None = None
-    """From its second step on it may take so many more bytes of memory."""
+    """Limit, from its second step on, of the bytes of memory that it may add."""
     file_bytes: int | None = None
-    """From its second step on no file that it writes may be larger."""
+    """Limit, from its second step on, of the bytes of each file that it writes."""
 
 
 @dataclass
@@ -56,20 +56,19 @@ class Warm:
     def start(
         self, run: Path, arguments: Sequence[str], plans: dict[int, Plan] | None = None
     ) -> list[int]:
-        """Start ranks on a command line of `vlds`; their process ids. Logs go beside `run`."""
+        """Start ranks on a command line of `vlds`; their process ids. They log to RUN-0.log etc."""
         port = free_port()
         self.ranks = [
             start(
                 _rank,
-                number,
+                rank,
                 run,
                 list(arguments),
-                (plans or {}).get(number, Plan()),
-                log=_log(run, number),
-                environment={"VLDS_GRACE_S": "20"}
-                | rank_environment(number, self.world_size, port),
+                (plans or {}).get(rank, Plan()),
+                log=_log(run, rank),
+                environment={"VLDS_GRACE_S": "20"} | rank_environment(rank, self.world_size, port),
             )
-            for number in range(self.world_size)
+            for rank in range(self.world_size)
         ]
         return self.pids
 
@@ -79,8 +78,7 @@ class Warm:
         return [rank.pid for rank in self.ranks]
 
     def wait(self, seconds: float = 60) -> list[int]:
-        """Exit codes (-n by signal n) of all ranks; those that have not ended by then are killed
-        and give -9."""
+        """Exit codes of all ranks, -n after signal n; ranks that are still running are killed."""
         deadline = time.monotonic() + seconds
         for rank in self.ranks:
             if rank.exit_code(deadline - time.monotonic()) is None:
@@ -88,7 +86,7 @@ class Warm:
         return [rank.exit_code() or 0 for rank in self.ranks]
 
     def wait_for_first(self, seconds: float = 60) -> list[int]:
-        """Exit codes of all ranks; once one has ended the others are ended by SIGUSR2."""
+        """Exit codes of all ranks; as soon as one has ended, SIGUSR2 ends the others."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             running = [rank.pid for rank in self.ranks if rank.exit_code() is None]
@@ -107,7 +105,7 @@ def _log(run: Path, global_rank: int) -> Path:
 
 
 def log_of(run: Path, global_rank: int) -> str:
-    """What a rank has said."""
+    """What a rank has printed."""
     return _log(run, global_rank).read_text(errors="replace")
 
 
@@ -123,7 +121,7 @@ def _die() -> None:
 
 
 def _watch_files(run: Path, global_rank: int, plan: Plan) -> None:
-    """Write down each file event in the run's folder, and die at the planned one."""
+    """Record each file event in the run's folder, and die at the planned one."""
     below = f"{run}/"
     kept = os.open(run.with_name(f"{run.name}-events-{global_rank}"), os.O_WRONLY | os.O_CREAT)
     seen = [0]
@@ -142,18 +140,18 @@ def _watch_files(run: Path, global_rank: int, plan: Plan) -> None:
 
 
 def _watch_steps(run: Path, global_rank: int, plan: Plan) -> None:
-    """Write down the ids that each step has learnt from, and die in the planned one."""
+    """Record the example ids of each step, and die in the planned step."""
     step: Callable[..., Any] = Engine.step
     ids = run.with_name(f"{run.name}-ids-{global_rank}.jsonl")
 
     def watched(engine: Engine, batches: Sequence[Any]) -> Any:
-        number = engine.steps_done + 1
-        if number == plan.step:
+        next_step = engine.steps_done + 1
+        if next_step == plan.step:
             threading.Timer(plan.delay, _die).start()
-        if number == 2:
+        if next_step == 2:
             _limit(plan)
         report = step(engine, batches)
-        line = json.dumps({"step": number, "ids": [id for batch in batches for id in batch.ids]})
+        line = json.dumps({"step": next_step, "ids": [id for batch in batches for id in batch.ids]})
         with ids.open("a") as file:
             file.write(line + "\n")
         return report
@@ -163,7 +161,7 @@ def _watch_steps(run: Path, global_rank: int, plan: Plan) -> None:
 
 def _limit(plan: Plan) -> None:
     if plan.memory is not None:
-        taken = psutil.Process().memory_info().vms
-        resource.setrlimit(resource.RLIMIT_AS, (taken + plan.memory, resource.RLIM_INFINITY))
+        used = psutil.Process().memory_info().vms
+        resource.setrlimit(resource.RLIMIT_AS, (used + plan.memory, resource.RLIM_INFINITY))
     if plan.file_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (plan.file_bytes, resource.RLIM_INFINITY))

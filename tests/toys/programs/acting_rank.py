@@ -1,4 +1,4 @@
-"""What the launcher tests start in place of a trainer: a few lines that behave as told."""
+"""A program that the launcher tests start instead of a trainer; it does what its arguments say."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def main() -> None:
         while not (here / "go").exists():
             time.sleep(0.05)
     if action in ("save", "late"):
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, save)
+        for signal_number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signal_number, save)
         watch_launcher(lambda: os.kill(os.getpid(), signal.SIGTERM), grace_s=10, poll_s=0.2)
     if action == "deaf":
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
+        for signal_number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signal_number, signal.SIG_IGN)
         watch_launcher(lambda: None, grace_s=1, poll_s=0.2)
     report = {"pid": os.getpid(), "arguments": sys.argv[1:], "words": words}
     report["environment"] = dict(os.environ)

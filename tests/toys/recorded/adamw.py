@@ -12,8 +12,8 @@ from tests.toys.recorded.case import NamedSlice
 
 
 class ReferenceAdamW:
-    """eps stands outside the bias correction of v; decay acts on the updated weight; what has no
-    gradient stands still."""
+    """eps is added outside the bias correction of v; decay acts on the updated weight; weights
+    without gradient do not change."""
 
     def __init__(
         self, slices: Sequence[NamedSlice], weight_decay: float, eps: float = 1e-6
@@ -40,5 +40,5 @@ class ReferenceAdamW:
 
 
 def undecayed(key: str) -> bool:
-    """Whether the original leaves a parameter of this name without decay."""
+    """True if the original does not decay a parameter of this name."""
     return "bias" in key or "LayerNorm.weight" in key

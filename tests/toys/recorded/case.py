@@ -1,5 +1,5 @@
-"""A case recorded from the original VL-Adapter code, or from Ladder Side-Tuning's: its flags as our
-methods, its tensors as our batches.
+"""A case recorded from the original VL-Adapter code, or from Ladder Side-Tuning's, as our
+model and our batches.
 
 Nothing here looks at a case's name: the method comes from the recorded command line flags, sizes
 from the recorded config.
@@ -46,12 +46,12 @@ ACTIVITY_WEIGHT = 1e-3
 
 @dataclass
 class NamedSlice:
-    """One parameter of the original code, as the part of ours that it is."""
+    """The part of one of our parameters that is one parameter of the original code."""
 
     key: str
     parameter: torch.nn.Parameter
     index: int | None
-    """Number of the slice; None: the whole parameter."""
+    """Index of the slice; None: the whole parameter."""
 
     @property
     def task(self) -> int | None:
@@ -163,7 +163,7 @@ class RecordedCase:
 
 @contextmanager
 def bottleneck_activations() -> Iterator[list[Tensor]]:
-    """What lies between the halves of each bottleneck, in the order they run."""
+    """Outputs of each bottleneck's activation, in the order they run."""
     active: list[Tensor] = []
 
     def gelu(states: Tensor, approximate: str) -> Tensor:

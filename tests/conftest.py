@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.toys.files import ROOT
 from tests.toys.rank_pool import RankPool
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")

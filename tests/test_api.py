@@ -19,13 +19,14 @@ import torch
 from PIL import Image
 
 import vlds
+from tests.toys.files import ROOT
 from tests.toys.trained_runs import built_run, save_run
 from tests.toys.world import world_recipe, write_world
 from vlds.config import save_recipe
 from vlds.data.shards.open_picture import MAX_PIXELS
 from vlds.evaluation.user_picture import encode_picture
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "python.md"
+PAGE = ROOT / "docs" / "python.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
 
 

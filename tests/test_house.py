@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.toys.files import ROOT
 from vlds.runtime.resources import find, shipped
 
-ROOT = Path(__file__).resolve().parents[1]
 CODE = [file for folder in ("vlds", "data_prep") for file in sorted((ROOT / folder).rglob("*.py"))]
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 NOT_SHARED = {

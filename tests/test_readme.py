@@ -32,6 +32,7 @@ import vlds.tasks
 import vlds.vision
 from data_prep.cli import build_parser
 from data_prep.cli import main as data_prep
+from tests.toys.files import ROOT
 from tests.toys.trained_runs import built_run, save_run, write_run
 from tests.toys.world import world_recipe, write_world
 from vlds.cli.commands import COMMANDS, plan, run_command
@@ -47,7 +48,6 @@ from vlds.plan import plan_recipe, table
 from vlds.recipe.parse import parse
 from vlds.runtime.resources import find, shipped
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

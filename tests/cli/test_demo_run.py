@@ -12,12 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.toys.files import read_lines
+from tests.toys.files import ROOT, read_lines
 from vlds.report.read.inputs import read_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.launcher]
 
-ROOT = Path(__file__).resolve().parents[2]
 FROZEN_AT_MOST = {"vqa": 0.35, "gqa": 0.60, "nlvr2": 0.45, "caption": 0.05}
 ADAPTERS_AT_LEAST = {"vqa": 0.84, "gqa": 0.84, "nlvr2": 0.76, "caption": 0.88}
 ABOVE_MAJORITY = {"vqa": 0.30, "gqa": 0.20, "nlvr2": 0.10}

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.toys.files import ROOT
 from tests.toys.models import hf_config
 from tests.toys.trained_runs import (
     assert_same,
@@ -33,7 +34,7 @@ from vlds.models.build import build_model
 from vlds.tasks import VQA
 from vlds.vision import StoredFeatures
 
-ORACLES = Path(__file__).parents[1] / "oracles" / "adapter_folders"
+ORACLES = ROOT / "tests/oracles/adapter_folders"
 ROWS = 40
 METHODS: dict[str, Method] = {
     "bottleneck": Adapter(reduction=4),

@@ -17,8 +17,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.toys.files import ROOT
 from tests.toys.launched_run import last_step
-from tests.toys.rank_pool import ROOT, RankPool
+from tests.toys.rank_pool import RankPool
 from tests.toys.recipes import short_recipe, train_words
 from vlds.config import Recipe
 from vlds.runtime.rank_environment import RankPlace, read_place

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.toys.files import ROOT
 from tests.toys.rank_pool import rank_environment
 from vlds.cli.commands import COMMANDS
 from vlds.cli.main import main
@@ -119,7 +120,7 @@ def _as_rank(global_rank: int, *arguments: str) -> tuple[int, str, str]:
     result = subprocess.run(
         [sys.executable, "-m", "vlds", f"--local_rank={global_rank}", *arguments],
         env=os.environ | rank_environment(global_rank, 2, port=1),
-        cwd=Path(__file__).resolve().parents[2],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,

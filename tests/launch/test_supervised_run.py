@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.toys.forks import ROOT
+from tests.toys.files import ROOT
 from tests.toys.processes import gone, until
 from vlds.launch.start import launch_command
 from vlds.runtime.process_end import signal_name

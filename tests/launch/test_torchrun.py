@@ -14,9 +14,9 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.toys.files import ROOT
 from tests.toys.launched_run import TORCHRUN
 from tests.toys.processes import gone, until
-from tests.toys.rank_pool import ROOT
 from vlds.runtime.rank_environment import RankPlace, read_place
 
 pytestmark = pytest.mark.launcher

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.toys.files import ROOT
 from tests.toys.recorded.case import RecordedCase
 from vlds.methods.adapter import AdapterModule
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+GOLDEN = ROOT / "tests/golden"
 CASES = [GOLDEN / "bart_single_adapter.json", GOLDEN / "t5_single_adapter.json"]
 
 

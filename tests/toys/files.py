@@ -7,6 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[2]
+"""Top folder of the repository."""
+
 
 def write(path: Path, content: Any) -> Path:
     """Write bytes or a text as they are, anything else as JSON."""

@@ -23,9 +23,8 @@ from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tests.toys.files import ROOT
 from vlds.runtime.process_end import PR_SET_PDEATHSIG
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)

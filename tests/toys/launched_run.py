@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from tests.toys.files import ROOT
 from vlds.config import Recipe, save_recipe
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -29,7 +30,7 @@ class Launch:
         self.process = subprocess.Popen(
             [sys.executable, *command],
             env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
-            cwd=Path(__file__).resolve().parents[2],
+            cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -29,7 +29,8 @@ import torch
 import torch.distributed
 
 import vlds.launch.rank
-from tests.toys.forks import ROOT, Child, free_port, rank_environment, start
+from tests.toys.files import ROOT
+from tests.toys.forks import Child, free_port, rank_environment, start
 
 GRACE_S = 2.0
 """Time for the other ranks to answer after one has failed: they may wait for it for ever."""

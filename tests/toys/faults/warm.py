@@ -23,7 +23,8 @@ from typing import Any
 import psutil
 
 import vlds.launch.rank
-from tests.toys.forks import ROOT, Child, free_port, rank_environment, start
+from tests.toys.files import ROOT
+from tests.toys.forks import Child, free_port, rank_environment, start
 from vlds.cli.main import run_here
 from vlds.training.engine import Engine
 

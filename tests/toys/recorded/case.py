@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
+from tests.toys.files import ROOT
 from tests.toys.recorded.configuration import (
     backbone_of,
     has_tensor,
@@ -37,7 +38,7 @@ from vlds.models.vl_model import VLModel
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch
 from vlds.vision import StoredFeatures
 
-FOLDER = Path(os.environ.get("VLDS_GOLDENS", Path(__file__).resolve().parents[2] / "golden"))
+FOLDER = Path(os.environ.get("VLDS_GOLDENS", ROOT / "tests/golden"))
 CASES = sorted(path for path in FOLDER.rglob("*.json") if not path.name.endswith(".train6.json"))
 assert CASES, f"no recorded cases in {FOLDER}"
 ACTIVITY_WEIGHT = 1e-3

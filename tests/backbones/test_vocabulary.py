@@ -126,7 +126,7 @@ def shapes_on_meta(source: Backbone) -> dict[str, torch.Size]:
 def test_a_head_that_is_the_token_table_stays_tied(
     family: type[Backbone], in_file: str, tmp_path: Path
 ) -> None:
-    """Some files hold it twice, and some configs say untied where there is no head."""
+    """Some files contain the table twice, and some configs say untied without having a head."""
     save_own_head(family, tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors["lm_head.weight"]

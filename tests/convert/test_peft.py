@@ -84,7 +84,7 @@ def test_words_where_they_suffice(world: Path, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def plain_backbone(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A converted folder without methods, and recipe.yaml beside it, which gives it a LoRA."""
+    """A converted folder without methods, and a recipe.yaml that adds a LoRA to it."""
     folder = tmp_path_factory.mktemp("backbone")
     first = write_run(recipe_with("T5", "LoRA", world, folder), seed=1)
     convert("merge", "--run", first, "--out", folder / "hf")

@@ -35,7 +35,7 @@ class Case:
 
     stage: int
     frozen: bool
-    """Whether the frozen weights are in it."""
+    """True if it contains the frozen weights."""
     family: str = "T5"
     method: str = "Adapter shared up, norms"
     precision: str = "fp32"

@@ -1,4 +1,4 @@
-"""What the tests of `verify` share."""
+"""Fixtures of the tests of `verify`."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def shards(tmp_path: Path) -> Path:
 
 
 def test_help_fits_a_terminal(root: Path) -> None:
-    """As a program of its own, so that the entry point is tested with it."""
+    """In another process, so that the entry point is tested, too."""
     command = [sys.executable, "-m", "data_prep", "--help"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60, check=True)
     assert all(name in done.stdout for name in COMMANDS)

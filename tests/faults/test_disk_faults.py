@@ -38,7 +38,7 @@ class Command:
 
     program: str
     words: Callable[[Path, Path], list[str]]
-    """The world and a folder of its own -> the command line."""
+    """The world and the folder of the attempt -> the command line."""
     prepare: Callable[[Path, Path], None]
     """Fill the folder with what the command reads, and with older outputs."""
     outputs: tuple[str, ...]
@@ -212,7 +212,7 @@ class Case:
 
 
 def check_rest(name: str, folder: Path) -> None:
-    """What has to be whole beside single outputs."""
+    """What must be whole besides single outputs."""
     if name == "train":
         run = folder / "run"
         assert newest(run / "state")[1] == []

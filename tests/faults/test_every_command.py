@@ -77,7 +77,7 @@ def complaint(inputs: Inputs, command: Command, seed: int) -> str | None:
 
 
 def victim(inputs: Inputs) -> bool:
-    """Whether something was written beside the folder."""
+    """True if a command wrote outside its folder."""
     ours = {"case", "case.calls", "case.log", "made"}
     return {path.name for path in inputs.top.iterdir()} != ours
 

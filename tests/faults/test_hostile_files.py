@@ -60,7 +60,7 @@ def read(folder: Path) -> None:
 
 
 def write(folder: Path, files: dict[str, bytes]) -> Path:
-    """A state folder with these files, beside a file that nobody may touch."""
+    """A state folder with these files, next to a file that must not change."""
     (folder / "victim").write_text("untouched")
     state = folder / "state" / "step-00000007"
     state.mkdir(parents=True)

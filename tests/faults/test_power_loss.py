@@ -78,7 +78,7 @@ class Left:
     lines: int
     """Of metrics."""
     is_done: bool
-    """Whether there is an artifact."""
+    """True if there is an artifact."""
 
 
 def look(image: Image, folder: Path) -> Left:

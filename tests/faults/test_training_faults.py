@@ -122,7 +122,7 @@ def test_a_step_that_is_not_finite_changes_nothing(
 
 
 def first_step_skipped(case: Case) -> bool:
-    """A run whose first step is skipped can be saved, and goes on as if it had begun then."""
+    """A run whose first step is skipped can be saved, and resumes as if it had started then."""
     made, plan = start_engine(case)
     bad, good = (own_micro_batches(global_batch(n), made, plan) for n in (2, 3))
     made.step([without_numbers(batch) for batch in bad])

@@ -32,7 +32,7 @@ STATE = "state/step-00000010/state.safetensors"
 
 
 def ip(*words: str) -> bool:
-    """Whether `ip WORDS` could be done."""
+    """True if `ip WORDS` succeeded."""
     return subprocess.run(["ip", *words], capture_output=True).returncode == 0
 
 

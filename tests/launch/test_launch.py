@@ -136,7 +136,7 @@ def test_ranks_leave_other_commands_to_the_first() -> None:
 
 
 def test_a_rank_whose_output_nobody_reads(root: Path) -> None:
-    """As in `vlds ... | head -1`."""
+    """`vlds ... | head -1` closes the pipe early."""
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "wb") as closed:

@@ -132,7 +132,7 @@ def test_ranks_without_supervisor_end(tmp_path: Path, action: str) -> None:
 
 
 def test_ranks_whose_runner_is_killed_while_they_start(tmp_path: Path) -> None:
-    """As in `deepspeed launch.sh train`: nobody supervises."""
+    """Nobody supervises `deepspeed launch.sh train`."""
     program = [str(PROGRAMS / "acting_rank.py"), str(tmp_path), "late"]
     command, environment = launch_command(program, 2, [], os.environ, num_gpus=0)
     runner = subprocess.Popen(
@@ -158,7 +158,7 @@ with signals_collected() as received:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_run_ends_with_the_command_that_started_it(number: signal.Signals) -> None:
-    """As in `vlds demo`."""
+    """`vlds demo` starts runs so."""
     outer = subprocess.Popen(
         [sys.executable, "-c", NESTED],
         cwd=ROOT,

@@ -45,7 +45,7 @@ class PackedLinear(nn.Linear):
 
 
 class DoubledLinear(nn.Linear):
-    """A layer with plain weights and a forward pass of its own."""
+    """A layer with plain weights and its own forward pass."""
 
     def forward(self, input: Tensor) -> Tensor:
         return 2 * super().forward(input)

@@ -22,7 +22,7 @@ def case(request: pytest.FixtureRequest) -> RecordedCase:
 
 
 def test_active_bottlenecks_cost(case: RecordedCase, tmp_path: Path) -> None:
-    """The activations, worked out anew from what goes through each adapter."""
+    """The activations, computed again from the inputs of each adapter."""
     model, task = case.build(tmp_path), case.tasks[0]
     plain = case.loss(model, task)
     case.record["flags"] += " --track_z"

@@ -1,4 +1,4 @@
-"""Shards and runs that several of these tests look at; no test changes more than a gallery."""
+"""Shards and runs for several tests, which may change nothing but a gallery."""
 
 from __future__ import annotations
 

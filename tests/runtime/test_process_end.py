@@ -67,7 +67,7 @@ def test_ends_in_words() -> None:
 
 
 def test_an_error_that_a_library_makes_of_ctrl_c_is_ctrl_c() -> None:
-    """As in imports that turn whatever stops them into an ImportError."""
+    """Some imports turn whatever stops them into an ImportError."""
 
     def import_it() -> None:
         try:

@@ -22,7 +22,7 @@ def talkative(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(talkative: Path) -> Iterator[Server]:
-    """It listens on any free port."""
+    """A server on a free port."""
     with bound(0) as made:
         made.opened, made.name = open_run(talkative, []), talkative.name
         thread = Thread(target=made.serve_forever)

@@ -56,7 +56,7 @@ def start(
     environment: Mapping[str, str],
     handle: int | None = None,
 ) -> Child:
-    """Call a function of a file in a process of its own, which ends with 0 where it returns.
+    """Call a top-level function in a new process, which ends with 0 if the function returns.
 
     `log` gets its stdout and stderr. It gets `environment` besides ours, and, where `handle` names
     a file descriptor, a copy of that as its first argument.

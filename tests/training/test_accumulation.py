@@ -46,7 +46,7 @@ def engine_of(case: Case, micro_batches: int) -> Engine:
 
 
 def gradient(case: Case, micro_batches: int) -> Tensor | None:
-    """The gradient of each rank's one micro-batch, which comes so many times; on the first rank."""
+    """The gradient of each rank's micro-batch, repeated so many times; on the first rank."""
     made = engine_of(case, micro_batches)
     start = made.ranks.global_rank * ROWS
     made.step([part_of(global_batch(0), slice(start, start + ROWS))] * micro_batches)

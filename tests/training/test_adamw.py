@@ -103,7 +103,7 @@ def case_of(folder: Path, stage: int = 2, **fields: Any) -> Case:
 
 
 def train(case: Case, steps: range, before: Any = None) -> Any:
-    """Steps of an engine, which goes on from a state if there is one: the state after them and each
+    """Steps of an engine, which may resume from a state: the state after them and each
     task's updates."""
     made, plan = start_engine(case)
     if before is not None:
@@ -256,7 +256,7 @@ def test_weights_of_absent_tasks_stand_still(stage: int, ranks2: RankPool, tmp_p
 
 
 def skip_one(case: Case) -> tuple[bool, list[int]]:
-    """Whether a step without numbers was skipped, and the updates after it and a good one."""
+    """True if a step with NaNs was skipped, and the updates after it and after a good step."""
     made, plan = start_engine(case)
     bad, good = global_batch(0), global_batch(1, [2] * NUM_EXAMPLES)
     assert bad.features is not None

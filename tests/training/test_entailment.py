@@ -1,4 +1,4 @@
-"""SNLI-VE from its files to scores: packed, read by a tokenizer of its own, trained, compared."""
+"""SNLI-VE from its files to scores: packed, read with their own tokenizer, trained, compared."""
 
 from __future__ import annotations
 

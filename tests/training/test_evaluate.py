@@ -237,7 +237,7 @@ def test_the_first_rank_says_how_far_it_is(talkative: Path, world: Path, ranks2:
 def test_only_listed_answers(
     talkative: Path, world: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:
-    """The list may come when the run is there, and is one option beside others."""
+    """The list may come after the run, together with other options."""
     listed = tmp_path / "answers.json"
     listed.write_text(json.dumps(["red", "green", "blue", "it is"]), encoding="utf-8")
     words = ["evaluate", "--run", str(talkative), "--data", f"vqa={world}/vqa"]

@@ -314,7 +314,7 @@ def test_ranks_on_different_tasks_do_not_wait_for_ever(ranks2: RankPool, tmp_pat
 
 
 def linear_after(case: Case) -> bool:
-    """Whether torch's own linear function is back after an engine was closed."""
+    """True if torch's own linear function is back after an engine was closed."""
     made, cut = start_engine(case)
     made.step(own_micro_batches(global_batch(0), made, cut))
     made.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from collections.abc import Iterator
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from data_prep.cli import main
 from data_prep.packing.writer import SampleRecord, write_dataset
@@ -33,10 +31,8 @@ CHANGED = r"its bytes are not those that were indexed \(another crc32\); copy th
 
 
 def bmp(number: int) -> bytes:
-    """A picture without any checksum of its own."""
-    buffer = io.BytesIO()
-    Image.open(io.BytesIO(noise(number))).save(buffer, "BMP")
-    return buffer.getvalue()
+    """A picture in a format without checksums."""
+    return noise(number, form="BMP")
 
 
 def with_features(num: int) -> Iterator[SampleRecord]:
@@ -48,7 +44,7 @@ def with_features(num: int) -> Iterator[SampleRecord]:
 
 
 def flip(tar: Path, sample: int, place: int) -> None:
-    """Change a bit of a sample, so many bytes behind its beginning or before its end."""
+    """Change a bit of a sample, `place` bytes after its start or, if negative, before its end."""
     offsets = np.fromfile(f"{tar}.idx", "<u8")
     data = bytearray(tar.read_bytes())
     at = int(offsets[sample + (place < 0)]) + place

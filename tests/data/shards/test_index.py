@@ -1,4 +1,4 @@
-"""dataset.json and the files beside shards: written, read, made anew, refused when wrong."""
+"""dataset.json and the index files of shards: written, read, rebuilt, refused when wrong."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def test_every_turn_is_pillows(form: str, orientation: int) -> None:
 
 @pytest.mark.parametrize("orientation", [3, 6])
 def test_a_turned_jpeg_is_squashed_like_the_upright_one(orientation: int) -> None:
-    """Its rows lie otherwise in memory, which must not change a pixel."""
+    """Its rows have another layout in memory, which must not change a pixel."""
     image = noise(48, 40).resize((480, 400), Image.Resampling.BICUBIC)
     stored = as_stored(tagged(image, "JPEG", 1))
     upright = np.ascontiguousarray(shown(stored, orientation).transpose(1, 2, 0))

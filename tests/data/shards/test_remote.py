@@ -62,7 +62,7 @@ def test_an_epoch_is_that_of_the_folder(
     expected = epoch_rows(folders["big"])
     assert epoch_rows(web.url("big"), cache, num_workers=num_workers) == expected
     assert set(web.requests.values()) == {1}
-    web.shutdown()  # a state taken here goes on there
+    web.shutdown()  # a state saved here resumes there
     stream = train_stream([red_source(folders["big"])])
     list(islice(stream, 10))
     resumed = train_stream([red_source(web.url("big"), cache)])

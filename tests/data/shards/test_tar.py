@@ -31,7 +31,7 @@ def read_all(data: bytes, begin: int = 0, end: int | None = None) -> list[Member
 @pytest.mark.parametrize(
     "tar_format", [tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]
 )
-@pytest.mark.parametrize("mtime", [0.0, 1.5])  # 1.5 gives every PAX member a header of its own
+@pytest.mark.parametrize("mtime", [0.0, 1.5])  # 1.5 gives every PAX member its own header
 def test_same_members_as_tarfile(tar_format: int, mtime: float) -> None:
     names = ["0.jpg", "0.json", "1.json", *([LONG] if tar_format != tarfile.USTAR_FORMAT else [])]
     if tar_format == tarfile.USTAR_FORMAT:

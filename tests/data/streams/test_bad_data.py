@@ -141,7 +141,7 @@ def test_a_damaged_shard_is_replaced_when_asked(smashed: Source, tmp_path: Path)
 def test_what_verify_found_is_replaced_without_being_read(
     smashed: Source, tmp_path: Path, above: bool
 ) -> None:
-    """Its list lies beside the shards, whichever folder was verified."""
+    """Its list is next to the shards, whichever folder was verified."""
     assert main(["verify", str(tmp_path if above else tmp_path / "big"), "--workers", "1"]) == 1
     again = Source("red", ToyTask(), [open_dataset(tmp_path / "big")])
     stream = train_stream([again], errors=LENIENT, ledger=tmp_path / "ledger")

@@ -143,7 +143,7 @@ def test_going_on_begins_new_shards_and_is_reproducible(bare: Path) -> None:
     first = ids(whole, 4)
     assert first == ids(stream([source(pattern(bare))], **cut), 4)
     state = json.loads(json.dumps(whole.state()))
-    rest = ids(whole, 4)  # iterated anew, at its 32nd example
+    rest = ids(whole, 4)  # a new iterator, at the 32nd example
     resumed = stream([source(pattern(bare))], **cut)
     resumed.load_state(state)
     assert resumed.consumed == 32
@@ -276,7 +276,7 @@ def test_nothing_but_broken_shards_ends(bare: Path) -> None:
 
 
 def test_bad_pictures_are_replaced_and_counted(tmp_path: Path) -> None:
-    """Keys begin anew in each shard, as other writers do it: they are not one sample."""
+    """Keys restart in each shard, as other writers do it: equal keys are different samples."""
     for shard in range(2):
         write_foreign(tmp_path / f"{shard}.tar", range(12), broken=(3,))
     shards = source(tmp_path, question="json:q", answer="txt")

@@ -178,7 +178,7 @@ def test_processes_find_the_same(
 
 
 def test_each_set_has_its_own_quarantine(tmp_path: Path, check: Check) -> None:
-    """However deep below the folder it lies; equal ids in two sets are no fault."""
+    """At any depth below the folder; equal ids in two data sets are not a fault."""
     for place in ("a", "deep/down/b"):
         write_shards(tmp_path / place, [record(1), record(2, b"?")])
     write_shards(tmp_path / "c", [record(1)])

@@ -193,7 +193,7 @@ def damage(folder: Path, draw: random.Random) -> str:
 
 
 def bless(folder: Path, how: str) -> None:
-    """Somebody indexes the damaged shards, or writes down the hashes of what lies there now."""
+    """Someone indexes the damaged shards, or records the hashes of the present files."""
     if how == "indexed":
         index_folder(folder, name="toy", kind="vqa", split="train")
     elif how == "hashed":

@@ -103,7 +103,7 @@ def test_empty_entries_of_lists_are_counted(
 def test_an_empty_answer_counts_as_one_of_ten_only(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As in VQA v2, where a person may have answered nothing."""
+    """In VQA v2 a person may have answered nothing."""
     lists = [["cat"] * 7 + ["", "dog", "dog"], ["cat"] * 8 + [None, "dog"], ["cat", ""], [""] * 10]
     rows = [{"image": "a.jpg", "question": f"q{n}", "answer": a} for n, a in enumerate(lists)]
     assert pack_rows(write(tmp_path / "rows.json", rows), images, tmp_path / "out") == 0

@@ -1,4 +1,4 @@
-"""Files that are no rows of one's own: read where they can be, else named with what takes them."""
+"""Files in other formats than rows: read if possible, else named with the command for them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from data_prep.cli import main
-from tests.toys.own_rows import photos, prepare
+from tests.toys.own_rows import prepare
 from tests.toys.shards import find_annotation, packed
 
 ASKED = [
@@ -27,12 +27,6 @@ LLAVA: list[dict[str, Any]] = [
     {"id": "x6", "image": "a.jpg", "conversations": [{"from": "human", "value": 3}]},
     {"id": "x7", "image": "a.jpg", "conversations": []},
 ]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    photos(tmp_path / "photos", "a.jpg", "b.jpg")
-    return tmp_path
 
 
 @pytest.mark.parametrize("form", ["list", "lines", "indented"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.toys.own_rows import photos, prepare
+from tests.toys.own_rows import prepare
 from tests.toys.shards import packed
 from vlds.data.shards.store import open_dataset
 from vlds.tasks import VQA
@@ -18,12 +18,6 @@ a.jpg,It is wide.,no
 b.jpg,A cat.,0
 b.jpg,A dog.,perhaps
 """
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    photos(tmp_path / "photos", "a.jpg", "b.jpg")
-    return tmp_path
 
 
 def test_statements_are_questions_with_two_answers(

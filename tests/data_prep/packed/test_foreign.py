@@ -24,7 +24,7 @@ from vlds.tasks import VQA, Caption
 
 @pytest.fixture
 def img2dataset(tmp_path: Path) -> Path:
-    """PAX headers with times, a .txt and a .json beside each picture, no annotations."""
+    """PAX headers with times, a .txt and a .json for each picture, no annotations."""
     for shard in range(2):
         with tarfile.open(tmp_path / f"{shard:05d}.tar", "w", format=tarfile.PAX_FORMAT) as tar:
             for number in range(3):

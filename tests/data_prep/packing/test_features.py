@@ -1,4 +1,4 @@
-"""Features in all forms that are met, in the place of pictures."""
+"""Features in all usual forms, instead of pictures."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from tests.toys.shards import packed
 
 @pytest.fixture
 def secret(tmp_path: Path) -> Path:
-    """A picture that nobody wants to hand on, beside the folder of pictures and linked into it."""
+    """A private picture, outside the folder of pictures but linked into it."""
     images = tmp_path / "data" / "images"
     write(images / "a.jpg", jpeg())
     secret = write(tmp_path / "private" / "secret.jpg", jpeg())

@@ -1,4 +1,4 @@
-"""What a frozen encoder sees of packed pictures, beside what it sees of the original files."""
+"""A frozen encoder sees the same in packed pictures as in the original files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An interrupted preparation goes on, and the shards are those of one that was not."""
+"""An interrupted preparation resumes, and gives the shards of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_a_shard_that_is_gone_is_written_again(tmp_path: Path) -> None:
 
 
 def test_a_killed_command_with_many_workers_goes_on_with_one(root: Path, tmp_path: Path) -> None:
-    """More pictures than are opened without processes of their own; one of them is no picture."""
+    """More pictures than one process opens alone; one of the files is not a picture."""
     rows = [{"image": f"{n}.jpg", "caption": f"picture {n}"} for n in range(700)]
     for row in rows:
         write(tmp_path / "images" / row["image"], jpeg(width=150, height=100))

@@ -1,4 +1,5 @@
-"""What `vlds demo` compared a run with stands beside the run's newest scores, on the same data."""
+"""Scores that `vlds demo` compared a run with appear next to the run's newest scores, if their
+data are the same."""
 
 from __future__ import annotations
 

@@ -150,7 +150,7 @@ def scored(**fields: Any) -> str:
 
 
 def compared(**fields: Any) -> str:
-    """Scores in the earlier form, of one model beside no other, with these fields."""
+    """Scores in the earlier form, of one model and none to compare, with these fields."""
     return json.dumps({"columns": ["a"], "tasks": {"vqa": {}}} | fields)
 
 
@@ -261,7 +261,7 @@ def test_small_pictures_keep_their_pixels_and_broken_ones_are_left_out(tmp_path:
 def test_strangers_among_runs_are_named_and_the_others_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As in `vlds report runs/*`."""
+    """A shell expands `vlds report runs/*` to files, too."""
     run = tmp_path / "run"
     run.mkdir()
     (run / "metrics.jsonl").write_text('{"step": 1, "scores": {"vqa": {"exact_match": 0.5}}}\n')

@@ -120,7 +120,7 @@ def hyperformer_of(flags: dict[str, str], on: set[str], weights: dict[str, Tenso
 
 
 def has_tensor(part: str, weights: dict[str, Tensor]) -> bool:
-    """Whether the name of a recorded weight contains these words."""
+    """True if the name of a recorded weight contains these words."""
     return any(part in name for name in weights)
 
 

@@ -136,7 +136,7 @@ def test_a_damaged_artifact(artifact: Path, change: str) -> None:
 def test_damage_that_the_manifest_does_not_show(
     name: str, text: str | None, message: str, artifact: Path
 ) -> None:
-    """Someone has changed a file and written a new manifest."""
+    """Somebody has changed a file and written a manifest anew."""
     (artifact / name).unlink()
     if text is not None:
         (artifact / name).write_text(text)

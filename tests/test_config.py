@@ -157,7 +157,7 @@ class OwnTask(VQA):
     kinds: ClassVar[tuple[str, ...]] = ("own",)
 
     hint: str = "none"
-    """A field that only this class has."""
+    """A field of its own."""
 
 
 def test_a_class_of_ones_own_reaches_recipe_and_command_line(file: Path, tmp_path: Path) -> None:

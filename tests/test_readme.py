@@ -128,7 +128,7 @@ class Reader:
             assert words == [".", ".venv/bin/activate"], f"unknown command: {shlex.join(words)}"
 
     def assigns(self, words: Sequence[str], number: int) -> bool:
-        """True for an assignment before the command; its variable must be a known one."""
+        """Whether a word is an assignment before the command; its variable must be a known one."""
         name = re.match(r"([A-Z_]+)=", words[number])
         if name is None or any("=" not in word for word in words[:number]):
             return False
@@ -310,7 +310,7 @@ def test_snippets_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_parquet_becomes_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The lines of docs/own_data.md, with a stand-in for pyarrow, which vlds does not require."""
+    """The lines of docs/own_data.md, with a stand-in for pyarrow, which is no dependency."""
     buffer = io.BytesIO()
     Image.new("RGB", (40, 30)).save(buffer, "JPEG")
     row = {"image": {"bytes": buffer.getvalue(), "path": None}, "question": "q", "answer": "a"}
@@ -336,7 +336,7 @@ def test_quoted_files_are_as_they_are(page: Path) -> None:
 
 
 def links(page: Path) -> Iterator[str]:
-    """Targets of a page's links, without web addresses."""
+    """Targets of a page's links that are no addresses."""
     prose = BLOCK.sub("", page.read_text("utf-8"))
     yield from (target for target in re.findall(r"\]\(([^)#]+)", prose) if ":" not in target)
 

@@ -71,7 +71,7 @@ def write_gqa(src: Path) -> None:
 
 
 def write_nlvr2(src: Path) -> None:
-    """A pair with two sentences in each split; pictures of train are in numbered folders."""
+    """A pair with two sentences in each split; pictures of train lie in numbered folders."""
     for split in ("train", "dev", "test1"):
         directory = {"directory": 57} if split == "train" else {}
         rows = [
@@ -137,7 +137,7 @@ def commands(name: str) -> list[list[str]]:
 
 @pytest.fixture(scope="module", params=WRITERS)
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A recipe's name, in a folder with small official files on which its commands have run."""
+    """A recipe's name, in a folder where small official files lie and its commands have run."""
     folder = tmp_path_factory.mktemp(request.param)
     for place, writer in WRITERS[request.param].items():
         writer(folder / place)

@@ -18,7 +18,7 @@ from vlds.metrics.vqa_accuracy import Rules, compared, normalise, question_accur
 from vlds.metrics.vqa_contractions import CONTRACTIONS
 
 NORMALISED = [
-    # A mark without a blank next to it becomes a blank, ...
+    # A mark with no blank beside it becomes a blank, ...
     ("black-and-white", "black and white"),
     ("red,blue", "red blue"),
     ("semi;colon", "semi colon"),
@@ -34,12 +34,12 @@ NORMALISED = [
     ("what?", "what"),
     ("!", ""),
     ("-5", "5"),
-    # ... if any mark of its kind has a blank next to it, all of that kind go, ...
+    # ... with a blank anywhere beside one of its kind, all of its kind go, ...
     ("No, thanks", "no thanks"),
     ("well -known", "well known"),
     ("well- known-fact", "well knownfact"),
     ("what ? yes", "what yes"),
-    ("t-shirt (blue)", "t shirt blue"),  # "(" has a blank next to it, ")" and "-" have none
+    ("t-shirt (blue)", "t shirt blue"),  # "(" has a blank beside it, ")" and "-" have none
     ("5 -", "5"),
     ("10 , 20", "10 20"),
     # ... and with a comma between digits anywhere, every mark goes.

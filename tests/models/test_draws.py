@@ -80,7 +80,7 @@ class Noise(Method):
 
 
 class NoiseModule(LinearExtension):
-    """Rows of a table, a layer, and a fixed direction that is not a parameter."""
+    """Rows of a table, a layer, and a fixed direction that is no parameter."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()

@@ -35,7 +35,7 @@ tasks: {vqa: {class_path: helper.Thing, init_args: {evaluate: [none]}}}
 
 @pytest.fixture
 def desk(tmp_path: Path) -> Path:
-    """A working directory with a module, and a run that names a class of that module."""
+    """A working directory with a module of its own and a run that names a class of it."""
     (tmp_path / "helper.py").write_text(HELPER)
     artifact = tmp_path / "run" / "artifact"
     artifact.mkdir(parents=True)

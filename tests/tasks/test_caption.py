@@ -102,7 +102,7 @@ SAID = {"4": "Ann waves from the door", "6": "Bob sits on the sofa", "9": "a dog
 
 
 def cider_of_pairs(pairs: list[tuple[str, str]]) -> float:
-    """CIDEr-D of predictions with one reference each, computed from its formula."""
+    """CIDEr-D of predictions with one reference each, written anew from its formula."""
 
     def grams(text: str, n: int) -> Counter[tuple[str, ...]]:
         words = text.lower().split()
@@ -135,7 +135,7 @@ def test_descriptions_are_scored_by_themselves() -> None:
     assert scores["cider_plain_tokens"] == pytest.approx(cider_of_pairs(pairs), rel=1e-12)
     pooled = VideoCaption(scores=plain).score(SAID, TOLD)
     assert abs(pooled["cider_plain_tokens"] - scores["cider_plain_tokens"]) > 0.1
-    # A task with one clip per description gives the same.
+    # A task that has each description as a clip of its own gives the same.
     apart = {f"{number}": [text] for number, (_, text) in enumerate(pairs)}
     said = {f"{number}": text for number, (text, _) in enumerate(pairs)}
     assert VideoCaption(scores=plain).score(said, apart) == scores

@@ -109,7 +109,7 @@ def test_choices_of_another_shape_are_refused(tmp_path: Path, text: str, complai
 
 
 def test_questions_that_do_not_count_may_be_left_out() -> None:
-    """As in the official script: then there is no consistency, and a message says so."""
+    """As the official script has it: then there is no consistency, and that is said."""
     references = references_of(
         annotation("01", "red", entailed=["02"]), annotation("02", "no", balanced=False)
     )

@@ -7,20 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.toys.faults.warm import Warm
+from tests.toys.faults.forked_ranks import ForkedRanks
 from tests.toys.recipes import short_recipe, train_words
 from vlds.config import Recipe
 
 
 @pytest.fixture(scope="session")
-def warm() -> Warm:
+def forked() -> ForkedRanks:
     """Two ranks that start within a second."""
-    return Warm()
+    return ForkedRanks()
 
 
 @pytest.fixture(scope="session")
 def undisturbed(
-    warm: Warm, world: Path, tmp_path_factory: pytest.TempPathFactory
+    forked: ForkedRanks, world: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[int], Recipe]:
     """The short run at a ZeRO stage, from its beginning to its end."""
     done: dict[int, Recipe] = {}
@@ -28,8 +28,8 @@ def undisturbed(
     def run(stage: int) -> Recipe:
         if stage not in done:
             recipe = short_recipe(world, tmp_path_factory.mktemp("undisturbed") / "run", stage)
-            warm.start(Path(recipe.output), train_words(recipe))
-            assert warm.wait() == [0, 0]
+            forked.start(Path(recipe.output), train_words(recipe))
+            assert forked.wait() == [0, 0]
             done[stage] = recipe
         return done[stage]
 

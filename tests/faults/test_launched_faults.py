@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.toys.faults.warm import Warm, log_of
+from tests.toys.faults.forked_ranks import ForkedRanks, log_of
 from tests.toys.launched_run import Launch, last_step, words_of
 from tests.toys.processes import gone
 from tests.toys.recipes import short_recipe, train_words
@@ -54,7 +54,7 @@ def assert_same_weights(found: Path, whole: Recipe) -> None:
     ],
 )
 def test_whoever_is_told_to_end(
-    target: str, number: signal.Signals, code: int, warm: Warm,
+    target: str, number: signal.Signals, code: int, forked: ForkedRanks,
     undisturbed: Callable[[int], Recipe], tmp_path: Path,
 ) -> None:  # fmt: skip
     whole = undisturbed(2)
@@ -80,8 +80,8 @@ def test_whoever_is_told_to_end(
     assert int(saved.name.removeprefix("step-")) == last_step(launch.run)
     if target != "supervisor":
         assert output.splitlines()[-1].endswith(f"; --resume continues from {saved}")
-    warm.start(launch.run, train_words(recipe, "--resume"))
-    assert warm.wait() == [0, 0], log_of(launch.run, 0)
+    forked.start(launch.run, train_words(recipe, "--resume"))
+    assert forked.wait() == [0, 0], log_of(launch.run, 0)
     assert_same_weights(launch.run, whole)
 
 

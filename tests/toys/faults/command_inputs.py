@@ -12,7 +12,7 @@ import numpy as np
 
 from data_prep.demo.command import write_world as write_demo_world
 from data_prep.demo.world import HOME
-from tests.toys.faults.forked import run_forked
+from tests.toys.faults.forked_commands import run_forked
 from tests.toys.files import json_lines, write
 from tests.toys.pictures import jpeg
 from tests.toys.scored_runs import lines_of, vqa_run, write_scored_run

@@ -48,7 +48,7 @@ class Plan:
 
 
 @dataclass
-class Warm:
+class ForkedRanks:
     """Ranks on one command, started together."""
 
     world_size: int = 2

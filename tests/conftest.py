@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.rank_pool import RankPool
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.toys.files import ROOT
+from tests.toys.rank_pool import RankPool
 
 
 def pytest_collection_finish() -> None:
@@ -61,8 +60,8 @@ def ranks4() -> Iterator[RankPool]:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of a tiny real run (tests/training/world.py); copy them before changing them."""
-    from tests.training.world import write_world
+    """The files of a tiny real run (tests/toys/world.py); copy them before changing them."""
+    from tests.toys.world import write_world
 
     folder = tmp_path_factory.mktemp("world")
     write_world(folder)

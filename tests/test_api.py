@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,14 +19,14 @@ import torch
 from PIL import Image
 
 import vlds
-from tests.training.world import world_recipe, write_world
-from vlds.artifact import own_tensors, save_artifact
+from tests.toys.files import ROOT
+from tests.toys.trained_runs import built_run, save_run
+from tests.toys.world import world_recipe, write_world
 from vlds.config import save_recipe
 from vlds.data.shards.open_picture import MAX_PIXELS
 from vlds.evaluation.user_picture import encode_picture
-from vlds.models.build import build_model
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "python.md"
+PAGE = ROOT / "docs" / "python.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
 
 
@@ -47,12 +48,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run(home: Path) -> Path:
     """An untrained run in runs/mine, with the one task vqa."""
     recipe = world_recipe(home / "world", home / "runs" / "mine")
-    recipe = recipe.__class__(**{**recipe.__dict__, "tasks": {"vqa": recipe.tasks["vqa"]}})
-    torch.manual_seed(0)
-    tokenizer = recipe.backbone.load_tokenizer()
-    model = build_model(recipe.model, list(recipe.tasks), torch.float32, tokenizer)
-    save_artifact(home / "runs" / "mine" / "artifact", own_tensors(model), recipe, tokenizer)
-    return home / "runs" / "mine"
+    recipe = replace(recipe, tasks={"vqa": recipe.tasks["vqa"]})
+    return save_run(built_run(recipe))
 
 
 def test_the_page_answers(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

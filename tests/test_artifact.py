@@ -4,97 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import pre_tokenizers
 from torch import Tensor
-from transformers import BartTokenizer
 
-from tests.models.toys import hf_config, save_own_head
-from tests.rank_pool import RankPool
-from tests.training.world import world_recipe
-from vlds.artifact import LoadedRun, load_run, own_tensors, save_artifact
-from vlds.backbones import T5, Bart
-from vlds.config import Recipe
-from vlds.models.build import build_model
+from tests.toys.models import hf_config
+from tests.toys.rank_pool import RankPool
+from tests.toys.trained_runs import OLD_ROWS, picture_batch, recipe_from, save_random_run
+from vlds.artifact import LoadedRun, load_run
+from vlds.backbones import T5
 from vlds.runtime.manifest import write_manifest
-from vlds.schema import Batch
 from vlds.training.engine import restore_linear
-
-OLD_ROWS = 30
-NUM_EXAMPLES = 3
-
-
-def batch() -> Batch:
-    """Three examples about two pictures."""
-    draw = torch.Generator().manual_seed(0)
-    return Batch(
-        ids=["a", "b", "c"],
-        task_index=torch.tensor([0, 1, 0]),
-        input_ids=torch.randint(3, 30, (NUM_EXAMPLES, 5), generator=draw),
-        attention_mask=torch.ones(NUM_EXAMPLES, 5, dtype=torch.bool),
-        labels=torch.randint(3, 30, (NUM_EXAMPLES, 4), generator=draw),
-        weights=torch.ones(NUM_EXAMPLES),
-        valid=torch.ones(NUM_EXAMPLES, dtype=torch.bool),
-        image_index=torch.tensor([[0], [1], [1]]),
-        images=torch.randint(256, (2, 3, 16, 16), generator=draw, dtype=torch.uint8),
-    )
-
-
-def bart_tokenizer(folder: Path) -> Path:
-    """A tokenizer of bytes."""
-    words = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    words += sorted(pre_tokenizers.ByteLevel.alphabet())[: OLD_ROWS - len(words)]
-    BartTokenizer(vocab={word: n for n, word in enumerate(words)}, merges=[]).save_pretrained(
-        folder
-    )
-    return folder
-
-
-def recipe_of(source: str, world: Path, folder: Path, precision: str = "fp32") -> Recipe:
-    """A recipe with a T5 of a folder, a FLAN-T5 or a Bart of a folder, or a T5 of a config."""
-    recipe = world_recipe(world, folder / "run", precision=precision)
-    if source == "config":
-        return recipe
-    family = Bart if source == "Bart" else T5
-    if source == "FLAN":
-        save_own_head(T5, folder / "source", OLD_ROWS)
-    else:
-        torch.manual_seed(1)
-        config = family.config_class.from_dict(hf_config(family, OLD_ROWS))
-        model = family.model_class(config)
-        for tensor in model.buffers():  # Bart's final_logits_bias is not always zero
-            if tensor.is_floating_point():
-                tensor.normal_()
-        model.save_pretrained(folder / "source")
-    tokenizer = recipe.backbone.tokenizer
-    if family is Bart:
-        tokenizer = str(bart_tokenizer(folder / "bytes"))
-    path = str(folder / "source")
-    backbone = family(path=path, tokenizer=tokenizer, extra_tokens=0, visual_tokens=4)
-    return replace(recipe, backbone=backbone)
-
-
-def save_run(recipe: Recipe) -> tuple[Tensor, dict[str, Tensor]]:
-    """An artifact as a run leaves it; the logits of its model, and all its tensors."""
-    tokenizer = recipe.backbone.load_tokenizer()
-    dtype = torch.bfloat16 if recipe.training.precision == "bf16" else torch.float32
-    # Another seed than the recipe's: no tensor comes back because it is drawn alike again.
-    config = replace(recipe.model, seed=recipe.seed + 1)
-    model = build_model(config, list(recipe.tasks), dtype, tokenizer)
-    masters = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            masters[name] = torch.randn(parameter.shape)
-            parameter.data.copy_(masters[name])
-    save_artifact(Path(recipe.output) / "artifact", own_tensors(model, masters), recipe, tokenizer)
-    with torch.no_grad():
-        return model.eval().logits(batch()), dict(model.unique_state())
 
 
 def load_elsewhere(run: Path) -> tuple[Tensor, dict[str, Tensor]]:
@@ -102,7 +26,7 @@ def load_elsewhere(run: Path) -> tuple[Tensor, dict[str, Tensor]]:
     restore_linear()  # an earlier test's ZeRO-3 may have left its own, which rounds otherwise
     model = load_run(run).model
     with torch.no_grad():
-        return model.logits(batch()), dict(model.unique_state())
+        return model.logits(picture_batch()), dict(model.unique_state())
 
 
 @pytest.mark.parametrize(
@@ -112,8 +36,8 @@ def load_elsewhere(run: Path) -> tuple[Tensor, dict[str, Tensor]]:
 def test_the_same_logits_in_another_process(
     source: str, precision: str, world: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:
-    recipe = recipe_of(source, world, tmp_path, precision)
-    expected, state = save_run(recipe)
+    recipe = recipe_from(source, world, tmp_path, precision)
+    expected, state = save_random_run(recipe)
     for logits, loaded in ranks2.run(load_elsewhere, Path(recipe.output)):
         assert loaded.keys() == state.keys()
         assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
@@ -122,8 +46,8 @@ def test_the_same_logits_in_another_process(
 
 @pytest.mark.parametrize("source", ["T5", "FLAN", "Bart"])
 def test_only_what_the_source_lacks_is_stored(source: str, world: Path, tmp_path: Path) -> None:
-    recipe = recipe_of(source, world, tmp_path)
-    save_run(recipe)
+    recipe = recipe_from(source, world, tmp_path)
+    save_random_run(recipe)
     stored = load_file(Path(recipe.output) / "artifact" / "weights.safetensors")
     model = load_run(Path(recipe.output)).model
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -140,29 +64,29 @@ def test_only_what_the_source_lacks_is_stored(source: str, world: Path, tmp_path
 
 
 def test_everything_is_stored_where_there_is_no_source(world: Path, tmp_path: Path) -> None:
-    recipe = recipe_of("config", world, tmp_path)
-    save_run(recipe)
+    recipe = recipe_from("config", world, tmp_path)
+    save_random_run(recipe)
     stored = load_file(Path(recipe.output) / "artifact" / "weights.safetensors")
     model = load_run(Path(recipe.output)).model
     assert stored.keys() == {name for name, _ in model.unique_state()}
 
 
 def test_a_run_moves_with_its_folder(world: Path, tmp_path: Path) -> None:
-    recipe = recipe_of("T5", world, tmp_path)
-    expected, _ = save_run(recipe)
+    recipe = recipe_from("T5", world, tmp_path)
+    expected, _ = save_random_run(recipe)
     moved = tmp_path / "elsewhere"
     shutil.move(Path(recipe.output) / "artifact", moved)
     loaded = load_run(moved)
     assert isinstance(loaded, LoadedRun)
     with torch.no_grad():
-        assert torch.equal(loaded.model.logits(batch()), expected)
+        assert torch.equal(loaded.model.logits(picture_batch()), expected)
 
 
 @pytest.fixture
 def artifact(world: Path, tmp_path: Path) -> Path:
     """The artifact of a run with a T5 of tmp_path / "source"."""
-    recipe = recipe_of("T5", world, tmp_path)
-    save_run(recipe)
+    recipe = recipe_from("T5", world, tmp_path)
+    save_random_run(recipe)
     return Path(recipe.output) / "artifact"
 
 

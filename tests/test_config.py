@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import pytest
 import yaml
 
+from tests.toys.recipes import RECIPE, recipe_complaint
 from vlds.backbones import T5, Bart
 from vlds.cli.commands import run_command
 from vlds.config import (
@@ -45,14 +46,6 @@ from vlds.runtime.resources import find, shipped
 from vlds.schema import Decoding
 from vlds.tasks import GQA, NLVR2, VQA, Caption, Entailment, VideoCaption, VideoQA
 from vlds.vision import ClipVision, ConvNet, StoredFeatures, Timm
-
-RECIPE = """\
-output: runs/mine
-backbone: {class_path: T5, init_args: {config: sizes.json, tokenizer: pieces.model}}
-vision: {class_path: ConvNet, init_args: {image_size: 64, grid: 4}}
-methods: {adapter: {class_path: Adapter, init_args: {reduction: 4}}}
-tasks: {vqa: {class_path: VQA, init_args: {train: [a], evaluate: [b]}}}
-"""
 
 
 @pytest.fixture
@@ -197,15 +190,6 @@ def test_shipped_recipes_are_right(name: str, tmp_path: Path) -> None:
     assert find(recipe.training.deepspeed).exists()
 
 
-def complaint(*arguments: str) -> str:
-    with pytest.raises(ValueError) as error:  # noqa: PT011 (each test looks at the message)
-        parse_recipe(list(arguments))
-    message = str(error.value)
-    for word in ("jsonargparse", "Parser key", "class_path '", "<class", "Union", "dot import"):
-        assert word not in message
-    return message
-
-
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
@@ -259,7 +243,7 @@ def complaint(*arguments: str) -> str:
     ],
 )
 def test_mistakes_on_the_command_line(option: str, value: str, message: str, file: Path) -> None:
-    assert message in complaint("--config", str(file), f"--{option}", value)
+    assert message in recipe_complaint("--config", str(file), f"--{option}", value)
 
 
 @pytest.mark.parametrize(
@@ -289,20 +273,22 @@ def test_mistakes_on_the_command_line(option: str, value: str, message: str, fil
 def test_mistakes_in_the_file(old: str, new: str, message: str, file: Path) -> None:
     assert old in RECIPE
     file.write_text(RECIPE.replace(old, new))
-    assert message in complaint("--config", str(file))
+    assert message in recipe_complaint("--config", str(file))
 
 
 def test_no_tasks(file: Path) -> None:
     tree: dict[str, Any] = yaml.safe_load(RECIPE)
     file.write_text(yaml.safe_dump(tree | {"tasks": {}}))
-    assert "tasks: the recipe has none; give at least one" in complaint("--config", str(file))
+    assert "tasks: the recipe has none; give at least one" in recipe_complaint(
+        "--config", str(file)
+    )
 
 
 def test_nothing_at_all() -> None:
-    message = complaint()
+    message = recipe_complaint()
     assert message.startswith("name a recipe: ")
     assert message.endswith("vlds train recipes/demo.yaml")
-    lacking = complaint("--seed", "3")
+    lacking = recipe_complaint("--seed", "3")
     assert lacking.startswith("output, backbone, vision, methods, tasks are required; set them in")
 
 
@@ -342,7 +328,7 @@ def test_what_was_meant(name: str, meant: str | None) -> None:
 
 
 def test_keys_are_not_shortened_and_a_file_needs_no_option(file: Path) -> None:
-    assert "unknown key 'training.step'; did you mean 'training.steps'?" in complaint(
+    assert "unknown key 'training.step'; did you mean 'training.steps'?" in recipe_complaint(
         str(file), "--training.step", "3"
     )
     found = parse_recipe([str(file), "--training.steps", "3"])

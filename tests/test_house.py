@@ -13,10 +13,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.toys.files import ROOT
 from vlds.runtime.resources import find, shipped
 
-ROOT = Path(__file__).resolve().parents[1]
 CODE = [file for folder in ("vlds", "data_prep") for file in sorted((ROOT / folder).rglob("*.py"))]
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+NOT_SHARED = {
+    "tests/examples/counting.py": "a task that docs/tasks.md prints",
+    "tests/examples/output_scale.py": "a method that docs/add_a_method.md prints",
+    "tests/lowest_versions.py": "a command of the Makefile",
+    "tests/oracles/record.py": "a command for environments with other libraries",
+}
+"""Files outside tests/toys that are not tests, and what they are."""
 TEXT = {".py", ".md", ".toml", ".yaml", ".json", ".sh", ""}
 MAX_FILE = 400
 MAX_FUNCTION = 60
@@ -72,6 +80,42 @@ def test_every_package_is_one() -> None:
 def test_no_room_for_homeless_functions() -> None:
     homeless = {"utils.py", "util.py", "common.py", "helpers.py", "misc.py"}
     assert [_name(file) for file in CODE if file.name in homeless] == []
+
+
+def _is_test(name: str) -> bool:
+    return name.startswith("test_") or name == "conftest"
+
+
+def _imports(file: Path) -> set[str]:
+    """Dotted names of what a file imports, at its top or inside functions."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module if node.level == 0 else f"tests.{node.module or ''}"
+            names |= {f"{module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def test_tests_import_no_tests() -> None:
+    """What several test modules need is in tests/toys, and their fixtures in a conftest.py."""
+    assert len(TESTS) > 200
+    imported = {
+        f"{_name(file)}: {name}"
+        for file in TESTS
+        for name in _imports(file)
+        if name.startswith("tests.") and any(map(_is_test, name.split(".")))
+    }
+    assert imported == set()
+
+
+def test_what_tests_share_is_in_toys() -> None:
+    toys = ROOT / "tests" / "toys"
+    elsewhere = {
+        _name(file) for file in TESTS if not _is_test(file.stem) and not file.is_relative_to(toys)
+    }
+    assert elsewhere == NOT_SHARED.keys()
 
 
 def test_code_is_ascii() -> None:

@@ -15,8 +15,8 @@ import yaml
 
 from data_prep.cli import COMMANDS as DATA_PREP_COMMANDS
 from data_prep.cli import build_parser
-from tests.test_config import RECIPE, complaint
-from tests.training.world import write_tokenizer
+from tests.toys.recipes import RECIPE, recipe_complaint
+from tests.toys.world import write_tokenizer
 from vlds.backbones import T5, Bart
 from vlds.cli.commands import COMMANDS, run_command
 from vlds.config import parse_recipe, save_recipe
@@ -44,9 +44,9 @@ def file(tmp_path: Path) -> Path:
 )  # fmt: skip
 def test_a_file_that_is_no_recipe(text: str, message: str, file: Path) -> None:
     file.write_text(text)
-    assert message in complaint(str(file))
+    assert message in recipe_complaint(str(file))
     file.with_name("mine.yaml").write_text(f"base: {file}\n")
-    assert message in complaint(str(file.with_name("mine.yaml")))
+    assert message in recipe_complaint(str(file.with_name("mine.yaml")))
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_a_file_that_is_no_recipe(text: str, message: str, file: Path) -> None:
 )  # fmt: skip
 def test_a_forgotten_class(key: str, value: object, message: str, file: Path) -> None:
     file.write_text(yaml.safe_dump(yaml.safe_load(RECIPE) | {key: value}))
-    assert message in complaint(str(file))
+    assert message in recipe_complaint(str(file))
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_names_near_a_missing_file(name: str, message: str, file: Path) -> None:
 
 def test_a_recipe_behind_options(file: Path) -> None:
     file.write_text(RECIPE)
-    said = complaint("--training.steps", "3", str(file))
+    said = recipe_complaint("--training.steps", "3", str(file))
     assert f"'{file}' is unexpected; a recipe comes first" in said
 
 

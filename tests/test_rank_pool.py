@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed
 
-from tests.rank_pool import RankError, RankPool
+from tests.toys.rank_pool import RankError, RankPool
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,9 @@ import vlds.tasks
 import vlds.vision
 from data_prep.cli import build_parser
 from data_prep.cli import main as data_prep
-from tests.convert.runs import write_run
-from tests.training.world import world_recipe, write_world
-from vlds.artifact import own_tensors, save_artifact
+from tests.toys.files import ROOT
+from tests.toys.trained_runs import built_run, save_run, write_run
+from tests.toys.world import world_recipe, write_world
 from vlds.cli.commands import COMMANDS, plan, run_command
 from vlds.config import load_recipe, parse_recipe
 from vlds.convert.command import parse as parse_convert
@@ -43,12 +43,11 @@ from vlds.launch.words import RANK_COMMANDS, split_words
 from vlds.methods import LoRA
 from vlds.metrics.caption_scores import NAMES
 from vlds.metrics.gqa_scores import TABLES
-from vlds.models.build import build_model, describe
+from vlds.models.build import describe
 from vlds.plan import plan_recipe, table
 from vlds.recipe.parse import parse
 from vlds.runtime.resources import find, shipped
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -280,14 +279,8 @@ def test_own_rows_become_shards(desk: Path, capsys: pytest.CaptureFixture[str]) 
 def run(desk: Path) -> Path:
     """A run as README's has it, tiny and untrained, and a photo."""
     write_world(desk)
-    recipe = world_recipe(desk, desk / "runs" / "vqa")
-    tokenizer = recipe.backbone.load_tokenizer()
-    model = build_model(recipe.model, list(recipe.tasks), torch.float32, tokenizer)
-    folder = desk / "runs" / "vqa" / "artifact"
-    folder.parent.mkdir(parents=True)
-    save_artifact(folder, own_tensors(model), recipe, tokenizer)
     Image.new("RGB", (40, 30)).save(desk / "PHOTO.jpg")
-    return desk / "runs" / "vqa"
+    return save_run(built_run(world_recipe(desk, desk / "runs" / "vqa")))
 
 
 def test_snippets_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from data_prep.cli import main
-from tests.data_prep.pictures import jpeg, packed, png, write
-from tests.data_prep.test_coco_karpathy import image_row
-from tests.data_prep.test_gqa import question as gqa_question
+from tests.toys.files import json_lines, write
+from tests.toys.official import gqa_question, karpathy_row
+from tests.toys.pictures import jpeg, png
+from tests.toys.shards import packed
 from vlds.config import Recipe, parse_recipe
 from vlds.evaluation.sources import evaluation_sources, training_sources
 from vlds.runtime.resources import find
@@ -31,7 +32,7 @@ def write_coco(src: Path) -> None:
     images, asked = [], {"train2014": [], "val2014": []}  # type: ignore[var-annotated]
     for number, split in enumerate(KARPATHY):
         subset = "train2014" if split == "train" else "val2014"
-        row = image_row(number, split, subset, [f"thing {number}", f"{number} again"])
+        row = karpathy_row(number, split, subset, [f"thing {number}", f"{number} again"])
         write(src / subset / row["filename"], jpeg())
         images.append(row)
         for n in range(2):
@@ -86,7 +87,7 @@ def write_nlvr2(src: Path) -> None:
 def write_value(src: Path) -> None:
     """A clip with a question or a moment in each split of VALUE's tasks; test has no labels."""
     for place, rows in value_rows().items():
-        write(src / "ann" / f"{place}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        write(src / "ann" / f"{place}.jsonl", json_lines(rows))
     for videos in ("tv", "how2", "yc2"):
         write(src / f"ann/{videos}_subtitles.jsonl", json.dumps({"vid_name": "s1", "sub": []}))
         folder = src / "vis_features" / videos / "clip-vit"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.models.toys import backbone
+from tests.toys.models import backbone
 from vlds.backbones import T5, Backbone, Bart
 from vlds.backbones.attention import CPU_ATTENTION, EXTENDED_ATTENTION, set_attention
 

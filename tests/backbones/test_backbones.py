@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.models.toys import backbone, hf_config, saved_backbone
+from tests.toys.models import backbone, hf_config, saved_backbone
 from vlds.backbones import T5, Backbone, Bart
 from vlds.methods.base import pattern_of
 

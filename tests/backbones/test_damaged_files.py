@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import T5Tokenizer
 
-from tests.models.toys import saved_backbone
-from tests.training.world import write_tokenizer
+from tests.toys.models import saved_backbone
+from tests.toys.world import write_tokenizer
 from vlds.backbones import T5, Backbone, Bart
 from vlds.pretrained.files import reading
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import T5Tokenizer
 
-from tests.models.toys import DIM, GRID, TASKS, batch, hf_config, save_own_head
+from tests.toys.models import DIM, GRID, TASKS, batch, hf_config, save_own_head
 from vlds.backbones import T5, Backbone, Bart
 from vlds.backbones.vocabulary import has_own_head
 from vlds.methods import IA3, LoRA
@@ -126,7 +126,7 @@ def shapes_on_meta(source: Backbone) -> dict[str, torch.Size]:
 def test_a_head_that_is_the_token_table_stays_tied(
     family: type[Backbone], in_file: str, tmp_path: Path
 ) -> None:
-    """Some files hold it twice, and some configs say untied where there is no head."""
+    """Some files contain the table twice, and some configs say untied without having a head."""
     save_own_head(family, tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors["lm_head.weight"]

@@ -12,7 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.convert.runs import (
+from tests.toys.files import ROOT
+from tests.toys.models import hf_config
+from tests.toys.trained_runs import (
     assert_same,
     convert,
     recipe_with,
@@ -21,7 +23,6 @@ from tests.convert.runs import (
     write_pair,
     write_run,
 )
-from tests.models.toys import hf_config
 from vlds.artifact import LoadedRun
 from vlds.backbones import T5, Bart
 from vlds.config import Recipe
@@ -33,7 +34,7 @@ from vlds.models.build import build_model
 from vlds.tasks import VQA
 from vlds.vision import StoredFeatures
 
-ORACLES = Path(__file__).parents[1] / "oracles" / "adapter_folders"
+ORACLES = ROOT / "tests/oracles/adapter_folders"
 ROWS = 40
 METHODS: dict[str, Method] = {
     "bottleneck": Adapter(reduction=4),

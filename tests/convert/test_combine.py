@@ -14,18 +14,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.convert.runs import (
+from tests.toys.trained_runs import (
     CASES,
     assert_same,
-    complaint,
     convert,
+    convert_code,
     logits_of,
-    made_run,
     recipe_with,
+    save_run,
     state_of,
+    trained_run,
     write_run,
 )
-from vlds.artifact import load_run, own_tensors, save_artifact
+from vlds.artifact import load_run
 from vlds.config import Recipe
 from vlds.convert.alike import stacked
 from vlds.methods import Adapter, Full
@@ -117,15 +118,13 @@ def test_a_task_out_and_back_in(family: str, name: str, world: Path, tmp_path: P
     assert_same(state_of(tmp_path / "back"), state_of(run))
     assert torch.equal(logits_of(load_run(tmp_path / "back").model), logits_of(load_run(run).model))
     # The slices of another run with the same shared weights.
-    other = made_run(replace(recipe, output=str(tmp_path / "other")), seed=1)
+    other = trained_run(replace(recipe, output=str(tmp_path / "other")), seed=1)
     one = state_of(tmp_path / "one")
     stacked = [t for n, t in other.model.unique_state() if one[n].shape != t.shape]
     with torch.no_grad():
         for tensor in stacked:
             tensor.add_(1)
-    folder = tmp_path / "other" / "artifact"
-    folder.parent.mkdir()
-    save_artifact(folder, own_tensors(other.model), other.recipe, other.tokenizer)
+    save_run(other)
     words = ["merge", "--how", "put", "--run", tmp_path / "other", tmp_path / "one"]
     convert(*words, "--task", "caption", "--out", tmp_path / "mixed", "--verify")
     mixed, theirs, ours = (state_of(tmp_path / f) for f in ("mixed", "other", "run"))
@@ -159,11 +158,11 @@ def desk(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_run(replace(recipe, methods=wider, output=str(folder / "wider")))
     single = {"vqa": recipe.tasks["vqa"]}
     write_run(replace(recipe, tasks=single, output=str(folder / "fewer")))
-    run = made_run(replace(recipe, output=str(folder / "rows")))
+    run = trained_run(replace(recipe, output=str(folder / "rows")))
     table = run.model.backbone.get_input_embeddings().weight
     with torch.no_grad():
         table[-1] += 1  # as a run with another seed has it
-    save_artifact(folder / "rows" / "artifact", own_tensors(run.model), recipe, run.tokenizer)
+    save_run(run)
     write_run(
         replace(recipe, vision=replace(recipe.vision, add_mean=True), output=str(folder / "mean"))
     )
@@ -224,7 +223,7 @@ def test_what_does_not_go_together(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(desk)
     out = tmp_path / "out"
-    assert complaint("merge", "--how", words[0], "--run", *words[1:], "--out", out) == 2
+    assert convert_code("merge", "--how", words[0], "--run", *words[1:], "--out", out) == 2
     assert re.search(message, capsys.readouterr().err)
     assert not out.exists()
 
@@ -238,7 +237,7 @@ def test_a_base_whose_tasks_are_in_another_order(
     turned = dict(reversed(recipe.tasks.items()))
     base = write_run(replace(recipe, tasks=turned, output=str(tmp_path / "base")))
     words = ["--base", base, "--run", run, "--out", tmp_path / "out"]
-    assert complaint("merge", "--how", "arithmetic", *words) == 2
+    assert convert_code("merge", "--how", "arithmetic", *words) == 2
     assert "--base: the tasks of" in capsys.readouterr().err
 
 

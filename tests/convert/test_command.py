@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.convert.runs import complaint, convert, recipe_with, write_run
+from tests.toys.trained_runs import convert, convert_code, recipe_with, write_run
 from vlds.artifact import load_run
 from vlds.convert.command import build_parser
 from vlds.convert.output import new_file, new_folder
@@ -70,7 +70,7 @@ def test_mistakes_are_one_line(
     words: list[str], message: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [str(run) if word == "RUN" else word for word in words]
-    assert complaint(*words, "--out", tmp_path / "out") == 2
+    assert convert_code(*words, "--out", tmp_path / "out") == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("vlds convert: ")
     assert message in said
@@ -92,9 +92,9 @@ def test_nothing_is_overwritten(
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     for name in ("file", "folder", "link"):
-        assert complaint(layout, "--run", run, "--out", tmp_path / name) == 2
+        assert convert_code(layout, "--run", run, "--out", tmp_path / name) == 2
         assert re.search(r"--out: .* exists; name a new", capsys.readouterr().err)
-    assert complaint(layout, "--run", run, "--out", tmp_path / "file" / "below") == 2
+    assert convert_code(layout, "--run", run, "--out", tmp_path / "file" / "below") == 2
     assert "is not a folder; name a new" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "link"]
     assert (tmp_path / "file").read_text() == "mine"
@@ -119,7 +119,7 @@ def test_too_large_a_difference_leaves_nothing(
 ) -> None:
     """Folding rounds, and here nothing at all is tolerated."""
     words = ["merge", "--run", run, "--out", tmp_path / "out", "--verify", "--tolerance", "1e-15"]
-    assert complaint(*words) == 2
+    assert convert_code(*words) == 2
     assert "tolerance 1e-15): too much, so nothing was written" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
@@ -129,7 +129,7 @@ def test_a_picture_that_cannot_be_read(
 ) -> None:
     (tmp_path / "bad.jpg").write_bytes(b"no picture")
     words = ["--run", run, "--out", tmp_path / "out", "--verify", tmp_path / "bad.jpg"]
-    assert complaint("hf", *words) == 2
+    assert convert_code("hf", *words) == 2
     assert "bad.jpg: truncated or damaged" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["bad.jpg"]
 
@@ -151,7 +151,7 @@ def test_a_disk_that_takes_no_more(
 ) -> None:
     source = adapter_run if layout in ("adapters", "reference") else run
     with small_disk(5000):
-        assert complaint(layout, "--run", source, "--out", tmp_path / "out") == 2
+        assert convert_code(layout, "--run", source, "--out", tmp_path / "out") == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert f"--out: cannot write {tmp_path / 'out'}: File too large; make room there, or" in said
     assert list(tmp_path.iterdir()) == []
@@ -164,7 +164,7 @@ def test_a_place_that_cannot_be(
     for layout in ("hf", "reference"):
         with pytest.raises(ValueError, match=r"cannot write .*: (File name too|No such file)"):
             MAKERS[layout](tmp_path / place)
-    assert complaint("hf", "--run", run, "--out", tmp_path / place) == 2
+    assert convert_code("hf", "--run", run, "--out", tmp_path / place) == 2
     assert "--out: cannot write" in capsys.readouterr().err
 
 
@@ -209,7 +209,7 @@ def test_a_signal_leaves_nothing(
 
     monkeypatch.setattr(Path, "mkdir", interrupted)
     with pytest.raises(SystemExit) as end:
-        complaint("hf", "--run", run, "--out", tmp_path / "out")
+        convert_code("hf", "--run", run, "--out", tmp_path / "out")
     assert end.value.code == 128 + number
     assert "vlds convert: stopped; --out is there whole or not" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
@@ -221,7 +221,7 @@ def test_nobody_reads_the_result(run: Path, tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as closed, redirect_stdout(closed):
-        assert complaint("peft", "--run", run, "--out", tmp_path / "out", "--verify") == 0
+        assert convert_code("peft", "--run", run, "--out", tmp_path / "out", "--verify") == 0
     assert (tmp_path / "out" / "adapter_config.json").is_file()
 
 

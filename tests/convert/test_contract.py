@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.convert.runs import CASES, assert_same, logits_of, made_run, recipe_with
-from tests.methods.method_cases import METHOD_CASES
+from tests.toys.method_cases import METHOD_CASES
+from tests.toys.trained_runs import CASES, assert_same, logits_of, recipe_with, trained_run
 from vlds.artifact import LoadedRun, load_run
 from vlds.convert.adapter_folders import AdapterFolders, plain
 from vlds.convert.adapters import AdaptersFolders
@@ -32,7 +32,7 @@ def pair(request: pytest.FixtureRequest, world: Path, tmp_path: Path) -> Pair:
     """Backbone, method, and two runs of that recipe with other weights."""
     family, name = request.param
     recipe = recipe_with(family, name, world, tmp_path)
-    return family, name, made_run(recipe, seed=1), made_run(recipe, seed=2)
+    return family, name, trained_run(recipe, seed=1), trained_run(recipe, seed=2)
 
 
 def expected_refusal(layout: str, pair: Pair) -> str | None:

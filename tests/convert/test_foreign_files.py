@@ -14,7 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.convert.runs import complaint, write_pair
+from tests.toys.trained_runs import convert_code, write_pair
 from vlds.convert.foreign_files import read_json, read_safetensors, read_state_dict, read_torch
 
 
@@ -72,7 +72,7 @@ def test_every_layout_refuses_a_trap(
         for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"):
             (source / "t" / name).write_bytes(trapped)
     else:
-        assert complaint("adapters", "--run", run, "--out", source) == 0
+        assert convert_code("adapters", "--run", run, "--out", source) == 0
         (source / "pytorch_adapter.bin").rename(source / "adapter_model.bin")
         (source / "pytorch_adapter.bin").write_bytes(trapped)
         (source / "adapter_model.bin").write_bytes(trapped)
@@ -84,7 +84,7 @@ def test_every_layout_refuses_a_trap(
             '{"peft_type": "LORA", "r": 2, "lora_alpha": 3.0}'
         )
     words = ["--from", source, "--run", target, "--out", tmp_path / "out"]
-    assert complaint(layout, *words) == 2
+    assert convert_code(layout, *words) == 2
     assert "holds more than tensors" in capsys.readouterr().err
     assert not (tmp_path / "sprung").exists()
     assert not (tmp_path / "out").exists()

@@ -11,33 +11,25 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM
 
-from tests.test_artifact import batch, recipe_of, save_run
+from tests.toys.trained_runs import logits_of, recipe_from, save_random_run
 from vlds.artifact import load_run
 from vlds.backbones import T5
 from vlds.config import Recipe
 from vlds.convert.hf import convert_run
 from vlds.methods import Adapter, Compacter, Full, LoRA
-from vlds.models.vl_model import VLModel
 from vlds.vision import ConvNet
 
 
 def converted(recipe: Recipe, out: Path, *, merge: bool = False) -> torch.Tensor:
     """Save a run of this recipe, convert it; the run's logits."""
-    save_run(recipe)
+    save_random_run(recipe)
     convert_run(Path(recipe.output), out, merge=merge)
     return logits_of(load_run(Path(recipe.output)).model)
 
 
-@torch.no_grad()
-def logits_of(model: VLModel) -> torch.Tensor:
-    """Logits of a model of which nothing trains: for weights that do, torch has other kernels on
-    some CPUs, which round otherwise."""
-    return model.eval().requires_grad_(False).logits(batch())
-
-
 @pytest.mark.parametrize("source", ["T5", "FLAN", "Bart", "config"])
 def test_outputs_on_images_are_the_runs(source: str, world: Path, tmp_path: Path) -> None:
-    expected = converted(recipe_of(source, world, tmp_path), tmp_path / "out")
+    expected = converted(recipe_from(source, world, tmp_path), tmp_path / "out")
     shutil.move(tmp_path / "out", tmp_path / "moved")
     loaded = load_run(tmp_path / "moved")
     assert torch.equal(logits_of(loaded.model), expected)
@@ -45,7 +37,7 @@ def test_outputs_on_images_are_the_runs(source: str, world: Path, tmp_path: Path
 
 def test_a_backbone_that_had_random_weights(world: Path, tmp_path: Path) -> None:
     """Pretrained ones have no `embedding_std`."""
-    recipe = recipe_of("config", world, tmp_path)
+    recipe = recipe_from("config", world, tmp_path)
     assert isinstance(recipe.backbone, T5)
     recipe = replace(recipe, backbone=replace(recipe.backbone, embedding_std=0.1))
     expected = converted(recipe, tmp_path / "out")
@@ -54,7 +46,7 @@ def test_a_backbone_that_had_random_weights(world: Path, tmp_path: Path) -> None
 
 def test_folders_of_any_name(world: Path, tmp_path: Path) -> None:
     """YAML spells some of them otherwise than they are."""
-    expected = converted(recipe_of("T5", world, tmp_path), tmp_path / "out")
+    expected = converted(recipe_from("T5", world, tmp_path), tmp_path / "out")
     folder = tmp_path / "out"
     for name in ("ü", "it's # x", "a: b"):
         (tmp_path / name).mkdir()
@@ -67,7 +59,7 @@ def test_folders_of_any_name(world: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", ["T5", "FLAN"])
 def test_the_text_backbone_opens_in_hugging_face(source: str, world: Path, tmp_path: Path) -> None:
-    converted(recipe_of(source, world, tmp_path), tmp_path / "out")
+    converted(recipe_from(source, world, tmp_path), tmp_path / "out")
     text = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out")
     run = load_run(tmp_path / "run").model.backbone
     # Older versions of transformers ask the file whether the head is the token table.
@@ -79,7 +71,7 @@ def test_the_text_backbone_opens_in_hugging_face(source: str, world: Path, tmp_p
 
 
 def test_a_converted_folder_is_the_next_runs_frozen_model(world: Path, tmp_path: Path) -> None:
-    recipe = replace(recipe_of("config", world, tmp_path), methods={"full": Full()})
+    recipe = replace(recipe_from("config", world, tmp_path), methods={"full": Full()})
     expected = converted(recipe, tmp_path / "out")
     assert isinstance(recipe.vision, ConvNet)
     following = replace(
@@ -105,7 +97,7 @@ def test_a_converted_folder_is_the_next_runs_frozen_model(world: Path, tmp_path:
 
 
 def test_merge_folds_full_fine_tuning(world: Path, tmp_path: Path) -> None:
-    recipe = replace(recipe_of("config", world, tmp_path), methods={"full": Full()})
+    recipe = replace(recipe_from("config", world, tmp_path), methods={"full": Full()})
     expected = converted(recipe, tmp_path / "out", merge=True)
     loaded = load_run(tmp_path / "out")
     assert loaded.recipe.methods == {}
@@ -116,7 +108,7 @@ def test_merge_folds_full_fine_tuning(world: Path, tmp_path: Path) -> None:
 def test_merge_makes_methods_plainer(family: str, world: Path, tmp_path: Path) -> None:
     """LoRA goes into the weights, Compacter becomes Adapter."""
     recipe = replace(
-        recipe_of(family, world, tmp_path),
+        recipe_from(family, world, tmp_path),
         methods={
             "low": LoRA(rank=2, alpha=0.2, train_biases=False),
             "phm": Compacter(reduction=4, sharing="half_shared_up"),
@@ -135,11 +127,11 @@ def test_merge_refuses_what_cannot_be_folded(world: Path, tmp_path: Path) -> Non
     with pytest.raises(
         ValueError, match=r"methods.adapter: Adapter computes what no .*vlds convert hf"
     ):
-        converted(recipe_of("T5", world, tmp_path), tmp_path / "out", merge=True)
+        converted(recipe_from("T5", world, tmp_path), tmp_path / "out", merge=True)
     assert not (tmp_path / "out").exists()
 
 
 def test_an_existing_folder_is_not_touched(world: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(ValueError, match=r"--out: .* exists; name a new folder"):
-        converted(recipe_of("T5", world, tmp_path), tmp_path / "out")
+        converted(recipe_from("T5", world, tmp_path), tmp_path / "out")

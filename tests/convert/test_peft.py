@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM
 
-from tests.convert.runs import (
+from tests.toys.trained_runs import (
     assert_same,
     convert,
-    made_run,
     recipe_with,
     state_of,
     text_logits,
+    trained_run,
     write_pair,
     write_run,
 )
@@ -84,7 +84,7 @@ def test_words_where_they_suffice(world: Path, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def plain_backbone(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A converted folder without methods, and recipe.yaml beside it, which gives it a LoRA."""
+    """A converted folder without methods, and a recipe.yaml that adds a LoRA to it."""
     folder = tmp_path_factory.mktemp("backbone")
     first = write_run(recipe_with("T5", "LoRA", world, folder), seed=1)
     convert("merge", "--run", first, "--out", folder / "hf")
@@ -151,7 +151,7 @@ def test_settings_that_peft_writes_by_default(
     settings: Callable[[], Any], recipe: str, world: Path, tmp_path: Path
 ) -> None:
     """None of them stands in the way; one that says more does."""
-    run = made_run(recipe_with("T5", recipe, world, tmp_path))
+    run = trained_run(recipe_with("T5", recipe, world, tmp_path))
     layout = PeftFolders(run)
     theirs = settings().to_dict() | {"task_type": "SEQ_2_SEQ_LM"}
     layout.check_config(theirs, tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,15 @@ import torch
 from torch import Tensor
 from transformers import BartTokenizer, T5Tokenizer
 
-from tests.convert.runs import complaint, convert, recipe_with, state_of, write_pair, write_run
-from tests.parity.conftest import exact_t5_norm  # noqa: F401 (for all of this file)
-from tests.parity.recorded_case import (
-    FOLDER,
-    RecordedCase,
-    backbone_of,
-    hf_config,
-    methods_of,
-    parse_flags,
+from tests.toys.recorded.case import FOLDER, RecordedCase, exact_t5_norm
+from tests.toys.recorded.configuration import backbone_of, hf_config, methods_of, parse_flags
+from tests.toys.trained_runs import (
+    convert,
+    convert_code,
+    recipe_with,
+    state_of,
+    write_pair,
+    write_run,
 )
 from vlds.artifact import load_run
 from vlds.config import Recipe, save_recipe
@@ -31,6 +32,13 @@ from vlds.tasks import VQA
 from vlds.vision import StoredFeatures
 
 CASES = sorted(path for path in FOLDER.glob("*.json") if not path.name.endswith(".train6.json"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def exact_norms() -> Iterator[None]:
+    """The recorded cases ran in float64 throughout."""
+    with exact_t5_norm():
+        yield
 
 
 def tokenizer_of(size: dict[str, Any], folder: Path) -> str:
@@ -187,7 +195,7 @@ def test_a_recipe_of_another_source_wants_what_the_file_lacks(
     recipe = recipe_with("Bart", "Adapter shared up, norms", world, tmp_path)
     save_recipe(recipe, tmp_path / "recipe.yaml")
     words = ["--from", exported, "--config", tmp_path / "recipe.yaml", "--out", tmp_path / "out"]
-    assert complaint("reference", *words) == 2
+    assert convert_code("reference", *words) == 2
     said = capsys.readouterr().err
     assert "vlds convert: nothing holds vision." in said
     assert "Give --run instead of --config" in said

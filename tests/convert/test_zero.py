@@ -10,18 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.convert.runs import CASES as METHOD_CASES
-from tests.convert.runs import (
+from tests.toys.rank_pool import RankPool
+from tests.toys.trained_runs import CASES as METHOD_CASES
+from tests.toys.trained_runs import (
     assert_same,
-    complaint,
     convert,
-    made_run,
+    convert_code,
+    picture_batch,
     recipe_with,
     state_of,
+    trained_run,
     write_run,
 )
-from tests.rank_pool import RankPool
-from tests.test_artifact import batch
 from vlds.artifact import load_run
 from vlds.config import Recipe, TrainingConfig, load_recipe, save_recipe
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
@@ -35,7 +35,7 @@ class Case:
 
     stage: int
     frozen: bool
-    """Whether the frozen weights are in it."""
+    """True if it contains the frozen weights."""
     family: str = "T5"
     method: str = "Adapter shared up, norms"
     precision: str = "fp32"
@@ -64,7 +64,7 @@ def recipe_of(case: Case, world: Path, folder: Path) -> Recipe:
 def train_and_save(recipe_file: Path, checkpoint: Path, frozen: bool) -> dict[str, Tensor] | None:
     """A step, then DeepSpeed's own checkpoint; the first rank's masters."""
     recipe, ranks = load_recipe(recipe_file), start_ranks(60)
-    model = made_run(recipe).model
+    model = trained_run(recipe).model
     if recipe.training.precision == "bf16":
         model = model.to(torch.bfloat16)
     cut = cut_batches(recipe, ranks.world_size)
@@ -72,7 +72,7 @@ def train_and_save(recipe_file: Path, checkpoint: Path, frozen: bool) -> dict[st
     tasks = list(recipe.tasks.values())
     engine = Engine(model, parameter_groups(model, recipe), config, ranks=ranks, tasks=tasks)
     set_learning_rate(engine.parameter_groups, 1.0)
-    engine.step([batch()])
+    engine.step([picture_batch()])
     exported = engine.export()
     engine._deepspeed.save_checkpoint(
         str(checkpoint), tag="step", exclude_frozen_parameters=not frozen
@@ -96,12 +96,12 @@ def test_the_artifact_has_the_masters(
 ) -> None:
     masters = checkpoint_of(case, world, tmp_path, ranks2)
     recipe = load_recipe(tmp_path / "recipe.yaml")
-    before = made_run(recipe)
+    before = trained_run(recipe)
     out, words = tmp_path / "out", ["--from", tmp_path / "checkpoint", "--out", tmp_path / "out"]
     if case.frozen:
         words += ["--config", tmp_path / "recipe.yaml"]
     else:
-        assert complaint("zero", *words, "--config", tmp_path / "recipe.yaml") == 2
+        assert convert_code("zero", *words, "--config", tmp_path / "recipe.yaml") == 2
         assert "nothing holds backbone." in capsys.readouterr().err
         words += ["--run", write_run(recipe, seed=9)]
     convert("zero", *words, "--verify", "--tolerance", "0")

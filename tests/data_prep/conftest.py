@@ -1,4 +1,4 @@
-"""What the tests of `verify` share."""
+"""Fixtures of the tests of `verify`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from data_prep.cli import main
-from tests.data_prep.faults import Check, packed, record
+from tests.toys.shards import Check, record, write_shards
 
 
 @pytest.fixture
 def healthy(tmp_path: Path) -> Path:
     """Two shards of three samples."""
-    return packed(tmp_path / "shards", [record(number) for number in range(6)])
+    return write_shards(tmp_path / "shards", [record(number) for number in range(6)])
 
 
 @pytest.fixture

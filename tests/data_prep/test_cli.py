@@ -16,7 +16,9 @@ import pytest
 from data_prep import cli
 from data_prep.cli import main
 from data_prep.command import num_bytes
-from tests.data_prep.pictures import jpeg, packed, write
+from tests.toys.files import write
+from tests.toys.pictures import jpeg
+from tests.toys.shards import packed
 from vlds.runtime.process_end import ASKING, on_signals, signal_name
 
 COMMANDS = (
@@ -39,7 +41,7 @@ def shards(tmp_path: Path) -> Path:
 
 
 def test_help_fits_a_terminal(root: Path) -> None:
-    """As a program of its own, so that the entry point is tested with it."""
+    """In another process, so that the entry point is tested, too."""
     command = [sys.executable, "-m", "data_prep", "--help"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60, check=True)
     assert all(name in done.stdout for name in COMMANDS)

@@ -10,8 +10,10 @@ import pytest
 
 from data_prep.cli import main
 from data_prep.packing.writer import SampleRecord, write_dataset
-from tests.data.conftest import SPEC, ToyTokenizer, png
-from tests.data_prep.pictures import packed, write
+from tests.toys.files import json_lines, write
+from tests.toys.pictures import noise
+from tests.toys.shards import packed
+from tests.toys.streams import SPEC, ToyTokenizer
 from vlds.data.config import DataConfig
 from vlds.data.errors import ErrorPolicy
 from vlds.data.shards.store import open_dataset
@@ -25,9 +27,9 @@ LONG = "x " * LONGEST_TEXT
 
 
 def test_preparation_drops_the_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(tmp_path / "images" / "a.png", png(0))
+    write(tmp_path / "images" / "a.png", noise(0))
     rows = [{"image": "a.png", "question": q, "answer": "x"} for q in ("what?", LONG, "where?")]
-    write(tmp_path / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write(tmp_path / "rows.jsonl", json_lines(rows))
     command = ["jsonl", "--task", "vqa", "--annotations", str(tmp_path / "rows.jsonl")]
     command += ["--images", str(tmp_path / "images"), "--out", str(tmp_path / "out")]
     assert main(command) == 0
@@ -42,9 +44,9 @@ def test_preparation_drops_the_row(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_preparation_drops_half_a_character(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write(tmp_path / "images" / "a.png", png(0))
+    write(tmp_path / "images" / "a.png", noise(0))
     rows = [{"image": "a.png", "question": q, "answer": "x"} for q in ("what?", "wh\ud800t?")]
-    write(tmp_path / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write(tmp_path / "rows.jsonl", json_lines(rows))
     command = ["jsonl", "--task", "vqa", "--annotations", str(tmp_path / "rows.jsonl")]
     command += ["--images", str(tmp_path / "images"), "--out", str(tmp_path / "out")]
     assert main(command) == 0
@@ -55,7 +57,7 @@ def test_reading_counts_a_bad_sample(tmp_path: Path, capsys: pytest.CaptureFixtu
     records = [
         SampleRecord(
             id=str(n),
-            members=[("png", png(n))],
+            members=[("png", noise(n))],
             json={
                 "annotations": [
                     {"id": str(n), "question": LONG if n == 0 else "what?", "label": {"red": 1.0}}

@@ -12,13 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.convert.runs import logits_of, made_run
 from tests.examples.counting import Counting
 from tests.examples.output_scale import OutputScale
-from tests.methods.method_cases import concrete_methods, method_cases
-from tests.models.toys import backbone, batch, build
-from tests.test_artifact import batch as pictures
-from tests.test_artifact import recipe_of
+from tests.toys.method_cases import concrete_methods, method_cases
+from tests.toys.models import backbone, batch, build
+from tests.toys.trained_runs import logits_of, recipe_from, trained_run
+from tests.toys.trained_runs import picture_batch as pictures
 from vlds.backbones import T5, Backbone, Bart
 from vlds.config import load_recipe, save_recipe
 from vlds.convert.adapters import AdaptersFolders
@@ -112,8 +111,8 @@ def test_a_method_in_one_place_trains_merges_and_converts(world: Path, tmp_path:
 
     assert Shift in concrete_methods()
     assert method_cases()["Shift"].method == Shift()
-    recipe = replace(recipe_of("T5", world, tmp_path), methods={"method": Shift()})
-    first, second = made_run(recipe, seed=1), made_run(recipe, seed=2)
+    recipe = replace(recipe_from("T5", world, tmp_path), methods={"method": Shift()})
+    first, second = trained_run(recipe, seed=1), trained_run(recipe, seed=2)
     rules = optimizer_rules(first.model)
     assert {rule for name, rule in rules.items() if name.endswith(".shift")} == {UNDECAYED}
 

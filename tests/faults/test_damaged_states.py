@@ -126,7 +126,7 @@ def test_the_best_state_is_kept(tmp_path: Path) -> None:
 
 
 def test_what_is_not_a_state_stays(tmp_path: Path) -> None:
-    """A copy that somebody made beside the states, or a state on another disk."""
+    """A copy next to the states, or a state on another disk."""
     write_states(tmp_path)
     shutil.copytree(tmp_path / NEW, tmp_path / f"{NEW}-mine")
     elsewhere = tmp_path.parent / f"{tmp_path.name}-elsewhere"

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.convert.runs import write_run
-from tests.data_prep.pictures import jpeg, write
-from tests.faults.disk_faults import Attempt, attempt
-from tests.rank_pool import RankPool
-from tests.report.scored_run import vqa_run
-from tests.training.world import world_recipe
+from tests.toys.faults.disk_faults import Attempt, attempt
+from tests.toys.files import write
+from tests.toys.pictures import jpeg
+from tests.toys.rank_pool import RankPool
+from tests.toys.scored_runs import vqa_run
+from tests.toys.trained_runs import write_run
+from tests.toys.world import world_recipe
 from vlds.artifact import artifact_folder
 from vlds.config import save_recipe
 from vlds.data.shards.store import open_dataset
@@ -37,7 +38,7 @@ class Command:
 
     program: str
     words: Callable[[Path, Path], list[str]]
-    """The world and a folder of its own -> the command line."""
+    """The world and the folder of the attempt -> the command line."""
     prepare: Callable[[Path, Path], None]
     """Fill the folder with what the command reads, and with older outputs."""
     outputs: tuple[str, ...]
@@ -177,26 +178,28 @@ class Case:
     template: Path
     """A folder that is prepared."""
     pool: RankPool
-    place: Path
-    """Where each attempt is made: outputs hold their own path."""
+    folder: Path
+    """Used by all attempts, since outputs contain their absolute path."""
 
     def run(self, failing: int, code: int) -> tuple[Attempt, list[Tree]]:
         """Make one attempt in a fresh folder; what became of it, and its outputs."""
         command = COMMANDS[self.name]
-        shutil.rmtree(self.place, ignore_errors=True)
-        shutil.copytree(self.template, self.place)
-        words = command.words(self.world, self.place)
-        (made,) = self.pool.run(attempts, words, self.name, self.place, failing, code, timeout=120)
-        return made, [tree_of(self.place / name) for name in command.outputs]
+        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.copytree(self.template, self.folder)
+        words = command.words(self.world, self.folder)
+        (result,) = self.pool.run(
+            attempts, words, self.name, self.folder, failing, code, timeout=120
+        )
+        return result, [tree_of(self.folder / name) for name in command.outputs]
 
     def check(self, failing: int, code: int, before: list[Tree], after: list[Tree]) -> None:
         """One attempt, and what it leaves."""
-        made, found = self.run(failing, code)
-        where = f"{self.name}, call {failing}: {made.told[-2000:]}"
-        assert made.code in (0, 2), where
-        assert "Traceback" not in made.told, where
-        assert made.code == 0 or "cannot write" in made.told.splitlines()[-1], where
-        left = [path for path in self.place.rglob(".*") if ".partial" in path.name]
+        result, found = self.run(failing, code)
+        where = f"{self.name}, call {failing}: {result.stderr[-2000:]}"
+        assert result.code in (0, 2), where
+        assert "Traceback" not in result.stderr, where
+        assert result.code == 0 or "cannot write" in result.stderr.splitlines()[-1], where
+        left = [path for path in self.folder.rglob(".*") if ".partial" in path.name]
         assert left == [], where
         for name, old, new, now in zip(
             COMMANDS[self.name].outputs, before, after, found, strict=True
@@ -205,11 +208,11 @@ class Case:
             ends = COMMANDS[self.name].ends
             other = bool(ends) and now.get(".", b"").endswith(ends)
             assert now in (old, new) or vanished or other, f"{where}: {name}"
-        check_rest(self.name, self.place)
+        check_rest(self.name, self.folder)
 
 
 def check_rest(name: str, folder: Path) -> None:
-    """What has to be whole beside single outputs."""
+    """What must be whole besides single outputs."""
     if name == "train":
         run = folder / "run"
         assert newest(run / "state")[1] == []
@@ -243,7 +246,7 @@ def test_any_call_may_fail(name: str, every: bool, case_of: Callable[[str], Case
     case = case_of(name)
     before = [tree_of(case.template / output) for output in COMMANDS[name].outputs]
     whole, after = case.run(0, errno.EIO)
-    assert whole.code == 0, whole.told
+    assert whole.code == 0, whole.stderr
     assert whole.seen > 2
     assert all(after)
     assert before != after

@@ -13,10 +13,10 @@ from random import Random
 import pytest
 
 from data_prep.cli import build_parser
-from tests.faults.command_inputs import Inputs
-from tests.faults.command_lines import COMMANDS, Command, drawn_file
-from tests.faults.forked import num_calls, run_forked
-from tests.faults.hostile_inputs import damage_file
+from tests.toys.faults.command_inputs import Inputs
+from tests.toys.faults.command_lines import COMMANDS, Command, drawn_file
+from tests.toys.faults.forked_commands import num_calls, run_forked
+from tests.toys.faults.hostile_inputs import damage_file
 from vlds.cli.commands import COMMANDS as VLDS_COMMANDS
 from vlds.convert.command import build_parser as convert_parser
 
@@ -63,13 +63,13 @@ def complaint(inputs: Inputs, command: Command, seed: int) -> str | None:
     """Damage one file, and run the command; what is wrong with its end, and how to repeat it."""
     draw = Random(f"{command.words} {seed}")
     inputs.lay_out(command.reads)
-    path = drawn_file(inputs.place, command, draw)
+    path = drawn_file(inputs.case_folder, command, draw)
     how = damage_file(path, draw)
-    code, said = run_forked(command.program, command.words.split(), inputs.place)
+    code, said = run_forked(command.program, command.words.split(), inputs.case_folder)
     fine = (code in command.codes or code > 128) and "Traceback" not in said
     if fine and len(said) < LARGEST_OUTPUT and not victim(inputs):
         return None
-    where = path.relative_to(inputs.place)
+    where = path.relative_to(inputs.case_folder)
     return (
         f"seed {seed}: {command.program} {command.words}\n  {where}: {how}\n"
         f"  code {code}, {len(said)} characters: ...{said[-2500:]}"
@@ -77,7 +77,7 @@ def complaint(inputs: Inputs, command: Command, seed: int) -> str | None:
 
 
 def victim(inputs: Inputs) -> bool:
-    """Whether something was written beside the folder."""
+    """True if a command wrote outside its folder."""
     ours = {"case", "case.calls", "case.log", "made"}
     return {path.name for path in inputs.top.iterdir()} != ours
 
@@ -110,15 +110,15 @@ def test_any_write_may_fail(command: Command, inputs: Inputs) -> None:
     """Whichever write, flush or rename fails, the command says so or does without, and leaves
     nothing half made. `test_disk_faults` looks at what is left of older files."""
     check_whole(inputs, command)
-    seen = num_calls(inputs.place)
+    seen = num_calls(inputs.case_folder)
     assert seen > 0 or "--out" not in command.words
     step = max(1, -(-seen // MOST_CALLS))
     for failing in range(1, seen + 1, step):
         inputs.lay_out(command.reads)
         words = command.words.split()
-        code, said = run_forked(command.program, words, inputs.place, failing)
+        code, said = run_forked(command.program, words, inputs.case_folder, failing)
         where = f"call {failing} of {seen}: {said[-2000:]}"
         assert code in (*command.codes, 2), where
         assert "Traceback" not in said, where
-        left = [path for path in inputs.place.rglob(".*") if ".partial" in path.name]
+        left = [path for path in inputs.case_folder.rglob(".*") if ".partial" in path.name]
         assert left == [], where

@@ -12,19 +12,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.toys.strategies import FAST, JSON
 from vlds.config import load_recipe
 from vlds.runtime.manifest import MANIFEST, damage, sha256, write_manifest
 from vlds.training import checkpoint
 from vlds.training.states import PROGRESS, TENSORS, Progress, newest
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner),
-    max_leaves=12,
-)
 NAMES = st.sampled_from(
     [
         TENSORS,
@@ -49,11 +45,6 @@ PROGRESSES = JSON | st.fixed_dictionaries(
         "task_updates": st.just({}) | JSON | st.dictionaries(st.text(max_size=3), JSON),
     },
 )
-FAST = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow],
-    database=None, derandomize=True,
-    phases=(Phase.explicit, Phase.generate),
-)  # fmt: skip
 
 
 def read(folder: Path) -> None:
@@ -69,7 +60,7 @@ def read(folder: Path) -> None:
 
 
 def write(folder: Path, files: dict[str, bytes]) -> Path:
-    """A state folder with these files, beside a file that nobody may touch."""
+    """A state folder with these files, next to a file that must not change."""
     (folder / "victim").write_text("untouched")
     state = folder / "state" / "step-00000007"
     state.mkdir(parents=True)

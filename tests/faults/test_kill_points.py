@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.conftest import command, short_recipe
-from tests.faults.warm import Plan, Warm, log_of
-from tests.training.world import world_recipe
+from tests.toys.faults.forked_ranks import ForkedRanks, Plan, log_of
+from tests.toys.recipes import short_recipe, train_words
+from tests.toys.world import world_recipe
 from vlds.config import Recipe
 from vlds.training.states import newest, state_folders
 
@@ -43,7 +43,7 @@ def steps_of(run: Path, global_rank: int) -> list[tuple[int, list[str]]]:
 
 @pytest.fixture(scope="module")
 def whole(
-    warm: Warm, world: Path, tmp_path_factory: pytest.TempPathFactory
+    forked: ForkedRanks, world: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[int], Recipe]:
     """A run at a ZeRO stage that nobody disturbed, which is evaluated and keeps its best step."""
     done: dict[int, Recipe] = {}
@@ -55,42 +55,42 @@ def whole(
             recipe = replace(short_recipe(world, output, stage), tasks=tasks)
             training = replace(recipe.training, evaluate_every=5, best=SCORE)
             done[stage] = replace(recipe, training=training)
-            warm.start(output, command(done[stage]))
-            assert warm.wait() == [0, 0], log_of(output, 0)
+            forked.start(output, train_words(done[stage]))
+            assert forked.wait() == [0, 0], log_of(output, 0)
         return done[stage]
 
     return run
 
 
-def disturb(warm: Warm, recipe: Recipe, draw: random.Random, events: list[str]) -> str:
+def disturb(forked: ForkedRanks, recipe: Recipe, draw: random.Random, events: list[str]) -> str:
     """Start a run and kill it at a drawn point; the point in words."""
-    run, words = Path(recipe.output), command(recipe, "--resume", "auto")
+    run, words = Path(recipe.output), train_words(recipe, "--resume", "auto")
     kind = draw.choice(["file", "file", "step", "step", "all"])
     if kind == "file":
         kept = draw.choice(["/state/", "/state/", "/.best.", "/"])
         at = draw.choice([n for n, event in enumerate(events, 1) if kept in event])
-        warm.start(run, words, {0: Plan(file_event=at)})
+        forked.start(run, words, {0: Plan(file_event=at)})
         victims = [0]
         point = f"the first rank at file event {at} of {len(events)}"
     elif kind == "step":
         plan = Plan(step=draw.randint(1, STEPS), delay=draw.uniform(0, 0.3))
-        global_rank = draw.randrange(warm.world_size)
-        warm.start(run, words, {global_rank: plan})
+        global_rank = draw.randrange(forked.world_size)
+        forked.start(run, words, {global_rank: plan})
         victims = [global_rank]
         point = f"rank {global_rank}, {plan.delay:.3f} s into step {plan.step}"
     else:
         step, delay = draw.randint(0, STEPS - 2), draw.uniform(0, 0.5)
-        warm.start(run, words)
+        forked.start(run, words)
         deadline = time.monotonic() + 60
         while len(steps_of(run, 0)) < step and time.monotonic() < deadline:
             time.sleep(0.005)
         time.sleep(delay)
-        for pid in warm.pids:
+        for pid in forked.pids:
             os.kill(pid, signal.SIGKILL)
-        victims = list(range(warm.world_size))
+        victims = list(range(forked.world_size))
         point = f"all ranks, {delay:.3f} s after step {step}"
     # The others end by themselves once, and as the launcher ends them, at once, the other times.
-    codes = warm.wait(60) if draw.random() < 0.1 else warm.wait_for_first(60)
+    codes = forked.wait(60) if draw.random() < 0.1 else forked.wait_for_first(60)
     killed = [codes[victim] for victim in victims]
     assert killed == [-signal.SIGKILL] * len(killed), (point, codes, log_of(run, 0))
     assert 0 not in codes, (point, codes)
@@ -100,7 +100,7 @@ def disturb(warm: Warm, recipe: Recipe, draw: random.Random, events: list[str]) 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [pytest.param(n, id=f"seed{SEED}-{n}") for n in range(POINTS)])
 def test_a_killed_run_loses_nothing(
-    number: int, warm: Warm, whole: Callable[[int], Recipe], tmp_path: Path
+    number: int, forked: ForkedRanks, whole: Callable[[int], Recipe], tmp_path: Path
 ) -> None:
     draw = random.Random(f"{SEED}-{number}")
     undisturbed = whole(draw.choice([2, 3]))
@@ -109,7 +109,7 @@ def test_a_killed_run_loses_nothing(
     recipe = replace(undisturbed, output=str(tmp_path / "run"))
     run = Path(recipe.output)
 
-    point = disturb(warm, recipe, draw, events.splitlines())
+    point = disturb(forked, recipe, draw, events.splitlines())
     print(f"VLDS_FAULT_SEED={SEED}, point {number}: {point}")
     done = steps_of(run, 0)
     saved, complaints = newest(run / "state")
@@ -117,8 +117,8 @@ def test_a_killed_run_loses_nothing(
     start = int(saved.name.removeprefix("step-")) if saved else 0
     assert start >= len(done) // SAVE_EVERY * SAVE_EVERY - SAVE_EVERY
 
-    warm.start(run, command(recipe, "--resume", "auto"))
-    assert warm.wait(120) == [0, 0], log_of(run, 0)
+    forked.start(run, train_words(recipe, "--resume", "auto"))
+    assert forked.wait(120) == [0, 0], log_of(run, 0)
     said = f"resuming from {saved}" if saved else "no run state in"
     assert said in log_of(run, 0)
     for file in FILES:
@@ -129,7 +129,7 @@ def test_a_killed_run_loses_nothing(
     kept = {best, "step-00000008", "step-00000010"}
     assert names >= kept
     assert names == kept or start == STEPS, "a finished run saves no more, and so clears nothing"
-    for global_rank in range(warm.world_size):
+    for global_rank in range(forked.world_size):
         every, reference = steps_of(run, global_rank), steps_of(expected, global_rank)
         resumed = every[len(every) - (STEPS - start) :]
         assert resumed == reference[start:], "the resumed part begins after the state"

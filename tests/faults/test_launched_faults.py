@@ -13,9 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.faults.conftest import command, short_recipe
-from tests.faults.warm import Warm, log_of
-from tests.training.launched import Launch, last_step, words_of
+from tests.toys.faults.forked_ranks import ForkedRanks, log_of
+from tests.toys.launched_run import Launch, last_step, words_of
+from tests.toys.processes import gone
+from tests.toys.recipes import short_recipe, train_words
 from vlds.config import Recipe
 from vlds.training.states import newest
 
@@ -31,10 +32,6 @@ def processes(launch: Launch) -> dict[str, list[psutil.Process]]:
         found[name] = [p for p in below if f"deepspeed.launcher.{name}" in " ".join(words_of(p))]
         found[name] = [p for p in found[name] if p not in found["ranks"]]
     return found
-
-
-def gone(process: psutil.Process) -> bool:
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
 def patient(whole: Recipe, run: Path) -> Recipe:
@@ -57,7 +54,7 @@ def assert_same_weights(found: Path, whole: Recipe) -> None:
     ],
 )
 def test_whoever_is_told_to_end(
-    target: str, number: signal.Signals, code: int, warm: Warm,
+    target: str, number: signal.Signals, code: int, forked: ForkedRanks,
     undisturbed: Callable[[int], Recipe], tmp_path: Path,
 ) -> None:  # fmt: skip
     whole = undisturbed(2)
@@ -83,8 +80,8 @@ def test_whoever_is_told_to_end(
     assert int(saved.name.removeprefix("step-")) == last_step(launch.run)
     if target != "supervisor":
         assert output.splitlines()[-1].endswith(f"; --resume continues from {saved}")
-    warm.start(launch.run, command(recipe, "--resume"))
-    assert warm.wait() == [0, 0], log_of(launch.run, 0)
+    forked.start(launch.run, train_words(recipe, "--resume"))
+    assert forked.wait() == [0, 0], log_of(launch.run, 0)
     assert_same_weights(launch.run, whole)
 
 

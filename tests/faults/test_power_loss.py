@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.power_loss import Image, Ledger, put
-from tests.rank_pool import RankPool
-from tests.training.world import world_recipe
+from tests.toys.faults.power_loss import Image, Ledger, put
+from tests.toys.rank_pool import RankPool
+from tests.toys.world import world_recipe
 from vlds.artifact import artifact_folder
 from vlds.config import Recipe, load_recipe
 from vlds.runtime.metrics_file import read_metric_lines
@@ -78,7 +78,7 @@ class Left:
     lines: int
     """Of metrics."""
     is_done: bool
-    """Whether there is an artifact."""
+    """True if there is an artifact."""
 
 
 def look(image: Image, folder: Path) -> Left:

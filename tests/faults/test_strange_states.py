@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.faults.test_hostile_files import FAST, JSON
-from tests.rank_pool import RankPool
-from tests.training.world import world_recipe
+from tests.toys.rank_pool import RankPool
+from tests.toys.strategies import FAST, JSON
+from tests.toys.world import world_recipe
 from vlds.config import Recipe
 from vlds.data.config import DataConfig
 from vlds.data.streams.assemble import StreamSetup

@@ -23,18 +23,12 @@ import torch.distributed.distributed_c10d as c10d
 from safetensors.torch import load_file, save_file
 
 from data_prep.packing.writer import SampleRecord, write_dataset
-from tests.faults.conftest import command, short_recipe
-from tests.faults.warm import Plan, Warm, log_of
-from tests.rank_pool import RankPool
-from tests.small_disk import remount, small_disk
-from tests.training.toys import (
-    Case,
-    engine,
-    global_batch,
-    make_case,
-    own_micro_batches,
-)
-from tests.training.world import picture, records
+from tests.toys.engines import Case, global_batch, make_case, own_micro_batches, start_engine
+from tests.toys.faults.forked_ranks import ForkedRanks, Plan, log_of
+from tests.toys.rank_pool import RankPool
+from tests.toys.recipes import short_recipe, train_words
+from tests.toys.small_disk import remount, small_disk
+from tests.toys.world import picture, records
 from vlds.config import Recipe
 from vlds.schema import Batch
 from vlds.training.states import newest, read_progress
@@ -42,11 +36,11 @@ from vlds.training.states import newest, read_progress
 STATE = "state/step-00000010/state.safetensors"
 
 
-def go_on(warm: Warm, recipe: Recipe, whole: Recipe) -> None:
+def go_on(forked: ForkedRanks, recipe: Recipe, whole: Recipe) -> None:
     """Resume a run that a fault has ended: its weights are those of the run without."""
     run = Path(recipe.output)
-    warm.start(run, command(recipe, "--resume", "auto"))
-    assert warm.wait() == [0, 0], log_of(run, 0)
+    forked.start(run, train_words(recipe, "--resume", "auto"))
+    assert forked.wait() == [0, 0], log_of(run, 0)
     assert (run / STATE).read_bytes() == (Path(whole.output) / STATE).read_bytes()
 
 
@@ -72,7 +66,7 @@ def without_numbers(batch: Batch) -> Batch:
 
 def skip_one(case: Case) -> dict[str, Any]:
     """Good step, bad step (on the last rank alone), good step; and the same without the bad one."""
-    made, plan = engine(case)
+    made, plan = start_engine(case)
     first, bad, last = (own_micro_batches(global_batch(n), made, plan) for n in (1, 2, 3))
     if made.ranks.global_rank == made.ranks.world_size - 1:
         bad = [without_numbers(batch) for batch in bad]
@@ -84,12 +78,12 @@ def skip_one(case: Case) -> dict[str, Any]:
     good = made.step(last)
     found = exported(made)
     made.close()
-    other, _ = engine(case)
+    other, _ = start_engine(case)
     other.step(first)
     other.step(last)
     expected = exported(other)
     other.close()
-    resumed, _ = engine(case)
+    resumed, _ = start_engine(case)
     after = resumed.ranks.broadcast(after)
     resumed.restore(after, *skipped, updates)
     resumed.step(last)
@@ -128,15 +122,15 @@ def test_a_step_that_is_not_finite_changes_nothing(
 
 
 def first_step_skipped(case: Case) -> bool:
-    """A run whose first step is skipped can be saved, and goes on as if it had begun then."""
-    made, plan = engine(case)
+    """A run whose first step is skipped can be saved, and resumes as if it had started then."""
+    made, plan = start_engine(case)
     bad, good = (own_micro_batches(global_batch(n), made, plan) for n in (2, 3))
     made.step([without_numbers(batch) for batch in bad])
     made.export()
     made.step(good)
     found = exported(made)
     made.close()
-    other, _ = engine(case)
+    other, _ = start_engine(case)
     other.step(good)
     return same(found, exported(other))
 
@@ -156,15 +150,15 @@ def short(undisturbed: Callable[[int], Recipe], tmp_path: Path) -> tuple[Recipe,
 
 
 def test_a_run_that_diverges_stops_at_its_last_good_state(
-    warm: Warm, short: tuple[Recipe, Recipe, Path]
+    forked: ForkedRanks, short: tuple[Recipe, Recipe, Path]
 ) -> None:
     whole, recipe, run = short
     shutil.copytree(Path(whole.output) / "state" / "step-00000008", run / "state" / "step-00000008")
     optimizer = replace(recipe.optimizer, learning_rate=1e38, warmup_ratio=0.0)
     training = replace(recipe.training, max_nonfinite_steps=3, steps=30, save_every=1)
     wild = replace(recipe, optimizer=optimizer, training=training)
-    warm.start(run, command(wild, "--resume"))
-    assert warm.wait() == [2, 2]
+    forked.start(run, train_words(wild, "--resume"))
+    assert forked.wait() == [2, 2]
     said = log_of(run, 0)
     assert "training.max_nonfinite_steps: 4 steps in a row" in said
     assert "lower optimizer.learning_rate" in said
@@ -179,11 +173,11 @@ def test_a_run_that_diverges_stops_at_its_last_good_state(
 
 @pytest.mark.slow
 def test_out_of_memory_names_the_keys_to_lower(
-    warm: Warm, short: tuple[Recipe, Recipe, Path]
+    forked: ForkedRanks, short: tuple[Recipe, Recipe, Path]
 ) -> None:
     whole, recipe, run = short
-    warm.start(run, command(recipe), {1: Plan(memory=1 << 16)})
-    codes = warm.wait()
+    forked.start(run, train_words(recipe), {1: Plan(memory=1 << 16)})
+    codes = forked.wait()
     assert codes[1] == 2, log_of(run, 1)
     assert codes[0] == 1
     said = log_of(run, 1)
@@ -192,20 +186,20 @@ def test_out_of_memory_names_the_keys_to_lower(
     assert "activation_checkpointing" in said
     assert ("--resume" in said) == any((run / "state").glob("step-*"))
     assert "rank 0 ends because another rank has ended" in log_of(run, 0)
-    go_on(warm, recipe, whole)
+    go_on(forked, recipe, whole)
 
 
 def test_a_state_that_cannot_be_written_ends_all_ranks(
-    warm: Warm, short: tuple[Recipe, Recipe, Path]
+    forked: ForkedRanks, short: tuple[Recipe, Recipe, Path]
 ) -> None:
     whole, recipe, run = short
-    warm.start(run, command(recipe), {0: Plan(file_bytes=20_000)})
-    assert warm.wait() == [2, 2]
+    forked.start(run, train_words(recipe), {0: Plan(file_bytes=20_000)})
+    assert forked.wait() == [2, 2]
     for global_rank in (0, 1):
         assert f"output: cannot write {run}/state/step-0000000" in log_of(run, global_rank)
     assert "make room there" in log_of(run, 0)
     assert list((run / "state").iterdir()) == []
-    go_on(warm, recipe, whole)
+    go_on(forked, recipe, whole)
 
 
 @pytest.fixture
@@ -217,25 +211,25 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["full", "read-only"])
 def test_a_disk_that_takes_no_more(
-    fault: str, disk: Path, warm: Warm, short: tuple[Recipe, Recipe, Path]
+    fault: str, disk: Path, forked: ForkedRanks, short: tuple[Recipe, Recipe, Path]
 ) -> None:
     whole, recipe, run = short
     recipe = replace(recipe, output=str(disk / "run"))
-    words = command(replace(recipe, output=str(run)), "--output", str(disk / "run"))
-    warm.start(run, words)
+    words = train_words(replace(recipe, output=str(run)), "--output", str(disk / "run"))
+    forked.start(run, words)
     wait_for_step(disk / "run", 4)
     if fault == "full":
         with pytest.raises(OSError, match="No space"):
             (disk / "filler").write_bytes(bytes(1 << 20))
-        codes = warm.wait()
+        codes = forked.wait()
         assert codes[0] == 2
         assert 0 not in codes
         assert "output: cannot write" in log_of(run, 0)
         assert "No space left" in log_of(run, 0)
     else:
         # Its lock is open for writing, so that a running one keeps the disk writable.
-        os.kill(warm.pids[0], signal.SIGTERM)
-        assert warm.wait() == [143, 143]
+        os.kill(forked.pids[0], signal.SIGTERM)
+        assert forked.wait() == [143, 143]
     found, complaints = newest(disk / "run" / "state")
     assert complaints == []
     assert found is not None
@@ -243,17 +237,17 @@ def test_a_disk_that_takes_no_more(
         (disk / "filler").unlink()
     else:
         remount(disk, "ro")
-        warm.start(run, [*words, "--resume"])
-        assert warm.wait() == [2, 2]
+        forked.start(run, [*words, "--resume"])
+        assert forked.wait() == [2, 2]
         assert f"output: cannot write {disk / 'run'}: Read-only" in log_of(run, 0)
         remount(disk, "rw")
-    warm.start(run, [*words, "--resume"])
-    assert warm.wait() == [0, 0], log_of(run, 0)
+    forked.start(run, [*words, "--resume"])
+    assert forked.wait() == [0, 0], log_of(run, 0)
     assert (disk / "run" / STATE).read_bytes() == (Path(whole.output) / STATE).read_bytes()
 
 
 @pytest.mark.slow
-def test_a_storm_of_data_errors(warm: Warm, world: Path, tmp_path: Path) -> None:
+def test_a_storm_of_data_errors(forked: ForkedRanks, world: Path, tmp_path: Path) -> None:
     whole = list(records("vqa", 24))
     broken = [
         SampleRecord(id=f"cut{n}", members=[("jpg", picture("red", n)[:300])], json=whole[n].json)
@@ -268,8 +262,8 @@ def test_a_storm_of_data_errors(warm: Warm, world: Path, tmp_path: Path) -> None
     recipe = replace(
         recipe, tasks=recipe.tasks | {"vqa": vqa}, data=replace(recipe.data, errors=errors)
     )
-    warm.start(run, command(recipe))
-    codes = warm.wait()
+    forked.start(run, train_words(recipe))
+    codes = forked.wait()
     assert 2 in codes
     assert 0 not in codes
     said = log_of(run, codes.index(2))
@@ -279,32 +273,34 @@ def test_a_storm_of_data_errors(warm: Warm, world: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_a_rank_that_hangs_is_noticed(warm: Warm, short: tuple[Recipe, Recipe, Path]) -> None:
+def test_a_rank_that_hangs_is_noticed(
+    forked: ForkedRanks, short: tuple[Recipe, Recipe, Path]
+) -> None:
     whole, recipe, run = short
     hasty = replace(recipe, training=replace(recipe.training, collective_timeout=5))
-    pids = warm.start(run, command(hasty))
+    pids = forked.start(run, train_words(hasty))
     wait_for_step(run, 3)
     os.kill(pids[1], signal.SIGSTOP)
     started = time.monotonic()
-    assert warm.wait_for_first() == [1, -signal.SIGUSR2]
+    assert forked.wait_for_first() == [1, -signal.SIGUSR2]
     assert time.monotonic() - started < 20
     assert "vlds: rank 0 has waited training.collective_timeout seconds" in log_of(run, 0)
-    go_on(warm, recipe, whole)
+    go_on(forked, recipe, whole)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
 def test_a_loader_worker_that_is_lost(
-    number: signal.Signals, warm: Warm, short: tuple[Recipe, Recipe, Path]
+    number: signal.Signals, forked: ForkedRanks, short: tuple[Recipe, Recipe, Path]
 ) -> None:
     _, recipe, run = short
     data = replace(recipe.data, num_workers=2)
     training = replace(recipe.training, collective_timeout=10, steps=2000, save_every=100)
-    pids = warm.start(run, command(replace(recipe, data=data, training=training)))
+    pids = forked.start(run, train_words(replace(recipe, data=data, training=training)))
     wait_for_step(run, 3)
     worker = psutil.Process(pids[1]).children()[0]
     os.kill(worker.pid, number)
-    codes = warm.wait()
+    codes = forked.wait()
     assert codes == [1, 1], log_of(run, 1)
     how = "has given nothing for" if number == signal.SIGSTOP else "was killed (SIGKILL"
     said = [line for line in log_of(run, 1).splitlines() if line.startswith("vlds: ")]
@@ -317,7 +313,7 @@ def test_a_loader_worker_that_is_lost(
 
 def timeouts(case: Case) -> list[float]:
     """Seconds that every process group of an engine waits."""
-    made, _ = engine(case)
+    made, _ = start_engine(case)
     made.close()
     backends = [group._get_backend(torch.device("cpu")) for group in c10d._world.pg_map]
     return [backend.options._timeout.total_seconds() for backend in backends]
@@ -334,13 +330,13 @@ def test_deepspeeds_own_groups_wait_no_longer(ranks2: RankPool, tmp_path: Path) 
     [(signal.SIGTERM, 1), pytest.param(signal.SIGINT, 0, marks=pytest.mark.slow)],
 )
 def test_a_signal_to_one_rank_ends_all(
-    number: signal.Signals, to: int, warm: Warm, short: tuple[Recipe, Recipe, Path]
+    number: signal.Signals, to: int, forked: ForkedRanks, short: tuple[Recipe, Recipe, Path]
 ) -> None:
     whole, recipe, run = short
-    pids = warm.start(run, command(recipe))
+    pids = forked.start(run, train_words(recipe))
     wait_for_step(run, 3)
     os.kill(pids[to], number)
-    codes = warm.wait()
+    codes = forked.wait()
     assert codes[to] == 128 + number
     assert codes[1 - to] == 143
     found, complaints = newest(run / "state")
@@ -348,36 +344,36 @@ def test_a_signal_to_one_rank_ends_all(
     assert complaints == []
     step = read_progress(found).step
     assert f"after step {step}; --resume continues from step {step}" in log_of(run, 0)
-    go_on(warm, recipe, whole)
+    go_on(forked, recipe, whole)
 
 
-def test_other_frozen_weights_are_refused(warm: Warm, world: Path, tmp_path: Path) -> None:
+def test_other_frozen_weights_are_refused(forked: ForkedRanks, world: Path, tmp_path: Path) -> None:
     run, weights = tmp_path / "run", tmp_path / "vision.safetensors"
     recipe = short_recipe(world, run, 2)
     encoder = recipe.vision.build(torch.float32)
     save_file(encoder.state_dict(), weights)
     recipe = replace(recipe, vision=replace(recipe.vision, weights=str(weights)))
     recipe = replace(recipe, training=replace(recipe.training, steps=2))
-    warm.start(run, command(recipe))
-    assert warm.wait() == [0, 0], log_of(run, 0)
+    forked.start(run, train_words(recipe))
+    assert forked.wait() == [0, 0], log_of(run, 0)
     changed = {
         name: tensor + tensor.is_floating_point() for name, tensor in load_file(weights).items()
     }
     save_file(changed, weights)
     longer = replace(recipe, training=replace(recipe.training, steps=4))
-    warm.start(run, command(longer, "--resume"))
-    assert warm.wait() == [2, 2]
+    forked.start(run, train_words(longer, "--resume"))
+    assert forked.wait() == [2, 2]
     assert f"was trained on another vision encoder than {weights} is now" in log_of(run, 0)
     assert "bring the original files back" in log_of(run, 0)
 
 
 def test_a_run_is_not_started_over_damaged_states(
-    warm: Warm, short: tuple[Recipe, Recipe, Path]
+    forked: ForkedRanks, short: tuple[Recipe, Recipe, Path]
 ) -> None:
     _, recipe, run = short
     (run / "state" / "step-00000004").mkdir(parents=True)
-    warm.start(run, command(recipe, "--resume", "auto"))
-    assert warm.wait() == [2, 2]
+    forked.start(run, train_words(recipe, "--resume", "auto"))
+    assert forked.wait() == [2, 2]
     said = log_of(run, 0)
     assert f"passed over a run state: {run}/state/step-00000004: has no manifest.json" in said
     assert f"--resume: {run}/state holds 1 run state(s), none of them whole" in said

@@ -17,9 +17,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.faults.conftest import command, short_recipe
-from tests.rank_pool import ROOT, RankPool
-from tests.training.launched import last_step
+from tests.toys.files import ROOT
+from tests.toys.launched_run import last_step
+from tests.toys.rank_pool import RankPool
+from tests.toys.recipes import short_recipe, train_words
 from vlds.config import Recipe
 from vlds.runtime.rank_environment import RankPlace, read_place
 from vlds.training.loop import train
@@ -31,7 +32,7 @@ STATE = "state/step-00000010/state.safetensors"
 
 
 def ip(*words: str) -> bool:
-    """Whether `ip WORDS` could be done."""
+    """True if `ip WORDS` succeeded."""
     return subprocess.run(["ip", *words], capture_output=True).returncode == 0
 
 
@@ -65,7 +66,7 @@ def start(hosts: list[str], recipe: Recipe, folder: Path, *words: str) -> list[p
             f"--hostfile {folder / 'hosts'} --no_ssh --node_rank {number} "
             f"--master_addr {ADDRESSES[0]} --master_port 29500"
         )
-        program = ["-m", "vlds", *command(recipe, *words)]
+        program = ["-m", "vlds", *train_words(recipe, *words)]
         log = folder / f"{number}.log"
         started.append(start_on(host, program, log, VLDS_LAUNCHER_ARGS=launcher))
     return started
@@ -172,7 +173,7 @@ def test_two_hosts_under_torchrun(
     whole = short_recipe(world, tmp_path / "whole", 2)
     ranks4.run(train_on_rank, whole, timeout=120)
     recipe, run = replace(whole, output=str(tmp_path / "run")), tmp_path / "run"
-    started = start_torchrun(hosts, ["-m", "vlds", *command(recipe)], tmp_path)
+    started = start_torchrun(hosts, ["-m", "vlds", *train_words(recipe)], tmp_path)
     try:
         deadline = time.monotonic() + 150
         while last_step(run) < 3:
@@ -189,7 +190,7 @@ def test_two_hosts_under_torchrun(
     found, complaints = newest(run / "state")
     assert (found, complaints) == (run / f"state/step-{last_step(run):08d}", [])
 
-    again = ["-m", "vlds", *command(recipe, "--resume", "auto")]
+    again = ["-m", "vlds", *train_words(recipe, "--resume", "auto")]
     started = start_torchrun(hosts, again, tmp_path)
     try:
         assert end(started, 200) == [0, 0], (tmp_path / "0.log").read_text()

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.rank_pool import rank_environment
+from tests.toys.files import ROOT
+from tests.toys.rank_pool import rank_environment
 from vlds.cli.commands import COMMANDS
 from vlds.cli.main import main
 from vlds.launch.rank import without_local_rank
@@ -119,7 +120,7 @@ def _as_rank(global_rank: int, *arguments: str) -> tuple[int, str, str]:
     result = subprocess.run(
         [sys.executable, "-m", "vlds", f"--local_rank={global_rank}", *arguments],
         env=os.environ | rank_environment(global_rank, 2, port=1),
-        cwd=Path(__file__).resolve().parents[2],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
@@ -135,7 +136,7 @@ def test_ranks_leave_other_commands_to_the_first() -> None:
 
 
 def test_a_rank_whose_output_nobody_reads(root: Path) -> None:
-    """As in `vlds ... | head -1`."""
+    """`vlds ... | head -1` closes the pipe early."""
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "wb") as closed:

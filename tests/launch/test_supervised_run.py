@@ -14,23 +14,24 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.launch.processes import gone, until
+from tests.toys.files import ROOT
+from tests.toys.processes import gone, until
 from vlds.launch.start import launch_command
 from vlds.runtime.process_end import signal_name
 
 pytestmark = pytest.mark.launcher
+PROGRAMS = ROOT / "tests/toys/programs"
 
 
 class Run:
-    """A supervised run of program.py on two ranks."""
+    """A supervised run of acting_rank.py on two ranks."""
 
     def __init__(self, folder: Path, action: str, *words: str, grace_s: float = 20) -> None:
         self.folder = folder
-        start = str(Path(__file__).with_name("start.py"))
-        root = Path(__file__).resolve().parents[2]
+        start = str(PROGRAMS / "supervise_two.py")
         self.supervisor = subprocess.Popen(
             [sys.executable, start, str(grace_s), str(folder), action, *words],
-            env={**os.environ, "PYTHONPATH": str(root)},
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -102,7 +103,7 @@ def test_what_does_not_end_is_killed(tmp_path: Path) -> None:
 def test_a_signal_while_the_recipe_is_checked(number: signal.Signals, tmp_path: Path) -> None:
     run = subprocess.Popen(
         [sys.executable, "-m", "vlds", "train", "--config", str(tmp_path / "recipe.yaml")],
-        cwd=Path(__file__).resolve().parents[2],
+        cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -131,12 +132,11 @@ def test_ranks_without_supervisor_end(tmp_path: Path, action: str) -> None:
 
 
 def test_ranks_whose_runner_is_killed_while_they_start(tmp_path: Path) -> None:
-    """As in `deepspeed launch.sh train`: nobody supervises."""
-    program = [str(Path(__file__).with_name("program.py")), str(tmp_path), "late"]
+    """Nobody supervises `deepspeed launch.sh train`."""
+    program = [str(PROGRAMS / "acting_rank.py"), str(tmp_path), "late"]
     command, environment = launch_command(program, 2, [], os.environ, num_gpus=0)
-    root = str(Path(__file__).resolve().parents[2])
     runner = subprocess.Popen(
-        command, env=environment | {"PYTHONPATH": root}, start_new_session=True
+        command, env=environment | {"PYTHONPATH": str(ROOT)}, start_new_session=True
     )
     until(lambda: len(list(tmp_path.glob("started*"))) == 2, 60)
     below = psutil.Process(runner.pid).children(recursive=True)
@@ -158,10 +158,10 @@ with signals_collected() as received:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_run_ends_with_the_command_that_started_it(number: signal.Signals) -> None:
-    """As in `vlds demo`."""
+    """`vlds demo` starts runs so."""
     outer = subprocess.Popen(
         [sys.executable, "-c", NESTED],
-        cwd=Path(__file__).resolve().parents[2],
+        cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
     )

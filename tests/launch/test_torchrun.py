@@ -14,17 +14,17 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.launch.processes import gone, until
-from tests.rank_pool import ROOT
-from tests.training.launched import TORCHRUN
+from tests.toys.files import ROOT
+from tests.toys.launched_run import TORCHRUN
+from tests.toys.processes import gone, until
 from vlds.runtime.rank_environment import RankPlace, read_place
 
 pytestmark = pytest.mark.launcher
-PROGRAM = Path(__file__).with_name("program.py")
+PROGRAM = ROOT / "tests/toys/programs/acting_rank.py"
 
 
 def command(folder: Path, action: str) -> list[str]:
-    """Two ranks of program.py."""
+    """Two ranks of acting_rank.py."""
     return [sys.executable, *TORCHRUN, str(PROGRAM), str(folder), action]
 
 

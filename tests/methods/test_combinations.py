@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.methods.method_cases import METHOD_CASES
-from tests.models.toys import backbone, batch, build
+from tests.toys.method_cases import METHOD_CASES
+from tests.toys.models import backbone, batch, build
 from vlds.backbones import T5, Backbone, Bart
 from vlds.methods import Method
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.models.toys import backbone, batch, build
+from tests.toys.models import backbone, batch, build
 from vlds.backbones import T5, Bart
 from vlds.methods import Adapter, DecoderPromptTuning, Hyperformer, Method, PrefixTuning
 from vlds.models.vl_model import VLModel

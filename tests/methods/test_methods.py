@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
-from tests.methods.method_cases import FAMILY_CASES, METHOD_CASES
-from tests.models.toys import TASKS, backbone, batch, build
+from tests.toys.method_cases import FAMILIES, METHOD_CASES, PAIRS, methods_of_case
+from tests.toys.models import TASKS, backbone, batch, build, shake
 from vlds.backbones import T5, Backbone, Bart
 from vlds.methods import (
     IA3,
@@ -29,12 +29,7 @@ from vlds.methods import (
     Method,
     PromptTuning,
 )
-from vlds.methods.base import (
-    CROSS_ATTENTION,
-    LinearExtension,
-    extend_linear,
-    find_linears,
-)
+from vlds.methods.base import CROSS_ATTENTION, LinearExtension, extend_linear, find_linears
 from vlds.methods.cases import WIDTH
 from vlds.methods.compacter import phm
 from vlds.methods.extended import ExtendedLinear, zero_at_first
@@ -43,23 +38,12 @@ from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.models.vl_model import VLModel
 from vlds.schema import TargetModules
 
-BACKBONES: dict[str, type[Backbone]] = {"T5": T5, "Bart": Bart}
-FAMILIES = pytest.mark.parametrize("family", [T5, Bart])
-PAIRS = pytest.mark.parametrize(
-    ("family", "name"), [(BACKBONES[family], name) for family, name in FAMILY_CASES]
-)
-
-
-def made(name: str) -> dict[str, Method]:
-    """The methods of a recipe that has the one of a case."""
-    return {"method": METHOD_CASES[name].method}
-
 
 @PAIRS
 def test_every_weight_that_trains_gets_a_gradient(
     name: str, family: type[Backbone], tmp_path: Path
 ) -> None:
-    model = build(backbone(family, tmp_path), made(name)).eval()
+    model = build(backbone(family, tmp_path), methods_of_case(name)).eval()
     examples = replace(batch(), boxes=torch.rand(3, 9, 4))
     model(examples, torch.ones(4)).loss.backward()
     named = dict(model.named_parameters())
@@ -75,7 +59,7 @@ def test_every_weight_that_trains_gets_a_gradient(
 @PAIRS
 def test_bf16_trains(name: str, family: type[Backbone], tmp_path: Path) -> None:
     """Activations, extensions and gradients keep the precision; the loss stays near the other."""
-    source, methods = backbone(family, tmp_path), made(name)
+    source, methods = backbone(family, tmp_path), methods_of_case(name)
     exact = build(source, methods).eval()
     model = build(source, methods).to(torch.bfloat16).eval()
     loss = model(batch(), torch.ones(4)).loss
@@ -89,7 +73,7 @@ def test_bf16_trains(name: str, family: type[Backbone], tmp_path: Path) -> None:
 def test_recomputed_layers_give_the_same_gradients(
     name: str, family: type[Backbone], tmp_path: Path
 ) -> None:
-    source, methods = backbone(family, tmp_path, dropout=0.0), made(name)
+    source, methods = backbone(family, tmp_path, dropout=0.0), methods_of_case(name)
     if not methods["method"].recomputable:
         with pytest.raises(ValueError, match="does not go with"):
             build(source, methods, activation_checkpointing=True)
@@ -111,8 +95,8 @@ def test_saved_weights_give_the_same_output(
     name: str, family: type[Backbone], tmp_path: Path
 ) -> None:
     source = backbone(family, tmp_path)
-    first = build(source, made(name), seed=1).eval()
-    second = build(source, made(name), seed=2).eval()
+    first = build(source, methods_of_case(name), seed=1).eval()
+    second = build(source, methods_of_case(name), seed=2).eval()
     save_file(dict(first.unique_state()), tmp_path / "weights.safetensors")
     state = dict(second.unique_state())
     loaded = load_file(tmp_path / "weights.safetensors")
@@ -145,7 +129,7 @@ def test_few_rows_and_many_give_the_same_product() -> None:
 @PAIRS
 def test_counts_follow_the_formula(name: str, family: type[Backbone], tmp_path: Path) -> None:
     expected = METHOD_CASES[name].num_trained
-    counts = build(backbone(family, tmp_path), made(name)).count_parameters()
+    counts = build(backbone(family, tmp_path), methods_of_case(name)).count_parameters()
     assert expected in (None, counts.by_part["method"].trainable)
 
 
@@ -171,7 +155,7 @@ def test_methods_that_begin_as_the_frozen_model(
     name: str, family: type[Backbone], tmp_path: Path
 ) -> None:
     source = backbone(family, tmp_path)
-    frozen, tuned = build(source).eval(), build(source, made(name)).eval()
+    frozen, tuned = build(source).eval(), build(source, methods_of_case(name)).eval()
     with torch.no_grad():
         for key, tensor in dict(tuned.unique_state()).items():
             if key in (state := dict(frozen.unique_state())):
@@ -277,7 +261,7 @@ def test_visual_norms_have_biases(family: type[Backbone], tmp_path: Path) -> Non
 def test_initial_weights_are_the_originals(family: type[Backbone], tmp_path: Path) -> None:
     """N(0, 0.02) and zero biases on BART; on T5 PyTorch's default of a linear layer, far from the
     identity."""
-    model = build(backbone(family, tmp_path), made("Adapter per task"))
+    model = build(backbone(family, tmp_path), methods_of_case("Adapter per task"))
     parts: dict[str, list[torch.Tensor]] = {}
     for name, parameter in model.named_parameters():
         if ".extensions." in name:
@@ -322,15 +306,6 @@ def test_merging_keeps_the_output(name: str, family: type[Backbone], tmp_path: P
     if left is not None:
         plain.load_state_dict(model.state_dict())
         assert torch.equal(plain.eval().logits(batch()), after)
-
-
-def shake(model: nn.Module) -> None:
-    """Give what trains other weights than the initial zeros and ones."""
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
 
 
 def test_why_added_biases_of_norms_and_head_cannot_merge(tmp_path: Path) -> None:

@@ -5,18 +5,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.toys.files import ROOT
 from vlds.backbones import T5
 from vlds.methods import IA3, Adapter, Compacter, LoRA, Method
 from vlds.methods.routing import TaskRouting
 
-FOLDER = Path(__file__).parents[1] / "oracles"
+FOLDER = ROOT / "tests/oracles"
 SIZES = {
     "vocab_size": 40, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 2,
     "num_decoder_layers": 2, "num_heads": 4, "dropout_rate": 0.0, "pad_token_id": 0,

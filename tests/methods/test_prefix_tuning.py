@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.models.toys import backbone, batch, build
+from tests.toys.models import backbone, batch, build
 from vlds.backbones import T5, Backbone, Bart
 from vlds.backbones.attention import EXTENDED_ATTENTION
 from vlds.methods import Adapter, PrefixTuning

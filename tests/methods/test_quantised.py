@@ -13,9 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.methods.method_cases import METHOD_CASES
-from tests.methods.test_methods import FAMILIES, PAIRS, made, shake
-from tests.models.toys import TASKS, backbone, batch, build
+from tests.toys.method_cases import FAMILIES, METHOD_CASES, PAIRS, methods_of_case
+from tests.toys.models import TASKS, backbone, batch, build, shake
 from vlds.backbones import T5, Backbone, Bart
 from vlds.backbones.base import LoadedBackbone
 from vlds.methods import IA3, Adapter, BitFit, LoRA
@@ -46,7 +45,7 @@ class PackedLinear(nn.Linear):
 
 
 class DoubledLinear(nn.Linear):
-    """A layer with plain weights and a forward pass of its own."""
+    """A layer with plain weights and its own forward pass."""
 
     def forward(self, input: Tensor) -> Tensor:
         return 2 * super().forward(input)
@@ -103,9 +102,9 @@ def test_every_method_trains_beside_a_quantised_backbone(
     source = packed(family, tmp_path)
     if name == "Full":
         with pytest.raises(ValueError, match=r"Full trains every weight, and .* quantised ones"):
-            build(source, made(name))
+            build(source, methods_of_case(name))
         return
-    model = build(source, made(name), dtype=torch.bfloat16).eval()
+    model = build(source, methods_of_case(name), dtype=torch.bfloat16).eval()
     loss = model(batch(), torch.ones(4)).loss
     loss.backward()
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -127,7 +126,7 @@ def test_before_training_the_quantised_model_answers(
 ) -> None:
     source = packed(family, tmp_path)
     frozen = build(source, seed=1).eval()
-    tuned = build(source, made(name), seed=1).eval()
+    tuned = build(source, methods_of_case(name), seed=1).eval()
     tuned.load_state_dict(frozen.state_dict(), strict=False)
     with torch.no_grad():
         assert torch.equal(tuned.logits(batch()), frozen.logits(batch()))

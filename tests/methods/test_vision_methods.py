@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.models.toys import backbone, batch, build
+from tests.toys.models import backbone, batch, build
 from vlds.backbones import T5
 from vlds.methods import IA3, Adapter, BitFit, Compacter, LoRA, LowRankAdapter, Method
 from vlds.methods.extended import zero_at_first

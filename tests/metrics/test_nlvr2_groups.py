@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 
 import pytest
 
+from tests.toys.files import read_lines
 from vlds.metrics.nlvr2_groups import sentence_group
 from vlds.tasks import NLVR2
 
@@ -24,7 +24,7 @@ def sentences(shared: Path) -> list[dict[str, str]]:
     file = shared / "data" / "nlvr2_text" / "balanced_dev.json"
     if not file.is_file():
         pytest.skip(f"no file {file}")
-    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    return read_lines(file)
 
 
 def test_real_sentences_are_scored_as_the_official_script_scores_them(

@@ -13,15 +13,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.models.test_generation import log_probs, model, search
-from tests.models.toys import Words, batch
+from tests.toys.beam_search import beam_search, log_probs
+from tests.toys.models import Words, batch
 from vlds.backbones.attention import CPU_ATTENTION, EXTENDED_ATTENTION
 from vlds.models.answer_list import AnswerList, read_answers
 from vlds.models.vl_model import VLModel
 from vlds.schema import Decoding
-
-__all__ = ["model"]
-"""The fixture: a tiny T5, then a tiny BART."""
 
 ANSWERS = st.lists(
     st.lists(st.integers(3, 9), min_size=1, max_size=4).map(
@@ -103,7 +100,7 @@ def test_the_best_of_the_list(model: VLModel, num_beams: int) -> None:
                 expected = ids[1:-1]
             else:
                 whole = replace(decoding, max_new_tokens=listed.longest)
-                expected = search(scores, start, end, whole)
+                expected = beam_search(scores, start, end, whole)
             assert answer == expected
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.models.toys import DIM, backbone, batch, build, saved_backbone
+from tests.toys.models import DIM, backbone, batch, build, saved_backbone
 from vlds.backbones import T5, Backbone, Bart
 from vlds.methods import Adapter, Full
 from vlds.models.build import ModelConfig, build_model, hash_source

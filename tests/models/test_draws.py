@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.models.test_partitioned import start, whole_state
-from tests.models.toys import (
+from tests.toys.engines import start_deepspeed, whole_state
+from tests.toys.models import (
     DIM,
     GRID,
     TASKS,
@@ -24,7 +24,7 @@ from tests.models.toys import (
     hf_config,
     saved_backbone,
 )
-from tests.rank_pool import RankPool
+from tests.toys.rank_pool import RankPool
 from vlds.backbones import T5, Backbone, Bart
 from vlds.methods import (
     IA3,
@@ -140,7 +140,7 @@ def built_on_a_rank(source: Backbone, stage: int) -> dict[str, Any]:
     """All tensors of a model as DeepSpeed holds it, built after other draws on each rank."""
     import deepspeed
 
-    start()
+    start_deepspeed()
     torch.manual_seed(torch.distributed.get_rank())
     zero = {"stage": stage, "stage3_param_persistence_threshold": 0}
     config = {"train_micro_batch_size_per_gpu": 4, "zero_optimization": zero}

@@ -3,80 +3,19 @@ no cache."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from tests.models.toys import backbone, batch, build
-from vlds.backbones import T5, Backbone, Bart
+from tests.toys.beam_search import beam_search, log_probs
+from tests.toys.models import batch
 from vlds.models.generation import answers, best_choice
 from vlds.models.hypotheses import Beams
 from vlds.models.vl_model import VLModel
 from vlds.schema import Decoding
-
-
-@pytest.fixture(scope="module", params=[T5, Bart], ids=lambda family: family.__name__)
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> VLModel:
-    """A tiny model whose answers end early now and then."""
-    family: type[Backbone] = request.param
-    source = backbone(family, tmp_path_factory.mktemp("model"))
-    built = build(source, dtype=torch.float64, seed=27).eval()
-    end = built.backbone.config.eos_token_id
-    with torch.no_grad():
-        for parameter in built.backbone.parameters():
-            parameter *= 1.7 if family is T5 else 4
-        table = built.backbone.get_input_embeddings().weight
-        table[end] = table[3:20].mean(0) * 2
-    return built
-
-
-def log_probs(model: VLModel, states: Any, ids: list[int]) -> list[float]:
-    """Next token's log-probabilities after some ids, without a cache."""
-    logits = model.vocabulary_logits(model.decode(*states, torch.tensor([ids])))[0, -1]
-    return logits.log_softmax(-1).tolist()
-
-
-def search(
-    scores: Callable[[list[int]], list[float]],
-    start: int,
-    end: int,
-    decoding: Decoding,
-    forces_end: bool = False,
-) -> list[int]:
-    """Beam search for one example, hypothesis by hypothesis, as transformers 4.2 has it."""
-    limit, size = decoding.max_new_tokens + 1, decoding.num_beams
-    open_beams: list[tuple[float, list[int]]] = [(0.0, [start])]
-    finished: list[tuple[float, list[int]]] = []
-    done = False
-    while len(open_beams[0][1]) < limit and not done:
-        length = len(open_beams[0][1])
-        candidates = []
-        for total, ids in open_beams:
-            following = scores(ids)
-            if forces_end and length == limit - 1:
-                following = [0.0 if n == end else -1e30 for n in range(len(following))]
-            candidates += [(total + score, ids, token) for token, score in enumerate(following)]
-        candidates = sorted(candidates, key=lambda entry: -entry[0])[: 2 * size]
-        open_beams = []
-        for place, (total, ids, token) in enumerate(candidates):
-            if token == end:
-                if place < size:
-                    finished.append((total / length, ids))
-            elif len(open_beams) < size:
-                open_beams.append((total, [*ids, token]))
-        finished = sorted(finished, key=lambda entry: -entry[0])[:size]
-        if len(finished) == size:
-            done = decoding.early_stopping or finished[-1][0] >= candidates[0][0] / length
-    if not done:
-        shorter = 0 if decoding.length_counts_start else 1
-        finished += [(total / (len(ids) - shorter), ids) for total, ids in open_beams]
-    return max(finished, key=lambda entry: entry[0])[1][1:]
-
 
 NUM, WORDS, END, PAD, START = 40, 7, 1, 0, 2
 """Examples and vocabulary of a made-up language."""
@@ -118,7 +57,7 @@ CHOICES = [
 
 @pytest.mark.parametrize("decoding", CHOICES, ids=str)
 def test_beams(decoding: Decoding) -> None:
-    expected = [search(partial(made_up, n), START, END, decoding) for n in range(NUM)]
+    expected = [beam_search(partial(made_up, n), START, END, decoding) for n in range(NUM)]
     assert search_all(decoding) == expected
     assert len({len(answer) for answer in expected}) > 2
 
@@ -142,7 +81,7 @@ def test_beam_search_with_a_cache(model: VLModel, num_beams: int) -> None:
         for number, answer in enumerate(found):
             rows = states[number : number + 1], mask[number : number + 1]
             scores = partial(log_probs, model, rows)
-            assert answer == search(scores, start, end, decoding, model.family.beam_forces_eos)
+            assert answer == beam_search(scores, start, end, decoding, model.family.beam_forces_eos)
 
 
 def test_greedy(model: VLModel) -> None:

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.methods.method_cases import FAMILY_CASES, METHOD_CASES
-from tests.models.toys import backbone, build
+from tests.toys.method_cases import FAMILY_CASES, METHOD_CASES
+from tests.toys.models import backbone, build
 from vlds.backbones import T5, Backbone, Bart
 from vlds.methods import Full, Method
 from vlds.methods.base import LinearExtension, extend_linear, find_linears

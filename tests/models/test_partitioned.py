@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from tests.models.toys import backbone, batch, build, save_own_head, saved_backbone
-from tests.rank_pool import RankPool
+from tests.toys.engines import start_deepspeed, whole_state
+from tests.toys.models import backbone, batch, build, save_own_head, saved_backbone
+from tests.toys.rank_pool import RankPool
 from vlds.backbones import T5, Backbone, Bart
 from vlds.methods import Adapter, BitFit, Method
 from vlds.methods.extended import is_plain
@@ -28,15 +29,6 @@ METHODS: dict[str, Method] = {
 """Behind linear layers, norms and the head: each takes its size from a weight that is in parts."""
 
 
-def start() -> None:
-    """Let DeepSpeed take the process group, without building its own operations for the CPU."""
-    import deepspeed
-    import deepspeed.ops
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed("gloo", auto_mpi_discovery=False)
-
-
 def engine_of(model: torch.nn.Module) -> Any:
     """DeepSpeed's engine around a model."""
     import deepspeed
@@ -48,17 +40,9 @@ def engine_of(model: torch.nn.Module) -> Any:
     )[0]
 
 
-def whole_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """All tensors, gathered from their parts."""
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters(list(model.parameters())):
-        return {name: tensor.detach().clone() for name, tensor in model.unique_state()}
-
-
 def load_and_run(source: Backbone) -> dict[str, Any]:
     """Load in parts, then the losses of a batch."""
-    start()
+    start_deepspeed()
     with partitioned_loading(CONFIG):
         model = build(source, METHODS, seed=3)
         partitioned = [
@@ -85,7 +69,7 @@ def load_and_run(source: Backbone) -> dict[str, Any]:
 
 def train_on_different_tasks(source: Backbone) -> list[float]:
     """Twenty steps in which every rank holds one task, another one in each step."""
-    start()
+    start_deepspeed()
     model = build(source, {"adapter": Adapter(sharing="multiple", reduction=4)})
     engine = engine_of(model)
     losses = []
@@ -135,7 +119,7 @@ def compare_parts() -> list[bool]:
     """Verdicts on weights of 15 numbers, so that the second rank's part ends in padding."""
     import deepspeed
 
-    start()
+    start_deepspeed()
     verdicts = []
     with partitioned_loading(CONFIG), deepspeed.zero.Init(config_dict_or_path=CONFIG):
         pairs = [(nn.Linear(5, 3), nn.Linear(5, 3)) for _ in range(3)]

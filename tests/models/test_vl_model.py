@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.models.toys import backbone, batch, build
+from tests.toys.models import backbone, batch, build
 from vlds.backbones import T5, Backbone, Bart
 from vlds.methods import Adapter, Full
 from vlds.models.vl_model import VLModel

@@ -133,7 +133,7 @@ def record_adapter_folders() -> None:
 
 
 def draw(model: Any, generator: Any, part: str = "") -> None:
-    """Draw weights anew."""
+    """Draw all weights at random."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if part in name:

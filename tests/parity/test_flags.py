@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.parity.recorded_case import RecordedCase
+from tests.toys.files import ROOT
+from tests.toys.recorded.case import RecordedCase
 from vlds.methods.adapter import AdapterModule
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+GOLDEN = ROOT / "tests/golden"
 CASES = [GOLDEN / "bart_single_adapter.json", GOLDEN / "t5_single_adapter.json"]
 
 
@@ -21,7 +22,7 @@ def case(request: pytest.FixtureRequest) -> RecordedCase:
 
 
 def test_active_bottlenecks_cost(case: RecordedCase, tmp_path: Path) -> None:
-    """The activations, worked out anew from what goes through each adapter."""
+    """The activations, computed again from the inputs of each adapter."""
     model, task = case.build(tmp_path), case.tasks[0]
     plain = case.loss(model, task)
     case.record["flags"] += " --track_z"

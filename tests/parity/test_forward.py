@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.parity.recorded_case import RecordedCase, mixed
+from tests.toys.recorded.case import RecordedCase, mixed
 from vlds.models.vl_model import VLModel
 from vlds.schema import IGNORED_LABEL, Decoding
 

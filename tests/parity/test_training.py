@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from tests.parity.conftest import CASES
-from tests.parity.recorded_case import FOLDER, RecordedCase
-from tests.parity.reference_adamw import ReferenceAdamW, undecayed
-from tests.rank_pool import RankPool
+from tests.toys.rank_pool import RankPool
+from tests.toys.recorded.adamw import ReferenceAdamW, undecayed
+from tests.toys.recorded.case import CASES, FOLDER, RecordedCase
 from vlds.config import OptimizerConfig
 from vlds.models.optimizer_rules import optimizer_rules
 from vlds.runtime.ranks import Ranks

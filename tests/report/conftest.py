@@ -1,11 +1,11 @@
-"""Shards and runs that several of these tests look at; no test changes more than a gallery."""
+"""Shards and runs for several tests, which may change nothing but a gallery."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.report.scored_run import Runs, lines_of, scored_recipe, write_run
-from tests.training.world import write_world
+from tests.toys.scored_runs import Runs, lines_of, scored_recipe, write_scored_run
+from tests.toys.world import write_world
 
 
 @pytest.fixture(scope="session")
@@ -19,5 +19,5 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     for name, wrong_every in (("first", 3), ("second", 5)):
         recipe = scored_recipe(world, folder / name)
         lines = {task: lines_of(config, wrong_every, 1) for task, config in recipe.tasks.items()}
-        made.append(write_run(folder / name, recipe, lines))
+        made.append(write_scored_run(folder / name, recipe, lines))
     return Runs(world, *made)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runtime.holder import HOLDER, holder
+from tests.toys.processes import HOLDER, holder
 from vlds.runtime import folder_lock as module
 from vlds.runtime.folder_lock import NAME, FolderInUse, folder_lock
 

@@ -10,7 +10,7 @@ import sys
 import psutil
 import pytest
 
-from tests.launch.processes import gone, until
+from tests.toys.processes import gone, until
 from vlds.runtime.process_end import (
     ASKING,
     Interrupted,
@@ -67,7 +67,7 @@ def test_ends_in_words() -> None:
 
 
 def test_an_error_that_a_library_makes_of_ctrl_c_is_ctrl_c() -> None:
-    """As in imports that turn whatever stops them into an ImportError."""
+    """Some imports turn whatever stops them into an ImportError."""
 
     def import_it() -> None:
         try:

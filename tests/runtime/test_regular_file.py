@@ -13,7 +13,8 @@ import torch
 
 from data_prep.cli import main
 from data_prep.packing.writer import write_dataset
-from tests.data.conftest import png, records
+from tests.toys.pictures import noise
+from tests.toys.streams import records
 from vlds.backbones import T5
 from vlds.config import load_recipe
 from vlds.data.shards.shard_stream import read_shard, shard_urls
@@ -117,7 +118,7 @@ def test_commands_of_data_prep(
     make: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "a.png").write_bytes(png(0))
+    (tmp_path / "images" / "a.png").write_bytes(noise(0))
     make(tmp_path / "rows.jsonl")
     shards = tmp_path / "shards"
     shards.mkdir()

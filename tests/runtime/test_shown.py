@@ -5,15 +5,13 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from tests.toys.files import ROOT
 from vlds.runtime.shown import visible
 from vlds.runtime.templating import environment
 from vlds.runtime.terminal import tell
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(

@@ -16,17 +16,11 @@ from typing import Any
 
 import pytest
 
-from tests.rank_pool import ROOT
-from tests.small_disk import small_disk
+from tests.toys.files import ROOT
+from tests.toys.small_disk import small_disk
 from vlds.runtime.disk import CannotWrite, append, check_writable
 from vlds.runtime.half_made import FOREIGN_S, sweep
-from vlds.runtime.whole_file import (
-    Taken,
-    finish_replacing,
-    whole_file,
-    whole_folder,
-    write_whole,
-)
+from vlds.runtime.whole_file import Taken, finish_replacing, whole_file, whole_folder, write_whole
 
 NO_PROCESS = 1 << 22
 """No process of Linux has this number, or a larger one."""

@@ -1,4 +1,4 @@
-"""YAML that PyYAML does not read in errors of its own."""
+"""YAML on which PyYAML fails with errors other than its own."""
 
 from __future__ import annotations
 

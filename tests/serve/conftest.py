@@ -8,8 +8,8 @@ from threading import Thread
 
 import pytest
 
-from tests.training.test_evaluate import talkative_run
-from tests.training.world import world_recipe
+from tests.toys.trained_runs import talkative_run
+from tests.toys.world import world_recipe
 from vlds.serve.open_run import open_run
 from vlds.serve.server import Server, bound
 
@@ -22,7 +22,7 @@ def talkative(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(talkative: Path) -> Iterator[Server]:
-    """It listens on any free port."""
+    """A server on a free port."""
     with bound(0) as made:
         made.opened, made.name = open_run(talkative, []), talkative.name
         thread = Thread(target=made.serve_forever)

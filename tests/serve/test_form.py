@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.serve.asked import BOUNDARY, FORM, form_of
+from tests.toys.http_requests import BOUNDARY, FORM, form_of
 from vlds.schema import LONGEST_TEXT
 from vlds.serve.form import LONGEST_HEAD, MOST_PARTS, NotAForm, parse_form
 

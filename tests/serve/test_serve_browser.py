@@ -6,8 +6,8 @@ import base64
 
 import pytest
 
-from tests.report.browser import PROGRAM, visit
-from tests.training.world import picture
+from tests.toys.browser import PROGRAM, visit
+from tests.toys.world import picture
 from vlds.serve.server import Server
 
 pytestmark = [

@@ -19,8 +19,8 @@ from threading import Thread
 
 import pytest
 
-from tests.serve.asked import ask, form_of
-from tests.training.world import picture, world_recipe
+from tests.toys.http_requests import ask, form_of
+from tests.toys.world import picture, world_recipe
 from vlds.artifact import load_run
 from vlds.cli.commands import run_command
 from vlds.cli.main import main
@@ -35,14 +35,14 @@ ASKED = (("image", RED), ("question", b"what colour is it?"), ("task", b"vqa"))
 
 
 def test_it_answers_as_predict_does(server: Server, talkative: Path) -> None:
-    told = ask(server, form_of(*ASKED)).told
+    told = ask(server, form_of(*ASKED)).json
     expected = predict(load_run(talkative), "vqa", [RED], "what colour is it?")
     assert expected.text
     assert told["text"] == expected.text
     assert told["confidence"] == pytest.approx(expected.confidence)
     assert told["task"] == "vqa"
     assert 0 < told["seconds"] < 60
-    caption = ask(server, form_of(("image", RED), ("task", b"caption"))).told
+    caption = ask(server, form_of(("image", RED), ("task", b"caption"))).json
     assert caption["task"] == "caption"
 
 
@@ -60,8 +60,8 @@ def test_the_line_of_the_docs(server: Server, root: Path, tmp_path: Path) -> Non
 def test_many_ask_at_once(server: Server) -> None:
     bodies = [form_of(("image", picture(c, 1)), *ASKED[1:]) for c in ("red", "green", "blue")] * 4
     with ThreadPoolExecutor(12) as pool:
-        told = [reply.told["text"] for reply in pool.map(lambda body: ask(server, body), bodies)]
-    assert told == [ask(server, body).told["text"] for body in bodies]
+        told = [reply.json["text"] for reply in pool.map(lambda body: ask(server, body), bodies)]
+    assert told == [ask(server, body).json["text"] for body in bodies]
 
 
 def test_an_artifact_is_a_run_too(talkative: Path) -> None:
@@ -94,8 +94,8 @@ def test_mistakes_are_said(
 ) -> None:
     reply = ask(server, form_of(*fields))
     assert reply.status == 400
-    assert set(reply.told) == {"error"}
-    assert reply.told["error"].startswith(said)
+    assert set(reply.json) == {"error"}
+    assert reply.json["error"].startswith(said)
     assert "object at" not in reply.text
 
 
@@ -119,7 +119,7 @@ def test_pages_of_others_cannot_ask(server: Server, status: int, headers: dict[s
     headers = {name: value.replace("PORT", port) for name, value in headers.items()}
     reply = ask(server, form_of(*ASKED), **headers)
     assert reply.status == status
-    assert ("error" in reply.told) == (status != 200)
+    assert ("error" in reply.json) == (status != 200)
 
 
 def test_the_page_is_refused_under_another_name_too(server: Server) -> None:
@@ -133,13 +133,13 @@ def test_the_page_is_refused_under_another_name_too(server: Server) -> None:
 def test_there_is_nothing_else(server: Server, method: str, path: str, status: int) -> None:
     reply = ask(server, form_of(*ASKED) if method == "POST" else None, method, path)
     assert reply.status == status
-    assert reply.told["error"]
+    assert reply.json["error"]
 
 
 def test_bodies_are_bounded_and_whole(server: Server) -> None:
     large = ask(server, b"x" * (MAX_BODY + 1))
     assert large.status == 413
-    assert "at most 33,554,432" in large.told["error"]
+    assert "at most 33,554,432" in large.json["error"]
     assert ask(server, Transfer_Encoding="chunked").status == 411
     with socket.create_connection(("127.0.0.1", server.server_port), timeout=60) as plain:
         plain.sendall(b"POST /answer HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nx")
@@ -163,7 +163,7 @@ def test_hostile_headers_are_refused_at_once(
     begin = time.perf_counter()
     reply = ask(server, form_of(*ASKED), **headers)
     assert reply.status == status
-    assert reply.told["error"]
+    assert reply.json["error"]
     assert time.perf_counter() - begin < 5
     assert capsys.readouterr().err == ""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.tasks.test_every_task import sample_of
+from tests.toys.task_samples import sample_of
 from vlds.tasks import Entailment
 
 

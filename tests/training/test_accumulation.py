@@ -10,10 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.models.toys import Words
-from tests.rank_pool import RankPool
-from tests.training.test_zero import BETA_1
-from tests.training.toys import EPS, Case, build, global_batch, make_case, part_of, recipe
+from tests.toys.engines import (
+    BETA_1,
+    EPS,
+    Case,
+    case_recipe,
+    global_batch,
+    make_case,
+    part_of,
+    recipe_model,
+)
+from tests.toys.models import Words
+from tests.toys.rank_pool import RankPool
 from vlds.data.config import DataConfig
 from vlds.data.order.batch_cut import BatchCut
 from vlds.models.build import build_model
@@ -27,7 +35,7 @@ ROWS = 4
 
 def engine_of(case: Case, micro_batches: int) -> Engine:
     """An engine at rate 0 whose weights are bf16 numbers, in bf16 or in fp32."""
-    run, ranks = recipe(case), start_ranks(60)
+    run, ranks = case_recipe(case), start_ranks(60)
     model = build_model(run.model, list(run.tasks), torch.bfloat16, Words())
     model = model.to(torch.bfloat16 if case.precision == "bf16" else torch.float32)
     run = replace(run, data=DataConfig(global_batch_size=micro_batches * ROWS * ranks.world_size))
@@ -38,7 +46,7 @@ def engine_of(case: Case, micro_batches: int) -> Engine:
 
 
 def gradient(case: Case, micro_batches: int) -> Tensor | None:
-    """The gradient of each rank's one micro-batch, which comes so many times; on the first rank."""
+    """The gradient of each rank's micro-batch, repeated so many times; on the first rank."""
     made = engine_of(case, micro_batches)
     start = made.ranks.global_rank * ROWS
     made.step([part_of(global_batch(0), slice(start, start + ROWS))] * micro_batches)
@@ -92,8 +100,8 @@ def bytes_of_sums(case: Case) -> int:
 @pytest.mark.parametrize("stage", [2, 3])
 def test_the_plan_knows_the_sums(stage: int, ranks2: RankPool, tmp_path: Path) -> None:
     case = make_case(tmp_path, stage=stage, precision="bf16")
-    run = recipe(case)
-    model = build(run)
+    run = case_recipe(case)
+    model = recipe_model(run)
     zero = {"stage": stage, "stage3_param_persistence_threshold": 0}
     expected = planned(model, parameter_groups(model, run), zero, 2).gradients
     assert ranks2.run(bytes_of_sums, case) == [expected] * 2

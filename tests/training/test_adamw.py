@@ -11,19 +11,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.rank_pool import RankPool
-from tests.training.toys import (
+from tests.toys.engines import (
     EPS,
     NUM_EXAMPLES,
     TASKS,
     Case,
-    build,
-    engine,
+    case_recipe,
     global_batch,
     make_case,
     own_micro_batches,
-    recipe,
+    recipe_model,
+    start_engine,
 )
+from tests.toys.rank_pool import RankPool
 from vlds.config import OptimizerConfig
 from vlds.methods import (
     IA3,
@@ -65,8 +65,8 @@ def learning_rate(step: int) -> float:
 
 def reference(case: Case) -> dict[str, Tensor]:
     """Weights after STEPS steps in plain torch: its AdamW over a parameter for each task."""
-    run = recipe(case)
-    model = build(run)
+    run = case_recipe(case)
+    model = recipe_model(run)
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     slices = {
         p: [nn.Parameter(part.detach().clone()) for part in p]
@@ -103,9 +103,9 @@ def case_of(folder: Path, stage: int = 2, **fields: Any) -> Case:
 
 
 def train(case: Case, steps: range, before: Any = None) -> Any:
-    """Steps of an engine, which goes on from a state if there is one: the state after them and each
+    """Steps of an engine, which may resume from a state: the state after them and each
     task's updates."""
-    made, plan = engine(case)
+    made, plan = start_engine(case)
     if before is not None:
         state, updates = before
         made.restore(state, steps.start, 0, updates)
@@ -226,7 +226,7 @@ PER_TASK = {
 
 def with_and_without_tasks(case: Case) -> list[Any]:
     """States after two steps with all tasks, and after two more with the first task alone."""
-    made, plan = engine(case)
+    made, plan = start_engine(case)
     states = []
     for tasks in (None, [0] * NUM_EXAMPLES):
         for seed in range(2):
@@ -256,8 +256,8 @@ def test_weights_of_absent_tasks_stand_still(stage: int, ranks2: RankPool, tmp_p
 
 
 def skip_one(case: Case) -> tuple[bool, list[int]]:
-    """Whether a step without numbers was skipped, and the updates after it and a good one."""
-    made, plan = engine(case)
+    """True if a step with NaNs was skipped, and the updates after it and after a good step."""
+    made, plan = start_engine(case)
     bad, good = global_batch(0), global_batch(1, [2] * NUM_EXAMPLES)
     assert bad.features is not None
     bad = replace(bad, features=torch.full_like(bad.features, math.nan))

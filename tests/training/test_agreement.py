@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from data_prep.packing.writer import write_dataset
-from tests.rank_pool import RankPool
-from tests.training.world import records, world_recipe
+from tests.toys.rank_pool import RankPool
+from tests.toys.world import records, world_recipe
 from vlds.config import Recipe
 from vlds.runtime.ranks import Ranks
 from vlds.training import agreement
@@ -26,7 +26,7 @@ from vlds.training.prepare import prepare
 
 
 def start(recipes: list[Recipe]) -> str:
-    """What `vlds train` says on this rank, which has a recipe of its own."""
+    """What `vlds train` says on this rank, whose recipe differs."""
     try:
         return str(train(recipes[int(os.environ["RANK"])]))
     except ValueError as error:
@@ -75,7 +75,7 @@ def test_another_recipe(
 
 
 def test_other_files_under_the_same_names(world: Path, ranks2: RankPool, tmp_path: Path) -> None:
-    """Each rank looks through a link of its own, as hosts look into folders of their own."""
+    """Each rank reads through its own link, as hosts read their own folders."""
     recipes = []
     for rank, seed in enumerate((1, 2)):
         place = tmp_path / f"host{rank}"

@@ -15,8 +15,9 @@ from unittest import mock
 import pytest
 
 from data_prep.packing.writer import write_dataset
-from tests.rank_pool import RankPool
-from tests.training.world import records, world_recipe
+from tests.toys.rank_jobs import run_recipe
+from tests.toys.rank_pool import RankPool
+from tests.toys.world import records, world_recipe
 from vlds.cli.commands import run_command
 from vlds.config import Recipe
 from vlds.data.streams.eval_order import Survey
@@ -102,11 +103,6 @@ def test_an_example_that_shares_its_id_is_not_left_out_in_silence() -> None:
     with pytest.raises(ValueError, match="1 ids stand twice in the data that are evaluated"):
         Survey(ids=["0", "1", "0"]).check()
     Survey(ids=["0", "1"]).check()
-
-
-def run_recipe(recipe: Recipe) -> int:
-    """What `vlds train` does on a rank."""
-    return train(recipe)
 
 
 def evaluate_run(run: Path) -> str:

@@ -12,8 +12,11 @@ import pytest
 import torch
 
 from data_prep.packing.writer import SampleRecord, write_dataset
-from tests.rank_pool import RankPool
-from tests.training.world import picture, records, world_recipe
+from tests.toys.files import read_lines
+from tests.toys.rank_jobs import check_complaint, ranks_of, run_recipe
+from tests.toys.rank_pool import RankPool
+from tests.toys.recipes import with_task
+from tests.toys.world import picture, records, world_recipe
 from vlds.backbones import T5, Bart
 from vlds.cli.commands import run_command
 from vlds.config import Recipe, save_recipe
@@ -21,31 +24,11 @@ from vlds.data.config import DataConfig
 from vlds.launch.check_recipe import check_recipe
 from vlds.methods import Adapter, Full
 from vlds.models.build import build_model
-from vlds.runtime.ranks import Ranks
 from vlds.training.build import build_run, open_stream
 from vlds.training.engine import start_ranks
-from vlds.training.loop import train
 from vlds.training.prepare import prepare
 from vlds.training.states import newest
 from vlds.vision import StoredFeatures
-
-
-def ranks_of(world_size: int) -> Ranks:
-    """The first of so many ranks."""
-    return Ranks(0, 0, world_size, world_size, torch.device("cpu"))
-
-
-def complaint(recipe: Recipe, world_size: int = 2, resume: bool = False) -> str:
-    """What the check before training says."""
-    with pytest.raises(ValueError) as error:  # noqa: PT011 (each test looks at the message)
-        prepare(recipe, ranks_of(world_size), resume)
-    return str(error.value)
-
-
-def with_task(recipe: Recipe, name: str, **changes: Any) -> Recipe:
-    """The recipe with other fields of one task."""
-    task = replace(recipe.tasks[name], **changes)
-    return replace(recipe, tasks=recipe.tasks | {name: task})
 
 
 def test_the_recipe_of_these_tests_is_right(world: Path, tmp_path: Path) -> None:
@@ -57,10 +40,10 @@ def test_the_recipe_of_these_tests_is_right(world: Path, tmp_path: Path) -> None
 def test_more_ranks_than_examples(world: Path, tmp_path: Path) -> None:
     recipe = world_recipe(world, tmp_path)
     assert prepare(recipe, ranks_of(7), False).cut.pieces(8, 6) == [range(6, 8)]
-    message = complaint(recipe, world_size=9)
+    message = check_complaint(recipe, world_size=9)
     assert "data.global_batch_size: 8 examples for 9 ranks; give at least one example" in message
     one_task = replace(recipe, data=replace(recipe.data, unit="global_batch"))
-    message = complaint(with_task(one_task, "vqa", batch_size=2), world_size=3)
+    message = check_complaint(with_task(one_task, "vqa", batch_size=2), world_size=3)
     assert "tasks.vqa.batch_size: 2 examples for 3 ranks; " in message
     assert "or start 2 ranks or fewer" in message
 
@@ -68,7 +51,7 @@ def test_more_ranks_than_examples(world: Path, tmp_path: Path) -> None:
 def test_more_parts_than_examples(world: Path, tmp_path: Path) -> None:
     recipe = world_recipe(world, tmp_path)
     data = DataConfig(global_batch_size=8, parts=5)
-    message = complaint(replace(recipe, data=data))
+    message = check_complaint(replace(recipe, data=data))
     assert (
         "data.parts: 5, but the smallest micro-batch of a rank has 4 examples; give at" in message
     )
@@ -78,7 +61,7 @@ def test_parts_that_would_be_recomputed(world: Path, tmp_path: Path) -> None:
     recipe = world_recipe(world, tmp_path)
     data = DataConfig(global_batch_size=8, parts=2)
     training = replace(recipe.training, activation_checkpointing=True)
-    message = complaint(replace(recipe, data=data, training=training))
+    message = check_complaint(replace(recipe, data=data, training=training))
     assert "data.parts: 2 with training.activation_checkpointing" in message
     assert "data.micro_batch_size" in message
 
@@ -92,13 +75,13 @@ def test_a_backbone_that_is_not_there(family: type[T5 | Bart]) -> None:
 
 def test_a_folder_that_holds_a_run(world: Path, tmp_path: Path) -> None:
     (tmp_path / "state" / "step-00000005").mkdir(parents=True)
-    message = complaint(world_recipe(world, tmp_path))
+    message = check_complaint(world_recipe(world, tmp_path))
     assert f"output: {tmp_path} holds a run already" in message
     assert "add --resume to continue it, or name another folder" in message
 
 
 def test_resuming_nothing(world: Path, tmp_path: Path) -> None:
-    message = complaint(world_recipe(world, tmp_path), resume=True)
+    message = check_complaint(world_recipe(world, tmp_path), resume=True)
     assert f"--resume: {tmp_path} holds no run state" in message
     assert "leave --resume out" in message
 
@@ -106,7 +89,7 @@ def test_resuming_nothing(world: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("use", ["train", "evaluate"])
 def test_a_data_set_of_another_kind(use: str, world: Path, tmp_path: Path) -> None:
     other = str(world / "caption")
-    message = complaint(with_task(world_recipe(world, tmp_path), "vqa", **{use: [other]}))
+    message = check_complaint(with_task(world_recipe(world, tmp_path), "vqa", **{use: [other]}))
     assert f"tasks.vqa: {other} holds samples of kind 'caption', VQA understands vqa" in message
     assert "name another folder or another task class" in message
 
@@ -114,15 +97,17 @@ def test_a_data_set_of_another_kind(use: str, world: Path, tmp_path: Path) -> No
 def test_a_folder_without_a_data_set(world: Path, tmp_path: Path) -> None:
     absent = tmp_path / "x"
     for folder, what in ((tmp_path, "no dataset.json in this folder; name one"), (absent, "no s")):
-        message = complaint(with_task(world_recipe(world, tmp_path), "vqa", train=[str(folder)]))
+        message = check_complaint(
+            with_task(world_recipe(world, tmp_path), "vqa", train=[str(folder)])
+        )
         assert f"tasks.vqa: data set {folder}: {what}" in message
         assert "data_prep" in message
-    message = complaint(with_task(world_recipe(world, tmp_path), "vqa", train=[str(world)]))
+    message = check_complaint(with_task(world_recipe(world, tmp_path), "vqa", train=[str(world)]))
     assert f"data sets inside it: {world / 'caption'}, {world / 'vqa'}" in message
 
 
 def test_a_task_without_training_data(world: Path, tmp_path: Path) -> None:
-    message = complaint(with_task(world_recipe(world, tmp_path), "caption", train=[]))
+    message = check_complaint(with_task(world_recipe(world, tmp_path), "caption", train=[]))
     assert "tasks.caption.train: names no data set" in message
 
 
@@ -130,7 +115,7 @@ def test_a_shard_cut_in_half(world: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(world, tmp_path / "world"))
     shard = folder / "vqa" / "vqa-train-00001.tar"
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
-    message = complaint(world_recipe(folder, tmp_path / "run"))
+    message = check_complaint(world_recipe(folder, tmp_path / "run"))
     assert str(shard) in message
     assert "copy" in message
 
@@ -151,7 +136,7 @@ def test_deepspeeds_own_file(content: Any, message: str, world: Path, tmp_path: 
     if content is not None:
         file.write_text(content if isinstance(content, str) else json.dumps(content))
     recipe = world_recipe(world, tmp_path / "run")
-    said = complaint(replace(recipe, training=replace(recipe.training, deepspeed=str(file))))
+    said = check_complaint(replace(recipe, training=replace(recipe.training, deepspeed=str(file))))
     assert message in said
     assert str(file) in said
 
@@ -220,11 +205,6 @@ def test_the_command_says_it_in_one_line(
     assert said.err.count("\n") == 1
 
 
-def run_recipe(recipe: Recipe) -> int:
-    """What `vlds train` does on a rank."""
-    return train(recipe)
-
-
 def test_a_truncated_picture_is_replaced_and_counted(
     world: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:
@@ -238,11 +218,10 @@ def test_a_truncated_picture_is_replaced_and_counted(
     recipe = with_task(world_recipe(world, tmp_path / "run"), "vqa", train=[str(data)])
     recipe = replace(recipe, tasks={"vqa": replace(recipe.tasks["vqa"], evaluate=[])})
     assert ranks2.run(run_recipe, recipe, timeout=120) == [0, 0]
-    metrics = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    lines = [json.loads(line) for line in metrics]
+    lines = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert [line["bad_samples"] for line in lines if "loss" in line][-1] >= 1
-    ledgers = [file.read_text() for file in (tmp_path / "run").glob("data_errors-*.jsonl")]
-    lines = [json.loads(line) for text in ledgers for line in text.splitlines()]
+    ledgers = (tmp_path / "run").glob("data_errors-*.jsonl")
+    lines = [line for ledger in ledgers for line in read_lines(ledger)]
     assert {line["id"] for line in lines} == {"cut"}
     assert all("truncated" in line["reason"] for line in lines)
 

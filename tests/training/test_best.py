@@ -17,14 +17,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.rank_pool import RankPool
-from tests.training.world import world_recipe
+from tests.toys.files import read_lines, write_lines
+from tests.toys.rank_jobs import run_recipe
+from tests.toys.rank_pool import RankPool
+from tests.toys.world import world_recipe
 from vlds.artifact import WEIGHTS, artifact_folder, save_artifact
 from vlds.config import Recipe
 from vlds.runtime.half_made import sweep
 from vlds.runtime.manifest import write_manifest
 from vlds.training.best import BestStep
-from vlds.training.loop import train
 from vlds.training.states import Best, state_folders
 
 SCORE = "vqa/exact_match"
@@ -134,18 +135,9 @@ def best_recipe(world: Path, output: Path, save_every: int = 2) -> Recipe:
     return replace(recipe, training=training)
 
 
-def run_recipe(recipe: Recipe, resume: bool) -> int:
-    """What `vlds train` does on a rank."""
-    return train(recipe, resume=resume)
-
-
-def lines_of(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
-
-
 def evaluated(run: Path) -> list[int]:
     """The steps that were."""
-    return [line["step"] for line in lines_of(run) if "scores" in line]
+    return [line["step"] for line in read_lines(run / "metrics.jsonl") if "scores" in line]
 
 
 def test_the_state_of_the_best_step_is_saved(world: Path, ranks1: RankPool, tmp_path: Path) -> None:
@@ -163,8 +155,10 @@ def test_the_state_of_the_best_step_is_saved(world: Path, ranks1: RankPool, tmp_
     half = Path(shutil.copytree(run, tmp_path / "half"))
     for later in ("state/step-00000008", "artifact", "best", "predictions"):
         shutil.rmtree(half / later)
-    kept = [line for line in lines_of(run) if line["step"] < step or "loss" in line]
-    (half / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    kept = [
+        line for line in read_lines(run / "metrics.jsonl") if line["step"] < step or "loss" in line
+    ]
+    write_lines(half / "metrics.jsonl", kept)
     assert ranks1.run(run_recipe, replace(recipe, output=str(half)), True, timeout=120) == [0]
     assert evaluated(half) == evaluated(run)
     for file in ("best/best.json", f"best/{WEIGHTS}", f"artifact/{WEIGHTS}"):

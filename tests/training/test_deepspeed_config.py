@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.training.world import world_recipe
+from tests.toys.world import world_recipe
 from vlds.data.order.batch_cut import BatchCut
 from vlds.training.deepspeed_config import complete_deepspeed_config, fill
 

@@ -1,4 +1,4 @@
-"""SNLI-VE from its files to scores: packed, read by a tokenizer of its own, trained, compared."""
+"""SNLI-VE from its files to scores: packed, read with their own tokenizer, trained, compared."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 
 from data_prep.cli import main as data_prep
-from tests.models.toys import backbone as toy_backbone
-from tests.models.toys import build
-from tests.rank_pool import RankPool
-from tests.training.world import COLOURS, picture, world_recipe
+from tests.toys.files import read_lines
+from tests.toys.models import backbone as toy_backbone
+from tests.toys.models import build
+from tests.toys.rank_jobs import run_recipe
+from tests.toys.rank_pool import RankPool
+from tests.toys.world import COLOURS, picture, world_recipe
 from vlds.backbones import T5
-from vlds.config import Recipe
 from vlds.metrics.tables import plain, split
 from vlds.schema import Decoding
 from vlds.tasks import NLVR2, Entailment
 from vlds.training.build import check_choices
-from vlds.training.loop import train
 
 LABELS = {"red": "entailment", "green": "neutral", "blue": "contradiction"}
 
@@ -35,11 +35,6 @@ def write_snli_ve(folder: Path) -> None:
         row = {"pairID": f"{number}#0r1", "Flickr30K_ID": str(number), **sentence}
         rows.append(json.dumps(row))
     (folder / "snli_ve_dev.jsonl").write_text("\n".join(rows), encoding="utf-8")
-
-
-def run_recipe(recipe: Recipe) -> int:
-    """What `vlds train` does on a rank."""
-    return train(recipe)
 
 
 def test_official_files_train_and_are_scored(world: Path, ranks2: RankPool, tmp_path: Path) -> None:
@@ -67,7 +62,7 @@ def test_official_files_train_and_are_scored(world: Path, ranks2: RankPool, tmp_
     assert set(by_label) == set(LABELS.values())
     assert sum(by_label.values()) / 3 == pytest.approx(scores["accuracy"])
     file = tmp_path / "run" / "predictions" / "step-00000010" / "snli_ve.jsonl"
-    predicted = [json.loads(line)["prediction"] for line in file.read_text("utf-8").splitlines()]
+    predicted = [line["prediction"] for line in read_lines(file)]
     assert len(predicted) == 12
     assert set(predicted) <= set(LABELS.values())
 

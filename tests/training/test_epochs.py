@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
@@ -10,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from tests.rank_pool import RankPool
-from tests.training.test_bad_input import complaint
-from tests.training.world import world_recipe
+from tests.toys.files import read_lines
+from tests.toys.rank_jobs import check_complaint, run_recipe
+from tests.toys.rank_pool import RankPool
+from tests.toys.world import world_recipe
 from vlds.config import Recipe, load_recipe
 from vlds.data.shards.store import open_dataset
-from vlds.training.loop import train
 
 
 def task_batches(world: Path, output: Path) -> Recipe:
@@ -32,13 +31,8 @@ def task_batches(world: Path, output: Path) -> Recipe:
     )
 
 
-def run_recipe(recipe: Recipe) -> int:
-    """What `vlds train` does on a rank."""
-    return train(recipe)
-
-
 def metrics(run: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    lines = read_lines(run / "metrics.jsonl")
     return [line for line in lines if "loss" in line]
 
 
@@ -76,5 +70,5 @@ def test_a_batch_size_needs_batches_of_one_task(world: Path, tmp_path: Path) -> 
 
 def test_lanes_divide_every_tasks_batch(world: Path, tmp_path: Path) -> None:
     recipe = task_batches(world, tmp_path)
-    message = complaint(replace(recipe, data=replace(recipe.data, lanes=5)))
+    message = check_complaint(replace(recipe, data=replace(recipe.data, lanes=5)))
     assert "data.lanes: 5 do not divide tasks.vqa.batch_size 7; give a divisor of it" in message

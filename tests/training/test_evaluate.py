@@ -16,17 +16,18 @@ import torch
 from safetensors.torch import load_file
 
 from data_prep.packing.writer import SampleRecord, write_dataset
-from tests.rank_pool import RankPool
-from tests.training.world import picture, records, world_recipe, write_tokenizer
-from vlds.artifact import WEIGHTS, load_run, own_tensors, save_artifact
+from tests.toys.files import read_lines
+from tests.toys.rank_jobs import run_recipe
+from tests.toys.rank_pool import RankPool
+from tests.toys.trained_runs import talkative_run
+from tests.toys.world import picture, records, world_recipe, write_tokenizer
+from vlds.artifact import WEIGHTS, load_run
 from vlds.cli.commands import run_command
-from vlds.config import Recipe
 from vlds.evaluation.evaluator import Evaluator
 from vlds.evaluation.prediction_files import read_pairs
 from vlds.evaluation.result import Evaluation
 from vlds.evaluation.sources import evaluation_sources
 from vlds.inference import with_data
-from vlds.models.build import build_model
 from vlds.runtime.manifest import write_manifest
 from vlds.training.best import BestStep
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
@@ -49,11 +50,6 @@ def progress_of(run: Path, folder: str) -> list[str]:
     with mock.patch("vlds.evaluation.evaluator.SECONDS_BETWEEN_LINES", -1.0):
         evaluator(loaded.model)
     return said
-
-
-def run_recipe(recipe: Recipe) -> int:
-    """What `vlds train` does on a rank."""
-    return train(recipe)
 
 
 @pytest.fixture(scope="module")
@@ -135,18 +131,6 @@ def talkative(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return talkative_run(world_recipe(world, tmp_path_factory.mktemp("talkative")))
 
 
-def talkative_run(recipe: Recipe) -> Path:
-    """All weights are large."""
-    tokenizer = recipe.backbone.load_tokenizer()
-    model = build_model(recipe.model, list(recipe.tasks), torch.float32, tokenizer)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter *= 2
-    folder = Path(recipe.output)
-    save_artifact(folder / "artifact", own_tensors(model), recipe, tokenizer)
-    return folder
-
-
 def written_by(pool: RankPool, run: Path, world: Path, out: Path) -> list[list[bytes]]:
     """The files of predictions under both stages."""
     files = []
@@ -189,8 +173,7 @@ def test_worlds_of_one_and_three(
 
 def test_training_wrote_the_same_predictions(run: Path, world: Path, ranks2: RankPool) -> None:
     evaluation = ranks2.run(evaluate_on, run, str(world / "vqa"), timeout=120)[0][0]
-    lines = (run / "predictions" / "step-00000010" / "vqa.jsonl").read_text().splitlines()
-    entries = list(map(json.loads, lines))
+    entries = read_lines(run / "predictions" / "step-00000010" / "vqa.jsonl")
     written = {entry["id"]: entry["prediction"] for entry in entries}
     assert written == evaluation.predictions
     assert {entry["id"]: entry["sample"] for entry in entries} == evaluation.samples
@@ -254,7 +237,7 @@ def test_the_first_rank_says_how_far_it_is(talkative: Path, world: Path, ranks2:
 def test_only_listed_answers(
     talkative: Path, world: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:
-    """The list may come when the run is there, and is one option beside others."""
+    """The list may come after the run, together with other options."""
     listed = tmp_path / "answers.json"
     listed.write_text(json.dumps(["red", "green", "blue", "it is"]), encoding="utf-8")
     words = ["evaluate", "--run", str(talkative), "--data", f"vqa={world}/vqa"]
@@ -263,8 +246,7 @@ def test_only_listed_answers(
         found = [*words, "--tasks.vqa.decoding.num_beams", beams]
         (code, out), _ = ranks2.run(command, found, timeout=120)
         assert code == 0, out
-        lines = (tmp_path / "vqa.jsonl").read_text("utf-8").splitlines()
-        answers = [json.loads(line)["prediction"] for line in lines]
+        answers = [line["prediction"] for line in read_lines(tmp_path / "vqa.jsonl")]
         assert len(answers) == NUM_QUESTIONS
         assert set(answers) <= {"red", "green", "blue", "it is"}
         assert f"vqa (vqa-train, {NUM_QUESTIONS} examples)" in out
@@ -398,7 +380,7 @@ def train_for_best(
 
 
 def scores_by_step(run: Path) -> dict[int, float]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    lines = read_lines(run / "metrics.jsonl")
     return {
         line["step"]: line["scores"]["vqa"]["exact_match"] for line in lines if "scores" in line
     }

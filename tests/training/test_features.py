@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import socket
 from dataclasses import replace
@@ -13,15 +12,16 @@ import pytest
 import torch
 
 from data_prep.packing.writer import SampleRecord, write_dataset
-from tests.rank_pool import RankError, RankPool
-from tests.training.world import picture, world_recipe
+from tests.toys.files import read_lines
+from tests.toys.rank_jobs import run_recipe
+from tests.toys.rank_pool import RankError, RankPool
+from tests.toys.world import picture, world_recipe
 from vlds import features
 from vlds.cli.commands import run_command
 from vlds.config import Recipe, save_recipe
 from vlds.data.shards.store import open_dataset
 from vlds.features import compute_features
 from vlds.methods import Adapter
-from vlds.training.loop import train
 from vlds.vision import ConvNet, StoredFeatures
 
 NO_PROCESS = 1 << 22
@@ -75,13 +75,8 @@ def test_any_number_of_ranks_stores_what_the_encoder_gives(
         np.testing.assert_allclose(new.features[0], expected.numpy(), rtol=2e-3, atol=1e-3)
 
 
-def run_recipe(recipe: Recipe) -> int:
-    """What `vlds train` does on a rank."""
-    return train(recipe)
-
-
 def losses(run: Path) -> list[float]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    lines = read_lines(run / "metrics.jsonl")
     return [line["loss"] for line in lines if "loss" in line]
 
 

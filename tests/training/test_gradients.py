@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.rank_pool import RankPool
-from tests.training.toys import (
+from tests.toys.engines import (
     NUM_EXAMPLES,
     Case,
-    build,
-    engine,
+    case_recipe,
     global_batch,
     make_case,
     own_micro_batches,
-    recipe,
+    recipe_model,
+    start_engine,
 )
+from tests.toys.rank_pool import RankPool
 from vlds.methods import Adapter, LoRA, Method
 from vlds.methods.base import LinearExtension, extend_linear, find_linears
 from vlds.models.visual_embedding import VisualEmbeddingConfig
@@ -62,7 +62,7 @@ class Shift(LinearExtension):
 
 def lines_of(case: Case) -> list[list[str]]:
     """What a rank is told after each of some steps; the error in its place."""
-    made, cut = engine(case)
+    made, cut = start_engine(case)
     watch = GradientWatch(made.model, made.model.parts, made.ranks)
     told: list[list[str]] = []
     for step in range(WATCHED_STEPS + 1):
@@ -100,8 +100,8 @@ def test_modules_that_are_never_run(stage: int, ranks2: RankPool, tmp_path: Path
 
 def lines_without_boxes(case: Case) -> list[list[str]]:
     """What a rank is told of a model whose boxes are all zero."""
-    run = replace(recipe(case), visual_embedding=VisualEmbeddingConfig())
-    model, ranks = build(run), start_ranks(60)
+    run = replace(case_recipe(case), visual_embedding=VisualEmbeddingConfig())
+    model, ranks = recipe_model(run), start_ranks(60)
     watch, told = GradientWatch(model, model.parts, ranks), []
     for step in range(2):
         model(global_batch(step), torch.ones(NUM_EXAMPLES)).loss.backward()

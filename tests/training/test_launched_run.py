@@ -13,22 +13,17 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.rank_pool import RankPool
-from tests.training.launched import Launch, last_step
-from tests.training.world import world_recipe
+from tests.toys.launched_run import Launch, last_step
+from tests.toys.rank_jobs import run_recipe
+from tests.toys.rank_pool import RankPool
+from tests.toys.world import world_recipe
 from vlds.config import Recipe
 from vlds.runtime.manifest import damage
 from vlds.runtime.metrics_file import read_metric_lines
 from vlds.training import checkpoint
-from vlds.training.loop import train
 from vlds.training.states import newest
 
 pytestmark = pytest.mark.launcher
-
-
-def run_recipe(recipe: Recipe, resume: bool) -> int:
-    """What `vlds train` does on a rank."""
-    return train(recipe, resume=resume)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.world import world_recipe
+from tests.toys.world import world_recipe
 from vlds.cli.commands import run_command
 from vlds.config import Recipe, parse_recipe
 from vlds.models.build import build_model, describe
@@ -38,7 +38,7 @@ def test_stages_and_offload_at_real_size(recipe: Recipe) -> None:
     assert four[ZERO2].gradients == 10_480_512
     assert four[ZERO2].frozen == one[ZERO2].frozen > 4 * 220_000_000
     assert four[ZERO3].frozen == pytest.approx(four[ZERO2].frozen / 4, rel=0.02)
-    # Adapters lie below the threshold of persistence: whole on each rank, beside the partition.
+    # Adapters are smaller than the persistence threshold: whole on each rank, next to its part.
     assert four[ZERO3].trainable > four[ZERO2].trainable
     assert [one[name].offloaded for name in (ZERO2, ZERO3)] == [0, 0]
     assert four[OFFLOAD2].offloaded == four[OFFLOAD2].optimizer

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.toys import build, make_case, recipe
+from tests.toys.engines import case_recipe, make_case, recipe_model
 from vlds.config import OptimizerConfig, Recipe
 from vlds.methods import IA3, Compacter, LoRA, Method
 from vlds.models.vl_model import VLModel
@@ -40,7 +40,7 @@ def decayed(model: VLModel, run: Recipe) -> set[str]:
 
 def recipe_of(folder: Path, methods: dict[str, Method], family: str = "T5") -> Recipe:
     """A run of these methods."""
-    run = recipe(make_case(folder, family=family))
+    run = case_recipe(make_case(folder, family=family))
     return replace(run, methods=methods, train_norms=True)
 
 
@@ -49,7 +49,7 @@ def test_what_a_method_is_called_changes_no_decay(name: str, tmp_path: Path) -> 
     found = []
     for method in ("lora", name):
         run = recipe_of(tmp_path, {method: LoRA(rank=2)}, "Bart")
-        model = build(run)
+        model = recipe_model(run)
         names = decayed(model, run)
         assert {n for n, _ in model.named_parameters() if n.endswith((".a", ".b"))} <= names
         found.append({n.replace(f".{method}.", ".lora.") for n in names})
@@ -58,7 +58,7 @@ def test_what_a_method_is_called_changes_no_decay(name: str, tmp_path: Path) -> 
 
 def test_factors_without_gradient_stay_1(tmp_path: Path) -> None:
     run = recipe_of(tmp_path, {"ia3": IA3()})
-    model = build(run)
+    model = recipe_model(run)
     optimizer = torch.optim.AdamW(parameter_groups(model, run))
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"]
@@ -74,7 +74,7 @@ def test_factors_without_gradient_stay_1(tmp_path: Path) -> None:
 def test_the_groups_of_the_original_code(tmp_path: Path) -> None:
     """There norms, the image order table and what is called `b` decay too; other biases do not."""
     run = recipe_of(tmp_path, {"compacter": Compacter(reduction=4, layer_norm_before=True)}, "Bart")
-    model = build(run)
+    model = recipe_model(run)
     ours = decayed(model, run)
     optimizer = replace(run.optimizer, weight_decay_groups="vl_adapter")
     theirs = decayed(model, replace(run, optimizer=optimizer))

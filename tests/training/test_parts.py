@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.training.toys import NUM_EXAMPLES, build, global_batch, make_case, recipe
+from tests.toys.engines import NUM_EXAMPLES, case_recipe, global_batch, make_case, recipe_model
 from vlds.schema import IGNORED_LABEL, NO_IMAGE
 from vlds.training.parts import cheapest_cuts, similar_rows
 
@@ -20,7 +20,7 @@ VISUAL_TOKENS = 9
 
 @pytest.mark.parametrize("parts", [2, 4, NUM_EXAMPLES])
 def test_parts_have_every_row_once_and_the_same_loss(tmp_path: Path, parts: int) -> None:
-    model = build(recipe(make_case(tmp_path)))
+    model = recipe_model(case_recipe(make_case(tmp_path)))
     batch, scale = global_batch(5), torch.linspace(0.1, 1, NUM_EXAMPLES)
     rows = similar_rows(batch, parts, VISUAL_TOKENS)
     assert sorted(torch.cat(rows).tolist()) == list(range(NUM_EXAMPLES))

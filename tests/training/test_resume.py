@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from itertools import islice
@@ -12,8 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.rank_pool import RankPool
-from tests.training.world import world_recipe
+from tests.toys.files import read_lines
+from tests.toys.rank_jobs import run_recipe
+from tests.toys.rank_pool import RankPool
+from tests.toys.world import world_recipe
 from vlds.config import Recipe
 from vlds.data.config import DataConfig
 from vlds.data.streams.assemble import StreamSetup
@@ -30,14 +31,9 @@ from vlds.training.states import newest, read_progress
 STATE = "state/step-00000010/state.safetensors"
 
 
-def run_recipe(recipe: Recipe, resume: bool, new_phase: bool = False) -> int:
-    """What `vlds train` does on a rank."""
-    return train(recipe, resume=resume, new_phase=new_phase)
-
-
 def losses(run: Path) -> list[tuple[int, float, float]]:
     """Step, loss and gradient norm of every line that has them."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = read_lines(run / "metrics.jsonl")
     return [(line["step"], line["loss"], line["gradient_norm"]) for line in lines if "loss" in line]
 
 
@@ -224,7 +220,7 @@ def test_other_weights_are_a_new_phase(
         checkpoint.load(tmp_path / "run" / "state" / f"step-{step:08d}")[1].data for step in (5, 10)
     )
     assert after["phase"]["at"] == before["consumed"]
-    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    lines = read_lines(tmp_path / "run/metrics.jsonl")
     (begun, ended) = (
         {name: line[f"epoch/{name}"] for name in recipe.tasks}
         for step in (5, 10)

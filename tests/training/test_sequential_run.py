@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import io
-import json
-from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.rank_pool import RankPool
-from tests.training.world import world_recipe
+from tests.toys.files import read_lines
+from tests.toys.rank_jobs import run_and_print
+from tests.toys.rank_pool import RankPool
+from tests.toys.world import world_recipe
 from vlds.config import Recipe, load_recipe, parse_recipe
 from vlds.data.config import DataConfig
 from vlds.data.errors import ErrorPolicy
 from vlds.evaluation.sources import evaluation_sources, streamed_sources, training_sources
-from vlds.training.loop import train
-
-
-def told(recipe: Recipe, resume: bool) -> tuple[int, str]:
-    """Exit code and what the rank said."""
-    said = io.StringIO()
-    with redirect_stdout(said):
-        code = train(recipe, resume=resume)
-    return code, said.getvalue()
 
 
 def streamed(recipe: Recipe, world: Path) -> Recipe:
@@ -46,13 +36,13 @@ def streamed(recipe: Recipe, world: Path) -> Recipe:
 def test_two_ranks_train_and_resume(world: Path, ranks2: RankPool, tmp_path: Path) -> None:
     recipe = streamed(world_recipe(world, tmp_path / "run"), world)
     short = replace(recipe, training=replace(recipe.training, steps=5))
-    (code, said), (other, _) = ranks2.run(told, short, False, timeout=120)
+    (code, said), (other, _) = ranks2.run(run_and_print, short, False, timeout=120)
     assert (code, other) == (0, 0)
     assert "the order of examples depends on their number; --resume begins new shards" in " ".join(
         said.split()
     )
-    assert [code for code, _ in ranks2.run(told, recipe, True, timeout=120)] == [0, 0]
-    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [code for code, _ in ranks2.run(run_and_print, recipe, True, timeout=120)] == [0, 0]
+    lines = read_lines(tmp_path / "run/metrics.jsonl")
     steps = [line for line in lines if "loss" in line]
     assert [line["step"] for line in steps] == list(range(1, 11))
     assert sum("loss/vqa" in line for line in steps) == 10

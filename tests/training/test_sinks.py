@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.world import world_recipe
+from tests.toys.files import read_lines
+from tests.toys.world import world_recipe
 from vlds.config import Recipe, TrackingConfig
 from vlds.training.sinks import MetricsFile, Tensorboard, check_tracking, has_scores, open_sinks
 
@@ -27,14 +28,14 @@ def test_the_file_drops_what_a_resumed_run_repeats(tmp_path: Path) -> None:
             end.write('{"step": 3, "lo')  # what a machine that went down has left
     assert not has_scores(file, 3)
     MetricsFile(file, 4)
-    lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    lines = read_lines(file)
     assert [(line["step"], line["loss"]) for line in lines] == [(1, 1), (2, 2), (3, 23), (4, 24)]
 
 
 def test_odd_lines_are_dropped_and_told_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """So that a run goes on, whatever happened to what only tells about it."""
+    """A run continues, whatever happens to the files that only report on it."""
     file = tmp_path / "metrics.jsonl"
     odd = ["{}", "[]", "5", "null", '{"step": "1"}', "\0\0\0", '{"step": 2, "lo']
     file.write_text("\n".join(['{"step": 1, "scores": {"vqa": {"a": 0.5}}}', *odd]))
@@ -69,7 +70,7 @@ def test_tensorboard_shows_nested_scores_and_repeated_steps_once(tmp_path: Path)
 def test_weights_and_biases_keeps_one_run_when_resumed(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The real client, offline: what it would send lies in the run folder."""
+    """The real client, offline: what it would send is in the run folder."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     recipe = tracked(world_recipe(world, tmp_path / "run"), wandb_project="colours")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.rank_pool import RankPool
-from tests.training.world import world_recipe
+from tests.toys.rank_pool import RankPool
+from tests.toys.world import world_recipe
 from vlds.pretrained.files import damaged_source
 from vlds.runtime.manifest import DESCRIPTION, write_manifest
 from vlds.training.engine import start_ranks

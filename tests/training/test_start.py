@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import shutil
-from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
-from tests.rank_pool import RankPool
-from tests.training.world import world_recipe
-from vlds.config import Recipe, load_recipe
+from tests.toys.rank_jobs import run_and_print
+from tests.toys.rank_pool import RankPool
+from tests.toys.world import world_recipe
+from vlds.config import load_recipe
 from vlds.runtime.run_folder import PACKAGES, read_starts
-from vlds.training.loop import train
-
-
-def told(recipe: Recipe, resume: bool) -> tuple[int, str]:
-    """What `vlds train` does and says on a rank."""
-    with redirect_stdout(io.StringIO()) as said:
-        code = train(recipe, resume=resume)
-    return code, said.getvalue()
 
 
 def test_what_resuming_changes_is_said_and_written_down(
@@ -27,7 +18,7 @@ def test_what_resuming_changes_is_said_and_written_down(
 ) -> None:
     recipe = world_recipe(world, tmp_path / "run")
     folder = tmp_path / "run"
-    (code, _), _ = ranks2.run(told, recipe, False, timeout=120)
+    (code, _), _ = ranks2.run(run_and_print, recipe, False, timeout=120)
     assert code == 0
     (first,) = read_starts(folder)
     assert (first.step, first.changes) == (0, [])
@@ -39,7 +30,7 @@ def test_what_resuming_changes_is_said_and_written_down(
         shutil.rmtree(folder / later)
     slower = replace(recipe, optimizer=replace(recipe.optimizer, learning_rate=0.00025))
     changed = replace(slower, training=replace(slower.training, steps=6))
-    (code, said), (_, other) = ranks2.run(told, changed, True, timeout=120)
+    (code, said), (_, other) = ranks2.run(run_and_print, changed, True, timeout=120)
     assert code == 0
     before = f"optimizer.learning_rate: {recipe.optimizer.learning_rate}"
     lines = [line for line in said.splitlines() if "a change" in line]
@@ -56,7 +47,7 @@ def test_what_resuming_changes_is_said_and_written_down(
     assert text.startswith(f"# changed at step 5: {before} -> 0.00025\n# changed at step 5: tra")
     assert load_recipe(folder / "recipe.yaml") == changed
     # A third start keeps what the second one changed.
-    (code, said), _ = ranks2.run(told, changed, True, timeout=120)
+    (code, said), _ = ranks2.run(run_and_print, changed, True, timeout=120)
     assert code == 0
     assert "a change" not in said
     assert (folder / "recipe.yaml").read_text("utf-8") == text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from collections.abc import Sequence
@@ -11,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.rank_pool import RankPool
-from tests.training.world import world_recipe
+from tests.toys.files import read_lines
+from tests.toys.rank_jobs import run_recipe
+from tests.toys.rank_pool import RankPool
+from tests.toys.world import world_recipe
 from vlds.config import Recipe
 from vlds.schema import Batch
 from vlds.tasks import VQA
@@ -49,11 +50,6 @@ def evaluated_often(world: Path, output: Path) -> Recipe:
     )
 
 
-def run_recipe(recipe: Recipe, resume: bool) -> int:
-    """What `vlds train` does on a rank."""
-    return train(recipe, resume=resume)
-
-
 def run_skipping(recipe: Recipe) -> int:
     """The same where the third step is skipped: its loss was not finite."""
     step = Engine.step
@@ -71,7 +67,7 @@ def run_skipping(recipe: Recipe) -> int:
 
 def lines(run: Path, key: str) -> dict[int, object]:
     """Step -> what the metrics say of it under a name."""
-    told = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    told = read_lines(run / "metrics.jsonl")
     return {line["step"]: line[key] for line in told if key in line}
 
 

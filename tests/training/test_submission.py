@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from data_prep.packing.writer import SampleRecord, write_dataset
-from tests.tasks.test_every_task import ANNOTATIONS, LABELS
+from tests.toys.files import read_lines
+from tests.toys.task_samples import ANNOTATIONS, LABELS
 from vlds.cli.commands import COMMANDS, run_command
 from vlds.data.shards.store import open_dataset
 from vlds.data.streams.eval_order import survey
@@ -122,8 +123,8 @@ def test_our_own_file_is_scored_too(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "  accuracy/structural/query   1.0000\n" in capsys.readouterr().out
     scores = json.loads((tmp_path / "out" / "scores.json").read_text("utf-8"))
     assert scores["GQA"]["scores"]["accuracy"] == 1.0
-    lines = (tmp_path / "out" / "GQA.jsonl").read_text("utf-8").splitlines()
-    assert {json.loads(line)["sample"] for line in lines} == {source.datasets[0].read(0).id}
+    lines = read_lines(tmp_path / "out" / "GQA.jsonl")
+    assert {line["sample"] for line in lines} == {source.datasets[0].read(0).id}
 
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

@@ -12,16 +12,15 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-import torch
 
 from data_prep.packing.writer import write_dataset
-from tests.rank_pool import RankPool
-from tests.training.world import records, world_recipe
-from vlds.artifact import own_tensors, save_artifact
+from tests.toys.files import read_lines
+from tests.toys.rank_pool import RankPool
+from tests.toys.trained_runs import built_run, save_run
+from tests.toys.world import records, world_recipe
 from vlds.cli.commands import run_command
 from vlds.config import Recipe
 from vlds.evaluation.prediction_files import read_pairs
-from vlds.models.build import build_model
 from vlds.training.loop import train
 
 NOWHERE = "no/such/folder"
@@ -70,16 +69,7 @@ def run(world: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     caption = replace(recipe.tasks["caption"], scores=["word_f1"])  # METEOR takes seconds to start
     recipe = replace(recipe, tasks=recipe.tasks | {"caption": caption})
     recipe = with_test(recipe, vqa=str(data), caption=str(world / "caption"))
-    return saved(recipe)
-
-
-def saved(recipe: Recipe) -> Path:
-    """A run's folder with an artifact of random weights."""
-    tokenizer = recipe.backbone.load_tokenizer()
-    torch.manual_seed(1)
-    model = build_model(recipe.model, list(recipe.tasks), torch.float32, tokenizer)
-    save_artifact(Path(recipe.output) / "artifact", own_tensors(model), recipe, tokenizer)
-    return Path(recipe.output)
+    return save_run(built_run(recipe))
 
 
 def test_training_neither_reads_nor_needs_them(
@@ -176,7 +166,7 @@ def test_mistakes_are_said_before_the_model_is_built(
     (tmp_path / "t5.json").write_bytes((world / "t5.json").read_bytes())
     recipe = with_test(world_recipe(world, tmp_path / "run"), vqa=str(data))
     backbone = replace(recipe.backbone, config=str(tmp_path / "t5.json"))
-    run = str(saved(replace(recipe, backbone=backbone)))
+    run = str(save_run(built_run(replace(recipe, backbone=backbone))))
     (tmp_path / "t5.json").unlink()
     for words, complaint in (
         (["--tasks.vqa.test", f"[{NOWHERE}]"], f"tasks.vqa.test: data set {NOWHERE}"),
@@ -232,5 +222,5 @@ def test_scores_of_other_data_do_not_take_the_place_of_the_runs_own(
     # The run's own, by another spelling of its place.
     own = evaluate("--data", f"vqa={world / 'caption' / '..' / 'vqa'}")
     assert own == {"predictions/vqa.jsonl", "predictions/scores.json"}
-    lines = (copied / "predictions" / "vqa.jsonl").read_text("utf-8").splitlines()
-    assert len({json.loads(line)["data"] for line in lines}) == 1
+    lines = read_lines(copied / "predictions" / "vqa.jsonl")
+    assert len({line["data"] for line in lines}) == 1

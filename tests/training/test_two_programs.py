@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from data_prep.cli import main as data_prep
-from tests.rank_pool import RankPool
-from tests.runtime.holder import holder
-from tests.training.world import world_recipe
+from tests.toys.pictures import png
+from tests.toys.processes import holder
+from tests.toys.rank_pool import RankPool
+from tests.toys.world import world_recipe
 from vlds.config import Recipe
 from vlds.training.loop import train
 
@@ -42,7 +43,7 @@ def test_a_preparation_beside_a_live_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "rows.jsonl").write_text('{"image": "a.png", "question": "?", "answer": "yes"}\n')
-    (tmp_path / "a.png").write_bytes(picture())
+    (tmp_path / "a.png").write_bytes(png())
     words = [
         "jsonl", "--task", "vqa", "--annotations", str(tmp_path / "rows.jsonl"),
         "--images", str(tmp_path), "--out", str(tmp_path / "out"),
@@ -52,14 +53,3 @@ def test_a_preparation_beside_a_live_one(
     assert f"out is being written by process {first.pid} on " in capsys.readouterr().err
     assert not (tmp_path / "out" / "dataset.json").exists()
     assert data_prep(words) == 0
-
-
-def picture() -> bytes:
-    """A whole PNG."""
-    import io
-
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(buffer, "PNG")
-    return buffer.getvalue()

@@ -13,19 +13,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.rank_pool import RankPool
-from tests.training.toys import (
+from tests.toys.engines import (
+    BETA_1,
     NUM_EXAMPLES,
     RATE,
     TASKS,
     Case,
-    build,
-    engine,
+    case_recipe,
     global_batch,
     make_case,
     own_micro_batches,
-    recipe,
+    recipe_model,
+    start_engine,
 )
+from tests.toys.rank_pool import RankPool
 from vlds.methods import (
     IA3,
     BitFit,
@@ -42,7 +43,6 @@ from vlds.schema import IGNORED_LABEL, Batch, Decoding
 from vlds.training.optim import parameter_groups
 
 STEPS = 5
-BETA_1 = 0.9
 
 
 def batch_of(case: Case, step: int) -> Batch:
@@ -52,7 +52,7 @@ def batch_of(case: Case, step: int) -> Batch:
 
 def train(case: Case) -> dict[str, Any]:
     """Steps of the engine: losses, the gradients of the first step, and what the rank holds."""
-    made, cut = engine(case)
+    made, cut = start_engine(case)
     losses, gradients, norms = [], None, []
     for step in range(STEPS):
         report = made.step(own_micro_batches(batch_of(case, step), made, cut))
@@ -74,8 +74,8 @@ def train(case: Case) -> dict[str, Any]:
 
 def train_plainly(case: Case) -> dict[str, Any]:
     """The same in plain torch, on the whole batch, with the loss as its definition reads."""
-    run = recipe(case)
-    model = build(run)
+    run = case_recipe(case)
+    model = recipe_model(run)
     groups = parameter_groups(model, run)
     optimizer = torch.optim.AdamW(groups, betas=(BETA_1, 0.999), eps=run.optimizer.eps)
     for group in optimizer.param_groups:
@@ -134,7 +134,7 @@ def assert_same_as_plain_torch(pool: RankPool, case: Case) -> None:
 
 
 def check_bytes(case: Case, held: list[dict[str, int]]) -> None:
-    parameters = list(build(recipe(case)).parameters())
+    parameters = list(recipe_model(case_recipe(case)).parameters())
     frozen = sum(p.numel() for p in parameters if not p.requires_grad)
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
     parts = len(held)
@@ -149,8 +149,8 @@ def check_bytes(case: Case, held: list[dict[str, int]]) -> None:
 
 def planned_bytes(case: Case, world_size: int) -> dict[str, int]:
     """What `vlds plan` says of a case."""
-    run = recipe(case)
-    model = build(run)
+    run = case_recipe(case)
+    model = recipe_model(run)
     zero = json.loads(Path(run.training.deepspeed).read_text("utf-8"))["zero_optimization"]
     plan = planned(model, parameter_groups(model, run), zero, world_size)
     return {name: getattr(plan, name) for name in ("frozen", "trainable", "optimizer")}
@@ -263,7 +263,7 @@ def test_what_stays_whole_is_counted_beside_its_partition(ranks2: RankPool, tmp_
 
 def train_and_evaluate(case: Case, evaluate: bool) -> list[Tensor]:
     """Losses of four steps; between them the ranks generate, each at its own pace."""
-    made, cut = engine(case)
+    made, cut = start_engine(case)
     losses = []
     for step in range(4):
         report = made.step(own_micro_batches(global_batch(step), made, cut))
@@ -293,7 +293,7 @@ def test_training_goes_on_unchanged_after_an_evaluation(
 
 def train_on_different_tasks(case: Case) -> list[float]:
     """Twenty steps in which every rank has examples of one task, another one in each step."""
-    made, cut = engine(case)
+    made, cut = start_engine(case)
     losses = []
     for step in range(20):
         task = (step + made.ranks.global_rank * (1 + step // 5)) % len(TASKS)
@@ -314,8 +314,8 @@ def test_ranks_on_different_tasks_do_not_wait_for_ever(ranks2: RankPool, tmp_pat
 
 
 def linear_after(case: Case) -> bool:
-    """Whether torch's own linear function is back after an engine was closed."""
-    made, cut = engine(case)
+    """True if torch's own linear function is back after an engine was closed."""
+    made, cut = start_engine(case)
     made.step(own_micro_batches(global_batch(0), made, cut))
     made.close()
     return F.linear is torch._C._nn.linear
@@ -327,7 +327,7 @@ def test_a_closed_engine_leaves_nothing_behind(ranks2: RankPool, tmp_path: Path)
 
 def export_of_several_groups(case: Case) -> dict[str, Any] | None:
     """The state after two steps with several parameter groups."""
-    made, cut = engine(case)
+    made, cut = start_engine(case)
     assert {group["lr"] for group in made.parameter_groups} == {RATE, case.visual_rate}
     for step in range(2):
         made.step(own_micro_batches(global_batch(step), made, cut))
@@ -343,7 +343,9 @@ def test_several_parameter_groups_export_all_moments(
     case = make_case(tmp_path, stage=stage, visual_rate=RATE / 4)
     state, other = ranks2.run(export_of_several_groups, case)
     assert other is None
-    shapes = {n: p.shape for n, p in build(recipe(case)).named_parameters() if p.requires_grad}
+    shapes = {
+        n: p.shape for n, p in recipe_model(case_recipe(case)).named_parameters() if p.requires_grad
+    }
     assert state.keys() == shapes.keys()
     for name, tensors in state.items():
         for key, tensor in tensors.items():

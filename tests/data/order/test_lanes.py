@@ -1,0 +1,137 @@
+"""Lanes: parts of the global batch with shards of their own, so that nodes share the fetching."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.toys.strategies import SHARD_COUNTS, expected_pairs
+from tests.toys.streams import ToyTask, global_batches, train_stream
+from vlds.data.order.epoch_order import EpochOrder
+from vlds.data.order.mixed_order import MixedOrder
+from vlds.data.order.mixture import mixing_shares
+from vlds.data.streams.source import Source
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    counts=SHARD_COUNTS,
+    seed=st.integers(0, 99),
+    window=st.integers(1, 8),
+    group=st.integers(1, 4),
+    lanes=st.integers(1, 6),
+)
+def test_the_lanes_share_an_epoch(
+    counts: list[np.ndarray], seed: int, window: int, group: int, lanes: int
+) -> None:
+    size = sum(int(shard.sum()) for shard in counts)
+    lanes = min(lanes, size)
+    order = EpochOrder("s", counts, seed=seed, window=window, group=group, lanes=lanes)
+    for epoch in range(2):
+        got: list[tuple[int, int]] = []
+        for lane in range(lanes):
+            start, end = order.stretch(lane)
+            length = end - start
+            assert abs(length - size / lanes) <= 1
+            samples, annotations = order.at(np.arange(epoch * length, (epoch + 1) * length), lane)
+            got += zip(samples.tolist(), annotations.tolist(), strict=True)
+        assert sorted(got) == expected_pairs(counts)
+
+
+def test_a_lane_reads_the_shards_of_its_stretch_alone() -> None:
+    counts = [np.full(50, 2, np.uint32) for _ in range(64)]
+    order = EpochOrder("s", counts, seed=3, window=4, lanes=16)
+    shards_of = [
+        set((order.at(np.arange(400), lane)[0] // 50).tolist()) for lane in range(order.lanes)
+    ]
+    assert all(len(shards) == 4 for shards in shards_of)
+    assert set().union(*shards_of) == set(range(64))
+    again = [set((order.at(np.arange(400, 800), n)[0] // 50).tolist()) for n in range(16)]
+    assert again != shards_of  # other shards in the next epoch
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    lanes=st.sampled_from([2, 4, 8]),
+    positions=st.lists(st.integers(0, 5000), min_size=1, max_size=30),
+)
+def test_any_positions_in_any_order_give_the_same(lanes: int, positions: list[int]) -> None:
+    def new_order() -> MixedOrder:
+        orders = [
+            EpochOrder(name, [np.full(7, 3, np.uint32)] * 5, seed=1, window=64, lanes=lanes)
+            for name in "ab"
+        ]
+        return MixedOrder(orders, mixing_shares([1, 3], [1, 1], None), seed=1, lanes=lanes,
+                          batch_size=8)  # fmt: skip
+
+    through = new_order().at(np.arange(5001))
+    sought = new_order().at(np.array(positions))
+    for one, other in zip(sought, through, strict=True):
+        assert one.tolist() == other[positions].tolist()
+
+
+@pytest.mark.parametrize(
+    ("world_size", "micro", "num_workers"),
+    [(1, 8, 0), (2, 4, 2), (2, 2, 0), (4, 2, 0), (8, 1, 0), (3, 2, 0), (5, None, 0)],
+)
+def test_global_batches_depend_on_the_lanes_alone(
+    sources: list[Source], world_size: int, micro: int | None, num_workers: int
+) -> None:
+    expected, _ = global_batches(sources, 6, lanes=4)
+    got, state = global_batches(
+        sources, 3, world_size=world_size, micro=micro, num_workers=num_workers, lanes=4
+    )
+    rest, _ = global_batches(sources, 3, lanes=4, state=state)
+    assert got + rest == expected
+    other, _ = global_batches(sources, 6)
+    assert other != expected
+
+
+def test_tasks_have_their_shares_in_every_lane(sources: list[Source]) -> None:
+    tasks = [
+        batch.task_index.view(4, 2)
+        for batch in islice(train_stream(sources, lanes=4, micro_batch_size=8), 64)
+    ]
+    for lane in range(4):
+        counted = Counter(task for batch in tasks for task in batch[lane].tolist())
+        assert counted[0] == 3 * counted[1]
+
+
+def test_batches_are_of_one_task(sources: list[Source]) -> None:
+    stream = train_stream(sources, unit="global_batch", micro_batch_size=2, lanes=4)
+    tasks = [task for batch in islice(stream, 4 * 64) for task in batch.task_index.tolist()]
+    batches = [set(tasks[n : n + 8]) for n in range(0, len(tasks), 8)]
+    assert all(len(batch) == 1 for batch in batches)
+    assert Counter(tasks)[0] == 3 * Counter(tasks)[1]
+
+
+def test_a_state_of_other_lanes_is_refused(sources: list[Source]) -> None:
+    state = train_stream(sources, lanes=2).state()
+    with pytest.raises(ValueError, match=r"order\.lanes: 2 -> 4"):
+        train_stream(sources, lanes=4).load_state(state)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lanes": 3}, "lanes: 3 do not divide global_batch_size 8"),
+        ({"lanes": 0}, "lanes: got 0"),
+    ],
+)
+def test_impossible_lanes(sources: list[Source], options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        train_stream(sources, **options)
+
+
+def test_more_lanes_than_annotations(folders: dict[str, Path]) -> None:
+    from vlds.data.shards.store import open_dataset
+
+    small = Source("small", ToyTask(), [open_dataset(folders["small"])])
+    with pytest.raises(ValueError, match="lanes: 32 are more than the 18 annotations of source"):
+        train_stream([small], lanes=32, global_batch_size=32)

@@ -1,0 +1,209 @@
+"""The order is a pure function, goes through everything, mixes exactly, and can be sought."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.toys.strategies import SHARD_COUNTS, expected_pairs
+from vlds.data.order.epoch_order import EpochOrder
+from vlds.data.order.mixed_order import MixedOrder
+from vlds.data.order.mixture import mixing_shares
+from vlds.data.order.permutation import Draws, differences, permutation, random_words
+
+
+def pairs(order: EpochOrder, begin: int, end: int) -> list[tuple[int, int]]:
+    samples, annotations = order.at(np.arange(begin, end))
+    return list(zip(samples.tolist(), annotations.tolist(), strict=True))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    counts=SHARD_COUNTS,
+    seed=st.integers(0, 2**32),
+    window=st.integers(1, 8),
+    group=st.integers(1, 4),
+)
+def test_every_annotation_once_an_epoch(
+    counts: list[np.ndarray], seed: int, window: int, group: int
+) -> None:
+    order = EpochOrder("s", counts, seed=seed, window=window, group=group)
+    expected = expected_pairs(counts)
+    assert order.size == len(expected)
+    for epoch in range(3):
+        got = pairs(order, epoch * order.size, (epoch + 1) * order.size)
+        assert sorted(got) == expected
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    counts=SHARD_COUNTS,
+    group=st.integers(1, 4),
+    window=st.integers(1, 8),
+    where=st.lists(st.integers(0, 500), min_size=1, max_size=20),
+)
+def test_any_positions_in_any_order_give_the_same(
+    counts: list[np.ndarray], group: int, window: int, where: list[int]
+) -> None:
+    through = EpochOrder("s", counts, seed=1, window=window, group=group)
+    everything = pairs(through, 0, 501)
+    sought = EpochOrder("s", counts, seed=1, window=window, group=group)
+    samples, annotations = sought.at(np.array(where))
+    assert list(zip(samples.tolist(), annotations.tolist(), strict=True)) == [
+        everything[position] for position in where
+    ]
+
+
+@pytest.mark.parametrize("group", [2, 3, 5])
+def test_group_keeps_annotations_of_a_sample_together(group: int) -> None:
+    counts = [np.full(5, 7, np.uint32) for _ in range(4)]
+    order = EpochOrder("s", counts, seed=3, window=2, group=group)
+    rows = pairs(order, 0, order.size)
+    lengths, at = Counter[int](), 0
+    while at < len(rows):
+        length = 1
+        while at + length < len(rows) and rows[at + length][0] == rows[at][0] and length < group:
+            length += 1
+        lengths[length] += 1
+        at += length
+    # 7 = whole groups and a rest, for each of 20 samples; two groups of a sample may stand in line.
+    assert lengths[group] >= 20 * (7 // group)
+    members = {frozenset(rows[i : i + group]) for i in range(0, len(rows), group)}
+    again = pairs(order, order.size, 2 * order.size)
+    assert members != {frozenset(again[i : i + group]) for i in range(0, len(rows), group)}
+
+
+def test_a_window_reads_only_its_shards() -> None:
+    counts = [np.full(10, 2, np.uint32) for _ in range(6)]
+    order = EpochOrder("s", counts, seed=3, window=2)
+    shards = [sample // 10 for sample, _ in pairs(order, 0, order.size)]
+    thirds = [set(shards[i : i + 40]) for i in range(0, 120, 40)]
+    assert [len(third) for third in thirds] == [2, 2, 2]
+    assert set.union(*thirds) == set(range(6))
+    assert shards[:40] != sorted(shards[:40])
+
+
+def test_epochs_seeds_and_names_differ() -> None:
+    counts = [np.full(50, 2, np.uint32)]
+    order = EpochOrder("s", counts, seed=3, window=64)
+    first = pairs(order, 0, 100)
+    assert first != pairs(order, 100, 200)
+    assert first != pairs(EpochOrder("s", counts, seed=4, window=64), 0, 100)
+    assert first != pairs(EpochOrder("t", counts, seed=3, window=64), 0, 100)
+    assert first == pairs(EpochOrder("s", counts, seed=3, window=64), 0, 100)
+
+
+@pytest.mark.parametrize("seed", [0, 7, -1, 2**64 - 1])
+def test_draws_depend_on_seed_position_and_attempt_alone(seed: int) -> None:
+    draws = Draws(seed)
+    for position, attempt in ((3, 0), (10**12, 2), (3, 0)):
+        key = (seed % 2**64) << 64 | position
+        fresh = np.random.Generator(np.random.Philox(key=key, counter=attempt << 192))
+        rng = draws.at(position, attempt)
+        # What the last example left half used is of no effect.
+        assert rng.integers(2**20, dtype=np.uint32) == fresh.integers(2**20, dtype=np.uint32)
+        assert rng.random(3).tolist() == fresh.random(3).tolist()
+
+
+def test_random_numbers_are_what_they_always_were() -> None:
+    # A change here would make every saved position mean something else.
+    assert random_words(2, 7, "mix", 0).tolist() == [1981576102232846533, 11347516750770951030]
+    assert permutation(6, 7, "mix", 0).tolist() == [0, 4, 3, 1, 5, 2]
+
+
+def mixed(
+    sizes: list[int], shares: list[Fraction], batch_size: int = 1, seed: int = 0
+) -> MixedOrder:
+    orders = [
+        EpochOrder(str(n), [np.ones(size, np.uint32)], seed=seed, window=64)
+        for n, size in enumerate(sizes)
+    ]
+    return MixedOrder(orders, shares, seed=seed, batch_sizes=[batch_size] * len(sizes))
+
+
+weights = st.lists(st.integers(1, 40), min_size=1, max_size=5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(weights=weights, batch_size=st.sampled_from([1, 3]), start=st.integers(0, 10**9))
+def test_proportions_are_exact_within_one_unit(
+    weights: list[int], batch_size: int, start: int
+) -> None:
+    shares = mixing_shares([float(w) for w in weights], [5] * len(weights), None)
+    order = mixed([5] * len(weights), shares, batch_size)
+    quota = order.quotas(start)
+    assert quota.sum() == start * order.block
+    for had, share in zip(quota.tolist(), shares, strict=True):
+        assert abs(had - share * start * order.block) < 1
+    block = order.block * batch_size
+    sources, _, _ = order.at(np.arange(start * block, (start + 1) * block))
+    given_units = np.bincount(sources, minlength=len(weights)) // batch_size
+    assert given_units.tolist() == (order.quotas(start + 1) - quota).tolist()
+    assert all(len(set(unit)) == 1 for unit in sources.reshape(-1, batch_size).tolist())
+
+
+@settings(deadline=None, max_examples=20)
+@given(weights=weights, batch_size=st.sampled_from([1, 4]))
+def test_each_source_goes_through_its_epochs_in_a_mixture(
+    weights: list[int], batch_size: int
+) -> None:
+    shares = mixing_shares([float(w) for w in weights], [12] * len(weights), None)
+    order = mixed([12] * len(weights), shares, batch_size)
+    sources, samples, _ = order.at(np.arange(order.block * batch_size * 4))
+    for source in range(len(weights)):
+        own = samples[sources == source].tolist()
+        for epoch in range(len(own) // 12):
+            assert sorted(own[epoch * 12 : (epoch + 1) * 12]) == list(range(12))
+
+
+def test_shares_follow_weights_and_temperature() -> None:
+    sizes = [900, 100]
+    assert mixing_shares([1, 1], sizes, None) == [Fraction(1, 2), Fraction(1, 2)]
+    assert mixing_shares([1, 1], sizes, 1) == [Fraction(9, 10), Fraction(1, 10)]
+    assert mixing_shares([1, 1], sizes, 2) == [Fraction(3, 4), Fraction(1, 4)]
+    assert mixing_shares([0.7, 0.3], sizes, None) == [Fraction(7, 10), Fraction(3, 10)]
+    assert mixing_shares([1, 9], sizes, 1) == [Fraction(1, 2), Fraction(1, 2)]
+    with pytest.raises(ValueError, match="temperature: got 0"):
+        mixing_shares([1, 1], sizes, 0)
+    with pytest.raises(ValueError, match=r"weight: got -1"):
+        mixing_shares([1, -1], sizes, None)
+
+
+def test_small_shares_enlarge_the_block_and_tiny_ones_are_refused() -> None:
+    order = mixed([5, 5], mixing_shares([999, 1], [5, 5], None))
+    assert order.block >= 1000
+    sources, _, _ = order.at(np.arange(order.block))
+    assert np.count_nonzero(sources == 1) >= 1
+    with pytest.raises(ValueError, match=r"source 1: its share of the mixture is 1e-07"):
+        mixed([5, 5], mixing_shares([10**7, 1], [5, 5], None))
+
+
+def test_far_positions_cost_little() -> None:
+    order = mixed([100_000, 5_000], [Fraction(2, 3), Fraction(1, 3)])
+    begin = time.perf_counter()
+    order.at(np.arange(987_654_321, 987_654_385))
+    assert time.perf_counter() - begin < 1.0
+
+
+def test_nothing_to_train_on_is_an_error() -> None:
+    with pytest.raises(ValueError, match="source s: its data sets hold no annotation"):
+        EpochOrder("s", [np.zeros(3, np.uint32)], seed=0, window=64)
+    with pytest.raises(ValueError, match="window: got 0"):
+        EpochOrder("s", [np.ones(3, np.uint32)], seed=0, window=0)
+
+
+def test_differences_name_what_differs() -> None:
+    saved = {"order": {"seed": 1, "group": 2}, "data": {"vqa": {"a": "x", "b": "y"}}}
+    now = {"order": {"seed": 3, "group": 2}, "data": {"vqa": {"a": "x"}, "gqa": {"c": "z"}}}
+    assert differences(saved, now) == [
+        "data.gqa: nothing -> something",
+        "data.vqa.b: y -> nothing",
+        "order.seed: 1 -> 3",
+    ]
+    assert differences(now, now) == []

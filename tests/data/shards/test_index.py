@@ -1,0 +1,145 @@
+"""dataset.json and the index files of shards: written, read, rebuilt, refused when wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vlds.data.errors import ShardError
+from vlds.data.shards.index import index_folder, load_index
+from vlds.data.shards.info import DatasetInfo
+from vlds.data.shards.shard_index import build_index
+from vlds.data.shards.store import open_dataset
+
+
+@pytest.fixture
+def folder(folders: dict[str, Path], tmp_path: Path) -> Path:
+    """A copy of the small data set, to be damaged."""
+    return Path(shutil.copytree(folders["small"], tmp_path / "small"))
+
+
+def change(folder: Path, **fields: Any) -> None:
+    path = folder / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_idx_has_energons_layout(folder: Path) -> None:
+    tar_path = folder / "small-train-00000.tar"
+    starts, last = [], None
+    with tarfile.open(tar_path) as tar:
+        for member in tar:
+            key = member.name.split(".")[0]
+            if key != last:
+                starts.append(member.offset)
+                last = key
+        starts.append(tar.offset)
+    written = np.frombuffer((folder / "small-train-00000.tar.idx").read_bytes(), "<u8")
+    assert written.tolist() == starts
+    counts = np.frombuffer((folder / "small-train-00000.tar.cnt").read_bytes(), "<u4")
+    assert counts.reshape(-1, 2).tolist() == [[1, 1], [2, 1], [3, 1], [4, 1]]
+
+
+def test_index_is_made_from_the_shard_where_it_is_missing(folder: Path) -> None:
+    info = DatasetInfo.load(folder)
+    before = [load_index(folder, shard) for shard in info.shards]
+    for path in [*folder.glob("*.idx"), *folder.glob("*.cnt")]:
+        path.unlink()
+    for shard, index in zip(info.shards, before, strict=True):
+        again = load_index(folder, shard)
+        assert again.offsets.tolist() == index.offsets.tolist()
+        assert again.counts.tolist() == index.counts.tolist()
+
+
+def test_tars_of_other_writers_are_indexed_in_place(folder: Path) -> None:
+    before = DatasetInfo.load(folder)
+    for path in folder.iterdir():
+        if path.suffix != ".tar":
+            path.unlink()
+    info = index_folder(folder, name="small", kind="vqa", split="train")
+    assert info.shards == before.shards
+    assert open_dataset(folder).read(6).id == "small-6"
+
+
+def test_a_shard_without_json_cannot_be_indexed(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("0.jpg"))
+    with pytest.raises(ShardError, match=r"a\.tar.*sample 0|sample 0 has no member"):
+        build_index(tmp_path / "a.tar")
+
+
+def test_cut_shard_is_named(folder: Path) -> None:
+    path = folder / "small-train-00001.tar"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ShardError, match=r"small-train-00001\.tar has \d+ bytes.*is cut; copy it"):
+        open_dataset(folder)
+    with pytest.raises(ShardError, match=r"small-train-00001\.tar.*(cut inside|ends at byte)"):
+        build_index(path)
+
+
+def test_missing_shard_is_named(folder: Path) -> None:
+    (folder / "small-train-00000.tar").unlink()
+    with pytest.raises(ShardError, match=r"small-train-00000\.tar cannot be read \(No such file"):
+        open_dataset(folder)
+
+
+def test_a_pipe_in_the_place_of_a_shard_is_called_so(folder: Path) -> None:
+    info = DatasetInfo.load(folder)
+    shard = folder / info.shards[0].name
+    shard.unlink()
+    os.mkfifo(shard)
+    with pytest.raises(ShardError, match="a named pipe, not a regular file"):
+        load_index(folder, info.shards[0])
+
+
+def test_index_of_another_shard_is_refused(folder: Path) -> None:
+    shutil.copy(folder / "small-train-00001.tar.idx", folder / "small-train-00000.tar.idx")
+    with pytest.raises(ShardError, match=r"small-train-00000\.tar\.idx is not the one"):
+        open_dataset(folder)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"schema": 3}, "schema 3, this program reads 2; .*program's version that wrote it"),
+        (
+            {"schema": 1},
+            "schema 1, this program reads 2; index it again: `python -m data_prep index FOLDER "
+            "--name small --kind vqa --split train`",
+        ),
+        ({"smaples": 1}, "unknown field smaples; known are"),
+        ({"samples": "7"}, "samples is '7', int expected"),
+        ({"samples": 8}, "samples is 8, but its shards hold 7"),
+        ({"shards": [{"name": "x.tar"}]}, "shard 0: no samples, annotations, bytes"),
+    ],
+)
+def test_wrong_dataset_json_is_refused(folder: Path, fields: dict[str, Any], message: str) -> None:
+    change(folder, **fields)
+    with pytest.raises(ValueError, match=message):
+        open_dataset(folder)
+
+
+def test_folder_without_data_set_says_what_is_there(folder: Path) -> None:
+    with pytest.raises(ValueError, match="no such folder"):
+        open_dataset(folder / "nothing")
+    with pytest.raises(ValueError, match=f"data sets inside it: {folder}"):
+        open_dataset(folder.parent)
+    (folder / "dataset.json").write_text("{")
+    with pytest.raises(ValueError, match="is not JSON"):
+        open_dataset(folder)
+    (folder / "dataset.json").unlink()
+    with pytest.raises(ValueError, match="did not end"):
+        open_dataset(folder)
+
+
+@pytest.mark.parametrize("dropped", [[5], [{}], [{"id": "x"}], [{"id": 5, "reason": "x"}]])
+def test_records_of_dropped_samples_have_a_form(folder: Path, dropped: list[Any]) -> None:
+    change(folder, dropped=dropped)
+    with pytest.raises(ValueError, match=r"dataset.json: .*dropped"):
+        DatasetInfo.load(folder)

@@ -1,0 +1,148 @@
+"""Pictures from anybody: a fixed list of formats, a bound on pixels, and no exception but one."""
+
+from __future__ import annotations
+
+import io
+import random
+import time
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep.packing.strict_picture import picture_fault
+from tests.toys.pictures import noise
+from vlds.data.shards.decode import decode_image
+from vlds.data.shards.open_picture import FORMATS
+from vlds.schema import ImageSpec, SkipSample
+
+SPEC = ImageSpec(height=8, width=8)
+OTHERS = ("EPS", "DDS", "ICO", "PCX", "PPM", "SGI", "SPIDER", "TGA", "JPEG2000", "PDF")
+EPS = (
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(%pipe%touch ran) (w) file\n"
+)
+
+
+def encoded(form: str, mode: str = "RGB") -> bytes:
+    """A picture of noise."""
+    options = {"exif": exif()} if form in ("JPEG", "WEBP", "PNG") else {}
+    return noise(1, (20, 24), form, mode, **options)
+
+
+def exif() -> bytes:
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    return tags.tobytes()
+
+
+@pytest.mark.parametrize("form", OTHERS)
+def test_other_formats_are_refused_whatever_they_are_called(form: str) -> None:
+    """EPS would start Ghostscript."""
+    try:
+        data = EPS if form == "EPS" else encoded(form, "F" if form == "SPIDER" else "RGB")
+    except (KeyError, OSError):
+        pytest.skip(f"this Pillow does not write {form}")
+    with pytest.raises(SkipSample):
+        decode_image(data, SPEC)
+    assert picture_fault(data)
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A valid PNG of any size in a few hundred bytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        body = kind + data
+        return len(data).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
+
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + b"\x08\x00\x00\x00\x00"
+    body = zlib.compress(bytes(1 << 20), 9)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("size", [(1, 170_000_000), (100_000, 1_000), (2**31 - 1, 2**31 - 1)])
+def test_pixels_are_counted_before_they_are_decoded(size: tuple[int, int]) -> None:
+    data = png_of(*size)
+    started = time.perf_counter()
+    with pytest.raises(SkipSample, match="too many pixels or scans"):
+        decode_image(data, SPEC)
+    assert picture_fault(data) == "too many pixels or scans"
+    assert time.perf_counter() - started < 1
+
+
+def test_a_large_jpeg_is_refused_by_its_header() -> None:
+    buffer = io.BytesIO()
+    Image.new("L", (64, 64)).save(buffer, "JPEG")
+    data = bytearray(buffer.getvalue())
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = (60_000).to_bytes(2, "big") * 2
+    with pytest.raises(SkipSample, match="too many pixels or scans"):
+        decode_image(bytes(data), SPEC)
+    assert picture_fault(bytes(data)) == "too many pixels or scans"
+
+
+def test_a_large_avif_is_refused_by_its_header() -> None:
+    data = bytearray(encoded("AVIF"))
+    place = data.index(b"ispe") + 8
+    data[place : place + 8] = (9_000).to_bytes(4, "big") + (10_000).to_bytes(4, "big")
+    with pytest.raises(SkipSample, match="too many pixels or scans"):
+        decode_image(bytes(data), SPEC)
+    assert picture_fault(bytes(data)) == "too many pixels or scans"
+
+
+def test_formats_that_are_not_read_are_named() -> None:
+    for data, told in (
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "picture 3: HEIC, which is not read; convert it"),
+        (b"<!DOCTYPE html><p>404", "picture 3: a web page in the place of a picture"),
+    ):
+        with pytest.raises(SkipSample, match=told):
+            decode_image(data, SPEC, "3")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_scans_are_counted(mode: str) -> None:
+    """Each goes through all pixels again: a small file of a thousand takes minutes."""
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    assert picture_fault(data) is None
+    last = data.rindex(b"\xff\xda")
+    more = data[:-2] + 100 * data[last:-2] + data[-2:]
+    with pytest.raises(SkipSample, match="too many pixels or scans"):
+        decode_image(more, ImageSpec(64, 64, "bicubic"))
+    assert picture_fault(more) == "too many pixels or scans"
+
+
+def damaged(data: bytes, draw: random.Random) -> bytes:
+    """One to eight random bytes, or a cut, or bytes that stand twice."""
+    found = bytearray(data)
+    for _ in range(draw.randint(1, 8)):
+        found[draw.randrange(min(len(found), draw.choice((64, len(found)))))] = draw.randrange(256)
+    if draw.random() < 0.2:
+        found = found[: draw.randrange(len(found))]
+    if draw.random() < 0.1:
+        found += found[draw.randrange(len(found) or 1) :]
+    return bytes(found)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("mode", ["RGB", "P", "L"])
+@pytest.mark.parametrize("rounds", [60, pytest.param(3000, marks=pytest.mark.slow)])
+def test_damage_is_a_bad_sample_and_verify_knows_it(form: str, mode: str, rounds: int) -> None:
+    try:
+        whole = encoded(form, mode)
+    except OSError:
+        pytest.skip(f"{form} has no mode {mode}")
+    assert picture_fault(whole) is None
+    assert decode_image(whole, SPEC).shape == (3, 8, 8)
+    draw = random.Random(f"{form}{mode}")
+    for _ in range(rounds):
+        data = damaged(whole, draw)
+        fault = picture_fault(data)
+        try:
+            decode_image(data, SPEC)
+        except SkipSample:
+            assert fault is not None, data

@@ -1,0 +1,143 @@
+"""Evaluation: every example once, in batches that are the same on any number of ranks; like lengths
+together, and one picture's questions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_prep.packing.writer import SampleRecord, write_dataset
+from tests.toys.pictures import noise
+from tests.toys.streams import ToyTask, all_ids, eval_streams
+from vlds.data.shards.store import open_dataset
+from vlds.data.streams.eval_order import EvalOrder, survey
+from vlds.data.streams.source import Source
+from vlds.schema import Batch
+
+
+def ids_of(batches: list[Batch]) -> list[str]:
+    assert all(batch.valid.all() for batch in batches)
+    return [id for batch in batches for id in batch.ids]
+
+
+@pytest.mark.parametrize(
+    ("world_size", "size", "num_workers"), [(1, 7, 0), (2, 16, 0), (3, 5, 1), (4, 64, 0)]
+)
+def test_every_annotation_once(
+    folders: dict[str, Path], world_size: int, size: int, num_workers: int
+) -> None:
+    datasets = [open_dataset(folders["big"]), open_dataset(folders["small"])]
+    source = Source("red", ToyTask(), datasets)
+    found = eval_streams(source, world_size, size, num_workers=num_workers)
+    batches = [list(stream) for stream in found]
+    assert [len(own) for own in batches] == [len(stream) for stream in found]
+    assert max(map(len, batches)) - min(map(len, batches)) <= 1
+    ids = [id for own in batches for id in ids_of(own)]
+    # Two data sets may give their annotations equal ids.
+    expected = [f"{dataset.label}/{id}" for dataset in datasets for id in all_ids(dataset)]
+    assert sorted(ids) == sorted(expected)
+    assert survey(source, range(67)).ids == expected
+    # The batches are those of one rank alone.
+    (alone,) = eval_streams(source, 1, size)
+    assert {tuple(batch.ids) for own in batches for batch in own} == {
+        tuple(batch.ids) for batch in alone
+    }
+
+
+def test_a_picture_is_in_one_batch(folders: dict[str, Path]) -> None:
+    """Five questions about it are one pass of the vision encoder."""
+    source = Source("red", ToyTask(), [open_dataset(folders["big"])])
+    (stream,) = eval_streams(source, 1, 12)
+    batches = list(stream)
+    assert sum(len(batch.images) for batch in batches if batch.images is not None) == 60
+    assert all(len(batch) <= 12 for batch in batches)
+    # A batch is given up where no whole picture fits in, which leaves few rows empty.
+    assert len(batches) <= 180 / 12 * 1.2
+
+
+def test_more_questions_than_a_batch_holds(folders: dict[str, Path]) -> None:
+    source = Source("red", ToyTask(), [open_dataset(folders["big"])])
+    (stream,) = eval_streams(source, 1, 2)
+    batches = list(stream)
+    assert sorted(ids_of(batches)) == sorted(all_ids(source.datasets[0]))
+    assert max(map(len, batches)) == 2
+
+
+def test_like_lengths_go_together(tmp_path: Path) -> None:
+    """The longest inputs first, and little padding."""
+    draw = np.random.default_rng(0)
+    lengths = draw.integers(1, 100, 64).tolist()
+    records = [
+        SampleRecord(
+            id=str(n),
+            members=[("png", noise(n))],
+            json={"annotations": [{"id": str(n), "question": "word " * length}]},
+        )
+        for n, length in enumerate(lengths)
+    ]
+    write_dataset(tmp_path, name="long", kind="vqa", split="val", records=records)
+    task = replace(ToyTask(), max_prompt_tokens=80)
+    (stream,) = eval_streams(Source("red", task, [open_dataset(tmp_path)]), 1, 8)
+    widths = [batch.input_ids.shape[1] for batch in stream]
+    assert widths[0] == 80
+    assert widths == sorted(widths, reverse=True)
+    padding = sum(int((~batch.attention_mask).sum()) for batch in stream)
+    assert padding < 0.08 * sum(batch.input_ids.numel() for batch in stream)
+
+
+def test_whole_samples_where_the_task_says_so(folders: dict[str, Path]) -> None:
+    source = Source("red", ToyTask(unit="sample"), [open_dataset(folders["small"])])
+    (stream,) = eval_streams(source, 1, 4, task_index=3)
+    batches = list(stream)
+    assert ids_of(batches) == [f"small-{n}" for n in range(7)]
+    assert batches[0].references[1] == ["small-1-0", "small-1-1"]
+    assert batches[0].labels is None
+    assert batches[0].task_index.tolist() == [3] * 4
+
+
+def test_evaluation_draws_nothing(folders: dict[str, Path]) -> None:
+    source = Source("red", ToyTask(), [open_dataset(folders["small"])])
+    (one,), (other,) = eval_streams(source, 1, 32), eval_streams(source, 1, 32)
+    assert next(iter(one)).input_ids.tolist() == next(iter(other)).input_ids.tolist()
+    assert "a 1" in next(iter(one)).references
+
+
+def test_an_id_that_stands_for_two_is_refused(folders: dict[str, Path]) -> None:
+    source = Source("red", ToyTask(), [open_dataset(folders["small"])])
+    found = survey(source, range(7))
+    found.check()
+    found.extend(survey(source, range(2)))
+    with pytest.raises(
+        ValueError, match=r"3 ids stand twice in the data .*: small-0-0, small-1-0, "
+    ):
+        found.check()
+
+
+@given(
+    samples=st.lists(
+        st.tuples(st.integers(0, 9), st.integers(1, 3), st.integers(0, 50)), max_size=40
+    ),
+    size=st.integers(1, 12),
+)
+def test_order(samples: list[tuple[int, int, int]], size: int) -> None:
+    """Any samples (annotations, pictures, tokens): every position once, costs falling, no batch
+    that is larger than it may be, no sample apart that fits into one."""
+    counts = [count for count, _, _ in samples]
+    costs = [(pictures, tokens) for _, pictures, tokens in samples]
+    order = EvalOrder(counts, costs, size)
+    assert order.num_examples == sum(counts)
+    assert sorted(p for batch in order.batches for p in batch) == list(range(sum(counts)))
+    assert all(0 < len(batch) <= size for batch in order.batches)
+    flat = np.array([p for batch in order.batches for p in batch], np.int64)
+    _, numbers, annotations = order.at(flat)
+    assert all(0 <= a < counts[n] for n, a in zip(numbers, annotations, strict=True))
+    paid = [costs[n] for n in numbers]
+    assert paid == sorted(paid, reverse=True)
+    for number, count in enumerate(counts):
+        parts = [batch for batch in order.batches if number in order.at(np.array(batch))[1]]
+        assert len(parts) <= max(1, -(-count // size))

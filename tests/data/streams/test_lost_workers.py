@@ -1,0 +1,170 @@
+"""Loader workers that are killed or hang: found in time, named in one line, and never left."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from data_prep.packing.writer import write_dataset
+from tests.toys.pictures import noise
+from tests.toys.processes import gone, until
+from tests.toys.streams import ToyTask, eval_streams, records, train_stream
+from vlds.data.errors import ErrorPolicy
+from vlds.data.shards.store import open_dataset
+from vlds.data.streams.loader import WorkerLost, lost_worker
+from vlds.data.streams.source import Source
+from vlds.runtime.process_end import KILLED
+
+TIMEOUT_S = 1.0
+
+
+@pytest.fixture
+def workers() -> Callable[[], list[psutil.Process]]:
+    """Those of the test's loader, in their order."""
+    before = psutil.Process().children()
+
+    def started() -> list[psutil.Process]:
+        found = [process for process in psutil.Process().children() if process not in before]
+        return sorted(found, key=lambda process: process.pid)
+
+    return started
+
+
+def training(sources: list[Source]) -> Iterator[Any]:
+    """Batches, for ever."""
+    return iter(train_stream(sources, num_workers=2, worker_timeout=TIMEOUT_S))
+
+
+def evaluation(sources: list[Source]) -> Iterator[Any]:
+    """Many small batches."""
+    (stream,) = eval_streams(sources[0], 1, 2, num_workers=2, worker_timeout=TIMEOUT_S)
+    return iter(stream)
+
+
+@pytest.mark.parametrize("stream", [training, evaluation])
+def test_a_worker_that_hangs(
+    stream: Callable[[list[Source]], Iterator[Any]],
+    sources: list[Source],
+    workers: Callable[[], list[psutil.Process]],
+) -> None:
+    batches = stream(sources)
+    next(batches)
+    first, second = workers()
+    second.suspend()
+    started = time.monotonic()
+    with pytest.raises(WorkerLost) as caught:
+        list(islice(batches, 10))
+    assert time.monotonic() - started < TIMEOUT_S + 10
+    said = lost_worker(caught.value)
+    assert said is not None
+    assert said.startswith(f"its loader worker 2 of 2 (process {second.pid}) has given nothing")
+    del batches, caught
+    until(lambda: gone(first) and gone(second), 10)
+
+
+def test_a_worker_that_is_killed(
+    sources: list[Source], workers: Callable[[], list[psutil.Process]]
+) -> None:
+    batches = training(sources)
+    next(batches)
+    process = workers()[1]
+    process.kill()
+    with pytest.raises(RuntimeError) as caught:
+        list(islice(batches, 10))
+    said = (
+        f"its loader worker (process {process.pid}) was {KILLED}; a smaller data.num_workers takes"
+    )
+    assert lost_worker(caught.value) == f"{said} less memory"
+    of_torch = f"DataLoader worker (pid {process.pid}) is killed by signal: Killed. "
+    assert lost_worker(RuntimeError(of_torch)) == f"{said} less memory"
+    assert lost_worker(RuntimeError("another")) is None
+
+
+def hold(sources: list[Source], ready: Any) -> None:
+    """A rank that reads one batch and waits."""
+    batches = training(sources)
+    next(batches)
+    ready.put([process.pid for process in psutil.Process().children()])
+    time.sleep(60)
+
+
+def test_workers_end_with_their_rank_also_where_they_hang(sources: list[Source]) -> None:
+    fork = multiprocessing.get_context("fork")
+    ready = fork.Queue()
+    rank = fork.Process(target=hold, args=(sources, ready))
+    rank.start()
+    below = [psutil.Process(pid) for pid in ready.get(timeout=30)]
+    below[0].suspend()
+    os.kill(rank.pid or 0, signal.SIGKILL)
+    rank.join()
+    until(lambda: all(map(gone, below)), 4)  # an idle one looks every five seconds by itself
+
+
+KEPT: list[Iterator[Any]] = []
+
+
+def keep(sources: list[Source], ready: Any) -> None:
+    """A program that ends with a stream that nobody has ended."""
+    KEPT.append(training(sources))
+    next(KEPT[0])
+    ready.put([process.pid for process in psutil.Process().children()])
+
+
+def test_a_program_does_not_wait_for_workers_of_a_stream_that_it_keeps(
+    sources: list[Source],
+) -> None:
+    fork = multiprocessing.get_context("fork")
+    ready = fork.Queue()
+    program = fork.Process(target=keep, args=(sources, ready))
+    program.start()
+    below = [psutil.Process(pid) for pid in ready.get(timeout=30)]
+    program.join(10)
+    assert program.exitcode == 0
+    until(lambda: all(map(gone, below)), 4)
+
+
+def picture(format: str, number: int) -> bytes:
+    """A picture of noise, a third of which is missing; in every second one nothing is."""
+    data = noise(number, (32, 32), format)
+    return data if number % 2 == 0 else data[: 2 * len(data) // 3]
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"])
+def test_bad_samples_keep_no_files_open(
+    format: str, tmp_path: Path, workers: Callable[[], list[psutil.Process]]
+) -> None:
+    """In a worker each piece of a batch is shared memory, with a descriptor: how many are open at a
+    time depends on the machine, and does not grow."""
+    write_dataset(
+        tmp_path,
+        name="hurt",
+        kind="vqa",
+        split="train",
+        records=records("hurt", 200, lambda number: picture(format, number)),
+        shard_samples=200,
+    )
+    lenient = ErrorPolicy(max_bad_fraction=1.0, max_in_a_row=1000)
+    source = Source("red", ToyTask(), [open_dataset(tmp_path)])
+    stream = train_stream([source], num_workers=1, errors=lenient)
+    gc.disable()  # the worker inherits it
+    try:
+        batches = iter(stream)
+        most = []
+        while stream.num_bad < 250:
+            next(batches)
+            (worker,) = workers()
+            most.append(worker.num_fds())
+    finally:
+        gc.enable()
+    half = len(most) // 2
+    assert max(most[half:]) <= max(most[:half]) + 20

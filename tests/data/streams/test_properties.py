@@ -1,0 +1,212 @@
+"""What must hold for any shards, weights, worlds and batches."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_prep.packing.writer import write_dataset
+from tests.toys.pictures import noise
+from tests.toys.streams import ToyTask, records, train_stream
+from vlds.data.shards.store import open_dataset
+from vlds.data.streams.source import Source
+from vlds.data.streams.stream import TrainStream
+
+MOST_PROCESSES = 6
+"""Workers of all ranks together: more would only take time."""
+
+
+class Cut(NamedTuple):
+    """How a global batch is shared out."""
+
+    world_size: int
+    micro: int | None = None
+    workers: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A mixture, and two ways to cut its batches."""
+
+    shapes: list[tuple[int, int]]
+    """Of each data set: samples, and most of them in a shard."""
+    weights: list[float]
+    batch: int
+    cuts: tuple[Cut, Cut]
+    options: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Many small shards, some, and one."""
+    top = tmp_path_factory.mktemp("shards")
+    for name, samples, per_shard in (("many", 40, 3), ("some", 17, 5), ("one", 9, 100)):
+        write_small(top / name, name, samples, per_shard)
+    return {name: top / name for name in ("many", "some", "one")}
+
+
+def write_small(out: Path, name: str, samples: int, per_shard: int) -> None:
+    write_dataset(
+        out,
+        name=name,
+        kind="vqa",
+        split="train",
+        records=records(name, samples, lambda n: noise(n, (8, 8))),
+        shard_samples=per_shard,
+    )
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    shapes = draw(
+        st.lists(st.tuples(st.integers(1, 40), st.integers(1, 12)), min_size=1, max_size=3)
+    )
+    worlds = [draw(st.integers(1, 16)) for _ in range(2)]
+    batch = draw(st.integers(max(worlds), 48))
+    first, second = (
+        Cut(
+            world,
+            draw(st.none() | st.integers(1, batch)),
+            draw(st.integers(0, min(3, MOST_PROCESSES // world))),
+        )
+        for world in worlds
+    )
+    fewest = min(samples for samples, _ in shapes)
+    options = {
+        "seed": draw(st.integers(0, 999)),
+        "window": draw(st.sampled_from([1, 2, 64])),
+        "group": draw(st.sampled_from([1, 2, 5])),
+        "lanes": draw(st.sampled_from([n for n in (1, 2, 3, 8) if batch % n == 0 and n <= fewest])),
+    }
+    weights = [draw(st.floats(0.1, 10)) for _ in shapes]
+    return Plan(shapes, weights, batch, (first, second), options)
+
+
+def all_ranks(
+    sources: list[Source], batch: int, cut: Cut, options: dict[str, Any]
+) -> list[TrainStream]:
+    return [
+        train_stream(
+            sources,
+            global_batch_size=batch,
+            micro_batch_size=cut.micro,
+            world_size=cut.world_size,
+            global_rank=rank,
+            num_workers=cut.workers,
+            **options,
+        )
+        for rank in range(cut.world_size)
+    ]
+
+
+def read(streams: list[TrainStream], steps: int) -> list[list[str]]:
+    """Ids of the rows that count of each global batch, rank by rank."""
+    ranks = [list(islice(stream.steps(), steps)) for stream in streams]
+    for step in range(steps):
+        assert len({len(rank[step]) for rank in ranks}) == 1, "ranks wait for each other"
+    return [
+        [
+            f"{task}/{id}"
+            for rank in ranks
+            for batch in rank[step]
+            for id, task, valid in zip(
+                batch.ids, batch.task_index.tolist(), batch.valid.tolist(), strict=True
+            )
+            if valid
+        ]
+        for step in range(steps)
+    ]
+
+
+def written(top: Path, shapes: list[tuple[int, int]]) -> list[Path]:
+    """A data set of each shape."""
+    for number, (samples, per_shard) in enumerate(shapes):
+        write_small(top / str(number), f"set{number}", samples, per_shard)
+    return [top / str(number) for number in range(len(shapes))]
+
+
+@settings(deadline=None, max_examples=25)
+@given(plan=plans(), before=st.integers(0, 3))
+def test_any_world_reads_the_same_and_goes_on_from_any_other(plan: Plan, before: int) -> None:
+    batch, options = plan.batch, plan.options
+    with TemporaryDirectory() as top:
+        sources = [
+            Source(place.name, ToyTask(), [open_dataset(place)], weight)
+            for place, weight in zip(written(Path(top), plan.shapes), plan.weights, strict=True)
+        ]
+        expected = read(all_ranks(sources, batch, Cut(1), options), 5)
+        first, second = plan.cuts
+        streams = all_ranks(sources, batch, first, options)
+        found = read(streams, before)
+        states = [json.dumps(stream.state()) for stream in streams]
+        assert len(set(states)) == 1
+        rest = all_ranks(sources, batch, second, options)
+        for stream in rest:
+            stream.load_state(json.loads(states[0]))
+        assert found + read(rest, 5 - before) == expected
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_change_nothing(folders: dict[str, Path], workers: int) -> None:
+    options = {"seed": 3, "group": 2, "lanes": 2}
+    sources = [
+        Source(name, ToyTask(), [open_dataset(folders[name])], weight)
+        for name, weight in (("many", 1.0), ("one", 2.5))
+    ]
+    expected = read(all_ranks(sources, 48, Cut(1), options), 3)
+    assert read(all_ranks(sources, 48, Cut(2, 12, workers), options), 3) == expected
+
+
+def test_one_shard_feeds_sixteen_ranks(folders: dict[str, Path]) -> None:
+    sources = [Source("one", ToyTask(), [open_dataset(folders["one"])])]
+    streams = all_ranks(sources, 48, Cut(16, 3), {"seed": 1})
+    assert [len(list(islice(stream, 4))) for stream in streams] == [4] * 16
+    assert {stream.consumed for stream in streams} == {4 * 48}
+
+
+def test_a_state_is_small(folders: dict[str, Path]) -> None:
+    """VL-Adapter's seven tasks by size, in their second mixture; shards are behind hashes."""
+    tasks = ["vqa", "gqa", "nlvr2", "caption", "tvqa", "how2qa", "yc2c"]
+    sources = [
+        Source(task, ToyTask(), [open_dataset(folders[["many", "some", "one"][n % 3]])], 1 + n / 7)
+        for n, task in enumerate(tasks)
+    ]
+    first = train_stream(sources, global_batch_size=1024, micro_batch_size=16, world_size=64)
+    list(islice(first, 99))
+    assert len(json.dumps(first.state())) < 1000
+    options: dict[str, Any] = {"global_batch_size": 1024, "micro_batch_size": 16, "world_size": 64}
+    second = train_stream(sources, temperature=3.0, **options)
+    second.load_state(first.state(), new_phase=True)
+    list(islice(second, 9))
+    assert second.state()["phase"]["at"] == 99 * 1024
+    assert len(json.dumps(second.state())) < 1000
+    lanes = train_stream(sources, lanes=8, **options)
+    assert len(json.dumps(lanes.state())) < 1000
+
+
+def test_many_data_sets_are_told_by_one_hash_a_task(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    places = []
+    for number in range(12):
+        info = json.loads((folders["one"] / "dataset.json").read_text())
+        place = Path(shutil.copytree(folders["one"], tmp_path / f"d{number}"))
+        (place / "dataset.json").write_text(json.dumps(info | {"name": f"one{number}"}))
+        places.append(open_dataset(place))
+    stream = train_stream([Source("red", ToyTask(), places)])
+    assert len(json.dumps(stream.state())) < 400
+    fewer = train_stream([Source("red", ToyTask(), places[:11])])
+    with pytest.raises(ValueError, match=r"data\.red: \w{16} -> \w{16}"):
+        fewer.load_state(stream.state())
+    few = train_stream([Source("red", ToyTask(), places[:2])])
+    with pytest.raises(ValueError, match=r"data\.red: \w{16} -> something"):
+        few.load_state(stream.state())

@@ -1,0 +1,346 @@
+"""Shards that are read as streams: equal steps, exact mixing, damage that is found."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tarfile
+from collections import Counter
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from tests.toys.files import read_lines
+from tests.toys.pictures import noise
+from tests.toys.streams import ToyTask, all_ids, stream_options, train_stream
+from tests.toys.web import Web
+from vlds.data.errors import ErrorPolicy, ShardError
+from vlds.data.order.batch_cut import BatchCut
+from vlds.data.shards.info import DATASET_FILE
+from vlds.data.shards.store import open_dataset
+from vlds.data.streams.sequential import SequentialStream
+from vlds.data.streams.source import Source
+from vlds.data.streams.streamed_source import StreamedSource, open_streamed
+from vlds.tasks import VQA
+
+LENIENT = ErrorPolicy(max_bad_fraction=1.0, on_bad_shard="substitute")
+
+
+def source(
+    *places: str | Path, name: str = "red", weight: float = 1.0, **fields: str
+) -> StreamedSource:
+    """A task that reads these shards."""
+    found = [open_streamed(str(place), ("vqa",), fields or None) for place in places]
+    task = VQA() if fields else ToyTask()
+    return StreamedSource(name, task, found, weight)  # type: ignore[arg-type]
+
+
+def stream(
+    sources: list[StreamedSource],
+    *,
+    world_size: int = 1,
+    micro_batch_size: int | None = None,
+    **changes: Any,
+) -> SequentialStream:
+    """Like `train_stream`, for streamed shards."""
+    cut = BatchCut(world_size, micro_batch_size)
+    given = {"reader": "sequential", "seed": 5, "global_batch_size": 8, "shuffle_buffer": 20}
+    return SequentialStream(sources, *stream_options(given | {"cut": cut} | changes))
+
+
+def ids(stream: SequentialStream, batches: int) -> list[str]:
+    return [id for batch in islice(stream, batches) for id in batch.ids]
+
+
+@pytest.fixture
+def bare(folders: dict[str, Path], tmp_path: Path) -> Path:
+    """The six shards of "big" alone: no index, no dataset.json."""
+    (tmp_path / "bare").mkdir()
+    for tar in folders["big"].glob("*.tar"):
+        shutil.copy(tar, tmp_path / "bare")
+    return tmp_path / "bare"
+
+
+def pattern(folder: Path) -> str:
+    return f"{folder}/big-train-0000{{0..5}}.tar"
+
+
+def test_every_example_once_a_pass(bare: Path, folders: dict[str, Path]) -> None:
+    """One process and a buffer of one: a pass is an epoch, its shards permuted."""
+    expected = Counter(all_ids(open_dataset(folders["big"])))
+    everything = stream([source(pattern(bare))], global_batch_size=180)
+    assert everything.epochs() == {}  # nobody knows how many there are
+    unshuffled = stream([source(folders["big"])], global_batch_size=180, shuffle_buffer=1)
+    first, second = ([*batch.ids] for batch in islice(unshuffled, 2))
+    assert Counter(first) == Counter(second) == expected
+    assert first != second
+    assert unshuffled.epochs() == {"red": 2.0}
+    assert set(ids(everything, 3)) == set(expected)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_one_shard_feeds_sixteen_ranks(bare: Path, num_workers: int) -> None:
+    """More processes than shards: none runs dry, all give as many batches."""
+    one = [source(bare / "big-train-00000.tar")]
+    ranks = [0, 7, 15] if num_workers else range(16)
+    for global_rank in ranks:
+        own = stream(
+            one, global_batch_size=48, micro_batch_size=3, world_size=16, global_rank=global_rank,
+            num_workers=num_workers,
+        )  # fmt: skip
+        assert len(ids(own, 20)) == 60  # more than the shard holds
+        assert own.consumed == 20 * 48
+
+
+def test_processes_share_the_shards(bare: Path) -> None:
+    """Two ranks of one process each: a pass of six shards is three for each."""
+    streams = [
+        stream(
+            [source(pattern(bare))], world_size=2, global_rank=rank, micro_batch_size=4,
+            shuffle_buffer=1,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    own = [Counter(id.split("-")[1] for id in ids(s, 18)) for s in streams]
+    assert not set(own[0]) & set(own[1])
+
+
+@pytest.mark.parametrize("unit", ["example", "global_batch"])
+def test_tasks_stand_where_indexed_shards_have_them(
+    bare: Path, folders: dict[str, Path], unit: str
+) -> None:
+    """The mixture is the same function of the position: exact shares, units, any rank."""
+    weights = {"red": 3.0, "blue": 1.0}
+    indexed = train_stream(
+        [
+            Source("red", ToyTask(), [open_dataset(folders["big"])], 3.0),
+            Source("blue", ToyTask(), [open_dataset(folders["small"])], 1.0),
+        ],
+        unit=unit,
+        micro_batch_size=2,
+    )
+    streamed = [
+        source(pattern(bare), name="red", weight=weights["red"]),
+        source(folders["small"], name="blue", weight=weights["blue"]),
+    ]
+    found = stream(streamed, unit=unit, micro_batch_size=2)
+    pairs = list(zip(islice(indexed, 64), islice(found, 64), strict=True))
+    for one, other in pairs:
+        assert one.task_index.tolist() == other.task_index.tolist()
+        for id, task in zip(other.ids, other.task_index.tolist(), strict=True):
+            assert id.startswith(("big", "small")[task])
+    assert sum(other.task_index.sum().item() for _, other in pairs) == 128 // 4
+
+
+def test_going_on_begins_new_shards_and_is_reproducible(bare: Path) -> None:
+    cut: dict[str, Any] = {"world_size": 2, "global_rank": 1, "micro_batch_size": 4}
+    whole = stream([source(pattern(bare))], **cut)
+    first = ids(whole, 4)
+    assert first == ids(stream([source(pattern(bare))], **cut), 4)
+    state = json.loads(json.dumps(whole.state()))
+    rest = ids(whole, 4)  # a new iterator, at the 32nd example
+    resumed = stream([source(pattern(bare))], **cut)
+    resumed.load_state(state)
+    assert resumed.consumed == 32
+    assert ids(resumed, 4) == rest != first
+    alone = stream([source(pattern(bare))])  # another number of ranks may go on as well
+    alone.load_state(state)
+    assert len(ids(alone, 2)) == 16
+
+
+def test_a_state_of_other_shards_or_of_the_other_reader_is_refused(
+    bare: Path, folders: dict[str, Path]
+) -> None:
+    state = stream([source(pattern(bare))]).state()
+    fewer = stream([source(f"{bare}/big-train-0000{{0..4}}.tar")])
+    with pytest.raises(ValueError, match=r"data\.red: \w{16} -> \w{16}"):
+        fewer.load_state(state)
+    indexed = train_stream([Source("red", ToyTask(), [open_dataset(folders["big"])])])
+    with pytest.raises(ValueError, match="reader: sequential -> nothing"):
+        indexed.load_state(state)
+
+
+def test_commands_servers_and_other_storage(bare: Path, web: Web) -> None:
+    first = bare / "big-train-00000.tar"
+    fsspec.filesystem("memory").pipe("/red-0.tar", first.read_bytes())
+    expected = ids(stream([source(first)]), 8)
+    for place in (
+        f"pipe:cat {first}",
+        f"pipe:curl -s {web.url('big')}/{first.name}",
+        f"{web.url('big')}/{first.name}",
+        "memory://red-0.tar",
+    ):
+        assert ids(stream([source(place)]), 8) == expected, place
+    many = source("pipe:cat " + pattern(bare))
+    assert len(many.shards) == 6
+    assert set(ids(stream([many]), 30)) == set(ids(stream([source(bare)]), 30))
+
+
+def cut(data: bytes) -> bytes:
+    """Between two samples, so that nothing but the end of the archive is missing."""
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        place = tar.getmembers()[8].offset
+    return data[:place]
+
+
+def smashed(data: bytes) -> bytes:
+    """A header in the middle is garbage, which tarfile takes for the end."""
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        place = tar.getmembers()[8].offset
+    return data[:place] + b"\xff" * 100 + data[place + 100 :]
+
+
+def flipped(data: bytes) -> bytes:
+    """One bit of a name."""
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        place = tar.getmembers()[8].offset
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+DAMAGE = [
+    (cut, "the file ends at byte"),
+    (smashed, "is damaged (wrong checksum)"),
+    (flipped, "is damaged (wrong checksum)"),
+    (lambda data: data[:4700], "inside 00000"),
+    (lambda data: b"", "the file ends at byte 0"),
+]
+
+
+@pytest.mark.parametrize(
+    ("hurt", "reason", "num_workers"), [*((*case, 0) for case in DAMAGE), (*DAMAGE[1], 1)]
+)
+def test_damage_stops_the_run_or_is_counted(
+    bare: Path, tmp_path: Path, hurt: Any, reason: str, num_workers: int
+) -> None:
+    shards = [source(pattern(bare))]
+    path = bare / "big-train-00003.tar"
+    path.write_bytes(hurt(path.read_bytes()))
+    with pytest.raises(ShardError, match=r"^shard .*big-train-00003\.tar, after \d samples") as e:
+        ids(stream(shards, num_workers=num_workers), 60)
+    assert reason in str(e.value)
+    lenient = stream(shards, errors=LENIENT, ledger=tmp_path / "ledger", num_workers=num_workers)
+    found = ids(lenient, 60)
+    assert len(found) == 480
+    assert lenient.num_bad >= 2  # once a pass
+    (line,) = (tmp_path / "ledger").read_text().splitlines()
+    assert json.loads(line)["shard"] == str(path)
+    assert reason in json.loads(line)["reason"]
+
+
+def test_a_whole_archive_that_lacks_samples_is_counted_against_dataset_json(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(folders["big"], tmp_path / "big"))
+    path = folder / "big-train-00002.tar"
+    path.write_bytes(cut(path.read_bytes()) + bytes(1024))
+    with pytest.raises(ShardError, match=r"4 samples came, its dataset\.json says 10"):
+        ids(stream([source(folder)]), 30)
+    (folder / DATASET_FILE).unlink()
+    assert len(ids(stream([source(folder)]), 30)) == 240
+
+
+def test_commands_that_fail(bare: Path, web: Web) -> None:
+    with pytest.raises(ShardError, match="pipe:exit 3, after 0 samples: its command ended with ex"):
+        stream([source("pipe:exit 3")])
+    gone = f"{web.url('big')}/gone.tar"
+    with pytest.raises(
+        ShardError, match=r"gone\.tar, after 0 samples: the server has no such file"
+    ):
+        stream([source(gone)])
+    web.breaks["big-train-00001.tar"] = 1000
+    shards = source(f"{web.url('big')}/big-train-0000{{0..5}}.tar")
+    with pytest.raises(ShardError, match=r"00001\.tar, after \d samples: the connection broke"):
+        ids(stream([shards]), 60)
+    assert len(ids(stream([shards], errors=LENIENT), 60)) == 480
+    with pytest.raises(ShardError, match=r"nowhere://x-1\.tar"):
+        stream([source("nowhere://x-1.tar")])
+
+
+def test_nothing_but_broken_shards_ends(bare: Path) -> None:
+    shards = source(pattern(bare))
+    for path in list(bare.iterdir())[1:]:
+        path.write_bytes(b"")
+    one_is_good = stream([shards], errors=LENIENT)
+    next(iter(one_is_good))
+    for path in bare.iterdir():
+        path.write_bytes(bytes(1024))  # archives without a member
+    with pytest.raises(ShardError, match="one after the other, gave no example, such as "):
+        next(iter(one_is_good))
+    with pytest.raises(ValueError, match="its shards hold no sample"):
+        stream([shards], errors=LENIENT)
+
+
+def test_bad_pictures_are_replaced_and_counted(tmp_path: Path) -> None:
+    """Keys restart in each shard, as other writers do it: equal keys are different samples."""
+    for shard in range(2):
+        write_foreign(tmp_path / f"{shard}.tar", range(12), broken=(3,))
+    shards = source(tmp_path, question="json:q", answer="txt")
+    own = stream([shards], errors=ErrorPolicy(max_bad_fraction=1.0), ledger=tmp_path / "ledger")
+    found = ids(own, 12)
+    assert len(found) == 96
+    assert "003" not in found
+    lines = read_lines(tmp_path / "ledger")
+    assert sorted((line["shard"], line["key"]) for line in lines) == [
+        (str(tmp_path / "0.tar"), "003"),
+        (str(tmp_path / "1.tar"), "003"),
+    ]
+    assert own.num_bad >= 6
+    strict = stream([shards], errors=ErrorPolicy(max_bad_fraction=0.01, max_in_a_row=2))
+    with pytest.raises(ValueError, match="had to be replaced"):
+        ids(strict, 30)
+
+
+def write_foreign(path: Path, numbers: Sequence[int], broken: Sequence[int] = ()) -> None:
+    with tarfile.open(path, "w") as tar:
+        for number in numbers:
+            picture = noise(number) if number not in broken else noise(number)[:100]
+            about = json.dumps({"q": "how many?"}).encode()
+            for extension, data in (("png", picture), ("json", about), ("txt", b" Two\n")):
+                member = tarfile.TarInfo(f"{number:03d}.{extension}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+
+def test_samples_of_others(tmp_path: Path) -> None:
+    write_foreign(tmp_path / "a.tar", range(6))
+    own = stream([source(tmp_path / "a.tar", question="json:q", answer="txt")])
+    batch = next(iter(own))
+    assert set(batch.ids) <= {f"00{n}" for n in range(6)}
+    with pytest.raises(ValueError, match=r"KeyError\('id'\); foreign samples need data"):
+        stream([source(tmp_path / "a.tar")])
+    with pytest.raises(ValueError, match="vqa takes question and answer"):
+        source(tmp_path / "a.tar", caption="txt")
+
+
+def test_places_that_are_no_shards(bare: Path, folders: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"2 of 8 shards are not there, such as .*00006\.tar"):
+        source(f"{bare}/big-train-0000{{0..7}}.tar")
+    with pytest.raises(ValueError, match=r"no \*\.tar in this folder"):
+        source(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="give a pattern of shards such as"):
+        source("shards/x-{0..9.tar")
+    with pytest.raises(ValueError, match=r"WDS_HERE|wds_HERE|; give a pattern"):
+        source("pipe:cat ${HERE}/x.tar")
+    with pytest.raises(ValueError, match="holds samples of kind 'vqa', the task understands gqa"):
+        open_streamed(str(folders["big"]), ("gqa",), None)
+    compressed = tmp_path / "x.tar"
+    with tarfile.open(compressed, "w:gz") as tar:
+        tar.add(bare / "big-train-00000.tar")
+    with pytest.raises(ShardError, match="it is compressed: give it as `pipe:gunzip"):
+        stream([source(compressed)])
+    with pytest.raises(ValueError, match="names shards, not a data set: to train on them"):
+        open_dataset(pattern(bare))
+
+
+def test_weights_by_size_need_sizes(bare: Path, folders: dict[str, Path]) -> None:
+    known = [source(folders[name], name=name) for name in ("big", "small")]
+    big, small = (open_dataset(folders[name]).num_annotations for name in ("big", "small"))
+    shares = stream(known, temperature=1.0).order.shares
+    assert float(shares[0]) == pytest.approx(big / (big + small))
+    with pytest.raises(ValueError, match=r"data\.temperature: got 1\.0, but nobody knows how many"):
+        stream([source(pattern(bare))], temperature=1.0)

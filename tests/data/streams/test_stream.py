@@ -1,0 +1,229 @@
+"""The training stream on real shards: the same for any ranks and workers, resumed by a seek."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.toys.streams import (
+    SPEC,
+    ToyTask,
+    ToyTokenizer,
+    all_ids,
+    global_batches,
+    rows_of,
+    train_stream,
+)
+from vlds.data.shards.store import open_dataset
+from vlds.data.streams.source import Source
+from vlds.data.streams.stream import TrainStream
+
+
+@pytest.mark.parametrize(
+    ("world_size", "micro", "num_workers"),
+    [
+        (1, 4, 0), (1, 8, 2), (2, 4, 0), (2, 2, 2), (4, 2, 0), (4, 1, 2), (8, 1, 0),
+        (3, None, 0), (5, None, 2), (7, None, 0), (1, 3, 2), (3, 2, 0), (3, 1, 2), (5, 1, 0),
+    ],
+)  # fmt: skip
+def test_global_batches_depend_on_nothing_but_the_seed(
+    sources: list[Source], world_size: int, micro: int | None, num_workers: int
+) -> None:
+    expected, _ = global_batches(sources, 6)
+    got, state = global_batches(
+        sources, 6, world_size=world_size, micro=micro, num_workers=num_workers
+    )
+    assert got == expected
+    assert state["consumed"] == 48
+    other, _ = global_batches(sources, 6, seed=6)
+    assert other != expected
+
+
+def test_resume_is_a_seek_on_any_number_of_ranks_and_workers(sources: list[Source]) -> None:
+    expected, _ = global_batches(sources, 9)
+    first, state = global_batches(sources, 4, world_size=4, micro=2, num_workers=2)
+    rest, _ = global_batches(sources, 5, world_size=2, micro=4, num_workers=0, state=state)
+    assert first + rest == expected
+
+
+def test_what_workers_prepared_ahead_is_not_lost(sources: list[Source]) -> None:
+    stream = train_stream(sources, num_workers=2)
+    first = [batch.ids for batch in islice(stream, 3)]
+    assert stream.consumed == 24
+    second = [batch.ids for batch in islice(stream, 2)]
+    assert first + second == [batch.ids for batch in islice(train_stream(sources), 5)]
+
+
+@pytest.mark.parametrize("group", [1, 3])
+def test_each_data_set_is_gone_through_once_an_epoch(sources: list[Source], group: int) -> None:
+    stream = train_stream(sources, group=group, global_batch_size=12)
+    seen: dict[int, list[str]] = {0: [], 1: []}
+    for batch in islice(stream, 30):  # 270 of 180 annotations, 90 of 18
+        for id, task in zip(batch.ids, batch.task_index.tolist(), strict=True):
+            seen[task].append(id)
+    for task, source in enumerate(sources):
+        ids = all_ids(source.datasets[0])
+        for epoch in range(len(seen[task]) // len(ids)):
+            assert sorted(seen[task][epoch * len(ids) :][: len(ids)]) == sorted(ids)
+    assert stream.epochs() == {"red": pytest.approx(1.5), "blue": pytest.approx(90 / 18)}
+
+
+def test_two_data_sets_of_one_task_are_shuffled_together(folders: dict[str, Path]) -> None:
+    datasets = [open_dataset(folders["big"]), open_dataset(folders["small"])]
+    stream = train_stream([Source("red", ToyTask(), datasets)])
+    ids = [id for batch in islice(stream, 25) for id in batch.ids][: 180 + 18]
+    assert sorted(ids) == sorted(all_ids(datasets[0]) + all_ids(datasets[1]))
+    assert len({id.split("-")[0] for id in ids[:60]}) == 2
+
+
+def test_batches_of_one_task(sources: list[Source]) -> None:
+    stream = train_stream(sources, unit="global_batch", micro_batch_size=2)
+    tasks = [task for batch in islice(stream, 4 * 64) for task in batch.task_index.tolist()]
+    batches = [set(tasks[n : n + 8]) for n in range(0, len(tasks), 8)]
+    assert all(len(batch) == 1 for batch in batches)
+    assert Counter(tasks)[0] == 3 * Counter(tasks)[1]
+
+
+@pytest.mark.parametrize(("world_size", "micro"), [(1, None), (2, None), (3, 2), (4, 1)])
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_each_task_has_batches_of_its_own_size(
+    sources: list[Source], world_size: int, micro: int | None, lanes: int
+) -> None:
+    sized = [
+        replace(source, weight=1.0, batch_size=size)
+        for source, size in zip(sources, (10, 4), strict=True)
+    ]
+    options = {"unit": "global_batch", "temperature": 1, "lanes": lanes}
+    batches, state = global_batches(sized, 3 * 23, world_size=world_size, micro=micro, **options)
+    assert batches == global_batches(sized, 3 * 23, **options)[0]
+    of_task = {10: "red", 4: "blue"}
+    names = [of_task[len(batch)] for batch in batches]
+    # 180 annotations in 18 batches and 18 in 5, which hold 20: an epoch has 23 steps.
+    assert Counter(names) == {"red": 3 * 18, "blue": 3 * 5}
+    ids = {name: [] for name in of_task.values()}  # type: dict[str, list[str]]
+    for name, batch in zip(names, batches, strict=True):
+        ids[name] += [id for id, *_ in batch]
+    assert len(ids["red"]) == 540
+    assert set(Counter(ids["red"][:180]).values()) == {1}
+    assert lanes > 1 or set(Counter(ids["blue"][:18]).values()) == {1}
+    stream = train_stream(sized, **options)
+    stream.load_state(state)
+    assert stream.epochs() == {"red": pytest.approx(3), "blue": pytest.approx(60 / 18)}
+    assert stream.epochs_after(69) == stream.epochs()
+
+
+def test_pictures_of_a_group_are_decoded_and_stacked_once(sources: list[Source]) -> None:
+    def distinct(group: int) -> int:
+        stream = train_stream(sources[:1], group=group, global_batch_size=32)
+        counts = []
+        for batch in islice(stream, 4):
+            assert batch.images is not None
+            assert batch.images.shape[1:] == (3, SPEC.height, SPEC.width)
+            counts.append(len(batch.images))
+        return sum(counts)
+
+    assert distinct(5) < 0.6 * distinct(1)
+
+
+def test_two_tasks_on_one_data_set_share_its_pictures(folders: dict[str, Path]) -> None:
+    sources = [Source(name, ToyTask(), [open_dataset(folders["small"])]) for name in ("one", "two")]
+    batch = next(iter(train_stream(sources, global_batch_size=32)))
+    assert set(batch.task_index.tolist()) == {0, 1}
+    assert batch.images is not None
+    assert len(batch.images) == 7
+
+
+def test_small_cache_and_no_cache_give_the_same_pixels(sources: list[Source]) -> None:
+    streams = [train_stream(sources, picture_cache_bytes=n) for n in (0, 1000, 1 << 20)]
+    for batches in zip(*(islice(stream, 30) for stream in streams), strict=True):
+        assert rows_of(batches[0]) == rows_of(batches[1]) == rows_of(batches[2])
+
+
+def test_a_state_of_other_data_is_refused_with_what_differs(sources: list[Source]) -> None:
+    state = train_stream(sources).state()
+    with pytest.raises(ValueError, match=r"order\.seed: 5 -> 6") as error:
+        train_stream(sources, seed=6).load_state(state)
+    assert "Resume with the saved recipe" in str(error.value)
+    with pytest.raises(ValueError, match=r"data\.blue: something -> nothing"):
+        train_stream(sources[:1]).load_state(state)
+    with pytest.raises(ValueError, match=r"order\.group: 1 -> 2"):
+        train_stream(sources, group=2).load_state(state)
+    with pytest.raises(ValueError, match=r"order\.task_order"):
+        train_stream(sources[::-1]).load_state(state)
+
+
+def test_another_global_batch_goes_on_with_a_warning(sources: list[Source]) -> None:
+    state = train_stream(sources).state() | {"consumed": 16}
+    stream = train_stream(sources, global_batch_size=4)
+    with pytest.warns(UserWarning, match="global_batch_size was 8, is 4"):
+        stream.load_state(state)
+    expected = [id for batch in islice(train_stream(sources), 3) for id in batch.ids]
+    assert next(iter(stream)).ids == expected[16:20]
+
+
+def test_a_global_batch_that_no_task_has_may_change_without_a_word(sources: list[Source]) -> None:
+    sized = [replace(source, batch_size=6) for source in sources]
+    state = train_stream(sized, unit="global_batch").state()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        stream = train_stream(sized, unit="global_batch", global_batch_size=4)
+        stream.load_state(state)
+    assert next(iter(stream)).ids == next(iter(train_stream(sized, unit="global_batch"))).ids
+
+
+def test_an_iterator_is_void_after_a_seek(sources: list[Source]) -> None:
+    stream = train_stream(sources)
+    iterator = iter(stream)
+    next(iterator)
+    stream.load_state(stream.state())
+    with pytest.raises(RuntimeError, match="this iterator is void"):
+        next(iterator)
+
+
+def test_only_a_batch_smaller_than_the_ranks_is_refused(sources: list[Source]) -> None:
+    train_stream(sources, world_size=8)
+    with pytest.raises(
+        ValueError, match="global_batch_size: 8 examples for 9 ranks; give at least"
+    ):
+        train_stream(sources, world_size=9)
+
+
+def test_wrong_sources_are_refused(sources: list[Source], folders: dict[str, Path]) -> None:
+    big = sources[0].datasets[0]
+    with pytest.raises(ValueError, match="source red: no data sets"):
+        train_stream([Source("red", ToyTask(), [])])
+    with pytest.raises(ValueError, match="big-train comes twice"):
+        train_stream([Source("red", ToyTask(), [big, open_dataset(folders["big"])])])
+    with pytest.raises(ValueError, match="each a name of its own"):
+        train_stream([sources[0], Source("red", ToyTask(), [big])])
+    with pytest.raises(ValueError, match="holds pictures, but the vision encoder reads stored"):
+        train_stream(sources, image=None)
+
+
+def test_workers_use_one_thread_and_leave_signals_alone(sources: list[Source]) -> None:
+    class Probe(ToyTask):
+        def example(self, name, sample, annotation, rng):  # type: ignore[no-untyped-def]
+            import signal
+
+            example = super().example(name, sample, annotation, rng)
+            asking = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+            ignored = all(signal.getsignal(number) == signal.SIG_IGN for number in asking)
+            return replace(example, id=f"{torch.get_num_threads()} {ignored}")
+
+    stream: TrainStream = train_stream(
+        [Source("red", Probe(), sources[0].datasets)], num_workers=1, tokenizer=ToyTokenizer()
+    )
+    assert set(next(iter(stream)).ids) == {"1 True"}
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_the_runs_random_numbers_are_left_alone(sources: list[Source], num_workers: int) -> None:
+    state = torch.get_rng_state()
+    next(iter(train_stream(sources, num_workers=num_workers)))
+    assert torch.equal(torch.get_rng_state(), state)

@@ -1,0 +1,286 @@
+"""The demo's data: right answers, four official layouts, the same bytes for the same seed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from colorsys import rgb_to_hsv
+from io import BytesIO
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+import sentencepiece
+from PIL import Image
+
+from data_prep.cli import main
+from data_prep.demo.files import WorldWriter
+from data_prep.demo.phrases import HOME_PHRASES, ORNATE, PHRASES, SHIFTED_PHRASES
+from data_prep.demo.text import ask_gqa, ask_vqa, caption_scene
+from data_prep.demo.world import (
+    COLORS,
+    HOME,
+    PIXELS,
+    SHIFTED,
+    WORLDS,
+    Scene,
+    Thing,
+    World,
+    draw,
+    make_scene,
+    random_looks,
+)
+from tests.toys.files import read_lines
+from tests.toys.shards import packed
+
+SCENES = 200
+FOLDERS = [
+    f"{world}/{name}"
+    for world in ("home", "shifted")
+    for name in ("vqav2-train", "vqav2-val", "gqa-train", "gqa-val", "nlvr2-train", "nlvr2-dev",
+                 "coco-train", "coco-val")
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("demo")
+    assert main(["demo", "--out", str(out), "--scenes", str(SCENES)]) == 0
+    return out
+
+
+def test_eight_data_sets_of_each_split(demo: Path) -> None:
+    found = {str(p.parent.relative_to(demo / "shards")) for p in demo.rglob("dataset.json")}
+    assert found == set(FOLDERS)
+
+
+def test_train_and_val_share_no_picture(demo: Path) -> None:
+    for world in ("home", "shifted"):
+        seen: dict[str, set[bytes]] = {"train": set(), "val": set()}
+        for name in (folder for folder in FOLDERS if folder.startswith(world)):
+            part = "train" if name.endswith("train") else "val"
+            for sample in packed(demo / "shards" / name).values():
+                seen[part].update(sample.images)
+        assert seen["val"]
+        assert not seen["train"] & seen["val"]
+
+
+def test_the_seed_decides_every_byte(demo: Path, tmp_path: Path) -> None:
+    for name, seed in (("again", "0"), ("other", "1")):
+        main(["demo", "--out", str(tmp_path / name), "--scenes", str(SCENES), "--seed", seed])
+    first, again, other = (
+        digests(folder) for folder in (demo, tmp_path / "again", tmp_path / "other")
+    )
+    assert first == again
+    assert first.keys() == other.keys()
+    assert sum(first[name] != other[name] for name in first if name.endswith(".tar")) == len(
+        FOLDERS
+    )
+
+
+def digests(folder: Path) -> dict[str, str]:
+    wanted = [*folder.rglob("*.tar"), folder / "text.txt", folder / "spiece.model"]
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in wanted
+    }
+
+
+def test_ten_answers_agree_mostly(demo: Path) -> None:
+    for sample in packed(demo / "shards/home/vqav2-train").values():
+        for annotation in sample.annotations:
+            label = annotation["label"]
+            best = annotation["source"]["multiple_choice_answer"]
+            assert len(annotation["answers"]) == 10
+            assert label[best] == 1.0
+            assert all(score < 0.9 for answer, score in label.items() if answer != best)
+
+
+def test_objects_lie_in_the_picture(demo: Path) -> None:
+    for sample in packed(demo / "shards/shifted/gqa-train").values():
+        for thing in sample.extra["source"]["objects"]:
+            assert thing["name"] in ("disc", "box", "wedge", "plus")
+            assert len(thing["attributes"]) == 2
+            assert thing["x"] >= 0
+            assert thing["x"] + thing["w"] <= PIXELS
+
+
+def test_labels_are_balanced(demo: Path) -> None:
+    labels = Counter(
+        annotation["label"]
+        for sample in packed(demo / "shards/home/nlvr2-train").values()
+        for annotation in sample.annotations
+    )
+    assert 0.38 < labels[True] / labels.total() < 0.62
+
+
+def test_tokenizer_knows_every_word_as_one_piece(demo: Path) -> None:
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(demo / "spiece.model"))
+    assert [pieces.id_to_piece(number) for number in range(3)] == ["<pad>", "</s>", "<unk>"]
+    text = (demo / "text.txt").read_text()
+    words = {word.strip(".?:") for word in text.split()}
+    assert {"crimson", "true", "small", "vqa"} <= words
+    assert [word for word in words if len(pieces.encode(word)) != 1] == []
+    assert pieces.unk_id() not in pieces.encode("how would you describe 57 zebras?"[:-1])
+
+
+def scene_of(*looks: tuple[str, str], columns: tuple[int, ...]) -> Scene:
+    return tuple(
+        Thing(color, shape, "small", column, 0, (0, 0))
+        for (color, shape), column in zip(looks, columns, strict=True)
+    )
+
+
+def test_answers_are_true_of_the_scene() -> None:
+    scene = scene_of(("red", "circle"), ("blue", "square"), ("blue", "circle"), columns=(0, 1, 2))
+    asked = [q for seed in range(60) for q in ask_vqa(scene, HOME_PHRASES, Random(seed))]
+    answers = {question.question: question.answer for question in asked}
+    expected = {
+        "what color is the square?": "blue",
+        "what shape is the red object?": "circle",
+        "how many circles are there?": "2",
+        "how many blue objects are there?": "2",
+        "how many objects are there?": "3",
+        "how many triangles are there?": "0",
+        "is there a red circle?": "yes",
+        "is there a red square?": "no",
+    }
+    assert expected.items() <= answers.items()
+    assert "what color is the circle?" not in answers  # there are two
+
+
+def test_the_shifted_world_asks_in_plain_names_and_answers_in_others() -> None:
+    scene = scene_of(("red", "circle"), ("blue", "square"), ("blue", "cross"), columns=(0, 1, 2))
+    asked = [
+        question
+        for seed in range(200)
+        for ask in (ask_vqa, ask_gqa)
+        for question in ask(scene, SHIFTED_PHRASES, Random(seed))
+    ]
+    answers = {question.question: question.answer for question in asked}
+    expected = {
+        "what is the hue of that square?": "sapphire",
+        "what is the form of that red thing?": "disc",
+        "how many blue things can you find?": "2",
+        "can you find any red circle?": "yes",
+        "what is further left than that blue square?": "disc",
+        "can you find any red circle together with any blue cross?": "yes",
+    }
+    assert expected.items() <= answers.items()
+    assert {choice for question in asked for choice in question.choices} >= {"sapphire", "plus"}
+    assert all(question.answer in question.choices for question in asked)
+
+
+def test_nothing_stands_above_or_below_what_has_one_thing_to_its_left() -> None:
+    """Of two in one column, each drawn a little to one side, which one is meant is unclear."""
+    scene = scene_of(("red", "circle"), ("blue", "square"), columns=(0, 1))
+    above = Thing("blue", "cross", "small", 1, 2, (0, 0))
+    for things, kinds in ((scene, {"left"}), ((*scene, above), set())):
+        asked = [q for seed in range(9) for q in ask_gqa(things, HOME_PHRASES, Random(seed))]
+        assert {question.kind for question in asked} & {"left"} == kinds
+
+
+def test_logic_and_places() -> None:
+    scene = scene_of(("red", "circle"), ("blue", "square"), columns=(0, 2))
+    asked = [q for seed in range(200) for q in ask_gqa(scene, HOME_PHRASES, Random(seed))]
+    answers = {question.question: question.answer for question in asked}
+    assert answers["what is left of the blue square?"] == "circle"
+    assert "what is left of the red circle?" not in answers
+    assert answers["is there a red circle and a blue square?"] == "yes"
+    for question, answer in answers.items():
+        there = [look in question for look in ("red circle", "blue square")]
+        if " or " in question:
+            assert answer == ("yes" if any(there) else "no")
+        elif " and " in question:
+            assert answer == ("yes" if all(there) else "no")
+
+
+def test_captions_name_all_things_and_no_size() -> None:
+    rng = Random(3)
+    for _ in range(50):
+        scene = make_scene(rng, random_looks(rng))
+        captions = caption_scene(scene, HOME_PHRASES)
+        assert len(set(captions)) == 5
+        for caption in captions:
+            ornate = caption.startswith("one ")
+            for thing in scene:
+                look = f"a {thing.color} {thing.shape}"
+                assert look in caption or (ornate and ORNATE.names[thing.shape] in caption)
+            assert "small" not in caption
+
+
+def test_worlds_share_one_caption_and_no_word_of_the_others() -> None:
+    """What a frozen model says by habit has no word of the shifted world's captions."""
+    scene = scene_of(("red", "circle"), ("cyan", "cross"), columns=(0, 1))
+    home, shifted = (caption_scene(scene, words) for words in PHRASES.values())
+    assert set(home) & set(shifted) == {"one crimson disc with one aqua plus"}
+    plain = {word for caption in home[:-1] for word in caption.split()}
+    assert not plain & {word for caption in shifted for word in caption.split()}
+    assert {caption.split()[0] for caption in home[:-1]} == {"a"}
+
+
+@pytest.mark.parametrize("world", WORLDS, ids=lambda world: world.name)
+def test_statements_are_true_of_the_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world: World
+) -> None:
+    """Every sentence is checked against the scenes that were drawn for it."""
+    drawn: dict[str, Scene] = {}
+    keep = lambda self, place, scene: drawn.__setitem__(place.stem, scene)  # noqa: E731
+    monkeypatch.setattr(WorldWriter, "_write_picture", keep)
+    (tmp_path / "nlvr2").mkdir()
+    WorldWriter(tmp_path, world, PHRASES[world.name], Random(5)).nlvr2(60, 1)
+    rows = read_lines(tmp_path / "nlvr2/train.json")
+    assert len(rows) == 60 * 2 * 3
+    for row in rows:
+        pair = row["identifier"].rpartition("-")[0]
+        look = tuple(row["sentence"].rstrip(".").split()[-2:])
+        there = [
+            any((t.color, t.shape) == look for t in drawn[f"{pair}-img{side}"]) for side in (0, 1)
+        ]
+        kinds = {
+            "both images contain": all(there),
+            "either image contains": any(there),
+            "the left image contains": there[0],
+            "at least one photo lacks": not all(there),
+            "no photo shows": not any(there),
+            "the first photo lacks": not there[0],
+        }
+        assert row["label"] == str(kinds[row["sentence"].partition(" a ")[0]])
+
+
+HUES = {"red": 0, "yellow": 53, "green": 130, "cyan": 180, "blue": 222, "purple": 275}
+"""In degrees."""
+
+
+@pytest.mark.parametrize("world", WORLDS, ids=lambda world: world.name)
+def test_what_is_called_red_is_red(world: World) -> None:
+    """Whatever its shade: the hue is nearer to that of its name than to any other's."""
+    rng = Random(7)
+    for name in COLORS:
+        for _ in range(50):
+            thing = Thing(name, "square", "large", 1, 1, (0, 0))
+            with Image.open(BytesIO(draw((thing,), world, rng))) as image:
+                pixel = np.asarray(image.convert("RGB"))[PIXELS // 2, PIXELS // 2] / 255
+            hue = 360 * rgb_to_hsv(*pixel)[0]
+            away = {color: abs((hue - usual + 180) % 360 - 180) for color, usual in HUES.items()}
+            assert min(away, key=away.__getitem__) == name, (pixel, hue)
+
+
+def test_too_few_scenes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--out", str(tmp_path), "--scenes", "10"]) == 2
+    assert "--scenes 10: give at least" in capsys.readouterr().err
+
+
+def test_only_shifted_pictures_have_a_black_ground(demo: Path) -> None:
+    from vlds.data.shards.decode import decode_image
+    from vlds.schema import ImageSpec
+
+    grounds = {}
+    for world in (HOME, SHIFTED):
+        samples = packed(demo / "shards" / world.name / "coco-train").values()
+        pictures = [decode_image(sample.images[0], ImageSpec(PIXELS, PIXELS)) for sample in samples]
+        grounds[world.name] = [float(np.median(np.asarray(picture))) for picture in pictures]
+    assert min(grounds["home"]) > max(grounds["shifted"])
+    assert max(grounds["home"]) - min(grounds["home"]) > 50  # many shades
+    assert max(grounds["shifted"]) < 30

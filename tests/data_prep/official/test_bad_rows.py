@@ -1,0 +1,227 @@
+"""Official files with a wrong value: one line that names file, row and field, and shows it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_prep.cli import main
+from tests.toys.files import write
+
+QUESTIONS = "v2_OpenEnded_mscoco_val2014_questions.json"
+ANSWERS = "v2_mscoco_val2014_annotations.json"
+ASKED = {"question_id": 10, "image_id": 1, "question": "what?"}
+TEN = [{"answer": "yes", "answer_id": number} for number in range(10)]
+
+
+def vqa(question: dict[str, Any], answers: Any = TEN) -> dict[str, Any]:
+    labelled = {"question_id": 10, "image_id": 1, "answers": answers}
+    return {
+        QUESTIONS: {"questions": [ASKED | {"question_id": 9}, ASKED | question]},
+        ANSWERS: {"annotations": [{"question_id": 9, "answers": TEN}, labelled]},
+    }
+
+
+def typed(**wrong: Any) -> dict[str, Any]:
+    files = vqa({})
+    files[ANSWERS]["annotations"][1] |= wrong
+    return files
+
+
+VQA = [
+    (vqa({"question": None}), f"{QUESTIONS}, question 10: 'question' is null; expected text"),
+    (vqa({"question": 5}), f"{QUESTIONS}, question 10: 'question' is 5; expected text"),
+    (vqa({"image_id": None}), f"{QUESTIONS}, question 10: 'image_id' is null"),
+    (vqa({"question_id": True}), f"{QUESTIONS}, questions 1: 'question_id' is true"),
+    (vqa({"question_id": "x"}), "differ in 2 questions, the first is question_id x"),
+    (vqa({}, None), f"{ANSWERS}, question 10: 'answers' is null; expected a list"),
+    (vqa({}, [{"answer": None}]), "question 10, answer 0: 'answer' is null; expected text"),
+    (vqa({}, [{"answer": 3}]), f"{ANSWERS}, question 10, answer 0: 'answer' is 3; expected text"),
+    (typed(answer_type=None), f"{ANSWERS}, question 10: 'answer_type' is null; expected text"),
+    (typed(question_type=["x"]), "question 10: 'question_type' is [\"x\"]; expected text"),
+    (vqa({}, ["yes"]), 'question 10, answer 0: expected an object {...}, found "yes"'),
+    ({QUESTIONS: {"questions": None}}, f"{QUESTIONS}: 'questions' is null; expected a list"),
+    ({QUESTIONS: 5}, "questions.json: expected an object {...}, found 5"),
+]
+
+
+def gqa(**wrong: Any) -> dict[str, Any]:
+    row = {"imageId": "1", "question": "what?", "answer": "yes"} | wrong
+    return {"val_balanced_questions.json": {"007": row}, "val_sceneGraphs.json": {}}
+
+
+GQA = [
+    (gqa(question=None), "questions.json, question 007: 'question' is null; expected text"),
+    (gqa(answer=None), "questions.json, question 007: 'answer' is null; expected text"),
+    (gqa(imageId=None), "question 007: 'imageId' is null; expected text or a whole number"),
+    (gqa() | {"val_sceneGraphs.json": []}, "Graphs.json: expected GQA's dictionary of scene"),
+    (gqa() | {"val_sceneGraphs.json": {"1": {"objects": None}}}, "1: 'objects' is null"),
+]
+NLVR2 = [
+    ({"dev.json": {"identifier": 5, "sentence": "x"}}, "line 1: 'identifier' is 5; expected text"),
+    ({"dev.json": {"identifier": "dev-1-0-0", "sentence": None}}, "dev-1-0-0: 'sentence' is null"),
+]
+
+
+def karpathy(sentence: Any = None, **wrong: Any) -> dict[str, Any]:
+    told = [{"sentid": 1, "raw": "A dog."} | (sentence or {})]
+    row = {"split": "val", "cocoid": 1, "filename": "a.jpg", "sentences": told} | wrong
+    return {"dataset_coco.json": {"images": [row]}}
+
+
+KARPATHY = [
+    (karpathy({"raw": None}), "coco.json, image 0, sentence 0: 'raw' is null; expected text"),
+    (karpathy(sentences=None), "image 0: 'sentences' is null; expected a list"),
+    (karpathy(filename=None), "image 0: 'filename' is null"),
+    (karpathy(filepath=None), "image 0: 'filepath' is null"),
+]
+
+
+def coco(content: Any) -> dict[str, Any]:
+    return {"captions_val2014.json": content}
+
+
+CAPTION = {"id": 1, "image_id": 1, "caption": None}
+COCO = [
+    (coco([1]), "captions_val2014.json: expected an object {...}, found [1]"),
+    (coco({"images": [], "annotations": None}), "'annotations' is null; expected a list"),
+    (coco({"images": []}), "captions_val2014.json: no field 'annotations'; it has images"),
+    (coco({"images": [], "annotations": [CAPTION]}), "annotation 0: 'caption' is null"),
+]
+
+
+def vg(entry: Any, file: str = "question_answers.json", part: str = "qas") -> dict[str, Any]:
+    return {file: [{"id": 1, part: entry}]}
+
+
+VG_QUESTIONS = [
+    (vg([{"qa_id": 1, "answer": "x"}]), "picture 0, qas 0: no field 'question'; it has qa_id"),
+    (vg([{"qa_id": 1, "question": "x", "answer": None}]), "qas 0: 'answer' is null; expected text"),
+    (vg([{"qa_id": 1, "question": "x", "answer": 2}]), "qas 0: 'answer' is 2; expected text"),
+    (vg([{"question": "x", "answer": "y"}]), '{"question": "x", "answer": "y"} has no qa_id'),
+    (vg(None), "question_answers.json, picture 0: 'qas' is null; expected a list"),
+    ({"question_answers.json": {"a": 1}}, 'question_answers.json is {"a": 1}; expected a list'),
+    ({"question_answers.json": [3]}, "picture 0: expected an object {...}, found 3"),
+]
+VG_REGIONS = [
+    (vg([{"region_id": 1}], "region_descriptions.json", "regions"), "no field 'phrase'"),
+    (
+        vg([{"region_id": 1, "phrase": None}], "region_descriptions.json", "regions"),
+        "region_descriptions.json, picture 0, regions 0: 'phrase' is null",
+    ),
+]
+PAIR = {"pairID": "p", "gold_label": "neutral", "Flickr30K_ID": "1", "sentence2": None}
+SNLI_VE = [({"snli_ve_dev.jsonl": PAIR}, "snli_ve_dev.jsonl, line 1: 'sentence2' is null")]
+
+
+def how2qa(**wrong: Any) -> dict[str, Any]:
+    row = {"qid": 5, "q": "Who?", "a0": "x", "ts": "0-1", "vid_name": "s1", "answer_idx": 0}
+    return {"ann/how2qa_val_release.jsonl": row | wrong, "ann/how2_subtitles.jsonl": ""}
+
+
+def spoken(sub: Any) -> dict[str, Any]:
+    return how2qa() | {"ann/how2_subtitles.jsonl": {"vid_name": "s1", "sub": sub}}
+
+
+HOW2QA = [
+    (how2qa(q=None), "release.jsonl, line 1, question 5: 'q' is null; expected text"),
+    (how2qa(a0=None), "line 1, question 5: 'a0' is null; expected text"),
+    (how2qa(answer_idx="x"), "question 5: 'answer_idx' is \"x\"; expected a whole number"),
+    (how2qa(ts=[0, 1]), "question 5: 'ts' is [0, 1]; expected text"),
+    (spoken([{"start": 0, "end": 1}]), "how2_subtitles.jsonl, line 1, subtitle 0: no field 'text'"),
+    (
+        spoken([{"text": None, "start": 0, "end": 1}]),
+        "line 1, subtitle 0: 'text' is null; expected",
+    ),
+    (spoken(None), "how2_subtitles.jsonl, line 1: 'sub' is null; expected a list"),
+]
+
+
+def yc2c(**wrong: Any) -> dict[str, Any]:
+    row = {"vid_name": "s1", "clip_id": 4, "descs": [{"desc_id": 1, "desc": "x"}]}
+    return {"ann/yc2c_val_release.jsonl": row | wrong, "ann/yc2_subtitles.jsonl": ""}
+
+
+YC2C = [
+    (yc2c(descs=[{"desc_id": 1}]), "line 1, description 0: no field 'desc'; it has desc_id"),
+    (yc2c(descs=[{"desc_id": 1, "desc": None}]), "description 0: 'desc' is null; expected text"),
+    (yc2c(descs=None), "line 1: 'descs' is null; expected a list"),
+    (yc2c(descs=["a"]), 'line 1, description 0: expected an object {...}, found "a"'),
+    (yc2c(ts="1-2"), "line 1: 'ts' is \"1-2\"; expected a list"),
+    (yc2c(ts=[1, None]), "line 1: 'ts' is [1, null]; expected numbers of seconds"),
+]
+COMMANDS: dict[str, list[tuple[dict[str, Any], str]]] = {
+    "vqav2 --split val": VQA,
+    "gqa --split val": GQA,
+    "nlvr2 --split dev": NLVR2,
+    "coco-karpathy --split val": KARPATHY,
+    "coco-captions --split val": COCO,
+    "vg --what questions": VG_QUESTIONS,
+    "vg --what regions": VG_REGIONS,
+    "snli-ve --split dev": SNLI_VE,
+    "value-how2qa --split val": HOW2QA,
+    "value-yc2c --split val": YC2C,
+}
+CASES = [(command, files, told) for command, cases in COMMANDS.items() for files, told in cases]
+
+
+@pytest.mark.parametrize(("command", "files", "told"), CASES)
+def test_a_wrong_value_is_named_with_its_place(
+    command: str,
+    files: dict[str, Any],
+    told: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, content in files.items():
+        write(tmp_path / name, content)
+    out = tmp_path / "out"
+    assert main([*command.split(), "--src", str(tmp_path), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert not out.exists()
+
+
+def test_a_digit_that_is_no_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, content in vqa({"image_id": "\u00b2"}).items():
+        write(tmp_path / name, content)
+    given = ["--src", str(tmp_path), "--split", "val", "--out", str(tmp_path / "out")]
+    assert main(["vqav2", *given]) == 2
+    assert "error: 2 of 2 pictures are missing. Check --images" in capsys.readouterr().err
+
+
+LXMERT = {"question_id": 1, "img_id": "COCO_val2014_000000000001", "sent": "what?"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"sent": None}, "mini.json, row 1: 'sent' is null; expected text"),
+        ({"img_id": None}, "mini.json, row 1: 'img_id' is null"),
+        ({"label": {"net": None}}, "the score of 'net' is not a number"),
+    ],
+)
+def test_rows_of_lxmert(
+    wrong: dict[str, Any], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "mini.json", [LXMERT | wrong])
+    given = ["--src", str(tmp_path), "--split", "val", "--questions", str(file)]
+    assert main(["vqav2", *given, "--out", str(tmp_path / "out")]) == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["vqav2 --questions", "nlvr2 --annotations"])
+def test_another_encoding_is_named_with_its_cure(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = json.dumps({"questions": [ASKED | {"question": "café?"}]}, ensure_ascii=False)
+    file = write(tmp_path / "latin.json", rows.encode("latin-1"))
+    split = "val" if "vqav2" in command else "dev"
+    given = [*command.split(), str(file), "--src", str(tmp_path), "--split", split]
+    assert main([*given, "--out", str(tmp_path / "out")]) == 2
+    assert f"{file} is not UTF-8 (byte 0xe9 in line 1); save it as UTF-8" in capsys.readouterr().err

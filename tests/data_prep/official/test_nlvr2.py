@@ -1,0 +1,100 @@
+"""NLVR2: JSON lines, string labels, picture pairs, JPEGs named .png, numbered folders of train."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data_prep.official.nlvr2 import parse_nlvr2
+from data_prep.packing.pack import Options, pack
+from tests.toys.files import write
+from tests.toys.official import NLVR2_ROWS, write_nlvr2
+from tests.toys.pictures import jpeg, png
+from tests.toys.shards import packed
+
+WRITER = {"writer": "24"}
+
+
+@pytest.fixture
+def official(tmp_path: Path) -> Path:
+    return write_nlvr2(tmp_path / "nlvr2")
+
+
+def test_pairs_with_their_sentences(official: Path, tmp_path: Path) -> None:
+    pack(parse_nlvr2(official, "dev"), tmp_path / "out", Options())
+    samples = packed(tmp_path / "out")
+    assert sorted(samples) == ["dev-850-0", "dev-850-1"]
+    sample = samples["dev-850-0"]
+    assert sample.images == (png(), jpeg(width=20))  # left, right
+    assert sample.extra["size"] == [[40, 24], [20, 24]]
+    assert list(sample.annotations) == [
+        {"id": "dev-850-0-0", "sentence": "Both show dogs.", "label": True, "source": WRITER},
+        {"id": "dev-850-0-1", "sentence": "One shows a cat.", "label": False, "source": WRITER},
+    ]  # fmt: skip
+
+
+def test_train_lies_in_numbered_folders(tmp_path: Path) -> None:
+    row = NLVR2_ROWS[0] | {"identifier": "train-4-1-0", "directory": 57}
+    write(tmp_path / "train.json", json.dumps(row))
+    for side in (0, 1):
+        write(tmp_path / "images/train/57" / f"train-4-1-img{side}.png", png())
+    dataset = parse_nlvr2(tmp_path, "train")
+    dataset.check()
+    assert dataset.samples[0].images[1] == tmp_path / "images/train/57/train-4-1-img1.png"
+
+
+def test_statements_of_lxmert(tmp_path: Path) -> None:
+    """As VL-Adapter has them: the numbered folder of train is not said."""
+    rows = [
+        {"identifier": f"train-4-1-{n}", "img0": "train-4-1-img0", "img1": "train-4-1-img1",
+         "label": n, "sent": "Both show\u2028dogs. ", "uid": f"nlvr2_train_{n}"}
+        for n in (0, 1)
+    ]  # fmt: skip
+    hidden = {k: v for k, v in rows[0].items() if k != "label"} | {"identifier": "train-4-1-2"}
+    file = write(tmp_path / "lxmert" / "train.json", [*rows, hidden])
+    write(tmp_path / "images/train/57/train-4-1-img0.png", png())
+    write(tmp_path / "images/train/57/train-4-1-img1.png", jpeg(width=20))
+    pack(parse_nlvr2(tmp_path, "train", annotations=file), tmp_path / "out", Options())
+    (sample,) = packed(tmp_path / "out").values()
+    assert sample.id == "train-4-1"
+    assert sample.images == (png(), jpeg(width=20))
+    assert list(sample.annotations) == [
+        {"id": "train-4-1-0", "sentence": "Both show dogs.", "label": False,
+         "source": {"uid": "nlvr2_train_0"}},
+        {"id": "train-4-1-1", "sentence": "Both show dogs.", "label": True,
+         "source": {"uid": "nlvr2_train_1"}},
+        {"id": "train-4-1-2", "sentence": "Both show dogs.", "source": {"uid": "nlvr2_train_0"}},
+    ]  # fmt: skip
+    write(file, [rows[0] | {"label": 2}])
+    with pytest.raises(ValueError, match="train-4-1-0: label 2 is neither 0 nor 1"):
+        parse_nlvr2(tmp_path, "train", annotations=file)
+    write(file, [{"img0": "a", "sent": "b"}])
+    with pytest.raises(ValueError, match=r"row 1: no field 'identifier'; it has img0, sent"):
+        parse_nlvr2(tmp_path, "train", annotations=file)
+
+
+def test_errors(official: Path) -> None:
+    bad_label = NLVR2_ROWS[0] | {"label": "maybe"}
+    path = write(official / "bad.json", json.dumps(bad_label))
+    with pytest.raises(ValueError, match=r"dev-850-0-0: label 'maybe' is neither True nor False"):
+        parse_nlvr2(official, "dev", annotations=path)
+    write(path, '{"identifier": "dev-850-0-0",')
+    with pytest.raises(ValueError, match=r"bad.json, line 1: not JSON"):
+        parse_nlvr2(official, "dev", annotations=path)
+    write(path, json.dumps(NLVR2_ROWS[0]) + "\n" + json.dumps(NLVR2_ROWS[0]))
+    with pytest.raises(ValueError, match="annotation id dev-850-0-0 occurs more than once"):
+        parse_nlvr2(official, "dev", annotations=path).check()
+
+
+def test_real_sentences(shared: Path) -> None:
+    """The published dev and test1 files: every row arrives, pictures aside."""
+    folder = shared / "data/nlvr2_text"
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}")
+    for path in sorted(folder.glob("*.json")):
+        dataset = parse_nlvr2(folder, "dev", annotations=path)
+        found = [a["id"] for sample in dataset.samples for a in sample.annotations]
+        lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        assert sorted(found) == sorted(line["identifier"] for line in lines)

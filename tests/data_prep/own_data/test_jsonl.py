@@ -1,0 +1,383 @@
+"""One's own data: three forms of rows, fields by name, splits by picture, telling errors."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data_prep.packing.split import HashSplit
+from tests.toys.files import write
+from tests.toys.own_rows import pack_rows
+from tests.toys.pictures import jpeg
+from tests.toys.shards import find_annotation, packed
+from vlds.data.shards.store import open_dataset
+from vlds.tasks import Entailment
+
+ROWS: list[dict[str, Any]] = [
+    {"file": "a.jpg", "ask": "Is it\n red? ", "say": " Yes ", "answer_type": "CLOSED ", "in": "Q"},
+    {"file": "a.jpg", "ask": "How many?", "say": 3, "answer_type": "OPEN", "in": "HEAD"},
+    {"file": "b", "ask": "What, then?", "say": "a cat, asleep", "answer_type": "OPEN", "in": "Q"},
+]  # fmt: skip
+FIELDS = ["--image-field", "file", "--question-field", "ask", "--answer-field", "say"]
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    for width, name in enumerate("abcdefghij", 30):
+        write(tmp_path / "images" / f"{name}.jpg", jpeg(width=width))
+    return tmp_path / "images"
+
+
+def as_csv(rows: list[dict[str, Any]], path: Path, **options: Any) -> Path:
+    with path.open("w", newline="", encoding="utf-8-sig") as file:  # as spreadsheets save it
+        writer = csv.DictWriter(file, list(rows[0]), **options)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+@pytest.mark.parametrize(
+    "form", ["lines", "list", "csv", "tsv", "csv without extension", "spreadsheet"]
+)
+def test_three_forms_give_the_same_samples(form: str, images: Path, tmp_path: Path) -> None:
+    lines = "\n".join(map(json.dumps, ROWS))
+    path = {
+        "lines": lambda: write(tmp_path / "rows.jsonl", lines),
+        "list": lambda: write(tmp_path / "rows.json", ROWS),
+        "csv": lambda: as_csv(ROWS, tmp_path / "rows.csv"),
+        "tsv": lambda: as_csv(ROWS, tmp_path / "rows.tsv", delimiter="\t"),
+        "csv without extension": lambda: as_csv(ROWS, tmp_path / "rows"),
+        "spreadsheet": lambda: as_csv(ROWS, tmp_path / "rows.csv", delimiter=";"),
+    }[form]()
+    assert pack_rows(path, images, tmp_path / "out", *FIELDS) == 0
+    samples = packed(tmp_path / "out")
+    assert sorted(samples) == ["a.jpg", "b.jpg"]
+    first, second, third = ("1", "2", "3") if form in ("lines", "list") else ("2", "4", "5")
+    assert find_annotation(samples, first) == {
+        "id": first,
+        "question": "Is it red?",
+        "answers": ["yes"],
+        "label": {"yes": 1.0},
+        "answer_type": "CLOSED",
+        "source": {"in": "Q"},
+    }
+    assert find_annotation(samples, second)["answers"] == ["3"]
+    assert find_annotation(samples, third)["label"] == {"a cat, asleep": 1.0}
+
+
+def test_ten_answers_are_weighed_and_ids_are_kept(images: Path, tmp_path: Path) -> None:
+    rows = [
+        {"image": "a.jpg", "question": "q", "answer": ["Cat"] * 8 + ["dog"] * 2, "qid": "007"},
+        {"image": "b.jpg", "question": "q", "answer": ["cat", "kitten"], "qid": "008"},
+    ]
+    assert (
+        pack_rows(write(tmp_path / "r.json", rows), images, tmp_path / "o", "--id-field", "qid")
+        == 0
+    )
+    samples = packed(tmp_path / "o")
+    assert find_annotation(samples, "007")["label"] == {"cat": 1.0, "dog": 0.6}
+    assert find_annotation(samples, "008")["label"] == {"cat": 1.0, "kitten": 1.0}
+
+
+def test_empty_entries_of_lists_are_counted(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"image": "a.jpg", "caption": ["a", "", "b", None]},
+        {"image": "b.jpg", "caption": []},
+        {"image": "b.jpg", "caption": [None, " "]},
+    ]
+    path = write(tmp_path / "rows.json", rows)
+    assert pack_rows(path, images, tmp_path / "out", task="caption") == 0
+    assert [a["caption"] for a in packed(tmp_path / "out")["a.jpg"].annotations] == ["a", "b"]
+    printed = capsys.readouterr().out
+    assert "7 in = 2 written + 5 dropped" in printed
+    assert "no caption: 5 (ids 1, 1, 2, 3, 3)" in printed
+
+
+def test_an_empty_answer_counts_as_one_of_ten_only(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In VQA v2 a person may have answered nothing."""
+    lists = [["cat"] * 7 + ["", "dog", "dog"], ["cat"] * 8 + [None, "dog"], ["cat", ""], [""] * 10]
+    rows = [{"image": "a.jpg", "question": f"q{n}", "answer": a} for n, a in enumerate(lists)]
+    assert pack_rows(write(tmp_path / "rows.json", rows), images, tmp_path / "out") == 0
+    (sample,) = packed(tmp_path / "out").values()
+    (question,) = sample.annotations
+    assert question["answers"] == lists[0]
+    assert question["label"] == {"cat": 1.0, "dog": 0.6}
+    printed = capsys.readouterr().out
+    assert "4 in = 1 written + 3 dropped" in printed
+    assert "empty answer in a list: 2 (ids 2, 3)" in printed
+    assert "no answer: 1 (id 4)" in printed
+
+
+def test_ids_repeat_in_other_splits_and_in_dropped_rows(images: Path, tmp_path: Path) -> None:
+    rows = "image,question,answer,key,part\na,q,x,1,train\na,q,,1,train\nb,q,x, 1 ,test\n"
+    path = write(tmp_path / "rows.csv", rows)
+    more = ("--id-field", "key", "--split-field", "part")
+    assert pack_rows(path, images, tmp_path / "out", *more) == 0
+    for part in ("train", "test"):
+        (sample,) = packed(tmp_path / "out" / part).values()
+        assert [a["id"] for a in sample.annotations] == ["1"]
+
+
+def test_captions(images: Path, tmp_path: Path) -> None:
+    rows = [
+        {"image": "a.jpg", "text": "A cat.", "page": 3},
+        {"image": "a.jpg", "text": ["Two  cats.", "", "Cats."]},
+        {"image": "b.jpg", "text": ""},
+    ]
+    path = write(tmp_path / "rows.json", rows)
+    more = ("--caption-field", "text")
+    assert pack_rows(path, images, tmp_path / "out", *more, task="caption") == 0
+    samples = packed(tmp_path / "out")
+    assert list(samples["a.jpg"].annotations) == [
+        {"id": "1", "caption": "A cat.", "source": {"page": 3}},
+        {"id": "2-0", "caption": "Two cats."},
+        {"id": "2-1", "caption": "Cats."},
+    ]
+    info = json.loads((tmp_path / "out/dataset.json").read_text())
+    assert info["dropped"] == [{"id": row, "reason": "no caption"} for row in ("2", "3")]
+
+
+def test_sentences_to_judge(images: Path, tmp_path: Path) -> None:
+    """Rows, shards, and what a task learns from them."""
+    rows = [
+        {"file": "a.jpg", "claim": "It is\n red.", "verdict": " Entailment", "page": 3},
+        {"file": "a.jpg", "claim": "It is wide.", "verdict": "neutral"},
+        {"file": "b", "claim": "A cat.", "verdict": "contradiction"},
+        {"file": "b", "claim": "A dog.", "verdict": "-"},
+        {"file": "b", "claim": "", "verdict": "neutral"},
+    ]
+    path = write(tmp_path / "rows.json", rows)
+    fields = ["--image-field", "file", "--hypothesis-field", "claim", "--label-field", "verdict"]
+    assert pack_rows(path, images, tmp_path / "out", *fields, task="entailment") == 0
+    dataset = open_dataset(str(tmp_path / "out"))
+    assert dataset.kind == "entailment"
+    assert json.loads((tmp_path / "out/dataset.json").read_text())["dropped"] == [
+        {"id": "4", "reason": "label -"},
+        {"id": "5", "reason": "no hypothesis"},
+    ]
+    task = Entailment()
+    learnt = set()
+    for number in range(dataset.num_samples):
+        sample = dataset.read(number)
+        for annotation_number in range(len(sample.annotations)):
+            rng = np.random.default_rng(0)
+            example = task.example("mine", sample, annotation_number, rng)
+            learnt.add((sample.id, example.id, example.prompt, example.target))
+    assert learnt == {
+        ("a.jpg", "1", "entailment: It is red.", "entailment"),
+        ("a.jpg", "2", "entailment: It is wide.", "neutral"),
+        ("b.jpg", "3", "entailment: A cat.", "contradiction"),
+    }
+    assert find_annotation(packed(tmp_path / "out"), "1")["source"] == {"page": 3}
+    more = [*fields[:4], "--no-answers", "--split", "test"]
+    assert pack_rows(path, images, tmp_path / "test", *more, task="entailment") == 0
+    asked = packed(tmp_path / "test")
+    assert "label" not in find_annotation(asked, "4")
+
+
+def test_unusable_rows_are_counted(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"image": "a.jpg", "question": "q", "answer": "x"},
+        {"image": "a.jpg", "question": " ", "answer": "x"},
+        {"image": "b.jpg", "question": "q", "answer": None},
+        {"image": None, "question": "q", "answer": "x"},
+    ]
+    assert pack_rows(write(tmp_path / "rows.json", rows), images, tmp_path / "out") == 0
+    printed = capsys.readouterr().out
+    assert "4 in = 1 written + 3 dropped" in printed
+    for reason in ("no question: 1", "no answer: 1", "no image: 1"):
+        assert reason in printed
+
+
+def test_split_by_image(images: Path, tmp_path: Path) -> None:
+    rows = [
+        {"image": f"{name}.jpg", "question": f"q{number}", "answer": "x"}
+        for number in range(3)
+        for name in "abcdefghij"
+    ]
+    path = write(tmp_path / "rows.json", rows)
+    assert pack_rows(path, images, tmp_path / "one", "--split-by-image", "0.4") == 0
+    assert pack_rows(path, images, tmp_path / "two", "--split-by-image", "0.4") == 0
+    test, train = packed(tmp_path / "one/test"), packed(tmp_path / "one/train")
+    assert not test.keys() & train.keys()
+    assert len(test) + len(train) == 10
+    assert all(len(sample.annotations) == 3 for sample in (*test.values(), *train.values()))
+    assert packed(tmp_path / "two/test").keys() == test.keys()
+
+
+def test_hash_split_keeps_its_share_and_depends_on_the_seed() -> None:
+    names = [f"{number}.jpg" for number in range(2000)]
+    chosen = {name for name in names if HashSplit(0.2, 1).of(name) == "test"}
+    assert 330 < len(chosen) < 470
+    assert chosen != {name for name in names if HashSplit(0.2, 2).of(name) == "test"}
+
+
+def test_split_field(images: Path, tmp_path: Path) -> None:
+    rows = [
+        {"image": "a.jpg", "question": "q", "answer": "x", "part": "val"},
+        {"image": "b.jpg", "question": "q", "answer": "x", "part": "train"},
+    ]
+    path = write(tmp_path / "rows.json", rows)
+    assert pack_rows(path, images, tmp_path / "out", "--split-field", "part") == 0
+    assert list(packed(tmp_path / "out/val")) == ["a.jpg"]
+    assert list(packed(tmp_path / "out/train")) == ["b.jpg"]
+
+
+ROW = {"image": "a.jpg", "question": "q", "answer": "x"}
+
+
+@pytest.mark.parametrize(
+    ("content", "more", "message"),
+    [
+        ([{"image": "z.jpg", "question": "q", "answer": "x"}], (), "images/z.jpg is missing"),
+        ([{"img": "a.jpg"}], (), "line 1: no field 'image'; did you mean 'img'? it has img. Name"),
+        ([], (), "no rows"),
+        ('{"image": "a.jpg"}\n{"image"', (), "line 2: not JSON"),
+        ('image,question,answer\n"a.jpg",q,x,y\n', (), "line 2: 4 cells, but the head line has 3"),
+        ([3], (), "line 1: expected an object {...}, found 3"),
+        ('image,question,answer\n1,q,"a\n', (), "line 2: a quote opens a cell and is not closed"),
+        (
+            "image,question,answer\n1,q,café\n".encode("latin-1"),
+            (),
+            "is not UTF-8 (byte 0xe9 in line 2)",
+        ),
+        ('[{"image": "é"}]'.encode("latin-1"), (), "save it as UTF-8"),
+        ('{"image": "é"}'.encode("latin-1"), (), "save it as UTF-8"),
+        (
+            [ROW | {"answer": {"a": 1}}],
+            (),
+            "line 1: 'answer' is {\"a\": 1}; expected text, a number",
+        ),
+        ([ROW | {"answer": ["x", ["y"]]}], (), "expected text, a number or a list of them"),
+        (
+            [ROW | {"question": ["q"]}],
+            (),
+            "line 1: 'question' is [\"q\"]; expected text or a number",
+        ),
+        (
+            '{"image": "a.jpg"}\n{"image": "a.jpg", "question": "q", "answer": NaN}',
+            (),
+            "rows.json, line 2: NaN is not a number; give a finite one, text or null",
+        ),
+        (
+            '[{"image": "a.jpg", "question": "NaN",\n "answer": -Infinity}]',
+            (),
+            "rows.json, line 2: -Infinity is not a number",
+        ),
+        ([ROW | {"answer_type": {"a": 1}}], (), "line 1: 'answer_type' is {\"a\": 1}; expected"),
+        ([ROW | {"part": "../x"}], ("--split-field", "part"), "split '../x': it becomes part"),
+        ([ROW | {"part": "a\0"}], ("--split-field", "part"), "split 'a\\x00': it becomes part"),
+        ([ROW | {"key": None}], ("--id-field", "key"), "line 1: 'key' is null; expected text or"),
+        ([ROW | {"key": True}], ("--id-field", "key"), "line 1: 'key' is true; expected text or"),
+        ([ROW | {"part": None}], ("--split-field", "part"), "line 1: 'part' is null; expected"),
+        (
+            [ROW | {"key": " "}],
+            ("--id-field", "key"),
+            "rows.json, line 1: 'key' is empty; give each",
+        ),
+        (
+            "image,question,answer,key\na,q,x,1\na,r,x,2\nb,q,x,1 \nb,r,x, 2\n",
+            ("--id-field", "key"),
+            "rows.json, line 2 and line 4: 'key' is '1' in both (and 1 more such row); ids must b",
+        ),
+        (
+            '{"image": "a", "question": "q", "answer": "x"}\n{"image": "a", "a": 1, "a": 2}\n',
+            (),
+            "rows.json, line 2: the object has 'a' twice; keep one of them",
+        ),
+        ('[{"image": "a"},\n {"image": "a", "image": "b"}]', (), "line 2: the object has 'image'"),
+        (
+            '{"image": "a"}\n{"image": "b"} {"image": "c"}\n',
+            (),
+            "rows.json, line 2: not JSON: Extra data: column 16; write one object per line,",
+        ),
+        (
+            '{\n"image": "a"}\n{\n"image": "b"}\n',
+            (),
+            "rows.json is not JSON: Extra data: line 3 column 1; it holds several values: put them",
+        ),
+        ([ROW], ("--workers", "0"), "--workers 0: give a number of processes, 1 or more"),
+        ([ROW], ("--encoder", "net"), "--encoder names the encoder of --features"),
+        ([ROW], ("--split-by-image", "2"), "share"),
+        ([ROW], ("--split-by-image", "0.5"), "leaves no"),
+        ([ROW], ("--name", "a.b"), "without dots"),
+    ],
+)
+def test_errors_are_one_line_and_code_2(
+    content: Any,
+    more: tuple[str, ...],
+    message: str,
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = write(tmp_path / "rows.json", content)
+    there = sorted(path.name for path in tmp_path.iterdir())
+    assert pack_rows(path, images, tmp_path / "out", *more) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert not list(tmp_path.glob("out/*"))
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "out") == there
+
+
+def test_a_type_that_is_null_is_none(images: Path, tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.json", [ROW | {"answer_type": None, "question_type": "what"}])
+    assert pack_rows(path, images, tmp_path / "out") == 0
+    found = find_annotation(packed(tmp_path / "out"), "1")
+    assert "answer_type" not in found
+    assert found["question_type"] == "what"
+
+
+def test_a_file_is_no_folder_to_write(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "rows.json", [ROW])
+    for out in (file, file / "below"):
+        assert pack_rows(file, images, out) == 2
+        assert f"--out {out}: {file} is a file; give a folder" in capsys.readouterr().err
+
+
+def test_radiographs(shared: Path, tmp_path: Path) -> None:
+    """Forty real rows: JSON-number answers, blanks behind types, pictures of every size."""
+    source = shared / "data/vqa_rad"
+    if not source.is_dir():
+        pytest.skip(f"no {source}")
+    rows = json.loads((source / "vqa_rad_dev.json").read_text())
+    odd = [r for r in rows if not isinstance(r["answer"], str) or r["answer_type"] == "CLOSED "]
+    some = {row["qid"]: row for row in (*odd, *rows[:30])}
+    path = write(tmp_path / "rows.json", list(some.values()))
+    more = ("--image-field", "image_name", "--id-field", "qid", "--image-size", "64")
+    assert pack_rows(path, source / "images", tmp_path / "out", *more) == 0
+    samples = packed(tmp_path / "out")
+    found = [a for sample in samples.values() for a in sample.annotations]
+    assert len(found) == len(some)
+    for row in found:
+        assert row["answers"] == [str(some[int(row["id"])]["answer"]).strip().lower()]
+        assert row["answer_type"] in ("OPEN", "CLOSED")
+    assert {min(sample.extra["size"][0]) for sample in samples.values()} == {64}
+
+
+def test_another_seed_is_another_order(images: Path, tmp_path: Path) -> None:
+    """Of the samples in the shards, which are the same ones."""
+    rows = write(tmp_path / "rows.json", [{"file": name, "text": name} for name in "abcdefghij"])
+    fields = ["--image-field", "file", "--caption-field", "text"]
+    orders = []
+    for number, seed in enumerate(["0", "7", "7"]):
+        out = tmp_path / str(number)
+        assert pack_rows(rows, images, out, *fields, "--seed", seed, task="caption") == 0
+        orders.append(list(packed(out)))
+    assert orders[0] != orders[1] == orders[2]
+    assert sorted(orders[0]) == sorted(orders[1]) == [f"{name}.jpg" for name in "abcdefghij"]

@@ -1,0 +1,131 @@
+"""Pictures that are not there: all at once, with what they may mean; or left out and counted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.toys.own_rows import photos, prepare, questions
+from tests.toys.shards import packed
+
+NEAR = {
+    "beach/one.jpg": "Beach/One.JPG",
+    "Beach/two.png": "Beach/two.jpeg",
+    "photos/Beach/two.jpeg": "Beach/two.jpeg",
+    "my%20cat.jpg": "my cat.jpg",
+    "my cat.HEIC": "my cat.jpg",
+    "C:\\photos\\beach\\two.jpg": "Beach/two.jpeg",
+    "two.jpeg": "Beach/two.jpeg",
+}
+NFC, NFD = "caf\u00e9", "cafe\u0301"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    photos(
+        tmp_path / "photos", f"{NFC}.jpg", *dict.fromkeys(NEAR.values()), "a.jpg", "other/two.jpg"
+    )
+    (tmp_path / "photos/Beach/two.txt").write_text("no picture")
+    return tmp_path
+
+
+def test_all_are_named_at_once_with_near_names(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert prepare(folder, questions("a.jpg", *NEAR, f"{NFD}.jpg", "dog")) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(
+        "error: 9 of 10 pictures are missing. Check --images, add the files, or leave their rows "
+        "out with --skip-missing\n"
+    )
+    for number, (name, meant) in enumerate(NEAR.items(), 3):
+        place = f"  rows.csv, line {number}: picture {folder / 'photos' / name}"
+        assert f"{place}; did you mean {meant}?\n" in told
+    assert f"line 10: picture {folder / 'photos' / NFD}.jpg; did you mean {NFC}.jpg? Both" in told
+    assert told.endswith(f"line 11: picture {folder / 'photos' / 'dog'}\n")
+    assert not (folder / "out").exists()
+
+
+def test_one_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert prepare(folder, questions("a.jpg", "./A.jpg", "A.jpg")) == 2
+    assert (
+        "A.jpg is missing; line 3 of rows.csv names it. Did you mean a.jpg? Check --images, add "
+        "the file, or leave its rows out with --skip-missing\n"
+    ) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "told"),
+    [
+        (NFC, NFD, "the file are composed (NFC) and those of the row decomposed (NFD)"),
+        (NFD, NFC, "the file are decomposed (NFD) and those of the row composed (NFC)"),
+        (NFC, f"{NFC}+{NFD}", ""),
+        (f"{NFC}{NFD}", f"{NFD}{NFD}", "the file are mixed and those of the row decomposed (NFD)"),
+    ],
+)
+def test_accents_that_are_written_in_another_way(
+    name: str, row: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos(tmp_path / "photos", f"{name}.jpg")
+    assert prepare(tmp_path, questions(f"{row}.jpg")) == 2
+    error = capsys.readouterr().err
+    hint = (
+        f"Did you mean {name}.jpg? Both look the same, but the accents of {told}: write both names "
+        "in one form, with unicodedata.normalize in Python. Check --images"
+    )
+    assert (hint in error) if told else ("Both" not in error)
+
+
+def test_a_folder_is_not_a_picture(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert prepare(folder, questions("a.jpg", "other")) == 2
+    assert (
+        "other is not a file; line 3 of rows.csv names it. It is a folder; name a picture in it. "
+    ) in capsys.readouterr().err
+    assert prepare(folder, questions("dog", "other")) == 2
+    assert "/other; it is a folder; name a picture in it.\n" in capsys.readouterr().err
+
+
+def test_a_long_list_is_cut(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert prepare(folder, questions("a.jpg", *(f"no{n}" for n in range(25)))) == 2
+    told = capsys.readouterr().err
+    assert "25 of 26 pictures are missing" in told
+    assert told.endswith("  and 15 more\n")
+    assert told.count("\n") == 12
+
+
+def test_both_splits_are_looked_at(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = "image,question,answer,part\nx,q,x,test\ny,q,x,train\n"
+    assert prepare(folder, rows, "--split-field", "part") == 2
+    assert "2 of 2 pictures are missing" in capsys.readouterr().err
+
+
+def test_a_folder_or_a_file_that_is_not_there(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, images = folder / "rows.csv", str(folder / "photos")
+    assert prepare(folder, questions("a.jpg", "b.jpg"), "--images", f"{images}s") == 2
+    assert (
+        f"--images {images}s is not a folder; name the folder of the pi" in capsys.readouterr().err
+    )
+    assert prepare(folder, questions("a.jpg"), "--annotations", f"{rows}"[:-1]) == 2
+    assert "rows.cs does not exist; did you mean 'rows.csv'?\n" in capsys.readouterr().err
+
+
+def test_they_can_be_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert prepare(folder, questions("a.jpg", "dog", "./dog", "A.jpg"), "--skip-missing") == 0
+    assert list(packed(folder / "out")) == ["a.jpg"]
+    told = capsys.readouterr()
+    assert "2 of 3 pictures are missing. Their rows are left out\n" in told.err
+    assert "line 5: picture" in told.err
+    assert "did you mean a.jpg?" in told.err
+    assert "annotations         4 in = 1 written + 3 dropped" in told.out
+    assert "dropped: picture: missing: 2 (ids " in told.out
+    info = json.loads((folder / "out/dataset.json").read_text())
+    assert {entry["id"] for entry in info["dropped"]} == {"dog", "A.jpg"}
+    odd = questions("a.jpg", "a.jpg/b", "x" * 999, "a\0b")
+    assert prepare(folder, odd, "--skip-missing") == 0
+    assert "dropped: picture: missing: 3 (ids " in capsys.readouterr().out
+    assert prepare(folder, questions("dog"), "--skip-missing") == 2
+    assert "no samples to write; 1 were dropped" in capsys.readouterr().err

@@ -1,0 +1,199 @@
+"""Many processes, one order, and a quiet end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from data_prep.cli import INCOMPLETE, KEPT
+from tests.toys.processes import gone, until
+from vlds.runtime.process_end import ASKING, KILLED
+
+PROGRAM = """
+from data_prep.packing.parallel import ordered_map
+
+def double(number):
+    if number == {bad}:
+        raise ValueError("bad number")
+    return 2 * number
+
+if __name__ == "__main__":
+    done = ordered_map(double, range(100), workers=2, chunk=3, pieces=1000)
+    print([next(done) for _ in range({taken})] == [2 * n for n in range({taken})])
+    done.close()
+"""
+
+
+@pytest.mark.parametrize(
+    ("bad", "taken", "code"), [(-1, 100, 0), (-1, 10, 0), (5, 3, 0), (5, 50, 1)]
+)
+def test_a_program_ends_as_if_it_had_one_process(
+    bad: int, taken: int, code: int, root: Path, tmp_path: Path
+) -> None:
+    """Read to the end, left early, and after an error: nothing on stderr but the error."""
+    file = tmp_path / "program.py"
+    file.write_text(PROGRAM.format(bad=bad, taken=taken), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(file)],
+        env={"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == code
+    if code == 0:
+        assert (done.stdout, done.stderr) == ("True\n", "")
+    else:
+        assert done.stderr.rstrip().endswith("ValueError: bad number")
+        assert "Exception ignored" not in done.stderr
+
+
+SLOW_START = """
+import os, time
+from data_prep.packing.parallel import ordered_map
+
+def double(number):
+    return 2 * number
+
+if __name__ == "__main__":
+    try:
+        list(ordered_map(double, range(100), workers=2, chunk=3, pieces=1000))
+    except KeyboardInterrupt:
+        raise SystemExit(7)
+else:
+    open(f"{os.path.dirname(__file__)}/started-{os.getpid()}", "w").close()
+    time.sleep(2)
+"""
+
+
+def hear_all() -> None:
+    """Tests that a shell runs in the background inherit that Ctrl-C is ignored."""
+    for number in ASKING:
+        signal.signal(number, signal.SIG_DFL)
+
+
+def test_ctrl_c_while_the_processes_start(root: Path, tmp_path: Path) -> None:
+    """The program hears it, and not each of them."""
+    file = tmp_path / "program.py"
+    file.write_text(SLOW_START, encoding="utf-8")
+    with subprocess.Popen(
+        [sys.executable, str(file)],
+        env={"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin"},
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=hear_all,
+    ) as process:
+        deadline = time.monotonic() + 60
+        while len(list(tmp_path.glob("started-*"))) < 2 and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (7, b"")
+
+
+BUSY = """
+import os, sys, time
+from data_prep.packing.parallel import LostWorker, ordered_map
+from vlds.runtime.process_end import Interrupted, interruptible
+
+def work(number):
+    open(f"{os.path.dirname(__file__)}/busy-{os.getpid()}", "w").close()
+    time.sleep(60)
+
+if __name__ == "__main__":
+    try:
+        with interruptible():
+            list(ordered_map(work, range(8), workers=2, chunk=1, pieces=1000))
+    except (LostWorker, Interrupted) as error:
+        print(repr(error))
+"""
+
+
+class Busy:
+    """A program whose two workers are busy."""
+
+    def __init__(self, command: list[str], folder: Path, root: Path) -> None:
+        self.process = subprocess.Popen(
+            command,
+            env={"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=hear_all,
+        )
+        until(lambda: len([*folder.glob("busy-*"), *folder.glob("official/*")]) == 2, 60)
+        self.below = psutil.Process(self.process.pid).children(recursive=True)
+        # Without Python's own helper.
+        self.workers = [p for p in self.below if "spawn_main" in " ".join(p.cmdline())]
+
+    def end(self) -> tuple[int, str, str]:
+        """Exit code and what was said; nothing is left."""
+        output, errors = self.process.communicate(timeout=30)
+        until(lambda: all(map(gone, self.below)), 10)
+        return self.process.returncode, output, errors
+
+
+@pytest.fixture
+def busy(root: Path, tmp_path: Path) -> Busy:
+    file = tmp_path / "program.py"
+    file.write_text(BUSY, encoding="utf-8")
+    return Busy([sys.executable, str(file)], tmp_path, root)
+
+
+@pytest.mark.parametrize("number", ASKING)
+def test_busy_workers_end_at_once_with_a_program_that_is_told_to(
+    number: signal.Signals, busy: Busy
+) -> None:
+    busy.process.send_signal(number)
+    assert busy.end() == (0, f"Interrupted({int(number)})\n", "")
+
+
+def test_busy_workers_end_with_a_program_that_is_killed(busy: Busy) -> None:
+    busy.process.kill()
+    code, _, said = busy.end()
+    assert code == -signal.SIGKILL
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("number", "how"),
+    [
+        (signal.SIGKILL, f"was {KILLED}; give fewer --workers"),
+        (signal.SIGSEGV, "was ended by SIGSEGV; start again"),
+        (signal.SIGTERM, "was ended by SIGTERM; start again"),
+    ],
+)
+def test_a_killed_worker_is_named(number: signal.Signals, how: str, busy: Busy) -> None:
+    lost = busy.workers[1]
+    lost.send_signal(number)
+    code, said, errors = busy.end()
+    assert (code, errors) == (0, "")
+    said_of = {1, 2} if number == signal.SIGTERM else {2}  # the pool ends the others by it
+    assert said in [
+        f"LostWorker('worker {n} of 2 (process {busy.workers[n - 1].pid}) {how}')\n"
+        for n in said_of
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["program", "worker"])
+def test_the_demo_says_how_to_go_on(target: str, root: Path, tmp_path: Path) -> None:
+    run = Busy([sys.executable, "-m", "data_prep", "demo", "--out", str(tmp_path)], tmp_path, root)
+    if target == "program":
+        run.process.terminate()
+        code, _, said = run.end()
+        assert (code, said) == (143, f"interrupted by SIGTERM{INCOMPLETE}\n")
+    else:
+        run.workers[1].kill()
+        code, _, said = run.end()
+        assert (code, said.count("\n")) == (2, 1)
+        assert said.startswith(f"error: worker 2 of 2 (process {run.workers[1].pid}) was killed")
+        assert said.endswith(f"give fewer --workers{KEPT}\n")

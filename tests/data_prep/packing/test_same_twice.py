@@ -1,0 +1,82 @@
+"""Rows and pictures that stand twice are counted, and equal pictures do not leak into the test."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from data_prep.packing.duplicates import TAIL, find_copies
+from tests.toys.files import write
+from tests.toys.own_rows import photos, prepare, questions
+from tests.toys.shards import packed
+
+NAMES = [f"{number}.jpg" for number in range(10)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Ten pictures, each of them once more under another name."""
+    images = photos(tmp_path / "photos", *NAMES)
+    for name in NAMES:
+        shutil.copy(images / name, images / f"copy-{name}")
+    return tmp_path
+
+
+def test_equal_pictures_go_to_one_side(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = questions(*NAMES, *(f"copy-{name}" for name in NAMES))
+    assert prepare(folder, rows, "--split-by-image", "0.5") == 0
+    parts = [packed(folder / "out" / part) for part in ("train", "test")]
+    assert all(parts)
+    for part in parts:
+        assert {name for name in NAMES if name in part} == {
+            name.removeprefix("copy-") for name in part if name.startswith("copy-")
+        }
+    told = capsys.readouterr()
+    assert "10 pictures have the bytes of another one: 0.jpg = copy-0.jpg, " in told.out
+    assert "and 5 more" in told.out
+    assert "warning" not in told.err
+
+
+def test_a_column_that_splits_equal_pictures_is_warned_of(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = ("0,q,x,train", "copy-0,q,x,test", "1,q,x,test", "1,r,x,train", "2,q,x,test")
+    rows = "\n".join(("image,question,answer,part", *lines))
+    assert prepare(folder, rows, "--split-field", "part") == 0
+    told = capsys.readouterr().err
+    assert "warning: 2 pictures are in more than one split: " in told
+    assert "copy-0.jpg (test) and 0.jpg (train), 1.jpg (test) and 1.jpg (train);" in told
+
+
+def test_only_files_of_one_size_and_end_are_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end = bytes(TAIL)
+    files = {
+        "a": b"1" + end,
+        "b": b"2" + end,
+        "c": b"1" + end,
+        "d": b"1" + end[1:] + b"x",
+        "e": b"",
+    }
+    paths = [write(tmp_path / name, content) for name, content in files.items()]
+    read: list[Path] = []
+    monkeypatch.setattr(
+        "data_prep.packing.duplicates._digest", lambda p: read.append(p) or p.read_bytes()
+    )
+    assert find_copies([*paths, tmp_path / "missing"]) == [[tmp_path / "a", tmp_path / "c"]]
+    assert sorted(read) == [tmp_path / "a", tmp_path / "b", tmp_path / "c"]
+
+
+def test_rows_that_repeat_another_are_counted(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = ('0,"what\nis it?",X', "1,why?,x", "0.jpg,what is it?,x", "0,what is it?,y")
+    rows = "\n".join(("image,question,answer", *lines))
+    assert prepare(folder, rows) == 0
+    told = capsys.readouterr().out
+    assert "rows train: 1 row repeats the picture and words of an earlier row" in told
+    assert told.endswith("; they stay in: line 5 repeats 2\n")
+    assert len(packed(folder / "out")["0.jpg"].annotations) == 3

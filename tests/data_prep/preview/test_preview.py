@@ -1,0 +1,211 @@
+"""Samples are shown as they are, in the terminal and on a page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from data_prep.cli import main
+from data_prep.packing.writer import SampleRecord, write_dataset
+from data_prep.preview.command import preview
+from data_prep.preview.sample import answer_of, size_text, text_of
+from tests.toys.pictures import jpeg, png, rotated_jpeg
+from tests.toys.shards import features, grid
+from vlds.data.shards.thumbnail import thumbnail
+
+QUESTION = "Is <b>this</b> & that red?"
+SHARD = "vqav2-train-00001.tar"
+
+
+def vqa(number: int) -> SampleRecord:
+    answers = ["yes"] * 7 + ["no"] * 3
+    annotations = [
+        {"id": f"{number}-{n}", "question": f"{QUESTION} {number}-{n}", "answers": answers}
+        for n in range(8)
+    ]
+    picture = jpeg(width=640, height=480) if number % 2 else png()
+    extension = "jpg" if number % 2 else "png"
+    return SampleRecord(
+        id=f"image{number}", members=[(extension, picture)], json={"annotations": annotations}
+    )
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Ten samples in shards of four."""
+    out = tmp_path / "shards"
+    records = [vqa(number) for number in range(10)]
+    write_dataset(
+        out, name="vqav2", kind="vqa", split="train", records=records, shard_samples=4
+    )  # fmt: skip
+    return out
+
+
+def written(out: Path, record: SampleRecord, kind: str) -> Path:
+    write_dataset(out, name="one", kind=kind, split="val", records=[record])
+    return out
+
+
+@pytest.fixture
+def printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What the command prints, without a terminal."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*arguments: str) -> str:
+        capsys.readouterr()
+        assert main(["preview", *arguments]) == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_samples_are_spread_evenly(shards: Path, printed: Any) -> None:
+    text = printed(str(shards), "--samples", "5")
+    assert re.findall(r"id (\w+)", text) == [f"image{n}" for n in (0, 2, 4, 6, 8)]
+    assert "5 of 10 samples" in text
+    assert "vqav2-train-00001.tar:2  id image6" in text
+    assert len(re.findall("id image", printed(str(shards)))) == 8
+
+
+def test_a_shard_alone(shards: Path, printed: Any) -> None:
+    text = printed(str(shards / SHARD))
+    assert re.findall(r"id (\w+)", text) == [f"image{n}" for n in (4, 5, 6, 7)]
+
+
+def test_several_data_sets(shards: Path, printed: Any) -> None:
+    written(shards.parent / "other", vqa(10), "vqa")
+    text = printed(str(shards.parent), "--samples", "2")
+    assert text.startswith("2 data sets\n3 of 11 samples in ")
+    assert all(f"  id {name}\n" in text for name in ("image10", "image0"))
+    with pytest.raises(ValueError, match="has 2 data sets, but no 1"):
+        preview(f"{shards.parent}:1")
+
+
+def test_one_sample_with_all_its_annotations(shards: Path, printed: Any) -> None:
+    text = printed(f"{shards / SHARD}:1")
+    assert re.findall(r"id (\w+)", text) == ["image5"]
+    assert "640x480, 8 annotations" in text
+    assert f"{QUESTION} 5-7" in text
+    assert "more" not in text
+    assert "and 2 more" in printed(str(shards), "--samples", "1")
+
+
+def test_text_fits_a_narrow_terminal_without_codes(shards: Path, printed: Any) -> None:
+    text = printed(str(shards))
+    assert max(map(len, text.splitlines())) <= 80
+    assert "\x1b" not in text
+    assert "yes (7), no (3)" in text
+
+
+@pytest.mark.parametrize(
+    ("annotation", "text", "answer"),
+    [
+        ({"question": "q", "answers": ["red"]}, "q", "red"),
+        ({"question": "q", "label": {"a": 0.3, "b": 1.0}}, "q", "b (1), a (0.3)"),
+        (
+            {"question": "q", "answer": "yes", "full_answer": "Yes, it is."},
+            "q",
+            "yes (Yes, it is.)",
+        ),
+        ({"question": "q", "choices": ["a", "b", "c"], "answer_index": 1}, "q", "b (not: a / c)"),
+        ({"question": "q", "choices": ["a", "b"]}, "q", "one of: a / b"),
+        ({"question": "q"}, "q", ""),
+        ({"sentence": "s", "label": False}, "s", "false"),
+        ({"hypothesis": "h", "label": "neutral"}, "h", "neutral"),
+        ({"caption": "c"}, "c", ""),
+        ({"text": "t"}, "t", ""),
+        ({"span": [1, 2]}, '{"span": [1, 2]}', ""),
+        ({}, "(nothing is said: a test split)", ""),
+    ],
+)
+def test_every_kind_has_words(annotation: dict[str, Any], text: str, answer: str) -> None:
+    given = {"id": "1", **annotation}
+    assert (text_of(given), answer_of(given)) == (text, answer)
+
+
+def test_a_turned_picture_is_shown_upright() -> None:
+    data = rotated_jpeg()
+    assert size_text(data) == "24x40"
+    small = thumbnail(data)
+    assert small is not None
+    with Image.open(io.BytesIO(small)) as image:
+        assert image.size == (24, 40)
+
+
+def test_page(shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "sheet.html"
+    assert main(["preview", str(shards), "--out", str(out), "--samples", "4"]) == 0
+    page = out.read_text("utf-8")
+    assert page.count('<figure class="sample">') == 4
+    assert "<b>this" not in page
+    assert f"{QUESTION} 0-0" in unescape(page)
+    assert "http" not in page.replace('http-equiv="', "")
+    sizes = []
+    for kind, data in re.findall(r'src="data:image/(\w+);base64,([^"]+)"', page):
+        with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+            assert image.format == kind.upper()
+            sizes.append(image.size)
+    assert sizes == [(40, 24), (40, 24), (320, 240), (320, 240)]
+    assert "prefers-color-scheme: dark" in page
+    assert 'name="viewport"' in page
+
+
+def test_damaged_pictures_and_features_have_a_place(tmp_path: Path, printed: Any) -> None:
+    pair = SampleRecord(
+        id="pair",
+        members=[("left.jpg", jpeg()), ("right.jpg", jpeg(width=300, height=300)[:-900])],
+        json={"annotations": [{"id": "1", "sentence": "wide " + 90 * "x", "label": True}]},
+    )
+    damaged = written(tmp_path / "a", pair, "nlvr2")
+    clip = written(tmp_path / "b", features(1, grid()), "video_qa")
+    assert "40x24, 300x300, 1 annotation\n" in printed(str(damaged))
+    assert "features 4x3, 1 annotation\n" in printed(str(clip))
+    for folder in (damaged, clip):
+        printed(str(folder), "--out", str(tmp_path / f"{folder.name}.html"))
+    assert (tmp_path / "a.html").read_text().count("cannot be decoded") == 1
+    assert "features 4x3</div>" in (tmp_path / "b.html").read_text()
+
+
+@pytest.mark.parametrize("ending", ["", "html"])
+def test_a_sample_that_cannot_be_read(
+    shards: Path, tmp_path: Path, printed: Any, ending: str
+) -> None:
+    with (shards / SHARD).open("r+b") as file:
+        file.write(b"smashed")
+    out = ["--out", str(tmp_path / f"sheet.{ending}")] if ending else []
+    text = printed(str(shards / SHARD), *out)
+    if ending == "html":
+        text = (tmp_path / "sheet.html").read_text("utf-8")
+    assert text.count("cannot be read") == 1
+    assert text.count("wrong checksum") == 1
+    assert "image5" in text
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ([":10"], "has samples 0 to 9, but no 10"),
+        (["/nothing"], "no such folder"),
+        (["/none-train-00000.tar"], "no such shard"),
+        (["", "--samples", "0"], "give at least 1"),
+        (["", "--out", "sheet.png"], "--out sheet.png: a preview is a web page; give a name that"),
+    ],
+)
+def test_wrong_use_is_refused(
+    shards: Path, capsys: pytest.CaptureFixture[str], more: list[str], told: str
+) -> None:
+    assert main(["preview", f"{shards}{more[0]}", *more[1:]]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_shard_that_is_not_listed(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (shards / "other-train-00000.tar").write_bytes((shards / SHARD).read_bytes())
+    assert main(["preview", str(shards / "other-train-00000.tar")]) == 2
+    assert "is not among the 3 shards" in capsys.readouterr().err

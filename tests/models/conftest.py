@@ -1,0 +1,25 @@
+"""A tiny T5, then a tiny BART, that generate."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.toys.models import backbone, build
+from vlds.backbones import T5, Backbone, Bart
+from vlds.models.vl_model import VLModel
+
+
+@pytest.fixture(scope="module", params=[T5, Bart], ids=lambda family: family.__name__)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> VLModel:
+    """A tiny model whose answers end early now and then."""
+    family: type[Backbone] = request.param
+    source = backbone(family, tmp_path_factory.mktemp("model"))
+    built = build(source, dtype=torch.float64, seed=27).eval()
+    end = built.backbone.config.eos_token_id
+    with torch.no_grad():
+        for parameter in built.backbone.parameters():
+            parameter *= 1.7 if family is T5 else 4
+        table = built.backbone.get_input_embeddings().weight
+        table[end] = table[3:20].mean(0) * 2
+    return built

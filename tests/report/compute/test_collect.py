@@ -1,0 +1,535 @@
+"""What a report finds in run folders of every state: whole, killed, moved, evaluated later."""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.toys.clips import clip_recipe
+from tests.toys.files import read_lines, write_lines
+from tests.toys.scored_runs import (
+    Runs,
+    lines_of,
+    score,
+    scored_recipe,
+    vqa_run,
+    write_predictions,
+    write_scored_run,
+)
+from tests.toys.world import world_recipe
+from vlds.cli.commands import run_command
+from vlds.config import load_recipe, save_recipe
+from vlds.methods import Adapter, LoRA
+from vlds.report.compute.bootstrap import groups_of, interval_of_difference, interval_of_mean
+from vlds.report.compute.collect import collect, with_directions
+from vlds.report.compute.facts import method_text, trained_text
+from vlds.report.compute.results import Difference
+from vlds.report.read.scores import Scores, TaskScores
+from vlds.report.render.markdown import markdown
+from vlds.tasks import GQA
+
+
+def copy(run: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(run, folder))
+
+
+def test_a_run_has_scores_intervals_and_facts(runs: Runs) -> None:
+    report = collect([runs.first])
+    run = report.only
+    assert list(run.results) == ["vqa", "caption"]
+    vqa = run.results["vqa"]
+    right = vqa.examples - len(range(1, vqa.examples, 3))
+    assert vqa.examples == 48
+    assert (vqa.headline, vqa.predictions.step) == ("exact_match", 10)
+    assert vqa.value == run.score("vqa", "exact_match") == right / 48
+    assert vqa.interval is not None
+    assert vqa.interval.low < vqa.value < vqa.interval.high
+    assert run.results["caption"].headline == "word_f1"
+    assert run.results["caption"].interval is not None
+    assert run.facts["method"] == (
+        "Adapter (reduction=4, sharing=half_shared_up) + norms + visual embedding"
+    )
+    assert run.facts["steps"] == "10 of 10"
+    assert run.facts["scores of"] == "predictions/step-00000010"
+    assert (run.stopped, run.notes) == ("", [])
+    assert report.interval_notes[0].startswith("Brackets: the middle 95 % of 1,000 bootstrap")
+
+
+def without_samples(run: Path) -> Path:
+    """The run as a version left it that did not write the samples of its examples."""
+    for file in run.glob("predictions/*/*.jsonl"):
+        lines = read_lines(file)
+        write_lines(file, [{k: v for k, v in line.items() if k != "sample"} for line in lines])
+    return run
+
+
+def test_pictures_are_drawn_with_all_their_questions(runs: Runs, tmp_path: Path) -> None:
+    """The world's pictures have one to three questions each."""
+    report = collect([runs.first, runs.second])
+    first, second = (run.results["vqa"] for run in report.runs.values())
+    assert first.values is not None
+    assert second.values is not None
+    names = [key[1:].partition("-")[0] for key in sorted(first.predictions.references)]
+    groups = groups_of(names)
+    assert len(set(names)) == 24
+    assert first.interval == interval_of_mean(first.values, groups)
+    assert first.interval != interval_of_mean(first.values, np.arange(48))
+    ((vqa, _),) = report.differences.values()
+    assert isinstance(vqa, Difference)
+    assert vqa.interval == interval_of_difference(second.values, first.values, groups)
+    assert report.interval_notes[0].startswith(
+        "Brackets: the middle 95 % of 1,000 bootstrap resamples of the samples (a picture, pair or "
+        "clip with all of its examples;"
+    )
+    assert len(report.interval_notes) == 1
+
+
+def test_one_picture_has_no_interval(runs: Runs, tmp_path: Path) -> None:
+    run = shutil.copytree(runs.first, tmp_path / "run")
+    for file in run.glob("predictions/*/vqa.jsonl"):
+        write_lines(file, [line | {"sample": "one"} for line in read_lines(file)])
+    report = collect([run])
+    (found,) = report.runs.values()
+    assert found.results["vqa"].interval is None
+    assert any("one sample alone does not tell" in note for note in report.interval_notes)
+
+
+def test_predictions_that_do_not_name_their_samples(runs: Runs, tmp_path: Path) -> None:
+    """Single examples are drawn, and it is said; captions are one to a picture anyway."""
+    old = without_samples(copy(runs.first, tmp_path / "old"))
+    report = collect([old])
+    found = report.only.results["vqa"]
+    assert found.values is not None
+    assert found.interval == interval_of_mean(found.values, np.arange(48))
+    (_, note) = report.interval_notes
+    assert note == (
+        "For vqa single examples were drawn: the predictions do not say which sample each example "
+        "is of. Where several are of one picture, this interval is too narrow; evaluate the run "
+        "again."
+    )
+    caption = report.only.results["caption"]
+    assert caption.interval == collect([runs.first]).only.results["caption"].interval
+
+
+def test_a_run_that_names_samples_lends_them_to_one_that_does_not(
+    runs: Runs, tmp_path: Path
+) -> None:
+    """Runs are compared on equal examples only, so their samples are equal, too."""
+    expected = collect([runs.first, runs.second]).differences["second"]
+    for place, run in (("a", runs.first), ("b", runs.second)):
+        old = without_samples(copy(run, tmp_path / place / run.name))
+        pair = [old if run == known else known for known in (runs.first, runs.second)]
+        report = collect(pair)
+        assert list(report.differences.values()) == [expected]
+        assert any(f"For vqa of {run.name} single examples" in n for n in report.interval_notes)
+    file = old / "predictions" / "step-00000010" / "vqa.jsonl"
+    file.write_text(file.read_text().replace('{"id"', '{"sample": 3, "id"', 1))
+    (note,) = collect([old]).only.notes
+    assert "vqa.jsonl, line 1: sample is 3, not text; evaluate the run again" in note
+
+
+def test_methods_are_told_with_their_numbers(runs: Runs) -> None:
+    assert method_text(LoRA(rank=4)) == "LoRA (rank=4, alpha=32.0, dropout=0.1)"
+    assert method_text(Adapter(part="vision", learning_rate=0.001)) == (
+        "Adapter (part=vision, learning_rate=0.001, reduction=8)"
+    )
+    recipe = world_recipe(runs.world, Path("run"))
+    plain = replace(recipe, methods={}, train_norms=False, train_visual_embedding=False)
+    assert trained_text(plain) == "nothing"
+
+
+def test_differences_are_to_the_first_run(runs: Runs) -> None:
+    report = collect([runs.first, runs.second])
+    assert report.headlines == [("vqa", "exact_match"), ("caption", "word_f1")]
+    ((vqa, caption),) = report.differences.values()
+    assert isinstance(vqa, Difference)
+    assert isinstance(caption, Difference)
+    first, second = (run.results["vqa"] for run in report.runs.values())
+    assert vqa.value == pytest.approx(second.value - first.value)
+    assert vqa.interval.low < vqa.value < vqa.interval.high
+
+
+def test_other_examples_and_other_tasks_are_not_compared(runs: Runs, tmp_path: Path) -> None:
+    recipe = scored_recipe(runs.world, tmp_path / "fewer")
+    lines = {"vqa": lines_of(recipe.tasks["vqa"], 5)[:-1]}
+    fewer = write_scored_run(tmp_path / "fewer", recipe, lines)
+    report = collect([fewer, runs.first])
+    assert report.differences == {}  # nothing can be compared
+    report = collect([runs.first, fewer, runs.second])
+    assert report.differences["fewer"] == ["other examples", "not scored in both"]
+    assert isinstance(report.differences["second"][0], Difference)
+
+
+def test_without_resamples_there_are_no_intervals(runs: Runs) -> None:
+    report = collect([runs.first, runs.second], resamples=0)
+    assert [run.results["vqa"].interval for run in report.runs.values()] == [None, None]
+    assert (report.differences, report.interval_notes) == ({}, [])
+
+
+def test_a_killed_run(runs: Runs, tmp_path: Path) -> None:
+    """Its last lines are cut, and it was last scored before."""
+    run = vqa_run(runs.world, tmp_path / "run", 3)
+    metrics = run / "metrics.jsonl"
+    lines = read_lines(metrics)
+    early = [line | {"step": 4} if "scores" in line else line for line in lines]
+    early.sort(key=lambda line: line["step"])
+    write_lines(metrics, [line for line in early if line["step"] <= 7])
+    with metrics.open("a") as file:
+        file.write('{"step": 8, "loss": 0.1, "los')
+    (run / "predictions" / "step-00000010").rename(run / "predictions" / "step-00000004")
+    found = collect([run]).only
+    assert found.stopped == "7 of 10 steps"
+    assert found.results["vqa"].predictions.step == 4
+    assert found.results["vqa"].interval is not None
+
+
+@pytest.mark.parametrize("step", [10, None])
+@pytest.mark.parametrize("cut", [30, 30.5, 0.5, 0])
+def test_cut_predictions_give_no_score(
+    runs: Runs, tmp_path: Path, step: int | None, cut: float
+) -> None:
+    """Neither of thirty whole lines nor of a half; the log's score stays, and the other task."""
+    recipe = scored_recipe(runs.world, tmp_path / "run")
+    lines = {name: lines_of(task, 3) for name, task in recipe.tasks.items()}
+    run = write_scored_run(tmp_path / "run", recipe, lines, step=step)
+    (file,) = run.glob("predictions/**/vqa.jsonl")
+    texts = file.read_text("utf-8").splitlines(keepends=True)
+    half = texts[int(cut)][:20] if cut % 1 else ""
+    file.write_text("".join(texts[: int(cut)]) + half)
+    found = collect([run], pictures=True).only
+    assert list(found.results) == ["caption"]
+    assert found.score("vqa", "exact_match") == (None if step is None else pytest.approx(2 / 3))
+    (note,) = found.notes
+    what = {30: "holds 30 of 48 examples", 0: "vqa.jsonl is empty"}.get(
+        cut, f"line {int(cut) + 1} is cut or not JSON"
+    )
+    assert what in note
+    assert "No scores of vqa's newest predictions" in note
+    assert "evaluate the run again, with `vlds evaluate --run`" in note
+    assert {entry.task for entry in found.inputs.gallery} == {"caption"}
+    assert what in markdown(collect([run]))
+
+
+def test_a_run_that_was_never_evaluated(runs: Runs, tmp_path: Path) -> None:
+    run = vqa_run(runs.world, tmp_path / "run", 3)
+    shutil.rmtree(run / "predictions")
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    found = collect([run], pictures=True)
+    assert (found.headlines, found.only.results, found.only.notes) == ([], {}, [])
+    assert found.only.inputs.losses["vqa"][0] == (1, 2.0)
+
+
+def test_a_run_that_vlds_evaluate_alone_has_scored(runs: Runs, tmp_path: Path) -> None:
+    recipe = world_recipe(runs.world, tmp_path / "run")
+    lines = {"vqa": lines_of(recipe.tasks["vqa"], 4)}
+    run = write_scored_run(tmp_path / "run", recipe, lines, step=None)
+    found = collect([run]).only
+    assert found.results["vqa"].scores == score(recipe, lines)["vqa"]
+    assert found.results["vqa"].predictions.step is None
+    assert found.facts["scores of"] == "predictions"
+    assert found.score("vqa", "exact_match") == found.results["vqa"].value
+    (run / "metrics.jsonl").unlink()
+    assert collect([run]).only.results["vqa"].interval is not None
+
+
+def test_results_on_test_data_stand_beside_the_others(runs: Runs, tmp_path: Path) -> None:
+    """Under a name of their own, with an interval and pictures."""
+    run = copy(runs.first, tmp_path / "run")
+    recipe = load_recipe(run / "recipe.yaml")
+    vqa = replace(recipe.tasks["vqa"], test=recipe.tasks["vqa"].evaluate, evaluate=[])
+    save_recipe(replace(recipe, tasks={**recipe.tasks, "vqa": vqa}), run / "recipe.yaml")
+    write_predictions(run / "predictions" / "vqa.test.jsonl", lines_of(recipe.tasks["vqa"], 4))
+    found = collect([run], pictures=True).only
+    assert list(found.results) == ["vqa", "vqa.test", "caption"]
+    result = found.results["vqa.test"]
+    assert (result.headline, result.predictions.step) == ("exact_match", None)
+    assert found.score("vqa.test", "exact_match") == result.value == 36 / 48
+    assert found.score("vqa", "exact_match") == found.results["vqa"].value != result.value
+    assert result.interval is not None
+    shown = [entry for entry in found.inputs.gallery if entry.task == "vqa.test"]
+    assert len(shown) == 6
+    assert "vqa.test exact_match" in markdown(collect([run]))
+    scores = Scores(["run"], {"gqa.test": TaskScores({"run": {"distribution": 1.0}})})
+    told = with_directions(scores, {"gqa": GQA()})
+    assert told.tasks["gqa.test"].lower_is_better == ("distribution",)
+
+
+@pytest.mark.parametrize("age", [-100, 100])
+@pytest.mark.parametrize("after", [5, 10, None])
+def test_the_newest_predictions_count(
+    runs: Runs, tmp_path: Path, after: int | None, age: int
+) -> None:
+    """Those of `vlds evaluate` where it came after the training; of each task for itself. Times of
+    files, which copying changes, do not matter."""
+    recipe = scored_recipe(runs.world, tmp_path / "run")
+    lines = {name: lines_of(task, 3) for name, task in recipe.tasks.items()}
+    run = write_scored_run(tmp_path / "run", recipe, lines)
+    trained = run / "predictions" / "step-00000010" / "vqa.jsonl"
+    later = run / "predictions" / "vqa.jsonl"
+    told = {} if after is None else {"after": after}
+    write_predictions(later, [line | told for line in lines_of(recipe.tasks["vqa"], 2)])
+    when = trained.stat().st_mtime + age
+    os.utime(later, (when, when))
+    found = collect([run]).only
+    assert found.results["vqa"].predictions.step == (10 if after == 5 else None)
+    assert found.score("vqa", "exact_match") == pytest.approx(2 / 3 if after == 5 else 0.5)
+    assert found.results["caption"].predictions.step == 10
+    unsure = f"{later}, which does not say whether the training's evaluation in step-00000010 came"
+    assert [unsure in note for note in found.notes] == ([True] if after is None else [])
+
+
+def test_a_task_without_labels_has_no_scores(runs: Runs, tmp_path: Path) -> None:
+    recipe = world_recipe(runs.world, tmp_path / "run")
+    unlabelled = [line | {"reference": None} for line in lines_of(recipe.tasks["vqa"], 3)]
+    run = write_scored_run(tmp_path / "run", recipe, {"vqa": unlabelled}, scores={"vqa": {}})
+    report = collect([run], pictures=True)
+    assert (report.only.results, report.headlines) == ({}, [])
+    assert {entry.correct for entry in report.only.inputs.gallery} == {None}
+
+
+@pytest.mark.parametrize(
+    ("logged", "said"),
+    [
+        ({"exact_match": 99.5}, "exact_match 0.666667, and metrics.jsonl has 99.5"),
+        ({"vqa_accuracy": 0.7}, "no vqa_accuracy, and metrics.jsonl has 0.7"),
+    ],
+)
+def test_scores_that_contradict_their_predictions_are_said_and_not_shown(
+    runs: Runs, tmp_path: Path, logged: dict[str, float], said: str
+) -> None:
+    recipe = scored_recipe(runs.world, tmp_path / "run")
+    lines = {"vqa": lines_of(recipe.tasks["vqa"], 3)}
+    run = write_scored_run(tmp_path / "run", recipe, lines, scores={"vqa": logged})
+    report = collect([run])
+    assert report.only.score("vqa", "exact_match") == pytest.approx(2 / 3)
+    assert report.only.score("vqa", "vqa_accuracy") is None
+    assert report.only.results["vqa"].interval is not None
+    (note,) = report.only.notes
+    file = run / "predictions" / "step-00000010" / "vqa.jsonl"
+    assert note == f"vqa: {file} gives {said}; the former is shown"
+
+
+def test_predictions_that_were_cut_with_their_number_contradict_the_log(
+    runs: Runs, tmp_path: Path
+) -> None:
+    run = copy(runs.first, tmp_path / "run")
+    file = run / "predictions" / "step-00000010" / "vqa.jsonl"
+    lines = read_lines(file)
+    write_predictions(file, lines[:40])
+    report = collect([run]).only
+    assert report.score("vqa", "exact_match") == report.results["vqa"].value
+    assert report.results["vqa"].examples == 40
+    (note,) = report.notes
+    assert "gives exact_match 0.675, and metrics.jsonl has 0.666667" in note
+
+
+def test_an_id_that_stands_twice_gives_no_score(runs: Runs, tmp_path: Path) -> None:
+    run = vqa_run(runs.world, tmp_path / "run", 3)
+    (run / "metrics.jsonl").unlink()
+    file = run / "predictions" / "step-00000010" / "vqa.jsonl"
+    first, *others = read_lines(file)
+    write_predictions(file, [first, first | {"prediction": "other"}, *others])
+    report = collect([run]).only
+    assert report.score("vqa", "exact_match") is None
+    (note,) = report.notes
+    assert f"{file}, line 2: id '{first['id']}' stands in line 1 too; evaluate the run" in note
+
+
+@pytest.mark.parametrize("step", [10, None])
+def test_without_java_the_official_cider_costs_its_interval_alone(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int | None
+) -> None:
+    """Logged on a machine that has it; or to be computed here, after `vlds evaluate`."""
+    recipe = scored_recipe(runs.world, tmp_path / "run")
+    caption = replace(recipe.tasks["caption"], scores=["CIDEr"], headline=None)
+    recipe = replace(recipe, tasks={**recipe.tasks, "caption": caption})
+    lines = {name: lines_of(task, 3) for name, task in recipe.tasks.items()}
+    logged = {"caption": {"CIDEr": 0.7}}
+    run = write_scored_run(tmp_path / "run", recipe, lines, scores=logged, step=step)
+    monkeypatch.setenv("PATH", "")
+    report = collect([run])
+    assert report.only.results["vqa"].interval is not None
+    if step is None:
+        (note,) = report.only.notes
+        assert note.startswith("No scores of caption's newest predictions: CIDEr: ")
+        assert "caption" not in report.only.results
+    else:
+        assert report.only.score("caption", "CIDEr") == 0.7
+        assert report.only.results["caption"].interval is None
+        assert report.interval_notes[-1].startswith("No interval for caption: CIDEr: ")
+        assert "missing (" in report.interval_notes[-1]
+
+
+def test_cider_has_an_interval_and_a_paired_difference(runs: Runs, tmp_path: Path) -> None:
+    found = []
+    for name, wrong_every in (("first", 2), ("second", 9)):
+        recipe = scored_recipe(runs.world, tmp_path / name)
+        caption = replace(recipe.tasks["caption"], scores=["cider_plain_tokens"], headline=None)
+        recipe = replace(recipe, tasks={"caption": caption})
+        lines = {"caption": lines_of(caption, wrong_every, 1)}
+        found.append(write_scored_run(tmp_path / name, recipe, lines))
+    report = collect(found)
+    for run in report.runs.values():
+        result = run.results["caption"]
+        assert result.headline == "cider_plain_tokens"
+        assert result.interval is not None
+        assert result.interval.low < result.value < result.interval.high
+    ((difference,),) = report.differences.values()
+    assert isinstance(difference, Difference)
+    assert 0 < difference.interval.low < difference.value < difference.interval.high
+    assert report.interval_notes[1:] == [
+        "CIDEr's document frequencies are those of all pictures in every resample."
+    ]
+
+
+def test_a_recipe_that_cannot_be_read_costs_the_intervals_alone(runs: Runs, tmp_path: Path) -> None:
+    run = copy(runs.first, tmp_path / "run")
+    (run / "recipe.yaml").write_text("output: x\nbackbone: {class_path: Gone}\n")
+    found = collect([run], pictures=True).only
+    assert found.score("vqa", "exact_match") == pytest.approx(2 / 3)
+    assert found.results == {}
+    (note,) = found.notes
+    assert note.startswith("No intervals and no new samples, because of recipe.yaml:")
+    assert "Gone" in note
+
+
+def test_the_gallery_shows_what_was_asked_and_said(runs: Runs, tmp_path: Path) -> None:
+    run = copy(runs.first, tmp_path / "run")
+    file = run / "predictions" / "step-00000010" / "vqa.jsonl"
+    lines = read_lines(file)
+    write_lines(file, [line | {"confidence": n / 50} for n, line in enumerate(lines)])
+    gallery = collect([run], pictures=True).only.inputs.gallery
+    asked = [entry for entry in gallery if entry.task == "vqa"]
+    said = {line["id"]: (line["prediction"], n / 50) for n, line in enumerate(lines)}
+    assert len(asked) == 6
+    for entry in asked:
+        assert (entry.prediction, entry.confidence) == said[entry.id]
+        assert entry.correct == (entry.prediction == entry.reference)
+        assert entry.prompt.startswith("vqa: what colour is it")
+        assert (run / entry.images[0]).is_file()
+    assert len({entry.prompt for entry in asked}) > 1, "only the first questions of pictures"
+    described = [entry for entry in gallery if entry.task == "caption"]
+    assert {entry.confidence for entry in described} == {None}
+    assert [len(entry.reference) for entry in described] == [2] * 6
+
+
+def test_of_a_long_text_the_mean_over_its_tokens_counts(runs: Runs, tmp_path: Path) -> None:
+    run = copy(runs.first, tmp_path / "run")
+    file = run / "predictions" / "step-00000010" / "caption.jsonl"
+    lines = read_lines(file)
+    write_lines(file, [line | {"confidence": 0.001, "token_confidence": 0.87} for line in lines])
+    for made in (True, False):  # then read back
+        gallery = collect([run], pictures=made).only.inputs.gallery
+        described = [entry for entry in gallery if entry.task == "caption"]
+        assert [entry.confidence for entry in described] == [0.87] * 6
+
+
+def test_stored_features_are_shown_without_pictures(runs: Runs, tmp_path: Path) -> None:
+    recipe = clip_recipe(runs.world, tmp_path)
+    tasks = {"tvqa": recipe.tasks["tvqa"]}
+    lines = {"tvqa": lines_of(tasks["tvqa"], 4)}
+    run = write_scored_run(tmp_path / "run", replace(recipe, tasks=tasks), lines)
+    found = collect([run], pictures=True).only
+    assert found.notes == []
+    assert found.results["tvqa"].interval is not None
+    assert [len(entry.images) for entry in found.inputs.gallery] == [0] * 6
+    assert all("[Choices] a0: red." in entry.prompt for entry in found.inputs.gallery)
+
+
+def test_data_that_moved_leave_the_earlier_gallery(runs: Runs, tmp_path: Path) -> None:
+    world = copy(runs.world, tmp_path / "world")
+    run = vqa_run(world, tmp_path / "run", 3)
+    before = collect([run], pictures=True).only
+    assert (len(before.inputs.gallery), before.notes) == (6, [])
+    shutil.rmtree(world / "vqa")
+    after = collect([run], pictures=True).only
+    assert after.inputs.gallery == before.inputs.gallery
+    (note,) = after.notes
+    assert note.startswith("No new samples to look at: ")
+    assert str(world / "vqa") in note
+    assert after.results["vqa"].interval is not None
+
+
+def test_predictions_of_other_data_are_said(runs: Runs, tmp_path: Path) -> None:
+    run = vqa_run(runs.world, tmp_path / "run", 3)
+    file = run / "predictions" / "step-00000010" / "vqa.jsonl"
+    file.write_text(file.read_text().replace('"id": "', '"id": "other-'))
+    (note,) = collect([run], pictures=True).only.notes
+    assert "of other examples than those that the recipe's tasks name" in note
+
+
+def test_predictions_of_another_task_are_said(runs: Runs, tmp_path: Path) -> None:
+    """The others are shown all the same, and the page is made."""
+    run = copy(runs.first, tmp_path / "run")
+    shutil.rmtree(run / "predictions")
+    (run / "predictions").mkdir()
+    lines = [
+        {"id": f"q{number}-0", "prediction": "red", "reference": {"foo": 1}} for number in range(24)
+    ]
+    write_predictions(run / "predictions" / "vqa.jsonl", lines)
+    report = collect([run], pictures=True).only
+    assert report.results == {}
+    (note,) = report.notes
+    assert note.startswith("No scores of vqa's newest predictions: ")
+    assert "vqa.jsonl, line 1: its reference is not one of VQA (KeyError('answer'))" in note
+    assert report.inputs.gallery == []
+    write_predictions(run / "predictions" / "vqa.jsonl", [{**lines[0], "prediction": 3}])
+    (note,) = collect([run]).only.notes
+    assert "vqa.jsonl, line 1: prediction is 3, not text; evaluate the run again" in note
+
+
+def test_runs_of_one_name_are_told_apart(runs: Runs, tmp_path: Path) -> None:
+    one, two = (vqa_run(runs.world, tmp_path / seed / "run", 3) for seed in ("1", "2"))
+    assert list(collect([one, two, runs.first]).runs) == [
+        "1/run",
+        "2/run",
+        f"{runs.first.parent.name}/first",
+    ]
+    assert list(collect([one, runs.first]).runs) == ["run", "first"]
+
+
+def test_each_file_is_read_once(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the whole command: for scores, gallery, explorer, curves and facts together."""
+    read: list[str] = []
+    for place in ("predictions.read_text", "inputs.read_text", "inputs.read_metric_lines"):
+        name = f"vlds.report.read.{place}"
+        original = pkgutil.resolve_name(name)
+
+        def noted(path: Path, *more: Any, original: Any = original, **named: Any) -> Any:
+            read.append(path.name)
+            return original(path, *more, **named)
+
+        monkeypatch.setattr(name, noted)
+    run = copy(runs.first, tmp_path / "run")
+    assert run_command(["report", str(run), "--resamples", "20"]) == 0
+    assert sorted(read) == ["caption.jsonl", "metrics.jsonl", "recipe.yaml", "vqa.jsonl"]
+
+
+def test_predictions_of_other_data_alone_need_no_gallery(runs: Runs, tmp_path: Path) -> None:
+    run = vqa_run(runs.world, tmp_path / "run", 3)
+    (run / "predictions" / "step-00000010").rename(run / "predictions" / "mine-test@00")
+    found = collect([run], pictures=True).only
+    assert (list(found.results), found.notes) == (["vqa on mine-test"], [])
+
+
+def test_wrong_folders_are_errors_before_any_work(runs: Runs, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"gone: there is no such folder"):
+        collect([runs.first, tmp_path / "gone"])
+    again = runs.first / ".." / "first"
+    with pytest.raises(ValueError, match=r"first: is named twice; name each run once"):
+        collect([runs.first, again])
+    broken = copy(runs.first, tmp_path / "broken")
+    file = broken / "predictions" / "step-00000010" / "vqa.jsonl"
+    file.write_text('{"id": "q0", "prediction": "red"}\n' + file.read_text())
+    (note,) = collect([broken]).only.notes
+    assert "vqa.jsonl, line 1 has no of, reference" in note

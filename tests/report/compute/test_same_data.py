@@ -1,0 +1,185 @@
+"""Scores are bound to their data: what is of other data stands by itself."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.toys.files import write_lines
+from tests.toys.scored_runs import (
+    Runs,
+    lines_of,
+    scored_recipe,
+    vqa_run,
+    with_data,
+    write_predictions,
+    write_scored_run,
+)
+from vlds.report.compute.baselines import BLIND, FREQUENT, FROZEN
+from vlds.report.compute.collect import collect
+from vlds.report.compute.facts import duration_text
+from vlds.report.compute.report import Report
+from vlds.report.render.markdown import markdown
+from vlds.report.render.table import Cell
+from vlds.report.render.tables import comparison_table
+from vlds.report.render.tidy import csv_text
+from vlds.runtime.run_folder import STARTS
+
+OWN, OTHER = "world-val@0123456789abcdef", "mine-test@fedcba9876543210"
+
+
+def test_runs_on_other_data_have_columns_of_their_own(runs: Runs, tmp_path: Path) -> None:
+    one = with_data(vqa_run(runs.world, tmp_path / "one", 3), OWN)
+    two = with_data(vqa_run(runs.world, tmp_path / "two", 4), OTHER)
+    report = collect([one, two])
+    assert report.headlines == [
+        ("vqa on world-val", "soft_score"),
+        ("vqa on mine-test", "soft_score"),
+    ]
+    assert report.differences == {}
+    table = markdown(report).split("\n\n")
+    heads, _, frequent, first, second = table[0].splitlines()
+    assert frequent.startswith(f"| {FREQUENT} | ")
+    assert heads.endswith("| vqa on world-val soft_score | vqa on mine-test soft_score |")
+    assert first.endswith("] | - |")
+    assert "| - | " in second
+    assert table[1] == (
+        "Data: vqa on world-val: world-val, 48 examples; vqa on mine-test: mine-test, 48 examples."
+    )
+    assert all(f",{data}," in csv_text(report) for data in (OWN, OTHER))
+    same = collect([one, with_data(two, OWN)])
+    assert [task for task, _ in same.headlines] == ["vqa"]
+    assert same.differences
+
+
+def test_unknown_data_are_not_the_same_data(runs: Runs, tmp_path: Path) -> None:
+    """Where neither names nor equal references say that they are."""
+    runs_of = {name: vqa_run(runs.world, tmp_path / name, n) for name, n in (("a", 3), ("b", 4))}
+    alike = collect(list(runs_of.values()))
+    assert [task for task, _ in alike.headlines] == ["vqa"]
+    assert sum(cell.look == "number best" for cell in cells_of(alike)) == 1
+    other = runs_of["b"] / "predictions" / "step-00000010" / "vqa.jsonl"
+    other.write_text(other.read_text().replace('"id": "', '"id": "other-'))
+    apart = collect(list(runs_of.values()))
+    assert [task for task, _ in apart.headlines] == ["vqa on unknown data"]
+    assert not any(cell.look == "number best" for cell in cells_of(apart))
+    assert apart.merged().tasks["vqa on unknown data"].best("soft_score", [0.1, 0.2]) is None
+    assert apart.data_texts == {}
+    assert FREQUENT not in markdown(apart)
+    for run in runs_of.values():  # the log alone
+        shutil.rmtree(run / "predictions")
+    assert [t for t, _ in collect(list(runs_of.values())).headlines] == ["vqa on unknown data"]
+    assert [task for task, _ in collect([runs_of["a"]]).headlines] == ["vqa"]
+
+
+def cells_of(report: Report) -> list[Cell]:
+    """All cells of the runs' table."""
+    return [cell for row in comparison_table(report).rows for cell in row.cells]
+
+
+def test_a_set_that_was_packed_again_is_another_one(runs: Runs, tmp_path: Path) -> None:
+    """The name alone does not make data the same."""
+    one = with_data(vqa_run(runs.world, tmp_path / "one", 3), OWN)
+    two = with_data(vqa_run(runs.world, tmp_path / "two", 4), "world-val@ffff456789abcdef")
+    tasks = [task for task, _ in collect([one, two]).headlines]
+    assert tasks == ["vqa on world-val@012345", "vqa on world-val@ffff45"]
+
+
+def test_lines_of_two_data_sets_are_no_file_of_predictions(runs: Runs, tmp_path: Path) -> None:
+    run = with_data(vqa_run(runs.world, tmp_path / "run", 3), OWN)
+    file = run / "predictions" / "step-00000010" / "vqa.jsonl"
+    file.write_text(file.read_text().replace(OWN, OTHER, 3))
+    report = collect([run]).only
+    assert report.results == {}
+    assert any(f"is of {OTHER} and of {OWN}" in note for note in report.notes)
+
+
+def test_evaluations_of_other_data_stand_beside_the_runs_own(runs: Runs, tmp_path: Path) -> None:
+    run = with_data(vqa_run(runs.world, tmp_path / "run", 3), OWN)
+    task = scored_recipe(runs.world, tmp_path / "run").tasks["vqa"]
+    lines = [line | {"data": OTHER} for line in lines_of(task, 2)]
+    (run / "predictions" / "mine-test@00").mkdir()
+    write_predictions(run / "predictions" / "mine-test@00" / "vqa.jsonl", lines)
+    results = collect([run]).only.results
+    assert {name: result.predictions.data for name, result in results.items()} == {
+        "vqa": OWN,
+        "vqa on mine-test": OTHER,
+    }
+    assert results["vqa"].value > results["vqa on mine-test"].value
+
+
+def test_what_a_score_is_compared_with(runs: Runs, tmp_path: Path) -> None:
+    """The most frequent answer, the model without pictures, and the model before its training."""
+    recipe = scored_recipe(runs.world, tmp_path / "run")
+    task = recipe.tasks["vqa"]
+    lines = [line | {"data": OWN} for line in lines_of(task, 3)]
+    run = write_scored_run(tmp_path / "run", recipe, {"vqa": lines})
+    report = collect([run]).only
+    assert report.scores.columns == [FREQUENT, "run"]
+    always = report.scores.tasks["vqa"].by_column[FREQUENT]["exact_match"]
+    answers = Counter(line["reference"]["answer"] for line in lines)
+    assert report.facts["most frequent answers"] == f"vqa: {answers.most_common(1)[0][0]}"
+    assert always == pytest.approx(answers.most_common(1)[0][1] / len(lines))
+    blank = run / "predictions" / "blank"
+    blank.mkdir()
+    write_predictions(blank / "vqa.jsonl", [line | {"prediction": "red"} for line in lines])
+    first = run / "predictions" / "step-00000000"
+    first.mkdir()
+    write_predictions(first / "vqa.jsonl", [line | {"prediction": ""} for line in lines])
+    told = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(
+        json.dumps({"step": 0, "scores": {"vqa": {"exact_match": 0.125}}}) + "\n" + told
+    )
+    found = collect([run]).only.scores
+    assert found.columns == [FREQUENT, BLIND, FROZEN, "run"]
+    assert found.tasks["vqa"].by_column[FROZEN] == {"exact_match": 0.125}
+    assert found.tasks["vqa"].by_column[BLIND]["exact_match"] < 1
+    write_predictions(first / "vqa.jsonl", [line | {"data": OTHER} for line in lines])
+    write_predictions(blank / "vqa.jsonl", [line | {"data": OTHER} for line in lines])
+    assert collect([run]).only.scores.columns == [FREQUENT, "run"]
+    (blank / "vqa.jsonl").write_text('{"id": "1"}\n')
+    report = collect([run]).only
+    assert report.scores.columns == [FREQUENT, "run"]
+    (note,) = report.notes
+    assert note.startswith("Not all scores to compare vqa with: ")
+    assert "blank/vqa.jsonl, line 1 has no of, prediction, reference" in note
+
+
+def test_how_a_run_was_started(runs: Runs, tmp_path: Path) -> None:
+    run = vqa_run(runs.world, tmp_path / "run", 3)
+    start = {
+        "time": "2026-03-01T12:00:30+00:00",
+        "step": 0,
+        "command": "vlds train vqa.yaml",
+        "hardware": "2 ranks, A Processor, 2 cores",
+        "versions": {"vlds": "0.1.0", "torch": "2.9.0"},
+        "changes": [],
+    }
+    again = start | {"time": "2026-03-01T13:00:00+00:00", "step": 5, "changes": ["seed: 1 -> 2"]}
+    lines = [start, again, {"time": "then"}, [], start | {"time": "yesterday"}]
+    write_lines(run / STARTS, lines)
+    with open(run / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"step": 5, "seconds": 60.0}\n{"step": 10, "seconds": 75.0}\n')
+    facts = collect([run]).only.facts
+    assert facts["started"] == "2026-03-01 12:00 UTC"
+    assert facts["resumed"] == "2026-03-01 13:00 UTC at step 5"
+    assert facts["training took"] == "2 min 15 s"
+    assert facts["hardware"] == "2 ranks, A Processor, 2 cores"
+    assert facts["versions"] == "vlds 0.1.0, torch 2.9.0"
+    assert facts["command"] == "vlds train vqa.yaml"
+    assert facts["recipe changed"] == "at step 5: seed: 1 -> 2"
+    assert (
+        "run: seed 7; started 2026-03-01 12:00 UTC; training took 2 min 15 s; hardware 2 ranks, A "
+        "Processor, 2 cores; versions vlds 0.1.0, torch 2.9.0; command vlds train vqa.yaml"
+    ) in markdown(collect([run]))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (75, "1 min 15 s"), (3600, "1 h 00 min")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration_text(seconds) == text

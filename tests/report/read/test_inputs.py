@@ -1,0 +1,277 @@
+"""Run folders as the report reads them."""
+
+from __future__ import annotations
+
+import json
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.toys.report_run import COLUMNS, SCORES, STORED, TASKS, write_report_run
+from vlds.cli.commands import run_command
+from vlds.data.shards.thumbnail import THUMBNAIL_SIZE
+from vlds.evaluation.result import Evaluation, leave
+from vlds.evaluation.scores_json import read_scores, write_scores
+from vlds.report.read.inputs import headlines_of, read_run, tree_of
+from vlds.report.read.predictions import newest_predictions
+from vlds.report.read.samples import GalleryEntry, read_gallery, write_gallery
+from vlds.report.read.scores import scores_of
+from vlds.report.render.write import report_text
+
+
+def sample(**fields: Any) -> str:
+    """A gallery of one example, with these fields."""
+    right = {"task": "a", "id": "1", "images": [], "prompt": "", "reference": "", "prediction": ""}
+    return json.dumps([right | fields])
+
+
+def test_scores_survive_writing_and_reading(tmp_path: Path) -> None:
+    write_scores(tmp_path, STORED)
+    assert read_scores(tmp_path) == STORED
+    read = scores_of(read_scores(tmp_path), "adapters")
+    assert list(read.columns) == list(SCORES.columns)
+    assert read.tasks == SCORES.tasks
+    tree = json.loads((tmp_path / "scores.json").read_text())
+    assert "majority" not in tree["caption"]["compared"]
+
+
+def test_an_earlier_form_is_read(tmp_path: Path) -> None:
+    """As `vlds demo` wrote it: a column a model, and facts that metrics.jsonl has too."""
+    tasks = {
+        task: {label: entry.by_column.get(label) for label in COLUMNS}
+        | {"examples": entry.examples, "data": entry.data, "headline": entry.headline}
+        for task, entry in SCORES.tasks.items()
+    }
+    tree = {"columns": COLUMNS, "tasks": tasks, "trainable": {}, "bytes_per_rank": {"frozen": 1}}
+    (tmp_path / "scores.json").write_text(json.dumps(tree))
+    assert read_scores(tmp_path) == STORED
+
+
+def test_a_whole_run(tmp_path: Path) -> None:
+    run = read_run(write_report_run(tmp_path / "run"))
+    assert list(run.losses) == ["", *TASKS]
+    assert len(run.losses["vqa"]) == 30
+    assert run.score_curves["gqa"] == [(100, 0.25), (200, 0.5), (300, 0.75)]
+    assert run.scores.tasks["vqa"].metrics[0] == "vqa_accuracy"
+    assert run.scores.trainable == SCORES.trainable
+    assert len(run.gallery) == 4
+    assert run.recipe is not None
+
+
+def test_what_scores_json_lacks_comes_from_the_metrics(tmp_path: Path) -> None:
+    folder = write_report_run(tmp_path / "run")
+    (folder / "scores.json").unlink()
+    scores = read_run(folder).scores
+    assert scores.columns == ["run"]
+    assert scores.tasks["vqa"].by_column == {"run": {"first": 0.9, "vqa_accuracy": 0.75}}
+    assert scores.bytes_per_rank == SCORES.bytes_per_rank
+    assert scores.samples_per_second == pytest.approx(SCORES.samples_per_second)
+
+
+def test_the_recipe_says_which_score_stands_for_a_task(tmp_path: Path) -> None:
+    folder = write_report_run(tmp_path / "run")
+    (folder / "scores.json").unlink()
+    recipe = "tasks: {vqa: {init_args: {headline: first}}, gqa: {init_args: {headline: null}}}"
+    (folder / "recipe.yaml").write_text(recipe)
+    read = read_run(folder)
+    assert read.scores.tasks["vqa"].metrics == ["first", "vqa_accuracy"]
+    assert read.score_curves["vqa"] == [(100, 0.9), (200, 0.9), (300, 0.9)]
+    assert headlines_of(tree_of(recipe)) == {"vqa": "first"}
+    assert tree_of("tasks: {vqa: {") == tree_of(None) == {}
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "[1]", "tasks:", "tasks: [a]", "tasks: {a: 3}", "tasks: {a: {init_args: 3}}",
+        "tasks: {a: {init_args: {headline: [1]}}}", "[" * 3000, "&a [*a]",
+    ],
+)  # fmt: skip
+def test_a_recipe_of_another_shape_names_no_score(recipe: str, tmp_path: Path) -> None:
+    assert headlines_of(tree_of(recipe)) == {}
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "scores": {"a": {"f1": 0.5}}}')
+    (tmp_path / "recipe.yaml").write_bytes(recipe.encode() + b"\xff")
+    assert read_run(tmp_path).scores.tasks["a"].metrics == ["f1"]
+
+
+def test_odd_lines_of_the_metrics_are_passed_over_and_told(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = ["{}", "[]", "5", "null", '{"step": 1', '{"step": true}', '{"step": 1, "scores": 3}']
+    lines += ['{"step": 1, "scores": {"vqa": 0.5}}', '{"step": 1, "scores": {"vqa": {"a": "b"}}}']
+    lines += [f'{{"step": 1, {field}}}' for field in (
+        '"loss": "low"', '"loss": null', '"loss/vqa": [1]', f'"loss": 1{"0" * 400}',
+        '"samples_per_second": "x"', '"trainable": 3', '"trainable": {"total": 1}',
+        '"bytes_per_rank": {"frozen": "x"}',
+    )]  # fmt: skip
+    lines.append(f'{{"step": 1{"0" * 400}}}')
+    for odd in lines:
+        path.write_text(f'{{"step": 1, "loss": 2.0}}\n{odd}\n{{"step": 2, "loss": 1.0}}\n')
+        read = read_run(tmp_path)
+        assert read.losses == {"": [(1, 2.0), (2, 1.0)]}
+        told = f"{path}: line 2 is skipped, it is not a line of metrics: '{odd[:40]}"
+        assert read.complaint.startswith(told)
+    path.write_text('[]\n{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    read = read_run(tmp_path)
+    assert read.losses == {"": [(1, 2.0)]}
+    assert read.complaint == (
+        f"{path}: 2 lines are skipped, they are not lines of metrics; the first is line 1: '[]'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ('{"a": 1}', r"samples\.json: holds no samples as `vlds report` writes"),
+        ('[{"task": "vqa"}]', r"samples\.json: holds no samples"),
+        ("3", r"samples\.json: holds no samples"),
+        (sample(images=3), r"samples\.json: holds no samples .* \(images: 3\); remove it"),
+        (sample(images=["../other/gallery/a.png"]), r"a\.png' is not in gallery/\); remove it"),
+        (sample(images=["/etc/a.png"]), r"\(images: '/etc/a\.png' is not in gallery/\)"),
+        (sample(prompt=[]), r"\(prompt: \[\]\); remove it"),
+        (sample(reference=None), r"\(reference: None\); remove it"),
+        (sample(correct="yes"), r"\(correct: 'yes'\); remove it"),
+        (sample(confidence="high"), r"\(confidence: 'high'\); remove it"),
+    ],
+)
+def test_a_gallery_of_another_shape_is_named(tmp_path: Path, text: str, complaint: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text("")
+    (tmp_path / "gallery").mkdir()
+    (tmp_path / "gallery" / "samples.json").write_text(text)
+    with pytest.raises(ValueError, match=complaint):
+        read_run(tmp_path)
+
+
+def scored(**fields: Any) -> str:
+    """Scores of one task, with these fields."""
+    return json.dumps({"vqa": {"data": None, "examples": 3, "scores": {}} | fields})
+
+
+def compared(**fields: Any) -> str:
+    """Scores in the earlier form, of one model and none to compare, with these fields."""
+    return json.dumps({"columns": ["a"], "tasks": {"vqa": {}}} | fields)
+
+
+def test_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds neither metrics\.jsonl nor scores\.json"):
+        read_run(tmp_path)
+    with pytest.raises(ValueError, match=r"nowhere: there is no such folder; name one that"):
+        read_run(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("{", "is not JSON"),
+        (
+            '{"a": 1}',
+            r"holds no scores as .*must be a mapping, not int.*; write it again, or remove",
+        ),
+        ("[1]", "holds no scores as"),
+        ('{"vqa": {"scores": {}}}', "holds no scores as .*missing 2 required"),
+        (scored(odd=1), "holds no scores as .*unexpected keyword argument 'odd'"),
+        (scored(data=3), "holds no scores as .*vqa.data: 3"),
+        (scored(examples="x"), "holds no scores as .*vqa.examples: 'x'"),
+        (scored(scores={"f1": "x"}), r"holds no scores as .*vqa\.scores: \{'f1': 'x'"),
+        (scored(headline=3), r"holds no scores as .*vqa\.headline: 3"),
+        (scored(compared=[1]), r"holds no scores as .*vqa\.compared: \[1\]"),
+        (scored(compared={"a": {"f1": "x"}}), r"holds no scores as .*vqa\.compared: \{'a': "),
+        (compared(tasks={"vqa": 3}), "holds no scores as"),
+        (compared(columns=[]), "holds no scores as"),
+        (compared(columns=["a", {}]), "holds no scores as .*unhashable"),
+        (compared(tasks={"vqa": {"a": {"f1": "x"}}}), r"holds no scores as .*vqa\.scores: \{'f1'"),
+        (compared(tasks={"vqa": {"headline": 3}}), r"holds no scores as .*vqa\.headline: 3"),
+        (compared(tasks={"vqa": {"examples": "x"}}), r"holds no scores as .*vqa\.examples: 'x'"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path: Path, text: str, complaint: str) -> None:
+    (tmp_path / "scores.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"scores\.json: {complaint}"):
+        read_run(tmp_path)
+
+
+def test_what_an_evaluation_wrote_can_be_shown(tmp_path: Path) -> None:
+    """`vlds evaluate --out FOLDER`, then `vlds report FOLDER`."""
+    scores = {"vqa_accuracy": 0.5, "vqa_accuracy/answer_type/other": 0.25}
+    leave([Evaluation("vqa", scores, {"1": "red"}, {"1": "red"})], tmp_path / "p8", scores=True)
+    read = read_run(tmp_path / "p8").scores
+    assert list(read.columns) == ["p8"]
+    assert read.tasks["vqa"].by_column == {"p8": scores}
+    text = report_text([read_run(tmp_path / "p8")], "md", 0)
+    assert "vqa_accuracy" in text
+    assert "50.0" in text or "0.5" in text
+
+
+def test_an_evaluation_says_which_one_of_the_training_it_came_after(tmp_path: Path) -> None:
+    """In a run's own folder, so that a copy knows it too."""
+    evaluation = Evaluation("vqa", {"exact_match": 1.0}, {"1": "red"}, {"1": "red"})
+    leave([evaluation], tmp_path / "elsewhere", scores=True)
+    folder = tmp_path / "run" / "predictions"
+    for name in ("step-99999999", "step-100000000", "step-x", "blank"):
+        evaluation.write(folder / name)
+    leave([evaluation], folder, scores=True)
+    files = [tmp_path / "elsewhere", folder / "step-99999999", folder]
+    lines = [json.loads((file / "vqa.jsonl").read_text()) for file in files]
+    assert [line.get("after") for line in lines] == [None, None, 100_000_000]
+    notes: list[str] = []
+    assert newest_predictions(tmp_path / "run", notes) == {"vqa": folder / "vqa.jsonl"}
+    assert notes == []
+
+
+def test_large_pictures_of_any_mode_become_thumbnails(tmp_path: Path) -> None:
+    buffer = BytesIO()
+    Image.new("CMYK", (1000, 500)).save(buffer, "JPEG")
+    entry = GalleryEntry("vqa", "q", [], "What?", "a", "b", False)
+    write_gallery(tmp_path, [(entry, [buffer.getvalue()])])
+    (read,) = read_gallery(tmp_path)
+    with Image.open(tmp_path / read.images[0]) as image:
+        assert image.size == (THUMBNAIL_SIZE, THUMBNAIL_SIZE // 2)
+        assert (image.mode, image.format) == ("RGB", "JPEG")
+
+
+def test_turned_pictures_stand_upright_and_deep_ones_are_not_white(tmp_path: Path) -> None:
+    turned, deep = BytesIO(), BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (400, 300)).save(turned, "JPEG", exif=exif)
+    Image.new("I;16", (200, 150), 128 << 8).save(deep, "PNG")
+    entry = GalleryEntry("vqa", "q", [], "What?", "a", "b", False)
+    write_gallery(tmp_path, [(entry, [turned.getvalue(), deep.getvalue()])])
+    (read,) = read_gallery(tmp_path)
+    upright, gray = (Image.open(tmp_path / name) for name in read.images)
+    assert upright.size == (240, 320)
+    assert not upright.getexif()
+    assert gray.getpixel((9, 9)) == (128, 128, 128)
+
+
+def test_small_pictures_keep_their_pixels_and_broken_ones_are_left_out(tmp_path: Path) -> None:
+    buffer = BytesIO()
+    Image.new("RGB", (48, 48), (1, 2, 3)).save(buffer, "PNG")
+    entry = GalleryEntry("nlvr", "n", [], "Both.", "true", "false", False, 0.25)
+    write_gallery(tmp_path, [(entry, [b"no picture", buffer.getvalue()])])
+    (read,) = read_gallery(tmp_path)
+    assert read.images == ["gallery/0000-1.png"]
+    assert read.confidence == 0.25
+    with Image.open(tmp_path / read.images[0]) as image:
+        assert image.getcolors() == [(48 * 48, (1, 2, 3))]
+
+
+def test_strangers_among_runs_are_named_and_the_others_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A shell expands `vlds report runs/*` to files, too."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text('{"step": 1, "scores": {"vqa": {"exact_match": 0.5}}}\n')
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").touch()
+    names = [str(tmp_path / name) for name in ("empty", "notes.txt", "run")]
+    assert run_command(["report", *names, "--format", "md"]) == 2
+    said = capsys.readouterr()
+    assert "0.500" in said.out
+    assert f"left out: {names[0]}: holds neither metrics.jsonl nor" in said.err
+    assert f"left out: {names[1]}: is a file; name a folder" in said.err
+    assert run_command(["report", *names[:2]]) == 2
+    assert run_command(["report", names[2], "--format", "md"]) == 0

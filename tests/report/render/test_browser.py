@@ -1,0 +1,112 @@
+"""The page in a real browser: it is quiet, fetches nothing, fits a phone, and shows its colours."""
+
+from __future__ import annotations
+
+import shutil
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.toys.browser import PROGRAM, visit
+from tests.toys.scored_runs import HOSTILE, Runs
+from vlds.report.read.inputs import read_run
+from vlds.report.render.write import write_report
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(PROGRAM is None, reason="no Chromium or Chrome on PATH"),
+]
+WIDTH = "document.scrollingElement.scrollWidth"
+OPEN_ALL = "document.querySelectorAll('details').forEach(fold => { fold.open = true })"
+HEADING = "document.querySelector('h1').textContent"
+PICTURES = "[...document.images].filter(image => image.naturalWidth > 0).length"
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_it_is_quiet_fetches_nothing_and_fits(
+    runs: Runs, run: Path, evil: Path, tmp_path: Path, width: int
+) -> None:
+    long_name = shutil.copytree(runs.second, tmp_path / ("a_name_without_a_blank_" * 5))
+    sweep = [shutil.copytree(runs.first, tmp_path / f"run-{n}") for n in range(9)]
+    for folders in ([run], [evil], [runs.first, runs.second, run, evil, long_name, *sweep]):
+        page = write_report([read_run(folder) for folder in folders], tmp_path / "out")
+        seen = visit(page.as_uri(), HEADING, WIDTH, OPEN_ALL, WIDTH, PICTURES, width=width)
+        heading, folded, _, unfolded, pictures = seen.values
+        assert heading == (folders[0].name if len(folders) == 1 else "14 runs")
+        assert seen.logged == []
+        assert seen.requested == [page.as_uri()]
+        assert (folded, unfolded) == (width, width)
+        assert pictures >= 5
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_it_shows_pictures_and_curves_in_light_and_dark(
+    run: Path, tmp_path: Path, dark: bool
+) -> None:
+    page = write_report([read_run(run)], tmp_path)
+    seen = visit(page.as_uri(), width=1200, dark=dark)
+    with Image.open(BytesIO(seen.screenshot)) as image:
+        colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 24) or []}
+    assert {(200, 10, 20), (10, 200, 20), (10, 20, 200), (250, 250, 0)} <= colours
+    ground, curve = ((20, 23, 27), (130, 177, 255)) if dark else ((252, 252, 251), (31, 95, 191))
+    assert {ground, curve} <= colours
+
+
+COUNT = "document.getElementById('count').textContent"
+ROWS = "[...document.querySelectorAll('.explore tbody tr')].map(row => row.textContent)"
+MADE = "document.querySelectorAll('img[onerror], .explore img, .explore script').length"
+IS_SHOWN = "getComputedStyle(document.querySelector('{}')).display !== 'none'"
+
+
+def fill(id_: str, value: str, event: str) -> str:
+    """An expression that sets a control as a reader would: by its text where it is a list."""
+    return (
+        f"(() => {{ const part = document.getElementById('{id_}');"
+        f" const option = [...part.options ?? []].find(o => o.textContent === {value!r});"
+        f" part.value = option ? option.value : {value!r};"
+        f" part.dispatchEvent(new Event('{event}')); return null; }})()"
+    )
+
+
+@pytest.mark.parametrize(("width", "dark"), [(390, True), (1280, False)])
+def test_predictions_are_filtered_and_searched(
+    sure: Path, tmp_path: Path, width: int, dark: bool
+) -> None:
+    page = write_report([read_run(sure)], tmp_path)
+    seen = visit(
+        page.as_uri(), COUNT, "document.getElementById('after').click()", COUNT,
+        fill("task", "vqa", "change"), fill("show", "wrong", "change"), COUNT,
+        fill("words", "IMG src", "input"), ROWS, MADE, WIDTH,
+        width=width, dark=dark,
+    )  # fmt: skip
+    assert seen.values[0] == "1 to 25 of 58"
+    assert seen.values[2] == "26 to 50 of 58"
+    assert seen.values[5] == "1 to 16 of 16"
+    (row,) = seen.values[7]
+    assert HOSTILE in row
+    assert seen.values[8:] == [0, width]
+    assert seen.logged == []
+    assert seen.requested == [page.as_uri()]
+
+
+def test_all_but_the_filters_is_there_without_script(sure: Path, tmp_path: Path) -> None:
+    page = write_report([read_run(sure)], tmp_path)
+    shown = [IS_SHOWN.format(part) for part in (".linear", ".log", "#explorer", "noscript")]
+    switch = "document.getElementById('loss-log').checked = true"
+    seen = visit(page.as_uri(), *shown, switch, *shown[:2], HEADING, PICTURES, scripts=False)
+    assert seen.values == [True, False, False, True, True, False, True, "sure", 12]
+
+
+def test_what_it_would_find(tmp_path: Path) -> None:
+    """The checks above do fail: on a page that is wide, fetches and complains."""
+    page = tmp_path / "bad.html"
+    page.write_text(
+        '<meta name="viewport" content="width=device-width"><div style="width:2000px">x</div>'
+        '<img src="gone.png"><script>console.error("oh")</script>'
+    )
+    seen = visit(page.as_uri(), WIDTH, width=390)
+    assert seen.values[0] > 390
+    assert any("oh" in line for line in seen.logged)
+    assert seen.requested == [page.as_uri(), (tmp_path / "gone.png").as_uri()]

@@ -1,0 +1,91 @@
+"""Charts: lines on two scales with values to read, bars where there are few."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from tests.toys.files import write_lines
+from tests.toys.html_reader import Reader
+from vlds.report.compute.collect import collect
+from vlds.report.numbers import log_ticks, tick_text
+from vlds.report.render.charts import BOTTOM, HEIGHT, MOST_BANDS, TOP, charts_of
+from vlds.report.render.page import build_page
+
+FALLING = [(float(step), 10.0 ** (2 - step / 100)) for step in range(0, 401)]
+
+
+def test_a_log_scale_makes_a_line_of_what_falls_by_the_same_factor() -> None:
+    linear, log = charts_of("loss", {"run": FALLING}, both_scales=True)
+    assert (linear.scale, log.scale) == ("linear", "log")
+    ys = [float(spot.split(",")[1]) for spot in log.lines[0].path.split()]
+    steps = [after - before for before, after in pairwise(ys)]
+    assert max(steps) - min(steps) < 0.4
+    assert [tick.text for tick in log.y_ticks] == ["0.01", "0.1", "1", "10", "100"]
+    assert [tick.at for tick in log.y_ticks][::4] == [HEIGHT - BOTTOM, TOP]
+
+
+@pytest.mark.parametrize("odd", [0.0, -1.0, 1e305])
+def test_what_a_log_scale_cannot_show_has_one_scale(odd: float) -> None:
+    (chart,) = charts_of("loss", {"run": [*FALLING[:100], (401.0, odd)]}, both_scales=True)
+    assert chart.scale == ""
+
+
+def test_two_points_are_bars_and_one_is_a_number() -> None:
+    (two,) = charts_of("score", {"a": [(5.0, 0.25), (10.0, 0.5)], "b": [(10.0, 0.4)]})
+    assert [(bar.label, bar.value, bar.share) for bar in two.bars] == [
+        ("a step 5", "0.25", 0.5), ("a step 10", "0.5", 1.0), ("b step 10", "0.4", 0.8),
+    ]  # fmt: skip
+    assert [bar.look for bar in two.bars] == ["c0 d0", "c0 d0", "c1 d0"]
+    assert (two.lines, two.bands) == ([], [])
+    (one,) = charts_of("score", {"a": [(5000.0, 0.25), (6000.0, math.nan)], "b": []})
+    assert (one.title, one.last) == ("score, step 5,000", "0.25")
+    assert (one.lines, one.bars) == ([], [])
+    assert charts_of("score", {"a": [(1.0, math.nan)]}) == []
+
+
+def test_values_stand_where_a_pointer_rests() -> None:
+    other = [(step, value / 2) for step, value in FALLING[:200]]
+    (chart,) = charts_of("loss", {"first": FALLING, "second": other})
+    assert 20 <= len(chart.bands) <= MOST_BANDS
+    assert all(
+        left.left + left.width == pytest.approx(right.left, abs=0.11)
+        for left, right in pairwise(chart.bands)
+    )
+    assert all(len(band.text.split("\n")) in (2, 3) for band in chart.bands)
+    assert chart.bands[-1].text.startswith("step 400\nfirst 0.0")
+
+
+def test_learning_rate_and_gradient_norm_have_curves(tmp_path: Path) -> None:
+    lines = [
+        {"step": n, "loss": 3 / n, "learning_rate": 1e-4 / n, "gradient_norm": 0.5 * n}
+        for n in range(1, 9)
+    ]
+    lines += [{"step": 9, "learning_rate": "high", "gradient_norm": None}]
+    write_lines(tmp_path / "metrics.jsonl", lines)
+    page = Reader(build_page(collect([tmp_path])))
+    charts = [a["aria-label"] for a in page.attributes("svg") if a.get("aria-label")]
+    assert charts[-2:] == [
+        "learning rate, from 0.0001 to 1.25e-05", "gradient norm, from 0.5 to 4",
+    ]  # fmt: skip
+    assert "step 8\n1.25e-05" in page.text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (1, 1, [1, 2]),
+        (0.3, 4, [0.2, 0.5, 1, 2, 5]),
+        (0.01, 100, [0.01, 0.1, 1, 10, 100]),
+        (1e-9, 1e9, [1e-9, 1e-6, 1e-3, 1, 1e3, 1e6, 1e9]),
+    ],
+)
+def test_log_ticks(low: float, high: float, expected: list[float]) -> None:
+    assert log_ticks(low, high) == pytest.approx(expected)
+
+
+def test_tiny_ticks_are_short() -> None:
+    assert [tick_text(value) for value in (5e-5, 1.5e-4, 0.001)] == ["5e-5", "1.5e-4", "0.001"]

@@ -1,0 +1,249 @@
+"""The page: all is on it, nothing is fetched or unescaped."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.toys.files import write_lines
+from tests.toys.html_reader import Reader
+from tests.toys.report_run import COLUMNS, NASTY, TASKS, write_report_run
+from tests.toys.scored_runs import Runs, scored_recipe, with_data, write_scored_run
+from vlds.evaluation.scores_json import Scored, read_scores, write_scores
+from vlds.report.compute.baselines import FREQUENT
+from vlds.report.compute.collect import collect
+from vlds.report.render.page import build_page
+from vlds.runtime.shown import visible
+from vlds.tasks import GQA
+
+DATA = "world-val@0123456789abcdef"
+
+
+def page_of(*folders: Path, pictures: bool = False) -> str:
+    return build_page(collect(folders, pictures=pictures))
+
+
+def test_everything_is_on_the_page(run: Path) -> None:
+    page = Reader(page_of(run))
+    for expected in (
+        run.name, *TASKS, *COLUMNS, "0.800", "1,234 examples", "vqa_accuracy by part", "yes/no",
+        "69,000 of 930,000 (7.42 %)", "860.0 kB", "731", NASTY, "output: <runs>", "(nothing)",
+        "caption 4", "93 % sure",
+    ):  # fmt: skip
+        assert expected in page.text, expected
+    assert "caption 5" not in page.text
+    assert page.text.count("% sure") == 1
+    charts = [attributes["aria-label"] for attributes in page.attributes("svg")]
+    assert len(charts) == 2 * (1 + len(TASKS)) + len(TASKS)
+    assert len(page.attributes("img")) == 5
+
+
+def test_right_and_wrong_are_words(run: Path) -> None:
+    page = page_of(run)
+    assert (page.count("\u2713 right"), page.count("\u2717 wrong")) == (2, 1)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_nothing_is_fetched_and_one_script_runs(runs: Runs, evil: Path, several: bool) -> None:
+    folders = [evil, runs.first] if several else [evil]
+    text = page_of(*folders, pictures=True)
+    page = Reader(text)
+    assert not {tag for tag, _ in page.tags} & {"link", "iframe", "object", "base", "form"}
+    assert len(page.attributes("style")) == 1
+    assert len(page.attributes("img")) == 12
+    for _, attributes in page.tags:
+        assert not [name for name in attributes if name.startswith("on")]
+        for name in ("src", "href", "srcset", "data"):
+            assert (attributes.get(name) or "data:").startswith(("data:", "#"))
+    style = re.search("<style>(.*?)</style>", text, re.DOTALL)
+    assert style
+    assert "url(" not in style[1]
+    assert "@import" not in style[1]
+    policy = page.attributes("meta")[2]
+    assert policy["http-equiv"] == "Content-Security-Policy"
+    assert str(policy["content"]).startswith("default-src 'none';")
+    (data, _), (bare, script) = page.scripts
+    assert (data["type"], bare) == ("application/json", {})
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    allowed = re.findall(r"script-src (.*?)(?:;|$)", str(policy["content"]))
+    assert allowed == [f"'sha256-{digest}'"]
+
+
+def test_texts_do_not_leave_the_data_of_the_script(evil: Path) -> None:
+    page = Reader(page_of(evil))
+    (_, text), _ = page.scripts
+    assert not set("<>&") & set(text)
+    told = {said[0][0] for *_, said in json.loads(text)["rows"]}
+    assert "<script>alert(1)</script>" in told
+    assert "is \\u202ereversed\\x1b[2J" in told
+
+
+def test_what_a_model_says_is_text(evil: Path) -> None:
+    page = Reader(page_of(evil, pictures=True))
+    shown = [entry.prediction for entry in collect([evil]).only.inputs.gallery]
+    assert len(set(shown)) > 4
+    for said in shown:
+        assert visible(said).strip() in page.text
+    assert "\u202e" not in page.text
+    assert "\x1b" not in page.text
+    assert evil.name in page.text
+    assert page.text.count("12 % sure") == 12
+    directions = {attributes["dir"] for attributes in page.attributes("bdi")}
+    assert directions == {"auto"}
+
+
+def test_names_of_folders_are_text_too(runs: Runs, tmp_path: Path) -> None:
+    folder = shutil.copytree(runs.first, tmp_path / "is \u202ereversed\x1b[2J")
+    for folders in ([folder], [folder, runs.second]):
+        page = page_of(*folders)
+        assert not {"\u202e", "\x1b"} & set(page)
+        assert f"{tmp_path}/is \\u202ereversed\\x1b[2J" in page
+
+
+def test_long_texts_are_folded_and_whole(evil: Path) -> None:
+    page = Reader(page_of(evil, pictures=True))
+    long = [s.prediction for s in collect([evil]).only.inputs.gallery if len(s.prediction) > 220]
+    assert long
+    for said in long:
+        assert said in page.text
+        assert f"{said[:110].rstrip()} ..." in page.text
+
+
+def test_the_best_of_a_row_is_marked(run: Path) -> None:
+    page = page_of(run)
+    assert page.count('<td class="number best"><b>0.800</b>') == 2 * len(TASKS)
+
+
+def test_the_best_of_a_score_may_be_the_lowest(runs: Runs, tmp_path: Path) -> None:
+    recipe = scored_recipe(runs.world, tmp_path)
+    recipe = replace(recipe, tasks={"gqa": GQA(evaluate=["gqa"], headline="distribution")})
+    folders = []
+    for name, far in (("near", 0.25), ("far", 0.75)):
+        scores = {"gqa": {"accuracy": 1 - far, "distribution": far, "accuracy/half/yes/no": far}}
+        run = write_scored_run(tmp_path / name, recipe, {}, scores=scores)
+        write_scores(run, {"gqa": Scored("gqa-val@01", 48, scores["gqa"], "distribution")})
+        folders.append(run)
+    report = collect(folders)
+    page = build_page(report)
+    best = re.findall(r'<td class="number best"><b>([\d.]+)</b>', page)
+    # Beside each other; then distribution, accuracy, and its cell.
+    assert best == ["0.250", "0.250", "0.750", "0.750"]
+    assert "distribution (lower is better)" in page
+    assert "accuracy (lower" not in page
+    assert '<th scope="row">yes/no</th>' in page
+    detail = Reader(page).tables[1]
+    assert [row[0] for row in detail] == [
+        "score", "distribution (lower is better)", "accuracy", "accuracy by half", "yes/no",
+    ]  # fmt: skip
+
+
+def test_parts_that_are_missing_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": NaN}\n')
+    page = Reader(page_of(tmp_path)).text
+    for heading in ("Scores", "Samples", "size and speed", "Score during training", "Brackets"):
+        assert heading not in page
+
+
+def test_a_lost_picture_leaves_a_word(tmp_path: Path) -> None:
+    folder = write_report_run(tmp_path / "run")
+    (folder / "gallery" / "0000-0.png").unlink()
+    assert "0000-0.png is missing" in page_of(folder)
+
+
+def test_examples_without_pictures_are_shown_as_text(tmp_path: Path) -> None:
+    """As those of stored features."""
+    folder = write_report_run(tmp_path / "run")
+    file = folder / "gallery" / "samples.json"
+    entries = json.loads(file.read_text())
+    file.write_text(json.dumps([e | {"images": []} for e in entries]))
+    page = Reader(page_of(folder))
+    assert page.attributes("img") == []
+    assert "(nothing)" in page.text
+    assert "missing" not in page.text
+
+
+def test_scores_stand_with_their_intervals(runs: Runs) -> None:
+    report = collect([runs.first])
+    page = Reader(build_page(report))
+    for task, row in zip(("vqa", "caption"), page.tables[0][1:], strict=True):
+        result = report.only.results[task]
+        assert result.interval is not None
+        name, always, own = row
+        assert name == f"{task} {result.headline} {result.examples} examples"
+        entry = report.only.scores.tasks[task].by_column.get(FREQUENT)
+        assert always == (f"{entry[result.headline]:.3f}" if entry else "-")
+        assert (task == "vqa") == bool(entry)
+        assert own == (
+            f"{result.value:.3f} [{result.interval.low:.3f}, {result.interval.high:.3f}]"
+        )
+    assert "1,000 bootstrap resamples" in page.text
+
+
+def test_runs_stand_side_by_side(runs: Runs, run: Path, tmp_path: Path) -> None:
+    copies = [
+        Path(shutil.copytree(folder, tmp_path / name))
+        for name, folder in (("first", runs.first), ("second", runs.second), ("third", run))
+    ]
+    stored = read_scores(run)
+    write_scores(copies[2], {name: replace(s, data=DATA) for name, s in stored.items()})
+    report = collect([with_data(folder, DATA) for folder in copies])
+    page = Reader(build_page(report))
+    beside, differences = page.tables[:2]
+    assert beside[0][:3] == [
+        "run",
+        "vqa exact_match world-val, 48 examples",
+        "caption word_f1 world-val, 10 examples",
+    ]
+    assert beside[0][-3:] == ["trains", "bytes per rank", "examples a second"]
+    always, *beside[1:] = beside[1:]
+    assert always[0] == FREQUENT
+    assert float(always[1]) > 0
+    assert always[2] == "-"
+    assert [row[0] for row in beside[1:3]] == [
+        f"{name} Adapter (reduction=4, sharing=half_shared_up) + norms + visual embedding"
+        for name in ("first", "second")
+    ]
+    assert beside[1][-3:] == ["4.00 %", "2.5 MB", "106"]
+    result = report.runs["second"].results["vqa"]
+    assert result.interval is not None
+    assert beside[2][1].startswith(f"{result.value:.3f} [{result.interval.low:.3f}, ")
+    found = report.differences["second"][0]
+    assert not isinstance(found, str)
+    ends = f"[{found.interval.low:.3f}, {found.interval.high:.3f}]"
+    assert differences[1][:2] == ["second", f"{found.value:+.3f} {ends}"]
+    assert differences[2][1] == "- not scored in both"
+
+
+def test_curves_of_several_runs_share_a_chart(runs: Runs) -> None:
+    page = Reader(page_of(runs.first, runs.second))
+    charts = [a["aria-label"] for a in page.attributes("svg") if a.get("aria-label")]
+    assert charts == [
+        f"{task}, {scale}first from {start} to {end}; second from {start} to {end}"
+        for task, start, end in (("vqa", 2, 0.2),)  # of one task alone, all tasks are the same
+        for scale in ("", "log scale, ")
+    ]
+    curves = [a["class"] for a in page.attributes("g")]
+    assert curves.count("curve c0 d0") == curves.count("curve c1 d0") == 3  # one in the legend
+
+
+def test_the_same_example_of_several_runs_is_one_card(runs: Runs, evil: Path) -> None:
+    page = Reader(page_of(runs.first, evil, pictures=True))
+    assert [a["class"] for a in page.attributes("figure")].count("sample") == 12
+    assert [name for name in (runs.first.name, evil.name) if page.text.count(name) < 12] == []
+
+
+def test_a_run_without_a_task_keeps_its_colour(runs: Runs, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    write_lines(bare / "metrics.jsonl", [{"step": n, "loss": 1.0} for n in range(1, 4)])
+    page = page_of(runs.first, bare, runs.second)
+    for vqa in (charts := re.findall(r'aria-label="vqa, .*?</svg>', page, re.DOTALL)):
+        assert re.findall(r'class="curve (c\d)', vqa) == ["c0", "c2"]
+    assert len(charts) == 2

@@ -1,0 +1,56 @@
+"""The cases of all methods, which the contract tests iterate over.
+
+A class that is imported, here or by vlds.methods, is tested.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+import tests.examples.output_scale
+from vlds.backbones import T5, Backbone, Bart
+from vlds.methods import Method
+from vlds.methods.cases import Case
+
+HOMES = ("vlds.methods.", tests.examples.__name__)
+"""Where methods that keep the contract are; other tests have methods that break it."""
+
+
+def concrete_methods(base: type[Method] = Method) -> list[type[Method]]:
+    """All classes of methods that a recipe can name."""
+    methods = [] if inspect.isabstract(base) else [base]
+    for subclass in base.__subclasses__():
+        methods += concrete_methods(subclass)
+    return [method for method in methods if method.__module__.startswith(HOMES)]
+
+
+def method_cases() -> dict[str, Case]:
+    """Class and word of a case -> the case."""
+    return {
+        f"{method.__name__} {word}".strip(): case
+        for method in concrete_methods()
+        for word, case in method.cases().items()
+    }
+
+
+METHOD_CASES = method_cases()
+FAMILY_CASES = [(family, name) for name, case in METHOD_CASES.items() for family in case.families]
+"""Backbone's class and name of a case, of all that go together."""
+
+
+BACKBONES: dict[str, type[Backbone]] = {"T5": T5, "Bart": Bart}
+
+
+FAMILIES = pytest.mark.parametrize("family", [T5, Bart])
+
+
+PAIRS = pytest.mark.parametrize(
+    ("family", "name"), [(BACKBONES[family], name) for family, name in FAMILY_CASES]
+)
+
+
+def methods_of_case(name: str) -> dict[str, Method]:
+    """The methods of a recipe that has the one of a case."""
+    return {"method": METHOD_CASES[name].method}

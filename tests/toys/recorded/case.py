@@ -1,0 +1,228 @@
+"""A case recorded from the original VL-Adapter code, or from Ladder Side-Tuning's, as our
+model and our batches.
+
+Nothing here looks at a case's name: the method comes from the recorded command line flags, sizes
+from the recorded config.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers.models.t5.modeling_t5 import T5LayerNorm
+
+from tests.toys.files import ROOT
+from tests.toys.recorded.configuration import (
+    backbone_of,
+    has_tensor,
+    hf_config,
+    methods_of,
+    parse_flags,
+)
+from vlds.convert.reference import named_tensors, read_tensors, spellings
+from vlds.methods import Method, bottleneck
+from vlds.models.build import ModelConfig, build_model
+from vlds.models.visual_embedding import VisualEmbeddingConfig
+from vlds.models.vl_model import VLModel
+from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch
+from vlds.vision import StoredFeatures
+
+FOLDER = Path(os.environ.get("VLDS_GOLDENS", ROOT / "tests/golden"))
+CASES = sorted(path for path in FOLDER.rglob("*.json") if not path.name.endswith(".train6.json"))
+assert CASES, f"no recorded cases in {FOLDER}"
+ACTIVITY_WEIGHT = 1e-3
+"""Factor of the term that --track_z adds to the loss."""
+
+
+@dataclass
+class NamedSlice:
+    """The part of one of our parameters that is one parameter of the original code."""
+
+    key: str
+    parameter: torch.nn.Parameter
+    index: int | None
+    """Index of the slice; None: the whole parameter."""
+
+    @property
+    def task(self) -> int | None:
+        """Number of the task that alone uses it; None: all do."""
+        return self.index if self.index is not None and len(self.parameter) > 1 else None
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The slice of a tensor shaped like the parameter."""
+        return tensor if self.index is None else tensor[self.index]
+
+
+class RecordedCase:
+    """One `<case>.json` + `<case>.safetensors`."""
+
+    def __init__(self, path: Path) -> None:
+        self.record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        tensors = load_file(path.with_suffix(".safetensors"))
+        weights = [key for key in tensors if key.startswith("weights/")]
+        self.weights = {key.removeprefix("weights/"): tensors.pop(key) for key in weights}
+        self.tensors = tensors
+        self.tasks: list[str] = self.record["config"]["tasks"]
+
+    def tensor(self, name: str) -> Tensor:
+        """A recorded tensor; floating ones in float64."""
+        tensor = self.tensors[name]
+        return tensor.double() if tensor.is_floating_point() else tensor
+
+    def methods(self) -> tuple[dict[str, Method], bool]:
+        """What the flags ask for, as `methods_of` says."""
+        return methods_of(parse_flags(self.record["flags"]), self.record["config"], self.weights)
+
+    def build(self, folder: Path) -> VLModel:
+        """Our model with the recorded weights, in float64, evaluation mode."""
+        size = self.record["config"]
+        config = folder / "config.json"
+        config.write_text(json.dumps(hf_config(size)), encoding="utf-8")
+        methods, train_norms = self.methods()
+        grid = round(size["grid_in"] ** 0.5)
+        model_config = ModelConfig(
+            backbone=backbone_of(size, str(config)),
+            vision=StoredFeatures(dim=size["feat_dim"], grid=grid),
+            visual_embedding=VisualEmbeddingConfig(
+                grid=round(size["n_boxes"] ** 0.5),
+                num_images=size["n_images"],
+                norm_biases=has_tensor("feat_embedding.1.bias", self.weights),
+            ),
+            methods=methods,
+            train_norms=train_norms,
+        )
+        tokenizer = ["token"] * size["vocab"]  # only its length is looked at
+        model = build_model(model_config, self.tasks, torch.float64, tokenizer)
+        wanted = dict(model.unique_state())
+        state = read_tensors(self.weights, named_tensors(model, methods, self.tasks))
+        with torch.no_grad():
+            for name, tensor in wanted.items():
+                tensor.copy_(state[name])
+        return model.eval()
+
+    def batch(self, task: str) -> Batch:
+        """A task's recorded inputs and targets."""
+        input_ids = self.tensor(f"{task}/input_ids")
+        features, boxes = self.tensor(f"{task}/vis_feats"), self.tensor(f"{task}/boxes")
+        num = len(input_ids)
+        if features.dim() == 3:
+            features, boxes = features[:, None], boxes[:, None]
+        num_images = features.shape[1]
+        scores = self.tensors.get(f"{task}/scores", torch.ones(num))
+        return Batch(
+            ids=[str(n) for n in range(num)],
+            task_index=torch.full((num,), self.tasks.index(task)),
+            input_ids=input_ids,
+            attention_mask=input_ids != self.record["config"]["pad"],
+            labels=self.tensor(f"{task}/target_ids"),
+            weights=scores,
+            valid=torch.ones(num, dtype=torch.bool),
+            image_index=torch.arange(num * num_images).view(num, num_images),
+            features=features.flatten(0, 1),
+            boxes=boxes.flatten(0, 1),
+        )
+
+    def coefficients(self, task: str) -> Tensor:
+        """The original's loss of one task as a factor of each example's summed token nll."""
+        lengths = (self.tensor(f"{task}/target_ids") != IGNORED_LABEL).sum(1).clamp(min=1).double()
+        if task == "caption":
+            return torch.ones_like(lengths) / lengths.sum()
+        weights = self.tensors.get(f"{task}/scores", torch.ones(len(lengths))).double()
+        return weights / lengths / len(lengths)
+
+    def loss(self, model: VLModel, task: str) -> Tensor:
+        """The original's loss of one task; with --track_z, bottlenecks that are active cost."""
+        with bottleneck_activations() as active:
+            loss = model(self.batch(task), self.coefficients(task)).loss
+        if "track_z" not in parse_flags(self.record["flags"]):
+            return loss
+        return loss + ACTIVITY_WEIGHT * torch.stack([z.square().mean() for z in active]).mean()
+
+    def trainable(self, model: VLModel) -> list[NamedSlice]:
+        """What trains, under the original's names."""
+        first_name = {alias: first for first, alias in self.record["aliases"]}
+        names = named_tensors(model, self.methods()[0], self.tasks)
+        slices = []
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                for index, (first, *_) in names[name].keys.items():
+                    key = next((s for s in spellings(first) if s in self.weights), first)
+                    slices.append(NamedSlice(first_name.get(key, key), parameter, index))
+        return slices
+
+
+@contextmanager
+def bottleneck_activations() -> Iterator[list[Tensor]]:
+    """Outputs of each bottleneck's activation, in the order they run."""
+    active: list[Tensor] = []
+
+    def gelu(states: Tensor, approximate: str) -> Tensor:
+        active.append(torch.nn.functional.gelu(states, approximate=approximate))
+        return active[-1]
+
+    with mock.patch.object(bottleneck, "F", SimpleNamespace(gelu=gelu)):
+        yield active
+
+
+def mixed(first: Batch, second: Batch, pad: int) -> Batch:
+    """One batch with the examples of two, in alternation, padded to the longer of both."""
+    length = max(first.input_ids.shape[1], second.input_ids.shape[1])
+    target = max(first.labels.shape[1], second.labels.shape[1])
+    images = max(first.image_index.shape[1], second.image_index.shape[1])
+
+    def widen(batch: Batch, offset: int) -> Batch:
+        return replace(
+            batch,
+            input_ids=fill(batch.input_ids, length, pad),
+            attention_mask=fill(batch.attention_mask, length, False),
+            labels=fill(batch.labels, target, IGNORED_LABEL),
+            image_index=fill(batch.image_index + offset, images, NO_IMAGE),
+        )
+
+    one, two = widen(first, 0), widen(second, len(first.features))
+    order = torch.arange(len(one) + len(two)).view(2, -1).T.flatten()
+    names = ["task_index", "input_ids", "attention_mask", "labels", "weights", "valid"]
+    names.append("image_index")
+    joined = {n: torch.cat([getattr(one, n), getattr(two, n)])[order] for n in names}
+    ids = [[*one.ids, *two.ids][n] for n in order.tolist()]
+    return Batch(
+        ids=ids,
+        features=torch.cat([one.features, two.features]),
+        boxes=torch.cat([one.boxes, two.boxes]),
+        **joined,
+    )
+
+
+def fill(tensor: Tensor, width: int, value: Any) -> Tensor:
+    """Pad the second dimension on the right."""
+    wide = tensor.new_full((len(tensor), width), value)
+    wide[:, : tensor.shape[1]] = tensor
+    return wide
+
+
+@contextmanager
+def exact_t5_norm() -> Iterator[None]:
+    """Inside, Hugging Face's T5 norm takes its variance in the precision of its input; by itself
+    it does so in float32, even in a model of float64."""
+    original = T5LayerNorm.forward
+
+    def forward(self: T5LayerNorm, hidden_states: Tensor) -> Tensor:
+        variance = hidden_states.pow(2).mean(-1, keepdim=True)
+        return self.weight * hidden_states * torch.rsqrt(variance + self.variance_epsilon)
+
+    T5LayerNorm.forward = forward
+    try:
+        yield
+    finally:
+        T5LayerNorm.forward = original

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 
 from vlds.cli.commands import run_command
-from vlds.config import parse_recipe
+from vlds.config import Recipe, parse_recipe
 from vlds.data.order.epoch_order import NamedOrder
 from vlds.data.order.mixture import mixed_order, steps_in
 from vlds.models.build import describe
@@ -80,9 +82,15 @@ TOTALS = {
 """All weights, of the rows whose total is known to the last one."""
 
 
+@cache
+def recipe_of_row(name: str) -> Recipe:
+    """The recipe of a published row."""
+    return parse_recipe([str(find(f"recipes/vl_adapter/{name}.yaml"))])
+
+
 @pytest.mark.parametrize("name", COUNTS)
 def test_what_trains_is_what_trained_there(name: str) -> None:
-    recipe = parse_recipe([str(find(f"recipes/vl_adapter/{name}.yaml"))])
+    recipe = recipe_of_row(name)
     counts = describe(recipe.model, list(recipe.tasks))
     assert (counts.trainable, round(counts.percent, 3)) == COUNTS[name]
     assert counts.total == TOTALS.get(name, counts.total)
@@ -114,7 +122,7 @@ def test_every_recipe_is_counted() -> None:
 
 @pytest.mark.parametrize("name", [*COUNTS, "bart_image", "bart_video", "t5_image", "t5_video"])
 def test_decay_is_that_of_the_scripts(name: str) -> None:
-    recipe = parse_recipe([str(find(f"recipes/vl_adapter/{name}.yaml"))])
+    recipe = recipe_of_row(name)
     assert recipe.optimizer.weight_decay_groups == "vl_adapter"
 
 
@@ -127,7 +135,7 @@ PROMPTS = {
 @pytest.mark.parametrize("name", COUNTS)
 def test_prompts_are_those_of_the_scripts(name: str) -> None:
     """On pictures, only the rows that share one set of weights over the tasks are told the task."""
-    recipe = parse_recipe([str(find(f"recipes/vl_adapter/{name}.yaml"))])
+    recipe = recipe_of_row(name)
     prompts = [task.prompt for task in recipe.tasks.values()]
     _, kind, script = name.split("_", 2)
     told = kind == "video" or script.startswith("single")
@@ -137,7 +145,7 @@ def test_prompts_are_those_of_the_scripts(name: str) -> None:
 @pytest.mark.parametrize("name", COUNTS)
 def test_answers_and_scores_are_those_of_the_scripts(name: str) -> None:
     """Lengths and beams of each task; what BART's pretrained settings add; VQA's older rules."""
-    recipe = parse_recipe([str(find(f"recipes/vl_adapter/{name}.yaml"))])
+    recipe = recipe_of_row(name)
     family, kind, _ = name.split("_", 2)
     lengths = {
         task_name: (task.max_prompt_tokens, task.max_target_tokens, task.decoding.num_beams)
@@ -193,14 +201,14 @@ TOTAL_STEPS = {
 
 def test_eight_ranks_share_the_batches_of_every_recipe() -> None:
     for name in {*COUNTS, *STEPS}:
-        recipe = parse_recipe([str(find(f"recipes/vl_adapter/{name}.yaml"))])
+        recipe = recipe_of_row(name)
         for size in recipe.batch_sizes.values():
             assert {len(cut_batches(recipe, 8).pieces(size, rank)) for rank in range(8)} == {1}
 
 
 @pytest.mark.parametrize("name", STEPS)
 def test_every_task_takes_the_steps_of_the_original(name: str) -> None:
-    recipe = parse_recipe([str(find(f"recipes/vl_adapter/{name}.yaml"))])
+    recipe = recipe_of_row(name)
     sizes = SIZES[name.split("_")[1]]
     assert list(recipe.tasks) == list(sizes)
     tasks = list(recipe.tasks.values())

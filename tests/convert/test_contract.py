@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,12 +29,26 @@ OWN_HEAD = "backbone: its output head is a separate tensor, .*`vlds convert hf` 
 Pair = tuple[str, str, LoadedRun, LoadedRun]
 
 
-@pytest.fixture(params=CASES, ids=lambda case: "-".join(case))
-def pair(request: pytest.FixtureRequest, world: Path, tmp_path: Path) -> Pair:
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(case))
+def built_pair(
+    request: pytest.FixtureRequest, world: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Pair:
     """Backbone, method, and two runs of that recipe with other weights."""
     family, name = request.param
-    recipe = recipe_with(family, name, world, tmp_path)
+    recipe = recipe_with(family, name, world, tmp_path_factory.mktemp("pair"))
     return family, name, trained_run(recipe, seed=1), trained_run(recipe, seed=2)
+
+
+@pytest.fixture
+def pair(built_pair: Pair) -> Pair:
+    """A copy that a test may change."""
+    family, name, first, second = built_pair
+    return family, name, copied(first), copied(second)
+
+
+def copied(run: LoadedRun) -> LoadedRun:
+    """The run with a model of its own."""
+    return replace(run, model=deepcopy(run.model))
 
 
 def expected_refusal(layout: str, pair: Pair) -> str | None:

@@ -106,7 +106,7 @@ def same(one: dict[str, dict[str, torch.Tensor]], other: dict[str, Any]) -> bool
     )
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [3, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_step_that_is_not_finite_changes_nothing(
     stage: int, ranks2: RankPool, tmp_path: Path
 ) -> None:
@@ -135,7 +135,7 @@ def first_step_skipped(case: Case) -> bool:
     return same(found, exported(other))
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [3, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_first_step_may_be_skipped(stage: int, ranks2: RankPool, tmp_path: Path) -> None:
     assert (
         ranks2.run(first_step_skipped, make_case(tmp_path, stage=stage), timeout=60) == [True] * 2

@@ -99,7 +99,13 @@ def test_what_does_not_end_is_killed(tmp_path: Path) -> None:
     assert all(map(gone, processes))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGINT,
+        *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGTERM, signal.SIGHUP)),
+    ],
+)
 def test_a_signal_while_the_recipe_is_checked(number: signal.Signals, tmp_path: Path) -> None:
     run = subprocess.Popen(
         [sys.executable, "-m", "vlds", "train", "--config", str(tmp_path / "recipe.yaml")],
@@ -120,7 +126,7 @@ def test_a_signal_while_the_recipe_is_checked(number: signal.Signals, tmp_path: 
     assert gone(check)
 
 
-@pytest.mark.parametrize("action", ["save", "deaf"])
+@pytest.mark.parametrize("action", ["save", pytest.param("deaf", marks=pytest.mark.slow)])
 def test_ranks_without_supervisor_end(tmp_path: Path, action: str) -> None:
     run = Run(tmp_path, action)
     run.reports()
@@ -156,7 +162,9 @@ with signals_collected() as received:
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_run_ends_with_the_command_that_started_it(number: signal.Signals) -> None:
     """`vlds demo` starts runs so."""
     outer = subprocess.Popen(

@@ -74,7 +74,7 @@ def test_ranks_heed_torchrun_and_not_the_shell_above(tmp_path: Path) -> None:
     shell.stdout.close()
 
 
-@pytest.mark.parametrize("action", ["save", "deaf"])
+@pytest.mark.parametrize("action", ["save", pytest.param("deaf", marks=pytest.mark.slow)])
 def test_ranks_without_torchrun_end(action: str, tmp_path: Path) -> None:
     run = start(command(tmp_path, action))
     ranks = [psutil.Process(report["pid"]) for report in reports(tmp_path)]

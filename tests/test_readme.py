@@ -359,6 +359,9 @@ def test_paths_in_prose_exist() -> None:
     for page in PAGES:
         for name in re.findall(rf"`({top}/[\w/.-]+)`", page.read_text("utf-8")):
             assert (ROOT / name).exists(), f"{page.name} names {name}"
+    homes = [ROOT / name for name in (".", "vlds", "vlds/data", "vlds/report", "data_prep")]
+    for name in re.findall(r"`([\w/]+(?:\.py|/))`", (ROOT / "docs/architecture.md").read_text()):
+        assert any((home / name).exists() for home in homes), f"architecture.md names {name}"
     drawing = blocks(PAGES[0], "text")[0]
     for name in re.findall(r"[\w/]+/(?:\w+\.py)?", drawing):
         assert (ROOT / name).exists() or (ROOT / "vlds" / name).exists(), name

@@ -57,7 +57,7 @@ def bart_tokenizer(folder: Path) -> Path:
 
 
 def recipe_of(source: str, world: Path, folder: Path, precision: str = "fp32") -> Recipe:
-    """A recipe with a T5 of a folder, a FLAN-T5 or a Bart of a folder, or a T5 of a config."""
+    """A recipe with a T5, FLAN-T5 or Bart from a folder, or a T5 from a config."""
     recipe = world_recipe(world, folder / "run", precision=precision)
     if source == "config":
         return recipe
@@ -81,7 +81,7 @@ def recipe_of(source: str, world: Path, folder: Path, precision: str = "fp32") -
 
 
 def save_run(recipe: Recipe) -> tuple[Tensor, dict[str, Tensor]]:
-    """An artifact as a run leaves it; the logits of its model, and all its tensors."""
+    """An artifact as a run leaves it, the logits of its model, and all its tensors."""
     tokenizer = recipe.backbone.load_tokenizer()
     dtype = torch.bfloat16 if recipe.training.precision == "bf16" else torch.float32
     # Another seed than the recipe's: no tensor comes back because it is drawn alike again.
@@ -98,7 +98,7 @@ def save_run(recipe: Recipe) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def load_elsewhere(run: Path) -> tuple[Tensor, dict[str, Tensor]]:
-    """Logits and tensors of a run in another process."""
+    """Logits and tensors of a run that another process has loaded."""
     restore_linear()  # an earlier test's ZeRO-3 may have left its own, which rounds otherwise
     model = load_run(run).model
     with torch.no_grad():
@@ -160,7 +160,7 @@ def test_a_run_moves_with_its_folder(world: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def artifact(world: Path, tmp_path: Path) -> Path:
-    """The artifact of a run with a T5 of tmp_path / "source"."""
+    """The artifact of a run with the T5 in tmp_path / "source"."""
     recipe = recipe_of("T5", world, tmp_path)
     save_run(recipe)
     return Path(recipe.output) / "artifact"
@@ -212,7 +212,7 @@ def test_a_damaged_artifact(artifact: Path, change: str) -> None:
 def test_damage_that_the_manifest_does_not_show(
     name: str, text: str | None, message: str, artifact: Path
 ) -> None:
-    """Somebody has changed a file and written a manifest anew."""
+    """Somebody changed a file and wrote a new manifest."""
     (artifact / name).unlink()
     if text is not None:
         (artifact / name).write_text(text)

@@ -1,4 +1,4 @@
-"""The whole demo, as a newcomer starts it: what it promises of its scores."""
+"""The whole demo, as a newcomer starts it, keeps the promises about its scores."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_adapters_learn_what_the_frozen_model_cannot(tmp_path: Path) -> None:
 
 
 def examples_of_use_are_right(out: Path, last_line: str) -> None:
-    """The command that the demo ends with, and README's, caption a picture as its references do."""
+    """The demo's last command, and README's, caption a picture like one of its references."""
     gallery = json.loads((out / "adapters/gallery/samples.json").read_text("utf-8"))
     references = {
         image: entry["reference"]

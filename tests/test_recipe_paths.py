@@ -17,7 +17,7 @@ from vlds.recipe.paths import located
 
 
 def relative_recipe(home: Path) -> Recipe:
-    """One that names its files from `home`, where they lie."""
+    """A recipe that names its files relative to `home`, where they are."""
     write_tokenizer(home / "files" / "spiece.model")
     (home / "files" / "t5.json").write_text(str(SIZES).replace("'", '"'))
     for name in ("vqa", "caption"):
@@ -79,7 +79,7 @@ def test_nothing_changes_where_it_was_started(home: Path, monkeypatch: pytest.Mo
     ],
 )
 def test_names(name: str, there: str | None, expected: str, tmp_path: Path) -> None:
-    """Absolute paths follow a run that was moved; hub names stay what they are."""
+    """Absolute paths follow a moved run; hub names do not change."""
     if there:
         (tmp_path / there).mkdir(parents=True)
     tree: dict[str, Any] = {

@@ -77,7 +77,7 @@ TOTALS = {
     "t5_image_single_prompt": 225_801_248,
     "t5_image_multiple_prompts": 229_584_512,
 }
-"""All weights, of the rows whose total is known to the last one."""
+"""Recipe -> number of all weights, for rows whose exact total is known."""
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -126,7 +126,7 @@ PROMPTS = {
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_prompts_are_those_of_the_scripts(name: str) -> None:
-    """On pictures, only the rows that share one set of weights over the tasks are told the task."""
+    """On pictures, prompts name the task only in rows with a single method for all tasks."""
     recipe = parse_recipe([str(find(f"recipes/vl_adapter/{name}.yaml"))])
     prompts = [task.prompt for task in recipe.tasks.values()]
     _, kind, script = name.split("_", 2)
@@ -136,7 +136,7 @@ def test_prompts_are_those_of_the_scripts(name: str) -> None:
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_answers_and_scores_are_those_of_the_scripts(name: str) -> None:
-    """Lengths and beams of each task; what BART's pretrained settings add; VQA's older rules."""
+    """Each task's length and beams, the settings of pretrained BART, and VQA's older rules."""
     recipe = parse_recipe([str(find(f"recipes/vl_adapter/{name}.yaml"))])
     family, kind, _ = name.split("_", 2)
     lengths = {

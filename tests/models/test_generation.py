@@ -1,5 +1,5 @@
-"""Beam search against a plain Python one that follows transformers 4.2, and greedy decoding against
-no cache."""
+"""Beam search equals a plain Python version of transformers 4.2's, and greedy decoding equals
+decoding without a cache."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vlds.schema import Decoding
 
 @pytest.fixture(scope="module", params=[T5, Bart], ids=lambda family: family.__name__)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> VLModel:
-    """A tiny model whose answers end early now and then."""
+    """A tiny model whose answers sometimes end early."""
     family: type[Backbone] = request.param
     source = backbone(family, tmp_path_factory.mktemp("model"))
     built = build(source, dtype=torch.float64, seed=27).eval()
@@ -48,7 +48,7 @@ def search(
     decoding: Decoding,
     forces_end: bool = False,
 ) -> list[int]:
-    """Beam search for one example, hypothesis by hypothesis, as transformers 4.2 has it."""
+    """transformers 4.2's beam search for one example, hypothesis by hypothesis."""
     limit, size = decoding.max_new_tokens + 1, decoding.num_beams
     open_beams: list[tuple[float, list[int]]] = [(0.0, [start])]
     finished: list[tuple[float, list[int]]] = []
@@ -79,11 +79,11 @@ def search(
 
 
 NUM, WORDS, END, PAD, START = 40, 7, 1, 0, 2
-"""Examples and vocabulary of a made-up language."""
+"""Number of examples and size of the vocabulary of an invented language."""
 
 
 def made_up(example: int, ids: list[int]) -> list[float]:
-    """Next token's log-probabilities: any numbers that depend on all that stands before."""
+    """The next token's log-probabilities: arbitrary numbers that depend on all tokens before."""
     seed = [example, *ids]
     logits = np.random.default_rng(seed).normal(size=WORDS) * 1.5
     return [float(x) for x in logits - np.log(np.exp(logits).sum())]
@@ -93,7 +93,7 @@ CONFIG = SimpleNamespace(eos_token_id=END, pad_token_id=PAD)
 
 
 def search_all(decoding: Decoding) -> list[list[int]]:
-    """Our beams over the made-up language."""
+    """Our beam search over the invented language."""
     limit = decoding.max_new_tokens + 1
     start = torch.full((NUM, decoding.num_beams, 1), START)
     beams = Beams(start, limit, CONFIG, decoding)
@@ -187,7 +187,7 @@ def test_choices(model: VLModel) -> None:
 
 
 def test_nothing_leaks_from_a_checkpoint(model: VLModel) -> None:
-    """Values that pretrained checkpoints bring are not asked."""
+    """Generation settings of pretrained checkpoints have no effect."""
     before = model.generate(batch(), Decoding(max_new_tokens=6))
     assert model.backbone.generation_config.no_repeat_ngram_size in (None, 0)
     assert model.backbone.generation_config.forced_bos_token_id is None
@@ -200,5 +200,5 @@ def test_answers_end_before_the_end_token() -> None:
 
 
 def test_ties_go_to_the_last_choice() -> None:
-    """As in VL-Adapter, "true" must be better than "false"."""
+    """As in VL-Adapter, "true" must score higher than "false" to be chosen."""
     assert best_choice(torch.tensor([[1.0, 1.0], [2.0, 1.0]]), [[0], [1]])[0] == [1, 0]

@@ -1,5 +1,4 @@
-"""Under ZeRO-3 the backbone is loaded in parts, and ranks on different tasks run the same
-modules."""
+"""ZeRO-3 loads the backbone in parts, and ranks on different tasks run the same modules."""
 
 from __future__ import annotations
 
@@ -25,11 +24,11 @@ METHODS: dict[str, Method] = {
     "adapter": Adapter(sharing="multiple", reduction=4),
     "biases": BitFit(add_biases=True, add_norm_and_head_biases=True),
 }
-"""Behind linear layers, norms and the head: each takes its size from a weight that is in parts."""
+"""Methods behind linear layers, norms and the head, which take sizes from partitioned weights."""
 
 
 def start() -> None:
-    """Let DeepSpeed take the process group, without building its own operations for the CPU."""
+    """Let DeepSpeed use the process group, without compiling its CPU operations."""
     import deepspeed
     import deepspeed.ops
 
@@ -57,7 +56,7 @@ def whole_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def load_and_run(source: Backbone) -> dict[str, Any]:
-    """Load in parts, then the losses of a batch."""
+    """Load in parts and return a batch's losses."""
     start()
     with partitioned_loading(CONFIG):
         model = build(source, METHODS, seed=3)
@@ -84,7 +83,7 @@ def load_and_run(source: Backbone) -> dict[str, Any]:
 
 
 def train_on_different_tasks(source: Backbone) -> list[float]:
-    """Twenty steps in which every rank holds one task, another one in each step."""
+    """Twenty steps in which every rank has one task, a different one in each step."""
     start()
     model = build(source, {"adapter": Adapter(sharing="multiple", reduction=4)})
     engine = engine_of(model)

@@ -84,7 +84,7 @@ def save_run(recipe: Recipe) -> tuple[Tensor, dict[str, Tensor]]:
     """An artifact as a run leaves it, the logits of its model, and all its tensors."""
     tokenizer = recipe.backbone.load_tokenizer()
     dtype = torch.bfloat16 if recipe.training.precision == "bf16" else torch.float32
-    # Another seed than the recipe's: no tensor comes back because it is drawn alike again.
+    # Not the recipe's seed, so that no tensor is right because it is drawn the same way again.
     config = replace(recipe.model, seed=recipe.seed + 1)
     model = build_model(config, list(recipe.tasks), dtype, tokenizer)
     masters = {}
@@ -99,7 +99,7 @@ def save_run(recipe: Recipe) -> tuple[Tensor, dict[str, Tensor]]:
 
 def load_elsewhere(run: Path) -> tuple[Tensor, dict[str, Tensor]]:
     """Logits and tensors of a run that another process has loaded."""
-    restore_linear()  # an earlier test's ZeRO-3 may have left its own, which rounds otherwise
+    restore_linear()  # an earlier test's ZeRO-3 may have left its own, which rounds differently
     model = load_run(run).model
     with torch.no_grad():
         return model.logits(batch()), dict(model.unique_state())

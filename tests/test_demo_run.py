@@ -51,7 +51,8 @@ def test_adapters_learn_what_the_frozen_model_cannot(tmp_path: Path) -> None:
         for line in map(json.loads, (out / name / "metrics.jsonl").read_text().splitlines())
         if "bytes_per_rank" in line
     ]
-    assert held[1] == pytest.approx(held[0] / 2, rel=0.01)  # ZeRO-2 holds all, ZeRO-3 a half
+    # ZeRO-2 holds all weights on each rank, ZeRO-3 half of them.
+    assert held[1] == pytest.approx(held[0] / 2, rel=0.01)
     assert (out / "adapters" / "report.html").stat().st_size > 10_000
     examples_of_use_are_right(out, done.stdout.splitlines()[-1])
 

@@ -143,7 +143,7 @@ def test_wheel_carries_recipes_and_configs(tmp_path: Path) -> None:
     assert {_name(file) for file in CODE} <= names
     tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert tops == {"vlds", "data_prep"}
-    # Found by the installed code, far from a checkout.
+    # The installed code finds it without a checkout.
     zipfile.ZipFile(file).extractall(tmp_path / "site")
     command = "from vlds.runtime.resources import find; print(find('ds_configs/zero3.json'))"
     answer = subprocess.run(

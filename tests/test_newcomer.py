@@ -153,7 +153,7 @@ def test_ctrl_c_while_importing(program: str, seconds: float, root: Path) -> Non
     assert process.returncode in (130, 2)  # 2: it was done
     if process.returncode == 130:
         assert said.endswith(("vlds: ended by Ctrl-C\n", "interrupted by Ctrl-C\n"))
-        assert said.count("\n") <= 2  # a command that was done after the import has said its line
+        assert said.count("\n") <= 2  # the second line is that of a command that had already ended
 
 
 def help_of(command: str, capsys: pytest.CaptureFixture[str]) -> list[str]:

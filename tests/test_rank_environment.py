@@ -34,7 +34,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """This process's environment without a launcher's variables."""
     for name in os.environ.keys() - without_rank(os.environ).keys():
         monkeypatch.delenv(name)
-    for name in single_rank():  # so that what the code sets is taken back
+    for name in single_rank():  # so that monkeypatch restores what the code sets
         monkeypatch.setenv(name, "")
     return monkeypatch
 

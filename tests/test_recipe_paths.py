@@ -57,7 +57,7 @@ def test_where_the_run_was_started(home: Path) -> None:
 def test_beside_a_run_that_was_moved_with_its_data(home: Path, tmp_path: Path) -> None:
     home.rename(tmp_path / "moved")
     check_found(read_recipe(artifact_folder(tmp_path / "moved/runs/mine")), tmp_path / "moved")
-    # Where both are there, the run's neighbours are meant.
+    # If both exist, the files next to the run are meant.
     (home / "shards" / "vqa").mkdir(parents=True)
     check_found(load_recipe(tmp_path / "moved/runs/mine/recipe.yaml"), tmp_path / "moved")
 

@@ -16,10 +16,9 @@ SOURCES = vlds data_prep tests benchmarks setup.py
 venv: $(VENV)/.installed
 dev: $(VENV)/.installed-dev
 
-# pip shows its progress the first time only. The stamp files record what is installed, so that an
-# up-to-date environment costs no time.
-# compat puts the checkout on Python's path, before a folder called vlds in the working directory,
-# which a clone is when seen from its parent folder.
+# The stamp files record what is installed, so that an up-to-date environment costs no time. pip shows
+# its progress the first time only. Without editable_mode=compat, Python would import the clone's own
+# folder as `vlds` if it is started in the parent folder.
 PIP = $(BIN)/python -m pip install --disable-pip-version-check $(if $(wildcard $@),--quiet) \
 	--config-settings editable_mode=compat
 
@@ -49,10 +48,10 @@ fix: dev
 test: dev
 	$(MAKE) --no-print-directory -j 2 VENV=$(VENV) test-ranks test-rest
 
-# Two processes in parallel, one for each of two cores. The tests in RANKS start most of the ranks, and
-# take as long as all the others.
+# Two pytest processes, for two cores: the tests in RANKS start most ranks and take as long as all
+# other tests together.
 RANKS = tests/training tests/launch tests/faults tests/runtime tests/report
-# Some tests run make, which must not inherit the variables of this one.
+# Some tests run make themselves, and it must not inherit this make's variables.
 FAST = env -u MAKEFLAGS -u MFLAGS OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu"
 
 test-ranks:

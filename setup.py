@@ -1,6 +1,6 @@
 """Lists the packages; everything else is in pyproject.toml.
 
-recipes/ and ds_configs/ stand at the top of the repository, where a reader looks for them, and are
+recipes/ and ds_configs/ are at the top of the repository, where readers look for them. They are
 installed as data of `vlds`, where `vlds.runtime.resources` looks for them.
 """
 

@@ -1,15 +1,18 @@
-"""The stream beside its peers: CPU time a sample, on JPEGs and on stored features.
+"""Compares vlds' reader with other loaders: CPU time per sample, on JPEGs and on stored features.
 
     pip install mosaicml-streaming
     python benchmarks/data.py --out runs/data
 
-Everything is made by this program: JPEGs of 640 x 480 pixels with the spectrum of photographs, and
-float16 features of 36 x 2048. Each peer reads the same samples in one process with one thread, in
-batches of 64, shuffled as its own docs advise; the rounds of all peers alternate. `same decoder`:
-every peer decodes with ours. `same work`: it also draws the answer, makes prompt and target, and
-collates them, as vlds always does. `own docs`: as its documentation sets it up. The limit is the
-decoder alone on bytes in memory; the limit of reading takes them from the page cache, which no
-reader can do without. Tables go to stdout.
+The program makes its own samples: JPEGs of 640 x 480 pixels with the spectrum of photographs, and
+float16 features of 36 x 2048. Each reader reads them in one process with one thread, in batches of
+64, shuffled as its own docs advise; the rounds of all readers alternate. Tables go to stdout.
+
+    same decoder      the reader decodes with vlds' decoder
+    same work         it also draws the answer, makes prompt and target, and collates them, as vlds
+                      always does
+    own docs          as its documentation sets it up
+    limit             the decoder alone, on bytes in memory
+    limit of reading  the same with bytes from the page cache
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -60,25 +63,26 @@ AS_DOCS = transforms.Compose(
 TASK = VQA()
 
 Read = Callable[[], Iterator[Any]]
-"""Batches without end."""
+"""Gives endless batches."""
 Decode = Callable[[bytes], Any]
 
 
 @dataclass(frozen=True)
 class Peer:
-    """What a peer does with a sample: it decodes the data and parses the json."""
+    """What another reader does with a sample: it decodes the data and parses the JSON."""
 
     decode: Decode
     work: bool = False
-    """Whether it does all that vlds does."""
+    """True if it does all that vlds does."""
 
     def __call__(self, data: bytes, text: bytes) -> Any:
         fields = json.loads(text)
-        return (self.decode(data), *asked(fields)) if self.work else (self.decode(data), fields)
+        decoded = self.decode(data)
+        return (decoded, *example_of(fields)) if self.work else (decoded, fields)
 
 
 class Words:
-    """A tokenizer that costs next to nothing, as the peers tokenize nothing."""
+    """A tokenizer that costs almost nothing, because the other readers do not tokenize."""
 
     pad_token_id = 0
 
@@ -90,7 +94,7 @@ DRAW, WORDS = np.random.default_rng(0), Words()
 
 
 def jpeg(seed: int) -> bytes:
-    """Noise whose amplitude falls with frequency, as in photographs."""
+    """A JPEG of noise whose amplitude falls with frequency, as in photographs."""
     rng = np.random.default_rng(seed)
     height, width = 480, 640
     radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
@@ -118,7 +122,7 @@ def questions_about(number: int, questions: int = 1) -> list[dict[str, Any]]:
     ]
 
 
-def asked(fields: dict[str, Any]) -> tuple[str, torch.Tensor, torch.Tensor, float]:
+def example_of(fields: dict[str, Any]) -> tuple[str, torch.Tensor, torch.Tensor, float]:
     """Id, prompt, target and weight of a sample's question, for torch to collate."""
     sample = Sample("", "", fields["id"], "vqa", (), (), tuple(fields["annotations"]))
     example = TASK.example("vqa", sample, 0, DRAW)
@@ -127,7 +131,7 @@ def asked(fields: dict[str, Any]) -> tuple[str, torch.Tensor, torch.Tensor, floa
 
 
 def make(out: Path) -> None:
-    """Shards, loose files and MDS folders of the same samples."""
+    """Write the same samples as shards, loose files and MDS folders, if they are missing."""
     for name, count in (("jpeg", NUM_JPEGS), ("features", NUM_FEATURES)):
         folder = out / name
         if (folder / "dataset.json").exists():
@@ -135,13 +139,7 @@ def make(out: Path) -> None:
         print(f"making {count} samples of {name}", file=sys.stderr)
         member = "jpg" if name == "jpeg" else "features.npy"
         data = [jpeg(n) if name == "jpeg" else feature_bytes(features(n)) for n in range(count)]
-        records = [
-            SampleRecord(id=str(n), members=[(member, d)], json={"annotations": questions_about(n)})
-            for n, d in enumerate(data)
-        ]
-        write_dataset(
-            folder, name=name, kind="vqa", split="train", records=records, shard_samples=SHARD
-        )
+        write_shards(folder, member, data)
         loose = out / f"{name}-files"
         shutil.rmtree(loose, ignore_errors=True)
         loose.mkdir()
@@ -151,13 +149,26 @@ def make(out: Path) -> None:
         make_mds(out / f"{name}-mds", data)
 
 
+def write_shards(folder: Path, member: str, data: list[bytes], questions: int = 1) -> None:
+    """Write a data set with `data` as its pictures or features."""
+    records = [
+        SampleRecord(
+            id=str(n), members=[(member, d)], json={"annotations": questions_about(n, questions)}
+        )
+        for n, d in enumerate(data)
+    ]
+    write_dataset(
+        folder, name=folder.name, kind="vqa", split="train", records=records, shard_samples=SHARD
+    )
+
+
 def text_of(number: int) -> bytes:
-    """A sample's json, for the peers."""
+    """A sample's JSON, for the other readers."""
     return json.dumps({"id": str(number), "annotations": questions_about(number)}).encode()
 
 
 def make_mds(folder: Path, data: list[bytes]) -> None:
-    """The same in MosaicML's format, where that is installed."""
+    """Write the samples in MosaicML's format, if its package is installed."""
     try:
         from streaming import MDSWriter
     except ImportError:
@@ -170,19 +181,19 @@ def make_mds(folder: Path, data: list[bytes]) -> None:
 
 
 def ours(folder: Path, image: ImageSpec | None, group: int = 1) -> Read:
-    """TrainStream, without its memory of decoded pictures."""
+    """vlds' stream, without its cache of decoded pictures."""
     return lambda: stream_of(open_dataset(folder), image, group)
 
 
 def stream_of(dataset: Dataset, image: ImageSpec | None, group: int = 1) -> Iterator[Any]:
-    """Batches of a data set without end."""
+    """Endless batches of a data set."""
     config = DataConfig(global_batch_size=BATCH, group=group)
     setup = StreamSetup(tokenizer=WORDS, image=image, seed=0, picture_cache_bytes=0)
     return iter(TrainStream([Source("vqa", TASK, [dataset])], config, setup))
 
 
 def unchecked(folder: Path, image: ImageSpec | None) -> Read:
-    """The same without the checksums of samples, which no run can switch off."""
+    """vlds' stream without the checksums of samples, which no run can switch off."""
     dataset = open_dataset(folder)
     dataset._checksums = [np.zeros_like(checksums) for checksums in dataset._checksums]
 
@@ -198,12 +209,12 @@ def unchecked(folder: Path, image: ImageSpec | None) -> Read:
 
 
 def same_decoder(data: Encoded) -> torch.Tensor:
-    """Our decoder, uint8."""
+    """vlds' decoder, uint8."""
     return torch.from_numpy(decode_image(data, SPEC))
 
 
 def same_features(data: bytes) -> torch.Tensor:
-    """Our reader of .npy."""
+    """vlds' reader of .npy."""
     return torch.from_numpy(parse_features(memoryview(data)).copy())
 
 
@@ -230,7 +241,7 @@ def through_webdataset(folder: Path, member: str, peer: Peer) -> Read:
 
 
 class Files(torch.utils.data.Dataset[Any]):
-    """Loose files; the json beside them is read only for the same work."""
+    """Loose files; their JSON is read only for the same work."""
 
     def __init__(self, folder: Path, member: str, peer: Peer) -> None:
         self.paths = sorted(folder.glob(f"*.{member}"))
@@ -242,11 +253,9 @@ class Files(torch.utils.data.Dataset[Any]):
 
     def __getitem__(self, number: int) -> Any:
         data = self.paths[number].read_bytes()
-        return (
-            self.peer(data, self.texts[number].read_bytes())
-            if self.peer.work
-            else (self.peer.decode(data))
-        )
+        if self.peer.work:
+            return self.peer(data, self.texts[number].read_bytes())
+        return self.peer.decode(data)
 
 
 def through_files(folder: Path, member: str, peer: Peer) -> Read:
@@ -266,8 +275,8 @@ def through_streaming(folder: Path, peer: Peer) -> Read:
 
     class Decoded(StreamingDataset):
         def __getitem__(self, index: int) -> Any:
-            found = super().__getitem__(index)
-            return peer(found["data"], found["json"])
+            sample = super().__getitem__(index)
+            return peer(sample["data"], sample["json"])
 
     def read() -> Iterator[Any]:
         dataset = Decoded(local=str(folder), shuffle=True, batch_size=BATCH)
@@ -282,18 +291,16 @@ def limit(data: list[bytes], decode: Decode) -> Read:
     """The decoder alone: bytes in memory, stacked to batches."""
 
     def read() -> Iterator[Any]:
-        at = 0
+        endless = cycle(data)
         while True:
-            chosen = [data[(at + n) % len(data)] for n in range(BATCH)]
-            at += BATCH
-            yield torch.stack([decode(item) for item in chosen])
+            yield torch.stack([decode(item) for item in islice(endless, BATCH)])
 
     return read
 
 
 def limit_of_reading(folder: Path, name: str) -> Read:
-    """The least work on bytes in the page cache: one read of each, to memory for decoding, or to
-    the batch."""
+    """The least work on bytes in the page cache: one read per sample, of a JPEG into memory for the
+    decoder, of features into the batch."""
     tars = sorted(folder.glob("*.tar"))
     files = [os.open(tar, os.O_RDONLY) for tar in tars]
     offsets = np.stack([np.fromfile(f"{tar}.idx", "<u8").astype(np.int64) for tar in tars])
@@ -303,6 +310,7 @@ def limit_of_reading(folder: Path, name: str) -> Read:
         while True:
             shards, rows = rng.integers(0, len(files), BATCH), rng.integers(0, SHARD, BATCH)
             places = zip(shards, offsets[shards, rows], offsets[shards, rows + 1], strict=True)
+            # A tar header of 512 bytes precedes the data; a .npy file starts with 128 of its own.
             if name == "jpeg":
                 bytes_read = [os.pread(files[n], end - begin, begin) for n, begin, end in places]
                 yield torch.stack([same_decoder(memoryview(b)[512:]) for b in bytes_read])
@@ -316,37 +324,39 @@ def limit_of_reading(folder: Path, name: str) -> Read:
 
 
 def peers(out: Path, name: str) -> dict[str, Read]:
-    """Everything that reads one sort of samples."""
+    """All readers of one kind of samples, by the name of their row."""
     folder, loose, mds = out / name, out / f"{name}-files", out / f"{name}-mds"
     member = "jpg" if name == "jpeg" else "features.npy"
     same, own = (
         (same_decoder, as_docs_jpeg) if name == "jpeg" else (same_features, as_docs_features)
     )
     data = [path.read_bytes() for path in sorted(loose.glob(f"*.{member}"))]
-    found = {"limit": limit(data, same)}
-    found["limit of reading"] = limit_of_reading(folder, name)
     image = SPEC if name == "jpeg" else None
-    found["vlds"] = ours(folder, image)
-    found["vlds, without checksums"] = unchecked(folder, image)
-    columns = {
+    readers = {
+        "limit": limit(data, same),
+        "limit of reading": limit_of_reading(folder, name),
+        "vlds": ours(folder, image),
+        "vlds, without checksums": unchecked(folder, image),
+    }
+    setups = {
         "same decoder": Peer(same),
         "same work": Peer(same, work=True),
         "own docs": Peer(own),
     }
-    for column, peer in columns.items():
-        found[f"webdataset, {column}"] = through_webdataset(folder, member, peer)
-        found[f"DataLoader over files, {column}"] = through_files(loose, member, peer)
+    for setup, peer in setups.items():
+        readers[f"webdataset, {setup}"] = through_webdataset(folder, member, peer)
+        readers[f"DataLoader over files, {setup}"] = through_files(loose, member, peer)
         if mds.exists():
-            found[f"mosaicml-streaming, {column}"] = through_streaming(mds, peer)
-    return found
+            readers[f"mosaicml-streaming, {setup}"] = through_streaming(mds, peer)
+    return readers
 
 
-def measure(found: dict[str, Read], rounds: int, batches: int) -> dict[str, list[float]]:
-    """CPU milliseconds a sample, round by round; the first batch of each is not counted."""
-    running = {name: read() for name, read in found.items()}
+def measure(readers: dict[str, Read], rounds: int, batches: int) -> dict[str, list[float]]:
+    """CPU milliseconds per sample, round by round; the first batch of each is not counted."""
+    running = {name: read() for name, read in readers.items()}
     for reader in running.values():
         next(reader)
-    times: dict[str, list[float]] = {name: [] for name in found}
+    times: dict[str, list[float]] = {name: [] for name in readers}
     for _ in range(rounds):
         for name, reader in running.items():
             begin = time.process_time()
@@ -357,11 +367,11 @@ def measure(found: dict[str, Read], rounds: int, batches: int) -> dict[str, list
 
 
 def table(title: str, times: dict[str, list[float]]) -> str:
-    """Medians with their range, beside the limit and beside ours."""
+    """Medians with their range, compared with the limit and with vlds."""
     middle = {name: statistics.median(values) for name, values in times.items()}
     lines = [
         f"{title}\n",
-        "| | ms a sample | range | over the limit | vlds is faster by |",
+        "| | ms per sample | range | over the limit | vlds is faster by |",
         "|---" * 5 + "|",
     ]
     for name, value in middle.items():
@@ -373,7 +383,7 @@ def table(title: str, times: dict[str, list[float]]) -> str:
 
 
 def once(out: Path) -> str:
-    """What is measured once: the first batch, a far seek, pictures decoded in groups."""
+    """Measure once: the first batch, a far seek, pictures decoded with `group`."""
     begin = time.perf_counter()
     next(ours(out / "jpeg", SPEC)())
     first = time.perf_counter() - begin
@@ -385,20 +395,15 @@ def once(out: Path) -> str:
     seek = time.perf_counter() - begin
     folder = out / "grouped"
     if not (folder / "dataset.json").exists():
-        records = [
-            SampleRecord(
-                id=str(n), members=[("jpg", jpeg(n))], json={"annotations": questions_about(n, 4)}
-            )
-            for n in range(SHARD)
-        ]
-        write_dataset(folder, name="grouped", kind="vqa", split="train", records=records)
+        write_shards(folder, "jpg", [jpeg(n) for n in range(SHARD)], questions=4)
     pictures = [
         statistics.mean(len(batch.images) for batch in islice(ours(folder, SPEC, group)(), 8))
         for group in (1, 4)
     ]
     return (
-        f"first batch {first:.2f} s; seek to position 10^9 {1000 * seek:.1f} ms; pictures decoded "
-        f"for {BATCH} questions, four a picture: {pictures[0]:.0f}, with group 4 {pictures[1]:.0f}"
+        f"first batch {first:.2f} s; seek to position 10^9 {1000 * seek:.1f} ms; for {BATCH} "
+        f"questions, four per picture, pictures decoded: {pictures[0]:.0f}, with group 4 "
+        f"{pictures[1]:.0f}"
     )
 
 
@@ -410,7 +415,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the samples")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument(
-        "--only", default="", metavar="NAME", help="readers that begin so, and the limits"
+        "--only",
+        default="",
+        metavar="NAME",
+        help="measure the limits and readers whose names start so",
     )
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,16 +1,22 @@
-"""Decoding beside a plain loop over Hugging Face's `generate`: examples a second, same answers.
+"""Compares decoding with a plain loop over Hugging Face's `generate`: speed, and equal answers.
 
     python benchmarks/generation.py --out runs/generation --rounds 3
 
-Two data sets are made by this program: pictures with five questions each, answered greedily through
-an online vision encoder (ResNet-50 at 224), and clips of stored features with 50 to 600 words of
+The program makes two data sets: pictures with five questions each, answered greedily through an
+online vision encoder (ResNet-50 at 224), and clips of stored features with 50 to 600 words of
 subtitles, described with five beams. The model is a BART of 6 + 6 layers and width 512 with random
-weights, large enough that answers depend on the input, and the logit of </s> is raised so that they
-end at different lengths. The plain loop takes the examples as they lie, each with a
-picture row of its own, pads a batch to its longest input and calls `generate` with its cache; it
-runs with torch's fused attention, Hugging Face's default, and with ours for CPUs. The row between
-has our batches and their decoder. Reading the samples is in all of them. CPU time, rounds
-alternating. Tables go to stdout.
+weights, scaled up so that answers depend on the input. The logit of </s> is raised, so that answers
+end at different lengths.
+
+    plain loop                  takes the examples in their order, stores a picture per example,
+                                pads a batch to its longest input, calls `generate` with its cache
+                                on; with vlds' attention for CPUs
+    plain loop, fused attention the same with torch's fused attention, Hugging Face's default
+    our batches, their decoder  vlds' batches, Hugging Face's decoder
+    vlds                        vlds' batches and decoder
+
+All rows include reading the samples. CPU time; the rounds of all rows alternate. Tables go to
+stdout.
 """
 
 from __future__ import annotations
@@ -52,18 +58,18 @@ from vlds.tasks import VQA, VideoCaption
 from vlds.vision import StoredFeatures, Timm, VisionEncoder
 
 NEAR_TIE = 1e-3
-"""Answers that differ count as a tie where their scores (mean log-probability) differ by less."""
+"""Different answers are a tie if their scores (mean log-probability) differ by less."""
 QUESTIONS, FRAMES, FRAME_DIM = 5, 64, 512
 WORDS = 5000
 END_OF_ANSWERS, END_OF_DESCRIPTIONS = 0.3, 0.1
-"""Share of the places where </s> comes next."""
+"""Share of the positions at which </s> comes next."""
 SIZES = {"d_model": 512, "encoder_attention_heads": 8, "decoder_attention_heads": 8} | {
     "encoder_ffn_dim": 2048, "decoder_ffn_dim": 2048, "vocab_size": 32000
 }  # fmt: skip
 
 
 class Words:
-    """A tokenizer of made-up words: "w17" is a token."""
+    """A tokenizer for invented words: "w17" is a token."""
 
     def __init__(self, config: Any, size: int) -> None:
         self.pad_token_id, self.end, self.size = config.pad_token_id, config.eos_token_id, size
@@ -86,7 +92,7 @@ class Words:
 
 @dataclass(frozen=True)
 class Workload:
-    """A model, its data, and how they are decoded."""
+    """A model, its data, and how to decode them."""
 
     title: str
     model: VLModel
@@ -97,23 +103,23 @@ class Workload:
 
 
 Way = Callable[[Workload], dict[str, str]]
-"""Answers every example: id -> text."""
+"""A way to answer every example: id -> text."""
 
 
 # Ways to decode.
 
 
 def ours(work: Workload) -> dict[str, str]:
-    """vlds as it evaluates."""
-    found: dict[str, str] = {}
+    """vlds, as it evaluates."""
+    answers: dict[str, str] = {}
     for batch in our_batches(work):
-        said = [answer.text for answer in work.model.answer(batch, work.decoding)]
-        found |= dict(zip(batch.ids, said, strict=True))
-    return found
+        texts = [answer.text for answer in work.model.answer(batch, work.decoding)]
+        answers |= dict(zip(batch.ids, texts, strict=True))
+    return answers
 
 
 def plain(work: Workload) -> dict[str, str]:
-    """The plain loop, with our attention for CPUs."""
+    """The plain loop, with vlds' attention for CPUs."""
     return by_generate(work, plain_batches(work))
 
 
@@ -127,12 +133,12 @@ def plain_fused(work: Workload) -> dict[str, str]:
 
 
 def our_batches_by_generate(work: Workload) -> dict[str, str]:
-    """Our batches, Hugging Face's decoder."""
+    """vlds' batches, Hugging Face's decoder."""
     return by_generate(work, our_batches(work))
 
 
 def our_batches(work: Workload) -> Iterator[Batch]:
-    """Sorted by cost, one picture's questions together."""
+    """vlds' batches: sorted by cost, one picture's questions together."""
     source, tokenizer = work.source, work.model.tokenizer
     counts = np.concatenate(source.counts)
     costs = survey(source, range(len(counts)), tokenizer).costs
@@ -142,7 +148,7 @@ def our_batches(work: Workload) -> Iterator[Batch]:
 
 
 def plain_batches(work: Workload) -> Iterator[Batch]:
-    """As the examples lie, each with a picture of its own."""
+    """Batches of examples in their order, each with its own copy of the picture."""
     (dataset,) = work.source.datasets
     rows: list[Row] = []
     stack = ImageStack(work.batch_size)
@@ -165,7 +171,7 @@ def plain_batches(work: Workload) -> Iterator[Batch]:
 
 
 def plain_batch(work: Workload, rows: Sequence[Row], stack: ImageStack) -> Batch:
-    """Padded to the longest input."""
+    """A batch, padded to its longest input."""
     features = work.image is None
     return collate(rows, stack, work.model.tokenizer, features=features, evaluation=True)
 
@@ -173,7 +179,7 @@ def plain_batch(work: Workload, rows: Sequence[Row], stack: ImageStack) -> Batch
 def by_generate(work: Workload, batches: Iterator[Batch]) -> dict[str, str]:
     """Hugging Face's `generate` over the joint encoder's states."""
     model = work.model
-    found: dict[str, str] = {}
+    answers: dict[str, str] = {}
     config = model.backbone.config
     settings = GenerationConfig(
         num_beams=work.decoding.num_beams,
@@ -196,15 +202,15 @@ def by_generate(work: Workload, batches: Iterator[Batch]) -> dict[str, str]:
                 generation_config=settings,
             )
         texts = model.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        found |= dict(zip(batch.ids, texts, strict=True))
-    return found
+        answers |= dict(zip(batch.ids, texts, strict=True))
+    return answers
 
 
-# What is decoded.
+# Models and data.
 
 
 def build(folder: Path, vision: VisionEncoder, grid: int) -> VLModel:
-    """The model, its config written into a folder."""
+    """The model; its config is written next to the data's folder."""
     shipped = json.loads(find("recipes/backbones/bart-base.json").read_text("utf-8"))
     file = folder.parent / "bart.json"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -222,7 +228,7 @@ def build(folder: Path, vision: VisionEncoder, grid: int) -> VLModel:
 
 
 def raise_end(work: Workload, share: float) -> Workload:
-    """Let answers of the first batch end at this share of their places."""
+    """Raise the logit of </s>: it shall come next at this share of the first batch's positions."""
     model = work.model
     config = model.backbone.config
     batch = next(our_batches(work))
@@ -261,7 +267,7 @@ def questions(folder: Path, num: int) -> Workload:
     source = Source("task", task, [open_dataset(folder)])
     model = build(folder, vision, 6)
     decoding = Decoding(max_new_tokens=19)
-    work = Workload("Five questions a picture", model, source, spec, 30, decoding)
+    work = Workload("Five questions per picture", model, source, spec, 30, decoding)
     return raise_end(work, END_OF_ANSWERS)
 
 
@@ -282,7 +288,7 @@ def clips(folder: Path, num: int) -> Workload:
     write_dataset(folder, name="clips", kind="video_caption", split="val", records=records)
     vision = StoredFeatures(dim=FRAME_DIM, grid=8)
     source = Source("task", VideoCaption(), [open_dataset(folder)])
-    # Scores as Hugging Face has them: the start token does not count.
+    # As in Hugging Face's `generate`, the start token does not count.
     decoding = Decoding(num_beams=5, max_new_tokens=19, length_counts_start=False)
     model = build(folder, vision, 8)
     work = Workload("Subtitles of 50 to 600 words", model, source, None, 8, decoding)
@@ -290,7 +296,7 @@ def clips(folder: Path, num: int) -> Workload:
 
 
 def words(draw: np.random.Generator, fewest: int, most: int) -> str:
-    """Some words, as many as that."""
+    """Between `fewest` and `most` random words."""
     return " ".join(f"w{n}" for n in draw.integers(WORDS, size=draw.integers(fewest, most + 1)))
 
 
@@ -300,7 +306,7 @@ def features(draw: np.random.Generator) -> bytes:
 
 
 def noise(seed: int, spec: ImageSpec) -> bytes:
-    """A JPEG of coloured noise, of the encoder's size."""
+    """A JPEG of coloured noise, of the size that the encoder takes."""
     draw = np.random.default_rng(seed)
     coarse = draw.integers(0, 256, (7, 7, 3), np.uint8)
     buffer = io.BytesIO()
@@ -308,11 +314,11 @@ def noise(seed: int, spec: ImageSpec) -> bytes:
     return buffer.getvalue()
 
 
-# What is told.
+# Results.
 
 
 def measure(work: Workload, ways: dict[str, Way], rounds: int) -> None:
-    """Print a table, and how the answers differ."""
+    """Measure the ways in alternating rounds; print a table with speeds and differing answers."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     answers: dict[str, dict[str, str]] = {}
     for _ in range(rounds):
@@ -324,19 +330,19 @@ def measure(work: Workload, ways: dict[str, Way], rounds: int) -> None:
     print(f"\n{work.title}: {num} examples, batches of {work.batch_size}\n")
     print("| | examples/s of CPU time | range | vlds is faster by | other answers |")
     print("|---|---|---|---|---|")
-    own = statistics.median(seconds["vlds"])
+    vlds_median = statistics.median(seconds["vlds"])
     for name, measured in seconds.items():
         median = statistics.median(measured)
         speeds = f"{num / max(measured):.2f} to {num / min(measured):.2f}"
-        ratio = "" if name == "vlds" else f"{median / own:.2f}"
-        told = "" if name == "vlds" else differences(work, answers["vlds"], answers[name])
-        print(f"| {name} | {num / median:.2f} | {speeds} | {ratio} | {told} |")
+        ratio = "" if name == "vlds" else f"{median / vlds_median:.2f}"
+        others = "" if name == "vlds" else differences(work, answers["vlds"], answers[name])
+        print(f"| {name} | {num / median:.2f} | {speeds} | {ratio} | {others} |")
     lengths = Counter(len(text.split()) for text in answers["vlds"].values())
-    print("\nWords an answer: " + ", ".join(f"{n}: {c}" for n, c in sorted(lengths.items())))
+    print("\nWords per answer: " + ", ".join(f"{n}: {c}" for n, c in sorted(lengths.items())))
 
 
 def differences(work: Workload, own: dict[str, str], other: dict[str, str]) -> str:
-    """How many answers are others, and which of each pair scores higher."""
+    """How many answers differ, and which of each pair scores higher."""
     assert own.keys() == other.keys()
     gaps = [
         score(work, key, own[key]) - score(work, key, other[key])
@@ -351,8 +357,8 @@ def differences(work: Workload, own: dict[str, str], other: dict[str, str]) -> s
 
 
 def score(work: Workload, key: str, text: str) -> float:
-    """What the search compares: the mean log-probability of an answer and its </s>, which costs
-    nothing where the limit forces it."""
+    """The mean log-probability of an answer and its </s>, which the search compares. A </s> that
+    the limit forces costs nothing."""
     batch = next(batch for batch in plain_batches(work) if key in batch.ids)
     batch = batch.select(torch.tensor([batch.ids.index(key)]))
     config, limit = work.model.backbone.config, work.decoding.max_new_tokens
@@ -361,10 +367,10 @@ def score(work: Workload, key: str, text: str) -> float:
     with torch.no_grad():
         decoded = work.model.decode(*work.model.encode(batch), ids[:, :-1])
         scores = work.model.vocabulary_logits(decoded).log_softmax(-1)
-    found = scores[0].gather(1, ids[0, 1:, None])
+    log_probabilities = scores[0].gather(1, ids[0, 1:, None])
     if len(tokens) >= limit - 1 and work.decoding.num_beams > 1:
-        found[-1] = 0
-    return float(found.mean())
+        log_probabilities[-1] = 0
+    return float(log_probabilities.mean())
 
 
 def main() -> None:

@@ -1,12 +1,12 @@
-"""Every method on the demo's world: what is frozen, what it costs and what it scores.
+"""Trains every method on the demo's world: what it costs, and what it scores.
 
     python benchmarks/methods.py --out runs/methods --seeds 3 --rates 0.001 0.004 0.016
     python benchmarks/methods.py --out runs/methods --seeds 0 1 2
 
-A seed has pictures of its own, a backbone pretrained on them and frozen, and one run a row, all of
-the same number of steps. Everything runs on one rank; `--jobs` runs share the machine. The first
-command looks for learning rates, the second takes those of ROWS. What is there already is not run
-again. The table goes to stdout.
+Each seed has its own pictures, a frozen backbone that was pretrained on them, and one run per row,
+all with the same number of steps. Each run has one rank; `--jobs` runs share the machine. The first
+command compares learning rates, the second uses those of ROWS. Finished runs are not repeated. The
+table goes to stdout.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ SCORES = {
     "nlvr2": "accuracy",
     "caption": "word_f1",
 }
-"""Task -> the score that stands for it."""
+"""Task -> its score in the table."""
 STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
-"""Number of seeds -> quantile .975 of Student's t with one degree of freedom fewer."""
+"""Number of seeds n -> 97.5 % quantile of Student's t with n - 1 degrees of freedom."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class Row:
     methods: Mapping[str, Any]
     """As in a recipe."""
     rate: float
-    """Learning rate: of 0.001, 0.004 and 0.016 the best on seed 3 (for Full of 0.00025 too). The
-    ways of sharing have the single adapter's, two methods together the smaller of theirs."""
+    """Learning rate: the best of 0.001, 0.004 and 0.016 on seed 3 (for Full also 0.00025). Adapters
+    with other sharing use the single adapter's, two methods the smaller of theirs."""
     norms: bool = False
-    """Whether the backbone's norms train."""
+    """Train the backbone's norms too."""
 
 
 def method(name: str, **fields: Any) -> dict[str, Any]:
@@ -89,7 +89,7 @@ ROWS = {
 
 @dataclass(frozen=True)
 class Measured:
-    """What one run left."""
+    """The result of one run."""
 
     scores: Mapping[str, float]
     """Task -> score, and "mean"; in percent."""
@@ -98,11 +98,11 @@ class Measured:
     stored: int
     """Bytes of the artifact's weights."""
     speed: float
-    """Training examples a second, the median of the log's lines."""
+    """Training examples per second, the median of the log's lines."""
 
 
 def main() -> None:
-    """Run what is missing, then print."""
+    """Run what is missing, then print a table."""
     options = parse()
     seeds: list[int] = options.seeds
     with ThreadPoolExecutor(options.jobs) as pool:
@@ -132,7 +132,7 @@ def parse() -> argparse.Namespace:
 
 
 def prepare(folder: Path, seed: int) -> None:
-    """A seed's pictures and its frozen backbone, by the demo's own commands."""
+    """Make a seed's pictures and its frozen backbone with the demo's own commands."""
     recipes = write_recipes(folder)
     backbone, pretrain = folder / "backbone", folder / "pretrain"
     stages = [
@@ -146,7 +146,7 @@ def prepare(folder: Path, seed: int) -> None:
 
 
 def measure(out: Path, name: str, seed: int, rate: float) -> Measured:
-    """Train one row on one seed, unless that was done."""
+    """Train one row on one seed, unless it has been trained."""
     folder = out / f"seed-{seed}"
     output = folder / "rows" / f"{name.replace(', ', '_').replace(' ', '_')}-{rate:g}"
     if not (output / "artifact").exists():
@@ -177,7 +177,7 @@ def run(command: Sequence[str], log: Path) -> None:
 
 
 def read(output: Path) -> Measured:
-    """What a finished run says of itself."""
+    """The result of a finished run."""
     run = read_run(output)
     facts = run.scores
     last = [line["scores"] for line in run.lines if "scores" in line]
@@ -200,14 +200,14 @@ def rates_table(measured: Results) -> str:
     for name in dict.fromkeys(name for name, _, _ in measured):
         means = []
         for rate in rates:
-            runs = [found for key, found in measured.items() if (key[0], key[2]) == (name, rate)]
-            means.append(statistics.mean(found.scores["mean"] for found in runs))
+            runs = [run for key, run in measured.items() if (key[0], key[2]) == (name, rate)]
+            means.append(statistics.mean(run.scores["mean"] for run in runs))
         lines.append(f"| {name} | {' | '.join(f'{mean:.1f}' for mean in means)} |")
     return "\n".join(lines)
 
 
 def methods_table(measured: Results, seeds: Sequence[int]) -> str:
-    """One line a row: costs, then scores with 95 % confidence intervals over the seeds."""
+    """One line per row: costs, then scores with 95 % confidence intervals over the seeds."""
     lines = [
         "| | trains % | stores kB | examples/s | VQA | GQA | NLVR2 | caption F1 | mean | to Full |",
         "|---" * 10 + "|",
@@ -215,20 +215,20 @@ def methods_table(measured: Results, seeds: Sequence[int]) -> str:
     full = by_seed(measured, "Full", seeds)
     for name in dict.fromkeys(name for name, _, _ in measured):
         runs = by_seed(measured, name, seeds)
-        speed = statistics.median(found.speed for found in runs)
+        speed = statistics.median(run.speed for run in runs)
         cells = [f"{runs[0].percent:.2f}", f"{runs[0].stored / 1000:,.0f}", f"{speed:,.0f}"]
         for task in [*SCORES, "mean"]:
-            cells.append(interval([found.scores[task] for found in runs]))
-        apart = [a.scores["mean"] - b.scores["mean"] for a, b in zip(runs, full, strict=True)]
-        cells.append(interval(apart, sign="+") if name != "Full" else "")
+            cells.append(interval([run.scores[task] for run in runs]))
+        gains = [a.scores["mean"] - b.scores["mean"] for a, b in zip(runs, full, strict=True)]
+        cells.append(interval(gains, sign="+") if name != "Full" else "")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def by_seed(measured: Results, name: str, seeds: Sequence[int]) -> list[Measured]:
     """A row's runs in the order of the seeds."""
-    found = {seed: run for (n, seed, _), run in measured.items() if n == name}
-    return [found[seed] for seed in seeds]
+    runs = {seed: run for (row, seed, _), run in measured.items() if row == name}
+    return [runs[seed] for seed in seeds]
 
 
 def interval(values: Sequence[float], sign: str = "") -> str:

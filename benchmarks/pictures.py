@@ -1,13 +1,12 @@
-"""What a resized picture costs and keeps, stored in one format or another.
+"""Compares formats for resized pictures: size, decoding time, and what changes for an encoder.
 
     python benchmarks/pictures.py --pictures PHOTOS --model tf_efficientnet_lite0 --weights FILE
 
-Every picture below a folder is made a square of each size by the decoder of a run, stored in each
-format, and read by the same decoder. `change` is how far the last feature map of a timm model moves
-from that of the original file, seen at this size: the distance relative to the map's norm, in
-percent, the mean and the largest over the pictures. A format without loss has 0. Decoding is CPU
-time, the median of the rounds, in which all rows alternate; encoding is timed once. The tables go
-to stdout.
+The decoder of a run squashes every picture below a folder to a square of each size; the program
+stores it in each format and reads it with the same decoder. `change` is the distance of a timm
+model's last feature map from that of the original file at the same size, relative to its norm, in
+percent: mean and largest over the pictures. A lossless format has 0. Decoding is CPU time, the
+median of the rounds, in which all rows alternate; encoding is timed once. Tables go to stdout.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import argparse
 import io
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,12 +46,12 @@ FORMS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "WebP lossless, Pillow's effort": ("WEBP", {"lossless": True}),
     "PNG": ("PNG", {}),
 }
-"""What it is called, what Pillow calls it, and how it is written."""
+"""Name of the row -> Pillow's name of the format, and options of its writer."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """Pictures in one form."""
+    """The pictures in one format."""
 
     encoded: Sequence[bytes]
     change: Tensor | None = None
@@ -62,13 +61,13 @@ class Row:
 
 
 def read_pictures(folder: Path) -> list[bytes]:
-    """The good ones, in the order of their names."""
+    """The pictures of a folder that decode without errors, sorted by name."""
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
     return [data for path in files if not picture_fault(data := path.read_bytes())]
 
 
 def features(encoder: GridEncoder, encoded: Sequence[bytes], spec: ImageSpec) -> Tensor:
-    """(pictures, cells * channels)."""
+    """Features of the pictures at one size: (pictures, cells * channels)."""
     maps = []
     for first in range(0, len(encoded), BATCH):
         pixels = np.stack([decode_image(data, spec) for data in encoded[first : first + BATCH]])
@@ -77,58 +76,54 @@ def features(encoder: GridEncoder, encoded: Sequence[bytes], spec: ImageSpec) ->
     return torch.cat(maps)
 
 
-def moved(found: Tensor, expected: Tensor) -> Tensor:
-    """(pictures,) relative distance."""
-    distance: Tensor = (found - expected).norm(dim=1) / expected.norm(dim=1)
+def relative_change(measured: Tensor, expected: Tensor) -> Tensor:
+    """(pictures,) distance relative to the norm of `expected`."""
+    distance: Tensor = (measured - expected).norm(dim=1) / expected.norm(dim=1)
     return distance
 
 
-def saved(image: Image.Image, form: str, options: Mapping[str, Any]) -> bytes:
-    """A picture, encoded."""
+def encode(image: Image.Image, form: str, options: Mapping[str, Any]) -> bytes:
+    """A picture as bytes of a file."""
     buffer = io.BytesIO()
     image.save(buffer, form, **options)
     return buffer.getvalue()
 
 
-def timed(work: Callable[[], list[bytes]]) -> tuple[list[bytes], float]:
-    """What it makes, and its CPU time."""
-    begin = time.process_time()
-    made = work()
-    return made, time.process_time() - begin
-
-
 def measure(originals: Sequence[bytes], encoder: GridEncoder, size: int) -> dict[str, Row]:
-    """Every form of the pictures at one size."""
+    """All rows of the table for one size."""
     spec = ImageSpec(size, size)
     expected = features(encoder, originals, spec)
     squares = [Image.fromarray(decode_image(data, spec).transpose(1, 2, 0)) for data in originals]
     rows = {"the original files": Row(originals)}
     for name, (form, options) in FORMS.items():
-        encoded, seconds = timed(lambda: [saved(image, form, options) for image in squares])  # noqa: B023
-        change = moved(features(encoder, encoded, spec), expected)
+        begin = time.process_time()
+        encoded = [encode(image, form, options) for image in squares]
+        seconds = time.process_time() - begin
+        change = relative_change(features(encoder, encoded, spec), expected)
         rows[name] = Row(encoded, change, seconds)
     rule = PictureRule(size)
     kept = [prepare_picture(data, rule).data for data in originals]
-    rows["proportions kept, `webp`"] = Row(kept, moved(features(encoder, kept, spec), expected))
-    rows["another picture"] = Row((), moved(expected.roll(1, 0), expected))
+    change = relative_change(features(encoder, kept, spec), expected)
+    rows["proportions kept, `webp`"] = Row(kept, change)
+    rows["another picture"] = Row((), relative_change(expected.roll(1, 0), expected))
     return rows
 
 
 def decoding(rows: Mapping[str, Row], size: int, rounds: int) -> dict[str, float]:
-    """CPU milliseconds a picture."""
+    """CPU milliseconds per picture, for each row that has pictures."""
     spec = ImageSpec(size, size)
     times: dict[str, list[float]] = {name: [] for name, row in rows.items() if row.encoded}
     for _ in range(rounds):
-        for name, found in times.items():
+        for name, measured in times.items():
             begin = time.process_time()
             for data in rows[name].encoded:
                 decode_image(data, spec)
-            found.append(1000 * (time.process_time() - begin) / len(rows[name].encoded))
-    return {name: statistics.median(found) for name, found in times.items()}
+            measured.append(1000 * (time.process_time() - begin) / len(rows[name].encoded))
+    return {name: statistics.median(measured) for name, measured in times.items()}
 
 
 def table(title: str, rows: Mapping[str, Row], times: Mapping[str, float]) -> str:
-    """One line a form."""
+    """One line per format."""
     lines = [
         f"{title}\n",
         "| stored as | change % | largest % | kB | decode ms | encode ms |",

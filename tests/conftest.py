@@ -1,4 +1,4 @@
-"""Fixtures that every test may use: places, and processes for distributed code."""
+"""Fixtures for all tests: folders, and processes for distributed code."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Folder with data too large for the repository: $VLDS_SHARED, by default beside it."""
+    """Folder of data too large for the repository: $VLDS_SHARED, by default next to it."""
     folder = Path(os.environ.get("VLDS_SHARED", ROOT.parent / "shared"))
     if not folder.is_dir():
         pytest.skip(f"no folder {folder}: set VLDS_SHARED to run the tests on real data")

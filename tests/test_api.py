@@ -1,4 +1,4 @@
-"""The Python door: docs/python.md's examples run as they stand."""
+"""The Python interface: the examples of docs/python.md run unchanged."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTI
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What the page's reader has: a recipe, shards, a picture; the working directory."""
+    """The working directory of the page's reader, with a recipe, shards and a picture."""
     write_world(tmp_path / "world")
     recipe = world_recipe(tmp_path / "world", tmp_path / "unused")
     save_recipe(recipe, tmp_path / "vqa.yaml")
@@ -46,7 +46,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def run(home: Path) -> Path:
-    """An untrained run in runs/mine, with the one task vqa."""
+    """An untrained run in runs/mine, with the single task vqa."""
     recipe = world_recipe(home / "world", home / "runs" / "mine")
     recipe = replace(recipe, tasks={"vqa": recipe.tasks["vqa"]})
     return save_run(built_run(recipe))
@@ -73,7 +73,7 @@ def test_a_picture_is_a_picture_in_any_form(run: Path) -> None:
 
 
 def test_a_turned_photo_is_turned_back(run: Path) -> None:
-    """As the same photo is, read from its file."""
+    """The same happens to the photo when it is read from its file."""
     picture = Image.fromarray(np.arange(40 * 30 * 3, dtype=np.uint8).reshape(40, 30, 3))
     exif = picture.getexif()
     exif[0x0112] = 6
@@ -170,7 +170,7 @@ NOT_PICTURES: list[tuple[Any, str]] = [
 @pytest.mark.parametrize(("picture", "message"), NOT_PICTURES)
 @pytest.mark.filterwarnings("error")
 def test_what_is_not_a_picture_is_a_value_error(picture: Any, message: str) -> None:
-    """Before the run is asked."""
+    """The check comes before the run is asked."""
     no_run: Any = SimpleNamespace(answer=None)
     with pytest.raises(ValueError, match=message):
         vlds.Model(no_run).answer(picture, "what colour is it")

@@ -22,8 +22,8 @@ from vlds.training.engine import restore_linear
 
 
 def load_elsewhere(run: Path) -> tuple[Tensor, dict[str, Tensor]]:
-    """Logits and tensors of a run in another process."""
-    restore_linear()  # an earlier test's ZeRO-3 may have left its own, which rounds otherwise
+    """Logits and tensors of a run that another process has loaded."""
+    restore_linear()  # an earlier test's ZeRO-3 may have left its own, which rounds differently
     model = load_run(run).model
     with torch.no_grad():
         return model.logits(picture_batch()), dict(model.unique_state())
@@ -136,7 +136,7 @@ def test_a_damaged_artifact(artifact: Path, change: str) -> None:
 def test_damage_that_the_manifest_does_not_show(
     name: str, text: str | None, message: str, artifact: Path
 ) -> None:
-    """Somebody has changed a file and written a manifest anew."""
+    """Somebody changed a file and wrote a new manifest."""
     (artifact / name).unlink()
     if text is not None:
         (artifact / name).write_text(text)

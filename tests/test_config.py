@@ -57,7 +57,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def every_choice() -> list[Recipe]:
-    """Recipes in which each shipped class stands with values that are not the defaults."""
+    """Recipes that together use every shipped class with values other than the defaults."""
     decoding = Decoding(num_beams=3, max_new_tokens=7, choices=("no", "yes"), early_stopping=True)
     full = Recipe(
         output="runs/a b: c",
@@ -157,7 +157,7 @@ class OwnTask(VQA):
     kinds: ClassVar[tuple[str, ...]] = ("own",)
 
     hint: str = "none"
-    """A field of its own."""
+    """A field that other tasks do not have."""
 
 
 def test_a_class_of_ones_own_reaches_recipe_and_command_line(file: Path, tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ def test_nothing_at_all() -> None:
 
 
 def test_a_list_of_answers_is_a_file_or_itself(file: Path, tmp_path: Path) -> None:
-    """Both forms are saved and read as they were, words that YAML takes for something else too."""
+    """Both forms survive saving and reading, even words that YAML reads as other types."""
     key = "--tasks.vqa.decoding.answers"
     for told, expected in (
         ("answers.json", "answers.json"),

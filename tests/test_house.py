@@ -1,4 +1,4 @@
-"""Rules of the house that no linter knows: sizes, names, words, and what a wheel holds."""
+"""Project rules that no linter knows: sizes, names, words, and what a wheel holds."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NOT_SHARED = {
 TEXT = {".py", ".md", ".toml", ".yaml", ".json", ".sh", ""}
 MAX_FILE = 400
 MAX_FUNCTION = 60
-"""An alarm at 40 lines is for readers; from here on it is a failure."""
+"""Functions should stay below 40 lines; above this number the test fails."""
 
 
 def _name(file: Path) -> str:
@@ -187,7 +187,7 @@ def test_wheel_carries_recipes_and_configs(tmp_path: Path) -> None:
     assert {_name(file) for file in CODE} <= names
     tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert tops == {"vlds", "data_prep"}
-    # Found by the installed code, far from a checkout.
+    # The installed code finds it without a checkout.
     zipfile.ZipFile(file).extractall(tmp_path / "site")
     command = "from vlds.runtime.resources import find; print(find('ds_configs/zero3.json'))"
     answer = subprocess.run(

@@ -1,4 +1,4 @@
-"""What a newcomer gets wrong is one line, before any rank starts; and what helps."""
+"""A newcomer's mistakes are one-line messages before any rank starts; help texts help."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_more_ranks_than_examples(file: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_what_is_no_tokenizer(tmp_path: Path) -> None:
-    """transformers would ask the hub about the file, and make an empty tokenizer of the folder."""
+    """transformers would ask the hub for the file, and make an empty tokenizer of the folder."""
     text = tmp_path / "notes.txt"
     text.write_text("hello")
     (tmp_path / "empty").mkdir()
@@ -153,7 +153,7 @@ def test_ctrl_c_while_importing(program: str, seconds: float, root: Path) -> Non
     assert process.returncode in (130, 2)  # 2: it was done
     if process.returncode == 130:
         assert said.endswith(("vlds: ended by Ctrl-C\n", "interrupted by Ctrl-C\n"))
-        assert said.count("\n") <= 2  # a command that was done after the import has said its line
+        assert said.count("\n") <= 2  # the second line is that of a command that had already ended
 
 
 def help_of(command: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -199,7 +199,7 @@ def test_help_of_data_prep(
 
 
 def test_nothing_is_imported_for_a_help() -> None:
-    """Nobody waits for torch to read about an option."""
+    """A help text does not wait for the import of torch."""
     program = "import sys; from vlds.cli.commands import run_command\n"
     program += "try: run_command(['report', '--help'])\n"
     program += "except SystemExit: print('torch' in sys.modules)"
@@ -210,7 +210,7 @@ def test_nothing_is_imported_for_a_help() -> None:
 
 
 def test_libraries_keep_quiet() -> None:
-    """DeepSpeed says that it finds no GPU when it is imported; errors stay."""
+    """DeepSpeed reports a missing GPU when it is imported; only errors stay."""
     program = "from vlds.runtime.quiet_libraries import quiet_libraries; quiet_libraries()"
     program += "; import deepspeed"
     program += "; import warnings; warnings.warn('old')"

@@ -1,4 +1,4 @@
-"""The pool of test processes: results, errors, hangs and deaths are all reported, and survived."""
+"""The pool of test processes reports results, errors, hangs and deaths, and survives them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.toys.rank_pool import RankError, RankPool
 
 @dataclass(frozen=True)
 class Point:
-    """Something of this module that must survive the way to the processes and back."""
+    """A class of this module, to be pickled to the processes and back."""
 
     x: int
 

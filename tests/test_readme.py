@@ -1,7 +1,8 @@
-"""What README.md and docs/ say is so: commands parse, files exist, snippets run, numbers are right.
+"""README.md and docs/ tell the truth: commands parse, files exist, snippets run, numbers are right.
 
-Every command in a ```sh block is parsed as its program would, in reading order: a file or folder
-that it reads must be in the repository, quoted on a page, made by an earlier command, or in GIVEN.
+Every command in a ```sh block is parsed as its program would parse it, in reading order. A file or
+folder that it reads must be in the repository, quoted on a page, made by an earlier command, or in
+GIVEN.
 """
 
 from __future__ import annotations
@@ -55,21 +56,21 @@ QUOTE = re.compile(r"^<!-- (\S+\.py) -->\n```python\n(.*?)^```$", re.MULTILINE |
 GIVEN = {"VQAV2", "GQA", "NLVR2", "COCO", "VALUE", "PHOTOS", "PHOTO.jpg", "TARS", "rows.jsonl",
          "captions.csv", "sentences.csv", "statements.csv", "chat.json", "coco.json", "test.json",
          "others.json", "runs/vqa_2", "runs/lora", "CHECKPOINT"}  # fmt: skip
-"""What a reader has: official files, own rows and pictures, others' predictions, runs, and a ZeRO
-checkpoint."""
+"""Files that the reader brings: official files, rows and pictures, predictions of other programs,
+runs, and a ZeRO checkpoint."""
 OWN_PARSERS = {"data_prep", "train", "describe", "plan", "features", "convert"}
-"""Commands that are not followed by argparse alone."""
+"""Commands with a parser of their own, which is not only argparse."""
 DEMO = {"runs/demo/adapters", "runs/demo/adapters/gallery/0018-0.png", "runs/demo/backbone"}
-"""What `./launch.sh` alone leaves."""
+"""Files that `./launch.sh` without arguments makes."""
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    """Contents of a page's fenced blocks in a language."""
+    """The page's fenced blocks of one language."""
     return [text for name, text in BLOCK.findall(page.read_text("utf-8")) if name == language]
 
 
 def recipes(folder: Path) -> None:
-    """Write every recipe that a page quotes, under the name in its first line."""
+    """Write every recipe on the pages into a file with the name in its first line."""
     for page in PAGES:
         for text in blocks(page, "yaml"):
             name = re.match(r"# (\w+\.yaml)\n", text)
@@ -78,13 +79,13 @@ def recipes(folder: Path) -> None:
 
 
 def commands(page: Path) -> list[list[str]]:
-    """Every command of a page, as words."""
+    """All commands of a page, split into words."""
     lines = "".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
 class Parsed(Exception):
-    """A command line was understood; it is not run."""
+    """Raised when a command line has been parsed, instead of running it."""
 
     def __init__(self, options: argparse.Namespace, further: Sequence[str]) -> None:
         super().__init__()
@@ -93,7 +94,7 @@ class Parsed(Exception):
 
 @dataclass
 class Reader:
-    """Follows the commands and knows what is there."""
+    """Follows the commands and keeps track of existing files."""
 
     there: set[str] = field(default_factory=lambda: set(GIVEN))
 
@@ -128,7 +129,7 @@ class Reader:
             assert words == [".", ".venv/bin/activate"], f"unknown command: {shlex.join(words)}"
 
     def assigns(self, words: Sequence[str], number: int) -> bool:
-        """Whether a word is an assignment before the command; its variable must be a known one."""
+        """True if a word assigns a known variable before the command."""
         name = re.match(r"([A-Z_]+)=", words[number])
         if name is None or any("=" not in word for word in words[:number]):
             return False
@@ -192,7 +193,7 @@ class Reader:
 
 
 def demo_data() -> set[str]:
-    """Data sets that the shipped recipes of the demo name."""
+    """Data sets that the demo's recipes name."""
     found = set()
     for name in ("demo_pretrain", "demo"):
         for task in load_recipe(find(f"recipes/{name}.yaml")).tasks.values():
@@ -234,7 +235,7 @@ def test_every_command_parses_and_finds_its_files(desk: Path) -> None:
 
 
 def test_every_recipe_parses(desk: Path) -> None:
-    """A whole recipe alone; a part of one on top of README's."""
+    """Whole recipes parse alone, parts of recipes on top of README's."""
     names = sorted(path.name for path in desk.glob("*.yaml"))
     assert {"vqa.yaml", "scratch.yaml", "tasks.yaml", "methods.yaml", "counts.yaml"} <= set(names)
     for name in names:
@@ -258,7 +259,7 @@ def test_the_plan_on_the_page_is_right(desk: Path) -> None:
 
 
 def test_own_rows_become_shards(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """README's rows, about some more pictures, with README's commands."""
+    """README's commands pack README's rows, repeated for more pictures."""
     (text,) = blocks(PAGES[0], "json")
     text = "".join(text.replace("beach/", f"{place}/") for place in range(10))
     (desk / "rows.jsonl").write_text(text, encoding="utf-8")
@@ -277,14 +278,14 @@ def test_own_rows_become_shards(desk: Path, capsys: pytest.CaptureFixture[str]) 
 
 @pytest.fixture
 def run(desk: Path) -> Path:
-    """A run as README's has it, tiny and untrained, and a photo."""
+    """README's run, tiny and untrained, and a photo."""
     write_world(desk)
     Image.new("RGB", (40, 30)).save(desk / "PHOTO.jpg")
     return save_run(built_run(world_recipe(desk, desk / "runs" / "vqa")))
 
 
 def test_snippets_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Those of docs/checkpoints.md, one after the other, and the commands."""
+    """The snippets of docs/checkpoints.md run one after the other, and its commands too."""
     page = ROOT / "docs" / "checkpoints.md"
     shutil.copytree(run, run.with_name("vqa_2"))
     recipe = world_recipe(run.parents[1], run.with_name("lora"))
@@ -303,14 +304,14 @@ def test_snippets_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert embeddings.shape[0] == len(scope["tokenizer"]) == len(scope["loaded"].tokenizer)
     everywhere = sum(len(blocks(other, "python")) for other in PAGES)
     python = len(blocks(page.with_name("python.md"), "python"))  # tests/test_api.py
-    # The two that are quoted from files, and the one about Parquet.
+    # The other three: two are quoted from files, one is about Parquet.
     assert everywhere == len(blocks(page, "python")) + python + 3
 
 
 def test_parquet_becomes_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The lines of docs/own_data.md, with a stand-in for pyarrow, which is no dependency."""
+    """The program of docs/own_data.md runs, with a stand-in for pyarrow (not a dependency)."""
     buffer = io.BytesIO()
     Image.new("RGB", (40, 30)).save(buffer, "JPEG")
     row = {"image": {"bytes": buffer.getvalue(), "path": None}, "question": "q", "answer": "a"}
@@ -336,7 +337,7 @@ def test_quoted_files_are_as_they_are(page: Path) -> None:
 
 
 def links(page: Path) -> Iterator[str]:
-    """Targets of a page's links that are no addresses."""
+    """Files that a page links to."""
     prose = BLOCK.sub("", page.read_text("utf-8"))
     yield from (target for target in re.findall(r"\]\(([^)#]+)", prose) if ":" not in target)
 
@@ -347,18 +348,21 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_paths_in_prose_exist() -> None:
-    """Files of ours that the pages name, such as `vlds/training/loop.py`."""
+    """Pages name existing files of the repository, such as `vlds/training/loop.py`."""
     top = r"(?:vlds|data_prep|tests|docs|recipes|ds_configs)"
     for page in PAGES:
         for name in re.findall(rf"`({top}/[\w/.-]+)`", page.read_text("utf-8")):
             assert (ROOT / name).exists(), f"{page.name} names {name}"
+    homes = [ROOT / name for name in (".", "vlds", "vlds/data", "vlds/report", "data_prep")]
+    for name in re.findall(r"`([\w/]+(?:\.py|/))`", (ROOT / "docs/architecture.md").read_text()):
+        assert any((home / name).exists() for home in homes), f"architecture.md names {name}"
     drawing = blocks(PAGES[0], "text")[0]
     for name in re.findall(r"[\w/]+/(?:\w+\.py)?", drawing):
         assert (ROOT / name).exists() or (ROOT / "vlds" / name).exists(), name
 
 
 def test_the_box_lists_what_there_is() -> None:
-    """All tasks, methods, backbones, encoders, commands and configs; and no command that is not."""
+    """Pages name all tasks, methods, backbones, encoders, commands and configs, and no others."""
     readme = PAGES[0].read_text("utf-8")
     for package in (vlds.tasks, vlds.methods, vlds.backbones, vlds.vision):
         bases = {"Task", "Method", "Backbone", "VisionEncoder"}
@@ -394,7 +398,7 @@ def test_methods_and_their_fields_are_explained() -> None:
 
 
 def test_scores_are_explained() -> None:
-    """Those of captions, and GQA's tables."""
+    """docs/scores.md explains the scores of captions and GQA's tables."""
     text = (ROOT / "docs" / "scores.md").read_text("utf-8")
     for name in (*NAMES, *TABLES):
         assert f"`{name}`" in text, f"docs/scores.md does not name {name}"

@@ -1,4 +1,4 @@
-"""The commands that VL-Adapter's recipes print make their data, out of official files."""
+"""The commands in the comments of VL-Adapter's recipes make their data from official files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KARPATHY = ("train", "train", "restval", "val", "val", "test")
 
 
 def write_coco(src: Path) -> None:
-    """Pictures, Karpathy's split, two questions a picture with ten answers each, an answer list."""
+    """Pictures, Karpathy's split, two questions per picture with ten answers each, answer list."""
     images, asked = [], {"train2014": [], "val2014": []}  # type: ignore[var-annotated]
     for number, split in enumerate(KARPATHY):
         subset = "train2014" if split == "train" else "val2014"
@@ -48,7 +48,7 @@ def write_coco(src: Path) -> None:
 
 
 def answered(number: int) -> dict[str, Any]:
-    """Six people say net, and four what is not in the list; of odd questions none says net."""
+    """Six people say "net", four an answer outside the list; for odd questions, none says "net"."""
     given = ["net" if number % 2 == 0 else "web"] * 6 + ["mesh"] * 4
     answers = [
         {"answer": text, "answer_confidence": "yes", "answer_id": n}
@@ -71,7 +71,7 @@ def write_gqa(src: Path) -> None:
 
 
 def write_nlvr2(src: Path) -> None:
-    """A pair with two sentences in each split; pictures of train lie in numbered folders."""
+    """A pair with two sentences in each split; train's pictures are in numbered folders."""
     for split in ("train", "dev", "test1"):
         directory = {"directory": 57} if split == "train" else {}
         rows = [
@@ -120,24 +120,24 @@ WRITERS = {
     "bart_image": {"COCO": write_coco, "GQA": write_gqa, "NLVR2": write_nlvr2},
     "bart_video": {"VALUE": write_value},
 }
-"""Recipe -> folder of official files that its comment speaks of -> what makes a small copy."""
+"""Recipe -> folder of official files in its comment -> function that writes a small copy."""
 
 
 def comment(name: str) -> str:
-    """The comment at the head of a recipe, without its marks."""
+    """The comment at the top of a recipe, without the #."""
     lines = find(f"recipes/vl_adapter/{name}.yaml").read_text("utf-8").split("output:")[0]
     return re.sub(r"^# ?", "", lines, flags=re.MULTILINE)
 
 
 def commands(name: str) -> list[list[str]]:
-    """The commands that a recipe prints, as words."""
+    """The commands in a recipe's comment, split into words."""
     text = comment(name).replace("\\\n", " ")
     return [shlex.split(line) for line in re.findall(r"^ +(python -m .*)$", text, re.MULTILINE)]
 
 
 @pytest.fixture(scope="module", params=WRITERS)
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A recipe's name, in a folder where small official files lie and its commands have run."""
+    """A recipe's name; its commands have run on small official files in the working directory."""
     folder = tmp_path_factory.mktemp(request.param)
     for place, writer in WRITERS[request.param].items():
         writer(folder / place)
@@ -156,7 +156,7 @@ def named(recipe: Recipe) -> set[str]:
 
 
 def test_the_commands_make_what_the_recipe_reads(made: str) -> None:
-    """Each data set that it names, no other, and of the sort that its task reads."""
+    """The commands make the data sets that the recipe names, of the kind that its tasks read."""
     recipe = parse_recipe([str(find(f"recipes/vl_adapter/{made}.yaml"))])
     outs = [words[words.index("--out") + 1] for words in commands(made)]
     assert sorted(outs) == sorted(named(recipe))
@@ -211,13 +211,13 @@ OFFICIAL = {
     "tvc": (2 * 86_603, 10_895, 15_253),
     "yc2c": (10_337, 3_492, 1_604),
 }
-"""Examples that the publishers' files have. VQA v2: the questions of train2014 and of val2014, less
-those about the 5,000 pictures each of Karpathy's val and test."""
+"""Examples that the publishers' files have. VQA v2: the questions of train2014 and of val2014,
+without those about the 5,000 pictures each of Karpathy's val and test."""
 
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_the_counts_are_the_official_ones(name: str) -> None:
-    """As the comment tells them."""
+    """The comment's table has them."""
     told = {}
     for line in re.findall(r"^\| (\w+) \| (\d.*) \|$", comment(name), re.MULTILINE):
         cells = [

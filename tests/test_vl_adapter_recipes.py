@@ -79,7 +79,7 @@ TOTALS = {
     "t5_image_single_prompt": 225_801_248,
     "t5_image_multiple_prompts": 229_584_512,
 }
-"""All weights, of the rows whose total is known to the last one."""
+"""Recipe -> number of all weights, for rows whose exact total is known."""
 
 
 @cache
@@ -160,7 +160,7 @@ def test_answers_and_scores_are_those_of_the_scripts(name: str) -> None:
     )  # fmt: skip
     for task in recipe.tasks.values():
         decoding = task.decoding
-        assert decoding.max_new_tokens == 19  # twenty tokens with the one that starts
+        assert decoding.max_new_tokens == 19  # 20 tokens with the start token
         if decoding.choices is None:
             beams = decoding.num_beams > 1
             assert decoding.no_repeat_ngram_size == (3 if family == "bart" else 0)
@@ -230,7 +230,7 @@ def test_every_task_takes_the_steps_of_the_original(name: str) -> None:
         assert np.bincount(epoch).tolist() == of_epoch
     if name.endswith("image"):
         shares = np.bincount(sources) / steps * 100
-        # T5's batches are smaller, which moves the rounding up of each task's last batch.
+        # T5's batches are smaller, so the last batch of each task rounds up differently.
         assert shares == pytest.approx([27.6, 29.4, 11.9, 31.1], abs=0.07)
 
 

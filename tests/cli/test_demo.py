@@ -1,4 +1,4 @@
-"""What the demo says on its way."""
+"""What the demo prints while it runs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_stage_is_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> No
 
 
 def test_the_example_of_use_is_right() -> None:
-    """The first caption that is one of its references, in a picture that is there."""
+    """The first caption that equals one of its references and whose picture exists."""
     true = ["a box", "one box"]
     entries = [
         GalleryEntry("vqa", "1", ["gallery/0.png"], "what?", "box", "box", True),

@@ -1,4 +1,4 @@
-"""The whole demo, as a newcomer starts it: what it promises of its scores."""
+"""The whole demo, as a newcomer starts it, keeps the promises about its scores."""
 
 from __future__ import annotations
 
@@ -51,13 +51,14 @@ def test_adapters_learn_what_the_frozen_model_cannot(tmp_path: Path) -> None:
         for line in read_lines(out / name / "metrics.jsonl")
         if "bytes_per_rank" in line
     ]
-    assert held[1] == pytest.approx(held[0] / 2, rel=0.01)  # ZeRO-2 holds all, ZeRO-3 a half
+    # ZeRO-2 holds all weights on each rank, ZeRO-3 half of them.
+    assert held[1] == pytest.approx(held[0] / 2, rel=0.01)
     assert (out / "adapters" / "report.html").stat().st_size > 10_000
     examples_of_use_are_right(out, done.stdout.splitlines()[-1])
 
 
 def examples_of_use_are_right(out: Path, last_line: str) -> None:
-    """The command that the demo ends with, and README's, caption a picture as its references do."""
+    """The demo's last command, and README's, caption a picture like one of its references."""
     gallery = json.loads((out / "adapters/gallery/samples.json").read_text("utf-8"))
     references = {
         image: entry["reference"]

@@ -1,4 +1,4 @@
-"""A task of one's own: "how many?", and how often the number is off by at most one."""
+"""An example task: "How many?", scored by equality and by a difference of at most one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TOLERANCES = {"exact": 0, "within_one": 1}
 
 @dataclass(frozen=True, kw_only=True)
 class Counting(Task):
-    """Answer with a number; scored by equality, and by equality give or take one."""
+    """Answer with a number; the scores are shares of answers that are exact or off by one."""
 
     kinds: ClassVar[tuple[str, ...]] = ("vqa",)
 
@@ -31,16 +31,16 @@ class Counting(Task):
     ) -> Example:
         """The question, and the first of its answers."""
         assert annotation is not None
-        given = sample.annotations[annotation]
-        found = given.get("answers") if rng is None else require_label(given, "answers", sample)
-        answer = found[0] if found else None
-        question = self.prompt + given["question"]
-        return Example(given["id"], name, question, answer, reference=answer)
+        fields = sample.annotations[annotation]
+        answers = fields.get("answers") if rng is None else require_label(fields, "answers", sample)
+        answer = answers[0] if answers else None
+        question = self.prompt + fields["question"]
+        return Example(fields["id"], name, question, answer, reference=answer)
 
     def score(
         self, predictions: Mapping[str, str], references: Mapping[str, Any]
     ) -> dict[str, float]:
-        """Shares of the questions; the first score stands for the task."""
+        """Shares of the questions; the first score stands for the task in tables."""
         texts, known = labelled(predictions, references)
         if not known:
             return {}
@@ -49,7 +49,7 @@ class Counting(Task):
     def example_scores(
         self, name: str, predictions: Mapping[str, str], references: Mapping[str, Any]
     ) -> Sequence[float]:
-        """What each question adds to a score: the report makes its intervals of it."""
+        """The value of each question, from which the report computes intervals."""
         return values(name, *labelled(predictions, references))
 
     def answer_of(self, reference: Any) -> str | None:
@@ -58,7 +58,7 @@ class Counting(Task):
 
 
 def values(name: str, texts: Sequence[str], numbers: Sequence[str]) -> list[float]:
-    """1.0 where a text is off by no more than the score allows, else 0.0."""
+    """1.0 for a text that is off by no more than the score allows, else 0.0."""
     pairs = zip(texts, numbers, strict=True)
     off = [abs(int(text) - int(number)) if text.isdecimal() else inf for text, number in pairs]
     return [float(distance <= TOLERANCES[name]) for distance in off]

@@ -1,4 +1,4 @@
-"""A method of one's own: a factor per channel behind some layers, y = s * W(x), at first s = 1."""
+"""An example method: a factor per channel behind some layers, y = s * W(x), starting at s = 1."""
 
 from __future__ import annotations
 

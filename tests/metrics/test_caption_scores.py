@@ -1,4 +1,4 @@
-"""Caption scores: the official numbers, the traps around them, and refusals that name the cure."""
+"""Caption scores: the official numbers, their traps, and errors that name the cure."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RECORDED_NAMES = {
     "BLEU-1": "Bleu_1", "BLEU-2": "Bleu_2", "BLEU-3": "Bleu_3", "BLEU-4": "Bleu_4",
     "ROUGE-L": "ROUGE_L", "CIDEr": "CIDEr", "METEOR": "METEOR",
 }  # fmt: skip
-"""Ours -> that of the recorded file."""
+"""Our name of a score -> its name in the recorded file."""
 QUICK = [name for name in RECORDED_NAMES if name != "METEOR"]
 
 
@@ -85,7 +85,7 @@ def test_meteor_of_200_pictures_and_its_process_has_ended(coco: tuple) -> None:
 
 
 def java_children() -> list[str]:
-    """Running Java programs that this process has started."""
+    """Java programs of this process that still run."""
     found = subprocess.run(
         ["ps", "--ppid", str(os.getpid()), "-o", "comm="], capture_output=True, text=True
     ).stdout.split()
@@ -95,7 +95,7 @@ def java_children() -> list[str]:
 @needs_java
 @pytest.mark.slow
 def test_empty_captions_and_odd_ones_have_a_meteor() -> None:
-    """One program answers all: nothing is shifted by an empty line or a separator in the text."""
+    """One program scores all captions: an empty line or a separator in a text shifts nothing."""
     with meteor.running_meteor() as program:
         assert program.score(CAPTIONS, REFERENCES) == pytest.approx(1.0)
         assert program.score([""] * 6, REFERENCES) == 0.0
@@ -135,7 +135,7 @@ def test_odd_white_space_changes_no_score() -> None:
 
 @needs_java
 def test_nothing_is_written_beside_the_package() -> None:
-    """Site-packages may be read-only."""
+    """site-packages may be read-only."""
     top = coco_package.folder("")
     before = sorted(path for path in top.rglob("*") if "__pycache__" not in path.parts)
     caption_scores(QUICK, CAPTIONS, REFERENCES)
@@ -154,7 +154,7 @@ def test_the_cider_of_so_few_pictures_is_said_to_mean_nothing(name: str, count: 
     scores = caption_scores([name], CAPTIONS[:count], REFERENCES[:count])
     (said,) = few_pictures([name, "word_f1"], count)
     assert said.startswith(f"{name} of {count} pictures means nothing")
-    # One picture: every word is in all pictures, so none has a weight.
+    # With one picture, every word is in all pictures, so no word has a weight.
     assert scores[name] == 0.0 if count == 1 else scores[name] > 0.0
 
 

@@ -1,4 +1,4 @@
-"""The plain CIDEr is the official formula on other words."""
+"""cider_plain_tokens is the official formula on plain words."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_plain_formula_equals_the_official_scorer_on_the_same_tokens() -> None:
 
 def dense_cider(captions: list[str], references: list[list[str]]) -> np.ndarray:
     """The paper's formulas (https://arxiv.org/abs/1411.5726) on dense tf-idf vectors, with the
-    clipping and the Gaussian of CIDEr-D; blanks part the words."""
+    clipping and the Gaussian of CIDEr-D; spaces separate the words."""
 
     def grams(text: str, n: int) -> list[str]:
         words = text.split()

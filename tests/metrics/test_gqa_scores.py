@@ -1,4 +1,4 @@
-"""GQA's scores: a small case by hand, and a larger one against the formulas written out again."""
+"""GQA's scores: a small case by hand, and a larger one against independently written formulas."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def test_a_small_case_by_hand() -> None:
         {
             # 01 and 03 of the four balanced ones are right.
             "accuracy": 2 / 4,
-            # 01 entails 03, which is right, and 04, which is not. 02 and 05 are wrong themselves,
+            # 01 entails 03, which is right, and 04, which is wrong. 02 and 05 are wrong themselves,
             # 03 entails nothing but itself.
             "consistency": 1 / 2,
-            # Group "color" has "red" twice; it was said once: (1 - 2)^2 / 2.
+            # Group "color" has "red" twice and it was predicted once: (1 - 2)^2 / 2.
             "distribution": 0.5 / 100,
             "validity": 1.0,
-            # "yes" to 02 and "blue" to 05 are valid and not plausible.
+            # "yes" to 02 and "blue" to 05 are valid but not plausible.
             "plausibility": 2 / 4,
             "accuracy/half/binary": 1 / 2,
             "accuracy/half/open": 1 / 2,
@@ -128,6 +128,6 @@ def test_without_groups_there_is_no_distribution() -> None:
 def test_what_two_things_have_in_common_stands_in_no_file() -> None:
     choices = [["red"], ["red"], ["yes"]]
     kinds = ["compareCommon", None, "verify"]
-    # "Common" in the detailed type: color, material and shape alone are valid, whatever the file.
+    # "Common" in the detailed type: only color, material and shape are valid.
     assert mean(among(["material", "red", "no"], choices, kinds)) == pytest.approx(2 / 3)
     assert mean(among(["red", "red", "yes"], choices, kinds)) == pytest.approx(2 / 3)

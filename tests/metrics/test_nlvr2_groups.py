@@ -1,4 +1,4 @@
-"""NLVR2's consistency on the real sentences, both readings of "a sentence"."""
+"""NLVR2's consistency on the real sentences, grouped by id and by text."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_real_sentences_are_scored_as_the_official_script_scores_them(
         row["identifier"]: {"answer": row["label"].lower(), "sentence": row["sentence"]}
         for row in sentences
     }
-    # The official script's loop, and the same by the sentence's words.
+    # The official script's loop, and the same grouped by the sentence's text.
     correct = 0
     by_id: dict[str, bool] = {}
     by_text: dict[str, bool] = {}

@@ -1,4 +1,4 @@
-"""Names of scores say which of them are cells of a table."""
+"""A score's name says whether it is a cell of a table."""
 
 from __future__ import annotations
 

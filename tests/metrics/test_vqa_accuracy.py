@@ -18,7 +18,7 @@ from vlds.metrics.vqa_accuracy import Rules, compared, normalise, question_accur
 from vlds.metrics.vqa_contractions import CONTRACTIONS
 
 NORMALISED = [
-    # A mark with no blank beside it becomes a blank, ...
+    # A punctuation mark without a space next to it becomes a space, ...
     ("black-and-white", "black and white"),
     ("red,blue", "red blue"),
     ("semi;colon", "semi colon"),
@@ -34,7 +34,7 @@ NORMALISED = [
     ("what?", "what"),
     ("!", ""),
     ("-5", "5"),
-    # ... with a blank anywhere beside one of its kind, all of its kind go, ...
+    # ... with a space next to any mark of its kind, all marks of this kind are removed, ...
     ("No, thanks", "no thanks"),
     ("well -known", "well known"),
     ("well- known-fact", "well knownfact"),
@@ -42,13 +42,13 @@ NORMALISED = [
     ("t-shirt (blue)", "t shirt blue"),  # "(" has a blank beside it, ")" and "-" have none
     ("5 -", "5"),
     ("10 , 20", "10 20"),
-    # ... and with a comma between digits anywhere, every mark goes.
+    # ... and with a comma between digits anywhere, all marks are removed.
     ("1,000", "1000"),
     ("100,000-200,000", "100000200000"),
     ("3,4 - 5", "34 5"),
     ("3.5,2", "3.52"),
     ("a/b 1,0", "ab 10"),
-    # Periods go unless a digit follows; nothing looks at what stands before them.
+    # Periods are removed unless a digit follows; the character before does not matter.
     ("yes.", "yes"),
     ("U.S.A.", "usa"),
     ("...", ""),
@@ -65,7 +65,7 @@ NORMALISED = [
     ("50%", "50%"),
     ("$5.00", "$5.00"),
     ("rock & roll", "rock & roll"),
-    # Number words, after the punctuation; articles, after the number words.
+    # Number words come after punctuation, articles after number words.
     ("two", "2"),
     ("None", "0"),
     ("ten", "10"),
@@ -119,7 +119,7 @@ def test_rows_worked_out_by_hand(rules: Rules, row: dict[str, Any]) -> None:
 
 
 def test_the_tables_agree_with_themselves() -> None:
-    """Their columns follow from each other, whatever our code does."""
+    """The expected values agree with each other, whatever our code does."""
     assert sum(rules == "official" for rules, _ in TABLES) >= 200
     for _, row in TABLES:
         assert sum(count for _, count, _ in row["answers"]) == 10
@@ -135,19 +135,19 @@ SCORED = [
     ("cat", ["cat"] * 3 + ["dog"] * 7, 0.9),
     ("cat", ["cat"] * 4 + ["dog"] * 6, 1.0),
     ("cow", ["cat"] * 4 + ["dog"] * 6, 0.0),
-    # All ten alike: nothing is normalised on either side.
+    # All ten answers are equal: neither side is normalised.
     ("yes", ["yes"] * 10, 1.0),
     ("Yes", ["yes"] * 10, 0.0),
     ("yes.", ["yes"] * 10, 0.0),
     ("two", ["2"] * 10, 0.0),
     ("a dog", ["dog"] * 10, 0.0),
     ("a dog", ["a dog"] * 10, 1.0),
-    # White space at the ends, line feeds and tabs go before the ten are compared.
+    # White space at the ends, line feeds and tabs are removed before the ten are compared.
     (" yes\n", ["yes"] * 9 + ["yes "], 1.0),
     ("Yes", ["yes"] * 9 + ["yes\t"], 0.0),
     ("hot\tdog", ["hot dog"] * 10, 1.0),
     ("hot  dog", ["hot dog"] * 10, 0.0),
-    # One of them differs, if only by case: both sides are normalised.
+    # One answer differs, even if only in case: both sides are normalised.
     ("Yes", ["yes"] * 9 + ["no"], 1.0),
     ("Yes.", ["yes"] * 9 + ["YES"], 1.0),
     ("2.", ["2", "two", "Two"] + ["3"] * 7, 0.9),

@@ -1,4 +1,4 @@
-"""Answers out of a list: never another one, and the best of them by the rules of the search."""
+"""Answers from a list: never another answer, and the best by the rules of the search."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_never_an_answer_outside_the_list(
     model: VLModel, answers: list[str], beams: int, seed: int, early: bool
 ) -> None:
     model.tokenizer = Targets(model)
-    # A limit that is too short for some of the list does not count.
+    # max_new_tokens is ignored, although it is too short for some answers of the list.
     decoding = Decoding(
         num_beams=beams, max_new_tokens=1, answers=tuple(answers), early_stopping=early
     )
@@ -72,7 +72,7 @@ LISTED = ("w3", "w3 w4", "w3 w4 w5 w3", "w7 w3", "w9 w9 w9", "w12 w4", "w15", "w
 
 @pytest.mark.parametrize("num_beams", [1, 2, 5])
 def test_the_best_of_the_list(model: VLModel, num_beams: int) -> None:
-    """A search without cache whose scores outside the list are out of reach."""
+    """Equal to a search without a cache in which tokens outside the list are out of reach."""
     model.tokenizer = Targets(model)
     decoding = Decoding(num_beams=num_beams, answers=LISTED)
     listed = model.answer_list(decoding)
@@ -105,8 +105,8 @@ def test_the_best_of_the_list(model: VLModel, num_beams: int) -> None:
 
 
 def test_states_are_read_once_an_example_and_the_done_leave(model: VLModel) -> None:
-    """Keys of the encoder's states are made once, for an example and not for a beam; the first step
-    runs once an example; rows become fewer as examples are done."""
+    """Keys of the encoder's states are computed once per example, not per beam; the first step runs
+    once per example; finished examples leave the batch."""
     decoder = model.backbone.get_decoder()
     (keys, *_) = [
         m for n, m in decoder.named_modules()
@@ -139,8 +139,8 @@ def test_states_are_read_once_an_example_and_the_done_leave(model: VLModel) -> N
 def test_confidence_is_the_probability_of_the_answer(
     model: VLModel, num_beams: int, answers: tuple[str, ...] | None
 ) -> None:
-    """All of it: the tokens and, where the answer ends, </s>; also of examples that have left the
-    batch before the others."""
+    """The confidence covers the whole answer: its tokens and, if it ends, </s>; also for examples
+    that leave the batch before others."""
     model.tokenizer = Targets(model)
     config = model.backbone.config
     decoding = Decoding(num_beams=num_beams, max_new_tokens=6, answers=answers)
@@ -158,13 +158,13 @@ def test_confidence_is_the_probability_of_the_answer(
                     total += log_probs(model, rows, row[:place])[row[place]]
                 assert written.log_probabilities[number].item() == pytest.approx(total, abs=1e-5)
                 lengths.add(end)
-    # The toy BART takes one answer always.
+    # The toy BART always takes one answer.
     assert answers is None or model.family.beam_forces_eos or len(lengths) > 1
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_a_free_text_has_the_mean_of_its_tokens(model: VLModel, num_beams: int) -> None:
-    """Geometric, with </s>; an answer of one token, or out of a list, has that of the whole."""
+    """A geometric mean that includes </s>; answers of one token or from a list have none."""
     model.tokenizer = Targets(model)
     free = Decoding(num_beams=num_beams, max_new_tokens=6)
     num_before = len(model.tokenizer.start)
@@ -188,7 +188,7 @@ def test_a_free_text_has_the_mean_of_its_tokens(model: VLModel, num_beams: int) 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_the_attention_of_gpus(model: VLModel, num_beams: int) -> None:
-    """torch's fused attention, through which beams share an example's states, writes the same."""
+    """torch's fused attention, where beams share an example's states, gives the same answers."""
     assert model.backbone.config._attn_implementation == CPU_ATTENTION
     decoding = Decoding(num_beams=num_beams, max_new_tokens=6)
     expected = model.generate(batch(), decoding)

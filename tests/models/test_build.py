@@ -1,4 +1,4 @@
-"""What trains, what comes from where, and recipes that cannot be built."""
+"""Which weights train, where weights come from, and recipes that cannot be built."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_pretrained_names_stay(family: type[Backbone], tmp_path: Path) -> None:
 
 @FAMILIES
 def test_sources(family: type[Backbone], tmp_path: Path) -> None:
-    """Frozen tensors of the checkpoint are its own; of the token table, the first rows are."""
+    """Frozen tensors equal the checkpoint's; in the token table, the first rows do."""
     model = build(
         saved_backbone(family, tmp_path, vocabulary=40), {"mine": Adapter()}, train_norms=True
     )

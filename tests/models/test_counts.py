@@ -1,4 +1,4 @@
-"""Parameter counts of the paper, at real size, without making the models."""
+"""Parameter counts of the paper, at full size, without creating the models."""
 
 from __future__ import annotations
 
@@ -100,6 +100,6 @@ def test_larger_backbones_from_shipped_sizes(name: str, weights: int) -> None:
     ],
 )
 def test_backbones_with_a_head_of_their_own(name: str, weights: int, width: int) -> None:
-    """Published counts of the text models; both tables have 32,128 rows there."""
+    """Published counts of the text models, whose two tables have 32,128 rows."""
     counts = count({"backbone": T5(path=f"google/{name}")}, Adapter())
     assert counts.by_part["backbone"].total == weights + 2 * (32_200 - 32_128) * width

@@ -1,4 +1,4 @@
-"""A weight's initial value depends on the seed and its name, and on nothing else."""
+"""A weight's initial value depends only on the seed and its name."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ CLIP_SIZES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Noise(Method):
-    """A user's method, which draws as it likes."""
+    """A user's method with its own kind of random values."""
 
     def attach(
         self,
@@ -80,7 +80,7 @@ class Noise(Method):
 
 
 class NoiseModule(LinearExtension):
-    """Rows of a table, a layer, and a fixed direction that is no parameter."""
+    """A table, a layer, and a fixed direction that is not a parameter."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ def sources(family: type[Backbone], folder: Path) -> dict[str, Backbone]:
 
 
 def model_of(source: Backbone, backwards: bool = False, **fields: Any) -> VLModel:
-    """All kinds of methods, in this order or the other, behind a random vision encoder."""
+    """A model with all kinds of methods, in this order or reversed, and a random vision encoder."""
     methods = every_kind(type(source))
     if backwards:
         methods = dict(reversed(methods.items()))
@@ -137,7 +137,7 @@ def model_of(source: Backbone, backwards: bool = False, **fields: Any) -> VLMode
 
 
 def built_on_a_rank(source: Backbone, stage: int) -> dict[str, Any]:
-    """All tensors of a model as DeepSpeed holds it, built after other draws on each rank."""
+    """All tensors of a DeepSpeed model that is built after different random draws on each rank."""
     import deepspeed
 
     start_deepspeed()
@@ -233,7 +233,7 @@ def test_no_two_tensors_are_alike(family: type[Backbone], tmp_path: Path) -> Non
     for name in copies:
         assert torch.equal(tensors[name], tensors[name.replace("start", "table")][0])
     firsts = [tensors[name].flatten()[:3] for name in drawn - copies if tensors[name].numel() > 2]
-    # Whatever the scale: the numbers of one generator have the same ratios.
+    # Ratios, because values of one generator differ by a factor only.
     assert len({tuple((first / first[0]).tolist()) for first in firsts}) == len(firsts)
 
 
@@ -247,8 +247,8 @@ def test_bf16_is_fp32_rounded(family: type[Backbone], tmp_path: Path) -> None:
 
 
 def moments(tensor: Tensor) -> tuple[float, float]:
-    """Standard deviation, and the fourth moment in its units: 3 for normal values, 1.8 for uniform
-    ones."""
+    """Standard deviation and normalised fourth moment, which is 3 for normal values and 1.8 for
+    uniform ones."""
     centred = tensor.double() - tensor.double().mean()
     std = centred.square().mean().sqrt().item()
     return std, (centred**4).mean().item() / std**4
@@ -258,7 +258,7 @@ def moments(tensor: Tensor) -> tuple[float, float]:
 def test_values_are_spread_as_the_constructors_spread_them(
     family: type[Backbone], tmp_path: Path
 ) -> None:
-    """Against the same model as its constructors left it."""
+    """Compared with the same model as its constructors made it."""
     sizes = hf_config(family, 400) | {"d_model": 128}
     sizes |= {"d_kv": 16, "d_ff": 96} if family is T5 else {"encoder_ffn_dim": 96}
     file = tmp_path / "wide.json"
@@ -298,7 +298,7 @@ def test_new_rows_do_not_depend_on_their_number(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("encoder", ["clip", "timm"])
 def test_encoders_of_other_libraries(encoder: str, tmp_path: Path) -> None:
-    """Both draw in ways of their own: truncated, scaled, several times."""
+    """Both have special random values: truncated, scaled, drawn several times."""
     vision: VisionEncoder = Timm(model="vit_tiny_patch16_224", image_size=48)
     if encoder == "clip":
         file = tmp_path / "clip.json"
@@ -326,7 +326,7 @@ def test_a_build_leaves_the_generator_where_its_constructors_leave_it() -> None:
 
 
 def seeds(names: Sequence[str]) -> list[int]:
-    """What names give in another process."""
+    """The values of some names, computed in another process."""
     return [seed_of(3, name) for name in names]
 
 

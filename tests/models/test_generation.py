@@ -1,5 +1,5 @@
-"""Beam search against a plain Python one that follows transformers 4.2, and greedy decoding against
-no cache."""
+"""Beam search equals a plain Python version of transformers 4.2's, and greedy decoding equals
+decoding without a cache."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from vlds.models.vl_model import VLModel
 from vlds.schema import Decoding
 
 NUM, WORDS, END, PAD, START = 40, 7, 1, 0, 2
-"""Examples and vocabulary of a made-up language."""
+"""Number of examples and size of the vocabulary of an invented language."""
 
 
 def made_up(example: int, ids: list[int]) -> list[float]:
-    """Next token's log-probabilities: any numbers that depend on all that stands before."""
+    """The next token's log-probabilities: arbitrary numbers that depend on all tokens before."""
     seed = [example, *ids]
     logits = np.random.default_rng(seed).normal(size=WORDS) * 1.5
     return [float(x) for x in logits - np.log(np.exp(logits).sum())]
@@ -32,7 +32,7 @@ CONFIG = SimpleNamespace(eos_token_id=END, pad_token_id=PAD)
 
 
 def search_all(decoding: Decoding) -> list[list[int]]:
-    """Our beams over the made-up language."""
+    """Our beam search over the invented language."""
     limit = decoding.max_new_tokens + 1
     start = torch.full((NUM, decoding.num_beams, 1), START)
     beams = Beams(start, limit, CONFIG, decoding)
@@ -126,7 +126,7 @@ def test_choices(model: VLModel) -> None:
 
 
 def test_nothing_leaks_from_a_checkpoint(model: VLModel) -> None:
-    """Values that pretrained checkpoints bring are not asked."""
+    """Generation settings of pretrained checkpoints have no effect."""
     before = model.generate(batch(), Decoding(max_new_tokens=6))
     assert model.backbone.generation_config.no_repeat_ngram_size in (None, 0)
     assert model.backbone.generation_config.forced_bos_token_id is None
@@ -139,5 +139,5 @@ def test_answers_end_before_the_end_token() -> None:
 
 
 def test_ties_go_to_the_last_choice() -> None:
-    """As in VL-Adapter, "true" must be better than "false"."""
+    """As in VL-Adapter, "true" must score higher than "false" to be chosen."""
     assert best_choice(torch.tensor([[1.0, 1.0], [2.0, 1.0]]), [[0], [1]])[0] == [1, 0]

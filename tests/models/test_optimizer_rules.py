@@ -22,12 +22,11 @@ from vlds.schema import STACKED, UNDECAYED, OptimizerRules, TargetModules
 from vlds.vision import ConvNet
 
 PLACE = re.compile(r".*extensions\.method\.(stacks\.\w+\.)?(generators\.\w+\.)?")
-"""Where a method's tensors are."""
+"""The path before a tensor's name inside the method's module."""
 
 
 def added(model: VLModel) -> dict[str, int]:
-    """What the method has added, by its names inside the method's module -> 1 if it decays, else
-    0."""
+    """Name of a tensor inside the method's module -> 1 if it decays, else 0."""
     return {
         PLACE.sub("", name): int(rule.decays)
         for name, rule in optimizer_rules(model).items()
@@ -85,7 +84,7 @@ def test_norms_of_a_vision_encoder_are_known_by_their_class(tmp_path: Path) -> N
 
 
 class Undeclared(LinearExtension):
-    """Layers of PyTorch's, a number, and a list of numbers."""
+    """PyTorch layers, a scalar parameter, and a list of scalars."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,17 +94,17 @@ class Undeclared(LinearExtension):
 
 
 class NormedUndeclared(Undeclared):
-    """A name with Norm in it does not make a norm of a method's own module."""
+    """A class name with "Norm" does not make a method's module a norm."""
 
 
 class Half(Undeclared):
-    """The number has a rule."""
+    """The scalar has a rule."""
 
     optimizer_rules: ClassVar[OptimizerRules] = {"shift": STACKED}
 
 
 class Declared(Half):
-    """All have one."""
+    """All of them have a rule."""
 
     optimizer_rules: ClassVar[OptimizerRules] = {"shift": STACKED, "shifts.*": UNDECAYED}
 

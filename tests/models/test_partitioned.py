@@ -1,5 +1,4 @@
-"""Under ZeRO-3 the backbone is loaded in parts, and ranks on different tasks run the same
-modules."""
+"""ZeRO-3 loads the backbone in parts, and ranks on different tasks run the same modules."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ METHODS: dict[str, Method] = {
     "adapter": Adapter(sharing="multiple", reduction=4),
     "biases": BitFit(add_biases=True, add_norm_and_head_biases=True),
 }
-"""Behind linear layers, norms and the head: each takes its size from a weight that is in parts."""
+"""Methods behind linear layers, norms and the head, which take sizes from partitioned weights."""
 
 
 def engine_of(model: torch.nn.Module) -> Any:

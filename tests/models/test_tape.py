@@ -1,4 +1,4 @@
-"""The tape notes what is behind random tensors, and runs it again."""
+"""The tape records how random tensors were made, and repeats it."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_replay_is_what_the_seed_makes(make: Callable[[], Tensor]) -> None:
 def test_a_truncated_normal_does_not_depend_on_what_was_drawn_before(
     low: float, high: float
 ) -> None:
-    """Newer versions of torch draw as often as the values ask for."""
+    """Newer versions of torch make a number of draws that depends on the values."""
     torchs_own = nn.init._no_grad_trunc_normal_
     values = []
     for start in range(6):

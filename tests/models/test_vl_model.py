@@ -65,7 +65,7 @@ def test_loss_is_the_weighted_sum_of_token_losses(family: type[Backbone], tmp_pa
 
 @FAMILIES
 def test_an_example_does_not_depend_on_its_batch(family: type[Backbone], tmp_path: Path) -> None:
-    """Other tasks, other images, longer texts and absent second images beside it change nothing."""
+    """An example's loss does not depend on the tasks, images and lengths of others in the batch."""
     methods = {"adapter": Adapter(sharing="half_shared_down", reduction=4)}
     model = build(backbone(family, tmp_path), methods, dtype=torch.float64).eval()
     examples = batch()

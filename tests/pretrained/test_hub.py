@@ -1,4 +1,4 @@
-"""Names on the hub: asked for once, and told apart from folders that are not there."""
+"""Names on the hub are requested once, and are not confused with missing folders."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vlds.vision import ClipVision, Timm
 
 @pytest.fixture(autouse=True)
 def no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An empty cache, and nothing that was asked before."""
+    """An empty cache, and no memory of earlier requests."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     hub._check_name.cache_clear()
@@ -36,7 +36,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=[401, 404])
 def refusing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """A hub that gives nothing."""
+    """A hub that refuses every request."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

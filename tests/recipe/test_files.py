@@ -1,4 +1,4 @@
-"""A recipe that changes another one."""
+"""Recipes that build on another recipe."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_mappings_are_merged_and_the_rest_is_replaced(tmp_path: Path) -> None:
 
 
 def test_numbers_stay_numbers(tmp_path: Path) -> None:
-    """Plain YAML takes 1e-3 for a word."""
+    """Plain YAML reads 1e-3 as a string."""
     own = tmp_path / "own.yaml"
     own.write_text("base: recipes/demo.yaml\noptimizer: {learning_rate: 1e-3}\n", "utf-8")
     assert parse_recipe(["--config", str(own)]).optimizer.learning_rate == 0.001

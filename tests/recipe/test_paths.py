@@ -17,7 +17,7 @@ from vlds.recipe.paths import located
 
 
 def relative_recipe(home: Path) -> Recipe:
-    """One that names its files from `home`, where they lie."""
+    """A recipe that names its files relative to `home`, where they are."""
     write_tokenizer(home / "files" / "spiece.model")
     (home / "files" / "t5.json").write_text(str(SIZES).replace("'", '"'))
     for name in ("vqa", "caption"):
@@ -57,7 +57,7 @@ def test_where_the_run_was_started(home: Path) -> None:
 def test_beside_a_run_that_was_moved_with_its_data(home: Path, tmp_path: Path) -> None:
     home.rename(tmp_path / "moved")
     check_found(read_recipe(artifact_folder(tmp_path / "moved/runs/mine")), tmp_path / "moved")
-    # Where both are there, the run's neighbours are meant.
+    # If both exist, the files next to the run are meant.
     (home / "shards" / "vqa").mkdir(parents=True)
     check_found(load_recipe(tmp_path / "moved/runs/mine/recipe.yaml"), tmp_path / "moved")
 
@@ -79,7 +79,7 @@ def test_nothing_changes_where_it_was_started(home: Path, monkeypatch: pytest.Mo
     ],
 )
 def test_names(name: str, there: str | None, expected: str, tmp_path: Path) -> None:
-    """Absolute paths follow a run that was moved; hub names stay what they are."""
+    """Absolute paths follow a moved run; hub names do not change."""
     if there:
         (tmp_path / there).mkdir(parents=True)
     tree: dict[str, Any] = {

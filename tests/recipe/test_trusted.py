@@ -1,4 +1,4 @@
-"""A run or artifact that someone sent brings no code with it."""
+"""A run or artifact of someone else runs no code."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ tasks: {vqa: {class_path: helper.Thing, init_args: {evaluate: [none]}}}
 
 @pytest.fixture
 def desk(tmp_path: Path) -> Path:
-    """A working directory with a module of its own and a run that names a class of it."""
+    """A working directory with a module, and a run that names a class of this module."""
     (tmp_path / "helper.py").write_text(HELPER)
     artifact = tmp_path / "run" / "artifact"
     artifact.mkdir(parents=True)
@@ -57,7 +57,7 @@ COMMANDS = {
 
 
 def vlds(desk: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
-    """The command line, in one process, started as its ranks are: from the working directory."""
+    """Run a command line in one process, started like a rank: from the working directory."""
     program = "import sys; from vlds.cli.main import main; sys.exit(main(sys.argv[1:]))"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(

@@ -1,4 +1,4 @@
-"""Which environments make a process a rank: only whole ones, from torchrun or DeepSpeed."""
+"""A process is a rank only if torchrun or DeepSpeed has set all variables."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ WHOLE = {
     "MASTER_ADDR": "node0", "MASTER_PORT": "29500",
 }  # fmt: skip
 POD = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "pod-0", "MASTER_PORT": "23456"}
-"""What a Kubernetes operator gives a pod."""
+"""The variables that a Kubernetes operator sets in a pod."""
 
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """This process's environment, without what a launcher would have set."""
+    """This process's environment without a launcher's variables."""
     for name in os.environ.keys() - without_rank(os.environ).keys():
         monkeypatch.delenv(name)
-    for name in single_rank():  # so that what the code sets is taken back
+    for name in single_rank():  # so that monkeypatch restores what the code sets
         monkeypatch.setenv(name, "")
     return monkeypatch
 
@@ -123,7 +123,7 @@ def test_the_launcher_and_other_processes_get_none_of_it() -> None:
 
 @pytest.mark.parametrize("rank", ["3", "0"])
 def test_a_lone_rank_changes_nothing(rank: str, root: Path) -> None:
-    """As on a login node: rank 3 of a launcher leaves this command to rank 0."""
+    """A login shell may hold an unrelated RANK. Under a launcher, rank 3 would print nothing."""
     command = [sys.executable, "-m", "vlds", "convert", "--help"]
     environment = without_rank(os.environ) | {"RANK": rank}
     ended = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)

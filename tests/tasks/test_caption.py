@@ -83,7 +83,7 @@ def test_unknown_scores_are_named() -> None:
 
 
 def test_clips_are_scored_behind_the_clean_up_of_value() -> None:
-    """Every character beyond ASCII becomes a blank, on both sides."""
+    """Every non-ASCII character becomes a space, in predictions and references."""
     references = {"1": ["Ann\u2019s caf\u00e9"], "2": ["a box"]}
     task = VideoCaption(scores=["word_f1"])
     assert task.score({"1": "Ann s caf", "2": "a\u2028box"}, references) == {"word_f1": 1.0}
@@ -102,7 +102,7 @@ SAID = {"4": "Ann waves from the door", "6": "Bob sits on the sofa", "9": "a dog
 
 
 def cider_of_pairs(pairs: list[tuple[str, str]]) -> float:
-    """CIDEr-D of predictions with one reference each, written anew from its formula."""
+    """CIDEr-D of predictions with one reference each, written directly from its formula."""
 
     def grams(text: str, n: int) -> Counter[tuple[str, ...]]:
         words = text.lower().split()
@@ -125,8 +125,8 @@ def cider_of_pairs(pairs: list[tuple[str, str]]) -> float:
 
 
 def test_descriptions_are_scored_by_themselves() -> None:
-    """As VL-Adapter validates TVC: its evaluation has an item a description, which holds what the
-    model says of the clip."""
+    """As in VL-Adapter's validation of TVC, whose evaluation has one item per description, with the
+    model's text for the clip."""
     plain = ["cider_plain_tokens", "word_f1"]
     task = VideoCaption(score_each="description", scores=plain)
     pairs = [(SAID[key], text) for key, given in TOLD.items() for text in given or []]
@@ -135,7 +135,7 @@ def test_descriptions_are_scored_by_themselves() -> None:
     assert scores["cider_plain_tokens"] == pytest.approx(cider_of_pairs(pairs), rel=1e-12)
     pooled = VideoCaption(scores=plain).score(SAID, TOLD)
     assert abs(pooled["cider_plain_tokens"] - scores["cider_plain_tokens"]) > 0.1
-    # A task that has each description as a clip of its own gives the same.
+    # A task in which each description is a separate clip gives the same.
     apart = {f"{number}": [text] for number, (_, text) in enumerate(pairs)}
     said = {f"{number}": text for number, (text, _) in enumerate(pairs)}
     assert VideoCaption(scores=plain).score(said, apart) == scores
@@ -147,7 +147,8 @@ def test_descriptions_are_scored_by_themselves() -> None:
 
 @needs_java
 def test_the_official_scores_of_descriptions() -> None:
-    """pycocoevalcap's CIDEr on one item a description, of texts that its tokenizer leaves alone."""
+    """Equal to pycocoevalcap's CIDEr with one item per description. Its tokenizer does not change
+    these texts."""
     from pycocoevalcap.cider.cider import Cider
 
     pairs = [(SAID[key], text) for key, given in TOLD.items() for text in given or []]

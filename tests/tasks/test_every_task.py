@@ -1,4 +1,4 @@
-"""What holds for every task: found by its class, so that a new one is tested by being imported."""
+"""Rules for every task. Tasks are found by their class, so an imported new task is tested too."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ NO_MEANS = {"consistency", "consistency_by_text", "distribution"}
 
 
 def test_each_example_adds_to_a_score_or_it_is_not_a_mean(task: Task) -> None:
-    """Right and wrong predictions: the mean of the values is the score, also of a table's cell."""
+    """The mean of the examples' values is the score, also for a table's cell."""
     for kind in task.kinds:
         examples = evaluation_examples(task, sample_of(kind))
         references = {example.id: example.reference for example in examples} | {"unknown": None}

@@ -1,4 +1,4 @@
-"""GQA counts balanced questions, and scores what there are data for."""
+"""GQA counts balanced questions, and computes the scores that the data allow."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_validity_and_plausibility_from_the_file_or_its_parts(tmp_path: Path) ->
     ],
 )
 def test_choices_of_another_shape_are_refused(tmp_path: Path, text: str, complaint: str) -> None:
-    """When they are read, and before anything is decoded."""
+    """Damaged choices are reported when they are read, before decoding starts."""
     file = tmp_path / "choices.json"
     file.write_text(text, "utf-8")
     task = GQA(choices=str(file))
@@ -109,7 +109,8 @@ def test_choices_of_another_shape_are_refused(tmp_path: Path, text: str, complai
 
 
 def test_questions_that_do_not_count_may_be_left_out() -> None:
-    """As the official script has it: then there is no consistency, and that is said."""
+    """As in the official script, unbalanced questions may stay unanswered; a note says that
+    consistency is missing."""
     references = references_of(
         annotation("01", "red", entailed=["02"]), annotation("02", "no", balanced=False)
     )

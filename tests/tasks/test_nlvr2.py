@@ -23,7 +23,7 @@ def test_accuracy_and_consistency() -> None:
     predictions = {key: word for key, (word, _) in LABELS.items()}
     predictions["dev-1-1-0"] = "true"
     # By id: dev-1--0 is wrong on one of its pairs, dev-1--1 and dev-2--0 are right. By text:
-    # "Both are red." is one sentence, and not right everywhere.
+    # "Both are red." is one sentence, which is wrong on one pair.
     assert NLVR2().score(predictions, REFERENCES) == pytest.approx(
         {"accuracy": 3 / 4, "consistency": 2 / 3, "consistency_by_text": 1 / 2}
     )

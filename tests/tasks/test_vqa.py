@@ -1,4 +1,4 @@
-"""VQA's answer draw, weights, scores and what happens without ten answers."""
+"""VQA: drawn answers, weights, scores, and questions without ten answers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_best_answer_in_evaluation() -> None:
 
 
 def reference(answers: list[str], **fields: Any) -> dict[str, Any]:
-    """What evaluation makes of a question with these answers."""
+    """The example that evaluation makes of a question with these answers."""
     label = fields.pop("label", soft_label(answers))
     found = sample_of(answers=answers, label=label, **fields)
     return dict(VQA().example("vqa", found, 0, None).reference)
@@ -87,7 +87,7 @@ def test_where_all_ten_agree_the_answer_is_compared_as_it_stands(
 
 
 def test_what_a_model_wrote_is_an_answer_in_lower_case() -> None:
-    """So that its own score is that of the file that it hands in; a list says its own case."""
+    """Then a model's own score equals that of its leaderboard file; a list keeps its case."""
     assert VQA().answer_from("Yes") == "yes"
     listed = replace(VQA().decoding, answers=("Paris",))
     assert VQA(decoding=listed).answer_from("Paris") == "Paris"
@@ -98,7 +98,7 @@ def test_the_older_rules_have_a_name_of_their_own() -> None:
     predictions = {"1": "two", "2": "a dog"}
     assert VQA().score(predictions, references)["vqa_accuracy"] == 1.0
     legacy = VQA(accuracy="legacy")
-    # "2" meets one of ten, because the others keep their "two"; "dog" meets no "a dog".
+    # "2" equals one of ten, because the others stay "two"; "dog" does not equal "a dog".
     scores = legacy.score(predictions, references)
     assert list(scores) == ["vqa_accuracy_legacy", "exact_match"]
     assert scores["vqa_accuracy_legacy"] == pytest.approx(0.15)

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from vlds.config import Recipe, to_tree
-from vlds.data.shards.decode import decode_image
+from vlds.data.shards.decode import decode_pictures
 from vlds.data.shards.info import DATASET_FILE, SCHEMA, DatasetInfo, ShardInfo, check_names
-from vlds.data.shards.open_shard import OpenShard
 from vlds.data.shards.sample import FEATURES, feature_bytes
 from vlds.data.shards.shard_index import beside
 from vlds.data.shards.store import Dataset, open_dataset
+from vlds.data.shards.writing import OpenShard
 from vlds.runtime.disk import CannotWrite
 from vlds.runtime.json_file import read_json
 from vlds.runtime.ranks import Ranks, hold_folder
@@ -198,14 +198,12 @@ class Job:
                 for sample, images in good:
                     yield sample, [next(arrays) for _ in images]
 
-    def open(self, number: int) -> tuple[Sample, list[np.ndarray]] | dict[str, str]:
+    def open(self, number: int) -> tuple[Sample, Sequence[np.ndarray]] | dict[str, str]:
         """A sample with its decoded pictures, or why it is dropped."""
         sample: Sample | None = None
         try:
             sample = self.dataset.read(number)
-            names = [f"{n} of sample {sample.key}" for n in range(1, len(sample.images) + 1)]
-            pairs = zip(sample.images, names, strict=True)
-            return sample, [decode_image(data, self.image, name) for data, name in pairs]
+            return sample, decode_pictures(sample, self.image)
         except SkipSample as error:
             return {"id": sample.id if sample else f"number {number}", "reason": str(error)}
 

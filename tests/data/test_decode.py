@@ -53,8 +53,8 @@ def test_exact_jpegs_are_pillows_within_a_level(mode: str, resize: Any) -> None:
     filters = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
     with Image.open(io.BytesIO(data)) as opened:
         expected = np.asarray(opened.convert("RGB").resize((64, 48), filters[resize]))
-    found = decode_image(data, ImageSpec(48, 64, resize)).transpose(1, 2, 0)
-    difference = np.abs(found.astype(int) - expected)
+    decoded = decode_image(data, ImageSpec(48, 64, resize)).transpose(1, 2, 0)
+    difference = np.abs(decoded.astype(int) - expected)
     assert difference.max() <= 1
     assert difference.mean() < 0.05
 

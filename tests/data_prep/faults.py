@@ -15,10 +15,10 @@ import numpy as np
 from data_prep.packing.journal import Dropped
 from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.data_prep.pictures import jpeg
-from vlds.data.shards.index import describe_shard, index_folder, load_index
 from vlds.data.shards.info import SCHEMA, DatasetInfo
-from vlds.data.shards.shard_index import Counts, ShardIndex, tar_checksums
+from vlds.data.shards.shard_index import Counts, ShardIndex, load_index, tar_checksums
 from vlds.data.shards.tar import members, split_name
+from vlds.data.shards.writing import describe_shard, index_folder
 
 Check = Callable[..., tuple[int, dict[str, int]]]
 FIRST = "vqav2-train-00000.tar"

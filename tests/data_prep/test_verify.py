@@ -24,10 +24,10 @@ from tests.data_prep.faults import (
     record,
 )
 from tests.data_prep.pictures import jpeg, write
-from vlds.data.shards.index import describe_shard, load_index
 from vlds.data.shards.info import DatasetInfo
-from vlds.data.shards.shard_index import beside
+from vlds.data.shards.shard_index import beside, load_index
 from vlds.data.shards.store import open_dataset
+from vlds.data.shards.writing import describe_shard
 
 BROKEN = "sample smashed or cut off"
 

@@ -211,7 +211,7 @@ class MixedOrder:
             "task_order": hashed(names),
             "block": self.block,
             "unit_size": 1 if sizes is None else dict(zip(names, sizes, strict=True)),
-            **self.orders[0].fingerprint(),
+            **self.orders[0].about,
             "lanes": self.lanes,
             **with_lanes,
             "shares": {name: str(share) for name, share in zip(names, self.shares, strict=True)},

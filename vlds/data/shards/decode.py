@@ -156,9 +156,6 @@ class PictureCache:
         while self._bytes > self.max_bytes and self._kept:
             self._bytes -= _size(self._kept.popitem(last=False)[1])
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"max_bytes": self.max_bytes, "_bytes": 0, "_kept": OrderedDict()}
-
 
 def _size(pictures: tuple[Picture, ...]) -> int:
     return sum(picture.nbytes for picture in pictures)

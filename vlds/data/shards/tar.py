@@ -97,7 +97,8 @@ def members(read: Reader, begin: int, end: int | None) -> Iterator[Member]:
         if kind in FILES:
             yield Member(name, first, start, size)
         elif kind not in WITHOUT_DATA:
-            raise ShardError(f"{name} is {_kind_of(kind)} in the archive; {STORE_WHOLE}")
+            what = KINDS.get(kind, f"of type {kind.decode('latin-1')!r}, not a regular file,")
+            raise ShardError(f"{name} is {what} in the archive; {STORE_WHOLE}")
         extension = {}
         first = offset
 
@@ -185,11 +186,6 @@ def _extension(kind: bytes, data: bytes) -> dict[str, str]:
         member = fields.get(f"{SPARSE}name") or fields.get("path", "a member")
         raise ShardError(f"{member} is {KINDS[b'S']} in the archive; {STORE_WHOLE}")
     return {key: value for key, value in fields.items() if key in ("path", "size")}
-
-
-def _kind_of(kind: bytes) -> str:
-    """A member's type in words."""
-    return KINDS.get(kind) or f"of type {kind.decode('latin-1')!r}, not a regular file,"
 
 
 def split_name(name: str) -> tuple[str, str]:

@@ -1,5 +1,4 @@
-"""Run a frozen vision encoder once over a data set and store its features, instead of running it in
-every epoch.
+"""Run a frozen vision encoder once over a data set and store its features for all epochs.
 
 Each rank does whole shards. A finished shard has a `.done` file until all are finished: an
 interrupted command continues with the others.
@@ -90,7 +89,7 @@ def compute_features(recipe: Recipe, folder: str, out: Path, name: str | None) -
     job = Job(recipe, image, dataset, out, name)
     if job.is_done():
         if ranks.is_first:
-            tell(f"{out} is there already, whole")
+            tell(f"{out} is complete already")
         return 0
     check_sources(recipe, ranks)
     encoder = recipe.vision.build(recipe.training.dtype).to(ranks.device)

@@ -133,7 +133,7 @@ def test_an_index_that_cannot_be_the_shards(
     about = json.loads((folder / "dataset.json").read_text("utf-8"))
     for data, fault in (
         (path.read_bytes()[:-4], "samples take"),
-        (path.read_bytes()[::-1], {".idx": "do not lie one after the other", ".cnt": "counts "}),
+        (path.read_bytes()[::-1], {".idx": "do not ascend within", ".cnt": "counts "}),
     ):
         path.write_bytes(data)
         about["shards"][0][f"{suffix[1:]}_sha256"] = sha256(data).hexdigest()

@@ -116,10 +116,13 @@ def test_what_is_no_picture_is_an_error(data: bytes) -> None:
 def test_cache_keeps_the_last_used_within_its_bytes() -> None:
     cache = PictureCache(max_bytes=250)
     pictures = [(np.full((100,), n, np.uint8),) for n in range(3)]
-    cache.put("a", pictures[0])
-    cache.put("b", pictures[1])
-    assert cache.get("a") is pictures[0]
-    cache.put("c", pictures[2])
-    assert cache.get("b") is None
-    assert cache.get("a") is pictures[0]
-    assert cache.get("c") is pictures[2]
+    decoded: list[str] = []
+
+    def get(key: str) -> tuple[np.ndarray, ...]:
+        return cache.get(key, lambda: decoded.append(key) or pictures["abc".index(key)])
+
+    for key in "abacac":
+        assert get(key) is pictures["abc".index(key)]
+    assert decoded == ["a", "b", "c"]
+    get("b")
+    assert decoded == ["a", "b", "c", "b"], "the least recently used had to go"

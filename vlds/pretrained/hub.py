@@ -74,14 +74,14 @@ def check_tokenizer(source: str, field: str, files: Sequence[str]) -> None:
     Errors: SourceError that begins with `field`.
     """
     path = Path(source)
-    endings = [name for name in files if name.startswith(".")]
-    names = [name for name in files if name not in endings]
-    lone = "".join(f"a {ending} file or " for ending in endings)
-    cure = f"name {lone}a folder that holds {' or '.join(names)}"
-    if path.suffix in endings and not path.exists():
+    suffixes = [name for name in files if name.startswith(".")]
+    names = [name for name in files if name not in suffixes]
+    or_file = "".join(f"a {suffix} file or " for suffix in suffixes)
+    cure = f"name {or_file}a folder that holds {' or '.join(names)}"
+    if path.suffix in suffixes and not path.exists():
         raise SourceError(f"{field}: no such file: {source}; {cure}")
     check_source(source, field, cure)
-    if path.is_file() and path.suffix not in endings:
+    if path.is_file() and path.suffix not in suffixes:
         raise SourceError(f"{field}: {source} is not a tokenizer; {cure}")
     if path.is_dir() and not any((path / name).is_file() for name in names):
         raise SourceError(f"{field}: no tokenizer in the folder {source}; {cure}")

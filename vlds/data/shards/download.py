@@ -44,12 +44,9 @@ REDIRECTED = {
 class TooMuch(ValueError):
     """More bytes than the file has."""
 
-    def __init__(self, num_bytes: int, limit: int) -> None:
-        super().__init__(f"the server sends {num_bytes:,} bytes or more, expected are {limit:,}")
-
 
 class TooSlow(OSError):
-    """A server that would hold up the run for ever."""
+    """A server that would block the run forever."""
 
 
 def web_options(login: Login | None) -> dict[str, Any]:
@@ -163,7 +160,9 @@ class _Counter(Callback):
         super().relative_update(inc)
         # Only now compare the announced size, too: a 404 page also announces one.
         if (largest := max(self.value, self.size or 0)) > self.limit:
-            raise TooMuch(largest, self.limit)
+            raise TooMuch(
+                f"the server sends {largest:,} bytes or more, expected are {self.limit:,}"
+            )
 
 
 async def _watched(work: Coroutine[Any, Any, None], counter: _Counter, target: Path) -> None:

@@ -95,8 +95,8 @@ class RemoteFiles:
                 return data
             self._fetch(shard, path)
         raise FetchError(
-            f"{self.location(shard)}: its copy goes from the cache {self.cache.folder} before it "
-            "can be read; raise data.cache_bytes, or give this run another data.cache"
+            f"{self.location(shard)}: its copy is removed from the cache {self.cache.folder} "
+            "before it can be read; raise data.cache_bytes, or give this run another data.cache"
         )
 
     def renew(self, shard: ShardInfo) -> bool:

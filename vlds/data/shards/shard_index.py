@@ -93,8 +93,8 @@ class ShardIndex:
         exact = offsets.astype(object)  # differences of u64 would wrap
         if (np.diff(exact) <= 0).any() or exact[-1] > shard.bytes:
             raise ShardError(
-                f"{path}.idx: its offsets do not lie one after the other in the {shard.bytes} "
-                f"bytes of the shard; {REBUILD}"
+                f"{path}.idx: its offsets do not ascend within the {shard.bytes} bytes of the "
+                f"shard; {REBUILD}"
             )
         if (total := int(counts[:, 0].sum())) != shard.annotations:
             raise ShardError(
@@ -115,7 +115,7 @@ def load_index(folder: Path, shard: ShardInfo, *, foreign: bool = False) -> Shar
     except OSError as error:
         raise ShardError(f"shard {tar} cannot be read ({error.strerror}); {AGAIN}") from None
     if size != shard.bytes:
-        what = "cut" if size < shard.bytes else "not the one"
+        what = "cut" if size < shard.bytes else "another one"
         raise ShardError(
             f"shard {tar} has {size} bytes, {DATASET_FILE} says {shard.bytes}: the file is {what}; "
             f"{AGAIN}"
@@ -123,15 +123,15 @@ def load_index(folder: Path, shard: ShardInfo, *, foreign: bool = False) -> Shar
     paths = {suffix: beside(tar, suffix) for suffix in shard.index_hashes}
     if all(path.exists() for path in paths.values()):
         files = {suffix: read_file(path) for suffix, path in paths.items()}
-        wrong = f"remove it, so that it is made from the shard, or {REBUILD}"
+        cure = f"remove it, so that it is rebuilt from the shard, or {REBUILD}"
     else:
         files = build_index(tar, foreign=foreign).files()
-        wrong = f"it was made from the shard, which is not the one either: {AGAIN}"
+        cure = f"it was rebuilt from the shard, so the shard is another one too: {AGAIN}"
     for suffix, expected in shard.index_hashes.items():
         if sha256(files[suffix]).hexdigest() != expected:
             raise ShardError(
                 f"{paths[suffix]} is not the one that {DATASET_FILE} describes (other sha256); "
-                f"{wrong}"
+                f"{cure}"
             )
     return ShardIndex.parse(files, shard, str(tar))
 

@@ -164,8 +164,8 @@ def _open(url: str) -> IO[bytes]:
 
 
 def _open_web(url: str) -> IO[bytes]:
-    """The bytes of a web address, by curl in a process of its own, as webdataset does it. URL and
-    login go through a pipe, because every user of the machine sees command lines."""
+    """The bytes of a web address, by a separate curl process, as in webdataset. URL and login go
+    through a pipe, because every user of the machine sees command lines."""
     plain, login = split_login(url)
     lines = [f"url = {_quoted(plain)}"]
     if login is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from struct import Struct
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 from zlib import adler32
 
 from vlds.data.errors import ShardError
@@ -42,8 +42,6 @@ AT_ONCE = 1 << 16
 """Bytes that are read at once behind the end of an archive."""
 Reader = Callable[[int, int], bytes | memoryview]
 """(offset, size) -> bytes; fewer at the end of the file."""
-Content: TypeAlias = dict[str, memoryview]
-"""Extension -> bytes of a member."""
 
 
 class Member(NamedTuple):
@@ -195,8 +193,8 @@ def split_name(name: str) -> tuple[str, str]:
     return folder + slash + key, extension.lower()
 
 
-def read_members(data: memoryview, begin: int) -> tuple[str, Content]:
-    """Key and members of the sample that starts at byte `begin` of a shard.
+def read_members(data: memoryview, begin: int) -> tuple[str, dict[str, memoryview]]:
+    """Key and members (extension -> bytes) of the sample that starts at byte `begin` of a shard.
 
     Errors: ShardError if `data` is not exactly one sample.
     """

@@ -116,12 +116,9 @@ class SampleReader(ABC, Generic[AnySource]):
             return Opened(sample, fault=str(error))
 
     def _images(self, key: Hashable, sample: Sample) -> Sequence[np.ndarray]:
-        if self.setup.image is None:
+        if (image := self.setup.image) is None:
             return sample.features
-        if (pictures := self._cache.get(key)) is None:
-            pictures = decode_pictures(sample, self.setup.image)
-            self._cache.put(key, pictures)
-        return pictures
+        return self._cache.get(key, lambda: decode_pictures(sample, image))
 
 
 class Assembler(torch.utils.data.Dataset[Parcel]):

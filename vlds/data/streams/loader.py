@@ -217,7 +217,7 @@ class Watch:
         process = self._workers[index]
         self.message = (
             f"its loader worker {index + 1} of {num_workers} (process {process.pid}) has given "
-            f"nothing for {seconds:.0f} s: it hangs while it reads or decodes; look at where its "
-            "data lie, or raise training.collective_timeout"
+            f"nothing for {seconds:.0f} s: it hangs while it reads or decodes; check the disk "
+            "or server of its data, or raise training.collective_timeout"
         )
         process.kill()

@@ -84,15 +84,12 @@ class MixedStream(ABC):
         """Examples of this rank that were replaced, since the process started."""
         return self._book.num_bad
 
-    def epochs(self) -> dict[str, float]:
-        """Epochs of each source so far, without sources of unknown size."""
-        return self._epochs_before(self.consumed)
-
-    def epochs_after(self, steps: int) -> dict[str, float]:
-        """The same after so many steps of the current mixture."""
-        return self._epochs_before(self.order.phase.at + steps * self.order.stride)
-
-    def _epochs_before(self, position: int) -> dict[str, float]:
+    def epochs(self, after_steps: int | None = None) -> dict[str, float]:
+        """Epochs of each source so far, or after so many steps of the current mixture; without
+        sources of unknown size."""
+        position = self.consumed
+        if after_steps is not None:
+            position = self.order.phase.at + after_steps * self.order.stride
         given = self.order.given(position)
         return {o.name: sum(given[o.name]) / o.size for o in self.order.orders if o.size}
 
@@ -171,9 +168,9 @@ class MixedStream(ABC):
                 + "\n  ".join(fixed)
                 + f"\n{cure}"
             )
-        of_one_task = self.order.batch_sizes is not None  # then the fingerprint holds their sizes
         saved_size, size = state["global_batch_size"], self.config.global_batch_size
-        if not of_one_task and saved_size != size:
+        # For batches of one task the fingerprint holds their sizes.
+        if self.order.batch_sizes is None and saved_size != size:
             warnings.warn(
                 f"global_batch_size was {saved_size}, is {size}: the order of examples continues, "
                 "its batches are cut differently",

@@ -4,7 +4,7 @@ For shards that are unindexed or stream-only. The shards of a source are permute
 passes follow one another without end; with n loader processes on all ranks, process k opens every
 n-th shard of that sequence. So no process waits for another or runs dry, even with fewer shards
 than processes: all ranks have equally many batches. The mixture says which task stands at which
-position, as for indexed shards. Which of the task's examples stands there depends on the number of
+position, as for indexed shards. Which of the task's examples comes there depends on the number of
 processes, and a resumed stream begins new shards.
 """
 
@@ -134,7 +134,7 @@ class StreamedReader(SampleReader[StreamedSource]):
                 yield Candidate(dataset.label, shard, "the shard", 0, Opened(None, fault=fault))
             if num_empty > max(len(source.shards), self.policy.max_in_a_row):
                 raise ShardError(
-                    f"source {source.name}: {num_empty} shards, one after the other, gave no "
+                    f"source {source.name}: {num_empty} shards in a row gave no "
                     f"example, such as {shard} ({fault}); look at what they hold"
                 )
 

@@ -40,7 +40,7 @@ class TrainStream(MixedStream):
         """Check everything; read the first sample of each data set."""
         names = [source.name for source in sources]
         if not sources or len(set(names)) < len(names):
-            raise ValueError(f"sources {names}: give at least one, and each a name of its own")
+            raise ValueError(f"sources {names}: give at least one, each with a different name")
         for source in sources:
             source.check(setup.image)
         orders = [
@@ -103,7 +103,7 @@ class EvalStream:
         for parcel in parcels(
             self._assembler, self._batches, self._num_workers, self._worker_timeout
         ):
-            first_bad: dict[int, BadSample] = {}  # without substitutes that are bad, too
+            first_bad: dict[int, BadSample] = {}  # a bad substitute adds no entry
             for entry in parcel.bad:
                 first_bad.setdefault(entry.position, entry)
             self.bad += first_bad.values()
@@ -167,7 +167,7 @@ class IndexedReader(SampleReader[Source]):
 
 
 def _drawn(dataset: Dataset, word: int, annotation: int) -> tuple[int, int]:
-    """Sample and annotation of a data set that a random word stands for."""
+    """Map a random word to a sample and an annotation of a data set."""
     if annotation == WHOLE_SAMPLE:
         return word % dataset.num_samples, WHOLE_SAMPLE
     ends = np.cumsum(np.concatenate(dataset.counts), dtype=np.int64)

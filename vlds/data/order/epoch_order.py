@@ -97,14 +97,14 @@ class EpochOrder:
         shards, skipped, starts = self._shards(epoch, lane)
         shards = shards[window * self.window : (window + 1) * self.window]
         end = int(starts[window + 1]) if window + 1 < len(starts) else self.stretch(lane)[1]
-        mine = slice(skipped if window == 0 else 0, None)
+        in_lane = slice(skipped if window == 0 else 0, None)
         counts = np.concatenate([self.counts[s] for s in shards])
         samples = np.concatenate(
             [np.arange(self.first_sample[s], self.first_sample[s + 1]) for s in shards]
         )
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        within = within[mine][: end - int(starts[window])]
-        row_samples = np.repeat(samples, counts)[mine][: len(within)]
+        within = within[in_lane][: end - int(starts[window])]
+        row_samples = np.repeat(samples, counts)[in_lane][: len(within)]
         key: tuple[str | int, ...] = (self.seed, "window", self.name, epoch, window)
         if self.lanes > 1:
             key = (*key, "lane", lane)

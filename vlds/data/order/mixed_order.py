@@ -125,12 +125,12 @@ class MixedOrder:
     def _units(self, units: Ints, lane: int) -> tuple[Ints, Ints]:
         """The source of each unit of a lane, and its index among the source's units."""
         blocks, rows = np.divmod(units, self.block)
-        sources, numbers = np.empty_like(units), np.empty_like(units)
+        sources, indices = np.empty_like(units), np.empty_like(units)
         for block in np.unique(blocks).tolist():
             here = blocks == block
             table_sources, table_units = self._block(block, lane)
-            sources[here], numbers[here] = table_sources[rows[here]], table_units[rows[here]]
-        return sources, numbers
+            sources[here], indices[here] = table_sources[rows[here]], table_units[rows[here]]
+        return sources, indices
 
     def _annotations(self, sources: Ints, indices: Ints, lanes: Ints) -> tuple[Ints, Ints]:
         """Sample and annotation of the n-th example of a source's lane in this phase."""

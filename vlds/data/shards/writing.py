@@ -94,9 +94,9 @@ class OpenShard:
 
     def discard(self) -> None:
         """Remove an unfinished shard."""
-        for opened in (self.tar, self.file):
+        for stream in (self.tar, self.file):
             with suppress(OSError):  # perhaps the full disk that led here
-                opened.close()
+                stream.close()
         self._whole.__exit__(Unwanted, Unwanted(), None)
 
 
@@ -134,8 +134,8 @@ def index_folder(
     tars = sorted(folder.glob("*.tar"))
     if not tars:
         raise ValueError(f"{folder}: no *.tar to index")
-    asked = {"name": name, "kind": kind, "split": split}
-    about = _old_record(folder, asked) | asked
+    identity = {"name": name, "kind": kind, "split": split}
+    about = _old_record(folder, identity) | identity
     if fields is not None:
         about["fields"] = dict(fields)
     foreign = about.get("fields") is not None
@@ -152,7 +152,7 @@ def index_folder(
     return info
 
 
-def _old_record(folder: Path, asked: Mapping[str, str]) -> dict[str, Any]:
+def _old_record(folder: Path, identity: Mapping[str, str]) -> dict[str, Any]:
     """The old dataset.json, whose numbers may be wrong; {} if it is missing or not JSON."""
     try:
         content = read_json(folder / DATASET_FILE)
@@ -160,7 +160,7 @@ def _old_record(folder: Path, asked: Mapping[str, str]) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         return {}
-    for field, value in asked.items():
+    for field, value in identity.items():
         if content.get(field, value) != value:
             raise ValueError(
                 f"{field} {value}: {folder / DATASET_FILE} says {content[field]}; give that, or "

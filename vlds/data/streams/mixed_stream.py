@@ -28,7 +28,7 @@ FIXED = tuple(f"order.{key}:" for key in ("seed", "window", "group", "lanes", "b
 """What a new phase cannot change: mid-epoch, that would repeat or skip examples."""
 FURTHEST = 1 << 53
 """Beyond any run; positions are 64-bit integers."""
-KINDS = {"consumed": int, "global_batch_size": int, "phase": dict, "fingerprint": dict}
+STATE_TYPES = {"consumed": int, "global_batch_size": int, "phase": dict, "fingerprint": dict}
 SHARE = re.compile(r"\d+(/\d+)?")
 """Stricter than Fraction, which would make a huge integer of 1e999999999."""
 
@@ -73,7 +73,7 @@ class MixedStream(ABC):
 
     @abstractmethod
     def _reader(self) -> SampleReader[TaskSource[object]]:
-        """What opens samples from here on, in the workers."""
+        """The reader of the samples from `consumed` on; workers use it."""
 
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
@@ -185,18 +185,18 @@ class MixedStream(ABC):
 
 def check_state(state: Mapping[str, Any]) -> None:
     """Errors: ValueError that names a field and its value that no stream saves."""
-    for name, kind in KINDS.items():
+    for name, kind in STATE_TYPES.items():
         if type(state.get(name)) is not kind:
-            raise nonsense(name, state.get(name))
+            raise invalid_state(name, state.get(name))
     if not 0 <= state["consumed"] < FURTHEST:
-        raise nonsense("consumed", state["consumed"])
+        raise invalid_state("consumed", state["consumed"])
     if state["global_batch_size"] < 1:
-        raise nonsense("global_batch_size", state["global_batch_size"])
+        raise invalid_state("global_batch_size", state["global_batch_size"])
     order = state["fingerprint"].get("order")
     if not isinstance(order, dict):
-        raise nonsense("fingerprint.order", order)
+        raise invalid_state("fingerprint.order", order)
     if not _is_phase(state["phase"], state["consumed"], order.get("lanes")):
-        raise nonsense("phase", state["phase"])
+        raise invalid_state("phase", state["phase"])
 
 
 def _is_phase(phase: Mapping[str, Any], consumed: int, lanes: Any) -> bool:
@@ -223,17 +223,17 @@ def given_before(state: Mapping[str, Any]) -> dict[str, list[int]]:
     order = state["fingerprint"]["order"]
     try:
         if not all(map(SHARE.fullmatch, order["shares"].values())):
-            raise nonsense("fingerprint.order.shares", order["shares"])
+            raise invalid_state("fingerprint.order.shares", order["shares"])
         mixture = mixture_of(order)
         mixture.phase = Phase(**state["phase"])
         return mixture.given(state["consumed"])
     # A hand-written state may hold any numbers and words.
     except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError) as error:
-        raise nonsense("fingerprint.order", order) from error
+        raise invalid_state("fingerprint.order", order) from error
 
 
-def nonsense(name: str, value: Any) -> ValueError:
-    """The error of a field that no stream saves."""
+def invalid_state(name: str, value: Any) -> ValueError:
+    """The error for a field whose value no stream saves."""
     return ValueError(
         f"its position in the data is invalid: data.{name} is {reprlib.repr(value)}, which no run "
         "has saved; move that folder away to resume from the state before it, or name another "

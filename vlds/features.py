@@ -1,5 +1,4 @@
-"""Run a frozen vision encoder once over a data set and store its features, instead of running it in
-every epoch.
+"""Run a frozen vision encoder once over a data set and store its features for all epochs.
 
 Each rank does whole shards. A finished shard has a `.done` file until all are finished: an
 interrupted command continues with the others.
@@ -20,12 +19,12 @@ import torch
 from torch import Tensor
 
 from vlds.config import Recipe, to_tree
-from vlds.data.shards.decode import decode_image
+from vlds.data.shards.decode import decode_pictures
 from vlds.data.shards.info import DATASET_FILE, SCHEMA, DatasetInfo, ShardInfo, check_names
-from vlds.data.shards.open_shard import OpenShard
 from vlds.data.shards.sample import FEATURES, feature_bytes
 from vlds.data.shards.shard_index import beside
 from vlds.data.shards.store import Dataset, open_dataset
+from vlds.data.shards.writing import OpenShard
 from vlds.runtime.disk import CannotWrite
 from vlds.runtime.json_file import read_json
 from vlds.runtime.ranks import Ranks, hold_folder
@@ -90,7 +89,7 @@ def compute_features(recipe: Recipe, folder: str, out: Path, name: str | None) -
     job = Job(recipe, image, dataset, out, name)
     if job.is_done():
         if ranks.is_first:
-            tell(f"{out} is there already, whole")
+            tell(f"{out} is complete already")
         return 0
     check_sources(recipe, ranks)
     encoder = recipe.vision.build(recipe.training.dtype).to(ranks.device)
@@ -198,14 +197,12 @@ class Job:
                 for sample, images in good:
                     yield sample, [next(arrays) for _ in images]
 
-    def open(self, number: int) -> tuple[Sample, list[np.ndarray]] | dict[str, str]:
+    def open(self, number: int) -> tuple[Sample, Sequence[np.ndarray]] | dict[str, str]:
         """A sample with its decoded pictures, or why it is dropped."""
         sample: Sample | None = None
         try:
             sample = self.dataset.read(number)
-            names = [f"{n} of sample {sample.key}" for n in range(1, len(sample.images) + 1)]
-            pairs = zip(sample.images, names, strict=True)
-            return sample, [decode_image(data, self.image, name) for data, name in pairs]
+            return sample, decode_pictures(sample, self.image)
         except SkipSample as error:
             return {"id": sample.id if sample else f"number {number}", "reason": str(error)}
 

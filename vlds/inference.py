@@ -13,8 +13,7 @@ from vlds.config import Recipe
 from vlds.data.order.permutation import hashed
 from vlds.data.shards.remote import is_url
 from vlds.data.shards.store import open_dataset
-from vlds.data.streams.cache_limit import check_cache_limit
-from vlds.data.streams.source import Source
+from vlds.data.streams.source import Source, check_cache_limit
 from vlds.evaluation.answer import choose_task, predict
 from vlds.evaluation.evaluator import Evaluator
 from vlds.evaluation.leaderboards import write_submissions

@@ -7,7 +7,7 @@ per example, l prompt tokens, t target tokens, v visual tokens per image, d widt
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypeAlias
 
@@ -16,11 +16,8 @@ from torch import Tensor
 
 IGNORED_LABEL = -100
 """Label of padded target positions; cross-entropy skips them."""
-
 NO_IMAGE = -1
 """Entry of `Batch.image_index` for an example with fewer images than the widest of its batch."""
-
-
 LONGEST_TEXT = 100_000
 """Characters of a question, answer or caption. Models read far fewer, and a tokenizer needs seconds
 and gigabytes for a text that was made long on purpose."""
@@ -55,8 +52,7 @@ class Sample:
     images: tuple[Encoded, ...]
     """Encoded pictures, in the order of the json's "images"."""
     features: tuple[np.ndarray, ...]
-    """Stored features, float16 (tokens, dim), one array per image; empty when the shard holds
-    pictures."""
+    """Stored features, float16 (tokens, dim) of each image; empty if the shard holds pictures."""
     annotations: tuple[Mapping[str, Any], ...]
     extra: Mapping[str, Any] = field(default_factory=dict)
     """All other fields of the sample's json (size, source, subtitles, span, ...)."""
@@ -83,8 +79,7 @@ class Example:
 
 @dataclass
 class Batch:
-    """The model's input, padded on the right. An image is stored once, however many examples ask
-    about it."""
+    """The model's input, padded on the right. Images that examples share are stored once."""
 
     ids: list[str]
     task_index: Tensor
@@ -106,8 +101,7 @@ class Batch:
     features: Tensor | None = None
     """(u, v, dim) float16: grid features stored in the shard."""
     boxes: Tensor | None = None
-    """(u, v, 4) boxes of the visual tokens, (x1, x2, y1, y2) in 0..1; None means zeros, as in
-    VL-Adapter."""
+    """(u, v, 4) boxes of visual tokens, (x1, x2, y1, y2) in 0..1; None: zeros, as in VL-Adapter."""
     references: list[Any] = field(default_factory=list)
     """One entry per example; only evaluation fills it."""
     samples: list[str] = field(default_factory=list)
@@ -150,21 +144,18 @@ class Batch:
 
     def to(self, device: Any) -> Batch:
         """Move every tensor except task_index, whose values Python code reads."""
-        moved: dict[str, Any] = {
-            f.name: value.to(device, non_blocking=True)
-            for f in fields(self)
-            if isinstance(value := getattr(self, f.name), Tensor) and f.name != "task_index"
-        }
-        return replace(self, **moved)
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True), but="task_index")
 
     def pin_memory(self) -> Batch:
         """Called by torch's DataLoader with `pin_memory=True`."""
-        pinned: dict[str, Any] = {
-            f.name: value.pin_memory()
-            for f in fields(self)
-            if isinstance(value := getattr(self, f.name), Tensor)
+        return self._mapped(Tensor.pin_memory)
+
+    def _mapped(self, function: Callable[[Tensor], Tensor], but: str = "") -> Batch:
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != but}
+        mapped: dict[str, Any] = {
+            name: function(value) for name, value in values.items() if isinstance(value, Tensor)
         }
-        return replace(self, **pinned)
+        return replace(self, **mapped)
 
 
 @dataclass(frozen=True)
@@ -192,13 +183,10 @@ class Decoding:
 
     def __post_init__(self) -> None:
         for name, least in (("num_beams", 1), ("max_new_tokens", 1), ("no_repeat_ngram_size", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: got {getattr(self, name)}; give {least} or more")
-        for name, given in (
-            ("choices", self.choices),
-            ("no_repeat_ngram_size", self.no_repeat_ngram_size),
-        ):
-            if self.answers is not None and given:
+            if (value := getattr(self, name)) < least:
+                raise ValueError(f"{name}: got {value}; give {least} or more")
+        for name in ("choices", "no_repeat_ngram_size"):
+            if self.answers is not None and (given := getattr(self, name)):
                 raise ValueError(
                     f"{name}: got {given}, but answers already limits what may be generated; leave "
                     "one of them out"

@@ -16,8 +16,8 @@ from typing import Any
 
 from data_prep.packing.journal import Dropped, Finished, Journal
 from vlds.data.shards.info import DATASET_FILE, SCHEMA, DatasetInfo, check_names
-from vlds.data.shards.open_shard import OpenShard
 from vlds.data.shards.store import QUARANTINE_FILE
+from vlds.data.shards.writing import OpenShard
 from vlds.runtime.disk import make_folder, writable
 from vlds.runtime.manifest import sha256 as file_sha256
 

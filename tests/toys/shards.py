@@ -16,11 +16,11 @@ from data_prep.packing.journal import Dropped
 from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.toys.files import read_lines
 from tests.toys.pictures import jpeg
-from vlds.data.shards.index import describe_shard, index_folder, load_index
 from vlds.data.shards.info import SCHEMA, DatasetInfo
-from vlds.data.shards.shard_index import Counts, ShardIndex, tar_checksums
+from vlds.data.shards.shard_index import Counts, ShardIndex, load_index, tar_checksums
 from vlds.data.shards.store import open_dataset
 from vlds.data.shards.tar import members, split_name
+from vlds.data.shards.writing import describe_shard, index_folder
 from vlds.schema import Sample
 
 Check = Callable[..., tuple[int, dict[str, int]]]

@@ -19,6 +19,7 @@ from tests.toys.world import picture, world_recipe
 from vlds import features
 from vlds.cli.commands import run_command
 from vlds.config import Recipe, save_recipe
+from vlds.data.shards.decode import decode_image
 from vlds.data.shards.store import open_dataset
 from vlds.features import compute_features
 from vlds.methods import Adapter
@@ -69,7 +70,7 @@ def test_any_number_of_ranks_stores_what_the_encoder_gives(
         assert (new.id, new.annotations, new.images) == (old.id, old.annotations, ())
         image = recipe.image
         assert image is not None
-        pixels = features.decode_image(old.images[0], image)
+        pixels = decode_image(old.images[0], image)
         with torch.no_grad():
             expected = net(torch.from_numpy(pixels[None])).to(torch.float16)[0]
         np.testing.assert_allclose(new.features[0], expected.numpy(), rtol=2e-3, atol=1e-3)

@@ -22,8 +22,7 @@ from transformers import AutoTokenizer, GenerationConfig
 from vlds.backbones.attention import CPU_ATTENTION, set_attention
 from vlds.backbones.vocabulary import HEAD, give_own_head, holds_own_head, resize_vocabulary
 from vlds.pretrained.files import reading
-from vlds.pretrained.hub import check_source
-from vlds.pretrained.tokenizer import check_tokenizer
+from vlds.pretrained.hub import check_source, check_tokenizer
 from vlds.pretrained.weights import TIES, check_config, load_weights, read_config
 from vlds.runtime.resources import find, shipped
 from vlds.schema import OptimizerRules, TargetModules

@@ -12,7 +12,7 @@ from vlds.data.shards.cache import ShardCache, default_folder
 from vlds.runtime.checks import at_least
 
 Unit = Literal["example", "global_batch"]
-"""What is of one task."""
+"""What holds the examples of one task only."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,15 +61,15 @@ def damaged_source(source: str) -> str | None:
 
 
 def check_tensors(
-    place: str, file: Path, wanted: Mapping[str, Tensor]
+    prefix: str, file: Path, wanted: Mapping[str, Tensor]
 ) -> dict[str, tuple[int, ...]]:
     """Check that a safetensors file can be read, and holds floats where `wanted` does; the shapes
     of its tensors by name.
 
-    Errors: SourceError that begins with `place`.
+    Errors: SourceError that begins with `prefix`.
     """
     with (
-        reading(f"{place}: {file} is not a whole safetensors file"),
+        reading(f"{prefix}: {file} is not a whole safetensors file"),
         safe_open(file, "pt") as opened,
     ):
         slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
@@ -78,19 +78,15 @@ def check_tensors(
     not_floats = [
         f"{name} is {kind}"
         for name, kind in kinds.items()
-        if name in wanted and wanted[name].is_floating_point() and not is_float(kind)
+        # Floats are called F32, F8_E4M3, BF16 and so on.
+        if name in wanted and wanted[name].is_floating_point() and not kind.startswith(("F", "BF"))
     ]
     if not_floats:
         raise SourceError(
-            f"{place}: {file} does not hold weights: {some(not_floats)}, floats expected; "
+            f"{prefix}: {file} does not hold weights: {some(not_floats)}, floats expected; "
             f"{COPY_AGAIN}"
         )
     return shapes
-
-
-def is_float(kind: str) -> bool:
-    """True for safetensors' names of float types."""
-    return kind.startswith(("F", "BF"))
 
 
 def some(faults: list[str]) -> str:

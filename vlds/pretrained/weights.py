@@ -47,17 +47,19 @@ def read_config(config_class: Any, source: str, field: str) -> tuple[Any, dict[s
     return config, fields
 
 
-def check_config(config: Any, place: str, sizes: Sequence[str], tokens: Sequence[str] = ()) -> None:
+def check_config(
+    config: Any, prefix: str, sizes: Sequence[str], tokens: Sequence[str] = ()
+) -> None:
     """Check that a config's `sizes` are positive, and that it has ids of the `tokens`.
 
-    Errors: SourceError that begins with `place`.
+    Errors: SourceError that begins with `prefix`.
     """
     for names, least in ((sizes, 1), (tokens, 0)):
         for name in names:
             value = getattr(config, name, None)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise SourceError(
-                    f"{place}: {name} is {value!r} in the model's config, a number from {least} "
+                    f"{prefix}: {name} is {value!r} in the model's config, a number from {least} "
                     f"expected; {CORRECT}"
                 )
 

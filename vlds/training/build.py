@@ -121,7 +121,7 @@ def announce(run: Run) -> None:
         f"frozen {sizes['frozen']:,}, trainable {sizes['trainable']:,}, optimizer "
         f"{sizes['optimizer']:,}; step {engine.steps_done} of {num_steps}"
     )
-    epochs = run.stream.epochs_after(num_steps)
+    epochs = run.stream.epochs(after_steps=num_steps)
     parts = [f"{epoch:,.2f} epochs of {task}" for task, epoch in epochs.items()]
     unknown = [task for task in run.recipe.tasks if task not in epochs]
     parts += [f"an unknown number of epochs of {task}" for task in unknown]

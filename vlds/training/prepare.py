@@ -13,8 +13,7 @@ from vlds.config import Recipe
 from vlds.data.order.batch_cut import BatchCut
 from vlds.data.order.mixed_order import check_lanes
 from vlds.data.order.mixture import steps_in
-from vlds.data.streams.cache_limit import check_cache_limit, lanes_read
-from vlds.data.streams.source import Source
+from vlds.data.streams.source import Source, check_cache_limit
 from vlds.data.streams.streamed_source import StreamedSource
 from vlds.evaluation.sources import evaluation_sources, streamed_sources, training_sources
 from vlds.pretrained.files import damaged_source
@@ -58,7 +57,7 @@ def prepare(recipe: Recipe, ranks: Ranks, resume: Resume) -> Prepared:
     streamed = streamed_sources(recipe) if sequential else []
     evaluation = evaluation_sources(recipe)
     sizes = recipe.batch_sizes.values()
-    num_lanes = max(lanes_read(data.lanes, size, cut, ranks.on_this_machine) for size in sizes)
+    num_lanes = max(cut.lanes_read(data.lanes, size, ranks.on_this_machine) for size in sizes)
     check_cache_limit(data.cache_bytes, train, evaluation, window=data.window, num_lanes=num_lanes)
     check_writable(Path(recipe.output), "output")
     return Prepared(

@@ -157,9 +157,9 @@ def test_each_source_goes_through_its_epochs_in_a_mixture(
     order = mixed([12] * len(weights), shares, batch_size)
     sources, samples, _ = order.at(np.arange(order.block * batch_size * 4))
     for source in range(len(weights)):
-        own = samples[sources == source].tolist()
-        for epoch in range(len(own) // 12):
-            assert sorted(own[epoch * 12 : (epoch + 1) * 12]) == list(range(12))
+        source_samples = samples[sources == source].tolist()
+        for epoch in range(len(source_samples) // 12):
+            assert sorted(source_samples[epoch * 12 : (epoch + 1) * 12]) == list(range(12))
 
 
 def test_shares_follow_weights_and_temperature() -> None:

@@ -117,8 +117,8 @@ def test_examples_given_are_those_that_were_drawn(
     positions = np.arange(8 * at, 8 * at + position)
     sources, _, _ = order.at(positions[positions % 8 < order.sizes_at(positions // 8 * 8)])
     drawn = np.bincount(sources, minlength=3)
-    found = [sum(order.given(8 * at + position)[name]) for name in "abc"]
-    assert found == np.add(drawn, [5 * lanes, 0, 0]).tolist()
+    num_given = [sum(order.given(8 * at + position)[name]) for name in "abc"]
+    assert num_given == np.add(drawn, [5 * lanes, 0, 0]).tolist()
     # A state holds no more of the mixture than its fingerprint.
     again = mixture_of(json.loads(json.dumps(order.fingerprint())))
     again.phase = order.phase

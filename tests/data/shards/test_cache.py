@@ -22,7 +22,7 @@ from vlds.data.errors import ShardError
 from vlds.data.order.batch_cut import BatchCut
 from vlds.data.shards.cache import ShardCache
 from vlds.data.shards.store import open_dataset
-from vlds.data.streams.cache_limit import check_cache_limit, lanes_read
+from vlds.data.streams.source import check_cache_limit
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -57,11 +57,11 @@ def test_what_is_read_in_turns_must_fit(web: Web, folders: dict[str, Path], tmp_
     with pytest.raises(ValueError, match=rf"got {need - 1}, but what .* has {need}: .* 2 lanes"):
         check_cache_limit(need - 1, [big], [small], window=1, num_lanes=2)
     # 4 machines of 2 ranks, with and without accumulation.
-    assert lanes_read(64, 512, BatchCut(8), range(2, 4)) == 16
-    assert lanes_read(64, 512, BatchCut(8, 2), range(2, 4)) == 16
-    assert lanes_read(4, 512, BatchCut(8), range(2, 4)) == 1
-    assert lanes_read(64, 512, BatchCut(7), range(2, 3)) == 10, "slots 146 to 218"
-    assert lanes_read(1, 512, BatchCut(8), range(8)) == 1
+    assert BatchCut(8).lanes_read(64, 512, range(2, 4)) == 16
+    assert BatchCut(8, 2).lanes_read(64, 512, range(2, 4)) == 16
+    assert BatchCut(8).lanes_read(4, 512, range(2, 4)) == 1
+    assert BatchCut(7).lanes_read(64, 512, range(2, 3)) == 10, "slots 146 to 218"
+    assert BatchCut(8).lanes_read(1, 512, range(8)) == 1
 
 
 def test_downloads_of_dead_processes_are_swept(web: Web, cache: ShardCache) -> None:

@@ -20,9 +20,9 @@ from tests.toys.streams import ToyTask, records, train_stream
 from tests.toys.web import Web
 from vlds.data.errors import ErrorPolicy, ShardError
 from vlds.data.shards.cache import ShardCache
-from vlds.data.shards.index import index_folder
 from vlds.data.shards.sample import feature_bytes
 from vlds.data.shards.store import open_dataset
+from vlds.data.shards.writing import index_folder
 from vlds.data.streams.source import Source
 from vlds.schema import SkipSample
 
@@ -55,8 +55,10 @@ def flip(tar: Path, sample: int, place: int) -> None:
 @pytest.mark.parametrize("content", ["picture", "features", "json", "padding"])
 def test_a_flipped_bit_is_a_bad_sample(tmp_path: Path, content: str) -> None:
     folder = tmp_path / "data"
-    made = with_features(30) if content == "features" else records("hurt", 30, bmp)
-    write_dataset(folder, name="hurt", kind="vqa", split="train", records=made, shard_samples=10)
+    sample_records = with_features(30) if content == "features" else records("hurt", 30, bmp)
+    write_dataset(
+        folder, name="hurt", kind="vqa", split="train", records=sample_records, shard_samples=10
+    )
     tar = folder / "hurt-train-00001.tar"
     place = {"picture": 900, "features": 645, "padding": -1}.get(content)
     if place is None:  # a letter of the question in the sample's json
@@ -125,14 +127,14 @@ def test_an_index_that_cannot_be_the_shards(
     folder = Path(shutil.copytree(folders["small"], tmp_path / "small"))
     path = folder / f"small-train-00000.tar{suffix}"
     about = json.loads((folder / "dataset.json").read_text("utf-8"))
-    for data, told in (
+    for data, fault in (
         (path.read_bytes()[:-4], "samples take"),
-        (path.read_bytes()[::-1], {".idx": "do not lie one after the other", ".cnt": "counts "}),
+        (path.read_bytes()[::-1], {".idx": "do not ascend within", ".cnt": "counts "}),
     ):
         path.write_bytes(data)
         about["shards"][0][f"{suffix[1:]}_sha256"] = sha256(data).hexdigest()
         (folder / "dataset.json").write_text(json.dumps(about), "utf-8")
-        expected = told if isinstance(told, str) else told.get(suffix)
+        expected = fault if isinstance(fault, str) else fault.get(suffix)
         if expected is None:
             continue
         with pytest.raises(ShardError, match=rf"small-train-00000\.tar{suffix}.*{expected}"):
@@ -161,18 +163,18 @@ def test_ids_that_are_not_a_line_of_text(tmp_path: Path, odd: object, where: str
     data = tar.read_bytes()
     begin = data.index(b'{"id":"x"')
     end = data.index(b"\0", begin)
-    told = json.loads(data[begin:end]) | {"pad": ""}
+    fields = json.loads(data[begin:end]) | {"pad": ""}
     if where == "sample":
-        told["id"] = odd
+        fields["id"] = odd
     else:
-        told["annotations"][0]["id"] = odd
-    text = json.dumps(told).encode()
-    told["pad"] = "0" * (end - begin - len(text))
-    text = json.dumps(told).encode()
+        fields["annotations"][0]["id"] = odd
+    text = json.dumps(fields).encode()
+    fields["pad"] = "0" * (end - begin - len(text))
+    text = json.dumps(fields).encode()
     assert len(text) == end - begin
     tar.write_bytes(data[:begin] + text + data[end:])
-    told = r"sample 0: (the .* (text expected|a control character)|unusable json .*surrogate)"
-    with pytest.raises(ShardError, match=told):
+    message = r"sample 0: (the .* (text expected|a control character)|unusable json .*surrogate)"
+    with pytest.raises(ShardError, match=message):
         index_folder(folder, **options)
 
 

@@ -53,8 +53,8 @@ def test_exact_jpegs_are_pillows_within_a_level(mode: str, resize: Any) -> None:
     filters = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
     with Image.open(io.BytesIO(data)) as opened:
         expected = np.asarray(opened.convert("RGB").resize((64, 48), filters[resize]))
-    found = decode_image(data, ImageSpec(48, 64, resize)).transpose(1, 2, 0)
-    difference = np.abs(found.astype(int) - expected)
+    decoded = decode_image(data, ImageSpec(48, 64, resize)).transpose(1, 2, 0)
+    difference = np.abs(decoded.astype(int) - expected)
     assert difference.max() <= 1
     assert difference.mean() < 0.05
 
@@ -116,10 +116,13 @@ def test_what_is_no_picture_is_an_error(data: bytes) -> None:
 def test_cache_keeps_the_last_used_within_its_bytes() -> None:
     cache = PictureCache(max_bytes=250)
     pictures = [(np.full((100,), n, np.uint8),) for n in range(3)]
-    cache.put("a", pictures[0])
-    cache.put("b", pictures[1])
-    assert cache.get("a") is pictures[0]
-    cache.put("c", pictures[2])
-    assert cache.get("b") is None
-    assert cache.get("a") is pictures[0]
-    assert cache.get("c") is pictures[2]
+    decoded: list[str] = []
+
+    def get(key: str) -> tuple[np.ndarray, ...]:
+        return cache.get(key, lambda: decoded.append(key) or pictures["abc".index(key)])
+
+    for key in "abacac":
+        assert get(key) is pictures["abc".index(key)]
+    assert decoded == ["a", "b", "c"]
+    get("b")
+    assert decoded == ["a", "b", "c", "b"], "the least recently used had to go"

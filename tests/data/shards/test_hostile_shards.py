@@ -130,16 +130,16 @@ def test_hostile_descriptions(whole: Path, field: str, value: Any) -> None:
     folder = whole.with_name("described")
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(whole, folder)
-    told = json.loads((whole / "dataset.json").read_text("utf-8"))
-    (folder / "dataset.json").write_text(json.dumps(told | {field: value}), "utf-8")
+    info = json.loads((whole / "dataset.json").read_text("utf-8"))
+    (folder / "dataset.json").write_text(json.dumps(info | {field: value}), "utf-8")
     check_use(folder)
 
 
 @pytest.mark.parametrize("name", ["../toy-train-00000.tar", "/etc/hostname", "a/b.tar", "", ".."])
 def test_a_shard_lies_in_the_folder_of_its_data_set(whole: Path, tmp_path: Path, name: str) -> None:
-    told = json.loads((whole / "dataset.json").read_text("utf-8"))
-    told["shards"][0]["name"] = name
-    (tmp_path / "dataset.json").write_text(json.dumps(told), "utf-8")
+    info = json.loads((whole / "dataset.json").read_text("utf-8"))
+    info["shards"][0]["name"] = name
+    (tmp_path / "dataset.json").write_text(json.dumps(info), "utf-8")
     with pytest.raises(ValueError, match=r"dataset\.json, shard 0: name is .*file name"):
         open_dataset(tmp_path)
 
@@ -174,8 +174,8 @@ def test_an_annotation_that_lacks_what_the_task_reads(tmp_path: Path) -> None:
     (ids,) = (batch.ids for batch in islice(stream, 1))
     assert len(ids) == NUM
     assert "0" not in ids
-    said = "its annotations are not what VQA reads: KeyError('question')"
-    assert said in json.loads((tmp_path / "ledger").read_text("utf-8"))["reason"]
+    reason = "its annotations are not what VQA reads: KeyError('question')"
+    assert reason in json.loads((tmp_path / "ledger").read_text("utf-8"))["reason"]
     with pytest.raises(ValueError, match=r"task vqa: sample .* are not what VQA reads"):
         survey(source, range(NUM))
 

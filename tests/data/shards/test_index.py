@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from vlds.data.errors import ShardError
-from vlds.data.shards.index import index_folder, load_index
 from vlds.data.shards.info import DatasetInfo
-from vlds.data.shards.shard_index import build_index
+from vlds.data.shards.shard_index import build_index, load_index
 from vlds.data.shards.store import open_dataset
+from vlds.data.shards.writing import index_folder
 
 
 @pytest.fixture

@@ -93,11 +93,11 @@ def test_a_large_avif_is_refused_by_its_header() -> None:
 
 
 def test_formats_that_are_not_read_are_named() -> None:
-    for data, told in (
+    for data, message in (
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "picture 3: HEIC, which is not read; convert it"),
-        (b"<!DOCTYPE html><p>404", "picture 3: a web page in the place of a picture"),
+        (b"<!DOCTYPE html><p>404", "picture 3: a web page instead of a picture"),
     ):
-        with pytest.raises(SkipSample, match=told):
+        with pytest.raises(SkipSample, match=message):
             decode_image(data, SPEC, "3")
 
 
@@ -118,14 +118,16 @@ def test_scans_are_counted(mode: str) -> None:
 
 def damaged(data: bytes, draw: random.Random) -> bytes:
     """One to eight random bytes, or a cut, or bytes that stand twice."""
-    found = bytearray(data)
+    damaged = bytearray(data)
     for _ in range(draw.randint(1, 8)):
-        found[draw.randrange(min(len(found), draw.choice((64, len(found)))))] = draw.randrange(256)
+        damaged[draw.randrange(min(len(damaged), draw.choice((64, len(damaged)))))] = (
+            draw.randrange(256)
+        )
     if draw.random() < 0.2:
-        found = found[: draw.randrange(len(found))]
+        damaged = damaged[: draw.randrange(len(damaged))]
     if draw.random() < 0.1:
-        found += found[draw.randrange(len(found) or 1) :]
-    return bytes(found)
+        damaged += damaged[draw.randrange(len(damaged) or 1) :]
+    return bytes(damaged)
 
 
 @pytest.mark.parametrize("form", FORMATS)

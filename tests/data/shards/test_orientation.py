@@ -63,9 +63,9 @@ def test_a_turned_jpeg_is_squashed_like_the_upright_one(orientation: int) -> Non
     stored = as_stored(tagged(image, "JPEG", 1))
     upright = np.ascontiguousarray(shown(stored, orientation).transpose(1, 2, 0))
     data = tagged(image, "JPEG", orientation)
-    found = decode_image(data, ImageSpec(64, 64)).astype(int)
+    decoded = decode_image(data, ImageSpec(64, 64)).astype(int)
     expected = np.asarray(Image.fromarray(upright).resize((64, 64), Image.Resampling.BICUBIC))
-    assert np.abs(found.transpose(1, 2, 0) - expected).max() <= 1
+    assert np.abs(decoded.transpose(1, 2, 0) - expected).max() <= 1
 
 
 def test_a_sideways_jpeg_is_decoded_fast_at_the_side_that_is_wanted() -> None:

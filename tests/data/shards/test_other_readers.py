@@ -33,11 +33,11 @@ def test_tar_lists_and_unpacks_them(folders: dict[str, Path], tmp_path: Path) ->
 
 def test_webdataset_reads_them(folders: dict[str, Path]) -> None:
     urls = f"{folders['big']}/big-train-{{00000..00005}}.tar"
-    found = list(webdataset.WebDataset(urls, shardshuffle=False).decode("pil"))
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode("pil"))
     dataset = open_dataset(folders["big"])
-    assert [sample["__key__"] for sample in found] == [dataset.read(n).key for n in range(60)]
-    assert {sample["png"].size for sample in found} == {(16, 16)}
-    ids = [annotation["id"] for sample in found for annotation in sample["json"]["annotations"]]
+    assert [sample["__key__"] for sample in samples] == [dataset.read(n).key for n in range(60)]
+    assert {sample["png"].size for sample in samples} == {(16, 16)}
+    ids = [annotation["id"] for sample in samples for annotation in sample["json"]["annotations"]]
     assert ids == all_ids(dataset)
 
 

@@ -50,8 +50,8 @@ def test_a_data_set_is_read_as_if_it_lay_here(
     here = Source("red", ToyTask(), [open_dataset(folders["big"])])
     there = Source("red", ToyTask(), [open_dataset(f"s3://{BUCKET}/big", cache)])
     expected = [batch.ids for batch in islice(train_stream([here]), 23)]
-    found = [b.ids for b in islice(train_stream([there], num_workers=num_workers), 23)]
-    assert found == expected
+    ids = [b.ids for b in islice(train_stream([there], num_workers=num_workers), 23)]
+    assert ids == expected
     assert len(list(cache.folder.glob("*.tar"))) == 6
 
 

@@ -138,8 +138,8 @@ def test_a_pax_size_that_is_none_is_an_error(size: str) -> None:
 
 def test_large_sizes_in_base_256_are_read() -> None:
     data = tar_of(["0.json", "1.json"], tarfile.USTAR_FORMAT)
-    found = read_all(with_header(data, 0, size=b"\x80" + bytes(11)))
-    assert [member.size for member in found] == [0, 700]
+    read = read_all(with_header(data, 0, size=b"\x80" + bytes(11)))
+    assert [member.size for member in read] == [0, 700]
 
 
 def test_the_end_is_looked_for() -> None:

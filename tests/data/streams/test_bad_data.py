@@ -112,12 +112,12 @@ def test_nothing_readable_ends_with_a_message(tmp_path: Path) -> None:
 def smashed(folders: dict[str, Path], tmp_path: Path) -> Source:
     """The header of one sample is garbage."""
     folder = Path(shutil.copytree(folders["big"], tmp_path / "big"))
-    found = Source("red", ToyTask(), [open_dataset(folder)])
+    source = Source("red", ToyTask(), [open_dataset(folder)])
     start = int(np.frombuffer((folder / "big-train-00002.tar.idx").read_bytes(), "<u8")[4])
     with open(folder / "big-train-00002.tar", "r+b") as file:
         file.seek(start)
         file.write(b"\xff" * 100)
-    return found
+    return source
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

@@ -35,9 +35,9 @@ def row(id: str, prompt: str, target: str | None, images: range = ONE, **changes
 
 
 def stack(num_images: int = 1) -> ImageStack:
-    made = ImageStack(1)
-    made.add([np.full((3, 2, 2), n, np.uint8) for n in range(num_images)])
-    return made
+    images = ImageStack(1)
+    images.add([np.full((3, 2, 2), n, np.uint8) for n in range(num_images)])
+    return images
 
 
 def test_padding_labels_and_limits() -> None:

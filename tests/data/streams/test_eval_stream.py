@@ -33,18 +33,18 @@ def test_every_annotation_once(
 ) -> None:
     datasets = [open_dataset(folders["big"]), open_dataset(folders["small"])]
     source = Source("red", ToyTask(), datasets)
-    found = eval_streams(source, world_size, size, num_workers=num_workers)
-    batches = [list(stream) for stream in found]
-    assert [len(own) for own in batches] == [len(stream) for stream in found]
+    rank_streams = eval_streams(source, world_size, size, num_workers=num_workers)
+    batches = [list(stream) for stream in rank_streams]
+    assert [len(of_rank) for of_rank in batches] == [len(stream) for stream in rank_streams]
     assert max(map(len, batches)) - min(map(len, batches)) <= 1
-    ids = [id for own in batches for id in ids_of(own)]
+    ids = [id for of_rank in batches for id in ids_of(of_rank)]
     # Two data sets may give their annotations equal ids.
     expected = [f"{dataset.label}/{id}" for dataset in datasets for id in all_ids(dataset)]
     assert sorted(ids) == sorted(expected)
     assert survey(source, range(67)).ids == expected
     # The batches are those of one rank alone.
     (alone,) = eval_streams(source, 1, size)
-    assert {tuple(batch.ids) for own in batches for batch in own} == {
+    assert {tuple(batch.ids) for of_rank in batches for batch in of_rank} == {
         tuple(batch.ids) for batch in alone
     }
 
@@ -109,13 +109,13 @@ def test_evaluation_draws_nothing(folders: dict[str, Path]) -> None:
 
 def test_an_id_that_stands_for_two_is_refused(folders: dict[str, Path]) -> None:
     source = Source("red", ToyTask(), [open_dataset(folders["small"])])
-    found = survey(source, range(7))
-    found.check()
-    found.extend(survey(source, range(2)))
+    asked = survey(source, range(7))
+    asked.check()
+    asked.extend(survey(source, range(2)))
     with pytest.raises(
         ValueError, match=r"3 ids stand twice in the data .*: small-0-0, small-1-0, "
     ):
-        found.check()
+        asked.check()
 
 
 @given(

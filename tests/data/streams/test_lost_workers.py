@@ -34,8 +34,8 @@ def workers() -> Callable[[], list[psutil.Process]]:
     before = psutil.Process().children()
 
     def started() -> list[psutil.Process]:
-        found = [process for process in psutil.Process().children() if process not in before]
-        return sorted(found, key=lambda process: process.pid)
+        new = [process for process in psutil.Process().children() if process not in before]
+        return sorted(new, key=lambda process: process.pid)
 
     return started
 
@@ -65,9 +65,9 @@ def test_a_worker_that_hangs(
     with pytest.raises(WorkerLost) as caught:
         list(islice(batches, 10))
     assert time.monotonic() - started < TIMEOUT_S + 10
-    said = lost_worker(caught.value)
-    assert said is not None
-    assert said.startswith(f"its loader worker 2 of 2 (process {second.pid}) has given nothing")
+    message = lost_worker(caught.value)
+    assert message is not None
+    assert message.startswith(f"its loader worker 2 of 2 (process {second.pid}) has given nothing")
     del batches, caught
     until(lambda: gone(first) and gone(second), 10)
 
@@ -81,12 +81,12 @@ def test_a_worker_that_is_killed(
     process.kill()
     with pytest.raises(RuntimeError) as caught:
         list(islice(batches, 10))
-    said = (
+    message = (
         f"its loader worker (process {process.pid}) was {KILLED}; a smaller data.num_workers takes"
     )
-    assert lost_worker(caught.value) == f"{said} less memory"
+    assert lost_worker(caught.value) == f"{message} less memory"
     of_torch = f"DataLoader worker (pid {process.pid}) is killed by signal: Killed. "
-    assert lost_worker(RuntimeError(of_torch)) == f"{said} less memory"
+    assert lost_worker(RuntimeError(of_torch)) == f"{message} less memory"
     assert lost_worker(RuntimeError("another")) is None
 
 

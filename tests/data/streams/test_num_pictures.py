@@ -30,27 +30,27 @@ TWO = NumPictures(1, 2, "raise the number")
 def odd(folder: Path, at: int, pictures: int) -> Path:
     """Ten samples, of which one has another number of pictures."""
 
-    def made() -> Iterator[SampleRecord]:
+    def samples() -> Iterator[SampleRecord]:
         for number, record in enumerate(records("odd", 10)):
             members = [(f"{n}.png", noise(n)) for n in range(pictures)]
             yield replace(record, members=members) if number == at else record
 
-    write_dataset(folder, name="odd", kind="vqa", split="train", records=made(), shard_samples=4)
+    write_dataset(folder, name="odd", kind="vqa", split="train", records=samples(), shard_samples=4)
     return folder
 
 
 @pytest.mark.parametrize(
-    ("pictures", "told"),
+    ("pictures", "message"),
     [
         (3, "it has 3 pictures, 1 to 2 expected; raise the number"),
         (0, "it has 0 pictures, 1 to 2 expected; prepare the data set without such samples"),
     ],
 )
-def test_one_sample_with_another_number(tmp_path: Path, pictures: int, told: str) -> None:
+def test_one_sample_with_another_number(tmp_path: Path, pictures: int, message: str) -> None:
     folder = odd(tmp_path / "data", 6, pictures)
     source = Source("red", ToyTask(), [opened(folder)], num_pictures=TWO)
     where = rf"source red: data set {folder}, sample 6 \(in odd-train-00001\.tar\): "
-    with pytest.raises(ValueError, match=f"^{where}{told}$"):
+    with pytest.raises(ValueError, match=f"^{where}{message}$"):
         train_stream([source])
     (folder / "quarantine.jsonl").write_text(
         '{"shard": "odd-train-00001.tar", "i": 2, "reason": "odd"}\n', encoding="utf-8"
@@ -77,14 +77,14 @@ def test_streamed_shards_have_no_index(tmp_path: Path) -> None:
 
 def test_what_a_recipe_takes(world: Path, tmp_path: Path) -> None:
     recipe = world_recipe(world, tmp_path)
-    taken = picture_limits(recipe, "vqa")
-    assert (taken.fewest, taken.most) == (1, 2)
-    assert "raise visual_embedding.num_images, or" in taken.fault(3)
+    limits = picture_limits(recipe, "vqa")
+    assert (limits.fewest, limits.most) == (1, 2)
+    assert "raise visual_embedding.num_images, or" in limits.fault(3)
     recipe = replace(recipe, tasks={"pairs": NLVR2()})
     assert picture_limits(recipe, "pairs").fault(1) == (
         "it has 1 picture, 2 expected; prepare the data set without such samples"
     )
     one = replace(recipe, visual_embedding=VisualEmbeddingConfig(num_images=1))
-    told = r"visual_embedding\.num_images: got 1, but tasks\.pairs \(NLVR2\) has 2 pictures"
-    with pytest.raises(ValueError, match=told):
+    message = r"visual_embedding\.num_images: got 1, but tasks\.pairs \(NLVR2\) has 2 pictures"
+    with pytest.raises(ValueError, match=message):
         picture_limits(one, "pairs")

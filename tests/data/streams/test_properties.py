@@ -146,13 +146,13 @@ def test_any_world_reads_the_same_and_goes_on_from_any_other(plan: Plan, before:
         expected = read(all_ranks(sources, batch, Cut(1), options), 5)
         first, second = plan.cuts
         streams = all_ranks(sources, batch, first, options)
-        found = read(streams, before)
+        first_part = read(streams, before)
         states = [json.dumps(stream.state()) for stream in streams]
         assert len(set(states)) == 1
         rest = all_ranks(sources, batch, second, options)
         for stream in rest:
             stream.load_state(json.loads(states[0]))
-        assert found + read(rest, 5 - before) == expected
+        assert first_part + read(rest, 5 - before) == expected
 
 
 @pytest.mark.parametrize("workers", [1, 3])

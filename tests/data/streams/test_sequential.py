@@ -35,9 +35,9 @@ def source(
     *places: str | Path, name: str = "red", weight: float = 1.0, **fields: str
 ) -> StreamedSource:
     """A task that reads these shards."""
-    found = [open_streamed(str(place), ("vqa",), fields or None) for place in places]
+    datasets = [open_streamed(str(place), ("vqa",), fields or None) for place in places]
     task = VQA() if fields else ToyTask()
-    return StreamedSource(name, task, found, weight)  # type: ignore[arg-type]
+    return StreamedSource(name, task, datasets, weight)  # type: ignore[arg-type]
 
 
 def stream(
@@ -89,12 +89,12 @@ def test_one_shard_feeds_sixteen_ranks(bare: Path, num_workers: int) -> None:
     one = [source(bare / "big-train-00000.tar")]
     ranks = [0, 7, 15] if num_workers else range(16)
     for global_rank in ranks:
-        own = stream(
+        rank_stream = stream(
             one, global_batch_size=48, micro_batch_size=3, world_size=16, global_rank=global_rank,
             num_workers=num_workers,
         )  # fmt: skip
-        assert len(ids(own, 20)) == 60  # more than the shard holds
-        assert own.consumed == 20 * 48
+        assert len(ids(rank_stream, 20)) == 60  # more than the shard holds
+        assert rank_stream.consumed == 20 * 48
 
 
 def test_processes_share_the_shards(bare: Path) -> None:
@@ -106,8 +106,8 @@ def test_processes_share_the_shards(bare: Path) -> None:
         )
         for rank in range(2)
     ]  # fmt: skip
-    own = [Counter(id.split("-")[1] for id in ids(s, 18)) for s in streams]
-    assert not set(own[0]) & set(own[1])
+    shards_of_ranks = [Counter(id.split("-")[1] for id in ids(s, 18)) for s in streams]
+    assert not set(shards_of_ranks[0]) & set(shards_of_ranks[1])
 
 
 @pytest.mark.parametrize("unit", ["example", "global_batch"])
@@ -128,8 +128,8 @@ def test_tasks_stand_where_indexed_shards_have_them(
         source(pattern(bare), name="red", weight=weights["red"]),
         source(folders["small"], name="blue", weight=weights["blue"]),
     ]
-    found = stream(streamed, unit=unit, micro_batch_size=2)
-    pairs = list(zip(islice(indexed, 64), islice(found, 64), strict=True))
+    sequential = stream(streamed, unit=unit, micro_batch_size=2)
+    pairs = list(zip(islice(indexed, 64), islice(sequential, 64), strict=True))
     for one, other in pairs:
         assert one.task_index.tolist() == other.task_index.tolist()
         for id, task in zip(other.ids, other.task_index.tolist(), strict=True):
@@ -224,8 +224,8 @@ def test_damage_stops_the_run_or_is_counted(
         ids(stream(shards, num_workers=num_workers), 60)
     assert reason in str(e.value)
     lenient = stream(shards, errors=LENIENT, ledger=tmp_path / "ledger", num_workers=num_workers)
-    found = ids(lenient, 60)
-    assert len(found) == 480
+    ids_read = ids(lenient, 60)
+    assert len(ids_read) == 480
     assert lenient.num_bad >= 2  # once a pass
     (line,) = (tmp_path / "ledger").read_text().splitlines()
     assert json.loads(line)["shard"] == str(path)
@@ -269,7 +269,7 @@ def test_nothing_but_broken_shards_ends(bare: Path) -> None:
     next(iter(one_is_good))
     for path in bare.iterdir():
         path.write_bytes(bytes(1024))  # archives without a member
-    with pytest.raises(ShardError, match="one after the other, gave no example, such as "):
+    with pytest.raises(ShardError, match="shards in a row gave no example, such as "):
         next(iter(one_is_good))
     with pytest.raises(ValueError, match="its shards hold no sample"):
         stream([shards], errors=LENIENT)
@@ -280,16 +280,16 @@ def test_bad_pictures_are_replaced_and_counted(tmp_path: Path) -> None:
     for shard in range(2):
         write_foreign(tmp_path / f"{shard}.tar", range(12), broken=(3,))
     shards = source(tmp_path, question="json:q", answer="txt")
-    own = stream([shards], errors=ErrorPolicy(max_bad_fraction=1.0), ledger=tmp_path / "ledger")
-    found = ids(own, 12)
-    assert len(found) == 96
-    assert "003" not in found
+    lenient = stream([shards], errors=ErrorPolicy(max_bad_fraction=1.0), ledger=tmp_path / "ledger")
+    ids_read = ids(lenient, 12)
+    assert len(ids_read) == 96
+    assert "003" not in ids_read
     lines = read_lines(tmp_path / "ledger")
     assert sorted((line["shard"], line["key"]) for line in lines) == [
         (str(tmp_path / "0.tar"), "003"),
         (str(tmp_path / "1.tar"), "003"),
     ]
-    assert own.num_bad >= 6
+    assert lenient.num_bad >= 6
     strict = stream([shards], errors=ErrorPolicy(max_bad_fraction=0.01, max_in_a_row=2))
     with pytest.raises(ValueError, match="had to be replaced"):
         ids(strict, 30)
@@ -308,8 +308,8 @@ def write_foreign(path: Path, numbers: Sequence[int], broken: Sequence[int] = ()
 
 def test_samples_of_others(tmp_path: Path) -> None:
     write_foreign(tmp_path / "a.tar", range(6))
-    own = stream([source(tmp_path / "a.tar", question="json:q", answer="txt")])
-    batch = next(iter(own))
+    foreign = stream([source(tmp_path / "a.tar", question="json:q", answer="txt")])
+    batch = next(iter(foreign))
     assert set(batch.ids) <= {f"00{n}" for n in range(6)}
     with pytest.raises(ValueError, match=r"KeyError\('id'\); foreign samples need data"):
         stream([source(tmp_path / "a.tar")])
@@ -318,7 +318,7 @@ def test_samples_of_others(tmp_path: Path) -> None:
 
 
 def test_places_that_are_no_shards(bare: Path, folders: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"2 of 8 shards are not there, such as .*00006\.tar"):
+    with pytest.raises(ValueError, match=r"2 of 8 shards are missing, such as .*00006\.tar"):
         source(f"{bare}/big-train-0000{{0..7}}.tar")
     with pytest.raises(ValueError, match=r"no \*\.tar in this folder"):
         source(tmp_path / "nothing")
@@ -342,5 +342,7 @@ def test_weights_by_size_need_sizes(bare: Path, folders: dict[str, Path]) -> Non
     big, small = (open_dataset(folders[name]).num_annotations for name in ("big", "small"))
     shares = stream(known, temperature=1.0).order.shares
     assert float(shares[0]) == pytest.approx(big / (big + small))
-    with pytest.raises(ValueError, match=r"data\.temperature: got 1\.0, but nobody knows how many"):
+    with pytest.raises(
+        ValueError, match=r"data\.temperature: got 1\.0, but the number of examples"
+    ):
         stream([source(pattern(bare))], temperature=1.0)

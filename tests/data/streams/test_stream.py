@@ -115,7 +115,7 @@ def test_each_task_has_batches_of_its_own_size(
     stream = train_stream(sized, **options)
     stream.load_state(state)
     assert stream.epochs() == {"red": pytest.approx(3), "blue": pytest.approx(60 / 18)}
-    assert stream.epochs_after(69) == stream.epochs()
+    assert stream.epochs(after_steps=69) == stream.epochs()
 
 
 def test_pictures_of_a_group_are_decoded_and_stacked_once(sources: list[Source]) -> None:
@@ -200,7 +200,7 @@ def test_wrong_sources_are_refused(sources: list[Source], folders: dict[str, Pat
         train_stream([Source("red", ToyTask(), [])])
     with pytest.raises(ValueError, match="big-train comes twice"):
         train_stream([Source("red", ToyTask(), [big, open_dataset(folders["big"])])])
-    with pytest.raises(ValueError, match="each a name of its own"):
+    with pytest.raises(ValueError, match="each with a different name"):
         train_stream([sources[0], Source("red", ToyTask(), [big])])
     with pytest.raises(ValueError, match="holds pictures, but the vision encoder reads stored"):
         train_stream(sources, image=None)

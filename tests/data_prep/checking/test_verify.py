@@ -25,10 +25,10 @@ from tests.toys.shards import (
     record,
     write_shards,
 )
-from vlds.data.shards.index import describe_shard, load_index
 from vlds.data.shards.info import DatasetInfo
-from vlds.data.shards.shard_index import beside
+from vlds.data.shards.shard_index import beside, load_index
 from vlds.data.shards.store import open_dataset
+from vlds.data.shards.writing import describe_shard
 
 BROKEN = "sample smashed or cut off"
 

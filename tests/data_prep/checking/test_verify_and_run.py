@@ -19,13 +19,13 @@ from tests.toys.pictures import noise
 from tests.toys.shards import annotation
 from tests.toys.streams import ToyTokenizer
 from vlds.data.errors import ErrorPolicy, ShardError
-from vlds.data.shards.index import index_folder
 from vlds.data.shards.sample import feature_bytes
 from vlds.data.shards.store import Dataset, open_dataset
+from vlds.data.shards.writing import index_folder
 from vlds.data.streams.assemble import OpenBatch, StreamSetup
 from vlds.data.streams.collate import ImageStack
-from vlds.data.streams.indexed_reader import IndexedReader
 from vlds.data.streams.source import Source
+from vlds.data.streams.stream import IndexedReader
 from vlds.schema import ImageSpec, SkipSample
 from vlds.tasks import VQA
 from vlds.tasks.base import ask

@@ -143,7 +143,7 @@ def test_sixteen_bit_gray_is_not_made_white() -> None:
         (jpeg(width=200, height=200)[:-400], "truncated"),
         (png(width=200, height=200)[:-400], "truncated"),
         (jpeg()[:30], "truncated"),
-        (b"<html>404</html>", "a web page in the place of a picture"),
+        (b"<html>404</html>", "a web page instead of a picture"),
         (b"404 not found", "not a picture"),
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC, which is not read; convert it to JPEG"),
         (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "HEIC, which is not read; convert it to JPEG"),

@@ -65,6 +65,12 @@ class BatchCut:
         """The global rank that computes each slot."""
         return np.searchsorted(self._edges(batch_size)[1:], slots, side="right").astype(np.int64)
 
+    def lanes_read(self, lanes: int, batch_size: int, ranks: range) -> int:
+        """How many lanes of a global batch these global ranks read."""
+        slots = np.arange(batch_size)
+        ours = np.isin(self.ranks_of(slots, batch_size), ranks)
+        return len(np.unique(slots[ours] * lanes // batch_size))
+
     def _edges(self, batch_size: int) -> list[int]:
         ranks = range(self.world_size + 1)
         return [rank * batch_size // self.world_size for rank in ranks]

@@ -43,6 +43,8 @@ class EpochOrder:
         self.window = window
         self.group = group
         self.lanes = lanes
+        self.about = {"window": window, "group": group}
+        """What the order depends on, the same for all sources of a run."""
         self.counts = [shard.astype(np.int64) for shard in counts]
         self.first_sample = np.cumsum([0, *(len(shard) for shard in counts)])
         self.shard_sizes = np.array([shard.sum() for shard in self.counts], np.int64)
@@ -57,10 +59,6 @@ class EpochOrder:
             )
         self._shards = Recent(self._permuted_shards, KEPT_TABLES * lanes)
         self._table = Recent(self._window_table, KEPT_TABLES * lanes)
-
-    def fingerprint(self) -> dict[str, int]:
-        """What the order depends on, the same for all sources of a run."""
-        return {"window": self.window, "group": self.group}
 
     def stretch(self, lane: int) -> tuple[int, int]:
         """Begin and end of a lane among the annotations of an epoch."""
@@ -99,14 +97,14 @@ class EpochOrder:
         shards, skipped, starts = self._shards(epoch, lane)
         shards = shards[window * self.window : (window + 1) * self.window]
         end = int(starts[window + 1]) if window + 1 < len(starts) else self.stretch(lane)[1]
-        mine = slice(skipped if window == 0 else 0, None)
+        in_lane = slice(skipped if window == 0 else 0, None)
         counts = np.concatenate([self.counts[s] for s in shards])
         samples = np.concatenate(
             [np.arange(self.first_sample[s], self.first_sample[s + 1]) for s in shards]
         )
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        within = within[mine][: end - int(starts[window])]
-        row_samples = np.repeat(samples, counts)[mine][: len(within)]
+        within = within[in_lane][: end - int(starts[window])]
+        row_samples = np.repeat(samples, counts)[in_lane][: len(within)]
         key: tuple[str | int, ...] = (self.seed, "window", self.name, epoch, window)
         if self.lanes > 1:
             key = (*key, "lane", lane)
@@ -128,11 +126,8 @@ class NamedOrder:
     name: str
     size: int | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
+    """As in `EpochOrder`."""
 
     def at(self, indices: Ints, lane: int = 0) -> tuple[Ints, Ints]:
         """The indices themselves, as if each sample had one annotation."""
         return indices, np.zeros_like(indices)
-
-    def fingerprint(self) -> dict[str, Any]:
-        """What the order depends on, the same for all sources."""
-        return dict(self.about)

@@ -125,12 +125,12 @@ class MixedOrder:
     def _units(self, units: Ints, lane: int) -> tuple[Ints, Ints]:
         """The source of each unit of a lane, and its index among the source's units."""
         blocks, rows = np.divmod(units, self.block)
-        sources, numbers = np.empty_like(units), np.empty_like(units)
+        sources, indices = np.empty_like(units), np.empty_like(units)
         for block in np.unique(blocks).tolist():
             here = blocks == block
             table_sources, table_units = self._block(block, lane)
-            sources[here], numbers[here] = table_sources[rows[here]], table_units[rows[here]]
-        return sources, numbers
+            sources[here], indices[here] = table_sources[rows[here]], table_units[rows[here]]
+        return sources, indices
 
     def _annotations(self, sources: Ints, indices: Ints, lanes: Ints) -> tuple[Ints, Ints]:
         """Sample and annotation of the n-th example of a source's lane in this phase."""
@@ -211,7 +211,7 @@ class MixedOrder:
             "task_order": hashed(names),
             "block": self.block,
             "unit_size": 1 if sizes is None else dict(zip(names, sizes, strict=True)),
-            **self.orders[0].fingerprint(),
+            **self.orders[0].about,
             "lanes": self.lanes,
             **with_lanes,
             "shares": {name: str(share) for name, share in zip(names, self.shares, strict=True)},

@@ -73,8 +73,8 @@ def mixed_order(
     if temperature is not None and None in sizes:
         name = orders[sizes.index(None)].name
         raise ValueError(
-            f"data.temperature: got {temperature}, but nobody knows how many examples the "
-            f"shards of {name} hold; give tasks.{name}.weight instead, or index the shards"
+            f"data.temperature: got {temperature}, but the number of examples in the shards of "
+            f"{name} is unknown; give tasks.{name}.weight instead, or index the shards"
         )
     return MixedOrder(
         orders,
@@ -87,7 +87,7 @@ def mixed_order(
 
 
 def mixture_of(fingerprint: Mapping[str, Any]) -> MixedOrder:
-    """The mixture of a fingerprint: it says which source stands where, not what it gives there."""
+    """Rebuild a mixture from its fingerprint: which source comes when, without its samples."""
     names = list(fingerprint["shares"])
     units = fingerprint["unit_size"]
     return MixedOrder(

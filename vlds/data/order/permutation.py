@@ -33,15 +33,15 @@ WHOLE_SAMPLE = -1
 class Recent(Generic[Value]):
     """The last few results of a function."""
 
-    def __init__(self, make: Callable[..., Value], kept: int = KEPT_TABLES) -> None:
+    def __init__(self, make: Callable[..., Value], limit: int) -> None:
         self._make = make
-        self._most = kept
+        self._limit = limit
         self._kept: OrderedDict[Hashable, Value] = OrderedDict()
 
     def __call__(self, *key: int) -> Value:
         if key not in self._kept:
             self._kept[key] = self._make(*key)
-            if len(self._kept) > self._most:
+            if len(self._kept) > self._limit:
                 self._kept.popitem(last=False)
         return self._kept[key]
 

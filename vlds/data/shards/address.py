@@ -8,26 +8,16 @@ from __future__ import annotations
 
 import netrc
 import os
-from base64 import b64encode
 from pathlib import Path
-from typing import NamedTuple
+from typing import TypeAlias
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from vlds.data.errors import FetchError
 from vlds.runtime.credentials import lost_credentials, without_credentials
 
 WEB = ("http://", "https://")
-
-
-class Login(NamedTuple):
-    """User and password of a web server."""
-
-    user: str
-    password: str
-
-    def header(self) -> str:
-        """The value of `Authorization`."""
-        return "Basic " + b64encode(f"{self.user}:{self.password}".encode()).decode()
+Login: TypeAlias = tuple[str, str]
+"""User and password."""
 
 
 def is_web(url: str) -> bool:
@@ -55,7 +45,7 @@ def split_login(url: str) -> tuple[str, Login | None]:
     if not at:
         return url, login_from_netrc(parts.hostname or "")
     user, _, password = login.partition(":")
-    return urlunsplit(parts._replace(netloc=host)), Login(unquote(user), unquote(password))
+    return urlunsplit(parts._replace(netloc=host)), (unquote(user), unquote(password))
 
 
 def check_whole(url: str) -> None:
@@ -74,11 +64,11 @@ def login_from_netrc(host: str) -> Login | None:
     """
     file = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
     try:
-        known = netrc.netrc(file).authenticators(host)
+        entry = netrc.netrc(file).authenticators(host)
     except FileNotFoundError:
         return None
     except netrc.NetrcParseError as error:  # its message may hold the password
         raise FetchError(f"{file}, line {error.lineno}: not a line of netrc; correct it") from None
     except (OSError, UnicodeDecodeError):
         raise FetchError(f"{file}: cannot be read; make it a readable file") from None
-    return Login(known[0], known[2]) if known and known[2] is not None else None
+    return (entry[0], entry[2]) if entry and entry[2] is not None else None

@@ -52,19 +52,16 @@ class ShardCache:
     @contextmanager
     def alone(self, path: Path) -> Iterator[None]:
         """Lock a copy for this process. A process that dies leaves no lock behind."""
-        lock = FileLock(f"{path}.lock")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
+            lock = FileLock(f"{path}.lock").acquire()
         except OSError as error:
             raise FetchError(
                 f"data.cache: {self.folder} cannot be written ({error.strerror}); name another "
                 "folder"
             ) from None
-        try:
+        with lock:
             yield
-        finally:
-            lock.release()
 
     def add(self, path: Path, fetch: Callable[[Path], None]) -> None:
         """Make a copy: `fetch` writes a partial file, which then gets the copy's name."""
@@ -78,15 +75,12 @@ class ShardCache:
     def read(self, path: Path, offset: int, size: int, whole: int) -> bytes | None:
         """Read bytes of a copy and mark it as used; None if there is none of `whole` bytes."""
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                if os.fstat(descriptor).st_size != whole:
+            with open(path, "rb", buffering=0) as file:
+                if os.fstat(file.fileno()).st_size != whole:
                     return None
                 now = time.time_ns()
-                os.utime(descriptor, ns=(now, now))
-                return os.pread(descriptor, size, offset)
-            finally:
-                os.close(descriptor)
+                os.utime(file.fileno(), ns=(now, now))
+                return os.pread(file.fileno(), size, offset)
         except OSError as error:
             if error.errno in GONE:
                 return None

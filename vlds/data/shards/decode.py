@@ -10,7 +10,7 @@ run keeps to one way. Pillow decodes all other pictures. EXIF orientation is app
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import numpy as np
@@ -143,21 +143,15 @@ class PictureCache:
         self._bytes = 0
         self._kept: OrderedDict[Hashable, tuple[Picture, ...]] = OrderedDict()
 
-    def get(self, key: Hashable) -> tuple[Picture, ...] | None:
-        """Pictures of a sample, if they are kept."""
-        if (pictures := self._kept.get(key)) is not None:
-            self._kept.move_to_end(key)
-        return pictures
-
-    def put(self, key: Hashable, pictures: tuple[Picture, ...]) -> None:
-        """Keep pictures, and drop the least recently used."""
-        self._kept[key] = pictures
-        self._bytes += _size(pictures)
-        while self._bytes > self.max_bytes and self._kept:
+    def get(self, key: Hashable, decode: Callable[[], tuple[Picture, ...]]) -> tuple[Picture, ...]:
+        """The pictures of a sample; `decode` makes them if they are not kept."""
+        if (pictures := self._kept.pop(key, None)) is None:
+            pictures = decode()
+            self._bytes += _size(pictures)
+        self._kept[key] = pictures  # the most recently used are last
+        while self._bytes > self.max_bytes:
             self._bytes -= _size(self._kept.popitem(last=False)[1])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"max_bytes": self.max_bytes, "_bytes": 0, "_kept": OrderedDict()}
+        return pictures
 
 
 def _size(pictures: tuple[Picture, ...]) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import time
+from base64 import b64encode
 from collections.abc import Coroutine
 from contextlib import suppress
 from pathlib import Path
@@ -43,12 +44,9 @@ REDIRECTED = {
 class TooMuch(ValueError):
     """More bytes than the file has."""
 
-    def __init__(self, num_bytes: int, limit: int) -> None:
-        super().__init__(f"the server sends {num_bytes:,} bytes or more, expected are {limit:,}")
-
 
 class TooSlow(OSError):
-    """A server that would hold up the run for ever."""
+    """A server that would block the run forever."""
 
 
 def web_options(login: Login | None) -> dict[str, Any]:
@@ -58,7 +56,8 @@ def web_options(login: Login | None) -> dict[str, Any]:
     # A compressed answer that nobody asked for could grow without bound as it is unpacked.
     headers = {"Accept-Encoding": "identity"}
     if login is not None:
-        headers["Authorization"] = login.header()  # aiohttp leaves it out where it is redirected
+        # Not aiohttp's `auth`: it drops this header where it is redirected to another host.
+        headers["Authorization"] = f"Basic {b64encode(':'.join(login).encode()).decode()}"
     return {
         # By default aiohttp stops downloads after five minutes.
         "timeout": ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S),
@@ -68,64 +67,58 @@ def web_options(login: Login | None) -> dict[str, Any]:
     }
 
 
-class Server:
-    """fsspec's file system of a URL. It belongs to one thread.
+def fetch(folder: str, name: str, path: Path, expected: tuple[str, int] | None = None) -> None:
+    """Write a file of the folder at a URL to `path`. With `expected`, check its sha256 and size;
+    without, read at most LARGEST_FILE bytes.
 
-    Loader workers are forked; fsspec before 2025.5.1 did not notice that and hung.
+    Errors: FetchError after the last try, or at once if another try would not help.
     """
-
-    def __init__(self, url: str) -> None:
-        self.url = without_credentials(url)
+    files, root = _open_folder(folder)
+    url = below(without_credentials(folder), name)
+    num_wrong = 0
+    for pause in (*PAUSES, None):
         try:
-            if is_web(url):
-                plain, login = split_login(url)
-                self._files, self._root = url_to_fs(plain, **web_options(login))
-            else:
-                check_whole(url)
-                self._files, self._root = url_to_fs(url)
-        except FetchError:
-            raise
-        except (ImportError, ValueError) as error:
+            _download(files, below(root, name), path, expected[1] if expected else LARGEST_FILE)
+        except Exception as error:  # each sort of storage raises its own exceptions
+            reason = _final_reason(error, path)
+            if reason is None and pause is not None:
+                time.sleep(pause)
+                continue
+            reason = reason or (
+                f"{len(PAUSES) + 1} downloads broke, the last one with {_shown(error)}; check "
+                "the connection and start again: what has been fetched is kept"
+            )
+            # Not `from error`: a traceback would show the whole URL.
+            raise FetchError(without_credentials(f"{url}: {reason}")) from None
+        if expected is None or (wrong := _difference(path, *expected)) is None:
+            return
+        num_wrong += 1
+        if num_wrong > 1 or pause is None:
             raise FetchError(
-                without_credentials(
-                    f"data set {url}: {error}; give an address that fsspec can open here, such as "
-                    "https://"
-                )
-            ) from None
+                f"{url}: {wrong}: it is not the file that was prepared; upload the whole data set "
+                "again"
+            )
 
-    def fetch(
-        self, name: str, path: Path, hash: str | None = None, size: int | None = None
-    ) -> None:
-        """Write a file of the folder to `path`; with `hash`, check its sha256 and size. At most
-        `size` bytes, or LARGEST_FILE, are read.
 
-        Errors: FetchError after the last try, or at once if another try would not help.
-        """
-        url = below(self.url, name)
-        limit = LARGEST_FILE if size is None else size
-        num_wrong = 0
-        for pause in (*PAUSES, None):
-            try:
-                _download(self._files, below(self._root, name), path, limit)
-            except Exception as error:  # each sort of storage raises its own exceptions
-                reason = _final_reason(error, path)
-                if reason is None and pause is not None:
-                    time.sleep(pause)
-                    continue
-                reason = reason or (
-                    f"{len(PAUSES) + 1} downloads broke, the last one with {_shown(error)}; check "
-                    "the connection and start again: what has been fetched is kept"
-                )
-                # Not `from error`: a traceback would show the whole URL.
-                raise FetchError(without_credentials(f"{url}: {reason}")) from None
-            if hash is None or (wrong := _difference(path, hash, size)) is None:
-                return
-            num_wrong += 1
-            if num_wrong > 1 or pause is None:
-                raise FetchError(
-                    f"{url}: {wrong}: it is not the file that was prepared; upload the whole data "
-                    "set again"
-                )
+def _open_folder(url: str) -> tuple[Any, str]:
+    """fsspec's file system of a URL, and the folder's path in it."""
+    try:
+        if is_web(url):
+            plain, login = split_login(url)
+            files, root = url_to_fs(plain, **web_options(login))
+        else:
+            check_whole(url)
+            files, root = url_to_fs(url)
+    except FetchError:
+        raise
+    except (ImportError, ValueError) as error:
+        raise FetchError(
+            without_credentials(
+                f"data set {url}: {error}; give an address that fsspec can open here, such as "
+                "https://"
+            )
+        ) from None
+    return files, root
 
 
 def open_stream(url: str) -> IO[bytes]:
@@ -167,7 +160,9 @@ class _Counter(Callback):
         super().relative_update(inc)
         # Only now compare the announced size, too: a 404 page also announces one.
         if (largest := max(self.value, self.size or 0)) > self.limit:
-            raise TooMuch(largest, self.limit)
+            raise TooMuch(
+                f"the server sends {largest:,} bytes or more, expected are {self.limit:,}"
+            )
 
 
 async def _watched(work: Coroutine[Any, Any, None], counter: _Counter, target: Path) -> None:
@@ -192,13 +187,15 @@ def _size(path: Path) -> int:
     return 0
 
 
-def _difference(path: Path, hash: str, size: int | None) -> str | None:
+def _difference(path: Path, hash: str, size: int) -> str | None:
     """How a downloaded file differs from its description in dataset.json."""
     actual, length = file_sha256(path), path.stat().st_size
-    if actual == hash and size in (None, length):
+    if (actual, length) == (hash, size):
         return None
-    expected = hash[:12] if size is None else f"{hash[:12]} and {size} bytes"
-    return f"came with sha256 {actual[:12]} and {length} bytes, {DATASET_FILE} says {expected}"
+    return (
+        f"came with sha256 {actual[:12]} and {length} bytes, {DATASET_FILE} says {hash[:12]} and "
+        f"{size} bytes"
+    )
 
 
 def _shown(error: Exception) -> str:

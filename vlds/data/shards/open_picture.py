@@ -40,6 +40,7 @@ AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 JPEG = b"\xff\xd8\xff"
 SCAN = 0xDA
 """JPEG marker of a scan. Within a scan, 0xFF is never followed by it."""
+SCAN_MARKER = bytes((0xFF, SCAN))
 SEQUENTIAL = (0xC0, 0xC1, 0xC9)
 """JPEG markers of frame headers whose pixels come in one pass."""
 TOO_LARGE = "too many pixels or scans"
@@ -57,8 +58,8 @@ UNREAD: tuple[tuple[bytes, str], ...] = (
     (b"%PDF", f"PDF, which is not read; {TO_JPEG}"),
     (b"<svg", f"SVG, which is not read; {TO_JPEG}"),
     (b"<?xml", f"XML or SVG, which is not read; {TO_JPEG}"),
-    (b"<!doctype html", "a web page in the place of a picture; download it again"),
-    (b"<html", "a web page in the place of a picture; download it again"),
+    (b"<!doctype html", "a web page instead of a picture; download it again"),
+    (b"<html", "a web page instead of a picture; download it again"),
     (b"version https://git-lfs", "a pointer of Git LFS; fetch the file with git lfs pull"),
 )
 """First bytes (markup in lower case) -> what a file is, and the cure."""
@@ -131,7 +132,7 @@ def check_size(data: Encoded, width: int, height: int) -> None:
     """Errors: TooLarge."""
     if width * height > MAX_PIXELS:
         raise TooLarge
-    if data[:3] == JPEG and _may_repeat(data) and _num_scans(data) > MAX_SCANS:
+    if data[:3] == JPEG and _may_repeat(data) and bytes(data).count(SCAN_MARKER) > MAX_SCANS:
         raise TooLarge
 
 
@@ -145,10 +146,6 @@ def _may_repeat(data: Encoded) -> bool:
         elif marker == SCAN:
             return not 0 < components <= data[begin]
     return True
-
-
-def _num_scans(data: Encoded) -> int:
-    return bytes(data).count(bytes((0xFF, SCAN)))
 
 
 def jpeg_segments(data: Encoded) -> Iterator[tuple[int, int, int]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from vlds.data.errors import FetchError
 from vlds.data.shards.address import below
 from vlds.data.shards.cache import ShardCache
-from vlds.data.shards.download import Server
+from vlds.data.shards.download import fetch
 from vlds.data.shards.info import DATASET_FILE, DatasetInfo, ShardInfo
 from vlds.data.shards.shard_index import ShardIndex, index_sizes
 from vlds.runtime.credentials import without_credentials
@@ -61,7 +61,7 @@ class RemoteFiles:
         with self.cache.alone(path):
             try:
                 if not _is_fresh(path):
-                    self.cache.add(path, lambda p: Server(self._address).fetch(DATASET_FILE, p))
+                    self._download(path, DATASET_FILE)
                 info = DatasetInfo.parse(read_file(path), url)
                 with ThreadPoolExecutor(NUM_THREADS) as pool:
                     indexes = list(pool.map(self._index, info.shards))
@@ -70,7 +70,7 @@ class RemoteFiles:
                 raise
         return info, indexes
 
-    def place(self, shard: ShardInfo) -> str:
+    def location(self, shard: ShardInfo) -> str:
         """Where a shard is, for messages."""
         return below(self.folder, shard.name)
 
@@ -95,8 +95,8 @@ class RemoteFiles:
                 return data
             self._fetch(shard, path)
         raise FetchError(
-            f"{self.place(shard)}: its copy goes from the cache {self.cache.folder} before it can "
-            "be read; raise data.cache_bytes, or give this run another data.cache"
+            f"{self.location(shard)}: its copy is removed from the cache {self.cache.folder} "
+            "before it can be read; raise data.cache_bytes, or give this run another data.cache"
         )
 
     def renew(self, shard: ShardInfo) -> bool:
@@ -125,14 +125,14 @@ class RemoteFiles:
             suffix: self._small_file(shard.name + suffix, hash, sizes[suffix])
             for suffix, hash in shard.index_hashes.items()
         }
-        return ShardIndex.parse(files, shard, self.place(shard))
+        return ShardIndex.parse(files, shard, self.location(shard))
 
     def _small_file(self, name: str, hash: str, size: int) -> bytes:
         path = self._copy(name, hash)
         with suppress(FileNotFoundError):
             if sha256(data := read_file(path)).hexdigest() == hash:
                 return data
-        self.cache.add(path, lambda p: Server(self._address).fetch(name, p, hash, size))
+        self._download(path, name, (hash, size))
         return read_file(path)
 
     def _fetch(self, shard: ShardInfo, path: Path) -> None:
@@ -140,8 +140,8 @@ class RemoteFiles:
         limit = self.cache.limit
         if limit is not None and shard.bytes > limit:
             raise FetchError(
-                f"data.cache_bytes: got {limit}, but {self.place(shard)} has {shard.bytes}; give "
-                "at least that many"
+                f"data.cache_bytes: got {limit}, but {self.location(shard)} has {shard.bytes}; "
+                "give at least that many"
             )
         since, message = self._failed.get(shard.name, (0.0, ""))
         if message and time.monotonic() - since < FAILED_S:
@@ -150,13 +150,13 @@ class RemoteFiles:
             with self.cache.alone(path):
                 if path.exists() and path.stat().st_size == shard.bytes:
                     return
-                server = Server(self._address)
-                self.cache.add(
-                    path, lambda p: server.fetch(shard.name, p, shard.sha256, shard.bytes)
-                )
+                self._download(path, shard.name, (shard.sha256, shard.bytes))
         except FetchError as error:
             self._failed[shard.name] = time.monotonic(), str(error)
             raise
+
+    def _download(self, path: Path, name: str, expected: tuple[str, int] | None = None) -> None:
+        self.cache.add(path, lambda partial: fetch(self._address, name, partial, expected))
 
 
 def _is_fresh(path: Path) -> bool:

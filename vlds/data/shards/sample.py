@@ -115,8 +115,8 @@ def foreign_json(
     Errors: ValueError or KeyError for a missing member or key.
     """
     annotation: dict[str, Any] = {"id": key}
-    for field, place in fields.items():
-        if (value := _value(content, place)) is not None:
+    for field, member_spec in fields.items():
+        if (value := _value(content, member_spec)) is not None:
             annotation[field] = value
     if "answer" in annotation:
         answer = annotation.pop("answer")
@@ -134,8 +134,8 @@ def is_picture(extension: str) -> bool:
     return extension.rpartition(".")[2] in PICTURES
 
 
-def _value(content: Mapping[str, memoryview], place: str) -> Any:
-    member, is_json, name = place.partition(":")
+def _value(content: Mapping[str, memoryview], member_spec: str) -> Any:
+    member, is_json, name = member_spec.partition(":")
     if member not in content:
         raise ValueError(
             f"no member {member!r}; it has {', '.join(content)} (a name's extension begins at its "

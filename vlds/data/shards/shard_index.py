@@ -9,7 +9,7 @@ each sample's bytes, from one offset to the next.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import pairwise
@@ -24,12 +24,12 @@ from vlds.data.shards.info import DATASET_FILE, REBUILD, ShardInfo
 from vlds.data.shards.sample import FEATURES, UnfitId, check_ids, is_picture
 from vlds.data.shards.tar import Member, Reader, members, split_name
 from vlds.runtime.json_file import parse_member
-from vlds.runtime.regular_file import open_file
-from vlds.runtime.whole_file import write_whole
+from vlds.runtime.regular_file import check_file, open_file, read_file
 
 IDX_TYPE = np.dtype("<u8")
 CNT_TYPE = np.dtype("<u4")
 CRC_TYPE = np.dtype("<u4")
+AGAIN = "copy it again, or prepare the data set again"
 
 
 class Counts(NamedTuple):
@@ -75,15 +75,9 @@ class ShardIndex:
             ".crc": self.checksums.astype(CRC_TYPE).tobytes(),
         }
 
-    def save(self, tar: Path) -> dict[str, str]:
-        """Write the files beside the tar and return suffix -> sha256."""
-        for suffix, data in self.files().items():
-            write_whole(beside(tar, suffix), data)
-        return {suffix: sha256(data).hexdigest() for suffix, data in self.files().items()}
-
     @classmethod
-    def parse(cls, files: Mapping[str, bytes], shard: ShardInfo, place: str) -> ShardIndex:
-        """Parse the files beside a shard; messages name it `place`.
+    def parse(cls, files: Mapping[str, bytes], shard: ShardInfo, path: str) -> ShardIndex:
+        """Parse the files beside a shard; messages name it `path`.
 
         Errors: ShardError for an index that does not fit the shard as dataset.json describes it.
         """
@@ -91,7 +85,7 @@ class ShardIndex:
         for suffix, size in index_sizes(n).items():
             if len(files[suffix]) != size:
                 raise ShardError(
-                    f"{place}{suffix} has {len(files[suffix])} bytes, {n} samples take {size}; "
+                    f"{path}{suffix} has {len(files[suffix])} bytes, {n} samples take {size}; "
                     f"{REBUILD}"
                 )
         offsets = np.frombuffer(files[".idx"], IDX_TYPE)
@@ -99,15 +93,47 @@ class ShardIndex:
         exact = offsets.astype(object)  # differences of u64 would wrap
         if (np.diff(exact) <= 0).any() or exact[-1] > shard.bytes:
             raise ShardError(
-                f"{place}.idx: its offsets do not lie one after the other in the {shard.bytes} "
-                f"bytes of the shard; {REBUILD}"
+                f"{path}.idx: its offsets do not ascend within the {shard.bytes} bytes of the "
+                f"shard; {REBUILD}"
             )
         if (total := int(counts[:, 0].sum())) != shard.annotations:
             raise ShardError(
-                f"{place}.cnt counts {total} annotations, {DATASET_FILE} says "
+                f"{path}.cnt counts {total} annotations, {DATASET_FILE} says "
                 f"{shard.annotations}; {REBUILD}"
             )
         return cls(offsets, counts[:, 0], counts[:, 1], np.frombuffer(files[".crc"], CRC_TYPE))
+
+
+def load_index(folder: Path, shard: ShardInfo, *, foreign: bool = False) -> ShardIndex:
+    """The index of a shard, from the files beside it or, if one is missing, from the shard itself.
+
+    Errors: ShardError if the shard or its index is not as dataset.json describes it.
+    """
+    tar = folder / shard.name
+    try:
+        size = check_file(tar)
+    except OSError as error:
+        raise ShardError(f"shard {tar} cannot be read ({error.strerror}); {AGAIN}") from None
+    if size != shard.bytes:
+        what = "cut" if size < shard.bytes else "another one"
+        raise ShardError(
+            f"shard {tar} has {size} bytes, {DATASET_FILE} says {shard.bytes}: the file is {what}; "
+            f"{AGAIN}"
+        )
+    paths = {suffix: beside(tar, suffix) for suffix in shard.index_hashes}
+    if all(path.exists() for path in paths.values()):
+        files = {suffix: read_file(path) for suffix, path in paths.items()}
+        cure = f"remove it, so that it is rebuilt from the shard, or {REBUILD}"
+    else:
+        files = build_index(tar, foreign=foreign).files()
+        cure = f"it was rebuilt from the shard, so the shard is another one too: {AGAIN}"
+    for suffix, expected in shard.index_hashes.items():
+        if sha256(files[suffix]).hexdigest() != expected:
+            raise ShardError(
+                f"{paths[suffix]} is not the one that {DATASET_FILE} describes (other sha256); "
+                f"{cure}"
+            )
+    return ShardIndex.parse(files, shard, str(tar))
 
 
 def index_sizes(samples: int) -> dict[str, int]:
@@ -161,9 +187,8 @@ def build_index(tar: Path, *, foreign: bool = False) -> ShardIndex:
             raise ShardError(
                 f"shard {tar}, sample {len(counts)}: {reason}; copy or prepare it again"
             ) from None
-        offsets = [*begins, end]
-        checksums = list(_checksums(read, offsets))
-    return ShardIndex.of(offsets, counts, checksums)
+    offsets = [*begins, end]
+    return ShardIndex.of(offsets, counts, tar_checksums(tar, offsets))
 
 
 def _counts(sample: Sequence[Member], read: Reader, foreign: bool) -> Counts:
@@ -198,9 +223,5 @@ def counts_of(data: bytes, num_features: int) -> Counts:
 def tar_checksums(tar: Path, offsets: Sequence[int]) -> list[int]:
     """crc32 of the bytes between one offset of a shard and the next."""
     with open_file(tar) as file:
-        return list(_checksums(lambda at, size: os.pread(file.fileno(), size, at), offsets))
-
-
-def _checksums(read: Reader, offsets: Sequence[int]) -> Iterator[int]:
-    for begin, end in pairwise(offsets):
-        yield crc32(read(begin, end - begin))
+        spans = pairwise(offsets)
+        return [crc32(os.pread(file.fileno(), end - begin, begin)) for begin, end in spans]

@@ -44,9 +44,9 @@ CURL_REASONS = {
 CURE = "make or copy it again, or let data.errors.on_bad_shard substitute what is lost"
 
 
-def is_pattern(place: str | Path) -> bool:
-    """True if a place in a recipe names shards, not the folder of a data set."""
-    text = str(place)
+def is_pattern(location: str | Path) -> bool:
+    """True if a location in a recipe names shards, not the folder of a data set."""
+    text = str(location)
     return text.startswith(PIPE) or "{" in text or text.endswith(".tar")
 
 
@@ -55,30 +55,30 @@ def is_local(url: str) -> bool:
     return "://" not in url and not url.startswith(PIPE)
 
 
-def shard_urls(place: str) -> list[str]:
+def shard_urls(location: str) -> list[str]:
     """The shards of a pattern or a local folder.
 
     Errors: ValueError that names the pattern, or a missing file.
     """
-    if is_local(place) and not is_pattern(place):
-        urls = sorted(map(str, Path(place).expanduser().glob("*.tar")))
+    if is_local(location) and not is_pattern(location):
+        urls = sorted(map(str, Path(location).expanduser().glob("*.tar")))
         if not urls:
             raise ValueError(
-                f"{place}: no *.tar in this folder; give a folder that holds shards, or a pattern "
-                "such as shards/x-{000..009}.tar"
+                f"{location}: no *.tar in this folder; give a folder that holds shards, or a "
+                "pattern such as shards/x-{000..009}.tar"
             )
         return urls
     try:
-        urls = expand_urls(place)
+        urls = expand_urls(location)
     except (ValueError, AssertionError) as error:
         raise ValueError(
-            f"{place}: {error}; give a pattern of shards such as shards/x-{{000..009}}.tar"
+            f"{location}: {error}; give a pattern of shards such as shards/x-{{000..009}}.tar"
         ) from None
     urls = [str(Path(url).expanduser()) if is_local(url) else url for url in urls]
     missing = [url for url in urls if is_local(url) and not Path(url).is_file()]
     if missing:
         raise ValueError(
-            f"{place}: {len(missing)} of {len(urls)} shards are not there, such as {missing[0]}; "
+            f"{location}: {len(missing)} of {len(urls)} shards are missing, such as {missing[0]}; "
             "correct the range of the pattern, or make the shards"
         )
     return urls
@@ -164,8 +164,8 @@ def _open(url: str) -> IO[bytes]:
 
 
 def _open_web(url: str) -> IO[bytes]:
-    """The bytes of a web address, by curl in a process of its own, as webdataset does it. URL and
-    login go through a pipe, because every user of the machine sees command lines."""
+    """The bytes of a web address, by a separate curl process, as in webdataset. URL and login go
+    through a pipe, because every user of the machine sees command lines."""
     plain, login = split_login(url)
     lines = [f"url = {_quoted(plain)}"]
     if login is not None:

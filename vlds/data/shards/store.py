@@ -16,11 +16,10 @@ import numpy as np
 
 from vlds.data.errors import ChangedSample, FetchError, ShardError
 from vlds.data.shards.cache import ShardCache
-from vlds.data.shards.index import load_index
 from vlds.data.shards.info import REBUILD, DatasetInfo, ShardInfo
 from vlds.data.shards.remote import RemoteFiles, is_url
 from vlds.data.shards.sample import UNUSABLE, parse_sample
-from vlds.data.shards.shard_index import Counts, ShardIndex
+from vlds.data.shards.shard_index import Counts, ShardIndex, load_index
 from vlds.data.shards.shard_stream import is_pattern
 from vlds.data.shards.tar import read_members
 from vlds.runtime.json_file import parse_json
@@ -47,7 +46,7 @@ class LocalFiles:
         foreign = info.fields is not None
         return info, [load_index(self.folder, shard, foreign=foreign) for shard in info.shards]
 
-    def place(self, shard: ShardInfo) -> str:
+    def location(self, shard: ShardInfo) -> str:
         """Where a shard is, for messages."""
         return str(self.folder / shard.name)
 
@@ -190,8 +189,8 @@ class Dataset:
             raise
         except (OSError, ShardError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            place, cure = self._files.place(shard), self._files.cure(shard)
-            raise ShardError(f"shard {place}, sample {row}: {reason}; {cure}") from None
+            location, cure = self._files.location(shard), self._files.cure(shard)
+            raise ShardError(f"shard {location}, sample {row}: {reason}; {cure}") from None
         what = f"sample {self.label} {key} ({shard.name})"
         if crc32(data) != self._checksums[shard_index][row]:
             raise ChangedSample(

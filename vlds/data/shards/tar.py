@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from struct import Struct
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 from zlib import adler32
 
 from vlds.data.errors import ShardError
@@ -42,8 +42,6 @@ AT_ONCE = 1 << 16
 """Bytes that are read at once behind the end of an archive."""
 Reader = Callable[[int, int], bytes | memoryview]
 """(offset, size) -> bytes; fewer at the end of the file."""
-Content: TypeAlias = dict[str, memoryview]
-"""Extension -> bytes of a member."""
 
 
 class Member(NamedTuple):
@@ -97,7 +95,8 @@ def members(read: Reader, begin: int, end: int | None) -> Iterator[Member]:
         if kind in FILES:
             yield Member(name, first, start, size)
         elif kind not in WITHOUT_DATA:
-            raise ShardError(f"{name} is {_kind_of(kind)} in the archive; {STORE_WHOLE}")
+            what = KINDS.get(kind, f"of type {kind.decode('latin-1')!r}, not a regular file,")
+            raise ShardError(f"{name} is {what} in the archive; {STORE_WHOLE}")
         extension = {}
         first = offset
 
@@ -187,11 +186,6 @@ def _extension(kind: bytes, data: bytes) -> dict[str, str]:
     return {key: value for key, value in fields.items() if key in ("path", "size")}
 
 
-def _kind_of(kind: bytes) -> str:
-    """A member's type in words."""
-    return KINDS.get(kind) or f"of type {kind.decode('latin-1')!r}, not a regular file,"
-
-
 def split_name(name: str) -> tuple[str, str]:
     """Key and extension, split at the first dot of the base name: WebDataset's convention."""
     folder, slash, base = name.rpartition("/")
@@ -199,8 +193,8 @@ def split_name(name: str) -> tuple[str, str]:
     return folder + slash + key, extension.lower()
 
 
-def read_members(data: memoryview, begin: int) -> tuple[str, Content]:
-    """Key and members of the sample that starts at byte `begin` of a shard.
+def read_members(data: memoryview, begin: int) -> tuple[str, dict[str, memoryview]]:
+    """Key and members (extension -> bytes) of the sample that starts at byte `begin` of a shard.
 
     Errors: ShardError if `data` is not exactly one sample.
     """

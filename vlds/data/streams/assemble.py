@@ -110,18 +110,13 @@ class SampleReader(ABC, Generic[AnySource]):
 
     def _with_images(self, key: Hashable, sample: Sample, batch: OpenBatch) -> Opened:
         """Put the images of a sample on the stack of the batch."""
+        if (image := self.setup.image) is None:
+            return Opened(sample, batch.stack.add(sample.features))
         try:
-            return Opened(sample, batch.stack.add(self._images(key, sample)))
+            pictures = self._cache.get(key, lambda: decode_pictures(sample, image))
         except SkipSample as error:
             return Opened(sample, fault=str(error))
-
-    def _images(self, key: Hashable, sample: Sample) -> Sequence[np.ndarray]:
-        if self.setup.image is None:
-            return sample.features
-        if (pictures := self._cache.get(key)) is None:
-            pictures = decode_pictures(sample, self.setup.image)
-            self._cache.put(key, pictures)
-        return pictures
+        return Opened(sample, batch.stack.add(pictures))
 
 
 class Assembler(torch.utils.data.Dataset[Parcel]):

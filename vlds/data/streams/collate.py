@@ -1,6 +1,6 @@
 """Examples and their pictures -> Batch.
 
-Each distinct image of the micro-batch stands once in `images`, however many examples ask about it.
+An image that several examples of the micro-batch ask about is stored once in `images`.
 b examples, u distinct images, n images an example, l prompt tokens, t target tokens.
 """
 

@@ -104,10 +104,11 @@ class EvalOrder:
     ) -> None:
         """`counts`: annotations of each sample; `costs`: as in `Survey`; `size`: most examples of a
         batch."""
-        each = np.ones(len(counts), np.int64) if whole_samples else np.asarray(counts, np.int64)
-        self._counts, self._ends = each, np.cumsum(each, dtype=np.int64)
+        one_each = np.ones(len(counts), np.int64)
+        self._counts = one_each if whole_samples else np.asarray(counts, np.int64)
+        self._ends = np.cumsum(self._counts, dtype=np.int64)
         self.whole_samples = whole_samples
-        self.num_examples = int(self._ends[-1]) if len(each) else 0
+        self.num_examples = int(self._ends[-1]) if len(counts) else 0
         pictures, tokens = np.array(costs, np.int64).reshape(-1, 2).T
         self.batches: list[list[int]] = self._cut(np.lexsort((-tokens, -pictures)), size)
         """Positions of each batch; those of a sample stand together, in one batch if they fit."""

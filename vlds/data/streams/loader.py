@@ -17,11 +17,10 @@ import time
 from collections.abc import Iterable, Iterator, MutableSequence, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import count
+from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
-from typing import Any
 
 import torch.utils.data
 
@@ -88,31 +87,29 @@ def parcels(
 
     Errors: WorkerLost that names the worker.
     """
-    if not num_workers:
-        yield from _make_loader(assembler, positions, num_workers)
-        return
     done = multiprocessing.RawArray("q", num_workers)
-    loader = _make_loader(CountedAssembler(assembler, done), positions, num_workers)
+    loader = _make_loader(assembler, positions, num_workers, done)
+    if not num_workers:
+        yield from loader
+        return
     iterator = iter(loader)
     # A private name of torch's; tests fail if it changes.
     workers = iterator._workers  # type: ignore[attr-defined]
     watch = Watch(done, workers, loader.prefetch_factor or 1, timeout)
     at_exit = Finalize(None, _kill, args=(workers,), exitpriority=0)
     try:
-        for watch.batch in count():
-            watch.waiting_since = time.monotonic()
-            try:
-                parcel = next(iterator)
-            except StopIteration:
-                return
-            except Exception:
-                # Also after the watch: torch's own error about its worker is suppressed in there.
-                killed = _killed(workers)
-                if (message := watch.message or killed) is None:
-                    raise
-                raise WorkerLost(message) from None
+        watch.waiting_since = time.monotonic()
+        for parcel in iterator:
             watch.waiting_since = None
             yield parcel
+            watch.batch += 1
+            watch.waiting_since = time.monotonic()
+    except Exception:
+        # Also after the watch: torch's own error about its worker is suppressed in there.
+        killed = _killed(workers)
+        if message := watch.message or killed:
+            raise WorkerLost(message) from None
+        raise
     finally:
         watch.ended.set()
         # Now, not when a traceback that holds the iterator is collected: the garbage collector
@@ -122,9 +119,13 @@ def parcels(
 
 
 def _make_loader(
-    assembler: torch.utils.data.Dataset[Parcel], positions: Iterable[list[int]], num_workers: int
+    assembler: torch.utils.data.Dataset[Parcel],
+    positions: Iterable[list[int]],
+    num_workers: int,
+    done: MutableSequence[int],
 ) -> torch.utils.data.DataLoader[Parcel]:
-    """Torch's loader over lists of positions, in order."""
+    """Torch's loader over lists of positions, in order. `done`, in shared memory: batches that each
+    worker has made."""
     if num_workers:
         # A forked thread pool of the tokenizers dead-locks; torch itself uses one thread a worker.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -132,7 +133,7 @@ def _make_loader(
         assembler,
         batch_sampler=positions,
         num_workers=num_workers,
-        collate_fn=_same,
+        collate_fn=partial(_counted, done),
         # The loader draws a seed from its generator; that must not change the run's random numbers.
         generator=torch.Generator(),
         pin_memory=torch.cuda.is_available(),
@@ -140,7 +141,9 @@ def _make_loader(
     )
 
 
-def _same(parcel: Any) -> Any:
+def _counted(done: MutableSequence[int], parcel: Parcel) -> Parcel:
+    if (worker := torch.utils.data.get_worker_info()) is not None:
+        done[worker.id] += 1
     return parcel
 
 
@@ -154,7 +157,7 @@ def _belong_to_the_rank(_worker: int) -> None:
 
 def _kill(workers: Sequence[BaseProcess]) -> None:
     """End the workers of an open stream when Python exits: they ignore its SIGTERM, and it would
-    wait for ever."""
+    wait forever."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise for a killed worker
     for process in workers:
         process.kill()
@@ -178,23 +181,6 @@ def _ended(process: int | str | None, how: str) -> str:
     return (
         f"its loader worker (process {process}) {how}; a smaller data.num_workers takes less memory"
     )
-
-
-@dataclass(frozen=True)
-class CountedAssembler(torch.utils.data.Dataset[Parcel]):
-    """An assembler whose processes count their batches."""
-
-    assembler: torch.utils.data.Dataset[Parcel]
-    done: MutableSequence[int]
-    """Batches of each worker, in shared memory."""
-
-    def __getitems__(self, positions: list[int]) -> Parcel:
-        """The batch of these positions."""
-        worker = torch.utils.data.get_worker_info()
-        assert worker is not None
-        parcel: Parcel = self.assembler.__getitems__(positions)  # type: ignore[attr-defined]
-        self.done[worker.id] += 1
-        return parcel
 
 
 class Watch:
@@ -231,7 +217,7 @@ class Watch:
         process = self._workers[index]
         self.message = (
             f"its loader worker {index + 1} of {num_workers} (process {process.pid}) has given "
-            f"nothing for {seconds:.0f} s: it hangs while it reads or decodes; look at where its "
-            "data lie, or raise training.collective_timeout"
+            f"nothing for {seconds:.0f} s: it hangs while it reads or decodes; check the disk "
+            "or server of its data, or raise training.collective_timeout"
         )
         process.kill()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import reprlib
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import chain, count
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,33 +17,20 @@ import torch
 from vlds.data.config import DataConfig
 from vlds.data.errors import ErrorBook
 from vlds.data.order.mixed_order import Phase, SourceOrder
-from vlds.data.order.mixture import mixed_order
+from vlds.data.order.mixture import mixed_order, mixture_of
 from vlds.data.order.permutation import differences
 from vlds.data.streams.assemble import Assembler, SampleReader, StreamSetup
-from vlds.data.streams.loader import Parcel, parcels
+from vlds.data.streams.loader import parcels
 from vlds.data.streams.source import TaskSource
-from vlds.data.streams.stream_state import check_state, given_before
 from vlds.schema import Batch
 
 FIXED = tuple(f"order.{key}:" for key in ("seed", "window", "group", "lanes", "batch_size"))
 """What a new phase cannot change: mid-epoch, that would repeat or skip examples."""
-
-
-class Piece(NamedTuple):
-    """A rank's micro-batch."""
-
-    start: int
-    """Position at which its global batch begins."""
-    slots: range
-    """Its slots in the global batch."""
-    ends_step: bool
-    """True for the rank's last micro-batch of the global batch."""
-
-    @property
-    def positions(self) -> list[int]:
-        """Torch's loader makes no empty batches, so a micro-batch without rows reads the first
-        example of its global batch."""
-        return [self.start + slot for slot in self.slots] or [self.start]
+FURTHEST = 1 << 53
+"""Beyond any run; positions are 64-bit integers."""
+STATE_TYPES = {"consumed": int, "global_batch_size": int, "phase": dict, "fingerprint": dict}
+SHARE = re.compile(r"\d+(/\d+)?")
+"""Stricter than Fraction, which would make a huge integer of 1e999999999."""
 
 
 class MixedStream(ABC):
@@ -84,7 +73,7 @@ class MixedStream(ABC):
 
     @abstractmethod
     def _reader(self) -> SampleReader[TaskSource[object]]:
-        """What opens samples from here on, in the workers."""
+        """The reader of the samples from `consumed` on; workers use it."""
 
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
@@ -95,15 +84,12 @@ class MixedStream(ABC):
         """Examples of this rank that were replaced, since the process started."""
         return self._book.num_bad
 
-    def epochs(self) -> dict[str, float]:
-        """Epochs of each source so far, without sources of unknown size."""
-        return self._epochs_before(self.consumed)
-
-    def epochs_after(self, steps: int) -> dict[str, float]:
-        """The same after so many steps of the current mixture."""
-        return self._epochs_before(self.order.phase.at + steps * self.order.stride)
-
-    def _epochs_before(self, position: int) -> dict[str, float]:
+    def epochs(self, after_steps: int | None = None) -> dict[str, float]:
+        """Epochs of each source so far, or after so many steps of the current mixture; without
+        sources of unknown size."""
+        position = self.consumed
+        if after_steps is not None:
+            position = self.order.phase.at + after_steps * self.order.stride
         given = self.order.given(position)
         return {o.name: sum(given[o.name]) / o.size for o in self.order.orders if o.size}
 
@@ -117,39 +103,37 @@ class MixedStream(ABC):
         return self._steps(self._iteration)
 
     def _steps(self, iteration: int) -> Iterator[list[Batch]]:
-        start = self.consumed
+        first, stride = self.consumed, self.order.stride
+        # Torch's loader makes no empty batches, so a micro-batch without rows reads the first
+        # example of its global batch.
+        positions = (
+            list(piece) or [start]
+            for start in count(first, stride)
+            for piece in self._pieces(start)
+        )
         assembler = Assembler(self._reader(), self.order)
-        positions = (piece.positions for piece in self._pieces(start))
-        batches: list[Batch] = []
-        for piece, parcel in zip(
-            self._pieces(start),
-            parcels(assembler, positions, self.config.num_workers, self.setup.worker_timeout),
-            strict=True,
-        ):
-            if iteration != self._iteration:
-                raise RuntimeError("the stream was moved or restarted; this iterator is void")
-            batches.append(self._booked(parcel, piece))
-            if piece.ends_step:
-                self.consumed = piece.start + self.order.stride
-                yield batches
-                batches = []
+        num_workers, timeout = self.config.num_workers, self.setup.worker_timeout
+        loaded = parcels(assembler, positions, num_workers, timeout)
+        for start in count(first, stride):
+            batches = []
+            for piece in self._pieces(start):
+                parcel = next(loaded)
+                if iteration != self._iteration:
+                    raise RuntimeError("the stream was moved or restarted; this iterator is void")
+                if piece:
+                    self._book.record(parcel.positions, parcel.bad)
+                batch = parcel.unpack()
+                if not piece:
+                    batch = replace(batch, valid=torch.zeros_like(batch.valid))
+                batches.append(batch)
+            self.consumed = start + stride
+            yield batches
 
-    def _pieces(self, start: int) -> Iterator[Piece]:
-        """This rank's micro-batches, as parts of their global batches, without end."""
-        for batch_start in count(start, self.order.stride):
-            size = int(self.order.sizes_at(np.array([batch_start]))[0])
-            *others, last = self.setup.cut.pieces(size, self.setup.global_rank)
-            for slots in others:
-                yield Piece(batch_start, slots, False)
-            yield Piece(batch_start, last, True)
-
-    def _booked(self, parcel: Parcel, piece: Piece) -> Batch:
-        """The batch of a parcel, with its bad samples counted."""
-        if piece.slots:
-            self._book.record(parcel.positions, parcel.bad)
-            return parcel.unpack()
-        batch = parcel.unpack()
-        return replace(batch, valid=torch.zeros_like(batch.valid))
+    def _pieces(self, start: int) -> list[range]:
+        """Positions of this rank's micro-batches in the global batch that begins at `start`."""
+        size = int(self.order.sizes_at(np.array([start]))[0])
+        pieces = self.setup.cut.pieces(size, self.setup.global_rank)
+        return [range(start + slots.start, start + slots.stop) for slots in pieces]
 
     def state(self) -> dict[str, Any]:
         """JSON-able state: one integer, what it refers to, and where the mixture was changed."""
@@ -184,9 +168,9 @@ class MixedStream(ABC):
                 + "\n  ".join(fixed)
                 + f"\n{cure}"
             )
-        of_one_task = self.order.batch_sizes is not None  # then the fingerprint holds their sizes
         saved_size, size = state["global_batch_size"], self.config.global_batch_size
-        if not of_one_task and saved_size != size:
+        # For batches of one task the fingerprint holds their sizes.
+        if self.order.batch_sizes is None and saved_size != size:
             warnings.warn(
                 f"global_batch_size was {saved_size}, is {size}: the order of examples continues, "
                 "its batches are cut differently",
@@ -197,3 +181,61 @@ class MixedStream(ABC):
             phase = Phase(state["consumed"], given_before(state))
         self.consumed, self.order.phase = state["consumed"], phase
         self._iteration += 1
+
+
+def check_state(state: Mapping[str, Any]) -> None:
+    """Errors: ValueError that names a field and its value that no stream saves."""
+    for name, kind in STATE_TYPES.items():
+        if type(state.get(name)) is not kind:
+            raise invalid_state(name, state.get(name))
+    if not 0 <= state["consumed"] < FURTHEST:
+        raise invalid_state("consumed", state["consumed"])
+    if state["global_batch_size"] < 1:
+        raise invalid_state("global_batch_size", state["global_batch_size"])
+    order = state["fingerprint"].get("order")
+    if not isinstance(order, dict):
+        raise invalid_state("fingerprint.order", order)
+    if not _is_phase(state["phase"], state["consumed"], order.get("lanes")):
+        raise invalid_state("phase", state["phase"])
+
+
+def _is_phase(phase: Mapping[str, Any], consumed: int, lanes: Any) -> bool:
+    """True if it began before this position, and has counts of examples for each lane."""
+    at, given = phase.get("at"), phase.get("given")
+    if phase.keys() != {"at", "given"} or type(at) is not int or not isinstance(given, dict):
+        return False
+    if not 0 <= at <= consumed:
+        return False
+    return all(
+        isinstance(counts, list)
+        and len(counts) == lanes
+        and all(type(count) is int and 0 <= count <= at for count in counts)
+        for counts in given.values()
+    )
+
+
+def given_before(state: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Examples of each source before a state, lane by lane. They follow from the mixture in which
+    the state was saved.
+
+    Errors: ValueError for a mixture that no run has.
+    """
+    order = state["fingerprint"]["order"]
+    try:
+        if not all(map(SHARE.fullmatch, order["shares"].values())):
+            raise invalid_state("fingerprint.order.shares", order["shares"])
+        mixture = mixture_of(order)
+        mixture.phase = Phase(**state["phase"])
+        return mixture.given(state["consumed"])
+    # A hand-written state may hold any numbers and words.
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError) as error:
+        raise invalid_state("fingerprint.order", order) from error
+
+
+def invalid_state(name: str, value: Any) -> ValueError:
+    """The error for a field whose value no stream saves."""
+    return ValueError(
+        f"its position in the data is invalid: data.{name} is {reprlib.repr(value)}, which no run "
+        "has saved; move that folder away to resume from the state before it, or name another "
+        "output"
+    )

@@ -4,7 +4,7 @@ For shards that are unindexed or stream-only. The shards of a source are permute
 passes follow one another without end; with n loader processes on all ranks, process k opens every
 n-th shard of that sequence. So no process waits for another or runs dry, even with fewer shards
 than processes: all ranks have equally many batches. The mixture says which task stands at which
-position, as for indexed shards. Which of the task's examples stands there depends on the number of
+position, as for indexed shards. Which of the task's examples comes there depends on the number of
 processes, and a resumed stream begins new shards.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from itertools import count
+from itertools import chain, count, islice
 from typing import Any
 
 import torch.utils.data
@@ -21,7 +21,7 @@ import webdataset
 from vlds.data.config import DataConfig
 from vlds.data.errors import ShardError
 from vlds.data.order.epoch_order import NamedOrder
-from vlds.data.order.permutation import Recent, permutation
+from vlds.data.order.permutation import permutation
 from vlds.data.streams.assemble import (
     Candidate,
     OpenBatch,
@@ -98,8 +98,8 @@ class StreamedReader(SampleReader[StreamedSource]):
         if source_index not in self._shuffled:
             source = self.sources[source_index]
             worker = torch.utils.data.get_worker_info()
-            first_process = self.setup.global_rank * max(1, self.config.num_workers)
-            process = first_process + (worker.id if worker else 0)
+            num_workers = max(1, self.config.num_workers)
+            process = self.setup.global_rank * num_workers + (worker.id if worker else 0)
             seed = f"{self.setup.seed}/{source.name}/{self.start}/{process}"
             self._shuffled[source_index] = iter(
                 webdataset.DataPipeline(
@@ -116,13 +116,12 @@ class StreamedReader(SampleReader[StreamedSource]):
         Errors: ShardError.
         """
         key = (self.setup.seed, "sequential", source.name, self.start)
-        order = Recent(lambda pass_index: permutation(len(source.shards), *key, pass_index))
         num_processes = self.setup.cut.world_size * max(1, self.config.num_workers)
+        passes = (permutation(len(source.shards), *key, number) for number in count())
         num_empty, fault = 0, "it is empty"
-        for turn in count(process, num_processes):
+        for index in islice(chain.from_iterable(passes), process, None, num_processes):
             num_empty += 1
-            pass_index, index = divmod(turn, len(source.shards))
-            dataset, url = source.shards[order(pass_index)[index]]
+            dataset, url = source.shards[index]
             shard = without_credentials(url)
             try:
                 for candidate in _candidates_in(source, dataset, url):
@@ -135,7 +134,7 @@ class StreamedReader(SampleReader[StreamedSource]):
                 yield Candidate(dataset.label, shard, "the shard", 0, Opened(None, fault=fault))
             if num_empty > max(len(source.shards), self.policy.max_in_a_row):
                 raise ShardError(
-                    f"source {source.name}: {num_empty} shards, one after the other, gave no "
+                    f"source {source.name}: {num_empty} shards in a row gave no "
                     f"example, such as {shard} ({fault}); look at what they hold"
                 )
 

@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from heapq import nlargest
 from itertools import accumulate
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -161,18 +162,60 @@ class Source(TaskSource[Dataset]):
             )
 
 
-def check_pictures(place: str | Path, sample: Sample, image: ImageSpec | None) -> None:
+def check_pictures(location: str | Path, sample: Sample, image: ImageSpec | None) -> None:
     """Errors: ValueError for pictures if the vision encoder reads features, and vice versa."""
     if image is None and sample.images and not sample.features:
         raise ValueError(
-            f"data set {place} holds pictures, but the vision encoder reads stored "
+            f"data set {location} holds pictures, but the vision encoder reads stored "
             "features; choose an encoder of pictures, or pack features"
         )
     if image is not None and sample.features and not sample.images:
         raise ValueError(
-            f"data set {place} holds stored features, but the vision encoder wants "
+            f"data set {location} holds stored features, but the vision encoder wants "
             "pictures; choose the encoder of stored features, or prepare the data set with pictures"
         )
+
+
+def check_cache_limit(
+    limit: int | None,
+    train: Sequence[Source],
+    evaluation: Sequence[Source],
+    *,
+    window: int,
+    num_lanes: int = 1,
+) -> None:
+    """Check that a limited cache of shards never removes one that the current window needs.
+
+    Inside a window examples come from all of its shards, and a process may begin the next window
+    while another is still in the last one. So the cache needs room for two windows of each of the
+    `num_lanes` lanes that this machine reads, and for all data that is evaluated.
+
+    Errors: ValueError that names the bytes needed.
+    """
+    all_shards: dict[tuple[str, str], int] = {}
+    for source in (*train, *evaluation):
+        all_shards |= _fetched(source)
+    num_shards = 2 * window * num_lanes
+    trained = [nlargest(num_shards, _fetched(source).values()) for source in train]
+    evaluated = [_fetched(source).values() for source in evaluation]
+    need = min(sum(all_shards.values()), sum(map(sum, [*trained, *evaluated])))
+    if limit is not None and need > limit:
+        raise ValueError(
+            f"data.cache_bytes: got {limit}, but what is read in turns has {need}: of each task "
+            f"two windows (data.window {window}) in each of the {num_lanes} lanes that this "
+            "machine reads, and all that is evaluated; give at least that many, or a smaller "
+            "window"
+        )
+
+
+def _fetched(source: Source) -> dict[tuple[str, str], int]:
+    """Bytes of a source's shards that are read through a cache."""
+    return {
+        (str(dataset.folder), shard.name): shard.bytes
+        for dataset in source.datasets
+        if dataset.is_remote
+        for shard in dataset.info.shards
+    }
 
 
 def fixed_example(

@@ -22,7 +22,7 @@ from vlds.schema import ImageSpec, Sample, SkipSample
 class StreamedDataset:
     """The shards of a pattern or folder, and what their samples hold."""
 
-    place: str
+    location: str
     """As the recipe names it."""
     urls: Sequence[str]
     kind: str
@@ -35,7 +35,7 @@ class StreamedDataset:
     @property
     def label(self) -> str:
         """For messages: name and split, if known."""
-        return f"{self.info.name}-{self.info.split}" if self.info else self.place
+        return f"{self.info.name}-{self.info.split}" if self.info else self.location
 
     @property
     def num_annotations(self) -> int | None:
@@ -53,7 +53,7 @@ class StreamedDataset:
         Errors: ShardError if the shard is damaged or cannot be opened.
         """
         known = {shard.name: shard.samples for shard in self.info.shards} if self.info else {}
-        name = self.info.name if self.info else self.place
+        name = self.info.name if self.info else self.location
         for key, content in read_shard(url, known.get(Path(url).name)):
             try:
                 sample = parse_sample(key, content, name, self.kind, self.fields)
@@ -66,17 +66,17 @@ class StreamedDataset:
 
 
 def open_streamed(
-    place: str, kinds: Sequence[str], fields: Mapping[str, str] | None
+    location: str, kinds: Sequence[str], fields: Mapping[str, str] | None
 ) -> StreamedDataset:
-    """The shards of a place, for a task that understands `kinds`; `fields` from the recipe.
+    """The shards of a location, for a task that understands `kinds`; `fields` from the recipe.
 
-    Errors: ValueError that names the place and the cure.
+    Errors: ValueError that names the location and the cure.
     """
-    urls = shard_urls(place)
+    urls = shard_urls(location)
     info = _info_beside(urls)
     if info is not None and info.kind not in kinds:
         raise ValueError(
-            f"{place} holds samples of kind '{info.kind}', the task understands "
+            f"{location} holds samples of kind '{info.kind}', the task understands "
             f"{', '.join(kinds)}; name other shards or another task class"
         )
     kind = kinds[0]
@@ -87,7 +87,7 @@ def open_streamed(
         kind = next((kind for kind in kinds if kind in FOREIGN_FIELDS), kind)
     if fields is not None:
         check_fields(kind, fields)
-    return StreamedDataset(without_credentials(place), urls, kind, fields, info)
+    return StreamedDataset(without_credentials(location), urls, kind, fields, info)
 
 
 def _info_beside(urls: Sequence[str]) -> DatasetInfo | None:
@@ -137,10 +137,10 @@ class StreamedSource(TaskSource[StreamedDataset]):
             samples = chain.from_iterable(
                 dataset.read(url, self.num_pictures) for url in dataset.urls
             )
-            fault: Exception = ShardError(f"{dataset.place}: its shards hold no sample")
+            fault: Exception = ShardError(f"{dataset.location}: its shards hold no sample")
             for _, sample in islice(samples, policy.max_in_a_row):
                 if isinstance(sample, Sample):
-                    check_pictures(dataset.place, sample, image)
+                    check_pictures(dataset.location, sample, image)
                     break
                 fault = sample
             else:

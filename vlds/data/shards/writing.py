@@ -1,0 +1,169 @@
+"""Writes shards, and describes them for dataset.json with an index beside each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from webdataset import TarWriter
+
+from vlds.data.shards.info import DATASET_FILE, SCHEMA, DatasetInfo, ShardInfo
+from vlds.data.shards.sample import FEATURES
+from vlds.data.shards.shard_index import (
+    Counts,
+    ShardIndex,
+    beside,
+    build_index,
+    counts_of,
+    tar_checksums,
+)
+from vlds.runtime.disk import writable
+from vlds.runtime.json_file import read_json
+from vlds.runtime.manifest import sha256 as file_sha256
+from vlds.runtime.whole_file import whole_file, write_whole
+
+
+class Unwanted(Exception):
+    """Ends a shard that is not to be kept."""
+
+
+class OpenShard:
+    """A shard that is being written. It gets its name when it is whole, and is then indexed.
+
+    Plain ustar, no times, no owners: the same samples give the same bytes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._whole = whole_file(path)
+        self.partial = self._whole.__enter__()
+        self.file = open(self.partial, "wb")  # noqa: SIM115 (close or discard does)
+        # mtime 0 keeps it plain ustar; otherwise PAX headers with the time differ in every run.
+        self.tar = TarWriter(self.file, user="", group="", encoder=False, mtime=0)
+        self.offsets = [0]
+        self.counts: list[Counts] = []
+
+    def __enter__(self) -> OpenShard:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Remove a shard that was not closed."""
+        if not self.file.closed:
+            self.discard()
+
+    @property
+    def size(self) -> int:
+        """Bytes so far."""
+        return self.offsets[-1]
+
+    def add(self, key: str, content: Mapping[str, bytes]) -> None:
+        """Append one sample.
+
+        Errors: ValueError for unfit ids; CannotWrite.
+        """
+        features = sum(name.endswith(FEATURES) for name in content)
+        try:
+            counts = counts_of(content["json"], features)
+        except ValueError as error:
+            raise ValueError(f"{self.path}, sample {key}: {error}; correct the source") from None
+        with writable(self.path, self.partial):
+            self.tar.write({"__key__": key, **content})
+        self.offsets.append(self.tar.tarstream.offset)
+        self.counts.append(counts)
+
+    def close(self) -> ShardInfo:
+        """Finish, give it its name, index it.
+
+        Errors: CannotWrite; then nothing is left of it.
+        """
+        try:
+            with writable(self.path, self.partial):
+                self.tar.close()
+                self.file.close()
+        except BaseException:
+            self.discard()
+            raise
+        self._whole.__exit__(None, None, None)
+        checksums = tar_checksums(self.path, self.offsets)
+        index = ShardIndex.of(self.offsets, self.counts, checksums)
+        return describe_shard(self.path, index)
+
+    def discard(self) -> None:
+        """Remove an unfinished shard."""
+        for stream in (self.tar, self.file):
+            with suppress(OSError):  # perhaps the full disk that led here
+                stream.close()
+        self._whole.__exit__(Unwanted, Unwanted(), None)
+
+
+def describe_shard(tar: Path, index: ShardIndex) -> ShardInfo:
+    """Write a shard's index beside it and describe it for dataset.json."""
+    files = index.files()
+    for suffix, data in files.items():
+        write_whole(beside(tar, suffix), data)
+    hashes = {f"{suffix[1:]}_sha256": sha256(data).hexdigest() for suffix, data in files.items()}
+    return ShardInfo(
+        name=tar.name,
+        samples=len(index.counts),
+        annotations=int(index.counts.sum()),
+        bytes=tar.stat().st_size,
+        sha256=file_sha256(tar),
+        **hashes,
+    )
+
+
+def index_folder(
+    folder: Path,
+    *,
+    name: str,
+    kind: str,
+    split: str,
+    fields: Mapping[str, str] | None = None,
+) -> DatasetInfo:
+    """Make a data set of the tars in a folder, whoever wrote them; the tars stay as they are.
+    `fields` map members of foreign samples to an annotation. Other records of an old dataset.json
+    (its source, what was dropped, ...) are kept.
+
+    Errors: ValueError if there is no tar, or a data set of another name, kind or split; ShardError
+    for a damaged tar. Then nothing is written.
+    """
+    tars = sorted(folder.glob("*.tar"))
+    if not tars:
+        raise ValueError(f"{folder}: no *.tar to index")
+    identity = {"name": name, "kind": kind, "split": split}
+    about = _old_record(folder, identity) | identity
+    if fields is not None:
+        about["fields"] = dict(fields)
+    foreign = about.get("fields") is not None
+    indexes = [build_index(tar, foreign=foreign) for tar in tars]
+    shards = [describe_shard(tar, index) for tar, index in zip(tars, indexes, strict=True)]
+    about |= {
+        "schema": SCHEMA,
+        "shards": [vars(shard) for shard in shards],
+        "samples": sum(shard.samples for shard in shards),
+        "annotations": sum(shard.annotations for shard in shards),
+    }
+    info = DatasetInfo.parse(json.dumps(about).encode(), str(folder / DATASET_FILE))
+    info.save(folder)
+    return info
+
+
+def _old_record(folder: Path, identity: Mapping[str, str]) -> dict[str, Any]:
+    """The old dataset.json, whose numbers may be wrong; {} if it is missing or not JSON."""
+    try:
+        content = read_json(folder / DATASET_FILE)
+    except (FileNotFoundError, ValueError):
+        return {}
+    if not isinstance(content, dict):
+        return {}
+    for field, value in identity.items():
+        if content.get(field, value) != value:
+            raise ValueError(
+                f"{field} {value}: {folder / DATASET_FILE} says {content[field]}; give that, or "
+                f"remove {DATASET_FILE} to make another data set of its shards"
+            )
+    return content

@@ -190,7 +190,7 @@ def desk(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["average", "run0", "run1", "--weights", "1", "-1"], "sum to 0"),
         (["average", "run0", "wider"], "methods: .*'reduction': 4.* in .*run0, .*'reduction': 8"),
         (["average", "run0", "fewer"], "tasks: .* only runs of one model can be combined"),
-        (["average", "run0", "rows"], "shared.weight: frozen, and not the same in all runs"),
+        (["average", "run0", "rows"], "shared.weight: frozen, but not the same in all runs"),
         (["take", "run0", "--task", "nlvr"], "--task: .*run0 has no task nlvr; its tasks: vqa"),
         (["take", "run0", "--task", "vqa"], "share all weights"),
         (["put", "run0", "run1", "--task", "vqa"], "share all weights"),
@@ -245,7 +245,7 @@ def test_shared_weights_that_differ_cannot_be_put(world: Path, tmp_path: Path) -
     recipe = recipe_with("T5", "Compacter per task", world, tmp_path)
     first, second = runs_of(recipe, tmp_path, 2)
     words = ["--run", first, second, "--task", "vqa", "--out", tmp_path / "out"]
-    with pytest.raises(ValueError, match="shared by the tasks, and not the same in all runs"):
+    with pytest.raises(ValueError, match="shared by the tasks, but not the same in all runs"):
         convert("merge", "--how", "put", *words)
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from tests.toys.trained_runs import convert, convert_code, recipe_with, write_run
 from vlds.artifact import load_run
 from vlds.convert.command import build_parser
-from vlds.convert.output import new_file, new_folder
+from vlds.convert.output import new_output
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +177,7 @@ def test_a_place_by_way_of_a_folder_that_is_not_there(run: Path, tmp_path: Path)
 
 
 def test_a_file_that_cannot_be_read_is_not_said_to_be_unwritable(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), new_folder(tmp_path / "out"):
+    with pytest.raises(FileNotFoundError), new_output(tmp_path / "out", "folder"):
         (tmp_path / "other").read_text()
 
 
@@ -226,14 +226,14 @@ def test_nobody_reads_the_result(run: Path, tmp_path: Path) -> None:
 
 
 def make_folder(out: Path, error: BaseException) -> None:
-    with new_folder(out) as partial:
+    with new_output(out, "folder") as partial:
         (partial / "half").write_text("made")
         assert not out.exists()
         raise error
 
 
 def make_file(out: Path, error: BaseException) -> None:
-    with new_file(out) as partial:
+    with new_output(out, "file") as partial:
         partial.write_text("half")
         raise error
 
@@ -245,7 +245,7 @@ MAKERS = {
 
 
 def make_what_comes_first_elsewhere(out: Path) -> None:
-    with new_folder(out) as partial:
+    with new_output(out, "folder") as partial:
         assert str(os.getpid()) in partial.name
         out.mkdir()
         (out / "theirs").write_text("theirs")

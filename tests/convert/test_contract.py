@@ -13,18 +13,21 @@ import torch
 from tests.toys.method_cases import METHOD_CASES
 from tests.toys.trained_runs import CASES, assert_same, logits_of, recipe_with, trained_run
 from vlds.artifact import LoadedRun, load_run
-from vlds.convert.adapter_folders import AdapterFolders, plain
+from vlds.convert.adapter_folders import plain
 from vlds.convert.adapters import AdaptersFolders
-from vlds.convert.foreign_files import read_state_dict
 from vlds.convert.hf import fold_methods, write_hf
 from vlds.convert.peft import PeftFolders
-from vlds.convert.reference import check_expressible, from_reference, to_reference
-from vlds.convert.target import Target, scrub
+from vlds.convert.reference import ReferenceFile
+from vlds.convert.target import RunFiles, Target, scrub
 from vlds.methods import Method
 from vlds.methods.extended import added_tensors
 from vlds.methods.layouts import Library
 
-FOLDERS: dict[str, type[AdapterFolders]] = {"peft": PeftFolders, "adapters": AdaptersFolders}
+FILES: dict[str, type[RunFiles]] = {
+    "reference": ReferenceFile,
+    "peft": PeftFolders,
+    "adapters": AdaptersFolders,
+}
 OWN_HEAD = "backbone: its output head is a separate tensor, .*`vlds convert hf` keeps the head"
 Pair = tuple[str, str, LoadedRun, LoadedRun]
 
@@ -74,7 +77,7 @@ def refused(layout: Library, pair: Pair) -> bool:
     if reason is None:
         return False
     with pytest.raises(ValueError, match=reason):
-        check_expressible(run) if layout == "reference" else FOLDERS[layout](run)
+        FILES[layout](run)
     return True
 
 
@@ -83,11 +86,10 @@ def test_reference_there_and_back(pair: Pair, tmp_path: Path) -> None:
     if refused("reference", pair):
         return
     _, _, first, second = pair
-    check_expressible(first)
-    torch.save(to_reference(first), tmp_path / "LAST.pth")
+    ReferenceFile(first).write(tmp_path / "LAST.pth")
     scrub(second.model)
     target = Target(second, set())
-    target.fill(from_reference(read_state_dict(tmp_path / "LAST.pth"), second), Path())
+    target.fill(ReferenceFile(second).read(tmp_path / "LAST.pth"), Path())
     assert_same(dict(second.model.unique_state()), dict(first.model.unique_state()))
 
 
@@ -96,7 +98,7 @@ def test_libraries_there_and_back(layout: Library, pair: Pair, tmp_path: Path) -
     """Their layouts hold the method alone."""
     if refused(layout, pair):
         return
-    folders_of = FOLDERS[layout]
+    folders_of = FILES[layout]
     first, second = plain(pair[2]), plain(pair[3])
     theirs = {name: t.clone() for name, t in second.model.unique_state()}
     (tmp_path / "files").mkdir()

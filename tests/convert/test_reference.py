@@ -125,7 +125,7 @@ def test_import_makes_one_run_the_other(
 ) -> None:
     words = ("reference", "--from", exported, "--run", runs[1], "--out", tmp_path / "out")
     convert(*words, "--verify", "--tolerance", "0")
-    assert "largest difference of logits on 2 made pictures: 0" in capsys.readouterr().out
+    assert "largest difference of logits on 2 generated pictures: 0" in capsys.readouterr().out
     expected, found = state_of(runs[0]), state_of(tmp_path / "out")
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     assert found.keys() == expected.keys()

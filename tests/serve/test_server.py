@@ -209,8 +209,8 @@ def test_a_port_that_is_taken(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--serve", "--image", "x"], "--image: does not go with --serve"),
-        (["--serve", "--task", "vqa"], "--task: does not go with --serve"),
+        (["--serve", "--image", "x"], "--image: not allowed with --serve"),
+        (["--serve", "--task", "vqa"], "--task: goes with --image"),
         (["--image", "x", "--port", "1"], "--port: goes with --serve"),
         (["--serve", "--optimizer.eps", "1"], "--optimizer.eps: not an option of this command"),
     ],

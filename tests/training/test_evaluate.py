@@ -82,8 +82,9 @@ def test_ranks_share_the_work(run: Path, world: Path, ranks2: RankPool, ranks4: 
     assert len(expected) == NUM_QUESTIONS
     assert two.predictions.keys() == two.references.keys() == expected
     assert two.predictions == four.predictions
-    assert two.samples == four.samples
-    assert two.samples == {key: f"vqa-{key[1:].partition('-')[0]}" for key in expected}
+    samples = {key: details.sample for key, details in two.details.items()}
+    assert samples == {key: details.sample for key, details in four.details.items()}
+    assert samples == {key: f"vqa-{key[1:].partition('-')[0]}" for key in expected}
     assert two.scores == four.scores
     assert two.unreadable == []
 
@@ -176,7 +177,8 @@ def test_training_wrote_the_same_predictions(run: Path, world: Path, ranks2: Ran
     entries = read_lines(run / "predictions" / "step-00000010" / "vqa.jsonl")
     written = {entry["id"]: entry["prediction"] for entry in entries}
     assert written == evaluation.predictions
-    assert {entry["id"]: entry["sample"] for entry in entries} == evaluation.samples
+    samples = {key: details.sample for key, details in evaluation.details.items()}
+    assert {entry["id"]: entry["sample"] for entry in entries} == samples
     # Ten steps teach it one answer; `talkative` has many.
     assert all(written.values())
     assert len(written) == NUM_QUESTIONS
@@ -200,7 +202,7 @@ def test_an_unreadable_picture_scores_as_no_answer(
     bad = [f"q5-{n}" for n in range(3)]
     assert [evaluation.predictions[id] for id in bad] == ["", "", ""]
     assert all(evaluation.references[id] is not None for id in bad)
-    assert {evaluation.samples[id] for id in bad} == {whole[5].id}
+    assert {evaluation.details[id].sample for id in bad} == {whole[5].id}
     assert [line.split(": ")[0] for line in sorted(evaluation.unreadable)] == bad
     assert all("truncated" in line for line in evaluation.unreadable)
 
@@ -324,13 +326,10 @@ def test_predict_writes_what_a_leaderboard_takes(
     assert len(own) == 18
     picture_words = ["predict", "--run", str(talkative), "--image", "x.jpg"]
     for more, complaint in (
-        (
-            [*words, "--image", "x.jpg"],
-            "--image, --data, --split: give either pictures or data sets",
-        ),
+        ([*words, "--image", "x.jpg"], "--image: not allowed with --data"),
         ([*words, "--task", "vqa"], "--task: goes with --image; data sets hold their questions"),
         ([*words, "--question", "what?"], "--question: goes with --image; data sets hold"),
-        ([*picture_words, "--out", "x"], "--out: goes with data sets"),
+        ([*picture_words, "--out", "x"], "--out: goes with --data or --split"),
     ):
         assert complaint in ranks2.run(command, more)[0][1]
 

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from vlds.cli.help_texts import EPILOGS, EXAMPLES, PAGES, ROOT, ROOT_END, SUMMARIES
+from vlds.cli.help_texts import PAGES, READ_RUNS, ROOT, ROOT_END, SUMMARIES, command_parser
+from vlds.cli.use_run import evaluate, predict
 from vlds.launch.rank import complain
-from vlds.launch.words import ALL_KEYS, HELP_WORDS, RANK_COMMANDS, TRAIN, positive, split_words
+from vlds.launch.words import ALL_KEYS, HELP_WORDS, TRAIN, positive, split_words
 from vlds.runtime.command_line import CommandParser
 from vlds.runtime.disk import names_fit
 from vlds.runtime.near_names import guess
 from vlds.runtime.terminal import tell
-
-READ_RUNS = ("evaluate", "predict", "convert", "report")
-"""Commands that open runs and artifacts, which may come from someone else."""
-DEFAULT_PORT = 8000
 
 
 def run_command(argv: Sequence[str]) -> int:
@@ -57,31 +53,6 @@ def root_parser() -> CommandParser:
         "--version", action="version", version=f"vlds {version('vlds')}",
         help="show the version of vlds and exit",
     )  # fmt: skip
-    return parser
-
-
-def command_parser(name: str, *, accepts_keys: bool = False) -> CommandParser:
-    """The parser of a command, described by its function's docstring."""
-    about = " ".join((COMMANDS[name].__doc__ or "").split())
-    parser = CommandParser(
-        prog=f"vlds {name}",
-        description=f"{about}\n\n{EXAMPLES[name]}",
-        epilog=EPILOGS.get(name),
-        allow_abbrev=False,
-        accepts_keys=accepts_keys,
-    )
-    # These two are taken from the command line before it is parsed; here they are for the help.
-    shared = parser.add_argument_group("shared options")
-    if name in RANK_COMMANDS:
-        shared.add_argument(
-            "--ranks", metavar="N", help="processes; default: one per GPU, or one without a GPU"
-        )
-    if name in READ_RUNS:
-        shared.add_argument(
-            "--trust", metavar="MODULE",
-            help="let the run name classes of this Python module, whose code then runs; repeat it "
-            "for several modules",
-        )  # fmt: skip
     return parser
 
 
@@ -130,139 +101,12 @@ def plan(arguments: list[str]) -> int:
     return 0
 
 
-def evaluate(arguments: list[str]) -> int:
-    """Score a run on data sets, or score a file of predictions."""
-    parser = command_parser("evaluate", accepts_keys=True)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--run", type=Path, help="run or artifact folder to score")
-    source.add_argument(
-        "--predictions", type=Path, nargs="+", metavar="FILE",
-        help="score these answers without a model: leaderboard files, or files that vlds wrote",
-    )  # fmt: skip
-    parser.add_argument(
-        "--data", nargs="+", default=[], metavar="DATASET",
-        help="data set folders, as TASK=FOLDER if several tasks of the run can read one; default: "
-        "the data sets of the run's recipe. With --predictions: the data sets that they answer",
-    )  # fmt: skip
-    add_split(parser, "default: both")
-    parser.add_argument(
-        "--task", metavar="CLASS",
-        help="with --predictions: the task class that scores them; default: the class that reads "
-        "such data",
-    )  # fmt: skip
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR",
-        help="where to write predictions and scores; default: RUN/predictions; with --predictions, "
-        "nothing is written by default",
-    )  # fmt: skip
-    options, keys = parser.parse_known_args(arguments)
-    check_split(options)
-    if options.predictions:
-        from vlds.evaluation.score_file import score_file
-
-        return score_file(options.predictions, options.data, options.task, keys, options.out)
-    if options.task:
-        raise ValueError(
-            "--task: goes with --predictions; to choose a task of a run, give --data TASK=DATASET"
-        )
-    from vlds.inference import answer_sets
-
-    return answer_sets(options.run, options.data, options.split, options.out, keys, score=True)
-
-
-def add_split(parser: CommandParser, default: str = "") -> None:
-    """Add `--split`."""
-    end = f"; {default}" if default else ""
-    parser.add_argument(
-        "--split", nargs="+", default=[], choices=["evaluate", "test"],
-        help="read the data sets that the run's tasks list under `evaluate` or `test`; results on "
-        f"test data are named TASK.test{end}",
-    )  # fmt: skip
-
-
-def check_split(options: argparse.Namespace) -> None:
-    """Errors: ValueError for --split next to options that choose the data themselves."""
-    if options.split and (options.data or getattr(options, "predictions", None)):
-        raise ValueError(
-            "--split: chooses data sets of the run's recipe, so it does not go with --data or "
-            "--predictions; give one of them"
-        )
-
-
-def predict(arguments: list[str]) -> int:
-    """Answer a question about pictures, describe them, or write leaderboard files."""
-    parser = command_parser("predict", accepts_keys=True)
-    parser.add_argument("--run", type=Path, required=True, help="run or artifact folder to ask")
-    parser.add_argument(
-        "--serve", action="store_true",
-        help="keep the model loaded and answer requests of this machine: a web page for people, "
-        "JSON for programs",
-    )  # fmt: skip
-    parser.add_argument(
-        "--port", type=int, help=f"with --serve: 0 for any free port; default: {DEFAULT_PORT}"
-    )
-    parser.add_argument(
-        "--image", type=Path, nargs="+", metavar="FILE", help="a picture, or the two of a pair"
-    )
-    parser.add_argument(
-        "--question", default="", help="question or statement; leave it out for captions"
-    )
-    parser.add_argument("--task", help="task of the run; required if it has several")
-    parser.add_argument(
-        "--data", nargs="+", default=[], metavar="DATASET",
-        help="answer whole data sets instead of pictures: folders, as TASK=FOLDER if several tasks "
-        "of the run can read one",
-    )  # fmt: skip
-    add_split(parser)
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR",
-        help="with --data or --split: where to write predictions and leaderboard files; default: "
-        "RUN/predictions",
-    )  # fmt: skip
-    options, keys = parser.parse_known_args(arguments)
-    check_split(options)
-    if options.serve or options.port is not None:
-        check_serve(options)
-        from vlds.serve.server import serve
-
-        return serve(options.run, DEFAULT_PORT if options.port is None else options.port, keys)
-    check_questions(options)
-    from vlds.inference import answer_sets, predict_one
-
-    if options.image:
-        return predict_one(options.run, options.image, options.question, options.task, keys)
-    return answer_sets(options.run, options.data, options.split, options.out, keys, score=False)
-
-
-def check_serve(options: argparse.Namespace) -> None:
-    """Errors: ValueError for --port without --serve, and for options that its requests replace."""
-    if not options.serve:
-        raise ValueError("--port: goes with --serve")
-    for name in ("image", "question", "task", "data", "split", "out"):
-        if getattr(options, name):
-            raise ValueError(f"--{name}: does not go with --serve, whose requests say it; drop it")
-
-
-def check_questions(options: argparse.Namespace) -> None:
-    """Errors: ValueError unless either pictures or data sets are asked about."""
-    if bool(options.image) == bool(options.data or options.split):
-        raise ValueError(
-            "--image, --data, --split: give either pictures or data sets; --split chooses data "
-            "sets of the run's recipe"
-        )
-    if not options.image and (options.task or options.question):
-        name = "--task" if options.task else "--question"
-        raise ValueError(
-            f"{name}: goes with --image; data sets hold their questions, and --data TASK=DATASET "
-            "chooses the task"
-        )
-    if options.image and options.out:
-        raise ValueError("--out: goes with data sets; the answer about pictures is printed")
-
-
 def features(arguments: list[str]) -> int:
-    """Store a vision encoder's output for every picture of a data set."""
-    parser = command_parser("features", accepts_keys=True)
+    """Store a vision encoder's output for every picture of a data set.
+
+    vlds features --config my.yaml --data shards/mine --out shards/mine-features
+    """
+    parser = command_parser(features, accepts_keys=True)
     parser.add_argument(
         "--config", required=True, metavar="RECIPE", help="recipe with the encoder as its `vision`"
     )
@@ -289,8 +133,12 @@ def convert(arguments: list[str]) -> int:
 
 
 def report(arguments: list[str]) -> int:
-    """Compare runs: a page with charts, or tables for a paper."""
-    parser = command_parser("report")
+    """Compare runs: a page with charts, or tables for a paper.
+
+    vlds report runs/vqa
+    vlds report runs/* --format md
+    """
+    parser = command_parser(report)
     parser.add_argument(
         "runs", type=Path, nargs="+", metavar="RUN",
         help="run folders; the first one is the baseline of the comparison",
@@ -326,8 +174,12 @@ def report(arguments: list[str]) -> int:
 
 
 def demo(arguments: list[str]) -> int:
-    """Try everything once on drawn pictures: data, pretraining, adapters, scores, report."""
-    parser = command_parser("demo")
+    """Try everything once on drawn pictures: data, pretraining, adapters, scores, report.
+
+    vlds demo
+    vlds demo --out runs/again --seed 1
+    """
+    parser = command_parser(demo)
     parser.add_argument(
         "--ranks", type=int, default=2, metavar="N",
         help="processes that train together; default: 2",
@@ -345,14 +197,5 @@ def demo(arguments: list[str]) -> int:
     return run_demo(options.out, options.seed, options.ranks)
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "train": train,
-    "evaluate": evaluate,
-    "predict": predict,
-    "features": features,
-    "describe": describe,
-    "plan": plan,
-    "convert": convert,
-    "report": report,
-    "demo": demo,
-}
+FUNCTIONS = (train, evaluate, predict, features, describe, plan, convert, report, demo)
+COMMANDS: dict[str, Callable[[list[str]], int]] = {each.__name__: each for each in FUNCTIONS}

@@ -1,5 +1,4 @@
-"""The demo: every room of the house once, on made pictures, with the commands that a user would
-type.
+"""The demo: every part of vlds once on drawn pictures, with the commands that a user would type.
 
 data_prep demo -> train demo_pretrain (Full, ZeRO-2) -> convert hf (it is the frozen backbone now)
   -> train demo (an adapter, ZeRO-3), train demo_control (norms and visual embedding alone)
@@ -47,16 +46,17 @@ class Stage:
 
     purpose: str
     product: Path
-    """What it leaves; where that is, it is not run again."""
+    """What it writes last; if it exists, the command is not run again."""
     command: list[str]
 
 
 class StageError(Exception):
-    """A command of the demo failed; it has said why."""
+    """A command of the demo failed and has printed the reason."""
 
 
 def run_demo(out: Path, seed: int, ranks: int) -> int:
-    """Run what is not there yet below `out`, then show it. Returns the exit code."""
+    """Run the stages whose products are missing below `out`, then show the results. Returns the
+    exit code."""
     started = time.monotonic()
     adapters = out / "adapters"
     stages = stages_of(out, write_recipes(out), seed, ranks)
@@ -77,7 +77,7 @@ def run_demo(out: Path, seed: int, ranks: int) -> int:
 
 
 def stages_of(out: Path, recipes: Mapping[str, Path], seed: int, ranks: int) -> list[Stage]:
-    """All commands, in their order."""
+    """All commands in order."""
     backbone, adapters = out / "backbone", out / "adapters"
     return [
         Stage(
@@ -101,7 +101,7 @@ def stages_of(out: Path, recipes: Mapping[str, Path], seed: int, ranks: int) -> 
             train(recipes["demo"], seed, ranks),
         ),
         Stage(
-            "for comparison, tune norms and visual embedding alone",
+            "tune only norms and visual embedding, for comparison",
             out / "control" / "artifact",
             train(recipes["demo_control"], seed, ranks),
         ),
@@ -114,7 +114,7 @@ def stages_of(out: Path, recipes: Mapping[str, Path], seed: int, ranks: int) -> 
 
 
 def write_recipes(out: Path) -> dict[str, Path]:
-    """The shipped recipes, with `out` for their folder."""
+    """Copy the shipped recipes, with `out` as their folder; the paths by name."""
     folder = out / "recipes"
     written = {}
     for name in RECIPES:
@@ -141,22 +141,22 @@ def vlds(*words: Any) -> list[str]:
 
 def as_typed(command: list[str]) -> str:
     """A command line as the user would type it."""
-    own = command[2] == "vlds"
-    return shlex.join(["vlds", *command[3:]] if own else ["python", *command[1:]])
+    is_vlds = command[2] == "vlds"
+    return shlex.join(["vlds", *command[3:]] if is_vlds else ["python", *command[1:]])
 
 
-def say_stage(stage: Stage, number: str) -> None:
-    """Say what a command is for, and the command as the user would type it."""
+def say_stage(stage: Stage, position: str) -> None:
+    """Print what a command is for, and the command as the user would type it."""
     console = Console()
-    console.rule(f"[bold]{number}: {stage.purpose}", align="left")
-    # The terminal breaks a line that is too long for it, so that it can be copied whole.
+    console.rule(f"[bold]{position}: {stage.purpose}", align="left")
+    # The terminal itself wraps a long line, so that it can be copied as one.
     shown = visible(as_typed(stage.command))
     console.print(shown, markup=False, highlight=False, soft_wrap=True)
 
 
-def run_stage(stage: Stage, number: str) -> None:
-    """Say a command, and run it."""
-    say_stage(stage, number)
+def run_stage(stage: Stage, position: str) -> None:
+    """Print a command, and run it."""
+    say_stage(stage, position)
     started = time.monotonic()
     # The demo is small enough for a CPU, and two ranks need two GPUs otherwise.
     environment = without_rank(os.environ) | {"DS_ACCELERATOR": "cpu"}
@@ -165,15 +165,17 @@ def run_stage(stage: Stage, number: str) -> None:
     if outcome.asked:
         raise Interrupted(received[0])
     if outcome.code:
-        said = f"`{as_typed(stage.command)}` ended with exit code {outcome.code}"
-        raise StageError(f"{said}; see above, then start again")
+        raise StageError(
+            f"`{as_typed(stage.command)}` ended with exit code {outcome.code}; fix what it "
+            "reported above, then start again"
+        )
     tell(f"({time.monotonic() - started:.0f} s)", flush=True)
 
 
 def collect_scores(out: Path) -> dict[str, Scored]:
     """Scores of the adapters, compared with the most frequent answer, the frozen model and the
     control."""
-    (out / "adapters" / SCORES).unlink(missing_ok=True)  # an earlier one would be read
+    (out / "adapters" / SCORES).unlink(missing_ok=True)  # `collect` would read an earlier one
     adapters, control = collect([out / "adapters", out / "control"], resamples=0).runs.values()
     scored = {}
     for name, entry in adapters.scores.tasks.items():
@@ -185,7 +187,7 @@ def collect_scores(out: Path) -> dict[str, Scored]:
 
 
 def show(out: Path, page: Path, seconds: float) -> None:
-    """Tables and where things are."""
+    """Print scores, size, speed, and where the outputs are."""
     console = Console()
     run = read_run(out / "adapters")
     console.rule("[bold]scores on unseen pictures of the shifted world", align="left")
@@ -193,12 +195,12 @@ def show(out: Path, page: Path, seconds: float) -> None:
     data = ", ".join(f"{name}: {task.data_name}" for name, task in tasks if task.data_name)
     console.print(terminal_table(summary_table(run.scores), f"data: {data}" if data else ""))
     facts = run.scores
-    held = "  ".join(f"{name} {value:,}" for name, value in facts.bytes_per_rank.items())
+    size = "  ".join(f"{name} {value:,}" for name, value in facts.bytes_per_rank.items())
     speed = facts.samples_per_second.get("training", 0)
     console.print(
         f"trainable {facts.trainable['trainable']:,} of {facts.trainable['total']:,} weights "
-        f"({facts.trainable['percent']:.2f} %)\nbytes per rank: {held}\n"
-        f"training {speed:,.0f} examples/s; all of it {seconds:.0f} s",
+        f"({facts.trainable['percent']:.2f} %)\nbytes per rank: {size}\n"
+        f"training {speed:,.0f} examples/s; in total {seconds:.0f} s",
         highlight=False,
     )
     tell(f"report: {page}")
@@ -206,10 +208,10 @@ def show(out: Path, page: Path, seconds: float) -> None:
     if right := first_right_caption(run.gallery):
         words = vlds("predict", "--run", run.folder, "--task", "caption")
         words += ["--image", str(run.folder / right.images[0])]
-        tell(f"to ask it (it says: {right.prediction}):\n{as_typed(words)}")
+        tell(f"to ask it (answer: {right.prediction}):\n{as_typed(words)}")
 
 
 def first_right_caption(gallery: Sequence[GalleryEntry]) -> GalleryEntry | None:
-    """The first sample picture that the model describes as one of its references does."""
+    """The first sample picture whose predicted caption is one of its references."""
     described = (entry for entry in gallery if entry.task == "caption" and entry.images)
     return next((entry for entry in described if entry.prediction in entry.reference), None)

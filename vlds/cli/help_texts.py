@@ -1,6 +1,14 @@
-"""Help texts of `vlds`: its own page, and what a command's page says around its options."""
+"""Help of `vlds`: its own page, and what a command's page says around its options."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+
+from vlds.launch.words import RANK_COMMANDS
+from vlds.runtime.command_line import CommandParser, description_of
+
+READ_RUNS = ("evaluate", "predict", "convert", "report")
+"""Commands that open runs and artifacts, which may come from someone else."""
 
 ROOT = """\
 Tune a few percent of a frozen vision-and-language model on many tasks at once.
@@ -33,24 +41,6 @@ SUMMARIES = {
     "features": "store a vision encoder's output for a data set",
 }
 """In the order in which a newcomer meets the commands."""
-EXAMPLES = {
-    "evaluate": """\
-  vlds evaluate --run runs/vqa
-  vlds evaluate --run runs/vqa --data shards/mine --out scores
-  vlds evaluate --predictions answers.json --data shards/vqav2-val""",
-    "predict": """\
-  vlds predict --run runs/vqa --image beach.jpg --question "Is it raining?"
-  vlds predict --run runs/vqa --serve
-  vlds predict --run runs/vqa --split test --out answers""",
-    "features": """\
-  vlds features --config my.yaml --data shards/mine --out shards/mine-features""",
-    "report": """\
-  vlds report runs/vqa
-  vlds report runs/* --format md""",
-    "demo": """\
-  vlds demo
-  vlds demo --out runs/again --seed 1""",
-}
 RUN_KEYS = """\
 change keys of the run's recipe, as in `vlds train`: keys of its tasks and data, such as
 --tasks.vqa.decoding.answers FILE or --data.eval_batch_size 16"""
@@ -120,3 +110,30 @@ creating any weights.
   --json               print JSON instead of a table
 {RECIPE}"""
 PAGES = {"train": TRAIN, "plan": PLAN, "describe": DESCRIBE}
+
+
+def command_parser(
+    command: Callable[[list[str]], int], *, accepts_keys: bool = False
+) -> CommandParser:
+    """The parser of a command, described by its function's docstring."""
+    name = command.__name__
+    parser = CommandParser(
+        prog=f"vlds {name}",
+        description=description_of(command),
+        epilog=EPILOGS.get(name),
+        allow_abbrev=False,
+        accepts_keys=accepts_keys,
+    )
+    # These two are taken from the command line before it is parsed; here they are for the help.
+    shared = parser.add_argument_group("shared options")
+    if name in RANK_COMMANDS:
+        shared.add_argument(
+            "--ranks", metavar="N", help="processes; default: one per GPU, or one without a GPU"
+        )
+    if name in READ_RUNS:
+        shared.add_argument(
+            "--trust", metavar="MODULE",
+            help="let the run name classes of this Python module, whose code then runs; repeat it "
+            "for several modules",
+        )  # fmt: skip
+    return parser

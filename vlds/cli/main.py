@@ -39,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_here(arguments: Sequence[str]) -> int:
-    """Run a command in this process; the exit code. The import is here, so that a signal during it
-    ends the process with one line."""
+    """Run a command in this process; the exit code. A signal during the import below ends the
+    process with one line, too."""
     from vlds.cli.commands import run_command
 
     return run_command(arguments)

@@ -7,8 +7,8 @@ OUT/TASK/adapter_config.json, weights            one each
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,11 +16,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from vlds.artifact import LoadedRun, load_run
+from vlds.artifact import LoadedRun
 from vlds.convert.foreign_files import read_json, read_weights
-from vlds.convert.output import check_plain, follow, new_folder, say
-from vlds.convert.target import Target, scrub
-from vlds.convert.verify import Verification, all_tasks
+from vlds.convert.output import Kind, check_plain, first_names
+from vlds.convert.target import RunFiles
 from vlds.methods import Method
 from vlds.methods.extended import added_tensors
 from vlds.methods.layouts import Library, Stored
@@ -29,16 +28,17 @@ from vlds.models.build import BACKBONE_PREFIX
 CONFIG = "adapter_config.json"
 
 
-class AdapterFolders(ABC):
+class AdapterFolders(RunFiles):
     """How a library writes a run's method."""
 
+    kind: ClassVar[Kind] = "folder"
     library: ClassVar[Library]
     weight_files: ClassVar[tuple[str, ...]]
     """Names that the file of weights may have; ours has the first."""
 
     def __init__(self, run: LoadedRun) -> None:
         """Errors: ValueError, with the reason, if the library cannot hold the run's method."""
-        self.run = run
+        super().__init__(run)
         self.name, self.method = self._only_method()
         self.layout = self.method.layout(self.library, self.name, run.model.backbone)
         self.state = {name: tensor.detach() for name, tensor in run.model.unique_state()}
@@ -86,27 +86,23 @@ class AdapterFolders(ABC):
 
     def write(self, out: Path) -> None:
         """Fill an empty folder."""
-        folders = list(enumerate(self.folders()))
-        for index, (below, adapter) in follow(folders, f"writing files of {self.library}"):
+        for index, (below, adapter) in enumerate(self.folders()):
             folder = out / below
             folder.mkdir(exist_ok=True)
             text = json.dumps(self.config(adapter), indent=2, sort_keys=True)
             (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
             tensors = {
-                key.format(task=adapter): self._piece(name, index).clone()
+                key.format(task=adapter): piece(self.state[name], stored, index).clone()
                 for name, stored in self.stored.items()
                 for key in stored.keys
             }
             self.write_weights(tensors, folder / self.weight_files[0])
 
-    def read(self, top: Path) -> dict[str, Tensor]:
-        """Our tensors from all folders.
-
-        Errors: ValueError if a file is missing, or holds other tensors than the recipe's.
-        """
-        pieces: dict[str, list[Tensor]] = {name: [] for name in self.stored}
-        for below, adapter in follow(self.folders(), f"reading {top}"):
-            folder = top / below
+    def read(self, path: Path) -> dict[str, Tensor]:
+        """Our tensors from all folders."""
+        tensors = {name: torch.zeros(self.state[name].shape) for name in self.stored}
+        for index, (below, adapter) in enumerate(self.folders()):
+            folder = path / below
             config = read_json(folder / CONFIG)
             self.check_config(config, folder / CONFIG)
             weights = read_weights(folder, *self.weight_files)
@@ -116,101 +112,52 @@ class AdapterFolders(ABC):
                 for name, stored in self.stored.items()
             }
             check_keys(weights, keys.values(), folder)
-            for name in self.stored:
-                key = next(key for key in keys[name] if key in weights)
-                expected, tensor = self._piece(name, 0).shape, weights[key]
-                if tensor.shape != expected or not tensor.is_floating_point():
+            for name, stored in self.stored.items():
+                weight = next(weights[key] for key in keys[name] if key in weights)
+                target = piece(tensors[name], stored, index)
+                if weight.shape != target.shape or not weight.is_floating_point():
                     raise ValueError(
-                        f"{keys[name][0]}: {tensor.dtype} {tuple(tensor.shape)} in {folder}, "
-                        f"floats {tuple(expected)} by the recipe; the recipe's sizes must be those "
-                        "of the files"
+                        f"{keys[name][0]}: {weight.dtype} {tuple(weight.shape)} in {folder}, "
+                        f"floats {tuple(target.shape)} by the recipe; the recipe's sizes must be "
+                        "those of the files"
                     )
-                pieces[name].append(tensor)
-        return {
-            name: joined(name, pieces[name], self.state[name], self.stored[name]) for name in pieces
-        }
+                is_shared = not stored.stacked or len(tensors[name]) == 1
+                if is_shared and index > 0 and not torch.equal(target, weight.to(target.dtype)):
+                    raise ValueError(
+                        f"{name} differs from task to task, and is one by the recipe; give the "
+                        "method sharing: multiple"
+                    )
+                target.copy_(weight)
+        return tensors
 
-    def _piece(self, name: str, index: int) -> Tensor:
-        """One task's slice of a tensor, or what all share, in the library's shape."""
-        stored, tensor = self.stored[name], self.state[name]
-        if stored.stacked:
-            tensor = tensor[index if len(tensor) > 1 else 0]
-        return tensor if stored.shape is None else tensor.reshape(stored.shape)
+
+def piece(tensor: Tensor, stored: Stored, index: int) -> Tensor:
+    """A view of one task's slice of a tensor, or of what all tasks share, in the library's
+    shape."""
+    if stored.stacked:
+        tensor = tensor[index if len(tensor) > 1 else 0]
+    return tensor if stored.shape is None else tensor.view(stored.shape)
 
 
 def check_keys(
     weights: Mapping[str, Tensor], keys: Collection[Sequence[str]], folder: Path
 ) -> None:
-    """Errors: ValueError if a file lacks a tensor, by all of its names, or has an unknown one."""
+    """Errors: ValueError if none of a tensor's names is in a file, or an unknown name is."""
     missing = [names[0] for names in keys if not any(key in weights for key in names)]
     unknown = sorted(weights.keys() - {key for names in keys for key in names})
-    if odd := missing or unknown:
+    if missing or unknown:
         raise ValueError(
-            f"{folder} {'lacks' if missing else 'holds'} {odd[0]}"
-            f"{f' and {len(odd) - 1} more tensors' if len(odd) > 1 else ''}, which the recipe's "
-            f"method {'has' if missing else 'lacks'}; its settings must be those of the files"
+            f"{folder} {'lacks' if missing else 'holds'} {first_names(missing or unknown, 1)}, "
+            f"which the recipe's method {'has' if missing else 'lacks'}; its settings must be "
+            "those of the files"
         )
-
-
-def joined(name: str, pieces: Sequence[Tensor], target: Tensor, stored: Stored) -> Tensor:
-    """The slices of all folders as one tensor.
-
-    Errors: ValueError if folders differ in what tasks share.
-    """
-    if stored.stacked and len(target) == len(pieces) > 1:
-        return torch.stack([piece.reshape(target.shape[1:]) for piece in pieces])
-    if any(not torch.equal(pieces[0], piece) for piece in pieces[1:]):
-        raise ValueError(
-            f"{name} differs from task to task, and is one by the recipe; give the method "
-            "sharing: multiple"
-        )
-    return pieces[0].reshape(target.shape)
 
 
 def plain(loaded: LoadedRun) -> LoadedRun:
-    """The run without what its methods needed for training only, such as prompts' networks."""
+    """The run without what its methods need only in training, such as prompts' networks."""
     methods = dict(loaded.recipe.methods)
     for name, method in methods.items():
         if method.merges_to_itself:
             plainer = method.merge(name, loaded.model.backbone, list(loaded.recipe.tasks))
             methods[name] = plainer or method
     return replace(loaded, recipe=replace(loaded.recipe, methods=methods))
-
-
-def export_folders(
-    run: Path,
-    out: Path,
-    folders_of: Callable[[LoadedRun], AdapterFolders],
-    verification: Verification | None,
-) -> None:
-    """Write a run's method as folders of a library.
-
-    Errors: ValueError if the library has no such method.
-    """
-    say(f"opening {run}")
-    loaded = plain(load_run(run, torch.float32))
-    folders = folders_of(loaded)
-    with new_folder(out) as partial:
-        folders.write(partial)
-        if verification is not None:
-            again = plain(load_run(run, torch.float32))
-            scrub(again.model)
-            others = {n: t for n, t in loaded.model.state_dict().items() if n not in folders.stored}
-            read = folders_of(again).read(partial)
-            again.model.load_state_dict(others | read, strict=False)
-            verification.compare(all_tasks(loaded), again)
-
-
-def import_folders(
-    folder: Path,
-    target: Target,
-    out: Path,
-    folders_of: Callable[[LoadedRun], AdapterFolders],
-    verification: Verification | None,
-) -> None:
-    """Write the artifact of a recipe whose method's weights a library has written.
-
-    Errors: ValueError if they are not the recipe's.
-    """
-    target.fill(folders_of(target.run).read(folder), folder)
-    target.write(out, verification)

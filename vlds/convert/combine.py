@@ -1,9 +1,9 @@
-"""Runs of one model made into one: averages, sums of differences (Ilharco et al. 2023,
+"""Combines runs of one model into one: averages, sums of differences (Ilharco et al. 2023,
 https://arxiv.org/abs/2212.04089), and the slice of one task out of weights that are stacked over
 tasks, or into them.
 
-Weights that do not train must be the same in all runs: rows of the vocabulary that are random at
-first differ between runs that began by themselves, and no mean of them means anything.
+Frozen weights must be the same in all runs: randomly initialised rows of the vocabulary differ
+between runs that started independently, and their mean is meaningless.
 """
 
 from __future__ import annotations
@@ -19,21 +19,16 @@ from torch import Tensor
 from vlds.artifact import LoadedRun, load_run
 from vlds.config import Recipe
 from vlds.convert.alike import check_base, check_names, check_settings, essence, stacked
-from vlds.convert.output import follow
-from vlds.convert.target import write_run
-from vlds.convert.verify import Verification, all_tasks
+from vlds.convert.output import first_names, follow
+from vlds.convert.verify import all_tasks
 from vlds.models.build import build_model
 
-TENSORS_SHOWN = 3
+Combined = tuple[LoadedRun, Mapping[str, LoadedRun]]
+"""A run, and of each of its tasks the run whose outputs it must give."""
 
 
-def average(
-    runs: Sequence[Path],
-    weights: Sequence[float] | None,
-    out: Path,
-    verification: Verification | None,
-) -> None:
-    """Write the weighted mean of runs; `weights` need not sum to 1.
+def average(runs: Sequence[Path], weights: Sequence[float] | None) -> Combined:
+    """The weighted mean of runs; `weights` need not sum to 1.
 
     Errors: ValueError if the runs are not of one model.
     """
@@ -41,24 +36,18 @@ def average(
     if sum(factors) == 0:
         raise ValueError(f"--weights: {factors} sum to 0, and a mean divides by that")
     loaded = open_alike(runs)
-    write_weighted(loaded, [factor / sum(factors) for factor in factors], out, verification)
+    return weighted(loaded, [factor / sum(factors) for factor in factors])
 
 
-def arithmetic(
-    base: Path,
-    runs: Sequence[Path],
-    weights: Sequence[float] | None,
-    out: Path,
-    verification: Verification | None,
-) -> None:
-    """Write base + sum of weight x (run - base). A negative weight takes away what a run learnt.
+def arithmetic(base: Path, runs: Sequence[Path], weights: Sequence[float] | None) -> Combined:
+    """base + sum of weight x (run - base). A negative weight takes away what a run learnt.
 
     Errors: ValueError if the runs are not of one model, or the base lacks what they trained.
     """
     factors = factors_of(runs, weights)
     loaded = [*open_alike(runs), load_run(base, torch.float32)]
     check_base((runs[0], loaded[0]), (base, loaded[-1]))
-    write_weighted(loaded, [*factors, 1.0 - sum(factors)], out, verification)
+    return weighted(loaded, [*factors, 1.0 - sum(factors)])
 
 
 def factors_of(runs: Sequence[Path], weights: Sequence[float] | None) -> list[float]:
@@ -74,8 +63,8 @@ def factors_of(runs: Sequence[Path], weights: Sequence[float] | None) -> list[fl
     return factors
 
 
-def take(run: Path, task: str, out: Path, verification: Verification | None) -> None:
-    """Write a run of one task alone, with that task's slices.
+def take(run: Path, task: str) -> Combined:
+    """A run of one task alone, with that task's slices.
 
     Errors: ValueError if the run has no such task, or the task no slices.
     """
@@ -87,11 +76,11 @@ def take(run: Path, task: str, out: Path, verification: Verification | None) -> 
     with torch.no_grad():
         for name, tensor in single.model.unique_state():
             tensor.copy_(state[name][number, None] if name in stacked else state[name])
-    write_run(single, out, verification, {task: loaded})
+    return single, {task: loaded}
 
 
-def put(run: Path, giver: Path, task: str, out: Path, verification: Verification | None) -> None:
-    """Write a run with another run's slices for a task, which it has already or gets.
+def put(run: Path, giver: Path, task: str) -> Combined:
+    """A run with another run's slices for a task, which it has already or gets.
 
     Errors: ValueError if weights that tasks share differ between the runs.
     """
@@ -111,11 +100,11 @@ def put(run: Path, giver: Path, task: str, out: Path, verification: Verification
             for place, (each, source) in enumerate(sources.items()):
                 row = list(source.recipe.tasks).index(each)
                 tensor[place].copy_(states[id(source)][name][row])
-    write_run(whole, out, verification, sources)
+    return whole, sources
 
 
 def open_alike(runs: Sequence[Path], same_tasks: bool = True) -> list[LoadedRun]:
-    """Runs in float32, whose recipes agree in what the model computes.
+    """Open runs in float32, and check that their models compute the same from equal weights.
 
     Errors: ValueError that names what differs.
     """
@@ -127,13 +116,8 @@ def open_alike(runs: Sequence[Path], same_tasks: bool = True) -> list[LoadedRun]
     return loaded
 
 
-def write_weighted(
-    runs: Sequence[LoadedRun],
-    factors: Sequence[float],
-    out: Path,
-    verification: Verification | None,
-) -> None:
-    """Write the first run with sum of factor x weight for all that trains."""
+def weighted(runs: Sequence[LoadedRun], factors: Sequence[float]) -> Combined:
+    """The first run with sum of factor x weight for all that trains."""
     target = runs[0]
     states = [dict(run.model.unique_state()) for run in runs]
     moving = target.model.moving_names()
@@ -148,19 +132,18 @@ def write_weighted(
                         f"--weights: {name} is beyond float32 in the sum (factors {factors}); give "
                         "smaller ones, and runs whose own weights are finite"
                     )
-    write_run(target, out, verification, all_tasks(target))
+    return target, all_tasks(target)
 
 
 def check_equal(states: Iterable[Mapping[str, Tensor]], names: Iterable[str], what: str) -> None:
-    """Errors: ValueError if tensors differ between runs, which nothing makes one of."""
+    """Errors: ValueError if tensors that cannot be combined differ between runs."""
     first, *others = states
     odd = sorted(n for n in names if any(not torch.equal(first[n], o[n]) for o in others))
     if odd:
-        more = f" and {len(odd) - TENSORS_SHOWN} more" if len(odd) > TENSORS_SHOWN else ""
         raise ValueError(
-            f"{', '.join(odd[:TENSORS_SHOWN])}{more}: {what}, and not the same in all runs; "
-            "combine runs that began with one model (one backbone that `vlds convert hf` wrote, or "
-            "one seed)"
+            f"{first_names(odd, 3)}: {what}, but not the same in all runs; "
+            "combine runs that started from one model (one backbone that `vlds convert hf` wrote, "
+            "or one seed)"
         )
 
 
@@ -185,6 +168,6 @@ def stacked_names(recipe: Recipe, option: str) -> set[str]:
 
 
 def rebuilt(run: LoadedRun, recipe: Recipe) -> LoadedRun:
-    """The model of a changed recipe, to be filled."""
+    """A run with a changed recipe, whose weights are still to be filled."""
     model = build_model(recipe.model, list(recipe.tasks), torch.float32, run.tokenizer)
     return LoadedRun(recipe, run.tokenizer, model.eval())

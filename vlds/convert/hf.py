@@ -1,12 +1,11 @@
-"""Write a run as one folder: the text backbone in Hugging Face's layout, everything else beside it.
+"""Writes a run as one folder: the text backbone in Hugging Face's layout, and everything else.
 
     OUT/config.json, model.safetensors, tokenizer files
-    `AutoModelForSeq2SeqLM.from_pretrained(OUT)` opens these
+                            `AutoModelForSeq2SeqLM.from_pretrained(OUT)` opens these
         vision.safetensors (CLIP: vision/), visual_embedding.safetensors
-        weights.safetensors                               methods that are not folded into the
-        backbone
-        recipe.yaml, artifact.json, manifest.json         so that `vlds.artifact.load_run(OUT)`
-        opens the whole
+        weights.safetensors methods that are not folded into the backbone
+        recipe.yaml, artifact.json, manifest.json
+                            with these, `vlds.artifact.load_run(OUT)` opens the whole
 
 The folder may move: its recipe names files relative to it. Another recipe's `backbone.path`,
 `vision.weights` and `visual_embedding.weights` may name them: that is how one run's model becomes
@@ -22,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 
 from vlds.artifact import WEIGHTS, LoadedRun, load_run, own_tensors, write_description
-from vlds.convert.output import new_folder, say
+from vlds.convert.output import new_output, say
 from vlds.convert.verify import Verification, all_tasks
 from vlds.methods.base import Method
 from vlds.methods.full import Full
@@ -41,7 +40,7 @@ def convert_run(
 
     Errors: ValueError if it exists, or where `merge` is asked for and a method cannot be folded.
     """
-    with new_folder(out) as partial:
+    with new_output(out, "folder") as partial:
         say(f"opening {run}")
         loaded = load_run(run)
         if merge:
@@ -98,7 +97,7 @@ def write_rest(loaded: LoadedRun, folder: Path) -> None:
         backbone=recipe.backbone.saved_in(folder),
         vision=recipe.vision.export(model.vision, folder),
         visual_embedding=replace(recipe.visual_embedding, weights=str(embedding_file)),
-        # What trained is part of the files now, and nothing is left of Full but that.
+        # Trained weights are in the files now; Full adds nothing else.
         methods={name: m for name, m in recipe.methods.items() if not isinstance(m, Full)},
         train_norms=False,
         train_visual_embedding=False,

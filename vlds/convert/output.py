@@ -1,4 +1,4 @@
-"""What a conversion writes, and how it is told. Nothing that exists is overwritten."""
+"""How a conversion writes its output and reports progress. Nothing that exists is overwritten."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
@@ -20,46 +20,33 @@ from vlds.runtime.process_end import Interrupted, interruptible
 from vlds.runtime.shown import visible
 from vlds.runtime.whole_file import Taken, whole_file, whole_folder
 
-if TYPE_CHECKING:  # importing it for good would make each help wait for torch
+if TYPE_CHECKING:  # imported at run time, it would make each help wait for torch
     from torch import Tensor
 
 Item = TypeVar("Item")
+Kind = Literal["file", "folder"]
+"""Of an output."""
 
 
 @contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """An empty folder that becomes `out` if all goes well, and vanishes if not.
+def new_output(out: Path, kind: Kind) -> Iterator[Path]:
+    """An empty folder, or the name of a file, that becomes `out` if all goes well, and vanishes if
+    not.
 
     Errors: ValueError if `out` exists or cannot be written.
     """
-    check_absent(out, "folder")
-    with named_out(), whole_folder(out, new=True) as partial:
-        yield partial
-
-
-@contextmanager
-def new_file(out: Path) -> Iterator[Path]:
-    """The name of a file that becomes `out` if all goes well, and vanishes if not.
-
-    Errors: ValueError if `out` exists or cannot be written.
-    """
-    check_absent(out, "file")
-    with named_out(), whole_file(out, new=True) as partial:
-        yield partial
-
-
-@contextmanager
-def named_out() -> Iterator[None]:
-    """Inside, errors of writing say which option they are about."""
+    check_absent(out, kind)
+    whole = whole_folder(out, new=True) if kind == "folder" else whole_file(out, new=True)
     try:
-        yield
+        with whole as partial:
+            yield partial
     except (CannotWrite, Taken) as error:
         raise ValueError(f"--out: {error}") from error
 
 
-def check_absent(out: Path, kind: str) -> None:
-    """Errors: ValueError if something, a dead link for instance, has the name, or a file stands
-    in the way to it."""
+def check_absent(out: Path, kind: Kind) -> None:
+    """Errors: ValueError if the path exists, as a dead link for instance, or leads through a
+    file."""
     if not out.name or out.name == ".." or os.path.lexists(beside_others(out)):
         raise ValueError(f"--out: {out} exists; name a new {kind}")
     for above in beside_others(out).parents:
@@ -68,14 +55,14 @@ def check_absent(out: Path, kind: str) -> None:
 
 
 def beside_others(out: Path) -> Path:
-    """The one place that a name means, its links followed but the last."""
+    """The path with all links resolved but the last."""
     return Path(os.path.realpath(out.parent)) / out.name
 
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Inside, a signal that asks for an end ends the program: what is half made vanishes, and one
-    line says so.
+    """Inside, a signal that asks for an end removes unfinished outputs, and ends the program with
+    one line.
 
     Errors: SystemExit, with the shell's code for the signal.
     """
@@ -83,13 +70,13 @@ def stoppable() -> Iterator[None]:
         with interruptible():
             yield
     except Interrupted as end:
-        remove_half_made()  # it may have come before anything was there to undo the work
+        remove_half_made()  # the signal may have arrived before a `finally` was reached
         say("vlds convert: stopped; --out is there whole or not at all")
         raise SystemExit(end.exit_code) from None
 
 
 def check_plain(name: str, what: str) -> str:
-    """A name that becomes one of a file or folder inside the output, and of nothing else.
+    """A name that is to be a folder's inside the output.
 
     Errors: ValueError if it would lead elsewhere.
     """
@@ -98,15 +85,21 @@ def check_plain(name: str, what: str) -> str:
     return name
 
 
+def first_names(names: Sequence[str], most: int) -> str:
+    """The first names of tensors, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more tensors" if more > 0 else "")
+
+
 def say(text: str) -> None:
-    """Tell the user what is being done; stdout is for results."""
+    """Report progress on stderr; stdout is for results."""
     terminal.tell(text, error=True, flush=True)
 
 
 def save_torch(tensors: dict[str, Tensor], file: Path) -> None:
-    """torch.save, whose own errors do not say what the system has refused.
+    """torch.save, whose own errors hide the system's.
 
-    Errors: OSError where it refuses to write.
+    Errors: OSError if the file cannot be written.
     """
     import torch
 
@@ -118,11 +111,11 @@ def save_torch(tensors: dict[str, Tensor], file: Path) -> None:
 
 
 def tell(text: str) -> None:
-    """A result, on stdout. Nobody need read it: what is written is there all the same."""
+    """Print a result to stdout; a closed pipe is no error, since the output is written anyway."""
     try:
         terminal.tell(text, flush=True)
     except BrokenPipeError:
-        # Python would try again when it ends.
+        # Otherwise Python writes again when it ends, and fails.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

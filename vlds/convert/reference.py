@@ -1,5 +1,5 @@
 """Checkpoints of the original VL-T5 and VL-Adapter code (`LAST.pth`): a state dict of the whole
-model, every name with `module.` before it, what tasks share once under each task's name."""
+model. Every name begins with `module.`; shared weights are stored once under each task's name."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from vlds.artifact import LoadedRun, load_run
+from vlds.artifact import LoadedRun
 from vlds.backbones import T5
 from vlds.backbones.vocabulary import has_own_head
 from vlds.convert.foreign_files import read_state_dict
-from vlds.convert.output import new_file, save_torch, say
-from vlds.convert.target import Target, scrub, target_of_run
-from vlds.convert.verify import Verification, all_tasks
+from vlds.convert.output import Kind, first_names, save_torch, say
+from vlds.convert.target import RunFiles
 from vlds.methods import Method
 from vlds.methods.bottleneck import Bottleneck
 from vlds.methods.extended import added_tensors
@@ -91,38 +91,28 @@ def spellings(key: str) -> tuple[str, str]:
     return key, f"model.{key}"
 
 
-def import_reference(
-    file: Path, target: Target, out: Path, verification: Verification | None
-) -> None:
-    """Write the artifact of an original checkpoint.
+class ReferenceFile(RunFiles):
+    """How the original code saves a run."""
 
-    Errors: ValueError if the file is none, or not the recipe's.
-    """
-    check_expressible(target.run)
-    say(f"reading {file}")
-    target.fill(from_reference(read_state_dict(file), target.run), file)
-    target.write(out, verification)
+    kind: ClassVar[Kind] = "file"
 
+    def __init__(self, run: LoadedRun) -> None:
+        """Errors: ValueError, with the reason, if the original code cannot hold the run."""
+        super().__init__(run)
+        check_expressible(run)
 
-def export_reference(run: Path, out: Path, verification: Verification | None) -> None:
-    """Write a run as the original code would have saved it.
+    def write(self, out: Path) -> None:
+        """Write the file."""
+        if next(self.run.model.vision.parameters(), None) is not None:
+            say("left out: the vision encoder, which the original code never keeps")
+        state = to_reference(self.run)
+        save_torch({f"module.{key}": tensor for key, tensor in state.items()}, out)
 
-    Errors: ValueError if it has no place for a method.
-    """
-    say(f"opening {run}")
-    loaded = load_run(run, torch.float32)
-    check_expressible(loaded)
-    if next(loaded.model.vision.parameters(), None) is not None:
-        say("left out: the vision encoder, which the original code never keeps")
-    state = to_reference(loaded)
-    with new_file(out) as partial:
-        say(f"writing {out}")
-        save_torch({f"module.{key}": tensor for key, tensor in state.items()}, partial)
-        if verification is not None:
-            again = target_of_run(run)
-            scrub(again.run.model)
-            again.fill(from_reference(read_state_dict(partial), again.run), partial)
-            verification.compare(all_tasks(loaded), again.run)
+    def read(self, path: Path) -> dict[str, Tensor]:
+        """Our tensors, without the vision encoder's."""
+        run = self.run
+        names = named_tensors(run.model, run.recipe.methods, list(run.recipe.tasks))
+        return read_tensors(read_state_dict(path), names)
 
 
 def check_expressible(run: LoadedRun) -> None:
@@ -155,20 +145,14 @@ def check_expressible(run: LoadedRun) -> None:
         )
 
 
-def from_reference(state: Mapping[str, Tensor], run: LoadedRun) -> dict[str, Tensor]:
+def read_tensors(
+    state: Mapping[str, Tensor], names: Mapping[str, NamedTensor]
+) -> dict[str, Tensor]:
     """Our tensors, by name, from a state dict of the original code.
 
     Errors: ValueError that names a tensor that the state dict lacks, has in another shape, or has
     beside what the run's model knows.
     """
-    names = named_tensors(run.model, run.recipe.methods, list(run.recipe.tasks))
-    return read_tensors(state, names)
-
-
-def read_tensors(
-    state: Mapping[str, Tensor], names: Mapping[str, NamedTensor]
-) -> dict[str, Tensor]:
-    """As `from_reference`, for tensors and their names."""
     tensors: dict[str, Tensor] = {}
     used: set[str] = set()
     for name, entry in names.items():
@@ -191,9 +175,8 @@ def read_tensors(
         tensors[name] = pieces[0] if None in entry.keys else torch.stack(pieces)
     if left := sorted(state.keys() - used):
         raise ValueError(
-            f"the checkpoint holds {left[0]}"
-            f"{f' and {len(left) - 1} more tensors' if len(left) > 1 else ''} that the recipe's "
-            "model has no place for; the recipe's methods and tasks must be its own"
+            f"the checkpoint holds {first_names(left, 1)} that the recipe's model has no place "
+            "for; the recipe's methods and tasks must be those of the checkpoint"
         )
     return tensors
 
@@ -207,7 +190,8 @@ def absent(key: str, state: Mapping[str, Tensor]) -> ValueError:
             "these compute the same: pre-train again"
         )
     return ValueError(
-        f"{key}: not in the checkpoint; the recipe's methods and tasks must be its own"
+        f"{key}: not in the checkpoint; the recipe's methods and tasks must be those of the "
+        "checkpoint"
     )
 
 

@@ -1,26 +1,50 @@
-"""The run that foreign weights become: a recipe's model, filled tensor by tensor, then written as
-an artifact."""
+"""Both ways between a run and the files of another library: a run is written as files, or files
+fill a recipe's model, which is then written as an artifact."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from vlds.artifact import LoadedRun, load_run, own_parts, own_tensors, write_artifact
 from vlds.config import Recipe
-from vlds.convert.output import new_folder, say
+from vlds.convert.output import Kind, first_names, new_output, say
 from vlds.convert.verify import Verification, all_tasks
 from vlds.models.build import build_model
 from vlds.models.vl_model import VLModel
 
 
+class RunFiles(ABC):
+    """How a library stores a run."""
+
+    kind: ClassVar[Kind]
+    """Of what is written."""
+
+    def __init__(self, run: LoadedRun) -> None:
+        """Errors: ValueError, with the reason, if the library cannot hold the run."""
+        self.run = run
+
+    @abstractmethod
+    def write(self, out: Path) -> None:
+        """Write the run to a new file, or into an empty folder."""
+
+    @abstractmethod
+    def read(self, path: Path) -> dict[str, Tensor]:
+        """Our tensors, by name.
+
+        Errors: ValueError if files are missing, damaged, or hold other tensors than the recipe's.
+        """
+
+
 @dataclass
 class Target:
-    """A model in float32, and what of it nothing has filled yet."""
+    """A model in float32, and the names of its tensors that nothing has filled yet."""
 
     run: LoadedRun
     missing: set[str]
@@ -73,33 +97,31 @@ class Target:
         Errors: ValueError if tensors are missing, or the written artifact gives other outputs.
         """
         if self.missing:
-            names = sorted(self.missing)
             raise ValueError(
-                f"nothing holds {', '.join(names[:3])}"
-                f"{f' and {len(names) - 3} more tensors' if len(names) > 3 else ''}: they would be "
-                "random. Give --run instead of --config, a run that has them, or name files that "
-                "do in the recipe (backbone.path, vision.weights, visual_embedding.weights)"
+                f"nothing holds {first_names(sorted(self.missing), 3)}, so they would be random. "
+                "Give --run instead of --config, a run that has them, or name files that do in "
+                "the recipe (backbone.path, vision.weights, visual_embedding.weights)"
             )
-        write_run(self.run, out, verification)
+        write_run(self.run, all_tasks(self.run), out, verification)
 
 
 def write_run(
     run: LoadedRun,
+    expected: Mapping[str, LoadedRun],
     out: Path,
     verification: Verification | None,
-    expected: Mapping[str, LoadedRun] | None = None,
 ) -> None:
     """Write a run's artifact as the new folder `out`. `expected`: task -> the run whose outputs it
-    must give; default: the run itself."""
-    with new_folder(out) as partial:
+    must give."""
+    with new_output(out, "folder") as partial:
         say(f"writing {out}")
         write_artifact(partial, own_tensors(run.model), run.recipe, run.tokenizer)
         if verification is not None:
-            verification.compare(expected or all_tasks(run), load_run(partial, torch.float32))
+            verification.compare(expected, load_run(partial, torch.float32))
 
 
 def target_of_recipe(recipe: Recipe) -> Target:
-    """A recipe's model, where only its sources have filled anything."""
+    """A recipe's model, filled from its sources only."""
     say("building the recipe's model")
     tokenizer = recipe.backbone.load_tokenizer()
     model = build_model(recipe.model, list(recipe.tasks), torch.float32, tokenizer).eval()
@@ -108,15 +130,40 @@ def target_of_recipe(recipe: Recipe) -> Target:
 
 
 def target_of_run(run: Path) -> Target:
-    """A run's model, all of it filled."""
+    """A run's model, completely filled."""
     say(f"opening {run}")
     return Target(load_run(run, torch.float32), set())
 
 
 @torch.no_grad()
 def scrub(model: VLModel) -> None:
-    """Make everything that no source holds wrong, so that it must be filled to be right."""
+    """Overwrite everything that no source holds with NaN, so that only filling makes it right."""
     for name, tensor in model.unique_state():
         known = name in model.sources.names or name.startswith("vision.")
         if not known and tensor.is_floating_point():
             tensor[model.sources.rows.get(name, 0) :].fill_(torch.nan)
+
+
+def export_run(
+    run: Path,
+    files_of: Callable[[LoadedRun], RunFiles],
+    out: Path,
+    verification: Verification | None,
+    prepare: Callable[[LoadedRun], LoadedRun],
+) -> None:
+    """Write a run as a library's files. `prepare` makes it what the library can hold.
+
+    Errors: ValueError if the library cannot hold it, or what was written gives other outputs.
+    """
+    say(f"opening {run}")
+    loaded = prepare(load_run(run, torch.float32))
+    files = files_of(loaded)
+    with new_output(out, files.kind) as partial:
+        say(f"writing {out}")
+        files.write(partial)
+        if verification is not None:
+            again = prepare(load_run(run, torch.float32))
+            scrub(again.model)
+            state = dict(loaded.model.unique_state()) | files_of(again).read(partial)
+            again.model.load_state_dict(state, strict=False)
+            verification.compare(all_tasks(loaded), again)

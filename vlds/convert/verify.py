@@ -1,4 +1,4 @@
-"""Does a converted run answer as before: logits of both, on the same pictures and texts."""
+"""Checks that a converted run answers as before: compares logits on the same pictures and texts."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ from vlds.schema import Batch, SkipSample
 
 TOLERANCES = {torch.bfloat16: 0.05, torch.float32: 1e-5, torch.float64: 1e-9}
 """Largest difference of logits, as a share of the largest logit, that rounding explains."""
-NUM_MADE = 2
+NUM_GENERATED = 2
+"""Pictures, where the user names none."""
 PROMPT, TARGET = 8, 6
-"""Tokens of the made texts."""
+"""Tokens of the generated texts."""
 
 
 @dataclass(frozen=True)
 class Verification:
-    """On which pictures outputs are compared, and what is too much."""
+    """The pictures on which outputs are compared, and the tolerance."""
 
     pictures: Sequence[Path] = ()
-    """Files; none: made ones."""
+    """Files; default: generated pictures."""
     tolerance: float | None = None
     """As a share of the largest logit; default: by the precision."""
 
     def compare(self, before: Mapping[str, LoadedRun], after: LoadedRun) -> float:
-        """Compare each task's logits with those of the run that it comes from, and print the
-        largest difference; it, as a share of the largest logit.
+        """Compare each task's logits with those of the run that it comes from. Prints the largest
+        difference; returns it as a share of the largest logit.
 
         Errors: ValueError if it is above the tolerance.
         """
@@ -45,7 +46,7 @@ class Verification:
             expected, given = (logits(each, task, self.pictures) for each in (run, after))
             distance, largest = (expected - given).abs().max(), expected.abs().max()
             shares[task] = float(distance / largest), float(distance)
-        # Not a number is the worst.
+        # NaN counts as the largest.
         worst = max(shares, key=lambda task: (math.isnan(shares[task][0]), shares[task]))
         share, difference = shares[worst]
         limit = self.tolerance
@@ -63,7 +64,7 @@ class Verification:
     def named(self) -> str:
         """The pictures, in words."""
         num = len(self.pictures)
-        return f"{num} picture{'s' * (num > 1)}" if num else f"{NUM_MADE} made pictures"
+        return f"{num} picture{'s' * (num > 1)}" if num else f"{NUM_GENERATED} generated pictures"
 
 
 def all_tasks(run: LoadedRun) -> dict[str, LoadedRun]:
@@ -74,15 +75,15 @@ def all_tasks(run: LoadedRun) -> dict[str, LoadedRun]:
 @torch.no_grad()
 def logits(run: LoadedRun, task: str, pictures: Sequence[Path]) -> Tensor:
     """A task's logits, in float64: (b, t, w)."""
-    # Torch has other kernels for weights that train, which round otherwise on some CPUs.
+    # Torch has other kernels for trainable weights, which round differently on some CPUs.
     model = run.model.eval().requires_grad_(False)
     return model.logits(probe(run, task, pictures)).double()
 
 
 def probe(run: LoadedRun, task: str, pictures: Sequence[Path]) -> Batch:
-    """A batch of one task: each picture once, with a made text and target."""
+    """A batch of one task: each picture once, with a generated text and target."""
     draw = torch.Generator().manual_seed(zlib.crc32(task.encode()))
-    num = len(pictures) or NUM_MADE
+    num = len(pictures) or NUM_GENERATED
     words = len(run.tokenizer) - run.recipe.backbone.visual_tokens
     lengths = torch.tensor([PROMPT - n % 3 for n in range(num)])
     batch = Batch(
@@ -99,8 +100,8 @@ def probe(run: LoadedRun, task: str, pictures: Sequence[Path]) -> Batch:
     if spec is None:
         if pictures:
             raise ValueError(
-                "--verify: StoredFeatures reads no pictures; leave the files out, and features "
-                "are made"
+                "--verify: StoredFeatures reads no pictures; leave the files out to compare on "
+                "generated features"
             )
         vision = run.recipe.vision
         shape = (num, vision.grid_size**2, vision.feature_dim)

@@ -4,8 +4,8 @@
     CHECKPOINT/TAG/*_model_states.pt                       shapes, frozen weights, buffers
     CHECKPOINT/TAG/*_zero_pp_rank_*_optim_states.pt        each rank's part of the fp32 masters
 
-DeepSpeed puts the parts together. Its own script would unpickle the files without a look at them;
-here they are read as tensors, plain containers and three harmless classes of DeepSpeed's.
+DeepSpeed's functions join the parts. Its own script would unpickle the files unchecked; here they
+are read as tensors, plain containers and four harmless classes of DeepSpeed.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ from deepspeed.utils import zero_to_fp32
 from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor
 
-from vlds.convert.foreign_files import DAMAGE, read_torch
+from vlds.convert.foreign_files import read_torch
 from vlds.convert.output import follow, say
 from vlds.convert.target import Target
-from vlds.convert.verify import Verification
 from vlds.runtime.regular_file import read_text
 
 ALLOWED = (DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address)
@@ -35,20 +34,16 @@ CURE = "If you trust it, save it again without objects in `client_state`"
 MODEL, OPTIMIZER = "*_model_states.pt", "*_optim_states.pt"
 
 
-def import_zero(
-    checkpoint: Path, tag: str | None, target: Target, out: Path, verification: Verification | None
-) -> None:
-    """Write the artifact of a ZeRO checkpoint.
+def fill_from_zero(target: Target, checkpoint: Path, tag: str | None) -> None:
+    """Fill a model from a ZeRO checkpoint.
 
     Errors: ValueError if the checkpoint is not whole or not the recipe's.
     """
     folder = tagged(checkpoint, tag)
-    tensors = consolidated(folder)
-    bare = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    known = dict(target.run.model.unique_state())
-    aliases = set(target.run.model.state_dict()) - set(known)
+    bare = {name.removeprefix("module."): t for name, t in consolidated(folder).items()}
+    model = target.run.model
+    aliases = set(model.state_dict()) - {name for name, _ in model.unique_state()}
     target.fill({name: t for name, t in bare.items() if name not in aliases}, folder)
-    target.write(out, verification)
 
 
 def tagged(checkpoint: Path, tag: str | None) -> Path:
@@ -108,7 +103,7 @@ def consolidated(folder: Path) -> dict[str, Tensor]:
 
 
 def model_state(content: dict[str, Any]) -> Any:
-    """What DeepSpeed's script wants to know of a file of weights."""
+    """The content of a file of weights as DeepSpeed's functions take it."""
     names = set(content["buffer_names"])
     frozen = content.get("frozen_param_shapes")
     fragments = content.get("frozen_param_fragments")
@@ -135,17 +130,18 @@ def files(folder: Path, pattern: str) -> list[Path]:
 
 
 def numbers(file: Path) -> list[int]:
-    """What a file's name counts: rank 10 comes after rank 9."""
+    """The numbers in a file's name, by which rank 10 comes after rank 9."""
     return [int(digits) for digits in re.findall(r"\d+", file.name)]
 
 
 @contextmanager
 def reported(folder: Path) -> Iterator[None]:
-    """Inside, DeepSpeed prints nothing, and what it cannot make sense of is the user's error."""
+    """Inside, DeepSpeed prints nothing, and its errors over unexpected content, which may be of any
+    type, become the user's."""
     try:
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             yield
-    except DAMAGE as error:
+    except Exception as error:
         if isinstance(error, ValueError) and str(folder) in str(error):
             raise
         raise ValueError(

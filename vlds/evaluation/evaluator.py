@@ -14,7 +14,7 @@ from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.eval_order import EvalOrder, Survey, survey
 from vlds.data.streams.source import Source
 from vlds.data.streams.stream import EvalStream
-from vlds.evaluation.result import Decoded, Evaluation
+from vlds.evaluation.result import Decoded, Details, Evaluation
 from vlds.models.vl_model import VLModel
 from vlds.runtime.ranks import Ranks
 from vlds.schema import Batch
@@ -28,8 +28,8 @@ class EvaluationStopped(Exception):
 
 
 class Evaluator:
-    """Decodes and scores the sources that have data. The constructor reads what they ask and lays
-    out their batches."""
+    """Decodes and scores the sources that have data. The constructor reads their questions and
+    plans their batches."""
 
     def __init__(
         self,
@@ -47,17 +47,17 @@ class Evaluator:
         self.ranks, self.say = ranks, say
         self.stopping: Callable[[], bool] = lambda: False
         """Asked after each batch; if it is true on a rank, the evaluation ends."""
-        self.told_left_out = False
+        self.reported_left_out = False
         for source in sources:
             if source.datasets:
                 source.check(recipe.image)
         self.orders = {s.name: self._order(s) for s in sources if s.datasets}
 
     def _order(self, source: Source) -> EvalOrder:
-        together = self._survey(source, self.tokenizer)
+        merged = self._survey(source, self.tokenizer)
         return EvalOrder(
             np.concatenate(source.counts),
-            self.ranks.broadcast(together and together.costs),
+            self.ranks.broadcast(merged and merged.costs),
             self.recipe.data.eval_batch_size,
             whole_samples=source.task.unit == "sample",
         )
@@ -74,26 +74,26 @@ class Evaluator:
             share = survey(source, range(start, stop), tokenizer)
         except ValueError as error:
             problem = str(error)
-        if tokenizer is not None:  # the caller wants costs alone, and the rest is much to send
+        if tokenizer is not None:  # the caller needs only costs, and the rest is much to send
             share.references, share.samples = [], []
-        together = Survey()
+        merged = Survey()
         for part, part_problem in ranks.gather((share, problem)) or []:
-            together.extend(part)
+            merged.extend(part)
             problem = problem or part_problem
         try:
-            together.check()
+            merged.check()
         except ValueError as error:
             problem = problem or str(error)
         if problem := ranks.broadcast(problem):
             raise ValueError(problem)
-        return together if ranks.is_first else None
+        return merged if ranks.is_first else None
 
     def score_names(self, name: str) -> list[str]:
         """The scores that a task gets on its data; needs no model. Collective."""
         (source,) = (source for source in self.sources if source.name == name)
         names: list[str] = []
-        if (together := self._survey(source)) is not None:
-            references = dict(zip(together.ids, together.references, strict=True))
+        if (merged := self._survey(source)) is not None:
+            references = dict(zip(merged.ids, merged.references, strict=True))
             names = list(source.task.score(dict.fromkeys(references, ""), references))
         broadcast_names: list[str] = self.ranks.broadcast(names)
         return broadcast_names
@@ -116,9 +116,9 @@ class Evaluator:
 
     def _tell_left_out(self) -> None:
         """Say once, before anything is decoded, which scores cannot be computed."""
-        if not self.ranks.is_first or self.told_left_out:
+        if not self.ranks.is_first or self.reported_left_out:
             return
-        self.told_left_out = True
+        self.reported_left_out = True
         for source in self.sources:
             if source.datasets and (missing := source.task.left_out()) is not None:
                 self.say(f"{source.name}: {missing}")
@@ -160,11 +160,9 @@ class Evaluator:
                 if batch.valid[row]:
                     yield Decoded(
                         batch.ids[row],
-                        batch.samples[row],
                         batch.references[row],
                         source.task.answer_from(answer.text),
-                        answer.confidence,
-                        answer.token_confidence,
+                        Details(batch.samples[row], answer.confidence, answer.token_confidence),
                     )
             if self.stopping():
                 return
@@ -185,7 +183,7 @@ class Evaluator:
 
 
 def blanked(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The same batches with grey pictures: they show what a model knows without seeing."""
+    """The same batches with grey pictures, which show what a model answers without seeing."""
     for batch in batches:
         if batch.images is not None:
             batch.images.fill_(GREY)

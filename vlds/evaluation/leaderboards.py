@@ -1,11 +1,10 @@
-"""Writes the files that leaderboards take, one a data set, and reads each back before it gets its
-name."""
+"""Writes the files that leaderboards take, one for each data set."""
 
 from __future__ import annotations
 
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +15,12 @@ from vlds.evaluation.prediction_files import (
     SUFFIXES,
     Misfit,
     Pairs,
-    as_mapping,
     pairs_of,
     submission_text,
     value_member,
 )
 from vlds.evaluation.result import Evaluation
-from vlds.runtime.whole_file import whole_file
+from vlds.runtime.whole_file import whole_file, write_whole
 
 ZIP = "value.zip"
 
@@ -46,16 +44,16 @@ class Part:
     def notes(self, text: str) -> list[str]:
         """Predictions that the form cannot hold, and what its text has instead."""
         written = dict(pairs_of(self.file, text))
-        odd = [key for key, prediction in self.pairs if written[key] != prediction]
-        if not odd:
+        changed = [key for key, prediction in self.pairs if written[key] != prediction]
+        if not changed:
             return []
         instead = "name no choice: written as -1, which is always wrong"
         if self.dataset.kind == "nlvr2":
             instead = "are neither true nor false: written as False"
-        return [f"  {len(odd):,} predictions {instead} ({', '.join(odd[:3])})"]
+        return [f"  {len(changed):,} predictions {instead} ({', '.join(changed[:3])})"]
 
 
-def parts(source: Source, evaluation: Evaluation) -> Iterator[Part]:
+def parts_of(source: Source, evaluation: Evaluation) -> Iterator[Part]:
     """A task's predictions data set by data set, with the ids that they have there."""
     for dataset in source.datasets:
         start = f"{dataset.label}/" if len(source.datasets) > 1 else ""
@@ -76,13 +74,13 @@ def write_submissions(
     Errors: CannotWrite.
     """
     by_name = {source.name: source for source in sources}
-    every = [part for e in evaluations for part in parts(by_name[e.task], e)]
-    every = [part for part in every if part.dataset.kind in SUFFIXES]
-    files = Counter(part.file for part in every)
+    parts = [part for e in evaluations for part in parts_of(by_name[e.task], e)]
+    parts = [part for part in parts if part.dataset.kind in SUFFIXES]
+    files = Counter(part.file for part in parts)
     lines: list[str] = []
     zips: dict[str, dict[str, str]] = {}
-    for part in every:
-        # Two tasks may answer one data set: none of their files may be lost.
+    for part in parts:
+        # Two tasks may answer one data set; neither file may replace the other.
         start = f"{part.task}-" if files[part.file] > 1 else ""
         try:
             text = submission_text(part.dataset.kind, part.pairs)
@@ -94,28 +92,14 @@ def write_submissions(
             lines.append(f"{folder / (start + ZIP)}: {part.file}")
         else:
             path = folder / (start + part.file)
-            with whole_file(path) as partial:
-                partial.write_text(text, encoding="utf-8")
-                check(partial.read_text(encoding="utf-8"), part)
+            write_whole(path, text)
             lines.append(str(path))
         lines += part.notes(text)
     for name, texts in zips.items():
-        write_zip(folder / name, texts)
+        with (
+            whole_file(folder / name) as partial,
+            zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive,
+        ):
+            for member, text in texts.items():
+                archive.writestr(member, text)
     return lines
-
-
-def write_zip(path: Path, texts: Mapping[str, str]) -> None:
-    """VALUE's zip, and what it holds read back."""
-    with whole_file(path) as partial:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, text in texts.items():
-                archive.writestr(name, text)
-        with zipfile.ZipFile(partial) as archive:
-            for name, text in texts.items():
-                assert archive.read(name).decode() == text
-
-
-def check(text: str, part: Part) -> None:
-    """Every id once, each with its prediction."""
-    written = as_mapping(pairs_of(part.file, text), part.file)
-    assert list(written) == [key for key, _ in part.pairs]

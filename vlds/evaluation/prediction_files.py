@@ -1,6 +1,6 @@
 """Files of predictions: those that the leaderboards of VQA, GQA, NLVR2, COCO and VALUE take, and
-our own. Each form is written and read here, so that a written file can be compared with what went
-into it, and the outputs of others can be scored.
+our own. Each form is written and read here, so that a written text can be compared with the
+predictions, and other people's files can be scored.
 
     vqa            [{"question_id": 1, "answer": "red"}, ...]         EvalAI
     gqa            [{"questionId": "07333408", "prediction": "red"}, ...]   EvalAI
@@ -62,7 +62,7 @@ UNKNOWN_FORM = "not a known form of predictions; docs/evaluation.md shows the kn
 
 
 class Misfit(ValueError):
-    """An id that a leaderboard does not know."""
+    """An id that a leaderboard's form cannot hold."""
 
 
 def submission_text(kind: str, pairs: Pairs) -> str:

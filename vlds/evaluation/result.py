@@ -18,18 +18,24 @@ from vlds.runtime.whole_file import write_whole
 from vlds.tasks.base import Task
 
 
+class Details(NamedTuple):
+    """What may be known of a prediction besides its text."""
+
+    sample: str | None = None
+    """Id of the example's sample: the examples of one picture belong together."""
+    confidence: float | None = None
+    """Probability that the model gave to the prediction."""
+    token_confidence: float | None = None
+    """As in Answer."""
+
+
 class Decoded(NamedTuple):
     """One example, answered."""
 
     id: str
-    sample: str
-    """Id of its sample."""
     reference: Any
-    prediction: str = ""
-    confidence: float | None = None
-    """Probability of the prediction; None where there was none."""
-    token_confidence: float | None = None
-    """As in Answer."""
+    prediction: str
+    details: Details
 
 
 @dataclass(frozen=True)
@@ -40,19 +46,15 @@ class Evaluation:
     scores: dict[str, float]
     predictions: dict[str, str]
     references: dict[str, Any] = field(repr=False)
-    samples: dict[str, str] = field(repr=False, default_factory=dict)
-    """Id of each example's sample, if known: the examples of one picture belong together."""
-    confidences: dict[str, float | None] = field(repr=False, default_factory=dict)
-    """Probability that the model gave to each prediction, if known."""
-    token_confidences: dict[str, float | None] = field(repr=False, default_factory=dict)
-    """As in Answer."""
+    details: dict[str, Details] = field(repr=False, default_factory=dict)
+    """Of the predictions of which more than the text is known."""
     unreadable: list[str] = field(default_factory=list)
     """Ids and reasons of examples whose picture could not be read: predicted as "" and scored as
     such."""
     notes: list[str] = field(default_factory=list)
-    """What else a reader of the scores must know."""
+    """Remarks for readers of the scores."""
     data: str | None = None
-    """`data_id` of what was scored: scores mean something on their own data only."""
+    """`data_id` of what was scored: scores on different data cannot be compared."""
 
     @classmethod
     def of(
@@ -60,17 +62,15 @@ class Evaluation:
     ) -> Evaluation:
         """The ranks' examples together, sorted by their ids; without scores."""
         bad = sorted((e for _, rank_bad in gathered for e in rank_bad), key=lambda e: e.id)
-        entries = [entry for rank_decoded, _ in gathered for entry in rank_decoded]
-        entries += [Decoded(entry.id, entry.sample, entry.reference) for entry in bad]
-        entries.sort(key=lambda entry: entry.id)
+        examples = [example for rank_decoded, _ in gathered for example in rank_decoded]
+        examples += [Decoded(e.id, e.reference, "", Details(e.sample)) for e in bad]
+        examples.sort(key=lambda example: example.id)
         return cls(
             source.name,
             {},
-            {entry.id: entry.prediction for entry in entries},
-            {entry.id: entry.reference for entry in entries},
-            {entry.id: entry.sample for entry in entries},
-            {entry.id: entry.confidence for entry in entries},
-            {entry.id: entry.token_confidence for entry in entries},
+            {example.id: example.prediction for example in examples},
+            {example.id: example.reference for example in examples},
+            {example.id: example.details for example in examples},
             [f"{entry.id}: {entry.reason}" for entry in bad],
             data=source.data_id,
         )
@@ -98,21 +98,19 @@ class Evaluation:
         write_whole(folder / f"{self.task}.jsonl", "".join(f"{line}\n" for line in lines))
 
     def _line(self, key: str, after: int | None) -> dict[str, Any]:
-        line: dict[str, Any] = {"id": key, "of": len(self.predictions)}
-        if after is not None:
-            line["after"] = after
-        if self.data is not None:
-            line["data"] = self.data
-        if (sample := self.samples.get(key)) is not None:
-            line["sample"] = sample
-        line["prediction"] = self.predictions[key]
-        for name, values in (
-            ("confidence", self.confidences),
-            ("token_confidence", self.token_confidences),
-        ):
-            if (value := values.get(key)) is not None:
-                line[name] = round(value, 4)
-        return line | {"reference": self.references[key]}
+        details = self.details.get(key, Details())
+        line = {
+            "id": key,
+            "of": len(self.predictions),
+            "after": after,
+            "data": self.data,
+            "sample": details.sample,
+            "prediction": self.predictions[key],
+            "confidence": details.confidence and round(details.confidence, 4),
+            "token_confidence": details.token_confidence and round(details.token_confidence, 4),
+        }
+        known = {name: value for name, value in line.items() if value is not None}
+        return known | {"reference": self.references[key]}
 
     @property
     def title(self) -> str:

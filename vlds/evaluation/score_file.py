@@ -13,7 +13,7 @@ from vlds.data.shards.store import Dataset, open_dataset
 from vlds.data.streams.eval_order import survey
 from vlds.data.streams.source import Source
 from vlds.evaluation.prediction_files import IN_ZIP, as_mapping, read_pairs, value_member
-from vlds.evaluation.result import Evaluation, leave
+from vlds.evaluation.result import Details, Evaluation, leave
 from vlds.evaluation.sources import open_datasets
 from vlds.recipe.parse import parse
 from vlds.recipe.trusted import trust
@@ -49,9 +49,9 @@ def score_file(
     pairs = [pair for file in files for pair in read_pairs(file, members_for(datasets))]
     predictions = as_mapping(pairs, f"--predictions: {', '.join(map(str, files))}")
     references = dict(zip(asked.ids, asked.references, strict=True))
-    samples = dict(zip(asked.ids, asked.samples, strict=True))
+    details = dict(zip(asked.ids, map(Details, asked.samples), strict=True))
     evaluation = Evaluation(
-        source.name, {}, predictions, references, samples, data=source.data_id
+        source.name, {}, predictions, references, details, data=source.data_id
     ).scored(task)
     if out is None:
         tell("\n".join(evaluation.lines()))

@@ -56,10 +56,8 @@ def read_scores(folder: Path) -> dict[str, Scored]:
     if not path.is_file():
         return {}
     try:
-        tree = read_json(path)
-        entries = former_comparison(tree) if isinstance(tree.get("columns"), list) else tree
-        return {task: checked(task, entry) for task, entry in entries.items()}
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        return {task: checked(task, entry) for task, entry in read_json(path).items()}
+    except (TypeError, AttributeError) as error:
         raise ValueError(
             f"{path}: holds no scores as `vlds evaluate` or `vlds demo` writes them ({error!r}); "
             "write it again, or remove it"
@@ -72,22 +70,6 @@ def read_json(path: Path) -> Any:
         return json_file.read_json(path)
     except ValueError as error:
         raise ValueError(f"{path}: is not JSON ({error}); write it again") from None
-
-
-def former_comparison(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of an earlier form, which `vlds demo` wrote: a column a model, the run's own
-    last. The facts beside them are in metrics.jsonl too."""
-    others, own = tree["columns"][:-1], tree["columns"][-1]
-    return {
-        task: {
-            "data": entry.get("data"),
-            "examples": entry.get("examples"),
-            "scores": entry.get(own) or {},
-            "headline": entry.get("headline"),
-            "compared": {label: entry[label] for label in others if entry.get(label)},
-        }
-        for task, entry in tree["tasks"].items()
-    }
 
 
 def checked(task: str, entry: Any) -> Scored:

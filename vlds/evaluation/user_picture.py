@@ -1,4 +1,4 @@
-"""A picture as Python users have it -> bytes of a file, which is what models are asked about."""
+"""Encodes pictures as Python users have them: a path, bytes, a Pillow image or an array."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ACCEPTED = "a path, the bytes of a file, a Pillow image or a uint8 array"
 SHAPES = "(height, width), (height, width, 1), (height, width, 3) or (height, width, 4)"
 CHANNELS = (1, 3, 4)
 _pillow = Lock()
-"""Pillow decodes an image when its pixels are first used; two threads must not do that at once."""
+"""Pillow decodes an image when its pixels are first used, which two threads must not do at once."""
 
 
 def encode_picture(picture: Picture) -> bytes:
@@ -81,7 +81,7 @@ def check_size(width: int, height: int) -> None:
 
 
 def png_of(pixels: NDArray[np.uint8]) -> bytes:
-    """An array as a PNG, whose pixels are the same."""
+    """An array as a PNG with the same pixels."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

@@ -48,7 +48,7 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(number * step, 12) for number in range(first, last + 1)]
+    return [round(multiple * step, 12) for multiple in range(first, last + 1)]
 
 
 def log_ticks(low: float, high: float) -> list[float]:
@@ -62,8 +62,8 @@ def log_ticks(low: float, high: float) -> list[float]:
         for power in range(first, last + stride + 1, stride)
         for factor in factors
     ]
-    begin = max(place for place, mark in enumerate(marks) if mark <= low * (1 + 1e-9))
-    end = min(place for place, mark in enumerate(marks) if mark >= high * (1 - 1e-9))
+    begin = max(index for index, mark in enumerate(marks) if mark <= low * (1 + 1e-9))
+    end = min(index for index, mark in enumerate(marks) if mark >= high * (1 - 1e-9))
     return marks[begin : max(end, begin + 1) + 1]
 
 

@@ -10,7 +10,8 @@ import argparse
 import re
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from inspect import getdoc
 from typing import Any, NoReturn
 
 from vlds.runtime.near_names import closest, guess
@@ -23,6 +24,13 @@ ONE_MISSING = re.compile(r"one of the arguments (.*) is required")
 UNKNOWN = re.compile(r"unrecognized arguments: (.*)", re.DOTALL)
 ARGUMENT = re.compile(r"\bargument (?=\S)")
 NUMBERS = {"int": "a whole number", "float": "a number"}
+
+
+def description_of(command: Callable[..., object]) -> str:
+    """The description of a command on its help page: its docstring, a paragraph that may be
+    followed by lines of examples."""
+    about, _, examples = (getdoc(command) or "").partition("\n\n")
+    return f"{about}\n\n{textwrap.indent(examples, '  ')}".rstrip()
 
 
 class HelpPage(argparse.HelpFormatter):

@@ -28,11 +28,11 @@ from vlds.cli.commands import run_command
 from vlds.config import load_recipe, save_recipe
 from vlds.methods import Adapter, LoRA
 from vlds.report.compute.bootstrap import groups_of, interval_of_difference, interval_of_mean
-from vlds.report.compute.collect import collect, with_directions
+from vlds.report.compute.collect import collect, compared_scores
 from vlds.report.compute.facts import method_text, trained_text
 from vlds.report.compute.results import Difference
 from vlds.report.read.scores import Scores, TaskScores
-from vlds.report.render.markdown import markdown
+from vlds.report.render.write import markdown
 from vlds.tasks import GQA
 
 
@@ -258,7 +258,7 @@ def test_results_on_test_data_stand_beside_the_others(runs: Runs, tmp_path: Path
     assert len(shown) == 6
     assert "vqa.test exact_match" in markdown(collect([run]))
     scores = Scores(["run"], {"gqa.test": TaskScores({"run": {"distribution": 1.0}})})
-    told = with_directions(scores, {"gqa": GQA()})
+    told = compared_scores(scores, "run", {"gqa": GQA()}, {}, {})
     assert told.tasks["gqa.test"].lower_is_better == ("distribution",)
 
 

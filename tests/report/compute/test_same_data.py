@@ -23,10 +23,10 @@ from vlds.report.compute.baselines import BLIND, FREQUENT, FROZEN
 from vlds.report.compute.collect import collect
 from vlds.report.compute.facts import duration_text
 from vlds.report.compute.report import Report
-from vlds.report.render.markdown import markdown
 from vlds.report.render.table import Cell
 from vlds.report.render.tables import comparison_table
 from vlds.report.render.tidy import csv_text
+from vlds.report.render.write import markdown
 from vlds.runtime.run_folder import STARTS
 
 OWN, OTHER = "world-val@0123456789abcdef", "mine-test@fedcba9876543210"

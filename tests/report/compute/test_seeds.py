@@ -13,7 +13,7 @@ from tests.toys.html_reader import Reader
 from tests.toys.scored_runs import Runs, lines_of, scored_recipe, write_scored_run
 from vlds.methods import Adapter
 from vlds.report.compute.collect import collect
-from vlds.report.compute.seeds import mean_text, seed_groups
+from vlds.report.compute.report import mean_text, seed_groups
 from vlds.report.render.page import build_page
 
 

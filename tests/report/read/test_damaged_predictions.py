@@ -22,8 +22,8 @@ from tests.toys.scored_runs import (
 from vlds.config import load_recipe
 from vlds.report.compute.collect import collect, report_on
 from vlds.report.read.inputs import read_run
-from vlds.report.render.markdown import markdown
 from vlds.report.render.page import build_page
+from vlds.report.render.write import markdown
 from vlds.tasks import GQA
 
 VALUES: list[Any] = [

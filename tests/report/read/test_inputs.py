@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.toys.report_run import COLUMNS, SCORES, STORED, TASKS, write_report_run
+from tests.toys.report_run import SCORES, STORED, TASKS, write_report_run
 from vlds.cli.commands import run_command
 from vlds.data.shards.thumbnail import THUMBNAIL_SIZE
 from vlds.evaluation.result import Evaluation, leave
@@ -36,18 +36,6 @@ def test_scores_survive_writing_and_reading(tmp_path: Path) -> None:
     assert read.tasks == SCORES.tasks
     tree = json.loads((tmp_path / "scores.json").read_text())
     assert "majority" not in tree["caption"]["compared"]
-
-
-def test_an_earlier_form_is_read(tmp_path: Path) -> None:
-    """As `vlds demo` wrote it: a column a model, and facts that metrics.jsonl has too."""
-    tasks = {
-        task: {label: entry.by_column.get(label) for label in COLUMNS}
-        | {"examples": entry.examples, "data": entry.data, "headline": entry.headline}
-        for task, entry in SCORES.tasks.items()
-    }
-    tree = {"columns": COLUMNS, "tasks": tasks, "trainable": {}, "bytes_per_rank": {"frozen": 1}}
-    (tmp_path / "scores.json").write_text(json.dumps(tree))
-    assert read_scores(tmp_path) == STORED
 
 
 def test_a_whole_run(tmp_path: Path) -> None:
@@ -149,11 +137,6 @@ def scored(**fields: Any) -> str:
     return json.dumps({"vqa": {"data": None, "examples": 3, "scores": {}} | fields})
 
 
-def compared(**fields: Any) -> str:
-    """Scores in the earlier form, of one model and none to compare, with these fields."""
-    return json.dumps({"columns": ["a"], "tasks": {"vqa": {}}} | fields)
-
-
 def test_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds neither metrics\.jsonl nor scores\.json"):
         read_run(tmp_path)
@@ -178,12 +161,6 @@ def test_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
         (scored(headline=3), r"holds no scores as .*vqa\.headline: 3"),
         (scored(compared=[1]), r"holds no scores as .*vqa\.compared: \[1\]"),
         (scored(compared={"a": {"f1": "x"}}), r"holds no scores as .*vqa\.compared: \{'a': "),
-        (compared(tasks={"vqa": 3}), "holds no scores as"),
-        (compared(columns=[]), "holds no scores as"),
-        (compared(columns=["a", {}]), "holds no scores as .*unhashable"),
-        (compared(tasks={"vqa": {"a": {"f1": "x"}}}), r"holds no scores as .*vqa\.scores: \{'f1'"),
-        (compared(tasks={"vqa": {"headline": 3}}), r"holds no scores as .*vqa\.headline: 3"),
-        (compared(tasks={"vqa": {"examples": "x"}}), r"holds no scores as .*vqa\.examples: 'x'"),
     ],
 )
 def test_a_broken_file_is_named(tmp_path: Path, text: str, complaint: str) -> None:

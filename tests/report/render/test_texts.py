@@ -18,9 +18,9 @@ from vlds.report.compute.baselines import FREQUENT
 from vlds.report.compute.collect import collect
 from vlds.report.compute.report import Report
 from vlds.report.compute.results import Difference
-from vlds.report.render.markdown import markdown
 from vlds.report.render.table import markdown_text
 from vlds.report.render.tidy import csv_text
+from vlds.report.render.write import markdown
 
 ENDS = ("value", "low", "high")
 Key = tuple[str, str, str]

@@ -1,14 +1,24 @@
-"""Every example of a run with its answer: right or wrong, how sure, and in which groups."""
+"""Every example of a run: its answer, whether that is right, and how sure the model was. Its input
+is looked up in the data sets, by the ids in the predictions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
+from itertools import islice, product
 from typing import Any, NamedTuple
 
+from vlds.config import Recipe
+from vlds.data.shards.remote import is_url
+from vlds.data.shards.store import open_dataset
 from vlds.metrics.tables import split as cell_of
 from vlds.report.compute.report import RunReport
 from vlds.report.read.predictions import Predictions, texts_of
-from vlds.tasks.base import Task, task_of
+from vlds.schema import Sample, SkipSample
+from vlds.tasks.base import SPLITS, Task, ask, label_of, task_of
+
+MOST_SAMPLES = 300_000
+"""Of a task, read one after the other: ten seconds or so."""
 
 
 class Answered(NamedTuple):
@@ -39,13 +49,13 @@ class TaskAnswers(NamedTuple):
 def answers_of(run: RunReport) -> dict[str, TaskAnswers]:
     """What the run answered, by the name that is shown: on each list of its own data."""
     answers = {}
-    for shown, made in run.predictions.items():
-        if run.recipe is None or not made.is_own:
+    for shown, predicted in run.predictions.items():
+        if run.recipe is None or not predicted.is_own:
             continue
-        task, result = run.recipe.tasks[task_of(made.label)], run.results.get(shown)
+        task, result = run.recipe.tasks[task_of(predicted.label)], run.results.get(shown)
         ways = ways_of(result.scores if result else ())
-        examples = {key: answered(task, key, made, ways) for key in made.predictions}
-        answers[shown] = TaskAnswers(made.label, ways, examples)
+        examples = {key: answered(task, key, predicted, ways) for key in predicted.predictions}
+        answers[shown] = TaskAnswers(predicted.label, ways, examples)
     return answers
 
 
@@ -55,9 +65,9 @@ def ways_of(scores: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(way for _, way, _ in cells))
 
 
-def answered(task: Task, key: str, made: Predictions, ways: tuple[str, ...]) -> Answered:
+def answered(task: Task, key: str, predicted: Predictions, ways: tuple[str, ...]) -> Answered:
     """One example."""
-    reference, prediction = made.references[key], made.predictions[key]
+    reference, prediction = predicted.references[key], predicted.predictions[key]
     known = reference is not None
     answer = task.answer_of(reference) if known else None
     return Answered(
@@ -66,7 +76,7 @@ def answered(task: Task, key: str, made: Predictions, ways: tuple[str, ...]) -> 
         groups=tuple(group_of(reference, way) for way in ways),
         prediction=prediction,
         correct=task.correct(prediction, reference) if known else None,
-        confidence=made.confidences.get(key),
+        confidence=predicted.confidences.get(key),
     )
 
 
@@ -74,3 +84,47 @@ def group_of(reference: Any, way: str) -> str | None:
     """The group of an example, if its reference names one."""
     group = reference.get(way) if isinstance(reference, dict) else None
     return str(group) if isinstance(group, str | int | bool) else None
+
+
+def prompts_of(
+    recipe: Recipe, wanted: Mapping[str, Collection[str]]
+) -> Iterator[tuple[str, str, str]]:
+    """Label of a task's list, id and input of the wanted examples (label -> ids) that data sets on
+    this machine hold; those at URLs are not fetched."""
+    for name, split in product(recipe.tasks, SPLITS):
+        task, label = recipe.tasks[name], label_of(name, split)
+        missing = set(wanted.get(label, ()))
+        samples = samples_of(recipe, task.data_of(split)) if missing else iter(())
+        for sample in islice(samples, MOST_SAMPLES):
+            for key, prompt in prompts_in(task, name, sample, missing):
+                yield label, key, prompt
+                missing.discard(key)
+            if not missing:
+                break
+
+
+def samples_of(recipe: Recipe, folders: Collection[str]) -> Iterator[Sample]:
+    """The good samples of data sets on this machine, up to a damaged shard. Data sets that cannot
+    be read are skipped: the gallery's note names them."""
+    for folder in folders:
+        if is_url(folder):
+            continue
+        with suppress(ValueError):
+            dataset = open_dataset(folder, recipe.data.shard_cache)
+            for index in range(dataset.num_samples):
+                with suppress(SkipSample):
+                    yield dataset.read(index)
+
+
+def prompts_in(
+    task: Task, name: str, sample: Sample, wanted: Collection[str]
+) -> Iterator[tuple[str, str]]:
+    """Ids and inputs of the wanted examples of a sample."""
+    annotations = [None] if task.unit == "sample" else range(len(sample.annotations))
+    for annotation in annotations:
+        key = sample.id if annotation is None else str(sample.annotations[annotation].get("id"))
+        if key in wanted:
+            try:
+                yield key, ask(task, name, sample, annotation, None).prompt
+            except SkipSample:
+                continue

@@ -1,4 +1,4 @@
-"""Columns before a run's own scores: what to compare them with, on the same data."""
+"""Baselines: columns of scores on the same data to compare a run's own with."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ Column = dict[str, Mapping[str, float]]
 def baselines_of(
     run: Path, results: Mapping[str, TaskResult], logged: Logged, notes: list[str]
 ) -> dict[str, Column]:
-    """The known ones of three columns: one answer to everything; the same model with blank
-    pictures, if `vlds evaluate --data.blank_images true` has scored it; the model before its first
-    step, if `training.evaluate_first` did. What cannot be read or scored here gets a note.
-    """
+    """Up to three columns: one answer to everything; the same model with blank pictures, if `vlds
+    evaluate --data.blank_images true` has scored it; the model before its first step, if
+    `training.evaluate_first` has. What cannot be read or scored here gets a note."""
     columns: dict[str, Column] = {FREQUENT: {}, BLIND: {}, FROZEN: {}}
     for name, result in results.items():
         try:
@@ -49,7 +48,7 @@ def frequent_answer(result: TaskResult) -> str | None:
 
 
 def frequent_scores(result: TaskResult) -> Mapping[str, float]:
-    """The scores if that answer is given to everything."""
+    """The scores of giving that answer to everything."""
     if (answer := frequent_answer(result)) is None:
         return {}
     references = result.predictions.references
@@ -61,16 +60,16 @@ def blind_scores(run: Path, label: str, result: TaskResult) -> Mapping[str, floa
     file = run / PREDICTIONS / BLANK / f"{label}.jsonl"
     if not file.is_file():
         return {}
-    made = read_predictions(file)
-    if made.data != result.predictions.data:
+    predicted = read_predictions(file)
+    if predicted.data != result.predictions.data:
         return {}
-    return checked_scores(result.task, made)
+    return checked_scores(result.task, predicted)
 
 
 def frozen_scores(run: Path, label: str, result: TaskResult, logged: Logged) -> Mapping[str, float]:
     """Scores that the run logged before its first step, on the same data."""
     file = run / PREDICTIONS / "step-00000000" / f"{label}.jsonl"
-    made = result.predictions
-    if made.step == 0 or not file.is_file() or first_line(file).get("data") != made.data:
+    predicted = result.predictions
+    if predicted.step == 0 or not file.is_file() or first_line(file).get("data") != predicted.data:
         return {}
     return logged.get((0, label), {})

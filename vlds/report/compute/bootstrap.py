@@ -1,4 +1,4 @@
-"""How far a score would move with other pictures: percentile intervals of the bootstrap.
+"""How far a score would move with other pictures: bootstrap percentile intervals.
 
 A resample draws samples (a picture, a pair or a clip, each with all of its examples), as many as
 there are and with replacement. Its score is the mean over the examples of what was drawn; the
@@ -6,7 +6,7 @@ interval holds the middle 95 % of these scores (Efron 1979, https://doi.org/10.1
 Field and Welsh 2007, https://doi.org/10.1111/j.1467-9868.2007.00593.x). Questions about one picture
 tend to be right or wrong together, so that resamples of single questions vary too little.
 
-An interval tells of the samples, not of the seeds that a run was trained with. Draws depend on the
+An interval covers the choice of samples, not of training seeds. Draws depend on the
 number of samples alone: two runs on the same samples meet the same draws, and the interval of their
 difference is a paired one. CIDEr's draws keep the document frequencies of all pictures.
 """
@@ -60,9 +60,9 @@ def resampled_means(columns: Sequence[Values], groups: Groups, resamples: int) -
     table = np.stack([*sums, *(np.bincount(groups, counts, num) for counts in counted)])
     rng = np.random.default_rng(SEED)
     totals = np.empty((resamples, len(table)))
-    for number in range(resamples):
+    for index in range(resamples):
         times_drawn = np.bincount(rng.integers(0, num, num), minlength=num)
-        totals[number] = table @ times_drawn.astype(np.float64)
+        totals[index] = table @ times_drawn.astype(np.float64)
     drawn_sums, drawn_counts = np.split(totals, 2, axis=1)
     return np.divide(
         drawn_sums, drawn_counts, out=np.full_like(drawn_sums, np.nan), where=drawn_counts > 0

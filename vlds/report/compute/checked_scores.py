@@ -12,58 +12,58 @@ from vlds.report.read.predictions import AGAIN, Predictions
 from vlds.tasks.base import Task, task_of
 
 RAISED = (LookupError, TypeError, AttributeError, ArithmeticError)
-"""By tasks on references that are not theirs: they do not check what they have written."""
+"""What tasks raise on damaged or foreign references, which they do not check."""
 LOGGED_TOLERANCE = 1e-6
-"""By which a score that was logged may differ from that of the predictions."""
+"""Largest difference between a logged score and that of the predictions."""
 
 Logged = Mapping[tuple[int | None, str], Mapping[str, float]]
-"""Step (None: not of the training, so nothing) and label of a task's list -> scores."""
+"""Step and label of a task's list -> scores; training logs nothing under the step None."""
 
 
 class DamagedReference(ValueError):
     """A reference that the task cannot read."""
 
 
-def checked_scores(task: Task, made: Predictions) -> Mapping[str, float]:
+def checked_scores(task: Task, predicted: Predictions) -> Mapping[str, float]:
     """The task's scores; {} where no reference is known. Afterwards `answer_of` and `correct` can
     read each reference.
 
     Errors: DamagedReference; ValueError where the scores cannot be computed on this machine.
     """
-    for key, reference in made.references.items():
+    for key, reference in predicted.references.items():
         if reference is not None:
             try:
                 task.answer_of(reference)
-                task.correct(made.predictions[key], reference)
+                task.correct(predicted.predictions[key], reference)
             except (ValueError, *RAISED) as error:
-                raise damaged(task, made, key, error) from None
+                raise damaged(task, predicted, key, error) from None
     try:
-        return task.score(made.predictions, made.references)
+        return task.score(predicted.predictions, predicted.references)
     except RAISED as error:
-        raise damaged(task, made, first_damaged(task, made), error) from None
+        raise damaged(task, predicted, first_damaged(task, predicted), error) from None
 
 
-def damaged(task: Task, made: Predictions, key: str, error: Exception) -> DamagedReference:
+def damaged(task: Task, predicted: Predictions, key: str, error: Exception) -> DamagedReference:
     """The error about one example."""
     return DamagedReference(
-        f"{made.file}, line {made.lines[key]}: its reference is not one of {type(task).__name__} "
-        f"({error!r:.200}); {AGAIN}"
+        f"{predicted.file}, line {predicted.lines[key]}: its reference is not one of "
+        f"{type(task).__name__} ({error!r:.200}); {AGAIN}"
     )
 
 
-def first_damaged(task: Task, made: Predictions) -> str:
-    """Id of the example whose reference makes `score` raise: the last of the shortest beginning
-    that cannot be scored, all later ones without a reference."""
-    keys = list(made.references)
+def first_damaged(task: Task, predicted: Predictions) -> str:
+    """Id of the first example whose reference makes `score` raise. Bisects: scores a beginning of
+    the examples, with all later references unknown."""
+    keys = list(predicted.references)
     scored, raising = 0, len(keys)
     while raising - scored > 1:
         middle = (scored + raising) // 2
-        known = {key: made.references[key] for key in keys[:middle]}
+        known = {key: predicted.references[key] for key in keys[:middle]}
         try:
-            task.score(made.predictions, dict.fromkeys(keys) | known)
+            task.score(predicted.predictions, dict.fromkeys(keys) | known)
         except RAISED:
             raising = middle
-        except ValueError:  # such as nothing to score among these
+        except ValueError:  # for example, none of these can be scored
             scored = middle
         else:
             scored = middle
@@ -89,21 +89,21 @@ def scores_of_predictions(
     the scores can neither be computed here nor were logged. Damaged predictions are left out.
     What is left out, and scores that were logged otherwise, get a note."""
     scores: dict[str, Mapping[str, float]] = {}
-    for name, made in predictions.items():
-        task, earlier = tasks[task_of(made.label)], logged.get((made.step, name), {})
+    for name, predicted in predictions.items():
+        task, earlier = tasks[task_of(predicted.label)], logged.get((predicted.step, name), {})
         try:
-            computed = checked_scores(task, made)
+            computed = checked_scores(task, predicted)
         except ValueError as error:
             if isinstance(error, DamagedReference) or not earlier:
                 notes.append(f"No scores of {name}'s newest predictions: {error}")
             if not isinstance(error, DamagedReference):
                 scores[name] = earlier
             continue
-        # Some scores are missing on this machine alone, as the official ones without Java.
+        # Scores may be missing on this machine only: the official ones need Java.
         if task.left_out() is not None:
             computed = {**earlier, **computed}
         if contradiction := contradiction_of(computed, earlier, task.headline):
-            notes.append(f"{name}: {made.file} gives {contradiction}; the former is shown")
+            notes.append(f"{name}: {predicted.file} gives {contradiction}; the former is shown")
         scores[name] = computed
     return scores
 
@@ -111,8 +111,8 @@ def scores_of_predictions(
 def contradiction_of(
     computed: Mapping[str, float], logged: Mapping[str, float], headline: str | None
 ) -> str:
-    """A score that was logged otherwise than it was computed, with both values: the headline, else
-    the first one; "" where there is none."""
+    """A score whose logged value differs from the computed one, with both values: the headline if
+    it is one, else the first; "" if there is none."""
     for name, value in sorted(logged.items(), key=lambda entry: entry[0] != headline):
         known = computed.get(name)
         if known is None:

@@ -1,4 +1,4 @@
-"""Everything about the runs of a report, from their folders."""
+"""Builds a report from run folders."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def collect(folders: Sequence[Path], resamples: int = RESAMPLES, pictures: bool 
 
 
 def report_on(runs: Sequence[RunInputs], resamples: int, pictures: bool) -> Report:
-    """All about some runs; with `pictures`, write each one's gallery into its folder first.
+    """The report on some runs; with `pictures`, first writes each gallery into its run folder.
 
     Errors: ValueError where a run is named twice.
     """
@@ -54,7 +54,7 @@ def report_on(runs: Sequence[RunInputs], resamples: int, pictures: bool) -> Repo
 
 
 def run_report(run: RunInputs, resamples: int, pictures: bool) -> RunReport:
-    """All about one run."""
+    """The report on one run."""
     notes: list[str] = []
     folder = run.folder
     recipe = read_recipe(folder, notes)
@@ -76,9 +76,8 @@ def run_report(run: RunInputs, resamples: int, pictures: bool) -> RunReport:
     if recipe is None:
         return RunReport(run, {}, {}, notes=notes)
     results = results_of(recipe.tasks, predictions, scored, resamples)
-    scores = with_results(run.scores, results, run.name)
-    scores = with_baselines(scores, baselines_of(folder, results, logged, notes))
-    scores = with_directions(scores, recipe.tasks)
+    baselines = baselines_of(folder, results, logged, notes)
+    scores = compared_scores(run.scores, run.name, recipe.tasks, results, baselines)
     facts = recipe_facts(recipe, run) | start_facts(read_starts(folder), run)
     if answers := frequent_answers(results):
         facts["most frequent answers"] = answers
@@ -130,49 +129,41 @@ def read_recipe(folder: Path, notes: list[str]) -> Recipe | None:
         return None
 
 
-def with_results(scores: Scores, results: Mapping[str, TaskResult], name: str) -> Scores:
-    """The scores with those of the run's newest predictions; of what scores.json compares it with,
-    what was scored on the same data stays."""
-    tasks = dict(scores.tasks)
+def compared_scores(
+    stored: Scores,
+    run_name: str,
+    tasks: Mapping[str, Task],
+    results: Mapping[str, TaskResult],
+    baselines: Mapping[str, Column],
+) -> Scores:
+    """The stored scores, with those of the newest predictions in the column `run_name`, and each
+    task's direction. Columns before it: baselines, and what scores.json compares the run with, if
+    it was scored on the same data."""
+    entries = dict(stored.tasks)
     for label, result in results.items():
-        stored, data = tasks.get(label), result.predictions.data
-        same = stored is not None and data is not None and stored.data == data
-        compared = stored.by_column if stored is not None and same else {}
-        tasks[label] = TaskScores(
-            {**compared, name: result.scores},
-            result.examples,
-            data,
-            result.headline,
-            result.task.lower_is_better,
+        earlier, data = entries.get(label), result.predictions.data
+        same = earlier is not None and data is not None and earlier.data == data
+        compared = earlier.by_column if earlier is not None and same else {}
+        by_column = {**compared, run_name: result.scores}
+        entries[label] = TaskScores(by_column, result.examples, data, result.headline)
+    for label, entry in entries.items():
+        known = {name: column[label] for name, column in baselines.items() if label in column}
+        task = tasks.get(task_of(label))
+        entries[label] = replace(
+            entry,
+            by_column={**known, **entry.by_column, **known},
+            lower_is_better=task.lower_is_better if task else (),
         )
-    filled = {label for entry in tasks.values() for label in entry.by_column}
-    others = [label for label in scores.columns if label in filled - {name}]
-    return replace(scores, columns=[*others, name] if tasks else [], tasks=tasks)
-
-
-def with_baselines(scores: Scores, baselines: Mapping[str, Column]) -> Scores:
-    """The scores of a run with the columns that they are compared with before them."""
-    tasks = {}
-    for name, entry in scores.tasks.items():
-        known = {label: column[name] for label, column in baselines.items() if name in column}
-        tasks[name] = replace(entry, by_column={**known, **entry.by_column, **known})
-    columns = list(dict.fromkeys([*baselines, *scores.columns]))
-    return replace(scores, columns=columns, tasks=tasks)
+    filled = {name for entry in entries.values() for name in entry.by_column}
+    others = [name for name in stored.columns if name in filled and name != run_name]
+    columns = list(dict.fromkeys([*baselines, *others, run_name])) if entries else []
+    return replace(stored, columns=columns, tasks=entries)
 
 
 def frequent_answers(results: Mapping[str, TaskResult]) -> str:
     """The most frequent answer of each task that has one."""
     answers = {name: frequent_answer(result) for name, result in results.items()}
     return ", ".join(f"{name}: {answer}" for name, answer in answers.items() if answer is not None)
-
-
-def with_directions(scores: Scores, tasks: Mapping[str, Task]) -> Scores:
-    """The scores, each with the direction that its task gives it."""
-    directed = dict(scores.tasks)
-    for label, entry in scores.tasks.items():
-        if task := tasks.get(task_of(label)):
-            directed[label] = replace(entry, lower_is_better=task.lower_is_better)
-    return replace(scores, tasks=directed)
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a run was: its method, what trains, its size and speed, in words and numbers."""
+"""Facts about a run in words and numbers: its method, size, speed and history."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from vlds.report.read.scores import Scores
 from vlds.runtime.run_folder import Start
 
 MADE = ("started", "training took", "hardware", "versions", "command")
-"""Facts about how a run came to be."""
+"""Facts about how a run was made."""
 
 
 def trained_text(recipe: Recipe) -> str:
-    """All that trains: methods with their fields, norms, visual embedding."""
+    """What a recipe trains: methods with their fields, norms, visual embedding."""
     trained = [method_text(method) for method in recipe.methods.values()]
     trained += ["norms"] if recipe.train_norms else []
     trained += ["visual embedding"] if recipe.train_visual_embedding else []
@@ -27,21 +27,21 @@ def trained_text(recipe: Recipe) -> str:
 
 
 def method_text(method: Method) -> str:
-    """A method's class with its numbers, and with all else that differs from the default."""
+    """A method's class with its numbers, and with other fields that differ from their default."""
     shown = []
-    for known in fields(method):
-        value = getattr(method, known.name)
+    for field in fields(method):
+        value = getattr(method, field.name)
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if number or value != default_of(known):
+        if number or value != default_of(field):
             written = "/".join(map(str, value)) if isinstance(value, list) else value
-            shown.append(f"{known.name}={written}")
+            shown.append(f"{field.name}={written}")
     name = type(method).__name__
     return f"{name} ({', '.join(shown)})" if shown else name
 
 
-def default_of(known: Field[Any]) -> Any:
+def default_of(field: Field[Any]) -> Any:
     """The default of a dataclass's field."""
-    return known.default if known.default_factory is MISSING else known.default_factory()
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def recipe_facts(recipe: Recipe, run: RunInputs) -> dict[str, str]:
@@ -92,13 +92,13 @@ def duration_text(seconds: float) -> str:
 
 
 def stopped_text(recipe: Recipe, run: RunInputs) -> str:
-    """How far a run came that has not ended; "" for one that has."""
+    """The steps that an unfinished run has done; "" for a finished one."""
     done, planned = run.steps_done, recipe.training.num_steps
     return "" if done is None or done >= planned else f"{done:,} of {planned:,} steps"
 
 
 def size_facts(scores: Scores) -> dict[str, str]:
-    """What there is to say about size and speed."""
+    """What is known about size and speed."""
     facts = {}
     if counts := scores.trainable:
         facts["weights that train"] = (

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from vlds.config import Recipe
 from vlds.data.shards.store import Dataset, open_dataset
+from vlds.report.compute.answers import answered
 from vlds.report.read.predictions import Predictions, texts_of
 from vlds.report.read.samples import GalleryEntry, write_gallery
 from vlds.schema import Encoded, Sample, SkipSample
 from vlds.tasks.base import SPLITS, Task, label_of
 
 PER_TASK = 6
-"""Examples of each task, evenly spread over its data."""
+"""Examples of each task, spread evenly over its data."""
 
 
 def collect_gallery(run: Path, recipe: Recipe, predictions: Mapping[str, Predictions]) -> None:
@@ -27,7 +28,7 @@ def collect_gallery(run: Path, recipe: Recipe, predictions: Mapping[str, Predict
     chosen = list(entries(recipe, predictions))
     if chosen:
         write_gallery(run, chosen)
-    elif any(made.is_own for made in predictions.values()):
+    elif any(predicted.is_own for predicted in predictions.values()):
         raise ValueError(
             "the predictions are of other examples than those that the recipe's tasks name under "
             "`evaluate` and `test`"
@@ -42,15 +43,9 @@ def entries(
         task, name = recipe.tasks[task_name], label_of(task_name, split)
         if name in predictions:
             cache = recipe.data.shard_cache
-            datasets = [open_dataset(place, cache) for place in task.data_of(split)]
-            for number, sample in enumerate(spread(datasets)):
-                try:
-                    shown = entry(name, task, sample, number, predictions[name])
-                except (KeyError, TypeError, AttributeError, IndexError) as error:
-                    raise ValueError(
-                        f"{predictions[name].file}: its references are not those of "
-                        f"{type(task).__name__} ({error!r})"
-                    ) from None
+            datasets = [open_dataset(folder, cache) for folder in task.data_of(split)]
+            for index, sample in enumerate(spread(datasets)):
+                shown = entry(name, task, sample, index, predictions[name])
                 if shown is not None:
                     yield shown, sample.images
 
@@ -58,38 +53,37 @@ def entries(
 def spread(datasets: list[Dataset]) -> Iterator[Sample]:
     """Samples at even distances, without those that cannot be read."""
     total = sum(dataset.num_samples for dataset in datasets)
-    for number in sorted({(2 * n + 1) * total // (2 * PER_TASK) for n in range(PER_TASK)}):
+    for index in sorted({(2 * n + 1) * total // (2 * PER_TASK) for n in range(PER_TASK)}):
         for dataset in datasets:
-            if number < dataset.num_samples:
+            if index < dataset.num_samples:
                 with suppress(SkipSample):
-                    yield dataset.read(number)
+                    yield dataset.read(index)
                 break
-            number -= dataset.num_samples
+            index -= dataset.num_samples
 
 
 def entry(
-    name: str, task: Task, sample: Sample, number: int, made: Predictions
+    name: str, task: Task, sample: Sample, index: int, predicted: Predictions
 ) -> GalleryEntry | None:
-    """One example of a sample, for the page; `number` chooses among its annotations. None if it was
+    """One example of a sample, for the page; `index` chooses among its annotations. None if it was
     not predicted."""
     annotation = None
     key = sample.id
     if task.unit == "annotation":
         if not sample.annotations:
             return None
-        annotation = number % len(sample.annotations)
-        key = str(sample.annotations[annotation]["id"])
-    if key not in made.predictions:
+        annotation = index % len(sample.annotations)
+        key = str(sample.annotations[annotation].get("id"))
+    if key not in predicted.predictions:
         return None
-    reference, prediction = made.references[key], made.predictions[key]
-    answer = task.answer_of(reference) if reference is not None else None
+    example = answered(task, key, predicted, ())
     return GalleryEntry(
         task=name,
         id=key,
         images=(),
         prompt=task.example(name, sample, annotation, None).prompt,
-        reference=answer if answer is not None else texts_of(reference),
-        prediction=prediction,
-        correct=task.correct(prediction, reference) if reference is not None else None,
-        confidence=made.confidences.get(key),
+        reference=texts_of(predicted.references[key]) if example.answer is None else example.answer,
+        prediction=example.prediction,
+        correct=example.correct,
+        confidence=example.confidence,
     )

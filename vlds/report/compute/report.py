@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from vlds.config import Recipe
 from vlds.metrics.caption_scores import CIDERS
+from vlds.recipe.paths import STARTED_IN
 from vlds.report.compute.baselines import FREQUENT
 from vlds.report.compute.bootstrap import SEED
 from vlds.report.compute.results import (
@@ -17,9 +19,13 @@ from vlds.report.compute.results import (
     drawn_by_example,
     reasons,
 )
+from vlds.report.numbers import score_text
 from vlds.report.read.inputs import RunInputs
 from vlds.report.read.predictions import Predictions
 from vlds.report.read.scores import Scores, TaskScores
+
+SEED_KEYS = ("seed", "output", STARTED_IN)
+"""Keys of the recipe in which runs may differ that count as seeds of one run."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +40,9 @@ class RunReport:
     predictions: Mapping[str, Predictions] = field(default_factory=dict)
     """What the run said of each example, by the same names; also where no reference is known."""
     stopped: str = ""
-    """How far the training came, where it has not ended."""
+    """The steps done, if the training has not ended."""
     notes: Sequence[str] = ()
-    """What could not be had, and why."""
+    """What is missing, and why."""
     recipe: Recipe | None = None
     """None where it cannot be read."""
 
@@ -45,10 +51,12 @@ class RunReport:
         """The scores of the run and of what it is compared with."""
         return self.inputs.scores
 
-    def score(self, task: str, metric: str) -> float | None:
-        """A score of the run itself: the last column of its scores."""
+    def score(self, task: str, metric: str, column: str | None = None) -> float | None:
+        """A score in a column; default: the last one, which is the run's own."""
         entry = self.scores.tasks.get(task)
-        return entry.by_column.get(self.scores.columns[-1], {}).get(metric) if entry else None
+        if entry is None:
+            return None
+        return entry.by_column.get(column or self.scores.columns[-1], {}).get(metric)
 
     def result(self, task: str, metric: str) -> TaskResult | None:
         """What is known of the examples behind that score; None where it is of other ones."""
@@ -128,9 +136,9 @@ class Report:
 
     @property
     def interval_notes(self) -> list[str]:
-        """What the brackets are, and why some are missing."""
+        """What the brackets mean, and why some are missing."""
         results = {name: run.results for name, run in self.runs.items()}
-        every = [result for found in results.values() for result in found.values()]
+        every = [result for run in self.runs.values() for result in run.results.values()]
         notes = []
         if any(result.interval for result in every):
             notes.append(
@@ -151,8 +159,7 @@ class Report:
         scores: list[float | None] = []
         for task, metric in self.headlines:
             runs = self.runs.values() if is_same_data(self.runs.values(), task) else ()
-            entries = (run.scores.tasks.get(task) for run in runs)
-            known = (entry.by_column.get(FREQUENT, {}).get(metric) for entry in entries if entry)
+            known = (run.score(task, metric, FREQUENT) for run in runs)
             scores.append(next((score for score in known if score is not None), None))
         return scores
 
@@ -167,9 +174,9 @@ class Report:
         for name, run in self.runs.items():
             entry = run.scores.tasks.get(task)
             lower |= set(entry.lower_is_better if entry else ())
-            own = entry.by_column.get(run.scores.columns[-1]) if entry else None
-            if own:
-                by_column[name] = own
+            scores = entry.by_column.get(run.scores.columns[-1]) if entry else None
+            if scores:
+                by_column[name] = scores
         headline = next((metric for known, metric in self.headlines if known == task), None)
         return TaskScores(
             by_column,
@@ -177,3 +184,37 @@ class Report:
             lower_is_better=lower,
             is_same_data=is_same_data(self.runs.values(), task),
         )
+
+
+def seed_groups(report: Report) -> list[list[str]]:
+    """Names of runs whose recipes are equal but for seed and output, two seeds or more a group; of
+    runs with the same seed the first counts. A run that has not ended is in none."""
+    groups: list[tuple[object, dict[str, str]]] = []
+    for name, run in report.runs.items():
+        recipe = run.inputs.recipe_tree
+        if not recipe or run.stopped:
+            continue
+        rest = {key: value for key, value in recipe.items() if key not in SEED_KEYS}
+        seeds = next((seeds for known, seeds in groups if known == rest), None)
+        if seeds is None:
+            groups.append((rest, seeds := {}))
+        seeds.setdefault(str(recipe.get("seed")), name)
+    return [list(seeds.values()) for _, seeds in groups if len(seeds) > 1]
+
+
+def mean_text(values: Sequence[float | None]) -> str:
+    """Mean and standard deviation (n - 1); a dash if a run has no such score."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values) or len(known) < 2:
+        return "-"
+    return f"{score_text(statistics.mean(known))} +/- {score_text(statistics.stdev(known))}"
+
+
+def seed_notes(report: Report) -> list[str]:
+    """What the rows of means show."""
+    if not seed_groups(report):
+        return []
+    return [
+        "Mean +/- standard deviation (n - 1) over runs whose recipes differ in seed and output "
+        "alone: how far another seed moves a score. The brackets do not tell that."
+    ]

@@ -20,11 +20,11 @@ from vlds.report.read.predictions import Predictions
 from vlds.tasks.base import Task, task_of
 
 TOLERANCE = 1e-9
-"""By which the mean of the examples may differ from the score."""
+"""Largest difference between a score and the mean of its examples."""
 
 
 class NoMean(Exception):
-    """Why a score cannot be taken apart."""
+    """Why a score is not a mean over examples that can be resampled."""
 
 
 @dataclass(frozen=True)
@@ -73,23 +73,23 @@ def results_of(
 ) -> dict[str, TaskResult]:
     """The result of each of the predictions that have scores."""
     return {
-        name: result_of(tasks[task_of(made.label)], made, scores[name], resamples)
-        for name, made in predictions.items()
+        name: result_of(tasks[task_of(predicted.label)], predicted, scores[name], resamples)
+        for name, predicted in predictions.items()
         if scores[name]
     }
 
 
 def result_of(
-    task: Task, made: Predictions, scores: Mapping[str, float], resamples: int
+    task: Task, predicted: Predictions, scores: Mapping[str, float], resamples: int
 ) -> TaskResult:
     """The result of one task, from its predictions and all of its scores."""
     wanted = task.headline
     headline = wanted if wanted is not None and wanted in scores else next(iter(scores))
-    values, interval, reason, groups = None, None, "", groups_in(task, made)
+    values, interval, reason, groups = None, None, "", groups_in(task, predicted)
     if resamples:
         try:
             values = example_values(
-                task, headline, made.predictions, made.references, scores[headline]
+                task, headline, predicted.predictions, predicted.references, scores[headline]
             )
             drawn = resampled(groups, values)
             if drawn.max(initial=0) == 0:
@@ -97,7 +97,7 @@ def result_of(
             interval = interval_of_mean(values, drawn, resamples)
         except NoMean as error:
             reason = str(error)
-    return TaskResult(task, made, headline, scores, interval, reason, values, groups)
+    return TaskResult(task, predicted, headline, scores, interval, reason, values, groups)
 
 
 def example_values(
@@ -114,13 +114,13 @@ def example_values(
     another one on these predictions.
     """
     try:
-        found = task.example_scores(name, predictions, references)
+        scores = task.example_scores(name, predictions, references)
     except ValueError as error:
         raise NoMean(str(error)) from error
-    if found is None:
+    if scores is None:
         raise NoMean(f"{name} is not a mean over examples")
     values = np.full(len(references), np.nan)
-    values[[reference is not None for reference in references.values()]] = found
+    values[[reference is not None for reference in references.values()]] = scores
     if not np.isclose(mean_of(values), score, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
         raise NoMean(f"its predictions do not give the {name} that was logged")
     return values
@@ -132,17 +132,17 @@ def mean_of(values: Values) -> float:
     return float(counted.mean()) if len(counted) else np.nan
 
 
-def groups_in(task: Task, made: Predictions) -> Groups | None:
+def groups_in(task: Task, predicted: Predictions) -> Groups | None:
     """Which examples are of one sample; None where the predictions do not say it of all."""
     if task.unit == "sample":
-        return np.arange(len(made.references))
-    if len(made.samples) < len(made.references):
+        return np.arange(len(predicted.references))
+    if len(predicted.samples) < len(predicted.references):
         return None
-    return groups_of(made.samples[key] for key in made.references)
+    return groups_of(predicted.samples[key] for key in predicted.references)
 
 
 def resampled(groups: Groups | None, values: Values) -> Groups:
-    """What is drawn: samples, or examples where these are not known."""
+    """What a resample draws: samples, or examples if their samples are unknown."""
     return np.arange(len(values)) if groups is None else groups
 
 
@@ -156,8 +156,9 @@ def difference(
         return "other examples"
     if result.values is None or baseline.values is None or result.interval is None:
         return "no interval"
-    known = baseline.groups if result.groups is None else result.groups
-    groups = resampled(known, result.values)
+    # Equal examples are of equal samples, which one of the runs may not know.
+    groups = baseline.groups if result.groups is None else result.groups
+    groups = resampled(groups, result.values)
     interval = interval_of_difference(result.values, baseline.values, groups, resamples)
     return Difference(mean_of(result.values) - mean_of(baseline.values), interval)
 
@@ -167,31 +168,31 @@ Results = Mapping[str, Mapping[str, TaskResult]]
 
 
 def reasons(runs: Results) -> list[str]:
-    """Why tasks have no interval."""
-    found = shared_texts(runs, lambda result: result.reason)
-    return [f"No interval for {whose}: {reason}." for whose, reason in found]
+    """Which tasks have no interval, and why."""
+    shared = shared_texts(runs, lambda result: result.reason)
+    return [f"No interval for {whose}: {reason}." for whose, reason in shared]
 
 
 def drawn_by_example(runs: Results) -> list[str]:
-    """Whose intervals are of single examples, because their samples are not known."""
+    """Whose intervals resample single examples, because their samples are unknown."""
     why = "the predictions do not say which sample each example is of"
-    found = shared_texts(runs, lambda r: why if r.interval and r.groups is None else "")
+    shared = shared_texts(runs, lambda r: why if r.interval and r.groups is None else "")
     return [
         f"For {whose} single examples were drawn: {reason}. Where several are of one picture, this "
         "interval is too narrow; evaluate the run again."
-        for whose, reason in found
+        for whose, reason in shared
     ]
 
 
 def shared_texts(runs: Results, text_of: Callable[[TaskResult], str]) -> list[tuple[str, str]]:
     """(task, with its runs where there are several; text) of the results that have one; runs with
     the same text stand together."""
-    found: dict[tuple[str, str], list[str]] = {}
+    runs_of: dict[tuple[str, str], list[str]] = {}
     for name, results in runs.items():
         for task, result in results.items():
             if text := text_of(result):
-                found.setdefault((task, text), []).append(name)
+                runs_of.setdefault((task, text), []).append(name)
     return [
         (f"{task} of {', '.join(names)}" if len(runs) > 1 else task, text)
-        for (task, text), names in found.items()
+        for (task, text), names in runs_of.items()
     ]

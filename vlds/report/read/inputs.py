@@ -35,16 +35,16 @@ class RunInputs:
     name: str
     folder: Path
     lines: Sequence[Metrics]
-    """Of metrics.jsonl, those that count."""
+    """Of metrics.jsonl, without skipped ones."""
     score_curves: Mapping[str, Curve]
     """Task -> headline score over the steps it was evaluated at."""
     scores: Scores
     gallery: Sequence[GalleryEntry]
     recipe: str | None
     recipe_tree: Mapping[str, Any]
-    """What the recipe's text says; empty where that is not YAML."""
+    """The recipe's text as a tree; empty if it is not YAML."""
     complaint: str = ""
-    """About lines of metrics.jsonl that do not count."""
+    """About lines of metrics.jsonl that were skipped."""
 
     @property
     def losses(self) -> dict[str, Curve]:
@@ -105,7 +105,7 @@ def read_run(folder: Path) -> RunInputs:
 
 
 def find_runs(folders: Sequence[Path]) -> tuple[list[RunInputs], list[ValueError]]:
-    """The runs in these folders, and what is wrong with the others, as in `vlds report runs/*`.
+    """The runs among these folders, and the errors of the others, as in `vlds report runs/*`.
 
     Errors: ValueError where none holds a run.
     """
@@ -122,10 +122,10 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[RunInputs], list[ValueError
 
 
 def tree_of(recipe: str | None) -> dict[str, Any]:
-    """What a recipe's text says; empty where it is not a mapping in YAML."""
+    """A recipe's text as a tree; empty if it is not a mapping in YAML."""
     try:
         tree = parse_yaml(recipe or "", "recipe.yaml")
-    except ValueError:  # said where the whole recipe is read
+    except ValueError:  # the report's note says so, where the whole recipe is read
         return {}
     return tree if isinstance(tree, dict) else {}
 

@@ -27,12 +27,12 @@ class Predictions:
     predictions: Mapping[str, str]
     references: Mapping[str, Any]
     confidences: Mapping[str, float]
-    """How sure the model was of each example whose line says so, 0..1: the probability of the
-    answer; of a text of several tokens, the geometric mean over these."""
+    """Confidence, 0..1, of each example whose line has one: the probability of the answer; for a
+    text of several tokens, their geometric mean."""
     samples: Mapping[str, str]
     """Id of the sample of each example whose line names one."""
     lines: Mapping[str, int]
-    """Line of the file that each example stands in, counted from 1."""
+    """Line of each example in the file, counted from 1."""
     data: str | None = None
     """Name, split and fingerprint of the data sets; None where the lines do not say it."""
 
@@ -79,8 +79,8 @@ def step_of(file: Path) -> int | None:
 
 
 def _after(file: Path) -> int | None:
-    """Step of the training's newest evaluation before a file was written; None where its first
-    line does not say it, or is damaged, which is said where the whole file is read."""
+    """Step of the training's newest evaluation before a file was written; None if its first line
+    does not say it, or is damaged, which reading the whole file reports."""
     try:
         after = first_line(file).get("after")
     except ValueError:
@@ -148,24 +148,24 @@ def _line(file: Path, number: int, text: str) -> dict[str, Any]:
 
     Errors: ValueError, as above.
     """
-    place = f"{file}, line {number}"
+    where = f"{file}, line {number}"
     try:
         line = parse_json(text)
     except ValueError:
-        raise ValueError(f"{place} is cut or not JSON; {AGAIN}") from None
+        raise ValueError(f"{where} is cut or not JSON; {AGAIN}") from None
     if not isinstance(line, dict):
-        raise ValueError(f"{place} is not an object: {text[:100]}; {AGAIN}")
+        raise ValueError(f"{where} is not an object: {text[:100]}; {AGAIN}")
     if missing := FIELDS - set(line):
-        raise ValueError(f"{place} has no {', '.join(sorted(missing))}: {text[:100]}; {AGAIN}")
+        raise ValueError(f"{where} has no {', '.join(sorted(missing))}: {text[:100]}; {AGAIN}")
     kinds = {"id": str, "of": int, "prediction": str, "sample": str, "data": str, "after": int}
     for name, kind in kinds.items():
         if name in line and type(line[name]) is not kind:
             expected = "text" if kind is str else "a whole number"
-            raise ValueError(f"{place}: {name} is {line[name]!r:.100}, not {expected}; {AGAIN}")
+            raise ValueError(f"{where}: {name} is {line[name]!r:.100}, not {expected}; {AGAIN}")
     for name in ("confidence", "token_confidence"):
         value = line.get(name)
         if value is not None and not (is_number(value) and 0 <= value <= 1):
-            raise ValueError(f"{place}: {name} is {value!r:.100}, not a number in 0..1; {AGAIN}")
+            raise ValueError(f"{where}: {name} is {value!r:.100}, not a number in 0..1; {AGAIN}")
     return line
 
 

@@ -1,4 +1,4 @@
-"""Examples to look at, as they lie in a run folder: gallery/samples.json and its pictures."""
+"""The gallery in a run folder: gallery/samples.json and its pictures."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class GalleryEntry:
     reference: str | Sequence[str]
     prediction: str
     correct: bool | None = None
-    """None where an answer is neither right nor wrong, as of captions."""
+    """None if an answer is neither right nor wrong, such as a caption."""
     confidence: float | None = None
     """How sure the model was, as in `Predictions`; None where it was not written down."""
 
@@ -46,7 +46,7 @@ def read_gallery(folder: Path) -> list[GalleryEntry]:
     try:
         entries = [checked_entry(**entry) for entry in read_json(path)]
         for name in (name for entry in entries for name in entry.images):
-            # Somebody else's run must not put our own pictures on a page.
+            # Another person's run must not put our own pictures on a page.
             if (folder / name).resolve().parent != path.parent.resolve():
                 raise TypeError(f"images: {name!r} is not in {GALLERY}/")
         return entries
@@ -74,8 +74,8 @@ def checked_entry(**fields: Any) -> GalleryEntry:
 
 
 def write_gallery(folder: Path, entries: Iterable[tuple[GalleryEntry, Sequence[Encoded]]]) -> None:
-    """Write the gallery of a run folder, in the place of an older one: the entries, and thumbnails
-    of the encoded pictures that come with each.
+    """Write the gallery of a run folder, replacing an older one: the entries, and thumbnails of
+    each entry's encoded pictures.
 
     Errors: CannotWrite.
     """
@@ -83,10 +83,10 @@ def write_gallery(folder: Path, entries: Iterable[tuple[GalleryEntry, Sequence[E
         written = []
         for number, (entry, encoded) in enumerate(entries):
             images = []
-            for place, data in enumerate(encoded):
+            for position, data in enumerate(encoded):
                 if small := thumbnail(data):
                     suffix = "png" if small.startswith(PNG) else "jpg"
-                    name = f"{number:04d}-{place}.{suffix}"
+                    name = f"{number:04d}-{position}.{suffix}"
                     (partial / name).write_bytes(small)
                     images.append(f"{GALLERY}/{name}")
             written.append(asdict(entry) | {"images": images})

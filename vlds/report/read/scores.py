@@ -72,13 +72,13 @@ class Scores:
     """What -> examples a second, over all ranks."""
 
 
-def scores_of(stored: Mapping[str, Scored], own: str) -> Scores:
+def scores_of(stored: Mapping[str, Scored], run_name: str) -> Scores:
     """What scores.json says of the run `own` and of others."""
     others = dict.fromkeys(label for entry in stored.values() for label in entry.compared)
     tasks = {}
     for task, entry in stored.items():
-        columns = {**entry.compared, own: entry.scores}
+        columns = {**entry.compared, run_name: entry.scores}
         scored = {label: scores for label, scores in columns.items() if scores}
         if scored:
             tasks[task] = TaskScores(scored, entry.examples, entry.data, entry.headline)
-    return Scores([*others, own] if tasks else [], tasks)
+    return Scores([*others, run_name] if tasks else [], tasks)

@@ -1,4 +1,4 @@
-"""Curves as charts: where lines, ticks and values stand. The page draws them as inline SVG."""
+"""Charts of curves: positions of lines, ticks and values. The page draws them as inline SVG."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ WIDTH, HEIGHT = 320, 170
 LEFT, RIGHT, TOP, BOTTOM = 40, 12, 12, 34
 MOST_POINTS = 240
 MOST_DOTS = 12
-"""Curves of so few points show each of them."""
+"""Curves with at most so many points show each one."""
 MOST_BANDS = 60
-"""Places of a chart that tell their values where a pointer rests."""
+"""Stripes of a chart that show their values under the pointer."""
 LOG_RANGE = (1e-30, 1e30)
 """Values that a log scale shows."""
 COLOURS, DASHES = 6, ("", "6 3", "2 3")
@@ -80,8 +80,8 @@ class Chart:
 
 def by_task(runs: Mapping[str, Mapping[str, Curve]]) -> dict[str, dict[str, Curve]]:
     """Task -> run -> curve; a run without the task has an empty one, so that colours stay."""
-    tasks = dict.fromkeys(task for found in runs.values() for task in found)
-    return {task: {name: found.get(task, []) for name, found in runs.items()} for task in tasks}
+    tasks = dict.fromkeys(task for curves in runs.values() for task in curves)
+    return {task: {name: curves.get(task, []) for name, curves in runs.items()} for task in tasks}
 
 
 def charts_of(
@@ -90,9 +90,9 @@ def charts_of(
     y_range: tuple[float, float] | None = None,
     both_scales: bool = False,
 ) -> list[Chart]:
-    """A chart of some curves: lines, or bars where none has more than two points; twice where it is
-    wanted on a log scale too, and can be. A name keeps its colour wherever it is at the same place
-    in `curves`, empty ones included."""
+    """A chart of some curves: lines, or bars if none has more than two points. With `both_scales`
+    also one on a log scale, if the values allow it. A curve's colour depends on its position in
+    `curves`, empty ones included."""
     shown = {name: thinned(points, MOST_POINTS) for name, points in curves.items()}
     longest = max(map(len, shown.values()), default=0)
     if longest == 0:
@@ -114,8 +114,8 @@ def bar_chart(title: str, curves: Curves) -> Chart:
         return Chart(f"{title}, step {x:,.0f}", last=f"{y:.4g}")
     highest = max(abs(y) for _, y in values) or 1.0
     bars = [
-        Bar(f"{name} step {x:,.0f}".strip(), look(place), f"{y:.4g}", abs(y) / highest)
-        for place, (name, points) in enumerate(curves.items())
+        Bar(f"{name} step {x:,.0f}".strip(), look(index), f"{y:.4g}", abs(y) / highest)
+        for index, (name, points) in enumerate(curves.items())
         for x, y in points
     ]
     return Chart(title, bars=bars)
@@ -134,11 +134,11 @@ def line_chart(
     y_of = axis(y_ticks, HEIGHT - BOTTOM, TOP, math.log10 if is_log else float)
     dotted = max(map(len, curves.values())) <= MOST_DOTS
     lines = []
-    for place, curve in enumerate(curves.values()):
+    for index, curve in enumerate(curves.values()):
         if curve:
             spots = [(x_of(x), y_of(y)) for x, y in curve]
             path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
-            lines.append(Line(look(place), path, spots if dotted else spots[-1:]))
+            lines.append(Line(look(index), path, spots if dotted else spots[-1:]))
     return Chart(
         title,
         spoken=", ".join(filter(None, [title, "log scale" if is_log else "", spoken(curves)])),
@@ -154,7 +154,7 @@ def line_chart(
 def axis(
     marks: Sequence[float], begin: float, end: float, warp: Callable[[float], float] = float
 ) -> Callable[[float], float]:
-    """Value -> place, in tenths of a unit; the first mark is at `begin`, the last at `end`."""
+    """Value -> position, in tenths of a unit; the first mark is at `begin`, the last at `end`."""
     low, high = warp(marks[0]), warp(marks[-1])
     return lambda value: round(begin + (warp(value) - low) / (high - low) * (end - begin), 1)
 
@@ -163,7 +163,7 @@ def bands(curves: Curves, x_of: Callable[[float], float]) -> list[Band]:
     """Adjacent stripes, each with the values at its step."""
     steps = sorted({x for curve in curves.values() for x, _ in curve})
     stride = math.ceil(len(steps) / MOST_BANDS)
-    chosen = steps[::-stride][::-1]  # the last one is among them
+    chosen = steps[::-stride][::-1]  # includes the last one
     edges = [x_of((a + b) / 2) for a, b in pairwise(chosen)]
     edges = [x_of(chosen[0]) - 4, *edges, x_of(chosen[-1]) + 4]
     return [
@@ -173,19 +173,19 @@ def bands(curves: Curves, x_of: Callable[[float], float]) -> list[Band]:
 
 
 def values_at(curves: Curves, step: float) -> str:
-    """What each curve is at a step, or nearest to it."""
+    """Each curve's value at a step, or at the nearest one."""
     texts = [f"step {step:,.0f}"]
     for name, curve in curves.items():
         if curve and curve[0][0] <= step <= curve[-1][0]:
-            place = bisect_left(curve, step, key=lambda point: point[0])
-            nearest = min(curve[max(0, place - 1) : place + 1], key=lambda p: abs(p[0] - step))
+            index = bisect_left(curve, step, key=lambda point: point[0])
+            nearest = min(curve[max(0, index - 1) : index + 1], key=lambda p: abs(p[0] - step))
             texts.append(f"{name} {nearest[1]:.4g}".strip())
     return "\n".join(texts)
 
 
-def look(place: int) -> str:
-    """Classes of the curve at a place: its colour and its dashes."""
-    return f"c{place % COLOURS} d{place // COLOURS % len(DASHES)}"
+def look(index: int) -> str:
+    """CSS classes of a curve: its colour and its dashes."""
+    return f"c{index % COLOURS} d{index // COLOURS % len(DASHES)}"
 
 
 def spoken(curves: Curves) -> str:

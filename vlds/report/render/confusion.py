@@ -1,4 +1,4 @@
-"""Which answers a run takes for which others."""
+"""Which answers a run confuses with which."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vlds.report.render.table import Cell, Row, Table
 
 MOST_PAIRS = 10
 MOST_ANSWERS = 6
-"""Tasks of so few answers have a matrix."""
+"""Tasks with at most so many answers get a matrix."""
 OTHER = "other"
 
 
@@ -32,31 +32,24 @@ def confusions(answers: Mapping[str, TaskAnswers]) -> list[Confusion]:
 
 def confusion(task: str, answers: TaskAnswers) -> Confusion | None:
     """One task's; None if nothing was wrong, or if most answers occur only once."""
-    outcomes = Counter(
+    examples = [
         (entry.answer, entry.prediction, entry.correct)
         for entry in answers.examples.values()
         if entry.answer is not None
-    )
-    asked: Counter[str] = Counter()
-    wrong: Counter[tuple[str, str]] = Counter()
-    for (answer, prediction, correct), count in outcomes.items():
-        asked[answer] += count
-        if correct is False:
-            wrong[answer, prediction] += count
+    ]
+    asked = Counter(answer for answer, _, _ in examples)
+    wrong = Counter((answer, said) for answer, said, correct in examples if correct is False)
     if not wrong or 2 * len(asked) > asked.total():
         return None
-    few = 2 <= len(asked) <= MOST_ANSWERS
     matrix = None
-    if few:
-        given: Counter[tuple[str, str]] = Counter()
-        for (answer, prediction, _), count in outcomes.items():
-            given[answer, prediction if prediction in asked else OTHER] += count
+    if 2 <= len(asked) <= MOST_ANSWERS:
+        given = Counter((answer, said if said in asked else OTHER) for answer, said, _ in examples)
         matrix = matrix_table(asked, given)
     return Confusion(task, pair_table(asked, wrong), matrix)
 
 
 def pair_table(asked: Counter[str], wrong: Counter[tuple[str, str]]) -> Table:
-    """The most frequent mistakes; then how many there are besides."""
+    """The most frequent mistakes, and the number of others."""
     rows = [
         Row(
             answer,

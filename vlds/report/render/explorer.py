@@ -7,30 +7,29 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from vlds.config import Recipe
-from vlds.report.compute.answers import Answered, TaskAnswers
-from vlds.report.read.questions import prompts_of
+from vlds.report.compute.answers import Answered, TaskAnswers, prompts_of
 from vlds.report.render.table import Cell, Row, Table
 from vlds.runtime.templating import visible_tree
 
 MOST_EXAMPLES = 20_000
 """On the page, over all tasks."""
 MOST_SURE_WRONG = 5_000
-"""Besides them: the surest mistakes."""
+"""In addition: the surest mistakes."""
 MOST_BYTES = 24_000_000
 """Of the examples as JSON."""
 MOST_TEXT = 300
-"""Characters of a text."""
+"""Characters of a text that are shown."""
 SURE = 0.8
 """Probability from which a prediction counts as sure."""
 SHOWN_MISTAKES = 12
-"""Without the script."""
+"""In the table for readers without the script."""
 
 Runs = Mapping[str, Mapping[str, TaskAnswers]]
 """Run -> task -> what it said."""
 Key = tuple[str, str]
 """Task and id of an example."""
-Prompts = Mapping[str, Mapping[str, str]]
-"""Task -> id -> what was asked."""
+Prompts = Mapping[Key, str]
+"""What was asked."""
 
 
 class Mistake(NamedTuple):
@@ -56,15 +55,15 @@ def explore(runs: Runs, recipes: Mapping[str, Recipe]) -> Explorer | None:
     total = sum(map(len, ids.values()))
     if total == 0:
         return None
-    mistakes = sorted(sure_mistakes(runs), key=lambda made: -(made.entry.confidence or 0))
+    mistakes = sorted(sure_mistakes(runs), key=lambda mistake: -(mistake.entry.confidence or 0))
     first = first_of_each(ids, MOST_EXAMPLES)
     besides = set(mistake.key for mistake in mistakes) - first
-    surest = dict.fromkeys(made.key for made in mistakes if made.key in besides)
+    surest = dict.fromkeys(mistake.key for mistake in mistakes if mistake.key in besides)
     chosen = [*first, *list(surest)[:MOST_SURE_WRONG]]
-    places = {task: place for place, task in enumerate(ids)}
-    chosen.sort(key=lambda key: (places[key[0]], key[1]))
+    task_index = {task: index for index, task in enumerate(ids)}
+    chosen.sort(key=lambda key: (task_index[key[0]], key[1]))
     prompts = all_prompts(runs, recipes, chosen)
-    rows = list(bounded(rows_of(runs, chosen, places, prompts), MOST_BYTES))
+    rows = list(bounded(rows_of(runs, chosen, task_index, prompts), MOST_BYTES))
     data = {
         "runs": list(runs),
         "tasks": [{"name": task, "ways": ways_of(runs, task)} for task in ids],
@@ -84,8 +83,8 @@ def explore(runs: Runs, recipes: Mapping[str, Recipe]) -> Explorer | None:
 def ids_of(runs: Runs) -> dict[str, list[str]]:
     """Task -> ids of its examples, of all runs, in order."""
     ids: dict[str, set[str]] = {}
-    for found in runs.values():
-        for task, answers in found.items():
+    for by_task in runs.values():
+        for task, answers in by_task.items():
             ids.setdefault(task, set()).update(answers.examples)
     return {task: sorted(keys) for task, keys in ids.items()}
 
@@ -94,8 +93,8 @@ def first_of_each(ids: Mapping[str, Sequence[str]], most: int) -> set[Key]:
     """The first examples of each task: all of small tasks, equally many of the others."""
     chosen: set[Key] = set()
     by_size = sorted(ids.items(), key=lambda entry: len(entry[1]))
-    for place, (task, keys) in enumerate(by_size):
-        share = (most - len(chosen)) // (len(by_size) - place)
+    for index, (task, keys) in enumerate(by_size):
+        share = (most - len(chosen)) // (len(by_size) - index)
         chosen |= {(task, key) for key in keys[:share]}
     return chosen
 
@@ -104,8 +103,8 @@ def sure_mistakes(runs: Runs) -> list[Mistake]:
     """Wrong predictions of a probability of at least SURE."""
     return [
         Mistake(run, (task, key), entry)
-        for run, found in runs.items()
-        for task, answers in found.items()
+        for run, by_task in runs.items()
+        for task, answers in by_task.items()
         for key, entry in answers.examples.items()
         if entry.correct is False and entry.confidence is not None and entry.confidence >= SURE
     ]
@@ -113,41 +112,38 @@ def sure_mistakes(runs: Runs) -> list[Mistake]:
 
 def ways_of(runs: Runs, task: str) -> Sequence[str]:
     """Ways in which a task's examples are grouped, in the first run that has it."""
-    return next((found[task].ways for found in runs.values() if task in found), ())
+    return next((by_task[task].ways for by_task in runs.values() if task in by_task), ())
 
 
-def all_prompts(
-    runs: Runs, recipes: Mapping[str, Recipe], chosen: Sequence[Key]
-) -> dict[str, dict[str, str]]:
+def all_prompts(runs: Runs, recipes: Mapping[str, Recipe], chosen: Sequence[Key]) -> Prompts:
     """The inputs of the chosen examples, from the data of the first recipes that have them."""
-    missing: dict[str, set[str]] = {}
-    for task, key in chosen:
-        missing.setdefault(task, set()).add(key)
-    prompts: dict[str, dict[str, str]] = {}
+    prompts: dict[Key, str] = {}
     for name, recipe in recipes.items():
-        labels = {answers.label: task for task, answers in runs[name].items()}
-        wanted = {label: missing.get(task, ()) for label, task in labels.items()}
-        for label, found in prompts_of(recipe, wanted).items():
-            task = labels[label]
-            prompts.setdefault(task, {}).update(found)
-            missing[task] -= found.keys()
+        shown = {answers.label: task for task, answers in runs[name].items()}
+        wanted = {
+            label: {key for of, key in chosen if of == task and (of, key) not in prompts}
+            for label, task in shown.items()
+        }
+        for label, key, prompt in prompts_of(recipe, wanted):
+            prompts[shown[label], key] = prompt
     return prompts
 
 
 def rows_of(
-    runs: Runs, chosen: Sequence[Key], places: Mapping[str, int], prompts: Prompts
+    runs: Runs, chosen: Sequence[Key], task_index: Mapping[str, int], prompts: Prompts
 ) -> Iterator[list[object]]:
     """Index of the task, id, input, answer, groups; for each run its prediction, whether that is
     right, and how sure the run was."""
     for task, key in chosen:
         entries = [
-            found[task].examples.get(key) if task in found else None for found in runs.values()
+            by_task[task].examples.get(key) if task in by_task else None
+            for by_task in runs.values()
         ]
         example = next(entry for entry in entries if entry is not None)
         yield [
-            places[task],
+            task_index[task],
             key,
-            clipped(prompts.get(task, {}).get(key, "")),
+            clipped(prompts.get((task, key), "")),
             clipped(example.references),
             example.groups,
             [
@@ -168,17 +164,17 @@ def bounded(rows: Iterator[list[object]], most: int) -> Iterator[list[object]]:
 
 
 def clipped(text: str) -> str:
-    """A text of a length that fits its line."""
+    """A text, cut to fit its line."""
     return text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT].rstrip()} ..."
 
 
 def mistake_table(mistakes: Sequence[Mistake], prompts: Prompts, several: bool) -> Table:
     """The surest mistakes, for readers without a script."""
     rows = []
-    for made in mistakes[:SHOWN_MISTAKES]:
-        task, key = made.key
-        texts = (prompts.get(task, {}).get(key, ""), made.entry.references, made.entry.prediction)
+    for mistake in mistakes[:SHOWN_MISTAKES]:
+        task, key = mistake.key
+        texts = (prompts.get(mistake.key, ""), mistake.entry.references, mistake.entry.prediction)
         cells = [Cell(clipped(text) or "-", "") for text in texts]
-        sure = Cell(f"{100 * (made.entry.confidence or 0):.0f} %")
-        rows.append(Row(task, [*cells, sure], [key, made.run] if several else [key]))
+        sure = Cell(f"{100 * (mistake.entry.confidence or 0):.0f} %")
+        rows.append(Row(task, [*cells, sure], [key, mistake.run] if several else [key]))
     return Table(["task", "input", "answer", "said", "sure"], rows, numbers_from=4)

@@ -54,9 +54,9 @@ def terminal_table(table: Table, caption: str = "") -> RichTable:
     """The table for a terminal, with lines of text below it."""
     shown = RichTable(box=None, pad_edge=False, header_style="bold", caption_justify="left")
     shown.caption = Text(visible(caption)) if caption else None
-    for place, head in enumerate(table.heads):
-        justify: Literal["left", "right"] = "right" if place >= table.numbers_from else "left"
-        whole = 0 < place < table.numbers_from  # names of scores, which are short
+    for column, head in enumerate(table.heads):
+        justify: Literal["left", "right"] = "right" if column >= table.numbers_from else "left"
+        whole = 0 < column < table.numbers_from  # names of scores, which are short
         shown.add_column(Text(visible(head)), justify=justify, overflow="fold", no_wrap=whole)
     for row in table.rows:
         texts = [row.head, *(cell.text for cell in row.cells)]

@@ -8,9 +8,8 @@ from typing import NamedTuple
 from vlds.metrics.tables import split
 from vlds.report.compute.baselines import FREQUENT
 from vlds.report.compute.facts import size_facts, speed_text
-from vlds.report.compute.report import Report, RunReport
+from vlds.report.compute.report import Report, RunReport, mean_text, seed_groups
 from vlds.report.compute.results import Difference
-from vlds.report.compute.seeds import mean_text, seed_groups
 from vlds.report.numbers import (
     Interval,
     bytes_text,
@@ -51,7 +50,7 @@ def score_table(run: RunReport) -> Table:
 
 
 def direction(task: TaskScores, metric: str) -> str:
-    """What readers would not expect of a score."""
+    """A remark where a lower score is better, which readers do not expect."""
     return " (lower is better)" if task.is_lower_better(metric) else ""
 
 
@@ -76,17 +75,17 @@ def score_cells(
 
 
 def score_look(value: float | None, best: float | None) -> str:
-    """The best of a row is marked."""
+    """CSS classes of a score: the best of a row is marked."""
     return "number best" if value is not None and value == best else "number"
 
 
 def bracket(interval: Interval | None) -> str:
-    """An interval below its score; nothing where there is none."""
+    """The text of an interval; "" if there is none."""
     return interval_text(interval) if interval else ""
 
 
 def fact_table(run: RunReport) -> Table:
-    """What, and how much of it."""
+    """A run's facts, size and speed."""
     facts = {**run.facts, **size_facts(run.scores)}
     return Table([], [Row(what, [Cell(value, "")]) for what, value in facts.items()])
 
@@ -129,11 +128,11 @@ NO_FACTS = [Cell("")] * 3
 def fact_cells(run: RunReport) -> list[Cell]:
     """What trains, bytes and speed; "" where they are not known."""
     scores = run.scores
-    trainable, held = scores.trainable, scores.bytes_per_rank
+    trainable, memory = scores.trainable, scores.bytes_per_rank
     speed = scores.samples_per_second.get("training")
     return [
         Cell(f"{trainable['percent']:.2f} %" if trainable else ""),
-        Cell(bytes_text(sum(held.values())) if held else ""),
+        Cell(bytes_text(sum(memory.values())) if memory else ""),
         Cell("" if speed is None else speed_text(speed)),
     ]
 
@@ -161,18 +160,19 @@ def difference_table(report: Report, heads: Sequence[str]) -> Table:
     """Each run less the first, the same examples drawn for both; without rows where none can be
     compared."""
     rows = [
-        Row(name, list(map(difference_cell, found))) for name, found in report.differences.items()
+        Row(name, list(map(difference_cell, difference)))
+        for name, difference in report.differences.items()
     ]
     return Table(heads, rows)
 
 
-def difference_cell(found: Difference | str) -> Cell:
+def difference_cell(difference: Difference | str) -> Cell:
     """A difference with its interval, in bold where that does not hold 0; or why there is none."""
-    if isinstance(found, str):
-        return Cell("-", notes=[found])
-    sure = found.interval.low > 0 or found.interval.high < 0
+    if isinstance(difference, str):
+        return Cell("-", notes=[difference])
+    sure = difference.interval.low > 0 or difference.interval.high < 0
     look = "number sure" if sure else "number"
-    return Cell(difference_text(found.value), look, bracket(found.interval))
+    return Cell(difference_text(difference.value), look, bracket(difference.interval))
 
 
 def headline_heads(report: Report) -> list[str]:
@@ -189,7 +189,7 @@ def short_heads(report: Report) -> list[str]:
 
 
 class Fold(NamedTuple):
-    """A table behind a line."""
+    """A table that is folded behind a line."""
 
     summary: str
     table: Table
@@ -205,7 +205,7 @@ def folded_details(scores: Scores) -> list[Fold]:
 
 
 def summary(name: str, task: TaskScores) -> str:
-    """What a fold holds."""
+    """The line that a table is folded behind."""
     groups = [group for _, group in groups_of(task) if group]
     return ", ".join([f"{name}: all scores", *map(by, dict.fromkeys(groups))])
 

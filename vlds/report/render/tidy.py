@@ -96,17 +96,17 @@ def difference_rows(report: Report) -> Iterator[Row]:
     """Each further run less the first, where they can be compared."""
     for name, differences in report.differences.items():
         run = report.runs[name]
-        for (task, metric), found in zip(report.headlines, differences, strict=True):
-            if isinstance(found, Difference):
+        for (task, metric), difference in zip(report.headlines, differences, strict=True):
+            if isinstance(difference, Difference):
                 yield Row(
                     run=name,
                     method=method_of(run),
                     minus=report.baseline,
                     task=task,
                     name=metric,
-                    value=found.value,
-                    low=found.interval.low,
-                    high=found.interval.high,
+                    value=difference.value,
+                    low=difference.interval.low,
+                    high=difference.interval.high,
                     resamples=report.resamples,
                     examples=run.results[task].examples,
                     data=run.results[task].predictions.data,

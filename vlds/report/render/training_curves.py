@@ -23,12 +23,12 @@ class ChartGroup(NamedTuple):
 
     @property
     def has_log(self) -> bool:
-        """Whether there is a log scale to switch to."""
+        """True if the page can switch to a log scale."""
         return any(chart.scale == "log" for chart in self.charts)
 
 
 def training_charts(report: Report) -> list[ChartGroup]:
-    """All runs in one chart each; without groups of which nothing was logged."""
+    """Charts that each show all runs; groups without any logged values are left out."""
     several = len(report.runs) > 1
     runs = {name if several else "": run.inputs for name, run in report.runs.items()}
     losses = by_task({name: run.losses for name, run in runs.items()})
@@ -40,36 +40,36 @@ def training_charts(report: Report) -> list[ChartGroup]:
             "Loss",
             [
                 chart
-                for task, found in losses.items()
+                for task, curves in losses.items()
                 if task or len(losses) != 2  # of a single task, both are the same
-                for chart in charts_of(task or "all tasks", found, both_scales=True)
+                for chart in charts_of(task or "all tasks", curves, both_scales=True)
             ],
         ),
         ChartGroup(
             "course",
             "Score during training",
-            [chart for task, found in scores.items() for chart in score_charts(task, found)],
+            [chart for task, curves in scores.items() for chart in score_charts(task, curves)],
         ),
         ChartGroup(
             "optimizer",
             "Learning rate and gradient norm",
-            [chart for title, found in others.items() for chart in charts_of(title, found)],
+            [chart for title, curves in others.items() for chart in charts_of(title, curves)],
         ),
     ]
     return [group for group in groups if group.charts]
 
 
-def score_charts(task: str, found: Mapping[str, Curve]) -> list[Chart]:
+def score_charts(task: str, curves: Mapping[str, Curve]) -> list[Chart]:
     """Scores from 0 to 1; those above 1 (CIDEr) stretch their own chart. A score that was taken
     once stands in the table."""
-    if max(map(len, found.values())) < 2:
+    if max(map(len, curves.values())) < 2:
         return []
-    fits = all(0 <= y <= 1 for points in found.values() for _, y in points)
-    return charts_of(task, found, y_range=(0.0, 1.0) if fits else None)
+    fits = all(0 <= y <= 1 for points in curves.values() for _, y in points)
+    return charts_of(task, curves, y_range=(0.0, 1.0) if fits else None)
 
 
 def other_curves(lines: Iterable[Metrics]) -> dict[str, Curve]:
-    """What else of each step is worth a curve."""
+    """Curves of the logged values in OTHERS, by title."""
     curves: dict[str, Curve] = {}
     for line in lines:
         for title, key in OTHERS.items():

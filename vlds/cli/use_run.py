@@ -1,0 +1,142 @@
+"""The commands that answer with a run: evaluate and predict."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from vlds.cli.help_texts import command_parser
+from vlds.runtime.command_line import CommandParser
+
+DEFAULT_PORT = 8000
+SPLIT_HELP = (
+    "read the data sets that the run's tasks list under `evaluate` or `test`; results on test data "
+    "are named TASK.test"
+)
+
+
+def evaluate_parser() -> CommandParser:
+    """The parser of `vlds evaluate`."""
+    parser = command_parser(evaluate, accepts_keys=True)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", type=Path, help="run or artifact folder to score")
+    source.add_argument(
+        "--predictions", type=Path, nargs="+", metavar="FILE",
+        help="score these answers without a model: leaderboard files, or files that vlds wrote",
+    )  # fmt: skip
+    data = parser.add_mutually_exclusive_group()
+    data.add_argument(
+        "--data", nargs="+", default=[], metavar="DATASET",
+        help="data set folders, as TASK=FOLDER if several tasks of the run can read one; default: "
+        "the data sets of the run's recipe. With --predictions: the data sets that they answer",
+    )  # fmt: skip
+    data.add_argument(
+        "--split", nargs="+", default=[], choices=["evaluate", "test"],
+        help=f"{SPLIT_HELP}; default: both",
+    )  # fmt: skip
+    parser.add_argument(
+        "--task", metavar="CLASS",
+        help="with --predictions: the task class that scores them; default: the class that reads "
+        "such data",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR",
+        help="where to write predictions and scores; default: RUN/predictions; with --predictions, "
+        "nothing is written by default",
+    )  # fmt: skip
+    return parser
+
+
+def evaluate(arguments: list[str]) -> int:
+    """Score a run on data sets, or score a file of predictions.
+
+    vlds evaluate --run runs/vqa
+    vlds evaluate --run runs/vqa --data shards/mine --out scores
+    vlds evaluate --predictions answers.json --data shards/vqav2-val
+    """
+    options, keys = evaluate_parser().parse_known_args(arguments)
+    if options.predictions:
+        from vlds.evaluation.score_file import score_file
+
+        if options.split:
+            raise ValueError("--split: chooses data sets of a run; with --predictions, give --data")
+        return score_file(options.predictions, options.data, options.task, keys, options.out)
+    if options.task:
+        raise ValueError(
+            "--task: goes with --predictions; to choose a task of a run, give --data TASK=DATASET"
+        )
+    from vlds.inference import answer_sets
+
+    return answer_sets(options.run, options.data, options.split, options.out, keys, score=True)
+
+
+def predict_parser() -> CommandParser:
+    """The parser of `vlds predict`."""
+    parser = command_parser(predict, accepts_keys=True)
+    parser.usage = """%(prog)s --run RUN [options]
+            (--image FILE ... | --data DATASET ... | --split LIST ... | --serve)"""
+    parser.add_argument("--run", type=Path, required=True, help="run or artifact folder to ask")
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument(
+        "--image", type=Path, nargs="+", metavar="FILE", help="a picture, or the two of a pair"
+    )
+    asked.add_argument(
+        "--data", nargs="+", default=[], metavar="DATASET",
+        help="answer whole data sets instead of pictures: folders, as TASK=FOLDER if several tasks "
+        "of the run can read one",
+    )  # fmt: skip
+    asked.add_argument(
+        "--split", nargs="+", default=[], choices=["evaluate", "test"], help=SPLIT_HELP
+    )
+    asked.add_argument(
+        "--serve", action="store_true",
+        help="keep the model loaded and answer requests of this machine: a web page for people, "
+        "JSON for programs",
+    )  # fmt: skip
+    parser.add_argument(
+        "--port", type=int, help=f"with --serve: 0 for any free port; default: {DEFAULT_PORT}"
+    )
+    parser.add_argument(
+        "--question", help="question or statement; leave it out for captions", default=""
+    )
+    parser.add_argument("--task", help="task of the run; required if it has several")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR",
+        help="with --data or --split: where to write predictions and leaderboard files; default: "
+        "RUN/predictions",
+    )  # fmt: skip
+    return parser
+
+
+def predict(arguments: list[str]) -> int:
+    """Answer a question about pictures, describe them, or write leaderboard files.
+
+    vlds predict --run runs/vqa --image beach.jpg --question "Is it raining?"
+    vlds predict --run runs/vqa --serve
+    vlds predict --run runs/vqa --split test --out answers
+    """
+    options, keys = predict_parser().parse_known_args(arguments)
+    check_predict(options)
+    if options.serve:
+        from vlds.serve.server import serve
+
+        return serve(options.run, DEFAULT_PORT if options.port is None else options.port, keys)
+    from vlds.inference import answer_sets, predict_one
+
+    if options.image:
+        return predict_one(options.run, options.image, options.question, options.task, keys)
+    return answer_sets(options.run, options.data, options.split, options.out, keys, score=False)
+
+
+def check_predict(options: argparse.Namespace) -> None:
+    """Errors: ValueError for options that do not go with what is asked about."""
+    if options.port is not None and not options.serve:
+        raise ValueError("--port: goes with --serve")
+    for name in ("question", "task"):
+        if getattr(options, name) and not options.image:
+            raise ValueError(
+                f"--{name}: goes with --image; data sets hold their questions, requests to a "
+                "server name theirs, and --data TASK=DATASET chooses the task"
+            )
+    if options.out and not (options.data or options.split):
+        raise ValueError("--out: goes with --data or --split; other answers are not written")

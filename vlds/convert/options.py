@@ -1,0 +1,147 @@
+"""The options of `vlds convert`: added to parsers, and checked before anything is loaded."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+from vlds.convert.output import check_absent
+from vlds.runtime.command_line import CommandParser, description_of
+
+Options = argparse.Namespace
+Layouts: TypeAlias = "argparse._SubParsersAction[CommandParser]"
+
+DESCRIPTION = """\
+Export a run to another layout, or import weights from one.
+
+  vlds convert hf --run runs/vqa --out models/vqa
+  vlds convert reference --from LAST.pth --config recipe.yaml --out models/old
+  vlds convert LAYOUT --help                                 a layout's options
+"""
+EPILOG = """\
+--out must not exist; it is written whole or not at all. Other people's files
+are read without running code in them.
+"""
+RUN_HELP = "folder that `vlds train` or `vlds convert` wrote"
+FROM_RUN_HELP = "run with the recipe, and with what the files lack (visual embedding, ...)"
+TWO_WAYS = """\
+With --from, read files and write an artifact of the model that --config or
+--run describes. Without it, write the run in this layout.
+"""
+MERGE_HELP = """\
+  fold        fold every method into the weights, or simplify it (Compacter to
+              Adapter, ...); an error if neither is possible; writes what
+              `vlds convert hf` writes
+  average     the mean of the weights of several runs of one recipe
+  arithmetic  base + sum of weight x (run - base); a negative weight forgets
+  take        a run of --task only, with its slices of weights that are
+              stacked over tasks
+  put         the first run, with the second run's slices for --task
+"""
+MERGES: dict[str, tuple[range, tuple[str, ...]]] = {
+    "fold": (range(1, 2), ()),
+    "average": (range(2, 1000), ("weights",)),
+    "arithmetic": (range(1, 1000), ("base", "weights")),
+    "take": (range(1, 2), ("task",)),
+    "put": (range(2, 3), ("task",)),
+}
+"""Way of combining -> possible numbers of runs, and options; all but --weights are required."""
+NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)
+
+
+def add_layout(
+    layouts: Layouts, name: str, function: Callable[[Options], None], more: str = ""
+) -> CommandParser:
+    """A sub-command with the options that all have, described by its function's docstring."""
+    text = description_of(function)
+    parser = layouts.add_parser(
+        name,
+        help=text.split("\n")[0],
+        description=f"{text}\n\n{more}".rstrip(),
+        accepts_keys=True,
+    )
+    parser.set_defaults(function=function, parser=parser)
+    parser.add_argument("--out", type=Path, required=True, help="new file or folder to write")
+    parser.add_argument(
+        "--verify", nargs="*", type=Path, metavar="PICTURE",
+        help="compare outputs before and after, on these pictures or on generated ones; above the "
+        "tolerance, nothing is written",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tolerance", type=float, metavar="SHARE",
+        help="with --verify: largest difference, as a share of the largest logit; default: 1e-5 "
+        "in float32, 0.05 in bfloat16",
+    )  # fmt: skip
+    return parser
+
+
+def add_source(parser: CommandParser, what: str, required: bool) -> None:
+    """Add the options that say where weights come from, and for which model they are."""
+    parser.add_argument("--from", dest="source", type=Path, required=required, help=what)
+    parser.add_argument(
+        "--config", metavar="RECIPE",
+        help="recipe of the model that --from is for; further options are keys of the recipe",
+    )  # fmt: skip
+    also = "" if required else "without --from, what is written: "
+    parser.add_argument("--run", type=Path, help=f"{also}{RUN_HELP}; with --from, {FROM_RUN_HELP}")
+
+
+def add_merge(parser: CommandParser) -> None:
+    """Add the options that only merge has."""
+    # argparse by itself takes -1e-3 for an option.
+    parser._negative_number_matcher = NEGATIVE
+    parser.add_argument(
+        "--run", type=Path, nargs="+", required=True, help=f"one or several runs: {RUN_HELP}"
+    )
+    parser.add_argument("--how", choices=sorted(MERGES), default="fold", help="default: fold")
+    parser.add_argument("--base", type=Path, help="for arithmetic: the run that all began with")
+    parser.add_argument(
+        "--weights", type=float, nargs="+", metavar="WEIGHT",
+        help="for average and arithmetic: one for each run; default: 1 each",
+    )  # fmt: skip
+    parser.add_argument("--task", help="for take and put: the task's name")
+
+
+def check_options(options: Options) -> None:
+    """Find mistakes before anything is loaded.
+
+    Errors: ValueError that names the option.
+    """
+    check_absent(options.out, "file" if options.out.suffix == ".pth" else "folder")
+    if options.tolerance is not None and options.verify is None:
+        raise ValueError("--tolerance: goes with --verify")
+    for picture in options.verify or ():
+        if not picture.is_file():
+            raise ValueError(f"--verify: no such picture: {picture}")
+    if (source := getattr(options, "source", None)) is not None and not source.exists():
+        raise ValueError(f"--from: no such file or folder: {source}")
+    if source is None and getattr(options, "config", None):
+        raise ValueError("--config: goes with --from")
+    runs = options.run if isinstance(options.run, list) else [options.run]
+    for run in filter(None, runs):
+        if not run.is_dir():
+            raise ValueError(f"--run: no such folder: {run}")
+
+
+def check_merge(options: Options) -> None:
+    """Errors: ValueError if options do not go with each other, or the base does not exist."""
+    how = options.how
+    num, wanted = MERGES[how]
+    if len(options.run) not in num:
+        least = f"{num.start}" if len(num) == 1 else f"{num.start} or more"
+        raise ValueError(f"--run: {how} takes {least}, got {len(options.run)}")
+    for name in ("base", "weights", "task"):
+        given = getattr(options, name) is not None
+        if given and name not in wanted:
+            fitting = " and ".join(h for h, (_, names) in MERGES.items() if name in names)
+            raise ValueError(f"--{name} goes with --how {fitting}, not with {how}")
+        if not given and name in wanted and name != "weights":
+            raise ValueError(f"--{name}: --how {how} needs it")
+    if options.base is not None and not options.base.is_dir():
+        raise ValueError(
+            f"--base: no such folder: {options.base}; name one that `vlds train` or "
+            "`vlds convert` wrote"
+        )

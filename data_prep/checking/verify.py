@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
@@ -13,9 +12,9 @@ from typing import Any
 from data_prep.checking.dataset_check import check_annotations, check_together, read_wanted
 from data_prep.checking.sample_check import Finding
 from data_prep.checking.shard_check import CheckedShard, Job, check_shard
-from data_prep.command import local_folder, new_command
+from data_prep.command import add_workers, local_folder, new_command
 from data_prep.packed.stats import find_datasets
-from data_prep.packing.parallel import check_workers, follow, ordered_map
+from data_prep.packing.parallel import follow, ordered_map
 from vlds.data.shards.info import DATASET_FILE, DatasetInfo
 from vlds.data.shards.store import QUARANTINE_FILE
 from vlds.runtime.terminal import tell
@@ -34,7 +33,6 @@ def verify(folder: Path, files: Sequence[Path] = (), workers: int = 1) -> list[F
     `files` hold the annotations that must be in the shards. Errors: ValueError if there is no data
     set, or a file has no ids.
     """
-    check_workers(workers)
     infos, findings = _load(folder)
     findings += _find_unlisted(folder, infos)
     wanted = read_wanted(list(infos.values()), files) if infos else {}
@@ -153,13 +151,7 @@ def add_command(commands: Any) -> None:
         help="official files, or files in LXMERT's form: each of their annotations must be in the "
         "shards or among the dropped of dataset.json, and the shards may have no others",
     )
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=len(os.sched_getaffinity(0)),
-        metavar="N",
-        help="processes that read shards (default: the cores)",
-    )
+    add_workers(parser, "read shards")
 
     def run(args: argparse.Namespace) -> int:
         return FAULTY if verify(args.folder, args.files, args.workers) else 0

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from data_prep.command import add_shard_options, new_command, packs
+from data_prep.command import official_command, packs
 from data_prep.json_rows import JsonRow, read_lines, shown
 from data_prep.packing.feature_file import locate
 from data_prep.packing.journal import Dropped
@@ -173,15 +173,10 @@ def _descriptions(row: JsonRow) -> list[Annotation]:
 def add_command(commands: Any) -> None:
     """Add one command for each task."""
     for task, release in RELEASES.items():
-        example = f"value-{task} --src VALUE --split train --out shards/{task}"
-        parser = new_command(commands, f"value-{task}", release.summary, examples=[example])
-        parser.add_argument(
-            "--src", type=Path, required=True, metavar="DIR", help="folder of ann/, vis_features/"
-        )
-        parser.add_argument("--split", choices=SPLITS, required=True)
-        parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-        parser.add_argument("--name", default=task, help=f"of the data set (default: {task})")
+        parser = official_command(
+            commands, f"value-{task}", release.summary, SPLITS, name=task,
+            holds="ann/, vis_features/", has_images=False,
+        )  # fmt: skip
         parser.add_argument("--annotations", type=Path, metavar="FILE", help="another file")
         parser.add_argument("--subtitles", type=Path, metavar="FILE", help="another file")
-        add_shard_options(parser)
         packs(parser, partial(parse_value, task))

@@ -1,4 +1,4 @@
-"""Rows out of files in well-known forms: LLaVA's and ShareGPT's conversations, COCO's captions.
+"""Makes rows of files in well-known forms: LLaVA's and ShareGPT's conversations, COCO's captions.
 
 Each question with its answer becomes a row. The turns before it are left out: the tasks here ask
 one question about one picture.

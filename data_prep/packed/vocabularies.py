@@ -25,7 +25,6 @@ WORD_SALADS = 500
 """Lines of shuffled words: unigram training makes a word one piece if it has many contexts."""
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789,'-"
 """Always known, so that the model can read a user's own question."""
-FOLDERS = "folders of shards"
 OFTEN = 9
 """The usual 3,129 answers of VQA v2 occur nine times or more."""
 
@@ -104,7 +103,9 @@ def add_command(commands: Any) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.model")
     parser.add_argument("--vocab-size", type=int, default=1000, help="most pieces (default 1000)")
-    parser.add_argument("folders", type=local_folder, nargs="+", metavar="DIR", help=FOLDERS)
+    parser.add_argument(
+        "folders", type=local_folder, nargs="+", metavar="DIR", help="folders of shards"
+    )
     parser.set_defaults(run=_write_tokenizer)
 
     parser = new_command(
@@ -119,7 +120,9 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "--min-count", type=int, default=OFTEN, metavar="N", help=f"default: {OFTEN}"
     )
-    parser.add_argument("folders", type=local_folder, nargs="+", metavar="DIR", help=FOLDERS)
+    parser.add_argument(
+        "folders", type=local_folder, nargs="+", metavar="DIR", help="folders of shards"
+    )
     parser.set_defaults(run=_write_answers)
 
 

@@ -61,7 +61,8 @@ def ordered_map(
             for part in chunks:
                 with _deaf_children():
                     waiting.append(pool.submit(_each, function, part))
-                processes |= {*active_children()} - others
+                if len(processes) < workers:  # the pool starts them with the first chunks
+                    processes |= {*active_children()} - others
                 if len(waiting) == workers * CHUNKS_AHEAD:
                     yield from waiting.popleft().result()
             while waiting:

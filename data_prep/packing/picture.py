@@ -31,7 +31,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import simplejpeg
 from PIL import Image
@@ -91,9 +91,6 @@ class PictureRule:
     def __post_init__(self) -> None:
         if self.square and self.size is None:
             raise ValueError("--square needs --image-size, the side of the square in pixels")
-        if self.format not in get_args(ImageFormat):
-            known = " or ".join(get_args(ImageFormat))
-            raise ValueError(f"--image-format {self.format}: give {known}")
 
     def record(self) -> dict[str, Any]:
         """The rule as dataset.json records it."""

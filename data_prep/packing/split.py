@@ -1,4 +1,4 @@
-"""Train and test out of one file, by picture; and one folder of shards for each split."""
+"""Splits one file into train and test, by picture, and packs each split into its folder."""
 
 from __future__ import annotations
 

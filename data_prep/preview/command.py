@@ -31,7 +31,7 @@ def preview(place: str, samples: int = SAMPLES, out: Path | None = None) -> None
     """Show `samples` of each data set in or below a folder, or of a shard, evenly spread; `place`
     may end in `:` and the number of one sample.
 
-    Errors: ValueError where there is no such thing, or `out` does not end in .html.
+    Errors: ValueError if `place` does not exist, or `out` does not end in .html.
     """
     if out is not None and out.suffix != ".html":
         raise ValueError(f"--out {out}: a preview is a web page; give a name that ends in .html")
@@ -120,7 +120,7 @@ def spread(numbers: Sequence[int], count: int) -> list[int]:
 def find_samples(path: Path) -> tuple[Dataset, range]:
     """The data set, and the numbers in it of the samples that lie in a folder or shard.
 
-    Errors: ValueError where there is none.
+    Errors: ValueError if there is no such shard.
     """
     if path.suffix != ".tar":
         dataset = open_dataset(path)

@@ -325,6 +325,7 @@ ROW = {"image": "a.jpg", "question": "q", "answer": "x"}
         ([ROW], ("--image-size", "0"), "--image-size: got 0; give 1 or more"),
         ([ROW], ("--shard-samples", "0"), "--shard-samples: got 0; give 1 or more"),
         ([ROW], ("--shard-samples", "x"), "--shard-samples: got 'x'; give a whole number"),
+        ([ROW], ("--image-format", "bmp"), "--image-format; choose from webp, jpeg"),
         ([ROW], ("--shard-size", "0"), "--shard-size: '0' is not a size"),
         ([ROW], ("--encoder", "net"), "--encoder names the encoder of --features"),
         ([ROW], ("--split-by-image", "2"), "share"),

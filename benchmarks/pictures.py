@@ -25,8 +25,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data_prep.packing.picture import ENCODINGS, PictureRule, prepare_picture, true_extension
-from data_prep.packing.strict_picture import picture_fault
+from data_prep.packing.picture import (
+    ENCODINGS,
+    PictureRule,
+    picture_fault,
+    prepare_picture,
+    true_extension,
+)
 from vlds.data.shards.decode import decode_image
 from vlds.schema import ImageSpec
 from vlds.vision import Timm

@@ -10,7 +10,7 @@ from data_prep.checking import verify
 from data_prep.demo import command as demo
 from data_prep.official import coco, easy_vqa, gqa, nlvr2, snli_ve, value, vg, vqav2
 from data_prep.own_data import jsonl
-from data_prep.packed import index_command, simulate, stats, tokenizer, vocabulary
+from data_prep.packed import index_command, simulate, stats, vocabularies
 from data_prep.packing.parallel import LostWorker
 from data_prep.preview import command as preview
 from vlds.data.errors import ShardError
@@ -21,7 +21,7 @@ from vlds.runtime.terminal import tell
 
 COMMANDS = (
     vqav2, gqa, nlvr2, coco, vg, snli_ve, value, jsonl, easy_vqa, demo,
-    index_command, tokenizer, vocabulary, stats, verify, preview, simulate,
+    index_command, vocabularies, stats, verify, preview, simulate,
 )  # fmt: skip
 """Modules that add a command; add a new format here."""
 USER_ERROR = 2

@@ -13,6 +13,7 @@ from typing import Any, get_args
 from data_prep.packing.pack import Options, pack
 from data_prep.packing.picture import ImageFormat, PictureRule
 from data_prep.packing.source import SourceSet
+from data_prep.packing.split import pack_splits, split_of
 from data_prep.packing.writer import Limits
 from vlds.data.shards.remote import is_url
 
@@ -38,22 +39,27 @@ def new_command(
 
 
 def official_command(
-    commands: Any, command: str, summary: str, splits: Iterable[str], name: str | None = None
+    commands: Any,
+    command: str,
+    summary: str,
+    splits: Iterable[str],
+    name: str | None = None,
+    *,
+    holds: str = "the official files",
+    has_images: bool = True,
 ) -> argparse.ArgumentParser:
     """Add a command that reads a publisher's files; the data set's `name` is the command's unless
-    given."""
+    given. The folder --src `holds` the files."""
     known = tuple(splits)
+    name = name or command
     example = f"{command} --src DOWNLOADED --split {known[0]} \\\n      --out shards/{command}"
     parser = new_command(commands, command, summary, examples=[example])
-    parser.add_argument(
-        "--src", type=Path, required=True, metavar="DIR", help="folder of the official files"
-    )
+    parser.add_argument("--src", type=Path, required=True, metavar="DIR", help=f"folder of {holds}")
     parser.add_argument(
         "--split", choices=known, required=True, metavar="SPLIT", help=f"one of {', '.join(known)}"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="pictures (default: --src)")
-    name = name or command
+    if has_images:
+        parser.add_argument("--images", type=Path, metavar="DIR", help="pictures (default: --src)")
     parser.add_argument("--name", default=name, help=f"of the data set (default: {name})")
     add_shard_options(parser)
     return parser
@@ -61,20 +67,30 @@ def official_command(
 
 def packs(parser: argparse.ArgumentParser, parse: Callable[..., SourceSet]) -> None:
     """Let a command pack what `parse` returns; each parameter of `parse` is the option of the same
-    name."""
+    name. The command may have --split-by-image."""
     names = signature(parse).parameters
 
     def run(args: argparse.Namespace) -> None:
-        pack(parse(**{name: getattr(args, name) for name in names}), args.out, shard_options(args))
+        split = split_of(args)
+        dataset = parse(**{name: getattr(args, name) for name in names})
+        if split is None:
+            pack(dataset, args.out, shard_options(args))
+        else:
+            pack_splits([dataset], split, args.out, shard_options(args), apart=True)
 
     parser.set_defaults(run=run)
 
 
 def add_shard_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options about shards and pictures."""
+    """Add --out and the options about shards and pictures."""
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     group = parser.add_argument_group("shards")
     group.add_argument(
-        "--shard-samples", type=int, default=1000, metavar="N", help="most a shard (default: 1000)"
+        "--shard-samples",
+        type=at_least(1),
+        default=1000,
+        metavar="N",
+        help="most a shard (default: 1000)",
     )
     group.add_argument(
         "--shard-size",
@@ -83,14 +99,7 @@ def add_shard_options(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help=f"most bytes a shard, such as 512MB or 1GB (default: {DEFAULT_SHARD_SIZE})",
     )
-    group.add_argument(
-        "--workers",
-        type=int,
-        default=len(os.sched_getaffinity(0)),
-        metavar="N",
-        help="processes that open pictures; their number does not change the shards (default: the "
-        "cores)",
-    )
+    add_workers(group, "open pictures; their number does not change the shards")
     group.add_argument(
         "--seed",
         type=seed,
@@ -117,7 +126,7 @@ def _add_picture_options(group: Any) -> None:
     group.add_argument("--encoder", metavar="NAME", help="what made the features, for the record")
     group.add_argument(
         "--image-size",
-        type=int,
+        type=at_least(1),
         metavar="PIXELS",
         help="shorter side to which larger pictures are resized (default: as they are)",
     )
@@ -142,6 +151,17 @@ def _add_picture_options(group: Any) -> None:
         action="store_true",
         help="allow rows to name pictures and features outside the given folders, by .., absolute "
         "paths or links; only for rows that you trust",
+    )
+
+
+def add_workers(group: Any, work: str) -> None:
+    """Add --workers to a parser or a group; `work` is what the processes do."""
+    group.add_argument(
+        "--workers",
+        type=at_least(1),
+        default=len(os.sched_getaffinity(0)),
+        metavar="N",
+        help=f"processes that {work} (default: the cores)",
     )
 
 
@@ -170,13 +190,29 @@ def shard_options(args: argparse.Namespace) -> Options:
     )
 
 
+def at_least(minimum: int) -> Callable[[str], int]:
+    """The type of an option that takes a whole number of this size or more."""
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"got {text!r}; give a whole number") from None
+        if number < minimum:
+            raise argparse.ArgumentTypeError(f"got {number}; give {minimum} or more")
+        return number
+
+    return parse
+
+
 def num_bytes(text: str) -> int:
-    """Parse a size such as 512MB (10^6), 1GiB (2^30) or 1000000."""
+    """Parse a size of at least one byte, such as 512MB (10^6), 1GiB (2^30) or 1000000."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip().lower())
-    if match is None:
+    amount, prefix, binary = match.groups() if match else ("0", "", "")
+    size = int(float(amount) * (1024 if binary else 1000) ** " kmgt".index(prefix or " "))
+    if size < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size; give one such as 512MB or 1GiB")
-    amount, prefix, binary = match.groups()
-    return int(float(amount) * (1024 if binary else 1000) ** " kmgt".index(prefix or " "))
+    return size
 
 
 def seed(text: str) -> int:

@@ -36,8 +36,9 @@ Wanted = dict[str, dict[str, bool]]
 def check_together(shards: Sequence[CheckedShard]) -> Iterator[Finding]:
     """Compare the samples of one data set with each other."""
     yield from _check_repeats(shards)
-    yield from _check_shapes(shards)
-    yield from _check_labels(shards)
+    good = [(place, sample) for place, sample in _samples(shards) if not sample.findings]
+    yield from _check_shapes(good)
+    yield from _check_labels(good)
 
 
 def _check_repeats(shards: Sequence[CheckedShard]) -> Iterator[Finding]:
@@ -62,21 +63,18 @@ def _check_repeats(shards: Sequence[CheckedShard]) -> Iterator[Finding]:
                 ids[noun].add(name)
 
 
-def _check_shapes(shards: Sequence[CheckedShard]) -> Iterator[Finding]:
-    """The most frequent shape is taken for the right one."""
-    good = [(place, sample) for place, sample in _samples(shards) if not sample.findings]
-    if not good:
-        return
-    usual = Counter(sample.shapes for _, sample in good).most_common(1)[0][0]
+def _check_shapes(good: Sequence[tuple[Finding, CheckedSample]]) -> Iterator[Finding]:
+    """Features must have the most frequent shape."""
+    counts = Counter(sample.shapes for _, sample in good)
+    usual = max(counts, key=counts.__getitem__, default=())
     for place, sample in good:
         if sample.shapes != usual:
             detail = f"{shapes_text(sample.shapes)}, most have {shapes_text(usual)}"
             yield place._replace(reason="features of another shape", detail=detail)
 
 
-def _check_labels(shards: Sequence[CheckedShard]) -> Iterator[Finding]:
+def _check_labels(good: Sequence[tuple[Finding, CheckedSample]]) -> Iterator[Finding]:
     """All annotations of a split have labels, or none: training stops at the first without."""
-    good = [(place, sample) for place, sample in _samples(shards) if not sample.findings]
     if all(sample.unlabelled == len(sample.annotations) for _, sample in good):
         return
     for place, sample in good:

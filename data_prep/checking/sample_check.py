@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_prep.packing.annotation import fault_of
-from data_prep.packing.strict_picture import picture_fault
+from data_prep.packing.picture import picture_fault
 from vlds.data.errors import ShardError
 from vlds.data.shards.info import DatasetInfo
 from vlds.data.shards.sample import (

@@ -46,11 +46,11 @@ def check_shard(job: Job) -> CheckedShard:
         return CheckedShard(job.label, [], [Finding("shard missing", file=job.label)])
     findings = list(_check_size(tar, job.shard))
     stored = _stored_index(tar, job.shard, findings)
-    rebuilt, trouble = None, ""
+    rebuilt, fault = None, ""
     try:
         rebuilt = build_index(tar, foreign=job.dataset.fields is not None)
     except ValueError as error:
-        trouble = str(error)
+        fault = str(error)
     else:
         findings += _check_counts(rebuilt, job.shard)
     # Prefer the stored index: to a reader of headers, a block of zeros looks like the end.
@@ -63,8 +63,8 @@ def check_shard(job: Job) -> CheckedShard:
         for i, sample in enumerate(samples)
         for finding in sample.findings
     ]
-    if trouble and not about_samples:
-        findings.append(Finding("shard smashed", trouble))
+    if fault and not about_samples:
+        findings.append(Finding("shard smashed", fault))
     findings = [finding._replace(file=job.label) for finding in findings + about_samples]
     return CheckedShard(job.label, samples, findings)
 
@@ -78,7 +78,7 @@ def _check_size(tar: Path, shard: ShardInfo) -> Iterator[Finding]:
 
 
 def _stored_index(tar: Path, shard: ShardInfo, findings: list[Finding]) -> ShardIndex | None:
-    """The index beside a shard, if it is the one that dataset.json describes."""
+    """The index next to a shard, if it is the one that dataset.json describes."""
     files = {}
     for suffix, expected in shard.index_hashes.items():
         path = beside(tar, suffix)

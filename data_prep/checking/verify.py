@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
@@ -13,9 +12,9 @@ from typing import Any
 from data_prep.checking.dataset_check import check_annotations, check_together, read_wanted
 from data_prep.checking.sample_check import Finding
 from data_prep.checking.shard_check import CheckedShard, Job, check_shard
-from data_prep.command import local_folder, new_command
+from data_prep.command import add_workers, local_folder, new_command
 from data_prep.packed.stats import find_datasets
-from data_prep.packing.parallel import check_workers, follow, ordered_map
+from data_prep.packing.parallel import follow, ordered_map
 from vlds.data.shards.info import DATASET_FILE, DatasetInfo
 from vlds.data.shards.store import QUARANTINE_FILE
 from vlds.runtime.terminal import tell
@@ -34,39 +33,38 @@ def verify(folder: Path, files: Sequence[Path] = (), workers: int = 1) -> list[F
     `files` hold the annotations that must be in the shards. Errors: ValueError if there is no data
     set, or a file has no ids.
     """
-    check_workers(workers)
     infos, findings = _load(folder)
     findings += _find_unlisted(folder, infos)
     wanted = read_wanted(list(infos.values()), files) if infos else {}
     checked = _check_shards(folder, infos, workers)
-    for place, info in infos.items():
-        shards = checked[place]
-        tell(_title(info, shards, place))
+    for path, info in infos.items():
+        shards = checked[path]
+        tell(_title(info, shards, path))
         findings += [finding for shard in shards for finding in shard.findings]
         findings += check_together(shards)
     if wanted:
         findings += check_annotations(wanted, [*chain(*checked.values())])
     tell(summary(findings))
-    for place in infos:
-        _quarantine(place, [f for f in findings if (folder / f.file).parent == place])
+    for path in infos:
+        _quarantine(path, [f for f in findings if (folder / f.file).parent == path])
     return findings
 
 
 def _load(folder: Path) -> tuple[dict[Path, DatasetInfo], list[Finding]]:
     """The dataset.json of every data set by its folder, and a finding for each unreadable one."""
     infos, findings = {}, []
-    for place in find_datasets(folder):
+    for path in find_datasets(folder):
         try:
-            infos[place] = DatasetInfo.load(place)
+            infos[path] = DatasetInfo.load(path)
         except (ValueError, TypeError) as error:
-            name = str((place / DATASET_FILE).relative_to(folder))
+            name = str((path / DATASET_FILE).relative_to(folder))
             findings.append(Finding(f"unusable {DATASET_FILE}", str(error), name))
     return infos, findings
 
 
 def _find_unlisted(folder: Path, infos: Mapping[Path, DatasetInfo]) -> Iterator[Finding]:
     """Find tars that belong to no data set: other readers use them, a run does not."""
-    listed = {place / shard.name for place, info in infos.items() for shard in info.shards}
+    listed = {path / shard.name for path, info in infos.items() for shard in info.shards}
     for tar in sorted(folder.rglob("*.tar")):
         if tar not in listed:
             yield Finding(f"shard in no {DATASET_FILE}", file=str(tar.relative_to(folder)))
@@ -77,26 +75,26 @@ def _check_shards(
 ) -> dict[Path, list[CheckedShard]]:
     """Folder of each data set -> its shards, checked in several processes."""
     jobs = [
-        Job(place, shard, str((place / shard.name).relative_to(folder)), info)
-        for place, info in infos.items()
+        Job(path, shard, str((path / shard.name).relative_to(folder)), info)
+        for path, info in infos.items()
         for shard in info.shards
     ]
     samples = sum(job.shard.samples for job in jobs)
     results = ordered_map(check_shard, jobs, workers, chunk=1, pieces=samples)
-    checked: dict[Path, list[CheckedShard]] = {place: [] for place in infos}
+    checked: dict[Path, list[CheckedShard]] = {path: [] for path in infos}
     for job, result in zip(jobs, follow(results, "verify", 0, len(jobs)), strict=True):
         checked[job.folder].append(result)
     return checked
 
 
-def _title(info: DatasetInfo, shards: Sequence[CheckedShard], place: Path) -> str:
+def _title(info: DatasetInfo, shards: Sequence[CheckedShard], folder: Path) -> str:
     samples = [sample for shard in shards for sample in shard.samples]
     counts = (
         _count(len(shards), "shard"),
         _count(len(samples), "sample"),
         _count(sum(len(sample.annotations) for sample in samples), "annotation"),
     )
-    return f"{info.name} {info.split}: {', '.join(counts)} in {place}"
+    return f"{info.name} {info.split}: {', '.join(counts)} in {folder}"
 
 
 def _count(number: int, noun: str) -> str:
@@ -104,7 +102,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """How often each reason occurs, most frequent first, and the places of the first ones."""
+    """How often each reason occurs, most frequent first, and where its first findings are."""
     if not findings:
         return "all is well"
     lines = [f"{_count(len(findings), 'finding')}:"]
@@ -116,9 +114,9 @@ def summary(findings: Sequence[Finding]) -> str:
     return "\n".join(lines)
 
 
-def _quarantine(place: Path, findings: Sequence[Finding]) -> None:
-    """List the bad samples among the findings about one data set."""
-    path = place / QUARANTINE_FILE
+def _quarantine(folder: Path, findings: Sequence[Finding]) -> None:
+    """List the bad samples among the findings about the data set in a folder."""
+    path = folder / QUARANTINE_FILE
     bad = [f._replace(file=Path(f.file).name) for f in findings if f.i is not None]
     if not bad:
         path.unlink(missing_ok=True)
@@ -136,8 +134,8 @@ def add_command(commands: Any) -> None:
         "check shards: every byte, picture and id",
         "Checks every data set in or below a folder: files and index against dataset.json, every "
         "sample's json, pictures and features, repeated ids. Bad samples are listed in "
-        f"{QUARANTINE_FILE} beside their shards; runs leave them out. Exit code 0: all is well; 1: "
-        "something is wrong.",
+        f"{QUARANTINE_FILE} next to their shards; runs leave them out. Exit code 0: all is well; "
+        "1: something is wrong.",
         examples=["verify shards/mine"],
     )
     parser.add_argument(
@@ -153,13 +151,7 @@ def add_command(commands: Any) -> None:
         help="official files, or files in LXMERT's form: each of their annotations must be in the "
         "shards or among the dropped of dataset.json, and the shards may have no others",
     )
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=len(os.sched_getaffinity(0)),
-        metavar="N",
-        help="processes that read shards (default: the cores)",
-    )
+    add_workers(parser, "read shards")
 
     def run(args: argparse.Namespace) -> int:
         return FAULTY if verify(args.folder, args.files, args.workers) else 0

@@ -18,7 +18,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from data_prep.command import add_shard_options, new_command, shard_options
+from data_prep.command import add_shard_options, at_least, new_command, shard_options
 from data_prep.demo.files import PAIRS_PER_SET, WorldWriter
 from data_prep.demo.phrases import PHRASES, word_lines
 from data_prep.demo.world import HOME, SHIFTED, WORLDS, World
@@ -26,7 +26,7 @@ from data_prep.official.coco import parse_coco_karpathy
 from data_prep.official.gqa import parse_gqa
 from data_prep.official.nlvr2 import parse_nlvr2
 from data_prep.official.vqav2 import parse_vqav2
-from data_prep.packed.tokenizer import train_tokenizer
+from data_prep.packed.vocabularies import train_tokenizer
 from data_prep.packing.pack import Options, pack
 from data_prep.packing.parallel import ordered_map
 from data_prep.packing.source import SourceSet
@@ -42,14 +42,13 @@ COCO_SHARE, GQA_SHARE = 0.32, 0.30
 VAL_SHARES = {HOME.name: 0.08, SHIFTED.name: 0.2}
 """Shares of scenes kept for evaluation; the shifted world needs 300 captioned pictures."""
 FEWEST_SCENES = 200
+"""With fewer, a split could be empty."""
 VOCABULARY = 224
 """Upper limit of the pieces; the text has fewer words."""
 
 
 def make_demo(out: Path, seed: int, scenes: int, options: Options) -> None:
     """Draw both worlds, pack their eight data sets, train the tokenizer."""
-    if scenes < FEWEST_SCENES:
-        raise ValueError(f"--scenes {scenes}: give at least {FEWEST_SCENES}, so no split is empty")
     make = partial(make_world, out=out, seed=seed, scenes=scenes, options=options)
     drawn = ordered_map(make, WORLDS, len(WORLDS), chunk=1, pieces=scenes)
     texts = set[str]().union(*drawn)
@@ -110,10 +109,9 @@ def add_command(commands: Any) -> None:
         "and trains a sentencepiece model on their text (OUT/spiece.model).",
         examples=["demo --out runs/demo/data"],
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument(
         "--scenes",
-        type=int,
+        type=at_least(FEWEST_SCENES),
         default=HOME_SCENES,
         help=f"pictures of the home world (default: {HOME_SCENES})",
     )

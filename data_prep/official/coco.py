@@ -6,18 +6,16 @@ COCO publishes `captions_{train,val}{2014,2017}.json`; its test split has no cap
 
 from __future__ import annotations
 
-import argparse
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.command import official_command, packs, shard_options
+from data_prep.command import official_command, packs
 from data_prep.json_rows import JsonRow, read_object
 from data_prep.packing.journal import Dropped
-from data_prep.packing.pack import pack
 from data_prep.packing.source import Annotation, SourceSample, SourceSet, find_file
-from data_prep.packing.split import add_split_by_image, pack_splits, split_of
+from data_prep.packing.split import add_split_by_image
 
 SPLITS = ("train", "val", "test")
 YEARS = ("2014", "2017")
@@ -121,15 +119,4 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--year", choices=YEARS, default=YEARS[0], help=f"default: {YEARS[0]}")
     parser.add_argument("--annotations", type=Path, metavar="FILE", help="another JSON file")
     add_split_by_image(parser)
-    parser.set_defaults(run=_run_captions)
-
-
-def _run_captions(args: argparse.Namespace) -> None:
-    split = split_of(args)
-    dataset = parse_coco_captions(
-        args.src, args.split, args.name, args.year, args.annotations, args.images
-    )
-    if split is None:
-        pack(dataset, args.out, shard_options(args))
-    else:
-        pack_splits([dataset], split, args.out, shard_options(args), apart=True)
+    packs(parser, parse_coco_captions)

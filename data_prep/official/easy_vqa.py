@@ -85,7 +85,6 @@ def add_command(commands: Any) -> None:
         "Needs `pip install easy-vqa`.",
         examples=["easy-vqa --out runs/easy_vqa/data"],
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     add_shard_options(parser)
 
     def run(args: argparse.Namespace) -> None:

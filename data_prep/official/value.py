@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from data_prep.command import add_shard_options, new_command, packs
+from data_prep.command import official_command, packs
 from data_prep.json_rows import JsonRow, read_lines, shown
 from data_prep.packing.feature_file import locate
 from data_prep.packing.journal import Dropped
@@ -78,9 +78,8 @@ def parse_value(
     """Read a split; all questions about a clip become one sample, and so does each moment."""
     release = RELEASES[task]
     asks = release.kind == "video_qa"
-    folders = (f"ann/{task}", "ann")
     file = f"{release.files[SPLITS.index(split)]}.jsonl"
-    path = annotations or find_file(src, folders, file)
+    path = annotations or find_file(src, (f"ann/{task}", "ann"), file)
     subtitles = subtitles or find_file(
         src, ("ann", f"ann/{task}", "subtitles"), f"{release.videos}_subtitles.jsonl"
     )
@@ -90,21 +89,18 @@ def parse_value(
     dropped = []
     for _, row in read_lines(path):
         video = row.id("vid_name")
-        sample_id = video if asks else row.id("clip_id")
-        extra: dict[str, Any] = {"subtitles": spoken.get(video, [])}
-        if "ts" in row and not asks:
-            extra["span"] = _span(row)
-        sample = samples.setdefault(
-            sample_id,
-            SourceSample(
-                sample_id,
-                (),
-                [],
-                features=(locate(feature_folder, video, FRAMES),),
-                extra=extra,
-                source={} if asks else {"vid_name": video},
-            ),
+        sample = SourceSample(
+            id=video if asks else row.id("clip_id"),
+            images=(),
+            annotations=[],
+            features=(locate(feature_folder, video, FRAMES),),
+            extra={"subtitles": spoken.get(video, [])},
         )
+        if not asks:
+            sample.source["vid_name"] = video
+            if "ts" in row:
+                sample.extra["span"] = _span(row)
+        sample = samples.setdefault(sample.id, sample)
         for annotation in [_question(row)] if asks else _descriptions(row):
             if annotation.get("caption") == "":
                 dropped.append(Dropped(annotation["id"], "empty caption"))
@@ -119,11 +115,7 @@ def _read_subtitles(path: Path) -> dict[str, list[dict[str, Any]]]:
     """Video -> its lines with their seconds; some videos have none."""
     return {
         row.id("vid_name"): [
-            {
-                "text": line.line("text"),
-                "start": line.value("start"),
-                "end": line.value("end"),
-            }
+            {"text": line.line("text"), "start": line.value("start"), "end": line.value("end")}
             for line in row.rows("sub", "subtitle")
         ]
         for _, row in read_lines(path)
@@ -173,15 +165,10 @@ def _descriptions(row: JsonRow) -> list[Annotation]:
 def add_command(commands: Any) -> None:
     """Add one command for each task."""
     for task, release in RELEASES.items():
-        example = f"value-{task} --src VALUE --split train --out shards/{task}"
-        parser = new_command(commands, f"value-{task}", release.summary, examples=[example])
-        parser.add_argument(
-            "--src", type=Path, required=True, metavar="DIR", help="folder of ann/, vis_features/"
-        )
-        parser.add_argument("--split", choices=SPLITS, required=True)
-        parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-        parser.add_argument("--name", default=task, help=f"of the data set (default: {task})")
+        parser = official_command(
+            commands, f"value-{task}", release.summary, SPLITS, name=task,
+            holds="ann/, vis_features/", has_images=False,
+        )  # fmt: skip
         parser.add_argument("--annotations", type=Path, metavar="FILE", help="another file")
         parser.add_argument("--subtitles", type=Path, metavar="FILE", help="another file")
-        add_shard_options(parser)
         packs(parser, partial(parse_value, task))

@@ -114,7 +114,6 @@ def add_command(commands: Any) -> None:
         "--src", type=Path, required=True, metavar="DIR", help="folder of the official files"
     )
     parser.add_argument("--what", choices=tuple(FILES), required=True)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--images", type=Path, metavar="DIR", help="pictures (default: --src)")
     parser.add_argument("--name", help="of the data set (default: vg_questions or vg_regions)")
     parser.add_argument(

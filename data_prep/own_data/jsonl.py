@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections import defaultdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from data_prep.command import add_shard_options, new_command, shard_options
 from data_prep.own_data.known_forms import plain_rows
-from data_prep.own_data.row_annotations import KINDS, TASKS, FieldNames, annotations_of, text_of
+from data_prep.own_data.row_annotations import TASKS, RowForm, annotations_of, text_of
 from data_prep.own_data.row_check import check_rows, refuse_repeated_ids
 from data_prep.own_data.rows import Row, read_rows
 from data_prep.packing.journal import Dropped
@@ -21,47 +22,35 @@ LABELS_HELP = "entailment, neutral, contradiction; or true, false"
 
 
 def parse_jsonl(
-    task: str,
-    annotations: Path,
-    images: Path,
-    names: FieldNames,
-    name: str,
-    split: str = "train",
+    form: RowForm, annotations: Path, images: Path, name: str, split: str = "train"
 ) -> list[SourceSet]:
-    """Rows -> one data set for each of their splits; `task` is one of TASKS."""
-    rows = plain_rows(task, read_rows(annotations), names, annotations)
-    check_rows(rows, names, task, annotations)
-    pictures = find_pictures(
-        images, filter(None, (text_of(row.fields, names.image) for row in rows))
-    )
-    samples: dict[str, dict[str, SourceSample]] = {}
-    dropped: dict[str, list[Dropped]] = {}
+    """Rows -> one data set for each of their splits."""
+    rows = plain_rows(read_rows(annotations), form, annotations)
+    check_rows(rows, form, annotations)
+    names = (text_of(row.fields, form.image) for row in rows)
+    pictures = find_pictures(images, filter(None, names))
+    samples: dict[str, dict[str, SourceSample]] = defaultdict(dict)
+    dropped: dict[str, list[Dropped]] = defaultdict(list)
     used: list[tuple[str, str, Row]] = []
     for row in rows:
-        part = split if names.split is None else text_of(row.fields, names.split) or "none"
-        row_id = text_of(row.fields, names.id) if names.id else row.number
+        part = split if form.split is None else text_of(row.fields, form.split) or "none"
+        row_id = text_of(row.fields, form.id) if form.id else row.number
         fault = [Dropped(row_id, row.fault)] if row.fault else []
-        for entry in fault or annotations_of(task, row.fields, row_id, names):
+        for entry in fault or annotations_of(row.fields, row_id, form):
             if isinstance(entry, Dropped):
-                dropped.setdefault(part, []).append(entry)
+                dropped[part].append(entry)
                 continue
-            picture = pictures[text_of(row.fields, names.image)]
-            sample = samples.setdefault(part, {}).setdefault(
+            picture = pictures[text_of(row.fields, form.image)]
+            sample = samples[part].setdefault(
                 picture.id, SourceSample(picture.id, (picture.path,), [], place=row.place)
             )
             sample.annotations.append(entry)
             used.append((part, entry["id"], row))
-    if names.id is not None:
-        refuse_repeated_ids(used, names.id, annotations)
+    if form.id is not None:
+        refuse_repeated_ids(used, form.id, annotations)
+    kind, files = form.task.kind, (annotations,)
     return [
-        SourceSet(
-            name,
-            KINDS.get(task, task),
-            part,
-            (annotations,),
-            list(samples.get(part, {}).values()),
-            tuple(dropped.get(part, ())),
-        )
+        SourceSet(name, kind, part, files, [*samples[part].values()], tuple(dropped[part]))
         for part in sorted({*samples, *dropped})
     ]
 
@@ -94,7 +83,6 @@ def add_command(commands: Any) -> None:
     )
     parser.add_argument("--annotations", type=Path, required=True, metavar="FILE")
     parser.add_argument("--images", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     _add_fields(parser.add_argument_group("fields of a row"))
     parser.add_argument("--name", help="of the data set (default: of the annotations file)")
     splits = parser.add_argument_group("splits").add_mutually_exclusive_group()
@@ -125,28 +113,21 @@ def _add_fields(group: Any) -> None:
     add_field("--id-field", help="default: the row's line, as an editor counts it")
 
 
-def _field_names(args: argparse.Namespace) -> FieldNames:
-    asks, judges = args.task == "vqa", args.task in ("entailment", "statement")
-    sentence = {"entailment": "hypothesis", "statement": "statement"}.get(args.task)
-    return FieldNames(
-        image=args.image_field,
-        question=args.question_field if asks else None,
-        answer=args.answer_field if asks and not args.no_answers else None,
-        caption=args.caption_field if args.task == "caption" else None,
-        hypothesis=(args.hypothesis_field or sentence) if judges else None,
-        label=args.label_field if judges and not args.no_answers else None,
-        id=args.id_field,
-        split=args.split_field,
-    )
+def _row_form(args: argparse.Namespace) -> RowForm:
+    task = TASKS[args.task]
+    text = getattr(args, f"{task.text_option}_field") or task.text
+    has_target = task.target is not None and not args.no_answers
+    target = getattr(args, f"{task.target}_field") if has_target else None
+    return RowForm(task, args.image_field, text, target, args.id_field, args.split_field)
 
 
 def _run_jsonl(args: argparse.Namespace) -> None:
-    names = _field_names(args)
+    form = _row_form(args)
     split = split_of(args)
     name = args.name or args.annotations.stem.replace(".", "_")
     options = shard_options(args)
     split_name = args.split if split is None else "train"
-    datasets = parse_jsonl(args.task, args.annotations, args.images, names, name, split_name)
+    datasets = parse_jsonl(form, args.annotations, args.images, name, split_name)
     apart = split is not None or args.split_field is not None
-    noun = "id" if names.id else None
+    noun = "id" if form.id else None
     pack_splits(datasets, split, args.out, options, apart=apart, noun=noun)

@@ -1,4 +1,4 @@
-"""Rows out of files in well-known forms: LLaVA's and ShareGPT's conversations, COCO's captions.
+"""Makes rows of files in well-known forms: LLaVA's and ShareGPT's conversations, COCO's captions.
 
 Each question with its answer becomes a row. The turns before it are left out: the tasks here ask
 one question about one picture.
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.json_rows import JsonRow, RepeatedKey
-from data_prep.own_data.row_annotations import FieldNames, text_of
+from data_prep.own_data.row_annotations import RowForm, text_of
 from data_prep.own_data.rows import Fields, Row
 
 TURNS = ("conversations", "messages")
@@ -31,21 +31,21 @@ class Exchange(NamedTuple):
     fault: str = ""
 
 
-def plain_rows(task: str, rows: Sequence[Row], names: FieldNames, path: Path) -> Sequence[Row]:
-    """Conversations and COCO's captions as rows with the fields in `names`; other rows as they
+def plain_rows(rows: Sequence[Row], form: RowForm, path: Path) -> Sequence[Row]:
+    """Conversations and COCO's captions as rows with the fields of `form`; other rows as they
     are."""
     fields = rows[0].fields if rows else {}
     lists = {name for name, value in fields.items() if isinstance(value, list)}
     if len(rows) == 1 and {"images", "annotations"} <= lists:
-        if names.caption is None:
+        if form.task.kind != "caption":
             raise ValueError(f"{path} is in COCO's form, which holds captions: give --task caption")
-        return list(_rows_of_coco(JsonRow(fields, f"{path}"), names.caption, names))
-    if task in ("vqa", "caption") and not lists.isdisjoint(TURNS):
-        return [made for row in rows for made in _rows_of_conversation(row, names)]
+        return list(_rows_of_coco(JsonRow(fields, f"{path}"), form))
+    if not form.task.labels and not lists.isdisjoint(TURNS):
+        return [exchange for row in rows for exchange in _rows_of_conversation(row, form)]
     return rows
 
 
-def _rows_of_coco(content: JsonRow, caption: str, names: FieldNames) -> Iterator[Row]:
+def _rows_of_coco(content: JsonRow, form: RowForm) -> Iterator[Row]:
     """One row for each caption."""
     entries = content.array("annotations")
     if entries and not any(isinstance(entry, dict) and "caption" in entry for entry in entries):
@@ -64,19 +64,19 @@ def _rows_of_coco(content: JsonRow, caption: str, names: FieldNames) -> Iterator
         pictures[image_id] = image.text("file_name"), image.fields
     for entry in content.rows("annotations", "annotation", 1):
         file, about = pictures.get(entry.id("image_id"), ("", {}))
-        fields = {names.image: file, caption: entry.text("caption")}
-        if names.split is not None:
-            fields[names.split] = about.get(names.split, "")
+        fields = {form.image: file, form.text: entry.text("caption")}
+        if form.split is not None:
+            fields[form.split] = about.get(form.split, "")
         annotation_id = entry.id("id")
-        if names.id is not None:
-            fields[names.id] = entry.fields.get(names.id, annotation_id)
+        if form.id is not None:
+            fields[form.id] = entry.fields.get(form.id, annotation_id)
         yield Row(fields, annotation_id, "annotation", "" if file else "picture not in the file")
 
 
-def _rows_of_conversation(row: Row, names: FieldNames) -> Iterator[Row]:
+def _rows_of_conversation(row: Row, form: RowForm) -> Iterator[Row]:
     """One row for each question with its answer, and for each turn that has no counterpart; an
     unusable conversation is one row. Rows that cannot be used have a fault."""
-    pictures = row.fields.get(names.image, row.fields.get("images")) or []
+    pictures = row.fields.get(form.image, row.fields.get("images")) or []
     pictures = pictures if isinstance(pictures, list) else [pictures]
     turns = next((row.fields[name] for name in TURNS if name in row.fields), None)
     exchanges = _exchanges(turns)
@@ -84,23 +84,22 @@ def _rows_of_conversation(row: Row, names: FieldNames) -> Iterator[Row]:
         exchanges = "no picture"
     elif len(pictures) > 1 or str(turns).count(PICTURE_MARK) > 1:
         exchanges = "several pictures"
-    consumed = (*TURNS, names.image, "images")
-    extra = {name: value for name, value in row.fields.items() if name not in consumed}
-    common: dict[str, Any] = dict.fromkeys(names.named(), "")
-    if names.id is not None:
-        common[names.id] = row.number
-    common |= extra
+    consumed = (*TURNS, form.image, "images")
+    common: dict[str, Any] = dict.fromkeys(form.named(), "")
+    if form.id is not None:
+        common[form.id] = row.number
+    common |= {name: value for name, value in row.fields.items() if name not in consumed}
     if isinstance(exchanges, str):
         yield Row(common, row.number, row.noun, fault=exchanges)
         return
     for index, (question, answer, fault) in enumerate(exchanges):
         end = f"-{index}" if len(exchanges) > 1 else ""
-        # A caption has no question.
-        texts = ((names.question, question), (names.answer, answer), (names.caption, answer))
-        fields = common | {names.image: pictures[0]}
-        fields |= {name: text for name, text in texts if name is not None}
-        if end and names.id is not None and (row_id := text_of(common, names.id)):
-            fields[names.id] = f"{row_id}{end}"
+        is_caption = form.task.target is None  # it has no question
+        fields = common | {form.image: pictures[0], form.text: answer if is_caption else question}
+        if form.target is not None:
+            fields[form.target] = answer
+        if end and form.id is not None and (row_id := text_of(common, form.id)):
+            fields[form.id] = f"{row_id}{end}"
         yield Row(fields, f"{row.number}{end}", row.noun, fault)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any
 
 from data_prep.json_rows import clean
 from data_prep.official.snli_ve import LABELS
 from data_prep.own_data.rows import Fields
-from data_prep.packing.annotation import NUM_ANNOTATORS, soft_label
+from data_prep.packing.annotation import NUM_ANNOTATORS, REQUIRED, soft_label
 from data_prep.packing.journal import Dropped
 from data_prep.packing.source import TYPES, Annotation
 
@@ -23,25 +22,50 @@ TRUTH: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class FieldNames:
-    """Which field of a row holds what."""
+class RowForm:
+    """What rows are for, and which field holds what."""
 
+    task: RowTask
     image: str
-    question: str | None = None
-    answer: str | None = None
-    """None: no answers (a test split)."""
-    caption: str | None = None
-    hypothesis: str | None = None
-    """Of a sentence to judge, or a statement that is true or false."""
-    label: str | None = None
-    """None: no labels (a test split)."""
+    text: str
+    """The question, caption, or sentence to judge."""
+    target: str | None = None
+    """The answer or label; None for captions and for a test split."""
     id: str | None = None
     """None: rows are named by their line."""
     split: str | None = None
 
+    @property
+    def listed(self) -> str | None:
+        """The field that may hold a list: captions or answers."""
+        if self.task.target is None:
+            return self.text
+        return None if self.task.labels else self.target
+
     def named(self) -> list[str]:
         """The fields every row must have."""
-        return [name for name in vars(self).values() if name is not None]
+        fields = (self.image, self.text, self.target, self.id, self.split)
+        return [name for name in fields if name is not None]
+
+
+@dataclass(frozen=True)
+class RowTask:
+    """One --task: what its rows hold, and how they become annotations."""
+
+    kind: str
+    """Of the annotations: `VQA` trains on statements, too."""
+    text: str
+    """Usual field of the text."""
+    target: str | None
+    """Usual field of the answer or label."""
+    annotate: Callable[[Fields, str, RowForm], list[Result]]
+    labels: Mapping[str, Annotation] = field(default_factory=dict)
+    """Known label -> the fields that it adds to an annotation."""
+
+    @property
+    def text_option(self) -> str:
+        """The option --..._field that names the text."""
+        return "hypothesis" if self.labels else self.text
 
 
 def text_of(row: Fields, name: str) -> str:
@@ -49,31 +73,28 @@ def text_of(row: Fields, name: str) -> str:
     return "" if row[name] is None else str(row[name]).strip()
 
 
-def annotations_of(
-    task: str, row: Fields, row_id: str, names: FieldNames
-) -> list[Annotation | Dropped]:
+def annotations_of(row: Fields, row_id: str, form: RowForm) -> list[Annotation | Dropped]:
     """The annotations of a row, and what cannot be used of it."""
-    results = TASKS[task](row, row_id, names) if text_of(row, names.image) else ["no image"]
+    results = form.task.annotate(row, row_id, form) if text_of(row, form.image) else ["no image"]
     return [Dropped(row_id, entry) if isinstance(entry, str) else entry for entry in results]
 
 
-def _question(row: Fields, row_id: str, names: FieldNames) -> list[Result]:
-    assert names.question is not None
-    question = clean(str(row[names.question] or ""))
+def _question(row: Fields, row_id: str, form: RowForm) -> list[Result]:
+    question = clean(str(row[form.text] or ""))
     if not question:
         return ["no question"]
     annotation: Annotation = {"id": row_id, "question": question}
-    if names.answer is not None:
-        answers = _answers(row[names.answer])
+    if form.target is not None:
+        answers = _answers(row[form.target])
         if isinstance(answers, str):
             return [answers]
         annotation |= {"answers": answers, "label": soft_label(answers)}
     annotation |= {
         key: clean(str(row[key]))
         for key in TYPES
-        if row.get(key) is not None and key not in names.named()
+        if row.get(key) is not None and key not in form.named()
     }
-    return [_with_rest(annotation, row, *names.named(), *TYPES)]
+    return [_with_rest(annotation, row, *form.named(), *TYPES)]
 
 
 def _answers(value: Any) -> list[str] | str:
@@ -88,41 +109,31 @@ def _answers(value: Any) -> list[str] | str:
     return answers
 
 
-def _captions(row: Fields, row_id: str, names: FieldNames) -> list[Result]:
-    assert names.caption is not None
-    texts = _texts(row[names.caption]) or [""]
+def _captions(row: Fields, row_id: str, form: RowForm) -> list[Result]:
+    texts = _texts(row[form.text]) or [""]
     captions = list(filter(None, texts))
     ids = [row_id] if len(captions) == 1 else [f"{row_id}-{i}" for i in range(len(captions))]
     return [
         *(
-            _with_rest({"id": caption_id, "caption": caption}, row, *names.named())
+            _with_rest({"id": caption_id, "caption": caption}, row, *form.named())
             for caption_id, caption in zip(ids, captions, strict=True)
         ),
         *["no caption"] * (len(texts) - len(captions)),
     ]
 
 
-def _judged(
-    row: Fields,
-    row_id: str,
-    names: FieldNames,
-    *,
-    field: str,
-    noun: str,
-    labels: Mapping[str, Annotation],
-) -> list[Result]:
-    """A sentence about the picture with its label: the sentence becomes `field` of the annotation,
-    and `labels` has the other fields for each known label."""
-    assert names.hypothesis is not None
-    annotation: Annotation = {"id": row_id, field: clean(str(row[names.hypothesis] or ""))}
-    if not annotation[field]:
-        return [f"no {noun}"]
-    if names.label is not None:
-        label = label_of(row, names.label)
-        if label not in labels:
+def _judged(row: Fields, row_id: str, form: RowForm) -> list[Result]:
+    """A sentence about the picture with its label; a statement becomes a question."""
+    sentence = clean(str(row[form.text] or ""))
+    if not sentence:
+        return [f"no {form.task.text}"]
+    annotation: Annotation = {"id": row_id, REQUIRED[form.task.kind]: sentence}
+    if form.target is not None:
+        label = label_of(row, form.target)
+        if label not in form.task.labels:
             return [f"label {label}" if label else "no label"]
-        annotation |= labels[label]
-    return [_with_rest(annotation, row, *names.named())]
+        annotation |= form.task.labels[label]
+    return [_with_rest(annotation, row, *form.named())]
 
 
 def label_of(row: Fields, field: str) -> str:
@@ -147,13 +158,9 @@ STATEMENT_LABELS = {
     word: {"answers": [truth], "label": soft_label([truth])} for word, truth in TRUTH.items()
 }
 """A statement becomes a question with one of two answers."""
-TASKS: Mapping[str, Callable[[Fields, str, FieldNames], list[Result]]] = {
-    "vqa": _question,
-    "caption": _captions,
-    "entailment": partial(_judged, field="hypothesis", noun="hypothesis", labels=ENTAILMENT_LABELS),
-    "statement": partial(_judged, field="question", noun="statement", labels=STATEMENT_LABELS),
+TASKS: Mapping[str, RowTask] = {
+    "vqa": RowTask("vqa", "question", "answer", _question),
+    "caption": RowTask("caption", "caption", None, _captions),
+    "entailment": RowTask("entailment", "hypothesis", "label", _judged, ENTAILMENT_LABELS),
+    "statement": RowTask("vqa", "statement", "label", _judged, STATEMENT_LABELS),
 }
-KINDS: Mapping[str, str] = {"statement": "vqa"}
-"""Tasks whose annotations are of another kind: `VQA` trains on statements."""
-KNOWN_LABELS: Mapping[str, tuple[str, ...]] = {"entailment": LABELS, "statement": tuple(TRUTH)}
-"""Tasks with labels -> the labels that they know."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.json_rows import shown
-from data_prep.own_data.row_annotations import KNOWN_LABELS, FieldNames, label_of, text_of
+from data_prep.own_data.row_annotations import TASKS, RowForm, label_of, text_of
 from data_prep.own_data.rows import Fields, Row, published_as
 from data_prep.packing.source import TYPES, and_more
 from vlds.runtime.near_names import guess
@@ -19,38 +19,31 @@ NUMBERS = ("0", "1", "2")
 """Labels that several tasks may have."""
 MOST_LABELS = 5
 """Labels that an error shows."""
-TASK_OF = {
-    "question": "vqa",
-    "caption": "caption",
-    "hypothesis": "entailment",
-    "statement": "statement",
-}
-"""Field that a single task has -> the task."""
 
 
-def check_rows(rows: Sequence[Row], names: FieldNames, task: str, path: Path) -> None:
+def check_rows(rows: Sequence[Row], form: RowForm, path: Path) -> None:
     """Errors: ValueError that names the row's line, the field and the cure."""
     if not rows:
         raise ValueError(f"{path}: no rows")
     for row in rows:
         place = f"{path}, {row.place}"
-        for name in names.named():
+        for name in form.named():
             if name not in row.fields:
-                raise ValueError(f"{place}: no field {name!r}; {_cure(row.fields, name, names)}")
+                raise ValueError(f"{place}: no field {name!r}; {_cure(row.fields, name, form)}")
             what = f"{place}: {name!r}"
             value = row.fields[name]
-            _check_value(value, name in (names.answer, names.caption), what)
-            if name in (names.id, names.split) and isinstance(value, bool | None):
+            _check_value(value, name == form.listed, what)
+            if name in (form.id, form.split) and isinstance(value, bool | None):
                 raise ValueError(f"{what} is {shown(value)}; expected text or a number")
-        if names.id is not None and not text_of(row.fields, names.id):
+        if form.id is not None and not text_of(row.fields, form.id):
             raise ValueError(
-                f"{place}: {names.id!r} is empty; give each row an id, or leave out --id-field to "
+                f"{place}: {form.id!r} is empty; give each row an id, or leave out --id-field to "
                 "name rows by their line"
             )
-        for kind in TYPES if names.question else ():
+        for kind in TYPES if form.task.target == "answer" else ():
             _check_value(row.fields.get(kind), False, f"{place}: {kind!r}")
-    if names.label is not None:
-        _check_labels(rows, names.label, task, path)
+    if form.task.labels and form.target is not None:
+        _check_labels(rows, form, form.target, path)
 
 
 def refuse_repeated_ids(used: Iterable[tuple[str, str, Row]], field: str, path: Path) -> None:
@@ -73,7 +66,7 @@ def refuse_repeated_ids(used: Iterable[tuple[str, str, Row]], field: str, path: 
         )
 
 
-def _cure(fields: Fields, missing: str, names: FieldNames) -> str:
+def _cure(fields: Fields, missing: str, form: RowForm) -> str:
     """The fields of a row without the field `missing`, and what to do."""
     present = [str(name) for name in fields]
     more = ", ..." if len(present) > MOST_FIELDS else ""
@@ -83,10 +76,11 @@ def _cure(fields: Fields, missing: str, names: FieldNames) -> str:
     lists = [name for name, value in fields.items() if isinstance(value, list) and value]
     if len(lists) == 1 and isinstance(fields[lists[0]][0], dict):
         return f"{listed}; its rows seem to be in {lists[0]!r}: save that list as a separate file"
-    other = next((t for name, t in TASK_OF.items() if name in fields and name != missing), "")
-    if other and missing in (names.question, names.caption, names.hypothesis):
-        return f"{listed}, the form of --task {other}"
-    option = next(key for key, name in vars(names).items() if name == missing)
+    of_tasks = [name for name, task in TASKS.items() if task.text in fields]
+    if of_tasks and missing == form.text:
+        return f"{listed}, the form of --task {of_tasks[0]}"
+    key = next(key for key, name in vars(form).items() if name == missing)
+    option = {"text": form.task.text_option, "target": form.task.target}.get(key, key)
     return (
         f"{guess(missing, present)}{listed}. Name the fields with --{option}-field and the other "
         "--...-field options"
@@ -101,14 +95,15 @@ def _check_value(value: Any, many: bool, what: str) -> None:
         raise ValueError(f"{what} is {shown(value)}; expected {expected}")
 
 
-def _check_labels(rows: Sequence[Row], field: str, task: str, path: Path) -> None:
+def _check_labels(rows: Sequence[Row], form: RowForm, field: str, path: Path) -> None:
     """Refuse labels of another task, and labels that are all unknown. A few unknown ones are not an
     error: their rows are dropped and counted."""
-    known = KNOWN_LABELS[task]
+    known = form.task.labels
+    task = next(name for name, row_task in TASKS.items() if row_task is form.task)
     labels = [(label_of(row.fields, field), row) for row in rows]
     odd = Counter(label for label, _ in labels if label and label not in known)
-    for other, theirs in KNOWN_LABELS.items():
-        of_other = [label for label in odd if label in theirs and label not in NUMBERS]
+    for other, row_task in TASKS.items():
+        of_other = [label for label in odd if label in row_task.labels and label not in NUMBERS]
         if of_other:
             row = next(row for label, row in labels if label == of_other[0])
             raise ValueError(

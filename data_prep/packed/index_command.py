@@ -1,4 +1,4 @@
-"""`index`: turn tars that others wrote into a data set, by an index beside them."""
+"""`index`: turn tars that others wrote into a data set, by an index next to them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def add_command(commands: Any) -> None:
         commands,
         "index",
         "make existing tars a data set",
-        "Writes the .idx and .cnt beside every tar of a folder, and dataset.json. Tars of other "
+        "Writes the index files next to every tar of a folder, and dataset.json. Tars of other "
         "programs, such as img2dataset, need --fields. An existing dataset.json keeps its record "
         "of the source and of dropped rows.",
         examples=["index TARS --name mine --kind caption --split train"],

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from data_prep.command import new_command
+from data_prep.command import at_least, new_command
 from vlds.data.config import DataConfig, Unit
 from vlds.data.order.batch_cut import BatchCut
 from vlds.data.order.epoch_order import EpochOrder
@@ -43,13 +43,9 @@ def simulate(
 ) -> Reading:
     """Walk through the positions of the steps."""
     cut = BatchCut(nodes * ranks_per_node)
-    first_samples = [
-        np.cumsum([0, *(len(counts) for counts in dataset.counts)]) for dataset in datasets
-    ]
-    reading = Reading(
-        np.zeros(len(datasets), np.int64),
-        [[set() for _ in datasets] for _ in range(nodes)],
-    )
+    first_samples = [np.cumsum([0, *map(len, dataset.counts)]) for dataset in datasets]
+    shards = [[set[int]() for _ in datasets] for _ in range(nodes)]
+    reading = Reading(np.zeros(len(datasets), np.int64), shards)
     for begin in range(steps.start, steps.stop, STEPS_AT_ONCE):
         end = min(begin + STEPS_AT_ONCE, steps.stop)
         # Each step has `stride` positions; a smaller batch leaves its last ones unused.
@@ -66,8 +62,8 @@ def simulate(
         for source, first in enumerate(first_samples):
             for node in range(nodes):
                 of_node = samples[(sources == source) & (ranks // ranks_per_node == node)]
-                shards = np.searchsorted(first, of_node, side="right") - 1
-                reading.shards[node][source].update(np.unique(shards).tolist())
+                indices = np.searchsorted(first, of_node, side="right") - 1
+                shards[node][source].update(np.unique(indices).tolist())
     return reading
 
 
@@ -121,10 +117,10 @@ def add_command(commands: Any) -> None:
     parser.add_argument("folders", nargs="+", metavar="DIR", help="data sets")
     parser.add_argument("--weights", type=float, nargs="+", help="one a data set (default: 1)")
     parser.add_argument("--temperature", type=float)
-    parser.add_argument("--global-batch-size", type=int, default=64, metavar="N")
+    parser.add_argument("--global-batch-size", type=at_least(1), default=64, metavar="N")
     parser.add_argument(
         "--batch-sizes",
-        type=int,
+        type=at_least(1),
         nargs="+",
         metavar="N",
         help="tasks' batch_size, one per data set, with --unit global_batch",
@@ -133,11 +129,11 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--window", type=int, default=DataConfig.window, metavar="N")
     parser.add_argument("--group", type=int, default=1, metavar="N")
     parser.add_argument("--lanes", type=int, default=1, metavar="N")
-    parser.add_argument("--nodes", type=int, default=1, metavar="N")
-    parser.add_argument("--ranks-per-node", type=int, default=1, metavar="N")
+    parser.add_argument("--nodes", type=at_least(1), default=1, metavar="N")
+    parser.add_argument("--ranks-per-node", type=at_least(1), default=1, metavar="N")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--from", type=int, default=0, dest="first", metavar="STEP")
-    parser.add_argument("--steps", type=int, default=1000, metavar="N")
+    parser.add_argument("--from", type=at_least(0), default=0, dest="first", metavar="STEP")
+    parser.add_argument("--steps", type=at_least(1), default=1000, metavar="N")
     parser.set_defaults(run=_run)
 
 
@@ -148,20 +144,15 @@ def _run(args: argparse.Namespace) -> None:
         raise ValueError(
             f"--weights: {len(weights)} for {len(datasets)} data sets; give one for each"
         )
-    _check_numbers(args)
     batch_sizes = _batch_sizes(args, len(datasets))
     sizes = sorted(set(batch_sizes or [args.global_batch_size]))
     for size in sizes:
         option = "--batch-sizes" if args.batch_sizes else "--global-batch-size"
         BatchCut(args.nodes * args.ranks_per_node).check(size, option)
     common = {"seed": args.seed, "lanes": args.lanes}
+    within = {"window": args.window, "group": args.group, **common}
     order = mixed_order(
-        [
-            EpochOrder(
-                dataset.label, dataset.counts, window=args.window, group=args.group, **common
-            )
-            for dataset in datasets
-        ],
+        [EpochOrder(dataset.label, dataset.counts, **within) for dataset in datasets],
         weights,
         temperature=args.temperature,
         global_batch_size=args.global_batch_size,
@@ -179,19 +170,6 @@ def _run(args: argparse.Namespace) -> None:
         Console().print(table)
 
 
-def _check_numbers(args: argparse.Namespace) -> None:
-    """Refuse numbers that are too small."""
-    for option, value, smallest in (
-        ("nodes", args.nodes, 1),
-        ("ranks-per-node", args.ranks_per_node, 1),
-        ("steps", args.steps, 1),
-        ("global-batch-size", args.global_batch_size, 1),
-        ("from", args.first, 0),
-    ):
-        if value < smallest:
-            raise ValueError(f"--{option} {value}: give {smallest} or more")
-
-
 def _batch_sizes(args: argparse.Namespace, num_datasets: int) -> list[int] | None:
     """Examples in the batches of each data set; None if batches mix data sets."""
     if args.unit == "example":
@@ -201,8 +179,6 @@ def _batch_sizes(args: argparse.Namespace, num_datasets: int) -> list[int] | Non
             )
         return None
     sizes: list[int] = args.batch_sizes or [args.global_batch_size] * num_datasets
-    if len(sizes) != num_datasets or min(sizes) < 1:
-        raise ValueError(
-            f"--batch-sizes {sizes}: {num_datasets} data sets; give a size of 1 or more for each"
-        )
+    if len(sizes) != num_datasets:
+        raise ValueError(f"--batch-sizes {sizes}: {num_datasets} data sets; give a size for each")
     return sizes

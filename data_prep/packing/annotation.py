@@ -1,4 +1,4 @@
-"""What annotations of all kinds have in common, and the soft label of a VQA question."""
+"""Fields and faults of annotations of all kinds, and the soft label of a VQA question."""
 
 from __future__ import annotations
 

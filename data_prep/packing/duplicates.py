@@ -10,6 +10,7 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 from data_prep.packing.source import Annotation, SourceSet
+from vlds.runtime.manifest import sha256
 from vlds.runtime.regular_file import open_file
 from vlds.runtime.terminal import tell
 
@@ -27,7 +28,7 @@ def find_copies(paths: Iterable[Path]) -> list[list[Path]]:
     Size and last bytes tell nearly all pictures apart; only the rest is read as a whole.
     """
     groups = _divide([list(dict.fromkeys(paths))], _size)
-    return _divide(_divide(groups, _tail), _digest)
+    return _divide(_divide(groups, _tail), sha256)
 
 
 def _divide(groups: Sequence[Sequence[Path]], key: Callable[[Path], Hashable]) -> list[list[Path]]:
@@ -55,14 +56,6 @@ def _tail(path: Path) -> bytes:
         size = os.fstat(file.fileno()).st_size
         file.seek(max(0, size - TAIL))
         return blake2b(file.read(), digest_size=16).digest()
-
-
-def _digest(path: Path) -> bytes:
-    digest = blake2b(digest_size=16)
-    with open_file(path) as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.digest()
 
 
 def tell_repeats(datasets: Sequence[SourceSet], noun: str | None) -> None:

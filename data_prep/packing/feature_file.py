@@ -33,7 +33,7 @@ class BadFeatures(Exception):
 
 @dataclass(frozen=True)
 class FeatureFile:
-    """The place of the features of one picture or clip."""
+    """Where the features of one picture or clip are stored."""
 
     path: Path
     name: str
@@ -130,7 +130,7 @@ def locate(place: Path, name: str, frames: int | None = None) -> FeatureFile:
 
 
 def find_missing(files: Iterable[FeatureFile]) -> list[FeatureFile]:
-    """Those that do not exist.
+    """The files that do not exist.
 
     Errors: ValueError if h5py is needed and not installed, or an HDF5 file with many pictures
     cannot be opened.

@@ -13,7 +13,7 @@ from data_prep.packing.annotation import text_fault
 from data_prep.packing.feature_file import HDF5, locate
 from data_prep.packing.file_check import check_inside, check_missing
 from data_prep.packing.journal import Dropped
-from data_prep.packing.parallel import check_workers, follow, ordered_map
+from data_prep.packing.parallel import follow, ordered_map
 from data_prep.packing.picture import PictureRule
 from data_prep.packing.record import common_shape, try_record
 from data_prep.packing.source import SourceSet, count_reasons
@@ -51,52 +51,41 @@ class Options:
     arguments: Mapping[str, Any] | None = None
     """The command line, for the record in dataset.json."""
 
-    def __post_init__(self) -> None:
-        check_workers(self.workers)
-
 
 def pack(dataset: SourceSet, out: Path, options: Options) -> DatasetInfo:
-    """Write a data set and print what became of every sample."""
-    _check_folder(out)
+    """Check a data set, write it and print what became of every sample."""
     return pack_ready(ready([dataset], options)[0], out, options)
 
 
 def pack_ready(dataset: SourceSet, out: Path, options: Options) -> DatasetInfo:
-    """Write a data set that `ready` has checked."""
-    check_names(dataset.name, dataset.split)
-    _check_folder(out)
-    with folder_lock(out):
-        return _pack(dataset, out, options)
-
-
-def _check_folder(out: Path) -> None:
-    existing = next(place for place in (out, *out.absolute().parents) if place.exists())
+    """Write a data set that `ready` has checked, and print what became of every sample."""
+    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise ValueError(f"--out {out}: {existing} is a file; give a folder")
-
-
-def _pack(dataset: SourceSet, out: Path, options: Options) -> DatasetInfo:
     by_id = {sample.id: sample for sample in dataset.samples}
     samples = [by_id[sample_id] for sample_id in shard_order(by_id, options.seed)]
-    shape = common_shape(samples)
-    writer = DatasetWriter(
-        out,
-        name=dataset.name,
-        kind=dataset.kind,
-        split=dataset.split,
-        limits=options.limits,
-        source=dataset.files,
-        image=None if shape else options.rule.record(),
-        features=shape and {"tokens": shape[0], "dim": shape[1], "encoder": options.encoder},
-        arguments=options.arguments,
-        resume=options.resume,
-    )
-    make = partial(try_record, rule=options.rule, shape=shape, skip_missing=options.skip_missing)
-    records = ordered_map(make, samples[writer.start :], options.workers)
-    info = writer.write(
-        follow(records, f"{dataset.name} {dataset.split}", writer.start, len(samples)),
-        rows_dropped=(*dataset.dropped, *dataset.left_out),
-    )
+    with folder_lock(out):
+        shape = common_shape(samples)
+        writer = DatasetWriter(
+            out,
+            name=dataset.name,
+            kind=dataset.kind,
+            split=dataset.split,
+            limits=options.limits,
+            source=dataset.files,
+            image=None if shape else options.rule.record(),
+            features=shape and {"tokens": shape[0], "dim": shape[1], "encoder": options.encoder},
+            arguments=options.arguments,
+            resume=options.resume,
+        )
+        make = partial(
+            try_record, rule=options.rule, shape=shape, skip_missing=options.skip_missing
+        )
+        records = ordered_map(make, samples[writer.start :], options.workers)
+        info = writer.write(
+            follow(records, f"{dataset.name} {dataset.split}", writer.start, len(samples)),
+            rows_dropped=(*dataset.dropped, *dataset.left_out),
+        )
     tell(_summary(dataset, info, out))
     return info
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from itertools import islice
 from multiprocessing import active_children, get_context
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
@@ -36,12 +35,6 @@ class LostWorker(ValueError):
     """A worker process ended in the middle of its work."""
 
 
-def check_workers(workers: int) -> None:
-    """Refuse fewer than one process, before any work."""
-    if workers < 1:
-        raise ValueError(f"--workers {workers}: give a number of processes, 1 or more")
-
-
 def ordered_map(
     function: Callable[[Item], Result],
     items: Sequence[Item],
@@ -61,22 +54,19 @@ def ordered_map(
         return
     chunks = (items[first : first + chunk] for first in range(0, len(items), chunk))
     others = set(active_children())
+    processes: set[BaseProcess] = set()
+    waiting: deque[Future[list[Result]]] = deque()
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=end_with_parent) as pool:
-        processes: list[BaseProcess] = []
         try:
-            waiting: deque[Future[list[Result]]] = deque()
-            with _deaf_children():
-                waiting += (
-                    pool.submit(_each, function, part)
-                    for part in islice(chunks, workers * CHUNKS_AHEAD)
-                )
-            started = set(active_children()) - others
-            processes += sorted(started, key=lambda process: process.pid or 0)
-            while waiting:
-                done = waiting.popleft().result()
-                for part in islice(chunks, 1):
+            for part in chunks:
+                with _deaf_children():
                     waiting.append(pool.submit(_each, function, part))
-                yield from done
+                if len(processes) < workers:  # the pool starts them with the first chunks
+                    processes |= {*active_children()} - others
+                if len(waiting) == workers * CHUNKS_AHEAD:
+                    yield from waiting.popleft().result()
+            while waiting:
+                yield from waiting.popleft().result()
         except BrokenProcessPool:
             pool.shutdown()
             raise LostWorker(_what_happened(processes)) from None
@@ -88,13 +78,13 @@ def ordered_map(
             pool.shutdown(cancel_futures=True)
 
 
-def _what_happened(processes: Sequence[BaseProcess]) -> str:
+def _what_happened(processes: Iterable[BaseProcess]) -> str:
     """Which worker was lost, how, and the cure. The pool ended the others by SIGTERM."""
-    codes = [process.exitcode for process in processes]
-    number = next((n for n, code in enumerate(codes) if code not in (0, -signal.SIGTERM)), 0)
-    how = how_it_ended(codes[number] or -signal.SIGTERM)
+    workers = sorted(processes, key=lambda process: process.pid or 0)
+    index = next((n for n, p in enumerate(workers) if p.exitcode not in (0, -signal.SIGTERM)), 0)
+    how = how_it_ended(workers[index].exitcode or -signal.SIGTERM)
     cure = "give fewer --workers" if KILLED in how else "start again"
-    return f"worker {number + 1} of {len(codes)} (process {processes[number].pid}) {how}; {cure}"
+    return f"worker {index + 1} of {len(workers)} (process {workers[index].pid}) {how}; {cure}"
 
 
 @contextmanager
@@ -116,27 +106,20 @@ def follow(items: Iterable[Item], what: str, done: int, total: int) -> Iterator[
     """Yield the items and show progress on stderr: a bar on a terminal, else a line now and then.
     `done` of the `total` are behind us already."""
     console = Console(stderr=True)
-    if not console.is_terminal:
-        yield from _with_lines(items, what, done, total)
-        return
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    last = time.monotonic()  # no line in the first seconds: short work needs no report
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
         bar = progress.add_task(visible(what), total=total, completed=done)
-        for item in items:
+        for count, item in enumerate(items, done):
+            if progress.disable and time.monotonic() - last >= SECONDS_BETWEEN_LINES:
+                last = time.monotonic()
+                tell(f"{what}: {count:,} of {total:,}", error=True, flush=True)
             yield item
             progress.advance(bar)
-
-
-def _with_lines(items: Iterable[Item], what: str, done: int, total: int) -> Iterator[Item]:
-    """Print nothing in the first seconds: short work needs no report."""
-    last = time.monotonic()
-    for count, item in enumerate(items, done):
-        if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
-            last = time.monotonic()
-            tell(f"{what}: {count:,} of {total:,}", error=True, flush=True)
-        yield item

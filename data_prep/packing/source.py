@@ -36,7 +36,7 @@ class SourceSample:
     extra: dict[str, Any] = field(default_factory=dict)
     """More fields of the sample's json: a clip's subtitles and span."""
     place: str = ""
-    """Where the source names the sample's files, such as "line 7"."""
+    """Where the source names the sample's files: "line 7"."""
 
     @property
     def named_by(self) -> str:
@@ -93,10 +93,10 @@ def samples_of(
     return [SourceSample(key, (picture(key),), rows) for key, rows in annotations.items()]
 
 
-def find_file(folder: Path, places: Sequence[str], name: str) -> Path:
-    """The file in the first of these subfolders that has it; else its path in the first one, the
-    official place, for the error about a missing file."""
-    candidates = [folder / place / name for place in places]
+def find_file(folder: Path, subfolders: Sequence[str], name: str) -> Path:
+    """The file in the first of these subfolders that has it; if none has, its path in the first
+    one, where publishers put it, for the error about a missing file."""
+    candidates = [folder / subfolder / name for subfolder in subfolders]
     return next((path for path in candidates if path.is_file()), candidates[0])
 
 

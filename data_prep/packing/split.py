@@ -1,4 +1,4 @@
-"""Train and test out of one file, by picture; and one folder of shards for each split."""
+"""Splits one file into train and test, by picture, and packs each split into its folder."""
 
 from __future__ import annotations
 
@@ -97,7 +97,8 @@ def _split_by_picture(
 
 def split_of(args: argparse.Namespace) -> HashSplit | None:
     """The split of --split-by-image and --seed; None without the first."""
-    return None if args.split_by_image is None else HashSplit(args.split_by_image, args.seed)
+    fraction = getattr(args, "split_by_image", None)
+    return None if fraction is None else HashSplit(fraction, args.seed)
 
 
 def add_split_by_image(group: Any) -> None:

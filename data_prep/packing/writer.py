@@ -44,19 +44,16 @@ class Limits:
     samples: int = 1000
     bytes: int = 512 << 20
 
-    def __post_init__(self) -> None:
-        if self.samples < 1 or self.bytes < 1:
-            raise ValueError(
-                f"shards of {self.samples} samples, {self.bytes} bytes: give at least 1"
-            )
+
+DEFAULT_LIMITS = Limits()
 
 
 class DatasetWriter:
     """Writes samples, in their order, as the shards of one data set in a folder.
 
     An earlier version of the data set (same name, kind, split) is replaced; another data set is
-    refused, unless `overwrite`. With `resume`, the finished shards of an interrupted writer are
-    kept, and the caller leaves out the first `start` samples.
+    refused. With `resume`, the finished shards of an interrupted writer are kept, and the caller
+    leaves out the first `start` samples.
     """
 
     def __init__(
@@ -66,18 +63,16 @@ class DatasetWriter:
         name: str,
         kind: str,
         split: str,
-        limits: Limits | None = None,
+        limits: Limits = DEFAULT_LIMITS,
         source: Sequence[Path] = (),
         image: Mapping[str, Any] | None = None,
         features: Mapping[str, Any] | None = None,
-        answers: str | None = None,
         arguments: Mapping[str, Any] | None = None,
-        overwrite: bool = False,
         resume: bool = False,
     ) -> None:
         check_names(name, split)
-        _make_room(out, (name, kind, split), overwrite)
-        self.out, self.limits = out, limits or Limits()
+        _make_room(out, (name, kind, split))
+        self.out, self.limits = out, limits
         self.stem = f"{name}-{split}"
         self.about: dict[str, Any] = {
             "name": name,
@@ -86,7 +81,6 @@ class DatasetWriter:
             "source": tuple({"file": path.name, "sha256": file_sha256(path)} for path in source),
             "image": image,
             "features": features,
-            "answers": answers,
             "tool": {"version": _version(), "arguments": dict(arguments or {})},
         }
         asked = {key: value for key, value in (arguments or {}).items() if key != "out"}
@@ -188,21 +182,16 @@ class DatasetWriter:
 def write_dataset(
     out: Path,
     *,
-    name: str,
-    kind: str,
-    split: str,
     records: Iterable[SampleRecord | Dropped],
-    shard_samples: int = 1000,
+    shard_samples: int = DEFAULT_LIMITS.samples,
     **options: Any,
 ) -> DatasetInfo:
     """Write a whole data set; `options` are those of DatasetWriter."""
-    limits = Limits(samples=shard_samples)
-    writer = DatasetWriter(out, name=name, kind=kind, split=split, limits=limits, **options)
-    return writer.write(records)
+    return DatasetWriter(out, limits=Limits(samples=shard_samples), **options).write(records)
 
 
-def _make_room(out: Path, identity: tuple[str, str, str], overwrite: bool) -> None:
-    if (out / DATASET_FILE).exists() and not overwrite:
+def _make_room(out: Path, identity: tuple[str, str, str]) -> None:
+    if (out / DATASET_FILE).exists():
         info = DatasetInfo.load(out)
         existing = info.name, info.kind, info.split
         if existing != identity:

@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.command import local_folder, new_command
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from data_prep.command import at_least, local_folder, new_command
 from data_prep.packed.stats import find_datasets
 from data_prep.preview.sample import MOST_ANNOTATIONS, SampleView, view_sample
-from data_prep.preview.text import print_views
 from vlds.data.shards.info import DATASET_FILE
 from vlds.data.shards.store import Dataset, open_dataset
 from vlds.data.shards.thumbnail import page_picture, thumbnail
@@ -27,10 +31,8 @@ def preview(place: str, samples: int = SAMPLES, out: Path | None = None) -> None
     """Show `samples` of each data set in or below a folder, or of a shard, evenly spread; `place`
     may end in `:` and the number of one sample.
 
-    Errors: ValueError where there is no such thing, or `out` does not end in .html.
+    Errors: ValueError if `place` does not exist, or `out` does not end in .html.
     """
-    if samples < 1:
-        raise ValueError(f"--samples {samples}: give at least 1")
     if out is not None and out.suffix != ".html":
         raise ValueError(f"--out {out}: a preview is a web page; give a name that ends in .html")
     path, number = split_place(place)
@@ -54,6 +56,36 @@ def preview(place: str, samples: int = SAMPLES, out: Path | None = None) -> None
         return
     write_whole(out, page_of(title, counts, views), stream=True)
     tell(f"{counts} -> {out}")
+
+
+def print_views(title: str, counts: str, views: Sequence[SampleView]) -> None:
+    """Print what is known of each sample; pictures by their sizes."""
+    console = Console(highlight=False)
+    console.print(Text(title, "bold"))
+    console.print(Text(counts, "dim"))
+    for view in views:
+        console.print()
+        console.print(Text.assemble((view.place, "cyan"), "  ", (f"id {view.id}", "bold")))
+        if view.trouble:
+            console.print(Padding(Text(f"cannot be read: {view.trouble}", "red"), (0, 0, 0, 2)))
+            continue
+        console.print(Padding(Text(view.facts, "dim"), (0, 0, 0, 2), expand=False))
+        console.print(Padding(_table(view), (0, 0, 0, 2)))
+        if view.num_left_out:
+            console.print(Text(f"  and {view.num_left_out} more", "dim"))
+
+
+def _table(view: SampleView) -> Table:
+    """Questions left, answers right; captions over the whole width."""
+    table = Table.grid(padding=(0, 2), expand=True)
+    answered = any(answer for _, answer in view.annotations)
+    table.add_column(ratio=3)
+    if answered:
+        table.add_column(ratio=2)
+    for text, answer in view.annotations:
+        cells = [Text(text)] + ([Text(answer, "green")] if answered else [])
+        table.add_row(*cells)
+    return table
 
 
 def page_of(title: str, counts: str, views: Sequence[SampleView]) -> str:
@@ -88,7 +120,7 @@ def spread(numbers: Sequence[int], count: int) -> list[int]:
 def find_samples(path: Path) -> tuple[Dataset, range]:
     """The data set, and the numbers in it of the samples that lie in a folder or shard.
 
-    Errors: ValueError where there is none.
+    Errors: ValueError if there is no such shard.
     """
     if path.suffix != ".tar":
         dataset = open_dataset(path)
@@ -126,7 +158,7 @@ def add_command(commands: Any) -> None:
     )
     parser.add_argument(
         "--samples",
-        type=int,
+        type=at_least(1),
         default=SAMPLES,
         metavar="N",
         help=f"how many of each data set, evenly spread (default: {SAMPLES})",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.packing.strict_picture import picture_fault
+from data_prep.packing.picture import picture_fault
 from tests.toys.pictures import noise
 from vlds.data.shards.decode import decode_image
 from vlds.data.shards.open_picture import FORMATS

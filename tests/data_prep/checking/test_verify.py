@@ -165,7 +165,7 @@ def test_a_folder_without_data_is_refused(tmp_path: Path) -> None:
 
 def test_no_process_is_refused(healthy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(healthy), "--workers", "0"]) == 2
-    assert "--workers 0: give a number of processes, 1 or more" in capsys.readouterr().err
+    assert "--workers: got 0; give 1 or more" in capsys.readouterr().err
 
 
 def test_processes_find_the_same(

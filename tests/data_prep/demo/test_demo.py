@@ -269,7 +269,7 @@ def test_what_is_called_red_is_red(world: World) -> None:
 
 def test_too_few_scenes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--out", str(tmp_path), "--scenes", "10"]) == 2
-    assert "--scenes 10: give at least" in capsys.readouterr().err
+    assert "--scenes: got 10; give 200 or more" in capsys.readouterr().err
 
 
 def test_only_shifted_pictures_have_a_black_ground(demo: Path) -> None:

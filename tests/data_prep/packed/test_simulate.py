@@ -92,12 +92,12 @@ def test_the_examples_are_those_of_a_stream(
     ("words", "message"),
     [
         (["--weights", "1"], "--weights: 1 for 2 data sets"),
-        (["--nodes", "0"], "--nodes 0"),
+        (["--nodes", "0"], "--nodes: got 0; give 1 or more"),
         (["--nodes", "128"], "--global-batch-size: 64 examples for 128 ranks; give at least one"),
-        (["--nodes", "-1", "--ranks-per-node", "-1"], "--nodes -1: give 1 or more"),
+        (["--nodes", "-1", "--ranks-per-node", "-1"], "--nodes: got -1; give 1 or more"),
         (["--batch-sizes", "8", "4"], "batches mix tasks; add --unit global_batch"),
         (["--unit", "global_batch", "--batch-sizes", "8"], "--batch-sizes [8]: 2 data sets; give"),
-        (["--from", "-5"], "--from -5: give 0 or more"),
+        (["--from", "-5"], "--from: got -5; give 0 or more"),
         (["--lanes", "7"], "lanes: 7 do not divide global_batch_size 64"),
     ],
 )

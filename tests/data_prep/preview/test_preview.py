@@ -194,7 +194,7 @@ def test_a_sample_that_cannot_be_read(
         ([":10"], "has samples 0 to 9, but no 10"),
         (["/nothing"], "no such folder"),
         (["/none-train-00000.tar"], "no such shard"),
-        (["", "--samples", "0"], "give at least 1"),
+        (["", "--samples", "0"], "--samples: got 0; give 1 or more"),
         (["", "--out", "sheet.png"], "--out sheet.png: a preview is a web page; give a name that"),
     ],
 )

@@ -9,7 +9,7 @@ import inspect
 
 import tests.examples.output_scale
 from vlds.methods import Method
-from vlds.methods.cases import Case
+from vlds.methods.base import Case
 
 HOMES = ("vlds.methods.", tests.examples.__name__)
 """Where methods that keep the contract are; other tests have methods that break it."""

@@ -6,16 +6,15 @@ tasks' weights are stacked in one parameter (tasks or 1, ...).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlds.methods.base import Sharing
+from vlds.methods.base import LAYERS, NUM_TASKS, WIDTH, Case, Sharing
 from vlds.methods.bottleneck import (
     DOWN_SIZE,
     NUM_PLACES,
@@ -25,11 +24,11 @@ from vlds.methods.bottleneck import (
     Half,
     StackedBottleneck,
     StackedBottleneckModule,
+    layers,
 )
-from vlds.methods.cases import LAYERS, NUM_TASKS, WIDTH, Case
-from vlds.methods.extended import extended_linears, fitted
+from vlds.methods.extended import extended_linears
+from vlds.methods.host import Host
 from vlds.methods.layouts import Library
-from vlds.methods.routing import TaskRouting
 from vlds.schema import STACKED, STACKED_UNDECAYED, OptimizerRules, TargetModules
 
 
@@ -46,13 +45,9 @@ class Adapter(StackedBottleneck):
     """vl_adapter: as the original code, N(0, 0.02) on BART, PyTorch's default on T5. identity: W_up
     and b_up are 0."""
 
-    def maker(
-        self, targets: TargetModules, num_tasks: int, routing: TaskRouting
-    ) -> Callable[[nn.Linear], AdapterModule]:
+    def module(self, linear: nn.Linear, host: Host, first: list[Any]) -> AdapterModule:
         """Linear layers."""
-        return lambda linear: AdapterModule(
-            self, linear, num_tasks, routing, targets.linear_init_std
-        )
+        return AdapterModule(self, linear, host)
 
     @classmethod
     def cases(cls) -> Mapping[str, Case]:
@@ -92,33 +87,23 @@ class AdapterModule(StackedBottleneckModule):
         "up_bias": STACKED_UNDECAYED,
     }
 
-    def __init__(
-        self,
-        config: Adapter,
-        linear: nn.Linear,
-        num_tasks: int,
-        routing: TaskRouting,
-        init_std: float | None,
-    ) -> None:
-        super().__init__(config, linear, num_tasks, routing)
+    def __init__(self, config: Adapter, linear: nn.Linear, host: Host) -> None:
+        super().__init__(config, linear, host)
         down, up = (self.num_down, self.bottleneck, self.width), (self.num_up, self.width)
         self.down_weight = nn.Parameter(torch.empty(*down, **self.options))
         self.down_bias = nn.Parameter(torch.empty(*down[:2], **self.options))
         self.up_weight = nn.Parameter(torch.empty(*up, self.bottleneck, **self.options))
         self.up_bias = nn.Parameter(torch.empty(*up, **self.options))
-        init_linear(self.down_weight, self.down_bias, init_std)
-        init_linear(self.up_weight, self.up_bias, init_std)
+        init_linear(self.down_weight, self.down_bias, host.targets.linear_init_std)
+        init_linear(self.up_weight, self.up_bias, host.targets.linear_init_std)
         if config.init == "identity":
             nn.init.zeros_(self.up_weight)
             nn.init.zeros_(self.up_bias)
             self.behind_zeros = ("down_weight", "down_bias")
 
-    def halves(self) -> tuple[list[Half], list[Half]]:
-        """One linear layer of each slice."""
-        return (
-            linear_layers(self.down_weight, self.down_bias),
-            linear_layers(self.up_weight, self.up_bias),
-        )
+    def slices_of(self, half: str) -> list[Half]:
+        """Linear layers."""
+        return layers(F.linear, **self.stacks(half, "weight", "bias"))
 
 
 def merge_first(method: str) -> dict[Library, str]:
@@ -149,12 +134,13 @@ def materialise(
     for linear in extended_linears(model, name):
         old = linear.extensions[name]
         assert isinstance(old, BottleneckModule)
-        new = AdapterModule(adapter, linear, len(tasks), old.routing, None)
+        host = Host(name, model, TargetModules({}), tasks, old.routing)
+        new = AdapterModule(adapter, linear, host)
         down, up = old.halves()
         copy_halves(down, new.down_weight, new.down_bias)
         copy_halves(up, new.up_weight, new.up_bias)
         new.pre_norm, new.post_norm = old.pre_norm, old.post_norm
-        linear.extensions[name] = fitted(new.train(old.training), linear, model)
+        host.extend_linear(linear, new.train(old.training))
     return adapter
 
 
@@ -164,12 +150,6 @@ def copy_halves(halves: Sequence[Half], weight: Tensor, bias: Tensor) -> None:
     for index, half in enumerate(halves):
         bias[index] = half(torch.zeros_like(eye[:1]))[0]
         weight[index] = (half(eye) - bias[index]).mT
-
-
-def linear_layers(weight: Tensor, bias: Tensor) -> list[Half]:
-    """Linear layers of stacked weights (tasks, out, in) and biases (tasks, out)."""
-    pairs = zip(weight.unbind(), bias.unbind(), strict=True)
-    return [partial(F.linear, weight=w, bias=b) for w, b in pairs]
 
 
 def init_linear(weight: Tensor, bias: Tensor, std: float | None) -> None:

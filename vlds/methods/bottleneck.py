@@ -15,29 +15,21 @@ from __future__ import annotations
 import math
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlds.methods.base import (
-    CROSS_ATTENTION,
-    LinearExtension,
-    Method,
-    Sharing,
-    check_sharing,
-    extend_linear,
-    find_linears,
-    weight_options,
-)
-from vlds.methods.cases import LAYERS, WIDTH
-from vlds.methods.extended import added_tensors
+from vlds.methods.base import LAYERS, WIDTH, Method, Sharing, check_sharing, num_slices
+from vlds.methods.extended import LinearExtension, added_tensors
+from vlds.methods.host import CROSS_ATTENTION, Host, weight_options
 from vlds.methods.layouts import LIBRARY_NAMES, Layout, Library, Stored
 from vlds.methods.routing import TaskRouting
-from vlds.schema import Role, TargetModules
+from vlds.schema import Role
 
 Half = Callable[[Tensor], Tensor]
 """One half of a bottleneck for one task: (..., in) -> (..., out)."""
@@ -93,15 +85,16 @@ class Bottleneck(Method):
         if self.reduction < 1:
             raise ValueError(f"reduction: got {self.reduction}; give at least 1")
 
-    def places(self, model: nn.Module, targets: TargetModules) -> Iterator[Place]:
+    def places(self, host: Host) -> list[Place]:
         """Every output projection of attention and feed-forward layers."""
         roles: list[Role] = ["attn_out", "ffn_out"]
         if self.cross_attention:
             roles.append("cross_attn_out")
-        for role in roles:
-            linears = find_linears(model, targets, role, optional=CROSS_ATTENTION)
-            for path, linear in linears.items():
-                yield Place(role, path, linear)
+        return [
+            Place(role, path, linear)
+            for role in roles
+            for path, linear in host.linears(role, optional=CROSS_ATTENTION).items()
+        ]
 
 
 class BottleneckModule(LinearExtension):
@@ -131,14 +124,7 @@ class BottleneckModule(LinearExtension):
     def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """(b, l, d) -> (b, l, d): each row through its task's bottleneck."""
         states = outputs if self.pre_norm is None else self.pre_norm(outputs)
-        down, up = self.halves()
-
-        def bottleneck(rows: Tensor, task: int) -> Tensor:
-            hidden = F.gelu(down[task if len(down) > 1 else 0](rows), approximate="tanh")
-            return up[task if len(up) > 1 else 0](hidden)
-
-        shared = len(down) == len(up) == 1
-        states = bottleneck(states, 0) if shared else self.routing.apply(bottleneck, states)
+        states = self.routing.apply_pair(bottleneck, states, *self.halves())
         if self.post_norm is not None:
             states = self.post_norm(states)
         return outputs + states
@@ -163,28 +149,18 @@ class StackedBottleneck(Bottleneck):
         super().__post_init__()
         check_sharing(self.part, self.sharing)
 
-    def attach(
-        self,
-        name: str,
-        model: nn.Module,
-        targets: TargetModules,
-        tasks: Sequence[str],
-        routing: TaskRouting,
-    ) -> list[nn.Parameter]:
+    def attach(self, host: Host) -> list[nn.Parameter]:
         """Put a bottleneck at every place."""
-        make = self.maker(targets, len(tasks), routing)
-        trained: list[nn.Parameter] = []
-        for place in self.places(model, targets):
-            module = make(place.linear)
-            extend_linear(model, place.path, name, module)
-            trained += module.parameters()
-        return trained
+        modules: list[StackedBottleneckModule] = []
+        for place in self.places(host):
+            modules.append(self.module(place.linear, host, modules[:1]))
+            host.extend_linear(place.linear, modules[-1])
+        return [parameter for module in modules for parameter in module.parameters()]
 
     @abstractmethod
-    def maker(
-        self, targets: TargetModules, num_tasks: int, routing: TaskRouting
-    ) -> Callable[[nn.Linear], StackedBottleneckModule]:
-        """What makes the module behind a linear layer."""
+    def module(self, linear: nn.Linear, host: Host, first: list[Any]) -> StackedBottleneckModule:
+        """The module behind a linear layer. `first`: the host's first module, if there is one, for
+        weights that all modules share."""
 
     def layout(self, library: Library, name: str, model: Any) -> Layout:
         """The halves and norms of each bottleneck."""
@@ -225,13 +201,10 @@ def place_of(library: Library, layer: str) -> str:
 class StackedBottleneckModule(BottleneckModule):
     """Bottlenecks that hold their weights: `num_down` and `num_up` slices, one per task or 1."""
 
-    def __init__(
-        self, config: StackedBottleneck, linear: nn.Linear, num_tasks: int, routing: TaskRouting
-    ) -> None:
-        super().__init__(config, linear, routing)
+    def __init__(self, config: StackedBottleneck, linear: nn.Linear, host: Host) -> None:
+        super().__init__(config, linear, host.routing)
         self.options = weight_options(linear)
-        self.num_down = 1 if config.sharing in ("single", "half_shared_down") else num_tasks
-        self.num_up = 1 if config.sharing in ("single", "half_shared_up") else num_tasks
+        self.num_down, self.num_up = num_slices(config.sharing, len(host.tasks))
         if config.layer_norm_before:
             self.pre_norm = nn.LayerNorm(self.width, **self.options)
         if config.layer_norm_after:
@@ -243,3 +216,29 @@ class StackedBottleneckModule(BottleneckModule):
         bound = math.sqrt(2) * math.sqrt(6 / (shape[-2] + shape[-1]))
         factor = torch.empty(*shape, **self.options)
         return nn.Parameter(nn.init.uniform_(factor, -bound, bound))
+
+    def halves(self) -> tuple[list[Half], list[Half]]:
+        """The halves of each slice."""
+        return self.slices_of("down"), self.slices_of("up")
+
+    def slices_of(self, half: str) -> list[Half]:
+        """The down or the up half of each slice, from the module's `down_*` or `up_*` weights."""
+        raise NotImplementedError
+
+    def stacks(self, half: str, *leaves: str) -> dict[str, Tensor]:
+        """Stacked weights of a half, by name without the half's."""
+        return {leaf: getattr(self, f"{half}_{leaf}") for leaf in leaves}
+
+
+def layers(function: Callable[..., Tensor], **stacks: Tensor) -> list[Half]:
+    """`function(rows, **slices)` for each slice of stacked weights (tasks, ...), or (1, ...) for
+    those that all slices share."""
+    num = max(map(len, stacks.values()))
+    columns = (stack.expand(num, *stack.shape[1:]).unbind() for stack in stacks.values())
+    rows = zip(*columns, strict=True)
+    return [partial(function, **dict(zip(stacks, slices, strict=True))) for slices in rows]
+
+
+def bottleneck(rows: Tensor, down: Half, up: Half) -> Tensor:
+    """(..., d) -> (..., d) through one task's halves."""
+    return up(F.gelu(down(rows), approximate="tanh"))

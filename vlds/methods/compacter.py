@@ -9,26 +9,26 @@ A of each half's own and whole blocks B.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from vlds.methods.adapter import Adapter, materialise
+from vlds.methods.base import LAYERS, NUM_TASKS, WIDTH, Case
 from vlds.methods.bottleneck import (
     NARROW,
     NUM_PLACES,
     Half,
     StackedBottleneck,
     StackedBottleneckModule,
+    layers,
 )
-from vlds.methods.cases import LAYERS, NUM_TASKS, WIDTH, Case
+from vlds.methods.host import Host
 from vlds.methods.layouts import Layout, Library, Stored, is_t5
-from vlds.methods.routing import TaskRouting
-from vlds.schema import STACKED, OptimizerRule, OptimizerRules, TargetModules
+from vlds.schema import STACKED, OptimizerRule, OptimizerRules
 
 STACKED_B = OptimizerRule(decays=False, vl_adapter_decays=True, per_task=True)
 """The bias of PHM and low-rank layers; its name in the original code, `b`, does not say bias."""
@@ -61,19 +61,10 @@ class Compacter(StackedBottleneck):
         if self.block_rank is not None and self.block_rank < 1:
             raise ValueError(f"block_rank: got {self.block_rank}; give at least 1, or null")
 
-    def maker(
-        self, targets: TargetModules, num_tasks: int, routing: TaskRouting
-    ) -> Callable[[nn.Linear], CompacterModule]:
+    def module(self, linear: nn.Linear, host: Host, first: list[Any]) -> CompacterModule:
         """Sums of Kronecker products; all modules share the first one's rule if asked for."""
-        common: list[nn.Parameter] = []
-
-        def make(linear: nn.Linear) -> CompacterModule:
-            module = CompacterModule(self, linear, num_tasks, routing, *common)
-            if self.rule == "everywhere":
-                common[:] = [module.down_rule]
-            return module
-
-        return make
+        common = [module.down_rule for module in first] if self.rule == "everywhere" else []
+        return CompacterModule(self, linear, host, *common)
 
     def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Adapter:
         """Plain adapters that compute the same."""
@@ -150,14 +141,9 @@ class CompacterModule(StackedBottleneckModule):
     }
 
     def __init__(
-        self,
-        config: Compacter,
-        linear: nn.Linear,
-        num_tasks: int,
-        routing: TaskRouting,
-        rule: nn.Parameter | None = None,
+        self, config: Compacter, linear: nn.Linear, host: Host, rule: nn.Parameter | None = None
     ) -> None:
-        super().__init__(config, linear, num_tasks, routing)
+        super().__init__(config, linear, host)
         n, rank = config.phm_dim, config.block_rank
         if self.width % n or self.bottleneck % n:
             raise ValueError(
@@ -185,34 +171,15 @@ class CompacterModule(StackedBottleneckModule):
         rule = torch.empty(*shape, **self.options)
         return nn.Parameter(nn.init.normal_(rule, std=config.rule_init_std))
 
-    def halves(self) -> tuple[list[Half], list[Half]]:
-        """One sum of Kronecker products of each slice."""
+    def slices_of(self, half: str) -> list[Half]:
+        """Sums of Kronecker products."""
         if self.thin:
-            return (
-                phm_layers(
-                    thin_phm, self.down_rule, self.down_bias, self.down_left, self.down_right
-                ),
-                phm_layers(thin_phm, self.up_rule, self.up_bias, self.up_left, self.up_right),
-            )
-        return (
-            phm_layers(phm, self.down_rule, self.down_bias, self.down_blocks),
-            phm_layers(phm, self.up_rule, self.up_bias, self.up_blocks),
-        )
+            return layers(thin_phm, **self.stacks(half, "rule", "left", "right", "bias"))
+        return layers(phm, **self.stacks(half, "rule", "blocks", "bias"))
 
 
-def phm_layers(multiply: Any, rule: Tensor, *stacked: Tensor) -> list[Half]:
-    """Halves of stacked biases and blocks (tasks, ...); rules are stacked too, or one for all."""
-    slices = zip(*(tensor.unbind() for tensor in stacked), strict=True)
-    rules = rule.expand(len(stacked[0]), *rule.shape[1:])
-    return [
-        partial(multiply, rule=r, bias=bias, factors=factors)
-        for r, (bias, *factors) in zip(rules, slices, strict=True)
-    ]
-
-
-def phm(rows: Tensor, *, rule: Tensor, bias: Tensor, factors: Sequence[Tensor]) -> Tensor:
+def phm(rows: Tensor, rule: Tensor, blocks: Tensor, bias: Tensor) -> Tensor:
     """(..., in) -> (..., out), from a rule (n, n, n) and blocks (n, in/n, out/n)."""
-    (blocks,) = factors
     n, inputs, outputs = blocks.shape
     if rows.numel() // rows.shape[-1] < inputs:
         # With so few rows, H would cost more than its product with them.
@@ -222,10 +189,9 @@ def phm(rows: Tensor, *, rule: Tensor, bias: Tensor, factors: Sequence[Tensor]) 
     return rows @ matrix + bias
 
 
-def thin_phm(rows: Tensor, *, rule: Tensor, bias: Tensor, factors: Sequence[Tensor]) -> Tensor:
+def thin_phm(rows: Tensor, rule: Tensor, left: Tensor, right: Tensor, bias: Tensor) -> Tensor:
     """(..., in) -> (..., out), from a rule (n, n, n) and blocks as products (n, in/n, r) by
     (n, r, out/n). Nothing of the size in x out is made."""
-    left, right = factors
     pieces = torch.einsum("...ak,ikr->...air", rows.unflatten(-1, (len(left), -1)), left)
     pieces = torch.einsum("...air,iac->...cir", pieces, rule)
     return torch.einsum("...cir,irp->...cp", pieces, right).flatten(-2) + bias

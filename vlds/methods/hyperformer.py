@@ -18,18 +18,13 @@ import torch
 from torch import nn
 
 from vlds.methods.adapter import Adapter, materialise, merge_first
-from vlds.methods.base import (
-    check_sharing,
-    extend_linear,
-    extend_model,
-)
+from vlds.methods.base import LAYERS, NUM_TASKS, Case, check_sharing
 from vlds.methods.bottleneck import DOWN_SIZE, UP_SIZE, Bottleneck, BottleneckModule, Half, Place
-from vlds.methods.cases import LAYERS, NUM_TASKS, Case
 from vlds.methods.extended import added_tensors
+from vlds.methods.host import Host
 from vlds.methods.hypernetwork import KINDS, HyperNetworks, stack_and_layer
 from vlds.methods.layouts import Layout, Library, Stored
 from vlds.methods.routing import MadeForBatch, TaskRouting
-from vlds.schema import TargetModules
 
 ORIGINAL_KINDS = {
     "ffn_out": "feed_forward_",
@@ -77,22 +72,15 @@ class Hyperformer(Bottleneck):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}; give at least 1")
 
-    def attach(
-        self,
-        name: str,
-        model: nn.Module,
-        targets: TargetModules,
-        tasks: Sequence[str],
-        routing: TaskRouting,
-    ) -> list[nn.Parameter]:
+    def attach(self, host: Host) -> list[nn.Parameter]:
         """Put a bottleneck at every place, and the networks that make their weights beside the
         model."""
-        places = list(self.places(model, targets))
-        networks = HyperNetworks(self, places, len(tasks), targets.linear_init_std)
+        places = self.places(host)
+        networks = HyperNetworks(self, places, len(host.tasks), host.targets.linear_init_std)
         for place in places:
-            module = HyperformerModule(self, place, networks.generated, routing)
-            extend_linear(model, place.path, name, module)
-        extend_model(model, name, networks)
+            module = HyperformerModule(self, place, networks.generated, host.routing)
+            host.extend_linear(place.linear, module)
+        host.extend_model(networks)
         return list(networks.parameters())
 
     @torch.no_grad()

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlds.methods.adapter import linear_layers
-from vlds.methods.base import ModelExtension, weight_options
-from vlds.methods.bottleneck import Place
+from vlds.methods.bottleneck import Half, Place, layers
+from vlds.methods.extended import ModelExtension
+from vlds.methods.host import weight_options
 from vlds.methods.routing import MadeForBatch
 from vlds.schema import STACKED, UNDECAYED, OptimizerRules, Role
 
@@ -53,8 +53,8 @@ class HyperNetworks(ModelExtension):
             for number, kind in enumerate(network.kinds):
                 # Taken apart once: a slice for each layer would cost a whole gradient each.
                 down_weight, down_bias, up_weight, up_bias = weights[4 * number : 4 * number + 4]
-                down = linear_layers(down_weight.flatten(0, 1), down_bias.flatten(0, 1))
-                up = linear_layers(up_weight.flatten(0, 1), up_bias.flatten(0, 1))
+                down = linear_layers(down_weight, down_bias)
+                up = linear_layers(up_weight, up_bias)
                 num_layers = down_weight.shape[1]
                 for layer in range(num_layers):
                     of_layer = slice(layer, None, num_layers)  # one for each task
@@ -146,6 +146,11 @@ class Generator(nn.Module):
         return tuple(
             layer(e).unflatten(-1, shape) for layer, shape in zip(layers, self.shapes, strict=True)
         )
+
+
+def linear_layers(weight: Tensor, bias: Tensor) -> list[Half]:
+    """Layers of weights (k, n, out, in) and biases (k, n, out): all n of the first task first."""
+    return layers(F.linear, weight=weight.flatten(0, 1), bias=bias.flatten(0, 1))
 
 
 def table(rows: int, width: int, std: float, options: dict[str, Any]) -> nn.Embedding:

@@ -11,27 +11,28 @@ import torch
 from torch import Tensor, nn
 
 from vlds.methods.base import (
-    CROSS_ATTENTION,
-    InputExtension,
-    LinearExtension,
+    HIDDEN,
+    LAYERS,
+    NUM_TASKS,
+    WIDTH,
+    Case,
     Method,
     check_sharing,
-    extend_input,
-    extend_linear,
-    find_linears,
-    weight_options,
+    num_slices,
 )
-from vlds.methods.cases import HIDDEN, LAYERS, NUM_TASKS, WIDTH, Case
 from vlds.methods.extended import (
     ExtendedLinear,
+    InputExtension,
+    LinearExtension,
     added_tensors,
     extended_linears,
     foldable_weight,
     take_first,
 )
+from vlds.methods.host import CROSS_ATTENTION, Host, weight_options
 from vlds.methods.layouts import PEFT_MODEL, Layout, Library, Stored
 from vlds.methods.routing import TaskRouting
-from vlds.schema import STACKED_UNDECAYED, OptimizerRules, TargetModules
+from vlds.schema import STACKED_UNDECAYED, OptimizerRules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,26 +48,18 @@ class IA3(Method):
     def __post_init__(self) -> None:
         check_sharing(self.part, self.sharing)
 
-    def attach(
-        self,
-        name: str,
-        model: nn.Module,
-        targets: TargetModules,
-        tasks: Sequence[str],
-        routing: TaskRouting,
-    ) -> list[nn.Parameter]:
+    def attach(self, host: Host) -> list[nn.Parameter]:
         """Factors behind key and value projections, and before the second feed-forward layer."""
-        num = 1 if self.sharing == "single" else len(tasks)
+        num, _ = num_slices(self.sharing, len(host.tasks))
         trained: list[nn.Parameter] = []
         roles = ("attn_k", "attn_v", "cross_attn_k", "cross_attn_v")
-        scaled = find_linears(model, targets, *roles, optional=CROSS_ATTENTION)
-        for path, linear in scaled.items():
+        for linear in host.linears(*roles, optional=CROSS_ATTENTION).values():
             factors = new_factors(linear, num, linear.out_features)
-            extend_linear(model, path, name, OutputFactors(factors, routing))
+            host.extend_linear(linear, OutputFactors(factors, host.routing))
             trained.append(factors)
-        for path, linear in find_linears(model, targets, "ffn_out").items():
+        for linear in host.linears("ffn_out").values():
             factors = new_factors(linear, num, linear.in_features)
-            extend_input(model, path, name, InputFactors(factors, routing))
+            host.extend_input(linear, InputFactors(factors, host.routing))
             trained.append(factors)
         return trained
 

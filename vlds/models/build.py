@@ -15,7 +15,8 @@ from torch import nn
 
 from vlds.backbones.attention import use_extensions
 from vlds.backbones.base import Backbone
-from vlds.methods.base import Method, find_modules
+from vlds.methods.base import Method
+from vlds.methods.host import Host, find_modules
 from vlds.methods.routing import TaskRouting
 from vlds.models.counts import Counts
 from vlds.models.draws import draw_by_name, draw_rows
@@ -167,7 +168,7 @@ def attach_methods(config: ModelConfig, model: VLModel, tasks: Sequence[str]) ->
         part: nn.Module = model.backbone if method.part == "backbone" else model.vision
         targets = (config.backbone if method.part == "backbone" else config.vision).target_modules
         try:
-            claim(method.attach(name, part, targets, tasks, model.routing), name)
+            claim(method.attach(Host(name, part, targets, tasks, model.routing)), name)
         except ValueError as error:
             raise ValueError(f"methods.{name}: {error}") from None
         if method.part == "vision":

@@ -136,7 +136,7 @@ class LoRA(Method):
         on_t5 = {"T5 reference": "the original code has no LoRA on T5"}
         elsewhere = {"Bart reference": "has LoRA at attn_q, attn_v, .* nowhere else"}
         few: list[Role] = ["cross_attn_v"]
-        bare = cls(rank=4, alpha=8.0, train_biases=False)
+        bare = cls(rank=4, train_biases=False)
         per_task = replace(bare, sharing="multiple")
         half = cls(rank=2, sharing="half_shared_up")
         return {

@@ -18,7 +18,7 @@ def exact_match(predictions: Sequence[str], answers: Sequence[str]) -> float:
     return mean(matches(predictions, answers))
 
 
-def matches(predictions: Iterable[str], answers: Iterable[str]) -> list[float]:
+def matches(predictions: Iterable[str], answers: Iterable[str | None]) -> list[float]:
     """1.0 where the prediction equals its answer, else 0.0."""
     pairs = zip(predictions, answers, strict=True)
     return [float(prediction == answer) for prediction, answer in pairs]

@@ -1,4 +1,11 @@
-"""NLVR2: is a sentence true of a pair of pictures?"""
+"""NLVR2: is a sentence true of a pair of pictures?
+
+A sentence was written about several pairs of pictures; consistency is the share of sentences that
+are judged correctly on every pair. The official script (https://github.com/lil-lab/nlvr,
+nlvr2/eval/metrics.py) tells sentences apart by their ids, the paper
+(https://arxiv.org/abs/1811.00491) speaks of unique sentences. The two differ where two people wrote
+the same text: the balanced dev set has 1,116 ids and 1,111 texts.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +14,21 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from vlds.metrics.exact_match import consistency
-from vlds.metrics.nlvr2_groups import sentence_group
 from vlds.schema import Decoding
 from vlds.tasks.answer_task import AnswerTask
 from vlds.tasks.base import as_text, labelled
 
 WORDS = {True: "true", False: "false"}
+NUM_ID_FIELDS, PAIR = 4, 2
+"""Of ids "split-set-pair-sentence": number of fields, and index of the pair."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NLVR2(AnswerTask):
     """Say whether a sentence is true of two pictures; scored by accuracy and consistency.
 
-    `consistency` is the share of sentences that are judged correctly on all their pairs. It tells
-    sentences apart by their ids, as the official script does; `consistency_by_text` by their words.
-    The model learns to write "true" or "false"; to answer, it compares the two words' logits.
+    `consistency` tells sentences apart by their ids, `consistency_by_text` by their words. The
+    model learns to write "true" or "false"; to answer, it compares the two words' logits.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("nlvr2",)
@@ -65,3 +72,12 @@ class NLVR2(AnswerTask):
     def answer_of(self, reference: Any) -> str | None:
         """The word of the label."""
         return as_text(reference["answer"])
+
+
+def sentence_group(identifier: str) -> str | None:
+    """The official group of "split-set-pair-sentence": all but the pair; None for other ids."""
+    fields = identifier.split("-")
+    if len(fields) != NUM_ID_FIELDS:
+        return None
+    fields[PAIR] = ""
+    return "-".join(fields)

@@ -1,4 +1,4 @@
-"""Which of a question's answers is learnt, and which is shown as the best one."""
+"""Which of a question's answers the model learns, and which one counts as the best."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 
 def draw_answer(label: Mapping[str, float], rng: np.random.Generator) -> tuple[str, float]:
-    """An answer drawn by its soft score, and the score; "" and 0 where none has any."""
+    """An answer drawn by its soft score, and the score; "" and 0 if no score is above 0."""
     ends = list(accumulate(label.values()))
     if not ends or ends[-1] <= 0:
         return "", 0.0
@@ -22,7 +22,8 @@ def draw_answer(label: Mapping[str, float], rng: np.random.Generator) -> tuple[s
 
 
 def best_answer(annotation: Mapping[str, Any]) -> str | None:
-    """The answer of the highest soft score, else the most frequent raw one; None without labels."""
+    """The answer with the highest soft score, or else the most frequent raw answer; None without
+    labels."""
     label: Mapping[str, float] = annotation.get("label") or {}
     if label and max(label.values()) > 0:
         return max(label, key=lambda answer: label[answer])

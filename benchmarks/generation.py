@@ -244,7 +244,7 @@ def questions(folder: Path, num: int) -> Workload:
     """Pictures of noise with five questions of 5 to 14 words each."""
     draw = np.random.default_rng(0)
     vision = Timm(model="resnet50", image_size=224)
-    spec = vision.image
+    spec = vision.geometry.image
     assert spec is not None
     records = (
         SampleRecord(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import BartConfig, BartForConditionalGeneration, BartTokenizer
 from transformers.masking_utils import create_bidirectional_mask
 
-from vlds.backbones.base import Backbone, join
+from vlds.backbones.base import Backbone
 
 STACKS = ("model.encoder.layers.*", "model.decoder.layers.*")
 
@@ -59,29 +59,23 @@ class Bart(Backbone):
     }
 
     def read_tokenizer(self, source: str) -> Any:
-        """From a folder or a hub name."""
         return BartTokenizer.from_pretrained(source)
 
-    def encode(
-        self,
-        model: Any,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        visual: Tensor,
-        visual_mask: Tensor,
-        prompts: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Prompts, which have no positions, and text, then the visual tokens."""
+    def embed_text(self, model: Any, input_ids: Tensor) -> Tensor:
+        """Token embeddings and positions, which prompts do not have."""
         encoder = model.model.encoder
-        text = encoder.embed_tokens(input_ids) + encoder.embed_positions(input_ids)
-        text, attention_mask = join(prompts, text, attention_mask)
+        embedded: Tensor = encoder.embed_tokens(input_ids) + encoder.embed_positions(input_ids)
+        return embedded
+
+    def run_encoder(self, model: Any, text: Tensor, visual: Tensor, mask: Tensor) -> Tensor:
+        """The embedding norm acts on the text alone."""
+        encoder = model.model.encoder
         states = torch.cat([encoder.layernorm_embedding(text), visual], dim=1)
         states = F.dropout(states, p=encoder.dropout, training=encoder.training)
-        mask = torch.cat([attention_mask, visual_mask], dim=1)
         expanded = create_bidirectional_mask(encoder.config, states, mask)
         for layer in encoder.layers:
             states = layer(states, expanded)
-        return states, mask
+        return states
 
     def vocabulary_logits(self, model: Any, states: Tensor) -> Tensor:
         """The token table, and a bias that does not train."""
@@ -97,5 +91,4 @@ class Bart(Backbone):
         return [model.config.decoder_start_token_id, model.config.bos_token_id]
 
     def set_dropout(self, config: Any, dropout: float) -> None:
-        """Hidden states, attention weights and activations."""
         config.dropout = config.attention_dropout = config.activation_dropout = dropout

@@ -103,17 +103,13 @@ class Backbone(ABC):
         """The tokenizer of a folder, hub name or file, without our extra tokens."""
 
     @abstractmethod
-    def encode(
-        self,
-        model: Any,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        visual: Tensor,
-        visual_mask: Tensor,
-        prompts: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Joint encoder over prompts (b, p, d), text (b, l) and visual tokens (b, v, d): states
-        (b, p + l + v, d) and their mask."""
+    def embed_text(self, model: Any, input_ids: Tensor) -> Tensor:
+        """Token ids (b, l) -> the encoder's input (b, l, d), before any norm."""
+
+    @abstractmethod
+    def run_encoder(self, model: Any, text: Tensor, visual: Tensor, mask: Tensor) -> Tensor:
+        """Embedded prompts and text (b, p + l, d), visual tokens (b, v, d) and the mask of both ->
+        states (b, p + l + v, d)."""
 
     @abstractmethod
     def vocabulary_logits(self, model: Any, states: Tensor) -> Tensor:
@@ -133,6 +129,24 @@ class Backbone(ABC):
         """Write one dropout rate everywhere into a Hugging Face config."""
 
     # The same for all.
+
+    def encode(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        visual: Tensor,
+        visual_mask: Tensor,
+        prompts: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Joint encoder over prompts (b, p, d), text (b, l) and visual tokens (b, v, d): states
+        (b, p + l + v, d) and their mask."""
+        text, masks = self.embed_text(model, input_ids), [attention_mask, visual_mask]
+        if prompts is not None:
+            text = torch.cat([prompts, text], dim=1)
+            masks = [attention_mask.new_ones(prompts.shape[:2]), *masks]
+        mask = torch.cat(masks, dim=1)
+        return self.run_encoder(model, text, visual, mask), mask
 
     @property
     def target_modules(self) -> TargetModules:
@@ -305,14 +319,6 @@ class Backbone(ABC):
                     f"path: {self.path} has a token table for the {part} alone; vlds gives encoder "
                     "and decoder one table, so choose a checkpoint that has one"
                 )
-
-
-def join(prompts: Tensor | None, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Prompts (b, p, d) before text (b, l, d), and the mask (b, p + l) of both."""
-    if prompts is None:
-        return text, mask
-    seen = mask.new_ones(prompts.shape[:2])
-    return torch.cat([prompts, text], dim=1), torch.cat([seen, mask], dim=1)
 
 
 def shipped_sizes(source: str) -> str:

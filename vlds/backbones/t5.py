@@ -20,7 +20,7 @@ from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
-from vlds.backbones.base import Backbone, LoadedBackbone, join
+from vlds.backbones.base import Backbone, LoadedBackbone
 from vlds.pretrained.files import SourceError
 from vlds.schema import UNDECAYED, OptimizerRules
 
@@ -88,7 +88,6 @@ class T5(Backbone):
         return loaded
 
     def read_tokenizer(self, source: str) -> Any:
-        """From a folder, a hub name, or a sentencepiece .model file."""
         path = Path(source)
         if path.suffix == ".model":
             return self.read_pieces(path)
@@ -110,20 +109,14 @@ class T5(Backbone):
             )
         return tokenizer
 
-    def encode(
-        self,
-        model: Any,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        visual: Tensor,
-        visual_mask: Tensor,
-        prompts: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Prompts and text, which have relative positions, then the visual tokens."""
+    def embed_text(self, model: Any, input_ids: Tensor) -> Tensor:
+        embedded: Tensor = model.encoder.embed_tokens(input_ids)
+        return embedded
+
+    def run_encoder(self, model: Any, text: Tensor, visual: Tensor, mask: Tensor) -> Tensor:
+        """Prompts and text have relative positions, visual tokens have none."""
         encoder = model.encoder
-        text, attention_mask = join(prompts, encoder.embed_tokens(input_ids), attention_mask)
         states = encoder.dropout(torch.cat([text, visual], dim=1))
-        mask = torch.cat([attention_mask, visual_mask], dim=1)
         attention = encoder.block[0].layer[0].SelfAttention
         length = text.shape[1]
         bias = attention.compute_bias(length, length, device=states.device)
@@ -131,7 +124,8 @@ class T5(Backbone):
         expanded = create_bidirectional_mask(encoder.config, states, mask)
         for block in encoder.block:
             states = block(states, expanded, bias)[0]
-        return encoder.dropout(encoder.final_layer_norm(states)), mask
+        encoded: Tensor = encoder.dropout(encoder.final_layer_norm(states))
+        return encoded
 
     def vocabulary_logits(self, model: Any, states: Tensor) -> Tensor:
         """T5 scales the states down first; T5 v1.1 and FLAN-T5 do not."""
@@ -151,7 +145,6 @@ class T5(Backbone):
         return [model.config.decoder_start_token_id]
 
     def set_dropout(self, config: Any, dropout: float) -> None:
-        """T5 has one rate."""
         config.dropout_rate = dropout
 
 
@@ -174,6 +167,5 @@ class BiasedT5LayerNorm(T5LayerNorm):
         self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """(..., d) -> (..., d)."""
         normed: Tensor = super().forward(hidden_states)
         return normed + self.bias

@@ -46,35 +46,33 @@ class Adapter(StackedBottleneck):
     and b_up are 0."""
 
     def module(self, linear: nn.Linear, host: Host, first: list[Any]) -> AdapterModule:
-        """Linear layers."""
         return AdapterModule(self, linear, host)
 
     @classmethod
     def cases(cls) -> Mapping[str, Case]:
         """Every sharing, norms, the identity at first, without cross-attention."""
-        both, norms = DOWN_SIZE + UP_SIZE, {"layer_norm_before": True, "layer_norm_after": True}
-        settings: dict[str, tuple[dict[str, Any], int]] = {
-            "": ({}, both),
-            "per task": ({"sharing": "multiple"}, both * NUM_TASKS),
-            "shared down": ({"sharing": "half_shared_down"}, DOWN_SIZE + UP_SIZE * NUM_TASKS),
-            "shared up": ({"sharing": "half_shared_up"}, DOWN_SIZE * NUM_TASKS + UP_SIZE),
-            "norms": (norms, both + 4 * WIDTH),
-            "shared up, norms": (
-                {"sharing": "half_shared_up", **norms},
-                DOWN_SIZE * NUM_TASKS + UP_SIZE + 4 * WIDTH,
-            ),
-            "identity": ({"sharing": "multiple", "init": "identity"}, both * NUM_TASKS),
-            "no cross-attention": ({"cross_attention": False}, both),
-        }
-        cases = {}
-        for word, (fields, size) in settings.items():
+
+        def case(size: int, num_places: int = NUM_PLACES, **fields: Any) -> Case:
             method = cls(reduction=4, **fields)
-            num = (NUM_PLACES if method.cross_attention else NUM_PLACES - LAYERS) * size
             undecayed = "down_bias up_bias"
             if method.layer_norm_before:
                 undecayed += " pre_norm.weight pre_norm.bias post_norm.weight post_norm.bias"
-            cases[word] = Case(method, num, "down_weight up_weight", undecayed, word == "identity")
-        return cases
+            starts_frozen = method.init == "identity"
+            num = num_places * size
+            return Case(method, num, "down_weight up_weight", undecayed, starts_frozen)
+
+        down, up, n, norm_size = DOWN_SIZE, UP_SIZE, NUM_TASKS, 4 * WIDTH
+        norms = {"layer_norm_before": True, "layer_norm_after": True}
+        return {
+            "": case(down + up),
+            "per task": case(n * (down + up), sharing="multiple"),
+            "shared down": case(down + n * up, sharing="half_shared_down"),
+            "shared up": case(n * down + up, sharing="half_shared_up"),
+            "norms": case(down + up + norm_size, **norms),
+            "shared up, norms": case(n * down + up + norm_size, sharing="half_shared_up", **norms),
+            "identity": case(n * (down + up), sharing="multiple", init="identity"),
+            "no cross-attention": case(down + up, NUM_PLACES - LAYERS, cross_attention=False),
+        }
 
 
 class AdapterModule(StackedBottleneckModule):
@@ -102,7 +100,6 @@ class AdapterModule(StackedBottleneckModule):
             self.behind_zeros = ("down_weight", "down_bias")
 
     def slices_of(self, half: str) -> list[Half]:
-        """Linear layers."""
         return layers(F.linear, **self.stacks(half, "weight", "bias"))
 
 

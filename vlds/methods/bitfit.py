@@ -91,7 +91,6 @@ class BitFit(Method):
         return trained
 
     def own_biases(self, model: nn.Module) -> list[nn.Parameter]:
-        """The model's own biases that train."""
         if self.train_position_biases:
             return bias_parameters(model)
         # T5's tables of position biases are called relative_attention_bias.weight.
@@ -120,7 +119,6 @@ class BitFit(Method):
 
     @classmethod
     def cases(cls) -> Mapping[str, Case]:
-        """Biases that are there, and added ones."""
         new, everywhere = cls(add_biases=True), cls(add_biases=True, add_norm_and_head_biases=True)
         missing = "add_biases: the linear layers of .* have none in their own class"
         return {

@@ -93,34 +93,30 @@ class Compacter(StackedBottleneck):
 
     @classmethod
     def cases(cls) -> Mapping[str, Case]:
-        """Every rule, whole and thin blocks, several sharings. n is 2, so a rule has 8 numbers."""
-        own, blocks, biases = 2 * 8, 2 * WIDTH * NARROW // 2, NARROW + WIDTH
-        rules, whole = "down_rule up_rule ", "down_blocks up_blocks"
-        thin_blocks = "down_left down_right up_left up_right"
-        per_task = cls(reduction=4, sharing="multiple", rule="over_tasks")
-        thin = cls(reduction=4, rule="everywhere", block_rank=1)
-        thin_per_task = replace(thin, sharing="half_shared_up")
+        """Every rule, whole and thin blocks, several sharings. n is 2, so a rule has 8 weights."""
+
+        def case(num: int, **fields: Any) -> Case:
+            method = cls(reduction=4, **fields)
+            decayed = "down_rule up_rule down_blocks up_blocks"
+            if method.block_rank:  # one rule for all halves, under its first name
+                decayed = "down_rule down_left down_right up_left up_right"
+            return Case(method, num, decayed, "down_bias up_bias", merged=Adapter)
+
+        rules, whole = 2 * 8, WIDTH * NARROW + NARROW + WIDTH
         down, up = WIDTH + NARROW + NARROW, NARROW + WIDTH + WIDTH
-        numbers = {
-            "": (cls(reduction=4), NUM_PLACES * (own + blocks + biases)),
-            "no cross-attention": (
-                cls(reduction=4, cross_attention=False),
-                (NUM_PLACES - LAYERS) * (own + blocks + biases),
-            ),
-            "per task": (per_task, NUM_PLACES * (own + NUM_TASKS * (blocks + biases))),
-            "thin": (thin, 8 + NUM_PLACES * (down + up)),
-            "thin, shared up": (thin_per_task, 8 + NUM_PLACES * (NUM_TASKS * down + up)),
-        }
+        thin: dict[str, Any] = {"rule": "everywhere", "block_rank": 1}
         return {
-            word: Case(
-                method,
-                num,
-                # One rule is common to all halves, under its first name.
-                f"down_rule {thin_blocks}" if method.block_rank else rules + whole,
-                "down_bias up_bias",
-                merged=Adapter,
-            )
-            for word, (method, num) in numbers.items()
+            "": case(NUM_PLACES * (rules + whole)),
+            "no cross-attention": case(
+                (NUM_PLACES - LAYERS) * (rules + whole), cross_attention=False
+            ),
+            "per task": case(
+                NUM_PLACES * (rules + NUM_TASKS * whole), sharing="multiple", rule="over_tasks"
+            ),
+            "thin": case(8 + NUM_PLACES * (down + up), **thin),
+            "thin, shared up": case(
+                8 + NUM_PLACES * (NUM_TASKS * down + up), sharing="half_shared_up", **thin
+            ),
         }
 
 
@@ -172,7 +168,6 @@ class CompacterModule(StackedBottleneckModule):
         return nn.Parameter(nn.init.normal_(rule, std=config.rule_init_std))
 
     def slices_of(self, half: str) -> list[Half]:
-        """Sums of Kronecker products."""
         if self.thin:
             return layers(thin_phm, **self.stacks(half, "rule", "left", "right", "bias"))
         return layers(phm, **self.stacks(half, "rule", "blocks", "bias"))

@@ -50,10 +50,7 @@ class DecoderPromptTuning(LearnedEmbeddings):
 
     @classmethod
     def cases(cls) -> Mapping[str, Case]:
-        """With and without a network, on BART."""
         cases = cls.network_cases("decoder_network", WIDTH, WIDTH)
-        without_network = {"reference": r"makes prompts with a network \(hidden_dim\)"}
-        cases["bare"] = replace(cases["bare"], refused=without_network)
         return {word: replace(case, families=("Bart",)) for word, case in cases.items()}
 
 

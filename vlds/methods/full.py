@@ -41,5 +41,4 @@ class Full(Method):
 
     @classmethod
     def cases(cls) -> Mapping[str, Case]:
-        """The only one."""
         return {"": Case(cls(), decayed="")}

@@ -108,7 +108,6 @@ class Hyperformer(Bottleneck):
 
     @classmethod
     def cases(cls) -> Mapping[str, Case]:
-        """A generator for each kind, and one for all."""
         task, hidden, projected = 6, 5, 4
         method = cls(reduction=4, task_dim=task, hidden_dim=hidden, projected_dim=projected)
         # A generator has a factor for each number of e, and a constant.
@@ -116,30 +115,22 @@ class Hyperformer(Bottleneck):
         behind = (hidden + 1) * projected + 2 * projected
         stack = LAYERS * task + (2 * task + 1) * hidden + behind
         stack_of_kinds = (LAYERS + len(KINDS)) * task + (3 * task + 1) * hidden + behind
-        decayed = (
+        each = Case(
+            method,
+            NUM_TASKS * task + 2 * stack + (2 + 3) * generator,
             "task_embeddings.weight layer_embeddings.weight hidden.weight project.weight "
-            "down_weight.weight up_weight.weight"
-        )
-        undecayed = (
+            "down_weight.weight up_weight.weight",
             "hidden.bias project.bias norm.weight norm.bias down_weight.bias up_weight.bias "
-            "down_bias.weight down_bias.bias up_bias.weight up_bias.bias"
+            "down_bias.weight down_bias.bias up_bias.weight up_bias.bias",
+            merged=Adapter,
         )
-        return {
-            "": Case(
-                method,
-                task * NUM_TASKS + 2 * stack + (2 + 3) * generator,
-                decayed,
-                undecayed,
-                merged=Adapter,
-            ),
-            "kinds": Case(
-                replace(method, kind_embeddings=True),
-                task * NUM_TASKS + 2 * stack_of_kinds + 2 * generator,
-                f"{decayed} kind_embeddings.weight",
-                undecayed,
-                merged=Adapter,
-            ),
-        }
+        kinds = replace(
+            each,
+            method=replace(method, kind_embeddings=True),
+            num_trained=NUM_TASKS * task + 2 * stack_of_kinds + 2 * generator,
+            decayed=f"{each.decayed} kind_embeddings.weight",
+        )
+        return {"": each, "kinds": kinds}
 
 
 def original_name(leaf: str) -> str:
@@ -163,6 +154,5 @@ class HyperformerModule(BottleneckModule):
         self.key = (stack, place.role, layer)
 
     def halves(self) -> tuple[list[Half], list[Half]]:
-        """Those made for this layer."""
         halves: tuple[list[Half], list[Half]] = self.generated.value[self.key]
         return halves

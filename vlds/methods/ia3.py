@@ -31,7 +31,6 @@ from vlds.methods.extended import (
 )
 from vlds.methods.host import CROSS_ATTENTION, Host, weight_options
 from vlds.methods.layouts import PEFT_MODEL, Layout, Library, Stored
-from vlds.methods.routing import TaskRouting
 from vlds.schema import STACKED_UNDECAYED, OptimizerRules
 
 
@@ -50,17 +49,16 @@ class IA3(Method):
 
     def attach(self, host: Host) -> list[nn.Parameter]:
         """Factors behind key and value projections, and before the second feed-forward layer."""
-        num, _ = num_slices(self.sharing, len(host.tasks))
         trained: list[nn.Parameter] = []
         roles = ("attn_k", "attn_v", "cross_attn_k", "cross_attn_v")
         for linear in host.linears(*roles, optional=CROSS_ATTENTION).values():
-            factors = new_factors(linear, num, linear.out_features)
-            host.extend_linear(linear, OutputFactors(factors, host.routing))
-            trained.append(factors)
+            behind = OutputFactors(self, linear, linear.out_features, host)
+            host.extend_linear(linear, behind)
+            trained.append(behind.factors)
         for linear in host.linears("ffn_out").values():
-            factors = new_factors(linear, num, linear.in_features)
-            host.extend_input(linear, InputFactors(factors, host.routing))
-            trained.append(factors)
+            before = InputFactors(self, linear, linear.in_features, host)
+            host.extend_input(linear, before)
+            trained.append(before.factors)
         return trained
 
     @torch.no_grad()
@@ -100,7 +98,6 @@ class IA3(Method):
 
     @classmethod
     def cases(cls) -> Mapping[str, Case]:
-        """One set of factors, and one per task."""
         weights = LAYERS * (3 * 2 * WIDTH + 2 * HIDDEN)
         several = {"merge": "sharing: .*; one layer cannot hold the factors of several tasks"}
         per_task = cls(sharing="multiple")
@@ -127,20 +124,17 @@ def take_input(linear: ExtendedLinear, name: str) -> InputFactors:
     return factors
 
 
-def new_factors(linear: nn.Linear, num: int, width: int) -> nn.Parameter:
-    """(num, width) ones, as the layer's weight is."""
-    return nn.Parameter(torch.ones(num, width, **weight_options(linear)))
-
-
 class Factors(nn.Module):
     """Factors beside a layer."""
 
     # Decay would pull factors towards 0, and a factor that changes nothing is 1.
     optimizer_rules: ClassVar[OptimizerRules] = {"factors": STACKED_UNDECAYED}
 
-    def __init__(self, factors: nn.Parameter, routing: TaskRouting) -> None:
+    def __init__(self, config: IA3, linear: nn.Linear, width: int, host: Host) -> None:
         super().__init__()
-        self.factors, self.routing = factors, routing
+        self.routing = host.routing
+        num, _ = num_slices(config.sharing, len(host.tasks))
+        self.factors = nn.Parameter(torch.ones(num, width, **weight_options(linear)))
 
     def of_rows(self) -> Tensor:
         """(b, 1, d): each row's factors; (d,) if tasks share them, whatever the rows are."""
@@ -152,7 +146,6 @@ class OutputFactors(Factors, LinearExtension):
     """Factors behind a layer."""
 
     def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
-        """(b, l, out) -> (b, l, out)."""
         return outputs * self.of_rows()
 
 
@@ -160,5 +153,4 @@ class InputFactors(Factors, InputExtension):
     """Factors before a layer."""
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(b, l, in) -> (b, l, in)."""
         return inputs * self.of_rows()

@@ -43,7 +43,6 @@ class LowRankAdapter(StackedBottleneck):
             raise ValueError(f"rank: got {self.rank}; give at least 1")
 
     def module(self, linear: nn.Linear, host: Host, first: list[Any]) -> LowRankAdapterModule:
-        """Halves of low rank."""
         return LowRankAdapterModule(self, linear, host)
 
     def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Adapter:
@@ -52,7 +51,6 @@ class LowRankAdapter(StackedBottleneck):
 
     @classmethod
     def cases(cls) -> Mapping[str, Case]:
-        """One up half for each task."""
         factors, up_bias = 2 * (WIDTH + NARROW) * (1 + NUM_TASKS), WIDTH * NUM_TASKS
         weights = NUM_PLACES * (factors + NARROW + up_bias)
         method = cls(reduction=4, rank=2, sharing="half_shared_down")
@@ -83,7 +81,6 @@ class LowRankAdapterModule(StackedBottleneckModule):
         self.up_bias = nn.Parameter(torch.zeros(self.num_up, self.width, **self.options))
 
     def slices_of(self, half: str) -> list[Half]:
-        """Two thin products."""
         return layers(low_rank, **self.stacks(half, "left", "right", "bias"))
 
 

@@ -85,17 +85,26 @@ class LearnedEmbeddings(Method):
         hidden, length = 6, 3
         method = cls(length=length, hidden_dim=hidden)
         num = length * width + hidden * (width + 1) + num_outputs * (hidden + 1)
-        bare = replace(method, hidden_dim=None)
-        tensors = (
+        one = Case(
+            method,
+            num,
             f"{owner}.table {owner}.hidden_weight {owner}.output_weight",
             f"{owner}.hidden_bias {owner}.output_bias",
+            merged=cls,
         )
+        per_task = replace(method, sharing="multiple")
+        bare = replace(method, hidden_dim=None)
+        needs_network = {"reference": r"makes prompts with a network \(hidden_dim\)"}
         return {
-            "": Case(method, num, *tensors, merged=cls),
-            "per task": Case(
-                replace(method, sharing="multiple"), num * NUM_TASKS, *tensors, merged=cls
+            "": one,
+            "per task": replace(one, method=per_task, num_trained=NUM_TASKS * num),
+            "bare": Case(
+                bare,
+                length * num_outputs,
+                f"{owner}.table",
+                merged=cls,
+                refused=needs_network if "reference" in cls.libraries else {},
             ),
-            "bare": Case(bare, length * num_outputs, f"{owner}.table", merged=cls),
         }
 
 

@@ -31,7 +31,6 @@ class PromptTuning(LearnedEmbeddings):
     original_owner: ClassVar[str] = "encoder."
 
     def attach(self, host: Host) -> list[nn.Parameter]:
-        """Put the prompts beside the model."""
         projection = next(iter(host.linears("attn_q").values()))
         network = PromptNetwork(self, host, projection, projection.in_features)
         host.extend_model(Prompts(network, host.routing))
@@ -68,11 +67,8 @@ class PromptTuning(LearnedEmbeddings):
 
     @classmethod
     def cases(cls) -> Mapping[str, Case]:
-        """With and without a network."""
         cases = cls.network_cases("network", WIDTH, WIDTH)
-        without_network = {"reference": r"makes prompts with a network \(hidden_dim\)"}
         on_bart = {"Bart peft": "peft's prompts have positions, and on BART move the text's"}
-        cases["bare"] = replace(cases["bare"], refused=without_network)
         return {w: replace(case, refused=case.refused | on_bart) for w, case in cases.items()}
 
 

@@ -61,26 +61,22 @@ def gqa_scores(
 
     Errors: ValueError if no question is balanced.
     """
-    asked = {key: question for key, question in questions.items() if question.balanced}
-    said, answers = [predictions[key] for key in asked], [q.answer for q in asked.values()]
-    right = matches(said, answers)
+    balanced = {key: question for key, question in questions.items() if question.balanced}
+    values = values_by_score(predictions, balanced, choices)
     scores: dict[str, float | None] = {
-        "accuracy": mean(right),
+        "accuracy": mean(values["accuracy"]),
         "consistency": consistency(
             predictions,
             {key: question.answer for key, question in questions.items()},
-            {key: question.entailed for key, question in asked.items()},
+            {key: question.entailed for key, question in balanced.items()},
         ),
-        "distribution": distribution(said, answers, [q.group for q in asked.values()]),
+        "distribution": distribution(predictions, balanced),
     }
-    if choices is not None:
-        detailed = [question.detailed for question in asked.values()]
-        for name, kind in CHOICES.items():
-            scores[name] = mean(among(said, [choices[key][kind] for key in asked], detailed))
-    known = {name: value for name, value in scores.items() if value is not None}
+    scores |= {name: mean(of_questions) for name, of_questions in values.items()}
+    known = {name: score for name, score in scores.items() if score is not None}
     for by in TABLES:
-        groups = [group_of(question, by) for question in asked.values()]
-        known |= table("accuracy", by, mean_by_group(right, groups))
+        groups = [group_of(question, by) for question in balanced.values()]
+        known |= table("accuracy", by, mean_by_group(values["accuracy"], groups))
     return known
 
 
@@ -92,16 +88,32 @@ def gqa_values(
 ) -> list[float] | None:
     """Each question's value of a score, NaN if it is not balanced. None for consistency and
     distribution, which are not means over questions."""
-    said = [predictions[key] for key in questions]
-    values = {"accuracy": matches(said, [question.answer for question in questions.values()])}
-    if choices is not None and name in CHOICES:
-        allowed = [choices[key][CHOICES[name]] if key in choices else () for key in questions]
-        values[name] = among(said, allowed, [q.detailed for q in questions.values()])
+    values = values_by_score(predictions, questions, choices)
     scores = score_values(name, values, lambda by: [group_of(q, by) for q in questions.values()])
     if scores is None:
         return None
     pairs = zip(scores, questions.values(), strict=True)
     return [value if question.balanced else nan for value, question in pairs]
+
+
+def values_by_score(
+    predictions: Mapping[str, str],
+    questions: Mapping[str, Question],
+    choices: Mapping[str, Mapping[str, Collection[str]]] | None,
+) -> dict[str, list[float]]:
+    """Score -> 1.0 or 0.0 for each question: accuracy, and with choices validity and plausibility
+    (is the prediction among the question's choices?)."""
+    answers = (question.answer for question in questions.values())
+    values = {"accuracy": matches((predictions[key] for key in questions), answers)}
+    if choices is None:
+        return values
+    for name, kind in CHOICES.items():
+        values[name] = []
+        for key, question in questions.items():
+            is_common = "Common" in (question.detailed or "")
+            allowed = COMMON_ANSWERS if is_common else choices.get(key, {}).get(kind, ())
+            values[name].append(float(predictions[key] in allowed))
+    return values
 
 
 def group_of(question: Question, by: str) -> Any:
@@ -149,9 +161,7 @@ def consistency(
     return mean(shares) if shares else 0.0
 
 
-def distribution(
-    predictions: Sequence[str], answers: Sequence[str], groups: Sequence[str | None]
-) -> float | None:
+def distribution(predictions: Mapping[str, str], questions: Mapping[str, Question]) -> float | None:
     """How far the answers' frequencies are from the true ones; 0 is the best.
 
     The mean of the groups' chi-square statistics, weighted by group size, divided by 100. An answer
@@ -159,10 +169,10 @@ def distribution(
     """
     true: dict[str, Counter[str]] = {}
     said: dict[str, Counter[str]] = {}
-    for prediction, answer, group in zip(predictions, answers, groups, strict=True):
-        if group is not None:
-            true.setdefault(group, Counter())[answer] += 1
-            said.setdefault(group, Counter())[prediction] += 1
+    for key, question in questions.items():
+        if question.group is not None:
+            true.setdefault(question.group, Counter())[question.answer] += 1
+            said.setdefault(question.group, Counter())[predictions[key]] += 1
     if not true:
         return None
     total = sum(
@@ -170,18 +180,3 @@ def distribution(
         for group, counts in true.items()
     )
     return total / sum(counts.total() for counts in true.values()) / 100
-
-
-def among(
-    predictions: Sequence[str],
-    choices: Sequence[Collection[str]],
-    detailed: Sequence[str | None],
-) -> list[float]:
-    """1.0 if a prediction is among its question's choices (validity, plausibility), else 0.0.
-
-    `detailed` is the question's detailed type.
-    """
-    return [
-        float(prediction in (COMMON_ANSWERS if "Common" in (kind or "") else allowed))
-        for prediction, allowed, kind in zip(predictions, choices, detailed, strict=True)
-    ]

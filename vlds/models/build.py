@@ -144,10 +144,10 @@ def enable_checkpointing(backbone: Any) -> None:
 
 def build_visual_embedding(config: ModelConfig, width: int) -> VisualEmbedding:
     """The bridge, initialised as the backbone's family does, or from its file."""
-    vision, family = config.vision, config.backbone
+    geometry, family = config.vision.geometry, config.backbone
     norm = partial(family.visual_norm, bias=config.visual_embedding.norm_biases)
     embedding = VisualEmbedding(
-        config.visual_embedding, vision.feature_dim, width, vision.grid_size, norm
+        config.visual_embedding, geometry.feature_dim, width, geometry.grid_size, norm
     )
     embedding.init_weights(family.linear_init_std)
     if config.visual_embedding.weights is not None and not on_meta():

@@ -73,7 +73,6 @@ class Greedy(Hypotheses):
         self.done = self.done | (tokens == self.eos)
 
     def best(self) -> Written:
-        """All of them."""
         return Written(padded(self.ids, self.limit, self.pad)[:, 0], self.sums)
 
 

@@ -39,5 +39,4 @@ class Entailment(AnswerTask):
         return known
 
     def answer_of(self, reference: Any) -> str | None:
-        """The label."""
         return as_text(reference)

@@ -97,5 +97,4 @@ class GQA(AnswerTask):
         return None if self.choices is None else missing_choices(self.choices)
 
     def answer_of(self, reference: Any) -> str | None:
-        """The correct answer."""
         return as_text(reference["answer"])

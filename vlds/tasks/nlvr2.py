@@ -47,7 +47,6 @@ class NLVR2(AnswerTask):
     """How the model's output becomes an answer; the better of two words."""
 
     def answer_text(self, label: Any) -> str:
-        """ "true" or "false"."""
         return WORDS[label]
 
     def reference(self, given: Mapping[str, Any], answer: str) -> Any:
@@ -70,7 +69,6 @@ class NLVR2(AnswerTask):
         return scores
 
     def answer_of(self, reference: Any) -> str | None:
-        """The word of the label."""
         return as_text(reference["answer"])
 
 

@@ -44,11 +44,9 @@ class VideoQA(AnswerTask):
         return with_prompt(text, self.prompt)
 
     def answer_text(self, label: Any) -> str:
-        """The name of the correct choice."""
         return f"a{label}"
 
     def answer_of(self, reference: Any) -> str | None:
-        """The name of the correct choice."""
         return as_text(reference)
 
 

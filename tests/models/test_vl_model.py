@@ -140,7 +140,7 @@ def test_images_are_encoded_once(tmp_path: Path) -> None:
     model.generate(examples, Decoding(num_beams=3, max_new_tokens=4))[0]
     assert seen == [3]
     tokens, _ = model.visual_tokens(examples)
-    assert tokens.shape == (4, 2 * model.num_visual_tokens, 16)
+    assert tokens.shape == (4, 2 * model.visual_embedding.num_tokens, 16)
 
 
 def test_a_frozen_encoder_keeps_its_statistics(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
-"""From a recipe's choices to a model: load, freeze everything, attach the methods, note what comes
-from where."""
+"""Builds a model from a recipe's choices: loads and freezes all parts, attaches the methods, and
+notes which tensors come from which source."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from vlds.models.draws import draw_by_name, draw_rows
 from vlds.models.tape import Tape
 from vlds.models.visual_embedding import VisualEmbedding, VisualEmbeddingConfig
 from vlds.models.vl_model import Sources, VLModel
-from vlds.runtime.regular_file import open_file
+from vlds.runtime.manifest import sha256
 from vlds.vision.base import VisionEncoder, freeze, load_weights, on_meta
 
 RESERVED = ("backbone", "vision", "visual_embedding", "norms")
@@ -78,8 +79,8 @@ class ModelConfig:
 def build_model(
     config: ModelConfig, tasks: Sequence[str], dtype: torch.dtype, tokenizer: Any
 ) -> VLModel:
-    """A model in which only the weights that its methods name train. Weights that no source fills
-    are drawn by `config.seed` and their names.
+    """A model in which only its methods' weights train. Weights that no source fills are drawn by
+    `config.seed` and their names.
 
     Inside `torch.device("meta")` it has shapes only, and `tokenizer` may be None: then the sizes
     come from the backbone's config. Errors: ValueError if parts do not fit each other.
@@ -135,8 +136,8 @@ def build_parts(config: ModelConfig, dtype: torch.dtype, tokenizer: Any) -> VLMo
 
 
 def enable_checkpointing(backbone: Any) -> None:
-    """Recompute each layer's activations in the backward pass; transformers has renamed its switch
-    on its way."""
+    """Recompute each layer's activations in the backward pass; versions of transformers differ in
+    the name of the switch."""
     names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
     enable = next(getattr(backbone, name) for name in names if hasattr(backbone, name))
     enable({"use_reentrant": False})
@@ -187,7 +188,7 @@ def norm_parameters(backbone: nn.Module, family: Backbone) -> list[nn.Parameter]
 
 
 def find_source_names(config: ModelConfig, model: VLModel, backbone: Iterable[str]) -> set[str]:
-    """Tensors of the model, before methods are attached, that are those of a named source."""
+    """Tensors of the model that a named source has filled; before methods are attached."""
     names = {BACKBONE_PREFIX + name for name in backbone}
     state = [name for name, _ in model.unique_state()]
     if config.vision.source is not None:
@@ -198,7 +199,7 @@ def find_source_names(config: ModelConfig, model: VLModel, backbone: Iterable[st
 
 
 def drop_trained_sources(model: VLModel) -> None:
-    """Strike off what training changes: it does not stay as its source has it."""
+    """Forget the sources of tensors that training changes."""
     moving = model.moving_names()
     rows = {name: rows for name, rows in model.sources.rows.items() if name not in moving}
     model.sources = Sources(names=model.sources.names - moving, rows=rows)
@@ -220,25 +221,15 @@ def describe(config: ModelConfig, tasks: Sequence[str]) -> Counts:
 
 
 def hash_source(source: str) -> str:
-    """sha256 over a file, or over a folder's weight files and config; over the name where it is not
+    """sha256 over a file, or over a folder's weight files and config; over the name if it is not
     local."""
-    path = Path(source)
-    digest = hashlib.sha256()
-    if path.is_dir():
-        files = sorted(
-            f
-            for f in path.iterdir()
-            if f.suffix in {".safetensors", ".bin"} or f.name == "config.json"
-        )
-    else:
-        files = [path] if path.is_file() else []
-    if not files:
-        return hash_name(source)
+    path, digest = Path(source), hashlib.sha256()
+    inside = (path.glob(pattern) for pattern in ("*.safetensors", "*.bin", "config.json"))
+    files = [path] if path.is_file() else sorted(chain(*inside))
     for file in files:
         digest.update(file.name.encode())
-        with open_file(file) as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
+        digest.update(bytes.fromhex(sha256(file)))
+    return digest.hexdigest() if files else hash_name(source)
 
 
 def hash_name(source: str) -> str:

@@ -185,11 +185,6 @@ class VLModel(nn.Module):
             features: Tensor = self.vision(pictures)
         return features
 
-    @property
-    def num_visual_tokens(self) -> int:
-        """Visual tokens per image."""
-        return self.visual_embedding.num_tokens
-
     # Answers.
 
     def answer(self, batch: Batch, decoding: Decoding) -> list[Answer]:

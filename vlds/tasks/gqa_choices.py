@@ -12,24 +12,23 @@ KINDS = ("valid", "plausible")
 
 
 def find_choices(place: str) -> list[Path]:
-    """The file, or the files of a folder (train_choices/); empty if there is neither."""
+    """The file, or the files of a folder (train_choices/).
+
+    Errors: ValueError if there is neither.
+    """
     path = Path(place).expanduser()
-    return sorted(path.glob("*.json")) if path.is_dir() else [path] if path.is_file() else []
+    if paths := [path] if path.is_file() else sorted(path.glob("*.json")):
+        return paths
+    raise ValueError(f"choices: {place} is neither a file of choices nor a folder of them; {CURE}")
 
 
 def missing_choices(place: str) -> str | None:
     """What is wrong if the files are missing or invalid; None if they can be read."""
-    paths = find_choices(place)
     try:
-        for path in paths:
-            load_choices(path)
+        read_choices(place, ids=())
     except ValueError as error:
         return str(error)
-    return (
-        None
-        if paths
-        else f"choices: {place} is neither a file of choices nor a folder of them; {CURE}"
-    )
+    return None
 
 
 def load_choices(path: Path) -> dict[str, dict[str, list[str]]]:

@@ -6,7 +6,11 @@ that score. The model writes answers freely, without an answer vocabulary.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,7 +20,6 @@ from vlds.metrics.vqa_accuracy import NUM_ANNOTATORS, Rules, question_accuracy
 from vlds.schema import Decoding, Example, Sample
 from vlds.tasks.answer_task import AnswerTask
 from vlds.tasks.base import as_text, optional_text, optional_texts, require_label
-from vlds.tasks.soft_label import best_answer, draw_answer
 
 ENOUGH = 0.5
 """Reports show an answer as correct from this score on."""
@@ -91,3 +94,23 @@ class VQA(AnswerTask):
         if len(reference["answers"]) == NUM_ANNOTATORS:
             return question_accuracy(prediction, reference["answers"], self.accuracy) >= ENOUGH
         return worth(prediction, reference["label"]) >= ENOUGH
+
+
+def draw_answer(label: Mapping[str, float], rng: np.random.Generator) -> tuple[str, float]:
+    """An answer drawn by its soft score, and the score; "" and 0 if no score is above 0."""
+    ends = list(accumulate(label.values()))
+    if not ends or ends[-1] <= 0:
+        return "", 0.0
+    chosen = bisect_right(ends, rng.random() * ends[-1], hi=len(ends) - 1)
+    answer = list(label)[chosen]
+    return answer, float(label[answer])
+
+
+def best_answer(annotation: Mapping[str, Any]) -> str | None:
+    """The answer with the highest soft score, or else the most frequent raw answer; None without
+    labels."""
+    label: Mapping[str, float] = annotation.get("label") or {}
+    if label and max(label.values()) > 0:
+        return max(label, key=lambda answer: label[answer])
+    answers = annotation.get("answers")
+    return Counter(answers).most_common(1)[0][0] if answers else None

@@ -226,7 +226,7 @@ def raise_end(work: Workload, share: float) -> Workload:
     model = work.model
     config = model.backbone.config
     batch = next(our_batches(work))
-    written = model.generate(batch, Decoding(max_new_tokens=19))
+    written = model.generate(batch, Decoding(max_new_tokens=19))[0]
     ids = torch.tensor(
         [
             [config.decoder_start_token_id, *(row + [config.pad_token_id] * 19)[:18]]

@@ -29,7 +29,7 @@ from vlds.methods import (
     Method,
     PromptTuning,
 )
-from vlds.methods.base import WIDTH
+from vlds.methods.base import Toy
 from vlds.methods.compacter import phm
 from vlds.methods.extended import ExtendedLinear, LinearExtension, zero_at_first
 from vlds.methods.host import CROSS_ATTENTION, Host
@@ -219,8 +219,8 @@ def test_the_biases_of_ladder_side_tuning_begin_as_there(tmp_path: Path) -> None
     for name, parameter in model.named_parameters():
         if ".extensions." in name:
             if "Attention" in name or "lm_head" in name:
-                assert 0 < parameter.abs().max() <= 1 / math.sqrt(WIDTH), name
-                assert parameter.std() > 0.3 / math.sqrt(WIDTH), name
+                assert 0 < parameter.abs().max() <= 1 / math.sqrt(Toy.width), name
+                assert parameter.std() > 0.3 / math.sqrt(Toy.width), name
             else:
                 assert not parameter.any(), name
 
@@ -230,11 +230,11 @@ def test_added_biases_are_those_of_norms_and_logits(tmp_path: Path) -> None:
     model = build(backbone(T5, tmp_path), {"biases": LADDER}, dtype=torch.float64).eval()
     shake(model)
     norm = model.backbone.encoder.final_layer_norm
-    states = torch.randn(3, WIDTH, dtype=torch.float64)
+    states = torch.randn(3, Toy.width, dtype=torch.float64)
     bias = norm.extensions.biases.bias
     assert torch.equal(norm(states), T5LayerNorm.forward(norm, states) + bias)
     head = model.backbone.lm_head
-    expected = states * WIDTH**-0.5 @ head.weight.T + head.extensions.biases.bias
+    expected = states * Toy.width**-0.5 @ head.weight.T + head.extensions.biases.bias
     assert torch.allclose(model.vocabulary_logits(states), expected)
     assert head.weight is model.backbone.shared.weight
 

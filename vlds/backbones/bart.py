@@ -17,8 +17,6 @@ from transformers.masking_utils import create_bidirectional_mask
 
 from vlds.backbones.base import Backbone
 
-STACKS = ("model.encoder.layers.*", "model.decoder.layers.*")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Bart(Backbone):
@@ -38,16 +36,16 @@ class Bart(Backbone):
     )  # fmt: skip
     tokenizer_files: ClassVar[tuple[str, ...]] = ("tokenizer.json", "vocab.json")
     roles: ClassVar[dict[str, tuple[str, ...]]] = {
-        "attn_q": tuple(f"{stack}.self_attn.q_proj" for stack in STACKS),
-        "attn_k": tuple(f"{stack}.self_attn.k_proj" for stack in STACKS),
-        "attn_v": tuple(f"{stack}.self_attn.v_proj" for stack in STACKS),
-        "attn_out": tuple(f"{stack}.self_attn.out_proj" for stack in STACKS),
+        "attn_q": ("model.*.layers.*.self_attn.q_proj",),
+        "attn_k": ("model.*.layers.*.self_attn.k_proj",),
+        "attn_v": ("model.*.layers.*.self_attn.v_proj",),
+        "attn_out": ("model.*.layers.*.self_attn.out_proj",),
         "cross_attn_q": ("model.decoder.layers.*.encoder_attn.q_proj",),
         "cross_attn_k": ("model.decoder.layers.*.encoder_attn.k_proj",),
         "cross_attn_v": ("model.decoder.layers.*.encoder_attn.v_proj",),
         "cross_attn_out": ("model.decoder.layers.*.encoder_attn.out_proj",),
-        "ffn_in": tuple(f"{stack}.fc1" for stack in STACKS),
-        "ffn_out": tuple(f"{stack}.fc2" for stack in STACKS),
+        "ffn_in": ("model.*.layers.*.fc1",),
+        "ffn_out": ("model.*.layers.*.fc2",),
         "norm": (
             "model.*.layernorm_embedding",
             "model.*.layers.*.self_attn_layer_norm",

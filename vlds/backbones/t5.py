@@ -24,8 +24,6 @@ from vlds.backbones.base import Backbone, LoadedBackbone
 from vlds.pretrained.files import SourceError
 from vlds.schema import UNDECAYED, OptimizerRules
 
-STACKS = ("encoder.block.*", "decoder.block.*")
-
 
 @dataclass(frozen=True, kw_only=True)
 class T5(Backbone):
@@ -48,10 +46,10 @@ class T5(Backbone):
     tokens: ClassVar[tuple[str, ...]] = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
     tokenizer_files: ClassVar[tuple[str, ...]] = (".model", "spiece.model", "tokenizer.json")
     roles: ClassVar[dict[str, tuple[str, ...]]] = {
-        "attn_q": tuple(f"{stack}.layer.0.SelfAttention.q" for stack in STACKS),
-        "attn_k": tuple(f"{stack}.layer.0.SelfAttention.k" for stack in STACKS),
-        "attn_v": tuple(f"{stack}.layer.0.SelfAttention.v" for stack in STACKS),
-        "attn_out": tuple(f"{stack}.layer.0.SelfAttention.o" for stack in STACKS),
+        "attn_q": ("*.block.*.layer.0.SelfAttention.q",),
+        "attn_k": ("*.block.*.layer.0.SelfAttention.k",),
+        "attn_v": ("*.block.*.layer.0.SelfAttention.v",),
+        "attn_out": ("*.block.*.layer.0.SelfAttention.o",),
         "cross_attn_q": ("decoder.block.*.layer.1.EncDecAttention.q",),
         "cross_attn_k": ("decoder.block.*.layer.1.EncDecAttention.k",),
         "cross_attn_v": ("decoder.block.*.layer.1.EncDecAttention.v",),

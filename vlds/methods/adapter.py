@@ -14,17 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlds.methods.base import LAYERS, NUM_TASKS, WIDTH, Case, Sharing
+from vlds.methods.base import Case, Sharing, Toy
 from vlds.methods.bottleneck import (
-    DOWN_SIZE,
-    NUM_PLACES,
-    UP_SIZE,
     Bottleneck,
     BottleneckModule,
     Half,
     StackedBottleneck,
     StackedBottleneckModule,
-    layers,
+    both_halves,
 )
 from vlds.methods.extended import extended_linears
 from vlds.methods.host import Host
@@ -39,7 +36,7 @@ class Adapter(StackedBottleneck):
     reasons: ClassVar[Mapping[Library, str]] = {
         "peft": "peft has no Adapter; `vlds convert adapters` has a layout for it"
     }
-    leaves: ClassVar[Mapping[str, str]] = {"weight": "weight", "bias": "bias"}
+    library_leaves: ClassVar[Mapping[str, str]] = {"weight": "weight", "bias": "bias"}
 
     init: Literal["vl_adapter", "identity"] = "vl_adapter"
     """vl_adapter: as the original code, N(0, 0.02) on BART, PyTorch's default on T5. identity: W_up
@@ -52,7 +49,7 @@ class Adapter(StackedBottleneck):
     def cases(cls) -> Mapping[str, Case]:
         """Every sharing, norms, the identity at first, without cross-attention."""
 
-        def case(size: int, num_places: int = NUM_PLACES, **fields: Any) -> Case:
+        def case(size: int, num_places: int = Toy.places, **fields: Any) -> Case:
             method = cls(reduction=4, **fields)
             undecayed = "down_bias up_bias"
             if method.layer_norm_before:
@@ -61,7 +58,7 @@ class Adapter(StackedBottleneck):
             num = num_places * size
             return Case(method, num, "down_weight up_weight", undecayed, starts_frozen)
 
-        down, up, n, norm_size = DOWN_SIZE, UP_SIZE, NUM_TASKS, 4 * WIDTH
+        down, up, n, norm_size = Toy.down, Toy.up, Toy.tasks, 4 * Toy.width
         norms = {"layer_norm_before": True, "layer_norm_after": True}
         return {
             "": case(down + up),
@@ -71,19 +68,16 @@ class Adapter(StackedBottleneck):
             "norms": case(down + up + norm_size, **norms),
             "shared up, norms": case(n * down + up + norm_size, sharing="half_shared_up", **norms),
             "identity": case(n * (down + up), sharing="multiple", init="identity"),
-            "no cross-attention": case(down + up, NUM_PLACES - LAYERS, cross_attention=False),
+            "no cross-attention": case(down + up, Toy.places - Toy.layers, cross_attention=False),
         }
 
 
 class AdapterModule(StackedBottleneckModule):
     """The adapters of all tasks behind one layer."""
 
-    optimizer_rules: ClassVar[OptimizerRules] = {
-        "down_weight": STACKED,
-        "down_bias": STACKED_UNDECAYED,
-        "up_weight": STACKED,
-        "up_bias": STACKED_UNDECAYED,
-    }
+    layer = staticmethod(F.linear)
+    leaves = ("weight", "bias")
+    optimizer_rules: ClassVar[OptimizerRules] = both_halves(weight=STACKED, bias=STACKED_UNDECAYED)
 
     def __init__(self, config: Adapter, linear: nn.Linear, host: Host) -> None:
         super().__init__(config, linear, host)
@@ -98,9 +92,6 @@ class AdapterModule(StackedBottleneckModule):
             nn.init.zeros_(self.up_weight)
             nn.init.zeros_(self.up_bias)
             self.behind_zeros = ("down_weight", "down_bias")
-
-    def slices_of(self, half: str) -> list[Half]:
-        return layers(F.linear, **self.stacks(half, "weight", "bias"))
 
 
 def merge_first(method: str) -> dict[Library, str]:

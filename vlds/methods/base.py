@@ -16,9 +16,17 @@ from vlds.methods.host import Host
 from vlds.methods.layouts import LIBRARY_NAMES, Layout, Library
 
 Sharing = Literal["single", "multiple", "half_shared_up", "half_shared_down"]
-WIDTH, HIDDEN, LAYERS, NUM_TASKS = 16, 24, 2, 3
-"""The contract tests' backbone and recipe, for formulas in `cases`: width of the states, width of
-the feed-forward layers, layers of each stack, tasks."""
+
+
+class Toy:
+    """Sizes of the contract tests' backbone and recipe, for the formulas in `cases`."""
+
+    width, hidden, layers, tasks = 16, 24, 2, 3
+    """Width of the states and of the feed-forward layers, layers of each stack, tasks."""
+    narrow, places = width // 4, layers * (2 + 3)
+    """Width and number of the bottlenecks, with `reduction: 4`."""
+    down, up = narrow * width + narrow, width * narrow + width
+    """Weights of a bottleneck's halves."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,12 +24,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlds.methods.base import LAYERS, WIDTH, Method, Sharing, check_sharing, num_slices
+from vlds.methods.base import Method, Sharing, check_sharing, num_slices
 from vlds.methods.extended import LinearExtension, added_tensors
 from vlds.methods.host import CROSS_ATTENTION, Host, weight_options
 from vlds.methods.layouts import LIBRARY_NAMES, Layout, Library, Stored
 from vlds.methods.routing import TaskRouting
-from vlds.schema import Role
+from vlds.schema import OptimizerRule, OptimizerRules, Role
 
 Half = Callable[[Tensor], Tensor]
 """One half of a bottleneck for one task: (..., in) -> (..., out)."""
@@ -57,11 +57,6 @@ NORMS: dict[Library, dict[str, tuple[str, ...]]] = {
     "reference": {"pre": ("pre_layer_norm",), "post": ("post_layer_norm",)},
 }
 """Norm of a bottleneck -> its names in a library."""
-NARROW = WIDTH // 4
-NUM_PLACES = LAYERS * (2 + 3)
-DOWN_SIZE, UP_SIZE = NARROW * WIDTH + NARROW, WIDTH * NARROW + WIDTH
-"""Of the contract tests' cases, which have `reduction: 4`: width of the bottleneck, bottlenecks of
-the model, weights of the halves."""
 
 
 class Place(NamedTuple):
@@ -135,7 +130,7 @@ class StackedBottleneck(Bottleneck):
     """Bottlenecks that hold their weights, stacked over tasks."""
 
     libraries: ClassVar[frozenset[Library]] = frozenset({"adapters", "reference"})
-    leaves: ClassVar[Mapping[str, str]]
+    library_leaves: ClassVar[Mapping[str, str]]
     """What a half is made of: our name -> that in the original code and in adapters."""
 
     sharing: Sharing = "single"
@@ -174,9 +169,9 @@ class StackedBottleneck(Bottleneck):
                 continue
             if library == "adapters":
                 number = f".{int(self.layer_norm_before)}" if half == "down" else ""
-                key = f"{place}.{{task}}.adapter_{half}{number}.{self.leaves[leaf]}"
+                key = f"{place}.{{task}}.adapter_{half}{number}.{self.library_leaves[leaf]}"
             else:
-                key = f"{place}.adapters.{{task}}.{half}_sampler.{self.leaves[leaf]}"
+                key = f"{place}.adapters.{{task}}.{half}_sampler.{self.library_leaves[leaf]}"
             tensors[tensor.name] = Stored((key,))
         return Layout(tensors, self.adapters_config() if library == "adapters" else {})
 
@@ -201,6 +196,11 @@ def place_of(library: Library, layer: str) -> str:
 class StackedBottleneckModule(BottleneckModule):
     """Bottlenecks that hold their weights: `num_down` and `num_up` slices, one per task or 1."""
 
+    layer: Callable[..., Tensor]
+    """What a half computes, from rows and a slice of each of its `leaves`."""
+    leaves: tuple[str, ...]
+    """Names of a half's weights, without `down_` or `up_`."""
+
     def __init__(self, config: StackedBottleneck, linear: nn.Linear, host: Host) -> None:
         super().__init__(config, linear, host.routing)
         self.options = weight_options(linear)
@@ -218,16 +218,17 @@ class StackedBottleneckModule(BottleneckModule):
         return nn.Parameter(nn.init.uniform_(factor, -bound, bound))
 
     def halves(self) -> tuple[list[Half], list[Half]]:
-        """The halves of each slice."""
-        return self.slices_of("down"), self.slices_of("up")
+        """One half for each slice of the `down_*` and of the `up_*` weights."""
+        down, up = (
+            layers(self.layer, **{leaf: getattr(self, f"{half}_{leaf}") for leaf in self.leaves})
+            for half in ("down", "up")
+        )
+        return down, up
 
-    def slices_of(self, half: str) -> list[Half]:
-        """The down or the up half of each slice, from the module's `down_*` or `up_*` weights."""
-        raise NotImplementedError
 
-    def stacks(self, half: str, *leaves: str) -> dict[str, Tensor]:
-        """Stacked weights of a half, by name without the half's."""
-        return {leaf: getattr(self, f"{half}_{leaf}") for leaf in leaves}
+def both_halves(**rules: OptimizerRule) -> OptimizerRules:
+    """The rules of a half's weights, for `down_*` and `up_*`."""
+    return {f"{half}_{leaf}": rule for half in ("down", "up") for leaf, rule in rules.items()}
 
 
 def layers(function: Callable[..., Tensor], **stacks: Tensor) -> list[Half]:

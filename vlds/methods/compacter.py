@@ -17,15 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from vlds.methods.adapter import Adapter, materialise
-from vlds.methods.base import LAYERS, NUM_TASKS, WIDTH, Case
-from vlds.methods.bottleneck import (
-    NARROW,
-    NUM_PLACES,
-    Half,
-    StackedBottleneck,
-    StackedBottleneckModule,
-    layers,
-)
+from vlds.methods.base import Case, Toy
+from vlds.methods.bottleneck import StackedBottleneck, StackedBottleneckModule, both_halves
 from vlds.methods.host import Host
 from vlds.methods.layouts import Layout, Library, Stored, is_t5
 from vlds.schema import STACKED, OptimizerRule, OptimizerRules
@@ -43,7 +36,7 @@ class Compacter(StackedBottleneck):
     reasons: ClassVar[Mapping[Library, str]] = {
         "peft": "peft has no Compacter; `vlds convert adapters` has a layout for it"
     }
-    leaves: ClassVar[Mapping[str, str]] = LEAVES
+    library_leaves: ClassVar[Mapping[str, str]] = LEAVES
 
     phm_dim: int = 2
     """Number n of Kronecker products in a sum; divides the widths of model and bottleneck."""
@@ -102,20 +95,20 @@ class Compacter(StackedBottleneck):
                 decayed = "down_rule down_left down_right up_left up_right"
             return Case(method, num, decayed, "down_bias up_bias", merged=Adapter)
 
-        rules, whole = 2 * 8, WIDTH * NARROW + NARROW + WIDTH
-        down, up = WIDTH + NARROW + NARROW, NARROW + WIDTH + WIDTH
+        rules, whole = 2 * 8, Toy.width * Toy.narrow + Toy.narrow + Toy.width
+        down, up = Toy.width + Toy.narrow + Toy.narrow, Toy.narrow + Toy.width + Toy.width
         thin: dict[str, Any] = {"rule": "everywhere", "block_rank": 1}
         return {
-            "": case(NUM_PLACES * (rules + whole)),
+            "": case(Toy.places * (rules + whole)),
             "no cross-attention": case(
-                (NUM_PLACES - LAYERS) * (rules + whole), cross_attention=False
+                (Toy.places - Toy.layers) * (rules + whole), cross_attention=False
             ),
             "per task": case(
-                NUM_PLACES * (rules + NUM_TASKS * whole), sharing="multiple", rule="over_tasks"
+                Toy.places * (rules + Toy.tasks * whole), sharing="multiple", rule="over_tasks"
             ),
-            "thin": case(8 + NUM_PLACES * (down + up), **thin),
+            "thin": case(8 + Toy.places * (down + up), **thin),
             "thin, shared up": case(
-                8 + NUM_PLACES * (NUM_TASKS * down + up), sharing="half_shared_up", **thin
+                8 + Toy.places * (Toy.tasks * down + up), sharing="half_shared_up", **thin
             ),
         }
 
@@ -123,18 +116,9 @@ class Compacter(StackedBottleneck):
 class CompacterModule(StackedBottleneckModule):
     """The bottlenecks of all tasks behind one layer."""
 
-    optimizer_rules: ClassVar[OptimizerRules] = {
-        "down_rule": STACKED,
-        "up_rule": STACKED,
-        "down_bias": STACKED_B,
-        "up_bias": STACKED_B,
-        "down_blocks": STACKED,
-        "up_blocks": STACKED,
-        "down_left": STACKED,
-        "down_right": STACKED,
-        "up_left": STACKED,
-        "up_right": STACKED,
-    }
+    optimizer_rules: ClassVar[OptimizerRules] = both_halves(
+        rule=STACKED, blocks=STACKED, left=STACKED, right=STACKED, bias=STACKED_B
+    )
 
     def __init__(
         self, config: Compacter, linear: nn.Linear, host: Host, rule: nn.Parameter | None = None
@@ -151,7 +135,8 @@ class CompacterModule(StackedBottleneckModule):
         self.up_rule = self.down_rule if everywhere else self._new_rule(config, self.num_up)
         self.down_bias = nn.Parameter(torch.zeros(self.num_down, self.bottleneck, **self.options))
         self.up_bias = nn.Parameter(torch.zeros(self.num_up, self.width, **self.options))
-        self.thin = rank is not None
+        factors = ("blocks",) if rank is None else ("left", "right")
+        self.layer, self.leaves = phm if rank is None else thin_phm, ("rule", *factors, "bias")
         wide, narrow = self.width // n, self.bottleneck // n
         if rank is None:
             self.down_blocks = self.new_factor(self.num_down, n, wide, narrow)
@@ -166,11 +151,6 @@ class CompacterModule(StackedBottleneckModule):
         shape = (num if config.rule == "own" else 1, *(config.phm_dim,) * 3)
         rule = torch.empty(*shape, **self.options)
         return nn.Parameter(nn.init.normal_(rule, std=config.rule_init_std))
-
-    def slices_of(self, half: str) -> list[Half]:
-        if self.thin:
-            return layers(thin_phm, **self.stacks(half, "rule", "left", "right", "bias"))
-        return layers(phm, **self.stacks(half, "rule", "blocks", "bias"))
 
 
 def phm(rows: Tensor, rule: Tensor, blocks: Tensor, bias: Tensor) -> Tensor:

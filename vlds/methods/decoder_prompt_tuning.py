@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from vlds.methods.base import WIDTH, Case
+from vlds.methods.base import Case, Toy
 from vlds.methods.extended import ModelExtension
 from vlds.methods.host import Host, find_modules
 from vlds.methods.layouts import Library
@@ -50,7 +50,7 @@ class DecoderPromptTuning(LearnedEmbeddings):
 
     @classmethod
     def cases(cls) -> Mapping[str, Case]:
-        cases = cls.network_cases("decoder_network", WIDTH, WIDTH)
+        cases = cls.network_cases("decoder_network", Toy.width, Toy.width)
         return {word: replace(case, families=("Bart",)) for word, case in cases.items()}
 
 

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from vlds.methods.adapter import Adapter, materialise, merge_first
-from vlds.methods.base import LAYERS, NUM_TASKS, Case, check_sharing
-from vlds.methods.bottleneck import DOWN_SIZE, UP_SIZE, Bottleneck, BottleneckModule, Half, Place
+from vlds.methods.base import Case, Toy, check_sharing
+from vlds.methods.bottleneck import Bottleneck, BottleneckModule, Half, Place
 from vlds.methods.extended import added_tensors
 from vlds.methods.host import Host
 from vlds.methods.hypernetwork import KINDS, HyperNetworks, stack_and_layer
@@ -111,13 +111,13 @@ class Hyperformer(Bottleneck):
         task, hidden, projected = 6, 5, 4
         method = cls(reduction=4, task_dim=task, hidden_dim=hidden, projected_dim=projected)
         # A generator has a factor for each number of e, and a constant.
-        generator = (projected + 1) * (DOWN_SIZE + UP_SIZE)
+        generator = (projected + 1) * (Toy.down + Toy.up)
         behind = (hidden + 1) * projected + 2 * projected
-        stack = LAYERS * task + (2 * task + 1) * hidden + behind
-        stack_of_kinds = (LAYERS + len(KINDS)) * task + (3 * task + 1) * hidden + behind
+        stack = Toy.layers * task + (2 * task + 1) * hidden + behind
+        stack_of_kinds = (Toy.layers + len(KINDS)) * task + (3 * task + 1) * hidden + behind
         each = Case(
             method,
-            NUM_TASKS * task + 2 * stack + (2 + 3) * generator,
+            Toy.tasks * task + 2 * stack + (2 + 3) * generator,
             "task_embeddings.weight layer_embeddings.weight hidden.weight project.weight "
             "down_weight.weight up_weight.weight",
             "hidden.bias project.bias norm.weight norm.bias down_weight.bias up_weight.bias "
@@ -127,7 +127,7 @@ class Hyperformer(Bottleneck):
         kinds = replace(
             each,
             method=replace(method, kind_embeddings=True),
-            num_trained=NUM_TASKS * task + 2 * stack_of_kinds + 2 * generator,
+            num_trained=Toy.tasks * task + 2 * stack_of_kinds + 2 * generator,
             decayed=f"{each.decayed} kind_embeddings.weight",
         )
         return {"": each, "kinds": kinds}

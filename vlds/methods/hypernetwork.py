@@ -41,7 +41,10 @@ class HyperNetworks(ModelExtension):
         for place in places:
             stacks.setdefault(stack_and_layer(place.path)[0], []).append(place)
         self.stacks = nn.ModuleDict(
-            {name: HyperNetwork(config, found, init_std, options) for name, found in stacks.items()}
+            {
+                name: HyperNetwork(config, stack_places, init_std, options)
+                for name, stack_places in stacks.items()
+            }
         )
 
     def forward(self) -> None:
@@ -50,9 +53,9 @@ class HyperNetworks(ModelExtension):
         for name, network in self.stacks.items():
             assert isinstance(network, HyperNetwork)
             weights = network(tasks)
-            for number, kind in enumerate(network.kinds):
-                # Taken apart once: a slice for each layer would cost a whole gradient each.
-                down_weight, down_bias, up_weight, up_bias = weights[4 * number : 4 * number + 4]
+            for index, kind in enumerate(network.kinds):
+                # Unbound once: slicing for each layer would cost a whole gradient each.
+                down_weight, down_bias, up_weight, up_bias = weights[4 * index : 4 * index + 4]
                 down = linear_layers(down_weight, down_bias)
                 up = linear_layers(up_weight, up_bias)
                 num_layers = down_weight.shape[1]
@@ -104,10 +107,10 @@ class HyperNetwork(nn.Module):
         if self.kind_embeddings is None:
             e = self.embed(pairs)
             return tuple(w for kind in self.kinds for w in self.generators[kind](e))
-        numbers = [KINDS.index(kind) for kind in self.kinds]
-        triples = self.pairs(pairs, rows_of(self.kind_embeddings)[numbers])
+        indices = [KINDS.index(kind) for kind in self.kinds]
+        triples = self.pairs(pairs, rows_of(self.kind_embeddings)[indices])
         weights = self.generators["all"](self.embed(triples))
-        return tuple(w[:, :, number] for number in range(len(numbers)) for w in weights)
+        return tuple(w[:, :, index] for index in range(len(indices)) for w in weights)
 
     def pairs(self, left: Tensor, right: Tensor) -> Tensor:
         """(..., a) and (n, b) -> (..., n, a + b): each beside each."""

@@ -10,16 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from vlds.methods.base import (
-    HIDDEN,
-    LAYERS,
-    NUM_TASKS,
-    WIDTH,
-    Case,
-    Method,
-    check_sharing,
-    num_slices,
-)
+from vlds.methods.base import Case, Method, Toy, check_sharing, num_slices
 from vlds.methods.extended import (
     ExtendedLinear,
     InputExtension,
@@ -98,13 +89,13 @@ class IA3(Method):
 
     @classmethod
     def cases(cls) -> Mapping[str, Case]:
-        weights = LAYERS * (3 * 2 * WIDTH + 2 * HIDDEN)
+        weights = Toy.layers * (3 * 2 * Toy.width + 2 * Toy.hidden)
         several = {"merge": "sharing: .*; one layer cannot hold the factors of several tasks"}
         per_task = cls(sharing="multiple")
         return {
             "": Case(cls(), weights, "", "factors", starts_frozen=True),
             "per task": Case(
-                per_task, weights * NUM_TASKS, "", "factors", starts_frozen=True, refused=several
+                per_task, weights * Toy.tasks, "", "factors", starts_frozen=True, refused=several
             ),
         }
 

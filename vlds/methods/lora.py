@@ -18,16 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlds.methods.base import (
-    LAYERS,
-    NUM_TASKS,
-    WIDTH,
-    Case,
-    Method,
-    Sharing,
-    check_sharing,
-    num_slices,
-)
+from vlds.methods.base import Case, Method, Sharing, Toy, check_sharing, num_slices
 from vlds.methods.extended import (
     LinearExtension,
     added_tensors,
@@ -77,7 +68,7 @@ class LoRA(Method):
     def attach(self, host: Host) -> list[nn.Parameter]:
         """Put an update beside every layer of the roles.
 
-        Cross-attention is passed over where the model has none, unless it is all that is asked for.
+        A model may lack cross-attention unless `roles` names nothing else.
         """
         optional = CROSS_ATTENTION if set(self.roles) - set(CROSS_ATTENTION) else ()
         trained: list[nn.Parameter] = []
@@ -131,7 +122,7 @@ class LoRA(Method):
     @classmethod
     def cases(cls) -> Mapping[str, Case]:
         """Beside query and value of all attentions, and of a few."""
-        weights = 3 * LAYERS * 2 * 4 * 2 * WIDTH
+        weights = 3 * Toy.layers * 2 * 4 * 2 * Toy.width
         several = {"merge": "sharing: .*; one layer cannot hold the updates of several tasks"}
         on_t5 = {"T5 reference": "the original code has no LoRA on T5"}
         elsewhere = {"Bart reference": "has LoRA at attn_q, attn_v, .* nowhere else"}
@@ -143,7 +134,7 @@ class LoRA(Method):
         return {
             "bare": Case(bare, weights, "a b", starts_frozen=True, refused=on_t5),
             "per task": Case(
-                per_task, NUM_TASKS * weights, "a b", starts_frozen=True, refused=on_t5 | several
+                per_task, Toy.tasks * weights, "a b", starts_frozen=True, refused=on_t5 | several
             ),
             "": Case(cls(rank=2, alpha=3.0), refused=on_t5),
             "half": Case(half, refused=on_t5 | several),

@@ -11,15 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from vlds.methods.adapter import Adapter, materialise, merge_first
-from vlds.methods.base import NUM_TASKS, WIDTH, Case
-from vlds.methods.bottleneck import (
-    NARROW,
-    NUM_PLACES,
-    Half,
-    StackedBottleneck,
-    StackedBottleneckModule,
-    layers,
-)
+from vlds.methods.base import Case, Toy
+from vlds.methods.bottleneck import StackedBottleneck, StackedBottleneckModule, both_halves
 from vlds.methods.compacter import LEAVES, STACKED_B
 from vlds.methods.host import Host
 from vlds.methods.layouts import Library
@@ -32,7 +25,7 @@ class LowRankAdapter(StackedBottleneck):
 
     libraries: ClassVar[frozenset[Library]] = frozenset({"reference"})
     reasons: ClassVar[Mapping[Library, str]] = merge_first("LowRankAdapter")
-    leaves: ClassVar[Mapping[str, str]] = LEAVES
+    library_leaves: ClassVar[Mapping[str, str]] = LEAVES
 
     rank: int = 1
     """Rank of each half."""
@@ -51,24 +44,26 @@ class LowRankAdapter(StackedBottleneck):
 
     @classmethod
     def cases(cls) -> Mapping[str, Case]:
-        factors, up_bias = 2 * (WIDTH + NARROW) * (1 + NUM_TASKS), WIDTH * NUM_TASKS
-        weights = NUM_PLACES * (factors + NARROW + up_bias)
+        factors, up_bias = 2 * (Toy.width + Toy.narrow) * (1 + Toy.tasks), Toy.width * Toy.tasks
+        weights = Toy.places * (factors + Toy.narrow + up_bias)
         method = cls(reduction=4, rank=2, sharing="half_shared_down")
         decayed = "down_left down_right up_left up_right"
         return {"": Case(method, weights, decayed, "down_bias up_bias", merged=Adapter)}
 
 
+def low_rank(rows: Tensor, left: Tensor, right: Tensor, bias: Tensor) -> Tensor:
+    """(..., in) -> (..., out), from factors (in, r) and (r, out)."""
+    return rows @ left @ right + bias
+
+
 class LowRankAdapterModule(StackedBottleneckModule):
     """The bottlenecks of all tasks behind one layer."""
 
-    optimizer_rules: ClassVar[OptimizerRules] = {
-        "down_left": STACKED,
-        "down_right": STACKED,
-        "down_bias": STACKED_B,
-        "up_left": STACKED,
-        "up_right": STACKED,
-        "up_bias": STACKED_B,
-    }
+    layer = staticmethod(low_rank)
+    leaves = ("left", "right", "bias")
+    optimizer_rules: ClassVar[OptimizerRules] = both_halves(
+        left=STACKED, right=STACKED, bias=STACKED_B
+    )
 
     def __init__(self, config: LowRankAdapter, linear: nn.Linear, host: Host) -> None:
         super().__init__(config, linear, host)
@@ -79,11 +74,3 @@ class LowRankAdapterModule(StackedBottleneckModule):
         self.up_right = self.new_factor(self.num_up, rank, self.width)
         self.down_bias = nn.Parameter(torch.zeros(self.num_down, self.bottleneck, **self.options))
         self.up_bias = nn.Parameter(torch.zeros(self.num_up, self.width, **self.options))
-
-    def slices_of(self, half: str) -> list[Half]:
-        return layers(low_rank, **self.stacks(half, "left", "right", "bias"))
-
-
-def low_rank(rows: Tensor, left: Tensor, right: Tensor, bias: Tensor) -> Tensor:
-    """(..., in) -> (..., out), from factors (in, r) and (r, out)."""
-    return rows @ left @ right + bias

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vlds.methods.base import LAYERS, WIDTH, Case
+from vlds.methods.base import Case, Toy
 from vlds.methods.extended import ModelExtension
 from vlds.methods.host import Host
 from vlds.methods.layouts import Library
@@ -53,11 +53,11 @@ class PrefixTuning(LearnedEmbeddings):
     @classmethod
     def cases(cls) -> Mapping[str, Case]:
         """With and without a network, the latter without cross-attention."""
-        cases = cls.network_cases("network", WIDTH, 3 * LAYERS * 2 * WIDTH)
+        cases = cls.network_cases("network", Toy.width, 3 * Toy.layers * 2 * Toy.width)
         method = cases["bare"].method
         assert isinstance(method, cls)
         bare = replace(method, cross_attention=False)
-        num = bare.length * 2 * LAYERS * 2 * WIDTH
+        num = bare.length * 2 * Toy.layers * 2 * Toy.width
         return cases | {"bare": replace(cases["bare"], method=bare, num_trained=num)}
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vlds.methods.adapter import init_linear
-from vlds.methods.base import NUM_TASKS, Case, Method, num_slices
+from vlds.methods.base import Case, Method, Toy, num_slices
 from vlds.methods.extended import added_tensors
 from vlds.methods.host import Host, weight_options
 from vlds.methods.layouts import Layout, Library, Stored
@@ -97,7 +97,7 @@ class LearnedEmbeddings(Method):
         needs_network = {"reference": r"makes prompts with a network \(hidden_dim\)"}
         return {
             "": one,
-            "per task": replace(one, method=per_task, num_trained=NUM_TASKS * num),
+            "per task": replace(one, method=per_task, num_trained=Toy.tasks * num),
             "bare": Case(
                 bare,
                 length * num_outputs,

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from vlds.methods.base import WIDTH, Case
+from vlds.methods.base import Case, Toy
 from vlds.methods.extended import ModelExtension, added_tensors
 from vlds.methods.host import Host
 from vlds.methods.layouts import Layout, Library, Stored, is_t5
@@ -67,7 +67,7 @@ class PromptTuning(LearnedEmbeddings):
 
     @classmethod
     def cases(cls) -> Mapping[str, Case]:
-        cases = cls.network_cases("network", WIDTH, WIDTH)
+        cases = cls.network_cases("network", Toy.width, Toy.width)
         on_bart = {"Bart peft": "peft's prompts have positions, and on BART move the text's"}
         return {w: replace(case, refused=case.refused | on_bart) for w, case in cases.items()}
 

@@ -137,8 +137,8 @@ def counted(predictions: Mapping[str, str], references: Mapping[str, Any]) -> di
 
 def reasoning_steps(program: Sequence[Mapping[str, Any]]) -> int:
     """Steps of a question's `semantic` program."""
-    said = (f"{step['operation']}: {step['argument']}" for step in program)
-    return sum(not any(word in text for word in NO_STEPS) for text in said)
+    steps = (f"{step['operation']}: {step['argument']}" for step in program)
+    return sum(not any(word in step for word in NO_STEPS) for step in steps)
 
 
 def consistency(
@@ -168,15 +168,16 @@ def distribution(predictions: Mapping[str, str], questions: Mapping[str, Questio
     that is never correct in its group adds nothing by itself. None without groups.
     """
     true: dict[str, Counter[str]] = {}
-    said: dict[str, Counter[str]] = {}
+    predicted: dict[str, Counter[str]] = {}
     for key, question in questions.items():
         if question.group is not None:
             true.setdefault(question.group, Counter())[question.answer] += 1
-            said.setdefault(question.group, Counter())[predictions[key]] += 1
+            predicted.setdefault(question.group, Counter())[predictions[key]] += 1
     if not true:
         return None
     total = sum(
-        counts.total() * sum((said[group][answer] - n) ** 2 / n for answer, n in counts.items())
+        counts.total()
+        * sum((predicted[group][answer] - n) ** 2 / n for answer, n in counts.items())
         for group, counts in true.items()
     )
     return total / sum(counts.total() for counts in true.values()) / 100

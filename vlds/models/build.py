@@ -151,8 +151,7 @@ def build_visual_embedding(config: ModelConfig, width: int) -> VisualEmbedding:
         config.visual_embedding, geometry.feature_dim, width, geometry.grid_size, norm
     )
     embedding.init_weights(family.linear_init_std)
-    if config.visual_embedding.weights is not None and not on_meta():
-        load_weights(embedding, config.visual_embedding.weights)
+    load_weights(embedding, config.visual_embedding.weights)
     return embedding
 
 
@@ -175,16 +174,11 @@ def attach_methods(config: ModelConfig, model: VLModel, tasks: Sequence[str]) ->
         if method.part == "vision":
             model.vision.frozen = False
     if config.train_norms:
-        claim(norm_parameters(model.backbone, config.backbone), "norms")
+        norms = find_modules(model.backbone, config.backbone.target_modules, "norm").values()
+        claim((p for norm in norms for p in norm.parameters(recurse=False)), "norms")
     if config.train_visual_embedding:
         claim(model.visual_embedding.parameters(), "visual_embedding")
     return trained
-
-
-def norm_parameters(backbone: nn.Module, family: Backbone) -> list[nn.Parameter]:
-    """Weights and biases of the backbone's norms."""
-    norms = find_modules(backbone, family.target_modules, "norm").values()
-    return [parameter for norm in norms for parameter in norm.parameters(recurse=False)]
 
 
 def find_source_names(config: ModelConfig, model: VLModel, backbone: Iterable[str]) -> set[str]:

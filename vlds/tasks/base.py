@@ -184,31 +184,28 @@ def ask(
     return example
 
 
-def as_text(answer: object) -> str:
-    """An answer in a reference.
+def as_text(value: object, name: str = "the answer") -> str:
+    """A value that must be a string.
 
-    Errors: TypeError if it is not a string.
+    Errors: TypeError if it is not.
     """
-    if not isinstance(answer, str):
-        raise TypeError(f"the answer is {answer!r:.60}, text expected")
-    return answer
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is {value!r:.60}, text expected")
+    return value
 
 
 def optional_text(given: Mapping[str, Any], name: str) -> str | None:
     """A field that is a string or missing.
 
-    Errors: TypeError.
+    Errors: TypeError if it is not.
     """
-    value = given.get(name)
-    if value is not None and not isinstance(value, str):
-        raise TypeError(f"{name} is {value!r:.60}, text expected")
-    return value
+    return None if given.get(name) is None else as_text(given[name], name)
 
 
 def optional_texts(given: Mapping[str, Any], name: str) -> list[str]:
     """A field that is a list of strings or missing.
 
-    Errors: TypeError.
+    Errors: TypeError if it is not.
     """
     value = given.get(name) or []
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):

@@ -17,7 +17,7 @@ from vlds.metrics.gqa_scores import (
 from vlds.schema import Decoding
 from vlds.tasks.answer_task import AnswerTask
 from vlds.tasks.base import as_text, labelled, optional_text, optional_texts
-from vlds.tasks.gqa_choices import missing_choices, read_choices
+from vlds.tasks.gqa_choices import Choices, missing_choices, read_choices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,24 +67,25 @@ class GQA(AnswerTask):
         if not known:
             return {}
         questions = {key: Question(**given) for key, given in asked.items() if given}
-        balanced = [key for key, question in questions.items() if question.balanced]
-        if not balanced:
+        if not any(question.balanced for question in questions.values()):
             raise ValueError(
                 f"balanced: none of the {len(known)} questions is; GQA counts balanced questions "
                 'only: prepare a "balanced" file, or keep some in your subset'
             )
-        choices = None if self.choices is None else read_choices(self.choices, balanced)
-        return gqa_scores(predictions, questions, choices)
+        return gqa_scores(predictions, questions, self.read_choices(questions))
 
     def example_scores(
         self, name: str, predictions: Mapping[str, str], references: Mapping[str, Any]
     ) -> Sequence[float] | None:
         """As `score`; only validity and plausibility read the choices, a large file."""
         questions = {key: Question(**given) for key, given in references.items() if given}
-        balanced = [key for key, question in questions.items() if question.balanced]
-        path = self.choices if name in CHOICES else None
-        choices = None if path is None else read_choices(path, balanced)
+        choices = self.read_choices(questions) if name in CHOICES else None
         return gqa_values(name, predictions, questions, choices)
+
+    def read_choices(self, questions: Mapping[str, Question]) -> Choices | None:
+        """The choices of the balanced questions; None if the recipe names no file."""
+        balanced = [key for key, question in questions.items() if question.balanced]
+        return None if self.choices is None else read_choices(self.choices, balanced)
 
     def notes(self, predictions: Mapping[str, str], references: Mapping[str, Any]) -> list[str]:
         """How many questions without a prediction do not count."""

@@ -9,6 +9,8 @@ from vlds.runtime.json_file import read_json
 
 CURE = "name eval/val_choices.json or eval/train_choices of GQA's evaluation files"
 KINDS = ("valid", "plausible")
+Choices = dict[str, dict[str, list[str]]]
+"""Question -> kind -> answers."""
 
 
 def find_choices(place: str) -> list[Path]:
@@ -31,7 +33,7 @@ def missing_choices(place: str) -> str | None:
     return None
 
 
-def load_choices(path: Path) -> dict[str, dict[str, list[str]]]:
+def load_choices(path: Path) -> Choices:
     """The content of one file.
 
     Errors: ValueError that names the file, and the question with invalid choices.
@@ -49,12 +51,12 @@ def load_choices(path: Path) -> dict[str, dict[str, list[str]]]:
     return given
 
 
-def read_choices(place: str, ids: Sequence[str]) -> dict[str, dict[str, list[str]]]:
+def read_choices(place: str, ids: Sequence[str]) -> Choices:
     """The "valid" and "plausible" answers of each question.
 
     Errors: ValueError for a question that the files lack, and as for `load_choices`.
     """
-    choices: dict[str, dict[str, list[str]]] = {}
+    choices: Choices = {}
     wanted = set(ids)
     for path in find_choices(place):
         given = load_choices(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import islice
 from typing import Any, ClassVar, Literal
 
 from vlds.schema import Decoding, Sample
@@ -68,8 +68,5 @@ class VideoCaption(Caption):
         if values is None or self.score_each == "clip":
             return values
         counts = [len(given) for given in references.values() if given is not None]
-        ends = list(accumulate(counts))
-        scale = len(counts) / len(values)
-        return [
-            scale * sum(values[end - count : end]) for end, count in zip(ends, counts, strict=True)
-        ]
+        scale, rest = len(counts) / len(values), iter(values)
+        return [scale * sum(islice(rest, count)) for count in counts]

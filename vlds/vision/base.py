@@ -128,11 +128,13 @@ def on_meta() -> bool:
     return torch.get_default_device().type == "meta"
 
 
-def load_weights(module: nn.Module, file: str) -> None:
-    """Fill a module from a safetensors file.
+def load_weights(module: nn.Module, file: str | None) -> None:
+    """Fill a module from a safetensors file, if one is named and the module has storage.
 
     Errors: ValueError if the file is missing or holds other tensors.
     """
+    if file is None or on_meta():
+        return
     if not Path(file).is_file():
         raise ValueError(f"weights: no such file: {file}; name a .safetensors file")
     wanted = module.state_dict()

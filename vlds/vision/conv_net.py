@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vlds.schema import ImageSpec
-from vlds.vision.base import Geometry, GridEncoder, VisionEncoder, load_weights, on_meta
+from vlds.vision.base import Geometry, GridEncoder, VisionEncoder, load_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +64,7 @@ class ConvNet(VisionEncoder):
 
     def build(self, dtype: torch.dtype) -> GridEncoder:
         net = ConvNetModule(self)
-        if self.weights is not None and not on_meta():
-            load_weights(net, self.weights)
+        load_weights(net, self.weights)
         return net.to(dtype)
 
 

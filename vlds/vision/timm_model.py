@@ -69,8 +69,7 @@ class Timm(VisionEncoder):
         """The model without its classifier's pooling."""
         net = self._fetch() if self.pretrained and not on_meta() else self._create(False)
         encoder = TimmModule(net)
-        if self.weights is not None and not on_meta():
-            load_weights(net, self.weights)
+        load_weights(net, self.weights)
         return encoder.to(dtype)
 
     def check_sources(self) -> None:

@@ -232,7 +232,7 @@ def raise_end(work: Workload, share: float) -> Workload:
     model = work.model
     config = model.backbone.config
     batch = next(our_batches(work))
-    written = model.generate(batch, Decoding(max_new_tokens=19))
+    written = model.generate(batch, Decoding(max_new_tokens=19))[0]
     ids = torch.tensor(
         [
             [config.decoder_start_token_id, *(row + [config.pad_token_id] * 19)[:18]]
@@ -250,7 +250,7 @@ def questions(folder: Path, num: int) -> Workload:
     """Pictures of noise with five questions of 5 to 14 words each."""
     draw = np.random.default_rng(0)
     vision = Timm(model="resnet50", image_size=224)
-    spec = vision.image
+    spec = vision.geometry.image
     assert spec is not None
     records = (
         SampleRecord(

@@ -230,7 +230,7 @@ class Recipe:
     @property
     def image(self) -> ImageSpec | None:
         """The pictures that the vision encoder takes; None if it takes stored features."""
-        image = self.vision.image
+        image = self.vision.geometry.image
         return image and replace(image, decode=self.data.decode)
 
     @property

@@ -223,9 +223,9 @@ class Job:
             annotations=sum(shard.annotations for shard in shards),
             features={
                 "encoder": to_tree(vision),
-                "grid": vision.grid_size,
-                "tokens": vision.grid_size**2,
-                "dim": vision.feature_dim,
+                "grid": vision.geometry.grid_size,
+                "tokens": vision.geometry.grid_size**2,
+                "dim": vision.geometry.feature_dim,
                 "image_size": [self.image.height, self.image.width],
             },
             answers=old.answers,

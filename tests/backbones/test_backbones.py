@@ -13,7 +13,7 @@ from torch import nn
 
 from tests.toys.models import backbone, hf_config, saved_backbone
 from vlds.backbones import T5, Backbone, Bart
-from vlds.methods.base import pattern_of
+from vlds.methods.host import pattern_of
 
 FAMILIES = pytest.mark.parametrize("family", [T5, Bart])
 

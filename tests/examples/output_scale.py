@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from vlds.methods.base import (
-    LinearExtension,
-    Method,
-    extend_linear,
-    find_linears,
-    weight_options,
-)
-from vlds.methods.routing import TaskRouting
-from vlds.schema import UNDECAYED, OptimizerRules, Role, TargetModules
+from vlds.methods.base import Method
+from vlds.methods.extended import LinearExtension
+from vlds.methods.host import Host, weight_options
+from vlds.schema import UNDECAYED, OptimizerRules, Role
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,19 +21,12 @@ class OutputScale(Method):
     role: Role = "ffn_out"
     """Which layers are scaled."""
 
-    def attach(
-        self,
-        name: str,
-        model: nn.Module,
-        targets: TargetModules,
-        tasks: Sequence[str],
-        routing: TaskRouting,
-    ) -> list[nn.Parameter]:
+    def attach(self, host: Host) -> list[nn.Parameter]:
         """Put factors behind every layer of the role."""
         trained: list[nn.Parameter] = []
-        for path, linear in find_linears(model, targets, self.role).items():
+        for linear in host.linears(self.role).values():
             scale = Scale(linear)
-            extend_linear(model, path, name, scale)
+            host.extend_linear(linear, scale)
             trained += scale.parameters()
         return trained
 

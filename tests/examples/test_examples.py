@@ -24,11 +24,18 @@ from vlds.convert.adapters import AdaptersFolders
 from vlds.convert.hf import fold_methods
 from vlds.convert.peft import PeftFolders
 from vlds.convert.reference import check_expressible
-from vlds.methods.base import LinearExtension, Method, extend_linear, find_linears
-from vlds.methods.extended import added_tensors, extended_linears, foldable_weight, take_first
+from vlds.methods.base import Method
+from vlds.methods.extended import (
+    LinearExtension,
+    added_tensors,
+    extended_linears,
+    foldable_weight,
+    take_first,
+)
+from vlds.methods.host import Host
 from vlds.methods.layouts import PEFT_MODEL, Layout, Library, Stored
 from vlds.models.optimizer_rules import optimizer_rules
-from vlds.schema import UNDECAYED, OptimizerRules, Sample, TargetModules
+from vlds.schema import UNDECAYED, OptimizerRules, Sample
 
 
 def sample(**answers: Any) -> Sample:
@@ -92,11 +99,10 @@ def test_a_method_in_one_place_trains_merges_and_converts(world: Path, tmp_path:
         libraries: ClassVar[frozenset[Library]] = frozenset({"peft"})
         reasons: ClassVar[Mapping[Library, str]] = {"adapters": "adapters shifts nothing"}
 
-        def attach(self, name: str, model: nn.Module, targets: TargetModules, *_: Any) -> Any:
-            linears = find_linears(model, targets, "attn_q")
-            for path, linear in linears.items():
-                extend_linear(model, path, name, ShiftModule(linear))
-            return [p for n, p in model.named_parameters() if f".{name}.shift" in n]
+        def attach(self, host: Host) -> list[nn.Parameter]:
+            for linear in host.linears("attn_q").values():
+                host.extend_linear(linear, ShiftModule(linear))
+            return [p for n, p in host.model.named_parameters() if f".{host.name}.shift" in n]
 
         @torch.no_grad()
         def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> None:

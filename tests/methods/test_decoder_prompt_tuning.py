@@ -83,10 +83,10 @@ def test_every_weight_trains_and_a_copy_starts_anew(sharing: str, tmp_path: Path
 def test_answers_do_not_depend_on_the_other_rows(num_beams: int, tmp_path: Path) -> None:
     model, examples = tuned(tmp_path, "multiple"), batch(ROWS)
     decoding = Decoding(num_beams=num_beams, max_new_tokens=6)
-    together = model.generate(examples, decoding)
+    together = model.generate(examples, decoding)[0]
     for number in range(4):
         alone = examples.select(torch.tensor([number]))
-        assert model.generate(alone, decoding) == [together[number]]
+        assert model.generate(alone, decoding)[0] == [together[number]]
 
 
 @torch.no_grad()

@@ -29,10 +29,10 @@ from vlds.methods import (
     Method,
     PromptTuning,
 )
-from vlds.methods.base import CROSS_ATTENTION, LinearExtension, extend_linear, find_linears
-from vlds.methods.cases import WIDTH
+from vlds.methods.base import Toy
 from vlds.methods.compacter import phm
-from vlds.methods.extended import ExtendedLinear, zero_at_first
+from vlds.methods.extended import ExtendedLinear, LinearExtension, zero_at_first
+from vlds.methods.host import CROSS_ATTENTION, Host
 from vlds.methods.routing import TaskRouting
 from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.models.vl_model import VLModel
@@ -120,8 +120,8 @@ def test_few_rows_and_many_give_the_same_product() -> None:
     rule, blocks, bias, rows = draw
     whole = sum(torch.kron(a, b) for a, b in zip(rule, blocks, strict=True))
     expected = rows @ whole + bias
-    many = phm(rows, rule=rule, bias=bias, factors=[blocks])
-    few = phm(rows[:7], rule=rule, bias=bias, factors=[blocks])
+    many = phm(rows, rule=rule, bias=bias, blocks=blocks)
+    few = phm(rows[:7], rule=rule, bias=bias, blocks=blocks)
     assert (many - expected).abs().max() < 1e-12
     assert (few - expected[:7]).abs().max() < 1e-12
 
@@ -208,8 +208,8 @@ def test_the_biases_of_ladder_side_tuning_begin_as_there(tmp_path: Path) -> None
     for name, parameter in model.named_parameters():
         if ".extensions." in name:
             if "Attention" in name or "lm_head" in name:
-                assert 0 < parameter.abs().max() <= 1 / math.sqrt(WIDTH), name
-                assert parameter.std() > 0.3 / math.sqrt(WIDTH), name
+                assert 0 < parameter.abs().max() <= 1 / math.sqrt(Toy.width), name
+                assert parameter.std() > 0.3 / math.sqrt(Toy.width), name
             else:
                 assert not parameter.any(), name
 
@@ -219,11 +219,11 @@ def test_added_biases_are_those_of_norms_and_logits(tmp_path: Path) -> None:
     model = build(backbone(T5, tmp_path), {"biases": LADDER}, dtype=torch.float64).eval()
     shake(model)
     norm = model.backbone.encoder.final_layer_norm
-    states = torch.randn(3, WIDTH, dtype=torch.float64)
+    states = torch.randn(3, Toy.width, dtype=torch.float64)
     bias = norm.extensions.biases.bias
     assert torch.equal(norm(states), T5LayerNorm.forward(norm, states) + bias)
     head = model.backbone.lm_head
-    expected = states * WIDTH**-0.5 @ head.weight.T + head.extensions.biases.bias
+    expected = states * Toy.width**-0.5 @ head.weight.T + head.extensions.biases.bias
     assert torch.allclose(model.vocabulary_logits(states), expected)
     assert head.weight is model.backbone.shared.weight
 
@@ -377,7 +377,9 @@ def test_aliases_and_tied_weights_stay() -> None:
     model = Twice()
     before = model.state_dict()
     weight = model.first.weight
-    extend_linear(model, "first", "twice", Double())
+    Host("twice", model, TargetModules({}), TASKS, TaskRouting()).extend_linear(
+        model.first, Double()
+    )
     assert isinstance(model.first, ExtendedLinear)
     assert model.again is model.first
     assert model.first.weight is weight is model.other.weight
@@ -400,7 +402,7 @@ def test_a_role_that_is_needed_and_missing_is_an_error(name: str, tmp_path: Path
         with torch.device("meta"):
             model = source.load(60, torch.float32).model
             targets = TargetModules(paths, cures={role: f"No {role}!" for role in roles})
-            return len(method.attach("method", model, targets, TASKS, TaskRouting()))
+            return len(method.attach(Host("method", model, targets, TASKS, TaskRouting())))
 
     whole = trained(roles)
     for role in roles:
@@ -414,16 +416,19 @@ def test_a_role_that_is_needed_and_missing_is_an_error(name: str, tmp_path: Path
 
 
 def test_a_role_without_layers_is_an_error_that_lists_the_roles() -> None:
-    targets = TargetModules({"attn_q": ("fir*",), "ffn_out": ("nowhere.*",)})
-    assert list(find_linears(Twice(), targets, "attn_q")) == ["first"]
+    def host_of(targets: TargetModules) -> Host:
+        return Host("method", Twice(), targets, TASKS, TaskRouting())
+
+    host = host_of(TargetModules({"attn_q": ("fir*",), "ffn_out": ("nowhere.*",)}))
+    assert list(host.linears("attn_q")) == ["first"]
     for role in ("ffn_out", "attn_v"):
         with pytest.raises(
             ValueError, match=f"plays the role '{role}'; its roles: attn_q, ffn_out"
         ):
-            find_linears(Twice(), targets, role)
-    assert find_linears(Twice(), targets, "attn_v", optional=["attn_v"]) == {}
+            host.linears(role)
+    assert host.linears("attn_v", optional=["attn_v"]) == {}
     with pytest.raises(ValueError, match="plays the role 'ffn_out'"):
-        find_linears(Twice(), targets, "ffn_out", optional=["ffn_out"])
-    cured = TargetModules({}, cures={"attn_v": "Take another encoder"})
+        host.linears("ffn_out", optional=["ffn_out"])
+    cured = host_of(TargetModules({}, cures={"attn_v": "Take another encoder"}))
     with pytest.raises(ValueError, match=r"its roles: none\. Take another encoder"):
-        find_linears(Twice(), cured, "attn_v")
+        cured.linears("attn_v")

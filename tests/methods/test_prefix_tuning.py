@@ -86,7 +86,7 @@ def test_answers_with_a_cache_are_those_without(
         config = model.backbone.config
         over = (ids[:, :-1] == config.eos_token_id).cumsum(1) > (config.eos_token_id in ids[:, 0])
         assert torch.equal(logits.argmax(-1)[~over], ids[:, 1:][~over])
-    together = model.generate(examples, decoding)
+    together = model.generate(examples, decoding)[0]
     for number in range(4):
         alone = examples.select(torch.tensor([number]))
-        assert model.generate(alone, decoding) == [together[number]]
+        assert model.generate(alone, decoding)[0] == [together[number]]

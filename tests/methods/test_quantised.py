@@ -18,8 +18,9 @@ from tests.toys.models import TASKS, backbone, batch, build, shake
 from vlds.backbones import T5, Backbone, Bart
 from vlds.backbones.base import LoadedBackbone
 from vlds.methods import IA3, Adapter, BitFit, LoRA
-from vlds.methods.base import find_linears
 from vlds.methods.extended import ExtendedLinear
+from vlds.methods.host import Host
+from vlds.methods.routing import TaskRouting
 from vlds.schema import TargetModules
 
 
@@ -159,7 +160,7 @@ def test_folding_into_a_forward_pass_that_is_not_plain(tmp_path: Path) -> None:
     replace_linears(model, doubled)
     targets = T5(path="-").target_modules
     method = LoRA(rank=2)
-    method.attach("m", model, targets, TASKS, None)  # type: ignore[arg-type]
+    method.attach(host_of(model, targets))
     layer = model.encoder.block[0].layer[0].SelfAttention.q
     inputs = torch.randn(2, 16)
     assert torch.allclose(layer(inputs), 2 * inputs @ layer.weight.T, atol=1e-6)
@@ -177,6 +178,11 @@ def holder(linear: nn.Module) -> nn.Module:
 TARGETS = TargetModules({"attn_q": ("first",), "ffn_out": ("again",), "attn_out": ("first",)})
 
 
+def host_of(model: nn.Module, targets: TargetModules = TARGETS) -> Host:
+    """A model to attach the method "m" to."""
+    return Host("m", model, targets, TASKS, TaskRouting())
+
+
 def test_the_layer_stays_the_same_object() -> None:
     """With its parameters, names, hooks and class."""
     layer = PackedLinear(nn.Linear(16, 16))
@@ -185,7 +191,7 @@ def test_the_layer_stays_the_same_object() -> None:
     layer.register_forward_hook(lambda *_: calls.append(1))
     inputs = torch.randn(3, 16)
     expected = layer(inputs)
-    LoRA(rank=2, roles=["attn_q"]).attach("m", model, TARGETS, TASKS, None)  # type: ignore[arg-type]
+    LoRA(rank=2, roles=["attn_q"]).attach(host_of(model))
     assert model.first is model.again is layer
     assert isinstance(layer, ExtendedLinear)
     assert isinstance(layer, PackedLinear)
@@ -198,7 +204,7 @@ def test_the_layer_stays_the_same_object() -> None:
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_copies(kind: Callable[[nn.Linear], nn.Module], copied: Callable[[nn.Module], Any]) -> None:
     model = holder(kind(nn.Linear(16, 16)))
-    LoRA(rank=2, roles=["attn_q"]).attach("m", model, TARGETS, TASKS, None)  # type: ignore[arg-type]
+    LoRA(rank=2, roles=["attn_q"]).attach(host_of(model))
     with torch.no_grad():
         model.first.extensions["m"].b.normal_()
     model.eval()
@@ -216,17 +222,17 @@ def test_copies(kind: Callable[[nn.Linear], nn.Module], copied: Callable[[nn.Mod
 
 def test_what_plays_a_role_and_cannot_be_extended() -> None:
     with pytest.raises(ValueError, match="first plays the role 'attn_q' and is a Conv1d; methods"):
-        find_linears(holder(nn.Conv1d(3, 3, 1)), TARGETS, "attn_q")
+        host_of(holder(nn.Conv1d(3, 3, 1))).linears("attn_q")
     peft = pytest.importorskip("peft")
     wrapped = peft.inject_adapter_in_model(
         peft.LoraConfig(target_modules=["first"]), holder(nn.Linear(4, 4))
     )
     with pytest.raises(ValueError, match="first plays the role 'attn_q' and is a Linear; methods"):
-        find_linears(wrapped, TARGETS, "attn_q")
+        host_of(wrapped).linears("attn_q")
     patched = holder(nn.Linear(4, 4))
     patched.first.forward = lambda input: input
     with pytest.raises(ValueError, match="its forward was replaced on the object itself"):
-        find_linears(patched, TARGETS, "attn_q")
+        host_of(patched).linears("attn_q")
 
 
 @pytest.mark.parametrize("kind", ["Linear4bit", "Linear8bitLt"])
@@ -250,7 +256,8 @@ def test_layers_of_bitsandbytes(kind: str, tmp_path: Path) -> None:
     targets = Bart(path="-").target_modules
     trained = []
     for number, method in enumerate((LoRA(rank=2), IA3(), BitFit(), Adapter(reduction=4))):
-        for parameter in method.attach(f"m{number}", model, targets, TASKS[:1], None):  # type: ignore[arg-type]
+        host = Host(f"m{number}", model, targets, TASKS[:1], TaskRouting())
+        for parameter in method.attach(host):
             trained.append(parameter.requires_grad_(True))
         if not isinstance(method, Adapter):
             assert torch.allclose(model(**ids).logits, before, atol=1e-6)

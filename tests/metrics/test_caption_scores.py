@@ -19,7 +19,7 @@ from vlds.metrics.caption_scores import (
     picture_values,
     quick_scores,
 )
-from vlds.metrics.ptb_tokens import penn_treebank_tokens
+from vlds.metrics.coco_package import penn_treebank_tokens
 
 needs_java = pytest.mark.skipif(
     coco_package.missing() is not None, reason=str(coco_package.missing())

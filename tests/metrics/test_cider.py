@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from vlds.metrics import coco_package
-from vlds.metrics.cider import plain_cider, plain_cider_values
-from vlds.metrics.plain_tokens import plain_tokens
+from vlds.metrics.caption_scores import caption_scores
+from vlds.metrics.plain_scores import plain_cider_values, plain_tokens
 
 CAPTIONS = [f"a {color} {shape}" for color in ("red", "blue", "green") for shape in ("dot", "box")]
 REFERENCES = [[text, text.replace("a ", "one small ")] for text in CAPTIONS]
@@ -28,6 +28,10 @@ def test_plain_formula_equals_the_official_scorer_on_the_same_tokens() -> None:
         {number: lines([text]) for number, text in enumerate(captions)},
     )
     assert plain_cider(captions, references) == pytest.approx(float(theirs), abs=1e-9)
+
+
+def plain_cider(captions: list[str], references: list[list[str]]) -> float:
+    return caption_scores(["cider_plain_tokens"], captions, references)["cider_plain_tokens"]
 
 
 def dense_cider(captions: list[str], references: list[list[str]]) -> np.ndarray:

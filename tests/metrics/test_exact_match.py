@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from vlds.metrics.exact_match import consistency, exact_match, fold, mean_by_group, worth
+from vlds.metrics.exact_match import consistency, fold, matches, mean, mean_by_group, worth
 
 
 def test_only_equal_texts_count() -> None:
-    assert exact_match(["red", "Red", "red ", "blue"], ["red"] * 4) == 0.25
+    assert mean(matches(["red", "Red", "red ", "blue"], ["red"] * 4)) == 0.25
 
 
 def test_fold_forgets_case_and_white_space() -> None:
@@ -22,12 +22,12 @@ def test_groups_are_sorted_and_none_is_no_group() -> None:
 
 def test_nothing_to_score_is_an_error() -> None:
     with pytest.raises(ValueError, match="nothing to score"):
-        exact_match([], [])
+        mean(matches([], []))
 
 
 def test_unequal_lengths_are_an_error() -> None:
     with pytest.raises(ValueError, match=r"shorter|longer"):
-        exact_match(["red"], ["red", "blue"])
+        matches(["red"], ["red", "blue"])
 
 
 def test_numbers_are_sorted_as_numbers() -> None:

@@ -9,11 +9,11 @@ import pytest
 from vlds.metrics.exact_match import mean
 from vlds.metrics.gqa_scores import (
     Question,
-    among,
     consistency,
     distribution,
     gqa_scores,
     reasoning_steps,
+    values_by_score,
 )
 
 
@@ -121,13 +121,18 @@ def test_consistency_needs_every_entailed_question() -> None:
 
 
 def test_without_groups_there_is_no_distribution() -> None:
-    assert distribution(["a"], ["a"], [None]) is None
-    assert distribution(["a", "b"], ["a", "b"], ["g", "g"]) == 0.0
+    assert distribution({"1": "a"}, {"1": Question("a", group=None)}) is None
+    questions = {key: Question(key, group="g") for key in "ab"}
+    assert distribution({"a": "a", "b": "b"}, questions) == 0.0
 
 
 def test_what_two_things_have_in_common_stands_in_no_file() -> None:
-    choices = [["red"], ["red"], ["yes"]]
-    kinds = ["compareCommon", None, "verify"]
-    # "Common" in the detailed type: only color, material and shape are valid.
-    assert mean(among(["material", "red", "no"], choices, kinds)) == pytest.approx(2 / 3)
-    assert mean(among(["red", "red", "yes"], choices, kinds)) == pytest.approx(2 / 3)
+    kinds = {"1": "compareCommon", "2": None, "3": "verify"}
+    questions = {key: Question("", detailed=kind) for key, kind in kinds.items()}
+    listed = {"1": ["red"], "2": ["red"], "3": ["yes"]}
+    choices = {key: {"valid": words, "plausible": words} for key, words in listed.items()}
+    # "Common" in the detailed type: color, material and shape alone are valid, whatever the file.
+    for words in (["material", "red", "no"], ["red", "red", "yes"]):
+        predictions = dict(zip(kinds, words, strict=True))
+        values = values_by_score(predictions, questions, choices)
+        assert mean(values["validity"]) == mean(values["plausibility"]) == pytest.approx(2 / 3)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vlds.metrics.word_f1 import f1, word_f1
+from vlds.metrics.caption_scores import caption_scores
+from vlds.metrics.plain_scores import f1
 
 
 @pytest.mark.parametrize(
@@ -27,4 +28,4 @@ def test_f1(caption: str, reference: str, expected: float) -> None:
 def test_best_reference_counts() -> None:
     captions = ["a red circle", "nothing"]
     references = [["two squares", "a red circle"], ["a"]]
-    assert word_f1(captions, references) == 0.5
+    assert caption_scores(["word_f1"], captions, references) == {"word_f1": 0.5}

@@ -78,7 +78,7 @@ def test_the_best_of_the_list(model: VLModel, num_beams: int) -> None:
     listed = model.answer_list(decoding)
     assert listed is not None
     examples = batch(seed=1)
-    found = model.generate(examples, decoding)
+    found = model.generate(examples, decoding)[0]
     config = model.backbone.config
     paths = {path[:length] for path in listed.texts for length in range(1, 1 + len(path))}
 
@@ -124,7 +124,7 @@ def test_states_are_read_once_an_example_and_the_done_leave(model: VLModel) -> N
     for seed in range(6):
         made.clear()
         written.clear()
-        model.generate(batch(tasks=(0,) * 16, seed=seed), Decoding(num_beams=2, answers=LISTED))
+        model.generate(batch(tasks=(0,) * 16, seed=seed), Decoding(num_beams=2, answers=LISTED))[0]
         assert made == [16]
         assert written[:2] == [16, 32]
         assert written[1:] == sorted(written[1:], reverse=True)
@@ -171,7 +171,7 @@ def test_a_free_text_has_the_mean_of_its_tokens(model: VLModel, num_beams: int) 
     several = 0
     for seed in range(6):
         examples = batch(tasks=(0,) * 16, seed=seed)
-        ids = model.generate(examples, free)
+        ids = model.generate(examples, free)[0]
         for tokens, answer in zip(ids, model.answer(examples, free), strict=True):
             if len(tokens) - num_before < 2:
                 assert answer.token_confidence is None
@@ -191,11 +191,11 @@ def test_the_attention_of_gpus(model: VLModel, num_beams: int) -> None:
     """torch's fused attention, where beams share an example's states, gives the same answers."""
     assert model.backbone.config._attn_implementation == CPU_ATTENTION
     decoding = Decoding(num_beams=num_beams, max_new_tokens=6)
-    expected = model.generate(batch(), decoding)
+    expected = model.generate(batch(), decoding)[0]
     for name in ("sdpa", EXTENDED_ATTENTION):
         model.backbone.set_attn_implementation(name)
         try:
-            assert model.generate(batch(), decoding) == expected
+            assert model.generate(batch(), decoding)[0] == expected
             assert model.backbone.config._attn_implementation == name
         finally:
             model.backbone.set_attn_implementation(CPU_ATTENTION)

@@ -39,14 +39,13 @@ from vlds.methods import (
     PrefixTuning,
     PromptTuning,
 )
-from vlds.methods.base import LinearExtension, extend_linear, find_linears
-from vlds.methods.routing import TaskRouting
+from vlds.methods.extended import LinearExtension
+from vlds.methods.host import Host
 from vlds.models.build import ModelConfig, attach_methods, build_model, build_parts
 from vlds.models.draws import draw_by_name, seed_of
 from vlds.models.partitioned_loading import partitioned_loading
 from vlds.models.tape import Tape
 from vlds.models.vl_model import VLModel
-from vlds.schema import TargetModules
 from vlds.vision import ClipVision, ConvNet, StoredFeatures, Timm, VisionEncoder
 
 FAMILIES = pytest.mark.parametrize("family", [T5, Bart])
@@ -63,18 +62,11 @@ CLIP_SIZES = {
 class Noise(Method):
     """A user's method with its own kind of random values."""
 
-    def attach(
-        self,
-        name: str,
-        model: nn.Module,
-        targets: TargetModules,
-        tasks: Sequence[str],
-        routing: TaskRouting,
-    ) -> list[nn.Parameter]:
+    def attach(self, host: Host) -> list[nn.Parameter]:
         trained: list[nn.Parameter] = []
-        for path, linear in find_linears(model, targets, "attn_q").items():
+        for linear in host.linears("attn_q").values():
             module = NoiseModule(linear)
-            extend_linear(model, path, name, module)
+            host.extend_linear(linear, module)
             trained += module.parameters()
         return trained
 

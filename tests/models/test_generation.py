@@ -72,7 +72,7 @@ def test_the_made_up_language_tells_the_rules_apart() -> None:
 def test_beam_search_with_a_cache(model: VLModel, num_beams: int) -> None:
     decoding = Decoding(num_beams=num_beams, max_new_tokens=7)
     examples = batch()
-    found = model.generate(examples, decoding)
+    found = model.generate(examples, decoding)[0]
     config = model.backbone.config
     start, end = config.decoder_start_token_id, config.eos_token_id
     with torch.no_grad():
@@ -86,7 +86,7 @@ def test_beam_search_with_a_cache(model: VLModel, num_beams: int) -> None:
 
 def test_greedy(model: VLModel) -> None:
     examples = batch()
-    found = model.generate(examples, Decoding(max_new_tokens=6))
+    found = model.generate(examples, Decoding(max_new_tokens=6))[0]
     end = model.backbone.config.eos_token_id
     with torch.no_grad():
         states, mask = model.encode(examples)
@@ -111,26 +111,26 @@ def test_confidence_among_choices(model: VLModel) -> None:
 def test_repeated_ngrams_are_barred(model: VLModel) -> None:
     for beams in (1, 3):
         decoding = Decoding(num_beams=beams, max_new_tokens=12, no_repeat_ngram_size=1)
-        for answer in model.generate(batch(), decoding):
+        for answer in model.generate(batch(), decoding)[0]:
             assert len(set(answer)) == len(answer)
 
 
 def test_choices(model: VLModel) -> None:
-    found = model.generate(batch(), Decoding(choices=("w7 w8", "w9")))
+    found = model.generate(batch(), Decoding(choices=("w7 w8", "w9")))[0]
     with torch.no_grad():
         logits = model.choice_logits(*model.encode(batch()))
     expected = [[7, 8] if row[7] > row[9] else [9] for row in logits]
     assert found == expected
     with pytest.raises(ValueError, match="do not differ in their first token"):
-        model.generate(batch(), Decoding(choices=("w7 w8", "w7")))
+        model.generate(batch(), Decoding(choices=("w7 w8", "w7")))[0]
 
 
 def test_nothing_leaks_from_a_checkpoint(model: VLModel) -> None:
     """Generation settings of pretrained checkpoints have no effect."""
-    before = model.generate(batch(), Decoding(max_new_tokens=6))
+    before = model.generate(batch(), Decoding(max_new_tokens=6))[0]
     assert model.backbone.generation_config.no_repeat_ngram_size in (None, 0)
     assert model.backbone.generation_config.forced_bos_token_id is None
-    assert model.generate(batch(), Decoding(max_new_tokens=6)) == before
+    assert model.generate(batch(), Decoding(max_new_tokens=6))[0] == before
 
 
 def test_answers_end_before_the_end_token() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pytest
 import torch
@@ -15,10 +15,11 @@ from tests.toys.method_cases import FAMILY_CASES, METHOD_CASES
 from tests.toys.models import backbone, build
 from vlds.backbones import T5, Backbone, Bart
 from vlds.methods import Full, Method
-from vlds.methods.base import LinearExtension, extend_linear, find_linears
+from vlds.methods.extended import LinearExtension
+from vlds.methods.host import Host
 from vlds.models.optimizer_rules import optimizer_rules
 from vlds.models.vl_model import VLModel
-from vlds.schema import STACKED, UNDECAYED, OptimizerRules, TargetModules
+from vlds.schema import STACKED, UNDECAYED, OptimizerRules
 from vlds.vision import ConvNet
 
 PLACE = re.compile(r".*extensions\.method\.(stacks\.\w+\.)?(generators\.\w+\.)?")
@@ -115,10 +116,10 @@ class Own(Method):
 
     module: type[LinearExtension]
 
-    def attach(self, name: str, model: nn.Module, targets: TargetModules, *_: Any) -> Any:
-        path = next(iter(find_linears(model, targets, "ffn_out")))
-        extend_linear(model, path, name, self.module())
-        return list(model.get_submodule(f"{path}.extensions.{name}").parameters())
+    def attach(self, host: Host) -> list[nn.Parameter]:
+        path, linear = next(iter(host.linears("ffn_out").items()))
+        host.extend_linear(linear, self.module())
+        return list(host.model.get_submodule(f"{path}.extensions.{host.name}").parameters())
 
 
 @pytest.mark.parametrize(

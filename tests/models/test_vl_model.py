@@ -137,10 +137,10 @@ def test_images_are_encoded_once(tmp_path: Path) -> None:
     model.vision.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
     pictures = torch.randint(0, 256, (3, 3, 12, 12), dtype=torch.uint8)
     examples = replace(batch(), features=None, images=pictures)
-    model.generate(examples, Decoding(num_beams=3, max_new_tokens=4))
+    model.generate(examples, Decoding(num_beams=3, max_new_tokens=4))[0]
     assert seen == [3]
     tokens, _ = model.visual_tokens(examples)
-    assert tokens.shape == (4, 2 * model.num_visual_tokens, 16)
+    assert tokens.shape == (4, 2 * model.visual_embedding.num_tokens, 16)
 
 
 def test_a_frozen_encoder_keeps_its_statistics(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_low_precision_losses_are_summed_in_float32(tmp_path: Path) -> None:
     assert output.loss.dtype == torch.float32
     output.loss.backward()
     assert all(gradient.dtype == torch.bfloat16 for gradient in gradients(model).values())
-    assert len(model.generate(batch(), Decoding(num_beams=2, max_new_tokens=3))) == 4
+    assert len(model.generate(batch(), Decoding(num_beams=2, max_new_tokens=3))[0]) == 4
 
 
 def test_batches_that_cannot_be_used(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import vlds.tasks
 from tests.toys.task_samples import sample_of
 from vlds.schema import Example, Sample
 from vlds.tasks import Task
-from vlds.tasks.base import by_id
+from vlds.tasks.base import check_unique
 
 TASKS = [cls for cls in vars(vlds.tasks).values() if isinstance(cls, type) and cls is not Task]
 
@@ -94,9 +94,9 @@ def test_ids_must_fit(task: Task) -> None:
 
 
 def test_an_id_may_stand_only_once() -> None:
-    assert by_id([("b", 1), ("a", 2)]) == {"b": 1, "a": 2}
-    with pytest.raises(ValueError, match=r"^2 ids stand twice in .*: a, b; evaluate the data sets"):
-        by_id([("a", 1), ("b", 1), ("a", 1), ("b", 2)])
+    check_unique(["b", "a"])
+    with pytest.raises(ValueError, match=r"^2 ids stand twice in .*: a, b; make each data set"):
+        check_unique(["a", "b", "a", "b"])
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 import tests.examples.output_scale
 from vlds.backbones import T5, Backbone, Bart
 from vlds.methods import Method
-from vlds.methods.cases import Case
+from vlds.methods.base import Case
 
 HOMES = ("vlds.methods.", tests.examples.__name__)
 """Where methods that keep the contract are; other tests have methods that break it."""

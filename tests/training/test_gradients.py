@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -23,7 +22,8 @@ from tests.toys.engines import (
 )
 from tests.toys.rank_pool import RankPool
 from vlds.methods import Adapter, LoRA, Method
-from vlds.methods.base import LinearExtension, extend_linear, find_linears
+from vlds.methods.extended import LinearExtension
+from vlds.methods.host import Host
 from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.schema import OptimizerRule, OptimizerRules
 from vlds.training.engine import start_ranks
@@ -37,11 +37,11 @@ class Forgotten(Method):
     used: int = 0
     """How many of the modules do."""
 
-    def attach(self, name: str, model: nn.Module, targets, tasks: Sequence[str], routing):  # type: ignore[no-untyped-def]
+    def attach(self, host: Host) -> list[nn.Parameter]:
         trained: list[nn.Parameter] = []
-        for number, path in enumerate(find_linears(model, targets, "ffn_out")):
+        for number, linear in enumerate(host.linears("ffn_out").values()):
             module = Shift(number < self.used)
-            extend_linear(model, path, name, module)
+            host.extend_linear(linear, module)
             trained += module.parameters()
         return trained
 

@@ -13,9 +13,11 @@ from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from vlds.methods import Adapter
+from vlds.methods.host import Host
 from vlds.methods.routing import TaskRouting
+from vlds.schema import ImageSpec
 from vlds.vision import ClipVision, ConvNet, StoredFeatures, Timm, VisionEncoder
-from vlds.vision.base import freeze, thaw
+from vlds.vision.base import Geometry, freeze, thaw
 
 CLIP = {
     "model_type": "clip_vision_model", "hidden_size": 16, "intermediate_size": 24,
@@ -45,14 +47,14 @@ def encoders(folder: Path) -> list[VisionEncoder]:
 @pytest.mark.parametrize("number", range(5))
 def test_grid_is_as_promised(number: int, tmp_path: Path) -> None:
     encoder = encoders(tmp_path)[number]
-    spec = encoder.image
+    spec = encoder.geometry.image
     assert spec is not None
     pictures = torch.randint(0, 256, (2, 3, spec.height, spec.width), dtype=torch.uint8)
     for dtype in (torch.float32, torch.bfloat16):
         module = encoder.build(dtype).eval()
         with torch.no_grad():
             features = module(pictures)
-        assert features.shape == (2, encoder.grid_size**2, encoder.feature_dim)
+        assert features.shape == (2, encoder.geometry.grid_size**2, encoder.geometry.feature_dim)
         assert features.dtype == dtype
         assert torch.isfinite(features).all()
 
@@ -90,10 +92,8 @@ def test_clip_takes_the_grid_and_not_the_class_token(tmp_path: Path) -> None:
         expected = net.eval()(pixel_values=pixels).last_hidden_state
         assert torch.allclose(module(pictures), expected[:, 1:], atol=1e-6)
     assert encoder.source == str(tmp_path / "clip")
-    routing = TaskRouting()
-    trained = Adapter(part="vision", reduction=4).attach(
-        "a", module, encoder.target_modules, ["x"], routing
-    )
+    host = Host("a", module, encoder.target_modules, ["x"], TaskRouting())
+    trained = Adapter(part="vision", reduction=4).attach(host)
     assert len(trained) == 2 * 2 * 4
     with pytest.raises(ValueError, match="give exactly one of them"):
         ClipVision()
@@ -101,13 +101,7 @@ def test_clip_takes_the_grid_and_not_the_class_token(tmp_path: Path) -> None:
 
 def test_clip_resnet_101_is_vl_adapters_grid() -> None:
     encoder = Timm(model="resnet101_clip.openai")
-    assert (encoder.feature_dim, encoder.grid_size) == (2048, 7)
-    assert encoder.image is not None
-    assert (encoder.image.height, encoder.image.width, encoder.image.resize) == (
-        224,
-        224,
-        "bicubic",
-    )
+    assert encoder.geometry == Geometry(ImageSpec(224, 224, "bicubic"), 7, 2048)
     with torch.device("meta"):
         module = encoder.build(torch.float32)
     assert module.mean == pytest.approx([0.48145466, 0.4578275, 0.40821073])
@@ -116,7 +110,8 @@ def test_clip_resnet_101_is_vl_adapters_grid() -> None:
 def test_timm_weights_from_a_file(shared: Path) -> None:
     file = shared / "models/tf_efficientnet_lite0.safetensors"
     encoder = Timm(model="tf_efficientnet_lite0", weights=str(file))
-    assert (encoder.feature_dim, encoder.grid_size, encoder.source) == (1280, 7, str(file))
+    geometry = encoder.geometry
+    assert (geometry.feature_dim, geometry.grid_size, encoder.source) == (1280, 7, str(file))
     pictures = torch.randint(0, 256, (1, 3, 224, 224), dtype=torch.uint8)
     first, second = (encoder.build(torch.float32).eval() for _ in range(2))
     with torch.no_grad():
@@ -153,7 +148,7 @@ def test_freezing() -> None:
 
 def test_stored_features_pass_through() -> None:
     encoder = StoredFeatures(dim=5, grid=3)
-    assert encoder.image is None
+    assert encoder.geometry.image is None
     features = torch.randn(2, 9, 5).half()
     assert encoder.build(torch.float32)(features) is features
 
@@ -164,7 +159,7 @@ def test_impossible_fields() -> None:
     with pytest.raises(ValueError, match="are 2 stages, but 64 pixels to 4 cells takes 4"):
         ConvNet(widths=[8, 8])
     with pytest.raises(ValueError, match="timm knows no 'resnet_of_dreams'"):
-        _ = Timm(model="resnet_of_dreams").feature_dim
+        _ = Timm(model="resnet_of_dreams").geometry
     with pytest.raises(ValueError, match="give one of them"):
         Timm(model="resnet18", pretrained=True, weights="x.safetensors")
 

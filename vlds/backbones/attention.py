@@ -7,7 +7,7 @@ learn visibly worse. (The original code has the softmax in float32, too.)
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,11 +35,6 @@ def cpu_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
     """(b, heads, l, d) queries over (b, heads, s, d) keys -> (b, l, heads, d) and the weights."""
-    key, value, attention_mask, position_bias = extended(
-        module, key, value, attention_mask, position_bias
-    )
-    rows = len(query)
-    query = beside(query, len(key))
     scores = torch.matmul(query, key.transpose(2, 3))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if scale != 1.0:  # T5 has none
@@ -49,33 +44,28 @@ def cpu_attention(
     precise = torch.promote_types(scores.dtype, torch.float32)
     weights = F.softmax(scores, dim=-1, dtype=precise).to(query.dtype)
     weights = F.dropout(weights, p=dropout, training=module.training)
-    outputs = torch.matmul(weights, value).transpose(1, 2).contiguous()
-    return outputs.view(rows, -1, *outputs.shape[2:]), weights
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
-def extended_attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    position_bias: Tensor | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, Tensor | None]:
-    """As `cpu_attention`, without the weights."""
-    key, value, attention_mask, position_bias = extended(
-        module, key, value, attention_mask, position_bias
-    )
-    outputs, weights = AttentionInterface()["sdpa"](
-        module,
-        beside(query, len(key)),
-        key,
-        value,
-        attention_mask,
-        position_bias=position_bias,
-        **kwargs,
-    )
-    return outputs.reshape(len(query), -1, *outputs.shape[2:]), weights
+def with_extensions(attend: Callable[..., Any]) -> Callable[..., Any]:
+    """The attention function, which also reads the keys and values that methods add, and lets the
+    beams of an example share their keys."""
+
+    def attention(
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        position_bias: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        key, value, mask, bias = extended(module, key, value, attention_mask, position_bias)
+        folded = beside(query, len(key))
+        outputs, weights = attend(module, folded, key, value, mask, position_bias=bias, **kwargs)
+        return outputs.reshape(len(query), -1, *outputs.shape[2:]), weights
+
+    return attention
 
 
 def beside(query: Tensor, num: int) -> Tensor:
@@ -138,7 +128,7 @@ def beams_share_states(model: Any, num_beams: int) -> Iterator[None]:
         set_attention(model, before)
 
 
-AttentionInterface.register(CPU_ATTENTION, cpu_attention)
+AttentionInterface.register(CPU_ATTENTION, with_extensions(cpu_attention))
 AttentionMaskInterface.register(CPU_ATTENTION, eager_mask)
-AttentionInterface.register(EXTENDED_ATTENTION, extended_attention)
+AttentionInterface.register(EXTENDED_ATTENTION, with_extensions(AttentionInterface()["sdpa"]))
 AttentionMaskInterface.register(EXTENDED_ATTENTION, eager_mask)

@@ -15,9 +15,7 @@ from torch import Tensor, nn
 from transformers import BartConfig, BartForConditionalGeneration, BartTokenizer
 from transformers.masking_utils import create_bidirectional_mask
 
-from vlds.backbones.base import Backbone, join
-
-STACKS = ("model.encoder.layers.*", "model.decoder.layers.*")
+from vlds.backbones.base import Backbone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +36,16 @@ class Bart(Backbone):
     )  # fmt: skip
     tokenizer_files: ClassVar[tuple[str, ...]] = ("tokenizer.json", "vocab.json")
     roles: ClassVar[dict[str, tuple[str, ...]]] = {
-        "attn_q": tuple(f"{stack}.self_attn.q_proj" for stack in STACKS),
-        "attn_k": tuple(f"{stack}.self_attn.k_proj" for stack in STACKS),
-        "attn_v": tuple(f"{stack}.self_attn.v_proj" for stack in STACKS),
-        "attn_out": tuple(f"{stack}.self_attn.out_proj" for stack in STACKS),
+        "attn_q": ("model.*.layers.*.self_attn.q_proj",),
+        "attn_k": ("model.*.layers.*.self_attn.k_proj",),
+        "attn_v": ("model.*.layers.*.self_attn.v_proj",),
+        "attn_out": ("model.*.layers.*.self_attn.out_proj",),
         "cross_attn_q": ("model.decoder.layers.*.encoder_attn.q_proj",),
         "cross_attn_k": ("model.decoder.layers.*.encoder_attn.k_proj",),
         "cross_attn_v": ("model.decoder.layers.*.encoder_attn.v_proj",),
         "cross_attn_out": ("model.decoder.layers.*.encoder_attn.out_proj",),
-        "ffn_in": tuple(f"{stack}.fc1" for stack in STACKS),
-        "ffn_out": tuple(f"{stack}.fc2" for stack in STACKS),
+        "ffn_in": ("model.*.layers.*.fc1",),
+        "ffn_out": ("model.*.layers.*.fc2",),
         "norm": (
             "model.*.layernorm_embedding",
             "model.*.layers.*.self_attn_layer_norm",
@@ -59,29 +57,23 @@ class Bart(Backbone):
     }
 
     def read_tokenizer(self, source: str) -> Any:
-        """From a folder or a hub name."""
         return BartTokenizer.from_pretrained(source)
 
-    def encode(
-        self,
-        model: Any,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        visual: Tensor,
-        visual_mask: Tensor,
-        prompts: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Prompts, which have no positions, and text, then the visual tokens."""
+    def embed_text(self, model: Any, input_ids: Tensor) -> Tensor:
+        """Token embeddings and positions, which prompts do not have."""
         encoder = model.model.encoder
-        text = encoder.embed_tokens(input_ids) + encoder.embed_positions(input_ids)
-        text, attention_mask = join(prompts, text, attention_mask)
+        embedded: Tensor = encoder.embed_tokens(input_ids) + encoder.embed_positions(input_ids)
+        return embedded
+
+    def run_encoder(self, model: Any, text: Tensor, visual: Tensor, mask: Tensor) -> Tensor:
+        """The embedding norm acts on the text alone."""
+        encoder = model.model.encoder
         states = torch.cat([encoder.layernorm_embedding(text), visual], dim=1)
         states = F.dropout(states, p=encoder.dropout, training=encoder.training)
-        mask = torch.cat([attention_mask, visual_mask], dim=1)
         expanded = create_bidirectional_mask(encoder.config, states, mask)
         for layer in encoder.layers:
             states = layer(states, expanded)
-        return states, mask
+        return states
 
     def vocabulary_logits(self, model: Any, states: Tensor) -> Tensor:
         """The token table, and a bias that does not train."""
@@ -97,5 +89,4 @@ class Bart(Backbone):
         return [model.config.decoder_start_token_id, model.config.bos_token_id]
 
     def set_dropout(self, config: Any, dropout: float) -> None:
-        """Hidden states, attention weights and activations."""
         config.dropout = config.attention_dropout = config.activation_dropout = dropout

@@ -20,7 +20,14 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, GenerationConfig
 
 from vlds.backbones.attention import CPU_ATTENTION, set_attention
-from vlds.backbones.vocabulary import HEAD, give_own_head, holds_own_head, resize_vocabulary
+from vlds.backbones.vocabulary import (
+    HEAD,
+    add_extra_tokens,
+    check_tables,
+    give_own_head,
+    holds_own_head,
+    resize_vocabulary,
+)
 from vlds.pretrained.files import reading
 from vlds.pretrained.hub import check_source, check_tokenizer
 from vlds.pretrained.weights import TIES, check_config, load_weights, read_config
@@ -102,17 +109,13 @@ class Backbone(ABC):
         """The tokenizer of a folder, hub name or file, without our extra tokens."""
 
     @abstractmethod
-    def encode(
-        self,
-        model: Any,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        visual: Tensor,
-        visual_mask: Tensor,
-        prompts: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Joint encoder over prompts (b, p, d), text (b, l) and visual tokens (b, v, d): states
-        (b, p + l + v, d) and their mask."""
+    def embed_text(self, model: Any, input_ids: Tensor) -> Tensor:
+        """Token ids (b, l) -> the encoder's input (b, l, d), before any norm."""
+
+    @abstractmethod
+    def run_encoder(self, model: Any, text: Tensor, visual: Tensor, mask: Tensor) -> Tensor:
+        """Embedded prompts and text (b, p + l, d), visual tokens (b, v, d) and the mask of both ->
+        states (b, p + l + v, d)."""
 
     @abstractmethod
     def vocabulary_logits(self, model: Any, states: Tensor) -> Tensor:
@@ -133,13 +136,31 @@ class Backbone(ABC):
 
     # The same for all.
 
+    def encode(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        visual: Tensor,
+        visual_mask: Tensor,
+        prompts: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Joint encoder over prompts (b, p, d), text (b, l) and visual tokens (b, v, d): states
+        (b, p + l + v, d) and their mask."""
+        text, masks = self.embed_text(model, input_ids), [attention_mask, visual_mask]
+        if prompts is not None:
+            text = torch.cat([prompts, text], dim=1)
+            masks = [attention_mask.new_ones(prompts.shape[:2]), *masks]
+        mask = torch.cat(masks, dim=1)
+        return self.run_encoder(model, text, visual, mask), mask
+
     @property
     def target_modules(self) -> TargetModules:
         """Where methods attach."""
         return TargetModules(self.roles, self.linear_init_std)
 
     def check_sources(self) -> None:
-        """Check, before any long work, that weights and tokenizer lie here, or can be fetched.
+        """Check, before any long work, that weights and tokenizer exist here or can be fetched.
 
         Errors: ValueError that names the field.
         """
@@ -172,10 +193,11 @@ class Backbone(ABC):
         what = f"{field}: cannot read a tokenizer from {source}"
         with reading(what, "copy it again, or name a folder that holds one, or a name on the hub"):
             tokenizer = self.read_tokenizer(source)
-        return self.with_extra_tokens(tokenizer, source)
+        add_extra_tokens(tokenizer, self.extra_tokens, self.visual_tokens, source)
+        return tokenizer
 
     def local_tokenizer(self) -> Any:
-        """The tokenizer where its files lie on this machine, else None.
+        """The tokenizer if its files are on this machine, else None.
 
         Errors: ValueError if the files hold no tokenizer.
         """
@@ -189,29 +211,6 @@ class Backbone(ABC):
     def load_tokenizer_from(self, folder: Path) -> Any:
         """A tokenizer that a run has saved, extra tokens included."""
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-
-    def with_extra_tokens(self, tokenizer: Any, source: str) -> Any:
-        """Append the missing extra tokens, in descending order.
-
-        Errors: ValueError if the tokenizer has other tokens behind them, so that the ids would
-        be wrong.
-        """
-        names = [f"<extra_id_{i}>" for i in reversed(range(self.extra_tokens))]
-        names += [f"<vis_extra_id_{i}>" for i in reversed(range(self.visual_tokens))]
-        vocabulary = tokenizer.get_vocab()
-        tokenizer.add_tokens(
-            [name for name in names if name not in vocabulary], special_tokens=True
-        )
-        if self.visual_tokens:
-            last = tokenizer.convert_tokens_to_ids("<vis_extra_id_0>")
-            first = tokenizer.convert_tokens_to_ids(f"<vis_extra_id_{self.visual_tokens - 1}>")
-            if (first, last) != (len(tokenizer) - self.visual_tokens, len(tokenizer) - 1):
-                raise ValueError(
-                    f"tokenizer: {source} has <vis_extra_id_*> tokens, but not "
-                    f"{self.visual_tokens} of them as its last tokens; set visual_tokens to their "
-                    "number, or take a tokenizer without them"
-                )
-        return tokenizer
 
     def read_config(self) -> Any:
         """The Hugging Face config, from `config` or from where the weights are.
@@ -236,7 +235,7 @@ class Backbone(ABC):
         return config
 
     def vocabulary_size(self) -> int:
-        """Length of the tokenizer, told from the config alone."""
+        """Length of the tokenizer, computed from the config."""
         config = self.read_config()
         extra = self.extra_tokens + self.visual_tokens
         return int(getattr(config, PIECES, config.vocab_size)) + extra
@@ -252,7 +251,7 @@ class Backbone(ABC):
             loaded = self.load_pretrained(config, tokenizer_len, dtype)
         model = loaded.model
         usual = model.config._attn_implementation
-        set_attention(model, CPU_ATTENTION)  # on GPUs too: it raises where transformers is too old
+        set_attention(model, CPU_ATTENTION)  # on GPUs too: it raises if transformers is too old
         if torch.cuda.is_available():
             set_attention(model, usual)
         # Values in a checkpoint's generation config (no_repeat_ngram_size, forced tokens, ...)
@@ -263,7 +262,7 @@ class Backbone(ABC):
     def build(self, config: Any) -> Any:
         """The model of a config, with random weights or on the meta device."""
         own_head = not config.tie_word_embeddings
-        # Without this, transformers would give each stack its own token table.
+        # Without this, transformers would give each stack a separate token table.
         config.tie_word_embeddings = True
         source = self.config or self.path
         with reading(f"{'config' if self.config else 'path'}: {source} describes no model"):
@@ -284,7 +283,7 @@ class Backbone(ABC):
         model, missing = load_weights(
             self.model_class, str(self.path), config, dtype, "backbone.path"
         )
-        self.check_tables(model)
+        check_tables(model, str(self.path))
         names = {name for name, _ in unique_state(model)} - missing
         rows = resize_vocabulary(model, tokenizer_len)
         names -= rows.keys()
@@ -294,24 +293,6 @@ class Backbone(ABC):
                 name for name, tensor in model.named_buffers() if tokenizer_len in tensor.shape
             }
         return LoadedBackbone(model, frozenset(names), rows)
-
-    def check_tables(self, model: Any) -> None:
-        """Errors: ValueError if encoder and decoder do not share the token table."""
-        table = model.get_input_embeddings().weight
-        for part, stack in (("encoder", model.get_encoder()), ("decoder", model.get_decoder())):
-            if stack.embed_tokens.weight is not table:
-                raise ValueError(
-                    f"path: {self.path} has a token table for the {part} alone; vlds gives encoder "
-                    "and decoder one table, so choose a checkpoint that has one"
-                )
-
-
-def join(prompts: Tensor | None, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Prompts (b, p, d) before text (b, l, d), and the mask (b, p + l) of both."""
-    if prompts is None:
-        return text, mask
-    seen = mask.new_ones(prompts.shape[:2])
-    return torch.cat([prompts, text], dim=1), torch.cat([seen, mask], dim=1)
 
 
 def shipped_sizes(source: str) -> str:

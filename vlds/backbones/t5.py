@@ -20,11 +20,9 @@ from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
-from vlds.backbones.base import Backbone, LoadedBackbone, join
+from vlds.backbones.base import Backbone, LoadedBackbone
 from vlds.pretrained.files import SourceError
 from vlds.schema import UNDECAYED, OptimizerRules
-
-STACKS = ("encoder.block.*", "decoder.block.*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +46,10 @@ class T5(Backbone):
     tokens: ClassVar[tuple[str, ...]] = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
     tokenizer_files: ClassVar[tuple[str, ...]] = (".model", "spiece.model", "tokenizer.json")
     roles: ClassVar[dict[str, tuple[str, ...]]] = {
-        "attn_q": tuple(f"{stack}.layer.0.SelfAttention.q" for stack in STACKS),
-        "attn_k": tuple(f"{stack}.layer.0.SelfAttention.k" for stack in STACKS),
-        "attn_v": tuple(f"{stack}.layer.0.SelfAttention.v" for stack in STACKS),
-        "attn_out": tuple(f"{stack}.layer.0.SelfAttention.o" for stack in STACKS),
+        "attn_q": ("*.block.*.layer.0.SelfAttention.q",),
+        "attn_k": ("*.block.*.layer.0.SelfAttention.k",),
+        "attn_v": ("*.block.*.layer.0.SelfAttention.v",),
+        "attn_out": ("*.block.*.layer.0.SelfAttention.o",),
         "cross_attn_q": ("decoder.block.*.layer.1.EncDecAttention.q",),
         "cross_attn_k": ("decoder.block.*.layer.1.EncDecAttention.k",),
         "cross_attn_v": ("decoder.block.*.layer.1.EncDecAttention.v",),
@@ -88,7 +86,6 @@ class T5(Backbone):
         return loaded
 
     def read_tokenizer(self, source: str) -> Any:
-        """From a folder, a hub name, or a sentencepiece .model file."""
         path = Path(source)
         if path.suffix == ".model":
             return self.read_pieces(path)
@@ -110,20 +107,14 @@ class T5(Backbone):
             )
         return tokenizer
 
-    def encode(
-        self,
-        model: Any,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        visual: Tensor,
-        visual_mask: Tensor,
-        prompts: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Prompts and text, which have relative positions, then the visual tokens."""
+    def embed_text(self, model: Any, input_ids: Tensor) -> Tensor:
+        embedded: Tensor = model.encoder.embed_tokens(input_ids)
+        return embedded
+
+    def run_encoder(self, model: Any, text: Tensor, visual: Tensor, mask: Tensor) -> Tensor:
+        """Prompts and text have relative positions, visual tokens have none."""
         encoder = model.encoder
-        text, attention_mask = join(prompts, encoder.embed_tokens(input_ids), attention_mask)
         states = encoder.dropout(torch.cat([text, visual], dim=1))
-        mask = torch.cat([attention_mask, visual_mask], dim=1)
         attention = encoder.block[0].layer[0].SelfAttention
         length = text.shape[1]
         bias = attention.compute_bias(length, length, device=states.device)
@@ -131,7 +122,8 @@ class T5(Backbone):
         expanded = create_bidirectional_mask(encoder.config, states, mask)
         for block in encoder.block:
             states = block(states, expanded, bias)[0]
-        return encoder.dropout(encoder.final_layer_norm(states)), mask
+        encoded: Tensor = encoder.dropout(encoder.final_layer_norm(states))
+        return encoded
 
     def vocabulary_logits(self, model: Any, states: Tensor) -> Tensor:
         """T5 scales the states down first; T5 v1.1 and FLAN-T5 do not."""
@@ -151,7 +143,6 @@ class T5(Backbone):
         return [model.config.decoder_start_token_id]
 
     def set_dropout(self, config: Any, dropout: float) -> None:
-        """T5 has one rate."""
         config.dropout_rate = dropout
 
 
@@ -174,6 +165,5 @@ class BiasedT5LayerNorm(T5LayerNorm):
         self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """(..., d) -> (..., d)."""
         normed: Tensor = super().forward(hidden_states)
         return normed + self.bias

@@ -1,5 +1,5 @@
-"""The two tables of a vocabulary: the token table that a model reads with, and the head that it
-writes with.
+"""The extra tokens of a vocabulary, and its two tables: the token table that a model reads with,
+and the head that it writes with.
 
 In T5 and BART they are one tensor. T5 v1.1 and FLAN-T5 have a separate head. transformers 5
 forgets that: its T5Config says `tie_word_embeddings: true` whatever the file says, so that each
@@ -19,6 +19,34 @@ from torch import nn
 from vlds.runtime.regular_file import check_file
 
 HEAD = "lm_head.weight"
+
+
+def add_extra_tokens(tokenizer: Any, num_sentinels: int, num_visual: int, source: str) -> None:
+    """Append the missing sentinel and visual tokens to a tokenizer, in descending order.
+
+    Errors: ValueError if the visual tokens are not its last ones, so that the ids would be wrong.
+    """
+    names = [f"<extra_id_{i}>" for i in reversed(range(num_sentinels))]
+    names += [f"<vis_extra_id_{i}>" for i in reversed(range(num_visual))]
+    vocabulary = tokenizer.get_vocab()
+    tokenizer.add_tokens([name for name in names if name not in vocabulary], special_tokens=True)
+    expected = list(range(len(tokenizer) - num_visual, len(tokenizer)))
+    if tokenizer.convert_tokens_to_ids(names[num_sentinels:]) != expected:
+        raise ValueError(
+            f"tokenizer: {source} has <vis_extra_id_*> tokens, but not {num_visual} of them as its "
+            "last tokens; set visual_tokens to their number, or take a tokenizer without them"
+        )
+
+
+def check_tables(model: Any, path: str) -> None:
+    """Errors: ValueError if encoder and decoder do not share the token table."""
+    table = model.get_input_embeddings().weight
+    for part, stack in (("encoder", model.get_encoder()), ("decoder", model.get_decoder())):
+        if stack.embed_tokens.weight is not table:
+            raise ValueError(
+                f"path: {path} has a token table for the {part} alone; vlds gives encoder and "
+                "decoder one table, so choose a checkpoint that has one"
+            )
 
 
 def has_own_head(model: Any) -> bool:

@@ -103,8 +103,8 @@ def probe(run: LoadedRun, task: str, pictures: Sequence[Path]) -> Batch:
                 "--verify: StoredFeatures reads no pictures; leave the files out to compare on "
                 "generated features"
             )
-        vision = run.recipe.vision
-        shape = (num, vision.grid_size**2, vision.feature_dim)
+        geometry = run.recipe.vision.geometry
+        shape = (num, geometry.grid_size**2, geometry.feature_dim)
         batch.features = torch.randn(shape, generator=draw).half()
         return batch
     if not pictures:

@@ -6,30 +6,26 @@ tasks' weights are stacked in one parameter (tasks or 1, ...).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlds.methods.base import Sharing
+from vlds.methods.base import Case, Sharing, Toy
 from vlds.methods.bottleneck import (
-    DOWN_SIZE,
-    NUM_PLACES,
-    UP_SIZE,
     Bottleneck,
     BottleneckModule,
     Half,
     StackedBottleneck,
     StackedBottleneckModule,
+    both_halves,
 )
-from vlds.methods.cases import LAYERS, NUM_TASKS, WIDTH, Case
-from vlds.methods.extended import extended_linears, fitted
+from vlds.methods.extended import extended_linears
+from vlds.methods.host import Host
 from vlds.methods.layouts import Library
-from vlds.methods.routing import TaskRouting
 from vlds.schema import STACKED, STACKED_UNDECAYED, OptimizerRules, TargetModules
 
 
@@ -40,85 +36,62 @@ class Adapter(StackedBottleneck):
     reasons: ClassVar[Mapping[Library, str]] = {
         "peft": "peft has no Adapter; `vlds convert adapters` has a layout for it"
     }
-    leaves: ClassVar[Mapping[str, str]] = {"weight": "weight", "bias": "bias"}
+    library_leaves: ClassVar[Mapping[str, str]] = {"weight": "weight", "bias": "bias"}
 
     init: Literal["vl_adapter", "identity"] = "vl_adapter"
     """vl_adapter: as the original code, N(0, 0.02) on BART, PyTorch's default on T5. identity: W_up
     and b_up are 0."""
 
-    def maker(
-        self, targets: TargetModules, num_tasks: int, routing: TaskRouting
-    ) -> Callable[[nn.Linear], AdapterModule]:
-        """Linear layers."""
-        return lambda linear: AdapterModule(
-            self, linear, num_tasks, routing, targets.linear_init_std
-        )
+    def module(self, linear: nn.Linear, host: Host, first: list[Any]) -> AdapterModule:
+        return AdapterModule(self, linear, host)
 
     @classmethod
     def cases(cls) -> Mapping[str, Case]:
         """Every sharing, norms, the identity at first, without cross-attention."""
-        both, norms = DOWN_SIZE + UP_SIZE, {"layer_norm_before": True, "layer_norm_after": True}
-        settings: dict[str, tuple[dict[str, Any], int]] = {
-            "": ({}, both),
-            "per task": ({"sharing": "multiple"}, both * NUM_TASKS),
-            "shared down": ({"sharing": "half_shared_down"}, DOWN_SIZE + UP_SIZE * NUM_TASKS),
-            "shared up": ({"sharing": "half_shared_up"}, DOWN_SIZE * NUM_TASKS + UP_SIZE),
-            "norms": (norms, both + 4 * WIDTH),
-            "shared up, norms": (
-                {"sharing": "half_shared_up", **norms},
-                DOWN_SIZE * NUM_TASKS + UP_SIZE + 4 * WIDTH,
-            ),
-            "identity": ({"sharing": "multiple", "init": "identity"}, both * NUM_TASKS),
-            "no cross-attention": ({"cross_attention": False}, both),
-        }
-        cases = {}
-        for word, (fields, size) in settings.items():
+
+        def case(size: int, num_places: int = Toy.places, **fields: Any) -> Case:
             method = cls(reduction=4, **fields)
-            num = (NUM_PLACES if method.cross_attention else NUM_PLACES - LAYERS) * size
             undecayed = "down_bias up_bias"
             if method.layer_norm_before:
                 undecayed += " pre_norm.weight pre_norm.bias post_norm.weight post_norm.bias"
-            cases[word] = Case(method, num, "down_weight up_weight", undecayed, word == "identity")
-        return cases
+            starts_frozen = method.init == "identity"
+            num = num_places * size
+            return Case(method, num, "down_weight up_weight", undecayed, starts_frozen)
+
+        down, up, n, norm_size = Toy.down, Toy.up, Toy.tasks, 4 * Toy.width
+        norms = {"layer_norm_before": True, "layer_norm_after": True}
+        return {
+            "": case(down + up),
+            "per task": case(n * (down + up), sharing="multiple"),
+            "shared down": case(down + n * up, sharing="half_shared_down"),
+            "shared up": case(n * down + up, sharing="half_shared_up"),
+            "norms": case(down + up + norm_size, **norms),
+            "shared up, norms": case(n * down + up + norm_size, sharing="half_shared_up", **norms),
+            "identity": case(n * (down + up), sharing="multiple", init="identity"),
+            "no cross-attention": case(down + up, Toy.places - Toy.layers, cross_attention=False),
+        }
 
 
 class AdapterModule(StackedBottleneckModule):
     """The adapters of all tasks behind one layer."""
 
-    optimizer_rules: ClassVar[OptimizerRules] = {
-        "down_weight": STACKED,
-        "down_bias": STACKED_UNDECAYED,
-        "up_weight": STACKED,
-        "up_bias": STACKED_UNDECAYED,
-    }
+    layer = staticmethod(F.linear)
+    leaves = ("weight", "bias")
+    optimizer_rules: ClassVar[OptimizerRules] = both_halves(weight=STACKED, bias=STACKED_UNDECAYED)
 
-    def __init__(
-        self,
-        config: Adapter,
-        linear: nn.Linear,
-        num_tasks: int,
-        routing: TaskRouting,
-        init_std: float | None,
-    ) -> None:
-        super().__init__(config, linear, num_tasks, routing)
+    def __init__(self, config: Adapter, linear: nn.Linear, host: Host) -> None:
+        super().__init__(config, linear, host)
         down, up = (self.num_down, self.bottleneck, self.width), (self.num_up, self.width)
         self.down_weight = nn.Parameter(torch.empty(*down, **self.options))
         self.down_bias = nn.Parameter(torch.empty(*down[:2], **self.options))
         self.up_weight = nn.Parameter(torch.empty(*up, self.bottleneck, **self.options))
         self.up_bias = nn.Parameter(torch.empty(*up, **self.options))
-        init_linear(self.down_weight, self.down_bias, init_std)
-        init_linear(self.up_weight, self.up_bias, init_std)
+        init_linear(self.down_weight, self.down_bias, host.targets.linear_init_std)
+        init_linear(self.up_weight, self.up_bias, host.targets.linear_init_std)
         if config.init == "identity":
             nn.init.zeros_(self.up_weight)
             nn.init.zeros_(self.up_bias)
             self.behind_zeros = ("down_weight", "down_bias")
-
-    def halves(self) -> tuple[list[Half], list[Half]]:
-        """One linear layer of each slice."""
-        return (
-            linear_layers(self.down_weight, self.down_bias),
-            linear_layers(self.up_weight, self.up_bias),
-        )
 
 
 def merge_first(method: str) -> dict[Library, str]:
@@ -149,12 +122,13 @@ def materialise(
     for linear in extended_linears(model, name):
         old = linear.extensions[name]
         assert isinstance(old, BottleneckModule)
-        new = AdapterModule(adapter, linear, len(tasks), old.routing, None)
+        host = Host(name, model, TargetModules({}), tasks, old.routing)
+        new = AdapterModule(adapter, linear, host)
         down, up = old.halves()
         copy_halves(down, new.down_weight, new.down_bias)
         copy_halves(up, new.up_weight, new.up_bias)
         new.pre_norm, new.post_norm = old.pre_norm, old.post_norm
-        linear.extensions[name] = fitted(new.train(old.training), linear, model)
+        host.extend_linear(linear, new.train(old.training))
     return adapter
 
 
@@ -164,12 +138,6 @@ def copy_halves(halves: Sequence[Half], weight: Tensor, bias: Tensor) -> None:
     for index, half in enumerate(halves):
         bias[index] = half(torch.zeros_like(eye[:1]))[0]
         weight[index] = (half(eye) - bias[index]).mT
-
-
-def linear_layers(weight: Tensor, bias: Tensor) -> list[Half]:
-    """Linear layers of stacked weights (tasks, out, in) and biases (tasks, out)."""
-    pairs = zip(weight.unbind(), bias.unbind(), strict=True)
-    return [partial(F.linear, weight=w, bias=b) for w, b in pairs]
 
 
 def init_linear(weight: Tensor, bias: Tensor, std: float | None) -> None:

@@ -6,28 +6,18 @@ VL-T5's row of BitFit, adds one to every linear layer, every norm and the output
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from vlds.methods.base import (
-    LinearExtension,
-    Method,
-    bias_parameters,
-    extend_linear,
-    extend_norm,
-    find_linears,
-    find_modules,
-    weight_options,
-)
-from vlds.methods.cases import Case
-from vlds.methods.extended import added_tensors, is_own
+from vlds.methods.base import Case, Method
+from vlds.methods.extended import LinearExtension, added_tensors, is_own
+from vlds.methods.host import Host, bias_parameters, find_modules, weight_options
 from vlds.methods.layouts import Layout, Library, Stored
-from vlds.methods.routing import TaskRouting
-from vlds.schema import UNDECAYED, OptimizerRules, Role, TargetModules
+from vlds.schema import UNDECAYED, OptimizerRules, Role
 
 ATTENTION_ROLES: tuple[Role, ...] = (
     "attn_q", "attn_k", "attn_v", "attn_out",
@@ -70,20 +60,13 @@ class BitFit(Method):
                 f"init: got {self.init}, but no biases are added; set add_biases, or leave it out"
             )
 
-    def attach(
-        self,
-        name: str,
-        model: nn.Module,
-        targets: TargetModules,
-        tasks: Sequence[str],
-        routing: TaskRouting,
-    ) -> list[nn.Parameter]:
+    def attach(self, host: Host) -> list[nn.Parameter]:
         """The biases that are there, and new ones where asked for.
 
         Errors: ValueError if linear layers have no bias and `add_biases` is false, if some of them
         cannot get one, or if there is no bias at all.
         """
-        bare = bare_linears(model, targets, *LINEAR_ROLES)
+        model, bare = host.model, bare_linears(host, *LINEAR_ROLES)
         if self.add_biases and self.part == "vision":
             check_all_reached(model, bare)
         if bare and not self.add_biases:
@@ -94,13 +77,13 @@ class BitFit(Method):
             )
         trained: list[nn.Parameter] = []
         if self.add_norm_and_head_biases:
-            bare |= bare_linears(model, targets, HEAD)
-            trained += add_norm_biases(name, find_modules(model, targets, "norm").values())
-        drawn = bare_linears(model, targets, *DRAWN_ROLES) if self.init != "zero" else {}
+            bare |= bare_linears(host, HEAD)
+            trained += add_norm_biases(host)
+        drawn = bare_linears(host, *DRAWN_ROLES) if self.init != "zero" else {}
         for path, linear in bare.items():
             bound = linear.in_features**-0.5 if path in drawn else 0.0
             bias = AddedBias(linear.out_features, weight_options(linear), bound)
-            extend_linear(model, path, name, bias)
+            host.extend_linear(linear, bias)
             trained += bias.parameters()
         trained += self.own_biases(model)
         if not trained:
@@ -108,7 +91,6 @@ class BitFit(Method):
         return trained
 
     def own_biases(self, model: nn.Module) -> list[nn.Parameter]:
-        """The model's own biases that train."""
         if self.train_position_biases:
             return bias_parameters(model)
         # T5's tables of position biases are called relative_attention_bias.weight.
@@ -137,7 +119,6 @@ class BitFit(Method):
 
     @classmethod
     def cases(cls) -> Mapping[str, Case]:
-        """Biases that are there, and added ones."""
         new, everywhere = cls(add_biases=True), cls(add_biases=True, add_norm_and_head_biases=True)
         missing = "add_biases: the linear layers of .* have none in their own class"
         return {
@@ -149,23 +130,23 @@ class BitFit(Method):
         }
 
 
-def bare_linears(model: nn.Module, targets: TargetModules, *roles: str) -> dict[str, nn.Linear]:
+def bare_linears(host: Host, *roles: str) -> dict[str, nn.Linear]:
     """Path -> linear layer without a bias, of those that play the roles. Roles that the model does
     not have, such as cross-attention, are passed over."""
-    linears = find_linears(model, targets, *roles, optional=roles)
+    linears = host.linears(*roles, optional=roles)
     return {path: linear for path, linear in linears.items() if linear.bias is None}
 
 
-def add_norm_biases(name: str, norms: Iterable[nn.Module]) -> list[nn.Parameter]:
+def add_norm_biases(host: Host) -> list[nn.Parameter]:
     """Put a bias behind each norm that has none."""
     added: list[nn.Parameter] = []
-    for norm in norms:
+    for norm in find_modules(host.model, host.targets, "norm").values():
         if getattr(norm, "bias", None) is None:
             weight = norm.get_parameter("weight")
             # The whole size if ZeRO-3 has partitioned the weight.
             width = getattr(weight, "ds_numel", weight.numel())
             bias = AddedBias(width, {"device": weight.device, "dtype": weight.dtype})
-            extend_norm(norm, name, bias)
+            host.extend_norm(norm, bias)
             added += bias.parameters()
     return added
 

@@ -15,29 +15,21 @@ from __future__ import annotations
 import math
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlds.methods.base import (
-    CROSS_ATTENTION,
-    LinearExtension,
-    Method,
-    Sharing,
-    check_sharing,
-    extend_linear,
-    find_linears,
-    weight_options,
-)
-from vlds.methods.cases import LAYERS, WIDTH
-from vlds.methods.extended import added_tensors
+from vlds.methods.base import Method, Sharing, check_sharing, num_slices
+from vlds.methods.extended import LinearExtension, added_tensors
+from vlds.methods.host import CROSS_ATTENTION, Host, weight_options
 from vlds.methods.layouts import LIBRARY_NAMES, Layout, Library, Stored
 from vlds.methods.routing import TaskRouting
-from vlds.schema import Role, TargetModules
+from vlds.schema import OptimizerRule, OptimizerRules, Role
 
 Half = Callable[[Tensor], Tensor]
 """One half of a bottleneck for one task: (..., in) -> (..., out)."""
@@ -65,11 +57,6 @@ NORMS: dict[Library, dict[str, tuple[str, ...]]] = {
     "reference": {"pre": ("pre_layer_norm",), "post": ("post_layer_norm",)},
 }
 """Norm of a bottleneck -> its names in a library."""
-NARROW = WIDTH // 4
-NUM_PLACES = LAYERS * (2 + 3)
-DOWN_SIZE, UP_SIZE = NARROW * WIDTH + NARROW, WIDTH * NARROW + WIDTH
-"""Of the contract tests' cases, which have `reduction: 4`: width of the bottleneck, bottlenecks of
-the model, weights of the halves."""
 
 
 class Place(NamedTuple):
@@ -93,15 +80,16 @@ class Bottleneck(Method):
         if self.reduction < 1:
             raise ValueError(f"reduction: got {self.reduction}; give at least 1")
 
-    def places(self, model: nn.Module, targets: TargetModules) -> Iterator[Place]:
+    def places(self, host: Host) -> list[Place]:
         """Every output projection of attention and feed-forward layers."""
         roles: list[Role] = ["attn_out", "ffn_out"]
         if self.cross_attention:
             roles.append("cross_attn_out")
-        for role in roles:
-            linears = find_linears(model, targets, role, optional=CROSS_ATTENTION)
-            for path, linear in linears.items():
-                yield Place(role, path, linear)
+        return [
+            Place(role, path, linear)
+            for role in roles
+            for path, linear in host.linears(role, optional=CROSS_ATTENTION).items()
+        ]
 
 
 class BottleneckModule(LinearExtension):
@@ -131,14 +119,7 @@ class BottleneckModule(LinearExtension):
     def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """(b, l, d) -> (b, l, d): each row through its task's bottleneck."""
         states = outputs if self.pre_norm is None else self.pre_norm(outputs)
-        down, up = self.halves()
-
-        def bottleneck(rows: Tensor, task: int) -> Tensor:
-            hidden = F.gelu(down[task if len(down) > 1 else 0](rows), approximate="tanh")
-            return up[task if len(up) > 1 else 0](hidden)
-
-        shared = len(down) == len(up) == 1
-        states = bottleneck(states, 0) if shared else self.routing.apply(bottleneck, states)
+        states = self.routing.apply_pair(bottleneck, states, *self.halves())
         if self.post_norm is not None:
             states = self.post_norm(states)
         return outputs + states
@@ -149,7 +130,7 @@ class StackedBottleneck(Bottleneck):
     """Bottlenecks that hold their weights, stacked over tasks."""
 
     libraries: ClassVar[frozenset[Library]] = frozenset({"adapters", "reference"})
-    leaves: ClassVar[Mapping[str, str]]
+    library_leaves: ClassVar[Mapping[str, str]]
     """What a half is made of: our name -> that in the original code and in adapters."""
 
     sharing: Sharing = "single"
@@ -163,28 +144,18 @@ class StackedBottleneck(Bottleneck):
         super().__post_init__()
         check_sharing(self.part, self.sharing)
 
-    def attach(
-        self,
-        name: str,
-        model: nn.Module,
-        targets: TargetModules,
-        tasks: Sequence[str],
-        routing: TaskRouting,
-    ) -> list[nn.Parameter]:
+    def attach(self, host: Host) -> list[nn.Parameter]:
         """Put a bottleneck at every place."""
-        make = self.maker(targets, len(tasks), routing)
-        trained: list[nn.Parameter] = []
-        for place in self.places(model, targets):
-            module = make(place.linear)
-            extend_linear(model, place.path, name, module)
-            trained += module.parameters()
-        return trained
+        modules: list[StackedBottleneckModule] = []
+        for place in self.places(host):
+            modules.append(self.module(place.linear, host, modules[:1]))
+            host.extend_linear(place.linear, modules[-1])
+        return [parameter for module in modules for parameter in module.parameters()]
 
     @abstractmethod
-    def maker(
-        self, targets: TargetModules, num_tasks: int, routing: TaskRouting
-    ) -> Callable[[nn.Linear], StackedBottleneckModule]:
-        """What makes the module behind a linear layer."""
+    def module(self, linear: nn.Linear, host: Host, first: list[Any]) -> StackedBottleneckModule:
+        """The module behind a linear layer. `first`: the host's first module, if there is one, for
+        weights that all modules share."""
 
     def layout(self, library: Library, name: str, model: Any) -> Layout:
         """The halves and norms of each bottleneck."""
@@ -198,9 +169,9 @@ class StackedBottleneck(Bottleneck):
                 continue
             if library == "adapters":
                 number = f".{int(self.layer_norm_before)}" if half == "down" else ""
-                key = f"{place}.{{task}}.adapter_{half}{number}.{self.leaves[leaf]}"
+                key = f"{place}.{{task}}.adapter_{half}{number}.{self.library_leaves[leaf]}"
             else:
-                key = f"{place}.adapters.{{task}}.{half}_sampler.{self.leaves[leaf]}"
+                key = f"{place}.adapters.{{task}}.{half}_sampler.{self.library_leaves[leaf]}"
             tensors[tensor.name] = Stored((key,))
         return Layout(tensors, self.adapters_config() if library == "adapters" else {})
 
@@ -225,13 +196,15 @@ def place_of(library: Library, layer: str) -> str:
 class StackedBottleneckModule(BottleneckModule):
     """Bottlenecks that hold their weights: `num_down` and `num_up` slices, one per task or 1."""
 
-    def __init__(
-        self, config: StackedBottleneck, linear: nn.Linear, num_tasks: int, routing: TaskRouting
-    ) -> None:
-        super().__init__(config, linear, routing)
+    layer: Callable[..., Tensor]
+    """What a half computes, from rows and a slice of each of its `leaves`."""
+    leaves: tuple[str, ...]
+    """Names of a half's weights, without `down_` or `up_`."""
+
+    def __init__(self, config: StackedBottleneck, linear: nn.Linear, host: Host) -> None:
+        super().__init__(config, linear, host.routing)
         self.options = weight_options(linear)
-        self.num_down = 1 if config.sharing in ("single", "half_shared_down") else num_tasks
-        self.num_up = 1 if config.sharing in ("single", "half_shared_up") else num_tasks
+        self.num_down, self.num_up = num_slices(config.sharing, len(host.tasks))
         if config.layer_norm_before:
             self.pre_norm = nn.LayerNorm(self.width, **self.options)
         if config.layer_norm_after:
@@ -243,3 +216,30 @@ class StackedBottleneckModule(BottleneckModule):
         bound = math.sqrt(2) * math.sqrt(6 / (shape[-2] + shape[-1]))
         factor = torch.empty(*shape, **self.options)
         return nn.Parameter(nn.init.uniform_(factor, -bound, bound))
+
+    def halves(self) -> tuple[list[Half], list[Half]]:
+        """One half for each slice of the `down_*` and of the `up_*` weights."""
+        down, up = (
+            layers(self.layer, **{leaf: getattr(self, f"{half}_{leaf}") for leaf in self.leaves})
+            for half in ("down", "up")
+        )
+        return down, up
+
+
+def both_halves(**rules: OptimizerRule) -> OptimizerRules:
+    """The rules of a half's weights, for `down_*` and `up_*`."""
+    return {f"{half}_{leaf}": rule for half in ("down", "up") for leaf, rule in rules.items()}
+
+
+def layers(function: Callable[..., Tensor], **stacks: Tensor) -> list[Half]:
+    """`function(rows, **slices)` for each slice of stacked weights (tasks, ...), or (1, ...) for
+    those that all slices share."""
+    num = max(map(len, stacks.values()))
+    columns = (stack.expand(num, *stack.shape[1:]).unbind() for stack in stacks.values())
+    rows = zip(*columns, strict=True)
+    return [partial(function, **dict(zip(stacks, slices, strict=True))) for slices in rows]
+
+
+def bottleneck(rows: Tensor, down: Half, up: Half) -> Tensor:
+    """(..., d) -> (..., d) through one task's halves."""
+    return up(F.gelu(down(rows), approximate="tanh"))

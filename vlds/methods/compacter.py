@@ -9,26 +9,19 @@ A of each half's own and whole blocks B.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from vlds.methods.adapter import Adapter, materialise
-from vlds.methods.bottleneck import (
-    NARROW,
-    NUM_PLACES,
-    Half,
-    StackedBottleneck,
-    StackedBottleneckModule,
-)
-from vlds.methods.cases import LAYERS, NUM_TASKS, WIDTH, Case
+from vlds.methods.base import Case, Toy
+from vlds.methods.bottleneck import StackedBottleneck, StackedBottleneckModule, both_halves
+from vlds.methods.host import Host
 from vlds.methods.layouts import Layout, Library, Stored, is_t5
-from vlds.methods.routing import TaskRouting
-from vlds.schema import STACKED, OptimizerRule, OptimizerRules, TargetModules
+from vlds.schema import STACKED, OptimizerRule, OptimizerRules
 
 STACKED_B = OptimizerRule(decays=False, vl_adapter_decays=True, per_task=True)
 """The bias of PHM and low-rank layers; its name in the original code, `b`, does not say bias."""
@@ -43,7 +36,7 @@ class Compacter(StackedBottleneck):
     reasons: ClassVar[Mapping[Library, str]] = {
         "peft": "peft has no Compacter; `vlds convert adapters` has a layout for it"
     }
-    leaves: ClassVar[Mapping[str, str]] = LEAVES
+    library_leaves: ClassVar[Mapping[str, str]] = LEAVES
 
     phm_dim: int = 2
     """Number n of Kronecker products in a sum; divides the widths of model and bottleneck."""
@@ -61,19 +54,10 @@ class Compacter(StackedBottleneck):
         if self.block_rank is not None and self.block_rank < 1:
             raise ValueError(f"block_rank: got {self.block_rank}; give at least 1, or null")
 
-    def maker(
-        self, targets: TargetModules, num_tasks: int, routing: TaskRouting
-    ) -> Callable[[nn.Linear], CompacterModule]:
+    def module(self, linear: nn.Linear, host: Host, first: list[Any]) -> CompacterModule:
         """Sums of Kronecker products; all modules share the first one's rule if asked for."""
-        common: list[nn.Parameter] = []
-
-        def make(linear: nn.Linear) -> CompacterModule:
-            module = CompacterModule(self, linear, num_tasks, routing, *common)
-            if self.rule == "everywhere":
-                common[:] = [module.down_rule]
-            return module
-
-        return make
+        common = [module.down_rule for module in first] if self.rule == "everywhere" else []
+        return CompacterModule(self, linear, host, *common)
 
     def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Adapter:
         """Plain adapters that compute the same."""
@@ -102,62 +86,44 @@ class Compacter(StackedBottleneck):
 
     @classmethod
     def cases(cls) -> Mapping[str, Case]:
-        """Every rule, whole and thin blocks, several sharings. n is 2, so a rule has 8 numbers."""
-        own, blocks, biases = 2 * 8, 2 * WIDTH * NARROW // 2, NARROW + WIDTH
-        rules, whole = "down_rule up_rule ", "down_blocks up_blocks"
-        thin_blocks = "down_left down_right up_left up_right"
-        per_task = cls(reduction=4, sharing="multiple", rule="over_tasks")
-        thin = cls(reduction=4, rule="everywhere", block_rank=1)
-        thin_per_task = replace(thin, sharing="half_shared_up")
-        down, up = WIDTH + NARROW + NARROW, NARROW + WIDTH + WIDTH
-        numbers = {
-            "": (cls(reduction=4), NUM_PLACES * (own + blocks + biases)),
-            "no cross-attention": (
-                cls(reduction=4, cross_attention=False),
-                (NUM_PLACES - LAYERS) * (own + blocks + biases),
-            ),
-            "per task": (per_task, NUM_PLACES * (own + NUM_TASKS * (blocks + biases))),
-            "thin": (thin, 8 + NUM_PLACES * (down + up)),
-            "thin, shared up": (thin_per_task, 8 + NUM_PLACES * (NUM_TASKS * down + up)),
-        }
+        """Every rule, whole and thin blocks, several sharings. n is 2, so a rule has 8 weights."""
+
+        def case(num: int, **fields: Any) -> Case:
+            method = cls(reduction=4, **fields)
+            decayed = "down_rule up_rule down_blocks up_blocks"
+            if method.block_rank:  # one rule for all halves, under its first name
+                decayed = "down_rule down_left down_right up_left up_right"
+            return Case(method, num, decayed, "down_bias up_bias", merged=Adapter)
+
+        rules, whole = 2 * 8, Toy.width * Toy.narrow + Toy.narrow + Toy.width
+        down, up = Toy.width + Toy.narrow + Toy.narrow, Toy.narrow + Toy.width + Toy.width
+        thin: dict[str, Any] = {"rule": "everywhere", "block_rank": 1}
         return {
-            word: Case(
-                method,
-                num,
-                # One rule is common to all halves, under its first name.
-                f"down_rule {thin_blocks}" if method.block_rank else rules + whole,
-                "down_bias up_bias",
-                merged=Adapter,
-            )
-            for word, (method, num) in numbers.items()
+            "": case(Toy.places * (rules + whole)),
+            "no cross-attention": case(
+                (Toy.places - Toy.layers) * (rules + whole), cross_attention=False
+            ),
+            "per task": case(
+                Toy.places * (rules + Toy.tasks * whole), sharing="multiple", rule="over_tasks"
+            ),
+            "thin": case(8 + Toy.places * (down + up), **thin),
+            "thin, shared up": case(
+                8 + Toy.places * (Toy.tasks * down + up), sharing="half_shared_up", **thin
+            ),
         }
 
 
 class CompacterModule(StackedBottleneckModule):
     """The bottlenecks of all tasks behind one layer."""
 
-    optimizer_rules: ClassVar[OptimizerRules] = {
-        "down_rule": STACKED,
-        "up_rule": STACKED,
-        "down_bias": STACKED_B,
-        "up_bias": STACKED_B,
-        "down_blocks": STACKED,
-        "up_blocks": STACKED,
-        "down_left": STACKED,
-        "down_right": STACKED,
-        "up_left": STACKED,
-        "up_right": STACKED,
-    }
+    optimizer_rules: ClassVar[OptimizerRules] = both_halves(
+        rule=STACKED, blocks=STACKED, left=STACKED, right=STACKED, bias=STACKED_B
+    )
 
     def __init__(
-        self,
-        config: Compacter,
-        linear: nn.Linear,
-        num_tasks: int,
-        routing: TaskRouting,
-        rule: nn.Parameter | None = None,
+        self, config: Compacter, linear: nn.Linear, host: Host, rule: nn.Parameter | None = None
     ) -> None:
-        super().__init__(config, linear, num_tasks, routing)
+        super().__init__(config, linear, host)
         n, rank = config.phm_dim, config.block_rank
         if self.width % n or self.bottleneck % n:
             raise ValueError(
@@ -169,7 +135,8 @@ class CompacterModule(StackedBottleneckModule):
         self.up_rule = self.down_rule if everywhere else self._new_rule(config, self.num_up)
         self.down_bias = nn.Parameter(torch.zeros(self.num_down, self.bottleneck, **self.options))
         self.up_bias = nn.Parameter(torch.zeros(self.num_up, self.width, **self.options))
-        self.thin = rank is not None
+        factors = ("blocks",) if rank is None else ("left", "right")
+        self.layer, self.leaves = phm if rank is None else thin_phm, ("rule", *factors, "bias")
         wide, narrow = self.width // n, self.bottleneck // n
         if rank is None:
             self.down_blocks = self.new_factor(self.num_down, n, wide, narrow)
@@ -185,34 +152,9 @@ class CompacterModule(StackedBottleneckModule):
         rule = torch.empty(*shape, **self.options)
         return nn.Parameter(nn.init.normal_(rule, std=config.rule_init_std))
 
-    def halves(self) -> tuple[list[Half], list[Half]]:
-        """One sum of Kronecker products of each slice."""
-        if self.thin:
-            return (
-                phm_layers(
-                    thin_phm, self.down_rule, self.down_bias, self.down_left, self.down_right
-                ),
-                phm_layers(thin_phm, self.up_rule, self.up_bias, self.up_left, self.up_right),
-            )
-        return (
-            phm_layers(phm, self.down_rule, self.down_bias, self.down_blocks),
-            phm_layers(phm, self.up_rule, self.up_bias, self.up_blocks),
-        )
 
-
-def phm_layers(multiply: Any, rule: Tensor, *stacked: Tensor) -> list[Half]:
-    """Halves of stacked biases and blocks (tasks, ...); rules are stacked too, or one for all."""
-    slices = zip(*(tensor.unbind() for tensor in stacked), strict=True)
-    rules = rule.expand(len(stacked[0]), *rule.shape[1:])
-    return [
-        partial(multiply, rule=r, bias=bias, factors=factors)
-        for r, (bias, *factors) in zip(rules, slices, strict=True)
-    ]
-
-
-def phm(rows: Tensor, *, rule: Tensor, bias: Tensor, factors: Sequence[Tensor]) -> Tensor:
+def phm(rows: Tensor, rule: Tensor, blocks: Tensor, bias: Tensor) -> Tensor:
     """(..., in) -> (..., out), from a rule (n, n, n) and blocks (n, in/n, out/n)."""
-    (blocks,) = factors
     n, inputs, outputs = blocks.shape
     if rows.numel() // rows.shape[-1] < inputs:
         # With so few rows, H would cost more than its product with them.
@@ -222,10 +164,9 @@ def phm(rows: Tensor, *, rule: Tensor, bias: Tensor, factors: Sequence[Tensor]) 
     return rows @ matrix + bias
 
 
-def thin_phm(rows: Tensor, *, rule: Tensor, bias: Tensor, factors: Sequence[Tensor]) -> Tensor:
+def thin_phm(rows: Tensor, rule: Tensor, left: Tensor, right: Tensor, bias: Tensor) -> Tensor:
     """(..., in) -> (..., out), from a rule (n, n, n) and blocks as products (n, in/n, r) by
     (n, r, out/n). Nothing of the size in x out is made."""
-    left, right = factors
     pieces = torch.einsum("...ak,ikr->...air", rows.unflatten(-1, (len(left), -1)), left)
     pieces = torch.einsum("...air,iac->...cir", pieces, rule)
     return torch.einsum("...cir,irp->...cp", pieces, right).flatten(-2) + bias

@@ -12,18 +12,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from vlds.methods.base import (
-    ModelExtension,
-    extend_attention,
-    extend_model,
-    find_linears,
-    find_modules,
-)
-from vlds.methods.cases import WIDTH, Case
+from vlds.methods.base import Case, Toy
+from vlds.methods.extended import ModelExtension
+from vlds.methods.host import Host, find_modules
 from vlds.methods.layouts import Library
 from vlds.methods.prompt_network import LearnedEmbeddings, PromptNetwork
 from vlds.methods.routing import MadeForBatch, TaskRouting
-from vlds.schema import TargetModules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,37 +31,26 @@ class DecoderPromptTuning(LearnedEmbeddings):
         "peft": "peft has no prompts that run through the decoder alone"
     }
 
-    def attach(
-        self,
-        name: str,
-        model: nn.Module,
-        targets: TargetModules,
-        tasks: Sequence[str],
-        routing: TaskRouting,
-    ) -> list[nn.Parameter]:
+    def attach(self, host: Host) -> list[nn.Parameter]:
         """Put the prompts beside the model, and a place for their keys and values into every
         self-attention of the decoder."""
-        (positions,) = find_modules(model, targets, "decoder_positions").values()
-        layers = {layer_of(path) for path in find_linears(model, targets, "cross_attn_k")}
-        keys = find_linears(model, targets, "attn_k")
+        (positions,) = find_modules(host.model, host.targets, "decoder_positions").values()
+        layers = {layer_of(path) for path in host.linears("cross_attn_k")}
+        keys = host.linears("attn_k")
         decoder_keys = {path: linear for path, linear in keys.items() if layer_of(path) in layers}
         projection = next(iter(decoder_keys.values()))
-        width = projection.in_features
-        network = self.network(projection, width, len(tasks), targets.linear_init_std)
+        network = PromptNetwork(self, host, projection, projection.in_features)
         positions.offset += self.length  # type: ignore[assignment, operator]
-        recorded = [RecordedPrefix(self.length, routing) for _ in decoder_keys]
+        recorded = [RecordedPrefix(self.length, host.routing) for _ in decoder_keys]
         for path, prefix in zip(decoder_keys, recorded, strict=True):
-            extend_attention(model, path, name, prefix)
-        decoder = model.get_decoder()  # type: ignore[operator]
-        extend_model(model, name, DecoderPrompts(network, decoder, positions, recorded, routing))
+            host.extend_attention(path, prefix)
+        decoder = host.model.get_decoder()  # type: ignore[operator]
+        host.extend_model(DecoderPrompts(network, decoder, positions, recorded, host.routing))
         return list(network.parameters())
 
     @classmethod
     def cases(cls) -> Mapping[str, Case]:
-        """With and without a network, on BART."""
-        cases = cls.network_cases("decoder_network", WIDTH, WIDTH)
-        without_network = {"reference": r"makes prompts with a network \(hidden_dim\)"}
-        cases["bare"] = replace(cases["bare"], refused=without_network)
+        cases = cls.network_cases("decoder_network", Toy.width, Toy.width)
         return {word: replace(case, families=("Bart",)) for word, case in cases.items()}
 
 

@@ -8,7 +8,7 @@ as one. No hooks and no closures: deepcopy, pickle, ZeRO-3 and a debugger see or
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -41,6 +41,37 @@ def added_tensors(model: nn.Module, method: str) -> list[AddedTensor]:
 def is_own(name: str) -> bool:
     """True if a tensor or module is the model's own, False if a method has added it."""
     return not set(ADDED).intersection(name.split("."))
+
+
+class LinearExtension(nn.Module):
+    """What a method adds behind a linear layer."""
+
+    behind_zeros: Collection[str] = ()
+    """Tensors of the module behind a matrix that begins as zeros: they have no gradient at
+    first."""
+
+    def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """The layer's new output, from its input and what it gave so far."""
+        raise NotImplementedError
+
+
+class InputExtension(nn.Module):
+    """What a method adds before a linear layer."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The layer's new input."""
+        raise NotImplementedError
+
+
+class ModelExtension(nn.Module):
+    """What a method adds to a backbone as a whole. Runs once before each pass of the encoder."""
+
+    runs_layers: ClassVar[bool] = False
+    """True if it runs layers of the model, and so comes after what those layers need."""
+
+    def forward(self) -> Tensor | None:
+        """(b, p, d) what stands before the text in the encoder's input, or None."""
+        raise NotImplementedError
 
 
 class Extended(nn.Module):

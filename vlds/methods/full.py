@@ -8,29 +8,21 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from vlds.methods.base import Method
-from vlds.methods.cases import Case
+from vlds.methods.base import Case, Method
 from vlds.methods.extended import is_plain
-from vlds.methods.routing import TaskRouting
-from vlds.schema import TargetModules
+from vlds.methods.host import Host
 
 
 @dataclass(frozen=True, kw_only=True)
 class Full(Method):
     """Train the whole part."""
 
-    def attach(
-        self,
-        name: str,
-        model: nn.Module,
-        targets: TargetModules,
-        tasks: Sequence[str],
-        routing: TaskRouting,
-    ) -> list[nn.Parameter]:
+    def attach(self, host: Host) -> list[nn.Parameter]:
         """All parameters of the part.
 
         Errors: ValueError if the part has none (features stored in shards), or quantised ones.
         """
+        model = host.model
         parameters = list(model.parameters())
         if not parameters:
             raise ValueError(
@@ -49,5 +41,4 @@ class Full(Method):
 
     @classmethod
     def cases(cls) -> Mapping[str, Case]:
-        """The only one."""
         return {"": Case(cls(), decayed="")}

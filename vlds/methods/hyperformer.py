@@ -18,18 +18,13 @@ import torch
 from torch import nn
 
 from vlds.methods.adapter import Adapter, materialise, merge_first
-from vlds.methods.base import (
-    check_sharing,
-    extend_linear,
-    extend_model,
-)
-from vlds.methods.bottleneck import DOWN_SIZE, UP_SIZE, Bottleneck, BottleneckModule, Half, Place
-from vlds.methods.cases import LAYERS, NUM_TASKS, Case
+from vlds.methods.base import Case, Toy, check_sharing
+from vlds.methods.bottleneck import Bottleneck, BottleneckModule, Half, Place
 from vlds.methods.extended import added_tensors
+from vlds.methods.host import Host
 from vlds.methods.hypernetwork import KINDS, HyperNetworks, stack_and_layer
 from vlds.methods.layouts import Layout, Library, Stored
 from vlds.methods.routing import MadeForBatch, TaskRouting
-from vlds.schema import TargetModules
 
 ORIGINAL_KINDS = {
     "ffn_out": "feed_forward_",
@@ -77,22 +72,15 @@ class Hyperformer(Bottleneck):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}; give at least 1")
 
-    def attach(
-        self,
-        name: str,
-        model: nn.Module,
-        targets: TargetModules,
-        tasks: Sequence[str],
-        routing: TaskRouting,
-    ) -> list[nn.Parameter]:
+    def attach(self, host: Host) -> list[nn.Parameter]:
         """Put a bottleneck at every place, and the networks that make their weights beside the
         model."""
-        places = list(self.places(model, targets))
-        networks = HyperNetworks(self, places, len(tasks), targets.linear_init_std)
+        places = self.places(host)
+        networks = HyperNetworks(self, places, len(host.tasks), host.targets.linear_init_std)
         for place in places:
-            module = HyperformerModule(self, place, networks.generated, routing)
-            extend_linear(model, place.path, name, module)
-        extend_model(model, name, networks)
+            module = HyperformerModule(self, place, networks.generated, host.routing)
+            host.extend_linear(place.linear, module)
+        host.extend_model(networks)
         return list(networks.parameters())
 
     @torch.no_grad()
@@ -120,38 +108,29 @@ class Hyperformer(Bottleneck):
 
     @classmethod
     def cases(cls) -> Mapping[str, Case]:
-        """A generator for each kind, and one for all."""
         task, hidden, projected = 6, 5, 4
         method = cls(reduction=4, task_dim=task, hidden_dim=hidden, projected_dim=projected)
         # A generator has a factor for each number of e, and a constant.
-        generator = (projected + 1) * (DOWN_SIZE + UP_SIZE)
+        generator = (projected + 1) * (Toy.down + Toy.up)
         behind = (hidden + 1) * projected + 2 * projected
-        stack = LAYERS * task + (2 * task + 1) * hidden + behind
-        stack_of_kinds = (LAYERS + len(KINDS)) * task + (3 * task + 1) * hidden + behind
-        decayed = (
+        stack = Toy.layers * task + (2 * task + 1) * hidden + behind
+        stack_of_kinds = (Toy.layers + len(KINDS)) * task + (3 * task + 1) * hidden + behind
+        each = Case(
+            method,
+            Toy.tasks * task + 2 * stack + (2 + 3) * generator,
             "task_embeddings.weight layer_embeddings.weight hidden.weight project.weight "
-            "down_weight.weight up_weight.weight"
-        )
-        undecayed = (
+            "down_weight.weight up_weight.weight",
             "hidden.bias project.bias norm.weight norm.bias down_weight.bias up_weight.bias "
-            "down_bias.weight down_bias.bias up_bias.weight up_bias.bias"
+            "down_bias.weight down_bias.bias up_bias.weight up_bias.bias",
+            merged=Adapter,
         )
-        return {
-            "": Case(
-                method,
-                task * NUM_TASKS + 2 * stack + (2 + 3) * generator,
-                decayed,
-                undecayed,
-                merged=Adapter,
-            ),
-            "kinds": Case(
-                replace(method, kind_embeddings=True),
-                task * NUM_TASKS + 2 * stack_of_kinds + 2 * generator,
-                f"{decayed} kind_embeddings.weight",
-                undecayed,
-                merged=Adapter,
-            ),
-        }
+        kinds = replace(
+            each,
+            method=replace(method, kind_embeddings=True),
+            num_trained=Toy.tasks * task + 2 * stack_of_kinds + 2 * generator,
+            decayed=f"{each.decayed} kind_embeddings.weight",
+        )
+        return {"": each, "kinds": kinds}
 
 
 def original_name(leaf: str) -> str:
@@ -175,6 +154,5 @@ class HyperformerModule(BottleneckModule):
         self.key = (stack, place.role, layer)
 
     def halves(self) -> tuple[list[Half], list[Half]]:
-        """Those made for this layer."""
         halves: tuple[list[Half], list[Half]] = self.generated.value[self.key]
         return halves

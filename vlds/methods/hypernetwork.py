@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlds.methods.adapter import linear_layers
-from vlds.methods.base import ModelExtension, weight_options
-from vlds.methods.bottleneck import Place
+from vlds.methods.bottleneck import Half, Place, layers
+from vlds.methods.extended import ModelExtension
+from vlds.methods.host import weight_options
 from vlds.methods.routing import MadeForBatch
 from vlds.schema import STACKED, UNDECAYED, OptimizerRules, Role
 
@@ -34,31 +34,35 @@ class HyperNetworks(ModelExtension):
     ) -> None:
         super().__init__()
         self.generated = MadeForBatch()
-        self.generated.value = {}
         options = weight_options(places[0].linear)
         self.task_embeddings = table(num_tasks, config.task_dim, 1.0, options)
         stacks: dict[str, list[Place]] = {}
         for place in places:
             stacks.setdefault(stack_and_layer(place.path)[0], []).append(place)
         self.stacks = nn.ModuleDict(
-            {name: HyperNetwork(config, found, init_std, options) for name, found in stacks.items()}
+            {
+                name: HyperNetwork(config, stack_places, init_std, options)
+                for name, stack_places in stacks.items()
+            }
         )
 
     def forward(self) -> None:
         """Make the weights of all tasks and layers."""
         tasks = rows_of(self.task_embeddings)
+        generated = {}
         for name, network in self.stacks.items():
             assert isinstance(network, HyperNetwork)
             weights = network(tasks)
-            for number, kind in enumerate(network.kinds):
-                # Taken apart once: a slice for each layer would cost a whole gradient each.
-                down_weight, down_bias, up_weight, up_bias = weights[4 * number : 4 * number + 4]
-                down = linear_layers(down_weight.flatten(0, 1), down_bias.flatten(0, 1))
-                up = linear_layers(up_weight.flatten(0, 1), up_bias.flatten(0, 1))
+            for index, kind in enumerate(network.kinds):
+                # Unbound once: slicing for each layer would cost a whole gradient each.
+                down_weight, down_bias, up_weight, up_bias = weights[4 * index : 4 * index + 4]
+                down = linear_layers(down_weight, down_bias)
+                up = linear_layers(up_weight, up_bias)
                 num_layers = down_weight.shape[1]
                 for layer in range(num_layers):
                     of_layer = slice(layer, None, num_layers)  # one for each task
-                    self.generated.value[name, kind, layer] = down[of_layer], up[of_layer]
+                    generated[name, kind, layer] = down[of_layer], up[of_layer]
+        self.generated.value = generated
 
 
 class HyperNetwork(nn.Module):
@@ -104,10 +108,10 @@ class HyperNetwork(nn.Module):
         if self.kind_embeddings is None:
             e = self.embed(pairs)
             return tuple(w for kind in self.kinds for w in self.generators[kind](e))
-        numbers = [KINDS.index(kind) for kind in self.kinds]
-        triples = self.pairs(pairs, rows_of(self.kind_embeddings)[numbers])
+        indices = [KINDS.index(kind) for kind in self.kinds]
+        triples = self.pairs(pairs, rows_of(self.kind_embeddings)[indices])
         weights = self.generators["all"](self.embed(triples))
-        return tuple(w[:, :, number] for number in range(len(numbers)) for w in weights)
+        return tuple(w[:, :, index] for index in range(len(indices)) for w in weights)
 
     def pairs(self, left: Tensor, right: Tensor) -> Tensor:
         """(..., a) and (n, b) -> (..., n, a + b): each beside each."""
@@ -146,6 +150,11 @@ class Generator(nn.Module):
         return tuple(
             layer(e).unflatten(-1, shape) for layer, shape in zip(layers, self.shapes, strict=True)
         )
+
+
+def linear_layers(weight: Tensor, bias: Tensor) -> list[Half]:
+    """Layers of weights (k, n, out, in) and biases (k, n, out): all n of the first task first."""
+    return layers(F.linear, weight=weight.flatten(0, 1), bias=bias.flatten(0, 1))
 
 
 def table(rows: int, width: int, std: float, options: dict[str, Any]) -> nn.Embedding:

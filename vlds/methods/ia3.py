@@ -10,28 +10,19 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from vlds.methods.base import (
-    CROSS_ATTENTION,
-    InputExtension,
-    LinearExtension,
-    Method,
-    check_sharing,
-    extend_input,
-    extend_linear,
-    find_linears,
-    weight_options,
-)
-from vlds.methods.cases import HIDDEN, LAYERS, NUM_TASKS, WIDTH, Case
+from vlds.methods.base import Case, Method, Toy, check_sharing, num_slices
 from vlds.methods.extended import (
     ExtendedLinear,
+    InputExtension,
+    LinearExtension,
     added_tensors,
     extended_linears,
     foldable_weight,
     take_first,
 )
+from vlds.methods.host import CROSS_ATTENTION, Host, weight_options
 from vlds.methods.layouts import PEFT_MODEL, Layout, Library, Stored
-from vlds.methods.routing import TaskRouting
-from vlds.schema import STACKED_UNDECAYED, OptimizerRules, TargetModules
+from vlds.schema import STACKED_UNDECAYED, OptimizerRules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,27 +38,18 @@ class IA3(Method):
     def __post_init__(self) -> None:
         check_sharing(self.part, self.sharing)
 
-    def attach(
-        self,
-        name: str,
-        model: nn.Module,
-        targets: TargetModules,
-        tasks: Sequence[str],
-        routing: TaskRouting,
-    ) -> list[nn.Parameter]:
+    def attach(self, host: Host) -> list[nn.Parameter]:
         """Factors behind key and value projections, and before the second feed-forward layer."""
-        num = 1 if self.sharing == "single" else len(tasks)
         trained: list[nn.Parameter] = []
         roles = ("attn_k", "attn_v", "cross_attn_k", "cross_attn_v")
-        scaled = find_linears(model, targets, *roles, optional=CROSS_ATTENTION)
-        for path, linear in scaled.items():
-            factors = new_factors(linear, num, linear.out_features)
-            extend_linear(model, path, name, OutputFactors(factors, routing))
-            trained.append(factors)
-        for path, linear in find_linears(model, targets, "ffn_out").items():
-            factors = new_factors(linear, num, linear.in_features)
-            extend_input(model, path, name, InputFactors(factors, routing))
-            trained.append(factors)
+        for linear in host.linears(*roles, optional=CROSS_ATTENTION).values():
+            behind = OutputFactors(self, linear, linear.out_features, host)
+            host.extend_linear(linear, behind)
+            trained.append(behind.factors)
+        for linear in host.linears("ffn_out").values():
+            before = InputFactors(self, linear, linear.in_features, host)
+            host.extend_input(linear, before)
+            trained.append(before.factors)
         return trained
 
     @torch.no_grad()
@@ -107,14 +89,13 @@ class IA3(Method):
 
     @classmethod
     def cases(cls) -> Mapping[str, Case]:
-        """One set of factors, and one per task."""
-        weights = LAYERS * (3 * 2 * WIDTH + 2 * HIDDEN)
+        weights = Toy.layers * (3 * 2 * Toy.width + 2 * Toy.hidden)
         several = {"merge": "sharing: .*; one layer cannot hold the factors of several tasks"}
         per_task = cls(sharing="multiple")
         return {
             "": Case(cls(), weights, "", "factors", starts_frozen=True),
             "per task": Case(
-                per_task, weights * NUM_TASKS, "", "factors", starts_frozen=True, refused=several
+                per_task, weights * Toy.tasks, "", "factors", starts_frozen=True, refused=several
             ),
         }
 
@@ -134,20 +115,17 @@ def take_input(linear: ExtendedLinear, name: str) -> InputFactors:
     return factors
 
 
-def new_factors(linear: nn.Linear, num: int, width: int) -> nn.Parameter:
-    """(num, width) ones, as the layer's weight is."""
-    return nn.Parameter(torch.ones(num, width, **weight_options(linear)))
-
-
 class Factors(nn.Module):
     """Factors beside a layer."""
 
     # Decay would pull factors towards 0, and a factor that changes nothing is 1.
     optimizer_rules: ClassVar[OptimizerRules] = {"factors": STACKED_UNDECAYED}
 
-    def __init__(self, factors: nn.Parameter, routing: TaskRouting) -> None:
+    def __init__(self, config: IA3, linear: nn.Linear, width: int, host: Host) -> None:
         super().__init__()
-        self.factors, self.routing = factors, routing
+        self.routing = host.routing
+        num, _ = num_slices(config.sharing, len(host.tasks))
+        self.factors = nn.Parameter(torch.ones(num, width, **weight_options(linear)))
 
     def of_rows(self) -> Tensor:
         """(b, 1, d): each row's factors; (d,) if tasks share them, whatever the rows are."""
@@ -159,7 +137,6 @@ class OutputFactors(Factors, LinearExtension):
     """Factors behind a layer."""
 
     def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
-        """(b, l, out) -> (b, l, out)."""
         return outputs * self.of_rows()
 
 
@@ -167,5 +144,4 @@ class InputFactors(Factors, InputExtension):
     """Factors before a layer."""
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(b, l, in) -> (b, l, in)."""
         return inputs * self.of_rows()

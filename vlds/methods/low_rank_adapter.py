@@ -3,27 +3,20 @@ code has them beside Compacter (https://arxiv.org/abs/2112.06825), whose limit n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from vlds.methods.adapter import Adapter, materialise, merge_first
-from vlds.methods.bottleneck import (
-    NARROW,
-    NUM_PLACES,
-    Half,
-    StackedBottleneck,
-    StackedBottleneckModule,
-)
-from vlds.methods.cases import NUM_TASKS, WIDTH, Case
+from vlds.methods.base import Case, Toy
+from vlds.methods.bottleneck import StackedBottleneck, StackedBottleneckModule, both_halves
 from vlds.methods.compacter import LEAVES, STACKED_B
+from vlds.methods.host import Host
 from vlds.methods.layouts import Library
-from vlds.methods.routing import TaskRouting
-from vlds.schema import STACKED, OptimizerRules, TargetModules
+from vlds.schema import STACKED, OptimizerRules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +25,7 @@ class LowRankAdapter(StackedBottleneck):
 
     libraries: ClassVar[frozenset[Library]] = frozenset({"reference"})
     reasons: ClassVar[Mapping[Library, str]] = merge_first("LowRankAdapter")
-    leaves: ClassVar[Mapping[str, str]] = LEAVES
+    library_leaves: ClassVar[Mapping[str, str]] = LEAVES
 
     rank: int = 1
     """Rank of each half."""
@@ -42,11 +35,8 @@ class LowRankAdapter(StackedBottleneck):
         if self.rank < 1:
             raise ValueError(f"rank: got {self.rank}; give at least 1")
 
-    def maker(
-        self, targets: TargetModules, num_tasks: int, routing: TaskRouting
-    ) -> Callable[[nn.Linear], LowRankAdapterModule]:
-        """Halves of low rank."""
-        return lambda linear: LowRankAdapterModule(self, linear, num_tasks, routing)
+    def module(self, linear: nn.Linear, host: Host, first: list[Any]) -> LowRankAdapterModule:
+        return LowRankAdapterModule(self, linear, host)
 
     def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Adapter:
         """Plain adapters that compute the same."""
@@ -54,30 +44,29 @@ class LowRankAdapter(StackedBottleneck):
 
     @classmethod
     def cases(cls) -> Mapping[str, Case]:
-        """One up half for each task."""
-        factors, up_bias = 2 * (WIDTH + NARROW) * (1 + NUM_TASKS), WIDTH * NUM_TASKS
-        weights = NUM_PLACES * (factors + NARROW + up_bias)
+        factors, up_bias = 2 * (Toy.width + Toy.narrow) * (1 + Toy.tasks), Toy.width * Toy.tasks
+        weights = Toy.places * (factors + Toy.narrow + up_bias)
         method = cls(reduction=4, rank=2, sharing="half_shared_down")
         decayed = "down_left down_right up_left up_right"
         return {"": Case(method, weights, decayed, "down_bias up_bias", merged=Adapter)}
 
 
+def low_rank(rows: Tensor, left: Tensor, right: Tensor, bias: Tensor) -> Tensor:
+    """(..., in) -> (..., out), from factors (in, r) and (r, out)."""
+    return rows @ left @ right + bias
+
+
 class LowRankAdapterModule(StackedBottleneckModule):
     """The bottlenecks of all tasks behind one layer."""
 
-    optimizer_rules: ClassVar[OptimizerRules] = {
-        "down_left": STACKED,
-        "down_right": STACKED,
-        "down_bias": STACKED_B,
-        "up_left": STACKED,
-        "up_right": STACKED,
-        "up_bias": STACKED_B,
-    }
+    layer = staticmethod(low_rank)
+    leaves = ("left", "right", "bias")
+    optimizer_rules: ClassVar[OptimizerRules] = both_halves(
+        left=STACKED, right=STACKED, bias=STACKED_B
+    )
 
-    def __init__(
-        self, config: LowRankAdapter, linear: nn.Linear, num_tasks: int, routing: TaskRouting
-    ) -> None:
-        super().__init__(config, linear, num_tasks, routing)
+    def __init__(self, config: LowRankAdapter, linear: nn.Linear, host: Host) -> None:
+        super().__init__(config, linear, host)
         rank = config.rank
         self.down_left = self.new_factor(self.num_down, self.width, rank)
         self.down_right = self.new_factor(self.num_down, rank, self.bottleneck)
@@ -85,21 +74,3 @@ class LowRankAdapterModule(StackedBottleneckModule):
         self.up_right = self.new_factor(self.num_up, rank, self.width)
         self.down_bias = nn.Parameter(torch.zeros(self.num_down, self.bottleneck, **self.options))
         self.up_bias = nn.Parameter(torch.zeros(self.num_up, self.width, **self.options))
-
-    def halves(self) -> tuple[list[Half], list[Half]]:
-        """Two thin products of each slice."""
-        return (
-            low_rank_layers(self.down_left, self.down_right, self.down_bias),
-            low_rank_layers(self.up_left, self.up_right, self.up_bias),
-        )
-
-
-def low_rank_layers(left: Tensor, right: Tensor, bias: Tensor) -> list[Half]:
-    """Layers of stacked factors (tasks, in, r), (tasks, r, out) and biases (tasks, out)."""
-    slices = zip(left.unbind(), right.unbind(), bias.unbind(), strict=True)
-    return [partial(low_rank, left=le, right=ri, bias=b) for le, ri, b in slices]
-
-
-def low_rank(rows: Tensor, *, left: Tensor, right: Tensor, bias: Tensor) -> Tensor:
-    """(..., in) -> (..., out)."""
-    return rows @ left @ right + bias

@@ -7,24 +7,20 @@ first token, so that on T5 their relative position bias is 0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from vlds.methods.base import (
-    ModelExtension,
-    extend_attention,
-    extend_model,
-    find_linears,
-)
-from vlds.methods.cases import LAYERS, WIDTH, Case
+from vlds.methods.base import Case, Toy
+from vlds.methods.extended import ModelExtension
+from vlds.methods.host import Host
 from vlds.methods.layouts import Library
 from vlds.methods.prompt_network import LearnedEmbeddings, PromptNetwork
 from vlds.methods.routing import MadeForBatch, TaskRouting
-from vlds.schema import Role, TargetModules
+from vlds.schema import Role
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,34 +38,26 @@ class PrefixTuning(LearnedEmbeddings):
     cross_attention: bool = True
     """Prefixes in cross-attention too."""
 
-    def attach(
-        self,
-        name: str,
-        model: nn.Module,
-        targets: TargetModules,
-        tasks: Sequence[str],
-        routing: TaskRouting,
-    ) -> list[nn.Parameter]:
+    def attach(self, host: Host) -> list[nn.Parameter]:
         """Put the network beside the model, and a place for its prefixes into every attention."""
         roles: list[Role] = ["attn_k", "cross_attn_k"] if self.cross_attention else ["attn_k"]
-        keys = find_linears(model, targets, *roles)
+        keys = host.linears(*roles)
         projection = next(iter(keys.values()))
-        width = 2 * projection.out_features * len(keys)
-        network = self.network(projection, width, len(tasks), targets.linear_init_std)
+        network = PromptNetwork(self, host, projection, 2 * projection.out_features * len(keys))
         prefixes = Prefixes(network, 2 * len(keys))
         for index, path in enumerate(keys):
-            extend_attention(model, path, name, Prefix(prefixes.pieces, index, routing))
-        extend_model(model, name, prefixes)
+            host.extend_attention(path, Prefix(prefixes.pieces, index, host.routing))
+        host.extend_model(prefixes)
         return list(network.parameters())
 
     @classmethod
     def cases(cls) -> Mapping[str, Case]:
         """With and without a network, the latter without cross-attention."""
-        cases = cls.network_cases("network", WIDTH, 3 * LAYERS * 2 * WIDTH)
+        cases = cls.network_cases("network", Toy.width, 3 * Toy.layers * 2 * Toy.width)
         method = cases["bare"].method
         assert isinstance(method, cls)
         bare = replace(method, cross_attention=False)
-        num = bare.length * 2 * LAYERS * 2 * WIDTH
+        num = bare.length * 2 * Toy.layers * 2 * Toy.width
         return cases | {"bare": replace(cases["bare"], method=bare, num_trained=num)}
 
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from vlds.methods.adapter import init_linear
-from vlds.methods.base import Method, weight_options
-from vlds.methods.cases import NUM_TASKS, Case
+from vlds.methods.base import Case, Method, Toy, num_slices
 from vlds.methods.extended import added_tensors
+from vlds.methods.host import Host, weight_options
 from vlds.methods.layouts import Layout, Library, Stored
 from vlds.schema import STACKED, STACKED_UNDECAYED, OptimizerRules
 
@@ -55,20 +55,6 @@ class LearnedEmbeddings(Method):
             if value is not None and value < 1:
                 raise ValueError(f"{name}: got {value}; give at least 1")
 
-    def network(
-        self, projection: nn.Linear, output_width: int, num_tasks: int, init_std: float | None
-    ) -> PromptNetwork:
-        """The network, as wide and of the type that a projection of the model's states says."""
-        return PromptNetwork(
-            1 if self.sharing == "single" else num_tasks,
-            self.length,
-            projection.in_features,
-            self.hidden_dim,
-            output_width,
-            init_std,
-            weight_options(projection),
-        )
-
     def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> LearnedEmbeddings:
         """Keep what the network makes, without the network."""
         for module in model.get_submodule(f"extensions.{name}").modules():
@@ -99,17 +85,26 @@ class LearnedEmbeddings(Method):
         hidden, length = 6, 3
         method = cls(length=length, hidden_dim=hidden)
         num = length * width + hidden * (width + 1) + num_outputs * (hidden + 1)
-        bare = replace(method, hidden_dim=None)
-        tensors = (
+        one = Case(
+            method,
+            num,
             f"{owner}.table {owner}.hidden_weight {owner}.output_weight",
             f"{owner}.hidden_bias {owner}.output_bias",
+            merged=cls,
         )
+        per_task = replace(method, sharing="multiple")
+        bare = replace(method, hidden_dim=None)
+        needs_network = {"reference": r"makes prompts with a network \(hidden_dim\)"}
         return {
-            "": Case(method, num, *tensors, merged=cls),
-            "per task": Case(
-                replace(method, sharing="multiple"), num * NUM_TASKS, *tensors, merged=cls
+            "": one,
+            "per task": replace(one, method=per_task, num_trained=Toy.tasks * num),
+            "bare": Case(
+                bare,
+                length * num_outputs,
+                f"{owner}.table",
+                merged=cls,
+                refused=needs_network if "reference" in cls.libraries else {},
             ),
-            "bare": Case(bare, length * num_outputs, f"{owner}.table", merged=cls),
         }
 
 
@@ -125,19 +120,20 @@ class PromptNetwork(nn.Module):
     }
 
     def __init__(
-        self,
-        num: int,
-        length: int,
-        width: int,
-        hidden_dim: int | None,
-        output_width: int,
-        init_std: float | None,
-        options: dict[str, Any],
+        self, config: LearnedEmbeddings, host: Host, projection: nn.Linear, output_width: int
     ) -> None:
+        """As wide and of the type that a projection of the model's states says."""
         super().__init__()
+        num, _ = num_slices(config.sharing, len(host.tasks))
+        width, hidden_dim, options = (
+            projection.in_features,
+            config.hidden_dim,
+            weight_options(projection),
+        )
+        init_std = host.targets.linear_init_std
         self.has_layers = hidden_dim is not None
         inputs = output_width if hidden_dim is None else width
-        table = torch.empty(num, length, inputs, **options)
+        table = torch.empty(num, config.length, inputs, **options)
         self.table = nn.Parameter(nn.init.normal_(table, std=1.0 if init_std is None else init_std))
         if hidden_dim is not None:
             self.hidden_weight = nn.Parameter(torch.empty(num, hidden_dim, width, **options))

@@ -9,19 +9,18 @@ have relative positions like the text behind them; on BART no positions, but the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from vlds.methods.base import ModelExtension, extend_model, find_linears
-from vlds.methods.cases import WIDTH, Case
-from vlds.methods.extended import added_tensors
+from vlds.methods.base import Case, Toy
+from vlds.methods.extended import ModelExtension, added_tensors
+from vlds.methods.host import Host
 from vlds.methods.layouts import Layout, Library, Stored, is_t5
 from vlds.methods.prompt_network import LearnedEmbeddings, PromptNetwork
 from vlds.methods.routing import TaskRouting
-from vlds.schema import TargetModules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,19 +30,10 @@ class PromptTuning(LearnedEmbeddings):
     libraries: ClassVar[frozenset[Library]] = frozenset({"peft", "reference"})
     original_owner: ClassVar[str] = "encoder."
 
-    def attach(
-        self,
-        name: str,
-        model: nn.Module,
-        targets: TargetModules,
-        tasks: Sequence[str],
-        routing: TaskRouting,
-    ) -> list[nn.Parameter]:
-        """Put the prompts beside the model."""
-        projection = next(iter(find_linears(model, targets, "attn_q").values()))
-        width = projection.in_features
-        network = self.network(projection, width, len(tasks), targets.linear_init_std)
-        extend_model(model, name, Prompts(network, routing))
+    def attach(self, host: Host) -> list[nn.Parameter]:
+        projection = next(iter(host.linears("attn_q").values()))
+        network = PromptNetwork(self, host, projection, projection.in_features)
+        host.extend_model(Prompts(network, host.routing))
         return list(network.parameters())
 
     def refusal(self, library: Library, model: Any) -> str | None:
@@ -77,11 +67,8 @@ class PromptTuning(LearnedEmbeddings):
 
     @classmethod
     def cases(cls) -> Mapping[str, Case]:
-        """With and without a network."""
-        cases = cls.network_cases("network", WIDTH, WIDTH)
-        without_network = {"reference": r"makes prompts with a network \(hidden_dim\)"}
+        cases = cls.network_cases("network", Toy.width, Toy.width)
         on_bart = {"Bart peft": "peft's prompts have positions, and on BART move the text's"}
-        cases["bare"] = replace(cases["bare"], refused=without_network)
         return {w: replace(case, refused=case.refused | on_bart) for w, case in cases.items()}
 
 

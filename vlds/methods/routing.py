@@ -62,6 +62,23 @@ class TaskRouting:
         parts = [function(rows, task) for rows, task in zip(groups, self.tasks, strict=True)]
         return torch.cat(parts).index_select(0, self._inverse)
 
+    def apply_pair(
+        self,
+        function: Callable[[Tensor, Any, Any], Tensor],
+        states: Tensor,
+        first: Sequence[Any],
+        second: Sequence[Any],
+    ) -> Tensor:
+        """Run `function(rows, first, second)` on each task's rows with the task's entry of either
+        sequence, which holds one entry per task, or one for all."""
+
+        def of_task(rows: Tensor, task: int) -> Tensor:
+            pair = (entries[task if len(entries) > 1 else 0] for entries in (first, second))
+            return function(rows, *pair)
+
+        shared = len(first) == len(second) == 1
+        return of_task(states, 0) if shared else self.apply(of_task, states)
+
     def of_rows(self, stacked: Tensor) -> Tensor:
         """Small tensors of the tasks, or one for all, (tasks or 1, ...) -> each row's, (b, ...)."""
         if len(stacked) == 1:

@@ -1,1 +1,1 @@
-"""Metrics: pure functions from text to a number. They know no task, no file and no tensor."""
+"""Metrics: functions from texts to numbers. They know no task and no tensor."""

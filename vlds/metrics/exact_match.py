@@ -1,4 +1,4 @@
-"""Accuracy by equality, its means per group, and the share of groups that are wholly right."""
+"""Exact match, its means by group, and the share of groups whose members are all correct."""
 
 from __future__ import annotations
 
@@ -9,30 +9,25 @@ Group = TypeVar("Group", str, int)
 
 
 def fold(text: str) -> str:
-    """Lower case and single blanks: what free answers are compared in."""
+    """Lower case with single blanks, for comparing free answers."""
     return " ".join(text.lower().split())
 
 
-def exact_match(predictions: Sequence[str], answers: Sequence[str]) -> float:
-    """Share of predictions that equal their answer, character by character, as in GQA."""
-    return mean(matches(predictions, answers))
-
-
-def matches(predictions: Iterable[str], answers: Iterable[str]) -> list[float]:
-    """1.0 where the prediction equals its answer, else 0.0."""
+def matches(predictions: Iterable[str], answers: Iterable[str | None]) -> list[float]:
+    """1.0 for a prediction that equals its answer character by character, as in GQA, else 0.0."""
     pairs = zip(predictions, answers, strict=True)
     return [float(prediction == answer) for prediction, answer in pairs]
 
 
 def worth(prediction: str, label: Mapping[str, float]) -> float:
-    """The score of a prediction in a table of answers, case and white space aside; 0 if absent."""
+    """A prediction's score in a table of answers, ignoring case and white space; 0 if absent."""
     return {fold(answer): score for answer, score in label.items()}.get(fold(prediction), 0.0)
 
 
 def mean(scores: Sequence[float]) -> float:
     """Mean score.
 
-    Errors: ValueError where there is nothing to score.
+    Errors: ValueError if there are no scores.
     """
     if not scores:
         raise ValueError("predictions: got none; there is nothing to score")
@@ -40,17 +35,17 @@ def mean(scores: Sequence[float]) -> float:
 
 
 def mean_by_group(scores: Iterable[float], groups: Sequence[Group | None]) -> dict[str, float]:
-    """Mean score of each group, in the order of names or numbers; None is no group."""
+    """Mean score of each group, sorted by name or number; scores of group None do not count."""
     members = members_of(scores, groups)
     return {str(group): mean(members[group]) for group in sorted(members)}
 
 
 def consistency(scores: Iterable[float], groups: Sequence[Group | None]) -> float:
-    """Share of the groups whose members are all right.
+    """Share of the groups whose members are all correct.
 
-    Errors: ValueError where there is no group.
+    Errors: ValueError if there are no groups.
     """
-    return mean([float(all(found)) for found in members_of(scores, groups).values()])
+    return mean([float(all(members)) for members in members_of(scores, groups).values()])
 
 
 def members_of(scores: Iterable[float], groups: Sequence[Group | None]) -> dict[Group, list[float]]:

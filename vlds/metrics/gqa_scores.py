@@ -1,8 +1,7 @@
 """GQA's scores, as the official eval.py (https://gqadataset.org) computes them.
 
-All of them look at balanced questions only; `consistency` also needs the answers to the questions
-that those entail, most of which are not balanced. Grounding, which needs a model's attention, is
-not here.
+All scores count balanced questions only. `consistency` also needs the answers to entailed
+questions, most of which are not balanced. Grounding is missing: it needs a model's attention.
 """
 
 from __future__ import annotations
@@ -17,21 +16,22 @@ from vlds.metrics.exact_match import matches, mean, mean_by_group
 from vlds.metrics.tables import score_values, table
 
 NO_STEPS = ("exist", "query: name", "choose name")
-"""Operations that the official script does not count: they only read the answer off."""
+"""Operations that the official script does not count as steps: they only read off the answer."""
 
 COMMON_ANSWERS = ("color", "material", "shape")
-"""Answers to "what do the two have in common?"; they stand in no file of choices."""
+"""Answers to "what do the two have in common?"; the files of choices lack them."""
 
 TABLES = ("half", "structural", "semantic", "steps", "words")
-"""What accuracy is counted by; all but the first are fields of a question."""
+"""Tables of accuracy; all but the first are fields of a question."""
 
 CHOICES = {"validity": "valid", "plausibility": "plausible"}
-"""Score -> the choices that it counts."""
+"""Score -> kind of choices that it counts."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """What the scores need of a question; what is None or empty is left out of its table."""
+    """What the scores need of a question. Questions whose field is None are left out of its
+    table."""
 
     answer: str
     balanced: bool = True
@@ -41,7 +41,7 @@ class Question:
     """obj, attr, cat, rel or global."""
     detailed: str | None = None
     group: str | None = None
-    """Questions about one kind of thing ("color of a car"), whose answers have one distribution."""
+    """Questions about the same thing ("color of a car"), for `distribution`."""
     entailed: Sequence[str] = ()
     """Ids of questions whose answers follow from this one's."""
     words: int | None = None
@@ -55,33 +55,29 @@ def gqa_scores(
     questions: Mapping[str, Question],
     choices: Mapping[str, Mapping[str, Collection[str]]] | None = None,
 ) -> dict[str, float]:
-    """All scores that there are data for; every question has a prediction.
+    """All scores that the data allow; every question has a prediction.
 
     `choices` has the "valid" and "plausible" answers of each balanced question.
 
-    Errors: ValueError where no question is balanced.
+    Errors: ValueError if no question is balanced.
     """
-    asked = {key: question for key, question in questions.items() if question.balanced}
-    said, answers = [predictions[key] for key in asked], [q.answer for q in asked.values()]
-    right = matches(said, answers)
+    balanced = {key: question for key, question in questions.items() if question.balanced}
+    values = values_by_score(predictions, balanced, choices)
     scores: dict[str, float | None] = {
-        "accuracy": mean(right),
+        "accuracy": mean(values["accuracy"]),
         "consistency": consistency(
             predictions,
             {key: question.answer for key, question in questions.items()},
-            {key: question.entailed for key, question in asked.items()},
+            {key: question.entailed for key, question in balanced.items()},
         ),
-        "distribution": distribution(said, answers, [q.group for q in asked.values()]),
+        "distribution": distribution(predictions, balanced),
     }
-    if choices is not None:
-        detailed = [question.detailed for question in asked.values()]
-        for name, kind in CHOICES.items():
-            scores[name] = mean(among(said, [choices[key][kind] for key in asked], detailed))
-    found = {name: value for name, value in scores.items() if value is not None}
+    scores |= {name: mean(of_questions) for name, of_questions in values.items()}
+    known = {name: score for name, score in scores.items() if score is not None}
     for by in TABLES:
-        groups = [group_of(question, by) for question in asked.values()]
-        found |= table("accuracy", by, mean_by_group(right, groups))
-    return found
+        groups = [group_of(question, by) for question in balanced.values()]
+        known |= table("accuracy", by, mean_by_group(values["accuracy"], groups))
+    return known
 
 
 def gqa_values(
@@ -90,32 +86,48 @@ def gqa_values(
     questions: Mapping[str, Question],
     choices: Mapping[str, Mapping[str, Collection[str]]] | None = None,
 ) -> list[float] | None:
-    """What each question adds to a score, NaN for those that are not balanced; None for consistency
-    and distribution, which are not means over questions."""
-    said = [predictions[key] for key in questions]
-    values = {"accuracy": matches(said, [question.answer for question in questions.values()])}
-    if choices is not None and name in CHOICES:
-        allowed = [choices[key][CHOICES[name]] if key in choices else () for key in questions]
-        values[name] = among(said, allowed, [q.detailed for q in questions.values()])
-    found = score_values(name, values, lambda by: [group_of(q, by) for q in questions.values()])
-    if found is None:
+    """Each question's value of a score, NaN if it is not balanced. None for consistency and
+    distribution, which are not means over questions."""
+    values = values_by_score(predictions, questions, choices)
+    scores = score_values(name, values, lambda by: [group_of(q, by) for q in questions.values()])
+    if scores is None:
         return None
-    pairs = zip(found, questions.values(), strict=True)
+    pairs = zip(scores, questions.values(), strict=True)
     return [value if question.balanced else nan for value, question in pairs]
 
 
+def values_by_score(
+    predictions: Mapping[str, str],
+    questions: Mapping[str, Question],
+    choices: Mapping[str, Mapping[str, Collection[str]]] | None,
+) -> dict[str, list[float]]:
+    """Score -> 1.0 or 0.0 for each question: accuracy, and with choices validity and plausibility
+    (is the prediction among the question's choices?)."""
+    answers = (question.answer for question in questions.values())
+    values = {"accuracy": matches((predictions[key] for key in questions), answers)}
+    if choices is None:
+        return values
+    for name, kind in CHOICES.items():
+        values[name] = []
+        for key, question in questions.items():
+            is_common = "Common" in (question.detailed or "")
+            allowed = COMMON_ANSWERS if is_common else choices.get(key, {}).get(kind, ())
+            values[name].append(float(predictions[key] in allowed))
+    return values
+
+
 def group_of(question: Question, by: str) -> Any:
-    """A question's group in one of TABLES; None where it has none."""
+    """A question's group in one of TABLES; None if it has none."""
     if by == "half":
-        # The script's own halves: questions for a word, and yes-or-no or this-or-that ones.
+        # The script's own halves: "query" asks for a word, the others offer two answers.
         kind = question.structural
         return kind and ("open" if kind == "query" else "binary")
     return getattr(question, by)
 
 
 def counted(predictions: Mapping[str, str], references: Mapping[str, Any]) -> dict[str, Any]:
-    """The references but for those that the official script does not miss: of questions that are
-    not balanced and have no prediction."""
+    """The references without questions that are not balanced and have no prediction: the official
+    script does not need them."""
     return {
         key: given
         for key, given in references.items()
@@ -125,8 +137,8 @@ def counted(predictions: Mapping[str, str], references: Mapping[str, Any]) -> di
 
 def reasoning_steps(program: Sequence[Mapping[str, Any]]) -> int:
     """Steps of a question's `semantic` program."""
-    said = (f"{step['operation']}: {step['argument']}" for step in program)
-    return sum(not any(word in text for word in NO_STEPS) for text in said)
+    steps = (f"{step['operation']}: {step['argument']}" for step in program)
+    return sum(not any(word in step for word in NO_STEPS) for step in steps)
 
 
 def consistency(
@@ -134,10 +146,10 @@ def consistency(
     answers: Mapping[str, str],
     entailed: Mapping[str, Sequence[str]],
 ) -> float | None:
-    """Mean accuracy on what the rightly answered questions entail; 0 where none is right.
+    """Mean accuracy on what the correctly answered questions entail; 0 if none is correct.
 
     `entailed` names, for each question that counts, the questions whose answers follow from its
-    own. None where nothing is entailed, or something that was not asked.
+    answer. None if nothing is entailed, or an entailed question was not asked.
     """
     others = {key: [name for name in names if name != key] for key, names in entailed.items()}
     others = {key: names for key, names in others.items() if names}
@@ -145,43 +157,27 @@ def consistency(
     if not needed or not needed <= answers.keys():
         return None
     right = {key: predictions[key] == answers[key] for key in needed | others.keys()}
-    found = [mean([right[name] for name in names]) for key, names in others.items() if right[key]]
-    return mean(found) if found else 0.0
+    shares = [mean([right[name] for name in names]) for key, names in others.items() if right[key]]
+    return mean(shares) if shares else 0.0
 
 
-def distribution(
-    predictions: Sequence[str], answers: Sequence[str], groups: Sequence[str | None]
-) -> float | None:
+def distribution(predictions: Mapping[str, str], questions: Mapping[str, Question]) -> float | None:
     """How far the answers' frequencies are from the true ones; 0 is the best.
 
-    The chi-square statistic of each group of questions, weighed by the group's size, by 100. An
-    answer that is right nowhere in its group costs nothing by itself. None without groups.
+    The mean of the groups' chi-square statistics, weighted by group size, divided by 100. An answer
+    that is never correct in its group adds nothing by itself. None without groups.
     """
     true: dict[str, Counter[str]] = {}
-    said: dict[str, Counter[str]] = {}
-    for prediction, answer, group in zip(predictions, answers, groups, strict=True):
-        if group is not None:
-            true.setdefault(group, Counter())[answer] += 1
-            said.setdefault(group, Counter())[prediction] += 1
+    predicted: dict[str, Counter[str]] = {}
+    for key, question in questions.items():
+        if question.group is not None:
+            true.setdefault(question.group, Counter())[question.answer] += 1
+            predicted.setdefault(question.group, Counter())[predictions[key]] += 1
     if not true:
         return None
     total = sum(
-        counts.total() * sum((said[group][answer] - n) ** 2 / n for answer, n in counts.items())
+        counts.total()
+        * sum((predicted[group][answer] - n) ** 2 / n for answer, n in counts.items())
         for group, counts in true.items()
     )
     return total / sum(counts.total() for counts in true.values()) / 100
-
-
-def among(
-    predictions: Sequence[str],
-    choices: Sequence[Collection[str]],
-    detailed: Sequence[str | None],
-) -> list[float]:
-    """1.0 where a prediction is among its question's choices (validity, plausibility), else 0.0.
-
-    `detailed` is the question's detailed type.
-    """
-    return [
-        float(prediction in (COMMON_ANSWERS if "Common" in (kind or "") else allowed))
-        for prediction, allowed, kind in zip(predictions, choices, detailed, strict=True)
-    ]

@@ -1,8 +1,8 @@
-"""METEOR 1.5, the Java program of pycocoevalcap, spoken to line by line.
+"""METEOR 1.5, the Java program of pycocoevalcap, which answers line by line.
 
-A line "SCORE ||| reference ||| ... ||| caption" is answered by the statistics of that caption, a
-line "EVAL ||| statistics ||| ..." by a score for each and then the score of all, which is made of
-the summed statistics: METEOR of parts cannot be averaged.
+It answers "SCORE ||| reference ||| ... ||| caption" with the statistics of that caption, and "EVAL
+||| statistics ||| ..." with a score for each caption and then the score of all, which comes from
+the summed statistics: METEOR of parts of the data cannot be averaged.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class Meteor:
         self.errors = errors
 
     def score(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-        """Score of all captions, each a line of tokens."""
+        """The score of all captions, each a line of tokens."""
         statistics = [
             self.ask(["SCORE", *given, caption.replace("|||", "").replace("  ", " ")])
             for caption, given in zip(captions, references, strict=True)
         ]
-        self.ask(["EVAL", *statistics])  # answered by the first caption's own score
+        self.ask(["EVAL", *statistics])  # the first caption's score
         for _ in captions[1:]:
             self.answer()
         return float(self.answer())
@@ -41,7 +41,7 @@ class Meteor:
     def ask(self, words: Sequence[str]) -> str:
         """Send a line and read one."""
         assert self.process.stdin is not None
-        with suppress(BrokenPipeError):  # it has ended; `answer` says why
+        with suppress(BrokenPipeError):  # the program has ended; `answer` says why
             self.process.stdin.write(SEPARATOR.join(words).encode() + b"\n")
             self.process.stdin.flush()
         return self.answer()
@@ -49,21 +49,21 @@ class Meteor:
     def answer(self) -> str:
         """The next line.
 
-        Errors: RuntimeError where the program has ended.
+        Errors: RuntimeError if the program has ended.
         """
         assert self.process.stdout is not None
         line = self.process.stdout.readline().decode().strip()
         if not line:
             code = self.process.wait(SECONDS_TO_END)
             self.errors.seek(0)
-            said = self.errors.read().decode(errors="replace")[-500:]
-            raise RuntimeError(f"METEOR ended with exit code {code}: {said}")
+            message = self.errors.read().decode(errors="replace")[-500:]
+            raise RuntimeError(f"METEOR ended with exit code {code}: {message}")
         return line
 
 
 @contextmanager
 def running_meteor() -> Iterator[Meteor]:
-    """Start METEOR (some seconds, 2 GB at most); it has ended when this is over."""
+    """Run METEOR inside the context. It takes seconds to start, and up to 2 GB."""
     command = ["java", "-Xmx2G", "-Dfile.encoding=UTF-8", "-jar", JAR,
                "-", "-", "-stdio", "-l", "en", "-norm"]  # fmt: skip
     with (
@@ -81,7 +81,7 @@ def running_meteor() -> Iterator[Meteor]:
         finally:
             process.kill()
             assert process.stdin is not None
-            with suppress(BrokenPipeError):  # what could not be written is written again
+            with suppress(BrokenPipeError):  # closing flushes what could not be written
                 process.stdin.close()
 
 

@@ -1,7 +1,7 @@
 """SPICE 1.0: agreement in objects, attributes and relations. Off by default.
 
-The Java program comes with pycocoevalcap; the parser and the models that it needs do not, and it
-runs on old Java only. The scores of papers are the mean of the captions' F values.
+The Java program comes with pycocoevalcap. The parser and the models that it needs do not, and it
+runs on old Java only. Papers quote the mean of the captions' F values.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from vlds.runtime.json_file import read_json
 
 MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 LAST_JAVA = 15
-"""From Java 16 on, SPICE's libraries may not look into Java's own classes."""
+"""From Java 16 on, SPICE's libraries cannot access Java's internal classes."""
 
 
 def missing() -> str | None:
-    """What stands in the way of SPICE, with the cure; None where nothing does."""
-    if (found := coco_package.missing()) is not None:
-        return found
+    """What SPICE lacks on this machine, with the cure; None if nothing."""
+    if (missing_package := coco_package.missing()) is not None:
+        return missing_package
     library = coco_package.folder("spice") / "lib"
     if absent := [name for name in MODELS if not (library / name).is_file()]:
         return (
@@ -39,29 +39,29 @@ def missing() -> str | None:
 
 def java_version() -> int:
     """Major version of the `java` in PATH: 8, 11, 17, ..."""
-    said = subprocess.run(["java", "-version"], capture_output=True, text=True).stderr
-    found = re.search(r'version "(?:1\.)?(\d+)', said)
-    assert found is not None, said
-    return int(found[1])
+    output = subprocess.run(["java", "-version"], capture_output=True, text=True).stderr
+    match = re.search(r'version "(?:1\.)?(\d+)', output)
+    assert match is not None, output
+    return int(match[1])
 
 
 def spice(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     """SPICE of tokenized captions against their tokenized references."""
     pairs = zip(captions, references, strict=True)
-    asked = [
-        {"image_id": number, "test": caption, "refs": list(given)}
-        for number, (caption, given) in enumerate(pairs)
+    entries = [
+        {"image_id": index, "test": caption, "refs": list(given)}
+        for index, (caption, given) in enumerate(pairs)
     ]
     with tempfile.TemporaryDirectory() as scratch:
-        given, found = Path(scratch, "captions.json"), Path(scratch, "scores.json")
-        given.write_text(json.dumps(asked), encoding="utf-8")
-        command = ["java", "-Xmx8G", "-Dfile.encoding=UTF-8", "-jar", "spice-1.0.jar", str(given),
-                   "-cache", scratch, "-out", str(found), "-subset", "-silent"]  # fmt: skip
+        inputs, outputs = Path(scratch, "captions.json"), Path(scratch, "scores.json")
+        inputs.write_text(json.dumps(entries), encoding="utf-8")
+        command = ["java", "-Xmx8G", "-Dfile.encoding=UTF-8", "-jar", "spice-1.0.jar", str(inputs),
+                   "-cache", scratch, "-out", str(outputs), "-subset", "-silent"]  # fmt: skip
         done = subprocess.run(command, cwd=coco_package.folder("spice"), capture_output=True)
         if done.returncode != 0:
             raise RuntimeError(
                 f"SPICE ended with exit code {done.returncode}: "
                 f"{done.stderr.decode(errors='replace')[-500:]}"
             )
-        scored = read_json(found)
+        scored = read_json(outputs)
     return mean([float(entry["scores"]["All"]["f"]) for entry in scored])

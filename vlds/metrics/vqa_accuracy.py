@@ -1,14 +1,14 @@
 """VQA accuracy, as the official evaluation of VQA v2 computes it.
 
-An answer is as right as people agree with it: for each of the ten annotators, the prediction scores
-min(1, matches among the other nine / 3), and the mean of the ten is the question's accuracy. All
-oddities of the official script (https://github.com/GT-Vision-Lab/VQA) are kept, because a number
-that differs from it cannot be compared with anybody's.
+For each of the ten annotators, the prediction scores min(1, matches among the other nine / 3); the
+mean of the ten is the question's accuracy. All oddities of the official script
+(https://github.com/GT-Vision-Lab/VQA) are kept: a number that differs from it could not be compared
+with published ones.
 
-Two sets of rules are in use. "official" is the script's version of 2021: where the ten differ, both
-sides are normalised alike, where they agree neither is. "legacy" is the version before, which VL-T5
-and VL-Adapter copied: the prediction is always normalised, the annotators' answers lose their
-punctuation where they differ, and keep their articles, number words and case.
+Two sets of rules are in use. "official" is the script's version of 2021: if the ten answers differ,
+it normalises both sides alike, and neither if they agree. "legacy" is the version before, which
+VL-T5 and VL-Adapter copied: it always normalises the prediction; the annotators' answers lose their
+punctuation if they differ, and keep their articles, number words and case.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from vlds.metrics.vqa_contractions import CONTRACTIONS
 
 Rules = Literal["official", "legacy"]
 NUM_ANNOTATORS = 10
-"""The accuracy is defined on the answers of ten people."""
+"""The accuracy is defined for the answers of ten people."""
 
 PUNCTUATION = (";", "/", "[", "]", '"', "{", "}", "(", ")", "=", "+", "\\", "_", "-", ">", "<", "@",
                "`", ",", "?", "!")  # fmt: skip
-"""No apostrophe and no colon: those stay."""
+"""Without apostrophe and colon, which stay."""
 
 NUMBER_WORDS = {
     "none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5",
@@ -38,11 +38,11 @@ ARTICLES = frozenset({"a", "an", "the"})
 
 COMMA_IN_NUMBER = re.compile(r"(\d)(,)(\d)")
 
-# The official pattern is "(?!<=\d)(\.)(?!\d)": its first group was meant as a look-behind, but it
-# looks ahead for the text "<=" and never hinders a match with a period.
+# The official pattern is "(?!<=\d)(\.)(?!\d)". Its first group was meant as a look-behind, but it
+# looks ahead for the text "<=", which never stands where a period matches.
 PERIOD = re.compile(r"\.(?!\d)")
 
-# The official call passes re.UNICODE, whose value is 32, as the largest number of replacements.
+# The official call passes re.UNICODE, whose value is 32, as the maximum number of replacements.
 MAX_PERIODS = 32
 
 
@@ -52,7 +52,7 @@ def clean_white_space(text: str) -> str:
 
 
 def process_punctuation(text: str) -> str:
-    """Delete or blank out punctuation: which of the two is decided on the text as it came in."""
+    """Delete punctuation or replace it by blanks, decided by the original text."""
     delete_all = COMMA_IN_NUMBER.search(text) is not None
     result = text
     for mark in PUNCTUATION:
@@ -69,8 +69,8 @@ def process_digits_and_articles(text: str) -> str:
 
 @lru_cache(maxsize=1 << 16)
 def normalise(text: str) -> str:
-    """What both sides go through where the annotators differ; kept, because the same few thousand
-    answers come again and again."""
+    """The form that is compared if the annotators differ. Cached: the same few thousand answers
+    recur."""
     return process_digits_and_articles(process_punctuation(text))
 
 
@@ -79,8 +79,8 @@ def compared(
 ) -> tuple[str, list[str]]:
     """The prediction and the annotators' answers in the forms that are compared.
 
-    Where all annotators wrote the same, the official rules normalise nothing, not even case: "Yes"
-    against ten times "yes" is wrong.
+    If all annotators agree, the official rules normalise nothing, not even case: "Yes" is wrong
+    against ten times "yes".
     """
     prediction = clean_white_space(prediction)
     if rules == "legacy":

@@ -1,7 +1,7 @@
-"""Answers from a list and nothing else: the list's token sequences as a tree of prefixes.
+"""Restricts answers to a list: a tree of the prefixes of the answers' tokens.
 
-While an answer is written, only tokens may follow that lead to an answer of the list; its end is
-</s>, so that "fire" and "fire hydrant" can both be there. r rows, l tokens, w words of vocabulary.
+At each step, only tokens that lead to an answer of the list may follow. Answers end with </s>, so
+that the list may hold both "fire" and "fire hydrant". r rows, l tokens, w words of vocabulary.
 """
 
 from __future__ import annotations
@@ -17,35 +17,35 @@ from vlds.runtime.json_file import read_json
 
 
 def read_answers(answers: Sequence[str] | str) -> tuple[str, ...]:
-    """The answers of `Decoding.answers`: as they are, or out of their file.
+    """The answers of `Decoding.answers`: the list itself, or read from its file.
 
-    Errors: ValueError if the file cannot be read, or holds anything but different texts.
+    Errors: ValueError if the file cannot be read, or is not a list of texts.
     """
-    where, listed = "decoding.answers", answers
+    field, listed = "decoding.answers", answers
     if isinstance(answers, str):
-        where = f"decoding.answers: {answers}"
+        field = f"decoding.answers: {answers}"
         try:
             listed = read_json(Path(answers))
         except OSError as error:
-            raise ValueError(f"{where}: {error.strerror}; name a JSON file with a list") from None
+            raise ValueError(f"{field}: {error.strerror}; name a JSON file with a list") from None
         except ValueError as error:
-            raise ValueError(f"{where} is not JSON ({error})") from None
+            raise ValueError(f"{field} is not JSON ({error})") from None
     is_list = isinstance(listed, (list, tuple)) and len(listed) > 0
     if not is_list or not all(isinstance(text, str) and text.strip() for text in listed):
-        raise ValueError(f"{where} must be a list of one or more texts, none of them empty")
+        raise ValueError(f"{field} must be a list of one or more texts, none of them empty")
     return tuple(dict.fromkeys(listed))
 
 
 class AnswerList:
-    """The answers, and which tokens may follow what is written so far."""
+    """The answers, and which tokens may follow the tokens so far."""
 
     def __init__(self, answers: Iterable[str], tokenizer: Any) -> None:
-        """Tokenized as targets are, so that special tokens at the start belong to it."""
+        """Tokenizes answers like targets, including special tokens at the start."""
         answers = list(answers)
         tokens = tokenizer(answers, add_special_tokens=True)["input_ids"]
         self.texts: dict[tuple[int, ...], str] = {}
         for ids, answer in zip(tokens, answers, strict=True):
-            # Of two answers that are the same to the tokenizer, the first stands for both.
+            # Of two answers with the same tokens, the first one is the text of both.
             self.texts.setdefault(tuple(ids), answer)
         self.longest = max(map(len, self.texts))
         """Tokens of the longest answer, </s> included."""
@@ -90,8 +90,8 @@ class AnswerList:
         first, counts = self._first[nodes], self._first[nodes + 1] - self._first[nodes]
         rows = torch.repeat_interleave(torch.arange(len(ids), device=ids.device), counts)
         ends = counts.cumsum(0)
-        place = torch.arange(len(rows), device=ids.device) - (ends - counts)[rows]
-        tokens = self._tokens[first[rows] + place]
+        offsets = torch.arange(len(rows), device=ids.device) - (ends - counts)[rows]
+        tokens = self._tokens[first[rows] + offsets]
         allowed = torch.full_like(scores, -torch.inf)
         allowed[rows, tokens] = scores[rows, tokens]
         return allowed

@@ -1,5 +1,5 @@
-"""From a recipe's choices to a model: load, freeze everything, attach the methods, note what comes
-from where."""
+"""Builds a model from a recipe's choices: loads and freezes all parts, attaches the methods, and
+notes which tensors come from which source."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,15 @@ from torch import nn
 
 from vlds.backbones.attention import use_extensions
 from vlds.backbones.base import Backbone
-from vlds.methods.base import Method, find_modules
+from vlds.methods.base import Method
+from vlds.methods.host import Host, find_modules
 from vlds.methods.routing import TaskRouting
 from vlds.models.counts import Counts
 from vlds.models.draws import draw_by_name, draw_rows
 from vlds.models.tape import Tape
 from vlds.models.visual_embedding import VisualEmbedding, VisualEmbeddingConfig
 from vlds.models.vl_model import Sources, VLModel
-from vlds.runtime.regular_file import open_file
+from vlds.runtime.manifest import sha256
 from vlds.vision.base import VisionEncoder, freeze, load_weights, on_meta
 
 RESERVED = ("backbone", "vision", "visual_embedding", "norms")
@@ -77,8 +79,8 @@ class ModelConfig:
 def build_model(
     config: ModelConfig, tasks: Sequence[str], dtype: torch.dtype, tokenizer: Any
 ) -> VLModel:
-    """A model in which only the weights that its methods name train. Weights that no source fills
-    are drawn by `config.seed` and their names.
+    """A model in which only its methods' weights train. Weights that no source fills are drawn by
+    `config.seed` and their names.
 
     Inside `torch.device("meta")` it has shapes only, and `tokenizer` may be None: then the sizes
     come from the backbone's config. Errors: ValueError if parts do not fit each other.
@@ -134,8 +136,8 @@ def build_parts(config: ModelConfig, dtype: torch.dtype, tokenizer: Any) -> VLMo
 
 
 def enable_checkpointing(backbone: Any) -> None:
-    """Recompute each layer's activations in the backward pass; transformers has renamed its switch
-    on its way."""
+    """Recompute each layer's activations in the backward pass; versions of transformers differ in
+    the name of the switch."""
     names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
     enable = next(getattr(backbone, name) for name in names if hasattr(backbone, name))
     enable({"use_reentrant": False})
@@ -143,14 +145,13 @@ def enable_checkpointing(backbone: Any) -> None:
 
 def build_visual_embedding(config: ModelConfig, width: int) -> VisualEmbedding:
     """The bridge, initialised as the backbone's family does, or from its file."""
-    vision, family = config.vision, config.backbone
+    geometry, family = config.vision.geometry, config.backbone
     norm = partial(family.visual_norm, bias=config.visual_embedding.norm_biases)
     embedding = VisualEmbedding(
-        config.visual_embedding, vision.feature_dim, width, vision.grid_size, norm
+        config.visual_embedding, geometry.feature_dim, width, geometry.grid_size, norm
     )
     embedding.init_weights(family.linear_init_std)
-    if config.visual_embedding.weights is not None and not on_meta():
-        load_weights(embedding, config.visual_embedding.weights)
+    load_weights(embedding, config.visual_embedding.weights)
     return embedding
 
 
@@ -167,26 +168,21 @@ def attach_methods(config: ModelConfig, model: VLModel, tasks: Sequence[str]) ->
         part: nn.Module = model.backbone if method.part == "backbone" else model.vision
         targets = (config.backbone if method.part == "backbone" else config.vision).target_modules
         try:
-            claim(method.attach(name, part, targets, tasks, model.routing), name)
+            claim(method.attach(Host(name, part, targets, tasks, model.routing)), name)
         except ValueError as error:
             raise ValueError(f"methods.{name}: {error}") from None
         if method.part == "vision":
             model.vision.frozen = False
     if config.train_norms:
-        claim(norm_parameters(model.backbone, config.backbone), "norms")
+        norms = find_modules(model.backbone, config.backbone.target_modules, "norm").values()
+        claim((p for norm in norms for p in norm.parameters(recurse=False)), "norms")
     if config.train_visual_embedding:
         claim(model.visual_embedding.parameters(), "visual_embedding")
     return trained
 
 
-def norm_parameters(backbone: nn.Module, family: Backbone) -> list[nn.Parameter]:
-    """Weights and biases of the backbone's norms."""
-    norms = find_modules(backbone, family.target_modules, "norm").values()
-    return [parameter for norm in norms for parameter in norm.parameters(recurse=False)]
-
-
 def find_source_names(config: ModelConfig, model: VLModel, backbone: Iterable[str]) -> set[str]:
-    """Tensors of the model, before methods are attached, that are those of a named source."""
+    """Tensors of the model that a named source has filled; before methods are attached."""
     names = {BACKBONE_PREFIX + name for name in backbone}
     state = [name for name, _ in model.unique_state()]
     if config.vision.source is not None:
@@ -197,7 +193,7 @@ def find_source_names(config: ModelConfig, model: VLModel, backbone: Iterable[st
 
 
 def drop_trained_sources(model: VLModel) -> None:
-    """Strike off what training changes: it does not stay as its source has it."""
+    """Forget the sources of tensors that training changes."""
     moving = model.moving_names()
     rows = {name: rows for name, rows in model.sources.rows.items() if name not in moving}
     model.sources = Sources(names=model.sources.names - moving, rows=rows)
@@ -219,25 +215,15 @@ def describe(config: ModelConfig, tasks: Sequence[str]) -> Counts:
 
 
 def hash_source(source: str) -> str:
-    """sha256 over a file, or over a folder's weight files and config; over the name where it is not
+    """sha256 over a file, or over a folder's weight files and config; over the name if it is not
     local."""
-    path = Path(source)
-    digest = hashlib.sha256()
-    if path.is_dir():
-        files = sorted(
-            f
-            for f in path.iterdir()
-            if f.suffix in {".safetensors", ".bin"} or f.name == "config.json"
-        )
-    else:
-        files = [path] if path.is_file() else []
-    if not files:
-        return hash_name(source)
+    path, digest = Path(source), hashlib.sha256()
+    inside = (path.glob(pattern) for pattern in ("*.safetensors", "*.bin", "config.json"))
+    files = [path] if path.is_file() else sorted(chain(*inside))
     for file in files:
         digest.update(file.name.encode())
-        with open_file(file) as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
+        digest.update(bytes.fromhex(sha256(file)))
+    return digest.hexdigest() if files else hash_name(source)
 
 
 def hash_name(source: str) -> str:

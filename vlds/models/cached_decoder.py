@@ -15,8 +15,8 @@ from vlds.methods.routing import TaskRouting
 
 
 class CachedDecoder:
-    """One decoder step at a time. Keys and values of the encoder's states stand once an example,
-    those of the tokens written once a beam."""
+    """Runs one decoder step at a time. It keeps the encoder's keys and values once per example, and
+    those of written tokens once per beam."""
 
     def __init__(
         self,
@@ -39,13 +39,13 @@ class CachedDecoder:
 
     @property
     def num_examples(self) -> int:
-        """Examples that are still at work."""
+        """Examples that are not finished."""
         return len(self._states)
 
     def next_logits(self, last_tokens: Tensor, size: int) -> Tensor:
         """(b, k) last tokens -> (b * k, w) logits in at least float32."""
         repeat = 1
-        if not self._cache:  # all beams begin with the same token
+        if not self._cache:  # all beams start with the same token
             last_tokens, repeat = last_tokens[:, :1], size
         tasks = self._task_index.repeat_interleave(last_tokens.shape[1])
         self._routing.set(tasks, self.device)
@@ -56,7 +56,7 @@ class CachedDecoder:
             use_cache=True,
             **self._cache,
         )
-        # transformers 5 has renamed the cache on its way.
+        # Versions of transformers differ in the cache's name.
         name = "cache" if "cache" in output else "past_key_values"
         self._cache = {name: output[name]}
         logits = self._vocabulary_logits(output.last_hidden_state[:, -1])
@@ -75,7 +75,7 @@ class CachedDecoder:
         written.reorder_cache(rows)
 
     def select(self, examples: Tensor) -> None:
-        """Go on with these examples alone."""
+        """Continue with these examples only."""
         (cache,) = self._cache.values()
         size = len(cache.self_attention_cache.layers[0].keys) // self.num_examples
         rows = (examples[:, None] * size + torch.arange(size, device=self.device)).flatten()

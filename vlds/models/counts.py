@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import nn
-
 
 @dataclass(frozen=True)
 class Count:
@@ -25,12 +23,13 @@ class Counts:
 
     @classmethod
     def of(cls, model: Any) -> Counts:
-        """Count a model that tells the part of a parameter; tied parameters count once."""
+        """Count the parameters of a `VLModel`; tied parameters count once."""
         by_part: dict[str, Count] = {}
         for name, parameter in model.named_parameters():
             part = model.part_of(name)
             old = by_part.get(part, Count(0, 0))
-            size = full_size(parameter)
+            # The whole size if ZeRO-3 has partitioned the parameter.
+            size = int(getattr(parameter, "ds_numel", parameter.numel()))
             trained = size if parameter.requires_grad else 0
             by_part[part] = Count(old.total + size, old.trainable + trained)
         return cls(by_part)
@@ -69,8 +68,3 @@ class Counts:
         if "vision" in self.by_part:
             lines.append("The vision encoder is not in the total, as in VL-Adapter.")
         return "\n".join(lines)
-
-
-def full_size(parameter: nn.Parameter) -> int:
-    """Elements of a parameter, of the whole one where ZeRO-3 has partitioned it."""
-    return int(getattr(parameter, "ds_numel", parameter.numel()))

@@ -1,8 +1,8 @@
 """From encoder states to token ids: greedy, beam search, or a comparison of a few words.
 
-Our own loop does less than Hugging Face's `generate`: the first step runs once an example, not once
-a beam; keys and values of the encoder's states are made and kept once an example; finished examples
-leave the batch. Shapes: b examples, k beams, r rows, w words of vocabulary, l length.
+Our loop does less work than Hugging Face's `generate`: the first step runs once per example, not
+once per beam; the encoder's keys and values are computed and kept once per example; finished
+examples leave the batch. Shapes: b examples, k beams, r rows, w words of vocabulary, l length.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vlds.models.hypotheses import Beams, Greedy, Hypotheses, Written
 from vlds.schema import Decoding
 
 LEAVE = 0.75
-"""Done examples leave the batch when no more than this share of it is still open."""
+"""Finished examples leave the batch once at most this share of it is unfinished."""
 Rules = Callable[[Tensor, Tensor], Tensor]
 """Ids (r, l) and scores (r, w) of the next token -> scores."""
 
@@ -33,7 +33,7 @@ Rules = Callable[[Tensor, Tensor], Tensor]
 def rules(
     decoding: Decoding, config: Any, listed: AnswerList | None, limit: int, forces_eos: bool
 ) -> Rules:
-    """What bends the scores of the next token. Nothing comes from the checkpoint's own config."""
+    """What changes the scores of the next token. Nothing comes from the checkpoint's config."""
     if listed is not None:
         return listed
     processors = LogitsProcessorList()
@@ -51,7 +51,7 @@ def generate_ids(
     *,
     beam_forces_eos: bool,
 ) -> Written:
-    """Answers, of at most the decoding's length."""
+    """Generate answers of at most the decoding's length."""
     config = decoder.config
     limit = 1 + (decoding.max_new_tokens if listed is None else listed.longest)
     bend = rules(decoding, config, listed, limit, beam_forces_eos)

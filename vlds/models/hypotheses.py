@@ -39,7 +39,7 @@ class Hypotheses(ABC):
         self.ids, self.limit, self.size = start, limit, start.shape[1]
         self.eos, self.pad = config.eos_token_id, config.pad_token_id
         self.done = torch.zeros(len(start), dtype=torch.bool, device=start.device)
-        """(b,) True if nothing can change any more."""
+        """(b,) True for finished examples."""
 
     @abstractmethod
     def advance(self, scores: Tensor, logits: Tensor) -> Tensor | None:
@@ -51,7 +51,7 @@ class Hypotheses(ABC):
         """Answers (b, limit), padded."""
 
     def select(self, examples: Tensor) -> None:
-        """Go on with these examples alone."""
+        """Continue with these examples only."""
         for name in self.rows:
             setattr(self, name, getattr(self, name)[examples])
 
@@ -66,14 +66,13 @@ class Greedy(Hypotheses):
     def advance(self, scores: Tensor, logits: Tensor) -> None:
         """Append the best token; what is done gets padding."""
         tokens = scores.argmax(-1)
-        own = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
-        self.sums = self.sums + own.masked_fill(self.done, 0.0)
+        log_probabilities = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
+        self.sums = self.sums + log_probabilities.masked_fill(self.done, 0.0)
         tokens = tokens.masked_fill(self.done, self.pad)
         self.ids = extend(self.ids, tokens[:, None])
         self.done = self.done | (tokens == self.eos)
 
     def best(self) -> Written:
-        """All of them."""
         return Written(padded(self.ids, self.limit, self.pad)[:, 0], self.sums)
 
 
@@ -110,9 +109,9 @@ class Beams(Hypotheses):
         full = torch.isfinite(self.finished_scores).all(1)
         hopeless = self.finished_scores[:, -1] >= totals[:, 0] / length
         # The best k that do not end: there are k, since each beam ends in at most one way.
-        goes_on = torch.argsort(ends.long(), dim=1, stable=True)[:, : self.size]
-        self.sums, parents = totals.gather(1, goes_on), parents.gather(1, goes_on)
-        self.ids = extend(take(self.ids, parents), tokens.gather(1, goes_on))
+        continuing = torch.argsort(ends.long(), dim=1, stable=True)[:, : self.size]
+        self.sums, parents = totals.gather(1, continuing), parents.gather(1, continuing)
+        self.ids = extend(take(self.ids, parents), tokens.gather(1, continuing))
         none_open = (self.sums == -torch.inf).all(1)
         self.done = self.done | none_open | (full & (hopeless | self.early_stopping))
         first_rows = torch.arange(len(parents), device=parents.device)[:, None] * self.size

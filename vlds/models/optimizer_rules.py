@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from vlds.methods.base import pattern_of
 from vlds.methods.extended import is_own
+from vlds.methods.host import pattern_of
 from vlds.models.vl_model import VLModel
 from vlds.schema import UNDECAYED, OptimizerRule, OptimizerRules
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,6 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-Storage: TypeAlias = StorageWeakRef
-"""Names the memory of a tensor, even after that was freed."""
 FILLS = frozenset(
     {
         "normal_", "uniform_", "random_", "bernoulli_", "exponential_", "log_normal_", "cauchy_",
@@ -36,7 +34,7 @@ FILLS = frozenset(
 class View:
     """Where a tensor lies in its storage."""
 
-    storage: Storage
+    storage: StorageWeakRef
     numel: int
     """Elements of the whole storage."""
     size: torch.Size
@@ -66,7 +64,7 @@ class Step:
     kwargs: Any
     made: Sequence[tuple[int, View]]
     """Number and place of each output with new memory."""
-    changed: frozenset[Storage] = frozenset()
+    changed: frozenset[StorageWeakRef] = frozenset()
     """What the operation writes into."""
     fills: bool = False
     """True if the old values of `changed` do not matter."""
@@ -74,15 +72,15 @@ class Step:
     @property
     def draws(self) -> bool:
         """True if the operation asks for random numbers."""
-        return torch.Tag.nondeterministic_seeded in self.function.tags
+        return draws(self.function)
 
     @property
-    def writes(self) -> frozenset[Storage]:
+    def writes(self) -> frozenset[StorageWeakRef]:
         """Where its results are."""
         return self.changed | {view.storage for _, view in self.made}
 
     @property
-    def reads(self) -> frozenset[Storage]:
+    def reads(self) -> frozenset[StorageWeakRef]:
         """Random storages that its results depend on."""
         leaves = pytree.tree_leaves((self.args, self.kwargs))
         storages = frozenset(leaf.storage for leaf in leaves if isinstance(leaf, View))
@@ -95,7 +93,7 @@ class Tape(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[Step] = []
-        self._writers: dict[Storage, list[int]] = {}
+        self._writers: dict[StorageWeakRef, list[int]] = {}
         """Random storage -> numbers of the steps that write into it, in order."""
         self._parameters: Any = WeakIdKeyDictionary()
         """Parameter -> its place when it was last written. ZeRO-3 takes that memory away."""
@@ -139,7 +137,7 @@ class Tape(TorchDispatchMode):
 
         Seeds the default generator.
         """
-        memory: dict[Storage, Tensor] = {}
+        memory: dict[StorageWeakRef, Tensor] = {}
 
         def restored(leaf: Any) -> Any:
             if isinstance(leaf, View):
@@ -161,9 +159,10 @@ class Tape(TorchDispatchMode):
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if function.is_view or not self._concerns(function, args, kwargs):
-            return function(*args, **kwargs)
         inputs = {storage_of(tensor) for tensor in tensors_in((args, kwargs))}
+        is_random = draws(function) or not inputs.isdisjoint(self._writers)
+        if function.is_view or not is_random:
+            return function(*args, **kwargs)
         changed = list(changed_by(function, args, kwargs))
         fills = function.overloadpacket.__name__ in FILLS and all(map(is_whole, changed))
         for tensor in changed:
@@ -178,12 +177,6 @@ class Tape(TorchDispatchMode):
         places = frozenset(map(storage_of, changed))
         self._keep(Step(function, noted_args, noted_kwargs, made, places, fills))
         return outputs
-
-    def _concerns(self, function: Any, args: Any, kwargs: Any) -> bool:
-        if torch.Tag.nondeterministic_seeded in function.tags:
-            return True
-        tensors = tensors_in((args, kwargs)) if self._writers else iter(())
-        return any(storage_of(tensor) in self._writers for tensor in tensors)
 
     def _begin(self, tensor: Tensor, fills: bool) -> None:
         """Make known what is about to change, with its present values if they matter."""
@@ -241,8 +234,13 @@ def truncated_normal(
     return tensor.mul_(std * math.sqrt(2)).add_(mean).clamp_(min=a, max=b)
 
 
-def storage_of(tensor: Tensor) -> Storage:
-    """The memory of a tensor."""
+def draws(function: Any) -> bool:
+    """True for operations that ask for random numbers."""
+    return torch.Tag.nondeterministic_seeded in function.tags
+
+
+def storage_of(tensor: Tensor) -> StorageWeakRef:
+    """Identifies the memory of a tensor, even after that was freed."""
     return StorageWeakRef(tensor.untyped_storage())
 
 

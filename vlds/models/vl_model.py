@@ -41,25 +41,14 @@ class ModelOutput(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a model says, and how sure it is."""
+    """A model's answer, and how sure it is."""
 
     text: str
     confidence: float
-    """Probability that it gives to the whole answer; among the `choices`, where it has some."""
+    """The model's probability of the whole answer; with `choices`, its share among them."""
     token_confidence: float | None
-    """The geometric mean over the tokens of a free text, </s> among them. None for one token, which
-    the other says, and where answers are restricted."""
-
-
-class Generated(NamedTuple):
-    """What a model writes for each example."""
-
-    ids: list[list[int]]
-    """Tokens without start token and </s>."""
-    texts: list[str]
-    log_probabilities: list[float]
-    means: Sequence[float | None]
-    """As `Answer.token_confidence`."""
+    """The geometric mean over the tokens of a free text, </s> included. None for a text of one
+    token, where `confidence` says as much, and for restricted answers."""
 
 
 @dataclass(frozen=True)
@@ -196,44 +185,37 @@ class VLModel(nn.Module):
             features: Tensor = self.vision(pictures)
         return features
 
-    @property
-    def num_visual_tokens(self) -> int:
-        """Visual tokens per image."""
-        return self.visual_embedding.num_tokens
-
     # Answers.
 
     def answer(self, batch: Batch, decoding: Decoding) -> list[Answer]:
         """Each example's answer."""
-        _, *columns = self._generate(batch, decoding)
-        rows = zip(*columns, strict=True)
-        return [Answer(text, math.exp(total), mean) for text, total, mean in rows]
-
-    def generate(self, batch: Batch, decoding: Decoding) -> list[list[int]]:
-        """Token ids of each example's answer, without start token and </s>."""
-        return self._generate(batch, decoding).ids
+        return self.generate(batch, decoding)[1]
 
     @torch.no_grad()
-    def _generate(self, batch: Batch, decoding: Decoding) -> Generated:
+    def generate(self, batch: Batch, decoding: Decoding) -> tuple[list[list[int]], list[Answer]]:
+        """Token ids of each example's answer, without start token and </s>; the answers."""
         states, mask = self.encode(batch)
+        means: Sequence[float | None] = [None] * len(batch)
         if decoding.choices is not None:
             choices = self.choice_ids(decoding.choices)
             chosen, confidences = best_choice(self.choice_logits(states, mask), choices)
-            ids = [choices[number] for number in chosen]
-            texts = [decoding.choices[number] for number in chosen]
-            return Generated(ids, texts, confidences.log().tolist(), [None] * len(ids))
-        written = self.written(batch, states, mask, decoding)
-        end = self.backbone.config.eos_token_id
-        ids = answers(written.ids, end)
-        means: list[float | None] = [None] * len(ids)
-        if (listed := self.answer_list(decoding)) is not None:
-            texts = [listed.texts[*tokens, end] for tokens in ids]
+            ids = [choices[index] for index in chosen]
+            texts = [decoding.choices[index] for index in chosen]
+            log_probabilities = confidences.log()
         else:
-            texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-            texts = [text.strip() for text in texts]
-            num_before = len(self.family.choice_prefix(self.backbone)) - 1
-            means = token_means(written, num_before, end)
-        return Generated(ids, texts, written.log_probabilities.tolist(), means)
+            written = self.written(batch, states, mask, decoding)
+            log_probabilities = written.log_probabilities
+            end = self.backbone.config.eos_token_id
+            ids = answers(written.ids, end)
+            if (listed := self.answer_list(decoding)) is not None:
+                texts = [listed.texts[*tokens, end] for tokens in ids]
+            else:
+                texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+                texts = [text.strip() for text in texts]
+                num_before = len(self.family.choice_prefix(self.backbone)) - 1
+                means = token_means(written, num_before, end)
+        rows = zip(texts, log_probabilities.tolist(), means, strict=True)
+        return ids, [Answer(text, math.exp(total), mean) for text, total, mean in rows]
 
     def written(self, batch: Batch, states: Tensor, mask: Tensor, decoding: Decoding) -> Written:
         """What the decoder writes from encoder states."""

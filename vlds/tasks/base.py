@@ -1,21 +1,21 @@
-"""A task is a sample in, text out, text scored.
+"""A task turns samples into text examples and scores the answers.
 
-`Task` is what the stream, the trainer and the evaluation know; each subclass is one file. A task
+The stream, the trainer and the evaluation know `Task` alone; each subclass is one file. A task
 reads annotations and writes text: it knows no tokenizer, no picture and no tensor.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from vlds.schema import LONGEST_TEXT, Decoding, Example, Sample, SkipSample
 
-Found = TypeVar("Found")
 Split = Literal["evaluate", "test"]
 """The lists of data sets on which a task is scored: fields of `Task`."""
 SPLITS: tuple[Split, ...] = ("evaluate", "test")
@@ -30,29 +30,30 @@ class Task(ABC):
     kinds: ClassVar[tuple[str, ...]]
     """Kinds of samples that the task understands (dataset.json's "kind")."""
     reduction: ClassVar[Literal["example_mean", "token_mean"]] = "example_mean"
-    """The loss is the mean over examples of their token mean, or the mean over all tokens."""
+    """example_mean: the loss is the mean over examples of each example's mean over its tokens.
+    token_mean: the mean over all tokens."""
     unit: ClassVar[Literal["annotation", "sample"]] = "annotation"
-    """What evaluation counts: annotations, or samples whose annotations are all references."""
+    """What evaluation counts: annotations, or samples with all their annotations as references."""
 
     lower_is_better: ClassVar[tuple[str, ...]] = ()
-    """Scores of which the lowest is the best, such as distances."""
+    """Scores whose lowest value is the best, such as distances."""
     input_field: ClassVar[str | None] = "question"
-    """The annotation's field with what is asked; None where the picture alone is the input."""
+    """The annotation's field with the question; None if the picture alone is the input."""
     num_pictures: ClassVar[int | None] = None
     """How many pictures each sample must have; None: as many as the model takes, at least one."""
 
     train: list[str] = field(default_factory=list)
     """Folders or URLs of the data sets to train on."""
     evaluate: list[str] = field(default_factory=list)
-    """Folders or URLs of the data sets to evaluate on, while a run trains and after it."""
+    """Folders or URLs of the data sets to evaluate on, during training and after it."""
     test: list[str] = field(default_factory=list)
     """Folders or URLs of the data sets of the final scores: `vlds evaluate` and `vlds predict` read
     them, `vlds train` does not."""
     weight: float = 1.0
     """Share of this task's examples, relative to the other tasks' weights."""
     batch_size: int | None = None
-    """Examples of this task's global batches; only with data.unit global_batch, where batches are
-    of one task. Default: data.global_batch_size."""
+    """Size of this task's global batches; only with data.unit global_batch, where each batch holds
+    one task. Default: data.global_batch_size."""
     prompt: str
     """Text before the input, trailing space included; "" for none."""
     max_prompt_tokens: int
@@ -62,7 +63,7 @@ class Task(ABC):
     decoding: Decoding
     """How the model's output becomes text."""
     headline: str | None = None
-    """The score that stands for the task in tables; default: the first of its scores."""
+    """The score that represents the task in tables; default: the first of its scores."""
 
     def __post_init__(self) -> None:
         if not self.weight > 0:
@@ -77,18 +78,14 @@ class Task(ABC):
 
     @abstractmethod
     def example(
-        self,
-        name: str,
-        sample: Sample,
-        annotation: int | None,
-        rng: np.random.Generator | None,
+        self, name: str, sample: Sample, annotation: int | None, rng: np.random.Generator | None
     ) -> Example:
         """Turn one annotation of a sample into text.
 
-        `name` is the task's name in the recipe. `annotation` is None only where `unit` is "sample".
-        `rng` is given in training, where drawing is allowed (within this call: it is set again for
-        the next example), and None in evaluation, where the example is a fixed one: its reference
-        is filled and its target is the best answer, both None where the split has no labels.
+        `name` is the task's name in the recipe. `annotation` is None only if `unit` is "sample".
+        In training `rng` may be used within this call; it is reseeded for the next example. In
+        evaluation `rng` is None and the example is fixed: its reference is set and its target is
+        the best answer; both are None if the split has no labels.
         """
 
     @abstractmethod
@@ -97,19 +94,19 @@ class Task(ABC):
     ) -> dict[str, float]:
         """Score predictions, keyed by example id, against the references of the same ids.
 
-        References that are None (no labels) are left out; without any, the result is empty. Scores
-        lie in 0..1 (CIDEr in 0..10, GQA's distribution above 0); the first one stands for the task.
-        "SCORE/TABLE/GROUP" is a cell of a table (vlds/metrics/tables.py).
+        References that are None (no labels) do not count; if all are None, the result is empty.
+        Scores lie in 0..1 (CIDEr in 0..10, GQA's distribution above 0); the first one represents
+        the task. "SCORE/TABLE/GROUP" is a cell of a table (vlds/metrics/tables.py).
         """
 
     def example_scores(
         self, name: str, predictions: Mapping[str, str], references: Mapping[str, Any]
     ) -> Sequence[float] | None:
-        """What each labelled example adds to the score called `name`, in the references' order; NaN
-        for one that does not count. Their mean is the score; the report's intervals need them.
-        None for a score that is not a mean over examples.
+        """Each labelled example's value of the score `name`, in the references' order; NaN for an
+        example that does not count. The score is their mean; the report's intervals need them.
+        None if the score is not a mean over examples.
 
-        Errors: ValueError where the values are not known, or cannot be computed here.
+        Errors: ValueError if the values are unknown, or cannot be computed on this machine.
         """
         raise ValueError(
             f"{type(self).__name__} does not say what each example adds to {name}; implement "
@@ -117,26 +114,26 @@ class Task(ABC):
         )
 
     def answer_from(self, text: str) -> str:
-        """What a model wrote, as it is scored and handed in."""
+        """The answer in a model's output, as it is scored and submitted."""
         return text
 
     def missing_for_scores(self) -> str | None:
-        """What a score that was asked for does not find on this machine, field first, with the
-        cure; None where all can be computed."""
+        """What this machine lacks for a score that the recipe names, field first, with the cure;
+        None if all scores can be computed."""
         return None
 
     def left_out(self) -> str | None:
-        """The scores that nobody asked for, but would be there by default, and cannot be computed
-        on this machine, with the cure; None where none are."""
+        """Default scores that this machine cannot compute, with the cure; None if it can compute
+        all."""
         return None
 
     def notes(self, predictions: Mapping[str, str], references: Mapping[str, Any]) -> list[str]:
-        """What a reader of the scores must know of them; the ids are those of `score`."""
+        """What a reader of the scores must know; the ids are those of `score`."""
         left_out = self.left_out()
         return [] if left_out is None else [left_out]
 
     def thorough(self) -> Task:
-        """The task with all its scores, those too that cost more than training should wait for."""
+        """The task with all its scores, including those too slow for evaluation in training."""
         return self
 
     @abstractmethod
@@ -144,13 +141,13 @@ class Task(ABC):
         """The best single answer of a reference; None for tasks without one (captions)."""
 
     def correct(self, prediction: str, reference: Any) -> bool | None:
-        """True if a prediction is right; None for tasks that have no right and wrong."""
+        """True if a prediction is correct; None for tasks without correct answers."""
         answer = self.answer_of(reference)
         return None if answer is None else prediction == answer
 
 
 def label_of(task: str, split: Split) -> str:
-    """What a task's results on one of its lists are called in files, scores and reports: TASK, or
+    """The name of a task's results on one of its lists in files, scores and reports: TASK, or
     TASK.test for its test data."""
     return f"{task}{TEST_MARK}" if split == "test" else task
 
@@ -163,9 +160,9 @@ def task_of(label: str) -> str:
 def ask(
     task: Task, name: str, sample: Sample, annotation: int | None, rng: np.random.Generator | None
 ) -> Example:
-    """`Task.example` of an annotation that anyone may have written.
+    """`Task.example` of an annotation that may be malformed.
 
-    Errors: SkipSample where it is not what the task reads.
+    Errors: SkipSample if the task cannot read it.
     """
     try:
         example = task.example(name, sample, annotation, rng)
@@ -176,7 +173,7 @@ def ask(
         ) from error
     for what, text in (("prompt", example.prompt), ("target", example.target)):
         if text is None and what == "target":
-            continue
+            continue  # a split without labels
         if not isinstance(text, str):
             raise SkipSample(f"sample {sample.key}: its {what} is {text!r:.60}, text expected")
         if len(text) > LONGEST_TEXT:
@@ -187,31 +184,28 @@ def ask(
     return example
 
 
-def as_text(answer: object) -> str:
-    """An answer in a reference.
+def as_text(value: object, name: str = "the answer") -> str:
+    """A value that must be a string.
 
-    Errors: TypeError where it is not a text.
+    Errors: TypeError if it is not.
     """
-    if not isinstance(answer, str):
-        raise TypeError(f"the answer is {answer!r:.60}, text expected")
-    return answer
-
-
-def optional_text(given: Mapping[str, Any], name: str) -> str | None:
-    """A field that is a text or missing.
-
-    Errors: TypeError.
-    """
-    value = given.get(name)
-    if value is not None and not isinstance(value, str):
+    if not isinstance(value, str):
         raise TypeError(f"{name} is {value!r:.60}, text expected")
     return value
 
 
-def optional_texts(given: Mapping[str, Any], name: str) -> list[str]:
-    """A field that is a list of texts or missing.
+def optional_text(given: Mapping[str, Any], name: str) -> str | None:
+    """A field that is a string or missing.
 
-    Errors: TypeError.
+    Errors: TypeError if it is not.
+    """
+    return None if given.get(name) is None else as_text(given[name], name)
+
+
+def optional_texts(given: Mapping[str, Any], name: str) -> list[str]:
+    """A field that is a list of strings or missing.
+
+    Errors: TypeError if it is not.
     """
     value = given.get(name) or []
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
@@ -222,47 +216,41 @@ def optional_texts(given: Mapping[str, Any], name: str) -> list[str]:
 def labelled(
     predictions: Mapping[str, str], references: Mapping[str, Any]
 ) -> tuple[list[str], list[Any]]:
-    """Predictions and references side by side, in the references' order, the unlabelled left out.
+    """Predictions and references of the labelled examples, in the references' order.
 
-    Errors: ValueError where an id has no prediction, or a prediction no such id.
+    Errors: ValueError if an id has no prediction, or a prediction has no reference.
     """
     missing = [key for key in references if key not in predictions]
     unknown = [key for key in predictions if key not in references]
     for ids, what in ((missing, "no prediction"), (unknown, "a prediction but no reference")):
         if ids:
             raise ValueError(
-                f"{len(ids)} of {len(references)} examples have {what}: "
-                f"{', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''}; "
-                "score the predictions of the very data set that was predicted"
+                f"{len(ids)} of {len(references)} examples have {what}: {first_ids(ids)}; "
+                "score predictions against the data set that they were made for"
             )
     known = [key for key, reference in references.items() if reference is not None]
     return [predictions[key] for key in known], [references[key] for key in known]
 
 
-def by_id(pairs: Iterable[tuple[str, Found]]) -> dict[str, Found]:
-    """What was found for each example, in the order in which it comes.
-
-    Errors: ValueError where two examples have one id: one of them would not be scored.
-    """
-    found: dict[str, Found] = {}
-    twice = []
-    for key, value in pairs:
-        if key in found:
-            twice.append(key)
-        found[key] = value
-    if twice:
+def check_unique(ids: Iterable[str]) -> None:
+    """Errors: ValueError if examples share an id: only one of them would be scored."""
+    repeated = [key for key, count in Counter(ids).items() if count > 1]
+    if repeated:
         raise ValueError(
-            f"{len(twice)} ids stand twice in the data that are evaluated together: "
-            f"{', '.join(twice[:5])}{', ...' if len(twice) > 5 else ''}; evaluate the data sets as "
-            "tasks of their own"
+            f"{len(repeated)} ids stand twice in the data that are evaluated together: "
+            f"{first_ids(repeated)}; make each data set a separate task"
         )
-    return found
+
+
+def first_ids(ids: Sequence[str]) -> str:
+    """Up to five ids, for a message."""
+    return ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
 
 
 def require_label(annotation: Mapping[str, Any], field_name: str, sample: Sample) -> Any:
     """The label that training needs.
 
-    Errors: ValueError where the split has none.
+    Errors: ValueError if the split has none.
     """
     if (value := annotation.get(field_name)) is None:
         raise ValueError(

@@ -15,10 +15,10 @@ from vlds.tasks.base import Task, labelled, optional_texts, require_label
 
 @dataclass(frozen=True, kw_only=True)
 class Caption(Task):
-    """Describe a picture; scored by CIDEr and its kin against all its captions.
+    """Describe a picture; scored by CIDEr and similar scores against all its captions.
 
-    Each caption is an example of training; evaluation writes one caption a picture. The official
-    scores need Java and pycocoevalcap; without them there is `cider_plain_tokens`, which is not
+    Each caption is a training example; evaluation writes one caption per picture. The official
+    scores need Java and pycocoevalcap. Without them there is `cider_plain_tokens`, which is not
     comparable with CIDEr.
     """
 
@@ -45,13 +45,9 @@ class Caption(Task):
             raise ValueError(f"scores: got {', '.join(odd)}; there are {', '.join(metric.NAMES)}")
 
     def example(
-        self,
-        name: str,
-        sample: Sample,
-        annotation: int | None,
-        rng: np.random.Generator | None,
+        self, name: str, sample: Sample, annotation: int | None, rng: np.random.Generator | None
     ) -> Example:
-        """One caption in training, all of them as the reference in evaluation."""
+        """One caption in training; in evaluation all captions are the reference."""
         if annotation is not None:
             given = sample.annotations[annotation]
             caption = require_label(given, "caption", sample).strip()
@@ -62,13 +58,13 @@ class Caption(Task):
         return Example(sample.id, name, self.input_of(sample), first, reference=captions or None)
 
     def input_of(self, sample: Sample) -> str:
-        """The whole text that the model reads beside the picture."""
+        """The text that the model reads with the picture."""
         return self.prompt
 
     def score(
         self, predictions: Mapping[str, str], references: Mapping[str, Any]
     ) -> dict[str, float]:
-        """The scores that were asked for, else the quick ones."""
+        """The scores that the recipe names, or else the quick ones."""
         captions, truth = self.scored_texts(predictions, references)
         names = self.scores or metric.quick_scores()
         return metric.caption_scores(names, captions, truth) if captions else {}
@@ -83,36 +79,36 @@ class Caption(Task):
     def scored_texts(
         self, predictions: Mapping[str, str], references: Mapping[str, Any]
     ) -> tuple[list[str], list[list[str]]]:
-        """Captions and references of the labelled pictures, as they are scored."""
+        """Predictions and references of the labelled pictures, cleaned for scoring."""
         texts, known = labelled(predictions, references)
         captions = [optional_texts({"captions": given}, "captions") for given in known]
         truth = [[self.scored_text(text) for text in given] for given in captions]
         return [self.scored_text(text) for text in texts], truth
 
     def scored_text(self, text: str) -> str:
-        """A caption as it is scored."""
+        """A caption, cleaned for scoring."""
         return text
 
     def missing_for_scores(self) -> str | None:
-        """Java or the package."""
+        """Java or the package pycocoevalcap."""
         for name in self.scores:
             if (missing := metric.missing_for(name)) is not None:
                 return f"scores: {name} was asked for, and {missing}"
         return None
 
     def left_out(self) -> str | None:
-        """The official scores, without Java or the package."""
+        """The official scores if Java or pycocoevalcap is missing."""
         by_default = self.scores in ([], metric.all_scores())  # the second: `thorough` named them
         return metric.missing_by_default() if by_default else None
 
     def notes(self, predictions: Mapping[str, str], references: Mapping[str, Any]) -> list[str]:
-        """Scores that are left out, and those that mean nothing."""
+        """Scores that are left out, and CIDEr of too few pictures."""
         known = sum(given is not None for given in references.values())
         few = metric.few_pictures(self.scores or metric.quick_scores(), known)
         return [*super().notes(predictions, references), *few]
 
     def thorough(self) -> Task:
-        """All scores that can be had here, if the recipe names none."""
+        """All scores that this machine can compute, unless the recipe names some."""
         return self if self.scores else replace(self, scores=metric.all_scores())
 
     def answer_of(self, reference: Any) -> str | None:

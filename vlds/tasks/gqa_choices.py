@@ -1,4 +1,4 @@
-"""GQA's own files of the answers that are valid or plausible for a question."""
+"""GQA's files of the answers that are valid or plausible for a question."""
 
 from __future__ import annotations
 
@@ -9,33 +9,34 @@ from vlds.runtime.json_file import read_json
 
 CURE = "name eval/val_choices.json or eval/train_choices of GQA's evaluation files"
 KINDS = ("valid", "plausible")
+Choices = dict[str, dict[str, list[str]]]
+"""Question -> kind -> answers."""
 
 
 def find_choices(place: str) -> list[Path]:
-    """The file, or the files of a folder (train_choices/); none where there is neither."""
+    """The file, or the files of a folder (train_choices/).
+
+    Errors: ValueError if there is neither.
+    """
     path = Path(place).expanduser()
-    return sorted(path.glob("*.json")) if path.is_dir() else [path] if path.is_file() else []
+    if paths := [path] if path.is_file() else sorted(path.glob("*.json")):
+        return paths
+    raise ValueError(f"choices: {place} is neither a file of choices nor a folder of them; {CURE}")
 
 
 def missing_choices(place: str) -> str | None:
-    """What to say where no file is there, or one that cannot be read."""
-    paths = find_choices(place)
+    """What is wrong if the files are missing or invalid; None if they can be read."""
     try:
-        for path in paths:
-            load_choices(path)
+        read_choices(place, ids=())
     except ValueError as error:
         return str(error)
-    return (
-        None
-        if paths
-        else f"choices: {place} is neither a file of choices nor a folder of them; {CURE}"
-    )
+    return None
 
 
-def load_choices(path: Path) -> dict[str, dict[str, list[str]]]:
-    """All of one file.
+def load_choices(path: Path) -> Choices:
+    """The content of one file.
 
-    Errors: ValueError naming the file, and the question whose choices are not as they should be.
+    Errors: ValueError that names the file, and the question with invalid choices.
     """
     try:
         given = read_json(path)
@@ -50,19 +51,19 @@ def load_choices(path: Path) -> dict[str, dict[str, list[str]]]:
     return given
 
 
-def read_choices(place: str, ids: Sequence[str]) -> dict[str, dict[str, list[str]]]:
+def read_choices(place: str, ids: Sequence[str]) -> Choices:
     """The "valid" and "plausible" answers of each question.
 
-    Errors: ValueError for a question that the file does not know, and as above.
+    Errors: ValueError for a question that the files lack, and as for `load_choices`.
     """
-    found: dict[str, dict[str, list[str]]] = {}
+    choices: Choices = {}
     wanted = set(ids)
     for path in find_choices(place):
         given = load_choices(path)
-        found |= {key: given[key] for key in wanted & given.keys()}
-    if unknown := [key for key in ids if key not in found]:
+        choices |= {key: given[key] for key in wanted & given.keys()}
+    if unknown := [key for key in ids if key not in choices]:
         raise ValueError(
             f"choices: {place} knows nothing of {len(unknown)} of {len(ids)} questions, such as "
             f"{unknown[0]}; name the file of the split that is evaluated"
         )
-    return found
+    return choices

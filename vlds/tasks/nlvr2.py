@@ -1,28 +1,34 @@
-"""NLVR2: is a sentence true of a pair of pictures?"""
+"""NLVR2: is a sentence true of a pair of pictures?
+
+A sentence was written about several pairs of pictures; consistency is the share of sentences that
+are judged correctly on every pair. The official script (https://github.com/lil-lab/nlvr,
+nlvr2/eval/metrics.py) tells sentences apart by their ids, the paper
+(https://arxiv.org/abs/1811.00491) speaks of unique sentences. The two differ where two people wrote
+the same text: the balanced dev set has 1,116 ids and 1,111 texts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import numpy as np
-
-from vlds.metrics.exact_match import consistency, matches, mean
-from vlds.metrics.nlvr2_groups import sentence_group
-from vlds.schema import Decoding, Example, Sample
-from vlds.tasks.base import Task, as_text, labelled, require_label
+from vlds.metrics.exact_match import consistency
+from vlds.schema import Decoding
+from vlds.tasks.answer_task import AnswerTask
+from vlds.tasks.base import as_text, labelled
 
 WORDS = {True: "true", False: "false"}
+NUM_ID_FIELDS, PAIR = 4, 2
+"""Of ids "split-set-pair-sentence": number of fields, and index of the pair."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class NLVR2(Task):
+class NLVR2(AnswerTask):
     """Say whether a sentence is true of two pictures; scored by accuracy and consistency.
 
-    `consistency` is the share of the sentences that are judged rightly on all their pairs, told
-    apart by their ids as the official script does; `consistency_by_text` goes by their words. The
-    model learns to write "true" or "false"; to answer, the two words' logits are compared.
+    `consistency` tells sentences apart by their ids, `consistency_by_text` by their words. The
+    model learns to write "true" or "false"; to answer, it compares the two words' logits.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("nlvr2",)
@@ -40,45 +46,36 @@ class NLVR2(Task):
     )
     """How the model's output becomes an answer; the better of two words."""
 
-    def example(
-        self,
-        name: str,
-        sample: Sample,
-        annotation: int | None,
-        rng: np.random.Generator | None,
-    ) -> Example:
-        """The sentence, and "true" or "false"."""
-        assert annotation is not None
-        given = sample.annotations[annotation]
-        label = given.get("label") if rng is None else require_label(given, "label", sample)
-        answer = None if label is None else WORDS[label]
-        reference = None if answer is None else {"answer": answer, "sentence": given["sentence"]}
-        sentence = self.prompt + given["sentence"]
-        return Example(given["id"], name, sentence, answer, reference=reference)
+    def answer_text(self, label: Any) -> str:
+        return WORDS[label]
+
+    def reference(self, given: Mapping[str, Any], answer: str) -> Any:
+        """The answer, and the sentence for `consistency_by_text`."""
+        return {"answer": answer, "sentence": given["sentence"]}
 
     def score(
         self, predictions: Mapping[str, str], references: Mapping[str, Any]
     ) -> dict[str, float]:
-        """Share of the examples that are judged rightly, then of the sentences."""
+        """Share of examples that are judged correctly, then of sentences."""
+        scores = super().score(predictions, references)
+        if not scores:
+            return scores
         texts, known = labelled(predictions, references)
-        if not known:
-            return {}
-        right = matches(texts, [given["answer"] for given in known])
+        right = self.example_values(texts, known)["accuracy"]
         groups = [sentence_group(key) for key, given in references.items() if given is not None]
-        scores = {"accuracy": mean(right)}
         if None not in groups:
             scores["consistency"] = consistency(right, groups)
-        by_text = consistency(right, [given["sentence"] for given in known])
-        return scores | {"consistency_by_text": by_text}
-
-    def example_scores(
-        self, name: str, predictions: Mapping[str, str], references: Mapping[str, Any]
-    ) -> Sequence[float] | None:
-        """Accuracy alone is a mean over examples; consistency is one over sentences."""
-        texts, known = labelled(predictions, references)
-        right = matches(texts, [given["answer"] for given in known])
-        return right if name == "accuracy" else None
+        scores["consistency_by_text"] = consistency(right, self.groups(known, "sentence"))
+        return scores
 
     def answer_of(self, reference: Any) -> str | None:
-        """The word of the label."""
         return as_text(reference["answer"])
+
+
+def sentence_group(identifier: str) -> str | None:
+    """The official group of "split-set-pair-sentence": all but the pair; None for other ids."""
+    fields = identifier.split("-")
+    if len(fields) != NUM_ID_FIELDS:
+        return None
+    fields[PAIR] = ""
+    return "-".join(fields)

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import islice
 from typing import Any, ClassVar, Literal
 
 from vlds.schema import Decoding, Sample
 from vlds.tasks.caption import Caption
-from vlds.tasks.clip_text import subtitles, with_prompt
+from vlds.tasks.video_qa import subtitles, with_prompt
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoCaption(Caption):
-    """Describe a clip; scored as captions of pictures are, behind VALUE's own clean-up.
+    """Describe a clip; scored like captions of pictures, after VALUE's own clean-up.
 
     The input is that of VL-Adapter (https://arxiv.org/abs/2112.06825) for TVC and YC2C: subtitles,
-    and where the sample has a `span`, the seconds to describe.
+    and the seconds to describe if the sample has a `span`.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("video_caption",)
     reduction: ClassVar[Literal["example_mean", "token_mean"]] = "example_mean"
 
     prompt: str = ""
-    """Text after the input; "" for none. It is what gets lost where the input is cut."""
+    """Text after the input; "" for none. It is lost if the input is cut."""
     max_prompt_tokens: int = 600
     """Longest input in tokens, special tokens included; longer ones are cut at the end."""
     max_target_tokens: int = 20
@@ -33,8 +33,8 @@ class VideoCaption(Caption):
     """How the model's output becomes a description; five beams."""
     score_each: Literal["clip", "description"] = "clip"
     """What the scores are means over. clip: all descriptions of a clip are the references of its
-    one prediction, as in VALUE's evaluation. description: each description is scored by itself, as
-    the only reference of its clip's prediction, as in VL-Adapter's validation."""
+    one prediction, as in VALUE's evaluation. description: each description is the only reference of
+    its clip's prediction, as in VL-Adapter's validation."""
 
     def input_of(self, sample: Sample) -> str:
         """`[Subs] .. [TS] (..)`, then the prompt."""
@@ -51,7 +51,7 @@ class VideoCaption(Caption):
     def scored_texts(
         self, predictions: Mapping[str, str], references: Mapping[str, Any]
     ) -> tuple[list[str], list[list[str]]]:
-        """Predictions and references of what is scored: clips, or their descriptions."""
+        """Predictions and references, one pair per clip or one per description."""
         texts, truth = super().scored_texts(predictions, references)
         if self.score_each == "clip":
             return texts, truth
@@ -62,14 +62,11 @@ class VideoCaption(Caption):
     def example_scores(
         self, name: str, predictions: Mapping[str, str], references: Mapping[str, Any]
     ) -> Sequence[float] | None:
-        """A clip's value is the sum of its descriptions', scaled so that the mean over clips is
-        that over descriptions."""
+        """With `description`, a clip's value is the sum of its descriptions' values, scaled so that
+        the mean over clips equals the mean over descriptions."""
         values = super().example_scores(name, predictions, references)
         if values is None or self.score_each == "clip":
             return values
         counts = [len(given) for given in references.values() if given is not None]
-        ends = list(accumulate(counts))
-        scale = len(counts) / len(values)
-        return [
-            scale * sum(values[end - count : end]) for end, count in zip(ends, counts, strict=True)
-        ]
+        scale, rest = len(counts) / len(values), iter(values)
+        return [scale * sum(islice(rest, count)) for count in counts]

@@ -1,38 +1,41 @@
-"""Open questions about a picture, with soft-scored answers: VQA v2 and its kin, or your own.
+"""Open questions about a picture with soft-scored answers: VQA v2 and the like, or your own.
 
 Training draws one answer with probability proportional to its soft score and weighs the loss by
-that score; the model writes the answer freely, no vocabulary holds it.
+that score. The model writes answers freely, without an answer vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, ClassVar
 
 import numpy as np
 
-from vlds.metrics.exact_match import fold, matches, mean, mean_by_group, worth
-from vlds.metrics.tables import score_values, table
+from vlds.metrics.exact_match import fold, matches, worth
 from vlds.metrics.vqa_accuracy import NUM_ANNOTATORS, Rules, question_accuracy
 from vlds.schema import Decoding, Example, Sample
-from vlds.tasks.base import Task, as_text, labelled, optional_text, optional_texts, require_label
-from vlds.tasks.soft_label import best_answer, draw_answer
+from vlds.tasks.answer_task import AnswerTask
+from vlds.tasks.base import as_text, optional_text, optional_texts, require_label
 
 ENOUGH = 0.5
-"""Score from which an answer is shown as right."""
+"""Reports show an answer as correct from this score on."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class VQA(Task):
+class VQA(AnswerTask):
     """Answer a question about a picture; scored by VQA accuracy or soft score, and exact match.
 
-    `vqa_accuracy`, the official one, is there where every question has ten answers. Where some have
-    not, and several are right, `soft_score` takes the prediction for what it is worth as an answer
-    to learn. `exact_match` compares with the best answer. These two put case and white space aside.
+    `vqa_accuracy`, the official score, needs ten answers for every question. Otherwise, if some
+    question has several answers, `soft_score` is the prediction's soft score. `exact_match`
+    compares with the best answer. The last two ignore case and white space.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("vqa",)
+    tables: ClassVar[tuple[str, ...]] = ("answer_type", "question_type")
 
     prompt: str = "vqa: "
     """Text before the question, trailing space included; "" for none."""
@@ -43,20 +46,16 @@ class VQA(Task):
     decoding: Decoding = field(default_factory=lambda: Decoding(max_new_tokens=19))
     """How the model's output becomes an answer; greedy, 20 tokens with the start token."""
     accuracy: Rules = "official"
-    """Rules of VQA accuracy: the official script's, or legacy, those of its version before 2021,
-    which VL-T5 and VL-Adapter use; the score is then called vqa_accuracy_legacy."""
+    """Rules of VQA accuracy. official: those of the official script. legacy: those of its version
+    before 2021, which VL-T5 and VL-Adapter use; the score is then called vqa_accuracy_legacy."""
 
     def example(
-        self,
-        name: str,
-        sample: Sample,
-        annotation: int | None,
-        rng: np.random.Generator | None,
+        self, name: str, sample: Sample, annotation: int | None, rng: np.random.Generator | None
     ) -> Example:
         """Draw an answer in training; the best answer and a reference in evaluation."""
         assert annotation is not None
         given = sample.annotations[annotation]
-        question = self.prompt + given["question"]
+        question = self.question(sample, given)
         if rng is not None:
             answer, score = draw_answer(require_label(given, "label", sample), rng)
             return Example(given["id"], name, question, answer, weight=score)
@@ -70,50 +69,48 @@ class VQA(Task):
         }  # fmt: skip
         return Example(given["id"], name, question, best, reference=reference)
 
-    def score(
-        self, predictions: Mapping[str, str], references: Mapping[str, Any]
-    ) -> dict[str, float]:
-        """The best score that the answers allow, with its tables, then exact match."""
-        texts, known = labelled(predictions, references)
-        if not known:
-            return {}
-        found = self.values_of(texts, known)
-        scores = {name: mean(values) for name, values in found.items()}
-        name, values = next(iter(found.items()))
-        for kind in ("answer_type", "question_type"):
-            scores |= table(name, kind, mean_by_group(values, [given[kind] for given in known]))
-        return scores
-
-    def example_scores(
-        self, name: str, predictions: Mapping[str, str], references: Mapping[str, Any]
-    ) -> Sequence[float] | None:
-        """All scores are means over questions."""
-        texts, known = labelled(predictions, references)
-        values = self.values_of(texts, known)
-        return score_values(name, values, lambda by: [given[by] for given in known])
-
-    def values_of(self, texts: list[str], known: list[Any]) -> dict[str, list[float]]:
-        """Score -> its value for each question, the best score that the answers allow first."""
+    def example_values(self, texts: list[str], known: list[Any]) -> dict[str, list[float]]:
+        """The best score that the answers allow, then exact match."""
         exact = matches(map(fold, texts), [fold(reference["answer"]) for reference in known])
-        found = {}
+        values = {}
         if all(len(reference["answers"]) == NUM_ANNOTATORS for reference in known):
             name = "vqa_accuracy" if self.accuracy == "official" else "vqa_accuracy_legacy"
             pairs = zip(texts, (given["answers"] for given in known), strict=True)
-            found[name] = [question_accuracy(*pair, self.accuracy) for pair in pairs]
+            values[name] = [question_accuracy(*pair, self.accuracy) for pair in pairs]
         elif any(len(reference["label"]) > 1 for reference in known):
-            found["soft_score"] = list(map(worth, texts, [given["label"] for given in known]))
-        return found | {"exact_match": exact}
+            values["soft_score"] = list(map(worth, texts, [given["label"] for given in known]))
+        return values | {"exact_match": exact}
 
     def answer_from(self, text: str) -> str:
-        """In lower case, as answers are learnt (and officially compared); a list has its own."""
+        """In lower case, as the model learns answers; answers from a list keep their case."""
         return text if self.decoding.answers is not None else text.lower()
 
     def answer_of(self, reference: Any) -> str | None:
-        """The answer of the highest soft score."""
+        """The answer with the highest soft score."""
         return as_text(reference["answer"])
 
     def correct(self, prediction: str, reference: Any) -> bool | None:
-        """At least two of ten people agree; else, any answer that is worth as much to learn."""
+        """At least two of ten people agree; without ten answers, the soft score is high enough."""
         if len(reference["answers"]) == NUM_ANNOTATORS:
             return question_accuracy(prediction, reference["answers"], self.accuracy) >= ENOUGH
         return worth(prediction, reference["label"]) >= ENOUGH
+
+
+def draw_answer(label: Mapping[str, float], rng: np.random.Generator) -> tuple[str, float]:
+    """An answer drawn by its soft score, and the score; "" and 0 if no score is above 0."""
+    ends = list(accumulate(label.values()))
+    if not ends or ends[-1] <= 0:
+        return "", 0.0
+    chosen = bisect_right(ends, rng.random() * ends[-1], hi=len(ends) - 1)
+    answer = list(label)[chosen]
+    return answer, float(label[answer])
+
+
+def best_answer(annotation: Mapping[str, Any]) -> str | None:
+    """The answer with the highest soft score, or else the most frequent raw answer; None without
+    labels."""
+    label: Mapping[str, float] = annotation.get("label") or {}
+    if label and max(label.values()) > 0:
+        return max(label, key=lambda answer: label[answer])
+    answers = annotation.get("answers")
+    return Counter(answers).most_common(1)[0][0] if answers else None

@@ -159,7 +159,7 @@ class Engine:
             self._deepspeed.set_gradient_accumulation_boundary(micro_step == len(batches) - 1)
             parts: list[Tensor] = []
             if self.parts > 1:
-                parts = similar_rows(batch, self.parts, self.model.num_visual_tokens)
+                parts = similar_rows(batch, self.parts, self.model.visual_embedding.num_tokens)
             output = self._deepspeed(batch.to(self.ranks.device), scale, parts)
             # ZeRO averages gradients over ranks, and the denominators already count all of them.
             factor = torch.where(output.loss.isfinite(), float(self.ranks.world_size), nan)

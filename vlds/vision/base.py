@@ -19,6 +19,19 @@ from vlds.pretrained.files import check_tensors
 from vlds.schema import ImageSpec, TargetModules
 
 
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes of an encoder's input and of its grid."""
+
+    image: ImageSpec | None
+    """Square pictures that the encoder takes; their aspect ratio is not kept. None if it takes
+    features from the shards."""
+    grid_size: int
+    """Cells along a side."""
+    feature_dim: int
+    """Channels of a cell."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class VisionEncoder(ABC):
     """Turns pictures into grid features."""
@@ -30,23 +43,13 @@ class VisionEncoder(ABC):
 
     @property
     @abstractmethod
-    def image(self) -> ImageSpec | None:
-        """Pictures that the encoder wants; None where it takes features from the shards."""
-
-    @property
-    @abstractmethod
-    def grid_size(self) -> int:
-        """Cells along a side."""
-
-    @property
-    @abstractmethod
-    def feature_dim(self) -> int:
-        """Channels of a cell."""
+    def geometry(self) -> Geometry:
+        """Sizes of the pictures and of the grid, without loading weights."""
 
     @property
     @abstractmethod
     def source(self) -> str | None:
-        """File, folder or hub name of pretrained weights; None where they are random."""
+        """File, folder or hub name of pretrained weights; None if they are random."""
 
     @abstractmethod
     def build(self, dtype: torch.dtype) -> GridEncoder:
@@ -106,19 +109,17 @@ class GridEncoder(nn.Module):
         raise NotImplementedError
 
 
-def freeze(encoder: nn.Module) -> None:
-    """Fix an encoder: no gradients, evaluation mode for good."""
+def freeze(encoder: GridEncoder) -> None:
+    """Fix an encoder: no gradients, and evaluation mode until `thaw`."""
     encoder.requires_grad_(False)
-    if isinstance(encoder, GridEncoder):
-        encoder.frozen = True
+    encoder.frozen = True
     encoder.eval()
 
 
-def thaw(encoder: nn.Module) -> None:
-    """Let an encoder train again, all of it."""
+def thaw(encoder: GridEncoder) -> None:
+    """Let all of an encoder train again."""
     encoder.requires_grad_(True)
-    if isinstance(encoder, GridEncoder):
-        encoder.frozen = False
+    encoder.frozen = False
     encoder.train()
 
 
@@ -127,27 +128,28 @@ def on_meta() -> bool:
     return torch.get_default_device().type == "meta"
 
 
-def load_weights(module: nn.Module, file: str) -> None:
-    """Fill a module from a safetensors file.
+def load_weights(module: nn.Module, file: str | None) -> None:
+    """Fill a module from a safetensors file, if one is named and the module has storage.
 
     Errors: ValueError if the file is missing or holds other tensors.
     """
+    if file is None or on_meta():
+        return
     if not Path(file).is_file():
         raise ValueError(f"weights: no such file: {file}; name a .safetensors file")
     wanted = module.state_dict()
-    check_tensors("weights", Path(file), wanted)
-    tensors = load_file(file)
+    shapes = check_tensors("weights", Path(file), wanted)
     wrong = [
-        f"{name} {tuple(tensors[name].shape) if name in tensors else 'missing'}, wanted "
-        f"{tuple(tensor.shape)}"
+        f"{name} {shapes.get(name, 'missing')}, wanted {tuple(tensor.shape)}"
         for name, tensor in wanted.items()
-        if name not in tensors or tensors[name].shape != tensor.shape
+        if shapes.get(name) != tuple(tensor.shape)
     ]
     if wrong:
         raise ValueError(
             f"weights: {file} does not fit {type(module).__name__}: {'; '.join(wrong[:3])}; it "
-            f"holds {len(tensors)} tensors, the module {len(wanted)}"
+            f"holds {len(shapes)} tensors, the module {len(wanted)}"
         )
+    tensors = load_file(file)
     module.load_state_dict({name: tensors[name] for name in wanted})
 
 

@@ -15,7 +15,7 @@ from vlds.pretrained.hub import check_source
 from vlds.pretrained.weights import check_config, load_weights, read_config
 from vlds.runtime.resources import find
 from vlds.schema import ImageSpec
-from vlds.vision.base import GridEncoder, VisionEncoder, on_meta
+from vlds.vision.base import Geometry, GridEncoder, VisionEncoder, on_meta
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -62,29 +62,16 @@ class ClipVision(VisionEncoder):
         return config
 
     @property
-    def image(self) -> ImageSpec | None:
-        """Square pictures; the aspect ratio is not kept."""
-        size = self.read_config().image_size
-        return ImageSpec(size, size)
-
-    @property
-    def grid_size(self) -> int:
-        """Patches along a side."""
+    def geometry(self) -> Geometry:
         config = self.read_config()
-        return int(config.image_size // config.patch_size)
-
-    @property
-    def feature_dim(self) -> int:
-        """Width of the transformer."""
-        return int(self.read_config().hidden_size)
+        size = config.image_size
+        return Geometry(ImageSpec(size, size), size // config.patch_size, config.hidden_size)
 
     @property
     def source(self) -> str | None:
-        """Where the weights are."""
         return self.path
 
     def check_sources(self) -> None:
-        """A folder, or a name on the hub."""
         if self.path is not None:
             check_source(self.path, "vision.path")
 
@@ -95,7 +82,6 @@ class ClipVision(VisionEncoder):
         return replace(self, path=str(folder / "vision"), config=None)
 
     def build(self, dtype: torch.dtype) -> GridEncoder:
-        """The transformer."""
         if self.path is not None and not on_meta():
             config = self.read_config()
             net, _ = load_weights(CLIPVisionModel, self.path, config, dtype, "vision.path")
@@ -111,6 +97,5 @@ class ClipModule(GridEncoder):
         self.net = net
 
     def features(self, pixels: Tensor) -> Tensor:
-        """(u, 3, h, w) -> (u, grid * grid, dim)."""
         states: Tensor = self.net(pixel_values=pixels).last_hidden_state
         return states[:, 1:]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vlds.schema import ImageSpec
-from vlds.vision.base import GridEncoder, VisionEncoder, load_weights, on_meta
+from vlds.vision.base import Geometry, GridEncoder, VisionEncoder, load_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,30 +54,17 @@ class ConvNet(VisionEncoder):
             )
 
     @property
-    def image(self) -> ImageSpec | None:
-        """Square pictures."""
-        return ImageSpec(self.image_size, self.image_size, "bilinear")
-
-    @property
-    def grid_size(self) -> int:
-        """As configured."""
-        return self.grid
-
-    @property
-    def feature_dim(self) -> int:
-        """Channels of the last stage."""
-        return self.widths[-1]
+    def geometry(self) -> Geometry:
+        image = ImageSpec(self.image_size, self.image_size, "bilinear")
+        return Geometry(image, self.grid, self.widths[-1])
 
     @property
     def source(self) -> str | None:
-        """The file of weights."""
         return self.weights
 
     def build(self, dtype: torch.dtype) -> GridEncoder:
-        """The net."""
         net = ConvNetModule(self)
-        if self.weights is not None and not on_meta():
-            load_weights(net, self.weights)
+        load_weights(net, self.weights)
         return net.to(dtype)
 
 
@@ -105,7 +92,6 @@ class ConvNetModule(GridEncoder):
         self.mean_projection = nn.Linear(channels, channels) if config.add_mean else None
 
     def features(self, pixels: Tensor) -> Tensor:
-        """(u, 3, h, w) -> (u, grid * grid, dim)."""
         if self.coordinates:
             pixels = torch.cat([pixels, ramps(pixels)], dim=1)
         cells: Tensor = self.stages(pixels).flatten(2).transpose(1, 2)

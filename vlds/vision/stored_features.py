@@ -1,4 +1,4 @@
-"""Grid features that lie in the shards, computed beforehand."""
+"""Grid features that were computed beforehand and are stored in the shards."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vlds.schema import ImageSpec
-from vlds.vision.base import GridEncoder, VisionEncoder
+from vlds.vision.base import Geometry, GridEncoder, VisionEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,31 +21,18 @@ class StoredFeatures(VisionEncoder):
     """Cells along a side (7 for CLIP's RN101 at 224 pixels)."""
 
     @property
-    def image(self) -> ImageSpec | None:
-        """No pictures are read."""
-        return None
-
-    @property
-    def grid_size(self) -> int:
-        """As stored."""
-        return self.grid
-
-    @property
-    def feature_dim(self) -> int:
-        """As stored."""
-        return self.dim
+    def geometry(self) -> Geometry:
+        """As stored; no pictures are read."""
+        return Geometry(None, self.grid, self.dim)
 
     @property
     def source(self) -> str | None:
-        """Nothing is loaded."""
         return None
 
     def export(self, encoder: nn.Module, folder: Path) -> VisionEncoder:
-        """There is nothing to write."""
         return self
 
     def build(self, dtype: torch.dtype) -> GridEncoder:
-        """A module that hands the features on."""
         return Identity([0.0], [1.0])
 
 

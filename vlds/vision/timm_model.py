@@ -18,7 +18,7 @@ from torch import Tensor
 from vlds.pretrained.files import reading
 from vlds.pretrained.hub import check_source
 from vlds.schema import ImageSpec
-from vlds.vision.base import GridEncoder, VisionEncoder, load_weights, on_meta
+from vlds.vision.base import Geometry, GridEncoder, VisionEncoder, load_weights, on_meta
 
 ELSEWHERE = "name a .safetensors file in vision.weights"
 
@@ -58,37 +58,18 @@ class Timm(VisionEncoder):
 
     @property
     def geometry(self) -> Geometry:
-        """Sizes, from a pass without numbers."""
+        """The feature map's, from a pass on the meta device."""
         return geometry(self.model, self.image_size)
 
     @property
-    def image(self) -> ImageSpec | None:
-        """Square pictures; the aspect ratio is not kept, as in VL-Adapter."""
-        sizes = self.geometry
-        return ImageSpec(sizes.image_size, sizes.image_size, sizes.resize)
-
-    @property
-    def grid_size(self) -> int:
-        """Side of the feature map."""
-        return self.geometry.grid
-
-    @property
-    def feature_dim(self) -> int:
-        """Channels of the feature map."""
-        return self.geometry.dim
-
-    @property
     def source(self) -> str | None:
-        """The file, or timm's name where timm fetches."""
         return self.model if self.pretrained else self.weights
 
     def build(self, dtype: torch.dtype) -> GridEncoder:
         """The model without its classifier's pooling."""
-        size = self.geometry.image_size
-        net = create(self.model, False, size) if on_meta() or not self.pretrained else self._fetch()
+        net = self._fetch() if self.pretrained and not on_meta() else self._create(False)
         encoder = TimmModule(net)
-        if self.weights is not None and not on_meta():
-            load_weights(net, self.weights)
+        load_weights(net, self.weights)
         return encoder.to(dtype)
 
     def check_sources(self) -> None:
@@ -104,17 +85,12 @@ class Timm(VisionEncoder):
         """
         self.check_sources()
         with reading(f"vision.model: timm cannot fetch the weights of {self.model}", ELSEWHERE):
-            return create(self.model, True, self.geometry.image_size)
+            return self._create(True)
 
-
-@dataclass(frozen=True)
-class Geometry:
-    """Sizes of a model's input and feature map."""
-
-    image_size: int
-    grid: int
-    dim: int
-    resize: Any
+    def _create(self, pretrained: bool) -> Any:
+        image = self.geometry.image
+        assert image is not None
+        return create(self.model, pretrained, image.width)
 
 
 class TimmModule(GridEncoder):
@@ -126,7 +102,6 @@ class TimmModule(GridEncoder):
         self.net = net
 
     def features(self, pixels: Tensor) -> Tensor:
-        """(u, 3, h, w) -> (u, grid * grid, dim)."""
         return to_cells(
             self.net.forward_features(pixels), getattr(self.net, "num_prefix_tokens", 0)
         )
@@ -169,5 +144,5 @@ def geometry(model: str, image_size: int | None) -> Geometry:
             f"model: {model} gives {cells.shape[1]} vectors for {size} pixels, which is not a "
             "square grid"
         )
-    resize = "bicubic" if data["interpolation"] == "bicubic" else "bilinear"
-    return Geometry(size, grid, cells.shape[2], resize)
+    resize: Any = "bicubic" if data["interpolation"] == "bicubic" else "bilinear"
+    return Geometry(ImageSpec(size, size, resize), grid, cells.shape[2])

@@ -126,7 +126,7 @@ def test_photographs_through_a_pretrained_encoder(shared: Path, tmp_path: Path) 
         write(tmp_path / "images" / name, data)
     weights = str(shared / "models/tf_efficientnet_lite0.safetensors")
     vision = Timm(model="tf_efficientnet_lite0", weights=weights)
-    spec, encoder = vision.image, vision.build(torch.float32).eval()
+    spec, encoder = vision.geometry.image, vision.build(torch.float32).eval()
     assert spec is not None
     expected = seen(encoder, list(originals.values()), spec)
     changes = []

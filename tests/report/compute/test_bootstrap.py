@@ -279,7 +279,7 @@ def test_the_tokenizer_starts_once(monkeypatch: pytest.MonkeyPatch) -> None:
         calls.append(len(texts))
         return list(texts)
 
-    monkeypatch.setattr(caption_scores, "penn_treebank_tokens", tokens)
+    monkeypatch.setattr(coco_package, "penn_treebank_tokens", tokens)
     monkeypatch.setattr(caption_scores, "missing_for", lambda name: None)
     predictions, references = examples(captions)
     for name in ("CIDEr", "ROUGE-L"):

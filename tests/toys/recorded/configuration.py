@@ -20,7 +20,7 @@ from vlds.methods import (
     Method,
     PromptTuning,
 )
-from vlds.methods.base import bias_parameters
+from vlds.methods.host import Host, bias_parameters
 
 
 def parse_flags(text: str) -> dict[str, str]:
@@ -137,17 +137,17 @@ def lora_of(flags: dict[str, str], on: set[str], backbone: str) -> LoRA:
 class BiasesAlone(Method):
     """What the original's LoRA is on T5."""
 
-    def attach(self, name: str, model: torch.nn.Module, *rest: Any) -> list[torch.nn.Parameter]:
+    def attach(self, host: Host) -> list[torch.nn.Parameter]:
         """The relative position biases."""
-        return bias_parameters(model)
+        return bias_parameters(host.model)
 
 
 class TokensAlone(Method):
     """The original's --unfreeze_lm_head: the token table, which the output layer shares."""
 
-    def attach(self, name: str, model: torch.nn.Module, *rest: Any) -> list[torch.nn.Parameter]:
+    def attach(self, host: Host) -> list[torch.nn.Parameter]:
         """The one table."""
-        return [model.get_input_embeddings().weight]
+        return [host.model.get_input_embeddings().weight]
 
 
 def backbone_of(size: dict[str, Any], config: str) -> Backbone:

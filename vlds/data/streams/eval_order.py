@@ -18,7 +18,7 @@ from vlds.data.order.permutation import WHOLE_SAMPLE, Ints
 from vlds.data.streams.collate import Tokenizer, token_ids
 from vlds.data.streams.source import Source, fixed_example
 from vlds.schema import Example, SkipSample
-from vlds.tasks.base import by_id
+from vlds.tasks.base import check_unique
 
 TOGETHER = 1024
 """Prompts that are tokenized at once."""
@@ -44,7 +44,7 @@ class Survey:
 
     def check(self) -> None:
         """Errors: ValueError for an id that comes twice: predictions are found by id."""
-        by_id((key, None) for key in self.ids)
+        check_unique(self.ids)
 
 
 def fixed_examples(source: Source, samples: range) -> Iterator[tuple[int, list[Example]]]:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.toys.files import read_lines
-from vlds.metrics.nlvr2_groups import sentence_group
 from vlds.tasks import NLVR2
+from vlds.tasks.nlvr2 import sentence_group
 
 
 def test_the_pair_is_left_out() -> None:

@@ -1,35 +1,49 @@
-"""CIDEr's formula on plain words: agreement in n-grams, weighed by how rare they are.
+"""Caption scores on plain words, which need no Java: CIDEr's formula, and bag-of-words F1.
 
-The number that papers quote reads through a Java tokenizer (vlds/metrics/caption_scores.py); where
-that is missing, this is the same formula on plain lower-cased words. Its numbers differ, and never
-bear the official name.
+The CIDEr that papers quote uses a Java tokenizer (vlds/metrics/caption_scores.py). Here the same
+formula runs on plain lower-case words. Its numbers differ, so it never has the official name.
+Document frequencies come from the scored references: CIDEr of parts of the data cannot be averaged,
+and on a handful of pictures it means nothing (on one picture it is 0).
 
-Document frequencies come from the references that are scored: CIDEr of parts cannot be averaged,
-and on a handful of pictures it means nothing (on one it is 0).
+Word F1 suits small worlds (the demo), where CIDEr's document frequencies say little.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 
 from vlds.metrics.exact_match import mean
-from vlds.metrics.plain_tokens import plain_tokens
 
+WORD = re.compile(r"\w+(?:'\w+)*")
 MAX_N = 4
 LENGTH_SIGMA = 6.0
 
 Ngram = tuple[str, ...]
 
 
-def plain_cider(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """CIDEr's formula on plain lower-cased words without punctuation; not the official score."""
-    return mean(plain_cider_values(captions, references))
+def plain_tokens(text: str) -> list[str]:
+    """Lower-case words without punctuation; an apostrophe inside a word stays."""
+    return WORD.findall(text.lower())
+
+
+def word_f1_values(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+    """The F1 of each caption against the best of its references."""
+    pairs = zip(captions, references, strict=True)
+    return [max(f1(caption, reference) for reference in given) for caption, given in pairs]
+
+
+def f1(caption: str, reference: str) -> float:
+    """2 * common words / all words of both, with repeats; two empty texts are equal."""
+    ours, theirs = Counter(plain_tokens(caption)), Counter(plain_tokens(reference))
+    total = ours.total() + theirs.total()
+    return 2 * (ours & theirs).total() / total if total else 1.0
 
 
 def plain_cider_values(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-    """The value of each picture, in 0..10, by the document frequencies of all of them."""
+    """CIDEr's formula for each picture, in 0..10, with the document frequencies of all pictures."""
     ours = [ngrams(plain_tokens(text)) for text in captions]
     theirs = [[ngrams(plain_tokens(text)) for text in given] for given in references]
     frequency = Counter(ngram for given in theirs for ngram in {n for text in given for n in text})
@@ -42,8 +56,8 @@ def plain_cider_values(captions: Sequence[str], references: Sequence[Sequence[st
     values = []
     for caption, given in zip(ours, theirs, strict=True):
         candidate = vector(caption)
-        found = [similarity(candidate, vector(text), caption, text) for text in given]
-        values.append(10 * mean(found))
+        similarities = [similarity(candidate, vector(text), caption, text) for text in given]
+        values.append(10 * mean(similarities))
     return values
 
 

@@ -20,11 +20,13 @@ from tests.toys.world import write_tokenizer
 from vlds.backbones import T5, Bart
 from vlds.cli.commands import COMMANDS, run_command
 from vlds.config import parse_recipe, save_recipe
-from vlds.convert.command import EXAMPLES as LAYOUTS
 from vlds.launch.check_recipe import check_recipe
 from vlds.runtime.quiet_libraries import SETTINGS
 from vlds.runtime.resources import find
 from vlds.training.faults import out_of_memory
+
+LAYOUTS = ("hf", "merge", "zero", "reference", "peft", "adapters")
+"""What `vlds convert` writes."""
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vlds.artifact import LoadedRun, load_run
-from vlds.convert.foreign_files import read_json, read_weights
+from vlds.convert.foreign_files import read_settings, read_weights
 from vlds.convert.output import check_plain, follow, new_folder, say
 from vlds.convert.target import Target, scrub
 from vlds.convert.verify import Verification, all_tasks
@@ -107,7 +107,7 @@ class AdapterFolders(ABC):
         pieces: dict[str, list[Tensor]] = {name: [] for name in self.stored}
         for below, adapter in follow(self.folders(), f"reading {top}"):
             folder = top / below
-            config = read_json(folder / CONFIG)
+            config = read_settings(folder / CONFIG)
             self.check_config(config, folder / CONFIG)
             weights = read_weights(folder, *self.weight_files)
             adapter = str(config.get("name") or adapter)

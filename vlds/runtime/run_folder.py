@@ -11,10 +11,9 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from vlds.runtime.disk import append
-from vlds.runtime.json_file import parse_json
+from vlds.runtime.json_record import parse_record
 from vlds.runtime.regular_file import read_text
 
 PREDICTIONS = "predictions"
@@ -74,15 +73,11 @@ def read_starts(run: Path) -> list[Start]:
 def parsed_start(line: str) -> Start | None:
     """The start in a line; None if the line holds none."""
     try:
-        entry: Any = parse_json(line)
-        start = Start(**entry)
+        start = parse_record(Start, line)
         datetime.fromisoformat(start.time)
-    except (ValueError, TypeError):
+    except ValueError:
         return None
-    texts = [start.command, start.hardware, *start.changes]
-    right = isinstance(start.step, int) and isinstance(start.versions, dict)
-    texts += start.versions.values() if right else []
-    return start if right and all(isinstance(text, str) for text in texts) else None
+    return start
 
 
 def cpu_name() -> str:

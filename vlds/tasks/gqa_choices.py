@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from vlds.runtime.json_file import read_json
+from vlds.runtime.json_record import parse_record
+from vlds.runtime.regular_file import read_file
 
 CURE = "name eval/val_choices.json or eval/train_choices of GQA's evaluation files"
-KINDS = ("valid", "plausible")
+KINDS = {"valid", "plausible"}
 
 
 def find_choices(place: str) -> list[Path]:
@@ -38,16 +39,13 @@ def load_choices(path: Path) -> dict[str, dict[str, list[str]]]:
     Errors: ValueError naming the file, and the question whose choices are not as they should be.
     """
     try:
-        given = read_json(path)
+        choices = parse_record(dict[str, dict[str, list[str]]], read_file(path))
     except (OSError, ValueError) as error:
-        raise ValueError(f"choices: {path}: is not JSON ({error}); {CURE}") from None
-    if not isinstance(given, dict):
-        raise ValueError(f"choices: {path}: not an object with an entry for each question; {CURE}")
-    for key, entry in given.items():
-        for kind in KINDS:
-            if not isinstance(entry, dict) or not isinstance(entry.get(kind), list):
-                raise ValueError(f'choices: {path}: question {key} has no list "{kind}"; {CURE}')
-    return given
+        raise ValueError(f"choices: {path}: {error}; {CURE}") from None
+    for key, entry in choices.items():
+        if missing := sorted(KINDS - entry.keys()):
+            raise ValueError(f'choices: {path}: question {key} has no list "{missing[0]}"; {CURE}')
+    return choices
 
 
 def read_choices(place: str, ids: Sequence[str]) -> dict[str, dict[str, list[str]]]:

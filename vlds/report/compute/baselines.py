@@ -71,6 +71,7 @@ def frozen_scores(run: Path, label: str, result: TaskResult, logged: Logged) -> 
     """Scores that the run logged before its first step, on the same data."""
     file = run / PREDICTIONS / "step-00000000" / f"{label}.jsonl"
     made = result.predictions
-    if made.step == 0 or not file.is_file() or first_line(file).get("data") != made.data:
+    first = first_line(file) if made.step != 0 and file.is_file() else None
+    if first is None or first.data != made.data:
         return {}
     return logged.get((0, label), {})

@@ -72,7 +72,6 @@ def parse_value(
     split: str,
     name: str | None = None,
     annotations: Path | None = None,
-    subtitles: Path | None = None,
     features: Path | None = None,
 ) -> SourceSet:
     """Read a split; all questions about a clip become one sample, and so does each moment."""
@@ -81,7 +80,7 @@ def parse_value(
     folders = (f"ann/{task}", "ann")
     file = f"{release.files[SPLITS.index(split)]}.jsonl"
     path = annotations or find_file(src, folders, file)
-    subtitles = subtitles or find_file(
+    subtitles = find_file(
         src, ("ann", f"ann/{task}", "subtitles"), f"{release.videos}_subtitles.jsonl"
     )
     spoken = _read_subtitles(subtitles)
@@ -182,6 +181,5 @@ def add_command(commands: Any) -> None:
         parser.add_argument("--out", type=Path, required=True, metavar="DIR")
         parser.add_argument("--name", default=task, help=f"of the data set (default: {task})")
         parser.add_argument("--annotations", type=Path, metavar="FILE", help="another file")
-        parser.add_argument("--subtitles", type=Path, metavar="FILE", help="another file")
         add_shard_options(parser)
         packs(parser, partial(parse_value, task))

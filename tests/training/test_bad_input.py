@@ -32,7 +32,7 @@ from vlds.vision import StoredFeatures
 
 def ranks_of(world_size: int) -> Ranks:
     """The first of so many ranks."""
-    return Ranks(0, 0, world_size, world_size, torch.device("cpu"))
+    return Ranks(0, world_size, 0, world_size, torch.device("cpu"))
 
 
 def complaint(recipe: Recipe, world_size: int = 2, resume: bool = False) -> str:

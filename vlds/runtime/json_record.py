@@ -17,8 +17,6 @@ from vlds.runtime.regular_file import read_file
 
 MOST_FAULTS = 3
 """Wrong fields that an error lists."""
-MOST_SHOWN = 100
-"""Characters of a value that an error shows."""
 T = TypeVar("T")
 
 
@@ -64,8 +62,7 @@ def _adapter(kind: type[T]) -> Any:
 def _fault(kind: type[T], fault: Mapping[str, Any]) -> str:
     """One fault in words: the field's path, its value, and what is expected."""
     path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in fault["loc"])
-    name, message, value = path.removeprefix("."), str(fault["msg"]), f"{fault['input']!r}"
-    shown = value if len(value) <= MOST_SHOWN else f"{value[:MOST_SHOWN]}..."
+    name, message = path.removeprefix("."), str(fault["msg"])
     match fault["type"]:
         case "json_invalid":
             return f"it is not JSON ({message.removeprefix('Invalid JSON: ')})"
@@ -77,4 +74,5 @@ def _fault(kind: type[T], fault: Mapping[str, Any]) -> str:
             return f"unknown field {name}" + (f"; known are {names}" if names else "")
         case "value_error":
             return f"{name}: {fault['ctx']['error']}" if name else str(fault["ctx"]["error"])
-    return f"{name or 'it'} is {shown}, {message.removeprefix('Input should be ')} expected"
+    expected = message.removeprefix("Input should be ")
+    return f"{name or 'it'} is {fault['input']!r:.100}, {expected} expected"

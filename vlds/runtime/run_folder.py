@@ -7,6 +7,7 @@ import os
 import platform
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -40,6 +41,9 @@ class Start:
     changes: Sequence[str] = field(default_factory=list)
     """Changes of the recipe since the start before, such as "optimizer.eps: 1e-06 -> 1e-08"."""
 
+    def __post_init__(self) -> None:
+        datetime.fromisoformat(self.time)
+
 
 def newest_step(predictions: Path) -> int | None:
     """Steps of training before its newest evaluation whose predictions are below a folder; None
@@ -67,17 +71,11 @@ def read_starts(run: Path) -> list[Start]:
     """The starts of a run. Damaged lines are skipped: the record never stops a report."""
     file = run / STARTS
     text = read_text(file, errors="replace") if file.is_file() else ""
-    return [start for line in text.split("\n") if line and (start := parsed_start(line))]
-
-
-def parsed_start(line: str) -> Start | None:
-    """The start in a line; None if the line holds none."""
-    try:
-        start = parse_record(Start, line)
-        datetime.fromisoformat(start.time)
-    except ValueError:
-        return None
-    return start
+    starts = []
+    for line in text.split("\n"):
+        with suppress(ValueError):
+            starts.append(parse_record(Start, line))
+    return starts
 
 
 def cpu_name() -> str:

@@ -11,9 +11,10 @@ from vlds.evaluation.evaluator import EvaluationStopped, blanked
 from vlds.evaluation.sources import with_answer_lists
 from vlds.runtime.process_end import heard, signal_name, signals_collected
 from vlds.runtime.ranks import hold_folder
+from vlds.schema import Batch
 from vlds.training.agreement import check_agreement
 from vlds.training.build import build_run
-from vlds.training.engine import start_ranks
+from vlds.training.engine import StepReport, start_ranks
 from vlds.training.faults import NonFiniteSteps, explained
 from vlds.training.gradients import GradientWatch
 from vlds.training.optim import schedule_factor, set_learning_rate
@@ -77,15 +78,11 @@ def loop(run: Run, stop: Sequence[int]) -> int:
         tell_evaluation(run)
     save_due = False
     while engine.steps_done < num_steps:
-        factor = schedule_factor(engine.steps_done, num_steps, run.recipe.optimizer)
-        set_learning_rate(engine.parameter_groups, factor)
         batches = next(global_batches)
         if run.recipe.data.blank_images:
             batches = list(blanked(batches))
-        report = engine.step(batches)
+        report = scheduled_step(run, batches)
         step = engine.steps_done
-        learning_rate = factor * run.recipe.optimizer.learning_rate
-        run.tracker.step(step, report, learning_rate, run.stream)
         stopping, failed = run.ranks.any_of(bool(stop), run.states.failed)
         if failed:
             run.states.finish()
@@ -110,6 +107,16 @@ def loop(run: Run, stop: Sequence[int]) -> int:
     run.states.finish()
     run.tracker.say(f"done: {run.folder}/artifact")
     return 0
+
+
+def scheduled_step(run: Run, batches: Sequence[Batch]) -> StepReport:
+    """One step at the schedule's learning rate, which the tracker reports."""
+    engine, optimizer = run.engine, run.recipe.optimizer
+    factor = schedule_factor(engine.steps_done, run.recipe.training.num_steps, optimizer)
+    set_learning_rate(engine.parameter_groups, factor)
+    report = engine.step(batches)
+    run.tracker.step(engine.steps_done, report, factor * optimizer.learning_rate, run.stream)
+    return report
 
 
 def stopped(run: Run, stop: Sequence[int], when: str = "") -> int:

@@ -58,7 +58,8 @@ def _is_right(name: str, value: Any) -> bool:
     if name == "scores":
         return isinstance(value, dict) and all(map(are_numbers, value.values()))
     if name == "trainable" and value != {}:
-        return are_numbers(value) and {"total", "trainable", "percent"} <= value.keys()
+        counts = ("total", "trainable", "percent")
+        return isinstance(value, dict) and all(is_number(value.get(key)) for key in counts)
     return name != "bytes_per_rank" or are_numbers(value)
 
 

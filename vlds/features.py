@@ -26,8 +26,9 @@ from vlds.data.shards.shard_index import beside
 from vlds.data.shards.store import Dataset, open_dataset
 from vlds.data.shards.writing import OpenShard
 from vlds.runtime.disk import CannotWrite
-from vlds.runtime.json_file import read_json
+from vlds.runtime.json_record import parse_record
 from vlds.runtime.ranks import Ranks, hold_folder
+from vlds.runtime.regular_file import read_file
 from vlds.runtime.terminal import tell
 from vlds.runtime.whole_file import write_whole
 from vlds.schema import ImageSpec, Sample, SkipSample
@@ -59,14 +60,13 @@ class Done:
         path = beside(tar, ".done")
         if not path.is_file():
             return None
-        tree = read_json(path)
         try:
-            shard = tree["shard"] and ShardInfo(**tree["shard"])
-        except TypeError:  # of another version
+            done = parse_record(cls, read_file(path))
+        except ValueError:  # of another version
             return None
-        if shard and not (tar.is_file() and tar.stat().st_size == shard.bytes):
+        if (shard := done.shard) and not (tar.is_file() and tar.stat().st_size == shard.bytes):
             return None
-        return cls(tree["identity"], shard, tree["dropped"])
+        return done
 
 
 def compute_features(recipe: Recipe, folder: str, out: Path, name: str | None) -> int:

@@ -72,7 +72,6 @@ def parse_value(
     split: str,
     name: str | None = None,
     annotations: Path | None = None,
-    subtitles: Path | None = None,
     features: Path | None = None,
 ) -> SourceSet:
     """Read a split; all questions about a clip become one sample, and so does each moment."""
@@ -80,7 +79,7 @@ def parse_value(
     asks = release.kind == "video_qa"
     file = f"{release.files[SPLITS.index(split)]}.jsonl"
     path = annotations or find_file(src, (f"ann/{task}", "ann"), file)
-    subtitles = subtitles or find_file(
+    subtitles = find_file(
         src, ("ann", f"ann/{task}", "subtitles"), f"{release.videos}_subtitles.jsonl"
     )
     spoken = _read_subtitles(subtitles)
@@ -170,5 +169,4 @@ def add_command(commands: Any) -> None:
             holds="ann/, vis_features/", has_images=False,
         )  # fmt: skip
         parser.add_argument("--annotations", type=Path, metavar="FILE", help="another file")
-        parser.add_argument("--subtitles", type=Path, metavar="FILE", help="another file")
         packs(parser, partial(parse_value, task))

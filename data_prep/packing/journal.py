@@ -16,6 +16,7 @@ from vlds.data.order.permutation import differences
 from vlds.data.shards.info import ShardInfo
 from vlds.runtime.disk import append
 from vlds.runtime.json_file import parse_json
+from vlds.runtime.json_record import parse_record
 from vlds.runtime.regular_file import read_text
 from vlds.runtime.whole_file import write_whole
 
@@ -59,14 +60,13 @@ class Journal:
         entries = []
         for line in lines:
             try:
-                tree = parse_json(line)
-                shard = ShardInfo(**tree["shard"])
-            except (ValueError, TypeError):  # cut off in writing, or of another version
+                entry = parse_record(Finished, line)
+            except ValueError:  # cut off in writing, or of another version
                 break
-            tar = self.path.with_name(shard.name)
-            if not tar.is_file() or tar.stat().st_size != shard.bytes:
+            tar = self.path.with_name(entry.shard.name)
+            if not tar.is_file() or tar.stat().st_size != entry.shard.bytes:
                 break
-            entries.append(Finished(shard, [Dropped(*entry) for entry in tree["dropped"]]))
+            entries.append(entry)
         return entries
 
     def begin(self, finished: Sequence[Finished]) -> None:

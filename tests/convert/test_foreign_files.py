@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.toys.trained_runs import convert_code, write_pair
-from vlds.convert.foreign_files import read_json, read_safetensors, read_state_dict, read_torch
+from vlds.convert.foreign_files import read_safetensors, read_settings, read_state_dict, read_torch
 
 
 class Evil:
@@ -189,10 +189,10 @@ def read_or_refuse(folder: Path, content: bytes) -> None:
 @pytest.mark.parametrize(
     ("read", "content", "message"),
     [
-        (read_json, b"{", "is not JSON"),
-        (read_json, b"[]", "holds a list, not settings by name"),
-        (read_json, b"[" * 100_000, "is not JSON"),
-        (read_json, b"\xff\xfe", "is not JSON"),
+        (read_settings, b"{", "is not JSON"),
+        (read_settings, b"[]", r"it is \[\], an object expected"),
+        (read_settings, b"[" * 100_000, "is not JSON"),
+        (read_settings, b"\xff\xfe", "is not JSON"),
         (read_safetensors, b"", "is not a complete safetensors file"),
         (read_safetensors, b"\x08\0\0\0\0\0\0\0{}      ", None),
         (read_safetensors, b"\xff" * 8 + b"{}", "is not a complete safetensors file"),

@@ -15,9 +15,9 @@ import torch
 from vlds.cli.main import main
 from vlds.launch.restarts import Job, next_try, run_job
 from vlds.launch.supervisor import Outcome, supervise
-from vlds.launch.words import Resume, Words, split_words
+from vlds.launch.words import Words, split_words
 from vlds.training import checkpoint
-from vlds.training.states import Progress
+from vlds.training.states import Progress, Resume
 
 WORDS = ["train", "--config", "a.yaml"]
 TRAIN = Words(tuple(WORDS), ranks=2)

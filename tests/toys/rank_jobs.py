@@ -23,7 +23,7 @@ def check_complaint(recipe: Recipe, world_size: int = 2, resume: bool = False) -
 
 def ranks_of(world_size: int) -> Ranks:
     """Rank 0 of `world_size` ranks."""
-    return Ranks(0, 0, world_size, world_size, torch.device("cpu"))
+    return Ranks(0, world_size, 0, world_size, torch.device("cpu"))
 
 
 def run_recipe(recipe: Recipe, resume: bool = False, new_phase: bool = False) -> int:

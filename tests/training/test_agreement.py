@@ -117,7 +117,7 @@ def test_values_that_look_alike() -> None:
 
 
 def facts(recipe: Recipe) -> agreement.Facts:
-    ranks = Ranks(0, 0, 1, 1, torch.device("cpu"))
+    ranks = Ranks(0, 1, 0, 1, torch.device("cpu"))
     return agreement.facts_of(recipe, prepare(recipe, ranks, False), "new")
 
 

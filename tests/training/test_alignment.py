@@ -21,7 +21,7 @@ from vlds.tasks import GQA
 from vlds.training.alignment import Regions, align, cell_words, read_regions
 from vlds.vision import ConvNet
 
-ALONE = Ranks(0, 0, world_size=1, local_world_size=1, device=torch.device("cpu"))
+ALONE = Ranks(0, 1, 0, 1, device=torch.device("cpu"))
 EMPTY = 1
 WORDS = {"red": 5, "small": 6, "circle": 7, "cross": 8}
 

@@ -39,7 +39,7 @@ def test_a_state_of_an_older_format_is_not_read(tmp_path: Path) -> None:
     write_manifest(file.parent)
     found, (complaint,) = newest(tmp_path)
     assert found is None
-    assert "it is not of format 2, which this version of vlds reads" in complaint
+    assert "format is 1, 2 expected" in complaint
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:

@@ -19,14 +19,14 @@ from typing import Any
 from rich.console import Console
 
 from vlds.evaluation.scores_json import SCORES, Scored, write_scores
-from vlds.launch.supervisor import grace_from_environment, signals_collected, supervise
+from vlds.launch.supervisor import grace_from_environment, supervise
 from vlds.report.compute.collect import collect
 from vlds.report.read.inputs import read_run
 from vlds.report.read.samples import GalleryEntry
 from vlds.report.render.table import terminal_table
 from vlds.report.render.tables import summary_table
 from vlds.report.render.write import write_report
-from vlds.runtime.process_end import Interrupted
+from vlds.runtime.process_end import Interrupted, signals_collected
 from vlds.runtime.rank_environment import without_rank
 from vlds.runtime.regular_file import read_text
 from vlds.runtime.resources import find

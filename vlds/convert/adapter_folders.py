@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vlds.artifact import LoadedRun
-from vlds.convert.foreign_files import read_json, read_weights
+from vlds.convert.foreign_files import read_settings, read_weights
 from vlds.convert.output import Kind, check_plain, first_names
 from vlds.convert.target import RunFiles
 from vlds.methods import Method
@@ -103,7 +103,7 @@ class AdapterFolders(RunFiles):
         tensors = {name: torch.zeros(self.state[name].shape) for name in self.stored}
         for index, (below, adapter) in enumerate(self.folders()):
             folder = path / below
-            config = read_json(folder / CONFIG)
+            config = read_settings(folder / CONFIG)
             self.check_config(config, folder / CONFIG)
             weights = read_weights(folder, *self.weight_files)
             adapter = str(config.get("name") or adapter)

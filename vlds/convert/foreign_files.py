@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vlds.runtime import json_file
+from vlds.runtime.json_record import read_record
 
 REFUSED = re.compile(r"GLOBAL ([\w.]+)")
 """In torch's message about a class or function that its safe reader refuses."""
@@ -107,19 +107,13 @@ def read_weights(folder: Path, *names: str) -> dict[str, Tensor]:
     raise ValueError(f"--from: {folder} has none of {', '.join(names)}; name another folder")
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """A json file that holds an object.
+def read_settings(file: Path) -> dict[str, Any]:
+    """A json file that holds settings by name.
 
     Errors: ValueError if it is missing or holds anything else.
     """
     check_file(file)
-    try:
-        content = json_file.read_json(file)
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds a {type(content).__name__}, not settings by name")
-    return content
+    return read_record(dict[str, Any], file, "name another folder")
 
 
 def check_file(file: Path) -> None:

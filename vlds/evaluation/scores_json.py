@@ -11,10 +11,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-from vlds.runtime import json_file
-from vlds.runtime.checks import are_numbers, is_number
+from vlds.runtime.json_record import parse_record
+from vlds.runtime.regular_file import read_file
 from vlds.runtime.whole_file import write_whole
 
 SCORES = "scores.json"
@@ -56,34 +55,9 @@ def read_scores(folder: Path) -> dict[str, Scored]:
     if not path.is_file():
         return {}
     try:
-        return {task: checked(task, entry) for task, entry in read_json(path).items()}
-    except (TypeError, AttributeError) as error:
+        return parse_record(dict[str, Scored], read_file(path))
+    except ValueError as error:
         raise ValueError(
-            f"{path}: holds no scores as `vlds evaluate` or `vlds demo` writes them ({error!r}); "
+            f"{path}: holds no scores as `vlds evaluate` or `vlds demo` writes them ({error}); "
             "write it again, or remove it"
         ) from None
-
-
-def read_json(path: Path) -> Any:
-    """Errors: ValueError naming the file."""
-    try:
-        return json_file.read_json(path)
-    except ValueError as error:
-        raise ValueError(f"{path}: is not JSON ({error}); write it again") from None
-
-
-def checked(task: str, entry: Any) -> Scored:
-    """Errors: TypeError where a field is missing, unknown, or has another type."""
-    scored = Scored(**entry)
-    compared = scored.compared
-    right = {
-        "data": isinstance(scored.data, str | None),
-        "examples": scored.examples is None or is_number(scored.examples),
-        "scores": are_numbers(scored.scores),
-        "headline": isinstance(scored.headline, str | None),
-        "compared": isinstance(compared, dict) and all(map(are_numbers, compared.values())),
-    }
-    for name, is_right in right.items():
-        if not is_right:
-            raise TypeError(f"{task}.{name}: {entry[name]!r}")
-    return scored

@@ -11,11 +11,11 @@ from vlds.config import Recipe, parse_recipe, to_tree
 from vlds.data.order.batch_cut import BatchCut
 from vlds.launch.rank import complain
 from vlds.launch.restarts import Job
-from vlds.launch.words import RESUME, Resume, split_words
+from vlds.launch.words import RESUME, split_words
 from vlds.recipe.paths import left_behind
 from vlds.runtime.disk import names_fit
 from vlds.runtime.terminal import tell
-from vlds.training.states import check_output
+from vlds.training.states import Resume, check_output
 
 
 def check_recipe(arguments: Sequence[str], ranks: int | None) -> int:

@@ -24,12 +24,11 @@ from vlds.launch.supervisor import (
     grace_from_environment,
     output_of,
     say,
-    signals_collected,
     supervise,
 )
 from vlds.launch.words import TRAIN, Words, positive
 from vlds.runtime.json_file import parse_json
-from vlds.runtime.process_end import end_with_parent, signal_name
+from vlds.runtime.process_end import end_with_parent, signal_name, signals_collected
 from vlds.runtime.quiet_libraries import has_gpu_driver, set_quiet
 from vlds.runtime.rank_environment import check_alone, without_rank
 from vlds.runtime.terminal import tell

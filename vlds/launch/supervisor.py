@@ -12,13 +12,13 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import psutil
 
-from vlds.runtime.process_end import ASKING, heard, on_signals
+from vlds.runtime.process_end import ASKING
 from vlds.runtime.rank_environment import is_rank
 from vlds.runtime.terminal import tell
 
@@ -173,14 +173,6 @@ def _is_rank(process: psutil.Process) -> bool:
         inherited = parent is not None and is_rank(parent.environ())
         return is_rank(process.environ()) and not inherited
     return False
-
-
-@contextmanager
-def signals_collected() -> Iterator[list[int]]:
-    """Collect the signals that ask for an end, apart from ignored ones (nohup)."""
-    received: list[int] = []
-    with on_signals(received.append, heard()):
-        yield received
 
 
 def say(message: str) -> None:

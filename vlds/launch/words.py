@@ -5,10 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-Resume = Literal["auto"] | bool
-"""True: resume a run; "auto": resume it if there is a state."""
+from vlds.training.states import Resume
+
 TRAIN = "train"
 RANK_COMMANDS = (TRAIN, "evaluate", "predict", "features")
 """Commands that start ranks."""

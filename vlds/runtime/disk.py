@@ -13,7 +13,12 @@ from pathlib import Path
 
 ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 RIGHTS = (errno.EACCES, errno.EPERM, errno.EROFS)
-REFUSED = {*ROOM, *RIGHTS, errno.EIO, errno.ENAMETOOLONG}
+CURES = {
+    **dict.fromkeys(ROOM, "make room there, or "),
+    **dict.fromkeys(RIGHTS, "make it writable, or "),
+    errno.EIO: "check that disk, or ",
+}
+REFUSED = {*CURES, errno.ENAMETOOLONG}
 """Errnos that mean that nothing can be written."""
 NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)
 """Errnos that some network file systems raise for the flush of a folder."""
@@ -29,18 +34,8 @@ class CannotWrite(ValueError):
 
     def __str__(self) -> str:
         reason = self.refused.strerror or str(self.refused)
-        return f"cannot write {self.path}: {reason}; {cure_of(self.refused)}"
-
-
-def cure_of(refused: OSError) -> str:
-    """What the user can do about an error."""
-    if refused.errno in ROOM:
-        return "make room there, or name another place"
-    if refused.errno in RIGHTS:
-        return "make it writable, or name another place"
-    if refused.errno == errno.EIO:
-        return "check that disk, or name another place"
-    return "name another place"
+        cure = CURES.get(self.refused.errno or 0, "")
+        return f"cannot write {self.path}: {reason}; {cure}name another place"
 
 
 @contextmanager

@@ -57,15 +57,10 @@ def _is_right(name: str, value: Any) -> bool:
         return is_number(value)
     if name == "scores":
         return isinstance(value, dict) and all(map(are_numbers, value.values()))
-    if name == "trainable":
-        return value == {} or are_weights(value)
+    if name == "trainable" and value != {}:
+        counts = ("total", "trainable", "percent")
+        return isinstance(value, dict) and all(is_number(value.get(key)) for key in counts)
     return name != "bytes_per_rank" or are_numbers(value)
-
-
-def are_weights(counts: Any) -> bool:
-    """True for a model's counts of weights: total, trainable, percent."""
-    names = ("total", "trainable", "percent")
-    return isinstance(counts, dict) and all(is_number(counts.get(name)) for name in names)
 
 
 def _complaint(path: Path, skipped: list[tuple[int, str]]) -> str:

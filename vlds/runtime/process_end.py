@@ -9,7 +9,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from threading import Timer
 from types import FrameType
 
@@ -97,26 +96,12 @@ def is_importing() -> bool:
     return frame is not None
 
 
-@dataclass
-class StopRequest:
-    """Asks a training run to save and end. Set by a signal handler, read by the training loop."""
-
-    reason: str | None = None
-    exit_code: int = 0
-
-    def ask(self, number: int) -> None:
-        """Ask for a stop because of a signal; the first one counts."""
-        if self.reason is None:
-            self.reason, self.exit_code = signal_name(number), 128 + number
-
-
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """Inside, SIGTERM, SIGINT and SIGHUP only set the request. An ignored SIGHUP stays ignored."""
-    request = StopRequest()
-    # torchrun passes SIGINT on to its ranks, even where they inherit that it is ignored.
-    with on_signals(request.ask, {signal.SIGTERM, signal.SIGINT, *heard()}):
-        yield request
+def signals_collected(numbers: Iterable[int] | None = None) -> Iterator[list[int]]:
+    """Inside, these signals end nothing: their numbers are added to a list. Default: `heard()`."""
+    received: list[int] = []
+    with on_signals(received.append, heard() if numbers is None else numbers):
+        yield received
 
 
 def end_with_parent(number: signal.Signals = signal.SIGKILL) -> None:

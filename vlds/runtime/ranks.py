@@ -16,19 +16,20 @@ import torch.distributed.distributed_c10d as c10d
 from torch import Tensor
 
 from vlds.runtime.folder_lock import FolderInUse, folder_lock
-from vlds.runtime.rank_environment import check_alone, is_rank, read_place, single_rank
+from vlds.runtime.rank_environment import (
+    RankPlace,
+    check_alone,
+    is_rank,
+    read_place,
+    single_rank,
+)
 
 
 @dataclass(frozen=True)
-class Ranks:
+class Ranks(RankPlace):
     """This process among all ranks of the run. Every method is collective: all ranks call it in
     the same order."""
 
-    global_rank: int
-    local_rank: int
-    world_size: int
-    local_world_size: int
-    """Ranks on this machine."""
     device: torch.device
     collective_timeout: float = 600.0
     """Seconds after which ranks that wait for each other give up."""
@@ -113,10 +114,5 @@ def rank_from_environment() -> Ranks:
         os.environ.update(single_rank())
     place = read_place(os.environ)
     cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
-    return Ranks(
-        global_rank=place.global_rank,
-        local_rank=place.local_rank,
-        world_size=place.world_size,
-        local_world_size=place.local_world_size,
-        device=torch.device("cuda", place.local_rank) if cuda else torch.device("cpu"),
-    )
+    device = torch.device("cuda", place.local_rank) if cuda else torch.device("cpu")
+    return Ranks(**vars(place), device=device)

@@ -7,14 +7,14 @@ import os
 import platform
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from vlds.runtime.disk import append
-from vlds.runtime.json_file import parse_json
+from vlds.runtime.json_record import parse_record
 from vlds.runtime.regular_file import read_text
 
 PREDICTIONS = "predictions"
@@ -40,6 +40,9 @@ class Start:
     versions: Mapping[str, str]
     changes: Sequence[str] = field(default_factory=list)
     """Changes of the recipe since the start before, such as "optimizer.eps: 1e-06 -> 1e-08"."""
+
+    def __post_init__(self) -> None:
+        datetime.fromisoformat(self.time)
 
 
 def newest_step(predictions: Path) -> int | None:
@@ -68,21 +71,11 @@ def read_starts(run: Path) -> list[Start]:
     """The starts of a run. Damaged lines are skipped: the record never stops a report."""
     file = run / STARTS
     text = read_text(file, errors="replace") if file.is_file() else ""
-    return [start for line in text.split("\n") if line and (start := parsed_start(line))]
-
-
-def parsed_start(line: str) -> Start | None:
-    """The start in a line; None if the line holds none."""
-    try:
-        entry: Any = parse_json(line)
-        start = Start(**entry)
-        datetime.fromisoformat(start.time)
-    except (ValueError, TypeError):
-        return None
-    texts = [start.command, start.hardware, *start.changes]
-    right = isinstance(start.step, int) and isinstance(start.versions, dict)
-    texts += start.versions.values() if right else []
-    return start if right and all(isinstance(text, str) for text in texts) else None
+    starts = []
+    for line in text.split("\n"):
+        with suppress(ValueError):
+            starts.append(parse_record(Start, line))
+    return starts
 
 
 def cpu_name() -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from vlds.runtime.json_file import read_json
+from vlds.runtime.json_record import parse_record
+from vlds.runtime.regular_file import read_file
 
 CURE = "name eval/val_choices.json or eval/train_choices of GQA's evaluation files"
-KINDS = ("valid", "plausible")
+KINDS = {"valid", "plausible"}
 Choices = dict[str, dict[str, list[str]]]
 """Question -> kind -> answers."""
 
@@ -39,16 +40,13 @@ def load_choices(path: Path) -> Choices:
     Errors: ValueError that names the file, and the question with invalid choices.
     """
     try:
-        given = read_json(path)
+        choices = parse_record(Choices, read_file(path))
     except (OSError, ValueError) as error:
-        raise ValueError(f"choices: {path}: is not JSON ({error}); {CURE}") from None
-    if not isinstance(given, dict):
-        raise ValueError(f"choices: {path}: not an object with an entry for each question; {CURE}")
-    for key, entry in given.items():
-        for kind in KINDS:
-            if not isinstance(entry, dict) or not isinstance(entry.get(kind), list):
-                raise ValueError(f'choices: {path}: question {key} has no list "{kind}"; {CURE}')
-    return given
+        raise ValueError(f"choices: {path}: {error}; {CURE}") from None
+    for key, entry in choices.items():
+        if missing := sorted(KINDS - entry.keys()):
+            raise ValueError(f'choices: {path}: question {key} has no list "{missing[0]}"; {CURE}')
+    return choices
 
 
 def read_choices(place: str, ids: Sequence[str]) -> Choices:

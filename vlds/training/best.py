@@ -17,11 +17,12 @@ from pathlib import Path
 from vlds.artifact import WEIGHTS
 from vlds.evaluation.evaluator import Evaluator
 from vlds.evaluation.result import Evaluation
-from vlds.runtime.json_file import read_json
+from vlds.runtime.json_record import parse_record
 from vlds.runtime.manifest import damage
+from vlds.runtime.regular_file import read_file
 from vlds.runtime.terminal import tell
 from vlds.runtime.whole_file import finish_replacing
-from vlds.training.states import Best, parsed
+from vlds.training.states import Best
 
 BEST = "best.json"
 
@@ -58,7 +59,7 @@ class BestStep:
         wrong = damage(self.folder, (BEST, WEIGHTS))
         if wrong is None:
             try:
-                best = parsed(Best, read_json(self.folder / BEST))
+                best = parse_record(Best, read_file(self.folder / BEST))
                 return best if best.score == self.name else None
             except ValueError as error:
                 wrong = f"{BEST} cannot be read ({error})"

@@ -32,7 +32,6 @@ from vlds.runtime.whole_file import whole_folder
 from vlds.training.engine import Engine, Layout, State
 from vlds.training.faults import cannot_write
 from vlds.training.states import (
-    FORMAT,
     PROGRESS,
     TENSORS,
     Best,
@@ -60,8 +59,7 @@ def save(folder: Path, state: State, progress: Progress, keep: int) -> Path:
     # If there is a folder of this step, it is damaged: a resumed run has passed it over.
     with whole_folder(target) as partial:
         save_file(flat, partial / TENSORS)
-        text = json.dumps({"format": FORMAT, **asdict(progress)}, indent=1)
-        (partial / PROGRESS).write_text(text, encoding="utf-8")
+        (partial / PROGRESS).write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
         write_manifest(partial)
     states = state_folders(folder)
     end = states.index(target) + 1

@@ -8,7 +8,7 @@ from typing import Any
 
 from vlds.config import Recipe
 from vlds.data.order.batch_cut import BatchCut
-from vlds.runtime.json_file import read_json
+from vlds.runtime.json_record import read_record
 
 
 def cut_batches(recipe: Recipe, world_size: int) -> BatchCut:
@@ -28,11 +28,11 @@ def complete_deepspeed_config(path: Path, recipe: Recipe, cut: BatchCut) -> dict
     Errors: ValueError if the file is missing, is not JSON, or contradicts the recipe.
     """
     try:
-        config: dict[str, Any] = read_json(path)
+        config = read_record(dict[str, Any], path, "name DeepSpeed's settings")
     except FileNotFoundError:
         raise ValueError(f"training.deepspeed: there is no file {path}") from None
     except ValueError as error:
-        raise ValueError(f"training.deepspeed: {path} is not JSON: {error}") from None
+        raise ValueError(f"training.deepspeed: {error}") from None
     sizes = recipe.batch_sizes.values()
     micro_batch_size = max(map(cut.largest_piece, sizes))
     accumulation_steps = max(map(cut.accumulation_steps, sizes))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 from vlds.config import Recipe
 from vlds.evaluation.evaluator import EvaluationStopped, blanked
 from vlds.evaluation.sources import with_answer_lists
-from vlds.runtime.process_end import StopRequest, stop_on_signals
+from vlds.runtime.process_end import heard, signal_name, signals_collected
 from vlds.runtime.ranks import hold_folder
+from vlds.schema import Batch
 from vlds.training.agreement import check_agreement
 from vlds.training.build import build_run
-from vlds.training.engine import start_ranks
+from vlds.training.engine import StepReport, start_ranks
 from vlds.training.faults import NonFiniteSteps, explained
 from vlds.training.gradients import GradientWatch
 from vlds.training.optim import schedule_factor, set_learning_rate
@@ -35,7 +38,9 @@ def train(recipe: Recipe, *, resume: Resume = False, new_phase: bool = False) ->
     of memory or disk that a restart would not cure.
     """
     ranks = start_ranks(recipe.training.collective_timeout)
-    with explained(recipe), stop_on_signals() as stop:
+    # torchrun passes SIGINT on to its ranks, even where they inherit that it is ignored.
+    stopping = {signal.SIGTERM, signal.SIGINT, *heard()}
+    with explained(recipe), signals_collected(stopping) as stop:
         recipe = with_answer_lists(recipe)
         prepared = prepare(recipe, ranks, resume)
         recipe = with_steps(recipe, prepared)
@@ -48,9 +53,9 @@ def train(recipe: Recipe, *, resume: Resume = False, new_phase: bool = False) ->
     return code
 
 
-def run_loop(run: Run, stop: StopRequest) -> int:
+def run_loop(run: Run, stop: Sequence[int]) -> int:
     """The loop; its writers are closed however it ends. Returns the exit code."""
-    run.evaluator.stopping = lambda: stop.reason is not None
+    run.evaluator.stopping = lambda: bool(stop)
     try:
         return loop(run, stop)
     except EvaluationStopped:
@@ -62,8 +67,8 @@ def run_loop(run: Run, stop: StopRequest) -> int:
         run.tracker.close()
 
 
-def loop(run: Run, stop: StopRequest) -> int:
-    """Steps until the last one, or until a stop is requested. Returns the exit code."""
+def loop(run: Run, stop: Sequence[int]) -> int:
+    """Steps until the last one, or until a signal is in `stop`. Returns the exit code."""
     config, engine = run.recipe.training, run.engine
     num_steps = config.num_steps
     watch = GradientWatch(engine.model, engine.model.parts, run.ranks)
@@ -73,16 +78,12 @@ def loop(run: Run, stop: StopRequest) -> int:
         tell_evaluation(run)
     save_due = False
     while engine.steps_done < num_steps:
-        factor = schedule_factor(engine.steps_done, num_steps, run.recipe.optimizer)
-        set_learning_rate(engine.parameter_groups, factor)
         batches = next(global_batches)
         if run.recipe.data.blank_images:
             batches = list(blanked(batches))
-        report = engine.step(batches)
+        report = scheduled_step(run, batches)
         step = engine.steps_done
-        learning_rate = factor * run.recipe.optimizer.learning_rate
-        run.tracker.step(step, report, learning_rate, run.stream)
-        stopping, failed = run.ranks.any_of(stop.reason is not None, run.states.failed)
+        stopping, failed = run.ranks.any_of(bool(stop), run.states.failed)
         if failed:
             run.states.finish()
         last = step == num_steps
@@ -108,13 +109,21 @@ def loop(run: Run, stop: StopRequest) -> int:
     return 0
 
 
-def stopped(run: Run, stop: StopRequest, when: str = "") -> int:
+def scheduled_step(run: Run, batches: Sequence[Batch]) -> StepReport:
+    """One step at the schedule's learning rate, which the tracker reports."""
+    engine, optimizer = run.engine, run.recipe.optimizer
+    factor = schedule_factor(engine.steps_done, run.recipe.training.num_steps, optimizer)
+    set_learning_rate(engine.parameter_groups, factor)
+    report = engine.step(batches)
+    run.tracker.step(engine.steps_done, report, factor * optimizer.learning_rate, run.stream)
+    return report
+
+
+def stopped(run: Run, stop: Sequence[int], when: str = "") -> int:
     """Wait until the newest state is on disk and say how to continue. Returns the exit code."""
     run.states.finish()
     step = run.states.newest_step
     advice = "start it again" if step is None else f"--resume continues from step {step}"
-    run.tracker.say(
-        f"stopped by {stop.reason or 'another rank'} {when}after step {run.engine.steps_done}; "
-        f"{advice}"
-    )
-    return stop.exit_code or 143
+    reason = signal_name(stop[0]) if stop else "another rank"
+    run.tracker.say(f"stopped by {reason} {when}after step {run.engine.steps_done}; {advice}")
+    return 128 + (stop[0] if stop else signal.SIGTERM)

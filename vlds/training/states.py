@@ -14,20 +14,18 @@ This module does not import torch, so that the supervisor can use it.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from vlds.runtime.json_file import read_json
+from vlds.runtime.json_record import parse_record
 from vlds.runtime.manifest import damage
+from vlds.runtime.regular_file import read_file
 
 TENSORS, PROGRESS = "state.safetensors", "state.json"
-FORMAT = 2
-"""Of the folder; it changes when an older version of vlds could not read a new one."""
 NAME = re.compile(r"step-(\d{8,})")
 Resume = Literal["auto"] | bool
 """Whether to resume the run in the output folder; "auto": if there is one."""
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,8 @@ class Best:
 class Progress:
     """What a run has done so far."""
 
+    format: Literal[2] = field(default=2, kw_only=True)
+    """Changes when an older version of vlds could not read the folder."""
     step: int
     data: dict[str, Any]
     """The stream's own state."""
@@ -54,19 +54,6 @@ class Progress:
     """sha256 of what the frozen weights come from."""
     task_updates: dict[str, int] = field(default_factory=dict)
     """Task -> updates of its own weights, in the order in which weights are stacked over tasks."""
-
-
-KINDS: dict[str, Any] = {
-    "step": int,
-    "data": dict,
-    "skipped": int,
-    "best": Best | None,
-    "sources": dict,
-    "task_updates": dict,
-    "score": str,
-    "value": int | float,
-}
-"""Types of the fields of `Best` and `Progress`."""
 
 
 def name_of(step: int) -> str:
@@ -98,27 +85,12 @@ def read_progress(folder: Path) -> Progress:
     if (wrong := damage(folder, (TENSORS, PROGRESS))) is not None:
         raise ValueError(f"{folder}: {wrong}")
     try:
-        tree = read_json(folder / PROGRESS)
-        if not isinstance(tree, dict) or tree.pop("format", None) != FORMAT:
-            raise ValueError(f"it is not of format {FORMAT}, which this version of vlds reads")
-        best = tree.pop("best", None)
-        progress = parsed(Progress, tree | {"best": best and parsed(Best, best)})
+        progress = parse_record(Progress, read_file(folder / PROGRESS))
     except ValueError as error:
         raise ValueError(f"{folder}: {PROGRESS} cannot be read: {error}") from error
     if folder.name != name_of(progress.step):
         raise ValueError(f"{folder}: is the state of step {progress.step}; its folder was renamed")
     return progress
-
-
-def parsed(cls: type[T], tree: Any) -> T:
-    """The reverse of `asdict`; ValueError if a field is missing, unknown or of another type."""
-    names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
-    if not isinstance(tree, dict) or tree.keys() != set(names):
-        raise ValueError(f"got {sorted(tree) if isinstance(tree, dict) else tree!r}, not {names}")
-    for name in names:
-        if not isinstance(tree[name], KINDS[name]):
-            raise ValueError(f"{name} is {tree[name]!r}")
-    return cls(**tree)
 
 
 def check_output(output: Path, resume: Resume) -> None:

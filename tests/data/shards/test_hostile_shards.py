@@ -140,7 +140,7 @@ def test_a_shard_lies_in_the_folder_of_its_data_set(whole: Path, tmp_path: Path,
     info = json.loads((whole / "dataset.json").read_text("utf-8"))
     info["shards"][0]["name"] = name
     (tmp_path / "dataset.json").write_text(json.dumps(info), "utf-8")
-    with pytest.raises(ValueError, match=r"dataset\.json, shard 0: name is .*file name"):
+    with pytest.raises(ValueError, match=r"dataset\.json: shards\[0\]: name is .*file name"):
         open_dataset(tmp_path)
 
 

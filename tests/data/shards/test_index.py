@@ -114,9 +114,12 @@ def test_index_of_another_shard_is_refused(folder: Path) -> None:
             "--name small --kind vqa --split train`",
         ),
         ({"smaples": 1}, "unknown field smaples; known are"),
-        ({"samples": "7"}, "samples is '7', int expected"),
+        ({"samples": "7"}, "samples is '7', a valid integer expected"),
         ({"samples": 8}, "samples is 8, but its shards hold 7"),
-        ({"shards": [{"name": "x.tar"}]}, "shard 0: no samples, annotations, bytes"),
+        (
+            {"shards": [{"name": "x.tar"}]},
+            r"shards\[0\]\.samples is missing; shards\[0\]\.annotations is missing",
+        ),
     ],
 )
 def test_wrong_dataset_json_is_refused(folder: Path, fields: dict[str, Any], message: str) -> None:

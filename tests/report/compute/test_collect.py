@@ -132,7 +132,7 @@ def test_a_run_that_names_samples_lends_them_to_one_that_does_not(
     file = old / "predictions" / "step-00000010" / "vqa.jsonl"
     file.write_text(file.read_text().replace('{"id"', '{"sample": 3, "id"', 1))
     (note,) = collect([old]).only.notes
-    assert "vqa.jsonl, line 1: sample is 3, not text; evaluate the run again" in note
+    assert "vqa.jsonl, line 1: sample is 3, a valid string expected; evaluate the run again" in note
 
 
 def test_methods_are_told_with_their_numbers(runs: Runs) -> None:
@@ -208,7 +208,7 @@ def test_cut_predictions_give_no_score(
     assert found.score("vqa", "exact_match") == (None if step is None else pytest.approx(2 / 3))
     (note,) = found.notes
     what = {30: "holds 30 of 48 examples", 0: "vqa.jsonl is empty"}.get(
-        cut, f"line {int(cut) + 1} is cut or not JSON"
+        cut, f"line {int(cut) + 1}: it is not JSON ("
     )
     assert what in note
     assert "No scores of vqa's newest predictions" in note
@@ -483,7 +483,10 @@ def test_predictions_of_another_task_are_said(runs: Runs, tmp_path: Path) -> Non
     assert report.inputs.gallery == []
     write_predictions(run / "predictions" / "vqa.jsonl", [{**lines[0], "prediction": 3}])
     (note,) = collect([run]).only.notes
-    assert "vqa.jsonl, line 1: prediction is 3, not text; evaluate the run again" in note
+    assert (
+        "vqa.jsonl, line 1: prediction is 3, a valid string expected; evaluate the run again"
+        in note
+    )
 
 
 def test_runs_of_one_name_are_told_apart(runs: Runs, tmp_path: Path) -> None:
@@ -532,4 +535,4 @@ def test_wrong_folders_are_errors_before_any_work(runs: Runs, tmp_path: Path) ->
     file = broken / "predictions" / "step-00000010" / "vqa.jsonl"
     file.write_text('{"id": "q0", "prediction": "red"}\n' + file.read_text())
     (note,) = collect([broken]).only.notes
-    assert "vqa.jsonl, line 1 has no of, reference" in note
+    assert "vqa.jsonl, line 1: of is missing; reference is missing" in note

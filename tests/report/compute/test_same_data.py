@@ -146,7 +146,7 @@ def test_what_a_score_is_compared_with(runs: Runs, tmp_path: Path) -> None:
     assert report.scores.columns == [FREQUENT, "run"]
     (note,) = report.notes
     assert note.startswith("Not all scores to compare vqa with: ")
-    assert "blank/vqa.jsonl, line 1 has no of, prediction, reference" in note
+    assert "blank/vqa.jsonl, line 1: of is missing; prediction is missing; reference is m" in note
 
 
 def test_how_a_run_was_started(runs: Runs, tmp_path: Path) -> None:

@@ -75,9 +75,9 @@ def spots(tree: Any) -> Iterator[tuple[Any, Any]]:
 @pytest.mark.parametrize(
     ("task", "field", "value", "said"),
     [
-        ("vqa", "confidence", "high", "confidence is 'high', not a number in 0..1"),
-        ("vqa", "confidence", [], "confidence is [], not a number in 0..1"),
-        ("vqa", "token_confidence", 1.5, "token_confidence is 1.5, not a number in 0..1"),
+        ("vqa", "confidence", "high", "confidence is 'high', a valid number expected"),
+        ("vqa", "confidence", [], "confidence is [], a valid number expected"),
+        ("vqa", "token_confidence", 1.5, "token_confidence is 1.5, a number in 0..1 expected"),
         ("vqa", "reference.answer", ABSENT, "its reference is not one of VQA (KeyError('answer'"),
         ("vqa", "reference.answers", ABSENT, "not one of VQA (KeyError('answers'))"),
         ("vqa", "reference.answer_type", ABSENT, "not one of VQA (KeyError('answer_type'))"),

@@ -112,16 +112,16 @@ def test_odd_lines_of_the_metrics_are_passed_over_and_told(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ('{"a": 1}', r"samples\.json: holds no samples as `vlds report` writes"),
-        ('[{"task": "vqa"}]', r"samples\.json: holds no samples"),
-        ("3", r"samples\.json: holds no samples"),
-        (sample(images=3), r"samples\.json: holds no samples .* \(images: 3\); remove it"),
-        (sample(images=["../other/gallery/a.png"]), r"a\.png' is not in gallery/\); remove it"),
-        (sample(images=["/etc/a.png"]), r"\(images: '/etc/a\.png' is not in gallery/\)"),
-        (sample(prompt=[]), r"\(prompt: \[\]\); remove it"),
-        (sample(reference=None), r"\(reference: None\); remove it"),
-        (sample(correct="yes"), r"\(correct: 'yes'\); remove it"),
-        (sample(confidence="high"), r"\(confidence: 'high'\); remove it"),
+        ('{"a": 1}', r"samples\.json: it is {.*, a valid array expected; .*; remove the file"),
+        ('[{"task": "vqa"}]', r"samples\.json: \[0\]\.id is missing; "),
+        ("3", r"samples\.json: it is 3, a valid array expected"),
+        (sample(images=3), r"samples\.json: \[0\]\.images is 3, a valid array expected; "),
+        (sample(images=["../other/gallery/a.png"]), r"a\.png' is not in gallery/; .*; remove the"),
+        (sample(images=["/etc/a.png"]), r"image '/etc/a\.png' is not in gallery/; "),
+        (sample(prompt=[]), r"prompt is \[\], .*; remove the file"),
+        (sample(reference=None), r"reference\.str is None, .*; remove the file"),
+        (sample(correct="yes"), r"correct is 'yes', .*; remove the file"),
+        (sample(confidence="high"), r"confidence is 'high', .*; remove the file"),
     ],
 )
 def test_a_gallery_of_another_shape_is_named(tmp_path: Path, text: str, complaint: str) -> None:
@@ -147,20 +147,23 @@ def test_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("{", "is not JSON"),
+        ("{", "holds no scores as .*it is not JSON"),
         (
             '{"a": 1}',
-            r"holds no scores as .*must be a mapping, not int.*; write it again, or remove",
+            r"holds no scores as .*\(a is 1, an object expected\); write it again, or remove",
         ),
         ("[1]", "holds no scores as"),
-        ('{"vqa": {"scores": {}}}', "holds no scores as .*missing 2 required"),
-        (scored(odd=1), "holds no scores as .*unexpected keyword argument 'odd'"),
-        (scored(data=3), "holds no scores as .*vqa.data: 3"),
-        (scored(examples="x"), "holds no scores as .*vqa.examples: 'x'"),
-        (scored(scores={"f1": "x"}), r"holds no scores as .*vqa\.scores: \{'f1': 'x'"),
-        (scored(headline=3), r"holds no scores as .*vqa\.headline: 3"),
-        (scored(compared=[1]), r"holds no scores as .*vqa\.compared: \[1\]"),
-        (scored(compared={"a": {"f1": "x"}}), r"holds no scores as .*vqa\.compared: \{'a': "),
+        (
+            '{"vqa": {"scores": {}}}',
+            "holds no scores as .*vqa.data is missing; vqa.examples is missing",
+        ),
+        (scored(odd=1), "holds no scores as .*unknown field vqa.odd"),
+        (scored(data=3), "holds no scores as .*vqa.data is 3"),
+        (scored(examples="x"), "holds no scores as .*vqa.examples is 'x'"),
+        (scored(scores={"f1": "x"}), r"holds no scores as .*vqa\.scores\.f1 is 'x'"),
+        (scored(headline=3), r"holds no scores as .*vqa\.headline is 3"),
+        (scored(compared=[1]), r"holds no scores as .*vqa\.compared is \[1\]"),
+        (scored(compared={"a": {"f1": "x"}}), r"holds no scores as .*vqa\.compared\.a\.f1 is 'x'"),
     ],
 )
 def test_a_broken_file_is_named(tmp_path: Path, text: str, complaint: str) -> None:

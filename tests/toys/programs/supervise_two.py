@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from vlds.launch.start import launch_command
-from vlds.launch.supervisor import signals_collected, supervise
+from vlds.launch.supervisor import supervise
+from vlds.runtime.process_end import signals_collected
 
 if __name__ == "__main__":
     program = [str(Path(__file__).with_name("acting_rank.py")), *sys.argv[2:]]

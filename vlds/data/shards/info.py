@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from vlds.runtime.json_file import parse_json
+from vlds.runtime.json_record import parse_record
 from vlds.runtime.regular_file import read_file
 from vlds.runtime.whole_file import write_whole
 
 SCHEMA = 2
 DATASET_FILE = "dataset.json"
 REBUILD = "write its index again with `python -m data_prep index`"
-Info = TypeVar("Info", "ShardInfo", "DatasetInfo")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +31,11 @@ class ShardInfo:
     idx_sha256: str
     cnt_sha256: str
     crc_sha256: str
+
+    def __post_init__(self) -> None:
+        # A foreign dataset.json must not lead to files outside its folder.
+        if self.name in ("", ".", "..") or set("/\\\0") & set(self.name):
+            raise ValueError(f"name is {self.name!r}, a file name expected")
 
     @property
     def index_hashes(self) -> dict[str, str]:
@@ -97,7 +101,10 @@ class DatasetInfo:
             raise ValueError(f"{path} is not JSON ({error}); prepare the data set again") from None
         if isinstance(content, dict) and content.get("schema") != SCHEMA:
             raise ValueError(_other_schema(content, path))
-        info = _build(cls, content, path)
+        try:
+            info = parse_record(cls, data)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}; prepare the data set again") from None
         if any(not {"id", "reason"} <= entry.keys() for entry in info.dropped):
             raise ValueError(f"{path}: an entry of dropped has no id or no reason; {REBUILD}")
         for field_name in ("samples", "annotations"):
@@ -136,52 +143,6 @@ def _no_dataset(folder: Path) -> str:
     )
 
 
-def _build(cls: type[Info], content: Any, where: str) -> Info:
-    """A dataclass from JSON, strict about names and types."""
-    if not isinstance(content, dict):
-        raise ValueError(f"{where}: a JSON object is needed, found {type(content).__name__}")
-    known = {f.name: f for f in dataclasses.fields(cls)}
-    missing = [n for n, f in known.items() if f.default is MISSING and n not in content]
-    if missing:
-        raise ValueError(f"{where}: no {', '.join(missing)}; prepare the data set again")
-    if unknown := sorted(set(content) - set(known)):
-        raise ValueError(
-            f"{where}: unknown field {', '.join(unknown)}; known are {', '.join(known)}"
-        )
-    values: dict[str, Any] = {}
-    for name, value in content.items():
-        annotation, _, optional = str(known[name].type).partition(" | ")
-        fits, words = JSON_TYPES[annotation]
-        if not fits(value) and not (optional and value is None):
-            raise ValueError(f"{where}: {name} is {value!r}, {words} expected")
-        if cls is ShardInfo and name == "name" and not _is_file_name(value):
-            raise ValueError(f"{where}: name is {value!r}, a file name expected")
-        if isinstance(value, list):
-            value = tuple(value)
-        if name == "shards":
-            value = tuple(_build(ShardInfo, v, f"{where}, shard {i}") for i, v in enumerate(value))
-        values[name] = value
-    return cls(**values)
-
-
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
-
-
-JSON_TYPES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "int": (lambda value: type(value) is int, "int"),
-    "str": (lambda value: isinstance(value, str), "str"),
-    "Mapping[str, Any]": (lambda value: isinstance(value, dict), "an object"),
-    "Mapping[str, str]": (_is_texts, "an object"),
-    "tuple[ShardInfo, ...]": (lambda value: isinstance(value, list), "a list"),
-    "tuple[Mapping[str, str], ...]": (
-        lambda value: isinstance(value, list) and all(map(_is_texts, value)),
-        "a list of objects of text",
-    ),
-}
-"""Annotation of a field -> check of its JSON value, and the value's type in words."""
-
-
 def check_names(name: str, split: str) -> None:
     """Errors: ValueError for a name or split that cannot be part of file names."""
     for what, value in (("name", name), ("split", split)):
@@ -190,8 +151,3 @@ def check_names(name: str, split: str) -> None:
                 f"{what} {value!r}: it becomes part of file names; "
                 "give one without dots, slashes and spaces"
             )
-
-
-def _is_file_name(name: str) -> bool:
-    """True for the name of a file in the folder itself."""
-    return name not in ("", ".", "..") and not set("/\\\0") & set(name)

@@ -69,7 +69,8 @@ def blind_scores(run: Path, label: str, result: TaskResult) -> Mapping[str, floa
 def frozen_scores(run: Path, label: str, result: TaskResult, logged: Logged) -> Mapping[str, float]:
     """Scores that the run logged before its first step, on the same data."""
     file = run / PREDICTIONS / "step-00000000" / f"{label}.jsonl"
-    predicted = result.predictions
-    if predicted.step == 0 or not file.is_file() or first_line(file).get("data") != predicted.data:
+    made = result.predictions
+    first = first_line(file) if made.step != 0 and file.is_file() else None
+    if first is None or first.data != made.data:
         return {}
     return logged.get((0, label), {})

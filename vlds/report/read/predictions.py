@@ -7,14 +7,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlds.runtime.checks import is_number
-from vlds.runtime.json_file import parse_json
+from vlds.runtime.json_record import parse_record
 from vlds.runtime.regular_file import read_text
 from vlds.runtime.run_folder import PREDICTIONS, STEP, newest_step
 
-FIELDS = {"id", "of", "prediction", "reference"}
-"""Required in every line; `of` is the number of lines."""
 AGAIN = "evaluate the run again, with `vlds evaluate --run`"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One example, as `Evaluation.write` puts it into a file."""
+
+    id: str
+    of: int
+    """Lines of the file."""
+    prediction: str
+    reference: Any
+    sample: str | None = None
+    data: str | None = None
+    after: int | None = None
+    confidence: float | None = None
+    token_confidence: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("confidence", "token_confidence"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value}, a number in 0..1 expected")
+
+    @property
+    def sure(self) -> float | None:
+        """How sure the model was; None where the line does not say it."""
+        return self.confidence if self.token_confidence is None else self.token_confidence
 
 
 @dataclass(frozen=True)
@@ -82,10 +106,10 @@ def _after(file: Path) -> int | None:
     """Step of the training's newest evaluation before a file was written; None if its first line
     does not say it, or is damaged, which reading the whole file reports."""
     try:
-        after = first_line(file).get("after")
+        first = first_line(file)
     except ValueError:
         return None
-    return int(after) if after is not None else None
+    return first.after if first else None
 
 
 def predictions_elsewhere(run: Path) -> list[Path]:
@@ -101,40 +125,36 @@ def read_predictions(file: Path) -> Predictions:
     lines = [_line(file, number, text) for number, text in enumerate(_texts(file), 1)]
     if not lines:
         raise ValueError(f"{file} is empty; {AGAIN}")
-    if odd := {line.get("data") for line in lines} - {lines[0].get("data")}:
-        raise ValueError(f"{file} is of {lines[0].get('data')} and of {odd.pop()}; {AGAIN}")
-    if len(lines) != (whole := lines[0]["of"]):
+    if odd := {line.data for line in lines} - {lines[0].data}:
+        raise ValueError(f"{file} is of {lines[0].data} and of {odd.pop()}; {AGAIN}")
+    if len(lines) != (whole := lines[0].of):
         raise ValueError(f"{file} holds {len(lines):,} of {whole:,} examples; {AGAIN}")
     numbers: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
-        if (earlier := numbers.setdefault(line["id"], number)) != number:
+        if (earlier := numbers.setdefault(line.id, number)) != number:
             raise ValueError(
-                f"{file}, line {number}: id {line['id']!r} stands in line {earlier} too; {AGAIN}"
+                f"{file}, line {number}: id {line.id!r} stands in line {earlier} too; {AGAIN}"
             )
-    lines.sort(key=lambda line: line["id"])
+    lines.sort(key=lambda line: line.id)
     return Predictions(
         file=file,
         step=step_of(file),
-        predictions={line["id"]: line["prediction"] for line in lines},
-        references={line["id"]: line["reference"] for line in lines},
-        confidences={
-            line["id"]: confidence
-            for line in lines
-            if (confidence := line.get("token_confidence", line.get("confidence"))) is not None
-        },
-        samples={line["id"]: line["sample"] for line in lines if "sample" in line},
+        predictions={line.id: line.prediction for line in lines},
+        references={line.id: line.reference for line in lines},
+        confidences={line.id: sure for line in lines if (sure := line.sure) is not None},
+        samples={line.id: line.sample for line in lines if line.sample is not None},
         lines=numbers,
-        data=lines[0].get("data"),
+        data=lines[0].data,
     )
 
 
-def first_line(file: Path) -> dict[str, Any]:
-    """A file's first line; {} where there is none.
+def first_line(file: Path) -> Line | None:
+    """A file's first line; None if the file is empty.
 
     Errors: ValueError, as above.
     """
     texts = _texts(file)[:1]
-    return _line(file, 1, texts[0]) if texts else {}
+    return _line(file, 1, texts[0]) if texts else None
 
 
 def _texts(file: Path) -> list[str]:
@@ -143,30 +163,11 @@ def _texts(file: Path) -> list[str]:
     return text.split("\n") if text else []
 
 
-def _line(file: Path, number: int, text: str) -> dict[str, Any]:
-    """One example.
-
-    Errors: ValueError, as above.
-    """
-    where = f"{file}, line {number}"
+def _line(file: Path, number: int, text: str) -> Line:
     try:
-        line = parse_json(text)
-    except ValueError:
-        raise ValueError(f"{where} is cut or not JSON; {AGAIN}") from None
-    if not isinstance(line, dict):
-        raise ValueError(f"{where} is not an object: {text[:100]}; {AGAIN}")
-    if missing := FIELDS - set(line):
-        raise ValueError(f"{where} has no {', '.join(sorted(missing))}: {text[:100]}; {AGAIN}")
-    kinds = {"id": str, "of": int, "prediction": str, "sample": str, "data": str, "after": int}
-    for name, kind in kinds.items():
-        if name in line and type(line[name]) is not kind:
-            expected = "text" if kind is str else "a whole number"
-            raise ValueError(f"{where}: {name} is {line[name]!r:.100}, not {expected}; {AGAIN}")
-    for name in ("confidence", "token_confidence"):
-        value = line.get(name)
-        if value is not None and not (is_number(value) and 0 <= value <= 1):
-            raise ValueError(f"{where}: {name} is {value!r:.100}, not a number in 0..1; {AGAIN}")
-    return line
+        return parse_record(Line, text, extra="ignore")
+    except ValueError as error:
+        raise ValueError(f"{file}, line {number}: {error}; {AGAIN}") from None
 
 
 def texts_of(reference: Any) -> list[str]:

@@ -6,11 +6,9 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from vlds.data.shards.thumbnail import thumbnail
-from vlds.evaluation.scores_json import read_json
-from vlds.runtime.checks import is_number
+from vlds.runtime.json_record import read_record
 from vlds.runtime.whole_file import whole_folder
 from vlds.schema import Encoded
 
@@ -43,34 +41,13 @@ def read_gallery(folder: Path) -> list[GalleryEntry]:
     path = folder / GALLERY / SAMPLES
     if not path.is_file():
         return []
-    try:
-        entries = [checked_entry(**entry) for entry in read_json(path)]
-        for name in (name for entry in entries for name in entry.images):
-            # Another person's run must not put our own pictures on a page.
-            if (folder / name).resolve().parent != path.parent.resolve():
-                raise TypeError(f"images: {name!r} is not in {GALLERY}/")
-        return entries
-    except TypeError as error:
-        raise ValueError(
-            f"{path}: holds no samples as `vlds report` writes them ({error}); remove it"
-        ) from None
-
-
-def checked_entry(**fields: Any) -> GalleryEntry:
-    """Errors: TypeError where a field is missing, is not one of an entry, or has another type."""
-    entry = GalleryEntry(**fields)
-    for name in ("task", "id", "prompt", "prediction"):
-        if not isinstance(fields[name], str):
-            raise TypeError(f"{name}: {fields[name]!r}")
-    for name, texts in (("images", entry.images), ("reference", entry.reference)):
-        right = isinstance(texts, list) and all(isinstance(text, str) for text in texts)
-        if not (right or (name == "reference" and isinstance(texts, str))):
-            raise TypeError(f"{name}: {texts!r}")
-    if not isinstance(entry.correct, bool | None):
-        raise TypeError(f"correct: {entry.correct!r}")
-    if entry.confidence is not None and not is_number(entry.confidence):
-        raise TypeError(f"confidence: {entry.confidence!r}")
-    return entry
+    cure = "`vlds report` writes no such samples; remove the file"
+    entries = read_record(list[GalleryEntry], path, cure)
+    for name in (name for entry in entries for name in entry.images):
+        # Somebody else's run must not put our own pictures on a page.
+        if (folder / name).resolve().parent != path.parent.resolve():
+            raise ValueError(f"{path}: image {name!r} is not in {GALLERY}/; {cure}")
+    return entries
 
 
 def write_gallery(folder: Path, entries: Iterable[tuple[GalleryEntry, Sequence[Encoded]]]) -> None:

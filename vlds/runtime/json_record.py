@@ -1,0 +1,78 @@
+"""JSON read into typed records: dataclasses, and lists and mappings of them.
+
+A record's annotations are the only description of its form. A field without a default must be
+there, no value is converted to another type, and unknown fields are errors unless `extra` says
+"ignore".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from vlds.runtime.regular_file import read_file
+
+MOST_FAULTS = 3
+"""Wrong fields that an error lists."""
+T = TypeVar("T")
+
+
+def read_record(kind: type[T], file: Path, cure: str) -> T:
+    """Read a JSON file that holds a record, such as `dict[str, Scored]`.
+
+    Errors: ValueError "FILE: FIELD is VALUE, what is right; CURE"; CannotOpen; FileNotFoundError.
+    """
+    data = read_file(file)
+    try:
+        return parse_record(kind, data)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}; {cure}") from None
+
+
+def parse_record(
+    kind: type[T], data: bytes | str, extra: Literal["forbid", "ignore"] = "forbid"
+) -> T:
+    """Parse JSON that holds a record; the caller adds to errors where it comes from.
+
+    Errors: ValueError that names the wrong fields, as in "shards[2].bytes is 'x', a valid
+    integer expected".
+    """
+    from pydantic import ValidationError
+
+    try:
+        adapter = _adapter(kind)  # type: ignore[arg-type]  # to mypy, types are not hashable
+        record: T = adapter.validate_json(data, strict=True, extra=extra)
+    except ValidationError as error:
+        faults = [_fault(kind, fault) for fault in error.errors(include_url=False)[:MOST_FAULTS]]
+        raise ValueError("; ".join(faults)) from None
+    return record
+
+
+@cache
+def _adapter(kind: type[T]) -> Any:
+    # Imported here, because pydantic takes 0.2 s: that is too long for `--help`.
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+def _fault(kind: type[T], fault: Mapping[str, Any]) -> str:
+    """One fault in words: the field's path, its value, and what is expected."""
+    path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in fault["loc"])
+    name, message = path.removeprefix("."), str(fault["msg"])
+    match fault["type"]:
+        case "json_invalid":
+            return f"it is not JSON ({message.removeprefix('Invalid JSON: ')})"
+        case "missing":
+            return f"{name} is missing"
+        case "unexpected_keyword_argument":
+            known = fields(kind) if is_dataclass(kind) and len(fault["loc"]) == 1 else ()
+            names = ", ".join(field.name for field in known)
+            return f"unknown field {name}" + (f"; known are {names}" if names else "")
+        case "value_error":
+            return f"{name}: {fault['ctx']['error']}" if name else str(fault["ctx"]["error"])
+    expected = message.removeprefix("Input should be ")
+    return f"{name or 'it'} is {fault['input']!r:.100}, {expected} expected"

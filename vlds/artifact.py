@@ -161,7 +161,7 @@ def load_run(run: Path, dtype: torch.dtype | None = None, changes: Sequence[str]
     folder = artifact_folder(run)
     check_changes(changes)
     recipe = read_recipe(folder, changes)
-    check_sources(folder, recipe)
+    check_same_sources(folder, recipe)
     tokens = folder / "tokenizer"
     with readable(folder, "tokenizer"):
         tokenizer = recipe.backbone.load_tokenizer_from(tokens if tokens.is_dir() else folder)
@@ -184,7 +184,7 @@ def check_changes(changes: Sequence[str]) -> None:
             )
 
 
-def check_sources(folder: Path, recipe: Recipe) -> None:
+def check_same_sources(folder: Path, recipe: Recipe) -> None:
     """Compare the hashes of the sources with those that the training saw.
 
     Errors: ValueError if a source is missing or has changed, or if the description of the artifact

@@ -33,7 +33,7 @@ from vlds.runtime.terminal import tell
 from vlds.runtime.whole_file import write_whole
 from vlds.schema import ImageSpec, Sample, SkipSample
 from vlds.training.engine import LONGEST_WAIT, start_ranks
-from vlds.training.prepare import check_sources
+from vlds.training.prepare import check_frozen_files
 from vlds.vision.base import GridEncoder, freeze
 
 PAIR = ("left.", "right.")
@@ -91,7 +91,7 @@ def compute_features(recipe: Recipe, folder: str, out: Path, name: str | None) -
         if ranks.is_first:
             tell(f"{out} is complete already")
         return 0
-    check_sources(recipe, ranks)
+    check_frozen_files(recipe, ranks)
     encoder = recipe.vision.build(recipe.training.dtype).to(ranks.device)
     freeze(encoder)
     try:

@@ -42,7 +42,7 @@ def check(out: Path, runs: list[Path], formula: Callable[[list[Tensor]], Tensor]
     """What trains follows the formula, to the last place of float32; the rest is as it was."""
     states = [state_of(run) for run in runs]
     expected = dict(states[0])
-    moving = set(load_run(runs[0]).model.parts)
+    moving = set(load_run(runs[0]).model.trained_by)
     for name in moving:
         expected[name] = formula([state[name].double() for state in states]).float()
     found = state_of(out)

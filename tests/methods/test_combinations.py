@@ -32,9 +32,9 @@ def test_every_pair_trains(family: type[Backbone], tmp_path: Path) -> None:
         output = model(examples, torch.ones(4))
         output.loss.backward()
         for name, parameter in model.named_parameters():
-            assert (name in model.parts) == parameter.requires_grad, (names, name)
+            assert (name in model.trained_by) == parameter.requires_grad, (names, name)
             assert (parameter.grad is not None) == parameter.requires_grad, (names, name)
-        assert set(model.parts.values()) >= set(methods) or "Full" in names, names
+        assert set(model.trained_by.values()) >= set(methods) or "Full" in names, names
         with torch.no_grad():
             alone = model(examples.select(torch.tensor([2])), torch.ones(1)).token_nll_sum
         assert (alone - output.token_nll_sum[2]).abs().max() < 1e-9, names

@@ -70,7 +70,7 @@ def test_every_weight_trains_and_a_copy_starts_anew(sharing: str, tmp_path: Path
     model = tuned(tmp_path, sharing)
     model(batch(ROWS), torch.ones(4)).loss.backward()
     for name, parameter in model.named_parameters():
-        if model.parts.get(name) == "prompts":
+        if model.trained_by.get(name) == "prompts":
             assert parameter.grad is not None, name
             assert parameter.grad.any(), name
     twin = copy.deepcopy(model)

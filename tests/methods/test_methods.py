@@ -168,17 +168,17 @@ def test_methods_that_begin_as_the_frozen_model(
 def test_which_biases_train(tmp_path: Path) -> None:
     """All of BART's and no weight; on T5 the relative position biases and, if asked, new ones."""
     model = build(backbone(Bart, tmp_path), {"biases": BitFit()})
-    trained = {name for name in model.parts if not name.startswith("visual_embedding.")}
+    trained = {name for name in model.trained_by if not name.startswith("visual_embedding.")}
     own = {name for name, _ in model.named_parameters() if name.startswith("backbone.")}
     assert trained == {name for name in own if name.endswith(".bias")}
     with pytest.raises(ValueError, match=r"32 linear layers of T5.* have no bias .*add_biases"):
         build(backbone(T5, tmp_path), {"biases": BitFit()})
     model = build(backbone(T5, tmp_path), {"biases": BitFit(add_biases=True)})
-    added = [name for name in model.parts if ".extensions." in name]
+    added = [name for name in model.trained_by if ".extensions." in name]
     assert len(added) == 32
-    assert sum("relative_attention_bias" in name for name in model.parts) == 2
+    assert sum("relative_attention_bias" in name for name in model.trained_by) == 2
     model = build(backbone(T5, tmp_path), {"lora": LoRA(rank=4)})
-    assert sum("relative_attention_bias" in name for name in model.parts) == 2
+    assert sum("relative_attention_bias" in name for name in model.trained_by) == 2
 
 
 LADDER = BitFit(
@@ -193,12 +193,12 @@ def test_biases_of_norms_and_head(tmp_path: Path) -> None:
     """On T5 every linear layer, every norm and the head; on BART the head alone has none yet."""
     norms, head = 2 * 2 + 2 * 3 + 2, 1
     model = build(backbone(T5, tmp_path), {"biases": LADDER})
-    added = [name for name in model.parts if ".extensions.biases.bias" in name]
+    added = [name for name in model.trained_by if ".extensions.biases.bias" in name]
     assert len(added) == 32 + norms + head
     assert sum("norm.extensions" in name for name in added) == norms
-    assert not any("relative_attention_bias" in name for name in model.parts)
+    assert not any("relative_attention_bias" in name for name in model.trained_by)
     model = build(backbone(Bart, tmp_path), {"biases": LADDER})
-    added = [name for name in model.parts if ".extensions." in name]
+    added = [name for name in model.trained_by if ".extensions." in name]
     assert added == ["backbone.lm_head.extensions.biases.bias"]
 
 
@@ -250,7 +250,7 @@ def test_visual_norms_have_biases(family: type[Backbone], tmp_path: Path) -> Non
     bare, biased = ({name for name, _ in model.named_parameters()} for model in models)
     added = {f"visual_embedding.{norm}.bias" for norm in ("feature_norm", "box_norm")}
     assert biased - bare == (added if family is T5 else set())
-    assert added <= set(models[1].parts)
+    assert added <= set(models[1].trained_by)
     with torch.no_grad():
         assert torch.equal(*(model.logits(batch()) for model in models))
         models[1].visual_embedding.box_norm.bias.fill_(0.5)

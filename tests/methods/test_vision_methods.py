@@ -50,7 +50,7 @@ def test_what_trains_in_clip(name: str, tmp_path: Path) -> None:
     model = build(backbone(T5, tmp_path), methods, vision=clip(tmp_path)).eval()
     assert not model.vision.frozen
     model(pictures(), torch.ones(4)).loss.backward()
-    mine = [n for n, part in model.parts.items() if part == "eyes"]
+    mine = [n for n, part in model.trained_by.items() if part == "eyes"]
     assert mine
     assert all(n.startswith("vision.") for n in mine)
     named = dict(model.named_parameters())
@@ -64,7 +64,7 @@ def test_a_vision_transformer_of_timm(tmp_path: Path) -> None:
     encoder = Timm(model="vit_tiny_patch16_224", image_size=32)
     with torch.device("meta"):
         model = build(backbone(T5, tmp_path), {"eyes": METHODS["adapter"]}, vision=encoder)
-    assert sum(part == "eyes" for part in model.parts.values()) == 12 * 2 * 4
+    assert sum(part == "eyes" for part in model.trained_by.values()) == 12 * 2 * 4
 
 
 @pytest.mark.parametrize("method", [METHODS["ia3"], METHODS["lora"]])
@@ -99,8 +99,8 @@ def test_roles_that_timm_has(tmp_path: Path) -> None:
     with torch.device("meta"):
         model = build(backbone(T5, tmp_path), {"eyes": updates}, vision=encoder)
         biases = build(backbone(T5, tmp_path), {"eyes": METHODS["bitfit"]}, vision=encoder)
-    assert sum(part == "eyes" for part in model.parts.values()) == 12 * 3 * 2
-    mine = {name for name, part in biases.parts.items() if part == "eyes"}
+    assert sum(part == "eyes" for part in model.trained_by.values()) == 12 * 3 * 2
+    mine = {name for name, part in biases.trained_by.items() if part == "eyes"}
     assert sum(name.endswith("attn.qkv.bias") for name in mine) == 12
 
 
@@ -117,7 +117,7 @@ def test_biases_of_a_convolutional_net(tmp_path: Path) -> None:
     """BitFit needs no roles; without any bias it says so."""
     encoder = ConvNet(image_size=24, grid=3, widths=[4, 4, 4])
     model = build(backbone(T5, tmp_path), {"eyes": METHODS["bitfit"]}, vision=encoder)
-    assert sum(part == "eyes" for part in model.parts.values()) == 3
+    assert sum(part == "eyes" for part in model.trained_by.values()) == 3
     with pytest.raises(ValueError, match=r"methods.eyes: Identity has no biases"):
         build(backbone(T5, tmp_path), {"eyes": METHODS["bitfit"]})
 

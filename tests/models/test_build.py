@@ -23,7 +23,7 @@ def test_what_trains(family: type[Backbone], tmp_path: Path) -> None:
     source = backbone(family, tmp_path)
     model = build(source, {"mine": Adapter()}, train_norms=True)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert trained == model.parts.keys()
+    assert trained == model.trained_by.keys()
     assert {model.part_of(name) for name in trained} == {"mine", "norms", "visual_embedding"}
     assert {n for n in trained if model.part_of(n) == "mine"} == {
         n for n in trained if ".extensions.mine." in n

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.toys.world import SIZES, world_recipe, write_tokenizer
-from vlds.artifact import artifact_folder, check_sources, read_recipe, write_artifact
+from vlds.artifact import artifact_folder, check_same_sources, read_recipe, write_artifact
 from vlds.backbones import T5
 from vlds.config import Recipe, load_recipe, save_recipe
 from vlds.launch.check_recipe import check_recipe
@@ -110,7 +110,7 @@ def test_a_missing_backbone_is_not_called_another_one(
     write_artifact(artifact, {}, recipe, tokenizer)
     (home / "models").rename(home / "gone")
     with pytest.raises(ValueError, match=rf"its backbone is missing: no {home}/models; copy it"):
-        check_sources(artifact, read_recipe(artifact))
+        check_same_sources(artifact, read_recipe(artifact))
 
 
 def relative_recipe_of(home: Path) -> Recipe:

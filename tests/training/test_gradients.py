@@ -63,7 +63,7 @@ class Shift(LinearExtension):
 def lines_of(case: Case) -> list[list[str]]:
     """What a rank is told after each of some steps; the error in its place."""
     made, cut = start_engine(case)
-    watch = GradientWatch(made.model, made.model.parts, made.ranks)
+    watch = GradientWatch(made.model, made.model.trained_by, made.ranks)
     told: list[list[str]] = []
     for step in range(WATCHED_STEPS + 1):
         made.step(own_micro_batches(global_batch(step % 2), made, cut))
@@ -102,7 +102,7 @@ def lines_without_boxes(case: Case) -> list[list[str]]:
     """What a rank is told of a model whose boxes are all zero."""
     run = replace(case_recipe(case), visual_embedding=VisualEmbeddingConfig())
     model, ranks = recipe_model(run), start_ranks(60)
-    watch, told = GradientWatch(model, model.parts, ranks), []
+    watch, told = GradientWatch(model, model.trained_by, ranks), []
     for step in range(2):
         model(global_batch(step), torch.ones(NUM_EXAMPLES)).loss.backward()
         told.append(watch.after_step(last=step == 1))

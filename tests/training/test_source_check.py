@@ -13,7 +13,7 @@ from tests.toys.world import world_recipe
 from vlds.pretrained.files import damaged_source
 from vlds.runtime.manifest import DESCRIPTION, write_manifest
 from vlds.training.engine import start_ranks
-from vlds.training.prepare import check_sources
+from vlds.training.prepare import check_frozen_files
 
 
 def written(folder: Path) -> Path:
@@ -75,7 +75,7 @@ def check(world: Path, folder: Path) -> str:
     recipe = world_recipe(world, folder / "run")
     vision = replace(recipe.vision, weights=str(folder / "hf" / "model.safetensors"))
     try:
-        check_sources(replace(recipe, vision=vision), start_ranks(60))
+        check_frozen_files(replace(recipe, vision=vision), start_ranks(60))
     except ValueError as error:
         return str(error)
     return "well"

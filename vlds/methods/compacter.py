@@ -27,8 +27,6 @@ STACKED_B = OptimizerRule(decays=False, vl_adapter_decays=True, per_task=True)
 """The bias of PHM and low-rank layers; its name in the original code, `b`, does not say bias."""
 LEAVES = {"rule": "phm_rule", "blocks": "W", "left": "W_left", "right": "W_right", "bias": "b"}
 """What PHM and low-rank layers are made of: our name -> that in other libraries."""
-RULE_STD = 0.01
-"""Initial standard deviation of the rules A."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +42,8 @@ class Compacter(StackedBottleneck):
     """Number n of Kronecker products in a sum; divides the widths of model and bottleneck."""
     rule: Literal["own", "over_tasks", "everywhere"] = "own"
     """Who shares a rule A: nobody, the tasks of one half, or all halves of all layers."""
+    rule_init_std: float = 0.01
+    """Initial standard deviation of the rules."""
     block_rank: int | None = None
     """Rank of the blocks B, as products of two thin matrices; default: whole blocks."""
 
@@ -150,7 +150,7 @@ class CompacterModule(StackedBottleneckModule):
     def _new_rule(self, config: Compacter, num: int) -> nn.Parameter:
         shape = (num if config.rule == "own" else 1, *(config.phm_dim,) * 3)
         rule = torch.empty(*shape, **self.options)
-        return nn.Parameter(nn.init.normal_(rule, std=RULE_STD))
+        return nn.Parameter(nn.init.normal_(rule, std=config.rule_init_std))
 
 
 def phm(rows: Tensor, rule: Tensor, blocks: Tensor, bias: Tensor) -> Tensor:

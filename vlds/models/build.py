@@ -100,9 +100,11 @@ def build_model(
     if not on_meta():
         draw_by_name(model, tape, config.seed, keep=sourced)
     use_extensions(model.backbone)
-    model.parts = {name: trained[id(p)] for name, p in model.named_parameters() if id(p) in trained}
+    model.trained_by = {
+        name: trained[id(p)] for name, p in model.named_parameters() if id(p) in trained
+    }
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in model.parts)
+        parameter.requires_grad_(name in model.trained_by)
     drop_trained_sources(model)
     if config.activation_checkpointing:
         enable_checkpointing(model.backbone)

@@ -82,7 +82,7 @@ class VLModel(nn.Module):
         self.family = family
         self.routing = routing
         self.tokenizer = tokenizer
-        self.parts: dict[str, str] = {}
+        self.trained_by: dict[str, str] = {}
         """Trainable parameter -> method that trains it, or "norms", or "visual_embedding"."""
         self.sources = Sources()
         self.answer_lists: dict[Any, AnswerList] = {}
@@ -280,11 +280,11 @@ class VLModel(nn.Module):
         """The tensors that training changes: trainable weights, and the statistics of a vision
         encoder that is not frozen."""
         buffers = [] if self.vision.frozen else self.vision.named_buffers()
-        return {*self.parts, *(f"vision.{name}" for name, _ in buffers)}
+        return {*self.trained_by, *(f"vision.{name}" for name, _ in buffers)}
 
     def part_of(self, name: str) -> str:
         """The method that trains a parameter, or else the part of the model that holds it."""
-        return self.parts.get(name, name.split(".", 1)[0])
+        return self.trained_by.get(name, name.split(".", 1)[0])
 
     def count_parameters(self) -> Counts:
         """Weights by part, tied ones once, without the vision encoder, as in VL-Adapter's

@@ -193,7 +193,7 @@ def restore(recipe: Recipe, states: RunStates, ranks: Ranks, folder: Path, new_p
             f"{OTHER_OUTPUT}"
         )
     check_tensors(folder, state, engine.state_layout())
-    check_sources(recipe, folder, progress.sources, ranks.broadcast(states.sources))
+    check_same_sources(recipe, folder, progress.sources, ranks.broadcast(states.sources))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -238,7 +238,7 @@ def kind_of(entry: tuple[torch.dtype, torch.Size] | None) -> str:
     return f"{str(dtype).removeprefix('torch.')} {' x '.join(map(str, shape)) or 'alone'}"
 
 
-def check_sources(
+def check_same_sources(
     recipe: Recipe, folder: Path, saved: dict[str, str], present: dict[str, str]
 ) -> None:
     """Errors: ValueError that names the part of the model whose files have changed since the run

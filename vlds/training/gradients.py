@@ -22,8 +22,8 @@ class GradientWatch:
     """Counts, for each trainable tensor, whether gradients came and whether one was not zero. All
     ranks have one."""
 
-    def __init__(self, model: nn.Module, parts: Mapping[str, str], ranks: Ranks) -> None:
-        self.ranks, self.parts = ranks, parts
+    def __init__(self, model: nn.Module, trained_by: Mapping[str, str], ranks: Ranks) -> None:
+        self.ranks, self.trained_by = ranks, trained_by
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self.names = [name for name, _ in trained]
         self._zero_at_first = zero_at_first(model)
@@ -66,8 +66,8 @@ class GradientWatch:
         ]
 
     def _unreached(self, names: list[str]) -> list[str]:
-        for part in dict.fromkeys(self.parts[name] for name in names):
-            whole = [name for name in self.names if self.parts[name] == part]
+        for part in dict.fromkeys(self.trained_by[name] for name in names):
+            whole = [name for name in self.names if self.trained_by[name] == part]
             if set(whole) <= set(names):
                 raise ValueError(
                     f"{part}: none of its {len(whole)} trainable tensors takes part in the loss "

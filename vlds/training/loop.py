@@ -18,7 +18,7 @@ from vlds.training.engine import StepReport, start_ranks
 from vlds.training.faults import NonFiniteSteps, explained
 from vlds.training.gradients import GradientWatch
 from vlds.training.optim import schedule_factor, set_learning_rate
-from vlds.training.prepare import check_sources, prepare, with_steps
+from vlds.training.prepare import check_frozen_files, prepare, with_steps
 from vlds.training.run import (
     Run,
     evaluation_due,
@@ -45,7 +45,7 @@ def train(recipe: Recipe, *, resume: Resume = False, new_phase: bool = False) ->
         prepared = prepare(recipe, ranks, resume)
         recipe = with_steps(recipe, prepared)
         check_agreement(ranks, recipe, prepared, f"resume={resume} new_phase={new_phase}")
-        check_sources(recipe, ranks)
+        check_frozen_files(recipe, ranks)
         with hold_folder(ranks, Path(recipe.output)):
             run = build_run(recipe, ranks, prepared, resume, new_phase)
             code = run_loop(run, stop)
@@ -71,7 +71,7 @@ def loop(run: Run, stop: Sequence[int]) -> int:
     """Steps until the last one, or until a signal is in `stop`. Returns the exit code."""
     config, engine = run.recipe.training, run.engine
     num_steps = config.num_steps
-    watch = GradientWatch(engine.model, engine.model.parts, run.ranks)
+    watch = GradientWatch(engine.model, engine.model.trained_by, run.ranks)
     nonfinite = NonFiniteSteps(run.recipe, run.ranks)
     global_batches = run.stream.steps()
     if evaluation_missing(run):

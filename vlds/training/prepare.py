@@ -108,7 +108,7 @@ def with_steps(recipe: Recipe, prepared: Prepared) -> Recipe:
     return replace(recipe, training=replace(training, steps=steps, epochs=None))
 
 
-def check_sources(recipe: Recipe, ranks: Ranks) -> None:
+def check_frozen_files(recipe: Recipe, ranks: Ranks) -> None:
     """Compare frozen weights and tokenizers in folders that vlds wrote with their hashes, on one
     rank of each machine. Collective.
 

@@ -151,6 +151,7 @@ def compared_scores(
         task = tasks.get(task_of(label))
         entries[label] = replace(
             entry,
+            # The baselines come first, and their own figures win.
             by_column={**known, **entry.by_column, **known},
             lower_is_better=task.lower_is_better if task else (),
         )

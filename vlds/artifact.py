@@ -1,7 +1,7 @@
 """The artifact of a run: every tensor that the named sources do not hold, and how to use it.
 
     RUN/artifact/weights.safetensors   trained weights (fp32 masters), and frozen random ones, such
-                                       as new vocabulary rows, which the object order reads
+                                       as new vocabulary rows
                  recipe.yaml           the resolved recipe
                  tokenizer/            as it was used
                  artifact.json         sources with their hashes

@@ -93,7 +93,8 @@ class Batch:
     weights: Tensor
     """(b,) float32."""
     valid: Tensor
-    """(b,) bool: False in evaluation for an example that stands in for an unreadable one."""
+    """(b,) bool: False for a row that does not count: in evaluation, one that stands in for an
+    unreadable example; in training, the only row of a rank that has none of its own."""
     image_index: Tensor
     """(b, n) int64 into the first dimension of images or features, NO_IMAGE if absent."""
     images: Tensor | None = None

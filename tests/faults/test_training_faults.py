@@ -375,6 +375,6 @@ def test_a_run_is_not_started_over_damaged_states(
     forked.start(run, train_words(recipe, "--resume", "auto"))
     assert forked.wait() == [2, 2]
     said = log_of(run, 0)
-    assert f"passed over a run state: {run}/state/step-00000004: has no manifest.json" in said
+    assert f"skipped a run state: {run}/state/step-00000004: has no manifest.json" in said
     assert f"--resume: {run}/state holds 1 run state(s), none of them whole" in said
     assert "move that folder away to start at step 0" in said

@@ -125,8 +125,8 @@ def test_a_shard_cut_in_half(world: Path, tmp_path: Path) -> None:
     [
         (None, "no such file"),
         ("{", "is not JSON"),
-        ({}, "has zero_optimization.stage = None; set 2 or 3"),
-        ({"zero_optimization": {"stage": 0}}, "has zero_optimization.stage = 0; set 2 or 3"),
+        ({}, "has zero_optimization.stage = None; set 1, 2 or 3"),
+        ({"zero_optimization": {"stage": 0}}, "has zero_optimization.stage = 0; set 1, 2 or 3"),
         ({"zero_optimization": {"stage": 2}, "train_batch_size": 64}, "the recipe says 8; write "),
         ({"zero_optimization": {"stage": 2}, "optimizer": {}}, "`optimizer` section decides it"),
     ],

@@ -118,7 +118,7 @@ def test_what_is_not_whole_is_not_the_best(
         lose(folder / "best.json")
         assert BestStep(SCORE, folder, resumed=True).known is None
         (said,) = capsys.readouterr().out.splitlines()
-        assert said.startswith(f"training.best: {folder} is passed over: best.json is ")
+        assert said.startswith(f"training.best: {folder} is skipped: best.json is ")
         assert said.endswith("; the run looks for the best step from here on")
     (folder / "best.json").write_text('{"step": "ten"}')
     write_manifest(folder)

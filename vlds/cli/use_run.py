@@ -1,4 +1,4 @@
-"""The commands that answer with a run: evaluate and predict."""
+"""The commands that let a run answer: evaluate and predict."""
 
 from __future__ import annotations
 

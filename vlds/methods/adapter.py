@@ -107,7 +107,7 @@ def merge_first(method: str) -> dict[Library, str]:
 def materialise(
     method: Bottleneck, sharing: Sharing, name: str, model: nn.Module, tasks: Sequence[str]
 ) -> Adapter:
-    """Put plain adapters in the place of bottlenecks whose halves are linear maps by other means;
+    """Replace bottlenecks by plain adapters whose halves are linear maps by other means;
     the method that describes them."""
     stacked = method if isinstance(method, StackedBottleneck) else None
     adapter = Adapter(

@@ -132,7 +132,7 @@ class BitFit(Method):
 
 def bare_linears(host: Host, *roles: str) -> dict[str, nn.Linear]:
     """Path -> linear layer without a bias, of those that play the roles. Roles that the model does
-    not have, such as cross-attention, are passed over."""
+    not have, such as cross-attention, are skipped."""
     linears = host.linears(*roles, optional=roles)
     return {path: linear for path, linear in linears.items() if linear.bias is None}
 

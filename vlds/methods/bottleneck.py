@@ -95,8 +95,8 @@ class Bottleneck(Method):
 class BottleneckModule(LinearExtension):
     """The bottlenecks of all tasks behind one layer.
 
-    Subclasses own all their weights themselves: ZeRO-3 gathers them once when this module runs, how
-    many tasks a rank may hold.
+    Subclasses own all their weights themselves: ZeRO-3 gathers them once when this module runs,
+    however many tasks a rank holds.
     """
 
     def __init__(self, config: Bottleneck, linear: nn.Linear, routing: TaskRouting) -> None:

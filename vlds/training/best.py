@@ -64,7 +64,7 @@ class BestStep:
             except ValueError as error:
                 wrong = f"{BEST} cannot be read ({error})"
         tell(
-            f"training.best: {self.folder} is passed over: {wrong}; the run looks for the best "
+            f"training.best: {self.folder} is skipped: {wrong}; the run looks for the best "
             "step from here on",
             flush=True,
         )

@@ -1,9 +1,11 @@
 """Run states: everything that resuming needs, in one small folder, written in the background and
 verified on load.
 
-vlds/training/states.py describes the folder. Dropout is a function of (seed, step, rank) and the
-order of examples one of (seed, position), so a state holds no generator states, and any number of
-ranks may resume.
+vlds/training/states.py describes the folder. Restored: the fp32 masters and both moments
+of the weights that train, buffers of a vision encoder that trains, AdamW's counts of steps, and the
+stream's position. Derived from seed and step: the learning rate, the order of examples, dropout
+(also from rank and micro-step, so other ranks draw other dropout). Begun again: the counts of bad
+samples and of steps that are not finite.
 """
 
 from __future__ import annotations
@@ -164,7 +166,7 @@ def find_state(recipe: Recipe, ranks: Ranks, resume: Resume) -> Path | None:
     num_states, state_folder, complaints = ranks.broadcast(result)
     if ranks.is_first:
         for complaint in complaints:
-            tell(f"passed over a run state: {complaint}", flush=True)
+            tell(f"skipped a run state: {complaint}", flush=True)
         if state_folder is not None:
             tell(f"resuming from {state_folder}", flush=True)
         elif not num_states:

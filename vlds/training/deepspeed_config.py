@@ -65,7 +65,7 @@ def check_stage(stage: Any, recipe: Recipe, path: Path) -> None:
     """Errors: ValueError for a stage that the engine cannot run."""
     if stage not in (1, 2, 3):
         raise ValueError(
-            f"training.deepspeed: {path} has zero_optimization.stage = {stage}; set 2 or 3"
+            f"training.deepspeed: {path} has zero_optimization.stage = {stage}; set 1, 2 or 3"
         )
     if stage == 1 and recipe.training.precision == "bf16":
         # DeepSpeed 0.19 then uses another optimizer, which does not partition gradients.

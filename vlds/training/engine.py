@@ -1,7 +1,7 @@
-"""One model under DeepSpeed, which no other part of the trainer knows.
+"""One model under DeepSpeed. No other file calls DeepSpeed's engine.
 
-ZeRO partitions the frozen weights (stage 3) and the optimizer state of the few that train (stages
-2 and 3). DeepSpeed's own checkpoints are not used: the trainable weights' fp32 masters and moments
+ZeRO partitions the frozen weights (stage 3) and the optimizer state of the few weights that train
+(all stages). DeepSpeed's own checkpoints are not used: the trainable weights' fp32 masters and moments
 are small, so `export` gathers them and `restore` puts them back at any stage and on any number of
 ranks.
 """
@@ -46,7 +46,8 @@ from vlds.training.parts import similar_rows
 ZERO_SUPPORTED_OPTIMIZERS.append(TaskAdamW)
 TORCH_LINEAR = torch._C._nn.linear
 LONGEST_WAIT = 24 * 3600.0
-"""Seconds that a rank may wait for one that has more to do; the launcher sees one that died."""
+"""Seconds that a rank may wait for a rank that has more to do. The launcher ends the run when a rank
+dies."""
 State = dict[str, dict[str, Tensor]]
 """Trainable weight -> {"fp32", "exp_avg", "exp_avg_sq"}, moving buffer -> {"buffer"} -> full
 tensor on the CPU."""
@@ -62,7 +63,7 @@ def start_ranks(collective_timeout: float) -> Ranks:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     else:
         torch.cuda.set_device(ranks.device)
-    # It reports each skipped step; so do the run's own lines, with the cure.
+    # It reports each skipped step, and so do the run's own lines, which say what to do.
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     deepspeed.init_distributed(
         dist_backend="nccl" if ranks.device.type == "cuda" else "gloo",

@@ -1,7 +1,7 @@
 """Checks that what should train does: which trainable tensors the first steps' gradients reach.
 
 A method whose module is never run, or runs behind something that cuts the gradient, trains nothing
-and says nothing. So a run looks at its first steps.
+without an error. So a run checks its first steps.
 """
 
 from __future__ import annotations

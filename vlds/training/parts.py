@@ -2,8 +2,8 @@
 
 Tasks mixed within a micro-batch differ widely (two pictures or one, a word or a sentence to write),
 and every row pays for the largest. The loss is a sum over rows, so cutting changes nothing but the
-padding. The number of parts is the same in every micro-batch and on every rank: so is the order in
-which ZeRO-3 gathers weights.
+padding. Every micro-batch on every rank has the same number of parts, because all ranks must gather
+weights in the same order under ZeRO-3.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def check_parts(recipe: Recipe, cut: BatchCut) -> None:
         raise ValueError(
             f"data.parts: {parts} with training.activation_checkpointing: the layers "
             "of one part cannot be recomputed after another part; use smaller micro-batches "
-            "(data.micro_batch_size) in the place of parts"
+            "(data.micro_batch_size) instead of parts"
         )
 
 
@@ -98,7 +98,7 @@ def with_steps(recipe: Recipe, prepared: Prepared) -> Recipe:
     for source in sources:
         if source.num_annotations is None:
             raise ValueError(
-                f"training.epochs: got {training.epochs}, but nobody knows how many examples the "
+                f"training.epochs: got {training.epochs}, but it is unknown how many examples the "
                 f"shards of {source.name} hold; give training.steps, or index the shards"
             )
         sizes.append(source.num_annotations)

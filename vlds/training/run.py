@@ -144,7 +144,7 @@ def save_run_artifact(run: Run, folder: Path, notes: Mapping[str, str] | None = 
 
 def tell_evaluation(run: Run) -> None:
     """Evaluate, write predictions, say the scores, keep the best step's artifact and state. The
-    scores are logged last: they tell a resumed run that all of this is done."""
+    scores are logged last: a resumed run that finds them repeats none of this."""
     if not run.evaluator.orders:
         return
     with run.tracker.paused():

@@ -4,8 +4,8 @@
                             state.json          `Progress`
                             manifest.json       name -> size and sha256, written last
 
-To resume, look through the folders, newest first; a file that names the newest one could only
-disagree with them. The manifest holds the hash of state.json, which holds the step, which the
+To resume, look through the folders, newest first; no file names the newest, because it could
+disagree with the folders. The manifest holds the hash of state.json, which holds the step, which the
 folder's name must repeat.
 
 This module does not import torch, so that the supervisor can use it.
@@ -68,7 +68,7 @@ def state_folders(folder: Path) -> list[Path]:
 
 
 def newest(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest whole run state, and what is wrong with newer ones that had to be passed over."""
+    """The newest whole run state, and what is wrong with newer ones that were skipped."""
     complaints: list[str] = []
     for candidate in reversed(state_folders(folder)):
         try:

@@ -1,4 +1,4 @@
-"""What a run tells: metrics to its sinks, and a progress line on a terminal, or plain lines
+"""Reports a run: metrics to its sinks, and a progress line on a terminal, or plain lines
 elsewhere."""
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Tracker:
         )
 
     def _start_interval(self) -> None:
-        """Forget the steps before: they have been told."""
+        """Forget the steps before, which have been logged."""
         zeros = torch.zeros(3, len(self.tasks), dtype=torch.float64)
         self._losses, self._num_losses, self._examples = zeros
         self._loss, self._num_steps, self._num_skipped = 0.0, 0, 0

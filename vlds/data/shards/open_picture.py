@@ -191,8 +191,8 @@ def upright_size(data: Encoded) -> tuple[int, int]:
 
 
 def jpeg_orientation(data: Encoded) -> int:
-    """Orientation of an encoded JPEG, 1 to 8. Pillow is asked only where a tag may be: most JPEGs
-    have none, and the look costs a tenth of a millisecond."""
+    """Orientation of an encoded JPEG, 1 to 8. Pillow reads it only where a tag may be: most
+    JPEGs have none, and reading it costs a tenth of a millisecond."""
     metadata = (bytes(data[a:b]) for marker, a, b in jpeg_segments(data) if marker == METADATA)
     if not any(b"Exif" in segment or b"Orientation" in segment for segment in metadata):
         return UPRIGHT

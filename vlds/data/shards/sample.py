@@ -96,9 +96,7 @@ def id_fault(value: Any) -> str:
 def check_fields(kind: str, fields: Mapping[str, str]) -> None:
     """Errors: ValueError for fields that the kind does not have, or a missing one."""
     if kind not in FOREIGN_FIELDS:
-        raise ValueError(
-            f"samples of others can be of kind {', '.join(FOREIGN_FIELDS)}, not {kind}"
-        )
+        raise ValueError(f"kind: got {kind}; shards of others can hold {', '.join(FOREIGN_FIELDS)}")
     known = FOREIGN_FIELDS[kind]
     if known[0] not in fields or set(fields) - set(known):
         raise ValueError(

@@ -18,7 +18,7 @@ from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Example
 
 
 class Tokenizer(Protocol):
-    """What batches need of a tokenizer of Hugging Face's."""
+    """What batches need of a Hugging Face tokenizer."""
 
     pad_token_id: int
 

@@ -37,9 +37,9 @@ class MixedStream(ABC):
     """Micro-batches of one rank, without end.
 
     An optimizer step consists of one global batch of the order, whatever the number of ranks,
-    workers and micro-batches: `BatchCut` says which of its slots a rank computes. The whole state
-    is `consumed`, the position of the next global batch. It counts batches as they are handed out,
-    so that nothing is lost that workers have prepared ahead.
+    workers and micro-batches: `BatchCut` says which of its slots a rank computes. Its state
+    is `consumed`, the position of the next global batch, and the phase that it lies in. It counts
+    batches as they are handed out, so what workers have prepared ahead is not lost.
     """
 
     notice: str | None = None

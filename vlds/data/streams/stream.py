@@ -116,8 +116,8 @@ class IndexedReader(SampleReader[Source]):
     def load(self, places: Sequence[Place], batch: OpenBatch) -> None:
         """Read samples, then decode their pictures.
 
-        One after the other, because decoding sweeps all else out of the processor's caches: in
-        turns with it, reading takes twice as long.
+        All reads come before all decoding, which evicts everything else from the processor's
+        caches: alternating, reading takes twice as long.
         """
         undecoded = []
         for source, source_sample, _ in places:

@@ -59,7 +59,7 @@ class RunReport:
         return entry.by_column.get(column or self.scores.columns[-1], {}).get(metric)
 
     def result(self, task: str, metric: str) -> TaskResult | None:
-        """What is known of the examples behind that score; None where it is of other ones."""
+        """What is known of the examples behind that score; None if the score is of other examples."""
         result, value = self.results.get(task), self.score(task, metric)
         if result is None or result.headline != metric or value is None:
             return None
@@ -144,7 +144,7 @@ class Report:
             notes.append(
                 f"Brackets: the middle 95 % of {self.resamples:,} bootstrap resamples of the "
                 "samples (a picture, pair or clip with all of its examples; percentiles; seed "
-                f"{SEED}). They tell of the samples that were drawn, not of the seed of the "
+                f"{SEED}). They describe the samples that were drawn, not of the seed of the "
                 "training."
             )
         if any(result.interval and result.headline in CIDERS for result in every):
@@ -187,8 +187,8 @@ class Report:
 
 
 def seed_groups(report: Report) -> list[list[str]]:
-    """Names of runs whose recipes are equal but for seed and output, two seeds or more a group; of
-    runs with the same seed the first counts. A run that has not ended is in none."""
+    """Groups of names of finished runs whose recipes differ only in seed and output. A group has at
+    least two seeds; the first run of each seed counts."""
     groups: list[tuple[object, dict[str, str]]] = []
     for name, run in report.runs.items():
         recipe = run.inputs.recipe_tree
@@ -216,5 +216,5 @@ def seed_notes(report: Report) -> list[str]:
         return []
     return [
         "Mean +/- standard deviation (n - 1) over runs whose recipes differ in seed and output "
-        "alone: how far another seed moves a score. The brackets do not tell that."
+        "alone: how far another seed moves a score. The brackets do not show that."
     ]

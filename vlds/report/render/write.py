@@ -19,7 +19,7 @@ from vlds.runtime.whole_file import write_whole
 
 
 def markdown(report: Report) -> str:
-    """Runs beside each other, their differences to the first, and what the brackets are."""
+    """A table of the runs, their differences from the first, and what the brackets mean."""
     data = "; ".join(f"{task}: {text}" for task, text in report.data_texts.items())
     blocks = [markdown_table(paper_table(report))]
     blocks += [f"Data: {markdown_text(data)}."] if data else []

@@ -1,9 +1,9 @@
 """One model under DeepSpeed. No other file calls DeepSpeed's engine.
 
 ZeRO partitions the frozen weights (stage 3) and the optimizer state of the few weights that train
-(all stages). DeepSpeed's own checkpoints are not used: the trainable weights' fp32 masters and moments
-are small, so `export` gathers them and `restore` puts them back at any stage and on any number of
-ranks.
+(all stages). DeepSpeed's own checkpoints are not used: the trainable weights' fp32 masters and
+moments are small, so `export` gathers them and `restore` puts them back at any stage and on any
+number of ranks.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from vlds.training.parts import similar_rows
 ZERO_SUPPORTED_OPTIMIZERS.append(TaskAdamW)
 TORCH_LINEAR = torch._C._nn.linear
 LONGEST_WAIT = 24 * 3600.0
-"""Seconds that a rank may wait for a rank that has more to do. The launcher ends the run when a rank
+"""Seconds that a rank may wait for a rank that has more to do. The launcher ends the run when one
 dies."""
 State = dict[str, dict[str, Tensor]]
 """Trainable weight -> {"fp32", "exp_avg", "exp_avg_sq"}, moving buffer -> {"buffer"} -> full

@@ -5,8 +5,8 @@
                             manifest.json       name -> size and sha256, written last
 
 To resume, look through the folders, newest first; no file names the newest, because it could
-disagree with the folders. The manifest holds the hash of state.json, which holds the step, which the
-folder's name must repeat.
+disagree with the folders. The manifest holds the hash of state.json, which holds the step, which
+the folder's name must repeat.
 
 This module does not import torch, so that the supervisor can use it.
 """

@@ -3,8 +3,8 @@
 simplejpeg decodes JPEGs strictly: what other decoders fill with grey is an error. `exact` takes
 every pixel of the file. Squashed by torch it differs from Pillow, the reference, by less than 0.1
 of 255 levels in the mean; on the sharpest edges of radiographs by up to six. `fast` decodes at a
-fraction of the size if that is still large enough; its pixels differ enough to
-change answers, so a run must keep one setting. Pillow decodes all other pictures. EXIF orientation is applied.
+fraction of the size if that is still large enough; its pixels differ enough to change answers, so a
+run must keep one setting. Pillow decodes all other pictures. EXIF orientation is applied.
 """
 
 from __future__ import annotations

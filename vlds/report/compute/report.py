@@ -59,7 +59,7 @@ class RunReport:
         return entry.by_column.get(column or self.scores.columns[-1], {}).get(metric)
 
     def result(self, task: str, metric: str) -> TaskResult | None:
-        """What is known of the examples behind that score; None if the score is of other examples."""
+        """What is known of the examples behind that score; None if it is of other examples."""
         result, value = self.results.get(task), self.score(task, metric)
         if result is None or result.headline != metric or value is None:
             return None

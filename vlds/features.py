@@ -7,7 +7,6 @@ interrupted command continues with the others.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -27,6 +26,7 @@ from vlds.data.shards.store import Dataset, open_dataset
 from vlds.data.shards.writing import OpenShard
 from vlds.runtime.disk import CannotWrite
 from vlds.runtime.json_record import parse_record
+from vlds.runtime.progress import Pace
 from vlds.runtime.ranks import Ranks, hold_folder
 from vlds.runtime.regular_file import read_file
 from vlds.runtime.terminal import tell
@@ -37,7 +37,6 @@ from vlds.training.prepare import check_frozen_files
 from vlds.vision.base import GridEncoder, freeze
 
 PAIR = ("left.", "right.")
-SECONDS_BETWEEN_LINES = 10.0
 
 
 @dataclass
@@ -153,14 +152,11 @@ class Job:
         self.out.mkdir(parents=True, exist_ok=True)
         share = list(enumerate(self.tars))[ranks.global_rank :: ranks.world_size]
         to_do = [(number, tar) for number, tar in share if Done.load(tar) is None]
-        last_line = started = time.monotonic()
-        pictures = 0
+        pace, pictures = Pace(), 0
         for count, (number, tar) in enumerate(to_do, 1):
             pictures += self.write_shard(encoder, number, tar)
-            now = time.monotonic()
-            if ranks.is_first and now - last_line > SECONDS_BETWEEN_LINES:
-                last_line = now
-                speed = f"{pictures / (now - started):,.0f} pictures/s"
+            if ranks.is_first and pace.line_is_due():
+                speed = f"{pictures / pace.seconds:,.0f} pictures/s"
                 tell(f"shard {count} of {len(to_do)} of this rank, {speed}", flush=True)
 
     def write_shard(self, encoder: GridEncoder, number: int, tar: Path) -> int:

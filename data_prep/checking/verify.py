@@ -14,9 +14,10 @@ from data_prep.checking.sample_check import Finding
 from data_prep.checking.shard_check import CheckedShard, Job, check_shard
 from data_prep.command import add_workers, local_folder, new_command
 from data_prep.packed.stats import find_datasets
-from data_prep.packing.parallel import follow, ordered_map
+from data_prep.packing.parallel import ordered_map
 from vlds.data.shards.info import DATASET_FILE, DatasetInfo
 from vlds.data.shards.store import QUARANTINE_FILE
+from vlds.runtime.progress import follow
 from vlds.runtime.terminal import tell
 from vlds.runtime.whole_file import write_whole
 
@@ -82,7 +83,7 @@ def _check_shards(
     samples = sum(job.shard.samples for job in jobs)
     results = ordered_map(check_shard, jobs, workers, chunk=1, pieces=samples)
     checked: dict[Path, list[CheckedShard]] = {path: [] for path in infos}
-    for job, result in zip(jobs, follow(results, "verify", 0, len(jobs)), strict=True):
+    for job, result in zip(jobs, follow(results, "verify", len(jobs)), strict=True):
         checked[job.folder].append(result)
     return checked
 

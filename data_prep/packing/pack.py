@@ -13,13 +13,14 @@ from data_prep.packing.annotation import text_fault
 from data_prep.packing.feature_file import HDF5, locate
 from data_prep.packing.file_check import check_inside, check_missing
 from data_prep.packing.journal import Dropped
-from data_prep.packing.parallel import follow, ordered_map
+from data_prep.packing.parallel import ordered_map
 from data_prep.packing.picture import PictureRule
 from data_prep.packing.record import common_shape, try_record
 from data_prep.packing.source import SourceSet, count_reasons
 from data_prep.packing.writer import DatasetWriter, Limits
 from vlds.data.shards.info import DatasetInfo, check_names
 from vlds.runtime.folder_lock import folder_lock
+from vlds.runtime.progress import follow
 from vlds.runtime.terminal import tell
 
 SHOWN = 5
@@ -83,7 +84,7 @@ def pack_ready(dataset: SourceSet, out: Path, options: Options) -> DatasetInfo:
         )
         records = ordered_map(make, samples[writer.start :], options.workers)
         info = writer.write(
-            follow(records, f"{dataset.name} {dataset.split}", writer.start, len(samples)),
+            follow(records, f"{dataset.name} {dataset.split}", len(samples), writer.start),
             rows_dropped=(*dataset.dropped, *dataset.left_out),
         )
     tell(_summary(dataset, info, out))

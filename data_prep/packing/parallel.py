@@ -1,9 +1,8 @@
-"""Work on many items in several processes, with results in the items' order and progress."""
+"""Work on many items in several processes, with results in the items' order."""
 
 from __future__ import annotations
 
 import signal
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -13,12 +12,7 @@ from multiprocessing import active_children, get_context
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from vlds.runtime.process_end import KILLED, end_with_parent, how_it_ended
-from vlds.runtime.shown import visible
-from vlds.runtime.terminal import tell
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,7 +22,6 @@ FEWEST_PIECES = 512
 """Fewer are done sooner than a process starts."""
 CHUNKS_AHEAD = 4
 """Chunks per process that may wait for the reader: they bound the memory."""
-SECONDS_BETWEEN_LINES = 10.0
 
 
 class LostWorker(ValueError):
@@ -100,26 +93,3 @@ def _deaf_children() -> Iterator[None]:
 
 def _each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     return [function(item) for item in items]
-
-
-def follow(items: Iterable[Item], what: str, done: int, total: int) -> Iterator[Item]:
-    """Yield the items and show progress on stderr: a bar on a terminal, else a line now and then.
-    `done` of the `total` are behind us already."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    last = time.monotonic()  # no line in the first seconds: short work needs no report
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as progress:
-        bar = progress.add_task(visible(what), total=total, completed=done)
-        for count, item in enumerate(items, done):
-            if progress.disable and time.monotonic() - last >= SECONDS_BETWEEN_LINES:
-                last = time.monotonic()
-                tell(f"{what}: {count:,} of {total:,}", error=True, flush=True)
-            yield item
-            progress.advance(bar)

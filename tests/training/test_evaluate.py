@@ -47,7 +47,7 @@ def progress_of(run: Path, folder: str) -> list[str]:
     evaluator = Evaluator(
         recipe, evaluation_sources(recipe), loaded.tokenizer, start_ranks(60), said.append
     )
-    with mock.patch("vlds.evaluation.evaluator.SECONDS_BETWEEN_LINES", -1.0):
+    with mock.patch("vlds.runtime.progress.SECONDS_BETWEEN_LINES", -1.0):
         evaluator(loaded.model)
     return said
 

@@ -30,7 +30,7 @@ def command(words: list[str]) -> tuple[int, str]:
     """A command of `vlds` on a rank, which may say how far it is after each batch: its exit code
     and what it says."""
     out = io.StringIO()
-    often = mock.patch("vlds.evaluation.evaluator.SECONDS_BETWEEN_LINES", -1.0)
+    often = mock.patch("vlds.runtime.progress.SECONDS_BETWEEN_LINES", -1.0)
     with often, redirect_stdout(out), redirect_stderr(out):
         code = run_command(words)
     return code, out.getvalue()

@@ -19,9 +19,10 @@ from torch import Tensor
 from vlds.artifact import LoadedRun, load_run
 from vlds.config import Recipe
 from vlds.convert.alike import check_base, check_names, check_settings, essence, stacked
-from vlds.convert.output import first_names, follow
+from vlds.convert.output import first_names
 from vlds.convert.verify import all_tasks
 from vlds.models.build import build_model
+from vlds.runtime.progress import follow
 
 Combined = tuple[LoadedRun, Mapping[str, LoadedRun]]
 """A run, and of each of its tasks the run whose outputs it must give."""
@@ -108,7 +109,7 @@ def open_alike(runs: Sequence[Path], same_tasks: bool = True) -> list[LoadedRun]
 
     Errors: ValueError that names what differs.
     """
-    loaded = [load_run(run, torch.float32) for run in follow(runs, "opening runs")]
+    loaded = [load_run(run, torch.float32) for run in follow(runs, "opening runs", len(runs))]
     first = runs[0], loaded[0]
     for other in zip(runs[1:], loaded[1:], strict=True):
         check_settings(first, other, essence(loaded[0], same_tasks), essence(other[1], same_tasks))

@@ -9,15 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import track
-
 from vlds.runtime import terminal
 from vlds.runtime.disk import CannotWrite
 from vlds.runtime.half_made import remove_half_made
 from vlds.runtime.process_end import Interrupted, interruptible
-from vlds.runtime.shown import visible
 from vlds.runtime.whole_file import Taken, whole_file, whole_folder
 
 if TYPE_CHECKING:  # imported at run time, it would make each help wait for torch
@@ -117,14 +112,3 @@ def tell(text: str) -> None:
     except BrokenPipeError:
         # Otherwise Python writes again when it ends, and fails.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def follow(items: Sequence[Item], what: str) -> Iterator[Item]:
-    """The items, with a bar on a terminal and a line elsewhere."""
-    console = Console(stderr=True)
-    what = visible(what)
-    if not console.is_terminal:
-        say(f"{what} ({len(items)})")
-    yield from track(
-        items, escape(what), console=console, transient=True, disable=not console.is_terminal
-    )

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from vlds.artifact import LoadedRun
-from vlds.convert.output import follow, tell
+from vlds.convert.output import tell
 from vlds.data.shards.decode import decode_image
+from vlds.runtime.progress import follow
 from vlds.runtime.regular_file import read_file
 from vlds.schema import Batch, SkipSample
 
@@ -42,7 +43,7 @@ class Verification:
         Errors: ValueError if it is above the tolerance.
         """
         shares = {}
-        for task, run in follow(list(before.items()), "comparing tasks"):
+        for task, run in follow(before.items(), "comparing tasks", len(before)):
             expected, given = (logits(each, task, self.pictures) for each in (run, after))
             distance, largest = (expected - given).abs().max(), expected.abs().max()
             shares[task] = float(distance / largest), float(distance)

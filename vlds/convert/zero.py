@@ -24,8 +24,9 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor
 
 from vlds.convert.foreign_files import read_torch
-from vlds.convert.output import follow, say
+from vlds.convert.output import say
 from vlds.convert.target import Target
+from vlds.runtime.progress import follow
 from vlds.runtime.regular_file import read_text
 
 ALLOWED = (DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address)
@@ -74,8 +75,10 @@ def consolidated(folder: Path) -> dict[str, Tensor]:
     Errors: ValueError if files are missing, damaged or of another kind.
     """
     weights, masters = files(folder, MODEL), files(folder, OPTIMIZER)
-    models = [read_torch(file, ALLOWED, CURE) for file in follow(weights, "reading weights")]
-    states = [read_torch(file, ALLOWED, CURE) for file in follow(masters, "reading masters")]
+    models, states = (
+        [read_torch(file, ALLOWED, CURE) for file in follow(files, f"reading {what}", len(files))]
+        for what, files in (("weights", weights), ("masters", masters))
+    )
     with reported(folder):
         optimizers = [state["optimizer_state_dict"] for state in states]
         stage, num_parts = int(optimizers[0]["zero_stage"]), optimizers[0]["partition_count"]

@@ -16,11 +16,11 @@ from vlds.data.streams.source import Source
 from vlds.data.streams.stream import EvalStream
 from vlds.evaluation.result import Decoded, Details, Evaluation
 from vlds.models.vl_model import VLModel
+from vlds.runtime.progress import Pace
 from vlds.runtime.ranks import Ranks
 from vlds.schema import Batch
 
 GREY = 128
-SECONDS_BETWEEN_LINES = 10.0
 
 
 class EvaluationStopped(Exception):
@@ -153,7 +153,7 @@ class Evaluator:
     def _decoded(self, model: VLModel, stream: EvalStream, source: Source) -> Iterator[Decoded]:
         """This rank's examples."""
         batches = blanked(stream) if self.recipe.data.blank_images else stream
-        started = last_line = time.monotonic()
+        pace = Pace()
         for done, batch in enumerate(batches, 1):
             answers = model.answer(batch.to(self.ranks.device), source.task.decoding)
             for row, answer in enumerate(answers):
@@ -166,15 +166,9 @@ class Evaluator:
                     )
             if self.stopping():
                 return
-            now = time.monotonic()
-            if (
-                self.ranks.is_first
-                and now - last_line > SECONDS_BETWEEN_LINES
-                and done < len(stream)
-            ):
-                last_line = now
+            if self.ranks.is_first and done < len(stream) and pace.line_is_due():
                 share, num = done / len(stream), self.orders[source.name].num_examples
-                speed = share * num / (now - started)
+                speed = share * num / pace.seconds
                 left = time.strftime("%H:%M:%S", time.gmtime((1 - share) * num / speed))
                 self.say(
                     f"{source.name}: {round(share * num):,} of {num:,} examples  "

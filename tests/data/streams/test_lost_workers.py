@@ -72,6 +72,21 @@ def test_a_worker_that_hangs(
     until(lambda: gone(first) and gone(second), 10)
 
 
+def test_a_worker_that_is_slow_to_end(
+    sources: list[Source],
+    workers: Callable[[], list[psutil.Process]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Torch stops waiting for it; the stream must not leave it, or Python would wait at exit."""
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
+    batches = training(sources)
+    next(batches)
+    slow, other = workers()
+    slow.suspend()
+    del batches
+    until(lambda: gone(slow) and gone(other), 10)
+
+
 def test_a_worker_that_is_killed(
     sources: list[Source], workers: Callable[[], list[psutil.Process]]
 ) -> None:

@@ -116,6 +116,8 @@ def parcels(
         # takes the workers' queues away first, and then torch waits five seconds for each worker.
         iterator._shutdown_workers()  # type: ignore[attr-defined]
         at_exit.cancel()
+        for worker in workers:
+            worker.kill()  # one that was slower than torch waits; it ignores torch's SIGTERM
 
 
 def _make_loader(

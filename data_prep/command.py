@@ -60,7 +60,7 @@ def official_command(
     )
     if has_images:
         parser.add_argument("--images", type=Path, metavar="DIR", help="pictures (default: --src)")
-    parser.add_argument("--name", default=name, help=f"of the data set (default: {name})")
+    parser.add_argument("--name", default=name, help=f"name of the data set (default: {name})")
     add_shard_options(parser)
     return parser
 
@@ -90,21 +90,21 @@ def add_shard_options(parser: argparse.ArgumentParser) -> None:
         type=at_least(1),
         default=1000,
         metavar="N",
-        help="most a shard (default: 1000)",
+        help="most samples in a shard (default: 1000)",
     )
     group.add_argument(
         "--shard-size",
         type=num_bytes,
         default=DEFAULT_SHARD_SIZE,
         metavar="SIZE",
-        help=f"most bytes a shard, such as 512MB or 1GB (default: {DEFAULT_SHARD_SIZE})",
+        help=f"most bytes in a shard, such as 512MB or 1GB (default: {DEFAULT_SHARD_SIZE})",
     )
     add_workers(group, "open pictures; their number does not change the shards")
     group.add_argument(
         "--seed",
         type=seed,
         default=0,
-        help="of the order of samples in the shards and of --split-by-image (default: 0)",
+        help="seed of the samples' order in the shards and of --split-by-image (default: 0)",
     )
     group.add_argument(
         "--resume",
@@ -123,12 +123,17 @@ def _add_picture_options(group: Any) -> None:
         help="store features instead of pictures: a folder of NAME.h5, .npz or .npy, or one HDF5 "
         "file; NAME is the picture's name without its extension",
     )
-    group.add_argument("--encoder", metavar="NAME", help="what made the features, for the record")
+    group.add_argument(
+        "--encoder",
+        metavar="NAME",
+        help="name of the encoder that made the features, for the record",
+    )
     group.add_argument(
         "--image-size",
         type=at_least(1),
         metavar="PIXELS",
-        help="shorter side to which larger pictures are resized (default: as they are)",
+        help="resize larger pictures so that their shorter side has this many pixels (default: "
+        "keep every picture as it is)",
     )
     group.add_argument(
         "--square",
@@ -161,7 +166,7 @@ def add_workers(group: Any, work: str) -> None:
         type=at_least(1),
         default=len(os.sched_getaffinity(0)),
         metavar="N",
-        help=f"processes that {work} (default: the cores)",
+        help=f"processes that {work} (default: one per core)",
     )
 
 

@@ -115,7 +115,7 @@ def add_command(commands: Any) -> None:
     )
     parser.add_argument("--what", choices=tuple(FILES), required=True)
     parser.add_argument("--images", type=Path, metavar="DIR", help="pictures (default: --src)")
-    parser.add_argument("--name", help="of the data set (default: vg_questions or vg_regions)")
+    parser.add_argument("--name", help="name of the data set (default: vg_questions or vg_regions)")
     parser.add_argument(
         "--without-coco",
         type=Path,

@@ -61,10 +61,11 @@ def add_command(commands: Any) -> None:
         commands,
         "jsonl",
         "your own data: rows in JSON lines, a JSON list or CSV",
-        "One row a question, caption or sentence; also LLaVA's and ShareGPT's conversations (a "
-        "question with its answer is a row) and COCO's captions. All rows about a picture become "
-        "one sample. Answers are stripped and lower-cased; a list of ten is weighed as in VQA v2. "
-        "Rows without a picture, question, answer or known label are dropped and counted.",
+        "Each row is a question, caption or sentence. LLaVA's and ShareGPT's conversations (a "
+        "question with its answer is a row) and COCO's captions work too. All rows about a "
+        "picture become one sample. Answers are stripped and lower-cased; a list of ten is "
+        "weighed as in VQA v2. Rows without a picture, question, answer or known label are "
+        "dropped and counted.",
         examples=[
             "jsonl --task vqa --annotations rows.jsonl \\\n      --images PHOTOS --out mine",
             "jsonl --task caption --annotations rows.csv \\\n      --images PHOTOS --out mine",
@@ -84,11 +85,15 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--annotations", type=Path, required=True, metavar="FILE")
     parser.add_argument("--images", type=Path, required=True, metavar="DIR")
     _add_fields(parser.add_argument_group("fields of a row"))
-    parser.add_argument("--name", help="of the data set (default: of the annotations file)")
+    parser.add_argument(
+        "--name", help="name of the data set (default: that of the annotations file)"
+    )
     splits = parser.add_argument_group("splits").add_mutually_exclusive_group()
-    splits.add_argument("--split", default="train", help="name of the one split (default: train)")
+    splits.add_argument("--split", default="train", help="name of the split (default: train)")
     splits.add_argument(
-        "--split-field", metavar="NAME", help="a row says its split; writes OUT/SPLIT for each"
+        "--split-field",
+        metavar="NAME",
+        help="the field that names a row's split; each split goes to OUT/SPLIT",
     )
     add_split_by_image(splits)
     add_shard_options(parser)

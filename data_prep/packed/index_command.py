@@ -56,8 +56,10 @@ def add_command(commands: Any) -> None:
         examples=["index TARS --name mine --kind caption --split train"],
     )
     parser.add_argument("folder", type=local_folder, metavar="DIR")
-    parser.add_argument("--name", required=True, help="of the data set")
-    parser.add_argument("--kind", required=True, help="of its annotations: vqa, gqa, caption, ...")
+    parser.add_argument("--name", required=True, help="name of the data set")
+    parser.add_argument(
+        "--kind", required=True, help="kind of its annotations: vqa, gqa, caption, ..."
+    )
     parser.add_argument("--split", required=True)
     parser.add_argument(
         "--fields",

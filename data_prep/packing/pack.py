@@ -55,14 +55,13 @@ class Options:
 
 def pack(dataset: SourceSet, out: Path, options: Options) -> DatasetInfo:
     """Check a data set, write it and print what became of every sample."""
+    check_folder(out)
     return pack_ready(ready([dataset], options)[0], out, options)
 
 
 def pack_ready(dataset: SourceSet, out: Path, options: Options) -> DatasetInfo:
     """Write a data set that `ready` has checked, and print what became of every sample."""
-    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        raise ValueError(f"--out {out}: {existing} is a file; give a folder")
+    check_folder(out)
     by_id = {sample.id: sample for sample in dataset.samples}
     samples = [by_id[sample_id] for sample_id in shard_order(by_id, options.seed)]
     with folder_lock(out):
@@ -89,6 +88,13 @@ def pack_ready(dataset: SourceSet, out: Path, options: Options) -> DatasetInfo:
         )
     tell(_summary(dataset, info, out))
     return info
+
+
+def check_folder(out: Path) -> None:
+    """Errors: ValueError if the output, or a folder above it, is a file."""
+    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise ValueError(f"--out {out}: {existing} is a file; give a folder")
 
 
 def shard_order(ids: Iterable[str], seed: int = 0) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from data_prep.packing.duplicates import find_copies, tell_copies, tell_repeats, warn_of_leaks
 from data_prep.packing.journal import Dropped
-from data_prep.packing.pack import Options, pack_ready, ready
+from data_prep.packing.pack import Options, check_folder, pack_ready, ready
 from data_prep.packing.source import SourceSample, SourceSet
 
 PARTS = ("test", "train")
@@ -64,6 +64,7 @@ def pack_splits(
     With `split`, the only data set becomes two. `noun` is what messages call an id; None if ids are
     places such as "line 7".
     """
+    check_folder(out)
     checked = ready(datasets, options)
     copies = find_copies(path for data in checked for s in data.samples for path in s.images)
     if split is not None:

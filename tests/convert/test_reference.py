@@ -26,6 +26,7 @@ from tests.toys.trained_runs import (
 from vlds.artifact import load_run
 from vlds.config import Recipe, save_recipe
 from vlds.convert.foreign_files import read_state_dict
+from vlds.convert.reference import named_tensors
 from vlds.methods import Adapter, Compacter, Full, Method
 from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.tasks import VQA
@@ -118,6 +119,20 @@ def exported(runs: tuple[Path, Path], tmp_path: Path) -> Path:
     """The first run in the original's layout."""
     convert("reference", "--run", runs[0], "--out", tmp_path / "LAST.pth", "--verify")
     return tmp_path / "LAST.pth"
+
+
+def test_verifying_notices_a_tensor_that_was_not_written(
+    runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = named_tensors
+
+    def without_visual_embedding(*args: Any) -> dict[str, Any]:
+        return {n: t for n, t in whole(*args).items() if not n.startswith("visual_embedding.")}
+
+    monkeypatch.setattr("vlds.convert.reference.named_tensors", without_visual_embedding)
+    out = tmp_path / "LAST.pth"
+    assert convert_code("reference", "--run", runs[0], "--out", out, "--verify") != 0
+    assert not out.exists()
 
 
 def test_import_makes_one_run_the_other(

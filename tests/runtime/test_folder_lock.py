@@ -74,13 +74,24 @@ def test_one_process_cannot_hold_a_folder_twice(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("command", ["vlds", "vlds train --output caf\udce9"])
 @pytest.mark.parametrize("alive", [True, False])
 def test_a_lock_of_another_host_is_watched_for_signs_of_life(
-    alive: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    alive: bool,
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """As on a file system that does not carry locks from host to host."""
+    """As on a file system that does not carry locks from host to host. A command's words may not be
+    UTF-8."""
     monkeypatch.setattr(module, "ABANDONED_S", 0.3)
-    record = {"host": f"not-{socket.gethostname()}", "pid": "7", "start": "then", "command": "vlds"}
+    record = {
+        "host": f"not-{socket.gethostname()}",
+        "pid": "7",
+        "start": "then",
+        "command": command,
+    }
     (tmp_path / NAME).write_text(json.dumps(record))
     if alive:
         touch = f"import os, time; time.sleep(.1); os.utime({str(tmp_path / NAME)!r})"

@@ -91,7 +91,7 @@ def test_validity_and_plausibility_from_the_file_or_its_parts(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("{", "it is not JSON \\(EOF while parsing"),
+        ("{", "it is not JSON \\(Expecting"),
         ("[]", r"it is \[\], an object expected; name eval/val_choices.json"),
         ('{"01": {}}', 'question 01 has no list "plausible"'),
         ('{"01": {"plausible": []}}', 'question 01 has no list "valid"'),

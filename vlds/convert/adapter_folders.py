@@ -32,6 +32,7 @@ class AdapterFolders(RunFiles):
     """How a library writes a run's method."""
 
     kind: ClassVar[Kind] = "folder"
+    is_whole = False
     library: ClassVar[Library]
     weight_files: ClassVar[tuple[str, ...]]
     """Names that the file of weights may have; ours has the first."""

@@ -95,6 +95,7 @@ class ReferenceFile(RunFiles):
     """How the original code saves a run."""
 
     kind: ClassVar[Kind] = "file"
+    is_whole = True
 
     def __init__(self, run: LoadedRun) -> None:
         """Errors: ValueError, with the reason, if the original code cannot hold the run."""

@@ -25,6 +25,8 @@ class RunFiles(ABC):
 
     kind: ClassVar[Kind]
     """Of what is written."""
+    is_whole: ClassVar[bool]
+    """True if it holds the whole model but for the vision encoder, False if a method alone."""
 
     def __init__(self, run: LoadedRun) -> None:
         """Errors: ValueError, with the reason, if the library cannot hold the run."""
@@ -164,6 +166,7 @@ def export_run(
         if verification is not None:
             again = prepare(load_run(run, torch.float32))
             scrub(again.model)
-            state = dict(loaded.model.unique_state()) | files_of(again).read(partial)
+            held_elsewhere = {} if files.is_whole else dict(loaded.model.unique_state())
+            state = held_elsewhere | files_of(again).read(partial)
             again.model.load_state_dict(state, strict=False)
             verification.compare(all_tasks(loaded), again)

@@ -235,7 +235,10 @@ def layers(function: Callable[..., Tensor], **stacks: Tensor) -> list[Half]:
     """`function(rows, **slices)` for each slice of stacked weights (tasks, ...), or (1, ...) for
     those that all slices share."""
     num = max(map(len, stacks.values()))
-    columns = (stack.expand(num, *stack.shape[1:]).unbind() for stack in stacks.values())
+    columns = (
+        (stack if len(stack) == num else stack.expand(num, *stack.shape[1:])).unbind()
+        for stack in stacks.values()
+    )
     rows = zip(*columns, strict=True)
     return [partial(function, **dict(zip(stacks, slices, strict=True))) for slices in rows]
 

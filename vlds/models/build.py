@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -220,8 +219,9 @@ def hash_source(source: str) -> str:
     """sha256 over a file, or over a folder's weight files and config; over the name if it is not
     local."""
     path, digest = Path(source), hashlib.sha256()
-    inside = (path.glob(pattern) for pattern in ("*.safetensors", "*.bin", "config.json"))
-    files = [path] if path.is_file() else sorted(chain(*inside))
+    inside = path.iterdir() if path.is_dir() else ()
+    weights = [f for f in inside if f.suffix in {".safetensors", ".bin"} or f.name == "config.json"]
+    files = [path] if path.is_file() else sorted(weights)
     for file in files:
         digest.update(file.name.encode())
         digest.update(bytes.fromhex(sha256(file)))

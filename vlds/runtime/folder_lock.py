@@ -24,7 +24,7 @@ from pathlib import Path
 
 from vlds.runtime.credentials import without_credentials
 from vlds.runtime.disk import make_folder, writable
-from vlds.runtime.json_record import parse_record
+from vlds.runtime.json_file import parse_json
 from vlds.runtime.regular_file import check_file
 from vlds.runtime.terminal import tell
 
@@ -147,8 +147,9 @@ def _own_record() -> dict[str, str]:
 def _read(descriptor: int) -> dict[str, str]:
     """What the lock file says; nothing if its writer has only just created it."""
     try:
-        return parse_record(dict[str, str], os.pread(descriptor, 1 << 12, 0))
-    except ValueError:
+        record = parse_json(os.pread(descriptor, 1 << 12, 0))
+        return {str(key): str(value) for key, value in record.items()}
+    except (ValueError, AttributeError):
         return {}
 
 

@@ -7,16 +7,26 @@ there, no value is converted to another type, and unknown fields are errors unle
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from reprlib import Repr
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from vlds.runtime.json_file import check_depth
 from vlds.runtime.regular_file import read_file
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 MOST_FAULTS = 3
 """Wrong fields that an error lists."""
+HOPELESS = 1000
+"""With more wrong fields a file is something else, and to describe each of them takes minutes."""
+SHORT = Repr()
+SHORT.maxstring = SHORT.maxother = 100
 T = TypeVar("T")
 
 
@@ -42,13 +52,31 @@ def parse_record(
     """
     from pydantic import ValidationError
 
+    check_depth(data)
+    adapter = _adapter(kind)  # type: ignore[arg-type]  # to mypy, types are not hashable
+    for rewrite in (None, _rewritten):
+        try:
+            record: T = adapter.validate_json(
+                rewrite(data) if rewrite else data, strict=True, extra=extra
+            )
+            return record
+        except ValidationError as error:
+            faults = error
+            if faults.error_count() > 1 or faults.errors()[0]["type"] != "json_invalid":
+                break
+    raise ValueError(_in_words(kind, faults))
+
+
+def _rewritten(data: bytes | str) -> bytes:
+    """JSON that pydantic does not read and Python does, in UTF-8: UTF-16, a byte order mark, halves
+    of surrogate pairs, which become "?".
+
+    Errors: ValueError if it is not JSON.
+    """
     try:
-        adapter = _adapter(kind)  # type: ignore[arg-type]  # to mypy, types are not hashable
-        record: T = adapter.validate_json(data, strict=True, extra=extra)
-    except ValidationError as error:
-        faults = [_fault(kind, fault) for fault in error.errors(include_url=False)[:MOST_FAULTS]]
-        raise ValueError("; ".join(faults)) from None
-    return record
+        return json.dumps(json.loads(data), ensure_ascii=False).encode("utf-8", "replace")
+    except ValueError as error:
+        raise ValueError(f"it is not JSON ({error})") from None
 
 
 @cache
@@ -57,6 +85,16 @@ def _adapter(kind: type[T]) -> Any:
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)
+
+
+def _in_words(kind: type[T], faults: ValidationError) -> str:
+    """The first wrong fields, and how many more there are."""
+    num = faults.error_count()
+    if num > HOPELESS:
+        return f"{num:,} of its fields are wrong"
+    first = [_fault(kind, fault) for fault in faults.errors(include_url=False)[:MOST_FAULTS]]
+    more = f"; and {num - MOST_FAULTS} more" if num > MOST_FAULTS else ""
+    return "; ".join(first) + more
 
 
 def _fault(kind: type[T], fault: Mapping[str, Any]) -> str:
@@ -75,4 +113,4 @@ def _fault(kind: type[T], fault: Mapping[str, Any]) -> str:
         case "value_error":
             return f"{name}: {fault['ctx']['error']}" if name else str(fault["ctx"]["error"])
     expected = message.removeprefix("Input should be ")
-    return f"{name or 'it'} is {fault['input']!r:.100}, {expected} expected"
+    return f"{name or 'it'} is {SHORT.repr(fault['input'])}, {expected} expected"

@@ -31,9 +31,9 @@ class AnswerTask(Task, ABC):
         """The question and its answer; in evaluation also the reference."""
         assert annotation is not None
         given = sample.annotations[annotation]
-        question, label = self.question(sample, given), given.get(self.label_field)
         if rng is not None:
-            label = require_label(given, self.label_field, sample)
+            require_label(given, self.label_field, sample)
+        question, label = self.question(sample, given), given.get(self.label_field)
         answer = None if label is None else self.answer_text(label)
         reference = None if rng or answer is None else self.reference(given, answer)
         return Example(given["id"], name, question, answer, reference=reference)

@@ -349,7 +349,8 @@ def test_a_type_that_is_null_is_none(images: Path, tmp_path: Path) -> None:
 def test_a_file_is_no_folder_to_write(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = write(tmp_path / "rows.json", [ROW])
+    """Said before pictures are looked for."""
+    file = write(tmp_path / "rows.json", [ROW | {"image": "absent.jpg"}])
     for out in (file, file / "below"):
         assert pack_rows(file, images, out) == 2
         assert f"--out {out}: {file} is a file; give a folder" in capsys.readouterr().err

@@ -27,13 +27,16 @@ from tests.toys.world import world_recipe
 from vlds.cli.commands import run_command
 from vlds.config import load_recipe, save_recipe
 from vlds.methods import Adapter, LoRA
+from vlds.report.compute import gallery
 from vlds.report.compute.bootstrap import groups_of, interval_of_difference, interval_of_mean
 from vlds.report.compute.collect import collect, compared_scores
 from vlds.report.compute.facts import method_text, trained_text
 from vlds.report.compute.results import Difference
+from vlds.report.read.predictions import Predictions
 from vlds.report.read.scores import Scores, TaskScores
 from vlds.report.render.write import markdown
-from vlds.tasks import GQA
+from vlds.schema import Sample
+from vlds.tasks import GQA, VQA
 
 
 def copy(run: Path, folder: Path) -> Path:
@@ -442,6 +445,13 @@ def test_stored_features_are_shown_without_pictures(runs: Runs, tmp_path: Path) 
     assert found.results["tvqa"].interval is not None
     assert [len(entry.images) for entry in found.inputs.gallery] == [0] * 6
     assert all("[Choices] a0: red." in entry.prompt for entry in found.inputs.gallery)
+
+
+def test_the_gallery_leaves_out_what_the_task_cannot_read() -> None:
+    """The data have changed since the run was evaluated."""
+    sample = Sample("0", "red", "0", "vqa", (), (), ({"id": "7", "question": 7},))
+    predicted = Predictions(Path("vqa.jsonl"), None, {"7": "red"}, {"7": None}, {}, {}, {"7": 1})
+    assert gallery.entry("vqa", VQA(), sample, 0, predicted) is None
 
 
 def test_data_that_moved_leave_the_earlier_gallery(runs: Runs, tmp_path: Path) -> None:

@@ -87,7 +87,8 @@ def parcels(
 
     Errors: WorkerLost that names the worker.
     """
-    done = multiprocessing.RawArray("q", num_workers)
+    # Shared memory, which a reader without workers can do without.
+    done = multiprocessing.RawArray("q", num_workers) if num_workers else []
     loader = _make_loader(assembler, positions, num_workers, done)
     if not num_workers:
         yield from loader

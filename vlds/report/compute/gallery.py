@@ -13,7 +13,7 @@ from vlds.report.compute.answers import answered
 from vlds.report.read.predictions import Predictions, texts_of
 from vlds.report.read.samples import GalleryEntry, write_gallery
 from vlds.schema import Encoded, Sample, SkipSample
-from vlds.tasks.base import SPLITS, Task, label_of
+from vlds.tasks.base import SPLITS, Task, ask, label_of
 
 PER_TASK = 6
 """Examples of each task, spread evenly over its data."""
@@ -76,12 +76,16 @@ def entry(
         key = str(sample.annotations[annotation].get("id"))
     if key not in predicted.predictions:
         return None
+    try:
+        prompt = ask(task, name, sample, annotation, None).prompt
+    except SkipSample:  # the data have changed since the evaluation
+        return None
     example = answered(task, key, predicted, ())
     return GalleryEntry(
         task=name,
         id=key,
         images=(),
-        prompt=task.example(name, sample, annotation, None).prompt,
+        prompt=prompt,
         reference=texts_of(predicted.references[key]) if example.answer is None else example.answer,
         prediction=example.prediction,
         correct=example.correct,

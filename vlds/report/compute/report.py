@@ -144,7 +144,7 @@ class Report:
             notes.append(
                 f"Brackets: the middle 95 % of {self.resamples:,} bootstrap resamples of the "
                 "samples (a picture, pair or clip with all of its examples; percentiles; seed "
-                f"{SEED}). They describe the samples that were drawn, not of the seed of the "
+                f"{SEED}). They describe the draw of the samples, not the seed of the "
                 "training."
             )
         if any(result.interval and result.headline in CIDERS for result in every):

@@ -34,8 +34,11 @@ TASKS = ("vqa", "caption")
 EXPRESSIBLE = [
     ("T5", "LoRA"), ("T5", "LoRA half"), ("T5", "LoRA few"), ("T5", "IA3"), ("T5", "IA3 per task"),
     ("T5", "PromptTuning bare"), ("T5", "PromptTuning per task"), ("Bart", "LoRA"),
-    ("Bart", "LoRA half"), ("Bart", "LoRA few"), ("Bart", "IA3"), ("Bart", "IA3 per task"),
-    ("FLAN", "LoRA"),
+    ("Bart", "IA3"), ("FLAN", "LoRA"),
+    *(
+        pytest.param("Bart", name, marks=pytest.mark.slow)
+        for name in ("LoRA half", "LoRA few", "IA3 per task")
+    ),
 ]  # fmt: skip
 
 

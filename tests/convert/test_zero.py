@@ -90,7 +90,14 @@ def checkpoint_of(case: Case, world: Path, folder: Path, pool: RankPool) -> dict
     return dict(masters[0])
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.stage}-{case.frozen}")
+@pytest.mark.parametrize(
+    "case",
+    [
+        *CASES[1:3],
+        *(pytest.param(case, marks=pytest.mark.slow) for case in (CASES[0], CASES[3])),
+    ],
+    ids=lambda case: f"{case.stage}-{case.frozen}",
+)
 def test_the_artifact_has_the_masters(
     case: Case, world: Path, ranks2: RankPool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -68,10 +68,7 @@ def vlds(desk: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow if name in ("predict", "convert") else ())
-        for name in COMMANDS
-    ],
+    [pytest.param(name, marks=() if name == "evaluate" else pytest.mark.slow) for name in COMMANDS],
 )
 def test_code_beside_a_run_is_not_imported(name: str, desk: Path) -> None:
     done = vlds(desk, COMMANDS[name])

@@ -63,8 +63,8 @@ def check_resume(pool: RankPool, recipe: Recipe, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("stage", "precision"),
     [
-        (2, "bf16"),
         (3, "fp32"),
+        pytest.param(2, "bf16", marks=pytest.mark.slow),
         pytest.param(2, "fp32", marks=pytest.mark.slow),
         pytest.param(3, "bf16", marks=pytest.mark.slow),
     ],

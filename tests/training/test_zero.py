@@ -191,7 +191,7 @@ UNEVEN = (13, 4, 16, 5, 7)
 """Sizes of global batches that neither two nor four ranks share evenly."""
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [3, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("micro_batch_size", [None, 3, 1])
 def test_shares_that_differ_by_a_row_change_nothing(
     stage: int, micro_batch_size: int | None, ranks4: RankPool, tmp_path: Path
@@ -246,7 +246,7 @@ def test_every_method_is_the_same_on_two_ranks(
     assert_same_as_plain_torch(ranks2, case)
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [3, pytest.param(2, marks=pytest.mark.slow)])
 def test_parts_compute_what_the_whole_computes(
     stage: int, ranks2: RankPool, tmp_path: Path
 ) -> None:
@@ -285,7 +285,7 @@ def train_and_evaluate(case: Case, evaluate: bool) -> list[Tensor]:
     return losses
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [3, pytest.param(2, marks=pytest.mark.slow)])
 def test_training_goes_on_unchanged_after_an_evaluation(
     stage: int, ranks2: RankPool, tmp_path: Path
 ) -> None:

@@ -182,7 +182,7 @@ def test_a_shard_that_goes_missing_stops_the_run(
         list(islice(stream, 23))
 
 
-@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("in_place", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_shard_that_is_replaced_during_training(
     folders: dict[str, Path], tmp_path: Path, in_place: bool
 ) -> None:

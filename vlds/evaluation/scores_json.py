@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from pathlib import Path
 
 from vlds.runtime.json_record import parse_record
@@ -31,6 +32,14 @@ class Scored:
     """The score that stands for the task; default: the first."""
     compared: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Label of another model or of a baseline -> its scores on the same data."""
+
+    def __post_init__(self) -> None:
+        for scores in (self.scores, *self.compared.values()):
+            for name, score in scores.items():
+                if not isfinite(score):
+                    raise ValueError(f"{name} is {score}, a finite number expected")
+        if self.examples is not None and self.examples < 0:
+            raise ValueError(f"examples is {self.examples}, 0 or more expected")
 
 
 def write_scores(folder: Path, scored: Mapping[str, Scored]) -> None:

@@ -112,6 +112,18 @@ def test_damage_is_said_with_its_line(
     assert build_page(report)
 
 
+def test_a_line_that_is_not_utf_8_is_damage(runs: Runs, tmp_path: Path) -> None:
+    """Its answer would be another one without that byte."""
+    run = make_run(runs, tmp_path / "run")
+    file = run / "predictions" / "step-00000010" / "vqa.jsonl"
+    lines = file.read_bytes().split(b"\n")
+    lines[6] = lines[6].replace(b'"prediction": "', b'"prediction": "\xe9')
+    file.write_bytes(b"\n".join(lines))
+    report = collect([run]).only
+    assert "vqa" not in report.results
+    assert any(f"{file}, line 7 is not UTF-8" in note for note in report.notes)
+
+
 def test_one_changed_field_never_ends_a_report(
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -159,13 +159,15 @@ def first_line(file: Path) -> Line | None:
 
 def _texts(file: Path) -> list[str]:
     # Not splitlines: JSON may hold other line ends (U+2028) as they are.
-    text = read_text(file, errors="replace").removesuffix("\n")
+    text = read_text(file, errors="surrogateescape").removesuffix("\n")
     return text.split("\n") if text else []
 
 
 def _line(file: Path, number: int, text: str) -> Line:
     try:
-        return parse_record(Line, text, extra="ignore")
+        return parse_record(Line, text.encode(), extra="ignore")
+    except UnicodeEncodeError:
+        raise ValueError(f"{file}, line {number} is not UTF-8; {AGAIN}") from None
     except ValueError as error:
         raise ValueError(f"{file}, line {number}: {error}; {AGAIN}") from None
 

@@ -191,7 +191,7 @@ def read_or_refuse(folder: Path, content: bytes) -> None:
     [
         (read_settings, b"{", "is not JSON"),
         (read_settings, b"[]", r"it is \[\], an object expected"),
-        (read_settings, b"[" * 100_000, "is not JSON"),
+        (read_settings, b"[" * 100_000, "is nested more than 100 levels deep"),
         (read_settings, b"\xff\xfe", "is not JSON"),
         (read_safetensors, b"", "is not a complete safetensors file"),
         (read_safetensors, b"\x08\0\0\0\0\0\0\0{}      ", None),

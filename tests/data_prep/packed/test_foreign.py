@@ -75,7 +75,10 @@ def test_questions_of_webdatasets_writer(tmp_path: Path) -> None:
     [
         (["--kind", "caption"], "see `python -m data_prep index --fields`"),
         (["--kind", "caption", "--fields", "text=txt"], "caption takes caption, as in caption=txt"),
-        (["--kind", "gqa", "--fields", "question=txt"], "kind: got gqa; shards of others can hold caption, pair_text, vqa"),
+        (
+            ["--kind", "gqa", "--fields", "question=txt"],
+            "kind: got gqa; shards of others can hold caption, pair_text, vqa",
+        ),
         (["--kind", "caption", "--fields", "caption=cap"], "no member 'cap'; it has jpg, txt"),
     ],
 )

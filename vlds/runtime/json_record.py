@@ -54,17 +54,15 @@ def parse_record(
 
     check_depth(data)
     adapter = _adapter(kind)  # type: ignore[arg-type]  # to mypy, types are not hashable
-    for rewrite in (None, _rewritten):
-        try:
-            record: T = adapter.validate_json(
-                rewrite(data) if rewrite else data, strict=True, extra=extra
-            )
-            return record
-        except ValidationError as error:
-            faults = error
-            if faults.error_count() > 1 or faults.errors()[0]["type"] != "json_invalid":
-                break
-    raise ValueError(_in_words(kind, faults))
+    try:
+        record: T = adapter.validate_json(data, strict=True, extra=extra)
+    except ValidationError as error:
+        is_unread = error.error_count() == 1 and error.errors()[0]["type"] == "json_invalid"
+        # Python reads more than pydantic. What was rewritten once does not change again.
+        if is_unread and (rewritten := _rewritten(data)) != data:
+            return parse_record(kind, rewritten, extra)
+        raise ValueError(_in_words(kind, error)) from None
+    return record
 
 
 def _rewritten(data: bytes | str) -> bytes:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.toys.method_cases import METHOD_CASES
+from tests.toys.method_cases import METHOD_CASES, cost_of
 from tests.toys.trained_runs import CASES, assert_same, logits_of, recipe_with, trained_run
 from vlds.artifact import LoadedRun, load_run
 from vlds.convert.adapter_folders import plain
@@ -32,7 +32,10 @@ OWN_HEAD = "backbone: its output head is a separate tensor, .*`vlds convert hf` 
 Pair = tuple[str, str, LoadedRun, LoadedRun]
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(case))
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(case, id="-".join(case), marks=cost_of(*case)) for case in CASES],
+)
 def built_pair(
     request: pytest.FixtureRequest, world: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Pair:

@@ -172,7 +172,7 @@ def test_the_stage_and_the_ranks_change_nothing(
 ) -> None:
     source = sources({"T5": T5, "Bart": Bart}[name], tmp_path)[kind]
     expected = dict(model_of(source).unique_state())
-    pools = (ranks2, ranks4) if (name, kind, stage) in FAST else (ranks1, ranks2, ranks4)
+    pools = (ranks2,) if (name, kind, stage) in FAST else (ranks1, ranks2, ranks4)
     for pool in pools:
         for result in pool.run(built_on_a_rank, source, stage):
             assert (result["partitioned"] > 0) == (stage == 3 and kind == "path")

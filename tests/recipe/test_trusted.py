@@ -68,7 +68,7 @@ def vlds(desk: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=() if name == "evaluate" else pytest.mark.slow) for name in COMMANDS],
+    [pytest.param(name, marks=() if name == "convert" else pytest.mark.slow) for name in COMMANDS],
 )
 def test_code_beside_a_run_is_not_imported(name: str, desk: Path) -> None:
     done = vlds(desk, COMMANDS[name])
@@ -80,7 +80,7 @@ def test_code_beside_a_run_is_not_imported(name: str, desk: Path) -> None:
     assert not (desk / "imported").exists()
 
 
-@pytest.mark.parametrize("name", ["evaluate", pytest.param("convert", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["convert", pytest.param("evaluate", marks=pytest.mark.slow)])
 def test_a_module_that_the_user_trusts_is_imported(name: str, desk: Path) -> None:
     done = vlds(desk, [*COMMANDS[name], "--trust", "helper"])
     assert done.returncode == 2, "its model's files are missing"

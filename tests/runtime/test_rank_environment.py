@@ -94,6 +94,7 @@ def test_one_of_several_processes_needs_the_whole_set(
     assert not is_rank(POD)
     for name, value in POD.items():
         environment.setenv(name, value)
+    environment.setattr("vlds.launch.rank.OTHERS_SPEAK_AFTER_S", 0)
     with pytest.raises(ValueError, match="but not LOCAL_RANK: start the run with torchrun"):
         rank_from_environment()
     assert main(["train", "--config", "none.yaml"]) == 2
@@ -102,6 +103,7 @@ def test_one_of_several_processes_needs_the_whole_set(
     assert "but not LOCAL_RANK: start the run with torchrun, which sets all of them" in said
 
 
+@pytest.mark.slow
 def test_hosts_that_the_user_gave_may_come_from_such_an_environment(
     environment: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

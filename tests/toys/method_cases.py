@@ -46,8 +46,14 @@ BACKBONES: dict[str, type[Backbone]] = {"T5": T5, "Bart": Bart}
 FAMILIES = pytest.mark.parametrize("family", [T5, Bart])
 
 
+def cost_of(family: str, name: str) -> list[pytest.MarkDecorator]:
+    """Marks of a test of one pair: T5 has all cases in each run, BART the first of each method."""
+    return [pytest.mark.slow] if family == "Bart" and " " in name else []
+
+
 PAIRS = pytest.mark.parametrize(
-    ("family", "name"), [(BACKBONES[family], name) for family, name in FAMILY_CASES]
+    ("family", "name"),
+    [pytest.param(BACKBONES[f], name, marks=cost_of(f, name)) for f, name in FAMILY_CASES],
 )
 
 

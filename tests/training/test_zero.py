@@ -192,7 +192,7 @@ UNEVEN = (13, 4, 16, 5, 7)
 
 
 @pytest.mark.parametrize("stage", [3, pytest.param(2, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("micro_batch_size", [None, 3, 1])
+@pytest.mark.parametrize("micro_batch_size", [None, pytest.param(3, marks=pytest.mark.slow), 1])
 def test_shares_that_differ_by_a_row_change_nothing(
     stage: int, micro_batch_size: int | None, ranks4: RankPool, tmp_path: Path
 ) -> None:

@@ -141,7 +141,7 @@ def test_a_killed_command_with_many_workers_goes_on_with_one(root: Path, tmp_pat
     assert len(list(parts.glob("*.tar"))) >= 5
     resumed = [*shared, "--out", str(parts), "--resume", "--workers", "1"]
     assert main(resumed) == 0
-    assert main([*shared, "--out", str(whole)]) == 0
+    assert main([*shared, "--out", str(whole), "--workers", "1"]) == 0
     tars = [name for name in files(whole) if name != "dataset.json"]
     assert len(tars) == 35 * 4
     assert {n: d for n, d in files(parts).items() if n in tars} == {

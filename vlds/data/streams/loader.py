@@ -14,7 +14,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, MutableSequence, Sequence
+from collections.abc import Generator, Iterable, MutableSequence, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -81,7 +81,7 @@ def parcels(
     positions: Iterable[list[int]],
     num_workers: int,
     timeout: float,
-) -> Iterator[Parcel]:
+) -> Generator[Parcel]:
     """What the assembler makes of lists of positions, in order. `timeout`: seconds that workers may
     take for the next one; 0: any number.
 

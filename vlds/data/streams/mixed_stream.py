@@ -7,6 +7,7 @@ import reprlib
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from itertools import chain, count
 from typing import Any
@@ -113,21 +114,24 @@ class MixedStream(ABC):
         )
         assembler = Assembler(self._reader(), self.order)
         num_workers, timeout = self.config.num_workers, self.setup.worker_timeout
-        loaded = parcels(assembler, positions, num_workers, timeout)
-        for start in count(first, stride):
-            batches = []
-            for piece in self._pieces(start):
-                parcel = next(loaded)
-                if iteration != self._iteration:
-                    raise RuntimeError("the stream was moved or restarted; this iterator is void")
-                if piece:
-                    self._book.record(parcel.positions, parcel.bad)
-                batch = parcel.unpack()
-                if not piece:
-                    batch = replace(batch, valid=torch.zeros_like(batch.valid))
-                batches.append(batch)
-            self.consumed = start + stride
-            yield batches
+        # Closed at once: an error's traceback would keep the workers.
+        with closing(parcels(assembler, positions, num_workers, timeout)) as loaded:
+            for start in count(first, stride):
+                batches = []
+                for piece in self._pieces(start):
+                    parcel = next(loaded)
+                    if iteration != self._iteration:
+                        raise RuntimeError(
+                            "the stream was moved or restarted; this iterator is void"
+                        )
+                    if piece:
+                        self._book.record(parcel.positions, parcel.bad)
+                    batch = parcel.unpack()
+                    if not piece:
+                        batch = replace(batch, valid=torch.zeros_like(batch.valid))
+                    batches.append(batch)
+                self.consumed = start + stride
+                yield batches
 
     def _pieces(self, start: int) -> list[range]:
         """Positions of this rank's micro-batches in the global batch that begins at `start`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from itertools import count
 from typing import Any
@@ -100,14 +101,14 @@ class EvalStream:
 
     def __iter__(self) -> Iterator[Batch]:
         self.bad = []
-        for parcel in parcels(
-            self._assembler, self._batches, self._num_workers, self._worker_timeout
-        ):
-            first_bad: dict[int, BadSample] = {}  # a bad substitute adds no entry
-            for entry in parcel.bad:
-                first_bad.setdefault(entry.position, entry)
-            self.bad += first_bad.values()
-            yield parcel.unpack()
+        num_workers, timeout = self._num_workers, self._worker_timeout
+        with closing(parcels(self._assembler, self._batches, num_workers, timeout)) as loaded:
+            for parcel in loaded:
+                first_bad: dict[int, BadSample] = {}  # a bad substitute adds no entry
+                for entry in parcel.bad:
+                    first_bad.setdefault(entry.position, entry)
+                self.bad += first_bad.values()
+                yield parcel.unpack()
 
 
 class IndexedReader(SampleReader[Source]):

@@ -154,7 +154,7 @@ def train_on_rank(recipe: Recipe) -> int:
 
 
 def places(folder: Path) -> list[RankPlace]:
-    """What launcher/program.py has reported of its four ranks."""
+    """What acting_rank.py has reported of its four ranks."""
     reports = [json.loads((folder / f"{number}.json").read_text()) for number in range(4)]
     return [read_place(report["environment"]) for report in reports]
 
@@ -162,7 +162,7 @@ def places(folder: Path) -> list[RankPlace]:
 def test_two_hosts_under_torchrun(
     hosts: list[str], world: Path, ranks4: RankPool, tmp_path: Path
 ) -> None:
-    program = str(ROOT / "tests" / "launcher" / "program.py")
+    program = str(ROOT / "tests/toys/programs/acting_rank.py")
     started = start_torchrun(hosts, [program, str(tmp_path), "end"], tmp_path)
     try:
         assert end(started, 60) == [0, 0], (tmp_path / "0.log").read_text()

@@ -47,6 +47,7 @@ from vlds.data.shards.store import Dataset, open_dataset
 from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.source import Source
 from vlds.data.streams.stream import TrainStream
+from vlds.models.collate import JointCollator
 from vlds.schema import Encoded, ImageSpec, Sample
 from vlds.tasks import VQA
 
@@ -188,7 +189,9 @@ def ours(folder: Path, image: ImageSpec | None, group: int = 1) -> Read:
 def stream_of(dataset: Dataset, image: ImageSpec | None, group: int = 1) -> Iterator[Any]:
     """Endless batches of a data set."""
     config = DataConfig(global_batch_size=BATCH, group=group)
-    setup = StreamSetup(tokenizer=WORDS, image=image, seed=0, picture_cache_bytes=0)
+    setup = StreamSetup(
+        collator=JointCollator(WORDS, features=False), image=image, seed=0, picture_cache_bytes=0
+    )
     return iter(TrainStream([Source("vqa", TASK, [dataset])], config, setup))
 
 
@@ -388,7 +391,7 @@ def once(out: Path) -> str:
     next(ours(out / "jpeg", SPEC)())
     first = time.perf_counter() - begin
     source = Source("vqa", TASK, [open_dataset(out / "jpeg")])
-    setup = StreamSetup(tokenizer=WORDS, image=SPEC, seed=0)
+    setup = StreamSetup(collator=JointCollator(WORDS, features=False), image=SPEC, seed=0)
     stream = TrainStream([source], DataConfig(global_batch_size=BATCH), setup)
     begin = time.perf_counter()
     stream.order.at(np.arange(10**9, 10**9 + BATCH))

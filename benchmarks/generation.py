@@ -45,15 +45,17 @@ from vlds.data.shards.decode import decode_image
 from vlds.data.shards.sample import feature_bytes
 from vlds.data.shards.store import open_dataset
 from vlds.data.streams.assemble import StreamSetup
-from vlds.data.streams.collate import ImageStack, Row, collate
 from vlds.data.streams.eval_order import EvalOrder, survey
+from vlds.data.streams.image_stack import ImageStack
 from vlds.data.streams.source import Source
 from vlds.data.streams.stream import EvalStream
-from vlds.models.build import ModelConfig, build_model
+from vlds.models import JointSeq2Seq
+from vlds.models.build import ModelSetup, build_model
+from vlds.models.collate import JointCollator
+from vlds.models.joint_model import JointModel
 from vlds.models.visual_embedding import VisualEmbeddingConfig
-from vlds.models.vl_model import VLModel
 from vlds.runtime.resources import find
-from vlds.schema import Batch, Decoding, ImageSpec
+from vlds.schema import Batch, Decoding, ImageSpec, Row
 from vlds.tasks import VQA, VideoCaption
 from vlds.vision import StoredFeatures, Timm, VisionEncoder
 
@@ -95,7 +97,7 @@ class Workload:
     """A model, its data, and how to decode them."""
 
     title: str
-    model: VLModel
+    model: JointModel
     source: Source
     image: ImageSpec | None
     batch_size: int
@@ -144,7 +146,13 @@ def our_batches(work: Workload) -> Iterator[Batch]:
     costs = survey(source, range(len(counts)), tokenizer).costs
     whole = source.task.unit == "sample"
     order = EvalOrder(counts, costs, work.batch_size, whole_samples=whole)
-    return iter(EvalStream(source, order, StreamSetup(tokenizer=tokenizer, image=work.image)))
+    return iter(
+        EvalStream(
+            source,
+            order,
+            StreamSetup(collator=JointCollator(tokenizer, features=False), image=work.image),
+        )
+    )
 
 
 def plain_batches(work: Workload) -> Iterator[Batch]:
@@ -173,7 +181,9 @@ def plain_batches(work: Workload) -> Iterator[Batch]:
 def plain_batch(work: Workload, rows: Sequence[Row], stack: ImageStack) -> Batch:
     """A batch, padded to its longest input."""
     features = work.image is None
-    return collate(rows, stack, work.model.tokenizer, features=features, evaluation=True)
+    return JointCollator(work.model.tokenizer, features=features)(
+        rows, stack.tensor(), evaluation=True
+    )
 
 
 def by_generate(work: Workload, batches: Iterator[Batch]) -> dict[str, str]:
@@ -209,7 +219,7 @@ def by_generate(work: Workload, batches: Iterator[Batch]) -> dict[str, str]:
 # Models and data.
 
 
-def build(folder: Path, vision: VisionEncoder, grid: int) -> VLModel:
+def build(folder: Path, vision: VisionEncoder, grid: int) -> JointModel:
     """The model; its config is written next to the data's folder."""
     shipped = json.loads(find("recipes/backbones/bart-base.json").read_text("utf-8"))
     file = folder.parent / "bart.json"
@@ -219,8 +229,9 @@ def build(folder: Path, vision: VisionEncoder, grid: int) -> VLModel:
     config = family.read_config()
     tokenizer = Words(config, config.vocab_size + family.extra_tokens + family.visual_tokens)
     bridge = VisualEmbeddingConfig(grid=grid)
-    parts = ModelConfig(backbone=family, vision=vision, visual_embedding=bridge)
+    parts = ModelSetup(kind=JointSeq2Seq(backbone=family, vision=vision, visual_embedding=bridge))
     model = build_model(parts, ["task"], torch.float32, tokenizer).eval()
+    assert isinstance(model, JointModel)
     with torch.no_grad():
         for parameter in model.backbone.parameters():
             parameter *= 3

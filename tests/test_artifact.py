@@ -58,7 +58,7 @@ def test_only_what_the_source_lacks_is_stored(source: str, world: Path, tmp_path
     rows = {f"backbone.{table}[{OLD_ROWS}:]" for table in tables}
     others = {"backbone.final_logits_bias"} if source == "Bart" else set()
     assert stored.keys() == trained | visual | rows | others
-    new_rows = len(recipe.backbone.load_tokenizer()) - OLD_ROWS
+    new_rows = len(recipe.model.backbone.load_tokenizer()) - OLD_ROWS
     assert all(stored[name].shape == (new_rows, 16) for name in rows)
     assert new_rows >= 4
 
@@ -130,7 +130,7 @@ def test_a_damaged_artifact(artifact: Path, change: str) -> None:
         ("artifact.json", '{"format": 1}', "artifact.json cannot be read (KeyError: 'sources'"),
         ("artifact.json", '{"format": 99, "sources": {}}', "artifact.json has format 99, and this"),
         ("weights.safetensors", "xx", "weights.safetensors cannot be read (SafetensorError"),
-        ("tokenizer/tokenizer.json", "{", "tokenizer cannot be read ("),
+        ("processor/tokenizer.json", "{", "processor cannot be read ("),
     ],
 )
 def test_damage_that_the_manifest_does_not_show(

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import pytest
 import yaml
 
-from tests.toys.recipes import RECIPE, recipe_complaint
+from tests.toys.recipes import RECIPE, recipe_complaint, with_model
 from vlds.backbones import T5, Bart
 from vlds.cli.commands import run_command
 from vlds.config import (
@@ -39,6 +39,7 @@ from vlds.methods import (
     PrefixTuning,
     PromptTuning,
 )
+from vlds.models import JointSeq2Seq
 from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.recipe.choices import CHOICES, concrete_classes
 from vlds.runtime.near_names import guess
@@ -62,9 +63,6 @@ def every_choice() -> list[Recipe]:
     full = Recipe(
         output="runs/a b: c",
         seed=3,
-        backbone=Bart(path="facebook/bart-base", dropout=0.25, visual_tokens=36),
-        vision=ClipVision(path="somewhere"),
-        visual_embedding=VisualEmbeddingConfig(grid=3, boxes="grid", num_images=1),
         methods={
             "one": Adapter(sharing="half_shared_down", init="identity", learning_rate=1e-4),
             "two": Full(part="vision"),
@@ -78,8 +76,6 @@ def every_choice() -> list[Recipe]:
             "eleven": DecoderPromptTuning(length=7),
             "ten": PrefixTuning(cross_attention=False),
         },
-        train_norms=True,
-        train_visual_embedding=False,
         alignment=AlignmentConfig(data="some/where", steps=3),
         tasks={
             "first": VQA(
@@ -107,12 +103,19 @@ def every_choice() -> list[Recipe]:
         optimizer=OptimizerConfig(betas=[0.8, 0.95], decay_start=0.5, norms_learning_rate=1e-5),
         training=TrainingConfig(steps=7, precision="fp32", evaluate_first=True),
         tracking=TrackingConfig(tensorboard=True, wandb_project="p"),
+        model=JointSeq2Seq(
+            backbone=Bart(path="facebook/bart-base", dropout=0.25, visual_tokens=36),
+            vision=ClipVision(path="somewhere"),
+            visual_embedding=VisualEmbeddingConfig(grid=3, boxes="grid", num_images=1),
+            train_norms=True,
+            train_visual_embedding=False,
+        ),
     )
     others = [
-        replace(full, backbone=T5(config="sizes.json", tokenizer="t.model", extra_tokens=0)),
-        replace(full, vision=ConvNet(image_size=16, grid=2, widths=[4, 8, 8], add_mean=True)),
-        replace(full, vision=StoredFeatures(dim=5, grid=3), alignment=None, methods={}),
-        replace(full, vision=Timm(model="resnet18", pretrained=False)),
+        with_model(full, backbone=T5(config="sizes.json", tokenizer="t.model", extra_tokens=0)),
+        with_model(full, vision=ConvNet(image_size=16, grid=2, widths=[4, 8, 8], add_mean=True)),
+        with_model(replace(full, alignment=None, methods={}), vision=StoredFeatures(dim=5, grid=3)),
+        with_model(full, vision=Timm(model="resnet18", pretrained=False)),
     ]
     return [full, *others]
 
@@ -136,7 +139,13 @@ def test_credentials_in_urls_work_and_are_not_saved(file: Path, tmp_path: Path) 
 def test_the_recipes_above_hold_every_shipped_class() -> None:
     there = set()
     for recipe in every_choice():
-        parts = [recipe.backbone, recipe.vision, *recipe.methods.values(), *recipe.tasks.values()]
+        parts = [
+            recipe.model,
+            recipe.model.backbone,
+            recipe.model.vision,
+            *recipe.methods.values(),
+            *recipe.tasks.values(),
+        ]
         there |= {type(part) for part in parts}
     known = {cls for base in CHOICES for cls in concrete_classes(base).values()}
     assert {cls for cls in known if cls.__module__.startswith("vlds.")} == there
@@ -198,7 +207,11 @@ def test_shipped_recipes_are_right(name: str, tmp_path: Path) -> None:
         ("data.group", "three", "data.group: got 'three'; give a whole number"),
         ("data.micro_batch_size", "x", "data.micro_batch_size: got 'x'; give a whole number or nu"),
         ("data.temperature", "x", "data.temperature: got 'x'; give a number or null"),
-        ("train_norms", "maybe", "train_norms: got 'maybe'; give true or false"),
+        (
+            "model.train_norms",
+            "maybe",
+            "model: JointSeq2Seq.train_norms: got 'maybe'; give true or",
+        ),
         ("training.precision", "fp16", "training.precision: got 'fp16'; give one of bf16, fp32"),
         ("methods.adapter.reduktion", "4", "methods.adapter: unknown key 'reduktion'; did you me"),
         ("methods.adapter.reduction", "x", "methods: Adapter.reduction: got 'x'; give a whole num"),
@@ -211,10 +224,22 @@ def test_shipped_recipes_are_right(name: str, tmp_path: Path) -> None:
             "3",
             "methods.adaptor: class_path is missing; did you mean",
         ),
-        ("backbone", "T6", "backbone: 'T6' is not a Backbone; choose from: Bart, "),
-        ("backbone.path", "x", "backbone.path: x, config: sizes.json; give exactly one of them"),
-        ("backbone.dropout", "x", "backbone: T5.dropout: got 'x'; give a number or null"),
-        ("vision.grid", "3", "vision.grid: 3 does not come from image_size 64 by halving; give"),
+        ("model.backbone", "T6", "model.backbone: 'T6' is not a Backbone; choose from: Bart, "),
+        (
+            "model.backbone.path",
+            "x",
+            "model.backbone.path: x, config: sizes.json; give exactly one of them",
+        ),
+        (
+            "model.backbone.dropout",
+            "x",
+            "model: JointSeq2Seq.backbone.T5.dropout: got 'x'; give a number or null",
+        ),
+        (
+            "model.vision.grid",
+            "3",
+            "model.vision.grid: 3 does not come from image_size 64 by halving; give",
+        ),
         ("alignment.stepz", "3", "unknown key 'alignment.stepz'; did you mean 'alignment.ste"),
         ("tasks.vqa.decoding.num_beam", "3", "tasks.vqa: unknown key 'decoding.num_beam'; did yo"),
         ("tasks.vqa.weight", "-1", "tasks.vqa.weight: got -1.0; give a number above 0, or drop"),
@@ -289,7 +314,7 @@ def test_nothing_at_all() -> None:
     assert message.startswith("name a recipe: ")
     assert message.endswith("vlds train recipes/demo.yaml")
     lacking = recipe_complaint("--seed", "3")
-    assert lacking.startswith("output, backbone, vision, methods, tasks are required; set them in")
+    assert lacking.startswith("output, model, methods, tasks are required; set them in")
 
 
 def test_a_list_of_answers_is_a_file_or_itself(file: Path, tmp_path: Path) -> None:

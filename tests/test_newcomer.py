@@ -51,12 +51,21 @@ def test_a_file_that_is_no_recipe(text: str, message: str, file: Path) -> None:
     assert message in recipe_complaint(str(file.with_name("mine.yaml")))
 
 
+def joint(**fields: object) -> dict[str, object]:
+    """A recipe's choice of a model."""
+    return {"class_path": "JointSeq2Seq", "init_args": fields}
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("backbone", {"path": "x"}, "backbone: class_path is missing; write class_path: Bart, or"),
-        ("backbone", {"init_args": {"path": "x"}}, "backbone: class_path is missing"),
-        ("vision", {"grid": 4}, "vision: class_path is missing; write class_path: ClipVision, or"),
+        ("model", {"backbone": "T5"}, "model: class_path is missing; write class_path: JointSeq"),
+        ("model", joint(backbone={"path": "x"}),
+         "model.backbone: class_path is missing; write class_path: Bart, or"),
+        ("model", joint(backbone={"init_args": {"path": "x"}}),
+         "model.backbone: class_path is missing"),
+        ("model", joint(vision={"grid": 4}),
+         "model.vision: class_path is missing; write class_path: ClipVision, or"),
         ("methods", {"mine": {"reduction": 4}}, "methods.mine: class_path is missing; write clas"),
         ("methods", {"mine": None}, "methods.mine: class_path is missing"),
         ("methods", {"mine": {"class_path": "LoRA", "rank": 4}},
@@ -115,7 +124,7 @@ def test_what_is_no_tokenizer(tmp_path: Path) -> None:
         (tmp_path / "empty", "no tokenizer in the folder .*empty; name a .model file or a folder"),
         (tmp_path / "x.model", "no such file: .*x.model; name a .model file"),
     ):
-        with pytest.raises(ValueError, match=f"^backbone.tokenizer: .*{message}"):
+        with pytest.raises(ValueError, match=f"^model.backbone.tokenizer: .*{message}"):
             T5(config="x.json", tokenizer=str(source)).check_sources()
     with pytest.raises(ValueError, match="is not a tokenizer; name a folder that holds tokenizer"):
         Bart(config="x.json", tokenizer=str(text)).load_tokenizer()

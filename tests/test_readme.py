@@ -157,7 +157,7 @@ class Reader:
                 self.need(recipe.output if resume is True else ".")
                 for task in recipe.tasks.values():
                     self.need(*task.train, *task.evaluate)
-                self.need(*filter(None, [recipe.backbone.tokenizer]))
+                self.need(*filter(None, [recipe.model.backbone.tokenizer]))
                 find(recipe.training.deepspeed)
                 self.there.add(recipe.output)
         elif words[0] == "plan":
@@ -165,7 +165,7 @@ class Reader:
         elif words[0] == "features":
             options = dict(zip(words[1::2], words[2::2], strict=True))
             self.need(options["--data"])
-            assert load_recipe(Path(options["--config"])).vision.source
+            assert load_recipe(Path(options["--config"])).encoder.source
             self.there.add(options["--out"])
         elif words[0] == "convert":
             converted = parse_convert(words[1:])
@@ -244,12 +244,12 @@ def test_every_recipe_parses(desk: Path) -> None:
         recipe = parse_recipe([*below, "--config", name])
         assert recipe.tasks
         if whole:
-            assert describe(recipe.model, list(recipe.tasks)).trainable > 0
+            assert describe(recipe.model_setup, list(recipe.tasks)).trainable > 0
 
 
 def test_the_count_in_the_readme_is_right(desk: Path) -> None:
     recipe = load_recipe(desk / "vqa.yaml")
-    counted = describe(recipe.model, list(recipe.tasks)).table()
+    counted = describe(recipe.model_setup, list(recipe.tasks)).table()
     assert counted + "\n" in blocks(PAGES[0], "text")
 
 
@@ -301,7 +301,7 @@ def test_snippets_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, tensor in scope["whole"].model.unique_state():
         assert torch.equal(tensor, named[name]), name
     embeddings = scope["backbone"].get_input_embeddings().weight
-    assert embeddings.shape[0] == len(scope["tokenizer"]) == len(scope["loaded"].tokenizer)
+    assert embeddings.shape[0] == len(scope["tokenizer"]) == len(scope["loaded"].processor)
     everywhere = sum(len(blocks(other, "python")) for other in PAGES)
     python = len(blocks(page.with_name("python.md"), "python"))  # tests/test_api.py
     # The other three: two are quoted from files, one is about Parquet.

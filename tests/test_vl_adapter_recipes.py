@@ -91,7 +91,7 @@ def recipe_of_row(name: str) -> Recipe:
 @pytest.mark.parametrize("name", COUNTS)
 def test_what_trains_is_what_trained_there(name: str) -> None:
     recipe = recipe_of_row(name)
-    counts = describe(recipe.model, list(recipe.tasks))
+    counts = describe(recipe.model_setup, list(recipe.tasks))
     assert (counts.trainable, round(counts.percent, 3)) == COUNTS[name]
     assert counts.total == TOTALS.get(name, counts.total)
     assert recipe.output == f"runs/vl_adapter/{name}"
@@ -109,7 +109,7 @@ def test_the_published_t5_rows_halve_the_reduction(
 ) -> None:
     file = find(f"recipes/vl_adapter/{name}.yaml")
     recipe = parse_recipe(["--config", str(file), override, "4"])
-    assert describe(recipe.model, list(recipe.tasks)).trainable == trainable
+    assert describe(recipe.model_setup, list(recipe.tasks)).trainable == trainable
 
 
 def test_every_recipe_is_counted() -> None:

@@ -3,7 +3,7 @@
     RUN/artifact/weights.safetensors   trained weights (fp32 masters), and frozen random ones, such
                                        as new vocabulary rows
                  recipe.yaml           the resolved recipe
-                 tokenizer/            as it was used
+                 processor/            the tokenizer, or processor of text and pictures
                  artifact.json         sources with their hashes
                  manifest.json         sizes and hashes of these files, written last
 
@@ -26,17 +26,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vlds.config import Recipe, check_saved, parse_recipe, to_tree
-from vlds.models.build import build_model, hash_name
-from vlds.models.vl_model import VLModel
+from vlds.models.build import build_model
+from vlds.models.kind import hash_name
+from vlds.models.model import Model
 from vlds.pretrained.files import reading
 from vlds.recipe.paths import located, places_of, with_start
 from vlds.runtime.json_file import read_json
 from vlds.runtime.manifest import DESCRIPTION, damage, write_manifest
 from vlds.runtime.whole_file import whole_folder
 from vlds.runtime.yaml_file import read_yaml
+from vlds.schema import Collator
 
 CHANGEABLE = ("--tasks.", "--data.")
-WEIGHTS, RECIPE = "weights.safetensors", "recipe.yaml"
+WEIGHTS, RECIPE, PROCESSOR = "weights.safetensors", "recipe.yaml", "processor"
 FORMAT = 1
 HERE = "<folder>"
 """In an artifact's recipe: the folder that the recipe lies in."""
@@ -48,8 +50,13 @@ class LoadedRun:
     """A run, ready to predict."""
 
     recipe: Recipe
-    tokenizer: Any
-    model: VLModel
+    processor: Any
+    model: Model
+
+    @property
+    def collator(self) -> Collator:
+        """What makes the run's batches."""
+        return self.recipe.model.collator(self.processor)
 
 
 def artifact_folder(run: Path) -> Path:
@@ -66,14 +73,14 @@ def artifact_folder(run: Path) -> Path:
     )
 
 
-def own_tensors(model: VLModel, masters: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+def own_tensors(model: Model, masters: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """What the artifact keeps of a whole (unpartitioned) model; `masters`, name -> fp32 master,
     replace the model's own weights."""
     parts = own_parts(model) | dict(masters or {})
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in parts.items()}
 
 
-def own_parts(model: VLModel) -> dict[str, Tensor]:
+def own_parts(model: Model) -> dict[str, Tensor]:
     """The tensors and rows of tables that no source holds, by their keys in the artifact."""
     sources = model.sources
     parts: dict[str, Tensor] = {}
@@ -90,7 +97,7 @@ def save_artifact(
     folder: Path,
     tensors: dict[str, Tensor],
     recipe: Recipe,
-    tokenizer: Any,
+    processor: Any,
     notes: Mapping[str, str] | None = None,
 ) -> None:
     """Write an artifact, which replaces an older one as a whole. `notes`: name -> text of more
@@ -101,15 +108,15 @@ def save_artifact(
     with whole_folder(folder) as partial:
         for name, text in (notes or {}).items():
             (partial / name).write_text(text, encoding="utf-8")
-        write_artifact(partial, tensors, recipe, tokenizer)
+        write_artifact(partial, tensors, recipe, processor)
 
 
 def write_artifact(
-    folder: Path, tensors: dict[str, Tensor], recipe: Recipe, tokenizer: Any
+    folder: Path, tensors: dict[str, Tensor], recipe: Recipe, processor: Any
 ) -> None:
     """Fill an empty folder with an artifact."""
     save_file(tensors, folder / WEIGHTS)
-    tokenizer.save_pretrained(folder / "tokenizer")
+    processor.save_pretrained(folder / PROCESSOR)
     write_description(folder, recipe)
     write_manifest(folder)
 
@@ -162,16 +169,16 @@ def load_run(run: Path, dtype: torch.dtype | None = None, changes: Sequence[str]
     check_changes(changes)
     recipe = read_recipe(folder, changes)
     check_same_sources(folder, recipe)
-    tokens = folder / "tokenizer"
-    with readable(folder, "tokenizer"):
-        tokenizer = recipe.backbone.load_tokenizer_from(tokens if tokens.is_dir() else folder)
+    saved = folder / PROCESSOR
+    with readable(folder, PROCESSOR):
+        processor = recipe.model.load_processor_from(saved if saved.is_dir() else folder)
     with readable(folder, WEIGHTS):
         tensors = load_file(folder / WEIGHTS)
     dtype = dtype or recipe.training.dtype
-    model = build_model(recipe.model, list(recipe.tasks), dtype, tokenizer)
+    model = build_model(recipe.model_setup, list(recipe.tasks), dtype, processor)
     put_tensors(model, tensors, folder)
     model.eval()
-    return LoadedRun(recipe, tokenizer, model)
+    return LoadedRun(recipe, processor, model)
 
 
 def check_changes(changes: Sequence[str]) -> None:
@@ -223,7 +230,7 @@ def readable(folder: Path, name: str) -> Iterator[None]:
         yield
 
 
-def put_tensors(model: VLModel, tensors: Mapping[str, Tensor], folder: Path) -> None:
+def put_tensors(model: Model, tensors: Mapping[str, Tensor], folder: Path) -> None:
     """Copy an artifact's tensors into a built model.
 
     Errors: ValueError if they are not exactly those that the model's sources leave open.

@@ -1,7 +1,7 @@
 """The dataclasses of a recipe, which describes a whole run.
 
-A choice (backbone, vision encoder, method, task) is annotated with its abstract base, so a new
-subclass in a new file is a new choice.
+A choice (model, backbone, vision encoder, method, task) is annotated with its abstract base, so a
+new subclass in a new file is a new choice.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from typing import Any, Literal
 import torch
 import yaml
 
-from vlds.backbones.base import Backbone
 from vlds.data.config import DataConfig
 from vlds.methods.base import Method
-from vlds.models.build import ModelConfig
-from vlds.models.visual_embedding import VisualEmbeddingConfig
+from vlds.models.build import ModelSetup
+from vlds.models.kind import ModelKind
 from vlds.recipe.check import check_tree
 from vlds.recipe.choices import is_choice
 from vlds.recipe.parse import parse
@@ -173,18 +172,10 @@ class Recipe:
     """Run folder: metrics, run state, artifact, recipe."""
     seed: int = 0
     """Seed of initial weights, order of examples, sampled answers and dropout."""
-    backbone: Backbone
-    """The language model: a class of vlds.backbones."""
-    vision: VisionEncoder
-    """Turns pictures into grid features: a class of vlds.vision."""
-    visual_embedding: VisualEmbeddingConfig = field(default_factory=VisualEmbeddingConfig)
-    """Turns grid features into visual tokens."""
+    model: ModelKind
+    """The frozen model: a class of vlds.models."""
     methods: dict[str, Method]
     """What is tuned, by name: classes of vlds.methods."""
-    train_norms: bool = False
-    """Train the backbone's layer norms too."""
-    train_visual_embedding: bool = True
-    """Train the visual embedding."""
     alignment: AlignmentConfig | None = None
     """First teach a vision encoder with random weights the words of its cells."""
     tasks: dict[str, Task]
@@ -229,20 +220,30 @@ class Recipe:
 
     @property
     def image(self) -> ImageSpec | None:
-        """The pictures that the vision encoder takes; None if it takes stored features."""
-        image = self.vision.geometry.image
+        """The pictures that the model takes; None if it takes stored features."""
+        image = self.model.image
         return image and replace(image, decode=self.data.decode)
 
     @property
-    def model(self) -> ModelConfig:
+    def encoder(self) -> VisionEncoder:
+        """The model's vision encoder.
+
+        Errors: ValueError if the model has none of vlds.vision.
+        """
+        vision = getattr(self.model, "vision", None)
+        if not isinstance(vision, VisionEncoder):
+            raise ValueError(
+                f"model: {type(self.model).__name__} encodes pictures itself; name a model with a "
+                "vision encoder of vlds, such as JointSeq2Seq"
+            )
+        return vision
+
+    @property
+    def model_setup(self) -> ModelSetup:
         """What `build_model` needs."""
-        return ModelConfig(
-            backbone=self.backbone,
-            vision=self.vision,
-            visual_embedding=self.visual_embedding,
+        return ModelSetup(
+            kind=self.model,
             methods=self.methods,
-            train_norms=self.train_norms,
-            train_visual_embedding=self.train_visual_embedding,
             activation_checkpointing=self.training.activation_checkpointing,
             seed=self.seed,
         )

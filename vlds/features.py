@@ -74,10 +74,10 @@ def compute_features(recipe: Recipe, folder: str, out: Path, name: str | None) -
     Errors: ValueError if the encoder reads no pictures, the data set holds none, or `out` holds
     something else or cannot be written.
     """
-    image = recipe.image
+    image, vision = recipe.image, recipe.encoder
     if image is None:
         raise ValueError("vision: StoredFeatures computes nothing; name an encoder of pictures")
-    if recipe.vision.source is None:
+    if vision.source is None:
         raise ValueError("vision: its weights are random; name pretrained ones, or a file of them")
     dataset = open_dataset(folder, recipe.data.shard_cache)
     if not dataset.read(0).images:
@@ -91,7 +91,7 @@ def compute_features(recipe: Recipe, folder: str, out: Path, name: str | None) -
             tell(f"{out} is complete already")
         return 0
     check_frozen_files(recipe, ranks)
-    encoder = recipe.vision.build(recipe.training.dtype).to(ranks.device)
+    encoder = vision.build(recipe.training.dtype).to(ranks.device)
     freeze(encoder)
     try:
         with hold_folder(ranks, out):
@@ -121,7 +121,7 @@ class Job:
         return {
             "data": self.dataset.fingerprint(),
             "name": self.name,
-            "encoder": to_tree(self.recipe.vision),
+            "encoder": to_tree(self.recipe.encoder),
             "precision": self.recipe.training.precision,
             "decode": self.image.decode,
         }
@@ -208,7 +208,7 @@ class Job:
         shards = tuple(entry.shard for entry in done if entry.shard is not None)
         if not shards:
             raise ValueError(f"--data: {self.dataset.folder}: no picture could be read")
-        old, vision = self.dataset.info, self.recipe.vision
+        old, vision = self.dataset.info, self.recipe.encoder
         info = DatasetInfo(
             schema=SCHEMA,
             name=self.name,

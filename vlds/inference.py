@@ -88,7 +88,7 @@ def decode(
         Evaluator(
             run.recipe,
             [replace(s, datasets=[]) if s.name in repeated else s for s in sources],
-            run.tokenizer,
+            run.collator,
             ranks,
             say,
         )

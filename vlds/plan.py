@@ -16,7 +16,7 @@ from torch import nn
 from vlds.config import Recipe
 from vlds.data.order.batch_cut import BatchCut
 from vlds.models.build import build_shapes
-from vlds.models.vl_model import VLModel
+from vlds.models.model import Model
 from vlds.runtime.resources import find
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
 from vlds.training.optim import parameter_groups
@@ -54,7 +54,7 @@ class Held:
 
 
 def planned(
-    model: VLModel, groups: Sequence[Mapping[str, Any]], zero: Mapping[str, Any], world_size: int
+    model: Model, groups: Sequence[Mapping[str, Any]], zero: Mapping[str, Any], world_size: int
 ) -> Held:
     """What each of `world_size` ranks will hold of a model, which may lie on the meta device.
 
@@ -104,7 +104,7 @@ def plan_recipe(recipe: Recipe, ranks: Sequence[int]) -> dict[int, dict[str, Hel
     Errors: ValueError if nothing trains, a file is wrong, or the ranks cannot share a batch.
     """
     cuts = {world_size: cut_batches(recipe, world_size) for world_size in ranks}
-    model = build_shapes(recipe.model, list(recipe.tasks), recipe.training.dtype)
+    model = build_shapes(recipe.model_setup, list(recipe.tasks), recipe.training.dtype)
     groups = parameter_groups(model, recipe)
     files = dict.fromkeys([recipe.training.deepspeed, *SHIPPED])
 

@@ -7,9 +7,9 @@ per example, l prompt tokens, t target tokens, v visual tokens per image, d widt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from torch import Tensor
@@ -75,6 +75,18 @@ class Example:
     """What the score compares the prediction with; a JSON value."""
     sample: str = ""
     """Id of the example's sample, unique where `id` is; only evaluation fills it."""
+
+
+class Row(NamedTuple):
+    """One example on its way into a batch."""
+
+    example: Example
+    task_index: int
+    max_prompt_tokens: int
+    max_target_tokens: int
+    images: range
+    """Indices of its images in the batch's stack."""
+    valid: bool = True
 
 
 @dataclass
@@ -157,6 +169,19 @@ class Batch:
             name: function(value) for name, value in values.items() if isinstance(value, Tensor)
         }
         return replace(self, **mapped)
+
+
+class Collator(Protocol):
+    """Makes the batches of a kind of model, in the loader's workers: pickle can copy it."""
+
+    def __call__(self, rows: Sequence[Row], images: Tensor | None, *, evaluation: bool) -> Batch:
+        """`images`: the distinct images of the rows (u, ...), pictures or features; the rows name
+        them by their indices."""
+        ...
+
+    def prompt_lengths(self, prompts: Sequence[tuple[str, int]]) -> list[int]:
+        """Tokens of (prompt, most tokens) pairs."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def test_weights_that_are_cut(
     file = folder_of(backbone) / "model.safetensors"
     file.write_bytes(damage(file.read_bytes()))
     message = complaint(backbone)
-    assert message.startswith(f"backbone.path: {file} is not a whole safetensors file (Safet")
+    assert message.startswith(f"model.backbone.path: {file} is not a whole safetensors file (Safet")
     assert told in message
     assert message.endswith("; copy it again, or name another")
 
@@ -88,7 +88,9 @@ def test_a_config_of_another_size(
     backbone = saved_backbone(family, tmp_path)
     change_config(folder_of(backbone), **{LAYERS[family]: layers}, d_model=d_model)
     message = complaint(backbone)
-    assert message.startswith(f"backbone.path: the weights in {backbone.path} do not fit the co")
+    assert message.startswith(
+        f"model.backbone.path: the weights in {backbone.path} do not fit the co"
+    )
     assert told in message
     assert message.endswith("restore the config.json that belongs to the weights")
 
@@ -112,7 +114,7 @@ def test_odd_fields_of_a_config(
     backbone = saved_backbone(family, tmp_path)
     change_config(folder_of(backbone), **fields)
     message = complaint(backbone)
-    assert message.startswith("backbone.path: ")
+    assert message.startswith("model.backbone.path: ")
     assert str(backbone.path) in message
     assert told in message
     assert message.endswith("; correct the file, or copy it again")
@@ -126,7 +128,9 @@ def test_a_config_that_is_none(text: str, place: str, tmp_path: Path) -> None:
     if place == "config":
         backbone = T5(config=str(file), extra_tokens=0, visual_tokens=4)
     file.write_text(text, encoding="utf-8")
-    assert complaint(backbone).startswith(f"backbone.{place}: cannot read the model's config from ")
+    assert complaint(backbone).startswith(
+        f"model.backbone.{place}: cannot read the model's config from "
+    )
 
 
 @pytest.mark.parametrize(
@@ -148,7 +152,7 @@ def test_a_damaged_tokenizer_file(damage: Callable[[bytes], bytes], tmp_path: Pa
     file = tmp_path / "saved" / "tokenizer.json"
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(
-        ValueError, match=r"^backbone\.tokenizer: cannot read a tokenizer from .*saved \("
+        ValueError, match=r"^model\.backbone\.tokenizer: cannot read a tokenizer from .*saved \("
     ) as e:
         T5(config="x.json", tokenizer=str(tmp_path / "saved")).load_tokenizer()
     assert "; copy it again, or name a folder that holds one" in str(e.value)
@@ -159,7 +163,7 @@ def test_cut_pieces(tmp_path: Path) -> None:
     file = tmp_path / "spiece.model"
     write_tokenizer(file)
     whole = file.read_bytes()
-    told = r"^backbone\.tokenizer: cannot read a tokenizer from .*model \("
+    told = r"^model\.backbone\.tokenizer: cannot read a tokenizer from .*model \("
     for size in (0, 1, 59, 69, 200, 408, len(whole) // 2, len(whole) - 1):
         file.write_bytes(whole[:size])
         with pytest.raises(ValueError, match=told):
@@ -172,7 +176,9 @@ def test_pickled_weights_are_not_loaded(tmp_path: Path) -> None:
     torch.save(load_file(file), file.with_name("pytorch_model.bin"))
     file.unlink()
     message = complaint(backbone)
-    assert message.startswith(f"backbone.path: cannot read weights from {backbone.path} (OSError: ")
+    assert message.startswith(
+        f"model.backbone.path: cannot read weights from {backbone.path} (OSError: "
+    )
     assert "model.safetensors" in message
 
 

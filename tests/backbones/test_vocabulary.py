@@ -17,7 +17,8 @@ from tests.toys.models import DIM, GRID, TASKS, batch, hf_config, save_own_head
 from vlds.backbones import T5, Backbone, Bart
 from vlds.backbones.vocabulary import has_own_head
 from vlds.methods import IA3, LoRA
-from vlds.models.build import ModelConfig, build_model
+from vlds.models import JointSeq2Seq
+from vlds.models.build import ModelSetup, build_model
 from vlds.schema import Decoding
 from vlds.vision import StoredFeatures
 
@@ -32,7 +33,7 @@ def source_in(family: type[Backbone], folder: Path) -> Backbone:
 
 @torch.no_grad()
 def logits_of(source: Backbone, model: Any) -> Tensor:
-    """Logits of two texts, computed as VLModel does, without pictures."""
+    """Logits of two texts, computed as JointModel does, without pictures."""
     ids = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
     none = torch.zeros(2, 0, 16, dtype=model.dtype)
     states, mask = source.encode(model, ids, ids > 0, none, none[..., 0].bool())
@@ -204,9 +205,8 @@ def test_a_folder_of_flan_t5_is_all_that_a_run_needs(tmp_path: Path) -> None:
     source = source_in(T5, tmp_path)
     tokenizer = source.load_tokenizer()
     assert len(tokenizer) == 52
-    config = ModelConfig(
-        backbone=source,
-        vision=StoredFeatures(dim=DIM, grid=GRID),
+    config = ModelSetup(
+        kind=JointSeq2Seq(backbone=source, vision=StoredFeatures(dim=DIM, grid=GRID)),
         methods={"updates": LoRA(rank=2), "factors": IA3()},
     )
     model = build_model(config, TASKS, torch.float32, tokenizer)

@@ -30,6 +30,7 @@ from vlds.convert.adapters import AdaptersFolders
 from vlds.convert.foreign_files import read_state_dict
 from vlds.convert.target import Target, scrub
 from vlds.methods import Adapter, Compacter, Method
+from vlds.models import JointSeq2Seq
 from vlds.models.build import build_model
 from vlds.tasks import VQA
 from vlds.vision import StoredFeatures
@@ -55,13 +56,15 @@ def recorded_run(case: str, folder: Path) -> LoadedRun:
     file.write_text(json.dumps(hf_config(family, ROWS)), encoding="utf-8")
     recipe = Recipe(
         output="-",
-        backbone=family(config=str(file), extra_tokens=0, visual_tokens=4),
-        vision=StoredFeatures(dim=2, grid=2),
         methods={"theirs": METHODS[kind]},
         tasks={"vqa": VQA()},
+        model=JointSeq2Seq(
+            backbone=family(config=str(file), extra_tokens=0, visual_tokens=4),
+            vision=StoredFeatures(dim=2, grid=2),
+        ),
     )
     tokens = ["token"] * ROWS  # only their number is looked at
-    run = LoadedRun(recipe, tokens, build_model(recipe.model, ["vqa"], torch.float32, tokens))
+    run = LoadedRun(recipe, tokens, build_model(recipe.model_setup, ["vqa"], torch.float32, tokens))
     scrub(run.model)
     state = run.model.state_dict()
     for key, tensor in load_file(ORACLES / f"{name}.safetensors").items():

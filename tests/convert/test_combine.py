@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.toys.recipes import with_model
 from tests.toys.trained_runs import (
     CASES,
     assert_same,
@@ -89,8 +90,9 @@ def test_arithmetic(world: Path, tmp_path: Path) -> None:
 def test_a_converted_folder_is_the_base_of_full_fine_tuning(world: Path, tmp_path: Path) -> None:
     start = write_run(recipe_with("T5", "Full", world, tmp_path))
     convert("hf", "--run", start, "--out", tmp_path / "base")
-    recipe = replace(
-        load_run(tmp_path / "base").recipe, methods={"full": Full()}, train_visual_embedding=False
+    recipe = with_model(
+        replace(load_run(tmp_path / "base").recipe, methods={"full": Full()}),
+        train_visual_embedding=False,
     )
     runs = runs_of(recipe, tmp_path, 2)
     words = ["--base", tmp_path / "base", "--run", *runs, "--out", tmp_path / "out"]
@@ -167,14 +169,17 @@ def desk(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         table[-1] += 1  # as a run with another seed has it
     save_run(run)
     write_run(
-        replace(recipe, vision=replace(recipe.vision, add_mean=True), output=str(folder / "mean"))
+        with_model(
+            replace(recipe, output=str(folder / "mean")),
+            vision=replace(recipe.model.vision, add_mean=True),
+        )
     )
     config = json.loads((folder / "source" / "config.json").read_text())
     shutil.copytree(folder / "source", folder / "heads")
     changed = config | {"relative_attention_max_distance": 99}
     (folder / "heads" / "config.json").write_text(json.dumps(changed))
-    backbone = replace(recipe.backbone, path=str(folder / "heads"))
-    write_run(replace(recipe, backbone=backbone, output=str(folder / "far")))
+    backbone = replace(recipe.model.backbone, path=str(folder / "heads"))
+    write_run(with_model(replace(recipe, output=str(folder / "far")), backbone=backbone))
     (folder / "plain").mkdir()
     write_run(recipe_with("T5", "Full", world, folder / "plain"))
     return folder
@@ -198,9 +203,15 @@ def desk(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["take", "run0", "--task", "vqa"], "share all weights"),
         (["put", "run0", "run1", "--task", "vqa"], "share all weights"),
         (["arithmetic", "run0", "--base", "plain/run"], "--base: .* has no backbone.*extensions"),
-        (["average", "run0", "mean"], "vision.add_mean: False in run0, True in mean; only runs of"),
-        (["average", "mean", "run0"], "vision.add_mean: True in mean, False in run0; only runs of"),
-        (["arithmetic", "run0", "--base", "mean"], "--base: vision.add_mean: False in run0, True"),
+        (
+            ["average", "run0", "mean"],
+            "model.vision.add_mean: False in run0, True in mean; only ru",
+        ),
+        (
+            ["average", "mean", "run0"],
+            "model.vision.add_mean: True in mean, False in run0; only ru",
+        ),
+        (["arithmetic", "run0", "--base", "mean"], "--base: model.vision.add_mean: False in run0,"),
         (["average", "run0", "far"], "backbone.relative_attention_max_distance: 128 in run0, 99"),
         (["arithmetic", "run0", "--base", "wider"], "--base: wider has no .*down_weight"),
         (["arithmetic", "run0", "--base", "nowhere"], "--base: no such folder: nowhere; name one"),

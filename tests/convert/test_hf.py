@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM
 
+from tests.toys.recipes import with_model
 from tests.toys.trained_runs import logits_of, recipe_from, save_random_run
 from vlds.artifact import load_run
 from vlds.backbones import T5
@@ -38,8 +39,8 @@ def test_outputs_on_images_are_the_runs(source: str, world: Path, tmp_path: Path
 def test_a_backbone_that_had_random_weights(world: Path, tmp_path: Path) -> None:
     """Pretrained ones have no `embedding_std`."""
     recipe = recipe_from("config", world, tmp_path)
-    assert isinstance(recipe.backbone, T5)
-    recipe = replace(recipe, backbone=replace(recipe.backbone, embedding_std=0.1))
+    assert isinstance(recipe.model.backbone, T5)
+    recipe = with_model(recipe, backbone=replace(recipe.model.backbone, embedding_std=0.1))
     expected = converted(recipe, tmp_path / "out")
     assert torch.equal(logits_of(load_run(tmp_path / "out").model), expected)
 
@@ -73,25 +74,26 @@ def test_the_text_backbone_opens_in_hugging_face(source: str, world: Path, tmp_p
 def test_a_converted_folder_is_the_next_runs_frozen_model(world: Path, tmp_path: Path) -> None:
     recipe = replace(recipe_from("config", world, tmp_path), methods={"full": Full()})
     expected = converted(recipe, tmp_path / "out")
-    assert isinstance(recipe.vision, ConvNet)
-    following = replace(
-        recipe,
-        backbone=replace(recipe.backbone, path=str(tmp_path / "out"), config=None, tokenizer=None),
-        vision=replace(recipe.vision, weights=str(tmp_path / "out" / "vision.safetensors")),
+    assert isinstance(recipe.model.vision, ConvNet)
+    following = with_model(
+        replace(recipe, methods={}),
+        backbone=replace(
+            recipe.model.backbone, path=str(tmp_path / "out"), config=None, tokenizer=None
+        ),
+        vision=replace(recipe.model.vision, weights=str(tmp_path / "out" / "vision.safetensors")),
         visual_embedding=replace(
-            recipe.visual_embedding,
+            recipe.model.visual_embedding,
             weights=str(tmp_path / "out" / "visual_embedding.safetensors"),
         ),
-        methods={},
         train_norms=True,
     )
     from vlds.models.build import build_model
 
     model = build_model(
-        following.model,
+        following.model_setup,
         list(following.tasks),
         torch.float32,
-        following.backbone.load_tokenizer(),
+        following.model.backbone.load_tokenizer(),
     )
     assert torch.equal(logits_of(model), expected)
 

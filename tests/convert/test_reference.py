@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import BartTokenizer, T5Tokenizer
 
+from tests.toys.recipes import with_model
 from tests.toys.recorded.case import FOLDER, RecordedCase, exact_t5_norm
 from tests.toys.recorded.configuration import backbone_of, hf_config, methods_of, parse_flags
 from tests.toys.trained_runs import (
@@ -28,6 +29,7 @@ from vlds.config import Recipe, save_recipe
 from vlds.convert.foreign_files import read_state_dict
 from vlds.convert.reference import named_tensors
 from vlds.methods import Adapter, Compacter, Full, Method
+from vlds.models import JointSeq2Seq
 from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.tasks import VQA
 from vlds.vision import StoredFeatures
@@ -66,14 +68,16 @@ def recipe_of(case: RecordedCase, folder: Path) -> Path:
     tokenizer = tokenizer_of(size, folder / "tokenizer")
     recipe = Recipe(
         output=str(folder / "run"),
-        backbone=replace(backbone_of(size, str(config)), tokenizer=tokenizer),
-        vision=StoredFeatures(dim=size["feat_dim"], grid=round(size["grid_in"] ** 0.5)),
-        visual_embedding=VisualEmbeddingConfig(
-            grid=round(size["n_boxes"] ** 0.5), num_images=size["n_images"]
-        ),
         methods=methods,
-        train_norms=train_norms,
         tasks={name: VQA() for name in case.tasks},
+        model=JointSeq2Seq(
+            backbone=replace(backbone_of(size, str(config)), tokenizer=tokenizer),
+            vision=StoredFeatures(dim=size["feat_dim"], grid=round(size["grid_in"] ** 0.5)),
+            visual_embedding=VisualEmbeddingConfig(
+                grid=round(size["n_boxes"] ** 0.5), num_images=size["n_images"]
+            ),
+            train_norms=train_norms,
+        ),
     )
     save_recipe(recipe, folder / "recipe.yaml")
     return folder / "recipe.yaml"
@@ -236,8 +240,8 @@ def test_combinations_that_the_original_cannot_have(
 
 def test_norms_with_a_bias_are_refused(world: Path, tmp_path: Path) -> None:
     recipe = recipe_with("T5", "Adapter", world, tmp_path)
-    visual = replace(recipe.visual_embedding, norm_biases=True)
-    run = write_run(replace(recipe, visual_embedding=visual))
+    visual = replace(recipe.model.visual_embedding, norm_biases=True)
+    run = write_run(with_model(recipe, visual_embedding=visual))
     with pytest.raises(ValueError, match=r"visual_embedding\.norm_biases: the original code's T5"):
         convert("reference", "--run", run, "--out", tmp_path / "LAST.pth")
 

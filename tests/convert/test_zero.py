@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.toys.rank_pool import RankPool
+from tests.toys.recipes import with_model
 from tests.toys.trained_runs import CASES as METHOD_CASES
 from tests.toys.trained_runs import (
     assert_same,
@@ -56,7 +57,7 @@ def recipe_of(case: Case, world: Path, folder: Path) -> Recipe:
         precision=case.precision,  # type: ignore[arg-type]
         deepspeed=str(world / f"zero{case.stage}.json"),
     )
-    recipe = replace(recipe, training=training, train_norms=True)
+    recipe = with_model(replace(recipe, training=training), train_norms=True)
     save_recipe(recipe, folder / "recipe.yaml")
     return recipe
 

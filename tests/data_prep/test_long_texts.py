@@ -20,6 +20,7 @@ from vlds.data.shards.store import open_dataset
 from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.source import Source
 from vlds.data.streams.stream import TrainStream
+from vlds.models.collate import JointCollator
 from vlds.schema import LONGEST_TEXT
 from vlds.tasks import VQA
 
@@ -77,7 +78,12 @@ def test_reading_counts_a_bad_sample(tmp_path: Path, capsys: pytest.CaptureFixtu
     stream = TrainStream(
         [Source("vqa", VQA(), [open_dataset(tmp_path / "toy")])],
         DataConfig(global_batch_size=4, errors=ErrorPolicy(max_bad_fraction=1.0)),
-        StreamSetup(tokenizer=Tokenizer(), image=SPEC, seed=0, ledger=tmp_path / "bad.jsonl"),
+        StreamSetup(
+            collator=JointCollator(Tokenizer(), features=False),
+            image=SPEC,
+            seed=0,
+            ledger=tmp_path / "bad.jsonl",
+        ),
     )
     for batch in islice(stream, 1):
         assert "0" not in batch.ids

@@ -148,8 +148,11 @@ def test_a_method_in_one_place_trains_merges_and_converts(world: Path, tmp_path:
 def test_recipes_know_them_by_their_full_names(tmp_path: Path) -> None:
     text = """
 output: runs/own
-backbone: {class_path: T5, init_args: {path: t5-base}}
-vision: {class_path: ConvNet}
+model:
+  class_path: JointSeq2Seq
+  init_args:
+    backbone: {class_path: T5, init_args: {path: t5-base}}
+    vision: {class_path: ConvNet}
 methods:
   scale: {class_path: tests.examples.output_scale.OutputScale, init_args: {role: attn_out}}
 tasks:

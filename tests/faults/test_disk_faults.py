@@ -19,6 +19,7 @@ from tests.toys.faults.disk_faults import Attempt, attempt
 from tests.toys.files import write
 from tests.toys.pictures import jpeg
 from tests.toys.rank_pool import RankPool
+from tests.toys.recipes import with_model
 from tests.toys.scored_runs import vqa_run
 from tests.toys.trained_runs import write_run
 from tests.toys.world import world_recipe
@@ -66,7 +67,7 @@ def old_files(*names: str) -> Callable[[Path, Path], None]:
 
 def a_run(world: Path, folder: Path) -> None:
     """An artifact, and what an earlier evaluation has left."""
-    write_run(replace(world_recipe(world, folder / "run"), train_norms=True))
+    write_run(with_model(world_recipe(world, folder / "run"), train_norms=True))
     old_files("out/vqa.jsonl", "out/scores.json", "out/vqa-train.json")(world, folder)
 
 

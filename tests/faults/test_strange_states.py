@@ -30,6 +30,7 @@ from vlds.data.config import DataConfig
 from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.stream import TrainStream
 from vlds.evaluation.sources import training_sources
+from vlds.models.collate import JointCollator
 from vlds.runtime.manifest import write_manifest
 from vlds.training import checkpoint
 from vlds.training.build import build_run
@@ -52,7 +53,9 @@ VALUES = (
 
 def stream_of(recipe: Recipe) -> TrainStream:
     setup = StreamSetup(
-        tokenizer=recipe.backbone.load_tokenizer(), image=recipe.image, seed=recipe.seed
+        collator=JointCollator(recipe.model.backbone.load_tokenizer(), features=False),
+        image=recipe.image,
+        seed=recipe.seed,
     )
     return TrainStream(training_sources(recipe), DataConfig(global_batch_size=8), setup)
 

@@ -26,7 +26,7 @@ from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.toys.engines import Case, global_batch, make_case, own_micro_batches, start_engine
 from tests.toys.faults.forked_ranks import ForkedRanks, Plan, log_of
 from tests.toys.rank_pool import RankPool
-from tests.toys.recipes import short_recipe, train_words
+from tests.toys.recipes import short_recipe, train_words, with_model
 from tests.toys.small_disk import remount, small_disk
 from tests.toys.world import picture, records
 from vlds.config import Recipe
@@ -350,9 +350,9 @@ def test_a_signal_to_one_rank_ends_all(
 def test_other_frozen_weights_are_refused(forked: ForkedRanks, world: Path, tmp_path: Path) -> None:
     run, weights = tmp_path / "run", tmp_path / "vision.safetensors"
     recipe = short_recipe(world, run, 2)
-    encoder = recipe.vision.build(torch.float32)
+    encoder = recipe.model.vision.build(torch.float32)
     save_file(encoder.state_dict(), weights)
-    recipe = replace(recipe, vision=replace(recipe.vision, weights=str(weights)))
+    recipe = with_model(recipe, vision=replace(recipe.model.vision, weights=str(weights)))
     recipe = replace(recipe, training=replace(recipe.training, steps=2))
     forked.start(run, train_words(recipe))
     assert forked.wait() == [0, 0], log_of(run, 0)

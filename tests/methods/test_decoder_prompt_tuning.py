@@ -12,20 +12,20 @@ from torch import Tensor
 from tests.toys.models import backbone, batch, build
 from vlds.backbones import T5, Bart
 from vlds.methods import Adapter, DecoderPromptTuning, Hyperformer, Method, PrefixTuning
-from vlds.models.vl_model import VLModel
+from vlds.models.joint_model import JointModel
 from vlds.schema import Batch, Decoding
 
 ROWS = (0, 1, 0, 2)
 
 
-def tuned(folder: Path, sharing: str, **others: Method) -> VLModel:
+def tuned(folder: Path, sharing: str, **others: Method) -> JointModel:
     """A model with prompts of its decoder, in float64."""
     prompts = DecoderPromptTuning(length=5, hidden_dim=6, sharing=sharing)  # type: ignore[arg-type]
     methods = {"prompts": prompts, **others}
     return build(backbone(Bart, folder), methods, dtype=torch.float64).eval()
 
 
-def expected_logits(model: VLModel, plain: VLModel, examples: Batch, sharing: str) -> Tensor:
+def expected_logits(model: JointModel, plain: JointModel, examples: Batch, sharing: str) -> Tensor:
     """From a model without prompts: run them first, and go on from the cache."""
     made = model.backbone.extensions["prompts"].decoder_network()
     rows = made[torch.tensor(ROWS)] if sharing == "multiple" else made.expand(4, -1, -1)

@@ -34,8 +34,8 @@ from vlds.methods.compacter import phm
 from vlds.methods.extended import ExtendedLinear, LinearExtension, zero_at_first
 from vlds.methods.host import CROSS_ATTENTION, Host
 from vlds.methods.routing import TaskRouting
+from vlds.models.joint_model import JointModel
 from vlds.models.visual_embedding import VisualEmbeddingConfig
-from vlds.models.vl_model import VLModel
 from vlds.schema import TargetModules
 
 
@@ -231,7 +231,7 @@ def test_added_biases_are_those_of_norms_and_logits(tmp_path: Path) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("copied", [deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_a_copy_with_extended_norms_has_its_own_weights(
-    copied: Callable[[VLModel], VLModel], tmp_path: Path
+    copied: Callable[[JointModel], JointModel], tmp_path: Path
 ) -> None:
     model = build(backbone(T5, tmp_path), {"biases": LADDER}).eval()
     logits = model.logits(batch())

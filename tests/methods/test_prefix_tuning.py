@@ -13,14 +13,14 @@ from tests.toys.models import backbone, batch, build
 from vlds.backbones import T5, Backbone, Bart
 from vlds.backbones.attention import EXTENDED_ATTENTION
 from vlds.methods import Adapter, PrefixTuning
-from vlds.models.vl_model import VLModel
+from vlds.models.joint_model import JointModel
 from vlds.schema import Decoding
 
 FAMILIES = pytest.mark.parametrize("family", [T5, Bart])
 TASKS_OF_ROWS = (0, 1, 0, 2)
 
 
-def tuned(family: type[Backbone], folder: Path, **fields: object) -> VLModel:
+def tuned(family: type[Backbone], folder: Path, **fields: object) -> JointModel:
     """A model with prefixes of each task and adapters, in float64."""
     methods = {
         "prefixes": PrefixTuning(length=3, hidden_dim=4, sharing="multiple"),

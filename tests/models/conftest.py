@@ -7,11 +7,11 @@ import torch
 
 from tests.toys.models import backbone, build
 from vlds.backbones import T5, Backbone, Bart
-from vlds.models.vl_model import VLModel
+from vlds.models.joint_model import JointModel
 
 
 @pytest.fixture(scope="module", params=[T5, Bart], ids=lambda family: family.__name__)
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> VLModel:
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> JointModel:
     """A tiny model whose answers end early now and then."""
     family: type[Backbone] = request.param
     source = backbone(family, tmp_path_factory.mktemp("model"))

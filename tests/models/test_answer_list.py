@@ -17,7 +17,7 @@ from tests.toys.beam_search import beam_search, log_probs
 from tests.toys.models import Words, batch
 from vlds.backbones.attention import CPU_ATTENTION, EXTENDED_ATTENTION
 from vlds.models.answer_list import AnswerList, read_answers
-from vlds.models.vl_model import VLModel
+from vlds.models.joint_model import JointModel
 from vlds.schema import Decoding
 
 ANSWERS = st.lists(
@@ -33,7 +33,7 @@ ANSWERS = st.lists(
 class Targets(Words):
     """Tokenizes answers as targets: BART's begin with <s>, all end with </s>."""
 
-    def __init__(self, model: VLModel) -> None:
+    def __init__(self, model: JointModel) -> None:
         config = model.backbone.config
         self.start = model.family.choice_prefix(model.backbone)[1:]
         self.end = config.eos_token_id
@@ -55,9 +55,9 @@ class Targets(Words):
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_never_an_answer_outside_the_list(
-    model: VLModel, answers: list[str], beams: int, seed: int, early: bool
+    model: JointModel, answers: list[str], beams: int, seed: int, early: bool
 ) -> None:
-    model.tokenizer = Targets(model)
+    model.processor = Targets(model)
     # max_new_tokens is ignored, although it is too short for some answers of the list.
     decoding = Decoding(
         num_beams=beams, max_new_tokens=1, answers=tuple(answers), early_stopping=early
@@ -71,9 +71,9 @@ LISTED = ("w3", "w3 w4", "w3 w4 w5 w3", "w7 w3", "w9 w9 w9", "w12 w4", "w15", "w
 
 
 @pytest.mark.parametrize("num_beams", [1, 2, 5])
-def test_the_best_of_the_list(model: VLModel, num_beams: int) -> None:
+def test_the_best_of_the_list(model: JointModel, num_beams: int) -> None:
     """Equal to a search without a cache in which tokens outside the list are out of reach."""
-    model.tokenizer = Targets(model)
+    model.processor = Targets(model)
     decoding = Decoding(num_beams=num_beams, answers=LISTED)
     listed = model.answer_list(decoding)
     assert listed is not None
@@ -104,7 +104,7 @@ def test_the_best_of_the_list(model: VLModel, num_beams: int) -> None:
             assert answer == expected
 
 
-def test_states_are_read_once_an_example_and_the_done_leave(model: VLModel) -> None:
+def test_states_are_read_once_an_example_and_the_done_leave(model: JointModel) -> None:
     """Keys of the encoder's states are computed once per example, not per beam; the first step runs
     once per example; finished examples leave the batch."""
     decoder = model.backbone.get_decoder()
@@ -119,7 +119,7 @@ def test_states_are_read_once_an_example_and_the_done_leave(model: VLModel) -> N
             lambda _, inputs, __: written.append(len(inputs[0]))
         ),
     ]
-    model.tokenizer = Targets(model)
+    model.processor = Targets(model)
     shrunk = 0
     for seed in range(6):
         made.clear()
@@ -137,11 +137,11 @@ def test_states_are_read_once_an_example_and_the_done_leave(model: VLModel) -> N
 @pytest.mark.parametrize("answers", [None, LISTED], ids=["free", "listed"])
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_confidence_is_the_probability_of_the_answer(
-    model: VLModel, num_beams: int, answers: tuple[str, ...] | None
+    model: JointModel, num_beams: int, answers: tuple[str, ...] | None
 ) -> None:
     """The confidence covers the whole answer: its tokens and, if it ends, </s>; also for examples
     that leave the batch before others."""
-    model.tokenizer = Targets(model)
+    model.processor = Targets(model)
     config = model.backbone.config
     decoding = Decoding(num_beams=num_beams, max_new_tokens=6, answers=answers)
     lengths = set()
@@ -163,9 +163,9 @@ def test_confidence_is_the_probability_of_the_answer(
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_a_free_text_has_the_mean_of_its_tokens(model: VLModel, num_beams: int) -> None:
+def test_a_free_text_has_the_mean_of_its_tokens(model: JointModel, num_beams: int) -> None:
     """A geometric mean that includes </s>; answers of one token or from a list have none."""
-    model.tokenizer = Targets(model)
+    model.processor = Targets(model)
     free = Decoding(num_beams=num_beams, max_new_tokens=6)
     num_before = len(model.tokenizer.start)
     several = 0
@@ -187,7 +187,7 @@ def test_a_free_text_has_the_mean_of_its_tokens(model: VLModel, num_beams: int) 
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_the_attention_of_gpus(model: VLModel, num_beams: int) -> None:
+def test_the_attention_of_gpus(model: JointModel, num_beams: int) -> None:
     """torch's fused attention, where beams share an example's states, gives the same answers."""
     assert model.backbone.config._attn_implementation == CPU_ATTENTION
     decoding = Decoding(num_beams=num_beams, max_new_tokens=6)
@@ -201,7 +201,7 @@ def test_the_attention_of_gpus(model: VLModel, num_beams: int) -> None:
             model.backbone.set_attn_implementation(CPU_ATTENTION)
 
 
-def test_answers_that_are_the_same_to_the_tokenizer(model: VLModel) -> None:
+def test_answers_that_are_the_same_to_the_tokenizer(model: JointModel) -> None:
     listed = AnswerList(["w4 w5", "w4  w5", "w5"], Targets(model))
     assert list(listed.texts.values()) == ["w4 w5", "w5"]
 

@@ -11,7 +11,9 @@ from safetensors.torch import save_file
 from tests.toys.models import DIM, backbone, batch, build, saved_backbone
 from vlds.backbones import T5, Backbone, Bart
 from vlds.methods import Adapter, Full
-from vlds.models.build import ModelConfig, build_model, hash_source
+from vlds.models import JointSeq2Seq
+from vlds.models.build import ModelSetup, build_model
+from vlds.models.kind import hash_source
 from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.vision import ConvNet, StoredFeatures
 
@@ -85,13 +87,15 @@ def test_sources_of_the_visual_part(tmp_path: Path) -> None:
     first = build(backbone(T5, tmp_path), vision=net)
     save_file(first.vision.state_dict(), tmp_path / "vision.safetensors")
     save_file(first.visual_embedding.state_dict(), tmp_path / "bridge.safetensors")
-    config = ModelConfig(
-        backbone=backbone(T5, tmp_path),
-        vision=ConvNet(
-            image_size=12, grid=3, widths=[4, 8], weights=str(tmp_path / "vision.safetensors")
+    config = ModelSetup(
+        kind=JointSeq2Seq(
+            backbone=backbone(T5, tmp_path),
+            vision=ConvNet(
+                image_size=12, grid=3, widths=[4, 8], weights=str(tmp_path / "vision.safetensors")
+            ),
+            visual_embedding=VisualEmbeddingConfig(weights=str(tmp_path / "bridge.safetensors")),
+            train_visual_embedding=False,
         ),
-        visual_embedding=VisualEmbeddingConfig(weights=str(tmp_path / "bridge.safetensors")),
-        train_visual_embedding=False,
         seed=7,
     )
     second = build_model(config, ["vqa"], torch.float32, range(60))
@@ -99,7 +103,7 @@ def test_sources_of_the_visual_part(tmp_path: Path) -> None:
     assert second.sources.names == visual
     pictures = torch.randint(0, 256, (2, 3, 12, 12), dtype=torch.uint8)
     assert torch.equal(second.grid_features(pictures), first.eval().grid_features(pictures))
-    assert config.source_hashes().keys() == {"vision encoder", "visual embedding"}
+    assert config.kind.source_hashes().keys() == {"vision encoder", "visual embedding"}
 
 
 def test_hashes_follow_the_bytes(tmp_path: Path) -> None:
@@ -118,7 +122,7 @@ def test_meta_device_needs_no_tokenizer_and_no_weights(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").unlink()
     with torch.device("meta"):
         model = build_model(
-            ModelConfig(backbone=source, vision=net, methods={"mine": Adapter()}),
+            ModelSetup(kind=JointSeq2Seq(backbone=source, vision=net), methods={"mine": Adapter()}),
             ["a", "b"],
             torch.float32,
             None,

@@ -9,7 +9,8 @@ import pytest
 
 from vlds.backbones import T5, Bart
 from vlds.methods import Adapter, Full, Method
-from vlds.models.build import ModelConfig, describe
+from vlds.models import JointSeq2Seq
+from vlds.models.build import ModelSetup, describe
 from vlds.models.counts import Counts
 from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.vision import StoredFeatures, Timm
@@ -27,7 +28,7 @@ def count(parts: dict[str, Any], method: Method, **fields: Any) -> Counts:
         **parts,
         **fields,
     }
-    return describe(ModelConfig(methods={"method": method}, **arguments), TASKS)
+    return describe(ModelSetup(kind=JointSeq2Seq(**arguments), methods={"method": method}), TASKS)
 
 
 @pytest.mark.parametrize(

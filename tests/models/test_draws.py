@@ -41,11 +41,12 @@ from vlds.methods import (
 )
 from vlds.methods.extended import LinearExtension
 from vlds.methods.host import Host
-from vlds.models.build import ModelConfig, attach_methods, build_model, build_parts
+from vlds.models import JointSeq2Seq
+from vlds.models.build import ModelSetup, attach_methods, build_model, build_parts
 from vlds.models.draws import draw_by_name, seed_of
+from vlds.models.joint_model import JointModel
 from vlds.models.partitioned_loading import partitioned_loading
 from vlds.models.tape import Tape
-from vlds.models.vl_model import VLModel
 from vlds.vision import ClipVision, ConvNet, StoredFeatures, Timm, VisionEncoder
 
 FAMILIES = pytest.mark.parametrize("family", [T5, Bart])
@@ -120,7 +121,7 @@ def sources(family: type[Backbone], folder: Path) -> dict[str, Backbone]:
     return {"config": backbone(family, folder, **spread), "path": saved}
 
 
-def model_of(source: Backbone, backwards: bool = False, **fields: Any) -> VLModel:
+def model_of(source: Backbone, backwards: bool = False, **fields: Any) -> JointModel:
     """A model with all kinds of methods, in this order or reversed, and a random vision encoder."""
     methods = every_kind(type(source))
     if backwards:
@@ -181,7 +182,7 @@ def test_the_stage_and_the_ranks_change_nothing(
                 assert torch.equal(result["state"][key], tensor), key
 
 
-def drawn_names(model: VLModel, other: VLModel) -> set[str]:
+def drawn_names(model: JointModel, other: JointModel) -> set[str]:
     """Tensors that differ between two models."""
     mine, others = everything(model), everything(other)
     assert mine.keys() == others.keys()
@@ -255,9 +256,11 @@ def test_values_are_spread_as_the_constructors_spread_them(
     sizes |= {"d_kv": 16, "d_ff": 96} if family is T5 else {"encoder_ffn_dim": 96}
     file = tmp_path / "wide.json"
     file.write_text(json.dumps(sizes), encoding="utf-8")
-    config = ModelConfig(
-        backbone=family(config=str(file), extra_tokens=0, visual_tokens=12),
-        vision=ConvNet(image_size=12, grid=3, widths=[32, 64], add_mean=True),
+    config = ModelSetup(
+        kind=JointSeq2Seq(
+            backbone=family(config=str(file), extra_tokens=0, visual_tokens=12),
+            vision=ConvNet(image_size=12, grid=3, widths=[32, 64], add_mean=True),
+        ),
         methods=every_kind(family),
     )
     drawn = everything(build_model(config, TASKS, torch.float32, range(400)))
@@ -280,7 +283,9 @@ def test_values_are_spread_as_the_constructors_spread_them(
 def test_new_rows_do_not_depend_on_their_number(tmp_path: Path) -> None:
     source = saved_backbone(T5, tmp_path)
     table = build(source).backbone.shared.weight
-    config = ModelConfig(backbone=source, vision=StoredFeatures(dim=DIM, grid=GRID))
+    config = ModelSetup(
+        kind=JointSeq2Seq(backbone=source, vision=StoredFeatures(dim=DIM, grid=GRID))
+    )
     longer = build_model(config, TASKS, torch.float32, range(VOCABULARY + 7)).backbone.shared.weight
     assert torch.equal(longer[:VOCABULARY], table)
     new = longer[40:]
@@ -301,7 +306,9 @@ def test_encoders_of_other_libraries(encoder: str, tmp_path: Path) -> None:
     assert not drawn_names(first, second)
     drawn = drawn_names(first, build(source, vision=vision, seed=1))
     left = everything(
-        build_parts(ModelConfig(backbone=source, vision=vision), torch.float32, range(60))
+        build_parts(
+            ModelSetup(kind=JointSeq2Seq(backbone=source, vision=vision)), torch.float32, range(60)
+        )
     )
     for name, tensor in everything(first).items():
         if name.startswith("vision.") and tensor.is_floating_point():

@@ -14,7 +14,7 @@ from tests.toys.beam_search import beam_search, log_probs
 from tests.toys.models import batch
 from vlds.models.generation import answers, best_choice
 from vlds.models.hypotheses import Beams
-from vlds.models.vl_model import VLModel
+from vlds.models.joint_model import JointModel
 from vlds.schema import Decoding
 
 NUM, WORDS, END, PAD, START = 40, 7, 1, 0, 2
@@ -69,7 +69,7 @@ def test_the_made_up_language_tells_the_rules_apart() -> None:
 
 
 @pytest.mark.parametrize("num_beams", [2, 4])
-def test_beam_search_with_a_cache(model: VLModel, num_beams: int) -> None:
+def test_beam_search_with_a_cache(model: JointModel, num_beams: int) -> None:
     decoding = Decoding(num_beams=num_beams, max_new_tokens=7)
     examples = batch()
     found = model.generate(examples, decoding)[0]
@@ -84,7 +84,7 @@ def test_beam_search_with_a_cache(model: VLModel, num_beams: int) -> None:
             assert answer == beam_search(scores, start, end, decoding, model.family.beam_forces_eos)
 
 
-def test_greedy(model: VLModel) -> None:
+def test_greedy(model: JointModel) -> None:
     examples = batch()
     found = model.generate(examples, Decoding(max_new_tokens=6))[0]
     end = model.backbone.config.eos_token_id
@@ -99,7 +99,7 @@ def test_greedy(model: VLModel) -> None:
             assert answer == [token for token in ids[1:] if token != end]
 
 
-def test_confidence_among_choices(model: VLModel) -> None:
+def test_confidence_among_choices(model: JointModel) -> None:
     found = model.answer(batch(), Decoding(choices=("w7", "w9")))
     with torch.no_grad():
         logits = model.choice_logits(*model.encode(batch()))[:, [7, 9]]
@@ -108,14 +108,14 @@ def test_confidence_among_choices(model: VLModel) -> None:
     assert {answer.text for answer in found} <= {"w7", "w9"}
 
 
-def test_repeated_ngrams_are_barred(model: VLModel) -> None:
+def test_repeated_ngrams_are_barred(model: JointModel) -> None:
     for beams in (1, 3):
         decoding = Decoding(num_beams=beams, max_new_tokens=12, no_repeat_ngram_size=1)
         for answer in model.generate(batch(), decoding)[0]:
             assert len(set(answer)) == len(answer)
 
 
-def test_choices(model: VLModel) -> None:
+def test_choices(model: JointModel) -> None:
     found = model.generate(batch(), Decoding(choices=("w7 w8", "w9")))[0]
     with torch.no_grad():
         logits = model.choice_logits(*model.encode(batch()))
@@ -125,7 +125,7 @@ def test_choices(model: VLModel) -> None:
         model.generate(batch(), Decoding(choices=("w7 w8", "w7")))[0]
 
 
-def test_nothing_leaks_from_a_checkpoint(model: VLModel) -> None:
+def test_nothing_leaks_from_a_checkpoint(model: JointModel) -> None:
     """Generation settings of pretrained checkpoints have no effect."""
     before = model.generate(batch(), Decoding(max_new_tokens=6))[0]
     assert model.backbone.generation_config.no_repeat_ngram_size in (None, 0)

@@ -17,8 +17,8 @@ from vlds.backbones import T5, Backbone, Bart
 from vlds.methods import Full, Method
 from vlds.methods.extended import LinearExtension
 from vlds.methods.host import Host
+from vlds.models.joint_model import JointModel
 from vlds.models.optimizer_rules import optimizer_rules
-from vlds.models.vl_model import VLModel
 from vlds.schema import STACKED, UNDECAYED, OptimizerRules
 from vlds.vision import ConvNet
 
@@ -26,7 +26,7 @@ PLACE = re.compile(r".*extensions\.method\.(stacks\.\w+\.)?(generators\.\w+\.)?"
 """The path before a tensor's name inside the method's module."""
 
 
-def added(model: VLModel) -> dict[str, int]:
+def added(model: JointModel) -> dict[str, int]:
     """Name of a tensor inside the method's module -> 1 if it decays, else 0."""
     return {
         PLACE.sub("", name): int(rule.decays)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.toys.recorded.case import CASES, RecordedCase, exact_t5_norm
-from vlds.models.vl_model import VLModel
+from vlds.models.joint_model import JointModel
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda path: path.stem)
@@ -24,6 +24,6 @@ def exact_norms() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def model(case: RecordedCase, tmp_path_factory: pytest.TempPathFactory) -> VLModel:
+def model(case: RecordedCase, tmp_path_factory: pytest.TempPathFactory) -> JointModel:
     """Our model of the case; it must not be changed."""
     return case.build(tmp_path_factory.mktemp("case"))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.toys.recorded.case import RecordedCase, mixed
-from vlds.models.vl_model import VLModel
+from vlds.models.joint_model import JointModel
 from vlds.schema import IGNORED_LABEL, Decoding
 
 
@@ -17,7 +17,7 @@ def distance(ours: Tensor, theirs: Tensor) -> float:
     return (ours - theirs).abs().max().item()
 
 
-def test_visual_embeds_and_encoder_states(case: RecordedCase, model: VLModel) -> None:
+def test_visual_embeds_and_encoder_states(case: RecordedCase, model: JointModel) -> None:
     compared = 0
     for task in case.tasks:
         if f"{task}/visual_embeds" in case.tensors:
@@ -32,7 +32,7 @@ def test_visual_embeds_and_encoder_states(case: RecordedCase, model: VLModel) ->
     assert compared
 
 
-def test_logits_and_losses(case: RecordedCase, model: VLModel) -> None:
+def test_logits_and_losses(case: RecordedCase, model: JointModel) -> None:
     for task in case.tasks:
         batch = case.batch(task)
         with torch.no_grad():
@@ -46,7 +46,7 @@ def test_logits_and_losses(case: RecordedCase, model: VLModel) -> None:
         assert distance(output.token_nll_sum, nll.sum(1)) < 1e-12
 
 
-def test_trainable_weights(case: RecordedCase, model: VLModel) -> None:
+def test_trainable_weights(case: RecordedCase, model: JointModel) -> None:
     names = [named.key for named in case.trainable(model)]
     assert sorted(names) == sorted(case.record["trainable_names"])
     counts = model.count_parameters()
@@ -54,7 +54,7 @@ def test_trainable_weights(case: RecordedCase, model: VLModel) -> None:
     assert counts.total == case.record["total_params"]
 
 
-def test_gradients(case: RecordedCase, model: VLModel) -> None:
+def test_gradients(case: RecordedCase, model: JointModel) -> None:
     for task in case.tasks:
         model.zero_grad()
         case.loss(model, task).backward()
@@ -70,7 +70,7 @@ def test_gradients(case: RecordedCase, model: VLModel) -> None:
             assert abs((gradient * cosine).sum().item() - dot) < 1e-7, named.key
 
 
-def test_generated_ids(case: RecordedCase, model: VLModel) -> None:
+def test_generated_ids(case: RecordedCase, model: JointModel) -> None:
     compared = 0
     for task in case.tasks:
         arguments = case.record["tasks"][task].get("generate_kwargs")
@@ -102,7 +102,7 @@ def test_generated_ids(case: RecordedCase, model: VLModel) -> None:
     assert compared
 
 
-def test_choice_of_two_words(case: RecordedCase, model: VLModel) -> None:
+def test_choice_of_two_words(case: RecordedCase, model: JointModel) -> None:
     true, false = case.record["nlvr_true_id"], case.record["nlvr_false_id"]
     compared = 0
     for task in case.tasks:
@@ -116,7 +116,9 @@ def test_choice_of_two_words(case: RecordedCase, model: VLModel) -> None:
 
 
 @pytest.mark.parametrize("pair", [(0, 2), (1, 3)])
-def test_tasks_mixed_in_a_batch(case: RecordedCase, model: VLModel, pair: tuple[int, int]) -> None:
+def test_tasks_mixed_in_a_batch(
+    case: RecordedCase, model: JointModel, pair: tuple[int, int]
+) -> None:
     """Rows of different tasks, images and lengths in one batch have the losses that they have
     alone."""
     first, second = (case.batch(case.tasks[number]) for number in pair)

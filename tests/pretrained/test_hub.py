@@ -66,7 +66,11 @@ def fetch_timm() -> None:
 
 @pytest.mark.parametrize(
     ("fetch", "place"),
-    [(fetch_backbone, "backbone.path"), (fetch_clip, "vision.path"), (fetch_timm, "vision.model")],
+    [
+        (fetch_backbone, "model.backbone.path"),
+        (fetch_clip, "model.vision.path"),
+        (fetch_timm, "model.vision.model"),
+    ],
 )
 def test_without_a_network_it_is_said_at_once(
     fetch: Callable[[], None], place: str, no_network: None
@@ -86,14 +90,14 @@ def test_what_is_in_the_cache_does_without_a_network(no_network: None, tmp_path:
     (folder / "refs" / "main").write_text("abc")
     (folder / "snapshots" / "abc").mkdir(parents=True)
     (folder / "snapshots" / "abc" / "config.json").write_text("{}")
-    check_source("someone/t5", "backbone.path")
+    check_source("someone/t5", "model.backbone.path")
     assert constants.is_offline_mode()
     hub._check_name.cache_clear()
-    check_source("someone/t5", "backbone.path")
+    check_source("someone/t5", "model.backbone.path")
     with pytest.raises(
         ValueError, match="someone/bart is not in Hugging Face's cache, and HF_HUB_"
     ):
-        check_source("someone/bart", "backbone.path")
+        check_source("someone/bart", "model.backbone.path")
 
 
 def test_a_name_that_the_hub_does_not_know(refusing: int) -> None:
@@ -105,5 +109,7 @@ def test_a_name_that_the_hub_does_not_know(refusing: int) -> None:
 
 @pytest.mark.parametrize("path", ["runs/demo/backbone", "/no/such/folder", "./x", "a b"])
 def test_what_can_be_no_name_is_a_missing_folder(path: str, refusing: int) -> None:
-    with pytest.raises(ValueError, match=rf"^backbone\.path: no such file or folder: {path};"):
+    with pytest.raises(
+        ValueError, match=rf"^model\.backbone\.path: no such file or folder: {path};"
+    ):
         T5(path=path).read_config()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.toys.recipes import with_model
 from tests.toys.world import SIZES, world_recipe, write_tokenizer
 from vlds.artifact import artifact_folder, check_same_sources, read_recipe, write_artifact
 from vlds.backbones import T5
@@ -23,8 +24,10 @@ def relative_recipe(home: Path) -> Recipe:
     for name in ("vqa", "caption"):
         (home / "shards" / name).mkdir(parents=True)
     recipe = world_recipe(Path("shards"), Path("runs/mine"))
-    backbone = replace(recipe.backbone, config="files/t5.json", tokenizer="files/spiece.model")
-    return replace(recipe, backbone=backbone)
+    backbone = replace(
+        recipe.model.backbone, config="files/t5.json", tokenizer="files/spiece.model"
+    )
+    return with_model(recipe, backbone=backbone)
 
 
 @pytest.fixture
@@ -37,14 +40,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     run = folder / "runs" / "mine"
     (run / "artifact").mkdir(parents=True)
     save_recipe(recipe, run / "recipe.yaml")
-    write_artifact(run / "artifact", {}, recipe, recipe.backbone.load_tokenizer())
+    write_artifact(run / "artifact", {}, recipe, recipe.model.backbone.load_tokenizer())
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     return folder
 
 
 def check_found(recipe: Recipe, place: Path) -> None:
-    assert recipe.backbone.tokenizer == str(place / "files" / "spiece.model")
+    assert recipe.model.backbone.tokenizer == str(place / "files" / "spiece.model")
     assert recipe.tasks["vqa"].train == [str(place / "shards" / "vqa")]
     assert recipe.output == str(place / "runs" / "mine")
 
@@ -104,9 +107,9 @@ def test_a_missing_backbone_is_not_called_another_one(
     monkeypatch.chdir(home)
     (home / "models").mkdir()
     (home / "models" / "config.json").write_text("{}")
-    recipe = replace(relative_recipe_of(home), backbone=T5(path="models", visual_tokens=4))
+    recipe = with_model(relative_recipe_of(home), backbone=T5(path="models", visual_tokens=4))
     artifact = home / "runs" / "mine" / "artifact"
-    tokenizer = relative_recipe_of(home).backbone.load_tokenizer()
+    tokenizer = relative_recipe_of(home).model.backbone.load_tokenizer()
     write_artifact(artifact, {}, recipe, tokenizer)
     (home / "models").rename(home / "gone")
     with pytest.raises(ValueError, match=rf"its backbone is missing: no {home}/models; copy it"):

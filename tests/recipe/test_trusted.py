@@ -26,8 +26,11 @@ class Thing(VQA):
 """
 RECIPE = """
 output: run
-backbone: {class_path: T5, init_args: {config: none.json, tokenizer: none.model}}
-vision: {class_path: StoredFeatures, init_args: {dim: 4, grid: 2}}
+model:
+  class_path: JointSeq2Seq
+  init_args:
+    backbone: {class_path: T5, init_args: {config: none.json, tokenizer: none.model}}
+    vision: {class_path: StoredFeatures, init_args: {dim: 4, grid: 2}}
 methods: {}
 tasks: {vqa: {class_path: helper.Thing, init_args: {evaluate: [none]}}}
 """
@@ -88,16 +91,22 @@ def test_a_module_that_the_user_trusts_is_imported(name: str, desk: Path) -> Non
     assert (desk / "imported").exists()
 
 
+def joint(**fields: str) -> dict[str, object]:
+    """A change of the model's fields in a recipe."""
+    return {"model": {"class_path": "JointSeq2Seq", "init_args": fields}}
+
+
 DECODING = {"class_path": "VQA", "init_args": {"decoding": "helper.Thing"}}
 FOREIGN = {
-    "name": {"vision": "helper.Thing"},
+    "name": {"model": "helper.Thing"},
+    "name of a choice's choice": joint(vision="helper.Thing"),
     "name of a method": {"methods": {"a": "helper.Thing"}},
-    "text": {"vision": "{class_path: helper.Thing}"},
+    "text": joint(vision="{class_path: helper.Thing}"),
     "text of many": {"methods": '{"a": {"class_path": "helper.Thing"}}'},
     "options": {"optimizer": "helper.Thing"},
     "options inside": {"data": {"errors": "helper.Thing"}},
     "options of a class": {"tasks": {"a": DECODING}},
-    "dotted key": {"vision.class_path": "helper.Thing"},
+    "dotted key": {"model.class_path": "helper.Thing"},
     "base": {"base": "other.yaml"},
     "config": {"config": "other.yaml"},
 }

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from vlds.models.vl_model import VLModel
+from vlds.models.joint_model import JointModel
 from vlds.schema import Decoding
 
 
-def log_probs(model: VLModel, states: Any, ids: list[int]) -> list[float]:
+def log_probs(model: JointModel, states: Any, ids: list[int]) -> list[float]:
     """Next token's log-probabilities after some ids, without a cache."""
     logits = model.vocabulary_logits(model.decode(*states, torch.tensor([ids])))[0, -1]
     return logits.log_softmax(-1).tolist()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.packing.writer import SampleRecord, write_dataset
+from tests.toys.recipes import with_model
 from tests.toys.world import world_recipe
 from vlds.config import Recipe
 from vlds.tasks import VideoCaption, VideoQA
@@ -49,17 +50,19 @@ def clip_recipe(world: Path, folder: Path) -> Recipe:
         (kind,) = cls.kinds
         write_dataset(folder / name, name=name, kind=kind, split="train", records=clips(kind))
     recipe = world_recipe(world, folder / "run", stage=3)
-    return replace(
-        recipe,
-        training=replace(recipe.training, steps=40, save_every=40),
+    return with_model(
+        replace(
+            recipe,
+            training=replace(recipe.training, steps=40, save_every=40),
+            tasks={
+                name: cls(
+                    train=[str(folder / name)],
+                    evaluate=[str(folder / name)],
+                    prompt=f"{name}: ",
+                    max_prompt_tokens=40,
+                )
+                for name, cls in tasks.items()
+            },
+        ),
         vision=StoredFeatures(dim=CLIP_DIM, grid=2),
-        tasks={
-            name: cls(
-                train=[str(folder / name)],
-                evaluate=[str(folder / name)],
-                prompt=f"{name}: ",
-                max_prompt_tokens=40,
-            )
-            for name, cls in tasks.items()
-        },
     )

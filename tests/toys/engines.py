@@ -17,9 +17,10 @@ from vlds.config import OptimizerConfig, Recipe, TrainingConfig
 from vlds.data.config import DataConfig
 from vlds.data.order.batch_cut import BatchCut
 from vlds.methods import Adapter, Method
+from vlds.models import JointSeq2Seq
 from vlds.models.build import build_model
+from vlds.models.joint_model import JointModel
 from vlds.models.visual_embedding import VisualEmbeddingConfig
-from vlds.models.vl_model import VLModel
 from vlds.schema import IGNORED_LABEL, Batch
 from vlds.tasks import GQA, VQA, Caption, Task
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
@@ -83,14 +84,6 @@ def case_recipe(case: Case) -> Recipe:
     folder = Path(case.folder)
     return Recipe(
         output=str(folder / "run"),
-        backbone=FAMILIES[case.family](
-            config=str(folder / f"{case.family}.json"),
-            extra_tokens=0,
-            visual_tokens=12,
-            dropout=0.0,
-        ),
-        vision=StoredFeatures(dim=DIM, grid=GRID),
-        visual_embedding=VisualEmbeddingConfig(boxes="grid"),
         methods={"method": case.method, **case.others},
         tasks=TASKS,
         data=DataConfig(global_batch_size=max(case.sizes), micro_batch_size=case.micro_batch_size),
@@ -104,12 +97,22 @@ def case_recipe(case: Case) -> Recipe:
         training=TrainingConfig(
             precision=case.precision, deepspeed=str(folder / f"zero{case.stage}.json")
         ),
+        model=JointSeq2Seq(
+            backbone=FAMILIES[case.family](
+                config=str(folder / f"{case.family}.json"),
+                extra_tokens=0,
+                visual_tokens=12,
+                dropout=0.0,
+            ),
+            vision=StoredFeatures(dim=DIM, grid=GRID),
+            visual_embedding=VisualEmbeddingConfig(boxes="grid"),
+        ),
     )
 
 
-def recipe_model(run: Recipe) -> VLModel:
+def recipe_model(run: Recipe) -> JointModel:
     """The recipe's model, the same in every process."""
-    return build_model(run.model, list(run.tasks), run.training.dtype, Words())
+    return build_model(run.model_setup, list(run.tasks), run.training.dtype, Words())
 
 
 def start_engine(case: Case) -> tuple[Engine, BatchCut]:

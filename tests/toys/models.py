@@ -12,9 +12,10 @@ from torch import nn
 
 from vlds.backbones import T5, Backbone
 from vlds.methods import Method
-from vlds.models.build import ModelConfig, build_model
+from vlds.models import JointSeq2Seq
+from vlds.models.build import ModelSetup, build_model
+from vlds.models.joint_model import JointModel
 from vlds.models.visual_embedding import VisualEmbeddingConfig
-from vlds.models.vl_model import VLModel
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch
 from vlds.vision import StoredFeatures, VisionEncoder
 
@@ -94,16 +95,21 @@ def build(
     dtype: torch.dtype = torch.float32,
     tasks: Sequence[str] = TASKS,
     seed: int = 0,
+    activation_checkpointing: bool = False,
     **fields: Any,
-) -> VLModel:
-    """A model; by default its pictures are stored features of 3 x 3 cells."""
-    config = ModelConfig(
+) -> JointModel:
+    """A model; by default its pictures are stored features of 3 x 3 cells. `fields`: of its
+    kind."""
+    config = ModelSetup(
+        kind=JointSeq2Seq(
+            backbone=source,
+            vision=vision or StoredFeatures(dim=DIM, grid=GRID),
+            visual_embedding=visual or VisualEmbeddingConfig(),
+            **fields,
+        ),
         seed=seed,
-        backbone=source,
-        vision=vision or StoredFeatures(dim=DIM, grid=GRID),
-        visual_embedding=visual or VisualEmbeddingConfig(),
         methods=methods or {},
-        **fields,
+        activation_checkpointing=activation_checkpointing,
     )
     return build_model(config, tasks, dtype, Words())
 

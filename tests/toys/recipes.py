@@ -13,8 +13,11 @@ from vlds.config import Recipe, parse_recipe, save_recipe
 
 RECIPE = """\
 output: runs/mine
-backbone: {class_path: T5, init_args: {config: sizes.json, tokenizer: pieces.model}}
-vision: {class_path: ConvNet, init_args: {image_size: 64, grid: 4}}
+model:
+  class_path: JointSeq2Seq
+  init_args:
+    backbone: {class_path: T5, init_args: {config: sizes.json, tokenizer: pieces.model}}
+    vision: {class_path: ConvNet, init_args: {image_size: 64, grid: 4}}
 methods: {adapter: {class_path: Adapter, init_args: {reduction: 4}}}
 tasks: {vqa: {class_path: VQA, init_args: {train: [a], evaluate: [b]}}}
 """
@@ -27,6 +30,11 @@ def recipe_complaint(*arguments: str) -> str:
     for word in ("jsonargparse", "Parser key", "class_path '", "<class", "Union", "dot import"):
         assert word not in message
     return message
+
+
+def with_model(recipe: Recipe, **changes: Any) -> Recipe:
+    """The recipe with other fields of its model."""
+    return replace(recipe, model=replace(recipe.model, **changes))
 
 
 def with_task(recipe: Recipe, name: str, **changes: Any) -> Recipe:

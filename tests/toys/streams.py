@@ -21,6 +21,7 @@ from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.eval_order import EvalOrder, survey
 from vlds.data.streams.source import Source
 from vlds.data.streams.stream import EvalStream, TrainStream
+from vlds.models.collate import JointCollator
 from vlds.schema import Batch, Example, ImageSpec, Sample
 
 SPEC = ImageSpec(height=8, width=12)
@@ -65,6 +66,9 @@ class ToyTokenizer:
         return {"input_ids": [[*line[: max_length - 1], 1] for line in lines]}
 
 
+COLLATOR = JointCollator(ToyTokenizer(), features=False)
+
+
 def records(
     name: str, num_samples: int, pictures: Callable[[int], bytes] = noise
 ) -> Iterator[SampleRecord]:
@@ -104,10 +108,9 @@ def stream_options(given: dict[str, Any]) -> tuple[DataConfig, StreamSetup]:
     of_config = {field.name for field in fields(DataConfig)}
     config = {name: value for name, value in given.items() if name in of_config}
     setup = {name: value for name, value in given.items() if name not in of_config}
-    return (
-        DataConfig(**config),
-        StreamSetup(**({"tokenizer": ToyTokenizer(), "image": SPEC, "seed": 0} | setup)),
-    )
+    setup = {"image": SPEC, "seed": 0} | setup
+    collator = JointCollator(ToyTokenizer(), features=setup["image"] is None)
+    return DataConfig(**config), StreamSetup(**({"collator": collator} | setup))
 
 
 def all_ids(dataset: Dataset) -> list[str]:
@@ -169,7 +172,7 @@ def real(batch: Batch) -> Rows:
 
 def eval_order(source: Source, size: int) -> EvalOrder:
     counts = np.concatenate(source.counts)
-    costs = survey(source, range(len(counts)), ToyTokenizer()).costs
+    costs = survey(source, range(len(counts)), COLLATOR).costs
     return EvalOrder(counts, costs, size, whole_samples=source.task.unit == "sample")
 
 
@@ -181,7 +184,7 @@ def eval_streams(
             source,
             eval_order(source, size),
             StreamSetup(
-                tokenizer=ToyTokenizer(),
+                collator=COLLATOR,
                 image=SPEC,
                 cut=BatchCut(world_size),
                 global_rank=n,

@@ -13,13 +13,14 @@ from transformers import BartTokenizer
 
 from tests.toys.method_cases import FAMILY_CASES, METHOD_CASES
 from tests.toys.models import hf_config, save_own_head, shake
+from tests.toys.recipes import with_model
 from tests.toys.world import world_recipe
 from vlds.artifact import LoadedRun, load_run, own_tensors, save_artifact
 from vlds.backbones import T5, Bart
 from vlds.cli.commands import run_command
 from vlds.config import Recipe
 from vlds.models.build import build_model
-from vlds.models.vl_model import VLModel
+from vlds.models.joint_model import JointModel
 from vlds.schema import Batch
 
 CASES = [
@@ -32,13 +33,15 @@ CASES = [
 def recipe_with(family: str, name: str, world: Path, folder: Path) -> Recipe:
     """Two tasks on generated pictures; the method and the visual embedding train."""
     recipe = recipe_from(family, world, folder)
-    return replace(recipe, methods={"method": METHOD_CASES[name].method}, train_norms=False)
+    return with_model(
+        replace(recipe, methods={"method": METHOD_CASES[name].method}), train_norms=False
+    )
 
 
 def built_run(recipe: Recipe) -> LoadedRun:
     """A run that has not trained."""
-    tokenizer = recipe.backbone.load_tokenizer()
-    model = build_model(recipe.model, list(recipe.tasks), torch.float32, tokenizer)
+    tokenizer = recipe.model.backbone.load_tokenizer()
+    model = build_model(recipe.model_setup, list(recipe.tasks), torch.float32, tokenizer)
     return LoadedRun(recipe, tokenizer, model.eval())
 
 
@@ -52,7 +55,7 @@ def trained_run(recipe: Recipe, seed: int = 0, spread: float = 0.1) -> LoadedRun
 def save_run(run: LoadedRun) -> Path:
     """Save a run's artifact in its recipe's output folder; that folder."""
     folder = Path(run.recipe.output)
-    save_artifact(folder / "artifact", own_tensors(run.model), run.recipe, run.tokenizer)
+    save_artifact(folder / "artifact", own_tensors(run.model), run.recipe, run.processor)
     return folder
 
 
@@ -95,7 +98,7 @@ def assert_same(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
 
 
 @torch.no_grad()
-def logits_of(model: VLModel) -> Tensor:
+def logits_of(model: JointModel) -> Tensor:
     """Logits of both tasks; nothing trains, since torch then has other kernels on some CPUs."""
     return model.eval().requires_grad_(False).logits(picture_batch())
 
@@ -113,7 +116,7 @@ def text_logits(
     model.routing.set(torch.full((len(input_ids),), task))
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     none = torch.zeros(len(input_ids), 0, model.backbone.config.d_model)
-    states, mask = run.recipe.backbone.encode(
+    states, mask = run.recipe.model.backbone.encode(
         model.backbone, input_ids, mask.bool(), none, none[..., 0].bool(), model.method_prompts()
     )
     return model.vocabulary_logits(model.decode(states, mask, decoder_input_ids))
@@ -167,20 +170,20 @@ def recipe_from(source: str, world: Path, folder: Path, precision: str = "fp32")
             if tensor.is_floating_point():
                 tensor.normal_()
         model.save_pretrained(folder / "source")
-    tokenizer = recipe.backbone.tokenizer
+    tokenizer = recipe.model.backbone.tokenizer
     if family is Bart:
         tokenizer = str(bart_tokenizer(folder / "bytes"))
     path = str(folder / "source")
     backbone = family(path=path, tokenizer=tokenizer, extra_tokens=0, visual_tokens=4)
-    return replace(recipe, backbone=backbone)
+    return with_model(recipe, backbone=backbone)
 
 
 def save_random_run(recipe: Recipe) -> tuple[Tensor, dict[str, Tensor]]:
     """Save an artifact with random trained weights; its model's logits, and all its tensors."""
-    tokenizer = recipe.backbone.load_tokenizer()
+    tokenizer = recipe.model.backbone.load_tokenizer()
     dtype = torch.bfloat16 if recipe.training.precision == "bf16" else torch.float32
     # Another seed than the recipe's: no tensor comes back because it is drawn alike again.
-    config = replace(recipe.model, seed=recipe.seed + 1)
+    config = replace(recipe.model_setup, seed=recipe.seed + 1)
     model = build_model(config, list(recipe.tasks), dtype, tokenizer)
     masters = {}
     for name, parameter in model.named_parameters():

@@ -19,6 +19,7 @@ from vlds.config import OptimizerConfig, Recipe, TrainingConfig
 from vlds.data.config import DataConfig
 from vlds.data.errors import ErrorPolicy
 from vlds.methods import Adapter
+from vlds.models import JointSeq2Seq
 from vlds.tasks import VQA, Caption
 from vlds.vision import ConvNet
 
@@ -97,15 +98,7 @@ def world_recipe(folder: Path, output: Path, stage: int = 2, precision: str = "f
     return Recipe(
         output=str(output),
         seed=7,
-        backbone=T5(
-            config=str(folder / "t5.json"),
-            tokenizer=str(folder / "spiece.model"),
-            extra_tokens=0,
-            visual_tokens=4,
-        ),
-        vision=ConvNet(image_size=16, grid=2, widths=[4, 8, 8]),
         methods={"adapter": Adapter(sharing="half_shared_up", reduction=4)},
-        train_norms=True,
         tasks={
             "vqa": VQA(
                 train=[str(folder / "vqa")],
@@ -131,5 +124,15 @@ def world_recipe(folder: Path, output: Path, stage: int = 2, precision: str = "f
             log_every=1,
             save_every=5,
             collective_timeout=60,
+        ),
+        model=JointSeq2Seq(
+            backbone=T5(
+                config=str(folder / "t5.json"),
+                tokenizer=str(folder / "spiece.model"),
+                extra_tokens=0,
+                visual_tokens=4,
+            ),
+            vision=ConvNet(image_size=16, grid=2, widths=[4, 8, 8]),
+            train_norms=True,
         ),
     )

@@ -36,7 +36,7 @@ ROWS = 4
 def engine_of(case: Case, micro_batches: int) -> Engine:
     """An engine at rate 0 whose weights are bf16 numbers, in bf16 or in fp32."""
     run, ranks = case_recipe(case), start_ranks(60)
-    model = build_model(run.model, list(run.tasks), torch.bfloat16, Words())
+    model = build_model(run.model_setup, list(run.tasks), torch.bfloat16, Words())
     model = model.to(torch.bfloat16 if case.precision == "bf16" else torch.float32)
     run = replace(run, data=DataConfig(global_batch_size=micro_batches * ROWS * ranks.world_size))
     cut = BatchCut(ranks.world_size, ROWS)

@@ -16,6 +16,7 @@ import torch
 
 from data_prep.packing.writer import write_dataset
 from tests.toys.rank_pool import RankPool
+from tests.toys.recipes import with_model
 from tests.toys.world import records, world_recipe
 from vlds.config import Recipe
 from vlds.runtime.ranks import Ranks
@@ -57,8 +58,8 @@ def task(recipe: Recipe, **changes: Any) -> Recipe:
         (lambda r: task(r, prompt="q: "), "tasks.vqa.prompt: vqa: , on rank 1 q: "),
         (lambda r: task(r, weight=3.0), "tasks.vqa.weight: 2.0, on rank 1 3.0"),
         (
-            lambda r: replace(r, backbone=replace(r.backbone, dropout=0.3)),
-            "backbone.dropout: None, on rank 1 0.3",
+            lambda r: with_model(r, backbone=replace(r.model.backbone, dropout=0.3)),
+            "model.backbone.dropout: None, on rank 1 0.3",
         ),
         (lambda r: training(r, steps=11), "training.steps: 10, on rank 1 11"),
     ],
@@ -128,7 +129,7 @@ def test_what_else_decides_what_is_computed(world: Path, tmp_path: Path) -> None
     recipe = task(world_recipe(world, tmp_path / "run"), train=[str(shards)])
     spiece, code = tmp_path / "own.model", tmp_path / "own_task.py"
     copyfile(world / "spiece.model", spiece)
-    recipe = replace(recipe, backbone=replace(recipe.backbone, tokenizer=str(spiece)))
+    recipe = with_model(recipe, backbone=replace(recipe.model.backbone, tokenizer=str(spiece)))
     code.write_text("from vlds.tasks import VQA\nclass Own(VQA): pass\n")
     sys.path.insert(0, str(tmp_path))
     try:
@@ -144,7 +145,7 @@ def test_what_else_decides_what_is_computed(world: Path, tmp_path: Path) -> None
     (shards / "quarantine.jsonl").write_text(json.dumps(bad) + "\n")
     said = "\n".join(agreement.differences([before, facts(reordered)]))
     assert "code of own_task (sha256): " in said
-    assert "content of backbone.tokenizer (sha256): " in said
+    assert "content of model.backbone.tokenizer (sha256): " in said
     assert f"data set vqa: {shards}, samples in quarantine: nothing, on rank 1 [1]" in said
     assert "order of the tasks: ['vqa'" in said
 

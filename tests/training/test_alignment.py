@@ -8,13 +8,15 @@ import pytest
 import torch
 
 from data_prep.cli import main
+from tests.toys.recipes import with_model
 from vlds.backbones import T5
 from vlds.config import AlignmentConfig, Recipe
 from vlds.data.shards.store import open_dataset
 from vlds.methods import Adapter
+from vlds.models import JointSeq2Seq
 from vlds.models.build import build_model
+from vlds.models.joint_model import JointModel
 from vlds.models.visual_embedding import VisualEmbeddingConfig
-from vlds.models.vl_model import VLModel
 from vlds.runtime.ranks import Ranks
 from vlds.schema import Sample
 from vlds.tasks import GQA
@@ -59,29 +61,31 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     data = str(folder / "shards/home/gqa-train")
     return Recipe(
         output=str(folder / "run"),
-        backbone=T5(
-            config="recipes/backbones/t5_demo.json",
-            tokenizer=str(folder / "spiece.model"),
-            extra_tokens=0,
-            visual_tokens=9,
-        ),
-        vision=ConvNet(image_size=48, grid=3, widths=[16, 32, 64, 128]),
-        visual_embedding=VisualEmbeddingConfig(boxes="grid"),
         methods={"adapter": Adapter()},
         tasks={"gqa": GQA(train=[data])},
         alignment=AlignmentConfig(data=data, steps=80, batch_size=32),
+        model=JointSeq2Seq(
+            backbone=T5(
+                config="recipes/backbones/t5_demo.json",
+                tokenizer=str(folder / "spiece.model"),
+                extra_tokens=0,
+                visual_tokens=9,
+            ),
+            vision=ConvNet(image_size=48, grid=3, widths=[16, 32, 64, 128]),
+            visual_embedding=VisualEmbeddingConfig(boxes="grid"),
+        ),
     )
 
 
 def test_cells_come_near_their_words_and_the_rest_stays(recipe: Recipe) -> None:
-    tokenizer = recipe.backbone.load_tokenizer()
-    model = build_model(recipe.model, ["gqa"], torch.float32, tokenizer)
+    tokenizer = recipe.model.backbone.load_tokenizer()
+    model = build_model(recipe.model_setup, ["gqa"], torch.float32, tokenizer)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
-    regions = read_regions(recipe, tokenizer, model)
+    regions = read_regions(recipe, model)
     assert len(regions.pixels) == open_dataset(recipe.alignment.data).num_samples  # type: ignore[union-attr]
     assert share_of_right_words(model, regions) < 0.2
-    align(model, recipe, tokenizer, ALONE)
+    align(model, recipe, ALONE)
     assert share_of_right_words(model, regions) > 0.8
     assert model.vision.frozen
     assert {name for name, p in model.named_parameters() if p.requires_grad} == trainable
@@ -91,7 +95,7 @@ def test_cells_come_near_their_words_and_the_rest_stays(recipe: Recipe) -> None:
     assert changed <= {*visual, *tied, "backbone.lm_head.weight"}
 
 
-def share_of_right_words(model: VLModel, regions: Regions) -> float:
+def share_of_right_words(model: JointModel, regions: Regions) -> float:
     """Of the cells with an object: those whose nearest word is one of the object's."""
     model.eval()
     with torch.no_grad():
@@ -104,12 +108,12 @@ def share_of_right_words(model: VLModel, regions: Regions) -> float:
 
 @pytest.mark.parametrize("part", ["backbone", "vision"])
 def test_pretrained_weights_are_refused(recipe: Recipe, part: str) -> None:
-    tokenizer = recipe.backbone.load_tokenizer()
-    model = build_model(recipe.model, ["gqa"], torch.float32, tokenizer)
+    tokenizer = recipe.model.backbone.load_tokenizer()
+    model = build_model(recipe.model_setup, ["gqa"], torch.float32, tokenizer)
     changed = (
-        replace(recipe, backbone=T5(path="google-t5/t5-base"))
+        with_model(recipe, backbone=T5(path="google-t5/t5-base"))
         if part == "backbone"
-        else replace(recipe, vision=replace(recipe.vision, weights="eyes.safetensors"))  # type: ignore[type-var]
+        else with_model(recipe, vision=replace(recipe.model.vision, weights="eyes.safetensors"))  # type: ignore[type-var]
     )
     with pytest.raises(ValueError, match="alignment is for models with random weights"):
-        align(model, changed, tokenizer, ALONE)
+        align(model, changed, ALONE)

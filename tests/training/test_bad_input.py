@@ -15,7 +15,7 @@ from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.toys.files import read_lines
 from tests.toys.rank_jobs import check_complaint, ranks_of, run_recipe
 from tests.toys.rank_pool import RankPool
-from tests.toys.recipes import with_task
+from tests.toys.recipes import with_model, with_task
 from tests.toys.world import picture, records, world_recipe
 from vlds.backbones import T5, Bart
 from vlds.cli.commands import run_command
@@ -69,7 +69,9 @@ def test_parts_that_would_be_recomputed(world: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", [T5, Bart])
 def test_a_backbone_that_is_not_there(family: type[T5 | Bart]) -> None:
     """What a user sees who has not converted it yet."""
-    with pytest.raises(ValueError, match=r"backbone.path: no such file or folder: runs/none/"):
+    with pytest.raises(
+        ValueError, match=r"model.backbone.path: no such file or folder: runs/none/"
+    ):
         family(path="runs/none/backbone").load_tokenizer()
 
 
@@ -142,8 +144,8 @@ def test_deepspeeds_own_file(content: Any, message: str, world: Path, tmp_path: 
 
 
 def test_pictures_for_an_encoder_of_stored_features(world: Path, tmp_path: Path) -> None:
-    recipe = replace(world_recipe(world, tmp_path), vision=StoredFeatures(dim=4, grid=2))
-    tokenizer = recipe.backbone.load_tokenizer()
+    recipe = with_model(world_recipe(world, tmp_path), vision=StoredFeatures(dim=4, grid=2))
+    tokenizer = recipe.model.backbone.load_tokenizer()
     prepared = prepare(recipe, ranks_of(1), False)
     with pytest.raises(ValueError, match="holds pictures, but the vision encoder reads stored"):
         open_stream(recipe, ranks_of(1), prepared, tokenizer)
@@ -161,26 +163,29 @@ def test_a_method_that_matches_nothing(
 ) -> None:
     recipe = replace(world_recipe(world, tmp_path), methods={"mine": method})
     with pytest.raises(ValueError, match=message):
-        build_model(recipe.model, ["vqa"], torch.float32, recipe.backbone.load_tokenizer())
+        build_model(
+            recipe.model_setup, ["vqa"], torch.float32, recipe.model.backbone.load_tokenizer()
+        )
 
 
 def test_full_training_of_an_encoder_without_weights(world: Path, tmp_path: Path) -> None:
-    recipe = replace(
-        world_recipe(world, tmp_path),
+    recipe = with_model(
+        replace(world_recipe(world, tmp_path), methods={"mine": Full(part="vision")}),
         vision=StoredFeatures(dim=4, grid=2),
-        methods={"mine": Full(part="vision")},
     )
     with pytest.raises(ValueError, match=r"methods\.mine: Full trains the vision, .* has no weigh"):
-        build_model(recipe.model, ["vqa"], torch.float32, recipe.backbone.load_tokenizer())
+        build_model(
+            recipe.model_setup, ["vqa"], torch.float32, recipe.model.backbone.load_tokenizer()
+        )
 
 
 def test_a_backbone_of_another_family(world: Path, tmp_path: Path) -> None:
     recipe = world_recipe(world, tmp_path)
     file = tmp_path / "config.json"
     file.write_text(json.dumps({"model_type": "bart"}))
-    backbone = T5(config=str(file), tokenizer=recipe.backbone.tokenizer)
+    backbone = T5(config=str(file), tokenizer=recipe.model.backbone.tokenizer)
     with pytest.raises(ValueError, match="is the config of a bart model, not of T5; choose the"):
-        build_model(replace(recipe, backbone=backbone).model, ["vqa"], torch.float32, None)
+        build_model(with_model(recipe, backbone=backbone).model_setup, ["vqa"], torch.float32, None)
 
 
 def test_the_command_says_it_in_one_line(

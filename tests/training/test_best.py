@@ -72,7 +72,7 @@ def kill_everywhere(recipe: Recipe, folder: Path) -> list[tuple[int, Best | None
     finds, and what it knows of it."""
     whole, tokenizer = (
         replace(recipe, output=str(folder / "whole")),
-        recipe.backbone.load_tokenizer(),
+        recipe.model.backbone.load_tokenizer(),
     )
     found: list[tuple[int, Best | None]] = []
     keep(whole, 10, tokenizer)
@@ -111,7 +111,7 @@ def test_what_is_not_whole_is_not_the_best(
     assert BestStep(SCORE, folder, resumed=True).known is None
     assert capsys.readouterr().out == ""
     for lose in (Path.unlink, partial(Path.write_text, data='{"step": "ten"}')):
-        keep(recipe, 10, recipe.backbone.load_tokenizer())
+        keep(recipe, 10, recipe.model.backbone.load_tokenizer())
         capsys.readouterr()
         assert BestStep(SCORE, folder, resumed=True).known == Best(10, SCORE, 0.1)
         assert capsys.readouterr().out == ""

@@ -14,6 +14,7 @@ from tests.toys.models import backbone as toy_backbone
 from tests.toys.models import build
 from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
+from tests.toys.recipes import with_model
 from tests.toys.world import COLOURS, picture, world_recipe
 from vlds.backbones import T5
 from vlds.metrics.tables import plain, split
@@ -46,12 +47,11 @@ def test_official_files_train_and_are_scored(world: Path, ranks2: RankPool, tmp_
     recipe = world_recipe(world, tmp_path / "run")
     sizes = json.loads((world / "t5.json").read_text("utf-8")) | {"vocab_size": 200}
     (tmp_path / "t5.json").write_text(json.dumps(sizes), "utf-8")
-    recipe = replace(
-        recipe,
+    recipe = with_model(
+        replace(recipe, tasks={"snli_ve": Entailment(train=[shards], evaluate=[shards])}),
         backbone=T5(
             config=str(tmp_path / "t5.json"), tokenizer=words, extra_tokens=0, visual_tokens=4
         ),
-        tasks={"snli_ve": Entailment(train=[shards], evaluate=[shards])},
     )
     assert ranks2.run(run_recipe, recipe, timeout=120) == [0, 0]
     lines = (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()

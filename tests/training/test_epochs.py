@@ -12,6 +12,7 @@ import pytest
 from tests.toys.files import read_lines
 from tests.toys.rank_jobs import check_complaint, run_recipe
 from tests.toys.rank_pool import RankPool
+from tests.toys.recipes import with_model
 from tests.toys.world import world_recipe
 from vlds.config import Recipe, load_recipe
 from vlds.data.shards.store import open_dataset
@@ -22,12 +23,14 @@ def task_batches(world: Path, output: Path) -> Recipe:
     recipe = world_recipe(world, output)
     vqa = replace(recipe.tasks["vqa"], weight=1.0, batch_size=7)
     caption = replace(recipe.tasks["caption"], batch_size=5)
-    return replace(
-        recipe,
-        backbone=replace(recipe.backbone, dropout=0.0),
-        tasks={"vqa": vqa, "caption": caption},
-        data=replace(recipe.data, unit="global_batch", temperature=1.0, micro_batch_size=2),
-        training=replace(recipe.training, steps=None, epochs=2),
+    return with_model(
+        replace(
+            recipe,
+            tasks={"vqa": vqa, "caption": caption},
+            data=replace(recipe.data, unit="global_batch", temperature=1.0, micro_batch_size=2),
+            training=replace(recipe.training, steps=None, epochs=2),
+        ),
+        backbone=replace(recipe.model.backbone, dropout=0.0),
     )
 
 

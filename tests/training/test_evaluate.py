@@ -19,6 +19,7 @@ from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.toys.files import read_lines
 from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
+from tests.toys.recipes import with_model
 from tests.toys.trained_runs import talkative_run
 from tests.toys.world import picture, records, world_recipe, write_tokenizer
 from vlds.artifact import WEIGHTS, load_run
@@ -45,7 +46,7 @@ def progress_of(run: Path, folder: str) -> list[str]:
     recipe = replace(recipe, data=replace(recipe.data, eval_batch_size=7))
     said: list[str] = []
     evaluator = Evaluator(
-        recipe, evaluation_sources(recipe), loaded.tokenizer, start_ranks(60), said.append
+        recipe, evaluation_sources(recipe), loaded.collator, start_ranks(60), said.append
     )
     with mock.patch("vlds.runtime.progress.SECONDS_BETWEEN_LINES", -1.0):
         evaluator(loaded.model)
@@ -70,7 +71,7 @@ def evaluate_on(run: Path, folder: str) -> list[Evaluation]:
         data=replace(loaded.recipe.data, eval_batch_size=5),
     )
     ranks = start_ranks(60)
-    return Evaluator(recipe, evaluation_sources(recipe), loaded.tokenizer, ranks)(loaded.model)
+    return Evaluator(recipe, evaluation_sources(recipe), loaded.collator, ranks)(loaded.model)
 
 
 def test_ranks_share_the_work(run: Path, world: Path, ranks2: RankPool, ranks4: RankPool) -> None:
@@ -117,7 +118,7 @@ def evaluate_under(run: Path, world: Path, out: Path, setting: Setting) -> int:
         ranks=ranks,
         tasks=list(recipe.tasks.values()),
     )
-    evaluator = Evaluator(recipe, evaluation_sources(recipe), loaded.tokenizer, ranks)
+    evaluator = Evaluator(recipe, evaluation_sources(recipe), loaded.collator, ranks)
     with engine.evaluation() as model:
         evaluations = evaluator(model)
     for evaluation in evaluations:
@@ -354,8 +355,8 @@ def test_answers_to_vqa_are_handed_in_in_lower_case(
     """A model that knows nothing but capitals; captions keep them."""
     write_tokenizer(tmp_path / "capitals.model", capitals=True)
     recipe = world_recipe(world, tmp_path / "run")
-    backbone = replace(recipe.backbone, tokenizer=str(tmp_path / "capitals.model"))
-    run = talkative_run(replace(recipe, backbone=backbone))
+    backbone = replace(recipe.model.backbone, tokenizer=str(tmp_path / "capitals.model"))
+    run = talkative_run(with_model(recipe, backbone=backbone))
     words = ["predict", "--run", str(run), "--data", f"vqa={world}/vqa", f"caption={world}/caption"]
     (code, out), _ = ranks2.run(command, [*words, "--out", str(tmp_path)], timeout=120)
     assert code == 0, out

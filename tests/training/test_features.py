@@ -15,6 +15,7 @@ from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.toys.files import read_lines
 from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankError, RankPool
+from tests.toys.recipes import with_model
 from tests.toys.world import picture, world_recipe
 from vlds import features
 from vlds.cli.commands import run_command
@@ -46,7 +47,7 @@ def compute(recipe: Recipe, folder: str, out: Path) -> int:
 
 @pytest.fixture
 def recipe(world: Path, encoder: ConvNet, tmp_path: Path) -> Recipe:
-    return replace(world_recipe(world, tmp_path / "run"), vision=encoder)
+    return with_model(world_recipe(world, tmp_path / "run"), vision=encoder)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -61,7 +62,7 @@ def test_any_number_of_ranks_stores_what_the_encoder_gives(
         assert done == [0] * pool.world_size
     assert files(tmp_path / "two") == files(tmp_path / "four")
     pictures, stored = open_dataset(world / "vqa"), open_dataset(tmp_path / "two")
-    net = recipe.vision.build(torch.float32).eval()
+    net = recipe.model.vision.build(torch.float32).eval()
     assert stored.info.features is not None
     assert (stored.info.features["grid"], stored.info.features["dim"]) == (2, 8)
     assert (stored.name, stored.kind, stored.num_samples) == ("vqa_features", "vqa", 24)
@@ -84,11 +85,13 @@ def losses(run: Path) -> list[float]:
 def test_a_run_on_features(recipe: Recipe, world: Path, ranks2: RankPool, tmp_path: Path) -> None:
     ranks2.run(compute, recipe, str(world / "vqa"), tmp_path / "stored", timeout=120)
     folders = [str(tmp_path / "stored")]
-    stored = replace(
-        recipe,
+    stored = with_model(
+        replace(
+            recipe,
+            tasks={"vqa": replace(recipe.tasks["vqa"], train=folders, evaluate=folders)},
+            methods={"adapter": Adapter(reduction=4)},
+        ),
         vision=StoredFeatures(dim=8, grid=2),
-        tasks={"vqa": replace(recipe.tasks["vqa"], train=folders, evaluate=folders)},
-        methods={"adapter": Adapter(reduction=4)},
     )
     assert ranks2.run(run_recipe, stored, timeout=120) == [0, 0]
     found = losses(Path(stored.output))
@@ -103,7 +106,7 @@ def test_what_is_interrupted_goes_on(
     ranks2.run(compute, recipe, str(world / "vqa"), whole, timeout=120)
     half.mkdir()
     job = features.Job(recipe, recipe.image, open_dataset(world / "vqa"), half, "vqa_features")
-    net = recipe.vision.build(torch.float32).eval()
+    net = recipe.model.vision.build(torch.float32).eval()
     job.write_shard(net, 1, job.tars[1])
     name = f".vqa_features-train-00000.tar@{socket.gethostname()}-{NO_PROCESS}-0.partial"
     (half / name).write_bytes(b"half a shard")
@@ -118,7 +121,7 @@ def test_other_settings_do_not_go_on(recipe: Recipe, world: Path, tmp_path: Path
     out = tmp_path / "out"
     out.mkdir()
     job = features.Job(recipe, recipe.image, open_dataset(world / "vqa"), out, "vqa_features")
-    job.write_shard(recipe.vision.build(torch.float32).eval(), 0, job.tars[0])
+    job.write_shard(recipe.model.vision.build(torch.float32).eval(), 0, job.tars[0])
     other = replace(recipe, training=replace(recipe.training, precision="bf16"))
     with pytest.raises(ValueError, match="was begun with other pictures or another encoder"):
         replace(job, recipe=other).is_done()
@@ -159,7 +162,7 @@ def test_encoders_that_cannot(
     vision: StoredFeatures | ConvNet, message: str, recipe: Recipe, world: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        compute_features(replace(recipe, vision=vision), str(world / "vqa"), tmp_path, None)
+        compute_features(with_model(recipe, vision=vision), str(world / "vqa"), tmp_path, None)
 
 
 def test_a_place_that_cannot_be_written(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,6 +21,7 @@ from tests.toys.engines import (
     start_engine,
 )
 from tests.toys.rank_pool import RankPool
+from tests.toys.recipes import with_model
 from vlds.methods import Adapter, LoRA, Method
 from vlds.methods.extended import LinearExtension
 from vlds.methods.host import Host
@@ -100,7 +101,7 @@ def test_modules_that_are_never_run(stage: int, ranks2: RankPool, tmp_path: Path
 
 def lines_without_boxes(case: Case) -> list[list[str]]:
     """What a rank is told of a model whose boxes are all zero."""
-    run = replace(case_recipe(case), visual_embedding=VisualEmbeddingConfig())
+    run = with_model(case_recipe(case), visual_embedding=VisualEmbeddingConfig())
     model, ranks = recipe_model(run), start_ranks(60)
     watch, told = GradientWatch(model, model.trained_by, ranks), []
     for step in range(2):
@@ -115,7 +116,7 @@ def test_boxes_of_zeros(ranks2: RankPool, tmp_path: Path) -> None:
     assert first == []
     assert last == [
         "no gradient in 2 steps: visual_embedding.box_projection.weight (the boxes are all zero: "
-        "visual_embedding.boxes, or the data's)"
+        "model.visual_embedding.boxes, or the data's)"
     ]
 
 

@@ -51,10 +51,10 @@ def test_stages_and_offload_at_real_size(recipe: Recipe) -> None:
 def test_a_tokenizer_at_hand_sets_the_vocabulary(world: Path, tmp_path: Path) -> None:
     """What describe and plan count is what a run holds, not what the config of the sizes says."""
     recipe = world_recipe(world, tmp_path)
-    tokenizer = recipe.backbone.load_tokenizer()
+    tokenizer = recipe.model.backbone.load_tokenizer()
     assert len(tokenizer) != 60
-    model = build_model(recipe.model, list(recipe.tasks), torch.float32, tokenizer)
-    assert describe(recipe.model, list(recipe.tasks)) == model.count_parameters()
+    model = build_model(recipe.model_setup, list(recipe.tasks), torch.float32, tokenizer)
+    assert describe(recipe.model_setup, list(recipe.tasks)) == model.count_parameters()
 
 
 def test_the_command(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,7 +88,7 @@ def test_the_command(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None
 def test_what_cannot_be_planned(
     words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    nothing = ["--train_norms", "false", "--train_visual_embedding", "false"]
+    nothing = ["--model.train_norms", "false", "--model.train_visual_embedding", "false"]
     assert run_command(["plan", "--config", FILE, *nothing, *words]) == 2
     assert said in capsys.readouterr().err
 

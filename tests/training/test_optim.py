@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from tests.toys.engines import case_recipe, make_case, recipe_model
+from tests.toys.recipes import with_model
 from vlds.config import OptimizerConfig, Recipe
 from vlds.methods import IA3, Compacter, LoRA, Method
-from vlds.models.vl_model import VLModel
+from vlds.models.joint_model import JointModel
 from vlds.training.optim import parameter_groups, schedule_factor
 
 
@@ -30,7 +31,7 @@ def test_rate_stays_flat_until_the_decay_starts() -> None:
     assert factors[75] == pytest.approx(0.5)
 
 
-def decayed(model: VLModel, run: Recipe) -> set[str]:
+def decayed(model: JointModel, run: Recipe) -> set[str]:
     """Names of the weights in groups with decay."""
     names = {p: name for name, p in model.named_parameters()}
     groups = parameter_groups(model, run)
@@ -41,7 +42,7 @@ def decayed(model: VLModel, run: Recipe) -> set[str]:
 def recipe_of(folder: Path, methods: dict[str, Method], family: str = "T5") -> Recipe:
     """A run of these methods."""
     run = case_recipe(make_case(folder, family=family))
-    return replace(run, methods=methods, train_norms=True)
+    return with_model(replace(run, methods=methods), train_norms=True)
 
 
 @pytest.mark.parametrize("name", ["normed_lora", "bias_lora", "image_order"])

@@ -22,7 +22,7 @@ VISUAL_TOKENS = 9
 def test_parts_have_every_row_once_and_the_same_loss(tmp_path: Path, parts: int) -> None:
     model = recipe_model(case_recipe(make_case(tmp_path)))
     batch, scale = global_batch(5), torch.linspace(0.1, 1, NUM_EXAMPLES)
-    rows = similar_rows(batch, parts, VISUAL_TOKENS)
+    rows = similar_rows(model.sizes(batch), parts)
     assert sorted(torch.cat(rows).tolist()) == list(range(NUM_EXAMPLES))
     assert len(rows) == parts
     found = []

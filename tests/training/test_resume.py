@@ -21,6 +21,7 @@ from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.stream import TrainStream
 from vlds.evaluation.sources import training_sources
 from vlds.methods import Full
+from vlds.models.collate import JointCollator
 from vlds.training import checkpoint
 from vlds.training.build import build_run
 from vlds.training.engine import start_ranks
@@ -128,7 +129,9 @@ def states(
 def next_ids(recipe: Recipe, num: int) -> list[str]:
     """What one process reads next, where the newest state left the stream."""
     setup = StreamSetup(
-        tokenizer=recipe.backbone.load_tokenizer(), image=recipe.image, seed=recipe.seed
+        collator=JointCollator(recipe.model.backbone.load_tokenizer(), features=False),
+        image=recipe.image,
+        seed=recipe.seed,
     )
     config = DataConfig(global_batch_size=recipe.data.global_batch_size)
     stream = TrainStream(training_sources(recipe), config, setup)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.toys.rank_pool import RankPool
+from tests.toys.recipes import with_model
 from tests.toys.world import world_recipe
 from vlds.pretrained.files import damaged_source
 from vlds.runtime.manifest import DESCRIPTION, write_manifest
@@ -73,9 +74,9 @@ def test_folders_of_others_have_no_hashes(tmp_path: Path) -> None:
 def check(world: Path, folder: Path) -> str:
     """What a rank says of a vision encoder in the folder."""
     recipe = world_recipe(world, folder / "run")
-    vision = replace(recipe.vision, weights=str(folder / "hf" / "model.safetensors"))
+    vision = replace(recipe.model.vision, weights=str(folder / "hf" / "model.safetensors"))
     try:
-        check_frozen_files(replace(recipe, vision=vision), start_ranks(60))
+        check_frozen_files(with_model(recipe, vision=vision), start_ranks(60))
     except ValueError as error:
         return str(error)
     return "well"

@@ -16,6 +16,7 @@ import pytest
 from data_prep.packing.writer import write_dataset
 from tests.toys.files import read_lines
 from tests.toys.rank_pool import RankPool
+from tests.toys.recipes import with_model
 from tests.toys.trained_runs import built_run, save_run
 from tests.toys.world import records, world_recipe
 from vlds.cli.commands import run_command
@@ -165,8 +166,8 @@ def test_mistakes_are_said_before_the_model_is_built(
     """The backbone's config is gone by then, which building it would tell."""
     (tmp_path / "t5.json").write_bytes((world / "t5.json").read_bytes())
     recipe = with_test(world_recipe(world, tmp_path / "run"), vqa=str(data))
-    backbone = replace(recipe.backbone, config=str(tmp_path / "t5.json"))
-    run = str(save_run(built_run(replace(recipe, backbone=backbone))))
+    backbone = replace(recipe.model.backbone, config=str(tmp_path / "t5.json"))
+    run = str(save_run(built_run(with_model(recipe, backbone=backbone))))
     (tmp_path / "t5.json").unlink()
     for words, complaint in (
         (["--tasks.vqa.test", f"[{NOWHERE}]"], f"tasks.vqa.test: data set {NOWHERE}"),

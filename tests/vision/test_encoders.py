@@ -201,5 +201,5 @@ def test_a_wrong_config_of_clip_is_named(fields: dict[str, Any], told: str, tmp_
     CLIPVisionModel(CLIPVisionConfig(**CLIP)).save_pretrained(tmp_path)
     file = tmp_path / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | fields), encoding="utf-8")
-    with pytest.raises(ValueError, match=rf"^vision\.path: .*{told}"):
+    with pytest.raises(ValueError, match=rf"^model\.vision\.path: .*{told}"):
         ClipVision(path=str(tmp_path)).build(torch.float32)

@@ -165,7 +165,7 @@ class Backbone(ABC):
         Errors: ValueError that names the field.
         """
         if self.path is not None:
-            check_source(self.path, "backbone.path")
+            check_source(self.path, "model.backbone.path")
         self.tokenizer_source()
 
     def tokenizer_source(self) -> tuple[str, str]:
@@ -179,7 +179,7 @@ class Backbone(ABC):
                 f"tokenizer: {type(self).__name__} has random weights (`config`), so it needs the "
                 "tokenizer's folder or file"
             )
-        field = f"backbone.{'tokenizer' if self.tokenizer else 'path'}"
+        field = f"model.backbone.{'tokenizer' if self.tokenizer else 'path'}"
         check_tokenizer(source, field, self.tokenizer_files)
         return source, field
 
@@ -220,7 +220,7 @@ class Backbone(ABC):
         source = str(find(self.config)) if self.config is not None else str(self.path)
         if torch.get_default_device().type == "meta":
             source = shipped_sizes(source)
-        field = f"backbone.{'config' if self.config is not None else 'path'}"
+        field = f"model.backbone.{'config' if self.config is not None else 'path'}"
         config, fields = read_config(self.config_class, source, field)
         if config.model_type != self.config_class.model_type:
             raise ValueError(
@@ -281,7 +281,7 @@ class Backbone(ABC):
         them."""
         config.tie_word_embeddings = True  # transformers ties what is equal, and nothing else
         model, missing = load_weights(
-            self.model_class, str(self.path), config, dtype, "backbone.path"
+            self.model_class, str(self.path), config, dtype, "model.backbone.path"
         )
         check_tables(model, str(self.path))
         names = {name for name, _ in unique_state(model)} - missing

@@ -73,7 +73,7 @@ def describe(arguments: list[str]) -> int:
 
     as_json = "--json" in arguments
     recipe = parse_recipe([word for word in arguments if word != "--json"], "vlds describe")
-    counts = count(recipe.model, list(recipe.tasks))
+    counts = count(recipe.model_setup, list(recipe.tasks))
     tell(json.dumps(counts.as_dict(), indent=1) if as_json else counts.table())
     return 0
 

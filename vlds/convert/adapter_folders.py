@@ -19,11 +19,11 @@ from torch import Tensor
 from vlds.artifact import LoadedRun
 from vlds.convert.foreign_files import read_settings, read_weights
 from vlds.convert.output import Kind, check_plain, first_names
-from vlds.convert.target import RunFiles
+from vlds.convert.target import RunFiles, joint_model
 from vlds.methods import Method
 from vlds.methods.extended import added_tensors
 from vlds.methods.layouts import Library, Stored
-from vlds.models.build import BACKBONE_PREFIX
+from vlds.models.joint import BACKBONE_PREFIX
 
 CONFIG = "adapter_config.json"
 
@@ -40,19 +40,20 @@ class AdapterFolders(RunFiles):
     def __init__(self, run: LoadedRun) -> None:
         """Errors: ValueError, with the reason, if the library cannot hold the run's method."""
         super().__init__(run)
+        self.backbone = joint_model(run, self.library).backbone
         self.name, self.method = self._only_method()
-        self.layout = self.method.layout(self.library, self.name, run.model.backbone)
+        self.layout = self.method.layout(self.library, self.name, self.backbone)
         self.state = {name: tensor.detach() for name, tensor in run.model.unique_state()}
         """Our tensors, tied ones once."""
         names = {f"{BACKBONE_PREFIX}{name}": stored for name, stored in self.layout.tensors.items()}
         self.stored = {name: stored for name, stored in names.items() if name in self.state}
-        """Tensor of ours, as VLModel names it -> where it is stored."""
+        """Tensor of ours, as Model names it -> where it is stored."""
 
     def _only_method(self) -> tuple[str, Method]:
         run, library = self.run, self.library
         methods = {n: m for n, m in run.recipe.methods.items() if added_tensors(run.model, n)}
         for name, method in methods.items():
-            reason = method.refusal(library, run.model.backbone)
+            reason = method.refusal(library, self.backbone)
             if reason is None and method.part == "vision":
                 reason = f"{library} knows the text backbone alone; use hf"
             if reason is not None:
@@ -159,6 +160,7 @@ def plain(loaded: LoadedRun) -> LoadedRun:
     methods = dict(loaded.recipe.methods)
     for name, method in methods.items():
         if method.merges_to_itself:
-            plainer = method.merge(name, loaded.model.backbone, list(loaded.recipe.tasks))
+            module = loaded.model.get_submodule(loaded.model.parts[method.part].path)
+            plainer = method.merge(name, module, list(loaded.recipe.tasks))
             methods[name] = plainer or method
     return replace(loaded, recipe=replace(loaded.recipe, methods=methods))

@@ -53,7 +53,7 @@ class AdaptersFolders(AdapterFolders):
 
     def config(self, adapter: str) -> dict[str, Any]:
         """The library's settings, and of which model they are."""
-        model = self.run.model.backbone
+        model = self.backbone
         return {
             "config": DEFAULTS | self.layout.config,
             "hidden_size": model.config.d_model,
@@ -66,7 +66,7 @@ class AdaptersFolders(AdapterFolders):
 
     def check_config(self, config: Mapping[str, Any], file: Path) -> None:
         """Errors: ValueError if settings that were read differ from the recipe's."""
-        settings, model_type = config.get("config"), self.run.model.backbone.config.model_type
+        settings, model_type = config.get("config"), self.backbone.config.model_type
         if not isinstance(settings, dict):
             raise ValueError(f"{file} has no `config`, so it is not from the library adapters")
         if config.get("model_type") not in (None, model_type):

@@ -4,7 +4,6 @@ computed, vocabularies, and names and shapes of tensors."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +35,23 @@ def essence(run: LoadedRun, with_tasks: bool) -> dict[str, Any]:
             name: tree | {"init_args": shaping(tree["init_args"])}
             for name, tree in to_tree(recipe.methods).items()
         },
-        "visual_embedding": to_tree(replace(recipe.visual_embedding, weights=None)),
+        **chosen_settings("model", to_tree(recipe.model)),
         **({"tasks": list(recipe.tasks)} if with_tasks else {}),
     }
-    parts = {
-        "backbone": (recipe.backbone, run.model.backbone),
-        "vision": (recipe.vision, run.model.vision),
-    }
-    for part, (choice, module) in parts.items():
-        tree = to_tree(choice)
-        settings = shaping(config_of(module) | tree["init_args"])
-        essentials |= {part: tree["class_path"]} | {f"{part}.{k}": v for k, v in settings.items()}
+    for name, part in run.model.parts.items():
+        settings = shaping(config_of(run.model.get_submodule(part.path)))
+        essentials |= {f"{name}.{key}": value for key, value in settings.items()}
     return essentials
+
+
+def chosen_settings(key: str, tree: Any) -> dict[str, Any]:
+    """Dotted key -> the classes that a recipe chooses inside a value, and their settings."""
+    if not isinstance(tree, Mapping):
+        return {key: tree}
+    chosen = {key: tree["class_path"]} if "class_path" in tree else {}
+    for name, value in shaping(tree.get("init_args", tree)).items():
+        chosen |= chosen_settings(f"{key}.{name}", value)
+    return chosen
 
 
 def shaping(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,7 +59,7 @@ def shaping(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in settings.items()
-        if key not in NOT_THE_MODEL and "drop" not in key
+        if key not in NOT_THE_MODEL and "drop" not in key and not key.startswith("train_")
     }
 
 
@@ -80,7 +84,7 @@ def check_settings(
                 f"{option}{key}: {expected.get(key)} in {first[0]}, {given.get(key)} in "
                 f"{other[0]}; {ONE_MODEL}"
             )
-    if first[1].tokenizer.get_vocab() != other[1].tokenizer.get_vocab():
+    if first[1].model.tokenizer.get_vocab() != other[1].model.tokenizer.get_vocab():
         raise ValueError(f"{option}tokenizer: {other[0]} has another vocabulary than {first[0]}")
 
 
@@ -122,6 +126,6 @@ def stacked(recipe: Recipe) -> set[str]:
     shapes = []
     for tasks in (["one"], ["one", "two"]):
         with torch.device("meta"):
-            model = build_model(recipe.model, tasks, torch.float32, None)
+            model = build_model(recipe.model_setup, tasks, torch.float32, None)
         shapes.append({name: tensor.shape for name, tensor in model.unique_state()})
     return {name for name, shape in shapes[0].items() if shapes[1][name] != shape}

@@ -170,5 +170,5 @@ def stacked_names(recipe: Recipe, option: str) -> set[str]:
 
 def rebuilt(run: LoadedRun, recipe: Recipe) -> LoadedRun:
     """A run with a changed recipe, whose weights are still to be filled."""
-    model = build_model(recipe.model, list(recipe.tasks), torch.float32, run.tokenizer)
-    return LoadedRun(recipe, run.tokenizer, model.eval())
+    model = build_model(recipe.model_setup, list(recipe.tasks), torch.float32, run.processor)
+    return LoadedRun(recipe, run.processor, model.eval())

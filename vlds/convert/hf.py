@@ -24,13 +24,11 @@ from vlds.artifact import WEIGHTS, LoadedRun, load_run, own_tensors, write_descr
 from vlds.convert.output import new_output, say
 from vlds.convert.verify import Verification, all_tasks
 from vlds.methods.base import Method
+from vlds.methods.extended import is_own
 from vlds.methods.full import Full
 from vlds.models.build import build_model
-from vlds.models.vl_model import Sources
-from vlds.pretrained.weights import quiet
+from vlds.models.model import Sources
 from vlds.runtime.manifest import write_manifest
-
-VISUAL = ("vision.", "visual_embedding.")
 
 
 def convert_run(
@@ -52,9 +50,23 @@ def convert_run(
 
 
 def write_hf(loaded: LoadedRun, folder: Path) -> None:
-    """Fill an empty folder."""
-    write_backbone(loaded, folder)
-    write_rest(loaded, folder)
+    """Fill an empty folder: the model's parts, the rest of its weights, a recipe that finds
+    everything in this folder, and the hashes."""
+    model, recipe = loaded.model, loaded.recipe
+    recipe = replace(
+        recipe,
+        model=recipe.model.export(model, folder),
+        # Trained weights are in the files now; Full adds nothing else.
+        methods={name: m for name, m in recipe.methods.items() if not isinstance(m, Full)},
+        alignment=None,
+    )
+    # An artifact keeps what its recipe trains, whatever its sources hold.
+    with torch.device("meta"):
+        shapes = build_model(recipe.model_setup, list(recipe.tasks), torch.float32, None)
+    exported = {name for name, _ in model.unique_state() if is_own(name)}
+    model.sources = Sources(names=frozenset(exported - shapes.moving_names()))
+    save_file(own_tensors(model), folder / WEIGHTS)
+    write_description(folder, recipe)
     write_manifest(folder)
 
 
@@ -66,7 +78,7 @@ def fold_methods(loaded: LoadedRun) -> LoadedRun:
     model, recipe = loaded.model, loaded.recipe
     left: dict[str, Method] = {}
     for name, method in recipe.methods.items():
-        part = model.backbone if method.part == "backbone" else model.vision
+        part = model.get_submodule(model.parts[method.part].path)
         try:
             plainer = method.merge(name, part, list(recipe.tasks))
         except ValueError as error:
@@ -74,41 +86,3 @@ def fold_methods(loaded: LoadedRun) -> LoadedRun:
         if plainer is not None:
             left[name] = plainer
     return replace(loaded, recipe=replace(recipe, methods=left))
-
-
-def write_backbone(loaded: LoadedRun, folder: Path) -> None:
-    """The text backbone under its own names, and the tokenizer with all its extra tokens."""
-    names = loaded.model.pretrained_names()
-    state = loaded.model.backbone.state_dict()
-    own = {name: state[name] for name in state if name in names}
-    with quiet():
-        loaded.model.backbone.save_pretrained(folder, state_dict=own)
-    loaded.tokenizer.save_pretrained(folder)
-
-
-def write_rest(loaded: LoadedRun, folder: Path) -> None:
-    """All other weights, the recipe that finds everything in this folder, and the hashes."""
-    model, recipe = loaded.model, loaded.recipe
-    embedding_file = folder / "visual_embedding.safetensors"
-    embedding = {k: v.contiguous() for k, v in model.visual_embedding.state_dict().items()}
-    save_file(embedding, embedding_file)
-    recipe = replace(
-        recipe,
-        backbone=recipe.backbone.saved_in(folder),
-        vision=recipe.vision.export(model.vision, folder),
-        visual_embedding=replace(recipe.visual_embedding, weights=str(embedding_file)),
-        # Trained weights are in the files now; Full adds nothing else.
-        methods={name: m for name, m in recipe.methods.items() if not isinstance(m, Full)},
-        train_norms=False,
-        train_visual_embedding=False,
-        alignment=None,
-    )
-    backbone = {f"backbone.{name}" for name in model.pretrained_names()}
-    visual = {name for name, _ in model.unique_state() if name.startswith(VISUAL)}
-    # An artifact keeps what its recipe trains, whatever its sources hold.
-    with torch.device("meta"):
-        shapes = build_model(recipe.model, list(recipe.tasks), torch.float32, None)
-    moving = shapes.moving_names()
-    model.sources = Sources(names=frozenset((backbone | visual) - moving))
-    save_file(own_tensors(model), folder / WEIGHTS)
-    write_description(folder, recipe)

@@ -60,7 +60,7 @@ class PeftFolders(AdapterFolders):
     def config(self, adapter: str) -> dict[str, Any]:
         """peft's settings; what is left out has its defaults."""
         modules = {
-            key: short_names(paths, self.run.model.backbone)
+            key: short_names(paths, self.backbone)
             for key, paths in self.layout.config.items()
             if key.endswith("_modules")
         }

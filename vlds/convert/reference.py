@@ -17,13 +17,13 @@ from vlds.backbones import T5
 from vlds.backbones.vocabulary import has_own_head
 from vlds.convert.foreign_files import read_state_dict
 from vlds.convert.output import Kind, first_names, save_torch, say
-from vlds.convert.target import RunFiles
+from vlds.convert.target import RunFiles, joint_model
 from vlds.methods import Method
 from vlds.methods.bottleneck import Bottleneck
 from vlds.methods.extended import added_tensors
 from vlds.methods.layouts import Stored
-from vlds.models.build import BACKBONE_PREFIX
-from vlds.models.vl_model import VLModel
+from vlds.models.joint import BACKBONE_PREFIX, JointSeq2Seq
+from vlds.models.joint_model import JointModel
 
 VISUAL = {
     "feature_projection": "feat_embedding.0",
@@ -52,7 +52,7 @@ class NamedTensor:
 
 
 def named_tensors(
-    model: VLModel, methods: Mapping[str, Method], tasks: Sequence[str]
+    model: JointModel, methods: Mapping[str, Method], tasks: Sequence[str]
 ) -> dict[str, NamedTensor]:
     """First name of ours -> tensor, without the vision encoder, which the original never keeps."""
     stored: dict[str, Stored] = {}
@@ -100,11 +100,12 @@ class ReferenceFile(RunFiles):
     def __init__(self, run: LoadedRun) -> None:
         """Errors: ValueError, with the reason, if the original code cannot hold the run."""
         super().__init__(run)
+        self.model = joint_model(run, "reference")
         check_expressible(run)
 
     def write(self, out: Path) -> None:
         """Write the file."""
-        if next(self.run.model.vision.parameters(), None) is not None:
+        if next(self.model.vision.parameters(), None) is not None:
             say("left out: the vision encoder, which the original code never keeps")
         state = to_reference(self.run)
         save_torch({f"module.{key}": tensor for key, tensor in state.items()}, out)
@@ -112,18 +113,20 @@ class ReferenceFile(RunFiles):
     def read(self, path: Path) -> dict[str, Tensor]:
         """Our tensors, without the vision encoder's."""
         run = self.run
-        names = named_tensors(run.model, run.recipe.methods, list(run.recipe.tasks))
+        names = named_tensors(self.model, run.recipe.methods, list(run.recipe.tasks))
         return read_tensors(read_state_dict(path), names)
 
 
 def check_expressible(run: LoadedRun) -> None:
     """Errors: ValueError if the original code has no such method, backbone or norm."""
-    if run.recipe.visual_embedding.norm_biases and isinstance(run.recipe.backbone, T5):
+    model, kind = joint_model(run, "reference"), run.recipe.model
+    assert isinstance(kind, JointSeq2Seq)
+    if kind.visual_embedding.norm_biases and isinstance(kind.backbone, T5):
         raise ValueError(
-            "visual_embedding.norm_biases: the original code's T5 norms have no bias; "
+            "model.visual_embedding.norm_biases: the original code's T5 norms have no bias; "
             "`vlds convert hf` keeps them"
         )
-    if has_own_head(run.model.backbone):
+    if has_own_head(model.backbone):
         raise ValueError(
             "backbone: its output head is a separate tensor, and the original code always uses "
             "the token table as its head; `vlds convert hf` keeps the head"
@@ -131,7 +134,7 @@ def check_expressible(run: LoadedRun) -> None:
     for name, method in run.recipe.methods.items():
         if method.part == "backbone" and not added_tensors(run.model, name):
             continue  # what it trains is the backbone's own
-        reason = method.refusal("reference", run.model.backbone)
+        reason = method.refusal("reference", model.backbone)
         if method.part == "vision":
             reason = "the original code never tunes the vision encoder, nor keeps it"
         if reason is not None:
@@ -213,9 +216,10 @@ def to_reference(run: LoadedRun) -> dict[str, Tensor]:
 
     Errors: ValueError if two methods would have one name.
     """
-    bart, recipe = not isinstance(run.recipe.backbone, T5), run.recipe
+    model, recipe = joint_model(run, "reference"), run.recipe
+    bart = not isinstance(model.family, T5)
     state: dict[str, Tensor] = {}
-    for entry in named_tensors(run.model, recipe.methods, list(recipe.tasks)).values():
+    for entry in named_tensors(model, recipe.methods, list(recipe.tasks)).values():
         for index, keys in entry.keys.items():
             tensor = entry.tensor if index is None else entry.tensor[index]
             for key in keys:

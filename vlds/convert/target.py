@@ -17,7 +17,21 @@ from vlds.config import Recipe
 from vlds.convert.output import Kind, first_names, new_output, say
 from vlds.convert.verify import Verification, all_tasks
 from vlds.models.build import build_model
-from vlds.models.vl_model import VLModel
+from vlds.models.joint_model import JointModel
+from vlds.models.model import Model
+
+
+def joint_model(run: LoadedRun, layout: str) -> JointModel:
+    """The model of a run.
+
+    Errors: ValueError if it is not of the kind that a layout knows.
+    """
+    if not isinstance(run.model, JointModel):
+        raise ValueError(
+            f"model: {type(run.recipe.model).__name__}, and the {layout} layout holds JointSeq2Seq "
+            "only; use `vlds convert hf`"
+        )
+    return run.model
 
 
 class RunFiles(ABC):
@@ -102,7 +116,7 @@ class Target:
             raise ValueError(
                 f"nothing holds {first_names(sorted(self.missing), 3)}, so they would be random. "
                 "Give --run instead of --config, a run that has them, or name files that do in "
-                "the recipe (backbone.path, vision.weights, visual_embedding.weights)"
+                "the recipe (the fields `path` and `weights` of its model)"
             )
         write_run(self.run, all_tasks(self.run), out, verification)
 
@@ -117,7 +131,7 @@ def write_run(
     must give."""
     with new_output(out, "folder") as partial:
         say(f"writing {out}")
-        write_artifact(partial, own_tensors(run.model), run.recipe, run.tokenizer)
+        write_artifact(partial, own_tensors(run.model), run.recipe, run.processor)
         if verification is not None:
             verification.compare(expected, load_run(partial, torch.float32))
 
@@ -125,10 +139,10 @@ def write_run(
 def target_of_recipe(recipe: Recipe) -> Target:
     """A recipe's model, filled from its sources only."""
     say("building the recipe's model")
-    tokenizer = recipe.backbone.load_tokenizer()
-    model = build_model(recipe.model, list(recipe.tasks), torch.float32, tokenizer).eval()
+    processor = recipe.model.load_processor()
+    model = build_model(recipe.model_setup, list(recipe.tasks), torch.float32, processor).eval()
     missing = {key.partition("[")[0] for key in own_parts(model)}
-    return Target(LoadedRun(recipe, tokenizer, model), missing)
+    return Target(LoadedRun(recipe, processor, model), missing)
 
 
 def target_of_run(run: Path) -> Target:
@@ -138,7 +152,7 @@ def target_of_run(run: Path) -> Target:
 
 
 @torch.no_grad()
-def scrub(model: VLModel) -> None:
+def scrub(model: Model) -> None:
     """Overwrite everything that no source holds with NaN, so that only filling makes it right."""
     for name, tensor in model.unique_state():
         known = name in model.sources.names or name.startswith("vision.")

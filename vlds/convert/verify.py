@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +16,10 @@ from torch import Tensor
 from vlds.artifact import LoadedRun
 from vlds.convert.output import tell
 from vlds.data.shards.decode import decode_image
+from vlds.methods.extended import states_type
 from vlds.runtime.progress import follow
 from vlds.runtime.regular_file import read_file
-from vlds.schema import Batch, SkipSample
+from vlds.schema import Batch, Example, Row, SkipSample
 
 TOLERANCES = {torch.bfloat16: 0.05, torch.float32: 1e-5, torch.float64: 1e-9}
 """Largest difference of logits, as a share of the largest logit, that rounding explains."""
@@ -52,7 +54,7 @@ class Verification:
         share, difference = shares[worst]
         limit = self.tolerance
         if limit is None:
-            limit = TOLERANCES[after.model.backbone.dtype]
+            limit = TOLERANCES[states_type(after.model)]
         message = (
             f"largest difference of logits on {self.named()}: {difference:.3g}, or {share:.3g} of "
             f"the largest logit (task {worst}; tolerance {limit:g})"
@@ -84,37 +86,50 @@ def logits(run: LoadedRun, task: str, pictures: Sequence[Path]) -> Tensor:
 def probe(run: LoadedRun, task: str, pictures: Sequence[Path]) -> Batch:
     """A batch of one task: each picture once, with a generated text and target."""
     draw = torch.Generator().manual_seed(zlib.crc32(task.encode()))
-    num = len(pictures) or NUM_GENERATED
-    words = len(run.tokenizer) - run.recipe.backbone.visual_tokens
-    lengths = torch.tensor([PROMPT - n % 3 for n in range(num)])
-    batch = Batch(
-        ids=[str(n) for n in range(num)],
-        task_index=torch.full((num,), list(run.recipe.tasks).index(task)),
-        input_ids=torch.randint(3, max(4, words), (num, PROMPT), generator=draw),
-        attention_mask=torch.arange(PROMPT) < lengths[:, None],
-        labels=torch.randint(3, max(4, words), (num, TARGET), generator=draw),
-        weights=torch.ones(num),
-        valid=torch.ones(num, dtype=torch.bool),
-        image_index=torch.arange(num)[:, None],
-    )
-    spec = run.recipe.image
-    if spec is None:
-        if pictures:
-            raise ValueError(
-                "--verify: StoredFeatures reads no pictures; leave the files out to compare on "
-                "generated features"
-            )
-        geometry = run.recipe.vision.geometry
-        shape = (num, geometry.grid_size**2, geometry.feature_dim)
-        batch.features = torch.randn(shape, generator=draw).half()
-        return batch
+    num, spec = len(pictures) or NUM_GENERATED, run.recipe.image
+    if spec is None and pictures:
+        raise ValueError(
+            "--verify: StoredFeatures reads no pictures; leave the files out to compare on "
+            "generated features"
+        )
     if not pictures:
+        images = generated_images(run, num, draw)
+    else:
+        assert spec is not None
+        try:
+            decoded = [decode_image(read_file(path), spec, str(path)) for path in pictures]
+        except (OSError, SkipSample) as error:
+            raise ValueError(f"--verify: {error}; name pictures that can be read") from None
+        images = torch.from_numpy(np.stack(decoded))
+    rows = [
+        Row(
+            example=Example(
+                id=str(n),
+                task=task,
+                prompt=generated_text(run.model.tokenizer, PROMPT - n % 3, draw),
+                target=generated_text(run.model.tokenizer, TARGET, draw),
+            ),
+            task_index=list(run.recipe.tasks).index(task),
+            max_prompt_tokens=PROMPT,
+            max_target_tokens=TARGET,
+            images=range(n, n + 1),
+        )
+        for n in range(num)
+    ]
+    return run.collator(rows, images, evaluation=False)
+
+
+def generated_text(tokenizer: Any, length: int, draw: torch.Generator) -> str:
+    """Text of tokens from anywhere in the vocabulary, so that no row of its table stays unseen."""
+    ids = torch.randint(len(tokenizer), (length,), generator=draw).tolist()
+    text: str = tokenizer.decode(ids, skip_special_tokens=True)
+    return text
+
+
+def generated_images(run: LoadedRun, num: int, draw: torch.Generator) -> Tensor:
+    """Noise in place of pictures or of stored features."""
+    if (spec := run.recipe.image) is not None:
         size = (num, 3, spec.height, spec.width)
-        batch.images = torch.randint(256, size, generator=draw, dtype=torch.uint8)
-        return batch
-    try:
-        decoded = [decode_image(read_file(path), spec, str(path)) for path in pictures]
-    except (OSError, SkipSample) as error:
-        raise ValueError(f"--verify: {error}; name pictures that can be read") from None
-    batch.images = torch.from_numpy(np.stack(decoded))
-    return batch
+        return torch.randint(256, size, generator=draw, dtype=torch.uint8)
+    geometry = run.recipe.encoder.geometry
+    return torch.randn((num, geometry.grid_size**2, geometry.feature_dim), generator=draw).half()

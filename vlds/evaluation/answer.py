@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from vlds.artifact import LoadedRun
 from vlds.config import Recipe
 from vlds.data.shards.decode import decode_image
-from vlds.data.streams.collate import ImageStack, Row, collate
-from vlds.models.vl_model import Answer
+from vlds.data.streams.image_stack import ImageStack
+from vlds.models.model import Answer
 from vlds.runtime.near_names import guess
-from vlds.schema import Sample, SkipSample
+from vlds.schema import Row, Sample, SkipSample
 from vlds.tasks.base import Task
 
 
@@ -83,7 +83,7 @@ def predict(
     images = stack.add(pixels)
     task_index = list(loaded.recipe.tasks).index(name)
     row = Row(example, task_index, task.max_prompt_tokens, task.max_target_tokens, images)
-    batch = collate([row], stack, loaded.tokenizer, features=False, evaluation=True)
+    batch = loaded.collator([row], stack.tensor(), evaluation=True)
     device = next(loaded.model.parameters()).device
     answer = loaded.model.answer(batch.to(device), task.decoding)[0]
     return answer._replace(text=task.answer_from(answer.text))
@@ -92,7 +92,7 @@ def predict(
 def check_number(recipe: Recipe, name: str, given: int) -> None:
     """Errors: ValueError if a task takes another number of pictures."""
     wanted = recipe.tasks[name].num_pictures
-    fewest, most = wanted or 1, wanted or recipe.visual_embedding.num_images
+    fewest, most = wanted or 1, wanted or recipe.model.most_images[0]
     if not fewest <= given <= most:
         number = f"{fewest}" if fewest == most else f"{fewest} to {most}"
         raise ValueError(f"image: got {given}, and the task {name} takes {number}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -15,10 +14,10 @@ from vlds.data.streams.eval_order import EvalOrder, Survey, survey
 from vlds.data.streams.source import Source
 from vlds.data.streams.stream import EvalStream
 from vlds.evaluation.result import Decoded, Details, Evaluation
-from vlds.models.vl_model import VLModel
+from vlds.models.model import Model
 from vlds.runtime.progress import Pace
 from vlds.runtime.ranks import Ranks
-from vlds.schema import Batch
+from vlds.schema import Batch, Collator
 
 GREY = 128
 
@@ -35,7 +34,7 @@ class Evaluator:
         self,
         recipe: Recipe,
         sources: Sequence[Source],
-        tokenizer: Any,
+        collator: Collator,
         ranks: Ranks,
         say: Callable[[str], None] = print,
     ) -> None:
@@ -43,7 +42,7 @@ class Evaluator:
 
         Errors: ValueError if the text of a sample cannot be read, or two examples have one id.
         """
-        self.recipe, self.sources, self.tokenizer = recipe, list(sources), tokenizer
+        self.recipe, self.sources, self.collator = recipe, list(sources), collator
         self.ranks, self.say = ranks, say
         self.stopping: Callable[[], bool] = lambda: False
         """Asked after each batch; if it is true on a rank, the evaluation ends."""
@@ -54,7 +53,7 @@ class Evaluator:
         self.orders = {s.name: self._order(s) for s in sources if s.datasets}
 
     def _order(self, source: Source) -> EvalOrder:
-        merged = self._survey(source, self.tokenizer)
+        merged = self._survey(source, self.collator)
         return EvalOrder(
             np.concatenate(source.counts),
             self.ranks.broadcast(merged and merged.costs),
@@ -62,8 +61,8 @@ class Evaluator:
             whole_samples=source.task.unit == "sample",
         )
 
-    def _survey(self, source: Source, tokenizer: Any = None) -> Survey | None:
-        """What a source asks, with costs if there is a tokenizer; on the first rank, None
+    def _survey(self, source: Source, collator: Collator | None = None) -> Survey | None:
+        """What a source asks, with costs if there is a collator; on the first rank, None
         elsewhere. Collective; errors are ValueErrors on all ranks."""
         ranks, num_samples = self.ranks, len(np.concatenate(source.counts))
         start, stop = (
@@ -71,10 +70,10 @@ class Evaluator:
         )
         share, problem = Survey(), None
         try:
-            share = survey(source, range(start, stop), tokenizer)
+            share = survey(source, range(start, stop), collator)
         except ValueError as error:
             problem = str(error)
-        if tokenizer is not None:  # the caller needs only costs, and the rest is much to send
+        if collator is not None:  # the caller needs only costs, and the rest is much to send
             share.references, share.samples = [], []
         merged = Survey()
         for part, part_problem in ranks.gather((share, problem)) or []:
@@ -98,7 +97,7 @@ class Evaluator:
         broadcast_names: list[str] = self.ranks.broadcast(names)
         return broadcast_names
 
-    def __call__(self, model: VLModel, *, score: bool = True) -> list[Evaluation]:
+    def __call__(self, model: Model, *, score: bool = True) -> list[Evaluation]:
         """Decode, gather and score. Collective; returns the result on the first rank, [] elsewhere.
 
         Every rank holds whole weights and decodes its part at its own pace. Errors:
@@ -124,10 +123,10 @@ class Evaluator:
                 self.say(f"{source.name}: {missing}")
 
     def _evaluate(
-        self, model: VLModel, number: int, source: Source, score: bool
+        self, model: Model, number: int, source: Source, score: bool
     ) -> Evaluation | None:
         setup = StreamSetup(
-            tokenizer=self.tokenizer,
+            collator=self.collator,
             image=self.recipe.image,
             cut=BatchCut(self.ranks.world_size),
             global_rank=self.ranks.global_rank,
@@ -150,7 +149,7 @@ class Evaluator:
         assert len(evaluation.predictions) == self.orders[source.name].num_examples
         return evaluation.scored(source.task) if score else evaluation
 
-    def _decoded(self, model: VLModel, stream: EvalStream, source: Source) -> Iterator[Decoded]:
+    def _decoded(self, model: Model, stream: EvalStream, source: Source) -> Iterator[Decoded]:
         """This rank's examples."""
         batches = blanked(stream) if self.recipe.data.blank_images else stream
         pace = Pace()

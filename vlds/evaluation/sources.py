@@ -73,13 +73,13 @@ def data_source(
 
 def picture_limits(recipe: Recipe, name: str) -> NumPictures:
     """How many pictures a task's samples may have; ValueError if the model takes fewer."""
-    task, most = recipe.tasks[name], recipe.visual_embedding.num_images
+    task, (most, field) = recipe.tasks[name], recipe.model.most_images
     if task.num_pictures is None:
-        cure = f"raise visual_embedding.num_images, or {NumPictures.cure}"
+        cure = f"raise {field}, or {NumPictures.cure}"
         return NumPictures(1, most, cure)
     if task.num_pictures > most:
         raise ValueError(
-            f"visual_embedding.num_images: got {most}, but tasks.{name} ({type(task).__name__}) "
+            f"{field}: got {most}, but tasks.{name} ({type(task).__name__}) "
             f"has {task.num_pictures} pictures an example; give {task.num_pictures} or more"
         )
     return NumPictures(task.num_pictures, task.num_pictures)

@@ -46,5 +46,4 @@ def check_start(recipe: Recipe, resume: Resume, ranks: int | None) -> None:
     check_output(Path(recipe.output), resume)
     for field, size in recipe.batch_sizes.items():
         BatchCut(ranks or 1).check(size, field)
-    recipe.backbone.check_sources()
-    recipe.vision.check_sources()
+    recipe.model.check_sources()

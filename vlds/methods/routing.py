@@ -1,6 +1,6 @@
 """Which rows of the running batch belong to which task.
 
-One object per model, shared by all modules with weights per task. VLModel sets it from the batch;
+One object per model, shared by all modules with weights per task. The model sets it from the batch;
 the modules split their input by task, so that every module runs in the same order on every rank
 whatever tasks a rank holds: ZeRO-3 gathers weights module by module and would hang otherwise.
 """

@@ -1,1 +1,8 @@
-"""Vision encoder, visual embedding and backbone put together."""
+"""Kinds of models. A new one is imported here, which makes recipes know it."""
+
+from __future__ import annotations
+
+from vlds.models.joint import JointSeq2Seq
+from vlds.models.kind import ModelKind
+
+__all__ = ["JointSeq2Seq", "ModelKind"]

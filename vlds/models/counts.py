@@ -23,7 +23,7 @@ class Counts:
 
     @classmethod
     def of(cls, model: Any) -> Counts:
-        """Count the parameters of a `VLModel`; tied parameters count once."""
+        """Count the parameters of a `Model`; tied parameters count once."""
         by_part: dict[str, Count] = {}
         for name, parameter in model.named_parameters():
             part = model.part_of(name)

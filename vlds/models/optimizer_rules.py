@@ -9,14 +9,14 @@ from torch import nn
 
 from vlds.methods.extended import is_own
 from vlds.methods.host import pattern_of
-from vlds.models.vl_model import VLModel
+from vlds.models.model import Model
 from vlds.schema import UNDECAYED, OptimizerRule, OptimizerRules
 
 NORM_WEIGHT = OptimizerRule(decays=False, vl_adapter_decays=True)
 """The original code looks for `LayerNorm.weight`, and its norms are called layer_norm."""
 
 
-def optimizer_rules(model: VLModel) -> dict[str, OptimizerRule]:
+def optimizer_rules(model: Model) -> dict[str, OptimizerRule]:
     """Name of each parameter that trains -> its rule.
 
     The nearest declaration holds: of the module that owns the parameter, or of one around it. If
@@ -27,7 +27,8 @@ def optimizer_rules(model: VLModel) -> dict[str, OptimizerRule]:
     declared: dict[str, OptimizerRules] = {
         path: getattr(module, "optimizer_rules", {}) for path, module in modules.items()
     }
-    declared["backbone"] = model.family.optimizer_rules
+    for part in model.parts.values():
+        declared[part.path] = {**declared[part.path], **part.optimizer_rules}
     rules: dict[str, OptimizerRule] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

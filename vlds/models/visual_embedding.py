@@ -42,7 +42,7 @@ class VisualEmbeddingConfig:
         for name in ("grid", "num_images"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"visual_embedding.{name}: got {value}; give 1 or more")
+                raise ValueError(f"{name}: got {value}; give 1 or more")
 
 
 class VisualEmbedding(nn.Module):
@@ -63,8 +63,8 @@ class VisualEmbedding(nn.Module):
         super().__init__()
         if config.grid is not None and config.grid > grid:
             raise ValueError(
-                f"visual_embedding.grid: {config.grid} is more than the encoder's {grid} x {grid} "
-                f"cells; give at most {grid}"
+                f"model.visual_embedding.grid: {config.grid} is more than the encoder's {grid} x "
+                f"{grid} cells; give at most {grid}"
             )
         self.grid = config.grid or grid
         self.boxes = config.boxes
@@ -95,7 +95,7 @@ class VisualEmbedding(nn.Module):
         d), mask (b, n*v)."""
         num_examples, num_images = image_index.shape
         assert num_images <= self.image_order.num_embeddings, (
-            f"{num_images} images an example; visual_embedding.num_images is "
+            f"{num_images} images an example; model.visual_embedding.num_images is "
             f"{self.image_order.num_embeddings}"
         )
         tokens = self.embed(features, boxes)  # (u, v, d)

@@ -10,10 +10,11 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from vlds.backbones.base import Backbone
 from vlds.methods.base import Method
+from vlds.models.kind import ModelKind
 from vlds.tasks.base import Task
 from vlds.vision.base import VisionEncoder
 
-CHOICES = (Backbone, VisionEncoder, Method, Task)
+CHOICES = (ModelKind, Backbone, VisionEncoder, Method, Task)
 """A field of one of these types, or a mapping of names to them, chooses a class."""
 
 

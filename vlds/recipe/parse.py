@@ -1,7 +1,7 @@
 """Parses command lines and recipe files to dataclasses. The only file that knows jsonargparse.
 
-A choice (backbone, vision encoder, method, task) is annotated with its abstract base, so a new
-subclass in a new file reaches YAML, command line, help and the saved recipe without more code.
+A choice (model, backbone, vision encoder, method, task) is annotated with its abstract base, so a
+new subclass in a new file reaches YAML, command line, help and the saved recipe without more code.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def parse(
     parser = build_parser(options, prog, files)
     if "--help" in arguments:
         # jsonargparse calls keys required that the recipe sets.
-        tell(parser.format_help().replace("(required, ", "("), end="")
+        tell(re.sub(r"\(required,\s+", "(", parser.format_help()), end="")
         raise SystemExit(0)
     tree = read_words(arguments, options)
     check_tree(tree, options, complete=True)

@@ -16,7 +16,7 @@ from vlds.tasks.base import Task
 
 
 class RunAnswer(NamedTuple):
-    """What a run says: `vlds.models.vl_model.Answer`, its task and the time."""
+    """What a run says: `vlds.models.model.Answer`, its task and the time."""
 
     text: str
     confidence: float

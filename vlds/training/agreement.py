@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from vlds.config import Recipe, to_tree
+from vlds.recipe.choices import is_choice
 from vlds.runtime.ranks import Ranks
 from vlds.training.prepare import Prepared
 
@@ -29,7 +31,7 @@ LIBRARIES = (
 )  # fmt: skip
 PER_MACHINE = ("data.cache", "data.cache_bytes")
 """Keys of the recipe that each machine may set for itself."""
-NAME_FILES = ("backbone", "vision", "visual_embedding", "alignment", "methods", "tasks")
+NAME_FILES = ("model", "alignment", "methods", "tasks")
 """Parts of the recipe whose files are compared by their content."""
 SMALL_FILES = (".json", ".model", ".txt")
 """Files that are compared in a folder of weights: configs and tokenizers."""
@@ -81,7 +83,7 @@ def facts_of(recipe: Recipe, prepared: Prepared, start: str) -> Facts:
     data |= {source.name: source.fingerprint() for source in prepared.streamed_sources}
     tree = flat(to_tree(recipe))
     named = {k: v for k, v in tree.items() if k.partition(".")[0] in NAME_FILES}
-    choices = [recipe.backbone, recipe.vision, *recipe.methods.values(), *recipe.tasks.values()]
+    choices = [*chosen(recipe.model), *recipe.methods.values(), *recipe.tasks.values()]
     return {
         "start": start,
         **{name: value for name, value in tree.items() if name not in PER_MACHINE},
@@ -95,6 +97,14 @@ def facts_of(recipe: Recipe, prepared: Prepared, start: str) -> Facts:
         "code of vlds (sha256)": code_digest(),
         **{f"code of {name} (sha256)": digest for name, digest in other_code(choices)},
     }
+
+
+def chosen(choice: Any) -> Iterator[Any]:
+    """A choice of the recipe and those in its fields."""
+    yield choice
+    for field in fields(choice):
+        if is_choice(type(value := getattr(choice, field.name))):
+            yield from chosen(value)
 
 
 def contents(leaves: Facts) -> Iterator[tuple[str, str]]:

@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +26,9 @@ from torch import Tensor
 from vlds.config import Recipe
 from vlds.data.shards.decode import decode_image
 from vlds.data.shards.store import open_dataset
-from vlds.models.vl_model import VLModel
+from vlds.models.joint import JointSeq2Seq
+from vlds.models.joint_model import JointModel
+from vlds.models.model import Model
 from vlds.runtime.ranks import Ranks
 from vlds.runtime.terminal import tell
 from vlds.schema import Sample
@@ -44,7 +45,7 @@ class Regions:
     """(u, v, vocabulary) float32: what each cell's distribution over words should be."""
 
 
-def align(model: VLModel, recipe: Recipe, tokenizer: Any, ranks: Ranks) -> None:
+def align(model: Model, recipe: Recipe, ranks: Ranks) -> None:
     """Train vision encoder, visual embedding and token table on region words; afterwards, the same
     weights are frozen as before.
 
@@ -53,12 +54,18 @@ def align(model: VLModel, recipe: Recipe, tokenizer: Any, ranks: Ranks) -> None:
     """
     config = recipe.alignment
     assert config is not None
-    if recipe.backbone.path is not None or recipe.vision.source is not None:
+    kind = recipe.model
+    if not (isinstance(kind, JointSeq2Seq) and isinstance(model, JointModel)):
         raise ValueError(
-            f"alignment: backbone.path is {recipe.backbone.path}, the vision encoder's weights "
-            f"{recipe.vision.source}; alignment is for models with random weights: leave it out"
+            f"alignment: the model is {type(kind).__name__}, and it works with JointSeq2Seq only; "
+            "leave it out"
         )
-    regions = read_regions(recipe, tokenizer, model)
+    if kind.backbone.path is not None or kind.vision.source is not None:
+        raise ValueError(
+            f"alignment: model.backbone.path is {kind.backbone.path}, the vision encoder's weights "
+            f"{kind.vision.source}; alignment is for models with random weights: leave it out"
+        )
+    regions = read_regions(recipe, model)
     table = model.backbone.get_input_embeddings().weight
     wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     was_frozen = model.vision.frozen
@@ -87,16 +94,16 @@ def align(model: VLModel, recipe: Recipe, tokenizer: Any, ranks: Ranks) -> None:
         )
 
 
-def region_loss(model: VLModel, table: Tensor, pixels: Tensor, words: Tensor) -> Tensor:
+def region_loss(model: JointModel, table: Tensor, pixels: Tensor, words: Tensor) -> Tensor:
     """Cross-entropy between each cell's words and what its visual token is near to."""
     tokens = model.visual_embedding.embed(model.vision(pixels), None)
     logits = tokens @ table.T / tokens.shape[-1] ** 0.5
     return F.cross_entropy(logits.flatten(0, 1), words.flatten(0, 1))
 
 
-def read_regions(recipe: Recipe, tokenizer: Any, model: VLModel) -> Regions:
+def read_regions(recipe: Recipe, model: JointModel) -> Regions:
     """Decode all pictures of the data set and spell out their cells."""
-    config, image = recipe.alignment, recipe.image
+    config, image, tokenizer = recipe.alignment, recipe.image, model.tokenizer
     assert config is not None
     if image is None:
         raise ValueError("alignment: the vision encoder reads stored features; leave alignment out")

@@ -9,15 +9,15 @@ import torch
 
 from vlds.config import Recipe
 from vlds.data.streams.assemble import StreamSetup
-from vlds.data.streams.collate import Tokenizer
 from vlds.data.streams.mixed_stream import MixedStream
 from vlds.data.streams.sequential import SequentialStream
 from vlds.data.streams.stream import TrainStream
 from vlds.evaluation.evaluator import Evaluator
 from vlds.models.build import build_model
+from vlds.models.model import Model
 from vlds.models.partitioned_loading import partitioned_loading
-from vlds.models.vl_model import VLModel
 from vlds.runtime.ranks import Ranks
+from vlds.schema import Collator
 from vlds.training.alignment import align
 from vlds.training.best import BestStep, check_best
 from vlds.training.checkpoint import RunStates, find_state, restore
@@ -35,15 +35,16 @@ def build_run(
     """Model, engine, stream and tracker; at the newest run state when resuming."""
     state_folder = find_state(recipe, ranks, resume)
     resumed = state_folder is not None
-    tokenizer = recipe.backbone.load_tokenizer()
-    evaluator = Evaluator(recipe, prepared.evaluation_sources, tokenizer, ranks)
+    processor = recipe.model.load_processor()
+    collator = recipe.model.collator(processor)
+    evaluator = Evaluator(recipe, prepared.evaluation_sources, collator, ranks)
     best = None
     if recipe.training.best is not None:
         check_best(recipe.training.best, evaluator)
         folder = Path(recipe.output) / "best"
         best = BestStep(recipe.training.best, folder, resumed=resumed and ranks.is_first)
-    stream = open_stream(recipe, ranks, prepared, tokenizer)
-    model = load_model(recipe, prepared, tokenizer, ranks)
+    stream = open_stream(recipe, ranks, prepared, collator)
+    model = load_model(recipe, prepared, processor, ranks)
     engine = Engine(
         model,
         parameter_groups(model, recipe),
@@ -65,14 +66,14 @@ def build_run(
         states.best = best.known  # a state is older than the evaluation of its own step
     tracker = Tracker(recipe, ranks, engine.steps_done)
     evaluator.say = tracker.say
-    run = Run(recipe, ranks, engine, stream, tracker, tokenizer, evaluator, best, states)
+    run = Run(recipe, ranks, engine, stream, tracker, processor, evaluator, best, states)
     if ranks.is_first:
         write_start(run, resumed)
     announce(run)
     return run
 
 
-def check_choices(recipe: Recipe, model: VLModel) -> None:
+def check_choices(recipe: Recipe, model: Model) -> None:
     """Errors: ValueError if the tokenizer gives two words to choose from the same ids."""
     for name, task in recipe.tasks.items():
         if task.evaluate and task.decoding.choices is not None:
@@ -83,11 +84,11 @@ def check_choices(recipe: Recipe, model: VLModel) -> None:
 
 
 def open_stream(
-    recipe: Recipe, ranks: Ranks, prepared: Prepared, tokenizer: Tokenizer
+    recipe: Recipe, ranks: Ranks, prepared: Prepared, collator: Collator
 ) -> MixedStream:
     """This rank's stream of examples, at its beginning."""
     setup = StreamSetup(
-        tokenizer=tokenizer,
+        collator=collator,
         image=recipe.image,
         seed=recipe.seed,
         cut=prepared.cut,
@@ -100,13 +101,14 @@ def open_stream(
     return TrainStream(prepared.train_sources, recipe.data, setup)
 
 
-def load_model(recipe: Recipe, prepared: Prepared, tokenizer: Any, ranks: Ranks) -> VLModel:
+def load_model(recipe: Recipe, prepared: Prepared, processor: Any, ranks: Ranks) -> Model:
     """Build the model, aligned if the recipe says so, in the run's precision."""
     if recipe.alignment is None:
         with partitioned_loading(prepared.deepspeed):
-            return build_model(recipe.model, list(recipe.tasks), recipe.training.dtype, tokenizer)
-    model = build_model(recipe.model, list(recipe.tasks), torch.float32, tokenizer)
-    align(model, recipe, tokenizer, ranks)
+            setup = recipe.model_setup
+            return build_model(setup, list(recipe.tasks), recipe.training.dtype, processor)
+    model = build_model(recipe.model_setup, list(recipe.tasks), torch.float32, processor)
+    align(model, recipe, ranks)
     return model.to(recipe.training.dtype)
 
 

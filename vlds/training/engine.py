@@ -33,7 +33,7 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
-from vlds.models.vl_model import VLModel
+from vlds.models.model import Model
 from vlds.runtime.ranks import Ranks, rank_from_environment
 from vlds.schema import Batch
 from vlds.tasks.base import Task
@@ -101,7 +101,7 @@ class Engine:
 
     def __init__(
         self,
-        model: VLModel,
+        model: Model,
         parameter_groups: list[dict[str, Any]],
         config: dict[str, Any],
         *,
@@ -160,7 +160,7 @@ class Engine:
             self._deepspeed.set_gradient_accumulation_boundary(micro_step == len(batches) - 1)
             parts: list[Tensor] = []
             if self.parts > 1:
-                parts = similar_rows(batch, self.parts, self.model.visual_embedding.num_tokens)
+                parts = similar_rows(self.model.sizes(batch), self.parts)
             output = self._deepspeed(batch.to(self.ranks.device), scale, parts)
             # ZeRO averages gradients over ranks, and the denominators already count all of them.
             factor = torch.where(output.loss.isfinite(), float(self.ranks.world_size), nan)
@@ -182,10 +182,10 @@ class Engine:
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
 
     @contextmanager
-    def evaluation(self) -> Iterator[VLModel]:
+    def evaluation(self) -> Iterator[Model]:
         """The model in evaluation mode, with whole weights on every rank, so that ranks may decode
         at their own pace."""
-        for _, buffer in self._moving_buffers():
+        for _, buffer in self.model.moving_buffers():
             self.ranks.share(buffer)  # each rank has updated its copy with its own batches
         self.model.eval()
         with torch.no_grad(), self._whole_weights():
@@ -214,19 +214,13 @@ class Engine:
         """Names and parameters that the optimizer holds, in the order of the model."""
         return [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
 
-    def _moving_buffers(self) -> list[tuple[str, Tensor]]:
-        """Statistics that training updates without a gradient: those of a vision encoder that is
-        not frozen."""
-        vision = self.model.vision
-        return [] if vision.frozen else [(f"vision.{n}", b) for n, b in vision.named_buffers()]
-
     def state_layout(self) -> Layout:
         """Types and shapes of what `export` returns."""
         layout: Layout = {}
         for name, parameter in self.trainable_parameters():
             shape = getattr(parameter, "ds_shape", parameter.shape)
             layout |= {(name, key): (torch.float32, shape) for key in ("fp32", *MOMENTS)}
-        buffers = self._moving_buffers()
+        buffers = self.model.moving_buffers()
         return layout | {(name, "buffer"): (b.dtype, b.shape) for name, b in buffers}
 
     def export(self) -> State | None:
@@ -244,7 +238,9 @@ class Engine:
                 state[name] = {key: value.detach().cpu().clone() for key, value in tensors.items()}
         if not self.ranks.is_first:
             return None
-        return state | {n: {"buffer": b.detach().cpu().clone()} for n, b in self._moving_buffers()}
+        return state | {
+            n: {"buffer": b.detach().cpu().clone()} for n, b in self.model.moving_buffers()
+        }
 
     @property
     def has_task_weights(self) -> bool:
@@ -274,7 +270,7 @@ class Engine:
                 self._put_partitioned(parameter, state[name])
             else:
                 self._put_whole(parameter, state[name])
-        for name, buffer in self._moving_buffers():
+        for name, buffer in self.model.moving_buffers():
             buffer.copy_(state[name]["buffer"])
         self.steps_done = self._deepspeed.global_steps = steps_done
         self.steps_skipped = steps_skipped

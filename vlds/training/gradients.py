@@ -78,7 +78,7 @@ class GradientWatch:
     def _reason(self, name: str) -> str:
         """Why a tensor may have no gradient, as far as that is known."""
         if name.endswith("box_projection.weight"):
-            return "the boxes are all zero: visual_embedding.boxes, or the data's"
+            return "the boxes are all zero: model.visual_embedding.boxes, or the data's"
         if name in self._zero_at_first:
             return "it lies behind a matrix that is still zero: is the learning rate 0?"
         return "the cause is not known"

@@ -1,6 +1,6 @@
 """The weight of each example in the loss, which is defined once over the global batch.
 
-`VLModel.token_nll` computes the cross-entropies, `VLModel.forward` the weighted sum.
+`Model.token_nll` computes the cross-entropies, `Model.forward` the weighted sum.
 
 Every task is text to text; nll_bt is the token cross-entropy of example b at target position t,
 s_b the example's weight, n_b its number of target tokens, N the examples of the global batch and

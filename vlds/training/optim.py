@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from vlds.config import OptimizerConfig, Recipe
+from vlds.models.model import Model
 from vlds.models.optimizer_rules import optimizer_rules
-from vlds.models.vl_model import VLModel
 from vlds.schema import OptimizerRule
 
 
-def parameter_groups(model: VLModel, recipe: Recipe) -> list[dict[str, Any]]:
+def parameter_groups(model: Model, recipe: Recipe) -> list[dict[str, Any]]:
     """One group for each (peak learning rate, weight decay): its "params", "peak_lr",
     "weight_decay", and "lr" 0.
 
@@ -30,8 +30,7 @@ def parameter_groups(model: VLModel, recipe: Recipe) -> list[dict[str, Any]]:
             groups.setdefault((peak, decay), []).append(parameter)
     if not groups:
         raise ValueError(
-            "nothing trains: methods is empty, train_norms and train_visual_embedding are off; "
-            "name a method"
+            "nothing trains: methods is empty, and no other part of the model trains; name a method"
         )
     return [
         {"params": parameters, "peak_lr": peak, "lr": 0.0, "weight_decay": decay}
@@ -39,7 +38,7 @@ def parameter_groups(model: VLModel, recipe: Recipe) -> list[dict[str, Any]]:
     ]
 
 
-def task_slices(model: VLModel, num_tasks: int) -> dict[nn.Parameter, int]:
+def task_slices(model: Model, num_tasks: int) -> dict[nn.Parameter, int]:
     """Parameters that are stacked over the tasks -> elements of one task's slice."""
     slices: dict[nn.Parameter, int] = {}
     rules = optimizer_rules(model)

@@ -15,21 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch
-
 Ints = NDArray[np.int64]
 
 
-def similar_rows(batch: Batch, parts: int, visual_tokens: int) -> list[Tensor]:
+def similar_rows(sizes: Tensor, parts: int) -> list[Tensor]:
     """Cut b >= `parts` rows into `parts` sets of row numbers with the fewest padded tokens in all.
 
-    `visual_tokens`: those of one image. Rows are sorted by images, target and prompt length, and
-    cut between unlike rows where there are enough of them.
+    `sizes`: (b, k) tokens of each row, as `Model.sizes` counts them. Rows are sorted by their
+    sizes, the first column first, and cut between unlike rows where there are enough of them.
     """
-    assert batch.labels is not None
-    images = (batch.image_index != NO_IMAGE).sum(1)
-    targets = (batch.labels != IGNORED_LABEL).sum(1)
-    sizes = torch.stack([images * visual_tokens, targets, batch.attention_mask.sum(1)], 1)
     table = sizes.cpu().numpy().astype(np.int64)
     order = np.lexsort(table.T[::-1])
     table = table[order]
@@ -45,9 +39,9 @@ def cheapest_cuts(sizes: Ints, edges: Ints, parts: int) -> list[int]:
     """Numbers of the edges between which the parts lie, first and last included.
 
     Dynamic programming over costs[i, j], the tokens of a part from edge i to edge j: its rows
-    times its largest sizes (r, 3).
+    times its largest sizes (r, k).
     """
-    segments = np.maximum.reduceat(sizes, edges[:-1])  # (g, 3)
+    segments = np.maximum.reduceat(sizes, edges[:-1])  # (g, k)
     starts = np.arange(len(segments))
     inside = np.where((starts[None] >= starts[:, None])[..., None], segments[None], 0)
     largest = np.maximum.accumulate(inside, axis=1).sum(-1)  # (g, g) from segment i through j

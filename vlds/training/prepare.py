@@ -114,8 +114,8 @@ def check_frozen_files(recipe: Recipe, ranks: Ranks) -> None:
 
     Errors: ValueError on all ranks that names the folder and the file.
     """
-    sources = dict.fromkeys([*recipe.model.sources.values(), recipe.backbone.tokenizer])
-    problems = map(damaged_source, filter(None, sources)) if ranks.local_rank == 0 else ()
+    files = dict.fromkeys(recipe.model.read_files)
+    problems = map(damaged_source, files) if ranks.local_rank == 0 else ()
     gathered = ranks.gather(next(filter(None, problems), None)) or []
     if (problem := ranks.broadcast(next(filter(None, gathered), None))) is not None:
         raise ValueError(problem)

@@ -45,7 +45,7 @@ class Run:
     engine: Engine
     stream: MixedStream
     tracker: Tracker
-    tokenizer: Any
+    processor: Any
     evaluator: Evaluator
     best: BestStep | None
     states: RunStates
@@ -138,7 +138,7 @@ def save_run_artifact(run: Run, folder: Path, notes: Mapping[str, str] | None = 
                 name: tensors["fp32"] for name, tensors in state.items() if "fp32" in tensors
             }
             tensors = own_tensors(model, masters)
-            save_artifact(folder, tensors, run.recipe, run.tokenizer, notes)
+            save_artifact(folder, tensors, run.recipe, run.processor, notes)
     run.ranks.barrier()
 
 

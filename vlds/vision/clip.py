@@ -55,7 +55,7 @@ class ClipVision(VisionEncoder):
 
     def read_config(self) -> Any:
         """The vision part's Hugging Face config."""
-        field = f"vision.{'path' if self.config is None else 'config'}"
+        field = f"model.vision.{'path' if self.config is None else 'config'}"
         source = str(self.path) if self.config is None else str(find(self.config))
         config, _ = read_config(CLIPVisionConfig, source, field)
         check_config(config, f"{field}: {source}", SIZES)
@@ -73,7 +73,7 @@ class ClipVision(VisionEncoder):
 
     def check_sources(self) -> None:
         if self.path is not None:
-            check_source(self.path, "vision.path")
+            check_source(self.path, "model.vision.path")
 
     def export(self, encoder: nn.Module, folder: Path) -> VisionEncoder:
         """In Hugging Face's own layout."""
@@ -84,7 +84,7 @@ class ClipVision(VisionEncoder):
     def build(self, dtype: torch.dtype) -> GridEncoder:
         if self.path is not None and not on_meta():
             config = self.read_config()
-            net, _ = load_weights(CLIPVisionModel, self.path, config, dtype, "vision.path")
+            net, _ = load_weights(CLIPVisionModel, self.path, config, dtype, "model.vision.path")
             return ClipModule(net)
         return ClipModule(CLIPVisionModel(self.read_config()).to(dtype))
 

@@ -20,7 +20,7 @@ from vlds.pretrained.hub import check_source
 from vlds.schema import ImageSpec
 from vlds.vision.base import Geometry, GridEncoder, VisionEncoder, load_weights, on_meta
 
-ELSEWHERE = "name a .safetensors file in vision.weights"
+ELSEWHERE = "name a .safetensors file in model.vision.weights"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class Timm(VisionEncoder):
         """timm fetches most of its weights from the hub."""
         config = timm.get_pretrained_cfg(self.model) if self.pretrained else None
         if config is not None and config.hf_hub_id:
-            check_source(config.hf_hub_id, "vision.model", ELSEWHERE)
+            check_source(config.hf_hub_id, "model.vision.model", ELSEWHERE)
 
     def _fetch(self) -> Any:
         """The model with timm's weights.

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.toys.pictures import noise
-from tests.toys.streams import SPEC, ToyTokenizer
+from tests.toys.streams import COLLATOR, SPEC
 from vlds.data.config import DataConfig
 from vlds.data.errors import ErrorPolicy
 from vlds.data.shards.shard_stream import read_shard
@@ -39,7 +39,7 @@ FILES = (
     "toy-train-00000.tar.cnt",
 )
 LENIENT = ErrorPolicy(max_bad_fraction=1, max_in_a_row=3, on_bad_shard="substitute")
-SETUP = StreamSetup(tokenizer=ToyTokenizer(), image=SPEC, seed=0)
+SETUP = StreamSetup(collator=COLLATOR, image=SPEC, seed=0)
 FAST = settings(
     max_examples=120, deadline=None, database=None, derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
@@ -103,7 +103,7 @@ def check_use(folder: Path) -> None:
     with contextlib.suppress(ValueError):
         source = Source("vqa", VQA(evaluate=[str(folder)]), [open_dataset(folder)])
         counts = np.concatenate(source.counts)
-        costs = survey(source, range(len(counts)), ToyTokenizer()).costs
+        costs = survey(source, range(len(counts)), COLLATOR).costs
         for _ in EvalStream(source, EvalOrder(counts, costs, 4), SETUP):
             pass
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.toys.streams import SPEC, ToyTask, ToyTokenizer, train_stream
+from tests.toys.streams import COLLATOR, SPEC, ToyTask, train_stream
 from vlds.data.config import DataConfig
 from vlds.data.errors import ShardError
 from vlds.data.order.batch_cut import BatchCut
@@ -75,6 +75,9 @@ def streamed(place: str, num_workers: int = 0) -> SequentialStream:
         reader="sequential", global_batch_size=8, num_workers=num_workers, shuffle_buffer=20
     )
     setup = StreamSetup(
-        tokenizer=ToyTokenizer(), image=SPEC, seed=5, cut=BatchCut(micro_batch_size=8)
+        collator=COLLATOR,
+        image=SPEC,
+        seed=5,
+        cut=BatchCut(micro_batch_size=8),
     )
     return SequentialStream(sources, config, setup)

@@ -17,7 +17,7 @@ from data_prep.cli import main
 from data_prep.packing.writer import write_dataset
 from tests.toys.files import read_lines
 from tests.toys.pictures import noise
-from tests.toys.streams import SPEC, ToyTask, ToyTokenizer, records, train_stream
+from tests.toys.streams import COLLATOR, SPEC, ToyTask, records, train_stream
 from vlds.data.errors import ErrorPolicy, ShardError
 from vlds.data.shards.store import open_dataset
 from vlds.data.streams.assemble import StreamSetup
@@ -161,7 +161,7 @@ def test_a_quarantined_sample_is_scored_as_wrong(tmp_path: Path) -> None:
     (folder / "quarantine.jsonl").write_text(json.dumps(bad) + "\n")
     hurt = Source("red", ToyTask(), [open_dataset(folder)])
     order = EvalOrder(np.concatenate(hurt.counts), [(1, 4)] * 30, 90)
-    stream = EvalStream(hurt, order, StreamSetup(tokenizer=ToyTokenizer(), image=SPEC))
+    stream = EvalStream(hurt, order, StreamSetup(collator=COLLATOR, image=SPEC))
     (batch,) = stream
     assert batch.valid.sum() == 85
     assert [(b.id, b.reference) for b in stream.bad] == [
@@ -235,7 +235,7 @@ def test_two_hundred_zeros_in_a_jpeg_are_found(tmp_path: Path, place: int) -> No
 def test_a_bad_sample_in_evaluation_is_not_valid_and_listed(tmp_path: Path) -> None:
     hurt = source(tmp_path, is_number(4))
     order = EvalOrder(np.concatenate(hurt.counts), [(1, 4)] * 30, 7)
-    stream = EvalStream(hurt, order, StreamSetup(tokenizer=ToyTokenizer(), image=SPEC))
+    stream = EvalStream(hurt, order, StreamSetup(collator=COLLATOR, image=SPEC))
     rows = [
         (id, valid, reference)
         for batch in stream

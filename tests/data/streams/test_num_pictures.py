@@ -11,7 +11,8 @@ import pytest
 
 from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.toys.pictures import noise
-from tests.toys.streams import SPEC, ToyTask, ToyTokenizer, records, train_stream
+from tests.toys.recipes import with_model
+from tests.toys.streams import COLLATOR, SPEC, ToyTask, records, train_stream
 from tests.toys.world import world_recipe
 from vlds.data.config import DataConfig
 from vlds.data.errors import ErrorPolicy
@@ -67,7 +68,10 @@ def test_streamed_shards_have_no_index(tmp_path: Path) -> None:
         source = StreamedSource("red", ToyTask(), [streamed], num_pictures=TWO)  # type: ignore[arg-type]
         config = DataConfig(reader="sequential", global_batch_size=8, errors=policy)
         setup = StreamSetup(
-            tokenizer=ToyTokenizer(), image=SPEC, seed=0, ledger=tmp_path / f"ledger{at}"
+            collator=COLLATOR,
+            image=SPEC,
+            seed=0,
+            ledger=tmp_path / f"ledger{at}",
         )
         stream = SequentialStream([source], config, setup)
         ids = [id for batch in islice(stream, 12) for id in batch.ids]
@@ -79,12 +83,12 @@ def test_what_a_recipe_takes(world: Path, tmp_path: Path) -> None:
     recipe = world_recipe(world, tmp_path)
     limits = picture_limits(recipe, "vqa")
     assert (limits.fewest, limits.most) == (1, 2)
-    assert "raise visual_embedding.num_images, or" in limits.fault(3)
+    assert "raise model.visual_embedding.num_images, or" in limits.fault(3)
     recipe = replace(recipe, tasks={"pairs": NLVR2()})
     assert picture_limits(recipe, "pairs").fault(1) == (
         "it has 1 picture, 2 expected; prepare the data set without such samples"
     )
-    one = replace(recipe, visual_embedding=VisualEmbeddingConfig(num_images=1))
+    one = with_model(recipe, visual_embedding=VisualEmbeddingConfig(num_images=1))
     message = r"visual_embedding\.num_images: got 1, but tasks\.pairs \(NLVR2\) has 2 pictures"
     with pytest.raises(ValueError, match=message):
         picture_limits(one, "pairs")

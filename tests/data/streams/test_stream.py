@@ -14,7 +14,6 @@ import torch
 from tests.toys.streams import (
     SPEC,
     ToyTask,
-    ToyTokenizer,
     all_ids,
     global_batches,
     rows_of,
@@ -216,9 +215,7 @@ def test_workers_use_one_thread_and_leave_signals_alone(sources: list[Source]) -
             ignored = all(signal.getsignal(number) == signal.SIG_IGN for number in asking)
             return replace(example, id=f"{torch.get_num_threads()} {ignored}")
 
-    stream: TrainStream = train_stream(
-        [Source("red", Probe(), sources[0].datasets)], num_workers=1, tokenizer=ToyTokenizer()
-    )
+    stream: TrainStream = train_stream([Source("red", Probe(), sources[0].datasets)], num_workers=1)
     assert set(next(iter(stream)).ids) == {"1 True"}
 
 

@@ -17,13 +17,13 @@ from data_prep.checking.verify import verify
 from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.toys.pictures import noise
 from tests.toys.shards import annotation
-from tests.toys.streams import ToyTokenizer
+from tests.toys.streams import COLLATOR
 from vlds.data.errors import ErrorPolicy, ShardError
 from vlds.data.shards.sample import feature_bytes
 from vlds.data.shards.store import Dataset, open_dataset
 from vlds.data.shards.writing import index_folder
 from vlds.data.streams.assemble import OpenBatch, StreamSetup
-from vlds.data.streams.collate import ImageStack
+from vlds.data.streams.image_stack import ImageStack
 from vlds.data.streams.source import Source
 from vlds.data.streams.stream import IndexedReader
 from vlds.schema import ImageSpec, SkipSample
@@ -73,7 +73,7 @@ def place(dataset: Dataset, number: int) -> tuple[str, int]:
 
 def usable(source: Source, number: int, image: ImageSpec | None) -> bool:
     """Read, decoded and asked about."""
-    setup = StreamSetup(tokenizer=ToyTokenizer(), image=image, picture_cache_bytes=0)
+    setup = StreamSetup(collator=COLLATOR, image=image, picture_cache_bytes=0)
     reader = IndexedReader([source], ErrorPolicy(), setup)
     try:
         found = next(reader.candidates(0, (0, number, 0), OpenBatch(ImageStack(1)))).opened

@@ -14,6 +14,7 @@ import pytest
 
 from tests.toys.clips import clip_recipe
 from tests.toys.files import read_lines, write_lines
+from tests.toys.recipes import with_model
 from tests.toys.scored_runs import (
     Runs,
     lines_of,
@@ -144,7 +145,7 @@ def test_methods_are_told_with_their_numbers(runs: Runs) -> None:
         "Adapter (part=vision, learning_rate=0.001, reduction=8)"
     )
     recipe = world_recipe(runs.world, Path("run"))
-    plain = replace(recipe, methods={}, train_norms=False, train_visual_embedding=False)
+    plain = with_model(replace(recipe, methods={}), train_norms=False, train_visual_embedding=False)
     assert trained_text(plain) == "nothing"
 
 

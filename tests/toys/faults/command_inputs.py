@@ -15,6 +15,7 @@ from data_prep.demo.world import HOME
 from tests.toys.faults.forked_commands import run_forked
 from tests.toys.files import json_lines, write
 from tests.toys.pictures import jpeg
+from tests.toys.recipes import with_model
 from tests.toys.scored_runs import lines_of, vqa_run, write_scored_run
 from tests.toys.trained_runs import recipe_with
 from tests.toys.trained_runs import write_run as write_converted_run
@@ -114,7 +115,7 @@ def make_features(inputs: Inputs) -> None:
     random = ConvNet(image_size=16, grid=2, widths=[4, 8, 8])
     (folder / "net").mkdir()
     encoder = random.export(random.build(torch.float32), folder / "net")
-    recipe = replace(world_recipe(inputs.case_folder / "world", folder / "run"), vision=encoder)
+    recipe = with_model(world_recipe(inputs.case_folder / "world", folder / "run"), vision=encoder)
     save_recipe(recipe, folder / "recipe.yaml")
 
 

@@ -32,9 +32,10 @@ from tests.toys.recorded.configuration import (
 )
 from vlds.convert.reference import named_tensors, read_tensors, spellings
 from vlds.methods import Method, bottleneck
-from vlds.models.build import ModelConfig, build_model
+from vlds.models import JointSeq2Seq
+from vlds.models.build import ModelSetup, build_model
+from vlds.models.joint_model import JointModel
 from vlds.models.visual_embedding import VisualEmbeddingConfig
-from vlds.models.vl_model import VLModel
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch
 from vlds.vision import StoredFeatures
 
@@ -84,23 +85,25 @@ class RecordedCase:
         """What the flags ask for, as `methods_of` says."""
         return methods_of(parse_flags(self.record["flags"]), self.record["config"], self.weights)
 
-    def build(self, folder: Path) -> VLModel:
+    def build(self, folder: Path) -> JointModel:
         """Our model with the recorded weights, in float64, evaluation mode."""
         size = self.record["config"]
         config = folder / "config.json"
         config.write_text(json.dumps(hf_config(size)), encoding="utf-8")
         methods, train_norms = self.methods()
         grid = round(size["grid_in"] ** 0.5)
-        model_config = ModelConfig(
-            backbone=backbone_of(size, str(config)),
-            vision=StoredFeatures(dim=size["feat_dim"], grid=grid),
-            visual_embedding=VisualEmbeddingConfig(
-                grid=round(size["n_boxes"] ** 0.5),
-                num_images=size["n_images"],
-                norm_biases=has_tensor("feat_embedding.1.bias", self.weights),
+        model_config = ModelSetup(
+            kind=JointSeq2Seq(
+                backbone=backbone_of(size, str(config)),
+                vision=StoredFeatures(dim=size["feat_dim"], grid=grid),
+                visual_embedding=VisualEmbeddingConfig(
+                    grid=round(size["n_boxes"] ** 0.5),
+                    num_images=size["n_images"],
+                    norm_biases=has_tensor("feat_embedding.1.bias", self.weights),
+                ),
+                train_norms=train_norms,
             ),
             methods=methods,
-            train_norms=train_norms,
         )
         tokenizer = ["token"] * size["vocab"]  # only its length is looked at
         model = build_model(model_config, self.tasks, torch.float64, tokenizer)
@@ -141,7 +144,7 @@ class RecordedCase:
         weights = self.tensors.get(f"{task}/scores", torch.ones(len(lengths))).double()
         return weights / lengths / len(lengths)
 
-    def loss(self, model: VLModel, task: str) -> Tensor:
+    def loss(self, model: JointModel, task: str) -> Tensor:
         """The original's loss of one task; with --track_z, bottlenecks that are active cost."""
         with bottleneck_activations() as active:
             loss = model(self.batch(task), self.coefficients(task)).loss
@@ -149,7 +152,7 @@ class RecordedCase:
             return loss
         return loss + ACTIVITY_WEIGHT * torch.stack([z.square().mean() for z in active]).mean()
 
-    def trainable(self, model: VLModel) -> list[NamedSlice]:
+    def trainable(self, model: JointModel) -> list[NamedSlice]:
         """What trains, under the original's names."""
         first_name = {alias: first for first, alias in self.record["aliases"]}
         names = named_tensors(model, self.methods()[0], self.tasks)

@@ -17,11 +17,11 @@ from vlds.data.order.batch_cut import BatchCut
 from vlds.data.order.mixed_order import MixedOrder
 from vlds.data.order.permutation import Draws
 from vlds.data.shards.decode import PictureCache, decode_pictures
-from vlds.data.streams.collate import ImageStack, Row, Tokenizer, collate
 from vlds.data.streams.eval_order import EvalOrder
+from vlds.data.streams.image_stack import ImageStack
 from vlds.data.streams.loader import Parcel
 from vlds.data.streams.source import AnySource, TaskSource, fixed_example
-from vlds.schema import Example, ImageSpec, Sample, SkipSample
+from vlds.schema import Collator, Example, ImageSpec, Row, Sample, SkipSample
 from vlds.tasks.base import ask
 
 Place: TypeAlias = tuple[int, int, int]
@@ -32,7 +32,7 @@ Place: TypeAlias = tuple[int, int, int]
 class StreamSetup:
     """What a stream needs to know of its run, besides the recipe's `data`."""
 
-    tokenizer: Tokenizer
+    collator: Collator
     image: ImageSpec | None
     """None: the model reads stored features."""
     seed: int = 0
@@ -151,12 +151,8 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
                     return parcel
                 rows.append(row)
             self._num_images = max(self._num_images, len(batch.stack))
-            parcel.batch = collate(
-                rows,
-                batch.stack,
-                self.reader.setup.tokenizer,
-                features=self.reader.setup.image is None,
-                evaluation=self.reader.evaluation,
+            parcel.batch = self.reader.setup.collator(
+                rows, batch.stack.tensor(), evaluation=self.reader.evaluation
             )
         except ValueError as error:  # ShardError is one
             parcel.error = error

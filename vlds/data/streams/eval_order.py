@@ -15,9 +15,8 @@ import numpy as np
 
 from vlds.data.errors import ShardError
 from vlds.data.order.permutation import WHOLE_SAMPLE, Ints
-from vlds.data.streams.collate import Tokenizer, token_ids
 from vlds.data.streams.source import Source, fixed_example
-from vlds.schema import Example, SkipSample
+from vlds.schema import Collator, Example, SkipSample
 from vlds.tasks.base import check_unique
 
 TOGETHER = 1024
@@ -69,8 +68,8 @@ def fixed_examples(source: Source, samples: range) -> Iterator[tuple[int, list[E
         yield len(sample.images) or len(sample.features), examples
 
 
-def survey(source: Source, samples: range, tokenizer: Tokenizer | None = None) -> Survey:
-    """Read the text of some samples. Without a tokenizer their costs stay empty."""
+def survey(source: Source, samples: range, collator: Collator | None = None) -> Survey:
+    """Read the text of some samples. Without a collator their costs stay empty."""
     result = Survey()
     for start in range(samples.start, samples.stop, TOGETHER):
         part = range(start, min(start + TOGETHER, samples.stop))
@@ -79,10 +78,9 @@ def survey(source: Source, samples: range, tokenizer: Tokenizer | None = None) -
         result.ids += [example.id for example in examples]
         result.references += [example.reference for example in examples]
         result.samples += [example.sample for example in examples]
-        if tokenizer is not None:
+        if collator is not None:
             limit = source.task.max_prompt_tokens
-            prompts = token_ids(tokenizer, [(example.prompt, limit) for example in examples])
-            lengths = iter(map(len, prompts))
+            lengths = iter(collator.prompt_lengths([(e.prompt, limit) for e in examples]))
             result.costs += [
                 (pictures, max((next(lengths) for _ in group), default=0))
                 for pictures, group in groups

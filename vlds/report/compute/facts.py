@@ -21,9 +21,7 @@ MADE = ("started", "training took", "hardware", "versions", "command")
 def trained_text(recipe: Recipe) -> str:
     """What a recipe trains: methods with their fields, norms, visual embedding."""
     trained = [method_text(method) for method in recipe.methods.values()]
-    trained += ["norms"] if recipe.train_norms else []
-    trained += ["visual embedding"] if recipe.train_visual_embedding else []
-    return " + ".join(trained) or "nothing"
+    return " + ".join([*trained, *recipe.model.trained_text]) or "nothing"
 
 
 def method_text(method: Method) -> str:

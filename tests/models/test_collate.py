@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from vlds.data.streams.collate import ImageStack, Row, collate
-from vlds.schema import IGNORED_LABEL, NO_IMAGE, Example
+from vlds.data.streams.image_stack import ImageStack
+from vlds.models.collate import JointCollator
+from vlds.schema import IGNORED_LABEL, NO_IMAGE, Example, Row
 
 
 class Words:
@@ -45,7 +46,7 @@ def test_padding_labels_and_limits() -> None:
         row("a", "a bb ccc dddd", "aaaaa"),
         row("b", "a", "a bb ccc", task_index=2, max_prompt_tokens=9, max_target_tokens=3),
     ]
-    batch = collate(rows, stack(), Words(), features=False, evaluation=False)
+    batch = JointCollator(Words(), features=False)(rows, stack().tensor(), evaluation=False)
     assert batch.ids == ["a", "b"]
     assert batch.input_ids.tolist() == [[1, 2, 3], [1, 0, 0]]
     assert batch.attention_mask.tolist() == [[True, True, True], [True, False, False]]
@@ -67,7 +68,7 @@ def test_rows_point_to_the_pictures_of_the_stack() -> None:
         row("c", "c", "x", one),
         row("d", "d", "x", range(0)),
     ]
-    batch = collate(rows, pictures, Words(), features=False, evaluation=False)
+    batch = JointCollator(Words(), features=False)(rows, pictures.tensor(), evaluation=False)
     assert batch.images is not None
     assert batch.images.shape == (3, 3, 2, 2)
     assert batch.images.dtype == torch.uint8
@@ -83,26 +84,29 @@ def test_rows_point_to_the_pictures_of_the_stack() -> None:
 def test_equal_texts_are_tokenized_once_for_each_limit() -> None:
     tokenizer = Words()
     rows = [row(str(n), "same text", "yes", max_prompt_tokens=2 + n % 2) for n in range(6)]
-    collate(rows, stack(), tokenizer, features=False, evaluation=False)
+    JointCollator(tokenizer, features=False)(rows, stack().tensor(), evaluation=False)
     prompts = [seen for seen in tokenizer.seen if seen[0] != ["yes"]]
     assert sorted(prompts, key=lambda seen: seen[1]) == [(["same text"], 2), (["same text"], 3)]
 
 
 def test_evaluation_has_references_and_may_lack_targets() -> None:
     rows = [row("a", "a", None), row("b", "b", "x y", valid=False)]
-    batch = collate(rows, stack(), Words(), features=False, evaluation=True)
+    batch = JointCollator(Words(), features=False)(rows, stack().tensor(), evaluation=True)
     assert batch.references == ["A", "B"]
     assert batch.valid.tolist() == [True, False]
     assert batch.labels is not None
     assert batch.labels.tolist() == [[IGNORED_LABEL] * 2, [1, 1]]
-    assert collate(rows[:1], stack(), Words(), features=False, evaluation=True).labels is None
+    assert (
+        JointCollator(Words(), features=False)(rows[:1], stack().tensor(), evaluation=True).labels
+        is None
+    )
 
 
 def test_features_go_into_features() -> None:
     features = ImageStack(2)
     numbers = [features.add([np.full((2, 4), n, np.float16)]) for n in range(2)]
     rows = [row(str(n), "a", "b", images) for n, images in enumerate(numbers)]
-    batch = collate(rows, features, Words(), features=True, evaluation=False)
+    batch = JointCollator(Words(), features=True)(rows, features.tensor(), evaluation=False)
     assert batch.images is None
     assert batch.features is not None
     assert batch.features.dtype == torch.float16

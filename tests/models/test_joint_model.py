@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tests.toys.models import backbone, batch, build
 from vlds.backbones import T5, Backbone, Bart
 from vlds.methods import Adapter, Full
-from vlds.models.vl_model import VLModel
+from vlds.models.joint_model import JointModel
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Decoding
 from vlds.vision import ConvNet
 
@@ -25,7 +25,7 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-def backward(model: VLModel, examples: Batch) -> Tensor:
+def backward(model: JointModel, examples: Batch) -> Tensor:
     """Loss after a backward pass."""
     model.zero_grad()
     loss = model(examples, torch.linspace(0.1, 0.4, len(examples))).loss

@@ -8,62 +8,28 @@ target tokens, w words of the vocabulary, d width.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from vlds.backbones.attention import beams_share_states
-from vlds.backbones.base import Backbone, unique_state
+from vlds.backbones.attention import beams_share_states, use_extensions
+from vlds.backbones.base import Backbone
 from vlds.methods.extended import is_own
-from vlds.methods.routing import TaskRouting
-from vlds.models.answer_list import AnswerList, read_answers
 from vlds.models.cached_decoder import CachedDecoder
-from vlds.models.counts import Counts
 from vlds.models.generation import answers, best_choice, generate_ids, token_means
 from vlds.models.hypotheses import Written
+from vlds.models.model import Answer, Model, Part
 from vlds.models.visual_embedding import VisualEmbedding
-from vlds.schema import IGNORED_LABEL, Batch, Decoding
-from vlds.vision.base import GridEncoder
+from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Decoding
+from vlds.vision.base import GridEncoder, VisionEncoder
 
 
-class ModelOutput(NamedTuple):
-    """One forward pass. A tuple, in which ZeRO-3's hooks find the tensors."""
-
-    loss: Tensor
-    """Sum over examples of coefficient x summed token nll, in float32."""
-    token_nll_sum: Tensor
-    """(b,) summed token nll of each example, detached."""
-
-
-class Answer(NamedTuple):
-    """A model's answer, and how sure it is."""
-
-    text: str
-    confidence: float
-    """The model's probability of the whole answer; with `choices`, its share among them."""
-    token_confidence: float | None
-    """The geometric mean over the tokens of a free text, </s> included. None for a text of one
-    token, where `confidence` says as much, and for restricted answers."""
-
-
-@dataclass(frozen=True)
-class Sources:
-    """Which tensors of a model are, bit for bit, those of the files or hub names that its recipe
-    names."""
-
-    names: frozenset[str] = frozenset()
-    """Whole tensors."""
-    rows: Mapping[str, int] = field(default_factory=dict)
-    """Tables whose first rows are: name -> number of rows. The others are new."""
-
-
-class VLModel(nn.Module):
-    """A vision-and-language model; `build_model` makes it."""
+class JointModel(Model):
+    """VL-T5 and VL-BART: text and visual tokens go through one encoder."""
 
     def __init__(
         self,
@@ -71,39 +37,48 @@ class VLModel(nn.Module):
         visual_embedding: VisualEmbedding,
         backbone: Any,
         *,
+        encoder: VisionEncoder,
         family: Backbone,
-        routing: TaskRouting,
         tokenizer: Any = None,
     ) -> None:
-        super().__init__()
+        """`encoder` and `family`: the recipe's choices that `vision` and `backbone` come from."""
+        super().__init__(tokenizer)
         self.vision = vision
         self.visual_embedding = visual_embedding
         self.backbone = backbone
+        self.encoder = encoder
         self.family = family
-        self.routing = routing
-        self.tokenizer = tokenizer
-        self.trained_by: dict[str, str] = {}
-        """Trainable parameter -> method that trains it, or "norms", or "visual_embedding"."""
-        self.sources = Sources()
-        self.answer_lists: dict[Any, AnswerList] = {}
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        family = self.family
+        return {
+            "backbone": Part("backbone", family.target_modules, family.optimizer_rules),
+            "vision": Part("vision", self.encoder.target_modules),
+        }
+
+    def use_methods(self) -> None:
+        use_extensions(self.backbone)
+
+    def moving_buffers(self) -> list[tuple[str, Tensor]]:
+        """Those of a vision encoder that is not frozen."""
+        vision = self.vision
+        return [] if vision.frozen else [(f"vision.{n}", b) for n, b in vision.named_buffers()]
+
+    def pretrained_names(self) -> set[str]:
+        """Names of the backbone's own tensors, relative to the backbone: all but what methods have
+        added."""
+        return {name for name in self.backbone.state_dict() if is_own(name)}
+
+    def sizes(self, batch: Batch) -> Tensor:
+        """(b, 3) visual tokens, target tokens and prompt tokens."""
+        assert batch.labels is not None
+        images = (batch.image_index != NO_IMAGE).sum(1)
+        targets = (batch.labels != IGNORED_LABEL).sum(1)
+        visual = images * self.visual_embedding.num_tokens
+        return torch.stack([visual, targets, batch.attention_mask.sum(1)], 1)
 
     # Training.
-
-    def forward(
-        self, batch: Batch, coefficients: Tensor, parts: Sequence[Tensor] = ()
-    ) -> ModelOutput:
-        """The loss: each example's summed token nll times its coefficient (b,).
-
-        `parts`: sets of rows that are computed one after another, each padded to its own longest;
-        without them all rows are computed at once.
-        """
-        if parts:
-            pieces = [self.token_nll(batch.select(rows)).sum(1) for rows in parts]
-            sums = torch.cat(pieces)[torch.cat(list(parts)).argsort().to(coefficients.device)]
-        else:
-            sums = self.token_nll(batch).sum(1)
-        loss = (coefficients.to(sums) * sums).sum()
-        return ModelOutput(loss, sums.detach())
 
     def token_nll(self, batch: Batch) -> Tensor:
         """(b, t) negative log-likelihood of each target token, 0 on padding, in at least
@@ -230,63 +205,8 @@ class VLModel(nn.Module):
                 beam_forces_eos=self.family.beam_forces_eos,
             )
 
-    def answer_list(self, decoding: Decoding) -> AnswerList | None:
-        """The list that answers come from, kept for the next batch; None where they are free.
-
-        Errors: ValueError if the list cannot be read.
-        """
-        if decoding.answers is None:
-            return None
-        if (listed := self.answer_lists.get(decoding.answers)) is None:
-            listed = AnswerList(read_answers(decoding.answers), self.tokenizer)
-            self.answer_lists[decoding.answers] = listed
-        return listed.to(self.backbone.device)
-
     def choice_logits(self, states: Tensor, mask: Tensor) -> Tensor:
         """(b, w) logits of the first real token of an answer."""
         prefix = torch.tensor(self.family.choice_prefix(self.backbone), device=states.device)
         decoded = self.decode(states, mask, prefix.expand(len(states), -1))
         return self.vocabulary_logits(decoded[:, -1])
-
-    def choice_ids(self, choices: Sequence[str]) -> list[list[int]]:
-        """Tokens of words to choose from.
-
-        Errors: ValueError if two of them begin with the same token, so that they cannot be told
-        apart.
-        """
-        ids = [
-            list(self.tokenizer(word, add_special_tokens=False)["input_ids"]) for word in choices
-        ]
-        firsts = {tuple(tokens[:1]) for tokens in ids}
-        if len(firsts) < len(ids) or () in firsts:
-            raise ValueError(
-                f"choices: {', '.join(choices)} do not differ in their first token; use words "
-                "that do, or generate"
-            )
-        return ids
-
-    # What it is made of.
-
-    def unique_state(self) -> Iterator[tuple[str, Tensor]]:
-        """Parameters and saved buffers, tied ones once."""
-        return unique_state(self)
-
-    def pretrained_names(self) -> set[str]:
-        """Names of the backbone's own tensors, relative to the backbone: all but what methods have
-        added."""
-        return {name for name in self.backbone.state_dict() if is_own(name)}
-
-    def moving_names(self) -> set[str]:
-        """The tensors that training changes: trainable weights, and the statistics of a vision
-        encoder that is not frozen."""
-        buffers = [] if self.vision.frozen else self.vision.named_buffers()
-        return {*self.trained_by, *(f"vision.{name}" for name, _ in buffers)}
-
-    def part_of(self, name: str) -> str:
-        """The method that trains a parameter, or else the part of the model that holds it."""
-        return self.trained_by.get(name, name.split(".", 1)[0])
-
-    def count_parameters(self) -> Counts:
-        """Weights by part, tied ones once, without the vision encoder, as in VL-Adapter's
-        percentages."""
-        return Counts.of(self)

@@ -1,0 +1,49 @@
+"""The distinct images of a batch: an image that several examples ask about is stored once.
+
+u distinct images, v visual tokens of an image, dim channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class ImageStack:
+    """The distinct images of a batch: decoded pictures (3, h, w) or stored features (v, dim)."""
+
+    def __init__(self, num_images: int) -> None:
+        """`num_images`: a guess of how many will be added."""
+        self._guess = num_images
+        self._array: np.ndarray | None = None
+        self._num_images = 0
+
+    def __len__(self) -> int:
+        return self._num_images
+
+    def add(self, images: Sequence[np.ndarray]) -> range:
+        """Copy the images of a sample to the stack and return their indices.
+
+        Errors: ValueError for features of different shapes in one batch.
+        """
+        first = self._num_images
+        for image in images:
+            if self._array is None:
+                self._array = np.empty((self._guess, *image.shape), image.dtype)
+            elif image.shape != self._array.shape[1:]:
+                raise ValueError(
+                    f"stored features of different shapes in one batch: {self._array.shape[1:]}, "
+                    f"{image.shape}; compute them with one encoder and one image size"
+                )
+            elif self._num_images == len(self._array):
+                self._array = np.concatenate([self._array, np.empty_like(self._array)])
+            self._array[self._num_images] = image
+            self._num_images += 1
+        return range(first, self._num_images)
+
+    def tensor(self) -> Tensor | None:
+        """(u, ...), sharing the stack's memory; None without images."""
+        return None if self._array is None else torch.from_numpy(self._array[: self._num_images])

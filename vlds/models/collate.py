@@ -1,0 +1,91 @@
+"""Rows and their pictures -> Batch, for models that read text and visual tokens apart.
+
+b examples, u distinct images, n images an example, l prompt tokens, t target tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Row
+
+
+class Tokenizer(Protocol):
+    """What batches need of a Hugging Face tokenizer."""
+
+    pad_token_id: int
+
+    def __call__(
+        self, texts: list[str], /, *, add_special_tokens: bool, truncation: bool, max_length: int
+    ) -> Mapping[str, list[list[int]]]: ...
+
+
+@dataclass(frozen=True)
+class JointCollator:
+    """Puts rows together, padded on the right."""
+
+    tokenizer: Tokenizer
+    features: bool
+    """True if images are stored features."""
+
+    def __call__(self, rows: Sequence[Row], images: Tensor | None, *, evaluation: bool) -> Batch:
+        """`images`: the distinct images of the rows (u, ...)."""
+        prompts = token_ids(self.tokenizer, [(r.example.prompt, r.max_prompt_tokens) for r in rows])
+        input_ids = _padded(prompts, self.tokenizer.pad_token_id)
+        lengths = torch.tensor([len(tokens) for tokens in prompts])
+        return Batch(
+            ids=[row.example.id for row in rows],
+            task_index=torch.tensor([row.task_index for row in rows]),
+            input_ids=input_ids,
+            attention_mask=torch.arange(input_ids.shape[1]) < lengths[:, None],
+            labels=_labels(rows, self.tokenizer),
+            weights=torch.tensor([row.example.weight for row in rows], dtype=torch.float32),
+            valid=torch.tensor([row.valid for row in rows]),
+            image_index=_padded([row.images for row in rows], NO_IMAGE),
+            images=None if self.features else images,
+            features=images if self.features else None,
+            references=[row.example.reference for row in rows] if evaluation else [],
+            samples=[row.example.sample for row in rows] if evaluation else [],
+        )
+
+    def prompt_lengths(self, prompts: Sequence[tuple[str, int]]) -> list[int]:
+        """Tokens of (prompt, most tokens) pairs."""
+        return [len(tokens) for tokens in token_ids(self.tokenizer, prompts)]
+
+
+def _labels(rows: Sequence[Row], tokenizer: Tokenizer) -> Tensor | None:
+    """(b, t), ignored for examples without a target; None if no example has one."""
+    if all(row.example.target is None for row in rows):
+        return None
+    texts = [(row.example.target or "", row.max_target_tokens) for row in rows]
+    pairs = zip(rows, token_ids(tokenizer, texts), strict=True)
+    return _padded(
+        [[] if row.example.target is None else tokens for row, tokens in pairs], IGNORED_LABEL
+    )
+
+
+def token_ids(tokenizer: Tokenizer, texts: Sequence[tuple[str, int]]) -> list[list[int]]:
+    """Token ids of (text, most tokens) pairs: one call of the tokenizer for each limit.
+
+    Equal texts, frequent among prompts and answers of one batch, are tokenized once.
+    """
+    ids_of: dict[tuple[str, int], list[int]] = {}
+    for limit in {limit for _, limit in texts}:
+        distinct = list(dict.fromkeys(text for text, its_limit in texts if its_limit == limit))
+        tokens = tokenizer(distinct, add_special_tokens=True, truncation=True, max_length=limit)
+        for text, ids in zip(distinct, tokens["input_ids"], strict=True):
+            ids_of[text, limit] = ids
+    return [ids_of[key] for key in texts]
+
+
+def _padded(lines: Sequence[Sequence[int]], value: int) -> Tensor:
+    """(lines, longest) int64; one column of `value` where all lines are empty."""
+    columns = list(zip_longest(*lines, fillvalue=value)) or [(value,) * len(lines)]
+    return torch.from_numpy(np.array(columns, np.int64).T.copy())

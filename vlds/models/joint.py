@@ -1,0 +1,184 @@
+"""The kind of VL-T5 and VL-BART: vision encoder -> visual embedding -> backbone's joint encoder ->
+decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from vlds.backbones.base import Backbone
+from vlds.methods.host import find_modules
+from vlds.models.collate import JointCollator
+from vlds.models.draws import draw_rows
+from vlds.models.joint_model import JointModel
+from vlds.models.kind import ModelKind
+from vlds.models.model import Model, Sources
+from vlds.models.visual_embedding import VisualEmbedding, VisualEmbeddingConfig
+from vlds.pretrained.weights import quiet
+from vlds.schema import ImageSpec
+from vlds.vision.base import VisionEncoder, freeze, load_weights
+
+BACKBONE_PREFIX = "backbone."
+"""What the backbone's tensor names begin with inside the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointSeq2Seq(ModelKind):
+    """An encoder-decoder whose encoder reads text and visual tokens together: VL-T5, VL-BART."""
+
+    backbone: Backbone
+    """The language model: a class of vlds.backbones."""
+    vision: VisionEncoder
+    """Turns pictures into grid features: a class of vlds.vision."""
+    visual_embedding: VisualEmbeddingConfig = field(default_factory=VisualEmbeddingConfig)
+    """Turns grid features into visual tokens."""
+    train_norms: bool = False
+    """Train the backbone's layer norms too."""
+    train_visual_embedding: bool = True
+    """Train the visual embedding."""
+
+    @property
+    def sources(self) -> dict[str, str]:
+        sources = {
+            "backbone": self.backbone.path,
+            "vision encoder": self.vision.source,
+            "visual embedding": self.visual_embedding.weights,
+        }
+        return {part: source for part, source in sources.items() if source is not None}
+
+    @property
+    def read_files(self) -> list[str]:
+        return [*self.sources.values(), *filter(None, [self.backbone.tokenizer])]
+
+    def check_sources(self) -> None:
+        self.backbone.check_sources()
+        self.vision.check_sources()
+
+    @property
+    def image(self) -> ImageSpec | None:
+        return self.vision.geometry.image
+
+    @property
+    def most_images(self) -> tuple[int, str]:
+        return self.visual_embedding.num_images, "model.visual_embedding.num_images"
+
+    def load_processor(self) -> Any:
+        return self.backbone.load_tokenizer()
+
+    def load_processor_from(self, folder: Path) -> Any:
+        return self.backbone.load_tokenizer_from(folder)
+
+    def local_processor(self) -> Any:
+        return self.backbone.local_tokenizer()
+
+    def collator(self, processor: Any) -> JointCollator:
+        return JointCollator(processor, features=self.image is None)
+
+    def build(self, dtype: torch.dtype, processor: Any) -> JointModel:
+        """Errors: ValueError if an image has more visual tokens than the vocabulary."""
+        family = self.backbone
+        size = len(processor) if processor is not None else family.vocabulary_size()
+        loaded = family.load(size, dtype)
+        vision = self.vision.build(dtype)
+        freeze(vision)
+        embedding = self.build_visual_embedding(loaded.model.config.d_model).to(dtype)
+        if embedding.num_tokens > family.visual_tokens:
+            raise ValueError(
+                f"model.backbone.visual_tokens: {family.visual_tokens}, but an image has "
+                f"{embedding.num_tokens} visual tokens; give the vocabulary at least as many"
+            )
+        model = JointModel(
+            vision,
+            embedding,
+            loaded.model,
+            encoder=self.vision,
+            family=family,
+            tokenizer=processor,
+        )
+        model.sources = Sources(
+            names=frozenset(self.source_names(model, loaded.source_names)),
+            rows={BACKBONE_PREFIX + name: rows for name, rows in loaded.source_rows.items()},
+        )
+        return model
+
+    def build_visual_embedding(self, width: int) -> VisualEmbedding:
+        """The bridge, initialised as the backbone's family does, or from its file."""
+        geometry, family = self.vision.geometry, self.backbone
+        norm = partial(family.visual_norm, bias=self.visual_embedding.norm_biases)
+        embedding = VisualEmbedding(
+            self.visual_embedding, geometry.feature_dim, width, geometry.grid_size, norm
+        )
+        embedding.init_weights(family.linear_init_std)
+        load_weights(embedding, self.visual_embedding.weights)
+        return embedding
+
+    def source_names(self, model: JointModel, of_backbone: Iterable[str]) -> set[str]:
+        """Tensors of the model that a source has filled."""
+        names = {BACKBONE_PREFIX + name for name in of_backbone}
+        state = [name for name, _ in model.unique_state()]
+        if self.vision.source is not None:
+            names.update(name for name in state if name.startswith("vision."))
+        if self.visual_embedding.weights is not None:
+            names.update(name for name in state if name.startswith("visual_embedding."))
+        return names
+
+    def draw_rows(self, model: Model, seed: int) -> None:
+        """New rows of the token table; a head of its own is drawn like other weights."""
+        assert isinstance(model, JointModel)
+        table = model.backbone.get_input_embeddings().weight
+        rows = {
+            name: rows
+            for name, rows in model.sources.rows.items()
+            if model.get_parameter(name) is table
+        }
+        draw_rows(model, rows, self.backbone.new_row_std, seed)
+
+    def trained_parts(self, model: Model) -> Iterator[tuple[str, Iterable[nn.Parameter]]]:
+        assert isinstance(model, JointModel)
+        if self.train_norms:
+            norms = find_modules(model.backbone, self.backbone.target_modules, "norm").values()
+            yield "norms", (p for norm in norms for p in norm.parameters(recurse=False))
+        if self.train_visual_embedding:
+            yield "visual_embedding", model.visual_embedding.parameters()
+
+    @property
+    def trained_text(self) -> list[str]:
+        norms = ["norms"] if self.train_norms else []
+        return [*norms, "visual embedding"] if self.train_visual_embedding else norms
+
+    def enable_checkpointing(self, model: Model) -> None:
+        """Versions of transformers differ in the name of the switch."""
+        assert isinstance(model, JointModel)
+        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+        backbone = model.backbone
+        enable = next(getattr(backbone, name) for name in names if hasattr(backbone, name))
+        enable({"use_reentrant": False})
+
+    def export(self, model: Model, folder: Path) -> JointSeq2Seq:
+        """The backbone and the tokenizer under Hugging Face's names, and a file for each other
+        part."""
+        assert isinstance(model, JointModel)
+        names, state = model.pretrained_names(), model.backbone.state_dict()
+        with quiet():
+            model.backbone.save_pretrained(
+                folder, state_dict={name: state[name] for name in state if name in names}
+            )
+        model.processor.save_pretrained(folder)
+        embedding_file = folder / "visual_embedding.safetensors"
+        embedding = model.visual_embedding.state_dict()
+        save_file({name: t.contiguous() for name, t in embedding.items()}, embedding_file)
+        return replace(
+            self,
+            backbone=self.backbone.saved_in(folder),
+            vision=self.vision.export(model.vision, folder),
+            visual_embedding=replace(self.visual_embedding, weights=str(embedding_file)),
+            train_norms=False,
+            train_visual_embedding=False,
+        )

@@ -1,0 +1,188 @@
+"""What every kind of model is to the trainer, the evaluator and the converters.
+
+Shapes: b examples, l prompt tokens, t target tokens, n images per example, w words of the
+vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vlds.backbones.base import unique_state
+from vlds.methods.routing import TaskRouting
+from vlds.models.answer_list import AnswerList, read_answers
+from vlds.models.counts import Counts
+from vlds.schema import Batch, Decoding, OptimizerRules, TargetModules
+
+
+class ModelOutput(NamedTuple):
+    """One forward pass. A tuple, in which ZeRO-3's hooks find the tensors."""
+
+    loss: Tensor
+    """Sum over examples of coefficient x summed token nll, in float32."""
+    token_nll_sum: Tensor
+    """(b,) summed token nll of each example, detached."""
+
+
+class Answer(NamedTuple):
+    """A model's answer, and how sure it is."""
+
+    text: str
+    confidence: float
+    """The model's probability of the whole answer; with `choices`, its share among them."""
+    token_confidence: float | None
+    """The geometric mean over the tokens of a free text, </s> included. None for a text of one
+    token, where `confidence` says as much, and for restricted answers."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Which tensors of a model are, bit for bit, those of the files or hub names that its recipe
+    names."""
+
+    names: frozenset[str] = frozenset()
+    """Whole tensors."""
+    rows: Mapping[str, int] = field(default_factory=dict)
+    """Tables whose first rows are: name -> number of rows. The others are new."""
+
+
+class Part(NamedTuple):
+    """A part of a model that methods can tune."""
+
+    path: str
+    """The part's module in the model; also the start of its tensors' names."""
+    targets: TargetModules
+    """Where methods attach, relative to the module."""
+    optimizer_rules: OptimizerRules = MappingProxyType({})
+    """Path pattern of a parameter -> rule, where the kind of the parameter's module does not say
+    it."""
+
+
+class Model(nn.Module, ABC):
+    """A frozen model with methods attached; `build_model` makes it."""
+
+    def __init__(self, processor: Any = None) -> None:
+        """`processor`: the tokenizer, or the processor of text and pictures; None where only shapes
+        are wanted."""
+        super().__init__()
+        self.processor = processor
+        self.routing = TaskRouting()
+        self.trained_by: dict[str, str] = {}
+        """Trainable parameter -> method that trains it, or the part of the model."""
+        self.sources = Sources()
+        self.answer_lists: dict[Any, AnswerList] = {}
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of answers."""
+        return getattr(self.processor, "tokenizer", self.processor)
+
+    # What each kind says.
+
+    @property
+    @abstractmethod
+    def parts(self) -> dict[str, Part]:
+        """Name -> part that methods can tune."""
+
+    @abstractmethod
+    def token_nll(self, batch: Batch) -> Tensor:
+        """(b, t) negative log-likelihood of each label's token, 0 elsewhere, in at least float32.
+
+        Errors: ValueError if the batch has no labels.
+        """
+
+    @abstractmethod
+    def logits(self, batch: Batch) -> Tensor:
+        """(b, t, w) for each target token, given those before it."""
+
+    @abstractmethod
+    def answer(self, batch: Batch, decoding: Decoding) -> list[Answer]:
+        """Each example's answer."""
+
+    @abstractmethod
+    def sizes(self, batch: Batch) -> Tensor:
+        """(b, k) tokens of each kind that a row has, whose largest values set the padding of all
+        rows computed together."""
+
+    def use_methods(self) -> None:
+        """Called once methods are attached: let the model run what they have added."""
+
+    def moving_buffers(self) -> list[tuple[str, Tensor]]:
+        """Statistics that training changes without a gradient."""
+        return []
+
+    # Training.
+
+    def forward(
+        self, batch: Batch, coefficients: Tensor, pieces: Sequence[Tensor] = ()
+    ) -> ModelOutput:
+        """The loss: each example's summed token nll times its coefficient (b,).
+
+        `pieces`: sets of rows that are computed one after another, each padded to its own longest;
+        without them all rows are computed at once.
+        """
+        if pieces:
+            of_pieces = [self.token_nll(batch.select(rows)).sum(1) for rows in pieces]
+            order = torch.cat(list(pieces)).argsort()
+            sums = torch.cat(of_pieces)[order.to(coefficients.device)]
+        else:
+            sums = self.token_nll(batch).sum(1)
+        loss = (coefficients.to(sums) * sums).sum()
+        return ModelOutput(loss, sums.detach())
+
+    # Answers.
+
+    def answer_list(self, decoding: Decoding) -> AnswerList | None:
+        """The list that answers come from, kept for the next batch; None where they are free.
+
+        Errors: ValueError if the list cannot be read.
+        """
+        if decoding.answers is None:
+            return None
+        if (listed := self.answer_lists.get(decoding.answers)) is None:
+            listed = AnswerList(read_answers(decoding.answers), self.tokenizer)
+            self.answer_lists[decoding.answers] = listed
+        return listed.to(next(self.parameters()).device)
+
+    def choice_ids(self, choices: Sequence[str]) -> list[list[int]]:
+        """Tokens of words to choose from.
+
+        Errors: ValueError if two of them begin with the same token, so that they cannot be told
+        apart.
+        """
+        ids = [
+            list(self.tokenizer(word, add_special_tokens=False)["input_ids"]) for word in choices
+        ]
+        firsts = {tuple(tokens[:1]) for tokens in ids}
+        if len(firsts) < len(ids) or () in firsts:
+            raise ValueError(
+                f"choices: {', '.join(choices)} do not differ in their first token; use words "
+                "that do, or generate"
+            )
+        return ids
+
+    # What it is made of.
+
+    def unique_state(self) -> Iterator[tuple[str, Tensor]]:
+        """Parameters and saved buffers, tied ones once."""
+        return unique_state(self)
+
+    def moving_names(self) -> set[str]:
+        """The tensors that training changes."""
+        return {*self.trained_by, *(name for name, _ in self.moving_buffers())}
+
+    def part_of(self, name: str) -> str:
+        """The method that trains a parameter, or else the part of the model that holds it."""
+        return self.trained_by.get(name, name.split(".", 1)[0])
+
+    def count_parameters(self) -> Counts:
+        """Weights by part, tied ones once, without the vision encoder, as in VL-Adapter's
+        percentages."""
+        return Counts.of(self)

@@ -182,7 +182,7 @@ def plain_batch(work: Workload, rows: Sequence[Row], stack: ImageStack) -> Batch
     """A batch, padded to its longest input."""
     features = work.image is None
     return JointCollator(work.model.tokenizer, features=features)(
-        rows, stack.tensor(), evaluation=True
+        rows, stack.images(), evaluation=True
     )
 
 

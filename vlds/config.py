@@ -28,7 +28,7 @@ from vlds.runtime.credentials import without_credentials
 from vlds.runtime.shown import visible
 from vlds.runtime.whole_file import write_whole
 from vlds.runtime.yaml_file import read_yaml
-from vlds.schema import ImageSpec
+from vlds.schema import PictureSpec
 from vlds.tasks.base import TEST_MARK, Task
 from vlds.vision.base import VisionEncoder
 
@@ -219,7 +219,7 @@ class Recipe:
         return of_tasks if len(of_tasks) == len(self.tasks) else of_tasks | common
 
     @property
-    def image(self) -> ImageSpec | None:
+    def image(self) -> PictureSpec | None:
         """The pictures that the model takes; None if it takes stored features."""
         image = self.model.image
         return image and replace(image, decode=self.data.decode)

@@ -77,6 +77,7 @@ def compute_features(recipe: Recipe, folder: str, out: Path, name: str | None) -
     image, vision = recipe.image, recipe.encoder
     if image is None:
         raise ValueError("vision: StoredFeatures computes nothing; name an encoder of pictures")
+    assert isinstance(image, ImageSpec), "encoders of vlds take pictures of one size"
     if vision.source is None:
         raise ValueError("vision: its weights are random; name pretrained ones, or a file of them")
     dataset = open_dataset(folder, recipe.data.shard_cache)

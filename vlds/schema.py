@@ -38,6 +38,23 @@ class ImageSpec:
 
 
 @dataclass(frozen=True)
+class NaturalSize:
+    """Pictures as stored, uint8 RGB of any size: the model's own processor resizes them."""
+
+    max_pixels: int
+    """Larger pictures are scaled down to this many pixels; their aspect ratio stays."""
+    decode: Literal["exact", "fast"] = "exact"
+    """As in `ImageSpec`; all pixels of a JPEG are decoded in both cases."""
+
+
+PictureSpec: TypeAlias = ImageSpec | NaturalSize
+"""The pictures that a model takes."""
+Images: TypeAlias = Tensor | list[Tensor] | None
+"""The distinct images of a batch: pictures of one size (u, 3, h, w) or features (u, v, dim); a list
+of pictures (3, h, w) of unlike sizes; None if there are none."""
+
+
+@dataclass(frozen=True)
 class Sample:
     """One image, image pair or clip with all its annotations, as stored in a shard."""
 
@@ -115,6 +132,14 @@ class Batch:
     """(u, v, dim) float16: grid features stored in the shard."""
     boxes: Tensor | None = None
     """(u, v, 4) boxes of visual tokens, (x1, x2, y1, y2) in 0..1; None: zeros, as in VL-Adapter."""
+    types: dict[str, Tensor] = field(default_factory=dict)
+    """More numbers of the prompt's tokens that an image-text model wants: name -> (b, l)."""
+    media: list[dict[str, Tensor]] = field(default_factory=list)
+    """What an image-text model's processor has made of each row's pictures; the model joins the
+    rows. Empty for a row without pictures; no entries in other kinds of models."""
+    labels_on_prompt: bool = False
+    """True if labels lie on the sequence of `input_ids`, (b, l), as decoder-only models have
+    them."""
     references: list[Any] = field(default_factory=list)
     """One entry per example; only evaluation fills it."""
     samples: list[str] = field(default_factory=list)
@@ -127,7 +152,9 @@ class Batch:
         """These rows (r,), padded to the longest of them, with their images."""
         prompts = int(self.attention_mask[rows].sum(1).max())
         targets = None
-        if self.labels is not None:
+        if self.labels is not None and self.labels_on_prompt:
+            targets = self.labels[rows, :prompts]
+        elif self.labels is not None:
             longest = (self.labels[rows] != IGNORED_LABEL).sum(1).max()
             targets = self.labels[rows, : max(1, int(longest))]
         shown = self.image_index[rows]
@@ -151,6 +178,9 @@ class Batch:
             images=pick(self.images),
             features=pick(self.features),
             boxes=pick(self.boxes),
+            types={name: values[rows, :prompts] for name, values in self.types.items()},
+            media=[self.media[row] for row in rows.tolist()] if self.media else [],
+            labels_on_prompt=self.labels_on_prompt,
             references=[self.references[row] for row in rows.tolist()] if self.references else [],
             samples=[self.samples[row] for row in rows.tolist()] if self.samples else [],
         )
@@ -168,15 +198,16 @@ class Batch:
         mapped: dict[str, Any] = {
             name: function(value) for name, value in values.items() if isinstance(value, Tensor)
         }
-        return replace(self, **mapped)
+        types = {name: function(value) for name, value in self.types.items()}
+        media = [{n: function(value) for n, value in row.items()} for row in self.media]
+        return replace(self, types=types, media=media, **mapped)
 
 
 class Collator(Protocol):
     """Makes the batches of a kind of model, in the loader's workers: pickle can copy it."""
 
-    def __call__(self, rows: Sequence[Row], images: Tensor | None, *, evaluation: bool) -> Batch:
-        """`images`: the distinct images of the rows (u, ...), pictures or features; the rows name
-        them by their indices."""
+    def __call__(self, rows: Sequence[Row], images: Images, *, evaluation: bool) -> Batch:
+        """`images`: the distinct images of the rows, which name them by their indices."""
         ...
 
     def prompt_lengths(self, prompts: Sequence[tuple[str, int]]) -> list[int]:

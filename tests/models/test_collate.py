@@ -46,7 +46,7 @@ def test_padding_labels_and_limits() -> None:
         row("a", "a bb ccc dddd", "aaaaa"),
         row("b", "a", "a bb ccc", task_index=2, max_prompt_tokens=9, max_target_tokens=3),
     ]
-    batch = JointCollator(Words(), features=False)(rows, stack().tensor(), evaluation=False)
+    batch = JointCollator(Words(), features=False)(rows, stack().images(), evaluation=False)
     assert batch.ids == ["a", "b"]
     assert batch.input_ids.tolist() == [[1, 2, 3], [1, 0, 0]]
     assert batch.attention_mask.tolist() == [[True, True, True], [True, False, False]]
@@ -68,7 +68,7 @@ def test_rows_point_to_the_pictures_of_the_stack() -> None:
         row("c", "c", "x", one),
         row("d", "d", "x", range(0)),
     ]
-    batch = JointCollator(Words(), features=False)(rows, pictures.tensor(), evaluation=False)
+    batch = JointCollator(Words(), features=False)(rows, pictures.images(), evaluation=False)
     assert batch.images is not None
     assert batch.images.shape == (3, 3, 2, 2)
     assert batch.images.dtype == torch.uint8
@@ -84,20 +84,20 @@ def test_rows_point_to_the_pictures_of_the_stack() -> None:
 def test_equal_texts_are_tokenized_once_for_each_limit() -> None:
     tokenizer = Words()
     rows = [row(str(n), "same text", "yes", max_prompt_tokens=2 + n % 2) for n in range(6)]
-    JointCollator(tokenizer, features=False)(rows, stack().tensor(), evaluation=False)
+    JointCollator(tokenizer, features=False)(rows, stack().images(), evaluation=False)
     prompts = [seen for seen in tokenizer.seen if seen[0] != ["yes"]]
     assert sorted(prompts, key=lambda seen: seen[1]) == [(["same text"], 2), (["same text"], 3)]
 
 
 def test_evaluation_has_references_and_may_lack_targets() -> None:
     rows = [row("a", "a", None), row("b", "b", "x y", valid=False)]
-    batch = JointCollator(Words(), features=False)(rows, stack().tensor(), evaluation=True)
+    batch = JointCollator(Words(), features=False)(rows, stack().images(), evaluation=True)
     assert batch.references == ["A", "B"]
     assert batch.valid.tolist() == [True, False]
     assert batch.labels is not None
     assert batch.labels.tolist() == [[IGNORED_LABEL] * 2, [1, 1]]
     assert (
-        JointCollator(Words(), features=False)(rows[:1], stack().tensor(), evaluation=True).labels
+        JointCollator(Words(), features=False)(rows[:1], stack().images(), evaluation=True).labels
         is None
     )
 
@@ -106,7 +106,7 @@ def test_features_go_into_features() -> None:
     features = ImageStack(2)
     numbers = [features.add([np.full((2, 4), n, np.float16)]) for n in range(2)]
     rows = [row(str(n), "a", "b", images) for n, images in enumerate(numbers)]
-    batch = JointCollator(Words(), features=True)(rows, features.tensor(), evaluation=False)
+    batch = JointCollator(Words(), features=True)(rows, features.images(), evaluation=False)
     assert batch.images is None
     assert batch.features is not None
     assert batch.features.dtype == torch.float16

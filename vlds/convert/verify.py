@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vlds.artifact import LoadedRun
 from vlds.convert.output import tell
 from vlds.data.shards.decode import decode_image
+from vlds.data.streams.image_stack import new_stack
 from vlds.methods.extended import states_type
 from vlds.runtime.progress import follow
 from vlds.runtime.regular_file import read_file
-from vlds.schema import Batch, Example, Row, SkipSample
+from vlds.schema import Batch, Example, Images, NaturalSize, Row, SkipSample
 
 TOLERANCES = {torch.bfloat16: 0.05, torch.float32: 1e-5, torch.float64: 1e-9}
 """Largest difference of logits, as a share of the largest logit, that rounding explains."""
@@ -100,7 +100,9 @@ def probe(run: LoadedRun, task: str, pictures: Sequence[Path]) -> Batch:
             decoded = [decode_image(read_file(path), spec, str(path)) for path in pictures]
         except (OSError, SkipSample) as error:
             raise ValueError(f"--verify: {error}; name pictures that can be read") from None
-        images = torch.from_numpy(np.stack(decoded))
+        stack = new_stack(spec, num)
+        stack.add(decoded)
+        images = stack.images()
     rows = [
         Row(
             example=Example(
@@ -126,10 +128,14 @@ def generated_text(tokenizer: Any, length: int, draw: torch.Generator) -> str:
     return text
 
 
-def generated_images(run: LoadedRun, num: int, draw: torch.Generator) -> Tensor:
+def generated_images(run: LoadedRun, num: int, draw: torch.Generator) -> Images:
     """Noise in place of pictures or of stored features."""
-    if (spec := run.recipe.image) is not None:
-        size = (num, 3, spec.height, spec.width)
-        return torch.randint(256, size, generator=draw, dtype=torch.uint8)
+    spec = run.recipe.image
+    if isinstance(spec, NaturalSize):
+        sizes = [(3, 48 + 8 * n, 64) for n in range(num)]
+        return [torch.randint(256, size, generator=draw, dtype=torch.uint8) for size in sizes]
+    if spec is not None:
+        shape = (num, 3, spec.height, spec.width)
+        return torch.randint(256, shape, generator=draw, dtype=torch.uint8)
     geometry = run.recipe.encoder.geometry
     return torch.randn((num, geometry.grid_size**2, geometry.feature_dim), generator=draw).half()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from vlds.artifact import LoadedRun
 from vlds.config import Recipe
 from vlds.data.shards.decode import decode_image
-from vlds.data.streams.image_stack import ImageStack
+from vlds.data.streams.image_stack import new_stack
 from vlds.models.model import Answer
 from vlds.runtime.near_names import guess
 from vlds.schema import Row, Sample, SkipSample
@@ -79,11 +79,11 @@ def predict(
     except SkipSample as error:
         reason = re.sub(r" <_io\.\w+ object at \w+>", "", str(error))  # Pillow's word for it
         raise ValueError(f"image: {reason}; name a file with a whole picture") from None
-    stack = ImageStack(1)
+    stack = new_stack(image, 1)
     images = stack.add(pixels)
     task_index = list(loaded.recipe.tasks).index(name)
     row = Row(example, task_index, task.max_prompt_tokens, task.max_target_tokens, images)
-    batch = loaded.collator([row], stack.tensor(), evaluation=True)
+    batch = loaded.collator([row], stack.images(), evaluation=True)
     device = next(loaded.model.parameters()).device
     answer = loaded.model.answer(batch.to(device), task.decoding)[0]
     return answer._replace(text=task.answer_from(answer.text))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -17,9 +17,7 @@ from vlds.evaluation.result import Decoded, Details, Evaluation
 from vlds.models.model import Model
 from vlds.runtime.progress import Pace
 from vlds.runtime.ranks import Ranks
-from vlds.schema import Batch, Collator
-
-GREY = 128
+from vlds.schema import Collator
 
 
 class EvaluationStopped(Exception):
@@ -131,6 +129,7 @@ class Evaluator:
             cut=BatchCut(self.ranks.world_size),
             global_rank=self.ranks.global_rank,
             worker_timeout=self.recipe.training.worker_timeout,
+            blank_images=self.recipe.data.blank_images,
         )
         stream = EvalStream(
             source,
@@ -151,9 +150,8 @@ class Evaluator:
 
     def _decoded(self, model: Model, stream: EvalStream, source: Source) -> Iterator[Decoded]:
         """This rank's examples."""
-        batches = blanked(stream) if self.recipe.data.blank_images else stream
         pace = Pace()
-        for done, batch in enumerate(batches, 1):
+        for done, batch in enumerate(stream, 1):
             answers = model.answer(batch.to(self.ranks.device), source.task.decoding)
             for row, answer in enumerate(answers):
                 if batch.valid[row]:
@@ -173,13 +171,3 @@ class Evaluator:
                     f"{source.name}: {round(share * num):,} of {num:,} examples  "
                     f"{speed:,.0f} examples/s  {left} left"
                 )
-
-
-def blanked(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The same batches with grey pictures, which show what a model answers without seeing."""
-    for batch in batches:
-        if batch.images is not None:
-            batch.images.fill_(GREY)
-        elif batch.features is not None:
-            batch.features.fill_(0)
-        yield batch

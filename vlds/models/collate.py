@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Row
+from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Images, Row
 
 
 class Tokenizer(Protocol):
@@ -35,8 +35,9 @@ class JointCollator:
     features: bool
     """True if images are stored features."""
 
-    def __call__(self, rows: Sequence[Row], images: Tensor | None, *, evaluation: bool) -> Batch:
-        """`images`: the distinct images of the rows (u, ...)."""
+    def __call__(self, rows: Sequence[Row], images: Images, *, evaluation: bool) -> Batch:
+        """`images`: the distinct images of the rows, of one size."""
+        assert not isinstance(images, list)
         prompts = token_ids(self.tokenizer, [(r.example.prompt, r.max_prompt_tokens) for r in rows])
         input_ids = _padded(prompts, self.tokenizer.pad_token_id)
         lengths = torch.tensor([len(tokens) for tokens in prompts])

@@ -14,7 +14,7 @@ from torch import nn
 
 from vlds.models.model import Model
 from vlds.runtime.manifest import sha256
-from vlds.schema import Collator, ImageSpec
+from vlds.schema import Collator, PictureSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class ModelKind(ABC):
 
     @property
     @abstractmethod
-    def image(self) -> ImageSpec | None:
+    def image(self) -> PictureSpec | None:
         """The pictures that the model takes; None if it takes stored features."""
 
     @property

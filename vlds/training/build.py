@@ -94,6 +94,7 @@ def open_stream(
         cut=prepared.cut,
         global_rank=ranks.global_rank,
         worker_timeout=recipe.training.worker_timeout,
+        blank_images=recipe.data.blank_images,
         ledger=Path(recipe.output) / f"data_errors-{ranks.global_rank}.jsonl",
     )
     if recipe.data.reader == "sequential":

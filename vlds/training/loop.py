@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlds.config import Recipe
-from vlds.evaluation.evaluator import EvaluationStopped, blanked
+from vlds.evaluation.evaluator import EvaluationStopped
 from vlds.evaluation.sources import with_answer_lists
 from vlds.runtime.process_end import heard, signal_name, signals_collected
 from vlds.runtime.ranks import hold_folder
@@ -79,8 +79,6 @@ def loop(run: Run, stop: Sequence[int]) -> int:
     save_due = False
     while engine.steps_done < num_steps:
         batches = next(global_batches)
-        if run.recipe.data.blank_images:
-            batches = list(blanked(batches))
         report = scheduled_step(run, batches)
         step = engine.steps_done
         stopping, failed = run.ranks.any_of(bool(stop), run.states.failed)

@@ -106,7 +106,7 @@ def test_features_on_the_stack_are_the_same(tmp_path: Path, arrays: dict[str, np
     sample = dataset.read(0)
     stack = ImageStack(1)
     assert stack.add(sample.features) == range(len(arrays))
-    tensor = stack.tensor()
+    tensor = stack.images()
     assert tensor is not None
     assert tensor.dtype == torch.float16
     np.testing.assert_array_equal(tensor.numpy(), np.stack(list(arrays.values())))

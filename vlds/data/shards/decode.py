@@ -32,7 +32,7 @@ from vlds.data.shards.open_picture import (
     open_picture,
     upright,
 )
-from vlds.schema import Encoded, ImageSpec, Sample, SkipSample
+from vlds.schema import Encoded, ImageSpec, PictureSpec, Sample, SkipSample
 
 Picture = NDArray[np.uint8]
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -42,8 +42,8 @@ REVERSED_ROWS, REVERSED_COLUMNS = (3, 4, 7, 8), (2, 3, 6, 7)
 """Orientations of the stored picture, after rows and columns of a sideways one are swapped."""
 
 
-def decode_image(data: Encoded, spec: ImageSpec, name: str = "") -> Picture:
-    """Decode and squash to the size of `spec`. Errors call the picture `name`.
+def decode_image(data: Encoded, spec: PictureSpec, name: str = "") -> Picture:
+    """Decode, and squash or scale down to the size of `spec`. Errors call the picture `name`.
 
     Errors: SkipSample for bytes that are not a whole picture.
     """
@@ -52,8 +52,9 @@ def decode_image(data: Encoded, spec: ImageSpec, name: str = "") -> Picture:
             return _squash(_decode_jpeg(data, spec), spec)
         with open_picture(data) as image:
             rgb = to_rgb(upright(image))
-        if rgb.size != (spec.width, spec.height):
-            rgb = rgb.resize((spec.width, spec.height), RESAMPLING[spec.resize])
+        height, width = target_size(spec, rgb.height, rgb.width)
+        if rgb.size != (width, height):
+            rgb = rgb.resize((width, height), RESAMPLING[resampling(spec)])
     except (TooLarge, UnreadFormat) as error:
         raise SkipSample(f"picture {name}: {error}") from None
     except Exception as error:  # decoders raise anything on damaged bytes
@@ -62,7 +63,7 @@ def decode_image(data: Encoded, spec: ImageSpec, name: str = "") -> Picture:
     return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
 
 
-def decode_pictures(sample: Sample, spec: ImageSpec) -> tuple[Picture, ...]:
+def decode_pictures(sample: Sample, spec: PictureSpec) -> tuple[Picture, ...]:
     """All pictures of a sample.
 
     Errors: SkipSample if one of them is not a whole picture.
@@ -90,11 +91,11 @@ def _is_plain_jpeg(data: Encoded) -> bool:
     return colors in PLAIN_COLORS
 
 
-def _decode_jpeg(data: Encoded, spec: ImageSpec) -> Tensor:
+def _decode_jpeg(data: Encoded, spec: PictureSpec) -> Tensor:
     """(3, h, w) uint8, upright; not smaller than `spec`, unless the file is."""
     orientation = jpeg_orientation(data)
     options: dict[str, Any] = {}
-    if spec.decode == "fast":
+    if spec.decode == "fast" and isinstance(spec, ImageSpec):
         height, width = spec.height, spec.width
         if orientation in SIDEWAYS:
             height, width = width, height
@@ -115,11 +116,25 @@ def _turned(pixels: Tensor, orientation: int) -> Tensor:
     return pixels.flip(flips).permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 
-def _squash(pixels: Tensor, spec: ImageSpec) -> Picture:
-    size = [spec.height, spec.width]
-    if list(pixels.shape[1:]) != size:
-        pixels = F.interpolate(pixels[None], size, mode=spec.resize, antialias=True)[0]
+def _squash(pixels: Tensor, spec: PictureSpec) -> Picture:
+    size = target_size(spec, *pixels.shape[1:])
+    if tuple(pixels.shape[1:]) != size:
+        mode = resampling(spec)
+        pixels = F.interpolate(pixels[None], list(size), mode=mode, antialias=True)[0]
     return np.ascontiguousarray(pixels.numpy())
+
+
+def target_size(spec: PictureSpec, height: int, width: int) -> tuple[int, int]:
+    """Height and width of a decoded picture, from those of the file."""
+    if isinstance(spec, ImageSpec):
+        return spec.height, spec.width
+    scale = min(1.0, (spec.max_pixels / (height * width)) ** 0.5)
+    return max(1, int(height * scale)), max(1, int(width * scale))
+
+
+def resampling(spec: PictureSpec) -> str:
+    """How pictures of another size are resized."""
+    return spec.resize if isinstance(spec, ImageSpec) else "bicubic"
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

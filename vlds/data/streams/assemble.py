@@ -18,10 +18,10 @@ from vlds.data.order.mixed_order import MixedOrder
 from vlds.data.order.permutation import Draws
 from vlds.data.shards.decode import PictureCache, decode_pictures
 from vlds.data.streams.eval_order import EvalOrder
-from vlds.data.streams.image_stack import ImageStack
+from vlds.data.streams.image_stack import ImageStack, PictureList, new_stack
 from vlds.data.streams.loader import Parcel
 from vlds.data.streams.source import AnySource, TaskSource, fixed_example
-from vlds.schema import Collator, Example, ImageSpec, Row, Sample, SkipSample
+from vlds.schema import Collator, Example, PictureSpec, Row, Sample, SkipSample
 from vlds.tasks.base import ask
 
 Place: TypeAlias = tuple[int, int, int]
@@ -33,7 +33,7 @@ class StreamSetup:
     """What a stream needs to know of its run, besides the recipe's `data`."""
 
     collator: Collator
-    image: ImageSpec | None
+    image: PictureSpec | None
     """None: the model reads stored features."""
     seed: int = 0
     """Of the order and of the tasks' draws; evaluation draws nothing."""
@@ -43,8 +43,14 @@ class StreamSetup:
     """Seconds that a worker may take for a batch; 0: any number."""
     ledger: Path | None = None
     """File that lists bad samples."""
+    blank_images: bool = False
+    """Replace pictures by plain grey, and features by zeros."""
     picture_cache_bytes: int = 128 << 20
     """Decoded pictures that each process keeps in training: small data sets are decoded once."""
+
+
+GREY = 128
+"""Value of the pixels of blank pictures."""
 
 
 class Opened(NamedTuple):
@@ -75,7 +81,7 @@ class Candidate(NamedTuple):
 class OpenBatch:
     """What was opened for one batch: each sample is read and decoded once."""
 
-    stack: ImageStack
+    stack: ImageStack | PictureList
     samples: dict[Hashable, Opened] = field(default_factory=dict)
 
 
@@ -111,12 +117,20 @@ class SampleReader(ABC, Generic[AnySource]):
     def _with_images(self, key: Hashable, sample: Sample, batch: OpenBatch) -> Opened:
         """Put the images of a sample on the stack of the batch."""
         if (image := self.setup.image) is None:
-            return Opened(sample, batch.stack.add(sample.features))
+            return Opened(sample, batch.stack.add(self.shown(sample.features)))
         try:
-            pictures = self._cache.get(key, lambda: decode_pictures(sample, image))
+            pictures = self._cache.get(
+                key, lambda: tuple(self.shown(decode_pictures(sample, image)))
+            )
         except SkipSample as error:
             return Opened(sample, fault=str(error))
         return Opened(sample, batch.stack.add(pictures))
+
+    def shown(self, images: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        """The images, or blank ones of the same sizes."""
+        if not self.setup.blank_images:
+            return images
+        return [np.full_like(each, GREY if each.dtype == np.uint8 else 0) for each in images]
 
 
 class Assembler(torch.utils.data.Dataset[Parcel]):
@@ -141,7 +155,8 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
         parcel = Parcel(positions)
         columns = self.order.at(np.array(positions, np.int64))
         places: list[Place] = list(zip(*(column.tolist() for column in columns), strict=True))
-        batch = OpenBatch(ImageStack(max(len(positions), self._num_images)))
+        num_images = max(len(positions), self._num_images)
+        batch = OpenBatch(new_stack(self.reader.setup.image, num_images))
         rows = []
         try:
             self.reader.load(places, batch)
@@ -152,7 +167,7 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
                 rows.append(row)
             self._num_images = max(self._num_images, len(batch.stack))
             parcel.batch = self.reader.setup.collator(
-                rows, batch.stack.tensor(), evaluation=self.reader.evaluation
+                rows, batch.stack.images(), evaluation=self.reader.evaluation
             )
         except ValueError as error:  # ShardError is one
             parcel.error = error

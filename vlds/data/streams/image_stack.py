@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vlds.schema import NaturalSize, PictureSpec
+
 
 class ImageStack:
     """The distinct images of a batch: decoded pictures (3, h, w) or stored features (v, dim)."""
@@ -44,6 +46,31 @@ class ImageStack:
             self._num_images += 1
         return range(first, self._num_images)
 
-    def tensor(self) -> Tensor | None:
+    def images(self) -> Tensor | None:
         """(u, ...), sharing the stack's memory; None without images."""
         return None if self._array is None else torch.from_numpy(self._array[: self._num_images])
+
+
+class PictureList:
+    """The distinct pictures of a batch, of unlike sizes."""
+
+    def __init__(self) -> None:
+        self._pictures: list[Tensor] = []
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def add(self, images: Sequence[np.ndarray]) -> range:
+        """Add the pictures (3, h, w) of a sample and return their indices."""
+        first = len(self)
+        self._pictures += map(torch.from_numpy, images)
+        return range(first, len(self))
+
+    def images(self) -> list[Tensor]:
+        """(3, h, w) of each picture."""
+        return self._pictures
+
+
+def new_stack(image: PictureSpec | None, num_images: int) -> ImageStack | PictureList:
+    """An empty store for a batch's images of a spec; `num_images`: a guess of their number."""
+    return PictureList() if isinstance(image, NaturalSize) else ImageStack(num_images)

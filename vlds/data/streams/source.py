@@ -15,7 +15,7 @@ import numpy as np
 
 from vlds.data.order.permutation import WHOLE_SAMPLE, hashed
 from vlds.data.shards.store import Dataset
-from vlds.schema import Example, ImageSpec, Sample, SkipSample
+from vlds.schema import Example, PictureSpec, Sample, SkipSample
 from vlds.tasks.base import Task, ask
 
 FIRST_READ = 8
@@ -113,7 +113,7 @@ class Source(TaskSource[Dataset]):
         index = bisect_right(self.first_sample, sample) - 1
         return self.datasets[index], sample - self.first_sample[index]
 
-    def check(self, image: ImageSpec | None) -> None:
+    def check(self, image: PictureSpec | None) -> None:
         """Check that there is data, each data set once, of the sort that the model reads.
 
         Errors: ValueError that names the source and the cure.
@@ -140,7 +140,7 @@ class Source(TaskSource[Dataset]):
                 )
             self._read_first(dataset, image)
 
-    def _read_first(self, dataset: Dataset, image: ImageSpec | None) -> None:
+    def _read_first(self, dataset: Dataset, image: PictureSpec | None) -> None:
         """Read samples up to the first good one; bad ones are counted when a run reads them.
 
         Errors: ValueError if the first samples are all bad.
@@ -162,7 +162,7 @@ class Source(TaskSource[Dataset]):
             )
 
 
-def check_pictures(location: str | Path, sample: Sample, image: ImageSpec | None) -> None:
+def check_pictures(location: str | Path, sample: Sample, image: PictureSpec | None) -> None:
     """Errors: ValueError for pictures if the vision encoder reads features, and vice versa."""
     if image is None and sample.images and not sample.features:
         raise ValueError(

@@ -15,7 +15,7 @@ from vlds.data.shards.sample import FOREIGN_FIELDS, UNUSABLE, check_fields, pars
 from vlds.data.shards.shard_stream import is_local, read_shard, shard_urls
 from vlds.data.streams.source import ANY_NUMBER, NumPictures, TaskSource, check_pictures
 from vlds.runtime.credentials import without_credentials
-from vlds.schema import ImageSpec, Sample, SkipSample
+from vlds.schema import PictureSpec, Sample, SkipSample
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class StreamedSource(TaskSource[StreamedDataset]):
             ]
         )
 
-    def check(self, image: ImageSpec | None, policy: ErrorPolicy) -> None:
+    def check(self, image: PictureSpec | None, policy: ErrorPolicy) -> None:
         """Read the first sample of each data set.
 
         Errors: ValueError if none can be used, or if the model does not read its sort.

@@ -202,7 +202,8 @@ def test_the_attention_of_gpus(model: JointModel, num_beams: int) -> None:
 
 
 def test_answers_that_are_the_same_to_the_tokenizer(model: JointModel) -> None:
-    listed = AnswerList(["w4 w5", "w4  w5", "w5"], Targets(model))
+    texts = ["w4 w5", "w4  w5", "w5"]
+    listed = AnswerList(texts, Targets(model)(texts)["input_ids"])
     assert list(listed.texts.values()) == ["w4 w5", "w5"]
 
 

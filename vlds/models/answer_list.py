@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,10 +38,8 @@ def read_answers(answers: Sequence[str] | str) -> tuple[str, ...]:
 class AnswerList:
     """The answers, and which tokens may follow the tokens so far."""
 
-    def __init__(self, answers: Iterable[str], tokenizer: Any) -> None:
-        """Tokenizes answers like targets, including special tokens at the start."""
-        answers = list(answers)
-        tokens = tokenizer(answers, add_special_tokens=True)["input_ids"]
+    def __init__(self, answers: Sequence[str], tokens: Iterable[Sequence[int]]) -> None:
+        """`tokens`: of each answer, with all special tokens that the model writes."""
         self.texts: dict[tuple[int, ...], str] = {}
         for ids, answer in zip(tokens, answers, strict=True):
             # Of two answers with the same tokens, the first one is the text of both.
@@ -68,6 +65,10 @@ class AnswerList:
         self._width = int(self._tokens.max()) + 1
         self._keys = parents * self._width + self._tokens
 
+    def text_of(self, ids: Sequence[int]) -> str:
+        """The answer whose tokens, without its end, are these; "" if none has been finished."""
+        return next((text for tokens, text in self.texts.items() if tokens[:-1] == (*ids,)), "")
+
     def to(self, device: torch.device) -> AnswerList:
         """Move the tree."""
         for name in ("_tokens", "_children", "_first", "_keys"):
@@ -85,8 +86,13 @@ class AnswerList:
         return nodes
 
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores (r, w) of the next token after (r, 1 + l): -inf where it would leave the list."""
-        nodes = self.nodes(ids[:, 1:])
+        """Scores (r, w) of the next token after a start token and (r, l) others: -inf where it
+        would leave the list."""
+        return self.restrict(ids[:, 1:], scores)
+
+    def restrict(self, ids: Tensor, scores: Tensor) -> Tensor:
+        """The same after the tokens (r, l) of answers alone."""
+        nodes = self.nodes(ids)
         first, counts = self._first[nodes], self._first[nodes + 1] - self._first[nodes]
         rows = torch.repeat_interleave(torch.arange(len(ids), device=ids.device), counts)
         ends = counts.cumsum(0)

@@ -19,7 +19,7 @@ from vlds.models.model import Model, Sources
 from vlds.models.tape import Tape
 from vlds.vision.base import GridEncoder, on_meta
 
-RESERVED = ("backbone", "vision", "visual_embedding", "norms")
+RESERVED = ("backbone", "vision", "visual_embedding", "connector", "norms")
 """Names that parts of the model have, so that methods cannot."""
 
 
@@ -67,10 +67,10 @@ def build_model(
         trained = attach_methods(setup, model, tasks)
     if not on_meta():
         draw_by_name(model, tape, setup.seed, keep=sourced)
-    model.use_methods()
     model.trained_by = {
         name: trained[id(p)] for name, p in model.named_parameters() if id(p) in trained
     }
+    model.use_methods()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in model.trained_by)
     drop_trained_sources(model)
@@ -99,7 +99,11 @@ def attach_methods(setup: ModelSetup, model: Model, tasks: Sequence[str]) -> dic
             trained.setdefault(id(parameter), name)
 
     for name, method in setup.methods.items():
-        part = model.parts[method.part]
+        if (part := model.parts.get(method.part)) is None:
+            raise ValueError(
+                f"methods.{name}.part: got {method.part}, and the model has no such part; choose "
+                f"from: {', '.join(model.parts)}"
+            )
         module = model.get_submodule(part.path)
         try:
             claim(method.attach(Host(name, module, part.targets, tasks, model.routing)), name)

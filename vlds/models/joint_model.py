@@ -70,6 +70,11 @@ class JointModel(Model):
         added."""
         return {name for name in self.backbone.state_dict() if is_own(name)}
 
+    def answer_tokens(self, answers: Sequence[str]) -> list[list[int]]:
+        """As targets are tokenized, with special tokens at the start."""
+        ids: list[list[int]] = self.tokenizer(list(answers), add_special_tokens=True)["input_ids"]
+        return ids
+
     def sizes(self, batch: Batch) -> Tensor:
         """(b, 3) visual tokens, target tokens and prompt tokens."""
         assert batch.labels is not None

@@ -107,6 +107,10 @@ class Model(nn.Module, ABC):
         """Each example's answer."""
 
     @abstractmethod
+    def answer_tokens(self, answers: Sequence[str]) -> list[list[int]]:
+        """Tokens of answers as the model writes them, with the end."""
+
+    @abstractmethod
     def sizes(self, batch: Batch) -> Tensor:
         """(b, k) tokens of each kind that a row has, whose largest values set the padding of all
         rows computed together."""
@@ -147,7 +151,8 @@ class Model(nn.Module, ABC):
         if decoding.answers is None:
             return None
         if (listed := self.answer_lists.get(decoding.answers)) is None:
-            listed = AnswerList(read_answers(decoding.answers), self.tokenizer)
+            answers = read_answers(decoding.answers)
+            listed = AnswerList(answers, self.answer_tokens(answers))
             self.answer_lists[decoding.answers] = listed
         return listed.to(next(self.parameters()).device)
 
@@ -160,6 +165,13 @@ class Model(nn.Module, ABC):
         ids = [
             list(self.tokenizer(word, add_special_tokens=False)["input_ids"]) for word in choices
         ]
+        return self.checked_choices(choices, ids)
+
+    def checked_choices(self, choices: Sequence[str], ids: list[list[int]]) -> list[list[int]]:
+        """The ids of choices.
+
+        Errors: ValueError as `choice_ids`.
+        """
         firsts = {tuple(tokens[:1]) for tokens in ids}
         if len(firsts) < len(ids) or () in firsts:
             raise ValueError(

@@ -1,0 +1,203 @@
+"""The kind of any image-text model that Hugging Face's `AutoModelForImageTextToText` opens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+
+from vlds.backbones.base import unique_state
+from vlds.methods.extended import is_own
+from vlds.models.image_text_collate import EncodedRow, ImageTextCollator
+from vlds.models.image_text_model import ImageTextModel
+from vlds.models.image_text_parts import FoundParts, find_parts
+from vlds.models.kind import ModelKind
+from vlds.models.model import Model, Part, Sources
+from vlds.models.roles import find_roles
+from vlds.pretrained.files import reading
+from vlds.pretrained.hub import check_source
+from vlds.pretrained.weights import load_weights, quiet
+from vlds.runtime.checks import at_least
+from vlds.schema import NaturalSize, TargetModules
+from vlds.vision.base import on_meta
+
+PREFIX = "backbone."
+"""What the names of Hugging Face's tensors begin with inside the model."""
+NEEDS_PICTURES = ("paligemma", "blip-2")
+"""Types that take no row without a picture."""
+SMALLEST = 28
+"""Pixels a side of the dummy row's picture."""
+Roles = dict[str, list[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTextToText(ModelKind):
+    """A vision-and-language model of Hugging Face, with its own processor and chat template."""
+
+    path: str | None = None
+    """Pretrained weights: a Hugging Face hub name or a local folder."""
+    config: str | None = None
+    """Instead of `path`: a config.json, for a model with random weights."""
+    processor: str | None = None
+    """Folder or hub name of the processor; default: where the weights are."""
+    max_pixels: int = 1024 * 1024
+    """Larger pictures are scaled down before the processor sees them."""
+    num_images: int = 2
+    """Most pictures an example may have."""
+    train_connector: bool = True
+    """Train what lies between the vision tower and the language model."""
+    roles: dict[str, Roles] = field(default_factory=dict)
+    """Part (vision, backbone) -> role -> paths of layers in the part, `*` for numbers, where the
+    rule for layers' names does not find them."""
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (self.config is None):
+            raise ValueError(
+                f"path: {self.path}, config: {self.config}; give exactly one of them: `path` for "
+                "pretrained weights, `config` for random ones"
+            )
+        at_least(self, 1, "max_pixels", "num_images")
+
+    @property
+    def sources(self) -> dict[str, str]:
+        return {} if self.path is None else {"backbone": self.path}
+
+    @property
+    def read_files(self) -> list[str]:
+        return [source for source in (self.path, self.processor) if source is not None]
+
+    def check_sources(self) -> None:
+        if self.path is not None:
+            check_source(self.path, "model.path")
+        self.processor_source()
+
+    def processor_source(self) -> tuple[str, str]:
+        """Folder or hub name of the processor, and the field that names it.
+
+        Errors: ValueError if there is none.
+        """
+        source = self.processor or self.path
+        if source is None:
+            raise ValueError(
+                "model.processor: a model with random weights (`config`) has none; name a folder "
+                "or a hub name with a processor"
+            )
+        name = f"model.{'processor' if self.processor else 'path'}"
+        check_source(source, name)
+        return source, name
+
+    @property
+    def image(self) -> NaturalSize:
+        return NaturalSize(self.max_pixels)
+
+    @property
+    def most_images(self) -> tuple[int, str]:
+        return self.num_images, "model.num_images"
+
+    def load_processor(self) -> Any:
+        source, name = self.processor_source()
+        with reading(f"{name}: cannot read a processor from {source}", "name one that has one"):
+            return AutoProcessor.from_pretrained(source, trust_remote_code=False)
+
+    def load_processor_from(self, folder: Path) -> Any:
+        return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+
+    def local_processor(self) -> Any:
+        source = self.processor or self.path
+        return self.load_processor() if source is not None and Path(source).exists() else None
+
+    def collator(self, processor: Any) -> ImageTextCollator:
+        config = self.read_config()
+        return ImageTextCollator(processor, config.model_type, bool(config.is_encoder_decoder))
+
+    def read_config(self) -> Any:
+        """Hugging Face's config.
+
+        Errors: ValueError if it cannot be read, or is no image-text model's.
+        """
+        source = self.config or str(self.path)
+        name = f"model.{'config' if self.config else 'path'}"
+        with reading(f"{name}: cannot read the model's config from {source}", "copy it again"):
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        if type(config) not in AutoModelForImageTextToText._model_mapping:
+            raise ValueError(
+                f"{name}: {source} is a {config.model_type} model, which takes no pictures and "
+                "text to write text; name another model, or choose another kind"
+            )
+        return config
+
+    def build(self, dtype: torch.dtype, processor: Any) -> ImageTextModel:
+        """Errors: ValueError if the model cannot be read, or its parts cannot be found."""
+        config = self.read_config()
+        model_class = AutoModelForImageTextToText._model_mapping[type(config)]
+        missing: set[str] = set()
+        if self.path is None or on_meta():
+            with reading(f"model.config: {self.config} describes no model", "correct the file"):
+                backbone = model_class(config).to(dtype)
+        else:
+            backbone, missing = load_weights(model_class, self.path, config, dtype, "model.path")
+        backbone.generation_config = GenerationConfig()  # a checkpoint's own would leak
+        names = {name for name, _ in unique_state(backbone)} - missing
+        parts = self.find_parts(backbone)
+        model = ImageTextModel(backbone, parts, self.collator(processor), self.dummy(processor))
+        if self.path is not None:
+            model.sources = Sources(names=frozenset(PREFIX + name for name in names))
+        return model
+
+    def find_parts(self, backbone: Any) -> dict[str, Part]:
+        """The parts that methods can tune, by their names in recipes."""
+        found = find_parts(backbone)
+        paths = {"backbone": found.language, "vision": found.vision}
+        return {
+            name: Part(PREFIX + path, self.targets(name, backbone.get_submodule(path)))
+            for name, path in paths.items()
+            if path is not None
+        }
+
+    def targets(self, name: str, module: nn.Module) -> TargetModules:
+        """Where methods attach in a part: by rule, and as the recipe says."""
+        by_rule = find_roles(module)
+        named = {role: tuple(paths) for role, paths in self.roles.get(name, {}).items()}
+        return replace(by_rule, paths={**by_rule.paths, **named})
+
+    def dummy(self, processor: Any) -> EncodedRow | None:
+        """The shortest row with a picture."""
+        if processor is None or self.read_config().model_type in NEEDS_PICTURES:
+            return None
+        picture = torch.from_numpy(np.zeros((3, SMALLEST, SMALLEST), np.uint8))
+        prompt, types, media = self.collator(processor).process("", [picture])
+        return EncodedRow(prompt, prompt[:0], types, media)
+
+    def trained_parts(self, model: Model) -> Iterator[tuple[str, Iterable[nn.Parameter]]]:
+        assert isinstance(model, ImageTextModel)
+        if self.train_connector:
+            found: FoundParts = find_parts(model.backbone)
+            named = dict(model.backbone.named_parameters())
+            yield "connector", [named[name] for name in found.connector if is_own(name)]
+
+    @property
+    def trained_text(self) -> list[str]:
+        return ["connector"] if self.train_connector else []
+
+    def enable_checkpointing(self, model: Model) -> None:
+        """Without Hugging Face's switch for the embeddings' gradients, which would differentiate
+        the frozen tower too."""
+        assert isinstance(model, ImageTextModel)
+        model.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        model.backbone.disable_input_require_grads()
+
+    def export(self, model: Model, folder: Path) -> ImageTextToText:
+        """The model and the processor, as Hugging Face saves them."""
+        assert isinstance(model, ImageTextModel)
+        state: Mapping[str, torch.Tensor] = model.backbone.state_dict()
+        own = {name: tensor for name, tensor in state.items() if is_own(name)}
+        with quiet():
+            model.backbone.save_pretrained(folder, state_dict=own)
+        model.processor.save_pretrained(folder)
+        return replace(self, path=str(folder), config=None, processor=None, train_connector=False)

@@ -1,0 +1,251 @@
+"""A model of Hugging Face's `AutoModelForImageTextToText`, methods attached.
+
+Shapes: b rows, l tokens of a row, t tokens of an answer that stands apart, w words.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlds.models.answer_list import AnswerList
+from vlds.models.answer_positions import pick_positions, picking
+from vlds.models.chat import Chat
+from vlds.models.generation import best_choice
+from vlds.models.image_text_collate import EncodedRow, ImageTextCollator
+from vlds.models.model import Answer, Model, Part
+from vlds.models.written_answers import Writer, WrittenAnswer, left_padded
+from vlds.schema import IGNORED_LABEL, Batch, Decoding
+
+PLACEHOLDERS = ("image_token_id", "image_token_index", "video_token_id")
+"""Fields of configs with ids that no answer may hold: a forward pass looks for a picture there."""
+UNLIMITED = 1 << 30
+"""Tokens of an answer that is not cut."""
+
+
+class ImageTextModel(Model):
+    """Text and pictures in one sequence, or in the encoder of an encoder-decoder."""
+
+    def __init__(
+        self,
+        backbone: Any,
+        parts: Mapping[str, Part],
+        collator: ImageTextCollator,
+        dummy: EncodedRow | None,
+    ) -> None:
+        """`dummy`: a row with a picture and without a label, or None if the model takes no rows
+        without pictures."""
+        super().__init__(collator.processor)
+        self.collator = collator
+        self.backbone = backbone
+        self.answer_positions = pick_positions(backbone)
+        self.dummy = dummy
+        self.answers_apart = bool(backbone.config.is_encoder_decoder)
+        self._parts = dict(parts)
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        return self._parts
+
+    def train(self, mode: bool = True) -> ImageTextModel:
+        """Training mode, but for a frozen vision tower: chance in it would move the loss."""
+        super().train(mode)
+        if (vision := self._parts.get("vision")) is not None:
+            tower = self.get_submodule(vision.path)
+            if not any(name.startswith(f"{vision.path}.") for name in self.trained_by):
+                tower.eval()
+        return self
+
+    def sizes(self, batch: Batch) -> Tensor:
+        """(b, 1) or, with answers apart, (b, 2) tokens of the row and of its answer."""
+        sizes = [batch.attention_mask.sum(1)]
+        if self.answers_apart and batch.labels is not None:
+            sizes.append((batch.labels != IGNORED_LABEL).sum(1))
+        return torch.stack(sizes, 1)
+
+    # Training.
+
+    def token_nll(self, batch: Batch) -> Tensor:
+        if batch.labels is None:
+            raise ValueError("labels: this batch has no targets; train on a split that has answers")
+        labels = batch.labels
+        if not self.answers_apart:  # the token before each label predicts it
+            labels = F.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)
+        real = labels != IGNORED_LABEL
+        logits = self.logits_at(batch, real)
+        precise = torch.promote_types(logits.dtype, torch.float32)
+        nll = F.cross_entropy(logits.to(precise), labels[real], reduction="none")
+        return nll.new_zeros(real.shape).masked_scatter(real, nll)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """(b, l, w) after each token of the row, or (b, t, w) for each token of the answer."""
+        return self.logits_at(batch, None)
+
+    def logits_at(self, batch: Batch, mask: Tensor | None) -> Tensor:
+        """(n, w) logits at the positions of a mask (b, l) or (b, t), row by row; all without it."""
+        rows = len(batch)
+        batch = self.with_dummy(batch)
+        self.routing.set(batch.task_index, batch.input_ids.device)
+        if mask is None:
+            logits: Tensor = self.backbone(**self.inputs(batch), use_cache=False).logits
+            return logits[:rows]
+        mask = F.pad(mask, (0, 0, 0, len(batch) - rows), value=False)
+        if not self.answers_apart:
+            mask = F.pad(mask, (0, batch.input_ids.shape[1] - mask.shape[1]), value=False)
+        with picking(self.answer_positions, mask):
+            picked: Tensor = self.backbone(**self.inputs(batch), use_cache=False).logits
+        return picked
+
+    def inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """The arguments of Hugging Face's forward pass."""
+        inputs = {
+            "input_ids": batch.input_ids,
+            "attention_mask": batch.attention_mask.long(),
+            **batch.types,
+            **self.joined(batch.media),
+        }
+        if self.answers_apart and batch.labels is not None:
+            inputs["decoder_input_ids"] = self.shifted(batch.labels)
+        return inputs
+
+    def shifted(self, labels: Tensor) -> Tensor:
+        """(b, t) what the decoder reads before it writes each label."""
+        before = F.pad(labels[:, :-1], (1, 0), value=self.decoder_start)
+        return before.masked_fill(before == IGNORED_LABEL, self.chat.pad)
+
+    @property
+    def decoder_start(self) -> int:
+        """Id that a decoder of its own reads before an answer."""
+        config = self.backbone.config.get_text_config()
+        start = getattr(config, "decoder_start_token_id", None)
+        return int(config.eos_token_id if start is None else start)
+
+    def joined(self, media: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """The rows' media in one tensor each: along dimension 0, other dimensions padded with zeros
+        to the largest. All types of models read this (they drop empty tiles)."""
+        names = dict.fromkeys(name for row in media for name in row)
+        return {name: self.join([row[name] for row in media if name in row]) for name in names}
+
+    def join(self, tensors: Sequence[Tensor]) -> Tensor:
+        """One medium of all rows."""
+        largest = [max(sizes) for sizes in zip(*(t.shape[1:] for t in tensors), strict=True)]
+        padded = []
+        for tensor in tensors:
+            gaps = [most - size for most, size in zip(largest, tensor.shape[1:], strict=True)]
+            padded.append(F.pad(tensor, [n for gap in reversed(gaps) for n in (0, gap)]))
+        whole = torch.cat(padded)
+        return whole.to(self.dtype) if whole.is_floating_point() else whole
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the model's states."""
+        dtype: torch.dtype = self.backbone.dtype
+        return dtype
+
+    def with_dummy(self, batch: Batch) -> Batch:
+        """In training, the batch and one short row with a picture, if no row has one: ranks without
+        a picture would skip the tower, and the others would wait for them under ZeRO-3."""
+        if not self.training or self.dummy is None or any(batch.media):
+            return batch
+        dummy, device = self.dummy, batch.input_ids.device
+        length = max(batch.input_ids.shape[1], len(dummy.prompt))
+
+        def longer(rows: Tensor, row: Tensor, value: int) -> Tensor:
+            rows = F.pad(rows, (0, length - rows.shape[1]), value=value)
+            row = F.pad(row.to(device), (0, length - len(row)), value=value)
+            return torch.cat([rows, row[None].to(rows)])
+
+        ones = torch.ones(len(dummy.prompt), dtype=torch.bool)
+        labels = batch.labels
+        if labels is not None and not self.answers_apart:
+            labels = F.pad(labels, (0, length - labels.shape[1]), value=IGNORED_LABEL)
+        if labels is not None:
+            labels = torch.cat([labels, torch.full_like(labels[:1], IGNORED_LABEL)])
+        return replace(
+            batch,
+            ids=[*batch.ids, ""],
+            task_index=torch.cat([batch.task_index, batch.task_index[:1]]),
+            input_ids=longer(batch.input_ids, dummy.prompt, 0),
+            attention_mask=longer(batch.attention_mask, ones, 0),
+            labels=labels,
+            types={n: longer(rows, dummy.types[n], 0) for n, rows in batch.types.items()},
+            media=[*batch.media, {n: t.to(device) for n, t in dummy.media.items()}],
+        )
+
+    # Answers.
+
+    @torch.no_grad()
+    def answer(self, batch: Batch, decoding: Decoding) -> list[Answer]:
+        if decoding.choices is not None:
+            return self.choose(batch, decoding.choices)
+        listed = self.answer_list(decoding)
+        self.routing.set(
+            batch.task_index.repeat_interleave(decoding.num_beams), batch.input_ids.device
+        )
+        written = self.writer.write(self.prompts(batch), decoding, listed)
+        return [self.as_answer(each, listed) for each in written]
+
+    def as_answer(self, written: WrittenAnswer, listed: AnswerList | None) -> Answer:
+        """The text of an answer, and how sure the model is of it."""
+        confidence, mean = math.exp(written.log_probability), None
+        if listed is not None:
+            return Answer(listed.text_of(written.ids), confidence, None)
+        if len(written.ids) > 1:
+            mean = math.exp(written.log_probability / written.num_tokens)
+        text = self.tokenizer.decode(written.ids, skip_special_tokens=True).strip()
+        return Answer(text, confidence, mean)
+
+    def choose(self, batch: Batch, choices: Sequence[str]) -> list[Answer]:
+        """The choice whose first token has the highest logit behind the prompt."""
+        if self.answers_apart:
+            start = torch.tensor([*self.chat.start, 0], device=batch.input_ids.device)
+            batch = replace(batch, labels=start.expand(len(batch), -1))
+            ends, length = torch.full_like(batch.task_index, len(start) - 1), len(start)
+        else:
+            ends, length = batch.attention_mask.sum(1) - 1, batch.input_ids.shape[1]
+        mask = F.one_hot(ends.to(batch.input_ids.device), length).bool()
+        chosen, confidences = best_choice(self.logits_at(batch, mask), self.choice_ids(choices))
+        pairs = zip(chosen, confidences.tolist(), strict=True)
+        return [Answer(choices[number], confidence, None) for number, confidence in pairs]
+
+    def choice_ids(self, choices: Sequence[str]) -> list[list[int]]:
+        ids = [self.chat.answer_ids(choice, UNLIMITED) for choice in choices]
+        return self.checked_choices(choices, ids)
+
+    def answer_tokens(self, answers: Sequence[str]) -> list[list[int]]:
+        return [self.chat.answer_ids(answer, UNLIMITED) for answer in answers]
+
+    @property
+    def chat(self) -> Chat:
+        """How prompts and answers are written."""
+        return self.collator.chat
+
+    @property
+    def writer(self) -> Writer:
+        """What generates answers."""
+        config = self.backbone.config
+        placeholders = {
+            token for name in PLACEHOLDERS if (token := getattr(config, name, None)) is not None
+        }
+        ends = (self.chat.tail[-1], int(self.tokenizer.eos_token_id))
+        forbidden = tuple(sorted(placeholders.difference(ends)))
+        start = self.decoder_start if self.answers_apart else None
+        return Writer(self.backbone, ends, self.chat.pad, forbidden, start)
+
+    def prompts(self, batch: Batch) -> dict[str, Tensor]:
+        """The arguments of `generate`: rows padded on the left."""
+        lengths = batch.attention_mask.sum(1)
+        inputs = self.inputs(batch)
+        if self.answers_apart:
+            return inputs
+        for name, value in (("input_ids", self.chat.pad), ("attention_mask", 0)):
+            inputs[name] = left_padded(inputs[name], lengths, value)
+        for name in batch.types:
+            inputs[name] = left_padded(inputs[name], lengths, 0)
+        return inputs

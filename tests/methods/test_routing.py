@@ -38,5 +38,5 @@ def test_one_task_is_one_call() -> None:
 def test_a_batch_that_was_not_announced_is_refused() -> None:
     routing = TaskRouting()
     routing.set(torch.tensor([0, 1]))
-    with pytest.raises(AssertionError, match="3 rows, but the batch's tasks were set for 2"):
+    with pytest.raises(AssertionError, match="3 rows, but the batch has 2"):
         routing.apply(mark, torch.zeros(3, 1))

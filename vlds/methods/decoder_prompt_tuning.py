@@ -58,6 +58,7 @@ class DecoderPrompts(ModelExtension):
     """The prompts of all tasks, and what runs them through the decoder."""
 
     runs_layers = True
+    gives_prompts = True
 
     def __init__(
         self,

@@ -68,10 +68,22 @@ class ModelExtension(nn.Module):
 
     runs_layers: ClassVar[bool] = False
     """True if it runs layers of the model, and so comes after what those layers need."""
+    gives_prompts: ClassVar[bool] = False
+    """True if something stands before the text, in the input or in each attention, which only a
+    model whose encoder vlds runs itself can take."""
 
     def forward(self) -> Tensor | None:
         """(b, p, d) what stands before the text in the encoder's input, or None."""
         raise NotImplementedError
+
+
+def run_beside(model: nn.Module) -> Tensor | None:
+    """Run what methods have put beside a model: (b, p, d) what precedes the text, if anything."""
+    extensions = list(getattr(model, "extensions", {}).values())
+    extensions.sort(key=lambda extension: extension.runs_layers)
+    outputs = [extension() for extension in extensions]
+    prompts = [prompt for prompt in outputs if prompt is not None]
+    return torch.cat(prompts, dim=1) if prompts else None
 
 
 class Extended(nn.Module):

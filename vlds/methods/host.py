@@ -43,6 +43,8 @@ class Host:
     tasks: Sequence[str]
     routing: TaskRouting
     """Which rows of a batch belong to which of the tasks."""
+    takes_prompts: bool = True
+    """False if nothing can stand before the text in the model."""
 
     def linears(self, *roles: str, optional: Collection[str] = ()) -> dict[str, nn.Linear]:
         """Path -> linear layer, of those that play the roles, role by role. `optional` roles may
@@ -71,7 +73,15 @@ class Host:
         extended(norm).extensions[self.name] = extension
 
     def extend_model(self, extension: ModelExtension) -> None:
-        """Put an extension beside the model."""
+        """Put an extension beside the model.
+
+        Errors: ValueError for prompts or prefixes if the model takes none.
+        """
+        if extension.gives_prompts and not self.takes_prompts:
+            raise ValueError(
+                f"{type(self.model).__name__} takes no prompts or prefixes, because Hugging Face's "
+                "own forward pass runs it; choose a method that extends layers, such as LoRA"
+            )
         extensions = module_dict(self.model, "extensions")
         extensions[self.name] = extension.to(states_type(self.model))
 

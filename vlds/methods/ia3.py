@@ -127,21 +127,21 @@ class Factors(nn.Module):
         num, _ = num_slices(config.sharing, len(host.tasks))
         self.factors = nn.Parameter(torch.ones(num, width, **weight_options(linear)))
 
-    def of_rows(self) -> Tensor:
+    def of_rows(self, num_rows: int) -> Tensor:
         """(b, 1, d): each row's factors; (d,) if tasks share them, whatever the rows are."""
         shared = len(self.factors) == 1
-        return self.factors[0] if shared else self.routing.of_rows(self.factors[:, None])
+        return self.factors[0] if shared else self.routing.of_rows(self.factors[:, None], num_rows)
 
 
 class OutputFactors(Factors, LinearExtension):
     """Factors behind a layer."""
 
     def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
-        return outputs * self.of_rows()
+        return outputs * self.of_rows(len(outputs))
 
 
 class InputFactors(Factors, InputExtension):
     """Factors before a layer."""
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return inputs * self.of_rows()
+        return inputs * self.of_rows(len(inputs))

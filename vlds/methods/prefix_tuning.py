@@ -64,6 +64,8 @@ class PrefixTuning(LearnedEmbeddings):
 class Prefixes(ModelExtension):
     """The prefixes of all tasks and attentions."""
 
+    gives_prompts = True
+
     def __init__(self, network: PromptNetwork, num_pieces: int) -> None:
         super().__init__()
         self.network, self.num_pieces = network, num_pieces

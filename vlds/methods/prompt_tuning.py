@@ -75,6 +75,8 @@ class PromptTuning(LearnedEmbeddings):
 class Prompts(ModelExtension):
     """The prompts of all tasks."""
 
+    gives_prompts = True
+
     def __init__(self, network: PromptNetwork, routing: TaskRouting) -> None:
         super().__init__()
         self.network, self.routing = network, routing

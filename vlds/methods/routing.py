@@ -23,13 +23,25 @@ class TaskRouting:
         self.tasks: list[int] = []
         """Numbers of the tasks present, in rising order."""
         self._counts: list[int] = []
-        self._index = self._rows = torch.empty(0, dtype=torch.long)
+        self._index = self._given = self._rows = torch.empty(0, dtype=torch.long)
         self._order = torch.empty(0, dtype=torch.long)
         self._inverse = torch.empty(0, dtype=torch.long)
 
     def set(self, task_index: Tensor, device: torch.device | str = "cpu") -> None:
         """Take the tasks of a new batch: (b,) on the CPU, since they steer Python."""
         assert task_index.device.type == "cpu", "task_index stays on the CPU"
+        self._given = task_index
+        self._group(task_index, device)
+
+    def fit(self, num_rows: int) -> None:
+        """Take `num_rows` rows: those of the batch, or each of them several times, as the beams of
+        a search stand beside each other."""
+        if num_rows != self.num_rows:
+            times, rest = divmod(num_rows, max(1, len(self._given)))
+            assert not rest, f"{num_rows} rows, but the batch has {len(self._given)}"
+            self._group(self._given.repeat_interleave(times), self._rows.device)
+
+    def _group(self, task_index: Tensor, device: torch.device | str) -> None:
         self._index = task_index
         self.num_rows = len(task_index)
         tasks, counts = torch.unique(task_index, return_counts=True)
@@ -53,9 +65,7 @@ class TaskRouting:
     def apply(self, function: Callable[[Tensor, int], Tensor], states: Tensor) -> Tensor:
         """Run `function(rows, task)` on each task's rows of `states` (b, ...), and put the rows
         back in order."""
-        assert len(states) == self.num_rows, (
-            f"{len(states)} rows, but the batch's tasks were set for {self.num_rows}"
-        )
+        self.fit(len(states))
         if len(self.tasks) == 1:
             return function(states, self.tasks[0])
         groups = states.index_select(0, self._order).split(self._counts)
@@ -79,8 +89,11 @@ class TaskRouting:
         shared = len(first) == len(second) == 1
         return of_task(states, 0) if shared else self.apply(of_task, states)
 
-    def of_rows(self, stacked: Tensor) -> Tensor:
-        """Small tensors of the tasks, or one for all, (tasks or 1, ...) -> each row's, (b, ...)."""
+    def of_rows(self, stacked: Tensor, num_rows: int | None = None) -> Tensor:
+        """Small tensors of the tasks, or one for all, (tasks or 1, ...) -> each row's, (b, ...);
+        `num_rows` as in `fit`."""
+        if num_rows is not None:
+            self.fit(num_rows)
         if len(stacked) == 1:
             return stacked.expand(self.num_rows, *stacked.shape[1:])
         return stacked[self._rows]

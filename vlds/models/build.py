@@ -106,7 +106,10 @@ def attach_methods(setup: ModelSetup, model: Model, tasks: Sequence[str]) -> dic
             )
         module = model.get_submodule(part.path)
         try:
-            claim(method.attach(Host(name, module, part.targets, tasks, model.routing)), name)
+            host = Host(
+                name, module, part.targets, tasks, model.routing, takes_prompts=part.takes_prompts
+            )
+            claim(method.attach(host), name)
         except ValueError as error:
             raise ValueError(f"methods.{name}: {error}") from None
         if isinstance(module, GridEncoder):

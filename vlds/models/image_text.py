@@ -155,7 +155,11 @@ class ImageTextToText(ModelKind):
         found = find_parts(backbone)
         paths = {"backbone": found.language, "vision": found.vision}
         return {
-            name: Part(PREFIX + path, self.targets(name, backbone.get_submodule(path)))
+            name: Part(
+                PREFIX + path,
+                self.targets(name, backbone.get_submodule(path)),
+                takes_prompts=False,
+            )
             for name, path in paths.items()
             if path is not None
         }

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlds.methods.extended import run_beside
 from vlds.models.answer_list import AnswerList
 from vlds.models.answer_positions import pick_positions, picking
 from vlds.models.chat import Chat
@@ -91,7 +92,7 @@ class ImageTextModel(Model):
         """(n, w) logits at the positions of a mask (b, l) or (b, t), row by row; all without it."""
         rows = len(batch)
         batch = self.with_dummy(batch)
-        self.routing.set(batch.task_index, batch.input_ids.device)
+        self.begin(batch)
         if mask is None:
             logits: Tensor = self.backbone(**self.inputs(batch), use_cache=False).logits
             return logits[:rows]
@@ -101,6 +102,11 @@ class ImageTextModel(Model):
         with picking(self.answer_positions, mask):
             picked: Tensor = self.backbone(**self.inputs(batch), use_cache=False).logits
         return picked
+
+    def begin(self, batch: Batch) -> None:
+        """Tell methods which tasks the rows have, and run what they have put beside the model."""
+        self.routing.set(batch.task_index, batch.input_ids.device)
+        run_beside(self.get_submodule(self.parts["backbone"].path))
 
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
         """The arguments of Hugging Face's forward pass."""
@@ -185,9 +191,7 @@ class ImageTextModel(Model):
         if decoding.choices is not None:
             return self.choose(batch, decoding.choices)
         listed = self.answer_list(decoding)
-        self.routing.set(
-            batch.task_index.repeat_interleave(decoding.num_beams), batch.input_ids.device
-        )
+        self.begin(batch)
         written = self.writer.write(self.prompts(batch), decoding, listed)
         return [self.as_answer(each, listed) for each in written]
 

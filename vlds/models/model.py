@@ -63,6 +63,8 @@ class Part(NamedTuple):
     optimizer_rules: OptimizerRules = MappingProxyType({})
     """Path pattern of a parameter -> rule, where the kind of the parameter's module does not say
     it."""
+    takes_prompts: bool = True
+    """False if nothing can stand before the text."""
 
 
 class Model(nn.Module, ABC):

@@ -7,14 +7,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from vlds.backbones.base import unique_state
 from vlds.methods.extended import is_own
-from vlds.models.image_text_collate import EncodedRow, ImageTextCollator
+from vlds.models.image_text_collate import ImageTextCollator
 from vlds.models.image_text_model import ImageTextModel
 from vlds.models.image_text_parts import FoundParts, find_parts
 from vlds.models.kind import ModelKind
@@ -22,17 +21,13 @@ from vlds.models.model import Model, Part, Sources
 from vlds.models.roles import find_roles
 from vlds.pretrained.files import reading
 from vlds.pretrained.hub import check_source
-from vlds.pretrained.weights import load_weights, quiet
+from vlds.pretrained.weights import load_weights, quiet, unpartitioned
 from vlds.runtime.checks import at_least
 from vlds.schema import NaturalSize, TargetModules
 from vlds.vision.base import on_meta
 
 PREFIX = "backbone."
 """What the names of Hugging Face's tensors begin with inside the model."""
-NEEDS_PICTURES = ("paligemma", "blip-2")
-"""Types that take no row without a picture."""
-SMALLEST = 28
-"""Pixels a side of the dummy row's picture."""
 Roles = dict[str, list[str]]
 
 
@@ -138,14 +133,15 @@ class ImageTextToText(ModelKind):
         model_class = AutoModelForImageTextToText._model_mapping[type(config)]
         missing: set[str] = set()
         if self.path is None or on_meta():
-            with reading(f"model.config: {self.config} describes no model", "correct the file"):
+            message = f"model.config: {self.config} describes no model"
+            with reading(message, "correct the file"), unpartitioned():
                 backbone = model_class(config).to(dtype)
         else:
             backbone, missing = load_weights(model_class, self.path, config, dtype, "model.path")
         backbone.generation_config = GenerationConfig()  # a checkpoint's own would leak
         names = {name for name, _ in unique_state(backbone)} - missing
         parts = self.find_parts(backbone)
-        model = ImageTextModel(backbone, parts, self.collator(processor), self.dummy(processor))
+        model = ImageTextModel(backbone, parts, self.collator(processor))
         if self.path is not None:
             model.sources = Sources(names=frozenset(PREFIX + name for name in names))
         return model
@@ -169,14 +165,6 @@ class ImageTextToText(ModelKind):
         by_rule = find_roles(module)
         named = {role: tuple(paths) for role, paths in self.roles.get(name, {}).items()}
         return replace(by_rule, paths={**by_rule.paths, **named})
-
-    def dummy(self, processor: Any) -> EncodedRow | None:
-        """The shortest row with a picture."""
-        if processor is None or self.read_config().model_type in NEEDS_PICTURES:
-            return None
-        picture = torch.from_numpy(np.zeros((3, SMALLEST, SMALLEST), np.uint8))
-        prompt, types, media = self.collator(processor).process("", [picture])
-        return EncodedRow(prompt, prompt[:0], types, media)
 
     def trained_parts(self, model: Model) -> Iterator[tuple[str, Iterable[nn.Parameter]]]:
         assert isinstance(model, ImageTextModel)

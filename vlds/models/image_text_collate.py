@@ -32,6 +32,10 @@ ANSWER_TYPES: Mapping[str, Mapping[str, int]] = {
 model; 0 for others. PaliGemma sees a prompt as a whole, and an answer from left to right."""
 
 
+SMALLEST = 28
+"""Pixels a side of the dummy row's picture."""
+
+
 class EncodedRow(NamedTuple):
     """One row, as the processor sees it."""
 
@@ -152,6 +156,12 @@ class ImageTextCollator:
                     "does not know it, so choose another type of model"
                 )
         return prompt, types, media
+
+    def dummy(self) -> EncodedRow:
+        """A short row with a small grey picture, and without an answer."""
+        picture = torch.full((3, SMALLEST, SMALLEST), 128, dtype=torch.uint8)
+        prompt, types, media = self.process("", [picture])
+        return EncodedRow(prompt, prompt[:0], types, media)
 
     def with_answer(self, name: str, values: Tensor, answer: Sequence[int]) -> Tensor:
         """A prompt's numbers, and those of its answer."""

@@ -38,15 +38,12 @@ class ImageTextModel(Model):
         backbone: Any,
         parts: Mapping[str, Part],
         collator: ImageTextCollator,
-        dummy: EncodedRow | None,
     ) -> None:
-        """`dummy`: a row with a picture and without a label, or None if the model takes no rows
-        without pictures."""
         super().__init__(collator.processor)
         self.collator = collator
         self.backbone = backbone
         self.answer_positions = pick_positions(backbone)
-        self.dummy = dummy
+        self._dummy: EncodedRow | None = None
         self.answers_apart = bool(backbone.config.is_encoder_decoder)
         self._parts = dict(parts)
 
@@ -157,9 +154,11 @@ class ImageTextModel(Model):
     def with_dummy(self, batch: Batch) -> Batch:
         """In training, the batch and one short row with a picture, if no row has one: ranks without
         a picture would skip the tower, and the others would wait for them under ZeRO-3."""
-        if not self.training or self.dummy is None or any(batch.media):
+        if not self.training or any(batch.media):
             return batch
-        dummy, device = self.dummy, batch.input_ids.device
+        if self._dummy is None:
+            self._dummy = self.collator.dummy()
+        dummy, device = self._dummy, batch.input_ids.device
         length = max(batch.input_ids.shape[1], len(dummy.prompt))
 
         def longer(rows: Tensor, row: Tensor, value: int) -> Tensor:

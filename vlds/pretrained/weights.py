@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.integrations import deepspeed as hf_deepspeed
 from transformers.utils import logging
 
 from vlds.pretrained.files import SourceError, check_tensors, reading, some
@@ -75,6 +76,7 @@ def load_weights(
     with (
         reading(f"{field}: the config in {path} describes no model", CORRECT),
         torch.device("meta"),
+        unpartitioned(),
     ):
         wanted = model_class(config).state_dict()
     shapes: dict[str, tuple[int, ...]] = {}
@@ -123,6 +125,18 @@ def _misfit(what: str, faults: list[str]) -> SourceError:
 
 def _text(shape: Any) -> str:
     return " x ".join(map(str, shape))
+
+
+@contextmanager
+def unpartitioned() -> Iterator[None]:
+    """Inside, models of several parts are made whole, as others are. Under ZeRO-3's loading hint,
+    transformers would partition the parts that a model makes by `_from_config`."""
+    hint = hf_deepspeed._hf_deepspeed_config_weak_ref
+    hf_deepspeed._hf_deepspeed_config_weak_ref = None
+    try:
+        yield
+    finally:
+        hf_deepspeed._hf_deepspeed_config_weak_ref = hint
 
 
 @contextmanager

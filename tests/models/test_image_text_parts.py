@@ -1,0 +1,115 @@
+"""The parts of each image-text-to-text type are found, and hold all weights but the head's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KNOWN_TYPES,
+)
+
+from tests.toys.image_text import TYPES
+from tests.toys.image_text.configs import config
+from tests.toys.image_text.places import PLACES
+from tests.toys.image_text.words import tokenizer
+from vlds.models.image_text_parts import find_parts
+
+SHALLOW = {
+    "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+}  # fmt: skip
+
+
+def shapes(model_type: str, **fields: Any) -> Any:
+    """A model of a type on the meta device: the tiny one, or one with fields."""
+    if model_type in TYPES:
+        built = config(model_type, tokenizer(model_type))
+    else:
+        built = AutoConfig.for_model(model_type, **fields)
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(built)
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_parts_are_where_the_type_has_them(model_type: str) -> None:
+    model, places = shapes(model_type), PLACES[model_type]
+    parts = find_parts(model)
+    assert (parts.language, parts.vision) == (places.language, places.vision)
+    names = [name for name, _ in model.named_parameters()]
+    inside = tuple(f"{place}." for place in places.connector)
+    expected = [name for name in names if name in places.connector or name.startswith(inside)]
+    assert list(parts.connector) == expected
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_each_weight_is_in_one_part_or_the_head(model_type: str) -> None:
+    model = shapes(model_type)
+    parts = find_parts(model)
+    names = [name for name, _ in model.named_parameters()]
+    language = {name for name in names if name.startswith(f"{parts.language}.")}
+    vision = {name for name in names if name.startswith(f"{parts.vision}.")}
+    vision -= set(parts.connector)
+    assert all([language, vision, parts.connector])
+    rest = set(names) - language - vision - set(parts.connector)
+    assert rest == {"lm_head.weight"} & set(names)
+    assert len(names) == len(language) + len(vision) + len(parts.connector) + len(rest)
+
+
+def test_bare_parameters_are_in_the_connector() -> None:
+    assert find_parts(shapes("gemma3")).connector == (
+        "model.multi_modal_projector.mm_input_projection_weight",
+        "model.multi_modal_projector.mm_soft_emb_norm.weight",
+    )
+    assert "model.image_newline" in find_parts(shapes("llava_onevision")).connector
+
+
+def test_a_decoder_with_a_head_counts_without_it() -> None:
+    text = {"model_type": "opt", "ffn_dim": 32, "word_embed_proj_dim": 32, "vocab_size": 40}
+    blip2 = shapes(
+        "blip-2",
+        text_config={**text, **SHALLOW},
+        vision_config=SHALLOW,
+        qformer_config={**SHALLOW, "encoder_hidden_size": 32},
+    )
+    parts = find_parts(blip2)
+    assert (parts.language, parts.vision) == ("language_model.model", "vision_model")
+    starts = {name.split(".")[0] for name in parts.connector}
+    assert starts == {"query_tokens", "qformer", "language_projection"}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "module"),
+    [
+        ("granite_docling", ".vision_model.connector."),
+        ("hy_v4_vl", ".vision_tower.patch_merger."),
+        ("qwen2_5_omni_thinker", ".visual.merger."),
+    ],
+)
+def test_the_connector_is_found_beside_other_modules(model_type: str, module: str) -> None:
+    """Inside the vision encoder; an encoder of sound is no connector."""
+    if model_type not in KNOWN_TYPES:
+        pytest.skip(f"this version of transformers does not know {model_type}")
+    model = shapes(model_type)
+    expected = [name for name, _ in model.named_parameters() if module in f".{name}"]
+    assert expected
+    assert list(find_parts(model).connector) == expected
+
+
+def test_a_type_without_a_vision_encoder_is_an_error() -> None:
+    fuyu = shapes("fuyu", text_config={"model_type": "persimmon", **SHALLOW, "vocab_size": 40})
+    with pytest.raises(ValueError, match=r"fuyu: .* no separate vision encoder; choose a type"):
+        find_parts(fuyu)
+    with torch.device("meta"):
+        llama = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SHALLOW))
+    with pytest.raises(ValueError, match=r"llama: .* no separate vision encoder"):
+        find_parts(llama)
+
+
+def test_a_language_model_that_holds_the_vision_encoder_is_an_error() -> None:
+    idefics = shapes(
+        "idefics", **SHALLOW, vocab_size=40, vision_config={"embed_dim": 32, "num_hidden_layers": 1}
+    )
+    with pytest.raises(ValueError, match=r"idefics: .* inside their language model; choose a type"):
+        find_parts(idefics)

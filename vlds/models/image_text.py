@@ -15,9 +15,10 @@ from vlds.backbones.base import unique_state
 from vlds.methods.extended import is_own
 from vlds.models.image_text_collate import ImageTextCollator
 from vlds.models.image_text_model import ImageTextModel
-from vlds.models.image_text_parts import FoundParts, find_parts
+from vlds.models.image_text_parts import BRIDGES, find_parts
 from vlds.models.kind import ModelKind
 from vlds.models.model import Model, Part, Sources
+from vlds.models.recomputing import recompute_layers
 from vlds.models.roles import find_roles
 from vlds.pretrained.files import reading
 from vlds.pretrained.hub import check_source
@@ -157,19 +158,23 @@ class ImageTextToText(ModelKind):
                 takes_prompts=False,
             )
             for name, path in paths.items()
-            if path is not None
         }
 
     def targets(self, name: str, module: nn.Module) -> TargetModules:
         """Where methods attach in a part: by rule, and as the recipe says."""
         by_rule = find_roles(module)
+        own = {
+            role: tuple(path for path in paths if not path.startswith(BRIDGES))
+            for role, paths in by_rule.paths.items()
+        }
         named = {role: tuple(paths) for role, paths in self.roles.get(name, {}).items()}
-        return replace(by_rule, paths={**by_rule.paths, **named})
+        paths = {role: paths for role, paths in (own | named).items() if paths}
+        return replace(by_rule, paths=paths)
 
     def trained_parts(self, model: Model) -> Iterator[tuple[str, Iterable[nn.Parameter]]]:
         assert isinstance(model, ImageTextModel)
         if self.train_connector:
-            found: FoundParts = find_parts(model.backbone)
+            found = find_parts(model.backbone)
             named = dict(model.backbone.named_parameters())
             yield "connector", [named[name] for name in found.connector if is_own(name)]
 
@@ -178,11 +183,8 @@ class ImageTextToText(ModelKind):
         return ["connector"] if self.train_connector else []
 
     def enable_checkpointing(self, model: Model) -> None:
-        """Without Hugging Face's switch for the embeddings' gradients, which would differentiate
-        the frozen tower too."""
         assert isinstance(model, ImageTextModel)
-        model.backbone.gradient_checkpointing_enable({"use_reentrant": False})
-        model.backbone.disable_input_require_grads()
+        recompute_layers(model.backbone)
 
     def export(self, model: Model, folder: Path) -> ImageTextToText:
         """The model and the processor, as Hugging Face saves them."""

@@ -47,6 +47,7 @@ def bart(words: PreTrainedTokenizerFast) -> Fields:
     """An encoder and a decoder of two layers each."""
     eos = words.eos_token_id
     return {
+        "dropout": 0.0,  # chance would part ranks that compute the same
         "model_type": "bart", "vocab_size": len(words), "d_model": WIDTH,
         "encoder_layers": 2, "encoder_attention_heads": HEADS, "encoder_ffn_dim": FFN_WIDTH,
         "decoder_layers": 2, "decoder_attention_heads": HEADS, "decoder_ffn_dim": FFN_WIDTH,

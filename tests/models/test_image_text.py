@@ -1,0 +1,276 @@
+"""Image-text models of every tested type: losses, answers and methods are Hugging Face's and ours
+at once."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.toys.image_text import TYPES
+from tests.toys.image_text.rows import Tiny, images, tiny
+from tests.toys.models import shake
+from vlds.methods import (
+    IA3,
+    Adapter,
+    BitFit,
+    Compacter,
+    DecoderPromptTuning,
+    Full,
+    Hyperformer,
+    LoRA,
+    Method,
+    PrefixTuning,
+    PromptTuning,
+)
+from vlds.methods.extended import zero_at_first
+from vlds.models import ImageTextToText
+from vlds.schema import IGNORED_LABEL, Decoding
+
+METHODS: dict[str, Method] = {
+    "adapter": Adapter(reduction=4),
+    "adapter per task": Adapter(reduction=4, sharing="multiple"),
+    "adapter half": Adapter(reduction=4, sharing="half_shared_up"),
+    "compacter": Compacter(),
+    "hyperformer": Hyperformer(),
+    "lora": LoRA(rank=2, train_biases=False),
+    "lora per task": LoRA(rank=2, sharing="multiple", train_biases=False),
+    "ia3 per task": IA3(sharing="multiple"),
+    "bitfit": BitFit(add_biases=True),
+    "full": Full(),
+}
+
+
+@pytest.fixture(params=TYPES)
+def model(request: pytest.FixtureRequest) -> Tiny:
+    return tiny(request.param)
+
+
+@torch.no_grad()
+def test_the_loss_is_hugging_faces(model: Tiny) -> None:
+    built = model.build().eval()
+    batch = model.batch(model.rows())
+    assert batch.labels is not None
+    inputs = built.inputs(batch)
+    inputs.pop("decoder_input_ids", None)
+    mean = built.token_nll(batch).sum() / (batch.labels != IGNORED_LABEL).sum()
+    theirs = built.backbone(**inputs, labels=batch.labels).loss
+    assert mean.item() == pytest.approx(theirs.item(), abs=1e-6)
+
+
+@torch.no_grad()
+def test_a_row_is_the_same_alone_and_in_any_cut(model: Tiny) -> None:
+    built, rows = model.build().eval(), model.rows()
+    batch = model.batch(rows)
+    whole = built.token_nll(batch).sum(1)
+    alone = torch.cat([built.token_nll(model.batch([row])).sum(1) for row in rows])
+    assert torch.allclose(whole, alone, atol=1e-5)
+    pieces = [torch.tensor([2, 0]), torch.tensor([1])]
+    assert torch.allclose(built(batch, torch.ones(3), pieces).token_nll_sum, whole, atol=1e-5)
+    assert built.sizes(batch)[:, 0].tolist() == batch.attention_mask.sum(1).tolist()
+
+
+def test_labels_are_answers_with_their_end(model: Tiny) -> None:
+    collator, rows = model.collator, model.rows()
+    batch = model.batch(rows)
+    assert batch.labels is not None
+    for row, labels in zip(rows, batch.labels, strict=True):
+        ids = labels[labels != IGNORED_LABEL].tolist()
+        assert ids[-1] in {collator.chat.tail[-1], model.processor.tokenizer.eos_token_id}
+        text = model.processor.tokenizer.decode(ids, skip_special_tokens=True)
+        assert text.strip() == row.example.target
+    short = model.batch([rows[0]._replace(max_target_tokens=3)]).labels
+    assert short is not None
+    assert (short != IGNORED_LABEL).sum() == 3, "cut, but for the end"
+    assert short[short != IGNORED_LABEL][-1] == ids[-1]
+
+
+def test_a_question_cannot_hold_a_placeholder(model: Tiny) -> None:
+    row = model.rows()[0]
+    word = str(getattr(model.processor, "image_token", "<image>"))
+    asked = replace(row.example, prompt=f"what is {word} ?")
+    batch = model.batch([row._replace(example=asked)])
+    model.build().token_nll(batch)
+    long = replace(row.example, prompt="what is red ? " * 50)
+    usual = model.batch([row]).input_ids.shape[1]
+    assert model.batch([row._replace(example=long)]).input_ids.shape[1] < usual + 20
+
+
+def test_workers_make_the_same_batches(model: Tiny) -> None:
+    rows = model.rows()
+    copy = pickle.loads(pickle.dumps(model.collator))
+    ours, theirs = (c(rows, images(), evaluation=False) for c in (model.collator, copy))
+    assert torch.equal(ours.input_ids, theirs.input_ids)
+    for one, other in zip(ours.media, theirs.media, strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_answers_are_the_same_alone(model: Tiny, num_beams: int) -> None:
+    built, rows = model.build().eval(), model.rows()
+    decoding = Decoding(num_beams=num_beams, max_new_tokens=5)
+    together = built.answer(model.batch(rows, evaluation=True), decoding)
+    for row, answer in zip(rows, together, strict=True):
+        (alone,) = built.answer(model.batch([row], evaluation=True), decoding)
+        assert alone.text == answer.text
+        assert alone.confidence == pytest.approx(answer.confidence, rel=1e-3)
+
+
+@torch.no_grad()
+def test_greedy_ids_and_their_probability(model: Tiny) -> None:
+    """The ids are `generate`'s own, and the probability that of a forward pass."""
+    built, row = model.build().eval(), model.rows()[0]
+    asked = model.batch([row], evaluation=True)
+    writer = built.writer
+    (written,) = writer.write(built.prompts(asked), Decoding(max_new_tokens=5), None)
+    start = 1 if built.answers_apart else asked.input_ids.shape[1]
+    ids = built.backbone.generate(
+        **built.inputs(asked),
+        max_new_tokens=5,
+        do_sample=False,
+        suppress_tokens=list(writer.forbidden) or None,
+        eos_token_id=list(writer.ends),
+        pad_token_id=writer.pad,
+        decoder_start_token_id=writer.decoder_start,
+    )[0, start:].tolist()
+    assert written.ids == ids
+    labels = torch.tensor([ids])
+    if not built.answers_apart:
+        kind = model.collator
+        types = {n: kind.with_answer(n, v[0], ids)[None] for n, v in asked.types.items()}
+        sequence = torch.cat([asked.input_ids, labels], 1)
+        labels = torch.cat([torch.full_like(asked.input_ids, IGNORED_LABEL), labels], 1)
+        asked = replace(
+            asked,
+            input_ids=sequence,
+            attention_mask=torch.ones_like(sequence, dtype=torch.bool),
+            types=types,
+        )
+    nll = built.token_nll(replace(asked, labels=labels)).sum().item()
+    assert written.log_probability == pytest.approx(-nll, abs=1e-3)
+
+
+@torch.no_grad()
+def test_choices_and_lists(model: Tiny) -> None:
+    built, rows = model.build().eval(), model.rows()
+    batch, words = model.batch(rows, evaluation=True), ("red", "blue", "dog")
+    chosen = built.answer(batch, Decoding(choices=words))
+    listed = built.answer(batch, Decoding(answers=("red sky", "blue", "a dog")))
+    for row, choice, answer in zip(rows, chosen, listed, strict=True):
+        alone = model.batch([row], evaluation=True)
+        assert built.answer(alone, Decoding(choices=words))[0].text == choice.text
+        assert 1 / len(words) <= choice.confidence <= 1
+        assert answer.text in ("red sky", "blue", "a dog")
+        assert answer.token_confidence is None
+        (again,) = built.answer(alone, Decoding(answers=("red sky", "blue", "a dog")))
+        assert again.text == answer.text
+        assert math.log(again.confidence) == pytest.approx(math.log(answer.confidence), abs=1e-3)
+
+
+FAST = ("qwen2_vl", "florence2")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name"),
+    [
+        pytest.param(t, name, marks=() if t in FAST or name == "lora" else pytest.mark.slow)
+        for t in TYPES
+        for name in METHODS
+    ],
+)
+def test_methods_train_and_answer(model_type: str, name: str) -> None:
+    """Two tasks in one batch; beams too."""
+    model = tiny(model_type)
+    built = model.build({"method": METHODS[name]}).train()
+    built(model.batch(model.rows()), torch.ones(3)).loss.backward()
+    trained = {n: p for n, p in built.named_parameters() if p.requires_grad}
+    assert "method" in built.trained_by.values()
+    unmoved = zero_at_first(built)
+    for parameter, tensor in trained.items():
+        assert tensor.grad is not None, parameter
+        if built.trained_by[parameter] == "method" and name != "full":
+            assert tensor.grad.any() == (parameter not in unmoved), parameter
+    shake(built)
+    rows = model.rows()
+    decoding = Decoding(num_beams=2, max_new_tokens=3)
+    together = built.eval().answer(model.batch(rows, evaluation=True), decoding)
+    for row, answer in zip(rows, together, strict=True):
+        assert built.answer(model.batch([row], evaluation=True), decoding)[0].text == answer.text
+
+
+def test_a_method_in_the_tower() -> None:
+    model = tiny("qwen2_vl")
+    method = LoRA(part="vision", roles=["attn_qkv"], rank=2, train_biases=False)
+    built = model.build({"eyes": method}).train()
+    built(model.batch(model.rows()), torch.ones(3)).loss.backward()
+    names = [n for n, method in built.trained_by.items() if method == "eyes"]
+    assert len(names) == 4
+    assert all(".visual." in name for name in names)
+    with pytest.raises(ValueError, match="sharing: got multiple for the vision"):
+        model.build({"eyes": replace(method, sharing="multiple")})
+
+
+@pytest.mark.parametrize("method", [PromptTuning(), PrefixTuning(), DecoderPromptTuning()])
+def test_prompts_are_refused(method: Method) -> None:
+    message = "takes no prompts|plays the role"
+    with pytest.raises(ValueError, match=f"methods.method: .*({message})"):
+        tiny("llava").build({"method": method})
+    with pytest.raises(ValueError, match="linear layers of LlamaModel have no bias"):
+        tiny("llava").build({"method": BitFit()})
+
+
+def test_only_answers_get_logits(model: Tiny) -> None:
+    built, batch = model.build().eval(), model.batch(model.rows())
+    assert batch.labels is not None
+    shapes = []
+    head = built.backbone.get_output_embeddings()
+    head.register_forward_hook(lambda _module, _inputs, logits: shapes.append(logits.shape[:-1]))
+    built.token_nll(batch)
+    assert [math.prod(shape) for shape in shapes] == [(batch.labels != IGNORED_LABEL).sum().item()]
+
+
+def test_recomputed_layers_give_the_same_gradients() -> None:
+    model, gradients = tiny("qwen2_5_vl"), []
+    for recompute in (False, True):
+        built = model.build({"a": Adapter(reduction=4)}, activation_checkpointing=recompute).train()
+        built(model.batch(model.rows()), torch.ones(3)).loss.backward()
+        gradients.append({n: p.grad for n, p in built.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        assert torch.allclose(gradient, gradients[1][name], atol=1e-6), name
+
+
+def test_a_dummy_row_changes_no_loss(model: Tiny) -> None:
+    """Text alone in training gets a row with a picture, so that the tower runs."""
+    if model.model_type in ("paligemma", "florence2"):
+        pytest.skip("takes no text without a picture")
+    built, text = model.build().train(), model.rows()[2]
+    batch = model.batch([text])
+    assert len(built.with_dummy(batch)) == 2
+    assert len(built.with_dummy(model.batch(model.rows()))) == 3
+    loss = built(batch, torch.ones(1)).loss
+    loss.backward()
+    connector = [p for n, p in built.named_parameters() if built.trained_by.get(n) == "connector"]
+    assert all(p.grad is not None and not p.grad.any() for p in connector)
+    assert loss.item() == pytest.approx(built.eval()(batch, torch.ones(1)).loss.item(), abs=1e-5)
+
+
+@torch.no_grad()
+def test_an_exported_folder_gives_the_same_logits(model: Tiny, tmp_path: Path) -> None:
+    from transformers import AutoModelForImageTextToText
+
+    built = model.build({"all": Full(), "eyes": Full(part="vision")}).eval()
+    shake(built)
+    exported = model.kind.export(built, tmp_path)
+    assert exported == ImageTextToText(path=str(tmp_path), train_connector=False)
+    batch = model.batch(model.rows())
+    theirs = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
+    expected = built.logits(batch)
+    assert torch.allclose(theirs(**built.inputs(batch)).logits, expected, atol=1e-6)
+    assert exported.load_processor().tokenizer.get_vocab() == model.processor.tokenizer.get_vocab()

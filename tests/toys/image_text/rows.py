@@ -1,0 +1,77 @@
+"""Rows about pictures, and models, of the tiny image-text types."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tests.toys.image_text import pictures, save_tiny
+from vlds.methods import Method
+from vlds.models import ImageTextToText
+from vlds.models.build import ModelSetup, build_model
+from vlds.models.image_text_collate import ImageTextCollator
+from vlds.models.image_text_model import ImageTextModel
+from vlds.schema import Batch, Example, Row
+
+TASKS = ("vqa", "caption")
+TEXTS = (("what is red ?", "blue sky"), ("what is this thing here ?", "dog"), ("why ?", "a cat"))
+NUMBERS: Mapping[str, Sequence[int]] = {"florence2": (1, 1, 1), "paligemma": (1, 2, 1)}
+"""Pictures of the three rows, for types that do not take any number; others have 1, 2, 0."""
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A tiny model of one type, and rows for it."""
+
+    model_type: str
+    kind: ImageTextToText
+    processor: Any
+
+    @property
+    def collator(self) -> ImageTextCollator:
+        return self.kind.collator(self.processor)
+
+    def build(
+        self, methods: dict[str, Method] | None = None, seed: int = 0, **fields: Any
+    ) -> ImageTextModel:
+        setup = ModelSetup(kind=self.kind, methods=methods or {}, seed=seed, **fields)
+        model = build_model(setup, TASKS, torch.float32, self.processor)
+        assert isinstance(model, ImageTextModel)
+        return model
+
+    def rows(self) -> list[Row]:
+        """Three rows of two tasks, with one, two and no pictures where the type takes them."""
+        numbers, rows, start = NUMBERS.get(self.model_type, (1, 2, 0)), [], 0
+        for index, (number, (prompt, target)) in enumerate(zip(numbers, TEXTS, strict=True)):
+            example = Example(str(index), TASKS[index % 2], prompt, target)
+            rows.append(Row(example, index % 2, 20, 12, range(start, start + number)))
+            start += number
+        return rows
+
+    def batch(self, rows: Sequence[Row], *, evaluation: bool = False) -> Batch:
+        return self.collator(rows, images(), evaluation=evaluation)
+
+
+def images() -> list[Tensor]:
+    """Pictures (3, h, w) of unlike sizes."""
+    return [
+        torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
+        for picture in pictures(4, seed=0)
+    ]
+
+
+@cache
+def tiny(model_type: str) -> Tiny:
+    """The tiny model of a type, saved once in each process."""
+    folder = Path(mkdtemp(prefix=f"vlds-{model_type}-"))
+    save_tiny(model_type, folder)
+    kind = ImageTextToText(path=str(folder))
+    return Tiny(model_type, kind, kind.load_processor())

@@ -1,0 +1,112 @@
+"""Image-text models under ZeRO: ranks with unlike rows compute what one rank computes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+
+from tests.toys.image_text import TYPES
+from tests.toys.image_text.rows import tiny
+from tests.toys.rank_pool import RankError, RankPool
+from vlds.config import DataConfig, OptimizerConfig, Recipe, TrainingConfig
+from vlds.methods import Adapter, Full, LoRA, Method
+from vlds.models.build import build_model
+from vlds.models.image_text_model import ImageTextModel
+from vlds.models.partitioned_loading import partitioned_loading
+from vlds.tasks import VQA, Caption
+from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
+from vlds.training.engine import Engine, start_ranks
+from vlds.training.optim import parameter_groups, set_learning_rate
+
+STEPS = 2
+METHODS: dict[str, dict[str, Method]] = {
+    "lora": {"words": LoRA(rank=2, dropout=0.0, train_biases=False)},
+    "adapter": {"words": Adapter(reduction=4, sharing="multiple")},
+    "full": {"words": Full()},
+}
+FAST = [("qwen2_vl", "lora", 3), ("llava", "adapter", 3), ("florence2", "lora", 2)]
+CASES = [
+    pytest.param(t, m, stage, marks=() if (t, m, stage) in FAST else pytest.mark.slow)
+    for t in TYPES
+    for m in METHODS
+    for stage in (2, 3)
+]
+
+
+def recipe_of(model_type: str, method: str, stage: int, folder: Path) -> Recipe:
+    file = folder / f"zero{stage}.json"
+    zero: dict[str, Any] = {"stage": stage}
+    if stage == 3:
+        zero["stage3_param_persistence_threshold"] = 0  # else small weights are never partitioned
+    file.write_text(json.dumps({"zero_optimization": zero}), encoding="utf-8")
+    return Recipe(
+        output=str(folder / "run"),
+        model=tiny(model_type).kind,
+        methods=METHODS[method],
+        tasks={"vqa": VQA(), "caption": Caption()},
+        data=DataConfig(global_batch_size=3),
+        optimizer=OptimizerConfig(learning_rate=1e-2, eps=1e-4),
+        training=TrainingConfig(precision="fp32", deepspeed=str(file)),
+    )
+
+
+def steps(recipe: Recipe, model_type: str, shares: list[list[int]]) -> list[tuple[float, float]]:
+    """Loss on this rank, and gradient norm, of some steps on its share of three rows."""
+    ranks = start_ranks(60)
+    cut = cut_batches(recipe, ranks.world_size)
+    config = complete_deepspeed_config(Path(recipe.training.deepspeed), recipe, cut)
+    processor = recipe.model.load_processor()
+    with partitioned_loading(config):
+        model = build_model(recipe.model_setup, list(recipe.tasks), torch.float32, processor)
+    engine = Engine(
+        model,
+        parameter_groups(model, recipe),
+        config,
+        ranks=ranks,
+        tasks=list(recipe.tasks.values()),
+        eps=recipe.optimizer.eps,
+    )
+    set_learning_rate(engine.parameter_groups, 1.0)
+    source = replace(tiny(model_type), kind=recipe.model, processor=processor)
+    rows = source.rows()
+    batch = source.batch([rows[index] for index in shares[ranks.global_rank]])
+    reports = [engine.step([batch]) for _ in range(STEPS)]
+    engine.close()
+    return [(float(r.task_losses.sum()), r.gradient_norm) for r in reports]
+
+
+def steps_without_dummy(*arguments: Any) -> list[tuple[float, float]]:
+    """`steps` where a rank without pictures skips the tower."""
+    with mock.patch.object(ImageTextModel, "with_dummy", lambda _model, batch: batch):
+        return steps(*arguments)
+
+
+@pytest.mark.slow
+def test_without_the_dummy_row_ranks_part(ranks2: RankPool, tmp_path: Path) -> None:
+    """So that the test below is known to find it."""
+    recipe = recipe_of("llava", "lora", 3, tmp_path)
+    with pytest.raises(RankError):
+        ranks2.run(steps_without_dummy, recipe, "llava", [[0, 1], [2]], timeout=30)
+
+
+@pytest.mark.parametrize(("model_type", "method", "stage"), CASES)
+def test_unlike_rows_on_two_ranks(
+    model_type: str, method: str, stage: int, ranks1: RankPool, ranks2: RankPool, tmp_path: Path
+) -> None:
+    """One rank has rows with one and two pictures, the other a text without any."""
+    recipe = recipe_of(model_type, method, stage, tmp_path)
+    (alone,) = ranks1.run(steps, recipe, model_type, [[0, 1, 2]])
+    first, second = ranks2.run(steps, recipe, model_type, [[0, 1], [2]])
+    for (loss, norm), (one, one_norm), (other, other_norm) in zip(
+        alone, first, second, strict=True
+    ):
+        assert one + other == pytest.approx(loss, rel=1e-5)
+        assert one_norm == other_norm
+        assert one_norm == pytest.approx(norm, rel=1e-3)
+    assert alone[0] != alone[1], "the step has moved the weights"

@@ -19,11 +19,12 @@ from torch import Tensor
 from vlds.artifact import LoadedRun
 from vlds.convert.foreign_files import read_settings, read_weights
 from vlds.convert.output import Kind, check_plain, first_names
-from vlds.convert.target import RunFiles, joint_model
+from vlds.convert.target import RunFiles
 from vlds.methods import Method
 from vlds.methods.extended import added_tensors
 from vlds.methods.layouts import Library, Stored
-from vlds.models.joint import BACKBONE_PREFIX
+from vlds.models.joint_model import JointModel
+from vlds.models.model import BACKBONE_PREFIX
 
 CONFIG = "adapter_config.json"
 
@@ -40,7 +41,7 @@ class AdapterFolders(RunFiles):
     def __init__(self, run: LoadedRun) -> None:
         """Errors: ValueError, with the reason, if the library cannot hold the run's method."""
         super().__init__(run)
-        self.backbone = joint_model(run, self.library).backbone
+        self.backbone = run.model.backbone
         self.name, self.method = self._only_method()
         self.layout = self.method.layout(self.library, self.name, self.backbone)
         self.state = {name: tensor.detach() for name, tensor in run.model.unique_state()}
@@ -54,7 +55,7 @@ class AdapterFolders(RunFiles):
         methods = {n: m for n, m in run.recipe.methods.items() if added_tensors(run.model, n)}
         for name, method in methods.items():
             reason = method.refusal(library, self.backbone)
-            if reason is None and method.part == "vision":
+            if reason is None and method.part == "vision" and isinstance(run.model, JointModel):
                 reason = f"{library} knows the text backbone alone; use hf"
             if reason is not None:
                 raise ValueError(f"methods.{name}: {reason}")

@@ -13,8 +13,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from vlds.artifact import LoadedRun
 from vlds.convert.adapter_folders import AdapterFolders
 from vlds.convert.output import save_torch
+from vlds.convert.target import joint_model
 from vlds.methods.layouts import Library
 
 VERSION = "adapters.1.3.0"
@@ -50,6 +52,11 @@ class AdaptersFolders(AdapterFolders):
 
     library: ClassVar[Library] = "adapters"
     weight_files: ClassVar[tuple[str, ...]] = ("pytorch_adapter.bin", "adapter.safetensors")
+
+    def __init__(self, run: LoadedRun) -> None:
+        """Errors: ValueError if the library cannot hold the run's method or model."""
+        joint_model(run, self.library)
+        super().__init__(run)
 
     def config(self, adapter: str) -> dict[str, Any]:
         """The library's settings, and of which model they are."""

@@ -55,16 +55,21 @@ class PeftFolders(AdapterFolders):
         Errors: ValueError if peft cannot hold the run's method.
         """
         super().__init__(run)
+        if "connector" in run.model.trained_by.values():
+            raise ValueError(
+                "model: its connector trains too, and peft's folder holds the method alone; use "
+                "`vlds convert merge`, or train with train_connector: false"
+            )
         self.base = base
 
     def config(self, adapter: str) -> dict[str, Any]:
         """peft's settings; what is left out has its defaults."""
-        modules = {
-            key: short_names(paths, self.backbone)
-            for key, paths in self.layout.config.items()
-            if key.endswith("_modules")
-        }
-        common = {"task_type": "SEQ_2_SEQ_LM", "inference_mode": True}
+        paths = {k: p for k, p in self.layout.config.items() if k.endswith("_modules")}
+        modules = {key: short_names(named, self.backbone) for key, named in paths.items()}
+        if any(modules[key] == named for key, named in paths.items()):
+            modules = paths  # peft compares them with each other
+        apart = self.backbone.config.is_encoder_decoder
+        common = {"task_type": "SEQ_2_SEQ_LM" if apart else "CAUSAL_LM", "inference_mode": True}
         return {"base_model_name_or_path": self.base, **common, **self.layout.config, **modules}
 
     def check_config(self, config: Mapping[str, Any], file: Path) -> None:

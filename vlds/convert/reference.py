@@ -22,8 +22,9 @@ from vlds.methods import Method
 from vlds.methods.bottleneck import Bottleneck
 from vlds.methods.extended import added_tensors
 from vlds.methods.layouts import Stored
-from vlds.models.joint import BACKBONE_PREFIX, JointSeq2Seq
+from vlds.models.joint import JointSeq2Seq
 from vlds.models.joint_model import JointModel
+from vlds.models.model import BACKBONE_PREFIX
 
 VISUAL = {
     "feature_projection": "feat_embedding.0",

@@ -17,7 +17,7 @@ from vlds.models.image_text_collate import ImageTextCollator
 from vlds.models.image_text_model import ImageTextModel
 from vlds.models.image_text_parts import BRIDGES, find_parts
 from vlds.models.kind import ModelKind
-from vlds.models.model import Model, Part, Sources
+from vlds.models.model import BACKBONE_PREFIX, Model, Part, Sources
 from vlds.models.recomputing import recompute_layers
 from vlds.models.roles import find_roles
 from vlds.pretrained.files import reading
@@ -27,8 +27,6 @@ from vlds.runtime.checks import at_least
 from vlds.schema import NaturalSize, TargetModules
 from vlds.vision.base import on_meta
 
-PREFIX = "backbone."
-"""What the names of Hugging Face's tensors begin with inside the model."""
 Roles = dict[str, list[str]]
 
 
@@ -144,7 +142,7 @@ class ImageTextToText(ModelKind):
         parts = self.find_parts(backbone)
         model = ImageTextModel(backbone, parts, self.collator(processor))
         if self.path is not None:
-            model.sources = Sources(names=frozenset(PREFIX + name for name in names))
+            model.sources = Sources(names=frozenset(BACKBONE_PREFIX + name for name in names))
         return model
 
     def find_parts(self, backbone: Any) -> dict[str, Part]:
@@ -153,7 +151,7 @@ class ImageTextToText(ModelKind):
         paths = {"backbone": found.language, "vision": found.vision}
         return {
             name: Part(
-                PREFIX + path,
+                BACKBONE_PREFIX + path,
                 self.targets(name, backbone.get_submodule(path)),
                 takes_prompts=False,
             )

@@ -19,14 +19,11 @@ from vlds.models.collate import JointCollator
 from vlds.models.draws import draw_rows
 from vlds.models.joint_model import JointModel
 from vlds.models.kind import ModelKind
-from vlds.models.model import Model, Sources
+from vlds.models.model import BACKBONE_PREFIX, Model, Sources
 from vlds.models.visual_embedding import VisualEmbedding, VisualEmbeddingConfig
 from vlds.pretrained.weights import quiet
 from vlds.schema import ImageSpec
 from vlds.vision.base import VisionEncoder, freeze, load_weights
-
-BACKBONE_PREFIX = "backbone."
-"""What the backbone's tensor names begin with inside the model."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,8 +67,15 @@ class Part(NamedTuple):
     """False if nothing can stand before the text."""
 
 
+BACKBONE_PREFIX = "backbone."
+"""What the names of the backbone's tensors begin with inside a model."""
+
+
 class Model(nn.Module, ABC):
     """A frozen model with methods attached; `build_model` makes it."""
+
+    backbone: Any
+    """A model of Hugging Face, to which the files of other libraries refer."""
 
     def __init__(self, processor: Any = None) -> None:
         """`processor`: the tokenizer, or the processor of text and pictures; None where only shapes

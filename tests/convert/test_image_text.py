@@ -1,0 +1,91 @@
+"""Image-text runs as folders that Hugging Face's libraries open."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from tests.toys.image_text import TYPES
+from tests.toys.image_text.rows import Tiny, tiny
+from tests.toys.models import shake
+from tests.toys.world import world_recipe
+from vlds.artifact import LoadedRun, load_run
+from vlds.convert.hf import fold_methods, write_hf
+from vlds.convert.peft import PeftFolders
+from vlds.methods import IA3, Adapter, LoRA, Method
+
+PEFT: dict[str, Method] = {
+    "lora": LoRA(rank=2, roles=["attn_q", "attn_out", "ffn_out"], train_biases=False),
+    "eyes": LoRA(rank=2, roles=["attn_out"], part="vision", train_biases=False),
+    "ia3": IA3(),
+}
+
+
+def run_of(model: Tiny, method: Method, world: Path, **fields: Any) -> LoadedRun:
+    """A run whose method has trained."""
+    kind = replace(model.kind, **fields)
+    recipe = replace(world_recipe(world, world / "none"), model=kind, methods={"method": method})
+    built = replace(model, kind=kind).build({"method": method}).eval()
+    shake(built)
+    return LoadedRun(recipe, model.processor, built)
+
+
+@torch.no_grad()
+def logits(backbone: Any, run: LoadedRun, model: Tiny) -> torch.Tensor:
+    """Of a Hugging Face model, on the tiny rows."""
+    batch = model.batch(model.rows())
+    inputs = run.model.inputs(batch)
+    whole: torch.Tensor = backbone(**inputs).logits
+    return whole
+
+
+@pytest.mark.parametrize("name", PEFT)
+@pytest.mark.parametrize("model_type", TYPES)
+def test_peft_opens_the_folder(model_type: str, name: str, world: Path, tmp_path: Path) -> None:
+    if (model_type, name) == ("florence2", "ia3"):
+        pytest.skip("no ia3 on a model with two kinds of values")
+    model = tiny(model_type)
+    run = run_of(model, PEFT[name], world, train_connector=False)
+    PeftFolders(run).write(tmp_path)
+    base = AutoModelForImageTextToText.from_pretrained(str(model.kind.path)).eval()
+    before = logits(base, run, model)
+    found = logits(PeftModel.from_pretrained(base, tmp_path).eval(), run, model)
+    expected = run.model.logits(model.batch(model.rows()))
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert not torch.allclose(found, before, atol=1e-4)
+
+
+def test_peft_cannot_hold_a_trained_connector(world: Path) -> None:
+    run = run_of(tiny("llava"), PEFT["lora"], world)
+    with pytest.raises(ValueError, match="its connector trains too, and peft's folder holds"):
+        PeftFolders(run)
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_a_merged_folder_is_hugging_faces(model_type: str, world: Path, tmp_path: Path) -> None:
+    model = tiny(model_type)
+    run = run_of(model, PEFT["lora"], world)
+    expected = run.model.logits(model.batch(model.rows()))
+    write_hf(fold_methods(run), tmp_path)
+    theirs = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
+    assert torch.allclose(logits(theirs, run, model), expected, atol=1e-5)
+    again = load_run(tmp_path, torch.float32)
+    assert again.recipe.methods == {}
+    assert torch.allclose(again.model.logits(model.batch(model.rows())), expected, atol=1e-5)
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    assert processor.chat_template == model.processor.chat_template
+
+
+def test_what_cannot_be_merged_stays_beside_it(world: Path, tmp_path: Path) -> None:
+    model = tiny("qwen2_5_vl")
+    run = run_of(model, Adapter(reduction=4, sharing="multiple"), world)
+    expected = run.model.logits(model.batch(model.rows()))
+    write_hf(run, tmp_path)
+    again = load_run(tmp_path, torch.float32).model
+    assert torch.equal(again.logits(model.batch(model.rows())), expected)

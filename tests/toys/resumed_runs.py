@@ -1,0 +1,43 @@
+"""A run that is interrupted and resumed, and the one that was not."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from tests.toys.files import read_lines
+from tests.toys.rank_jobs import run_recipe
+from tests.toys.rank_pool import RankPool
+from vlds.config import Recipe
+
+STATE = "state/step-00000010/state.safetensors"
+
+
+def losses(run: Path) -> list[tuple[int, float, float]]:
+    """Step, loss and gradient norm of every line that has them."""
+    lines = read_lines(run / "metrics.jsonl")
+    return [(line["step"], line["loss"], line["gradient_norm"]) for line in lines if "loss" in line]
+
+
+def half_a_run(whole: Path, half: Path) -> None:
+    """What a run leaves that was killed at some time after its fifth step."""
+    shutil.copytree(whole, half)
+    for later in ("state/step-00000010", "artifact", "predictions"):
+        shutil.rmtree(half / later)
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    assert losses(found) == losses(expected)
+    assert [step for step, *_ in losses(found)] == list(range(1, 11))
+    for file in (STATE, "artifact/weights.safetensors", "predictions/step-00000010/vqa.jsonl"):
+        assert (found / file).read_bytes() == (expected / file).read_bytes(), file
+
+
+def check_resume(pool: RankPool, recipe: Recipe, folder: Path) -> None:
+    whole, half = Path(recipe.output), folder / "half"
+    assert pool.run(run_recipe, recipe, False, timeout=120) == [0] * pool.world_size
+    half_a_run(whole, half)
+    resumed = replace(recipe, output=str(half))
+    assert pool.run(run_recipe, resumed, True, timeout=120) == [0] * pool.world_size
+    assert_same_run(half, whole)

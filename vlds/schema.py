@@ -223,6 +223,7 @@ Role = Literal[
     "attn_q",
     "attn_k",
     "attn_v",
+    "attn_qkv",
     "attn_out",
     "cross_attn_q",
     "cross_attn_k",
@@ -233,7 +234,8 @@ Role = Literal[
     "norm",
     "decoder_positions",
 ]
-"""Where a method can attach; `attn_*` is self-attention in encoder and decoder."""
+"""Where a method can attach; `attn_*` is self-attention in encoder and decoder, `attn_qkv` one
+layer that makes queries, keys and values."""
 
 
 @dataclass(frozen=True)

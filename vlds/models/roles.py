@@ -1,0 +1,133 @@
+"""The roles of a Hugging Face model's layers, by rule: where methods attach in a model whose class
+vlds does not know.
+
+A linear layer has a role if its path has a layer's number before the last segment. Names of the
+modules between that number and the layer, or of their classes, tell attention from feed-forward
+layers; the last segment tells the rest.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+from torch import nn
+
+from vlds.methods.extended import is_own
+from vlds.methods.host import pattern_of
+from vlds.schema import Role, TargetModules
+
+ATTENTION = re.compile(r"attention|attn", re.IGNORECASE)
+CROSS = re.compile(r"cross|encoder_attn|encdec", re.IGNORECASE)
+ATTENTION_LEAVES: Mapping[str, Sequence[str]] = {
+    "attn_q": ("q_proj", "query", "q", "wq"),
+    "attn_k": ("k_proj", "key", "k", "wk"),
+    "attn_v": ("v_proj", "value", "v", "wv"),
+    "attn_qkv": ("qkv", "qkv_proj", "query_key_value", "Wqkv", "c_attn"),
+    "attn_out": (
+        "o_proj", "out_proj", "proj", "dense", "projection", "projection_layer", "o", "c_proj",
+    ),
+}  # fmt: skip
+FEED_FORWARD_LEAVES: Mapping[str, Sequence[str]] = {
+    "ffn_in": (
+        "gate_proj", "up_proj", "gate_up_proj", "fc1", "linear_fc1", "wi", "w1", "w3", "c_fc",
+        "dense_h_to_4h",
+    ),
+    "ffn_out": ("down_proj", "fc2", "linear_fc2", "wo", "w2", "c_proj", "dense_4h_to_h"),
+}  # fmt: skip
+ROLES: tuple[Role, ...] = (
+    "attn_q", "attn_k", "attn_v", "attn_qkv", "attn_out",
+    "cross_attn_q", "cross_attn_k", "cross_attn_v", "cross_attn_out", "ffn_in", "ffn_out", "norm",
+)  # fmt: skip
+"""The roles that the rule knows."""
+
+
+def find_roles(part: nn.Module, linear_init_std: float | None = None) -> TargetModules:
+    """Where methods attach in a part of a model, before any is attached. A method that asks for a
+    role that the part lacks gets an error that names the layers without a role."""
+    by_role: dict[str, list[str]] = {}
+    for path, role in roles_of(part):
+        if role is not None:
+            by_role.setdefault(role, []).append(path)
+    every = [path for path, _ in part.named_modules(remove_duplicate=False)]
+    paths = {role: tuple(patterns(members, every)) for role, members in by_role.items()}
+    return TargetModules(paths, linear_init_std, cures(paths, unclaimed(part)))
+
+
+def unclaimed(part: nn.Module) -> list[str]:
+    """The linear layers in numbered layers that have no role: their paths, `*` for numbers."""
+    return list(dict.fromkeys(starred(path) for path, role in roles_of(part) if role is None))
+
+
+def roles_of(part: nn.Module) -> Iterator[tuple[str, str | None]]:
+    """Path and role of each norm and of each linear layer in a numbered layer."""
+    modules = dict(part.named_modules(remove_duplicate=False))
+    for path, module in modules.items():
+        if not is_own(path):
+            continue
+        if isinstance(module, nn.Linear):
+            segments = path.split(".")
+            number = next((i for i, name in enumerate(segments[:-1]) if name.isdigit()), None)
+            if number is not None:
+                yield path, role_of_linear(modules, segments, number)
+        elif path and not any(module.children()) and "norm" in type(module).__name__.lower():
+            yield path, "norm"
+
+
+def role_of_linear(
+    modules: Mapping[str, nn.Module], segments: Sequence[str], number: int
+) -> str | None:
+    """The role of a linear layer whose path has these segments, the layer's number at `number`;
+    None if the rule does not name it."""
+    leaf, ends = segments[-1], range(number + 1, len(segments) - 1)
+    classes = [type(modules[".".join(segments[: end + 1])]).__name__ for end in ends]
+    around = [*(segments[end] for end in ends), *classes]
+    if not any(map(ATTENTION.search, around)):
+        return role_in_feed_forward(leaf, around)
+    role = next((role for role, leaves in ATTENTION_LEAVES.items() if leaf in leaves), None)
+    if role is None or not any(map(CROSS.search, around)):
+        return role
+    return None if role == "attn_qkv" else f"cross_{role}"
+
+
+def role_in_feed_forward(leaf: str, around: Sequence[str]) -> str | None:
+    """The role of a linear layer outside attention, by its name and the names around it."""
+    if leaf == "dense":  # BERT's, which only the module around it tells apart
+        sides = {"intermediate": "ffn_in", "output": "ffn_out"}
+        return next((sides[name] for name in around if name in sides), None)
+    if leaf.startswith("wi_"):
+        return "ffn_in"
+    return next((role for role, leaves in FEED_FORWARD_LEAVES.items() if leaf in leaves), None)
+
+
+def patterns(members: Sequence[str], every: Sequence[str]) -> Iterator[str]:
+    """Path patterns of the modules that play a role: `*` for numbers, unless that would catch a
+    module that does not play it."""
+    known = set(members)
+    grouped: dict[str, list[str]] = {}
+    for path in members:
+        grouped.setdefault(starred(path), []).append(path)
+    for pattern, paths in grouped.items():
+        caught = filter(pattern_of(pattern).fullmatch, every)
+        yield from [pattern] if known.issuperset(caught) else paths
+
+
+def starred(path: str) -> str:
+    """A path with `*` for each number."""
+    return ".".join("*" if name.isdigit() else name for name in path.split("."))
+
+
+def cures(paths: Mapping[str, object], nameless: Sequence[str]) -> dict[str, str]:
+    """Role that a part lacks -> what the error message adds."""
+    texts: dict[str, str] = {}
+    for role in ROLES:
+        if role in paths:
+            continue
+        if "attn_qkv" in paths and role in ("attn_q", "attn_k", "attn_v"):
+            texts[role] = "Queries, keys and values come from one layer: choose attn_qkv"
+        elif nameless:
+            texts[role] = (
+                f"The rule for unknown models names no role of {', '.join(nameless)}; choose a "
+                "method that needs none of them, or another model"
+            )
+    return texts

@@ -101,7 +101,8 @@ class Batch:
     attention_mask: Tensor
     """(b, l) bool, False on padding."""
     labels: Tensor | None
-    """(b, t) int64, IGNORED_LABEL on padding; None if no example has a target."""
+    """(b, t) int64, IGNORED_LABEL on padding; None if no example has a target. t is l where
+    `labels_on_prompt` is true."""
     weights: Tensor
     """(b,) float32."""
     valid: Tensor
@@ -119,6 +120,9 @@ class Batch:
     """One entry per example; only evaluation fills it."""
     samples: list[str] = field(default_factory=list)
     """Id of each example's sample; only evaluation fills it."""
+    labels_on_prompt: bool = False
+    """True if targets stand in `input_ids` behind the prompts, so that `labels` are (b, l), with
+    IGNORED_LABEL on the prompts too."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -128,8 +132,8 @@ class Batch:
         prompts = int(self.attention_mask[rows].sum(1).max())
         targets = None
         if self.labels is not None:
-            longest = (self.labels[rows] != IGNORED_LABEL).sum(1).max()
-            targets = self.labels[rows, : max(1, int(longest))]
+            longest = max(1, int((self.labels[rows] != IGNORED_LABEL).sum(1).max()))
+            targets = self.labels[rows, : prompts if self.labels_on_prompt else longest]
         shown = self.image_index[rows]
         shown = shown[:, : max(1, int((shown != NO_IMAGE).sum(1).max()))]
         images, index = shown.unique(return_inverse=True)
@@ -153,6 +157,7 @@ class Batch:
             boxes=pick(self.boxes),
             references=[self.references[row] for row in rows.tolist()] if self.references else [],
             samples=[self.samples[row] for row in rows.tolist()] if self.samples else [],
+            labels_on_prompt=self.labels_on_prompt,
         )
 
     def to(self, device: Any) -> Batch:

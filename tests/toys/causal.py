@@ -34,7 +34,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "opt": {"ffn_dim": 24, "word_embed_proj_dim": 16, "dropout": 0.0},
     "phi3": {"num_key_value_heads": 1},
     # Bends the logits behind its output layer.
-    "gemma2": {"num_key_value_heads": 1, "head_dim": 8, "final_logit_softcapping": 2.0},
+    "gemma2": {"num_key_value_heads": 1, "head_dim": 8, "final_logit_softcapping": 20.0},
 }
 
 
@@ -90,7 +90,7 @@ def save_model(folder: Path, kind: str = "llama", template: str | None = TEMPLAT
 def kind_in(folder: Path, **fields: Any) -> Causal:
     """The kind of a model that `save_model` has written, with a small encoder."""
     vision = ConvNet(image_size=8, grid=GRID, widths=[4, 6])
-    return Causal(path=str(folder), **{"vision": vision, "num_images": 2, **fields})
+    return Causal(**{"path": str(folder), "vision": vision, "num_images": 2, **fields})
 
 
 def build(

@@ -52,7 +52,9 @@ class TaskRouting:
 
     def apply(self, function: Callable[[Tensor, int], Tensor], states: Tensor) -> Tensor:
         """Run `function(rows, task)` on each task's rows of `states` (b, ...), and put the rows
-        back in order."""
+        back in order. Some models (OPT) hand their layers all tokens in one line, (b * l, ...)."""
+        if states.ndim == 2 and len(states) != self.num_rows:
+            return self.apply(function, self.by_row(states)).flatten(0, 1)
         assert len(states) == self.num_rows, (
             f"{len(states)} rows, but the batch's tasks were set for {self.num_rows}"
         )
@@ -78,6 +80,13 @@ class TaskRouting:
 
         shared = len(first) == len(second) == 1
         return of_task(states, 0) if shared else self.apply(of_task, states)
+
+    def by_row(self, states: Tensor) -> Tensor:
+        """(b * l, ...) -> (b, l, ...)."""
+        assert len(states) % self.num_rows == 0, (
+            f"{len(states)} tokens, but the batch's tasks were set for {self.num_rows} rows"
+        )
+        return states.unflatten(0, (self.num_rows, -1))
 
     def of_rows(self, stacked: Tensor) -> Tensor:
         """Small tensors of the tasks, or one for all, (tasks or 1, ...) -> each row's, (b, ...)."""

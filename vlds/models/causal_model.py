@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlds.methods.extended import InputExtension, extended, is_own, run_beside
+from vlds.methods.host import CROSS_ATTENTION
 from vlds.methods.routing import MadeForBatch
 from vlds.models.causal_answers import answers, without_answers
 from vlds.models.chat_format import ChatFormat
@@ -25,6 +27,11 @@ from vlds.models.steady_buffers import steady_buffers
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Decoding
 from vlds.vision.base import GridEncoder, VisionEncoder
 
+CURES = dict.fromkeys(
+    (*CROSS_ATTENTION, "decoder_positions"),
+    "A causal model has no cross-attention; choose other roles, or another method",
+)
+"""Roles of encoder-decoders -> what to choose instead."""
 PICK = "picked_positions"
 """Name of the extension before the output layer."""
 
@@ -83,7 +90,8 @@ class CausalModel(Model):
         self.chat = None if tokenizer is None else ChatFormat.of(tokenizer)
         # Methods' own layers would confuse the rule later.
         init_std = getattr(backbone.config, "initializer_range", None)
-        self.roles = find_roles(backbone, init_std)
+        roles = find_roles(backbone, init_std)
+        self.roles = replace(roles, cures={**roles.cures, **CURES})
         extended(backbone.get_output_embeddings()).input_extensions[PICK] = PickedPositions()
 
     @property

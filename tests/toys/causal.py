@@ -131,15 +131,24 @@ def batch(kind: Causal, chosen: Sequence[Row] | None = None, *, evaluation: bool
 
 
 def causal_recipe(
-    world: Path, output: Path, stage: int = 2, precision: str = "fp32", **fields: Any
+    folder: Path,
+    world: Path,
+    output: Path,
+    stage: int = 2,
+    precision: str = "fp32",
+    path: str | None = None,
+    **fields: Any,
 ) -> Recipe:
-    """The world's recipe with a causal model in place of the encoder-decoder. `fields`: of its
-    kind."""
-    write_tokenizer(world / "causal")
+    """The world's recipe with a causal model in place of the encoder-decoder: that of a path, or a
+    random one, whose files are written to the folder. `fields`: of its kind."""
+    files = folder / "random"
+    files.mkdir(exist_ok=True)
+    write_tokenizer(files)
     model = Causal(
         **{
-            "config": str(write_config(world / "causal")),
-            "tokenizer": str(world / "causal"),
+            "path": path,
+            "config": None if path else str(write_config(files)),
+            "tokenizer": None if path else str(files),
             "vision": ConvNet(image_size=16, grid=2, widths=[4, 8, 8]),
             **fields,
         }

@@ -54,7 +54,8 @@ class TaskRouting:
         """Run `function(rows, task)` on each task's rows of `states` (b, ...), and put the rows
         back in order. Some models (OPT) hand their layers all tokens in one line, (b * l, ...)."""
         if states.ndim == 2 and len(states) != self.num_rows:
-            return self.apply(function, self.by_row(states)).flatten(0, 1)
+            flat: Tensor = self.apply(function, self.by_row(states)).flatten(0, 1)
+            return flat
         assert len(states) == self.num_rows, (
             f"{len(states)} rows, but the batch's tasks were set for {self.num_rows}"
         )

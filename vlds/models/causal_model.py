@@ -27,7 +27,7 @@ from vlds.models.steady_buffers import steady_buffers
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Decoding
 from vlds.vision.base import GridEncoder, VisionEncoder
 
-CURES = dict.fromkeys(
+CURES: dict[str, str] = dict.fromkeys(
     (*CROSS_ATTENTION, "decoder_positions"),
     "A causal model has no cross-attention; choose other roles, or another method",
 )

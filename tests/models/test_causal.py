@@ -12,13 +12,24 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from tests.toys.causal import GRID, SIZES, TASKS, batch, build, kind_in, rows, save_model
+from tests.toys.causal import (
+    GRID,
+    SIZES,
+    TASKS,
+    batch,
+    build,
+    causal_recipe,
+    kind_in,
+    rows,
+    save_model,
+)
 from vlds.methods import Adapter, Full, LoRA
 from vlds.models.build import ModelSetup, build_model, build_shapes
 from vlds.models.causal import Causal
 from vlds.models.causal_model import CausalModel
 from vlds.models.optimizer_rules import optimizer_rules
 from vlds.schema import IGNORED_LABEL, Batch
+from vlds.training.optim import parameter_groups
 from vlds.vision import ConvNet, StoredFeatures
 
 KINDS = pytest.mark.parametrize("kind", SIZES)
@@ -165,6 +176,21 @@ def test_only_methods_and_the_projector_train(saved: Path) -> None:
     assert not model.vision.training
     frozen = build(replace(chosen, train_projector=False), methods)
     assert set(frozen.trained_by.values()) == {"adapter"}
+
+
+def test_the_projector_has_a_rate_of_its_own(saved: Path, world: Path, tmp_path: Path) -> None:
+    recipe = causal_recipe(tmp_path, world, tmp_path / "run")
+    model = build(kind_in(saved / "llama"), recipe.methods)
+    peaks = {
+        id(p): group["peak_lr"]
+        for group in parameter_groups(model, recipe)
+        for p in group["params"]
+    }
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert peaks[id(parameter)] == (3e-3 if name.startswith("connector.") else 1e-2)
+    with pytest.raises(ValueError, match="'connector' cannot be a method's name"):
+        ModelSetup(kind=recipe.model, methods={"connector": Full()})
 
 
 def test_sources_name_what_files_have_filled(saved: Path) -> None:

@@ -74,15 +74,6 @@ class ModelExtension(nn.Module):
         raise NotImplementedError
 
 
-def run_beside(model: nn.Module) -> Tensor | None:
-    """Run what methods have put beside a model: (b, p, d) what precedes the text, if anything."""
-    extensions = list(getattr(model, "extensions", {}).values())
-    extensions.sort(key=lambda extension: extension.runs_layers)
-    outputs = [extension() for extension in extensions]
-    prompts = [prompt for prompt in outputs if prompt is not None]
-    return torch.cat(prompts, dim=1) if prompts else None
-
-
 class Extended(nn.Module):
     """What the class of an extended module adds to the module's own class."""
 

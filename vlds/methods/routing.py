@@ -53,7 +53,8 @@ class TaskRouting:
     def apply(self, function: Callable[[Tensor, int], Tensor], states: Tensor) -> Tensor:
         """Run `function(rows, task)` on each task's rows of `states` (b, ...), and put the rows
         back in order. Some models (OPT) hand their layers all tokens in one line, (b * l, ...)."""
-        if states.ndim == 2 and len(states) != self.num_rows:
+        is_flat = states.ndim == 2 and len(states) > self.num_rows > 0
+        if is_flat and len(states) % self.num_rows == 0:
             flat: Tensor = self.apply(function, self.by_row(states)).flatten(0, 1)
             return flat
         assert len(states) == self.num_rows, (
@@ -84,10 +85,8 @@ class TaskRouting:
 
     def by_row(self, states: Tensor) -> Tensor:
         """(b * l, ...) -> (b, l, ...)."""
-        assert len(states) % self.num_rows == 0, (
-            f"{len(states)} tokens, but the batch's tasks were set for {self.num_rows} rows"
-        )
-        return states.unflatten(0, (self.num_rows, -1))
+        by_row: Tensor = states.unflatten(0, (self.num_rows, -1))
+        return by_row
 
     def of_rows(self, stacked: Tensor) -> Tensor:
         """Small tensors of the tasks, or one for all, (tasks or 1, ...) -> each row's, (b, ...)."""

@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlds.methods.extended import InputExtension, extended, is_own, run_beside
+from vlds.methods.extended import InputExtension, extended, is_own
 from vlds.methods.host import CROSS_ATTENTION
 from vlds.methods.routing import MadeForBatch
 from vlds.models.causal_answers import answers, without_answers
 from vlds.models.chat_format import ChatFormat
-from vlds.models.model import Answer, Model, Part
+from vlds.models.model import Answer, Model, Part, run_beside
 from vlds.models.projector import Projector, packing, tokens_of_rows
 from vlds.models.roles import find_roles
 from vlds.models.steady_buffers import steady_buffers

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from vlds.backbones.attention import beams_share_states, use_extensions
 from vlds.backbones.base import Backbone
-from vlds.methods.extended import is_own, run_beside
+from vlds.methods.extended import is_own
 from vlds.models.cached_decoder import CachedDecoder
 from vlds.models.generation import answers, best_choice, generate_ids, token_means
 from vlds.models.hypotheses import Written
-from vlds.models.model import Answer, Model, Part
+from vlds.models.model import Answer, Model, Part, run_beside
 from vlds.models.visual_embedding import VisualEmbedding
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Decoding
 from vlds.vision.base import GridEncoder, VisionEncoder

@@ -191,3 +191,12 @@ class Model(nn.Module, ABC):
         """Weights by part, tied ones once, without the vision encoder, as in VL-Adapter's
         percentages."""
         return Counts.of(self)
+
+
+def run_beside(model: nn.Module) -> Tensor | None:
+    """Run what methods have put beside a model: (b, p, d) what precedes the text, if anything."""
+    extensions = list(getattr(model, "extensions", {}).values())
+    extensions.sort(key=lambda extension: extension.runs_layers)
+    outputs = [extension() for extension in extensions]
+    prompts = [prompt for prompt in outputs if prompt is not None]
+    return torch.cat(prompts, dim=1) if prompts else None

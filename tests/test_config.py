@@ -39,7 +39,7 @@ from vlds.methods import (
     PrefixTuning,
     PromptTuning,
 )
-from vlds.models import JointSeq2Seq
+from vlds.models import Causal, ImageTextToText, JointSeq2Seq
 from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.recipe.choices import CHOICES, concrete_classes
 from vlds.runtime.near_names import guess
@@ -117,7 +117,22 @@ def every_choice() -> list[Recipe]:
         with_model(replace(full, alignment=None, methods={}), vision=StoredFeatures(dim=5, grid=3)),
         with_model(full, vision=Timm(model="resnet18", pretrained=False)),
     ]
-    return [full, *others]
+    causal = Causal(
+        path="HuggingFaceTB/SmolLM2-135M-Instruct",
+        vision=ClipVision(path="somewhere"),
+        grid=3,
+        num_images=2,
+        projector_weights="projector.safetensors",
+        train_projector=False,
+    )
+    qwen = ImageTextToText(
+        path="Qwen/Qwen2.5-VL-3B-Instruct",
+        processor="somewhere",
+        max_pixels=10_000,
+        train_connector=False,
+        roles={"backbone": {"attn_q": ["layers.*.attn.query"]}},
+    )
+    return [full, *others, *(replace(full, model=m, alignment=None) for m in (causal, qwen))]
 
 
 def test_a_saved_recipe_is_read_as_it_was(tmp_path: Path) -> None:
@@ -141,8 +156,8 @@ def test_the_recipes_above_hold_every_shipped_class() -> None:
     for recipe in every_choice():
         parts = [
             recipe.model,
-            recipe.model.backbone,
-            recipe.model.vision,
+            getattr(recipe.model, "backbone", recipe.model),
+            getattr(recipe.model, "vision", recipe.model),
             *recipe.methods.values(),
             *recipe.tasks.values(),
         ]

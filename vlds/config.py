@@ -43,8 +43,9 @@ class OptimizerConfig:
 
     learning_rate: float = 1e-3
     """Peak learning rate; a method's own `learning_rate` replaces it for that method's weights."""
-    visual_embedding_learning_rate: float | None = None
-    """Peak learning rate of the visual embedding; default: `learning_rate`."""
+    connector_learning_rate: float | None = None
+    """Peak learning rate of what makes visual tokens, the visual embedding or the projector;
+    default: `learning_rate`."""
     norms_learning_rate: float | None = None
     """Peak learning rate of the backbone's norms, with `train_norms`; default: `learning_rate`."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])

@@ -118,7 +118,8 @@ class Batch:
     attention_mask: Tensor
     """(b, l) bool, False on padding."""
     labels: Tensor | None
-    """(b, t) int64, IGNORED_LABEL on padding; None if no example has a target."""
+    """(b, t) int64, IGNORED_LABEL on padding; None if no example has a target. t is l where
+    `labels_on_prompt` is true."""
     weights: Tensor
     """(b,) float32."""
     valid: Tensor
@@ -138,8 +139,8 @@ class Batch:
     """What an image-text model's processor has made of each row's pictures; the model joins the
     rows. Empty for a row without pictures; no entries in other kinds of models."""
     labels_on_prompt: bool = False
-    """True if labels lie on the sequence of `input_ids`, (b, l), as decoder-only models have
-    them."""
+    """True if targets stand in `input_ids` behind the prompts, so that `labels` are (b, l), with
+    IGNORED_LABEL on the prompts too."""
     references: list[Any] = field(default_factory=list)
     """One entry per example; only evaluation fills it."""
     samples: list[str] = field(default_factory=list)
@@ -152,11 +153,9 @@ class Batch:
         """These rows (r,), padded to the longest of them, with their images."""
         prompts = int(self.attention_mask[rows].sum(1).max())
         targets = None
-        if self.labels is not None and self.labels_on_prompt:
-            targets = self.labels[rows, :prompts]
-        elif self.labels is not None:
-            longest = (self.labels[rows] != IGNORED_LABEL).sum(1).max()
-            targets = self.labels[rows, : max(1, int(longest))]
+        if self.labels is not None:
+            longest = max(1, int((self.labels[rows] != IGNORED_LABEL).sum(1).max()))
+            targets = self.labels[rows, : prompts if self.labels_on_prompt else longest]
         shown = self.image_index[rows]
         shown = shown[:, : max(1, int((shown != NO_IMAGE).sum(1).max()))]
         images, index = shown.unique(return_inverse=True)

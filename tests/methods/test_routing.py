@@ -40,3 +40,10 @@ def test_a_batch_that_was_not_announced_is_refused() -> None:
     routing.set(torch.tensor([0, 1]))
     with pytest.raises(AssertionError, match="3 rows, but the batch has 2"):
         routing.apply(mark, torch.zeros(3, 1))
+
+
+def test_tokens_in_one_line_go_with_their_row() -> None:
+    routing = TaskRouting()
+    routing.set(torch.tensor([2, 0]))
+    flat = routing.apply(mark, torch.arange(6.0)[:, None])
+    assert flat[:, 0].tolist() == [2, 12, 22, 30, 40, 50]

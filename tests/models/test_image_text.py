@@ -80,7 +80,7 @@ def test_labels_are_answers_with_their_end(model: Tiny) -> None:
     assert batch.labels is not None
     for row, labels in zip(rows, batch.labels, strict=True):
         ids = labels[labels != IGNORED_LABEL].tolist()
-        assert ids[-1] in {collator.chat.tail[-1], model.processor.tokenizer.eos_token_id}
+        assert ids[-1] in {collator.chat.tail_ids[-1], model.processor.tokenizer.eos_token_id}
         text = model.processor.tokenizer.decode(ids, skip_special_tokens=True)
         assert text.strip() == row.example.target
     short = model.batch([rows[0]._replace(max_target_tokens=3)]).labels

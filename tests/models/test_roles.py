@@ -23,6 +23,7 @@ CAUSAL: dict[str, dict[str, Any]] = {
     "gemma3_text": {**DEEP, "head_dim": 8},
     "starcoder2": DEEP,
     "gpt_neox": DEEP,
+    "gptj": {"n_embd": 16, "n_layer": 2, "n_head": 2, "rotary_dim": 4, "vocab_size": 30},
 }
 BART = {
     "vocab_size": 30, "d_model": 16, "encoder_layers": 2, "decoder_layers": 2,
@@ -34,7 +35,7 @@ ONE_IN = {**PLAIN, "ffn_in": 1}
 FUSED = {"attn_qkv": 1, "attn_out": 1, "ffn_in": 1, "ffn_out": 1}
 PER_LAYER = {
     "llama": PLAIN, "qwen2": PLAIN, "phi3": FUSED, "opt": ONE_IN, "gemma3_text": PLAIN,
-    "starcoder2": ONE_IN, "gpt_neox": FUSED,
+    "starcoder2": ONE_IN, "gpt_neox": FUSED, "gptj": ONE_IN,
 }  # fmt: skip
 NORMS = {"llama": 5, "qwen2": 5, "phi3": 5, "opt": 5, "gemma3_text": 13, "starcoder2": 5}
 
@@ -123,6 +124,13 @@ def test_a_missing_role_is_an_error_that_names_the_layers_without_one() -> None:
     module = made_up()
     with pytest.raises(ValueError, match=r"'attn_v'.*no role of blocks\.\*\.mixer\.attn\.kv_down"):
         find_modules(module, find_roles(module), "attn_v")
+
+
+def test_experts_in_one_tensor_are_no_layers() -> None:
+    fields = {**DEEP, "head_dim": 8, "num_experts": 2, "moe_intermediate_size": 8}
+    module = shapes("qwen3_moe", fields)
+    with pytest.raises(ValueError, match=r"'ffn_out'.*its roles: attn_k.*experts in one tensor"):
+        find_modules(module, find_roles(module), "ffn_out")
 
 
 def test_a_fused_projection_says_what_to_choose() -> None:

@@ -89,7 +89,7 @@ def case_recipe(case: Case) -> Recipe:
         data=DataConfig(global_batch_size=max(case.sizes), micro_batch_size=case.micro_batch_size),
         optimizer=OptimizerConfig(
             learning_rate=RATE,
-            visual_embedding_learning_rate=case.visual_rate,
+            connector_learning_rate=case.visual_rate,
             clip_norm=case.clip_norm,
             weight_decay=case.weight_decay,
             eps=EPS,

@@ -116,7 +116,7 @@ def world_recipe(folder: Path, output: Path, stage: int = 2, precision: str = "f
         data=DataConfig(
             global_batch_size=8, micro_batch_size=2, errors=ErrorPolicy(max_bad_fraction=1.0)
         ),
-        optimizer=OptimizerConfig(learning_rate=1e-2, visual_embedding_learning_rate=3e-3),
+        optimizer=OptimizerConfig(learning_rate=1e-2, connector_learning_rate=3e-3),
         training=TrainingConfig(
             steps=10,
             precision=precision,  # type: ignore[arg-type]

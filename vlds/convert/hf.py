@@ -1,8 +1,10 @@
 """Writes a run as one folder: the text backbone in Hugging Face's layout, and everything else.
 
     OUT/config.json, model.safetensors, tokenizer files
-                            `AutoModelForSeq2SeqLM.from_pretrained(OUT)` opens these
-        vision.safetensors (CLIP: vision/), visual_embedding.safetensors
+                            `AutoModelForSeq2SeqLM.from_pretrained(OUT)` opens these, or
+                            `AutoModelForCausalLM`
+        vision.safetensors (CLIP: vision/), visual_embedding.safetensors or
+        projector.safetensors
         weights.safetensors methods that are not folded into the backbone
         recipe.yaml, artifact.json, manifest.json
                             with these, `vlds.artifact.load_run(OUT)` opens the whole

@@ -127,21 +127,26 @@ class Factors(nn.Module):
         num, _ = num_slices(config.sharing, len(host.tasks))
         self.factors = nn.Parameter(torch.ones(num, width, **weight_options(linear)))
 
-    def of_rows(self, num_rows: int) -> Tensor:
-        """(b, 1, d): each row's factors; (d,) if tasks share them, whatever the rows are."""
-        shared = len(self.factors) == 1
-        return self.factors[0] if shared else self.routing.of_rows(self.factors[:, None], num_rows)
+    def multiply(self, states: Tensor) -> Tensor:
+        """(b, l, d), or (b * l, d) as some models have it, times each row's factors; if tasks share
+        them, whatever the rows are."""
+        if len(self.factors) == 1:
+            return states * self.factors[0]
+        if states.ndim == 2:
+            by_row = self.routing.by_row(states)
+            return (by_row * self.routing.of_rows(self.factors[:, None])).flatten(0, 1)
+        return states * self.routing.of_rows(self.factors[:, None], len(states))
 
 
 class OutputFactors(Factors, LinearExtension):
     """Factors behind a layer."""
 
     def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
-        return outputs * self.of_rows(len(outputs))
+        return self.multiply(outputs)
 
 
 class InputFactors(Factors, InputExtension):
     """Factors before a layer."""
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return inputs * self.of_rows(len(inputs))
+        return self.multiply(inputs)

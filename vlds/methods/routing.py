@@ -64,7 +64,10 @@ class TaskRouting:
 
     def apply(self, function: Callable[[Tensor, int], Tensor], states: Tensor) -> Tensor:
         """Run `function(rows, task)` on each task's rows of `states` (b, ...), and put the rows
-        back in order."""
+        back in order. Some models (OPT) hand their layers all tokens in one line, (b * l, ...)."""
+        if states.ndim == 2 and len(states) > self.num_rows > 0:
+            flat: Tensor = self.apply(function, self.by_row(states)).flatten(0, 1)
+            return flat
         self.fit(len(states))
         if len(self.tasks) == 1:
             return function(states, self.tasks[0])
@@ -88,6 +91,14 @@ class TaskRouting:
 
         shared = len(first) == len(second) == 1
         return of_task(states, 0) if shared else self.apply(of_task, states)
+
+    def by_row(self, states: Tensor) -> Tensor:
+        """(b * l, ...) -> (b, l, ...)."""
+        assert len(states) % self.num_rows == 0, (
+            f"{len(states)} rows, but the batch has {self.num_rows}"
+        )
+        by_row: Tensor = states.unflatten(0, (self.num_rows, -1))
+        return by_row
 
     def of_rows(self, stacked: Tensor, num_rows: int | None = None) -> Tensor:
         """Small tensors of the tasks, or one for all, (tasks or 1, ...) -> each row's, (b, ...);

@@ -39,26 +39,34 @@ class JointCollator:
         """`images`: the distinct images of the rows, of one size."""
         assert not isinstance(images, list)
         prompts = token_ids(self.tokenizer, [(r.example.prompt, r.max_prompt_tokens) for r in rows])
-        input_ids = _padded(prompts, self.tokenizer.pad_token_id)
-        lengths = torch.tensor([len(tokens) for tokens in prompts])
-        return Batch(
-            ids=[row.example.id for row in rows],
-            task_index=torch.tensor([row.task_index for row in rows]),
-            input_ids=input_ids,
-            attention_mask=torch.arange(input_ids.shape[1]) < lengths[:, None],
-            labels=_labels(rows, self.tokenizer),
-            weights=torch.tensor([row.example.weight for row in rows], dtype=torch.float32),
-            valid=torch.tensor([row.valid for row in rows]),
-            image_index=_padded([row.images for row in rows], NO_IMAGE),
-            images=None if self.features else images,
-            features=images if self.features else None,
-            references=[row.example.reference for row in rows] if evaluation else [],
-            samples=[row.example.sample for row in rows] if evaluation else [],
-        )
+        batch = batch_of(rows, prompts, self.tokenizer.pad_token_id, evaluation=evaluation)
+        batch.labels = _labels(rows, self.tokenizer)
+        batch.images, batch.features = (None, images) if self.features else (images, None)
+        return batch
 
     def prompt_lengths(self, prompts: Sequence[tuple[str, int]]) -> list[int]:
         """Tokens of (prompt, most tokens) pairs."""
         return [len(tokens) for tokens in token_ids(self.tokenizer, prompts)]
+
+
+def batch_of(
+    rows: Sequence[Row], tokens: Sequence[Sequence[int]], pad: int, *, evaluation: bool
+) -> Batch:
+    """The batch of rows with these token ids, without labels and pictures."""
+    input_ids = padded(tokens, pad)
+    lengths = torch.tensor([len(ids) for ids in tokens])
+    return Batch(
+        ids=[row.example.id for row in rows],
+        task_index=torch.tensor([row.task_index for row in rows]),
+        input_ids=input_ids,
+        attention_mask=torch.arange(input_ids.shape[1]) < lengths[:, None],
+        labels=None,
+        weights=torch.tensor([row.example.weight for row in rows], dtype=torch.float32),
+        valid=torch.tensor([row.valid for row in rows]),
+        image_index=padded([row.images for row in rows], NO_IMAGE),
+        references=[row.example.reference for row in rows] if evaluation else [],
+        samples=[row.example.sample for row in rows] if evaluation else [],
+    )
 
 
 def _labels(rows: Sequence[Row], tokenizer: Tokenizer) -> Tensor | None:
@@ -67,7 +75,7 @@ def _labels(rows: Sequence[Row], tokenizer: Tokenizer) -> Tensor | None:
         return None
     texts = [(row.example.target or "", row.max_target_tokens) for row in rows]
     pairs = zip(rows, token_ids(tokenizer, texts), strict=True)
-    return _padded(
+    return padded(
         [[] if row.example.target is None else tokens for row, tokens in pairs], IGNORED_LABEL
     )
 
@@ -86,7 +94,7 @@ def token_ids(tokenizer: Tokenizer, texts: Sequence[tuple[str, int]]) -> list[li
     return [ids_of[key] for key in texts]
 
 
-def _padded(lines: Sequence[Sequence[int]], value: int) -> Tensor:
+def padded(lines: Sequence[Sequence[int]], value: int) -> Tensor:
     """(lines, longest) int64; one column of `value` where all lines are empty."""
     columns = list(zip_longest(*lines, fillvalue=value)) or [(value,) * len(lines)]
     return torch.from_numpy(np.array(columns, np.int64).T.copy())

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from vlds.models.chat import Chat, harmless
+from vlds.models.chat_format import ChatFormat, harmless
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Images, Row
 
 FLAT = ("llava_onevision",)
@@ -61,7 +61,7 @@ class ImageTextCollator:
     """True for encoder-decoders: answers are the decoder's, not the end of the sequence."""
 
     @cached_property
-    def chat(self) -> Chat:
+    def chat(self) -> ChatFormat:
         """How prompts and answers are written."""
         placeholder = str(getattr(self.processor, "image_token", ""))
         if self.model_type in PLACES_PICTURES:
@@ -69,7 +69,9 @@ class ImageTextCollator:
         elif self.model_type not in ENDS_PICTURES:
             placeholder += "\n"
         tokenizer = self.processor.tokenizer
-        return Chat(self.processor, tokenizer, placeholder, self.answers_apart)
+        return ChatFormat.of(
+            tokenizer, self.processor, placeholder, answers_apart=self.answers_apart
+        )
 
     def __call__(self, rows: Sequence[Row], images: Images, *, evaluation: bool) -> Batch:
         """`images`: pictures (3, h, w) of any size."""
@@ -77,7 +79,7 @@ class ImageTextCollator:
         encoded = [self.encode(row, [pictures[n] for n in row.images], evaluation) for row in rows]
         sequences = [self.sequence(row) for row in encoded]
         lengths = torch.tensor([len(sequence) for sequence in sequences])
-        input_ids = pad_sequence(sequences, batch_first=True, padding_value=self.chat.pad)
+        input_ids = pad_sequence(sequences, batch_first=True, padding_value=self.chat.pad_id)
         return Batch(
             ids=[row.example.id for row in rows],
             task_index=torch.tensor([row.task_index for row in rows]),

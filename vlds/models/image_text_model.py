@@ -5,7 +5,6 @@ Shapes: b rows, l tokens of a row, t tokens of an answer that stands apart, w wo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,19 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlds.methods.extended import run_beside
-from vlds.models.answer_list import AnswerList
 from vlds.models.answer_positions import pick_positions, picking
-from vlds.models.chat import Chat
+from vlds.models.chat_format import ChatFormat
 from vlds.models.generation import best_choice
 from vlds.models.image_text_collate import EncodedRow, ImageTextCollator
 from vlds.models.model import Answer, Model, Part
-from vlds.models.written_answers import Writer, WrittenAnswer, left_padded
+from vlds.models.written_answers import Writer, as_answer, left_padded
 from vlds.schema import IGNORED_LABEL, Batch, Decoding
 
 PLACEHOLDERS = ("image_token_id", "image_token_index", "video_token_id")
 """Fields of configs with ids that no answer may hold: a forward pass looks for a picture there."""
-UNLIMITED = 1 << 30
-"""Tokens of an answer that is not cut."""
 
 
 class ImageTextModel(Model):
@@ -120,7 +116,7 @@ class ImageTextModel(Model):
     def shifted(self, labels: Tensor) -> Tensor:
         """(b, t) what the decoder reads before it writes each label."""
         before = F.pad(labels[:, :-1], (1, 0), value=self.decoder_start)
-        return before.masked_fill(before == IGNORED_LABEL, self.chat.pad)
+        return before.masked_fill(before == IGNORED_LABEL, self.chat.pad_id)
 
     @property
     def decoder_start(self) -> int:
@@ -192,22 +188,12 @@ class ImageTextModel(Model):
         listed = self.answer_list(decoding)
         self.begin(batch)
         written = self.writer.write(self.prompts(batch), decoding, listed)
-        return [self.as_answer(each, listed) for each in written]
-
-    def as_answer(self, written: WrittenAnswer, listed: AnswerList | None) -> Answer:
-        """The text of an answer, and how sure the model is of it."""
-        confidence, mean = math.exp(written.log_probability), None
-        if listed is not None:
-            return Answer(listed.text_of(written.ids), confidence, None)
-        if len(written.ids) > 1:
-            mean = math.exp(written.log_probability / written.num_tokens)
-        text = self.tokenizer.decode(written.ids, skip_special_tokens=True).strip()
-        return Answer(text, confidence, mean)
+        return [as_answer(each, self.tokenizer, listed) for each in written]
 
     def choose(self, batch: Batch, choices: Sequence[str]) -> list[Answer]:
         """The choice whose first token has the highest logit behind the prompt."""
         if self.answers_apart:
-            start = torch.tensor([*self.chat.start, 0], device=batch.input_ids.device)
+            start = torch.tensor([*self.chat.start_ids, 0], device=batch.input_ids.device)
             batch = replace(batch, labels=start.expand(len(batch), -1))
             ends, length = torch.full_like(batch.task_index, len(start) - 1), len(start)
         else:
@@ -218,14 +204,14 @@ class ImageTextModel(Model):
         return [Answer(choices[number], confidence, None) for number, confidence in pairs]
 
     def choice_ids(self, choices: Sequence[str]) -> list[list[int]]:
-        ids = [self.chat.answer_ids(choice, UNLIMITED) for choice in choices]
+        ids = [self.chat.answer_ids(choice) for choice in choices]
         return self.checked_choices(choices, ids)
 
     def answer_tokens(self, answers: Sequence[str]) -> list[list[int]]:
-        return [self.chat.answer_ids(answer, UNLIMITED) for answer in answers]
+        return [self.chat.answer_ids(answer) for answer in answers]
 
     @property
-    def chat(self) -> Chat:
+    def chat(self) -> ChatFormat:
         """How prompts and answers are written."""
         return self.collator.chat
 
@@ -236,10 +222,10 @@ class ImageTextModel(Model):
         placeholders = {
             token for name in PLACEHOLDERS if (token := getattr(config, name, None)) is not None
         }
-        ends = (self.chat.tail[-1], int(self.tokenizer.eos_token_id))
+        ends = tuple(self.chat.end_ids)
         forbidden = tuple(sorted(placeholders.difference(ends)))
         start = self.decoder_start if self.answers_apart else None
-        return Writer(self.backbone, ends, self.chat.pad, forbidden, start)
+        return Writer(self.backbone, ends, self.chat.pad_id, forbidden, start)
 
     def prompts(self, batch: Batch) -> dict[str, Tensor]:
         """The arguments of `generate`: rows padded on the left."""
@@ -247,7 +233,7 @@ class ImageTextModel(Model):
         inputs = self.inputs(batch)
         if self.answers_apart:
             return inputs
-        for name, value in (("input_ids", self.chat.pad), ("attention_mask", 0)):
+        for name, value in (("input_ids", self.chat.pad_id), ("attention_mask", 0)):
             inputs[name] = left_padded(inputs[name], lengths, value)
         for name in batch.types:
             inputs[name] = left_padded(inputs[name], lengths, 0)

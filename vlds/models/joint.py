@@ -20,6 +20,7 @@ from vlds.models.draws import draw_rows
 from vlds.models.joint_model import JointModel
 from vlds.models.kind import ModelKind
 from vlds.models.model import BACKBONE_PREFIX, Model, Sources
+from vlds.models.recomputing import recompute_layers
 from vlds.models.visual_embedding import VisualEmbedding, VisualEmbeddingConfig
 from vlds.pretrained.weights import quiet
 from vlds.schema import ImageSpec
@@ -151,12 +152,8 @@ class JointSeq2Seq(ModelKind):
         return [*norms, "visual embedding"] if self.train_visual_embedding else norms
 
     def enable_checkpointing(self, model: Model) -> None:
-        """Versions of transformers differ in the name of the switch."""
         assert isinstance(model, JointModel)
-        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
-        backbone = model.backbone
-        enable = next(getattr(backbone, name) for name in names if hasattr(backbone, name))
-        enable({"use_reentrant": False})
+        recompute_layers(model.backbone)
 
     def export(self, model: Model, folder: Path) -> JointSeq2Seq:
         """The backbone and the tokenizer under Hugging Face's names, and a file for each other

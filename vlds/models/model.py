@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from vlds.backbones.base import unique_state
 from vlds.methods.routing import TaskRouting
 from vlds.models.answer_list import AnswerList, read_answers
 from vlds.models.counts import Counts
+from vlds.models.steady_buffers import steady_buffers
 from vlds.schema import Batch, Decoding, OptimizerRules, TargetModules
 
 
@@ -92,6 +93,12 @@ class Model(nn.Module, ABC):
     def tokenizer(self) -> Any:
         """The tokenizer of answers."""
         return getattr(self.processor, "tokenizer", self.processor)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        # DeepSpeed casts the whole model.
+        with steady_buffers(self):
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     # What each kind says.
 

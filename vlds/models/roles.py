@@ -31,9 +31,11 @@ ATTENTION_LEAVES: Mapping[str, Sequence[str]] = {
 FEED_FORWARD_LEAVES: Mapping[str, Sequence[str]] = {
     "ffn_in": (
         "gate_proj", "up_proj", "gate_up_proj", "fc1", "linear_fc1", "wi", "w1", "w3", "c_fc",
-        "dense_h_to_4h",
+        "fc_in", "dense_h_to_4h",
     ),
-    "ffn_out": ("down_proj", "fc2", "linear_fc2", "wo", "w2", "c_proj", "dense_4h_to_h"),
+    "ffn_out": (
+        "down_proj", "fc2", "linear_fc2", "wo", "w2", "c_proj", "fc_out", "dense_4h_to_h",
+    ),
 }  # fmt: skip
 ROLES: tuple[Role, ...] = (
     "attn_q", "attn_k", "attn_v", "attn_qkv", "attn_out",
@@ -129,5 +131,10 @@ def cures(paths: Mapping[str, object], nameless: Sequence[str]) -> dict[str, str
             texts[role] = (
                 f"The rule for unknown models names no role of {', '.join(nameless)}; choose a "
                 "method that needs none of them, or another model"
+            )
+        else:
+            texts[role] = (
+                "Methods extend linear layers, and not what computes in their place (experts in "
+                "one tensor, Conv1D); choose another method, or another model"
             )
     return texts

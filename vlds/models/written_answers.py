@@ -5,6 +5,7 @@ Shapes: b rows, l tokens so far, w words of the vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from transformers import (
 )
 
 from vlds.models.answer_list import AnswerList
+from vlds.models.model import Answer
 from vlds.schema import Decoding
 
 
@@ -26,11 +28,11 @@ class WrittenAnswer(NamedTuple):
     """One row's answer."""
 
     ids: list[int]
-    """Without the end of the turn."""
+    """With the end of the turn, if it was written."""
+    words: list[int]
+    """Without it."""
     log_probability: float
     """Of the whole answer, its end included."""
-    num_tokens: int
-    """With the end of the turn, if it was written."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,18 @@ class Writer:
     def answer(self, ids: Sequence[int], scores: Sequence[float]) -> WrittenAnswer:
         """One row of what was written, up to its end."""
         end = next((n for n, token in enumerate(ids) if token in self.ends), len(ids))
-        num_tokens = min(end + 1, len(ids))
-        return WrittenAnswer(list(ids[:end]), sum(scores[:num_tokens]), num_tokens)
+        whole = list(ids[: end + 1])
+        return WrittenAnswer(whole, list(ids[:end]), sum(scores[: len(whole)]))
+
+
+def as_answer(written: WrittenAnswer, tokenizer: Any, listed: AnswerList | None) -> Answer:
+    """The text of an answer, and how sure the model is of it."""
+    confidence = math.exp(written.log_probability)
+    if listed is not None:
+        return Answer(listed.text_of(written.words), confidence, None)
+    mean = math.exp(written.log_probability / max(1, len(written.ids)))
+    text = tokenizer.decode(written.words, skip_special_tokens=True).strip()
+    return Answer(text, confidence, mean if len(written.words) > 1 else None)
 
 
 class AnswerRule(LogitsProcessor):

@@ -58,9 +58,10 @@ def decays(rule: OptimizerRule, config: OptimizerConfig) -> bool:
 
 
 def peak_learning_rate(part: str, recipe: Recipe) -> float:
-    """The peak rate of a part: a method's name, visual_embedding or norms."""
+    """The peak rate of a part: a method's name, visual_embedding, connector or norms."""
     rates: dict[str, float | None] = {
-        "visual_embedding": recipe.optimizer.visual_embedding_learning_rate,
+        "visual_embedding": recipe.optimizer.connector_learning_rate,
+        "connector": recipe.optimizer.connector_learning_rate,
         "norms": recipe.optimizer.norms_learning_rate,
         **{name: method.learning_rate for name, method in recipe.methods.items()},
     }

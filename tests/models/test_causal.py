@@ -1,0 +1,292 @@
+"""Causal models: loss, pictures, tasks, freezing, export."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from tests.toys.causal import (
+    GRID,
+    SIZES,
+    TASKS,
+    batch,
+    build,
+    causal_recipe,
+    kind_in,
+    rows,
+    save_model,
+)
+from vlds.methods import Adapter, Full, LoRA
+from vlds.models.build import ModelSetup, build_model, build_shapes
+from vlds.models.causal import Causal
+from vlds.models.causal_model import CausalModel
+from vlds.models.optimizer_rules import optimizer_rules
+from vlds.schema import IGNORED_LABEL, Batch
+from vlds.training.optim import parameter_groups
+from vlds.vision import ConvNet, StoredFeatures
+
+KINDS = pytest.mark.parametrize("kind", SIZES)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a saved model of each kind."""
+    folder = tmp_path_factory.mktemp("causal")
+    for kind in SIZES:
+        save_model(folder / kind, kind)
+    return folder
+
+
+def embeds_of(model: CausalModel, examples: Batch, row: int) -> tuple[Tensor, Tensor]:
+    """A row's embeddings (1, s, d) and labels (1, s), put together by hand."""
+    tokens = model.visual_tokens(examples)
+    mine = [tokens[n] for n in examples.image_index[row].tolist() if n >= 0]
+    length = int(examples.attention_mask[row].sum())
+    text = model.backbone.get_input_embeddings()(examples.input_ids[row, :length])
+    assert examples.labels is not None
+    ignored = torch.full((len(mine) * GRID * GRID,), IGNORED_LABEL)
+    labels = torch.cat([ignored, examples.labels[row, :length]])
+    return torch.cat([*mine, text])[None], labels[None]
+
+
+@KINDS
+def test_the_loss_is_that_of_hugging_face(kind: str, saved: Path) -> None:
+    """Also where a class bends the logits behind the output layer."""
+    chosen = kind_in(saved / kind)
+    model = build(chosen, dtype=torch.float64).eval()
+    plain = AutoModelForCausalLM.from_pretrained(saved / kind, dtype=torch.float64).eval()
+    examples = batch(chosen)
+    nll = model.token_nll(examples).detach()
+    for row in range(len(examples)):
+        embeds, labels = embeds_of(model, examples, row)
+        expected = plain(inputs_embeds=embeds, labels=labels).loss.detach()
+        num_labels = int((labels != IGNORED_LABEL).sum())
+        assert abs(float(nll[row].sum() / num_labels - expected)) < 1e-6
+
+
+@KINDS
+def test_a_row_does_not_depend_on_its_batch(kind: str, saved: Path) -> None:
+    chosen = kind_in(saved / kind)
+    lora = LoRA(rank=2, roles=["attn_out", "ffn_out"], sharing="multiple", train_biases=False)
+    model = build(chosen, {"lora": lora}, torch.float64).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("lora.b"):
+                parameter.normal_()
+        together = model(batch(chosen), torch.ones(4)).token_nll_sum
+        for number, row in enumerate(rows()):
+            alone = model(batch(chosen, [row]), torch.ones(1)).token_nll_sum
+            assert torch.allclose(alone, together[number : number + 1], rtol=1e-9)
+
+
+def test_pieces_are_the_whole(saved: Path) -> None:
+    chosen = kind_in(saved / "llama")
+    model = build(chosen, {"adapter": Adapter(sharing="multiple", reduction=4)}).eval()
+    examples, scale = batch(chosen), torch.linspace(0.1, 1, 4)
+    whole = model(examples, scale)
+    for cut in ([[1], [3, 0], [2]], [[1], [0], [2], [3]]):
+        parts = model(examples, scale, [torch.tensor(piece) for piece in cut])
+        assert torch.allclose(parts.token_nll_sum, whole.token_nll_sum, rtol=1e-5)
+        assert torch.allclose(parts.loss, whole.loss, rtol=1e-5)
+
+
+def test_labels_on_the_sequence_are_cut_with_it(saved: Path) -> None:
+    """Also where the prompt is as long as the longest answer."""
+    examples = batch(kind_in(saved / "llama"))
+    assert examples.labels is not None
+    assert examples.labels.shape == examples.input_ids.shape
+    chosen = examples.select(torch.tensor([3, 0]))
+    assert chosen.labels is not None
+    assert chosen.labels.shape == chosen.input_ids.shape
+    labelled = chosen.labels != IGNORED_LABEL
+    assert torch.equal(chosen.labels[labelled], chosen.input_ids[labelled])
+    assert labelled.sum(1).tolist() == (examples.labels != IGNORED_LABEL)[[3, 0]].sum(1).tolist()
+    # The same widths, but targets that stand alone.
+    apart = replace(examples, labels=examples.labels.flip(1), labels_on_prompt=False)
+    assert apart.select(torch.tensor([3, 0])).labels.shape[1] == int(labelled.sum(1).max())  # type: ignore[union-attr]
+
+
+def test_sizes_count_visual_tokens(saved: Path) -> None:
+    chosen = kind_in(saved / "llama")
+    examples = batch(chosen)
+    pictures = torch.tensor([1, 0, 1, 2]) * GRID * GRID
+    expected = pictures + examples.attention_mask.sum(1)
+    assert torch.equal(build(chosen).sizes(examples), expected[:, None])
+
+
+def test_logits_are_those_that_the_loss_reads(saved: Path) -> None:
+    chosen = kind_in(saved / "llama")
+    model = build(chosen).eval()
+    examples = batch(chosen)
+    assert examples.labels is not None
+    logits, real = model.logits(examples), examples.labels != IGNORED_LABEL
+    scored = -logits.log_softmax(-1)[real].gather(1, examples.labels[real][:, None])[:, 0]
+    assert torch.allclose(scored, model.token_nll(examples)[real])
+    assert not logits[~real].any()
+
+
+def gradients(model: nn.Module, examples: Batch) -> dict[str, Tensor]:
+    """Gradients by name."""
+    model.zero_grad()
+    model(examples, torch.ones(len(examples))).loss.backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def test_rows_without_pictures_reach_every_weight_that_trains(saved: Path) -> None:
+    """Under ZeRO-3 a rank that skipped the encoder would let the others wait."""
+    chosen = kind_in(saved / "llama")
+    methods = {"eyes": Full(part="vision"), "lora": LoRA(rank=2, train_biases=False)}
+    model = build(chosen, methods).eval()
+    examples = replace(batch(chosen, [rows()[1]]), images=None)
+    reached = gradients(model, examples)
+    assert set(reached) == set(model.trained_by)
+    assert not reached["connector.linear_1.weight"].any()
+    picked = batch(chosen).select(torch.tensor([1]))
+    assert picked.images is not None
+    assert len(picked.images) == 0
+    assert torch.equal(model.token_nll(picked), model.token_nll(examples))
+
+
+@KINDS
+def test_activation_checkpointing_changes_no_number(kind: str, saved: Path) -> None:
+    chosen = kind_in(saved / kind)
+    methods = {"adapter": Adapter(sharing="multiple", reduction=4)}
+    plain = build(chosen, methods).train()
+    saving = build(chosen, methods, activation_checkpointing=True).train()
+    assert any(getattr(m, "gradient_checkpointing", False) for m in saving.modules())
+    found, expected = (gradients(model, batch(chosen)) for model in (saving, plain))
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert torch.allclose(found[name], gradient, rtol=1e-4, atol=1e-5), name
+
+
+def test_only_methods_and_the_projector_train(saved: Path) -> None:
+    chosen = kind_in(saved / "llama")
+    methods = {"adapter": Adapter(reduction=4)}
+    model = build(chosen, methods).train()
+    assert set(model.trained_by.values()) == {"adapter", "connector"}
+    assert optimizer_rules(model)["connector.linear_2.bias"].decays is False
+    assert not model.vision.training
+    frozen = build(replace(chosen, train_projector=False), methods)
+    assert set(frozen.trained_by.values()) == {"adapter"}
+
+
+def test_the_projector_has_a_rate_of_its_own(saved: Path, world: Path, tmp_path: Path) -> None:
+    recipe = causal_recipe(tmp_path, world, tmp_path / "run")
+    model = build(kind_in(saved / "llama"), recipe.methods)
+    peaks = {
+        id(p): group["peak_lr"]
+        for group in parameter_groups(model, recipe)
+        for p in group["params"]
+    }
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert peaks[id(parameter)] == (3e-3 if name.startswith("connector.") else 1e-2)
+    with pytest.raises(ValueError, match="'connector' cannot be a method's name"):
+        ModelSetup(kind=recipe.model, methods={"connector": Full()})
+
+
+def test_sources_name_what_files_have_filled(saved: Path) -> None:
+    chosen = kind_in(saved / "qwen2")
+    model = build(chosen, {"lora": LoRA(rank=2, roles=["attn_q"], train_biases=False)})
+    names = {name for name, _ in model.unique_state() if name.startswith("backbone.")}
+    assert model.sources.names == {name for name in names if "extensions" not in name}
+
+
+def test_weights_without_a_source_are_drawn_by_name(saved: Path) -> None:
+    chosen = replace(
+        kind_in(saved / "llama"),
+        path=None,
+        config=str(saved / "llama" / "config.json"),
+        tokenizer=str(saved / "llama"),
+    )
+    torch.manual_seed(1)
+    one = build(chosen).state_dict()
+    torch.manual_seed(2)
+    other = build(chosen).state_dict()
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    assert one["backbone.lm_head.weight"].std() > 0.01
+
+
+def test_a_copy_is_a_model_of_its_own(saved: Path) -> None:
+    chosen = kind_in(saved / "llama")
+    model = build(chosen, {"adapter": Adapter(sharing="multiple", reduction=4)}).eval()
+    twin = copy.deepcopy(model)
+    examples = batch(chosen)
+    assert torch.equal(twin.token_nll(examples), model.token_nll(examples))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert twin.token_nll(examples).sum() > model.token_nll(examples).sum()
+
+
+def test_rotary_frequencies_stay_precise_in_bfloat16(saved: Path) -> None:
+    chosen = kind_in(saved / "llama")
+    expected = build(chosen).backbone.model.rotary_emb.inv_freq
+    for model in (build(chosen, dtype=torch.bfloat16), build(chosen).to(torch.bfloat16)):
+        assert model.backbone.model.rotary_emb.inv_freq.dtype == torch.float32
+        assert torch.equal(model.backbone.model.rotary_emb.inv_freq, expected)
+        assert model.backbone.lm_head.weight.dtype == torch.bfloat16
+
+
+def test_shapes_need_no_weights(saved: Path) -> None:
+    setup = ModelSetup(kind=kind_in(saved / "llama"), methods={"adapter": Adapter(reduction=4)})
+    shapes = build_shapes(setup, TASKS, torch.float32)
+    assert all(p.device.type == "meta" for p in shapes.parameters())
+    assert shapes.count_parameters() == build(setup.kind, setup.methods).count_parameters()  # type: ignore[arg-type]
+
+
+@KINDS
+def test_an_exported_model_is_the_same(kind: str, saved: Path, tmp_path: Path) -> None:
+    chosen = kind_in(saved / kind)
+    model = build(chosen, {"all": Full(), "eyes": Full(part="vision")}).eval()
+    exported = chosen.export(model, tmp_path)
+    again = build(exported).eval()
+    assert not again.trained_by
+    model.requires_grad_(False)  # torch has other kernels for weights that train
+    assert torch.equal(again.token_nll(batch(exported)), model.token_nll(batch(chosen)))
+    AutoModelForCausalLM.from_pretrained(tmp_path)
+    tied = model.backbone.lm_head.weight is model.backbone.get_input_embeddings().weight
+    assert tied == (again.backbone.lm_head.weight is again.backbone.get_input_embeddings().weight)
+
+
+def test_stored_features(saved: Path) -> None:
+    chosen = replace(kind_in(saved / "llama"), vision=StoredFeatures(dim=6, grid=4), grid=2)
+    model = build(chosen).eval()
+    collator = pickle.loads(pickle.dumps(chosen.collator(chosen.load_processor())))
+    features = torch.randn(3, 16, 6).half()
+    examples = collator(rows(), features, evaluation=False)
+    assert examples.images is None
+    assert model.visual_tokens(examples).shape == (3, 4, 16)
+    changed = replace(examples, features=torch.zeros_like(features))
+    moved = (model.token_nll(changed) - model.token_nll(examples)).abs().sum(1) > 0
+    assert moved.tolist() == [True, False, True, True]
+
+
+def test_errors_name_the_field(saved: Path, tmp_path: Path) -> None:
+    vision = ConvNet(image_size=8, grid=GRID, widths=[4, 6])
+    with pytest.raises(ValueError, match="give exactly one of them"):
+        Causal(vision=vision)
+    with pytest.raises(ValueError, match=r"model\.grid: 3 is more than the encoder's 2 x 2"):
+        build(kind_in(saved / "llama", grid=3))
+    bare = kind_in(saved / "llama", path=None, config=str(saved / "llama" / "config.json"))
+    with pytest.raises(ValueError, match=r"model\.tokenizer: a model with random weights"):
+        bare.check_sources()
+    config = tmp_path / "t5.json"
+    config.write_text('{"model_type": "t5"}', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"model\.config: .* is a t5 model, not a causal"):
+        replace(bare, config=str(config)).read_config()
+    config.write_text('{"model_type": "unheard-of"}', encoding="utf-8")
+    with pytest.raises(ValueError, match="does not know"):
+        replace(bare, config=str(config)).read_config()
+    many = kind_in(saved / "llama").load_processor()
+    many.add_tokens([f"word{n}" for n in range(99)])
+    with pytest.raises(ValueError, match=r"model\.tokenizer: it has \d+ tokens, and the language"):
+        build_model(ModelSetup(kind=kind_in(saved / "llama")), TASKS, torch.float32, many)

@@ -1,0 +1,173 @@
+"""Answers of causal models: generated, chosen, from a list; how sure they are."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from tests.toys.causal import SIZES, batch, build, kind_in, rows, save_model
+from vlds.methods import Adapter, Hyperformer, LoRA
+from vlds.models.causal_answers import generate
+from vlds.models.causal_model import CausalModel
+from vlds.schema import IGNORED_LABEL, Batch, Decoding
+
+KINDS = pytest.mark.parametrize("kind", SIZES)
+FREE = Decoding(max_new_tokens=6)
+BEAMS = Decoding(max_new_tokens=6, num_beams=3)
+LISTED = ("red", "a dark picture", "a dark", "it")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a saved model of each kind."""
+    folder = tmp_path_factory.mktemp("causal")
+    for kind in SIZES:
+        save_model(folder / kind, kind)
+    return folder
+
+
+@torch.no_grad()
+def ids_of(model: CausalModel, examples: Batch, decoding: Decoding) -> list[list[int]]:
+    """Tokens that a model writes."""
+    visual = model.visual_tokens(examples)
+    return [written.ids for written in generate(model, examples, visual, decoding)]
+
+
+def log_probabilities(
+    model: CausalModel, examples: Batch, visual: Tensor, written: list[list[int]]
+) -> list[float]:
+    """Those of whole answers of one length, by a forward pass."""
+    answers = torch.tensor(written)
+    whole = replace(
+        examples,
+        input_ids=torch.cat([examples.input_ids, answers], 1),
+        attention_mask=torch.cat([examples.attention_mask, answers >= 0], 1),
+        labels=torch.cat([torch.full_like(examples.input_ids, IGNORED_LABEL), answers], 1),
+        labels_on_prompt=True,
+    )
+    totals: list[float] = (-model.nll(whole, visual).sum(1)).tolist()
+    return totals
+
+
+@KINDS
+@pytest.mark.parametrize("decoding", [FREE, BEAMS], ids=["greedy", "beams"])
+def test_ids_are_those_of_the_plain_model(kind: str, decoding: Decoding, saved: Path) -> None:
+    chosen = kind_in(saved / kind)
+    # Gemma's own attention gives NaN for padding in float64: its mask overflows in float32.
+    dtype = torch.float32 if kind == "gemma2" else torch.float64
+    model = build(chosen, dtype=dtype).eval()
+    plain = AutoModelForCausalLM.from_pretrained(saved / kind, dtype=dtype).eval()
+    plain.generation_config = GenerationConfig()
+    together = ids_of(model, batch(chosen, evaluation=True), decoding)
+    for number, row in enumerate(rows()):
+        alone = batch(chosen, [row], evaluation=True)
+        sequence = model.sequences(alone, model.visual_tokens(alone))
+        (expected,) = plain.generate(
+            inputs_embeds=sequence.embeds,
+            max_new_tokens=6,
+            num_beams=decoding.num_beams,
+            do_sample=False,
+            pad_token_id=0,
+            eos_token_id=[1, 2],
+        ).tolist()
+        assert ids_of(model, alone, decoding) == [together[number]]
+        assert together[number] == expected[: len(together[number])]
+        assert not set(expected[len(together[number]) :]) - {0}
+
+
+@pytest.mark.parametrize("decoding", [FREE, BEAMS], ids=["greedy", "beams"])
+def test_tasks_are_mixed_in_a_batch(decoding: Decoding, saved: Path) -> None:
+    """Each row is written with its own task's weights, in all its beams."""
+    chosen = kind_in(saved / "llama")
+    methods = {
+        "adapter": Adapter(sharing="multiple", reduction=4),
+        "hyper": Hyperformer(task_dim=6, hidden_dim=5, projected_dim=4, reduction=4),
+        "lora": LoRA(rank=2, sharing="multiple", train_biases=False),
+    }
+    model = build(chosen, methods, torch.float64).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "extensions" in name:
+                parameter.normal_(std=0.5)
+    together = ids_of(model, batch(chosen, evaluation=True), decoding)
+    alone = [ids_of(model, batch(chosen, [row], evaluation=True), decoding)[0] for row in rows()]
+    assert together == alone
+    moved = [row._replace(task_index=(row.task_index + 1) % 3) for row in rows()]
+    assert ids_of(model, batch(chosen, moved, evaluation=True), decoding) != together
+
+
+def test_confidence_is_the_probability_of_the_answer(saved: Path) -> None:
+    chosen = kind_in(saved / "llama")
+    model = build(chosen, dtype=torch.float64).eval()
+    examples = batch(chosen, evaluation=True)
+    answers, written = model.answer(examples, FREE), ids_of(model, examples, FREE)
+    for number, (answer, ids) in enumerate(zip(answers, written, strict=True)):
+        alone = batch(chosen, [rows()[number]], evaluation=True)
+        sequence = model.sequences(alone, model.visual_tokens(alone))
+        words = model.backbone.get_input_embeddings()(torch.tensor([ids]))
+        logits = model.backbone(inputs_embeds=torch.cat([sequence.embeds, words], 1)).logits
+        scores = logits[0, -len(ids) - 1 : -1].log_softmax(-1)
+        total = float(scores.gather(1, torch.tensor(ids)[:, None]).sum())
+        assert answer.confidence == pytest.approx(math.exp(total), rel=1e-6)
+        assert answer.token_confidence == pytest.approx(math.exp(total / len(ids)), rel=1e-6)
+
+
+def test_the_end_counts_and_is_not_shown(saved: Path) -> None:
+    chosen = kind_in(saved / "llama")
+    model = build(chosen).eval()
+    red = model.tokenizer("red", add_special_tokens=False)["input_ids"]
+    examples = batch(chosen, evaluation=True)
+    visual = model.visual_tokens(examples)
+    with torch.no_grad():
+        totals = log_probabilities(model, examples, visual, [[*red, 2]] * 4)
+        without = log_probabilities(model, examples, visual, [red] * 4)
+    assert all(total < part < 0 for total, part in zip(totals, without, strict=True))
+    listed = model.answer(examples, Decoding(answers=("red",)))
+    assert [answer.text for answer in listed] == ["red"] * 4
+    for answer, total in zip(listed, totals, strict=True):
+        assert answer.confidence == pytest.approx(math.exp(total), rel=1e-4)
+        assert answer.token_confidence is None
+
+
+def test_choices_are_compared_in_the_first_step(saved: Path) -> None:
+    chosen = kind_in(saved / "llama")
+    model = build(chosen, dtype=torch.float64).eval()
+    examples, words = batch(chosen, evaluation=True), ("red", "blue", "dark")
+    firsts = [ids[0] for ids in model.choice_ids(words)]
+    answers = model.answer(examples, Decoding(choices=words))
+    sequences = model.sequences(examples, model.visual_tokens(examples), left=True)
+    step = model.backbone.generate(
+        inputs_embeds=sequences.embeds, attention_mask=sequences.mask.long(), max_new_tokens=1,
+        output_logits=True, return_dict_in_generate=True, pad_token_id=0,
+    ).logits[0][:, firsts]  # fmt: skip
+    assert [answer.text for answer in answers] == [words[n] for n in step.argmax(-1).tolist()]
+    shares = step.softmax(-1).amax(-1).tolist()
+    assert [answer.confidence for answer in answers] == pytest.approx(shares, abs=1e-6)
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+@pytest.mark.parametrize("listed", [LISTED, ("red",)], ids=["list", "one"])
+def test_answers_come_from_the_list(beams: int, listed: tuple[str, ...], saved: Path) -> None:
+    chosen = kind_in(saved / "llama")
+    model = build(chosen, dtype=torch.float64).eval()
+    decoding = Decoding(answers=listed, num_beams=beams)
+    together = model.answer(batch(chosen, evaluation=True), decoding)
+    alone = [model.answer(batch(chosen, [row], evaluation=True), decoding)[0] for row in rows()]
+    assert [answer.text for answer in together] == [answer.text for answer in alone]
+    assert {answer.text for answer in together} <= set(listed)
+
+
+def test_an_answer_in_the_batch_is_not_read(saved: Path) -> None:
+    chosen = kind_in(saved / "llama")
+    model = build(chosen, dtype=torch.float64).eval()
+    assert batch(chosen, evaluation=True).labels is None
+    held, bare = (model.answer(batch(chosen, evaluation=e), FREE) for e in (False, True))
+    assert [answer.text for answer in held] == [answer.text for answer in bare]
+    for one, other in zip(held, bare, strict=True):
+        assert one.confidence == pytest.approx(other.confidence)

@@ -1,0 +1,118 @@
+"""Prompts and answers as tokens, with and without a chat template."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from tests.toys.causal import TEMPLATE, write_tokenizer
+from vlds.models.causal_collate import CausalCollator
+from vlds.models.chat_format import ChatFormat
+from vlds.schema import IGNORED_LABEL, Example, Row
+
+END = 2
+QUESTION = "what colour is it now?"
+TEMPLATES = {
+    "ours": (TEMPLATE, "<|end|>"),
+    "ends with eos": (TEMPLATE.replace("<|end|>\n", " <|eos|>"), " <|eos|>"),
+    "two ends": (TEMPLATE.replace("<|end|>\n", "<|end|><|eos|>"), "<|end|>"),
+    "no end": (TEMPLATE.replace("<|end|>\n", "\n"), "<|user|>"),
+}
+
+
+def tokenizer_in(folder: Path, template: str | None = TEMPLATE) -> Any:
+    """A tokenizer with a chat template."""
+    write_tokenizer(folder, template)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", ["ours", "ends with eos", "two ends"])
+def test_a_row_begins_as_the_whole_conversation(name: str, tmp_path: Path) -> None:
+    template, tail = TEMPLATES[name]
+    tokenizer = tokenizer_in(tmp_path, template)
+    chat = ChatFormat.of(tokenizer)
+    assert chat.tail == tail
+    turns = [("user", QUESTION), ("assistant", "it is red")]
+    whole = tokenizer.apply_chat_template(
+        [{"role": role, "content": text} for role, text in turns], tokenize=False
+    )
+    ids = [*chat.prompt_ids(QUESTION, 40), *chat.answer_ids("it is red", 40)]
+    assert ids == tokenizer(whole, add_special_tokens=False)["input_ids"][: len(ids)]
+    assert ids[-1] == chat.tail_ids[-1]
+    assert set(chat.end_ids) == {chat.tail_ids[-1], tokenizer.eos_token_id}
+
+
+def test_without_a_special_token_behind_answers_eos_ends_them(tmp_path: Path) -> None:
+    chat = ChatFormat.of(tokenizer_in(tmp_path, TEMPLATES["no end"][0]))
+    assert chat.tail == "<|eos|>"
+
+
+def test_without_a_template_texts_stand_alone(tmp_path: Path) -> None:
+    tokenizer = tokenizer_in(tmp_path, None)
+    chat = ChatFormat.of(tokenizer)
+    assert chat.prompt_ids(QUESTION, 40) == tokenizer(QUESTION)["input_ids"]
+    assert chat.answer_ids("red", 40) == [*tokenizer("red")["input_ids"], tokenizer.eos_token_id]
+    assert chat.prompt_ids("", 40) == [tokenizer.eos_token_id]
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, None])
+def test_limits_cut_the_question_and_the_answer_alone(template: str | None, tmp_path: Path) -> None:
+    tokenizer = tokenizer_in(tmp_path, template)
+    chat = ChatFormat.of(tokenizer)
+    words = chat.ids(QUESTION)
+    short = tokenizer.decode(words[:3])
+    assert len(words) > 3
+    assert chat.prompt_ids(QUESTION, 3) == chat.prompt_ids(short, 40)
+    assert chat.prompt_ids(QUESTION, len(words)) == chat.prompt_ids(QUESTION, 40)
+    answer = chat.answer_ids("nothing but dark", 40)
+    assert chat.answer_ids("nothing but dark", 4) == [*answer[:3], *chat.tail_ids]
+    assert chat.answer_ids("nothing but dark", 1) == list(chat.tail_ids)
+
+
+def test_a_character_is_not_cut_in_two(tmp_path: Path) -> None:
+    chat = ChatFormat.of(tokenizer_in(tmp_path))
+    assert len(chat.ids("is 日")) > 4
+    assert chat.prompt_ids("is 日", 4) == chat.prompt_ids("is ", 40)
+
+
+def test_a_template_that_hides_the_answer_is_refused(tmp_path: Path) -> None:
+    thinking = TEMPLATE.replace("<|assistant|>{% endif %}", "<|assistant|>(thinking) {% endif %}")
+    with pytest.raises(ValueError, match=r"model\.tokenizer: its chat template .* elsewhere"):
+        ChatFormat.of(tokenizer_in(tmp_path, thinking))
+
+
+def test_a_tokenizer_without_an_end_is_refused(tmp_path: Path) -> None:
+    tokenizer = tokenizer_in(tmp_path)
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match=r"model\.tokenizer: it has no end-of-sequence token"):
+        ChatFormat.of(tokenizer)
+
+
+def row(prompt: str, target: str | None) -> Row:
+    """A row without pictures."""
+    return Row(Example("e", "vqa", prompt, target), 0, 40, 20, range(0))
+
+
+def test_labels_are_the_answers_tokens(tmp_path: Path) -> None:
+    collate = CausalCollator(ChatFormat.of(tokenizer_in(tmp_path)), features=False)
+    rows = [row(QUESTION, "red"), row("is it dark", None), row("it", "a picture that is dark")]
+    batch = collate(rows, None, evaluation=False)
+    assert batch.labels is not None
+    assert batch.labels_on_prompt
+    for number, each in enumerate(rows):
+        prompt = collate.chat.prompt_ids(each.example.prompt, 40)
+        answer = [] if each.example.target is None else collate.chat.ids(each.example.target)
+        ends = [END] * bool(answer)
+        mine = batch.input_ids[number][batch.attention_mask[number]].tolist()
+        assert mine == [*prompt, *answer, *ends]
+        labels = batch.labels[number].tolist()
+        assert labels[: len(prompt)] == [IGNORED_LABEL] * len(prompt)
+        assert [label for label in labels if label != IGNORED_LABEL] == [*answer, *ends]
+    lengths = collate.prompt_lengths([(each.example.prompt, 40) for each in rows])
+    evaluation = collate(rows, None, evaluation=True)
+    assert evaluation.labels is None
+    assert not evaluation.labels_on_prompt
+    assert evaluation.attention_mask.sum(1).tolist() == lengths

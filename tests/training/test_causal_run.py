@@ -1,0 +1,152 @@
+"""A whole run of a causal model: ranks and stages, resuming, evaluating, converting."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.toys.causal import TEMPLATE, causal_recipe, save_model
+from tests.toys.files import read_lines
+from tests.toys.rank_jobs import run_recipe
+from tests.toys.rank_pool import RankPool
+from vlds.artifact import load_run
+from vlds.cli.commands import run_command
+from vlds.config import Recipe
+from vlds.convert.verify import logits
+from vlds.methods import Full, LoRA
+from vlds.models import Causal
+from vlds.training.engine import restore_linear
+
+STATE = "state/step-00000010/state.safetensors"
+PREDICTIONS = "predictions/step-00000010/vqa.jsonl"
+
+
+@pytest.fixture(scope="module")
+def whole(world: Path, ranks2: RankPool, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two ranks under ZeRO-3."""
+    folder = tmp_path_factory.mktemp("run")
+    return trained(ranks2, causal_recipe(folder, world, folder / "whole", stage=3))
+
+
+def trained(pool: RankPool, recipe: Recipe, resume: bool = False) -> Path:
+    """The folder of a run that has ended well."""
+    assert pool.run(run_recipe, recipe, resume, timeout=120) == [0] * pool.world_size
+    return Path(recipe.output)
+
+
+def losses(run: Path) -> list[tuple[int, float, float]]:
+    """Step, loss and gradient norm of every line that has them."""
+    lines = read_lines(run / "metrics.jsonl")
+    return [(line["step"], line["loss"], line["gradient_norm"]) for line in lines if "loss" in line]
+
+
+@pytest.mark.parametrize(("num_ranks", "stage"), [(1, 2), (1, 3), (2, 2)])
+def test_ranks_and_stages_change_nothing(
+    num_ranks: int, stage: int, whole: Path, world: Path, tmp_path: Path,
+    ranks1: RankPool, ranks2: RankPool,
+) -> None:  # fmt: skip
+    """All but the chance in dropout, of which the toy model has none."""
+    pool = ranks1 if num_ranks == 1 else ranks2
+    run = trained(pool, causal_recipe(tmp_path, world, tmp_path / "run", stage))
+    expected, found = losses(whole), losses(run)
+    assert len(found) == 10
+    for one, other in zip(found, expected, strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+    assert found[-1][1] < found[0][1]
+
+
+def check_resume(pool: RankPool, recipe: Recipe, run: Path, folder: Path) -> None:
+    """The second half of a run, again from its first half, is the same bit for bit."""
+    half = folder / "half"
+    shutil.copytree(run, half)
+    for later in ("state/step-00000010", "artifact", "predictions"):
+        shutil.rmtree(half / later)
+    trained(pool, replace(recipe, output=str(half)), resume=True)
+    assert losses(half) == losses(run)
+    for file in (STATE, "artifact/weights.safetensors", PREDICTIONS):
+        assert (half / file).read_bytes() == (run / file).read_bytes(), file
+
+
+def test_ten_steps_are_five_and_five(
+    whole: Path, world: Path, ranks2: RankPool, tmp_path: Path
+) -> None:
+    recipe = causal_recipe(whole.parent, world, whole, stage=3)
+    check_resume(ranks2, recipe, whole, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "precision"), [(2, "fp32"), (2, "bf16"), (3, "bf16")])
+def test_other_stages_and_precisions_resume(
+    stage: int, precision: str, world: Path, ranks2: RankPool, tmp_path: Path
+) -> None:
+    recipe = causal_recipe(tmp_path, world, tmp_path / "run", stage, precision)
+    check_resume(ranks2, recipe, trained(ranks2, recipe), tmp_path)
+
+
+def logits_elsewhere(run: Path) -> Tensor:
+    """Logits of a run that another process has loaded."""
+    restore_linear()  # an earlier test's ZeRO-3 may have left its own, which rounds differently
+    return logits(load_run(run), "vqa", ())
+
+
+def test_the_artifact_gives_the_same_in_another_process(whole: Path, ranks2: RankPool) -> None:
+    expected = logits(load_run(whole), "vqa", ())
+    assert expected.any()
+    assert all(torch.equal(found, expected) for found in ranks2.run(logits_elsewhere, whole))
+    loaded = load_run(whole)
+    assert loaded.processor.chat_template == TEMPLATE
+    stored = load_file(whole / "artifact" / "weights.safetensors")
+    assert stored.keys() == {name for name, _ in loaded.model.unique_state()}
+
+
+def test_evaluate_writes_the_runs_own_predictions(whole: Path, tmp_path: Path) -> None:
+    assert run_command(["evaluate", "--run", str(whole), "--out", str(tmp_path / "out")]) == 0
+    (file,) = (tmp_path / "out").rglob("vqa.jsonl")
+    expected, found = read_lines(whole / PREDICTIONS), read_lines(file)
+    assert [line["prediction"] for line in found] == [line["prediction"] for line in expected]
+    assert [line["id"] for line in found] == [line["id"] for line in expected]
+
+
+def test_a_converted_folder_opens_in_hugging_face(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ["convert", "hf", "--run", str(whole), "--out", str(out), "--verify"]
+    assert run_command(words) == 0
+    shutil.move(out, tmp_path / "moved")
+    moved = load_run(tmp_path / "moved")
+    assert isinstance(moved.recipe.model, Causal)
+    assert not moved.recipe.model.train_projector
+    assert torch.equal(logits(moved, "vqa", ()), logits(load_run(whole), "vqa", ()))
+    text = AutoModelForCausalLM.from_pretrained(tmp_path / "moved")
+    state = moved.model.backbone.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in text.state_dict().items())
+    assert AutoTokenizer.from_pretrained(tmp_path / "moved").chat_template == TEMPLATE
+
+
+@pytest.mark.parametrize("kind", ["qwen2", pytest.param("llama", marks=pytest.mark.slow)])
+def test_a_saved_model_is_trained_further_and_folded(
+    kind: str, world: Path, ranks2: RankPool, tmp_path: Path
+) -> None:
+    """With weights from a folder, in parts; the artifact holds what trains, and what the folder
+    lacks."""
+    save_model(tmp_path / kind, kind)
+    recipe = causal_recipe(tmp_path, world, tmp_path / "run", 3, path=str(tmp_path / kind))
+    lora = LoRA(rank=2, roles=["attn_q", "attn_out", "ffn_out"], train_biases=False)
+    methods = {"lora": lora, "eyes": Full(part="vision", learning_rate=1e-3)}
+    recipe = replace(
+        recipe,
+        methods=methods,  # type: ignore[arg-type]
+        data=replace(recipe.data, parts=2),
+    )
+    run = trained(ranks2, recipe)
+    stored = load_file(run / "artifact" / "weights.safetensors")
+    assert all("lora" in n or n.startswith(("connector.", "vision.")) for n in stored)
+    words = ["convert", "merge", "--run", str(run), "--out", str(tmp_path / "out")]
+    assert run_command([*words, "--verify"]) == 0
+    assert load_run(tmp_path / "out").recipe.methods == {}

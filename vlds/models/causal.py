@@ -1,0 +1,249 @@
+"""The kind of any causal language model of Hugging Face behind a vision encoder of vlds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+)
+
+from vlds.backbones.base import unique_state
+from vlds.models.causal_collate import CausalCollator
+from vlds.models.causal_model import CausalModel
+from vlds.models.chat_format import ChatFormat
+from vlds.models.kind import ModelKind
+from vlds.models.model import Model, Sources
+from vlds.models.projector import Projector
+from vlds.models.recomputing import recompute_layers
+from vlds.models.steady_buffers import steady_buffers
+from vlds.pretrained.files import reading
+from vlds.pretrained.hub import check_source, check_tokenizer
+from vlds.pretrained.weights import check_config, load_weights, quiet, read_config
+from vlds.runtime.resources import find
+from vlds.schema import ImageSpec
+from vlds.vision.base import VisionEncoder, freeze, on_meta
+from vlds.vision.base import load_weights as load_file
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tokenizer_config.json",
+)  # fmt: skip
+SIZES = ("vocab_size", "hidden_size", "num_hidden_layers")
+PREFIXES = {"language model": "backbone.", "vision encoder": "vision.", "projector": "connector."}
+"""Source -> what its tensors' names begin with in the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Causal(ModelKind):
+    """A causal language model that reads visual tokens before the text, as LLaVA does."""
+
+    path: str | None = None
+    """The language model: a Hugging Face hub name or a local folder."""
+    config: str | None = None
+    """Instead of `path`: a config.json of Hugging Face, for a model with random weights."""
+    tokenizer: str | None = None
+    """Folder or hub name of the tokenizer, whose chat template is used if it has one; default:
+    `path`."""
+    vision: VisionEncoder
+    """Turns pictures into grid features: a class of vlds.vision."""
+    grid: int | None = None
+    """Cells along a side after max pooling; default: the encoder's own grid."""
+    num_images: int = 1
+    """Most images an example may have."""
+    projector_weights: str | None = None
+    """A .safetensors file with a trained projector (projector.safetensors of `vlds convert hf`)."""
+    train_projector: bool = True
+    """Train the projector, which turns grid features into visual tokens."""
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (self.config is None):
+            raise ValueError(
+                f"path: {self.path}, config: {self.config}; give exactly one of them: `path` for "
+                "pretrained weights, `config` for random ones"
+            )
+        for name in ("grid", "num_images"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: got {value}; give 1 or more")
+
+    # Where it comes from.
+
+    @property
+    def sources(self) -> dict[str, str]:
+        sources = {
+            "language model": self.path,
+            "vision encoder": self.vision.source,
+            "projector": self.projector_weights,
+        }
+        return {part: source for part, source in sources.items() if source is not None}
+
+    @property
+    def read_files(self) -> list[str]:
+        return [*self.sources.values(), *filter(None, [self.tokenizer])]
+
+    def check_sources(self) -> None:
+        if self.path is not None:
+            check_source(self.path, "model.path")
+        self.tokenizer_source()
+        self.vision.check_sources()
+
+    def tokenizer_source(self) -> tuple[str, str]:
+        """The folder or hub name of the tokenizer, and the field that names it.
+
+        Errors: ValueError if there is none.
+        """
+        source = self.tokenizer or self.path
+        if source is None:
+            raise ValueError(
+                "model.tokenizer: a model with random weights (`config`) needs the folder of a "
+                "tokenizer; name one"
+            )
+        field = f"model.{'tokenizer' if self.tokenizer else 'path'}"
+        check_tokenizer(source, field, TOKENIZER_FILES)
+        return source, field
+
+    def load_processor(self) -> Any:
+        source, field = self.tokenizer_source()
+        with reading(f"{field}: cannot read a tokenizer from {source}"):
+            return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+
+    def load_processor_from(self, folder: Path) -> Any:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+    def local_processor(self) -> Any:
+        source = self.tokenizer or self.path
+        return self.load_processor() if source is not None and Path(source).exists() else None
+
+    # Pictures and text.
+
+    @property
+    def image(self) -> ImageSpec | None:
+        return self.vision.geometry.image
+
+    @property
+    def most_images(self) -> tuple[int, str]:
+        return self.num_images, "model.num_images"
+
+    def collator(self, processor: Any) -> CausalCollator:
+        return CausalCollator(ChatFormat.of(processor), features=self.image is None)
+
+    # The model.
+
+    def build(self, dtype: torch.dtype, processor: Any) -> CausalModel:
+        """Errors: ValueError if the parts do not fit each other."""
+        geometry = self.vision.geometry
+        if self.grid is not None and self.grid > geometry.grid_size:
+            raise ValueError(
+                f"model.grid: {self.grid} is more than the encoder's {geometry.grid_size} x "
+                f"{geometry.grid_size} cells; give at most {geometry.grid_size}"
+            )
+        backbone, names = self.load(dtype)
+        table = backbone.get_input_embeddings()
+        if processor is not None and len(processor) > table.num_embeddings:
+            raise ValueError(
+                f"model.tokenizer: it has {len(processor)} tokens, and the language model "
+                f"{table.num_embeddings}; name the tokenizer that belongs to it"
+            )
+        vision = self.vision.build(dtype)
+        freeze(vision)
+        grid = self.grid or geometry.grid_size
+        connector = Projector(geometry.feature_dim, table.embedding_dim, grid)
+        load_file(connector, self.projector_weights)
+        model = CausalModel(
+            vision, connector.to(dtype), backbone, encoder=self.vision, tokenizer=processor
+        )
+        model.sources = Sources(names=frozenset(self.source_names(model, names)))
+        return model
+
+    def read_config(self) -> Any:
+        """The language model's config.
+
+        Errors: ValueError if it is not one of a causal language model.
+        """
+        source = str(find(self.config)) if self.config is not None else str(self.path)
+        field = f"model.{'config' if self.config is not None else 'path'}"
+        _, fields = read_config(PreTrainedConfig, source, field)
+        kind = fields.get("model_type")
+        if kind not in CONFIG_MAPPING:
+            raise ValueError(
+                f"{field}: {source} is a model of type {kind!r}, which this version of "
+                "transformers does not know; name another, or install a newer transformers"
+            )
+        config, _ = read_config(CONFIG_MAPPING[kind], source, field)
+        is_text = config.get_text_config() is config and not config.is_encoder_decoder
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or not is_text:
+            raise ValueError(
+                f"{field}: {source} is a {kind} model, not a causal language model; name one of "
+                "those that AutoModelForCausalLM opens and that reads text only"
+            )
+        check_config(config, f"{field}: {source}", SIZES)
+        return config
+
+    def load(self, dtype: torch.dtype) -> tuple[Any, set[str]]:
+        """The language model, and the names of its tensors that come from `path`; on the meta
+        device, its shapes."""
+        config = self.read_config()
+        model_class, names = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], set()
+        if self.path is None or on_meta():
+            with reading(f"model: {self.config or self.path} describes no model"):
+                model = model_class(config)
+            with steady_buffers(model):
+                model.to(dtype)
+        else:
+            model, missing = load_weights(model_class, self.path, config, dtype, "model.path")
+            names = {name for name, _ in unique_state(model)} - missing
+        # Values of the checkpoint would leak into `generate` wherever ours are None.
+        model.generation_config = GenerationConfig()
+        return model, names
+
+    def source_names(self, model: CausalModel, of_backbone: Iterable[str]) -> set[str]:
+        """Tensors of the model that a source has filled."""
+        names = {PREFIXES["language model"] + name for name in of_backbone}
+        whole = tuple(PREFIXES[part] for part in self.sources if part != "language model")
+        return names | {name for name, _ in model.unique_state() if name.startswith(whole)}
+
+    def trained_parts(self, model: Model) -> Iterator[tuple[str, Iterable[nn.Parameter]]]:
+        assert isinstance(model, CausalModel)
+        if self.train_projector:
+            yield "connector", model.connector.parameters()
+
+    @property
+    def trained_text(self) -> list[str]:
+        return ["projector"] if self.train_projector else []
+
+    def enable_checkpointing(self, model: Model) -> None:
+        assert isinstance(model, CausalModel)
+        recompute_layers(model.backbone)
+
+    def export(self, model: Model, folder: Path) -> Causal:
+        """The language model and the tokenizer under Hugging Face's names, and a file for each
+        other part."""
+        assert isinstance(model, CausalModel)
+        names, state = model.pretrained_names(), model.backbone.state_dict()
+        with quiet():
+            model.backbone.save_pretrained(
+                folder, state_dict={name: state[name] for name in state if name in names}
+            )
+        model.processor.save_pretrained(folder)
+        projector_file = folder / "projector.safetensors"
+        projector = model.connector.state_dict()
+        save_file({name: t.contiguous() for name, t in projector.items()}, projector_file)
+        return replace(
+            self,
+            path=str(folder),
+            config=None,
+            tokenizer=None,
+            vision=self.vision.export(model.vision, folder),
+            projector_weights=str(projector_file),
+            train_projector=False,
+        )

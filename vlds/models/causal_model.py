@@ -1,0 +1,195 @@
+"""A causal language model that sees: vision encoder -> projector -> visual tokens before the text.
+
+Shapes: b rows, u distinct images, n images per row, v visual tokens per image, l prompt tokens (and
+those of the answer), s tokens of the whole sequence, w words of the vocabulary, d width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlds.methods.extended import is_own, run_beside
+from vlds.methods.host import CROSS_ATTENTION
+from vlds.models.answer_positions import pick_positions, picking
+from vlds.models.causal_answers import answers, without_answers
+from vlds.models.chat_format import ChatFormat
+from vlds.models.model import Answer, Model, Part
+from vlds.models.projector import Projector, packing, tokens_of_rows
+from vlds.models.roles import find_roles
+from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Decoding
+from vlds.vision.base import GridEncoder, VisionEncoder
+
+CURES: dict[str, str] = dict.fromkeys(
+    (*CROSS_ATTENTION, "decoder_positions"),
+    "A causal model has no cross-attention; choose other roles, or another method",
+)
+"""Roles of encoder-decoders -> what to choose instead."""
+
+
+class Sequences(NamedTuple):
+    """What the language model reads."""
+
+    embeds: Tensor
+    """(b, s, d)."""
+    mask: Tensor
+    """(b, s) bool, False on padding."""
+    labelled: Tensor
+    """(b, s) bool, True for tokens of the answer."""
+
+
+class CausalModel(Model):
+    """A model of `AutoModelForCausalLM` behind a vision encoder."""
+
+    def __init__(
+        self,
+        vision: GridEncoder,
+        connector: Projector,
+        backbone: Any,
+        *,
+        encoder: VisionEncoder,
+        tokenizer: Any = None,
+    ) -> None:
+        """`encoder`: the recipe's choice that `vision` comes from."""
+        super().__init__(tokenizer)
+        self.vision = vision
+        self.connector = connector
+        self.backbone = backbone
+        self.encoder = encoder
+        self.chat = None if tokenizer is None else ChatFormat.of(tokenizer)
+        # Methods' own layers would confuse the rule later.
+        init_std = getattr(backbone.config, "initializer_range", None)
+        roles = find_roles(backbone, init_std)
+        self.roles = replace(roles, cures={**roles.cures, **CURES})
+        self.answer_positions = pick_positions(backbone)
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        return {
+            "backbone": Part("backbone", self.roles),
+            "vision": Part("vision", self.encoder.target_modules),
+        }
+
+    def answer_tokens(self, answers: Sequence[str]) -> list[list[int]]:
+        assert self.chat is not None
+        return [self.chat.answer_ids(answer) for answer in answers]
+
+    def use_methods(self) -> None:
+        """Errors: ValueError if a method has changed what the model's own class would not run."""
+        for module in self.backbone.modules():
+            if names := list(getattr(module, "key_value_extensions", {})):
+                raise ValueError(
+                    f"methods.{names[0]}: it puts keys and values into attention layers, and "
+                    f"{type(self.backbone).__name__} computes these without them; use LoRA or "
+                    "Adapter"
+                )
+
+    def moving_buffers(self) -> list[tuple[str, Tensor]]:
+        """Those of a vision encoder that is not frozen."""
+        vision = self.vision
+        return [] if vision.frozen else [(f"vision.{n}", b) for n, b in vision.named_buffers()]
+
+    def pretrained_names(self) -> set[str]:
+        """Names of the language model's own tensors: all but what methods have added."""
+        return {name for name in self.backbone.state_dict() if is_own(name)}
+
+    def sizes(self, batch: Batch) -> Tensor:
+        """(b, 1) tokens of the sequence, visual ones included."""
+        visual = (batch.image_index != NO_IMAGE).sum(1) * self.connector.num_tokens
+        return (visual + batch.attention_mask.sum(1))[:, None]
+
+    # Training.
+
+    def token_nll(self, batch: Batch) -> Tensor:
+        """(b, l) negative log-likelihood of each token of the answer, 0 elsewhere, in at least
+        float32."""
+        return self.nll(batch, self.visual_tokens(batch))
+
+    def nll(self, batch: Batch, visual: Tensor) -> Tensor:
+        """`token_nll` with the visual tokens of the distinct images (u, v, d)."""
+        logits, real = self.answer_logits(batch, visual)
+        precise = torch.promote_types(logits.dtype, torch.float32)
+        assert batch.labels is not None
+        nll = F.cross_entropy(logits.to(precise), batch.labels[real], reduction="none")
+        return nll.new_zeros(real.shape).masked_scatter(real, nll)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """(b, l, w) for each token of the answer, given those before it; 0 elsewhere."""
+        logits, real = self.answer_logits(batch, self.visual_tokens(batch))
+        dense = logits.new_zeros(*real.shape, logits.shape[-1])
+        return dense.masked_scatter(real[..., None], logits)
+
+    def answer_logits(self, batch: Batch, visual: Tensor) -> tuple[Tensor, Tensor]:
+        """(k, w) for the k tokens of all answers, row by row; where they are (b, l)."""
+        if batch.labels is None:
+            raise ValueError("labels: this batch has no targets; train on a split that has answers")
+        real = batch.labels != IGNORED_LABEL
+        sequences = self.sequences(batch, visual, real)
+        # The position before a token predicts it.
+        return self.logits_at(sequences, F.pad(sequences.labelled[:, 1:], (0, 1))), real
+
+    def logits_at(self, sequences: Sequences, positions: Tensor) -> Tensor:
+        """(k, w) at the k positions (b, s) that are True, row by row."""
+        with picking(self.answer_positions, positions):
+            logits: Tensor = self.backbone(
+                inputs_embeds=sequences.embeds,
+                attention_mask=sequences.mask.long(),
+                use_cache=False,
+            ).logits
+        return logits
+
+    # What the language model reads.
+
+    def sequences(
+        self, batch: Batch, visual: Tensor, real: Tensor | None = None, *, left: bool = False
+    ) -> Sequences:
+        """[prompts of methods][visual tokens][text] of each row without gaps, padded on the right
+        or on the left. `real`: (b, l) the answer's tokens. Sets the batch's tasks."""
+        device = batch.input_ids.device
+        self.routing.set(batch.task_index, device)
+        prompts = run_beside(self.backbone)
+        text = self.backbone.get_input_embeddings()(batch.input_ids)
+        shown, shown_mask = tokens_of_rows(visual.to(text.dtype), batch.image_index)
+        embeds, masks = [shown, text], [shown_mask, batch.attention_mask.bool()]
+        if prompts is not None:
+            embeds.insert(0, prompts)
+            masks.insert(0, masks[0].new_ones(prompts.shape[:2]))
+        joined, mask = torch.cat(embeds, 1), torch.cat(masks, 1)
+        labelled = torch.zeros_like(mask)
+        if real is not None:
+            labelled[:, -real.shape[1] :] = real
+        # Gaps of absent images would move the positions behind them.
+        places = packing(mask, left=left)
+        joined = joined.gather(1, places[..., None].expand(-1, -1, joined.shape[2]))
+        return Sequences(joined, mask.gather(1, places), labelled.gather(1, places))
+
+    def visual_tokens(self, batch: Batch) -> Tensor:
+        """(u, v, d) visual tokens of the distinct images; of an empty image if there are none, so
+        that encoder and projector run on every rank: under ZeRO-3 all ranks gather together."""
+        pictures = batch.images if batch.images is not None else batch.features
+        if pictures is None or len(pictures) == 0:
+            pictures = self.empty_image(batch.input_ids.device)
+        with torch.no_grad() if self.vision.frozen else nullcontext():
+            features = self.vision(pictures)
+        tokens: Tensor = self.connector(features)
+        return tokens
+
+    def empty_image(self, device: torch.device) -> Tensor:
+        """(1, ...) a black picture, or zeros for stored features."""
+        geometry = self.encoder.geometry
+        if (spec := geometry.image) is not None:
+            return torch.zeros(1, 3, spec.height, spec.width, dtype=torch.uint8, device=device)
+        return torch.zeros(1, geometry.grid_size**2, geometry.feature_dim, device=device)
+
+    # Answers.
+
+    def answer(self, batch: Batch, decoding: Decoding) -> list[Answer]:
+        """Each row's answer; answers that the batch holds are not read."""
+        with torch.no_grad():
+            return answers(self, without_answers(batch), decoding)

@@ -1,0 +1,184 @@
+"""Prompts and answers as tokens, as a model's chat template writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+MARKER = "vlds-marks-the-answer"
+"""Stands for an answer, to find what a template writes around it."""
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """Prompt, answer, and the tail that ends an answer."""
+
+    tokenizer: Any
+    template: Any
+    """What has `apply_chat_template`: a processor, or the tokenizer."""
+    placeholder: str = ""
+    """What stands for a picture where there is no template; "" if nothing does."""
+    answers_apart: bool = False
+    """True for encoder-decoders: an answer is a sequence with a start of its own."""
+
+    @classmethod
+    def of(
+        cls,
+        tokenizer: Any,
+        processor: Any = None,
+        placeholder: str = "",
+        *,
+        answers_apart: bool = False,
+    ) -> ChatFormat:
+        """The format of a tokenizer or processor: of its chat template, or else plain texts that
+        end with the end-of-sequence token.
+
+        Errors: ValueError if it has no such token, or if answers do not follow its prompts.
+        """
+        if tokenizer.eos_token_id is None:
+            raise ValueError(
+                "model.tokenizer: it has no end-of-sequence token, so that no answer would end; "
+                "set eos_token in its tokenizer_config.json"
+            )
+        template = tokenizer if processor is None else processor
+        chat = cls(tokenizer, template, placeholder, answers_apart)
+        assert chat.tail
+        return chat
+
+    # Prompts.
+
+    @property
+    def has_template(self) -> bool:
+        """True if there is a chat template."""
+        return getattr(self.template, "chat_template", None) is not None
+
+    def prompt(self, question: str, num_pictures: int = 0) -> str:
+        """The text of a prompt, with a placeholder for each picture."""
+        if not self.has_template:
+            return self.placeholder * num_pictures + question
+        text: str = self.template.apply_chat_template(
+            [self.turn("user", question, num_pictures)], add_generation_prompt=True, tokenize=False
+        )
+        return text
+
+    def turn(self, role: str, text: str, num_pictures: int = 0) -> dict[str, Any]:
+        """A message of a chat: pictures first, then the text. Templates of tokenizers want a text,
+        those of processors a list."""
+        if self.template is self.tokenizer:
+            return {"role": role, "content": text}
+        pictures = [{"type": "image"} for _ in range(num_pictures)]
+        return {"role": role, "content": [*pictures, {"type": "text", "text": text}]}
+
+    def prompt_ids(self, question: str, limit: int) -> list[int]:
+        """Tokens of the user's turn, whose text is cut to `limit` tokens. At least one, from which
+        the answer's first token is predicted."""
+        question = self.cut(question, limit)
+        if self.has_template:
+            return self.ids(self.prompt(question))
+        ids: list[int] = list(self.tokenizer(question)["input_ids"])
+        end = self.tokenizer.eos_token_id
+        return (ids[:-1] if ids[-1:] == [end] else ids) or [end]
+
+    def cut(self, question: str, limit: int) -> str:
+        """The question, cut to a number of tokens."""
+        words = self.ids(question)
+        if len(words) <= limit:
+            return question
+        # A cut character decodes to U+FFFD.
+        text: str = self.tokenizer.decode(words[:limit])
+        return text.rstrip("\ufffd")
+
+    def adds_special_tokens(self, text: str) -> bool:
+        """True if the tokenizer must add the start token, which templates may write."""
+        start = self.tokenizer.bos_token
+        return not (self.has_template and start and text.startswith(start))
+
+    @cached_property
+    def control_words(self) -> tuple[str, ...]:
+        """Texts of the tokenizer's own tokens, such as the placeholders of pictures."""
+        words = {*self.tokenizer.all_special_tokens, self.placeholder.strip()}
+        words |= {str(token) for token in self.tokenizer.added_tokens_decoder.values()}
+        return tuple(sorted(words - {""}))
+
+    # Answers.
+
+    def answer_ids(self, answer: str, limit: int | None = None) -> list[int]:
+        """Tokens of an answer and the tail; those of the answer are cut if both are more than
+        `limit`."""
+        ids = [*self.start_ids, *self.ids(self.lead + answer + self.tail)]
+        if limit is None or len(ids) <= limit:
+            return ids
+        return [*ids[: max(0, limit - len(self.tail_ids))], *self.tail_ids]
+
+    @cached_property
+    def start_ids(self) -> list[int]:
+        """Tokens before the first real one of an answer that stands apart."""
+        if not self.answers_apart:
+            return []
+        return [id for id in self.tokenizer("")["input_ids"] if id != self.tokenizer.eos_token_id]
+
+    @property
+    def lead(self) -> str:
+        """Blanks that the template writes between prompt and answer."""
+        return self.around_answer[0]
+
+    @property
+    def tail(self) -> str:
+        """What follows an answer, up to the token that ends it."""
+        return self.around_answer[1]
+
+    @cached_property
+    def tail_ids(self) -> tuple[int, ...]:
+        """Tokens of the tail."""
+        return tuple(self.ids(self.tail))
+
+    @property
+    def end_ids(self) -> list[int]:
+        """Tokens that end an answer."""
+        return sorted({self.tail_ids[-1], self.tokenizer.eos_token_id})
+
+    @property
+    def pad_id(self) -> int:
+        """The token of padding; no model reads it."""
+        pad: int | None = self.tokenizer.pad_token_id
+        return int(self.tokenizer.eos_token_id if pad is None else pad)
+
+    def ids(self, text: str) -> list[int]:
+        """Tokens of a text, without special tokens around it."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    @cached_property
+    def around_answer(self) -> tuple[str, str]:
+        """What a chat template writes before an answer, blanks at most, and behind it, up to the
+        first special token; the end-of-sequence token if there is none.
+
+        Errors: ValueError if answers do not follow the prompt that asks for them.
+        """
+        if not self.has_template:
+            return "", str(self.tokenizer.eos_token)
+        turns = [self.turn("user", "question"), self.turn("assistant", MARKER)]
+        whole: str = self.template.apply_chat_template(turns, tokenize=False)
+        before, _, after = whole.rpartition(MARKER)
+        prompt = self.prompt("question")
+        # LLaVA-OneVision's writes another blank before an answer than before one to generate.
+        if before.split() != prompt.split():
+            raise ValueError(
+                "model.tokenizer: its chat template writes a conversation's answer elsewhere than "
+                f"behind the prompt ({prompt[-80:]!r} is not in {whole[-120:]!r}); simplify its "
+                "chat_template"
+            )
+        lead = before.removeprefix(prompt) if before.startswith(prompt) else ""
+        tokens = self.tokenizer.added_tokens_decoder.values()
+        specials = [token.content for token in tokens if token.special]
+        ends = [after.index(text) + len(text) for text in specials if text in after]
+        return lead, after[: min(ends)] if ends else str(self.tokenizer.eos_token)
+
+
+def harmless(text: str, control_words: Iterable[str]) -> str:
+    """The text with a blank inside each control word, which tokenizers then read as plain text."""
+    for word in control_words:
+        if word in text:
+            text = text.replace(word, f"{word[0]} {word[1:]}")
+    return text

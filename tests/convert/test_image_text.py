@@ -20,11 +20,18 @@ from vlds.convert.hf import fold_methods, write_hf
 from vlds.convert.peft import PeftFolders
 from vlds.methods import IA3, Adapter, LoRA, Method
 
+FAST = ("qwen2_vl", "llava", "florence2")
 PEFT: dict[str, Method] = {
     "lora": LoRA(rank=2, roles=["attn_q", "attn_out", "ffn_out"], train_biases=False),
     "eyes": LoRA(rank=2, roles=["attn_out"], part="vision", train_biases=False),
     "ia3": IA3(),
 }
+
+
+ALL_TYPES = pytest.mark.parametrize(
+    "model_type",
+    [pytest.param(t, marks=() if t in FAST else pytest.mark.slow) for t in TYPES],
+)
 
 
 def run_of(model: Tiny, method: Method, world: Path, **fields: Any) -> LoadedRun:
@@ -46,7 +53,7 @@ def logits(backbone: Any, run: LoadedRun, model: Tiny) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", PEFT)
-@pytest.mark.parametrize("model_type", TYPES)
+@ALL_TYPES
 def test_peft_opens_the_folder(model_type: str, name: str, world: Path, tmp_path: Path) -> None:
     if (model_type, name) == ("florence2", "ia3"):
         pytest.skip("no ia3 on a model with two kinds of values")
@@ -67,7 +74,7 @@ def test_peft_cannot_hold_a_trained_connector(world: Path) -> None:
         PeftFolders(run)
 
 
-@pytest.mark.parametrize("model_type", TYPES)
+@ALL_TYPES
 def test_a_merged_folder_is_hugging_faces(model_type: str, world: Path, tmp_path: Path) -> None:
     model = tiny(model_type)
     run = run_of(model, PEFT["lora"], world)

@@ -117,6 +117,8 @@ class ImageTextToText(ModelKind):
         """
         source = self.config or str(self.path)
         name = f"model.{'config' if self.config else 'path'}"
+        if self.path is not None:
+            check_source(self.path, name)
         with reading(f"{name}: cannot read the model's config from {source}", "copy it again"):
             config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         if type(config) not in AutoModelForImageTextToText._model_mapping:

@@ -83,6 +83,7 @@ def test_tasks_are_mixed_in_a_batch(decoding: Decoding, saved: Path) -> None:
     assert ids_of(model, batch(chosen, moved, evaluation=True), decoding) != together
 
 
+@torch.no_grad()
 def test_confidence_is_the_probability_of_the_answer(saved: Path) -> None:
     chosen = kind_in(saved / "llama")
     model = build(chosen, dtype=torch.float64).eval()

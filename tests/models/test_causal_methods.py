@@ -53,9 +53,15 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", ["llama", "opt"])
-@pytest.mark.parametrize("name", METHODS)
-def test_every_weight_of_a_method_gets_a_gradient(name: str, kind: str, saved: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        *(("llama", name) for name in METHODS),
+        # Whose feed-forward layers see all tokens of a batch in one line.
+        *(("opt", name) for name in ("multiple", "compacter", "hyper", "lora", "ia3")),
+    ],
+)
+def test_every_weight_of_a_method_gets_a_gradient(kind: str, name: str, saved: Path) -> None:
     chosen = kind_in(saved / kind)
     model = build(chosen, {name: METHODS[name]}).eval()
     model(batch(chosen), torch.ones(4)).loss.backward()
@@ -73,9 +79,15 @@ def test_every_weight_of_a_method_gets_a_gradient(name: str, kind: str, saved: P
         assert all(part.any() for part in grad)
 
 
-@pytest.mark.parametrize("decoding", [Decoding(max_new_tokens=3), Decoding(num_beams=2)])
-@pytest.mark.parametrize("name", METHODS)
-def test_methods_act_in_generation(name: str, decoding: Decoding, saved: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "num_beams"),
+    [
+        *((name, 1) for name in METHODS),
+        *((name, 3) for name in ("multiple", "hyper", "ia3", "prompts")),
+    ],
+)
+def test_methods_act_in_generation(name: str, num_beams: int, saved: Path) -> None:
+    decoding = Decoding(max_new_tokens=3, num_beams=num_beams)
     chosen = kind_in(saved / "llama")
     model = build(chosen, {name: METHODS[name]}, torch.float64).eval()
     answers = model.answer(batch(chosen, evaluation=True), decoding)

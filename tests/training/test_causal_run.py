@@ -47,7 +47,9 @@ def losses(run: Path) -> list[tuple[int, float, float]]:
     return [(line["step"], line["loss"], line["gradient_norm"]) for line in lines if "loss" in line]
 
 
-@pytest.mark.parametrize(("num_ranks", "stage"), [(1, 2), (1, 3), (2, 2)])
+@pytest.mark.parametrize(
+    ("num_ranks", "stage"), [(1, 2), (2, 2), pytest.param(1, 3, marks=pytest.mark.slow)]
+)
 def test_ranks_and_stages_change_nothing(
     num_ranks: int, stage: int, whole: Path, world: Path, tmp_path: Path,
     ranks1: RankPool, ranks2: RankPool,

@@ -108,8 +108,11 @@ def test_the_artifact_gives_the_same_in_another_process(whole: Path, ranks2: Ran
     assert stored.keys() == {name for name, _ in loaded.model.unique_state()}
 
 
-def test_evaluate_writes_the_runs_own_predictions(whole: Path, tmp_path: Path) -> None:
-    assert run_command(["evaluate", "--run", str(whole), "--out", str(tmp_path / "out")]) == 0
+def test_evaluate_writes_the_runs_own_predictions(
+    whole: Path, ranks1: RankPool, tmp_path: Path
+) -> None:
+    words = ["evaluate", "--run", str(whole), "--out", str(tmp_path / "out")]
+    assert ranks1.run(run_command, words, timeout=60) == [0]
     (file,) = (tmp_path / "out").rglob("vqa.jsonl")
     expected, found = read_lines(whole / PREDICTIONS), read_lines(file)
     assert [line["prediction"] for line in found] == [line["prediction"] for line in expected]

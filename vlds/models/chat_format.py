@@ -52,7 +52,8 @@ class ChatFormat:
         words = self.ids(prompt)
         if len(words) > limit:
             # A cut character decodes to U+FFFD.
-            prompt = self.tokenizer.decode(words[:limit]).rstrip("\ufffd")
+            kept = self.tokenizer.decode(words[:limit], clean_up_tokenization_spaces=False)
+            prompt = kept.rstrip("\ufffd")
         if self.tokenizer.chat_template:
             return self.ids(user_turn(self.tokenizer, prompt))
         ids: list[int] = list(self.tokenizer(prompt)["input_ids"])

@@ -148,6 +148,12 @@ def test_rows_without_pictures_reach_every_weight_that_trains(saved: Path) -> No
     reached = gradients(model, examples)
     assert set(reached) == set(model.trained_by)
     assert not reached["connector.linear_1.weight"].any()
+    before = {name: buffer.clone() for name, buffer in model.moving_buffers()}
+    model.train().token_nll(examples)
+    assert model.vision.training
+    assert before
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.moving_buffers())
+    model.eval()
     picked = batch(chosen).select(torch.tensor([1]))
     assert picked.images is not None
     assert len(picked.images) == 0

@@ -112,7 +112,7 @@ def test_evaluate_writes_the_runs_own_predictions(
     whole: Path, ranks1: RankPool, tmp_path: Path
 ) -> None:
     words = ["evaluate", "--run", str(whole), "--out", str(tmp_path / "out")]
-    assert ranks1.run(run_command, words) == [0]
+    assert ranks1.run(run_command, words, timeout=60) == [0]
     (file,) = (tmp_path / "out").rglob("vqa.jsonl")
     expected, found = read_lines(whole / PREDICTIONS), read_lines(file)
     assert [line["prediction"] for line in found] == [line["prediction"] for line in expected]

@@ -173,8 +173,16 @@ class CausalModel(Model):
         """(u, v, d) visual tokens of the distinct images; of an empty image if there are none, so
         that encoder and projector run on every rank: under ZeRO-3 all ranks gather together."""
         pictures = batch.images if batch.images is not None else batch.features
-        if pictures is None or len(pictures) == 0:
-            pictures = self.empty_image(batch.input_ids.device)
+        if pictures is not None and len(pictures) > 0:
+            return self.projected(pictures)
+        is_training = self.vision.training
+        self.vision.eval()  # batch norm counts real pictures only
+        tokens = self.projected(self.empty_image(batch.input_ids.device))
+        self.vision.train(is_training)
+        return tokens
+
+    def projected(self, pictures: Tensor) -> Tensor:
+        """(u, 3, h, w) uint8, or stored features (u, v', dim) -> (u, v, d)."""
         with torch.no_grad() if self.vision.frozen else nullcontext():
             features = self.vision(pictures)
         tokens: Tensor = self.connector(features)

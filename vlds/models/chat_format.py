@@ -87,7 +87,7 @@ class ChatFormat:
         if len(words) <= limit:
             return question
         # A cut character decodes to U+FFFD.
-        text: str = self.tokenizer.decode(words[:limit])
+        text: str = self.tokenizer.decode(words[:limit], clean_up_tokenization_spaces=False)
         return text.rstrip("\ufffd")
 
     def adds_special_tokens(self, text: str) -> bool:

@@ -95,8 +95,14 @@ def unpack(layer: Any) -> Tensor:
     return layer.weight.float() * layer.weight.SCB[:, None] / 127
 
 
-@BITS
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [
+        pytest.param(name, bits, marks=() if bits == 4 or name == "lora" else pytest.mark.slow)
+        for name in METHODS
+        for bits in (4, 8)
+    ],
+)
 def test_methods_train_beside_packed_weights(name: str, bits: Bits) -> None:
     source = packed("qwen2_vl", bits)
     model = source.build({"method": METHODS[name]}).train()
@@ -125,6 +131,28 @@ def test_methods_train_beside_packed_weights(name: str, bits: Bits) -> None:
         if path not in model.trained_by:
             assert torch.equal(parameter, before[path]), path
     assert any(isinstance(m, ExtendedLinear) for m in packed_linears(model))
+
+
+@BITS
+def test_recomputed_layers_give_the_same_gradients(bits: Bits) -> None:
+    source, gradients = packed("qwen2_vl", bits), []
+    for recompute in (False, True):
+        model = source.build(ADAPTER, activation_checkpointing=recompute).train()
+        model(source.batch(source.rows()), torch.ones(3)).loss.backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        assert torch.allclose(gradient, gradients[1][name], atol=1e-6), name
+
+
+@torch.no_grad()
+def test_a_row_is_the_same_alone() -> None:
+    """In 4 bits; 8 bits choose by all rows which columns stay precise."""
+    source = packed("qwen2_vl", 4)
+    model, rows = source.build().eval(), source.rows()
+    whole = model.token_nll(source.batch(rows)).sum(1)
+    alone = torch.cat([model.token_nll(source.batch([row])).sum(1) for row in rows])
+    assert torch.allclose(whole, alone, atol=1e-5)
 
 
 @BITS
@@ -187,16 +215,20 @@ def test_a_missing_library(library: str, monkeypatch: pytest.MonkeyPatch) -> Non
             work()
 
 
-def run_of(world: Path, folder: Path, bits: Bits = 4, stage: int = 2) -> Recipe:
+def run_of(
+    world: Path, folder: Path, bits: Bits = 4, stage: int = 2, precision: str = "fp32"
+) -> Recipe:
     """Four steps, a state after each second one, no evaluation."""
-    recipe = world_recipe(world, folder, stage)
+    recipe = world_recipe(world, folder, precision=precision)
+    file = folder.parent / f"zero{stage}.json"
+    file.write_text(f'{{"zero_optimization": {{"stage": {stage}}}}}', encoding="utf-8")
     tasks = {name: replace(task, evaluate=[]) for name, task in recipe.tasks.items()}
     return replace(
         recipe,
         model=packed("qwen2_vl", bits).kind,
         methods={"words": LoRA(rank=2)},
         tasks=tasks,
-        training=replace(recipe.training, steps=4, save_every=2),
+        training=replace(recipe.training, steps=4, save_every=2, deepspeed=str(file)),
     )
 
 
@@ -227,11 +259,20 @@ def logits_in_rank(run: Path) -> Tensor:
     return logits(loaded.model, Tiny("qwen2_vl", loaded.recipe.model, loaded.processor))
 
 
-@pytest.mark.parametrize("bits", [4, pytest.param(8, marks=pytest.mark.slow)])
-def test_two_ranks_at_stage_2_resumed(
-    bits: Bits, world: Path, ranks2: RankPool, tmp_path: Path
+@pytest.mark.parametrize(
+    ("bits", "stage", "precision"),
+    [
+        (4, 2, "fp32"),
+        pytest.param(4, 2, "bf16", marks=pytest.mark.slow),
+        pytest.param(4, 1, "fp32", marks=pytest.mark.slow),
+        pytest.param(8, 2, "fp32", marks=pytest.mark.slow),
+        pytest.param(8, 2, "bf16", marks=pytest.mark.slow),
+    ],
+)
+def test_two_ranks_resumed(
+    bits: Bits, stage: int, precision: str, world: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:
-    recipe = run_of(world, tmp_path / "whole", bits)
+    recipe = run_of(world, tmp_path / "whole", bits, stage, precision)
     whole, half = tmp_path / "whole", tmp_path / "half"
     assert ranks2.run(run_recipe, recipe, timeout=120) == [0, 0]
     shutil.copytree(whole, half)
@@ -281,6 +322,9 @@ def test_whole_folders(bits: Bits, world: Path, tmp_path: Path, capfd: Any) -> N
     assert (logits(merged.model, source) - expected).abs().max() < 1e-5 * expected.abs().max()
     assert merged.recipe.methods == {}
     assert not torch.equal(logits(load_run(run).model, source), expected)
+    convert("merge", "--how", "average", "--run", run, run, "--out", tmp_path / "average")
+    mean = load_run(tmp_path / "average").model
+    assert torch.equal(logits(mean, source), logits(load_run(run).model, source))
     assert convert_code(
         "merge", "--how", "average", "--run", run, run, "--out", tmp_path / "mean",
         "--model.bits", "null",

@@ -40,6 +40,7 @@ METHODS: dict[str, Method] = {
 }
 ADAPTER: dict[str, Method] = {"words": Adapter(reduction=4)}
 BITS = pytest.mark.parametrize("bits", [4, 8])
+MORE_BITS = pytest.mark.parametrize("bits", [4, pytest.param(8, marks=pytest.mark.slow)])
 TYPES = pytest.mark.parametrize("model_type", ["qwen2_vl", "florence2", "llava"])
 
 
@@ -133,7 +134,7 @@ def test_methods_train_beside_packed_weights(name: str, bits: Bits) -> None:
     assert any(isinstance(m, ExtendedLinear) for m in packed_linears(model))
 
 
-@BITS
+@MORE_BITS
 def test_recomputed_layers_give_the_same_gradients(bits: Bits) -> None:
     source, gradients = packed("qwen2_vl", bits), []
     for recompute in (False, True):
@@ -306,7 +307,7 @@ def saved_run(world: Path, folder: Path, bits: Bits, method: Method, **fields: A
     return source
 
 
-@BITS
+@MORE_BITS
 def test_whole_folders(bits: Bits, world: Path, tmp_path: Path, capfd: Any) -> None:
     """Packed weights are not written; the same run on floats is."""
     run = tmp_path / "run"
@@ -331,7 +332,7 @@ def test_whole_folders(bits: Bits, world: Path, tmp_path: Path, capfd: Any) -> N
     ) == 2  # fmt: skip
 
 
-@BITS
+@MORE_BITS
 def test_peft_opens_the_method(bits: Bits, world: Path, tmp_path: Path) -> None:
     """On weights that transformers has packed alike."""
     run = tmp_path / "run"

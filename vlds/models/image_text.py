@@ -23,10 +23,8 @@ from vlds.models.quantised import (
     check_has_source,
     check_libraries,
     check_writable_whole,
-    keep_packing,
+    load_packed,
     pack_shapes,
-    packing,
-    skipped_layers,
 )
 from vlds.models.recomputing import recompute_layers
 from vlds.models.roles import find_roles
@@ -40,9 +38,9 @@ from vlds.vision.base import on_meta
 Roles = dict[str, list[str]]
 
 
-def skipped(backbone: Any, bits: Bits) -> list[str]:
-    """Paths of the layers that are never packed: all but those of the language model."""
-    return skipped_layers(backbone, find_parts(backbone).language, bits)
+def language_path(backbone: Any) -> str:
+    """Path of the part whose layers can be packed."""
+    return find_parts(backbone).language
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +172,7 @@ class ImageTextToText(ModelKind):
         with reading(message, "correct the file"), unpartitioned():
             backbone = model_class(config).to(dtype)
         if self.bits is not None:
-            pack_shapes(backbone, self.bits, skipped(backbone, self.bits))
+            pack_shapes(backbone, self.bits, language_path(backbone))
         return backbone
 
     def load(self, path: str, config: Any, dtype: torch.dtype) -> tuple[Any, set[str]]:
@@ -182,13 +180,7 @@ class ImageTextToText(ModelKind):
         model_class = AutoModelForImageTextToText._model_mapping[type(config)]
         if self.bits is None:
             return load_weights(model_class, path, config, dtype, "model.path")
-        check_libraries(self.bits)
-        with torch.device("meta"):
-            floats = skipped(model_class(config), self.bits)
-        options = packing(self.bits, dtype, floats)
-        backbone, missing = load_weights(model_class, path, config, dtype, "model.path", **options)
-        keep_packing(backbone)
-        return backbone, missing
+        return load_packed(model_class, path, config, dtype, self.bits, language_path)
 
     def find_parts(self, backbone: Any) -> dict[str, Part]:
         """The parts that methods can tune, by their names in recipes."""

@@ -8,7 +8,7 @@ packs a source into the same codes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -17,6 +17,9 @@ from transformers import BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.utils.versions import require_version
+
+from vlds.pretrained.files import reading
+from vlds.pretrained.weights import CORRECT, load_weights, unpartitioned
 
 Bits = Literal[4, 8]
 LIBRARIES = {"bitsandbytes": "0.46.1", "accelerate": "1.1.0"}
@@ -95,10 +98,37 @@ def packing(bits: Bits, dtype: torch.dtype, skipped: Sequence[str]) -> dict[str,
     return {"quantization_config": config, "device_map": {"": "cpu"}}
 
 
-def pack_shapes(model: nn.Module, bits: Bits, skipped: Sequence[str]) -> None:
-    """Give the linear layers of a model on the meta device weights as large as packed ones."""
+def load_packed(
+    model_class: Any,
+    path: str,
+    config: Any,
+    dtype: torch.dtype,
+    bits: Bits,
+    part_of: Callable[[Any], str],
+) -> tuple[Any, set[str]]:
+    """What `load_weights` gives for the recipe's `model.path`, with the linear layers of a part
+    packed. `part_of`: a model that is not packed -> the part's path, empty for all.
+
+    Errors: ValueError if a library is missing, no layer can be packed, or as `load_weights`.
+    """
+    check_libraries(bits)
+    message = f"model.path: the config in {path} describes no model"
+    with reading(message, CORRECT), torch.device("meta"), unpartitioned():
+        shapes = model_class(config)
+    options = packing(bits, dtype, skipped_layers(shapes, part_of(shapes), bits))
+    model, missing = load_weights(model_class, path, config, dtype, "model.path", **options)
+    keep_packing(model)
+    return model, missing
+
+
+def pack_shapes(model: Any, bits: Bits, part: str) -> None:
+    """Give a part's linear layers, in a model on the meta device, weights as large as packed ones.
+
+    Errors: ValueError if no layer can be packed.
+    """
+    skipped = skipped_layers(model, part, bits)
     for path, module in model.named_modules():
-        if type(module) is nn.Linear and should_convert_module(path, list(skipped)):
+        if type(module) is nn.Linear and should_convert_module(path, skipped):
             size = module.weight.numel()
             packed = (
                 torch.empty(-(-size // 2), 1, dtype=torch.uint8, device="meta")

@@ -37,7 +37,7 @@ from vlds.runtime.whole_file import whole_folder
 from vlds.runtime.yaml_file import read_yaml
 from vlds.schema import Collator
 
-CHANGEABLE = ("--tasks.", "--data.")
+CHANGEABLE = ("--tasks.", "--data.", "--model.bits")
 WEIGHTS, RECIPE, PROCESSOR = "weights.safetensors", "recipe.yaml", "processor"
 FORMAT = 1
 HERE = "<folder>"
@@ -161,9 +161,9 @@ def load_run(run: Path, dtype: torch.dtype | None = None, changes: Sequence[str]
     """Rebuild a run's model from the named sources and the artifact's tensors, in evaluation mode,
     on the CPU.
 
-    `dtype` defaults to the recipe's precision. `changes` to its tasks and data are words of a
-    command line, such as `--tasks.vqa.decoding.num_beams 5`. Errors: ValueError if the artifact
-    is damaged, or a source has changed since the training.
+    `dtype` defaults to the recipe's precision. `changes` to its tasks, data and packing are words
+    of a command line, such as `--tasks.vqa.decoding.num_beams 5`. Errors: ValueError if the
+    artifact is damaged, or a source has changed since the training.
     """
     folder = artifact_folder(run)
     check_changes(changes)

@@ -17,6 +17,7 @@ from vlds.config import Recipe
 from vlds.data.order.batch_cut import BatchCut
 from vlds.models.build import build_shapes
 from vlds.models.model import Model
+from vlds.models.quantised import scale_bytes
 from vlds.runtime.resources import find
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
 from vlds.training.optim import parameter_groups
@@ -32,6 +33,8 @@ PERSISTENCE = 100_000
 SHIPPED = [
     f"ds_configs/{name}.json" for name in ("zero2", "zero2_offload", "zero3", "zero3_offload")
 ]
+UNPARTITIONED = [file for file in SHIPPED if "zero3" not in file]
+"""Those for packed weights."""
 OFFLOADS = {"optimizer": "offload_optimizer", "weights": "offload_param"}
 
 
@@ -70,6 +73,7 @@ def planned(
         kind = "trainable" if parameter.requires_grad else "frozen"
         stored[kind] += (part + kept) * parameter.element_size()
         whole += kept * parameter.element_size()
+    stored["frozen"] += scale_bytes(model)
     elements = sum(group_share(group["params"], partitioned, world_size) for group in groups)
     optimizer = elements * MASTER_BYTES
     offloaded = optimizer if moves(zero, "optimizer") else 0
@@ -106,7 +110,8 @@ def plan_recipe(recipe: Recipe, ranks: Sequence[int]) -> dict[int, dict[str, Hel
     cuts = {world_size: cut_batches(recipe, world_size) for world_size in ranks}
     model = build_shapes(recipe.model_setup, list(recipe.tasks), recipe.training.dtype)
     groups = parameter_groups(model, recipe)
-    files = dict.fromkeys([recipe.training.deepspeed, *SHIPPED])
+    shipped = SHIPPED if recipe.model.packed_bits is None else UNPARTITIONED
+    files = dict.fromkeys([recipe.training.deepspeed, *shipped])
 
     def held(file: str, cut: BatchCut) -> Held:
         config = complete_deepspeed_config(Path(find(file)), recipe, cut)

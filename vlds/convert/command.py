@@ -11,6 +11,7 @@ from vlds.convert.options import (
     DESCRIPTION,
     EPILOG,
     MERGE_HELP,
+    PACKING,
     RUN_HELP,
     TWO_WAYS,
     Options,
@@ -40,10 +41,13 @@ def convert(arguments: list[str]) -> int:
 
 
 def parse(arguments: list[str]) -> Options:
-    """The options of a sub-command; `keys`: those that are keys of a recipe."""
+    """The options of a sub-command; `keys`: those that are keys of a recipe. Without a recipe, only
+    the one that opens a run on unquantised weights is."""
     parser = build_parser()
     options, keys = parser.parse_known_args(arguments)
-    if keys and not getattr(options, "config", None):
+    folds = options.layout == "hf" or getattr(options, "how", None) == "fold"
+    taken = getattr(options, "config", None) or (folds and keys and keys[0].startswith(PACKING))
+    if keys and not taken:
         options.parser.refuse(keys)
     options.keys = keys
     return options
@@ -80,7 +84,8 @@ def to_hf(options: Options) -> None:
     """
     from vlds.convert.hf import convert_run
 
-    convert_run(options.run, options.out, merge=False, verification=verification_of(options))
+    found = verification_of(options)
+    convert_run(options.run, options.out, merge=False, verification=found, changes=options.keys)
 
 
 def merge(options: Options) -> None:
@@ -94,7 +99,9 @@ def merge(options: Options) -> None:
     if options.how == "fold":
         from vlds.convert.hf import convert_run
 
-        return convert_run(runs[0], options.out, merge=True, verification=verification)
+        return convert_run(
+            runs[0], options.out, merge=True, verification=verification, changes=options.keys
+        )
     from vlds.convert import combine
     from vlds.convert.target import write_run
 

@@ -16,13 +16,23 @@ the next run's frozen one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from vlds.artifact import WEIGHTS, LoadedRun, load_run, own_tensors, write_description
+from vlds.artifact import (
+    WEIGHTS,
+    LoadedRun,
+    artifact_folder,
+    check_changes,
+    load_run,
+    own_tensors,
+    read_recipe,
+    write_description,
+)
 from vlds.convert.output import new_output, say
 from vlds.convert.verify import Verification, all_tasks
 from vlds.methods.base import Method
@@ -30,25 +40,35 @@ from vlds.methods.extended import is_own
 from vlds.methods.full import Full
 from vlds.models.build import build_model
 from vlds.models.model import Sources
+from vlds.models.quantised import check_writable_whole
 from vlds.runtime.manifest import write_manifest
 
 
 def convert_run(
-    run: Path, out: Path, *, merge: bool, verification: Verification | None = None
+    run: Path,
+    out: Path,
+    *,
+    merge: bool,
+    verification: Verification | None = None,
+    changes: Sequence[str] = (),
 ) -> None:
-    """Write `out`, which must not exist.
+    """Write `out`, which must not exist. `changes` to the run's recipe are words of a command line.
 
-    Errors: ValueError if it exists, or where `merge` is asked for and a method cannot be folded.
+    Errors: ValueError if it exists, where `merge` is asked for and a method cannot be folded, or
+    if the model's weights are packed.
     """
+    check_changes(changes)
+    check_writable_whole(read_recipe(artifact_folder(run), changes).model.packed_bits)
     with new_output(out, "folder") as partial:
         say(f"opening {run}")
-        loaded = load_run(run)
+        loaded = load_run(run, changes=changes)
         if merge:
             loaded = fold_methods(loaded)
         say(f"writing {out}")
         write_hf(loaded, partial)
         if verification is not None:
-            verification.compare(all_tasks(load_run(run)), load_run(partial))
+            expected = all_tasks(load_run(run, changes=changes))
+            verification.compare(expected, load_run(partial))
 
 
 def write_hf(loaded: LoadedRun, folder: Path) -> None:

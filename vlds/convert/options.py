@@ -49,6 +49,8 @@ MERGES: dict[str, tuple[range, tuple[str, ...]]] = {
     "put": (range(2, 3), ("task",)),
 }
 """Way of combining -> possible numbers of runs, and options; all but --weights are required."""
+PACKING = "--model.bits"
+"""Key of a recipe: `--model.bits null` opens a run on unquantised weights."""
 NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from vlds.models.quantised import unpacked_sizes
+
 
 @dataclass(frozen=True)
 class Count:
@@ -25,11 +27,13 @@ class Counts:
     def of(cls, model: Any) -> Counts:
         """Count the parameters of a `Model`; tied parameters count once."""
         by_part: dict[str, Count] = {}
+        packed = unpacked_sizes(model)
         for name, parameter in model.named_parameters():
             part = model.part_of(name)
             old = by_part.get(part, Count(0, 0))
             # The whole size if ZeRO-3 has partitioned the parameter.
             size = int(getattr(parameter, "ds_numel", parameter.numel()))
+            size = packed.get(id(parameter), size)
             trained = size if parameter.requires_grad else 0
             by_part[part] = Count(old.total + size, old.trainable + trained)
         return cls(by_part)

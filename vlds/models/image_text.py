@@ -18,6 +18,14 @@ from vlds.models.image_text_model import ImageTextModel
 from vlds.models.image_text_parts import BRIDGES, find_parts
 from vlds.models.kind import ModelKind
 from vlds.models.model import BACKBONE_PREFIX, Model, Part, Sources
+from vlds.models.quantised import (
+    Bits,
+    check_has_source,
+    check_libraries,
+    check_writable_whole,
+    load_packed,
+    pack_shapes,
+)
 from vlds.models.recomputing import recompute_layers
 from vlds.models.roles import find_roles
 from vlds.pretrained.files import reading
@@ -28,6 +36,11 @@ from vlds.schema import NaturalSize, TargetModules
 from vlds.vision.base import on_meta
 
 Roles = dict[str, list[str]]
+
+
+def language_path(backbone: Any) -> str:
+    """Path of the part whose layers can be packed."""
+    return find_parts(backbone).language
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +59,9 @@ class ImageTextToText(ModelKind):
     """Most pictures an example may have."""
     train_connector: bool = True
     """Train what lies between the vision tower and the language model."""
+    bits: Bits | None = None
+    """Pack the language model's frozen linear layers in 4 bits (nf4) or 8 (LLM.int8); not under
+    ZeRO stage 3."""
     roles: dict[str, Roles] = field(default_factory=dict)
     """Part (vision, backbone) -> role -> paths of layers in the part, `*` for numbers, where the
     rule for layers' names does not find them."""
@@ -57,6 +73,7 @@ class ImageTextToText(ModelKind):
                 "pretrained weights, `config` for random ones"
             )
         at_least(self, 1, "max_pixels", "num_images")
+        check_has_source(self.bits, self.config)
 
     @property
     def sources(self) -> dict[str, str]:
@@ -69,6 +86,8 @@ class ImageTextToText(ModelKind):
     def check_sources(self) -> None:
         if self.path is not None:
             check_source(self.path, "model.path")
+        if self.bits is not None:
+            check_libraries(self.bits)
         self.processor_source()
 
     def processor_source(self) -> tuple[str, str]:
@@ -85,6 +104,10 @@ class ImageTextToText(ModelKind):
         name = f"model.{'processor' if self.processor else 'path'}"
         check_source(source, name)
         return source, name
+
+    @property
+    def packed_bits(self) -> Bits | None:
+        return self.bits
 
     @property
     def image(self) -> NaturalSize:
@@ -131,14 +154,11 @@ class ImageTextToText(ModelKind):
     def build(self, dtype: torch.dtype, processor: Any) -> ImageTextModel:
         """Errors: ValueError if the model cannot be read, or its parts cannot be found."""
         config = self.read_config()
-        model_class = AutoModelForImageTextToText._model_mapping[type(config)]
         missing: set[str] = set()
         if self.path is None or on_meta():
-            message = f"model.config: {self.config} describes no model"
-            with reading(message, "correct the file"), unpartitioned():
-                backbone = model_class(config).to(dtype)
+            backbone = self.build_random(config, dtype)
         else:
-            backbone, missing = load_weights(model_class, self.path, config, dtype, "model.path")
+            backbone, missing = self.load(self.path, config, dtype)
         backbone.generation_config = GenerationConfig()  # a checkpoint's own would leak
         names = {name for name, _ in unique_state(backbone)} - missing
         parts = self.find_parts(backbone)
@@ -146,6 +166,23 @@ class ImageTextToText(ModelKind):
         if self.path is not None:
             model.sources = Sources(names=frozenset(BACKBONE_PREFIX + name for name in names))
         return model
+
+    def build_random(self, config: Any, dtype: torch.dtype) -> Any:
+        """Hugging Face's model with random weights, or its shapes on the meta device."""
+        model_class = AutoModelForImageTextToText._model_mapping[type(config)]
+        message = f"model.config: {self.config} describes no model"
+        with reading(message, "correct the file"), unpartitioned():
+            backbone = model_class(config).to(dtype)
+        if self.bits is not None:
+            pack_shapes(backbone, self.bits, language_path(backbone))
+        return backbone
+
+    def load(self, path: str, config: Any, dtype: torch.dtype) -> tuple[Any, set[str]]:
+        """Hugging Face's model, packed if so wished, and names of what its source lacks."""
+        model_class = AutoModelForImageTextToText._model_mapping[type(config)]
+        if self.bits is None:
+            return load_weights(model_class, path, config, dtype, "model.path")
+        return load_packed(model_class, path, config, dtype, self.bits, language_path)
 
     def find_parts(self, backbone: Any) -> dict[str, Part]:
         """The parts that methods can tune, by their names in recipes."""
@@ -189,6 +226,7 @@ class ImageTextToText(ModelKind):
     def export(self, model: Model, folder: Path) -> ImageTextToText:
         """The model and the processor, as Hugging Face saves them."""
         assert isinstance(model, ImageTextModel)
+        check_writable_whole(self.bits)
         state: Mapping[str, torch.Tensor] = model.backbone.state_dict()
         own = {name: tensor for name, tensor in state.items() if is_own(name)}
         with quiet():

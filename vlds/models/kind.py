@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from vlds.models.model import Model
+from vlds.models.quantised import Bits
 from vlds.runtime.manifest import sha256
 from vlds.schema import Collator, PictureSpec
 
@@ -36,6 +37,12 @@ class ModelKind(ABC):
     @abstractmethod
     def read_files(self) -> list[str]:
         """All files, folders and hub names that the model is read from."""
+
+    @property
+    def packed_bits(self) -> Bits | None:
+        """Bits of each packed weight; None if all weights are floats. Packed weights can be neither
+        partitioned (stage 3) nor exported."""
+        return None
 
     @abstractmethod
     def check_sources(self) -> None:

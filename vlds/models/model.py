@@ -7,7 +7,7 @@ vocabulary.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple, Self
@@ -19,6 +19,7 @@ from vlds.backbones.base import unique_state
 from vlds.methods.routing import TaskRouting
 from vlds.models.answer_list import AnswerList, read_answers
 from vlds.models.counts import Counts
+from vlds.models.quantised import follow_weights
 from vlds.models.steady_buffers import steady_buffers
 from vlds.schema import Batch, Decoding, OptimizerRules, TargetModules
 
@@ -94,12 +95,6 @@ class Model(nn.Module, ABC):
         """The tokenizer of answers."""
         return getattr(self.processor, "tokenizer", self.processor)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        # DeepSpeed casts the whole model.
-        with steady_buffers(self):
-            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
-
     # What each kind says.
 
     @property
@@ -137,6 +132,13 @@ class Model(nn.Module, ABC):
     def moving_buffers(self) -> list[tuple[str, Tensor]]:
         """Statistics that training changes without a gradient."""
         return []
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # What `to` and its like call, also on a model that an engine holds.
+        with steady_buffers(self):
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        follow_weights(self)
+        return self
 
     # Training.
 

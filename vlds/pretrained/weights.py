@@ -66,10 +66,10 @@ def check_config(
 
 
 def load_weights(
-    model_class: Any, path: str, config: Any, dtype: torch.dtype, field: str
+    model_class: Any, path: str, config: Any, dtype: torch.dtype, field: str, **packing: Any
 ) -> tuple[Any, set[str]]:
     """The model of a folder or hub name, and the names of buffers that its weights lack. The
-    recipe's `field` names the source.
+    recipe's `field` names the source; `packing`, Hugging Face's options that quantise it.
 
     Errors: SourceError if the weights cannot be read, or do not fit the config.
     """
@@ -85,7 +85,12 @@ def load_weights(
     _check_fit(f"{field}: the weights in {path}", shapes, wanted)
     with reading(f"{field}: cannot read weights from {path}"), quiet():
         model, report = model_class.from_pretrained(
-            path, config=config, dtype=dtype, output_loading_info=True, use_safetensors=True
+            path,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            use_safetensors=True,
+            **packing,
         )
     missing = set(report["missing_keys"])
     if lost := sorted(missing.intersection(name for name, _ in model.named_parameters())):

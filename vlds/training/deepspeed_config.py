@@ -67,6 +67,11 @@ def check_stage(stage: Any, recipe: Recipe, path: Path) -> None:
         raise ValueError(
             f"training.deepspeed: {path} has zero_optimization.stage = {stage}; set 1, 2 or 3"
         )
+    if stage == 3 and (bits := recipe.model.packed_bits) is not None:
+        raise ValueError(
+            f"training.deepspeed: {path} has zero_optimization.stage = 3, which cannot partition "
+            f"the {bits}-bit weights of model.bits; set 2, or bits to null"
+        )
     if stage == 1 and recipe.training.precision == "bf16":
         # DeepSpeed 0.19 then uses another optimizer, which does not partition gradients.
         raise ValueError(

@@ -34,6 +34,7 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from vlds.models.model import Model
+from vlds.models.quantised import scale_bytes
 from vlds.runtime.ranks import Ranks, rank_from_environment
 from vlds.schema import Batch
 from vlds.tasks.base import Task
@@ -323,6 +324,7 @@ class Engine:
         sizes = {"frozen": 0, "trainable": 0, "optimizer": 0}
         for parameter in self.model.parameters():
             sizes["trainable" if parameter.requires_grad else "frozen"] += stored_bytes(parameter)
+        sizes["frozen"] += scale_bytes(self.model)
         flats = self._adamw.segments
         sizes["optimizer"] = sum((1 + len(MOMENTS)) * flat.nbytes for flat in flats)
         return sizes

@@ -8,12 +8,13 @@ from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tests.toys.image_text import pictures, save_tiny
+from tests.toys.image_text import configs, pictures, save_tiny
 from vlds.methods import Method
 from vlds.models import ImageTextToText
 from vlds.models.build import ModelSetup, build_model
@@ -71,6 +72,19 @@ def images() -> list[Tensor]:
 @cache
 def tiny(model_type: str) -> Tiny:
     """The tiny model of a type, saved once in each process."""
+    return saved(model_type)
+
+
+@cache
+def wide(model_type: str) -> Tiny:
+    """The same with layers of 64 and 128 inputs, whose weights can be packed in blocks of 64."""
+    sizes = {"WIDTH": 64, "FFN_WIDTH": 128, "VISION_WIDTH": 64, "HEADS": 4}
+    with mock.patch.multiple(configs, **sizes):
+        return saved(model_type)
+
+
+def saved(model_type: str) -> Tiny:
+    """A model in a new folder."""
     folder = Path(mkdtemp(prefix=f"vlds-{model_type}-"))
     save_tiny(model_type, folder)
     kind = ImageTextToText(path=str(folder))

@@ -1,0 +1,349 @@
+"""Image-text models whose language model is packed in 4 or 8 bits."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tests.toys.files import read_lines
+from tests.toys.image_text.rows import TASKS, Tiny, tiny, wide
+from tests.toys.models import shake
+from tests.toys.rank_jobs import check_complaint, run_recipe
+from tests.toys.rank_pool import RankPool
+from tests.toys.trained_runs import convert, convert_code
+from tests.toys.world import world_recipe
+from vlds.artifact import load_run, own_tensors, save_artifact
+from vlds.config import Recipe
+from vlds.methods import IA3, Adapter, BitFit, Compacter, Full, LoRA, Method
+from vlds.methods.extended import ExtendedLinear, zero_at_first
+from vlds.models import ImageTextToText, quantised
+from vlds.models.build import ModelSetup, build_shapes, describe
+from vlds.models.quantised import Bits, packed_linears, scale_bytes
+from vlds.plan import plan_recipe
+from vlds.schema import Decoding
+
+bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+METHODS: dict[str, Method] = {
+    "adapter": Adapter(reduction=4, sharing="multiple"),
+    "lora": LoRA(rank=2),
+    "ia3": IA3(),
+    "compacter": Compacter(),
+    "bitfit": BitFit(add_biases=True),
+}
+ADAPTER: dict[str, Method] = {"words": Adapter(reduction=4)}
+BITS = pytest.mark.parametrize("bits", [4, 8])
+MORE_BITS = pytest.mark.parametrize("bits", [4, pytest.param(8, marks=pytest.mark.slow)])
+TYPES = pytest.mark.parametrize("model_type", ["qwen2_vl", "florence2", "llava"])
+
+
+def packed(model_type: str, bits: Bits, **fields: Any) -> Tiny:
+    model = wide(model_type)
+    return replace(model, kind=replace(model.kind, bits=bits, **fields))
+
+
+def logits(model: Any, source: Tiny) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = model.eval().logits(source.batch(source.rows()))
+    return found
+
+
+@BITS
+@TYPES
+def test_linear_layers_of_the_language_model_are_packed(model_type: str, bits: Bits) -> None:
+    """All of them, no other, and as bitsandbytes packs them."""
+    source = packed(model_type, bits)
+    plain, model = wide(model_type).build(), source.build()
+    part = f"{model.parts['backbone'].path}."
+    kind = bnb.nn.Linear4bit if bits == 4 else bnb.nn.Linear8bitLt
+    found = {path for path, module in model.named_modules() if isinstance(module, kind)}
+    linears = {path for path, module in plain.named_modules() if isinstance(module, nn.Linear)}
+    assert found == {path for path in linears if path.startswith(part)}
+    assert len(found) < len(linears)
+    assert model.sources == plain.sources, "packed tensors are the source's"
+    theirs = dict(plain.named_parameters())
+    matrices = {path: unpack(model.get_submodule(path)) for path in found}
+    for path, matrix in matrices.items():
+        error, largest = (m.abs().max() for m in (matrix - theirs[f"{path}.weight"], matrix))
+        assert 0 < error < (0.16 if bits == 4 else 0.005) * largest  # half the widest step
+    for name, parameter in model.named_parameters():
+        if name.removesuffix(".weight") not in found:
+            assert torch.equal(parameter, theirs[name]), name
+    expected = logits(model, source)
+    assert not torch.equal(logits(plain, source), expected)
+    with torch.no_grad():
+        for path in found:
+            theirs[f"{path}.weight"].copy_(matrices[path])
+    # Layers of 8 bits round their inputs too.
+    share = 1e-5 if bits == 4 else 0.05
+    assert (logits(plain, source) - expected).abs().max() < share * expected.abs().max()
+
+
+def unpack(layer: Any) -> Tensor:
+    """The matrix of a packed layer, (out, in) floats."""
+    if isinstance(layer, bnb.nn.Linear4bit):
+        assert layer.weight.quant_state.quant_type == "nf4"
+        assert not layer.weight.quant_state.nested
+        whole: Tensor = bnb.functional.dequantize_4bit(layer.weight, layer.weight.quant_state)
+        return whole
+    return layer.weight.float() * layer.weight.SCB[:, None] / 127
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [
+        pytest.param(name, bits, marks=() if bits == 4 or name == "lora" else pytest.mark.slow)
+        for name in METHODS
+        for bits in (4, 8)
+    ],
+)
+def test_methods_train_beside_packed_weights(name: str, bits: Bits) -> None:
+    source = packed("qwen2_vl", bits)
+    model = source.build({"method": METHODS[name]}).train()
+    before = {path: p.detach().clone() for path, p in model.named_parameters()}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    losses = []
+    for _ in range(3):
+        loss = model(source.batch(source.rows()), torch.ones(3)).loss
+        loss.backward()
+        losses.append(loss.item())
+        unmoved = zero_at_first(model) if len(losses) == 1 else set()
+        for path, owner in model.trained_by.items():
+            gradient = model.get_parameter(path).grad
+            assert gradient is not None, path
+            if owner == "connector":
+                assert gradient.any(), path
+            elif len(losses) == 1 and path in unmoved:
+                assert not gradient.any(), path
+        optimizer.step()
+        optimizer.zero_grad()
+        model.eval().answer(source.batch(source.rows(), evaluation=True), Decoding())
+        model.train()
+    assert losses[2] < losses[0]
+    assert set(model.trained_by.values()) == {"method", "connector"}
+    for path, parameter in model.named_parameters():
+        if path not in model.trained_by:
+            assert torch.equal(parameter, before[path]), path
+    assert any(isinstance(m, ExtendedLinear) for m in packed_linears(model))
+
+
+@MORE_BITS
+def test_recomputed_layers_give_the_same_gradients(bits: Bits) -> None:
+    source, gradients = packed("qwen2_vl", bits), []
+    for recompute in (False, True):
+        model = source.build(ADAPTER, activation_checkpointing=recompute).train()
+        model(source.batch(source.rows()), torch.ones(3)).loss.backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        assert torch.allclose(gradient, gradients[1][name], atol=1e-6), name
+
+
+@torch.no_grad()
+def test_a_row_is_the_same_alone() -> None:
+    """In 4 bits; 8 bits choose by all rows which columns stay precise."""
+    source = packed("qwen2_vl", 4)
+    model, rows = source.build().eval(), source.rows()
+    whole = model.token_nll(source.batch(rows)).sum(1)
+    alone = torch.cat([model.token_nll(source.batch([row])).sum(1) for row in rows])
+    assert torch.allclose(whole, alone, atol=1e-5)
+
+
+@BITS
+def test_full_is_refused(bits: Bits) -> None:
+    with pytest.raises(ValueError, match=r"methods\.a: Full trains every weight, .* quantised"):
+        packed("llava", bits).build({"a": Full()})
+    packed("llava", bits).build({"a": Full(part="vision")})
+
+
+@BITS
+@TYPES
+def test_shapes_alone_are_as_large(model_type: str, bits: Bits) -> None:
+    source = packed(model_type, bits)
+    setup = ModelSetup(kind=source.kind, methods=ADAPTER)
+    model = source.build(ADAPTER)
+    shapes = build_shapes(setup, TASKS, torch.float32)
+    assert {n: (p.shape, p.dtype) for n, p in shapes.named_parameters()} == {
+        n: (p.shape, p.dtype) for n, p in model.named_parameters()
+    }
+    counts = describe(setup, TASKS)
+    assert counts == model.count_parameters()
+    assert counts == describe(replace(setup, kind=replace(source.kind, bits=None)), TASKS)
+    scales = [
+        m.weight.quant_state.absmax if bits == 4 else m.weight.SCB for m in packed_linears(model)
+    ]
+    assert scale_bytes(shapes) == scale_bytes(model) == sum(scale.nbytes for scale in scales) > 0
+
+
+def test_what_eight_bits_keep_beside_weights_moves_with_them() -> None:
+    """Before the first forward pass, which moves it to another place, and after."""
+    source = packed("llava", 8)
+    model = source.build()
+    for ran in (False, True):
+        if ran:
+            logits(model, source)
+        model._apply(torch.clone)
+        for layer in packed_linears(model):
+            holder = layer.state if ran else layer.weight
+            assert holder.CB.data_ptr() == layer.weight.data_ptr()
+            assert holder.SCB.device == layer.weight.device
+
+
+# Refusals.
+
+
+def test_random_weights_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"bits: 4, config: c\.json; random weights are not packed"
+    ):
+        ImageTextToText(config="c.json", bits=4)
+
+
+@pytest.mark.parametrize("library", ["bitsandbytes", "no-such-library-of-ours"])
+def test_a_missing_library(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(quantised.LIBRARIES, library, "999")
+    source = packed("llava", 4)
+    message = f"model.bits: 4 needs {library}>=999, .*; install vlds.quantise., or set bits to null"
+    for work in (source.kind.check_sources, source.build):
+        with pytest.raises(ValueError, match=message):
+            work()
+
+
+def run_of(
+    world: Path, folder: Path, bits: Bits = 4, stage: int = 2, precision: str = "fp32"
+) -> Recipe:
+    """Four steps, a state after each second one, no evaluation."""
+    recipe = world_recipe(world, folder, precision=precision)
+    file = folder.parent / f"zero{stage}.json"
+    file.write_text(f'{{"zero_optimization": {{"stage": {stage}}}}}', encoding="utf-8")
+    tasks = {name: replace(task, evaluate=[]) for name, task in recipe.tasks.items()}
+    return replace(
+        recipe,
+        model=packed("qwen2_vl", bits).kind,
+        methods={"words": LoRA(rank=2)},
+        tasks=tasks,
+        training=replace(recipe.training, steps=4, save_every=2, deepspeed=str(file)),
+    )
+
+
+def test_stage_3_is_refused(world: Path, tmp_path: Path) -> None:
+    recipe = run_of(world, tmp_path, stage=3)
+    message = check_complaint(recipe)
+    assert "stage = 3, which cannot partition the 4-bit weights of model.bits; set 2" in message
+    with pytest.raises(ValueError, match="cannot partition the 4-bit weights"):
+        plan_recipe(recipe, [2])
+    files = plan_recipe(run_of(world, tmp_path), [2])[2]
+    assert len(files) == 3
+    assert not any("zero3" in file for file in files)
+    assert len({held.frozen for held in files.values()}) == 1
+
+
+def test_nothing_to_pack() -> None:
+    narrow = replace(tiny("llava"), kind=replace(tiny("llava").kind, bits=4))
+    with pytest.raises(ValueError, match=r"model\.bits: 4, but no linear layer of Llava"):
+        narrow.build()
+
+
+# Whole runs.
+
+
+def logits_in_rank(run: Path) -> Tensor:
+    """Logits of a run, as a rank opens it."""
+    loaded = load_run(run)
+    return logits(loaded.model, Tiny("qwen2_vl", loaded.recipe.model, loaded.processor))
+
+
+@pytest.mark.parametrize(
+    ("bits", "stage", "precision"),
+    [
+        (4, 2, "fp32"),
+        pytest.param(4, 2, "bf16", marks=pytest.mark.slow),
+        pytest.param(4, 1, "fp32", marks=pytest.mark.slow),
+        pytest.param(8, 2, "fp32", marks=pytest.mark.slow),
+        pytest.param(8, 2, "bf16", marks=pytest.mark.slow),
+    ],
+)
+def test_two_ranks_resumed(
+    bits: Bits, stage: int, precision: str, world: Path, ranks2: RankPool, tmp_path: Path
+) -> None:
+    recipe = run_of(world, tmp_path / "whole", bits, stage, precision)
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    assert ranks2.run(run_recipe, recipe, timeout=120) == [0, 0]
+    shutil.copytree(whole, half)
+    for later in ("state/step-00000004", "artifact"):
+        shutil.rmtree(half / later)
+    assert ranks2.run(run_recipe, replace(recipe, output=str(half)), True, timeout=120) == [0, 0]
+    for file in ("artifact/weights.safetensors", "state/step-00000004/state.safetensors"):
+        assert (whole / file).read_bytes() == (half / file).read_bytes(), file
+    lines = read_lines(whole / "metrics.jsonl")
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert len(losses) == 4
+    assert len(set(losses)) == 4
+    held = plan_recipe(recipe, [2])[2][recipe.training.deepspeed]
+    (found,) = [line["bytes_per_rank"] for line in lines if "bytes_per_rank" in line]
+    assert found == {key: getattr(held, key) for key in ("frozen", "trainable", "optimizer")}
+    run = load_run(whole)
+    names = set(load_file(whole / "artifact" / "weights.safetensors"))
+    assert names == run.model.trained_by.keys()
+    source = replace(wide("qwen2_vl"), processor=run.processor)
+    for found in ranks2.run(logits_in_rank, whole):
+        assert torch.equal(found, logits(run.model, source))
+
+
+def saved_run(world: Path, folder: Path, bits: Bits, method: Method, **fields: Any) -> Tiny:
+    """A run that has trained, in the folder; the model behind it."""
+    source = packed("qwen2_vl", bits, **fields)
+    recipe = replace(world_recipe(world, folder), model=source.kind, methods={"words": method})
+    model = source.build({"words": method})
+    shake(model)
+    save_artifact(folder / "artifact", own_tensors(model), recipe, source.processor)
+    return source
+
+
+@MORE_BITS
+def test_whole_folders(bits: Bits, world: Path, tmp_path: Path, capfd: Any) -> None:
+    """Packed weights are not written; the same run on floats is."""
+    run = tmp_path / "run"
+    source = saved_run(world, run, bits, LoRA(rank=2, train_biases=False))
+    message = f"model.bits: the run has weights in {bits} bits, which are neither written nor"
+    for layout in ("hf", "merge"):
+        assert convert_code(layout, "--run", run, "--out", tmp_path / layout) == 2
+        assert message in capfd.readouterr().err
+        convert(layout, "--run", run, "--out", tmp_path / layout, "--model.bits", "null")
+    expected = logits(load_run(run, changes=["--model.bits", "null"]).model, source)
+    kept, merged = (load_run(tmp_path / layout) for layout in ("hf", "merge"))
+    assert torch.equal(logits(kept.model, source), expected)
+    assert (logits(merged.model, source) - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert merged.recipe.methods == {}
+    assert not torch.equal(logits(load_run(run).model, source), expected)
+    convert("merge", "--how", "average", "--run", run, run, "--out", tmp_path / "average")
+    mean = load_run(tmp_path / "average").model
+    assert torch.equal(logits(mean, source), logits(load_run(run).model, source))
+    assert convert_code(
+        "merge", "--how", "average", "--run", run, run, "--out", tmp_path / "mean",
+        "--model.bits", "null",
+    ) == 2  # fmt: skip
+
+
+@MORE_BITS
+def test_peft_opens_the_method(bits: Bits, world: Path, tmp_path: Path) -> None:
+    """On weights that transformers has packed alike."""
+    run = tmp_path / "run"
+    method = LoRA(rank=2, train_biases=False)
+    source = saved_run(world, run, bits, method, train_connector=False)
+    convert("peft", "--run", run, "--out", tmp_path / "peft", "--verify")
+    base = source.build().backbone
+    model = load_run(run).model
+    theirs = PeftModel.from_pretrained(base, tmp_path / "peft").eval()
+    inputs = model.inputs(source.batch(source.rows()))
+    with torch.no_grad():
+        found = theirs(**inputs).logits
+    expected = logits(model, source)
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()

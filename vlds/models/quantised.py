@@ -1,0 +1,180 @@
+"""Frozen linear layers whose weights are packed in 4 or 8 bits, by the library bitsandbytes.
+
+4 bits are nf4 of QLoRA (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314) without double
+quantisation; 8 bits are LLM.int8() (Dettmers et al. 2022, https://arxiv.org/abs/2208.07339).
+Weights are packed on the CPU while they are loaded, in the model's number type, so every process
+packs a source into the same codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import BitsAndBytesConfig
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.quantizers_utils import should_convert_module
+from transformers.utils.versions import require_version
+
+from vlds.pretrained.files import reading
+from vlds.pretrained.weights import CORRECT, load_weights, unpartitioned
+
+Bits = Literal[4, 8]
+LIBRARIES = {"bitsandbytes": "0.46.1", "accelerate": "1.1.0"}
+"""What transformers needs for it, and the lowest versions that it takes."""
+BLOCK = 64
+"""Weights that share a scale in 4 bits. In 8 bits a row of the matrix does."""
+SCALE_BYTES = 4
+"""Scales are float32."""
+
+
+def check_libraries(bits: Bits) -> None:
+    """Errors: ValueError if a library is missing or too old."""
+    for name, lowest in LIBRARIES.items():
+        try:
+            require_version(f"{name}>={lowest}")
+        except ImportError:
+            raise ValueError(
+                f"model.bits: {bits} needs {name}>={lowest}, which is not installed; install "
+                "vlds[quantise], or set bits to null"
+            ) from None
+
+
+def check_has_source(bits: Bits | None, config: str | None) -> None:
+    """Errors: ValueError for packed weights that no source holds."""
+    if bits is not None and config is not None:
+        raise ValueError(
+            f"bits: {bits}, config: {config}; random weights are not packed: name pretrained ones "
+            "with `path`, or set bits to null"
+        )
+
+
+def check_writable_whole(bits: Bits | None) -> None:
+    """Errors: ValueError for a model whose packed weights cannot be written or folded into."""
+    if bits is not None:
+        raise ValueError(
+            f"model.bits: the run has weights in {bits} bits, which are neither written nor folded "
+            "into; convert it on the unquantised weights (--model.bits null), or write its method "
+            "alone (`vlds convert peft`)"
+        )
+
+
+def skipped_layers(model: Any, part: str, bits: Bits) -> list[str]:
+    """Paths of the layers that stay floats, so that only linear layers of a part are packed.
+
+    `part` is a path in a model that is not packed yet. Rows that are no whole blocks stay floats
+    in 4 bits: bitsandbytes 0.50 unpacks them wrongly on CPUs. Errors: ValueError if no layer is
+    left.
+    """
+    layers = {p: m for p, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
+    head = model.get_output_embeddings()
+    packed = {
+        path
+        for path, module in layers.items()
+        if type(module) is nn.Linear
+        and module is not head
+        and (not part or path.startswith(f"{part}."))
+        and (bits == 8 or module.in_features % BLOCK == 0)
+    }
+    if not packed:
+        raise ValueError(
+            f"model.bits: {bits}, but no linear layer of {type(model).__name__} can be packed "
+            f"(in 4 bits, rows must be multiples of {BLOCK} wide); set bits to null"
+        )
+    return [*(path for path in layers if path not in packed), *(model._keep_in_fp32_modules or ())]
+
+
+def packing(bits: Bits, dtype: torch.dtype, skipped: Sequence[str]) -> dict[str, Any]:
+    """Arguments of `from_pretrained` that pack all linear layers but the skipped ones."""
+    config = BitsAndBytesConfig(
+        load_in_4bit=bits == 4,
+        load_in_8bit=bits == 8,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=list(skipped),
+    )
+    return {"quantization_config": config, "device_map": {"": "cpu"}}
+
+
+def load_packed(
+    model_class: Any,
+    path: str,
+    config: Any,
+    dtype: torch.dtype,
+    bits: Bits,
+    part_of: Callable[[Any], str],
+) -> tuple[Any, set[str]]:
+    """What `load_weights` gives for the recipe's `model.path`, with the linear layers of a part
+    packed. `part_of`: a model that is not packed -> the part's path, empty for all.
+
+    Errors: ValueError if a library is missing, no layer can be packed, or as `load_weights`.
+    """
+    check_libraries(bits)
+    message = f"model.path: the config in {path} describes no model"
+    with reading(message, CORRECT), torch.device("meta"), unpartitioned():
+        shapes = model_class(config)
+    options = packing(bits, dtype, skipped_layers(shapes, part_of(shapes), bits))
+    model, missing = load_weights(model_class, path, config, dtype, "model.path", **options)
+    keep_packing(model)
+    return model, missing
+
+
+def pack_shapes(model: Any, bits: Bits, part: str) -> None:
+    """Give a part's linear layers, in a model on the meta device, weights as large as packed ones.
+
+    Errors: ValueError if no layer can be packed.
+    """
+    skipped = skipped_layers(model, part, bits)
+    for path, module in model.named_modules():
+        if type(module) is nn.Linear and should_convert_module(path, skipped):
+            size = module.weight.numel()
+            packed = (
+                torch.empty(-(-size // 2), 1, dtype=torch.uint8, device="meta")
+                if bits == 4
+                else torch.empty(module.weight.shape, dtype=torch.int8, device="meta")
+            )
+            module.weight = nn.Parameter(packed, requires_grad=False)
+
+
+def keep_packing(model: nn.Module) -> None:
+    """Let layers keep their codes as they are. On some CPUs bitsandbytes would reorder those of
+    4 bits in an evaluation, and have no gradient in the training steps after it."""
+    for linear in packed_linears(model):
+        linear.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
+def follow_weights(model: nn.Module) -> None:
+    """Move what 8-bit layers keep beside their weights to where the weights are; torch does not
+    know of it."""
+    for linear in packed_linears(model):
+        holders: tuple[Any, ...] = (linear.weight, getattr(linear, "state", None))
+        for holder in holders:
+            if getattr(holder, "SCB", None) is not None:
+                holder.CB, holder.SCB = linear.weight.data, holder.SCB.to(linear.weight.device)
+
+
+def packed_linears(model: nn.Module) -> Iterator[nn.Linear]:
+    """The layers whose weights are packed, each once."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and not module.weight.is_floating_point():
+            yield module
+
+
+def scale_bytes(model: nn.Module) -> int:
+    """Bytes of the scales of a model's packed weights, which are no parameters."""
+    return SCALE_BYTES * sum(
+        linear.out_features
+        if linear.weight.dtype == torch.int8
+        else -(-linear.in_features * linear.out_features // BLOCK)
+        for linear in packed_linears(model)
+    )
+
+
+def unpacked_sizes(model: nn.Module) -> dict[int, int]:
+    """Id of each packed weight -> how many weights it holds."""
+    return {
+        id(linear.weight): linear.in_features * linear.out_features
+        for linear in packed_linears(model)
+    }

@@ -39,7 +39,7 @@ STAGE3: dict[str, Any] = {
 
 def lora(**settings: Any) -> Peft:
     """A LoRA of peft beside query and value."""
-    return Peft(settings=LORA | settings, roles=["attn_q", "attn_v"])
+    return Peft(type="LORA", settings=LORA | settings, roles=["attn_q", "attn_v"])
 
 
 @KINDS
@@ -190,10 +190,14 @@ def test_target_modules_of_the_settings(tmp_path: Path) -> None:
     """As peft reads them: the ends of paths, or a pattern."""
     source = backbone(Bart, tmp_path)
     by_role = build(source, {"method": lora()})
-    ends = Peft(settings=LORA | {"target_modules": ["self_attn.q_proj", "self_attn.v_proj"]})
+    ends = Peft(
+        type="LORA", settings=LORA | {"target_modules": ["self_attn.q_proj", "self_attn.v_proj"]}
+    )
     assert build(source, {"method": ends}).trained_by == by_role.trained_by
     with pytest.raises(ValueError, match=r"methods.method: .*nothing"):
-        build(source, {"method": Peft(settings=LORA | {"target_modules": ["nothing"]})})
+        build(
+            source, {"method": Peft(type="LORA", settings=LORA | {"target_modules": ["nothing"]})}
+        )
 
 
 def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,12 +208,13 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(ValueError, match="init_lora_weights: got loftq; choose true, false"):
         lora(init_lora_weights="loftq")
     with pytest.raises(ValueError, match=r"roles: name roles.* and not both"):
-        Peft(settings=LORA)
+        Peft(type="LORA", settings=LORA)
     with pytest.raises(ValueError, match=r"roles: name roles.* and not both"):
         lora(target_modules=["q"])
     with pytest.raises(ValueError, match=r"methods.method: .*shared is an embedding"):
         build(
-            backbone(T5, tmp_path), {"method": Peft(settings=LORA | {"target_modules": "shared"})}
+            backbone(T5, tmp_path),
+            {"method": Peft(type="LORA", settings=LORA | {"target_modules": "shared"})},
         )
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ValueError, match=r"pip install 'vlds\[peft\]'"):
@@ -219,7 +224,7 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_other_methods_layers_are_no_targets(tmp_path: Path) -> None:
     methods: dict[str, Method] = {
         "first": PromptTuning(hidden_dim=5),
-        "second": Peft(settings=LORA | {"target_modules": r"extensions\.first\..*"}),
+        "second": Peft(type="LORA", settings=LORA | {"target_modules": r"extensions\.first\..*"}),
     }
     with pytest.raises(ValueError, match=r"methods.second: target_modules mean extensions.first"):
         build(backbone(T5, tmp_path), methods)

@@ -13,28 +13,61 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForSeq2SeqLM
 
 from tests.toys.engines import start_deepspeed, whole_state
 from tests.toys.image_text.rows import tiny
 from tests.toys.models import backbone, batch, build, saved_backbone, shake
 from tests.toys.rank_pool import RankPool
-from tests.toys.trained_runs import logits_of, recipe_with, save_run, trained_run
+from tests.toys.trained_runs import logits_of, recipe_with, save_run, text_logits, trained_run
 from vlds.artifact import load_run, own_parts
 from vlds.backbones import T5, Backbone, Bart
+from vlds.config import Recipe
+from vlds.convert.hf import fold_methods, write_hf
+from vlds.convert.peft import PeftFolders
 from vlds.methods import IA3, Adapter, LoRA, Method, Peft, PromptTuning
 from vlds.methods.extended import is_own, zero_at_first
+from vlds.methods.peft_settings import RERUN
 from vlds.models.joint_model import JointModel
 from vlds.models.optimizer_rules import optimizer_rules
 from vlds.models.partitioned_loading import partitioned_loading
 
-pytest.importorskip("peft", reason="peft is not installed: pip install 'vlds[peft]'")
-CASES = {word: case.method for word, case in Peft.cases().items()}
-KINDS = pytest.mark.parametrize("word", CASES, ids=lambda word: word or "dora")
+reason = "peft is not installed: pip install 'vlds[peft]'"
+PeftModel: Any = pytest.importorskip("peft", reason=reason).PeftModel
+CASES: dict[str, Peft] = {word: case.method for word, case in Peft.cases().items()}
 LORA: dict[str, Any] = {"r": 2, "lora_alpha": 2}
+MORE: dict[str, dict[str, Any]] = {
+    "C3A": {"block_size": 4},
+    "DELORA": {"r": 2},
+    "FOURIERFT": {"n_frequency": 10},
+    "GRALORA": {"r": 4, "gralora_k": 2},
+    "HIRA": {"r": 2},
+    "HRA": {"r": 2},
+    "MISS": {"r": 2},
+    "WAVEFT": {"n_frequency": 10},
+}
+"""Types without a case in the contract tests, and settings."""
+CASES |= {t: Peft(type=t, settings=MORE[t], roles=["attn_q", "attn_v"]) for t in MORE}
+FEW = pytest.mark.parametrize(
+    "word",
+    [pytest.param(w, marks=() if w in ("", "pissa", "HRA") else pytest.mark.slow) for w in CASES],
+    ids=lambda word: word or "dora",
+)
 STAGE3: dict[str, Any] = {
     "train_micro_batch_size_per_gpu": 4,
     "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
 }
+
+
+TEXT: dict[str, Tensor] = {
+    "input_ids": torch.tensor([[3, 9, 21, 8, 5], [4, 17, 6, 29, 11]]),
+    "decoder_input_ids": torch.tensor([[0, 7, 12], [0, 19, 4]]),
+}
+
+
+def recipe_of(method: Peft, world: Path, folder: Path) -> Recipe:
+    """A recipe with a method beside T5."""
+    return replace(recipe_with("T5", "Peft", world, folder), methods={"method": method})
 
 
 def lora(**settings: Any) -> Peft:
@@ -42,7 +75,7 @@ def lora(**settings: Any) -> Peft:
     return Peft(type="LORA", settings=LORA | settings, roles=["attn_q", "attn_v"])
 
 
-@KINDS
+@FEW
 def test_the_backbone_keeps_its_names_and_sources(word: str, tmp_path: Path) -> None:
     source = saved_backbone(T5, tmp_path)
     plain, tuned = build(source), build(source, {"method": CASES[word]})
@@ -57,7 +90,7 @@ def test_the_backbone_keeps_its_names_and_sources(word: str, tmp_path: Path) -> 
     assert all(".extensions.method.tuner." in name for name in after.keys() - own)
 
 
-@KINDS
+@FEW
 def test_the_seed_and_the_name_draw_each_weight(word: str, tmp_path: Path) -> None:
     """Whatever was drawn before, and whatever else the model has."""
     source = saved_backbone(T5, tmp_path)
@@ -179,6 +212,58 @@ def test_image_text_models(model_type: str, word: str) -> None:
             assert bool(parameter.grad.any()) != (name in unmoved), name
 
 
+@FEW
+def test_merging_and_peft(word: str, world: Path, tmp_path: Path) -> None:
+    """peft opens the folder with the same outputs; merged layers give them too."""
+    run = trained_run(recipe_of(CASES[word], world, tmp_path), seed=1)
+    expected = text_logits(run, 0, **TEXT)
+    (tmp_path / "hf").mkdir()
+    write_hf(run, tmp_path / "hf")
+    if not CASES[word].changes_base:
+        (tmp_path / "peft").mkdir()
+        PeftFolders(run).write(tmp_path / "peft")
+        base = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "hf").eval()
+        with torch.no_grad():
+            plain = base(**TEXT).logits
+            theirs = PeftModel.from_pretrained(base, tmp_path / "peft").eval()(**TEXT).logits
+        assert (theirs - expected).abs().max() < 2e-6 * expected.abs().max()
+        assert (theirs - plain).abs().max() > 1e-4 * expected.abs().max()
+    merged = text_logits(fold_methods(run), 0, **TEXT)
+    assert (merged - expected).abs().max() < 2e-6 * expected.abs().max()
+
+
+@FEW
+def test_every_weight_gets_a_gradient(word: str, tmp_path: Path) -> None:
+    model = build(backbone(T5, tmp_path), {"method": CASES[word]}).eval()
+    unmoved = zero_at_first(model)
+    model(batch(), torch.ones(4)).loss.backward()
+    for name, parameter in model.named_parameters():
+        if model.trained_by.get(name) == "method":
+            assert parameter.grad is not None, name
+            assert bool(parameter.grad.any()) != (name in unmoved), name
+
+
+@FEW
+def test_behind_another_method(word: str, tmp_path: Path) -> None:
+    """What stands behind a layer already still acts, or the order is refused."""
+    methods: dict[str, Method] = {
+        "first": LoRA(rank=2, roles=["attn_q"], train_biases=False),
+        "method": replace(CASES[word], roles=["attn_q"]),
+    }
+    if CASES[word].type in RERUN:
+        if word != "norms":
+            with pytest.raises(ValueError, match=r"computes .* anew, without first"):
+                build(backbone(T5, tmp_path), methods)
+        return
+    model = build(backbone(T5, tmp_path), methods).eval()
+    shake(model)
+    model(batch(), torch.ones(4)).loss.backward()
+    for name, parameter in model.named_parameters():
+        if ".extensions.first." in name:
+            assert parameter.grad is not None, name
+            assert parameter.grad.any(), name
+
+
 def test_a_part_that_sees() -> None:
     built = tiny("llava").build({"eyes": replace(lora(use_dora=True), part="vision")})
     named = [name for name, by in built.trained_by.items() if by == "eyes"]
@@ -201,6 +286,10 @@ def test_target_modules_of_the_settings(tmp_path: Path) -> None:
 
 
 def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="type: got ADALORA; its schedule reads gradients"):
+        Peft(type="ADALORA", roles=["attn_q"])
+    with pytest.raises(ValueError, match="type: got LORAH; did you mean 'LORA'"):
+        Peft(type="LORAH", roles=["attn_q"])
     with pytest.raises(ValueError, match=r"settings.use_dorra: .* did you mean 'use_dora'"):
         lora(use_dorra=True)
     with pytest.raises(ValueError, match=r"settings\.bias: got 'all'; name the method BitFit"):
@@ -259,10 +348,7 @@ def load_in_parts(source: Backbone, method: Peft) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "word",
-    [pytest.param(w, marks=() if w in ("", "pissa") else pytest.mark.slow) for w in CASES],
-)
+@FEW
 def test_a_partitioned_backbone(word: str, ranks2: RankPool, tmp_path: Path) -> None:
     """Stage 3 gives the same weights, loss and gradients as a whole model."""
     source = saved_backbone(T5, tmp_path)

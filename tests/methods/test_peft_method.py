@@ -294,6 +294,10 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         lora(use_dorra=True)
     with pytest.raises(ValueError, match=r"settings\.bias: got 'all'; name the method BitFit"):
         lora(bias="all")
+    with pytest.raises(ValueError, match=r"settings\.coft: got True; it changes weights in the"):
+        Peft(type="OFT", settings={"coft": True}, roles=["attn_q"])
+    with pytest.raises(ValueError, match=r"settings\.init_weights: got bat; choose true or false"):
+        Peft(type="MISS", settings={"init_weights": "bat"}, roles=["attn_q"])
     with pytest.raises(ValueError, match="init_lora_weights: got loftq; choose true, false"):
         lora(init_lora_weights="loftq")
     with pytest.raises(ValueError, match=r"roles: name roles.* and not both"):

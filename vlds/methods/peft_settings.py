@@ -47,6 +47,19 @@ REFUSED = {
     "arrow_config": "it routes between several adapters; there is one here",
     "use_bdlora": "it is for serving several adapters",
     "alora_invocation_tokens": "it reads the text that Hugging Face's forward pass gets",
+    "coft": "it changes weights in the forward pass, where the optimizer does not see it",
+    **dict.fromkeys(
+        (
+            "kasa_config",
+            "megatron_core",
+            "monteclora_config",
+            "qalora_group_size",
+            "runtime_config",
+            "use_qalora",
+            "velora_config",
+        ),
+        "it is not known to work here",
+    ),
     "ensure_weight_tying": "vlds keeps tied layers tied",
     "save_projection": "vlds always saves it, so that a run opens the same everywhere",
 }
@@ -91,6 +104,9 @@ def check_settings(settings: Mapping[str, Any], known: Collection[str]) -> None:
         if key not in known:
             near = guess(key, known) or f"choose from: {', '.join(known)}"
             raise ValueError(f"settings.{key}: peft has no such setting; {near.strip()}")
+    start = settings.get("init_weights", True)
+    if not isinstance(start, bool) and start != "lycoris":
+        raise ValueError(f"settings.init_weights: got {start}; choose true or false")
     start = settings.get("init_lora_weights", True)
     if not isinstance(start, bool) and start not in STARTS:
         raise ValueError(

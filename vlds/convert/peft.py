@@ -77,7 +77,8 @@ class PeftFolders(AdapterFolders):
         ours = self.layout.config
         same = [*CHECKED, *sorted(ours.keys() - FREE - set(CHECKED))]
         for key in same:
-            if key in ours and config.get(key) != ours[key]:
+            both_off = ours.get(key) in OFF and config.get(key) in OFF
+            if key in ours and config.get(key) != ours[key] and not both_off:
                 raise ValueError(
                     f"{file}: {key} is {config.get(key)!r}, and {ours[key]!r} by the recipe's "
                     "method; give it the same"

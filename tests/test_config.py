@@ -36,6 +36,7 @@ from vlds.methods import (
     Hyperformer,
     LoRA,
     LowRankAdapter,
+    Peft,
     PrefixTuning,
     PromptTuning,
 )
@@ -74,6 +75,7 @@ def every_choice() -> list[Recipe]:
             "eight": BitFit(add_biases=True),
             "nine": PromptTuning(hidden_dim=None),
             "eleven": DecoderPromptTuning(length=7),
+            "twelve": Peft(type="OFT", settings={"oft_block_size": 4}, roles=["ffn_in"]),
             "ten": PrefixTuning(cross_attention=False),
         },
         alignment=AlignmentConfig(data="some/where", steps=3),

@@ -18,13 +18,16 @@ from tests.toys.world import world_recipe
 from vlds.artifact import LoadedRun, load_run
 from vlds.convert.hf import fold_methods, write_hf
 from vlds.convert.peft import PeftFolders
-from vlds.methods import IA3, Adapter, LoRA, Method
+from vlds.methods import IA3, Adapter, LoRA, Method, Peft
 
 FAST = ("qwen2_vl", "llava", "florence2")
 PEFT: dict[str, Method] = {
     "lora": LoRA(rank=2, roles=["attn_q", "attn_out", "ffn_out"], train_biases=False),
     "eyes": LoRA(rank=2, roles=["attn_out"], part="vision", train_biases=False),
     "ia3": IA3(),
+    "dora": Peft(
+        type="LORA", settings={"r": 2, "use_dora": True}, roles=["attn_q", "attn_out", "ffn_out"]
+    ),
 }
 
 

@@ -35,6 +35,11 @@ EXPRESSIBLE = [
     ("T5", "LoRA"), ("T5", "LoRA half"), ("T5", "LoRA few"), ("T5", "IA3"), ("T5", "IA3 per task"),
     ("T5", "PromptTuning bare"), ("T5", "PromptTuning per task"), ("Bart", "LoRA"),
     ("Bart", "IA3"), ("FLAN", "LoRA"),
+    ("T5", "Peft"), ("Bart", "Peft vera"), ("T5", "Peft loha"), ("T5", "Peft norms"),
+    *(
+        pytest.param("T5", f"Peft {word}", marks=pytest.mark.slow)
+        for word in ("rslora", "lokr", "vera", "oft")
+    ),
     *(
         pytest.param("Bart", name, marks=pytest.mark.slow)
         for name in ("LoRA half", "LoRA few", "IA3 per task")
@@ -55,7 +60,9 @@ def text() -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(("family", "name"), EXPRESSIBLE, ids=lambda word: word)
 def test_peft_gives_the_same_outputs(family: str, name: str, world: Path, tmp_path: Path) -> None:
-    spread = 1.0 if "IA3" in name else 0.1  # factors move little in so small a model
+    spread = (
+        1.0 if "IA3" in name or "vera" in name else 0.1
+    )  # factors move little in so small a model
     run = write_run(recipe_with(family, name, world, tmp_path), seed=1, spread=spread)
     convert("hf", "--run", run, "--out", tmp_path / "hf")
     convert("peft", "--run", run, "--out", tmp_path / "peft", "--base", "NAME", "--verify")

@@ -35,6 +35,7 @@ from vlds.methods import (
     Hyperformer,
     LoRA,
     LowRankAdapter,
+    Peft,
     PrefixTuning,
     PromptTuning,
 )
@@ -220,6 +221,7 @@ METHODS = {
     "prefixes": PrefixTuning(length=3, hidden_dim=5, sharing="multiple"),
     "bare prefixes": PrefixTuning(length=3, hidden_dim=None),
 }
+PEFT = [f"peft {word}".strip() for word in Peft.cases()]
 
 
 @pytest.mark.parametrize(
@@ -231,6 +233,7 @@ METHODS = {
             pytest.param(*variant, marks=pytest.mark.slow)
             for variant in [
                 *product(METHODS, ["T5"], [2]),
+                *product(PEFT, ["T5"], [2, 3]),
                 *product(METHODS, ["Bart"], [2, 3]),
                 ("decoder prompts", "Bart", 2),
             ]
@@ -242,6 +245,7 @@ def test_every_method_is_the_same_on_two_ranks(
 ) -> None:
     """With tasks mixed over the ranks."""
     methods = {**METHODS, "decoder prompts": DecoderPromptTuning(length=3, hidden_dim=5)}
+    methods |= {f"peft {word}".strip(): case.method for word, case in Peft.cases().items()}
     case = make_case(tmp_path, family=family, stage=stage, method=methods[name])
     assert_same_as_plain_torch(ranks2, case)
 

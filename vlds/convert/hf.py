@@ -86,7 +86,8 @@ def write_hf(loaded: LoadedRun, folder: Path) -> None:
     with torch.device("meta"):
         shapes = build_model(recipe.model_setup, list(recipe.tasks), torch.float32, None)
     exported = {name for name, _ in model.unique_state() if is_own(name)}
-    model.sources = Sources(names=frozenset(exported - shapes.moving_names()))
+    kept = shapes.moving_names() | shapes.changed
+    model.sources = Sources(names=frozenset(exported - kept))
     save_file(own_tensors(model), folder / WEIGHTS)
     write_description(folder, recipe)
     write_manifest(folder)

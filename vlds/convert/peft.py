@@ -75,13 +75,15 @@ class PeftFolders(AdapterFolders):
     def check_config(self, config: Mapping[str, Any], file: Path) -> None:
         """Errors: ValueError if settings that were read differ from the recipe's."""
         ours = self.layout.config
-        for key in CHECKED:
-            if key in ours and config.get(key) != ours[key]:
+        same = [*CHECKED, *sorted(ours.keys() - FREE - set(CHECKED))]
+        for key in same:
+            both_off = ours.get(key) in OFF and config.get(key) in OFF
+            if key in ours and config.get(key) != ours[key] and not both_off:
                 raise ValueError(
                     f"{file}: {key} is {config.get(key)!r}, and {ours[key]!r} by the recipe's "
                     "method; give it the same"
                 )
-        for key in sorted(config.keys() - FREE - set(CHECKED)):
+        for key in sorted(config.keys() - FREE - set(same)):
             if config[key] not in (*OFF, *PLAIN.get(key, ())):
                 raise ValueError(
                     f"{file}: {key} is {config[key]!r}, which vlds has no method for; train "

@@ -13,6 +13,7 @@ from vlds.methods.hyperformer import Hyperformer
 from vlds.methods.ia3 import IA3
 from vlds.methods.lora import LoRA
 from vlds.methods.low_rank_adapter import LowRankAdapter
+from vlds.methods.peft_method import Peft
 from vlds.methods.prefix_tuning import PrefixTuning
 from vlds.methods.prompt_tuning import PromptTuning
 
@@ -27,6 +28,7 @@ __all__ = [
     "LoRA",
     "LowRankAdapter",
     "Method",
+    "Peft",
     "PrefixTuning",
     "PromptTuning",
 ]

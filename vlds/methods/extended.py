@@ -181,7 +181,7 @@ def foldable_weight(linear: ExtendedLinear) -> Tensor:
     return linear.weight
 
 
-def take_first(linear: ExtendedLinear, name: str) -> nn.Module:
+def take_first(linear: Extended, name: str) -> nn.Module:
     """Take out the first extension behind a layer, to fold it into the layer's weights.
 
     Errors: ValueError if another one stands before it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -45,6 +45,9 @@ class Host:
     """Which rows of a batch belong to which of the tasks."""
     takes_prompts: bool = True
     """False if nothing can stand before the text in the model."""
+    changed: list[nn.Parameter] = field(default_factory=list)
+    """Frozen weights that attaching has changed, so that they are no longer those of a file; the
+    method adds to it."""
 
     def linears(self, *roles: str, optional: Collection[str] = ()) -> dict[str, nn.Linear]:
         """Path -> linear layer, of those that play the roles, role by role. `optional` roles may

@@ -93,6 +93,7 @@ def attach_methods(setup: ModelSetup, model: Model, tasks: Sequence[str]) -> dic
     Errors: ValueError if the model has no such part, or nothing in it plays a method's roles.
     """
     trained: dict[int, str] = {}
+    changed: set[int] = set()
 
     def claim(parameters: Iterable[nn.Parameter], name: str) -> None:
         for parameter in parameters:
@@ -110,18 +111,20 @@ def attach_methods(setup: ModelSetup, model: Model, tasks: Sequence[str]) -> dic
                 name, module, part.targets, tasks, model.routing, takes_prompts=part.takes_prompts
             )
             claim(method.attach(host), name)
+            changed.update(map(id, host.changed))
         except ValueError as error:
             raise ValueError(f"methods.{name}: {error}") from None
         if isinstance(module, GridEncoder):
             module.frozen = False
     for name, parameters in setup.kind.trained_parts(model):
         claim(parameters, name)
+    model.changed = {name for name, p in model.named_parameters() if id(p) in changed}
     return trained
 
 
 def drop_trained_sources(model: Model) -> None:
-    """Forget the sources of tensors that training changes."""
-    moving = model.moving_names()
+    """Forget the sources of tensors that training or attaching changes."""
+    moving = model.moving_names() | model.changed
     rows = {name: rows for name, rows in model.sources.rows.items() if name not in moving}
     model.sources = Sources(names=model.sources.names - moving, rows=rows)
 

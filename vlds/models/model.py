@@ -87,6 +87,8 @@ class Model(nn.Module, ABC):
         self.routing = TaskRouting()
         self.trained_by: dict[str, str] = {}
         """Trainable parameter -> method that trains it, or the part of the model."""
+        self.changed: set[str] = set()
+        """Frozen weights that attaching methods has changed."""
         self.sources = Sources()
         self.answer_lists: dict[Any, AnswerList] = {}
 

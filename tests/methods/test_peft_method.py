@@ -1,0 +1,370 @@
+"""Methods of peft: its layers stand behind the model's own, which keep their names."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSeq2SeqLM
+
+from tests.toys.engines import start_deepspeed, whole_state
+from tests.toys.image_text.rows import tiny
+from tests.toys.models import backbone, batch, build, saved_backbone, shake
+from tests.toys.rank_pool import RankPool
+from tests.toys.trained_runs import logits_of, recipe_with, save_run, text_logits, trained_run
+from vlds.artifact import load_run, own_parts
+from vlds.backbones import T5, Backbone, Bart
+from vlds.config import Recipe
+from vlds.convert.hf import fold_methods, write_hf
+from vlds.convert.peft import PeftFolders
+from vlds.methods import IA3, Adapter, LoRA, Method, Peft, PromptTuning
+from vlds.methods.extended import is_own, zero_at_first
+from vlds.methods.peft_settings import RERUN
+from vlds.models.joint_model import JointModel
+from vlds.models.optimizer_rules import optimizer_rules
+from vlds.models.partitioned_loading import partitioned_loading
+
+reason = "peft is not installed: pip install 'vlds[peft]'"
+PeftModel: Any = pytest.importorskip("peft", reason=reason).PeftModel
+CASES: dict[str, Peft] = {word: case.method for word, case in Peft.cases().items()}
+LORA: dict[str, Any] = {"r": 2, "lora_alpha": 2}
+MORE: dict[str, dict[str, Any]] = {
+    "C3A": {"block_size": 4},
+    "DELORA": {"r": 2},
+    "FOURIERFT": {"n_frequency": 10},
+    "GRALORA": {"r": 4, "gralora_k": 2},
+    "HIRA": {"r": 2},
+    "HRA": {"r": 2},
+    "MISS": {"r": 2},
+    "WAVEFT": {"n_frequency": 10},
+}
+"""Types without a case in the contract tests, and settings."""
+CASES |= {t: Peft(type=t, settings=MORE[t], roles=["attn_q", "attn_v"]) for t in MORE}
+FEW = pytest.mark.parametrize(
+    "word",
+    [pytest.param(w, marks=() if w in ("", "pissa", "HRA") else pytest.mark.slow) for w in CASES],
+    ids=lambda word: word or "dora",
+)
+STAGE3: dict[str, Any] = {
+    "train_micro_batch_size_per_gpu": 4,
+    "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
+}
+
+
+TEXT: dict[str, Tensor] = {
+    "input_ids": torch.tensor([[3, 9, 21, 8, 5], [4, 17, 6, 29, 11]]),
+    "decoder_input_ids": torch.tensor([[0, 7, 12], [0, 19, 4]]),
+}
+
+
+def recipe_of(method: Peft, world: Path, folder: Path) -> Recipe:
+    """A recipe with a method beside T5."""
+    return replace(recipe_with("T5", "Peft", world, folder), methods={"method": method})
+
+
+def lora(**settings: Any) -> Peft:
+    """A LoRA of peft beside query and value."""
+    return Peft(type="LORA", settings=LORA | settings, roles=["attn_q", "attn_v"])
+
+
+@FEW
+def test_the_backbone_keeps_its_names_and_sources(word: str, tmp_path: Path) -> None:
+    source = saved_backbone(T5, tmp_path)
+    plain, tuned = build(source), build(source, {"method": CASES[word]})
+    before, after = dict(plain.unique_state()), dict(tuned.unique_state())
+    own = {name for name in after if is_own(name)}
+    assert own == before.keys()
+    changed = {name for name in own if not torch.equal(before[name], after[name])}
+    assert changed == tuned.changed
+    assert bool(changed) == (word == "pissa")
+    assert tuned.sources.names == plain.sources.names - changed
+    assert not hasattr(tuned.backbone, "peft_config")
+    assert all(".extensions.method.tuner." in name for name in after.keys() - own)
+
+
+@FEW
+def test_the_seed_and_the_name_draw_each_weight(word: str, tmp_path: Path) -> None:
+    """Whatever was drawn before, and whatever else the model has."""
+    source = saved_backbone(T5, tmp_path)
+    first = dict(build(source, {"method": CASES[word]}, seed=3).unique_state())
+    torch.manual_seed(99)
+    other = build(source, {"before": Adapter(), "method": CASES[word]}, seed=3)
+    second = dict(other.unique_state())
+    for name, tensor in first.items():
+        if ".extensions.method." in name or name in other.changed:
+            assert torch.equal(tensor, second[name]), name
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_starts_that_change_the_backbone(start: str, tmp_path: Path) -> None:
+    """Layer and adapter give together what the layer gave; the artifact holds both."""
+    source = saved_backbone(T5, tmp_path)
+    plain, tuned = (
+        build(source, methods).eval() for methods in ({}, {"method": lora(init_lora_weights=start)})
+    )
+    assert torch.allclose(tuned.logits(batch()), plain.logits(batch()), atol=1e-5)
+    assert len(tuned.changed) == 8
+    assert tuned.changed <= own_parts(tuned).keys()
+    for name in tuned.changed:
+        assert not torch.equal(tuned.get_parameter(name), plain.get_parameter(name))
+
+
+def opened_logits(run: Path) -> Tensor:
+    """Logits of a run that a new process opens."""
+    return logits_of(load_run(run, torch.float32).model)
+
+
+@pytest.mark.parametrize("word", ["pissa", "vera"])
+def test_a_fresh_process_gives_the_same_logits(
+    word: str, world: Path, ranks1: RankPool, tmp_path: Path
+) -> None:
+    run = trained_run(recipe_with("T5", f"Peft {word}", world, tmp_path), seed=1)
+    expected = logits_of(run.model)
+    (found,) = ranks1.run(opened_logits, save_run(run))
+    assert torch.equal(found, expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "copied",
+    [deepcopy, lambda model: pickle.loads(pickle.dumps(model))],
+    ids=["deepcopy", "pickle"],
+)
+@pytest.mark.parametrize("word", ["", "oft", "vera", "norms"])
+def test_a_copy_has_its_own_weights(
+    word: str, copied: Callable[[JointModel], JointModel], tmp_path: Path
+) -> None:
+    model = build(backbone(T5, tmp_path), {"method": CASES[word]}).eval()
+    shake(model)
+    logits = model.logits(batch())
+    copy = copied(model)
+    assert torch.equal(copy.logits(batch()), logits)
+    shake(copy)
+    for name in model.state_dict():
+        if is_own(name) and name.startswith("backbone."):
+            copy.state_dict()[name].mul_(1.5)
+    assert torch.equal(model.logits(batch()), logits)
+    assert not torch.equal(copy.logits(batch()), logits)
+
+
+@torch.no_grad()
+def test_a_rotation_reads_the_layers_own_weights(tmp_path: Path) -> None:
+    """OFT turns the input, and so runs the layer again; another method before it would be lost."""
+    model = build(backbone(T5, tmp_path), {"method": CASES["oft"]}).eval()
+    shake(model)
+    layer = model.backbone.encoder.block[0].layer[0].SelfAttention.q
+    inputs = torch.randn(2, 3, layer.in_features)
+    turn = layer.extensions.method.tuner.oft_R.default.get_weight()
+    assert torch.allclose(layer(inputs), inputs @ turn @ layer.weight.T, atol=1e-6)
+
+
+@pytest.mark.parametrize("word", ["", "lokr", "norms"])
+def test_weight_decay(word: str, tmp_path: Path) -> None:
+    """Matrices decay; factors, magnitudes and norms do not."""
+    model = build(backbone(T5, tmp_path), {"method": CASES[word]})
+    for name, rule in optimizer_rules(model).items():
+        if ".extensions." in name:
+            shape = model.get_parameter(name).shape
+            assert rule.decays == (sum(size > 1 for size in shape) > 1), name
+
+
+def test_beside_other_methods(tmp_path: Path) -> None:
+    """Methods behind one layer act in their order, each weight gets a gradient."""
+    methods: dict[str, Method] = {
+        "ours": LoRA(rank=2, train_biases=False),
+        "theirs": lora(use_dora=True),
+        "turns": Peft(type="OFT", settings={"oft_block_size": 4}, roles=["ffn_out"]),
+        "more": CASES["loha"],
+        "factors": IA3(),
+    }
+    model = build(backbone(T5, tmp_path), methods).eval()
+    shake(model)
+    model(batch(), torch.ones(4)).loss.backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == (name in model.trained_by), name
+
+
+@pytest.mark.parametrize(
+    ("model_type", "word"),
+    [("qwen2_vl", ""), ("llava", "loha"), ("florence2", "vera"), ("smolvlm", "norms")],
+)
+def test_image_text_models(model_type: str, word: str) -> None:
+    model = tiny(model_type)
+    built = model.build({"method": CASES[word]}).eval()
+    plain = model.build().eval()
+    rows = model.batch(model.rows())
+    with torch.no_grad():
+        assert torch.allclose(built.logits(rows), plain.logits(rows), atol=1e-5)
+    unmoved = zero_at_first(built)
+    built(rows, torch.ones(3)).loss.backward()
+    for name, parameter in built.named_parameters():
+        if built.trained_by.get(name) == "method":
+            assert parameter.grad is not None, name
+            assert bool(parameter.grad.any()) != (name in unmoved), name
+
+
+@FEW
+def test_merging_and_peft(word: str, world: Path, tmp_path: Path) -> None:
+    """peft opens the folder with the same outputs; merged layers give them too."""
+    run = trained_run(recipe_of(CASES[word], world, tmp_path), seed=1)
+    expected = text_logits(run, 0, **TEXT)
+    (tmp_path / "hf").mkdir()
+    write_hf(run, tmp_path / "hf")
+    if not CASES[word].changes_base:
+        (tmp_path / "peft").mkdir()
+        PeftFolders(run).write(tmp_path / "peft")
+        base = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "hf").eval()
+        with torch.no_grad():
+            plain = base(**TEXT).logits
+            theirs = PeftModel.from_pretrained(base, tmp_path / "peft").eval()(**TEXT).logits
+        assert (theirs - expected).abs().max() < 2e-6 * expected.abs().max()
+        assert (theirs - plain).abs().max() > 1e-4 * expected.abs().max()
+    merged = text_logits(fold_methods(run), 0, **TEXT)
+    assert (merged - expected).abs().max() < 2e-6 * expected.abs().max()
+
+
+@FEW
+def test_every_weight_gets_a_gradient(word: str, tmp_path: Path) -> None:
+    model = build(backbone(T5, tmp_path), {"method": CASES[word]}).eval()
+    unmoved = zero_at_first(model)
+    model(batch(), torch.ones(4)).loss.backward()
+    for name, parameter in model.named_parameters():
+        if model.trained_by.get(name) == "method":
+            assert parameter.grad is not None, name
+            assert bool(parameter.grad.any()) != (name in unmoved), name
+
+
+@FEW
+def test_behind_another_method(word: str, tmp_path: Path) -> None:
+    """What stands behind a layer already still acts, or the order is refused."""
+    methods: dict[str, Method] = {
+        "first": LoRA(rank=2, roles=["attn_q"], train_biases=False),
+        "method": replace(CASES[word], roles=["attn_q"]),
+    }
+    if CASES[word].type in RERUN:
+        if word != "norms":
+            with pytest.raises(ValueError, match=r"computes .* anew, without first"):
+                build(backbone(T5, tmp_path), methods)
+        return
+    model = build(backbone(T5, tmp_path), methods).eval()
+    shake(model)
+    model(batch(), torch.ones(4)).loss.backward()
+    for name, parameter in model.named_parameters():
+        if ".extensions.first." in name:
+            assert parameter.grad is not None, name
+            assert parameter.grad.any(), name
+
+
+def test_a_part_that_sees() -> None:
+    built = tiny("llava").build({"eyes": replace(lora(use_dora=True), part="vision")})
+    named = [name for name, by in built.trained_by.items() if by == "eyes"]
+    assert named
+    assert all("vision" in name for name in named)
+
+
+def test_target_modules_of_the_settings(tmp_path: Path) -> None:
+    """As peft reads them: the ends of paths, or a pattern."""
+    source = backbone(Bart, tmp_path)
+    by_role = build(source, {"method": lora()})
+    ends = Peft(
+        type="LORA", settings=LORA | {"target_modules": ["self_attn.q_proj", "self_attn.v_proj"]}
+    )
+    assert build(source, {"method": ends}).trained_by == by_role.trained_by
+    with pytest.raises(ValueError, match=r"methods.method: .*nothing"):
+        build(
+            source, {"method": Peft(type="LORA", settings=LORA | {"target_modules": ["nothing"]})}
+        )
+
+
+def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="type: got ADALORA; its schedule reads gradients"):
+        Peft(type="ADALORA", roles=["attn_q"])
+    with pytest.raises(ValueError, match="type: got LORAH; did you mean 'LORA'"):
+        Peft(type="LORAH", roles=["attn_q"])
+    with pytest.raises(ValueError, match=r"settings.use_dorra: .* did you mean 'use_dora'"):
+        lora(use_dorra=True)
+    with pytest.raises(ValueError, match=r"settings\.bias: got 'all'; name the method BitFit"):
+        lora(bias="all")
+    with pytest.raises(ValueError, match=r"settings\.coft: got True; it changes weights in the"):
+        Peft(type="OFT", settings={"coft": True}, roles=["attn_q"])
+    with pytest.raises(ValueError, match=r"settings\.init_weights: got bat; choose true or false"):
+        Peft(type="MISS", settings={"init_weights": "bat"}, roles=["attn_q"])
+    with pytest.raises(ValueError, match="init_lora_weights: got loftq; choose true, false"):
+        lora(init_lora_weights="loftq")
+    with pytest.raises(ValueError, match=r"roles: name roles.* and not both"):
+        Peft(type="LORA", settings=LORA)
+    with pytest.raises(ValueError, match=r"roles: name roles.* and not both"):
+        lora(target_modules=["q"])
+    with pytest.raises(ValueError, match=r"methods.method: .*shared is an embedding"):
+        build(
+            backbone(T5, tmp_path),
+            {"method": Peft(type="LORA", settings=LORA | {"target_modules": "shared"})},
+        )
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ValueError, match=r"pip install 'vlds\[peft\]'"):
+        lora()
+
+
+def test_other_methods_layers_are_no_targets(tmp_path: Path) -> None:
+    methods: dict[str, Method] = {
+        "first": PromptTuning(hidden_dim=5),
+        "second": Peft(type="LORA", settings=LORA | {"target_modules": r"extensions\.first\..*"}),
+    }
+    with pytest.raises(ValueError, match=r"methods.second: target_modules mean extensions.first"):
+        build(backbone(T5, tmp_path), methods)
+
+
+def load_in_parts(source: Backbone, method: Peft) -> dict[str, Any]:
+    """Load the backbone partitioned; the state, and gradients of one batch."""
+    import deepspeed
+
+    start_deepspeed()
+    with partitioned_loading(STAGE3):
+        model = build(source, {"method": method}, seed=3)
+        parted = [n for n, p in model.backbone.named_parameters() if hasattr(p, "ds_tensor")]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-2)
+    engine = deepspeed.initialize(
+        model=model, model_parameters=trained, optimizer=optimizer, config=STAGE3
+    )[0]
+    state = whole_state(model)
+    model.eval()
+    loss = engine(batch(), torch.ones(4)).loss
+    engine.backward(loss)
+    gradients = {
+        n: deepspeed.utils.safe_get_full_grad(p).cpu()
+        for n, p in model.named_parameters()
+        if p.requires_grad
+    }
+    engine.destroy()
+    return {
+        "state": state, "gradients": gradients, "loss": loss.item(), "parted": parted,
+        "changed": model.changed,
+    }  # fmt: skip
+
+
+@FEW
+def test_a_partitioned_backbone(word: str, ranks2: RankPool, tmp_path: Path) -> None:
+    """Stage 3 gives the same weights, loss and gradients as a whole model."""
+    source = saved_backbone(T5, tmp_path)
+    whole = build(source, {"method": CASES[word]}, seed=3).eval()
+    loss = whole(batch(), torch.ones(4)).loss
+    loss.backward()
+    expected: dict[str, nn.Parameter] = dict(whole.named_parameters())
+    for result in ranks2.run(load_in_parts, source, CASES[word], timeout=60):
+        assert result["parted"]
+        assert result["changed"] == whole.changed
+        assert result["loss"] == pytest.approx(loss.item(), rel=1e-5)
+        for name, tensor in whole.unique_state():
+            assert torch.equal(result["state"][name], tensor), name
+        for name, gradient in result["gradients"].items():
+            assert torch.allclose(gradient, expected[name].grad, rtol=1e-3, atol=1e-5), name

@@ -1,0 +1,188 @@
+"""peft's layers behind a model's own.
+
+peft replaces a layer `q` by a layer of its own around it, and so renames `q.weight` to
+`q.base_layer.weight`. Here peft's layer is taken out again and put behind the layer as an
+extension, which sees the layer from outside:
+
+    q.weight                                              the layer's own name
+    q.extensions.NAME.tuner.lora_A.default.weight         peft's
+"""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import nullcontext
+from typing import Any
+
+from torch import Tensor, nn
+
+from vlds.methods.extended import Extended, LinearExtension, extended, is_own, is_plain
+from vlds.methods.peft_settings import RERUN
+from vlds.schema import UNDECAYED, OptimizerRule, OptimizerRules
+
+ADAPTER = "default"
+"""peft's own name of an adapter, inside the names of its tensors."""
+TUNER = "tuner"
+"""Name of peft's layer in its extension."""
+
+
+def put_behind(model: nn.Module, name: str, config: Any) -> list[tuple[nn.Module, PeftExtension]]:
+    """Put peft's layers behind the layers that its config means; pairs of both.
+
+    Errors: ValueError if peft cannot, or means layers of other methods.
+    """
+    pairs = []
+    for path, tuner in tuners(model, config).items():
+        layer: nn.Module = tuner.base_layer
+        parent, _, child = path.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer)
+        others = list(getattr(layer, "extensions", ()))
+        if others and config.peft_type.value in RERUN:
+            raise ValueError(
+                f"{config.peft_type.value} computes {path} anew, without {others[0]}, which stands "
+                "behind it; name it earlier in the recipe"
+            )
+        extension = PeftExtension(tuner, layer)
+        extended(layer).extensions[name] = extension
+        pairs.append((layer, extension))
+    return pairs
+
+
+def tuners(model: nn.Module, config: Any) -> dict[str, Any]:
+    """Let peft replace layers of a model: path -> its layer there.
+
+    Under ZeRO-3 each layer's weights are whole while peft makes its own. Errors: ValueError if
+    peft cannot, or means layers of other methods.
+    """
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.integrations import gather_params_ctx
+
+    kind: Any = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
+
+    class Gathering(kind):
+        def _create_and_replace(
+            self, config: Any, name: str, target: nn.Module, *args: Any, **kwargs: Any
+        ) -> None:
+            check_layer(kwargs["current_key"], target)
+            # LoRA gathers for itself what it reads, and DeepSpeed forbids to do so twice.
+            gathered = [] if config.peft_type == "LORA" else list(target.parameters())
+            with gather_params_ctx(gathered) if gathered else nullcontext():
+                super()._create_and_replace(config, name, target, *args, **kwargs)
+
+    before = vars(model).get("peft_config")
+    assert before is None, "a method has left its config behind"
+    try:
+        with warnings.catch_warnings():
+            # It says of norms that it does not know their sizes, which it does not need.
+            warnings.filterwarnings("ignore", message="Unsupported layer type", module="peft")
+            Gathering(model, config, ADAPTER)
+    except (AttributeError, KeyError, NotImplementedError, TypeError) as error:
+        raise ValueError(f"peft cannot attach {config.peft_type.value}: {error}") from error
+    finally:
+        vars(model).pop("peft_config", None)
+    named = model.named_modules()
+    return {path: m for path, m in named if isinstance(m, BaseTunerLayer) and is_own(path)}
+
+
+def check_layer(path: str, layer: nn.Module) -> None:
+    """Errors: ValueError if peft's layer cannot stand behind a layer."""
+    if not is_own(path):
+        raise ValueError(
+            f"target_modules mean {path}, which another method has added; name paths or roles"
+        )
+    if isinstance(layer, nn.Embedding):
+        raise ValueError(f"{path} is an embedding; Peft extends linear layers and norms only")
+    if "forward" in vars(layer):
+        raise ValueError(f"{path}: its forward was replaced on the object itself; choose others")
+    if not all(map(is_plain, layer.parameters(recurse=False))):
+        raise ValueError(f"{path} is quantised, and peft's layers need its weights; use LoRA")
+
+
+class PeftExtension(LinearExtension):
+    """peft's layer around a layer, put behind it."""
+
+    def __init__(self, tuner: Any, layer: nn.Module) -> None:
+        super().__init__()
+        del tuner._modules["base_layer"]
+        self.tuner = tuner
+        self.tuner.__dict__["base_layer"] = Outside(layer)
+        renew(tuner)
+        self.optimizer_rules: OptimizerRules = {
+            f"{TUNER}.{name}": OptimizerRule() if is_matrix(p) else UNDECAYED
+            for name, p in tuner.named_parameters()
+        }
+        self.behind_zeros = [f"{TUNER}.{name}" for name in behind_zeros(tuner)]
+
+    def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """What peft's layer gives for the layer's input, where the layer gives `outputs`."""
+        outside: Outside = self.tuner.base_layer
+        outside.computed = inputs, outputs
+        try:
+            result: Tensor = self.tuner(inputs)
+        finally:
+            outside.computed = None
+        return result
+
+    def fold(self, layer: Extended) -> None:
+        """Change the layer's own weights as peft does."""
+        tuner = self.tuner
+        tuner.__dict__["base_layer"] = layer
+        if (norms := getattr(tuner, "ln_tuning_layers", None)) is not None:
+            for name, parameter in norms[ADAPTER].named_parameters():
+                layer.get_parameter(name).copy_(parameter)
+            return
+        try:
+            tuner.merge(safe_merge=True, adapter_names=[ADAPTER])
+        except (NotImplementedError, TypeError) as error:
+            raise ValueError(f"peft cannot merge {type(tuner).__name__}: {error}") from None
+
+
+class Outside:
+    """A layer as peft's layer sees it: all that it has, and as its forward pass what it has already
+    computed. It is no module, so it adds no names."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+        self.computed: tuple[Tensor, Tensor] | None = None
+        """An input of the layer, and its output so far."""
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """The output for the input, computed again only for a changed input."""
+        assert self.computed is not None, "peft's layer ran without the layer that it is behind"
+        known, outputs = self.computed
+        if inputs is known:
+            return outputs
+        kind = self.layer.kind if isinstance(self.layer, Extended) else type(self.layer)
+        result: Tensor = kind.forward(self.layer, inputs)
+        return result
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("layer", "computed") or name.startswith("__"):
+            raise AttributeError(name)  # not filled yet by pickle or deepcopy
+        return getattr(self.layer, name)
+
+
+def renew(tuner: nn.Module) -> None:
+    """Make a tuner's parameters new objects.
+
+    peft draws some and then gives them other values by `.data`; a tape of random draws knows the
+    object by its first values.
+    """
+    for module in tuner.modules():
+        for name, old in list(module._parameters.items()):
+            if old is not None:
+                module._parameters[name] = nn.Parameter(old.data, old.requires_grad)
+
+
+def is_matrix(tensor: Tensor) -> bool:
+    """True if at least two dimensions have more than one entry."""
+    return sum(size > 1 for size in tensor.shape) > 1
+
+
+def behind_zeros(tuner: nn.Module) -> list[str]:
+    """Tensors that are multiplied by others that begin as zeros, so that the product is nothing."""
+    named = {name: p for name, p in tuner.named_parameters() if p.requires_grad}
+    zeros = [name for name, p in named.items() if not p.is_meta and not p.any()]
+    alone = ("lora_magnitude_vector", "ln_tuning_layers")
+    return [n for n in named if zeros and n not in zeros and not n.startswith(alone)]

@@ -1,0 +1,115 @@
+"""Settings of peft's methods: which there are, and which a recipe can have."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Collection, Mapping
+from dataclasses import fields
+from typing import Any
+
+from vlds.runtime.near_names import guess
+
+TYPES = (
+    "C3A", "DELORA", "FOURIERFT", "GRALORA", "HIRA", "HRA", "LN_TUNING", "LOHA", "LOKR", "LORA",
+    "MISS", "OFT", "VERA", "WAVEFT",
+)  # fmt: skip
+"""Names of peft's PeftType that are known to work here."""
+RERUN = ("HRA", "LN_TUNING", "OFT")
+"""Those that compute the layer anew from its input, whatever stands behind it already."""
+OTHER_TYPES = {
+    "ADALORA": "its schedule reads gradients after each step, where no method is called; use LORA",
+    "IA3": "use vlds' own IA3",
+    "PROMPT_TUNING": "use vlds' own PromptTuning",
+    "PREFIX_TUNING": "use vlds' own PrefixTuning",
+}
+"""Others -> what to do."""
+ABOUT_FILES = frozenset(
+    {
+        "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version",
+        "revision", "task_type",
+    }
+)  # fmt: skip
+"""Settings that say what a file is for, and nothing about the method."""
+WHICH_LAYERS = frozenset({"exclude_modules", "layers_pattern", "layers_to_transform"})
+"""Settings that choose among layers; in files the layers' full paths replace them."""
+REFUSED = {
+    **dict.fromkeys(ABOUT_FILES, "vlds sets it"),
+    "bias": "name the method BitFit beside this one",
+    "modules_to_save": "name the method Full, or train the layers by a method of their own",
+    "trainable_token_indices": "vlds has no method for it",
+    "target_parameters": "methods extend layers, not parameters; name target_modules",
+    "layer_replication": "methods leave the backbone's layers as they are",
+    "megatron_config": "vlds does not run Megatron",
+    "loftq_config": "load a quantised backbone, and start from init_lora_weights: true",
+    "corda_config": "it needs gradients or states of data; use init_lora_weights: pissa",
+    "eva_config": "it needs states of data; use init_lora_weights: pissa",
+    "lora_ga_config": "it needs gradients of data; use init_lora_weights: pissa",
+    "arrow_config": "it routes between several adapters; there is one here",
+    "use_bdlora": "it is for serving several adapters",
+    "alora_invocation_tokens": "it reads the text that Hugging Face's forward pass gets",
+    "coft": "it changes weights in the forward pass, where the optimizer does not see it",
+    **dict.fromkeys(
+        (
+            "kasa_config",
+            "megatron_core",
+            "monteclora_config",
+            "qalora_group_size",
+            "runtime_config",
+            "use_qalora",
+            "velora_config",
+        ),
+        "it is not known to work here",
+    ),
+    "ensure_weight_tying": "vlds keeps tied layers tied",
+    "save_projection": "vlds always saves it, so that a run opens the same everywhere",
+}
+"""Settings of peft that a recipe cannot have, and why or what to do."""
+STARTS = ("gaussian", "olora", "orthogonal", "pissa")
+"""Words that `init_lora_weights` may be, beside true and false."""
+CHANGES_BASE = ("olora", "pissa")
+"""Those that take the adapter's first product out of the layer's own weights."""
+
+
+def peft_config(type: str, settings: Mapping[str, Any], target_modules: str | None = None) -> Any:
+    """peft's config; `target_modules` is a pattern of paths, None for that of the settings.
+
+    Errors: ValueError if peft is not installed, for types and settings that it does not know, and
+    for those that a recipe cannot have.
+    """
+    if type not in TYPES:
+        cure = OTHER_TYPES.get(type) or f"{guess(type, TYPES)}choose from: {', '.join(TYPES)}"
+        raise ValueError(f"type: got {type}; {cure}")
+    if importlib.util.find_spec("peft") is None:
+        raise ValueError("Peft needs the package peft; pip install 'vlds[peft]'")
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    kind = PEFT_TYPE_TO_CONFIG_MAPPING[type]
+    check_settings(settings, [f.name for f in fields(kind)])
+    given = dict(settings)
+    if target_modules is not None:
+        given["target_modules"] = target_modules
+    try:
+        return kind(**given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"settings: {error}") from None
+
+
+def check_settings(settings: Mapping[str, Any], known: Collection[str]) -> None:
+    """Errors: ValueError for settings that are unknown to peft's config, or that a recipe cannot
+    have."""
+    known = sorted(set(known) - REFUSED.keys())
+    for key, value in settings.items():
+        if key in REFUSED:
+            raise ValueError(f"settings.{key}: got {value!r}; {REFUSED[key]}")
+        if key not in known:
+            near = guess(key, known) or f"choose from: {', '.join(known)}"
+            raise ValueError(f"settings.{key}: peft has no such setting; {near.strip()}")
+    start = settings.get("init_weights", True)
+    if not isinstance(start, bool) and start != "lycoris":
+        raise ValueError(f"settings.init_weights: got {start}; choose true or false")
+    start = settings.get("init_lora_weights", True)
+    if not isinstance(start, bool) and start not in STARTS:
+        raise ValueError(
+            f"settings.init_lora_weights: got {start}; choose true, false or one of "
+            f"{', '.join(STARTS)}, which need no data and draw nothing for the backbone"
+        )

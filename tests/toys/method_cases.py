@@ -47,8 +47,10 @@ FAMILIES = pytest.mark.parametrize("family", [T5, Bart])
 
 
 def cost_of(family: str, name: str) -> list[pytest.MarkDecorator]:
-    """Marks of a test of one pair: T5 has all cases in each run, BART the first of each method."""
-    return [pytest.mark.slow] if family == "Bart" and " " in name else []
+    """Marks of a test of one pair: in each run, T5 has all cases but peft's many types, BART the
+    first of each method."""
+    is_variant = " " in name and (family == "Bart" or name.startswith("Peft"))
+    return [pytest.mark.slow] if is_variant else []
 
 
 PAIRS = pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from torch.distributed.run import parse_args as parse_torchrun
 
 import vlds.backbones
 import vlds.methods
+import vlds.models
 import vlds.tasks
 import vlds.vision
 from data_prep.cli import build_parser
@@ -364,8 +365,8 @@ def test_paths_in_prose_exist() -> None:
 def test_the_box_lists_what_there_is() -> None:
     """Pages name all tasks, methods, backbones, encoders, commands and configs, and no others."""
     readme = PAGES[0].read_text("utf-8")
-    for package in (vlds.tasks, vlds.methods, vlds.backbones, vlds.vision):
-        bases = {"Task", "Method", "Backbone", "VisionEncoder"}
+    for package in (vlds.tasks, vlds.methods, vlds.models, vlds.backbones, vlds.vision):
+        bases = {"Task", "Method", "ModelKind", "Backbone", "VisionEncoder"}
         for name in set(package.__all__) - bases:
             assert f"`{name}`" in readme, f"README does not name {name}"
     everything = "\n".join(page.read_text("utf-8") for page in PAGES)

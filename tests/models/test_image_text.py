@@ -204,6 +204,29 @@ def test_methods_train_and_answer(model_type: str, name: str) -> None:
         assert built.answer(model.batch([row], evaluation=True), decoding)[0].text == answer.text
 
 
+@pytest.mark.parametrize(
+    ("roles", "message"),
+    [
+        ({"backbon": {}}, "roles: 'backbon' is unknown; did you mean 'backbone'"),
+        ({"vision": {"attn_qq": []}}, "roles: 'attn_qq' is unknown; did you mean 'attn_q'"),
+    ],
+)
+def test_layers_of_unknown_parts_and_roles(
+    roles: dict[str, dict[str, list[str]]], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        ImageTextToText(path="x", roles=roles)
+
+
+def test_roles_that_a_recipe_names() -> None:
+    model = tiny("llava")
+    named = replace(model.kind, roles={"backbone": {"attn_q": ["layers.*.self_attn.k_proj"]}})
+    built = replace(model, kind=named).build({"m": LoRA(roles=["attn_q"], train_biases=False)})
+    assert {
+        name.split(".extensions")[0][-6:] for name, by in built.trained_by.items() if by == "m"
+    } == {"k_proj"}
+
+
 def test_a_method_in_the_tower() -> None:
     model = tiny("qwen2_vl")
     method = LoRA(part="vision", roles=["attn_qkv"], rank=2, train_biases=False)

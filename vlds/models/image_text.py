@@ -27,14 +27,17 @@ from vlds.models.quantised import (
     pack_shapes,
 )
 from vlds.models.recomputing import recompute_layers
-from vlds.models.roles import find_roles
+from vlds.models.roles import ROLES, find_roles
 from vlds.pretrained.files import reading
 from vlds.pretrained.hub import check_source
 from vlds.pretrained.weights import load_weights, quiet, unpartitioned
 from vlds.runtime.checks import at_least
+from vlds.runtime.near_names import guess
 from vlds.schema import NaturalSize, TargetModules
 from vlds.vision.base import on_meta
 
+PARTS = ("backbone", "vision")
+"""Parts in which the recipe can name layers."""
 Roles = dict[str, list[str]]
 
 
@@ -74,6 +77,13 @@ class ImageTextToText(ModelKind):
             )
         at_least(self, 1, "max_pixels", "num_images")
         check_has_source(self.bits, self.config)
+        for part, roles in self.roles.items():
+            for name, known in ((part, PARTS), *((role, ROLES) for role in roles)):
+                if name not in known:
+                    raise ValueError(
+                        f"roles: '{name}' is unknown; {guess(name, known)}choose from: "
+                        f"{', '.join(known)}"
+                    )
 
     @property
     def sources(self) -> dict[str, str]:

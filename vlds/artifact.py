@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class LoadedRun:
     processor: Any
     model: Model
 
-    @property
+    @cached_property
     def collator(self) -> Collator:
         """What makes the run's batches."""
         return self.recipe.model.collator(self.processor)

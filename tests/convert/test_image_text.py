@@ -22,7 +22,8 @@ from vlds.methods import IA3, Adapter, LoRA, Method, Peft
 
 FAST = ("qwen2_vl", "llava", "florence2")
 PEFT: dict[str, Method] = {
-    "lora": LoRA(rank=2, roles=["attn_q", "attn_out", "ffn_out"], train_biases=False),
+    # The default alpha's updates are so large here that folding shows float32's rounding.
+    "lora": LoRA(rank=2, alpha=2.0, roles=["attn_q", "attn_out", "ffn_out"], train_biases=False),
     "eyes": LoRA(rank=2, roles=["attn_out"], part="vision", train_biases=False),
     "ia3": IA3(),
     "dora": Peft(
@@ -84,10 +85,12 @@ def test_a_merged_folder_is_hugging_faces(model_type: str, world: Path, tmp_path
     expected = run.model.logits(model.batch(model.rows()))
     write_hf(fold_methods(run), tmp_path)
     theirs = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
-    assert torch.allclose(logits(theirs, run, model), expected, atol=1e-5)
+    limit = 1e-6 * expected.abs().max()
+    assert (logits(theirs, run, model) - expected).abs().max() <= limit
     again = load_run(tmp_path, torch.float32)
     assert again.recipe.methods == {}
-    assert torch.allclose(again.model.logits(model.batch(model.rows())), expected, atol=1e-5)
+    found = again.model.logits(model.batch(model.rows()))
+    assert (found - expected).abs().max() <= limit
     processor = AutoProcessor.from_pretrained(tmp_path)
     assert processor.chat_template == model.processor.chat_template
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from tests.toys.causal import TEMPLATE, write_tokenizer
@@ -116,3 +117,27 @@ def test_labels_are_the_answers_tokens(tmp_path: Path) -> None:
     assert evaluation.labels is None
     assert not evaluation.labels_on_prompt
     assert evaluation.attention_mask.sum(1).tolist() == lengths
+
+
+def test_an_answer_that_stands_apart_has_the_tokenizers_start(tmp_path: Path) -> None:
+    """As BART's, which begin with <s>; words to choose from are compared behind it."""
+    tokenizer = tokenizer_in(tmp_path, None)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|user|> $A <|eos|>", special_tokens=[("<|user|>", 3), ("<|eos|>", 1)]
+    )
+    chat = ChatFormat.of(tokenizer, answers_apart=True)
+    assert chat.answer_ids("red") == tokenizer("red")["input_ids"]
+    assert chat.start_ids == [3]
+    assert chat.first_ids("red") == chat.answer_ids("red")[1:-1]
+    assert len(chat.answer_ids("nothing but dark", 3)) == 3
+    assert ChatFormat.of(tokenizer).start_ids == []
+
+
+def test_words_to_choose_from_begin_as_answers_do(tmp_path: Path) -> None:
+    """With the blank that a template writes before an answer."""
+    before = "{% if message.role == 'assistant' %} {% endif %}"
+    spaced = TEMPLATE.replace("{{ message.content }}", before + "{{ message.content }}")
+    chat = ChatFormat.of(tokenizer_in(tmp_path, spaced))
+    assert chat.lead == " "
+    assert chat.answer_ids("red")[: len(chat.first_ids("red"))] == chat.first_ids("red")
+    assert chat.first_ids("red") != chat.ids("red")

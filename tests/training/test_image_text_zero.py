@@ -108,5 +108,5 @@ def test_unlike_rows_on_two_ranks(
     ):
         assert one + other == pytest.approx(loss, rel=1e-5)
         assert one_norm == other_norm
-        assert one_norm == pytest.approx(norm, rel=1e-3)
+        assert one_norm == pytest.approx(norm, rel=1e-4)
     assert alone[0] != alone[1], "the step has moved the weights"

@@ -31,6 +31,7 @@ from vlds.backbones.vocabulary import (
 from vlds.pretrained.files import reading
 from vlds.pretrained.hub import check_source, check_tokenizer
 from vlds.pretrained.weights import TIES, check_config, load_weights, read_config
+from vlds.runtime.checks import check_path_or_config
 from vlds.runtime.resources import find, shipped
 from vlds.schema import OptimizerRules, TargetModules
 
@@ -93,11 +94,7 @@ class Backbone(ABC):
     it."""
 
     def __post_init__(self) -> None:
-        if (self.path is None) == (self.config is None):
-            raise ValueError(
-                f"path: {self.path}, config: {self.config}; give exactly one of them: `path` for "
-                "pretrained weights, `config` for random ones"
-            )
+        check_path_or_config(self)
         for name in ("extra_tokens", "visual_tokens"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: got {getattr(self, name)}; give 0 or more")

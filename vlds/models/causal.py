@@ -11,11 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from transformers import (
-    CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoTokenizer,
     GenerationConfig,
-    PreTrainedConfig,
 )
 
 from vlds.backbones.base import unique_state
@@ -29,7 +27,8 @@ from vlds.models.recomputing import recompute_layers
 from vlds.models.steady_buffers import steady_buffers
 from vlds.pretrained.files import reading
 from vlds.pretrained.hub import check_source, check_tokenizer
-from vlds.pretrained.weights import check_config, load_weights, quiet, read_config
+from vlds.pretrained.weights import check_config, load_weights, read_any_config
+from vlds.runtime.checks import check_path_or_config
 from vlds.runtime.resources import find
 from vlds.schema import ImageSpec
 from vlds.vision.base import VisionEncoder, freeze, on_meta
@@ -66,11 +65,7 @@ class Causal(ModelKind):
     """Train the projector, which turns grid features into visual tokens."""
 
     def __post_init__(self) -> None:
-        if (self.path is None) == (self.config is None):
-            raise ValueError(
-                f"path: {self.path}, config: {self.config}; give exactly one of them: `path` for "
-                "pretrained weights, `config` for random ones"
-            )
+        check_path_or_config(self)
         for name in ("grid", "num_images"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -172,14 +167,8 @@ class Causal(ModelKind):
         """
         source = str(find(self.config)) if self.config is not None else str(self.path)
         field = f"model.{'config' if self.config is not None else 'path'}"
-        _, fields = read_config(PreTrainedConfig, source, field)
-        kind = fields.get("model_type")
-        if kind not in CONFIG_MAPPING:
-            raise ValueError(
-                f"{field}: {source} is a model of type {kind!r}, which this version of "
-                "transformers does not know; name another, or install a newer transformers"
-            )
-        config, _ = read_config(CONFIG_MAPPING[kind], source, field)
+        config = read_any_config(source, field)
+        kind = config.model_type
         is_text = config.get_text_config() is config and not config.is_encoder_decoder
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or not is_text:
             raise ValueError(
@@ -229,12 +218,7 @@ class Causal(ModelKind):
         """The language model and the tokenizer under Hugging Face's names, and a file for each
         other part."""
         assert isinstance(model, CausalModel)
-        names, state = model.pretrained_names(), model.backbone.state_dict()
-        with quiet():
-            model.backbone.save_pretrained(
-                folder, state_dict={name: state[name] for name in state if name in names}
-            )
-        model.processor.save_pretrained(folder)
+        model.save_backbone(folder)
         projector_file = folder / "projector.safetensors"
         projector = model.connector.state_dict()
         save_file({name: t.contiguous() for name, t in projector.items()}, projector_file)

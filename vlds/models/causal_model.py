@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlds.methods.extended import is_own, run_beside
+from vlds.methods.extended import run_beside
 from vlds.methods.host import CROSS_ATTENTION
 from vlds.models.answer_positions import pick_positions, picking
 from vlds.models.causal_answers import answers, without_answers
 from vlds.models.chat_format import ChatFormat
-from vlds.models.model import Answer, Model, Part
+from vlds.models.model import Answer, Model, Part, nll_at, targets_of
 from vlds.models.projector import Projector, packing, tokens_of_rows
 from vlds.models.roles import find_roles
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Decoding
@@ -80,6 +80,10 @@ class CausalModel(Model):
         assert self.chat is not None
         return [self.chat.answer_ids(answer) for answer in answers]
 
+    def choice_tokens(self, choice: str) -> list[int]:
+        assert self.chat is not None
+        return self.chat.first_ids(choice)
+
     def use_methods(self) -> None:
         """Errors: ValueError if a method has changed what the model's own class would not run."""
         for module in self.backbone.modules():
@@ -94,10 +98,6 @@ class CausalModel(Model):
         """Those of a vision encoder that is not frozen."""
         vision = self.vision
         return [] if vision.frozen else [(f"vision.{n}", b) for n, b in vision.named_buffers()]
-
-    def pretrained_names(self) -> set[str]:
-        """Names of the language model's own tensors: all but what methods have added."""
-        return {name for name in self.backbone.state_dict() if is_own(name)}
 
     def sizes(self, batch: Batch) -> Tensor:
         """(b, 1) tokens of the sequence, visual ones included."""
@@ -114,10 +114,7 @@ class CausalModel(Model):
     def nll(self, batch: Batch, visual: Tensor) -> Tensor:
         """`token_nll` with the visual tokens of the distinct images (u, v, d)."""
         logits, real = self.answer_logits(batch, visual)
-        precise = torch.promote_types(logits.dtype, torch.float32)
-        assert batch.labels is not None
-        nll = F.cross_entropy(logits.to(precise), batch.labels[real], reduction="none")
-        return nll.new_zeros(real.shape).masked_scatter(real, nll)
+        return nll_at(logits, targets_of(batch), real)
 
     def logits(self, batch: Batch) -> Tensor:
         """(b, l, w) for each token of the answer, given those before it; 0 elsewhere."""
@@ -127,9 +124,7 @@ class CausalModel(Model):
 
     def answer_logits(self, batch: Batch, visual: Tensor) -> tuple[Tensor, Tensor]:
         """(k, w) for the k tokens of all answers, row by row; where they are (b, l)."""
-        if batch.labels is None:
-            raise ValueError("labels: this batch has no targets; train on a split that has answers")
-        real = batch.labels != IGNORED_LABEL
+        real = targets_of(batch) != IGNORED_LABEL
         sequences = self.sequences(batch, visual, real)
         # The position before a token predicts it.
         return self.logits_at(sequences, F.pad(sequences.labelled[:, 1:], (0, 1))), real

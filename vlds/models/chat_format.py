@@ -112,6 +112,10 @@ class ChatFormat:
             return ids
         return [*ids[: max(0, limit - len(self.tail_ids))], *self.tail_ids]
 
+    def first_ids(self, answer: str) -> list[int]:
+        """Tokens of an answer behind those of `start_ids`, without its tail."""
+        return self.ids(self.lead + answer)
+
     @cached_property
     def start_ids(self) -> list[int]:
         """Tokens before the first real one of an answer that stands apart."""

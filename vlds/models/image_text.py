@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from vlds.backbones.base import unique_state
 from vlds.methods.extended import is_own
@@ -30,9 +30,10 @@ from vlds.models.recomputing import recompute_layers
 from vlds.models.roles import ROLES, find_roles
 from vlds.pretrained.files import reading
 from vlds.pretrained.hub import check_source
-from vlds.pretrained.weights import load_weights, quiet, unpartitioned
-from vlds.runtime.checks import at_least
+from vlds.pretrained.weights import load_weights, read_any_config, unpartitioned
+from vlds.runtime.checks import at_least, check_path_or_config
 from vlds.runtime.near_names import guess
+from vlds.runtime.resources import find
 from vlds.schema import NaturalSize, TargetModules
 from vlds.vision.base import on_meta
 
@@ -70,11 +71,7 @@ class ImageTextToText(ModelKind):
     rule for layers' names does not find them."""
 
     def __post_init__(self) -> None:
-        if (self.path is None) == (self.config is None):
-            raise ValueError(
-                f"path: {self.path}, config: {self.config}; give exactly one of them: `path` for "
-                "pretrained weights, `config` for random ones"
-            )
+        check_path_or_config(self)
         at_least(self, 1, "max_pixels", "num_images")
         check_has_source(self.bits, self.config)
         for part, roles in self.roles.items():
@@ -148,12 +145,9 @@ class ImageTextToText(ModelKind):
 
         Errors: ValueError if it cannot be read, or is no image-text model's.
         """
-        source = self.config or str(self.path)
+        source = str(find(self.config)) if self.config is not None else str(self.path)
         name = f"model.{'config' if self.config else 'path'}"
-        if self.path is not None:
-            check_source(self.path, name)
-        with reading(f"{name}: cannot read the model's config from {source}", "copy it again"):
-            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = read_any_config(source, name)
         if type(config) not in AutoModelForImageTextToText._model_mapping:
             raise ValueError(
                 f"{name}: {source} is a {config.model_type} model, which takes no pictures and "
@@ -237,9 +231,5 @@ class ImageTextToText(ModelKind):
         """The model and the processor, as Hugging Face saves them."""
         assert isinstance(model, ImageTextModel)
         check_writable_whole(self.bits)
-        state: Mapping[str, torch.Tensor] = model.backbone.state_dict()
-        own = {name: tensor for name, tensor in state.items() if is_own(name)}
-        with quiet():
-            model.backbone.save_pretrained(folder, state_dict=own)
-        model.processor.save_pretrained(folder)
+        model.save_backbone(folder)
         return replace(self, path=str(folder), config=None, processor=None, train_connector=False)

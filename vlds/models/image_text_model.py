@@ -18,7 +18,7 @@ from vlds.models.answer_positions import pick_positions, picking
 from vlds.models.chat_format import ChatFormat
 from vlds.models.generation import best_choice
 from vlds.models.image_text_collate import EncodedRow, ImageTextCollator
-from vlds.models.model import Answer, Model, Part
+from vlds.models.model import Answer, Model, Part, nll_at, targets_of
 from vlds.models.written_answers import Writer, as_answer, left_padded
 from vlds.schema import IGNORED_LABEL, Batch, Decoding
 
@@ -66,16 +66,11 @@ class ImageTextModel(Model):
     # Training.
 
     def token_nll(self, batch: Batch) -> Tensor:
-        if batch.labels is None:
-            raise ValueError("labels: this batch has no targets; train on a split that has answers")
-        labels = batch.labels
+        labels = targets_of(batch)
         if not self.answers_apart:  # the token before each label predicts it
             labels = F.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)
         real = labels != IGNORED_LABEL
-        logits = self.logits_at(batch, real)
-        precise = torch.promote_types(logits.dtype, torch.float32)
-        nll = F.cross_entropy(logits.to(precise), labels[real], reduction="none")
-        return nll.new_zeros(real.shape).masked_scatter(real, nll)
+        return nll_at(self.logits_at(batch, real), labels, real)
 
     def logits(self, batch: Batch) -> Tensor:
         """(b, l, w) after each token of the row, or (b, t, w) for each token of the answer."""
@@ -203,9 +198,8 @@ class ImageTextModel(Model):
         pairs = zip(chosen, confidences.tolist(), strict=True)
         return [Answer(choices[number], confidence, None) for number, confidence in pairs]
 
-    def choice_ids(self, choices: Sequence[str]) -> list[list[int]]:
-        ids = [self.chat.answer_ids(choice) for choice in choices]
-        return self.checked_choices(choices, ids)
+    def choice_tokens(self, choice: str) -> list[int]:
+        return self.chat.first_ids(choice)
 
     def answer_tokens(self, answers: Sequence[str]) -> list[list[int]]:
         return [self.chat.answer_ids(answer) for answer in answers]

@@ -22,7 +22,6 @@ from vlds.models.kind import ModelKind
 from vlds.models.model import BACKBONE_PREFIX, Model, Sources
 from vlds.models.recomputing import recompute_layers
 from vlds.models.visual_embedding import VisualEmbedding, VisualEmbeddingConfig
-from vlds.pretrained.weights import quiet
 from vlds.schema import ImageSpec
 from vlds.vision.base import VisionEncoder, freeze, load_weights
 
@@ -159,12 +158,7 @@ class JointSeq2Seq(ModelKind):
         """The backbone and the tokenizer under Hugging Face's names, and a file for each other
         part."""
         assert isinstance(model, JointModel)
-        names, state = model.pretrained_names(), model.backbone.state_dict()
-        with quiet():
-            model.backbone.save_pretrained(
-                folder, state_dict={name: state[name] for name in state if name in names}
-            )
-        model.processor.save_pretrained(folder)
+        model.save_backbone(folder)
         embedding_file = folder / "visual_embedding.safetensors"
         embedding = model.visual_embedding.state_dict()
         save_file({name: t.contiguous() for name, t in embedding.items()}, embedding_file)

@@ -13,16 +13,15 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vlds.backbones.attention import beams_share_states, use_extensions
 from vlds.backbones.base import Backbone
-from vlds.methods.extended import is_own, run_beside
+from vlds.methods.extended import run_beside
 from vlds.models.cached_decoder import CachedDecoder
 from vlds.models.generation import answers, best_choice, generate_ids, token_means
 from vlds.models.hypotheses import Written
-from vlds.models.model import Answer, Model, Part
+from vlds.models.model import Answer, Model, Part, nll_at, targets_of
 from vlds.models.visual_embedding import VisualEmbedding
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Decoding
 from vlds.vision.base import GridEncoder, VisionEncoder
@@ -65,15 +64,13 @@ class JointModel(Model):
         vision = self.vision
         return [] if vision.frozen else [(f"vision.{n}", b) for n, b in vision.named_buffers()]
 
-    def pretrained_names(self) -> set[str]:
-        """Names of the backbone's own tensors, relative to the backbone: all but what methods have
-        added."""
-        return {name for name in self.backbone.state_dict() if is_own(name)}
-
     def answer_tokens(self, answers: Sequence[str]) -> list[list[int]]:
         """As targets are tokenized, with special tokens at the start."""
         ids: list[list[int]] = self.tokenizer(list(answers), add_special_tokens=True)["input_ids"]
         return ids
+
+    def choice_tokens(self, choice: str) -> list[int]:
+        return list(self.tokenizer(choice, add_special_tokens=False)["input_ids"])
 
     def sizes(self, batch: Batch) -> Tensor:
         """(b, 3) visual tokens, target tokens and prompt tokens."""
@@ -88,14 +85,11 @@ class JointModel(Model):
     def token_nll(self, batch: Batch) -> Tensor:
         """(b, t) negative log-likelihood of each target token, 0 on padding, in at least
         float32."""
-        if batch.labels is None:
-            raise ValueError("labels: this batch has no targets; train on a split that has answers")
+        labels = targets_of(batch)
         # Logits over the vocabulary are the largest tensor of a step, so padding has none.
-        real = batch.labels != IGNORED_LABEL
+        real = labels != IGNORED_LABEL
         logits = self.vocabulary_logits(self.target_states(batch)[real])
-        precise = torch.promote_types(logits.dtype, torch.float32)
-        nll = F.cross_entropy(logits.to(precise), batch.labels[real], reduction="none")
-        return nll.new_zeros(real.shape).masked_scatter(real, nll)
+        return nll_at(logits, labels, real)
 
     def logits(self, batch: Batch) -> Tensor:
         """(b, t, w) for each target token, given those before it."""

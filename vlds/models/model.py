@@ -9,18 +9,22 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlds.backbones.base import unique_state
+from vlds.methods.extended import is_own
 from vlds.methods.routing import TaskRouting
 from vlds.models.answer_list import AnswerList, read_answers
 from vlds.models.counts import Counts
 from vlds.models.quantised import follow_weights
 from vlds.models.steady_buffers import steady_buffers
+from vlds.pretrained.weights import quiet
 from vlds.schema import Batch, Decoding, OptimizerRules, TargetModules
 
 
@@ -124,6 +128,10 @@ class Model(nn.Module, ABC):
         """Tokens of answers as the model writes them, with the end."""
 
     @abstractmethod
+    def choice_tokens(self, choice: str) -> list[int]:
+        """Tokens of a word where the real part of an answer begins."""
+
+    @abstractmethod
     def sizes(self, batch: Batch) -> Tensor:
         """(b, k) tokens of each kind that a row has, whose largest values set the padding of all
         rows computed together."""
@@ -182,16 +190,7 @@ class Model(nn.Module, ABC):
         Errors: ValueError if two of them begin with the same token, so that they cannot be told
         apart.
         """
-        ids = [
-            list(self.tokenizer(word, add_special_tokens=False)["input_ids"]) for word in choices
-        ]
-        return self.checked_choices(choices, ids)
-
-    def checked_choices(self, choices: Sequence[str], ids: list[list[int]]) -> list[list[int]]:
-        """The ids of choices.
-
-        Errors: ValueError as `choice_ids`.
-        """
+        ids = [self.choice_tokens(choice) for choice in choices]
         firsts = {tuple(tokens[:1]) for tokens in ids}
         if len(firsts) < len(ids) or () in firsts:
             raise ValueError(
@@ -201,6 +200,19 @@ class Model(nn.Module, ABC):
         return ids
 
     # What it is made of.
+
+    def pretrained_names(self) -> set[str]:
+        """Names of the backbone's own tensors, relative to the backbone: all but what methods have
+        added."""
+        return {name for name in self.backbone.state_dict() if is_own(name)}
+
+    def save_backbone(self, folder: Path) -> None:
+        """Write the backbone, without methods, and the processor as Hugging Face saves them."""
+        names, state = self.pretrained_names(), self.backbone.state_dict()
+        own = {name: tensor for name, tensor in state.items() if name in names}
+        with quiet():
+            self.backbone.save_pretrained(folder, state_dict=own)
+        self.processor.save_pretrained(folder)
 
     def unique_state(self) -> Iterator[tuple[str, Tensor]]:
         """Parameters and saved buffers, tied ones once."""
@@ -218,3 +230,21 @@ class Model(nn.Module, ABC):
         """Weights by part, tied ones once, without the vision encoder, as in VL-Adapter's
         percentages."""
         return Counts.of(self)
+
+
+def targets_of(batch: Batch) -> Tensor:
+    """A batch's labels.
+
+    Errors: ValueError if it has none.
+    """
+    if batch.labels is None:
+        raise ValueError("labels: this batch has no targets; train on a split that has answers")
+    return batch.labels
+
+
+def nll_at(logits: Tensor, labels: Tensor, real: Tensor) -> Tensor:
+    """Logits (n, w) of the labels where `real` is true, row by row -> their negative log-likelihood
+    in the shape of the labels, 0 elsewhere, in at least float32."""
+    precise = torch.promote_types(logits.dtype, torch.float32)
+    nll = F.cross_entropy(logits.to(precise), labels[real], reduction="none")
+    return nll.new_zeros(real.shape).masked_scatter(real, nll)

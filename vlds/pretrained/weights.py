@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.integrations import deepspeed as hf_deepspeed
 from transformers.utils import logging
 
@@ -46,6 +47,21 @@ def read_config(config_class: Any, source: str, field: str) -> tuple[Any, dict[s
         if not isinstance(fields.get(TIES, True), bool):
             raise TypeError(f"{TIES} is {fields[TIES]!r}, true or false expected")
     return config, fields
+
+
+def read_any_config(source: str, field: str) -> Any:
+    """The config of a model of any type that transformers knows.
+
+    Errors: SourceError if it cannot be read, or is of a type that transformers does not know.
+    """
+    _, fields = read_config(PreTrainedConfig, source, field)
+    kind = fields.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        raise SourceError(
+            f"{field}: {source} is a model of type {kind!r}, which this version of transformers "
+            "does not know; name another, or install a newer transformers"
+        )
+    return read_config(CONFIG_MAPPING[kind], source, field)[0]
 
 
 def check_config(

@@ -19,6 +19,15 @@ def at_least(config: Any, minimum: int, *names: str) -> None:
             raise ValueError(f"{name}: got {value}; give {minimum} or more")
 
 
+def check_path_or_config(config: Any) -> None:
+    """Errors: ValueError unless one of the fields `path` and `config` is set, and not both."""
+    if (config.path is None) == (config.config is None):
+        raise ValueError(
+            f"path: {config.path}, config: {config.config}; give exactly one of them: `path` for "
+            "pretrained weights, `config` for random ones"
+        )
+
+
 def is_number(value: object) -> bool:
     """True for any float, NaN included, and for a whole number that fits 64 bits."""
     return isinstance(value, float) or (type(value) is int and abs(value) < LARGEST)

@@ -13,6 +13,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from vlds.pretrained.hub import check_source
 from vlds.pretrained.weights import check_config, load_weights, read_config
+from vlds.runtime.checks import check_path_or_config
 from vlds.runtime.resources import find
 from vlds.schema import ImageSpec
 from vlds.vision.base import Geometry, GridEncoder, VisionEncoder, on_meta
@@ -50,8 +51,7 @@ class ClipVision(VisionEncoder):
     }
 
     def __post_init__(self) -> None:
-        if (self.path is None) == (self.config is None):
-            raise ValueError(f"path: {self.path}, config: {self.config}; give exactly one of them")
+        check_path_or_config(self)
 
     def read_config(self) -> Any:
         """The vision part's Hugging Face config."""

@@ -16,6 +16,8 @@ from torch import Tensor
 from vlds.methods.extended import InputExtension, extended
 
 NAME = "answer_positions"
+Picked = Tensor | tuple[Tensor, Tensor]
+"""A mask (b, l), whose positions are read row by row; or rows (k,) and columns (k,)."""
 
 
 class AnswerPositions(InputExtension):
@@ -23,10 +25,10 @@ class AnswerPositions(InputExtension):
 
     def __init__(self) -> None:
         super().__init__()
-        self.mask: Tensor | None = None
+        self.picked: Picked | None = None
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return inputs if self.mask is None else inputs[self.mask]
+        return inputs if self.picked is None else inputs[self.picked]
 
 
 def pick_positions(model: Any) -> AnswerPositions:
@@ -37,10 +39,10 @@ def pick_positions(model: Any) -> AnswerPositions:
 
 
 @contextmanager
-def picking(positions: AnswerPositions, mask: Tensor) -> Iterator[None]:
-    """Inside, the head computes the positions of `mask` (b, l) only, row by row."""
-    positions.mask = mask
+def picking(positions: AnswerPositions, picked: Picked) -> Iterator[None]:
+    """Inside, the head computes these positions only."""
+    positions.picked = picked
     try:
         yield
     finally:
-        positions.mask = None
+        positions.picked = None

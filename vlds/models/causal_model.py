@@ -23,6 +23,7 @@ from vlds.models.chat_format import ChatFormat
 from vlds.models.model import Answer, Model, Part, nll_at, targets_of
 from vlds.models.projector import Projector, packing, tokens_of_rows
 from vlds.models.roles import find_roles
+from vlds.models.shared_starts import Lines, can_share_starts, share_starts
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Decoding
 from vlds.vision.base import GridEncoder, VisionEncoder
 
@@ -31,6 +32,9 @@ CURES: dict[str, str] = dict.fromkeys(
     "A causal model has no cross-attention; choose other roles, or another method",
 )
 """Roles of encoder-decoders -> what to choose instead."""
+
+NO_TEXT = -1
+"""Stands for the number of a visual token, or of a method's prompt."""
 
 
 class Sequences(NamedTuple):
@@ -42,6 +46,8 @@ class Sequences(NamedTuple):
     """(b, s) bool, False on padding."""
     labelled: Tensor
     """(b, s) bool, True for tokens of the answer."""
+    tokens: Tensor
+    """(b, s) int64 numbers of the text's tokens; NO_TEXT elsewhere."""
 
 
 class CausalModel(Model):
@@ -68,6 +74,7 @@ class CausalModel(Model):
         roles = find_roles(backbone, init_std)
         self.roles = replace(roles, cures={**roles.cures, **CURES})
         self.answer_positions = pick_positions(backbone)
+        self.shares_starts = can_share_starts(backbone)
 
     @property
     def parts(self) -> dict[str, Part]:
@@ -126,8 +133,37 @@ class CausalModel(Model):
         """(k, w) for the k tokens of all answers, row by row; where they are (b, l)."""
         real = targets_of(batch) != IGNORED_LABEL
         sequences = self.sequences(batch, visual, real)
+        if self.shares_starts and (lines := self.lines_of(batch, sequences)) is not None:
+            return self.logits_of_lines(sequences, lines), real
         # The position before a token predicts it.
         return self.logits_at(sequences, F.pad(sequences.labelled[:, 1:], (0, 1))), real
+
+    def lines_of(self, batch: Batch, sequences: Sequences) -> Lines | None:
+        """How rows share their first tokens, if they do."""
+        return share_starts(
+            sequences.tokens.cpu(),
+            sequences.mask.sum(1).cpu(),
+            sequences.labelled.sum(1).cpu(),
+            batch.task_index,
+            batch.image_index.cpu(),
+        )
+
+    def logits_of_lines(self, sequences: Sequences, lines: Lines) -> Tensor:
+        """(k, w) for the k tokens of all answers, row by row."""
+        embeds, device = sequences.embeds, sequences.embeds.device
+        self.routing.set(lines.tasks, device)
+        visible = lines.visible.to(device)
+        hidden = torch.finfo(embeds.dtype).min
+        with picking(self.answer_positions, lines.predicting):
+            logits: Tensor = self.backbone(
+                inputs_embeds=embeds.flatten(0, 1)[lines.source.to(device)],
+                attention_mask=torch.zeros_like(visible, dtype=embeds.dtype).masked_fill(
+                    ~visible, hidden
+                ),
+                position_ids=lines.positions.to(device),
+                use_cache=False,
+            ).logits
+        return logits
 
     def logits_at(self, sequences: Sequences, positions: Tensor) -> Tensor:
         """(k, w) at the k positions (b, s) that are True, row by row."""
@@ -156,13 +192,17 @@ class CausalModel(Model):
             embeds.insert(0, prompts)
             masks.insert(0, masks[0].new_ones(prompts.shape[:2]))
         joined, mask = torch.cat(embeds, 1), torch.cat(masks, 1)
+        length = batch.input_ids.shape[1]
+        tokens = torch.full_like(mask, NO_TEXT, dtype=torch.long)
+        tokens[:, -length:] = batch.input_ids
         labelled = torch.zeros_like(mask)
         if real is not None:
-            labelled[:, -real.shape[1] :] = real
+            labelled[:, -length:] = real
         # Gaps of absent images would move the positions behind them.
         places = packing(mask, left=left)
         joined = joined.gather(1, places[..., None].expand(-1, -1, joined.shape[2]))
-        return Sequences(joined, mask.gather(1, places), labelled.gather(1, places))
+        gathered = (values.gather(1, places) for values in (mask, labelled, tokens))
+        return Sequences(joined, *gathered)
 
     def visual_tokens(self, batch: Batch) -> Tensor:
         """(u, v, d) visual tokens of the distinct images; of an empty image if there are none, so

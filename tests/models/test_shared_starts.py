@@ -1,0 +1,137 @@
+"""Rows that begin alike are computed together, with the numbers that each has alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.toys.causal import SIZES, batch, build, kind_in, rows, save_model
+from vlds.methods import Adapter, LoRA, Method, PromptTuning
+from vlds.models.causal_model import CausalModel
+from vlds.models.shared_starts import share_starts
+from vlds.schema import Example, Row
+
+QUESTIONS = [
+    "what colour is it?",
+    "what colour is it now?",
+    "it",
+    "is it dark",
+    "what colour is it?",
+]
+SHARING = ("llama", "qwen2", "phi3")
+NO_QUERIES = ("phi3", "prompt")
+"""Prompts look for a layer of queries alone."""
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a saved model of each type."""
+    folder = tmp_path_factory.mktemp("causal")
+    for kind in SIZES:
+        save_model(folder / kind, kind)
+    return folder
+
+
+def questions(task: int = 0, images: range = range(1)) -> list[Row]:
+    """Five questions about the same pictures."""
+    return [
+        Row(Example(f"q{task}{n}", "vqa", text, f"{n} red"), task, 40, 20, images)
+        for n, text in enumerate(QUESTIONS)
+    ]
+
+
+def mixed() -> list[Row]:
+    """Questions about three choices of pictures and of two tasks, in no order; one has no
+    answer."""
+    silent = rows()[3]._replace(example=replace(rows()[3].example, target=None))
+    groups = [
+        questions(),
+        questions(1),
+        questions(1, range(0, 2)),
+        [*questions(0, range(0)), silent],
+    ]
+    return [group[n] for n in range(6) for group in groups if n < len(group)]
+
+
+def nll_and_gradients(model: CausalModel, chosen: list[Row], kind: object) -> list[Tensor]:
+    """Each token's loss, and the gradient of each weight that trains."""
+    model.zero_grad()
+    nll = model.token_nll(batch(kind, chosen))  # type: ignore[arg-type]
+    (nll * torch.linspace(0.5, 1.5, len(nll))[:, None]).sum().backward()
+    trained = [p.grad for p in model.parameters() if p.requires_grad]
+    return [nll.detach(), *(grad for grad in trained if grad is not None)]
+
+
+METHODS: dict[str, Method] = {
+    "adapter": Adapter(sharing="multiple", reduction=2),
+    "lora": LoRA(rank=2, roles=["attn_out", "ffn_in"], sharing="multiple", train_biases=False),
+    "prompt": PromptTuning(length=3, sharing="multiple"),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [(kind, method) for kind in SHARING for method in METHODS if (kind, method) != NO_QUERIES],
+)
+def test_numbers_are_those_of_each_row(kind: str, method: str, saved: Path) -> None:
+    chosen = kind_in(saved / kind)
+    model = build(chosen, {"method": METHODS[method]}, torch.float64).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.3)
+    assert model.shares_starts
+    together = nll_and_gradients(model, mixed(), chosen)
+    model.shares_starts = False
+    apart = nll_and_gradients(model, mixed(), chosen)
+    assert len(together) == len(apart) > 2
+    for mine, expected in zip(together, apart, strict=True):
+        # Norms compute in float32.
+        assert torch.allclose(mine, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", sorted({*SIZES} - {*SHARING}))
+def test_other_positions_and_attention_keep_a_row_each(kind: str, saved: Path) -> None:
+    """OPT learns its positions, and layers of Gemma 2 see a window."""
+    assert not build(kind_in(saved / kind)).shares_starts
+
+
+def test_fewer_tokens_are_computed(saved: Path) -> None:
+    """A start is computed once: the picture's 4 tokens, and the template's."""
+    chosen = kind_in(saved / "llama")
+    model = build(chosen).eval()
+    examples = batch(chosen, questions())
+    computed = []
+    model.backbone.model.layers[0].register_forward_pre_hook(
+        lambda _, inputs: computed.append(inputs[0].shape[:2])
+    )
+    model.token_nll(examples)
+    lengths = 4 + examples.attention_mask.sum(1)
+    ids = examples.input_ids
+    start = 4 + int((ids == ids[:1]).all(0).long().cumprod(0).sum())
+    assert start == 5
+    assert computed == [(1, int(lengths.sum()) - 4 * start)]
+
+
+def test_a_start_ends_before_the_answers() -> None:
+    """Rows that are equal up to their answers: the last word before these is each row's own."""
+    tokens = torch.tensor([[5, 6, 7, 1, 2], [5, 6, 7, 1, 2]])
+    lengths, labels = torch.tensor([5, 4]), torch.tensor([2, 1])
+    lines = share_starts(tokens, lengths, labels, torch.zeros(2), torch.zeros(2, 1))
+    assert lines is not None
+    assert lines.source.tolist() == [[0, 1, 2, 3, 4, 7, 8]]
+    assert lines.positions.tolist() == [[0, 1, 2, 3, 4, 2, 3]]
+    assert [places.tolist() for places in lines.predicting] == [[0, 0, 0], [2, 3, 5]]
+    seen = lines.visible[0, 0]
+    assert seen[5].tolist() == [True, True, False, False, False, True, False]
+
+
+def test_unlike_rows_stay_as_they_are() -> None:
+    tokens = torch.arange(8).view(2, 4)
+    lengths, labels = torch.tensor([4, 4]), torch.tensor([1, 1])
+    assert share_starts(tokens, lengths, labels, torch.zeros(2), torch.arange(2)[:, None]) is None

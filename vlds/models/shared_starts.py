@@ -1,0 +1,204 @@
+"""Rows that begin alike share their first tokens: questions about one picture.
+
+The language model computes the picture and the words before the question once for all rows that
+have them in common. What follows in each row stands behind them, and attends to the start and to
+itself. Positions stay those of the row alone, and so do the numbers. Groups of rows fill lines up
+to the longest group, so that little padding is computed; no line mixes tasks, whose weights may
+differ.
+
+Shapes: b rows, s tokens of the longest row, g lines, t tokens of the longest line.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+MOST_ROWS = 16
+"""Rows that share a start at most: attention computes all pairs of tokens of a line."""
+MASKED_ATTENTION = ("sdpa", "eager")
+"""Implementations of attention that take a mask of pairs."""
+START, PADDING = -1, -2
+"""Stand for the row of a token that all rows of its group share, and for that of padding."""
+
+
+class Span(NamedTuple):
+    """Tokens of a row that stand side by side in a line."""
+
+    group: int
+    """The first row of the group."""
+    row: int
+    owner: int
+    """The row that alone sees them; START if the whole group does."""
+    begin: int
+    end: int
+
+
+class Lines(NamedTuple):
+    """Where the tokens of the lines come from, and what they see."""
+
+    source: Tensor
+    """(g, t) index into all tokens of the rows (b * s); any on padding."""
+    positions: Tensor
+    """(g, t) each token's position in its row."""
+    visible: Tensor
+    """(g, 1, t, t) bool, True where a token attends to another."""
+    predicting: tuple[Tensor, Tensor]
+    """Lines (k,) and places in them (k,) of the tokens that predict the labels, row by row."""
+    tasks: Tensor
+    """(g,) on the CPU."""
+
+
+@dataclass
+class Group:
+    """Rows with one start."""
+
+    task: int
+    rows: list[int]
+    start: int
+    """Tokens that the rows have in common."""
+    length: int
+    """Tokens of the whole group."""
+
+
+@dataclass
+class Line:
+    """Groups of one task, one behind the other."""
+
+    task: int
+    length: int = 0
+    groups: list[Group] = field(default_factory=list)
+
+
+def can_share_starts(model: Any) -> bool:
+    """True if the states of a Hugging Face model depend on positions and visible tokens alone:
+    rotary positions and full attention in all layers."""
+    config = model.config
+    full = {"full_attention"}
+    layers = set(getattr(config, "layer_types", None) or (full if no_window(config) else ()))
+    return (
+        getattr(config, "rope_parameters", None) is not None
+        and layers == full
+        and config._attn_implementation in MASKED_ATTENTION
+        and "position_ids" in inspect.signature(model.forward).parameters
+    )
+
+
+def no_window(config: Any) -> bool:
+    """True if every token sees all tokens before it."""
+    return getattr(config, "sliding_window", None) is None
+
+
+def share_starts(
+    tokens: Tensor, lengths: Tensor, num_labels: Tensor, tasks: Tensor, pictures: Tensor
+) -> Lines | None:
+    """How rows share their starts; None if that saves no token. All arguments on the CPU.
+
+    `tokens` (b, s): numbers of the rows' tokens, padded on the right; the last `num_labels`
+    (b,) of `lengths` (b,) are labels. Visual tokens may have any number: rows share a start if
+    they have the same task (b,) and the same `pictures` (b, n).
+    """
+    groups = list(groups_of(tokens, lengths, num_labels, tasks, pictures))
+    lines = fill_lines(groups)
+    longest = max(line.length for line in lines)
+    if len(lines) * longest >= tokens.numel():
+        return None
+    return lay_out(lines, tokens.shape[1], lengths.tolist(), num_labels.tolist())
+
+
+def groups_of(
+    tokens: Tensor, lengths: Tensor, num_labels: Tensor, tasks: Tensor, pictures: Tensor
+) -> Iterator[Group]:
+    """Rows of one task and the same pictures, in the order of their first rows."""
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for row, key in enumerate(zip(tasks.tolist(), *pictures.T.tolist(), strict=True)):
+        alike.setdefault(key, []).append(row)
+    for (task, *_), rows in alike.items():
+        for first in range(0, len(rows), MOST_ROWS):
+            some = rows[first : first + MOST_ROWS]
+            # The last token before the labels predicts the first of them: each row has its own.
+            limit = int((lengths - num_labels)[some].min()) - 1
+            equal = (tokens[some] == tokens[some[0]]).all(0)
+            start = min(limit, int(equal.long().cumprod(0).sum()))
+            yield Group(task, some, start, start + int((lengths[some] - start).sum()))
+
+
+def fill_lines(groups: Sequence[Group]) -> list[Line]:
+    """Long groups first, each into the first line with room for it."""
+    longest = max(group.length for group in groups)
+    lines: list[Line] = []
+    for group in sorted(groups, key=lambda group: -group.length):
+        fitting = (
+            line for line in lines
+            if line.task == group.task and line.length + group.length <= longest
+        )  # fmt: skip
+        line = next(fitting, None)
+        if line is None:
+            line = Line(group.task)
+            lines.append(line)
+        line.groups.append(group)
+        line.length += group.length
+    return lines
+
+
+def lay_out(
+    lines: Sequence[Line], width: int, lengths: Sequence[int], num_labels: Sequence[int]
+) -> Lines:
+    """`width`: s."""
+    spans = [list(spans_of(line, lengths)) for line in lines]
+    steps = [[torch.arange(span.begin, span.end) for span in line] for line in spans]
+    counts = [torch.tensor([len(step) for step in line]) for line in steps]
+
+    def by_token(name: str) -> Tensor:
+        """(g, t) a number of each token's span."""
+        values = [torch.tensor([getattr(span, name) for span in line]) for line in spans]
+        repeated = [
+            each.repeat_interleave(count) for each, count in zip(values, counts, strict=True)
+        ]
+        return pad_sequence(repeated, batch_first=True, padding_value=PADDING)
+
+    positions = pad_sequence([torch.cat(line) for line in steps], batch_first=True)
+    return Lines(
+        source=by_token("row").clamp(min=0) * width + positions,
+        positions=positions,
+        visible=visible(by_token("group"), by_token("owner")),
+        predicting=predicting(spans, num_labels),
+        tasks=torch.tensor([line.task for line in lines]),
+    )
+
+
+def spans_of(line: Line, lengths: Sequence[int]) -> Iterator[Span]:
+    """The start of each group, then what follows it in each row."""
+    for group in line.groups:
+        first = group.rows[0]
+        yield Span(first, first, START, 0, group.start)
+        yield from (Span(first, row, row, group.start, lengths[row]) for row in group.rows)
+
+
+def visible(group: Tensor, owner: Tensor) -> Tensor:
+    """(g, 1, t, t): a token sees the tokens before it of its group's start and of its own row."""
+    alike = group[:, :, None] == group[:, None, :]
+    seen = (owner[:, None, :] == START) | (owner[:, :, None] == owner[:, None, :])
+    return (alike & seen).tril()[:, None]
+
+
+def predicting(spans: Sequence[Sequence[Span]], num_labels: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Lines (k,) and places in them (k,) of the tokens before the labels, row by row."""
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    for number, line in enumerate(spans):
+        place = 0
+        for span in line:
+            place += span.end - span.begin
+            if span.owner != START:
+                places = torch.arange(place - num_labels[span.row], place) - 1
+                found[span.row] = torch.full_like(places, number), places
+    in_order = [found[row] for row in range(len(num_labels))]
+    return torch.cat([lines for lines, _ in in_order]), torch.cat(
+        [places for _, places in in_order]
+    )

@@ -113,7 +113,7 @@ def test_a_connector_of_other_layers(world: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"modules_to_save is \['lm_head'\], and \['model.multi"):
         files.check_config(config | {"modules_to_save": ["lm_head"]}, tmp_path)
     frozen = PeftFolders(run_of(tiny("llava"), PEFT["lora"], world, train_connector=False))
-    with pytest.raises(ValueError, match="modules_to_save is .*, which vlds has no method for"):
+    with pytest.raises(ValueError, match=r"modules_to_save is .*, which vlds has no method for"):
         frozen.check_config(config, tmp_path)
 
 

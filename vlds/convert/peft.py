@@ -58,11 +58,12 @@ class PeftFolders(AdapterFolders):
         Errors: ValueError if peft cannot hold the run's method.
         """
         super().__init__(run)
-        self.add_connector()
+        self.saved_modules = self.add_connector()
+        """Paths of the connector's modules, if it trains."""
         self.base = base
 
-    def add_connector(self) -> None:
-        """Store the connector too, if it trains.
+    def add_connector(self) -> list[str]:
+        """Store the connector too, if it trains; the paths of its modules.
 
         Errors: ValueError if it is no module of the backbone, since peft stores whole modules.
         """
@@ -76,15 +77,14 @@ class PeftFolders(AdapterFolders):
                 "which not all of it is; use `vlds convert merge`, or train with train_connector "
                 "(Causal: train_projector) false"
             )
-        if not modules:
-            return
-        self.layout = replace(
-            self.layout, config={**self.layout.config, "modules_to_save": modules}
-        )
+        if modules:
+            config = {**self.layout.config, "modules_to_save": modules}
+            self.layout = replace(self.layout, config=config)
         for name in self.state:  # peft asks for a module's buffers too
             if name.removeprefix(BACKBONE_PREFIX).startswith(inside):
                 key = PEFT_MODEL + name.removeprefix(BACKBONE_PREFIX)
                 self.stored[name] = Stored((key,), stacked=False)
+        return modules
 
     def config(self, adapter: str) -> dict[str, Any]:
         """peft's settings; what is left out has its defaults."""

@@ -99,6 +99,9 @@ def again(err: str) -> list[str]:
         pytest.param(
             "create", 403, "HTTP 403; the token may not write there", marks=pytest.mark.slow
         ),
+        pytest.param(
+            "large", 403, "HTTP 403; the token may not write there", marks=pytest.mark.slow
+        ),
         ("commit", 401, "the hub answers HTTP 401; the token is not valid"),
     ],
 )

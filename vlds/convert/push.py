@@ -12,7 +12,6 @@ from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
-    OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
 from huggingface_hub.utils._validators import validate_repo_id
@@ -32,9 +31,13 @@ def check_push(repo: str, *, private: bool) -> None:
         raise ValueError(f"--push: {repo} needs a login to the hub; {LOG_IN}")
     with explained(f"--push: {repo}"):
         login = HfApi().whoami()
-        check_login(login, repo)
-        if private:
-            check_private(repo)
+        is_public = private and is_public_model(repo)
+    check_login(login, repo)
+    if is_public:
+        raise ValueError(
+            f"--private: {repo} exists and is public; make it private in its settings on the hub, "
+            "or give another name"
+        )
 
 
 def check_name(repo: str) -> None:
@@ -60,17 +63,12 @@ def check_login(login: dict[str, Any], repo: str) -> None:
         )
 
 
-def check_private(repo: str) -> None:
-    """Errors: ValueError if everybody sees the model already."""
+def is_public_model(repo: str) -> bool:
+    """True if there is a model of this name that everybody sees."""
     try:
-        is_private = HfApi().model_info(repo).private
+        return not HfApi().model_info(repo).private
     except RepositoryNotFoundError:
-        return
-    if not is_private:
-        raise ValueError(
-            f"--private: {repo} exists and is public; make it private in its settings on the hub, "
-            "or give another name"
-        )
+        return False
 
 
 def push(folder: Path, repo: str, *, private: bool) -> str:
@@ -95,18 +93,23 @@ def explained(place: str, then: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        raise ValueError(f"{place}: the hub answers HTTP {status}; {cure(status)}{then}") from None
-    except OfflineModeIsEnabled:
-        raise ValueError(f"{place}: HF_HUB_OFFLINE forbids it; unset it{then}") from None
-    except ValueError:
-        raise
     except Exception as error:  # its HTTP library may raise anything if the hub does not answer
-        raise ValueError(
-            f"{place}: no answer from {constants.ENDPOINT} ({cause(error)}); check the network"
-            f"{then}"
-        ) from None
+        raise ValueError(f"{place}: {reason(error)}{then}") from None
+
+
+def reason(error: BaseException) -> str:
+    """What is wrong, and what to do about it."""
+    causes = [error]
+    while (deeper := causes[-1].__cause__) is not None:
+        causes.append(deeper)
+    answers = [each for each in causes if isinstance(each, HfHubHTTPError)]
+    if answers:
+        status = answers[-1].response.status_code
+        return f"the hub answers HTTP {status}; {cure(status)}"
+    said = str(causes[-1]).strip().split("\n")[0] or type(causes[-1]).__name__
+    if isinstance(error, ValueError):  # the hub's library does not like what the hub says
+        return f"{said}; check the folder"
+    return f"no answer from {constants.ENDPOINT} ({said}); check the network"
 
 
 def cure(status: int) -> str:
@@ -118,10 +121,3 @@ def cure(status: int) -> str:
     if status >= 500 or status == 429:
         return "wait a little"
     return "check the name"
-
-
-def cause(error: BaseException) -> str:
-    """The first line of the error that began it."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return str(error).split("\n")[0] or type(error).__name__

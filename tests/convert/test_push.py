@@ -130,17 +130,6 @@ def test_a_folder_stays_and_can_be_pushed_again(
     assert hub.files[NAME] == before == contents(folder)
 
 
-def test_a_hub_that_is_gone(hub: Hub, run: Path, tmp_path: Path) -> None:
-    hub.shutdown()
-    hub.server_close()
-    code, _, err = pushed(hub, tmp_path, "peft", "--run", run, "--push", NAME)
-    assert code == 2
-    line = err.splitlines()[-1]
-    assert f"vlds convert: --push: {NAME}: no answer from {hub.url}" in line
-    assert line.endswith("check the network")
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.fixture
 def logged_in(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """This process uses the hub, as others do by their environment."""
@@ -149,6 +138,23 @@ def logged_in(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pyte
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     return monkeypatch
+
+
+def test_a_hub_that_is_gone(
+    hub: Hub,
+    run: Path,
+    tmp_path: Path,
+    logged_in: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    hub.shutdown()
+    hub.server_close()
+    words = ["peft", "--run", run, "--out", tmp_path / "out", "--push", NAME]
+    assert convert_code(*words) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"vlds convert: --push: {NAME}: no answer from {hub.url} (")
+    assert line.endswith("check the network")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_hub_that_goes_away(

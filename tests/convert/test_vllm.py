@@ -73,6 +73,14 @@ def test_lora_of_a_causal_model(kind: str, world: Path, tmp_path: Path) -> None:
     assert not needs_tower_option(tmp_path / "out")
 
 
+def test_a_trained_projector_has_no_folder(world: Path, tmp_path: Path) -> None:
+    save_model(tmp_path / "model")
+    kind = kind_in(tmp_path / "model")
+    method = replace(LORA, roles=["attn_q"])
+    with pytest.raises(ValueError, match=r"merge`, or .* \(Causal: train_projector\) false"):
+        written(build(kind, {"method": method}), kind, method, world, tmp_path)
+
+
 def test_a_rank_above_the_servers(world: Path, tmp_path: Path) -> None:
     linears = image_text("qwen2_vl", replace(LORA, rank=20), world, tmp_path)
     assert complaints(tmp_path, linears) == ["rank 20 is above 16"]

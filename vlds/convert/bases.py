@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,7 @@ def license_in(card: Path) -> dict[str, str]:
     return {}
 
 
+@cache
 def license_on_hub(name: str) -> dict[str, str]:
     """What the hub's card of a model says of the licence; empty where there is no answer."""
     with suppress(Exception):  # the HTTP library may raise anything, and a card can do without

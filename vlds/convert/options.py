@@ -85,7 +85,7 @@ def add_push(parser: CommandParser) -> None:
     parser.add_argument(
         "--push", metavar="OWNER/NAME",
         help="then upload the folder to this model on the Hugging Face hub, which is created if "
-        "need be: all files, recipe.yaml with the names of your data sets among them",
+        "need be: all files, among them recipe.yaml with the paths of your data",
     )  # fmt: skip
     parser.add_argument(
         "--private", action="store_true",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import (
@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils._validators import validate_repo_id
 
+Result = TypeVar("Result")
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
@@ -29,11 +30,8 @@ def check_push(repo: str, *, private: bool) -> None:
         raise ValueError(f"--push: {repo}, but HF_HUB_OFFLINE forbids it; unset it")
     if get_token() is None:
         raise ValueError(f"--push: {repo} needs a login to the hub; {LOG_IN}")
-    with explained(f"--push: {repo}"):
-        login = HfApi().whoami()
-        is_public = private and is_public_model(repo)
-    check_login(login, repo)
-    if is_public:
+    check_login(attempt(HfApi().whoami, f"--push: {repo}"), repo)
+    if private and attempt(lambda: is_public_model(repo), f"--push: {repo}"):
         raise ValueError(
             f"--private: {repo} exists and is public; make it private in its settings on the hub, "
             "or give another name"
@@ -77,24 +75,30 @@ def push(folder: Path, repo: str, *, private: bool) -> str:
     Errors: ValueError that says how to try again.
     """
     again = shlex.join(["hf", "upload", repo, str(folder), ".", *["--private"] * private])
-    with explained(f"--push: {folder} is written, but not uploaded to {repo}", f"; then `{again}`"):
+
+    def upload() -> str:
         api = HfApi()
         # None: as the hub's settings say.
         url = api.create_repo(repo, private=private or None, exist_ok=True)
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload from vlds")
-    return str(url)
+        return str(url)
+
+    place = f"--push: {folder} is written, but not uploaded to {repo}"
+    return attempt(upload, place, f"; then `{again}`")
 
 
-@contextmanager
-def explained(place: str, then: str = "") -> Iterator[None]:
-    """Inside, errors of the hub's library are ValueErrors that say what to do.
+def attempt(action: Callable[[], Result], place: str, then: str = "") -> Result:
+    """What an action on the hub gives.
 
-    `then`: what to do after that.
+    `then`: what to do after the cure. Errors: ValueError that says what to do.
     """
     try:
-        yield
+        return action()
     except Exception as error:  # its HTTP library may raise anything if the hub does not answer
-        raise ValueError(f"{place}: {reason(error)}{then}") from None
+        said = reason(error)
+    # Open progress bars, which the error held, write their last line when they go.
+    gc.collect()
+    raise ValueError(f"{place}: {said}{then}")
 
 
 def reason(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
     HFValidationError,
     RepositoryNotFoundError,
 )
-from huggingface_hub.utils._validators import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 Result = TypeVar("Result")
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from vlds.convert.hf import fold_methods, write_hf
 from vlds.convert.peft import PeftFolders
 from vlds.methods import IA3, Adapter, LoRA, Method, Peft
 
+BARE = ("llava_onevision",)
+"""Types whose connector has a parameter in no module of its own."""
 FAST = ("qwen2_vl", "llava", "florence2")
 PEFT: dict[str, Method] = {
     # The default alpha's updates are so large here that folding shows float32's rounding.
@@ -72,10 +75,46 @@ def test_peft_opens_the_folder(model_type: str, name: str, world: Path, tmp_path
     assert not torch.allclose(found, before, atol=1e-4)
 
 
-def test_peft_cannot_hold_a_trained_connector(world: Path) -> None:
+@ALL_TYPES
+def test_peft_opens_the_connector_too(model_type: str, world: Path, tmp_path: Path) -> None:
+    model = tiny(model_type)
+    run = run_of(model, PEFT["lora"], world)
+    if model_type in BARE:
+        with pytest.raises(ValueError, match="peft can hold modules of the backbone only"):
+            PeftFolders(run)
+        return
+    files = PeftFolders(run)
+    files.write(tmp_path)
+    base = AutoModelForImageTextToText.from_pretrained(str(model.kind.path)).eval()
+    found = logits(PeftModel.from_pretrained(base, tmp_path).eval(), run, model)
+    assert torch.allclose(found, run.model.logits(model.batch(model.rows())), atol=1e-6)
+    again = PeftFolders(run_of(model, PEFT["lora"], world)).read(tmp_path)
+    state = dict(run.model.unique_state())
+    assert again.keys() >= run.model.trained_by.keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in again.items())
+
+
+@pytest.mark.parametrize("name", [name for name in PEFT if name != "lora"])
+def test_a_connector_beside_any_method(name: str, world: Path, tmp_path: Path) -> None:
+    model = tiny("qwen2_vl")  # its connector is inside the vision encoder
+    run = run_of(model, PEFT[name], world)
+    PeftFolders(run).write(tmp_path)
+    base = AutoModelForImageTextToText.from_pretrained(str(model.kind.path)).eval()
+    found = logits(PeftModel.from_pretrained(base, tmp_path).eval(), run, model)
+    assert torch.allclose(found, run.model.logits(model.batch(model.rows())), atol=1e-6)
+
+
+def test_a_connector_of_other_layers(world: Path, tmp_path: Path) -> None:
     run = run_of(tiny("llava"), PEFT["lora"], world)
-    with pytest.raises(ValueError, match="its connector trains too, and peft's folder holds"):
-        PeftFolders(run)
+    files = PeftFolders(run)
+    files.write(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["modules_to_save"] == ["model.multi_modal_projector"]
+    with pytest.raises(ValueError, match=r"modules_to_save is \['lm_head'\], and \['model.multi"):
+        files.check_config(config | {"modules_to_save": ["lm_head"]}, tmp_path)
+    frozen = PeftFolders(run_of(tiny("llava"), PEFT["lora"], world, train_connector=False))
+    with pytest.raises(ValueError, match=r"modules_to_save is .*, which vlds has no method for"):
+        frozen.check_config(config, tmp_path)
 
 
 @ALL_TYPES

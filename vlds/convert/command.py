@@ -17,6 +17,7 @@ from vlds.convert.options import (
     Options,
     add_layout,
     add_merge,
+    add_push,
     add_source,
     check_merge,
     check_options,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:  # imported at run time, they would make each help wait for to
     from vlds.artifact import LoadedRun
     from vlds.convert.target import RunFiles, Target
     from vlds.convert.verify import Verification
+    from vlds.models.counts import Counts
 
 
 def convert(arguments: list[str]) -> int:
@@ -35,8 +37,15 @@ def convert(arguments: list[str]) -> int:
     options = parse(arguments)
     check_options(options)
     with stoppable():
+        if options.push is not None:
+            from vlds.convert.push import check_push, push
+
+            check_push(options.push, private=options.private)
         options.function(options)
-    tell(f"wrote {options.out}")
+        tell(f"wrote {options.out}")
+        if options.push is not None:
+            say(f"uploading {options.out} to {options.push}")
+            tell(f"pushed to {push(options.out, options.push, private=options.private)}")
     return 0
 
 
@@ -59,8 +68,10 @@ def build_parser() -> CommandParser:
         prog="vlds convert", description=DESCRIPTION, epilog=EPILOG, accepts_keys=True
     )
     layouts = parser.add_subparsers(dest="layout", required=True, metavar="LAYOUT", title="layouts")
-    add_layout(layouts, "hf", to_hf).add_argument("--run", type=Path, required=True, help=RUN_HELP)
-    add_merge(add_layout(layouts, "merge", merge, MERGE_HELP))
+    in_hf = add_layout(layouts, "hf", to_hf)
+    in_hf.add_argument("--run", type=Path, required=True, help=RUN_HELP)
+    in_merge = add_layout(layouts, "merge", merge, MERGE_HELP)
+    add_merge(in_merge)
     zero = add_layout(layouts, "zero", from_zero)
     add_source(zero, "folder that engine.save_checkpoint wrote", required=True)
     zero.add_argument("--tag", help="the checkpoint's subfolder; default: what `latest` names")
@@ -70,6 +81,8 @@ def build_parser() -> CommandParser:
     in_peft = add_layout(layouts, "peft", peft, f"{TWO_WAYS}{opens}")
     add_source(in_peft, "folder of peft's files, or of one such folder a task", required=False)
     in_peft.add_argument("--base", help="backbone's name in adapter_config.json; default: none")
+    for layout in (in_hf, in_merge, in_peft):
+        add_push(layout)
     opens = "`model.load_adapter` opens it on the backbone that `vlds convert hf` writes."
     in_adapters = add_layout(layouts, "adapters", adapters, f"{TWO_WAYS}{opens}")
     add_source(in_adapters, "folder of the library's files, or of one a task", required=False)
@@ -82,10 +95,7 @@ def to_hf(options: Options) -> None:
     vlds convert hf --run runs/vqa --out models/vqa
     vlds convert hf --run runs/vqa --out models/vqa --verify beach.jpg
     """
-    from vlds.convert.hf import convert_run
-
-    found = verification_of(options)
-    convert_run(options.run, options.out, merge=False, verification=found, changes=options.keys)
+    write_model(options, options.run, merge=False)
 
 
 def merge(options: Options) -> None:
@@ -97,11 +107,7 @@ def merge(options: Options) -> None:
     check_merge(options)
     runs, verification = options.run, verification_of(options)
     if options.how == "fold":
-        from vlds.convert.hf import convert_run
-
-        return convert_run(
-            runs[0], options.out, merge=True, verification=verification, changes=options.keys
-        )
+        return write_model(options, runs[0], merge=True)
     from vlds.convert import combine
     from vlds.convert.target import write_run
 
@@ -116,6 +122,20 @@ def merge(options: Options) -> None:
             receiver, giver = runs
             combined = combine.put(receiver, giver, options.task)
     return write_run(*combined, options.out, verification)
+
+
+def write_model(options: Options, run: Path, *, merge: bool) -> None:
+    """The whole model as one folder."""
+    from vlds.convert.hf import convert_run
+
+    convert_run(
+        run,
+        options.out,
+        merge=merge,
+        verification=verification_of(options),
+        changes=options.keys,
+        hub_name=options.push,
+    )
 
 
 def from_zero(options: Options) -> None:
@@ -148,11 +168,19 @@ def peft(options: Options) -> None:
     vlds convert peft --from adapters/lora --run runs/lora --out models/lora
     """
     from vlds.convert.adapter_folders import plain
+    from vlds.convert.card import describe, write_method_card
+    from vlds.convert.card_code import Address
     from vlds.convert.peft import PeftFolders
 
     if options.source is not None and options.base is not None:
         raise ValueError("--base: goes with a run that is written, not with --from")
-    convert_files(options, partial(PeftFolders, base=options.base), plain)
+
+    def card(files: RunFiles, counts: Counts, folder: Path) -> None:
+        assert isinstance(files, PeftFolders)
+        address = Address.of(options.out, options.push)
+        write_method_card(folder, describe(options.run, counts), files, address)
+
+    convert_files(options, partial(PeftFolders, base=options.base), plain, card)
 
 
 def adapters(options: Options) -> None:
@@ -171,8 +199,9 @@ def convert_files(
     options: Options,
     files_of: Callable[[LoadedRun], RunFiles],
     prepare: Callable[[LoadedRun], LoadedRun] = lambda run: run,
+    card: Callable[[RunFiles, Counts, Path], None] | None = None,
 ) -> None:
-    """From or to the files of a library."""
+    """From or to the files of a library. `card`: as in `export_run`."""
     from vlds.convert.target import export_run
 
     verification = verification_of(options)
@@ -183,7 +212,7 @@ def convert_files(
         target.fill(files.read(options.source), options.source)
         target.write(options.out, verification)
     elif options.run is not None:
-        export_run(options.run, files_of, options.out, verification, prepare)
+        export_run(options.run, files_of, options.out, verification, prepare, card)
     else:
         raise ValueError("name --run, what to write, or --from, what to read")
 

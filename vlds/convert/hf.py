@@ -6,6 +6,7 @@
         vision.safetensors (CLIP: vision/), visual_embedding.safetensors or
         projector.safetensors
         weights.safetensors methods that are not folded into the backbone
+        README.md           the model card
         recipe.yaml, artifact.json, manifest.json
                             with these, `vlds.artifact.load_run(OUT)` opens the whole
 
@@ -33,6 +34,8 @@ from vlds.artifact import (
     read_recipe,
     write_description,
 )
+from vlds.convert.card import describe, write_model_card
+from vlds.convert.card_code import Address
 from vlds.convert.output import new_output, say
 from vlds.convert.verify import Verification, all_tasks
 from vlds.methods.base import Method
@@ -51,8 +54,10 @@ def convert_run(
     merge: bool,
     verification: Verification | None = None,
     changes: Sequence[str] = (),
+    hub_name: str | None = None,
 ) -> None:
     """Write `out`, which must not exist. `changes` to the run's recipe are words of a command line.
+    `hub_name`: what the model will be called on the hub.
 
     Errors: ValueError if it exists, where `merge` is asked for and a method cannot be folded, or
     if the model's weights are packed.
@@ -62,10 +67,13 @@ def convert_run(
     with new_output(out, "folder") as partial:
         say(f"opening {run}")
         loaded = load_run(run, changes=changes)
+        described = describe(run, loaded.model.count_parameters())
         if merge:
             loaded = fold_methods(loaded)
         say(f"writing {out}")
         write_hf(loaded, partial)
+        # Not in the manifest: who edits the card damages no model.
+        write_model_card(partial, described, loaded, Address.of(out, hub_name))
         if verification is not None:
             expected = all_tasks(load_run(run, changes=changes))
             verification.compare(expected, load_run(partial))

@@ -65,7 +65,7 @@ def add_layout(
         description=f"{text}\n\n{more}".rstrip(),
         accepts_keys=True,
     )
-    parser.set_defaults(function=function, parser=parser)
+    parser.set_defaults(function=function, parser=parser, push=None, private=False)
     parser.add_argument("--out", type=Path, required=True, help="new file or folder to write")
     parser.add_argument(
         "--verify", nargs="*", type=Path, metavar="PICTURE",
@@ -78,6 +78,20 @@ def add_layout(
         "in float32, 0.05 in bfloat16",
     )  # fmt: skip
     return parser
+
+
+def add_push(parser: CommandParser) -> None:
+    """Add the options that upload what was written."""
+    parser.add_argument(
+        "--push", metavar="OWNER/NAME",
+        help="then upload the folder to this model on the Hugging Face hub, which is created if "
+        "need be: all files, among them recipe.yaml with the paths of your data",
+    )  # fmt: skip
+    parser.add_argument(
+        "--private", action="store_true",
+        help="with --push: only you and your organisation see the model; default: as the hub's "
+        "settings say, else everybody",
+    )  # fmt: skip
 
 
 def add_source(parser: CommandParser, what: str, required: bool) -> None:
@@ -115,6 +129,7 @@ def check_options(options: Options) -> None:
     check_absent(options.out, "file" if options.out.suffix == ".pth" else "folder")
     if options.tolerance is not None and options.verify is None:
         raise ValueError("--tolerance: goes with --verify")
+    check_push_words(options)
     for picture in options.verify or ():
         if not picture.is_file():
             raise ValueError(f"--verify: no such picture: {picture}")
@@ -126,6 +141,21 @@ def check_options(options: Options) -> None:
     for run in filter(None, runs):
         if not run.is_dir():
             raise ValueError(f"--run: no such folder: {run}")
+
+
+def check_push_words(options: Options) -> None:
+    """Errors: ValueError if what is written cannot be pushed."""
+    if options.private and options.push is None:
+        raise ValueError("--private: goes with --push")
+    if options.push is None:
+        return
+    if getattr(options, "source", None) is not None:
+        raise ValueError("--push: goes with a run that is written, not with --from")
+    if (how := getattr(options, "how", "fold")) != "fold":
+        raise ValueError(
+            f"--push: {how} writes a run, which needs the files that it was trained on; push what "
+            "`vlds convert hf` writes of it"
+        )
 
 
 def check_merge(options: Options) -> None:

@@ -1,12 +1,14 @@
 """LoRA, (IA)^3 and prompts in the layout of Hugging Face's peft: adapter_config.json and
-adapter_model.safetensors, which `PeftModel.from_pretrained` opens on the text backbone.
+adapter_model.safetensors, which `PeftModel.from_pretrained` opens on the backbone.
 
-peft itself is not needed.
+A trained connector of an image-text model is in them too, whole (peft's `modules_to_save`). peft
+itself is not needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +17,8 @@ from torch import Tensor, nn
 
 from vlds.artifact import LoadedRun
 from vlds.convert.adapter_folders import AdapterFolders
-from vlds.methods.layouts import Library
+from vlds.methods.layouts import PEFT_MODEL, Library, Stored
+from vlds.models.model import BACKBONE_PREFIX
 
 FREE = {
     # What it is for, and who wrote it.
@@ -55,12 +58,33 @@ class PeftFolders(AdapterFolders):
         Errors: ValueError if peft cannot hold the run's method.
         """
         super().__init__(run)
-        if "connector" in run.model.trained_by.values():
-            raise ValueError(
-                "model: its connector trains too, and peft's folder holds the method alone; use "
-                "`vlds convert merge`, or train with train_connector: false"
-            )
+        self.saved_modules = self.add_connector()
+        """Paths of the connector's modules, if it trains."""
         self.base = base
+
+    def add_connector(self) -> list[str]:
+        """Store the connector too, if it trains; the paths of its modules.
+
+        Errors: ValueError if it is no module of the backbone, since peft stores whole modules.
+        """
+        trained = {n for n, part in self.run.model.trained_by.items() if part == "connector"}
+        names = {n.removeprefix(BACKBONE_PREFIX) for n in trained if n.startswith(BACKBONE_PREFIX)}
+        modules = whole_modules(self.backbone, names)
+        inside = tuple(f"{path}." for path in modules)
+        if len(names) < len(trained) or not all(name.startswith(inside) for name in names):
+            raise ValueError(
+                "model: its connector trains too, and peft can hold modules of the backbone only, "
+                "which not all of it is; use `vlds convert merge`, or train with train_connector "
+                "(Causal: train_projector) false"
+            )
+        if modules:
+            config = {**self.layout.config, "modules_to_save": modules}
+            self.layout = replace(self.layout, config=config)
+        for name in self.state:  # peft asks for a module's buffers too
+            if name.removeprefix(BACKBONE_PREFIX).startswith(inside):
+                key = PEFT_MODEL + name.removeprefix(BACKBONE_PREFIX)
+                self.stored[name] = Stored((key,), stacked=False)
+        return modules
 
     def config(self, adapter: str) -> dict[str, Any]:
         """peft's settings; what is left out has its defaults."""
@@ -93,6 +117,23 @@ class PeftFolders(AdapterFolders):
     def write_weights(self, tensors: dict[str, Tensor], file: Path) -> None:
         """As peft and transformers mark it."""
         save_file(tensors, file, metadata={"format": "pt"})
+
+
+def whole_modules(model: nn.Module, names: Collection[str]) -> list[str]:
+    """Paths of the largest modules all of whose parameters have these names. Lists are not among
+    them: peft puts a module of its own around each, and nothing calls a list."""
+    found: list[str] = []
+    for path, module in model.named_modules():
+        own = [f"{path}.{name}" for name, _ in module.named_parameters()]
+        if (
+            own
+            and path
+            and not isinstance(module, nn.ModuleList)
+            and not path.startswith(tuple(f"{above}." for above in found))
+            and all(name in names for name in own)
+        ):
+            found.append(path)
+    return found
 
 
 def short_names(paths: list[str], backbone: nn.Module) -> list[str]:

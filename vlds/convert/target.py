@@ -17,6 +17,7 @@ from vlds.config import Recipe
 from vlds.convert.output import Kind, first_names, new_output, say
 from vlds.convert.verify import Verification, all_tasks
 from vlds.models.build import build_model
+from vlds.models.counts import Counts
 from vlds.models.joint_model import JointModel
 from vlds.models.model import Model
 
@@ -166,17 +167,23 @@ def export_run(
     out: Path,
     verification: Verification | None,
     prepare: Callable[[LoadedRun], LoadedRun],
+    card: Callable[[RunFiles, Counts, Path], None] | None = None,
 ) -> None:
-    """Write a run as a library's files. `prepare` makes it what the library can hold.
+    """Write a run as a library's files. `prepare` makes it what the library can hold. `card` writes
+    the model card into the folder, where there is one; it gets the counts of the run's model.
 
     Errors: ValueError if the library cannot hold it, or what was written gives other outputs.
     """
     say(f"opening {run}")
-    loaded = prepare(load_run(run, torch.float32))
+    loaded = load_run(run, torch.float32)
+    counts = loaded.model.count_parameters()
+    loaded = prepare(loaded)
     files = files_of(loaded)
     with new_output(out, files.kind) as partial:
         say(f"writing {out}")
         files.write(partial)
+        if card is not None:
+            card(files, counts, partial)
         if verification is not None:
             again = prepare(load_run(run, torch.float32))
             scrub(again.model)

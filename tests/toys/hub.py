@@ -1,0 +1,176 @@
+"""A stand-in of the Hugging Face hub's API for uploads: a web server on loopback that keeps what
+arrives."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+TOKEN = "hf_token_of_the_test"
+OWNER = "me"
+LARGE = 2000
+"""Bytes from which a file goes the way of large files."""
+
+
+class Hub(ThreadingHTTPServer):
+    """Takes uploads of one owner."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.repos: dict[str, dict[str, Any]] = {}
+        """Name -> what was asked for when it was created."""
+        self.files: dict[str, dict[str, bytes]] = {}
+        """Name -> path -> content."""
+        self.large: dict[str, bytes] = {}
+        """sha256 -> content of large files."""
+        self.requests: list[str] = []
+        """Method and path of each request."""
+        self.status: dict[str, int] = {}
+        """Last word of a path -> status to answer instead."""
+        self.role = "write"
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def environment(self, home: Path) -> dict[str, str]:
+        """What makes the hub's library use this one, logged in."""
+        return {
+            "HF_ENDPOINT": self.url,
+            "HF_HOME": str(home),
+            "HF_TOKEN": TOKEN,
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
+
+
+@contextmanager
+def running_hub() -> Iterator[Hub]:
+    """A hub while the block runs."""
+    with Hub() as hub:
+        threading.Thread(target=hub.serve_forever, args=(0.01,), daemon=True).start()
+        yield hub
+        hub.shutdown()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One request."""
+
+    server: Hub
+
+    def do_GET(self) -> None:
+        if self.refused():
+            return
+        name = self.path.removeprefix("/api/models/")
+        if self.path == "/api/whoami-v2":
+            token = {"role": self.server.role, "displayName": "test"}
+            self.answer({"type": "user", "name": OWNER, "auth": {"accessToken": token}})
+        elif name in self.server.repos:
+            is_private = self.server.repos[name].get("visibility") == "private"
+            self.answer({"id": name, "private": is_private, "tags": [], "siblings": []})
+        else:
+            self.answer({"error": "not found"}, 404, {"X-Error-Code": "RepoNotFound"})
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.refused():
+            return
+        words = self.path.strip("/").split("/")
+        if self.path == "/api/repos/create":
+            self.create(json.loads(body))
+        elif self.path == "/api/validate-yaml":
+            self.answer({"errors": [], "warnings": []})
+        elif words[-2:-1] == ["preupload"]:
+            self.answer({"files": [upload_mode(file) for file in json.loads(body)["files"]]})
+        elif self.path.endswith(".git/info/lfs/objects/batch"):
+            self.answer({"transfer": "basic", "objects": self.places(json.loads(body))})
+        elif words[-2:-1] == ["commit"]:
+            self.commit("/".join(words[2:4]), [json.loads(line) for line in body.splitlines()])
+        else:
+            self.answer({"error": f"the stand-in has no {self.path}"}, 404)
+
+    def do_PUT(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if not self.refused(needs_login=False):
+            assert hashlib.sha256(body).hexdigest() == self.path.rpartition("/")[2]
+            self.server.large[self.path.rpartition("/")[2]] = body
+            self.answer({})
+
+    def refused(self, *, needs_login: bool = True) -> bool:
+        """True if the request is answered by an error: one that the test wants, or for a wrong
+        token."""
+        self.server.requests.append(f"{self.command} {self.path}")
+        words = self.path.partition("?")[0].strip("/").split("/")
+        status = next((s for word, s in self.server.status.items() if word in words), None)
+        if needs_login and self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            status = 401
+        if status is not None:
+            self.answer({"error": "an error of the test"}, status)
+        return status is not None
+
+    def create(self, wanted: Mapping[str, Any]) -> None:
+        owner = wanted["organization"]
+        name = f"{owner}/{wanted['name']}"
+        if owner != OWNER:
+            self.answer({"error": "You don't have the rights"}, 403)
+        elif name in self.server.repos:
+            self.answer({"error": "exists", "url": f"{self.server.url}/{name}"}, 409)
+        else:
+            self.server.repos[name] = dict(wanted)
+            self.server.files[name] = {}
+            self.answer({"url": f"{self.server.url}/{name}", "name": name})
+
+    def places(self, asked: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Where large files go."""
+        return [
+            {
+                **entry,
+                "actions": {"upload": {"href": f"{self.server.url}/large/{entry['oid']}"}},
+            }
+            for entry in asked["objects"]
+        ]
+
+    def commit(self, name: str, lines: list[dict[str, Any]]) -> None:
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                content = base64.b64decode(value["content"])
+                assert len(content) < LARGE
+                self.server.files[name][value["path"]] = content
+            elif line["key"] == "lfsFile":
+                content = self.server.large[value["oid"]]
+                assert len(content) == value["size"]
+                self.server.files[name][value["path"]] = content
+        url = f"{self.server.url}/{name}/commit/{'0' * 40}"
+        self.answer({"success": True, "commitOid": "0" * 40, "commitUrl": url})
+
+    def answer(
+        self, tree: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None
+    ) -> None:
+        body = json.dumps(tree).encode()
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""
+
+
+def upload_mode(file: Mapping[str, Any]) -> dict[str, Any]:
+    """How a file shall come."""
+    mode = "lfs" if file["size"] >= LARGE else "regular"
+    return {"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": None}

@@ -15,7 +15,7 @@ from tests.toys.image_text import TYPES
 from tests.toys.image_text.rows import tiny
 from tests.toys.rank_pool import RankError, RankPool
 from vlds.config import DataConfig, OptimizerConfig, Recipe, TrainingConfig
-from vlds.methods import Adapter, Full, LoRA, Method
+from vlds.methods import Adapter, Full, LoRA, Method, Peft
 from vlds.models.build import build_model
 from vlds.models.image_text_model import ImageTextModel
 from vlds.models.partitioned_loading import partitioned_loading
@@ -29,6 +29,13 @@ METHODS: dict[str, dict[str, Method]] = {
     "lora": {"words": LoRA(rank=2, dropout=0.0, train_biases=False)},
     "adapter": {"words": Adapter(reduction=4, sharing="multiple")},
     "full": {"words": Full()},
+    "dora": {
+        "words": Peft(
+            type="LORA",
+            settings={"r": 2, "lora_alpha": 2, "use_dora": True},
+            roles=["attn_q", "attn_v"],
+        )
+    },
 }
 FAST = [("qwen2_vl", "lora", 3), ("llava", "adapter", 3), ("florence2", "lora", 2)]
 CASES = [

@@ -66,6 +66,11 @@ class Method(ABC):
             "which keeps it beside the backbone"
         )
 
+    def after_export(self) -> Method | None:
+        """The method beside an exported model, whose files hold the model's own weights as
+        attaching and training have changed them; None if it adds nothing to them."""
+        return self
+
     def refusal(self, library: Library, model: Any) -> str | None:
         """Why a library's files cannot hold the method in a Hugging Face backbone; None if they
         can."""

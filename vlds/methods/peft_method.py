@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -94,13 +94,20 @@ class Peft(Method):
             assert isinstance(extension, PeftExtension)
             extension.fold(layer)
 
+    def after_export(self) -> Peft:
+        """It starts plainly beside weights that its first start has changed already."""
+        if not self.changes_base:
+            return self
+        return replace(self, settings={**self.settings, "init_lora_weights": True})
+
     def refusal(self, library: Library, model: Any) -> str | None:
         """peft's folders hold the adapter, and not the weights that it has changed."""
         if library == "peft" and self.changes_base:
             start = self.settings["init_lora_weights"]
             return (
                 f"init_lora_weights: {start} changes the backbone's own weights, and peft's folder "
-                "holds the adapter alone; use `vlds convert merge`"
+                "holds the adapter alone; use `vlds convert hf`, then `vlds convert peft` on the "
+                "folder that it writes, or `vlds convert merge`"
             )
         return super().refusal(library, model)
 

@@ -19,7 +19,7 @@ from vlds.models.build import build_shapes
 from vlds.models.model import Model
 from vlds.models.quantised import scale_bytes
 from vlds.runtime.resources import find
-from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
+from vlds.training.deepspeed_config import cannot_partition, complete_deepspeed_config, cut_batches
 from vlds.training.optim import parameter_groups
 
 MASTER_BYTES = 12
@@ -34,7 +34,7 @@ SHIPPED = [
     f"ds_configs/{name}.json" for name in ("zero2", "zero2_offload", "zero3", "zero3_offload")
 ]
 UNPARTITIONED = [file for file in SHIPPED if "zero3" not in file]
-"""Those for packed weights."""
+"""Those for recipes that stage 3 cannot run."""
 OFFLOADS = {"optimizer": "offload_optimizer", "weights": "offload_param"}
 
 
@@ -110,7 +110,7 @@ def plan_recipe(recipe: Recipe, ranks: Sequence[int]) -> dict[int, dict[str, Hel
     cuts = {world_size: cut_batches(recipe, world_size) for world_size in ranks}
     model = build_shapes(recipe.model_setup, list(recipe.tasks), recipe.training.dtype)
     groups = parameter_groups(model, recipe)
-    shipped = SHIPPED if recipe.model.packed_bits is None else UNPARTITIONED
+    shipped = SHIPPED if cannot_partition(recipe) is None else UNPARTITIONED
     files = dict.fromkeys([recipe.training.deepspeed, *shipped])
 
     def held(file: str, cut: BatchCut) -> Held:

@@ -314,8 +314,8 @@ def test_target_modules_of_the_settings(tmp_path: Path) -> None:
 
 
 def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="type: got ADALORA; its schedule reads gradients"):
-        Peft(type="ADALORA", roles=["attn_q"])
+    with pytest.raises(ValueError, match="type: got IA3; use vlds' own IA3"):
+        Peft(type="IA3", roles=["attn_q"])
     with pytest.raises(ValueError, match="type: got LORAH; did you mean 'LORA'"):
         Peft(type="LORAH", roles=["attn_q"])
     with pytest.raises(ValueError, match=r"settings.use_dorra: .* did you mean 'use_dora'"):

@@ -21,6 +21,7 @@ from vlds.models.quantised import scale_bytes
 from vlds.runtime.resources import find
 from vlds.training.deepspeed_config import cannot_partition, complete_deepspeed_config, cut_batches
 from vlds.training.optim import parameter_groups
+from vlds.training.step_rules import buffer_bytes
 
 MASTER_BYTES = 12
 """AdamW's two moments and the master of a weight, each fp32."""
@@ -75,8 +76,9 @@ def planned(
         whole += kept * parameter.element_size()
     stored["frozen"] += scale_bytes(model)
     elements = sum(group_share(group["params"], partitioned, world_size) for group in groups)
-    optimizer = elements * MASTER_BYTES
-    offloaded = optimizer if moves(zero, "optimizer") else 0
+    masters = elements * MASTER_BYTES
+    optimizer = masters + buffer_bytes(model.step_rules)
+    offloaded = masters if moves(zero, "optimizer") else 0
     if moves(zero, "weights"):
         offloaded += sum(stored.values()) - whole
     return Held(**stored, optimizer=optimizer, gradients=elements * SUM_BYTES, offloaded=offloaded)

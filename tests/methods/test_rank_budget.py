@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,19 @@ def test_a_skipped_step_scores_nothing(tmp_path: Path) -> None:
     assert all(torch.equal(b, before[n]) for n, b in rule.named_buffers())
 
 
+def test_fewer_steps_than_the_run_began_with(tmp_path: Path) -> None:
+    """The budget is reached although its last step has passed."""
+    ours = build(backbone(T5, tmp_path), {"method": METHOD}).eval()
+    rule = rule_of(ours)
+    shake(ours)
+    ours(batch(), torch.ones(4)).loss.backward()
+    rule.after_step(3, 100, {p: p.grad for p in rule.held.values() if p.grad is not None})
+    assert not rule.is_reached()
+    masks = rule.after_step(9, STEPS, {})
+    assert sum(int((~mask).sum()) for mask in masks.values()) == TARGET * MATRICES
+    assert rule.is_reached()
+
+
 # Whole runs.
 
 
@@ -134,6 +148,13 @@ def test_ten_steps_are_five_and_five(
     values = [entry["fp32"] for name, entry in state.items() if "lora_E" in name]
     assert sum(int((value != 0).sum()) for value in values) == TARGET * MATRICES
     assert sum("uncertainty" in name for name in state) == 3 * MATRICES
+    (bytes_found,) = [
+        line["bytes_per_rank"]
+        for line in read_lines(Path(recipe.output) / "metrics.jsonl")
+        if "bytes_per_rank" in line
+    ]
+    held = plan_recipe(recipe, [2])[2][recipe.training.deepspeed]
+    assert bytes_found == {key: getattr(held, key) for key in bytes_found}
     run = load_run(Path(recipe.output))
     assert not any("step_rules" in name for name, _ in run.model.unique_state())
     found = [p for n, p in run.model.named_parameters() if "lora_E" in n]
@@ -141,18 +162,28 @@ def test_ten_steps_are_five_and_five(
 
 
 @pytest.mark.parametrize(
-    ("num_ranks", "stage", "micro"),
-    [(1, 2, 4), pytest.param(2, 1, 2, marks=pytest.mark.slow)],
+    ("num_ranks", "zero", "micro"),
+    [
+        (1, {"stage": 2}, 4),
+        pytest.param(2, {"stage": 1}, 2, marks=pytest.mark.slow),
+        pytest.param(
+            2, {"stage": 2, "offload_optimizer": {"device": "cpu"}}, 2, marks=pytest.mark.slow
+        ),
+    ],
+    ids=["one rank", "stage 1", "offload"],
 )
 def test_ranks_and_stages_change_nothing(
-    num_ranks: int, stage: int, micro: int, world: Path, tmp_path: Path,
+    num_ranks: int, zero: dict[str, Any], micro: int, world: Path, tmp_path: Path,
     ranks1: RankPool, ranks2: RankPool,
 ) -> None:  # fmt: skip
     """Nor do micro-batches. The world's recipe has two of each on two ranks."""
     expected = recipe_in(tmp_path, world)
     assert ranks2.run(run_recipe, expected) == [0, 0]
     file = tmp_path / "zero.json"
-    file.write_text(f'{{"zero_optimization": {{"stage": {stage}}}}}', encoding="utf-8")
+    file.write_text(
+        json.dumps({"zero_optimization": zero, "zero_force_ds_cpu_optimizer": False}),
+        encoding="utf-8",
+    )
     other = replace(
         expected,
         output=str(tmp_path / "other"),

@@ -64,7 +64,7 @@ class RankBudget(StepRule):
     ) -> Mapping[nn.Parameter, Tensor]:
         """Score the triplets and share out the budget, as peft's `update_and_allocate` does."""
         fixed = num_steps - self.config.tfinal
-        if step > fixed:
+        if step > fixed and self.is_reached():  # not yet if a resumed run has fewer steps
             return self.dropped()
         weights = Weights(self.held, gradients)
         allocator = self.allocator(weights, num_steps)
@@ -74,7 +74,7 @@ class RankBudget(StepRule):
                 self.get_buffer(f"sensitivity_{place}").copy_(allocator.exp_avg_ipt[name])
                 self.get_buffer(f"uncertainty_{place}").copy_(allocator.exp_avg_unc[name])
         budget, is_due = allocator.budget_schedule(step)
-        if not (is_due or step == fixed):
+        if not is_due and step < fixed:
             return {}
         kept = allocator.mask_to_budget(weights, budget)
         for place, name in enumerate(self.held):
@@ -92,6 +92,12 @@ class RankBudget(StepRule):
             allocator.exp_avg_ipt[name] = self.get_buffer(f"sensitivity_{place}")
             allocator.exp_avg_unc[name] = self.get_buffer(f"uncertainty_{place}")
         return allocator
+
+    def is_reached(self) -> bool:
+        """True if no more entries are left than the last budget has."""
+        dropped = self.dropped().values()
+        most: int = self.config.target_r * len(dropped)
+        return sum(int((~mask).sum()) for mask in dropped) <= most
 
     def dropped(self) -> dict[nn.Parameter, Tensor]:
         """Each layer's E -> True for entries that are out of the budget."""

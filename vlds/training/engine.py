@@ -43,7 +43,7 @@ from vlds.training.adamw import MOMENTS, TaskAdamW, flat_segments
 from vlds.training.loss import LossTotals, coefficients, count, task_losses
 from vlds.training.optim import task_slices
 from vlds.training.parts import similar_rows
-from vlds.training.step_rules import StepRules
+from vlds.training.step_rules import StepRules, buffer_bytes
 
 # DeepSpeed knows torch's AdamW, but warns of subclasses ("proceed with caution") in every run.
 ZERO_SUPPORTED_OPTIMIZERS.append(TaskAdamW)
@@ -350,6 +350,7 @@ class Engine:
         sizes["frozen"] += scale_bytes(self.model)
         flats = self._adamw.segments
         sizes["optimizer"] = sum((1 + len(MOMENTS)) * flat.nbytes for flat in flats)
+        sizes["optimizer"] += buffer_bytes(self.model.step_rules)
         return sizes
 
     def close(self) -> None:

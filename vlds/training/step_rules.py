@@ -41,3 +41,8 @@ class StepRules:
             for parameter, mask in rule.after_step(step, self.num_steps, gradients).items():
                 set_zero(parameter, mask)
         self._gradients = {}
+
+
+def buffer_bytes(rules: nn.Module) -> int:
+    """Bytes of the rules' state."""
+    return sum(buffer.nbytes for buffer in rules.buffers())

@@ -316,6 +316,8 @@ def test_target_modules_of_the_settings(tmp_path: Path) -> None:
 def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="type: got IA3; use vlds' own IA3"):
         Peft(type="IA3", roles=["attn_q"])
+    with pytest.raises(ValueError, match="type: got TRAINABLE_TOKENS; it takes the place of"):
+        Peft(type="TRAINABLE_TOKENS", settings={"target_modules": "embed_tokens"})
     with pytest.raises(ValueError, match="type: got LORAH; did you mean 'LORA'"):
         Peft(type="LORAH", roles=["attn_q"])
     with pytest.raises(ValueError, match=r"settings.use_dorra: .* did you mean 'use_dora'"):

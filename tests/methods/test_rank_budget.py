@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import pickle
+from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -114,6 +117,21 @@ def test_a_skipped_step_scores_nothing(tmp_path: Path) -> None:
     assert any(b.any() for n, b in before.items() if n.startswith("sensitivity"))
     assert rule.after_step(3, STEPS, None) == {}
     assert all(torch.equal(b, before[n]) for n, b in rule.named_buffers())
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [deepcopy, lambda model: pickle.loads(pickle.dumps(model))],
+    ids=["deepcopy", "pickle"],
+)
+def test_a_copy_keeps_to_its_own_weights(
+    copied: Callable[[JointModel], JointModel], tmp_path: Path
+) -> None:
+    ours = build(backbone(T5, tmp_path), {"method": METHOD})
+    copy = copied(ours)
+    trained = {id(p) for n, p in copy.named_parameters() if copy.trained_by.get(n) == "method"}
+    assert {id(p) for p in rule_of(copy).held.values()} == trained
+    assert trained.isdisjoint(map(id, ours.parameters()))
 
 
 def test_fewer_steps_than_the_run_began_with(tmp_path: Path) -> None:

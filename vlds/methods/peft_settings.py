@@ -21,6 +21,10 @@ OTHER_TYPES = {
     "IA3": "use vlds' own IA3",
     "PROMPT_TUNING": "use vlds' own PromptTuning",
     "PREFIX_TUNING": "use vlds' own PrefixTuning",
+    "TRAINABLE_TOKENS": (
+        "it takes the place of the embedding table, and methods extend linear layers and norms; "
+        "vlds' own PromptTuning trains embeddings before the text"
+    ),
 }
 """Others -> what to do."""
 ABOUT_FILES = frozenset(
@@ -36,7 +40,7 @@ REFUSED = {
     **dict.fromkeys(ABOUT_FILES, "vlds sets it"),
     "bias": "name the method BitFit beside this one",
     "modules_to_save": "name the method Full, or train the layers by a method of their own",
-    "trainable_token_indices": "vlds has no method for it",
+    "trainable_token_indices": "methods extend linear layers and norms, not the embedding table",
     "target_parameters": "methods extend layers, not parameters; name target_modules",
     "layer_replication": "methods leave the backbone's layers as they are",
     "megatron_config": "vlds does not run Megatron",

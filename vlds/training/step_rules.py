@@ -15,6 +15,7 @@ class StepRules:
 
     def __init__(self, rules: nn.ModuleDict, num_steps: int) -> None:
         self.rules = [rule for rule in rules.values() if isinstance(rule, StepRule)]
+        assert num_steps > 0 or not self.rules, "rules of methods need the run's length"
         self.num_steps = num_steps
         self._gradients: dict[nn.Parameter, Tensor] = {}
 

@@ -1,7 +1,6 @@
 """What every kind of model is to the trainer, the evaluator and the converters.
 
-Shapes: b examples, l prompt tokens, t target tokens, n images per example, w words of the
-vocabulary.
+Shapes: b examples, l prompt tokens, t target tokens, n images per example, w vocabulary words.
 """
 
 from __future__ import annotations
@@ -95,8 +94,7 @@ class Model(nn.Module, ABC):
         """Frozen weights that attaching methods has changed."""
         self.sources = Sources()
         self.answer_lists: dict[Any, AnswerList] = {}
-        self.step_rules = nn.ModuleDict()
-        """Method -> what it does at every optimizer step, for methods that do anything."""
+        self.step_rules = nn.ModuleDict()  # method -> its rule, for methods that have one
 
     @property
     def tokenizer(self) -> Any:

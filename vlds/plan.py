@@ -19,8 +19,9 @@ from vlds.models.build import build_shapes
 from vlds.models.model import Model
 from vlds.models.quantised import scale_bytes
 from vlds.runtime.resources import find
-from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
+from vlds.training.deepspeed_config import cannot_partition, complete_deepspeed_config, cut_batches
 from vlds.training.optim import parameter_groups
+from vlds.training.step_rules import buffer_bytes
 
 MASTER_BYTES = 12
 """AdamW's two moments and the master of a weight, each fp32."""
@@ -34,7 +35,7 @@ SHIPPED = [
     f"ds_configs/{name}.json" for name in ("zero2", "zero2_offload", "zero3", "zero3_offload")
 ]
 UNPARTITIONED = [file for file in SHIPPED if "zero3" not in file]
-"""Those for packed weights."""
+"""Those for recipes that stage 3 cannot run."""
 OFFLOADS = {"optimizer": "offload_optimizer", "weights": "offload_param"}
 
 
@@ -75,8 +76,9 @@ def planned(
         whole += kept * parameter.element_size()
     stored["frozen"] += scale_bytes(model)
     elements = sum(group_share(group["params"], partitioned, world_size) for group in groups)
-    optimizer = elements * MASTER_BYTES
-    offloaded = optimizer if moves(zero, "optimizer") else 0
+    masters = elements * MASTER_BYTES
+    optimizer = masters + buffer_bytes(model.step_rules)
+    offloaded = masters if moves(zero, "optimizer") else 0
     if moves(zero, "weights"):
         offloaded += sum(stored.values()) - whole
     return Held(**stored, optimizer=optimizer, gradients=elements * SUM_BYTES, offloaded=offloaded)
@@ -110,7 +112,7 @@ def plan_recipe(recipe: Recipe, ranks: Sequence[int]) -> dict[int, dict[str, Hel
     cuts = {world_size: cut_batches(recipe, world_size) for world_size in ranks}
     model = build_shapes(recipe.model_setup, list(recipe.tasks), recipe.training.dtype)
     groups = parameter_groups(model, recipe)
-    shipped = SHIPPED if recipe.model.packed_bits is None else UNPARTITIONED
+    shipped = SHIPPED if cannot_partition(recipe) is None else UNPARTITIONED
     files = dict.fromkeys([recipe.training.deepspeed, *shipped])
 
     def held(file: str, cut: BatchCut) -> Held:

@@ -19,7 +19,15 @@ from tests.toys.engines import start_deepspeed, whole_state
 from tests.toys.image_text.rows import tiny
 from tests.toys.models import backbone, batch, build, saved_backbone, shake
 from tests.toys.rank_pool import RankPool
-from tests.toys.trained_runs import logits_of, recipe_with, save_run, text_logits, trained_run
+from tests.toys.trained_runs import (
+    convert,
+    convert_code,
+    logits_of,
+    recipe_with,
+    save_run,
+    text_logits,
+    trained_run,
+)
 from vlds.artifact import load_run, own_parts
 from vlds.backbones import T5, Backbone, Bart
 from vlds.config import Recipe
@@ -116,6 +124,26 @@ def test_starts_that_change_the_backbone(start: str, tmp_path: Path) -> None:
     assert tuned.changed <= own_parts(tuned).keys()
     for name in tuned.changed:
         assert not torch.equal(tuned.get_parameter(name), plain.get_parameter(name))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("start", ["pissa", pytest.param("olora", marks=pytest.mark.slow)])
+def test_peft_opens_a_changed_backbone_that_was_exported(
+    start: str, world: Path, tmp_path: Path
+) -> None:
+    """The exported folder holds the backbone as the start has changed it, and peft's the rest."""
+    run = trained_run(recipe_of(lora(init_lora_weights=start), world, tmp_path), seed=1)
+    expected, folder = text_logits(run, 0, **TEXT), save_run(run)
+    assert convert_code("peft", "--run", folder, "--out", tmp_path / "early") == 2
+    convert("hf", "--run", folder, "--out", tmp_path / "hf", "--verify")
+    assert torch.equal(text_logits(load_run(tmp_path / "hf"), 0, **TEXT), expected)
+    words = ["--run", tmp_path / "hf", "--base", "hf", "--out", tmp_path / "peft", "--verify"]
+    convert("peft", *words)
+    base = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "hf").eval()
+    plain = base(**TEXT).logits
+    theirs = PeftModel.from_pretrained(base, tmp_path / "peft").eval()(**TEXT).logits
+    assert (theirs - expected).abs().max() < 2e-6 * expected.abs().max()
+    assert (theirs - plain).abs().max() > 1e-4 * expected.abs().max()
 
 
 def opened_logits(run: Path) -> Tensor:
@@ -286,8 +314,10 @@ def test_target_modules_of_the_settings(tmp_path: Path) -> None:
 
 
 def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="type: got ADALORA; its schedule reads gradients"):
-        Peft(type="ADALORA", roles=["attn_q"])
+    with pytest.raises(ValueError, match="type: got IA3; use vlds' own IA3"):
+        Peft(type="IA3", roles=["attn_q"])
+    with pytest.raises(ValueError, match="type: got TRAINABLE_TOKENS; it takes the place of"):
+        Peft(type="TRAINABLE_TOKENS", settings={"target_modules": "embed_tokens"})
     with pytest.raises(ValueError, match="type: got LORAH; did you mean 'LORA'"):
         Peft(type="LORAH", roles=["attn_q"])
     with pytest.raises(ValueError, match=r"settings.use_dorra: .* did you mean 'use_dora'"):

@@ -1,4 +1,4 @@
-"""Image-text models whose language model is packed in 4 or 8 bits."""
+"""Models of both kinds whose language model is packed in 4 or 8 bits."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tests.toys.causal import kind_in, save_model
 from tests.toys.files import read_lines
-from tests.toys.image_text.rows import TASKS, Tiny, tiny, wide
+from tests.toys.image_text.rows import TASKS, tiny
 from tests.toys.models import shake
 from tests.toys.rank_jobs import check_complaint, run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.trained_runs import convert, convert_code
+from tests.toys.wide_models import opened, packed, wide
 from tests.toys.world import world_recipe
 from vlds.artifact import load_run, own_tensors, save_artifact
 from vlds.config import Recipe
 from vlds.methods import IA3, Adapter, BitFit, Compacter, Full, LoRA, Method
 from vlds.methods.extended import ExtendedLinear, zero_at_first
-from vlds.models import ImageTextToText, quantised
+from vlds.models import Causal, ImageTextToText, quantised
 from vlds.models.build import ModelSetup, build_shapes, describe
 from vlds.models.quantised import Bits, packed_linears, scale_bytes
 from vlds.plan import plan_recipe
 from vlds.schema import Decoding
+from vlds.vision import ConvNet
 
 bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
 METHODS: dict[str, Method] = {
@@ -41,15 +44,12 @@ METHODS: dict[str, Method] = {
 ADAPTER: dict[str, Method] = {"words": Adapter(reduction=4)}
 BITS = pytest.mark.parametrize("bits", [4, 8])
 MORE_BITS = pytest.mark.parametrize("bits", [4, pytest.param(8, marks=pytest.mark.slow)])
-TYPES = pytest.mark.parametrize("model_type", ["qwen2_vl", "florence2", "llava"])
+TYPES = pytest.mark.parametrize("model_type", ["qwen2_vl", "florence2", "llava", "llama", "opt"])
+KINDS = pytest.mark.parametrize("model_type", ["qwen2_vl", "llama"])
+"""A type of each kind of model."""
 
 
-def packed(model_type: str, bits: Bits, **fields: Any) -> Tiny:
-    model = wide(model_type)
-    return replace(model, kind=replace(model.kind, bits=bits, **fields))
-
-
-def logits(model: Any, source: Tiny) -> Tensor:
+def logits(model: Any, source: Any) -> Tensor:
     with torch.no_grad():
         found: Tensor = model.eval().logits(source.batch(source.rows()))
     return found
@@ -62,10 +62,11 @@ def test_linear_layers_of_the_language_model_are_packed(model_type: str, bits: B
     source = packed(model_type, bits)
     plain, model = wide(model_type).build(), source.build()
     part = f"{model.parts['backbone'].path}."
+    head = plain.backbone.get_output_embeddings()
     kind = bnb.nn.Linear4bit if bits == 4 else bnb.nn.Linear8bitLt
     found = {path for path, module in model.named_modules() if isinstance(module, kind)}
-    linears = {path for path, module in plain.named_modules() if isinstance(module, nn.Linear)}
-    assert found == {path for path in linears if path.startswith(part)}
+    linears = {path: m for path, m in plain.named_modules() if isinstance(m, nn.Linear)}
+    assert found == {p for p, m in linears.items() if p.startswith(part) and m is not head}
     assert len(found) < len(linears)
     assert model.sources == plain.sources, "packed tensors are the source's"
     theirs = dict(plain.named_parameters())
@@ -104,8 +105,9 @@ def unpack(layer: Any) -> Tensor:
         for bits in (4, 8)
     ],
 )
-def test_methods_train_beside_packed_weights(name: str, bits: Bits) -> None:
-    source = packed("qwen2_vl", bits)
+@KINDS
+def test_methods_train_beside_packed_weights(model_type: str, name: str, bits: Bits) -> None:
+    source = packed(model_type, bits)
     model = source.build({"method": METHODS[name]}).train()
     before = {path: p.detach().clone() for path, p in model.named_parameters()}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
@@ -135,8 +137,9 @@ def test_methods_train_beside_packed_weights(name: str, bits: Bits) -> None:
 
 
 @MORE_BITS
-def test_recomputed_layers_give_the_same_gradients(bits: Bits) -> None:
-    source, gradients = packed("qwen2_vl", bits), []
+@KINDS
+def test_recomputed_layers_give_the_same_gradients(model_type: str, bits: Bits) -> None:
+    source, gradients = packed(model_type, bits), []
     for recompute in (False, True):
         model = source.build(ADAPTER, activation_checkpointing=recompute).train()
         model(source.batch(source.rows()), torch.ones(3)).loss.backward()
@@ -147,9 +150,10 @@ def test_recomputed_layers_give_the_same_gradients(bits: Bits) -> None:
 
 
 @torch.no_grad()
-def test_a_row_is_the_same_alone() -> None:
+@KINDS
+def test_a_row_is_the_same_alone(model_type: str) -> None:
     """In 4 bits; 8 bits choose by all rows which columns stay precise."""
-    source = packed("qwen2_vl", 4)
+    source = packed(model_type, 4)
     model, rows = source.build().eval(), source.rows()
     whole = model.token_nll(source.batch(rows)).sum(1)
     alone = torch.cat([model.token_nll(source.batch([row])).sum(1) for row in rows])
@@ -157,10 +161,11 @@ def test_a_row_is_the_same_alone() -> None:
 
 
 @BITS
-def test_full_is_refused(bits: Bits) -> None:
+@KINDS
+def test_full_is_refused(model_type: str, bits: Bits) -> None:
     with pytest.raises(ValueError, match=r"methods\.a: Full trains every weight, .* quantised"):
-        packed("llava", bits).build({"a": Full()})
-    packed("llava", bits).build({"a": Full(part="vision")})
+        packed(model_type, bits).build({"a": Full()})
+    packed(model_type, bits).build({"a": Full(part="vision")})
 
 
 @BITS
@@ -182,9 +187,10 @@ def test_shapes_alone_are_as_large(model_type: str, bits: Bits) -> None:
     assert scale_bytes(shapes) == scale_bytes(model) == sum(scale.nbytes for scale in scales) > 0
 
 
-def test_what_eight_bits_keep_beside_weights_moves_with_them() -> None:
+@KINDS
+def test_what_eight_bits_keep_beside_weights_moves_with_them(model_type: str) -> None:
     """Before the first forward pass, which moves it to another place, and after."""
-    source = packed("llava", 8)
+    source = packed(model_type, 8)
     model = source.build()
     for ran in (False, True):
         if ran:
@@ -199,17 +205,21 @@ def test_what_eight_bits_keep_beside_weights_moves_with_them() -> None:
 # Refusals.
 
 
-def test_random_weights_are_refused() -> None:
+@pytest.mark.parametrize(
+    ("kind", "fields"), [(ImageTextToText, {}), (Causal, {"vision": ConvNet()})]
+)
+def test_random_weights_are_refused(kind: Any, fields: dict[str, Any]) -> None:
     with pytest.raises(
         ValueError, match=r"bits: 4, config: c\.json; random weights are not packed"
     ):
-        ImageTextToText(config="c.json", bits=4)
+        kind(config="c.json", bits=4, **fields)
 
 
 @pytest.mark.parametrize("library", ["bitsandbytes", "no-such-library-of-ours"])
-def test_a_missing_library(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@KINDS
+def test_a_missing_library(model_type: str, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(quantised.LIBRARIES, library, "999")
-    source = packed("llava", 4)
+    source = packed(model_type, 4)
     message = f"model.bits: 4 needs {library}>=999, .*; install vlds.quantise., or set bits to null"
     for work in (source.kind.check_sources, source.build):
         with pytest.raises(ValueError, match=message):
@@ -217,47 +227,57 @@ def test_a_missing_library(library: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def run_of(
-    world: Path, folder: Path, bits: Bits = 4, stage: int = 2, precision: str = "fp32"
-) -> Recipe:
+    model_type: str, world: Path, folder: Path, bits: Bits = 4, stage: int = 2,
+    precision: str = "fp32",
+) -> Recipe:  # fmt: skip
     """Four steps, a state after each second one, no evaluation."""
     recipe = world_recipe(world, folder, precision=precision)
     file = folder.parent / f"zero{stage}.json"
     file.write_text(f'{{"zero_optimization": {{"stage": {stage}}}}}', encoding="utf-8")
-    tasks = {name: replace(task, evaluate=[]) for name, task in recipe.tasks.items()}
+    tasks = {
+        name: replace(task, evaluate=[], max_prompt_tokens=24, max_target_tokens=24)
+        for name, task in recipe.tasks.items()
+    }
     return replace(
         recipe,
-        model=packed("qwen2_vl", bits).kind,
+        model=packed(model_type, bits).kind,
         methods={"words": LoRA(rank=2)},
         tasks=tasks,
         training=replace(recipe.training, steps=4, save_every=2, deepspeed=str(file)),
     )
 
 
-def test_stage_3_is_refused(world: Path, tmp_path: Path) -> None:
-    recipe = run_of(world, tmp_path, stage=3)
+@KINDS
+def test_stage_3_is_refused(model_type: str, world: Path, tmp_path: Path) -> None:
+    recipe = run_of(model_type, world, tmp_path, stage=3)
     message = check_complaint(recipe)
     assert "stage = 3, which cannot partition the 4-bit weights of model.bits; set 2" in message
     with pytest.raises(ValueError, match="cannot partition the 4-bit weights"):
         plan_recipe(recipe, [2])
-    files = plan_recipe(run_of(world, tmp_path), [2])[2]
+    files = plan_recipe(run_of(model_type, world, tmp_path), [2])[2]
     assert len(files) == 3
     assert not any("zero3" in file for file in files)
     assert len({held.frozen for held in files.values()}) == 1
 
 
-def test_nothing_to_pack() -> None:
-    narrow = replace(tiny("llava"), kind=replace(tiny("llava").kind, bits=4))
-    with pytest.raises(ValueError, match=r"model\.bits: 4, but no linear layer of Llava"):
-        narrow.build()
+def test_nothing_to_pack(tmp_path: Path) -> None:
+    save_model(tmp_path / "narrow")
+    for source, name in (
+        (tiny("llava"), "LlavaFor"),
+        (replace(wide("llama"), kind=kind_in(tmp_path / "narrow")), "LlamaFor"),
+    ):
+        narrow = replace(source, kind=replace(source.kind, bits=4))
+        with pytest.raises(ValueError, match=rf"model\.bits: 4, but no linear layer of {name}"):
+            narrow.build()
 
 
 # Whole runs.
 
 
-def logits_in_rank(run: Path) -> Tensor:
+def logits_in_rank(run: Path, model_type: str) -> Tensor:
     """Logits of a run, as a rank opens it."""
     loaded = load_run(run)
-    return logits(loaded.model, Tiny("qwen2_vl", loaded.recipe.model, loaded.processor))
+    return logits(loaded.model, opened(model_type, loaded.recipe.model, loaded.processor))
 
 
 @pytest.mark.parametrize(
@@ -270,10 +290,12 @@ def logits_in_rank(run: Path) -> Tensor:
         pytest.param(8, 2, "bf16", marks=pytest.mark.slow),
     ],
 )
+@KINDS
 def test_two_ranks_resumed(
-    bits: Bits, stage: int, precision: str, world: Path, ranks2: RankPool, tmp_path: Path
-) -> None:
-    recipe = run_of(world, tmp_path / "whole", bits, stage, precision)
+    model_type: str, bits: Bits, stage: int, precision: str,
+    world: Path, ranks2: RankPool, tmp_path: Path,
+) -> None:  # fmt: skip
+    recipe = run_of(model_type, world, tmp_path / "whole", bits, stage, precision)
     whole, half = tmp_path / "whole", tmp_path / "half"
     assert ranks2.run(run_recipe, recipe, timeout=120) == [0, 0]
     shutil.copytree(whole, half)
@@ -291,27 +313,29 @@ def test_two_ranks_resumed(
     assert found == {key: getattr(held, key) for key in ("frozen", "trainable", "optimizer")}
     run = load_run(whole)
     names = set(load_file(whole / "artifact" / "weights.safetensors"))
-    assert names == run.model.trained_by.keys()
-    source = replace(wide("qwen2_vl"), processor=run.processor)
-    for found in ranks2.run(logits_in_rank, whole):
+    # The causal model's vision encoder comes from no file.
+    assert {n for n in names if not n.startswith("vision.")} == run.model.trained_by.keys()
+    source = replace(wide(model_type), processor=run.processor)
+    for found in ranks2.run(logits_in_rank, whole, model_type):
         assert torch.equal(found, logits(run.model, source))
 
 
-def saved_run(world: Path, folder: Path, bits: Bits, method: Method, **fields: Any) -> Tiny:
-    """A run that has trained, in the folder; the model behind it."""
-    source = packed("qwen2_vl", bits, **fields)
+def saved_run(source: Any, world: Path, folder: Path, method: Method) -> None:
+    """Save in a folder a run of a model that has trained."""
     recipe = replace(world_recipe(world, folder), model=source.kind, methods={"words": method})
     model = source.build({"words": method})
     shake(model)
     save_artifact(folder / "artifact", own_tensors(model), recipe, source.processor)
-    return source
 
 
 @MORE_BITS
-def test_whole_folders(bits: Bits, world: Path, tmp_path: Path, capfd: Any) -> None:
+@KINDS
+def test_whole_folders(
+    model_type: str, bits: Bits, world: Path, tmp_path: Path, capfd: Any
+) -> None:
     """Packed weights are not written; the same run on floats is."""
-    run = tmp_path / "run"
-    source = saved_run(world, run, bits, LoRA(rank=2, train_biases=False))
+    run, source = tmp_path / "run", packed(model_type, bits)
+    saved_run(source, world, run, LoRA(rank=2, train_biases=False))
     message = f"model.bits: the run has weights in {bits} bits, which are neither written nor"
     for layout in ("hf", "merge"):
         assert convert_code(layout, "--run", run, "--out", tmp_path / layout) == 2
@@ -332,18 +356,18 @@ def test_whole_folders(bits: Bits, world: Path, tmp_path: Path, capfd: Any) -> N
     ) == 2  # fmt: skip
 
 
+@torch.no_grad()
 @MORE_BITS
-def test_peft_opens_the_method(bits: Bits, world: Path, tmp_path: Path) -> None:
+@KINDS
+def test_peft_opens_the_method(model_type: str, bits: Bits, world: Path, tmp_path: Path) -> None:
     """On weights that transformers has packed alike."""
-    run = tmp_path / "run"
-    method = LoRA(rank=2, train_biases=False)
-    source = saved_run(world, run, bits, method, train_connector=False)
+    run, source = tmp_path / "run", packed(model_type, bits, trains_connector=False)
+    saved_run(source, world, run, LoRA(rank=2, train_biases=False))
     convert("peft", "--run", run, "--out", tmp_path / "peft", "--verify")
     base = source.build().backbone
-    model = load_run(run).model
+    model = load_run(run).model.eval()
+    plain = source.run_by(base.eval(), model)
     theirs = PeftModel.from_pretrained(base, tmp_path / "peft").eval()
-    inputs = model.inputs(source.batch(source.rows()))
-    with torch.no_grad():
-        found = theirs(**inputs).logits
-    expected = logits(model, source)
+    found, expected = source.run_by(theirs, model), source.run_by(model.backbone, model)
     assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert not torch.allclose(plain, expected, rtol=1e-3)

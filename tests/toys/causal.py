@@ -36,6 +36,10 @@ SIZES: dict[str, dict[str, Any]] = {
     # Bends the logits behind its output layer.
     "gemma2": {"num_key_value_heads": 1, "head_dim": 8, "final_logit_softcapping": 20.0},
 }
+WIDE: dict[str, Any] = {
+    "hidden_size": 64, "intermediate_size": 128, "ffn_dim": 128, "word_embed_proj_dim": 64,
+}  # fmt: skip
+"""Sizes of layers whose weights can be packed in blocks of 64."""
 
 
 def write_tokenizer(folder: Path, template: str | None = TEMPLATE) -> None:
@@ -58,31 +62,37 @@ def write_tokenizer(folder: Path, template: str | None = TEMPLATE) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def write_config(folder: Path, kind: str = "llama") -> Path:
-    """The config of a tiny model."""
+def write_config(folder: Path, kind: str = "llama", **sizes: Any) -> Path:
+    """The config of a tiny model, with other `sizes` if so wished."""
     fields = {
         "model_type": kind, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
         "num_attention_heads": 2, "vocab_size": 304, "max_position_embeddings": 128,
-        "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1, **SIZES[kind],
+        "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1, **SIZES[kind], **sizes,
     }  # fmt: skip
     file = folder / f"{kind}.json"
     file.write_text(json.dumps(fields), encoding="utf-8")
     return file
 
 
-def save_model(folder: Path, kind: str = "llama", template: str | None = TEMPLATE) -> None:
+def save_model(
+    folder: Path,
+    kind: str = "llama",
+    template: str | None = TEMPLATE,
+    spread: float = 0.4,
+    **sizes: Any,
+) -> None:
     """A model with its tokenizer in a folder, as on the hub. Its weights are large, so that its
     answers differ."""
     folder.mkdir(exist_ok=True)
     torch.manual_seed(3)
-    fields = json.loads(write_config(folder, kind).read_text(encoding="utf-8"))
+    fields = json.loads(write_config(folder, kind, **sizes).read_text(encoding="utf-8"))
     model = AutoModelForCausalLM.from_config(
         AutoConfig.for_model(fields.pop("model_type"), **fields)
     )
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
-                parameter.normal_(std=0.4)
+                parameter.normal_(std=spread)
     model.save_pretrained(folder)
     write_tokenizer(folder, template)
 

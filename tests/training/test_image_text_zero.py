@@ -15,7 +15,7 @@ from tests.toys.image_text import TYPES
 from tests.toys.image_text.rows import tiny
 from tests.toys.rank_pool import RankError, RankPool
 from vlds.config import DataConfig, OptimizerConfig, Recipe, TrainingConfig
-from vlds.methods import Adapter, Full, LoRA, Method
+from vlds.methods import Adapter, Full, LoRA, Method, Peft
 from vlds.models.build import build_model
 from vlds.models.image_text_model import ImageTextModel
 from vlds.models.partitioned_loading import partitioned_loading
@@ -29,6 +29,20 @@ METHODS: dict[str, dict[str, Method]] = {
     "lora": {"words": LoRA(rank=2, dropout=0.0, train_biases=False)},
     "adapter": {"words": Adapter(reduction=4, sharing="multiple")},
     "full": {"words": Full()},
+    "dora": {
+        "words": Peft(
+            type="LORA",
+            settings={"r": 2, "lora_alpha": 2, "use_dora": True},
+            roles=["attn_q", "attn_v"],
+        )
+    },
+    "adalora": {
+        "words": Peft(
+            type="ADALORA",
+            settings={"init_r": 3, "target_r": 2, "lora_alpha": 3},
+            roles=["attn_q", "attn_v"],
+        )
+    },
 }
 FAST = [("qwen2_vl", "lora", 3), ("llava", "adapter", 3), ("florence2", "lora", 2)]
 CASES = [
@@ -36,6 +50,7 @@ CASES = [
     for t in TYPES
     for m in METHODS
     for stage in (2, 3)
+    if (m, stage) != ("adalora", 3)  # refused
 ]
 
 
@@ -71,6 +86,7 @@ def steps(recipe: Recipe, model_type: str, shares: list[list[int]]) -> list[tupl
         ranks=ranks,
         tasks=list(recipe.tasks.values()),
         eps=recipe.optimizer.eps,
+        num_steps=STEPS,
     )
     set_learning_rate(engine.parameter_groups, 1.0)
     source = replace(tiny(model_type), kind=recipe.model, processor=processor)

@@ -40,7 +40,6 @@ from vlds.convert.output import new_output, say
 from vlds.convert.verify import Verification, all_tasks
 from vlds.methods.base import Method
 from vlds.methods.extended import is_own
-from vlds.methods.full import Full
 from vlds.models.build import build_model
 from vlds.models.model import Sources
 from vlds.models.quantised import check_writable_whole
@@ -83,11 +82,11 @@ def write_hf(loaded: LoadedRun, folder: Path) -> None:
     """Fill an empty folder: the model's parts, the rest of its weights, a recipe that finds
     everything in this folder, and the hashes."""
     model, recipe = loaded.model, loaded.recipe
+    left = {name: method.after_export() for name, method in recipe.methods.items()}
     recipe = replace(
         recipe,
         model=recipe.model.export(model, folder),
-        # Trained weights are in the files now; Full adds nothing else.
-        methods={name: m for name, m in recipe.methods.items() if not isinstance(m, Full)},
+        methods={name: method for name, method in left.items() if method is not None},
         alignment=None,
     )
     # An artifact keeps what its recipe trains, whatever its sources hold.

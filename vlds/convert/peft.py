@@ -28,6 +28,7 @@ FREE = {
     "exclude_modules", "feedforward_modules", "layers_pattern", "layers_to_transform",
     "num_attention_heads", "num_layers", "target_modules", "token_dim",
     # Training.
+    "beta1", "beta2", "deltaT", "orth_reg_weight", "target_r", "tfinal", "tinit", "total_step",
     "eva_config", "init_ia3_weights", "lora_dropout", "prompt_tuning_init",
     "prompt_tuning_init_text", "tokenizer_kwargs", "tokenizer_name_or_path",
     # Numbers and names that have a default, and mean nothing while what they are of is off.

@@ -48,6 +48,17 @@ class Method(ABC):
     learning_rate: float | None = None
     """Peak learning rate of this method's weights; default: the optimizer's."""
 
+    @property
+    def partitionable(self) -> bool:
+        """False if ZeRO stage 3 cannot partition what the method trains."""
+        return True
+
+    def check_steps(self, num_steps: int) -> None:  # noqa: B027 (most methods take any number)
+        """Check the method against the number of steps of a run, before any long work.
+
+        Errors: ValueError that names the field.
+        """
+
     @abstractmethod
     def attach(self, host: Host) -> list[nn.Parameter]:
         """Put the method into a frozen model; the parameters that train.
@@ -65,6 +76,11 @@ class Method(ABC):
             f"{type(self).__name__} computes what no plain layer computes; use `vlds convert hf`, "
             "which keeps it beside the backbone"
         )
+
+    def after_export(self) -> Method | None:
+        """The method beside an exported model, whose files hold the model's own weights as
+        attaching and training have changed them; None if it adds nothing to them."""
+        return self
 
     def refusal(self, library: Library, model: Any) -> str | None:
         """Why a library's files cannot hold the method in a Hugging Face backbone; None if they

@@ -39,6 +39,9 @@ class Full(Method):
     def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> None:
         """Nothing to do: the weights are already the model's own."""
 
+    def after_export(self) -> None:
+        """The files hold all of it."""
+
     @classmethod
     def cases(cls) -> Mapping[str, Case]:
         return {"": Case(cls(), decayed="")}

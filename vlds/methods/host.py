@@ -21,6 +21,7 @@ from vlds.methods.extended import (
     states_type,
 )
 from vlds.methods.routing import TaskRouting
+from vlds.methods.step_rule import StepRule
 from vlds.schema import Role, TargetModules
 
 CROSS_ATTENTION: tuple[Role, ...] = (
@@ -48,6 +49,8 @@ class Host:
     changed: list[nn.Parameter] = field(default_factory=list)
     """Frozen weights that attaching has changed, so that they are no longer those of a file; the
     method adds to it."""
+    step_rules: list[StepRule] = field(default_factory=list)
+    """At most one: what the method does at every optimizer step; the method adds it."""
 
     def linears(self, *roles: str, optional: Collection[str] = ()) -> dict[str, nn.Linear]:
         """Path -> linear layer, of those that play the roles, role by role. `optional` roles may

@@ -85,6 +85,13 @@ def tuners(model: nn.Module, config: Any) -> dict[str, Any]:
     return {path: m for path, m in named if isinstance(m, BaseTunerLayer) and is_own(path)}
 
 
+def rank_allocator(model: Any, config: Any) -> Any:
+    """What shares out AdaLoRA's budget. `model`: anything with named parameters."""
+    from peft.tuners.adalora.layer import RankAllocator
+
+    return RankAllocator(model, config, ADAPTER)
+
+
 def check_layer(path: str, layer: nn.Module) -> None:
     """Errors: ValueError if peft's layer cannot stand behind a layer."""
     if not is_own(path):
@@ -105,6 +112,9 @@ class PeftExtension(LinearExtension):
     def __init__(self, tuner: Any, layer: nn.Module) -> None:
         super().__init__()
         del tuner._modules["base_layer"]
+        if (ranks := tuner._modules.pop("ranknum", None)) is not None:
+            # AdaLoRA's first rank, which peft keeps as a frozen weight and does not store.
+            tuner.__dict__["ranknum"] = dict.fromkeys(ranks, float(tuner.r[ADAPTER]))
         self.tuner = tuner
         self.tuner.__dict__["base_layer"] = Outside(layer)
         renew(tuner)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -24,7 +24,15 @@ from vlds.methods.extended import (
 from vlds.methods.host import CROSS_ATTENTION, Host, find_modules
 from vlds.methods.layouts import PEFT_MODEL, Layout, Library, Stored
 from vlds.methods.peft_layers import ADAPTER, PeftExtension, put_behind
-from vlds.methods.peft_settings import ABOUT_FILES, CHANGES_BASE, WHICH_LAYERS, peft_config
+from vlds.methods.peft_settings import (
+    ABOUT_FILES,
+    ADALORA,
+    CHANGES_BASE,
+    WHICH_LAYERS,
+    peft_config,
+    shortest_schedule,
+)
+from vlds.methods.rank_budget import RankBudget
 from vlds.schema import Role
 
 
@@ -54,6 +62,20 @@ class Peft(Method):
         """True if attaching changes the layers' own weights."""
         return self.settings.get("init_lora_weights") in CHANGES_BASE
 
+    @property
+    def partitionable(self) -> bool:
+        """AdaLoRA reads whole weights and gradients."""
+        return self.type != ADALORA
+
+    def check_steps(self, num_steps: int) -> None:
+        """Errors: ValueError if AdaLoRA's budget cannot fall in so many steps."""
+        if self.type == ADALORA and num_steps < shortest_schedule(self.settings):
+            raise ValueError(
+                f"settings: tinit {self.settings.get('tinit', 0)} and tfinal "
+                f"{self.settings.get('tfinal', 0)} leave no step of {num_steps} in which AdaLoRA's "
+                "budget falls; give fewer, or more steps"
+            )
+
     def attach(self, host: Host) -> list[nn.Parameter]:
         """Let peft put its layers into the model, and move each behind the layer that it is for.
 
@@ -61,10 +83,13 @@ class Peft(Method):
         """
         config = peft_config(self.type, self.settings, self.pattern(host))
         trained: list[nn.Parameter] = []
-        for layer, extension in put_behind(host.model, host.name, config):
+        pairs = put_behind(host.model, host.name, config)
+        for layer, extension in pairs:
             trained += [p for p in extension.parameters() if p.requires_grad]
             if self.changes_base:
                 host.changed.append(layer.get_parameter("weight"))
+        if self.type == ADALORA:
+            host.step_rules.append(RankBudget(config, [extension for _, extension in pairs]))
         return trained
 
     def pattern(self, host: Host) -> str | None:
@@ -94,13 +119,20 @@ class Peft(Method):
             assert isinstance(extension, PeftExtension)
             extension.fold(layer)
 
+    def after_export(self) -> Peft:
+        """It starts plainly beside weights that its first start has changed already."""
+        if not self.changes_base:
+            return self
+        return replace(self, settings={**self.settings, "init_lora_weights": True})
+
     def refusal(self, library: Library, model: Any) -> str | None:
         """peft's folders hold the adapter, and not the weights that it has changed."""
         if library == "peft" and self.changes_base:
             start = self.settings["init_lora_weights"]
             return (
                 f"init_lora_weights: {start} changes the backbone's own weights, and peft's folder "
-                "holds the adapter alone; use `vlds convert merge`"
+                "holds the adapter alone; use `vlds convert hf`, then `vlds convert peft` on the "
+                "folder that it writes, or `vlds convert merge`"
             )
         return super().refusal(library, model)
 
@@ -158,6 +190,12 @@ CASES: dict[str, tuple[str, dict[str, Any], tuple[Role, ...], dict[str, Any]]] =
             "num_trained": NUM * 2 * 2 * Toy.width,
             "refused": {"peft": "init_lora_weights: pissa changes the backbone's own weights"},
         },
+    ),
+    "adalora": (
+        ADALORA,
+        {"init_r": 4, "target_r": 2, "lora_alpha": 4},
+        QUERY_VALUE,
+        {"num_trained": NUM * (4 * 2 * Toy.width + 4), "starts_frozen": True},
     ),
     "loha": (
         "LOHA",

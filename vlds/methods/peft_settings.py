@@ -9,18 +9,22 @@ from typing import Any
 
 from vlds.runtime.near_names import guess
 
+ADALORA = "ADALORA"
 TYPES = (
-    "C3A", "DELORA", "FOURIERFT", "GRALORA", "HIRA", "HRA", "LN_TUNING", "LOHA", "LOKR", "LORA",
-    "MISS", "OFT", "VERA", "WAVEFT",
+    ADALORA, "C3A", "DELORA", "FOURIERFT", "GRALORA", "HIRA", "HRA", "LN_TUNING", "LOHA", "LOKR",
+    "LORA", "MISS", "OFT", "VERA", "WAVEFT",
 )  # fmt: skip
 """Names of peft's PeftType that are known to work here."""
 RERUN = ("HRA", "LN_TUNING", "OFT")
 """Those that compute the layer anew from its input, whatever stands behind it already."""
 OTHER_TYPES = {
-    "ADALORA": "its schedule reads gradients after each step, where no method is called; use LORA",
     "IA3": "use vlds' own IA3",
     "PROMPT_TUNING": "use vlds' own PromptTuning",
     "PREFIX_TUNING": "use vlds' own PrefixTuning",
+    "TRAINABLE_TOKENS": (
+        "it takes the place of the embedding table, and methods extend linear layers and norms; "
+        "vlds' own PromptTuning trains embeddings before the text"
+    ),
 }
 """Others -> what to do."""
 ABOUT_FILES = frozenset(
@@ -36,7 +40,7 @@ REFUSED = {
     **dict.fromkeys(ABOUT_FILES, "vlds sets it"),
     "bias": "name the method BitFit beside this one",
     "modules_to_save": "name the method Full, or train the layers by a method of their own",
-    "trainable_token_indices": "vlds has no method for it",
+    "trainable_token_indices": "methods extend linear layers and norms, not the embedding table",
     "target_parameters": "methods extend layers, not parameters; name target_modules",
     "layer_replication": "methods leave the backbone's layers as they are",
     "megatron_config": "vlds does not run Megatron",
@@ -60,10 +64,19 @@ REFUSED = {
         ),
         "it is not known to work here",
     ),
+    "total_step": "vlds sets it, to the steps of the run",
     "ensure_weight_tying": "vlds keeps tied layers tied",
     "save_projection": "vlds always saves it, so that a run opens the same everywhere",
 }
 """Settings of peft that a recipe cannot have, and why or what to do."""
+LAYER_SETTINGS = WHICH_LAYERS | {"fan_in_fan_out", "target_modules"}
+ADALORA_SETTINGS = frozenset(
+    {
+        "beta1", "beta2", "deltaT", "init_r", "lora_alpha", "lora_dropout", "orth_reg_weight",
+        "target_r", "tfinal", "tinit",
+    }
+)  # fmt: skip
+"""What AdaLoRA reads; peft's config has all settings of LoRA too."""
 STARTS = ("gaussian", "olora", "orthogonal", "pissa")
 """Words that `init_lora_weights` may be, beside true and false."""
 CHANGES_BASE = ("olora", "pissa")
@@ -84,8 +97,10 @@ def peft_config(type: str, settings: Mapping[str, Any], target_modules: str | No
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     kind = PEFT_TYPE_TO_CONFIG_MAPPING[type]
-    check_settings(settings, [f.name for f in fields(kind)])
+    check_settings(type, settings, known_settings(type, [f.name for f in fields(kind)]))
     given = dict(settings)
+    if type == ADALORA:
+        given["total_step"] = shortest_schedule(settings)
     if target_modules is not None:
         given["target_modules"] = target_modules
     try:
@@ -94,16 +109,36 @@ def peft_config(type: str, settings: Mapping[str, Any], target_modules: str | No
         raise ValueError(f"settings: {error}") from None
 
 
-def check_settings(settings: Mapping[str, Any], known: Collection[str]) -> None:
-    """Errors: ValueError for settings that are unknown to peft's config, or that a recipe cannot
-    have."""
+def known_settings(type: str, names: Collection[str]) -> Collection[str]:
+    """Those of the settings of peft's config that a type reads."""
+    return ADALORA_SETTINGS | LAYER_SETTINGS if type == ADALORA else names
+
+
+def shortest_schedule(settings: Mapping[str, Any]) -> int:
+    """The least number of steps in which AdaLoRA's budget can fall; a run's own number replaces
+    it.
+
+    Errors: ValueError for settings with which it cannot fall.
+    """
+    first, last = settings.get("init_r", 12), settings.get("target_r", 8)
+    if not 1 <= last < first:
+        raise ValueError(
+            f"settings: init_r is {first} and target_r {last}; AdaLoRA's budget falls from the one "
+            "to the other, so give a smaller target_r"
+        )
+    steps: int = settings.get("tinit", 0) + settings.get("tfinal", 0) + 1
+    return steps
+
+
+def check_settings(type: str, settings: Mapping[str, Any], known: Collection[str]) -> None:
+    """Errors: ValueError for settings that the type does not have, or that a recipe cannot have."""
     known = sorted(set(known) - REFUSED.keys())
     for key, value in settings.items():
         if key in REFUSED:
             raise ValueError(f"settings.{key}: got {value!r}; {REFUSED[key]}")
         if key not in known:
             near = guess(key, known) or f"choose from: {', '.join(known)}"
-            raise ValueError(f"settings.{key}: peft has no such setting; {near.strip()}")
+            raise ValueError(f"settings.{key}: {type} has no such setting; {near.strip()}")
     start = settings.get("init_weights", True)
     if not isinstance(start, bool) and start != "lycoris":
         raise ValueError(f"settings.init_weights: got {start}; choose true or false")

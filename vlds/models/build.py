@@ -112,6 +112,8 @@ def attach_methods(setup: ModelSetup, model: Model, tasks: Sequence[str]) -> dic
             )
             claim(method.attach(host), name)
             changed.update(map(id, host.changed))
+            if host.step_rules:
+                (model.step_rules[name],) = host.step_rules
         except ValueError as error:
             raise ValueError(f"methods.{name}: {error}") from None
         if isinstance(module, GridEncoder):

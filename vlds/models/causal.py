@@ -10,11 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoTokenizer,
-    GenerationConfig,
-)
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoTokenizer, GenerationConfig
 
 from vlds.backbones.base import unique_state
 from vlds.models.causal_collate import CausalCollator
@@ -23,11 +19,19 @@ from vlds.models.chat_format import ChatFormat
 from vlds.models.kind import ModelKind
 from vlds.models.model import Model, Sources
 from vlds.models.projector import Projector
+from vlds.models.quantised import (
+    Bits,
+    check_has_source,
+    check_libraries,
+    check_writable_whole,
+    load_language,
+    pack_shapes,
+)
 from vlds.models.recomputing import recompute_layers
 from vlds.models.steady_buffers import steady_buffers
 from vlds.pretrained.files import reading
 from vlds.pretrained.hub import check_source, check_tokenizer
-from vlds.pretrained.weights import check_config, load_weights, read_any_config
+from vlds.pretrained.weights import check_config, read_any_config
 from vlds.runtime.checks import check_path_or_config
 from vlds.runtime.resources import find
 from vlds.schema import ImageSpec
@@ -63,9 +67,13 @@ class Causal(ModelKind):
     """A .safetensors file with a trained projector (projector.safetensors of `vlds convert hf`)."""
     train_projector: bool = True
     """Train the projector, which turns grid features into visual tokens."""
+    bits: Bits | None = None
+    """Pack the language model's frozen linear layers in 4 bits (nf4) or 8 (LLM.int8); not under
+    ZeRO stage 3."""
 
     def __post_init__(self) -> None:
         check_path_or_config(self)
+        check_has_source(self.bits, self.config)
         for name in ("grid", "num_images"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -89,6 +97,7 @@ class Causal(ModelKind):
     def check_sources(self) -> None:
         if self.path is not None:
             check_source(self.path, "model.path")
+        check_libraries(self.bits)
         self.tokenizer_source()
         self.vision.check_sources()
 
@@ -118,6 +127,10 @@ class Causal(ModelKind):
     def local_processor(self) -> Any:
         source = self.tokenizer or self.path
         return self.load_processor() if source is not None and Path(source).exists() else None
+
+    @property
+    def packed_bits(self) -> Bits | None:
+        return self.bits
 
     # Pictures and text.
 
@@ -188,8 +201,9 @@ class Causal(ModelKind):
                 model = model_class(config)
             with steady_buffers(model):
                 model.to(dtype)
+            pack_shapes(model, self.bits)
         else:
-            model, missing = load_weights(model_class, self.path, config, dtype, "model.path")
+            model, missing = load_language(model_class, self.path, config, dtype, self.bits)
             names = {name for name, _ in unique_state(model)} - missing
         # Values of the checkpoint would leak into `generate` wherever ours are None.
         model.generation_config = GenerationConfig()
@@ -218,6 +232,7 @@ class Causal(ModelKind):
         """The language model and the tokenizer under Hugging Face's names, and a file for each
         other part."""
         assert isinstance(model, CausalModel)
+        check_writable_whole(self.bits)
         model.save_backbone(folder)
         projector_file = folder / "projector.safetensors"
         projector = model.connector.state_dict()

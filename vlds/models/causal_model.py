@@ -102,9 +102,9 @@ class CausalModel(Model):
                 )
 
     def moving_buffers(self) -> list[tuple[str, Tensor]]:
-        """Those of a vision encoder that is not frozen."""
-        vision = self.vision
-        return [] if vision.frozen else [(f"vision.{n}", b) for n, b in vision.named_buffers()]
+        """Also those of a vision encoder that is not frozen."""
+        vision = [] if self.vision.frozen else self.vision.named_buffers()
+        return [*super().moving_buffers(), *((f"vision.{n}", b) for n, b in vision)]
 
     def sizes(self, batch: Batch) -> Tensor:
         """(b, 1) tokens of the sequence, visual ones included."""

@@ -23,14 +23,14 @@ from vlds.models.quantised import (
     check_has_source,
     check_libraries,
     check_writable_whole,
-    load_packed,
+    load_language,
     pack_shapes,
 )
 from vlds.models.recomputing import recompute_layers
 from vlds.models.roles import ROLES, find_roles
 from vlds.pretrained.files import reading
 from vlds.pretrained.hub import check_source
-from vlds.pretrained.weights import load_weights, read_any_config, unpartitioned
+from vlds.pretrained.weights import read_any_config, unpartitioned
 from vlds.runtime.checks import at_least, check_path_or_config
 from vlds.runtime.near_names import guess
 from vlds.runtime.resources import find
@@ -93,8 +93,7 @@ class ImageTextToText(ModelKind):
     def check_sources(self) -> None:
         if self.path is not None:
             check_source(self.path, "model.path")
-        if self.bits is not None:
-            check_libraries(self.bits)
+        check_libraries(self.bits)
         self.processor_source()
 
     def processor_source(self) -> tuple[str, str]:
@@ -177,16 +176,13 @@ class ImageTextToText(ModelKind):
         message = f"model.config: {self.config} describes no model"
         with reading(message, "correct the file"), unpartitioned():
             backbone = model_class(config).to(dtype)
-        if self.bits is not None:
-            pack_shapes(backbone, self.bits, language_path(backbone))
+        pack_shapes(backbone, self.bits, language_path)
         return backbone
 
     def load(self, path: str, config: Any, dtype: torch.dtype) -> tuple[Any, set[str]]:
         """Hugging Face's model, packed if so wished, and names of what its source lacks."""
         model_class = AutoModelForImageTextToText._model_mapping[type(config)]
-        if self.bits is None:
-            return load_weights(model_class, path, config, dtype, "model.path")
-        return load_packed(model_class, path, config, dtype, self.bits, language_path)
+        return load_language(model_class, path, config, dtype, self.bits, language_path)
 
     def find_parts(self, backbone: Any) -> dict[str, Part]:
         """The parts that methods can tune, by their names in recipes."""

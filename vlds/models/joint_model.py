@@ -60,9 +60,9 @@ class JointModel(Model):
         use_extensions(self.backbone)
 
     def moving_buffers(self) -> list[tuple[str, Tensor]]:
-        """Those of a vision encoder that is not frozen."""
-        vision = self.vision
-        return [] if vision.frozen else [(f"vision.{n}", b) for n, b in vision.named_buffers()]
+        """Also those of a vision encoder that is not frozen."""
+        vision = [] if self.vision.frozen else self.vision.named_buffers()
+        return [*super().moving_buffers(), *((f"vision.{n}", b) for n, b in vision)]
 
     def answer_tokens(self, answers: Sequence[str]) -> list[list[int]]:
         """As targets are tokenized, with special tokens at the start."""

@@ -1,7 +1,6 @@
 """What every kind of model is to the trainer, the evaluator and the converters.
 
-Shapes: b examples, l prompt tokens, t target tokens, n images per example, w words of the
-vocabulary.
+Shapes: b examples, l prompt tokens, t target tokens, n images per example, w vocabulary words.
 """
 
 from __future__ import annotations
@@ -95,6 +94,7 @@ class Model(nn.Module, ABC):
         """Frozen weights that attaching methods has changed."""
         self.sources = Sources()
         self.answer_lists: dict[Any, AnswerList] = {}
+        self.step_rules = nn.ModuleDict()  # method -> its rule, for methods that have one
 
     @property
     def tokenizer(self) -> Any:
@@ -140,8 +140,8 @@ class Model(nn.Module, ABC):
         """Called once methods are attached: let the model run what they have added."""
 
     def moving_buffers(self) -> list[tuple[str, Tensor]]:
-        """Statistics that training changes without a gradient."""
-        return []
+        """What training changes without a gradient: statistics, and the state of step rules."""
+        return [(f"step_rules.{n}", b) for n, b in self.step_rules.named_buffers()]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # What `to` and its like call, also on a model that an engine holds.

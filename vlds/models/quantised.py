@@ -30,9 +30,9 @@ SCALE_BYTES = 4
 """Scales are float32."""
 
 
-def check_libraries(bits: Bits) -> None:
-    """Errors: ValueError if a library is missing or too old."""
-    for name, lowest in LIBRARIES.items():
+def check_libraries(bits: Bits | None) -> None:
+    """Errors: ValueError if packed weights need a library that is missing or too old."""
+    for name, lowest in LIBRARIES.items() if bits is not None else ():
         try:
             require_version(f"{name}>={lowest}")
         except ImportError:
@@ -98,19 +98,30 @@ def packing(bits: Bits, dtype: torch.dtype, skipped: Sequence[str]) -> dict[str,
     return {"quantization_config": config, "device_map": {"": "cpu"}}
 
 
-def load_packed(
+PartOf = Callable[[Any], str]
+"""A model that is not packed -> path of the part whose linear layers can be, empty for all."""
+
+
+def whole_model(_model: Any) -> str:
+    """The `PartOf` of a model that is packed as a whole."""
+    return ""
+
+
+def load_language(
     model_class: Any,
     path: str,
     config: Any,
     dtype: torch.dtype,
-    bits: Bits,
-    part_of: Callable[[Any], str],
+    bits: Bits | None,
+    part_of: PartOf = whole_model,
 ) -> tuple[Any, set[str]]:
-    """What `load_weights` gives for the recipe's `model.path`, with the linear layers of a part
-    packed. `part_of`: a model that is not packed -> the part's path, empty for all.
+    """What `load_weights` gives for the recipe's `model.path`; with `bits`, the linear layers of a
+    part are packed.
 
     Errors: ValueError if a library is missing, no layer can be packed, or as `load_weights`.
     """
+    if bits is None:
+        return load_weights(model_class, path, config, dtype, "model.path")
     check_libraries(bits)
     message = f"model.path: the config in {path} describes no model"
     with reading(message, CORRECT), torch.device("meta"), unpartitioned():
@@ -121,12 +132,15 @@ def load_packed(
     return model, missing
 
 
-def pack_shapes(model: Any, bits: Bits, part: str) -> None:
-    """Give a part's linear layers, in a model on the meta device, weights as large as packed ones.
+def pack_shapes(model: Any, bits: Bits | None, part_of: PartOf = whole_model) -> None:
+    """Give a part's linear layers, in a model on the meta device, weights as large as those that
+    `load_language` packs.
 
     Errors: ValueError if no layer can be packed.
     """
-    skipped = skipped_layers(model, part, bits)
+    if bits is None:
+        return
+    skipped = skipped_layers(model, part_of(model), bits)
     for path, module in model.named_modules():
         if type(module) is nn.Linear and should_convert_module(path, skipped):
             size = module.weight.numel()

@@ -55,6 +55,7 @@ def build_run(
         betas=(recipe.optimizer.betas[0], recipe.optimizer.betas[1]),
         eps=recipe.optimizer.eps,
         parts=recipe.data.parts,
+        num_steps=recipe.training.num_steps,
     )
     check_choices(recipe, model)
     states = RunStates(

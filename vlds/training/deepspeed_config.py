@@ -67,17 +67,26 @@ def check_stage(stage: Any, recipe: Recipe, path: Path) -> None:
         raise ValueError(
             f"training.deepspeed: {path} has zero_optimization.stage = {stage}; set 1, 2 or 3"
         )
-    if stage == 3 and (bits := recipe.model.packed_bits) is not None:
-        raise ValueError(
-            f"training.deepspeed: {path} has zero_optimization.stage = 3, which cannot partition "
-            f"the {bits}-bit weights of model.bits; set 2, or bits to null"
-        )
+    if stage == 3 and (problem := cannot_partition(recipe)) is not None:
+        raise ValueError(f"training.deepspeed: {path} has zero_optimization.stage = 3, {problem}")
     if stage == 1 and recipe.training.precision == "bf16":
         # DeepSpeed 0.19 then uses another optimizer, which does not partition gradients.
         raise ValueError(
             f"training.deepspeed: {path} has zero_optimization.stage = 1, which does not go with "
             "training.precision bf16; set 2, which needs less memory, or 3"
         )
+
+
+def cannot_partition(recipe: Recipe) -> str | None:
+    """Why ZeRO stage 3 cannot run a recipe, and the cure; None if it can."""
+    if (bits := recipe.model.packed_bits) is not None:
+        return (
+            f"which cannot partition the {bits}-bit weights of model.bits; set 2, or bits to null"
+        )
+    for name, method in recipe.methods.items():
+        if not method.partitionable:
+            return f"under which methods.{name} cannot read whole weights and gradients; set 2"
+    return None
 
 
 def fill(config: dict[str, Any], dotted: str, value: Any, path: Path) -> None:

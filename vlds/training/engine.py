@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 from deepspeed.utils import (
     safe_get_full_fp32_param,
+    safe_get_full_grad,
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
@@ -42,6 +43,7 @@ from vlds.training.adamw import MOMENTS, TaskAdamW, flat_segments
 from vlds.training.loss import LossTotals, coefficients, count, task_losses
 from vlds.training.optim import task_slices
 from vlds.training.parts import similar_rows
+from vlds.training.step_rules import StepRules, buffer_bytes
 
 # DeepSpeed knows torch's AdamW, but warns of subclasses ("proceed with caution") in every run.
 ZERO_SUPPORTED_OPTIMIZERS.append(TaskAdamW)
@@ -112,13 +114,16 @@ class Engine:
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-6,
         parts: int = 1,
+        num_steps: int = 0,
     ) -> None:
-        """`parts`: how many sets of similar rows a micro-batch is computed in."""
+        """`parts`: how many sets of similar rows a micro-batch is computed in. `num_steps`: the
+        run's length, for the rules of methods."""
         self.model = model
         self.ranks = ranks
         self.tasks = list(tasks)
         self.seed = seed
         self.parts = parts
+        self._rules = StepRules(model.step_rules, num_steps)
         self.stage = int(config["zero_optimization"]["stage"])
         self.steps_done = 0
         self.steps_skipped = 0
@@ -165,7 +170,10 @@ class Engine:
             output = self._deepspeed(batch.to(self.ranks.device), scale, parts)
             # ZeRO averages gradients over ranks, and the denominators already count all of them.
             factor = torch.where(output.loss.isfinite(), float(self.ranks.world_size), nan)
-            self._deepspeed.backward(output.loss * factor, scale_wrt_gas=False)
+            added = self._rules.added_loss(1 / (self.ranks.world_size * len(batches)))
+            self._deepspeed.backward((output.loss + added) * factor, scale_wrt_gas=False)
+            if micro_step == len(batches) - 1:
+                self._rules.read_gradients(self.steps_done + 1, self._gradient)
             self._deepspeed.step()
             nll_sums = output.token_nll_sum.detach().cpu()
             not_finite += [batch.ids[row] for row in (~nll_sums.isfinite()).nonzero().flatten()]
@@ -173,8 +181,23 @@ class Engine:
         skipped = bool(self._optimizer.overflow)
         self.steps_done += 1
         self.steps_skipped += skipped
+        self._rules.after_step(self.steps_done, skipped, self._set_zero)
         norm = float(self._deepspeed.get_global_grad_norm())
         return StepReport(losses, totals.examples, norm, skipped, not_finite)
+
+    def _gradient(self, parameter: nn.Parameter) -> Tensor:
+        """The gradient of the global batch in fp32, before clipping; stages 1 and 2. Collective."""
+        gradient: Tensor | None = safe_get_full_grad(parameter)
+        assert gradient is not None, "ZeRO has no gradient of a weight that trains"
+        return gradient.detach().float().clone()
+
+    @torch.no_grad()
+    def _set_zero(self, parameter: nn.Parameter, mask: Tensor) -> None:
+        """Set a weight and its master to zero where the mask is true; stages 1 and 2.
+        Collective."""
+        master = safe_get_full_fp32_param(parameter).masked_fill(mask, 0.0)
+        safe_set_full_fp32_param(parameter, master)
+        parameter.masked_fill_(mask, 0.0)
 
     def _seed_dropout(self, micro_step: int) -> None:
         """Make dropout a function of (seed, step, micro-step, rank): a resumed run needs no
@@ -327,6 +350,7 @@ class Engine:
         sizes["frozen"] += scale_bytes(self.model)
         flats = self._adamw.segments
         sizes["optimizer"] = sum((1 + len(MOMENTS)) * flat.nbytes for flat in flats)
+        sizes["optimizer"] += buffer_bytes(self.model.step_rules)
         return sizes
 
     def close(self) -> None:

@@ -88,11 +88,24 @@ def check_parts(recipe: Recipe, cut: BatchCut) -> None:
 
 
 def with_steps(recipe: Recipe, prepared: Prepared) -> Recipe:
-    """The recipe with the number of steps that `training.epochs` takes; ValueError if a task's
-    number of examples is unknown."""
+    """The recipe with the number of steps that `training.epochs` takes.
+
+    Errors: ValueError if a task's number of examples is unknown, or a method needs other steps.
+    """
+    steps = number_of_steps(recipe, prepared)
+    for name, method in recipe.methods.items():
+        try:
+            method.check_steps(steps)
+        except ValueError as error:
+            raise ValueError(f"methods.{name}.{error}") from None
+    return replace(recipe, training=replace(recipe.training, steps=steps, epochs=None))
+
+
+def number_of_steps(recipe: Recipe, prepared: Prepared) -> int:
+    """Optimizer steps of a run; ValueError if a task's number of examples is unknown."""
     training = recipe.training
     if training.epochs is None:
-        return replace(recipe, training=replace(training, steps=training.num_steps))
+        return training.num_steps
     sources = prepared.train_sources or prepared.streamed_sources
     sizes: list[int] = []
     for source in sources:
@@ -104,8 +117,7 @@ def with_steps(recipe: Recipe, prepared: Prepared) -> Recipe:
         sizes.append(source.num_annotations)
     size = recipe.data.global_batch_size
     batch_sizes = recipe.data.batch_sizes([source.batch_size for source in sources])
-    steps = steps_in(training.epochs, sizes, size, batch_sizes)
-    return replace(recipe, training=replace(training, steps=steps, epochs=None))
+    return steps_in(training.epochs, sizes, size, batch_sizes)
 
 
 def check_frozen_files(recipe: Recipe, ranks: Ranks) -> None:

@@ -50,15 +50,25 @@ class Tiny:
 
     def rows(self) -> list[Row]:
         """Three rows of two tasks, with one, two and no pictures where the type takes them."""
-        numbers, rows, start = NUMBERS.get(self.model_type, (1, 2, 0)), [], 0
-        for index, (number, (prompt, target)) in enumerate(zip(numbers, TEXTS, strict=True)):
-            example = Example(str(index), TASKS[index % 2], prompt, target)
-            rows.append(Row(example, index % 2, 20, 12, range(start, start + number)))
-            start += number
-        return rows
+        return rows_with(NUMBERS.get(self.model_type, (1, 2, 0)))
 
     def batch(self, rows: Sequence[Row], *, evaluation: bool = False) -> Batch:
         return self.collator(rows, images(), evaluation=evaluation)
+
+    def run_by(self, backbone: Any, model: ImageTextModel) -> Tensor:
+        """Logits of Hugging Face's class, for what a model makes of the rows."""
+        logits: Tensor = backbone(**model.inputs(self.batch(self.rows()))).logits
+        return logits
+
+
+def rows_with(numbers: Sequence[int]) -> list[Row]:
+    """Three rows of two tasks, with these numbers of pictures."""
+    rows, start = [], 0
+    for index, (number, (prompt, target)) in enumerate(zip(numbers, TEXTS, strict=True)):
+        example = Example(str(index), TASKS[index % 2], prompt, target)
+        rows.append(Row(example, index % 2, 20, 12, range(start, start + number)))
+        start += number
+    return rows
 
 
 def images() -> list[Tensor]:

@@ -121,17 +121,18 @@ def test_fewer_tokens_are_computed(saved: Path) -> None:
 def test_a_start_ends_before_the_answers() -> None:
     """Rows that are equal up to their answers: the last word before these is each row's own."""
     tokens = torch.tensor([[5, 6, 7, 1, 2], [5, 6, 7, 1, 2]])
-    lengths, labels = torch.tensor([5, 4]), torch.tensor([2, 1])
-    lines = share_starts(tokens, lengths, labels, torch.zeros(2), torch.zeros(2, 1))
+    lengths = torch.tensor([5, 4])
+    picked = torch.tensor([[0, 0, 1, 1, 0], [0, 0, 1, 0, 0]]).bool()
+    lines = share_starts(tokens, lengths, picked, torch.zeros(2), torch.zeros(2, 1))
     assert lines is not None
     assert lines.source.tolist() == [[0, 1, 2, 3, 4, 7, 8]]
     assert lines.positions.tolist() == [[0, 1, 2, 3, 4, 2, 3]]
-    assert [places.tolist() for places in lines.predicting] == [[0, 0, 0], [2, 3, 5]]
+    assert [places.tolist() for places in lines.picked] == [[0, 0, 0], [2, 3, 5]]
     seen = lines.visible[0, 0]
     assert seen[5].tolist() == [True, True, False, False, False, True, False]
 
 
 def test_unlike_rows_stay_as_they_are() -> None:
     tokens = torch.arange(8).view(2, 4)
-    lengths, labels = torch.tensor([4, 4]), torch.tensor([1, 1])
-    assert share_starts(tokens, lengths, labels, torch.zeros(2), torch.arange(2)[:, None]) is None
+    lengths, picked = torch.tensor([4, 4]), torch.tensor([[0, 0, 1, 0]] * 2).bool()
+    assert share_starts(tokens, lengths, picked, torch.zeros(2), torch.arange(2)[:, None]) is None

@@ -38,7 +38,7 @@ def chosen(
     sequences = model.sequences(batch, visual)
     last = sequences.mask.sum(1) - 1
     positions = torch.zeros_like(sequences.mask).scatter(1, last[:, None], True)
-    logits = model.logits_at(sequences, positions)
+    logits = model.logits_at(batch, sequences, positions)
     numbers, confidences = best_choice(logits, model.choice_ids(choices))
     rows = zip(numbers, confidences.tolist(), strict=True)
     return [Answer(choices[number], confidence, None) for number, confidence in rows]

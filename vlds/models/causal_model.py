@@ -133,44 +133,44 @@ class CausalModel(Model):
         """(k, w) for the k tokens of all answers, row by row; where they are (b, l)."""
         real = targets_of(batch) != IGNORED_LABEL
         sequences = self.sequences(batch, visual, real)
-        if self.shares_starts and (lines := self.lines_of(batch, sequences)) is not None:
-            return self.logits_of_lines(sequences, lines), real
         # The position before a token predicts it.
-        return self.logits_at(sequences, F.pad(sequences.labelled[:, 1:], (0, 1))), real
+        picked = F.pad(sequences.labelled[:, 1:], (0, 1))
+        return self.logits_at(batch, sequences, picked), real
 
-    def lines_of(self, batch: Batch, sequences: Sequences) -> Lines | None:
+    def logits_at(self, batch: Batch, sequences: Sequences, picked: Tensor) -> Tensor:
+        """(k, w) at the k positions (b, s) that are True, row by row."""
+        lines = self.lines_of(batch, sequences, picked) if self.shares_starts else None
+        if lines is not None:
+            return self.logits_of_lines(sequences, lines)
+        with picking(self.answer_positions, picked):
+            logits: Tensor = self.backbone(
+                inputs_embeds=sequences.embeds,
+                attention_mask=sequences.mask.long(),
+                use_cache=False,
+            ).logits
+        return logits
+
+    def lines_of(self, batch: Batch, sequences: Sequences, picked: Tensor) -> Lines | None:
         """How rows share their first tokens, if they do."""
         return share_starts(
             sequences.tokens.cpu(),
             sequences.mask.sum(1).cpu(),
-            sequences.labelled.sum(1).cpu(),
+            picked.cpu(),
             batch.task_index,
             batch.image_index.cpu(),
         )
 
     def logits_of_lines(self, sequences: Sequences, lines: Lines) -> Tensor:
-        """(k, w) for the k tokens of all answers, row by row."""
+        """(k, w) for the k picked tokens, row by row."""
         embeds, device = sequences.embeds, sequences.embeds.device
         self.routing.set(lines.tasks, device)
-        visible = lines.visible.to(device)
-        hidden = torch.finfo(embeds.dtype).min
-        with picking(self.answer_positions, lines.predicting):
+        mask = torch.zeros(lines.visible.shape, dtype=embeds.dtype, device=device)
+        mask.masked_fill_(~lines.visible.to(device), torch.finfo(embeds.dtype).min)
+        with picking(self.answer_positions, lines.picked):
             logits: Tensor = self.backbone(
                 inputs_embeds=embeds.flatten(0, 1)[lines.source.to(device)],
-                attention_mask=torch.zeros_like(visible, dtype=embeds.dtype).masked_fill(
-                    ~visible, hidden
-                ),
+                attention_mask=mask,
                 position_ids=lines.positions.to(device),
-                use_cache=False,
-            ).logits
-        return logits
-
-    def logits_at(self, sequences: Sequences, positions: Tensor) -> Tensor:
-        """(k, w) at the k positions (b, s) that are True, row by row."""
-        with picking(self.answer_positions, positions):
-            logits: Tensor = self.backbone(
-                inputs_embeds=sequences.embeds,
-                attention_mask=sequences.mask.long(),
                 use_cache=False,
             ).logits
         return logits

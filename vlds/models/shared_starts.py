@@ -49,8 +49,8 @@ class Lines(NamedTuple):
     """(g, t) each token's position in its row."""
     visible: Tensor
     """(g, 1, t, t) bool, True where a token attends to another."""
-    predicting: tuple[Tensor, Tensor]
-    """Lines (k,) and places in them (k,) of the tokens that predict the labels, row by row."""
+    picked: tuple[Tensor, Tensor]
+    """Lines (k,) and places in them (k,) of the picked tokens, row by row."""
     tasks: Tensor
     """(g,) on the CPU."""
 
@@ -96,36 +96,36 @@ def no_window(config: Any) -> bool:
 
 
 def share_starts(
-    tokens: Tensor, lengths: Tensor, num_labels: Tensor, tasks: Tensor, pictures: Tensor
+    tokens: Tensor, lengths: Tensor, picked: Tensor, tasks: Tensor, pictures: Tensor
 ) -> Lines | None:
     """How rows share their starts; None if that saves no token. All arguments on the CPU.
 
-    `tokens` (b, s): numbers of the rows' tokens, padded on the right; the last `num_labels`
-    (b,) of `lengths` (b,) are labels. Visual tokens may have any number: rows share a start if
-    they have the same task (b,) and the same `pictures` (b, n).
+    Rows share a start if they have the same task (b,) and `pictures` (b, n), and begin with the same
+    `tokens` (b, s), which are padded on the right to `lengths` (b,); visual tokens may have any
+    number. A start ends before the first token that is `picked` (b, s).
     """
-    groups = list(groups_of(tokens, lengths, num_labels, tasks, pictures))
+    limits = torch.where(picked.any(1), picked.long().argmax(1), lengths - 1)
+    groups = list(groups_of(tokens, lengths, limits, tasks, pictures))
     lines = fill_lines(groups)
     longest = max(line.length for line in lines)
     if len(lines) * longest >= tokens.numel():
         return None
-    return lay_out(lines, tokens.shape[1], lengths.tolist(), num_labels.tolist())
+    return lay_out(lines, lengths.tolist(), picked)
 
 
 def groups_of(
-    tokens: Tensor, lengths: Tensor, num_labels: Tensor, tasks: Tensor, pictures: Tensor
+    tokens: Tensor, lengths: Tensor, limits: Tensor, tasks: Tensor, pictures: Tensor
 ) -> Iterator[Group]:
-    """Rows of one task and the same pictures, in the order of their first rows."""
+    """Rows of one task and the same pictures, in the order of their first rows. A start has at most
+    `limits` (b,) tokens."""
     alike: dict[tuple[int, ...], list[int]] = {}
     for row, key in enumerate(zip(tasks.tolist(), *pictures.T.tolist(), strict=True)):
         alike.setdefault(key, []).append(row)
     for (task, *_), rows in alike.items():
         for first in range(0, len(rows), MOST_ROWS):
             some = rows[first : first + MOST_ROWS]
-            # The last token before the labels predicts the first of them: each row has its own.
-            limit = int((lengths - num_labels)[some].min()) - 1
             equal = (tokens[some] == tokens[some[0]]).all(0)
-            start = min(limit, int(equal.long().cumprod(0).sum()))
+            start = min(int(limits[some].min()), int(equal.long().cumprod(0).sum()))
             yield Group(task, some, start, start + int((lengths[some] - start).sum()))
 
 
@@ -147,10 +147,8 @@ def fill_lines(groups: Sequence[Group]) -> list[Line]:
     return lines
 
 
-def lay_out(
-    lines: Sequence[Line], width: int, lengths: Sequence[int], num_labels: Sequence[int]
-) -> Lines:
-    """`width`: s."""
+def lay_out(lines: Sequence[Line], lengths: Sequence[int], picked: Tensor) -> Lines:
+    """`lengths` of the rows, and their tokens that are picked (b, s)."""
     spans = [list(spans_of(line, lengths)) for line in lines]
     steps = [[torch.arange(span.begin, span.end) for span in line] for line in spans]
     counts = [torch.tensor([len(step) for step in line]) for line in steps]
@@ -165,10 +163,10 @@ def lay_out(
 
     positions = pad_sequence([torch.cat(line) for line in steps], batch_first=True)
     return Lines(
-        source=by_token("row").clamp(min=0) * width + positions,
+        source=by_token("row").clamp(min=0) * picked.shape[1] + positions,
         positions=positions,
         visible=visible(by_token("group"), by_token("owner")),
-        predicting=predicting(spans, num_labels),
+        picked=places_of(spans, picked),
         tasks=torch.tensor([line.task for line in lines]),
     )
 
@@ -188,17 +186,17 @@ def visible(group: Tensor, owner: Tensor) -> Tensor:
     return (alike & seen).tril()[:, None]
 
 
-def predicting(spans: Sequence[Sequence[Span]], num_labels: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Lines (k,) and places in them (k,) of the tokens before the labels, row by row."""
+def places_of(spans: Sequence[Sequence[Span]], picked: Tensor) -> tuple[Tensor, Tensor]:
+    """Lines (k,) and places in them (k,) of the tokens that are `picked` (b, s), row by row."""
     found: dict[int, tuple[Tensor, Tensor]] = {}
     for number, line in enumerate(spans):
-        place = 0
+        end = 0
         for span in line:
-            place += span.end - span.begin
+            end += span.end - span.begin
             if span.owner != START:
-                places = torch.arange(place - num_labels[span.row], place) - 1
+                places = picked[span.row].nonzero()[:, 0] + end - span.end
                 found[span.row] = torch.full_like(places, number), places
-    in_order = [found[row] for row in range(len(num_labels))]
+    in_order = [found[row] for row in range(len(picked))]
     return torch.cat([lines for lines, _ in in_order]), torch.cat(
         [places for _, places in in_order]
     )

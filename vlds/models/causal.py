@@ -26,7 +26,7 @@ from vlds.models.projector import Projector
 from vlds.models.recomputing import recompute_layers
 from vlds.models.steady_buffers import steady_buffers
 from vlds.pretrained.files import reading
-from vlds.pretrained.hub import check_source, check_tokenizer
+from vlds.pretrained.hub import TOKENIZER_FILES, check_source, check_tokenizer
 from vlds.pretrained.weights import check_config, load_weights, read_any_config
 from vlds.runtime.checks import check_path_or_config
 from vlds.runtime.resources import find
@@ -34,9 +34,6 @@ from vlds.schema import ImageSpec
 from vlds.vision.base import VisionEncoder, freeze, on_meta
 from vlds.vision.base import load_weights as load_file
 
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tokenizer_config.json",
-)  # fmt: skip
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers")
 PREFIXES = {"language model": "backbone.", "vision encoder": "vision.", "projector": "connector."}
 """Source -> what its tensors' names begin with in the model."""

@@ -12,10 +12,9 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from vlds.backbones.base import unique_state
-from vlds.methods.extended import is_own
 from vlds.models.image_text_collate import ImageTextCollator
 from vlds.models.image_text_model import ImageTextModel
-from vlds.models.image_text_parts import BRIDGES, find_parts
+from vlds.models.image_text_parts import BRIDGES, ImageTextParts, find_parts
 from vlds.models.kind import ModelKind
 from vlds.models.model import BACKBONE_PREFIX, Model, Part, Sources
 from vlds.models.quantised import (
@@ -29,7 +28,7 @@ from vlds.models.quantised import (
 from vlds.models.recomputing import recompute_layers
 from vlds.models.roles import ROLES, find_roles
 from vlds.pretrained.files import reading
-from vlds.pretrained.hub import check_source
+from vlds.pretrained.hub import TOKENIZER_FILES, check_source, check_tokenizer
 from vlds.pretrained.weights import load_weights, read_any_config, unpartitioned
 from vlds.runtime.checks import at_least, check_path_or_config
 from vlds.runtime.near_names import guess
@@ -39,6 +38,7 @@ from vlds.vision.base import on_meta
 
 PARTS = ("backbone", "vision")
 """Parts in which the recipe can name layers."""
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 Roles = dict[str, list[str]]
 
 
@@ -109,7 +109,8 @@ class ImageTextToText(ModelKind):
                 "or a hub name with a processor"
             )
         name = f"model.{'processor' if self.processor else 'path'}"
-        check_source(source, name)
+        check_tokenizer(source, name, PROCESSOR_FILES, "processor")
+        check_tokenizer(source, name, TOKENIZER_FILES)
         return source, name
 
     @property
@@ -165,8 +166,9 @@ class ImageTextToText(ModelKind):
             backbone, missing = self.load(self.path, config, dtype)
         backbone.generation_config = GenerationConfig()  # a checkpoint's own would leak
         names = {name for name, _ in unique_state(backbone)} - missing
-        parts = self.find_parts(backbone)
-        model = ImageTextModel(backbone, parts, self.collator(processor))
+        found = find_parts(backbone)
+        parts = self.tunable(backbone, found)
+        model = ImageTextModel(backbone, parts, found.connector, self.collator(processor))
         if self.path is not None:
             model.sources = Sources(names=frozenset(BACKBONE_PREFIX + name for name in names))
         return model
@@ -188,9 +190,8 @@ class ImageTextToText(ModelKind):
             return load_weights(model_class, path, config, dtype, "model.path")
         return load_packed(model_class, path, config, dtype, self.bits, language_path)
 
-    def find_parts(self, backbone: Any) -> dict[str, Part]:
+    def tunable(self, backbone: Any, found: ImageTextParts) -> dict[str, Part]:
         """The parts that methods can tune, by their names in recipes."""
-        found = find_parts(backbone)
         paths = {"backbone": found.language, "vision": found.vision}
         return {
             name: Part(
@@ -215,9 +216,7 @@ class ImageTextToText(ModelKind):
     def trained_parts(self, model: Model) -> Iterator[tuple[str, Iterable[nn.Parameter]]]:
         assert isinstance(model, ImageTextModel)
         if self.train_connector:
-            found = find_parts(model.backbone)
-            named = dict(model.backbone.named_parameters())
-            yield "connector", [named[name] for name in found.connector if is_own(name)]
+            yield "connector", map(model.get_parameter, sorted(model.connector))
 
     @property
     def trained_text(self) -> list[str]:

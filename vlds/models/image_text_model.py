@@ -5,7 +5,7 @@ Shapes: b rows, l tokens of a row, t tokens of an answer that stands apart, w wo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from vlds.models.answer_positions import pick_positions, picking
 from vlds.models.chat_format import ChatFormat
 from vlds.models.generation import best_choice
 from vlds.models.image_text_collate import EncodedRow, ImageTextCollator
-from vlds.models.model import Answer, Model, Part, nll_at, targets_of
+from vlds.models.model import BACKBONE_PREFIX, Answer, Model, Part, nll_at, targets_of
 from vlds.models.written_answers import Writer, as_answer, left_padded
 from vlds.schema import IGNORED_LABEL, Batch, Decoding
 
@@ -33,8 +33,10 @@ class ImageTextModel(Model):
         self,
         backbone: Any,
         parts: Mapping[str, Part],
+        connector: Iterable[str],
         collator: ImageTextCollator,
     ) -> None:
+        """`connector`: names of the backbone's parameters between vision and language."""
         super().__init__(collator.processor)
         self.collator = collator
         self.backbone = backbone
@@ -42,10 +44,18 @@ class ImageTextModel(Model):
         self._dummy: EncodedRow | None = None
         self.answers_apart = bool(backbone.config.is_encoder_decoder)
         self._parts = dict(parts)
+        self.connector = frozenset(BACKBONE_PREFIX + name for name in connector)
 
     @property
     def parts(self) -> dict[str, Part]:
         return self._parts
+
+    def part_of(self, name: str) -> str:
+        if name in self.trained_by:
+            return self.trained_by[name]
+        if name in self.connector:
+            return "connector"
+        return "vision" if name.startswith(f"{self._parts['vision'].path}.") else "backbone"
 
     def train(self, mode: bool = True) -> ImageTextModel:
         """Training mode, but for a frozen vision tower: chance in it would move the loss."""

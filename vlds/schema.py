@@ -184,6 +184,13 @@ class Batch:
             samples=[self.samples[row] for row in rows.tolist()] if self.samples else [],
         )
 
+    def prompts(self) -> Batch:
+        """This batch without its answers."""
+        mask = self.attention_mask
+        if self.labels is not None and self.labels_on_prompt:
+            mask = mask.bool() & (self.labels == IGNORED_LABEL)
+        return replace(self, attention_mask=mask, labels=None, labels_on_prompt=False)
+
     def to(self, device: Any) -> Batch:
         """Move every tensor except task_index, whose values Python code reads."""
         return self._mapped(lambda tensor: tensor.to(device, non_blocking=True), but="task_index")

@@ -17,12 +17,15 @@ from torch import Tensor
 
 from vlds.methods.extended import run_beside
 from vlds.methods.host import CROSS_ATTENTION
+from vlds.models.answer_list import AnswerList
 from vlds.models.answer_positions import pick_positions, picking
-from vlds.models.causal_answers import answers, without_answers
 from vlds.models.chat_format import ChatFormat
-from vlds.models.model import Answer, Model, Part, nll_at, targets_of
+from vlds.models.model import Part
 from vlds.models.projector import Projector, packing, tokens_of_rows
 from vlds.models.roles import find_roles
+from vlds.models.token_nll import nll_at, targets_of
+from vlds.models.writing_model import WritingModel
+from vlds.models.written_answers import Writer, WrittenAnswer
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Decoding
 from vlds.vision.base import GridEncoder, VisionEncoder
 
@@ -44,7 +47,7 @@ class Sequences(NamedTuple):
     """(b, s) bool, True for tokens of the answer."""
 
 
-class CausalModel(Model):
+class CausalModel(WritingModel):
     """A model of `AutoModelForCausalLM` behind a vision encoder."""
 
     def __init__(
@@ -192,7 +195,17 @@ class CausalModel(Model):
 
     # Answers.
 
-    def answer(self, batch: Batch, decoding: Decoding) -> list[Answer]:
-        """Each row's answer; answers that the batch holds are not read."""
-        with torch.no_grad():
-            return answers(self, without_answers(batch), decoding)
+    def first_logits(self, batch: Batch) -> Tensor:
+        sequences = self.sequences(batch, self.visual_tokens(batch))
+        last = sequences.mask.sum(1) - 1
+        positions = torch.zeros_like(sequences.mask).scatter(1, last[:, None], True)
+        return self.logits_at(sequences, positions)
+
+    def write(
+        self, batch: Batch, decoding: Decoding, listed: AnswerList | None
+    ) -> list[WrittenAnswer]:
+        assert self.chat is not None
+        sequences = self.sequences(batch, self.visual_tokens(batch), left=True)
+        inputs = {"inputs_embeds": sequences.embeds, "attention_mask": sequences.mask.long()}
+        writer = Writer(self.backbone, tuple(self.chat.end_ids), self.chat.pad_id)
+        return writer.write(inputs, decoding, listed)

@@ -14,19 +14,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlds.methods.extended import run_beside
+from vlds.models.answer_list import AnswerList
 from vlds.models.answer_positions import pick_positions, picking
 from vlds.models.chat_format import ChatFormat
-from vlds.models.generation import best_choice
 from vlds.models.image_text_collate import EncodedRow, ImageTextCollator
-from vlds.models.model import BACKBONE_PREFIX, Answer, Model, Part, nll_at, targets_of
-from vlds.models.written_answers import Writer, as_answer, left_padded
+from vlds.models.model import BACKBONE_PREFIX, Part
+from vlds.models.token_nll import nll_at, targets_of
+from vlds.models.writing_model import WritingModel
+from vlds.models.written_answers import Writer, WrittenAnswer, left_padded
 from vlds.schema import IGNORED_LABEL, Batch, Decoding
 
 PLACEHOLDERS = ("image_token_id", "image_token_index", "video_token_id")
 """Fields of configs with ids that no answer may hold: a forward pass looks for a picture there."""
 
 
-class ImageTextModel(Model):
+class ImageTextModel(WritingModel):
     """Text and pictures in one sequence, or in the encoder of an encoder-decoder."""
 
     def __init__(
@@ -65,13 +67,6 @@ class ImageTextModel(Model):
             if not any(name.startswith(f"{vision.path}.") for name in self.trained_by):
                 tower.eval()
         return self
-
-    def sizes(self, batch: Batch) -> Tensor:
-        """(b, 1) or, with answers apart, (b, 2) tokens of the row and of its answer."""
-        sizes = [batch.attention_mask.sum(1)]
-        if self.answers_apart and batch.labels is not None:
-            sizes.append((batch.labels != IGNORED_LABEL).sum(1))
-        return torch.stack(sizes, 1)
 
     # Training.
 
@@ -186,17 +181,13 @@ class ImageTextModel(Model):
 
     # Answers.
 
-    @torch.no_grad()
-    def answer(self, batch: Batch, decoding: Decoding) -> list[Answer]:
-        if decoding.choices is not None:
-            return self.choose(batch, decoding.choices)
-        listed = self.answer_list(decoding)
+    def write(
+        self, batch: Batch, decoding: Decoding, listed: AnswerList | None
+    ) -> list[WrittenAnswer]:
         self.begin(batch)
-        written = self.writer.write(self.prompts(batch), decoding, listed)
-        return [as_answer(each, self.tokenizer, listed) for each in written]
+        return self.writer.write(self.prompts(batch), decoding, listed)
 
-    def choose(self, batch: Batch, choices: Sequence[str]) -> list[Answer]:
-        """The choice whose first token has the highest logit behind the prompt."""
+    def first_logits(self, batch: Batch) -> Tensor:
         if self.answers_apart:
             start = torch.tensor([*self.chat.start_ids, 0], device=batch.input_ids.device)
             batch = replace(batch, labels=start.expand(len(batch), -1))
@@ -204,9 +195,7 @@ class ImageTextModel(Model):
         else:
             ends, length = batch.attention_mask.sum(1) - 1, batch.input_ids.shape[1]
         mask = F.one_hot(ends.to(batch.input_ids.device), length).bool()
-        chosen, confidences = best_choice(self.logits_at(batch, mask), self.choice_ids(choices))
-        pairs = zip(chosen, confidences.tolist(), strict=True)
-        return [Answer(choices[number], confidence, None) for number, confidence in pairs]
+        return self.logits_at(batch, mask)
 
     def choice_tokens(self, choice: str) -> list[int]:
         return self.chat.first_ids(choice)

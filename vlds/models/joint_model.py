@@ -21,7 +21,8 @@ from vlds.methods.extended import run_beside
 from vlds.models.cached_decoder import CachedDecoder
 from vlds.models.generation import answers, best_choice, generate_ids, token_means
 from vlds.models.hypotheses import Written
-from vlds.models.model import Answer, Model, Part, nll_at, targets_of
+from vlds.models.model import Answer, Model, Part
+from vlds.models.token_nll import nll_at, targets_of
 from vlds.models.visual_embedding import VisualEmbedding
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Decoding
 from vlds.vision.base import GridEncoder, VisionEncoder
@@ -63,14 +64,6 @@ class JointModel(Model):
         """Those of a vision encoder that is not frozen."""
         vision = self.vision
         return [] if vision.frozen else [(f"vision.{n}", b) for n, b in vision.named_buffers()]
-
-    def answer_tokens(self, answers: Sequence[str]) -> list[list[int]]:
-        """As targets are tokenized, with special tokens at the start."""
-        ids: list[list[int]] = self.tokenizer(list(answers), add_special_tokens=True)["input_ids"]
-        return ids
-
-    def choice_tokens(self, choice: str) -> list[int]:
-        return list(self.tokenizer(choice, add_special_tokens=False)["input_ids"])
 
     def sizes(self, batch: Batch) -> Tensor:
         """(b, 3) visual tokens, target tokens and prompt tokens."""

@@ -184,6 +184,11 @@ class Batch:
             samples=[self.samples[row] for row in rows.tolist()] if self.samples else [],
         )
 
+    @property
+    def pictures(self) -> Tensor | None:
+        """The distinct images, or their features."""
+        return self.features if self.images is None else self.images
+
     def prompts(self) -> Batch:
         """This batch without its answers."""
         mask = self.attention_mask

@@ -35,7 +35,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ids_of(model: CausalModel, examples: Batch, decoding: Decoding) -> list[list[int]]:
     """Tokens that a model writes."""
     listed = model.answer_list(decoding)
-    return [written.ids for written in model.write(examples, decoding, listed)]
+    return [w.ids for w in model.writer.write(model.prompts(examples), decoding, listed)]
 
 
 def log_probabilities(

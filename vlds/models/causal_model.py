@@ -17,7 +17,6 @@ from torch import Tensor
 
 from vlds.methods.extended import run_beside
 from vlds.methods.host import CROSS_ATTENTION
-from vlds.models.answer_list import AnswerList
 from vlds.models.answer_positions import pick_positions, picking
 from vlds.models.chat_format import ChatFormat
 from vlds.models.model import Part
@@ -25,8 +24,8 @@ from vlds.models.projector import Projector, packing, tokens_of_rows
 from vlds.models.roles import find_roles
 from vlds.models.token_nll import nll_at, targets_of
 from vlds.models.writing_model import WritingModel
-from vlds.models.written_answers import Writer, WrittenAnswer
-from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Decoding
+from vlds.models.written_answers import Writer
+from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch
 from vlds.vision.base import GridEncoder, VisionEncoder
 
 CURES: dict[str, str] = dict.fromkeys(
@@ -69,15 +68,11 @@ class CausalModel(WritingModel):
         # Methods' own layers would confuse the rule later.
         init_std = getattr(backbone.config, "initializer_range", None)
         roles = find_roles(backbone, init_std)
-        self.roles = replace(roles, cures={**roles.cures, **CURES})
-        self.answer_positions = pick_positions(backbone)
-
-    @property
-    def parts(self) -> dict[str, Part]:
-        return {
-            "backbone": Part("backbone", self.roles),
-            "vision": Part("vision", self.encoder.target_modules),
+        self.parts = {
+            "backbone": Part("backbone", replace(roles, cures={**roles.cures, **CURES})),
+            "vision": Part("vision", encoder.target_modules),
         }
+        self.answer_positions = pick_positions(backbone)
 
     def answer_tokens(self, answers: Sequence[str]) -> list[list[int]]:
         assert self.chat is not None
@@ -170,8 +165,7 @@ class CausalModel(WritingModel):
     def visual_tokens(self, batch: Batch) -> Tensor:
         """(u, v, d) visual tokens of the distinct images; of an empty image if there are none, so
         that encoder and projector run on every rank: under ZeRO-3 all ranks gather together."""
-        pictures = batch.images if batch.images is not None else batch.features
-        if pictures is not None and len(pictures) > 0:
+        if (pictures := batch.pictures) is not None and len(pictures) > 0:
             return self.projected(pictures)
         is_training = self.vision.training
         self.vision.eval()  # batch norm counts real pictures only
@@ -201,11 +195,11 @@ class CausalModel(WritingModel):
         positions = torch.zeros_like(sequences.mask).scatter(1, last[:, None], True)
         return self.logits_at(sequences, positions)
 
-    def write(
-        self, batch: Batch, decoding: Decoding, listed: AnswerList | None
-    ) -> list[WrittenAnswer]:
+    @property
+    def writer(self) -> Writer:
         assert self.chat is not None
+        return Writer(self.backbone, tuple(self.chat.end_ids), self.chat.pad_id)
+
+    def prompts(self, batch: Batch) -> dict[str, Tensor]:
         sequences = self.sequences(batch, self.visual_tokens(batch), left=True)
-        inputs = {"inputs_embeds": sequences.embeds, "attention_mask": sequences.mask.long()}
-        writer = Writer(self.backbone, tuple(self.chat.end_ids), self.chat.pad_id)
-        return writer.write(inputs, decoding, listed)
+        return {"inputs_embeds": sequences.embeds, "attention_mask": sequences.mask.long()}

@@ -14,15 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlds.methods.extended import run_beside
-from vlds.models.answer_list import AnswerList
 from vlds.models.answer_positions import pick_positions, picking
 from vlds.models.chat_format import ChatFormat
 from vlds.models.image_text_collate import EncodedRow, ImageTextCollator
 from vlds.models.model import BACKBONE_PREFIX, Part
 from vlds.models.token_nll import nll_at, targets_of
 from vlds.models.writing_model import WritingModel
-from vlds.models.written_answers import Writer, WrittenAnswer, left_padded
-from vlds.schema import IGNORED_LABEL, Batch, Decoding
+from vlds.models.written_answers import Writer, left_padded
+from vlds.schema import IGNORED_LABEL, Batch
 
 PLACEHOLDERS = ("image_token_id", "image_token_index", "video_token_id")
 """Fields of configs with ids that no answer may hold: a forward pass looks for a picture there."""
@@ -45,27 +44,22 @@ class ImageTextModel(WritingModel):
         self.answer_positions = pick_positions(backbone)
         self._dummy: EncodedRow | None = None
         self.answers_apart = bool(backbone.config.is_encoder_decoder)
-        self._parts = dict(parts)
+        self.parts = dict(parts)
         self.connector = frozenset(BACKBONE_PREFIX + name for name in connector)
-
-    @property
-    def parts(self) -> dict[str, Part]:
-        return self._parts
 
     def part_of(self, name: str) -> str:
         if name in self.trained_by:
             return self.trained_by[name]
         if name in self.connector:
             return "connector"
-        return "vision" if name.startswith(f"{self._parts['vision'].path}.") else "backbone"
+        return "vision" if name.startswith(f"{self.parts['vision'].path}.") else "backbone"
 
     def train(self, mode: bool = True) -> ImageTextModel:
         """Training mode, but for a frozen vision tower: chance in it would move the loss."""
         super().train(mode)
-        if (vision := self._parts.get("vision")) is not None:
-            tower = self.get_submodule(vision.path)
-            if not any(name.startswith(f"{vision.path}.") for name in self.trained_by):
-                tower.eval()
+        tower = self.parts["vision"].path
+        if not any(name.startswith(f"{tower}.") for name in self.trained_by):
+            self.get_submodule(tower).eval()
         return self
 
     # Training.
@@ -181,12 +175,6 @@ class ImageTextModel(WritingModel):
 
     # Answers.
 
-    def write(
-        self, batch: Batch, decoding: Decoding, listed: AnswerList | None
-    ) -> list[WrittenAnswer]:
-        self.begin(batch)
-        return self.writer.write(self.prompts(batch), decoding, listed)
-
     def first_logits(self, batch: Batch) -> Tensor:
         if self.answers_apart:
             start = torch.tensor([*self.chat.start_ids, 0], device=batch.input_ids.device)
@@ -210,7 +198,6 @@ class ImageTextModel(WritingModel):
 
     @property
     def writer(self) -> Writer:
-        """What generates answers."""
         config = self.backbone.config
         placeholders = {
             token for name in PLACEHOLDERS if (token := getattr(config, name, None)) is not None
@@ -222,6 +209,7 @@ class ImageTextModel(WritingModel):
 
     def prompts(self, batch: Batch) -> dict[str, Tensor]:
         """The arguments of `generate`: rows padded on the left."""
+        self.begin(batch)
         lengths = batch.attention_mask.sum(1)
         inputs = self.inputs(batch)
         if self.answers_apart:

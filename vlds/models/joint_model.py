@@ -46,15 +46,10 @@ class JointModel(Model):
         self.vision = vision
         self.visual_embedding = visual_embedding
         self.backbone = backbone
-        self.encoder = encoder
         self.family = family
-
-    @property
-    def parts(self) -> dict[str, Part]:
-        family = self.family
-        return {
+        self.parts = {
             "backbone": Part("backbone", family.target_modules, family.optimizer_rules),
-            "vision": Part("vision", self.encoder.target_modules),
+            "vision": Part("vision", encoder.target_modules),
         }
 
     def use_methods(self) -> None:
@@ -129,8 +124,7 @@ class JointModel(Model):
 
     def visual_tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(b, n*v, d) visual tokens and their mask; each distinct image is encoded once."""
-        pictures = batch.images if batch.images is not None else batch.features
-        if pictures is None:
+        if (pictures := batch.pictures) is None:
             raise ValueError(
                 "images: this batch has neither pictures nor stored features; use data sets with "
                 "pictures, or vision: StoredFeatures with shards that hold features"

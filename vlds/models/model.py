@@ -10,7 +10,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -59,14 +58,15 @@ class Sources:
     """Tables whose first rows are: name -> number of rows. The others are new."""
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True)
+class Part:
     """A part of a model that methods can tune."""
 
     path: str
     """The part's module in the model; also the start of its tensors' names."""
     targets: TargetModules
     """Where methods attach, relative to the module."""
-    optimizer_rules: OptimizerRules = MappingProxyType({})
+    optimizer_rules: OptimizerRules = field(default_factory=dict)
     """Path pattern of a parameter -> rule, where the kind of the parameter's module does not say
     it."""
     takes_prompts: bool = True
@@ -82,6 +82,8 @@ class Model(nn.Module, ABC):
 
     backbone: Any
     """A model of Hugging Face, to which the files of other libraries refer."""
+    parts: dict[str, Part]
+    """Name -> part that methods can tune. Each kind sets it before methods attach."""
 
     def __init__(self, processor: Any = None) -> None:
         """`processor`: the tokenizer, or the processor of text and pictures; None where only shapes
@@ -102,11 +104,6 @@ class Model(nn.Module, ABC):
         return getattr(self.processor, "tokenizer", self.processor)
 
     # What each kind says.
-
-    @property
-    @abstractmethod
-    def parts(self) -> dict[str, Part]:
-        """Name -> part that methods can tune."""
 
     @abstractmethod
     def logits(self, batch: Batch) -> Tensor:

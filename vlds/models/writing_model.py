@@ -10,25 +10,27 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from vlds.models.answer_list import AnswerList
 from vlds.models.generation import best_choice
 from vlds.models.model import Answer, Model
-from vlds.models.written_answers import WrittenAnswer, as_answer
+from vlds.models.written_answers import Writer, as_answer
 from vlds.schema import Batch, Decoding
 
 
 class WritingModel(Model):
-    """A model that says how an answer begins, and lets a `Writer` write it."""
+    """A model whose answers a `Writer` writes, or the logits behind the prompt choose."""
 
     @abstractmethod
     def first_logits(self, batch: Batch) -> Tensor:
         """(b, w) of the token that an answer begins with. The batch has no labels."""
 
+    @property
     @abstractmethod
-    def write(
-        self, batch: Batch, decoding: Decoding, listed: AnswerList | None
-    ) -> list[WrittenAnswer]:
-        """Each row's answer as tokens; of the list, if there is one. The batch has no labels."""
+    def writer(self) -> Writer:
+        """What generates answers."""
+
+    @abstractmethod
+    def prompts(self, batch: Batch) -> dict[str, Tensor]:
+        """The arguments of `generate`, which answers continue. The batch has no labels."""
 
     @torch.no_grad()
     def answer(self, batch: Batch, decoding: Decoding) -> list[Answer]:
@@ -39,5 +41,5 @@ class WritingModel(Model):
             pairs = zip(chosen, confidences.tolist(), strict=True)
             return [Answer(choices[number], confidence, None) for number, confidence in pairs]
         listed = self.answer_list(decoding)
-        written = self.write(batch, decoding, listed)
+        written = self.writer.write(self.prompts(batch), decoding, listed)
         return [as_answer(each, self.tokenizer, listed) for each in written]

@@ -241,6 +241,14 @@ def test_a_method_in_the_tower() -> None:
         model.build({"eyes": replace(method, sharing="multiple")})
 
 
+def test_a_frozen_tower_stays_in_evaluation_mode(model: Tiny) -> None:
+    """Also where the connector that trains lies inside it."""
+    for part, trains in (("backbone", False), ("vision", True)):
+        method = LoRA(part=part, rank=2, roles=["attn_out"], train_biases=False)
+        built = model.build({"method": method}).train()
+        assert built.get_submodule(built.parts["vision"].path).training == trains
+
+
 @pytest.mark.parametrize("method", [PromptTuning(), PrefixTuning(), DecoderPromptTuning()])
 def test_prompts_are_refused(method: Method) -> None:
     message = "takes no prompts|plays the role"

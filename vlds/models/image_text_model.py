@@ -58,7 +58,8 @@ class ImageTextModel(WritingModel):
         """Training mode, but for a frozen vision tower: chance in it would move the loss."""
         super().train(mode)
         tower = self.parts["vision"].path
-        if not any(name.startswith(f"{tower}.") for name in self.trained_by):
+        trained = self.trained_by.keys() - self.connector  # which may lie inside the tower
+        if not any(name.startswith(f"{tower}.") for name in trained):
             self.get_submodule(tower).eval()
         return self
 

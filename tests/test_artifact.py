@@ -12,36 +12,49 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.toys.kinds import SLOW_KINDS
 from tests.toys.models import hf_config
 from tests.toys.rank_pool import RankPool
-from tests.toys.trained_runs import OLD_ROWS, picture_batch, recipe_from, save_random_run
+from tests.toys.trained_runs import OLD_ROWS, recipe_from, save_random_run
 from vlds.artifact import LoadedRun, load_run
 from vlds.backbones import T5
+from vlds.convert.verify import logits
 from vlds.runtime.manifest import write_manifest
 from vlds.training.engine import restore_linear
+
+SOURCES = pytest.mark.parametrize("source", ["T5", *SLOW_KINDS])
 
 
 def load_elsewhere(run: Path) -> tuple[Tensor, dict[str, Tensor]]:
     """Logits and tensors of a run that another process has loaded."""
     restore_linear()  # an earlier test's ZeRO-3 may have left its own, which rounds differently
-    model = load_run(run).model
-    with torch.no_grad():
-        return model.logits(picture_batch()), dict(model.unique_state())
+    loaded = load_run(run)
+    return logits(loaded, "vqa", ()), dict(loaded.model.unique_state())
 
 
 @pytest.mark.parametrize(
     ("source", "precision"),
-    [("T5", "fp32"), ("T5", "bf16"), ("FLAN", "bf16"), ("Bart", "fp32"), ("config", "fp32")],
+    [
+        ("T5", "fp32"),
+        ("T5", "bf16"),
+        ("FLAN", "bf16"),
+        ("Bart", "fp32"),
+        ("config", "fp32"),
+        ("causal", "fp32"),
+        ("causal", "bf16"),
+        ("image_text", "fp32"),
+        ("image_text", "bf16"),
+    ],
 )
 def test_the_same_logits_in_another_process(
     source: str, precision: str, world: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:
     recipe = recipe_from(source, world, tmp_path, precision)
     expected, state = save_random_run(recipe)
-    for logits, loaded in ranks2.run(load_elsewhere, Path(recipe.output)):
+    for found, loaded in ranks2.run(load_elsewhere, Path(recipe.output)):
         assert loaded.keys() == state.keys()
         assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
-        assert torch.equal(logits, expected)
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("source", ["T5", "FLAN", "Bart"])
@@ -71,21 +84,27 @@ def test_everything_is_stored_where_there_is_no_source(world: Path, tmp_path: Pa
     assert stored.keys() == {name for name, _ in model.unique_state()}
 
 
-def test_a_run_moves_with_its_folder(world: Path, tmp_path: Path) -> None:
-    recipe = recipe_from("T5", world, tmp_path)
+@SOURCES
+def test_a_run_moves_with_its_folder(source: str, world: Path, tmp_path: Path) -> None:
+    recipe = recipe_from(source, world, tmp_path)
     expected, _ = save_random_run(recipe)
     moved = tmp_path / "elsewhere"
     shutil.move(Path(recipe.output) / "artifact", moved)
     loaded = load_run(moved)
     assert isinstance(loaded, LoadedRun)
-    with torch.no_grad():
-        assert torch.equal(loaded.model.logits(picture_batch()), expected)
+    assert torch.equal(logits(loaded, "vqa", ()), expected)
 
 
 @pytest.fixture
-def artifact(world: Path, tmp_path: Path) -> Path:
-    """The artifact of a run with a T5 of tmp_path / "source"."""
-    recipe = recipe_from("T5", world, tmp_path)
+def source() -> str:
+    """The kind of model, where a test names no other."""
+    return "T5"
+
+
+@pytest.fixture
+def artifact(source: str, world: Path, tmp_path: Path) -> Path:
+    """The artifact of a run with a model of tmp_path / "source"."""
+    recipe = recipe_from(source, world, tmp_path)
     save_random_run(recipe)
     return Path(recipe.output) / "artifact"
 
@@ -102,6 +121,7 @@ def test_no_artifact(tmp_path: Path) -> None:
     assert "name the folder that `vlds train` wrote" in message
 
 
+@SOURCES
 @pytest.mark.parametrize("change", ["flip", "cut", "missing", "unfinished"])
 def test_a_damaged_artifact(artifact: Path, change: str) -> None:
     file = artifact / "weights.safetensors"
@@ -120,6 +140,7 @@ def test_a_damaged_artifact(artifact: Path, change: str) -> None:
     assert "copy it again" in message
 
 
+@SOURCES
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -157,10 +178,12 @@ def test_another_backbone_in_the_same_place(artifact: Path, tmp_path: Path) -> N
     assert "bring the original files back" in message
 
 
-def test_a_backbone_that_is_gone(artifact: Path, tmp_path: Path) -> None:
+@SOURCES
+def test_a_backbone_that_is_gone(source: str, artifact: Path, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "source")
     message = message_of(artifact)
-    assert f"its backbone is missing: no {tmp_path / 'source'}; copy it there from where" in message
+    name = "language model" if source == "causal" else "backbone"
+    assert f"its {name} is missing: no {tmp_path / 'source'}; copy it there from where" in message
 
 
 def edit_tensors(artifact: Path, tensors: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 NOT_SHARED = {
     "tests/examples/counting.py": "a task that docs/tasks.md prints",
     "tests/examples/output_scale.py": "a method that docs/add_a_method.md prints",
+    "tests/examples/visual_prefix.py": "a kind of model that docs/add_a_model.md prints",
     "tests/lowest_versions.py": "a command of the Makefile",
     "tests/oracles/record.py": "a command for environments with other libraries",
 }

@@ -184,6 +184,18 @@ class Batch:
             samples=[self.samples[row] for row in rows.tolist()] if self.samples else [],
         )
 
+    @property
+    def pictures(self) -> Tensor | None:
+        """The distinct images, or their features."""
+        return self.features if self.images is None else self.images
+
+    def prompts(self) -> Batch:
+        """This batch without its answers."""
+        mask = self.attention_mask
+        if self.labels is not None and self.labels_on_prompt:
+            mask = mask.bool() & (self.labels == IGNORED_LABEL)
+        return replace(self, attention_mask=mask, labels=None, labels_on_prompt=False)
+
     def to(self, device: Any) -> Batch:
         """Move every tensor except task_index, whose values Python code reads."""
         return self._mapped(lambda tensor: tensor.to(device, non_blocking=True), but="task_index")

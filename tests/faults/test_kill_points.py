@@ -1,7 +1,8 @@
 """Wherever a run is killed, it goes on as if nothing had been: same weights bit for bit, every
 example once.
 
-VLDS_FAULT_SEED draws other points (its value is in each test's name), VLDS_FAULT_POINTS more.
+VLDS_FAULT_SEED draws other points (its value is in each test's name), VLDS_FAULT_POINTS more. Other
+kinds of models than VL-T5's have a fifth of them each.
 """
 
 from __future__ import annotations
@@ -19,13 +20,18 @@ from pathlib import Path
 import pytest
 
 from tests.toys.faults.forked_ranks import ForkedRanks, Plan, log_of
+from tests.toys.kinds import ALL_KINDS, kind_recipe
 from tests.toys.recipes import short_recipe, train_words
-from tests.toys.world import world_recipe
 from vlds.config import Recipe
 from vlds.training.states import newest, state_folders
 
 SEED = int(os.environ.get("VLDS_FAULT_SEED", "20261"))
 POINTS = int(os.environ.get("VLDS_FAULT_POINTS", "50"))
+CASES = [
+    pytest.param(kind, number, id=f"{kind}-seed{SEED}-{number}")
+    for kind in ALL_KINDS
+    for number in range(POINTS if kind == "joint" else POINTS // 5)
+]
 STEPS, SAVE_EVERY = 10, 2
 SCORE = "vqa/exact_match"
 FILES = (
@@ -44,20 +50,22 @@ def steps_of(run: Path, global_rank: int) -> list[tuple[int, list[str]]]:
 @pytest.fixture(scope="module")
 def whole(
     forked: ForkedRanks, world: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[int], Recipe]:
-    """A run at a ZeRO stage that nobody disturbed, which is evaluated and keeps its best step."""
-    done: dict[int, Recipe] = {}
+) -> Callable[[str, int], Recipe]:
+    """A kind's run at a ZeRO stage that nobody disturbed, which is evaluated and keeps its best
+    step."""
+    done: dict[tuple[str, int], Recipe] = {}
 
-    def run(stage: int) -> Recipe:
-        if stage not in done:
+    def run(kind: str, stage: int) -> Recipe:
+        if (kind, stage) not in done:
             output = tmp_path_factory.mktemp("whole") / "run"
-            tasks = world_recipe(world, output).tasks
-            recipe = replace(short_recipe(world, output, stage), tasks=tasks)
+            tasks = kind_recipe(kind, world, output).tasks
+            recipe = replace(short_recipe(world, output, stage, kind), tasks=tasks)
             training = replace(recipe.training, evaluate_every=5, best=SCORE)
-            done[stage] = replace(recipe, training=training)
-            forked.start(output, train_words(done[stage]))
+            recipe = replace(recipe, training=training)
+            forked.start(output, train_words(recipe))
             assert forked.wait() == [0, 0], log_of(output, 0)
-        return done[stage]
+            done[kind, stage] = recipe
+        return done[kind, stage]
 
     return run
 
@@ -98,12 +106,16 @@ def disturb(forked: ForkedRanks, recipe: Recipe, draw: random.Random, events: li
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [pytest.param(n, id=f"seed{SEED}-{n}") for n in range(POINTS)])
+@pytest.mark.parametrize(("kind", "number"), CASES)
 def test_a_killed_run_loses_nothing(
-    number: int, forked: ForkedRanks, whole: Callable[[int], Recipe], tmp_path: Path
+    kind: str,
+    number: int,
+    forked: ForkedRanks,
+    whole: Callable[[str, int], Recipe],
+    tmp_path: Path,
 ) -> None:
     draw = random.Random(f"{SEED}-{number}")
-    undisturbed = whole(draw.choice([2, 3]))
+    undisturbed = whole(kind, draw.choice([2, 3]))
     expected = Path(undisturbed.output)
     events = expected.with_name("run-events-0").read_text().replace(f" {expected}/", " /")
     recipe = replace(undisturbed, output=str(tmp_path / "run"))

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.toys.kinds import ALL_KINDS, kind_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.strategies import FAST, JSON
 from tests.toys.world import world_recipe
@@ -30,7 +31,6 @@ from vlds.data.config import DataConfig
 from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.stream import TrainStream
 from vlds.evaluation.sources import training_sources
-from vlds.models.collate import JointCollator
 from vlds.runtime.manifest import write_manifest
 from vlds.training import checkpoint
 from vlds.training.build import build_run
@@ -52,11 +52,8 @@ VALUES = (
 
 
 def stream_of(recipe: Recipe) -> TrainStream:
-    setup = StreamSetup(
-        collator=JointCollator(recipe.model.backbone.load_tokenizer(), features=False),
-        image=recipe.image,
-        seed=recipe.seed,
-    )
+    collator = recipe.model.collator(recipe.model.load_processor())
+    setup = StreamSetup(collator=collator, image=recipe.image, seed=recipe.seed)
     return TrainStream(training_sources(recipe), DataConfig(global_batch_size=8), setup)
 
 
@@ -203,10 +200,11 @@ def refusals(recipe: Recipe, folders: list[Path]) -> list[str]:
     return said
 
 
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_strange_content_is_refused_with_its_cure(
-    world: Path, ranks1: RankPool, tmp_path: Path
+    kind: str, world: Path, ranks1: RankPool, tmp_path: Path
 ) -> None:
-    recipe = world_recipe(world, tmp_path / "run")
+    recipe = kind_recipe(kind, world, tmp_path / "run")
     ranks1.run(first_steps, recipe, timeout=120)
     folders = []
     for number, (how, _) in enumerate(STRANGE):

@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from tests.toys.causal import SIZES, batch, build, kind_in, rows, save_model
 from vlds.methods import Adapter, Hyperformer, LoRA
-from vlds.models.causal_answers import generate
 from vlds.models.causal_model import CausalModel
 from vlds.schema import IGNORED_LABEL, Batch, Decoding
 
@@ -35,8 +34,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @torch.no_grad()
 def ids_of(model: CausalModel, examples: Batch, decoding: Decoding) -> list[list[int]]:
     """Tokens that a model writes."""
-    visual = model.visual_tokens(examples)
-    return [written.ids for written in generate(model, examples, visual, decoding)]
+    listed = model.answer_list(decoding)
+    return [w.ids for w in model.writer.write(model.prompts(examples), decoding, listed)]
 
 
 def log_probabilities(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from tests.toys.image_text import TYPES
+from tests.toys.image_text.places import PLACES
 from tests.toys.image_text.rows import Tiny, images, tiny
 from tests.toys.models import shake
 from vlds.methods import (
@@ -27,7 +29,7 @@ from vlds.methods import (
     PrefixTuning,
     PromptTuning,
 )
-from vlds.methods.extended import zero_at_first
+from vlds.methods.extended import is_own, zero_at_first
 from vlds.models import ImageTextToText
 from vlds.schema import IGNORED_LABEL, Decoding
 
@@ -239,6 +241,14 @@ def test_a_method_in_the_tower() -> None:
         model.build({"eyes": replace(method, sharing="multiple")})
 
 
+def test_a_frozen_tower_stays_in_evaluation_mode(model: Tiny) -> None:
+    """Also where the connector that trains lies inside it."""
+    for part, trains in (("backbone", False), ("vision", True)):
+        method = LoRA(part=part, rank=2, roles=["attn_out"], train_biases=False)
+        built = model.build({"method": method}).train()
+        assert built.get_submodule(built.parts["vision"].path).training == trains
+
+
 @pytest.mark.parametrize("method", [PromptTuning(), PrefixTuning(), DecoderPromptTuning()])
 def test_prompts_are_refused(method: Method) -> None:
     message = "takes no prompts|plays the role"
@@ -267,6 +277,49 @@ def test_recomputed_layers_give_the_same_gradients() -> None:
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         assert torch.allclose(gradient, gradients[1][name], atol=1e-6), name
+
+
+def test_weights_are_counted_by_part(model: Tiny) -> None:
+    """As one's hand counts them: the connector apart from the vision tower around it."""
+    places, counted = (
+        PLACES[model.model_type],
+        dict.fromkeys(("vision", "connector", "backbone"), 0),
+    )
+    built = model.build({"lora": LoRA(rank=2, train_biases=False)})
+    for name, parameter in built.backbone.named_parameters():
+        inside = [part for part in (*places.connector, places.vision) if name.startswith(part)]
+        part = {None: "backbone", places.vision: "vision"}.get(
+            next(iter(inside), None), "connector"
+        )
+        if is_own(name):
+            counted[part] += parameter.numel()
+    counts = built.count_parameters()
+    lora = counts.by_part["lora"].total
+    assert {part: count.total for part, count in counts.by_part.items()} == {
+        **counted,
+        "lora": lora,
+    }
+    assert counts.by_part["connector"].trainable == counted["connector"] > 0
+    assert counts.trainable == counted["connector"] + lora
+    assert counts.total == counted["backbone"] + counted["connector"] + lora
+
+
+@pytest.mark.parametrize("field", ["path", "processor"])
+def test_a_folder_without_a_processor(field: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    kind = ImageTextToText(**{"path": str(tiny("llava").kind.path), field: str(tmp_path)})
+    message = (
+        f"model.{field}: no processor in the folder {tmp_path}; name a folder that holds "
+        "processor_config.json or preprocessor_config.json"
+    )
+    for check in (kind.check_sources, kind.load_processor):
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            check()
+    (tmp_path / "processor_config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=f"^model.{field}: no tokenizer in the folder {tmp_path}; "
+    ):
+        kind.check_sources()
 
 
 def test_a_dummy_row_changes_no_loss(model: Tiny) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.toys.world import world_recipe
+from tests.toys.kinds import kind_recipe
 from vlds.config import Recipe, parse_recipe, save_recipe
 
 RECIPE = """\
@@ -43,9 +43,9 @@ def with_task(recipe: Recipe, name: str, **changes: Any) -> Recipe:
     return replace(recipe, tasks=recipe.tasks | {name: task})
 
 
-def short_recipe(world: Path, output: Path, stage: int) -> Recipe:
+def short_recipe(world: Path, output: Path, stage: int, kind: str = "joint") -> Recipe:
     """Ten steps, a state after every second one, no evaluation."""
-    recipe = world_recipe(world, output, stage)
+    recipe = kind_recipe(kind, world, output, stage)
     silent = {name: replace(task, evaluate=[]) for name, task in recipe.tasks.items()}
     training = replace(recipe.training, save_every=2, collective_timeout=30)
     return replace(recipe, tasks=silent, training=training)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,6 +12,9 @@ from tokenizers import pre_tokenizers
 from torch import Tensor
 from transformers import BartTokenizer
 
+from tests.toys.causal import save_model
+from tests.toys.image_text import save_tiny
+from tests.toys.kinds import IMAGE_TYPE, kind_recipe
 from tests.toys.method_cases import FAMILY_CASES, METHOD_CASES
 from tests.toys.models import hf_config, save_own_head, shake
 from tests.toys.recipes import with_model
@@ -19,6 +23,7 @@ from vlds.artifact import LoadedRun, load_run, own_tensors, save_artifact
 from vlds.backbones import T5, Bart
 from vlds.cli.commands import run_command
 from vlds.config import Recipe
+from vlds.convert.verify import logits
 from vlds.models.build import build_model
 from vlds.models.joint_model import JointModel
 from vlds.schema import Batch
@@ -123,6 +128,8 @@ def text_logits(
 
 
 OLD_ROWS = 30
+SAVED_KINDS = {"causal": save_model, "image_text": partial(save_tiny, IMAGE_TYPE)}
+"""Kind -> what saves a model in a folder."""
 
 
 NUM_EXAMPLES = 3
@@ -155,7 +162,13 @@ def bart_tokenizer(folder: Path) -> Path:
 
 
 def recipe_from(source: str, world: Path, folder: Path, precision: str = "fp32") -> Recipe:
-    """A recipe whose backbone is a saved T5, FLAN-T5 (FLAN) or BART, or a T5 of a config."""
+    """A recipe whose backbone is a saved T5, FLAN-T5 (FLAN) or BART, or a T5 of a config; or whose
+    model is a saved one of another kind."""
+    if source in SAVED_KINDS:
+        recipe = kind_recipe(source, world, folder / "run", precision=precision)
+        SAVED_KINDS[source](folder / "source")
+        fields = {"config": None, "tokenizer": None} if source == "causal" else {}
+        return with_model(recipe, path=str(folder / "source"), **fields)
     recipe = world_recipe(world, folder / "run", precision=precision)
     if source == "config":
         return recipe
@@ -180,19 +193,18 @@ def recipe_from(source: str, world: Path, folder: Path, precision: str = "fp32")
 
 def save_random_run(recipe: Recipe) -> tuple[Tensor, dict[str, Tensor]]:
     """Save an artifact with random trained weights; its model's logits, and all its tensors."""
-    tokenizer = recipe.model.backbone.load_tokenizer()
+    processor = recipe.model.load_processor()
     dtype = torch.bfloat16 if recipe.training.precision == "bf16" else torch.float32
     # Another seed than the recipe's: no tensor comes back because it is drawn alike again.
     config = replace(recipe.model_setup, seed=recipe.seed + 1)
-    model = build_model(config, list(recipe.tasks), dtype, tokenizer)
+    model = build_model(config, list(recipe.tasks), dtype, processor)
     masters = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             masters[name] = torch.randn(parameter.shape)
             parameter.data.copy_(masters[name])
-    save_artifact(Path(recipe.output) / "artifact", own_tensors(model, masters), recipe, tokenizer)
-    with torch.no_grad():
-        return model.eval().logits(picture_batch()), dict(model.unique_state())
+    save_artifact(Path(recipe.output) / "artifact", own_tensors(model, masters), recipe, processor)
+    return logits(LoadedRun(recipe, processor, model), "vqa", ()), dict(model.unique_state())
 
 
 def talkative_run(recipe: Recipe) -> Path:

@@ -16,6 +16,7 @@ from tests.toys.causal import TEMPLATE, causal_recipe, save_model
 from tests.toys.files import read_lines
 from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
+from tests.toys.resumed_runs import assert_same_run, half_a_run, losses
 from vlds.artifact import load_run
 from vlds.cli.commands import run_command
 from vlds.config import Recipe
@@ -24,7 +25,6 @@ from vlds.methods import Full, LoRA
 from vlds.models import Causal
 from vlds.training.engine import restore_linear
 
-STATE = "state/step-00000010/state.safetensors"
 PREDICTIONS = "predictions/step-00000010/vqa.jsonl"
 
 
@@ -39,12 +39,6 @@ def trained(pool: RankPool, recipe: Recipe, resume: bool = False) -> Path:
     """The folder of a run that has ended well."""
     assert pool.run(run_recipe, recipe, resume, timeout=120) == [0] * pool.world_size
     return Path(recipe.output)
-
-
-def losses(run: Path) -> list[tuple[int, float, float]]:
-    """Step, loss and gradient norm of every line that has them."""
-    lines = read_lines(run / "metrics.jsonl")
-    return [(line["step"], line["loss"], line["gradient_norm"]) for line in lines if "loss" in line]
 
 
 @pytest.mark.parametrize(
@@ -64,32 +58,13 @@ def test_ranks_and_stages_change_nothing(
     assert found[-1][1] < found[0][1]
 
 
-def check_resume(pool: RankPool, recipe: Recipe, run: Path, folder: Path) -> None:
-    """The second half of a run, again from its first half, is the same bit for bit."""
-    half = folder / "half"
-    shutil.copytree(run, half)
-    for later in ("state/step-00000010", "artifact", "predictions"):
-        shutil.rmtree(half / later)
-    trained(pool, replace(recipe, output=str(half)), resume=True)
-    assert losses(half) == losses(run)
-    for file in (STATE, "artifact/weights.safetensors", PREDICTIONS):
-        assert (half / file).read_bytes() == (run / file).read_bytes(), file
-
-
 def test_ten_steps_are_five_and_five(
     whole: Path, world: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:
-    recipe = causal_recipe(whole.parent, world, whole, stage=3)
-    check_resume(ranks2, recipe, whole, tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("stage", "precision"), [(2, "fp32"), (2, "bf16"), (3, "bf16")])
-def test_other_stages_and_precisions_resume(
-    stage: int, precision: str, world: Path, ranks2: RankPool, tmp_path: Path
-) -> None:
-    recipe = causal_recipe(tmp_path, world, tmp_path / "run", stage, precision)
-    check_resume(ranks2, recipe, trained(ranks2, recipe), tmp_path)
+    half = tmp_path / "half"
+    half_a_run(whole, half)
+    trained(ranks2, causal_recipe(whole.parent, world, half, stage=3), resume=True)
+    assert_same_run(half, whole)
 
 
 def logits_elsewhere(run: Path) -> Tensor:

@@ -48,11 +48,8 @@ def recipe_in(folder: Path, world: Path, stage: int = 2) -> Recipe:
     )
 
 
-@pytest.mark.parametrize("stage", [3, pytest.param(2, marks=pytest.mark.slow)])
-def test_ten_steps_are_five_and_five(
-    stage: int, world: Path, ranks2: RankPool, tmp_path: Path
-) -> None:
-    recipe = recipe_in(tmp_path, world, stage)
+def test_ten_steps_are_five_and_five(world: Path, ranks2: RankPool, tmp_path: Path) -> None:
+    recipe = recipe_in(tmp_path, world, stage=3)
     check_resume(ranks2, recipe, tmp_path)
     run = Path(recipe.output)
     program = [sys.executable, "-c", LOGITS, str(run), str(tmp_path / "logits")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from tests.toys.files import read_lines
+from tests.toys.kinds import KINDS, kind_recipe
 from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.resumed_runs import check_resume
@@ -22,7 +24,6 @@ from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.stream import TrainStream
 from vlds.evaluation.sources import training_sources
 from vlds.methods import Full
-from vlds.models.collate import JointCollator
 from vlds.training import checkpoint
 from vlds.training.build import build_run
 from vlds.training.engine import start_ranks
@@ -40,10 +41,11 @@ from vlds.training.states import newest, read_progress
         pytest.param(3, "bf16", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.parametrize("kind", KINDS)
 def test_ten_steps_are_five_and_five(
-    stage: int, precision: str, world: Path, ranks2: RankPool, tmp_path: Path
+    kind: str, stage: int, precision: str, world: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:
-    check_resume(ranks2, world_recipe(world, tmp_path / "whole", stage, precision), tmp_path)
+    check_resume(ranks2, kind_recipe(kind, world, tmp_path / "whole", stage, precision), tmp_path)
 
 
 def test_statistics_of_a_training_encoder_are_resumed(
@@ -55,11 +57,12 @@ def test_statistics_of_a_training_encoder_are_resumed(
 
 
 @pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", KINDS)
 def test_updates_of_each_task_are_resumed(
-    stage: int, world: Path, ranks2: RankPool, tmp_path: Path
+    kind: str, stage: int, world: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:
     """With global batches of one task."""
-    recipe = world_recipe(world, tmp_path / "whole", stage)
+    recipe = kind_recipe(kind, world, tmp_path / "whole", stage)
     recipe = replace(recipe, data=replace(recipe.data, unit="global_batch"))
     check_resume(ranks2, recipe, tmp_path)
     half, whole = (
@@ -86,23 +89,25 @@ def resume_and_export(recipe: Recipe) -> tuple[Any, list[list[str]]]:
 @pytest.fixture(scope="module")
 def states(
     world: Path, ranks2: RankPool, tmp_path_factory: pytest.TempPathFactory
-) -> dict[int, Path]:
-    """Runs of two ranks at stages 2 and 3."""
+) -> Callable[[str, int], Path]:
+    """A kind's run of two ranks at a stage."""
     folder = tmp_path_factory.mktemp("states")
-    for stage in (2, 3):
-        recipe = world_recipe(world, folder / str(stage), stage)
-        short = replace(recipe, training=replace(recipe.training, steps=5))
-        ranks2.run(run_recipe, short, False, timeout=120)
-    return {stage: folder / str(stage) for stage in (2, 3)}
+
+    def run(kind: str, stage: int) -> Path:
+        output = folder / f"{kind}-{stage}"
+        if not output.exists():
+            recipe = kind_recipe(kind, world, output, stage)
+            short = replace(recipe, training=replace(recipe.training, steps=5))
+            ranks2.run(run_recipe, short, False, timeout=120)
+        return output
+
+    return run
 
 
 def next_ids(recipe: Recipe, num: int) -> list[str]:
     """What one process reads next, where the newest state left the stream."""
-    setup = StreamSetup(
-        collator=JointCollator(recipe.model.backbone.load_tokenizer(), features=False),
-        image=recipe.image,
-        seed=recipe.seed,
-    )
+    collator = recipe.model.collator(recipe.model.load_processor())
+    setup = StreamSetup(collator=collator, image=recipe.image, seed=recipe.seed)
     config = DataConfig(global_batch_size=recipe.data.global_batch_size)
     stream = TrainStream(training_sources(recipe), config, setup)
     found, _ = newest(Path(recipe.output) / "state")
@@ -111,10 +116,10 @@ def next_ids(recipe: Recipe, num: int) -> list[str]:
     return [id for batch in islice(stream, num) for id in batch.ids]
 
 
-def check_move(pool: RankPool, saved: Path, world: Path, stage: int, output: Path) -> None:
-    """Resume at a stage and on a pool's ranks what two ranks have saved."""
+def check_move(pool: RankPool, saved: Path, recipe: Recipe) -> None:
+    """Resume at a recipe's stage and on a pool's ranks what two ranks have saved."""
+    output = Path(recipe.output)
     shutil.copytree(saved, output)
-    recipe = world_recipe(world, output, stage)
     (state, _), *others = results = pool.run(resume_and_export, recipe, timeout=120)
     assert all(other is None for other, _ in others)
     expected, progress = checkpoint.load(output / "state" / "step-00000005")
@@ -130,28 +135,52 @@ def check_move(pool: RankPool, saved: Path, world: Path, stage: int, output: Pat
 
 
 @pytest.mark.parametrize(("saved", "stage"), [(2, 3), (3, 2)])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_state_moves_to_another_stage(
-    saved: int, stage: int, states: dict[int, Path], world: Path, ranks2: RankPool, tmp_path: Path
+    kind: str,
+    saved: int,
+    stage: int,
+    states: Callable[[str, int], Path],
+    world: Path,
+    ranks2: RankPool,
+    tmp_path: Path,
 ) -> None:
-    check_move(ranks2, states[saved], world, stage, tmp_path / "run")
+    recipe = kind_recipe(kind, world, tmp_path / "run", stage)
+    check_move(ranks2, states(kind, saved), recipe)
 
 
 @pytest.mark.parametrize(
     ("saved", "stage"),
     [(2, 3), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((2, 2), (3, 2), (3, 3)))],
 )
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_state_moves_to_another_number_of_ranks(
-    saved: int, stage: int, states: dict[int, Path], world: Path, ranks4: RankPool, tmp_path: Path
+    kind: str,
+    saved: int,
+    stage: int,
+    states: Callable[[str, int], Path],
+    world: Path,
+    ranks4: RankPool,
+    tmp_path: Path,
 ) -> None:
-    check_move(ranks4, states[saved], world, stage, tmp_path / "run")
+    recipe = kind_recipe(kind, world, tmp_path / "run", stage)
+    check_move(ranks4, states(kind, saved), recipe)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("saved", "stage"), [(2, 3), (3, 2)])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_state_of_two_ranks_moves_to_one(
-    saved: int, stage: int, states: dict[int, Path], world: Path, ranks1: RankPool, tmp_path: Path
+    kind: str,
+    saved: int,
+    stage: int,
+    states: Callable[[str, int], Path],
+    world: Path,
+    ranks1: RankPool,
+    tmp_path: Path,
 ) -> None:
-    check_move(ranks1, states[saved], world, stage, tmp_path / "run")
+    recipe = kind_recipe(kind, world, tmp_path / "run", stage)
+    check_move(ranks1, states(kind, saved), recipe)
 
 
 def refused_resume(recipe: Recipe) -> str:
@@ -162,9 +191,9 @@ def refused_resume(recipe: Recipe) -> str:
 
 
 def test_tasks_with_weights_of_their_own_keep_their_order(
-    states: dict[int, Path], world: Path, ranks2: RankPool, tmp_path: Path
+    states: Callable[[str, int], Path], world: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:
-    shutil.copytree(states[2], tmp_path / "run")
+    shutil.copytree(states("joint", 2), tmp_path / "run")
     recipe = world_recipe(world, tmp_path / "run", 2)
     swapped = replace(recipe, tasks=dict(reversed(recipe.tasks.items())))
     said, _ = ranks2.run(refused_new_phase, swapped, timeout=120)
@@ -179,9 +208,9 @@ def refused_new_phase(recipe: Recipe) -> str:
 
 
 def test_other_weights_are_a_new_phase(
-    states: dict[int, Path], world: Path, ranks2: RankPool, tmp_path: Path
+    states: Callable[[str, int], Path], world: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:
-    shutil.copytree(states[2], tmp_path / "run")
+    shutil.copytree(states("joint", 2), tmp_path / "run")
     recipe = world_recipe(world, tmp_path / "run", 2)
     tasks = recipe.tasks | {"vqa": replace(recipe.tasks["vqa"], weight=1 / 7)}
     changed = replace(recipe, tasks=tasks)

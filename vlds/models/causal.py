@@ -10,44 +10,27 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoTokenizer, GenerationConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from vlds.backbones.base import unique_state
 from vlds.models.causal_collate import CausalCollator
 from vlds.models.causal_model import CausalModel
 from vlds.models.chat_format import ChatFormat
-from vlds.models.kind import ModelKind
-from vlds.models.model import Model, Sources
+from vlds.models.kind import GridKind
+from vlds.models.load_backbone import load_backbone
+from vlds.models.model import Model
 from vlds.models.projector import Projector
-from vlds.models.quantised import (
-    Bits,
-    check_has_source,
-    check_libraries,
-    check_writable_whole,
-    load_language,
-    pack_shapes,
-)
-from vlds.models.recomputing import recompute_layers
-from vlds.models.steady_buffers import steady_buffers
-from vlds.pretrained.files import reading
-from vlds.pretrained.hub import check_source, check_tokenizer
+from vlds.models.quantised import Bits, check_has_source, check_libraries, check_writable_whole
+from vlds.pretrained.hub import check_source
 from vlds.pretrained.weights import check_config, read_any_config
 from vlds.runtime.checks import check_path_or_config
 from vlds.runtime.resources import find
-from vlds.schema import ImageSpec
-from vlds.vision.base import VisionEncoder, freeze, on_meta
 from vlds.vision.base import load_weights as load_file
 
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tokenizer_config.json",
-)  # fmt: skip
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers")
-PREFIXES = {"language model": "backbone.", "vision encoder": "vision.", "projector": "connector."}
-"""Source -> what its tensors' names begin with in the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Causal(ModelKind):
+class Causal(GridKind):
     """A causal language model that reads visual tokens before the text, as LLaVA does."""
 
     path: str | None = None
@@ -57,8 +40,6 @@ class Causal(ModelKind):
     tokenizer: str | None = None
     """Folder or hub name of the tokenizer, whose chat template is used if it has one; default:
     `path`."""
-    vision: VisionEncoder
-    """Turns pictures into grid features: a class of vlds.vision."""
     grid: int | None = None
     """Cells along a side after max pooling; default: the encoder's own grid."""
     num_images: int = 1
@@ -91,52 +72,21 @@ class Causal(ModelKind):
         return {part: source for part, source in sources.items() if source is not None}
 
     @property
-    def read_files(self) -> list[str]:
-        return [*self.sources.values(), *filter(None, [self.tokenizer])]
+    def processor_place(self) -> tuple[str | None, str]:
+        from_path = self.tokenizer is None and self.path is not None
+        return self.tokenizer or self.path, f"model.{'path' if from_path else 'tokenizer'}"
 
     def check_sources(self) -> None:
         if self.path is not None:
             check_source(self.path, "model.path")
         check_libraries(self.bits)
-        self.tokenizer_source()
-        self.vision.check_sources()
-
-    def tokenizer_source(self) -> tuple[str, str]:
-        """The folder or hub name of the tokenizer, and the field that names it.
-
-        Errors: ValueError if there is none.
-        """
-        source = self.tokenizer or self.path
-        if source is None:
-            raise ValueError(
-                "model.tokenizer: a model with random weights (`config`) needs the folder of a "
-                "tokenizer; name one"
-            )
-        field = f"model.{'tokenizer' if self.tokenizer else 'path'}"
-        check_tokenizer(source, field, TOKENIZER_FILES)
-        return source, field
-
-    def load_processor(self) -> Any:
-        source, field = self.tokenizer_source()
-        with reading(f"{field}: cannot read a tokenizer from {source}"):
-            return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-
-    def load_processor_from(self, folder: Path) -> Any:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-
-    def local_processor(self) -> Any:
-        source = self.tokenizer or self.path
-        return self.load_processor() if source is not None and Path(source).exists() else None
+        super().check_sources()
 
     @property
     def packed_bits(self) -> Bits | None:
         return self.bits
 
     # Pictures and text.
-
-    @property
-    def image(self) -> ImageSpec | None:
-        return self.vision.geometry.image
 
     @property
     def most_images(self) -> tuple[int, str]:
@@ -155,22 +105,24 @@ class Causal(ModelKind):
                 f"model.grid: {self.grid} is more than the encoder's {geometry.grid_size} x "
                 f"{geometry.grid_size} cells; give at most {geometry.grid_size}"
             )
-        backbone, names = self.load(dtype)
+        config = self.read_config()
+        model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        backbone, names = load_backbone(model_class, config, self.path, dtype, self.bits)
         table = backbone.get_input_embeddings()
         if processor is not None and len(processor) > table.num_embeddings:
             raise ValueError(
                 f"model.tokenizer: it has {len(processor)} tokens, and the language model "
                 f"{table.num_embeddings}; name the tokenizer that belongs to it"
             )
-        vision = self.vision.build(dtype)
-        freeze(vision)
+        vision = self.build_vision(dtype)
         grid = self.grid or geometry.grid_size
         connector = Projector(geometry.feature_dim, table.embedding_dim, grid)
         load_file(connector, self.projector_weights)
         model = CausalModel(
             vision, connector.to(dtype), backbone, encoder=self.vision, tokenizer=processor
         )
-        model.sources = Sources(names=frozenset(self.source_names(model, names)))
+        parts = {"vision": self.vision.source, "connector": self.projector_weights}
+        model.note_sources(names, parts)
         return model
 
     def read_config(self) -> Any:
@@ -191,30 +143,6 @@ class Causal(ModelKind):
         check_config(config, f"{field}: {source}", SIZES)
         return config
 
-    def load(self, dtype: torch.dtype) -> tuple[Any, set[str]]:
-        """The language model, and the names of its tensors that come from `path`; on the meta
-        device, its shapes."""
-        config = self.read_config()
-        model_class, names = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], set()
-        if self.path is None or on_meta():
-            with reading(f"model: {self.config or self.path} describes no model"):
-                model = model_class(config)
-            with steady_buffers(model):
-                model.to(dtype)
-            pack_shapes(model, self.bits)
-        else:
-            model, missing = load_language(model_class, self.path, config, dtype, self.bits)
-            names = {name for name, _ in unique_state(model)} - missing
-        # Values of the checkpoint would leak into `generate` wherever ours are None.
-        model.generation_config = GenerationConfig()
-        return model, names
-
-    def source_names(self, model: CausalModel, of_backbone: Iterable[str]) -> set[str]:
-        """Tensors of the model that a source has filled."""
-        names = {PREFIXES["language model"] + name for name in of_backbone}
-        whole = tuple(PREFIXES[part] for part in self.sources if part != "language model")
-        return names | {name for name, _ in model.unique_state() if name.startswith(whole)}
-
     def trained_parts(self, model: Model) -> Iterator[tuple[str, Iterable[nn.Parameter]]]:
         assert isinstance(model, CausalModel)
         if self.train_projector:
@@ -223,10 +151,6 @@ class Causal(ModelKind):
     @property
     def trained_text(self) -> list[str]:
         return ["projector"] if self.train_projector else []
-
-    def enable_checkpointing(self, model: Model) -> None:
-        assert isinstance(model, CausalModel)
-        recompute_layers(model.backbone)
 
     def export(self, model: Model, folder: Path) -> Causal:
         """The language model and the tokenizer under Hugging Face's names, and a file for each

@@ -18,13 +18,15 @@ from torch import Tensor
 from vlds.methods.extended import run_beside
 from vlds.methods.host import CROSS_ATTENTION
 from vlds.models.answer_positions import pick_positions, picking
-from vlds.models.causal_answers import answers, without_answers
 from vlds.models.chat_format import ChatFormat
-from vlds.models.model import Answer, Model, Part, nll_at, targets_of
+from vlds.models.model import Part
 from vlds.models.projector import Projector, packing, tokens_of_rows
 from vlds.models.roles import find_roles
 from vlds.models.shared_starts import Lines, can_share_starts, share_starts
-from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Decoding
+from vlds.models.token_nll import nll_at, targets_of
+from vlds.models.writing_model import WritingModel
+from vlds.models.written_answers import Writer
+from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch
 from vlds.vision.base import GridEncoder, VisionEncoder
 
 CURES: dict[str, str] = dict.fromkeys(
@@ -50,7 +52,7 @@ class Sequences(NamedTuple):
     """(b, s) int64 numbers of the text's tokens; NO_TEXT elsewhere."""
 
 
-class CausalModel(Model):
+class CausalModel(WritingModel):
     """A model of `AutoModelForCausalLM` behind a vision encoder."""
 
     def __init__(
@@ -72,16 +74,12 @@ class CausalModel(Model):
         # Methods' own layers would confuse the rule later.
         init_std = getattr(backbone.config, "initializer_range", None)
         roles = find_roles(backbone, init_std)
-        self.roles = replace(roles, cures={**roles.cures, **CURES})
+        self.parts = {
+            "backbone": Part("backbone", replace(roles, cures={**roles.cures, **CURES})),
+            "vision": Part("vision", encoder.target_modules),
+        }
         self.answer_positions = pick_positions(backbone)
         self.shares_starts = can_share_starts(backbone)
-
-    @property
-    def parts(self) -> dict[str, Part]:
-        return {
-            "backbone": Part("backbone", self.roles),
-            "vision": Part("vision", self.encoder.target_modules),
-        }
 
     def answer_tokens(self, answers: Sequence[str]) -> list[list[int]]:
         assert self.chat is not None
@@ -207,8 +205,7 @@ class CausalModel(Model):
     def visual_tokens(self, batch: Batch) -> Tensor:
         """(u, v, d) visual tokens of the distinct images; of an empty image if there are none, so
         that encoder and projector run on every rank: under ZeRO-3 all ranks gather together."""
-        pictures = batch.images if batch.images is not None else batch.features
-        if pictures is not None and len(pictures) > 0:
+        if (pictures := batch.pictures) is not None and len(pictures) > 0:
             return self.projected(pictures)
         is_training = self.vision.training
         self.vision.eval()  # batch norm counts real pictures only
@@ -232,7 +229,17 @@ class CausalModel(Model):
 
     # Answers.
 
-    def answer(self, batch: Batch, decoding: Decoding) -> list[Answer]:
-        """Each row's answer; answers that the batch holds are not read."""
-        with torch.no_grad():
-            return answers(self, without_answers(batch), decoding)
+    def first_logits(self, batch: Batch) -> Tensor:
+        sequences = self.sequences(batch, self.visual_tokens(batch))
+        last = sequences.mask.sum(1) - 1
+        positions = torch.zeros_like(sequences.mask).scatter(1, last[:, None], True)
+        return self.logits_at(batch, sequences, positions)
+
+    @property
+    def writer(self) -> Writer:
+        assert self.chat is not None
+        return Writer(self.backbone, tuple(self.chat.end_ids), self.chat.pad_id)
+
+    def prompts(self, batch: Batch) -> dict[str, Tensor]:
+        sequences = self.sequences(batch, self.visual_tokens(batch), left=True)
+        return {"inputs_embeds": sequences.embeds, "attention_mask": sequences.mask.long()}

@@ -21,7 +21,7 @@ class Counts:
     """Weights of a model. The vision encoder is named, but counts in no total, as in VL-Adapter."""
 
     by_part: dict[str, Count]
-    """backbone, visual_embedding, norms, each method; the vision encoder too."""
+    """backbone, visual_embedding or connector, norms, each method; the vision encoder too."""
 
     @classmethod
     def of(cls, model: Any) -> Counts:

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from vlds.backbones.base import unique_state
-from vlds.methods.extended import is_own
 from vlds.models.image_text_collate import ImageTextCollator
 from vlds.models.image_text_model import ImageTextModel
-from vlds.models.image_text_parts import BRIDGES, find_parts
+from vlds.models.image_text_parts import BRIDGES, ImageTextParts, find_parts
 from vlds.models.kind import ModelKind
-from vlds.models.model import BACKBONE_PREFIX, Model, Part, Sources
+from vlds.models.model import BACKBONE_PREFIX, Model, Part
 from vlds.models.quantised import (
     Bits,
     check_has_source,
@@ -26,10 +25,9 @@ from vlds.models.quantised import (
     load_language,
     pack_shapes,
 )
-from vlds.models.recomputing import recompute_layers
 from vlds.models.roles import ROLES, find_roles
 from vlds.pretrained.files import reading
-from vlds.pretrained.hub import check_source
+from vlds.pretrained.hub import check_source, check_tokenizer
 from vlds.pretrained.weights import read_any_config, unpartitioned
 from vlds.runtime.checks import at_least, check_path_or_config
 from vlds.runtime.near_names import guess
@@ -39,6 +37,7 @@ from vlds.vision.base import on_meta
 
 PARTS = ("backbone", "vision")
 """Parts in which the recipe can name layers."""
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 Roles = dict[str, list[str]]
 
 
@@ -50,6 +49,9 @@ def language_path(backbone: Any) -> str:
 @dataclass(frozen=True, kw_only=True)
 class ImageTextToText(ModelKind):
     """A vision-and-language model of Hugging Face, with its own processor and chat template."""
+
+    processor_class: ClassVar[Any] = AutoProcessor
+    processor_word: ClassVar[str] = "processor"
 
     path: str | None = None
     """Pretrained weights: a Hugging Face hub name or a local folder."""
@@ -87,29 +89,21 @@ class ImageTextToText(ModelKind):
         return {} if self.path is None else {"backbone": self.path}
 
     @property
-    def read_files(self) -> list[str]:
-        return [source for source in (self.path, self.processor) if source is not None]
+    def processor_place(self) -> tuple[str | None, str]:
+        from_path = self.processor is None and self.path is not None
+        return self.processor or self.path, f"model.{'path' if from_path else 'processor'}"
 
     def check_sources(self) -> None:
         if self.path is not None:
             check_source(self.path, "model.path")
         check_libraries(self.bits)
-        self.processor_source()
+        super().check_sources()
 
     def processor_source(self) -> tuple[str, str]:
-        """Folder or hub name of the processor, and the field that names it.
-
-        Errors: ValueError if there is none.
-        """
-        source = self.processor or self.path
-        if source is None:
-            raise ValueError(
-                "model.processor: a model with random weights (`config`) has none; name a folder "
-                "or a hub name with a processor"
-            )
-        name = f"model.{'processor' if self.processor else 'path'}"
-        check_source(source, name)
-        return source, name
+        source, name = self.processor_place
+        if source is not None:
+            check_tokenizer(source, name, PROCESSOR_FILES, "processor")
+        return super().processor_source()
 
     @property
     def packed_bits(self) -> Bits | None:
@@ -122,18 +116,6 @@ class ImageTextToText(ModelKind):
     @property
     def most_images(self) -> tuple[int, str]:
         return self.num_images, "model.num_images"
-
-    def load_processor(self) -> Any:
-        source, name = self.processor_source()
-        with reading(f"{name}: cannot read a processor from {source}", "name one that has one"):
-            return AutoProcessor.from_pretrained(source, trust_remote_code=False)
-
-    def load_processor_from(self, folder: Path) -> Any:
-        return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-
-    def local_processor(self) -> Any:
-        source = self.processor or self.path
-        return self.load_processor() if source is not None and Path(source).exists() else None
 
     def collator(self, processor: Any) -> ImageTextCollator:
         config = self.read_config()
@@ -164,10 +146,11 @@ class ImageTextToText(ModelKind):
             backbone, missing = self.load(self.path, config, dtype)
         backbone.generation_config = GenerationConfig()  # a checkpoint's own would leak
         names = {name for name, _ in unique_state(backbone)} - missing
-        parts = self.find_parts(backbone)
-        model = ImageTextModel(backbone, parts, self.collator(processor))
+        found = find_parts(backbone)
+        parts = self.tunable(backbone, found)
+        model = ImageTextModel(backbone, parts, found.connector, self.collator(processor))
         if self.path is not None:
-            model.sources = Sources(names=frozenset(BACKBONE_PREFIX + name for name in names))
+            model.note_sources(names, {})
         return model
 
     def build_random(self, config: Any, dtype: torch.dtype) -> Any:
@@ -184,9 +167,8 @@ class ImageTextToText(ModelKind):
         model_class = AutoModelForImageTextToText._model_mapping[type(config)]
         return load_language(model_class, path, config, dtype, self.bits, language_path)
 
-    def find_parts(self, backbone: Any) -> dict[str, Part]:
+    def tunable(self, backbone: Any, found: ImageTextParts) -> dict[str, Part]:
         """The parts that methods can tune, by their names in recipes."""
-        found = find_parts(backbone)
         paths = {"backbone": found.language, "vision": found.vision}
         return {
             name: Part(
@@ -211,17 +193,11 @@ class ImageTextToText(ModelKind):
     def trained_parts(self, model: Model) -> Iterator[tuple[str, Iterable[nn.Parameter]]]:
         assert isinstance(model, ImageTextModel)
         if self.train_connector:
-            found = find_parts(model.backbone)
-            named = dict(model.backbone.named_parameters())
-            yield "connector", [named[name] for name in found.connector if is_own(name)]
+            yield "connector", map(model.get_parameter, sorted(model.connector))
 
     @property
     def trained_text(self) -> list[str]:
         return ["connector"] if self.train_connector else []
-
-    def enable_checkpointing(self, model: Model) -> None:
-        assert isinstance(model, ImageTextModel)
-        recompute_layers(model.backbone)
 
     def export(self, model: Model, folder: Path) -> ImageTextToText:
         """The model and the processor, as Hugging Face saves them."""

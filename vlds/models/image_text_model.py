@@ -5,7 +5,7 @@ Shapes: b rows, l tokens of a row, t tokens of an answer that stands apart, w wo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,52 +16,52 @@ from torch import Tensor
 from vlds.methods.extended import run_beside
 from vlds.models.answer_positions import pick_positions, picking
 from vlds.models.chat_format import ChatFormat
-from vlds.models.generation import best_choice
 from vlds.models.image_text_collate import EncodedRow, ImageTextCollator
-from vlds.models.model import Answer, Model, Part, nll_at, targets_of
-from vlds.models.written_answers import Writer, as_answer, left_padded
-from vlds.schema import IGNORED_LABEL, Batch, Decoding
+from vlds.models.model import BACKBONE_PREFIX, Part
+from vlds.models.token_nll import nll_at, targets_of
+from vlds.models.writing_model import WritingModel
+from vlds.models.written_answers import Writer, left_padded
+from vlds.schema import IGNORED_LABEL, Batch
 
 PLACEHOLDERS = ("image_token_id", "image_token_index", "video_token_id")
 """Fields of configs with ids that no answer may hold: a forward pass looks for a picture there."""
 
 
-class ImageTextModel(Model):
+class ImageTextModel(WritingModel):
     """Text and pictures in one sequence, or in the encoder of an encoder-decoder."""
 
     def __init__(
         self,
         backbone: Any,
         parts: Mapping[str, Part],
+        connector: Iterable[str],
         collator: ImageTextCollator,
     ) -> None:
+        """`connector`: names of the backbone's parameters between vision and language."""
         super().__init__(collator.processor)
         self.collator = collator
         self.backbone = backbone
         self.answer_positions = pick_positions(backbone)
         self._dummy: EncodedRow | None = None
         self.answers_apart = bool(backbone.config.is_encoder_decoder)
-        self._parts = dict(parts)
+        self.parts = dict(parts)
+        self.connector = frozenset(BACKBONE_PREFIX + name for name in connector)
 
-    @property
-    def parts(self) -> dict[str, Part]:
-        return self._parts
+    def part_of(self, name: str) -> str:
+        if name in self.trained_by:
+            return self.trained_by[name]
+        if name in self.connector:
+            return "connector"
+        return "vision" if name.startswith(f"{self.parts['vision'].path}.") else "backbone"
 
     def train(self, mode: bool = True) -> ImageTextModel:
         """Training mode, but for a frozen vision tower: chance in it would move the loss."""
         super().train(mode)
-        if (vision := self._parts.get("vision")) is not None:
-            tower = self.get_submodule(vision.path)
-            if not any(name.startswith(f"{vision.path}.") for name in self.trained_by):
-                tower.eval()
+        tower = self.parts["vision"].path
+        trained = self.trained_by.keys() - self.connector  # which may lie inside the tower
+        if not any(name.startswith(f"{tower}.") for name in trained):
+            self.get_submodule(tower).eval()
         return self
-
-    def sizes(self, batch: Batch) -> Tensor:
-        """(b, 1) or, with answers apart, (b, 2) tokens of the row and of its answer."""
-        sizes = [batch.attention_mask.sum(1)]
-        if self.answers_apart and batch.labels is not None:
-            sizes.append((batch.labels != IGNORED_LABEL).sum(1))
-        return torch.stack(sizes, 1)
 
     # Training.
 
@@ -176,17 +176,7 @@ class ImageTextModel(Model):
 
     # Answers.
 
-    @torch.no_grad()
-    def answer(self, batch: Batch, decoding: Decoding) -> list[Answer]:
-        if decoding.choices is not None:
-            return self.choose(batch, decoding.choices)
-        listed = self.answer_list(decoding)
-        self.begin(batch)
-        written = self.writer.write(self.prompts(batch), decoding, listed)
-        return [as_answer(each, self.tokenizer, listed) for each in written]
-
-    def choose(self, batch: Batch, choices: Sequence[str]) -> list[Answer]:
-        """The choice whose first token has the highest logit behind the prompt."""
+    def first_logits(self, batch: Batch) -> Tensor:
         if self.answers_apart:
             start = torch.tensor([*self.chat.start_ids, 0], device=batch.input_ids.device)
             batch = replace(batch, labels=start.expand(len(batch), -1))
@@ -194,9 +184,7 @@ class ImageTextModel(Model):
         else:
             ends, length = batch.attention_mask.sum(1) - 1, batch.input_ids.shape[1]
         mask = F.one_hot(ends.to(batch.input_ids.device), length).bool()
-        chosen, confidences = best_choice(self.logits_at(batch, mask), self.choice_ids(choices))
-        pairs = zip(chosen, confidences.tolist(), strict=True)
-        return [Answer(choices[number], confidence, None) for number, confidence in pairs]
+        return self.logits_at(batch, mask)
 
     def choice_tokens(self, choice: str) -> list[int]:
         return self.chat.first_ids(choice)
@@ -211,7 +199,6 @@ class ImageTextModel(Model):
 
     @property
     def writer(self) -> Writer:
-        """What generates answers."""
         config = self.backbone.config
         placeholders = {
             token for name in PLACEHOLDERS if (token := getattr(config, name, None)) is not None
@@ -223,6 +210,7 @@ class ImageTextModel(Model):
 
     def prompts(self, batch: Batch) -> dict[str, Tensor]:
         """The arguments of `generate`: rows padded on the left."""
+        self.begin(batch)
         lengths = batch.attention_mask.sum(1)
         inputs = self.inputs(batch)
         if self.answers_apart:

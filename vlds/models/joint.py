@@ -18,22 +18,18 @@ from vlds.methods.host import find_modules
 from vlds.models.collate import JointCollator
 from vlds.models.draws import draw_rows
 from vlds.models.joint_model import JointModel
-from vlds.models.kind import ModelKind
-from vlds.models.model import BACKBONE_PREFIX, Model, Sources
-from vlds.models.recomputing import recompute_layers
+from vlds.models.kind import GridKind
+from vlds.models.model import BACKBONE_PREFIX, Model
 from vlds.models.visual_embedding import VisualEmbedding, VisualEmbeddingConfig
-from vlds.schema import ImageSpec
-from vlds.vision.base import VisionEncoder, freeze, load_weights
+from vlds.vision.base import load_weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class JointSeq2Seq(ModelKind):
+class JointSeq2Seq(GridKind):
     """An encoder-decoder whose encoder reads text and visual tokens together: VL-T5, VL-BART."""
 
     backbone: Backbone
     """The language model: a class of vlds.backbones."""
-    vision: VisionEncoder
-    """Turns pictures into grid features: a class of vlds.vision."""
     visual_embedding: VisualEmbeddingConfig = field(default_factory=VisualEmbeddingConfig)
     """Turns grid features into visual tokens."""
     train_norms: bool = False
@@ -51,16 +47,13 @@ class JointSeq2Seq(ModelKind):
         return {part: source for part, source in sources.items() if source is not None}
 
     @property
-    def read_files(self) -> list[str]:
-        return [*self.sources.values(), *filter(None, [self.backbone.tokenizer])]
+    def processor_place(self) -> tuple[str | None, str]:
+        backbone = self.backbone
+        return backbone.tokenizer or backbone.path, "model.backbone.tokenizer"
 
     def check_sources(self) -> None:
         self.backbone.check_sources()
         self.vision.check_sources()
-
-    @property
-    def image(self) -> ImageSpec | None:
-        return self.vision.geometry.image
 
     @property
     def most_images(self) -> tuple[int, str]:
@@ -69,8 +62,8 @@ class JointSeq2Seq(ModelKind):
     def load_processor(self) -> Any:
         return self.backbone.load_tokenizer()
 
-    def load_processor_from(self, folder: Path) -> Any:
-        return self.backbone.load_tokenizer_from(folder)
+    def load_processor_from(self, folder: str | Path) -> Any:
+        return self.backbone.load_tokenizer_from(Path(folder))
 
     def local_processor(self) -> Any:
         return self.backbone.local_tokenizer()
@@ -83,8 +76,7 @@ class JointSeq2Seq(ModelKind):
         family = self.backbone
         size = len(processor) if processor is not None else family.vocabulary_size()
         loaded = family.load(size, dtype)
-        vision = self.vision.build(dtype)
-        freeze(vision)
+        vision = self.build_vision(dtype)
         embedding = self.build_visual_embedding(loaded.model.config.d_model).to(dtype)
         if embedding.num_tokens > family.visual_tokens:
             raise ValueError(
@@ -99,10 +91,10 @@ class JointSeq2Seq(ModelKind):
             family=family,
             tokenizer=processor,
         )
-        model.sources = Sources(
-            names=frozenset(self.source_names(model, loaded.source_names)),
-            rows={BACKBONE_PREFIX + name: rows for name, rows in loaded.source_rows.items()},
-        )
+        parts = {"vision": self.vision.source, "visual_embedding": self.visual_embedding.weights}
+        model.note_sources(loaded.source_names, parts)
+        rows = {BACKBONE_PREFIX + name: rows for name, rows in loaded.source_rows.items()}
+        model.sources = replace(model.sources, rows=rows)
         return model
 
     def build_visual_embedding(self, width: int) -> VisualEmbedding:
@@ -115,16 +107,6 @@ class JointSeq2Seq(ModelKind):
         embedding.init_weights(family.linear_init_std)
         load_weights(embedding, self.visual_embedding.weights)
         return embedding
-
-    def source_names(self, model: JointModel, of_backbone: Iterable[str]) -> set[str]:
-        """Tensors of the model that a source has filled."""
-        names = {BACKBONE_PREFIX + name for name in of_backbone}
-        state = [name for name, _ in model.unique_state()]
-        if self.vision.source is not None:
-            names.update(name for name in state if name.startswith("vision."))
-        if self.visual_embedding.weights is not None:
-            names.update(name for name in state if name.startswith("visual_embedding."))
-        return names
 
     def draw_rows(self, model: Model, seed: int) -> None:
         """New rows of the token table; a head of its own is drawn like other weights."""
@@ -149,10 +131,6 @@ class JointSeq2Seq(ModelKind):
     def trained_text(self) -> list[str]:
         norms = ["norms"] if self.train_norms else []
         return [*norms, "visual embedding"] if self.train_visual_embedding else norms
-
-    def enable_checkpointing(self, model: Model) -> None:
-        assert isinstance(model, JointModel)
-        recompute_layers(model.backbone)
 
     def export(self, model: Model, folder: Path) -> JointSeq2Seq:
         """The backbone and the tokenizer under Hugging Face's names, and a file for each other

@@ -21,7 +21,8 @@ from vlds.methods.extended import run_beside
 from vlds.models.cached_decoder import CachedDecoder
 from vlds.models.generation import answers, best_choice, generate_ids, token_means
 from vlds.models.hypotheses import Written
-from vlds.models.model import Answer, Model, Part, nll_at, targets_of
+from vlds.models.model import Answer, Model, Part
+from vlds.models.token_nll import nll_at, targets_of
 from vlds.models.visual_embedding import VisualEmbedding
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Decoding
 from vlds.vision.base import GridEncoder, VisionEncoder
@@ -45,15 +46,10 @@ class JointModel(Model):
         self.vision = vision
         self.visual_embedding = visual_embedding
         self.backbone = backbone
-        self.encoder = encoder
         self.family = family
-
-    @property
-    def parts(self) -> dict[str, Part]:
-        family = self.family
-        return {
+        self.parts = {
             "backbone": Part("backbone", family.target_modules, family.optimizer_rules),
-            "vision": Part("vision", self.encoder.target_modules),
+            "vision": Part("vision", encoder.target_modules),
         }
 
     def use_methods(self) -> None:
@@ -63,14 +59,6 @@ class JointModel(Model):
         """Also those of a vision encoder that is not frozen."""
         vision = [] if self.vision.frozen else self.vision.named_buffers()
         return [*super().moving_buffers(), *((f"vision.{n}", b) for n, b in vision)]
-
-    def answer_tokens(self, answers: Sequence[str]) -> list[list[int]]:
-        """As targets are tokenized, with special tokens at the start."""
-        ids: list[list[int]] = self.tokenizer(list(answers), add_special_tokens=True)["input_ids"]
-        return ids
-
-    def choice_tokens(self, choice: str) -> list[int]:
-        return list(self.tokenizer(choice, add_special_tokens=False)["input_ids"])
 
     def sizes(self, batch: Batch) -> Tensor:
         """(b, 3) visual tokens, target tokens and prompt tokens."""
@@ -136,8 +124,7 @@ class JointModel(Model):
 
     def visual_tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(b, n*v, d) visual tokens and their mask; each distinct image is encoded once."""
-        pictures = batch.images if batch.images is not None else batch.features
-        if pictures is None:
+        if (pictures := batch.pictures) is None:
             raise ValueError(
                 "images: this batch has neither pictures nor stored features; use data sets with "
                 "pictures, or vision: StoredFeatures with shards that hold features"

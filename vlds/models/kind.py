@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from transformers import AutoTokenizer
 
 from vlds.models.model import Model
 from vlds.models.quantised import Bits
+from vlds.models.recomputing import recompute_layers
+from vlds.pretrained.files import reading
+from vlds.pretrained.hub import TOKENIZER_FILES, check_tokenizer
 from vlds.runtime.manifest import sha256
-from vlds.schema import Collator, PictureSpec
+from vlds.schema import Collator, ImageSpec, PictureSpec
+from vlds.vision.base import GridEncoder, VisionEncoder, freeze
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +31,11 @@ class ModelKind(ABC):
     processor of Hugging Face. A run saves it with its weights.
     """
 
+    processor_class: ClassVar[Any] = AutoTokenizer
+    """Hugging Face's class that opens the processor."""
+    processor_word: ClassVar[str] = "tokenizer"
+    """What messages call it."""
+
     # Where it comes from.
 
     @property
@@ -34,9 +44,10 @@ class ModelKind(ABC):
         """Name of a part -> file, folder or hub name that its weights come from."""
 
     @property
-    @abstractmethod
     def read_files(self) -> list[str]:
         """All files, folders and hub names that the model is read from."""
+        places = [*self.sources.values(), self.processor_place[0]]
+        return list(dict.fromkeys(place for place in places if place is not None))
 
     @property
     def packed_bits(self) -> Bits | None:
@@ -44,12 +55,12 @@ class ModelKind(ABC):
         partitioned (stage 3) nor exported."""
         return None
 
-    @abstractmethod
     def check_sources(self) -> None:
         """Check, before any long work, that these exist here or can be fetched.
 
         Errors: ValueError that names the field.
         """
+        self.processor_source()
 
     def source_hashes(self) -> dict[str, str]:
         """sha256 of the sources; for hub names, of the name."""
@@ -63,24 +74,47 @@ class ModelKind(ABC):
         """The pictures that the model takes; None if it takes stored features."""
 
     @property
-    @abstractmethod
     def most_images(self) -> tuple[int, str]:
         """Most pictures of an example, and the field that sets this number."""
+        return 1, "model"
 
-    @abstractmethod
+    @property
+    def processor_place(self) -> tuple[str | None, str]:
+        """The folder or hub name of the processor, None if the recipe names none, and the field
+        that names it. Default: where the first source is."""
+        return next(iter(self.sources.values()), None), "model.path"
+
+    def processor_source(self) -> tuple[str, str]:
+        """The folder or hub name of the processor, and the field that names it.
+
+        Errors: ValueError if there is none.
+        """
+        source, field = self.processor_place
+        if source is None:
+            raise ValueError(
+                f"{field}: a model with random weights (`config`) needs the folder or hub name of "
+                f"a {self.processor_word}; name one"
+            )
+        check_tokenizer(source, field, TOKENIZER_FILES)
+        return source, field
+
     def load_processor(self) -> Any:
         """The processor from where the model is read.
 
         Errors: ValueError if there is none.
         """
+        source, field = self.processor_source()
+        with reading(f"{field}: cannot read a {self.processor_word} from {source}"):
+            return self.load_processor_from(source)
 
-    @abstractmethod
-    def load_processor_from(self, folder: Path) -> Any:
+    def load_processor_from(self, folder: str | Path) -> Any:
         """A processor that a run has saved."""
+        return self.processor_class.from_pretrained(folder, trust_remote_code=False)
 
-    @abstractmethod
     def local_processor(self) -> Any:
         """The processor if its files are on this machine, else None."""
+        source, _ = self.processor_place
+        return self.load_processor() if source is not None and Path(source).exists() else None
 
     @abstractmethod
     def collator(self, processor: Any) -> Collator:
@@ -95,23 +129,52 @@ class ModelKind(ABC):
     def draw_rows(self, model: Model, seed: int) -> None:  # noqa: B027 (most kinds have none)
         """Draw the new rows of tables that a source fills in part."""
 
-    @abstractmethod
-    def trained_parts(self, model: Model) -> Iterator[tuple[str, Iterable[nn.Parameter]]]:
-        """Parts that train as a whole beside the methods, and their parameters."""
-
     @property
-    @abstractmethod
-    def trained_text(self) -> list[str]:
-        """These parts, in words."""
+    def trained_text(self) -> Sequence[str]:
+        """Parts that train as a whole beside the methods, in words."""
+        return []
 
-    @abstractmethod
+    def trained_parts(self, model: Model) -> Iterator[tuple[str, Iterable[nn.Parameter]]]:
+        """These parts and their parameters. Default: the modules of these names."""
+        for name in self.trained_text:
+            yield name, model.get_submodule(name).parameters()
+
     def enable_checkpointing(self, model: Model) -> None:
         """Recompute each layer's activations in the backward pass."""
+        recompute_layers(model.backbone)
 
-    @abstractmethod
     def export(self, model: Model, folder: Path) -> ModelKind:
         """Write all weights of the model but those of methods into a folder; the kind that reads
-        them from there and trains nothing beside methods."""
+        them from there and trains nothing beside methods.
+
+        Errors: ValueError if the kind cannot be written so.
+        """
+        raise ValueError(
+            f"model: {type(self).__name__} has no form of its own on disk; open the run with vlds, "
+            "or define `export`"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridKind(ModelKind):
+    """A kind whose pictures a vision encoder of vlds turns into grid features."""
+
+    vision: VisionEncoder
+    """Turns pictures into grid features: a class of vlds.vision."""
+
+    @property
+    def image(self) -> ImageSpec | None:
+        return self.vision.geometry.image
+
+    def check_sources(self) -> None:
+        super().check_sources()
+        self.vision.check_sources()
+
+    def build_vision(self, dtype: torch.dtype) -> GridEncoder:
+        """The encoder's module, frozen."""
+        encoder = self.vision.build(dtype)
+        freeze(encoder)
+        return encoder
 
 
 def hash_source(source: str) -> str:

@@ -6,14 +6,12 @@ Shapes: b examples, l prompt tokens, t target tokens, n images per example, w vo
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlds.backbones.base import unique_state
@@ -23,8 +21,9 @@ from vlds.models.answer_list import AnswerList, read_answers
 from vlds.models.counts import Counts
 from vlds.models.quantised import follow_weights
 from vlds.models.steady_buffers import steady_buffers
+from vlds.models.token_nll import nll_at, targets_of
 from vlds.pretrained.weights import quiet
-from vlds.schema import Batch, Decoding, OptimizerRules, TargetModules
+from vlds.schema import IGNORED_LABEL, Batch, Decoding, OptimizerRules, TargetModules
 
 
 class ModelOutput(NamedTuple):
@@ -58,14 +57,15 @@ class Sources:
     """Tables whose first rows are: name -> number of rows. The others are new."""
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True)
+class Part:
     """A part of a model that methods can tune."""
 
     path: str
     """The part's module in the model; also the start of its tensors' names."""
     targets: TargetModules
     """Where methods attach, relative to the module."""
-    optimizer_rules: OptimizerRules = MappingProxyType({})
+    optimizer_rules: OptimizerRules = field(default_factory=dict)
     """Path pattern of a parameter -> rule, where the kind of the parameter's module does not say
     it."""
     takes_prompts: bool = True
@@ -81,6 +81,8 @@ class Model(nn.Module, ABC):
 
     backbone: Any
     """A model of Hugging Face, to which the files of other libraries refer."""
+    parts: dict[str, Part]
+    """Name -> part that methods can tune. Each kind sets it before methods attach."""
 
     def __init__(self, processor: Any = None) -> None:
         """`processor`: the tokenizer, or the processor of text and pictures; None where only shapes
@@ -103,38 +105,39 @@ class Model(nn.Module, ABC):
 
     # What each kind says.
 
-    @property
-    @abstractmethod
-    def parts(self) -> dict[str, Part]:
-        """Name -> part that methods can tune."""
-
-    @abstractmethod
-    def token_nll(self, batch: Batch) -> Tensor:
-        """(b, t) negative log-likelihood of each label's token, 0 elsewhere, in at least float32.
-
-        Errors: ValueError if the batch has no labels.
-        """
-
     @abstractmethod
     def logits(self, batch: Batch) -> Tensor:
         """(b, t, w) for each target token, given those before it."""
 
     @abstractmethod
     def answer(self, batch: Batch, decoding: Decoding) -> list[Answer]:
-        """Each example's answer."""
+        """Each example's answer; answers that the batch holds are not read."""
 
-    @abstractmethod
+    def token_nll(self, batch: Batch) -> Tensor:
+        """(b, t) negative log-likelihood of each label's token, 0 elsewhere, in at least float32.
+
+        Errors: ValueError if the batch has no labels.
+        """
+        labels = targets_of(batch)
+        real = labels != IGNORED_LABEL
+        return nll_at(self.logits(batch)[real], labels, real)
+
     def answer_tokens(self, answers: Sequence[str]) -> list[list[int]]:
         """Tokens of answers as the model writes them, with the end."""
+        ids: list[list[int]] = self.tokenizer(list(answers), add_special_tokens=True)["input_ids"]
+        return ids
 
-    @abstractmethod
     def choice_tokens(self, choice: str) -> list[int]:
         """Tokens of a word where the real part of an answer begins."""
+        return list(self.tokenizer(choice, add_special_tokens=False)["input_ids"])
 
-    @abstractmethod
     def sizes(self, batch: Batch) -> Tensor:
         """(b, k) tokens of each kind that a row has, whose largest values set the padding of all
         rows computed together."""
+        sizes = [batch.attention_mask.sum(1)]
+        if batch.labels is not None and not batch.labels_on_prompt:
+            sizes.append((batch.labels != IGNORED_LABEL).sum(1))
+        return torch.stack(sizes, 1)
 
     def use_methods(self) -> None:
         """Called once methods are attached: let the model run what they have added."""
@@ -201,6 +204,14 @@ class Model(nn.Module, ABC):
 
     # What it is made of.
 
+    def note_sources(self, of_backbone: Iterable[str], parts: Mapping[str, str | None]) -> None:
+        """Remember which tensors come from files: these of the backbone, and all of each of the
+        `parts` (name of a module -> its source) that has one."""
+        whole = tuple(f"{part}." for part, source in parts.items() if source is not None)
+        names = {name for name, _ in self.unique_state() if name.startswith(whole)}
+        names.update(BACKBONE_PREFIX + name for name in of_backbone)
+        self.sources = Sources(names=frozenset(names))
+
     def pretrained_names(self) -> set[str]:
         """Names of the backbone's own tensors, relative to the backbone: all but what methods have
         added."""
@@ -230,21 +241,3 @@ class Model(nn.Module, ABC):
         """Weights by part, tied ones once, without the vision encoder, as in VL-Adapter's
         percentages."""
         return Counts.of(self)
-
-
-def targets_of(batch: Batch) -> Tensor:
-    """A batch's labels.
-
-    Errors: ValueError if it has none.
-    """
-    if batch.labels is None:
-        raise ValueError("labels: this batch has no targets; train on a split that has answers")
-    return batch.labels
-
-
-def nll_at(logits: Tensor, labels: Tensor, real: Tensor) -> Tensor:
-    """Logits (n, w) of the labels where `real` is true, row by row -> their negative log-likelihood
-    in the shape of the labels, 0 elsewhere, in at least float32."""
-    precise = torch.promote_types(logits.dtype, torch.float32)
-    nll = F.cross_entropy(logits.to(precise), labels[real], reduction="none")
-    return nll.new_zeros(real.shape).masked_scatter(real, nll)

@@ -100,7 +100,7 @@ def share_starts(
 ) -> Lines | None:
     """How rows share their starts; None if that saves no token. All arguments on the CPU.
 
-    Rows share a start if they have the same task (b,) and `pictures` (b, n), and begin with the same
+    Rows share a start if they have the same task (b,) and `pictures` (b, n) and the same first
     `tokens` (b, s), which are padded on the right to `lengths` (b,); visual tokens may have any
     number. A start ends before the first token that is `picked` (b, s).
     """

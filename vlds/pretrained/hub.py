@@ -18,6 +18,10 @@ from vlds.pretrained.files import SourceError
 TIMEOUT_S = 5.0
 FILES = ("config.json", "model.safetensors")
 """One of these is in the cache after a model was downloaded."""
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tokenizer_config.json",
+)  # fmt: skip
+"""A folder with a tokenizer of any class has one of these."""
 BUSY = 429
 """HTTP status; it and higher ones are temporary, so the libraries may try again."""
 LOCAL = "name a folder that holds the model"
@@ -64,9 +68,9 @@ def _check_name(name: str, field: str, local: str) -> None:
         constants.HF_HUB_OFFLINE = True  # else the libraries would ask again for each file
 
 
-def check_tokenizer(source: str, field: str, files: Sequence[str]) -> None:
-    """Check that a tokenizer exists locally or can be downloaded. `files`: names of files in its
-    folder, and suffixes (.model) of files that hold a whole tokenizer.
+def check_tokenizer(source: str, field: str, files: Sequence[str], what: str = "tokenizer") -> None:
+    """Check that a tokenizer, or a processor, exists locally or can be downloaded. `files`: names
+    of files in its folder, and suffixes (.model) of files that hold a whole tokenizer.
 
     Without this check, transformers would create an empty tokenizer for a folder that holds none,
     and would look on the hub for the path of a file that it cannot read.
@@ -82,6 +86,6 @@ def check_tokenizer(source: str, field: str, files: Sequence[str]) -> None:
         raise SourceError(f"{field}: no such file: {source}; {cure}")
     check_source(source, field, cure)
     if path.is_file() and path.suffix not in suffixes:
-        raise SourceError(f"{field}: {source} is not a tokenizer; {cure}")
+        raise SourceError(f"{field}: {source} is not a {what}; {cure}")
     if path.is_dir() and not any((path / name).is_file() for name in names):
-        raise SourceError(f"{field}: no tokenizer in the folder {source}; {cure}")
+        raise SourceError(f"{field}: no {what} in the folder {source}; {cure}")

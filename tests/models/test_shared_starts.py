@@ -14,6 +14,7 @@ from vlds.methods import Adapter, LoRA, Method, PromptTuning
 from vlds.models.causal_model import CausalModel
 from vlds.models.shared_starts import share_starts
 from vlds.schema import Example, Row
+from vlds.training.parts import similar_rows
 
 QUESTIONS = [
     "what colour is it?",
@@ -136,3 +137,13 @@ def test_unlike_rows_stay_as_they_are() -> None:
     tokens = torch.arange(8).view(2, 4)
     lengths, picked = torch.tensor([4, 4]), torch.tensor([[0, 0, 1, 0]] * 2).bool()
     assert share_starts(tokens, lengths, picked, torch.zeros(2), torch.arange(2)[:, None]) is None
+
+
+def test_parts_leave_questions_about_a_picture_together(saved: Path) -> None:
+    chosen = kind_in(saved / "llama")
+    shown = [*questions(), *questions(0, range(1, 2))[:3], *questions(1)[:4]]
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(1)).tolist()
+    examples = batch(chosen, [shown[row] for row in order])
+    parts = similar_rows(build(chosen).sizes(examples), 3)
+    whole = {tuple(range(5)), tuple(range(5, 8)), tuple(range(8, 12))}
+    assert {tuple(sorted(order[row] for row in part.tolist())) for part in parts} == whole

@@ -105,9 +105,15 @@ class CausalModel(WritingModel):
         return [*super().moving_buffers(), *((f"vision.{n}", b) for n, b in vision)]
 
     def sizes(self, batch: Batch) -> Tensor:
-        """(b, 1) tokens of the sequence, visual ones included."""
+        """(b, 1) tokens of the sequence, visual ones included; of all sequences together where rows
+        share their start, so that a cut by size leaves them together."""
         visual = (batch.image_index != NO_IMAGE).sum(1) * self.connector.num_tokens
-        return (visual + batch.attention_mask.sum(1))[:, None]
+        lengths = visual + batch.attention_mask.sum(1)
+        if not self.shares_starts:
+            return lengths[:, None]
+        keys = torch.cat([batch.task_index[:, None], batch.image_index], 1)
+        groups = keys.unique(dim=0, return_inverse=True)[1]
+        return torch.zeros_like(lengths).index_add(0, groups, lengths)[groups][:, None]
 
     # Training.
 

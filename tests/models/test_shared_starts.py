@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM, FalconConfig
 
 from tests.toys.causal import SIZES, batch, build, kind_in, rows, save_model
 from vlds.methods import Adapter, LoRA, Method, PromptTuning
+from vlds.models import shared_starts
 from vlds.models.causal_model import CausalModel
-from vlds.models.shared_starts import share_starts
+from vlds.models.shared_starts import can_share_starts, share_starts
 from vlds.schema import Example, Row
 from vlds.training.parts import similar_rows
 
@@ -35,6 +37,12 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kind in SIZES:
         save_model(folder / kind, kind)
     return folder
+
+
+@pytest.fixture
+def narrow_model_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens alone count, as in a wide model: in a tiny one, pairs of tokens cost more."""
+    monkeypatch.setattr(shared_starts, "cost", lambda num_tokens, width: num_tokens)
 
 
 def questions(task: int = 0, images: range = range(1)) -> list[Row]:
@@ -78,6 +86,7 @@ METHODS: dict[str, Method] = {
     ("kind", "method"),
     [(kind, method) for kind in SHARING for method in METHODS if (kind, method) != NO_QUERIES],
 )
+@pytest.mark.usefixtures("narrow_model_shares")
 def test_numbers_are_those_of_each_row(kind: str, method: str, saved: Path) -> None:
     chosen = kind_in(saved / kind)
     model = build(chosen, {"method": METHODS[method]}, torch.float64).eval()
@@ -102,6 +111,7 @@ def test_other_positions_and_attention_keep_a_row_each(kind: str, saved: Path) -
     assert not build(kind_in(saved / kind)).shares_starts
 
 
+@pytest.mark.usefixtures("narrow_model_shares")
 def test_fewer_tokens_are_computed(saved: Path) -> None:
     """A start is computed once: the picture's 4 tokens, and the template's."""
     chosen = kind_in(saved / "llama")
@@ -124,7 +134,7 @@ def test_a_start_ends_before_the_answers() -> None:
     tokens = torch.tensor([[5, 6, 7, 1, 2], [5, 6, 7, 1, 2]])
     lengths = torch.tensor([5, 4])
     picked = torch.tensor([[0, 0, 1, 1, 0], [0, 0, 1, 0, 0]]).bool()
-    lines = share_starts(tokens, lengths, picked, torch.zeros(2), torch.zeros(2, 1))
+    lines = share_starts(tokens, lengths, picked, torch.zeros(2), torch.zeros(2, 1), 64)
     assert lines is not None
     assert lines.source.tolist() == [[0, 1, 2, 3, 4, 7, 8]]
     assert lines.positions.tolist() == [[0, 1, 2, 3, 4, 2, 3]]
@@ -136,7 +146,9 @@ def test_a_start_ends_before_the_answers() -> None:
 def test_unlike_rows_stay_as_they_are() -> None:
     tokens = torch.arange(8).view(2, 4)
     lengths, picked = torch.tensor([4, 4]), torch.tensor([[0, 0, 1, 0]] * 2).bool()
-    assert share_starts(tokens, lengths, picked, torch.zeros(2), torch.arange(2)[:, None]) is None
+    assert (
+        share_starts(tokens, lengths, picked, torch.zeros(2), torch.arange(2)[:, None], 64) is None
+    )
 
 
 def test_parts_leave_questions_about_a_picture_together(saved: Path) -> None:
@@ -147,3 +159,38 @@ def test_parts_leave_questions_about_a_picture_together(saved: Path) -> None:
     parts = similar_rows(build(chosen).sizes(examples), 3)
     whole = {tuple(range(5)), tuple(range(5, 8)), tuple(range(8, 12))}
     assert {tuple(sorted(order[row] for row in part.tolist())) for part in parts} == whole
+
+
+def test_rows_that_share_little_stay_apart() -> None:
+    """Sixteen rows of 200 tokens: attention over all pairs of one line costs more than 5 tokens."""
+    tokens = torch.arange(16)[:, None].repeat(1, 200)
+    lengths, picked = torch.full((16,), 200), torch.zeros(16, 200, dtype=torch.bool)
+    picked[:, -2] = True
+    tasks, pictures = torch.zeros(16), torch.zeros(16, 1)
+    tokens[:, :5] = 7
+    assert share_starts(tokens, lengths, picked, tasks, pictures, 256) is None
+    tokens[:, :150] = 7
+    lines = share_starts(tokens, lengths, picked, tasks, pictures, 256)
+    assert lines is not None
+    assert lines.source.shape == (1, 150 + 16 * 50)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"sliding_window": 8, "layer_types": ["full_attention"] * 2}, {"is_causal": False}]
+)
+def test_windows_and_attention_to_both_sides_share_nothing(
+    fields: dict[str, object], saved: Path
+) -> None:
+    backbone = build(kind_in(saved / "phi3")).backbone
+    assert can_share_starts(backbone)
+    for name, value in fields.items():
+        setattr(backbone.config, name, value)
+    assert not can_share_starts(backbone)
+
+
+def test_falcon_shares_with_rotary_positions_only() -> None:
+    """Its config has rotary parameters even where ALiBi moves the scores."""
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 9}
+    for alibi in (False, True):
+        model = AutoModelForCausalLM.from_config(FalconConfig(alibi=alibi, **sizes))
+        assert can_share_starts(model) is not alibi

@@ -162,6 +162,7 @@ class CausalModel(WritingModel):
             picked.cpu(),
             batch.task_index,
             batch.image_index.cpu(),
+            sequences.embeds.shape[2],
         )
 
     def logits_of_lines(self, sequences: Sequences, lines: Lines) -> Tensor:

@@ -78,46 +78,50 @@ class Line:
 
 def can_share_starts(model: Any) -> bool:
     """True if the states of a Hugging Face model depend on positions and visible tokens alone:
-    rotary positions and full attention in all layers."""
+    rotary positions and full causal attention in all layers."""
     config = model.config
     full = {"full_attention"}
-    layers = set(getattr(config, "layer_types", None) or (full if no_window(config) else ()))
+    moved_by_place = ("sliding_window", "alibi", "attn_temperature_tuning")
     return (
         getattr(config, "rope_parameters", None) is not None
-        and layers == full
+        and set(getattr(config, "layer_types", None) or full) == full
+        and not any(getattr(config, name, None) for name in moved_by_place)
+        and getattr(config, "is_causal", True)
         and config._attn_implementation in MASKED_ATTENTION
         and "position_ids" in inspect.signature(model.forward).parameters
     )
 
 
-def no_window(config: Any) -> bool:
-    """True if every token sees all tokens before it."""
-    return getattr(config, "sliding_window", None) is None
+def cost(num_tokens: int, width: int) -> float:
+    """What a line of tokens costs, in tokens: a layer multiplies each token with about 12 width^2
+    weights, and each pair of tokens with 2 width numbers."""
+    return num_tokens * (1 + num_tokens / (6 * width))
 
 
 def share_starts(
-    tokens: Tensor, lengths: Tensor, picked: Tensor, tasks: Tensor, pictures: Tensor
+    tokens: Tensor, lengths: Tensor, picked: Tensor, tasks: Tensor, pictures: Tensor, width: int
 ) -> Lines | None:
-    """How rows share their starts; None if that saves no token. All arguments on the CPU.
+    """How rows share their starts; None if that saves nothing in a model of this width. All tensors
+    on the CPU.
 
     Rows share a start if they have the same task (b,) and `pictures` (b, n) and the same first
     `tokens` (b, s), which are padded on the right to `lengths` (b,); visual tokens may have any
     number. A start ends before the first token that is `picked` (b, s).
     """
     limits = torch.where(picked.any(1), picked.long().argmax(1), lengths - 1)
-    groups = list(groups_of(tokens, lengths, limits, tasks, pictures))
+    groups = list(groups_of(tokens, lengths, limits, tasks, pictures, width))
     lines = fill_lines(groups)
     longest = max(line.length for line in lines)
-    if len(lines) * longest >= tokens.numel():
+    if len(lines) * cost(longest, width) >= len(tokens) * cost(tokens.shape[1], width):
         return None
     return lay_out(lines, lengths.tolist(), picked)
 
 
 def groups_of(
-    tokens: Tensor, lengths: Tensor, limits: Tensor, tasks: Tensor, pictures: Tensor
+    tokens: Tensor, lengths: Tensor, limits: Tensor, tasks: Tensor, pictures: Tensor, width: int
 ) -> Iterator[Group]:
-    """Rows of one task and the same pictures, in the order of their first rows. A start has at most
-    `limits` (b,) tokens."""
+    """Rows of one task and the same pictures, in the order of their first rows, together where that
+    costs less. A start has at most `limits` (b,) tokens."""
     alike: dict[tuple[int, ...], list[int]] = {}
     for row, key in enumerate(zip(tasks.tolist(), *pictures.T.tolist(), strict=True)):
         alike.setdefault(key, []).append(row)
@@ -126,7 +130,12 @@ def groups_of(
             some = rows[first : first + MOST_ROWS]
             equal = (tokens[some] == tokens[some[0]]).all(0)
             start = min(int(limits[some].min()), int(equal.long().cumprod(0).sum()))
-            yield Group(task, some, start, start + int((lengths[some] - start).sum()))
+            together, apart = start + int((lengths[some] - start).sum()), lengths[some].tolist()
+            if cost(together, width) < sum(cost(length, width) for length in apart):
+                yield Group(task, some, start, together)
+            else:
+                for row, length in zip(some, apart, strict=True):
+                    yield Group(task, [row], 0, length)
 
 
 def fill_lines(groups: Sequence[Group]) -> list[Line]:

@@ -28,7 +28,7 @@ from tests.toys.trained_runs import convert, recipe_with, save_run, write_run
 from tests.toys.world import world_recipe
 from vlds.artifact import LoadedRun, load_run
 from vlds.config import Recipe
-from vlds.convert.bases import base_of
+from vlds.convert.bases import base_of, license_fields
 from vlds.convert.card_text import fenced, table, without_places
 from vlds.evaluation.scores_json import Scored, write_scores
 from vlds.inference import predict
@@ -270,7 +270,7 @@ def test_a_card_may_be_edited(world: Path, tmp_path: Path) -> None:
     run = write_run(recipe_with("T5", "LoRA", world, tmp_path))
     convert("merge", "--run", run, "--out", tmp_path / "out")
     (tmp_path / "out" / "README.md").write_text("mine")
-    load_run(tmp_path / "out")
+    assert load_run(tmp_path / "out").recipe.tasks.keys() == {"vqa", "caption"}
 
 
 @pytest.mark.parametrize(
@@ -278,6 +278,8 @@ def test_a_card_may_be_edited(world: Path, tmp_path: Path) -> None:
     [
         ("/data/my sets/vqa", "vqa"),
         ("~/vqa", "vqa"),
+        ("~somebody/sets/vqa", "vqa"),
+        ("$HOME/sets/vqa", "vqa"),
         ("shards/vqa", "shards/vqa"),
         ("file:///data/vqa", "vqa"),
         ("https://host/data/vqa", "https://host/data/vqa"),
@@ -295,6 +297,16 @@ def test_text_that_would_break_out() -> None:
     assert fenced("yaml", "a\n```\nb") == "````yaml\na\n```\nb\n````"
     assert table(["a", "b"], [["x|y", "1\n2"]]).splitlines()[-1] == "| x\\|y | 1 2 |"
     assert table(["a"], []) == ""
+
+
+@pytest.mark.parametrize(
+    "name", ["x\n\n## Use", "[a](javascript:alert(1))", "`x`", "<b>", "x" * 201]
+)
+def test_licences_with_markup_are_unknown(name: str) -> None:
+    """The base's card is anybody's text."""
+    given = {"license": "other", "license_link": "https://example.com/LICENSE"}
+    assert license_fields(given | {"license_name": name}) == given
+    assert license_fields({"license": name}) == {}
 
 
 def test_names_of_bases(tmp_path: Path) -> None:

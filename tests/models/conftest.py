@@ -1,10 +1,13 @@
-"""A tiny T5, then a tiny BART, that generate."""
+"""Tiny models: a T5, then a BART, that generate; saved causal models."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 import torch
 
+from tests.toys.causal import SIZES, save_model
 from tests.toys.models import backbone, build
 from vlds.backbones import T5, Backbone, Bart
 from vlds.models.joint_model import JointModel
@@ -23,3 +26,12 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         table = built.backbone.get_input_embeddings().weight
         table[end] = table[3:20].mean(0) * 2
     return built
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a saved causal model of each type."""
+    folder = tmp_path_factory.mktemp("causal")
+    for kind in SIZES:
+        save_model(folder / kind, kind)
+    return folder

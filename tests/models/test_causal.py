@@ -21,7 +21,6 @@ from tests.toys.causal import (
     causal_recipe,
     kind_in,
     rows,
-    save_model,
 )
 from vlds.methods import Adapter, Full, LoRA
 from vlds.models.build import ModelSetup, build_model, build_shapes
@@ -33,15 +32,6 @@ from vlds.training.optim import parameter_groups
 from vlds.vision import ConvNet, StoredFeatures
 
 KINDS = pytest.mark.parametrize("kind", SIZES)
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with a saved model of each kind."""
-    folder = tmp_path_factory.mktemp("causal")
-    for kind in SIZES:
-        save_model(folder / kind, kind)
-    return folder
 
 
 def embeds_of(model: CausalModel, examples: Batch, row: int) -> tuple[Tensor, Tensor]:

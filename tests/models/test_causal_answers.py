@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from tests.toys.causal import SIZES, batch, build, kind_in, rows, save_model
+from tests.toys.causal import SIZES, batch, build, kind_in, rows
 from vlds.methods import Adapter, Hyperformer, LoRA
 from vlds.models.causal_model import CausalModel
 from vlds.schema import IGNORED_LABEL, Batch, Decoding
@@ -20,15 +20,6 @@ KINDS = pytest.mark.parametrize("kind", SIZES)
 FREE = Decoding(max_new_tokens=6)
 BEAMS = Decoding(max_new_tokens=6, num_beams=3)
 LISTED = ("red", "a dark picture", "a dark", "it")
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with a saved model of each kind."""
-    folder = tmp_path_factory.mktemp("causal")
-    for kind in SIZES:
-        save_model(folder / kind, kind)
-    return folder
 
 
 @torch.no_grad()

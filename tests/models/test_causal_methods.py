@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.toys.causal import batch, build, kind_in, save_model
+from tests.toys.causal import batch, build, kind_in
 from vlds.methods import (
     IA3,
     Adapter,
@@ -42,15 +42,6 @@ METHODS: dict[str, Method] = {
     "prompts": PromptTuning(length=3),
     "full": Full(),
 }
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with saved models."""
-    folder = tmp_path_factory.mktemp("causal")
-    for kind in ("llama", "opt", "phi3"):
-        save_model(folder / kind, kind)
-    return folder
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, FalconConfig
 
-from tests.toys.causal import SIZES, batch, build, kind_in, rows, save_model
+from tests.toys.causal import SIZES, batch, build, kind_in, rows
 from vlds.methods import Adapter, LoRA, Method, PromptTuning
 from vlds.models import shared_starts
 from vlds.models.causal_model import CausalModel
@@ -28,15 +28,6 @@ QUESTIONS = [
 SHARING = ("llama", "qwen2", "phi3")
 NO_QUERIES = ("phi3", "prompt")
 """Prompts look for a layer of queries alone."""
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with a saved model of each type."""
-    folder = tmp_path_factory.mktemp("causal")
-    for kind in SIZES:
-        save_model(folder / kind, kind)
-    return folder
 
 
 @pytest.fixture

@@ -22,6 +22,8 @@ NAMED_BY_ONE_WORD = ("backbone", "language model")
 """Sources whose hub names may lack an owner, such as t5-base; others would be timm's names."""
 LICENSE = ("license", "license_name", "license_link")
 """Fields of a card, and of some configs."""
+PLAIN_LICENSE = re.compile(r"[\w.,:/()+ -]{1,200}")
+"""Cards are anybody's text: what could be Markdown or HTML does not get into ours."""
 TIMEOUT_S = 5.0
 
 
@@ -98,10 +100,14 @@ def license_on_hub(name: str) -> dict[str, str]:
 
 
 def license_fields(about: Any) -> dict[str, str]:
-    """The fields about the licence that have a text, in a card's data or a config."""
+    """The fields about the licence that have a plain text, in a card's data or a config."""
     tree = about if isinstance(about, Mapping) else vars(about)
     found = {name: tree.get(name) for name in LICENSE}
-    fields = {name: value for name, value in found.items() if isinstance(value, str) and value}
+    fields = {
+        name: value
+        for name, value in found.items()
+        if isinstance(value, str) and PLAIN_LICENSE.fullmatch(value)
+    }
     return fields if "license" in fields else {}
 
 

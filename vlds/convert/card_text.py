@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-WHOLE_PATH = re.compile(r"(?:file://)?(?:/|~/)\S.*")
+WHOLE_PATH = re.compile(r"(?:file://)?(?:/|~\w*/|\$\w+/)\S.*")
 INNER_PATH = re.compile(r"(?:file://(?=/)|(?<![\w.:/~]))~?/(?:[^\s/'\"]+/)+")
 """The folders of a path inside another text, such as a command."""
 

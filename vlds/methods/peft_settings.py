@@ -77,6 +77,8 @@ ADALORA_SETTINGS = frozenset(
     }
 )  # fmt: skip
 """What AdaLoRA reads; peft's config has all settings of LoRA too."""
+ADALORA_LEAST = {"init_r": 1, "target_r": 1, "tinit": 0, "tfinal": 0, "deltaT": 1}
+"""AdaLoRA's whole numbers, and the least of each."""
 STARTS = ("gaussian", "olora", "orthogonal", "pissa")
 """Words that `init_lora_weights` may be, beside true and false."""
 CHANGES_BASE = ("olora", "pissa")
@@ -120,6 +122,7 @@ def shortest_schedule(settings: Mapping[str, Any]) -> int:
 
     Errors: ValueError for settings with which it cannot fall.
     """
+    check_adalora(settings)
     first, last = settings.get("init_r", 12), settings.get("target_r", 8)
     if not 1 <= last < first:
         raise ValueError(
@@ -128,6 +131,18 @@ def shortest_schedule(settings: Mapping[str, Any]) -> int:
         )
     steps: int = settings.get("tinit", 0) + settings.get("tfinal", 0) + 1
     return steps
+
+
+def check_adalora(settings: Mapping[str, Any]) -> None:
+    """Errors: ValueError for numbers that peft takes, and fails over in the first steps."""
+    for name, least in ADALORA_LEAST.items():
+        value = settings.get(name, least)
+        if type(value) is not int or value < least:
+            raise ValueError(f"settings.{name}: got {value!r}; give a whole number from {least} on")
+    for name in ("beta1", "beta2"):
+        value = settings.get(name, 0.85)
+        if type(value) is not float or not 0 < value < 1:
+            raise ValueError(f"settings.{name}: got {value!r}; give a number between 0 and 1")
 
 
 def check_settings(type: str, settings: Mapping[str, Any], known: Collection[str]) -> None:

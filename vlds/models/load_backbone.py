@@ -29,7 +29,8 @@ def load_backbone(
     """
     names: set[str] = set()
     if path is None or on_meta():
-        with reading(f"model: {path or 'config'} describes no model"):
+        field = "model.config: it" if path is None else f"model.path: {path}"
+        with reading(f"{field} describes no model"):
             model = model_class(config)
         with steady_buffers(model):
             model.to(dtype)

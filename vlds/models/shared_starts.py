@@ -12,7 +12,7 @@ Shapes: b rows, s tokens of the longest row, g lines, t tokens of the longest li
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -81,11 +81,11 @@ def can_share_starts(model: Any) -> bool:
     rotary positions and full causal attention in all layers."""
     config = model.config
     full = {"full_attention"}
-    moved_by_place = ("sliding_window", "alibi", "attn_temperature_tuning")
+    bent = ("sliding_window", "alibi", "attn_temperature_tuning")  # attention by place in the line
     return (
         getattr(config, "rope_parameters", None) is not None
         and set(getattr(config, "layer_types", None) or full) == full
-        and not any(getattr(config, name, None) for name in moved_by_place)
+        and not any(getattr(config, name, None) for name in bent)
         and getattr(config, "is_causal", True)
         and config._attn_implementation in MASKED_ATTENTION
         and "position_ids" in inspect.signature(model.forward).parameters
@@ -162,19 +162,17 @@ def lay_out(lines: Sequence[Line], lengths: Sequence[int], picked: Tensor) -> Li
     steps = [[torch.arange(span.begin, span.end) for span in line] for line in spans]
     counts = [torch.tensor([len(step) for step in line]) for line in steps]
 
-    def by_token(name: str) -> Tensor:
+    def by_token(number: Callable[[Span], int]) -> Tensor:
         """(g, t) a number of each token's span."""
-        values = [torch.tensor([getattr(span, name) for span in line]) for line in spans]
-        repeated = [
-            each.repeat_interleave(count) for each, count in zip(values, counts, strict=True)
-        ]
-        return pad_sequence(repeated, batch_first=True, padding_value=PADDING)
+        of_spans = (torch.tensor(list(map(number, line))) for line in spans)
+        of_tokens = [n.repeat_interleave(count) for n, count in zip(of_spans, counts, strict=True)]
+        return pad_sequence(of_tokens, batch_first=True, padding_value=PADDING)
 
     positions = pad_sequence([torch.cat(line) for line in steps], batch_first=True)
     return Lines(
-        source=by_token("row").clamp(min=0) * picked.shape[1] + positions,
+        source=by_token(lambda span: span.row).clamp(min=0) * picked.shape[1] + positions,
         positions=positions,
-        visible=visible(by_token("group"), by_token("owner")),
+        visible=visible(by_token(lambda span: span.group), by_token(lambda span: span.owner)),
         picked=places_of(spans, picked),
         tasks=torch.tensor([line.task for line in lines]),
     )
@@ -205,7 +203,5 @@ def places_of(spans: Sequence[Sequence[Span]], picked: Tensor) -> tuple[Tensor, 
             if span.owner != START:
                 places = picked[span.row].nonzero()[:, 0] + end - span.end
                 found[span.row] = torch.full_like(places, number), places
-    in_order = [found[row] for row in range(len(picked))]
-    return torch.cat([lines for lines, _ in in_order]), torch.cat(
-        [places for _, places in in_order]
-    )
+    in_lines, in_places = zip(*(found[row] for row in range(len(picked))), strict=True)
+    return torch.cat(in_lines), torch.cat(in_places)

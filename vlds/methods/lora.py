@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlds.methods.base import Case, Method, Sharing, Toy, check_sharing, num_slices
+from vlds.methods.dropout import dropout
 from vlds.methods.extended import (
     LinearExtension,
     added_tensors,
@@ -161,11 +162,10 @@ class LoRAModule(LinearExtension):
 
     def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """(b, l, in) and (b, l, out) -> (b, l, out): each row with its task's update."""
-        inputs = F.dropout(inputs, self.dropout, self.training)
-        change = self.routing.apply_pair(update, inputs, self.a.unbind(), self.b.unbind())
-        return outputs + self.scale * change
+        inputs = dropout(inputs, self.dropout, self.training)
+        pairs = self.a.unbind(), self.b.unbind()
+        return outputs + self.routing.apply_pair(self.update, inputs, *pairs)
 
-
-def update(rows: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """(..., in) -> (..., out) by one task's matrices."""
-    return F.linear(F.linear(rows, a), b)
+    def update(self, rows: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """(..., in) -> (..., out) by one task's matrices, scaled where it is narrowest."""
+        return F.linear(self.scale * F.linear(rows, a), b)

@@ -8,7 +8,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vlds.artifact import LoadedRun, artifact_folder, check_changes, load_run, read_recipe
+from vlds.artifact import (
+    LoadedRun,
+    artifact_folder,
+    check_changes,
+    load_run,
+    read_recipe,
+    weights_hash,
+)
 from vlds.config import Recipe
 from vlds.data.order.permutation import hashed
 from vlds.data.shards.remote import is_url
@@ -66,7 +73,7 @@ def answer_sets(
                 say(f"{name}: left out, its task names no data sets under `{split}`")
     with hold_folder(ranks, out):
         evaluations = decode(replace(loaded, recipe=recipe), lists, ranks, score=score)
-        leave(evaluations, out, scores=score)
+        leave(evaluations, out, scores=score, weights=weights_hash(artifact_folder(run)))
         if not score:
             for line in write_submissions(sources, evaluations, out):
                 tell(line)

@@ -26,7 +26,7 @@ from tests.toys.image_text.rows import tiny
 from tests.toys.models import shake
 from tests.toys.trained_runs import convert, recipe_with, save_run, write_run
 from tests.toys.world import world_recipe
-from vlds.artifact import LoadedRun, load_run
+from vlds.artifact import LoadedRun, load_run, weights_hash
 from vlds.config import Recipe
 from vlds.convert.bases import base_of, license_fields
 from vlds.convert.card_text import fenced, table, without_places
@@ -208,12 +208,18 @@ def described(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (source / "README.md").write_text(card)
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({**config, "_name_or_path": "owner/source"}))
-    (run / "predictions").mkdir()
-    scores = {"accuracy": 0.75, "accuracy/type/yes": 0.5}
-    write_scores(run / "predictions", {"vqa": Scored("vqa-test@12ab", 1200, scores)})
     write_changed(run)
+    write_evaluation(run, {"accuracy": 0.75, "accuracy/type/yes": 0.5})
     convert("peft", "--run", run, "--out", folder / "out")
     return folder
+
+
+def write_evaluation(run: Path, scores: Mapping[str, float]) -> None:
+    """Scores of the run's weights, as `vlds evaluate` leaves them."""
+    weights = weights_hash(run / "artifact")
+    (run / "predictions").mkdir()
+    scored = Scored("vqa-test@12ab", 1200, scores, weights=weights)
+    write_scores(run / "predictions", {"vqa": scored})
 
 
 def write_changed(run: Path) -> None:
@@ -266,6 +272,17 @@ def test_scores_of_the_training(world: Path, tmp_path: Path) -> None:
     assert "| vqa |  |  | accuracy | 0.5000 |" in card_of(tmp_path / "last")[1]
 
 
+def test_scores_of_other_weights(world: Path, tmp_path: Path) -> None:
+    """A run that was evaluated and then trained on keeps the old scores.json."""
+    run = write_run(recipe_with("T5", "LoRA", world, tmp_path))
+    write_evaluation(run, {"accuracy": 0.75})
+    convert("peft", "--run", run, "--out", tmp_path / "before")
+    assert "| accuracy | 0.7500 |" in card_of(tmp_path / "before")[1]
+    write_changed(run)
+    convert("peft", "--run", run, "--out", tmp_path / "after")
+    assert "## Scores" not in card_of(tmp_path / "after")[1]
+
+
 def test_a_card_may_be_edited(world: Path, tmp_path: Path) -> None:
     run = write_run(recipe_with("T5", "LoRA", world, tmp_path))
     convert("merge", "--run", run, "--out", tmp_path / "out")
@@ -281,6 +298,8 @@ def test_a_card_may_be_edited(world: Path, tmp_path: Path) -> None:
         ("~somebody/sets/vqa", "vqa"),
         ("$HOME/sets/vqa", "vqa"),
         ("shards/vqa", "shards/vqa"),
+        ("../sets/vqa", "vqa"),
+        ("runs/../../sets/vqa", "vqa"),
         ("file:///data/vqa", "vqa"),
         ("https://host/data/vqa", "https://host/data/vqa"),
         ("pipe:cat /data/sets/vqa-{0..3}.tar", "pipe:cat vqa-{0..3}.tar"),

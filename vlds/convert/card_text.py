@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-WHOLE_PATH = re.compile(r"(?:file://)?(?:/|~\w*/|\$\w+/)\S.*")
+WHOLE_PATH = re.compile(r"(?:file://)?(?:/|~\w*/|\$\w+/|(?:[^\s:]+/)?\.\./)\S.*")
 INNER_PATH = re.compile(r"(?:file://(?=/)|(?<![\w.:/~]))~?/(?:[^\s/'\"]+/)+")
 """The folders of a path inside another text, such as a command."""
 
@@ -27,7 +27,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def without_places(tree: Any) -> Any:
-    """A tree whose paths that begin at the root or at home are names."""
+    """A tree whose paths are names, but those that lead down from the working folder."""
     if isinstance(tree, dict):
         return {key: without_places(entry) for key, entry in tree.items()}
     if isinstance(tree, list):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from vlds.artifact import artifact_folder
+from vlds.artifact import artifact_folder, weights_hash
 from vlds.config import Recipe
 from vlds.evaluation.scores_json import Scored, read_scores
 from vlds.metrics.tables import plain
@@ -20,12 +20,15 @@ from vlds.runtime.run_folder import PREDICTIONS
 
 
 def scores_of_run(run: Path, recipe: Recipe) -> dict[str, Scored]:
-    """Task -> the scores of the whole, on the data that the recipe names; empty where none are
-    known."""
-    with suppress(ValueError):  # somebody's file: a card can do without
-        if scored := read_scores(run / PREDICTIONS):
-            return {task: entry for task, entry in scored.items() if plain(entry.scores)}
+    """Task -> the scores of the whole on the data that the recipe names, by the artifact's weights;
+    empty where none are known."""
     folder = artifact_folder(run)
+    with suppress(ValueError):  # somebody's file: a card can do without
+        scored = read_scores(run / PREDICTIONS)
+        # The run may have trained on since it was evaluated.
+        of_these = {t: e for t, e in scored.items() if e.weights == weights_hash(folder)}
+        if of_these:
+            return {task: entry for task, entry in of_these.items() if plain(entry.scores)}
     logged = logged_scores(folder.parent / "metrics.jsonl", step_of(folder, recipe))
     return {task: Scored(None, None, scores) for task, scores in logged.items() if plain(scores)}
 

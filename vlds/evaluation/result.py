@@ -140,8 +140,10 @@ class Evaluation:
         ]
 
 
-def leave(evaluations: Sequence[Evaluation], folder: Path, *, scores: bool) -> None:
-    """Print the results, and write predictions and scores.json.
+def leave(
+    evaluations: Sequence[Evaluation], folder: Path, *, scores: bool, weights: str | None = None
+) -> None:
+    """Print the results, and write predictions and scores.json. `weights`: as in `Scored`.
 
     Errors: CannotWrite, after everything is printed.
     """
@@ -152,6 +154,9 @@ def leave(evaluations: Sequence[Evaluation], folder: Path, *, scores: bool) -> N
     if not evaluations:
         return
     if scores:
-        scored = {e.task: Scored(e.data, len(e.predictions), e.scores) for e in evaluations}
+        scored = {
+            e.task: Scored(e.data, len(e.predictions), e.scores, weights=weights)
+            for e in evaluations
+        }
         write_scores(folder, scored)
     tell(f"predictions: {folder}")

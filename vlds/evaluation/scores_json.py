@@ -2,7 +2,8 @@
 
     {TASK: {"data": "mine-test@1b2c...", "examples": 48, "scores": {NAME: 0.5, ...}}}
 
-`vlds demo` adds `headline` and `compared`: {LABEL: {NAME: 0.2, ...}}.
+`vlds evaluate` adds `weights`, the hash of what it scored; `vlds demo` adds `headline` and
+`compared`: {LABEL: {NAME: 0.2, ...}}.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ class Scored:
     """The score that stands for the task; default: the first."""
     compared: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Label of another model or of a baseline -> its scores on the same data."""
+    weights: str | None = None
+    """SHA-256 of the artifact's weights that were scored, if an artifact was."""
 
     def __post_init__(self) -> None:
         for scores in (self.scores, *self.compared.values()):
@@ -49,7 +52,7 @@ def write_scores(folder: Path, scored: Mapping[str, Scored]) -> None:
     """
     tree = {task: asdict(entry) for task, entry in scored.items()}
     for entry in tree.values():
-        for name in ("headline", "compared"):
+        for name in ("headline", "compared", "weights"):
             if not entry[name]:
                 del entry[name]
     write_whole(folder / SCORES, json.dumps(tree, indent=1) + "\n")

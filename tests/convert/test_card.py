@@ -206,8 +206,7 @@ def described(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = Path(str(recipe.model.backbone.path))
     card = "---\nlicense: other\nlicense_name: tiny-1\nlicense_link: LICENSE\n---\n# Source\n"
     (source / "README.md").write_text(card)
-    config = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(json.dumps({**config, "_name_or_path": "owner/source"}))
+    name_source(source)
     write_changed(run)
     write_evaluation(run, {"accuracy": 0.75, "accuracy/type/yes": 0.5})
     convert("peft", "--run", run, "--out", folder / "out")
@@ -220,6 +219,38 @@ def write_evaluation(run: Path, scores: Mapping[str, float]) -> None:
     (run / "predictions").mkdir()
     scored = Scored("vqa-test@12ab", 1200, scores, weights=weights)
     write_scores(run / "predictions", {"vqa": scored})
+
+
+def base_in(folder: Path) -> str | None:
+    config = json.loads((folder / "adapter_config.json").read_text())
+    name: str | None = config["base_model_name_or_path"]
+    return name
+
+
+def name_source(folder: Path) -> None:
+    """Let a folder's config say that it is a model on the hub."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "_name_or_path": "owner/source"}))
+
+
+def test_the_base_is_the_hub_model_that_the_weights_are_from(world: Path, tmp_path: Path) -> None:
+    save_model(tmp_path / "words")
+    name_source(tmp_path / "words")
+    recipe = causal_recipe(
+        tmp_path, world, tmp_path / "run", path=str(tmp_path / "words"), train_projector=False
+    )
+    run = run_of(replace(recipe, methods={"mine": LORA}))
+    convert("peft", "--run", run, "--out", tmp_path / "default")
+    assert base_in(tmp_path / "default") == "owner/source"
+    convert("peft", "--run", run, "--out", tmp_path / "named", "--base", "NAME")
+    assert base_in(tmp_path / "named") == "NAME"
+
+
+def test_a_table_with_new_rows_has_no_base_on_the_hub(world: Path, tmp_path: Path) -> None:
+    recipe = recipe_with("T5", "LoRA", world, tmp_path)
+    name_source(Path(str(recipe.model.backbone.path)))
+    convert("peft", "--run", write_run(recipe), "--out", tmp_path / "out")
+    assert base_in(tmp_path / "out") is None
 
 
 def write_changed(run: Path) -> None:

@@ -48,14 +48,26 @@ def bases_of(kind: ModelKind) -> list[Base]:
 
 def base_of(part: str, source: str) -> Base:
     """One of them."""
-    path = Path(source)
+    path, hub_name = Path(source), hub_name_of(part, source)
     if path.exists():
-        hub_name = name_of_folder(path) if path.is_dir() else None
         license = next(filter(None, licenses_in(path)), {})
         name = hub_name if hub_name and in_cache(path) else path.resolve().name
         return Base(part, name, hub_name, license)
-    on_hub = HUB_NAME.fullmatch(source) or part in NAMED_BY_ONE_WORD
-    return Base(part, source, source if on_hub else None, license_on_hub(source) if on_hub else {})
+    return Base(part, source, hub_name, license_on_hub(source) if hub_name else {})
+
+
+def language_base(kind: ModelKind) -> str | None:
+    """The hub name of the model that the backbone's weights come from, as far as it is known."""
+    names = (hub_name_of(p, s) for p, s in kind.sources.items() if p in NAMED_BY_ONE_WORD)
+    return next(names, None)
+
+
+def hub_name_of(part: str, source: str) -> str | None:
+    """The name on the hub of a pretrained model, as far as it is known."""
+    path = Path(source)
+    if path.exists():
+        return name_of_folder(path) if path.is_dir() else None
+    return source if HUB_NAME.fullmatch(source) or part in NAMED_BY_ONE_WORD else None
 
 
 def in_cache(folder: Path) -> re.Match[str] | None:

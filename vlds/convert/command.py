@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlds.convert.options import (
+    BASE_HELP,
     DESCRIPTION,
     EPILOG,
     MERGE_HELP,
@@ -80,7 +81,7 @@ def build_parser() -> CommandParser:
     opens = "`PeftModel.from_pretrained` opens it on the backbone that `vlds convert hf`\nwrites."
     in_peft = add_layout(layouts, "peft", peft, f"{TWO_WAYS}{opens}")
     add_source(in_peft, "folder of peft's files, or of one such folder a task", required=False)
-    in_peft.add_argument("--base", help="backbone's name in adapter_config.json; default: none")
+    in_peft.add_argument("--base", help=BASE_HELP)
     for layout in (in_hf, in_merge, in_peft):
         add_push(layout)
     opens = "`model.load_adapter` opens it on the backbone that `vlds convert hf` writes."

@@ -25,6 +25,10 @@ EPILOG = """\
 --out must not exist; it is written whole or not at all. Other people's files
 are read without running code in them.
 """
+BASE_HELP = (
+    "backbone's name in adapter_config.json; default: its name on the hub, if no weights but those "
+    "in the folder differ from it"
+)
 RUN_HELP = "folder that `vlds train` or `vlds convert` wrote"
 FROM_RUN_HELP = "run with the recipe, and with what the files lack (visual embedding, ...)"
 TWO_WAYS = """\

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vlds.artifact import LoadedRun
 from vlds.convert.adapter_folders import AdapterFolders
+from vlds.convert.bases import language_base
 from vlds.methods.layouts import PEFT_MODEL, Library, Stored
 from vlds.models.model import BACKBONE_PREFIX
 
@@ -54,14 +55,21 @@ class PeftFolders(AdapterFolders):
     weight_files: ClassVar[tuple[str, ...]] = ("adapter_model.safetensors", "adapter_model.bin")
 
     def __init__(self, run: LoadedRun, base: str | None = None) -> None:
-        """`base`: name of the backbone in adapter_config.json.
+        """`base`: name of the backbone in adapter_config.json; default: its name on the hub.
 
         Errors: ValueError if peft cannot hold the run's method.
         """
         super().__init__(run)
         self.saved_modules = self.add_connector()
         """Paths of the connector's modules, if it trains."""
-        self.base = base
+        self.base = base or self.base_on_hub()
+
+    def base_on_hub(self) -> str | None:
+        """The hub name of the backbone's model, if all that the folder does not hold is from it."""
+        model = self.run.model
+        rest = {name for name in self.state if name.startswith(BACKBONE_PREFIX)} - set(self.stored)
+        from_base = rest <= model.sources.names
+        return language_base(self.run.recipe.model) if from_base else None
 
     def add_connector(self) -> list[str]:
         """Store the connector too, if it trains; the paths of its modules.

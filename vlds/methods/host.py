@@ -147,13 +147,13 @@ def bias_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [p for name, p in model.named_parameters() if "bias" in name and is_own(name)]
 
 
-def weight_options(linear: nn.Linear) -> dict[str, Any]:
+def weight_options(layer: nn.Linear | nn.Embedding) -> dict[str, Any]:
     """Device and type for new weights beside a layer: those of its own weight.
 
     The type of a quantised weight says how it is packed. New weights are float32 there, until
     `fitted` gives them the type of the model's states.
     """
-    weight = linear.weight
+    weight = layer.weight
     return {"device": weight.device, "dtype": weight.dtype if is_plain(weight) else torch.float32}
 
 

@@ -120,15 +120,20 @@ class PromptNetwork(nn.Module):
     }
 
     def __init__(
-        self, config: LearnedEmbeddings, host: Host, projection: nn.Linear, output_width: int
+        self,
+        config: LearnedEmbeddings,
+        host: Host,
+        like: nn.Linear | nn.Embedding,
+        output_width: int,
     ) -> None:
-        """As wide and of the type that a projection of the model's states says."""
+        """`like`: a layer that reads the model's states, or the table of its words: their width
+        and type."""
         super().__init__()
         num, _ = num_slices(config.sharing, len(host.tasks))
         width, hidden_dim, options = (
-            projection.in_features,
+            like.in_features if isinstance(like, nn.Linear) else like.embedding_dim,
             config.hidden_dim,
-            weight_options(projection),
+            weight_options(like),
         )
         init_std = host.targets.linear_init_std
         self.has_layers = hidden_dim is not None

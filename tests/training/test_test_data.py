@@ -216,7 +216,7 @@ def test_scores_of_other_data_do_not_take_the_place_of_the_runs_own(
     (folder,) = {str(Path(name).parent) for name in evaluate("--data", f"vqa={data}")}
     assert re.fullmatch(r"predictions/\w+-\w+@[0-9a-f]{16}", folder)
     scores = json.loads((copied / folder / "scores.json").read_text("utf-8"))
-    assert scores["vqa"].keys() == {"data", "examples", "scores"}
+    assert scores["vqa"].keys() == {"data", "examples", "scores", "weights"}
     assert scores["vqa"]["data"].partition("@")[0] == folder.partition("/")[2].partition("@")[0]
     blank = evaluate("--split", "evaluate", "--data.blank_images", "true")
     assert blank == {"predictions/blank/vqa.jsonl", "predictions/blank/scores.json"}

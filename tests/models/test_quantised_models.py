@@ -343,7 +343,8 @@ def test_whole_folders(
         convert(layout, "--run", run, "--out", tmp_path / layout, "--model.bits", "null")
     expected = logits(load_run(run, changes=["--model.bits", "null"]).model, source)
     kept, merged = (load_run(tmp_path / layout) for layout in ("hf", "merge"))
-    assert torch.equal(logits(kept.model, source), expected)
+    # Weights lie otherwise in memory, and some CPUs' kernels then round otherwise.
+    assert (logits(kept.model, source) - expected).abs().max() < 1e-6 * expected.abs().max()
     assert (logits(merged.model, source) - expected).abs().max() < 1e-5 * expected.abs().max()
     assert merged.recipe.methods == {}
     assert not torch.equal(logits(load_run(run).model, source), expected)

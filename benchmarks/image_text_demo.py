@@ -36,6 +36,7 @@ from transformers import (
 )
 
 from vlds.runtime.metrics_file import read_metric_lines
+from vlds.training.alignment import cell_of
 
 DATA, OUT = Path("runs/demo/data"), Path("runs/image_text_demo")
 SIDE, PATCH, GRID = 48, 8, 3
@@ -168,10 +169,8 @@ def cells(graph: dict[str, Any]) -> str:
     """Color and shape of each cell of a picture, row by row."""
     words = [EMPTY] * GRID**2
     for entry in graph["objects"].values():
-        column = int((entry["x"] + entry["w"] / 2) / graph["width"] * GRID)
-        row = int((entry["y"] + entry["h"] / 2) / graph["height"] * GRID)
         color = next(word for word in entry["attributes"] if word not in ("small", "large"))
-        words[row * GRID + column] = [color, entry["name"]]
+        words[cell_of(entry, graph["width"], graph["height"], GRID)] = [color, entry["name"]]
     return " ".join(word for cell in words for word in cell)
 
 

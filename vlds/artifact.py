@@ -33,7 +33,7 @@ from vlds.models.model import Model
 from vlds.pretrained.files import reading
 from vlds.recipe.paths import located, places_of, with_start
 from vlds.runtime.json_file import read_json
-from vlds.runtime.manifest import DESCRIPTION, MANIFEST, damage, write_manifest
+from vlds.runtime.manifest import DESCRIPTION, damage, write_manifest
 from vlds.runtime.whole_file import whole_folder
 from vlds.runtime.yaml_file import read_yaml
 from vlds.schema import Collator
@@ -72,12 +72,6 @@ def artifact_folder(run: Path) -> Path:
     raise ValueError(
         f"{run} holds no artifact; name the folder that `vlds train` wrote (its `output`)"
     )
-
-
-def weights_hash(folder: Path) -> str:
-    """SHA-256 of an artifact's weights, as its manifest has it."""
-    digest: str = read_json(folder / MANIFEST)[WEIGHTS]["sha256"]
-    return digest
 
 
 def own_tensors(model: Model, masters: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from vlds.artifact import (
+    WEIGHTS,
     LoadedRun,
     artifact_folder,
     check_changes,
     load_run,
     read_recipe,
-    weights_hash,
 )
 from vlds.config import Recipe
 from vlds.data.order.permutation import hashed
@@ -27,6 +27,7 @@ from vlds.evaluation.leaderboards import write_submissions
 from vlds.evaluation.result import Evaluation, leave
 from vlds.evaluation.sources import evaluation_sources, with_answer_lists
 from vlds.runtime.disk import check_writable
+from vlds.runtime.manifest import recorded_hash
 from vlds.runtime.ranks import Ranks, hold_folder, rank_from_environment
 from vlds.runtime.regular_file import read_file
 from vlds.runtime.run_folder import BLANK, PREDICTIONS
@@ -54,7 +55,8 @@ def answer_sets(
     Errors: ValueError for what is wrong with the run, the data, the changes or `out`.
     """
     check_changes(changes)
-    recipe = read_recipe(artifact_folder(run), changes)
+    folder = artifact_folder(run)
+    recipe = read_recipe(folder, changes)
     recipe = with_data(recipe, data) if data else recipe
     if score:
         tasks = {name: task.thorough() for name, task in recipe.tasks.items()}
@@ -66,6 +68,7 @@ def answer_sets(
     out = results_folder(run, recipe, sources) if out is None else out
     check_writable(out, "--out")
     loaded = load_run(run, changes=changes)
+    weights = recorded_hash(folder, WEIGHTS)
     ranks = start_ranks(LONGEST_WAIT)
     if ranks.is_first:
         for split in splits:
@@ -73,7 +76,7 @@ def answer_sets(
                 say(f"{name}: left out, its task names no data sets under `{split}`")
     with hold_folder(ranks, out):
         evaluations = decode(replace(loaded, recipe=recipe), lists, ranks, score=score)
-        leave(evaluations, out, scores=score, weights=weights_hash(artifact_folder(run)))
+        leave(evaluations, out, scores=score, weights=weights)
         if not score:
             for line in write_submissions(sources, evaluations, out):
                 tell(line)

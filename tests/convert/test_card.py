@@ -26,7 +26,7 @@ from tests.toys.image_text.rows import tiny
 from tests.toys.models import shake
 from tests.toys.trained_runs import convert, recipe_with, save_run, write_run
 from tests.toys.world import world_recipe
-from vlds.artifact import LoadedRun, load_run, weights_hash
+from vlds.artifact import WEIGHTS, LoadedRun, load_run
 from vlds.config import Recipe
 from vlds.convert.bases import base_of, license_fields
 from vlds.convert.card_text import fenced, table, without_places
@@ -34,6 +34,7 @@ from vlds.evaluation.scores_json import Scored, write_scores
 from vlds.inference import predict
 from vlds.methods import Adapter, LoRA, Method
 from vlds.models.build import build_model
+from vlds.runtime.manifest import recorded_hash
 
 LORA = LoRA(rank=2, alpha=2.0, train_biases=False, roles=["attn_q", "attn_out"])
 
@@ -215,7 +216,7 @@ def described(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_evaluation(run: Path, scores: Mapping[str, float]) -> None:
     """Scores of the run's weights, as `vlds evaluate` leaves them."""
-    weights = weights_hash(run / "artifact")
+    weights = recorded_hash(run / "artifact", WEIGHTS)
     (run / "predictions").mkdir()
     scored = Scored("vqa-test@12ab", 1200, scores, weights=weights)
     write_scores(run / "predictions", {"vqa": scored})
@@ -233,17 +234,30 @@ def name_source(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**config, "_name_or_path": "owner/source"}))
 
 
+def lora_run(words: Path, world: Path, folder: Path) -> Path:
+    """A run of a causal model whose weights lie in a folder and whose config names a hub model."""
+    words.parent.mkdir(parents=True, exist_ok=True)
+    save_model(words)
+    name_source(words)
+    recipe = causal_recipe(folder, world, folder / "run", path=str(words), train_projector=False)
+    return run_of(replace(recipe, methods={"mine": LORA}))
+
+
 def test_the_base_is_the_hub_model_that_the_weights_are_from(world: Path, tmp_path: Path) -> None:
-    save_model(tmp_path / "words")
-    name_source(tmp_path / "words")
-    recipe = causal_recipe(
-        tmp_path, world, tmp_path / "run", path=str(tmp_path / "words"), train_projector=False
-    )
-    run = run_of(replace(recipe, methods={"mine": LORA}))
+    cached = tmp_path / "models--owner--source" / "snapshots" / "1234"
+    run = lora_run(cached, world, tmp_path)
     convert("peft", "--run", run, "--out", tmp_path / "default")
     assert base_in(tmp_path / "default") == "owner/source"
     convert("peft", "--run", run, "--out", tmp_path / "named", "--base", "NAME")
     assert base_in(tmp_path / "named") == "NAME"
+
+
+def test_a_folder_may_differ_from_the_hub_model_that_its_config_names(
+    world: Path, tmp_path: Path
+) -> None:
+    run = lora_run(tmp_path / "tuned", world, tmp_path)
+    convert("peft", "--run", run, "--out", tmp_path / "out")
+    assert base_in(tmp_path / "out") is None
 
 
 def test_a_table_with_new_rows_has_no_base_on_the_hub(world: Path, tmp_path: Path) -> None:

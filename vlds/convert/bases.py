@@ -57,9 +57,13 @@ def base_of(part: str, source: str) -> Base:
 
 
 def language_base(kind: ModelKind) -> str | None:
-    """The hub name of the model that the backbone's weights come from, as far as it is known."""
-    names = (hub_name_of(p, s) for p, s in kind.sources.items() if p in NAMED_BY_ONE_WORD)
-    return next(names, None)
+    """The hub name of the model that the backbone's weights are read from. A folder outside the
+    hub's cache has none: its config may name the model that it was tuned from."""
+    for part, source in kind.sources.items():
+        if part in NAMED_BY_ONE_WORD:
+            is_hub_model = not Path(source).exists() or in_cache(Path(source))
+            return hub_name_of(part, source) if is_hub_model else None
+    return None
 
 
 def hub_name_of(part: str, source: str) -> str | None:

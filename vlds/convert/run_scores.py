@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from vlds.artifact import artifact_folder, weights_hash
+from vlds.artifact import WEIGHTS, artifact_folder
 from vlds.config import Recipe
 from vlds.evaluation.scores_json import Scored, read_scores
 from vlds.metrics.tables import plain
 from vlds.runtime.json_file import read_json
+from vlds.runtime.manifest import recorded_hash
 from vlds.runtime.metrics_file import read_metric_lines
 from vlds.runtime.run_folder import PREDICTIONS
 
@@ -24,10 +25,9 @@ def scores_of_run(run: Path, recipe: Recipe) -> dict[str, Scored]:
     empty where none are known."""
     folder = artifact_folder(run)
     with suppress(ValueError):  # somebody's file: a card can do without
-        scored = read_scores(run / PREDICTIONS)
+        scored, weights = read_scores(run / PREDICTIONS), recorded_hash(folder, WEIGHTS)
         # The run may have trained on since it was evaluated.
-        of_these = {t: e for t, e in scored.items() if e.weights == weights_hash(folder)}
-        if of_these:
+        if of_these := {task: e for task, e in scored.items() if e.weights == weights}:
             return {task: entry for task, entry in of_these.items() if plain(entry.scores)}
     logged = logged_scores(folder.parent / "metrics.jsonl", step_of(folder, recipe))
     return {task: Scored(None, None, scores) for task, scores in logged.items() if plain(scores)}

@@ -1,8 +1,7 @@
 """Dropout that a CPU draws quickly.
 
-On a CPU, torch draws 64 random bits for each element, one element at a time, which can take a
-quarter of a training step. Sixteen bits each are enough: the probability differs from the one asked
-for by less than 1 / 65,536.
+On a CPU, torch draws 64 random bits for each element, one element at a time. Sixteen bits each are
+enough: the probability differs from the one asked for by less than 1 / 65,536.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ from torch import Tensor
 
 LEVELS = 1 << 16
 """Number of values that an element's draw can have."""
-DRAWS = 4
-"""Elements that share one number of 64 bits."""
+DRAWS_PER_NUMBER = 4
+"""Draws of 16 bits in one number of 64."""
 
 
 def dropout(inputs: Tensor, probability: float, training: bool) -> Tensor:
@@ -33,7 +32,9 @@ def dropout(inputs: Tensor, probability: float, training: bool) -> Tensor:
 def draw_kept(shape: torch.Size, dropped: int) -> Tensor:
     """1 where an element is kept and 0 where not, as int16: `dropped` of the `LEVELS` are 0."""
     count = shape.numel()
-    numbers = torch.empty(-(-count // DRAWS), dtype=torch.int64).random_(-(1 << 63), None)
+    numbers = torch.empty(-(-count // DRAWS_PER_NUMBER), dtype=torch.int64).random_(
+        -(1 << 63), None
+    )
     levels = numbers.view(torch.int16)[:count].view(shape)
     last = dropped - 1 - LEVELS // 2
     # Between two neighbouring integers: faster than a comparison, whose booleans must be converted.

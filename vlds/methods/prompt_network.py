@@ -126,8 +126,8 @@ class PromptNetwork(nn.Module):
         like: nn.Linear | nn.Embedding,
         output_width: int,
     ) -> None:
-        """`like`: a layer that reads the model's states, or the table of its words: their width
-        and type."""
+        """Embeddings of the width and type of `like`, which reads the model's states or is the
+        table of its words."""
         super().__init__()
         num, _ = num_slices(config.sharing, len(host.tasks))
         width, hidden_dim, options = (

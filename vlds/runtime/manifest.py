@@ -32,6 +32,12 @@ def write_manifest(folder: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps(entries, indent=1), encoding="utf-8")
 
 
+def recorded_hash(folder: Path, name: str) -> str:
+    """SHA-256 of a file in a folder that is whole, as its manifest has it."""
+    digest: str = read_json(folder / MANIFEST)[name]["sha256"]
+    return digest
+
+
 def damage(folder: Path, needs: Collection[str] = (), within: str | None = None) -> str | None:
     """What is wrong with a folder that has a manifest; None if it is whole.
 

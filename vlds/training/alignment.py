@@ -14,9 +14,10 @@ graphs (name, attributes, box), which `data_prep gqa` keeps with the samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -146,9 +147,14 @@ def cell_words(
     width, height = sample.extra["size"][0]
     words = np.zeros((grid * grid, vocabulary), np.float32)
     for entry in objects:
-        column = int((entry["x"] + entry["w"] / 2) / width * grid)
-        row = int((entry["y"] + entry["h"] / 2) / height * grid)
         tokens = spell(" ".join([*entry["attributes"], entry["name"]]))
-        np.add.at(words[row * grid + column], tokens, 1)
+        np.add.at(words[cell_of(entry, width, height, grid)], tokens, 1)
     words[words.sum(1) == 0, empty] = 1
     return torch.from_numpy(words / words.sum(1, keepdims=True))
+
+
+def cell_of(entry: Mapping[str, Any], width: float, height: float, grid: int) -> int:
+    """The cell, counted row by row, in which the centre of a scene graph's object lies."""
+    column = int((entry["x"] + entry["w"] / 2) / width * grid)
+    row = int((entry["y"] + entry["h"] / 2) / height * grid)
+    return row * grid + column

@@ -80,7 +80,7 @@ def make_case(folder: Path, **fields: Any) -> Case:
 
 
 def case_recipe(case: Case) -> Recipe:
-    """Adapters and the visual embedding of a tiny model train; no dropout."""
+    """Adapters and the visual embedding of a tiny model train."""
     folder = Path(case.folder)
     return Recipe(
         output=str(folder / "run"),
@@ -102,7 +102,7 @@ def case_recipe(case: Case) -> Recipe:
                 config=str(folder / f"{case.family}.json"),
                 extra_tokens=0,
                 visual_tokens=12,
-                dropout=0.0,
+                dropout=0.1,
             ),
             vision=StoredFeatures(dim=DIM, grid=GRID),
             visual_embedding=VisualEmbeddingConfig(boxes="grid"),

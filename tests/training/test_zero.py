@@ -40,6 +40,7 @@ from vlds.methods import (
     PromptTuning,
 )
 from vlds.plan import planned
+from vlds.models.dropout import dropout_by_example, examples_follow
 from vlds.schema import IGNORED_LABEL, Batch, Decoding
 from vlds.training.optim import parameter_groups
 
@@ -85,10 +86,12 @@ def train_plainly(case: Case) -> dict[str, Any]:
     losses, gradients, norms = [], None, []
     for step in range(STEPS):
         batch = batch_of(case, step)
-        by_task = plain_task_losses(model.token_nll(batch), batch)
-        counts = torch.bincount(batch.task_index, minlength=len(TASKS))
         optimizer.zero_grad()
-        (by_task * counts).sum().div(len(batch)).backward()
+        with dropout_by_example(0, step):
+            examples_follow(batch.ids)
+            by_task = plain_task_losses(model.token_nll(batch), batch)
+            counts = torch.bincount(batch.task_index, minlength=len(TASKS))
+            (by_task * counts).sum().div(len(batch)).backward()
         found = {name: p.grad.clone() for name, p in trained.items() if p.grad is not None}
         assert found.keys() == trained.keys()
         gradients = gradients or found

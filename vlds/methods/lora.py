@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlds.methods.base import Case, Method, Sharing, Toy, check_sharing, num_slices
-from vlds.methods.dropout import dropout
 from vlds.methods.extended import (
     LinearExtension,
     added_tensors,
@@ -162,7 +161,7 @@ class LoRAModule(LinearExtension):
 
     def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """(b, l, in) and (b, l, out) -> (b, l, out): each row with its task's update."""
-        inputs = dropout(inputs, self.dropout, self.training)
+        inputs = F.dropout(inputs, self.dropout, self.training)
         pairs = self.a.unbind(), self.b.unbind()
         return outputs + self.routing.apply_pair(self.update, inputs, *pairs)
 

@@ -19,6 +19,7 @@ from vlds.backbones.attention import beams_share_states, use_extensions
 from vlds.backbones.base import Backbone
 from vlds.methods.extended import run_beside
 from vlds.models.cached_decoder import CachedDecoder
+from vlds.models.dropout import visual_tokens_end
 from vlds.models.generation import answers, best_choice, generate_ids, token_means
 from vlds.models.hypotheses import Written
 from vlds.models.model import Answer, Model, Part
@@ -114,6 +115,8 @@ class JointModel(Model):
         prompts = self.method_prompts()
         visual, visual_mask = self.visual_tokens(batch)
         mask = batch.attention_mask.bool()
+        before = 0 if prompts is None else prompts.shape[1]
+        visual_tokens_end(before + mask.shape[1] + visual.shape[1], visual.shape[1])
         return self.family.encode(
             self.backbone, batch.input_ids, mask, visual, visual_mask, prompts
         )

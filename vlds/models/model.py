@@ -19,6 +19,7 @@ from vlds.methods.extended import is_own
 from vlds.methods.routing import TaskRouting
 from vlds.models.answer_list import AnswerList, read_answers
 from vlds.models.counts import Counts
+from vlds.models.dropout import examples_follow
 from vlds.models.quantised import follow_weights
 from vlds.models.steady_buffers import steady_buffers
 from vlds.models.token_nll import nll_at, targets_of
@@ -164,13 +165,18 @@ class Model(nn.Module, ABC):
         without them all rows are computed at once.
         """
         if pieces:
-            of_pieces = [self.token_nll(batch.select(rows)).sum(1) for rows in pieces]
+            of_pieces = [self.nll_sums(batch.select(rows)) for rows in pieces]
             order = torch.cat(list(pieces)).argsort()
             sums = torch.cat(of_pieces)[order.to(coefficients.device)]
         else:
-            sums = self.token_nll(batch).sum(1)
+            sums = self.nll_sums(batch)
         loss = (coefficients.to(sums) * sums).sum()
         return ModelOutput(loss, sums.detach())
+
+    def nll_sums(self, batch: Batch) -> Tensor:
+        """(b,) summed token nll of each example."""
+        examples_follow(batch.ids)
+        return self.token_nll(batch).sum(1)
 
     # Answers.
 

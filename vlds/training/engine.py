@@ -34,6 +34,7 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
+from vlds.models.dropout import dropout_by_example
 from vlds.models.model import Model
 from vlds.models.quantised import scale_bytes
 from vlds.runtime.ranks import Ranks, rank_from_environment
@@ -160,18 +161,19 @@ class Engine:
         not_finite: list[str] = []
         self._deepspeed.train()
         for micro_step, batch in enumerate(batches):
-            self._seed_dropout(micro_step)
             scale = coefficients(batch, totals, self.tasks).to(self.ranks.device)
             # Steps of other tasks may have other numbers of micro-batches.
             self._deepspeed.set_gradient_accumulation_boundary(micro_step == len(batches) - 1)
             parts: list[Tensor] = []
             if self.parts > 1:
                 parts = similar_rows(self.model.sizes(batch), self.parts)
-            output = self._deepspeed(batch.to(self.ranks.device), scale, parts)
-            # ZeRO averages gradients over ranks, and the denominators already count all of them.
-            factor = torch.where(output.loss.isfinite(), float(self.ranks.world_size), nan)
-            added = self._rules.added_loss(1 / (self.ranks.world_size * len(batches)))
-            self._deepspeed.backward((output.loss + added) * factor, scale_wrt_gas=False)
+            with self._draws(micro_step):
+                output = self._deepspeed(batch.to(self.ranks.device), scale, parts)
+                # ZeRO averages gradients over ranks, and the denominators already count all of
+                # them.
+                factor = torch.where(output.loss.isfinite(), float(self.ranks.world_size), nan)
+                added = self._rules.added_loss(1 / (self.ranks.world_size * len(batches)))
+                self._deepspeed.backward((output.loss + added) * factor, scale_wrt_gas=False)
             if micro_step == len(batches) - 1:
                 self._rules.read_gradients(self.steps_done + 1, self._gradient)
             self._deepspeed.step()
@@ -199,11 +201,14 @@ class Engine:
         safe_set_full_fp32_param(parameter, master)
         parameter.masked_fill_(mask, 0.0)
 
-    def _seed_dropout(self, micro_step: int) -> None:
-        """Make dropout a function of (seed, step, micro-step, rank): a resumed run needs no
-        generator states."""
+    @contextmanager
+    def _draws(self, micro_step: int) -> Iterator[None]:
+        """Inside, dropout is a function of (seed, step, example) on a CPU and all else that is
+        drawn one of (seed, step, micro-step, rank): a resumed run needs no generator states."""
         entropy = (self.seed, self.steps_done, micro_step, self.ranks.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
+        with dropout_by_example(self.seed, self.steps_done):
+            yield
 
     @contextmanager
     def evaluation(self) -> Iterator[Model]:

@@ -1,0 +1,99 @@
+"""Sizes, random batches and measuring, for every environment: imports torch and transformers alone.
+
+Shapes: b rows of a batch, l prompt tokens, v visual tokens, t label tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+FEATURES = 2048
+"""Numbers of a visual token before the connector, as CLIP's ResNet has."""
+PROMPT, GRID, LABELS = 14, 6, 4
+"""Prompt tokens, cells along a picture's side, label tokens."""
+WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """What one row of the table measures; a worker reads it from its command line."""
+
+    model: str
+    method: str
+    batch: int
+    precision: str
+    dropout: float
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """bf16 or fp32."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+    @classmethod
+    def from_command(cls) -> Case:
+        """The case in the last argument."""
+        return cls(**json.loads(sys.argv[-1]))
+
+
+@dataclass(frozen=True)
+class RandomBatch:
+    """Rows of equal lengths."""
+
+    prompts: Tensor
+    """(b, l)."""
+    features: Tensor
+    """(b, v, FEATURES)."""
+    labels: Tensor
+    """(b, t)."""
+
+
+def random_batch(case: Case, number: int) -> RandomBatch:
+    """Batch `number` of a case, the same in every environment."""
+    draw = torch.Generator().manual_seed(number)
+    prompts = torch.randint(100, 20_000, (case.batch, PROMPT), generator=draw)
+    labels = torch.randint(100, 20_000, (case.batch, LABELS), generator=draw)
+    features = torch.randn(case.batch, GRID * GRID, FEATURES, generator=draw)
+    return RandomBatch(prompts, features, labels)
+
+
+def serve(case: Case, step: Callable[[RandomBatch], object], trained: int) -> None:
+    """Take warm-up steps, then as many as each line of stdin says; write their seconds.
+
+    An empty line asks for what the process used at most.
+    """
+    peak_before = memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM
+    for number in range(WARM_UP):
+        step(random_batch(case, number))
+    with FlopCounterMode(display=False) as flops:
+        step(random_batch(case, WARM_UP))
+    print(json.dumps({"trained": trained, "flops": flops.get_total_flops()}), flush=True)
+    number = WARM_UP
+    for line in sys.stdin:
+        if not line.strip():
+            break
+        seconds = []
+        for _ in range(int(line)):
+            number += 1
+            batch = random_batch(case, number)
+            began = time.perf_counter()
+            step(batch)
+            seconds.append(time.perf_counter() - began)
+        print(json.dumps(seconds), flush=True)
+    print(json.dumps({"memory": memory("VmHWM"), "before": peak_before}), flush=True)
+
+
+def memory(name: str) -> float:
+    """A number of /proc/self/status, in MB."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    (line,) = [line for line in lines if line.startswith(f"{name}:")]
+    return int(line.split()[1]) / 1000

@@ -1,0 +1,188 @@
+"""Dropout on a CPU that is quick, and a function of (seed, step, layer, example) alone.
+
+torch draws 64 random bits for one element after another from one generator: a quarter of a step.
+Here every example, token and feature has a key of 64 bits; a hash of their sum drops or keeps four
+neighbouring features. So what an example loses depends neither on the rows beside it nor on the
+padding behind it, the micro-batch or the rank. The backward pass hashes again instead of keeping
+a mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from hashlib import blake2b
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+TORCH_DROPOUT = F.dropout
+LEVELS = 1 << 16
+"""Values that an element's draw can have: the probability differs from the one asked for by less
+than one of them."""
+DRAWS = 4
+"""Draws in a hash of 64 bits."""
+CHUNK = 1 << 15
+"""Hashes that one thread computes at a time: they stay in its cache."""
+BEHIND = 1 << 32
+"""Position of the first visual token behind a text, whatever the text's length is."""
+MULTIPLIERS = (-0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)
+"""Of the hash splitmix64 (Steele, Lea, Flood 2014), as signed numbers."""
+
+
+class Keys(NamedTuple):
+    """What the draws of a tensor depend on."""
+
+    rows: Tensor
+    """(m,) of all dimensions but the last, taken together."""
+    features: list[tuple[slice, Tensor]]
+    """Blocks of the last dimension, each with a key for every four features."""
+
+
+class Tokens(NamedTuple):
+    """A sequence whose last tokens are visual. Methods may put keys before it."""
+
+    total: int
+    """Tokens of text and pictures, padding included."""
+    num_visual: int
+
+
+class StepDropout:
+    """The draws of one micro-batch, while its forward and its backward pass run."""
+
+    def __init__(self, seed: int, step: int) -> None:
+        self.name = f"{seed}/{step}"
+        self.examples = torch.zeros(1, dtype=torch.int64)
+        self.tokens: Tokens | None = None
+        self._num_calls = 0
+        self._calls: dict[int, tuple[Tensor, Tokens | None, int]] = {}
+
+    def start(self, ids: Sequence[str]) -> None:
+        """A forward pass begins, of examples with these ids."""
+        names = [blake2b(f"{self.name}/{name}".encode(), digest_size=8) for name in ids]
+        keys = [int.from_bytes(name.digest(), "big", signed=True) for name in names]
+        self.examples, self.tokens, self._num_calls = torch.tensor(keys), None, 0
+
+    def dropout(
+        self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+    ) -> Tensor:
+        """`torch.nn.functional.dropout` with draws by example."""
+        if not training or p == 0 or inplace or input.device.type != "cpu" or input.dim() < 2:
+            return TORCH_DROPOUT(input, p, training, inplace)
+        # A layer that is computed again in the backward pass finds torch's generator as it was, and
+        # so its own call.
+        name = int(torch.randint(1 << 62, ()))
+        if name not in self._calls:
+            self._calls[name] = (self.examples, self.tokens, self._num_calls)
+            self._num_calls += 1
+        dropped = min(round(p * LEVELS), LEVELS - 1)
+        output: Tensor = Dropped.apply(input, keys_of(input.shape, *self._calls[name]), dropped)
+        return output
+
+
+class Dropped(torch.autograd.Function):
+    """Elements set to zero and the others scaled."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, keys: Keys, dropped: int) -> Tensor:
+        ctx.keys, ctx.dropped = keys, dropped
+        return masked(inputs, keys, dropped)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return masked(gradient, ctx.keys, ctx.dropped), None, None
+
+
+def masked(values: Tensor, keys: Keys, dropped: int) -> Tensor:
+    """Values times 0 where they are dropped, else times what keeps their mean."""
+    flat = values.reshape(-1, values.shape[-1])
+    outputs = torch.empty_like(flat)
+    scale = LEVELS / (LEVELS - dropped)
+    for columns, features in keys.features:
+        chunk = max(1, CHUNK * torch.get_num_threads() // len(features))
+        for start in range(0, len(flat), chunk):
+            rows = slice(start, start + chunk)
+            kept = draw_kept(keys.rows[rows], features, dropped)[:, : columns.stop - columns.start]
+            factors = scaled(kept, scale, values.dtype)
+            torch.mul(flat[rows, columns], factors, out=outputs[rows, columns])
+    return outputs.view(values.shape)
+
+
+def draw_kept(rows: Tensor, features: Tensor, dropped: int) -> Tensor:
+    """(m, 4 f) int16, 1 where an element is kept and 0 where not, of keys (m,) and (f,)."""
+    hashes = rows[:, None] + features
+    draws = hashes.bitwise_xor_(hashes >> 32).mul_(MULTIPLIERS[1]).view(torch.int16)
+    last = dropped - 1 - LEVELS // 2
+    # Between two neighbouring integers: faster than a comparison, whose booleans must be converted.
+    return draws.clamp_(last, last + 1).sub_(last)
+
+
+def scaled(kept: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """Zeros and ones as zeros and `scale`; `kept` may be overwritten."""
+    if dtype.itemsize == 2:
+        bits = int(torch.tensor(scale, dtype=dtype).view(torch.int16))
+        return kept.mul_(bits).view(dtype)
+    return kept.to(dtype).mul_(scale)
+
+
+def keys_of(shape: torch.Size, examples: Tensor, tokens: Tokens | None, call: int) -> Keys:
+    """The keys of a tensor (b, ..., tokens, features) or (b, heads, tokens, tokens)."""
+    if shape[0] != len(examples):  # these are not the examples, so each index has a key
+        examples = mixed(examples[0] + torch.arange(shape[0]))
+    rows = examples
+    for axis, size in enumerate(shape[1:-1], 1):
+        positions = torch.arange(size)
+        if tokens is not None and size >= tokens.total and axis == max(1, len(shape) - 2):
+            first = size - tokens.num_visual
+            positions[first:] += BEHIND - first
+        rows = rows[..., None] + mixed(positions + (axis << 56))
+    ends = [0, shape[-1]]
+    if tokens is not None and len(shape) == 4 and shape[-1] >= tokens.total:
+        ends.insert(1, shape[-1] - tokens.num_visual)
+    features = []
+    for number, (start, stop) in enumerate(pairwise(ends)):
+        lanes = torch.arange(-(-(stop - start) // DRAWS)) + number * BEHIND + (call << 40)
+        features.append((slice(start, stop), mixed(lanes)))
+    return Keys(rows.flatten(), features)
+
+
+def mixed(numbers: Tensor) -> Tensor:
+    """Random keys of unlike numbers: splitmix64's last steps."""
+    for shift, multiplier in zip((30, 27), MULTIPLIERS, strict=True):
+        numbers = (numbers ^ shifted(numbers, shift)) * multiplier
+    return numbers ^ shifted(numbers, 31)
+
+
+def shifted(numbers: Tensor, places: int) -> Tensor:
+    """Unsigned numbers, shifted to the right."""
+    return (numbers >> places) & ((1 << (64 - places)) - 1)
+
+
+_current: StepDropout | None = None
+
+
+@contextmanager
+def dropout_by_example(seed: int, step: int) -> Iterator[None]:
+    """Inside, layers draw by example: around a micro-batch's forward and backward pass."""
+    global _current
+    _current = StepDropout(seed, step)
+    F.dropout = _current.dropout
+    try:
+        yield
+    finally:
+        _current, F.dropout = None, TORCH_DROPOUT
+
+
+def examples_follow(ids: Sequence[str]) -> None:
+    """Say of which examples the rows are that the model reads next."""
+    if _current is not None:
+        _current.start(ids)
+
+
+def visual_tokens_end(total: int, num_visual: int) -> None:
+    """Say how many tokens at the end of the sequences that layers read next are visual."""
+    if _current is not None:
+        _current.tokens = Tokens(total, num_visual)

@@ -127,7 +127,9 @@ def main() -> None:
     pythons = {}
     if options.ways is None or "adapters" in options.ways:
         pythons["adapters"] = environment(options.out / "adapters", ["adapters>=1.3"])
-    print("| model | method | batch | | trained | samples/s | range | share of ceiling | MB | ratio |")
+    print(
+        "| model | method | batch | | trained | samples/s | range | share of ceiling | MB | ratio |"
+    )
     print("|---" * 10 + "|")
     for model in options.models:
         for method in options.methods:

@@ -1,6 +1,6 @@
 """How vlds trains the cases of `benchmarks/train.py`: its engine, on one rank.
 
-    python benchmarks/training/ours.py CASE
+python benchmarks/training/ours.py CASE
 """
 
 from __future__ import annotations

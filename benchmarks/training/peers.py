@@ -87,9 +87,7 @@ class Seeing(nn.Module):
         else:
             embeds = torch.cat([self.table(prompts), visual], 1)
         mask = torch.ones(embeds.shape[:2], dtype=torch.long)
-        loss: Tensor = self.language(
-            inputs_embeds=embeds, attention_mask=mask, labels=labels
-        ).loss
+        loss: Tensor = self.language(inputs_embeds=embeds, attention_mask=mask, labels=labels).loss
         return loss
 
 
@@ -107,7 +105,7 @@ def with_peft(case: Case) -> Any:
 
 def with_adapters(case: Case) -> Any:
     """The methods of `adapters`."""
-    import adapters
+    import adapters  # type: ignore[import-not-found]
 
     model = bare_model(case)
     adapters.init(model)

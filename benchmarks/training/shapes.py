@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ class Case:
     model: str
     method: str
     batch: int
-    precision: str
+    precision: Literal["bf16", "fp32"]
     dropout: float
 
     @property

@@ -1,60 +1,175 @@
-"""Dropout from sixteen bits an element: how often, how it scales, what its gradient is."""
+"""Dropout by example: how often, how independent, its gradient, and what it does not depend on."""
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from vlds.methods.dropout import dropout
+from vlds.models.dropout import (
+    TORCH_DROPOUT,
+    dropout_by_example,
+    examples_follow,
+    visual_tokens_end,
+)
 
 PROBABILITIES = [0.05, 0.1, 0.5, 0.999]
+IDS = [str(number) for number in range(32)]
 
 
-def drawn(probability: float, count: int = 400_003) -> torch.Tensor:
-    torch.manual_seed(0)
-    return dropout(torch.ones(count), probability, training=True)
+def dropped(
+    shape: Sequence[int],
+    probability: float = 0.5,
+    *,
+    step: int = 0,
+    ids: Sequence[str] = IDS,
+    calls: int = 1,
+    visual: int = 0,
+) -> list[Tensor]:
+    """Where the calls of one pass drop."""
+    with dropout_by_example(7, step):
+        examples_follow(ids)
+        if visual:
+            visual_tokens_end(shape[-2], visual)
+        return [F.dropout(torch.ones(*shape), probability) == 0 for _ in range(calls)]
+
+
+def deviation(probability: float, count: int) -> float:
+    """Of the mean of so many draws."""
+    return math.sqrt(probability * (1 - probability) / count)
+
+
+def assert_independent(first: Tensor, second: Tensor) -> None:
+    """Draws at one half agree as often as two coins."""
+    agree = (first == second).double().mean()
+    assert abs(agree - 0.5) < 4.5 * deviation(0.5, first.numel())
 
 
 @pytest.mark.parametrize("probability", PROBABILITIES)
 def test_each_place_is_dropped_as_often_as_asked(probability: float) -> None:
-    dropped = drawn(probability) == 0
-    # Four neighbours share one number of the generator: each of the four is looked at alone.
+    (found,) = dropped((32, 50, 256), probability)
+    # Four neighbours share one hash: each of the four is looked at alone.
     for place in range(4):
-        part = dropped[place::4].double()
-        deviation = math.sqrt(probability * (1 - probability) / len(part))
-        assert abs(part.mean() - probability) < 4 * deviation
+        part = found[..., place::4].double()
+        assert abs(part.mean() - probability) < 4 * deviation(probability, part.numel())
 
 
-@pytest.mark.parametrize("distance", [1, 2, 3, 4])
-def test_neighbours_are_dropped_independently(distance: int) -> None:
-    dropped = (drawn(0.5) == 0).double()
-    both = (dropped[distance:] * dropped[:-distance]).mean()
-    assert abs(both - 0.25) < 4 * math.sqrt(0.25 * 0.75 / len(dropped))
+def test_examples_tokens_and_features_are_dropped_equally_often() -> None:
+    (found,) = dropped((32, 50, 256), 0.1)
+    for axes in ((1, 2), (0, 2), (0, 1)):
+        means = found.double().mean(axes)
+        spread = means.std() / deviation(0.1, found.numel() // len(means))
+        assert abs(spread - 1) < 4 / math.sqrt(2 * len(means))
+
+
+@pytest.mark.parametrize(
+    "distance", [(0, 0, 1), (0, 0, 3), (0, 0, 4), (0, 1, 0), (1, 0, 0), (3, 7, 20)]
+)
+def test_neighbours_are_dropped_independently(distance: tuple[int, int, int]) -> None:
+    (found,) = dropped((32, 50, 256))
+    ends = [size - step for size, step in zip(found.shape, distance, strict=True)]
+    a, b, c = (slice(end) for end in ends)
+    d, e, f = (slice(step, None) for step in distance)
+    assert_independent(found[a, b, c], found[d, e, f])
+
+
+def test_corners_of_a_square_are_dropped_independently() -> None:
+    # Their keys add up to the same sum two by two, which a weak hash would show.
+    (found,) = dropped((32, 50, 256))
+    signs = found.double() * 2 - 1
+    for lane in range(4):
+        part = signs[..., lane::4]
+        product = part[:, :-1, :-1] * part[:, 1:, :-1] * part[:, :-1, 1:] * part[:, 1:, 1:]
+        assert abs(product.mean()) < 4.5 / math.sqrt(product.numel())
+
+
+def test_layers_and_steps_are_dropped_independently() -> None:
+    first, second = dropped((32, 50, 256), calls=2)
+    assert_independent(first, second)
+    assert_independent(first, *dropped((32, 50, 256), step=1))
+
+
+def test_rows_beside_an_example_change_nothing() -> None:
+    (whole,) = dropped((32, 50, 64))
+    (part,) = dropped((5, 50, 64), ids=IDS[10:15])
+    assert torch.equal(part, whole[10:15])
+
+
+def test_padding_behind_an_example_changes_nothing() -> None:
+    (whole,) = dropped((32, 50, 64))
+    (short,) = dropped((32, 20, 64))
+    assert torch.equal(short, whole[:, :20])
+    (whole,) = dropped((32, 50, 64), visual=36)
+    (short,) = dropped((32, 40, 64), visual=36)
+    assert torch.equal(short[:, :4], whole[:, :4])
+    assert torch.equal(short[:, 4:], whole[:, 14:])
+
+
+def test_attention_follows_text_and_pictures() -> None:
+    (whole,) = dropped((32, 3, 50, 50), visual=36)
+    (short,) = dropped((32, 3, 40, 40), visual=36)
+    for rows, ours in ((slice(4), slice(4)), (slice(14, None), slice(4, None))):
+        for columns, mine in ((slice(4), slice(4)), (slice(14, None), slice(4, None))):
+            assert torch.equal(short[:, :, ours, mine], whole[:, :, rows, columns])
 
 
 def test_kept_elements_and_their_gradients_are_scaled() -> None:
-    inputs = torch.randn(64, 33, requires_grad=True)
-    outputs = dropout(inputs, 0.25, training=True)
-    outputs.sum().backward()
+    inputs = torch.randn(64, 3, 33, requires_grad=True)
+    with dropout_by_example(0, 0):
+        outputs = F.dropout(inputs, 0.25)
+        outputs.sum().backward()
     kept = outputs != 0
     assert 0 < kept.sum() < kept.numel()
     torch.testing.assert_close(outputs, inputs * kept / 0.75)
     torch.testing.assert_close(inputs.grad, kept / 0.75)
 
 
-def test_the_seed_fixes_the_draws() -> None:
-    assert torch.equal(drawn(0.1), drawn(0.1))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_types_are_kept(dtype: torch.dtype) -> None:
+    with dropout_by_example(0, 0):
+        outputs = F.dropout(torch.ones(32, 9, 64, dtype=dtype), 0.1)
+    values = outputs.unique()
+    assert outputs.dtype == dtype
+    torch.testing.assert_close(values, torch.tensor([0, 1 / 0.9], dtype=dtype), rtol=1e-2, atol=0)
+
+
+def test_a_layer_that_is_computed_again_drops_the_same() -> None:
+    layer = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.Linear(8, 8), nn.Dropout(0.5))
+    inputs = torch.randn(4, 6, 8, requires_grad=True)
+    gradients = []
+    for again in (False, True):
+        torch.manual_seed(3)
+        inputs.grad = None
+        with dropout_by_example(0, 0):
+            outputs = []
+            for start in (0, 2):  # two sets of rows, of which the first is computed again last
+                examples_follow(IDS[start : start + 2])
+                rows = inputs[start : start + 2]
+                outputs.append(
+                    checkpoint(layer, rows, use_reentrant=False) if again else layer(rows)
+                )
+            torch.cat(outputs).square().sum().backward()
+        assert inputs.grad is not None
+        gradients.append(inputs.grad.clone())
+    torch.testing.assert_close(gradients[0], gradients[1])
 
 
 @pytest.mark.parametrize(("probability", "training"), [(0.0, True), (0.1, False)])
 def test_nothing_is_dropped_out_of_training_or_at_zero(probability: float, training: bool) -> None:
     inputs = torch.randn(5, 7)
-    assert torch.equal(dropout(inputs, probability, training), inputs)
+    with dropout_by_example(0, 0):
+        assert torch.equal(F.dropout(inputs, probability, training), inputs)
+
+
+def test_torch_has_its_own_function_back() -> None:
+    with dropout_by_example(0, 0):
+        assert F.dropout is not TORCH_DROPOUT
+    assert F.dropout is TORCH_DROPOUT
 
 
 def test_a_probability_close_to_one_keeps_its_bounds() -> None:
-    assert drawn(1 - 1e-9).isfinite().all()
-
-
-def test_half_precision_keeps_its_type() -> None:
-    assert dropout(torch.ones(9, dtype=torch.bfloat16), 0.1, training=True).dtype == torch.bfloat16
+    with dropout_by_example(0, 0):
+        assert F.dropout(torch.ones(9, 400), 1 - 1e-9).isfinite().all()

@@ -39,8 +39,8 @@ from vlds.methods import (
     PrefixTuning,
     PromptTuning,
 )
-from vlds.plan import planned
 from vlds.models.dropout import dropout_by_example, examples_follow
+from vlds.plan import planned
 from vlds.schema import IGNORED_LABEL, Batch, Decoding
 from vlds.training.optim import parameter_groups
 

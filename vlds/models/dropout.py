@@ -48,6 +48,8 @@ class Tokens(NamedTuple):
     total: int
     """Tokens of text and pictures, padding included."""
     num_visual: int
+    encoding: bool = True
+    """False while a decoder runs: it reads the sequence, and its own tokens are others."""
 
 
 class StepDropout:
@@ -56,13 +58,14 @@ class StepDropout:
     def __init__(self, seed: int, step: int) -> None:
         self.name = f"{seed}/{step}"
         self.examples = torch.zeros(1, dtype=torch.int64)
+        """Keys of the examples, and one of the step."""
         self.tokens: Tokens | None = None
         self._num_calls = 0
         self._calls: dict[int, tuple[Tensor, Tokens | None, int]] = {}
 
     def start(self, ids: Sequence[str]) -> None:
         """A forward pass begins, of examples with these ids."""
-        names = [blake2b(f"{self.name}/{name}".encode(), digest_size=8) for name in ids]
+        names = [blake2b(f"{self.name}/{name}".encode(), digest_size=8) for name in (*ids, "")]
         keys = [int.from_bytes(name.digest(), "big", signed=True) for name in names]
         self.examples, self.tokens, self._num_calls = torch.tensor(keys), None, 0
 
@@ -79,7 +82,8 @@ class StepDropout:
             self._calls[name] = (self.examples, self.tokens, self._num_calls)
             self._num_calls += 1
         dropped = min(round(p * LEVELS), LEVELS - 1)
-        output: Tensor = Dropped.apply(input, keys_of(input.shape, *self._calls[name]), dropped)
+        keys = keys_of(input.shape, *self._calls[name])
+        output: Tensor = Dropped.apply(input, keys, dropped)  # type: ignore[no-untyped-call]
         return output
 
 
@@ -130,17 +134,20 @@ def scaled(kept: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
 
 def keys_of(shape: torch.Size, examples: Tensor, tokens: Tokens | None, call: int) -> Keys:
     """The keys of a tensor (b, ..., tokens, features) or (b, heads, tokens, tokens)."""
-    if shape[0] != len(examples):  # these are not the examples, so each index has a key
-        examples = mixed(examples[0] + torch.arange(shape[0]))
-    rows = examples
+    if shape[0] != len(examples) - 1:  # what all examples share, such as prompts before them
+        rows = mixed(examples[-1] + torch.arange(shape[0]))
+    else:
+        rows = examples[:-1]
     for axis, size in enumerate(shape[1:-1], 1):
         positions = torch.arange(size)
-        if tokens is not None and size >= tokens.total and axis == max(1, len(shape) - 2):
+        is_tokens = axis == max(1, len(shape) - 2)
+        if tokens is not None and tokens.encoding and size >= tokens.total and is_tokens:
             first = size - tokens.num_visual
             positions[first:] += BEHIND - first
         rows = rows[..., None] + mixed(positions + (axis << 56))
     ends = [0, shape[-1]]
-    if tokens is not None and len(shape) == 4 and shape[-1] >= tokens.total:
+    reads = tokens is not None and (tokens.encoding or shape[-1] != shape[-2])
+    if tokens is not None and reads and len(shape) == 4 and shape[-1] >= tokens.total:
         ends.insert(1, shape[-1] - tokens.num_visual)
     features = []
     for number, (start, stop) in enumerate(pairwise(ends)):
@@ -186,3 +193,9 @@ def visual_tokens_end(total: int, num_visual: int) -> None:
     """Say how many tokens at the end of the sequences that layers read next are visual."""
     if _current is not None:
         _current.tokens = Tokens(total, num_visual)
+
+
+def decoder_follows() -> None:
+    """Say that a decoder reads the sequence next."""
+    if _current is not None and _current.tokens is not None:
+        _current.tokens = _current.tokens._replace(encoding=False)

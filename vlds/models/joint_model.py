@@ -20,7 +20,7 @@ from vlds.backbones.attention import beams_share_states, use_extensions
 from vlds.backbones.base import Backbone
 from vlds.methods.extended import run_beside
 from vlds.models.cached_decoder import CachedDecoder
-from vlds.models.dropout import visual_tokens_end
+from vlds.models.dropout import decoder_follows, visual_tokens_end
 from vlds.models.generation import answers, best_choice, generate_ids, token_means
 from vlds.models.hypotheses import Written
 from vlds.models.model import Answer, Model, Part
@@ -103,6 +103,7 @@ class JointModel(Model):
 
     def decode(self, states: Tensor, mask: Tensor, decoder_input_ids: Tensor) -> Tensor:
         """(b, t, d) decoder states after each decoder input token."""
+        decoder_follows()
         output = self.backbone.get_decoder()(
             input_ids=decoder_input_ids,
             encoder_hidden_states=states,

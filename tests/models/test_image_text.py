@@ -102,6 +102,24 @@ def test_a_question_cannot_hold_a_placeholder(model: Tiny) -> None:
     assert model.batch([row._replace(example=long)]).input_ids.shape[1] < usual + 20
 
 
+def test_an_answer_cannot_hold_a_placeholder_or_an_end(model: Tiny) -> None:
+    """Also one that a list of answers holds."""
+    row, chat = model.rows()[0], model.collator.chat
+    tokenizer = model.processor.tokenizer
+    word = str(getattr(model.processor, "image_token", "<image>"))
+    target = f"a {word} here {tokenizer.eos_token} and there"
+    batch = model.batch([row._replace(example=replace(row.example, target=target))])
+    assert model.build().token_nll(batch).isfinite().all()
+    assert batch.labels is not None
+    labels = batch.labels[batch.labels != IGNORED_LABEL].tolist()
+    body = labels[len(chat.start_ids) : -len(chat.tail_ids)]
+    assert not set(body) & {*tokenizer.all_special_ids, *chat.end_ids}
+    long = row._replace(example=replace(row.example, target=target), max_target_tokens=99)
+    whole = model.batch([long]).labels
+    assert whole is not None
+    assert whole[whole != IGNORED_LABEL].tolist() == chat.answer_ids(target)
+
+
 def test_workers_make_the_same_batches(model: Tiny) -> None:
     rows = model.rows()
     copy = pickle.loads(pickle.dumps(model.collator))

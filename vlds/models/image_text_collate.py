@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from vlds.models.chat_format import ChatFormat, harmless
+from vlds.models.chat_format import ChatFormat
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Images, Row
 
 FLAT = ("llava_onevision",)
@@ -118,15 +118,11 @@ class ImageTextCollator:
         answer: list[int] = []
         if not evaluation and row.example.target is not None:
             answer = self.chat.answer_ids(row.example.target, row.max_target_tokens)
-        question = self.chat.cut(self.plain(row.example.prompt), row.max_prompt_tokens)
+        question = self.chat.cut(self.chat.plain(row.example.prompt), row.max_prompt_tokens)
         prompt, types, media = self.process(question, pictures)
         if not self.answers_apart:
             types = {name: self.with_answer(name, values, answer) for name, values in types.items()}
         return EncodedRow(prompt, torch.tensor(answer, dtype=torch.long), types, media)
-
-    def plain(self, question: str) -> str:
-        """The question without the tokenizer's control words."""
-        return harmless(question, self.chat.control_words)
 
     def process(
         self, question: str, pictures: Sequence[Tensor]

@@ -3,6 +3,7 @@ at once."""
 
 from __future__ import annotations
 
+import copy
 import math
 import pickle
 import re
@@ -118,6 +119,15 @@ def test_an_answer_cannot_hold_a_placeholder_or_an_end(model: Tiny) -> None:
     whole = model.batch([long]).labels
     assert whole is not None
     assert whole[whole != IGNORED_LABEL].tolist() == chat.answer_ids(target)
+
+
+def test_a_processor_that_fails_on_any_picture_is_no_bad_sample() -> None:
+    """Its error stays as it is: other samples would not help."""
+    model = tiny("qwen2_vl")
+    collator = replace(model.collator, processor=copy.copy(model.processor))
+    collator.processor.image_processor = None
+    with pytest.raises(AttributeError):
+        collator(model.rows(), images(), evaluation=False)
 
 
 def test_workers_make_the_same_batches(model: Tiny) -> None:

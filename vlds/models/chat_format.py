@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-
 from transformers import AddedToken
 
 from vlds.models.fixed_date import with_fixed_date

@@ -12,7 +12,8 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from vlds.backbones.base import unique_state
-from vlds.models.image_text_collate import ImageTextCollator
+from vlds.models.image_text_check import check_inputs, check_vocabulary
+from vlds.models.image_text_collate import PLACES_PICTURES, ImageTextCollator
 from vlds.models.image_text_model import ImageTextModel
 from vlds.models.image_text_parts import BRIDGES, ImageTextParts, find_parts
 from vlds.models.kind import ModelKind
@@ -61,8 +62,8 @@ class ImageTextToText(ModelKind):
     """Folder or hub name of the processor; default: where the weights are."""
     max_pixels: int = 1024 * 1024
     """Larger pictures are scaled down before the processor sees them."""
-    num_images: int = 2
-    """Most pictures an example may have."""
+    num_images: int | None = None
+    """Most pictures an example may have; default: 2, or 1 for types that take no more."""
     train_connector: bool = True
     """Train what lies between the vision tower and the language model."""
     bits: Bits | None = None
@@ -74,7 +75,9 @@ class ImageTextToText(ModelKind):
 
     def __post_init__(self) -> None:
         check_path_or_config(self)
-        at_least(self, 1, "max_pixels", "num_images")
+        at_least(self, 1, "max_pixels")
+        if self.num_images is not None:
+            at_least(self, 1, "num_images")
         check_has_source(self.bits, self.config)
         for part, roles in self.roles.items():
             for name, known in ((part, PARTS), *((role, ROLES) for role in roles)):
@@ -98,6 +101,12 @@ class ImageTextToText(ModelKind):
             check_source(self.path, "model.path")
         check_libraries(self.bits)
         super().check_sources()
+        given, (most, field) = self.num_images, self.most_images
+        if given is not None and given > most:
+            raise ValueError(
+                f"{field}: got {given}, but the processor of {self.read_config().model_type} "
+                "places pictures itself, one in a row; give 1, or choose another type of model"
+            )
 
     def processor_source(self) -> tuple[str, str]:
         source, name = self.processor_place
@@ -115,10 +124,21 @@ class ImageTextToText(ModelKind):
 
     @property
     def most_images(self) -> tuple[int, str]:
-        return self.num_images, "model.num_images"
+        """Errors: ValueError if the model's config cannot be read."""
+        is_single = self.read_config().model_type in PLACES_PICTURES
+        return 1 if is_single else self.num_images or 2, "model.num_images"
 
     def collator(self, processor: Any) -> ImageTextCollator:
+        """Errors: ValueError if the processor does not belong to the model, or gives what vlds
+        cannot place."""
         config = self.read_config()
+        collator = self.untried_collator(processor, config)
+        model = f"model.{'path' if self.config is None else 'config'}"
+        check_inputs(collator, config, model, self.processor_place[1])
+        return collator
+
+    def untried_collator(self, processor: Any, config: Any) -> ImageTextCollator:
+        """The collator without checks, which would make tensors where a model is built."""
         return ImageTextCollator(processor, config.model_type, bool(config.is_encoder_decoder))
 
     def read_config(self) -> Any:
@@ -137,18 +157,22 @@ class ImageTextToText(ModelKind):
         return config
 
     def build(self, dtype: torch.dtype, processor: Any) -> ImageTextModel:
-        """Errors: ValueError if the model cannot be read, or its parts cannot be found."""
-        config = self.read_config()
+        """Errors: ValueError if the model cannot be read, its parts cannot be found, or the
+        processor does not belong to it."""
+        config, field = self.read_config(), self.processor_place[1]
         missing: set[str] = set()
         if self.path is None or on_meta():
             backbone = self.build_random(config, dtype)
         else:
             backbone, missing = self.load(self.path, config, dtype)
         backbone.generation_config = GenerationConfig()  # a checkpoint's own would leak
+        if processor is not None:
+            check_vocabulary(processor, backbone.get_input_embeddings().num_embeddings, field)
         names = {name for name, _ in unique_state(backbone)} - missing
         found = find_parts(backbone)
         parts = self.tunable(backbone, found)
-        model = ImageTextModel(backbone, parts, found.connector, self.collator(processor))
+        collator = self.untried_collator(processor, config)
+        model = ImageTextModel(backbone, parts, found.connector, collator)
         if self.path is not None:
             model.note_sources(names, {})
         return model

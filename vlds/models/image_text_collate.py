@@ -196,9 +196,9 @@ class ImageTextCollator:
             return True
         return False
 
-    def dummy(self) -> EncodedRow:
+    def dummy(self, question: str = "") -> EncodedRow:
         """A short row with a small grey picture, and without an answer."""
-        prompt, types, media = self.process("", [GREY])
+        prompt, types, media = self.process(question, [GREY])
         return EncodedRow(prompt, prompt[:0], types, media)
 
     def with_answer(self, name: str, values: Tensor, answer: Sequence[int]) -> Tensor:

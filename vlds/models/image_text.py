@@ -17,6 +17,7 @@ from vlds.models.image_text_collate import PLACES_PICTURES, ImageTextCollator
 from vlds.models.image_text_model import ImageTextModel
 from vlds.models.image_text_parts import BRIDGES, ImageTextParts, find_parts
 from vlds.models.kind import ModelKind
+from vlds.models.learned_positions import Longest, check_fits, num_positions
 from vlds.models.model import BACKBONE_PREFIX, Model, Part
 from vlds.models.quantised import (
     Bits,
@@ -127,6 +128,21 @@ class ImageTextToText(ModelKind):
         """Errors: ValueError if the model's config cannot be read."""
         is_single = self.read_config().model_type in PLACES_PICTURES
         return 1 if is_single else self.num_images or 2, "model.num_images"
+
+    def check_length(self, task: str, longest: Longest) -> None:
+        config = self.read_config()
+        model_class = AutoModelForImageTextToText._model_mapping[type(config)]
+        most = num_positions(
+            model_class, config, lambda model: model.get_submodule(language_path(model))
+        )
+        if most is None:
+            return
+        collator = self.collator(self.load_processor())
+        shown = collator.dummy(num_pictures=longest.pictures).prompt
+        prompt = {"pictures and template": len(shown), "prompt": longest.prompt}
+        answer = {"answer": longest.answer}
+        for tokens in (prompt, answer) if collator.answers_apart else (prompt | answer,):
+            check_fits(task, tokens, most, "model.num_images")
 
     def collator(self, processor: Any) -> ImageTextCollator:
         """Errors: ValueError if the processor does not belong to the model, or gives what vlds

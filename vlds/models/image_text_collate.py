@@ -196,9 +196,9 @@ class ImageTextCollator:
             return True
         return False
 
-    def dummy(self, question: str = "") -> EncodedRow:
-        """A short row with a small grey picture, and without an answer."""
-        prompt, types, media = self.process(question, [GREY])
+    def dummy(self, question: str = "", num_pictures: int = 1) -> EncodedRow:
+        """A short row with small grey pictures, and without an answer."""
+        prompt, types, media = self.process(question, [GREY] * num_pictures)
         return EncodedRow(prompt, prompt[:0], types, media)
 
     def with_answer(self, name: str, values: Tensor, answer: Sequence[int]) -> Tensor:

@@ -43,7 +43,8 @@ def test_the_longest_row_is_compared_before_training(world: Path, tmp_path: Path
     assert message == (
         "tasks.vqa: its longest row has 129 tokens: 4 (pictures) + 4 (around the prompt) + 97 "
         "(prompt) + 24 (answer); the model has learned 128 positions; lower model.grid, "
-        "model.num_images, tasks.vqa.max_prompt_tokens, max_target_tokens or decoding.max_new_tokens"
+        "model.num_images, tasks.vqa.max_prompt_tokens, max_target_tokens or "
+        "decoding.max_new_tokens"
     )
 
 

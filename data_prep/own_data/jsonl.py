@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from data_prep.command import add_shard_options, new_command, shard_options
 from data_prep.own_data.known_forms import plain_rows
-from data_prep.own_data.row_annotations import TASKS, RowForm, annotations_of, text_of
+from data_prep.own_data.row_annotations import (
+    TASKS,
+    RowForm,
+    annotations_of,
+    picture_of,
+    text_of,
+)
 from data_prep.own_data.row_check import check_rows, refuse_repeated_ids
 from data_prep.own_data.rows import Row, read_rows
 from data_prep.packing.journal import Dropped
@@ -27,7 +34,7 @@ def parse_jsonl(
     """Rows -> one data set for each of their splits."""
     rows = plain_rows(read_rows(annotations), form, annotations)
     check_rows(rows, form, annotations)
-    names = (text_of(row.fields, form.image) for row in rows)
+    names = (picture_of(row.fields, form) for row in rows)
     pictures = find_pictures(images, filter(None, names))
     samples: dict[str, dict[str, SourceSample]] = defaultdict(dict)
     dropped: dict[str, list[Dropped]] = defaultdict(list)
@@ -40,10 +47,11 @@ def parse_jsonl(
             if isinstance(entry, Dropped):
                 dropped[part].append(entry)
                 continue
-            picture = pictures[text_of(row.fields, form.image)]
-            sample = samples[part].setdefault(
-                picture.id, SourceSample(picture.id, (picture.path,), [], place=row.place)
-            )
+            new = SourceSample(f"row {row_id}", (), [], place=row.place)
+            if shown := picture_of(row.fields, form):
+                picture = pictures[shown]
+                new = replace(new, id=picture.id, images=(picture.path,))
+            sample = samples[part].setdefault(new.id, new)
             sample.annotations.append(entry)
             used.append((part, entry["id"], row))
     if form.id is not None:
@@ -103,6 +111,12 @@ def add_command(commands: Any) -> None:
 def _add_fields(group: Any) -> None:
     add_field = partial(group.add_argument, metavar="NAME")
     add_field("--image-field", default="image", help="file below --images (default: image)")
+    group.add_argument(
+        "--text-rows",
+        action="store_true",
+        help="keep rows that name no picture, each as a sample without pictures: for the models "
+        "Causal and ImageTextToText",
+    )
     add_field("--question-field", default="question", help="default: question")
     add_field("--answer-field", default="answer", help="text, number or list (default: answer)")
     group.add_argument(
@@ -123,7 +137,8 @@ def _row_form(args: argparse.Namespace) -> RowForm:
     text = getattr(args, f"{task.text_option}_field") or task.text
     has_target = task.target is not None and not args.no_answers
     target = getattr(args, f"{task.target}_field") if has_target else None
-    return RowForm(task, args.image_field, text, target, args.id_field, args.split_field)
+    split = args.split_field
+    return RowForm(task, args.image_field, text, target, args.id_field, split, args.text_rows)
 
 
 def _run_jsonl(args: argparse.Namespace) -> None:

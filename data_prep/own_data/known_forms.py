@@ -80,7 +80,7 @@ def _rows_of_conversation(row: Row, form: RowForm) -> Iterator[Row]:
     pictures = pictures if isinstance(pictures, list) else [pictures]
     turns = next((row.fields[name] for name in TURNS if name in row.fields), None)
     exchanges = _exchanges(turns)
-    if not pictures:
+    if not pictures and not form.text_rows:
         exchanges = "no picture"
     elif len(pictures) > 1 or str(turns).count(PICTURE_MARK) > 1:
         exchanges = "several pictures"
@@ -95,7 +95,10 @@ def _rows_of_conversation(row: Row, form: RowForm) -> Iterator[Row]:
     for index, (question, answer, fault) in enumerate(exchanges):
         end = f"-{index}" if len(exchanges) > 1 else ""
         is_caption = form.task.target is None  # it has no question
-        fields = common | {form.image: pictures[0], form.text: answer if is_caption else question}
+        fields = common | {
+            form.image: (pictures or [""])[0],
+            form.text: answer if is_caption else question,
+        }
         if form.target is not None:
             fields[form.target] = answer
         if end and form.id is not None and (row_id := text_of(common, form.id)):

@@ -34,6 +34,8 @@ class RowForm:
     id: str | None = None
     """None: rows are named by their line."""
     split: str | None = None
+    text_rows: bool = False
+    """A row may have no picture."""
 
     @property
     def listed(self) -> str | None:
@@ -44,7 +46,8 @@ class RowForm:
 
     def named(self) -> list[str]:
         """The fields every row must have."""
-        fields = (self.image, self.text, self.target, self.id, self.split)
+        image = None if self.text_rows else self.image
+        fields = (image, self.text, self.target, self.id, self.split)
         return [name for name in fields if name is not None]
 
 
@@ -73,9 +76,15 @@ def text_of(row: Fields, name: str) -> str:
     return "" if row[name] is None else str(row[name]).strip()
 
 
+def picture_of(row: Fields, form: RowForm) -> str:
+    """The name of a row's picture; "" if it has none."""
+    return text_of(row, form.image) if form.image in row else ""
+
+
 def annotations_of(row: Fields, row_id: str, form: RowForm) -> list[Annotation | Dropped]:
     """The annotations of a row, and what cannot be used of it."""
-    results = form.task.annotate(row, row_id, form) if text_of(row, form.image) else ["no image"]
+    is_usable = form.text_rows or picture_of(row, form)
+    results = form.task.annotate(row, row_id, form) if is_usable else ["no image"]
     return [Dropped(row_id, entry) if isinstance(entry, str) else entry for entry in results]
 
 
@@ -92,9 +101,9 @@ def _question(row: Fields, row_id: str, form: RowForm) -> list[Result]:
     annotation |= {
         key: clean(str(row[key]))
         for key in TYPES
-        if row.get(key) is not None and key not in form.named()
+        if row.get(key) is not None and key not in (*form.named(), form.image)
     }
-    return [_with_rest(annotation, row, *form.named(), *TYPES)]
+    return [_with_rest(annotation, row, *form.named(), form.image, *TYPES)]
 
 
 def _answers(value: Any) -> list[str] | str:
@@ -115,7 +124,7 @@ def _captions(row: Fields, row_id: str, form: RowForm) -> list[Result]:
     ids = [row_id] if len(captions) == 1 else [f"{row_id}-{i}" for i in range(len(captions))]
     return [
         *(
-            _with_rest({"id": caption_id, "caption": caption}, row, *form.named())
+            _with_rest({"id": caption_id, "caption": caption}, row, *form.named(), form.image)
             for caption_id, caption in zip(ids, captions, strict=True)
         ),
         *["no caption"] * (len(texts) - len(captions)),
@@ -133,7 +142,7 @@ def _judged(row: Fields, row_id: str, form: RowForm) -> list[Result]:
         if label not in form.task.labels:
             return [f"label {label}" if label else "no label"]
         annotation |= form.task.labels[label]
-    return [_with_rest(annotation, row, *form.named())]
+    return [_with_rest(annotation, row, *form.named(), form.image)]
 
 
 def label_of(row: Fields, field: str) -> str:

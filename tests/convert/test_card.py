@@ -250,6 +250,7 @@ def test_the_base_is_the_hub_model_that_the_weights_are_from(world: Path, tmp_pa
     assert base_in(tmp_path / "default") == "owner/source"
     convert("peft", "--run", run, "--out", tmp_path / "named", "--base", "NAME")
     assert base_in(tmp_path / "named") == "NAME"
+    assert "They are for `NAME`." in card_of(tmp_path / "named")[1]
 
 
 def test_a_folder_may_differ_from_the_hub_model_that_its_config_names(

@@ -71,6 +71,14 @@ def test_the_text_backbone_opens_in_hugging_face(source: str, world: Path, tmp_p
         assert torch.equal(tensor, state[name]), name
 
 
+def test_the_text_backbone_writes(world: Path, tmp_path: Path) -> None:
+    converted(recipe_from("T5", world, tmp_path), tmp_path / "out")
+    text = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out")
+    ids = text.generate(torch.tensor([[5, 6, 1]]), max_new_tokens=3)
+    assert ids[0, 0] == text.config.decoder_start_token_id
+    assert text.generation_config.eos_token_id == text.config.eos_token_id
+
+
 def test_a_converted_folder_is_the_next_runs_frozen_model(world: Path, tmp_path: Path) -> None:
     recipe = replace(recipe_from("config", world, tmp_path), methods={"full": Full()})
     expected = converted(recipe, tmp_path / "out")

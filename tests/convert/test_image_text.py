@@ -19,7 +19,8 @@ from tests.toys.world import world_recipe
 from vlds.artifact import LoadedRun, load_run
 from vlds.convert.hf import fold_methods, write_hf
 from vlds.convert.peft import PeftFolders
-from vlds.methods import IA3, Adapter, LoRA, Method, Peft
+from vlds.methods import IA3, Adapter, BitFit, LoRA, Method, Peft
+from vlds.schema import Decoding
 
 BARE = ("llava_onevision",)
 """Types whose connector has a parameter in no module of its own."""
@@ -132,6 +133,44 @@ def test_a_merged_folder_is_hugging_faces(model_type: str, world: Path, tmp_path
     assert (found - expected).abs().max() <= limit
     processor = AutoProcessor.from_pretrained(tmp_path)
     assert processor.chat_template == model.processor.chat_template
+
+
+@ALL_TYPES
+def test_a_merged_folder_ends_answers_where_ours_end(
+    model_type: str, world: Path, tmp_path: Path
+) -> None:
+    model = tiny(model_type)
+    run = run_of(model, PEFT["lora"], world)
+    write_hf(fold_methods(run), tmp_path)
+    theirs = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
+    writer = run.model.writer
+    assert theirs.generation_config.eos_token_id == list(writer.ends)
+    inputs = run.model.prompts(model.batch(model.rows()).prompts())
+    written = writer.write(inputs, Decoding(max_new_tokens=4), None)
+    ids = theirs.generate(
+        **inputs, max_new_tokens=4, suppress_tokens=list(writer.forbidden) or None
+    )
+    start = 1 if theirs.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+    for row, answer in zip(ids[:, start:].tolist(), written, strict=True):
+        assert row[: len(answer.ids)] == answer.ids
+        assert set(row[len(answer.ids) :]) <= {writer.pad}
+
+
+def test_peft_refuses_to_leave_trained_weights_out(world: Path, tmp_path: Path) -> None:
+    model = tiny("qwen2_vl")  # its queries, keys and values have biases
+    low = replace(PEFT["lora"], train_biases=True)
+    with pytest.raises(
+        ValueError, match=r"^methods.method: it trains .*_proj.bias .* train_biases"
+    ):
+        PeftFolders(run_of(model, low, world))
+    run = run_of(model, PEFT["lora"], world, train_connector=False)
+    methods = {"method": PEFT["lora"], "eyes": BitFit(part="vision")}
+    built = replace(model, kind=run.recipe.model).build(methods)
+    both = replace(run, recipe=replace(run.recipe, methods=methods), model=built)
+    with pytest.raises(
+        ValueError, match=r"^methods.eyes: it trains .*visual.* use `vlds convert m"
+    ):
+        PeftFolders(both)
 
 
 def test_what_cannot_be_merged_stays_beside_it(world: Path, tmp_path: Path) -> None:

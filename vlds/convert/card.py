@@ -83,7 +83,7 @@ def base_name(files: PeftFolders) -> tuple[str, str]:
         note = "They are for the folder that `vlds convert hf` writes of this run"
         note += ", here called `backbone`." if files.base is None else "."
     else:
-        note = f"They are for `{name}`."
+        note = f"They are for `{files.base or name}`."
     return files.base or name, note
 
 

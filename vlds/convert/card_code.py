@@ -67,7 +67,7 @@ def opening_of_model(run: LoadedRun, address: Address) -> Opening:
         "",
         f"model = AutoModelForImageTextToText.from_pretrained({address.text})",
         f"processor = AutoProcessor.from_pretrained({address.text})",
-        *asking(run),
+        *asking(run, "do_sample=False"),
     ]
     return Opening("transformers", SEES, [("transformers opens and asks the model", lines)])
 
@@ -91,7 +91,10 @@ def opening_of_method(
         f"model = PeftModel.from_pretrained(base, {address.text}{subfolder})",
     ]
     if sees:
-        lines += [f"processor = AutoProcessor.from_pretrained({text_of(base)})", *asking(run)]
+        # The base model may end answers elsewhere, and punish repeated words.
+        ends = run.model.generation_defaults().eos_token_id
+        how = f"do_sample=False, repetition_penalty=1.0, eos_token_id={ends}"
+        lines += [f"processor = AutoProcessor.from_pretrained({text_of(base)})", *asking(run, how)]
     title = "peft puts the method on its base model"
     if not sees:
         title += ", which reads text alone; `vlds convert hf` writes the model that sees"
@@ -106,8 +109,9 @@ def auto_class(kind: ModelKind) -> str:
     return "AutoModelForCausalLM" if isinstance(kind, Causal) else "AutoModelForSeq2SeqLM"
 
 
-def asking(run: LoadedRun) -> list[str]:
-    """Ask an image-text model of transformers; nothing for types without a chat template."""
+def asking(run: LoadedRun, how: str) -> list[str]:
+    """Ask an image-text model of transformers; nothing for types without a chat template. `how`:
+    more arguments of `generate`."""
     if not getattr(run.processor, "chat_template", None):
         return []
     task = next(iter(run.recipe.tasks.values()))
@@ -124,7 +128,7 @@ def asking(run: LoadedRun) -> list[str]:
         '    [{"role": "user", "content": content}],',
         '    add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",',
         ").to(model.device, dtype=model.dtype)",
-        f"ids = model.generate(**inputs, {options}, do_sample=False)",
+        f"ids = model.generate(**inputs, {options}, {how})",
         'answer = ids[0, inputs["input_ids"].shape[1]:]',
         "print(processor.decode(answer, skip_special_tokens=True))",
     ]

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from vlds.artifact import LoadedRun
 from vlds.convert.adapter_folders import AdapterFolders
 from vlds.convert.bases import language_base
+from vlds.convert.output import first_names
 from vlds.methods.layouts import PEFT_MODEL, Library, Stored
+from vlds.models.joint_model import JointModel
 from vlds.models.model import BACKBONE_PREFIX
 
 FREE = {
@@ -62,7 +64,20 @@ class PeftFolders(AdapterFolders):
         super().__init__(run)
         self.saved_modules = self.add_connector()
         """Paths of the connector's modules, if it trains."""
+        if not isinstance(run.model, JointModel):  # of those, `convert hf` writes the backbone
+            self.check_all_stored()
         self.base = base or self.base_on_hub()
+
+    def check_all_stored(self) -> None:
+        """Errors: ValueError if training has changed more than the folder holds, since it is for
+        the model that the recipe names."""
+        trained_by = self.run.model.trained_by
+        if lost := sorted(trained_by.keys() - self.stored.keys()):
+            by = trained_by[lost[0]]
+            raise ValueError(
+                f"methods.{by}: it trains {first_names(lost, 2)}, which peft's folder does not "
+                "hold; use `vlds convert merge`, or train without them (LoRA: train_biases false)"
+            )
 
     def base_on_hub(self) -> str | None:
         """The hub name of the backbone's model, if all that the folder does not hold is from it."""

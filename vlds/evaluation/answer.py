@@ -95,7 +95,8 @@ def predict(
 def check_number(recipe: Recipe, name: str, given: int) -> None:
     """Errors: ValueError if a task takes another number of pictures."""
     wanted = recipe.tasks[name].num_pictures
-    fewest, most = wanted or 1, wanted or recipe.model.most_images[0]
+    fewest = wanted or recipe.model.fewest_images
+    most = wanted or recipe.model.most_images[0]
     if not fewest <= given <= most:
         number = f"{fewest}" if fewest == most else f"{fewest} to {most}"
         raise ValueError(f"image: got {given}, and the task {name} takes {number}")

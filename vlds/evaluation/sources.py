@@ -76,7 +76,7 @@ def picture_limits(recipe: Recipe, name: str) -> NumPictures:
     task, (most, field) = recipe.tasks[name], recipe.model.most_images
     if task.num_pictures is None:
         cure = f"raise {field}, or {NumPictures.cure}"
-        return NumPictures(1, most, cure)
+        return NumPictures(recipe.model.fewest_images, most, cure)
     if task.num_pictures > most:
         raise ValueError(
             f"{field}: got {most}, but tasks.{name} ({type(task).__name__}) "

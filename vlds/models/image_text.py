@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationC
 
 from vlds.backbones.base import unique_state
 from vlds.models.image_text_check import check_inputs, check_vocabulary
-from vlds.models.image_text_collate import PLACES_PICTURES, ImageTextCollator
+from vlds.models.image_text_collate import NEED_PICTURES, PLACES_PICTURES, ImageTextCollator
 from vlds.models.image_text_model import ImageTextModel
 from vlds.models.image_text_parts import BRIDGES, ImageTextParts, find_parts
 from vlds.models.kind import ModelKind
@@ -122,6 +122,10 @@ class ImageTextToText(ModelKind):
     @property
     def image(self) -> NaturalSize:
         return NaturalSize(self.max_pixels)
+
+    @property
+    def fewest_images(self) -> int:
+        return 1 if self.read_config().model_type in NEED_PICTURES else 0
 
     @property
     def most_images(self) -> tuple[int, str]:

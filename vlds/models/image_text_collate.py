@@ -21,6 +21,8 @@ from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Images, RefusedRows, Row
 
 FLAT = ("llava_onevision",)
 """Types whose processor loses tiles of two pictures that it gets as one row's list."""
+NEED_PICTURES = ("paligemma",)
+"""Types whose processors refuse a text without a picture."""
 PLACES_PICTURES = ("florence2", "blip-2")
 """Types whose processor puts the placeholders of pictures before the text itself."""
 ENDS_PICTURES = ("paligemma",)

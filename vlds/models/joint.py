@@ -57,6 +57,10 @@ class JointSeq2Seq(GridKind):
         self.vision.check_sources()
 
     @property
+    def fewest_images(self) -> int:
+        return 1
+
+    @property
     def most_images(self) -> tuple[int, str]:
         return self.visual_embedding.num_images, "model.visual_embedding.num_images"
 

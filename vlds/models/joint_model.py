@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from vlds.backbones.attention import beams_share_states, use_extensions
 from vlds.backbones.base import Backbone
@@ -51,6 +52,14 @@ class JointModel(Model):
             "backbone": Part("backbone", family.target_modules, family.optimizer_rules),
             "vision": Part("vision", encoder.target_modules),
         }
+
+    def generation_defaults(self) -> GenerationConfig:
+        config = self.backbone.config
+        return GenerationConfig(
+            decoder_start_token_id=config.decoder_start_token_id,
+            eos_token_id=config.eos_token_id,
+            pad_token_id=config.pad_token_id,
+        )
 
     def use_methods(self) -> None:
         use_extensions(self.backbone)

@@ -75,6 +75,11 @@ class ModelKind(ABC):
         """The pictures that the model takes; None if it takes stored features."""
 
     @property
+    def fewest_images(self) -> int:
+        """Least number of pictures of an example."""
+        return 0
+
+    @property
     def most_images(self) -> tuple[int, str]:
         """Most pictures of an example, and the field that sets this number."""
         return 1, "model"

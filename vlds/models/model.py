@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from vlds.backbones.base import unique_state
 from vlds.methods.extended import is_own
@@ -112,6 +113,10 @@ class Model(nn.Module, ABC):
     @abstractmethod
     def answer(self, batch: Batch, decoding: Decoding) -> list[Answer]:
         """Each example's answer; answers that the batch holds are not read."""
+
+    @abstractmethod
+    def generation_defaults(self) -> GenerationConfig:
+        """The tokens at which Hugging Face's `generate` begins, ends and pads answers."""
 
     def token_nll(self, batch: Batch) -> Tensor:
         """(b, t) negative log-likelihood of each label's token, 0 elsewhere, in at least float32.
@@ -223,6 +228,7 @@ class Model(nn.Module, ABC):
         own = {name: tensor for name, tensor in state.items() if name in names}
         with quiet():
             self.backbone.save_pretrained(folder, state_dict=own)
+            self.generation_defaults().save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
     def unique_state(self) -> Iterator[tuple[str, Tensor]]:

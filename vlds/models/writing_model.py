@@ -9,6 +9,7 @@ from abc import abstractmethod
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from vlds.models.generation import best_choice
 from vlds.models.model import Answer, Model
@@ -27,6 +28,9 @@ class WritingModel(Model):
     @abstractmethod
     def writer(self) -> Writer:
         """What generates answers."""
+
+    def generation_defaults(self) -> GenerationConfig:
+        return self.writer.defaults()
 
     @abstractmethod
     def prompts(self, batch: Batch) -> dict[str, Tensor]:

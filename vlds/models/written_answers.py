@@ -77,18 +77,24 @@ class Writer:
 
     def settings(self, decoding: Decoding, answers: AnswerList | None) -> GenerationConfig:
         """Ours alone: a checkpoint's own settings would leak."""
-        longest = decoding.max_new_tokens if answers is None else answers.longest
-        return GenerationConfig(
-            max_new_tokens=longest,
+        settings = self.defaults()
+        settings.update(
+            max_new_tokens=decoding.max_new_tokens if answers is None else answers.longest,
             num_beams=decoding.num_beams,
             early_stopping=decoding.early_stopping,
+            suppress_tokens=list(self.forbidden) or None,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        return settings
+
+    def defaults(self) -> GenerationConfig:
+        """Where greedy answers begin and end."""
+        return GenerationConfig(
             do_sample=False,
             eos_token_id=list(self.ends),
             pad_token_id=self.pad,
             decoder_start_token_id=self.decoder_start,
-            suppress_tokens=list(self.forbidden) or None,
-            return_dict_in_generate=True,
-            output_logits=True,
         )
 
     def answer(self, ids: Sequence[int], scores: Sequence[float]) -> WrittenAnswer:

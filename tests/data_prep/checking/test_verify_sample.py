@@ -173,7 +173,7 @@ def test_features_that_are_cut_or_missing(tmp_path: Path, check: Check) -> None:
     assert check(write_shards(tmp_path / "a", [*good, cut])) == (1, {"features cannot be read": 1})
     without = replace(features(3, grid()), members=[])
     folder = write_shards(tmp_path / "b", [*good, without])
-    assert check(folder) == (1, {"sample unusable": 1})
+    assert check(folder) == (1, {"features of another shape": 1})
 
 
 def test_a_foreign_member_inside_a_sample(healthy: Path) -> None:

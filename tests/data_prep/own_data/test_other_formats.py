@@ -54,6 +54,13 @@ def test_conversations(form: str, folder: Path, capsys: pytest.CaptureFixture[st
         assert f"dropped: {fault}" in told
 
 
+def test_rows_without_pictures_can_be_kept(folder: Path) -> None:
+    assert prepare(folder, LLAVA, "--text-rows", "--id-field", "id", name="llava.json") == 0
+    (alone,) = [s for key, s in packed(folder / "out").items() if key.startswith("row ")]
+    assert (alone.id, alone.images) == ("row x3", ())
+    assert [(a["id"], a["question"]) for a in alone.annotations] == [("x3", "Which colour?")]
+
+
 def test_turns_without_a_counterpart_are_counted(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -43,7 +43,7 @@ def ask_all(sample: Sample) -> Asked:
 
 def _ask(task: Task, sample: Sample, asked: Asked) -> None:
     """Errors: SkipSample."""
-    NumPictures(task.num_pictures or 1, task.num_pictures).check(sample)
+    NumPictures(task.num_pictures or 0, task.num_pictures).check(sample)
     rng = np.random.default_rng(0)
     indices = range(len(sample.annotations))
     for index in indices:

@@ -136,6 +136,16 @@ def test_prompts_of_processors_are_the_same_on_every_day() -> None:
     assert chat.prompt("it", 1).startswith("26 Jul 2024\n<|im_start|>")
 
 
+def test_of_several_templates_the_default_one_counts(tmp_path: Path) -> None:
+    tokenizer = tokenizer_in(tmp_path)
+    prompt = ChatFormat.of(tokenizer).prompt("it")
+    tokenizer.chat_template = {"default": TEMPLATE, "tools": "{{ tools }}"}
+    assert ChatFormat.of(tokenizer).prompt("it") == prompt
+    tokenizer.chat_template = {"tools": TEMPLATE, "rag": TEMPLATE}
+    with pytest.raises(ValueError, match="it has the chat templates tools, rag, and none is call"):
+        ChatFormat.of(tokenizer)
+
+
 def test_questions_and_answers_cannot_write_turns(tmp_path: Path) -> None:
     """Nor end an answer before its end."""
     tokenizer = tokenizer_in(tmp_path)

@@ -83,9 +83,18 @@ class ChatFormat:
 
     @cached_property
     def template_text(self) -> str:
-        """The chat template itself."""
+        """The chat template itself; of several, the one that is called default.
+
+        Errors: ValueError if none of several is.
+        """
         found = self.template.chat_template
-        return with_fixed_date(found["default"] if isinstance(found, Mapping) else found)
+        named = found if isinstance(found, Mapping) else {"default": found}
+        if "default" not in named:
+            raise ValueError(
+                f"model.tokenizer: it has the chat templates {', '.join(named)}, and none is "
+                "called default; name one of them so"
+            )
+        return with_fixed_date(named["default"])
 
     @cached_property
     def variables(self) -> Mapping[str, bool]:

@@ -241,6 +241,29 @@ def test_a_method_in_the_tower() -> None:
         model.build({"eyes": replace(method, sharing="multiple")})
 
 
+INSIDE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+"""Types whose connector lies inside the vision tower."""
+
+
+@pytest.mark.parametrize("trains", [True, False])
+@pytest.mark.parametrize("method", [Full(part="vision"), BitFit(part="vision")], ids=["full", "bf"])
+@pytest.mark.parametrize("model_type", INSIDE)
+def test_a_method_of_the_tower_leaves_the_connector_alone(
+    model_type: str, method: Method, trains: bool
+) -> None:
+    """It trains, and is counted, as the connector if the model trains it, and not at all else."""
+    model = tiny(model_type)
+    kind = replace(model.kind, train_connector=trains)
+    built = replace(model, kind=kind).build({"eyes": replace(method, learning_rate=1e-5)})
+    assert {n for n, by in built.trained_by.items() if by == "eyes"}
+    assert built.connector
+    for name in built.connector:
+        assert built.get_parameter(name).requires_grad == trains, name
+        assert built.part_of(name) == "connector"
+    count = built.count_parameters().by_part["connector"]
+    assert count.trainable == (count.total if trains else 0)
+
+
 def test_a_frozen_tower_stays_in_evaluation_mode(model: Tiny) -> None:
     """Also where the connector that trains lies inside it."""
     for part, trains in (("backbone", False), ("vision", True)):

@@ -175,6 +175,7 @@ class ImageTextToText(ModelKind):
                 BACKBONE_PREFIX + path,
                 self.targets(name, backbone.get_submodule(path)),
                 takes_prompts=False,
+                others=found.connector_in(path),
             )
             for name, path in paths.items()
         }

@@ -30,6 +30,11 @@ class ImageTextParts(NamedTuple):
     """Names of the parameters between the two; empty where language attends to vision directly.
     Further towers, and what embeds sound or draws pictures, are in none of the parts."""
 
+    def connector_in(self, path: str) -> frozenset[str]:
+        """The connector's parameters inside a part, relative to its path."""
+        start = f"{path}."
+        return frozenset(n.removeprefix(start) for n in self.connector if n.startswith(start))
+
 
 def find_parts(model: PreTrainedModel) -> ImageTextParts:
     """The parts of a loaded model, or of its shapes on the meta device, before methods attach.

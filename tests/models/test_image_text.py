@@ -31,7 +31,7 @@ from vlds.methods import (
 )
 from vlds.methods.extended import is_own, zero_at_first
 from vlds.models import ImageTextToText
-from vlds.schema import IGNORED_LABEL, Decoding
+from vlds.schema import IGNORED_LABEL, Decoding, Role
 
 METHODS: dict[str, Method] = {
     "adapter": Adapter(reduction=4),
@@ -227,6 +227,54 @@ def test_roles_that_a_recipe_names() -> None:
     assert {
         name.split(".extensions")[0][-6:] for name, by in built.trained_by.items() if by == "m"
     } == {"k_proj"}
+
+
+@pytest.mark.parametrize(
+    ("part", "role", "paths", "message"),
+    [
+        (
+            "backbone",
+            "attn_q",
+            ["layers.*.self_attn.q_proj", "layers.*.self_attn.k_prj"],
+            "'layers.*.self_attn.k_prj' matches no layer of LlamaModel; did you mean "
+            "'layers.*.self_attn.k_proj'? give a layer's path inside that part, with * for numbers",
+        ),
+        (
+            "vision",
+            "ffn_in",
+            ["nothing.*.here"],
+            "'nothing.*.here' matches no layer of CLIPVisionModel; give a layer's path inside that "
+            "part, with * for numbers",
+        ),
+        ("backbone", "norm", [], "names no layer; give a path, or leave the role out"),
+    ],
+)
+def test_named_layers_that_are_not_there(
+    part: str, role: str, paths: list[str], message: str
+) -> None:
+    """Also where another path of the role is right, and where no method asks for the role."""
+    model = tiny("llava")
+    kind = replace(model.kind, roles={part: {role: paths}})
+    with pytest.raises(ValueError, match=f"^{re.escape(f'model.roles.{part}.{role}: {message}')}$"):
+        replace(model, kind=kind).build()
+
+
+@pytest.mark.parametrize(
+    ("part", "roles", "message"),
+    [
+        (
+            "backbone",
+            ["cross_attn_q"],
+            "The model has no cross-attention: leave the role out, or choose a method that needs "
+            "none; or name its layers in model.roles.backbone.cross_attn_q",
+        ),
+        ("vision", ["attn_qkv"], "; or name its layers in model.roles.vision.attn_qkv"),
+    ],
+)
+def test_a_role_that_a_part_lacks(part: str, roles: list[Role], message: str) -> None:
+    method = LoRA(part=part, roles=roles, train_biases=False)
+    with pytest.raises(ValueError, match=f"plays the role '{roles[0]}'.*{re.escape(message)}$"):
+        tiny("llava").build({"m": method})
 
 
 def test_a_method_in_the_tower() -> None:

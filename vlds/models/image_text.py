@@ -27,7 +27,7 @@ from vlds.models.quantised import (
     load_language,
     pack_shapes,
 )
-from vlds.models.roles import ROLES, find_roles
+from vlds.models.roles import ROLES, check_named, find_roles
 from vlds.pretrained.files import reading
 from vlds.pretrained.hub import check_source, check_tokenizer
 from vlds.pretrained.weights import read_any_config, unpartitioned
@@ -40,6 +40,7 @@ from vlds.vision.base import on_meta
 PARTS = ("backbone", "vision")
 """Parts in which the recipe can name layers."""
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+OTHER_METHOD = "Choose another method, or another model"
 Roles = dict[str, list[str]]
 
 
@@ -219,20 +220,29 @@ class ImageTextToText(ModelKind):
                 BACKBONE_PREFIX + path,
                 self.targets(name, backbone.get_submodule(path)),
                 takes_prompts=False,
+                others=found.connector_in(path),
             )
             for name, path in paths.items()
         }
 
     def targets(self, name: str, module: nn.Module) -> TargetModules:
-        """Where methods attach in a part: by rule, and as the recipe says."""
-        by_rule = find_roles(module)
+        """Where methods attach in a part: by rule, and as the recipe says.
+
+        Errors: ValueError if the recipe names layers that the part does not have.
+        """
+        by_rule, field = find_roles(module), f"model.roles.{name}"
+        check_named(module, self.roles.get(name, {}), field)
         own = {
             role: tuple(path for path in paths if not path.startswith(BRIDGES))
             for role, paths in by_rule.paths.items()
         }
         named = {role: tuple(paths) for role, paths in self.roles.get(name, {}).items()}
         paths = {role: paths for role, paths in (own | named).items() if paths}
-        return replace(by_rule, paths=paths)
+        cures: dict[str, str] = {
+            role: f"{by_rule.cures.get(role, OTHER_METHOD)}; or name its layers in {field}.{role}"
+            for role in ROLES
+        }
+        return replace(by_rule, paths=paths, cures=cures)
 
     def trained_parts(self, model: Model) -> Iterator[tuple[str, Iterable[nn.Parameter]]]:
         assert isinstance(model, ImageTextModel)

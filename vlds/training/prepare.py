@@ -23,6 +23,7 @@ from vlds.runtime.ranks import Ranks
 from vlds.runtime.resources import find
 from vlds.runtime.terminal import tell
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
+from vlds.training.optim import check_rates
 from vlds.training.sinks import check_tracking
 from vlds.training.states import Resume, check_output
 
@@ -49,6 +50,7 @@ def prepare(recipe: Recipe, ranks: Ranks, resume: Resume) -> Prepared:
     cut = cut_batches(recipe, ranks.world_size)
     check_parts(recipe, cut)
     check_lengths(recipe)
+    check_rates(recipe)
     for field, size in recipe.batch_sizes.items():
         check_lanes(recipe.data.lanes, size, field)
     if ranks.is_first and (warning := slow_precision(recipe.training.precision, ranks.device)):

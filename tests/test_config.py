@@ -47,6 +47,7 @@ from vlds.runtime.near_names import guess
 from vlds.runtime.resources import find, shipped
 from vlds.schema import Decoding
 from vlds.tasks import GQA, NLVR2, VQA, Caption, Entailment, VideoCaption, VideoQA
+from vlds.training.optim import check_rates
 from vlds.vision import ClipVision, ConvNet, StoredFeatures, Timm
 
 
@@ -214,6 +215,7 @@ def test_shipped_recipes_are_right(name: str, tmp_path: Path) -> None:
     save_recipe(recipe, tmp_path / "recipe.yaml")
     assert load_recipe(tmp_path / "recipe.yaml") == recipe
     assert find(recipe.training.deepspeed).exists()
+    check_rates(recipe)
 
 
 @pytest.mark.parametrize(
@@ -266,6 +268,32 @@ def test_shipped_recipes_are_right(name: str, tmp_path: Path) -> None:
         ("training.steps", "0", "training.steps: got 0; give 1 or more"),
         ("optimizer.learning_rate", ".nan", "optimizer.learning_rate: got nan; give a number"),
         ("optimizer.learning_rate", ".inf", "optimizer.learning_rate: got inf; give 0 or more"),
+        (
+            "optimizer.connector_learning_rate",
+            "-0.1",
+            "optimizer.connector_learning_rate: got -0.1; give 0 or more",
+        ),
+        (
+            "optimizer.norms_learning_rate",
+            ".inf",
+            "optimizer.norms_learning_rate: got inf; give 0 or more",
+        ),
+        ("optimizer.decay_start", "-1", "optimizer.decay_start: got -1.0; give 0 or more"),
+        (
+            "methods.adapter.learning_rate",
+            "-0.1",
+            "methods.adapter.learning_rate: got -0.1; give 0 or more",
+        ),
+        (
+            "methods.adapter.learning_rate",
+            ".inf",
+            "methods.adapter.learning_rate: got inf; give 0 or more",
+        ),
+        (
+            "alignment",
+            "{data: x, learning_rate: -1}",
+            "alignment.learning_rate: got -1.0; give 0 or more",
+        ),
         ("seed", "-1", "seed: got -1; give a number from 0 to 2^64 - 1"),
         ("seed.x", "3", "seed: got \"{'x': '3'}\"; give a whole number"),
         ("output.a", "b", "output: got \"{'a': 'b'}\"; give text"),
@@ -316,6 +344,21 @@ def test_mistakes_in_the_file(old: str, new: str, message: str, file: Path) -> N
     assert old in RECIPE
     file.write_text(RECIPE.replace(old, new))
     assert message in recipe_complaint("--config", str(file))
+
+
+def test_a_word_or_nothing(file: Path, tmp_path: Path) -> None:
+    """The message lists the words, and null if nothing is a choice too."""
+    model = f"{{class_path: ImageTextToText, init_args: {{path: {tmp_path}}}}}"
+    text = (
+        RECIPE.partition("model:")[0]
+        + f"model: {model}\nmethods:"
+        + RECIPE.partition("methods:")[2]
+    )
+    file.write_text(text)
+    said = recipe_complaint("--config", str(file), "--model.bits", "3")
+    assert said == "model: ImageTextToText.bits: got '3'; give one of 4, 8, null"
+    said = recipe_complaint("--config", str(file), "--training.precision", "fp8")
+    assert said == "training.precision: got 'fp8'; give one of bf16, fp32"
 
 
 def test_no_tasks(file: Path) -> None:

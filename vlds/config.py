@@ -23,7 +23,7 @@ from vlds.recipe.choices import is_choice
 from vlds.recipe.parse import parse
 from vlds.recipe.paths import STARTED_IN, with_start
 from vlds.recipe.trusted import check_classes
-from vlds.runtime.checks import at_least
+from vlds.runtime.checks import at_least, at_least_if_set
 from vlds.runtime.credentials import without_credentials
 from vlds.runtime.shown import visible
 from vlds.runtime.whole_file import write_whole
@@ -69,6 +69,7 @@ class OptimizerConfig:
         if len(self.betas) != 2:
             raise ValueError(f"betas: got {self.betas}; give two numbers, like [0.9, 0.999]")
         at_least(self, 0, "learning_rate", "eps", "weight_decay", "clip_norm", "warmup_ratio")
+        at_least_if_set(self, 0, "connector_learning_rate", "norms_learning_rate", "decay_start")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +155,10 @@ class AlignmentConfig:
     learning_rate: float = 3e-3
     """Peak learning rate."""
 
+    def __post_init__(self) -> None:
+        at_least(self, 1, "steps", "batch_size")
+        at_least(self, 0, "learning_rate")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
@@ -195,6 +200,11 @@ class Recipe:
             raise ValueError(f"seed: got {self.seed}; give a number from 0 to 2^64 - 1")
         if not self.tasks:
             raise ValueError("tasks: the recipe has none; give at least one, see docs/tasks.md")
+        for name, method in self.methods.items():
+            try:
+                at_least_if_set(method, 0, "learning_rate")
+            except ValueError as error:
+                raise ValueError(f"methods.{name}.{error}") from None
         for name, task in self.tasks.items():
             if task.batch_size is not None and self.data.unit != "global_batch":
                 raise ValueError(

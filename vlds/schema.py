@@ -218,7 +218,10 @@ class Collator(Protocol):
     """Makes the batches of a kind of model, in the loader's workers: pickle can copy it."""
 
     def __call__(self, rows: Sequence[Row], images: Images, *, evaluation: bool) -> Batch:
-        """`images`: the distinct images of the rows, which name them by their indices."""
+        """`images`: the distinct images of the rows, which name them by their indices.
+
+        Errors: RefusedRows if some rows have pictures that cannot be read.
+        """
         ...
 
     def prompt_lengths(self, prompts: Sequence[tuple[str, int]]) -> list[int]:
@@ -318,3 +321,12 @@ STACKED_UNDECAYED = OptimizerRule(decays=False, per_task=True)
 
 class SkipSample(Exception):
     """A sample that cannot be used, such as bad bytes: counted, recorded and replaced."""
+
+
+class RefusedRows(SkipSample):
+    """Rows of a batch whose pictures a collator cannot read: their samples are bad."""
+
+    def __init__(self, reasons: Mapping[int, str]) -> None:
+        """`reasons`: index of each such row in the batch -> why."""
+        super().__init__("; ".join(dict.fromkeys(reasons.values())))
+        self.reasons = reasons

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -29,6 +30,7 @@ from tests.toys.world import world_recipe
 from vlds.artifact import WEIGHTS, LoadedRun, load_run
 from vlds.config import Recipe
 from vlds.convert.bases import base_of, license_fields
+from vlds.convert.card_code import asking
 from vlds.convert.card_text import fenced, table, without_places
 from vlds.evaluation.scores_json import Scored, write_scores
 from vlds.inference import predict
@@ -137,6 +139,23 @@ def test_the_code_of_each_type(
 
 
 @pytest.mark.slow
+def test_the_code_tells_the_template_what_the_run_told_it(tmp_path: Path, world: Path) -> None:
+    model = tiny("qwen2_vl")
+    processor = copy.copy(model.processor)
+    processor.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+        "{% if message.role == 'assistant' %}(done){% endif %}"
+        "{% for part in message.content %}{{ part.text }}{% endfor %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n"
+        "{% if enable_thinking is false %}(done){% endif %}{% endif %}"
+    )
+    recipe = replace(world_recipe(world, tmp_path), model=model.kind)
+    for each, told in ((model.processor, False), (processor, True)):
+        built = replace(model, processor=each).build()
+        code = "\n".join(asking(LoadedRun(recipe, each, built), "do_sample=False"))
+        assert ("\n    enable_thinking=False,\n" in code) == told
+
+
 def test_a_method_of_peft(world: Path, tmp_path: Path) -> None:
     run, base = image_text_run(world, tmp_path)
     out = tmp_path / "lora"

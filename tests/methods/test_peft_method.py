@@ -56,6 +56,9 @@ MORE: dict[str, dict[str, Any]] = {
 }
 """Types without a case in the contract tests, and settings."""
 CASES |= {t: Peft(type=t, settings=MORE[t], roles=["attn_q", "attn_v"]) for t in MORE}
+READS = "computes from the weights of .*, which first, behind it already, changes"
+REFUSED = {"": READS, "HIRA": READS}
+"""Cases that read a layer's weights -> what is said if something stands behind it already."""
 FEW = pytest.mark.parametrize(
     "word",
     [pytest.param(w, marks=() if w in ("", "pissa", "HRA") else pytest.mark.slow) for w in CASES],
@@ -208,8 +211,8 @@ def test_weight_decay(word: str, tmp_path: Path) -> None:
 def test_beside_other_methods(tmp_path: Path) -> None:
     """Methods behind one layer act in their order, each weight gets a gradient."""
     methods: dict[str, Method] = {
-        "ours": LoRA(rank=2, train_biases=False),
         "theirs": lora(use_dora=True),
+        "ours": LoRA(rank=2, train_biases=False),
         "turns": Peft(type="OFT", settings={"oft_block_size": 4}, roles=["ffn_out"]),
         "more": CASES["loha"],
         "factors": IA3(),
@@ -273,14 +276,16 @@ def test_every_weight_gets_a_gradient(word: str, tmp_path: Path) -> None:
 
 @FEW
 def test_behind_another_method(word: str, tmp_path: Path) -> None:
-    """What stands behind a layer already still acts, or the order is refused."""
+    """What stands behind a layer already still acts, and folding the two in their order changes no
+    output; or the order is refused."""
     methods: dict[str, Method] = {
         "first": LoRA(rank=2, roles=["attn_q"], train_biases=False),
         "method": replace(CASES[word], roles=["attn_q"]),
     }
-    if CASES[word].type in RERUN:
+    refusal = "computes .* anew, without first" if CASES[word].type in RERUN else REFUSED.get(word)
+    if refusal is not None:
         if word != "norms":
-            with pytest.raises(ValueError, match=r"computes .* anew, without first"):
+            with pytest.raises(ValueError, match=refusal):
                 build(backbone(T5, tmp_path), methods)
         return
     model = build(backbone(T5, tmp_path), methods).eval()
@@ -290,6 +295,51 @@ def test_behind_another_method(word: str, tmp_path: Path) -> None:
         if ".extensions.first." in name:
             assert parameter.grad is not None, name
             assert parameter.grad.any(), name
+    assert folding_error(model, methods) < 1e-5
+
+
+@torch.no_grad()
+def folding_error(model: JointModel, methods: dict[str, Method]) -> float:
+    """How far logits move, relative to the largest, when all methods are folded in their order."""
+    expected = model.eval().logits(batch())
+    for name, method in methods.items():
+        assert method.merge(name, model.backbone, ["a", "b"]) is None
+    return float((model.logits(batch()) - expected).abs().max() / expected.abs().max())
+
+
+FIRST: dict[str, Method] = {
+    "lora": LoRA(rank=2, roles=["attn_q", "attn_v"], train_biases=False),
+    "ia3": IA3(),
+    "oft": CASES["oft"],
+    "hra": CASES["HRA"],
+    "lokr": CASES["lokr"],
+    "pissa": CASES["pissa"],
+}
+
+
+@pytest.mark.parametrize(("reader", "called"), [("", "DoRA"), ("HIRA", "HIRA")])
+@pytest.mark.parametrize("first", FIRST)
+def test_what_reads_a_layers_weights_comes_first(
+    first: str, reader: str, called: str, tmp_path: Path
+) -> None:
+    """Beside a weight that folding has changed, it would compute something else than in the run."""
+    source, method = backbone(T5, tmp_path), CASES[reader]
+    message = (
+        rf"methods\.method: {called} computes from the weights of \S+, which first, behind it "
+        "already, .*; name it earlier in the recipe"
+    )
+    with pytest.raises(ValueError, match=message):
+        build(source, {"first": FIRST[first], "method": method})
+    if first in ("oft", "hra"):  # which must come first too
+        return
+    methods = {"method": method, "first": FIRST[first]}
+    if first == "pissa":
+        with pytest.raises(ValueError, match=r"methods\.first: init_lora_weights: pissa changes"):
+            build(source, methods)
+        return
+    model = build(source, methods)
+    shake(model)
+    assert folding_error(model, methods) < 1e-5
 
 
 def test_a_part_that_sees() -> None:

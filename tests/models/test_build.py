@@ -36,6 +36,20 @@ def test_what_trains(family: type[Backbone], tmp_path: Path) -> None:
 
 
 @FAMILIES
+def test_parts_come_before_methods_that_train_them_too(
+    family: type[Backbone], tmp_path: Path
+) -> None:
+    """So that the rates of these parts, and their counts, hold whatever the methods are."""
+    model = build(backbone(family, tmp_path), {"all": Full()}, train_norms=True)
+    norms = [name for name in model.trained_by if "norm" in name and name.startswith("backbone.")]
+    assert len(norms) > 8
+    assert {model.trained_by[name] for name in norms} == {"norms"}
+    assert {n for n, _ in model.backbone.named_parameters(prefix="backbone")} <= {
+        n for n, by in model.trained_by.items() if by in ("all", "norms")
+    }
+
+
+@FAMILIES
 def test_pretrained_names_stay(family: type[Backbone], tmp_path: Path) -> None:
     source = saved_backbone(family, tmp_path, vocabulary=60)
     plain = family.model_class.from_pretrained(tmp_path)

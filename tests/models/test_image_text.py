@@ -3,6 +3,7 @@ at once."""
 
 from __future__ import annotations
 
+import copy
 import math
 import pickle
 import re
@@ -31,7 +32,7 @@ from vlds.methods import (
 )
 from vlds.methods.extended import is_own, zero_at_first
 from vlds.models import ImageTextToText
-from vlds.schema import IGNORED_LABEL, Decoding
+from vlds.schema import IGNORED_LABEL, Decoding, Role
 
 METHODS: dict[str, Method] = {
     "adapter": Adapter(reduction=4),
@@ -100,6 +101,33 @@ def test_a_question_cannot_hold_a_placeholder(model: Tiny) -> None:
     long = replace(row.example, prompt="what is red ? " * 50)
     usual = model.batch([row]).input_ids.shape[1]
     assert model.batch([row._replace(example=long)]).input_ids.shape[1] < usual + 20
+
+
+def test_an_answer_cannot_hold_a_placeholder_or_an_end(model: Tiny) -> None:
+    """Also one that a list of answers holds."""
+    row, chat = model.rows()[0], model.collator.chat
+    tokenizer = model.processor.tokenizer
+    word = str(getattr(model.processor, "image_token", "<image>"))
+    target = f"a {word} here {tokenizer.eos_token} and there"
+    batch = model.batch([row._replace(example=replace(row.example, target=target))])
+    assert model.build().token_nll(batch).isfinite().all()
+    assert batch.labels is not None
+    labels = batch.labels[batch.labels != IGNORED_LABEL].tolist()
+    body = labels[len(chat.start_ids) : -len(chat.tail_ids)]
+    assert not set(body) & {*tokenizer.all_special_ids, *chat.end_ids}
+    long = row._replace(example=replace(row.example, target=target), max_target_tokens=99)
+    whole = model.batch([long]).labels
+    assert whole is not None
+    assert whole[whole != IGNORED_LABEL].tolist() == chat.answer_ids(target)
+
+
+def test_a_processor_that_fails_on_any_picture_is_no_bad_sample() -> None:
+    """Its error stays as it is: other samples would not help."""
+    model = tiny("qwen2_vl")
+    collator = replace(model.collator, processor=copy.copy(model.processor))
+    collator.processor.image_processor = None
+    with pytest.raises(AttributeError):
+        collator(model.rows(), images(), evaluation=False)
 
 
 def test_workers_make_the_same_batches(model: Tiny) -> None:
@@ -229,6 +257,54 @@ def test_roles_that_a_recipe_names() -> None:
     } == {"k_proj"}
 
 
+@pytest.mark.parametrize(
+    ("part", "role", "paths", "message"),
+    [
+        (
+            "backbone",
+            "attn_q",
+            ["layers.*.self_attn.q_proj", "layers.*.self_attn.k_prj"],
+            "'layers.*.self_attn.k_prj' matches no layer of LlamaModel; did you mean "
+            "'layers.*.self_attn.k_proj'? give a layer's path inside that part, with * for numbers",
+        ),
+        (
+            "vision",
+            "ffn_in",
+            ["nothing.*.here"],
+            "'nothing.*.here' matches no layer of CLIPVisionModel; give a layer's path inside that "
+            "part, with * for numbers",
+        ),
+        ("backbone", "norm", [], "names no layer; give a path, or leave the role out"),
+    ],
+)
+def test_named_layers_that_are_not_there(
+    part: str, role: str, paths: list[str], message: str
+) -> None:
+    """Also where another path of the role is right, and where no method asks for the role."""
+    model = tiny("llava")
+    kind = replace(model.kind, roles={part: {role: paths}})
+    with pytest.raises(ValueError, match=f"^{re.escape(f'model.roles.{part}.{role}: {message}')}$"):
+        replace(model, kind=kind).build()
+
+
+@pytest.mark.parametrize(
+    ("part", "roles", "message"),
+    [
+        (
+            "backbone",
+            ["cross_attn_q"],
+            "The model has no cross-attention: leave the role out, or choose a method that needs "
+            "none; or name its layers in model.roles.backbone.cross_attn_q",
+        ),
+        ("vision", ["attn_qkv"], "; or name its layers in model.roles.vision.attn_qkv"),
+    ],
+)
+def test_a_role_that_a_part_lacks(part: str, roles: list[Role], message: str) -> None:
+    method = LoRA(part=part, roles=roles, train_biases=False)
+    with pytest.raises(ValueError, match=f"plays the role '{roles[0]}'.*{re.escape(message)}$"):
+        tiny("llava").build({"m": method})
+
+
 def test_a_method_in_the_tower() -> None:
     model = tiny("qwen2_vl")
     method = LoRA(part="vision", roles=["attn_qkv"], rank=2, train_biases=False)
@@ -239,6 +315,29 @@ def test_a_method_in_the_tower() -> None:
     assert all(".visual." in name for name in names)
     with pytest.raises(ValueError, match="sharing: got multiple for the vision"):
         model.build({"eyes": replace(method, sharing="multiple")})
+
+
+INSIDE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+"""Types whose connector lies inside the vision tower."""
+
+
+@pytest.mark.parametrize("trains", [True, False])
+@pytest.mark.parametrize("method", [Full(part="vision"), BitFit(part="vision")], ids=["full", "bf"])
+@pytest.mark.parametrize("model_type", INSIDE)
+def test_a_method_of_the_tower_leaves_the_connector_alone(
+    model_type: str, method: Method, trains: bool
+) -> None:
+    """It trains, and is counted, as the connector if the model trains it, and not at all else."""
+    model = tiny(model_type)
+    kind = replace(model.kind, train_connector=trains)
+    built = replace(model, kind=kind).build({"eyes": replace(method, learning_rate=1e-5)})
+    assert {n for n, by in built.trained_by.items() if by == "eyes"}
+    assert built.connector
+    for name in built.connector:
+        assert built.get_parameter(name).requires_grad == trains, name
+        assert built.part_of(name) == "connector"
+    count = built.count_parameters().by_part["connector"]
+    assert count.trainable == (count.total if trains else 0)
 
 
 def test_a_frozen_tower_stays_in_evaluation_mode(model: Tiny) -> None:

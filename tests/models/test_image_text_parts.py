@@ -97,6 +97,53 @@ def test_the_connector_is_found_beside_other_modules(model_type: str, module: st
     assert list(find_parts(model).connector) == expected
 
 
+SMALL_TOWER = {"hidden_size": 32, "mlp_dim": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields", "connector", "outside"),
+    [
+        (
+            "deepseek_vl_hybrid",
+            {"text_config": SHALLOW, "high_res_vision_config": SMALL_TOWER},
+            {
+                "model.high_res_vision_alpha", "model.high_res_vision_neck",
+                "model.high_res_vision_proj", "model.aligner",
+            },
+            {"model.high_res_vision_model"},
+        ),
+        (
+            "video_llava",
+            {"text_config": SHALLOW},
+            {"model.multi_modal_projector"},
+            {"model.video_tower"},
+        ),
+        (
+            "janus",
+            {"text_config": SHALLOW},
+            {"model.aligner"},
+            {
+                "model.vqmodel", "model.generation_embeddings", "model.generation_aligner",
+                "model.generation_head",
+            },
+        ),
+        ("gemma3n", {}, {"model.embed_vision"}, {"model.embed_audio", "model.audio_tower"}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_further_towers_are_not_in_the_connector(
+    model_type: str, fields: dict[str, Any], connector: set[str], outside: set[str]
+) -> None:
+    """Nor what embeds sound, or draws pictures."""
+    if model_type not in KNOWN_TYPES:
+        pytest.skip(f"this version of transformers does not know {model_type}")
+    model = shapes(model_type, **fields)
+    found = find_parts(model)
+    places = {".".join(name.split(".")[:2]) for name, _ in model.named_parameters()}
+    assert {".".join(name.split(".")[:2]) for name in found.connector} == connector
+    assert outside <= places - {found.language, found.vision}
+
+
 def test_a_type_without_a_vision_encoder_is_an_error() -> None:
     fuyu = shapes("fuyu", text_config={"model_type": "persimmon", **SHALLOW, "vocab_size": 40})
     with pytest.raises(ValueError, match=r"fuyu: .* no separate vision encoder; choose a type"):

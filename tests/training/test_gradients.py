@@ -92,7 +92,7 @@ def test_modules_that_are_never_run(stage: int, ranks2: RankPool, tmp_path: Path
     told = ranks2.run(lines_of, some)
     assert told[0] == told[1]
     (line,) = told[0][0]
-    assert "takes no part in the loss, and will not train: backbone.decoder.block.1" in line
+    assert "takes no part in the loss, and stays as it is: backbone.decoder.block.1" in line
     assert told[0][1:] == [[]] * WATCHED_STEPS
     for told in ranks2.run(lines_of, none):
         (error,) = told[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +10,13 @@ import pytest
 import torch
 
 from tests.toys.engines import case_recipe, make_case, recipe_model
+from tests.toys.kinds import kind_recipe
+from tests.toys.rank_jobs import check_complaint
 from tests.toys.recipes import with_model
 from vlds.config import OptimizerConfig, Recipe
 from vlds.methods import IA3, Compacter, LoRA, Method
 from vlds.models.joint_model import JointModel
-from vlds.training.optim import parameter_groups, schedule_factor
+from vlds.training.optim import check_rates, parameter_groups, schedule_factor
 
 
 def test_first_step_has_rate_zero_and_the_last_nearly() -> None:
@@ -55,6 +58,58 @@ def test_what_a_method_is_called_changes_no_decay(name: str, tmp_path: Path) -> 
         assert {n for n, _ in model.named_parameters() if n.endswith((".a", ".b"))} <= names
         found.append({n.replace(f".{method}.", ".lora.") for n in names})
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "rate", "message"),
+    [
+        ("joint", {}, "connector_learning_rate", None),
+        ("joint", {"train_norms": True}, "norms_learning_rate", None),
+        ("causal", {}, "connector_learning_rate", None),
+        ("image_text", {}, "connector_learning_rate", None),
+        (
+            "joint",
+            {"train_norms": False},
+            "norms_learning_rate",
+            "trains no norms; what trains: .*, visual embedding; leave it out",
+        ),
+        (
+            "joint",
+            {"train_visual_embedding": False},
+            "connector_learning_rate",
+            "trains no connector or projector or visual embedding; what trains: ",
+        ),
+        (
+            "causal",
+            {"train_projector": False},
+            "connector_learning_rate",
+            "trains no connector or projector or visual embedding; what trains: lora; leave it out",
+        ),
+        (
+            "image_text",
+            {},
+            "norms_learning_rate",
+            "trains no norms; what trains: lora, connector; leave it out",
+        ),
+        (
+            "image_text",
+            {"train_connector": False},
+            "connector_learning_rate",
+            "trains no connector or projector or visual embedding; what trains: lora; leave it out",
+        ),
+    ],
+)
+def test_the_rate_of_a_part_that_does_not_train(
+    kind: str, changes: dict[str, bool], rate: str, message: str | None, world: Path, tmp_path: Path
+) -> None:
+    """An error before any file is opened."""
+    run = with_model(kind_recipe(kind, world, tmp_path / "run"), **changes)
+    run = replace(run, optimizer=OptimizerConfig(**{rate: 1e-5}))
+    if message is None:
+        check_rates(run)
+        return
+    start = rf"optimizer\.{rate}: got 1e-05, but the model "
+    assert re.match(start + message, check_complaint(run))
 
 
 def test_factors_without_gradient_stay_1(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vlds.artifact import LoadedRun
 from vlds.models import Causal, ImageTextToText
+from vlds.models.image_text_model import ImageTextModel
 from vlds.models.kind import ModelKind
 from vlds.tasks.base import Task
 
@@ -114,6 +115,7 @@ def asking(run: LoadedRun, how: str) -> list[str]:
     more arguments of `generate`."""
     if not getattr(run.processor, "chat_template", None):
         return []
+    assert isinstance(run.model, ImageTextModel)
     task = next(iter(run.recipe.tasks.values()))
     pictures = ['{"type": "image", "image": Image.open("' + PHOTO + '")},'] * pictures_of(task)
     decoding = task.decoding
@@ -127,6 +129,7 @@ def asking(run: LoadedRun, how: str) -> list[str]:
         "inputs = processor.apply_chat_template(",
         '    [{"role": "user", "content": content}],',
         '    add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",',
+        *(f"    {name}={value}," for name, value in run.model.collator.chat.variables.items()),
         ").to(model.device, dtype=model.dtype)",
         f"ids = model.generate(**inputs, {options}, {how})",
         'answer = ids[0, inputs["input_ids"].shape[1]:]',

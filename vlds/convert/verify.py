@@ -19,7 +19,7 @@ from vlds.data.streams.image_stack import new_stack
 from vlds.methods.extended import states_type
 from vlds.runtime.progress import follow
 from vlds.runtime.regular_file import read_file
-from vlds.schema import Batch, Example, Images, NaturalSize, Row, SkipSample
+from vlds.schema import Batch, Example, Images, NaturalSize, RefusedRows, Row, SkipSample
 
 TOLERANCES = {torch.bfloat16: 0.05, torch.float32: 1e-5, torch.float64: 1e-9}
 """Largest difference of logits, as a share of the largest logit, that rounding explains."""
@@ -118,7 +118,10 @@ def probe(run: LoadedRun, task: str, pictures: Sequence[Path]) -> Batch:
         )
         for n in range(num)
     ]
-    return run.collator(rows, images, evaluation=False)
+    try:
+        return run.collator(rows, images, evaluation=False)
+    except RefusedRows as error:
+        raise ValueError(f"--verify: {error}; name other pictures") from None
 
 
 def generated_text(tokenizer: Any, length: int, draw: torch.Generator) -> str:

@@ -11,7 +11,7 @@ from vlds.data.shards.decode import decode_image
 from vlds.data.streams.image_stack import new_stack
 from vlds.models.model import Answer
 from vlds.runtime.near_names import guess
-from vlds.schema import Row, Sample, SkipSample
+from vlds.schema import RefusedRows, Row, Sample, SkipSample
 from vlds.tasks.base import Task
 
 
@@ -64,8 +64,8 @@ def predict(
     """One prediction: `text` is the question or statement, pictures are the bytes of image files,
     and `files` their names, if they have any.
 
-    Errors: ValueError for bytes that are not a picture, a wrong number of pictures, or a run whose
-    encoder reads stored features.
+    Errors: ValueError for bytes that are not a picture, a picture that the model's processor
+    refuses, a wrong number of pictures, or a run whose encoder reads stored features.
     """
     task, image = loaded.recipe.tasks[name], loaded.recipe.image
     if image is None:
@@ -83,7 +83,10 @@ def predict(
     images = stack.add(pixels)
     task_index = list(loaded.recipe.tasks).index(name)
     row = Row(example, task_index, task.max_prompt_tokens, task.max_target_tokens, images)
-    batch = loaded.collator([row], stack.images(), evaluation=True)
+    try:
+        batch = loaded.collator([row], stack.images(), evaluation=True)
+    except RefusedRows as error:
+        raise ValueError(f"image: {error}; give another picture") from None
     device = next(loaded.model.parameters()).device
     answer = loaded.model.answer(batch.to(device), task.decoding)[0]
     return answer._replace(text=task.answer_from(answer.text))

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vlds.methods.extended import Extended, LinearExtension, extended, is_own, is_plain
-from vlds.methods.peft_settings import RERUN
+from vlds.methods.peft_settings import CHANGES_BASE, RERUN, reads_weights
 from vlds.schema import UNDECAYED, OptimizerRule, OptimizerRules
 
 ADAPTER = "default"
@@ -36,16 +36,35 @@ def put_behind(model: nn.Module, name: str, config: Any) -> list[tuple[nn.Module
         layer: nn.Module = tuner.base_layer
         parent, _, child = path.rpartition(".")
         setattr(model.get_submodule(parent), child, layer)
-        others = list(getattr(layer, "extensions", ()))
-        if others and config.peft_type.value in RERUN:
-            raise ValueError(
-                f"{config.peft_type.value} computes {path} anew, without {others[0]}, which stands "
-                "behind it; name it earlier in the recipe"
-            )
+        check_first(path, layer, config)
         extension = PeftExtension(tuner, layer)
+        extension.reads_weights = reads_weights(config)
         extended(layer).extensions[name] = extension
         pairs.append((layer, extension))
     return pairs
+
+
+def check_first(path: str, layer: nn.Module, config: Any) -> None:
+    """Errors: ValueError if another method stands behind a layer, and peft's must come first."""
+    extensions = getattr(layer, "extensions", {})
+    others, kind = list(extensions), config.peft_type.value
+    if others and kind in RERUN:
+        raise ValueError(
+            f"{kind} computes {path} anew, without {others[0]}, which stands behind it; name it "
+            "earlier in the recipe"
+        )
+    if others and reads_weights(config):
+        raise ValueError(
+            f"{'DoRA' if kind == 'LORA' else kind} computes from the weights of {path}, which "
+            f"{others[0]}, behind it already, changes once it is folded; name it earlier in the "
+            "recipe"
+        )
+    readers = [name for name, each in extensions.items() if getattr(each, "reads_weights", False)]
+    if readers and getattr(config, "init_lora_weights", None) in CHANGES_BASE:
+        raise ValueError(
+            f"init_lora_weights: {config.init_lora_weights} changes the weights of {path}, from "
+            f"which {readers[0]} computes; use one of the two"
+        )
 
 
 def tuners(model: nn.Module, config: Any) -> dict[str, Any]:
@@ -108,6 +127,9 @@ def check_layer(path: str, layer: nn.Module) -> None:
 
 class PeftExtension(LinearExtension):
     """peft's layer around a layer, put behind it."""
+
+    reads_weights = False
+    """True if it computes from the layer's weights."""
 
     def __init__(self, tuner: Any, layer: nn.Module) -> None:
         super().__init__()

@@ -17,6 +17,8 @@ TYPES = (
 """Names of peft's PeftType that are known to work here."""
 RERUN = ("HRA", "LN_TUNING", "OFT")
 """Those that compute the layer anew from its input, whatever stands behind it already."""
+READS_WEIGHTS = ("HIRA",)
+"""Those that compute from the layer's weights, which folding what stands before them changes."""
 OTHER_TYPES = {
     "IA3": "use vlds' own IA3",
     "PROMPT_TUNING": "use vlds' own PromptTuning",
@@ -109,6 +111,11 @@ def peft_config(type: str, settings: Mapping[str, Any], target_modules: str | No
         return kind(**given)
     except (TypeError, ValueError) as error:
         raise ValueError(f"settings: {error}") from None
+
+
+def reads_weights(config: Any) -> bool:
+    """True if a method computes from the weights of the layer that it stands behind."""
+    return config.peft_type.value in READS_WEIGHTS or bool(getattr(config, "use_dora", False))
 
 
 def known_settings(type: str, names: Collection[str]) -> Collection[str]:

@@ -87,8 +87,8 @@ def build_parts(setup: ModelSetup, dtype: torch.dtype, processor: Any) -> Model:
 
 
 def attach_methods(setup: ModelSetup, model: Model, tasks: Sequence[str]) -> dict[int, str]:
-    """Attach all methods; id of each trainable parameter -> the method, or part of the model, that
-    names it first.
+    """Attach all methods; id of each trainable parameter -> the part of the model that trains
+    beside the methods, or else the method, that names it first.
 
     Errors: ValueError if the model has no such part, or nothing in it plays a method's roles.
     """
@@ -99,6 +99,8 @@ def attach_methods(setup: ModelSetup, model: Model, tasks: Sequence[str]) -> dic
         for parameter in parameters:
             trained.setdefault(id(parameter), name)
 
+    for name, parameters in setup.kind.trained_parts(model):
+        claim(parameters, name)
     for name, method in setup.methods.items():
         if (part := model.parts.get(method.part)) is None:
             raise ValueError(
@@ -110,7 +112,8 @@ def attach_methods(setup: ModelSetup, model: Model, tasks: Sequence[str]) -> dic
             host = Host(
                 name, module, part.targets, tasks, model.routing, takes_prompts=part.takes_prompts
             )
-            claim(method.attach(host), name)
+            others = {id(module.get_parameter(other)) for other in part.others}
+            claim((p for p in method.attach(host) if id(p) not in others), name)
             changed.update(map(id, host.changed))
             if host.step_rules:
                 (model.step_rules[name],) = host.step_rules
@@ -118,8 +121,6 @@ def attach_methods(setup: ModelSetup, model: Model, tasks: Sequence[str]) -> dic
             raise ValueError(f"methods.{name}: {error}") from None
         if isinstance(module, GridEncoder):
             module.frozen = False
-    for name, parameters in setup.kind.trained_parts(model):
-        claim(parameters, name)
     model.changed = {name for name, p in model.named_parameters() if id(p) in changed}
     return trained
 

@@ -16,6 +16,7 @@ from vlds.models.causal_collate import CausalCollator
 from vlds.models.causal_model import CausalModel
 from vlds.models.chat_format import ChatFormat
 from vlds.models.kind import GridKind
+from vlds.models.learned_positions import Longest, check_fits, num_positions
 from vlds.models.load_backbone import load_backbone
 from vlds.models.model import Model
 from vlds.models.projector import Projector
@@ -91,6 +92,20 @@ class Causal(GridKind):
     @property
     def most_images(self) -> tuple[int, str]:
         return self.num_images, "model.num_images"
+
+    def check_length(self, task: str, longest: Longest) -> None:
+        config = self.read_config()
+        most = num_positions(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config)
+        if most is None:
+            return
+        chat = ChatFormat.of(self.load_processor())
+        tokens = {
+            "pictures": longest.pictures * (self.grid or self.vision.geometry.grid_size) ** 2,
+            "around the prompt": len(chat.prompt_ids("a", 9)) - len(chat.ids("a")),
+            "prompt": longest.prompt,
+            "answer": longest.answer,
+        }
+        check_fits(task, tokens, most, "model.grid", "model.num_images")
 
     def collator(self, processor: Any) -> CausalCollator:
         return CausalCollator(ChatFormat.of(processor), features=self.image is None)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from transformers import AddedToken
+
+from vlds.models.fixed_date import with_fixed_date
+
 MARKER = "vlds-marks-the-answer"
 """Stands for an answer, to find what a template writes around it."""
+SILENT = {"enable_thinking": False}
+"""What tells a template that nothing is thought before an answer."""
+TOKEN = (str, AddedToken)
+"""Types of the tokens that processors name."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +66,43 @@ class ChatFormat:
         """The text of a prompt, with a placeholder for each picture."""
         if not self.has_template:
             return self.placeholder * num_pictures + question
+        return self.asked(self.turn("user", question, num_pictures), self.variables)
+
+    def asked(self, turn: Mapping[str, Any], variables: Mapping[str, bool]) -> str:
+        """A user's turn and the start of the assistant's."""
+        return self.rendered([turn], variables, add_generation_prompt=True)
+
+    def rendered(
+        self, turns: Sequence[Mapping[str, Any]], variables: Mapping[str, bool], **how: bool
+    ) -> str:
+        """A conversation as the template writes it, on the same day whenever it is asked."""
         text: str = self.template.apply_chat_template(
-            [self.turn("user", question, num_pictures)], add_generation_prompt=True, tokenize=False
+            turns, chat_template=self.template_text, tokenize=False, **how, **variables
         )
         return text
+
+    @cached_property
+    def template_text(self) -> str:
+        """The chat template itself; of several, the one that is called default.
+
+        Errors: ValueError if none of several is.
+        """
+        found = self.template.chat_template
+        named = found if isinstance(found, Mapping) else {"default": found}
+        if "default" not in named:
+            raise ValueError(
+                f"model.tokenizer: it has the chat templates {', '.join(named)}, and none is "
+                "called default; name one of them so"
+            )
+        return with_fixed_date(named["default"])
+
+    @cached_property
+    def variables(self) -> Mapping[str, bool]:
+        """What the template is told beside the turns: nothing, or not to think if answers follow
+        their prompts only then, as in Qwen3's."""
+        if "enable_thinking" not in self.template_text or self.follows({}):
+            return {}
+        return SILENT if self.follows(SILENT) else {}
 
     def turn(self, role: str, text: str, num_pictures: int = 0) -> dict[str, Any]:
         """A message of a chat: pictures first, then the text. Templates of tokenizers want a text,
@@ -74,7 +115,7 @@ class ChatFormat:
     def prompt_ids(self, question: str, limit: int) -> list[int]:
         """Tokens of the user's turn, whose text is cut to `limit` tokens. At least one, from which
         the answer's first token is predicted."""
-        question = self.cut(question, limit)
+        question = self.cut(self.plain(question), limit)
         if self.has_template:
             return self.ids(self.prompt(question))
         ids: list[int] = list(self.tokenizer(question)["input_ids"])
@@ -95,26 +136,40 @@ class ChatFormat:
         start = self.tokenizer.bos_token
         return not (self.has_template and start and text.startswith(start))
 
+    def plain(self, text: str) -> str:
+        """A question or an answer without control words: neither can begin a turn, end one, or ask
+        for a picture."""
+        return harmless(text, self.control_words)
+
     @cached_property
     def control_words(self) -> tuple[str, ...]:
-        """Texts of the tokenizer's own tokens, such as the placeholders of pictures."""
-        words = {*self.tokenizer.all_special_tokens, self.placeholder.strip()}
-        words |= {str(token) for token in self.tokenizer.added_tokens_decoder.values()}
+        """Texts of special tokens, and what stands for pictures. Other tokens that were added, such
+        as line breaks or tags, are text."""
+        words = {*self.tokenizer.all_special_tokens, self.placeholder.strip(), *self.special_words}
+        if self.template is not self.tokenizer:
+            named = {n: str(v) for n, v in vars(self.template).items() if isinstance(v, TOKEN)}
+            words |= {text.strip() for name, text in named.items() if name.endswith("_token")}
         return tuple(sorted(words - {""}))
+
+    @property
+    def special_words(self) -> list[str]:
+        """Texts of the special tokens that were added to the vocabulary."""
+        tokens = self.tokenizer.added_tokens_decoder.values()
+        return [token.content for token in tokens if token.special]
 
     # Answers.
 
     def answer_ids(self, answer: str, limit: int | None = None) -> list[int]:
         """Tokens of an answer and the tail; those of the answer are cut if both are more than
-        `limit`."""
-        ids = [*self.start_ids, *self.ids(self.lead + answer + self.tail)]
+        `limit`. Control words inside the answer are text."""
+        ids = [*self.start_ids, *self.ids(self.lead + self.plain(answer) + self.tail)]
         if limit is None or len(ids) <= limit:
             return ids
         return [*ids[: max(0, limit - len(self.tail_ids))], *self.tail_ids]
 
     def first_ids(self, answer: str) -> list[int]:
         """Tokens of an answer behind those of `start_ids`, without its tail."""
-        return self.ids(self.lead + answer)
+        return self.ids(self.lead + self.plain(answer))
 
     @cached_property
     def start_ids(self) -> list[int]:
@@ -162,27 +217,36 @@ class ChatFormat:
         """
         if not self.has_template:
             return "", str(self.tokenizer.eos_token)
-        turns = [self.turn("user", "question"), self.turn("assistant", MARKER)]
-        whole: str = self.template.apply_chat_template(turns, tokenize=False)
-        before, _, after = whole.rpartition(MARKER)
-        prompt = self.prompt("question")
-        # LLaVA-OneVision's writes another blank before an answer than before one to generate.
-        if before.split() != prompt.split():
+        prompt, before, after = self.around_marker(self.variables)
+        if not self.follows(self.variables):
             raise ValueError(
                 "model.tokenizer: its chat template writes a conversation's answer elsewhere than "
-                f"behind the prompt ({prompt[-80:]!r} is not in {whole[-120:]!r}); simplify its "
-                "chat_template"
+                f"behind the prompt ({prompt[-80:]!r} is not in {(before + MARKER)[-120:]!r}); "
+                "simplify its chat_template"
             )
         lead = before.removeprefix(prompt) if before.startswith(prompt) else ""
-        tokens = self.tokenizer.added_tokens_decoder.values()
-        specials = [token.content for token in tokens if token.special]
-        ends = [after.index(text) + len(text) for text in specials if text in after]
+        ends = [after.index(text) + len(text) for text in self.special_words if text in after]
         return lead, after[: min(ends)] if ends else str(self.tokenizer.eos_token)
+
+    def follows(self, variables: Mapping[str, bool]) -> bool:
+        """True if a conversation's answer stands behind the prompt that asks for it, up to blanks:
+        LLaVA-OneVision's template writes another one before an answer than before one to
+        generate."""
+        prompt, before, _ = self.around_marker(variables)
+        return before.split() == prompt.split()
+
+    def around_marker(self, variables: Mapping[str, bool]) -> tuple[str, str, str]:
+        """A prompt; what stands before and behind the answer in a conversation that begins so."""
+        question = self.turn("user", "question")
+        whole = self.rendered([question, self.turn("assistant", MARKER)], variables)
+        before, _, after = whole.rpartition(MARKER)
+        return self.asked(question, variables), before, after
 
 
 def harmless(text: str, control_words: Iterable[str]) -> str:
-    """The text with a blank inside each control word, which tokenizers then read as plain text."""
+    """The text with a blank inside each control word, which tokenizers then read as plain text; or
+    in place of it, if it is a single character."""
     for word in control_words:
         if word in text:
-            text = text.replace(word, f"{word[0]} {word[1:]}")
+            text = text.replace(word, f"{word[0]} {word[1:]}" if word[1:] else " ")
     return text

@@ -12,10 +12,12 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from vlds.backbones.base import unique_state
-from vlds.models.image_text_collate import NEED_PICTURES, ImageTextCollator
+from vlds.models.image_text_check import check_inputs, check_vocabulary
+from vlds.models.image_text_collate import NEED_PICTURES, PLACES_PICTURES, ImageTextCollator
 from vlds.models.image_text_model import ImageTextModel
 from vlds.models.image_text_parts import BRIDGES, ImageTextParts, find_parts
 from vlds.models.kind import ModelKind
+from vlds.models.learned_positions import Longest, check_fits, num_positions
 from vlds.models.model import BACKBONE_PREFIX, Model, Part
 from vlds.models.quantised import (
     Bits,
@@ -25,7 +27,7 @@ from vlds.models.quantised import (
     load_language,
     pack_shapes,
 )
-from vlds.models.roles import ROLES, find_roles
+from vlds.models.roles import ROLES, check_named, find_roles
 from vlds.pretrained.files import reading
 from vlds.pretrained.hub import check_source, check_tokenizer
 from vlds.pretrained.weights import read_any_config, unpartitioned
@@ -38,6 +40,7 @@ from vlds.vision.base import on_meta
 PARTS = ("backbone", "vision")
 """Parts in which the recipe can name layers."""
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+OTHER_METHOD = "Choose another method, or another model"
 Roles = dict[str, list[str]]
 
 
@@ -61,8 +64,8 @@ class ImageTextToText(ModelKind):
     """Folder or hub name of the processor; default: where the weights are."""
     max_pixels: int = 1024 * 1024
     """Larger pictures are scaled down before the processor sees them."""
-    num_images: int = 2
-    """Most pictures an example may have."""
+    num_images: int | None = None
+    """Most pictures an example may have; default: 2, or 1 for types that take no more."""
     train_connector: bool = True
     """Train what lies between the vision tower and the language model."""
     bits: Bits | None = None
@@ -74,7 +77,9 @@ class ImageTextToText(ModelKind):
 
     def __post_init__(self) -> None:
         check_path_or_config(self)
-        at_least(self, 1, "max_pixels", "num_images")
+        at_least(self, 1, "max_pixels")
+        if self.num_images is not None:
+            at_least(self, 1, "num_images")
         check_has_source(self.bits, self.config)
         for part, roles in self.roles.items():
             for name, known in ((part, PARTS), *((role, ROLES) for role in roles)):
@@ -98,6 +103,12 @@ class ImageTextToText(ModelKind):
             check_source(self.path, "model.path")
         check_libraries(self.bits)
         super().check_sources()
+        given, (most, field) = self.num_images, self.most_images
+        if given is not None and given > most:
+            raise ValueError(
+                f"{field}: got {given}, but the processor of {self.read_config().model_type} "
+                "places pictures itself, one in a row; give 1, or choose another type of model"
+            )
 
     def processor_source(self) -> tuple[str, str]:
         source, name = self.processor_place
@@ -119,10 +130,36 @@ class ImageTextToText(ModelKind):
 
     @property
     def most_images(self) -> tuple[int, str]:
-        return self.num_images, "model.num_images"
+        """Errors: ValueError if the model's config cannot be read."""
+        is_single = self.read_config().model_type in PLACES_PICTURES
+        return 1 if is_single else self.num_images or 2, "model.num_images"
+
+    def check_length(self, task: str, longest: Longest) -> None:
+        config = self.read_config()
+        model_class = AutoModelForImageTextToText._model_mapping[type(config)]
+        most = num_positions(
+            model_class, config, lambda model: model.get_submodule(language_path(model))
+        )
+        if most is None:
+            return
+        collator = self.collator(self.load_processor())
+        shown = collator.dummy(num_pictures=longest.pictures).prompt
+        prompt = {"pictures and template": len(shown), "prompt": longest.prompt}
+        answer = {"answer": longest.answer}
+        for tokens in (prompt, answer) if collator.answers_apart else (prompt | answer,):
+            check_fits(task, tokens, most, "model.num_images")
 
     def collator(self, processor: Any) -> ImageTextCollator:
+        """Errors: ValueError if the processor does not belong to the model, or gives what vlds
+        cannot place."""
         config = self.read_config()
+        collator = self.untried_collator(processor, config)
+        model = f"model.{'path' if self.config is None else 'config'}"
+        check_inputs(collator, config, model, self.processor_place[1])
+        return collator
+
+    def untried_collator(self, processor: Any, config: Any) -> ImageTextCollator:
+        """The collator without checks, which would make tensors where a model is built."""
         return ImageTextCollator(processor, config.model_type, bool(config.is_encoder_decoder))
 
     def read_config(self) -> Any:
@@ -141,18 +178,22 @@ class ImageTextToText(ModelKind):
         return config
 
     def build(self, dtype: torch.dtype, processor: Any) -> ImageTextModel:
-        """Errors: ValueError if the model cannot be read, or its parts cannot be found."""
-        config = self.read_config()
+        """Errors: ValueError if the model cannot be read, its parts cannot be found, or the
+        processor does not belong to it."""
+        config, field = self.read_config(), self.processor_place[1]
         missing: set[str] = set()
         if self.path is None or on_meta():
             backbone = self.build_random(config, dtype)
         else:
             backbone, missing = self.load(self.path, config, dtype)
         backbone.generation_config = GenerationConfig()  # a checkpoint's own would leak
+        if processor is not None:
+            check_vocabulary(processor, backbone.get_input_embeddings().num_embeddings, field)
         names = {name for name, _ in unique_state(backbone)} - missing
         found = find_parts(backbone)
         parts = self.tunable(backbone, found)
-        model = ImageTextModel(backbone, parts, found.connector, self.collator(processor))
+        collator = self.untried_collator(processor, config)
+        model = ImageTextModel(backbone, parts, found.connector, collator)
         if self.path is not None:
             model.note_sources(names, {})
         return model
@@ -179,20 +220,29 @@ class ImageTextToText(ModelKind):
                 BACKBONE_PREFIX + path,
                 self.targets(name, backbone.get_submodule(path)),
                 takes_prompts=False,
+                others=found.connector_in(path),
             )
             for name, path in paths.items()
         }
 
     def targets(self, name: str, module: nn.Module) -> TargetModules:
-        """Where methods attach in a part: by rule, and as the recipe says."""
-        by_rule = find_roles(module)
+        """Where methods attach in a part: by rule, and as the recipe says.
+
+        Errors: ValueError if the recipe names layers that the part does not have.
+        """
+        by_rule, field = find_roles(module), f"model.roles.{name}"
+        check_named(module, self.roles.get(name, {}), field)
         own = {
             role: tuple(path for path in paths if not path.startswith(BRIDGES))
             for role, paths in by_rule.paths.items()
         }
         named = {role: tuple(paths) for role, paths in self.roles.get(name, {}).items()}
         paths = {role: paths for role, paths in (own | named).items() if paths}
-        return replace(by_rule, paths=paths)
+        cures: dict[str, str] = {
+            role: f"{by_rule.cures.get(role, OTHER_METHOD)}; or name its layers in {field}.{role}"
+            for role in ROLES
+        }
+        return replace(by_rule, paths=paths, cures=cures)
 
     def trained_parts(self, model: Model) -> Iterator[tuple[str, Iterable[nn.Parameter]]]:
         assert isinstance(model, ImageTextModel)

@@ -7,6 +7,7 @@ of rows can be cut anywhere. b rows, l tokens of prompt and answer.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -15,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from vlds.models.chat_format import ChatFormat, harmless
-from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Images, Row
+from vlds.models.chat_format import ChatFormat
+from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Images, RefusedRows, Row, SkipSample
 
 FLAT = ("llava_onevision",)
 """Types whose processor loses tiles of two pictures that it gets as one row's list."""
@@ -34,8 +35,8 @@ ANSWER_TYPES: Mapping[str, Mapping[str, int]] = {
 model; 0 for others. PaliGemma sees a prompt as a whole, and an answer from left to right."""
 
 
-SMALLEST = 28
-"""Pixels a side of the dummy row's picture."""
+GREY = torch.full((3, 28, 28), 128, dtype=torch.uint8)
+"""A small picture that every processor reads."""
 
 
 class EncodedRow(NamedTuple):
@@ -76,9 +77,11 @@ class ImageTextCollator:
         )
 
     def __call__(self, rows: Sequence[Row], images: Images, *, evaluation: bool) -> Batch:
-        """`images`: pictures (3, h, w) of any size."""
-        pictures = images if images is not None else []
-        encoded = [self.encode(row, [pictures[n] for n in row.images], evaluation) for row in rows]
+        """`images`: pictures (3, h, w) of any size.
+
+        Errors: RefusedRows for pictures that the processor refuses.
+        """
+        encoded = self.encode_all(rows, images if images is not None else [], evaluation)
         sequences = [self.sequence(row) for row in encoded]
         lengths = torch.tensor([len(sequence) for sequence in sequences])
         input_ids = pad_sequence(sequences, batch_first=True, padding_value=self.chat.pad_id)
@@ -115,36 +118,52 @@ class ImageTextCollator:
         ]
         return pad_sequence(labels, batch_first=True, padding_value=IGNORED_LABEL)
 
+    def encode_all(
+        self, rows: Sequence[Row], pictures: Tensor | list[Tensor], evaluation: bool
+    ) -> list[EncodedRow]:
+        """Errors: RefusedRows that names all rows with a picture that the processor refuses."""
+        encoded, refused = [], {}
+        for index, row in enumerate(rows):
+            try:
+                encoded.append(self.encode(row, [pictures[n] for n in row.images], evaluation))
+            except SkipSample as error:
+                refused[index] = str(error)
+        if refused:
+            raise RefusedRows(refused)
+        return encoded
+
     def encode(self, row: Row, pictures: Sequence[Tensor], evaluation: bool) -> EncodedRow:
-        """One row; without its answer in evaluation."""
+        """One row; without its answer in evaluation.
+
+        Errors: SkipSample for pictures that the processor refuses.
+        """
         answer: list[int] = []
         if not evaluation and row.example.target is not None:
             answer = self.chat.answer_ids(row.example.target, row.max_target_tokens)
-        question = self.chat.cut(self.plain(row.example.prompt), row.max_prompt_tokens)
+        question = self.chat.cut(self.chat.plain(row.example.prompt), row.max_prompt_tokens)
         prompt, types, media = self.process(question, pictures)
         if not self.answers_apart:
             types = {name: self.with_answer(name, values, answer) for name, values in types.items()}
         return EncodedRow(prompt, torch.tensor(answer, dtype=torch.long), types, media)
-
-    def plain(self, question: str) -> str:
-        """The question without the tokenizer's control words."""
-        return harmless(question, self.chat.control_words)
 
     def process(
         self, question: str, pictures: Sequence[Tensor]
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Ids of the prompt (p,), more numbers of its tokens, and the pictures' tensors.
 
-        Errors: ValueError if the processor gives numbers of tokens that vlds does not know.
+        Errors: ValueError if the processor gives numbers of tokens that vlds does not know,
+        SkipSample if it refuses the pictures.
         """
         text = self.chat.prompt(question, len(pictures))
-        images = list(pictures) if self.model_type in FLAT else [list(pictures)]
-        output = self.processor(
-            text=[text],
-            images=images if pictures else None,
-            return_tensors="pt",
-            add_special_tokens=self.chat.adds_special_tokens(text),
-        )
+        try:
+            output = self.processed(text, pictures)
+        except Exception as error:  # each processor has errors of its own
+            if not pictures or not self.reads_grey(text, len(pictures)):
+                raise
+            sizes = " and ".join(f"{p.shape[2]} x {p.shape[1]}" for p in pictures)
+            raise SkipSample(
+                f"the model's processor refuses a picture ({sizes} pixels): {error}"
+            ) from None
         prompt = output.pop("input_ids")[0]
         for name in ("attention_mask", "labels"):  # PaliGemma's labels are all ignored here
             output.pop(name, None)
@@ -161,10 +180,27 @@ class ImageTextCollator:
                 )
         return prompt, types, media
 
-    def dummy(self) -> EncodedRow:
-        """A short row with a small grey picture, and without an answer."""
-        picture = torch.full((3, SMALLEST, SMALLEST), 128, dtype=torch.uint8)
-        prompt, types, media = self.process("", [picture])
+    def processed(self, text: str, pictures: Sequence[Tensor]) -> Any:
+        """What the processor makes of one row."""
+        images = list(pictures) if self.model_type in FLAT else [list(pictures)]
+        return self.processor(
+            text=[text],
+            images=images if pictures else None,
+            return_tensors="pt",
+            add_special_tokens=self.chat.adds_special_tokens(text),
+        )
+
+    def reads_grey(self, text: str, num_pictures: int) -> bool:
+        """True if the processor takes a text with grey pictures: where it refuses others, they are
+        at fault."""
+        with suppress(Exception):
+            self.processed(text, [GREY] * num_pictures)
+            return True
+        return False
+
+    def dummy(self, question: str = "", num_pictures: int = 1) -> EncodedRow:
+        """A short row with small grey pictures, and without an answer."""
+        prompt, types, media = self.process(question, [GREY] * num_pictures)
         return EncodedRow(prompt, prompt[:0], types, media)
 
     def with_answer(self, name: str, values: Tensor, answer: Sequence[int]) -> Tensor:

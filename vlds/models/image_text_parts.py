@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from torch import nn
@@ -10,6 +11,12 @@ from transformers import PreTrainedModel
 BRIDGES = ("merger", "deepstack_merger", "patch_merger", "connector")
 """What modules of the connector that lie inside a vision encoder, as in Qwen's models, are called,
 or begin with."""
+BESIDE = re.compile(r"(^|[._])(audio|generation)(?![a-z])")
+"""What is called so lies neither in the connector nor in a tower: it embeds sound, or draws
+pictures."""
+TEXT = "input_ids"
+"""Main input of Hugging Face's models that do not read pictures or sound themselves, such as the
+Q-Former of BLIP-2, which reads what the vision tower gives."""
 
 
 class ImageTextParts(NamedTuple):
@@ -20,7 +27,13 @@ class ImageTextParts(NamedTuple):
     vision: str
     """Path of the module that reads pictures. In some types it holds the connector too."""
     connector: tuple[str, ...]
-    """Names of the parameters between the two; empty where language attends to vision directly."""
+    """Names of the parameters between the two; empty where language attends to vision directly.
+    Further towers, and what embeds sound or draws pictures, are in none of the parts."""
+
+    def connector_in(self, path: str) -> frozenset[str]:
+        """The connector's parameters inside a part, relative to its path."""
+        start = f"{path}."
+        return frozenset(n.removeprefix(start) for n in self.connector if n.startswith(start))
 
 
 def find_parts(model: PreTrainedModel) -> ImageTextParts:
@@ -42,10 +55,15 @@ def find_parts(model: PreTrainedModel) -> ImageTextParts:
             f"{model.config.model_type}: models of this type read pictures inside their language "
             "model; choose a type with a separate language model, such as qwen2_5_vl"
         )
-    head, audio = model.get_output_embeddings(), own_encoder(model, "audio")
-    others = parameter_ids(decoder, vision, audio, head) - parameter_ids(*bridges(vision))
+    towers = (vision, own_encoder(model, "audio"), *further_towers(model, vision))
+    others = parameter_ids(decoder, model.get_output_embeddings(), *towers)
+    others -= parameter_ids(*bridges(vision))
     paths = {module: path for path, module in model.named_modules()}
-    connector = (name for name, p in model.named_parameters() if id(p) not in others)
+    connector = (
+        name
+        for name, p in model.named_parameters()
+        if id(p) not in others and not BESIDE.search(name)
+    )
     return ImageTextParts(paths[language], paths[vision], tuple(connector))
 
 
@@ -57,6 +75,19 @@ def own_encoder(model: PreTrainedModel, modality: str) -> nn.Module | None:
     if encoder is None or model.get_input_embeddings() in encoder.modules():
         return None
     return encoder
+
+
+def further_towers(model: PreTrainedModel, vision: nn.Module) -> list[nn.Module]:
+    """Models inside a model that read pictures or sound themselves, and neither read text nor hold
+    the vision encoder: one of high resolution, of video, of pictures that the model draws."""
+    around = {model.get_input_embeddings(), vision}
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, PreTrainedModel)
+        and module.main_input_name != TEXT
+        and around.isdisjoint(module.modules())
+    ]
 
 
 def bridges(vision: nn.Module) -> list[nn.Module]:

@@ -19,6 +19,7 @@ from vlds.models.collate import JointCollator
 from vlds.models.draws import draw_rows
 from vlds.models.joint_model import JointModel
 from vlds.models.kind import GridKind
+from vlds.models.learned_positions import Longest, check_fits, num_positions
 from vlds.models.model import BACKBONE_PREFIX, Model
 from vlds.models.visual_embedding import VisualEmbedding, VisualEmbeddingConfig
 from vlds.vision.base import load_weights
@@ -62,6 +63,14 @@ class JointSeq2Seq(GridKind):
     @property
     def most_images(self) -> tuple[int, str]:
         return self.visual_embedding.num_images, "model.visual_embedding.num_images"
+
+    def check_length(self, task: str, longest: Longest) -> None:
+        """Visual tokens have no positions here, and answers are the decoder's."""
+        family = self.backbone
+        most = num_positions(family.model_class, family.read_config())
+        if most is not None:
+            for tokens in ({"prompt": longest.prompt}, {"answer": longest.answer}):
+                check_fits(task, tokens, most)
 
     def load_processor(self) -> Any:
         return self.backbone.load_tokenizer()

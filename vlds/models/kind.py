@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer
 
+from vlds.models.learned_positions import Longest
 from vlds.models.model import Model
 from vlds.models.quantised import Bits
 from vlds.models.recomputing import recompute_layers
@@ -120,6 +121,12 @@ class ModelKind(ABC):
         """The processor if its files are on this machine, else None."""
         source, _ = self.processor_place
         return self.load_processor() if source is not None and Path(source).exists() else None
+
+    def check_length(self, task: str, longest: Longest) -> None:  # noqa: B027 (most have no limit)
+        """Check that the longest row of a task has positions.
+
+        Errors: ValueError that names the numbers and begins with `task`.
+        """
 
     @abstractmethod
     def collator(self, processor: Any) -> Collator:

@@ -72,6 +72,9 @@ class Part:
     it."""
     takes_prompts: bool = True
     """False if nothing can stand before the text."""
+    others: frozenset[str] = frozenset()
+    """Parameters inside the module that belong to another part, so that no method of this one
+    trains them: their names relative to the module."""
 
 
 BACKBONE_PREFIX = "backbone."

@@ -15,6 +15,7 @@ from torch import nn
 
 from vlds.methods.extended import is_own
 from vlds.methods.host import pattern_of
+from vlds.runtime.near_names import guess
 from vlds.schema import Role, TargetModules
 
 ATTENTION = re.compile(r"attention|attn", re.IGNORECASE)
@@ -119,6 +120,26 @@ def starred(path: str) -> str:
     return ".".join("*" if name.isdigit() else name for name in path.split("."))
 
 
+def check_named(part: nn.Module, named: Mapping[str, Sequence[str]], field: str) -> None:
+    """Check the paths of layers that a recipe names in a field: role -> path patterns.
+
+    Errors: ValueError for a role without a path, and for a path that no module has.
+    """
+    modules = dict(part.named_modules(remove_duplicate=False))
+    leaves = dict.fromkeys(
+        starred(p) for p, module in modules.items() if not any(module.children())
+    )
+    for role, paths in named.items():
+        if not paths:
+            raise ValueError(f"{field}.{role}: names no layer; give a path, or leave the role out")
+        for path in paths:
+            if not any(map(pattern_of(path).fullmatch, modules)):
+                raise ValueError(
+                    f"{field}.{role}: '{path}' matches no layer of {type(part).__name__}; "
+                    f"{guess(path, leaves)}give a layer's path inside that part, with * for numbers"
+                )
+
+
 def cures(paths: Mapping[str, object], nameless: Sequence[str]) -> dict[str, str]:
     """Role that a part lacks -> what the error message adds."""
     texts: dict[str, str] = {}
@@ -127,6 +148,11 @@ def cures(paths: Mapping[str, object], nameless: Sequence[str]) -> dict[str, str
             continue
         if "attn_qkv" in paths and role in ("attn_q", "attn_k", "attn_v"):
             texts[role] = "Queries, keys and values come from one layer: choose attn_qkv"
+        elif role.startswith("cross") and not any(map(CROSS.search, [*paths, *nameless])):
+            texts[role] = (
+                "The model has no cross-attention: leave the role out, or choose a method that "
+                "needs none"
+            )
         elif nameless:
             texts[role] = (
                 f"The rule for unknown models names no role of {', '.join(nameless)}; choose a "

@@ -195,7 +195,8 @@ def explain(message: str) -> str:
 
 def cure(expected: str) -> str:
     """What to give, from the parser's name of a type."""
-    if "Literal[" in expected:
-        return "one of " + expected.partition("[")[2].strip("]").replace("'", "")
-    names = re.findall(r"<class '(?:[\w.]+\.)?(\w+)'>", expected)
-    return " or ".join(CURES.get(name, name) for name in names) or expected
+    classes = re.findall(r"<class '(?:[\w.]+\.)?(\w+)'>", expected)
+    names = [CURES.get(name, name) for name in classes]
+    if words := re.findall(r"Literal\[(.*?)\]", expected):
+        return "one of " + ", ".join([*words, *names]).replace("'", "")
+    return " or ".join(names) or expected

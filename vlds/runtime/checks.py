@@ -19,6 +19,14 @@ def at_least(config: Any, minimum: int, *names: str) -> None:
             raise ValueError(f"{name}: got {value}; give {minimum} or more")
 
 
+def at_least_if_set(config: Any, minimum: int, *names: str) -> None:
+    """As `at_least`, for fields that may be None.
+
+    Errors: ValueError that names the field.
+    """
+    at_least(config, minimum, *(name for name in names if getattr(config, name) is not None))
+
+
 def check_path_or_config(config: Any) -> None:
     """Errors: ValueError unless one of the fields `path` and `config` is set, and not both."""
     if (config.path is None) == (config.config is None):

@@ -1,16 +1,16 @@
-"""AdamW that does not touch the weights of absent tasks.
+"""AdamW that does not touch the weights of absent tasks, nor weights that no loss has read yet.
 
 Weights per task are stacked in one parameter, and ZeRO joins parameters to flat partitions. Torch's
 AdamW would treat the slice of a task without examples as if its gradient were zero: momentum and
 decay move it, and its second moment decays, so that the next step with examples is too long. Here a
 flat partition is cut into segments, each shared by all tasks or owned by one. A step updates the
 segments of the tasks that are present, and counts updates per task. This equals torch's AdamW
-over one parameter per task, with gradients of None for absent tasks.
+over one parameter per task, with gradients of None for absent tasks and idle weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from typing import Any, NamedTuple
@@ -24,6 +24,8 @@ from torch.optim.adamw import AdamW, adamw
 MOMENTS = ("exp_avg", "exp_avg_sq")
 SHARED = 0
 """Owner of a segment that belongs to all tasks; task k is owner 1 + k."""
+IDLE = -1
+"""Owner of a segment that no loss has read yet."""
 STILL = -1
 
 
@@ -113,7 +115,8 @@ class TaskAdamW(AdamW):
 
         If every task is in every batch, a flat tensor is one run, and a step as fast as torch's.
         """
-        steps = np.where(self.present, updates, STILL)[segments.owners]
+        # The last entry is that of IDLE.
+        steps = np.append(np.where(self.present, updates, STILL), STILL)[segments.owners]
         starts = np.flatnonzero(np.diff(steps, prepend=STILL - 1))
         return np.add.reduceat(segments.sizes, starts), steps[starts]
 
@@ -141,20 +144,24 @@ class Piece(NamedTuple):
 
 
 def flat_segments(
-    zero: Any, stage: int, global_rank: int, slices: Mapping[nn.Parameter, int]
+    zero: Any,
+    stage: int,
+    global_rank: int,
+    slices: Mapping[nn.Parameter, int],
+    idle: Collection[nn.Parameter],
 ) -> dict[Tensor, Segments]:
     """This rank's flat tensors under a ZeRO optimizer, cut by owner. `slices`: parameter that is
-    stacked over tasks -> elements of one task's slice."""
+    stacked over tasks -> elements of one task's slice. `idle`: those that no loss has read yet."""
     segments: dict[Tensor, Segments] = {}
     if stage == 3:
         for flat, group in zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True):
             length = sum(parameter.partition_numel() for parameter in group)
-            segments[flat] = segments_of(cut_each(group, global_rank), length, slices)
+            segments[flat] = segments_of(cut_each(group, global_rank), length, slices, idle)
     else:
         for flat, group in zip(
             zero.single_partition_of_fp32_groups, zero.bit16_groups, strict=True
         ):
-            segments[flat] = segments_of(cut_whole(group), flat.numel(), slices)
+            segments[flat] = segments_of(cut_whole(group), flat.numel(), slices, idle)
     return segments
 
 
@@ -181,7 +188,10 @@ def cut_each(group: Sequence[Any], global_rank: int) -> list[Piece]:
 
 
 def segments_of(
-    pieces: Sequence[Piece], length: int, slices: Mapping[nn.Parameter, int]
+    pieces: Sequence[Piece],
+    length: int,
+    slices: Mapping[nn.Parameter, int],
+    idle: Collection[nn.Parameter],
 ) -> Segments:
     """Cut a partition of `length` elements by owner."""
     ends: list[int] = []
@@ -195,7 +205,9 @@ def segments_of(
     for piece in pieces:
         up_to(piece.offset, SHARED)
         stop = piece.start + piece.size
-        if (size := slices.get(piece.parameter)) is not None:
+        if piece.parameter in idle:
+            up_to(piece.offset + piece.size, IDLE)
+        elif (size := slices.get(piece.parameter)) is not None:
             for task in range(piece.start // size, -(-stop // size)):
                 end = min((task + 1) * size, stop)
                 up_to(piece.offset + end - piece.start, 1 + task)

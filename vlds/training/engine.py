@@ -41,6 +41,7 @@ from vlds.runtime.ranks import Ranks, rank_from_environment
 from vlds.schema import Batch
 from vlds.tasks.base import Task
 from vlds.training.adamw import MOMENTS, TaskAdamW, flat_segments
+from vlds.training.idle import IdleWeights
 from vlds.training.loss import LossTotals, coefficients, count, task_losses
 from vlds.training.optim import task_slices
 from vlds.training.parts import similar_rows
@@ -138,10 +139,19 @@ class Engine:
             config=config,
         )
         self._slices = task_slices(model, len(self.tasks))
-        self._adamw.segments |= flat_segments(
-            self._optimizer, self.stage, ranks.global_rank, self._slices
-        )
+        self._idle = IdleWeights(model, ranks)
+        self._cut_segments()
         ranks.bound_waiting()
+
+    def _cut_segments(self) -> None:
+        """Tell AdamW to which tasks its elements belong, and which of them no loss has read."""
+        self._adamw.segments |= flat_segments(
+            self._optimizer,
+            self.stage,
+            self.ranks.global_rank,
+            self._slices,
+            self._idle.parameters,
+        )
 
     @property
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -176,6 +186,8 @@ class Engine:
                 self._deepspeed.backward((output.loss + added) * factor, scale_wrt_gas=False)
             if micro_step == len(batches) - 1:
                 self._rules.read_gradients(self.steps_done + 1, self._gradient)
+                if self._idle.after_backward():
+                    self._cut_segments()
             self._deepspeed.step()
             nll_sums = output.token_nll_sum.detach().cpu()
             not_finite += [batch.ids[row] for row in (~nll_sums.isfinite()).nonzero().flatten()]
@@ -301,6 +313,10 @@ class Engine:
                 self._put_whole(parameter, state[name])
         for name, buffer in self.model.moving_buffers():
             buffer.copy_(state[name]["buffer"])
+        # What has been read has moments.
+        trained = [name for name, tensors in state.items() if "fp32" in tensors]
+        self._idle.wake(n for n in trained if any(state[n][m].any() for m in MOMENTS))
+        self._cut_segments()
         self.steps_done = self._deepspeed.global_steps = steps_done
         self.steps_skipped = steps_skipped
         self._check_restored(state)

@@ -73,7 +73,7 @@ class GradientWatch:
                     f"{part}: none of its {len(whole)} trainable tensors takes part in the loss "
                     f"(the first: {whole[0]}); the modules that hold them are never run"
                 )
-        return [f"takes no part in the loss, and will not train: {name}" for name in names]
+        return [f"takes no part in the loss, and stays as it is: {name}" for name in names]
 
     def _reason(self, name: str) -> str:
         """Why a tensor may have no gradient, as far as that is known."""

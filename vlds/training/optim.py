@@ -14,6 +14,26 @@ from vlds.models.model import Model
 from vlds.models.optimizer_rules import optimizer_rules
 from vlds.schema import OptimizerRule
 
+RATES = {
+    "connector_learning_rate": ("connector", "projector", "visual embedding"),
+    "norms_learning_rate": ("norms",),
+}
+"""Fields of the optimizer with the rate of a part that trains beside the methods -> what kinds of
+models call it (`trained_text`)."""
+
+
+def check_rates(recipe: Recipe) -> None:
+    """Errors: ValueError if the optimizer has the rate of a part that the model does not train."""
+    trained = [name.replace("_", " ") for name in recipe.model.trained_text]
+    for field, parts in RATES.items():
+        rate = getattr(recipe.optimizer, field)
+        if rate is not None and not set(parts).intersection(trained):
+            what = ", ".join([*recipe.methods, *trained]) or "nothing"
+            raise ValueError(
+                f"optimizer.{field}: got {rate}, but the model trains no {' or '.join(parts)}; "
+                f"what trains: {what}; leave it out, or let the model train that part"
+            )
+
 
 def parameter_groups(model: Model, recipe: Recipe) -> list[dict[str, Any]]:
     """One group for each (peak learning rate, weight decay): its "params", "peak_lr",

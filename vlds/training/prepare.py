@@ -16,12 +16,14 @@ from vlds.data.order.mixture import steps_in
 from vlds.data.streams.source import Source, check_cache_limit
 from vlds.data.streams.streamed_source import StreamedSource
 from vlds.evaluation.sources import evaluation_sources, streamed_sources, training_sources
+from vlds.models.learned_positions import Longest
 from vlds.pretrained.files import damaged_source
 from vlds.runtime.disk import check_writable
 from vlds.runtime.ranks import Ranks
 from vlds.runtime.resources import find
 from vlds.runtime.terminal import tell
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
+from vlds.training.optim import check_rates
 from vlds.training.sinks import check_tracking
 from vlds.training.states import Resume, check_output
 
@@ -47,6 +49,8 @@ def prepare(recipe: Recipe, ranks: Ranks, resume: Resume) -> Prepared:
     check_tracking(recipe.tracking)
     cut = cut_batches(recipe, ranks.world_size)
     check_parts(recipe, cut)
+    check_lengths(recipe)
+    check_rates(recipe)
     for field, size in recipe.batch_sizes.items():
         check_lanes(recipe.data.lanes, size, field)
     if ranks.is_first and (warning := slow_precision(recipe.training.precision, ranks.device)):
@@ -67,6 +71,17 @@ def prepare(recipe: Recipe, ranks: Ranks, resume: Resume) -> Prepared:
         streamed_sources=streamed,
         evaluation_sources=evaluation,
     )
+
+
+def check_lengths(recipe: Recipe) -> None:
+    """Errors: ValueError if the longest row of a task has more tokens than the model positions."""
+    for name, task in recipe.tasks.items():
+        decoding, answer = task.decoding, task.max_target_tokens
+        if task.evaluate and decoding.choices is None and decoding.answers is None:
+            answer = max(answer, decoding.max_new_tokens)
+        pictures = task.num_pictures or recipe.model.most_images[0]
+        longest = Longest(pictures, task.max_prompt_tokens, answer)
+        recipe.model.check_length(f"tasks.{name}", longest)
 
 
 def check_parts(recipe: Recipe, cut: BatchCut) -> None:

@@ -21,7 +21,16 @@ from vlds.data.streams.eval_order import EvalOrder
 from vlds.data.streams.image_stack import ImageStack, PictureList, new_stack
 from vlds.data.streams.loader import Parcel
 from vlds.data.streams.source import AnySource, TaskSource, fixed_example
-from vlds.schema import Collator, Example, PictureSpec, Row, Sample, SkipSample
+from vlds.schema import (
+    Batch,
+    Collator,
+    Example,
+    PictureSpec,
+    RefusedRows,
+    Row,
+    Sample,
+    SkipSample,
+)
 from vlds.tasks.base import ask
 
 Place: TypeAlias = tuple[int, int, int]
@@ -75,6 +84,19 @@ class Candidate(NamedTuple):
     key: str
     annotation: int
     opened: Opened
+
+
+@dataclass
+class Seat:
+    """A position of a batch, and what may stand there."""
+
+    position: int
+    source_index: int
+    untried: Iterator[tuple[int, Candidate]]
+    """Numbered from 0."""
+    taken: Candidate | None = None
+    """The last one that was tried."""
+    first_bad: BadSample | None = None
 
 
 @dataclass
@@ -157,38 +179,70 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
         places: list[Place] = list(zip(*(column.tolist() for column in columns), strict=True))
         num_images = max(len(positions), self._num_images)
         batch = OpenBatch(new_stack(self.reader.setup.image, num_images))
+        seats = [
+            self._seat(position, place, batch)
+            for position, place in zip(positions, places, strict=True)
+        ]
         rows = []
         try:
             self.reader.load(places, batch)
-            for position, place in zip(positions, places, strict=True):
-                row = self._row(position, place, batch, parcel.bad)
+            for seat in seats:
+                row = self._row(seat, parcel.bad)
                 if row is None:
                     return parcel
                 rows.append(row)
             self._num_images = max(self._num_images, len(batch.stack))
-            parcel.batch = self.reader.setup.collator(
-                rows, batch.stack.images(), evaluation=self.reader.evaluation
-            )
+            parcel.batch = self._collated(rows, seats, batch, parcel.bad)
         except ValueError as error:  # ShardError is one
             parcel.error = error
         return parcel
 
-    def _row(
-        self, position: int, place: Place, batch: OpenBatch, bad: list[BadSample]
-    ) -> Row | None:
-        """The example of a position, or of a substitute; None if the substitutes are bad, too."""
-        source = self.reader.sources[place[0]]
-        candidates = self.reader.candidates(position, place, batch)
-        first_bad: BadSample | None = None
-        for attempt, candidate in enumerate(
-            islice(candidates, self.reader.policy.max_in_a_row + 1)
-        ):
+    def _collated(
+        self, rows: list[Row], seats: Sequence[Seat], batch: OpenBatch, bad: list[BadSample]
+    ) -> Batch | None:
+        """The batch of rows, substitutes in place of those that the collator refuses; None if it
+        refuses too many."""
+        collator, evaluation = self.reader.setup.collator, self.reader.evaluation
+        while True:
             try:
-                example = self._example(source, candidate, position, attempt)
+                return collator(rows, batch.stack.images(), evaluation=evaluation)
+            except RefusedRows as refused:
+                for index, reason in refused.reasons.items():
+                    self._refuse(seats[index], reason, bad)
+                    row = self._row(seats[index], bad)
+                    if row is None:
+                        return None
+                    rows[index] = row
+
+    def _seat(self, position: int, place: Place, batch: OpenBatch) -> Seat:
+        candidates = self.reader.candidates(position, place, batch)
+        untried = enumerate(islice(candidates, self.reader.policy.max_in_a_row + 1))
+        return Seat(position, place[0], untried)
+
+    def _refuse(self, seat: Seat, reason: str, bad: list[BadSample]) -> None:
+        """Count the seat's candidate as a sample whose pictures cannot be read."""
+        assert seat.taken is not None
+        unreadable = seat.taken.opened._replace(fault=reason)
+        self._turn_away(seat, seat.taken._replace(opened=unreadable), reason, bad)
+
+    def _turn_away(
+        self, seat: Seat, candidate: Candidate, reason: str, bad: list[BadSample]
+    ) -> None:
+        source = self.reader.sources[seat.source_index]
+        bad.append(self._bad(source, candidate, seat.position, reason))
+        seat.first_bad = seat.first_bad or bad[-1]
+
+    def _row(self, seat: Seat, bad: list[BadSample]) -> Row | None:
+        """The next example of a seat; None if too many are bad."""
+        source = self.reader.sources[seat.source_index]
+        for attempt, candidate in seat.untried:
+            seat.taken = candidate
+            try:
+                example = self._example(source, candidate, seat.position, attempt)
             except SkipSample as error:
-                bad.append(self._bad(source, candidate, position, str(error)))
-                first_bad = first_bad or bad[-1]
+                self._turn_away(seat, candidate, str(error), bad)
                 continue
+            first_bad = seat.first_bad
             if first_bad and self.reader.evaluation:
                 # Another example's text and picture fill the row, but not under its id.
                 example = replace(
@@ -196,7 +250,7 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
                 )
             return Row(
                 example=example,
-                task_index=self.first_task + place[0],
+                task_index=self.first_task + seat.source_index,
                 max_prompt_tokens=source.task.max_prompt_tokens,
                 max_target_tokens=source.task.max_target_tokens,
                 images=candidate.opened.images,

@@ -1,0 +1,86 @@
+"""Processors that do not belong to a model, and inputs that vlds cannot place, are named before
+long work."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import transformers as hf
+
+from tests.toys.image_text import TYPES
+from tests.toys.image_text.rows import Tiny, tiny
+from tests.toys.image_text.words import tokenizer
+from vlds.models.image_text_check import TESTED, check_inputs
+from vlds.models.image_text_collate import ImageTextCollator
+
+
+def test_tested_types_are_those_of_the_tests() -> None:
+    assert sorted(TESTED) == sorted(TYPES)
+
+
+def test_a_processor_of_another_type() -> None:
+    model, other = tiny("qwen2_vl"), tiny("llava")
+    kind = replace(model.kind, processor=other.kind.path)
+    message = (
+        "model.processor: LlavaProcessor does not write token 325, where the qwen2_vl model looks "
+        "for a picture; name the processor that belongs to it"
+    )
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        kind.collator(kind.load_processor())
+
+
+def test_a_tokenizer_with_more_tokens_than_rows() -> None:
+    model = tiny("llava")
+    processor = copy.deepcopy(model.processor)
+    processor.tokenizer.add_tokens(["<more>"])
+    with pytest.raises(ValueError, match=r"^model\.path: its tokenizer has 325 tokens, .* 324; "):
+        Tiny("llava", model.kind, processor).build()
+
+
+def mllama() -> tuple[ImageTextCollator, Any]:
+    """Llama 3.2 Vision's collator, and the model's config."""
+    words = tokenizer("smolvlm")
+    words.add_special_tokens({"additional_special_tokens": ["<|image|>"]})
+    pictures = hf.MllamaImageProcessor(size={"height": 28, "width": 28}, max_image_tiles=2)
+    processor = hf.MllamaProcessor(image_processor=pictures, tokenizer=words)
+    config = hf.MllamaConfig(image_token_index=words.convert_tokens_to_ids("<|image|>"))
+    return ImageTextCollator(processor, "mllama", False), config
+
+
+def test_inputs_for_each_token_are_refused() -> None:
+    message = (
+        r"^m: the processor of mllama gives 'cross_attention_mask' for each token of a prompt, "
+        r"which vlds cannot continue over an answer; choose another type of model \(tested: qwen2_"
+    )
+    with pytest.raises(ValueError, match=message):
+        check_inputs(*mllama(), "m", "p")
+
+
+def test_an_untested_type_that_fits_is_taken() -> None:
+    collator, model = tiny("qwen2_vl").collator, tiny("qwen2_vl")
+    check_inputs(replace(collator, model_type="new"), model.kind.read_config(), "m", "p")
+
+
+def test_a_processor_that_cannot_read_a_picture() -> None:
+    collator, config = mllama()
+    collator.processor.image_processor = None
+    with pytest.raises(ValueError, match=r"^p: MllamaProcessor cannot read a small picture for a "):
+        check_inputs(collator, config, "m", "p")
+
+
+def test_types_that_take_one_picture() -> None:
+    kind = tiny("florence2").kind
+    assert kind.most_images == (1, "model.num_images")
+    assert tiny("llava").kind.most_images == (2, "model.num_images")
+    replace(kind, num_images=1).check_sources()
+    message = (
+        r"^model\.num_images: got 2, but the processor of florence2 places pictures itself, one in "
+        "a row; give 1, or choose another type of model$"
+    )
+    with pytest.raises(ValueError, match=message):
+        replace(kind, num_images=2).check_sources()
+    with pytest.raises(ValueError, match="num_images: got 0"):
+        replace(kind, num_images=0)

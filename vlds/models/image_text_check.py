@@ -1,0 +1,53 @@
+"""Whether a processor belongs to an image-text model, and vlds can place what it gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vlds.models.image_text_collate import ImageTextCollator
+
+TESTED = (
+    "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm", "idefics3", "llava", "llava_onevision",
+    "paligemma", "gemma3", "internvl", "florence2",
+)  # fmt: skip
+"""Types of models that vlds has tests for."""
+CURE = f"choose another type of model (tested: {', '.join(TESTED)})"
+
+
+def check_vocabulary(processor: Any, num_rows: int, field: str) -> None:
+    """Errors: ValueError if the tokenizer has more tokens than the model's table has rows."""
+    if (tokens := len(processor.tokenizer)) > num_rows:
+        raise ValueError(
+            f"{field}: its tokenizer has {tokens} tokens, and the model {num_rows}; name the "
+            "processor that belongs to it"
+        )
+
+
+def check_inputs(collator: ImageTextCollator, config: Any, model: str, processor: str) -> None:
+    """Try a processor on a small picture; `model` and `processor` are the fields that name these.
+
+    Errors: ValueError if it fails; if it writes no placeholder that the model looks for; or if it
+    gives something beside the tokens that grows with the text, which an answer would have to
+    continue.
+    """
+    kind, name = collator.model_type, type(collator.processor).__name__
+    try:
+        short = collator.dummy()
+        long = short if kind in TESTED else collator.dummy("what is this ?")
+    except Exception as error:  # each processor has errors of its own
+        raise ValueError(
+            f"{processor}: {name} cannot read a small picture for a {kind} model: {error}; name "
+            f"the processor that belongs to the model, or {CURE}"
+        ) from error
+    sought = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
+    if sought is not None and sought not in short.prompt.tolist():
+        raise ValueError(
+            f"{processor}: {name} does not write token {sought}, where the {kind} model looks for "
+            "a picture; name the processor that belongs to it"
+        )
+    for name, values in short.media.items():
+        if values.shape[1:] != long.media[name].shape[1:]:
+            raise ValueError(
+                f"{model}: the processor of {kind} gives '{name}' for each token of a prompt, "
+                f"which vlds cannot continue over an answer; {CURE}"
+            )

@@ -63,7 +63,7 @@ def train(arguments: list[str]) -> int:
     from vlds.training.loop import train as run
 
     recipe = parse_recipe(words.rest[1:], "vlds train")
-    return run(recipe, resume=words.resume, new_phase=words.new_phase)
+    return run(recipe, resume=words.resume, new_phase=words.new_phase, profile=words.profile)
 
 
 def describe(arguments: list[str]) -> int:
@@ -87,7 +87,7 @@ def plan(arguments: list[str]) -> int:
     parser.add_argument("--ranks", nargs="+", default=["1"])
     parser.add_argument("--json", action="store_true")
     options, words = parser.parse_known_args(arguments)
-    numbers = [positive("--ranks", word) for word in options.ranks]
+    numbers = [positive("--ranks", word, "the number of ranks") for word in options.ranks]
     recipe = parse_recipe(words, "vlds plan")
     plans = plan_recipe(recipe, numbers)
     if options.json:

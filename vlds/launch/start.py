@@ -101,7 +101,7 @@ def read_job(words: Words, received: Sequence[int]) -> tuple[int, Job | None]:
 def ranks_from_environment() -> int | None:
     """The number in VLDS_RANKS, if set."""
     text = os.environ.get("VLDS_RANKS")
-    return positive("VLDS_RANKS", text) if text else None
+    return positive("VLDS_RANKS", text, "the number of ranks") if text else None
 
 
 def count_gpus() -> int:

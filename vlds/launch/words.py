@@ -17,6 +17,7 @@ HELP_WORDS = frozenset({"-h", "--help"})
 ALL_KEYS = "--help-all"
 """Lists every key of a recipe."""
 RANKS, RESTARTS, RESUME, NEW_PHASE = "--ranks", "--restarts", "--resume", "--new_phase"
+PROFILE = "--profile"
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Words:
     restarts: int = 0
     resume: Resume = False
     new_phase: bool = False
+    profile: int = 0
+    """Steps to profile."""
 
     @property
     def command(self) -> str:
@@ -39,7 +42,8 @@ class Words:
     def for_ranks(self) -> list[str]:
         """The command line of each rank: only the supervisor needs --ranks and --restarts."""
         resume = [RESUME, "auto"] if self.resume == "auto" else [RESUME] * bool(self.resume)
-        return [*self.rest, *resume, *[NEW_PHASE] * self.new_phase]
+        profile = [PROFILE, str(self.profile)] if self.profile else []
+        return [*self.rest, *resume, *[NEW_PHASE] * self.new_phase, *profile]
 
     @property
     def starts_ranks(self) -> bool:
@@ -55,25 +59,27 @@ def split_words(arguments: Sequence[str]) -> Words:
     Errors: ValueError for a wrong value, or an option that does not go with the command.
     """
     rest: list[str] = []
-    ranks, restarts, new_phase = None, 0, False
+    ranks, restarts, new_phase, profile = None, 0, False, 0
     resume: Resume = False
     unread = list(arguments)
     while unread:
         word = unread.pop(0)
         command = rest[0] if rest else ""
         if option_of(word) == RANKS and command in ("", *RANK_COMMANDS):
-            ranks = positive(RANKS, value_of(word, unread))
+            ranks = positive(RANKS, value_of(word, unread), "the number of ranks")
         elif option_of(word) == RESTARTS:
             restarts = times(command, value_of(word, unread))
         elif option_of(word) == RESUME and command == TRAIN:
             resume = resumes(word, unread)
         elif word == NEW_PHASE and command == TRAIN:
             new_phase = True
+        elif option_of(word) == PROFILE and command == TRAIN:
+            profile = positive(PROFILE, value_of(word, unread), "a number of steps")
         else:
             rest.append(word)
     if new_phase and not resume:
         raise ValueError(f"{NEW_PHASE}: goes with {RESUME}, because a new run has no earlier phase")
-    return Words(tuple(rest), ranks, restarts, resume, new_phase)
+    return Words(tuple(rest), ranks, restarts, resume, new_phase, profile)
 
 
 def option_of(word: str) -> str:
@@ -110,8 +116,8 @@ def resumes(word: str, unread: list[str]) -> Resume:
     return "auto" if value == "auto" else True
 
 
-def positive(source: str, text: str) -> int:
-    """A number of ranks, from the option or variable `source`."""
+def positive(source: str, text: str, noun: str) -> int:
+    """A number, from the option or variable `source`."""
     if not text.isdecimal() or int(text) == 0:
-        raise ValueError(f"{source} is {text!r}; give the number of ranks, 1 or more")
+        raise ValueError(f"{source} is {text!r}; give {noun}, 1 or more")
     return int(text)

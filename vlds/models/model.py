@@ -148,6 +148,12 @@ class Model(nn.Module, ABC):
             sizes.append((batch.labels != IGNORED_LABEL).sum(1))
         return torch.stack(sizes, 1)
 
+    @property
+    def vision_module(self) -> nn.Module | None:
+        """What reads pictures; None if nothing does."""
+        part = self.parts.get("vision")
+        return None if part is None else self.get_submodule(part.path)
+
     def use_methods(self) -> None:
         """Called once methods are attached: let the model run what they have added."""
 

@@ -45,6 +45,7 @@ from vlds.training.idle import IdleWeights
 from vlds.training.loss import LossTotals, coefficients, count, task_losses
 from vlds.training.optim import task_slices
 from vlds.training.parts import similar_rows
+from vlds.training.profile import span
 from vlds.training.step_rules import StepRules, buffer_bytes
 
 # DeepSpeed knows torch's AdamW, but warns of subclasses ("proceed with caution") in every run.
@@ -178,17 +179,20 @@ class Engine:
             if self.parts > 1:
                 parts = similar_rows(self.model.sizes(batch), self.parts)
             with self._draws(micro_step):
-                output = self._deepspeed(batch.to(self.ranks.device), scale, parts)
+                with span("forward"):
+                    output = self._deepspeed(batch.to(self.ranks.device), scale, parts)
                 # ZeRO averages gradients over ranks, and the denominators already count all of
                 # them.
                 factor = torch.where(output.loss.isfinite(), float(self.ranks.world_size), nan)
                 added = self._rules.added_loss(1 / (self.ranks.world_size * len(batches)))
-                self._deepspeed.backward((output.loss + added) * factor, scale_wrt_gas=False)
+                with span("backward"):
+                    self._deepspeed.backward((output.loss + added) * factor, scale_wrt_gas=False)
             if micro_step == len(batches) - 1:
                 self._rules.read_gradients(self.steps_done + 1, self._gradient)
                 if self._idle.after_backward():
                     self._cut_segments()
-            self._deepspeed.step()
+            with span("optimizer"):
+                self._deepspeed.step()
             nll_sums = output.token_nll_sum.detach().cpu()
             not_finite += [batch.ids[row] for row in (~nll_sums.isfinite()).nonzero().flatten()]
             losses += task_losses(nll_sums, batch, totals, self.tasks)

@@ -19,6 +19,7 @@ from vlds.training.faults import NonFiniteSteps, explained
 from vlds.training.gradients import GradientWatch
 from vlds.training.optim import schedule_factor, set_learning_rate
 from vlds.training.prepare import check_frozen_files, prepare, with_steps
+from vlds.training.profile import StepProfile, span
 from vlds.training.run import (
     Run,
     evaluation_due,
@@ -30,9 +31,12 @@ from vlds.training.run import (
 from vlds.training.states import Resume
 
 
-def train(recipe: Recipe, *, resume: Resume = False, new_phase: bool = False) -> int:
+def train(
+    recipe: Recipe, *, resume: Resume = False, new_phase: bool = False, profile: int = 0
+) -> int:
     """Run a recipe on the started ranks. Returns the exit code: 0, or 128 + n after signal n.
-    `new_phase`: a resumed run may mix its tasks differently from here on.
+    `new_phase`: a resumed run may mix its tasks differently from here on. `profile`: steps of which
+    to say where their time goes.
 
     Errors: ValueError for anything wrong with the recipe, its files or its data, and for a lack
     of memory or disk that a restart would not cure.
@@ -48,16 +52,16 @@ def train(recipe: Recipe, *, resume: Resume = False, new_phase: bool = False) ->
         check_frozen_files(recipe, ranks)
         with hold_folder(ranks, Path(recipe.output)):
             run = build_run(recipe, ranks, prepared, resume, new_phase)
-            code = run_loop(run, stop)
+            code = run_loop(run, stop, profile)
     run.engine.close()
     return code
 
 
-def run_loop(run: Run, stop: Sequence[int]) -> int:
+def run_loop(run: Run, stop: Sequence[int], profile: int = 0) -> int:
     """The loop; its writers are closed however it ends. Returns the exit code."""
     run.evaluator.stopping = lambda: bool(stop)
     try:
-        return loop(run, stop)
+        return loop(run, stop, profile)
     except EvaluationStopped:
         if run.engine.steps_done > (run.states.newest_step or 0):
             save_state(run)  # not saved yet if the step before the evaluation was skipped
@@ -67,25 +71,30 @@ def run_loop(run: Run, stop: Sequence[int]) -> int:
         run.tracker.close()
 
 
-def loop(run: Run, stop: Sequence[int]) -> int:
+def loop(run: Run, stop: Sequence[int], profile: int) -> int:
     """Steps until the last one, or until a signal is in `stop`. Returns the exit code."""
     config, engine = run.recipe.training, run.engine
     num_steps = config.num_steps
     watch = GradientWatch(engine.model, engine.model.trained_by, run.ranks)
     nonfinite = NonFiniteSteps(run.recipe, run.ranks)
+    profiled: StepProfile | None = None
+    if profile and run.ranks.is_first:
+        profiled = StepProfile(profile, run.folder / "profile", engine.model.vision_module)
     global_batches = run.stream.steps()
     if evaluation_missing(run):
         tell_evaluation(run)
     save_due = False
     while engine.steps_done < num_steps:
-        batches = next(global_batches)
+        with run.tracker.waiting(), span("data"):
+            batches = next(global_batches)
         report = scheduled_step(run, batches)
         step = engine.steps_done
         stopping, failed = run.ranks.any_of(bool(stop), run.states.failed)
         if failed:
             run.states.finish()
         last = step == num_steps
-        for line in [*watch.after_step(last), *nonfinite.after_step(step, report, batches)]:
+        lines = [*watch.after_step(last), *nonfinite.after_step(step, report, batches)]
+        for line in [*lines, *(profiled.after_step() if profiled else [])]:
             run.tracker.say(line)
         # Too many skipped steps in a row end the run: the good state before them stays the newest.
         save_due |= step % config.save_every == 0

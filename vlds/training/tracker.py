@@ -42,6 +42,7 @@ class Tracker:
         zeros = torch.zeros(3, len(self.tasks), dtype=torch.float64)
         self._losses, self._num_losses, self._examples = zeros
         self._loss, self._num_steps, self._num_skipped = 0.0, 0, 0
+        self._waited = 0.0
         self._since = time.monotonic()
 
     def step(self, step: int, report: StepReport, learning_rate: float, data: MixedStream) -> None:
@@ -73,6 +74,7 @@ class Tracker:
             "skipped_steps": self._num_skipped,
             "samples_per_second": self._examples.sum().item() / elapsed,
             "seconds": elapsed,
+            "data_wait": self._waited / elapsed,
             "seconds_left": elapsed / self._num_steps * (self.steps - step),
             "bad_samples": num_bad,
             **{f"epoch/{task}": epoch for task, epoch in data.epochs().items()},
@@ -98,12 +100,19 @@ class Tracker:
             self._bar.update(self._bar.task_ids[0], completed=step, description=text)
         else:
             left = time.strftime("%H:%M:%S", time.gmtime(metrics["seconds_left"]))
-            text = f"loss {loss}  {losses}  {speed}"
+            text = f"loss {loss}  {losses}  {speed}  data wait {metrics['data_wait']:.0%}"
             self.say(f"step {step}/{self.steps}  {text}  {left} left")
 
     def say(self, text: str) -> None:
         """One line for the user, from the first rank."""
         self.console.print(visible(text), highlight=False, soft_wrap=True, markup=False)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The time inside is a wait for data."""
+        started = time.monotonic()
+        yield
+        self._waited += time.monotonic() - started
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -221,7 +221,7 @@ METHODS = {
     "prefixes": PrefixTuning(length=3, hidden_dim=5, sharing="multiple"),
     "bare prefixes": PrefixTuning(length=3, hidden_dim=None),
 }
-# test_peft_run compares ranks under the rules of step that AdaLoRA has.
+# tests/methods/test_rank_budget.py compares ranks under the rules of step that AdaLoRA has.
 PEFT = [f"peft {word}".strip() for word, case in Peft.cases().items() if case.method.partitionable]
 
 

@@ -101,6 +101,16 @@ def test_the_backbone_keeps_its_names_and_sources(word: str, tmp_path: Path) -> 
     assert all(".extensions.method.tuner." in name for name in after.keys() - own)
 
 
+@pytest.mark.parametrize("word", CASES)
+def test_shapes_have_the_types_of_weights(word: str, tmp_path: Path) -> None:
+    source, methods = backbone(T5, tmp_path), {"method": CASES[word]}
+    whole = build(source, methods, dtype=torch.bfloat16)
+    with torch.device("meta"):
+        shapes = build(source, methods, dtype=torch.bfloat16)
+    types = {name: p.dtype for name, p in whole.named_parameters()}
+    assert {name: p.dtype for name, p in shapes.named_parameters()} == types
+
+
 @FEW
 def test_the_seed_and_the_name_draw_each_weight(word: str, tmp_path: Path) -> None:
     """Whatever was drawn before, and whatever else the model has."""

@@ -178,3 +178,12 @@ def test_several_methods_extend_one_layer_in_order(tmp_path: Path) -> None:
     expected = layer.extensions["two"](inputs, layer.extensions["one"](inputs, plain))
     assert torch.allclose(layer(inputs), expected, atol=1e-6)
     assert model(batch(), torch.ones(4)).loss > 0
+
+
+def test_a_source_that_leads_nowhere_is_named(tmp_path: Path) -> None:
+    saved_backbone(T5, tmp_path / "a")
+    weights = tmp_path / "a" / "model.safetensors"
+    weights.unlink()
+    weights.symlink_to(tmp_path / "gone")
+    with pytest.raises(ValueError, match=rf"^cannot read {weights} \(.*\); copy it again"):
+        hash_source(str(tmp_path / "a"))

@@ -131,12 +131,16 @@ class PeftExtension(LinearExtension):
     reads_weights = False
     """True if it computes from the layer's weights."""
 
-    def __init__(self, tuner: Any, layer: nn.Module) -> None:
+    def __init__(self, tuner: Any, layer: Any) -> None:
         super().__init__()
         del tuner._modules["base_layer"]
         if (ranks := tuner._modules.pop("ranknum", None)) is not None:
             # AdaLoRA's first rank, which peft keeps as a frozen weight and does not store.
             tuner.__dict__["ranknum"] = dict.fromkeys(ranks, float(tuner.r[ADAPTER]))
+        for parameter in tuner.parameters():
+            if parameter.is_meta and is_plain(layer.weight):
+                # Elsewhere peft itself gives them the layer's type.
+                parameter.data = parameter.data.to(layer.weight.dtype)
         self.tuner = tuner
         self.tuner.__dict__["base_layer"] = Outside(layer)
         renew(tuner)

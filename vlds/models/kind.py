@@ -191,14 +191,18 @@ class GridKind(ModelKind):
 
 def hash_source(source: str) -> str:
     """sha256 over a file, or over a folder's weight files and config; over the name if it is not
-    local."""
+    local.
+
+    Errors: SourceError for a file that cannot be read, such as a link that leads nowhere.
+    """
     path, digest = Path(source), hashlib.sha256()
     inside = path.iterdir() if path.is_dir() else ()
     weights = [f for f in inside if f.suffix in {".safetensors", ".bin"} or f.name == "config.json"]
     files = [path] if path.is_file() else sorted(weights)
     for file in files:
         digest.update(file.name.encode())
-        digest.update(bytes.fromhex(sha256(file)))
+        with reading(f"cannot read {file}"):
+            digest.update(bytes.fromhex(sha256(file)))
     return digest.hexdigest() if files else hash_name(source)
 
 

@@ -4,7 +4,7 @@ verified on load.
 vlds/training/states.py describes the folder. Restored: the fp32 masters and both moments
 of the weights that train, buffers of a vision encoder that trains, AdamW's counts of steps, and the
 stream's position. Derived from seed and step: the learning rate, the order of examples, dropout
-(also from rank and micro-step, so other ranks draw other dropout). Begun again: the counts of bad
+(on a CPU also from the example; on a GPU from rank and micro-step). Begun again: the counts of bad
 samples, and of steps in a row that are not finite.
 """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -56,7 +56,7 @@ class StepProfile:
         """`vision`: the part of the model that reads pictures; `folder`: where the trace goes."""
         self.num_steps = num_steps
         self.trace = folder / "trace.json"
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = defaultdict(float)
         self._vision = vision
         self._num_taken = 0
         self._hooks: list[Any] = []

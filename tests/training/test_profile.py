@@ -1,0 +1,68 @@
+"""Where a step goes: a table of its parts, and a trace."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from contextlib import redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.toys.files import read_lines
+from tests.toys.rank_pool import RankPool
+from tests.toys.world import world_recipe
+from vlds.config import Recipe
+from vlds.launch.words import split_words
+from vlds.training.loop import train
+from vlds.training.profile import SPANS
+
+
+def profiled(recipe: Recipe) -> str:
+    """What a run prints that profiles three of its steps."""
+    with redirect_stdout(io.StringIO()) as printed:
+        assert train(recipe, profile=3) == 0
+    return printed.getvalue()
+
+
+def test_a_run_tells_where_its_steps_go(world: Path, ranks2: RankPool, tmp_path: Path) -> None:
+    recipe = world_recipe(world, tmp_path / "run")
+    text, _ = ranks2.run(profiled, recipe, timeout=120)
+    whole = float(re.search(r"a step takes ([\d.,]+) ms", text)[1].replace(",", ""))  # type: ignore[index]
+    rows = {
+        name: float(ms.replace(",", "")) for name, ms in re.findall(r"  (\D+?) +([\d.,]+) ms", text)
+    }
+    names = [SPANS[name] for name in SPANS if name in ("data", "forward", "backward", "optimizer")]
+    assert rows.keys() >= {*names, "all else"}
+    between = [name for name in rows if name.startswith("between ranks")]
+    assert sum(ms for name, ms in rows.items() if name not in between) == pytest.approx(
+        whole, abs=1
+    )
+    assert min(rows[name] for name in names) > 0
+    trace = json.loads((tmp_path / "run" / "profile" / "trace.json").read_text("utf-8"))
+    spans = [event["name"] for event in trace["traceEvents"] if "vlds: " in event.get("name", "")]
+    assert spans.count("vlds: backward") == 3 * 2  # micro-batches
+
+
+def test_the_wait_for_data_is_told(world: Path, ranks1: RankPool, tmp_path: Path) -> None:
+    recipe = world_recipe(world, tmp_path / "run")
+    recipe = replace(recipe, training=replace(recipe.training, log_every=5))
+    text = ranks1.run(profiled, recipe, timeout=120)[0]
+    assert re.search(r"examples/s  data wait \d+%", text)
+    shares = [
+        line["data_wait"]
+        for line in read_lines(tmp_path / "run" / "metrics.jsonl")
+        if "loss" in line
+    ]
+    assert len(shares) == 2
+    assert all(0 <= share <= 1 for share in shares)
+
+
+def test_the_number_of_steps() -> None:
+    words = split_words(["train", "r.yaml", "--profile", "5"])
+    assert words.profile == 5
+    assert words.for_ranks == ["train", "r.yaml", "--profile", "5"]
+    with pytest.raises(ValueError, match=r"^--profile is 'x'; give a number of steps, 1 or more$"):
+        split_words(["train", "r.yaml", "--profile", "x"])

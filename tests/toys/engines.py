@@ -49,6 +49,7 @@ class Case:
     method: Method = field(default_factory=lambda: Adapter(sharing="multiple", reduction=4))
     others: dict[str, Method] = field(default_factory=dict)
     """More methods, by name."""
+    dropout: float = 0.0
     visual_rate: float | None = None
     clip_norm: float = 0.0
     weight_decay: float = 0.01
@@ -102,7 +103,7 @@ def case_recipe(case: Case) -> Recipe:
                 config=str(folder / f"{case.family}.json"),
                 extra_tokens=0,
                 visual_tokens=12,
-                dropout=0.1,
+                dropout=case.dropout,
             ),
             vision=StoredFeatures(dim=DIM, grid=GRID),
             visual_embedding=VisualEmbeddingConfig(boxes="grid"),

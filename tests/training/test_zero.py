@@ -45,11 +45,17 @@ from vlds.schema import IGNORED_LABEL, Batch, Decoding
 from vlds.training.optim import parameter_groups
 
 STEPS = 5
+DROPOUT = 0.1
 
 
 def batch_of(case: Case, step: int) -> Batch:
     """The global batch of a step."""
     return global_batch(step, size=case.sizes[step % len(case.sizes)])
+
+
+def dropping_case(folder: Path, **fields: Any) -> Case:
+    """A case with dropout, whose draws no cut of a batch changes."""
+    return make_case(folder, dropout=DROPOUT, **fields)
 
 
 def train(case: Case) -> dict[str, Any]:
@@ -176,7 +182,8 @@ def test_two_ranks_compute_what_one_computes(
     family: str, stage: int, accumulation: int, ranks2: RankPool, tmp_path: Path
 ) -> None:
     assert_same_as_plain_torch(
-        ranks2, make_case(tmp_path, family=family, stage=stage, micro_batch_size=8 // accumulation)
+        ranks2,
+        dropping_case(tmp_path, family=family, stage=stage, micro_batch_size=8 // accumulation),
     )
 
 
@@ -187,7 +194,8 @@ def test_four_ranks_compute_what_one_computes(
     family: str, stage: int, accumulation: int, ranks4: RankPool, tmp_path: Path
 ) -> None:
     assert_same_as_plain_torch(
-        ranks4, make_case(tmp_path, family=family, stage=stage, micro_batch_size=4 // accumulation)
+        ranks4,
+        dropping_case(tmp_path, family=family, stage=stage, micro_batch_size=4 // accumulation),
     )
 
 
@@ -201,13 +209,13 @@ def test_shares_that_differ_by_a_row_change_nothing(
     stage: int, micro_batch_size: int | None, ranks4: RankPool, tmp_path: Path
 ) -> None:
     """The sizes, and so the number of micro-batches, change from step to step."""
-    case = make_case(tmp_path, stage=stage, sizes=UNEVEN, micro_batch_size=micro_batch_size)
+    case = dropping_case(tmp_path, stage=stage, sizes=UNEVEN, micro_batch_size=micro_batch_size)
     assert_same_as_plain_torch(ranks4, case)
 
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_two_ranks_share_an_odd_batch(stage: int, ranks2: RankPool, tmp_path: Path) -> None:
-    case = make_case(tmp_path, stage=stage, sizes=UNEVEN, micro_batch_size=2)
+    case = dropping_case(tmp_path, stage=stage, sizes=UNEVEN, micro_batch_size=2)
     assert_same_as_plain_torch(ranks2, case)
 
 
@@ -250,7 +258,7 @@ def test_every_method_is_the_same_on_two_ranks(
     """With tasks mixed over the ranks."""
     methods = {**METHODS, "decoder prompts": DecoderPromptTuning(length=3, hidden_dim=5)}
     methods |= {f"peft {word}".strip(): case.method for word, case in Peft.cases().items()}
-    case = make_case(tmp_path, family=family, stage=stage, method=methods[name])
+    case = dropping_case(tmp_path, family=family, stage=stage, method=methods[name])
     assert_same_as_plain_torch(ranks2, case)
 
 
@@ -259,14 +267,14 @@ def test_parts_compute_what_the_whole_computes(
     stage: int, ranks2: RankPool, tmp_path: Path
 ) -> None:
     assert_same_as_plain_torch(
-        ranks2, make_case(tmp_path, stage=stage, micro_batch_size=4, parts=3)
+        ranks2, dropping_case(tmp_path, stage=stage, micro_batch_size=4, parts=3)
     )
 
 
 def test_what_stays_whole_is_counted_beside_its_partition(ranks2: RankPool, tmp_path: Path) -> None:
     held = []
     for size in (0, 10**6):
-        case = make_case(tmp_path, persistence=size)
+        case = dropping_case(tmp_path, persistence=size)
         held.append(ranks2.run(train, case, timeout=120)[0]["bytes"])
         assert held[-1] == planned_bytes(case, 2)
     bare, whole = held
@@ -297,7 +305,7 @@ def train_and_evaluate(case: Case, evaluate: bool) -> list[Tensor]:
 def test_training_goes_on_unchanged_after_an_evaluation(
     stage: int, ranks2: RankPool, tmp_path: Path
 ) -> None:
-    case = make_case(tmp_path, stage=stage)
+    case = dropping_case(tmp_path, stage=stage)
     without = ranks2.run(train_and_evaluate, case, False, timeout=120)
     evaluated = ranks2.run(train_and_evaluate, case, True, timeout=120)
     for own, others in zip(without, evaluated, strict=True):
@@ -319,7 +327,7 @@ def train_on_different_tasks(case: Case) -> list[float]:
 
 def test_ranks_on_different_tasks_do_not_wait_for_ever(ranks2: RankPool, tmp_path: Path) -> None:
     two, three = (
-        ranks2.run(train_on_different_tasks, make_case(tmp_path, stage=stage))[0]
+        ranks2.run(train_on_different_tasks, dropping_case(tmp_path, stage=stage))[0]
         for stage in (2, 3)
     )
     assert three == pytest.approx(two, rel=1e-4)
@@ -335,7 +343,7 @@ def linear_after(case: Case) -> bool:
 
 
 def test_a_closed_engine_leaves_nothing_behind(ranks2: RankPool, tmp_path: Path) -> None:
-    assert all(ranks2.run(linear_after, make_case(tmp_path, stage=3)))
+    assert all(ranks2.run(linear_after, dropping_case(tmp_path, stage=3)))
 
 
 def export_of_several_groups(case: Case) -> dict[str, Any] | None:
@@ -353,7 +361,7 @@ def export_of_several_groups(case: Case) -> dict[str, Any] | None:
 def test_several_parameter_groups_export_all_moments(
     stage: int, ranks2: RankPool, tmp_path: Path
 ) -> None:
-    case = make_case(tmp_path, stage=stage, visual_rate=RATE / 4)
+    case = dropping_case(tmp_path, stage=stage, visual_rate=RATE / 4)
     state, other = ranks2.run(export_of_several_groups, case)
     assert other is None
     shapes = {
@@ -368,9 +376,9 @@ def test_several_parameter_groups_export_all_moments(
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_clipping_bounds_the_whole_gradient(stage: int, ranks2: RankPool, tmp_path: Path) -> None:
-    plain = train_plainly(make_case(tmp_path))
+    plain = train_plainly(dropping_case(tmp_path))
     clip_norm = plain["norms"][0] / 2
-    clipped = ranks2.run(train, make_case(tmp_path, stage=stage, clip_norm=clip_norm))[0]
+    clipped = ranks2.run(train, dropping_case(tmp_path, stage=stage, clip_norm=clip_norm))[0]
     assert clipped["norms"][0] == pytest.approx(plain["norms"][0])
     halved = {name: gradient / 2 for name, gradient in plain["gradients"].items()}
     assert_close(clipped["gradients"], halved, 1e-5)

@@ -164,6 +164,21 @@ def test_nothing_is_dropped_out_of_training_or_at_zero(probability: float, train
         assert torch.equal(F.dropout(inputs, probability, training), inputs)
 
 
+def test_sequences_without_a_text_and_empty_tensors() -> None:
+    (found,) = dropped((32, 3, 36, 36), visual=36)
+    assert abs(found.double().mean() - 0.5) < 4 * deviation(0.5, found.numel())
+    (empty,) = dropped((32, 0, 8))
+    assert empty.shape == (32, 0, 8)
+
+
+def test_steps_differ_where_nothing_says_which_examples_follow() -> None:
+    draws = []
+    for step in (0, 1):
+        with dropout_by_example(7, step):
+            draws.append(F.dropout(torch.ones(32, 50, 256), 0.5) == 0)
+    assert_independent(*draws)
+
+
 def test_torch_has_its_own_function_back() -> None:
     with dropout_by_example(0, 0):
         assert F.dropout is not TORCH_DROPOUT

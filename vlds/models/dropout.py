@@ -57,23 +57,30 @@ class StepDropout:
 
     def __init__(self, seed: int, step: int) -> None:
         self.name = f"{seed}/{step}"
-        self.examples = torch.zeros(1, dtype=torch.int64)
-        """Keys of the examples, and one of the step."""
+        self.shared = self.key_of("")
+        """Key of what is no example's."""
+        self.examples = torch.empty(0, dtype=torch.int64)
+        """Keys of the examples."""
         self.tokens: Tokens | None = None
         self._num_calls = 0
         self._calls: dict[int, tuple[Tensor, Tokens | None, int]] = {}
 
     def start(self, ids: Sequence[str]) -> None:
         """A forward pass begins, of examples with these ids."""
-        names = [blake2b(f"{self.name}/{name}".encode(), digest_size=8) for name in (*ids, "")]
-        keys = [int.from_bytes(name.digest(), "big", signed=True) for name in names]
-        self.examples, self.tokens, self._num_calls = torch.tensor(keys), None, 0
+        self.examples = torch.tensor([self.key_of(name) for name in ids])
+        self.tokens, self._num_calls = None, 0
+
+    def key_of(self, name: str) -> int:
+        """64 random bits of an example in this step, as a signed number."""
+        digest = blake2b(f"{self.name}/{name}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big", signed=True)
 
     def dropout(
         self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
     ) -> Tensor:
         """`torch.nn.functional.dropout` with draws by example."""
-        if not training or p == 0 or inplace or input.device.type != "cpu" or input.dim() < 2:
+        is_plain = input.device.type == "cpu" and input.dim() >= 2 and input.numel() > 0
+        if not training or p == 0 or inplace or not is_plain:
             return TORCH_DROPOUT(input, p, training, inplace)
         # A layer that is computed again in the backward pass finds torch's generator as it was, and
         # so its own call.
@@ -82,7 +89,11 @@ class StepDropout:
             self._calls[name] = (self.examples, self.tokens, self._num_calls)
             self._num_calls += 1
         dropped = min(round(p * LEVELS), LEVELS - 1)
-        keys = keys_of(input.shape, *self._calls[name])
+        examples, tokens, call = self._calls[name]
+        rows = examples
+        if input.shape[0] != len(examples):  # what all share, such as prompts before them
+            rows = mixed(self.shared + torch.arange(input.shape[0]))
+        keys = keys_of(input.shape, rows, tokens, call)
         output: Tensor = Dropped.apply(input, keys, dropped)  # type: ignore[no-untyped-call]
         return output
 
@@ -132,12 +143,9 @@ def scaled(kept: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
     return kept.to(dtype).mul_(scale)
 
 
-def keys_of(shape: torch.Size, examples: Tensor, tokens: Tokens | None, call: int) -> Keys:
-    """The keys of a tensor (b, ..., tokens, features) or (b, heads, tokens, tokens)."""
-    if shape[0] != len(examples) - 1:  # what all examples share, such as prompts before them
-        rows = mixed(examples[-1] + torch.arange(shape[0]))
-    else:
-        rows = examples[:-1]
+def keys_of(shape: torch.Size, rows: Tensor, tokens: Tokens | None, call: int) -> Keys:
+    """The keys of a tensor (b, ..., tokens, features) or (b, heads, tokens, tokens), given those of
+    its first dimension (b,)."""
     for axis, size in enumerate(shape[1:-1], 1):
         positions = torch.arange(size)
         is_tokens = axis == max(1, len(shape) - 2)
@@ -151,6 +159,8 @@ def keys_of(shape: torch.Size, examples: Tensor, tokens: Tokens | None, call: in
         ends.insert(1, shape[-1] - tokens.num_visual)
     features = []
     for number, (start, stop) in enumerate(pairwise(ends)):
+        if start == stop:
+            continue
         lanes = torch.arange(-(-(stop - start) // DRAWS)) + number * BEHIND + (call << 40)
         features.append((slice(start, stop), mixed(lanes)))
     return Keys(rows.flatten(), features)

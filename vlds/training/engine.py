@@ -34,6 +34,7 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
+from vlds.models.attention import short_attention
 from vlds.models.dropout import dropout_by_example
 from vlds.models.model import Model
 from vlds.models.quantised import scale_bytes
@@ -223,7 +224,7 @@ class Engine:
         drawn one of (seed, step, micro-step, rank): a resumed run needs no generator states."""
         entropy = (self.seed, self.steps_done, micro_step, self.ranks.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
-        with dropout_by_example(self.seed, self.steps_done):
+        with short_attention(), dropout_by_example(self.seed, self.steps_done):
             yield
 
     @contextmanager

@@ -1,0 +1,167 @@
+"""A forward and a backward pass of tensors that have shapes but no numbers.
+
+The model's own code runs, and so do the methods' and Hugging Face's; a rehearsal of a model that
+fills eight cards takes seconds on a laptop. It counts the storages that are alive at each moment:
+what autograd keeps, and what each operation needs while it runs. Whole numbers and booleans (token
+ids, masks, positions) stay real, because code asks for their values.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils.flop_counter import flop_registry
+
+from vlds.models.attention import short_attention
+from vlds.models.model import Model
+from vlds.schema import Batch
+
+aten = torch.ops.aten
+INDEXED = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default}
+"""Operations whose result has as many rows as a mask has ones."""
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """What one micro-batch takes, forward and backward."""
+
+    peak: int
+    """Bytes at the worst moment, beside weights and optimizer state."""
+    flops: int
+    """Operations of its products."""
+    moved: int
+    """Bytes that all other operations read and write."""
+    calls: int
+    """Operations."""
+
+
+class Rehearsal(TorchDispatchMode):
+    """Inside, operations on hollow tensors give hollow ones and are counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self.peak = self.flops = self.moved = self.calls = 0
+        self._alive = 0
+        self._seen: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+
+    def hollow(self, tensor: Tensor) -> Tensor:
+        """A tensor of the same shape and type that has no numbers; its bytes do not count."""
+        with torch.device("meta"):
+            shape = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+        converter = self.fake.fake_tensor_converter
+        made: Tensor = converter.from_meta_and_device(self.fake, shape, torch.device("cpu"))
+        self._seen[made.untyped_storage()] = 0
+        return made
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        leaves, spec = tree_flatten((args, kwargs or {}))
+        hollow = [leaf for leaf in leaves if isinstance(leaf, FakeTensor)]
+        if not hollow or func is torch.ops.prim.device.default:
+            return func(*args, **(kwargs or {}))
+        if func in INDEXED:
+            leaves, spec = tree_flatten(((args[0], numbered(args[1]), *args[2:]), kwargs or {}))
+        with self.fake:
+            entered_args, entered_kwargs = tree_unflatten([self._entered(x) for x in leaves], spec)
+            outputs = func(*entered_args, **entered_kwargs)
+        self._count_work(func, entered_args, entered_kwargs, outputs)
+        return outputs
+
+    def _entered(self, leaf: Any) -> Any:
+        """Real tensors beside hollow ones become hollow."""
+        is_real = isinstance(leaf, Tensor) and not isinstance(leaf, FakeTensor)
+        return self.fake.from_tensor(leaf) if is_real else leaf
+
+    def _count_work(self, func: Any, args: Any, kwargs: Any, outputs: Any) -> None:
+        made = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, FakeTensor)]
+        for tensor in made:
+            self._count_bytes(tensor)
+        read = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, FakeTensor)]
+        if func.is_view or not made:
+            return
+        self.calls += 1
+        if (count := flop_registry.get(func.overloadpacket)) is not None:
+            self.flops += count(*args, **kwargs, out_val=outputs)
+        else:
+            self.moved += sum(tensor.numel() * tensor.element_size() for tensor in made + read)
+
+    def _count_bytes(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage not in self._seen:
+            self._seen[storage] = size = storage.nbytes()
+            self._alive += size
+            self.peak = max(self.peak, self._alive)
+            weakref.finalize(storage, self._free, size)
+
+    def _free(self, size: int) -> None:
+        self._alive -= size
+
+
+def numbered(indices: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Masks as the places of their ones, which have a shape."""
+    found: list[Tensor | None] = []
+    for index in indices:
+        is_mask = index is not None and index.dtype in (torch.bool, torch.uint8)
+        if index is not None and is_mask and not isinstance(index, FakeTensor):
+            found += index.nonzero().unbind(1)
+        else:
+            found.append(index)
+    return found
+
+
+def make_hollow(model: nn.Module, rehearsal: Rehearsal) -> None:
+    """Replace the weights of a model on the meta device; tied ones stay tied."""
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                if id(weight) not in made:
+                    hollow = rehearsal.hollow(weight.detach())
+                    made[id(weight)] = nn.Parameter(hollow, requires_grad=weight.requires_grad)
+                module._parameters[name] = made[id(weight)]
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_meta:
+                module._buffers[name] = rehearsal.hollow(buffer)
+
+
+@contextmanager
+def hollow_dropout() -> Iterator[None]:
+    """Inside, dropout is a copy: on a CPU it keeps nothing for the backward pass."""
+    dropout = F.dropout
+    F.dropout = copied
+    try:
+        yield
+    finally:
+        F.dropout = dropout
+
+
+def copied(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """What takes the memory of `torch.nn.functional.dropout`."""
+    return input.clone() if training and p > 0 else input
+
+
+def rehearse(model: Model, batch: Batch) -> Rehearsed:
+    """What a micro-batch takes, given a model on the meta device, which becomes hollow."""
+    rehearsal = Rehearsal()
+    make_hollow(model, rehearsal)
+    model.train()
+    with rehearsal, short_attention(), hollow_dropout():
+        output = model(batch, torch.ones(len(batch.ids)))
+        output.loss.backward()
+    return Rehearsed(rehearsal.peak, rehearsal.flops, rehearsal.moved, rehearsal.calls)

@@ -52,7 +52,8 @@ test: dev
 # other tests together.
 RANKS = tests/training tests/launch tests/faults tests/runtime tests/report
 # Some tests run make themselves, and it must not inherit this make's variables.
-FAST = env -u MAKEFLAGS -u MFLAGS OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu"
+FAST = env -u MAKEFLAGS -u MFLAGS OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" \
+	--durations 15
 
 test-ranks:
 	$(FAST) $(RANKS)

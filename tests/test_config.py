@@ -209,7 +209,15 @@ def test_the_command_line_overrides_the_file(file: Path) -> None:
     assert recipe.data.errors == ErrorPolicy(max_in_a_row=3)
 
 
-@pytest.mark.parametrize("name", [n for n in shipped("recipes") if n.endswith(".yaml")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        # tests/test_vl_adapter_recipes.py reads those of the paper.
+        pytest.param(name, marks=[pytest.mark.slow] if "vl_adapter" in name else [])
+        for name in shipped("recipes")
+        if name.endswith(".yaml")
+    ],
+)
 def test_shipped_recipes_are_right(name: str, tmp_path: Path) -> None:
     recipe = parse_recipe(["--config", name])
     save_recipe(recipe, tmp_path / "recipe.yaml")

@@ -110,7 +110,7 @@ def test_our_files_are_the_librarys(case: str, tmp_path: Path) -> None:
     assert configs[0] == configs[1]
 
 
-@pytest.mark.parametrize("family", ["T5", "Bart"])
+@pytest.mark.parametrize("family", ["T5", pytest.param("Bart", marks=pytest.mark.slow)])
 def test_there_and_back_on_disk(family: str, world: Path, tmp_path: Path) -> None:
     """Weights of each task have a folder each."""
     first, second = write_pair(family, "Compacter per task", world, tmp_path)

@@ -100,6 +100,7 @@ def answer_of(run: Path, folder: Path) -> str:
     return predict(load_run(run), "vqa", [picture], "What is in the picture?").text
 
 
+@pytest.mark.slow
 def test_a_merged_model(world: Path, tmp_path: Path) -> None:
     run, base = image_text_run(world, tmp_path)
     out = tmp_path / "merged"
@@ -156,6 +157,7 @@ def test_the_code_tells_the_template_what_the_run_told_it(tmp_path: Path, world:
         assert ("\n    enable_thinking=False,\n" in code) == told
 
 
+@pytest.mark.slow
 def test_a_method_of_peft(world: Path, tmp_path: Path) -> None:
     run, base = image_text_run(world, tmp_path)
     out = tmp_path / "lora"

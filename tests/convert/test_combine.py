@@ -53,9 +53,10 @@ def check(out: Path, runs: list[Path], formula: Callable[[list[Tensor]], Tensor]
     assert any(not torch.equal(found[name], states[0][name]) for name in moving)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "name"),
-    [("Bart", "Full"), pytest.param("T5", "Adapter shared up, norms", marks=pytest.mark.slow)],
+    [("Bart", "Full"), ("T5", "Adapter shared up, norms")],
 )
 def test_average(family: str, name: str, world: Path, tmp_path: Path) -> None:
     runs = runs_of(recipe_with(family, name, world, tmp_path), tmp_path, 3)
@@ -100,13 +101,14 @@ def test_a_converted_folder_is_the_base_of_full_fine_tuning(world: Path, tmp_pat
     check(tmp_path / "out", [*runs, tmp_path / "base"], lambda ts: ts[0] + ts[1] - ts[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "name"),
     [
         ("T5", "Adapter shared up, norms"),
-        pytest.param("Bart", "LoRA half", marks=pytest.mark.slow),
-        pytest.param("T5", "Hyperformer", marks=pytest.mark.slow),
-        pytest.param("Bart", "Compacter per task", marks=pytest.mark.slow),
+        ("Bart", "LoRA half"),
+        ("T5", "Hyperformer"),
+        ("Bart", "Compacter per task"),
     ],
 )
 def test_a_task_out_and_back_in(family: str, name: str, world: Path, tmp_path: Path) -> None:

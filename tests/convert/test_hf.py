@@ -45,6 +45,7 @@ def test_a_backbone_that_had_random_weights(world: Path, tmp_path: Path) -> None
     assert torch.equal(logits_of(load_run(tmp_path / "out").model), expected)
 
 
+@pytest.mark.slow
 def test_folders_of_any_name(world: Path, tmp_path: Path) -> None:
     """YAML spells some of them otherwise than they are."""
     expected = converted(recipe_from("T5", world, tmp_path), tmp_path / "out")

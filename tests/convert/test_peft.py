@@ -32,18 +32,20 @@ from vlds.methods import Adapter, LoRA
 peft = pytest.importorskip("peft", reason="peft is not installed: pip install 'vlds[dev]'")
 TASKS = ("vqa", "caption")
 EXPRESSIBLE = [
-    ("T5", "LoRA"), ("T5", "LoRA half"), ("T5", "LoRA few"), ("T5", "IA3"), ("T5", "IA3 per task"),
-    ("T5", "PromptTuning bare"), ("T5", "PromptTuning per task"), ("Bart", "LoRA"),
-    ("Bart", "IA3"), ("FLAN", "LoRA"),
-    ("T5", "Peft"), ("Bart", "Peft vera"), ("T5", "Peft loha"), ("T5", "Peft norms"),
+    ("T5", "LoRA half"), ("Bart", "LoRA"), ("T5", "IA3 per task"), ("T5", "PromptTuning per task"),
+    ("T5", "Peft"),
     *(
-        pytest.param("T5", f"Peft {word}", marks=pytest.mark.slow)
-        for word in ("rslora", "lokr", "vera", "oft")
+        pytest.param("T5", name, marks=pytest.mark.slow)
+        for name in (
+            "LoRA", "LoRA few", "IA3", "PromptTuning bare",
+            *(f"Peft {word}" for word in ("loha", "norms", "rslora", "lokr", "vera", "oft")),
+        )
     ),
     *(
         pytest.param("Bart", name, marks=pytest.mark.slow)
-        for name in ("LoRA half", "LoRA few", "IA3 per task")
+        for name in ("LoRA half", "LoRA few", "IA3", "IA3 per task", "Peft vera")
     ),
+    pytest.param("FLAN", "LoRA", marks=pytest.mark.slow),
 ]  # fmt: skip
 
 

@@ -59,7 +59,8 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-@pytest.mark.parametrize("layout", ["peft", pytest.param("hf", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["peft", "hf"])
 def test_what_arrives_is_the_folder(layout: str, hub: Hub, run: Path, tmp_path: Path) -> None:
     code, out, err = pushed(hub, tmp_path, layout, "--run", run, "--push", NAME)
     assert code == 0, err
@@ -102,7 +103,12 @@ def again(err: str) -> list[str]:
         pytest.param(
             "large", 403, "HTTP 403; the token may not write there", marks=pytest.mark.slow
         ),
-        ("commit", 401, "the hub answers HTTP 401; the token is not valid"),
+        pytest.param(
+            "commit",
+            401,
+            "the hub answers HTTP 401; the token is not valid",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_folder_stays_and_can_be_pushed_again(

@@ -101,6 +101,7 @@ def whole(recipe: Recipe, folder: Path, ranks2: RankPool) -> Path:
     return Path(recipe.output)
 
 
+@pytest.mark.slow
 def test_it_learns_and_resumes(
     whole: Path, recipe: Recipe, folder: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:

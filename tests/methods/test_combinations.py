@@ -19,7 +19,8 @@ NAMES = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("family", [T5, pytest.param(Bart, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [T5, Bart])
 def test_every_pair_trains(family: type[Backbone], tmp_path: Path) -> None:
     """Each weight that trains belongs to one method and takes part in the loss; an example has the
     loss that it has in another batch."""

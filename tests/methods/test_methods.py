@@ -398,11 +398,14 @@ def test_a_role_that_is_needed_and_missing_is_an_error(name: str, tmp_path: Path
     roles = source.target_modules.paths
     optional = set(roles) if isinstance(method, BitFit) else {*CROSS_ATTENTION}
 
+    with torch.device("meta"):
+        plain = source.load(60, torch.float32).model
+
     def trained(paths: Mapping[str, tuple[str, ...]]) -> int:
+        targets = TargetModules(paths, cures={role: f"No {role}!" for role in roles})
         with torch.device("meta"):
-            model = source.load(60, torch.float32).model
-            targets = TargetModules(paths, cures={role: f"No {role}!" for role in roles})
-            return len(method.attach(Host("method", model, targets, TASKS, TaskRouting())))
+            host = Host("method", deepcopy(plain), targets, TASKS, TaskRouting())
+            return len(method.attach(host))
 
     whole = trained(roles)
     for role in roles:

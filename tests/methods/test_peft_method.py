@@ -139,8 +139,9 @@ def test_starts_that_change_the_backbone(start: str, tmp_path: Path) -> None:
         assert not torch.equal(tuned.get_parameter(name), plain.get_parameter(name))
 
 
+@pytest.mark.slow
 @torch.no_grad()
-@pytest.mark.parametrize("start", ["pissa", pytest.param("olora", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("start", ["pissa", "olora"])
 def test_peft_opens_a_changed_backbone_that_was_exported(
     start: str, world: Path, tmp_path: Path
 ) -> None:

@@ -156,7 +156,8 @@ def recipe_in(folder: Path, world: Path, stage: int = 2, precision: str = "fp32"
     return replace(recipe, model=model, methods={"method": METHOD})
 
 
-@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_ten_steps_are_five_and_five(
     precision: str, world: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:

@@ -230,7 +230,7 @@ def test_no_two_tensors_are_alike(family: type[Backbone], tmp_path: Path) -> Non
     assert len({tuple((first / first[0]).tolist()) for first in firsts}) == len(firsts)
 
 
-@FAMILIES
+@pytest.mark.parametrize("family", [Bart, pytest.param(T5, marks=pytest.mark.slow)])
 def test_bf16_is_fp32_rounded(family: type[Backbone], tmp_path: Path) -> None:
     for source in sources(family, tmp_path).values():
         exact, rounded = model_of(source), model_of(source, dtype=torch.bfloat16)

@@ -47,6 +47,10 @@ MORE_BITS = pytest.mark.parametrize("bits", [4, pytest.param(8, marks=pytest.mar
 TYPES = pytest.mark.parametrize("model_type", ["qwen2_vl", "florence2", "llava", "llama", "opt"])
 KINDS = pytest.mark.parametrize("model_type", ["qwen2_vl", "llama"])
 """A type of each kind of model."""
+FAST_CAUSAL = pytest.mark.parametrize(
+    "model_type", ["llama", pytest.param("qwen2_vl", marks=pytest.mark.slow)]
+)
+"""The same, where a case takes seconds."""
 
 
 def logits(model: Any, source: Any) -> Tensor:
@@ -290,7 +294,7 @@ def logits_in_rank(run: Path, model_type: str) -> Tensor:
         pytest.param(8, 2, "bf16", marks=pytest.mark.slow),
     ],
 )
-@KINDS
+@FAST_CAUSAL
 def test_two_ranks_resumed(
     model_type: str, bits: Bits, stage: int, precision: str,
     world: Path, ranks2: RankPool, tmp_path: Path,
@@ -329,7 +333,7 @@ def saved_run(source: Any, world: Path, folder: Path, method: Method) -> None:
 
 
 @MORE_BITS
-@KINDS
+@FAST_CAUSAL
 def test_whole_folders(
     model_type: str, bits: Bits, world: Path, tmp_path: Path, capfd: Any
 ) -> None:

@@ -134,6 +134,7 @@ def written(top: Path, shapes: list[tuple[int, int]]) -> list[Path]:
     return [top / str(number) for number in range(len(shapes))]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(plan=plans(), before=st.integers(0, 3))
 def test_any_world_reads_the_same_and_goes_on_from_any_other(plan: Plan, before: int) -> None:

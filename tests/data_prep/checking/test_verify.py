@@ -168,6 +168,7 @@ def test_no_process_is_refused(healthy: Path, capsys: pytest.CaptureFixture[str]
     assert "--workers: got 0; give 1 or more" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_processes_find_the_same(
     healthy: Path, check: Check, monkeypatch: pytest.MonkeyPatch
 ) -> None:

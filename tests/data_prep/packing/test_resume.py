@@ -120,6 +120,7 @@ def test_a_shard_that_is_gone_is_written_again(tmp_path: Path) -> None:
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_killed_command_with_many_workers_goes_on_with_one(root: Path, tmp_path: Path) -> None:
     """More pictures than one process opens alone; one of the files is not a picture."""
     rows = [{"image": f"{n}.jpg", "caption": f"picture {n}"} for n in range(700)]

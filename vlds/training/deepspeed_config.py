@@ -3,12 +3,20 @@ contradictions."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from vlds.config import Recipe
 from vlds.data.order.batch_cut import BatchCut
 from vlds.runtime.json_record import read_record
+
+
+BUCKETS = ("reduce_bucket_size", "allgather_bucket_size")
+DEFAULT_BUCKET = 500_000_000
+"""DeepSpeed's own, in elements."""
 
 
 def cut_batches(recipe: Recipe, world_size: int) -> BatchCut:
@@ -59,6 +67,17 @@ def complete_deepspeed_config(path: Path, recipe: Recipe, cut: BatchCut) -> dict
             "`optimizer` section decides it"
         )
     return config
+
+
+def fit_buckets(config: Mapping[str, Any], trained: Iterable[nn.Parameter]) -> dict[str, Any]:
+    """DeepSpeed's settings with buckets that hold no more than all gradients together: it takes
+    their memory whole, and a frozen backbone has no gradients."""
+    elements = sum(int(getattr(weight, "ds_numel", weight.numel())) for weight in trained)
+    zero = dict(config["zero_optimization"])
+    for name in BUCKETS:
+        if isinstance(given := zero.get(name, DEFAULT_BUCKET), int | float):
+            zero[name] = min(given, elements)
+    return {**config, "zero_optimization": zero}
 
 
 def check_stage(stage: Any, recipe: Recipe, path: Path) -> None:

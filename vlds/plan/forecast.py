@@ -1,0 +1,49 @@
+"""What a micro-batch takes, as a function of its number of rows."""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+
+import torch
+
+from vlds.config import Recipe
+from vlds.data.order.batch_cut import BatchCut
+from vlds.models.build import build_shapes
+from vlds.plan.micro_batch import micro_batch
+from vlds.plan.rehearsal import Rehearsed, rehearse
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A straight line through two rehearsals."""
+
+    rows: int
+    whole: Rehearsed
+    """Of a micro-batch of `rows` rows."""
+    row: Rehearsed
+    """What one more row adds."""
+
+    def at(self, rows: int) -> Rehearsed:
+        """What a micro-batch of so many rows takes."""
+        pairs = zip(astuple(self.whole), astuple(self.row), strict=True)
+        return Rehearsed(*(max(0, all_ + one * (rows - self.rows)) for all_, one in pairs))
+
+    def most_rows(self, memory: int) -> int:
+        """The largest micro-batch that fits into so many bytes; 0 if none does."""
+        spare = memory - self.whole.peak
+        return max(0, self.rows + spare // max(1, self.row.peak))
+
+
+def forecast(recipe: Recipe, cut: BatchCut) -> Forecast:
+    """Rehearse the recipe's largest micro-batch, and half of it.
+
+    Errors: ValueError if the data of a task cannot be opened.
+    """
+    model = build_shapes(recipe.model_setup, list(recipe.tasks), recipe.training.dtype)
+    batch = micro_batch(recipe, model, cut)
+    rows, whole = len(batch.ids), rehearse(model, batch)
+    if rows == 1:
+        return Forecast(rows, whole, whole)
+    half = rehearse(model, batch.select(torch.arange(rows // 2)))
+    pairs = zip(astuple(whole), astuple(half), strict=True)
+    return Forecast(rows, whole, Rehearsed(*((a - b) // (rows - rows // 2) for a, b in pairs)))

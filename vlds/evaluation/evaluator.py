@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -15,6 +14,7 @@ from vlds.data.streams.source import Source
 from vlds.data.streams.stream import EvalStream
 from vlds.evaluation.result import Decoded, Details, Evaluation
 from vlds.models.model import Model
+from vlds.runtime.durations import clock
 from vlds.runtime.progress import Pace
 from vlds.runtime.ranks import Ranks
 from vlds.schema import Collator
@@ -166,7 +166,7 @@ class Evaluator:
             if self.ranks.is_first and done < len(stream) and pace.line_is_due():
                 share, num = done / len(stream), self.orders[source.name].num_examples
                 speed = share * num / pace.seconds
-                left = time.strftime("%H:%M:%S", time.gmtime((1 - share) * num / speed))
+                left = clock((1 - share) * num / speed)
                 self.say(
                     f"{source.name}: {round(share * num):,} of {num:,} examples  "
                     f"{speed:,.0f} examples/s  {left} left"

@@ -15,6 +15,7 @@ from rich.table import Column
 
 from vlds.config import Recipe
 from vlds.data.streams.mixed_stream import MixedStream
+from vlds.runtime.durations import clock
 from vlds.runtime.ranks import Ranks
 from vlds.runtime.shown import visible
 from vlds.training.engine import StepReport
@@ -99,7 +100,7 @@ class Tracker:
             text = visible(f"loss {loss}  {speed}  {losses}")  # a narrow terminal cuts the end
             self._bar.update(self._bar.task_ids[0], completed=step, description=text)
         else:
-            left = time.strftime("%H:%M:%S", time.gmtime(metrics["seconds_left"]))
+            left = clock(metrics["seconds_left"])
             text = f"loss {loss}  {losses}  {speed}  data wait {metrics['data_wait']:.0%}"
             self.say(f"step {step}/{self.steps}  {text}  {left} left")
 

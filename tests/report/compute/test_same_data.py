@@ -21,7 +21,6 @@ from tests.toys.scored_runs import (
 )
 from vlds.report.compute.baselines import BLIND, FREQUENT, FROZEN
 from vlds.report.compute.collect import collect
-from vlds.report.compute.facts import duration_text
 from vlds.report.compute.report import Report
 from vlds.report.render.table import Cell
 from vlds.report.render.tables import comparison_table
@@ -176,10 +175,3 @@ def test_how_a_run_was_started(runs: Runs, tmp_path: Path) -> None:
         "run: seed 7; started 2026-03-01 12:00 UTC; training took 2 min 15 s; hardware 2 ranks, A "
         "Processor, 2 cores; versions vlds 0.1.0, torch 2.9.0; command vlds train vqa.yaml"
     ) in markdown(collect([run]))
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (75, "1 min 15 s"), (3600, "1 h 00 min")]
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert duration_text(seconds) == text

@@ -12,6 +12,7 @@ from vlds.methods.base import Method
 from vlds.report.numbers import bytes_text
 from vlds.report.read.inputs import RunInputs
 from vlds.report.read.scores import Scores
+from vlds.runtime.durations import duration_text
 from vlds.runtime.run_folder import Start
 
 MADE = ("started", "training took", "hardware", "versions", "command")
@@ -78,15 +79,6 @@ def start_facts(starts: Sequence[Start], run: RunInputs) -> dict[str, str]:
 def time_text(time: str) -> str:
     """ "2026-03-01 12:00 UTC"."""
     return f"{datetime.fromisoformat(time).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
-
-
-def duration_text(seconds: float) -> str:
-    """Hours, minutes and seconds, the smallest that matters last."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours:,} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def stopped_text(recipe: Recipe, run: RunInputs) -> str:

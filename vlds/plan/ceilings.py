@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from vlds.plan.rehearsal import Rehearsed
+
 SIDE = 1024
 """Of the matrices that are multiplied."""
 ELEMENTS = 1 << 20
@@ -27,6 +29,24 @@ class Ceilings:
     """Seconds that an operation takes at least."""
     link: float = 1e9
     """Bytes a second between ranks."""
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """How long work takes at the ceilings."""
+
+    products: float
+    others: float
+
+    @classmethod
+    def of(cls, work: Rehearsed, ceilings: Ceilings) -> Seconds:
+        """Of one micro-batch."""
+        others = work.moved / ceilings.bandwidth + work.calls * ceilings.call
+        return cls(work.flops / ceilings.flops, others)
+
+    def times(self, number: int) -> Seconds:
+        """Of several micro-batches."""
+        return Seconds(self.products * number, self.others * number)
 
 
 def measured(dtype: torch.dtype) -> Ceilings:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -79,25 +78,27 @@ def describe(arguments: list[str]) -> int:
 
 
 def plan(arguments: list[str]) -> int:
-    """Count the bytes that each rank of a recipe's run would hold."""
+    """Say what each rank of a recipe's run would need."""
     from vlds.config import parse_recipe
-    from vlds.plan import plan_recipe, table
+    from vlds.plan import Machine, forecast_or_reason, page, plan_recipe, tree
 
     parser = CommandParser(prog="vlds plan", add_help=False, allow_abbrev=False, accepts_keys=True)
     parser.add_argument("--ranks", nargs="+", default=["1"])
+    for option in ("--memory", "--tflops", "--bandwidth", "--link"):
+        parser.add_argument(option)
     parser.add_argument("--json", action="store_true")
     options, words = parser.parse_known_args(arguments)
     numbers = [positive("--ranks", word, "the number of ranks") for word in options.ranks]
+    given = {name: getattr(options, name) for name in ("memory", "tflops", "bandwidth", "link")}
+    machine = Machine.given(**given)
     recipe = parse_recipe(words, "vlds plan")
     plans = plan_recipe(recipe, numbers)
+    forecast = forecast_or_reason(recipe, numbers[0])
     if options.json:
-        tree = {
-            ranks: {file: asdict(needs) for file, needs in plan.items()}
-            for ranks, plan in plans.items()
-        }
-        tell(json.dumps(tree, indent=1))
+        trees = {plan.world_size: tree(plan, recipe, forecast, machine) for plan in plans}
+        tell(json.dumps(trees, indent=1))
     else:
-        tell("\n\n".join(table(plan, recipe, ranks) for ranks, plan in plans.items()))
+        tell("\n\n".join(page(plan, recipe, forecast, machine) for plan in plans))
     return 0
 
 

@@ -11,6 +11,7 @@ from vlds.data.order.batch_cut import BatchCut
 from vlds.models.build import build_shapes
 from vlds.plan.micro_batch import micro_batch
 from vlds.plan.rehearsal import Rehearsed, rehearse
+from vlds.training.deepspeed_config import cut_batches
 
 
 @dataclass(frozen=True)
@@ -47,3 +48,11 @@ def forecast(recipe: Recipe, cut: BatchCut) -> Forecast:
     half = rehearse(model, batch.select(torch.arange(rows // 2)))
     pairs = zip(astuple(whole), astuple(half), strict=True)
     return Forecast(rows, whole, Rehearsed(*((a - b) // (rows - rows // 2) for a, b in pairs)))
+
+
+def forecast_or_reason(recipe: Recipe, world_size: int) -> Forecast | str:
+    """A forecast, or why the recipe's data or tokenizer cannot be read here."""
+    try:
+        return forecast(recipe, cut_batches(recipe, world_size))
+    except ValueError as error:
+        return str(error)

@@ -1,4 +1,4 @@
-"""The micro-batch that a plan rehearses: the largest of the first steps of the recipe's own data."""
+"""The micro-batch that a plan rehearses: the largest of the first steps of the recipe."""
 
 from __future__ import annotations
 

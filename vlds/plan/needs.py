@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vlds.config import Recipe
 from vlds.data.order.batch_cut import BatchCut
 from vlds.models.build import build_shapes
-from vlds.models.model import Model
-from vlds.plan.forecast import Forecast
 from vlds.plan.held import Held, planned
 from vlds.plan.step import sent_bytes, step_bytes
 from vlds.runtime.resources import find

@@ -49,7 +49,7 @@ class Rehearsal(TorchDispatchMode):
     """Inside, operations on hollow tensors give hollow ones and are counted."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.peak = self.flops = self.moved = self.calls = 0
         self._alive = 0

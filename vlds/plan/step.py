@@ -17,17 +17,15 @@ PREFETCHED = 50_000_000
 def step_bytes(model: Model, held: Held, zero: Mapping[str, Any]) -> int:
     """Sums of gradients, buckets and gathered weights, without what a micro-batch needs."""
     trained = trained_bytes(model)
-    if zero["stage"] == 3:
-        limit = zero.get("stage3_max_live_parameters", LIVE) + zero.get(
-            "stage3_prefetch_bucket_size", PREFETCHED
-        )
-        return held.gradients + trained + min(limit * widest(model), partitioned_bytes(model, zero))
-    return held.gradients + trained * (2 if zero.get("overlap_comm") else 1)
+    if zero["stage"] < 3:
+        return held.gradients + trained * (2 if zero.get("overlap_comm") else 1)
+    live = int(zero.get("stage3_max_live_parameters", LIVE))
+    ahead = int(zero.get("stage3_prefetch_bucket_size", PREFETCHED))
+    gathered = min((live + ahead) * widest(model), partitioned_bytes(model, zero))
+    return held.gradients + trained + gathered
 
 
-def sent_bytes(
-    model: Model, zero: Mapping[str, Any], world_size: int, micro_batches: int
-) -> int:
+def sent_bytes(model: Model, zero: Mapping[str, Any], world_size: int, micro_batches: int) -> int:
     """Bytes that a rank sends in a step of some micro-batches: gradients, which it sums in fp32;
     trained weights after the step; under stage 3 weights before each pass instead."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

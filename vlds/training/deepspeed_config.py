@@ -13,7 +13,6 @@ from vlds.config import Recipe
 from vlds.data.order.batch_cut import BatchCut
 from vlds.runtime.json_record import read_record
 
-
 BUCKETS = ("reduce_bucket_size", "allgather_bucket_size")
 DEFAULT_BUCKET = 500_000_000
 """DeepSpeed's own, in elements."""

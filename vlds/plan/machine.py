@@ -1,0 +1,98 @@
+"""What a rank's machine has and can do: given, or measured here in a second."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from vlds.plan.rehearsal import Rehearsed
+
+SIDE = 1024
+"""Of the matrices that are multiplied."""
+ELEMENTS = 1 << 20
+"""Of the tensors that are added: about an activation of a small model."""
+ROUNDS = 7
+CALL = 5e-6
+"""Seconds that an operation takes at least."""
+LINK = 1e9
+"""Bytes a second between ranks, where none are given."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What one rank has; None is not known."""
+
+    memory: int | None = None
+    """Bytes."""
+    flops: float | None = None
+    """Operations of products a second."""
+    bandwidth: float | None = None
+    """Bytes a second that other operations read and write."""
+    link: float = LINK
+    """Bytes a second between ranks."""
+
+    @classmethod
+    def given(
+        cls, memory: str | None, tflops: str | None, bandwidth: str | None, link: str | None
+    ) -> Machine:
+        """From the words of a command: GB, and thousands of GFLOP or GB a second.
+
+        Errors: ValueError if one is no number above 0.
+        """
+        in_bytes = above_zero("--memory", memory, 1e9)
+        return cls(
+            None if in_bytes is None else int(in_bytes),
+            above_zero("--tflops", tflops, 1e12),
+            above_zero("--bandwidth", bandwidth, 1e9),
+            above_zero("--link", link, 1e9) or LINK,
+        )
+
+    def measured(self, dtype: torch.dtype) -> Machine:
+        """With what was not given measured on this CPU, with this process's number of threads."""
+        left, right = (torch.randn(SIDE, SIDE).to(dtype) for _ in range(2))
+        one, other = (torch.randn(ELEMENTS).to(dtype) for _ in range(2))
+        flops = self.flops or 2 * SIDE**3 / median_seconds(lambda: left @ right)
+        moved = 3 * ELEMENTS * one.element_size()
+        bandwidth = self.bandwidth or moved / median_seconds(lambda: one + other)
+        return Machine(self.memory, flops, bandwidth, self.link)
+
+    def seconds(self, work: Rehearsed) -> tuple[float, float]:
+        """Of products, and of all other operations."""
+        flops, bandwidth = self.ceilings
+        return work.flops / flops, work.moved / bandwidth + work.calls * CALL
+
+    @property
+    def ceilings(self) -> tuple[float, float]:
+        """Operations of products, and bytes, a second."""
+        assert self.flops is not None, "measured() first"
+        assert self.bandwidth is not None, "measured() first"
+        return self.flops, self.bandwidth
+
+
+def above_zero(option: str, text: str | None, unit: float) -> float | None:
+    """The value of an option in its unit.
+
+    Errors: ValueError if it is no number above 0.
+    """
+    if text is None:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{option} is {text!r}; give a number above 0")
+    return value * unit
+
+
+def median_seconds(work: Callable[[], object]) -> float:
+    """The median of some rounds, after one that warms up."""
+    seconds = []
+    for _ in range(ROUNDS + 1):
+        began = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - began)
+    return sorted(seconds[1:])[ROUNDS // 2]

@@ -172,7 +172,7 @@ def test_ten_steps_are_five_and_five(
         for line in read_lines(Path(recipe.output) / "metrics.jsonl")
         if "bytes_per_rank" in line
     ]
-    held = plan_recipe(recipe, [2])[2][recipe.training.deepspeed]
+    held = plan_recipe(recipe, [2])[0].files[recipe.training.deepspeed].held
     assert bytes_found == {key: getattr(held, key) for key in bytes_found}
     run = load_run(Path(recipe.output))
     assert not any("step_rules" in name for name, _ in run.model.unique_state())
@@ -233,7 +233,7 @@ def test_stage_3_is_refused(world: Path, tmp_path: Path) -> None:
     assert message in check_complaint(recipe)
     with pytest.raises(ValueError, match="cannot read whole weights"):
         plan_recipe(recipe, [2])
-    assert len(plan_recipe(recipe_in(tmp_path, world), [2])[2]) == 3
+    assert len(plan_recipe(recipe_in(tmp_path, world), [2])[0].files) == 3
 
 
 def test_too_few_steps(world: Path, ranks1: RankPool, tmp_path: Path) -> None:

@@ -258,10 +258,10 @@ def test_stage_3_is_refused(model_type: str, world: Path, tmp_path: Path) -> Non
     assert "stage = 3, which cannot partition the 4-bit weights of model.bits; set 2" in message
     with pytest.raises(ValueError, match="cannot partition the 4-bit weights"):
         plan_recipe(recipe, [2])
-    files = plan_recipe(run_of(model_type, world, tmp_path), [2])[2]
+    files = plan_recipe(run_of(model_type, world, tmp_path), [2])[0].files
     assert len(files) == 3
     assert not any("zero3" in file for file in files)
-    assert len({held.frozen for held in files.values()}) == 1
+    assert len({needs.held.frozen for needs in files.values()}) == 1
 
 
 def test_nothing_to_pack(tmp_path: Path) -> None:
@@ -312,7 +312,7 @@ def test_two_ranks_resumed(
     losses = [line["loss"] for line in lines if "loss" in line]
     assert len(losses) == 4
     assert len(set(losses)) == 4
-    held = plan_recipe(recipe, [2])[2][recipe.training.deepspeed]
+    held = plan_recipe(recipe, [2])[0].files[recipe.training.deepspeed].held
     (found,) = [line["bytes_per_rank"] for line in lines if "bytes_per_rank" in line]
     assert found == {key: getattr(held, key) for key in ("frozen", "trainable", "optimizer")}
     run = load_run(whole)

@@ -89,14 +89,21 @@ VLDS_LAUNCHER_ARGS holds options for the deepspeed launcher (--hostfile,
 --master_port, ...).
 """
 PLAN = f"""\
-usage: vlds plan RECIPE [--ranks N ...] [--json] [--KEY VALUE ...]
+usage: vlds plan RECIPE [--ranks N ...] [--memory GB] [--json] [--KEY VALUE ...]
 
-Count the bytes that each rank of a recipe's run would hold.
+Say what each rank of a recipe's run would need: memory between steps and at the
+worst moment of a step, and the time of a step. No weights are loaded. Steps need
+the recipe's data: the largest micro-batch of the first ones is rehearsed.
 
   vlds plan recipes/demo.yaml
-  vlds plan my.yaml --ranks 1 2 4 8 --training.precision bf16
+  vlds plan my.yaml --ranks 1 2 4 8 --training.precision bf16 --memory 24
+  vlds plan my.yaml --ranks 64 --tflops 400 --bandwidth 3000 --link 50
 
   --ranks N [N ...]    numbers of processes, one table for each (default: 1)
+  --memory GB          say how many rows a micro-batch may have in so much
+  --tflops N           what a rank can do, in 10^12 operations a second, and its
+  --bandwidth GB       memory and the links between ranks, in GB a second; what
+  --link GB            is not given is measured here, but for links (1)
   --json               print JSON instead of tables
 {RECIPE}"""
 DESCRIBE = f"""\

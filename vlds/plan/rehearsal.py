@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from torch.utils.flop_counter import flop_registry
 
 from vlds.models.attention import short_attention
+from vlds.models.dropout import TORCH_DROPOUT
 from vlds.models.model import Model
 from vlds.schema import Batch
 
@@ -73,8 +74,12 @@ class Rehearsal(TorchDispatchMode):
     ) -> Any:
         leaves, spec = tree_flatten((args, kwargs or {}))
         hollow = [leaf for leaf in leaves if isinstance(leaf, FakeTensor)]
-        if not hollow or func is torch.ops.prim.device.default:
+        if func is torch.ops.prim.device.default:
             return func(*args, **(kwargs or {}))
+        if not hollow:
+            outputs = func(*args, **(kwargs or {}))
+            self._count_bytes(outputs)
+            return outputs
         if func in INDEXED:
             leaves, spec = tree_flatten(((args[0], numbered(args[1]), *args[2:]), kwargs or {}))
         with self.fake:
@@ -89,9 +94,8 @@ class Rehearsal(TorchDispatchMode):
         return self.fake.from_tensor(leaf) if is_real else leaf
 
     def _count_work(self, func: Any, args: Any, kwargs: Any, outputs: Any) -> None:
+        self._count_bytes(outputs)
         made = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, FakeTensor)]
-        for tensor in made:
-            self._count_bytes(tensor)
         read = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, FakeTensor)]
         if func.is_view or not made:
             return
@@ -101,13 +105,16 @@ class Rehearsal(TorchDispatchMode):
         else:
             self.moved += sum(tensor.numel() * tensor.element_size() for tensor in made + read)
 
-    def _count_bytes(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage not in self._seen:
-            self._seen[storage] = size = storage.nbytes()
-            self._alive += size
-            self.peak = max(self.peak, self._alive)
-            weakref.finalize(storage, self._free, size)
+    def _count_bytes(self, outputs: Any) -> None:
+        for tensor in tree_leaves(outputs):
+            if not isinstance(tensor, Tensor):
+                continue
+            storage = tensor.untyped_storage()
+            if storage not in self._seen:
+                self._seen[storage] = size = storage.nbytes()
+                self._alive += size
+                self.peak = max(self.peak, self._alive)
+                weakref.finalize(storage, self._free, size)
 
     def _free(self, size: int) -> None:
         self._alive -= size
@@ -140,20 +147,37 @@ def make_hollow(model: nn.Module, rehearsal: Rehearsal) -> None:
                 module._buffers[name] = rehearsal.hollow(buffer)
 
 
+class Copied(torch.autograd.Function):
+    """What takes the memory of dropout."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, kept: Tensor) -> Tensor:
+        ctx.kept = kept
+        return inputs.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient.clone(), None
+
+
+def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """Keeps for the backward pass as much as dropout by example does, or torch's on a GPU."""
+    if not training or p == 0:
+        return input
+    on_gpu = torch.cuda.is_available()
+    shape, dtype = (input.shape, torch.bool) if on_gpu else (input.shape[:-1], torch.int64)
+    output: Tensor = Copied.apply(input, input.new_empty(shape, dtype=dtype))  # type: ignore[no-untyped-call]
+    return output
+
+
 @contextmanager
 def hollow_dropout() -> Iterator[None]:
-    """Inside, dropout is a copy: on a CPU it keeps nothing for the backward pass."""
-    dropout = F.dropout
-    F.dropout = copied
+    """Inside, dropout draws nothing."""
+    F.dropout = dropout
     try:
         yield
     finally:
-        F.dropout = dropout
-
-
-def copied(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    """What takes the memory of `torch.nn.functional.dropout`."""
-    return input.clone() if training and p > 0 else input
+        F.dropout = TORCH_DROPOUT
 
 
 def rehearse(model: Model, batch: Batch) -> Rehearsed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import PurePath
+from textwrap import fill
 from typing import Any
 
 from vlds.config import Recipe
@@ -26,13 +27,14 @@ def page(plan: Plan, recipe: Recipe, forecast: Forecast | str, machine: Machine)
         peak = None if step is None else held.together + step
         lines.append(line(PurePath(file).name, *map(megabytes, (*numbers, peak))))
     lines += [
-        "The first file is the recipe's. `in CPU`: in the CPU's memory, beside a GPU. `step`:",
-        f"what a step adds, for micro-batches of {rows:,} row{'s' * (rows != 1)}.",
+        "The first file is the recipe's. `in CPU`: in the CPU's memory, beside a GPU.",
+        f"`step`: what a step of micro-batches of {rows:,} row{'s' * (rows != 1)} adds.",
     ]
     if isinstance(forecast, str):
-        return "\n".join([*lines, f"`step` is not known: {forecast}"])
+        reason = f"`step` is not known: {forecast}"
+        return "\n".join([*lines, fill(reason, 80, break_long_words=False)])
     if machine.memory is not None:
-        lines += [fits(file, needs, forecast, machine.memory) for file, needs in plan.files.items()]
+        lines.append(fits(plan, forecast, machine.memory))
     lines.append(duration(plan, recipe, forecast, machine.measured(recipe.training.dtype)))
     return "\n".join(lines)
 
@@ -42,11 +44,13 @@ def step_bytes(needs: Needs, rows: int, forecast: Forecast | str) -> int | None:
     return None if isinstance(forecast, str) else needs.extra + forecast.at(rows).peak
 
 
-def fits(file: str, needs: Needs, forecast: Forecast, memory: int) -> str:
-    """How large micro-batches may be."""
-    most = forecast.most_rows(memory - needs.held.together - needs.extra)
-    rows = f"micro-batches of at most {most:,} rows" if most else "no micro-batch"
-    return f"{memory / 1e9:g} GB hold {rows} with {PurePath(file).name}."
+def fits(plan: Plan, forecast: Forecast, memory: int) -> str:
+    """How large micro-batches may be; what lies in the CPU's memory takes none of a GPU's."""
+    rows = []
+    for file, needs in plan.files.items():
+        taken = needs.held.together - needs.held.offloaded + needs.extra
+        rows.append(f"{forecast.most_rows(memory - taken):,} with {PurePath(file).name}")
+    return fill(f"Most rows of a micro-batch in {memory / 1e9:g} GB: {', '.join(rows)}.", 80)
 
 
 def duration(plan: Plan, recipe: Recipe, forecast: Forecast, machine: Machine) -> str:
@@ -61,10 +65,10 @@ def duration(plan: Plan, recipe: Recipe, forecast: Forecast, machine: Machine) -
     run = "" if steps is None else f", the run {duration_text(step * steps)}"
     flops, bandwidth = machine.ceilings
     return (
-        f"A step takes about {step:.3g} s{run}: products {products / step:.0%}, other operations "
-        f"{others / step:.0%},\nbetween ranks {between / step:.0%} ({sent / 1e6:,.1f} MB). "
-        f"Ceilings: {flops / 1e12:.3g} TFLOP/s, {bandwidth / 1e9:.3g} GB/s, "
-        f"between ranks\n{machine.link / 1e9:.3g} GB/s."
+        f"A step takes about {step:.3g} s{run}: products {products / step:.0%}, other\n"
+        f"operations {others / step:.0%}, between ranks {between / step:.0%} "
+        f"({sent / 1e6:,.1f} MB). At {flops / 1e12:.3g} TFLOP/s,\n"
+        f"{bandwidth / 1e9:,.0f} GB/s of memory, {machine.link / 1e9:,.3g} GB/s between ranks."
     )
 
 

@@ -1,4 +1,5 @@
-"""What `vlds plan` says; tests/training/test_zero.py compares it with what ranks really hold."""
+"""What `vlds plan` says; tests/training/test_zero.py compares it with what ranks really hold, and
+test_rehearsal.py with what steps take."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from tests.toys.world import world_recipe
 from vlds.cli.commands import run_command
 from vlds.config import Recipe, parse_recipe
 from vlds.models.build import build_model, describe
-from vlds.plan import plan_recipe, table
+from vlds.plan import Machine, page, plan_recipe
 from vlds.runtime.resources import find
 from vlds.training.faults import out_of_memory
 
@@ -30,7 +31,8 @@ def recipe() -> Recipe:
 
 def test_stages_and_offload_at_real_size(recipe: Recipe) -> None:
     """T5-base with one adapter: 10,480,512 weights train, the others are frozen, all fp32."""
-    one, four = plan_recipe(recipe, [1, 4]).values()
+    plans = plan_recipe(recipe, [1, 4])
+    one, four = ({file: needs.held for file, needs in plan.files.items()} for plan in plans)
     assert list(one) == [ZERO2, OFFLOAD2, ZERO3, OFFLOAD3]
     assert one[ZERO2].trainable == four[ZERO2].trainable == 4 * 10_480_512
     assert one[ZERO2].optimizer == 12 * 10_480_512
@@ -44,7 +46,7 @@ def test_stages_and_offload_at_real_size(recipe: Recipe) -> None:
     assert four[OFFLOAD2].offloaded == four[OFFLOAD2].optimizer
     # They alone stay on the GPU.
     assert 0.8 * four[OFFLOAD3].together < four[OFFLOAD3].offloaded < four[OFFLOAD3].together
-    lines = table(four, recipe, 4).splitlines()
+    lines = page(plans[1], recipe, "no data", Machine()).splitlines()
     assert max(map(len, lines)) <= 80
 
 
@@ -65,9 +67,9 @@ def test_the_command(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None
     own = ["--training.deepspeed", str(find("ds_configs/zero3_small.json"))]
     assert run_command([*words, *own]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "What each of 2 ranks holds between steps, in fp32"
-    assert lines[2].startswith(own[1])
-    assert len(lines) == 2 + 5 + 4
+    assert lines[0] == "What each of 2 ranks holds, in fp32"
+    assert lines[2].startswith("zero3_small.json")
+    assert lines[9].startswith("`step` is not known: model.backbone.path: no such folder")
     assert run_command([*words, "7", "8"]) == 0
     heads = [line for line in capsys.readouterr().out.splitlines() if line.startswith("What")]
     assert [head.split()[3] for head in heads] == ["2", "7", "8"]

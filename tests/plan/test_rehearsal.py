@@ -1,0 +1,91 @@
+"""A rehearsal beside what torch's allocator hands out in a real step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.profiler import profile
+
+from tests.toys.kinds import kind_recipe
+from vlds.config import Recipe
+from vlds.methods import IA3, Adapter, BitFit, Compacter, Full, LoRA, Method
+from vlds.models.attention import short_attention
+from vlds.models.build import build_model
+from vlds.models.dropout import dropout_by_example
+from vlds.plan.forecast import forecast
+from vlds.plan.micro_batch import micro_batch
+from vlds.plan.rehearsal import rehearse
+from vlds.schema import Batch
+from vlds.training.deepspeed_config import cut_batches
+
+METHODS: Mapping[str, Method] = {
+    "adapter": Adapter(reduction=2, sharing="multiple"),
+    "lora": LoRA(rank=2, roles=["attn_q", "ffn_out"], train_biases=False),
+    "compacter": Compacter(),
+    "ia3": IA3(),
+    "bitfit": BitFit(add_biases=True),
+    "full": Full(),
+}
+ROWS = 96
+
+
+def repeated(batch: Batch) -> Batch:
+    """So many rows that small tensors of whole numbers do not count."""
+    return batch.select(torch.arange(ROWS) % len(batch.ids))
+
+
+def allocated(recipe: Recipe, batch: Batch, file: Path) -> int:
+    """The most bytes that torch holds in a forward and a backward pass, beside weights."""
+    processor = recipe.model.load_processor()
+    model = build_model(
+        recipe.model_setup, list(recipe.tasks), recipe.training.dtype, processor
+    ).train()
+    with (
+        profile(profile_memory=True) as profiler,
+        short_attention(),
+        dropout_by_example(0, 0),
+    ):
+        model(batch, torch.ones(len(batch.ids))).loss.backward()
+    profiler.export_chrome_trace(str(file))
+    events = json.loads(file.read_text())["traceEvents"]
+    found = [event for event in events if event.get("name") == "[memory]"]
+    return max(event["args"]["Total Allocated"] for event in found)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("kind", ["joint", "causal", "image_text"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
+def test_the_bytes_of_a_step(
+    kind: str, name: str, precision: str, world: Path, tmp_path: Path
+) -> None:
+    recipe = kind_recipe(kind, world, tmp_path, precision=precision)
+    recipe = replace(recipe, methods={"method": METHODS[name]})
+    with torch.device("meta"):
+        shapes = build_model(
+            recipe.model_setup,
+            list(recipe.tasks),
+            recipe.training.dtype,
+            recipe.model.load_processor(),
+        )
+    batch = repeated(micro_batch(recipe, shapes, cut_batches(recipe, 1)))
+    found = rehearse(shapes, batch)
+    real = allocated(recipe, batch, tmp_path / "trace.json")
+    assert found.peak == pytest.approx(real, rel=0.1)
+    assert found.flops > 0
+    assert found.calls > 0
+
+
+def test_a_forecast_is_a_line(world: Path, tmp_path: Path) -> None:
+    recipe = kind_recipe("joint", world, tmp_path)
+    found = forecast(recipe, cut_batches(recipe, 1))
+    assert found.at(found.rows) == found.whole
+    assert found.at(2 * found.rows).flops > 1.5 * found.whole.flops
+    spare = found.at(40).peak
+    assert found.most_rows(spare) == 40
+    assert found.most_rows(spare - 1) == 39
+    assert found.most_rows(0) == 0

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -89,3 +90,15 @@ def test_a_forecast_is_a_line(world: Path, tmp_path: Path) -> None:
     assert found.most_rows(spare) == 40
     assert found.most_rows(spare - 1) == 39
     assert found.most_rows(0) == 0
+
+
+@pytest.mark.parametrize("change", [{"activation_checkpointing": True}, {"parts": 2}])
+def test_what_saves_memory_saves_it_here(
+    change: dict[str, Any], world: Path, tmp_path: Path
+) -> None:
+    recipe = kind_recipe("joint", world, tmp_path)
+    cut = cut_batches(recipe, 1)
+    before = forecast(recipe, cut).whole
+    place = "data" if "parts" in change else "training"
+    recipe = replace(recipe, **{place: replace(getattr(recipe, place), **change)})
+    assert forecast(recipe, cut).whole.peak < 0.9 * before.peak

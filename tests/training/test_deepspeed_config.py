@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.toys.world import world_recipe
 from vlds.data.order.batch_cut import BatchCut
-from vlds.training.deepspeed_config import complete_deepspeed_config, fill
+from vlds.training.deepspeed_config import complete_deepspeed_config, fill, fit_buckets
 
 
 def test_auto_is_filled_and_another_value_is_a_contradiction(tmp_path: Path) -> None:
@@ -63,3 +64,16 @@ def test_stage_1_does_not_go_with_bf16(tmp_path: Path) -> None:
     assert completed(tmp_path, "fp32", 1)["zero_optimization"] == {"stage": 1}
     with pytest.raises(ValueError, match=r"stage = 1, .*precision bf16; set 2"):
         completed(tmp_path, "bf16", 1)
+
+
+def test_buckets_are_no_larger_than_all_gradients() -> None:
+    trained = [torch.nn.Parameter(torch.zeros(3, 5)), torch.nn.Parameter(torch.zeros(7))]
+    given = {"zero_optimization": {"stage": 2, "reduce_bucket_size": 5e7}, "other": 1}
+    fitted = fit_buckets(given, trained)
+    assert fitted["zero_optimization"] == {
+        "stage": 2, "reduce_bucket_size": 22, "allgather_bucket_size": 22,
+    }  # fmt: skip
+    assert fitted["other"] == 1
+    assert given["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 5e7}
+    small = {"zero_optimization": {"stage": 3, "reduce_bucket_size": 4}}
+    assert fit_buckets(small, trained)["zero_optimization"]["reduce_bucket_size"] == 4

@@ -42,10 +42,11 @@ def forecast(recipe: Recipe, cut: BatchCut) -> Forecast:
     """
     model = build_shapes(recipe.model_setup, list(recipe.tasks), recipe.training.dtype)
     batch = micro_batch(recipe, model, cut)
-    rows, whole = len(batch.ids), rehearse(model, batch)
-    if rows == 1:
-        return Forecast(rows, whole, whole)
-    half = rehearse(model, batch.select(torch.arange(rows // 2)))
+    rows, parts = len(batch.ids), recipe.data.parts
+    whole = rehearse(model, batch, parts)
+    if rows < 2 * parts:
+        return Forecast(rows, whole, Rehearsed(*(number // rows for number in astuple(whole))))
+    half = rehearse(model, batch.select(torch.arange(rows // 2)), parts)
     pairs = zip(astuple(whole), astuple(half), strict=True)
     return Forecast(rows, whole, Rehearsed(*((a - b) // (rows - rows // 2) for a, b in pairs)))
 

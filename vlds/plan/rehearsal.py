@@ -26,6 +26,7 @@ from vlds.models.attention import short_attention
 from vlds.models.dropout import TORCH_DROPOUT
 from vlds.models.model import Model
 from vlds.schema import Batch
+from vlds.training.parts import similar_rows
 
 aten = torch.ops.aten
 INDEXED = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default}
@@ -180,12 +181,14 @@ def hollow_dropout() -> Iterator[None]:
         F.dropout = TORCH_DROPOUT
 
 
-def rehearse(model: Model, batch: Batch) -> Rehearsed:
-    """What a micro-batch takes, given a model on the meta device, which becomes hollow."""
+def rehearse(model: Model, batch: Batch, parts: int = 1) -> Rehearsed:
+    """What a micro-batch takes, given a model on the meta device, which becomes hollow. `parts`:
+    in how many sets of similar rows it is computed."""
     rehearsal = Rehearsal()
     make_hollow(model, rehearsal)
     model.train()
     with rehearsal, short_attention(), hollow_dropout():
-        output = model(batch, torch.ones(len(batch.ids)))
+        pieces = similar_rows(model.sizes(batch), parts) if parts > 1 else []
+        output = model(batch, torch.ones(len(batch.ids)), pieces)
         output.loss.backward()
     return Rehearsed(rehearsal.peak, rehearsal.flops, rehearsal.moved, rehearsal.calls)

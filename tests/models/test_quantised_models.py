@@ -29,7 +29,7 @@ from vlds.methods.extended import ExtendedLinear, zero_at_first
 from vlds.models import Causal, ImageTextToText, quantised
 from vlds.models.build import ModelSetup, build_shapes, describe
 from vlds.models.quantised import Bits, packed_linears, scale_bytes
-from vlds.plan import plan_recipe
+from vlds.plan import Forecast, forecast_or_reason, plan_recipe
 from vlds.schema import Decoding
 from vlds.vision import ConvNet
 
@@ -262,6 +262,7 @@ def test_stage_3_is_refused(model_type: str, world: Path, tmp_path: Path) -> Non
     assert len(files) == 3
     assert not any("zero3" in file for file in files)
     assert len({needs.held.frozen for needs in files.values()}) == 1
+    assert isinstance(forecast_or_reason(run_of(model_type, world, tmp_path), 2), Forecast)
 
 
 def test_nothing_to_pack(tmp_path: Path) -> None:

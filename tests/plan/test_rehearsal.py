@@ -5,20 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.profiler import profile
 
-from tests.toys.kinds import kind_recipe
+from tests.toys.image_text import TYPES
+from tests.toys.image_text.rows import TASKS, tiny
+from tests.toys.kinds import ALL_KINDS, kind_recipe
 from vlds.config import Recipe
 from vlds.methods import IA3, Adapter, BitFit, Compacter, Full, LoRA, Method
 from vlds.models.attention import short_attention
-from vlds.models.build import build_model
+from vlds.models.build import ModelSetup, build_model
 from vlds.models.dropout import dropout_by_example
-from vlds.plan.forecast import forecast
+from vlds.models.model import Model
+from vlds.plan.forecast import forecast, forecast_or_reason
 from vlds.plan.micro_batch import micro_batch
 from vlds.plan.rehearsal import rehearse
 from vlds.schema import Batch
@@ -58,9 +63,14 @@ def allocated(recipe: Recipe, batch: Batch, file: Path) -> int:
     return max(event["args"]["Total Allocated"] for event in found)
 
 
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("kind", ["joint", "causal", "image_text"])
-@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
+FAST = {("joint", "adapter", "fp32"), ("causal", "lora", "bf16"), ("image_text", "full", "fp32")}
+CASES = product(ALL_KINDS, METHODS, ("fp32", "bf16"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "precision"),
+    [pytest.param(*case, marks=[] if case in FAST else [pytest.mark.slow]) for case in CASES],
+)
 def test_the_bytes_of_a_step(
     kind: str, name: str, precision: str, world: Path, tmp_path: Path
 ) -> None:
@@ -102,3 +112,26 @@ def test_what_saves_memory_saves_it_here(
     place = "data" if "parts" in change else "training"
     recipe = replace(recipe, **{place: replace(getattr(recipe, place), **change)})
     assert forecast(recipe, cut).whole.peak < 0.9 * before.peak
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_every_type_of_image_text_model(model_type: str) -> None:
+    source = tiny(model_type)
+    setup = ModelSetup(kind=source.kind, methods={"method": METHODS["lora"]})
+    with torch.device("meta"):
+        shapes = build_model(setup, list(TASKS), torch.float32, source.processor)
+    found = rehearse(shapes, source.batch(source.rows()))
+    assert found.peak > 0
+    assert found.flops > 0
+
+
+def test_code_that_asks_for_numbers(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nll_sums(self: Model, batch: Batch) -> Tensor:
+        return self.token_nll(batch).sum(1) * self.token_nll(batch).max().item()
+
+    monkeypatch.setattr(Model, "nll_sums", nll_sums)
+    reason = forecast_or_reason(kind_recipe("joint", world, tmp_path), 1)
+    assert isinstance(reason, str)
+    assert reason.startswith("this model's code cannot run without numbers (")

@@ -87,6 +87,9 @@ class Causal(GridKind):
     def packed_bits(self) -> Bits | None:
         return self.bits
 
+    def unpacked(self) -> Causal:
+        return replace(self, bits=None)
+
     # Pictures and text.
 
     @property

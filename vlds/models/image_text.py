@@ -120,6 +120,9 @@ class ImageTextToText(ModelKind):
     def packed_bits(self) -> Bits | None:
         return self.bits
 
+    def unpacked(self) -> ImageTextToText:
+        return replace(self, bits=None)
+
     @property
     def image(self) -> NaturalSize:
         return NaturalSize(self.max_pixels)

@@ -56,6 +56,10 @@ class ModelKind(ABC):
         partitioned (stage 3) nor exported."""
         return None
 
+    def unpacked(self) -> ModelKind:
+        """The same kind with whole weights."""
+        return self
+
     def check_sources(self) -> None:
         """Check, before any long work, that these exist here or can be fetched.
 

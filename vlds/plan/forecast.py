@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 import torch
 
@@ -36,11 +36,14 @@ class Forecast:
 
 
 def forecast(recipe: Recipe, cut: BatchCut) -> Forecast:
-    """Rehearse the recipe's largest micro-batch, and half of it.
+    """Rehearse the recipe's largest micro-batch, and half of it. Packed weights are rehearsed as
+    whole ones, into which they are unpacked layer by layer.
 
-    Errors: ValueError if the data of a task cannot be opened.
+    Errors: ValueError if the data of a task cannot be opened; RuntimeError if the model's code asks
+    for numbers.
     """
-    model = build_shapes(recipe.model_setup, list(recipe.tasks), recipe.training.dtype)
+    setup = replace(recipe.model_setup, kind=recipe.model.unpacked())
+    model = build_shapes(setup, list(recipe.tasks), recipe.training.dtype)
     batch = micro_batch(recipe, model, cut)
     rows, parts = len(batch.ids), recipe.data.parts
     whole = rehearse(model, batch, parts)
@@ -52,8 +55,11 @@ def forecast(recipe: Recipe, cut: BatchCut) -> Forecast:
 
 
 def forecast_or_reason(recipe: Recipe, world_size: int) -> Forecast | str:
-    """A forecast, or why the recipe's data or tokenizer cannot be read here."""
+    """A forecast, or why there is none: the recipe's data or tokenizer cannot be read here, or the
+    model cannot be rehearsed."""
     try:
         return forecast(recipe, cut_batches(recipe, world_size))
     except ValueError as error:
         return str(error)
+    except RuntimeError as error:
+        return f"this model's code cannot run without numbers ({str(error).splitlines()[0]})"

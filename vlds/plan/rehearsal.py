@@ -55,7 +55,7 @@ class Rehearsal(TorchDispatchMode):
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.peak = self.flops = self.moved = self.calls = 0
         self._alive = 0
-        self._seen: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def hollow(self, tensor: Tensor) -> Tensor:
         """A tensor of the same shape and type that has no numbers; its bytes do not count."""
@@ -63,7 +63,7 @@ class Rehearsal(TorchDispatchMode):
             shape = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
         converter = self.fake.fake_tensor_converter
         made: Tensor = converter.from_meta_and_device(self.fake, shape, torch.device("cpu"))
-        self._seen[made.untyped_storage()] = 0
+        self._seen.add(made.untyped_storage())
         return made
 
     def __torch_dispatch__(
@@ -112,7 +112,8 @@ class Rehearsal(TorchDispatchMode):
                 continue
             storage = tensor.untyped_storage()
             if storage not in self._seen:
-                self._seen[storage] = size = storage.nbytes()
+                self._seen.add(storage)
+                size = storage.nbytes()
                 self._alive += size
                 self.peak = max(self.peak, self._alive)
                 weakref.finalize(storage, self._free, size)

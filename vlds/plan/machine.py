@@ -10,10 +10,10 @@ import torch
 
 from vlds.plan.rehearsal import Rehearsed
 
-SIDE = 1024
-"""Of the matrices that are multiplied."""
-ELEMENTS = 1 << 20
-"""Of the tensors that are added: about an activation of a small model."""
+SIDE = (1024, 8192)
+"""Of the matrices that are multiplied, on a CPU and on a GPU."""
+ELEMENTS = (1 << 20, 1 << 26)
+"""Of the tensors that are added: about an activation of a model."""
 ROUNDS = 7
 CALL = 5e-6
 """Seconds that an operation takes at least."""
@@ -51,11 +51,14 @@ class Machine:
         )
 
     def measured(self, dtype: torch.dtype) -> Machine:
-        """With what was not given measured on this CPU, with this process's number of threads."""
-        left, right = (torch.randn(SIDE, SIDE).to(dtype) for _ in range(2))
-        one, other = (torch.randn(ELEMENTS).to(dtype) for _ in range(2))
-        flops = self.flops or 2 * SIDE**3 / median_seconds(lambda: left @ right)
-        moved = 3 * ELEMENTS * one.element_size()
+        """With what was not given measured here, on the GPU or on the CPU with this process's
+        threads."""
+        on_gpu = torch.cuda.is_available()
+        with torch.device("cuda" if on_gpu else "cpu"):
+            left, right = (torch.randn(SIDE[on_gpu], SIDE[on_gpu]).to(dtype) for _ in range(2))
+            one, other = (torch.randn(ELEMENTS[on_gpu]).to(dtype) for _ in range(2))
+        flops = self.flops or 2 * len(left) ** 3 / median_seconds(lambda: left @ right)
+        moved = 3 * len(one) * one.element_size()
         bandwidth = self.bandwidth or moved / median_seconds(lambda: one + other)
         return Machine(self.memory, flops, bandwidth, self.link)
 
@@ -94,5 +97,7 @@ def median_seconds(work: Callable[[], object]) -> float:
     for _ in range(ROUNDS + 1):
         began = time.perf_counter()
         work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
     return sorted(seconds[1:])[ROUNDS // 2]

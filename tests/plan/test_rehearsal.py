@@ -102,7 +102,10 @@ def test_a_forecast_is_a_line(world: Path, tmp_path: Path) -> None:
     assert found.most_rows(0) == 0
 
 
-@pytest.mark.parametrize("change", [{"activation_checkpointing": True}, {"parts": 2}])
+@pytest.mark.parametrize(
+    "change",
+    [{"activation_checkpointing": True}, pytest.param({"parts": 2}, marks=pytest.mark.slow)],
+)
 def test_what_saves_memory_saves_it_here(
     change: dict[str, Any], world: Path, tmp_path: Path
 ) -> None:

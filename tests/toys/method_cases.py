@@ -47,10 +47,10 @@ FAMILIES = pytest.mark.parametrize("family", [T5, Bart])
 
 
 def cost_of(family: str, name: str) -> list[pytest.MarkDecorator]:
-    """Marks of a test of one pair: in each run, T5 has all cases but peft's many types, BART the
-    first of each method."""
-    is_variant = " " in name and (family == "Bart" or name.startswith("Peft"))
-    return [pytest.mark.slow] if is_variant else []
+    """Marks of a test of one pair: in each run, both have the first case of each method, and T5
+    those with weights for each task."""
+    is_first = " " not in name or (family == "T5" and name.endswith("per task"))
+    return [] if is_first else [pytest.mark.slow]
 
 
 PAIRS = pytest.mark.parametrize(

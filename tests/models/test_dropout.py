@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vlds.models import dropout
+from vlds.models.compiled_draws import compiled_draw
 from vlds.models.dropout import (
     TORCH_DROPOUT,
     dropout_by_example,
@@ -188,3 +191,35 @@ def test_torch_has_its_own_function_back() -> None:
 def test_a_probability_close_to_one_keeps_its_bounds() -> None:
     with dropout_by_example(0, 0):
         assert F.dropout(torch.ones(9, 400), 1 - 1e-9).isfinite().all()
+
+
+@pytest.mark.parametrize("width", [768, 50, 7, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_numba_draws_the_same(
+    dtype: torch.dtype, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("numba", reason="pip install 'vlds[fast]'")
+    ones = torch.ones(32, 50, width, dtype=dtype)
+
+    def outputs() -> Tensor:
+        with dropout_by_example(7, 0):
+            examples_follow(IDS)
+            return F.dropout(ones, 0.1)
+
+    compiled = outputs()
+    monkeypatch.setattr(dropout, "compiled_draw", lambda multiplier: None)
+    assert torch.equal(compiled, outputs())
+    assert 0 < (compiled == 0).double().mean() < 0.2
+
+
+def test_without_a_folder_for_its_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    numba = pytest.importorskip("numba", reason="pip install 'vlds[fast]'")
+    njit = numba.njit
+
+    def refusing(cache: bool = False, **options: Any) -> Any:
+        if cache:
+            raise RuntimeError("no locator available")
+        return njit(**options)
+
+    monkeypatch.setattr(numba, "njit", refusing)
+    assert compiled_draw.__wrapped__(3) is not None

@@ -15,9 +15,12 @@ from hashlib import blake2b
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from vlds.models.compiled_draws import compiled_draw
 
 TORCH_DROPOUT = F.dropout
 LEVELS = 1 << 16
@@ -120,27 +123,32 @@ def masked(values: Tensor, keys: Keys, dropped: int) -> Tensor:
         chunk = max(1, CHUNK * torch.get_num_threads() // len(features))
         for start in range(0, len(flat), chunk):
             rows = slice(start, start + chunk)
-            kept = draw_kept(keys.rows[rows], features, dropped)[:, : columns.stop - columns.start]
-            factors = scaled(kept, scale, values.dtype)
-            torch.mul(flat[rows, columns], factors, out=outputs[rows, columns])
+            factors = draw_factors(keys.rows[rows], features, dropped, scale, values.dtype)
+            kept = factors[:, : columns.stop - columns.start]
+            torch.mul(flat[rows, columns], kept, out=outputs[rows, columns])
     return outputs.view(values.shape)
 
 
-def draw_kept(rows: Tensor, features: Tensor, dropped: int) -> Tensor:
-    """(m, 4 f) int16, 1 where an element is kept and 0 where not, of keys (m,) and (f,)."""
+def draw_factors(
+    rows: Tensor, features: Tensor, dropped: int, scale: float, dtype: torch.dtype
+) -> Tensor:
+    """(m, 4 f) `scale` where an element is kept and 0 where not, of keys (m,) and (f,)."""
+    is_half = dtype.itemsize == 2
+    value = int(torch.tensor(scale, dtype=dtype).view(torch.int16)) if is_half else 1
+    kept = draw_kept(rows, features, dropped - 1 - LEVELS // 2, value)
+    return kept.view(dtype) if is_half else kept.to(dtype).mul_(scale)
+
+
+def draw_kept(rows: Tensor, features: Tensor, last: int, value: int) -> Tensor:
+    """(m, 4 f) int16, `value` where a draw is above `last` and 0 elsewhere."""
+    if (draw := compiled_draw(MULTIPLIERS[1])) is not None:
+        kept = torch.empty(len(rows), DRAWS * len(features), dtype=torch.int16)
+        draw(rows.numpy(), features.numpy(), np.int16(last), np.int16(value), kept.numpy())
+        return kept
     hashes = rows[:, None] + features
     draws = hashes.bitwise_xor_(hashes >> 32).mul_(MULTIPLIERS[1]).view(torch.int16)
-    last = dropped - 1 - LEVELS // 2
     # Between two neighbouring integers: faster than a comparison, whose booleans must be converted.
-    return draws.clamp_(last, last + 1).sub_(last)
-
-
-def scaled(kept: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
-    """Zeros and ones as zeros and `scale`; `kept` may be overwritten."""
-    if dtype.itemsize == 2:
-        bits = int(torch.tensor(scale, dtype=dtype).view(torch.int16))
-        return kept.mul_(bits).view(dtype)
-    return kept.to(dtype).mul_(scale)
+    return draws.clamp_(last, last + 1).sub_(last).mul_(value)
 
 
 def keys_of(shape: torch.Size, rows: Tensor, tokens: Tokens | None, call: int) -> Keys:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,14 @@ import torch
 
 from tests.toys.world import world_recipe
 from vlds.data.order.batch_cut import BatchCut
-from vlds.training.deepspeed_config import complete_deepspeed_config, fill, fit_buckets
+from vlds.runtime.resources import find, shipped
+from vlds.training.deepspeed_config import (
+    BUCKETS,
+    LIVE_LAYERS,
+    complete_deepspeed_config,
+    fill,
+    fit_sizes,
+)
 
 
 def test_auto_is_filled_and_another_value_is_a_contradiction(tmp_path: Path) -> None:
@@ -66,14 +74,40 @@ def test_stage_1_does_not_go_with_bf16(tmp_path: Path) -> None:
         completed(tmp_path, "bf16", 1)
 
 
-def test_buckets_are_no_larger_than_all_gradients() -> None:
-    trained = [torch.nn.Parameter(torch.zeros(3, 5)), torch.nn.Parameter(torch.zeros(7))]
-    given = {"zero_optimization": {"stage": 2, "reduce_bucket_size": 5e7}, "other": 1}
-    fitted = fit_buckets(given, trained)
-    assert fitted["zero_optimization"] == {
-        "stage": 2, "reduce_bucket_size": 22, "allgather_bucket_size": 22,
-    }  # fmt: skip
-    assert fitted["other"] == 1
-    assert given["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 5e7}
-    small = {"zero_optimization": {"stage": 3, "reduce_bucket_size": 4}}
-    assert fit_buckets(small, trained)["zero_optimization"]["reduce_bucket_size"] == 4
+def test_sizes_fit_the_model() -> None:
+    layers = torch.nn.ModuleList([torch.nn.Linear(3, 5), torch.nn.Linear(4, 7)])
+    layers[1].requires_grad_(False)
+    model = torch.nn.ModuleDict({"table": torch.nn.Embedding(9, 9), "layers": layers})
+    model["table"].requires_grad_(False)
+    given = {
+        "zero_optimization": {
+            "stage": 3,
+            "reduce_bucket_size": 5e7,
+            "stage3_prefetch_bucket_size": "auto",
+            "stage3_max_live_parameters": "auto",
+            "stage3_max_reuse_distance": 11,
+        },
+        "other": 1,
+    }
+    before = deepcopy(given)
+    assert fit_sizes(given, model) == {
+        "zero_optimization": {
+            "stage": 3,
+            "reduce_bucket_size": 20,
+            "allgather_bucket_size": 20,
+            "stage3_prefetch_bucket_size": 35,
+            "stage3_max_live_parameters": 70,
+            "stage3_max_reuse_distance": 11,
+        },
+        "other": 1,
+    }
+    assert given == before
+    small = {"zero_optimization": {"stage": 2, "reduce_bucket_size": 4}}
+    assert fit_sizes(small, model)["zero_optimization"]["reduce_bucket_size"] == 4
+
+
+@pytest.mark.parametrize("name", [name for name in shipped("ds_configs") if name.endswith(".json")])
+def test_shipped_files_leave_sizes_to_us(name: str) -> None:
+    zero = json.loads(find(name).read_text("utf-8"))["zero_optimization"]
+    sizes = {*BUCKETS[:1], *LIVE_LAYERS} if zero["stage"] == 3 else {*BUCKETS}
+    assert {key: zero[key] for key in sizes} == dict.fromkeys(sizes, "auto")

@@ -12,7 +12,12 @@ from vlds.models.build import build_shapes
 from vlds.plan.held import Held, planned
 from vlds.plan.step import sent_bytes, step_bytes
 from vlds.runtime.resources import find
-from vlds.training.deepspeed_config import cannot_partition, complete_deepspeed_config, cut_batches
+from vlds.training.deepspeed_config import (
+    cannot_partition,
+    complete_deepspeed_config,
+    cut_batches,
+    fit_sizes,
+)
 from vlds.training.optim import parameter_groups
 
 SHIPPED = [
@@ -59,7 +64,7 @@ def plan_recipe(recipe: Recipe, ranks: Sequence[int]) -> list[Plan]:
 
     def needs(file: str, cut: BatchCut, micro_batches: int) -> Needs:
         config = complete_deepspeed_config(Path(find(file)), recipe, cut)
-        zero = config["zero_optimization"]
+        zero = fit_sizes(config, model)["zero_optimization"]
         held = planned(model, groups, zero, cut.world_size)
         sent = sent_bytes(model, zero, cut.world_size, micro_batches)
         return Needs(held, step_bytes(model, held, zero), sent)

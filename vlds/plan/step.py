@@ -21,7 +21,8 @@ def step_bytes(model: Model, held: Held, zero: Mapping[str, Any]) -> int:
         return held.gradients + trained * (2 if zero.get("overlap_comm") else 1)
     live = int(zero.get("stage3_max_live_parameters", LIVE))
     ahead = int(zero.get("stage3_prefetch_bucket_size", PREFETCHED))
-    gathered = min((live + ahead) * widest(model), partitioned_bytes(model, zero))
+    whole = max(live, max(weight.numel() for weight in model.parameters()))
+    gathered = min((whole + ahead) * widest(model), partitioned_bytes(model, zero))
     return held.gradients + trained + gathered
 
 

@@ -3,7 +3,7 @@ contradictions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,12 @@ from vlds.data.order.batch_cut import BatchCut
 from vlds.runtime.json_record import read_record
 
 BUCKETS = ("reduce_bucket_size", "allgather_bucket_size")
-DEFAULT_BUCKET = 500_000_000
-"""DeepSpeed's own, in elements."""
+LIVE_LAYERS = {
+    "stage3_prefetch_bucket_size": 1,
+    "stage3_max_live_parameters": 2,
+    "stage3_max_reuse_distance": 2,
+}
+"""Layers whose weights stage 3 gathers ahead, and keeps whole."""
 
 
 def cut_batches(recipe: Recipe, world_size: int) -> BatchCut:
@@ -68,15 +72,35 @@ def complete_deepspeed_config(path: Path, recipe: Recipe, cut: BatchCut) -> dict
     return config
 
 
-def fit_buckets(config: Mapping[str, Any], trained: Iterable[nn.Parameter]) -> dict[str, Any]:
-    """DeepSpeed's settings with buckets that hold no more than all gradients together: it takes
-    their memory whole, and a frozen backbone has no gradients."""
-    elements = sum(int(getattr(weight, "ds_numel", weight.numel())) for weight in trained)
+def fit_sizes(config: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """DeepSpeed's settings with sizes that fit a model, in elements.
+
+    Buckets hold no more than all gradients together: DeepSpeed takes their memory whole, and a
+    frozen backbone has no gradients. What a file leaves to us ("auto") of the weights that stage 3
+    gathers is one layer ahead, and as many whole layers as `LIVE_LAYERS` says.
+    """
+    trained = sum(elements(weight) for weight in model.parameters() if weight.requires_grad)
     zero = dict(config["zero_optimization"])
     for name in BUCKETS:
-        if isinstance(given := zero.get(name, DEFAULT_BUCKET), int | float):
-            zero[name] = min(given, elements)
+        given = zero.get(name, "auto")
+        zero[name] = trained if given == "auto" else min(int(given), trained)
+    layer = largest_layer(model)
+    for name, layers in LIVE_LAYERS.items():
+        if zero.get(name) == "auto":
+            zero[name] = layers * layer
     return {**config, "zero_optimization": zero}
+
+
+def largest_layer(model: nn.Module) -> int:
+    """Elements of the largest of the model's repeated layers."""
+    stacks = (module for module in model.modules() if isinstance(module, nn.ModuleList))
+    layers = [layer for stack in stacks for layer in stack] or [model]
+    return max(sum(map(elements, layer.parameters())) for layer in layers)
+
+
+def elements(weight: nn.Parameter) -> int:
+    """Of the whole weight, also where stage 3 has partitioned it."""
+    return int(getattr(weight, "ds_numel", weight.numel()))
 
 
 def check_stage(stage: Any, recipe: Recipe, path: Path) -> None:

@@ -42,7 +42,7 @@ from vlds.runtime.ranks import Ranks, rank_from_environment
 from vlds.schema import Batch
 from vlds.tasks.base import Task
 from vlds.training.adamw import MOMENTS, TaskAdamW, flat_segments
-from vlds.training.deepspeed_config import fit_buckets
+from vlds.training.deepspeed_config import fit_sizes
 from vlds.training.idle import IdleWeights
 from vlds.training.loss import LossTotals, coefficients, count, task_losses
 from vlds.training.optim import task_slices
@@ -135,12 +135,11 @@ class Engine:
         if self.stage < 3:
             restore_linear()
         self._adamw = TaskAdamW(parameter_groups, num_tasks=len(self.tasks), betas=betas, eps=eps)
-        trained = [p for group in parameter_groups for p in group["params"]]
         self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
             model=model,
             optimizer=self._adamw,
-            model_parameters=trained,
-            config=fit_buckets(config, trained),
+            model_parameters=[p for group in parameter_groups for p in group["params"]],
+            config=fit_sizes(config, model),
         )
         self._slices = task_slices(model, len(self.tasks))
         self._idle = IdleWeights(model, ranks)

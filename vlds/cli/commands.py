@@ -95,7 +95,7 @@ def plan(arguments: list[str]) -> int:
     plans = plan_recipe(recipe, numbers)
     forecast = forecast_or_reason(recipe, numbers[0])
     if options.json:
-        trees = {plan.world_size: tree(plan, recipe, forecast, machine) for plan in plans}
+        trees = {plan.world_size: tree(plan, forecast) for plan in plans}
         tell(json.dumps(trees, indent=1))
     else:
         tell("\n\n".join(page(plan, recipe, forecast, machine) for plan in plans))

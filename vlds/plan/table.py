@@ -54,8 +54,7 @@ def fits(plan: Plan, forecast: Forecast, memory: int) -> str:
 
 
 def duration(plan: Plan, recipe: Recipe, forecast: Forecast, machine: Machine) -> str:
-    """How long a step of the first file and the run take, if nothing is slower than the machine's
-    ceilings."""
+    """How long a step of the first file and the run take at least."""
     sent = next(iter(plan.files.values())).sent
     products, others = (
         plan.micro_batches * seconds for seconds in machine.seconds(forecast.at(plan.micro_batch))
@@ -65,15 +64,15 @@ def duration(plan: Plan, recipe: Recipe, forecast: Forecast, machine: Machine) -
     run = "" if steps is None else f", the run {duration_text(step * steps)}"
     flops, bandwidth = machine.ceilings
     return (
-        f"A step takes about {step:.3g} s{run}: products {products / step:.0%}, other\n"
+        f"A step takes at least {step:.3g} s{run}: products {products / step:.0%}, other\n"
         f"operations {others / step:.0%}, between ranks {between / step:.0%} "
         f"({sent / 1e6:,.1f} MB). At {flops / 1e12:.3g} TFLOP/s,\n"
         f"{bandwidth / 1e9:,.0f} GB/s of memory, {machine.link / 1e9:,.3g} GB/s between ranks."
     )
 
 
-def tree(plan: Plan, recipe: Recipe, forecast: Forecast | str, machine: Machine) -> dict[str, Any]:
-    """The plan for programs: bytes and seconds."""
+def tree(plan: Plan, forecast: Forecast | str) -> dict[str, Any]:
+    """The plan for programs: bytes, by DeepSpeed's files."""
     files = {}
     for file, needs in plan.files.items():
         step = step_bytes(needs, plan.micro_batch, forecast)

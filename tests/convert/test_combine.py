@@ -73,6 +73,7 @@ def test_average_of_one_run_is_the_run(world: Path, tmp_path: Path) -> None:
     assert_same(state_of(tmp_path / "mean"), state_of(run))
 
 
+@pytest.mark.slow
 def test_arithmetic(world: Path, tmp_path: Path) -> None:
     base, *runs = runs_of(recipe_with("T5", "LoRA", world, tmp_path), tmp_path, 3)
     words = ["merge", "--how", "arithmetic", "--base", base, "--run", *runs]
@@ -88,6 +89,7 @@ def test_arithmetic(world: Path, tmp_path: Path) -> None:
         assert torch.allclose(tensor, first[name], rtol=0, atol=1e-7), name
 
 
+@pytest.mark.slow
 def test_a_converted_folder_is_the_base_of_full_fine_tuning(world: Path, tmp_path: Path) -> None:
     start = write_run(recipe_with("T5", "Full", world, tmp_path))
     convert("hf", "--run", start, "--out", tmp_path / "base")

@@ -93,14 +93,8 @@ def checkpoint_of(case: Case, world: Path, folder: Path, pool: RankPool) -> dict
     return dict(masters[0])
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        CASES[2],
-        *(pytest.param(case, marks=pytest.mark.slow) for case in (*CASES[:2], CASES[3])),
-    ],
-    ids=lambda case: f"{case.stage}-{case.frozen}",
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.stage}-{case.frozen}")
 def test_the_artifact_has_the_masters(
     case: Case, world: Path, ranks2: RankPool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

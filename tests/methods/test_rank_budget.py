@@ -183,7 +183,7 @@ def test_ten_steps_are_five_and_five(
 @pytest.mark.parametrize(
     ("num_ranks", "zero", "micro"),
     [
-        (1, {"stage": 2}, 4),
+        pytest.param(1, {"stage": 2}, 4, marks=pytest.mark.slow),
         pytest.param(2, {"stage": 1}, 2, marks=pytest.mark.slow),
         pytest.param(
             2, {"stage": 2, "offload_optimizer": {"device": "cpu"}}, 2, marks=pytest.mark.slow

@@ -135,7 +135,7 @@ def test_states_are_read_once_an_example_and_the_done_leave(model: JointModel) -
 
 
 @pytest.mark.parametrize("answers", [None, LISTED], ids=["free", "listed"])
-@pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.parametrize("num_beams", [3, pytest.param(1, marks=pytest.mark.slow)])
 def test_confidence_is_the_probability_of_the_answer(
     model: JointModel, num_beams: int, answers: tuple[str, ...] | None
 ) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.toys.image_text import TYPES
+from tests.toys.image_text import FAST_TYPES, PARAMETERS, TYPES
 from tests.toys.image_text.places import PLACES
 from tests.toys.image_text.rows import Tiny, images, tiny
 from tests.toys.models import shake
@@ -48,7 +48,7 @@ METHODS: dict[str, Method] = {
 }
 
 
-@pytest.fixture(params=TYPES)
+@pytest.fixture(params=PARAMETERS)
 def model(request: pytest.FixtureRequest) -> Tiny:
     return tiny(request.param)
 
@@ -203,15 +203,16 @@ def test_choices_and_lists(model: Tiny) -> None:
         assert math.log(again.confidence) == pytest.approx(math.log(answer.confidence), abs=1e-4)
 
 
-FAST = ("qwen2_vl", "florence2")
+FAST = ("qwen2_5_vl", "florence2")
 
 
 @pytest.mark.parametrize(
     ("model_type", "name"),
     [
-        pytest.param(t, name, marks=() if t in FAST or name == "lora" else pytest.mark.slow)
+        pytest.param(t, name, marks=[] if t in types else [pytest.mark.slow])
         for t in TYPES
         for name in METHODS
+        for types in [FAST_TYPES if name == "lora" else FAST]
     ],
 )
 def test_methods_train_and_answer(model_type: str, name: str) -> None:

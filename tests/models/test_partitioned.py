@@ -138,6 +138,7 @@ def test_partitioned_weights_are_compared_by_value(ranks2: RankPool) -> None:
     assert ranks2.run(compare_parts, timeout=60) == [[True, False, False, False]] * 2
 
 
+@pytest.mark.slow
 def test_ranks_on_different_tasks(ranks2: RankPool, tmp_path: Path) -> None:
     results = ranks2.run(train_on_different_tasks, backbone(T5, tmp_path), timeout=60)
     for losses in results:  # each of other examples, so that single steps may be worse

@@ -104,7 +104,7 @@ def unpack(layer: Any) -> Tensor:
 @pytest.mark.parametrize(
     ("name", "bits"),
     [
-        pytest.param(name, bits, marks=() if bits == 4 or name == "lora" else pytest.mark.slow)
+        pytest.param(name, bits, marks=() if name == "lora" else pytest.mark.slow)
         for name in METHODS
         for bits in (4, 8)
     ],

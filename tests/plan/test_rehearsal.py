@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.profiler import profile
 
-from tests.toys.image_text import TYPES
+from tests.toys.image_text import PARAMETERS
 from tests.toys.image_text.rows import TASKS, tiny
 from tests.toys.kinds import ALL_KINDS, kind_recipe
 from vlds.config import Recipe
@@ -117,7 +117,7 @@ def test_what_saves_memory_saves_it_here(
     assert forecast(recipe, cut).whole.peak < 0.9 * before.peak
 
 
-@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("model_type", PARAMETERS)
 def test_every_type_of_image_text_model(model_type: str) -> None:
     source = tiny(model_type)
     setup = ModelSetup(kind=source.kind, methods={"method": METHODS["lora"]})

@@ -83,7 +83,8 @@ def test_code_beside_a_run_is_not_imported(name: str, desk: Path) -> None:
     assert not (desk / "imported").exists()
 
 
-@pytest.mark.parametrize("name", ["convert", pytest.param("evaluate", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["convert", "evaluate"])
 def test_a_module_that_the_user_trusts_is_imported(name: str, desk: Path) -> None:
     done = vlds(desk, [*COMMANDS[name], "--trust", "helper"])
     assert done.returncode == 2, "its model's files are missing"

@@ -166,7 +166,7 @@ def test_masters_in_the_memory_of_the_cpu(
 @pytest.mark.parametrize(
     ("first", "second"),
     [
-        ((2, 3), (4, 2)),
+        pytest.param((2, 3), (4, 2), marks=pytest.mark.slow),
         pytest.param((4, 2), (2, 3), marks=pytest.mark.slow),
         pytest.param((2, 2), (1, 3), marks=pytest.mark.slow),
         pytest.param((1, 1), (4, 3), marks=pytest.mark.slow),

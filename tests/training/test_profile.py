@@ -46,6 +46,7 @@ def test_a_run_tells_where_its_steps_go(world: Path, ranks2: RankPool, tmp_path:
     assert spans.count("vlds: backward") == 3 * 2  # micro-batches
 
 
+@pytest.mark.slow
 def test_the_wait_for_data_is_told(world: Path, ranks1: RankPool, tmp_path: Path) -> None:
     recipe = world_recipe(world, tmp_path / "run")
     recipe = replace(recipe, training=replace(recipe.training, log_every=5))

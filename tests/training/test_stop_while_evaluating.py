@@ -89,7 +89,8 @@ def test_the_steps_before_a_skipped_one_are_kept(
     assert read_progress(found).step == 3
 
 
-@pytest.mark.parametrize("at", [3, pytest.param(9, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [3, 9])
 def test_the_state_is_there_before_the_evaluation(
     at: int, world: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:

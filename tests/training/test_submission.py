@@ -91,7 +91,10 @@ def content(file: Path, kind: str) -> Any:
     return json.loads(text) if kind == "video_qa" else [json.loads(t) for t in text.splitlines()]
 
 
-@pytest.mark.parametrize("kind", TASKS)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=[] if kind == "video_qa" else [pytest.mark.slow]) for kind in TASKS],
+)
 def test_written_as_the_leaderboards_want_it_and_scored_without_a_model(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

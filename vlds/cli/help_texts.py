@@ -89,11 +89,12 @@ VLDS_LAUNCHER_ARGS holds options for the deepspeed launcher (--hostfile,
 --master_port, ...).
 """
 PLAN = f"""\
-usage: vlds plan RECIPE [--ranks N ...] [--memory GB] [--json] [--KEY VALUE ...]
+usage: vlds plan RECIPE [--ranks N ...] [--memory GB] [--KEY VALUE ...]
 
-Say what each rank of a recipe's run would need: memory between steps and at the
-worst moment of a step, and the time of a step. No weights are loaded. Steps need
-the recipe's data: the largest micro-batch of the first ones is rehearsed.
+Say what each rank of a recipe's run needs: memory between steps, memory at the
+worst moment of a step, and the least time of a step. No weights are loaded. To
+know a step, vlds reads the recipe's data: it rehearses the largest micro-batch
+of the first steps.
 
   vlds plan recipes/demo.yaml
   vlds plan my.yaml --ranks 1 2 4 8 --training.precision bf16 --memory 24

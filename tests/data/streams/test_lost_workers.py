@@ -154,7 +154,12 @@ def picture(format: str, number: int) -> bytes:
     return data if number % 2 == 0 else data[: 2 * len(data) // 3]
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"])
+FORMATS = ["BMP", "GIF", "PNG", "TIFF", "WEBP"]
+
+
+@pytest.mark.parametrize(
+    "format", ["JPEG", *(pytest.param(name, marks=pytest.mark.slow) for name in FORMATS)]
+)
 def test_bad_samples_keep_no_files_open(
     format: str, tmp_path: Path, workers: Callable[[], list[psutil.Process]]
 ) -> None:

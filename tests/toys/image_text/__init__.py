@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForImageTextToText
@@ -20,6 +21,9 @@ from tests.toys.image_text.words import WORDS, tokenizer
 
 TYPES: tuple[str, ...] = tuple(WORDS)
 """The `model_type` of each config."""
+FAST_TYPES = ("florence2", "llava", "paligemma", "qwen2_5_vl", "smolvlm")
+"""Those that each run tests: unlike ways to place pictures in the text."""
+PARAMETERS = [pytest.param(t, marks=[] if t in FAST_TYPES else [pytest.mark.slow]) for t in TYPES]
 SIZES = ((40, 60), (64, 30), (33, 33), (20, 70), (90, 80), (28, 28))
 """Heights and widths of pictures, in turn."""
 NOISE = 0.1

@@ -44,11 +44,13 @@ def test_gradients_are_those_of_exact_attention(name: str) -> None:
     found = torch.autograd.grad(output, (query, key, value), gradient)
     exact = TORCH_ATTENTION(query.float(), key.float(), value.float(), exact_mask, scale=0.3)
     expected = torch.autograd.grad(exact, (query, key, value), gradient.float())
+    fused = TORCH_ATTENTION(query, key, value, mask, scale=0.3)
+    usual = torch.autograd.grad(fused, (query, key, value), gradient)
 
     assert type(output.grad_fn).__name__ == "ShortAttentionBackward"
     assert distance(output, exact) < 0.005
-    for one, other in zip(found, expected, strict=True):
-        assert distance(one, other) < 0.01
+    for one, other, torchs in zip(found, expected, usual, strict=True):
+        assert distance(one, other) < 2 * distance(torchs, other)
 
 
 def test_causal_and_uneven_lengths() -> None:

@@ -1,8 +1,8 @@
 """A backward pass of attention that suits a CPU: plain products, a few examples at a time.
 
-In half precision, the backward pass of torch's fused attention takes three times as long for short
-rows, a fifth of a step. Here the scores of a few examples stay in the processor's cache; they are
-computed again, with the softmax in float32, so that memory still grows with the length only.
+In half precision, the backward pass of torch's fused attention is slow for short rows. Here the
+scores of a few examples stay in the processor's cache; they are computed again, with scale, mask
+and softmax in float32, so that memory still grows with the length only.
 """
 
 from __future__ import annotations
@@ -79,17 +79,18 @@ class ShortAttention(torch.autograd.Function):
             gradient = gradient.masked_fill(added.isneginf().all(-1, keepdim=True), 0.0)
             added = added.clamp(min=torch.finfo(added.dtype).min)
         for rows in chunks(query, key):
-            scaled, keys, over = query[rows] * ctx.scale, key[rows], gradient[rows]
-            scores = scaled @ keys.mT
+            queries, keys, over = query[rows], key[rows], gradient[rows]
+            # Scale and mask would lose bits in half precision.
+            scores = (queries @ keys.mT).float().mul_(ctx.scale)
             if added is not None:
                 scores += added[rows if len(added) > 1 else slice(None)]
-            weights = scores.softmax(-1, torch.float32)
+            weights = scores.softmax(-1)
             of_value[rows] = weights.to(query.dtype).mT @ over
             of_weights = (over @ value[rows].mT).float()
             of_scores = torch._softmax_backward_data(of_weights, weights, -1, torch.float32)
-            of_scores = of_scores.to(query.dtype)
-            of_query[rows] = (of_scores @ keys).mul_(ctx.scale)
-            of_key[rows] = of_scores.mT @ scaled
+            of_scores = of_scores.mul_(ctx.scale).to(query.dtype)
+            of_query[rows] = of_scores @ keys
+            of_key[rows] = of_scores.mT @ queries
         return of_query, of_key, of_value, None, None
 
 

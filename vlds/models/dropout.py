@@ -1,6 +1,6 @@
 """Dropout on a CPU that is quick, and a function of (seed, step, layer, example) alone.
 
-torch draws 64 random bits for one element after another from one generator: a quarter of a step.
+torch draws 64 random bits for one element after another from one generator.
 Here every example, token and feature has a key of 64 bits; a hash of their sum drops or keeps four
 neighbouring features. So what an example loses depends neither on the rows beside it nor on the
 padding behind it, the micro-batch or the rank. The backward pass hashes again instead of keeping

@@ -27,7 +27,7 @@ class Forecast:
     def at(self, rows: int) -> Rehearsed:
         """What a micro-batch of so many rows takes."""
         pairs = zip(astuple(self.whole), astuple(self.row), strict=True)
-        return Rehearsed(*(max(0, all_ + one * (rows - self.rows)) for all_, one in pairs))
+        return Rehearsed(*(max(0, whole + row * (rows - self.rows)) for whole, row in pairs))
 
     def most_rows(self, memory: int) -> int:
         """The largest micro-batch that fits into so many bytes; 0 if none does."""

@@ -73,11 +73,10 @@ class Rehearsal(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        leaves, spec = tree_flatten((args, kwargs or {}))
-        hollow = [leaf for leaf in leaves if isinstance(leaf, FakeTensor)]
-        if func is torch.ops.prim.device.default:
+        if func is torch.ops.prim.device.default:  # most calls, and they make nothing
             return func(*args, **(kwargs or {}))
-        if not hollow:
+        leaves, spec = tree_flatten((args, kwargs or {}))
+        if not any(isinstance(leaf, FakeTensor) for leaf in leaves):
             outputs = func(*args, **(kwargs or {}))
             self._count_bytes(outputs)
             return outputs

@@ -32,6 +32,7 @@ def load_elsewhere(run: Path) -> tuple[Tensor, dict[str, Tensor]]:
     return logits(loaded, "vqa", ()), dict(loaded.model.unique_state())
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("source", "precision"),
     [

@@ -88,10 +88,8 @@ def recipe_of_row(name: str) -> Recipe:
     return parse_recipe([str(find(f"recipes/vl_adapter/{name}.yaml"))])
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[] if "image" in name else [pytest.mark.slow]) for name in COUNTS],
-)
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("name", COUNTS)
 def test_what_trains_is_what_trained_there(name: str) -> None:
     recipe = recipe_of_row(name)
     counts = describe(recipe.model_setup, list(recipe.tasks))

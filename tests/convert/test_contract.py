@@ -84,6 +84,7 @@ def refused(layout: Library, pair: Pair) -> bool:
     return True
 
 
+@pytest.mark.sampled(3)
 def test_reference_there_and_back(pair: Pair, tmp_path: Path) -> None:
     """The original's layout holds all but the vision encoder."""
     if refused("reference", pair):
@@ -114,6 +115,7 @@ def test_libraries_there_and_back(layout: Library, pair: Pair, tmp_path: Path) -
     assert any(not torch.equal(theirs[name], tensor) for name, tensor in own.items())
 
 
+@pytest.mark.sampled(3)
 def test_hf_gives_the_same_outputs(pair: Pair, tmp_path: Path) -> None:
     _, _, first, second = pair
     (tmp_path / "out").mkdir()

@@ -28,6 +28,7 @@ def converted(recipe: Recipe, out: Path, *, merge: bool = False) -> torch.Tensor
     return logits_of(load_run(Path(recipe.output)).model)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("source", ["T5", "FLAN", "Bart", "config"])
 def test_outputs_on_images_are_the_runs(source: str, world: Path, tmp_path: Path) -> None:
     expected = converted(recipe_from(source, world, tmp_path), tmp_path / "out")

@@ -60,6 +60,7 @@ def text() -> dict[str, Tensor]:
     }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("family", "name"), EXPRESSIBLE, ids=lambda word: word)
 def test_peft_gives_the_same_outputs(family: str, name: str, world: Path, tmp_path: Path) -> None:
     spread = (
@@ -180,6 +181,7 @@ def exported(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return run, folder / "out"
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -92,6 +92,7 @@ def save_as_original(case: RecordedCase, file: Path) -> dict[str, Tensor]:
     return state
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
 def test_a_recorded_checkpoint_gives_its_logits(path: Path, tmp_path: Path) -> None:
     case = RecordedCase(path)
@@ -196,6 +197,7 @@ WRONG = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("what", WRONG)
 def test_what_does_not_fit_is_refused(
     what: str, runs: tuple[Path, Path], exported: Path, tmp_path: Path

@@ -107,7 +107,8 @@ def looks(images: list[Image], folder: Path) -> Iterator[Left]:
         yield look(image, folder / f"{number:04d}")
 
 
-@pytest.mark.parametrize("kind", ["undone", pytest.param("named", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["undone", "named"])
 def test_what_is_left_is_whole(kind: str, losses: Losses, tmp_path: Path) -> None:
     images = losses.undone if kind == "undone" else losses.named
     assert len(images) > 20, "so many points were tried"

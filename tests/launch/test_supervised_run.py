@@ -87,6 +87,7 @@ def test_a_signal_lets_the_ranks_save(tmp_path: Path) -> None:
     assert all(map(gone, processes))
 
 
+@pytest.mark.slow
 def test_what_does_not_end_is_killed(tmp_path: Path) -> None:
     run = Run(tmp_path, "deaf", grace_s=1)
     run.reports()
@@ -137,6 +138,7 @@ def test_ranks_without_supervisor_end(tmp_path: Path, action: str) -> None:
     run.end()
 
 
+@pytest.mark.slow
 def test_ranks_whose_runner_is_killed_while_they_start(tmp_path: Path) -> None:
     """Nobody supervises `deepspeed launch.sh train`."""
     program = [str(PROGRAMS / "acting_rank.py"), str(tmp_path), "late"]

@@ -56,6 +56,7 @@ def test_every_weight_that_trains_gets_a_gradient(
     assert all(p.grad is None for n, p in named.items() if n not in trained)
 
 
+@pytest.mark.sampled(3)
 @PAIRS
 def test_bf16_trains(name: str, family: type[Backbone], tmp_path: Path) -> None:
     """Activations, extensions and gradients keep the precision; the loss stays near the other."""
@@ -150,6 +151,7 @@ def test_full_trains_everything(family: type[Backbone], tmp_path: Path) -> None:
     assert counts.by_part["method"].total == whole
 
 
+@pytest.mark.sampled(3)
 @PAIRS
 def test_methods_that_begin_as_the_frozen_model(
     name: str, family: type[Backbone], tmp_path: Path
@@ -390,6 +392,7 @@ def test_aliases_and_tied_weights_stay() -> None:
     )
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", METHOD_CASES)
 def test_a_role_that_is_needed_and_missing_is_an_error(name: str, tmp_path: Path) -> None:
     """Of every role, a method does without, or says that it cannot, or has declared it optional."""

@@ -443,6 +443,7 @@ def load_in_parts(source: Backbone, method: Peft) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@pytest.mark.sampled(3)
 @FEW
 def test_a_partitioned_backbone(word: str, ranks2: RankPool, tmp_path: Path) -> None:
     """Stage 3 gives the same weights, loss and gradients as a whole model."""

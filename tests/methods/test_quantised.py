@@ -95,6 +95,7 @@ def test_packing_is_what_it_says() -> None:
     assert ((layer.unpacked() - linear.weight).abs() <= layer.scale / 2 + 1e-6).all()
 
 
+@pytest.mark.sampled(3)
 @PAIRS
 def test_every_method_trains_beside_a_quantised_backbone(
     name: str, family: type[Backbone], tmp_path: Path

@@ -206,6 +206,7 @@ def test_choices_and_lists(model: Tiny) -> None:
 FAST = ("qwen2_5_vl", "florence2")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("model_type", "name"),
     [

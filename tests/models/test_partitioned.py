@@ -82,6 +82,7 @@ def train_on_different_tasks(source: Backbone) -> list[float]:
     return losses
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("family", "own_head"), [(T5, False), (T5, True), (Bart, False)])
 def test_loading_in_parts(
     family: type[Backbone], own_head: bool, ranks2: RankPool, tmp_path: Path

@@ -333,6 +333,7 @@ def saved_run(source: Any, world: Path, folder: Path, method: Method) -> None:
     save_artifact(folder / "artifact", own_tensors(model), recipe, source.processor)
 
 
+@pytest.mark.sampled(2)
 @MORE_BITS
 @FAST_CAUSAL
 def test_whole_folders(

@@ -115,6 +115,7 @@ def engine_steps(path: Path, folder: Path, stage: int) -> list[tuple[dict[str, T
     return found
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("path", PER_TASK, ids=lambda path: path.stem)
 def test_what_stood_still_there_stands_still_under_zero(

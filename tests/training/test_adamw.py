@@ -236,7 +236,8 @@ def with_and_without_tasks(case: Case) -> list[Any]:
     return states
 
 
-@pytest.mark.parametrize("stage", [3, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [3, 2])
 def test_weights_of_absent_tasks_stand_still(stage: int, ranks2: RankPool, tmp_path: Path) -> None:
     """Of all methods, which act together here; weights and both moments, bit for bit."""
     case = case_of(tmp_path, stage, family="Bart", others=METHODS)

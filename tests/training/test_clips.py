@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.toys.clips import clip_recipe
 from tests.toys.files import read_lines
 from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
 
 
+@pytest.mark.slow
 def test_both_tasks_train_and_are_scored(world: Path, ranks2: RankPool, tmp_path: Path) -> None:
     recipe = clip_recipe(world, tmp_path)
     assert ranks2.run(run_recipe, recipe, timeout=120) == [0, 0]

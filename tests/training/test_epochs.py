@@ -39,6 +39,7 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     return [line for line in lines if "loss" in line]
 
 
+@pytest.mark.slow
 def test_epochs_become_steps_and_any_ranks_take_the_same(
     world: Path, ranks1: RankPool, ranks4: RankPool, tmp_path: Path
 ) -> None:

@@ -36,7 +36,7 @@ def whole(world: Path, ranks2: RankPool, tmp_path_factory: pytest.TempPathFactor
 
 def assert_same_weights(found: Recipe, expected: Recipe) -> None:
     assert damage(Path(found.output) / "artifact") is None
-    for name in ("artifact/weights.safetensors", "state/step-00000025/state.safetensors"):
+    for name in ("artifact/weights.safetensors", "state/step-00000020/state.safetensors"):
         files = [Path(recipe.output) / name for recipe in (found, expected)]
         assert files[0].read_bytes() == files[1].read_bytes(), name
 
@@ -87,7 +87,7 @@ def test_under_torchrun(number: signal.Signals, whole: Recipe, tmp_path: Path) -
         for folder in (stopped.run, Path(whole.output))
     ]
     assert losses[0] == losses[1]
-    assert len(losses[0]) == 25
+    assert len(losses[0]) == 20
 
 
 @pytest.mark.slow
@@ -111,9 +111,9 @@ def test_killed_ranks_leave_a_whole_state(whole: Recipe, tmp_path: Path) -> None
 
 
 def long_recipe(world: Path, output: Path) -> Recipe:
-    """Twenty-five steps, a state after each fifth."""
+    """Twenty steps, a state after each fifth."""
     recipe = world_recipe(world, output)
-    return replace(recipe, training=replace(recipe.training, steps=25, save_every=5))
+    return replace(recipe, training=replace(recipe.training, steps=20, save_every=5))
 
 
 @pytest.mark.slow

@@ -204,7 +204,9 @@ UNEVEN = (13, 4, 16, 5, 7)
 
 
 @pytest.mark.parametrize("stage", [3, pytest.param(2, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("micro_batch_size", [None, pytest.param(3, marks=pytest.mark.slow), 1])
+@pytest.mark.parametrize(
+    "micro_batch_size", [None, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 1))]
+)
 def test_shares_that_differ_by_a_row_change_nothing(
     stage: int, micro_batch_size: int | None, ranks4: RankPool, tmp_path: Path
 ) -> None:
@@ -262,7 +264,8 @@ def test_every_method_is_the_same_on_two_ranks(
     assert_same_as_plain_torch(ranks2, case)
 
 
-@pytest.mark.parametrize("stage", [3, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [3, 2])
 def test_parts_compute_what_the_whole_computes(
     stage: int, ranks2: RankPool, tmp_path: Path
 ) -> None:

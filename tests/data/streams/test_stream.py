@@ -24,6 +24,7 @@ from vlds.data.streams.source import Source
 from vlds.data.streams.stream import TrainStream
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("world_size", "micro", "num_workers"),
     [

@@ -382,7 +382,7 @@ def test_nothing_at_all() -> None:
     assert message.startswith("name a recipe: ")
     assert message.endswith("vlds train recipes/demo.yaml")
     lacking = recipe_complaint("--seed", "3")
-    assert lacking.startswith("output, model, methods, tasks are required; set them in")
+    assert lacking.startswith("output, model, methods, tasks are required; add them to the")
 
 
 def test_a_list_of_answers_is_a_file_or_itself(file: Path, tmp_path: Path) -> None:

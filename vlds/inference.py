@@ -213,4 +213,11 @@ def predict_one(
     answer = predict(loaded, name, pictures, question, list(map(str, images)))
     if rank_from_environment().is_first:
         tell(answer.text)
+        if answer.prompt_cut:
+            most = loaded.recipe.tasks[name].max_prompt_tokens
+            tell(
+                f"the question is too long: its end was not read (tasks.{name}.max_prompt_tokens: "
+                f"{most})",
+                error=True,
+            )
     return 0

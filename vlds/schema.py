@@ -228,6 +228,10 @@ class Collator(Protocol):
         """Tokens of (prompt, most tokens) pairs."""
         ...
 
+    def answer_lengths(self, answers: Sequence[tuple[str, int]]) -> list[int]:
+        """Tokens of (answer, most tokens) pairs, with what ends an answer."""
+        ...
+
 
 @dataclass(frozen=True)
 class Decoding:

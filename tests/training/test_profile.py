@@ -16,8 +16,9 @@ from tests.toys.rank_pool import RankPool
 from tests.toys.world import world_recipe
 from vlds.config import Recipe
 from vlds.launch.words import split_words
+from vlds.training import profile as profile_module
 from vlds.training.loop import train
-from vlds.training.profile import SPANS
+from vlds.training.profile import SPANS, StepProfile, between_steps, check_profile, span
 
 
 def profiled(recipe: Recipe) -> str:
@@ -29,6 +30,9 @@ def profiled(recipe: Recipe) -> str:
 
 def test_a_run_tells_where_its_steps_go(world: Path, ranks2: RankPool, tmp_path: Path) -> None:
     recipe = world_recipe(world, tmp_path / "run")
+    # All evaluation and most saving lies between the steps, and in none of them.
+    config = replace(recipe.training, evaluate_every=3, save_every=3)
+    recipe = replace(recipe, training=config)
     text, _ = ranks2.run(profiled, recipe, timeout=120)
     whole = float(re.search(r"a step takes ([\d.,]+) ms", text)[1].replace(",", ""))  # type: ignore[index]
     rows = {
@@ -44,6 +48,31 @@ def test_a_run_tells_where_its_steps_go(world: Path, ranks2: RankPool, tmp_path:
     trace = json.loads((tmp_path / "run" / "profile" / "trace.json").read_text("utf-8"))
     spans = [event["name"] for event in trace["traceEvents"] if "vlds: " in event.get("name", "")]
     assert spans.count("vlds: backward") == 3 * 2  # micro-batches
+
+
+def test_saving_and_evaluation_are_no_part_of_a_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter(range(100))
+    monkeypatch.setattr(profile_module, "now", lambda: next(seconds))
+    profile = StepProfile(1, tmp_path, None)
+    assert profile.after_step() == profile.after_step() == []  # begins at 0
+    with span("backward"):  # 1 to 2
+        pass
+    with between_steps(), span("forward"):  # 3 to 4
+        pass
+    lines = profile.after_step()  # ends at 5
+    assert lines[0].startswith("a step takes 4,000.0 ms")
+    (row,) = [line for line in lines if "backward pass" in line]
+    assert row.endswith("25.0%")
+
+
+@pytest.mark.parametrize(("left", "most"), [(4, "2"), (1, "0")])
+def test_too_few_steps_to_profile(left: int, most: str) -> None:
+    check_profile(0, left)
+    check_profile(3, 5)
+    with pytest.raises(ValueError, match=f"the run has {left} steps left: .* give at most {most},"):
+        check_profile(3, left)
 
 
 @pytest.mark.slow

@@ -6,11 +6,20 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from tests.toys.rank_jobs import run_and_print
 from tests.toys.rank_pool import RankPool
 from tests.toys.world import world_recipe
-from vlds.config import load_recipe
+from vlds.config import Recipe, load_recipe
 from vlds.runtime.run_folder import PACKAGES, read_starts
+from vlds.training.loop import train
+
+
+def refusal_to_resume(recipe: Recipe) -> str:
+    with pytest.raises(ValueError) as refused:  # noqa: PT011 (the test looks at the message)
+        train(recipe, resume=True)
+    return str(refused.value)
 
 
 def test_what_resuming_changes_is_said_and_written_down(
@@ -50,4 +59,12 @@ def test_what_resuming_changes_is_said_and_written_down(
     (code, said), _ = ranks2.run(run_and_print, changed, True, timeout=120)
     assert code == 0
     assert "a change" not in said
+    assert "all steps are done" in said
+    assert (folder / "recipe.yaml").read_text("utf-8") == text
+    fewer = replace(changed, training=replace(changed.training, steps=5))
+    said = ranks2.run(refusal_to_resume, fewer, timeout=120)[0]
+    assert said.startswith(f"training.steps: 5, but the run in {folder} has taken 6; give at least")
+    methods = {"adapter": replace(changed.methods["adapter"], reduction=2)}
+    said = ranks2.run(refusal_to_resume, replace(changed, methods=methods), timeout=120)[0]
+    assert "another model than the recipe's (methods.adapter.init_args.reduction: 4 -> 2)" in said
     assert (folder / "recipe.yaml").read_text("utf-8") == text

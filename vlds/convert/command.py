@@ -78,7 +78,10 @@ def build_parser() -> CommandParser:
     zero.add_argument("--tag", help="the checkpoint's subfolder; default: what `latest` names")
     original = add_layout(layouts, "reference", reference, TWO_WAYS)
     add_source(original, "a .pth file of the original code", required=False)
-    opens = "`PeftModel.from_pretrained` opens it on the backbone that `vlds convert hf`\nwrites."
+    opens = (
+        "`PeftModel.from_pretrained` opens it on a folder that `vlds convert hf` writes; if the\n"
+        "model is of kind ImageTextToText or Causal, on the base model."
+    )
     in_peft = add_layout(layouts, "peft", peft, f"{TWO_WAYS}{opens}")
     add_source(in_peft, "folder of peft's files, or of one such folder a task", required=False)
     in_peft.add_argument("--base", help=BASE_HELP)
@@ -91,7 +94,7 @@ def build_parser() -> CommandParser:
 
 
 def to_hf(options: Options) -> None:
-    """One folder: the text backbone for Hugging Face, the rest beside it.
+    """One folder: Hugging Face opens the model, or its text backbone; the rest beside it.
 
     vlds convert hf --run runs/vqa --out models/vqa
     vlds convert hf --run runs/vqa --out models/vqa --verify beach.jpg

@@ -89,7 +89,7 @@ def add_push(parser: CommandParser) -> None:
     parser.add_argument(
         "--push", metavar="OWNER/NAME",
         help="then upload the folder to this model on the Hugging Face hub, which is created if "
-        "need be: all files, among them recipe.yaml with the paths of your data",
+        "need be: all files; a recipe.yaml among them has the paths of your data",
     )  # fmt: skip
     parser.add_argument(
         "--private", action="store_true",

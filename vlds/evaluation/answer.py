@@ -9,6 +9,7 @@ from vlds.artifact import LoadedRun
 from vlds.config import Recipe
 from vlds.data.shards.decode import decode_image
 from vlds.data.streams.image_stack import new_stack
+from vlds.evaluation.cut_texts import num_cut
 from vlds.models.model import Answer
 from vlds.runtime.near_names import guess
 from vlds.schema import RefusedRows, Row, Sample, SkipSample
@@ -89,7 +90,8 @@ def predict(
         raise ValueError(f"image: {error}; give another picture") from None
     device = next(loaded.model.parameters()).device
     answer = loaded.model.answer(batch.to(device), task.decoding)[0]
-    return answer._replace(text=task.answer_from(answer.text))
+    is_cut = num_cut(loaded.collator.prompt_lengths, [example.prompt], task.max_prompt_tokens) > 0
+    return answer._replace(text=task.answer_from(answer.text), prompt_cut=is_cut)
 
 
 def check_number(recipe: Recipe, name: str, given: int) -> None:

@@ -50,3 +50,7 @@ class CausalCollator:
     def prompt_lengths(self, prompts: Sequence[tuple[str, int]]) -> list[int]:
         """Tokens of (prompt, most tokens) pairs."""
         return [len(ids) for ids in self.prompts(prompts)]
+
+    def answer_lengths(self, answers: Sequence[tuple[str, int]]) -> list[int]:
+        """Tokens of (answer, most tokens) pairs, with the end of the turn."""
+        return [len(self.chat.answer_ids(text, most)) for text, most in answers]

@@ -48,6 +48,10 @@ class JointCollator:
         """Tokens of (prompt, most tokens) pairs."""
         return [len(tokens) for tokens in token_ids(self.tokenizer, prompts)]
 
+    def answer_lengths(self, answers: Sequence[tuple[str, int]]) -> list[int]:
+        """Tokens of (answer, most tokens) pairs, with </s>."""
+        return self.prompt_lengths(answers)
+
 
 def batch_of(
     rows: Sequence[Row], tokens: Sequence[Sequence[int]], pad: int, *, evaluation: bool

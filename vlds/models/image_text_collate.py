@@ -213,3 +213,7 @@ class ImageTextCollator:
         ids = self.chat.tokenizer([text for text, _ in prompts], add_special_tokens=False)
         pairs = zip(ids["input_ids"], prompts, strict=True)
         return [min(len(tokens), most) for tokens, (_, most) in pairs]
+
+    def answer_lengths(self, answers: Sequence[tuple[str, int]]) -> list[int]:
+        """Tokens of (answer, most tokens) pairs, with the end of the turn."""
+        return [len(self.chat.answer_ids(text, most)) for text, most in answers]

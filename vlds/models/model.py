@@ -46,6 +46,8 @@ class Answer(NamedTuple):
     token_confidence: float | None
     """The geometric mean over the tokens of a free text, </s> included. None for a text of one
     token, where `confidence` says as much, and for restricted answers."""
+    prompt_cut: bool = False
+    """True if the prompt had more tokens than the task reads."""
 
 
 @dataclass(frozen=True)

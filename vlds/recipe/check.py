@@ -154,7 +154,7 @@ def required(place: Place, missing: list[str]) -> str:
     names = ", ".join(f"{place.whole_key}.{name}".strip(".") for name in missing)
     are, them = ("is", "it") if len(missing) == 1 else ("are", "them")
     if place.cls.__name__ == "Recipe":
-        return f"{names} {are} required; set {them} in a recipe: `vlds train FILE`"
+        return f"{names} {are} required; add {them} to the recipe, or --config FILE that has {them}"
     return f"{names} {are} required; set {them}"
 
 

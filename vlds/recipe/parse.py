@@ -44,7 +44,8 @@ def parse(
     parser = build_parser(options, prog, files)
     if "--help" in arguments:
         # jsonargparse calls keys required that the recipe sets.
-        tell(re.sub(r"\(required,\s+", "(", parser.format_help()), end="")
+        page = re.sub(r"\(required,\s+", "(", parser.format_help())
+        tell(page.replace("\b", ""), end="")  # jsonargparse writes [\b=flags]
         raise SystemExit(0)
     tree = read_words(arguments, options)
     check_tree(tree, options, complete=True)

@@ -11,9 +11,11 @@ def clock(seconds: float) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """ "1,000 h 05 min", "5 min 10 s", "10 s"."""
+    """ "1,000 h 05 min", "5 min 10 s", "10 s", "0.25 s"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
         return f"{hours:,} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    if minutes:
+        return f"{minutes} min {rest:02d} s"
+    return f"{rest} s" if rest >= 10 else f"{seconds:.2g} s"

@@ -14,6 +14,8 @@ GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 SETTINGS = {
     # torch's C++ code warns about missing CPU features and about sockets of its rendezvous.
     "TORCH_CPP_LOG_LEVEL": "ERROR",
+    # torch's profiler says that it starts and stops.
+    "KINETO_LOG_LEVEL": "6",
     # Deprecation warnings inside torch, deepspeed and jsonargparse, which users cannot fix.
     "PYTHONWARNINGS": "ignore",
     # transformers reports tied and unused weights, which vlds checks itself.

@@ -24,6 +24,8 @@ class RunAnswer(NamedTuple):
     token_confidence: float | None
     """The geometric mean over the tokens of a text, which tells more of a long one. None for one
     token, and where answers are restricted."""
+    prompt_cut: bool
+    """True if the question was longer than the task reads."""
     task: str
     seconds: float
     """From bytes to answer, without waiting for other questions."""

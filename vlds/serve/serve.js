@@ -30,6 +30,7 @@
     list.lastChild.className = "told";
     const sure = Math.round(100 * (told.token_confidence ?? told.confidence));
     list.append(make("dd", `${sure} % sure, ${told.seconds.toFixed(2)} s`, "faint"));
+    if (told.prompt_cut) list.append(make("dd", "the question is too long: its end was not read", "faint"));
     const made = make("li", undefined, "sample");
     made.append(pictures, list);
     return made;

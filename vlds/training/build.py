@@ -12,6 +12,7 @@ from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.mixed_stream import MixedStream
 from vlds.data.streams.sequential import SequentialStream
 from vlds.data.streams.stream import TrainStream
+from vlds.evaluation.cut_texts import cut_texts
 from vlds.evaluation.evaluator import Evaluator
 from vlds.models.build import build_model
 from vlds.models.model import Model
@@ -63,6 +64,7 @@ def build_run(
     )
     if state_folder is not None:
         restore(recipe, states, ranks, state_folder, new_phase)
+        check_steps(recipe, engine.steps_done)
     if best is not None:
         states.best = best.known  # a state is older than the evaluation of its own step
     tracker = Tracker(recipe, ranks, engine.steps_done)
@@ -71,7 +73,20 @@ def build_run(
     if ranks.is_first:
         write_start(run, resumed)
     announce(run)
+    if ranks.is_first:
+        for line in cut_texts(prepared.train_sources, collator):
+            tracker.say(line)
     return run
+
+
+def check_steps(recipe: Recipe, steps_done: int) -> None:
+    """Errors: ValueError if a resumed run has taken more steps than the recipe says."""
+    steps = recipe.training.num_steps
+    if steps_done > steps:
+        raise ValueError(
+            f"training.steps: {steps:,}, but the run in {recipe.output} has taken {steps_done:,}; "
+            f"give at least {steps_done:,}, or another output"
+        )
 
 
 def check_choices(recipe: Recipe, model: Model) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -33,6 +33,7 @@ from vlds.runtime.terminal import tell
 from vlds.runtime.whole_file import whole_folder
 from vlds.training.engine import Engine, Layout, State
 from vlds.training.faults import cannot_write
+from vlds.training.recipe_changes import model_changes
 from vlds.training.states import (
     PROGRESS,
     TENSORS,
@@ -194,7 +195,7 @@ def restore(recipe: Recipe, states: RunStates, ranks: Ranks, folder: Path, new_p
             f"{', '.join(states.tasks)}; resume with the same tasks in the same order, "
             f"{OTHER_OUTPUT}"
         )
-    check_tensors(folder, state, engine.state_layout())
+    check_tensors(folder, state, engine.state_layout(), model_changes(recipe))
     check_same_sources(recipe, folder, progress.sources, ranks.broadcast(states.sources))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -211,18 +212,22 @@ def restore(recipe: Recipe, states: RunStates, ranks: Ranks, folder: Path, new_p
     states.best, states.newest_step = progress.best, progress.step
 
 
-def check_tensors(folder: Path, state: State, layout: Layout) -> None:
-    """Errors: ValueError that names the first tensor that differs from what the engine would save,
-    or that holds NaN or infinity."""
+def check_tensors(folder: Path, state: State, layout: Layout, changes: Sequence[str] = ()) -> None:
+    """`changes`: of the recipe since.
+
+    Errors: ValueError that names the first tensor that differs from what the engine would save, or
+    that holds NaN or infinity.
+    """
     tensors = {(name, key): t for name, entry in state.items() for key, t in entry.items()}
     saved: Layout = {key: (tensor.dtype, tensor.shape) for key, tensor in tensors.items()}
     odd = [key for key in sorted(saved.keys() | layout.keys()) if saved.get(key) != layout.get(key)]
     if odd:
+        what = f" ({'; '.join(changes)})" if changes else ""
         raise ValueError(
-            f"--resume: {folder} is of another model than the recipe's: they differ in {len(odd)} "
-            f"tensor(s), such as {odd[0][1]!r} of {odd[0][0]!r} ({kind_of(saved.get(odd[0]))} in "
-            f"the state, {kind_of(layout.get(odd[0]))} in the model); resume with the recipe that "
-            f"the run was started with, {OTHER_OUTPUT}"
+            f"--resume: {folder} is of another model than the recipe's{what}: they differ in "
+            f"{len(odd)} tensor(s), such as {odd[0][1]!r} of {odd[0][0]!r} "
+            f"({kind_of(saved.get(odd[0]))} in the state, {kind_of(layout.get(odd[0]))} in the "
+            f"model); resume with the recipe that the run was started with, {OTHER_OUTPUT}"
         )
     for (name, key), tensor in tensors.items():
         if not tensor.isfinite().all():

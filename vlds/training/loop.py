@@ -19,7 +19,7 @@ from vlds.training.faults import NonFiniteSteps, explained
 from vlds.training.gradients import GradientWatch
 from vlds.training.optim import schedule_factor, set_learning_rate
 from vlds.training.prepare import check_frozen_files, prepare, with_steps
-from vlds.training.profile import StepProfile, span
+from vlds.training.profile import StepProfile, between_steps, check_profile, span
 from vlds.training.run import (
     Run,
     evaluation_due,
@@ -52,6 +52,7 @@ def train(
         check_frozen_files(recipe, ranks)
         with hold_folder(ranks, Path(recipe.output)):
             run = build_run(recipe, ranks, prepared, resume, new_phase)
+            check_profile(profile, recipe.training.num_steps - run.engine.steps_done)
             code = run_loop(run, stop, profile)
     run.engine.close()
     return code
@@ -81,7 +82,9 @@ def loop(run: Run, stop: Sequence[int], profile: int) -> int:
     if profile and run.ranks.is_first:
         profiled = StepProfile(profile, run.folder / "profile", engine.model.vision_module)
     global_batches = run.stream.steps()
-    if evaluation_missing(run):
+    if engine.steps_done == num_steps:
+        run.tracker.say("all steps are done; what is left is to evaluate and to write the artifact")
+    elif evaluation_missing(run):
         tell_evaluation(run)
     save_due = False
     while engine.steps_done < num_steps:
@@ -98,16 +101,17 @@ def loop(run: Run, stop: Sequence[int], profile: int) -> int:
             run.tracker.say(line)
         # Too many skipped steps in a row end the run: the good state before them stays the newest.
         save_due |= step % config.save_every == 0
-        if stopping or last or (save_due and not report.skipped):
-            save_state(run)
-            save_due = False
-        if stopping and not last:
-            return stopped(run, stop)
-        if not last and evaluation_due(run):
-            if run.states.newest_step != step and not report.skipped:
-                save_state(run)  # a stop or a fault during the evaluation loses no step
+        with between_steps():
+            if stopping or last or (save_due and not report.skipped):
+                save_state(run)
                 save_due = False
-            tell_evaluation(run)
+            if stopping and not last:
+                return stopped(run, stop)
+            if not last and evaluation_due(run):
+                if run.states.newest_step != step and not report.skipped:
+                    save_state(run)  # a stop or a fault during the evaluation loses no step
+                    save_due = False
+                tell_evaluation(run)
     # A run that is resumed at its last step may have ended before this.
     tell_evaluation(run)
     save_run_artifact(run, run.folder / "artifact")

@@ -49,6 +49,29 @@ def now() -> float:
     return time.perf_counter()
 
 
+@contextmanager
+def between_steps() -> Iterator[None]:
+    """Saving and evaluation, which no step's time holds."""
+    global _active
+    if _active is None:
+        yield
+        return
+    profile, _active, began = _active, None, now()
+    yield
+    profile.between_steps += now() - began
+    _active = profile
+
+
+def check_profile(num_steps: int, left: int) -> None:
+    """Errors: ValueError if a run has fewer steps left than a profile of so many takes."""
+    if num_steps and left < WARM_UP + num_steps:
+        raise ValueError(
+            f"--profile is {num_steps}, but the run has {left:,} steps left: it begins to count "
+            f"after {WARM_UP} steps; give at most {max(0, left - WARM_UP):,}, or raise "
+            "training.steps"
+        )
+
+
 class StepProfile:
     """Profiles some of a rank's steps."""
 
@@ -57,6 +80,7 @@ class StepProfile:
         self.num_steps = num_steps
         self.trace = folder / "trace.json"
         self.seconds: dict[str, float] = defaultdict(float)
+        self.between_steps = 0.0
         self._vision = vision
         self._num_taken = 0
         self._hooks: list[Any] = []
@@ -80,7 +104,7 @@ class StepProfile:
 
     def _end(self) -> list[str]:
         global _active
-        whole, _active = now() - self._began, None
+        whole, _active = now() - self._began - self.between_steps, None
         self._profiler.__exit__(None, None, None)
         for hook in self._hooks:
             hook.remove()

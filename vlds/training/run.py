@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from vlds.artifact import own_tensors, save_artifact
-from vlds.config import Recipe, load_recipe, save_recipe, to_tree
-from vlds.data.order.permutation import differences
+from vlds.config import Recipe, save_recipe
 from vlds.data.streams.mixed_stream import MixedStream
 from vlds.evaluation.evaluator import Evaluator
 from vlds.runtime.credentials import without_credentials
@@ -29,10 +28,10 @@ from vlds.runtime.whole_file import write_whole
 from vlds.training.best import BestStep
 from vlds.training.checkpoint import RunStates
 from vlds.training.engine import Engine
+from vlds.training.recipe_changes import RECIPE, recipe_changes
 from vlds.training.sinks import has_scores
 from vlds.training.tracker import Tracker
 
-RECIPE = "recipe.yaml"
 SHOWN_CHANGES = 20
 
 
@@ -66,7 +65,7 @@ def write_start(run: Run, resumed: bool) -> None:
     changes: list[str] = []
     if resumed:
         try:
-            changes = recipe_changes(load_recipe(file), run.recipe)
+            changes = recipe_changes(run.recipe)
         except (OSError, ValueError) as error:
             run.tracker.say(f"resuming: the previous recipe cannot be read ({error})")
     else:
@@ -82,13 +81,6 @@ def write_start(run: Run, resumed: bool) -> None:
         run.tracker.say(f"resuming with a change: {change}")
     if len(changes) > SHOWN_CHANGES:
         run.tracker.say(f"and {len(changes) - SHOWN_CHANGES} more changes, see {file}")
-
-
-def recipe_changes(before: Recipe, now: Recipe) -> list[str]:
-    """A line for each key whose value differs, except `output`: a run may move."""
-    trees: list[Mapping[str, object]] = [to_tree(before), to_tree(now)]
-    old, new = ({k: v for k, v in tree.items() if k != "output"} for tree in trees)
-    return differences(old, new)
 
 
 def command_line() -> str:

@@ -1,0 +1,40 @@
+"""Texts that a task's limits cut are told before training."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.toys.kinds import ALL_KINDS, kind_recipe
+from vlds.config import Recipe
+from vlds.evaluation.cut_texts import cut_texts, num_cut
+from vlds.evaluation.sources import training_sources
+
+
+def told(recipe: Recipe) -> list[str]:
+    collator = recipe.model.collator(recipe.model.load_processor())
+    return cut_texts(training_sources(recipe), collator)
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_of_each_kind(kind: str, world: Path, tmp_path: Path) -> None:
+    recipe = kind_recipe(kind, world, tmp_path)
+    long = {
+        name: replace(task, max_prompt_tokens=100, max_target_tokens=100)
+        for name, task in recipe.tasks.items()
+    }
+    assert told(replace(recipe, tasks=long)) == []
+    short = long | {"vqa": replace(long["vqa"], max_prompt_tokens=2, max_target_tokens=1)}
+    prompts, answers = told(replace(recipe, tasks=short))
+    assert prompts == "tasks.vqa.max_prompt_tokens: 2 cuts 48 of the first 48 prompts"
+    assert answers == "tasks.vqa.max_target_tokens: 1 cuts 48 of the first 48 answers"
+
+
+def test_only_longer_ones_count() -> None:
+    def lengths(texts: list[tuple[str, int]]) -> list[int]:
+        return [min(len(text), most) for text, most in texts]
+
+    assert num_cut(lengths, ["", "abc", "abcd", "abcde"], 4) == 1
+    assert num_cut(lengths, [], 4) == 0

@@ -328,7 +328,7 @@ def test_mistakes_on_the_command_line(option: str, value: str, message: str, fil
     ("old", "new", "message"),
     [
         ("output:", "outputs:", "unknown key 'outputs'; did you mean 'output'?"),
-        ("output: runs/mine\n", "", "output is required; set it in a recipe"),
+        ("output: runs/mine\n", "", "output is required; add it to the recipe, or"),
         ("output:", "training: {stepz: 3}\noutput:", "'training.stepz'; did you mean 'training.st"),
         ("output:", "training: {steps: many}\noutput:", "training.steps: got 'many'; give a whole"),
         ("output:", "training: {epochs: 0}\noutput:", "training.epochs: got 0.0; give a number"),

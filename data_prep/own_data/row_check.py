@@ -38,6 +38,8 @@ def check_rows(rows: Sequence[Row], form: RowForm, path: Path) -> None:
             _check_value(value, name == form.listed, what)
             if name in (form.id, form.split) and isinstance(value, bool | None):
                 raise ValueError(f"{what} is {shown(value)}; expected text or a number")
+        if form.text_rows:
+            _check_value(row.fields.get(form.image), False, f"{place}: {form.image!r}")
         if form.id is not None and not text_of(row.fields, form.id):
             raise ValueError(
                 f"{place}: {form.id!r} is empty; give each row an id, or leave out --id-field to "
@@ -84,9 +86,10 @@ def _cure(fields: Fields, missing: str, form: RowForm) -> str:
         return f"{listed}, the form of --task {of_tasks[0]}"
     key = next(key for key, name in vars(form).items() if name == missing)
     option = {"text": form.task.text_option, "target": form.task.target}.get(key, key)
+    keep = "; --text-rows keeps rows without pictures" if missing == form.image else ""
     return (
         f"{guess(missing, present)}{listed}. Name the fields with --{option}-field and the other "
-        "--...-field options"
+        f"--...-field options{keep}"
     )
 
 

@@ -12,9 +12,11 @@ from transformers import AutoTokenizer
 
 from tests.toys.causal import TEMPLATE, write_tokenizer
 from tests.toys.image_text.rows import tiny
+from vlds.models import Causal
 from vlds.models.causal_collate import CausalCollator
 from vlds.models.chat_format import ChatFormat, harmless
 from vlds.schema import IGNORED_LABEL, Example, Row
+from vlds.vision import StoredFeatures
 
 END = 2
 QUESTION = "what colour is it now?"
@@ -83,8 +85,20 @@ def test_a_character_is_not_cut_in_two(tmp_path: Path) -> None:
 
 def test_a_template_that_hides_the_answer_is_refused(tmp_path: Path) -> None:
     thinking = TEMPLATE.replace("<|assistant|>{% endif %}", "<|assistant|>(thinking) {% endif %}")
-    with pytest.raises(ValueError, match=r"model\.tokenizer: its chat template .* elsewhere"):
+    with pytest.raises(ValueError, match=r"^its chat template .* elsewhere"):
         ChatFormat.of(tokenizer_in(tmp_path, thinking))
+
+
+@pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", "{% if %}", "{{ 1 / 0 }}"])
+def test_a_template_that_fails_is_named(template: str, tmp_path: Path) -> None:
+    tokenizer_in(tmp_path, template)
+    kind = Causal(
+        config="config.json", tokenizer=str(tmp_path), vision=StoredFeatures(dim=8, grid=2)
+    )
+    with pytest.raises(
+        ValueError, match=r"^model\.tokenizer: its chat template fails: .*; correct"
+    ):
+        kind.collator(kind.load_processor())
 
 
 THINKS = (
@@ -176,7 +190,7 @@ def test_a_control_word_of_one_character_gives_way_to_a_blank() -> None:
 def test_a_tokenizer_without_an_end_is_refused(tmp_path: Path) -> None:
     tokenizer = tokenizer_in(tmp_path)
     tokenizer.eos_token = None
-    with pytest.raises(ValueError, match=r"model\.tokenizer: it has no end-of-sequence token"):
+    with pytest.raises(ValueError, match=r"^its tokenizer has no end-of-sequence token"):
         ChatFormat.of(tokenizer)
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers as hf
 
-from tests.toys.image_text import TYPES
+from tests.toys.image_text import TYPES, save_tiny
 from tests.toys.image_text.rows import Tiny, tiny
 from tests.toys.image_text.words import tokenizer
-from vlds.models.image_text_check import TESTED, check_inputs
+from vlds.models import ImageTextToText
+from vlds.models.image_text_check import TESTED, check_inputs, check_reads
 from vlds.models.image_text_collate import ImageTextCollator
 
 
@@ -84,3 +87,27 @@ def test_types_that_take_one_picture() -> None:
         replace(kind, num_images=2).check_sources()
     with pytest.raises(ValueError, match="num_images: got 0"):
         replace(kind, num_images=0)
+
+
+def test_pictures_of_another_size_than_the_model_reads() -> None:
+    source = tiny("llava")
+    model = source.build().train()
+    check_reads(model, source.collator, "p")
+    assert model.training
+    processor = copy.deepcopy(source.processor)
+    processor.image_processor.crop_size = {"height": 42, "width": 42}
+    processor.image_processor.size = {"shortest_edge": 42}
+    with pytest.raises(ValueError, match=r"^p: the model cannot read a small picture as Llava.*42"):
+        check_reads(model, replace(source.collator, processor=processor), "p")
+
+
+@pytest.mark.parametrize(("model_type", "said"), [("qwen2_5_vl", 1), ("florence2", 0)])
+def test_prompts_without_a_template_are_shown(model_type: str, said: int, tmp_path: Path) -> None:
+    save_tiny(model_type, tmp_path)
+    for file in tmp_path.glob("chat_template*"):
+        file.unlink()
+    kind = ImageTextToText(path=str(tmp_path))
+    model = kind.build(torch.float32, kind.load_processor())
+    lines = kind.check_built(model)
+    assert len(lines) == said
+    assert all("path: there is no chat template; prompts are '<|image_pad|>" in x for x in lines)

@@ -70,6 +70,8 @@ def test_the_command(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None
     assert lines[0] == "What each of 2 ranks holds, in fp32"
     assert lines[2].startswith("zero3_small.json")
     assert lines[9].startswith("`step` is not known: model.backbone.path: no such folder")
+    assert run_command([*words, "--training.deepspeed", str(find(ZERO2)), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["2"]) == 4
     assert run_command([*words, "7", "8"]) == 0
     heads = [line for line in capsys.readouterr().out.splitlines() if line.startswith("What")]
     assert [head.split()[3] for head in heads] == ["2", "7", "8"]

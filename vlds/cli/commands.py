@@ -25,7 +25,8 @@ def run_command(argv: Sequence[str]) -> int:
         if name.startswith("-"):
             root_parser().parse_args(arguments)
         if name not in COMMANDS:
-            hint = guess(name, COMMANDS)
+            server = "the server is `vlds predict --serve`; "
+            hint = server if name == "serve" else guess(name, COMMANDS)
             raise ValueError(f"no such command; {hint}commands: {', '.join(COMMANDS)}")
         asks_help = not HELP_WORDS.isdisjoint(arguments)
         if asks_help and name in PAGES:

@@ -101,7 +101,7 @@ class Causal(GridKind):
         most = num_positions(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config)
         if most is None:
             return
-        chat = ChatFormat.of(self.load_processor())
+        chat = self.chat_format(self.load_processor())
         tokens = {
             "pictures": longest.pictures * (self.grid or self.vision.geometry.grid_size) ** 2,
             "around the prompt": len(chat.prompt_ids("a", 9)) - len(chat.ids("a")),
@@ -111,7 +111,17 @@ class Causal(GridKind):
         check_fits(task, tokens, most, "model.grid", "model.num_images")
 
     def collator(self, processor: Any) -> CausalCollator:
-        return CausalCollator(ChatFormat.of(processor), features=self.image is None)
+        return CausalCollator(self.chat_format(processor), features=self.image is None)
+
+    def chat_format(self, tokenizer: Any) -> ChatFormat:
+        """How the tokenizer writes prompts and answers.
+
+        Errors: ValueError that names the field with the tokenizer.
+        """
+        try:
+            return ChatFormat.of(tokenizer)
+        except ValueError as error:
+            raise ValueError(f"{self.processor_place[1]}: {error}") from error
 
     # The model.
 

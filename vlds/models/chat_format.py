@@ -47,8 +47,8 @@ class ChatFormat:
         """
         if tokenizer.eos_token_id is None:
             raise ValueError(
-                "model.tokenizer: it has no end-of-sequence token, so that no answer would end; "
-                "set eos_token in its tokenizer_config.json"
+                "its tokenizer has no end-of-sequence token, so that no answer would end; set "
+                "eos_token in tokenizer_config.json"
             )
         template = tokenizer if processor is None else processor
         chat = cls(tokenizer, template, placeholder, answers_apart)
@@ -75,10 +75,18 @@ class ChatFormat:
     def rendered(
         self, turns: Sequence[Mapping[str, Any]], variables: Mapping[str, bool], **how: bool
     ) -> str:
-        """A conversation as the template writes it, on the same day whenever it is asked."""
-        text: str = self.template.apply_chat_template(
-            turns, chat_template=self.template_text, tokenize=False, **how, **variables
-        )
+        """A conversation as the template writes it, on the same day whenever it is asked.
+
+        Errors: ValueError if the template fails.
+        """
+        try:
+            text: str = self.template.apply_chat_template(
+                turns, chat_template=self.template_text, tokenize=False, **how, **variables
+            )
+        except Exception as error:  # a template is a program
+            raise ValueError(
+                f"its chat template fails: {error}; correct its chat_template"
+            ) from error
         return text
 
     @cached_property
@@ -91,8 +99,8 @@ class ChatFormat:
         named = found if isinstance(found, Mapping) else {"default": found}
         if "default" not in named:
             raise ValueError(
-                f"model.tokenizer: it has the chat templates {', '.join(named)}, and none is "
-                "called default; name one of them so"
+                f"it has the chat templates {', '.join(named)}, and none is called default; name "
+                "one of them so"
             )
         return with_fixed_date(named["default"])
 
@@ -220,9 +228,9 @@ class ChatFormat:
         prompt, before, after = self.around_marker(self.variables)
         if not self.follows(self.variables):
             raise ValueError(
-                "model.tokenizer: its chat template writes a conversation's answer elsewhere than "
-                f"behind the prompt ({prompt[-80:]!r} is not in {(before + MARKER)[-120:]!r}); "
-                "simplify its chat_template"
+                "its chat template writes a conversation's answer elsewhere than behind the "
+                f"prompt ({prompt[-80:]!r} is not in {(before + MARKER)[-120:]!r}); simplify its "
+                "chat_template"
             )
         lead = before.removeprefix(prompt) if before.startswith(prompt) else ""
         ends = [after.index(text) + len(text) for text in self.special_words if text in after]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from vlds.backbones.base import unique_state
-from vlds.models.image_text_check import check_inputs, check_vocabulary
+from vlds.models.image_text_check import check_inputs, check_reads, check_vocabulary
 from vlds.models.image_text_collate import NEED_PICTURES, PLACES_PICTURES, ImageTextCollator
 from vlds.models.image_text_model import ImageTextModel
 from vlds.models.image_text_parts import BRIDGES, ImageTextParts, find_parts
@@ -157,9 +157,21 @@ class ImageTextToText(ModelKind):
         cannot place."""
         config = self.read_config()
         collator = self.untried_collator(processor, config)
+        try:
+            assert collator.chat.tail
+        except ValueError as error:
+            raise ValueError(f"{self.processor_place[1]}: {error}") from error
         model = f"model.{'path' if self.config is None else 'config'}"
         check_inputs(collator, config, model, self.processor_place[1])
         return collator
+
+    def check_built(self, model: Model) -> Sequence[str]:
+        collator = self.untried_collator(self.load_processor(), self.read_config())
+        check_reads(model, collator, self.processor_place[1])
+        if collator.chat.has_template or collator.model_type in PLACES_PICTURES:
+            return ()
+        plain = collator.chat.prompt("QUESTION", 1)
+        return [f"{self.processor_place[1]}: there is no chat template; prompts are {plain!r}"]
 
     def untried_collator(self, processor: Any, config: Any) -> ImageTextCollator:
         """The collator without checks, which would make tensors where a model is built."""

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from vlds.models.image_text_collate import ImageTextCollator
+import torch
+
+from vlds.models.image_text_collate import GREY, ImageTextCollator
+from vlds.models.model import Model
+from vlds.runtime.manifest import lacks_memory
+from vlds.schema import Example, Row
 
 TESTED = (
     "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm", "idefics3", "llava", "llava_onevision",
@@ -51,3 +56,27 @@ def check_inputs(collator: ImageTextCollator, config: Any, model: str, processor
                 f"{model}: the processor of {kind} gives '{name}' for each token of a prompt, "
                 f"which vlds cannot continue over an answer; {CURE}"
             )
+
+
+def check_reads(model: Model, collator: ImageTextCollator, processor: str) -> None:
+    """Let a model read a small picture as its processor gives it; `processor` is the field that
+    names this. Collective.
+
+    Errors: ValueError if the model fails.
+    """
+    row = Row(Example("a", "", "what is this ?", "this"), 0, 20, 10, range(1))
+    batch = collator([row], [GREY], evaluation=False)
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            model.eval().nll_sums(batch.to(next(model.parameters()).device))
+    except (ValueError, RuntimeError, TypeError, LookupError) as error:
+        if lacks_memory(error):
+            raise
+        raise ValueError(
+            f"{processor}: the model cannot read a small picture as "
+            f"{type(collator.processor).__name__} gives it: {error}; name the processor that "
+            "belongs to the model"
+        ) from error
+    finally:
+        model.train(was_training)

@@ -142,6 +142,13 @@ class ModelKind(ABC):
     def build(self, dtype: torch.dtype, processor: Any) -> Model:
         """All parts, frozen, with the weights of the sources; on the meta device, their shapes."""
 
+    def check_built(self, model: Model) -> Sequence[str]:
+        """Try what is not known before the model is built; what to tell the user. Collective.
+
+        Errors: ValueError if the processor's pictures are not those that the model reads.
+        """
+        return ()
+
     def draw_rows(self, model: Model, seed: int) -> None:  # noqa: B027 (most kinds have none)
         """Draw the new rows of tables that a source fills in part."""
 

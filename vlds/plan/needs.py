@@ -59,7 +59,8 @@ def plan_recipe(recipe: Recipe, ranks: Sequence[int]) -> list[Plan]:
     model = build_shapes(recipe.model_setup, list(recipe.tasks), recipe.training.dtype)
     groups = parameter_groups(model, recipe)
     shipped = SHIPPED if cannot_partition(recipe) is None else UNPARTITIONED
-    files = dict.fromkeys([recipe.training.deepspeed, *shipped])
+    own = recipe.training.deepspeed
+    files = [own, *(file for file in shipped if find(file).resolve() != find(own).resolve())]
     sizes = recipe.batch_sizes.values()
 
     def needs(file: str, cut: BatchCut, micro_batches: int) -> Needs:

@@ -59,6 +59,7 @@ def build_run(
         num_steps=recipe.training.num_steps,
     )
     check_choices(recipe, model)
+    notices = recipe.model.check_built(model)
     states = RunStates(
         recipe, engine, stream, recipe.model.source_hashes() if ranks.is_first else {}
     )
@@ -74,7 +75,7 @@ def build_run(
         write_start(run, resumed)
     announce(run)
     if ranks.is_first:
-        for line in cut_texts(prepared.train_sources, collator):
+        for line in [*notices, *cut_texts(prepared.train_sources, collator)]:
             tracker.say(line)
     return run
 

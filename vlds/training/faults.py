@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,19 @@ def explained(recipe: Recipe) -> Iterator[None]:
         if (message := explanation(recipe, error)) is None:
             raise
         raise ValueError(message) from error
+
+
+@contextmanager
+def library_faults() -> Iterator[None]:
+    """Inside, a ValueError of another library is a RuntimeError, which users see with its
+    traceback: ValueErrors are for what they can correct."""
+    try:
+        yield
+    except ValueError as error:
+        frames = list(traceback.walk_tb(error.__traceback__))
+        if str(frames[-1][0].f_globals.get("__name__")).partition(".")[0] == "vlds":
+            raise
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
 
 def explanation(recipe: Recipe, error: Exception) -> str | None:

@@ -15,7 +15,7 @@ from vlds.schema import Batch
 from vlds.training.agreement import check_agreement
 from vlds.training.build import build_run
 from vlds.training.engine import StepReport, start_ranks
-from vlds.training.faults import NonFiniteSteps, explained
+from vlds.training.faults import NonFiniteSteps, explained, library_faults
 from vlds.training.gradients import GradientWatch
 from vlds.training.optim import schedule_factor, set_learning_rate
 from vlds.training.prepare import check_frozen_files, prepare, with_steps
@@ -125,7 +125,8 @@ def scheduled_step(run: Run, batches: Sequence[Batch]) -> StepReport:
     engine, optimizer = run.engine, run.recipe.optimizer
     factor = schedule_factor(engine.steps_done, run.recipe.training.num_steps, optimizer)
     set_learning_rate(engine.parameter_groups, factor)
-    report = engine.step(batches)
+    with library_faults():
+        report = engine.step(batches)
     run.tracker.step(engine.steps_done, report, factor * optimizer.learning_rate, run.stream)
     return report
 

@@ -192,11 +192,12 @@ def test_unusable_rows_are_counted(
         {"image": "a.jpg", "question": " ", "answer": "x"},
         {"image": "b.jpg", "question": "q", "answer": None},
         {"image": None, "question": "q", "answer": "x"},
+        {"question": "q", "answer": "x"},
     ]
     assert pack_rows(write(tmp_path / "rows.json", rows), images, tmp_path / "out") == 0
     printed = capsys.readouterr().out
-    assert "4 in = 1 written + 3 dropped" in printed
-    for reason in ("no question: 1", "no answer: 1", "no image: 1"):
+    assert "5 in = 1 written + 4 dropped" in printed
+    for reason in ("no question: 1", "no answer: 1", "no image: 2"):
         assert reason in printed
 
 
@@ -243,6 +244,12 @@ ROW = {"image": "a.jpg", "question": "q", "answer": "x"}
         ([{"image": "z.jpg", "question": "q", "answer": "x"}], (), "images/z.jpg is missing"),
         ([{"img": "a.jpg"}], (), "line 1: no field 'image'; did you mean 'img'? it has img. Name"),
         ([], (), "no rows"),
+        ([{"question": "q"}], (), "options; --text-rows keeps rows without pictures"),
+        (
+            [ROW | {"image": ["a.jpg", "b.jpg"]}],
+            ("--text-rows",),
+            '\'image\' is ["a.jpg", "b.jpg"]; expected text or a number',
+        ),
         ('{"image": "a.jpg"}\n{"image"', (), "line 2: not JSON"),
         ('image,question,answer\n"a.jpg",q,x,y\n', (), "line 2: 4 cells, but the head line has 3"),
         ([3], (), "line 1: expected an object {...}, found 3"),

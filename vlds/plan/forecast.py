@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, replace
+from collections import Counter
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -10,7 +11,8 @@ from vlds.config import Recipe
 from vlds.data.order.batch_cut import BatchCut
 from vlds.models.build import build_shapes
 from vlds.plan.micro_batch import micro_batch
-from vlds.plan.rehearsal import Rehearsed, rehearse
+from vlds.plan.rehearsal import Work, rehearse
+from vlds.plan.replay import Operation, seconds_here
 from vlds.training.deepspeed_config import cut_batches
 
 
@@ -19,15 +21,25 @@ class Forecast:
     """A straight line through two rehearsals."""
 
     rows: int
-    whole: Rehearsed
+    whole: Work
     """Of a micro-batch of `rows` rows."""
-    row: Rehearsed
+    row: Work
     """What one more row adds."""
+    operations: Counter[Operation]
+    """Of a micro-batch of `rows` rows."""
 
-    def at(self, rows: int) -> Rehearsed:
+    def at(self, rows: int) -> Work:
         """What a micro-batch of so many rows takes."""
-        pairs = zip(astuple(self.whole), astuple(self.row), strict=True)
-        return Rehearsed(*(max(0, whole + row * (rows - self.rows)) for whole, row in pairs))
+        pairs = zip(self.whole, self.row, strict=True)
+        return Work(*(max(0, whole + row * (rows - self.rows)) for whole, row in pairs))
+
+    def seconds_here(self, rows: int) -> tuple[float, float]:
+        """Of the products and the other operations of a micro-batch of so many rows, on this
+        machine."""
+        products, others = seconds_here(self.operations)
+        found = self.at(rows)
+        share = found.flops / max(1, self.whole.flops), found.moved / max(1, self.whole.moved)
+        return products * share[0], others * share[1]
 
     def most_rows(self, memory: int) -> int:
         """The largest micro-batch that fits into so many bytes; 0 if none does."""
@@ -46,12 +58,13 @@ def forecast(recipe: Recipe, cut: BatchCut) -> Forecast:
     model = build_shapes(setup, list(recipe.tasks), recipe.training.dtype)
     batch = micro_batch(recipe, model, cut)
     rows, parts = len(batch.ids), recipe.data.parts
-    whole = rehearse(model, batch, parts)
+    whole, operations = rehearse(model, batch, parts)
     if rows < 2 * parts:
-        return Forecast(rows, whole, Rehearsed(*(number // rows for number in astuple(whole))))
-    half = rehearse(model, batch.select(torch.arange(rows // 2)), parts)
-    pairs = zip(astuple(whole), astuple(half), strict=True)
-    return Forecast(rows, whole, Rehearsed(*((a - b) // (rows - rows // 2) for a, b in pairs)))
+        return Forecast(rows, whole, Work(*(number // rows for number in whole)), operations)
+    half = rehearse(model, batch.select(torch.arange(rows // 2)), parts).work
+    pairs = zip(whole, half, strict=True)
+    row = Work(*((a - b) // (rows - rows // 2) for a, b in pairs))
+    return Forecast(rows, whole, row, operations)
 
 
 def forecast_or_reason(recipe: Recipe, world_size: int) -> Forecast | str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vlds.plan.rehearsal import Rehearsed
+from vlds.plan.rehearsal import Work
 
 SIDE = (1024, 8192)
 """Of the matrices that are multiplied, on a CPU and on a GPU."""
@@ -50,6 +50,11 @@ class Machine:
             above_zero("--link", link, 1e9) or LINK,
         )
 
+    @property
+    def is_here(self) -> bool:
+        """Whether it is this one, where a rehearsal's operations, those of a CPU, can run."""
+        return self.flops is None and self.bandwidth is None and not torch.cuda.is_available()
+
     def measured(self, dtype: torch.dtype) -> Machine:
         """With what was not given measured here, on the GPU or on the CPU with this process's
         threads."""
@@ -62,7 +67,7 @@ class Machine:
         bandwidth = self.bandwidth or moved / median_seconds(lambda: one + other)
         return Machine(self.memory, flops, bandwidth, self.link)
 
-    def seconds(self, work: Rehearsed) -> tuple[float, float]:
+    def seconds(self, work: Work) -> tuple[float, float]:
         """Of products, and of all other operations."""
         flops, bandwidth = self.ceilings
         return work.flops / flops, work.moved / bandwidth + work.calls * CALL

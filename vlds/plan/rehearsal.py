@@ -9,10 +9,10 @@ ids, masks, positions) stay real, because code asks for their values.
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +23,9 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from torch.utils.flop_counter import flop_registry
 
 from vlds.models.attention import short_attention
-from vlds.models.dropout import TORCH_DROPOUT
+from vlds.models.dropout import TORCH_DROPOUT, dropped
 from vlds.models.model import Model
+from vlds.plan.replay import Operation
 from vlds.schema import Batch
 from vlds.training.parts import similar_rows
 
@@ -33,8 +34,7 @@ INDEXED = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default}
 """Operations whose result has as many rows as a mask has ones."""
 
 
-@dataclass(frozen=True)
-class Rehearsed:
+class Work(NamedTuple):
     """What one micro-batch takes, forward and backward."""
 
     peak: int
@@ -47,6 +47,14 @@ class Rehearsed:
     """Operations."""
 
 
+class Rehearsed(NamedTuple):
+    """A micro-batch."""
+
+    work: Work
+    operations: Counter[Operation]
+    """How often each runs."""
+
+
 class Rehearsal(TorchDispatchMode):
     """Inside, operations on hollow tensors give hollow ones and are counted."""
 
@@ -54,6 +62,7 @@ class Rehearsal(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.peak = self.flops = self.moved = self.calls = 0
+        self.operations: Counter[Operation] = Counter()
         self._alive = 0
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -100,10 +109,16 @@ class Rehearsal(TorchDispatchMode):
         if func.is_view or not made:
             return
         self.calls += 1
+        self.operations[Operation.of(func, *args, **kwargs)] += 1
         if (count := flop_registry.get(func.overloadpacket)) is not None:
             self.flops += count(*args, **kwargs, out_val=outputs)
         else:
             self.moved += sum(tensor.numel() * tensor.element_size() for tensor in made + read)
+
+    def drawn(self, values: Tensor) -> Tensor:
+        """What takes the place of dropout's output."""
+        self.operations[Operation.of(dropped, values)] += 1
+        return torch.empty_like(values)
 
     def _count_bytes(self, outputs: Any) -> None:
         for tensor in tree_leaves(outputs):
@@ -148,32 +163,35 @@ def make_hollow(model: nn.Module, rehearsal: Rehearsal) -> None:
                 module._buffers[name] = rehearsal.hollow(buffer)
 
 
-class Copied(torch.autograd.Function):
-    """What takes the memory of dropout."""
+class Drawn(torch.autograd.Function):
+    """What takes the memory of dropout, and tells a rehearsal of it."""
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, kept: Tensor) -> Tensor:
-        ctx.kept = kept
-        return inputs.clone()
+    def forward(ctx: Any, inputs: Tensor, kept: Tensor, rehearsal: Rehearsal) -> Tensor:
+        ctx.kept, ctx.rehearsal = kept, rehearsal
+        return rehearsal.drawn(inputs)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient.clone(), None
-
-
-def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    """Keeps for the backward pass as much as dropout by example does, or torch's on a GPU."""
-    if not training or p == 0:
-        return input
-    on_gpu = torch.cuda.is_available()
-    shape, dtype = (input.shape, torch.bool) if on_gpu else (input.shape[:-1], torch.int64)
-    output: Tensor = Copied.apply(input, input.new_empty(shape, dtype=dtype))  # type: ignore[no-untyped-call]
-    return output
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.rehearsal.drawn(gradient), None, None
 
 
 @contextmanager
-def hollow_dropout() -> Iterator[None]:
-    """Inside, dropout draws nothing."""
+def hollow_dropout(rehearsal: Rehearsal) -> Iterator[None]:
+    """Inside, dropout draws nothing, and keeps for the backward pass as much as dropout by example
+    does, or torch's on a GPU."""
+
+    def dropout(
+        input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+    ) -> Tensor:
+        if not training or p == 0:
+            return input
+        on_gpu = torch.cuda.is_available()
+        shape, dtype = (input.shape, torch.bool) if on_gpu else (input.shape[:-1], torch.int64)
+        kept = input.new_empty(shape, dtype=dtype)
+        output: Tensor = Drawn.apply(input, kept, rehearsal)  # type: ignore[no-untyped-call]
+        return output
+
     F.dropout = dropout
     try:
         yield
@@ -187,8 +205,9 @@ def rehearse(model: Model, batch: Batch, parts: int = 1) -> Rehearsed:
     rehearsal = Rehearsal()
     make_hollow(model, rehearsal)
     model.train()
-    with rehearsal, short_attention(), hollow_dropout():
+    with rehearsal, short_attention(), hollow_dropout(rehearsal):
         pieces = similar_rows(model.sizes(batch), parts) if parts > 1 else []
         output = model(batch, torch.ones(len(batch.ids)), pieces)
         output.loss.backward()
-    return Rehearsed(rehearsal.peak, rehearsal.flops, rehearsal.moved, rehearsal.calls)
+    work = Work(rehearsal.peak, rehearsal.flops, rehearsal.moved, rehearsal.calls)
+    return Rehearsed(work, rehearsal.operations)

@@ -35,7 +35,7 @@ def page(plan: Plan, recipe: Recipe, forecast: Forecast | str, machine: Machine)
         return "\n".join([*lines, fill(reason, 80, break_long_words=False)])
     if machine.memory is not None:
         lines.append(fits(plan, forecast, machine.memory))
-    lines.append(duration(plan, recipe, forecast, machine.measured(recipe.training.dtype)))
+    lines.append(duration(plan, recipe, forecast, machine))
     return "\n".join(lines)
 
 
@@ -54,17 +54,21 @@ def fits(plan: Plan, forecast: Forecast, memory: int) -> str:
 
 
 def duration(plan: Plan, recipe: Recipe, forecast: Forecast, machine: Machine) -> str:
-    """How long a step of the first file and the run take at least."""
+    """How long a step of the first file and the run take: about, if the machine is this one, else
+    at least."""
     sent = next(iter(plan.files.values())).sent
-    products, others = (
-        plan.micro_batches * seconds for seconds in machine.seconds(forecast.at(plan.micro_batch))
-    )
+    is_here = machine.is_here
+    machine = machine.measured(recipe.training.dtype)
+    rows = plan.micro_batch
+    pair = forecast.seconds_here(rows) if is_here else machine.seconds(forecast.at(rows))
+    products, others = (plan.micro_batches * seconds for seconds in pair)
     between = sent / machine.link
     step, steps = products + others + between, recipe.training.steps
     run = "" if steps is None else f", the run {duration_text(step * steps)}"
     flops, bandwidth = machine.ceilings
     return (
-        f"A step takes at least {step:.3g} s{run}: products {products / step:.0%}, other\n"
+        f"A step takes {'about' if is_here else 'at least'} {step:.3g} s{run}: products "
+        f"{products / step:.0%}, other\n"
         f"operations {others / step:.0%}, between ranks {between / step:.0%} "
         f"({sent / 1e6:,.1f} MB). At {flops / 1e12:.3g} TFLOP/s,\n"
         f"{bandwidth / 1e9:,.0f} GB/s of memory, {machine.link / 1e9:,.3g} GB/s between ranks."

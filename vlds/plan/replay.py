@@ -1,0 +1,83 @@
+"""How long the operations of a rehearsal take on this machine: each different one runs here, once
+or a few times, with tensors of its own shapes."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils.flop_counter import flop_registry
+
+ROUNDS = 5
+"""Times that an operation is timed, after one that warms up."""
+LONG = 0.2
+"""Seconds after which no further round starts."""
+
+
+class Shape(NamedTuple):
+    """A tensor in an operation's arguments."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Shape:
+        """What a tensor takes."""
+        return cls(tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
+
+    def zeros(self) -> Tensor:
+        """A tensor of zeros, which are valid indices too."""
+        reach = sum((n - 1) * step for n, step in zip(self.size, self.stride, strict=True)) + 1
+        held = torch.zeros(reach if 0 not in self.size else 0, dtype=self.dtype)
+        return held.as_strided(self.size, self.stride)
+
+
+class Operation(NamedTuple):
+    """A call, with shapes instead of tensors."""
+
+    function: Callable[..., Any]
+    leaves: tuple[Any, ...]
+    """Of the arguments' tree."""
+    tree: TreeSpec
+
+    @classmethod
+    def of(cls, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Operation:
+        """A call of a function with these arguments."""
+        leaves, tree = tree_flatten((args, kwargs))
+        return cls(
+            function, tuple(Shape.of(x) if isinstance(x, Tensor) else x for x in leaves), tree
+        )
+
+    @property
+    def is_product(self) -> bool:
+        """Whether it multiplies matrices."""
+        return getattr(self.function, "overloadpacket", None) in flop_registry
+
+    def seconds(self) -> float:
+        """The shortest of some rounds, the first of which may compile."""
+        leaves = [leaf.zeros() if isinstance(leaf, Shape) else leaf for leaf in self.leaves]
+        args, kwargs = tree_unflatten(leaves, self.tree)
+        times: list[float] = []
+        while len(times) < 2 or (len(times) <= ROUNDS and sum(times) < LONG):
+            began = time.perf_counter()
+            self.function(*args, **kwargs)
+            times.append(time.perf_counter() - began)
+        return min(times[1:])
+
+
+def seconds_here(operations: Counter[Operation]) -> tuple[float, float]:
+    """Of all products, and of all other operations."""
+    products = others = 0.0
+    for operation, times in operations.items():
+        seconds = times * operation.seconds()
+        if operation.is_product:
+            products += seconds
+        else:
+            others += seconds
+    return products, others

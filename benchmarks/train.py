@@ -15,7 +15,8 @@ values.
 
 All programs of a row run beside each other; each waits while another takes its steps. So rounds
 alternate within seconds. The ceiling is a product of (1600, 768) and (768, 3072), measured in each
-round. Tables go to stdout.
+round. `planned` is the time that `vlds plan` gives a step, as a share of the step's. Tables go to
+stdout.
 """
 
 from __future__ import annotations
@@ -128,9 +129,10 @@ def main() -> None:
     if options.ways is None or "adapters" in options.ways:
         pythons["adapters"] = environment(options.out / "adapters", ["adapters>=1.3"])
     print(
-        "| model | method | batch | | trained | samples/s | range | share of ceiling | MB | ratio |"
+        "| model | method | batch | | trained | samples/s | range | share of ceiling | MB | ratio "
+        "| planned |"
     )
-    print("|---" * 10 + "|")
+    print("|---" * 11 + "|")
     for model in options.models:
         for method in options.methods:
             for batch in options.batches:
@@ -149,14 +151,15 @@ def measure(
 ) -> None:
     """Print the rows of one case."""
     programs = [Program(way, case, pythons, options.threads) for way in ways]
-    ceilings = []
+    ceilings, plans = [], []
     for _ in range(options.rounds):
         ceilings.append(ceiling(options.precision))
+        plans.append(planned_seconds(case, options.threads))
         for program in programs:
             program.round()
     for program in programs:
         program.end()
-    first = programs[0].measured
+    first, planned = programs[0].measured, statistics.median(plans)
     for program in programs:
         own = program.measured
         speeds = [case["batch"] / seconds for seconds in own.seconds]
@@ -167,8 +170,20 @@ def measure(
             f"{statistics.median(speeds):.1f}", f"{min(speeds):.1f} to {max(speeds):.1f}",
             f"{share:.0%}", f"{own.memory:,.0f}",
             "" if own is first else f"{statistics.median(ratios):.2f}",
+            f"{planned / statistics.median(own.seconds):.2f}" if own is first else "",
         ]  # fmt: skip
         print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def planned_seconds(case: dict[str, Any], threads: int) -> float:
+    """What `vlds plan` says of a step."""
+    found = subprocess.run(
+        [sys.executable, str(HERE / "planned.py"), json.dumps(case)],
+        env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    seconds: float = json.loads(found.stdout.splitlines()[-1])["seconds"]
+    return seconds
 
 
 def ceiling(precision: str) -> float:

@@ -26,6 +26,7 @@ from vlds.models.model import Model
 from vlds.plan.forecast import forecast, forecast_or_reason
 from vlds.plan.micro_batch import micro_batch
 from vlds.plan.rehearsal import rehearse
+from vlds.plan.replay import seconds_here
 from vlds.schema import Batch
 from vlds.training.deepspeed_config import cut_batches
 
@@ -84,7 +85,7 @@ def test_the_bytes_of_a_step(
             recipe.model.load_processor(),
         )
     batch = repeated(micro_batch(recipe, shapes, cut_batches(recipe, 1)))
-    found = rehearse(shapes, batch)
+    found = rehearse(shapes, batch).work
     real = allocated(recipe, batch, tmp_path / "trace.json")
     assert found.peak == pytest.approx(real, rel=0.1)
     assert found.flops > 0
@@ -123,9 +124,12 @@ def test_every_type_of_image_text_model(model_type: str) -> None:
     setup = ModelSetup(kind=source.kind, methods={"method": METHODS["lora"]})
     with torch.device("meta"):
         shapes = build_model(setup, list(TASKS), torch.float32, source.processor)
-    found = rehearse(shapes, source.batch(source.rows()))
-    assert found.peak > 0
-    assert found.flops > 0
+    work, operations = rehearse(shapes, source.batch(source.rows()))
+    assert work.peak > 0
+    assert work.flops > 0
+    assert work.calls <= operations.total()
+    products, others = seconds_here(operations)
+    assert min(products, others) > 0
 
 
 def test_code_that_asks_for_numbers(

@@ -93,9 +93,9 @@ PLAN = f"""\
 usage: vlds plan RECIPE [--ranks N ...] [--memory GB] [--KEY VALUE ...]
 
 Say what each rank of a recipe's run needs: memory between steps, memory at the
-worst moment of a step, and the least time of a step. No weights are loaded. To
-know a step, vlds reads the recipe's data: it rehearses the largest micro-batch
-of the first steps.
+worst moment of a step, and the time of a step. No weights are loaded. To know a
+step, vlds reads the recipe's data: it rehearses the largest micro-batch of the
+first steps, and times its operations here if this machine has no GPU.
 
   vlds plan recipes/demo.yaml
   vlds plan my.yaml --ranks 1 2 4 8 --training.precision bf16 --memory 24
@@ -103,9 +103,9 @@ of the first steps.
 
   --ranks N [N ...]    numbers of processes, one table for each (default: 1)
   --memory GB          say how many rows a micro-batch may have in so much
-  --tflops N           what a rank can do, in 10^12 operations a second, and its
-  --bandwidth GB       memory and the links between ranks, in GB a second; what
-  --link GB            is not given is measured here, but for links (1)
+  --tflops N           for another machine, where a step takes at least: what a
+  --bandwidth GB       rank can do, in 10^12 operations a second, and its memory
+  --link GB            and (default: 1) the links between ranks, in GB a second
   --json               print JSON instead of tables
 {RECIPE}"""
 DESCRIBE = f"""\

@@ -33,10 +33,13 @@ class Forecast:
         pairs = zip(self.whole, self.row, strict=True)
         return Work(*(max(0, whole + row * (rows - self.rows)) for whole, row in pairs))
 
-    def seconds_here(self, rows: int) -> tuple[float, float]:
-        """Of the products and the other operations of a micro-batch of so many rows, on this
-        machine."""
+    def seconds_here(self, rows: int, ranks: int = 1) -> tuple[float, float]:
+        """Of the products and the other operations of a micro-batch of so many rows, if these ranks
+        share this machine's threads."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(max(1, threads // ranks))
         products, others = seconds_here(self.operations)
+        torch.set_num_threads(threads)
         found = self.at(rows)
         share = found.flops / max(1, self.whole.flops), found.moved / max(1, self.whole.moved)
         return products * share[0], others * share[1]

@@ -60,7 +60,10 @@ class Operation(NamedTuple):
         return getattr(self.function, "overloadpacket", None) in flop_registry
 
     def seconds(self) -> float:
-        """The shortest of some rounds, the first of which may compile."""
+        """The shortest of some rounds, without the first, which may compile.
+
+        Errors: RuntimeError or IndexError if zeros are not what the function wants.
+        """
         leaves = [leaf.zeros() if isinstance(leaf, Shape) else leaf for leaf in self.leaves]
         args, kwargs = tree_unflatten(leaves, self.tree)
         times: list[float] = []
@@ -72,10 +75,13 @@ class Operation(NamedTuple):
 
 
 def seconds_here(operations: Counter[Operation]) -> tuple[float, float]:
-    """Of all products, and of all other operations."""
+    """Of all products, and of all other operations. What cannot run on zeros counts as nothing."""
     products = others = 0.0
     for operation, times in operations.items():
-        seconds = times * operation.seconds()
+        try:
+            seconds = times * operation.seconds()
+        except (RuntimeError, IndexError):
+            continue
         if operation.is_product:
             products += seconds
         else:

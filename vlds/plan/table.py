@@ -60,7 +60,10 @@ def duration(plan: Plan, recipe: Recipe, forecast: Forecast, machine: Machine) -
     is_here = machine.is_here
     machine = machine.measured(recipe.training.dtype)
     rows = plan.micro_batch
-    pair = forecast.seconds_here(rows) if is_here else machine.seconds(forecast.at(rows))
+    if is_here:
+        pair = forecast.seconds_here(rows, plan.world_size)
+    else:
+        pair = machine.seconds(forecast.at(rows))
     products, others = (plan.micro_batches * seconds for seconds in pair)
     between = sent / machine.link
     step, steps = products + others + between, recipe.training.steps

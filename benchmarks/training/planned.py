@@ -15,15 +15,17 @@ from shapes import Case, random_batch
 
 from vlds.models.build import build_model
 from vlds.plan.rehearsal import rehearse
-from vlds.plan.replay import seconds_here
+from vlds.plan.replay import seconds_here, update_seconds
 
 
 def planned(case: Case, folder: Path) -> float:
-    """Seconds of the forward and the backward pass."""
+    """Seconds of a step."""
     recipe, words = recipe_of(case, folder)
     with torch.device("meta"):
         model = build_model(recipe.model_setup, list(recipe.tasks), case.dtype, words)
-    return sum(seconds_here(rehearse(model, batch_of(case, random_batch(case, 0))).operations))
+    operations = rehearse(model, batch_of(case, random_batch(case, 0))).operations
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    return sum(seconds_here(operations)) + update_seconds(trained, case.dtype)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlds.plan.replay import Operation, Shape, seconds_here
+from vlds.plan.replay import CALL, Operation, Shape, seconds_here, update_seconds
 
 aten = torch.ops.aten
 
@@ -51,8 +51,14 @@ def test_seconds_of_products_and_others() -> None:
     assert others >= 0.15
 
 
+def test_an_update_takes_as_long_as_its_weights_are_many() -> None:
+    assert update_seconds(0, torch.float32) == 0
+    one, many = (update_seconds(n, torch.bfloat16) for n in (1 << 20, 1 << 30))
+    assert 0 < one < many
+
+
 def test_what_zeros_are_wrong_for_counts_as_nothing() -> None:
     refused = Operation.of(torch.linalg.inv, torch.eye(2))
     with pytest.raises(RuntimeError):
         refused.seconds()
-    assert seconds_here(Counter([refused])) == (0, 0)
+    assert seconds_here(Counter([refused])) == (0, CALL)

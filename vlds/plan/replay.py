@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,10 @@ from torch.utils.flop_counter import flop_registry
 
 ROUNDS = 5
 """Times that an operation is timed, after one that warms up."""
+CALL = 6e-5
+"""Seconds of an operation beside its own time: Python, autograd, and the views around it."""
+UPDATED = 1 << 22
+"""Weights of which an update is timed."""
 LONG = 0.2
 """Seconds after which no further round starts."""
 
@@ -60,18 +65,26 @@ class Operation(NamedTuple):
         return getattr(self.function, "overloadpacket", None) in flop_registry
 
     def seconds(self) -> float:
-        """The shortest of some rounds, without the first, which may compile.
+        """The median of some rounds, without the first, which may compile. Each has tensors of its
+        own, as in a step, where others have filled the caches in between.
 
         Errors: RuntimeError or IndexError if zeros are not what the function wants.
         """
-        leaves = [leaf.zeros() if isinstance(leaf, Shape) else leaf for leaf in self.leaves]
-        args, kwargs = tree_unflatten(leaves, self.tree)
         times: list[float] = []
-        while len(times) < 2 or (len(times) <= ROUNDS and sum(times) < LONG):
+        calls = [self.arguments() for _ in range(ROUNDS + 1)]
+        for args, kwargs in calls:
             began = time.perf_counter()
             self.function(*args, **kwargs)
             times.append(time.perf_counter() - began)
-        return min(times[1:])
+            if len(times) > 1 and sum(times) > LONG:
+                break
+        return median(times[1:])
+
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Of a call, with zeros."""
+        leaves = [leaf.zeros() if isinstance(leaf, Shape) else leaf for leaf in self.leaves]
+        args, kwargs = tree_unflatten(leaves, self.tree)
+        return args, kwargs
 
 
 def seconds_here(operations: Counter[Operation]) -> tuple[float, float]:
@@ -86,4 +99,23 @@ def seconds_here(operations: Counter[Operation]) -> tuple[float, float]:
             products += seconds
         else:
             others += seconds
-    return products, others
+    return products, others + operations.total() * CALL
+
+
+def update_seconds(num_weights: int, dtype: torch.dtype) -> float:
+    """How long this machine takes to sum the gradients of so many weights in fp32, to clip them, to
+    take a step of AdamW and to round the weights."""
+    size = min(num_weights, UPDATED)
+    gradient, weight = (torch.zeros(size, dtype=dtype) for _ in range(2))
+    master = torch.nn.Parameter(torch.zeros(size))
+    master.grad = torch.zeros(size)
+    optimizer = torch.optim.AdamW([master], fused=True)
+
+    def update() -> None:
+        assert master.grad is not None
+        master.grad.zero_().add_(gradient)
+        torch.nn.utils.clip_grad_norm_([master], 1.0)
+        optimizer.step()
+        weight.copy_(master.detach())
+
+    return Operation.of(update).seconds() * num_weights / max(1, size)

@@ -9,10 +9,14 @@ from typing import Any
 
 from vlds.config import Recipe
 from vlds.plan.forecast import Forecast
+from vlds.plan.held import MASTER_BYTES
 from vlds.plan.machine import Machine
 from vlds.plan.needs import Needs, Plan
+from vlds.plan.replay import update_seconds
 from vlds.runtime.durations import duration_text
 
+UPDATE_BYTES = 40
+"""Bytes that an update reads and writes of a weight: gradient, master, moments."""
 HEAD = ("MB", "frozen", "trainable", "optimizer", "in CPU", "step", "peak")
 
 
@@ -56,26 +60,28 @@ def fits(plan: Plan, forecast: Forecast, memory: int) -> str:
 def duration(plan: Plan, recipe: Recipe, forecast: Forecast, machine: Machine) -> str:
     """How long a step of the first file and the run take: about, if the machine is this one, else
     at least."""
-    sent = next(iter(plan.files.values())).sent
-    is_here = machine.is_here
-    machine = machine.measured(recipe.training.dtype)
-    rows = plan.micro_batch
-    if is_here:
-        pair = forecast.seconds_here(rows, plan.world_size)
+    needs = next(iter(plan.files.values()))
+    updated = needs.held.optimizer // MASTER_BYTES
+    if machine.is_here:
+        pair = forecast.seconds_here(plan.micro_batch, plan.world_size)
+        update, about, rates = update_seconds(updated, recipe.training.dtype), "about", ""
     else:
-        pair = machine.seconds(forecast.at(rows))
+        machine = machine.measured(recipe.training.dtype)
+        pair = machine.seconds(forecast.at(plan.micro_batch))
+        flops, bandwidth = machine.ceilings
+        update, about = updated * UPDATE_BYTES / bandwidth, "at least"
+        rates = f" {flops / 1e12:.3g} TFLOP/s, {bandwidth / 1e9:,.0f} GB/s of memory,"
     products, others = (plan.micro_batches * seconds for seconds in pair)
-    between = sent / machine.link
-    step, steps = products + others + between, recipe.training.steps
+    between = needs.sent / machine.link
+    step, steps = products + others + update + between, recipe.training.steps
     run = "" if steps is None else f", the run {duration_text(step * steps)}"
-    flops, bandwidth = machine.ceilings
-    return (
-        f"A step takes {'about' if is_here else 'at least'} {step:.3g} s{run}: products "
-        f"{products / step:.0%}, other\n"
-        f"operations {others / step:.0%}, between ranks {between / step:.0%} "
-        f"({sent / 1e6:,.1f} MB). At {flops / 1e12:.3g} TFLOP/s,\n"
-        f"{bandwidth / 1e9:,.0f} GB/s of memory, {machine.link / 1e9:,.3g} GB/s between ranks."
+    text = (
+        f"A step takes {about} {step:.3g} s{run}: products {products / step:.0%}, other operations "
+        f"{others / step:.0%}, update of the weights {update / step:.0%}, between ranks "
+        f"{between / step:.0%} ({needs.sent / 1e6:,.1f} MB), at{rates} {machine.link / 1e9:,.3g} "
+        "GB/s between ranks."
     )
+    return fill(text, 80)
 
 
 def tree(plan: Plan, forecast: Forecast | str) -> dict[str, Any]:

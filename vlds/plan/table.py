@@ -64,23 +64,27 @@ def duration(plan: Plan, recipe: Recipe, forecast: Forecast, machine: Machine) -
     updated = needs.held.optimizer // MASTER_BYTES
     if machine.is_here:
         pair = forecast.seconds_here(plan.micro_batch, plan.world_size)
-        update, about, rates = update_seconds(updated, recipe.training.dtype), "about", ""
+        update, about, rates = update_seconds(updated, recipe.training.dtype), "about", []
     else:
         machine = machine.measured(recipe.training.dtype)
         pair = machine.seconds(forecast.at(plan.micro_batch))
         flops, bandwidth = machine.ceilings
         update, about = updated * UPDATE_BYTES / bandwidth, "at least"
-        rates = f" {flops / 1e12:.3g} TFLOP/s, {bandwidth / 1e9:,.0f} GB/s of memory,"
+        rates = [f"{flops / 1e12:.3g} TFLOP/s", f"{bandwidth / 1e9:,.0f} GB/s of memory"]
     products, others = (plan.micro_batches * seconds for seconds in pair)
     between = needs.sent / machine.link
     step, steps = products + others + update + between, recipe.training.steps
     run = "" if steps is None else f", the run {duration_text(step * steps)}"
-    text = (
-        f"A step takes {about} {step:.3g} s{run}: products {products / step:.0%}, other operations "
-        f"{others / step:.0%}, update of the weights {update / step:.0%}, between ranks "
-        f"{between / step:.0%} ({needs.sent / 1e6:,.1f} MB), at{rates} {machine.link / 1e9:,.3g} "
-        "GB/s between ranks."
-    )
+    shares = [
+        f"products {products / step:.0%}",
+        f"other operations {others / step:.0%}",
+        f"update of the weights {update / step:.0%}",
+    ]
+    if needs.sent:
+        shares.append(f"between ranks {between / step:.0%} ({needs.sent / 1e6:,.1f} MB)")
+        rates.append(f"{machine.link / 1e9:,.3g} GB/s between ranks")
+    text = f"A step takes {about} {step:.3g} s{run}: {', '.join(shares)}"
+    text += f", at {', '.join(rates)}." if rates else "."
     return fill(text, 80)
 
 

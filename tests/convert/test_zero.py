@@ -208,6 +208,7 @@ def change_shapes(folder: Path) -> None:
     torch.save(content, file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

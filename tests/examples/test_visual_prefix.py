@@ -114,6 +114,7 @@ def test_it_learns_and_resumes(
     assert_same_run(half, whole)
 
 
+@pytest.mark.slow
 def test_another_process_answers_the_same(whole: Path, folder: Path, ranks2: RankPool) -> None:
     run = load_run(whole)
     expected = logits(run, "vqa", ())

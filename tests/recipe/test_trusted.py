@@ -69,10 +69,8 @@ def vlds(desk: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=() if name == "convert" else pytest.mark.slow) for name in COMMANDS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
 def test_code_beside_a_run_is_not_imported(name: str, desk: Path) -> None:
     done = vlds(desk, COMMANDS[name])
     said = done.stderr if name != "report" else (desk / "run" / "report.html").read_text()

@@ -8,7 +8,8 @@ from vlds.runtime.durations import clock, duration_text
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (75, "1 min 15 s"), (3600, "1 h 00 min")]
+    ("seconds", "text"),
+    [(0.04, "0.04 s"), (9.4, "9.4 s"), (9.6, "10 s"), (75, "1 min 15 s"), (3600, "1 h 00 min")],
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration_text(seconds) == text

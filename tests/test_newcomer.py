@@ -190,7 +190,9 @@ def test_help_has_examples_and_fits(
 def test_all_keys_never_say_required(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run_command(["train", "--help-all"])
-    assert "required" not in capsys.readouterr().out
+    page = capsys.readouterr().out
+    assert "required" not in page
+    assert all(character.isprintable() or character == "\n" for character in page)
 
 
 def test_help_of_data_prep(

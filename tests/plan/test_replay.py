@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlds.plan.replay import CALL, Operation, Shape, seconds_here, update_seconds
+from vlds.plan.replay import AROUND, Operation, Shape, seconds_here, update_seconds
 
 aten = torch.ops.aten
 
@@ -61,4 +61,4 @@ def test_what_zeros_are_wrong_for_counts_as_nothing() -> None:
     refused = Operation.of(torch.linalg.inv, torch.eye(2))
     with pytest.raises(RuntimeError):
         refused.seconds()
-    assert seconds_here(Counter([refused])) == (0, CALL)
+    assert seconds_here(Counter([refused])) == (0, AROUND)

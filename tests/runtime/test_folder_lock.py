@@ -121,18 +121,3 @@ def test_what_is_in_the_file_may_be_anything(tmp_path: Path) -> None:
         (tmp_path / NAME).write_text(text)
         with folder_lock(tmp_path):
             assert json.loads((tmp_path / NAME).read_text())["pid"] == str(os.getpid())
-
-
-def test_a_new_folder_goes_if_nothing_is_written_there(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    with folder_lock(folder):
-        assert folder.is_dir()
-    assert not folder.exists()
-    with folder_lock(folder):
-        (folder / "file").touch()
-    assert (folder / "file").exists()
-    empty = tmp_path / "mine"
-    empty.mkdir()
-    with folder_lock(empty):
-        pass
-    assert empty.is_dir()

@@ -41,9 +41,11 @@ def test_it_answers_as_predict_does(server: Server, talkative: Path) -> None:
     assert told["text"] == expected.text
     assert told["confidence"] == pytest.approx(expected.confidence)
     assert told["task"] == "vqa"
+    assert told["prompt_cut"]
     assert 0 < told["seconds"] < 60
     caption = ask(server, form_of(("image", RED), ("task", b"caption"))).json
     assert caption["task"] == "caption"
+    assert not caption["prompt_cut"]
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl on PATH")

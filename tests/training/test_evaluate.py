@@ -347,6 +347,10 @@ def test_a_file_that_is_no_picture_is_named(
     assert out.startswith(f"vlds predict: image: picture {tmp_path}/no.json: truncated or damaged")
     assert "object at" not in out
     assert ranks2.run(command, [*words, places[0]], timeout=120)[0][0] == 0
+    words[4] = "vqa"
+    code, out = ranks2.run(command, [*words, places[0], "--question", "what colour is it?"])[0]
+    assert code == 0
+    assert "its end was not read (tasks.vqa.max_prompt_tokens: 12)" in out
 
 
 def test_answers_to_vqa_are_handed_in_in_lower_case(

@@ -128,3 +128,23 @@ def test_what_lies_behind_zeros(ranks2: RankPool, tmp_path: Path) -> None:
     assert len(behind) == 12
     assert all(".extensions.method.a (" in line for line in behind)
     assert len(last) == 13  # and the boxes
+
+
+def lines_of_a_connector() -> list[list[str]]:
+    """What a rank is told of a connector that no picture goes through, in two steps."""
+    model = nn.ModuleDict({"connector": nn.Linear(1, 1), "method": nn.Linear(1, 1)})
+    trained_by = {name: name.partition(".")[0] for name, _ in model.named_parameters()}
+    watch = GradientWatch(model, trained_by, start_ranks(60))
+    row = torch.ones(1, 1)
+    (model["method"](row) + 0 * model["connector"](row)).sum().backward()
+    return [watch.after_step(last=last) for last in (False, True)]
+
+
+def test_a_connector_without_pictures(ranks1: RankPool) -> None:
+    assert ranks1.run(lines_of_a_connector)[0] == [
+        [],
+        [
+            f"no gradient in 2 steps: connector.{name} (did no row have a picture?)"
+            for name in ("weight", "bias")
+        ],
+    ]

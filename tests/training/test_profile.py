@@ -75,6 +75,19 @@ def test_too_few_steps_to_profile(left: int, most: str) -> None:
         check_profile(3, left)
 
 
+def refusal(recipe: Recipe) -> str:
+    with pytest.raises(ValueError, match="--profile is 3") as refused:
+        train(recipe, profile=3)
+    return str(refused.value)
+
+
+def test_a_refused_profile_leaves_no_run(world: Path, ranks1: RankPool, tmp_path: Path) -> None:
+    recipe = world_recipe(world, tmp_path / "run")
+    recipe = replace(recipe, training=replace(recipe.training, steps=4))
+    assert "give at most 2," in ranks1.run(refusal, recipe, timeout=120)[0]
+    assert list((tmp_path / "run").iterdir()) == []
+
+
 @pytest.mark.slow
 def test_the_wait_for_data_is_told(world: Path, ranks1: RankPool, tmp_path: Path) -> None:
     recipe = world_recipe(world, tmp_path / "run")

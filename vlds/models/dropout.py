@@ -129,13 +129,6 @@ def masked(values: Tensor, keys: Keys, dropped: int) -> Tensor:
     return outputs.view(values.shape)
 
 
-def dropped(values: Tensor) -> Tensor:
-    """Dropout of any tensor, to learn how long it takes."""
-    rows = torch.zeros(values[..., 0].numel(), dtype=torch.int64)
-    features = torch.zeros(-(-values.shape[-1] // DRAWS), dtype=torch.int64)
-    return masked(values, Keys(rows, [(slice(0, values.shape[-1]), features)]), LEVELS // 10)
-
-
 def draw_factors(
     rows: Tensor, features: Tensor, dropped: int, scale: float, dtype: torch.dtype
 ) -> Tensor:

@@ -166,7 +166,8 @@ class ImageTextToText(ModelKind):
         return collator
 
     def check_built(self, model: Model) -> Sequence[str]:
-        collator = self.untried_collator(self.load_processor(), self.read_config())
+        assert isinstance(model, ImageTextModel)
+        collator = model.collator
         check_reads(model, collator, self.processor_place[1])
         if collator.chat.has_template or collator.model_type in PLACES_PICTURES:
             return ()

@@ -37,12 +37,15 @@ class Forecast:
         """Of the products and the other operations of a micro-batch of so many rows, if these ranks
         share this machine's threads."""
         threads = torch.get_num_threads()
-        torch.set_num_threads(max(1, threads // ranks))
-        products, others = seconds_here(self.operations)
-        torch.set_num_threads(threads)
+        try:
+            torch.set_num_threads(max(1, threads // ranks))
+            products, others = seconds_here(self.operations)
+        finally:
+            torch.set_num_threads(threads)
         found = self.at(rows)
-        share = found.flops / max(1, self.whole.flops), found.moved / max(1, self.whole.moved)
-        return products * share[0], others * share[1]
+        products *= found.flops / max(1, self.whole.flops)
+        others *= found.moved / max(1, self.whole.moved)
+        return products, others
 
     def most_rows(self, memory: int) -> int:
         """The largest micro-batch that fits into so many bytes; 0 if none does."""

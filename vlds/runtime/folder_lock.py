@@ -45,13 +45,12 @@ class FolderInUse(ValueError):
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process alone; it is created if missing, and removed again if nothing
-    is written there.
+    """Hold a folder for this process alone; it is created if missing.
 
     Errors: FolderInUse that names the folder and the program that writes there; CannotWrite if the
     folder cannot be written; NotAFile if the lock's path is not a regular file.
     """
-    path, is_new = folder / NAME, not folder.exists()
+    path = folder / NAME
     with writable(folder):
         make_folder(folder)
         descriptor = _open_locked(path)
@@ -69,8 +68,6 @@ def folder_lock(folder: Path) -> Iterator[None]:
         ended.set()
         with suppress(OSError):
             path.unlink()
-            if is_new:
-                folder.rmdir()  # fails if it holds something
         _held.discard(key)
         os.close(descriptor)
 

@@ -25,15 +25,24 @@ from vlds.training.checkpoint import RunStates, find_state, restore
 from vlds.training.engine import Engine
 from vlds.training.optim import parameter_groups
 from vlds.training.prepare import Prepared
+from vlds.training.profile import check_profile
 from vlds.training.run import Run, write_start
 from vlds.training.states import Resume
 from vlds.training.tracker import Tracker
 
 
 def build_run(
-    recipe: Recipe, ranks: Ranks, prepared: Prepared, resume: Resume, new_phase: bool = False
+    recipe: Recipe,
+    ranks: Ranks,
+    prepared: Prepared,
+    resume: Resume,
+    new_phase: bool = False,
+    profile: int = 0,
 ) -> Run:
-    """Model, engine, stream and tracker; at the newest run state when resuming."""
+    """Model, engine, stream and tracker; at the newest run state when resuming.
+
+    Errors: ValueError, before the run's folder has a new file.
+    """
     state_folder = find_state(recipe, ranks, resume)
     resumed = state_folder is not None
     processor = recipe.model.load_processor()
@@ -66,6 +75,7 @@ def build_run(
     if state_folder is not None:
         restore(recipe, states, ranks, state_folder, new_phase)
         check_steps(recipe, engine.steps_done)
+    check_profile(profile, recipe.training.num_steps - engine.steps_done)
     if best is not None:
         states.best = best.known  # a state is older than the evaluation of its own step
     tracker = Tracker(recipe, ranks, engine.steps_done)

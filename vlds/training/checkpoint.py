@@ -13,9 +13,10 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -195,7 +196,7 @@ def restore(recipe: Recipe, states: RunStates, ranks: Ranks, folder: Path, new_p
             f"{', '.join(states.tasks)}; resume with the same tasks in the same order, "
             f"{OTHER_OUTPUT}"
         )
-    check_tensors(folder, state, engine.state_layout(), model_changes(recipe))
+    check_tensors(folder, state, engine.state_layout(), partial(model_changes, recipe))
     check_same_sources(recipe, folder, progress.sources, ranks.broadcast(states.sources))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -212,8 +213,10 @@ def restore(recipe: Recipe, states: RunStates, ranks: Ranks, folder: Path, new_p
     states.best, states.newest_step = progress.best, progress.step
 
 
-def check_tensors(folder: Path, state: State, layout: Layout, changes: Sequence[str] = ()) -> None:
-    """`changes`: of the recipe since.
+def check_tensors(
+    folder: Path, state: State, layout: Layout, changes: Callable[[], Sequence[str]] = tuple
+) -> None:
+    """`changes` tells those of the recipe since.
 
     Errors: ValueError that names the first tensor that differs from what the engine would save, or
     that holds NaN or infinity.
@@ -222,7 +225,7 @@ def check_tensors(folder: Path, state: State, layout: Layout, changes: Sequence[
     saved: Layout = {key: (tensor.dtype, tensor.shape) for key, tensor in tensors.items()}
     odd = [key for key in sorted(saved.keys() | layout.keys()) if saved.get(key) != layout.get(key)]
     if odd:
-        what = f" ({'; '.join(changes)})" if changes else ""
+        what = f" ({'; '.join(told)})" if (told := changes()) else ""
         raise ValueError(
             f"--resume: {folder} is of another model than the recipe's{what}: they differ in "
             f"{len(odd)} tensor(s), such as {odd[0][1]!r} of {odd[0][0]!r} "

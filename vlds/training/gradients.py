@@ -81,6 +81,6 @@ class GradientWatch:
             return "the boxes are all zero: model.visual_embedding.boxes, or the data's"
         if name in self._zero_at_first:
             return "it lies behind a matrix that is still zero: is the learning rate 0?"
-        if self.trained_by[name] in ("connector", "visual_embedding"):
+        if self.trained_by[name] == "connector":
             return "did no row have a picture?"
         return "the cause is not known"

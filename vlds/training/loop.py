@@ -19,7 +19,7 @@ from vlds.training.faults import NonFiniteSteps, explained, library_faults
 from vlds.training.gradients import GradientWatch
 from vlds.training.optim import schedule_factor, set_learning_rate
 from vlds.training.prepare import check_frozen_files, prepare, with_steps
-from vlds.training.profile import StepProfile, between_steps, check_profile, span
+from vlds.training.profile import StepProfile, between_steps, span
 from vlds.training.run import (
     Run,
     evaluation_due,
@@ -51,8 +51,7 @@ def train(
         check_agreement(ranks, recipe, prepared, f"resume={resume} new_phase={new_phase}")
         check_frozen_files(recipe, ranks)
         with hold_folder(ranks, Path(recipe.output)):
-            run = build_run(recipe, ranks, prepared, resume, new_phase)
-            check_profile(profile, recipe.training.num_steps - run.engine.steps_done)
+            run = build_run(recipe, ranks, prepared, resume, new_phase, profile)
             code = run_loop(run, stop, profile)
     run.engine.close()
     return code

@@ -58,7 +58,7 @@ def between_steps() -> Iterator[None]:
         return
     profile, _active, began = _active, None, now()
     yield
-    profile.between_steps += now() - began
+    profile.seconds_between += now() - began
     _active = profile
 
 
@@ -80,7 +80,7 @@ class StepProfile:
         self.num_steps = num_steps
         self.trace = folder / "trace.json"
         self.seconds: dict[str, float] = defaultdict(float)
-        self.between_steps = 0.0
+        self.seconds_between = 0.0
         self._vision = vision
         self._num_taken = 0
         self._hooks: list[Any] = []
@@ -104,7 +104,7 @@ class StepProfile:
 
     def _end(self) -> list[str]:
         global _active
-        whole, _active = now() - self._began - self.between_steps, None
+        whole, _active = now() - self._began - self.seconds_between, None
         self._profiler.__exit__(None, None, None)
         for hook in self._hooks:
             hook.remove()

@@ -106,6 +106,16 @@ def test_sizes_fit_the_model() -> None:
     assert fit_sizes(small, model)["zero_optimization"]["reduce_bucket_size"] == 4
 
 
+def test_a_bucket_is_one_layer_and_even() -> None:
+    layers = torch.nn.ModuleList([torch.nn.Linear(3, 5, bias=False), torch.nn.Linear(4, 7)])
+    zero = {"zero_optimization": {"stage": 2}}
+    for trained, size in ((layers, 36), (layers[0], 16)):
+        layers.requires_grad_(False)
+        trained.requires_grad_(True)
+        fitted = fit_sizes(zero, layers)["zero_optimization"]
+        assert [fitted[name] for name in BUCKETS] == [size, size]
+
+
 @pytest.mark.parametrize("name", [name for name in shipped("ds_configs") if name.endswith(".json")])
 def test_shipped_files_leave_sizes_to_us(name: str) -> None:
     zero = json.loads(find(name).read_text("utf-8"))["zero_optimization"]

@@ -16,14 +16,21 @@ PREFETCHED = 50_000_000
 
 def step_bytes(model: Model, held: Held, zero: Mapping[str, Any]) -> int:
     """Sums of gradients, buckets and gathered weights, without what a micro-batch needs."""
-    trained = trained_bytes(model)
+    bucket = bucket_bytes(model, zero)
     if zero["stage"] < 3:
-        return held.gradients + trained * (2 if zero.get("overlap_comm") else 1)
+        return held.gradients + bucket
     live = int(zero.get("stage3_max_live_parameters", LIVE))
     ahead = int(zero.get("stage3_prefetch_bucket_size", PREFETCHED))
     whole = max(live, max(weight.numel() for weight in model.parameters()))
     gathered = min((whole + ahead) * widest(model), partitioned_bytes(model, zero))
-    return held.gradients + trained + gathered
+    return held.gradients + bucket + gathered
+
+
+def bucket_bytes(model: Model, zero: Mapping[str, Any]) -> int:
+    """Gradients that wait for the other ranks, or for the copy that is sent, which is fp32."""
+    size = int(zero["reduce_bucket_size"])
+    waiting = (2 if zero.get("overlap_comm") else 1) * size * widest(model)
+    return waiting + size * SUM_BYTES
 
 
 def sent_bytes(model: Model, zero: Mapping[str, Any], world_size: int, micro_batches: int) -> int:

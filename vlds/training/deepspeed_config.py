@@ -76,15 +76,17 @@ def fit_sizes(config: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     """DeepSpeed's settings with sizes that fit a model, in elements.
 
     Buckets hold no more than all gradients together: DeepSpeed takes their memory whole, and a
-    frozen backbone has no gradients. What a file leaves to us ("auto") of the weights that stage 3
-    gathers is one layer ahead, and as many whole layers as `LIVE_LAYERS` says.
+    frozen backbone has no gradients. What a file leaves to us ("auto") is a bucket of one layer,
+    and of the weights that stage 3 gathers one layer ahead and as many whole layers as
+    `LIVE_LAYERS` says.
     """
     trained = sum(elements(weight) for weight in model.parameters() if weight.requires_grad)
+    layer = largest_layer(model)
     zero = dict(config["zero_optimization"])
     for name in BUCKETS:
         given = zero.get(name, "auto")
-        zero[name] = trained if given == "auto" else min(int(given), trained)
-    layer = largest_layer(model)
+        size = min(layer if given == "auto" else int(given), trained)
+        zero[name] = size + size % 2  # DeepSpeed refuses to cut gathered weights at odd places
     for name, layers in LIVE_LAYERS.items():
         if zero.get(name) == "auto":
             zero[name] = layers * layer

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.toys.files import read_lines
 from tests.toys.rank_jobs import run_and_print
 from tests.toys.rank_pool import RankPool
 from tests.toys.world import world_recipe
@@ -27,8 +29,12 @@ def test_what_resuming_changes_is_said_and_written_down(
 ) -> None:
     recipe = world_recipe(world, tmp_path / "run")
     folder = tmp_path / "run"
-    (code, _), _ = ranks2.run(run_and_print, recipe, False, timeout=120)
+    (code, said), _ = ranks2.run(run_and_print, recipe, False, timeout=120)
     assert code == 0
+    used = [line["most_memory"] for line in read_lines(folder / "metrics.jsonl") if "loss" in line]
+    told = re.search(r"/artifact; a rank used at most ([\d.]+) GB of memory$", said.rstrip())
+    assert told is not None
+    assert 1e8 < used[0] <= used[-1] <= 1e9 * float(told[1]) + 5e6
     (first,) = read_starts(folder)
     assert (first.step, first.changes) == (0, [])
     assert first.hardware.startswith("2 ranks, ")

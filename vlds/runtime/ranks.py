@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -59,6 +60,12 @@ class Ranks(RankPlace):
         """For each flag, True if it is set on any rank."""
         return self.sum(torch.tensor(flags, dtype=torch.float64)).bool().tolist()
 
+    def max(self, value: float) -> float:
+        """The largest of the ranks' values."""
+        largest = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return largest.item()
+
     def gather(self, value: Any) -> list[Any] | None:
         """The values of all ranks on the first rank, None elsewhere."""
         gathered: list[Any] | None = [None] * self.world_size if self.is_first else None
@@ -74,6 +81,12 @@ class Ranks(RankPlace):
     def share(self, tensor: Tensor) -> None:
         """Overwrite a tensor with the first rank's."""
         dist.broadcast(tensor, src=0)
+
+    def most_memory(self) -> int:
+        """The most bytes that a rank has used so far: of its GPU, or else of main memory."""
+        if self.device.type == "cuda":
+            return int(self.max(torch.cuda.max_memory_allocated(self.device)))
+        return int(self.max(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
 
     def bound_waiting(self) -> None:
         """Give every process group the run's timeout: DeepSpeed creates some with torch's default,

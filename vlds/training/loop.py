@@ -115,7 +115,8 @@ def loop(run: Run, stop: Sequence[int], profile: int) -> int:
     tell_evaluation(run)
     save_run_artifact(run, run.folder / "artifact")
     run.states.finish()
-    run.tracker.say(f"done: {run.folder}/artifact")
+    memory = run.ranks.most_memory() / 1e9
+    run.tracker.say(f"done: {run.folder}/artifact; a rank used at most {memory:.2f} GB of memory")
     return 0
 
 

@@ -78,6 +78,7 @@ class Tracker:
             "data_wait": self._waited / elapsed,
             "seconds_left": elapsed / self._num_steps * (self.steps - step),
             "bad_samples": num_bad,
+            "most_memory": self.ranks.most_memory(),
             **{f"epoch/{task}": epoch for task, epoch in data.epochs().items()},
         }
         self.write(step, metrics)

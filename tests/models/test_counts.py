@@ -80,13 +80,18 @@ def test_vision_encoder_is_named_but_not_in_the_total() -> None:
 
 @pytest.mark.parametrize(
     ("name", "weights"),
-    [("t5-small", 60_506_624), ("t5-large", 737_668_096), ("t5-3b", 2_851_598_336)],
+    [
+        ("t5-small", 60_506_624),
+        ("t5-large", 737_668_096),
+        ("t5-3b", 2_851_598_336),
+        ("t5-11b", 11_307_321_344),
+    ],
 )
 def test_larger_backbones_from_shipped_sizes(name: str, weights: int) -> None:
     """Published counts of the text models, with 32,128 rows in their tables."""
     backbone = T5(path=f"google-t5/{name}")
     counts = count({"backbone": backbone}, Adapter())
-    width = {"t5-small": 512, "t5-large": 1024, "t5-3b": 1024}[name]
+    width = 512 if name == "t5-small" else 1024
     assert counts.by_part["backbone"].total == weights + (32_200 - 32_128) * width
 
 
@@ -98,6 +103,7 @@ def test_larger_backbones_from_shipped_sizes(name: str, weights: int) -> None:
         ("t5-v1_1-base", 247_577_856, 768),
         ("flan-t5-large", 783_150_080, 1024),
         ("flan-t5-xl", 2_849_757_184, 2048),
+        ("flan-t5-xxl", 11_135_332_352, 4096),
     ],
 )
 def test_backbones_with_a_head_of_their_own(name: str, weights: int, width: int) -> None:

@@ -4,6 +4,7 @@ test_rehearsal.py with what steps take."""
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,11 @@ from vlds.cli.commands import run_command
 from vlds.config import Recipe, parse_recipe
 from vlds.models.build import build_model, describe
 from vlds.plan import Machine, page, plan_recipe
+from vlds.plan.forecast import Forecast
+from vlds.plan.held import Held
+from vlds.plan.needs import Needs, Plan
+from vlds.plan.rehearsal import Work
+from vlds.plan.table import fits, megabytes
 from vlds.runtime.resources import find
 from vlds.training.faults import out_of_memory
 
@@ -75,6 +81,37 @@ def test_the_command(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None
     assert run_command([*words, "7", "8"]) == 0
     heads = [line for line in capsys.readouterr().out.splitlines() if line.startswith("What")]
     assert [head.split()[3] for head in heads] == ["2", "7", "8"]
+
+
+NEEDS = Held(frozen=1000, trainable=10, optimizer=30, gradients=0)
+SMALL = Forecast(8, Work(800, 0, 0, 0), Work(100, 0, 0, 0), Counter())
+"""100 bytes a row."""
+
+
+@pytest.mark.parametrize(
+    ("memory", "chosen"),
+    [
+        (4000, "Choose all.json: of those that hold 6 rows, it moves the least data."),
+        (1500, "Choose part.json: of those that hold 6 rows, it moves the least data."),
+        (1000, "Choose cpu.json: of those that hold 6 rows, it moves the least data."),
+        (700, "None holds 6 rows: set a smaller data.micro_batch_size, or take more ranks."),
+    ],
+)
+def test_the_file_to_choose(memory: int, chosen: str) -> None:
+    part = replace(NEEDS, frozen=500)
+    files = {
+        "cpu.json": Needs(replace(part, offloaded=300), extra=0, sent=900),
+        "part.json": Needs(part, extra=0, sent=900),
+        "all.json": Needs(NEEDS, extra=0, sent=100),
+    }
+    text = fits(Plan(2, 6, 1, files), SMALL, memory)
+    assert " ".join(text.split()).endswith(chosen)
+
+
+def test_large_numbers_keep_their_columns() -> None:
+    assert [megabytes(number) for number in (None, 1_234_000, 2_316_366_800_000)] == [
+        "-", "1.2", "2,316,367",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

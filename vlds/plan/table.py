@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import PurePath
 from textwrap import fill
@@ -17,6 +18,8 @@ from vlds.runtime.durations import duration_text
 
 UPDATE_BYTES = 40
 """Bytes that an update reads and writes of a weight: gradient, master, moments."""
+WIDEST = 100_000_000_000
+"""Bytes from which on a column has no place for a decimal."""
 HEAD = ("MB", "frozen", "trainable", "optimizer", "in CPU", "step", "peak")
 
 
@@ -49,12 +52,26 @@ def step_bytes(needs: Needs, rows: int, forecast: Forecast | str) -> int | None:
 
 
 def fits(plan: Plan, forecast: Forecast, memory: int) -> str:
-    """How large micro-batches may be; what lies in the CPU's memory takes none of a GPU's."""
-    rows = []
+    """How large micro-batches may be, and which file to choose; what lies in the CPU's memory takes
+    none of a GPU's."""
+    most = {}
     for file, needs in plan.files.items():
         taken = needs.held.together - needs.held.offloaded + needs.extra
-        rows.append(f"{forecast.most_rows(memory - taken):,} with {PurePath(file).name}")
-    return fill(f"Most rows of a micro-batch in {memory / 1e9:g} GB: {', '.join(rows)}.", 80)
+        most[file] = forecast.most_rows(memory - taken)
+    rows = [f"{number:,} with {PurePath(file).name}" for file, number in most.items()]
+    text = f"Most rows of a micro-batch in {memory / 1e9:g} GB: {', '.join(rows)}."
+    return fill(f"{text} {choice(plan, most)}", 80)
+
+
+def choice(plan: Plan, most: Mapping[str, int]) -> str:
+    """The file to choose, given how many rows each can hold."""
+    enough = {f: n for f, n in plan.files.items() if most[f] >= plan.micro_batch}
+    rows = f"{plan.micro_batch:,} row{'s' * (plan.micro_batch != 1)}"
+    if not enough:
+        return f"None holds {rows}: set a smaller data.micro_batch_size, or take more ranks."
+    # What moves to the CPU's memory and back each step costs more than what ranks send.
+    file = min(enough, key=lambda file: (enough[file].held.offloaded, enough[file].sent))
+    return f"Choose {PurePath(file).name}: of those that hold {rows}, it moves the least data."
 
 
 def duration(plan: Plan, recipe: Recipe, forecast: Forecast, machine: Machine) -> str:
@@ -99,7 +116,9 @@ def tree(plan: Plan, forecast: Forecast | str) -> dict[str, Any]:
 
 def megabytes(number: int | None) -> str:
     """Of bytes; a dash for what is not known."""
-    return "-" if number is None else f"{number / 1e6:,.1f}"
+    if number is None:
+        return "-"
+    return f"{number / 1e6:,.1f}" if number < WIDEST else f"{number / 1e6:,.0f}"
 
 
 def line(name: str, *cells: str) -> str:

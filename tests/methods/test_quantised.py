@@ -246,7 +246,7 @@ def test_layers_of_bitsandbytes(kind: str, tmp_path: Path) -> None:
     bnb = pytest.importorskip("bitsandbytes")
 
     def quantised(linear: nn.Linear) -> nn.Module:
-        options = {"has_fp16_weights": False} if kind == "Linear8bitLt" else {}
+        options = {"has_fp16_weights": False} if kind == "Linear8bitLt" else {"quant_type": "nf4"}
         layer = getattr(bnb.nn, kind)(
             linear.in_features, linear.out_features, bias=linear.bias is not None, **options
         )

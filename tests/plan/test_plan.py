@@ -65,6 +65,20 @@ def test_a_tokenizer_at_hand_sets_the_vocabulary(world: Path, tmp_path: Path) ->
     assert describe(recipe.model_setup, list(recipe.tasks)) == model.count_parameters()
 
 
+def test_what_small_weights_send(world: Path, tmp_path: Path) -> None:
+    """Stage 3 keeps them whole, and sends them after a step as stage 2 does; both send gradients
+    of each micro-batch."""
+    recipe = world_recipe(world, tmp_path)
+    trained = describe(recipe.model_setup, list(recipe.tasks)).trainable
+    recipe = replace(recipe, training=replace(recipe.training, deepspeed=ZERO2))
+    for micro_batch_size, micro_batches in ((4, 1), (2, 2)):
+        data = replace(recipe.data, micro_batch_size=micro_batch_size)
+        (plan,) = plan_recipe(replace(recipe, data=data), [2])
+        sent = {file: needs.sent for file, needs in plan.files.items()}
+        half = 4 * trained * (micro_batches + 1) // 2
+        assert sent == pytest.approx(dict.fromkeys(sent, half), abs=1)
+
+
 def test_the_command(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["plan", "--config", FILE, "--ranks", "2"]
     assert run_command([*words, "--training.precision", "bf16", "--json"]) == 0

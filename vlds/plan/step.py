@@ -34,15 +34,16 @@ def bucket_bytes(model: Model, zero: Mapping[str, Any]) -> int:
 
 
 def sent_bytes(model: Model, zero: Mapping[str, Any], world_size: int, micro_batches: int) -> int:
-    """Bytes that a rank sends in a step of some micro-batches: gradients, which it sums in fp32;
-    trained weights after the step; under stage 3 weights before each pass instead."""
+    """Bytes that a rank sends in a step of some micro-batches: gradients, which it sums in fp32, of
+    each micro-batch, and trained weights after the step; under stage 3 other weights before each
+    pass. Stage 1 sends gradients once."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    gradients = trained * SUM_BYTES
+    sums = 1 if zero["stage"] == 1 else micro_batches
+    whole = sums * trained * SUM_BYTES + trained_bytes(model)
     if zero["stage"] == 3:
         passes = 2 * micro_batches
-        whole = micro_batches * gradients + passes * partitioned_bytes(model, zero)
-    else:
-        whole = gradients + trained_bytes(model)
+        whole += passes * partitioned_bytes(model, zero)
+        whole -= partitioned_bytes(model, zero, trained=True)
     return whole - share(whole, world_size)
 
 
@@ -51,11 +52,11 @@ def trained_bytes(model: Model) -> int:
     return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
 
 
-def partitioned_bytes(model: Model, zero: Mapping[str, Any]) -> int:
-    """Bytes of the weights that stage 3 gathers."""
+def partitioned_bytes(model: Model, zero: Mapping[str, Any], *, trained: bool = False) -> int:
+    """Bytes of the weights that stage 3 gathers, or of those among them that train."""
     threshold = zero.get("stage3_param_persistence_threshold", PERSISTENCE)
     weights = (p for p in model.parameters() if p.numel() > threshold)
-    return sum(weight.numel() * weight.element_size() for weight in weights)
+    return sum(w.numel() * w.element_size() for w in weights if w.requires_grad or not trained)
 
 
 def widest(model: Model) -> int:

@@ -31,6 +31,8 @@ UNPARTITIONED = [file for file in SHIPPED if "zero3" not in file]
 class Needs:
     """What a rank needs with one of DeepSpeed's files."""
 
+    stage: int
+    """Of ZeRO."""
     held: Held
     extra: int
     """Bytes that a step adds, without those of the micro-batch."""
@@ -68,7 +70,7 @@ def plan_recipe(recipe: Recipe, ranks: Sequence[int]) -> list[Plan]:
         zero = fit_sizes(config, model)["zero_optimization"]
         held = planned(model, groups, zero, cut.world_size)
         sent = sent_bytes(model, zero, cut.world_size, micro_batches)
-        return Needs(held, step_bytes(model, held, zero), sent)
+        return Needs(zero["stage"], held, step_bytes(model, held, zero), sent)
 
     plans = []
     for cut in cuts:

@@ -38,12 +38,13 @@ def sent_bytes(model: Model, zero: Mapping[str, Any], world_size: int, micro_bat
     each micro-batch, and trained weights after the step; under stage 3 other weights before each
     pass. Stage 1 sends gradients once."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    sums = 1 if zero["stage"] == 1 else micro_batches
-    whole = sums * trained * SUM_BYTES + trained_bytes(model)
+    gradients = trained * SUM_BYTES * (1 if zero["stage"] == 1 else micro_batches)
+    whole = gradients + trained_bytes(model)
     if zero["stage"] == 3:
-        passes = 2 * micro_batches
-        whole += passes * partitioned_bytes(model, zero)
+        whole += 2 * micro_batches * partitioned_bytes(model, zero)
         whole -= partitioned_bytes(model, zero, trained=True)
+    elif zero.get("use_multi_rank_bucket_allreduce", True):
+        whole += gradients  # there and back
     return whole - share(whole, world_size)
 
 

@@ -65,13 +65,14 @@ def fits(plan: Plan, forecast: Forecast, memory: int) -> str:
 
 def choice(plan: Plan, most: Mapping[str, int]) -> str:
     """The file to choose, given how many rows each can hold."""
-    enough = {f: n for f, n in plan.files.items() if most[f] >= plan.micro_batch}
+    enough = {file: needs for file, needs in plan.files.items() if most[file] >= plan.micro_batch}
     rows = f"{plan.micro_batch:,} row{'s' * (plan.micro_batch != 1)}"
     if not enough:
         return f"None holds {rows}: set a smaller data.micro_batch_size, or take more ranks."
-    # What moves to the CPU's memory and back each step costs more than what ranks send.
-    file = min(enough, key=lambda file: (enough[file].held.offloaded, enough[file].sent))
-    return f"Choose {PurePath(file).name}: of those that hold {rows}, it moves the least data."
+    # What moves to the CPU's memory and back each step costs more than what stage 3 gathers.
+    chosen = min(enough, key=lambda file: (enough[file].held.offloaded > 0, enough[file].stage))
+    name = PurePath(chosen).name
+    return f"Choose {name}: of those that hold {rows}, it partitions and offloads least."
 
 
 def duration(plan: Plan, recipe: Recipe, forecast: Forecast, machine: Machine) -> str:

@@ -17,7 +17,7 @@ Draw: TypeAlias = Callable[
 @cache
 def compiled_draw(multiplier: int) -> Draw | None:
     """A function of keys (m,) and (f,), the largest draw that is dropped, and the value of kept
-    elements, which it writes into (m, 4 f), and 0 elsewhere. None without numba.
+    elements, which it writes into (m, n), and 0 elsewhere; n is at most 4 f. None without numba.
 
     `multiplier`: of the hash.
     """
@@ -41,7 +41,7 @@ def compiled_draw(multiplier: int) -> Draw | None:
             for lane in range(len(features)):
                 mixed = rows[row] + features[lane]
                 hashes[lane] = (mixed ^ (mixed >> half)) * factor
-            for place in range(len(draws)):
+            for place in range(written.shape[1]):
                 written[row, place] = value if draws[place] > last else zero
 
     try:

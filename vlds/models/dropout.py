@@ -117,38 +117,31 @@ class Dropped(torch.autograd.Function):
 def masked(values: Tensor, keys: Keys, dropped: int) -> Tensor:
     """Values times 0 where they are dropped, else times what keeps their mean."""
     flat = values.reshape(-1, values.shape[-1])
-    outputs = torch.empty_like(flat)
     scale = LEVELS / (LEVELS - dropped)
+    is_half = values.dtype.itemsize == 2
+    value = int(torch.tensor(scale, dtype=values.dtype).view(torch.int16)) if is_half else 1
+    kept = torch.empty(flat.shape, dtype=torch.int16)
     for columns, features in keys.features:
-        chunk = max(1, CHUNK * torch.get_num_threads() // len(features))
-        for start in range(0, len(flat), chunk):
-            rows = slice(start, start + chunk)
-            factors = draw_factors(keys.rows[rows], features, dropped, scale, values.dtype)
-            kept = factors[:, : columns.stop - columns.start]
-            torch.mul(flat[rows, columns], kept, out=outputs[rows, columns])
+        draw_kept(keys.rows, features, dropped - 1 - LEVELS // 2, value, kept[:, columns])
+    # The factors' own memory takes the product.
+    outputs = kept.view(values.dtype).mul_(flat) if is_half else kept * flat * scale
     return outputs.view(values.shape)
 
 
-def draw_factors(
-    rows: Tensor, features: Tensor, dropped: int, scale: float, dtype: torch.dtype
-) -> Tensor:
-    """(m, 4 f) `scale` where an element is kept and 0 where not, of keys (m,) and (f,)."""
-    is_half = dtype.itemsize == 2
-    value = int(torch.tensor(scale, dtype=dtype).view(torch.int16)) if is_half else 1
-    kept = draw_kept(rows, features, dropped - 1 - LEVELS // 2, value)
-    return kept.view(dtype) if is_half else kept.to(dtype).mul_(scale)
-
-
-def draw_kept(rows: Tensor, features: Tensor, last: int, value: int) -> Tensor:
-    """(m, 4 f) int16, `value` where a draw is above `last` and 0 elsewhere."""
+def draw_kept(rows: Tensor, features: Tensor, last: int, value: int, written: Tensor) -> None:
+    """Write `value` where a draw is above `last` and 0 elsewhere, of keys (m,) and (f,): into
+    (m, n) int16, with n at most 4 f."""
     if (draw := compiled_draw(MULTIPLIERS[1])) is not None:
-        kept = torch.empty(len(rows), DRAWS * len(features), dtype=torch.int16)
-        draw(rows.numpy(), features.numpy(), np.int16(last), np.int16(value), kept.numpy())
-        return kept
-    hashes = rows[:, None] + features
-    draws = hashes.bitwise_xor_(hashes >> 32).mul_(MULTIPLIERS[1]).view(torch.int16)
-    # Between two neighbouring integers: faster than a comparison, whose booleans must be converted.
-    return draws.clamp_(last, last + 1).sub_(last).mul_(value)
+        draw(rows.numpy(), features.numpy(), np.int16(last), np.int16(value), written.numpy())
+        return
+    chunk = max(1, CHUNK * torch.get_num_threads() // len(features))
+    for start in range(0, len(rows), chunk):
+        hashes = rows[start : start + chunk, None] + features
+        draws = hashes.bitwise_xor_(hashes >> 32).mul_(MULTIPLIERS[1]).view(torch.int16)
+        # Between two neighbouring integers: faster than a comparison, whose booleans must be
+        # converted.
+        kept = draws.clamp_(last, last + 1).sub_(last)[:, : written.shape[1]]
+        torch.mul(kept, value, out=written[start : start + chunk])
 
 
 def keys_of(shape: torch.Size, rows: Tensor, tokens: Tokens | None, call: int) -> Keys:

@@ -38,6 +38,7 @@ from vlds.models.attention import short_attention
 from vlds.models.dropout import dropout_by_example
 from vlds.models.model import Model
 from vlds.models.quantised import scale_bytes
+from vlds.runtime.kept_memory import keep_freed_memory
 from vlds.runtime.ranks import Ranks, rank_from_environment
 from vlds.schema import Batch
 from vlds.tasks.base import Task
@@ -67,6 +68,7 @@ def start_ranks(collective_timeout: float) -> Ranks:
     """Join the run's process group. `collective_timeout` is in seconds."""
     ranks = replace(rank_from_environment(), collective_timeout=collective_timeout)
     if ranks.device.type == "cpu":
+        keep_freed_memory()
         # Building this op takes a compiler and up to minutes, and gloo does not need it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     else:

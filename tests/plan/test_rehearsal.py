@@ -18,10 +18,10 @@ from tests.toys.image_text import PARAMETERS
 from tests.toys.image_text.rows import TASKS, tiny
 from tests.toys.kinds import ALL_KINDS, kind_recipe
 from vlds.config import Recipe
+from vlds.kernels.attention import short_attention
+from vlds.kernels.dropout import dropout_by_example
 from vlds.methods import IA3, Adapter, BitFit, Compacter, Full, LoRA, Method
-from vlds.models.attention import short_attention
 from vlds.models.build import ModelSetup, build_model
-from vlds.models.dropout import dropout_by_example
 from vlds.models.model import Model
 from vlds.plan.forecast import forecast, forecast_or_reason
 from vlds.plan.micro_batch import micro_batch

@@ -181,8 +181,8 @@ def _main() -> None:
     import vlds.launch.rank
     import vlds.report.render.write
     import vlds.training.loop
-    from vlds.models.compiled_draws import compiled_draw
-    from vlds.models.dropout import MULTIPLIERS
+    from vlds.kernels.compiled_draws import compiled_draw
+    from vlds.kernels.dropout import MULTIPLIERS
 
     if (draw := compiled_draw(MULTIPLIERS[1])) is not None:  # it is compiled at its first call
         keys = np.zeros(1, dtype=np.int64)

@@ -27,6 +27,7 @@ from tests.toys.engines import (
     start_engine,
 )
 from tests.toys.rank_pool import RankPool
+from vlds.kernels.dropout import dropout_by_example, examples_follow
 from vlds.methods import (
     IA3,
     BitFit,
@@ -39,7 +40,6 @@ from vlds.methods import (
     PrefixTuning,
     PromptTuning,
 )
-from vlds.models.dropout import dropout_by_example, examples_follow
 from vlds.plan import planned
 from vlds.schema import IGNORED_LABEL, Batch, Decoding
 from vlds.training.optim import parameter_groups

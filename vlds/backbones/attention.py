@@ -18,6 +18,9 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import eager_mask
 
+from vlds.kernels.attention import recomputed_attention, trains
+from vlds.kernels.dropout import draws_by_example
+
 CPU_ATTENTION = "vlds_cpu"
 EXTENDED_ATTENTION = "vlds_extended"
 """Torch's fused attention, with the keys and values that methods add."""
@@ -33,17 +36,25 @@ def cpu_attention(
     dropout: float = 0.0,
     position_bias: Tensor | None = None,
     **kwargs: Any,
-) -> tuple[Tensor, Tensor]:
-    """(b, heads, l, d) queries over (b, heads, s, d) keys -> (b, l, heads, d) and the weights."""
-    scores = torch.matmul(query, key.transpose(2, 3))
+) -> tuple[Tensor, Tensor | None]:
+    """(b, heads, l, d) queries over (b, heads, s, d) keys -> (b, l, heads, d) and the weights,
+    which a training step does not keep."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    added = [term for term in (position_bias, attention_mask) if term is not None]
+    dropout = dropout if module.training else 0.0
+    if trains(query, key, value) and not any(term.requires_grad for term in added):
+        shape = torch.Size((*query.shape[:3], key.shape[2]))
+        draws = draws_by_example(shape, dropout) if dropout else None
+        if draws is not None or not dropout:
+            return recomputed_attention(query, key, value, scale, draws, added), None
+    scores = torch.matmul(query, key.transpose(2, 3))
     if scale != 1.0:  # T5 has none
         scores = scores * scale
-    for term in (position_bias, attention_mask):
-        scores = scores if term is None else scores + term
+    for term in added:
+        scores = scores + term
     precise = torch.promote_types(scores.dtype, torch.float32)
     weights = F.softmax(scores, dim=-1, dtype=precise).to(query.dtype)
-    weights = F.dropout(weights, p=dropout, training=module.training)
+    weights = F.dropout(weights, p=dropout)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 

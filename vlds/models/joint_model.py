@@ -18,9 +18,9 @@ from transformers import GenerationConfig
 
 from vlds.backbones.attention import beams_share_states, use_extensions
 from vlds.backbones.base import Backbone
+from vlds.kernels.dropout import decoder_follows, visual_tokens_end
 from vlds.methods.extended import run_beside
 from vlds.models.cached_decoder import CachedDecoder
-from vlds.models.dropout import decoder_follows, visual_tokens_end
 from vlds.models.generation import answers, best_choice, generate_ids, token_means
 from vlds.models.hypotheses import Written
 from vlds.models.model import Answer, Model, Part

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from vlds.backbones.base import unique_state
+from vlds.kernels.dropout import examples_follow
 from vlds.methods.extended import is_own
 from vlds.methods.routing import TaskRouting
 from vlds.models.answer_list import AnswerList, read_answers
 from vlds.models.counts import Counts
-from vlds.models.dropout import examples_follow
 from vlds.models.quantised import follow_weights
 from vlds.models.steady_buffers import steady_buffers
 from vlds.models.token_nll import nll_at, targets_of

@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from torch.utils.flop_counter import flop_registry
 
-from vlds.models.attention import short_attention
-from vlds.models.dropout import DRAWS, LEVELS, TORCH_DROPOUT, Keys, masked
+from vlds.kernels.attention import short_attention
+from vlds.kernels.dropout import DRAWS, LEVELS, Draws, Keys, StepDropout, dropout_by, masked
 from vlds.models.model import Model
 from vlds.plan.replay import Operation
 from vlds.schema import Batch
@@ -183,27 +181,41 @@ class Drawn(torch.autograd.Function):
         return ctx.rehearsal.drawn(gradient), None, None
 
 
-@contextmanager
-def hollow_dropout(rehearsal: Rehearsal) -> Iterator[None]:
-    """Inside, dropout draws nothing, and keeps for the backward pass as much as dropout by example
-    does, or torch's on a GPU."""
+class HollowDropout(StepDropout):
+    """Draws nothing, and keeps for the backward pass as much as dropout by example does, or torch's
+    on a GPU."""
+
+    def __init__(self, rehearsal: Rehearsal) -> None:
+        super().__init__(0, 0)
+        self.rehearsal = rehearsal
 
     def dropout(
-        input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+        self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
     ) -> Tensor:
         if not training or p == 0:
             return input
         on_gpu = torch.cuda.is_available()
         shape, dtype = (input.shape, torch.bool) if on_gpu else (input.shape[:-1], torch.int64)
         kept = input.new_empty(shape, dtype=dtype)
-        output: Tensor = Drawn.apply(input, kept, rehearsal)  # type: ignore[no-untyped-call]
+        output: Tensor = Drawn.apply(input, kept, self.rehearsal)  # type: ignore[no-untyped-call]
         return output
 
-    F.dropout = dropout
-    try:
-        yield
-    finally:
-        F.dropout = TORCH_DROPOUT
+    def draws(self, shape: torch.Size, p: float) -> Draws:
+        return HollowDraws(self.rehearsal)
+
+
+class HollowDraws(NamedTuple):
+    """Those of a layer that drops inside its own computation."""
+
+    rehearsal: Rehearsal
+
+    def of(self, examples: slice) -> Draws:
+        """All examples take alike."""
+        return self
+
+    def dropped(self, values: Tensor) -> Tensor:
+        """What takes the place of dropout's output."""
+        return self.rehearsal.drawn(values)
 
 
 def rehearse(model: Model, batch: Batch, parts: int = 1) -> Rehearsed:
@@ -212,7 +224,7 @@ def rehearse(model: Model, batch: Batch, parts: int = 1) -> Rehearsed:
     rehearsal = Rehearsal()
     make_hollow(model, rehearsal)
     model.train()
-    with rehearsal, short_attention(), hollow_dropout(rehearsal):
+    with rehearsal, short_attention(), dropout_by(HollowDropout(rehearsal)):
         pieces = similar_rows(model.sizes(batch), parts) if parts > 1 else []
         output = model(batch, torch.ones(len(batch.ids)), pieces)
         output.loss.backward()

@@ -34,8 +34,8 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
-from vlds.models.attention import short_attention
-from vlds.models.dropout import dropout_by_example
+from vlds.kernels.attention import short_attention
+from vlds.kernels.dropout import dropout_by_example
 from vlds.models.model import Model
 from vlds.models.quantised import scale_bytes
 from vlds.runtime.kept_memory import keep_freed_memory

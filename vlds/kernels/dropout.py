@@ -10,17 +10,17 @@ a mask.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from hashlib import blake2b
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlds.models.compiled_draws import compiled_draw
+from vlds.kernels.compiled_draws import compiled_draw
 
 TORCH_DROPOUT = F.dropout
 LEVELS = 1 << 16
@@ -55,6 +55,34 @@ class Tokens(NamedTuple):
     """False while a decoder runs: it reads the sequence, and its own tokens are others."""
 
 
+class Draws(Protocol):
+    """Which elements of a tensor (b, ...) a layer drops."""
+
+    def of(self, examples: slice) -> Draws:
+        """Those of some examples."""
+
+    def dropped(self, values: Tensor) -> Tensor:
+        """Values times 0 where they are dropped, else times what keeps their mean."""
+
+
+class KeyedDraws(NamedTuple):
+    """Draws that keys decide."""
+
+    keys: Keys
+    num_dropped: int
+    """Of `LEVELS` values."""
+    num_examples: int
+
+    def of(self, examples: slice) -> Draws:
+        """See `Draws`."""
+        rows = self.keys.rows.view(self.num_examples, -1)[examples]
+        return self._replace(keys=self.keys._replace(rows=rows.flatten()), num_examples=len(rows))
+
+    def dropped(self, values: Tensor) -> Tensor:
+        """See `Draws`."""
+        return masked(values, self.keys, self.num_dropped)
+
+
 class StepDropout:
     """The draws of one micro-batch, while its forward and its backward pass run."""
 
@@ -85,33 +113,36 @@ class StepDropout:
         is_plain = input.device.type == "cpu" and input.dim() >= 2 and input.numel() > 0
         if not training or p == 0 or inplace or not is_plain:
             return TORCH_DROPOUT(input, p, training, inplace)
+        output: Tensor = Dropped.apply(input, self.draws(input.shape, p))  # type: ignore[no-untyped-call]
+        return output
+
+    def draws(self, shape: torch.Size, p: float) -> Draws:
+        """Those of the layer that runs next, of a tensor of this shape."""
         # A layer that is computed again in the backward pass finds torch's generator as it was, and
         # so its own call.
         name = int(torch.randint(1 << 62, ()))
         if name not in self._calls:
             self._calls[name] = (self.examples, self.tokens, self._num_calls)
             self._num_calls += 1
-        dropped = min(round(p * LEVELS), LEVELS - 1)
         examples, tokens, call = self._calls[name]
         rows = examples
-        if input.shape[0] != len(examples):  # what all share, such as prompts before them
-            rows = mixed(self.shared + torch.arange(input.shape[0]))
-        keys = keys_of(input.shape, rows, tokens, call)
-        output: Tensor = Dropped.apply(input, keys, dropped)  # type: ignore[no-untyped-call]
-        return output
+        if shape[0] != len(examples):  # what all share, such as prompts before them
+            rows = mixed(self.shared + torch.arange(shape[0]))
+        keys = keys_of(shape, rows, tokens, call)
+        return KeyedDraws(keys, min(round(p * LEVELS), LEVELS - 1), shape[0])
 
 
 class Dropped(torch.autograd.Function):
     """Elements set to zero and the others scaled."""
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, keys: Keys, dropped: int) -> Tensor:
-        ctx.keys, ctx.dropped = keys, dropped
-        return masked(inputs, keys, dropped)
+    def forward(ctx: Any, inputs: Tensor, draws: Draws) -> Tensor:
+        ctx.draws = draws
+        return draws.dropped(inputs)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return masked(gradient, ctx.keys, ctx.dropped), None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.draws.dropped(gradient), None
 
 
 def masked(values: Tensor, keys: Keys, dropped: int) -> Tensor:
@@ -182,12 +213,23 @@ def shifted(numbers: Tensor, places: int) -> Tensor:
 _current: StepDropout | None = None
 
 
-@contextmanager
-def dropout_by_example(seed: int, step: int) -> Iterator[None]:
+def draws_by_example(shape: torch.Size, p: float) -> Draws | None:
+    """The draws of a layer that drops inside a computation of its own; None outside
+    `dropout_by_example`."""
+    return None if _current is None else _current.draws(shape, p)
+
+
+def dropout_by_example(seed: int, step: int) -> AbstractContextManager[None]:
     """Inside, layers draw by example: around a micro-batch's forward and backward pass."""
+    return dropout_by(StepDropout(seed, step))
+
+
+@contextmanager
+def dropout_by(step: StepDropout) -> Iterator[None]:
+    """Inside, layers ask this one."""
     global _current
-    _current = StepDropout(seed, step)
-    F.dropout = _current.dropout
+    _current = step
+    F.dropout = step.dropout
     try:
         yield
     finally:

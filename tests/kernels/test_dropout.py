@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vlds.models import dropout
-from vlds.models.compiled_draws import compiled_draw
-from vlds.models.dropout import (
+from vlds.kernels import dropout
+from vlds.kernels.compiled_draws import compiled_draw
+from vlds.kernels.dropout import (
     TORCH_DROPOUT,
     dropout_by_example,
     examples_follow,

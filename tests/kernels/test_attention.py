@@ -1,0 +1,155 @@
+"""The backward pass of short attention on a CPU, compared with torch's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlds.kernels.attention import (
+    LONGEST,
+    TORCH_ATTENTION,
+    recomputed_attention,
+    short_attention,
+)
+from vlds.kernels.dropout import draws_by_example, dropout_by_example, examples_follow
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.bfloat16).requires_grad_()
+
+
+def distance(found: Tensor, exact: Tensor) -> float:
+    found, exact = found.detach().float(), exact.detach().float()
+    return float((found - exact).norm() / exact.norm())
+
+
+def masks(num: int, heads: int, length: int) -> dict[str, Tensor | None]:
+    seen = torch.rand(num, 1, length, length) < 0.7
+    seen[0, 0, 3] = False  # a row that sees nothing
+    return {
+        "none": None,
+        "booleans": seen,
+        "one for all": seen[:1, :, 4:5].expand(1, 1, length, length),
+        "two dimensions": torch.ones(length, length).tril().bool(),
+        "added": torch.randn(num, heads, length, length, dtype=torch.bfloat16),
+    }
+
+
+@pytest.mark.parametrize("name", ["none", "booleans", "one for all", "two dimensions", "added"])
+def test_gradients_are_those_of_exact_attention(name: str) -> None:
+    torch.manual_seed(0)
+    num, heads, length = 9, 3, 150  # more than one chunk
+    query, key, value = (draw(num, length, heads, 16).transpose(1, 2) for _ in range(3))
+    mask = masks(num, heads, length)[name]
+    exact_mask = mask.float() if mask is not None and mask.dtype != torch.bool else mask
+    gradient = torch.randn(num, heads, length, 16, dtype=torch.bfloat16)
+    with short_attention():
+        output = F.scaled_dot_product_attention(query, key, value, mask, scale=0.3)
+    found = torch.autograd.grad(output, (query, key, value), gradient)
+    exact = TORCH_ATTENTION(query.float(), key.float(), value.float(), exact_mask, scale=0.3)
+    expected = torch.autograd.grad(exact, (query, key, value), gradient.float())
+    fused = TORCH_ATTENTION(query, key, value, mask, scale=0.3)
+    usual = torch.autograd.grad(fused, (query, key, value), gradient)
+
+    assert type(output.grad_fn).__name__ == "ShortAttentionBackward"
+    assert distance(output, exact) < 0.005
+    for one, other, torchs in zip(found, expected, usual, strict=True):
+        assert distance(one, other) < 2 * distance(torchs, other)
+
+
+def test_causal_and_uneven_lengths() -> None:
+    torch.manual_seed(0)
+    query, key, value = draw(2, 2, 5, 8), draw(2, 2, 7, 8), draw(2, 2, 7, 8)
+    with short_attention():
+        output = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+    expected = TORCH_ATTENTION(query, key, value, is_causal=True)
+
+    assert distance(output, expected) < 0.005
+    found = torch.autograd.grad(output.sum(), key)[0]
+    assert distance(found, torch.autograd.grad(expected.sum(), key)[0]) < 0.01
+
+
+@pytest.mark.parametrize("name", ["none", "booleans", "one for all", "two dimensions", "added"])
+def test_several_heads_read_one_key(name: str) -> None:
+    """As in Llama: queries of 6 heads, keys of 2."""
+    torch.manual_seed(0)
+    num, length = 9, 150
+    query = draw(num, length, 6, 16).transpose(1, 2)
+    key, value = (draw(num, length, 2, 16).transpose(1, 2) for _ in range(2))
+    mask = masks(num, 6, length)[name]
+    exact_mask = mask.float() if mask is not None and mask.dtype != torch.bool else mask
+    gradient = torch.randn(num, 6, length, 16, dtype=torch.bfloat16)
+    with short_attention():
+        output = F.scaled_dot_product_attention(query, key, value, mask, enable_gqa=True)
+    found = torch.autograd.grad(output, (query, key, value), gradient)
+    exact = TORCH_ATTENTION(query.float(), key.float(), value.float(), exact_mask, enable_gqa=True)
+    expected = torch.autograd.grad(exact, (query, key, value), gradient.float())
+
+    assert type(output.grad_fn).__name__ == "ShortAttentionBackward"
+    assert distance(output, exact) < 0.005
+    for one, other in zip(found, expected, strict=True):
+        assert one.shape == other.shape
+        assert distance(one, other) < 0.01
+
+
+def plain(query: Tensor, key: Tensor, value: Tensor, added: list[Tensor], p: float) -> Tensor:
+    """Attention as the formula says it, whose dropout is that of a layer."""
+    scores = query @ key.mT * 0.3
+    for term in added:
+        scores = scores + term
+    return (F.dropout(scores.softmax(-1), p) @ value).transpose(1, 2)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.4])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_recomputed_attention_is_the_formula(p: float, dtype: torch.dtype) -> None:
+    """Output and gradients, with a bias for all examples and a mask of each."""
+    torch.manual_seed(0)
+    num, heads, length = 40, 3, 70  # more than one chunk
+    query, key, value = (draw(num, heads, length, 16).to(dtype).detach() for _ in range(3))
+    inputs = [x.requires_grad_() for x in (query, key, value)]
+    bias = torch.randn(1, heads, length, length, dtype=dtype)
+    mask = torch.zeros(num, 1, 1, length, dtype=dtype)
+    mask[::2, ..., 60:] = torch.finfo(dtype).min
+    gradient = torch.randn(num, length, heads, 16, dtype=dtype)
+    with dropout_by_example(seed=1, step=2):
+        examples_follow([str(row) for row in range(num)])
+        torch.manual_seed(3)
+        draws = draws_by_example(torch.Size((num, heads, length, length)), p) if p else None
+        output = recomputed_attention(query, key, value, 0.3, draws, [bias, mask])
+        torch.manual_seed(3)
+        expected = plain(query, key, value, [bias, mask], p)
+    found = torch.autograd.grad(output, inputs, gradient)
+    gradients = torch.autograd.grad(expected, inputs, gradient)
+
+    exact = dtype == torch.float64
+    for one, other in zip((output, *found), (expected, *gradients), strict=True):
+        assert one.shape == other.shape
+        if exact:
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+        else:
+            assert distance(one, other) < 0.01
+
+
+@pytest.mark.parametrize("reason", ["long", "dropout", "float32", "no gradient"])
+def test_all_else_is_torchs(reason: str) -> None:
+    length = LONGEST + 1 if reason == "long" else 4
+    query, key, value = (draw(1, 2, length, 8) for _ in range(3))
+    if reason == "float32":
+        query, key, value = query.float(), key.float(), value.float()
+    with short_attention(), torch.set_grad_enabled(reason != "no gradient"):
+        output = F.scaled_dot_product_attention(
+            query, key, value, dropout_p=0.5 if reason == "dropout" else 0.0
+        )
+    assert "ShortAttention" not in type(output.grad_fn).__name__
+    if reason != "dropout":
+        expected = TORCH_ATTENTION(query, key, value)
+        assert torch.equal(output, expected)
+
+
+def test_torchs_function_is_back_outside() -> None:
+    with short_attention():
+        assert F.scaled_dot_product_attention is not TORCH_ATTENTION
+    assert F.scaled_dot_product_attention is TORCH_ATTENTION

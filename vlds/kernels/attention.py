@@ -1,0 +1,225 @@
+"""Attention whose backward pass suits a CPU: plain products, a few examples at a time.
+
+In half precision, the backward pass of torch's fused attention is slow for short rows. Here the
+scores of a few examples stay in the processor's cache; they are computed again, with scale, mask
+and softmax in float32, so that memory still grows with the length only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlds.kernels.dropout import Draws
+
+TORCH_ATTENTION = F.scaled_dot_product_attention
+LONGEST = 192
+"""Keys up to which the plain products are faster."""
+CHUNK = 1 << 18
+"""Scores that one thread computes at a time."""
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """`torch.nn.functional.scaled_dot_product_attention` of (b, heads, l, d) queries over
+    (b, groups, s, d) keys, with the backward pass of this module where that is faster."""
+    if dropout_p > 0 or not suits(query, key, value, attn_mask, enable_gqa):
+        return TORCH_ATTENTION(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    if is_causal:
+        attn_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    output: Tensor = ShortAttention.apply(query, key, value, attn_mask, scale)  # type: ignore[no-untyped-call]
+    return output
+
+
+def suits(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, grouped: bool) -> bool:
+    """True if these tensors train, on a CPU, in half precision, and are short."""
+    tensors = (query, key, value)
+    return (
+        trains(*tensors)
+        and all(tensor.dim() == 4 for tensor in tensors)
+        and query.dtype.itemsize == 2
+        and len(query) == len(key)
+        and (query.shape[1] == key.shape[1] or grouped)
+        and key.shape[2] <= LONGEST
+        and (mask is None or not mask.requires_grad)
+    )
+
+
+def trains(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """True if a backward pass on a CPU will follow."""
+    tensors = (query, key, value)
+    return (
+        torch.is_grad_enabled()
+        and any(tensor.requires_grad for tensor in tensors)
+        and all(tensor.device.type == "cpu" for tensor in tensors)
+    )
+
+
+class ShortAttention(torch.autograd.Function):
+    """Torch's fused attention with another backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+    ) -> Tensor:
+        ctx.save_for_backward(query, key, value, mask)
+        ctx.scale = scale
+        grouped = query.shape[1] != key.shape[1]
+        return TORCH_ATTENTION(query, key, value, mask, scale=scale, enable_gqa=grouped)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        query, key, value, mask = ctx.saved_tensors
+        added = None if mask is None else as_added(mask, query)
+        if added is not None:  # the output of a row that sees nothing is zero
+            gradient = gradient.masked_fill(added.isneginf().all(-1, keepdim=True), 0.0)
+            added = added.clamp(min=torch.finfo(added.dtype).min)
+            added = grouped_mask(added, query, key.shape[1])
+        # Heads that read the same key stand beside each other, as more queries of one head.
+        queries, over = (x.reshape(*key.shape[:2], -1, x.shape[-1]) for x in (query, gradient))
+        terms = [] if added is None else [added]
+        of_query, of_key, of_value = gradients(queries, key, value, over, terms, ctx.scale)
+        return of_query.view(query.shape), of_key, of_value, None, None
+
+
+def recomputed_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    draws: Draws | None,
+    added: Sequence[Tensor],
+) -> Tensor:
+    """(b, heads, l, d) queries over (b, heads, s, d) keys -> (b, l, heads, d), by plain products
+    that keep no scores. `draws`: of the weights' dropout; `added`: to the scores, (b or 1, heads
+    or 1, l or 1, s)."""
+    output: Tensor = RecomputedAttention.apply(query, key, value, scale, draws, *added)  # type: ignore[no-untyped-call]
+    return output
+
+
+class RecomputedAttention(torch.autograd.Function):
+    """See `recomputed_attention`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        draws: Draws | None,
+        *added: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(query, key, value, *added)
+        ctx.scale, ctx.draws = scale, draws
+        output = query.new_empty(len(query), query.shape[2], query.shape[1], value.shape[-1])
+        for rows in chunks(query, key):
+            weights = weights_of(query[rows], key[rows], terms_of(added, rows), scale)
+            weights = weights.to(query.dtype)
+            if draws is not None:
+                weights = draws.of(rows).dropped(weights)
+            output[rows] = (weights @ value[rows]).transpose(1, 2)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, *added = ctx.saved_tensors
+        over = gradient.transpose(1, 2)
+        found = gradients(query, key, value, over, added, ctx.scale, ctx.draws)
+        return *found, None, None, *(None for _ in added)
+
+
+def gradients(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    gradient: Tensor,
+    added: Sequence[Tensor],
+    scale: float,
+    draws: Draws | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Those of queries, keys and values, given that of the output: (b, heads, l or s, d)."""
+    of_query, of_key, of_value = (torch.empty_like(x) for x in (query, key, value))
+    for rows in chunks(query, key):
+        queries, keys, over = query[rows], key[rows], gradient[rows]
+        weights = weights_of(queries, keys, terms_of(added, rows), scale)
+        kept = weights.to(query.dtype)
+        of_weights = over @ value[rows].mT
+        if draws is not None:
+            drawn = draws.of(rows)
+            kept, of_weights = drawn.dropped(kept), drawn.dropped(of_weights)
+        of_value[rows] = kept.mT @ over
+        of_scores = torch._softmax_backward_data(
+            of_weights.to(weights.dtype), weights, -1, weights.dtype
+        )
+        of_scores = of_scores.mul_(scale).to(query.dtype)
+        of_query[rows] = of_scores @ keys
+        of_key[rows] = of_scores.mT @ queries
+    return of_query, of_key, of_value
+
+
+def weights_of(queries: Tensor, keys: Tensor, added: Sequence[Tensor], scale: float) -> Tensor:
+    """The softmax of the scores, in at least float32."""
+    scores = queries @ keys.mT
+    # Scale and mask would lose bits in half precision.
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    if scale != 1.0:  # T5 has none
+        scores.mul_(scale)
+    for term in added:
+        scores += term
+    return scores.softmax(-1)
+
+
+def as_added(mask: Tensor, like: Tensor) -> Tensor:
+    """A mask as numbers that are added to scores, of four dimensions."""
+    if mask.dtype == torch.bool:
+        mask = like.new_zeros(mask.shape).masked_fill_(~mask, float("-inf"))
+    return mask.view(*[1] * (4 - mask.dim()), *mask.shape)
+
+
+def grouped_mask(mask: Tensor, query: Tensor, groups: int) -> Tensor:
+    """What is added to the scores of all heads (b or 1, heads or 1, l or 1, s), for queries that
+    stand beside each other in groups."""
+    size, length = query.shape[1] // groups, query.shape[2]
+    heads = 1 if mask.shape[1] == 1 else groups
+    wide = mask.expand(-1, heads * size, length, -1)
+    return wide.reshape(len(mask), heads, size * length, mask.shape[-1])
+
+
+def terms_of(added: Sequence[Tensor], rows: slice) -> list[Tensor]:
+    """What is added to the scores of these examples; some terms have one row for all."""
+    return [term[rows] if len(term) > 1 else term for term in added]
+
+
+def chunks(query: Tensor, key: Tensor) -> Iterator[slice]:
+    """Examples whose scores stay in the cache."""
+    scores = query.shape[1] * query.shape[2] * key.shape[2]
+    size = max(1, CHUNK * torch.get_num_threads() // max(1, scores))
+    for start in range(0, len(query), size):
+        yield slice(start, start + size)
+
+
+@contextmanager
+def short_attention() -> Iterator[None]:
+    """Inside, models use `attention`."""
+    F.scaled_dot_product_attention = attention
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = TORCH_ATTENTION

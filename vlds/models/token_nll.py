@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from vlds.kernels.token_nll import TokenNLL
 from vlds.schema import Batch
 
 
@@ -22,6 +21,5 @@ def targets_of(batch: Batch) -> Tensor:
 def nll_at(logits: Tensor, labels: Tensor, real: Tensor) -> Tensor:
     """Logits (n, w) of the labels where `real` is true, row by row -> their negative log-likelihood
     in the shape of the labels, 0 elsewhere, in at least float32."""
-    precise = torch.promote_types(logits.dtype, torch.float32)
-    nll = F.cross_entropy(logits.to(precise), labels[real], reduction="none")
+    nll: Tensor = TokenNLL.apply(logits, labels[real])  # type: ignore[no-untyped-call]
     return nll.new_zeros(real.shape).masked_scatter(real, nll)

@@ -22,6 +22,7 @@ from torch.utils.flop_counter import flop_registry
 
 from vlds.kernels.attention import short_attention
 from vlds.kernels.dropout import DRAWS, LEVELS, Draws, Keys, StepDropout, dropout_by, masked
+from vlds.kernels.rms_norm import fast_norms
 from vlds.models.model import Model
 from vlds.plan.replay import Operation
 from vlds.schema import Batch
@@ -224,7 +225,8 @@ def rehearse(model: Model, batch: Batch, parts: int = 1) -> Rehearsed:
     rehearsal = Rehearsal()
     make_hollow(model, rehearsal)
     model.train()
-    with rehearsal, short_attention(), dropout_by(HollowDropout(rehearsal)):
+    dropout = dropout_by(HollowDropout(rehearsal))
+    with fast_norms(model), short_attention(), rehearsal, dropout:
         pieces = similar_rows(model.sizes(batch), parts) if parts > 1 else []
         output = model(batch, torch.ones(len(batch.ids)), pieces)
         output.loss.backward()

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vlds.kernels import dropout
-from vlds.kernels.compiled_draws import compiled_draw
+from vlds.kernels.compiled import compiled_functions
 from vlds.kernels.dropout import (
     TORCH_DROPOUT,
     dropout_by_example,
@@ -193,33 +192,38 @@ def test_a_probability_close_to_one_keeps_its_bounds() -> None:
         assert F.dropout(torch.ones(9, 400), 1 - 1e-9).isfinite().all()
 
 
-@pytest.mark.parametrize("width", [768, 50, 7, 1])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_numba_draws_the_same(
-    dtype: torch.dtype, width: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("width", [3000, 768, 50, 7, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("turned", [False, True])
+def test_compiled_and_torchs_dropout_are_the_same_bits(
+    dtype: torch.dtype, width: int, turned: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("numba", reason="pip install 'vlds[fast]'")
-    ones = torch.ones(32, 50, width, dtype=dtype)
+    if compiled_functions(dropout.SOURCE) is None:
+        pytest.skip("no C compiler")
+    values = torch.randn(32, 50, width).to(dtype)
+    values[0, 0, 0], values[1, 0, 0] = float("inf"), float("nan")
+    if turned:
+        values = values.transpose(0, 1).contiguous().transpose(0, 1)
 
     def outputs() -> Tensor:
         with dropout_by_example(7, 0):
             examples_follow(IDS)
-            return F.dropout(ones, 0.1)
+            visual_tokens_end(50, 20)
+            return F.dropout(values, 0.1)
 
     compiled = outputs()
-    monkeypatch.setattr(dropout, "compiled_draw", lambda multiplier: None)
-    assert torch.equal(compiled, outputs())
+    monkeypatch.setattr(dropout, "compiled_drop", lambda dtype: None)
+    torch.testing.assert_close(compiled, outputs(), rtol=0, atol=0, equal_nan=True)
     assert 0 < (compiled == 0).double().mean() < 0.2
 
 
-def test_without_a_folder_for_its_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    numba = pytest.importorskip("numba", reason="pip install 'vlds[fast]'")
-    njit = numba.njit
-
-    def refusing(cache: bool = False, **options: Any) -> Any:
-        if cache:
-            raise RuntimeError("no locator available")
-        return njit(**options)
-
-    monkeypatch.setattr(numba, "njit", refusing)
-    assert compiled_draw.__wrapped__(3) is not None
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "false", "cc --no-such-flag", '"'])
+def test_without_a_compiler_torch_drops(compiler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", compiler)
+    compiled_functions.cache_clear()
+    try:
+        with dropout_by_example(0, 0):
+            assert 0 < (F.dropout(torch.ones(9, 400), 0.1) == 0).double().mean() < 0.2
+        assert compiled_functions(dropout.SOURCE) is None
+    finally:
+        compiled_functions.cache_clear()

@@ -23,8 +23,6 @@ from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
-
 from tests.toys.files import ROOT
 from vlds.runtime.process_end import PR_SET_PDEATHSIG
 
@@ -181,13 +179,10 @@ def _main() -> None:
     import vlds.launch.rank
     import vlds.report.render.write
     import vlds.training.loop
-    from vlds.kernels.compiled_draws import compiled_draw
-    from vlds.kernels.dropout import MULTIPLIERS
+    from vlds.kernels.compiled import compiled_functions
+    from vlds.kernels.dropout import SOURCE
 
-    if (draw := compiled_draw(MULTIPLIERS[1])) is not None:  # it is compiled at its first call
-        keys = np.zeros(1, dtype=np.int64)
-        draw(keys, keys, np.int16(0), np.int16(1), np.zeros((1, 4), dtype=np.int16))
-
+    compiled_functions(SOURCE)
     vlds.launch.rank.OTHERS_SPEAK_AFTER_S = 0.5  # no launcher is to be waited for
     # What imports leave is for ever: a child's collections need not go through it.
     gc.collect()

@@ -9,20 +9,22 @@ a mask.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from ctypes import c_float, c_int16, c_int64
 from hashlib import blake2b
 from itertools import pairwise
-from typing import Any, NamedTuple, Protocol
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlds.kernels.compiled_draws import compiled_draw
+from vlds.kernels.compiled import compiled_functions
 
 TORCH_DROPOUT = F.dropout
+SOURCE = Path(__file__).with_suffix(".c")
 LEVELS = 1 << 16
 """Values that an element's draw can have: the probability differs from the one asked for by less
 than one of them."""
@@ -32,8 +34,9 @@ CHUNK = 1 << 15
 """Hashes that one thread computes at a time: they stay in its cache."""
 BEHIND = 1 << 32
 """Position of the first visual token behind a text, whatever the text's length is."""
-MULTIPLIERS = (-0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)
-"""Of the hash splitmix64 (Steele, Lea, Flood 2014), as signed numbers."""
+MULTIPLIER = -0x6B2FB644ECCEEE15
+MULTIPLIERS = (-0x40A7B892E31B1A47, MULTIPLIER)
+"""Of the hash splitmix64 (Steele, Lea, Flood 2014), as signed numbers; the last one makes draws."""
 
 
 class Keys(NamedTuple):
@@ -147,32 +150,53 @@ class Dropped(torch.autograd.Function):
 
 def masked(values: Tensor, keys: Keys, dropped: int) -> Tensor:
     """Values times 0 where they are dropped, else times what keeps their mean."""
-    flat = values.reshape(-1, values.shape[-1])
-    scale = LEVELS / (LEVELS - dropped)
-    is_half = values.dtype.itemsize == 2
-    value = int(torch.tensor(scale, dtype=values.dtype).view(torch.int16)) if is_half else 1
-    kept = torch.empty(flat.shape, dtype=torch.int16)
+    flat = values.contiguous().view(-1, values.shape[-1])
+    outputs = torch.empty_like(flat)
+    # In half precision, the scale is rounded as the values are.
+    scale = float(torch.tensor(LEVELS / (LEVELS - dropped), dtype=values.dtype))
+    last = dropped - 1 - LEVELS // 2
+    drop = compiled_drop(values.dtype) or drop_by_torch
     for columns, features in keys.features:
-        draw_kept(keys.rows, features, dropped - 1 - LEVELS // 2, value, kept[:, columns])
-    # The factors' own memory takes the product.
-    outputs = kept.view(values.dtype).mul_(flat) if is_half else kept * flat * scale
+        drop(flat[:, columns], outputs[:, columns], keys.rows, features, last, scale)
     return outputs.view(values.shape)
 
 
-def draw_kept(rows: Tensor, features: Tensor, last: int, value: int, written: Tensor) -> None:
-    """Write `value` where a draw is above `last` and 0 elsewhere, of keys (m,) and (f,): into
-    (m, n) int16, with n at most 4 f."""
-    if (draw := compiled_draw(MULTIPLIERS[1])) is not None:
-        draw(rows.numpy(), features.numpy(), np.int16(last), np.int16(value), written.numpy())
-        return
+Drop: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, int, float], None]
+
+
+def compiled_drop(dtype: torch.dtype) -> Drop | None:
+    """`drop_by_torch` in one pass; None for other types, or without a C compiler."""
+    name = {torch.bfloat16: "drop_bf16", torch.float32: "drop_f32"}.get(dtype)
+    functions = None if name is None else compiled_functions(SOURCE)
+    if name is None or functions is None:
+        return None
+    function = functions[name]
+
+    def drop(
+        values: Tensor, dropped: Tensor, rows: Tensor, features: Tensor, last: int, scale: float
+    ) -> None:
+        strided = (values.data_ptr(), values.stride(0), dropped.data_ptr(), dropped.stride(0))
+        keys = (rows.data_ptr(), features.data_ptr())
+        numbers = (c_int64(MULTIPLIER), c_int16(last), c_float(scale))
+        function(*map(c_int64, (*strided, *values.shape, *keys)), *numbers)
+
+    return drop
+
+
+def drop_by_torch(
+    values: Tensor, dropped: Tensor, rows: Tensor, features: Tensor, last: int, scale: float
+) -> None:
+    """Write values (m, n) times a scale where a draw is above `last` and 0 elsewhere, of keys (m,)
+    and (f,), with n at most 4 f."""
     chunk = max(1, CHUNK * torch.get_num_threads() // len(features))
     for start in range(0, len(rows), chunk):
-        hashes = rows[start : start + chunk, None] + features
-        draws = hashes.bitwise_xor_(hashes >> 32).mul_(MULTIPLIERS[1]).view(torch.int16)
+        some = slice(start, start + chunk)
+        hashes = rows[some, None] + features
+        draws = hashes.bitwise_xor_(hashes >> 32).mul_(MULTIPLIER).view(torch.int16)
         # Between two neighbouring integers: faster than a comparison, whose booleans must be
         # converted.
-        kept = draws.clamp_(last, last + 1).sub_(last)[:, : written.shape[1]]
-        torch.mul(kept, value, out=written[start : start + chunk])
+        kept = draws.clamp_(last, last + 1).sub_(last)[:, : values.shape[1]]
+        torch.mul(values[some], kept.to(values.dtype).mul_(scale), out=dropped[some])
 
 
 def keys_of(shape: torch.Size, rows: Tensor, tokens: Tokens | None, call: int) -> Keys:

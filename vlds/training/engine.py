@@ -69,7 +69,6 @@ def start_ranks(collective_timeout: float) -> Ranks:
     """Join the run's process group. `collective_timeout` is in seconds."""
     ranks = replace(rank_from_environment(), collective_timeout=collective_timeout)
     if ranks.device.type == "cpu":
-        keep_freed_memory()
         # Building this op takes a compiler and up to minutes, and gloo does not need it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     else:
@@ -148,6 +147,9 @@ class Engine:
         self._idle = IdleWeights(model, ranks)
         self._cut_segments()
         ranks.bound_waiting()
+        if ranks.device.type == "cpu":
+            # What building the model has freed goes back before.
+            keep_freed_memory()
 
     def _cut_segments(self) -> None:
         """Tell AdamW to which tasks its elements belong, and which of them no loss has read."""

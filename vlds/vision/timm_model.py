@@ -7,18 +7,25 @@ pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, ClassVar
 
-import timm
 import torch
-from timm.data import resolve_model_data_config
 from torch import Tensor
 
 from vlds.pretrained.files import reading
 from vlds.pretrained.hub import check_source
 from vlds.schema import ImageSpec
 from vlds.vision.base import Geometry, GridEncoder, VisionEncoder, load_weights, on_meta
+
+
+@cache
+def timm() -> Any:
+    """The library, which takes a second and 30 MB to import: only its own models pay for it."""
+    import timm
+
+    return timm
+
 
 ELSEWHERE = "name a .safetensors file in model.vision.weights"
 
@@ -74,7 +81,7 @@ class Timm(VisionEncoder):
 
     def check_sources(self) -> None:
         """timm fetches most of its weights from the hub."""
-        config = timm.get_pretrained_cfg(self.model) if self.pretrained else None
+        config = timm().get_pretrained_cfg(self.model) if self.pretrained else None
         if config is not None and config.hf_hub_id:
             check_source(config.hf_hub_id, "model.vision.model", ELSEWHERE)
 
@@ -97,7 +104,7 @@ class TimmModule(GridEncoder):
     """A timm model; its classifier stays, unused, so that weight files fit."""
 
     def __init__(self, net: Any) -> None:
-        data = resolve_model_data_config(net)
+        data = timm().data.resolve_model_data_config(net)
         super().__init__(data["mean"], data["std"])
         self.net = net
 
@@ -117,9 +124,9 @@ def to_cells(features: Tensor, num_prefix_tokens: int) -> Tensor:
 def create(model: str, pretrained: bool, image_size: int) -> Any:
     """A timm model for square pictures of a size; fully convolutional ones take any."""
     try:
-        return timm.create_model(model, pretrained=pretrained, img_size=image_size)
+        return timm().create_model(model, pretrained=pretrained, img_size=image_size)
     except TypeError:
-        return timm.create_model(model, pretrained=pretrained)
+        return timm().create_model(model, pretrained=pretrained)
 
 
 @lru_cache
@@ -128,10 +135,10 @@ def geometry(model: str, image_size: int | None) -> Geometry:
 
     Errors: ValueError if timm does not know the model, or it gives no square grid.
     """
-    if not timm.is_model(model):
+    if not timm().is_model(model):
         raise ValueError(f"model: timm knows no '{model}'; see timm.list_models()")
     with torch.device("meta"):
-        data = resolve_model_data_config(timm.create_model(model))
+        data = timm().data.resolve_model_data_config(timm().create_model(model))
         size = image_size or data["input_size"][-1]
         net = create(model, False, size).eval()
         cells = to_cells(

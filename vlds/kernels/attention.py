@@ -130,11 +130,12 @@ class RecomputedAttention(torch.autograd.Function):
         ctx.scale, ctx.draws = scale, draws
         output = query.new_empty(len(query), query.shape[2], query.shape[1], value.shape[-1])
         for rows in chunks(query, key):
-            weights = weights_of(query[rows], key[rows], terms_of(added, rows), scale)
-            weights = weights.to(query.dtype)
+            queries, keys, values = (stacked(x[rows]) for x in (query, key, value))
+            weights = softmax(queries @ keys.mT, query.shape[1], terms_of(added, rows), scale)
+            kept = weights.to(query.dtype)
             if draws is not None:
-                weights = draws.of(rows).dropped(weights)
-            output[rows] = (weights @ value[rows]).transpose(1, 2)
+                kept = draws.of(rows).dropped(kept)
+            output[rows] = (stacked(kept) @ values).view_as(query[rows]).transpose(1, 2)
         return output
 
     @staticmethod
@@ -157,28 +158,33 @@ def gradients(
     """Those of queries, keys and values, given that of the output: (b, heads, l or s, d)."""
     of_query, of_key, of_value = (torch.empty_like(x) for x in (query, key, value))
     for rows in chunks(query, key):
-        queries, keys, over = query[rows], key[rows], gradient[rows]
-        weights = weights_of(queries, keys, terms_of(added, rows), scale)
-        kept = weights.to(query.dtype)
-        of_weights = over @ value[rows].mT
+        queries, keys, values = (stacked(x[rows]) for x in (query, key, value))
+        over = stacked(gradient[rows])
+        weights = softmax(queries @ keys.mT, query.shape[1], terms_of(added, rows), scale)
+        kept, of_weights = weights.to(query.dtype), (over @ values.mT).view_as(weights)
         if draws is not None:
-            drawn = draws.of(rows)
-            kept, of_weights = drawn.dropped(kept), drawn.dropped(of_weights)
-        of_value[rows] = kept.mT @ over
+            factors = draws.of(rows).dropped(torch.ones_like(kept))
+            kept, of_weights = kept * factors, of_weights.mul_(factors)
         of_scores = torch._softmax_backward_data(
             of_weights.to(weights.dtype), weights, -1, weights.dtype
         )
-        of_scores = of_scores.mul_(scale).to(query.dtype)
-        of_query[rows] = of_scores @ keys
-        of_key[rows] = of_scores.mT @ queries
+        of_scores = stacked(of_scores.mul_(scale).to(query.dtype))
+        of_query[rows] = (of_scores @ keys).view_as(query[rows])
+        of_key[rows] = (of_scores.mT @ queries).view_as(key[rows])
+        of_value[rows] = (stacked(kept).mT @ over).view_as(value[rows])
     return of_query, of_key, of_value
 
 
-def weights_of(queries: Tensor, keys: Tensor, added: Sequence[Tensor], scale: float) -> Tensor:
-    """The softmax of the scores, in at least float32."""
-    scores = queries @ keys.mT
+def stacked(tensor: Tensor) -> Tensor:
+    """(b, heads, l, d) -> (b * heads, l, d), which products read as it is."""
+    return tensor.reshape(-1, *tensor.shape[2:])
+
+
+def softmax(scores: Tensor, heads: int, added: Sequence[Tensor], scale: float) -> Tensor:
+    """Of stacked scores (b * heads, l, s) -> (b, heads, l, s), in at least float32."""
     # Scale and mask would lose bits in half precision.
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    scores = scores.unflatten(0, (-1, heads))
     if scale != 1.0:  # T5 has none
         scores.mul_(scale)
     for term in added:

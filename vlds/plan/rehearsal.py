@@ -20,9 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from torch.utils.flop_counter import flop_registry
 
-from vlds.kernels.attention import short_attention
-from vlds.kernels.dropout import DRAWS, LEVELS, Draws, Keys, StepDropout, dropout_by, masked
-from vlds.kernels.rms_norm import fast_norms
+from vlds.kernels.dropout import DRAWS, LEVELS, Draws, Keys, StepDropout, masked
+from vlds.kernels.step import step_kernels
 from vlds.models.model import Model
 from vlds.plan.replay import Operation
 from vlds.schema import Batch
@@ -225,8 +224,7 @@ def rehearse(model: Model, batch: Batch, parts: int = 1) -> Rehearsed:
     rehearsal = Rehearsal()
     make_hollow(model, rehearsal)
     model.train()
-    dropout = dropout_by(HollowDropout(rehearsal))
-    with fast_norms(model), short_attention(), rehearsal, dropout:
+    with step_kernels(model, HollowDropout(rehearsal)), rehearsal:
         pieces = similar_rows(model.sizes(batch), parts) if parts > 1 else []
         output = model(batch, torch.ones(len(batch.ids)), pieces)
         output.loss.backward()

@@ -34,9 +34,8 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
-from vlds.kernels.attention import short_attention
-from vlds.kernels.dropout import dropout_by_example
-from vlds.kernels.rms_norm import fast_norms
+from vlds.kernels.dropout import StepDropout
+from vlds.kernels.step import step_kernels
 from vlds.models.model import Model
 from vlds.models.quantised import scale_bytes
 from vlds.runtime.kept_memory import keep_freed_memory
@@ -230,8 +229,7 @@ class Engine:
         drawn one of (seed, step, micro-step, rank): a resumed run needs no generator states."""
         entropy = (self.seed, self.steps_done, micro_step, self.ranks.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
-        by_example = dropout_by_example(self.seed, self.steps_done)
-        with short_attention(), fast_norms(self.model), by_example:
+        with step_kernels(self.model, StepDropout(self.seed, self.steps_done)):
             yield
 
     @contextmanager
